@@ -1,0 +1,5 @@
+"""`python -m streamflow`: the command line."""
+
+from streamflow.edges.cli import main
+
+main()

@@ -1,0 +1,173 @@
+"""Waiting for the results of runs: one subscription a shard, however many runs are waited for.
+
+Owns: who waits for which run, the shards that are listened to, and the sweep that finds what no message told.
+Must not: decode results (the client does), poll for a single run. Called by: client.
+
+    result() ── subscribe to the run's shard (once) ── confirmed ── peek (batched) ── ended: there it is
+                                                                        └── open: the commit that ends it says so
+
+The order makes it safe: what ends before the peek is seen by the peek, what ends after it is published to a
+subscription that the server has confirmed. Messages are lost only with their connection; then, and every few seconds
+in any case, all runs that are waited for are peeked in one batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgspec
+
+from streamflow.edges.batching import Batcher, settled
+from streamflow.pure.errors import RunNotFound, StoreError
+from streamflow.store.connection import Store, Subscription
+from streamflow.store.keys import NamespaceKeys
+
+SWEEP_SECONDS = 5.0
+SWEEPS_PER_SECOND = 2000
+"""Peeks a second that the sweep may cost at most: with more runs it comes less often."""
+
+_log = logging.getLogger("streamflow.client")
+_news = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
+
+
+class _Watched:
+    """A shard that is listened to, and the runs of it that are waited for."""
+
+    __slots__ = ("channel", "number", "waiting")
+
+    def __init__(self, number: int, channel: str) -> None:
+        self.number = number
+        self.channel = channel
+        self.waiting: dict[str, list[asyncio.Future[bytes]]] = {}
+
+
+class Outcomes:
+    """`ended` waits for one run; any number of them share a connection and a sweep."""
+
+    def __init__(self, store: Store, keys: NamespaceKeys, batcher: Batcher) -> None:
+        self._store = store
+        self._keys = keys
+        self._batcher = batcher
+        self._shards: dict[int, _Watched] = {}
+        self._channels: dict[bytes, _Watched] = {}
+        self._subscription: Subscription | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def ended(self, shard: int, run_id: str) -> bytes:
+        """The encoded transition that ended the run. Raises `RunNotFound` and `StoreError`."""
+        watched = self._shards.get(shard)
+        if watched is None:
+            watched = self._shards[shard] = _Watched(shard, self._keys.shard(shard).done)
+            self._channels[watched.channel.encode()] = watched
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        watched.waiting.setdefault(run_id, []).append(future)
+        try:
+            await self._listening().add(watched.channel)
+            header, last = await self._batcher.peek(shard, run_id)
+            if not header:
+                raise not_found(run_id)
+            return last or await future
+        finally:
+            self._leave(watched, run_id, future)
+
+    async def close(self) -> None:
+        """Ends the subscription. Who still waits gets `StoreError`."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for watched in self._shards.values():
+            for futures in watched.waiting.values():
+                _fail(futures, StoreError("the client was closed"))
+
+    def _leave(self, watched: _Watched, run_id: str, future: asyncio.Future[bytes]) -> None:
+        futures = watched.waiting.get(run_id)
+        if futures is not None and future in futures:
+            futures.remove(future)
+            if not futures:
+                del watched.waiting[run_id]
+        if not future.cancel() and not future.cancelled():
+            future.exception()  # read, so that asyncio doesn't report an error that nobody needed
+
+    def _listening(self) -> Subscription:
+        if self._subscription is None:
+            self._subscription = self._store.subscribe(self._heard, self._missed)
+            self._spawn(asyncio.create_task(self._subscription.run()))
+        if self._sweeper is None or self._sweeper.done():
+            self._sweeper = asyncio.create_task(self._sweep_on())
+            self._spawn(self._sweeper)
+        return self._subscription
+
+    def _spawn(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _heard(self, channel: bytes, data: bytes) -> None:
+        watched = self._channels.get(channel)
+        if watched is None or not watched.waiting:
+            return
+        try:
+            news = _news.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            _log.warning("a message on %s is not ours: %s", watched.channel, error)
+            return
+        for run_id, transition in news:
+            futures = watched.waiting.get(run_id)
+            if futures is None:
+                continue
+            if transition:
+                _resolve(futures, transition)
+            else:  # too large to be told to everybody
+                self._spawn(asyncio.create_task(self._look([(watched, run_id)])))
+
+    def _missed(self) -> None:
+        self._spawn(asyncio.create_task(self._look(self._all_waiting())))
+
+    def _all_waiting(self) -> list[tuple[_Watched, str]]:
+        return [(watched, run_id) for watched in self._shards.values() for run_id in watched.waiting]
+
+    async def _sweep_on(self) -> None:
+        """Runs while a shard is listened to; lets go of those that nobody has waited for since the last time."""
+        while self._shards:
+            await asyncio.sleep(max(SWEEP_SECONDS, len(self._all_waiting()) / SWEEPS_PER_SECOND))
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Peek all runs that are waited for, in one batch, and unsubscribe from shards that nobody waits on."""
+        for watched in [watched for watched in self._shards.values() if not watched.waiting]:
+            del self._shards[watched.number]
+            del self._channels[watched.channel.encode()]
+            if self._subscription is not None:
+                await self._subscription.remove(watched.channel)
+        await self._look(self._all_waiting())
+
+    async def _look(self, runs: list[tuple[_Watched, str]]) -> None:
+        answers = await settled([self._batcher.peek(watched.number, run_id) for watched, run_id in runs])
+        for (watched, run_id), answer in zip(runs, answers, strict=True):
+            futures = watched.waiting.get(run_id)
+            if futures is None:
+                continue
+            if isinstance(answer, StoreError):
+                _fail(futures, answer)
+            elif not answer[0]:
+                _fail(futures, not_found(run_id))
+            elif answer[1]:
+                _resolve(futures, answer[1])
+
+
+def _resolve(futures: list[asyncio.Future[bytes]], transition: bytes) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(transition)
+
+
+def _fail(futures: list[asyncio.Future[bytes]], error: StoreError | RunNotFound) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)
+
+
+def not_found(run_id: str) -> RunNotFound:
+    return RunNotFound(f"there is no run {run_id} in this namespace (or it was forgotten after it ended)", run_id)

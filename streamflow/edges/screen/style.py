@@ -1,0 +1,122 @@
+"""How the screen looks: the palette, and numbers, durations, sizes and sparklines as people read them.
+
+Owns: colours and formats. Must not: know what is shown. Called by: all of the screen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+# Mid-tones, readable on dark and on light terminals; with only 256 or 16 colours, rich takes the nearest.
+TITLE = "bold #7aa2d6"
+MUTED = "#7f8a99"
+FAINT = "#566070"
+OK = "#74b881"
+WARN = "#d8a657"
+BAD = "#df7371"
+BUSY = "#62b3c4"
+VALUE = "bold"
+
+STATUS = {
+    "pending": MUTED,
+    "running": BUSY,
+    "stuck": WARN,
+    "completed": OK,
+    "failed": BAD,
+    "cancelled": MUTED,
+}
+OWNERS = (
+    "#6fa8dc",
+    "#8fbf7f",
+    "#d9a86c",
+    "#b48ec9",
+    "#6cc0b5",
+    "#d98c9a",
+    "#c9bf6a",
+    "#8d9be0",
+    "#a3b86c",
+    "#c99a7a",
+    "#7fb5cf",
+    "#c58fb5",
+)
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+_BARS = "▁▂▃▄▅▆▇█"
+_LAST_MS = 253_370_764_800_000
+"""The year 9999: a time beyond it is shown as this, rather than not at all."""
+
+
+def duration(ms: float) -> str:
+    """`0.37 ms`, `8.2 ms`, `850 ms`, `3.2 s`, `42 s`, `4 m 10 s`, `2 h 05 m`, `3 d 04 h`."""
+    if ms < 0:
+        return f"-{duration(-ms)}"
+    if ms < 999.5:
+        return f"{ms:.2f} ms" if 0 < ms < 0.995 else f"{ms:.1f} ms" if 0 < ms < 9.95 else f"{ms:.0f} ms"
+    seconds = ms / 1000
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} m {seconds:02} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes:02} m"
+    days, hours = divmod(hours, 24)
+    return f"{days:,} d {hours:02} h"
+
+
+def number(value: float) -> str:
+    """`0`, `7`, `0.4`, `9,999`, `12.3k`, `4.56M`, `7.8G`: at most 6 characters below 10^12."""
+    if value < 0:
+        return f"-{number(-value)}"
+    if value < 9.95 and value != int(value):
+        return f"{value:.1f}"
+    if value < 9_999.5:
+        return f"{value:,.0f}"
+    for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9)):
+        scaled = value / size
+        if scaled < 9.995:
+            return f"{scaled:.2f}{unit}"
+        if scaled < 99.95:
+            return f"{scaled:.1f}{unit}"
+        if scaled < 999.5:
+            return f"{scaled:.0f}{unit}"
+    return f"{value / 1e12:,.1f}T"
+
+
+def size(count: int) -> str:
+    """Bytes: `512 B`, `84 MB`, `1.2 GB` (powers of 1024)."""
+    scaled = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if scaled < 1023.5:
+            return f"{scaled:.0f} {unit}" if unit == "B" or scaled >= 9.95 else f"{scaled:.1f} {unit}"
+        scaled /= 1024
+    return f"{scaled:,.1f} TB"
+
+
+def clock(ms: int, with_ms: bool = False) -> str:
+    """Local time of day."""
+    return _local(ms).strftime("%H:%M:%S") + (f".{ms % 1000:03}" if with_ms else "")
+
+
+def moment(ms: int) -> str:
+    """Local date and time."""
+    return _local(ms).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _local(ms: int) -> datetime:
+    return datetime.fromtimestamp(min(max(ms, 0), _LAST_MS) / 1000, UTC).astimezone()
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The newest `width` of `values`, one character each, from nothing (a thin line) to the largest of them."""
+    shown = list(values[-width:]) if width > 0 else []
+    top = max(shown, default=0)
+    if top <= 0:
+        return _BARS[0] * len(shown)
+    return "".join(_BARS[0] if v <= 0 else _BARS[min(7, 1 + int(v / top * 6.999))] for v in shown)
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"

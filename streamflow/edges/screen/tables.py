@@ -1,0 +1,164 @@
+"""Listings: the table of `runs`, and the lines of `tail`.
+
+Owns: their columns. Must not: fetch or page. Called by: the command line.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from streamflow.edges.screen.payload import preview
+from streamflow.edges.screen.safe import safe, safe_text
+from streamflow.edges.screen.style import BAD, BUSY, FAINT, MUTED, OK, STATUS, WARN, clock, duration, moment
+from streamflow.pure.errors import Failure
+from streamflow.pure.events import (
+    AnyEvent,
+    CancelRequested,
+    ChildCompleted,
+    ChildFailed,
+    ChildStarted,
+    MessageQuarantined,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunResumed,
+    RunStarted,
+    RunStuck,
+    SignalReceived,
+    SignalSent,
+    StepCompleted,
+    StepFailed,
+    StepRetrying,
+    StepScheduled,
+    TimerFired,
+    TimerSet,
+)
+
+PREVIEW = 120
+
+_STYLES: dict[type, str] = {
+    RunStarted: BUSY,
+    RunCompleted: OK,
+    RunFailed: BAD,
+    RunCancelled: MUTED,
+    RunStuck: WARN,
+    RunResumed: BUSY,
+    CancelRequested: WARN,
+    StepCompleted: OK,
+    StepRetrying: WARN,
+    StepFailed: BAD,
+    ChildCompleted: OK,
+    ChildFailed: BAD,
+    MessageQuarantined: WARN,
+}
+
+
+class RunRow(msgspec.Struct, kw_only=True):
+    """One run in a listing. Times in ms; `ended` 0: still open."""
+
+    run_id: str
+    workflow: str
+    tenant: str
+    status: str
+    started: int
+    ended: int = 0
+
+
+def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
+    """Run ids are shown whole (on several lines if need be), so that they can be copied; the rest is cut to `width`."""
+    narrow = width < 100
+    tenants = any(row.tenant for row in rows)
+    table = Table(box=None, pad_edge=False, header_style=MUTED, padding=(0, 2, 0, 0))
+    table.add_column("RUN", overflow="fold", min_width=12)
+    table.add_column("WORKFLOW", no_wrap=True, overflow="ellipsis", max_width=16 if narrow else 24)
+    if tenants:
+        table.add_column("TENANT", no_wrap=True, overflow="ellipsis", max_width=12 if narrow else 16)
+    table.add_column("STATUS", no_wrap=True)
+    table.add_column("STARTED", no_wrap=True)
+    table.add_column("TOOK", no_wrap=True, justify="right")
+    for row in rows:
+        open_run = row.ended == 0
+        cells = [Text(safe(row.run_id)), safe_text(row.workflow)]
+        if tenants:
+            cells.append(safe_text(row.tenant or "-", MUTED))
+        cells.append(safe_text(row.status, STATUS.get(row.status, "")))
+        cells.append(Text(moment(row.started)[5:16] if narrow else moment(row.started), style=MUTED))
+        took = duration(max(0, (now_ms if open_run else row.ended) - row.started))
+        cells.append(Text(took, style=BUSY if open_run else ""))
+        table.add_row(*cells)
+    return table
+
+
+def format_log_line(at: int, run_id: str, event: AnyEvent) -> Text:
+    """One event on one line: time of day, run, what happened, and the facts that matter. See `print_line`."""
+    line = Text.assemble((clock(at, with_ms=True), FAINT), "  ", no_wrap=True, overflow="ellipsis")
+    line.append_text(safe_text(run_id, MUTED, 256))
+    line.append("  ")
+    kind = type(event)
+    line.append(kind.__name__, style=_STYLES.get(kind, ""))
+    for words, style in _facts(event, at):
+        line.append("  ")
+        line.append_text(safe_text(words, style, 500))
+    return line
+
+
+def print_line(console: Console, line: Text) -> None:
+    """On a terminal cut to its width, in a pipe whole. (`Console.print` alone wraps, whatever the text says.)"""
+    if console.is_terminal:
+        console.print(line, no_wrap=True, overflow="ellipsis")
+    else:
+        console.print(line, soft_wrap=True)
+
+
+def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
+    match event:
+        case RunStarted():
+            tenant = [(f"tenant {event.tenant}", MUTED)] if event.tenant else []
+            return [(event.workflow, "bold"), *tenant, (preview(event.input, PREVIEW), MUTED)]
+        case RunCompleted():
+            return [(event.workflow, "bold"), (duration(event.ms), ""), (preview(event.result, PREVIEW), MUTED)]
+        case RunFailed():
+            return [(event.workflow, "bold"), (duration(event.ms), ""), (_words(event.failure), BAD)]
+        case RunCancelled():
+            return [(event.workflow, "bold"), (duration(event.ms), ""), (event.reason, MUTED)]
+        case RunStuck():
+            return [(event.workflow, "bold"), (event.reason, WARN)]
+        case RunResumed():
+            return [(event.workflow, "bold")]
+        case CancelRequested():
+            return [(event.reason, MUTED)]
+        case StepScheduled():
+            return [(f"{event.name} #{event.seq}", "bold"), (preview(event.args, PREVIEW), MUTED)]
+        case StepCompleted():
+            tries = [(f"attempt {event.attempt}", WARN)] if event.attempt > 1 else []
+            took = [(duration(event.ms), "")]
+            return [(f"{event.name} #{event.seq}", "bold"), *took, *tries, (preview(event.result, PREVIEW), MUTED)]
+        case StepRetrying():
+            again = f"attempt {event.attempt} failed, again in {duration(max(0, event.due - at))}"
+            return [(f"{event.name} #{event.seq}", "bold"), (again, WARN), (_words(event.failure), BAD)]
+        case StepFailed():
+            tries = f"after {event.attempt} attempt{'s' * (event.attempt != 1)}"
+            return [(f"{event.name} #{event.seq}", "bold"), (tries, WARN), (_words(event.failure), BAD)]
+        case TimerSet():
+            return [(f"#{event.seq}", "bold"), (f"due in {duration(max(0, event.due - at))}", MUTED)]
+        case TimerFired():
+            return [(f"#{event.seq}", "bold")]
+        case SignalReceived():
+            return [(event.name, "bold"), (preview(event.value, PREVIEW), MUTED)]
+        case SignalSent():
+            return [(event.name, "bold"), (f"to {event.target}", ""), (preview(event.value, PREVIEW), MUTED)]
+        case ChildStarted():
+            return [(f"{event.name} #{event.seq}", "bold"), (event.run_id, ""), (preview(event.input, PREVIEW), MUTED)]
+        case ChildCompleted():
+            return [(f"{event.name} #{event.seq}", "bold"), (preview(event.result, PREVIEW), MUTED)]
+        case ChildFailed():
+            return [(f"{event.name} #{event.seq}", "bold"), (_words(event.failure), BAD)]
+        case MessageQuarantined():
+            return [(f"message {event.message}", "bold"), (event.reason, WARN)]
+
+
+def _words(failure: Failure) -> str:
+    return f"{failure.kind}: {failure.message}"

@@ -1,0 +1,307 @@
+"""What user code registers: the `App` and its steps, workflows and reducers.
+
+Owns: the definitions, their names, and what a call of one means inside a workflow and outside.
+Must not: run anything durable (`machine.py` does), do I/O.
+Called by: user modules, the machines, executor, client and CLI (which read the registered parameters).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
+
+from msgspec import UNSET, UnsetType
+
+from streamflow.pure import codec
+from streamflow.pure.errors import UsageError
+from streamflow.pure.names import check_name, check_run_id
+from streamflow.pure.operations import ChildCall, StepCall, is_active
+from streamflow.pure.retry import Retry
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_DEFAULT_RETRY = Retry()
+
+
+class Step(Generic[P, R]):
+    """User code that acts. Inside a workflow a call gives a durable awaitable; outside it calls the plain function.
+
+    `options()` gives a copy with other settings and the same name, so a call carries all that it needs.
+    """
+
+    __slots__ = ("function", "is_async", "known", "name", "origin", "parameters", "queue", "retry", "tag", "timeout")
+
+    def __init__(
+        self,
+        function: Callable[P, Any],
+        name: str,
+        retry: Retry = _DEFAULT_RETRY,
+        timeout: float | None = None,
+        queue: str | None = None,
+    ) -> None:
+        self.function = function
+        self.name = check_name("step", name)
+        self.parameters = codec.Parameters(function, f"step {name}")
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.retry = retry
+        self.timeout = _check_timeout(name, timeout)
+        self.queue = queue if queue is None else check_name("queue", queue)
+        self.tag = ""
+        self.origin: Step[P, R] = self
+        """The registered step that this is a copy of; itself if it is none."""
+        self.known = True
+        """False for the stand-in of a recorded step whose function no longer exists (see `missing_step`)."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
+        if is_active():
+            return StepCall(self, args, kwargs)
+        return self.function(*args, **kwargs)
+
+    def options(
+        self,
+        *,
+        timeout: float | UnsetType | None = UNSET,
+        queue: str | UnsetType | None = UNSET,
+        retry: Retry | UnsetType = UNSET,
+        tag: str = "",
+    ) -> Step[P, R]:
+        """The same step with other settings for one call. `tag` comes back in a reducer's `StepDone`.
+
+        >>> await fetch.options(timeout=5)(url)
+        """
+        other = copy.copy(self)
+        if timeout is not UNSET:
+            other.timeout = _check_timeout(self.name, timeout)
+        if queue is not UNSET:
+            other.queue = queue if queue is None else check_name("queue", queue)
+        if retry is not UNSET:
+            other.retry = retry
+        other.tag = tag
+        return other
+
+    def __repr__(self) -> str:
+        return f"<step {self.name}>"
+
+
+def missing_step(name: str) -> Step[..., Any]:
+    """A stand-in for a step that a history names and no app registers any more. It is never run."""
+
+    def gone(value: Any = None) -> Any:
+        raise UsageError(f"step {name} is not registered")
+
+    step: Step[..., Any] = Step(gone, name)
+    step.known = False
+    return step
+
+
+class _Startable:
+    """What workflows and reducers share: a name, and being started as a child run."""
+
+    __slots__ = ("child_id", "child_tenant", "function", "name", "parameters", "tag")
+
+    kind = "workflow"
+
+    def __init__(self, function: Callable[..., Any], name: str, parameters: codec.Parameters) -> None:
+        self.function = function
+        self.name = check_name("workflow", name)
+        self.parameters = parameters
+        self.child_id = ""
+        self.child_tenant = ""
+        self.tag = ""
+
+    def options(self, *, id: str = "", tenant: str = "", tag: str = "") -> Self:  # noqa: A002 - as in client.start
+        """The same, to be started as a child run with this id, or for this tenant rather than the parent's.
+
+        `tag` comes back in a reducer's `ChildDone`.
+        """
+        other = copy.copy(self)
+        other.child_id = check_run_id(id) if id else ""
+        other.child_tenant = check_name("tenant", tenant) if tenant else ""
+        other.tag = tag
+        return other
+
+    def _child(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChildCall:
+        if not is_active():
+            raise UsageError(
+                f"{self.kind} {self.name} was called outside a workflow: start a run with client.start({self.name}, …) "
+                f"or call the plain function with {self.name}.function(…)"
+            )
+        return ChildCall(self, args, kwargs)
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.name}>"
+
+
+class Workflow(_Startable, Generic[P, R]):
+    """User code that decides: an `async def` that awaits only streamflow's own awaitables."""
+
+    __slots__ = ()
+
+    def __init__(self, function: Callable[P, Coroutine[Any, Any, R]], name: str) -> None:
+        if not inspect.iscoroutinefunction(function):
+            raise UsageError(f"workflow {name} is a plain function: a workflow is an `async def`")
+        super().__init__(function, name, codec.Parameters(function, f"workflow {name}"))
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
+        """Inside a workflow: start a child run and await its result."""
+        return self._child(args, kwargs)
+
+
+def _reducer_input(input: Any = None) -> Any: ...  # noqa: A002 - what callers write
+
+
+class Reducer(_Startable):
+    """The primitive itself: a plain function `(state, event) -> Decision`. Its state is its snapshot.
+
+    The initial state is the default of the first parameter if it has one, otherwise the annotation called without
+    arguments. The input of the run comes in the `Started` event.
+    """
+
+    __slots__ = ("initial", "state_type")
+
+    kind = "reducer"
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        if inspect.iscoroutinefunction(function):
+            raise UsageError(f"reducer {name} is async: a reducer is a plain function (state, event) -> Decision")
+        parameters = list(inspect.signature(function).parameters.values())
+        if len(parameters) < 2 or any(p.default is p.empty for p in parameters[2:]):
+            raise UsageError(f"reducer {name} takes {len(parameters)} parameters: it is called with (state, event)")
+        super().__init__(function, name, codec.Parameters(_reducer_input, f"reducer {name}"))
+        try:
+            self.state_type: Any = typing.get_type_hints(function).get(parameters[0].name, Any)
+        except NameError as error:
+            raise UsageError(f"the annotations of reducer {name} can't be resolved: {error}") from error
+        codec.decoder_for(self.state_type)  # a state that can't be stored is refused here, not in the first commit
+        self.initial = self._initial(parameters[0])
+
+    def _initial(self, parameter: inspect.Parameter) -> Callable[[], Any]:
+        if parameter.default is not parameter.empty:
+            data = codec.encode(parameter.default, f"initial state of reducer {self.name}")
+            return lambda: codec.decode(data, self.state_type, f"initial state of reducer {self.name}")
+        if callable(self.state_type) and self.state_type is not Any:
+            return self.state_type
+        raise UsageError(
+            f"reducer {self.name} has no initial state: annotate its first parameter with a type that can be called "
+            "without arguments, or give the parameter a default"
+        )
+
+    def __call__(self, input: Any = None) -> Awaitable[Any]:  # noqa: A002 - what callers write
+        """Inside a workflow: start a child run and await its result."""
+        return self._child((input,), {})
+
+
+def _check_timeout(name: str, timeout: float | None) -> float | None:
+    if timeout is not None and not timeout > 0:
+        raise UsageError(f"step {name}: timeout={timeout!r} makes no sense; it is a number of seconds above 0, or None")
+    return timeout
+
+
+class _StepDecorator(Protocol):
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Step[P, R]: ...
+
+
+class _WorkflowDecorator(Protocol):
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
+
+
+class App:
+    """A registry of steps, workflows and reducers. A daemon serves one app.
+
+    >>> app = sf.App()
+    >>> @app.step
+    ... async def fetch(url: str) -> str: ...
+    """
+
+    def __init__(self) -> None:
+        self.steps: dict[str, Step[..., Any]] = {}
+        self.workflows: dict[str, Workflow[..., Any] | Reducer] = {}
+
+    @overload
+    def step(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
+    @overload
+    def step(self, function: Callable[P, R], /) -> Step[P, R]: ...
+    @overload
+    def step(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        retry: Retry = _DEFAULT_RETRY,
+        timeout: float | None = None,
+        queue: str | None = None,
+    ) -> _StepDecorator: ...
+    def step(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        retry: Retry = _DEFAULT_RETRY,
+        timeout: float | None = None,
+        queue: str | None = None,
+    ) -> Any:
+        """Register a step: an `async def`, or a plain function that will run in a worker thread.
+
+        `timeout` is seconds for one attempt; `queue` names a pool of worker processes. Raises `UsageError`.
+        """
+
+        def register(function: Callable[..., Any]) -> Step[..., Any]:
+            step: Step[..., Any] = Step(function, name or _name_of(function), retry, timeout, queue)
+            if step.name in self.steps:
+                raise UsageError(
+                    f"two steps are named {step.name}: give one of them another name with @app.step(name=…)"
+                )
+            self.steps[step.name] = step
+            return step
+
+        return register if function is None else register(function)
+
+    @overload
+    def workflow(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
+    @overload
+    def workflow(self, /, *, name: str | None = None) -> _WorkflowDecorator: ...
+    def workflow(self, function: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
+        """Register a workflow, an `async def`. Raises `UsageError`."""
+
+        def register(function: Callable[..., Any]) -> Workflow[..., Any]:
+            workflow: Workflow[..., Any] = Workflow(function, name or _name_of(function))
+            self._add(workflow)
+            return workflow
+
+        return register if function is None else register(function)
+
+    @overload
+    def reducer(self, function: Callable[..., Any], /) -> Reducer: ...
+    @overload
+    def reducer(self, /, *, name: str | None = None) -> Callable[[Callable[..., Any]], Reducer]: ...
+    def reducer(self, function: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
+        """Register a reducer, a plain function `(state, event) -> Decision`. Raises `UsageError`."""
+
+        def register(function: Callable[..., Any]) -> Reducer:
+            reducer = Reducer(function, name or _name_of(function))
+            self._add(reducer)
+            return reducer
+
+        return register if function is None else register(function)
+
+    def _add(self, definition: Workflow[..., Any] | Reducer) -> None:
+        if definition.name in self.workflows:
+            raise UsageError(f"two workflows or reducers are named {definition.name}: give one of them another name=")
+        self.workflows[definition.name] = definition
+
+    def unknown_workflow(self, name: str) -> str:
+        """The sentence for a workflow name that isn't registered here."""
+        known = ", ".join(sorted(self.workflows)) or "none"
+        return f"workflow {name} is not registered; known workflows: {known}"
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return cast("str", getattr(function, "__name__", type(function).__name__))

@@ -1,0 +1,583 @@
+"""What both machines share: their inputs and effects, and the book-keeping of what a run waits for.
+
+Owns: which steps, timers and children are open, attempts and retries, what an ending cancels, and what happens while
+a run is stuck (facts are recorded, no user code runs).
+Must not: know clocks, I/O or event loops; run user code (`machine.py` and `reducing.py` do).
+Called by: the machines; the owner calls `advance` and the properties.
+
+One `advance` is one transition: inputs become facts, each fact is delivered to user code, whose decisions follow it.
+"""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+from msgspec import Raw
+
+from streamflow.pure import codec
+from streamflow.pure.definitions import App, Step, Workflow, missing_step
+from streamflow.pure.errors import ChildFailed as ChildError
+from streamflow.pure.errors import Diverged, Failure, PayloadInvalid, PayloadTooLarge
+from streamflow.pure.errors import StepFailed as StepError
+from streamflow.pure.events import (
+    NOTHING,
+    AnyEvent,
+    CancelRequested,
+    ChildCompleted,
+    ChildFailed,
+    ChildStarted,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunResumed,
+    RunStarted,
+    RunStuck,
+    SignalReceived,
+    SignalSent,
+    StepCompleted,
+    StepFailed,
+    StepRetrying,
+    StepScheduled,
+    TimerFired,
+    TimerSet,
+)
+from streamflow.pure.operations import PENDING, ChildCall, Operation, SignalSend, Sleep, StepCall, activate, deactivate
+from streamflow.pure.record import Status
+
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    from streamflow.pure.operations import Fiber, SignalWait
+    from streamflow.pure.sharding import Partition
+
+    D = TypeVar("D", StepScheduled, TimerSet, SignalSent, ChildStarted)
+
+_encode = msgspec.msgpack.Encoder().encode
+
+Ending = RunCompleted | RunFailed | RunCancelled
+
+
+class Outcome(msgspec.Struct, gc=False):
+    """How one attempt of a step ended. `permanent`: no retry, whatever the policy says."""
+
+    seq: int
+    attempt: int
+    ms: float
+    result: Raw | None = None
+    failure: Failure | None = None
+    permanent: bool = False
+
+
+class Due(msgspec.Struct, frozen=True):
+    """Time has passed: timers fire and retries start that are due at `at`."""
+
+
+Input = RunStarted | SignalReceived | CancelRequested | ChildCompleted | ChildFailed | Outcome | Due
+
+
+class StepJob:
+    """An attempt of a step, to start after the commit. `step.queue` says where it runs."""
+
+    __slots__ = ("args", "attempt", "seq", "step", "timeout")
+
+    def __init__(self, seq: int, attempt: int, step: Step[..., Any], args: Raw) -> None:
+        self.seq = seq
+        self.attempt = attempt
+        self.step = step
+        self.args = args
+        self.timeout = step.timeout
+
+    def __repr__(self) -> str:
+        return f"StepJob({self.seq}, {self.step.name}, attempt={self.attempt})"
+
+
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
+    """A message for another run: `start`, `signal`, `cancel` or `child` (the outcome of one). The outbox carries it."""
+
+    target: str
+    kind: str
+    body: bytes
+
+
+class Effects:
+    """What one advance did: the events to commit, and what to do when they are."""
+
+    __slots__ = ("cancelled", "ended", "events", "jobs", "outbox", "status", "warnings")
+
+    def __init__(self) -> None:
+        self.events: list[AnyEvent] = []
+        self.jobs: list[StepJob] = []
+        self.outbox: list[Outgoing] = []
+        self.cancelled: list[int] = []
+        """Numbers of steps that run for nothing now."""
+        self.warnings: list[str] = []
+        self.status = Status.RUNNING
+        self.ended = False
+
+
+class RunMachine:
+    """Base of the machines: one run, in memory."""
+
+    __slots__ = (
+        "_rng",
+        "app",
+        "at",
+        "children",
+        "diverged",
+        "effects",
+        "events_count",
+        "in_steps",
+        "parent",
+        "partition",
+        "ready",
+        "reason",
+        "run_id",
+        "schedule",
+        "seq",
+        "started",
+        "status",
+        "steps",
+        "stuck",
+        "tenant",
+        "timers",
+        "workflow",
+    )
+
+    def __init__(self, app: App, partition: Partition, run_id: str, workflow: str = "") -> None:
+        self.app = app
+        self.partition = partition
+        self.run_id = run_id
+        self.workflow = workflow
+        self.tenant = ""
+        self.parent = ""
+        self.status = Status.PENDING
+        self.started = 0
+        """Shard-clock ms of the start; 0 before."""
+        self.at = 0
+        """Shard-clock ms of the last transition. It never goes backwards."""
+        self.events_count = 0
+        self.seq = 0
+        self.steps: dict[int, StepCall] = {}
+        self.timers: dict[int, Operation] = {}
+        self.children: dict[int, ChildCall] = {}
+        self.schedule: list[tuple[int, int]] = []
+        """A heap of (due, seq) of timers and retries; entries of what is gone already are skipped."""
+        self.in_steps = 0
+        """How many steps run at the owner now."""
+        self.ready: list[Fiber] = []
+        self.effects = Effects()
+        self.stuck = False
+        """Whether the history is in stuck state: a RunStuck without a RunResumed after it."""
+        self.reason = ""
+        """Why user code can't run. Empty: it can."""
+        self.diverged: Diverged | None = None
+        self._rng: random.Random | None = None
+
+    # --- for the owner ----------------------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        return self.status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+
+    @property
+    def resumable(self) -> bool:
+        """The history is in stuck state and the present code can go on: the next advance does, inputs or not."""
+        return self.stuck and not self.reason
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a step runs at the owner now (not one that waits for a retry, not one of a queue)."""
+        return self.in_steps > 0
+
+    @property
+    def next_due(self) -> int | None:
+        """Shard-clock ms of the earliest timer or retry."""
+        schedule = self.schedule
+        while schedule:
+            due, seq = schedule[0]
+            if self._is_due(seq, due):
+                return due
+            heappop(schedule)
+        return None
+
+    def running_jobs(self) -> list[StepJob]:
+        """After a rehydration: the attempts to start again, under the same numbers."""
+        return [
+            StepJob(call.seq, call.attempt, call.step, call.payload)
+            for call in self.steps.values()
+            if call.due is None and call.step.known
+        ]
+
+    def advance(self, inputs: list[Any], at: int) -> Effects:
+        """Reduce inputs to one transition at shard-clock ms `at`. No events means that nothing is to be committed.
+
+        The caller commits `encode_transition(at, effects.events)`, then starts the jobs.
+        """
+        if at > self.at:
+            self.at = at
+        effects = self.effects = Effects()
+        if self.ended:
+            effects.status = self.status
+            effects.ended = True
+            return effects
+        token = activate(self)
+        try:
+            if self.stuck or self.reason:
+                inputs = self._park_or_resume(inputs)
+            self._take_all(inputs)
+        finally:
+            deactivate(token)
+        effects.status = self.status
+        self.events_count += len(effects.events)
+        self.effects = _IDLE  # a machine at rest keeps no history
+        return effects
+
+    def snapshot(self) -> bytes:
+        """The `state` element of the run's record."""
+        return b""
+
+    def close(self) -> None:
+        """Give up user code without letting it decide anything more. For eviction from the cache; safe to repeat."""
+
+    # --- for operations ---------------------------------------------------------------------------------------------
+
+    def take_seq(self) -> int:
+        self.seq = seq = self.seq + 1
+        return seq
+
+    def decide(self, event: D) -> D:
+        """Record a decision. Gives the recorded one, which in a replay is the history's."""
+        self.effects.events.append(event)
+        return event
+
+    def add_step(self, call: StepCall) -> None:
+        self.steps[call.seq] = call
+        if call.step.queue is None and call.step.known:
+            self.in_steps += 1
+        if self.live:
+            self.effects.jobs.append(StepJob(call.seq, call.attempt, call.step, call.payload))
+
+    def restore_step(self, call: StepCall) -> None:
+        self.steps[call.seq] = call
+        if call.due is not None:
+            heappush(self.schedule, (call.due, call.seq))
+        elif call.step.queue is None and call.step.known:
+            self.in_steps += 1
+
+    def add_timer(self, operation: Operation, due: int) -> None:
+        self.timers[operation.seq] = operation
+        heappush(self.schedule, (due, operation.seq))
+
+    def add_child(self, call: ChildCall, event: ChildStarted) -> None:
+        self.children[call.seq] = call
+        body = [event.name, event.tenant, f"{self.run_id}#{call.seq}", event.input]
+        self.send(event.run_id, "start", body)
+
+    def send_signal(self, operation: SignalSend, event: SignalSent) -> None:
+        self.send(event.target, "signal", [event.name, event.value])
+        operation.settle(None, None, self.ready)
+
+    def take_signal(self, wait: SignalWait) -> bool:
+        """Settle `wait` with a buffered signal, or remember it."""
+        raise NotImplementedError
+
+    def spawn(self, fiber: Fiber) -> None:
+        raise NotImplementedError
+
+    def start(self, operation: Operation) -> None:
+        """Begin an operation; what goes wrong in that is raised where it is awaited."""
+        try:
+            operation.begin(self)
+        except Exception as error:
+            operation.settle(None, error, self.ready)
+
+    def send(self, target: str, kind: str, body: object) -> None:
+        if self.live:
+            self.effects.outbox.append(Outgoing(target, kind, _encode(body)))
+
+    @property
+    def live(self) -> bool:
+        """False during a replay, whose effects have taken place already."""
+        return True
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.at / 1000, UTC)
+
+    @property
+    def rng(self) -> random.Random:
+        """What user code draws from: the same for the same run, whoever replays it."""
+        if self._rng is None:
+            self._rng = random.Random(f"{self.run_id}@{self.started}")
+        return self._rng
+
+    # --- inputs to facts --------------------------------------------------------------------------------------------
+
+    def _take_all(self, inputs: list[Any]) -> None:
+        for item in inputs:
+            self._take(item)
+            if self.effects.ended:
+                return
+
+    def _take(self, item: Input) -> None:
+        kind = type(item)
+        if kind is Outcome:
+            self._take_outcome(cast("Outcome", item))
+        elif kind is SignalReceived:
+            self.effects.events.append(cast("SignalReceived", item))
+            self._deliver(cast("SignalReceived", item), None, None, None)
+        elif kind is Due:
+            self._take_due()
+        elif isinstance(item, RunStarted):
+            if not self.started:
+                self._begin(item)
+                self.effects.events.append(item)
+                self._deliver(item, None, None, None)
+        elif isinstance(item, ChildCompleted | ChildFailed):
+            self._take_child(item)
+        elif isinstance(item, CancelRequested):
+            if self.stuck:  # it ends without its code; whoever counts stuck runs must see it leave that state
+                self.stuck = False
+                self.effects.events.append(RunResumed(self.workflow, self.tenant))
+            self.effects.events.append(item)
+            self._cancel(item)
+        else:
+            raise TypeError(f"{item!r} is no input of a run")
+
+    def _take_outcome(self, outcome: Outcome) -> None:
+        """An outcome of an attempt that isn't the current one changes nothing: a newer attempt decides."""
+        call = self.steps.get(outcome.seq)
+        if call is None or call.attempt != outcome.attempt:
+            return
+        step = call.step
+        failure = outcome.failure
+        permanent = outcome.permanent
+        if failure is None:
+            result = NOTHING if outcome.result is None else outcome.result
+            try:
+                value = step.parameters.decode_result(result)
+            except PayloadInvalid as error:
+                failure, permanent = Failure("PayloadInvalid", str(error)), True
+            else:
+                event = StepCompleted(call.seq, step.name, outcome.attempt, outcome.ms, result)
+                self.effects.events.append(event)
+                self._track(event)
+                self._deliver(event, call, value, None)
+                return
+        retry = step.retry
+        if permanent or outcome.attempt >= retry.attempts or _is_final(failure, step):
+            event = StepFailed(call.seq, step.name, outcome.attempt, outcome.ms, failure)
+            self.effects.events.append(event)
+            self._track(event)
+            self._deliver(event, call, None, StepError(step.name, outcome.attempt, failure))
+            return
+        # Jitter has its own generator: user code's must not depend on how often a step failed.
+        delay = retry.delay(outcome.attempt, random.Random(f"{self.run_id}/{call.seq}/{outcome.attempt}"))
+        event = StepRetrying(call.seq, step.name, outcome.attempt, outcome.ms, failure, self.at + round(delay * 1000))
+        self.effects.events.append(event)
+        self._track(event)
+
+    def _take_due(self) -> None:
+        """What is due now, and nothing that is set meanwhile: a loop of `sleep(0)` must not hold the daemon."""
+        timers: list[int] = []
+        schedule = self.schedule
+        while schedule and schedule[0][0] <= self.at:
+            due, seq = heappop(schedule)
+            if not self._is_due(seq, due):
+                continue
+            call = self.steps.get(seq)
+            if call is None:
+                timers.append(seq)
+                continue
+            call.due = None
+            if call.step.queue is None and call.step.known:
+                self.in_steps += 1
+            if call.step.known:
+                self.effects.jobs.append(StepJob(seq, call.attempt, call.step, call.payload))
+        for seq in timers:
+            operation = self.timers.pop(seq, None)
+            if operation is None:  # the signal's wait that it limited is over
+                continue
+            event = TimerFired(seq)
+            self.effects.events.append(event)
+            self._deliver(event, operation, None, None)
+            if self.effects.ended:
+                return
+
+    def _take_child(self, item: ChildCompleted | ChildFailed) -> None:
+        call = self.children.get(item.seq)
+        if call is None:
+            return
+        value = None
+        if isinstance(item, ChildCompleted):
+            try:
+                value = call.target.parameters.decode_result(item.result)
+            except PayloadInvalid as error:
+                item = ChildFailed(item.seq, item.name, Failure("PayloadInvalid", str(error)))
+        self.effects.events.append(item)
+        self._track(item)
+        error = None if isinstance(item, ChildCompleted) else ChildError(call.run_id, item.name, item.failure)
+        self._deliver(item, call, value, error)
+
+    # --- book-keeping -----------------------------------------------------------------------------------------------
+
+    def _begin(self, event: RunStarted) -> None:
+        self.workflow = event.workflow
+        self.tenant = event.tenant
+        self.parent = event.parent
+        self.started = self.at
+        self.status = Status.RUNNING
+
+    def _is_due(self, seq: int, due: int) -> bool:
+        call = self.steps.get(seq)
+        return seq in self.timers if call is None else call.due == due
+
+    def _track(self, event: AnyEvent) -> Operation | None:
+        """Note what a fact means for what is open; gives the operation that it is about, if that is still open."""
+        kind = type(event)
+        if kind is StepCompleted or kind is StepFailed:
+            call = self.steps.pop(cast("StepCompleted", event).seq, None)
+            if call is not None and call.due is None and call.step.queue is None and call.step.known:
+                self.in_steps -= 1
+            return call
+        if kind is StepRetrying:
+            retrying = cast("StepRetrying", event)
+            call = self.steps.get(retrying.seq)
+            if call is not None:
+                if call.due is None and call.step.queue is None and call.step.known:
+                    self.in_steps -= 1
+                call.attempt = retrying.attempt + 1
+                call.due = retrying.due
+                heappush(self.schedule, (retrying.due, retrying.seq))
+            return call
+        if kind is TimerFired:
+            return self.timers.pop(cast("TimerFired", event).seq, None)
+        if kind is ChildCompleted or kind is ChildFailed:
+            return self.children.pop(cast("ChildCompleted", event).seq, None)
+        return None
+
+    def _track_blindly(self, event: AnyEvent) -> None:
+        """As `_track`, for a history whose code can't be run: decisions open stand-ins."""
+        if isinstance(event, RunStarted):
+            self._begin(event)
+        elif isinstance(event, StepScheduled):
+            call = StepCall(self.app.steps.get(event.name) or missing_step(event.name))
+            call.seq, call.state, call.payload, call.args = event.seq, PENDING, event.args, None
+            self.add_step(call)
+        elif isinstance(event, TimerSet):
+            timer = Sleep(0)
+            timer.seq, timer.state = event.seq, PENDING
+            self.add_timer(timer, event.due)
+        elif isinstance(event, ChildStarted):
+            child = ChildCall(self.app.workflows.get(event.name) or unknown_child(event.name))
+            child.seq, child.state, child.run_id, child.args = event.seq, PENDING, event.run_id, None
+            self.children[event.seq] = child
+        else:
+            self._track(event)
+        self.seq = max(self.seq, getattr(event, "seq", 0))
+
+    def _forget_open(self) -> None:
+        self.steps.clear()
+        self.timers.clear()
+        self.children.clear()
+        self.schedule.clear()
+        self.in_steps = 0
+
+    # --- stuck ------------------------------------------------------------------------------------------------------
+
+    def _park_or_resume(self, inputs: list[Any]) -> list[Any]:
+        events = self.effects.events
+        if not self.reason:
+            self.stuck = False
+            self.status = Status.RUNNING
+            events.append(RunResumed(self.workflow, self.tenant))
+            self._resume_code()
+            return [] if self.effects.ended else inputs
+        if not self.stuck:
+            if not self.started and inputs and isinstance(inputs[0], RunStarted):
+                # A run that this app can't even start: it has started all the same, so that views count it once.
+                self._begin(inputs[0])
+                events.append(inputs[0])
+                inputs = inputs[1:]
+            self.stuck = True
+            events.append(RunStuck(self.workflow, self.tenant, self.reason))
+        self.status = Status.STUCK
+        return inputs
+
+    def _set_open_status(self) -> None:
+        self.status = Status.STUCK if self.stuck else Status.RUNNING if self.started else Status.PENDING
+
+    def _resume_code(self) -> None:
+        """Deliver the facts that were recorded while the run was stuck."""
+
+    # --- endings ----------------------------------------------------------------------------------------------------
+
+    def _cancel(self, event: CancelRequested) -> None:
+        raise NotImplementedError
+
+    def _end_cancelled(self, reason: str) -> None:
+        self._end(RunCancelled(self.workflow, self.tenant, self.at - self.started, reason))
+
+    def _end(self, event: Ending) -> None:
+        """The run is over: tell the parent, cancel what is open."""
+        effects = self.effects
+        self.record_ending(event)
+        parent, _, number = self.parent.rpartition("#")
+        seq = int(number or 0)
+        if isinstance(event, RunCompleted):
+            self.status = Status.COMPLETED
+            outcome = ChildCompleted(seq, self.workflow, event.result)
+        elif isinstance(event, RunFailed):
+            self.status = Status.FAILED
+            outcome = ChildFailed(seq, self.workflow, event.failure)
+        else:
+            self.status = Status.CANCELLED
+            outcome = ChildFailed(seq, self.workflow, Failure("RunCancelled", event.reason), cancelled=True)
+        if parent:
+            self.send(parent, "child", outcome)
+        reason = f"the parent run {self.run_id} ended"
+        for child in self.children.values():
+            self.send(child.run_id, "cancel", reason)
+        effects.cancelled.extend(self.steps)
+        effects.jobs.clear()  # decided in this very transition: not worth starting
+        effects.ended = True
+        self.close()
+        self._forget_open()
+
+    def record_ending(self, event: Ending) -> None:
+        self.effects.events.append(event)
+
+    # --- for the machines -------------------------------------------------------------------------------------------
+
+    def _deliver(self, event: AnyEvent, operation: Operation | None, value: Any, error: Exception | None) -> None:
+        """Give a fact to user code, unless it can't run, and let it decide."""
+        raise NotImplementedError
+
+    def _fail(self, failure: Failure) -> None:
+        self._end(RunFailed(self.workflow, self.tenant, self.at - self.started, failure))
+
+    def _complete(self, result: object) -> None:
+        try:
+            data = codec.encode(result, f"result of {self.workflow}")
+        except (PayloadInvalid, PayloadTooLarge) as error:
+            self._fail(Failure(type(error).__name__, str(error)))
+        else:
+            self._end(RunCompleted(self.workflow, self.tenant, self.at - self.started, Raw(data)))
+
+
+def _is_final(failure: Failure, step: Step[..., Any]) -> bool:
+    return any(failure.kind == (never if isinstance(never, str) else never.__name__) for never in step.retry.never)
+
+
+def unknown_child(name: str) -> Workflow[..., Any]:
+    """Stand-in for the workflow of a child that this app doesn't register: its result is plain data."""
+
+    async def gone(*, _: Any = None) -> Any: ...
+
+    return Workflow(gone, name)
+
+
+_IDLE = Effects()

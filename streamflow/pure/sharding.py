@@ -1,0 +1,50 @@
+"""Where a run lives and who owns a shard: two pure functions.
+
+Owns: the hash of ids to shards and rendezvous hashing of shards to members. Must not: keep state.
+Called by: client and kernel (`shard_of`), membership (`winner_of`).
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import zlib
+from collections.abc import Iterable
+
+
+class Partition(enum.StrEnum):
+    """What a namespace hashes: the whole run id, or the part before its first `/`."""
+
+    RUN = "run"
+    TENANT = "tenant"
+    WORKFLOW = "workflow"
+
+
+def shard_of(run_id: str, shards: int, partition: Partition) -> int:
+    """The shard of a run, from its id alone. CRC-32 (ISO 3309), as `zlib.crc32`."""
+    part = run_id if partition is Partition.RUN else run_id.partition("/")[0]
+    return zlib.crc32(part.encode()) % shards
+
+
+def full_run_id(run_id: str, partition: Partition, tenant: str, workflow: str) -> str:
+    """Put the partition's prefix before `run_id` unless it is there already: `acme/invoice-17`."""
+    if partition is Partition.RUN:
+        return run_id
+    prefix = (tenant or "default") if partition is Partition.TENANT else workflow
+    return run_id if run_id.startswith(f"{prefix}/") else f"{prefix}/{run_id}"
+
+
+def child_run_id(parent: str, seq: int, partition: Partition, tenant: str, workflow: str) -> str:
+    """The id of a child: its parent's and the number of the decision, in its own partition."""
+    if partition is Partition.RUN:
+        return f"{parent}.{seq}"
+    _, _, rest = parent.partition("/")
+    return full_run_id(f"{rest}.{seq}", partition, tenant, workflow)
+
+
+def winner_of(shard: int, members: Iterable[str]) -> str:
+    """The member that should own `shard`: rendezvous (highest random weight) hashing, Thaler and Ravishankar 1996.
+
+    When a member joins or leaves, only the shards that it wins or won move.
+    """
+    return max(members, key=lambda member: (hashlib.blake2b(f"{shard}:{member}".encode(), digest_size=8).digest(), member))

@@ -1,0 +1,240 @@
+"""One batch of one shard: from messages and outcomes to a `Batch` for the commit, without any I/O.
+
+Owns: which inputs a run gets, the new header, and what a machine's effects mean for agenda, listings, outbox and news.
+Must not: talk to the server or start steps. Called by: the owner, between loading and committing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from streamflow.pure.definitions import App
+from streamflow.pure.errors import Failure
+from streamflow.pure.events import ChildFailed, MessageQuarantined, Transition, encode_transition
+from streamflow.pure.machine import Effects, Input, Outcome, StepJob, new_machine
+from streamflow.pure.record import Header, decode_header
+from streamflow.pure.sharding import Partition, shard_of
+from streamflow.runtime.messages import BadMessage, decode_message
+from streamflow.runtime.shard import InboxMessage, LiveRun, OwnedShard
+from streamflow.store.kernel import Batch, Poison, RunWrite, Send, listed_under
+
+_log = logging.getLogger("streamflow.owner")
+_encoder = msgspec.msgpack.Encoder()
+
+RUNS = 500
+BYTES = 4 * 1024 * 1024
+"""Limits of one commit, so that its script stays short."""
+NEWS_BYTES = 4096
+"""Outcomes up to this size travel in the notification; who waits for a larger one fetches it."""
+IN_FLIGHT = -1
+"""Score on the agenda of a run whose steps run at the owner."""
+
+
+class RunWork:
+    """What one run gets in this batch."""
+
+    __slots__ = ("inputs", "messages", "started")
+
+    def __init__(self) -> None:
+        self.messages: list[InboxMessage] = []
+        self.inputs: list[Input] = []
+        self.started: bytes = b""
+        """The header of a run that starts in this batch."""
+
+
+class Reduced:
+    """A run that was reduced: what to do when the commit has been accepted."""
+
+    __slots__ = ("effects", "header", "header_bytes", "jobs", "live", "plan", "run_id", "transition")
+
+    def __init__(self, run_id: str, live: LiveRun, effects: Effects) -> None:
+        self.run_id = run_id
+        self.live = live
+        self.effects = effects
+        self.header = live.header
+        self.header_bytes = live.header_bytes
+        self.plan = live.plan
+        self.transition: Transition | None = None
+        self.jobs: list[StepJob] = effects.jobs
+
+
+class ShardBatch:
+    """A batch from its collection to its commit. `work` by run id; `batch` is filled by `reduce`."""
+
+    def __init__(self, shard: OwnedShard, commit: str) -> None:
+        self.shard = shard
+        self.work: dict[str, RunWork] = {}
+        self.batch = Batch(commit)
+        self.reduced: list[Reduced] = []
+        self.sends: list[tuple[str, int, str, str, bytes]] = []
+        self.poisoned: list[tuple[InboxMessage, str]] = []
+        self.taken: list[InboxMessage] = []
+        self.sent = 0
+
+    def collect(self) -> None:
+        """Move what waits at the shard into this batch, up to the limits. Messages of a run keep their order."""
+        shard = self.shard
+        work = self.work
+        size = 0
+        for run_id in list(shard.inputs):
+            if len(work) >= RUNS or size >= BYTES:
+                break
+            one = work[run_id] = RunWork()
+            one.inputs = shard.inputs.pop(run_id)
+            for input_ in one.inputs:
+                if type(input_) is Outcome and input_.result is not None:
+                    size += memoryview(input_.result).nbytes
+        while shard.inbox and len(work) < RUNS and size < BYTES:
+            message = shard.inbox.popleft()
+            size += len(message.body)
+            if message.kind == "taken":
+                self.taken.append(message)
+                continue
+            one = work.get(message.run_id)
+            if one is None:
+                one = work[message.run_id] = RunWork()
+            one.messages.append(message)
+            if message.kind == "start":
+                one.started = message.header
+        self.sent = len(shard.sent)
+        self.batch.sent = shard.sent[:]
+
+    def missing(self) -> list[str]:
+        """Runs that must be loaded first: not live, and not new."""
+        live = self.shard.live
+        return [run_id for run_id, one in self.work.items() if run_id not in live and not one.started]
+
+    def put_back(self) -> None:
+        """Nothing was committed: everything goes back to where it was, before what has come since."""
+        shard = self.shard
+        messages = [message for one in self.work.values() for message in one.messages]
+        messages += [message for message, _ in self.poisoned]
+        messages += self.taken
+        seen: dict[str, InboxMessage] = {message.id: message for message in messages}
+        shard.inbox.extendleft(sorted(seen.values(), key=_stream_order, reverse=True))
+        for run_id, one in self.work.items():
+            shard.live.pop(run_id, None)
+            if one.inputs:
+                shard.inputs[run_id] = one.inputs + shard.inputs.get(run_id, [])
+
+    # --- reducing -----------------------------------------------------------------------------------------------------
+
+    def reduce(self, app: App, partition: Partition, shards: int, at: int, watch: Callable[[str], None]) -> None:
+        """Let every run decide. `watch(run id)` is told before each, so that one that blocks can be named."""
+        for run_id, one in self.work.items():
+            watch(run_id)
+            inputs = self._inputs(run_id, one, app, partition)
+            live = self.shard.live.get(run_id)
+            if live is None:
+                # Ended or forgotten: its messages are done with, and nothing of it stays on the agenda.
+                self.batch.plans.append((run_id, None))
+                continue
+            try:
+                effects = live.machine.advance(inputs, at)
+                self._record(run_id, live, effects, partition, shards)
+            except Exception as error:
+                # A defect of ours or a machine in an impossible state: the run's messages are set aside, the shard goes on.
+                _log.exception("run %s can't be reduced; its messages are quarantined", run_id)
+                del self.shard.live[run_id]
+                reason = f"reducing failed: {type(error).__name__}: {error}"[:500]
+                done = {message.id for message in one.messages}
+                self.batch.acks = [ack for ack in self.batch.acks if ack not in done]
+                self.poisoned += [(message, reason) for message in one.messages]
+        watch("")
+        for message in self.taken:
+            self._refuse_child(message, partition, shards)
+        for message, reason in self.poisoned:
+            event = encode_transition(at, [MessageQuarantined(message.id, reason)])
+            _log.error("message %s for run %s is quarantined: %s", message.id, message.run_id[:64], reason)
+            self.batch.poisons.append(Poison(message.id, message.run_id[:256] or "-", reason, event, message.body))
+
+    def _inputs(self, run_id: str, one: RunWork, app: App, partition: Partition) -> list[Input]:
+        inputs = one.inputs if not one.messages else one.inputs[:]
+        for message in one.messages:
+            header: Header | None = None
+            try:
+                if message.kind == "start":
+                    header = decode_header(message.header)
+                input_ = decode_message(message, header)
+            except (BadMessage, ValueError) as error:
+                self.poisoned.append((message, str(error)))
+                continue
+            if header is not None and run_id not in self.shard.live:
+                machine = new_machine(app, partition, run_id, header.workflow)
+                self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
+            inputs.append(input_)
+            self.batch.acks.append(message.id)
+        return inputs
+
+    def _record(self, run_id: str, live: LiveRun, effects: Effects, partition: Partition, shards: int) -> None:
+        shard, batch = self.shard, self.batch
+        machine = live.machine
+        done = Reduced(run_id, live, effects)
+        for warning in effects.warnings:
+            _log.warning("run %s: %s", run_id, warning)
+        if effects.events:
+            old = live.header
+            at = machine.at
+            status = effects.status
+            ended = at if effects.ended else 0
+            version = old.version + 1
+            header = Header(status, version, batch.commit, old.created, ended, old.workflow, old.tenant, old.parent)
+            done.header, done.header_bytes = header, header.encode()
+            done.transition = Transition(at, effects.events)
+            data = _encoder.encode(done.transition)
+            batch.runs.append(RunWrite(run_id, live.header_bytes, done.header_bytes, machine.snapshot(), data))
+            if listed_under(old.status) != status:
+                shard.workflows.add(old.workflow)
+                keys = shard.keys
+                source = keys.index(listed_under(old.status), old.workflow)
+                batch.moves.append((run_id, source, keys.index(status, old.workflow), at))
+        if effects.ended:
+            plan = None
+        elif machine.in_flight:
+            plan = IN_FLIGHT
+        else:
+            plan = machine.next_due
+        if plan != live.plan:
+            batch.plans.append((run_id, plan))
+            done.plan = plan
+        for message in effects.outbox:
+            number = shard.next_outbox()
+            target = shard_of(message.target, shards, partition)
+            self.sends.append((number, target, message.kind, message.target, message.body))
+            batch.sends.append(Send(number, target, message.kind, message.target, message.body))
+        self.reduced.append(done)
+
+    def _refuse_child(self, message: InboxMessage, partition: Partition, shards: int) -> None:
+        """A child's id belongs to another run: tell the parent, who is in the message's header."""
+        parent, _, seq = message.header.decode(errors="replace").rpartition("#")
+        self.batch.acks.append(message.id)
+        if not parent or not seq.isdigit():
+            return
+        failure = Failure("RunConflict", f"the run id {message.run_id} belongs to another run")
+        body = _encoder.encode(ChildFailed(int(seq), "", failure))
+        number, target = self.shard.next_outbox(), shard_of(parent, shards, partition)
+        self.sends.append((number, target, "child", parent, body))
+        self.batch.sends.append(Send(number, target, "child", parent, body))
+
+    def finish(self) -> None:
+        """The news of runs that have ended, for those who wait for results."""
+        ended = [
+            [done.run_id, write.transition if len(write.transition) <= NEWS_BYTES else b""]
+            for done, write in zip((d for d in self.reduced if d.transition), self.batch.runs, strict=True)
+            if done.effects.ended
+        ]
+        if ended:
+            self.batch.news = _encoder.encode(ended)
+
+    @property
+    def is_empty(self) -> bool:
+        batch = self.batch
+        return not (batch.runs or batch.acks or batch.plans or batch.sends or batch.sent or batch.poisons)
+
+
+def _stream_order(message: InboxMessage) -> tuple[int, int]:
+    ms, _, number = message.id.partition("-")
+    return int(ms), int(number)

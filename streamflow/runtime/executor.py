@@ -1,0 +1,242 @@
+"""Runs steps where their shard is owned: an asyncio task for an async function, a thread for a plain one.
+
+Owns: the tasks and threads in flight, their time-outs, and the limit on how many run at once.
+Must not: know shards' keys, commits or retries. It hands each attempt's `Outcome` back, and forgets it.
+Called by: the owner (submits, cancels).
+
+Tasks are plain asyncio tasks, not members of a task group: starting one costs a third, and a step's failure is a value.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from streamflow.pure import codec
+from streamflow.pure.definitions import Step
+from streamflow.pure.errors import Failure, StreamflowError, UsageError
+from streamflow.pure.machine import Outcome, StepJob
+
+_log = logging.getLogger("streamflow.steps")
+
+MAX_TRACEBACK = 4096
+
+
+class StepInfo(msgspec.Struct, frozen=True):
+    """What a running step may want to know: `sf.step_info()`. `key` is the same for all attempts of one call."""
+
+    run_id: str
+    step: str
+    attempt: int
+    key: str
+
+
+_info: contextvars.ContextVar[StepInfo] = contextvars.ContextVar("streamflow_step")
+
+
+def step_info() -> StepInfo:
+    """About the step that is running: use `key` as the idempotency key of outside effects. Raises `UsageError`."""
+    try:
+        return _info.get()
+    except LookupError:
+        raise UsageError("sf.step_info() works inside a step that a daemon runs") from None
+
+
+class Running(msgspec.Struct):
+    """One attempt that runs or waits for its turn."""
+
+    shard: int
+    run_id: str
+    job: StepJob
+    task: asyncio.Future[None] | None = None
+    expiry: asyncio.TimerHandle | None = None
+    started: float = 0.0
+    over: bool = False
+
+
+Key = tuple[str, int]
+
+
+class StepExecutor:
+    """At most `concurrency` attempts at once; the rest waits in order. `on_outcome(shard, run_id, outcome)` is called in
+    the event loop, never from inside `submit`."""
+
+    def __init__(self, concurrency: int, threads: int, on_outcome: Callable[[int, str, Outcome], None]) -> None:
+        self._concurrency = concurrency
+        self._on_outcome = on_outcome
+        self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="streamflow-step")
+        self._running: dict[Key, Running] = {}
+        self._waiting: deque[Running] = deque()
+        self._by_shard: dict[int, int] = {}
+        self.started = 0
+        self.held = False
+
+    @property
+    def running(self) -> int:
+        return len(self._running) - len(self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def of_shard(self, shard: int) -> int:
+        """Attempts of a shard that run or wait."""
+        return self._by_shard.get(shard, 0)
+
+    def submit(self, shard: int, run_id: str, job: StepJob) -> None:
+        """Start an attempt, now or when there is room. An attempt that is there already is left alone."""
+        key = (run_id, job.seq)
+        present = self._running.get(key)
+        if present is not None:
+            if present.job.attempt >= job.attempt:
+                return
+            self._finish(key, present)
+        running = Running(shard, run_id, job)
+        self._running[key] = running
+        self._by_shard[shard] = self._by_shard.get(shard, 0) + 1
+        if self.held or len(self._running) - len(self._waiting) > self._concurrency:
+            self._waiting.append(running)
+        else:
+            self._start(running)
+
+    def hold(self) -> None:
+        """Start nothing more until `resume`: this daemon may have been given up by the others."""
+        self.held = True
+
+    def resume(self) -> None:
+        self.held = False
+        self._start_waiting()
+
+    def cancel(self, run_id: str, seq: int) -> None:
+        running = self._running.get((run_id, seq))
+        if running is not None:
+            self._finish((run_id, seq), running)
+            self._start_waiting()
+
+    def cancel_where(self, wanted: Callable[[Running], bool]) -> None:
+        """Cancel all attempts that `wanted` says, without outcomes."""
+        for key, running in [item for item in self._running.items() if wanted(item[1])]:
+            self._finish(key, running)
+        self._start_waiting()
+
+    def close(self) -> None:
+        self.cancel_where(lambda _: True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _start(self, running: Running) -> None:
+        job = running.job
+        loop = asyncio.get_running_loop()
+        running.started = time.perf_counter()
+        self.started += 1
+        if job.step.is_async:
+            running.task = loop.create_task(self._run(running))
+        else:
+            context = contextvars.copy_context()
+            future = loop.run_in_executor(self._threads, context.run, self._call, running)
+            future.add_done_callback(lambda done: self._report(running, done.result()) if not done.cancelled() else None)
+        if job.timeout is not None:
+            running.expiry = loop.call_later(job.timeout, self._expire, running)
+
+    def _start_waiting(self) -> None:
+        while self._waiting and not self.held and self.running < self._concurrency:
+            running = self._waiting.popleft()
+            if not running.over:
+                self._start(running)
+
+    async def _run(self, running: Running) -> None:
+        job = running.job
+        step = job.step
+        _info.set(StepInfo(running.run_id, step.name, job.attempt, f"{running.run_id}/{job.seq}"))
+        try:
+            args, kwargs = step.parameters.decode(job.args)
+            value = await step.function(*args, **kwargs)
+            outcome = self._success(running, value)
+        except asyncio.CancelledError as error:
+            if running.over:
+                raise
+            outcome = self._failed(running, error)
+        except Exception as error:
+            outcome = self._failed(running, error)
+        self._report(running, outcome)
+
+    def _call(self, running: Running) -> Outcome:
+        """In a thread."""
+        job = running.job
+        step = job.step
+        _info.set(StepInfo(running.run_id, step.name, job.attempt, f"{running.run_id}/{job.seq}"))
+        try:
+            args, kwargs = step.parameters.decode(job.args)
+            return self._success(running, step.function(*args, **kwargs))
+        except BaseException as error:
+            return self._failed(running, error)
+
+    def _success(self, running: Running, value: object) -> Outcome:
+        job = running.job
+        data = codec.encode(value, f"result of step {job.step.name}")
+        return Outcome(job.seq, job.attempt, _elapsed_ms(running), Raw(data))
+
+    def _failed(self, running: Running, error: BaseException) -> Outcome:
+        job = running.job
+        permanent = isinstance(error, UsageError) or job.step.retry.gives_up_on(error)
+        return Outcome(job.seq, job.attempt, _elapsed_ms(running), None, failure_of(error, job.step), permanent)
+
+    def _expire(self, running: Running) -> None:
+        if running.over:
+            return
+        job = running.job
+        text = f"step {job.step.name} took longer than {job.timeout:g} s"
+        if not job.step.is_async:
+            _log.warning("%s; its thread can't be stopped and goes on, its result will be dropped", text)
+        self._report(running, Outcome(job.seq, job.attempt, _elapsed_ms(running), None, Failure("TimeoutError", text)))
+
+    def _report(self, running: Running, outcome: Outcome) -> None:
+        if running.over:
+            return
+        self._finish((running.run_id, running.job.seq), running)
+        if self._waiting:
+            self._start_waiting()
+        self._on_outcome(running.shard, running.run_id, outcome)
+
+    def _finish(self, key: Key, running: Running) -> None:
+        """Take an attempt off the books. Its task is cancelled unless it is the one that is reporting."""
+        running.over = True
+        if self._running.get(key) is running:
+            del self._running[key]
+        if running.started == 0.0:
+            self._waiting.remove(running)
+        left = self._by_shard[running.shard] - 1
+        if left:
+            self._by_shard[running.shard] = left
+        else:
+            del self._by_shard[running.shard]
+        if running.expiry is not None:
+            running.expiry.cancel()
+        task = running.task
+        if task is not None and not task.done() and task is not asyncio.current_task():
+            task.cancel()
+
+
+def failure_of(error: BaseException, step: Step[..., Any]) -> Failure:
+    """What is recorded of an exception: class name, message, and the traceback from the step's own frame on."""
+    if isinstance(error, StreamflowError):
+        return Failure(type(error).__name__, str(error))
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename != __file__]
+    text = "".join(traceback.format_list(own))[-MAX_TRACEBACK:]
+    return Failure(type(error).__name__, str(error)[:MAX_TRACEBACK], text)
+
+
+def _elapsed_ms(running: Running) -> float:
+    return round((time.perf_counter() - running.started) * 1000, 3)

@@ -1,0 +1,73 @@
+"""The bodies of messages: what the inbox and the outbox carry, decoded into inputs for a run.
+
+Owns: the encodings that are shared by client, machines and other shards' owners. Must not: know keys or runs.
+Called by: owner (decodes), relay (outbox to delivery). `pure.machine` and the client encode.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw
+
+from streamflow.pure import codec
+from streamflow.pure.events import AnyEvent, CancelRequested, ChildCompleted, ChildFailed, RunStarted, SignalReceived
+from streamflow.pure.machine import Input, Outcome
+from streamflow.pure.names import check_name, check_run_id
+from streamflow.pure.record import Header
+from streamflow.runtime.shard import InboxMessage
+from streamflow.store.kernel import Delivery
+
+_signal = msgspec.msgpack.Decoder(tuple[str, Raw])
+_reason = msgspec.msgpack.Decoder(str)
+_event = msgspec.msgpack.Decoder(AnyEvent)
+_outcome = msgspec.msgpack.Decoder(Outcome)
+_start = msgspec.msgpack.Decoder(tuple[str, str, str, Raw])
+
+
+class BadMessage(Exception):
+    """Nothing can be made of a message; the text is the reason that is recorded with it."""
+
+
+def decode_message(message: InboxMessage, header: Header | None) -> Input:
+    """The input that a message stands for. `header` is the new run's, for a start. Raises `BadMessage`."""
+    try:
+        check_run_id(message.run_id)
+        if message.kind == "start":
+            if header is None:
+                raise BadMessage("a start without a header")
+            _check_payload(message.body)
+            return RunStarted(header.workflow, header.tenant, Raw(message.body), header.parent)
+        if message.kind == "signal":
+            name, value = _signal.decode(message.body)
+            codec.check_payload(memoryview(value), f"value of signal {name}")
+            return SignalReceived(check_name("signal", name), value.copy())
+        if message.kind == "cancel":
+            return CancelRequested(_reason.decode(message.body))
+        if message.kind == "child":
+            event = _event.decode(message.body)
+            if isinstance(event, ChildCompleted | ChildFailed):
+                return event
+            raise BadMessage(f"a child's outcome was expected, not {type(event).__name__}")
+        if message.kind == "outcome":
+            return _outcome.decode(message.body)
+    except BadMessage:
+        raise
+    except Exception as error:
+        # Whatever decoding hostile bytes raises (RecursionError, UnicodeDecodeError, …): it must not stop the shard.
+        raise BadMessage(f"{message.kind or 'message'}: {type(error).__name__}: {error}"[:500]) from error
+    raise BadMessage(f"unknown kind of message: {message.kind[:50]!r}")
+
+
+def _check_payload(body: bytes) -> None:
+    if not body:
+        raise BadMessage("a start without input")
+    codec.check_payload(body, "input of a start")
+    msgspec.msgpack.decode(body, type=Raw)
+
+
+def to_delivery(number: str, kind: str, run_id: str, body: bytes) -> Delivery:
+    """An outbox entry, ready for `Kernel.deliver`. Raises `msgspec.DecodeError` when it isn't one of ours."""
+    if kind != "start":
+        return Delivery(number, kind, run_id, body)
+    workflow, tenant, parent, input_ = _start.decode(body)
+    return Delivery(number, kind, run_id, bytes(input_), workflow, tenant, parent)

@@ -1,0 +1,408 @@
+"""The way to the server: pipelines of calls, retries, reloading of scripts, and news that the server's history changed.
+
+Owns: redis-py clients, the retry policy, and the translation of server errors. Must not: know what a call means.
+Called by: kernel (builds calls), owner, inbox reader, client.
+
+redis-py's own retries are switched off: a reply that is lost after execution would make a command run twice behind our
+back. Here a pipeline is sent again whole, and every script is safe to run twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+import anyio
+import anyio.lowlevel
+import msgspec
+from hiredis import pack_command  # pyright: ignore[reportUnknownVariableType]
+from redis import asyncio as aioredis
+from redis import exceptions as redis_errors
+from redis.asyncio.retry import Retry as RedisRetry
+from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
+
+from streamflow.pure.errors import (
+    StoreError,
+    StoreFull,
+    StoreMisconfigured,
+    StoreUnavailable,
+    UsageError,
+)
+from streamflow.store.scripts import Script, load_scripts
+
+T = TypeVar("T")
+
+_log = logging.getLogger("streamflow.store")
+
+SCHEMES = ("redis://", "rediss://", "unix://")
+
+# Answers that pass: wait and send again. The rest is reported.
+_PASSING = frozenset({"LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY", "NOREPLICAS", "MISCONF"})
+
+# The connection is gone; redis-py's errors of this kind are no subclasses of Python's.
+_LOST = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError)
+
+_LONGEST_BLOCK_MS = 10_000
+
+
+def _same(reply: Any) -> Any:
+    return reply
+
+
+class Call(msgspec.Struct, Generic[T]):
+    """One command for the server: a script's name with its keys and arguments; plain words if `script` is empty."""
+
+    script: str
+    keys: list[str]
+    args: list[Any]
+    parse: Callable[[Any], T] = _same
+
+    @staticmethod
+    def plain(*words: Any, parse: Callable[[Any], Any] = _same) -> Call[Any]:
+        return Call("", [], list(words), parse)
+
+
+class _PackingInC:
+    """Put before redis-py's connection classes, which pack in Python: that was half of what a `start` cost."""
+
+    def pack_command(self, *words: Any) -> list[bytes]:
+        if isinstance(words[0], str) and " " in words[0]:
+            words = (*words[0].split(), *words[1:])
+        return [pack_command(words)]
+
+    def pack_commands(self, commands: Iterable[Sequence[Any]]) -> list[bytes]:
+        return [part for words in commands for part in self.pack_command(*words)]
+
+
+class Store:
+    """A server, spoken to in pipelines.
+
+    `generation` grows when the server that answers has another history than before (restart, failover): whoever keeps
+    copies of the server's state must drop them. `patience`: seconds to keep trying before `StoreUnavailable`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        connections: int = 4,
+        patience: float = 10.0,
+        client: aioredis.Redis | None = None,
+        scripts: Mapping[str, Script] | None = None,
+    ) -> None:
+        self.url = url
+        self.patience = patience
+        self.generation = 0
+        self._identity = ""
+        self._scripts = scripts if scripts is not None else load_scripts()
+        self._client = client or self._make_client(timeout=5.0)
+        self._slots = anyio.Semaphore(connections)
+        self._others: list[aioredis.Redis] = []
+        self._blocking: aioredis.Redis | None = None
+
+    def _make_client(self, timeout: float) -> aioredis.Redis:
+        if not self.url.startswith(SCHEMES):
+            raise UsageError(
+                f"can't use the server URL {redacted(self.url)!r}: it starts with one of {', '.join(SCHEMES)}"
+            )
+        try:
+            client = aioredis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+                self.url,
+                socket_timeout=timeout,
+                socket_connect_timeout=5.0,
+                retry=RedisRetry(NoBackoff(), 0),
+                protocol=2,
+                socket_read_size=262_144,
+                driver_info=None,
+                maint_notifications_config=MaintNotificationsConfig(enabled=False),
+                redis_connect_func=self._on_connect,
+            )
+        except ValueError:
+            # The reason isn't passed on: it can quote a part of the password (one with a `/` is taken for host:port).
+            raise UsageError(
+                f"can't use the server URL {redacted(self.url)!r}: it looks like redis://user:password@host:6379/0, "
+                "with the special characters of user and password percent-encoded"
+            ) from None
+        pool: Any = client.connection_pool
+        pool.connection_class = type("Connection", (_PackingInC, pool.connection_class), {})
+        return client
+
+    def dedicated(self, timeout: float) -> aioredis.Redis:
+        """A client for blocking reads: its read time-out must be longer than the block. Closed with the store."""
+        client = self._make_client(timeout)
+        self._others.append(client)
+        return client
+
+    async def _on_connect(self, connection: Any) -> None:
+        await connection.on_connect()
+        await connection.send_command("INFO", "server")
+        try:
+            info: bytes = await connection.read_response()
+        except redis_errors.ResponseError:
+            return  # an ACL may hide INFO; then a restart is noticed by refused commits only
+        lines = (line.partition(":") for line in info.decode().splitlines())
+        identity = next((value for name, _, value in lines if name == "run_id"), "")
+        if self._identity and identity != self._identity:
+            self.generation += 1
+            _log.warning("the server restarted or was replaced; everything kept from it is read again")
+        self._identity = identity
+
+    async def close(self) -> None:
+        for client in (self._client, *self._others):
+            await client.aclose()
+
+    async def one(self, call: Call[T]) -> T:
+        """Send one call. Raises `StoreError`."""
+        (reply,) = await self.send([call])
+        if isinstance(reply, BaseException):
+            raise reply
+        return cast("T", reply)
+
+    async def send(self, calls: Sequence[Call[Any]], patience: float | None = None) -> list[Any]:
+        """Send calls in one pipeline; the answers come in the same order.
+
+        A call that the server refuses has a `StoreError` in its place, and stops no other. Without a definite answer
+        the whole pipeline is sent again, until `patience` (default: the store's) is over: then `StoreUnavailable` is
+        raised.
+        """
+        patience = self.patience if patience is None else patience
+        commands = [self._command(call) for call in calls]
+        started = time.monotonic()
+        pause = 0.02
+        while True:
+            try:
+                replies = await self._execute(commands)
+            except _LOST as error:
+                if isinstance(error, redis_errors.AuthenticationError):
+                    raise StoreUnavailable(f"{redacted(self.url)} refuses the credentials: {error}") from error
+                if time.monotonic() - started + pause > patience:
+                    raise StoreUnavailable(
+                        f"no answer from {redacted(self.url)} for {time.monotonic() - started:.1f} s: {error}. "
+                        "Is the server running? `streamflow dev` starts one."
+                    ) from error
+            else:
+                passing = next((r for r in replies if isinstance(r, Exception) and _code(r) in _PASSING), None)
+                if passing is None:
+                    return [self._parsed(call, reply) for call, reply in zip(calls, replies, strict=True)]
+                if time.monotonic() - started + pause > patience:
+                    raise StoreUnavailable(
+                        f"{redacted(self.url)} can't serve now: {_code(passing)}: {passing}"
+                    ) from passing
+            await anyio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    def _command(self, call: Call[Any]) -> list[Any]:
+        if not call.script:
+            return call.args
+        return ["EVALSHA", self._scripts[call.script].sha, len(call.keys), *call.keys, *call.args]
+
+    def _parsed(self, call: Call[T], reply: Any) -> T | StoreError:
+        if not isinstance(reply, Exception):
+            return call.parse(reply)
+        text = str(reply)
+        what = call.script or call.args[0]
+        if isinstance(reply, redis_errors.OutOfMemoryError) or "OOM" in text[:40]:
+            return StoreFull(
+                f"{what}: the server is out of memory. Running work goes on; free memory or raise maxmemory."
+            )
+        if isinstance(reply, redis_errors.NoPermissionError) or text.startswith("NOPERM"):
+            return StoreMisconfigured(f"{what}: the server's ACL doesn't allow this: {text}")
+        return StoreError(f"{what}: {text}")
+
+    async def _execute(self, commands: list[list[Any]]) -> list[Any]:
+        """One pipeline on one connection; scripts that the server doesn't know are loaded and sent again."""
+        async with self._slots:
+            replies = await self._pipeline(commands)
+            missing = [i for i, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]
+            if missing:
+                loaded = await self._pipeline([["SCRIPT", "LOAD", script.source] for script in self._scripts.values()])
+                refusal = next((reply for reply in loaded if isinstance(reply, Exception)), None)
+                again = [refusal] * len(missing) if refusal else await self._pipeline([commands[i] for i in missing])
+                for i, reply in zip(missing, again, strict=True):
+                    replies[i] = reply
+            return replies
+
+    async def _pipeline(self, commands: list[list[Any]]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)  # pyright: ignore[reportUnknownMemberType]
+        return await pipeline.execute(raise_on_error=False)
+
+    async def read_logs(
+        self, after: Mapping[str, str], block_ms: int, count: int = 1000, patience: float | None = None
+    ) -> dict[str, list[tuple[str, dict[bytes, bytes]]]]:
+        """Entries of streams behind the given ids: waits up to `block_ms` (at most 10,000) until there are some.
+
+        Each call that waits has a connection of its own, which the next call uses again. Raises `StoreError`.
+        """
+        if self._blocking is None:
+            self._blocking = self.dedicated(timeout=_LONGEST_BLOCK_MS / 1000 + 5)
+        patience = self.patience if patience is None else patience
+        block_ms = max(1, min(block_ms, _LONGEST_BLOCK_MS))  # 0 would wait for ever
+        words = ["XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", *after.keys(), *after.values()]
+        started = time.monotonic()
+        while True:
+            try:
+                reply = cast("Any", await self._blocking.execute_command(*words))  # pyright: ignore[reportUnknownMemberType]
+                return {key.decode(): [(id_.decode(), fields) for id_, fields in entries] for key, entries in reply}
+            except _LOST as error:
+                if time.monotonic() - started > patience + block_ms / 1000:
+                    raise StoreUnavailable(f"no answer from {redacted(self.url)}: {error}") from error
+            except redis_errors.ResponseError as error:
+                raise StoreError(f"XREAD: {error}") from error
+            await anyio.sleep(0.2)
+
+    def subscribe(self, on_message: Callable[[bytes, bytes], None], on_lost: Callable[[], None]) -> Subscription:
+        """A connection for sharded pub/sub, which messages arrive on as (channel, data).
+
+        `on_lost` is called when all channels are subscribed again after a reconnection: messages may be missing.
+        """
+        return Subscription(self, on_message, on_lost)
+
+
+class _Channel:
+    """`settled` is set when the server has answered; `refusal` when it doesn't allow the channel."""
+
+    __slots__ = ("refusal", "settled")
+
+    def __init__(self) -> None:
+        self.settled = anyio.Event()
+        self.refusal = ""
+
+
+class Subscription:
+    """Sharded pub/sub on one connection that comes back by itself. `run()` is a loop for a task group."""
+
+    def __init__(self, store: Store, on_message: Callable[[bytes, bytes], None], on_lost: Callable[[], None]) -> None:
+        self._store = store
+        # Not redis-py's PubSub: `add` promises that the server has confirmed, and that class sends without waiting.
+        self._pool: Any = store.dedicated(timeout=60.0).connection_pool
+        self._connection: Any = None
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._channels: dict[str, _Channel] = {}
+        self._unsent: list[tuple[str, str]] = []
+        self._some = anyio.Event()
+        self._lost = False
+
+    async def add(self, channel: str) -> None:
+        """Returns when the server has confirmed: whatever is published from now on arrives.
+
+        Adding a channel again is free. Raises `StoreUnavailable` or `StoreMisconfigured`.
+        """
+        known = self._channels.get(channel)
+        if known is None:
+            known = self._channels[channel] = _Channel()
+            await self._say("SSUBSCRIBE", channel)
+        if not known.settled.is_set():
+            with anyio.move_on_after(self._store.patience):
+                await known.settled.wait()
+            if not known.settled.is_set():
+                raise StoreUnavailable(
+                    f"no answer from {redacted(self._store.url)} to SSUBSCRIBE. Is the server running?"
+                )
+        if known.refusal:
+            if self._channels.get(channel) is known:
+                del self._channels[channel]
+            raise StoreMisconfigured(f"SSUBSCRIBE {channel}: {known.refusal}")
+
+    async def remove(self, channel: str) -> None:
+        if self._channels.pop(channel, None) is not None:
+            await self._say("SUNSUBSCRIBE", channel)
+
+    async def _say(self, word: str, channel: str) -> None:
+        """Send with all that others say in this turn of the event loop. Without a connection `run` will send it."""
+        self._unsent.append((word, channel))
+        self._some.set()
+        await anyio.lowlevel.checkpoint()
+        connection = self._connection
+        if connection is None or not self._unsent:
+            return
+        commands, self._unsent = self._unsent, []
+        with contextlib.suppress(*_LOST):  # `run` notices, and subscribes everything again
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+
+    async def run(self) -> None:
+        """Never returns. Connects when the first channel is added."""
+        await self._some.wait()
+        pause = 0.05
+        while True:
+            try:
+                await self._connect()
+                pause = 0.05
+                await self._read()
+            except (*_LOST, redis_errors.RedisError) as error:
+                _log.warning("the subscription to %s is lost: %s", redacted(self._store.url), error)
+            finally:
+                await self._disconnect()
+            await anyio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    async def _connect(self) -> None:
+        connection = await self._pool.get_connection()
+        self._unsent = []
+        for channel in self._channels:
+            self._channels[channel] = _renewed(self._channels[channel])
+        commands = [("SSUBSCRIBE", channel) for channel in self._channels]
+        self._connection = connection
+        if commands:
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        self._lost = True
+        if connection is not None:
+            with anyio.CancelScope(shield=True):
+                await connection.disconnect(nowait=True)
+                await self._pool.release(connection)
+
+    async def _read(self) -> None:
+        connection = self._connection
+        silent = False
+        while True:
+            if self._lost and all(channel.settled.is_set() for channel in self._channels.values()):
+                self._lost = False
+                self._on_lost()
+            try:
+                reply = await connection.read_response(timeout=15.0, disconnect_on_error=False)
+            except redis_errors.ResponseError as error:
+                for channel in self._channels.values():
+                    if not channel.settled.is_set():
+                        channel.refusal = str(error)
+                        channel.settled.set()
+                continue
+            if reply is None:
+                # A connection whose other end vanished without a word looks the same as a quiet one: ask.
+                if silent:
+                    raise redis_errors.ConnectionError("no answer to PING")
+                silent = True
+                await connection.send_command("PING", check_health=False)
+                continue
+            silent = False
+            if reply[0] == b"smessage":
+                self._on_message(reply[1], reply[2])
+            elif reply[0] == b"ssubscribe":
+                channel = self._channels.get(reply[1].decode())
+                if channel is not None:
+                    channel.settled.set()
+
+
+def _renewed(channel: _Channel) -> _Channel:
+    """Not settled any more. Who waits for the answer to an earlier connection's question gets this one's."""
+    return _Channel() if channel.settled.is_set() else channel
+
+
+def _code(error: Exception) -> str:
+    """READONLY of `READONLY You can't write …`. redis-py takes the word off the text when it has a class for it."""
+    return str(getattr(error, "status_code", None) or str(error).partition(" ")[0])
+
+
+def redacted(url: str) -> str:
+    """The URL without user, password and options (a password may be among them)."""
+    scheme, found, rest = url.rpartition("://")
+    _, at, host = rest.rpartition("@")
+    return f"{scheme}{found}{'***@' if at else ''}{host.partition('?')[0]}"

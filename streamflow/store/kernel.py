@@ -1,0 +1,349 @@
+"""One typed method a verb: from Python values to KEYS and ARGV, and from answers to values.
+
+Owns: the order of keys and arguments (the headers in `lua/` are checked against it) and the answers' types.
+Must not: send anything (`Store.send` does), decide anything. Called by: owner, membership, relay, rollup, client.
+
+Each method returns a `Call`; many calls travel in one pipeline: `await store.send([kernel.commit(a), kernel.commit(b)])`.
+`now` is the shard clock in ms for tests; None asks the server.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from streamflow.pure.record import OPEN, Header, Status
+from streamflow.pure.sharding import Partition
+from streamflow.store.connection import Call
+from streamflow.store.keys import NamespaceKeys, ShardKeys
+
+SCHEMA = 1
+"""Version of keys, records and scripts; a namespace of another version is refused."""
+
+
+class Answer(enum.StrEnum):
+    OK = "OK"
+    DUP = "DUP"
+    CONFLICT = "CONFLICT"
+    FENCED = "FENCED"
+    STALE = "STALE"
+
+
+class Start(msgspec.Struct):
+    run_id: str
+    workflow: str
+    tenant: str
+    body: bytes
+
+
+class Message(msgspec.Struct):
+    """`kind`: signal or cancel."""
+
+    kind: str
+    run_id: str
+    body: bytes
+
+
+class Delivery(msgspec.Struct):
+    """A message from a shard's outbox. `number` is `<epoch>-<n>`; workflow, tenant and parent are for starts."""
+
+    number: str
+    kind: str
+    run_id: str
+    body: bytes
+    workflow: str = ""
+    tenant: str = ""
+    parent: str = ""
+
+
+class Taken(msgspec.Struct):
+    """`token`: ours when `answer` is OK, else the present owner's (`holder`)."""
+
+    answer: Answer
+    token: str
+    clock: int
+    holder: str
+
+
+class Fired(msgspec.Struct):
+    """`next`: ms when the next run is due, None when nothing waits."""
+
+    answer: Answer
+    clock: int
+    next: int | None
+    due: list[str]
+
+
+class Committed(msgspec.Struct):
+    """`entry`: id of the log entry, empty when there was nothing to log; `conflicts`: run ids."""
+
+    answer: Answer
+    clock: int
+    entry: str
+    conflicts: list[str]
+
+
+class Folded(msgspec.Struct):
+    answer: Answer
+    entries: int
+
+
+class RunWrite(msgspec.Struct, array_like=True):
+    """`state` empty: unchanged."""
+
+    run_id: str
+    expected: bytes
+    header: bytes
+    state: bytes
+    transition: bytes
+
+
+class Send(msgspec.Struct, array_like=True):
+    number: str
+    target: int
+    kind: str
+    run_id: str
+    body: bytes
+
+
+class Poison(msgspec.Struct, array_like=True):
+    """`event`: the encoded transition with `MessageQuarantined` for the log."""
+
+    message_id: str
+    run_id: str
+    reason: str
+    event: bytes
+    body: bytes
+
+
+class Batch(msgspec.Struct):
+    """All that one commit of one shard does. Moves: (run id, from key, to key, score), an empty key for none."""
+
+    commit: str
+    runs: list[RunWrite] = msgspec.field(default_factory=list[RunWrite])
+    acks: list[str] = msgspec.field(default_factory=list[str])
+    plans: list[tuple[str, int | None]] = msgspec.field(default_factory=list[tuple[str, int | None]])
+    moves: list[tuple[str, str, str, int]] = msgspec.field(default_factory=list[tuple[str, str, str, int]])
+    sends: list[Send] = msgspec.field(default_factory=list[Send])
+    sent: list[str] = msgspec.field(default_factory=list[str])
+    poisons: list[Poison] = msgspec.field(default_factory=list[Poison])
+    news: bytes = b""
+
+
+class Kernel:
+    """The verbs of one namespace."""
+
+    def __init__(self, keys: NamespaceKeys) -> None:
+        self.keys = keys
+
+    # --- the way in ---------------------------------------------------------------------------------------------------
+
+    def start(self, shard: int, starts: Sequence[Start], now: int | None = None) -> Call[list[bytes]]:
+        """Answers for each run: empty (created) or the header of the run that has the id."""
+        keys = self.keys.shard(shard)
+        names = [keys.owner, keys.inbox]
+        args: list[Any] = [_time(now)]
+        for start in starts:
+            names += self._listing_keys(keys, start.run_id, Status.RUNNING, start.workflow, start.tenant)
+            args += (start.run_id, start.workflow, start.tenant, start.body)
+        return Call("start", names, args)
+
+    def post(
+        self, shard: int, source: str, number: int, messages: Sequence[Message], now: int | None = None
+    ) -> Call[str]:
+        """Answers with a letter for each message: a (accepted), e (the run has ended), m (no such run)."""
+        keys = self.keys.shard(shard)
+        names = [keys.seen, keys.inbox, keys.owner]
+        args: list[Any] = [source, number, _time(now)]
+        for message in messages:
+            names.append(keys.run(message.run_id))
+            args += (message.kind, message.run_id, message.body)
+        return Call("post", names, args, bytes.decode)
+
+    def complete(self, shard: int, run_id: str, body: bytes) -> Call[str]:
+        """Answers a (accepted), e (the run has ended) or m (no such run)."""
+        keys = self.keys.shard(shard)
+        return Call("complete", [keys.inbox, keys.run(run_id)], [run_id, body], bytes.decode)
+
+    def deliver(
+        self, shard: int, source: int, deliveries: Sequence[Delivery], now: int | None = None
+    ) -> Call[str]:
+        """Answers with the last number that is accepted from the source shard."""
+        keys = self.keys.shard(shard)
+        names = [keys.seen, keys.inbox, keys.owner]
+        args: list[Any] = [f"shard:{source}", _time(now)]
+        for one in deliveries:
+            names += self._listing_keys(keys, one.run_id, Status.RUNNING, one.workflow, one.tenant)
+            args += (one.number, one.kind, one.run_id, one.workflow, one.tenant, one.parent, one.body)
+        return Call("deliver", names, args, bytes.decode)
+
+    def peek(self, shard: int, run_ids: Sequence[str]) -> Call[list[tuple[bytes, bytes]]]:
+        """Answers for each run: header (empty when there is none) and last transition (empty while it is open)."""
+        keys = self.keys.shard(shard)
+        return Call("peek", [keys.run(run_id) for run_id in run_ids], [], _pairs)
+
+    # --- ownership ----------------------------------------------------------------------------------------------------
+
+    def take(
+        self, shard: int, expected: str, nonce: str, holder: str, group: str, now: int | None = None
+    ) -> Call[Taken]:
+        keys = self.keys.shard(shard)
+        return Call("take", [keys.owner, keys.inbox], [expected, nonce, holder, group, _time(now)], _taken)
+
+    def release(self, shard: int, token: str) -> Call[Answer]:
+        return Call("release", [self.keys.shard(shard).owner], [token], lambda reply: Answer(reply[0].decode()))
+
+    # --- the owner's work ---------------------------------------------------------------------------------------------
+
+    def fire(self, shard: int, token: str, limit: int, now: int | None = None) -> Call[Fired]:
+        keys = self.keys.shard(shard)
+        return Call("fire", [keys.owner, keys.agenda], [token, _time(now), limit], _fired)
+
+    def commit(self, shard: int, token: str, group: str, batch: Batch, now: int | None = None) -> Call[Committed]:
+        keys = self.keys.shard(shard)
+        indexes: dict[str, int] = {"": 0}
+        move_args: list[Any] = []
+        for run_id, source, target, score in batch.moves:
+            move_args += (
+                run_id,
+                indexes.setdefault(source, len(indexes)),
+                indexes.setdefault(target, len(indexes)),
+                score,
+            )
+        del indexes[""]
+        names = [keys.owner, keys.inbox, keys.log, keys.agenda, keys.outbox, keys.poison, *indexes]
+        args: list[Any] = [
+            token,
+            batch.commit,
+            _time(now),
+            group,
+            keys.done,
+            batch.news,
+            len(indexes),
+            len(batch.acks),
+            len(batch.plans),
+            len(batch.moves),
+            len(batch.sends),
+            len(batch.sent),
+            len(batch.poisons),
+        ]
+        prefix = keys.run_prefix
+        for run in batch.runs:
+            names.append(prefix + run.run_id)
+            args += (run.run_id, run.expected, run.header, run.state, run.transition)
+        args += batch.acks
+        for run_id, due in batch.plans:
+            args += (run_id, "" if due is None else due)
+        args += move_args
+        for send in batch.sends:
+            args += (send.number, send.target, send.kind, send.run_id, send.body)
+        args += batch.sent
+        for poison in batch.poisons:
+            args += (poison.message_id, poison.run_id, poison.reason, poison.event, poison.body)
+        return Call("commit", names, args, _committed)
+
+    def forget(self, shard: int, runs: Sequence[tuple[str, Header]]) -> Call[int]:
+        """Answers with the number of runs deleted. Open runs and runs whose header has changed stay."""
+        keys = self.keys.shard(shard)
+        names: list[str] = []
+        args: list[Any] = []
+        for run_id, header in runs:
+            names += self._listing_keys(keys, run_id, header.status, header.workflow, header.tenant)
+            args += (run_id, header.encode())
+        return Call("forget", names, args)
+
+    def fold(
+        self,
+        shard: int,
+        token: str,
+        offset: str,
+        partial: bytes,
+        keep: int,
+        workflows: Iterable[str],
+        oldest: int = 10,
+    ) -> Call[Folded]:
+        keys = self.keys.shard(shard)
+        names = list(workflows)
+        listings = [keys.index(Status.RUNNING, name) for name in names]
+        return Call(
+            "fold",
+            [keys.owner, keys.views, keys.log, *listings],
+            [token, offset, partial, keep, oldest, *names],
+            _folded,
+        )
+
+    # --- the namespace ------------------------------------------------------------------------------------------------
+
+    def beat(self, member: str, beat: bytes, dead: Iterable[tuple[str, bytes]] = ()) -> Call[dict[str, bytes]]:
+        """Answers with the beats of all members. An empty `beat` takes the member off."""
+        args: list[Any] = [member, beat]
+        for name, last in dead:
+            args += (name, last)
+        return Call("beat", [self.keys.members], args, _mapping)
+
+    def found(self, shards: int, partition: Partition) -> Call[tuple[int, Partition, int]]:
+        """Answers with shards, partition and schema as they are stored."""
+        return Call(
+            "found",
+            [self.keys.meta],
+            [shards, str(partition), SCHEMA],
+            lambda reply: (int(reply[0]), Partition(reply[1].decode()), int(reply[2])),
+        )
+
+    @staticmethod
+    def _listing_keys(keys: ShardKeys, run_id: str, status: str, workflow: str, tenant: str) -> tuple[str, str, str]:
+        return (
+            keys.run(run_id),
+            keys.index(listed_under(status), workflow),
+            keys.tenant(tenant or "-"),
+        )
+
+
+def listed_under(status: str) -> str:
+    """The status whose listing has a run of this status."""
+    return Status.RUNNING if status == Status.PENDING else status
+
+
+def is_ended(header: bytes) -> bool:
+    return header.partition(b" ")[0].decode() not in OPEN
+
+
+def _time(now: int | None) -> int | str:
+    return "" if now is None else now
+
+
+def _pairs(reply: list[bytes]) -> list[tuple[bytes, bytes]]:
+    return list(zip(reply[::2], reply[1::2], strict=True))
+
+
+def _mapping(reply: list[bytes]) -> dict[str, bytes]:
+    return {name.decode(): value for name, value in _pairs(reply)}
+
+
+def _taken(reply: list[bytes]) -> Taken:
+    if reply[0] == b"OK":
+        return Taken(Answer.OK, reply[1].decode(), int(reply[2]), "")
+    return Taken(Answer(reply[0].decode()), reply[1].decode(), 0, reply[2].decode())
+
+
+def _fired(reply: list[bytes]) -> Fired:
+    if reply[0] != b"OK":
+        return Fired(Answer(reply[0].decode()), 0, None, [])
+    # Scores come back as the text of a double; a due time is whole ms.
+    upcoming = int(float(reply[2])) if reply[2] else None
+    return Fired(Answer.OK, int(reply[1]), upcoming, [run_id.decode() for run_id in reply[3:]])
+
+
+def _committed(reply: list[bytes]) -> Committed:
+    answer = Answer(reply[0].decode())
+    if answer is Answer.OK or answer is Answer.DUP:
+        return Committed(answer, int(reply[1]), reply[2].decode(), [])
+    return Committed(answer, 0, "", [item.decode() for item in reply[1:]])
+
+
+def _folded(reply: list[Any]) -> Folded:
+    answer = Answer(reply[0].decode())
+    return Folded(answer, int(reply[1]) if answer is Answer.OK else 0)

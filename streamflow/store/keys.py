@@ -1,0 +1,74 @@
+"""The only module that names keys.
+
+Every key of a shard has the hash tag `{<ns>.<shard>}`, so a script's keys share one slot; what belongs to the whole
+namespace has the tag `{<ns>}`. Must not: talk to the server. Called by: kernel, connection, client, owner, CLI.
+"""
+
+from __future__ import annotations
+
+
+class ShardKeys:
+    """The keys of one shard. The fixed ones are attributes, made once; the others are methods."""
+
+    __slots__ = ("agenda", "done", "inbox", "log", "number", "outbox", "owner", "poison", "prefix", "run_prefix", "seen", "views")
+
+    def __init__(self, namespace: str, number: int) -> None:
+        self.number = number
+        prefix = f"sf:{{{namespace}.{number}}}:"
+        self.prefix = prefix
+        self.run_prefix = f"{prefix}run:"
+        self.inbox = f"{prefix}inbox"
+        """Stream: messages that wait to be reduced."""
+        self.log = f"{prefix}log"
+        """Stream: one entry a commit; its fields are run ids, its values transitions."""
+        self.agenda = f"{prefix}agenda"
+        """Sorted set of run ids: score -1 while steps run at the owner, else the ms when the run is due."""
+        self.outbox = f"{prefix}outbox"
+        """Stream: messages for other shards; its ids are `<epoch>-<number>`."""
+        self.owner = f"{prefix}owner"
+        """Hash: token, holder, group, clock, and of the last commit: commit (id), committed (clock), log (entry)."""
+        self.seen = f"{prefix}seen"
+        """Hash: source (shard or client) -> last accepted number."""
+        self.poison = f"{prefix}poison"
+        """Stream: messages that nothing could be made of, with the reason."""
+        self.views = f"{prefix}views"
+        """Hash: offset, partial, base_offset, base, base_entries (log entries when base was made), oldest."""
+        self.done = f"{prefix}done"
+        """Sharded pub/sub channel (no key): outcomes of runs, as they are committed."""
+
+    def run(self, run_id: str) -> str:
+        """List: header, state, transitions."""
+        return self.run_prefix + run_id
+
+    def index(self, status: str, workflow: str) -> str:
+        """Sorted set of run ids by the ms of their last change of status. Pending runs are under `running`."""
+        return f"{self.prefix}index:{status}:{workflow}"
+
+    def tenant(self, tenant: str) -> str:
+        """Sorted set of a tenant's run ids by start, whatever their status. Runs without a tenant have none."""
+        return f"{self.prefix}index:tenant:{tenant}"
+
+
+class NamespaceKeys:
+    """The keys of a whole namespace, and its shards' (made when first asked for)."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self.prefix = f"sf:{{{namespace}}}:"
+        self.meta = f"{self.prefix}meta"
+        """Hash: shards, partition, created, schema."""
+        self.members = f"{self.prefix}members"
+        """Hash: member id -> its last beat, JSON."""
+        self.workflows = f"{self.prefix}workflows"
+        """Hash: workflow name -> what its app registered, JSON."""
+        self._shards: dict[int, ShardKeys] = {}
+
+    def view(self, name: str) -> str:
+        """String: a merged view, JSON."""
+        return f"{self.prefix}view:{name}"
+
+    def shard(self, number: int) -> ShardKeys:
+        keys = self._shards.get(number)
+        if keys is None:
+            keys = self._shards[number] = ShardKeys(self.namespace, number)
+        return keys

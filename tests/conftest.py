@@ -1,0 +1,62 @@
+"""What all tests share: one server for the whole session, a namespace for each test, and the way to empty it.
+
+Async tests run on asyncio through anyio's pytest plugin: mark a module with `pytestmark = pytest.mark.anyio`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+from redis.asyncio import Redis
+
+from streamflow.edges.embedded import EmbeddedServer
+
+REDIS_SERVER = shutil.which("redis-server")
+"""Parametrise with `redis_server` only where this is set: a test that can't run isn't made, rather than skipped."""
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def embedded_server() -> Iterator[EmbeddedServer]:
+    """The Valkey from the wheel, in memory. Shared: a test that stops or reconfigures a server starts its own."""
+    yield from _serve(None)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[EmbeddedServer]:
+    """The `redis-server` on PATH, in memory."""
+    assert REDIS_SERVER is not None, "ask for this fixture only where conftest.REDIS_SERVER is set"
+    yield from _serve(Path(REDIS_SERVER))
+
+
+def _serve(binary: Path | None) -> Iterator[EmbeddedServer]:
+    # In a thread with its own event loop, because the loops of the tests come and go.
+    server = EmbeddedServer(memory=True, binary=binary)
+    with start_blocking_portal("asyncio") as portal, portal.wrap_async_context_manager(server):
+        yield server
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A name that no other test uses, on whatever server."""
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+async def clean_keys(url: str, namespace: str) -> list[str]:
+    """Delete every key of the namespace and return their names, sorted."""
+    async with Redis.from_url(url, decode_responses=True) as redis:
+        keys: list[str] = []
+        for pattern in (f"sf:{{{namespace}}}:*", f"sf:{{{namespace}.*}}:*"):
+            keys += [key async for key in redis.scan_iter(match=pattern, count=1000)]
+        if keys:
+            await redis.delete(*keys)
+    return sorted(keys)

@@ -1,0 +1,77 @@
+"""The servers that every kernel test runs on, and the check that it leaves only keys that we know.
+
+`shard` is one shard on fakeredis, on the Valkey from the wheel, and on `redis-server` where there is one; `real_shard`
+leaves out fakeredis, for what only a server can show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from fakeredis import FakeAsyncRedis
+from tests.conftest import REDIS_SERVER
+from tests.kernel.support import Shard
+
+from streamflow.edges.embedded import EmbeddedServer
+from streamflow.store.connection import Store
+from streamflow.store.scripts import load_scripts
+
+REAL = ["valkey", *(["redis"] if REDIS_SERVER else [])]
+
+
+@pytest.fixture(params=["fakeredis", *REAL])
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=REAL)
+def server(request: pytest.FixtureRequest) -> EmbeddedServer:
+    """A real server, which other tests use too."""
+    return request.getfixturevalue("embedded_server" if request.param == "valkey" else "redis_server")
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest, backend: str) -> str:
+    """Empty for fakeredis."""
+    if backend == "fakeredis":
+        return ""
+    return request.getfixturevalue("embedded_server" if backend == "valkey" else "redis_server").url
+
+
+def fake_store() -> Store:
+    """A store on a server of its own in this process."""
+    scripts = {name: script.for_fake() for name, script in load_scripts().items()}
+    return Store("redis://fake", client=FakeAsyncRedis(version=(7,)), scripts=scripts)
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    store = Store(url) if url else fake_store()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def shard(store: Store, namespace: str) -> AsyncIterator[Shard]:
+    shard = Shard(store, namespace)
+    yield shard
+    await leave_clean(shard)
+
+
+@pytest.fixture
+async def real_shard(server: EmbeddedServer, namespace: str) -> AsyncIterator[Shard]:
+    store = Store(server.url)
+    shard = Shard(store, namespace)
+    yield shard
+    await leave_clean(shard)
+    await store.close()
+
+
+async def leave_clean(shard: Shard) -> None:
+    try:
+        await shard.assert_only_known_keys()
+    finally:
+        names = await shard.key_names()
+        if names:
+            await shard.plain("DEL", *names)

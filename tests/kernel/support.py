@@ -1,0 +1,236 @@
+"""What kernel tests share: one shard to speak to, the dump that proves "nothing changed", and shapes of runs.
+
+Owns: no test. `Shard` sends calls to shard 0 of the test's namespace; all it reads, it reads with plain commands.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio
+
+from streamflow.pure.events import SignalReceived, encode_transition
+from streamflow.pure.record import LISTED, Header, decode_header
+from streamflow.store.connection import Call, Store
+from streamflow.store.kernel import Answer, Batch, Committed, Kernel, RunWrite, Start, Taken
+from streamflow.store.keys import NamespaceKeys
+
+T = TypeVar("T")
+
+NOW = 1_700_000_000_000
+"""A clock long before the server's, so that only an override can have brought it."""
+
+FUTURE = 4_000_000_000_000
+"""A clock long after the server's: the server's time must not turn it back."""
+
+NOTE = encode_transition(NOW, [SignalReceived("note", b"\xc0")])
+"""A transition, for tests that don't look inside."""
+
+
+class Shard:
+    """Shard 0 of a namespace of the test's own."""
+
+    def __init__(self, store: Store, namespace: str) -> None:
+        self.store = store
+        self.namespace = NamespaceKeys(namespace)
+        self.kernel = Kernel(self.namespace)
+        self.keys = self.namespace.shard(0)
+        self.planted: set[str] = set()
+        self.token = ""
+        self.group = ""
+        self._commits = 0
+
+    # --- to the server ------------------------------------------------------------------------------------------------
+
+    async def do(self, call: Call[T]) -> T:
+        return await self.store.one(call)
+
+    async def plain(self, *words: Any) -> Any:
+        return await self.store.one(Call.plain(*words))
+
+    async def try_(self, call: Call[Any]) -> Any:
+        """The answer, or the error in its place."""
+        return (await self.store.send([call]))[0]
+
+    async def start(self, *run_ids: str, now: int = NOW, tenant: str = "", workflow: str = "flow") -> list[bytes]:
+        starts = [Start(run_id, workflow, tenant, b"input of " + run_id.encode()) for run_id in run_ids]
+        return await self.do(self.kernel.start(0, starts, now))
+
+    async def take(self, nonce: str = "one", now: int = NOW) -> Taken:
+        """Take the shard from whoever has it; later commits use the token."""
+        expected = (await self.plain("HGET", self.keys.owner, "token") or b"").decode()
+        taken = await self.do(self.kernel.take(0, expected, nonce, f"member-{nonce}", f"group-{nonce}", now))
+        assert taken.answer is Answer.OK
+        self.token, self.group = taken.token, f"group-{nonce}"
+        return taken
+
+    def commit(self, batch: Batch, now: int = NOW) -> Call[Committed]:
+        return self.kernel.commit(0, self.token, self.group, batch, now)
+
+    def commit_id(self) -> str:
+        self._commits += 1
+        return f"c{self._commits}"
+
+    async def advance(self, run_id: str, status: str = "running", now: int = NOW, **batch: Any) -> Committed:
+        """Commit one more transition of a run."""
+        write = await self.write_of(run_id, status)
+        committed = await self.do(self.commit(Batch(self.commit_id(), runs=[write], **batch), now))
+        assert committed.answer is Answer.OK
+        return committed
+
+    async def write_of(self, run_id: str, status: str = "running", state: bytes = b"") -> RunWrite:
+        expected = await self.header(run_id)
+        return RunWrite(run_id, expected, next_header(expected, status, self.commit_id()), state, NOTE)
+
+    # --- what is there ------------------------------------------------------------------------------------------------
+
+    async def header(self, run_id: str) -> bytes:
+        return await self.plain("LINDEX", self.keys.run(run_id), 0)
+
+    async def record(self, run_id: str) -> list[bytes]:
+        return await self.plain("LRANGE", self.keys.run(run_id), 0, -1)
+
+    async def listed(self, key: str) -> dict[str, int]:
+        reply = await self.plain("ZRANGE", key, 0, -1, "WITHSCORES")
+        if reply and isinstance(reply[0], bytes):
+            reply = list(zip(reply[::2], reply[1::2], strict=True))
+        return {member.decode(): int(float(score)) for member, score in reply}
+
+    async def stream(self, key: str) -> list[tuple[str, dict[str, bytes]]]:
+        entries: list[Any] = await self.plain("XRANGE", key, "-", "+")
+        return [
+            (entry_id.decode(), {name.decode(): value for name, value in fields.items()})
+            for entry_id, fields in entries
+        ]
+
+    async def groups(self, key: str) -> list[str]:
+        """Names of the stream's consumer groups."""
+        groups: list[Any] = await self.plain("XINFO", "GROUPS", key)
+        named = [group if isinstance(group, dict) else dict(zip(group[::2], group[1::2], strict=True)) for group in groups]
+        return [group[b"name"].decode() for group in named]
+
+    async def read(self, group: str) -> list[tuple[str, dict[str, bytes]]]:
+        """What `>` gives to the group: from then on it is pending there."""
+        reply: Any = await self.plain("XREADGROUP", "GROUP", group, "me", "STREAMS", self.keys.inbox, ">")
+        return [
+            (entry_id.decode(), {name.decode(): value for name, value in fields.items()})
+            for _, entries in reply or []
+            for entry_id, fields in entries
+        ]
+
+    async def pending(self, group: str) -> int:
+        summary: Any = await self.plain("XPENDING", self.keys.inbox, group)
+        return summary["pending"] if isinstance(summary, dict) else summary[0]
+
+    async def inbox(self) -> list[dict[str, bytes]]:
+        return [fields for _, fields in await self.stream(self.keys.inbox)]
+
+    async def owner(self) -> dict[str, str]:
+        fields: dict[bytes, bytes] = await self.plain("HGETALL", self.keys.owner)
+        return {name.decode(): value.decode() for name, value in fields.items()}
+
+    async def key_names(self) -> list[str]:
+        names: set[bytes] = set()
+        for pattern in (f"sf:{{{self.namespace.namespace}}}:*", f"sf:{{{self.namespace.namespace}.*}}:*"):
+            cursor: Any = 0
+            while True:
+                cursor, some = await self.plain("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+                names.update(some)
+                if int(cursor) == 0:
+                    break
+        return sorted(name.decode() for name in names)
+
+    async def type_of(self, key: str) -> str:
+        kind = await self.plain("TYPE", key)
+        return kind.decode() if isinstance(kind, bytes) else kind
+
+    async def dump(self) -> dict[str, Any]:
+        """Every key of the namespace with all that is in it, consumer groups included."""
+        return {key: await self._value(key) for key in await self.key_names()}
+
+    async def _value(self, key: str) -> Any:
+        match await self.type_of(key):
+            case "stream":
+                return (
+                    await self.plain("XRANGE", key, "-", "+"),
+                    await self.plain("XINFO", "GROUPS", key),
+                )
+            case "hash":
+                return await self.plain("HGETALL", key)
+            case "zset":
+                return await self.plain("ZRANGE", key, 0, -1, "WITHSCORES")
+            case "list":
+                return await self.plain("LRANGE", key, 0, -1)
+            case _:
+                return await self.plain("GET", key)
+
+    # --- behaviours that every verb has -------------------------------------------------------------------------------
+
+    async def assert_changes_nothing(self, call: Call[T]) -> T:
+        before = await self.dump()
+        answer = await self.try_(call)
+        assert await self.dump() == before
+        return answer
+
+    async def assert_wrong_types_leave_nothing_half_written(self, call: Call[Any]) -> None:
+        """Send the call once for each of its keys, with a string in that key's place."""
+        for key in dict.fromkeys(call.keys):
+            existed = await self.plain("EXISTS", key)
+            if existed:
+                await self.plain("RENAME", key, f"{key}~aside")
+            self.planted.add(key)
+            await self.plain("SET", key, "a string")
+            answer = await self.assert_changes_nothing(call)
+            if not (isinstance(answer, Committed) and answer.answer is Answer.CONFLICT):
+                assert isinstance(answer, Exception), f"{key} as a string: {answer}"
+                assert "WRONGTYPE" in str(answer)
+            await self.plain("DEL", key)
+            if existed:
+                await self.plain("RENAME", f"{key}~aside", key)
+
+    async def assert_only_known_keys(self) -> None:
+        """Each key is one that `keys.py` names, of the type it has there, and none waits for a TTL."""
+        known = known_keys(self.namespace)
+        for key in await self.key_names():
+            kind = next((kind for pattern, kind in known if pattern.fullmatch(key)), None)
+            assert kind, f"{key} is no key of ours"
+            if key not in self.planted:
+                assert await self.type_of(key) == kind, key
+            assert await self.plain("TTL", key) == -1, key
+
+
+def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
+    """Patterns of all permanent keys, with their types."""
+    shard = rf"sf:\{{{keys.namespace}\.\d+\}}:"
+    name = r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]*"
+    patterns = {
+        rf"{shard}(inbox|log|outbox|poison)": "stream",
+        rf"{shard}(owner|seen|views)": "hash",
+        rf"{shard}agenda": "zset",
+        rf"{shard}run:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "list",
+        rf"{shard}index:({'|'.join(LISTED)}):{name}": "zset",
+        rf"{shard}index:tenant:{name}": "zset",
+        rf"{re.escape(keys.prefix)}(meta|members|workflows)": "hash",
+        rf"{re.escape(keys.prefix)}view:{name}": "string",
+    }
+    return [(re.compile(pattern), kind) for pattern, kind in patterns.items()]
+
+
+def next_header(header: bytes, status: str, commit: str) -> bytes:
+    """The header after one more transition."""
+    old = decode_header(header)
+    ended = 0 if status in ("pending", "running", "stuck") else NOW
+    return Header(
+        status, old.version + 1, commit, old.created, ended, old.workflow, old.tenant, old.parent
+    ).encode()
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 5.0) -> None:
+    """For what only the server knows, such as a client that is blocked: ask again until it is so."""
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        await anyio.lowlevel.checkpoint()

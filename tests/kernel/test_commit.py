@@ -1,0 +1,356 @@
+"""commit: one batch of transitions, for many runs at once, all or nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import anyio
+import pytest
+from tests.kernel.support import FUTURE, NOTE, NOW, Shard, next_header
+
+from streamflow.pure.errors import StoreError
+from streamflow.pure.record import decode_header
+from streamflow.store.connection import Call
+from streamflow.store.kernel import Answer, Batch, Poison, RunWrite, Send
+
+pytestmark = pytest.mark.anyio
+
+
+async def full_batch(shard: Shard, commit: str = "full") -> Batch:
+    """A batch in which every part has something to do. Needs the runs r1 and r2, and an inbox that was read."""
+    (first, _), (second, _), (third, _), *_ = await shard.stream(shard.keys.inbox)
+    outbox = await shard.stream(shard.keys.outbox)
+    keys = shard.keys
+    return Batch(
+        commit,
+        runs=[await shard.write_of("r1", "running"), await shard.write_of("r2", "completed")],
+        acks=[first, second],
+        plans=[("r1", NOW + 500), ("r2", None)],
+        moves=[("r2", keys.index("running", "flow"), keys.index("completed", "flow"), NOW + 1)],
+        sends=[Send("7-1", 3, "signal", "elsewhere", b"\x00one"), Send("7-2", 4, "start", "child", b"two")],
+        sent=[entry_id for entry_id, _ in outbox],
+        poisons=[Poison(third, "r3", "no such signal", b"event", b"\xffbody")],
+        news=b"news",
+    )
+
+
+async def prepared(shard: Shard) -> Batch:
+    """A shard with an owner, three runs whose starts have been read, one message in the outbox, and a full batch."""
+    await shard.take()
+    await shard.start("r1", "r2", "r3")
+    await shard.read(shard.group)
+    before = Batch("before", plans=[("r2", -1)], sends=[Send("6-1", 1, "signal", "x", b"old")])
+    assert (await shard.do(shard.commit(before))).answer is Answer.OK
+    return await full_batch(shard)
+
+
+# --- what a commit does -----------------------------------------------------------------------------------------------
+
+
+async def test_every_part_of_a_batch_is_written(shard: Shard) -> None:
+    batch = await prepared(shard)
+    committed = await shard.do(shard.commit(batch, NOW + 1))
+    assert (committed.answer, committed.clock) == (Answer.OK, NOW + 1)
+
+    keys = shard.keys
+    assert [await shard.record(run) for run in ("r1", "r2")] == [[run.header, b"", NOTE] for run in batch.runs]
+    assert len(await shard.record("r3")) == 2
+    assert await shard.stream(keys.log) == [(committed.entry, {"r3": b"event", "r1": NOTE, "r2": NOTE})]
+    assert await shard.inbox() == []
+    assert await shard.pending(shard.group) == 0
+    assert await shard.listed(keys.agenda) == {"r1": NOW + 500}
+    assert await shard.listed(keys.index("running", "flow")) == {"r1": NOW, "r3": NOW}
+    assert await shard.listed(keys.index("completed", "flow")) == {"r2": NOW + 1}
+    assert await shard.stream(keys.outbox) == [
+        ("7-1", {"target": b"3", "kind": b"signal", "run": b"elsewhere", "body": b"\x00one"}),
+        ("7-2", {"target": b"4", "kind": b"start", "run": b"child", "body": b"two"}),
+    ]
+    ((_, poison),) = await shard.stream(keys.poison)
+    assert poison == {"run": b"r3", "reason": b"no such signal", "body": b"\xffbody"}
+
+
+async def test_the_owner_record_keeps_the_commits_id_clock_and_log_entry(shard: Shard) -> None:
+    batch = await prepared(shard)
+    committed = await shard.do(shard.commit(batch, NOW + 1))
+    owner = await shard.owner()
+    assert (owner["commit"], owner["clock"], owner["log"]) == ("full", str(NOW + 1), committed.entry)
+    assert owner["token"] == shard.token
+
+
+async def test_a_commit_of_many_runs_is_one_log_entry(shard: Shard) -> None:
+    await shard.take()
+    runs = [f"r{number}" for number in range(100)]
+    await shard.start(*runs)
+    batch = Batch("many", runs=[await shard.write_of(run) for run in runs])
+    committed = await shard.do(shard.commit(batch))
+    ((entry, transitions),) = await shard.stream(shard.keys.log)
+    assert entry == committed.entry
+    assert list(transitions) == runs
+
+
+async def test_a_batch_beyond_what_lua_can_unpack_is_committed_whole(real_shard: Shard) -> None:
+    shard = real_shard
+    await shard.take()
+    runs = [f"r{number}" for number in range(4500)]
+    await shard.start(*runs)
+    headers = [header for header, _ in await shard.do(shard.kernel.peek(0, runs))]
+    writes = [RunWrite(r, h, next_header(h, "running", "big"), b"", NOTE) for r, h in zip(runs, headers, strict=True)]
+    committed = await shard.do(shard.commit(Batch("big", runs=writes)))
+    log = await shard.stream(shard.keys.log)
+    assert committed.entry == log[-1][0]
+    assert [run for _, transitions in log for run in transitions] == runs
+
+
+async def test_transitions_of_a_run_add_up_in_its_record(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1")
+    for _ in range(3):
+        await shard.advance("r1")
+    header, state, *transitions = await shard.record("r1")
+    assert (decode_header(header).version, state, transitions) == (3, b"", [NOTE] * 3)
+
+
+async def test_a_commit_without_runs_logs_nothing(shard: Shard) -> None:
+    await shard.take()
+    committed = await shard.do(shard.commit(Batch("empty", plans=[("r1", NOW)])))
+    assert (committed.answer, committed.entry) == (Answer.OK, "")
+    assert await shard.stream(shard.keys.log) == []
+
+
+async def test_a_plan_replaces_the_earlier_one_and_none_takes_the_run_off(shard: Shard) -> None:
+    await shard.take()
+    for plans, agenda in (
+        ([("r1", -1), ("r2", FUTURE)], {"r1": -1, "r2": FUTURE}),
+        ([("r1", NOW)], {"r1": NOW, "r2": FUTURE}),
+        ([("r1", None), ("never", None)], {"r2": FUTURE}),
+    ):
+        await shard.do(shard.commit(Batch(shard.commit_id(), plans=plans)))
+        assert await shard.listed(shard.keys.agenda) == agenda
+
+
+async def test_moves_take_a_run_from_one_listing_to_another_or_only_in_or_only_out(shard: Shard) -> None:
+    await shard.take()
+    running, stuck, tenant = shard.keys.index("running", "f"), shard.keys.index("stuck", "f"), shard.keys.tenant("acme")
+    for moves, listings in (
+        ([("r1", "", running, 1), ("r2", "", running, 2), ("r1", "", tenant, 3)], ({"r1": 1, "r2": 2}, {}, {"r1": 3})),
+        ([("r1", running, stuck, 4), ("r2", running, running, 5)], ({"r2": 5}, {"r1": 4}, {"r1": 3})),
+        ([("r1", stuck, "", 0), ("r1", tenant, "", 0)], ({"r2": 5}, {}, {})),
+    ):
+        await shard.do(shard.commit(Batch(shard.commit_id(), moves=moves)))
+        assert tuple([await shard.listed(key) for key in (running, stuck, tenant)]) == listings
+
+
+async def test_a_message_that_was_acknowledged_is_not_read_again(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1", "r2")
+    (first, _), _ = await shard.read(shard.group)
+    await shard.do(shard.commit(Batch("c", acks=[first])))
+    assert [message["run"] for message in await shard.inbox()] == [b"r2"]
+    assert await shard.pending(shard.group) == 1
+
+
+async def test_the_quarantine_keeps_about_its_newest_thousand(shard: Shard) -> None:
+    await shard.take()
+    poisons = [Poison("1-1", f"r{number}", "reason", b"event", b"") for number in range(1200)]
+    await shard.do(shard.commit(Batch("c", poisons=poisons)))
+    kept = await shard.stream(shard.keys.poison)
+    assert 1000 <= len(kept) < 1200
+    assert kept[-1][1]["run"] == b"r1199"
+
+
+async def test_the_outcome_news_is_published_once(real_shard: Shard) -> None:
+    shard = real_shard
+    await shard.take()
+    received: list[tuple[bytes, bytes]] = []
+    arrived = anyio.Event()
+
+    def on_message(channel: bytes, data: bytes) -> None:
+        received.append((channel, data))
+        if data == b"last":
+            arrived.set()
+
+    subscription = shard.store.subscribe(on_message, lambda: None)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(subscription.run)
+            await subscription.add(shard.keys.done)
+            first = shard.commit(Batch("one", news=b"first"))
+            await shard.do(first)
+            await shard.do(first)
+            await shard.do(shard.commit(Batch("quiet")))
+            await shard.do(shard.commit(Batch("two", news=b"last")))
+            await arrived.wait()
+            tasks.cancel_scope.cancel()
+    channel = shard.keys.done.encode()
+    assert received == [(channel, b"first"), (channel, b"last")]
+
+
+# --- reducers ---------------------------------------------------------------------------------------------------------
+
+
+async def advance_reducer(shard: Shard, count: int) -> list[bytes]:
+    """Commit `count` transitions with a state to `r1`; the last one's record."""
+    header = await shard.header("r1")
+    for number in range(count):
+        header, expected = next_header(header, "running", f"r{number}"), header
+        write = RunWrite("r1", expected, header, f"state {number}".encode(), f"transition {number}".encode())
+        assert (await shard.do(shard.commit(Batch(f"r{number}", runs=[write])))).answer is Answer.OK
+    return await shard.record("r1")
+
+
+async def test_a_reducers_state_is_replaced_by_each_commit(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1")
+    _, state, *transitions = await advance_reducer(shard, 3)
+    assert state == b"state 2"
+    assert transitions == [b"transition 0", b"transition 1", b"transition 2"]
+
+
+async def test_a_reducers_history_is_cut_to_its_newest_transitions_behind_header_and_state(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1")
+    assert len(await advance_reducer(shard, 400)) == 402
+    expected = await shard.header("r1")
+    write = RunWrite("r1", expected, next_header(expected, "running", "cut"), b"state 400", b"transition 400")
+    await shard.do(shard.commit(Batch("cut", runs=[write])))
+    header, state, *transitions = await shard.record("r1")
+    assert (header, state) == (write.header, b"state 400")
+    assert decode_header(header).version == 401
+    assert transitions == [f"transition {number}".encode() for number in range(201, 401)]
+    assert (await shard.advance("r1")).answer is Answer.OK
+
+
+async def test_a_workflows_history_is_never_cut(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1")
+    calls: list[Call[Any]] = []
+    header = await shard.header("r1")
+    for number in range(405):
+        header, expected = next_header(header, "running", f"w{number}"), header
+        calls.append(shard.commit(Batch(f"w{number}", runs=[RunWrite("r1", expected, header, b"", NOTE)])))
+    assert {answer.answer for answer in await shard.store.send(calls)} == {Answer.OK}
+    assert len(await shard.record("r1")) == 407
+
+
+# --- sent again -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_commit_that_is_sent_again_answers_the_same_facts_and_changes_nothing(shard: Shard) -> None:
+    commit = shard.commit(await prepared(shard), NOW + 1)
+    first = await shard.do(commit)
+    again = await shard.assert_changes_nothing(commit)
+    assert again.answer is Answer.DUP
+    assert (again.clock, again.entry) == (first.clock, first.entry)
+
+
+async def test_the_facts_stay_the_same_when_the_clock_has_moved_since(shard: Shard) -> None:
+    await shard.take()
+    commit = shard.commit(Batch("c"), NOW + 1)
+    assert (await shard.do(commit)).clock == NOW + 1
+    await shard.do(shard.kernel.fire(0, shard.token, 10, NOW + 1000))
+    assert (await shard.do(commit)).clock == NOW + 1
+
+
+async def test_only_the_last_commit_is_a_duplicate_an_older_one_is_a_conflict(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1")
+    older = shard.commit(Batch("older", runs=[await shard.write_of("r1")]))
+    await shard.do(older)
+    await shard.advance("r1")
+    answer = await shard.assert_changes_nothing(older)
+    assert (answer.answer, answer.conflicts) == (Answer.CONFLICT, ["r1"])
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_conflict_names_every_run_that_has_changed_and_writes_nothing(shard: Shard) -> None:
+    batch = await prepared(shard)
+    for run in ("r1", "r2"):
+        await shard.advance(run)
+    batch.runs.append(await shard.write_of("r3"))
+    batch.runs.append(RunWrite("missing", b"pending 0 - 1 0 flow - -", b"header", b"", NOTE))
+    answer = await shard.assert_changes_nothing(shard.commit(batch))
+    assert (answer.answer, answer.conflicts) == (Answer.CONFLICT, ["r1", "r2", "missing"])
+
+
+async def test_a_header_of_the_same_version_by_another_commit_is_a_conflict(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1")
+    start = await shard.header("r1")
+    await shard.advance("r1")
+    lookalike = next_header(start, "running", "another")
+    write = RunWrite("r1", lookalike, next_header(lookalike, "running", "next"), b"", NOTE)
+    answer = await shard.assert_changes_nothing(shard.commit(Batch("c", runs=[write])))
+    assert (answer.answer, answer.conflicts) == (Answer.CONFLICT, ["r1"])
+
+
+async def test_after_a_conflict_the_same_commit_id_can_still_be_used(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1")
+    write = await shard.write_of("r1")
+    wrong = RunWrite("r1", b"wrong", write.header, b"", NOTE)
+    assert (await shard.do(shard.commit(Batch("c", runs=[wrong])))).answer is Answer.CONFLICT
+    assert (await shard.do(shard.commit(Batch("c", runs=[write])))).answer is Answer.OK
+
+
+async def test_an_owner_that_slept_through_a_takeover_never_writes(shard: Shard) -> None:
+    batch = await prepared(shard)
+    paused = shard.commit(batch)
+    taken = await shard.take("two")
+    answer = await shard.assert_changes_nothing(paused)
+    assert (answer.answer, answer.conflicts) == (Answer.FENCED, [taken.token])
+
+
+async def test_a_stale_owner_is_fenced_even_with_a_commit_that_it_had_done(shard: Shard) -> None:
+    batch = await prepared(shard)
+    commit = shard.commit(batch)
+    assert (await shard.do(commit)).answer is Answer.OK
+    await shard.take("two")
+    assert (await shard.assert_changes_nothing(commit)).answer is Answer.FENCED
+
+
+async def test_an_owner_of_the_same_epoch_with_another_nonce_is_fenced(shard: Shard) -> None:
+    batch = await prepared(shard)
+    epoch = shard.token.partition(":")[0]
+    answer = await shard.assert_changes_nothing(shard.kernel.commit(0, f"{epoch}:zombie", shard.group, batch, NOW))
+    assert answer.answer is Answer.FENCED
+
+
+async def test_a_shard_that_nobody_took_fences_every_commit(shard: Shard) -> None:
+    answer = await shard.assert_changes_nothing(shard.kernel.commit(0, "1:x", "group", Batch("c"), NOW))
+    assert (answer.answer, answer.conflicts) == (Answer.FENCED, [""])
+
+
+async def test_an_outbox_number_that_is_not_new_refuses_the_commit_whole(shard: Shard) -> None:
+    batch = await prepared(shard)
+    batch.sends = [Send("6-1", 1, "signal", "x", b"again")]
+    answer = await shard.assert_changes_nothing(shard.commit(batch))
+    assert isinstance(answer, StoreError)
+
+
+async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
+    batch = await prepared(shard)
+    await shard.assert_wrong_types_leave_nothing_half_written(shard.commit(batch))
+
+
+async def test_after_a_refusal_the_repaired_shard_takes_the_same_commit(shard: Shard) -> None:
+    commit = shard.commit(await prepared(shard))
+    await shard.assert_wrong_types_leave_nothing_half_written(commit)
+    assert (await shard.do(commit)).answer is Answer.OK
+
+
+# --- the clock --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_clock_is_the_servers_and_never_goes_back(shard: Shard) -> None:
+    await shard.take()
+    before = int(time.time() * 1000)
+    real = await shard.do(shard.kernel.commit(0, shard.token, shard.group, Batch("real")))
+    assert before <= real.clock <= int(time.time() * 1000)
+    steps = [(FUTURE, FUTURE), (FUTURE + 1, FUTURE + 1), (NOW, FUTURE + 1), (None, FUTURE + 1)]
+    for number, (now, clock) in enumerate(steps):
+        committed = await shard.do(shard.kernel.commit(0, shard.token, shard.group, Batch(f"c{number}"), now))
+        assert committed.clock == clock
+        assert (await shard.owner())["clock"] == str(clock)

@@ -1,0 +1,189 @@
+"""Pipelining: many callers share few pipelines, and nobody suffers from a neighbour."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from streamflow.edges.batching import RUNS_PER_SCRIPT, Batcher, settled
+from streamflow.pure.errors import StoreError, StoreFull, StoreUnavailable
+from streamflow.store.connection import Call, Store
+from streamflow.store.kernel import Kernel, Message, Start
+from streamflow.store.keys import NamespaceKeys
+
+pytestmark = pytest.mark.anyio
+
+
+class FakeStore:
+    """Answers each call by `answer`; keeps the pipelines; holds them back while `gate` is closed."""
+
+    def __init__(self) -> None:
+        self.pipelines: list[list[Call[Any]]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def send(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        self.pipelines.append(list(calls))
+        await self.gate.wait()
+        return [self.answer(call) for call in calls]
+
+    def answer(self, call: Call[Any]) -> Any:
+        if call.script == "start":
+            return [b""] * ((len(call.keys) - 2) // 3)
+        if call.script == "peek":
+            return [(key.encode(), b"") for key in call.keys]
+        if call.script == "post":
+            return "a" * (len(call.keys) - 3)
+        return call.args[0]
+
+    @property
+    def scripts(self) -> list[str]:
+        return [call.script for pipeline in self.pipelines for call in pipeline]
+
+
+def batcher_on(store: FakeStore) -> Batcher:
+    return Batcher(cast("Store", store), Kernel(NamespaceKeys("test")))
+
+
+def start(name: str, body: bytes = b"\x90") -> Start:
+    return Start(name, "flow", "", body)
+
+
+async def test_calls_of_one_moment_travel_in_one_pipeline_grouped_by_shard() -> None:
+    store = FakeStore()
+    batcher = batcher_on(store)
+    starts = [batcher.start(number % 4, start(f"r{number}")) for number in range(100)]
+    peeks = [batcher.peek(number % 4, f"r{number}") for number in range(100)]
+    posts = [batcher.post(number % 4, Message("signal", f"r{number}", b"")) for number in range(100)]
+    await settled([*starts, *peeks, *posts])
+    assert len(store.pipelines) == 1
+    assert sorted(store.scripts) == ["peek"] * 4 + ["post"] * 4 + ["start"] * 4
+    assert peeks[7].result()[0].decode() == "sf:{test.3}:run:r7"
+
+
+async def test_a_lone_call_leaves_at_once() -> None:
+    store = FakeStore()
+    future = batcher_on(store).start(0, start("r"))
+    for _ in range(2):  # the turn in which it was called, and the one that makes the flight
+        await asyncio.sleep(0)
+    assert len(store.pipelines) == 1
+    assert await future == b""
+
+
+async def test_at_most_four_pipelines_are_on_their_way_and_the_rest_waits_for_one() -> None:
+    store = FakeStore()
+    store.gate.clear()
+    batcher = batcher_on(store)
+    futures: list[asyncio.Future[bytes]] = []
+    for number in range(50):
+        futures.append(batcher.start(0, start(f"r{number}")))
+        for _ in range(3):
+            await asyncio.sleep(0)
+    assert len(store.pipelines) == 4
+    store.gate.set()
+    await settled(futures)
+    assert len(store.pipelines) == 5
+
+
+async def test_a_script_gets_a_bounded_number_of_runs_and_bytes() -> None:
+    store = FakeStore()
+    batcher = batcher_on(store)
+    await settled([batcher.start(0, start(f"r{number}")) for number in range(2 * RUNS_PER_SCRIPT + 1)])
+    assert len(store.scripts) == 3
+    await settled([batcher.start(0, start(f"large{number}", bytes(600_000))) for number in range(3)])
+    assert len(store.scripts) == 6
+
+
+async def test_posts_to_a_shard_are_numbered_in_order_one_call_at_a_time() -> None:
+    store = FakeStore()
+    store.gate.clear()
+    batcher = batcher_on(store)
+    futures: list[asyncio.Future[str]] = []
+    for number in range(6):
+        futures.append(batcher.post(0, Message("signal", f"r{number}", b"")))
+        for _ in range(3):
+            await asyncio.sleep(0)
+    assert len(store.pipelines) == 1  # four could fly, but the shard's next post waits for its last one
+    store.gate.set()
+    assert await settled(futures) == ["a"] * 6
+    calls = [call for pipeline in store.pipelines for call in pipeline]
+    assert [call.args[1] for call in calls] == [1, 2]
+    assert len({call.args[0] for call in calls}) == 1
+    posted = [argument for call in calls for argument in call.args if str(argument).startswith("r")]
+    assert posted == [f"r{number}" for number in range(6)]
+
+
+async def test_a_refused_call_fails_only_its_own_callers() -> None:
+    class Refusing(FakeStore):
+        def answer(self, call: Call[Any]) -> Any:
+            return StoreFull("no memory") if call.script == "start" and ".1}" in call.keys[0] else super().answer(call)
+
+    batcher = batcher_on(Refusing())
+    answers = await settled([batcher.start(number % 2, start(f"r{number}")) for number in range(4)])
+    assert answers[0] == answers[2] == b""
+    assert isinstance(answers[1], StoreFull)
+    assert isinstance(answers[3], StoreFull)
+    assert answers[1] is not answers[3]  # or the tracebacks of all callers would pile up in one
+
+
+@pytest.mark.parametrize("verb", ["start", "peek", "post"])
+async def test_one_that_spoils_a_shared_call_is_parted_from_the_others(verb: str) -> None:
+    class Spoiled(FakeStore):
+        def answer(self, call: Call[Any]) -> Any:
+            return StoreError("WRONGTYPE") if any("bad" in key for key in call.keys) else super().answer(call)
+
+    store = Spoiled()
+    batcher = batcher_on(store)
+    names = ["a", "b", "bad", "c"]
+    if verb == "start":
+        answers: list[Any] = await settled([batcher.start(0, start(name)) for name in names])
+    elif verb == "peek":
+        answers = await settled([batcher.peek(0, name) for name in names])
+    else:
+        answers = await settled([batcher.post(0, Message("signal", name, b"")) for name in names])
+    assert [isinstance(answer, StoreError) for answer in answers] == [False, False, True, False]
+    assert len(store.scripts) == 5
+
+
+async def test_without_a_server_all_callers_hear_of_it() -> None:
+    class Gone(FakeStore):
+        async def send(self, calls: Sequence[Call[Any]]) -> list[Any]:
+            raise StoreUnavailable("no answer")
+
+    batcher = batcher_on(Gone())
+    answers = await settled([batcher.peek(number, "r") for number in range(3)])
+    assert [type(answer) for answer in answers] == [StoreUnavailable] * 3
+
+
+async def test_a_cancelled_caller_disturbs_nobody_and_is_not_sent_if_it_still_waited() -> None:
+    store = FakeStore()
+    batcher = batcher_on(store)
+    gone, stays = batcher.start(0, start("gone")), batcher.start(0, start("stays"))
+    gone.cancel()
+    assert await stays == b""
+    assert store.pipelines[0][0].args.count("gone") == 0
+
+    store.gate.clear()
+    flown, other = batcher.start(0, start("flown")), batcher.start(0, start("other"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    flown.cancel()
+    store.gate.set()
+    assert await other == b""
+
+
+async def test_closing_fails_what_waits_and_refuses_what_comes() -> None:
+    store = FakeStore()
+    store.gate.clear()
+    batcher = batcher_on(store)
+    flying = batcher.start(0, start("flying"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    queued = batcher.post(0, Message("signal", "queued", b""))
+    await batcher.close()
+    assert [type(answer) for answer in await settled([flying, queued])] == [StoreError, StoreError]  # type: ignore[list-item]
+    with pytest.raises(StoreError, match="closed"):
+        batcher.peek(0, "late")

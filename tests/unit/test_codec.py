@@ -1,0 +1,216 @@
+"""Payloads: what goes in comes out as the declared types say, and everything else is a clear error."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import decimal
+import enum
+import logging
+import uuid
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamflow.pure.codec import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    WARN_BYTES,
+    Parameters,
+    check_payload,
+    decode,
+    depth_exceeds,
+    encode,
+)
+from streamflow.pure.errors import PayloadInvalid, PayloadTooLarge
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+class Point(msgspec.Struct):
+    x: int
+    y: int = 0
+
+
+@dataclasses.dataclass
+class Box:
+    corner: Point
+    tags: list[str]
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "type_"),
+    [
+        (None, None),
+        (2**63, int),
+        (b"\0\xff", bytes),
+        ("é😀", str),
+        (Point(1, 2), Point),
+        (Box(Point(1), ["a"]), Box),
+        ({"a": [Point(1)]}, dict[str, list[Point]]),
+        ((1, "a"), tuple[int, str]),
+        (Color.RED, Color),
+        (uuid.UUID(int=7), uuid.UUID),
+        (decimal.Decimal("1.10"), decimal.Decimal),
+        (datetime.datetime(2024, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC), datetime.datetime),
+        (datetime.timedelta(seconds=1.5), datetime.timedelta),
+    ],
+)
+def test_a_typed_value_survives(value: object, type_: Any) -> None:
+    back = decode(encode(value, "value"), type_, "value")
+    assert back == value
+    assert type(back) is type(value)
+
+
+@pytest.mark.parametrize("value", [object(), lambda: None, 2**70, {object(): 1}])
+def test_what_has_no_encoding_is_refused_by_the_name_of_the_payload(value: object) -> None:
+    with pytest.raises(PayloadInvalid, match="the result of step fetch can't be encoded: "):
+        encode(value, "result of step fetch")
+
+
+def test_a_value_that_contains_itself_is_refused() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    with pytest.raises(PayloadInvalid, match="nested too deep"):
+        encode(circle, "value")
+
+
+def test_a_payload_above_the_limit_is_refused_with_size_and_limit() -> None:
+    with pytest.raises(PayloadTooLarge, match=r"the input has 2,097,153 bytes; the limit is 2,097,152\."):
+        check_payload(bytes(MAX_BYTES + 1), "input")
+    with pytest.raises(PayloadTooLarge):
+        encode(bytes(MAX_BYTES), "input")
+    encode(bytes(MAX_BYTES - 5), "input")  # five bytes say that it is bytes, and how many
+
+
+def test_a_large_payload_is_warned_about_once_it_passes_the_threshold(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="streamflow.codec"):
+        encode(bytes(WARN_BYTES - 5), "small one")
+        encode(bytes(WARN_BYTES), "large one")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the large one has 262,149 bytes")
+
+
+def test_nesting_is_allowed_up_to_the_limit() -> None:
+    assert decode(encode(nested(MAX_DEPTH), "value"), Any, "value") == nested(MAX_DEPTH)
+    with pytest.raises(PayloadInvalid, match="nested more than 64 levels deep"):
+        encode(nested(MAX_DEPTH + 1), "value")
+
+
+@given(st.integers(0, 12), st.integers(0, 12))
+def test_depth_is_that_of_the_deepest_branch(levels: int, limit: int) -> None:
+    payload = msgspec.msgpack.encode([0, {"shallow": 1}, {"deep": nested(levels)}])
+    assert depth_exceeds(payload, limit) == (levels + 2 > limit)
+
+
+def test_nesting_beyond_the_recursion_limit_is_too_deep_and_no_crash() -> None:
+    bomb = b"\x91" * 100_000 + b"\x01"
+    assert depth_exceeds(bomb, MAX_DEPTH)
+    with pytest.raises(PayloadInvalid):
+        decode(bomb, Any, "message")
+
+
+@given(st.binary(max_size=200), st.sampled_from([Any, int, str, Point, Box, list[Point], dict[str, Any]]))
+def test_garbage_is_a_payload_invalid_or_a_value_and_nothing_else(data: bytes, type_: Any) -> None:
+    with contextlib.suppress(PayloadInvalid):
+        decode(data, type_, "message")
+
+
+@pytest.mark.parametrize("data", [b"", b"\xa2\xff\xfe", b"\xc1", b"\x92\x01"])
+def test_each_kind_of_garbage_names_payload_and_type(data: bytes) -> None:
+    with pytest.raises(PayloadInvalid, match="the message is not a str: "):
+        decode(data, str, "message")
+
+
+def test_a_type_that_has_no_decoding_is_refused_when_it_is_declared() -> None:
+    with pytest.raises(PayloadInvalid, match="can't be used for a payload"):
+        Parameters(takes_two_structs, "step broken")
+
+
+def takes_two_structs(value: Point | Box) -> None: ...
+
+
+# Parameters
+
+
+def ship(order: int, to: Point, *, express: bool = False) -> Point: ...
+
+
+def ship_positionally(order: int, to: Point, express: bool = False) -> Point: ...
+
+
+def test_a_call_is_one_payload_however_it_is_written() -> None:
+    parameters = Parameters(ship_positionally, "step ship")
+    payload = parameters.encode((7, Point(1, 2)), {})
+    assert parameters.encode((7,), {"to": Point(1, 2), "express": False}) == payload
+    assert parameters.encode((), {"to": Point(1, 2), "order": 7}) == payload
+    assert parameters.decode(payload) == ((7, Point(1, 2), False), {})
+
+
+def test_keyword_only_parameters_stay_keywords() -> None:
+    parameters = Parameters(ship, "step ship")
+    payload = parameters.encode((7, Point(1, 2)), {"express": True})
+    assert parameters.decode(payload) == ((7, Point(1, 2)), {"express": True})
+
+
+def test_a_wrong_call_fails_like_the_function_itself() -> None:
+    parameters = Parameters(ship, "step ship")
+    with pytest.raises(TypeError, match="missing a required argument: 'to'"):
+        parameters.encode((7,), {})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'fast'"):
+        parameters.encode((7, Point(1)), {"fast": True})
+
+
+def test_a_payload_from_before_a_defaulted_parameter_was_added_still_fits() -> None:
+    def before(order: int, to: Point) -> Point: ...
+
+    old = Parameters(before, "step ship").encode((7, Point(1, 2)), {})
+    assert Parameters(ship_positionally, "step ship").decode(old) == ((7, Point(1, 2), False), {})
+    assert Parameters(ship, "step ship").decode(old) == ((7, Point(1, 2)), {"express": False})
+
+
+@pytest.mark.parametrize("given", [[], [7], ["seven", {"x": 1}], [7, {"x": 1}, False, 9], {"order": 7}, 7])
+def test_a_payload_that_does_not_fit_is_refused_with_the_parameters(given: object) -> None:
+    with pytest.raises(PayloadInvalid, match=r"the input of step ship"):
+        Parameters(ship, "step ship").decode(msgspec.msgpack.encode(given))
+
+
+def test_a_function_without_parameters_takes_an_empty_payload() -> None:
+    def nothing() -> None: ...
+
+    parameters = Parameters(nothing, "step nothing")
+    assert parameters.decode(parameters.encode((), {})) == ((), {})
+
+
+def test_results_are_decoded_by_the_return_annotation() -> None:
+    parameters = Parameters(ship, "step ship")
+    assert parameters.decode_result(encode(Point(3), "result")) == Point(3)
+    with pytest.raises(PayloadInvalid, match="the result of step ship is not a Point: "):
+        parameters.decode_result(encode("far away", "result"))
+
+
+def test_variadic_parameters_are_refused_for_they_have_no_names_to_record() -> None:
+    def many(*urls: str) -> None: ...
+
+    with pytest.raises(PayloadInvalid, match=r"step many declares \*urls: .*: name every parameter"):
+        Parameters(many, "step many")
+
+
+def test_an_annotation_that_can_not_be_resolved_is_refused_with_what_to_do() -> None:
+    def lost(value: Missing) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    with pytest.raises(PayloadInvalid, match=r"'Missing' is not defined\. Import the types at the top"):
+        Parameters(lost, "step lost")

@@ -1,0 +1,134 @@
+"""What an app registers, and what calling it means outside a workflow."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from streamflow.pure import operations
+from streamflow.pure.definitions import App
+from streamflow.pure.errors import InvalidName, UsageError
+from streamflow.pure.reducing import Decision, Event
+from streamflow.pure.retry import Retry
+
+
+def test_names_default_to_the_functions_and_can_be_given() -> None:
+    app = App()
+
+    @app.step
+    def parse(page: str) -> int:
+        return len(page)
+
+    @app.step(name="fetch.v2", timeout=3, queue="net", retry=Retry(attempts=2))
+    async def fetch(url: str) -> str:
+        return url
+
+    @app.workflow(name="other")
+    async def digest() -> None: ...
+
+    assert app.steps == {"parse": parse, "fetch.v2": fetch}
+    assert app.workflows == {"other": digest}
+    assert (fetch.timeout, fetch.queue, fetch.retry.attempts, fetch.is_async) == (3, "net", 2, True)
+    assert (parse.timeout, parse.queue, parse.retry, parse.is_async) == (None, None, Retry(), False)
+
+
+def test_outside_a_workflow_a_step_is_the_plain_function() -> None:
+    app = App()
+
+    @app.step
+    def parse(page: str) -> int:
+        return len(page)
+
+    @app.step
+    async def fetch(url: str) -> str:
+        return url * 2
+
+    assert parse("abc") == 3
+    assert asyncio.run(fetch("a")) == "aa"  # type: ignore[arg-type]
+
+
+def test_a_workflow_called_outside_says_what_to_do() -> None:
+    app = App()
+
+    @app.workflow
+    async def digest() -> None: ...
+
+    with pytest.raises(UsageError, match=r"client\.start\(digest.*digest\.function"):
+        digest()
+
+
+@pytest.mark.parametrize("call", [operations.now, operations.uuid4, operations.random, operations.info, operations.gather])
+def test_durable_calls_outside_a_workflow_are_usage_errors(call: object) -> None:
+    with pytest.raises(UsageError, match="inside a workflow only"):
+        call()  # type: ignore[operator]
+    with pytest.raises(UsageError, match=r"sf\.sleep\(\) works inside a workflow only"):
+        operations.sleep(1)
+    with pytest.raises(UsageError, match=r"sf\.signal\(\) works inside a workflow only"):
+        operations.signal("go")
+
+
+def test_a_second_step_or_workflow_of_the_same_name_is_refused() -> None:
+    app = App()
+    app.step(name="a")(lambda: None)
+    with pytest.raises(UsageError, match="two steps are named a"):
+        app.step(name="a")(lambda: None)
+
+    @app.workflow(name="w")
+    async def one() -> None: ...
+
+    def two(state: int, event: Event) -> Decision:
+        return Decision(state)
+
+    with pytest.raises(UsageError, match="two workflows or reducers are named w"):
+        app.reducer(name="w")(two)
+
+
+def test_a_name_outside_the_alphabet_is_refused() -> None:
+    with pytest.raises(InvalidName, match="step"):
+        App().step(lambda: None)
+
+
+def test_a_workflow_that_is_a_plain_function_is_refused() -> None:
+    def plain() -> None: ...
+
+    with pytest.raises(UsageError, match="async def"):
+        App().workflow(plain)  # type: ignore[call-overload]
+
+
+def test_options_give_a_copy_and_leave_the_step_alone() -> None:
+    app = App()
+
+    @app.step(timeout=3)
+    def parse(page: str) -> int:
+        return len(page)
+
+    other = parse.options(timeout=None, queue="gpu", tag="t", retry=Retry(attempts=1))
+    assert (other.name, other.timeout, other.queue, other.tag, other.retry.attempts) == ("parse", None, "gpu", "t", 1)
+    assert (parse.timeout, parse.queue, parse.tag, parse.retry.attempts) == (3, None, "", 5)
+    assert parse.options(tag="x").timeout == 3
+    with pytest.raises(UsageError, match="above 0"):
+        parse.options(timeout=0)
+
+
+def test_a_reducer_needs_an_initial_state_that_can_be_stored() -> None:
+    app = App()
+
+    def no_default(state: int | str, event: Event) -> Decision:
+        return Decision(state)
+
+    def with_default(state: list[int] = [1], event: Event | None = None) -> Decision:  # noqa: B006
+        return Decision(state)
+
+    def called(state: dict[str, int], event: Event) -> Decision:
+        return Decision(state)
+
+    with pytest.raises(UsageError, match="has no initial state"):
+        app.reducer(no_default)
+    reducer = app.reducer(with_default)
+    first = reducer.initial()
+    first.append(2)
+    assert reducer.initial() == [1]
+    assert app.reducer(called).initial() == {}
+    assert reducer.parameters.names == ["input"]
+    assert reducer.parameters.decode(reducer.parameters.encode((), {})) == ((None,), {})

@@ -1,0 +1,228 @@
+"""Properties: a run that was reloaded anywhere makes, byte for byte, the decisions of one that never left memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamflow.pure import operations as sf
+from streamflow.pure.definitions import App
+from streamflow.pure.errors import ChildFailed as ChildError
+from streamflow.pure.errors import Failure, StepFailed
+from streamflow.pure.events import CancelRequested, ChildCompleted, ChildFailed, SignalReceived, encode_transition
+from streamflow.pure.machine import Due, Effects, Outcome, RunMachine
+from streamflow.pure.reducing import Complete, Decision, Event, Fail, Signal, Started
+from streamflow.pure.retry import Retry
+from tests.unit.driving import Run, raw
+
+Program = Any
+
+# --- random workflows -----------------------------------------------------------------------------------------------
+
+_leaf: st.SearchStrategy[Program] = st.one_of(
+    st.tuples(st.just("step"), st.integers(0, 9)),
+    st.tuples(st.just("sleep"), st.sampled_from([0, 0.5, 1, 30])),
+    st.tuples(st.just("signal"), st.sampled_from("ab"), st.sampled_from([None, 0, 2, 60])),
+    st.tuples(st.just("child"), st.integers(0, 9)),
+    st.tuples(st.just("send"), st.integers(0, 9)),
+    st.tuples(st.just("random")),
+    st.tuples(st.just("raise")),
+)
+
+
+def _compose(inner: st.SearchStrategy[Program]) -> st.SearchStrategy[Program]:
+    several = st.lists(inner, min_size=1, max_size=4)
+    return st.one_of(
+        st.tuples(st.just("seq"), several),
+        st.tuples(st.just("gather"), several, st.booleans()),
+        st.tuples(st.just("try"), inner, inner),
+    )
+
+
+programs = st.recursive(_leaf, _compose, max_leaves=12).map(lambda program: ("seq", [("step", 1), program, ("step", 2)]))
+
+app = App()
+
+
+@app.step(retry=Retry(attempts=3))
+async def act(x: int) -> int:
+    return x
+
+
+@app.workflow
+async def child(x: int) -> int:
+    return x
+
+
+@app.workflow
+async def flow(program: Program) -> Any:
+    return await _interpret(program)
+
+
+async def _interpret(program: Program) -> Any:
+    match program:
+        case ["step", x]:
+            return await act(x)
+        case ["sleep", seconds]:
+            return await sf.sleep(seconds)
+        case ["signal", name, timeout]:
+            return await sf.signal(name, int, timeout)
+        case ["child", x]:
+            return await child(x)
+        case ["send", x]:
+            return await sf.send_signal("other", "ping", [x, sf.random()])
+        case ["random"]:
+            return [str(sf.uuid4()), sf.now().timestamp()]
+        case ["raise"]:
+            raise ValueError("as the program says")
+        case ["seq", parts]:
+            return [await _interpret(part) for part in parts]
+        case ["gather", parts, keep]:
+            results = await sf.gather(*(_interpret(part) for part in parts), return_exceptions=keep)
+            return [str(result) for result in results]
+        case ["try", part, handler]:
+            try:
+                return await _interpret(part)
+            except (StepFailed, ChildError, TimeoutError, ValueError) as error:
+                return [str(error), await _interpret(handler)]
+        case _:
+            raise AssertionError(program)
+
+
+@app.reducer
+def agent(state: list[Any], event: Event) -> Decision:
+    if isinstance(event, Signal) and event.value == 7:
+        return Decision(state, [Complete(state)])
+    if isinstance(event, Signal) and event.value == "seven":
+        return Decision(state, [Fail("seven")])
+    if len(state) > 12:
+        return Decision(state, [Complete(state)])
+    state = [*state, [type(event).__name__, getattr(event, "tag", ""), sf.random()]]
+    commands = [
+        act.options(tag=f"s{len(state)}", retry=Retry(attempts=2, never=("KeyError",)))(len(state)),
+        sf.sleep(len(state), tag=f"t{len(state)}"),
+        child.options(tag=f"c{len(state)}")(len(state)),
+        sf.send_signal("other", "ping", len(state)),
+    ]
+    first = 0 if isinstance(event, Started) else len(state) % 4
+    return Decision(state, commands[first : first + 2])
+
+
+# --- random worlds --------------------------------------------------------------------------------------------------
+
+moves = st.lists(
+    st.lists(st.tuples(st.sampled_from("ssssssrrcdddabx"), st.integers(0, 99)), min_size=1, max_size=3),
+    min_size=1,
+    max_size=25,
+)
+
+
+def _inputs(machine: RunMachine, turn: list[tuple[str, int]]) -> tuple[list[Any], int]:
+    """Turn a random move into inputs that fit what is open; also how many ms pass."""
+    inputs: list[Any] = []
+    after = 0
+    for kind, number in turn:
+        jobs = sorted(machine.running_jobs(), key=lambda job: job.seq)
+        children = sorted(machine.children.values(), key=lambda call: call.seq)
+        if kind in "sr" and jobs:
+            job = jobs[number % len(jobs)]
+            if kind == "s":
+                result = "no number" if number == 13 else number
+                inputs.append(Outcome(job.seq, job.attempt, 0.5, raw(result)))
+            else:
+                failure = Failure("KeyError" if number % 3 else "ValueError", str(number))
+                inputs.append(Outcome(job.seq, job.attempt, 0.5, None, failure, number % 10 == 0))
+        elif kind == "c" and children:
+            call = children[number % len(children)]
+            failed = number % 3 == 0
+            failure = Failure("E", str(number))
+            outcome = ChildFailed(call.seq, "child", failure) if failed else ChildCompleted(call.seq, "child", raw(number))
+            inputs.append(outcome)
+        elif kind == "d":
+            after += number * number
+            inputs.append(Due())
+        elif kind in "ab":
+            inputs.append(SignalReceived(kind, raw("seven" if number == 77 else number % 10)))
+        elif kind == "x" and number % 8 == 0:
+            inputs.append(CancelRequested(str(number)))
+    return inputs, after
+
+
+def _seen(effects: Effects, machine: RunMachine) -> Any:
+    """All that the world sees of one advance."""
+    return (
+        encode_transition(machine.at, effects.events),
+        [(job.seq, job.attempt, job.step.name, bytes(job.args), job.timeout) for job in effects.jobs],
+        [(message.target, message.kind, message.body) for message in effects.outbox],
+        sorted(effects.cancelled),
+        effects.ended,
+        machine.status,
+        machine.in_flight,
+        machine.next_due,
+        machine.events_count,
+        sorted((job.seq, job.attempt) for job in machine.running_jobs()),
+    )
+
+
+def _restart_overdue_retries(machine: RunMachine, live: RunMachine) -> None:
+    """That a retry has started is no event, so a reloaded run starts it again with the next `Due`; here it has already."""
+    for seq, call in machine.steps.items():
+        if call.due is not None and live.steps[seq].due is None:
+            assert call.due <= machine.at or call.due <= live.at
+            call.due = None
+            machine.in_steps += 1
+
+
+def _same_when_reloaded(workflow: str, argument: Any, turns: list[list[tuple[str, int]]]) -> None:
+    live, reloaded = Run(app, workflow, argument), Run(app, workflow, argument)
+    assert _seen(live.last, live.machine) == _seen(reloaded.last, reloaded.machine)
+    for turn in turns:
+        inputs, after = _inputs(live.machine, turn)
+        reloaded.reload()
+        assert reloaded.machine.diverged is None
+        _restart_overdue_retries(reloaded.machine, live.machine)
+        live.advance(*inputs, after=after)
+        reloaded.advance(*inputs, after=after)
+        assert _seen(live.last, live.machine) == _seen(reloaded.last, reloaded.machine)
+        assert live.state == reloaded.state
+        if live.last.ended:
+            break
+    assert live.elements == reloaded.elements
+
+
+@settings(max_examples=150, deadline=None)
+@given(programs, moves)
+def test_a_workflow_that_is_replayed_before_every_transition_decides_the_same(program: Program, turns: Any) -> None:
+    _same_when_reloaded("flow", program, turns)
+
+
+@settings(max_examples=80, deadline=None)
+@given(moves)
+def test_a_reducer_that_is_restored_before_every_transition_decides_the_same(turns: Any) -> None:
+    _same_when_reloaded("agent", None, turns)
+
+
+@settings(max_examples=120, deadline=None)
+@given(programs, moves, st.lists(st.integers(0, 3), min_size=25, max_size=25))
+def test_a_run_that_is_stuck_at_times_resumes_and_its_history_replays(program: Program, turns: Any, deploys: Any) -> None:
+    """A deploy without the workflow parks the run; one with it must resume it, and accept all that has been recorded."""
+    for workflow in ("flow", "agent"):
+        without = App()
+        without.steps["act"] = act
+        without.workflows["child"] = child
+        run = Run(without if deploys[0] == 0 else app, workflow, program)
+        for turn, deploy in zip(turns, deploys, strict=False):
+            run.reload(without if deploy == 0 else app)
+            assert run.machine.diverged is None
+            inputs, after = _inputs(run.machine, turn)
+            run.advance(*inputs, after=after)
+            if run.last.ended:
+                break
+            assert run.last.status == ("stuck" if deploy == 0 else "running")
+        if run.machine.status in ("running", "stuck"):
+            run.reload(app)
+            assert run.machine.diverged is None
+            run.advance()
+            assert run.machine.status != "stuck" and run.names.count("RunStuck") == run.names.count("RunResumed")

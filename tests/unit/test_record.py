@@ -1,0 +1,56 @@
+"""The header of a run's record: one line, compared as a whole."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamflow.pure.record import LISTED, OPEN, Header, Status, decode_header
+
+names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]{0,40}", fullmatch=True).filter(lambda name: name != "-")
+moments = st.integers(min_value=0, max_value=2**53)
+headers = st.builds(
+    Header,
+    status=st.sampled_from([status.value for status in Status]),
+    version=st.integers(min_value=0, max_value=10**9),
+    commit=names,
+    created=moments,
+    ended=moments,
+    workflow=names,
+    tenant=st.just("") | names,
+    parent=st.just("") | st.builds(lambda run_id, seq: f"{run_id}#{seq}", names, st.integers(0, 10**6)),
+)
+
+
+@given(headers)
+def test_a_header_survives_its_encoding(header: Header) -> None:
+    assert decode_header(header.encode()) == header
+
+
+@given(headers, headers)
+def test_two_headers_have_the_same_bytes_only_if_they_are_equal(one: Header, other: Header) -> None:
+    assert (one.encode() == other.encode()) == (one == other)
+
+
+def test_the_line_is_the_one_that_the_scripts_write() -> None:
+    line = b"pending 0 - 1700000000000 0 digest - -"
+    header = Header("pending", 0, "-", 1700000000000, 0, "digest", "", "")
+    assert header.encode() == line
+    assert decode_header(line) == header
+
+
+def test_a_run_is_open_until_it_has_an_end() -> None:
+    assert Header("running", 1, "c", 5, 0, "digest", "", "").is_open
+    assert not Header("completed", 1, "c", 5, 9, "digest", "", "").is_open
+
+
+@pytest.mark.parametrize("line", [b"", b"running 1 c 5 0 digest -", b"running one c 5 0 digest - -", b"\xff" * 8])
+def test_what_is_no_header_is_a_value_error(line: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (the decoder's own, of many kinds)
+        decode_header(line)
+
+
+def test_every_status_but_pending_has_a_listing() -> None:
+    assert set(LISTED) == set(Status) - {Status.PENDING}
+    assert set(Status) - OPEN == {Status.COMPLETED, Status.FAILED, Status.CANCELLED}

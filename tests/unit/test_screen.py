@@ -1,0 +1,330 @@
+"""The status screen: what it says, that it fits any terminal, and that no data reaches the terminal as a command."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from streamflow.edges.screen.live import watch
+from streamflow.edges.screen.model import Daemon, Server, Shard, Status, daemon_from, shards_from
+from streamflow.edges.screen.safe import safe, safe_text
+from streamflow.edges.screen.status import StatusScreen, render_status, status_lines
+from streamflow.edges.screen.style import duration, number, size, sparkline
+from streamflow.pure.errors import Failure, StoreUnavailable
+from streamflow.pure.events import NOTHING, RunFailed, RunStarted, RunStuck, StepCompleted, Transition
+from streamflow.pure.views import ShardViews
+
+NOW = 1_700_000_000_000
+EVIL = (
+    "[/] [red]x \x1b[31m \x1b]52;c;aGk=\x07 \x9b2J \x7f \u202egnp.exe\u2066 a\u200bb\nline \r\u2028 \ud800 \U000e0041"
+)
+HARMFUL = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e01ef]"
+)
+
+
+def views(evil: str = "") -> dict[str, Any]:
+    partial = ShardViews()
+    for n in range(30):
+        run, at = f"run-{n}{evil}", NOW - n * 1000
+        partial.fold(run, Transition(at, [RunStarted(f"w{n % 7}{evil}", f"t{n % 3}{evil}", NOTHING)]))
+        partial.fold(run, Transition(at, [StepCompleted(1, f"step{n % 9}{evil}", 1, 1.5 * n, NOTHING)]))
+        partial.fold(
+            run, Transition(at, [RunFailed(f"w{n % 7}{evil}", f"t{n % 3}{evil}", 5, Failure(f"E{evil}", evil))])
+        )
+    partial.fold("odd", Transition(NOW + 500, [RunStuck(f"w1{evil}", "", f"diverged {evil}")]))
+    return partial.render(NOW)
+
+
+def status(daemons: int = 3, shards: int = 256, evil: str = "", **changes: Any) -> Status:
+    made = Status(
+        namespace=f"default{evil}",
+        as_of=NOW,
+        server=Server(version=f"7.0{evil}", memory=120_000_000, maxmemory=1 << 30, aof="everysec", ops_per_s=12_345),
+        daemons=[
+            Daemon(id=f"m{n}", name=f"host-{n}{evil}", shards=shards // daemons, unfolded=n, beat_age=0.2)
+            for n in range(daemons)
+        ],
+        shards_total=shards,
+        shards_unowned=0 if daemons else shards,
+        shards=[Shard(number=n, owner=f"m{n % daemons}" if daemons else "") for n in range(shards)],
+        views=views(evil),
+        oldest=[(f"old{evil}", f"w{evil}", NOW - 90_000)],
+        warnings=[f"careful{evil}"] if evil else [],
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
+def text(shown: Status, width: int = 80, height: int | None = None, problem: str = "") -> str:
+    return "\n".join(line.plain for line in status_lines(shown, width, height, problem))
+
+
+# --- safe -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        ("plain text, ünïcode, 日本", "plain text, ünïcode, 日本"),
+        ("[/] [red]", "[/] [red]"),
+        ("\x1b[31m", "␛[31m"),
+        ("\x1b]52;c;aGk=\x07", "␛]52;c;aGk=␇"),
+        ("\x9b2J", "⟨U+009B⟩2J"),
+        ("\u202egnp", "⟨U+202E⟩gnp"),
+        ("\u2066x\u2069", "⟨U+2066⟩x⟨U+2069⟩"),
+        ("a\u200bb\ufeff", "a⟨U+200B⟩b⟨U+FEFF⟩"),
+        ("a\r\n\tb\x7f", "a␍␊␉b␡"),
+        ("a\u2028b", "a⟨U+2028⟩b"),
+        ("a\u00a0b\u3000c", "a b c"),
+        ("\ud800", "⟨U+D800⟩"),
+        ("x\U000e0101", "x⟨U+E0101⟩"),
+    ],
+)
+def test_what_a_terminal_would_act_on_is_made_visible(raw: str, shown: str) -> None:
+    assert safe(raw) == shown
+
+
+@given(st.text(), st.none() | st.integers(0, 20))
+def test_safe_text_has_only_printable_characters_and_keeps_to_its_limit(raw: str, limit: int | None) -> None:
+    shown = safe(raw, limit)
+    assert shown.isprintable()
+    assert not HARMFUL.search(shown)
+    assert limit is None or len(shown) <= max(limit, 1)
+
+
+def test_long_text_is_cut_with_an_ellipsis() -> None:
+    assert safe("abcdef", 4) == "abc…"
+    assert safe("abcd", 4) == "abcd"
+
+
+def test_markup_in_data_is_only_text() -> None:
+    assert safe_text("[bold red]x[/] [/]").plain == "[bold red]x[/] [/]"
+
+
+# --- formats --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ms", "shown"),
+    [
+        (0, "0 ms"),
+        (0.37, "0.37 ms"),
+        (8.24, "8.2 ms"),
+        (850, "850 ms"),
+        (999.6, "1.0 s"),
+        (3_200, "3.2 s"),
+        (42_000, "42 s"),
+        (59_700, "1 m 00 s"),
+        (250_000, "4 m 10 s"),
+        (7_500_000, "2 h 05 m"),
+        (276_000_000, "3 d 04 h"),
+        (-1500, "-1.5 s"),
+    ],
+)
+def test_durations_read_as_people_say_them(ms: float, shown: str) -> None:
+    assert duration(ms) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0"), (7, "7"), (0.44, "0.4"), (9.96, "10"), (9_999, "9,999"), (12_345, "12.3k"), (4_560_000, "4.56M")],
+)
+def test_numbers_are_short(value: float, shown: str) -> None:
+    assert number(value) == shown
+
+
+@given(st.floats(0, 1e12, exclude_max=True))
+def test_numbers_never_need_more_than_six_characters(value: float) -> None:
+    assert len(number(value)) <= 6 or value >= 999.5e9
+
+
+def test_sizes_are_in_powers_of_1024() -> None:
+    assert [size(512), size(84 << 20), size(int(1.2 * 2**30))] == ["512 B", "84 MB", "1.2 GB"]
+
+
+def test_a_sparkline_shows_the_newest_values_up_to_the_largest() -> None:
+    assert sparkline([0, 1, 4, 8], 4) == "▁▂▅█"
+    assert sparkline([9, 9, 0, 0], 2) == "▁▁"
+    assert sparkline([], 5) == ""
+    assert sparkline([0.001] * 3, 3) == "███"
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+def test_rates_of_a_daemon_need_two_beats_of_the_same_process() -> None:
+    before = {"name": "h-1", "started": 1, "shards": [1, 2], "steps": 100, "cpu": 1.0, "rss": 5}
+    beat = before | {"steps": 300, "cpu": 1.5, "unfolded": 4}
+    daemon = daemon_from("m", beat, before=before, elapsed=2.0)
+    assert (daemon.shards, daemon.steps_per_s, daemon.cpu_percent, daemon.unfolded) == (2, 100.0, 25.0, 4)
+    assert daemon_from("m", beat).steps_per_s is None
+    assert daemon_from("m", beat | {"started": 2}, before=before, elapsed=2.0).steps_per_s is None
+
+
+def test_shards_of_dead_members_have_no_owner() -> None:
+    beats = {"a": {"shards": [0, 2]}, "b": {"shards": [1]}}
+    assert [shard.owner for shard in shards_from(beats, 4, alive=["a"])] == ["a", "", "a", ""]
+    assert [shard.owner for shard in shards_from(beats, 4)] == ["a", "b", "a", ""]
+
+
+def test_a_status_survives_json() -> None:
+    made = status()
+    assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(msgspec.to_builtins(made))), Status) == made
+
+
+# --- the screen -----------------------------------------------------------------------------------------------------
+
+EXTREMES = {
+    "usual": status(),
+    "no daemons": status(daemons=0),
+    "nothing at all": Status(namespace="default", as_of=NOW),
+    "nothing ran": status(daemons=1, views=ShardViews().render(NOW), oldest=[]),
+    "big": status(daemons=20, shards=1000, shards_unowned=3),
+    "more daemons than letters": status(daemons=70, shards=140),
+    "long names": status(evil="-very-long-name" * 20),
+    "evil": status(evil=EVIL),
+    "wide characters": status(evil="日本語" * 40),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+@pytest.mark.parametrize(
+    ("width", "height"), [(80, 24), (120, 40), (200, 50), (115, 30), (60, 20), (40, 10), (20, 5), (1, 1), (80, None)]
+)
+def test_every_status_fits_every_terminal(name: str, width: int, height: int | None) -> None:
+    lines = status_lines(EXTREMES[name], width, height)
+    assert height is None or len(lines) <= height
+    assert {line.cell_len for line in lines} == {width}
+    assert not any(HARMFUL.search(line.plain) for line in lines)
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 50)])
+def test_what_the_terminal_gets_has_no_escapes_from_data_and_the_right_number_of_lines(width: int, height: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=width, height=height, force_terminal=True, color_system="truecolor")
+    console.print(render_status(EXTREMES["evil"], width, height))
+    plain = re.sub("\x1b\\[[0-9;]*m", "", out.getvalue())  # rich's own colours
+    assert not HARMFUL.search(plain)
+    assert plain.count("\n") <= height
+    assert "[red]" in plain
+
+
+def test_at_80_by_24_every_part_is_there() -> None:
+    shown = text(status(), 80, 24)
+    for part in ("THROUGHPUT", "RUNS", "DAEMONS 3", "SHARDS 256", "WORKFLOWS 7", "STEPS 9", "FAILURES", "OLDEST OPEN"):
+        assert part in shown
+
+
+def test_a_larger_terminal_shows_more() -> None:
+    shown = text(status(), 200, 50)
+    assert all(f"step{n}" in shown for n in range(9))
+    assert "TENANTS" in shown
+    assert "cached" in shown
+
+
+def test_the_map_has_a_cell_for_each_shard_where_there_is_room() -> None:
+    lines = text(status(daemons=2, shards=64), 80, 24).splitlines()
+    assert next(line for line in lines if line.startswith("SHARDS")).split() == ["SHARDS", "64", "ab" * 32]
+
+
+def test_one_shard_without_owner_shows_in_its_group() -> None:
+    made = status(daemons=1, shards=1000)
+    made.shards[500].owner = ""
+    line = next(line for line in text(made, 80, 24).splitlines() if line.startswith("SHARDS"))
+    assert line.count("·") == 1
+
+
+def test_the_header_says_what_is_wrong_the_worst_first() -> None:
+    assert "healthy" in text(status(views={}))
+    assert "no daemons · " in text(status(daemons=0)).splitlines()[0]
+    assert "● 2 shards without owner · 1 run stuck" in text(status(shards_unowned=2))
+    full = Server(memory=90, maxmemory=100, aof="off")
+    assert "memory 90 % full · AOF off" in text(status(views={}, server=full))
+
+
+def test_a_problem_takes_the_place_of_the_health_words() -> None:
+    first = text(status(), 80, 24, problem="server unreachable, retrying").splitlines()[0]
+    assert "server unreachable, retrying" in first
+    assert "stuck" not in first
+
+
+def test_the_oldest_failure_rows_give_way_to_the_newest() -> None:
+    shown = text(status(), 80, 24)
+    assert "odd" in shown, "the stuck run is the newest trouble"
+    assert "run-29" not in shown
+
+
+def test_the_screen_takes_the_size_of_the_terminal_each_time_it_is_drawn() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80, height=24)
+    screen = StatusScreen()
+    screen.status = status()
+    for width, height in ((80, 24), (120, 40), (60, 12)):
+        console.width, console.height = width, height
+        out.truncate(0)
+        out.seek(0)
+        console.print(screen)
+        lines = out.getvalue().rstrip("\n").split("\n")
+        assert len(lines) <= height
+        assert max(len(line) for line in lines) == width
+
+
+# --- the live screen ------------------------------------------------------------------------------------------------
+
+
+def terminal() -> tuple[Console, io.StringIO]:
+    out = io.StringIO()
+    return Console(file=out, width=80, height=24, force_terminal=True, color_system=None, _environ={}), out
+
+
+def test_the_live_screen_goes_on_after_an_error_and_says_so() -> None:
+    console, out = terminal()
+
+    async def main() -> None:
+        done, calls = anyio.Event(), 0
+
+        async def fetch() -> Status:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise StoreUnavailable("no connection \x1b]52;c;aGk=\x07")
+            if calls == 4:
+                done.set()
+            return status(namespace=f"call{calls}")
+
+        with anyio.fail_after(10):
+            await watch(fetch, console, interval=0.001, until=done)
+
+    anyio.run(main)
+    shown = out.getvalue()
+    assert "call1" in shown
+    assert "server unreachable, retrying" in shown
+    assert "\x1b]52" not in shown
+    assert shown.index("server unreachable") < shown.index("call3")
+
+
+def test_the_terminal_gets_its_own_screen_back_when_watching_is_cancelled() -> None:
+    console, out = terminal()
+
+    async def main() -> None:
+        with anyio.CancelScope() as scope:
+
+            async def fetch() -> Status:
+                scope.cancel()
+                return status()
+
+            await watch(fetch, console, interval=math.inf)
+
+    anyio.run(main)
+    assert out.getvalue().count("\x1b[?1049h") == 1
+    assert out.getvalue().rfind("\x1b[?1049l") > out.getvalue().rfind("\x1b[?1049h")
+    assert out.getvalue().rfind("\x1b[?25h") > out.getvalue().rfind("\x1b[?25l")

@@ -1,0 +1,270 @@
+"""One run as a timeline, the listing of runs, and the lines of `tail`."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import Raw
+from rich.console import Console
+
+from streamflow.edges.screen.payload import event_json, plain, preview
+from streamflow.edges.screen.spans import MAX_ROWS, fold_spans, spans_of
+from streamflow.edges.screen.tables import RunRow, format_log_line, print_line, runs_table
+from streamflow.edges.screen.timeline import RunDetail, run_lines
+from streamflow.pure.errors import Failure
+from streamflow.pure.events import (
+    NOTHING,
+    AnyEvent,
+    CancelRequested,
+    ChildCompleted,
+    ChildFailed,
+    ChildStarted,
+    MessageQuarantined,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunResumed,
+    RunStarted,
+    RunStuck,
+    SignalReceived,
+    SignalSent,
+    StepCompleted,
+    StepFailed,
+    StepRetrying,
+    StepScheduled,
+    TimerFired,
+    TimerSet,
+    Transition,
+)
+from streamflow.pure.record import Header
+
+NOW = 1_700_000_000_000
+EVIL = "[/] [red]x \x1b[31m \x1b]52;c;aGk=\x07 \x9b2J \u202egnp \n"
+HARMFUL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+BOOM = Failure(f"ValueError{EVIL}", f"boom{EVIL}", f"Traceback:\n  line 1{EVIL}\n")
+
+
+def raw(value: Any) -> Raw:
+    return Raw(msgspec.msgpack.encode(value))
+
+
+ONE_OF_EACH: list[AnyEvent] = [
+    RunStarted(f"w{EVIL}", f"t{EVIL}", raw([EVIL])),
+    StepScheduled(1, f"s{EVIL}", raw([EVIL])),
+    StepRetrying(1, f"s{EVIL}", 1, 3.0, BOOM, NOW + 10),
+    StepCompleted(1, f"s{EVIL}", 2, 3.0, raw(EVIL)),
+    StepScheduled(2, "other", NOTHING),
+    StepFailed(2, "other", 1, 3.0, BOOM),
+    TimerSet(3, NOW + 1000),
+    TimerFired(3),
+    SignalReceived(f"go{EVIL}", raw({EVIL: EVIL})),
+    SignalSent(4, f"go{EVIL}", f"target{EVIL}", raw(1)),
+    ChildStarted(5, f"c{EVIL}", f"child{EVIL}", "", NOTHING),
+    ChildCompleted(5, f"c{EVIL}", raw(EVIL)),
+    ChildStarted(6, "c", "child-6", "", NOTHING),
+    ChildFailed(6, "c", BOOM),
+    RunStuck("w", "t", EVIL),
+    RunResumed("w", "t"),
+    CancelRequested(EVIL),
+    RunCancelled("w", "t", 5, EVIL),
+    RunCompleted("w", "t", 5, raw(EVIL)),
+    RunFailed("w", "t", 5, BOOM),
+    MessageQuarantined(EVIL, EVIL),
+]
+
+
+def detail(*steps: tuple[int, list[AnyEvent]], ended: int = 0, now: int = 10_000, **changes: Any) -> RunDetail:
+    return RunDetail(
+        run_id=changes.pop("run_id", "run-1"),
+        header=Header("completed" if ended else "running", len(steps), "c", NOW, ended and NOW + ended, "w", "", ""),
+        transitions=[Transition(NOW + at, events) for at, events in steps],
+        now_ms=NOW + now,
+        **changes,
+    )
+
+
+def lines(shown: RunDetail, width: int = 120) -> list[str]:
+    return [line.plain for line in run_lines(shown, width)]
+
+
+def row(shown: RunDetail, name: str, width: int = 120) -> str:
+    found = lines(shown, width)
+    start = next(at for at, line in enumerate(found) if line.startswith("HISTORY"))
+    return next(line for line in found[start:] if line.startswith(name))
+
+
+# --- timeline -------------------------------------------------------------------------------------------------------
+
+
+def test_a_bar_lies_where_the_step_was_in_the_life_of_the_run() -> None:
+    shown = detail(
+        (0, [StepScheduled(1, "early", NOTHING)]),
+        (5_000, [StepCompleted(1, "early", 1, 4_998.0, raw({"ok": True})), StepScheduled(2, "late", NOTHING)]),
+        (10_000, [StepCompleted(2, "late", 1, 5_000.0, NOTHING)]),
+        ended=10_000,
+    )
+    early, late = row(shown, "early"), row(shown, "late")
+    assert early.count("━") == pytest.approx(20, abs=1)
+    assert late.index("━") == pytest.approx(early.rindex("━"), abs=1)
+    assert "5.0 s" in early
+    assert '{"ok":true}' in early
+
+
+def test_failed_attempts_are_marked_and_counted() -> None:
+    shown = detail(
+        (0, [StepScheduled(1, "fetch", NOTHING)]),
+        (3_000, [StepRetrying(1, "fetch", 1, 10.0, BOOM, NOW + 4_000)]),
+        (6_000, [StepRetrying(1, "fetch", 2, 10.0, BOOM, NOW + 7_000)]),
+        (9_000, [StepCompleted(1, "fetch", 3, 10.0, NOTHING)]),
+        ended=10_000,
+    )
+    assert row(shown, "fetch").count("✗") == 2
+    assert "×3" in row(shown, "fetch")
+    assert "9.0 s" in row(shown, "fetch"), "with retries, the whole time is shown"
+
+
+def test_what_is_still_open_points_on() -> None:
+    shown = detail(
+        (0, [StepScheduled(1, "fetch", NOTHING), TimerSet(2, NOW + 99_000), StepScheduled(3, "again", NOTHING)]),
+        (100, [StepRetrying(3, "again", 1, 1.0, BOOM, NOW + 60_000)]),
+        (200, [ChildStarted(4, "digest", "kid", "", NOTHING)]),
+        children={"kid": "stuck"},
+    )
+    assert "▶" in row(shown, "fetch")
+    assert "running" in row(shown, "fetch")
+    assert "sleeping" in row(shown, "sleep")
+    assert "waiting" in row(shown, "again")
+    assert "stuck" in row(shown, "digest")
+
+
+def test_a_failed_run_shows_its_error_and_traceback() -> None:
+    shown = "\n".join(lines(detail((5, [RunFailed("w", "", 5, Failure("E", "why", "Traceback\n  line 1"))]), ended=5)))
+    assert "E: why" in shown
+    assert "  line 1" in shown
+
+
+def test_children_are_listed_with_their_status_and_counted() -> None:
+    starts: list[AnyEvent] = [ChildStarted(n, "digest", f"run-1.{n}", "", NOTHING) for n in range(30)]
+    shown = detail((0, starts), (5, [ChildCompleted(3, "digest", NOTHING)]), children={"run-1.0": "stuck"})
+    listed = "\n".join(lines(shown))
+    assert "CHILDREN 30  1 completed · 28 running · 1 stuck" in listed
+    assert "… 10 more" in listed
+
+
+def test_a_long_history_is_folded_by_neighbours_of_one_name() -> None:
+    schedule: list[AnyEvent] = [StepScheduled(n, "fetch", NOTHING) for n in range(300)]
+    done: list[AnyEvent] = [StepCompleted(n, "fetch", 1, 12.0, NOTHING) for n in range(299)]
+    failed: list[AnyEvent] = [StepFailed(299, "fetch", 1, 12.0, BOOM), StepScheduled(300, "join", NOTHING)]
+    shown = detail((0, schedule), (50, [*done, *failed]))
+    assert "×300" in row(shown, "fetch")
+    assert "p50 12 ms" in row(shown, "fetch")
+    assert "1 failed" in row(shown, "fetch")
+    assert "▶" in row(shown, "join")
+
+
+def test_a_long_history_that_does_not_fold_shows_both_ends() -> None:
+    events: list[AnyEvent] = [StepScheduled(n, f"step{n}", NOTHING) for n in range(1000)]
+    found = lines(detail((0, events)))
+    assert "… 800 more" in [line.strip() for line in found]
+    assert any(line.startswith("step999 ") for line in found)
+    assert len(found) < MAX_ROWS + 15
+
+
+def test_short_histories_stay_as_they_are() -> None:
+    events: list[AnyEvent] = [StepScheduled(n, "fetch", NOTHING) for n in range(MAX_ROWS)]
+    assert len(fold_spans(spans_of([Transition(NOW, events)]))) == MAX_ROWS
+
+
+def test_outcomes_whose_beginning_was_cut_off_are_passed_over() -> None:
+    assert spans_of([Transition(NOW, [StepCompleted(7, "s", 1, 1.0, NOTHING), TimerFired(8)])]) == []
+
+
+@pytest.mark.parametrize("width", [200, 120, 80, 50, 20])
+@pytest.mark.parametrize(
+    "shown",
+    [
+        detail((0, ONE_OF_EACH), children={f"child{EVIL}": EVIL}, run_id=f"r{EVIL}"),
+        detail(),
+        detail((0, [StepScheduled(1, "日本語" * 30, NOTHING)])),
+        detail((0, [StepScheduled(n, "s" * 128, raw("x" * 5000)) for n in range(500)]), run_id="r" * 256),
+        detail((99_000, [StepScheduled(1, "after the end", NOTHING)]), ended=5, now=0),
+    ],
+    ids=["one of each", "nothing yet", "wide characters", "long", "clock went back"],
+)
+def test_every_run_fits_every_width_and_stays_on_its_lines(shown: RunDetail, width: int) -> None:
+    for line in run_lines(shown, width):
+        assert line.cell_len <= width
+        assert not HARMFUL.search(line.plain)
+        assert "\n" not in line.plain
+
+
+# --- payloads -------------------------------------------------------------------------------------------------------
+
+
+def test_payloads_are_shown_as_compact_json() -> None:
+    assert preview(raw({"a": [1, None, True], "b": b"\x00"}), 100) == '{"a":[1,null,true],"b":"AA=="}'
+    assert preview(raw("x" * 100), 10) == '"xxxxxxxx…'
+    assert preview(raw("x" * 100_000), 50) == "⟨98 KB⟩"
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_have_a_preview_and_a_json_form(data: bytes) -> None:
+    assert preview(data, 40).isprintable()
+    msgspec.json.encode(plain(data))
+
+
+def test_deep_nesting_has_a_preview() -> None:
+    assert preview(b"\x91" * 10_000 + b"\xc0", 40)
+
+
+# --- tail and runs --------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_event_is_covered_here() -> None:
+    assert {type(event) for event in ONE_OF_EACH} == set(get_args(AnyEvent))
+
+
+@pytest.mark.parametrize("event", ONE_OF_EACH, ids=lambda event: type(event).__name__)
+def test_every_event_has_one_harmless_line_and_a_json_form(event: AnyEvent) -> None:
+    line = format_log_line(NOW, f"run{EVIL}", event)
+    assert type(event).__name__ in line.plain
+    assert not HARMFUL.search(line.plain)
+    assert "\n" not in line.plain
+    decoded = msgspec.json.decode(msgspec.json.encode(event_json(NOW, "run-1", event)))
+    assert (decoded["at"], decoded["run_id"]) == (NOW, "run-1")
+
+
+def test_a_line_says_how_long_and_how_often() -> None:
+    line = format_log_line(NOW, "run-1", StepCompleted(3, "fetch", 2, 12.0, raw([1]))).plain
+    assert line.split("  ")[1:] == ["run-1", "StepCompleted", "fetch #3", "12 ms", "attempt 2", "[1]"]
+
+
+@pytest.mark.parametrize(("terminal", "whole"), [(True, False), (False, True)])
+def test_a_line_is_cut_on_a_terminal_and_whole_in_a_pipe(terminal: bool, whole: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=60, force_terminal=terminal, color_system=None)
+    print_line(console, format_log_line(NOW, "run-1", SignalReceived("go", raw("x" * 100))))
+    assert out.getvalue().count("\n") == 1
+    assert ("x" * 100 in out.getvalue()) is whole
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_listing_shows_run_ids_whole_and_nothing_harmful(width: int) -> None:
+    out = io.StringIO()
+    rows = [
+        RunRow(
+            run_id="r" * 100, workflow=f"w{EVIL}", tenant=f"t{EVIL}", status="failed", started=NOW, ended=NOW + 4200
+        ),
+        RunRow(run_id=f"run{EVIL}", workflow="w", tenant="", status="running", started=NOW),
+    ]
+    Console(file=out, width=width, color_system=None).print(runs_table(rows, NOW + 60_000, width))
+    assert sum(len(found) for found in re.findall("r{4,}", out.getvalue())) == 100, "folded, not cut"
+    assert "4.2 s" in out.getvalue()
+    assert "1 m 00 s" in out.getvalue()
+    assert not HARMFUL.search(out.getvalue())

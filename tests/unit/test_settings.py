@@ -1,0 +1,67 @@
+"""Settings: an option before a variable before the default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from streamflow.pure.errors import UsageError
+from streamflow.pure.settings import Settings, load_settings
+from streamflow.pure.sharding import Partition
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    assert load_settings({}, {}) == Settings()
+
+
+def test_a_variable_overrides_the_default_and_an_option_the_variable() -> None:
+    environ = {"STREAMFLOW_SHARDS": "64", "STREAMFLOW_NAMESPACE": "variable", "STREAMFLOW_DEAD_AFTER": "1.5"}
+    settings = load_settings({"namespace": "option", "shards": None}, environ)
+    assert settings == Settings(namespace="option", shards=64, dead_after=1.5)
+
+
+def test_an_option_that_is_false_or_zero_is_given() -> None:
+    assert load_settings({"retention": 0}, {"STREAMFLOW_RETENTION": "60"}).retention == 0
+
+
+def test_a_partition_is_given_by_its_name() -> None:
+    assert load_settings({}, {"STREAMFLOW_PARTITION": "tenant"}).partition is Partition.TENANT
+
+
+def test_other_variables_are_left_alone() -> None:
+    assert load_settings({"app": "flows:app"}, {"STREAMFLOW_UNKNOWN": "1", "SHARDS": "3"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "message"),
+    [
+        ({"dead_after": "soon"}, {}, "--dead-after='soon': "),
+        ({"shards": 0}, {}, "--shards=0: "),
+        ({"shards": 16385}, {}, "--shards=16385: "),
+        ({}, {"STREAMFLOW_SHARDS": ""}, "STREAMFLOW_SHARDS='': "),
+        ({}, {"STREAMFLOW_SHARDS": "many"}, "STREAMFLOW_SHARDS='many': "),
+        ({}, {"STREAMFLOW_PARTITION": "color"}, "STREAMFLOW_PARTITION='color': "),
+        ({}, {"STREAMFLOW_BEAT": "0"}, "STREAMFLOW_BEAT='0': "),
+    ],
+)
+def test_a_wrong_value_is_refused_with_where_it_came_from(
+    options: dict[str, Any], environ: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_settings(options, environ)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("field", msgspec.structs.fields(Settings), ids=lambda field: field.name)
+def test_every_setting_is_described_and_its_default_is_allowed(field: msgspec.structs.FieldInfo) -> None:
+    (information,) = [f for f in msgspec.inspect.type_info(Settings).fields if f.name == field.name]
+    schema = information.type.extra_json_schema
+    assert schema is not None
+    assert schema["description"]
+    assert msgspec.convert(msgspec.to_builtins(field.default), field.type) == field.default
+
+
+def test_a_dead_daemon_is_noticed_within_three_seconds_by_default() -> None:
+    assert Settings().beat * 2 < Settings().dead_after < 3

@@ -1,0 +1,85 @@
+"""Where a run lives, and who owns a shard."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamflow.pure.names import check_run_id
+from streamflow.pure.sharding import Partition, child_run_id, full_run_id, shard_of, winner_of
+
+ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,20}", fullmatch=True)
+member_sets = st.sets(ids, min_size=1, max_size=8)
+
+
+def test_the_hash_never_changes_for_stored_runs_are_found_by_it() -> None:
+    assert shard_of("digest-1", 256, Partition.RUN) == 234
+    assert shard_of("acme/invoice-17", 256, Partition.RUN) == 144
+    assert shard_of("acme/invoice-17", 256, Partition.TENANT) == shard_of("acme", 256, Partition.RUN) == 62
+    assert [winner_of(shard, ["a", "b", "c"]) for shard in range(12)] == list("abcbcabbcbca")
+
+
+@given(ids, st.integers(1, 16384), st.sampled_from(Partition))
+def test_a_run_is_on_one_of_the_shards(run_id: str, shards: int, partition: Partition) -> None:
+    assert 0 <= shard_of(run_id, shards, partition) < shards
+
+
+def test_ids_spread_evenly() -> None:
+    counts = Counter(shard_of(f"run-{number}", 64, Partition.RUN) for number in range(64_000))
+    assert len(counts) == 64
+    assert max(counts.values()) < 1.3 * 1000
+
+
+@given(ids, ids, ids)
+def test_runs_of_a_tenant_share_a_shard_where_tenants_are_the_partition(tenant: str, one: str, other: str) -> None:
+    shards = {
+        shard_of(full_run_id(run_id, Partition.TENANT, tenant, "digest"), 256, Partition.TENANT)
+        for run_id in (one, other)
+    }
+    assert len(shards) == 1
+
+
+@pytest.mark.parametrize(
+    ("partition", "tenant", "full"),
+    [
+        (Partition.RUN, "acme", "invoice-17"),
+        (Partition.TENANT, "acme", "acme/invoice-17"),
+        (Partition.TENANT, "", "default/invoice-17"),
+        (Partition.WORKFLOW, "acme", "billing/invoice-17"),
+    ],
+)
+def test_the_partition_is_put_before_the_id_once(partition: Partition, tenant: str, full: str) -> None:
+    assert full_run_id("invoice-17", partition, tenant, "billing") == full
+    assert full_run_id(full, partition, tenant, "billing") == full
+
+
+@pytest.mark.parametrize(
+    ("partition", "parent", "child"),
+    [
+        (Partition.RUN, "p-1", "p-1.3"),
+        (Partition.RUN, "a/p-1", "a/p-1.3"),
+        (Partition.TENANT, "acme/p-1", "acme/p-1.3"),
+        (Partition.WORKFLOW, "digest/p-1", "summarise/p-1.3"),
+    ],
+)
+def test_a_child_is_named_after_its_parent_in_its_own_partition(partition: Partition, parent: str, child: str) -> None:
+    assert child_run_id(parent, 3, partition, "acme", "summarise") == child
+    assert check_run_id(child) == child
+
+
+@given(st.integers(0, 16383), member_sets, ids)
+def test_a_member_that_joins_takes_shards_and_moves_no_others(shard: int, members: set[str], newcomer: str) -> None:
+    assert winner_of(shard, {*members, newcomer}) in (newcomer, winner_of(shard, members))
+
+
+@given(st.integers(0, 16383), member_sets)
+def test_the_order_in_which_members_are_seen_does_not_matter(shard: int, members: set[str]) -> None:
+    assert winner_of(shard, sorted(members)) == winner_of(shard, sorted(members, reverse=True)) in members
+
+
+def test_members_win_about_equally_many_shards() -> None:
+    counts = Counter(winner_of(shard, ["a", "b", "c", "d"]) for shard in range(4096))
+    assert all(0.9 * 1024 < count < 1.1 * 1024 for count in counts.values())

@@ -1,0 +1,306 @@
+"""Views: the laws that make partials safe to split and merge, and what each view counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamflow.pure.errors import Failure
+from streamflow.pure.events import (
+    NOTHING,
+    AnyEvent,
+    MessageQuarantined,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunResumed,
+    RunStarted,
+    RunStuck,
+    StepCompleted,
+    StepFailed,
+    StepRetrying,
+    StepScheduled,
+    Transition,
+)
+from streamflow.pure.histogram import Timings, bucket_of, middle_of
+from streamflow.pure.view_registry import LATEST, MAX_TENANTS, MAX_TEXT
+from streamflow.pure.views import VIEWS, ShardViews, merge_oldest
+
+NOW = 1_700_000_000_000
+BOOM = Failure("ValueError", "boom")
+
+names = st.sampled_from(["digest", "order", "agent"])
+tenants = st.sampled_from(["", "acme", "globex"])
+run_ms = st.integers(0, 10**9)
+step_ms = st.floats(0, 1e7)
+failures = st.builds(Failure, st.sampled_from(["ValueError", "TimeoutError"]), st.text(max_size=5))
+
+events: st.SearchStrategy[AnyEvent] = st.one_of(
+    st.builds(RunStarted, names, tenants, st.just(NOTHING)),
+    st.builds(RunCompleted, names, tenants, run_ms, st.just(NOTHING)),
+    st.builds(RunFailed, names, tenants, run_ms, failures),
+    st.builds(RunCancelled, names, tenants, run_ms, st.just("enough")),
+    st.builds(RunStuck, names, tenants, st.sampled_from(["diverged", "unknown"])),
+    st.builds(RunResumed, names, tenants),
+    st.builds(StepScheduled, st.integers(0, 9), names, st.just(NOTHING)),
+    st.builds(StepCompleted, st.integers(0, 9), names, st.just(1), step_ms, st.just(NOTHING)),
+    st.builds(StepRetrying, st.integers(0, 9), names, st.just(1), step_ms, failures, st.just(NOW)),
+    st.builds(StepFailed, st.integers(0, 9), names, st.just(1), step_ms, failures),
+    st.builds(MessageQuarantined, st.just("1-1"), st.sampled_from(["garbage", "too deep"])),
+)
+transitions = st.builds(Transition, st.integers(NOW - 5_000, NOW), st.lists(events, max_size=4))
+logs = st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), transitions), max_size=30)
+
+
+def folded(*log: tuple[str, Transition]) -> ShardViews:
+    views = ShardViews()
+    for run_id, transition in log:
+        views.fold(run_id, transition)
+    return views
+
+
+def of(*events: AnyEvent, at: int = NOW) -> ShardViews:
+    return folded(("run-1", Transition(at, list(events))))
+
+
+def merged(*parts: ShardViews) -> ShardViews:
+    into = ShardViews()
+    for part in parts:
+        into.merge(part)
+    return into
+
+
+def rendered(views: ShardViews, name: str, now_ms: int = NOW + 2000) -> Any:
+    return views.render(now_ms)[name]
+
+
+# --- laws -----------------------------------------------------------------------------------------------------------
+
+
+@given(logs, st.data())
+@settings(deadline=None)
+def test_folding_a_split_log_and_merging_equals_folding_it_whole(log: Any, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(0, len(log)))
+    assert merged(folded(*log[:cut]), folded(*log[cut:])).partials == folded(*log).partials
+
+
+@given(logs, logs)
+@settings(deadline=None)
+def test_merge_is_commutative(a: Any, b: Any) -> None:
+    assert merged(folded(*a), folded(*b)).partials == merged(folded(*b), folded(*a)).partials
+
+
+@given(logs, logs, logs)
+@settings(deadline=None)
+def test_merge_is_associative(a: Any, b: Any, c: Any) -> None:
+    left = merged(merged(folded(*a), folded(*b)), folded(*c))
+    right = merged(folded(*a), merged(folded(*b), folded(*c)))
+    assert left.partials == right.partials
+
+
+@given(logs)
+@settings(deadline=None)
+def test_zero_is_the_identity_of_merge(log: Any) -> None:
+    views = folded(*log)
+    views.merge(ShardViews())
+    assert views.partials == folded(*log).partials == merged(folded(*log)).partials
+
+
+@given(logs)
+@settings(deadline=None)
+def test_a_partial_survives_encoding(log: Any) -> None:
+    views = folded(*log)
+    decoded = ShardViews.decode(views.encode())
+    assert decoded.partials == views.partials
+    assert decoded.missing == ()
+    assert decoded.render(NOW) == views.render(NOW)
+
+
+@given(logs, logs)
+@settings(deadline=None)
+def test_merging_leaves_the_other_partial_as_it_was(a: Any, b: Any) -> None:
+    other = folded(*b)
+    into = merged(folded(*a), other)
+    into.merge(folded(*a))
+    for run_id, transition in a:
+        into.fold(run_id, transition)
+    assert other.partials == folded(*b).partials
+
+
+@given(logs)
+@settings(deadline=None)
+def test_what_is_rendered_is_json(log: Any) -> None:
+    views = folded(*log).render(NOW)
+    assert msgspec.json.decode(msgspec.json.encode(views)) == views
+
+
+def test_each_view_folds_alone_as_it_does_with_the_others() -> None:
+    event = RunStarted("digest", "acme", NOTHING)
+    together = of(event).partials
+    for view in VIEWS:
+        alone = view.zero()
+        view.fold(alone, "run-1", NOW, event)
+        assert alone == together[view.name]
+
+
+# --- stored partials ------------------------------------------------------------------------------------------------
+
+
+def test_a_view_that_stored_data_does_not_have_starts_at_zero_and_is_listed() -> None:
+    stored = msgspec.msgpack.decode(of(RunStarted("digest", "", NOTHING)).encode())
+    del stored["rates"]
+    stored["gone"] = {"a": 1}
+    views = ShardViews.decode(msgspec.msgpack.encode(stored))
+    assert views.missing == ("rates",)
+    assert views.partials["rates"] == {}
+    assert "gone" not in views.partials
+    assert rendered(views, "runs")["status"]["running"] == 1
+    assert merged(ShardViews(), views).missing == ("rates",)
+
+
+def test_a_view_that_is_stored_in_another_form_starts_at_zero_and_is_listed() -> None:
+    stored = msgspec.msgpack.decode(ShardViews().encode())
+    stored["runs"] = "nonsense"
+    assert ShardViews.decode(msgspec.msgpack.encode(stored)).missing == ("runs",)
+
+
+def test_garbage_is_refused() -> None:
+    with pytest.raises(msgspec.DecodeError):
+        ShardViews.decode(b"\xff\x00")
+
+
+def test_folding_goes_on_after_decoding() -> None:
+    views = ShardViews.decode(of(RunStarted("digest", "", NOTHING)).encode())
+    views.fold("run-1", Transition(NOW, [RunCompleted("digest", "", 5, NOTHING)]))
+    assert views.partials == of(RunStarted("digest", "", NOTHING), RunCompleted("digest", "", 5, NOTHING)).partials
+
+
+# --- what each view says --------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_counted_once_whatever_it_goes_through() -> None:
+    started, stuck, resumed = RunStarted("w", "t", NOTHING), RunStuck("w", "t", "diverged"), RunResumed("w", "t")
+    ways: list[tuple[list[AnyEvent], str]] = [
+        ([started], "running"),
+        ([started, stuck], "stuck"),
+        ([started, stuck, resumed], "running"),
+        ([started, RunCompleted("w", "t", 1, NOTHING)], "completed"),
+        ([started, RunFailed("w", "t", 1, BOOM)], "failed"),
+        ([started, stuck, resumed, RunCancelled("w", "t", 1, "enough")], "cancelled"),
+    ]
+    for way, status in ways:
+        expected = dict.fromkeys(("running", "stuck", "completed", "failed", "cancelled"), 0) | {status: 1}
+        runs = rendered(of(*way), "runs")
+        assert runs == {"status": expected, "workflows": {"w": expected}, "tenants": {"t": expected}}
+
+
+def test_runs_without_a_tenant_are_shown_under_a_dash() -> None:
+    assert list(rendered(of(RunStarted("w", "", NOTHING)), "runs")["tenants"]) == ["-"]
+
+
+def test_many_tenants_are_shown_by_size_and_the_rest_as_one() -> None:
+    starts = [RunStarted("w", f"t{n}", NOTHING) for n in range(MAX_TENANTS + 5)]
+    tenants = rendered(of(*starts, RunStarted("w", "t7", NOTHING)), "runs")["tenants"]
+    assert len(tenants) == MAX_TENANTS + 1
+    assert next(iter(tenants)) == "t7"
+    assert tenants["…"]["running"] == 5
+
+
+def test_rates_are_lists_of_whole_seconds_up_to_the_last_settled_one() -> None:
+    step = StepCompleted(1, "s", 1, 1.0, NOTHING)
+    views = merged(of(step, step, at=NOW), of(RunStarted("w", "", NOTHING), at=NOW - 59_000), of(step, at=NOW + 1000))
+    rates = rendered(views, "rates", now_ms=NOW + 2500)
+    assert rates["until"] == NOW // 1000 + 1
+    assert len(rates["steps"]) == 60
+    assert rates["steps"][-1] == 2, "the second at NOW is the newest shown"
+    assert rates["starts"][0] == 1
+    assert rates["average"]["steps"] == pytest.approx(0.2)
+
+
+def test_failed_and_cancelled_runs_are_failures_of_their_second() -> None:
+    views = of(RunFailed("w", "", 1, BOOM), RunCancelled("w", "", 1, "enough"), RunCompleted("w", "", 1, NOTHING))
+    rates = rendered(views, "rates")
+    assert (rates["failures"][-1], rates["completions"][-1]) == (2, 1)
+
+
+def test_pruning_drops_rates_that_nobody_shows_any_more_and_nothing_else() -> None:
+    views = merged(of(RunStarted("w", "", NOTHING), at=NOW - 121_000), of(RunStarted("w", "", NOTHING), at=NOW))
+    views.prune(NOW)
+    assert list(views.partials["rates"]) == [NOW // 1000]
+    assert rendered(views, "runs")["status"]["running"] == 2
+
+
+@given(st.integers(0, 2**60))
+def test_a_bucket_is_at_most_a_sixteenth_off(us: int) -> None:
+    assert abs(middle_of(bucket_of(us)) - us) <= us / 16
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1), st.sampled_from([0.5, 0.95, 0.99, 1.0]))
+def test_percentiles_are_within_the_error_of_a_bucket(times: list[float], share: float) -> None:
+    timings = Timings()
+    for ms in times:
+        timings.add(ms)
+    exact = sorted(times)[max(1, -int(-share * len(times) // 1)) - 1]
+    (found,) = timings.percentiles_ms(share)
+    assert found == pytest.approx(exact, rel=1 / 16, abs=0.002)
+
+
+@pytest.mark.parametrize("ms", [float("nan"), float("inf"), -1.0, -float("inf"), 1e300])
+def test_an_impossible_duration_is_counted_and_breaks_nothing(ms: float) -> None:
+    timings = Timings()
+    timings.add(ms)
+    assert timings.count == 1
+
+
+def test_durations_are_kept_by_name_with_failures_and_retries() -> None:
+    views = of(
+        *(StepCompleted(n, "fetch", 1, ms, NOTHING) for n, ms in enumerate([1.0] * 98 + [200.0, 1000.0])),
+        StepRetrying(1, "fetch", 1, 5.0, BOOM, NOW),
+        StepFailed(1, "fetch", 2, 5.0, BOOM),
+        StepFailed(1, "parse", 2, 5.0, BOOM),
+    )
+    fetch = rendered(views, "step_durations")["fetch"]
+    assert (fetch["count"], fetch["failures"], fetch["retries"], fetch["max"]) == (100, 1, 1, 1000.0)
+    assert fetch["p50"] == pytest.approx(1.0, rel=0.07)
+    assert fetch["p99"] == pytest.approx(200.0, rel=0.07)
+    parse = rendered(views, "step_durations")["parse"]
+    assert (parse["count"], parse["p50"], parse["failures"]) == (0, 0, 1)
+
+
+def test_run_durations_are_those_of_completed_runs() -> None:
+    views = of(RunCompleted("w", "", 4000, NOTHING), RunFailed("w", "", 9000, BOOM))
+    w = rendered(views, "run_durations")["w"]
+    assert (w["count"], w["max"], w["failures"]) == (1, 4000.0, 1)
+
+
+def test_the_latest_failures_come_newest_first_whatever_shard_they_are_from() -> None:
+    parts = [of(RunFailed("w", "", 1, Failure("E", f"{n}")), at=NOW + n) for n in range(50)]
+    shown = rendered(merged(*reversed(parts)), "failures")
+    assert shown["count"] == 50
+    assert [row["message"] for row in shown["latest"]] == [str(n) for n in range(49, 49 - LATEST, -1)]
+    assert shown["latest"][0] == {"at": NOW + 49, "run_id": "run-1", "workflow": "w", "kind": "E", "message": "49"}
+
+
+def test_long_failure_messages_are_cut() -> None:
+    shown = rendered(of(RunFailed("w", "", 1, Failure("E", "x" * 10_000))), "failures")
+    assert len(shown["latest"][0]["message"]) == MAX_TEXT
+
+
+def test_stuck_runs_and_quarantined_messages_are_kept_with_their_reasons() -> None:
+    views = of(RunStuck("w", "", "diverged at 3"), MessageQuarantined("7-1", "not MessagePack"))
+    assert rendered(views, "stuck")["latest"] == [
+        {"at": NOW, "run_id": "run-1", "workflow": "w", "reason": "diverged at 3"}
+    ]
+    assert rendered(views, "quarantine") == {
+        "count": 1,
+        "latest": [{"at": NOW, "run_id": "run-1", "message": "7-1", "reason": "not MessagePack"}],
+    }
+
+
+def test_the_oldest_open_runs_of_all_shards_are_the_smallest_starts() -> None:
+    lists = [[["a", "w", 30], ["b", "w", 10]], [], [["c", "w", 20], ["d", "w", 10]]]
+    assert merge_oldest(lists, k=3) == [["b", "w", 10], ["d", "w", 10], ["c", "w", 20]]
