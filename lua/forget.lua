@@ -24,10 +24,9 @@ end
 local deleted = 0
 for i = 1, count do
   if going[i] then
-    redis.call('DEL', KEYS[3 * i - 2])
+    deleted = deleted + redis.call('DEL', KEYS[3 * i - 2])
     redis.call('ZREM', KEYS[3 * i - 1], ARGV[2 * i - 1])
     redis.call('ZREM', KEYS[3 * i], ARGV[2 * i - 1])
-    deleted = deleted + 1
   end
 end
 return deleted

@@ -114,6 +114,7 @@ class Client:
         self._listings = Listings(store, self.keys, self._batcher)
         self._space: Space | None = None
         self._generation = 0
+        self._reading = asyncio.Lock()
 
     async def __aenter__(self) -> Client:
         return self
@@ -282,13 +283,16 @@ class Client:
 
         Raises `NamespaceMissing`, or `NamespaceMismatch` for a namespace of another version of streamflow.
         """
-        if self._space is not None and self._generation == self.store.generation:
+        space = self._space
+        if space is not None and self._generation == self.store.generation:
+            return space
+        async with self._reading:  # of a thousand first calls one asks
+            if self._space is None or self._generation != self.store.generation:
+                generation = self.store.generation
+                stored = await self._batcher.call(Call.plain("HMGET", self.keys.meta, "shards", "partition", "schema"))
+                self._space = self._read_space(cast("list[bytes | None]", stored))
+                self._generation = generation
             return self._space
-        generation = self.store.generation
-        stored = await self._batcher.call(Call.plain("HMGET", self.keys.meta, "shards", "partition", "schema"))
-        self._space = self._read_space(cast("list[bytes | None]", stored))
-        self._generation = generation
-        return self._space
 
     def _read_space(self, stored: list[bytes | None]) -> Space:
         shards, partition, schema = stored

@@ -24,8 +24,8 @@ from streamflow.store.connection import Store, Subscription
 from streamflow.store.keys import NamespaceKeys
 
 SWEEP_SECONDS = 5.0
-SWEEPS_PER_SECOND = 2000
-"""Peeks a second that the sweep may cost at most: with more runs it comes less often."""
+PEEKS_PER_SECOND = 2000
+"""What the sweep may cost at most: with more than 10,000 runs it comes less often."""
 
 _log = logging.getLogger("streamflow.client")
 _news = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
@@ -54,9 +54,12 @@ class Outcomes:
         self._subscription: Subscription | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def ended(self, shard: int, run_id: str) -> bytes:
         """The encoded transition that ended the run. Raises `RunNotFound` and `StoreError`."""
+        if self._closed:
+            raise StoreError("the client is closed")
         watched = self._shards.get(shard)
         if watched is None:
             watched = self._shards[shard] = _Watched(shard, self._keys.shard(shard).done)
@@ -74,6 +77,7 @@ class Outcomes:
 
     async def close(self) -> None:
         """Ends the subscription. Who still waits gets `StoreError`."""
+        self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -131,12 +135,14 @@ class Outcomes:
     async def _sweep_on(self) -> None:
         """Runs while a shard is listened to; lets go of those that nobody has waited for since the last time."""
         while self._shards:
-            await asyncio.sleep(max(SWEEP_SECONDS, len(self._all_waiting()) / SWEEPS_PER_SECOND))
+            await asyncio.sleep(max(SWEEP_SECONDS, len(self._all_waiting()) / PEEKS_PER_SECOND))
             await self.sweep()
 
     async def sweep(self) -> None:
         """Peek all runs that are waited for, in one batch, and unsubscribe from shards that nobody waits on."""
-        for watched in [watched for watched in self._shards.values() if not watched.waiting]:
+        for watched in list(self._shards.values()):
+            if watched.waiting:  # asked anew each time: somebody may come while the loop awaits
+                continue
             del self._shards[watched.number]
             del self._channels[watched.channel.encode()]
             if self._subscription is not None:

@@ -18,7 +18,7 @@ from msgspec import UNSET, UnsetType
 from streamflow.pure import codec
 from streamflow.pure.errors import UsageError
 from streamflow.pure.names import check_name, check_run_id
-from streamflow.pure.operations import ChildCall, StepCall, is_active
+from streamflow.pure.operations import ChildCall, StepCall, active
 from streamflow.pure.retry import Retry
 
 P = ParamSpec("P")
@@ -57,7 +57,7 @@ class Step(Generic[P, R]):
         """False for the stand-in of a recorded step whose function no longer exists (see `missing_step`)."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
-        if is_active():
+        if active.get() is not None:
             return StepCall(self, args, kwargs)
         return self.function(*args, **kwargs)
 
@@ -113,7 +113,7 @@ class _Startable:
         self.child_tenant = ""
         self.tag = ""
 
-    def options(self, *, id: str = "", tenant: str = "", tag: str = "") -> Self:  # noqa: A002 - as in client.start
+    def options(self, *, id: str = "", tenant: str = "", tag: str = "") -> Self:
         """The same, to be started as a child run with this id, or for this tenant rather than the parent's.
 
         `tag` comes back in a reducer's `ChildDone`.
@@ -125,7 +125,7 @@ class _Startable:
         return other
 
     def _child(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChildCall:
-        if not is_active():
+        if active.get() is None:
             raise UsageError(
                 f"{self.kind} {self.name} was called outside a workflow: start a run with client.start({self.name}, …) "
                 f"or call the plain function with {self.name}.function(…)"
@@ -151,7 +151,7 @@ class Workflow(_Startable, Generic[P, R]):
         return self._child(args, kwargs)
 
 
-def _reducer_input(input: Any = None) -> Any: ...  # noqa: A002 - what callers write
+def _reducer_input(input: Any = None) -> Any: ...
 
 
 class Reducer(_Startable):
@@ -190,7 +190,7 @@ class Reducer(_Startable):
             "without arguments, or give the parameter a default"
         )
 
-    def __call__(self, input: Any = None) -> Awaitable[Any]:  # noqa: A002 - what callers write
+    def __call__(self, input: Any = None) -> Awaitable[Any]:
         """Inside a workflow: start a child run and await its result."""
         return self._child((input,), {})
 

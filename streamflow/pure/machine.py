@@ -38,7 +38,7 @@ from streamflow.pure.events import (
     Transition,
 )
 from streamflow.pure.failures import failure_of, foreign_await, outside_loop
-from streamflow.pure.operations import DONE, NEW, Fiber, Operation, SignalWait, activate, deactivate
+from streamflow.pure.operations import DONE, NEW, Fiber, Operation, SignalWait, active
 from streamflow.pure.record import Header, Status
 from streamflow.pure.reducing import ReducerMachine
 from streamflow.pure.running import Due, Effects, Ending, Input, Outcome, Outgoing, RunMachine, StepJob
@@ -191,7 +191,7 @@ class WorkflowMachine(RunMachine):
         self.ready.clear()
         if not fibers:
             return
-        token = activate(self)  # a step called in a `finally` must give an operation, not run the plain function here
+        token = active.set(self)  # a step called in a `finally` must give an operation, not run the plain function here
         try:
             for fiber in fibers:
                 fiber.state = DONE
@@ -199,7 +199,7 @@ class WorkflowMachine(RunMachine):
                 with suppress(*USER_ERRORS):
                     fiber.coroutine.close()
         finally:
-            deactivate(token)
+            active.reset(token)
 
     def __del__(self) -> None:
         # Without this the garbage collector would close the coroutines with no machine active, and their `finally`
@@ -254,14 +254,11 @@ class WorkflowMachine(RunMachine):
 
     # --- replay -----------------------------------------------------------------------------------------------------
 
-    @property
-    def live(self) -> bool:
-        return self._recorded is None
-
     def replay(self, transitions: list[Transition]) -> None:
         """Bring a fresh machine to the end of a history. A divergence parks it: see `diverged` and `reason`."""
+        self.live = False
         self.events_count = sum(len(transition.events) for transition in transitions)
-        token = activate(self)
+        token = active.set(self)
         try:
             if not self.reason:
                 self._replay(transitions)
@@ -270,10 +267,11 @@ class WorkflowMachine(RunMachine):
             self.diverged = Diverged(self.run_id, number, divergence.expected, divergence.found)
             self.reason = str(self.diverged)
         finally:
-            deactivate(token)
+            active.reset(token)
         if self.reason:
             self._replay_blindly(transitions)
         self._recorded = None
+        self.live = True
         self.effects = Effects()
         if not self.ended:
             self._set_open_status()
@@ -431,6 +429,7 @@ def rehydrate(
     machine.parent = header.parent
     if not header.is_open:
         machine.status = Status(header.status)
+        machine.ended = True
     elif isinstance(machine, ReducerMachine):
         machine.restore(state, transitions)
     else:

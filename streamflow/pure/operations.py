@@ -34,24 +34,12 @@ if TYPE_CHECKING:
 NEW, PENDING, DONE = 0, 1, 2
 """States of an operation. A failed one is DONE and has an `error`."""
 
-_active: contextvars.ContextVar[RunMachine | None] = contextvars.ContextVar("streamflow_machine", default=None)
+active: contextvars.ContextVar[RunMachine | None] = contextvars.ContextVar("streamflow_machine", default=None)
 """The machine whose user code runs right now in this thread; set once an advance."""
 
 
-def is_active() -> bool:
-    return _active.get() is not None
-
-
-def activate(machine: RunMachine) -> contextvars.Token[RunMachine | None]:
-    return _active.set(machine)
-
-
-def deactivate(token: contextvars.Token[RunMachine | None]) -> None:
-    _active.reset(token)
-
-
 def _machine(what: str) -> RunMachine:
-    machine = _active.get()
+    machine = active.get()
     if machine is None:
         raise UsageError(f"sf.{what} works inside a workflow only, and this code was called outside of one")
     return machine
@@ -383,7 +371,7 @@ def sleep(duration: float | timedelta, *, tag: str = "") -> Awaitable[None]:
 def signal(name: str, type: type[T], timeout: float | timedelta | None = None) -> Awaitable[T]: ...
 @overload
 def signal(name: str, type: Any = ..., timeout: float | timedelta | None = None) -> Awaitable[Any]: ...
-def signal(name: str, type: Any = Any, timeout: float | timedelta | None = None) -> Awaitable[Any]:  # noqa: A002
+def signal(name: str, type: Any = Any, timeout: float | timedelta | None = None) -> Awaitable[Any]:
     """Wait for a signal, first come, first served per name; one that came early is kept for the next wait.
 
     A value that isn't of the `type` is skipped. Raises the builtin `TimeoutError` after `timeout` seconds.

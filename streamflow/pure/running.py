@@ -45,7 +45,7 @@ from streamflow.pure.events import (
     TimerFired,
     TimerSet,
 )
-from streamflow.pure.operations import PENDING, ChildCall, Operation, SignalSend, Sleep, StepCall, activate, deactivate
+from streamflow.pure.operations import PENDING, ChildCall, Operation, SignalSend, Sleep, StepCall, active
 from streamflow.pure.record import Status
 
 if TYPE_CHECKING:
@@ -129,8 +129,10 @@ class RunMachine:
         "children",
         "diverged",
         "effects",
+        "ended",
         "events_count",
         "in_steps",
+        "live",
         "parent",
         "partition",
         "ready",
@@ -155,6 +157,9 @@ class RunMachine:
         self.tenant = ""
         self.parent = ""
         self.status = Status.PENDING
+        self.ended = False
+        self.live = True
+        """False during a replay, whose effects have taken place already."""
         self.started = 0
         """Shard-clock ms of the start; 0 before."""
         self.at = 0
@@ -178,10 +183,6 @@ class RunMachine:
         self._rng: random.Random | None = None
 
     # --- for the owner ----------------------------------------------------------------------------------------------
-
-    @property
-    def ended(self) -> bool:
-        return self.status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 
     @property
     def resumable(self) -> bool:
@@ -224,13 +225,13 @@ class RunMachine:
             effects.status = self.status
             effects.ended = True
             return effects
-        token = activate(self)
+        token = active.set(self)
         try:
             if self.stuck or self.reason:
                 inputs = self._park_or_resume(inputs)
             self._take_all(inputs)
         finally:
-            deactivate(token)
+            active.reset(token)
         effects.status = self.status
         self.events_count += len(effects.events)
         self.effects = _IDLE  # a machine at rest keeps no history
@@ -299,11 +300,6 @@ class RunMachine:
         if self.live:
             self.effects.outbox.append(Outgoing(target, kind, _encode(body)))
 
-    @property
-    def live(self) -> bool:
-        """False during a replay, whose effects have taken place already."""
-        return True
-
     def now(self) -> datetime:
         return datetime.fromtimestamp(self.at / 1000, UTC)
 
@@ -364,7 +360,7 @@ class RunMachine:
             else:
                 event = StepCompleted(call.seq, step.name, outcome.attempt, outcome.ms, result)
                 self.effects.events.append(event)
-                self._track(event)
+                self._close_step(call)
                 self._deliver(event, call, value, None)
                 return
         retry = step.retry
@@ -435,13 +431,18 @@ class RunMachine:
         call = self.steps.get(seq)
         return seq in self.timers if call is None else call.due == due
 
+    def _close_step(self, call: StepCall) -> None:
+        del self.steps[call.seq]
+        if call.due is None and call.step.queue is None and call.step.known:
+            self.in_steps -= 1
+
     def _track(self, event: AnyEvent) -> Operation | None:
         """Note what a fact means for what is open; gives the operation that it is about, if that is still open."""
         kind = type(event)
         if kind is StepCompleted or kind is StepFailed:
-            call = self.steps.pop(cast("StepCompleted", event).seq, None)
-            if call is not None and call.due is None and call.step.queue is None and call.step.known:
-                self.in_steps -= 1
+            call = self.steps.get(cast("StepCompleted", event).seq)
+            if call is not None:
+                self._close_step(call)
             return call
         if kind is StepRetrying:
             retrying = cast("StepRetrying", event)
@@ -543,7 +544,7 @@ class RunMachine:
             self.send(child.run_id, "cancel", reason)
         effects.cancelled.extend(self.steps)
         effects.jobs.clear()  # decided in this very transition: not worth starting
-        effects.ended = True
+        effects.ended = self.ended = True
         self.close()
         self._forget_open()
 

@@ -241,6 +241,8 @@ class Owner:
     def _plan(self, shard: OwnedShard, due: int) -> None:
         if shard.plan_due(due):
             heapq.heappush(self._shard_timers, (due, shard.number))
+            if self._shard_timers[0][0] == due:
+                self._wake.set()  # the loop may be waiting for something later
 
     # --- one batch ----------------------------------------------------------------------------------------------------
 
@@ -381,6 +383,8 @@ class Owner:
             if due is not None and due != live.timer:
                 live.timer = due
                 heapq.heappush(self._run_timers, (due, shard.number, run_id))
+                if self._run_timers[0][0] == due:
+                    self._wake.set()  # the loop may be waiting for something later
             return
         if due is not None:
             self._plan(shard, due)

@@ -144,8 +144,7 @@ class Shard:
         return sorted(name.decode() for name in names)
 
     async def type_of(self, key: str) -> str:
-        kind = await self.plain("TYPE", key)
-        return kind.decode() if isinstance(kind, bytes) else kind
+        return (await self.plain("TYPE", key)).decode()
 
     async def dump(self) -> dict[str, Any]:
         """Every key of the namespace with all that is in it, consumer groups included."""
@@ -194,12 +193,13 @@ class Shard:
     async def assert_only_known_keys(self) -> None:
         """Each key is one that `keys.py` names, of the type it has there, and none waits for a TTL."""
         known = known_keys(self.namespace)
-        for key in await self.key_names():
+        names = await self.key_names()
+        answers = await self.store.send([Call.plain(word, key) for key in names for word in ("TYPE", "TTL")])
+        for key, found, ttl in zip(names, answers[::2], answers[1::2], strict=True):
             kind = next((kind for pattern, kind in known if pattern.fullmatch(key)), None)
             assert kind, f"{key} is no key of ours"
-            if key not in self.planted:
-                assert await self.type_of(key) == kind, key
-            assert await self.plain("TTL", key) == -1, key
+            assert key in self.planted or found.decode() == kind, f"{key} is a {found}"
+            assert ttl == -1, f"{key} waits for a TTL"
 
 
 def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:

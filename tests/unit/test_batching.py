@@ -58,7 +58,8 @@ async def test_calls_of_one_moment_travel_in_one_pipeline_grouped_by_shard() -> 
     starts = [batcher.start(number % 4, start(f"r{number}")) for number in range(100)]
     peeks = [batcher.peek(number % 4, f"r{number}") for number in range(100)]
     posts = [batcher.post(number % 4, Message("signal", f"r{number}", b"")) for number in range(100)]
-    await settled([*starts, *peeks, *posts])
+    everything: list[asyncio.Future[Any]] = [*starts, *peeks, *posts]
+    await settled(everything)
     assert len(store.pipelines) == 1
     assert sorted(store.scripts) == ["peek"] * 4 + ["post"] * 4 + ["start"] * 4
     assert peeks[7].result()[0].decode() == "sf:{test.3}:run:r7"
@@ -184,6 +185,7 @@ async def test_closing_fails_what_waits_and_refuses_what_comes() -> None:
         await asyncio.sleep(0)
     queued = batcher.post(0, Message("signal", "queued", b""))
     await batcher.close()
-    assert [type(answer) for answer in await settled([flying, queued])] == [StoreError, StoreError]  # type: ignore[list-item]
+    both: list[asyncio.Future[Any]] = [flying, queued]
+    assert [type(answer) for answer in await settled(both)] == [StoreError, StoreError]
     with pytest.raises(StoreError, match="closed"):
         batcher.peek(0, "late")

@@ -24,7 +24,8 @@ def test_an_exception_fails_the_run_with_its_class_message_and_lines() -> None:
 
     failure = failure_in(_flow(flow).last)
     assert (failure.kind, failure.message) == ("KeyError", "'missing'")
-    assert __file__ in failure.traceback and "machine.py" not in failure.traceback
+    assert __file__ in failure.traceback
+    assert "machine.py" not in failure.traceback
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), GeneratorExit(), asyncio.CancelledError()])
@@ -105,7 +106,9 @@ def test_asyncio_sleep_says_the_same_with_a_loop_and_without() -> None:
     line = f"{__file__}:{flow.__code__.co_firstlineno + 1}"
     for run in (_flow(flow), asyncio.run(inside())):
         failure = failure_in(run.last)
-        assert failure.kind == "ForeignAwait" and line in failure.message and "sf.sleep" in failure.message
+        assert failure.kind == "ForeignAwait"
+        assert line in failure.message
+        assert "sf.sleep" in failure.message
 
 
 def test_a_message_that_cannot_be_made_does_not_escape() -> None:
@@ -125,4 +128,5 @@ def test_a_failed_run_has_no_life_left() -> None:
 
     run = _flow(flow)
     assert kinds(run.last) == ["RunStarted", "RunFailed"]
-    assert run.done(1).ended and not run.last.events
+    assert run.done(1).ended
+    assert not run.last.events

@@ -41,7 +41,9 @@ def _compose(inner: st.SearchStrategy[Program]) -> st.SearchStrategy[Program]:
     )
 
 
-programs = st.recursive(_leaf, _compose, max_leaves=12).map(lambda program: ("seq", [("step", 1), program, ("step", 2)]))
+programs = st.recursive(_leaf, _compose, max_leaves=12).map(
+    lambda program: ("seq", [("step", 1), program, ("step", 2)])
+)
 
 app = App()
 
@@ -138,8 +140,8 @@ def _inputs(machine: RunMachine, turn: list[tuple[str, int]]) -> tuple[list[Any]
             call = children[number % len(children)]
             failed = number % 3 == 0
             failure = Failure("E", str(number))
-            outcome = ChildFailed(call.seq, "child", failure) if failed else ChildCompleted(call.seq, "child", raw(number))
-            inputs.append(outcome)
+            completed = ChildCompleted(call.seq, "child", raw(number))
+            inputs.append(ChildFailed(call.seq, "child", failure) if failed else completed)
         elif kind == "d":
             after += number * number
             inputs.append(Due())
@@ -167,7 +169,7 @@ def _seen(effects: Effects, machine: RunMachine) -> Any:
 
 
 def _restart_overdue_retries(machine: RunMachine, live: RunMachine) -> None:
-    """That a retry has started is no event, so a reloaded run starts it again with the next `Due`; here it has already."""
+    """That a retry has started is no event: a reloaded run starts it again with the next `Due`. Here it has already."""
     for seq, call in machine.steps.items():
         if call.due is not None and live.steps[seq].due is None:
             assert call.due <= machine.at or call.due <= live.at
@@ -206,8 +208,10 @@ def test_a_reducer_that_is_restored_before_every_transition_decides_the_same(tur
 
 @settings(max_examples=120, deadline=None)
 @given(programs, moves, st.lists(st.integers(0, 3), min_size=25, max_size=25))
-def test_a_run_that_is_stuck_at_times_resumes_and_its_history_replays(program: Program, turns: Any, deploys: Any) -> None:
-    """A deploy without the workflow parks the run; one with it must resume it, and accept all that has been recorded."""
+def test_a_run_that_is_stuck_at_times_resumes_and_its_history_replays(
+    program: Program, turns: Any, deploys: Any
+) -> None:
+    """A deploy without the workflow parks the run; one with it must resume it and accept all that is recorded."""
     for workflow in ("flow", "agent"):
         without = App()
         without.steps["act"] = act
@@ -225,4 +229,5 @@ def test_a_run_that_is_stuck_at_times_resumes_and_its_history_replays(program: P
             run.reload(app)
             assert run.machine.diverged is None
             run.advance()
-            assert run.machine.status != "stuck" and run.names.count("RunStuck") == run.names.count("RunResumed")
+            assert run.machine.status != "stuck"
+            assert run.names.count("RunStuck") == run.names.count("RunResumed")

@@ -78,7 +78,8 @@ def agent(state: Seen, event: Event) -> Decision:
 def test_a_reducer_gets_events_and_its_commands_are_decisions() -> None:
     run = Run(app, "agent", "in")
     assert kinds(run.last) == ["RunStarted", "StepScheduled", "TimerSet"]
-    assert run.last.jobs[0].timeout == 9 and run.machine.next_due == 61_000
+    assert run.last.jobs[0].timeout == 9
+    assert run.machine.next_due == 61_000
     assert kinds(run.done(1, 5)) == ["StepCompleted", "ChildStarted"]
     assert kinds(run.advance(Due(), after=60_000)) == ["TimerFired", "SignalSent"]
     assert [(m.kind, m.target) for m in run.last.outbox] == [("signal", "other")]
@@ -91,7 +92,9 @@ def test_a_reducer_goes_on_from_its_snapshot_alone() -> None:
     run.elements.clear()
     machine = run.reload()
     assert [(job.seq, job.timeout) for job in machine.running_jobs()] == [(1, 9)]
-    assert machine.in_flight and machine.next_due == 61_000 and machine.events_count == 3
+    assert machine.in_flight
+    assert machine.next_due == 61_000
+    assert machine.events_count == 3
     run.done(1, 5)
     run.reload()
     assert kinds(run.advance(Due(), after=60_000)) == ["TimerFired", "SignalSent"]
@@ -116,7 +119,8 @@ def test_an_exception_or_a_wrong_command_fails_the_run() -> None:
     assert failure_in(run.advance(SignalReceived("boom", raw(1)))).kind == "ValueError"
     run = Run(app, "agent")
     failure = failure_in(run.advance(SignalReceived("nonsense", raw(1))))
-    assert failure.kind == "UsageError" and "signals come as events" in failure.message
+    assert failure.kind == "UsageError"
+    assert "signals come as events" in failure.message
 
 
 def test_a_reducer_that_returns_no_decision_or_a_wrong_state_fails_the_run() -> None:
@@ -150,7 +154,8 @@ def test_a_retry_and_its_overrides_survive_in_the_snapshot() -> None:
     run = Run(local, "flow")
     run.failed(1)
     machine = run.reload()
-    assert machine.next_due == run.at + 1000 and not machine.in_flight
+    assert machine.next_due == run.at + 1000
+    assert not machine.in_flight
     assert [job.attempt for job in run.advance(Due(), after=1000).jobs] == [2]
     run.reload()
     run.advance(Due(), after=1000)
@@ -210,4 +215,5 @@ def test_random_values_of_a_reducer_do_not_depend_on_where_it_ran() -> None:
                 run.reload()
             run.advance(SignalReceived("s", raw(last)), after=1)
         results.append(result_of(run.last))
-    assert results[0] == results[1] and len(set(results[0])) == 3
+    assert results[0] == results[1]
+    assert len(set(results[0])) == 3

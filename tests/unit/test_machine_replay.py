@@ -7,7 +7,9 @@ from typing import Any
 from streamflow.pure import operations as sf
 from streamflow.pure.definitions import App
 from streamflow.pure.events import CancelRequested, RunStuck, SignalReceived
-from streamflow.pure.machine import Due
+from streamflow.pure.machine import Due, rehydrate
+from streamflow.pure.record import Header
+from streamflow.pure.sharding import Partition
 from tests.unit.driving import Run, kinds, raw, result_of
 
 
@@ -81,7 +83,9 @@ def _after_first_step() -> Run:
 def test_a_reloaded_run_goes_on_where_it_was() -> None:
     run = _after_first_step()
     machine = run.reload()
-    assert machine.events_count == 4 and machine.diverged is None and machine.started == 1000
+    assert machine.events_count == 4
+    assert machine.diverged is None
+    assert machine.started == 1000
     assert result_of(run.done(2, 2)) == [1, 2]
 
 
@@ -92,7 +96,8 @@ def test_other_code_parks_the_run_and_names_event_expected_and_found() -> None:
     assert (machine.diverged.run_id, machine.diverged.number) == ("r", 2)
     assert (machine.diverged.expected, machine.diverged.found) == ("StepScheduled(1, a)", "StepScheduled(1, b)")
     effects = run.advance()
-    assert kinds(effects) == ["RunStuck"] and effects.status == "stuck"
+    assert kinds(effects) == ["RunStuck"]
+    assert effects.status == "stuck"
     assert "diverged at event 2" in effects.events[0].reason  # type: ignore[union-attr]
 
 
@@ -117,7 +122,8 @@ def test_a_decision_that_the_code_no_longer_makes_is_a_divergence() -> None:
         return flow
 
     diverged = _after_first_step().reload(_app(nothing)).diverged
-    assert diverged is not None and (diverged.number, diverged.found) == (2, "nothing of the kind")
+    assert diverged is not None
+    assert (diverged.number, diverged.found) == (2, "nothing of the kind")
 
 
 def test_a_step_that_is_not_registered_any_more_is_named() -> None:
@@ -130,7 +136,8 @@ def test_a_step_that_is_not_registered_any_more_is_named() -> None:
         return flow
 
     diverged = run.reload(_app(other, "b", "c")).diverged
-    assert diverged is not None and diverged.expected == "StepScheduled(1, a), a step that is not registered any more"
+    assert diverged is not None
+    assert diverged.expected == "StepScheduled(1, a), a step that is not registered any more"
 
 
 def test_a_result_that_no_longer_fits_is_a_divergence() -> None:
@@ -147,7 +154,9 @@ def test_a_result_that_no_longer_fits_is_a_divergence() -> None:
 
     app.workflow(name="flow")(_two_steps(app))
     diverged = run.reload(app).diverged
-    assert diverged is not None and diverged.number == 3 and "not a str" in diverged.found
+    assert diverged is not None
+    assert diverged.number == 3
+    assert "not a str" in diverged.found
 
 
 def test_a_stuck_run_keeps_facts_and_resumes_with_good_code() -> None:
@@ -157,13 +166,16 @@ def test_a_stuck_run_keeps_facts_and_resumes_with_good_code() -> None:
     assert kinds(run.failed(2)) == ["RunStuck", "StepRetrying"]
     assert [job.attempt for job in run.advance(Due(), after=60_000).jobs] == [2]
     assert kinds(run.done(2, 2, attempt=2)) == ["StepCompleted"]
-    assert run.last.status == "stuck" and not run.machine.in_flight
+    assert run.last.status == "stuck"
+    assert not run.machine.in_flight
 
     assert run.reload(_app(_swapped)).resumable is False
     assert not run.advance().events, "the history says already that it is stuck"
 
     machine = run.reload(_app(_two_steps))
-    assert machine.resumable and machine.status == "stuck" and machine.running_jobs() == []
+    assert machine.resumable
+    assert machine.status == "stuck"
+    assert machine.running_jobs() == []
     assert kinds(run.advance()) == ["RunResumed", "RunCompleted"]
     assert result_of(run.last) == [1, 2]
 
@@ -186,10 +198,13 @@ def test_a_history_with_a_stuck_time_replays_strictly_afterwards() -> None:
     run.reload(_app(_waits))
     assert kinds(run.advance()) == ["RunResumed", "TimerSet"]
     machine = run.reload()
-    assert machine.diverged is None and not machine.stuck
+    assert machine.diverged is None
+    assert not machine.stuck
     assert machine.next_due == run.at + 5000, "the timer runs from the moment of the resumption"
     diverged = run.reload(_app(_two_steps)).diverged
-    assert diverged is not None and diverged.number == 6 and diverged.expected == "TimerSet(2)"
+    assert diverged is not None
+    assert diverged.number == 6
+    assert diverged.expected == "TimerSet(2)"
 
 
 def test_a_timer_that_fires_while_stuck_counts_unless_a_signal_came_first() -> None:
@@ -209,20 +224,35 @@ def test_a_stuck_run_can_be_cancelled() -> None:
     run.advance()
     effects = run.advance(CancelRequested("hopeless"))
     assert kinds(effects) == ["RunResumed", "CancelRequested", "RunCancelled"]
-    assert effects.cancelled == [2] and effects.status == "cancelled"
+    assert effects.cancelled == [2]
+    assert effects.status == "cancelled"
+
+
+def test_the_history_of_a_run_that_was_cancelled_while_stuck_replays() -> None:
+    run = _after_first_step()
+    run.reload(_app(_swapped))
+    run.done(2, 2)
+    run.advance(CancelRequested("hopeless"))
+    header = Header("running", 1, "c", 1000, 0, "flow", "", "")
+    machine = rehydrate(_app(_two_steps), Partition.RUN, "r", header, b"", run.transitions())
+    assert machine.diverged is None
+    assert machine.status == "cancelled"
 
 
 def test_an_unknown_workflow_is_stuck_with_the_known_names_until_a_deploy_knows_it() -> None:
     run = Run(_app(_two_steps, name="other"), "flow")
-    assert kinds(run.last) == ["RunStarted", "RunStuck"] and run.last.status == "stuck"
+    assert kinds(run.last) == ["RunStarted", "RunStuck"]
+    assert run.last.status == "stuck"
     reason = next(event.reason for event in run.history if isinstance(event, RunStuck))
-    assert "flow is not registered" in reason and "other" in reason
+    assert "flow is not registered" in reason
+    assert "other" in reason
     assert kinds(run.advance(SignalReceived("go", raw(1)))) == ["SignalReceived"]
     assert run.reload().reason == reason
     machine = run.reload(_app(_two_steps))
     assert machine.resumable
     effects = run.advance(after=100)
-    assert kinds(effects) == ["RunResumed", "StepScheduled"] and effects.jobs[0].seq == 1
+    assert kinds(effects) == ["RunResumed", "StepScheduled"]
+    assert effects.jobs[0].seq == 1
     assert run.reload().diverged is None
     run.done(1, 1)
     assert run.reload().diverged is None
@@ -233,7 +263,8 @@ def test_a_machine_without_its_workflow_still_knows_what_is_open() -> None:
     run = Run(_app(_waits), "flow")
     run.done(1, 1)
     machine = run.reload(_app(None, "b"))
-    assert machine.next_due == run.at + 5000 and "not registered" in machine.reason
+    assert machine.next_due == run.at + 5000
+    assert "not registered" in machine.reason
     assert kinds(run.advance(Due(), after=5000)) == ["RunStuck", "TimerFired"]
 
 
@@ -241,5 +272,7 @@ def test_an_ended_run_is_not_replayed() -> None:
     run = Run(_app(_one_step), "flow")
     run.done(1, 1)
     machine = run.reload(_app(_swapped))
-    assert machine.ended and machine.diverged is None
-    assert not run.done(2, 2).events and run.last.ended
+    assert machine.ended
+    assert machine.diverged is None
+    assert not run.done(2, 2).events
+    assert run.last.ended

@@ -50,7 +50,9 @@ def test_a_step_is_scheduled_and_its_result_goes_to_the_await() -> None:
     run.done(2, 21)
     assert kinds(run.last) == ["StepCompleted", "RunCompleted"]
     assert result_of(run.last) == [10, 21]
-    assert run.last.ended and run.last.status == "completed" and not run.machine.in_flight
+    assert run.last.ended
+    assert run.last.status == "completed"
+    assert not run.machine.in_flight
     assert run.machine.events_count == 6
 
 
@@ -66,12 +68,17 @@ def test_a_failed_attempt_is_retried_when_its_time_has_come() -> None:
     run = Run(app, "two", 5)
     run.failed(1)
     event = run.last.events[0]
-    assert isinstance(event, StepRetrying) and event.due == run.at + 1000
-    assert run.machine.next_due == event.due and not run.machine.in_flight and not run.last.jobs
+    assert isinstance(event, StepRetrying)
+    assert event.due == run.at + 1000
+    assert run.machine.next_due == event.due
+    assert not run.machine.in_flight
+    assert not run.last.jobs
     assert not run.advance(Due(), after=999).jobs
     effects = run.advance(Due(), after=1)
-    assert [(job.seq, job.attempt) for job in effects.jobs] == [(1, 2)] and not effects.events
-    assert run.machine.in_flight and run.machine.next_due is None
+    assert [(job.seq, job.attempt) for job in effects.jobs] == [(1, 2)]
+    assert not effects.events
+    assert run.machine.in_flight
+    assert run.machine.next_due is None
     assert not run.done(1, 10, attempt=1).events, "the first attempt is no longer the current one"
     run.done(1, 10, attempt=2)
     assert kinds(run.last) == ["StepCompleted", "StepScheduled"]
@@ -87,7 +94,8 @@ def test_a_step_without_attempts_left_raises_at_the_await_and_fails_the_run_read
     failure = failure_in(run.last)
     assert failure.kind == "StepFailed"
     assert failure.message == "step double failed after 3 attempts: ValueError: no"
-    assert "in two" in failure.traceback and "streamflow/pure" not in failure.traceback
+    assert "in two" in failure.traceback
+    assert "streamflow/pure" not in failure.traceback
 
 
 @pytest.mark.parametrize("kind", ["KeyError", "Fatal"])
@@ -239,9 +247,11 @@ def test_a_step_of_a_queue_is_not_in_flight_at_the_owner() -> None:
         await double.options(queue="gpu", timeout=None)(1)
 
     run = Run(local, "flow")
-    assert not run.machine.in_flight and run.last.jobs[0].step.queue == "gpu"
+    assert not run.machine.in_flight
+    assert run.last.jobs[0].step.queue == "gpu"
     run.done(1, 1)
-    assert not run.machine.in_flight and run.last.jobs[0].timeout is None
+    assert not run.machine.in_flight
+    assert run.last.jobs[0].timeout is None
 
 
 def test_a_taken_over_run_starts_its_running_steps_again_under_the_same_attempt() -> None:
@@ -257,5 +267,6 @@ def test_a_taken_over_run_starts_its_running_steps_again_under_the_same_attempt(
     run.done(1, 2)
     machine = run.reload()
     assert [(job.seq, job.attempt) for job in machine.running_jobs()] == [(3, 1)]
-    assert machine.in_flight and machine.next_due == run.at - 1 + 1000
+    assert machine.in_flight
+    assert machine.next_due == run.at - 1 + 1000
     assert [(job.seq, job.attempt) for job in run.advance(Due(), after=5000).jobs] == [(2, 2)]

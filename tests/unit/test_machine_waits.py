@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import msgspec
@@ -53,7 +54,8 @@ def test_a_sleep_ends_when_its_time_has_come_and_not_before() -> None:
         return sf.now().isoformat()
 
     run = Run(local, "flow", at=1000)
-    assert kinds(run.last) == ["RunStarted", "TimerSet"] and run.machine.next_due == 2100
+    assert kinds(run.last) == ["RunStarted", "TimerSet"]
+    assert run.machine.next_due == 2100
     assert not run.advance(Due(), after=1099).events
     assert kinds(run.advance(Due(), after=1)) == ["TimerFired", "RunCompleted"]
     assert result_of(run.last) == "1970-01-01T00:00:02.100000+00:00"
@@ -105,7 +107,22 @@ def test_a_signal_in_time_removes_the_timer() -> None:
     run = Run(app, "approve")
     assert run.machine.next_due == 11_000
     assert kinds(run.advance(SignalReceived("go", raw(True)))) == ["SignalReceived", "RunCompleted"]
-    assert run.machine.next_due is None and result_of(run.last) is True
+    assert run.machine.next_due is None
+    assert result_of(run.last) is True
+
+
+def test_the_timer_of_a_signal_that_came_never_fires() -> None:
+    local = App()
+
+    @local.workflow
+    async def flow() -> None:
+        await sf.signal("go", timeout=1)
+        await sf.signal("again", timeout=60)
+
+    run = Run(local, "flow", at=1000)
+    run.advance(SignalReceived("go", raw(None)))
+    assert run.machine.next_due == 61_000
+    assert not run.advance(Due(), after=5000).events
 
 
 def test_a_signal_that_does_not_come_raises_the_builtin_timeout_error() -> None:
@@ -189,7 +206,8 @@ def test_an_ending_child_tells_its_parent() -> None:
     (message,) = run.last.outbox
     event: Any = msgspec.msgpack.decode(message.body, type=AnyEvent)
     assert (message.target, message.kind) == ("up", "child")
-    assert isinstance(event, ChildCompleted) and (event.seq, event.name, plain(event.result)) == (7, "child", 3)
+    assert isinstance(event, ChildCompleted)
+    assert (event.seq, event.name, plain(event.result)) == (7, "child", 3)
     run = Run(app, "child", 3, parent="up#7")
     event = msgspec.msgpack.decode(run.advance(CancelRequested("why")).outbox[0].body, type=AnyEvent)
     assert event == ChildFailed(7, "child", Failure("RunCancelled", "why"), cancelled=True)
@@ -234,10 +252,12 @@ def test_cancelling_ends_the_run_its_steps_and_its_children() -> None:
     run = Run(local, "flow")
     run.advance(CancelRequested("enough"))
     assert kinds(run.last) == ["CancelRequested", "RunCancelled"]
-    assert run.last.status == "cancelled" and run.last.cancelled == [2]
+    assert run.last.status == "cancelled"
+    assert run.last.cancelled == [2]
     assert [(m.target, m.kind) for m in run.last.outbox] == [("r.1", "cancel")]
     assert cleaned == ["helper"], "finally blocks run, and decide nothing"
-    assert run.advance(Due(), after=9).ended and not run.last.events
+    assert run.advance(Due(), after=9).ended
+    assert not run.last.events
 
 
 def test_a_run_that_ends_cancels_what_it_leaves_open() -> None:
@@ -249,9 +269,11 @@ def test_a_run_that_ends_cancels_what_it_leaves_open() -> None:
         await sf.gather(child(1), act(1), act.options(retry=act.retry)("x", "y"))  # type: ignore[call-arg,arg-type]
 
     run = Run(local, "flow")
-    assert kinds(run.last)[-1] == "RunFailed" and failure_in(run.last).kind == "TypeError"
+    assert kinds(run.last)[-1] == "RunFailed"
+    assert failure_in(run.last).kind == "TypeError"
     assert [message.kind for message in run.last.outbox] == ["start", "cancel"]
-    assert run.last.cancelled == [2] and not run.last.jobs
+    assert run.last.cancelled == [2]
+    assert not run.last.jobs
 
 
 def test_a_machine_that_is_dropped_runs_no_step_of_a_finally_block() -> None:
@@ -271,6 +293,7 @@ def test_a_machine_that_is_dropped_runs_no_step_of_a_finally_block() -> None:
 
     run = Run(local, "flow")
     del run.machine
+    gc.collect()
     assert not ran
 
 
@@ -289,5 +312,6 @@ def test_random_values_and_the_time_are_the_same_in_a_replay() -> None:
     again = Run(local, "flow", parent="up#3", tenant="acme")
     again.reload()
     again.advance(Due(), after=1000)
-    assert len(seen) == 2 and seen[0] == seen[1]
+    assert len(seen) == 2
+    assert seen[0] == seen[1]
     assert seen[0][-1] == sf.RunInfo("r", "flow", "acme", "up")

@@ -1,0 +1,350 @@
+"""The kernel against a model in dictionaries: any sequence of calls, with duplicates at random, keeps the two equal.
+
+The model has the promises, not the scripts: a commit is all or nothing, an answer is the same when a call is sent again,
+and only the last owner's token writes.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections import Counter
+from typing import Any
+
+import anyio
+import msgspec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.kernel.conftest import fake_store
+from tests.kernel.support import NOTE, NOW, Shard, next_header
+
+from streamflow.edges.embedded import EmbeddedServer
+from streamflow.pure.record import decode_header
+from streamflow.store.connection import Call, Store
+from streamflow.store.kernel import Answer, Batch, Message, RunWrite, Send, Start
+
+RUNS = ("a", "b", "c")
+NAMES = itertools.count()
+OPEN = ("pending", "running", "stuck")
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """Start runs. `resend`: so many times the same call once more; so in every command."""
+
+    runs: tuple[str, ...]
+    resend: int
+
+
+class Post(msgspec.Struct, frozen=True):
+    runs: tuple[str, ...]
+    resend: int
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """`stale`: expect a header that a run doesn't have. `late`: with the token of the owner before."""
+
+    runs: dict[str, str]
+    acks: int
+    plans: dict[str, int | None]
+    sends: int
+    sent: int
+    stale: bool
+    late: bool
+    resend: int
+
+
+class Fire(msgspec.Struct, frozen=True):
+    wait: int
+    late: bool
+
+
+class Forget(msgspec.Struct, frozen=True):
+    """`known`: with the header that it has now, else with one from its last life."""
+
+    runs: tuple[str, ...]
+    known: bool
+    resend: int
+
+
+class Take(msgspec.Struct, frozen=True):
+    resend: int
+
+
+some_runs = st.lists(st.sampled_from(RUNS), min_size=1, max_size=3, unique=True).map(tuple)
+resends = st.sampled_from((0, 0, 1, 2))
+rarely = st.sampled_from((False, False, False, True))
+statuses = st.sampled_from(("running", "running", "stuck", "completed", "failed", "cancelled"))
+due = st.one_of(st.none(), st.just(-1), st.integers(0, 50))
+commands = st.one_of(
+    st.builds(Begin, some_runs, resends),
+    st.builds(Post, some_runs, resends),
+    st.builds(
+        Commit,
+        runs=st.dictionaries(st.sampled_from(RUNS), statuses, max_size=3),
+        acks=st.integers(0, 3),
+        plans=st.dictionaries(st.sampled_from(RUNS), due, max_size=2),
+        sends=st.integers(0, 2),
+        sent=st.integers(0, 2),
+        stale=rarely,
+        late=rarely,
+        resend=resends,
+    ),
+    st.builds(Fire, st.integers(0, 30), rarely),
+    st.builds(Forget, some_runs, st.booleans(), resends),
+    st.builds(Take, resends),
+)
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+class Model(msgspec.Struct):
+    """`messages` and `outbox` are in order; `records` are header, then the commits that made the transitions."""
+
+    records: dict[str, list[bytes]] = {}
+    running: dict[str, int] = {}
+    messages: list[tuple[str, str]] = []
+    agenda: dict[str, int] = {}
+    outbox: list[str] = []
+    log: list[list[str]] = []
+    listings: dict[str, dict[str, int]] = {}
+    token: str = ""
+    clock: int = 0
+
+
+class Differential:
+    """Runs commands on both, compares every answer and then all state."""
+
+    def __init__(self, shard: Shard, answers: Counter[str]) -> None:
+        self.shard = shard
+        self.model = Model()
+        self.answers = answers
+        self.now = NOW
+        self.numbers = itertools.count(1)
+        self.tokens = ["1:nobody"]
+        self.forgotten: dict[str, bytes] = {}
+
+    async def send(self, call: Call[Any], resend: int) -> list[Any]:
+        """The answers to the call and to its repetitions, one after the other."""
+        return [await self.shard.do(call) for _ in range(1 + resend)]
+
+    async def run(self, command: Any) -> None:
+        self.now += 1
+        await getattr(self, type(command).__name__.lower())(command)
+        assert await self.stored() == self.model
+
+    async def begin(self, command: Begin) -> None:
+        starts = [Start(run, "flow", "", b"") for run in command.runs]
+        answers = await self.send(self.shard.kernel.start(0, starts, self.now), command.resend)
+        model = self.model
+        clock = max(self.now, model.clock)
+        expected: list[bytes] = []
+        for run in command.runs:
+            expected.append(model.records[run][0] if run in model.records else b"")
+            if run not in model.records:
+                model.records[run] = [f"pending 0 - {clock} 0 flow - -".encode(), b""]
+                model.listings.setdefault("running", {})[run] = clock
+                model.messages.append(("start", run))
+        assert answers[0] == expected
+        assert all(again == [model.records[run][0] for run in command.runs] for again in answers[1:])
+        self.answers.update("known" if header else "created" for header in expected)
+
+    async def post(self, command: Post) -> None:
+        messages = [Message("signal", run, b"") for run in command.runs]
+        call = self.shard.kernel.post(0, "client", next(self.numbers), messages, self.now)
+        answers = await self.send(call, command.resend)
+        expected = "".join(map(self.letter, command.runs))
+        assert answers == [expected] * len(answers)
+        self.model.messages += [("signal", run) for run, letter in zip(command.runs, expected, strict=True) if letter == "a"]
+        self.answers.update(expected)
+
+    def letter(self, run: str) -> str:
+        record = self.model.records.get(run)
+        return "m" if record is None else "a" if decode_header(record[0]).status in OPEN else "e"
+
+    async def commit(self, command: Commit) -> None:
+        model, number = self.model, next(self.numbers)
+        batch = Batch(f"c{number}")
+        conflicts: list[str] = []
+        for run, status in command.runs.items():
+            known = model.records.get(run, [b"pending 0 - 1 0 flow - -"])[0]
+            expected = known + b"!" if command.stale else known
+            if command.stale or run not in model.records:
+                conflicts.append(run)
+            old = decode_header(known)
+            batch.runs.append(RunWrite(run, expected, next_header(known, status, batch.commit), b"", NOTE))
+            source, target = self.listing(old.status), self.listing(status)
+            if source != target:
+                keys = self.shard.keys
+                batch.moves.append((run, keys.index(source, "flow"), keys.index(target, "flow"), self.now))
+        entries = await self.shard.stream(self.shard.keys.inbox)
+        batch.acks = [entry for entry, _ in entries[: command.acks]]
+        batch.plans = [(run, due if due is None or due < 0 else self.now + due) for run, due in command.plans.items()]
+        batch.sends = [Send(f"{number}-{n}", 1, "signal", "x", b"") for n in range(1, command.sends + 1)]
+        batch.sent = model.outbox[: command.sent]
+        token = self.tokens[-2] if command.late and len(self.tokens) > 1 else self.tokens[-1]
+        call = self.shard.kernel.commit(0, token, self.shard.group, batch, self.now)
+        first, *again = await self.send(call, command.resend)
+        self.answers.update(answer.answer for answer in (first, *again))
+
+        if token != model.token:
+            assert {answer.answer for answer in (first, *again)} == {Answer.FENCED}
+            assert first.conflicts == [model.token]
+        elif conflicts:
+            assert {answer.answer for answer in (first, *again)} == {Answer.CONFLICT}
+            assert first.conflicts == conflicts
+        else:
+            assert (first.answer, first.clock) == (Answer.OK, max(self.now, model.clock))
+            assert {answer.answer for answer in again} <= {Answer.DUP}
+            assert all((answer.clock, answer.entry) == (first.clock, first.entry) for answer in again)
+            self.apply(batch, first.clock)
+
+    def apply(self, batch: Batch, clock: int) -> None:
+        model = self.model
+        for write in batch.runs:
+            record = model.records[write.run_id]
+            record[0] = write.header
+            record.append(write.transition)
+        if batch.runs:
+            model.log.append([write.run_id for write in batch.runs])
+        for run, source, target, score in batch.moves:
+            model.listings[source.split(":")[-2]].pop(run, None)
+            model.listings.setdefault(target.split(":")[-2], {})[run] = score
+        del model.messages[: len(batch.acks)]
+        for run, score in batch.plans:
+            model.agenda.pop(run, None)
+            if score is not None:
+                model.agenda[run] = score
+        model.outbox = [number for number in model.outbox if number not in batch.sent]
+        model.outbox += [send.number for send in batch.sends]
+        model.clock = clock
+
+    @staticmethod
+    def listing(status: str) -> str:
+        return "running" if status == "pending" else status
+
+    async def fire(self, command: Fire) -> None:
+        model = self.model
+        self.now += command.wait
+        token = self.tokens[-2] if command.late and len(self.tokens) > 1 else self.tokens[-1]
+        fired = await self.shard.do(self.shard.kernel.fire(0, token, 10, self.now))
+        self.answers[f"fire {fired.answer}"] += 1
+        if token != model.token:
+            assert fired.answer is Answer.FENCED
+            return
+        model.clock = max(model.clock, self.now)
+        waiting = sorted((score, run) for run, score in model.agenda.items() if score >= 0)
+        assert (fired.answer, fired.clock) == (Answer.OK, model.clock)
+        assert fired.due == [run for score, run in waiting if score <= model.clock]
+        assert fired.next == next((score for score, _ in waiting if score > model.clock), None)
+        self.answers["fire due" if fired.due else "fire nothing"] += 1
+
+    async def forget(self, command: Forget) -> None:
+        model = self.model
+        last = f"completed 9 x {NOW} {NOW} flow - -".encode()
+        headers = {
+            run: model.records[run][0] if command.known and run in model.records else self.forgotten.get(run, last)
+            for run in command.runs
+        }
+        call = self.shard.kernel.forget(0, [(run, decode_header(header)) for run, header in headers.items()])
+        first, *again = await self.send(call, command.resend)
+        going = [
+            run
+            for run, header in headers.items()
+            if run in model.records and model.records[run][0] == header and decode_header(header).status not in OPEN
+        ]
+        assert first == len(going)
+        assert set(again) <= {0}
+        for run in going:
+            self.forgotten[run] = model.records.pop(run)[0]
+            model.listings[decode_header(self.forgotten[run]).status].pop(run)
+        self.answers["forgotten" if going else "kept"] += 1
+
+    async def take(self, command: Take) -> None:
+        model, nonce = self.model, f"n{next(self.numbers)}"
+        call = self.shard.kernel.take(0, model.token, nonce, "member", f"g{nonce}", self.now)
+        answers = await self.send(call, command.resend)
+        epoch = int(model.token.partition(":")[0] or 0)
+        model.clock = max(model.clock, self.now)
+        model.token = f"{max(epoch + 1, model.clock)}:{nonce}"
+        assert {answer.token for answer in answers} == {model.token}
+        self.shard.group = f"g{nonce}"
+        self.tokens.append(model.token)
+
+    async def stored(self) -> Model:
+        """All that the server has, in the model's words."""
+        shard, stored = self.shard, Model()
+        names = await shard.key_names()
+        for key in names:
+            if key.startswith(shard.keys.run_prefix):
+                stored.records[key.removeprefix(shard.keys.run_prefix)] = await shard.record(key.removeprefix(shard.keys.run_prefix))
+            elif ":index:" in key:
+                stored.listings[key.split(":")[-2]] = await shard.listed(key)
+        stored.messages = [(fields["kind"].decode(), fields["run"].decode()) for fields in await shard.inbox()]
+        stored.agenda = await shard.listed(shard.keys.agenda)
+        stored.outbox = [number for number, _ in await shard.stream(shard.keys.outbox)]
+        stored.log = [list(fields) for _, fields in await shard.stream(shard.keys.log)]
+        owner = await shard.owner()
+        stored.token, stored.clock = owner.get("token", ""), int(owner.get("clock", 0))
+        self.model.listings = {status: runs for status, runs in self.model.listings.items() if runs}
+        return stored
+
+
+async def play(store: Store, script: list[Any], answers: Counter[str]) -> None:
+    shard = Shard(store, f"model{next(NAMES)}")
+    try:
+        differential = Differential(shard, answers)
+        await differential.run(Begin(RUNS[:2], 0))
+        await differential.run(Take(0))
+        for command in script:
+            await differential.run(copy.deepcopy(command))
+        await shard.assert_only_known_keys()
+    finally:
+        await shard.plain("DEL", "-", *await shard.key_names())
+        await store.close()
+
+
+EVERY_ANSWER = {
+    *("created", "known"),
+    *("a", "e", "m"),
+    *("OK", "DUP", "CONFLICT", "FENCED"),
+    *("fire OK", "fire FENCED", "fire due", "fire nothing"),
+    *("forgotten", "kept"),
+}
+
+common = settings(
+    derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+
+def test_any_sequence_of_calls_keeps_the_server_equal_to_the_model() -> None:
+    answers: Counter[str] = Counter()
+
+    @settings(common, max_examples=120)
+    @given(st.lists(commands, min_size=5, max_size=25))
+    def examples(script: list[Any]) -> None:
+        async def main() -> None:
+            await play(fake_store(), script, answers)
+
+        anyio.run(main)
+
+    examples()
+    assert set(answers) == EVERY_ANSWER
+
+
+def test_a_real_server_agrees_with_the_model_too(server: EmbeddedServer) -> None:
+    answers: Counter[str] = Counter()
+
+    @settings(common, max_examples=30)
+    @given(st.lists(commands, min_size=10, max_size=25))
+    def examples(script: list[Any]) -> None:
+        async def main() -> None:
+            await play(Store(server.url), script, answers)
+
+        anyio.run(main)
+
+    examples()
+    assert answers.keys() >= {"OK", "DUP", "CONFLICT", "FENCED"}

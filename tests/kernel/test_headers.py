@@ -1,0 +1,235 @@
+"""The header of each script is held against the method that fills its KEYS and ARGV, name by name.
+
+Every method is called with values that say what they are (`<run_id>`), and the header's names must meet them in order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from streamflow.pure.record import Header
+from streamflow.pure.sharding import Partition
+from streamflow.store.connection import Call
+from streamflow.store.kernel import SCHEMA, Batch, Delivery, Kernel, Message, Poison, RunWrite, Send, Start
+from streamflow.store.keys import NamespaceKeys
+from streamflow.store.scripts import load_scripts, lua_directory
+
+KEYS = NamespaceKeys("ns")
+SHARD = KEYS.shard(0)
+KERNEL: Any = Kernel(KEYS)
+"""Untyped: the tests pass texts where a method wants numbers, to find them again."""
+
+HEADER = Header("completed", 3, "c", 1, 2, "<workflow>", "<tenant>", "")
+BEFORE, AFTER = SHARD.index("before", "f"), SHARD.index("after", "f")
+
+REPEATED_KEYS = {
+    "run": SHARD.run("<id>"),
+    "index": SHARD.index("running", "<workflow>"),
+    "tenant_index": SHARD.tenant("<tenant>"),
+    "running_index": SHARD.index("running", "<workflow>"),
+}
+"""What a repeated key's name stands for when the item has the values below; fixed keys are attributes of `keys.py`."""
+
+
+# --- the header, read -------------------------------------------------------------------------------------------------
+
+
+class Group(msgspec.Struct):
+    """Names that come once for each item; `label` is what `for each` says, else the only name."""
+
+    label: str
+    names: list[str]
+
+
+class Layout(msgspec.Struct):
+    fixed: list[str]
+    groups: list[Group]
+
+    def expected(self, items: dict[str, int]) -> list[str]:
+        return self.fixed + [name for group in self.groups for name in group.names * items.get(group.label, 0)]
+
+
+def layout(path: Path, word: str) -> Layout:
+    """KEYS or ARGV of a script's header: fixed names, then groups behind `then` and `;`."""
+    header = path.read_text().split("\nlocal ")[0]
+    match = re.search(rf"^-- {word}\s+(.*(?:\n--\s{{3,}}\S.*)*)", header, re.MULTILINE)
+    assert match, f"{path.name} has no {word}"
+    text = re.sub(r"\([^()]*\)", "", re.sub(r"\n--\s+", " ", match[1]))
+    if not text.strip() or text.strip() == "none":
+        return Layout([], [])
+    found = Layout([], [])
+    for number, part in enumerate(re.split(r"\bthen\b|;", text)):
+        group = re.fullmatch(r"\s*:?\s*(?:for each (?P<before>[^:]+):)?(?P<names>.*?)(?:for each (?P<behind>.*))?", part)
+        assert group, part
+        names = [name.strip().replace(" ", "_") for name in group["names"].strip().strip(",").split(",")]
+        label = group["before"] or group["behind"]
+        if number == 0 and label is None:
+            found.fixed = names
+        else:
+            found.groups.append(Group((label or names[0]).strip(), names))
+    return found
+
+
+# --- the methods, called ----------------------------------------------------------------------------------------------
+
+
+class Verb(msgspec.Struct):
+    """`call` builds a call from the numbers of items. `items` says which groups of KEYS and ARGV an item adds to.
+
+    `values` is what a name's value is, where it isn't `<name>`; it may depend on the numbers of items.
+    """
+
+    call: Callable[[dict[str, int]], Call[Any]]
+    items: dict[str, tuple[str, ...]] = {}
+    values: Callable[[dict[str, int]], dict[str, Any]] = lambda _: {}
+
+
+def start(n: dict[str, int]) -> Call[Any]:
+    return KERNEL.start(0, [Start("<id>", "<workflow>", "<tenant>", b"<body>")] * n["run"], "<now>")
+
+
+def post(n: dict[str, int]) -> Call[Any]:
+    return KERNEL.post(0, "<source>", "<number>", [Message("<kind>", "<id>", b"<body>")] * n["message"], "<now>")
+
+
+def deliver(n: dict[str, int]) -> Call[Any]:
+    one = Delivery("<number>", "<kind>", "<id>", b"<body>", "<workflow>", "<tenant>", "<parent>")
+    return KERNEL.deliver(0, 7, [one] * n["message"], "<now>")
+
+
+def commit(n: dict[str, int]) -> Call[Any]:
+    text: Any = lambda name: f"<{name}>"  # noqa: E731 (a number there, if it were no test)
+    batch = Batch(
+        "<commit>",
+        runs=[RunWrite("<id>", b"<expected>", b"<header>", b"<state>", b"<transition>")] * n["run"],
+        acks=["<inbox_id>"] * n["ack"],
+        plans=[("<id>", text("score"))] * n["plan"],
+        moves=[("<id>", BEFORE, AFTER, text("score"))] * n["move"],
+        sends=[Send("<number>", text("target"), "<kind>", "<id>", b"<body>")] * n["send"],
+        sent=["<outbox_number>"] * n["sent"],
+        poisons=[Poison("<inbox_id>", "<id>", "<reason>", b"<event>", b"<body>")] * n["poison"],
+        news=b"<news>",
+    )
+    return KERNEL.commit(0, "<token>", "<group>", batch, "<now>")
+
+
+def commit_values(n: dict[str, int]) -> dict[str, Any]:
+    counts = {f"{name}s": n[name] for name in ("ack", "plan", "move", "send", "poison")}
+    return {"channel": SHARD.done, "indexes": 2 if n["move"] else 0, "sent": n["sent"], "from": 1, "to": 2, **counts}
+
+
+VERBS: dict[str, Verb] = {
+    "start": Verb(start, {"run": ("run",)}),
+    "post": Verb(post, {"message": ("message",)}),
+    "complete": Verb(lambda _: KERNEL.complete(0, "<id>", b"<body>")),
+    "deliver": Verb(deliver, {"message": ("message",)}, lambda _: {"source": "shard:7"}),
+    "peek": Verb(lambda n: KERNEL.peek(0, ["<id>"] * n["run"]), {"run": ("run",)}),
+    "take": Verb(lambda _: KERNEL.take(0, "<expected>", "<nonce>", "<holder>", "<group>", "<now>")),
+    "release": Verb(lambda _: KERNEL.release(0, "<token>")),
+    "fire": Verb(lambda _: KERNEL.fire(0, "<token>", "<limit>", "<now>")),
+    "commit": Verb(
+        commit,
+        {name: (name,) for name in ("run", "ack", "plan", "send", "sent", "poison")} | {"move": ("move", "index")},
+        commit_values,
+    ),
+    "forget": Verb(
+        lambda n: KERNEL.forget(0, [("<id>", HEADER)] * n["run"]), {"run": ("run",)}, lambda _: {"header": HEADER.encode()}
+    ),
+    "fold": Verb(
+        lambda n: KERNEL.fold(0, "<token>", "<offset>", b"<partial>", "<keep>", ["<workflow>"] * n["workflow"], "<oldest>"),
+        {"workflow": ("workflow", "running_index")},
+    ),
+    "beat": Verb(
+        lambda n: KERNEL.beat("<member>", b"<beat>", [("<member>", b"<last_beat>")] * n["dead"]), {"dead": ("dead",)}
+    ),
+    "found": Verb(
+        lambda _: KERNEL.found("<shards>", Partition.TENANT), {}, lambda _: {"partition": "tenant", "schema": SCHEMA}
+    ),
+}
+
+
+def cases() -> list[Any]:
+    """Each verb with no items, and with one and two of each kind alone, and two of every kind."""
+    found: list[Any] = []
+    for name, verb in VERBS.items():
+        none = dict.fromkeys(verb.items, 0)
+        numbers = [none, *({**none, item: n} for item in verb.items for n in (1, 2))]
+        if verb.items:
+            numbers.append(dict.fromkeys(verb.items, 2))
+        found += [pytest.param(name, n, id=f"{name}-{'-'.join(map(str, n.values())) or 'once'}") for n in numbers]
+    return found
+
+
+def path_of(name: str) -> Path:
+    return lua_directory() / f"{name}.lua"
+
+
+@pytest.mark.parametrize(("name", "numbers"), cases())
+def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numbers: dict[str, int]) -> None:
+    verb = VERBS[name]
+    call = verb.call(numbers)
+    counts = {label: n for item, n in numbers.items() for label in verb.items[item]}
+    assert call.script == name
+
+    names = layout(path_of(name), "KEYS").expected(counts)
+    if name == "commit":  # each listing is declared once, however many runs move between the two
+        expected = [getattr(SHARD, key) for key in names if key not in ("index", "run")]
+        expected += [BEFORE, AFTER] if numbers["move"] else []
+        assert call.keys == [*expected, *[SHARD.run("<id>")] * numbers["run"]]
+    else:
+        repeated = REPEATED_KEYS if name != "forget" else {**REPEATED_KEYS, "index": SHARD.index("completed", "<workflow>")}
+        fixed = len(layout(path_of(name), "KEYS").fixed)
+        if name == "complete":
+            assert call.keys == [SHARD.inbox, SHARD.run("<id>")]
+        else:
+            assert call.keys[:fixed] == [getattr(SHARD, key, None) or getattr(KEYS, key) for key in names[:fixed]]
+            assert call.keys[fixed:] == [repeated[key] for key in names[fixed:]]
+
+    values = verb.values(numbers)
+    names = layout(path_of(name), "ARGV").expected(counts)
+    # `sent` and its like are numbers among the fixed arguments; behind them the same word may name a group.
+    texts = [arg.decode() if isinstance(arg, bytes) and arg[:1] == b"<" else arg for arg in call.args]
+    assert texts == [values.get(arg, f"<{arg}>") for arg in names]
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_group_of_the_header_is_filled_by_some_item(name: str) -> None:
+    filled = {label for labels in VERBS[name].items.values() for label in labels}
+    groups = [*layout(path_of(name), "KEYS").groups, *layout(path_of(name), "ARGV").groups]
+    assert {group.label for group in groups} == filled
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_loader_reads_the_same_names_from_the_header(name: str) -> None:
+    script = load_scripts()[name]
+    for found, word in ((script.keys, "KEYS"), (script.argv, "ARGV")):
+        read = layout(path_of(name), word)
+        assert found == read.fixed + [f"{part}[]" for group in read.groups for part in group.names]
+
+
+def test_every_verb_has_one_file_one_method_and_one_test_file_of_its_name() -> None:
+    here = Path(__file__).parent
+    others = {"headers", "keys_touched", "commit_model", "connection"}
+    methods = {name for name in vars(Kernel) if not name.startswith("_")}
+    tests = {path.stem.removeprefix("test_") for path in here.glob("test_*.py")} - others
+    files = {path.stem for path in lua_directory().glob("*.lua")}
+    assert methods == files == tests == set(VERBS)
+
+
+def test_verbs_that_bring_new_work_are_the_only_ones_refused_when_memory_is_short() -> None:
+    first_lines = {name: path_of(name).read_text().split("\n", 1)[0] for name in VERBS}
+    assert {name for name, line in first_lines.items() if line == "#!lua"} == {"start", "post", "found"}
+    assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {"peek"}
+
+
+def test_a_header_that_lost_a_name_would_be_noticed(tmp_path: Path) -> None:
+    text = path_of("start").read_text().replace("id, workflow, tenant, body", "id, workflow, body")
+    (tmp_path / "start.lua").write_text(text)
+    names = layout(tmp_path / "start.lua", "ARGV").expected({"run": 1})
+    assert len(names) == len(start({"run": 1}).args) - 1

@@ -1,0 +1,144 @@
+"""What scripts touch, as the server sees it: only keys that the call declares, all of one slot.
+
+A key that isn't in KEYS works until its slot moves in a cluster; then a part of the script is refused midway.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.client import Monitor
+from redis.crc import key_slot
+from tests.kernel.support import NOW, Shard
+
+from streamflow.edges.embedded import EmbeddedServer
+from streamflow.pure.errors import StoreError
+from streamflow.pure.record import decode_header
+from streamflow.pure.sharding import Partition
+from streamflow.store.connection import Call
+from streamflow.store.kernel import Batch, Delivery, Message, Poison, Send, Start
+
+pytestmark = pytest.mark.anyio
+
+END = "the watched call is over"
+
+
+class Watcher:
+    """Sees the commands that run inside scripts, through MONITOR on a connection of its own."""
+
+    def __init__(self, shard: Shard, monitor: Monitor) -> None:
+        self._shard = shard
+        self._monitor = monitor
+
+    async def commands(self, call: Call[Any]) -> list[list[str]]:
+        """Words of each command that the call's script ran, as MONITOR prints them (quotes and bytes escaped)."""
+        answer, _ = await self._shard.store.send([call, Call.plain("ECHO", END)])
+        assert not isinstance(answer, StoreError), answer
+        found: list[list[str]] = []
+        while True:
+            # Not `Monitor.next_command`, which joins the words with spaces.
+            line: bytes = await self._monitor.connection.read_response()
+            words = re.findall(r'"((?:[^"\\]|\\.)*)"', line.decode())
+            if words == ["ECHO", END]:
+                return found
+            if b" lua] " in line:
+                found.append(words)
+
+    async def touched(self, call: Call[Any]) -> set[str]:
+        """Every key and channel that those commands name, as `COMMAND GETKEYS` says."""
+        commands = await self.commands(call)
+        assert commands, "the script ran no command"
+        channels = {words[1] for words in commands if words[0] == "SPUBLISH"}
+        asked = [Call.plain("COMMAND GETKEYS", *words) for words in commands if words[0] not in ("SPUBLISH", "TIME")]
+        keys: set[str] = set()
+        for words, names in zip(asked, await self._shard.store.send(asked), strict=True):
+            assert isinstance(names, list), (words.args, names)
+            keys.update(name.decode() if isinstance(name, bytes) else name for name in names)
+        return keys | channels
+
+
+@pytest.fixture
+async def watcher(real_shard: Shard, server: EmbeddedServer) -> AsyncIterator[Watcher]:
+    async with Redis.from_url(server.url, protocol=2) as client, client.monitor() as monitor:
+        yield Watcher(real_shard, monitor)
+
+
+async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
+    """Every verb with arguments that make it go all its ways; each is made when those before it have run."""
+    kernel, keys = shard.kernel, shard.keys
+    running, completed = keys.index("running", "flow"), keys.index("completed", "flow")
+    yield "found", kernel.found(4, Partition.RUN)
+    yield "beat", kernel.beat("one", b"1", [("two", b"1")])
+    yield "take", kernel.take(0, "", "nonce", "member", "old-group", NOW)
+    yield "take", kernel.take(0, f"{NOW}:nonce", "nonce-2", "member", "group", NOW)
+    shard.token, shard.group = f"{NOW + 1}:nonce-2", "group"
+    yield "start", kernel.start(0, [Start("r1", "flow", "acme", b"x"), Start("r2", "other", "", b"x")], NOW)
+    yield "post", kernel.post(0, "client", 1, [Message("signal", "r1", b"x"), Message("signal", "r9", b"x")], NOW)
+    yield "complete", kernel.complete(0, "r1", b"x")
+    child = Delivery("5-1", "start", "child", b"x", "flow", "acme", "p#1")
+    taken = Delivery("5-2", "start", "r1", b"x", "flow", "acme", "p#2")
+    yield "deliver", kernel.deliver(0, 3, [child, taken, Delivery("5-3", "signal", "r1", b"x", "flow")], NOW)
+    first, second, *_ = [entry for entry, _ in await shard.stream(keys.inbox)]
+    write = await shard.write_of("r1", "completed", b"state")
+    write.transition = b"plain-words"
+    batch = Batch(
+        "c1",
+        runs=[write],
+        acks=[first],
+        plans=[("r1", None), ("r2", NOW)],
+        moves=[("r1", running, completed, NOW)],
+        sends=[Send("5-1", 1, "signal", "x", b"x")],
+        sent=["1-1"],
+        poisons=[Poison(second, "r9", "reason", b"event", b"x")],
+        news=b"news",
+    )
+    yield "commit", shard.commit(batch)
+    yield "fire", kernel.fire(0, shard.token, 10, NOW)
+    yield "peek", kernel.peek(0, ["r1", "r2", "r9"])
+    for offset in ("1-1", "1-2"):
+        yield "fold", kernel.fold(0, shard.token, offset, b"partial", 1, ["flow", "other"])
+    yield "forget", kernel.forget(0, [("r1", decode_header(await shard.header("r1")))])
+    yield "release", kernel.release(0, shard.token)
+
+
+async def test_scripts_touch_only_the_keys_that_they_declare(real_shard: Shard, watcher: Watcher) -> None:
+    seen: set[str] = set()
+    async for verb, call in calls(real_shard):
+        touched = await watcher.touched(call)
+        undeclared = touched - set(call.keys) - {real_shard.keys.done}
+        assert not undeclared, f"{verb} touches {undeclared}"
+        seen.add(verb)
+    assert seen == {name for name in vars(type(real_shard.kernel)) if not name.startswith("_")}
+
+
+async def test_scripts_use_every_key_that_they_declare(real_shard: Shard, watcher: Watcher) -> None:
+    async for verb, call in calls(real_shard):
+        unused = set(call.keys) - await watcher.touched(call)
+        assert not unused, f"{verb} declares {unused} for nothing"
+
+
+async def test_all_keys_of_a_call_and_what_it_publishes_to_share_one_slot(real_shard: Shard, watcher: Watcher) -> None:
+    namespace = key_slot(real_shard.namespace.meta.encode())
+    shard = key_slot(real_shard.keys.owner.encode())
+    async for verb, call in calls(real_shard):
+        slots = {key_slot(key.encode()) for key in {*call.keys, *await watcher.touched(call)}}
+        assert slots == {namespace if verb in ("found", "beat") else shard}, verb
+
+
+async def test_shards_have_slots_of_their_own(real_shard: Shard) -> None:
+    slots = {key_slot(real_shard.namespace.shard(number).inbox.encode()) for number in range(64)}
+    assert len(slots) > 32
+
+
+async def test_the_watcher_notices_an_undeclared_key(real_shard: Shard, watcher: Watcher) -> None:
+    shard = real_shard
+    source = b"redis.call('GET', KEYS[1]) redis.call('XLEN', KEYS[1] .. '-hidden') return redis.call('TIME')[1]"
+    sha = (await shard.plain("SCRIPT", "LOAD", source)).decode()
+    assert sha == hashlib.sha1(source, usedforsecurity=False).hexdigest()
+    call = Call.plain("EVALSHA", sha, 1, shard.keys.inbox)
+    assert await watcher.touched(call) == {shard.keys.inbox, f"{shard.keys.inbox}-hidden"}

@@ -1,0 +1,274 @@
+"""Tools of the fault tests: daemon processes, a proxy that misbehaves on demand, and the audit of what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+from redis.asyncio import Redis
+
+from streamflow.pure.events import decode_history
+from streamflow.pure.machine import rehydrate
+from streamflow.pure.record import Header, decode_header
+from streamflow.pure.sharding import Partition
+from streamflow.pure.views import ShardViews
+from streamflow.runtime.takeover import fold_entry
+from tests.process import chaos_flows
+
+ROOT = Path(__file__).parents[2]
+FLOWS = Path(__file__).with_name("chaos_flows.py")
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 30.0) -> float:
+    """Wait for a condition of other processes; gives the seconds that it took."""
+    started = time.monotonic()
+    while not await condition():
+        assert time.monotonic() - started < seconds, f"not within {seconds:g} s: {what}"
+        await asyncio.sleep(0.02)
+    return time.monotonic() - started
+
+
+class DaemonProcess:
+    """A `streamflow daemon` of its own, with its log in a file."""
+
+    def __init__(self, url: str, namespace: str, log: Path, *, shards: int = 32, **environ: str) -> None:
+        self.log = log
+        command = [sys.executable, "-m", "streamflow", "daemon", "--app", f"{FLOWS}:app", "--redis", url]
+        command += ["--namespace", namespace, "--shards", str(shards), "--log-format", "json"]
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=output,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def logged(self, text: str) -> bool:
+        return text in self.log.read_text(errors="replace")
+
+    async def wait(self, seconds: float = 20.0) -> int:
+        return await asyncio.to_thread(self.process.wait, seconds)
+
+    async def end(self) -> None:
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGCONT)
+                self.process.kill()
+            await self.wait()
+
+
+@dataclass
+class Cluster:
+    """The daemons of one test."""
+
+    url: str
+    namespace: str
+    directory: Path
+    shards: int = 32
+    daemons: list[DaemonProcess] = field(default_factory=list)
+
+    def start(self, url: str | None = None, **environ: str) -> DaemonProcess:
+        log = self.directory / f"daemon-{len(self.daemons)}.log"
+        daemon = DaemonProcess(url or self.url, self.namespace, log, shards=self.shards, **environ)
+        self.daemons.append(daemon)
+        return daemon
+
+    async def owned(self) -> dict[int, int]:
+        """Shards by the pid of the owner that their tokens name."""
+        count: dict[int, int] = {}
+        async with Redis.from_url(self.url, decode_responses=True) as redis:
+            for shard in range(self.shards):
+                holder = await redis.hget(f"sf:{{{self.namespace}.{shard}}}:owner", "holder")
+                if holder:
+                    pid = int(holder.rsplit("-", 2)[1])
+                    count[pid] = count.get(pid, 0) + 1
+        return count
+
+    async def shared_by(self, *daemons: DaemonProcess, seconds: float = 20.0) -> float:
+        """Wait until exactly these daemons own all shards."""
+
+        async def settled() -> bool:
+            owned = await self.owned()
+            return set(owned) == {daemon.pid for daemon in daemons} and sum(owned.values()) == self.shards
+
+        return await until(settled, f"all shards owned by {[d.pid for d in daemons]}", seconds)
+
+
+@contextlib.asynccontextmanager
+async def cluster(url: str, namespace: str, directory: Path, shards: int = 32) -> AsyncIterator[Cluster]:
+    made = Cluster(url, namespace, directory, shards)
+    try:
+        yield made
+    finally:
+        for daemon in made.daemons:
+            await daemon.end()
+
+
+class Proxy:
+    """A TCP proxy before the server. Faults are one-shot and counted, so that a test can prove that they took place.
+
+    `drop_replies(n)`: the next n commits reach the server, and the connection is cut before the answer.
+    `hold()`: the next commit is kept back until `let_go()`.
+    """
+
+    def __init__(self, target_port: int, commit_sha: str) -> None:
+        self._target = target_port
+        self._mark = commit_sha.encode()
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._drop = 0
+        self._hold = False
+        self._released = asyncio.Event()
+        self.dropped = 0
+        self.holding = asyncio.Event()
+        self.held_answers = bytearray()
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        return f"redis://127.0.0.1:{port}"
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def drop_replies(self, count: int) -> None:
+        self._drop += count
+
+    def hold(self) -> None:
+        self._hold = True
+
+    def let_go(self) -> None:
+        self._released.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            cut = asyncio.Event()
+            watch: dict[str, bool] = {"held": False}
+            up = asyncio.create_task(self._upstream(reader, server_writer, cut, watch))
+            down = asyncio.create_task(self._downstream(server_reader, writer, cut, watch))
+            try:
+                await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for one in (up, down):
+                    one.cancel()
+                await asyncio.gather(up, down, return_exceptions=True)
+                for one in (writer, server_writer):
+                    one.close()
+        except OSError:
+            writer.close()
+        finally:
+            self._tasks.discard(task)
+
+    async def _upstream(
+        self, reader: asyncio.StreamReader, server: asyncio.StreamWriter, cut: asyncio.Event, watch: dict[str, bool]
+    ) -> None:
+        while data := await reader.read(1 << 20):
+            if self._mark in data and self._hold:
+                self._hold = False
+                watch["held"] = True
+                self.holding.set()
+                await self._released.wait()
+            elif self._mark in data and self._drop:
+                self._drop -= 1
+                cut.set()
+            server.write(data)
+            await server.drain()
+
+    async def _downstream(
+        self, server: asyncio.StreamReader, writer: asyncio.StreamWriter, cut: asyncio.Event, watch: dict[str, bool]
+    ) -> None:
+        while data := await server.read(1 << 20):
+            if cut.is_set():
+                # The answer of a commit is here, so the commit has been executed; nobody gets to know.
+                self.dropped += 1
+                return
+            if watch["held"]:
+                self.held_answers += data
+            writer.write(data)
+            await writer.drain()
+
+
+@dataclass
+class Audit:
+    """What is left on the server, checked against itself."""
+
+    runs: dict[str, Header] = field(default_factory=dict)
+    recorded_steps: int = 0
+    poison: int = 0
+
+
+async def audit(url: str, namespace: str, shards: int) -> Audit:
+    """No transition is lost, twice or out of order; views equal a fold of the logs. Asserts; gives what it saw.
+
+    Only for namespaces whose logs were never trimmed, when all runs have ended and the views have come to rest.
+    """
+    result = Audit()
+    merged = ShardViews()
+    async with Redis.from_url(url) as redis:
+        for shard in range(shards):
+            prefix = f"sf:{{{namespace}.{shard}}}:"
+            logged: dict[str, list[bytes]] = {}
+            for _, fields in await redis.xrange(f"{prefix}log"):
+                fold_entry(merged, fields)
+                for run_id, data in fields.items():
+                    logged.setdefault(run_id.decode(), []).append(data)
+            result.poison += await redis.xlen(f"{prefix}poison")
+            assert await redis.xlen(f"{prefix}inbox") == 0, f"shard {shard} has unreduced messages"
+            assert await redis.zcard(f"{prefix}agenda") == 0, f"shard {shard} has runs on its agenda"
+            async for key in redis.scan_iter(match=f"{prefix.replace('{', chr(92) + '{')}run:*", count=1000):
+                run_id = key.decode().removeprefix(f"{prefix}run:")
+                record = await redis.lrange(key, 0, -1)
+                header = decode_header(record[0])
+                transitions = record[2:]
+                assert header.version == len(transitions), f"{run_id}: {header.version} != {len(transitions)}"
+                assert logged.pop(run_id, []) == transitions, f"{run_id}: log and history differ"
+                history = decode_history(transitions)
+                machine = rehydrate(chaos_flows.app, Partition.RUN, run_id, header, record[1], history)
+                assert machine.diverged is None, str(machine.diverged)
+                done = [
+                    (event.seq, event.attempt)
+                    for transition in history
+                    for event in transition.events
+                    if type(event).__name__ == "StepCompleted"
+                ]
+                assert len(done) == len({seq for seq, _ in done}), f"{run_id}: a step completed twice"
+                result.recorded_steps += len(done)
+                result.runs[run_id] = header
+            assert not logged, f"shard {shard}: the log has runs without a record: {sorted(logged)[:5]}"
+
+        async def views_agree() -> bool:
+            now = int(time.time() * 1000)
+            expected = merged.render(now)
+            for name in ("runs", "run_durations", "step_durations", "failures", "stuck", "quarantine"):
+                stored = await redis.get(f"sf:{{{namespace}}}:view:{name}")
+                if stored is None or msgspec.json.decode(stored)["value"] != msgspec.to_builtins(expected[name]):
+                    return False
+            return True
+
+        await until(views_agree, "the stored views equal a fold of the logs", 15)
+    return result
