@@ -164,7 +164,7 @@ class Batcher:
             if group.entries:
                 room -= len(group.entries)
                 size -= group.size
-                self._posting.add(shard)
+                pass
                 groups.append(group)
         open_groups: dict[tuple[int, int], _Group] = {}
         queue = self._queue

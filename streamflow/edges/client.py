@@ -114,7 +114,7 @@ class Client:
         self._listings = Listings(store, self.keys, self._batcher)
         self._space: Space | None = None
         self._generation = 0
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[Space] | None = None
 
     async def __aenter__(self) -> Client:
         return self
@@ -286,16 +286,16 @@ class Client:
         space = self._space
         if space is not None and self._generation == self.store.generation:
             return space
-        async with self._reading:  # of a thousand first calls one asks
-            if self._space is None or self._generation != self.store.generation:
-                generation = self.store.generation
-                stored = await self._batcher.call(Call.plain("HMGET", self.keys.meta, "shards", "partition", "schema"))
-                self._space = self._read_space(cast("list[bytes | None]", stored))
-                self._generation = generation
-            return self._space
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read_space())
+        # Of a thousand first calls one asks, and they all go on in the same moment: a lock would let them out one by
+        # one, each in a pipeline of its own.
+        return await asyncio.shield(self._reading)
 
-    def _read_space(self, stored: list[bytes | None]) -> Space:
-        shards, partition, schema = stored
+    async def _read_space(self) -> Space:
+        generation = self.store.generation
+        stored = await self._batcher.call(Call.plain("HMGET", self.keys.meta, "shards", "partition", "schema"))
+        shards, partition, schema = cast("list[bytes | None]", stored)
         if shards is None or partition is None or schema is None:
             raise NamespaceMissing(
                 f"there is no namespace {self.namespace!r} at {redacted(self.store.url)}. The first daemon creates it: "
@@ -306,7 +306,9 @@ class Client:
                 f"namespace {self.namespace!r} has schema {int(schema)}, this version of streamflow uses {SCHEMA}: "
                 "use the version that its daemons run"
             )
-        return Space(int(shards), Partition(partition.decode()))
+        self._space = Space(int(shards), Partition(partition.decode()))
+        self._generation = generation
+        return self._space
 
     # --- for Run ------------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from streamflow.pure.settings import Settings
 from streamflow.pure.sharding import Partition
 from streamflow.runtime.clock import ServerClock
 from streamflow.runtime.executor import StepExecutor
-from streamflow.runtime.inbox import BLOCK_MS, InboxReader
+from streamflow.runtime.inbox import BLOCK_MS, LANES, InboxReader
 from streamflow.runtime.membership import Beat, Membership
 from streamflow.runtime.owner import Owner, Watch
 from streamflow.runtime.relay import Relay
@@ -101,10 +101,10 @@ class Daemon:
             shards=shards,
             cache=settings.cache,
             on_lost=lambda shard: membership.look_soon(),
-            on_caught_up=lambda: reader.drained.set(),
+            on_caught_up=lambda: reader.caught_up(),
         )
-        connection = InboxConnection(store, self.session, BLOCK_MS)
-        self.reader = reader = InboxReader(connection, owner.shards, owner.wake, lambda: membership.look_soon())
+        connections = [InboxConnection(store, self.session, BLOCK_MS) for _ in range(LANES)]
+        self.reader = reader = InboxReader(connections, owner.shards, owner.wake, lambda: membership.look_soon())
         takeover = Takeover(store, kernel, relay, clock, member=self.member, session=self.session)
         self.rollup = rollup = Rollup(
             self.app,

@@ -97,8 +97,8 @@ class Takeover:
             for run_id in (*in_flight, *(run_id for listing in stuck for run_id in listing)):
                 shard.inputs[run_id.decode()] = [Due()]
             if upcoming:
-                # redis-py answers pairs; the score is ms
-                shard.next_due = int(upcoming[0][1])
+                _, due = upcoming
+                shard.next_due = int(float(due))
             self._relay.hand_over(shard, [_outbox_message(entry_id, fields) for entry_id, fields in outbox])
             if views[0] is not None:
                 try:

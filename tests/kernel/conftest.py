@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 from fakeredis import FakeAsyncRedis
-from tests.conftest import REDIS_SERVER
-from tests.kernel.support import Shard
 
 from streamflow.edges.embedded import EmbeddedServer
 from streamflow.store.connection import Store
 from streamflow.store.scripts import load_scripts
+from tests.conftest import REDIS_SERVER
+from tests.kernel.support import Shard
 
 REAL = ["valkey", *(["redis"] if REDIS_SERVER else [])]
 

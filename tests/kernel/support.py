@@ -109,7 +109,9 @@ class Shard:
     async def groups(self, key: str) -> list[str]:
         """Names of the stream's consumer groups."""
         groups: list[Any] = await self.plain("XINFO", "GROUPS", key)
-        named = [group if isinstance(group, dict) else dict(zip(group[::2], group[1::2], strict=True)) for group in groups]
+        named = [
+            group if isinstance(group, dict) else dict(zip(group[::2], group[1::2], strict=True)) for group in groups
+        ]
         return [group[b"name"].decode() for group in named]
 
     async def read(self, group: str) -> list[tuple[str, dict[str, bytes]]]:
@@ -223,9 +225,7 @@ def next_header(header: bytes, status: str, commit: str) -> bytes:
     """The header after one more transition."""
     old = decode_header(header)
     ended = 0 if status in ("pending", "running", "stuck") else NOW
-    return Header(
-        status, old.version + 1, commit, old.created, ended, old.workflow, old.tenant, old.parent
-    ).encode()
+    return Header(status, old.version + 1, commit, old.created, ended, old.workflow, old.tenant, old.parent).encode()
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 5.0) -> None:

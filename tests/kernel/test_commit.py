@@ -7,12 +7,12 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.kernel.support import FUTURE, NOTE, NOW, Shard, next_header
 
 from streamflow.pure.errors import StoreError
 from streamflow.pure.record import decode_header
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Answer, Batch, Poison, RunWrite, Send
+from tests.kernel.support import FUTURE, NOTE, NOW, Shard, next_header
 
 pytestmark = pytest.mark.anyio
 

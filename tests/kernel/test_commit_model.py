@@ -1,7 +1,7 @@
 """The kernel against a model in dictionaries: any sequence of calls, with duplicates at random, keeps the two equal.
 
-The model has the promises, not the scripts: a commit is all or nothing, an answer is the same when a call is sent again,
-and only the last owner's token writes.
+The model has the promises, not the scripts: a commit is all or nothing, an answer is the same when a call is sent
+again, and only the last owner's token writes.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import anyio
 import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.kernel.conftest import fake_store
-from tests.kernel.support import NOTE, NOW, Shard, next_header
 
 from streamflow.edges.embedded import EmbeddedServer
 from streamflow.pure.record import decode_header
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Answer, Batch, Message, RunWrite, Send, Start
+from tests.kernel.conftest import fake_store
+from tests.kernel.support import NOTE, NOW, Shard, next_header
 
 RUNS = ("a", "b", "c")
 NAMES = itertools.count()
@@ -158,7 +158,9 @@ class Differential:
         answers = await self.send(call, command.resend)
         expected = "".join(map(self.letter, command.runs))
         assert answers == [expected] * len(answers)
-        self.model.messages += [("signal", run) for run, letter in zip(command.runs, expected, strict=True) if letter == "a"]
+        self.model.messages += [
+            ("signal", run) for run, letter in zip(command.runs, expected, strict=True) if letter == "a"
+        ]
         self.answers.update(expected)
 
     def letter(self, run: str) -> str:
@@ -280,7 +282,9 @@ class Differential:
         names = await shard.key_names()
         for key in names:
             if key.startswith(shard.keys.run_prefix):
-                stored.records[key.removeprefix(shard.keys.run_prefix)] = await shard.record(key.removeprefix(shard.keys.run_prefix))
+                stored.records[key.removeprefix(shard.keys.run_prefix)] = await shard.record(
+                    key.removeprefix(shard.keys.run_prefix)
+                )
             elif ":index:" in key:
                 stored.listings[key.split(":")[-2]] = await shard.listed(key)
         stored.messages = [(fields["kind"].decode(), fields["run"].decode()) for fields in await shard.inbox()]
@@ -316,7 +320,10 @@ EVERY_ANSWER = {
 }
 
 common = settings(
-    derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
 

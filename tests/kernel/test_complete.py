@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.kernel.support import Shard
 
 pytestmark = pytest.mark.anyio

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.kernel.support import FUTURE, NOW, Shard
 
 from streamflow.pure.errors import StoreError
 from streamflow.pure.record import Status, decode_header
 from streamflow.store.kernel import Delivery
+from tests.kernel.support import FUTURE, NOW, Shard
 
 pytestmark = pytest.mark.anyio
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 import pytest
-from tests.kernel.support import FUTURE, NOW, Shard
 
 from streamflow.store.kernel import Answer, Batch
+from tests.kernel.support import FUTURE, NOW, Shard
 
 pytestmark = pytest.mark.anyio
 

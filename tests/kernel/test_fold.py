@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.kernel.support import NOW, Shard
 
 from streamflow.store.kernel import Answer, Folded
+from tests.kernel.support import NOW, Shard
 
 pytestmark = pytest.mark.anyio
 
@@ -96,7 +96,11 @@ async def test_base_and_the_log_behind_it_always_make_the_partial(shard: Shard) 
         folded = await fold(shard, ids[-1], str(counted).encode(), keep)
         left, stored = await log(shard), await views(shard)
         assert folded.entries == len(left)
-        behind = [entry for entry in left if tuple(map(int, entry.split("-"))) > tuple(map(int, stored["base_offset"].split("-")))]
+        behind = [
+            entry
+            for entry in left
+            if tuple(map(int, entry.split("-"))) > tuple(map(int, stored["base_offset"].split("-")))
+        ]
         assert int(stored["base"]) + len(behind) == counted
         lengths.append(len(left))
         assert len(left) >= min(counted, keep)
@@ -112,6 +116,17 @@ async def test_what_is_trimmed_is_never_ahead_of_the_offset(shard: Shard) -> Non
     await fold(shard, ids[2], keep=1)
     assert await log(shard) == ids[-len(await log(shard)) :]
     assert ids[3] in await log(shard)
+
+
+async def test_entries_of_one_millisecond_are_trimmed_up_to_the_base_and_no_further(shard: Shard) -> None:
+    await shard.take()
+    for number in range(1, 6):
+        await shard.plain("XADD", shard.keys.log, f"5-{number}", "r1", "transition")
+    await fold(shard, "5-2", keep=3)
+    for number in range(6, 9):
+        await shard.plain("XADD", shard.keys.log, f"5-{number}", "r1", "transition")
+    assert await fold(shard, "5-7", keep=3) == Folded(Answer.OK, 6)
+    assert await log(shard) == ["5-3", "5-4", "5-5", "5-6", "5-7", "5-8"]
 
 
 async def test_the_oldest_open_runs_of_each_workflow_are_kept_with_their_start(shard: Shard) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.kernel.support import NOW, Shard
 
 from streamflow.pure.record import Header, decode_header
 from streamflow.store.connection import Call
+from tests.kernel.support import NOW, Shard
 
 pytestmark = pytest.mark.anyio
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.kernel.support import Shard
 
 from streamflow.pure.sharding import Partition
 from streamflow.store.kernel import SCHEMA
+from tests.kernel.support import Shard
 
 pytestmark = pytest.mark.anyio
 

@@ -65,7 +65,9 @@ def layout(path: Path, word: str) -> Layout:
         return Layout([], [])
     found = Layout([], [])
     for number, part in enumerate(re.split(r"\bthen\b|;", text)):
-        group = re.fullmatch(r"\s*:?\s*(?:for each (?P<before>[^:]+):)?(?P<names>.*?)(?:for each (?P<behind>.*))?", part)
+        group = re.fullmatch(
+            r"\s*:?\s*(?:for each (?P<before>[^:]+):)?(?P<names>.*?)(?:for each (?P<behind>.*))?", part
+        )
         assert group, part
         names = [name.strip().replace(" ", "_") for name in group["names"].strip().strip(",").split(",")]
         label = group["before"] or group["behind"]
@@ -139,10 +141,14 @@ VERBS: dict[str, Verb] = {
         commit_values,
     ),
     "forget": Verb(
-        lambda n: KERNEL.forget(0, [("<id>", HEADER)] * n["run"]), {"run": ("run",)}, lambda _: {"header": HEADER.encode()}
+        lambda n: KERNEL.forget(0, [("<id>", HEADER)] * n["run"]),
+        {"run": ("run",)},
+        lambda _: {"header": HEADER.encode()},
     ),
     "fold": Verb(
-        lambda n: KERNEL.fold(0, "<token>", "<offset>", b"<partial>", "<keep>", ["<workflow>"] * n["workflow"], "<oldest>"),
+        lambda n: KERNEL.fold(
+            0, "<token>", "<offset>", b"<partial>", "<keep>", ["<workflow>"] * n["workflow"], "<oldest>"
+        ),
         {"workflow": ("workflow", "running_index")},
     ),
     "beat": Verb(
@@ -183,7 +189,9 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
         expected += [BEFORE, AFTER] if numbers["move"] else []
         assert call.keys == [*expected, *[SHARD.run("<id>")] * numbers["run"]]
     else:
-        repeated = REPEATED_KEYS if name != "forget" else {**REPEATED_KEYS, "index": SHARD.index("completed", "<workflow>")}
+        repeated = (
+            REPEATED_KEYS if name != "forget" else {**REPEATED_KEYS, "index": SHARD.index("completed", "<workflow>")}
+        )
         fixed = len(layout(path_of(name), "KEYS").fixed)
         if name == "complete":
             assert call.keys == [SHARD.inbox, SHARD.run("<id>")]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.kernel.support import NOTE, Shard
 
 from streamflow.pure.errors import StoreError
+from tests.kernel.support import NOTE, Shard
 
 pytestmark = pytest.mark.anyio
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.kernel.support import FUTURE, NOW, Shard
 
 from streamflow.store.kernel import Message
+from tests.kernel.support import FUTURE, NOW, Shard
 
 pytestmark = pytest.mark.anyio
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.kernel.support import NOW, Shard
 
 from streamflow.store.kernel import Answer, Batch
+from tests.kernel.support import NOW, Shard
 
 pytestmark = pytest.mark.anyio
 

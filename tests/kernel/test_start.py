@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from tests.kernel.support import FUTURE, NOW, Shard
 
 from streamflow.pure.record import Status, decode_header
 from streamflow.store.kernel import Start
+from tests.kernel.support import FUTURE, NOW, Shard
 
 pytestmark = pytest.mark.anyio
 
@@ -27,8 +27,9 @@ async def test_a_new_run_gets_a_pending_record_two_listings_and_its_first_messag
     assert await shard.inbox() == [{"kind": b"start", "run": b"r1", "header": header, "body": b"\x00input"}]
 
 
-async def test_the_first_header_is_what_python_encodes(shard: Shard) -> None:
-    await shard.start("r1", tenant="acme")
+@pytest.mark.parametrize("tenant", ["acme", ""])
+async def test_the_first_header_is_what_python_encodes(shard: Shard, tenant: str) -> None:
+    await shard.start("r1", tenant=tenant)
     header = await shard.header("r1")
     assert decode_header(header).encode() == header
 

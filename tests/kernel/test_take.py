@@ -7,9 +7,9 @@ import time
 import anyio
 import pytest
 from redis import exceptions as redis_errors
-from tests.kernel.support import FUTURE, NOW, Shard, until
 
 from streamflow.store.kernel import Answer, Batch
+from tests.kernel.support import FUTURE, NOW, Shard, until
 
 pytestmark = pytest.mark.anyio
 

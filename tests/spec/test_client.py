@@ -340,7 +340,8 @@ async def test_a_lost_message_is_found_by_the_sweep(client: Client, owner: Owner
 
 async def test_waiting_survives_the_loss_of_all_connections(client: Client, owner: Owner) -> None:
     runs = await client.start_many(price, [(Order("tea"), 0.0)] * 20)
-    waits = [asyncio.create_task(run.result(timeout=20)) for run in runs]
+    # Less than the seconds between two sweeps: the reconnection itself must find what was missed.
+    waits = [asyncio.create_task(run.result(timeout=4)) for run in runs]
     await waiting(client, 20)
     async with Redis.from_url(client.store.url) as redis:
         await redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")

@@ -1,0 +1,148 @@
+"""Commands that change something about runs: `signal`, `cancel`, `forget`, and `views rebuild`.
+
+Owns: their options and what they print. Must not: wait for effects. Called by: the group in `cli`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from streamflow.edges.cli.base import (
+    RUN_ID,
+    json_option,
+    open_client,
+    parse_json,
+    print_json,
+    run_async,
+    server_options,
+)
+
+
+@click.command()
+@click.argument("run", type=RUN_ID)
+@click.argument("name")
+@click.argument("value", required=False, metavar="[VALUE_JSON]")
+@server_options
+@json_option
+def signal(run: str, name: str, value: str | None, redis: str | None, namespace: str | None, as_json: bool) -> None:
+    """Send a signal to a run.
+
+    It is kept when the run doesn't wait for it yet. Without a value it carries null.
+
+    \b
+    Example:
+      streamflow signal invoice-17 approve true
+    """
+    from streamflow.pure.names import check_name
+
+    check_name("signal", name)
+    payload: Any = None if value is None else parse_json(value, "the value")
+
+    async def send() -> None:
+        async with open_client(redis, namespace) as client:
+            await client.run(run).signal(name, payload)
+
+    run_async(send)
+    if as_json:
+        print_json({"run_id": run, "signal": name})
+    else:
+        click.echo(f"signal {name} sent to {run}")
+
+
+@click.command()
+@click.argument("run", type=RUN_ID)
+@click.option("--reason", default="", help="Why: kept in its history.")
+@server_options
+@json_option
+def cancel(run: str, reason: str, redis: str | None, namespace: str | None, as_json: bool) -> None:
+    """Ask a run to end as cancelled.
+
+    \b
+    Example:
+      streamflow cancel invoice-17 --reason "paid by hand"
+    """
+
+    async def send() -> None:
+        async with open_client(redis, namespace) as client:
+            await client.run(run).cancel(reason)
+
+    run_async(send)
+    if as_json:
+        print_json({"run_id": run, "requested": "cancel"})
+    else:
+        click.echo(f"asked {run} to cancel")
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=RUN_ID, metavar="RUN...")
+@server_options
+@json_option
+def forget(runs: tuple[str, ...], redis: str | None, namespace: str | None, as_json: bool) -> int:
+    """Delete ended runs with their histories.
+
+    Daemons do this by themselves when a run's retention is over. An open run is refused: cancel it first.
+
+    \b
+    Example:
+      streamflow forget invoice-17 invoice-18
+    """
+    from streamflow.pure.errors import RunError
+
+    async def delete() -> list[dict[str, Any]]:
+        outcomes: list[dict[str, Any]] = []
+        async with open_client(redis, namespace) as client:
+            for run in runs:
+                try:
+                    done = await client.forget(run)
+                    reason = "" if done else f"there is no run {run}"
+                except RunError as error:
+                    done, reason = False, str(error)
+                outcomes.append({"run_id": run, "forgotten": done, "reason": reason})
+        return outcomes
+
+    outcomes = run_async(delete)
+    if as_json:
+        print_json(outcomes)
+    else:
+        for outcome in outcomes:
+            if outcome["forgotten"]:
+                click.echo(f"forgot {outcome['run_id']}")
+            else:
+                click.echo(f"error: {outcome['reason']}", err=True)
+    return 0 if all(outcome["forgotten"] for outcome in outcomes) else 1
+
+
+@click.command()
+@click.argument("action", type=click.Choice(["rebuild"]), metavar="rebuild")
+@server_options
+@json_option
+def views(action: str, redis: str | None, namespace: str | None, as_json: bool) -> None:
+    """Look after the cross-shard views.
+
+    `rebuild` counts all views again from the shards' logs. What was trimmed from the logs was counted before, and stays
+    counted. Daemons that run keep counts of their own: stop them first if it is those that you doubt.
+
+    \b
+    Example:
+      streamflow views rebuild
+    """
+    from streamflow.runtime.rollup import rebuild_views
+    from streamflow.store.connection import Call
+
+    async def fold() -> tuple[int, int, int]:
+        async with open_client(redis, namespace) as client:
+            space = await client.space()
+            seconds, micros = await client.store.one(Call.plain("TIME"))
+            members = await client.store.one(Call.plain("HLEN", client.keys.members))
+            now_ms = int(seconds) * 1000 + int(micros) // 1000
+            return await rebuild_views(client.store, client.kernel, space.shards, now_ms), space.shards, int(members)
+
+    entries, shards, members = run_async(fold)
+    if members:
+        click.echo(f"note: {members} daemons are registered; those that run store their own counts again", err=True)
+    if as_json:
+        print_json({"entries": entries, "shards": shards})
+    else:
+        click.echo(f"counted {entries:,} log entries of {shards:,} shards")

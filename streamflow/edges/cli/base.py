@@ -1,0 +1,140 @@
+"""What commands share: options, the client, running async code, and printing.
+
+Owns: `--redis`, `--namespace`, `--json`, the quick answer when no server is there, consoles and JSON output.
+Must not: know any single command. Called by: all command modules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from streamflow.edges.logs import json_line, set_up, visible_json
+from streamflow.pure.errors import StoreUnavailable, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from streamflow.edges.client import Client
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+REACH_SECONDS = 2.0
+"""How long a server may take to answer at first. Once it has answered, outages are waited for `PATIENCE` seconds."""
+PATIENCE = 10.0
+PIPE_WIDTH = 160
+"""Width of tables that go to a pipe or a file, where no terminal says it."""
+
+
+def server_options(command: F) -> F:
+    """`--redis` and `--namespace`, for the two first parameters of `command`."""
+    command = click.option("--namespace", metavar="NAME", help="The namespace.  [default: default]")(command)
+    return click.option(
+        "--redis", metavar="URL", help="The Redis or Valkey server.  [default: redis://127.0.0.1:6379]"
+    )(command)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class RunId(click.ParamType):
+    """A run's id, checked before a server is asked."""
+
+    name = "run"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from streamflow.pure.names import check_run_id
+
+        return check_run_id(value)
+
+
+RUN_ID = RunId()
+
+
+def run_async(function: Callable[[], Coroutine[Any, Any, T]], *, fast: bool = False, logs: bool = True) -> T:
+    """Run until done, on uvloop where it is worth its import (`fast`) and exists."""
+    import anyio
+
+    if logs:
+        set_up("text", "warning")
+    return anyio.run(function, backend_options={"use_uvloop": fast and has_uvloop()})
+
+
+def has_uvloop() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("uvloop") is not None
+
+
+@contextlib.asynccontextmanager
+async def open_client(redis: str | None, namespace: str | None) -> AsyncGenerator[Client]:
+    """A client of a server that answers. Raises `StoreUnavailable` within about 2 seconds when it doesn't."""
+    from streamflow.edges.client import connect
+
+    async with connect(redis, namespace=namespace) as client:
+        await reach(client.store)
+        yield client
+
+
+async def reach(store: Any) -> None:
+    """Returns when the server answers: INFO does also while it loads its data."""
+    import anyio
+
+    from streamflow.store.connection import Call, redacted
+
+    with anyio.move_on_after(REACH_SECONDS + 1):
+        await store.send([Call.plain("INFO", "server")], patience=REACH_SECONDS)
+        return
+    raise StoreUnavailable(
+        f"no answer from {redacted(store.url)} within {REACH_SECONDS + 1:g} s. Is the address right? "
+        "`streamflow dev` starts a server here."
+    )
+
+
+# --- printing -------------------------------------------------------------------------------------------------------
+
+
+def make_console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in console._environ:  # pyright: ignore[reportPrivateUsage]
+        console.width = PIPE_WIDTH
+    return console
+
+
+def print_json(value: Any) -> None:
+    """One document: indented for people, on one line for programs. Every character in it is printable."""
+    import msgspec
+
+    text = json_line(value)
+    if click.get_text_stream("stdout").isatty():
+        text = visible_json(msgspec.json.format(text, indent=2))
+    click.echo(text)
+
+
+def plain_value(value: Any) -> Any:
+    """A decoded payload as JSON-able data: bytes as base64, what JSON has no form for as text."""
+    import msgspec
+
+    return msgspec.to_builtins(value, str_keys=True, enc_hook=str)
+
+
+# --- input ----------------------------------------------------------------------------------------------------------
+
+
+def parse_json(text: str | bytes, what: str) -> Any:
+    """Raises `UsageError` that says where the JSON is wrong, and what shells do to quotes."""
+    import msgspec
+
+    from streamflow.pure.codec import DECODE_ERRORS
+
+    try:
+        return msgspec.json.decode(text)
+    except DECODE_ERRORS as error:
+        reason = str(error).removeprefix("JSON is malformed: ")
+        raise UsageError(f"{what} is no JSON: {reason}. A text needs quotes of its own: '\"text\"'") from None

@@ -1,0 +1,271 @@
+"""Commands that only look: `status`, `runs`, `show`.
+
+Owns: their options, and what is fetched for them. Must not: draw (`edges/screen`), change anything.
+Called by: the group in `cli`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from streamflow.edges.cli.base import (
+    RUN_ID,
+    json_option,
+    make_console,
+    open_client,
+    plain_value,
+    print_json,
+    run_async,
+    server_options,
+)
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from streamflow.edges.client import Client
+    from streamflow.edges.listing import RunDescription, RunSummary
+    from streamflow.edges.screen.model import Status
+    from streamflow.pure.events import Transition
+
+STATUSES = ["pending", "running", "stuck", "completed", "failed", "cancelled"]
+LOOK_AT_CHILDREN = 1000
+
+
+# --- status ---------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@server_options
+@click.option("--watch", "watching", is_flag=True, help="A live screen, until Ctrl-C.")
+@click.option("--interval", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds between looks.")
+@click.option("--shards", is_flag=True, help="Each shard's owner, inbox and lag.")
+@json_option
+def status(
+    redis: str | None, namespace: str | None, watching: bool, interval: float, shards: bool, as_json: bool
+) -> None:
+    """Daemons, shards, throughput, latencies and failures.
+
+    With --watch and --json one object a line, every --interval seconds.
+
+    \b
+    Example:
+      streamflow status --watch
+    """
+    import anyio
+
+    from streamflow.edges.status import StatusCollector
+    from streamflow.pure.settings import load_settings
+
+    async def look() -> None:
+        dead_after = load_settings({}).dead_after
+        async with open_client(redis, namespace) as client:
+            await client.space()  # that there is no namespace is an error, not a screen that waits for one
+            collector = StatusCollector(client, shards=shards, dead_after=dead_after)
+            if not watching:
+                _show_status(await collector.settled(), shards, as_json)
+                return
+            console = make_console()
+            if console.is_terminal and not as_json:
+                from streamflow.edges.screen.live import watch
+
+                await watch(collector.collect, console, interval)
+            while True:
+                _show_status(await collector.collect(), shards, as_json)
+                await anyio.sleep(interval)
+
+    try:
+        run_async(look, logs=not watching)
+    except KeyboardInterrupt:
+        if not watching:
+            raise
+
+
+def _show_status(status: Status, shards: bool, as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        shown = msgspec.to_builtins(status)
+        if not shards:
+            del shown["shards"]
+        print_json(shown)
+        return
+    from streamflow.edges.screen.status import render_status
+
+    console = make_console()
+    console.print(render_status(status, console.width))
+    if shards:
+        console.print()
+        console.print(_shards_table(status))
+
+
+def _shards_table(status: Status) -> Any:
+    from rich.table import Table
+
+    from streamflow.edges.screen.safe import safe_text
+    from streamflow.edges.status import COUNT_LAG_TO
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("SHARD", "INBOX", "LAG"):
+        table.add_column(title, justify="right")
+    table.add_column("OWNER")
+    for shard in status.shards:
+        lag = f"{shard.lag}+" if shard.lag >= COUNT_LAG_TO else str(shard.lag)
+        table.add_row(str(shard.number), f"{shard.inbox:,}", lag, safe_text(shard.owner or "nobody"))
+    return table
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@server_options
+@click.option("--status", type=click.Choice(STATUSES), help="Only runs with this status.")
+@click.option("--workflow", metavar="NAME", help="Only runs of this workflow.")
+@click.option("--tenant", metavar="NAME", help="Only runs of this tenant.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="At most so many.")
+@json_option
+def runs(
+    redis: str | None,
+    namespace: str | None,
+    status: str | None,
+    workflow: str | None,
+    tenant: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List runs, newest first.
+
+    Newest is the latest change of status; with --tenant, the latest start. All filters apply together.
+
+    \b
+    Example:
+      streamflow runs --status failed --workflow invoice
+    """
+
+    async def fetch() -> tuple[list[RunSummary], int]:
+        async with open_client(redis, namespace) as client:
+            found = await client.runs(status=status, workflow=workflow, tenant=tenant, limit=limit)
+            return found, await _server_ms(client)
+
+    found, now_ms = run_async(fetch)
+    if as_json:
+        print_json([_as_json(run) for run in found])
+        return
+    if not found:
+        filters = any(value is not None for value in (status, workflow, tenant))
+        click.echo("no runs that fit" if filters else "no runs yet: start one with streamflow enqueue", err=True)
+        return
+    from streamflow.edges.screen.tables import RunRow, runs_table
+
+    rows = [
+        RunRow(
+            run_id=run.id,
+            workflow=run.workflow,
+            tenant=run.tenant,
+            status=run.status,
+            started=_ms(run.created),
+            ended=_ms(run.ended) if run.ended else 0,
+        )
+        for run in found
+    ]
+    console = make_console()
+    console.print(runs_table(rows, now_ms, console.width))
+
+
+async def _server_ms(client: Client) -> int:
+    from streamflow.store.connection import Call
+
+    seconds, micros = await client.store.one(Call.plain("TIME"))
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+def _ms(at: datetime) -> int:
+    return round(at.timestamp() * 1000)
+
+
+def _as_json(run: RunSummary) -> dict[str, Any]:
+    import msgspec
+
+    shown: dict[str, Any] = msgspec.to_builtins(run, str_keys=True, enc_hook=str)
+    return {"run_id": shown.pop("id"), **shown}
+
+
+# --- show -----------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("run", type=RUN_ID)
+@server_options
+@json_option
+def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> None:
+    """Show one run: its state, its history as a timeline, its children.
+
+    \b
+    Example:
+      streamflow show invoice-17
+    """
+
+    async def fetch() -> tuple[RunDescription, list[Transition], dict[str, str], int]:
+        async with open_client(redis, namespace) as client:
+            handle = client.run(run)
+            described, history = await handle.describe(), await handle.history()
+            return described, history, await _children(client, history), await _server_ms(client)
+
+    described, history, children, now_ms = run_async(fetch)
+    if as_json:
+        from streamflow.edges.screen.payload import event_json
+
+        events = [event_json(transition.at, run, event) for transition in history for event in transition.events]
+        for event in events:
+            del event["run_id"]
+        print_json({**_as_json(described), "result": plain_value(described.result), "children": children, "events": events})
+        return
+    from streamflow.edges.screen.timeline import RunDetail, render_run
+    from streamflow.pure.record import Header
+
+    header = Header(
+        described.status,
+        described.version,
+        "",
+        _ms(described.created),
+        _ms(described.ended) if described.ended else 0,
+        described.workflow,
+        described.tenant,
+        described.parent or "",
+    )
+    console = make_console()
+    detail = RunDetail(run_id=run, header=header, transitions=history, children=children, now_ms=now_ms)
+    console.print(render_run(detail, console.width))
+
+
+async def _children(client: Client, history: list[Transition]) -> dict[str, str]:
+    """Statuses of the first children: what the history says of those that have ended, and the truth of the others."""
+    import asyncio
+
+    from streamflow.pure.errors import StreamflowError
+    from streamflow.pure.events import ChildCompleted, ChildFailed, ChildStarted
+
+    started: dict[int, str] = {}
+    statuses: dict[str, str] = {}
+    for transition in history:
+        for event in transition.events:
+            match event:
+                case ChildStarted():
+                    started[event.seq] = event.run_id
+                case ChildCompleted() if event.seq in started:
+                    statuses[started[event.seq]] = "completed"
+                case ChildFailed() if event.seq in started:
+                    statuses[started[event.seq]] = "cancelled" if event.cancelled else "failed"
+                case _:
+                    pass
+    unknown = [child for child in started.values() if child not in statuses][:LOOK_AT_CHILDREN]
+    looks = [client.run(child).describe() for child in unknown]
+    for child, found in zip(unknown, await asyncio.gather(*looks, return_exceptions=True), strict=True):
+        if isinstance(found, BaseException):
+            if not isinstance(found, StreamflowError):
+                raise found
+        else:
+            statuses[child] = found.status
+    return {child: statuses[child] for child in started.values() if child in statuses}

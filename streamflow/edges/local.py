@@ -1,0 +1,56 @@
+"""A whole streamflow in this process: an embedded server and a daemon, for examples, scripts and tests.
+
+Owns: the order of their start and end. Must not: be used in production, where daemons are processes of their own.
+Called by: user code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from streamflow.edges.client import Client, connect
+from streamflow.edges.embedded import EmbeddedServer
+from streamflow.pure.definitions import App
+from streamflow.pure.settings import Settings
+from streamflow.runtime.daemon import Daemon
+
+GRACE_SECONDS = 1.0
+"""How long steps may go on after the block has ended."""
+
+
+@contextlib.asynccontextmanager
+async def local(app: App, *, directory: Path | None = None, shards: int = 16, **settings: Any) -> AsyncGenerator[Client]:
+    """Serve `app` for the length of the block; gives a client of it.
+
+    Runs end with the block, unless `directory` keeps them for the next time. `settings` are those of a daemon
+    (`concurrency`, `threads`, …). Needs the `embedded` extra, or a server on PATH: `UsageError` otherwise.
+
+    >>> async with sf.local(app) as client:
+    ...     run = await client.start(digest, ["https://example.org"])
+    ...     print(await run.result())
+    """
+    async with EmbeddedServer(directory, memory=directory is None) as server:
+        offered: dict[str, Any] = {"redis": server.url, "shards": shards, "grace": GRACE_SECONDS, **settings}
+        daemon = Daemon(app, Settings(**offered))
+        # A task of its own, not a task group: an error in the block stays that error.
+        serving = asyncio.create_task(daemon.run(), name="streamflow-local")
+        ready = asyncio.create_task(daemon.ready.wait())
+        try:
+            await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()
+            async with connect(server.url, namespace=daemon.settings.namespace) as client:
+                yield client
+        finally:
+            ready.cancel()
+            daemon.stop()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({serving})
+            if not serving.cancelled() and (error := serving.exception()):
+                raise error

@@ -1,0 +1,84 @@
+"""For the tests that read as a manual: a client, daemons in this process, and a look at what each test leaves behind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from redis import Redis
+
+import streamflow as sf
+from streamflow.edges.embedded import EmbeddedServer
+from streamflow.pure.record import LISTED
+from streamflow.pure.settings import Settings
+from streamflow.pure.view_registry import VIEWS
+from streamflow.runtime.daemon import Daemon
+from streamflow.store.keys import NamespaceKeys
+from tests.spec.support import DEADLINE, Serve
+
+FAST: dict[str, Any] = {"shards": 8, "beat": 0.05, "dead_after": 0.4, "grace": 2.0, "rollup": 0.05, "threads": 4}
+
+
+@pytest.fixture
+async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[sf.Client]:
+    async with sf.connect(embedded_server.url, namespace=namespace) as client:
+        yield client
+
+
+@pytest.fixture
+def serve(embedded_server: EmbeddedServer, namespace: str, client: sf.Client) -> Serve:
+    @asynccontextmanager
+    async def serve(
+        app: sf.App, *, crash: bool = False, **settings: Any
+    ) -> AsyncGenerator[tuple[sf.Client, Daemon], None]:
+        daemon = Daemon(app, Settings(redis=embedded_server.url, namespace=namespace, **(FAST | settings)))
+        async with anyio.create_task_group() as daemons:
+            daemons.start_soon(daemon.run)
+            with anyio.fail_after(DEADLINE):
+                await daemon.ready.wait()
+            yield client, daemon
+            if crash:
+                daemons.cancel_scope.cancel()
+            else:
+                daemon.stop()
+
+    return serve
+
+
+@pytest.fixture(autouse=True)
+def _nothing_else_is_left(embedded_server: EmbeddedServer, namespace: str) -> Iterator[None]:
+    """After each test every key is one that `store/keys.py` names and that is meant to stay; then all are deleted."""
+    yield
+    with Redis.from_url(embedded_server.url, decode_responses=True) as redis:
+        names = {
+            key
+            for pattern in (f"sf:{{{namespace}}}:*", f"sf:{{{namespace}.*}}:*")
+            for key in redis.scan_iter(match=pattern, count=1000)
+        }
+        if names:
+            redis.delete(*names)
+    unknown = sorted(name for name in names if not any(pattern.fullmatch(name) for pattern in _permanent(namespace)))
+    assert not unknown
+
+
+def _permanent(namespace: str) -> list[re.Pattern[str]]:
+    keys = NamespaceKeys(namespace)
+    shard = keys.shard(0)
+    a_name, an_id = "NAME", "ID"
+    names = [keys.meta, keys.members, keys.workflows, keys.view("oldest"), *(keys.view(view.name) for view in VIEWS)]
+    names += [shard.inbox, shard.log, shard.agenda, shard.outbox, shard.owner, shard.seen, shard.poison, shard.views]
+    names += [shard.run(an_id), shard.tenant(a_name), *(shard.index(status, a_name) for status in LISTED)]
+    # Shard 0 stands for all of them.
+    return [
+        re.compile(
+            re.escape(name)
+            .replace(re.escape(f"{{{namespace}.0}}"), re.escape(f"{{{namespace}.") + r"\d+" + re.escape("}"))
+            .replace(a_name, r"[\w.:@=+~-]+")
+            .replace(an_id, r"[\w.:@=+~/-]+")
+        )
+        for name in names
+    ]

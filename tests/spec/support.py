@@ -1,0 +1,74 @@
+"""How the manual's tests wait: for an event of a run, or until something is so. Never for a length of time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Any, Protocol, TypeVar
+
+import anyio
+import anyio.lowlevel
+import msgspec
+
+import streamflow as sf
+from streamflow.pure.events import AnyEvent
+from streamflow.runtime.daemon import Daemon
+from streamflow.store.connection import Call
+
+DEADLINE = 15.0
+"""Seconds until a test that waits for something gives up."""
+
+T = TypeVar("T")
+E = TypeVar("E")
+
+
+class Serve(Protocol):
+    """`async with serve(app, **settings) as (client, daemon)`: a daemon in this process; leaving drains it.
+
+    With `crash=True` leaving kills it instead: its loops are cancelled on the spot, and it says good-bye to nobody.
+    """
+
+    def __call__(
+        self, app: sf.App, *, crash: bool = False, **settings: Any
+    ) -> AbstractAsyncContextManager[tuple[sf.Client, Daemon]]: ...
+
+
+async def happened(run: sf.Run[Any], kind: type[E], count: int = 1) -> E:
+    """Wait until the run's history has its `count`-th event of this kind."""
+    with anyio.fail_after(DEADLINE):
+        async with aclosing(run.events(follow=True)) as events:
+            async for _, event in events:
+                if isinstance(event, kind):
+                    count -= 1
+                    if not count:
+                        return event
+    raise AssertionError(f"run {run.id} ended without {kind.__name__}")
+
+
+async def until(condition: Callable[[], Awaitable[T]]) -> T:
+    """Ask again until the answer is true; gives it."""
+    with anyio.fail_after(DEADLINE):
+        while not (answer := await condition()):
+            await anyio.lowlevel.checkpoint()
+    return answer
+
+
+async def status_of(run: sf.Run[Any], status: sf.Status) -> None:
+    async def reached() -> bool:
+        return (await run.describe()).status is status
+
+    await until(reached)
+
+
+async def events_of(run: sf.Run[Any]) -> list[AnyEvent]:
+    return [event for transition in await run.history() for event in transition.events]
+
+
+async def names_of(run: sf.Run[Any]) -> list[str]:
+    return [type(event).__name__ for event in await events_of(run)]
+
+
+async def view(client: sf.Client, name: str) -> Any:
+    """A merged view as it is stored now; None before the first."""
+    data = await client.store.one(Call.plain("GET", client.keys.view(name)))
+    return None if data is None else msgspec.json.decode(data)["value"]
