@@ -164,7 +164,6 @@ class Batcher:
             if group.entries:
                 room -= len(group.entries)
                 size -= group.size
-                pass
                 groups.append(group)
         open_groups: dict[tuple[int, int], _Group] = {}
         queue = self._queue

@@ -26,8 +26,13 @@ _POLL_SECONDS = 0.01
 _WATCHDOG = 'read -r _ || kill -9 "$1" 2>/dev/null'
 """A line disarms it; the end of its input ends the daemon."""
 
-_IMPORTS_FROM = str(Path(streamflow.__file__).parent.parent)
 _NOTHING: Mapping[str, object] = {}
+
+
+def own_environ() -> dict[str, str]:
+    """The environment of a process that imports this very streamflow, however this one was started."""
+    above = str(Path(streamflow.__file__).parent.parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (above, os.environ.get("PYTHONPATH", ""))))}
 
 
 class DaemonProcess:
@@ -38,8 +43,7 @@ class DaemonProcess:
     ) -> None:
         self.log = log
         command = [sys.executable, "-m", "streamflow", "daemon", "--app", app, "--redis", url, "--namespace", namespace]
-        environ = dict(os.environ)
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_IMPORTS_FROM, environ.get("PYTHONPATH", ""))))
+        environ = own_environ()
         for name, value in settings.items():
             environ[f"STREAMFLOW_{name.upper()}"] = str(value)
         with log.open("ab") as output:

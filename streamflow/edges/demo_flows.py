@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 
 from streamflow.pure.definitions import App
-from streamflow.pure.operations import gather, send_signal, signal
+from streamflow.pure.operations import gather, info, send_signal, signal
 from streamflow.pure.retry import Retry
 
 app = App()
@@ -96,12 +96,12 @@ class Survey(msgspec.Struct, frozen=True):
 
 
 @app.workflow
-async def survey(root: str, journal: str, run_id: str) -> Survey:
+async def survey(root: str, journal: str) -> Survey:
     """Map a source tree: a child run for each top-level package, merged into one result."""
     names = await list_packages(root, journal)
     # Two things at once: the children work, and a helper hears what they say meanwhile.
     packages, reported = await gather(
-        gather(*(package(root, name, journal, run_id) for name in names)),
+        gather(*(package(root, name, journal) for name in names)),
         hear(len(names)),
     )
     return merged(packages, reported)
@@ -118,7 +118,7 @@ async def hear(packages: int) -> int:
 
 
 @app.workflow
-async def package(root: str, name: str, journal: str, survey_id: str) -> Package:
+async def package(root: str, name: str, journal: str) -> Package:
     """Parse the files of one top-level package, a step each, and add up what they contain."""
     totals = Totals()
     after = ""
@@ -127,7 +127,7 @@ async def package(root: str, name: str, journal: str, survey_id: str) -> Package
         for part in await gather(*(parse_file(root, path, journal) for path in page)):
             totals += part
         done = len(page) < PAGE
-        await send_signal(survey_id, PROGRESS, Progress(len(page), done))
+        await send_signal(info().parent, PROGRESS, Progress(len(page), done))
         if done:
             return Package(name, totals)
         after = page[-1]
@@ -176,14 +176,19 @@ def mark(journal: str) -> None:
         os.close(descriptor)
 
 
-# --- the plain functions, which know nothing of streamflow -------------------------------------------------------------
+def executions(journal: Path) -> int:
+    """How many steps have begun so far."""
+    return journal.stat().st_size if journal.exists() else 0
+
+
+# --- the plain functions, which know nothing of streamflow ------------------------------------------------------------
 
 
 def packages_in(root: str) -> list[str]:
     """Directories of the root that have Python files somewhere in them, and `MODULES` if the root itself has some."""
     with os.scandir(root) as entries:
         folders = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    names = [name for name in folders if _wanted(name) and next(_files_below(root, name), None)]
+    names = [name for name in folders if _wanted(name) and any(True for _ in _files_below(root, name))]
     return ([MODULES] if files_of(root, MODULES) else []) + names
 
 
@@ -192,17 +197,26 @@ def files_of(root: str, name: str) -> list[str]:
     if name != MODULES:
         return sorted(_files_below(root, name))
     with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_file() and entry.name.endswith(".py"))
+        return sorted(entry.name for entry in entries if entry.is_file() and _is_source(entry.name))
 
 
 def _files_below(root: str, name: str) -> Iterator[str]:
-    for folder, folders, files in os.walk(os.path.join(root, name)):
+    for folder, folders, files in os.walk(Path(root, name)):
         folders[:] = [one for one in folders if _wanted(one)]
-        yield from (os.path.relpath(os.path.join(folder, file), root) for file in files if file.endswith(".py"))
+        yield from (os.path.relpath(Path(folder, file), root) for file in files if _is_source(file))
+
+
+def _is_source(file: str) -> bool:
+    return file.endswith(".py") and _is_text(file)
 
 
 def _wanted(folder: str) -> bool:
-    return folder not in LEFT_OUT and not folder.startswith(".")
+    return folder not in LEFT_OUT and not folder.startswith(".") and _is_text(folder)
+
+
+def _is_text(name: str) -> bool:
+    """Names of other bytes than UTF-8 can't travel in payloads."""
+    return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 def measure(file: Path, path: str) -> Totals:

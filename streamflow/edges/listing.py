@@ -66,12 +66,16 @@ class RunDescription(RunSummary, frozen=True, kw_only=True):
 
 
 class WorkflowInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What daemons have registered under a workflow's name. `kind` is workflow or reducer; `doc` its first line."""
+    """What daemons have registered under a workflow's name. `kind` is workflow or reducer; `doc` its first line.
+
+    `required`: how many of the parameters have no default; None from a daemon that doesn't say.
+    """
 
     kind: str = "workflow"
     params: list[str] = msgspec.field(default_factory=list[str])
     doc: str = ""
     steps: list[str] = msgspec.field(default_factory=list[str])
+    required: int | None = None
 
 
 class Space(msgspec.Struct, frozen=True):

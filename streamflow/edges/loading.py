@@ -57,7 +57,9 @@ def _load_module(name: str, words: str) -> ModuleType:
 def _load_file(target: str, words: str) -> ModuleType:
     path = Path(target).expanduser()
     if path.is_dir():
-        raise UsageError(f"--app {words!r}: {path} is a directory: name the file in it, such as {path / 'flows.py'}:app")
+        raise UsageError(
+            f"--app {words!r}: {path} is a directory: name the file in it, such as {path / 'flows.py'}:app"
+        )
     if not path.is_file():
         raise UsageError(f"--app {words!r}: there is no file {path} (looked from {Path.cwd()})")
     path = path.resolve()
@@ -108,12 +110,8 @@ def _executed(name: str, path: Path) -> ModuleType:
 
 def _failed(name: str, error: BaseException) -> UsageError:
     """The user's own part of the traceback: without our frames and the import system's."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(("<frozen importlib", here, os.path.dirname(importlib.__file__)))
-    ]
+    ours = ("<frozen importlib", str(Path(__file__).parent), str(Path(importlib.__file__).parent))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     lines = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
     return UsageError(f"{name} can't be imported:\n{''.join(lines).rstrip()}")
 

@@ -25,7 +25,9 @@ GRACE_SECONDS = 1.0
 
 
 @contextlib.asynccontextmanager
-async def local(app: App, *, directory: Path | None = None, shards: int = 16, **settings: Any) -> AsyncGenerator[Client]:
+async def local(
+    app: App, *, directory: Path | None = None, shards: int = 16, **settings: Any
+) -> AsyncGenerator[Client]:
     """Serve `app` for the length of the block; gives a client of it.
 
     Runs end with the block, unless `directory` keeps them for the next time. `settings` are those of a daemon

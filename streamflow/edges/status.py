@@ -47,7 +47,7 @@ class _Look(NamedTuple):
 
 
 class StatusCollector:
-    """Looks at one namespace again and again. `dead_after`: seconds without a beat after which a daemon owns nothing."""
+    """Looks at one namespace again and again. A daemon without a beat for `dead_after` seconds owns nothing."""
 
     def __init__(self, client: Client, *, shards: bool = False, dead_after: float = 2.0) -> None:
         self._client = client
@@ -181,7 +181,7 @@ def _beat(raw: bytes) -> dict[str, Any]:
 
 
 def _server(info: Any, fsync: Any) -> Server:
-    facts: dict[str, Any] = info if isinstance(info, dict) else _parsed(info)
+    facts = cast("dict[str, Any]", info) if isinstance(info, dict) else _parsed(info)
     aof = "off"
     if int(facts.get("aof_enabled", 0)):
         told = not isinstance(fsync, StoreError) and fsync
@@ -238,7 +238,7 @@ def rates_at(rates: dict[str, Any], now_ms: int) -> dict[str, Any]:
     late = now_ms // 1000 - SETTLE_S - int(rates["until"])
     if late <= FRESH_SECONDS:
         return rates
-    lists = {name: values for name, values in rates.items() if isinstance(values, list)}
+    lists: dict[str, list[int]] = {name: values for name, values in rates.items() if isinstance(values, list)}
     moved = {name: [*values[late:], *[0] * min(late, len(values))] for name, values in lists.items()}
     average = {name: sum(values[-AVERAGE_S:]) / AVERAGE_S for name, values in moved.items()}
     return {**rates, "until": rates["until"] + late, **moved, "average": average}

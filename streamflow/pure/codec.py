@@ -66,7 +66,7 @@ def depth_exceeds(data: bytes | memoryview, limit: int) -> bool:
     except DECODE_ERRORS:
         return False  # not ours to judge: decoding by type gives the better message
     for _ in range(limit + 1):
-        containers = [item for item in level if isinstance(item, dict | list)]
+        containers = typing.cast("list[dict[Any, Any] | list[Any]]", [i for i in level if isinstance(i, dict | list)])
         if not containers:
             return False
         level = []
@@ -144,7 +144,8 @@ class Parameters:
 
     def _decode_shorter(self, payload: Raw | bytes, error: Exception) -> tuple[Any, ...]:
         """A payload from before a parameter with a default was added."""
-        invalid = PayloadInvalid(f"the input of {self.what} doesn't fit ({', '.join(self.names) or 'no parameters'}): {error}")
+        names = ", ".join(self.names) or "no parameters"
+        invalid = PayloadInvalid(f"the input of {self.what} doesn't fit ({names}): {error}")
         try:
             given = msgspec.msgpack.decode(payload, type=list[Raw])
         except DECODE_ERRORS:

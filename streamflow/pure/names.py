@@ -19,12 +19,14 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]*")
 
 
 def check_run_id(run_id: str) -> str:
-    return _check("run id", run_id, _RUN_ID, MAX_ID, "letters, digits and _ . : @ = + ~ / -, starting with a letter or digit")
+    alphabet = "letters, digits and _ . : @ = + ~ / -, starting with a letter or digit"
+    return _check("run id", run_id, _RUN_ID, MAX_ID, alphabet)
 
 
 def check_name(kind: str, name: str) -> str:
     """`kind` says in the message what the name is: workflow, step, tenant, signal, namespace, queue."""
-    return _check(kind, name, _NAME, MAX_NAME, "letters, digits and _ . : @ = + ~ -, starting with a letter, digit or _")
+    alphabet = "letters, digits and _ . : @ = + ~ -, starting with a letter, digit or _"
+    return _check(kind, name, _NAME, MAX_NAME, alphabet)
 
 
 def _check(kind: str, value: object, pattern: re.Pattern[str], limit: int, alphabet: str) -> str:

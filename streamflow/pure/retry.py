@@ -32,7 +32,8 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.attempts < 1 or self.initial < 0 or self.factor < 1 or self.maximum < 0 or not 0 <= self.jitter <= 1:
             raise UsageError(
-                f"{self!r} makes no sense: attempts from 1, initial and maximum from 0, factor from 1, jitter from 0 to 1"
+                f"{self!r} makes no sense: attempts and factor are at least 1, initial and maximum at least 0, "
+                "jitter is from 0 to 1"
             )
 
     def gives_up_on(self, error: BaseException) -> bool:

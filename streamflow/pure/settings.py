@@ -23,7 +23,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     redis: Annotated[str, Meta(description="URL of the Redis or Valkey server")] = "redis://127.0.0.1:6379"
     namespace: Annotated[str, Meta(description="prefix of every key; one deployment is one namespace")] = "default"
-    shards: Annotated[int, Meta(description="number of shards of a new namespace; fixed once it exists", ge=1, le=16384)] = 256
+    shards: Annotated[int, Meta(description="shards of a new namespace; fixed once it exists", ge=1, le=16384)] = 256
     partition: Annotated[Partition, Meta(description="what a new namespace partitions by: run, tenant or workflow")] = (
         Partition.RUN
     )
@@ -34,7 +34,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     dead_after: Annotated[float, Meta(description="seconds without a sign of life before others take over", gt=0)] = 2.0
     grace: Annotated[float, Meta(description="seconds that steps get to finish on SIGTERM or hand-over", ge=0)] = 10.0
     rollup: Annotated[float, Meta(description="seconds between two updates of the views", gt=0)] = 1.0
-    retention: Annotated[float, Meta(description="seconds that an ended run is kept; 0 keeps it for ever", ge=0)] = 7 * 86400.0
+    retention: Annotated[float, Meta(description="seconds that an ended run is kept; 0: for ever", ge=0)] = 604_800.0
     log_entries: Annotated[int, Meta(description="entries of a shard's log that stay readable at least", ge=1)] = 10_000
     blocking: Annotated[float, Meta(description="seconds a workflow may block its daemon before a warning", gt=0)] = 0.1
 

@@ -47,4 +47,8 @@ def winner_of(shard: int, members: Iterable[str]) -> str:
 
     When a member joins or leaves, only the shards that it wins or won move.
     """
-    return max(members, key=lambda member: (hashlib.blake2b(f"{shard}:{member}".encode(), digest_size=8).digest(), member))
+
+    def weight(member: str) -> tuple[bytes, str]:
+        return hashlib.blake2b(f"{shard}:{member}".encode(), digest_size=8).digest(), member
+
+    return max(members, key=weight)

@@ -136,7 +136,7 @@ class ShardBatch:
                 effects = live.machine.advance(inputs, at)
                 self._record(run_id, live, effects, partition, shards)
             except Exception as error:
-                # A defect of ours or a machine in an impossible state: the run's messages are set aside, the shard goes on.
+                # A defect of ours, or an impossible state: the run's messages are set aside, the shard goes on.
                 _log.exception("run %s can't be reduced; its messages are quarantined", run_id)
                 del self.shard.live[run_id]
                 reason = f"reducing failed: {type(error).__name__}: {error}"[:500]

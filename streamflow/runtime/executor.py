@@ -13,23 +13,19 @@ import asyncio
 import contextvars
 import logging
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import msgspec
 from msgspec import Raw
 
 from streamflow.pure import codec
-from streamflow.pure.definitions import Step
-from streamflow.pure.errors import Failure, StreamflowError, UsageError
+from streamflow.pure.errors import Failure, UsageError
+from streamflow.pure.failures import failure_of
 from streamflow.pure.machine import Outcome, StepJob
 
 _log = logging.getLogger("streamflow.steps")
-
-MAX_TRACEBACK = 4096
 
 
 class StepInfo(msgspec.Struct, frozen=True):
@@ -41,15 +37,17 @@ class StepInfo(msgspec.Struct, frozen=True):
     key: str
 
 
-_info: contextvars.ContextVar[StepInfo] = contextvars.ContextVar("streamflow_step")
+_current: contextvars.ContextVar[Running] = contextvars.ContextVar("streamflow_step")
 
 
 def step_info() -> StepInfo:
     """About the step that is running: use `key` as the idempotency key of outside effects. Raises `UsageError`."""
     try:
-        return _info.get()
+        running = _current.get()
     except LookupError:
         raise UsageError("sf.step_info() works inside a step that a daemon runs") from None
+    job = running.job
+    return StepInfo(running.run_id, job.step.name, job.attempt, f"{running.run_id}/{job.seq}")
 
 
 class Running(msgspec.Struct):
@@ -68,8 +66,8 @@ Key = tuple[str, int]
 
 
 class StepExecutor:
-    """At most `concurrency` attempts at once; the rest waits in order. `on_outcome(shard, run_id, outcome)` is called in
-    the event loop, never from inside `submit`."""
+    """At most `concurrency` attempts at once; the rest waits in order. `on_outcome(shard, run_id, outcome)` is called
+    in the event loop, never from inside `submit`."""
 
     def __init__(self, concurrency: int, threads: int, on_outcome: Callable[[int, str, Outcome], None]) -> None:
         self._concurrency = concurrency
@@ -143,9 +141,10 @@ class StepExecutor:
         if job.step.is_async:
             running.task = loop.create_task(self._run(running))
         else:
-            context = contextvars.copy_context()
-            future = loop.run_in_executor(self._threads, context.run, self._call, running)
-            future.add_done_callback(lambda done: self._report(running, done.result()) if not done.cancelled() else None)
+            future = loop.run_in_executor(self._threads, self._call, running)
+            future.add_done_callback(
+                lambda done: self._report(running, done.result()) if not done.cancelled() else None
+            )
         if job.timeout is not None:
             running.expiry = loop.call_later(job.timeout, self._expire, running)
 
@@ -158,7 +157,7 @@ class StepExecutor:
     async def _run(self, running: Running) -> None:
         job = running.job
         step = job.step
-        _info.set(StepInfo(running.run_id, step.name, job.attempt, f"{running.run_id}/{job.seq}"))
+        _current.set(running)
         try:
             args, kwargs = step.parameters.decode(job.args)
             value = await step.function(*args, **kwargs)
@@ -167,7 +166,7 @@ class StepExecutor:
             if running.over:
                 raise
             outcome = self._failed(running, error)
-        except Exception as error:
+        except (Exception, SystemExit, GeneratorExit) as error:  # sys.exit() in a step must not end the daemon
             outcome = self._failed(running, error)
         self._report(running, outcome)
 
@@ -175,12 +174,14 @@ class StepExecutor:
         """In a thread."""
         job = running.job
         step = job.step
-        _info.set(StepInfo(running.run_id, step.name, job.attempt, f"{running.run_id}/{job.seq}"))
+        token = _current.set(running)
         try:
             args, kwargs = step.parameters.decode(job.args)
             return self._success(running, step.function(*args, **kwargs))
         except BaseException as error:
             return self._failed(running, error)
+        finally:
+            _current.reset(token)
 
     def _success(self, running: Running, value: object) -> Outcome:
         job = running.job
@@ -190,7 +191,7 @@ class StepExecutor:
     def _failed(self, running: Running, error: BaseException) -> Outcome:
         job = running.job
         permanent = isinstance(error, UsageError) or job.step.retry.gives_up_on(error)
-        return Outcome(job.seq, job.attempt, _elapsed_ms(running), None, failure_of(error, job.step), permanent)
+        return Outcome(job.seq, job.attempt, _elapsed_ms(running), None, failure_of(error, (__file__,)), permanent)
 
     def _expire(self, running: Running) -> None:
         if running.over:
@@ -226,16 +227,6 @@ class StepExecutor:
         task = running.task
         if task is not None and not task.done() and task is not asyncio.current_task():
             task.cancel()
-
-
-def failure_of(error: BaseException, step: Step[..., Any]) -> Failure:
-    """What is recorded of an exception: class name, message, and the traceback from the step's own frame on."""
-    if isinstance(error, StreamflowError):
-        return Failure(type(error).__name__, str(error))
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename != __file__]
-    text = "".join(traceback.format_list(own))[-MAX_TRACEBACK:]
-    return Failure(type(error).__name__, str(error)[:MAX_TRACEBACK], text)
 
 
 def _elapsed_ms(running: Running) -> float:

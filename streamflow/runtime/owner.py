@@ -1,12 +1,12 @@
 """The heart of a daemon: collects what waits at its shards, lets runs decide, commits, and starts what was decided.
 
-Owns: the cycle collect -> load -> reduce -> commit -> apply, live runs, and due times. Must not: decide which shards are
-ours (membership), read inboxes (inbox), carry messages (relay), run steps (executor).
+Owns: the cycle collect -> load -> reduce -> commit -> apply, live runs, and due times. Must not: decide which shards
+are ours (membership), read inboxes (inbox), carry messages (relay), run steps (executor).
 Called by: the daemon (runs the loop), inbox reader and executor (`wake`, `outcome`), membership (`add`, `drop`).
 
 All shards with work go into one batch of commits, in one pipeline. While the server works on it, the next batch is
-reduced for the other shards: two are under way at most. A shard has one commit in flight, so commits have an order and a
-lost answer is cured by sending the same commit again.
+reduced for the other shards: two are under way at most. A shard has one commit in flight, so commits have an order and
+a lost answer is cured by sending the same commit again.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Watch(msgspec.Struct):
 
 
 class Owner:
-    """`session` names this process's consumer groups and commits; `on_lost(shard)` tells membership of a shard that turned
-    out to be somebody else's."""
+    """`session` names this process's consumer groups and commits; `on_lost()` tells membership that a shard turned out
+    to be somebody else's; `on_caught_up()` tells the reader that messages were taken out of memory."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Owner:
         partition: Partition,
         shards: int,
         cache: int,
-        on_lost: Callable[[OwnedShard], None],
+        on_lost: Callable[[], None],
         on_caught_up: Callable[[], None],
     ) -> None:
         self.shards: dict[int, OwnedShard] = {}
@@ -96,7 +96,7 @@ class Owner:
         self._shard_timers: list[tuple[int, int]] = []
         """(due ms, shard): when to ask `fire` for runs that are not in flight."""
         self._run_timers: list[tuple[int, int, str]] = []
-        """(due ms, shard, run id): timers of runs whose steps are in flight here; the agenda only says that they are."""
+        """(due ms, shard, run id): timers of runs whose steps are in flight; the agenda only says that they are."""
         self._idle: OrderedDict[str, OwnedShard] = OrderedDict()
         """Live runs that wait for something, least recently used first."""
 
@@ -334,7 +334,9 @@ class Owner:
             self._lost(shard)
         elif answer.answer is Answer.CONFLICT:
             # Somebody else changed these runs (a failover lost commits): what is in memory is not the truth.
-            _log.warning("shard %d: runs changed under their owner, they are read again: %s", shard.number, answer.conflicts)
+            _log.warning(
+                "shard %d: runs changed under their owner, they are read again: %s", shard.number, answer.conflicts
+            )
             for run_id in answer.conflicts:
                 self._executor.cancel_where(lambda running, run_id=run_id: running.run_id == run_id)
             batch.put_back()
@@ -399,7 +401,7 @@ class Owner:
     def _lost(self, shard: OwnedShard) -> None:
         _log.warning("shard %d has another owner; what this daemon had of it is dropped", shard.number)
         self.drop(shard)
-        self._on_lost(shard)
+        self._on_lost()
 
     def _break(self, shard: OwnedShard, error: StoreError) -> None:
         """The server refuses this shard's commits (a key of a wrong type, an ACL): stop it loudly, try again later."""

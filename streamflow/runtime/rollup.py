@@ -1,7 +1,7 @@
 """The periodic rollup: stores each shard's part of the views, and merges all parts into the cross-shard views.
 
-Owns: checkpoints of owned shards, the merged views' keys (one daemon, the leader, writes them), trimming (inside `fold`),
-and forgetting of ended runs. Must not: be needed for any run to go on. Called by: the daemon (runs the loops),
+Owns: checkpoints of owned shards, the merged views' keys (one daemon, the leader, writes them), trimming (inside
+`fold`), and forgetting of ended runs. Must not: be needed for any run to go on. Called by: the daemon (runs the loops),
 membership (stores a shard's part before releasing it, says who leads), the rebuild command.
 
 A part is stored together with the log entry up to which it counts, so storing it twice, or by two owners in turn, is
@@ -146,7 +146,7 @@ class Rollup:
             await anyio.sleep(SWEEP_EVERY)
             try:
                 while await self.sweep():
-                    await anyio.sleep(0.1)
+                    pass
             except StoreError as error:
                 _log.warning("ended runs stay a little longer: %s", error)
 

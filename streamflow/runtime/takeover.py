@@ -3,9 +3,9 @@
 Owns: the take and the recovery reads. Must not: decide which shards to take (membership does).
 Called by: membership.
 
-What is found again: runs whose steps were in flight (their steps start anew), runs that are stuck (the code may be fixed),
-the next due time, messages that didn't leave the outbox, and the log that the views don't count yet. Messages in the
-inbox come by themselves: the new consumer group reads them from the first one.
+What is found again: runs whose steps were in flight (their steps start anew), runs that are stuck (the code may be
+fixed), the next due time, messages that didn't leave the outbox, and the log that the views don't count yet. Messages in
+the inbox come by themselves: the new consumer group reads them from the first one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Iterable
-
 
 from streamflow.pure.codec import DECODE_ERRORS
 from streamflow.pure.errors import StoreError
@@ -49,8 +48,8 @@ class Takeover:
         self._session = session
 
     async def take(self, wanted: dict[int, str], workflows: Iterable[str]) -> list[OwnedShard]:
-        """Take shards whose tokens are still the ones in `wanted`, and recover them. Those that somebody else was faster
-        with are left out. `workflows` are the registered names: their stuck runs are tried again.
+        """Take shards whose tokens are still the ones in `wanted`, and recover them. Those that somebody else was
+        faster with are left out. `workflows` are the registered names: their stuck runs are tried again.
         """
         names = list(workflows)
         numbers = list(wanted)

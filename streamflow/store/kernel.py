@@ -3,7 +3,7 @@
 Owns: the order of keys and arguments (the headers in `lua/` are checked against it) and the answers' types.
 Must not: send anything (`Store.send` does), decide anything. Called by: owner, membership, relay, rollup, client.
 
-Each method returns a `Call`; many calls travel in one pipeline: `await store.send([kernel.commit(a), kernel.commit(b)])`.
+Each method returns a `Call`; many calls travel in one pipeline: `await store.send([kernel.commit(…), kernel.fold(…)])`.
 `now` is the shard clock in ms for tests; None asks the server.
 """
 
@@ -168,9 +168,7 @@ class Kernel:
         keys = self.keys.shard(shard)
         return Call("complete", [keys.inbox, keys.run(run_id)], [run_id, body], bytes.decode)
 
-    def deliver(
-        self, shard: int, source: int, deliveries: Sequence[Delivery], now: int | None = None
-    ) -> Call[str]:
+    def deliver(self, shard: int, source: int, deliveries: Sequence[Delivery], now: int | None = None) -> Call[str]:
         """Answers with the last number that is accepted from the source shard."""
         keys = self.keys.shard(shard)
         names = [keys.seen, keys.inbox, keys.owner]

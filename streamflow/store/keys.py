@@ -10,7 +10,20 @@ from __future__ import annotations
 class ShardKeys:
     """The keys of one shard. The fixed ones are attributes, made once; the others are methods."""
 
-    __slots__ = ("agenda", "done", "inbox", "log", "number", "outbox", "owner", "poison", "prefix", "run_prefix", "seen", "views")
+    __slots__ = (
+        "agenda",
+        "done",
+        "inbox",
+        "log",
+        "number",
+        "outbox",
+        "owner",
+        "poison",
+        "prefix",
+        "run_prefix",
+        "seen",
+        "views",
+    )
 
     def __init__(self, namespace: str, number: int) -> None:
         self.number = number

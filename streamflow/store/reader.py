@@ -8,7 +8,7 @@ One XREADGROUP over many streams works on one server only; on a cluster its stre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from redis import exceptions as redis_errors
 
@@ -48,9 +48,8 @@ class InboxConnection:
             if self._client_id is None:
                 self._client_id = int(await self._client.client_id())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
             self._blocked = not pending
-            reply: Any = await self._client.execute_command(  # pyright: ignore[reportUnknownMemberType]
-                "XREADGROUP", "GROUP", self._group, CONSUMER, "COUNT", count, *block, "STREAMS", *streams, *starts
-            )
+            words = ["XREADGROUP", "GROUP", self._group, CONSUMER, "COUNT", count, *block, "STREAMS", *streams, *starts]
+            reply = cast("Any", await self._client.execute_command(*words))  # pyright: ignore[reportUnknownMemberType]
         except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as error:
             self._client_id = None
             raise StoreUnavailable(f"reading inboxes from {redacted(self._store.url)}: {error}") from error

@@ -3,8 +3,8 @@
 Owns: the table of commands (each is imported when it is used), the exit codes, and how errors are shown.
 Must not: import redis, rich or the runtime. Called by: the `streamflow` script, `python -m streamflow`.
 
-Exit codes: 0 done, 1 the operation failed, 2 wrong usage. Whatever fails as expected is one `error:` line on stderr that
-says what to do next; only a bug shows a traceback.
+Exit codes: 0 done, 1 the operation failed, 2 wrong usage. Whatever fails as expected is one `error:` line on stderr
+that says what to do next; only a bug shows a traceback.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(name, help) for name, (_, help) in commands.items()], col_spacing=4)
+                formatter.write_dl([(name, words) for name, (_, words) in commands.items()], col_spacing=4)
 
     def main(
         self,
@@ -118,7 +118,11 @@ def closest(word: str, known: Any) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
-@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, "-V", "--version", message="streamflow %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:

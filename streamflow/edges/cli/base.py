@@ -7,6 +7,7 @@ Must not: know any single command. Called by: all command modules.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,8 +25,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 REACH_SECONDS = 2.0
-"""How long a server may take to answer at first. Once it has answered, outages are waited for `PATIENCE` seconds."""
-PATIENCE = 10.0
+"""How long a server may take to answer at first. Once it has, the store's own patience counts."""
 PIPE_WIDTH = 160
 """Width of tables that go to a pipe or a file, where no terminal says it."""
 
@@ -112,7 +112,7 @@ def print_json(value: Any) -> None:
     import msgspec
 
     text = json_line(value)
-    if click.get_text_stream("stdout").isatty():
+    if sys.stdout.isatty():
         text = visible_json(msgspec.json.format(text, indent=2))
     click.echo(text)
 

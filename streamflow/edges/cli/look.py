@@ -220,7 +220,9 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
         events = [event_json(transition.at, run, event) for transition in history for event in transition.events]
         for event in events:
             del event["run_id"]
-        print_json({**_as_json(described), "result": plain_value(described.result), "children": children, "events": events})
+        print_json(
+            {**_as_json(described), "result": plain_value(described.result), "children": children, "events": events}
+        )
         return
     from streamflow.edges.screen.timeline import RunDetail, render_run
     from streamflow.pure.record import Header

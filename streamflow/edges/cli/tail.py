@@ -7,6 +7,7 @@ Called by: the group in `cli`.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,7 +77,7 @@ def tail(
     try:
         run_async(follow)
     except KeyboardInterrupt:
-        click.get_text_stream("stdout").flush()
+        sys.stdout.flush()
 
 
 def parse_ago(text: str) -> float:
@@ -132,7 +133,8 @@ async def merged(client: Client, shards: Sequence[int], ago: float | None) -> As
     positions = await _begin(client, shards, ago)
     held: list[Line] = []
     while True:
-        logs = await client.store.read_logs(positions, BLOCK_MS, READ_ENTRIES, patience=OUTAGE_SECONDS)
+        block_ms = 1 if held else BLOCK_MS
+        logs = await client.store.read_logs(positions, block_ms, READ_ENTRIES, patience=OUTAGE_SECONDS)
         until = float("inf")
         for log, entries in logs.items():
             positions[log] = entries[-1][0]
@@ -162,7 +164,7 @@ async def _begin(client: Client, shards: Sequence[int], ago: float | None) -> di
         return {log: end[0][0].decode() if end else "0-0" for log, end in zip(logs, ends, strict=True)}
     seconds, _ = await client.store.one(Call.plain("TIME"))
     first = max(0, int((int(seconds) - ago) * 1000)) if ago != float("inf") else 0
-    return {log: f"{first}-0" for log in logs}
+    return dict.fromkeys(logs, f"{first}-0")
 
 
 def _lines(entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> list[Line]:
@@ -228,5 +230,3 @@ class _Wanted:
                 raise found
             else:
                 self._workflows[run_id] = found.workflow
-
-
