@@ -14,7 +14,7 @@ import re
 import sys
 import traceback
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import msgspec
 
@@ -29,7 +29,7 @@ _INVISIBLE = re.compile("[\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180
 
 def set_up(format: str = "text", level: str = "info", stream: TextIO | None = None) -> None:
     """Replace the root logger's handlers by one that writes to `stream` (stderr)."""
-    stream = sys.stderr if stream is None else stream
+    stream = cast("TextIO", sys.stderr) if stream is None else stream
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter(colours=stream.isatty()))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -24,9 +24,9 @@ from anyio.abc import TaskGroup
 
 from streamflow.pure.codec import DECODE_ERRORS
 from streamflow.pure.definitions import App
-from streamflow.pure.errors import StoreError
+from streamflow.pure.errors import Failure, StoreError
 from streamflow.pure.events import Transition, decode_history
-from streamflow.pure.machine import Due, Outcome, rehydrate
+from streamflow.pure.machine import Due, Outcome, StepJob, rehydrate
 from streamflow.pure.record import OPEN, decode_header
 from streamflow.pure.sharding import Partition
 from streamflow.runtime.batch import IN_FLIGHT, Reduced, ShardBatch
@@ -45,6 +45,7 @@ BATCHES = 2
 RUNS = 1000
 """Runs after which no more shards are taken into a pipeline: while the server works on it, the next is reduced."""
 FIRE_LIMIT = 500
+NO_WORKERS = "step {} has queue={!r}, but this version has no workers: leave queue= out, and the daemon runs the step"
 RETRY_BROKEN = 5.0
 """Seconds until a shard that the server refused is tried again."""
 
@@ -266,6 +267,11 @@ class Owner:
                 answers = await self._store.send(calls, patience=math.inf)
                 for batch, answer in zip(committing, answers, strict=True):
                     self._answered(batch, answer)
+        except Exception:
+            # A defect of ours. What these shards have in memory is not to be trusted: they are taken and read anew.
+            _log.exception("a batch of %d shards failed; they are read again", len(going))
+            for batch in going:
+                self.drop(batch.shard)
         finally:
             self._slots.release()
             for batch in going:
@@ -313,7 +319,7 @@ class Owner:
         finished = {(input_.seq, input_.attempt) for input_ in inputs if isinstance(input_, Outcome)}
         for job in machine.running_jobs():
             if (job.seq, job.attempt) not in finished:
-                self._executor.submit(shard.number, run_id, job)
+                self._start(shard, run_id, job)
 
     def _unreadable(self, batch: ShardBatch, run_id: str, reason: str) -> None:
         _log.error("the record of run %s in shard %d can't be read: %s", run_id, batch.shard.number, reason)
@@ -376,9 +382,8 @@ class Owner:
             self._idle.pop(run_id, None)
             return
         if effects.jobs and not shard.draining:
-            number = shard.number
             for job in effects.jobs:
-                self._executor.submit(number, run_id, job)
+                self._start(shard, run_id, job)
         due = machine.next_due
         if machine.in_flight:
             self._idle.pop(run_id, None)
@@ -397,6 +402,13 @@ class Owner:
             evicted = home.live.pop(oldest, None)
             if evicted is not None:
                 evicted.machine.close()
+
+    def _start(self, shard: OwnedShard, run_id: str, job: StepJob) -> None:
+        if job.step.queue is None:
+            self._executor.submit(shard.number, run_id, job)
+        else:
+            failure = Failure("UsageError", NO_WORKERS.format(job.step.name, job.step.queue))
+            self.outcome(shard.number, run_id, Outcome(job.seq, job.attempt, 0.0, None, failure, True))
 
     def _lost(self, shard: OwnedShard) -> None:
         _log.warning("shard %d has another owner; what this daemon had of it is dropped", shard.number)

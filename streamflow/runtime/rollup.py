@@ -36,6 +36,9 @@ _log = logging.getLogger("streamflow.rollup")
 SWEEP_EVERY = 60.0
 """Seconds between two looks for ended runs whose retention is over."""
 SWEEP_RUNS = 200
+SOURCES = 100
+"""Clients whose post numbers a shard keeps, however old they are."""
+SOURCE_AGE_MS = 3_600_000
 QUIET_ROUNDS = 130
 """Rollups after the last change for which rates are still falling and views are merged again."""
 
@@ -140,15 +143,26 @@ class Rollup:
     # --- forgetting ---------------------------------------------------------------------------------------------------
 
     async def run_sweeps(self) -> None:
-        if not self._settings.retention:
-            return
         while True:
             await anyio.sleep(SWEEP_EVERY)
             try:
-                while await self.sweep():
+                await self.sweep_sources()
+                while self._settings.retention and await self.sweep():
                     pass
             except StoreError as error:
                 _log.warning("ended runs stay a little longer: %s", error)
+
+    async def sweep_sources(self) -> None:
+        """Drop the post numbers of clients that haven't posted for a while: nothing of theirs is sent again."""
+        owned = list(self._owner.shards.values())
+        sizes = await self._store.send([Call.plain("HLEN", shard.keys.seen) for shard in owned])
+        crowded = [shard for shard, size in zip(owned, sizes, strict=True) if size > self._shards + SOURCES]
+        before = self._clock.now_ms() - SOURCE_AGE_MS
+        for shard in crowded:
+            seen: dict[bytes, bytes] = await self._store.one(Call.plain("HGETALL", shard.keys.seen))
+            old = [source for source, last in seen.items() if source.startswith(b"client:") and _posted(last) < before]
+            if old:
+                await self._store.one(Call.plain("HDEL", shard.keys.seen, *old[:5000]))
 
     async def sweep(self) -> bool:
         """Forget ended runs of owned shards whose retention is over. Whether there are more."""
@@ -238,6 +252,12 @@ async def rebuild_views(store: Store, kernel: Kernel, shards: int, now_ms: int) 
             await store.send([Call.plain("HSET", keys.views, "partial", views.encode(), "offset", position)])
     await merge_views(store, kernel, shards, now_ms)
     return folded
+
+
+def _posted(last: bytes) -> int:
+    """When a client posted last: `<number> <ms> <answers>`."""
+    words = last.split(b" ")
+    return int(words[1]) if len(words) == 3 and words[1].isdigit() else 0
 
 
 def _decode_oldest(data: bytes | None) -> list[tuple[str, str, int]]:

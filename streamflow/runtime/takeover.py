@@ -4,8 +4,8 @@ Owns: the take and the recovery reads. Must not: decide which shards to take (me
 Called by: membership.
 
 What is found again: runs whose steps were in flight (their steps start anew), runs that are stuck (the code may be
-fixed), the next due time, messages that didn't leave the outbox, and the log that the views don't count yet. Messages in
-the inbox come by themselves: the new consumer group reads them from the first one.
+fixed), the next due time, messages that didn't leave the outbox, and the log that the views don't count yet. Messages
+in the inbox come by themselves: the new consumer group reads them from the first one.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ class Store:
             try:
                 replies = await self._execute(commands)
             except _LOST as error:
-                if isinstance(error, redis_errors.AuthenticationError):
+                if isinstance(error, redis_errors.AuthenticationError) and patience != math.inf:
                     raise StoreUnavailable(f"{redacted(self.url)} refuses the credentials: {error}") from error
                 if time.monotonic() - started + pause > patience:
                     raise StoreUnavailable(

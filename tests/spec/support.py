@@ -60,6 +60,18 @@ async def status_of(run: sf.Run[Any], status: sf.Status) -> None:
     await until(reached)
 
 
+async def reduced(client: sf.Client, run_id: str) -> None:
+    """Wait until the run is there and a daemon has let it decide for the first time."""
+
+    async def begun() -> bool:
+        try:
+            return (await client.run(run_id).describe()).version > 0
+        except sf.RunNotFound:
+            return False
+
+    await until(begun)
+
+
 async def events_of(run: sf.Run[Any]) -> list[AnyEvent]:
     return [event for transition in await run.history() for event in transition.events]
 

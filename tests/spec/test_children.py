@@ -8,7 +8,7 @@ import pytest
 
 import streamflow as sf
 from streamflow.pure.events import ChildFailed, ChildStarted
-from tests.spec.support import Serve, happened, status_of
+from tests.spec.support import Serve, happened, reduced
 
 pytestmark = pytest.mark.anyio
 
@@ -125,7 +125,7 @@ async def test_the_end_of_a_child_by_cancelling_is_a_failure_for_its_parent(serv
         run = await client.start(waits_for_grandchild, id="p")
         await happened(run, ChildStarted)
         child = client.run("p.1")
-        await status_of_started(client, "p.1")
+        await reduced(client, "p.1")
         await child.cancel("not needed")
         with pytest.raises(sf.RunFailed, match=r"child run p\.1 \(patient\) failed: RunCancelled: not needed"):
             await run.result(10)
@@ -137,7 +137,7 @@ async def test_cancelling_a_parent_cancels_all_below_it(serve: Serve) -> None:
         run = await client.start(waits_for_children, id="p")
         below = ["p.1", "p.2", "p.3", "p.3.1"]
         for run_id in below:
-            await status_of_started(client, run_id)
+            await reduced(client, run_id)
         await run.cancel("enough")
         with pytest.raises(sf.RunCancelled, match="enough"):
             await run.result(10)
@@ -171,16 +171,3 @@ async def test_the_id_of_another_run_is_refused_to_a_child(serve: Serve) -> None
         taken = await client.start(patient, id="taken")
         assert await (await client.start(named_child, "taken")).result(10) == ["RunConflict", "taken"]
         assert (await taken.describe()).status.value in ("pending", "running")
-
-
-async def status_of_started(client: sf.Client, run_id: str) -> None:
-    """Wait until the run is there and a daemon has reduced it."""
-    from tests.spec.support import until
-
-    async def started() -> bool:
-        try:
-            return (await client.run(run_id).describe()).status is sf.Status.RUNNING
-        except sf.RunNotFound:
-            return False
-
-    await until(started)

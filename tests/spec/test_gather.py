@@ -102,13 +102,13 @@ async def test_the_first_failure_is_raised_at_once_and_the_others_go_on(serve: S
         try:
             await sf.gather(slow(), fail("no"))
         except sf.StepFailed as error:
-            await sf.signal("and then")
+            await sf.signal("onward")
             return error.failure.message
         return ""
 
     async with serve(app) as (client, _):
         run = await client.start(flow)
-        await run.signal("and then")
+        await run.signal("onward")
         assert await run.result(10) == "no"
         let_go.set()
 

@@ -81,7 +81,9 @@ class Commands(click.Group):
     ) -> Any:
         """A command's `int` is the exit code. Ends with `SystemExit`, unless `standalone_mode` is off."""
         try:
-            code = super().main(args, prog_name or "streamflow", complete_var, False, windows_expand_args, **extra)
+            code = cast("Any", super()).main(
+                args, prog_name or "streamflow", complete_var, False, windows_expand_args, **extra
+            )
         except click.ClickException as error:
             where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
             code = _say(error.format_message().removesuffix("."), f"see {where} --help" if where else "")

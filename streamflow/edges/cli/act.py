@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from streamflow.edges.cli.base import (
-    RUN_ID,
+    checked_id,
     json_option,
     open_client,
     parse_json,
@@ -21,7 +21,7 @@ from streamflow.edges.cli.base import (
 
 
 @click.command()
-@click.argument("run", type=RUN_ID)
+@click.argument("run", type=checked_id, metavar="RUN")
 @click.argument("name")
 @click.argument("value", required=False, metavar="[VALUE_JSON]")
 @server_options
@@ -52,7 +52,7 @@ def signal(run: str, name: str, value: str | None, redis: str | None, namespace:
 
 
 @click.command()
-@click.argument("run", type=RUN_ID)
+@click.argument("run", type=checked_id, metavar="RUN")
 @click.option("--reason", default="", help="Why: kept in its history.")
 @server_options
 @json_option
@@ -76,7 +76,7 @@ def cancel(run: str, reason: str, redis: str | None, namespace: str | None, as_j
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=RUN_ID, metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=checked_id, metavar="RUN...")
 @server_options
 @json_option
 def forget(runs: tuple[str, ...], redis: str | None, namespace: str | None, as_json: bool) -> int:

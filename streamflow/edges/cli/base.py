@@ -15,6 +15,7 @@ import click
 
 from streamflow.edges.logs import json_line, set_up, visible_json
 from streamflow.pure.errors import StoreUnavailable, UsageError
+from streamflow.pure.names import check_run_id
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,18 +42,9 @@ def server_options(command: F) -> F:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-class RunId(click.ParamType):
-    """A run's id, checked before a server is asked."""
-
-    name = "run"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from streamflow.pure.names import check_run_id
-
-        return check_run_id(value)
-
-
-RUN_ID = RunId()
+def checked_id(text: str) -> str:
+    """The type of options and arguments that take a run's id: checked before a server is asked."""
+    return check_run_id(text)
 
 
 def run_async(function: Callable[[], Coroutine[Any, Any, T]], *, fast: bool = False, logs: bool = True) -> T:

@@ -15,7 +15,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -107,7 +107,7 @@ def _opened(file: str) -> Generator[IO[bytes]]:
         yield sys.stdin.buffer
         return
     try:
-        opened = Path(file).open("rb")
+        opened = Path(file).open("rb")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise UsageError(f"can't read {file}: {error.strerror}") from error
     with opened:
@@ -120,7 +120,7 @@ Numbered = tuple[int, NewRun]
 
 
 def _chunks(
-    lines: IO[bytes], workflow: str, tenant: str, arguments: Arguments, loaded: Loaded, advance: Any
+    lines: IO[bytes], workflow: str, tenant: str, arguments: Arguments, loaded: Loaded, advance: Callable[[int], None]
 ) -> Generator[list[Numbered]]:
     decoder = msgspec.json.Decoder(Line)
     chunk: list[Numbered] = []
@@ -217,17 +217,25 @@ async def _start(client: Client, chunk: list[Numbered], loaded: Loaded) -> None:
 
 
 @contextlib.contextmanager
-def _progress(lines: IO[bytes]) -> Generator[Any]:
+def _progress(lines: IO[bytes]) -> Generator[Callable[[int], None]]:
     """A function that is told how many bytes were read; a bar on stderr where that is a terminal."""
     if not sys.stderr.isatty():
-        yield lambda read: None
+        yield _nothing
         return
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("enqueueing"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=make_console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=_size(lines))
-        yield lambda read: progress.advance(task, read)
+
+        def advance(read: int) -> None:
+            progress.advance(task, read)
+
+        yield advance
+
+
+def _nothing(read: int) -> None:
+    pass
 
 
 def _size(lines: IO[bytes]) -> int | None:

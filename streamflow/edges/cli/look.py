@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamflow.edges.cli.base import (
-    RUN_ID,
+    checked_id,
     json_option,
     make_console,
     open_client,
@@ -196,7 +196,7 @@ def _as_json(run: RunSummary) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("run", type=RUN_ID)
+@click.argument("run", type=checked_id, metavar="RUN")
 @server_options
 @json_option
 def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import enum
 import sys
 import typing
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 import msgspec
@@ -36,7 +36,7 @@ def settings_options(command: F) -> F:
     for field in reversed(msgspec.structs.fields(Settings)):
         kind: type = field.type.__origin__
         is_enum = issubclass(kind, enum.Enum)
-        type_: Any = click.Choice([member.value for member in kind]) if issubclass(kind, enum.Enum) else kind
+        type_ = cast("Any", click.Choice([member.value for member in kind]) if issubclass(kind, enum.Enum) else kind)
         shown = f"{field.default:g}" if isinstance(field.default, float) else field.default
         command = click.option(
             f"--{field.name.replace('_', '-')}",

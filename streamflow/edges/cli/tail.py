@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from streamflow.edges.cli.base import (
-    RUN_ID,
+    checked_id,
     json_option,
     make_console,
     open_client,
@@ -48,7 +48,7 @@ class Line(NamedTuple):
 @click.command()
 @server_options
 @click.option("--workflow", metavar="NAME", help="Only runs of this workflow.")
-@click.option("--run", type=RUN_ID, metavar="RUN", help="Only this run.")
+@click.option("--run", type=checked_id, metavar="RUN", help="Only this run.")
 @click.option("--since", metavar="AGO", help="Begin so long ago, such as 90s, 15m, 2h or all; without it, now.")
 @json_option
 def tail(
