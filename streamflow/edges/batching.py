@@ -110,11 +110,15 @@ class Batcher:
 
     async def close(self) -> None:
         """Give up what is queued or on its way: its callers get `StoreError`, and can't know whether it took effect."""
-        self._closed = True
+        self._closed = True  # before the flights are cancelled, or the next ones would depart
         flying = list(self._flying)
         for task in flying:
             task.cancel()
         await asyncio.gather(*flying, return_exceptions=True)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        self._closed = True
         for entry in [*self._queue, *(entry for posts in self._posts.values() for entry in posts)]:
             _fail(entry, StoreError("the client was closed"))
         self._queue.clear()
@@ -164,6 +168,7 @@ class Batcher:
             if group.entries:
                 room -= len(group.entries)
                 size -= group.size
+                self._posting.add(shard)
                 groups.append(group)
         open_groups: dict[tuple[int, int], _Group] = {}
         queue = self._queue
@@ -214,8 +219,9 @@ class Batcher:
     async def _fly(self, groups: list[_Group]) -> None:
         try:
             replies = await self._store.send([self._call_for(group) for group in groups])
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # by `close`, or by an event loop that ends
             self._fail_all(groups, StoreError("the client was closed"))
+            self._give_up()
             raise
         except Exception as error:  # whatever it is, the callers must hear of it: nobody awaits this task
             self._fail_all(groups, error)

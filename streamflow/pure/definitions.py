@@ -302,6 +302,11 @@ class App:
         known = ", ".join(sorted(self.workflows)) or "none"
         return f"workflow {name} is not registered; known workflows: {known}"
 
+    def unknown_step(self, name: str) -> str:
+        """The sentence for a step that isn't registered here (or whose name belongs to another one)."""
+        known = ", ".join(sorted(self.steps)) or "none"
+        return f"step {name} is not registered with this app; known steps: {known}"
+
 
 def _name_of(function: Callable[..., Any]) -> str:
     return cast("str", getattr(function, "__name__", type(function).__name__))

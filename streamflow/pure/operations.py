@@ -143,6 +143,8 @@ class StepCall(Operation):
 
     def begin(self, machine: RunMachine) -> None:
         step = self.step
+        if machine.app.steps.get(step.name) is not step.origin:
+            raise UsageError(machine.app.unknown_step(step.name))
         payload = Raw(step.parameters.encode(self.args or (), self.kwargs or {}))
         self.args = self.kwargs = None
         self.seq = seq = machine.take_seq()
@@ -174,6 +176,8 @@ class ChildCall(Operation):
     def begin(self, machine: RunMachine) -> None:
         target = self.target
         name = target.name
+        if name not in machine.app.workflows:
+            raise UsageError(machine.app.unknown_workflow(name))
         payload = Raw(target.parameters.encode(self.args or (), self.kwargs or {}))
         self.args = self.kwargs = None
         tenant = target.child_tenant or machine.tenant

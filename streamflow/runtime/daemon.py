@@ -75,7 +75,8 @@ class Daemon:
         try:
             await self._serve(store, signals=signals)
         finally:
-            await store.close()
+            with anyio.CancelScope(shield=True):  # cancelled or not, no connection is left open
+                await store.close()
 
     async def _serve(self, store: Store, *, signals: bool) -> None:
         settings = self.settings

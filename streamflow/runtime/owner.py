@@ -93,7 +93,7 @@ class Owner:
         self._on_caught_up = on_caught_up
         self._ready: dict[int, OwnedShard] = {}
         self._wake = anyio.Event()
-        self._slots = anyio.Semaphore(BATCHES)
+        self._slots = anyio.Semaphore(BATCHES, fast_acquire=True)
         self._shard_timers: list[tuple[int, int]] = []
         """(due ms, shard): when to ask `fire` for runs that are not in flight."""
         self._run_timers: list[tuple[int, int, str]] = []

@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, assert_type
@@ -127,11 +127,17 @@ def owner(client: Client) -> Owner:
 async def waiting(client: Client, runs: int) -> None:
     """Returns when that many runs are waited for and the server has confirmed the subscriptions."""
     outcomes = client._outcomes
-    while sum(len(watched.waiting) for watched in outcomes._shards.values()) < runs or client._batcher._flying:  # noqa: ASYNC110
+
+    def settled() -> bool:
+        channels = outcomes._subscription._channels if outcomes._subscription else {}
+        return (
+            sum(len(watched.waiting) for watched in outcomes._shards.values()) >= runs
+            and not client._batcher._flying
+            and all(w.channel in channels and channels[w.channel].settled.is_set() for w in outcomes._shards.values())
+        )
+
+    while not settled():  # noqa: ASYNC110
         await asyncio.sleep(0)  # the calls' own futures are the callers': there is nothing else to wait for
-    for watched in list(outcomes._shards.values()):
-        assert outcomes._subscription is not None
-        await outcomes._subscription.add(watched.channel)
 
 
 # --- starting -------------------------------------------------------------------------------------------------------
@@ -496,6 +502,31 @@ async def test_following_goes_from_the_history_to_the_log_and_ends_with_the_run(
     assert seen[:3] == [_signalled(1), _signalled(2), _signalled(3)]
     assert isinstance(seen[3], RunCompleted)
     assert len(seen) == 4
+
+
+async def test_following_repeats_nothing_that_is_committed_while_it_begins(
+    client: Client, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await client.start(price, Order("tea"))
+    send = client.store.send
+    torn = False
+
+    async def send_torn(calls: Sequence[Call[Any]], patience: float | None = None) -> list[Any]:
+        nonlocal torn
+        if torn or len(calls) != 4:
+            return await send(calls, patience)
+        torn = True
+        first = await send(calls[:1])
+        await owner.commit(run.id, _signalled(1), status=Status.RUNNING)
+        await owner.commit(run.id, _signalled(2), status=Status.RUNNING)
+        return [*first, *await send(calls[1:])]
+
+    monkeypatch.setattr(client.store, "send", send_torn)
+    async with contextlib.aclosing(run.events(follow=True)) as events:
+        assert [(await anext(events))[1] for _ in range(2)] == [_signalled(1), _signalled(2)]
+        await owner.complete(run.id, 1.0)
+        assert [type(event) async for _, event in events] == [RunCompleted]
+    assert torn
 
 
 async def test_following_reads_from_the_record_what_the_log_no_longer_has(

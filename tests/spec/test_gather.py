@@ -68,11 +68,7 @@ async def test_all_are_decided_before_the_first_one_runs(serve: Serve) -> None:
 
 async def test_steps_children_timers_signals_and_helpers_can_be_mixed(serve: Serve) -> None:
     app = sf.App()
-    app.workflows["child"] = child
-
-    @app.step
-    async def double(n: int) -> int:
-        return 2 * n
+    app.workflows["child"], app.steps["double"] = child, double
 
     async def helper(n: int) -> int:
         return await double(n) + await double(n)

@@ -141,7 +141,7 @@ async def test_a_step_of_another_app_is_an_error_in_the_run(serve: Serve) -> Non
     async with serve(app) as (client, _):
         failure = await failure_of(client, flow)
         assert failure.kind == "UsageError"
-        assert "step elsewhere is not registered" in failure.message
+        assert "step elsewhere is not registered with this app; known steps: none" in failure.message
 
 
 async def test_a_child_of_another_app_is_an_error_in_the_run(serve: Serve) -> None:
@@ -154,7 +154,7 @@ async def test_a_child_of_another_app_is_an_error_in_the_run(serve: Serve) -> No
     async with serve(app) as (client, _):
         failure = await failure_of(client, flow)
         assert failure.kind == "UsageError"
-        assert "workflow echo is not registered" in failure.message
+        assert "workflow echo is not registered; known workflows: flow" in failure.message
 
 
 async def test_calling_a_workflow_like_a_function_says_what_to_do_instead() -> None:

@@ -23,6 +23,13 @@ def plain(payload: Raw | bytes) -> Any:
     return msgspec.msgpack.decode(payload)
 
 
+def with_steps_of(app: App) -> App:
+    """An app for one test's workflows, which use the steps of another."""
+    other = App()
+    other.steps.update(app.steps)
+    return other
+
+
 class Run:
     """One run: its machine and what a store would keep of it."""
 

@@ -12,7 +12,7 @@ from streamflow.pure.events import StepRetrying
 from streamflow.pure.machine import Due, Outcome
 from streamflow.pure.operations import gather, sleep
 from streamflow.pure.retry import Retry
-from tests.unit.driving import Run, failure_in, kinds, plain, raw, result_of
+from tests.unit.driving import Run, failure_in, kinds, plain, raw, result_of, with_steps_of
 
 app = App()
 
@@ -128,7 +128,7 @@ def test_a_result_of_the_wrong_type_fails_the_step_before_it_is_recorded() -> No
 
 
 def test_wrong_arguments_raise_a_type_error_at_the_await() -> None:
-    local = App()
+    local = with_steps_of(app)
 
     @local.workflow
     async def flow() -> str:
@@ -153,7 +153,7 @@ def test_a_call_that_is_not_awaited_schedules_nothing() -> None:
 
 
 def test_awaiting_a_step_twice_gives_the_same_value_again() -> None:
-    local = App()
+    local = with_steps_of(app)
 
     @local.workflow
     async def flow() -> list[int]:
@@ -171,7 +171,7 @@ def test_awaiting_a_step_twice_gives_the_same_value_again() -> None:
 
 
 def test_gather_keeps_the_order_and_runs_helpers_as_fibers() -> None:
-    local = App()
+    local = with_steps_of(app)
 
     @local.workflow
     async def flow() -> Any:
@@ -192,7 +192,7 @@ def test_gather_keeps_the_order_and_runs_helpers_as_fibers() -> None:
 
 
 def test_gather_raises_the_first_error_at_once_and_the_others_go_on() -> None:
-    local = App()
+    local = with_steps_of(app)
 
     @local.workflow
     async def flow() -> str:
@@ -213,7 +213,7 @@ def test_gather_raises_the_first_error_at_once_and_the_others_go_on() -> None:
 
 
 def test_gather_can_return_the_exceptions() -> None:
-    local = App()
+    local = with_steps_of(app)
 
     @local.workflow
     async def flow() -> list[str]:
@@ -226,7 +226,7 @@ def test_gather_can_return_the_exceptions() -> None:
 
 
 def test_several_outcomes_in_one_advance_are_one_transition() -> None:
-    local = App()
+    local = with_steps_of(app)
 
     @local.workflow
     async def flow() -> int:
@@ -239,7 +239,7 @@ def test_several_outcomes_in_one_advance_are_one_transition() -> None:
 
 
 def test_a_step_of_a_queue_is_not_in_flight_at_the_owner() -> None:
-    local = App()
+    local = with_steps_of(app)
 
     @local.workflow
     async def flow() -> None:

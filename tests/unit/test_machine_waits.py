@@ -14,7 +14,7 @@ from streamflow.pure.errors import Failure
 from streamflow.pure.events import AnyEvent, CancelRequested, ChildCompleted, ChildFailed, SignalReceived
 from streamflow.pure.machine import Due
 from streamflow.pure.sharding import Partition
-from tests.unit.driving import Run, failure_in, kinds, plain, raw, result_of
+from tests.unit.driving import Run, failure_in, kinds, plain, raw, result_of, with_steps_of
 
 app = App()
 
@@ -261,7 +261,7 @@ def test_cancelling_ends_the_run_its_steps_and_its_children() -> None:
 
 
 def test_a_run_that_ends_cancels_what_it_leaves_open() -> None:
-    local = App()
+    local = with_steps_of(app)
     local.workflows["child"] = child
 
     @local.workflow

@@ -141,8 +141,8 @@ def views(action: str, redis: str | None, namespace: str | None, as_json: bool) 
 
     entries, shards, members = run_async(fold)
     if members:
-        click.echo(f"note: {members} daemons are registered; those that run store their own counts again", err=True)
+        click.echo("note: there are daemons; those that run store their own counts again", err=True)
     if as_json:
         print_json({"entries": entries, "shards": shards})
     else:
-        click.echo(f"counted {entries:,} log entries of {shards:,} shards")
+        click.echo(f"counted {entries:,} log entr{'y' if entries == 1 else 'ies'} of {shards:,} shards")

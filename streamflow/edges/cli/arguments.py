@@ -91,8 +91,8 @@ class Arguments:
 
     def _hint(self) -> str:
         if len(self._names) == 1:
-            return f": --input JSON is {self._names[0]}"
-        return f": such as --input '[{', '.join('…' for _ in self._names)}]'"
+            return f" (--input JSON is {self._names[0]})"
+        return f" (such as --input '[{', '.join('…' for _ in self._names)}]')"
 
 
 def _required(info: WorkflowInfo | None) -> int:

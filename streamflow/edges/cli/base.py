@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from streamflow.edges.logs import json_line, set_up, visible_json
-from streamflow.pure.errors import StoreUnavailable, UsageError
+from streamflow.pure.errors import StoreUnavailable, StreamflowError, UsageError
 from streamflow.pure.names import check_run_id
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from streamflow.edges.client import Client
+    from streamflow.pure.errors import Failure
+    from streamflow.store.connection import Store
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,14 +74,19 @@ async def open_client(redis: str | None, namespace: str | None) -> AsyncGenerato
         yield client
 
 
-async def reach(store: Any) -> None:
+async def reach(store: Store) -> None:
     """Returns when the server answers: INFO does also while it loads its data."""
     import anyio
 
     from streamflow.store.connection import Call, redacted
 
     with anyio.move_on_after(REACH_SECONDS + 1):
-        await store.send([Call.plain("INFO", "server")], patience=REACH_SECONDS)
+        try:
+            await store.send([Call.plain("INFO", "server")], patience=REACH_SECONDS)
+        except StreamflowError:
+            raise
+        except Exception as error:  # what answers speaks another protocol
+            raise StoreUnavailable(f"{redacted(store.url)} is no Redis or Valkey server: {error}") from error
         return
     raise StoreUnavailable(
         f"no answer from {redacted(store.url)} within {REACH_SECONDS + 1:g} s. Is the address right? "
@@ -99,6 +106,16 @@ def make_console(stderr: bool = False) -> Console:
     return console
 
 
+def print_drawn(console: Console, drawn: Any) -> None:
+    """A picture or table; in a pipe without the blanks that fill its lines up to the width."""
+    if console.is_terminal:
+        console.print(drawn)
+        return
+    with console.capture() as capture:
+        console.print(drawn)
+    click.echo("\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n")))
+
+
 def print_json(value: Any) -> None:
     """One document: indented for people, on one line for programs. Every character in it is printable."""
     import msgspec
@@ -114,6 +131,13 @@ def plain_value(value: Any) -> Any:
     import msgspec
 
     return msgspec.to_builtins(value, str_keys=True, enc_hook=str)
+
+
+def plain_failure(failure: Failure | None) -> dict[str, str] | None:
+    """By name: a recorded failure is an array."""
+    if failure is None:
+        return None
+    return {"kind": failure.kind, "message": failure.message, "traceback": failure.traceback}
 
 
 # --- input ----------------------------------------------------------------------------------------------------------

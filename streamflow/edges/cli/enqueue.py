@@ -17,6 +17,7 @@ from streamflow.edges.cli.base import (
     json_option,
     open_client,
     parse_json,
+    plain_failure,
     plain_value,
     print_json,
     run_async,
@@ -127,7 +128,7 @@ async def _wait(client: Client, run: Run[Any], timeout: float | None, as_json: b
         if not as_json:
             raise
         if isinstance(error, RunFailed):
-            print_json({**answer, "status": "failed", "failure": plain_value(error.failure)})
+            print_json({**answer, "status": "failed", "failure": plain_failure(error.failure)})
         else:
             print_json({**answer, "status": "cancelled", "reason": str(error)})
         return 1

@@ -15,7 +15,9 @@ from streamflow.edges.cli.base import (
     json_option,
     make_console,
     open_client,
+    plain_failure,
     plain_value,
+    print_drawn,
     print_json,
     run_async,
     server_options,
@@ -94,10 +96,10 @@ def _show_status(status: Status, shards: bool, as_json: bool) -> None:
     from streamflow.edges.screen.status import render_status
 
     console = make_console()
-    console.print(render_status(status, console.width))
+    print_drawn(console, render_status(status, console.width))
     if shards:
         console.print()
-        console.print(_shards_table(status))
+        print_drawn(console, _shards_table(status))
 
 
 def _shards_table(status: Status) -> Any:
@@ -171,7 +173,7 @@ def runs(
         for run in found
     ]
     console = make_console()
-    console.print(runs_table(rows, now_ms, console.width))
+    print_drawn(console, runs_table(rows, now_ms, console.width))
 
 
 async def _server_ms(client: Client) -> int:
@@ -221,7 +223,13 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
         for event in events:
             del event["run_id"]
         print_json(
-            {**_as_json(described), "result": plain_value(described.result), "children": children, "events": events}
+            {
+                **_as_json(described),
+                "result": plain_value(described.result),
+                "failure": plain_failure(described.failure),
+                "children": children,
+                "events": events,
+            }
         )
         return
     from streamflow.edges.screen.timeline import RunDetail, render_run
@@ -239,7 +247,7 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
     )
     console = make_console()
     detail = RunDetail(run_id=run, header=header, transitions=history, children=children, now_ms=now_ms)
-    console.print(render_run(detail, console.width))
+    print_drawn(console, render_run(detail, console.width))
 
 
 async def _children(client: Client, history: list[Transition]) -> dict[str, str]:
