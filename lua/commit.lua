@@ -61,7 +61,7 @@ for _ = 1, poisons do
   redis.call('XADD', poison, 'MAXLEN', '~', 1000, '*', 'run', ARGV[at + 2], 'reason', ARGV[at + 3], 'body', ARGV[at + 5])
   redis.call('XACK', inbox, group, ARGV[at + 1])
   redis.call('XDEL', inbox, ARGV[at + 1])
-  entry[#entry + 1], entry[#entry + 2] = ARGV[at + 2], ARGV[at + 4]
+  entry[#entry + 1], entry[#entry + 2] = '-' .. ARGV[at + 1], ARGV[at + 4] -- no run's id begins with a dash
   at = at + 5
 end
 

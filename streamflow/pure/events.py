@@ -180,10 +180,12 @@ class ChildFailed(HistoryEvent, tag="child-failed", frozen=True, gc=False):
 
 
 class MessageQuarantined(HistoryEvent, tag="quarantined", frozen=True, gc=False):
-    """Only in the log: a message that nothing could be made of, set aside in the shard's `poison` stream."""
+    """Only in the log, under `-<message>`: a message that nothing could be made of, set aside in the shard's `poison`
+    stream. `run_id` is what it named, and may be anything."""
 
     message: str
     reason: str
+    run_id: str = ""
 
 
 AnyEvent = (

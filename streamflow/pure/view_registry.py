@@ -332,7 +332,7 @@ def _stuck(latest: Latest, run_id: str, at: int, event: RunStuck) -> None:
 
 
 def _quarantined(latest: Latest, run_id: str, at: int, event: MessageQuarantined) -> None:
-    latest.add((at, run_id, event.message[:MAX_TEXT], event.reason[:MAX_TEXT], ""))
+    latest.add((at, event.run_id or run_id, event.message[:MAX_TEXT], event.reason[:MAX_TEXT], ""))
 
 
 def _latest_view(name: str, columns: Sequence[str], event: type[HistoryEvent], fold: Any) -> View[Latest]:

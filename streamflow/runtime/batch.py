@@ -147,9 +147,10 @@ class ShardBatch:
         for message in self.taken:
             self._refuse_child(message, partition, shards)
         for message, reason in self.poisoned:
-            event = encode_transition(at, [MessageQuarantined(message.id, reason)])
+            run_id = message.run_id[:256] or "-"
+            event = encode_transition(at, [MessageQuarantined(message.id, reason, run_id)])
             _log.error("message %s for run %s is quarantined: %s", message.id, message.run_id[:64], reason)
-            self.batch.poisons.append(Poison(message.id, message.run_id[:256] or "-", reason, event, message.body))
+            self.batch.poisons.append(Poison(message.id, run_id, reason, event, message.body))
 
     def _inputs(self, run_id: str, one: RunWork, app: App, partition: Partition) -> list[Input]:
         inputs = one.inputs if not one.messages else one.inputs[:]

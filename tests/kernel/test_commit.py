@@ -56,7 +56,9 @@ async def test_every_part_of_a_batch_is_written(shard: Shard) -> None:
     keys = shard.keys
     assert [await shard.record(run) for run in ("r1", "r2")] == [[run.header, b"", NOTE] for run in batch.runs]
     assert len(await shard.record("r3")) == 2
-    assert await shard.stream(keys.log) == [(committed.entry, {"r3": b"event", "r1": NOTE, "r2": NOTE})]
+    assert await shard.stream(keys.log) == [
+        (committed.entry, {f"-{batch.poisons[0].message_id}": b"event", "r1": NOTE, "r2": NOTE})
+    ]
     assert await shard.inbox() == []
     assert await shard.pending(shard.group) == 0
     assert await shard.listed(keys.agenda) == {"r1": NOW + 500}

@@ -175,6 +175,8 @@ def _lines(entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> list[Line]:
     for entry_id, fields in entries:
         for field, data in fields.items():
             run_id = field.decode(errors="replace")
+            if run_id.startswith("-"):  # a quarantined message; the event says for which run it was
+                run_id = "-"
             try:
                 transition = decode_transition(data)
             except DECODE_ERRORS as error:

@@ -1,0 +1,101 @@
+"""The command line of the benchmarks: options, the workloads one after the other, and what is printed.
+
+Owns: the list of workloads. Must not: measure. Called by: `streamflow bench`, `python -m bench`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import anyio
+import click
+from rich.console import Console
+
+import streamflow
+
+from .enqueue import bench_enqueue
+from .idle import bench_idle
+from .parked import bench_parked
+from .report import Report
+from .rig import Options, Rig, rig
+from .takeover import bench_takeover
+from .throughput import bench_chain, bench_fanout, bench_shards
+
+Workload = Callable[[Rig, Options, Report], Awaitable[None]]
+
+WORKLOADS: dict[str, Workload] = {
+    "chain": bench_chain,
+    "fanout": bench_fanout,
+    "shards": bench_shards,
+    "idle": bench_idle,
+    "parked": bench_parked,
+    "takeover": bench_takeover,
+    "enqueue": bench_enqueue,
+}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("workloads", nargs=-1, type=click.Choice(list(WORKLOADS)), metavar="[WORKLOAD]...")
+@click.option("--runs", type=click.IntRange(min=1), help="Runs of each workload.  [default: each one's own]")
+@click.option("--repeat", type=click.IntRange(min=1), help="Measurements; the median counts.  [default: 3, quick: 1]")
+@click.option("--daemons", type=click.IntRange(1, 64), default=1, show_default=True, help="Daemon processes.")
+@click.option("--shards", type=click.IntRange(1, 16384), default=256, show_default=True, help="Shards.")
+@click.option("--redis", metavar="URL", help="Another server than the embedded one.")
+@click.option("--quick", is_flag=True, help="A tenth of the runs, once: to see that it works.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    workloads: tuple[str, ...],
+    runs: int | None,
+    repeat: int | None,
+    daemons: int,
+    shards: int,
+    redis: str | None,
+    quick: bool,
+    as_json: bool,
+) -> int:
+    """Measure throughput and latency here: chain, fanout, shards, idle, parked, takeover, enqueue (default: all).
+
+    The server is an embedded Valkey with an append-only file (everysec), in its own process; so are the daemons; the
+    client is this process. A figure that misses its target says so; the exit code is 0 all the same.
+
+    \b
+    Example:
+      streamflow bench chain idle --json
+    """
+    options = Options(runs, repeat or (1 if quick else 3), daemons, shards, quick)
+    uvloop = importlib.util.find_spec("uvloop") is not None
+    return anyio.run(run_bench, workloads, options, redis, as_json, backend_options={"use_uvloop": uvloop})
+
+
+async def run_bench(
+    workloads: Sequence[str] = (), options: Options | None = None, redis: str | None = None, as_json: bool = False
+) -> int:
+    """Measure, and print a table or one JSON object on stdout; progress goes to stderr."""
+    options = options or Options()
+    report = Report(Console(stderr=True, markup=False, highlight=False))
+    async with rig(redis) as server:
+        for name in workloads or WORKLOADS:
+            await WORKLOADS[name](server, options, report)
+        facts: dict[str, Any] = {
+            "streamflow": streamflow.__version__,
+            "server": server.version,
+            "aof": server.aof,
+            "daemons": options.daemons,
+            "shards": options.shards,
+        }
+    if as_json:
+        click.echo(json.dumps(report.as_json(facts)))
+    else:
+        console = Console(markup=False, highlight=False)
+        console.width = max(console.width, 110)
+        console.print(report.table(facts))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code. Usage errors are click's, and raised."""
+    code: Any = command.main(list(arguments or ()), prog_name="streamflow bench", standalone_mode=False)
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,80 @@
+"""Workload enqueue: how fast runs get in, through the client and through `enqueue --file`.
+
+Owns: the file. Must not: print. Called by: the command.
+
+A daemon is up and reduces what comes in at the same time, as it would be.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import anyio
+
+from streamflow.edges.client import NewRun, encode_input
+from streamflow.edges.daemon_process import own_environ
+
+from .flows import park
+from .report import Figure, Report
+from .rig import Deployment, Options, Rig, deployment
+
+RUNS = 50_000
+CHUNK = 4000
+
+
+async def bench_enqueue(rig: Rig, options: Options, report: Report) -> None:
+    runs = options.scaled(RUNS)
+    by_client: list[float] = []
+    by_file: list[float] = []
+    by_process: list[float] = []
+    async with deployment(rig, options.shards, options.daemons) as where:
+        await _by_client(where, runs // 10, "warm")
+        for number in range(options.repeat):
+            by_client.append(runs / await _by_client(where, runs, f"client{number}"))
+            rate, wall = await _by_file(where, runs, number)
+            by_file.append(rate)
+            by_process.append(runs / wall)
+    what = f"{runs:,} runs, a daemon reduces them at the same time"
+    report.add(Figure("enqueue.client", statistics.median(by_client), "runs/s", f"start_payloads: {what}"))
+    report.add(Figure("enqueue.file", statistics.median(by_file), "runs/s", "enqueue --file", at_least=10_000))
+    report.add(Figure("enqueue.process", statistics.median(by_process), "runs/s", "the same with the process's start"))
+
+
+async def _by_client(where: Deployment, runs: int, prefix: str) -> float:
+    began = time.perf_counter()
+    for first in range(0, runs, CHUNK):
+        new = [
+            NewRun(park.name, encode_input(number), f"{prefix}-{number}")
+            for number in range(first, min(first + CHUNK, runs))
+        ]
+        for run in await where.client.start_payloads(new):
+            if isinstance(run, Exception):
+                raise run
+    seconds = time.perf_counter() - began
+    await where.reduced()
+    return seconds
+
+
+async def _by_file(where: Deployment, runs: int, number: int) -> tuple[float, float]:
+    """Runs a second as the command says, and its whole time."""
+    file = where.rig.folder / f"runs-{number}.jsonl"
+    await anyio.to_thread.run_sync(_write, file, runs, number)
+    command = [sys.executable, "-m", "streamflow", "enqueue", park.name, "--file", str(file), "--json"]
+    command += ["--redis", where.rig.url, "--namespace", where.namespace]
+    began = time.perf_counter()
+    done = await anyio.run_process(command, env=own_environ())
+    wall = time.perf_counter() - began
+    said = json.loads(done.stdout)
+    assert said["created"] == runs, f"{said['created']} of {runs} runs were created"
+    await where.reduced()
+    return float(said["runs_per_s"]), wall
+
+
+def _write(file: Path, runs: int, number: int) -> None:
+    with file.open("w") as lines:
+        for at in range(runs):
+            lines.write(json.dumps({"id": f"file{number}-{at}", "input": at}) + "\n")

@@ -1,0 +1,43 @@
+"""The app of the benchmarks: steps that do nothing, so that what is measured is streamflow."""
+
+from __future__ import annotations
+
+import streamflow as sf
+
+app = sf.App()
+
+
+@app.step
+async def noop(value: int) -> int:
+    return value + 1
+
+
+@app.workflow
+async def chain(length: int) -> int:
+    """One step after the other."""
+    value = 0
+    for _ in range(length):
+        value = await noop(value)
+    return value
+
+
+@app.workflow
+async def fanout(width: int) -> int:
+    """Many steps at once, and a join."""
+    return sum(await sf.gather(*(noop(number) for number in range(width))))
+
+
+@app.workflow
+async def park(number: int) -> int:
+    """Waits for somebody."""
+    return number + await sf.signal("go", int)
+
+
+@app.workflow
+async def tick(times: int, pause: float) -> int:
+    """A timer and a step, again and again."""
+    value = 0
+    for _ in range(times):
+        await sf.sleep(pause)
+        value = await noop(value)
+    return value

@@ -1,0 +1,44 @@
+"""Workload parked: what a run costs that only waits for a signal, on the server and in the daemon.
+
+Owns: filling up. Must not: print. Called by: the command.
+"""
+
+from __future__ import annotations
+
+import anyio
+
+from .flows import park
+from .report import Figure, Report
+from .rig import Deployment, Options, Rig, deployment, resident_bytes
+
+RUNS = 100_000
+CHUNK = 5000
+MB = 1024 * 1024
+
+
+async def bench_parked(rig: Rig, options: Options, report: Report) -> None:
+    runs = options.scaled(RUNS)
+    fifth = runs // 5
+    async with deployment(rig, options.shards, options.daemons) as where:
+        await anyio.sleep(2.0)
+        empty = await rig.used_memory()
+        await _fill(where, fifth)
+        early = resident_bytes(where.daemons[0].pid)
+        report.progress(f"parked: {fifth:,} of {runs:,}")
+        await _fill(where, runs - fifth)
+        late = resident_bytes(where.daemons[0].pid)
+        full = await rig.used_memory()
+    report.add(Figure("parked.bytes", (full - empty) / runs, "bytes/run", f"{runs:,} runs on the server", at_most=900))
+    report.add(Figure("parked.rss_early", early / MB, "MB", f"of a daemon, {fifth:,} parked runs"))
+    growth = late / early if early else 0.0
+    what = f"of a daemon, {runs:,} parked runs"
+    report.add(Figure("parked.rss_late", late / MB, "MB", what))
+    report.add(Figure("parked.rss_growth", growth, "", "late / early: it does not grow", at_most=1.1))
+
+
+async def _fill(where: Deployment, runs: int) -> None:
+    """Start runs, and wait until each of them waits and the views count it."""
+    for first in range(0, runs, CHUNK):
+        await where.client.start_many(park, [(number,) for number in range(min(CHUNK, runs - first))])
+    await where.reduced()
+    await anyio.sleep(3.0)  # checkpoints of the views, and memory that is given back

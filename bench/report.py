@@ -1,0 +1,108 @@
+"""Figures, their targets, and how they are printed.
+
+Owns: `Figure`, the table, the JSON. Must not: measure. Called by: workloads (add), the command (prints).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass
+class Figure:
+    """One measured number. `at_least` or `at_most` is its target; neither: it only explains the others."""
+
+    name: str
+    value: float
+    unit: str
+    detail: str = ""
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        if self.at_least is not None:
+            return self.value >= self.at_least
+        return None if self.at_most is None else self.value <= self.at_most
+
+    @property
+    def target(self) -> str:
+        if self.at_least is not None:
+            return f"≥ {_short(self.at_least)}"
+        return "" if self.at_most is None else f"≤ {_short(self.at_most)}"
+
+
+@dataclass
+class Report:
+    """What was measured so far. `console` None: progress is not shown."""
+
+    console: Console | None
+    figures: list[Figure] = field(default_factory=list)
+    _remembered: dict[str, float] = field(default_factory=dict)
+
+    def add(self, figure: Figure) -> None:
+        self.figures.append(figure)
+        self.progress(f"{figure.name} = {_short(figure.value)} {figure.unit}")
+
+    def remember(self, name: str, value: float) -> None:
+        """For a later workload whose target is this one's figure."""
+        self._remembered[name] = value
+
+    def recalled(self, name: str) -> float | None:
+        return self._remembered.get(name)
+
+    def progress(self, line: str) -> None:
+        if self.console is not None:
+            self.console.print(Text(line, style="dim"))
+
+    def as_json(self, facts: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "machine": machine() | facts,
+            "figures": {
+                figure.name: {
+                    "value": round(figure.value, 4),
+                    "unit": figure.unit,
+                    "detail": figure.detail,
+                    "target": figure.target,
+                    "met": figure.met,
+                }
+                for figure in self.figures
+            },
+        }
+
+    def table(self, facts: dict[str, Any]) -> Table:
+        words = ", ".join(f"{name} {value}" for name, value in (machine() | facts).items())
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), caption=words, caption_justify="left")
+        table.add_column("FIGURE", no_wrap=True)
+        table.add_column("VALUE", justify="right", no_wrap=True)
+        table.add_column("UNIT", no_wrap=True)
+        table.add_column("TARGET", justify="right", no_wrap=True)
+        table.add_column("")
+        table.add_column("", style="dim", overflow="ellipsis")
+        for figure in self.figures:
+            met = figure.met
+            verdict = Text("") if met is None else Text("met", style="green") if met else Text("MISSED", style="red")
+            table.add_row(figure.name, _short(figure.value), figure.unit, figure.target, verdict, Text(figure.detail))
+        return table
+
+
+def machine() -> dict[str, Any]:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return {
+        "cpus": cpus,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "load": round(load, 2),
+    }
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

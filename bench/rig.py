@@ -1,0 +1,224 @@
+"""What every workload needs: a server, daemons in processes of their own, and their CPU and memory.
+
+Owns: starting and ending them, and emptying the server. Must not: know any workload. Called by: the workloads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+from redis.asyncio import Redis
+
+from streamflow.edges.client import Client, connect
+from streamflow.edges.daemon_process import DaemonProcess
+from streamflow.edges.embedded import EmbeddedServer
+from streamflow.pure.errors import NamespaceMissing, StreamflowError
+from streamflow.store.connection import Call
+
+APP = f"{Path(__file__).with_name('flows.py')}:app"
+READY_SECONDS = 30.0
+POLL_SECONDS = 0.01
+
+
+@dataclass
+class Options:
+    """What the command line says. `runs` None: each workload's own number."""
+
+    runs: int | None = None
+    repeat: int = 3
+    daemons: int = 1
+    shards: int = 256
+    quick: bool = False
+
+    def scaled(self, runs: int) -> int:
+        """The number of runs of a workload that usually has `runs`."""
+        return self.runs or (max(runs // 10, 1) if self.quick else runs)
+
+
+@dataclass
+class Rig:
+    """A server, and a folder for logs. `redis` is a plain client for INFO and for the ceiling's sizes."""
+
+    url: str
+    folder: Path
+    redis: Redis
+    version: str = ""
+    aof: str = ""
+
+    async def server_cpu(self) -> float:
+        """CPU seconds that the server has used."""
+        info = await self.redis.info("cpu")
+        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+
+    async def used_memory(self) -> int:
+        return int((await self.redis.info("memory"))["used_memory"])
+
+
+@contextlib.asynccontextmanager
+async def rig(url: str | None) -> AsyncGenerator[Rig]:
+    """A server of our own with AOF everysec, or the one at `url` (then only our own namespaces are deleted)."""
+    with tempfile.TemporaryDirectory(prefix="streamflow-bench-") as name:
+        folder = Path(name)
+        async with contextlib.AsyncExitStack() as stack:
+            if url is None:
+                server = await stack.enter_async_context(EmbeddedServer(folder / "data", appendfsync="everysec"))
+                url = server.url
+            redis = await stack.enter_async_context(Redis.from_url(url))
+            info = await redis.info()
+            made = Rig(url, folder, redis)
+            product = "valkey" if "valkey_version" in info else "redis"
+            made.version = f"{product} {info.get('valkey_version') or info['redis_version']}"
+            fsync = (await redis.config_get("appendfsync")).get("appendfsync", "?")
+            made.aof = fsync if int(info["aof_enabled"]) else "off"
+            yield made
+
+
+@dataclass
+class Deployment:
+    """A namespace with its daemons and a client."""
+
+    rig: Rig
+    client: Client
+    namespace: str
+    shards: int
+    daemons: list[DaemonProcess] = field(default_factory=list)
+
+    def add_daemon(self) -> DaemonProcess:
+        log = self.rig.folder / f"{self.namespace}-{len(self.daemons)}.log"
+        settings = {"shards": self.shards, "log_format": "text", "log_level": "warning"}
+        daemon = DaemonProcess(APP, self.rig.url, self.namespace, log, settings)
+        self.daemons.append(daemon)
+        return daemon
+
+    async def holders(self) -> list[str]:
+        keys = self.client.keys
+        calls = [Call.plain("HGET", keys.shard(n).owner, "holder") for n in range(self.shards)]
+        return [answer.decode() if isinstance(answer, bytes) else "" for answer in await self.client.store.send(calls)]
+
+    def owned_by(self, holders: Sequence[str], daemons: Sequence[DaemonProcess]) -> bool:
+        """Whether these daemons own all shards, and each of them some (if there are enough to go round)."""
+        owners = {daemon.pid for daemon in daemons for holder in holders if daemon.is_member(holder)}
+        everyone = all(any(daemon.is_member(holder) for daemon in daemons) for holder in set(holders))
+        return everyone and len(owners) >= min(len(daemons), self.shards)
+
+    async def ready(self) -> None:
+        """Wait until the living daemons own all shards."""
+        alive = [daemon for daemon in self.daemons if daemon.running]
+        with anyio.fail_after(READY_SECONDS):
+            while True:
+                for daemon in alive:
+                    if not daemon.running:
+                        raise StreamflowError(f"a daemon ended:\n{daemon.said()}")
+                with contextlib.suppress(NamespaceMissing):
+                    await self.client.space()
+                    if self.owned_by(await self.holders(), alive):
+                        return
+                await anyio.sleep(POLL_SECONDS)
+
+    async def total(self, command: str, key: str) -> int:
+        """The sum of XLEN or ZCARD of one key of each shard, named as in `ShardKeys`."""
+        keys = self.client.keys
+        calls = [Call.plain(command, getattr(keys.shard(n), key)) for n in range(self.shards)]
+        return sum(int(answer) for answer in await self.client.store.send(calls))
+
+    async def reduced(self) -> None:
+        """Wait until no message waits in any inbox."""
+        while await self.total("XLEN", "inbox"):  # noqa: ASYNC110 (another process's doing sets no event)
+            await anyio.sleep(5 * POLL_SECONDS)
+
+    def daemon_cpu(self) -> float:
+        return sum(cpu_seconds(daemon.pid) for daemon in self.daemons if daemon.running)
+
+
+@contextlib.asynccontextmanager
+async def deployment(rig: Rig, shards: int, daemons: int = 1) -> AsyncGenerator[Deployment]:
+    """A new namespace, ready for work; deleted at the end."""
+    namespace = f"bench-{secrets.token_hex(4)}"
+    async with connect(rig.url, namespace=namespace) as client:
+        made = Deployment(rig, client, namespace, shards)
+        try:
+            for _ in range(daemons):
+                made.add_daemon()
+            await made.ready()
+            yield made
+        finally:
+            with anyio.CancelScope(shield=True):
+                for daemon in made.daemons:
+                    await daemon.end(kill=True)
+                await _delete(rig.redis, namespace)
+    gc.collect()
+
+
+async def _delete(redis: Redis, namespace: str) -> None:
+    for pattern in (f"sf:{{{namespace}}}:*", f"sf:{{{namespace}.*}}:*"):
+        keys: list[bytes] = []
+        async for key in redis.scan_iter(match=pattern, count=5000):
+            keys.append(key)
+            if len(keys) >= 5000:
+                await redis.unlink(*keys)
+                keys.clear()
+        if keys:
+            await redis.unlink(*keys)
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process; 0 where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+class Stopwatch:
+    """Wall time, and CPU of daemons, server and this process, from its making to `stop`."""
+
+    def __init__(self, deployment: Deployment, server_cpu: float) -> None:
+        self._deployment = deployment
+        self._before = (deployment.daemon_cpu(), server_cpu, time.process_time())
+        self._began = time.perf_counter()
+
+    @classmethod
+    async def start(cls, deployment: Deployment) -> Stopwatch:
+        gc.collect()
+        gc.freeze()
+        return cls(deployment, await deployment.rig.server_cpu())
+
+    async def stop(self) -> Spent:
+        wall = time.perf_counter() - self._began
+        daemon, server, client = self._before
+        return Spent(
+            wall,
+            self._deployment.daemon_cpu() - daemon,
+            await self._deployment.rig.server_cpu() - server,
+            time.process_time() - client,
+        )
+
+
+@dataclass
+class Spent:
+    """Seconds."""
+
+    wall: float
+    daemon: float
+    server: float
+    client: float

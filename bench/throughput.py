@@ -1,0 +1,106 @@
+"""Workloads chain, fanout and shards: how many durable steps a second, and how near that is to the ceiling.
+
+Owns: the bursts. Must not: print. Called by: the command.
+
+A burst is everything: the client starts N runs at once, the daemon runs them, the client has every result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from dataclasses import dataclass
+
+from .ceiling import Shape, ceiling, shape_of
+from .flows import chain, fanout
+from .report import Figure, Report
+from .rig import Deployment, Options, Rig, Spent, Stopwatch, deployment
+
+CHAIN_STEPS = 5
+CHAIN_RUNS = 5000
+FANOUT_STEPS = 100
+FANOUT_RUNS = 250
+
+
+@dataclass
+class Burst:
+    steps: int
+    spent: Spent
+
+    @property
+    def rate(self) -> float:
+        return self.steps / self.spent.wall
+
+    def micros(self, seconds: float) -> float:
+        return seconds / self.steps * 1e6
+
+
+async def bench_chain(rig: Rig, options: Options, report: Report) -> None:
+    runs = options.scaled(CHAIN_RUNS)
+    rate = await _with_ceiling("chain", rig, options, report, runs, CHAIN_STEPS)
+    report.remember("chain", rate)
+
+
+async def bench_fanout(rig: Rig, options: Options, report: Report) -> None:
+    runs = options.scaled(FANOUT_RUNS)
+    await _with_ceiling("fanout", rig, options, report, runs, FANOUT_STEPS)
+
+
+async def bench_shards(rig: Rig, options: Options, report: Report) -> None:
+    """The same chains with one shard and with many. Bursts alternate, so that a slow moment hits both."""
+    runs = options.scaled(CHAIN_RUNS)
+    many: list[float] = []
+    one: list[float] = []
+    async with (
+        deployment(rig, 1, options.daemons) as single,
+        deployment(rig, options.shards, options.daemons) as sharded,
+    ):
+        for bursts in range(options.repeat + 1):
+            for where, rates in ((single, one), (sharded, many)):
+                burst, _ = await _burst(where, "chain", runs if bursts else runs // 4, CHAIN_STEPS)
+                if bursts:  # the first one warms up
+                    rates.append(burst.rate)
+    rate_one, rate_many = statistics.median(one), statistics.median(many)
+    report.add(Figure("shards.one", rate_one, "steps/s", "1 shard"))
+    report.add(Figure("shards.many", rate_many, "steps/s", f"{options.shards} shards"))
+    report.add(Figure("shards.ratio", rate_many / rate_one, "", "many / one", at_least=0.75))
+
+
+async def _with_ceiling(name: str, rig: Rig, options: Options, report: Report, runs: int, width: int) -> float:
+    bursts: list[Burst] = []
+    ceilings: list[float] = []
+    async with deployment(rig, options.shards, options.daemons) as where:
+        _, shape = await _burst(where, name, max(runs // 4, 1), width)
+        for _ in range(options.repeat):
+            report.progress(f"{name}: {runs:,} runs of {width} steps")
+            burst, shape = await _burst(where, name, runs, width)
+            bursts.append(burst)
+            ceilings.append(burst.steps / await ceiling(rig.url, shape, runs))
+    middle = sorted(bursts, key=lambda burst: burst.rate)[len(bursts) // 2]
+    rate, top = statistics.median(burst.rate for burst in bursts), statistics.median(ceilings)
+    spread = f"{min(b.rate for b in bursts):,.0f} to {max(b.rate for b in bursts):,.0f}"
+    floor = report.recalled("chain") if name == "fanout" else 12_000
+    report.add(Figure(f"{name}.rate", rate, "steps/s", f"{runs:,} runs × {width}, {spread}", at_least=floor))
+    commits = f"{len(shape.transitions)} transitions a run, {shape.runs_per_commit:.1f} runs a commit"
+    report.add(Figure(f"{name}.ceiling", top, "steps/s", commits))
+    report.add(Figure(f"{name}.ratio", rate / top, "", "rate / ceiling", at_least=0.5 if name == "chain" else None))
+    report.add(Figure(f"{name}.daemon_cpu", middle.micros(middle.spent.daemon), "µs/step", "all daemons"))
+    report.add(Figure(f"{name}.server_cpu", middle.micros(middle.spent.server), "µs/step", "all threads"))
+    report.add(Figure(f"{name}.client_cpu", middle.micros(middle.spent.client), "µs/step", "starts and results"))
+    return rate
+
+
+async def _burst(where: Deployment, name: str, runs: int, width: int) -> tuple[Burst, Shape]:
+    workflow = {"chain": chain, "fanout": fanout}[name]
+    logged = await where.total("XLEN", "log")
+    watch = await Stopwatch.start(where)
+    started = await where.client.start_many(workflow, [(width,)] * runs)
+    results = await asyncio.gather(*(run.result() for run in started))
+    spent = await watch.stop()
+    expected = width if name == "chain" else sum(range(1, width + 1))
+    assert set(results) == {expected}, f"{name} gave {set(results)}, not {expected}"
+    commits = await where.total("XLEN", "log") - logged
+    ids = [run.id for run in started]
+    headers = await asyncio.gather(*(run.describe() for run in started[:: max(runs // 100, 1)]))
+    transitions = statistics.mean(header.version for header in headers) * runs
+    return Burst(runs * width, spent), await shape_of(where, ids, commits, round(transitions))
