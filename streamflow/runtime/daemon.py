@@ -55,7 +55,7 @@ class Daemon:
     def __init__(self, app: App, settings: Settings) -> None:
         self.app = app
         self.settings = settings
-        self.session = secrets.token_urlsafe(12)
+        self.session = secrets.token_hex(8)
         self.member = f"{socket.gethostname()[:64]}-{os.getpid()}-{self.session[:6]}"
         self.ready = anyio.Event()
         """Set when this daemon owns its first shards."""

@@ -1,0 +1,234 @@
+"""The documents are held against the code: what they name exists, what they show runs."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import importlib
+import re
+from collections.abc import AsyncGenerator
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+import streamflow as sf
+from streamflow.edges import cli
+from streamflow.edges.embedded import EmbeddedServer
+from streamflow.pure.settings import Settings
+from streamflow.pure.view_registry import VIEWS
+from streamflow.runtime.daemon import Daemon
+from streamflow.store.keys import NamespaceKeys, ShardKeys
+from streamflow.store.scripts import load_scripts
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [README, ROOT / "CHANGELOG.md", *DOCS]
+COMMANDS = (
+    "python3 -m venv .venv && .venv/bin/pip install -q -e '.[embedded]' && .venv/bin/streamflow demo",
+    "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/pytest",
+)
+DRAWN = {"status.svg"}
+"""Pictures that are exported from the running screen, not written."""
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def rows(name: str, columns: int) -> list[list[str]]:
+    """The cells of all table rows with that many columns, without headings and rulers."""
+    found: list[list[str]] = []
+    for line in text_of(name).splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if len(cells) == columns and not set(cells[0]) <= {"-", " "}:
+            found.append(cells)
+    return found
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+        target = link.partition("#")[0]
+        if "://" not in link and Path(target).name not in DRAWN:
+            assert (page.parent / target).is_file(), f"{name_of(page)} links to {link}"
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached: set[Path] = set()
+    ahead = [README]
+    while ahead:
+        page = ahead.pop()
+        reached.add(page)
+        for link in re.findall(r"\]\(([^)#\s]+\.md)[^)]*\)", page.read_text()):
+            target = (page.parent / link).resolve()
+            if target not in reached:
+                ahead.append(target)
+    assert reached >= set(DOCS)
+
+
+def test_decisions_are_numbered_and_listed_in_order() -> None:
+    pages = sorted(page.name for page in (ROOT / "docs/decisions").glob("0*.md"))
+    assert [page[:4] for page in pages] == [f"{number:04}" for number in range(1, len(pages) + 1)]
+    assert re.findall(r"\((0\d{3}-[a-z-]+\.md)\)", text_of("docs/decisions/README.md")) == pages
+    for page in pages:
+        text = text_of(f"docs/decisions/{page}")
+        assert text.startswith(f"# {int(page[:4])}. ")
+        for part in ("**Context.**", "**Choice.**", "**Why.**", "**Consequences.**"):
+            assert part in text, f"{page} has no {part}"
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_keys_are_those_of_the_code() -> None:
+    shard = ShardKeys("<ns>", cast("int", "<shard>"))
+    namespace = NamespaceKeys("<ns>")
+    strings = chain(
+        (getattr(shard, name) for name in ShardKeys.__slots__ if name not in {"number", "prefix", "run_prefix"}),
+        (value for name, value in vars(namespace).items() if name not in {"namespace", "prefix", "_shards"}),
+        (shard.run("<id>"), shard.index("<status>", "<workflow>"), shard.tenant("<tenant>"), namespace.view("<name>")),
+    )
+    assert set(re.findall(r"^\| `(sf:[^`]+)` \|", text_of("docs/keys.md"), re.MULTILINE)) == set(strings)
+
+
+def test_the_views_are_those_of_the_registry() -> None:
+    line = next(line for line in text_of("docs/keys.md").splitlines() if line.startswith("**view** "))
+    assert set(re.findall(r"`([a-z_]+)`", line)) == {view.name for view in VIEWS} | {"oldest"}
+
+
+def test_every_verb_is_in_the_architecture() -> None:
+    verbs = [cells[0].strip("`") for cells in rows("docs/architecture.md", 2) if cells[0].strip("`") in load_scripts()]
+    assert sorted(verbs) == sorted(load_scripts())
+
+
+def test_every_module_is_on_the_map() -> None:
+    text = text_of("docs/architecture.md")
+    for layer in ("pure", "store", "runtime", "edges"):
+        start = text.index(f"### `streamflow/{layer}/`")
+        section = text[start : text.index("\n##", start + 5)]
+        named = set(re.findall(r"`([a-z_]+\.py)`", section))
+        there = {file.name for file in (ROOT / "streamflow" / layer).glob("*.py")} - {"__init__.py"}
+        assert named == there, f"streamflow/{layer}"
+
+
+def test_the_path_of_a_run_and_the_loops_name_functions_that_exist() -> None:
+    path = [cells for cells in rows("docs/architecture.md", 3) if cells[0].isdigit()]
+    assert 1 <= len(path) <= 7
+    for _, function, file in path:
+        assert _resolves(function.strip("`"), [file.strip("`")]), f"{function} is not in {file}"
+    modules = [str(file.relative_to(ROOT)) for file in (ROOT / "streamflow/runtime").glob("*.py")]
+    loops = [cells for cells in rows("docs/architecture.md", 3) if cells[0].startswith("`") and ".run" in cells[0]]
+    assert loops
+    for loop, once, _ in loops:
+        for function in (loop, once.partition(":")[0]):
+            assert _resolves(function.strip("`"), modules), f"{function} is nowhere in the runtime"
+
+
+def _resolves(function: str, files: list[str]) -> bool:
+    owner, _, method = function.partition(".")
+    for file in files:
+        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        if callable(getattr(getattr(module, owner, None), method, None)):
+            return True
+    return False
+
+
+def test_the_tests_that_are_said_to_show_something_exist() -> None:
+    named = re.findall(r"`(tests/[a-z_/]+\.py)(?:::(test_[a-z0-9_]+))?`", "".join(page.read_text() for page in PAGES))
+    assert len(named) > 15
+    for file, test in named:
+        assert f"def {test}" in text_of(file), f"{file}::{test}"
+
+
+def test_the_table_of_settings_is_the_struct() -> None:
+    documented = {cells[0].strip("`"): cells[1].strip("`") for cells in rows("docs/operations.md", 3)}
+    for field in msgspec.structs.fields(Settings):
+        assert documented.get(field.name) == str(field.default), field.name
+
+
+def test_every_command_is_in_the_guide_and_no_other() -> None:
+    documented = {re.split(r"[ `]", cells[0].strip("`"))[0] for cells in rows("docs/guide/command-line.md", 2)[1:]}
+    assert documented == {name for section in cli.SECTIONS.values() for name in section}
+
+
+def test_public_names_in_the_guide_are_exported() -> None:
+    for page in [README, *DOCS]:
+        for name in re.findall(r"\bsf\.([A-Za-z_]\w*)", page.read_text()):
+            assert name in sf.__all__, f"{name_of(page)} names sf.{name}"
+
+
+# --- code -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [README, *DOCS], ids=name_of)
+def test_every_python_block_compiles_and_can_be_imported(page: Path) -> None:
+    for number, block in enumerate(blocks(page, "python")):
+        _module(f"{page.stem}_{number}", block)
+
+
+def _module(name: str, source: str) -> ModuleType:
+    module = ModuleType(name.replace("-", "_"))
+    exec(compile(source, f"<{name}>", "exec", dont_inherit=True), vars(module))
+    return module
+
+
+def test_the_readme_has_the_two_commands() -> None:
+    shown = [line for block in blocks(README, "sh") for line in block.splitlines()]
+    for command in COMMANDS:
+        assert command in shown
+
+
+def test_the_first_workflow_is_short() -> None:
+    source = blocks(README, "python")[0]
+    assert len([line for line in source.splitlines() if line.strip()]) <= 20
+    assert ast.parse(source)
+
+
+@contextlib.asynccontextmanager
+async def _serving(daemon: Daemon) -> AsyncGenerator[None]:
+    task = asyncio.create_task(daemon.run())
+    ready = asyncio.create_task(daemon.ready.wait())
+    try:
+        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+        assert not task.done(), task.exception()
+        yield
+    finally:
+        ready.cancel()
+        daemon.stop()
+        await task
+
+
+@pytest.mark.anyio
+async def test_the_readmes_first_workflow_runs(embedded_server: EmbeddedServer, namespace: str) -> None:
+    flows = _module("flows", blocks(README, "python")[0])
+    commands = [line for block in blocks(README, "sh") for line in block.splitlines() if " enqueue " in line]
+    match = re.fullmatch(r".*streamflow enqueue (\w+) --id ([\w-]+) --input '(.*)'", commands[0])
+    assert match is not None
+    workflow, run_id, text = match.groups()
+    daemon = Daemon(flows.app, Settings(redis=embedded_server.url, namespace=namespace, shards=4))
+    async with _serving(daemon), sf.connect(embedded_server.url, namespace=namespace) as client:
+        run: sf.Run[Any] = await client.start(workflow, msgspec.json.decode(text), id=run_id)
+        await run.signal("approve", True)
+        assert await run.result(timeout=20) == ["One.", "Three."]
+        refused = await client.start(workflow, ["Five. Six."])
+        await refused.signal("approve", False)
+        with pytest.raises(sf.RunFailed, match="not approved"):
+            await refused.result(timeout=20)
