@@ -29,6 +29,8 @@ BYTES = 4 * 1024 * 1024
 """Limits of one commit, so that its script stays short."""
 NEWS_BYTES = 4096
 """Outcomes up to this size travel in the notification; who waits for a larger one fetches it."""
+NEW = b"pending 0 - "
+"""How the header of a run begins that no daemon has reduced yet."""
 IN_FLIGHT = -1
 """Score on the agenda of a run whose steps run at the owner."""
 
@@ -36,13 +38,15 @@ IN_FLIGHT = -1
 class RunWork:
     """What one run gets in this batch."""
 
-    __slots__ = ("inputs", "messages", "started")
+    __slots__ = ("inputs", "loaded", "messages", "started")
 
     def __init__(self) -> None:
         self.messages: list[InboxMessage] = []
         self.inputs: list[Input] = []
-        self.started: bytes = b""
-        """The header of a run that starts in this batch."""
+        self.started = False
+        """The run starts in this batch, as its start message says, so it needn't be loaded."""
+        self.loaded = False
+        """Its record was looked for: what isn't live now has ended or doesn't exist."""
 
 
 class Reduced:
@@ -97,8 +101,8 @@ class ShardBatch:
             if one is None:
                 one = work[message.run_id] = RunWork()
             one.messages.append(message)
-            if message.kind == "start":
-                one.started = message.header
+            if message.kind == "start" and message.header.startswith(NEW) and message.run_id not in shard.suspect:
+                one.started = True
         self.sent = len(shard.sent)
         self.batch.sent = shard.sent[:]
 
@@ -163,9 +167,14 @@ class ShardBatch:
             except (BadMessage, ValueError) as error:
                 self.poisoned.append((message, str(error)))
                 continue
-            if header is not None and run_id not in self.shard.live:
-                machine = new_machine(app, partition, run_id, header.workflow)
-                self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
+            if header is not None:
+                live = self.shard.live.get(run_id)
+                if (live.header_bytes != message.header) if live is not None else one.loaded:
+                    self.poisoned.append((message, "a start of a run that has started already, or isn't there any more"))
+                    continue
+                if live is None:
+                    machine = new_machine(app, partition, run_id, header.workflow)
+                    self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
             inputs.append(input_)
             self.batch.acks.append(message.id)
         return inputs

@@ -20,7 +20,7 @@ import anyio
 
 from streamflow.pure.errors import StoreError
 from streamflow.runtime.shard import InboxMessage, OwnedShard
-from streamflow.store.reader import GroupGone, InboxConnection
+from streamflow.store.reader import Entry, GroupGone, InboxConnection
 
 _log = logging.getLogger("streamflow.inbox")
 
@@ -132,10 +132,29 @@ class Lane:
             await self._changed.wait()
             return
         await self._reader.room()
-        self._reading = streams = self._streams
-        pending = self._check_pending
-        count = HIGH_WATER if pending else COUNT
-        for stream, entry_id, fields in await self._connection.read(list(streams), count, pending=pending):
+        self._reading = self._streams
+        # A shard that was dropped may have been taken anew: its entries are for the one that takes its place.
+        streams = {stream: shard for stream, shard in self._streams.items() if not shard.dropped}
+        if not streams:
+            await self._changed.wait()
+        elif self._check_pending:
+            await self._read_pending(streams)
+        else:
+            self._take_in(streams, await self._connection.read(list(streams), COUNT, pending=False))
+
+    async def _read_pending(self, streams: dict[str, OwnedShard]) -> None:
+        """Read again what was read and isn't committed, as far as it isn't in memory."""
+        for shard in streams.values():
+            shard.rereading(True)
+        try:
+            self._take_in(streams, await self._connection.read(list(streams), HIGH_WATER, pending=True))
+            self._check_pending = False
+        finally:
+            for shard in streams.values():
+                shard.rereading(False)
+
+    def _take_in(self, streams: dict[str, OwnedShard], entries: list[Entry]) -> None:
+        for stream, entry_id, fields in entries:
             shard = streams[stream]
             if shard.dropped or entry_id in shard.known:
                 continue
@@ -151,5 +170,3 @@ class Lane:
                 )
             )
             self._on_messages(shard)
-        if pending:
-            self._check_pending = False

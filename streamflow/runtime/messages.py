@@ -66,7 +66,7 @@ def _check_payload(body: bytes) -> None:
 
 
 def to_delivery(number: str, kind: str, run_id: str, body: bytes) -> Delivery:
-    """An outbox entry, ready for `Kernel.deliver`. Raises `msgspec.DecodeError` when it isn't one of ours."""
+    """An outbox entry, ready for `Kernel.deliver`. Raises one of `DECODE_ERRORS` when it isn't one of ours."""
     if kind != "start":
         return Delivery(number, kind, run_id, body)
     workflow, tenant, parent, input_ = _start.decode(body)

@@ -294,6 +294,7 @@ class Owner:
         ]
         records = await self._store.send(calls, patience=math.inf)
         for (batch, run_id), record in zip(wanted, records, strict=True):
+            batch.work[run_id].loaded = True
             if isinstance(record, StoreError):
                 self._unreadable(batch, run_id, str(record))
             elif record:
@@ -305,7 +306,7 @@ class Owner:
     def _rehydrate(self, batch: ShardBatch, run_id: str, record: list[bytes]) -> None:
         shard = batch.shard
         header = decode_header(record[0])
-        if header.status not in OPEN or header.version == 0:
+        if header.status not in OPEN or (header.version == 0 and run_id not in shard.suspect):
             return
         self._watch(run_id)
         machine = rehydrate(self._app, self._partition, run_id, header, record[1], decode_history(record[2:]))
@@ -345,6 +346,7 @@ class Owner:
             )
             for run_id in answer.conflicts:
                 self._executor.cancel_where(lambda running, run_id=run_id: running.run_id == run_id)
+            shard.suspect.update(answer.conflicts)
             batch.put_back()
         else:
             self._clock.observe(answer.clock)
@@ -353,9 +355,8 @@ class Owner:
     def _apply(self, batch: ShardBatch, committed: Committed | None) -> None:
         """The decisions are durable now: steps may start, messages may leave, views may count them."""
         shard = batch.shard
-        shard.known.difference_update(batch.batch.acks)
-        for poison in batch.batch.poisons:
-            shard.known.discard(poison.message_id)
+        shard.acknowledged(batch.batch.acks)
+        shard.acknowledged(poison.message_id for poison in batch.batch.poisons)
         del shard.sent[: batch.sent]
         views = shard.views
         for done in batch.reduced:

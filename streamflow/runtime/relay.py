@@ -13,8 +13,8 @@ import logging
 from collections.abc import Iterable
 
 import anyio
-import msgspec
 
+from streamflow.pure.codec import DECODE_ERRORS
 from streamflow.pure.errors import StoreError
 from streamflow.runtime.messages import to_delivery
 from streamflow.runtime.shard import OwnedShard
@@ -43,8 +43,10 @@ class Relay:
         """Messages of `source`'s outbox in order: (number, target shard, kind, run id, body)."""
         for number, target, kind, run_id, body in messages:
             try:
+                if target < 0:
+                    raise ValueError("it has no target")
                 delivery = to_delivery(number, kind, run_id, body)
-            except msgspec.DecodeError as error:
+            except DECODE_ERRORS as error:
                 _log.error("outbox entry %s of shard %d can't be read and is dropped: %s", number, source.number, error)
                 source.sent.append(number)
                 continue

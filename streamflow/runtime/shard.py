@@ -7,6 +7,7 @@ reduce, or decide. Called by: owner, inbox reader, membership, relay, rollup.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 import msgspec
 
@@ -52,6 +53,10 @@ class OwnedShard:
         self.inbox: deque[InboxMessage] = deque()
         self.known: set[str] = set()
         """Ids of inbox entries in memory, so that re-reading pending ones brings none twice."""
+        self._rereading = False
+        self._gone: list[str] = []
+        self.suspect: set[str] = set()
+        """Runs whose record isn't what their start message says: it is read before anything is made of another start."""
         self.inputs: dict[str, list[Input]] = {}
         """Step outcomes and due times by run."""
         self.live: dict[str, LiveRun] = {}
@@ -80,6 +85,20 @@ class OwnedShard:
     @property
     def has_work(self) -> bool:
         return bool(self.inbox or self.inputs)
+
+    def acknowledged(self, ids: Iterable[str]) -> None:
+        """These entries are not in the inbox any more."""
+        if self._rereading:
+            self._gone += ids
+        else:
+            self.known.difference_update(ids)
+
+    def rereading(self, going_on: bool) -> None:
+        """Pending entries are being read: what is committed meanwhile stays known, for the answer may still have it."""
+        self._rereading = going_on
+        if not going_on:
+            self.known.difference_update(self._gone)
+            self._gone.clear()
 
     def next_commit(self, session: str) -> str:
         self._commits += 1

@@ -140,9 +140,10 @@ def fold_entry(views: ShardViews, fields: dict[bytes, bytes]) -> None:
 
 
 def _outbox_message(entry_id: bytes, fields: dict[bytes, bytes]) -> tuple[str, int, str, str, bytes]:
+    target = fields.get(b"target", b"")
     return (
         entry_id.decode(),
-        int(fields.get(b"target", b"0")),
+        int(target) if target.isdigit() else -1,
         fields.get(b"kind", b"").decode(errors="replace"),
         fields.get(b"run", b"").decode(errors="replace"),
         fields.get(b"body", b""),
