@@ -132,8 +132,11 @@ class StepFailed(HistoryEvent, tag="step-failed", frozen=True, gc=False):
 
 
 class TimerSet(HistoryEvent, tag="timer", frozen=True, gc=False):
+    """`name`: the signal whose wait it limits, empty for a sleep."""
+
     seq: int
     due: int
+    name: str = ""
 
 
 class TimerFired(HistoryEvent, tag="timer-fired", frozen=True, gc=False):

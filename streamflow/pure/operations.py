@@ -233,7 +233,7 @@ class SignalWait(Operation):
             return
         if self.ms is not None:
             self.seq = machine.take_seq()
-            event = machine.decide(TimerSet(self.seq, machine.at + self.ms))
+            event = machine.decide(TimerSet(self.seq, machine.at + self.ms, self.name))
             machine.add_timer(self, event.due)
 
 

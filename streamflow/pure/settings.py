@@ -35,7 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     grace: Annotated[float, Meta(description="seconds that steps get to finish on SIGTERM or hand-over", ge=0)] = 10.0
     rollup: Annotated[float, Meta(description="seconds between two updates of the views", gt=0)] = 1.0
     retention: Annotated[float, Meta(description="seconds that an ended run is kept; 0: for ever", ge=0)] = 604_800.0
-    log_entries: Annotated[int, Meta(description="entries of a shard's log that stay readable at least", ge=1)] = 10_000
+    log_entries: Annotated[int, Meta(description="entries of a shard's log that stay readable at least", ge=1)] = 1000
     blocking: Annotated[float, Meta(description="seconds a workflow may block its daemon before a warning", gt=0)] = 0.1
 
 

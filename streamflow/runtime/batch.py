@@ -13,7 +13,14 @@ import msgspec
 
 from streamflow.pure.definitions import App
 from streamflow.pure.errors import Failure
-from streamflow.pure.events import ChildFailed, MessageQuarantined, Transition, encode_transition
+from streamflow.pure.events import (
+    NOTHING,
+    ChildFailed,
+    MessageQuarantined,
+    RunStarted,
+    Transition,
+    encode_transition,
+)
 from streamflow.pure.machine import Effects, Input, Outcome, StepJob, new_machine
 from streamflow.pure.record import Header, decode_header
 from streamflow.pure.sharding import Partition, shard_of
@@ -166,7 +173,10 @@ class ShardBatch:
                 input_ = decode_message(message, header)
             except (BadMessage, ValueError) as error:
                 self.poisoned.append((message, str(error)))
-                continue
+                if header is None:
+                    continue
+                # The run exists, and somebody may wait for it: it starts with no input, which fails it.
+                input_ = RunStarted(header.workflow, header.tenant, NOTHING, header.parent)
             if header is not None:
                 live = self.shard.live.get(run_id)
                 if (live.header_bytes != message.header) if live is not None else one.loaded:
@@ -176,7 +186,8 @@ class ShardBatch:
                     machine = new_machine(app, partition, run_id, header.workflow)
                     self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
             inputs.append(input_)
-            self.batch.acks.append(message.id)
+            if not self.poisoned or self.poisoned[-1][0] is not message:
+                self.batch.acks.append(message.id)
         return inputs
 
     def _record(self, run_id: str, live: LiveRun, effects: Effects, partition: Partition, shards: int) -> None:

@@ -109,7 +109,7 @@ class Daemon:
             on_caught_up=lambda: reader.caught_up(),
         )
         connections = [InboxConnection(store, self.session, BLOCK_MS) for _ in range(LANES)]
-        self.reader = reader = InboxReader(connections, owner.shards, owner.wake, lambda: membership.look_soon())
+        self.reader = reader = InboxReader(connections, owner.shards, owner.wake, owner.lost)
         takeover = Takeover(store, kernel, relay, clock, member=self.member, session=self.session)
         self.rollup = rollup = Rollup(
             self.app,

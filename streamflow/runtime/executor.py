@@ -56,36 +56,49 @@ class Running(msgspec.Struct):
     shard: int
     run_id: str
     job: StepJob
-    task: asyncio.Future[None] | None = None
+    task: asyncio.Task[None] | None = None
     expiry: asyncio.TimerHandle | None = None
     started: float = 0.0
+    """Monotonic seconds; 0 while it waits."""
     over: bool = False
 
 
-Key = tuple[str, int]
+class Room:
+    """How many attempts of a kind run at once, and those that wait for a place."""
+
+    __slots__ = ("limit", "queue", "used", "waiting")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self.queue: deque[Running] = deque()
+        self.waiting = 0
+        """Those in the queue that aren't over: cancelled ones stay in it until it is their turn."""
 
 
 class StepExecutor:
-    """At most `concurrency` attempts at once; the rest waits in order. `on_outcome(shard, run_id, outcome)` is called
-    in the event loop, never from inside `submit`."""
+    """At most `concurrency` tasks and `threads` threads at once; the rest waits in order, and its time-outs with it.
+
+    `on_outcome(shard, run_id, outcome)` is called in the event loop, never from inside `submit`.
+    """
 
     def __init__(self, concurrency: int, threads: int, on_outcome: Callable[[int, str, Outcome], None]) -> None:
-        self._concurrency = concurrency
         self._on_outcome = on_outcome
-        self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="streamflow-step")
-        self._running: dict[Key, Running] = {}
-        self._waiting: deque[Running] = deque()
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="streamflow-step")
+        self._tasks = Room(concurrency)
+        self._threads = Room(threads)
+        self._attempts: dict[tuple[str, int], Running] = {}
         self._by_shard: dict[int, int] = {}
         self.started = 0
         self.held = False
 
     @property
     def running(self) -> int:
-        return len(self._running) - len(self._waiting)
+        return self._tasks.used + self._threads.used
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return self._tasks.waiting + self._threads.waiting
 
     def of_shard(self, shard: int) -> int:
         """Attempts of a shard that run or wait."""
@@ -94,18 +107,20 @@ class StepExecutor:
     def submit(self, shard: int, run_id: str, job: StepJob) -> None:
         """Start an attempt, now or when there is room. An attempt that is there already is left alone."""
         key = (run_id, job.seq)
-        present = self._running.get(key)
+        present = self._attempts.get(key)
         if present is not None:
             if present.job.attempt >= job.attempt:
                 return
-            self._finish(key, present)
+            self._finish(present)
         running = Running(shard, run_id, job)
-        self._running[key] = running
+        self._attempts[key] = running
         self._by_shard[shard] = self._by_shard.get(shard, 0) + 1
-        if self.held or len(self._running) - len(self._waiting) > self._concurrency:
-            self._waiting.append(running)
+        room = self._tasks if job.step.is_async else self._threads
+        if room.used < room.limit and not room.waiting and not self.held:
+            self._start(room, running)
         else:
-            self._start(running)
+            room.queue.append(running)
+            room.waiting += 1
 
     def hold(self) -> None:
         """Start nothing more until `resume`: this daemon may have been given up by the others."""
@@ -116,43 +131,44 @@ class StepExecutor:
         self._start_waiting()
 
     def cancel(self, run_id: str, seq: int) -> None:
-        running = self._running.get((run_id, seq))
+        running = self._attempts.get((run_id, seq))
         if running is not None:
-            self._finish((run_id, seq), running)
+            self._finish(running)
             self._start_waiting()
 
     def cancel_where(self, wanted: Callable[[Running], bool]) -> None:
         """Cancel all attempts that `wanted` says, without outcomes."""
-        for key, running in [item for item in self._running.items() if wanted(item[1])]:
-            self._finish(key, running)
+        for running in [one for one in self._attempts.values() if wanted(one)]:
+            self._finish(running)
         self._start_waiting()
 
     def close(self) -> None:
         self.cancel_where(lambda _: True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _start(self, running: Running) -> None:
+    def _start(self, room: Room, running: Running) -> None:
         job = running.job
         loop = asyncio.get_running_loop()
         running.started = time.perf_counter()
         self.started += 1
-        if job.step.is_async:
+        room.used += 1
+        if room is self._tasks:
             running.task = loop.create_task(self._run(running))
         else:
-            future = loop.run_in_executor(self._threads, self._call, running)
-            future.add_done_callback(
-                lambda done: self._report(running, done.result()) if not done.cancelled() else None
-            )
+            future = loop.run_in_executor(self._pool, self._call, running)
+            future.add_done_callback(lambda done: self._returned(running, done))
         if job.timeout is not None:
             running.expiry = loop.call_later(job.timeout, self._expire, running)
 
     def _start_waiting(self) -> None:
-        while self._waiting and not self.held and self.running < self._concurrency:
-            running = self._waiting.popleft()
-            if not running.over:
-                self._start(running)
+        for room in (self._tasks, self._threads):
+            while room.queue and room.used < room.limit and not self.held:
+                running = room.queue.popleft()
+                if not running.over:
+                    room.waiting -= 1
+                    self._start(room, running)
 
     async def _run(self, running: Running) -> None:
         job = running.job
@@ -168,7 +184,9 @@ class StepExecutor:
             outcome = self._failed(running, error)
         except (Exception, SystemExit, GeneratorExit) as error:  # sys.exit() in a step must not end the daemon
             outcome = self._failed(running, error)
-        self._report(running, outcome)
+        if not running.over:
+            running.task = None  # it ends by itself
+            self._report(running, outcome)
 
     def _call(self, running: Running) -> Outcome:
         """In a thread."""
@@ -182,6 +200,14 @@ class StepExecutor:
             return self._failed(running, error)
         finally:
             _current.reset(token)
+
+    def _returned(self, running: Running, done: asyncio.Future[Outcome]) -> None:
+        """A thread is free again; only now, also when its attempt has been over for long."""
+        self._threads.used -= 1
+        if not running.over and not done.cancelled():
+            self._report(running, done.result())
+        else:
+            self._start_waiting()
 
     def _success(self, running: Running, value: object) -> Outcome:
         job = running.job
@@ -203,20 +229,15 @@ class StepExecutor:
         self._report(running, Outcome(job.seq, job.attempt, _elapsed_ms(running), None, Failure("TimeoutError", text)))
 
     def _report(self, running: Running, outcome: Outcome) -> None:
-        if running.over:
-            return
-        self._finish((running.run_id, running.job.seq), running)
-        if self._waiting:
+        self._finish(running)
+        if self._tasks.queue or self._threads.queue:
             self._start_waiting()
         self._on_outcome(running.shard, running.run_id, outcome)
 
-    def _finish(self, key: Key, running: Running) -> None:
-        """Take an attempt off the books. Its task is cancelled unless it is the one that is reporting."""
+    def _finish(self, running: Running) -> None:
+        """Take an attempt off the books, and cancel its task if that still runs."""
         running.over = True
-        if self._running.get(key) is running:
-            del self._running[key]
-        if running.started == 0.0:
-            self._waiting.remove(running)
+        self._attempts.pop((running.run_id, running.job.seq), None)
         left = self._by_shard[running.shard] - 1
         if left:
             self._by_shard[running.shard] = left
@@ -224,9 +245,13 @@ class StepExecutor:
             del self._by_shard[running.shard]
         if running.expiry is not None:
             running.expiry.cancel()
-        task = running.task
-        if task is not None and not task.done() and task is not asyncio.current_task():
-            task.cancel()
+        is_async = running.job.step.is_async
+        if running.started == 0.0:
+            (self._tasks if is_async else self._threads).waiting -= 1
+        elif is_async:
+            self._tasks.used -= 1
+        if running.task is not None:
+            running.task.cancel()
 
 
 def _elapsed_ms(running: Running) -> float:

@@ -34,14 +34,14 @@ HIGH_WATER = 10_000
 
 class InboxReader:
     """`shards` is the daemon's table of owned shards; `on_messages(shard)` is called when one has new messages;
-    `on_group_gone()` asks membership to look which shards are still ours. One lane for each connection."""
+    `on_group_gone(shard)` when its inbox can't be read as ours any more. One lane for each connection."""
 
     def __init__(
         self,
         connections: Sequence[InboxConnection],
         shards: dict[int, OwnedShard],
         on_messages: Callable[[OwnedShard], None],
-        on_group_gone: Callable[[], None],
+        on_group_gone: Callable[[OwnedShard], None],
     ) -> None:
         self._shards = shards
         self._caught_up = anyio.Event()
@@ -73,7 +73,8 @@ class InboxReader:
 
     async def room(self) -> None:
         while self.buffered() > HIGH_WATER:
-            self._caught_up = anyio.Event()
+            if self._caught_up.is_set():  # else another lane waits for the same event
+                self._caught_up = anyio.Event()
             await self._caught_up.wait()
 
 
@@ -85,7 +86,7 @@ class Lane:
         reader: InboxReader,
         connection: InboxConnection,
         on_messages: Callable[[OwnedShard], None],
-        on_group_gone: Callable[[], None],
+        on_group_gone: Callable[[OwnedShard], None],
     ) -> None:
         self._reader = reader
         self._connection = connection
@@ -100,6 +101,8 @@ class Lane:
     async def set_streams(self, streams: dict[str, OwnedShard]) -> None:
         if streams != self._streams:
             self._streams = streams
+            # A read that is under way may be answered for a shard that was dropped and taken again meanwhile.
+            self._check_pending = True
             self._changed.set()
             self._changed = anyio.Event()
         if self._reading is not self._streams:
@@ -112,19 +115,27 @@ class Lane:
                 await self.run_once()
                 pause = 0.1
             except GroupGone as error:
-                # Somebody took a shard from us, or its keys vanished: membership finds out which.
                 _log.info("an inbox is no longer ours: %s", error)
                 self._check_pending = True
-                changed = self._changed
-                self._on_group_gone()
-                with anyio.move_on_after(1.0):
-                    await changed.wait()
+                await self._find_gone()
             except StoreError as error:
                 if pause == 0.1:
                     _log.warning("%s; trying again until it works", error)
                 self._check_pending = True
                 await anyio.sleep(pause)
                 pause = min(pause * 2, 2.0)
+
+    async def _find_gone(self) -> None:
+        """Somebody took a shard from us, or its inbox vanished or was spoilt: ask one by one which, so that the others'
+        are read on."""
+        for stream, shard in self._streams.items():
+            try:
+                if not shard.dropped:
+                    await self._connection.read([stream], 1, pending=True)
+            except GroupGone:
+                self._on_group_gone(shard)
+            except StoreError:
+                return  # the next read says so, too
 
     async def run_once(self) -> None:
         """One read, of what is new or, after an error, of what is pending."""
@@ -144,11 +155,11 @@ class Lane:
 
     async def _read_pending(self, streams: dict[str, OwnedShard]) -> None:
         """Read again what was read and isn't committed, as far as it isn't in memory."""
+        self._check_pending = False  # before: what is asked for from now on needs another read
         for shard in streams.values():
             shard.rereading(True)
         try:
             self._take_in(streams, await self._connection.read(list(streams), HIGH_WATER, pending=True))
-            self._check_pending = False
         finally:
             for shard in streams.values():
                 shard.rereading(False)
@@ -156,7 +167,10 @@ class Lane:
     def _take_in(self, streams: dict[str, OwnedShard], entries: list[Entry]) -> None:
         for stream, entry_id, fields in entries:
             shard = streams[stream]
-            if shard.dropped or entry_id in shard.known:
+            if shard.dropped:
+                self._check_pending = True
+                continue
+            if entry_id in shard.known:
                 continue
             shard.known.add(entry_id)
             fields = fields or {}

@@ -23,8 +23,9 @@ from collections.abc import Callable
 import anyio
 import msgspec
 
+from streamflow.pure.codec import DECODE_ERRORS
 from streamflow.pure.definitions import App
-from streamflow.pure.errors import StoreError
+from streamflow.pure.errors import StoreError, StoreUnavailable
 from streamflow.pure.settings import Settings
 from streamflow.pure.sharding import winner_of
 from streamflow.runtime.executor import StepExecutor
@@ -106,26 +107,59 @@ class Membership:
         self._confirmed = time.monotonic()
         self._generation = store.generation
         self._soon = anyio.Event()
+        self._beating = anyio.Lock()
+        self._settling = anyio.Lock()
+        self._left = False
 
     def look_soon(self) -> None:
         """Something says that a shard was lost or is free: don't wait for the next beat."""
         self._soon.set()
 
     async def run(self) -> None:
-        while True:
-            try:
-                await self.run_once()
-            except StoreError as error:
-                _log.warning("no beat: %s", error)
-            self._hold_if_unconfirmed()
-            self._soon = anyio.Event()
-            with anyio.move_on_after(self._settings.beat):
-                await self._soon.wait()
-                await anyio.sleep(0.02)  # many shards may be lost at once
+        """Beats, and what follows from them, in loops of their own: taking many shards must not look like a death."""
+        async with anyio.create_task_group() as loops:
+            loops.start_soon(self._run_beats)
+            loops.start_soon(self._run_settling)
 
     async def run_once(self) -> None:
-        """One beat: show that we live, look who else does, and move towards the shards that should be ours."""
-        await self._beat()
+        """One turn of both loops: a beat, and a move towards the shards that should be ours."""
+        await self.beat()
+        await self.settle()
+
+    async def _run_beats(self) -> None:
+        failed = False
+        while True:
+            try:
+                await self.beat()
+                failed = False
+            except StoreError as error:
+                if not failed:
+                    _log.warning("no beat: %s", error)
+                failed = True
+            self.hold_if_unconfirmed()
+            self._soon.set()
+            await anyio.sleep(self._settings.beat)
+
+    async def _run_settling(self) -> None:
+        failed = False
+        while True:
+            await self._soon.wait()
+            await anyio.sleep(0.02)  # many shards may be lost at once
+            self._soon = anyio.Event()
+            try:
+                await self.settle()
+                failed = False
+            except StoreError as error:
+                if not failed:
+                    _log.warning("shards wait: %s", error)
+                failed = True
+
+    async def settle(self) -> None:
+        """Give back what should be others', take what should be ours."""
+        async with self._settling:
+            await self._settle()
+
+    async def _settle(self) -> None:
         if self._generation != self._store.generation:
             self._start_over()
         self._owner.mend()
@@ -135,8 +169,10 @@ class Membership:
         await self._reader.shards_changed()
 
     async def leave(self) -> None:
-        """Take this member off, so that the others needn't wait for its death."""
-        await self._store.one(self._kernel.beat(self.member, b""))
+        """Take this member off, so that the others needn't wait for its death. It beats no more."""
+        async with self._beating:
+            self._left = True
+            await self._store.one(self._kernel.beat(self.member, b""))
 
     @property
     def alive(self) -> list[str]:
@@ -149,6 +185,12 @@ class Membership:
 
     # --- beats --------------------------------------------------------------------------------------------------------
 
+    async def beat(self) -> None:
+        """Show that we live, and look who else does."""
+        async with self._beating:
+            if not self._left:
+                await self._beat()
+
     async def _beat(self) -> None:
         now = time.monotonic()
         dead = [
@@ -156,8 +198,12 @@ class Membership:
             for name, seen in self._seen.items()
             if now - seen.changed > self._settings.dead_after and name != self.member
         ]
-        beat = self._describe()
-        beats = await self._store.one(self._kernel.beat(self.member, msgspec.json.encode(beat), dead))
+        call = self._kernel.beat(self.member, msgspec.json.encode(self._describe()), dead)
+        beats: dict[str, bytes] | None = None
+        with anyio.move_on_after(self._settings.dead_after / 2):
+            beats = await self._store.one(call)
+        if beats is None:
+            raise StoreUnavailable(f"no answer within {self._settings.dead_after / 2:g} s")
         self._confirmed = now  # when it was sent: what the others count from is later
         if self._executor.held:
             _log.info("beats get through again, steps go on")
@@ -172,14 +218,21 @@ class Membership:
         for name, _ in dead:
             if name not in beats:
                 _log.warning("daemon %s is dead: no beat for %g s", name, self._settings.dead_after)
-        alive = sorted(name for name, seen in self._seen.items() if not seen.draining)
+        # A dead one that can't be taken off (its name is no text) must not own shards all the same.
+        fresh = now - self._settings.dead_after
+        alive = sorted(
+            name
+            for name, seen in self._seen.items()
+            if not seen.draining and (seen.changed >= fresh or name == self.member)
+        )
         if alive != self._alive:
             _log.info("members: %s", ", ".join(alive) or "none")
             self._alive = alive
             self._rollup.leading = bool(alive) and winner_of(-1, alive) == self.member
             self._desired = {n for n in range(self._shards) if alive and winner_of(n, alive) == self.member}
 
-    def _hold_if_unconfirmed(self) -> None:
+    def hold_if_unconfirmed(self) -> None:
+        """Start no more steps when the others may be about to give this daemon up."""
         if not self._executor.held and time.monotonic() - self._confirmed > self._settings.dead_after * 2 / 3:
             _log.warning("no beat gets through; the others may take over, so no more steps are started")
             self._executor.hold()
@@ -257,5 +310,5 @@ class Membership:
 def _decode_beat(raw: bytes) -> Beat:
     try:
         return msgspec.json.decode(raw, type=Beat)
-    except msgspec.DecodeError:  # another version's, or garbage: alive all the same
+    except DECODE_ERRORS:  # another version's, or garbage: alive all the same
         return Beat(0, "", 0, [])

@@ -215,7 +215,7 @@ class Owner:
             if isinstance(answer, StoreError):
                 self._break(shard, answer)
             elif answer.answer is Answer.FENCED:
-                self._lost(shard)
+                self.lost(shard)
             else:
                 self._clock.observe(answer.clock)
                 for run_id in answer.due:
@@ -338,7 +338,7 @@ class Owner:
             batch.put_back()
             self._break(shard, answer)
         elif answer.answer is Answer.FENCED:
-            self._lost(shard)
+            self.lost(shard)
         elif answer.answer is Answer.CONFLICT:
             # Somebody else changed these runs (a failover lost commits): what is in memory is not the truth.
             _log.warning(
@@ -411,7 +411,8 @@ class Owner:
             failure = Failure("UsageError", NO_WORKERS.format(job.step.name, job.step.queue))
             self.outcome(shard.number, run_id, Outcome(job.seq, job.attempt, 0.0, None, failure, True))
 
-    def _lost(self, shard: OwnedShard) -> None:
+    def lost(self, shard: OwnedShard) -> None:
+        """Its token or its consumer group is gone: drop it, and let membership look whose it is."""
         _log.warning("shard %d has another owner; what this daemon had of it is dropped", shard.number)
         self.drop(shard)
         self._on_lost()

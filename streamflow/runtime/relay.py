@@ -89,8 +89,10 @@ class Relay:
                 _log.error("shard %d doesn't take messages from shard %d: %s", pair[1], pair[0], answer)
                 fine = False
                 continue
-            source.sent.extend(delivery.number for delivery in chunk)
+            if pair not in self._waiting or self._waiting[pair][0] is not source:
+                continue  # taken anew meanwhile: the outbox was read again, and its target drops what it has seen
             queue = self._waiting[pair][1]
+            source.sent.extend(delivery.number for delivery in chunk)
             del queue[: len(chunk)]
             if queue:
                 self._some.set()

@@ -181,7 +181,8 @@ class Rollup:
             if isinstance(listing, StoreError) or not listing:
                 continue
             more = more or len(listing) == SWEEP_RUNS
-            await forget_runs(self._store, self._kernel, shard.number, [run_id.decode() for run_id in listing])
+            run_ids = [run_id.decode(errors="replace") for run_id in listing]
+            await forget_runs(self._store, self._kernel, shard.number, run_ids)
         return more
 
 
@@ -262,7 +263,10 @@ def _posted(last: bytes) -> int:
 
 def _decode_oldest(data: bytes | None) -> list[tuple[str, str, int]]:
     rows: list[tuple[str, str, int]] = []
-    for line in (data or b"").decode(errors="replace").splitlines():
-        run_id, score, workflow = line.split(" ", 2)
-        rows.append((run_id, workflow, int(float(score))))
+    try:
+        for line in (data or b"").decode().splitlines():
+            run_id, score, workflow = line.split(" ", 2)
+            rows.append((run_id, workflow, int(float(score))))
+    except ValueError as error:
+        _log.error("the oldest runs of a shard can't be read: %s", error)
     return rows

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from streamflow.pure.codec import DECODE_ERRORS
 from streamflow.pure.errors import StoreError
@@ -30,10 +30,10 @@ _log = logging.getLogger("streamflow.takeover")
 
 CHUNK = 64
 """Shards that are recovered in one pipeline."""
-LOG_ENTRIES = 1000
-OUTBOX_ENTRIES = 10_000
+PAGE = 1000
+"""Entries of a log or outbox that are read at once."""
 
-Entry = tuple[bytes, list[bytes]]
+Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 class Takeover:
@@ -48,11 +48,15 @@ class Takeover:
         self._session = session
 
     async def take(self, wanted: dict[int, str], workflows: Iterable[str]) -> list[OwnedShard]:
-        """Take shards whose tokens are still the ones in `wanted`, and recover them. Those that somebody else was
-        faster with are left out. `workflows` are the registered names: their stuck runs are tried again.
+        """Take shards whose tokens are still the ones in `wanted`, and recover them.
+
+        Those that somebody else was faster with, or that can't be read whole, are left out: nobody works for them until
+        they are taken again. `workflows` are the registered names: their stuck runs are tried again.
         """
         names = list(workflows)
         numbers = list(wanted)
+        known: list[bytes] = await self._store.one(Call.plain("HKEYS", self._kernel.keys.workflows))
+        everything = {name.decode(errors="replace") for name in known} | set(names)
         owned: list[OwnedShard] = []
         for first in range(0, len(numbers), CHUNK):
             chunk = numbers[first : first + CHUNK]
@@ -67,67 +71,112 @@ class Takeover:
                     _log.error("shard %d can't be taken: %s", number, answer)
                 elif answer.answer is Answer.OK:
                     self._clock.observe(answer.clock)
-                    taken.append(OwnedShard(number, self._kernel.keys.shard(number), answer.token))
-            await self._recover(taken, names)
-            owned += taken
+                    shard = OwnedShard(number, self._kernel.keys.shard(number), answer.token)
+                    shard.workflows.update(everything)
+                    taken.append(shard)
+            owned += await self._recover(taken, names)
         return owned
 
-    async def _recover(self, shards: list[OwnedShard], workflows: list[str]) -> None:
-        per_shard = 4 + len(workflows)
+    async def _recover(self, shards: list[OwnedShard], workflows: list[str]) -> list[OwnedShard]:
+        """Read what the last owner left. Gives the shards of which everything could be read."""
+        per_shard = 3 + len(workflows)
         calls: list[Call[object]] = []
         for shard in shards:
             keys = shard.keys
             calls += (
                 Call.plain("ZRANGEBYSCORE", keys.agenda, "-inf", "(0"),
                 Call.plain("ZRANGEBYSCORE", keys.agenda, 0, "+inf", "WITHSCORES", "LIMIT", 0, 1),
-                Call.plain("XRANGE", keys.outbox, "-", "+", "COUNT", OUTBOX_ENTRIES),
-                Call.plain("HMGET", keys.views, "offset", "partial"),
+                Call.plain("HMGET", keys.views, "offset", "partial", "base_offset", "base"),
                 *(Call.plain("ZRANGE", keys.index(Status.STUCK, name), 0, -1) for name in workflows),
             )
         answers = await self._store.send(calls) if calls else []
+        whole: list[OwnedShard] = []
         for position, shard in enumerate(shards):
             mine = answers[position * per_shard : (position + 1) * per_shard]
             refused = next((answer for answer in mine if isinstance(answer, StoreError)), None)
             if refused is not None:
-                _log.error("shard %d can't be recovered whole: %s", shard.number, refused)
-                shard.broken = str(refused)
+                _log.error("shard %d can't be read, and stands still: %s", shard.number, refused)
                 continue
-            in_flight, upcoming, outbox, views, *stuck = mine
+            in_flight, upcoming, views, *stuck = mine
             for run_id in (*in_flight, *(run_id for listing in stuck for run_id in listing)):
-                shard.inputs[run_id.decode()] = [Due()]
+                shard.inputs[run_id.decode(errors="replace")] = [Due()]
             if upcoming:
                 _, due = upcoming
                 shard.next_due = int(float(due))
-            self._relay.hand_over(shard, [_outbox_message(entry_id, fields) for entry_id, fields in outbox])
-            if views[0] is not None:
-                try:
-                    shard.views = ShardViews.decode(views[1])
-                    shard.offset = shard.folded = views[0].decode()
-                except DECODE_ERRORS as error:
-                    _log.error("shard %d: the stored views can't be read, rebuild them: %s", shard.number, error)
-            shard.workflows.update(workflows)
-        await self._catch_up([shard for shard in shards if not shard.broken])
+            self._restore_views(shard, *views)
+            whole.append(shard)
+        whole = await self._catch_up(whole)
+        return await self._empty_outboxes(whole)
 
-    async def _catch_up(self, shards: list[OwnedShard]) -> None:
+    def _restore_views(
+        self,
+        shard: OwnedShard,
+        offset: bytes | None,
+        partial: bytes | None,
+        base_offset: bytes | None,
+        base: bytes | None,
+    ) -> None:
+        """The stored part, or the part under the trimmed log, from which the log leads on; else count from zero."""
+        for at, data in ((offset, partial), (base_offset, base)):
+            if at is None or data is None:
+                continue
+            try:
+                shard.views = ShardViews.decode(data)
+            except DECODE_ERRORS as error:
+                _log.error("shard %d: the views stored at %s can't be read: %s", shard.number, at, error)
+            else:
+                shard.offset = shard.folded = at.decode()
+                return
+
+    async def _catch_up(self, shards: list[OwnedShard]) -> list[OwnedShard]:
         """Fold what was committed after the last stored checkpoint."""
+
+        def fold(shard: OwnedShard, entries: list[Entry]) -> None:
+            for entry_id, fields in entries:
+                fold_entry(shard.views, fields)
+                shard.offset = entry_id.decode()
+                shard.unfolded += 1
+
+        return await self._read_on(shards, lambda shard: shard.keys.log, lambda shard: shard.offset, fold)
+
+    async def _empty_outboxes(self, shards: list[OwnedShard]) -> list[OwnedShard]:
+        """Hand all messages that didn't leave to the relay, oldest first: a later one makes them look delivered."""
+        positions: dict[int, str] = {}
+
+        def hand_over(shard: OwnedShard, entries: list[Entry]) -> None:
+            self._relay.hand_over(shard, [_outbox_message(entry_id, fields) for entry_id, fields in entries])
+            if entries:
+                positions[shard.number] = entries[-1][0].decode()
+
+        return await self._read_on(
+            shards, lambda shard: shard.keys.outbox, lambda shard: positions.get(shard.number, "0-0"), hand_over
+        )
+
+    async def _read_on(
+        self,
+        shards: list[OwnedShard],
+        stream: Callable[[OwnedShard], str],
+        position: Callable[[OwnedShard], str],
+        take_in: Callable[[OwnedShard, list[Entry]], None],
+    ) -> list[OwnedShard]:
+        """Read each shard's stream from its position to the end, page by page. Gives the shards that could be read."""
+        fine = {shard.number: shard for shard in shards}
         behind = shards
         while behind:
-            calls: list[Call[list[Entry]]] = [
-                Call.plain("XRANGE", shard.keys.log, f"({shard.offset}", "+", "COUNT", LOG_ENTRIES) for shard in behind
-            ]
-            answers = await self._store.send(calls)
+            pages: list[list[Entry] | StoreError] = await self._store.send(
+                [Call.plain("XRANGE", stream(one), f"({position(one)}", "+", "COUNT", PAGE) for one in behind]
+            )
             again: list[OwnedShard] = []
-            for shard, entries in zip(behind, answers, strict=True):
+            for shard, entries in zip(behind, pages, strict=True):
                 if isinstance(entries, StoreError):
-                    shard.broken = str(entries)
+                    _log.error("shard %d can't be read, and stands still: %s", shard.number, entries)
+                    del fine[shard.number]
                     continue
-                for entry_id, fields in entries:
-                    fold_entry(shard.views, fields)
-                    shard.offset = entry_id.decode()
-                    shard.unfolded += 1
-                if len(entries) == LOG_ENTRIES:
+                take_in(shard, entries)
+                if len(entries) == PAGE:
                     again.append(shard)
             behind = again
+        return list(fine.values())
 
 
 def fold_entry(views: ShardViews, fields: dict[bytes, bytes]) -> None:

@@ -213,7 +213,10 @@ class Store:
         if not isinstance(reply, Exception):
             if not call.script and (callback := self._client.response_callbacks.get(call.args[0])) is not None:
                 reply = callback(reply)
-            return call.parse(reply)
+            try:
+                return call.parse(reply)
+            except (ValueError, TypeError, IndexError, KeyError) as error:  # what is stored there isn't ours
+                return StoreError(f"{call.script or call.args[0]}: the answer can't be read: {error}")
         text = str(reply)
         what = call.script or call.args[0]
         if isinstance(reply, redis_errors.OutOfMemoryError) or "OOM" in text[:40]:

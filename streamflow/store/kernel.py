@@ -318,7 +318,7 @@ def _pairs(reply: list[bytes]) -> list[tuple[bytes, bytes]]:
 
 
 def _mapping(reply: list[bytes]) -> dict[str, bytes]:
-    return {name.decode(): value for name, value in _pairs(reply)}
+    return {name.decode(errors="replace"): value for name, value in _pairs(reply)}
 
 
 def _taken(reply: list[bytes]) -> Taken:
@@ -332,7 +332,7 @@ def _fired(reply: list[bytes]) -> Fired:
         return Fired(Answer(reply[0].decode()), 0, None, [])
     # Scores come back as the text of a double; a due time is whole ms.
     upcoming = int(float(reply[2])) if reply[2] else None
-    return Fired(Answer.OK, int(reply[1]), upcoming, [run_id.decode() for run_id in reply[3:]])
+    return Fired(Answer.OK, int(reply[1]), upcoming, [run_id.decode(errors="replace") for run_id in reply[3:]])
 
 
 def _committed(reply: list[bytes]) -> Committed:

@@ -121,6 +121,7 @@ def closest(word: str, known: Any) -> str:
 
 
 @click.group(
+    "streamflow",
     cls=Commands,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -55,7 +55,7 @@ def enqueue(
     force: bool,
     as_json: bool,
 ) -> int:
-    """Start a run of WORKFLOW, or one for each line of a file.
+    """Start a run of a workflow, or one for each line of a file.
 
     The input is JSON: the argument itself if the workflow takes one; an array, or an object by name, if it takes
     several. With --wait the exit code is 1 when the run fails.

@@ -87,7 +87,8 @@ def _begin(at: int, event: AnyEvent) -> Span | None:
         case StepScheduled():
             return Span("step", event.name, at, note=preview(event.args, PREVIEW))
         case TimerSet():
-            return Span("timer", "sleep", at, due=event.due)
+            # The limit of a signal's wait has no row of its own: the signal that came, or the time-out, tells enough.
+            return Span("timer", "sleep", at, due=event.due) if not event.name else None
         case ChildStarted():
             return Span("child", event.name, at, child=event.run_id, note=event.run_id)
         case SignalReceived():

@@ -1,0 +1,135 @@
+"""What the status screen is given: who is alive, who owns what, rates that are as of now."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from streamflow.edges.client import Client, connect
+from streamflow.edges.embedded import EmbeddedServer
+from streamflow.edges.status import FRESH_SECONDS, StatusCollector, rates_at
+from streamflow.pure.errors import NamespaceMissing
+from streamflow.pure.sharding import Partition
+from streamflow.store.connection import Call
+from tests.conftest import clean_keys
+
+pytestmark = pytest.mark.anyio
+
+SHARDS = 4
+UNTIL = 1_700_000_000
+RATES: dict[str, Any] = {
+    "until": UNTIL,
+    "starts": list(range(60)),
+    "average": {"starts": 54.5},
+}
+
+
+def test_rates_that_were_merged_just_now_are_shown_as_they_are() -> None:
+    assert rates_at(RATES, (UNTIL + 1 + FRESH_SECONDS) * 1000) == RATES
+
+
+def test_rates_that_nobody_merges_any_more_move_on() -> None:
+    moved = rates_at(RATES, (UNTIL + 1 + 8) * 1000)
+    assert moved["starts"] == [*range(8, 60), *[0] * 8]
+    assert moved["average"] == {"starts": (58 + 59) / 10}
+    assert moved["until"] == UNTIL + 8
+
+
+def test_rates_of_long_ago_are_zero() -> None:
+    moved = rates_at(RATES, (UNTIL + 1_000_000) * 1000)
+    assert moved["starts"] == [0] * 60
+    assert moved["average"] == {"starts": 0}
+
+
+@pytest.fixture
+async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[Client]:
+    async with connect(embedded_server.url, namespace=namespace) as client:
+        yield client
+    await clean_keys(embedded_server.url, namespace)
+
+
+async def found(client: Client) -> None:
+    await client.store.one(client.kernel.found(SHARDS, Partition.RUN))
+
+
+async def beat(client: Client, member: str, number: int, **facts: Any) -> None:
+    shown = {"beat": number, "name": member, "started": 1, "shards": [], **facts}
+    await client.store.one(client.kernel.beat(member, msgspec.json.encode(shown)))
+
+
+async def own(client: Client, shard: int, member: str) -> None:
+    await client.store.one(Call.plain("HSET", client.keys.shard(shard).owner, "holder", member))
+
+
+async def test_without_a_namespace_there_is_no_status(client: Client) -> None:
+    with pytest.raises(NamespaceMissing):
+        await StatusCollector(client).collect()
+
+
+async def test_an_empty_namespace(client: Client) -> None:
+    await found(client)
+    status = await StatusCollector(client).settled()
+    assert (status.shards_total, status.shards_unowned, status.daemons, status.views) == (SHARDS, SHARDS, [], {})
+    assert status.server is not None
+    assert (status.server.product, status.server.aof) == ("valkey", "off")
+    assert status.as_of > UNTIL * 1000
+
+
+async def test_a_daemon_whose_beat_moves_owns_its_shards(client: Client) -> None:
+    await found(client)
+    await own(client, 1, "a")
+    await beat(client, "a", 1, steps=100)
+    collector = StatusCollector(client)
+    first = await collector.collect()
+    assert (first.daemons[0].beat_age, first.daemons[0].steps_per_s) == (None, None)
+    await beat(client, "a", 2, steps=200)
+    second = await collector.collect()
+    assert second.daemons[0].beat_age == pytest.approx(0, abs=1)
+    assert second.daemons[0].steps_per_s
+    assert [shard.owner for shard in second.shards] == ["", "a", "", ""]
+    assert second.shards_unowned == 3
+
+
+async def test_a_member_whose_beat_stands_still_owns_nothing(client: Client) -> None:
+    await found(client)
+    await own(client, 1, "dead")
+    await beat(client, "dead", 7)
+    status = await StatusCollector(client, dead_after=0.3).settled()
+    assert status.shards_unowned == SHARDS
+    assert status.daemons[0].beat_age is not None
+    assert status.daemons[0].beat_age > 0.3
+
+
+async def test_a_member_that_left_is_forgotten(client: Client) -> None:
+    await found(client)
+    await beat(client, "a", 1)
+    collector = StatusCollector(client)
+    await collector.collect()
+    await client.store.one(client.kernel.beat("a", b""))
+    assert (await collector.collect()).daemons == []
+
+
+async def test_inboxes_are_counted_and_the_lag_where_it_is_asked_for(client: Client) -> None:
+    await found(client)
+    keys = client.keys.shard(2)
+    for _ in range(3):
+        await client.store.one(Call.plain("XADD", keys.inbox, "*", "kind", "x"))
+        entry = await client.store.one(Call.plain("XADD", keys.log, "*", "run", "x"))
+    await client.store.one(Call.plain("HSET", keys.owner, "log", entry))
+    assert [(s.inbox, s.lag) for s in (await StatusCollector(client).collect()).shards][2] == (3, 0)
+    assert [(s.inbox, s.lag) for s in (await StatusCollector(client, shards=True).collect()).shards][2] == (3, 3)
+    await client.store.one(Call.plain("HSET", keys.views, "offset", entry))
+    assert (await StatusCollector(client, shards=True).collect()).shards[2].lag == 0
+
+
+async def test_garbage_in_views_and_beats_is_left_out(client: Client) -> None:
+    await found(client)
+    await client.store.one(Call.plain("SET", client.keys.view("runs"), b"\xff\xfe"))
+    await client.store.one(Call.plain("SET", client.keys.view("rates"), b"[]"))
+    await client.store.one(Call.plain("HSET", client.keys.members, "odd", b"\xff"))
+    status = await StatusCollector(client).collect()
+    assert status.views == {}
+    assert [daemon.name for daemon in status.daemons] == ["odd"]
