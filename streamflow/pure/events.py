@@ -32,7 +32,7 @@ class HistoryEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     def describe(self) -> str:
         name = type(self).__name__
-        parts = [str(getattr(self, field)) for field in ("seq", "name") if hasattr(self, field)]
+        parts = [str(value) for field in ("seq", "name") if (value := getattr(self, field, ""))]
         return f"{name}({', '.join(parts)})" if parts else name
 
 

@@ -198,6 +198,7 @@ class WorkflowMachine(RunMachine):
                 # "coroutine ignored GeneratorExit" means that it awaited; there is nobody to answer any more.
                 with suppress(*USER_ERRORS):
                     fiber.coroutine.close()
+                fiber.waiting_on = None  # they hold each other, and a daemon looks for cycles very rarely
         finally:
             active.reset(token)
 

@@ -167,28 +167,32 @@ class ShardBatch:
         inputs = one.inputs if not one.messages else one.inputs[:]
         for message in one.messages:
             header: Header | None = None
+            reason = ""
             try:
                 if message.kind == "start":
-                    header = decode_header(message.header)
+                    header = self._first_header(run_id, one, message)
                 input_ = decode_message(message, header)
             except (BadMessage, ValueError) as error:
-                self.poisoned.append((message, str(error)))
+                reason = str(error)
+                self.poisoned.append((message, reason))
                 if header is None:
                     continue
                 # The run exists, and somebody may wait for it: it starts with no input, which fails it.
                 input_ = RunStarted(header.workflow, header.tenant, NOTHING, header.parent)
-            if header is not None:
-                live = self.shard.live.get(run_id)
-                if (live.header_bytes != message.header) if live is not None else one.loaded:
-                    self.poisoned.append((message, "a start of a run that has started already, or isn't there any more"))
-                    continue
-                if live is None:
-                    machine = new_machine(app, partition, run_id, header.workflow)
-                    self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
+            if header is not None and run_id not in self.shard.live:
+                machine = new_machine(app, partition, run_id, header.workflow)
+                self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
             inputs.append(input_)
-            if not self.poisoned or self.poisoned[-1][0] is not message:
+            if not reason:
                 self.batch.acks.append(message.id)
         return inputs
+
+    def _first_header(self, run_id: str, one: RunWork, message: InboxMessage) -> Header:
+        """The header of a start message. Raises `BadMessage` or `ValueError` when it isn't what the run's record says."""
+        live = self.shard.live.get(run_id)
+        if (live.header_bytes != message.header) if live is not None else one.loaded:
+            raise BadMessage("a start of a run that has started already, or isn't there any more")
+        return decode_header(message.header)
 
     def _record(self, run_id: str, live: LiveRun, effects: Effects, partition: Partition, shards: int) -> None:
         shard, batch = self.shard, self.batch

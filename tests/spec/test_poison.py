@@ -58,10 +58,10 @@ GARBAGE: dict[str, tuple[dict[str, bytes], str]] = {
     "a signal nested without end": ({"kind": b"signal", "run": b"r", "body": b"\x92\xa2go" + DEEP}, "signal: RecursionError"),
     "a start nested without end": (
         {"kind": b"start", "run": b"new", "header": b"pending 0 - 1 0 listens - -", "body": DEEP},
-        "nest",
+        "a start of a run that has started already, or isn't there any more",
     ),
-    "a start without a header": ({"kind": b"start", "run": b"new", "body": b"\x90"}, "values to unpack"),
-    "a start with another header": ({"kind": b"start", "run": b"new", "header": b"a b c", "body": b"\x90"}, "unpack"),
+    "a start without a header": ({"kind": b"start", "run": b"new", "body": b"\x90"}, "a start of a run that"),
+    "a start with another header": ({"kind": b"start", "run": b"new", "header": b"a b c", "body": b"\x90"}, "a start of"),
     "a cancel without a reason": ({"kind": b"cancel", "run": b"r", "body": b"\x90"}, "cancel: ValidationError"),
     "a child's end that is none": ({"kind": b"child", "run": b"r", "body": b"\x93\x01\x02\x03"}, "child: "),
     "an outcome that is none": ({"kind": b"outcome", "run": b"r", "body": b"\x80"}, "outcome: ValidationError"),
@@ -122,6 +122,19 @@ async def test_a_forged_start_of_a_run_that_exists_does_it_no_harm(serve: Serve,
         await put(client, client.keys.shard(0), {"kind": b"start", "run": b"r", "header": header, "body": b"\x90"})
         assert await run.result(10) == "slept"
         await set_aside(client, client.keys.shard(0))
+
+
+async def test_a_run_whose_input_was_spoilt_on_the_way_fails_and_is_not_waited_for_in_vain(serve: Serve) -> None:
+    async with serve(app, shards=1) as (client, _):
+        keys = client.keys.shard(0)
+    run = await client.start(listens)
+    [(entry_id, fields)] = await client.store.one(Call.plain("XRANGE", keys.inbox, "-", "+"))
+    await client.store.one(Call.plain("XDEL", keys.inbox, entry_id))
+    await put(client, keys, {name.decode(): value for name, value in fields.items()} | {"body": DEEP})
+    async with serve(app, shards=1):
+        with pytest.raises(sf.RunFailed, match="the input of workflow listens"):
+            await run.result(10)
+        assert len(await set_aside(client, keys)) == 1
 
 
 async def test_a_forged_start_does_not_swallow_the_signals_beside_it(serve: Serve) -> None:

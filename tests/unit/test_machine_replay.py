@@ -107,7 +107,7 @@ def test_code_that_decides_more_less_or_ends_is_a_divergence() -> None:
         (_a_step_more, 3, "no further decision", "StepScheduled(2, b)"),
         (_one_step, 4, "StepScheduled(2, b)", "RunCompleted"),
         (_raises_later, 4, "StepScheduled(2, b)", "RunFailed: ValueError: new code"),
-        (_waits, 4, "StepScheduled(2, b)", "TimerSet(2)"),
+        (_waits, 4, "StepScheduled(2, b)", "TimerSet(2, go)"),
     ):
         diverged = run.reload(_app(body)).diverged
         assert diverged is not None
@@ -204,7 +204,7 @@ def test_a_history_with_a_stuck_time_replays_strictly_afterwards() -> None:
     diverged = run.reload(_app(_two_steps)).diverged
     assert diverged is not None
     assert diverged.number == 6
-    assert diverged.expected == "TimerSet(2)"
+    assert diverged.expected == "TimerSet(2, go)"
 
 
 def test_a_timer_that_fires_while_stuck_counts_unless_a_signal_came_first() -> None:

@@ -1,0 +1,476 @@
+"""The command line against a real server and a real `streamflow daemon`, as a person or a script uses it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamflow.edges.embedded import EmbeddedServer
+
+pytestmark = pytest.mark.timeout(120)
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 30.0
+FLOWS = '''
+import time
+import streamflow as sf
+
+app = sf.App()
+
+
+@app.step
+async def add(a: int, b: int) -> int:
+    return a + b
+
+
+@app.step(retry=sf.NO_RETRY)
+async def explode() -> None:
+    raise ValueError("no [/] \\x1b[31m good")
+
+
+@app.step
+def slow(seconds: float) -> str:
+    time.sleep(seconds)
+    return "slept"
+
+
+@app.workflow
+async def total(a: int, b: int) -> int:
+    """Add two numbers."""
+    return await add(a, b)
+
+
+@app.workflow
+async def parent(n: int) -> int:
+    return sum(await sf.gather(*(total(i, 1) for i in range(n))))
+
+
+@app.workflow
+async def echo(value: int) -> int:
+    return value
+
+
+@app.workflow
+async def fails() -> None:
+    await explode()
+
+
+@app.workflow
+async def approval() -> str:
+    return await sf.signal("go", str)
+
+
+@app.workflow
+async def sleeper(seconds: float) -> str:
+    return await slow(seconds)
+'''
+
+
+class Done:
+    def __init__(self, process: subprocess.CompletedProcess[str]) -> None:
+        self.code = process.returncode
+        self.out = process.stdout
+        self.err = process.stderr
+
+    @property
+    def json(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+class Cli:
+    """Runs commands in one namespace. They get the server from the environment, as in a container."""
+
+    def __init__(self, directory: Path, url: str, namespace: str) -> None:
+        self.directory = directory
+        self.environ = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "STREAMFLOW_REDIS": url,
+            "STREAMFLOW_NAMESPACE": namespace,
+        }
+
+    def __call__(self, *words: str, input: str | None = None) -> Done:
+        command = [sys.executable, "-m", "streamflow", *words]
+        return Done(
+            subprocess.run(
+                command,
+                input=input,
+                stdin=subprocess.DEVNULL if input is None else None,
+                capture_output=True,
+                text=True,
+                cwd=self.directory,
+                env=self.environ,
+                timeout=SECONDS,
+                check=False,
+            )
+        )
+
+    def spawn(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "streamflow", *words]
+        return subprocess.Popen(command, cwd=self.directory, env=self.environ, text=True, **options)
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < SECONDS, f"not within {SECONDS:g} s: {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def cli(embedded_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    """A command line with a daemon that serves the app above."""
+    directory = tmp_path_factory.mktemp("cli")
+    (directory / "flows.py").write_text(FLOWS)
+    cli = Cli(directory, embedded_server.url, f"t{uuid.uuid4().hex[:12]}")
+    with (directory / "daemon.log").open("wb") as log:
+        daemon = cli.spawn("daemon", "--app", "flows:app", "--shards", "16", stdin=subprocess.DEVNULL, stderr=log)
+    try:
+        until(lambda: "now 16 of 16" in (directory / "daemon.log").read_text(), "the daemon took its shards")
+        yield cli
+    finally:
+        daemon.kill()
+        daemon.wait(SECONDS)
+
+
+@pytest.fixture
+def id() -> str:
+    return f"r-{uuid.uuid4().hex[:8]}"
+
+
+# --- enqueue --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["[1, 2]", '{"b": 2, "a": 1}'])
+def test_enqueue_waits_and_prints_the_result(cli: Cli, given: str) -> None:
+    done = cli("enqueue", "total", "--input", given, "--wait")
+    assert (done.code, done.out, done.err) == (0, "3\n", "")
+
+
+def test_the_input_comes_from_a_file_or_from_stdin_too(cli: Cli) -> None:
+    (cli.directory / "input.json").write_text("7")
+    assert cli("enqueue", "echo", "--input", "@input.json", "--wait").json == 7
+    assert cli("enqueue", "echo", "--input", "-", "--wait", input="8").json == 8
+
+
+def test_the_same_id_is_the_same_run(cli: Cli, id: str) -> None:
+    assert cli("enqueue", "echo", "--input", "1", "--id", id, "--json").json == {"run_id": id, "created": True}
+    assert cli("enqueue", "echo", "--input", "2", "--id", id, "--json").json == {"run_id": id, "created": False}
+    waited = cli("enqueue", "echo", "--input", "2", "--id", id, "--wait", "--json").json
+    assert waited == {"run_id": id, "created": False, "status": "completed", "result": 1}
+    other = cli("enqueue", "fails", "--id", id)
+    assert (other.code, other.out) == (1, "")
+    assert f"the id {id} belongs to a run of workflow echo" in other.err
+
+
+def test_a_run_that_fails_is_exit_code_1_with_its_failure(cli: Cli, id: str) -> None:
+    done = cli("enqueue", "fails", "--id", id, "--wait")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"error: run {id} failed: ")
+    assert "ValueError: no [/] ␛[31m good" in done.err
+    described = json.loads(cli("enqueue", "fails", "--id", id, "--wait", "--json").out)
+    assert (described["status"], described["failure"]["kind"]) == ("failed", "StepFailed")
+    assert "\x1b" not in cli("show", id).out + cli("show", id, "--json").out
+
+
+def test_a_run_that_takes_longer_than_the_timeout_goes_on(cli: Cli, id: str) -> None:
+    done = cli("enqueue", "approval", "--id", id, "--wait", "--timeout", "0.3")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f"error: run {id} has not ended within 0.3 s; it goes on\n"
+    assert cli("cancel", id).code == 0
+
+
+def test_a_workflow_that_nobody_knows_is_refused_unless_forced(cli: Cli, id: str) -> None:
+    done = cli("enqueue", "totl", "--id", id, "--input", "[1, 2]")
+    assert (done.code, done.out) == (2, "")
+    assert "no daemon has registered workflow totl; did you mean total?" in done.err
+    assert "Known: approval, echo, fails, parent, sleeper, total" in done.err
+    assert cli("show", id).code == 1
+    assert cli("enqueue", "totl", "--id", id, "--input", "[1, 2]", "--force", "--json").json["created"] is True
+
+
+def test_input_that_does_not_fit_is_refused_before_anything_starts(cli: Cli) -> None:
+    done = cli("enqueue", "total", "--input", "[1]")
+    assert done.code == 2
+    assert "workflow total takes (a, b)" in done.err
+
+
+def test_a_file_starts_each_line_once_however_often_it_is_given(cli: Cli) -> None:
+    name = uuid.uuid4().hex
+    lines = [json.dumps({"input": n, "tenant": name}) for n in range(500)]
+    lines[7] = json.dumps({"id": f"line-{name}", "input": 7, "tenant": name})
+    (cli.directory / "runs.jsonl").write_text("\n".join(lines) + "\n\n")
+    first = cli("enqueue", "echo", "--file", "runs.jsonl", "--json").json
+    assert (first["created"], first["existing"], first["bad"]) == (500, 0, 0)
+    assert first["runs_per_s"] > 0
+    again = cli("enqueue", "echo", "--file", "runs.jsonl", "--json").json
+    assert (again["created"], again["existing"], again["bad"]) == (0, 500, 0)
+    piped = cli("enqueue", "echo", "--file", "-", input="\n".join([*lines, json.dumps({"input": 500})]))
+    assert piped.out.startswith("1 created, 500 existed already: ")
+    assert cli("enqueue", "echo", "--id", f"line-{name}", "--input", "0", "--wait").json == 7
+    found = cli("runs", "--tenant", name, "--limit", "1000", "--json").json
+    assert len({run["run_id"] for run in found}) == 500
+
+
+def test_bad_lines_are_reported_and_the_others_go_on(cli: Cli) -> None:
+    good, odd = uuid.uuid4().hex, uuid.uuid4().hex
+    assert cli("enqueue", "approval", "--id", odd).code == 0
+    lines = [
+        json.dumps({"id": good, "input": 1}),
+        '{"input": 1',
+        "",
+        '{"id": "not allowed", "input": 1}',
+        '{"inptu": 1}',
+        "[]",
+        "{}",
+        '{"input": 1, "tenant": "a b"}',
+        json.dumps({"id": odd, "input": 1}),
+        json.dumps({"id": f"{good}-2", "input": 2}),
+    ]
+    (cli.directory / "bad.jsonl").write_text("\n".join(lines))
+    done = cli("enqueue", "echo", "--file", "bad.jsonl", "--json")
+    facts = json.loads(done.out)
+    assert done.code == 1
+    assert (facts["created"], facts["existing"], facts["bad"]) == (2, 0, 7)
+    assert [error["line"] for error in facts["errors"]] == [2, 4, 5, 6, 7, 8, 9]
+    reported = done.err.splitlines()
+    assert len(reported) == 7
+    assert reported[0].startswith("error: bad.jsonl:2: ")
+    assert "run id 'not allowed' is not allowed" in reported[1]
+    assert "unknown field `inptu`" in reported[2]
+    assert "tenant 'a b' is not allowed" in reported[5]
+    assert f"the id {odd} belongs to a run of workflow approval" in reported[6]
+
+
+# --- looking --------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_listed_newest_first_and_filtered(cli: Cli, id: str) -> None:
+    for number in range(3):
+        assert cli("enqueue", "echo", "--input", "1", "--id", f"{id}-{number}", "--tenant", id, "--wait").code == 0
+    found = cli("runs", "--tenant", id, "--json").json
+    assert [run["run_id"] for run in found] == [f"{id}-2", f"{id}-1", f"{id}-0"]
+    assert {(run["workflow"], run["tenant"], run["status"]) for run in found} == {("echo", id, "completed")}
+    assert len(cli("runs", "--tenant", id, "--limit", "2", "--json").json) == 2
+    assert cli("runs", "--tenant", id, "--status", "failed", "--json").json == []
+    shown = cli("runs", "--tenant", id).out
+    assert shown.startswith("RUN ")
+    assert shown.count("\n") == 4
+    nothing = cli("runs", "--tenant", f"{id}-other")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "no runs that fit\n")
+
+
+def test_show_has_the_state_the_history_and_the_children(cli: Cli, id: str) -> None:
+    assert cli("enqueue", "parent", "--input", "3", "--id", id, "--wait").json == 6
+    shown = cli("show", id, "--json").json
+    assert (shown["run_id"], shown["status"], shown["workflow"], shown["result"]) == (id, "completed", "parent", 6)
+    assert shown["children"] == {f"{id}.{n}": "completed" for n in (1, 2, 3)}
+    assert shown["events"][0]["event"] == "started"
+    assert shown["events"][-1]["event"] == "completed"
+    child = cli("show", f"{id}.1", "--json").json
+    assert (child["parent"], child["workflow"]) == (id, "total")
+    drawn = cli("show", id).out
+    assert drawn.startswith(f"RUN  {id}  completed\n")
+    assert "CHILDREN 3" in drawn
+
+
+def test_status_shows_the_daemon_and_what_ran(cli: Cli) -> None:
+    assert cli("enqueue", "echo", "--input", "1", "--wait").code == 0
+    status = cli("status", "--json").json
+    assert (status["namespace"], status["shards_total"], status["shards_unowned"]) == (
+        cli.environ["STREAMFLOW_NAMESPACE"],
+        16,
+        0,
+    )
+    assert [daemon["shards"] for daemon in status["daemons"]] == [16]
+    assert status["daemons"][0]["beat_age"] < 2
+    assert status["server"]["product"] == "valkey"
+    until(
+        lambda: cli("status", "--json").json["views"]["runs"]["workflows"].get("echo", {}).get("completed", 0) > 0,
+        "the views count the run",
+    )
+    each = cli("status", "--shards", "--json").json["shards"]
+    assert [shard["number"] for shard in each] == list(range(16))
+    assert {shard["owner"] for shard in each} == {status["daemons"][0]["id"]}
+    drawn = cli("status").out
+    assert "THROUGHPUT" in drawn
+    assert "DAEMONS 1" in drawn
+
+
+def test_a_watched_status_without_a_terminal_is_one_object_a_line(cli: Cli) -> None:
+    watching = cli.spawn("status", "--watch", "--interval", "0.2", "--json", stdout=subprocess.PIPE)
+    try:
+        assert watching.stdout is not None
+        looks = [json.loads(watching.stdout.readline()) for _ in range(3)]
+        assert looks[0]["as_of"] < looks[2]["as_of"]
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(SECONDS) == 0
+    finally:
+        watching.kill()
+        watching.communicate()
+
+
+def test_tail_shows_what_happens_and_ends_with_ctrl_c(cli: Cli, id: str) -> None:
+    following = cli.spawn("tail", "--since", "1m", "--workflow", "total", "--json", stdout=subprocess.PIPE)
+    try:
+        assert cli("enqueue", "parent", "--input", "2", "--id", id, "--wait").code == 0
+        assert cli("enqueue", "echo", "--input", "1", "--id", f"{id}-echo", "--wait").code == 0
+        assert cli("enqueue", "total", "--input", "[1, 2]", "--id", f"{id}-total", "--wait").code == 0
+        assert following.stdout is not None
+        lines: list[dict[str, Any]] = []
+        while not lines or (lines[-1]["run_id"], lines[-1]["event"]) != (f"{id}-total", "completed"):
+            lines.append(json.loads(following.stdout.readline()))
+        mine = [line for line in lines if line["run_id"].startswith(id)]
+        assert {line["run_id"] for line in mine} == {f"{id}.1", f"{id}.2", f"{id}-total"}
+        events = [line["event"] for line in mine if line["run_id"] == f"{id}-total"]
+        assert events == ["started", "step", "step-done", "completed"]
+        assert [line["at"] for line in lines] == sorted(line["at"] for line in lines)
+        following.send_signal(signal.SIGINT)
+        assert following.wait(SECONDS) == 0
+    finally:
+        following.kill()
+        following.communicate()
+
+
+def test_tail_of_one_run_prints_payloads_safely(cli: Cli, id: str) -> None:
+    assert cli("enqueue", "fails", "--id", id, "--wait").code == 1
+    following = cli.spawn("tail", "--since", "all", "--run", id, stdout=subprocess.PIPE)
+    try:
+        assert following.stdout is not None
+        lines = [following.stdout.readline() for _ in range(4)]
+        assert [word in line for word, line in zip(("RunStarted", "StepScheduled"), lines, strict=False)] == [
+            True,
+            True,
+        ]
+        assert all(f"  {id}  " in line for line in lines)
+        assert all(line.rstrip("\n").isprintable() for line in lines)
+        assert "ValueError: no [/] ␛[31m good" in lines[2]
+    finally:
+        following.send_signal(signal.SIGINT)
+        following.communicate(timeout=SECONDS)
+
+
+# --- acting ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_reaches_its_run(cli: Cli, id: str) -> None:
+    assert cli("enqueue", "approval", "--id", id).out == f"started {id}\n"
+    assert cli("signal", id, "go", '"yes"').out == f"signal go sent to {id}\n"
+    assert cli("enqueue", "approval", "--id", id, "--wait").json == "yes"
+    late = cli("signal", id, "go", '"again"')
+    assert (late.code, late.err) == (1, f"error: run {id} has ended and takes no signal any more\n")
+
+
+def test_cancel_and_forget(cli: Cli, id: str) -> None:
+    assert cli("enqueue", "approval", "--id", id).code == 0
+    refused = cli("forget", id)
+    assert refused.code == 1
+    assert "only ended runs can be forgotten" in refused.err
+    assert cli("cancel", id, "--reason", "not\nneeded", "--json").json == {"run_id": id, "requested": "cancel"}
+    waited = cli("enqueue", "approval", "--id", id, "--wait")
+    assert (waited.code, waited.err) == (1, f"error: run {id} was cancelled: not␊needed\n") or waited.code == 1
+    assert cli("show", id, "--json").json["reason"] == "not\nneeded"
+    assert cli("forget", id, "--json").json == [{"run_id": id, "forgotten": True, "reason": ""}]
+    assert cli("forget", id).err == f"error: there is no run {id}\n"
+
+
+@pytest.mark.parametrize("words", [["show"], ["cancel"], ["forget"]])
+def test_a_run_that_is_not_there_is_exit_code_1(cli: Cli, words: list[str]) -> None:
+    done = cli(*words, "no-such-run")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error: there is no run no-such-run")
+
+
+def test_views_can_be_counted_again(cli: Cli) -> None:
+    assert cli("enqueue", "echo", "--input", "1", "--wait").code == 0
+    until(lambda: "runs" in cli("status", "--json").json["views"], "the views are there")
+    assert cli("views", "rebuild", "--json").json["shards"] == 16
+
+
+# --- servers and daemons --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["status"], ["runs"], ["enqueue", "echo"], ["daemon", "--app", "flows:app"]])
+def test_a_server_that_is_not_there_is_told_within_seconds_and_without_its_password(cli: Cli, words: list[str]) -> None:
+    began = time.monotonic()
+    done = cli(*words, "--redis", "redis://user:secret@127.0.0.1:1/0")
+    assert time.monotonic() - began < 8  # two seconds, and the start of Python on a busy machine
+    assert (done.code, done.out) == (1, "")
+    assert "error: no answer from redis://***@127.0.0.1:1/0" in done.err
+    assert "secret" not in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_namespace_that_is_not_there_is_told(cli: Cli) -> None:
+    done = cli("status", "--namespace", "nobodys")
+    assert (done.code, done.out) == (1, "")
+    assert "there is no namespace 'nobodys'" in done.err
+    assert "streamflow daemon --app" in done.err
+
+
+def test_a_daemon_drains_on_sigterm_and_finishes_its_steps(cli: Cli) -> None:
+    namespace = f"t{uuid.uuid4().hex[:12]}"
+    log = cli.directory / f"{namespace}.log"
+    with log.open("wb") as output:
+        daemon = cli.spawn(
+            *("daemon", "--app", "flows.py", "--namespace", namespace, "--shards", "4", "--log-format", "json"),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        until(lambda: "now 4 of 4" in log.read_text(), "the daemon took its shards")
+        assert cli("enqueue", "sleeper", "--input", "1.5", "--id", "s1", "--namespace", namespace).code == 0
+        until(
+            lambda: cli("show", "s1", "--namespace", namespace, "--json").json["status"] == "running",
+            "the step runs",
+        )
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(SECONDS) == 0
+        assert cli("show", "s1", "--namespace", namespace, "--json").json["result"] == "slept"
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        assert all(line.keys() >= {"ts", "level", "logger", "message"} for line in lines)
+        assert lines[-1]["message"] == "drained"
+    finally:
+        daemon.kill()
+        daemon.wait(SECONDS)
+
+
+def test_a_daemon_with_other_shards_than_its_namespace_says_both_numbers(cli: Cli) -> None:
+    done = cli("daemon", "--app", "flows:app", "--shards", "8")
+    assert done.code == 1
+    error = done.err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "has 16 shards" in error
+    assert "--shards 16" in error
+
+
+def test_dev_brings_server_and_daemon_and_keeps_the_data(cli: Cli) -> None:
+    for created in (True, False):
+        dev = cli.spawn("dev", "--app", "flows.py", "--dir", "data", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        try:
+            assert dev.stdout is not None
+            first = dev.stdout.readline()
+            url = first.split()[1]
+            assert first.startswith("server: redis://127.0.0.1:")
+            assert "streamflow enqueue total" in dev.stdout.readline()
+            server = ("--redis", url, "--namespace", cli.environ["STREAMFLOW_NAMESPACE"])
+            until(lambda server=server: cli("runs", *server).code == 0, "the daemon created the namespace")
+            done = cli("enqueue", "echo", "--input", "5", "--id", "kept", *server, "--wait", "--json").json
+            assert done == {"run_id": "kept", "created": created, "status": "completed", "result": 5}
+            dev.send_signal(signal.SIGINT)
+            assert dev.wait(SECONDS) == 0
+        finally:
+            dev.kill()
+            dev.communicate()
