@@ -24,6 +24,8 @@ from .rig import Deployment, Options, Rig, deployment
 
 RUNS = 50_000
 CHUNK = 4000
+ON_THE_WAY = 3
+"""Chunks, as in `enqueue --file`: while one is on its way, the next is encoded."""
 
 
 async def bench_enqueue(rig: Rig, options: Options, report: Report) -> None:
@@ -46,14 +48,21 @@ async def bench_enqueue(rig: Rig, options: Options, report: Report) -> None:
 
 async def _by_client(where: Deployment, runs: int, prefix: str) -> float:
     began = time.perf_counter()
-    for first in range(0, runs, CHUNK):
-        new = [
-            NewRun(park.name, encode_input(number), f"{prefix}-{number}")
-            for number in range(first, min(first + CHUNK, runs))
-        ]
-        for run in await where.client.start_payloads(new):
-            if isinstance(run, Exception):
-                raise run
+    chunks = iter(range(0, runs, CHUNK))
+
+    async def load() -> None:
+        for first in chunks:
+            new = [
+                NewRun(park.name, encode_input(number), f"{prefix}-{number}")
+                for number in range(first, min(first + CHUNK, runs))
+            ]
+            for run in await where.client.start_payloads(new):
+                if isinstance(run, Exception):
+                    raise run
+
+    async with anyio.create_task_group() as group:
+        for _ in range(ON_THE_WAY):
+            group.start_soon(load)
     seconds = time.perf_counter() - began
     await where.reduced()
     return seconds

@@ -22,7 +22,7 @@ import streamflow as sf
 
 app = sf.App()
 
-# --- what travels between workflows and steps: plain typed data ---------------------------------------------------------
+# --- what travels between workflows and steps: plain typed data -------------------------------------------------------
 
 
 class Thought(msgspec.Struct):
@@ -45,7 +45,7 @@ class Report(msgspec.Struct):
     summary: str
 
 
-# --- steps: everything that touches the world. Each one's result is recorded once, and never asked for again ------------
+# --- steps: everything that touches the world. Each one's result is recorded once, and never asked for again ----------
 
 
 @app.step(retry=sf.Retry(attempts=3, initial=0.1), timeout=30)
@@ -77,7 +77,7 @@ async def summarise(findings: list[Finding]) -> str:
     return f"{len(findings)} topics, {sum(len(finding.sources) for finding in findings)} sources"
 
 
-# --- workflows: they only decide. A daemon may die at any line: another one continues at that line -----------------------
+# --- workflows: they only decide. A daemon may die at any line: another one continues at that line --------------------
 
 TOOLS = {"search": search, "read": read}
 

@@ -12,7 +12,6 @@ of the clean-up is continued, not forgotten.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import streamflow as sf
 
@@ -53,14 +52,10 @@ async def undo(what: str) -> None:
 async def order(item: str, quantity: int, card: str, country: str) -> list[str]:
     """What was done, as a list. Fails after it has undone everything when a part can't be done."""
     done: list[str] = []
-    parts: list[Callable[[], Awaitable[str]]] = [
-        lambda: reserve(item, quantity),
-        lambda: pay(card, 19.9 * quantity),
-        lambda: ship(item, country),
-    ]
     try:
-        for part in parts:
-            done.append(await part())
+        done.append(await reserve(item, quantity))
+        done.append(await pay(card, 19.9 * quantity))
+        done.append(await ship(item, country))
     except sf.StepFailed:
         for what in reversed(done):
             await undo(what)

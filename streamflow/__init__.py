@@ -4,6 +4,7 @@ The public API: `import streamflow as sf`.
 """
 
 from streamflow.edges.client import Client, Run, connect
+from streamflow.edges.local import local
 from streamflow.pure.definitions import App
 from streamflow.pure.errors import (
     ChildFailed,
@@ -95,6 +96,7 @@ __all__ = [
     "connect",
     "gather",
     "info",
+    "local",
     "now",
     "random",
     "send_signal",

@@ -15,10 +15,8 @@ from typing import Any
 import anyio
 
 from streamflow.edges.client import Client, connect
-from streamflow.edges.embedded import EmbeddedServer
 from streamflow.pure.definitions import App
 from streamflow.pure.settings import Settings
-from streamflow.runtime.daemon import Daemon
 
 GRACE_SECONDS = 1.0
 """How long steps may go on after the block has ended."""
@@ -37,7 +35,11 @@ async def local(
     ...     run = await client.start(digest, ["https://example.org"])
     ...     print(await run.result())
     """
-    async with EmbeddedServer(directory, memory=directory is None) as server:
+    # Here, because `import streamflow` is also what every client and every command begins with.
+    from streamflow.edges.embedded import EmbeddedServer
+    from streamflow.runtime.daemon import Daemon
+
+    async with EmbeddedServer(directory) as server:
         offered: dict[str, Any] = {"redis": server.url, "shards": shards, "grace": GRACE_SECONDS, **settings}
         daemon = Daemon(app, Settings(**offered))
         # A task of its own, not a task group: an error in the block stays that error.

@@ -36,6 +36,11 @@ def set_up(format: str = "text", level: str = "info", stream: TextIO | None = No
     logging.captureWarnings(True)
 
 
+def silence() -> None:
+    """Nothing is logged, not even what the logging module prints by itself when it has no handler."""
+    logging.basicConfig(handlers=[logging.NullHandler()], force=True)
+
+
 def json_line(value: object) -> str:
     """Compact JSON on one line in which every character is visible; what JSON has no form for becomes text."""
     try:

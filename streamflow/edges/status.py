@@ -36,6 +36,8 @@ RATE_SECONDS = 5.0
 FRESH_SECONDS = 3
 """A rates view that is not older than this is shown as it is: its last seconds are unknown rather than zero."""
 SETTLE_EVERY = 0.15
+PATIENCE = 2.0
+"""Seconds until a look that gets no answer is an error: a screen says so, and looks again."""
 
 _VIEW_NAMES = (*(view.name for view in VIEWS), "oldest")
 _decode_beat = msgspec.json.Decoder(dict[str, Any]).decode
@@ -80,7 +82,7 @@ class StatusCollector:
             *(Call.plain("HMGET", shard.owner, "holder", "log") for shard in shards),
             *(Call.plain("XLEN", shard.inbox) for shard in shards),
         ]
-        clock, info, fsync, members, merged, *rest = await client.store.send(calls)
+        clock, info, fsync, members, merged, *rest = await client.store.send(calls, PATIENCE)
         for answer in (clock, members, merged):
             if isinstance(answer, StoreError):
                 raise answer

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.pure import codec
+from streamflow.pure.errors import Failure
 from streamflow.pure.events import AnyEvent, CancelRequested, ChildCompleted, ChildFailed, RunStarted, SignalReceived
 from streamflow.pure.machine import Input, Outcome
 from streamflow.pure.names import check_name, check_run_id
@@ -20,8 +21,21 @@ from streamflow.store.kernel import Delivery
 _signal = msgspec.msgpack.Decoder(tuple[str, Raw])
 _reason = msgspec.msgpack.Decoder(str)
 _event = msgspec.msgpack.Decoder(AnyEvent)
-_outcome = msgspec.msgpack.Decoder(Outcome)
 _start = msgspec.msgpack.Decoder(tuple[str, str, str, Raw])
+
+
+class _Outcome(msgspec.Struct):
+    """An `Outcome` as it is encoded: `Raw | None` can be encoded, but not decoded."""
+
+    seq: int
+    attempt: int
+    ms: float
+    result: Raw
+    failure: Failure | None = None
+    permanent: bool = False
+
+
+_outcome = msgspec.msgpack.Decoder(_Outcome)
 
 
 class BadMessage(Exception):
@@ -49,7 +63,9 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
                 return event
             raise BadMessage(f"a child's outcome was expected, not {type(event).__name__}")
         if message.kind == "outcome":
-            return _outcome.decode(message.body)
+            one = _outcome.decode(message.body)
+            result = one.result.copy() if one.failure is None else None
+            return Outcome(one.seq, one.attempt, one.ms, result, one.failure, one.permanent)
     except BadMessage:
         raise
     except Exception as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from streamflow.edges.cli import cli as group
 from streamflow.edges.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.timeout(120)
@@ -77,10 +81,10 @@ async def sleeper(seconds: float) -> str:
 
 
 class Done:
-    def __init__(self, process: subprocess.CompletedProcess[str]) -> None:
-        self.code = process.returncode
-        self.out = process.stdout
-        self.err = process.stderr
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code = code
+        self.out = out
+        self.err = err
 
     @property
     def json(self) -> Any:
@@ -93,28 +97,37 @@ class Cli:
 
     def __init__(self, directory: Path, url: str, namespace: str) -> None:
         self.directory = directory
-        self.environ = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "STREAMFLOW_REDIS": url,
-            "STREAMFLOW_NAMESPACE": namespace,
-        }
+        self.own = {"STREAMFLOW_REDIS": url, "STREAMFLOW_NAMESPACE": namespace}
+        self.environ = {**os.environ, **self.own, "PYTHONPATH": str(ROOT)}
 
     def __call__(self, *words: str, input: str | None = None) -> Done:
+        """In this process: all but the start of Python is as in one of its own, and that is most of the time."""
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
+        try:
+            with contextlib.chdir(self.directory):
+                result = CliRunner().invoke(group, list(words), input=input, env=self.own)
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+            logging.captureWarnings(False)
+        if not isinstance(result.exception, SystemExit | None):
+            raise result.exception
+        return Done(result.exit_code, result.stdout, result.stderr)
+
+    def process(self, *words: str) -> Done:
         command = [sys.executable, "-m", "streamflow", *words]
-        return Done(
-            subprocess.run(
-                command,
-                input=input,
-                stdin=subprocess.DEVNULL if input is None else None,
-                capture_output=True,
-                text=True,
-                cwd=self.directory,
-                env=self.environ,
-                timeout=SECONDS,
-                check=False,
-            )
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd=self.directory,
+            env=self.environ,
+            timeout=SECONDS,
+            check=False,
         )
+        return Done(done.returncode, done.stdout, done.stderr)
 
     def spawn(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "streamflow", *words]
@@ -145,7 +158,7 @@ def cli(embedded_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-def id() -> str:
+def run_id() -> str:
     return f"r-{uuid.uuid4().hex[:8]}"
 
 
@@ -154,7 +167,7 @@ def id() -> str:
 
 @pytest.mark.parametrize("given", ["[1, 2]", '{"b": 2, "a": 1}'])
 def test_enqueue_waits_and_prints_the_result(cli: Cli, given: str) -> None:
-    done = cli("enqueue", "total", "--input", given, "--wait")
+    done = cli.process("enqueue", "total", "--input", given, "--wait")
     assert (done.code, done.out, done.err) == (0, "3\n", "")
 
 
@@ -164,40 +177,40 @@ def test_the_input_comes_from_a_file_or_from_stdin_too(cli: Cli) -> None:
     assert cli("enqueue", "echo", "--input", "-", "--wait", input="8").json == 8
 
 
-def test_the_same_id_is_the_same_run(cli: Cli, id: str) -> None:
-    assert cli("enqueue", "echo", "--input", "1", "--id", id, "--json").json == {"run_id": id, "created": True}
-    assert cli("enqueue", "echo", "--input", "2", "--id", id, "--json").json == {"run_id": id, "created": False}
-    waited = cli("enqueue", "echo", "--input", "2", "--id", id, "--wait", "--json").json
-    assert waited == {"run_id": id, "created": False, "status": "completed", "result": 1}
-    other = cli("enqueue", "fails", "--id", id)
+def test_the_same_id_is_the_same_run(cli: Cli, run_id: str) -> None:
+    assert cli("enqueue", "echo", "--input", "1", "--id", run_id, "--json").json == {"run_id": run_id, "created": True}
+    assert cli("enqueue", "echo", "--input", "2", "--id", run_id, "--json").json == {"run_id": run_id, "created": False}
+    waited = cli("enqueue", "echo", "--input", "2", "--id", run_id, "--wait", "--json").json
+    assert waited == {"run_id": run_id, "created": False, "status": "completed", "result": 1}
+    other = cli("enqueue", "fails", "--id", run_id)
     assert (other.code, other.out) == (1, "")
-    assert f"the id {id} belongs to a run of workflow echo" in other.err
+    assert f"the id {run_id} belongs to a run of workflow echo" in other.err
 
 
-def test_a_run_that_fails_is_exit_code_1_with_its_failure(cli: Cli, id: str) -> None:
-    done = cli("enqueue", "fails", "--id", id, "--wait")
+def test_a_run_that_fails_is_exit_code_1_with_its_failure(cli: Cli, run_id: str) -> None:
+    done = cli("enqueue", "fails", "--id", run_id, "--wait")
     assert (done.code, done.out) == (1, "")
-    assert done.err.startswith(f"error: run {id} failed: ")
+    assert done.err.startswith(f"error: run {run_id} failed: ")
     assert "ValueError: no [/] ␛[31m good" in done.err
-    described = json.loads(cli("enqueue", "fails", "--id", id, "--wait", "--json").out)
+    described = json.loads(cli("enqueue", "fails", "--id", run_id, "--wait", "--json").out)
     assert (described["status"], described["failure"]["kind"]) == ("failed", "StepFailed")
-    assert "\x1b" not in cli("show", id).out + cli("show", id, "--json").out
+    assert "\x1b" not in cli("show", run_id).out + cli("show", run_id, "--json").out
 
 
-def test_a_run_that_takes_longer_than_the_timeout_goes_on(cli: Cli, id: str) -> None:
-    done = cli("enqueue", "approval", "--id", id, "--wait", "--timeout", "0.3")
+def test_a_run_that_takes_longer_than_the_timeout_goes_on(cli: Cli, run_id: str) -> None:
+    done = cli("enqueue", "approval", "--id", run_id, "--wait", "--timeout", "0.3")
     assert (done.code, done.out) == (1, "")
-    assert done.err == f"error: run {id} has not ended within 0.3 s; it goes on\n"
-    assert cli("cancel", id).code == 0
+    assert done.err == f"error: run {run_id} has not ended within 0.3 s; it goes on\n"
+    assert cli("cancel", run_id).code == 0
 
 
-def test_a_workflow_that_nobody_knows_is_refused_unless_forced(cli: Cli, id: str) -> None:
-    done = cli("enqueue", "totl", "--id", id, "--input", "[1, 2]")
+def test_a_workflow_that_nobody_knows_is_refused_unless_forced(cli: Cli, run_id: str) -> None:
+    done = cli("enqueue", "totl", "--id", run_id, "--input", "[1, 2]")
     assert (done.code, done.out) == (2, "")
     assert "no daemon has registered workflow totl; did you mean total?" in done.err
     assert "Known: approval, echo, fails, parent, sleeper, total" in done.err
-    assert cli("show", id).code == 1
-    assert cli("enqueue", "totl", "--id", id, "--input", "[1, 2]", "--force", "--json").json["created"] is True
+    assert cli("show", run_id).code == 1
+    assert cli("enqueue", "totl", "--id", run_id, "--input", "[1, 2]", "--force", "--json").json["created"] is True
 
 
 def test_input_that_does_not_fit_is_refused_before_anything_starts(cli: Cli) -> None:
@@ -256,32 +269,34 @@ def test_bad_lines_are_reported_and_the_others_go_on(cli: Cli) -> None:
 # --- looking --------------------------------------------------------------------------------------------------------
 
 
-def test_runs_are_listed_newest_first_and_filtered(cli: Cli, id: str) -> None:
+def test_runs_are_listed_newest_first_and_filtered(cli: Cli, run_id: str) -> None:
     for number in range(3):
-        assert cli("enqueue", "echo", "--input", "1", "--id", f"{id}-{number}", "--tenant", id, "--wait").code == 0
-    found = cli("runs", "--tenant", id, "--json").json
-    assert [run["run_id"] for run in found] == [f"{id}-2", f"{id}-1", f"{id}-0"]
-    assert {(run["workflow"], run["tenant"], run["status"]) for run in found} == {("echo", id, "completed")}
-    assert len(cli("runs", "--tenant", id, "--limit", "2", "--json").json) == 2
-    assert cli("runs", "--tenant", id, "--status", "failed", "--json").json == []
-    shown = cli("runs", "--tenant", id).out
+        assert (
+            cli("enqueue", "echo", "--input", "1", "--id", f"{run_id}-{number}", "--tenant", run_id, "--wait").code == 0
+        )
+    found = cli("runs", "--tenant", run_id, "--json").json
+    assert [run["run_id"] for run in found] == [f"{run_id}-2", f"{run_id}-1", f"{run_id}-0"]
+    assert {(run["workflow"], run["tenant"], run["status"]) for run in found} == {("echo", run_id, "completed")}
+    assert len(cli("runs", "--tenant", run_id, "--limit", "2", "--json").json) == 2
+    assert cli("runs", "--tenant", run_id, "--status", "failed", "--json").json == []
+    shown = cli("runs", "--tenant", run_id).out
     assert shown.startswith("RUN ")
     assert shown.count("\n") == 4
-    nothing = cli("runs", "--tenant", f"{id}-other")
+    nothing = cli("runs", "--tenant", f"{run_id}-other")
     assert (nothing.code, nothing.out, nothing.err) == (0, "", "no runs that fit\n")
 
 
-def test_show_has_the_state_the_history_and_the_children(cli: Cli, id: str) -> None:
-    assert cli("enqueue", "parent", "--input", "3", "--id", id, "--wait").json == 6
-    shown = cli("show", id, "--json").json
-    assert (shown["run_id"], shown["status"], shown["workflow"], shown["result"]) == (id, "completed", "parent", 6)
-    assert shown["children"] == {f"{id}.{n}": "completed" for n in (1, 2, 3)}
+def test_show_has_the_state_the_history_and_the_children(cli: Cli, run_id: str) -> None:
+    assert cli("enqueue", "parent", "--input", "3", "--id", run_id, "--wait").json == 6
+    shown = cli("show", run_id, "--json").json
+    assert (shown["run_id"], shown["status"], shown["workflow"], shown["result"]) == (run_id, "completed", "parent", 6)
+    assert shown["children"] == {f"{run_id}.{n}": "completed" for n in (1, 2, 3)}
     assert shown["events"][0]["event"] == "started"
     assert shown["events"][-1]["event"] == "completed"
-    child = cli("show", f"{id}.1", "--json").json
-    assert (child["parent"], child["workflow"]) == (id, "total")
-    drawn = cli("show", id).out
-    assert drawn.startswith(f"RUN  {id}  completed\n")
+    child = cli("show", f"{run_id}.1", "--json").json
+    assert (child["parent"], child["workflow"]) == (run_id, "total")
+    drawn = cli("show", run_id).out
+    assert drawn.startswith(f"RUN  {run_id}  completed\n")
     assert "CHILDREN 3" in drawn
 
 
@@ -321,19 +336,19 @@ def test_a_watched_status_without_a_terminal_is_one_object_a_line(cli: Cli) -> N
         watching.communicate()
 
 
-def test_tail_shows_what_happens_and_ends_with_ctrl_c(cli: Cli, id: str) -> None:
+def test_tail_shows_what_happens_and_ends_with_ctrl_c(cli: Cli, run_id: str) -> None:
     following = cli.spawn("tail", "--since", "1m", "--workflow", "total", "--json", stdout=subprocess.PIPE)
     try:
-        assert cli("enqueue", "parent", "--input", "2", "--id", id, "--wait").code == 0
-        assert cli("enqueue", "echo", "--input", "1", "--id", f"{id}-echo", "--wait").code == 0
-        assert cli("enqueue", "total", "--input", "[1, 2]", "--id", f"{id}-total", "--wait").code == 0
+        assert cli("enqueue", "parent", "--input", "2", "--id", run_id, "--wait").code == 0
+        assert cli("enqueue", "echo", "--input", "1", "--id", f"{run_id}-echo", "--wait").code == 0
+        assert cli("enqueue", "total", "--input", "[1, 2]", "--id", f"{run_id}-total", "--wait").code == 0
         assert following.stdout is not None
         lines: list[dict[str, Any]] = []
-        while not lines or (lines[-1]["run_id"], lines[-1]["event"]) != (f"{id}-total", "completed"):
+        while not lines or (lines[-1]["run_id"], lines[-1]["event"]) != (f"{run_id}-total", "completed"):
             lines.append(json.loads(following.stdout.readline()))
-        mine = [line for line in lines if line["run_id"].startswith(id)]
-        assert {line["run_id"] for line in mine} == {f"{id}.1", f"{id}.2", f"{id}-total"}
-        events = [line["event"] for line in mine if line["run_id"] == f"{id}-total"]
+        mine = [line for line in lines if line["run_id"].startswith(run_id)]
+        assert {line["run_id"] for line in mine} == {f"{run_id}.1", f"{run_id}.2", f"{run_id}-total"}
+        events = [line["event"] for line in mine if line["run_id"] == f"{run_id}-total"]
         assert events == ["started", "step", "step-done", "completed"]
         assert [line["at"] for line in lines] == sorted(line["at"] for line in lines)
         following.send_signal(signal.SIGINT)
@@ -343,9 +358,9 @@ def test_tail_shows_what_happens_and_ends_with_ctrl_c(cli: Cli, id: str) -> None
         following.communicate()
 
 
-def test_tail_of_one_run_prints_payloads_safely(cli: Cli, id: str) -> None:
-    assert cli("enqueue", "fails", "--id", id, "--wait").code == 1
-    following = cli.spawn("tail", "--since", "all", "--run", id, stdout=subprocess.PIPE)
+def test_tail_of_one_run_prints_payloads_safely(cli: Cli, run_id: str) -> None:
+    assert cli("enqueue", "fails", "--id", run_id, "--wait").code == 1
+    following = cli.spawn("tail", "--since", "all", "--run", run_id, stdout=subprocess.PIPE)
     try:
         assert following.stdout is not None
         lines = [following.stdout.readline() for _ in range(4)]
@@ -353,7 +368,7 @@ def test_tail_of_one_run_prints_payloads_safely(cli: Cli, id: str) -> None:
             True,
             True,
         ]
-        assert all(f"  {id}  " in line for line in lines)
+        assert all(f"  {run_id}  " in line for line in lines)
         assert all(line.rstrip("\n").isprintable() for line in lines)
         assert "ValueError: no [/] ␛[31m good" in lines[2]
     finally:
@@ -364,25 +379,25 @@ def test_tail_of_one_run_prints_payloads_safely(cli: Cli, id: str) -> None:
 # --- acting ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_signal_reaches_its_run(cli: Cli, id: str) -> None:
-    assert cli("enqueue", "approval", "--id", id).out == f"started {id}\n"
-    assert cli("signal", id, "go", '"yes"').out == f"signal go sent to {id}\n"
-    assert cli("enqueue", "approval", "--id", id, "--wait").json == "yes"
-    late = cli("signal", id, "go", '"again"')
-    assert (late.code, late.err) == (1, f"error: run {id} has ended and takes no signal any more\n")
+def test_a_signal_reaches_its_run(cli: Cli, run_id: str) -> None:
+    assert cli("enqueue", "approval", "--id", run_id).out == f"started {run_id}\n"
+    assert cli("signal", run_id, "go", '"yes"').out == f"signal go sent to {run_id}\n"
+    assert cli("enqueue", "approval", "--id", run_id, "--wait").json == "yes"
+    late = cli("signal", run_id, "go", '"again"')
+    assert (late.code, late.err) == (1, f"error: run {run_id} has ended and takes no signal any more\n")
 
 
-def test_cancel_and_forget(cli: Cli, id: str) -> None:
-    assert cli("enqueue", "approval", "--id", id).code == 0
-    refused = cli("forget", id)
+def test_cancel_and_forget(cli: Cli, run_id: str) -> None:
+    assert cli("enqueue", "approval", "--id", run_id).code == 0
+    refused = cli("forget", run_id)
     assert refused.code == 1
     assert "only ended runs can be forgotten" in refused.err
-    assert cli("cancel", id, "--reason", "not\nneeded", "--json").json == {"run_id": id, "requested": "cancel"}
-    waited = cli("enqueue", "approval", "--id", id, "--wait")
-    assert (waited.code, waited.err) == (1, f"error: run {id} was cancelled: not␊needed\n") or waited.code == 1
-    assert cli("show", id, "--json").json["reason"] == "not\nneeded"
-    assert cli("forget", id, "--json").json == [{"run_id": id, "forgotten": True, "reason": ""}]
-    assert cli("forget", id).err == f"error: there is no run {id}\n"
+    assert cli("cancel", run_id, "--reason", "not\nneeded", "--json").json == {"run_id": run_id, "requested": "cancel"}
+    waited = cli("enqueue", "approval", "--id", run_id, "--wait")
+    assert (waited.code, waited.err) == (1, f"error: run {run_id} was cancelled: not␊needed\n") or waited.code == 1
+    assert cli("show", run_id, "--json").json["reason"] == "not\nneeded"
+    assert cli("forget", run_id, "--json").json == [{"run_id": run_id, "forgotten": True, "reason": ""}]
+    assert cli("forget", run_id).err == f"error: there is no run {run_id}\n"
 
 
 @pytest.mark.parametrize("words", [["show"], ["cancel"], ["forget"]])
@@ -404,7 +419,7 @@ def test_views_can_be_counted_again(cli: Cli) -> None:
 @pytest.mark.parametrize("words", [["status"], ["runs"], ["enqueue", "echo"], ["daemon", "--app", "flows:app"]])
 def test_a_server_that_is_not_there_is_told_within_seconds_and_without_its_password(cli: Cli, words: list[str]) -> None:
     began = time.monotonic()
-    done = cli(*words, "--redis", "redis://user:secret@127.0.0.1:1/0")
+    done = cli.process(*words, "--redis", "redis://user:secret@127.0.0.1:1/0")
     assert time.monotonic() - began < 8  # two seconds, and the start of Python on a busy machine
     assert (done.code, done.out) == (1, "")
     assert "error: no answer from redis://***@127.0.0.1:1/0" in done.err
@@ -448,7 +463,7 @@ def test_a_daemon_drains_on_sigterm_and_finishes_its_steps(cli: Cli) -> None:
 
 
 def test_a_daemon_with_other_shards_than_its_namespace_says_both_numbers(cli: Cli) -> None:
-    done = cli("daemon", "--app", "flows:app", "--shards", "8")
+    done = cli.process("daemon", "--app", "flows:app", "--shards", "8")
     assert done.code == 1
     error = done.err.splitlines()[-1]
     assert error.startswith("error: ")

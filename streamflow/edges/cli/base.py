@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from streamflow.edges.logs import json_line, set_up, visible_json
+from streamflow.edges.logs import json_line, set_up, silence, visible_json
 from streamflow.pure.errors import StoreUnavailable, StreamflowError, UsageError
 from streamflow.pure.names import check_run_id
 
@@ -49,12 +49,16 @@ def checked_id(text: str) -> str:
     return check_run_id(text)
 
 
-def run_async(function: Callable[[], Coroutine[Any, Any, T]], *, fast: bool = False, logs: bool = True) -> T:
-    """Run until done, on uvloop where it is worth its import (`fast`) and exists."""
+def run_async(function: Callable[[], Coroutine[Any, Any, T]], *, fast: bool = False, screen: bool = False) -> T:
+    """Run until done, on uvloop where it is worth its import (`fast`) and exists.
+
+    Warnings go to stderr, unless a live `screen` has the terminal for itself: it shows what is wrong in its header.
+    """
     import anyio
 
-    if logs:
-        set_up("text", "warning")
+    set_up("text", "warning")
+    if screen:
+        silence()
     return anyio.run(function, backend_options={"use_uvloop": fast and has_uvloop()})
 
 

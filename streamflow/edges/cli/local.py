@@ -84,7 +84,7 @@ def dev(words: str | None, directory: Path, memory: bool, port: int | None, name
             return 0
 
     try:
-        return run_async(run, fast=True)
+        return run_async(run, fast=True, screen=screen)
     except KeyboardInterrupt:
         return 0
 

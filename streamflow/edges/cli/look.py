@@ -6,6 +6,7 @@ Called by: the group in `cli`.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -78,7 +79,7 @@ def status(
                 await anyio.sleep(interval)
 
     try:
-        run_async(look, logs=not watching)
+        run_async(look, screen=watching and sys.stdout.isatty())
     except KeyboardInterrupt:
         if not watching:
             raise

@@ -1,0 +1,46 @@
+"""The examples run as their first lines say, and load as the app of a daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streamflow.edges.loading import load_app
+
+pytestmark = [pytest.mark.anyio]
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = {
+    "research": ["honey bees: 4 topics, 4 sources", "what https://example.org/honey-bees-future says"],
+    "approval": ["Grace said yes", "of 420.00 to Ada", "an expense still waits for you", "refused", "expired"],
+    "saga": [
+        "done: parcel with anvil to Norway",
+        "undone: payment of 39.80 by card 4111\n    undone: reservation of 2 × anvil\n    failed: step ship failed",
+    ],
+}
+
+
+def test_every_example_is_tested() -> None:
+    assert {file.stem for file in (ROOT / "examples").glob("*.py")} == EXAMPLES.keys()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+async def test_an_example_runs_by_itself(name: str) -> None:
+    process = [sys.executable, "-W", "error", str(ROOT / "examples" / f"{name}.py")]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    done = await asyncio.to_thread(subprocess.run, process, capture_output=True, env=environ, timeout=50)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stderr == b""
+    for words in EXAMPLES[name]:
+        assert words in done.stdout.decode()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_the_app_of_a_daemon(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert load_app(f"{ROOT / 'examples' / name}.py").workflows

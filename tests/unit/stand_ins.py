@@ -1,0 +1,89 @@
+"""Stand-ins for what the runtime's parts call: a store that answers from a table, and a clock that stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from streamflow.pure.errors import StoreError
+from streamflow.runtime.shard import InboxMessage, OwnedShard
+from streamflow.store.connection import Call
+from streamflow.store.kernel import Answer, Committed, Fired, Kernel
+from streamflow.store.keys import NamespaceKeys
+
+KERNEL = Kernel(NamespaceKeys("ns"))
+
+
+class FakeStore:
+    """Answers each call by its script's or command's name: a value, an error, or a function of the call.
+
+    `calls` has what was sent, a list for each pipeline.
+    """
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+        self.calls: list[list[Call[Any]]] = []
+        self.generation = 0
+
+    async def send(self, calls: Sequence[Call[Any]], patience: float | None = None) -> list[Any]:
+        self.calls.append(list(calls))
+        return [self._answer(call) for call in calls]
+
+    async def one(self, call: Call[Any]) -> Any:
+        [answer] = await self.send([call])
+        if isinstance(answer, StoreError):
+            raise answer
+        return answer
+
+    def _answer(self, call: Call[Any]) -> Any:
+        answer = self.answers[call.script or call.args[0]]
+        return answer(call) if callable(answer) else answer
+
+    def sent(self, name: str) -> list[Call[Any]]:
+        """All calls of a script or command so far."""
+        return [call for calls in self.calls for call in calls if name == (call.script or call.args[0])]
+
+
+class FakeClock:
+    def __init__(self, now_ms: int = 1_000_000) -> None:
+        self.ms = now_ms
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    def observe(self, server_ms: int) -> None: ...
+
+    def seconds_until(self, due_ms: float) -> float:
+        return max(0.0, (due_ms - self.ms) / 1000)
+
+
+OK = Committed(Answer.OK, 1_000_000, "5-0", [])
+NOTHING_DUE = Fired(Answer.OK, 1_000_000, None, [])
+
+
+def owned(number: int = 0) -> OwnedShard:
+    return OwnedShard(number, KERNEL.keys.shard(number), "7:nonce")
+
+
+def pack(value: object) -> bytes:
+    return msgspec.msgpack.encode(value)
+
+
+def start(entry_id: str, run_id: str, workflow: str, *args: object, tenant: str = "-", parent: str = "-") -> InboxMessage:
+    header = f"pending 0 - 900 0 {workflow} {tenant} {parent}".encode()
+    return InboxMessage(entry_id, "start", run_id, pack(args), header)
+
+
+def signal(entry_id: str, run_id: str, name: str, value: object = None) -> InboxMessage:
+    return InboxMessage(entry_id, "signal", run_id, pack((name, value)))
+
+
+def put(shard: OwnedShard, *messages: InboxMessage) -> None:
+    """Into the shard's memory, as the inbox reader does it."""
+    for message in messages:
+        shard.known.add(message.id)
+        shard.inbox.append(message)
+
+

@@ -1,0 +1,333 @@
+"""One batch of one shard: what a commit gets from messages, outcomes and due times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+import streamflow as sf
+from streamflow.pure.errors import Failure
+from streamflow.pure.events import (
+    ChildFailed,
+    MessageQuarantined,
+    RunCompleted,
+    decode_transition,
+)
+from streamflow.pure.machine import Due, Outcome
+from streamflow.pure.record import decode_header
+from streamflow.pure.sharding import Partition, shard_of
+from streamflow.runtime import batch as batch_module
+from streamflow.runtime.batch import IN_FLIGHT, ShardBatch
+from streamflow.runtime.shard import InboxMessage, OwnedShard
+from tests.unit.driving import plain, raw
+from tests.unit.stand_ins import owned, put, signal, start
+
+app = sf.App()
+SHARDS = 8
+NOW = 1_000_000
+
+
+@app.step
+async def act(x: int) -> int:
+    return x
+
+
+@app.workflow
+async def quick(x: int) -> int:
+    return x
+
+
+@app.workflow
+async def stepping(x: int) -> int:
+    return await act(x)
+
+
+@app.workflow
+async def collecting(count: int) -> list[Any]:
+    return [await sf.signal("item") for _ in range(count)]
+
+
+@app.workflow
+async def sleeping(seconds: int) -> None:
+    await sf.sleep(seconds)
+
+
+@app.workflow
+async def family(count: int) -> None:
+    await sf.gather(*(quick(n) for n in range(count)), sf.send_signal("friend", "hello"))
+
+
+def batch_of(shard: OwnedShard, at: int = NOW, watched: list[str] | None = None) -> ShardBatch:
+    """Collect what waits at the shard and reduce it."""
+    batch = ShardBatch(shard, shard.next_commit("session"))
+    batch.collect()
+    batch.reduce(app, Partition.RUN, SHARDS, at, (watched if watched is not None else []).append)
+    batch.finish()
+    return batch
+
+
+def applied(batch: ShardBatch) -> ShardBatch:
+    """As if the commit was accepted, as far as the next batch needs it."""
+    for done in batch.reduced:
+        done.live.header, done.live.header_bytes, done.live.plan = done.header, done.header_bytes, done.plan
+    return batch
+
+
+def events(batch: ShardBatch, number: int = 0) -> list[str]:
+    return [type(event).__name__ for event in decode_transition(batch.batch.runs[number].transition).events]
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+
+def test_a_start_is_one_write_that_expects_the_header_of_its_message() -> None:
+    shard = owned()
+    message = start("1-0", "r", "stepping", 5, tenant="acme")
+    put(shard, message)
+    batch = batch_of(shard)
+    [write] = batch.batch.runs
+    assert (write.run_id, write.expected, write.state) == ("r", message.header, b"")
+    header = decode_header(write.header)
+    assert (header.status, header.version, header.commit, header.created) == ("running", 1, "session.1", 900)
+    assert (header.workflow, header.tenant) == ("stepping", "acme")
+    assert events(batch) == ["RunStarted", "StepScheduled"]
+    assert batch.batch.acks == ["1-0"]
+
+
+def test_messages_of_one_run_fold_into_one_transition_in_order() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "collecting", 3), *(signal(f"2-{n}", "r", "item", n) for n in range(3)))
+    batch = batch_of(shard)
+    assert events(batch) == ["RunStarted", *["SignalReceived"] * 3, "RunCompleted"]
+    ending = decode_transition(batch.batch.runs[0].transition).events[-1]
+    assert isinstance(ending, RunCompleted)
+    assert plain(ending.result) == [0, 1, 2]
+    assert batch.batch.acks == ["1-0", "2-0", "2-1", "2-2"]
+
+
+def test_many_runs_are_one_commit_and_each_is_watched_while_it_is_reduced() -> None:
+    shard = owned()
+    put(shard, *(start(f"1-{n}", f"r{n}", "quick", n) for n in range(5)))
+    watched: list[str] = []
+    batch = batch_of(shard, watched=watched)
+    assert [write.run_id for write in batch.batch.runs] == [f"r{n}" for n in range(5)]
+    assert watched == ["r0", "r1", "r2", "r3", "r4", ""]
+
+
+def test_the_agenda_says_in_flight_or_when_due_or_nothing() -> None:
+    shard = owned()
+    put(
+        shard,
+        start("1-0", "in-step", "stepping", 1),
+        start("1-1", "asleep", "sleeping", 5),
+        start("1-2", "listening", "collecting", 1),
+        start("1-3", "done", "quick", 1),
+    )
+    assert batch_of(shard).batch.plans == [("in-step", IN_FLIGHT), ("asleep", NOW + 5000)]
+
+
+def test_a_plan_that_stays_the_same_is_not_written_again_and_an_ended_run_leaves_the_agenda() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "sleeping", 5))
+    applied(batch_of(shard))
+    put(shard, signal("2-0", "r", "whatever"))
+    assert applied(batch_of(shard)).batch.plans == []
+    shard.add_input("r", Due())
+    batch = batch_of(shard, NOW + 5000)
+    assert batch.batch.plans == [("r", None)]
+    assert events(batch) == ["TimerFired", "RunCompleted"]
+
+
+def test_a_run_moves_between_listings_only_when_its_status_changes() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "collecting", 2))
+    assert applied(batch_of(shard)).batch.moves == [], "pending and running are listed together"
+    put(shard, signal("2-0", "r", "item"))
+    assert applied(batch_of(shard)).batch.moves == []
+    put(shard, signal("2-1", "r", "item"))
+    keys = shard.keys
+    expected = ("r", keys.index("running", "collecting"), keys.index("completed", "collecting"), NOW)
+    assert batch_of(shard).batch.moves == [expected]
+    assert shard.workflows == {"collecting"}
+
+
+def test_messages_for_others_are_numbered_in_order_and_say_their_shard() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "family", 3))
+    batch = batch_of(shard)
+    assert [send.number for send in batch.batch.sends] == ["7-1", "7-2", "7-3", "7-4"]
+    assert [(send.kind, send.run_id) for send in batch.batch.sends] == [
+        ("start", "r.1"),
+        ("start", "r.2"),
+        ("start", "r.3"),
+        ("signal", "friend"),
+    ]
+    assert all(send.target == shard_of(send.run_id, SHARDS, Partition.RUN) for send in batch.batch.sends)
+    assert [sent[0] for sent in batch.sends] == [send.number for send in batch.batch.sends]
+
+
+def test_what_was_delivered_is_deleted_with_the_next_commit() -> None:
+    shard = owned()
+    shard.sent = ["7-1", "7-2"]
+    batch = batch_of(shard)
+    assert batch.batch.sent == ["7-1", "7-2"]
+    assert not batch.is_empty
+    assert shard.sent == ["7-1", "7-2"], "until the commit is accepted"
+
+
+def test_news_are_of_ended_runs_and_large_results_are_left_out() -> None:
+    shard = owned()
+    put(
+        shard,
+        start("1-0", "small", "quick", 1),
+        start("1-1", "open", "collecting", 1),
+        start("1-2", "large", "collecting", 1),
+        signal("1-3", "large", "item", b"x" * 5000),
+    )
+    batch = batch_of(shard)
+    news = dict(msgspec.msgpack.decode(batch.batch.news))
+    assert news == {"small": batch.batch.runs[0].transition, "large": b""}
+
+
+def test_nothing_at_all_is_an_empty_batch() -> None:
+    assert batch_of(owned()).is_empty
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def test_a_message_for_a_run_that_is_not_there_is_done_with() -> None:
+    shard = owned()
+    put(shard, signal("1-0", "gone", "item"))
+    batch = batch_of(shard)
+    assert batch.batch.acks == ["1-0"]
+    assert batch.batch.plans == [("gone", None)]
+    assert batch.batch.runs == []
+
+
+def test_a_bad_message_is_quarantined_and_its_run_and_others_go_on() -> None:
+    shard = owned()
+    put(
+        shard,
+        start("1-0", "r", "collecting", 1),
+        InboxMessage("1-1", "signal", "r", b"\xc1"),
+        signal("1-2", "r", "item"),
+        start("1-3", "other", "quick", 1),
+    )
+    batch = batch_of(shard)
+    [poison] = batch.batch.poisons
+    assert (poison.message_id, poison.run_id, poison.body) == ("1-1", "r", b"\xc1")
+    [event] = decode_transition(poison.event).events
+    assert isinstance(event, MessageQuarantined)
+    assert event.reason == poison.reason
+    assert batch.batch.acks == ["1-0", "1-2", "1-3"]
+    assert [decode_header(write.header).status for write in batch.batch.runs] == ["completed", "completed"]
+
+
+def test_a_start_of_a_run_that_has_started_is_quarantined() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "collecting", 1))
+    applied(batch_of(shard))
+    put(shard, start("2-0", "r", "collecting", 9), signal("2-1", "r", "item", "well"))
+    batch = batch_of(shard)
+    assert [poison.message_id for poison in batch.batch.poisons] == ["2-0"]
+    assert events(batch) == ["SignalReceived", "RunCompleted"]
+
+
+def test_a_start_is_believed_only_until_its_run_proves_to_be_another() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "quick", 1), InboxMessage("1-1", "start", "forged", b"\x90", b"rubbish"))
+    batch = ShardBatch(shard, "c")
+    batch.collect()
+    assert batch.missing() == ["forged"]
+    batch.put_back()
+    shard.suspect.add("r")
+    batch = ShardBatch(shard, "c")
+    batch.collect()
+    assert batch.missing() == ["r", "forged"]
+    batch.work["r"].loaded = True  # and nothing was found
+    batch.reduce(app, Partition.RUN, SHARDS, NOW, [].append)
+    assert [poison.message_id for poison in batch.batch.poisons] == ["1-0", "1-1"]
+    assert batch.batch.runs == []
+
+
+def test_a_run_that_cannot_be_reduced_does_not_hold_up_the_others() -> None:
+    shard = owned()
+    put(shard, start("1-0", "broken", "collecting", 1), start("1-1", "fine", "collecting", 1))
+    applied(batch_of(shard))
+
+    def explode(inputs: Any, at: int) -> Any:
+        raise AssertionError("a defect")
+
+    shard.live["broken"].machine = type("Broken", (), {"advance": staticmethod(explode)})()  # type: ignore[assignment]
+    put(shard, signal("2-0", "broken", "item"), signal("2-1", "fine", "item"))
+    batch = batch_of(shard)
+    [poison] = batch.batch.poisons
+    assert (poison.message_id, poison.reason) == ("2-0", "reducing failed: AssertionError: a defect")
+    assert batch.batch.acks == ["2-1"]
+    assert "broken" not in shard.live, "it is read again before it is tried again"
+
+
+def test_a_child_whose_id_is_taken_is_refused_to_its_parent() -> None:
+    shard = owned()
+    put(shard, InboxMessage("1-0", "taken", "theirs", b"", b"parent#4"))
+    batch = batch_of(shard)
+    [send] = batch.batch.sends
+    assert (send.kind, send.run_id, send.target) == ("child", "parent", shard_of("parent", SHARDS, Partition.RUN))
+    failure = Failure("RunConflict", "the run id theirs belongs to another run")
+    assert msgspec.msgpack.decode(send.body, type=ChildFailed) == ChildFailed(4, "", failure)
+    assert batch.batch.acks == ["1-0"]
+
+
+# --- collecting and putting back ------------------------------------------------------------------------------------
+
+
+def test_a_batch_has_limits_and_the_rest_stays_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "RUNS", 3)
+    shard = owned()
+    put(shard, *(start(f"1-{n}", f"r{n}", "quick", n) for n in range(7)))
+    taken = [[write.run_id for write in batch_of(shard).batch.runs] for _ in range(3)]
+    assert taken == [["r0", "r1", "r2"], ["r3", "r4", "r5"], ["r6"]]
+
+
+def test_a_batch_has_a_limit_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "BYTES", 1000)
+    shard = owned()
+    put(shard, *(signal(f"1-{n}", "r", "item", b"x" * 600) for n in range(3)))
+    batch = ShardBatch(shard, "c")
+    batch.collect()
+    assert [message.id for message in batch.work["r"].messages] == ["1-0", "1-1"]
+    assert [message.id for message in shard.inbox] == ["1-2"]
+
+
+def test_outcomes_and_messages_of_a_run_come_together() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "stepping", 5))
+    applied(batch_of(shard))
+    shard.add_input("r", Outcome(1, 1, 2.5, raw(5)))
+    put(shard, signal("2-0", "r", "late"))
+    assert events(batch_of(shard)) == ["StepCompleted", "RunCompleted"]
+
+
+def test_what_is_put_back_comes_again_in_the_same_order_before_what_is_newer() -> None:
+    shard = owned()
+    put(shard, start("9-0", "r", "collecting", 2), signal("9-1", "r", "item", 1), start("10-0", "s", "quick", 1))
+    shard.add_input("t", Due())
+    batch = batch_of(shard)
+    put(shard, signal("11-0", "r", "item", 2))
+    shard.add_input("t", Outcome(1, 1, 0.0))
+    batch.put_back()
+    assert [message.id for message in shard.inbox] == ["9-0", "9-1", "10-0", "11-0"]
+    assert [type(one).__name__ for one in shard.inputs["t"]] == ["Due", "Outcome"]
+    assert shard.live == {}, "what was reduced didn't happen"
+    again = batch_of(shard)
+    assert events(again) == ["RunStarted", "SignalReceived", "SignalReceived", "RunCompleted"]
+
+
+def test_bad_messages_and_refusals_are_put_back_too() -> None:
+    shard = owned()
+    put(shard, InboxMessage("1-0", "joke", "r", b""), InboxMessage("1-1", "taken", "x", b"", b"p#1"))
+    batch_of(shard).put_back()
+    assert [message.id for message in shard.inbox] == ["1-0", "1-1"]
