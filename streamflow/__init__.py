@@ -3,8 +3,11 @@
 The public API: `import streamflow as sf`.
 """
 
-from streamflow.edges.client import Client, Run, connect
-from streamflow.edges.local import local
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from streamflow.pure.definitions import App
 from streamflow.pure.errors import (
     ChildFailed,
@@ -49,6 +52,26 @@ from streamflow.pure.reducing import (
 from streamflow.pure.retry import NO_RETRY, Retry
 from streamflow.runtime.executor import StepInfo, step_info
 from streamflow.version import __version__
+
+if TYPE_CHECKING:
+    from streamflow.edges.client import Client, Run, connect
+    from streamflow.edges.local import local
+
+# Loaded when first asked for: a module of flows, or `streamflow --help`, needs no client of the server.
+_LATER = {
+    "Client": "streamflow.edges.client",
+    "Run": "streamflow.edges.client",
+    "connect": "streamflow.edges.client",
+    "local": "streamflow.edges.local",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'streamflow' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return value
+
 
 __all__ = [
     "NO_RETRY",

@@ -49,6 +49,7 @@ NAMESPACE = "demo"
 KILL_AT = 0.4
 """Share of the files that are parsed when a daemon is killed."""
 TIMEOUT_SECONDS = 600.0
+READY_SECONDS = 30.0
 POLL_SECONDS = 0.02
 PROGRESS_SECONDS = 1.0
 DAEMON = {
@@ -230,15 +231,18 @@ class _Fleet:
 
     async def balanced(self, client: Client) -> int:
         """Wait until all daemons own shards, and together all of them. Gives the number of shards."""
-        while True:
-            for daemon in self.daemons:
-                if not daemon.running:
-                    raise StreamflowError(f"a daemon of the demo ended at once:\n{daemon.said()}")
-            with contextlib.suppress(NamespaceMissing):
-                owners = [self.of(holder) for holder in await holders(client)]
-                if all(any(owner is daemon for owner in owners) for daemon in self.daemons) and all(owners):
-                    return len(owners)
-            await anyio.sleep(POLL_SECONDS)
+        with anyio.move_on_after(READY_SECONDS):
+            while True:
+                for daemon in self.daemons:
+                    if not daemon.running:
+                        raise StreamflowError(f"a daemon of the demo ended at once:\n{daemon.said()}")
+                with contextlib.suppress(NamespaceMissing):
+                    owners = [self.of(holder) for holder in await holders(client)]
+                    if all(any(owner is daemon for owner in owners) for daemon in self.daemons) and all(owners):
+                        return len(owners)
+                await anyio.sleep(POLL_SECONDS)
+        said = "\n".join(daemon.said() for daemon in self.daemons)
+        raise StreamflowError(f"the daemons do not share the shards after {READY_SECONDS:g} s; they said:\n{said}")
 
     async def wait_for(self, result: asyncio.Task[Any], condition: Callable[[], bool] | None = None) -> None:
         """Wait for the result or the condition, whichever comes first. Raises when all daemons have ended."""

@@ -188,7 +188,7 @@ class ShardBatch:
         return inputs
 
     def _first_header(self, run_id: str, one: RunWork, message: InboxMessage) -> Header:
-        """The header of a start message. Raises `BadMessage` or `ValueError` when it isn't what the run's record says."""
+        """The header of a start message. Raises `BadMessage` or `ValueError` if the run's record says otherwise."""
         live = self.shard.live.get(run_id)
         if (live.header_bytes != message.header) if live is not None else one.loaded:
             raise BadMessage("a start of a run that has started already, or isn't there any more")

@@ -7,6 +7,7 @@ logic. Called by: the command line, the demo, tests.
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 import os
 import resource
@@ -231,6 +232,7 @@ def describe_workflow(app: App, workflow: object) -> dict[str, object]:
     return {
         "kind": "reducer" if isinstance(workflow, Reducer) else "workflow",
         "params": workflow.parameters.names,
+        "required": sum(default is inspect.Parameter.empty for default in workflow.parameters.defaults),
         "doc": doc,
         "steps": sorted(app.steps),
     }

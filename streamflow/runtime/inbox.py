@@ -26,6 +26,8 @@ _log = logging.getLogger("streamflow.inbox")
 
 LANES = 4
 BLOCK_MS = 5000
+REST = 0.001
+"""Seconds between two reads: what was read is committed before the server is made to look at all streams again."""
 COUNT = 64
 """Entries of one shard in one answer."""
 HIGH_WATER = 10_000
@@ -152,6 +154,7 @@ class Lane:
             await self._read_pending(streams)
         else:
             self._take_in(streams, await self._connection.read(list(streams), COUNT, pending=False))
+            await anyio.sleep(REST)
 
     async def _read_pending(self, streams: dict[str, OwnedShard]) -> None:
         """Read again what was read and isn't committed, as far as it isn't in memory."""

@@ -11,6 +11,7 @@ a lost answer is cured by sending the same commit again.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import logging
 import math
@@ -20,7 +21,6 @@ from collections.abc import Callable
 
 import anyio
 import msgspec
-from anyio.abc import TaskGroup
 
 from streamflow.pure.codec import DECODE_ERRORS
 from streamflow.pure.definitions import App
@@ -144,18 +144,29 @@ class Owner:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        async with anyio.create_task_group() as batches:
+        under_way: set[asyncio.Task[None]] = set()
+        try:
             while True:
-                await self.run_once(batches)
+                batch = asyncio.create_task(self.process(await self.run_once()))
+                under_way.add(batch)
+                batch.add_done_callback(under_way.discard)
+        finally:
+            for batch in under_way:
+                batch.cancel()
 
-    async def run_once(self, batches: TaskGroup) -> None:
-        """Wait for work or a due time, then start one batch of all shards that are ready."""
-        await self._wait()
+    async def run_once(self) -> list[ShardBatch]:
+        """Wait for work or a due time, and collect one batch of each shard that is ready. `process` takes them on."""
+        while True:
+            await self._wait()
+            if going := await self._collect():
+                return going
+
+    async def _collect(self) -> list[ShardBatch]:
         if self._shard_timers and self._shard_timers[0][0] <= self._clock.now_ms():
             await self._fire()
         self._fire_in_flight()
         if not self._ready:
-            return
+            return []
         await self._slots.acquire()
         going: list[ShardBatch] = []
         runs = 0
@@ -173,10 +184,9 @@ class Owner:
                 self._idle.pop(run_id, None)
             going.append(batch)
         self._on_caught_up()
-        if going:
-            batches.start_soon(self._process, going)
-        else:
+        if not going:
             self._slots.release()
+        return going
 
     async def _wait(self) -> None:
         if self._ready:
@@ -247,7 +257,8 @@ class Owner:
 
     # --- one batch ----------------------------------------------------------------------------------------------------
 
-    async def _process(self, going: list[ShardBatch]) -> None:
+    async def process(self, going: list[ShardBatch]) -> None:
+        """Load, reduce, commit, apply. Never raises; frees the shards and the place for the next batches."""
         try:
             await self._load(going)
             at = self._clock.now_ms()

@@ -236,7 +236,6 @@ async def rebuild_views(store: Store, kernel: Kernel, shards: int, now_ms: int) 
         keys = kernel.keys.shard(number)
         base, base_offset, offset = await store.one(Call.plain("HMGET", keys.views, "base", "base_offset", "offset"))
         views, after = ShardViews(), "0-0"
-        trimmed = await store.one(Call.plain("XRANGE", keys.log, "-", "+", "COUNT", 1))
         if base is not None and base_offset is not None:
             views, after = ShardViews.decode(base), base_offset.decode()
         position = after
@@ -249,7 +248,7 @@ async def rebuild_views(store: Store, kernel: Kernel, shards: int, now_ms: int) 
                 folded += 1
             if len(entries) < 1000:
                 break
-        if offset is not None or folded or trimmed:
+        if offset is not None or position != "0-0":
             await store.send([Call.plain("HSET", keys.views, "partial", views.encode(), "offset", position)])
     await merge_views(store, kernel, shards, now_ms)
     return folded

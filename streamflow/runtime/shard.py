@@ -56,7 +56,7 @@ class OwnedShard:
         self._rereading = False
         self._gone: list[str] = []
         self.suspect: set[str] = set()
-        """Runs whose record isn't what their start message says: it is read before anything is made of another start."""
+        """Runs whose record isn't what their start message says: it is read before another start is believed."""
         self.inputs: dict[str, list[Input]] = {}
         """Step outcomes and due times by run."""
         self.live: dict[str, LiveRun] = {}

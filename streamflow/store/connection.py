@@ -190,7 +190,7 @@ class Store:
                     raise StoreUnavailable(f"{redacted(self.url)} refuses the credentials: {error}") from error
                 if time.monotonic() - started + pause > patience:
                     raise StoreUnavailable(
-                        f"no answer from {redacted(self.url)} for {time.monotonic() - started:.1f} s: {error}. "
+                        f"no answer from {redacted(self.url)} for {time.monotonic() - started:.1f} s: {str(error).rstrip('.')}. "
                         "Is the server running? `streamflow dev` starts one."
                     ) from error
             else:

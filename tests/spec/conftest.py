@@ -1,4 +1,4 @@
-"""For the tests that read as a manual: a client, daemons in this process, and a look at what each test leaves behind."""
+"""For the tests that read as a manual: a client, daemons in this process, and a look at what a test leaves behind."""
 
 from __future__ import annotations
 

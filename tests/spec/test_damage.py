@@ -10,7 +10,7 @@ import pytest
 import streamflow as sf
 from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys
-from tests.spec.support import Serve, reduced
+from tests.spec.support import Serve, reduced, until
 
 pytestmark = pytest.mark.anyio
 
@@ -76,7 +76,10 @@ async def test_a_shard_that_was_stopped_goes_on_when_its_keys_are_repaired(
         await client.store.one(Call.plain("RENAME", log, f"{log}:aside"))
         await client.store.one(Call.plain("SET", log, "x"))
         await run.signal("go", 1)
-        while "shard 0 is stopped" not in caplog.text:
-            await run.describe()
+
+        async def stopped() -> bool:
+            return (await run.describe()).version == 1 and "shard 0 is stopped" in caplog.text
+
+        await until(stopped)
         await client.store.one(Call.plain("RENAME", f"{log}:aside", log))
         assert await run.result(10) == 1

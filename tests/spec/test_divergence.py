@@ -1,4 +1,4 @@
-"""Code that no longer does what the history says: the run is parked as stuck, and goes on when the code is right again."""
+"""Code that doesn't do what the history says: the run is parked as stuck, and goes on when the code is right again."""
 
 from __future__ import annotations
 

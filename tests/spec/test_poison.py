@@ -55,13 +55,19 @@ GARBAGE: dict[str, tuple[dict[str, bytes], str]] = {
         {"kind": b"signal", "run": b"r", "body": msgspec.msgpack.encode(("a b", 1))},
         "signal 'a b' is not allowed",
     ),
-    "a signal nested without end": ({"kind": b"signal", "run": b"r", "body": b"\x92\xa2go" + DEEP}, "signal: RecursionError"),
+    "a signal nested without end": (
+        {"kind": b"signal", "run": b"r", "body": b"\x92\xa2go" + DEEP},
+        "signal: RecursionError",
+    ),
     "a start nested without end": (
         {"kind": b"start", "run": b"new", "header": b"pending 0 - 1 0 listens - -", "body": DEEP},
         "a start of a run that has started already, or isn't there any more",
     ),
     "a start without a header": ({"kind": b"start", "run": b"new", "body": b"\x90"}, "a start of a run that"),
-    "a start with another header": ({"kind": b"start", "run": b"new", "header": b"a b c", "body": b"\x90"}, "a start of"),
+    "a start with another header": (
+        {"kind": b"start", "run": b"new", "header": b"a b c", "body": b"\x90"},
+        "a start of",
+    ),
     "a cancel without a reason": ({"kind": b"cancel", "run": b"r", "body": b"\x90"}, "cancel: ValidationError"),
     "a child's end that is none": ({"kind": b"child", "run": b"r", "body": b"\x93\x01\x02\x03"}, "child: "),
     "an outcome that is none": ({"kind": b"outcome", "run": b"r", "body": b"\x80"}, "outcome: ValidationError"),

@@ -74,7 +74,6 @@ def agent(state: list[str], event: sf.Event) -> sf.Decision:
             return sf.Decision(state)
 
 
-
 @app.reducer
 def stubborn(state: int, event: sf.Event) -> sf.Decision:
     match event:
@@ -82,7 +81,6 @@ def stubborn(state: int, event: sf.Event) -> sf.Decision:
             return sf.Decision(state, [sf.Complete(f"done already, so {reason} comes late")])
         case _:
             return sf.Decision(state)
-
 
 
 @app.reducer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import anyio
 import pytest
 
@@ -29,10 +31,8 @@ async def slow() -> None:
 async def end_all(client: sf.Client, count: int) -> list[sf.Run[int]]:
     runs = await client.start_many(quick, [(n,) for n in range(count)], tenant="acme")
     for run in runs:
-        try:
+        with contextlib.suppress(sf.RunFailed):
             await run.result(10)
-        except sf.RunFailed:
-            pass
     return runs
 
 

@@ -238,7 +238,6 @@ async def test_a_leaving_daemon_hands_back_steps_that_take_longer_than_the_grace
 
 async def test_after_the_last_daemon_left_no_member_is_listed(serve: Serve) -> None:
 
-
     for _ in range(3):
         async with serve(app) as (client, _):
             pass

@@ -71,7 +71,9 @@ def pack(value: object) -> bytes:
     return msgspec.msgpack.encode(value)
 
 
-def start(entry_id: str, run_id: str, workflow: str, *args: object, tenant: str = "-", parent: str = "-") -> InboxMessage:
+def start(
+    entry_id: str, run_id: str, workflow: str, *args: object, tenant: str = "-", parent: str = "-"
+) -> InboxMessage:
     header = f"pending 0 - 900 0 {workflow} {tenant} {parent}".encode()
     return InboxMessage(entry_id, "start", run_id, pack(args), header)
 
@@ -85,5 +87,3 @@ def put(shard: OwnedShard, *messages: InboxMessage) -> None:
     for message in messages:
         shard.known.add(message.id)
         shard.inbox.append(message)
-
-

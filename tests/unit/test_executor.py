@@ -41,7 +41,9 @@ class Bench:
         self.inward, self.outcomes = anyio.create_memory_object_stream[tuple[int, str, Outcome]](1000)
         self.executor = StepExecutor(concurrency, threads, lambda *outcome: self.inward.send_nowait(outcome))
 
-    def submit(self, step: Step[..., Any], *args: Any, run: str = "r", seq: int = 1, attempt: int = 1, shard: int = 0) -> None:
+    def submit(
+        self, step: Step[..., Any], *args: Any, run: str = "r", seq: int = 1, attempt: int = 1, shard: int = 0
+    ) -> None:
         self.executor.submit(shard, run, StepJob(seq, attempt, step, raw(args)))
 
     async def next(self) -> Outcome:

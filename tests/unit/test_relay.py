@@ -130,7 +130,8 @@ async def test_a_shard_taken_anew_during_a_delivery_keeps_what_it_handed_over() 
 
 
 @pytest.mark.parametrize(
-    "spoilt", [("7-1", 1, "start", "r", b"\xc1"), ("7-1", 1, "start", "r", b"\x94\xa1\xff"), ("7-1", -1, "signal", "r", b"")]
+    "spoilt",
+    [("7-1", 1, "start", "r", b"\xc1"), ("7-1", 1, "start", "r", b"\x94\xa1\xff"), ("7-1", -1, "signal", "r", b"")],
 )
 async def test_a_spoilt_entry_is_dropped_and_the_others_go(spoilt: Message, caplog: pytest.LogCaptureFixture) -> None:
     store = FakeStore(deliver="")

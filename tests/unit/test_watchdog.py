@@ -40,12 +40,12 @@ def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def test_a_run_that_takes_too_long_is_named_once(clock: Clock, warnings: pytest.LogCaptureFixture) -> None:
-    dog = Watchdog(Watch("slow", 100.0), threshold=0.1)
+    dog = Watchdog(Watch("slow", 100.0), threshold=0.125)
     for _ in range(10):
-        clock.now += 0.05
+        clock.now += 0.0625
         dog.look()
     [record] = warnings.records
-    assert record.getMessage().startswith("run slow has blocked its daemon for 100 ms at ")
+    assert record.getMessage().startswith("run slow has blocked its daemon for 125 ms at ")
 
 
 def test_runs_that_take_their_turns_are_not(clock: Clock, warnings: pytest.LogCaptureFixture) -> None:

@@ -74,7 +74,7 @@ def health(status: Status) -> list[tuple[str, str]]:
     stuck = view(status, "runs").get("status", {}).get("stuck", 0)
     if stuck > 0:
         found.append((WARN, f"{plural(stuck, 'run')} stuck"))
-    if server is not None and server.aof not in ("everysec", "always"):
+    if server is not None and server.aof not in ("everysec", "always", "on"):
         found.append((WARN, "AOF off"))
     draining = sum(daemon.draining for daemon in status.daemons)
     if draining:
