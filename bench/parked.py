@@ -13,23 +13,30 @@ from .rig import Deployment, Options, Rig, deployment, resident_bytes
 
 RUNS = 100_000
 CHUNK = 5000
+PARTS = 5
 MB = 1024 * 1024
 
 
 async def bench_parked(rig: Rig, options: Options, report: Report) -> None:
     runs = options.scaled(RUNS)
-    fifth = runs // 5
+    part = max(runs // PARTS, 1)
     async with deployment(rig, options.shards, options.daemons) as where:
         await anyio.sleep(2.0)
         empty = await rig.used_memory()
-        await _fill(where, fifth)
-        early = resident_bytes(where.daemons[0].pid)
-        report.progress(f"parked: {fifth:,} of {runs:,}")
-        await _fill(where, runs - fifth)
-        late = resident_bytes(where.daemons[0].pid)
+        resident: list[int] = []
+        for number in range(PARTS):
+            # Parts of one size: what is on its way at the same time costs memory too, and the same in each of them.
+            await _fill(where, part)
+            resident.append(resident_bytes(where.daemons[0].pid))
+            report.progress(f"parked: {part * (number + 1):,} of {runs:,}, daemon {resident[-1] / MB:.1f} MB")
+        early, late = resident[0], resident[-1]
         full = await rig.used_memory()
-    report.add(Figure("parked.bytes", (full - empty) / runs, "bytes/run", f"{runs:,} runs on the server", at_most=900))
-    report.add(Figure("parked.rss_early", early / MB, "MB", f"of a daemon, {fifth:,} parked runs"))
+    report.add(
+        Figure(
+            "parked.bytes", (full - empty) / (part * PARTS), "bytes/run", f"{runs:,} runs on the server", at_most=900
+        )
+    )
+    report.add(Figure("parked.rss_early", early / MB, "MB", f"of a daemon, {part:,} parked runs"))
     growth = late / early if early else 0.0
     what = f"of a daemon, {runs:,} parked runs"
     report.add(Figure("parked.rss_late", late / MB, "MB", what))

@@ -40,7 +40,9 @@ def test_a_file_is_measured_with_its_nested_functions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"def (:\n", b"x = '\xe9'\n", b"x = '\0'\n", b"x = " + b"(" * 5000], ids=["syntax", "bytes", "nul", "deep"]
+    "content",
+    [b"def (:\n", b"x = '\xe9'\n", b"x = '\0'\n", b"x = " + b"(" * 5000],
+    ids=["syntax", "bytes", "nul", "deep"],
 )
 def test_a_file_that_is_no_python_is_skipped_and_counted(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "odd.py").write_bytes(content)

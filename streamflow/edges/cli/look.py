@@ -44,9 +44,16 @@ LOOK_AT_CHILDREN = 1000
 @click.option("--watch", "watching", is_flag=True, help="A live screen, until Ctrl-C.")
 @click.option("--interval", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds between looks.")
 @click.option("--shards", is_flag=True, help="Each shard's owner, inbox and lag.")
+@click.option("--svg", type=click.Path(dir_okay=False), help="Save the screen as a picture instead of printing it.")
 @json_option
 def status(
-    redis: str | None, namespace: str | None, watching: bool, interval: float, shards: bool, as_json: bool
+    redis: str | None,
+    namespace: str | None,
+    watching: bool,
+    interval: float,
+    shards: bool,
+    svg: str | None,
+    as_json: bool,
 ) -> None:
     """Daemons, shards, throughput, latencies and failures.
 
@@ -55,6 +62,7 @@ def status(
     \b
     Example:
       streamflow status --watch
+      streamflow status --svg status.svg
     """
     import anyio
 
@@ -66,6 +74,9 @@ def status(
         async with open_client(redis, namespace) as client:
             await client.space()  # that there is no namespace is an error, not a screen that waits for one
             collector = StatusCollector(client, shards=shards, dead_after=dead_after)
+            if svg is not None:
+                _save_picture(await collector.settled(), svg)
+                return
             if not watching:
                 _show_status(await collector.settled(), shards, as_json)
                 return
@@ -83,6 +94,23 @@ def status(
     except KeyboardInterrupt:
         if not watching:
             raise
+
+
+def _save_picture(status: Status, file: str) -> None:
+    import io
+    import re
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from streamflow.edges.screen.status import render_status
+
+    width, height = 120, 40
+    console = Console(file=io.StringIO(), record=True, width=width, height=height, force_terminal=True)
+    console.print(render_status(status, width, height))
+    picture = console.export_svg(title="streamflow status")
+    # Without the fonts that it would load from elsewhere: any monospaced one will do.
+    Path(file).write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL))
 
 
 def _show_status(status: Status, shards: bool, as_json: bool) -> None:
