@@ -40,6 +40,8 @@ NEW = b"pending 0 - "
 """How the header of a run begins that no daemon has reduced yet."""
 IN_FLIGHT = -1
 """Score on the agenda of a run whose steps run at the owner."""
+UNKNOWN = -2
+"""No score, but what a run that was loaded has until it is reduced: the agenda may say what a former owner meant."""
 
 
 class RunWork:

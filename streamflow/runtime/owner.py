@@ -29,7 +29,7 @@ from streamflow.pure.events import Transition, decode_history
 from streamflow.pure.machine import Due, Outcome, StepJob, rehydrate
 from streamflow.pure.record import OPEN, decode_header
 from streamflow.pure.sharding import Partition
-from streamflow.runtime.batch import IN_FLIGHT, Reduced, ShardBatch
+from streamflow.runtime.batch import UNKNOWN, Reduced, ShardBatch
 from streamflow.runtime.clock import ServerClock
 from streamflow.runtime.executor import StepExecutor
 from streamflow.runtime.relay import Relay
@@ -322,8 +322,7 @@ class Owner:
         self._watch(run_id)
         machine = rehydrate(self._app, self._partition, run_id, header, record[1], decode_history(record[2:]))
         self._watch("")
-        plan = IN_FLIGHT if machine.in_flight else machine.next_due
-        shard.live[run_id] = LiveRun(machine, header, record[0], plan)
+        shard.live[run_id] = LiveRun(machine, header, record[0], UNKNOWN)
         shard.workflows.add(header.workflow)
         if shard.draining:
             return

@@ -194,7 +194,8 @@ async def test_a_run_that_is_not_in_memory_is_read_and_its_steps_start_again() -
     bench.shard.add_input("r", Due())
     await bench.turn()
     assert bench.steps.started == [(0, "r", 1, 1)]
-    assert bench.commits == [], "reading it again is no event"
+    (commit,) = bench.commits
+    assert not [key for key in commit.keys if ":run:" in key], "reading it again is no event; only the agenda is set"
 
 
 async def test_views_count_what_was_committed_and_the_checkpoint_moves() -> None:
