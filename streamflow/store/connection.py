@@ -190,8 +190,8 @@ class Store:
                     raise StoreUnavailable(f"{redacted(self.url)} refuses the credentials: {error}") from error
                 if time.monotonic() - started + pause > patience:
                     raise StoreUnavailable(
-                        f"no answer from {redacted(self.url)} for {time.monotonic() - started:.1f} s: {str(error).rstrip('.')}. "
-                        "Is the server running? `streamflow dev` starts one."
+                        f"no answer from {redacted(self.url)} for {time.monotonic() - started:.1f} s: "
+                        f"{str(error).rstrip('.')}. Is the server running? `streamflow dev` starts one."
                     ) from error
             else:
                 passing = next((r for r in replies if isinstance(r, Exception) and _code(r) in _PASSING), None)

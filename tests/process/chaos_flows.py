@@ -1,4 +1,4 @@
-"""The app of the fault tests: chains, fan-outs, children, signals, timers and retries; every execution leaves a byte."""
+"""The app of the fault tests: chains, fan-outs, children, signals and retries; every execution leaves a byte."""
 
 from __future__ import annotations
 

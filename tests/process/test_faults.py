@@ -66,9 +66,7 @@ async def test_runs_go_on_when_daemons_are_killed(
             runs = await start_mixed(client, journal, 300)
             for victim in (first, second):
                 size = journal.stat().st_size if journal.exists() else 0
-                await until(
-                    lambda size=size: _grown(journal, size + 100), "steps are being executed"
-                )
+                await until(lambda size=size: _grown(journal, size + 100), "steps are being executed")
                 victim.send(signal.SIGKILL)
                 assert await victim.wait() == -signal.SIGKILL
                 made.start()
