@@ -27,6 +27,9 @@ from tests.spec.support import Serve, events_of, happened, until
 
 pytestmark = pytest.mark.anyio
 
+MANY = 64
+"""Shards where each of two daemons must have some: with 8, one of them would win all in a test of 128."""
+
 app = sf.App()
 
 
@@ -142,21 +145,21 @@ async def test_a_step_that_was_running_runs_again_with_the_same_key(serve: Serve
 
 
 async def test_the_others_take_over_while_the_dead_ones_shards_are_theirs_to_take(serve: Serve) -> None:
-    async with serve(app) as (client, survivor):
-        async with serve(app, crash=True) as (_, victim):
+    async with serve(app, shards=MANY) as (client, survivor):
+        async with serve(app, shards=MANY, crash=True) as (_, victim):
             await until(lambda: _shared(survivor, victim))
             runs = [await client.start(everything) for _ in range(20)]
             for run in runs:
                 await run.signal("extra", 10)
         for run in runs:
             assert (await run.result(10))["n"] == 12
-        await until(lambda: _owns(survivor, 8))
+        await until(lambda: _owns(survivor, MANY))
 
 
 async def _shared(one: Any, other: Any) -> bool:
     await anyio.lowlevel.checkpoint()
     mine, theirs = set(one.owner.shards), set(other.owner.shards)
-    return bool(mine and theirs) and len(mine | theirs) == 8 and not mine & theirs
+    return bool(mine and theirs) and len(mine | theirs) == MANY and not mine & theirs
 
 
 async def _owns(daemon: Any, shards: int) -> bool:
@@ -165,15 +168,15 @@ async def _owns(daemon: Any, shards: int) -> bool:
 
 
 async def test_a_daemon_that_leaves_hands_over_at_once(serve: Serve) -> None:
-    async with serve(app, dead_after=3600) as (client, stayer):
-        async with serve(app, dead_after=3600) as (_, leaver):
+    async with serve(app, shards=MANY, dead_after=3600) as (client, stayer):
+        async with serve(app, shards=MANY, dead_after=3600) as (_, leaver):
             await until(lambda: _shared(stayer, leaver))
             runs = [await client.start(everything) for _ in range(20)]
         assert not leaver.owner.shards
         for run in runs:
             await run.signal("extra", 10)
             assert (await run.result(10))["n"] == 12
-        await until(lambda: _owns(stayer, 8))
+        await until(lambda: _owns(stayer, MANY))
         assert stayer.membership.alive == [stayer.member]
 
 
@@ -245,9 +248,9 @@ async def test_after_the_last_daemon_left_no_member_is_listed(serve: Serve) -> N
 
 
 async def test_a_newcomer_gets_its_share_and_runs_go_on(serve: Serve) -> None:
-    async with serve(app) as (client, first):
+    async with serve(app, shards=MANY) as (client, first):
         runs = [await client.start(everything) for _ in range(20)]
-        async with serve(app) as (_, second):
+        async with serve(app, shards=MANY) as (_, second):
             await until(lambda: _shared(first, second))
             for run in runs:
                 await run.signal("extra", 10)
