@@ -177,12 +177,14 @@ class Rollup:
             [Call.plain("ZRANGEBYSCORE", key, "-inf", before, "LIMIT", 0, SWEEP_RUNS) for _, key in places]
         )
         more = False
-        for (shard, _), listing in zip(places, listings, strict=True):
+        for (shard, key), listing in zip(places, listings, strict=True):
             if isinstance(listing, StoreError) or not listing:
                 continue
-            more = more or len(listing) == SWEEP_RUNS
             run_ids = [run_id.decode(errors="replace") for run_id in listing]
-            await forget_runs(self._store, self._kernel, shard.number, run_ids)
+            gone = await forget_runs(self._store, self._kernel, shard.number, run_ids)
+            if not gone:  # listed, and not there: they would be looked at for ever
+                gone = await self._store.one(Call.plain("ZREM", key, *listing))
+            more = more or (gone > 0 and len(listing) == SWEEP_RUNS)
         return more
 
 
