@@ -8,7 +8,7 @@ and makes this one from the first entry, so all that was never committed is read
 lost answer carried are pending; only reading from `0` shows them again.
 
 A blocked XREADGROUP looks at each of its streams again when one of them gets an entry: 2 µs a stream, before anybody is
-answered. So the shards are dealt to a few lanes, each with a connection: a start wakes a quarter of them.
+answered. So the shards are dealt to a few lanes, each with a connection: a start wakes one eighth of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from streamflow.store.reader import Entry, GroupGone, InboxConnection
 
 _log = logging.getLogger("streamflow.inbox")
 
-LANES = 4
+LANES = 8
 BLOCK_MS = 5000
 REST = 0.001
 """Seconds between two reads: what was read is committed before the server is made to look at all streams again."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from streamflow.pure.codec import DECODE_ERRORS
@@ -33,6 +34,10 @@ from streamflow.store.kernel import Answer, Folded, Kernel
 
 _log = logging.getLogger("streamflow.rollup")
 
+CHUNK = 32
+"""Shards in one pipeline, and..."""
+MERGES = 16
+"""...merges in a row: a daemon serves runs in between."""
 SWEEP_EVERY = 60.0
 """Seconds between two looks for ended runs whose retention is over."""
 SWEEP_RUNS = 200
@@ -94,6 +99,10 @@ class Rollup:
     async def store_partials(self, shards: Iterable[OwnedShard]) -> None:
         """Store what these shards count now, with the log entry up to which that is."""
         going = [shard for shard in shards if shard.offset != shard.folded and not shard.dropped]
+        for first in range(0, len(going), CHUNK):
+            await self._store_chunk(going[first : first + CHUNK])
+
+    async def _store_chunk(self, going: list[OwnedShard]) -> None:
         now = self._clock.now_ms()
         calls: list[Call[Folded]] = []
         counted: list[tuple[str, int]] = []
@@ -110,8 +119,6 @@ class Rollup:
                     sorted(shard.workflows),
                 )
             )
-        if not calls:
-            return
         answers: list[Folded | StoreError] = await self._store.send(calls)
         for shard, (offset, unfolded), answer in zip(going, counted, answers, strict=True):
             if isinstance(answer, StoreError):
@@ -202,10 +209,15 @@ async def merge_views(
     known = known or {}
     keys = kernel.keys
     fields = [("oldest",) if n in known else ("oldest", "partial") for n in range(shards)]
-    answers = await store.send([Call.plain("HMGET", keys.shard(n).views, *fields[n]) for n in range(shards)])
+    answers: list[Any] = []
+    for first in range(0, shards, CHUNK):
+        chunk = range(first, min(first + CHUNK, shards))
+        answers += await store.send([Call.plain("HMGET", keys.shard(n).views, *fields[n]) for n in chunk])
     merged = ShardViews()
     oldest: list[list[tuple[str, str, int]]] = []
     for number, answer in enumerate(answers):
+        if number % MERGES == 0:
+            await anyio.lowlevel.checkpoint()  # runs must not wait for a thousand merges
         if isinstance(answer, StoreError):
             _log.error("the views of shard %d can't be read: %s", number, answer)
             continue

@@ -82,6 +82,24 @@ class _PackingInC:
     def pack_commands(self, commands: Iterable[Sequence[Any]]) -> list[bytes]:
         return [part for words in commands for part in self.pack_command(*words)]
 
+    async def send_packed_command(self: Any, command: Any, check_health: bool = True) -> None:
+        """redis-py sends in `asyncio.wait_for`: a task for each send, and Python 3.11's loses a cancellation that comes
+        while the send ends. A loop that lost its cancellation would go on for ever."""
+        if not self.is_connected:
+            await self.connect_check_health(check_health=False)
+        if check_health:
+            await self.check_health()
+        try:
+            async with asyncio.timeout(self.socket_timeout):
+                await self._send_packed_command([command] if isinstance(command, bytes) else command)
+        except BaseException as error:
+            await self.disconnect(nowait=True)  # half a command may have been sent
+            if isinstance(error, TimeoutError):
+                raise redis_errors.TimeoutError("time-out while sending") from error
+            if isinstance(error, OSError):
+                raise redis_errors.ConnectionError(f"error while sending: {error}") from error
+            raise
+
 
 class Store:
     """A server, spoken to in pipelines.

@@ -100,11 +100,16 @@ async def test_nothing_is_left_behind_when_it_is_ended_early(
         *command(tree), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ(tmp_path), start_new_session=True
     )
     assert process.stdout is not None
-    while b"daemons share" not in (line := await process.stdout.readline()):
-        assert line, "the demo ended by itself"
-    assert len(left_behind(tmp_path)) > 4  # itself, a server, daemons, and its folder: the check below can fail
-    process.send_signal(number)
-    await process.communicate()
+    try:
+        while b"daemons share" not in (line := await process.stdout.readline()):
+            assert line, "the demo ended by itself"
+        assert len(left_behind(tmp_path)) > 4  # itself, a server, daemons, and its folder: the check below can fail
+        process.send_signal(number)
+        async with asyncio.timeout(30):
+            await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
     assert process.returncode == (1 if number is signal.SIGINT else -signal.SIGKILL)
     for _ in range(100):
         # Files stay after SIGKILL, which nobody can clean up after; processes don't.
