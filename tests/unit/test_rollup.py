@@ -259,8 +259,16 @@ async def test_a_sweep_says_when_there_is_more() -> None:
     shard = owned()
     shard.workflows = {"flow"}
     full = [f"r{n}".encode() for n in range(module.SWEEP_RUNS)]
-    store = FakeStore(ZRANGEBYSCORE=full, peek=[(b"", b"")] * module.SWEEP_RUNS)
+    store = FakeStore(ZRANGEBYSCORE=full, peek=[(b"", b"")] * module.SWEEP_RUNS, ZREM=module.SWEEP_RUNS)
     assert await rollup(store, shard).sweep()
+
+
+async def test_a_sweep_that_can_forget_nothing_ends() -> None:
+    shard = owned()
+    shard.workflows = {"flow"}
+    full = [f"r{n}".encode() for n in range(module.SWEEP_RUNS)]
+    store = FakeStore(ZRANGEBYSCORE=full, peek=[(b"", b"")] * module.SWEEP_RUNS, ZREM=0)
+    assert not await rollup(store, shard).sweep()
 
 
 async def test_before_a_checkpoint_delivered_messages_are_flushed() -> None:
