@@ -102,6 +102,21 @@ async def _says(daemon: object, text: str) -> bool:
     return daemon.logged(text)  # type: ignore[attr-defined]
 
 
+async def test_a_daemon_that_was_paused_without_work_learns_that_it_was_replaced(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, journal: Path
+) -> None:
+    async with cluster(embedded_server.url, namespace, tmp_path) as made:
+        first, second = made.start(), made.start()
+        await made.shared_by(first, second)
+        first.send(signal.SIGSTOP)
+        await made.shared_by(second)
+        first.send(signal.SIGCONT)
+        await made.shared_by(first, second)
+        async with sf.connect(embedded_server.url, namespace=namespace) as client:
+            await finish_mixed(await start_mixed(client, journal, 100))
+        await check(made, journal, 100)
+
+
 async def test_a_commit_of_a_paused_daemon_that_arrives_after_the_takeover_is_refused(
     embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, journal: Path
 ) -> None:
