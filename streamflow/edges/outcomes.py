@@ -20,8 +20,9 @@ import msgspec
 
 from streamflow.edges.batching import Batcher, settled
 from streamflow.pure.errors import RunNotFound, StoreError
-from streamflow.store.connection import Store, Subscription
+from streamflow.store.connection import Store
 from streamflow.store.keys import NamespaceKeys
+from streamflow.store.subscription import Subscription
 
 SWEEP_SECONDS = 5.0
 PEEKS_PER_SECOND = 2000
@@ -97,7 +98,7 @@ class Outcomes:
 
     def _listening(self) -> Subscription:
         if self._subscription is None:
-            self._subscription = self._store.subscribe(self._heard, self._missed)
+            self._subscription = Subscription(self._store, self._heard, self._missed)
             self._spawn(asyncio.create_task(self._subscription.run()))
         if self._sweeper is None or self._sweeper.done():
             self._sweeper = asyncio.create_task(self._sweep_on())

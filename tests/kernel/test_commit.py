@@ -12,6 +12,7 @@ from streamflow.pure.errors import StoreError
 from streamflow.pure.record import decode_header
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Answer, Batch, Poison, RunWrite, Send
+from streamflow.store.subscription import Subscription
 from tests.kernel.support import FUTURE, NOTE, NOW, Shard, next_header
 
 pytestmark = pytest.mark.anyio
@@ -172,7 +173,7 @@ async def test_the_outcome_news_is_published_once(real_shard: Shard) -> None:
         if data == b"last":
             arrived.set()
 
-    subscription = shard.store.subscribe(on_message, lambda: None)
+    subscription = Subscription(shard.store, on_message, lambda: None)
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(subscription.run)

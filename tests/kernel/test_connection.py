@@ -13,8 +13,9 @@ import pytest
 from streamflow.edges.embedded import EmbeddedServer
 from streamflow.pure.errors import StoreError, StoreFull, StoreMisconfigured, StoreUnavailable, UsageError
 from streamflow.pure.sharding import Partition
-from streamflow.store.connection import Call, Store, Subscription, redacted
+from streamflow.store.connection import Call, Store, redacted
 from streamflow.store.kernel import Answer, Batch, Start
+from streamflow.store.subscription import Subscription
 from tests.kernel.support import NOW, Shard, until
 
 pytestmark = pytest.mark.anyio
@@ -303,7 +304,7 @@ class Listener:
         self.messages: list[tuple[bytes, bytes]] = []
         self.lost = 0
         self._changed = anyio.Event()
-        self.subscription: Subscription = store.subscribe(self._on_message, self._on_lost)
+        self.subscription: Subscription = Subscription(store, self._on_message, self._on_lost)
 
     def _on_message(self, channel: bytes, data: bytes) -> None:
         self.messages.append((channel, data))

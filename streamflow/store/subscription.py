@@ -1,0 +1,157 @@
+"""Sharded pub/sub: messages of some channels, on one connection that comes back by itself.
+
+Owns: SSUBSCRIBE, and what is subscribed again after a reconnection. Must not: know what the messages mean.
+Called by: `edges/outcomes.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+from redis import exceptions as redis_errors
+
+from streamflow.pure.errors import StoreMisconfigured, StoreUnavailable
+from streamflow.store.connection import LOST, Store, redacted
+
+_log = logging.getLogger("streamflow.store")
+
+
+class _Channel:
+    """`settled` is set when the server has answered; `refusal` when it doesn't allow the channel."""
+
+    __slots__ = ("refusal", "settled")
+
+    def __init__(self) -> None:
+        self.settled = anyio.Event()
+        self.refusal = ""
+
+
+class Subscription:
+    """Sharded pub/sub on one connection that comes back by itself. `run()` is a loop for a task group.
+
+    Messages arrive as `on_message(channel, data)`. `on_lost()` is called when all channels are subscribed again after a
+    reconnection: messages may be missing.
+    """
+
+    def __init__(self, store: Store, on_message: Callable[[bytes, bytes], None], on_lost: Callable[[], None]) -> None:
+        self._store = store
+        # Not redis-py's PubSub: `add` promises that the server has confirmed, and that class sends without waiting.
+        self._pool: Any = store.dedicated(timeout=60.0).connection_pool
+        self._connection: Any = None
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._channels: dict[str, _Channel] = {}
+        self._unsent: list[tuple[str, str]] = []
+        self._some = anyio.Event()
+        self._lost = False
+
+    async def add(self, channel: str) -> None:
+        """Returns when the server has confirmed: whatever is published from now on arrives.
+
+        Adding a channel again is free. Raises `StoreUnavailable` or `StoreMisconfigured`.
+        """
+        known = self._channels.get(channel)
+        if known is None:
+            known = self._channels[channel] = _Channel()
+            await self._say("SSUBSCRIBE", channel)
+        if not known.settled.is_set():
+            with anyio.move_on_after(self._store.patience):
+                await known.settled.wait()
+            if not known.settled.is_set():
+                raise StoreUnavailable(
+                    f"no answer from {redacted(self._store.url)} to SSUBSCRIBE. Is the server running?"
+                )
+        if known.refusal:
+            if self._channels.get(channel) is known:
+                del self._channels[channel]
+            raise StoreMisconfigured(f"SSUBSCRIBE {channel}: {known.refusal}")
+
+    async def remove(self, channel: str) -> None:
+        if self._channels.pop(channel, None) is not None:
+            await self._say("SUNSUBSCRIBE", channel)
+
+    async def _say(self, word: str, channel: str) -> None:
+        """Send with all that others say in this turn of the event loop. Without a connection `run` will send it."""
+        self._unsent.append((word, channel))
+        self._some.set()
+        await anyio.lowlevel.checkpoint()
+        connection = self._connection
+        if connection is None or not self._unsent:
+            return
+        commands, self._unsent = self._unsent, []
+        with contextlib.suppress(*LOST):  # `run` notices, and subscribes everything again
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+
+    async def run(self) -> None:
+        """Never returns. Connects when the first channel is added."""
+        await self._some.wait()
+        pause = 0.05
+        while True:
+            try:
+                await self._connect()
+                pause = 0.05
+                await self._read()
+            except (*LOST, redis_errors.RedisError) as error:
+                _log.warning("the subscription to %s is lost: %s", redacted(self._store.url), error)
+            finally:
+                await self._disconnect()
+            await anyio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    async def _connect(self) -> None:
+        connection = await self._pool.get_connection()
+        self._unsent = []
+        for channel in self._channels:
+            self._channels[channel] = _renewed(self._channels[channel])
+        commands = [("SSUBSCRIBE", channel) for channel in self._channels]
+        self._connection = connection
+        if commands:
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        self._lost = True
+        if connection is not None:
+            with anyio.CancelScope(shield=True):
+                await connection.disconnect(nowait=True)
+                await self._pool.release(connection)
+
+    async def _read(self) -> None:
+        connection = self._connection
+        silent = False
+        while True:
+            if self._lost and all(channel.settled.is_set() for channel in self._channels.values()):
+                self._lost = False
+                self._on_lost()
+            try:
+                reply = await connection.read_response(timeout=15.0, disconnect_on_error=False)
+            except redis_errors.ResponseError as error:
+                for channel in self._channels.values():
+                    if not channel.settled.is_set():
+                        channel.refusal = str(error)
+                        channel.settled.set()
+                continue
+            if reply is None:
+                # A connection whose other end vanished without a word looks the same as a quiet one: ask.
+                if silent:
+                    raise redis_errors.ConnectionError("no answer to PING")
+                silent = True
+                await connection.send_command("PING", check_health=False)
+                continue
+            silent = False
+            if reply[0] == b"smessage":
+                self._on_message(reply[1], reply[2])
+            elif reply[0] == b"ssubscribe":
+                channel = self._channels.get(reply[1].decode())
+                if channel is not None:
+                    channel.settled.set()
+
+
+def _renewed(channel: _Channel) -> _Channel:
+    """Not settled any more. Who waits for the answer to an earlier connection's question gets this one's."""
+    return _Channel() if channel.settled.is_set() else channel
