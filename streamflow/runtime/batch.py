@@ -21,8 +21,8 @@ from streamflow.pure.events import (
     Transition,
     encode_transition,
 )
-from streamflow.pure.machine import Effects, Input, Outcome, StepJob, new_machine
-from streamflow.pure.record import Header, decode_header
+from streamflow.pure.machine import Effects, Input, Outcome, new_machine
+from streamflow.pure.record import Header, Status, decode_header
 from streamflow.pure.sharding import Partition, shard_of
 from streamflow.runtime.messages import BadMessage, decode_message
 from streamflow.runtime.shard import InboxMessage, LiveRun, OwnedShard
@@ -61,7 +61,7 @@ class RunWork:
 class Reduced:
     """A run that was reduced: what to do when the commit has been accepted."""
 
-    __slots__ = ("effects", "header", "header_bytes", "jobs", "live", "plan", "run_id", "transition")
+    __slots__ = ("effects", "header", "header_bytes", "live", "plan", "run_id", "transition")
 
     def __init__(self, run_id: str, live: LiveRun, effects: Effects) -> None:
         self.run_id = run_id
@@ -71,7 +71,6 @@ class Reduced:
         self.header_bytes = live.header_bytes
         self.plan = live.plan
         self.transition: Transition | None = None
-        self.jobs: list[StepJob] = effects.jobs
 
 
 class ShardBatch:
@@ -213,6 +212,8 @@ class ShardBatch:
             done.transition = Transition(at, effects.events)
             data = _encoder.encode(done.transition)
             batch.runs.append(RunWrite(run_id, live.header_bytes, done.header_bytes, machine.snapshot(), data))
+            if status == Status.STUCK and old.status != Status.STUCK:
+                _log.error("run %s is stuck, and goes on when its code fits again: %s", run_id, machine.reason)
             if listed_under(old.status) != status:
                 shard.workflows.add(old.workflow)
                 keys = shard.keys
