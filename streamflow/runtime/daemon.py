@@ -63,7 +63,6 @@ class Daemon:
         self._stop = anyio.Event()
         self._started = 0
         self._beats = 0
-        self._cpu = time.process_time()
 
     def stop(self) -> None:
         """Drain and return from `run`: steps get the grace period, then shards are released."""

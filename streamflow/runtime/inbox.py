@@ -7,8 +7,8 @@ All shards of a daemon use the same group name, which is this session's: `lua/ta
 and makes this one from the first entry, so all that was never committed is read again. After an error, entries that a
 lost answer carried are pending; only reading from `0` shows them again.
 
-A blocked XREADGROUP looks at each of its streams again when one of them gets an entry: 2 µs a stream, before anybody is
-answered. So the shards are dealt to a few lanes, each with a connection: a start wakes one eighth of them.
+A blocked XREADGROUP looks at each of its streams again when one of them gets an entry: 2 to 3 µs a stream, before
+anybody is answered. So the shards are dealt to a few lanes, each with a connection: a start wakes one eighth of them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from streamflow.pure.record import OPEN, Header, Status
+from streamflow.pure.record import Header, Status
 from streamflow.pure.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys, ShardKeys
@@ -303,10 +303,6 @@ class Kernel:
 def listed_under(status: str) -> str:
     """The status whose listing has a run of this status."""
     return Status.RUNNING if status == Status.PENDING else status
-
-
-def is_ended(header: bytes) -> bool:
-    return header.partition(b" ")[0].decode() not in OPEN
 
 
 def _time(now: int | None) -> int | str:

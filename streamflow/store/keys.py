@@ -69,7 +69,7 @@ class NamespaceKeys:
         self.namespace = namespace
         self.prefix = f"sf:{{{namespace}}}:"
         self.meta = f"{self.prefix}meta"
-        """Hash: shards, partition, created, schema."""
+        """Hash: shards, partition, schema."""
         self.members = f"{self.prefix}members"
         """Hash: member id -> its last beat, JSON."""
         self.workflows = f"{self.prefix}workflows"
