@@ -6,9 +6,10 @@ Called by: the machines (which make events), the owner (which commits them), vie
 
 Two kinds of events, in one list, in the order in which they took effect:
 
-- facts, which came from outside: a start, a step's outcome, a timer, a signal, a child's outcome, a cancel request;
+- facts, which came from outside: a start, a step's outcome, a timer, a signal, a question, a child's outcome, a cancel
+  request;
 - decisions, which the workflow made because of the facts before them: schedule a step, set a timer, start a child,
-  signal another run, complete, fail.
+  give one of them up, signal another run, answer, continue as new, complete, fail.
 
 A replay applies the facts and checks that the code makes the same decisions again.
 Every payload is a `msgspec.Raw`: bytes that only the workflow's or the step's own types decode.
@@ -40,12 +41,14 @@ class HistoryEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class RunStarted(HistoryEvent, tag="started", frozen=True, gc=False):
-    """Fact. `parent` is `<run id>#<seq>` of the awaiting parent, or empty."""
+    """Fact. `parent` is `<run id>#<seq>` of the parent, or empty; `version` is the one of the workflow's code that
+    took the start."""
 
     workflow: str
     tenant: str
     input: Raw
     parent: str = ""
+    version: int = 0
 
 
 class RunCompleted(HistoryEvent, tag="completed", frozen=True, gc=False):
@@ -87,16 +90,34 @@ class RunResumed(HistoryEvent, tag="resumed", frozen=True, gc=False):
 
 
 class CancelRequested(HistoryEvent, tag="cancel", frozen=True, gc=False):
+    """Fact. `terminate`: the run ends at once and its code isn't asked."""
+
     reason: str
+    terminate: bool = False
+
+
+class HistoryLimitReached(HistoryEvent, tag="limit", frozen=True, gc=False):
+    """Fact: the history has `count` events, and the run is told to continue as new."""
+
+    count: int
+
+
+class Patched(HistoryEvent, tag="patched", frozen=True, gc=False):
+    """`sf.patched(name)` gave True here for the first time. Code that doesn't ask any more passes it over."""
+
+    name: str
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 
 class StepScheduled(HistoryEvent, tag="step", frozen=True, gc=False):
+    """Decision. `queue`: where workers take it from; empty for a step that runs at the owner."""
+
     seq: int
     name: str
     args: Raw
+    queue: str = ""
 
 
 class StepCompleted(HistoryEvent, tag="step-done", frozen=True, gc=False):
@@ -110,7 +131,8 @@ class StepCompleted(HistoryEvent, tag="step-done", frozen=True, gc=False):
 
 
 class StepRetrying(HistoryEvent, tag="step-retry", frozen=True, gc=False):
-    """Attempt number `attempt` failed; the next one is due at `due` (shard clock, ms)."""
+    """Attempt number `attempt` failed; the next one is due at `due` (shard clock, ms). `details`: the last that it told
+    with `sf.heartbeat`."""
 
     seq: int
     name: str
@@ -118,6 +140,7 @@ class StepRetrying(HistoryEvent, tag="step-retry", frozen=True, gc=False):
     ms: float
     failure: Failure
     due: int
+    details: Raw = NOTHING
 
 
 class StepFailed(HistoryEvent, tag="step-failed", frozen=True, gc=False):
@@ -128,7 +151,14 @@ class StepFailed(HistoryEvent, tag="step-failed", frozen=True, gc=False):
     failure: Failure
 
 
-# --- timers, signals, children --------------------------------------------------------------------------------------
+class StepCancelled(HistoryEvent, tag="step-cancelled", frozen=True, gc=False):
+    """Decision: nobody waits for the step any more. It is stopped, and its outcome dropped."""
+
+    seq: int
+    name: str
+
+
+# --- timers, signals, questions, children ---------------------------------------------------------------------------
 
 
 class TimerSet(HistoryEvent, tag="timer", frozen=True, gc=False):
@@ -157,14 +187,39 @@ class SignalSent(HistoryEvent, tag="signal-sent", frozen=True, gc=False):
     value: Raw
 
 
+class AskReceived(HistoryEvent, tag="ask", frozen=True, gc=False):
+    """Fact: somebody asks and waits for an answer. `id` is the question's own, 32 hex digits."""
+
+    id: str
+    name: str
+    value: Raw
+
+
+class AskAnswered(HistoryEvent, tag="answer", frozen=True, gc=False):
+    """Decision: the answer to a question, or why there is none. Also what the asker gets, as it is encoded here."""
+
+    id: str
+    name: str
+    result: Raw = NOTHING
+    failure: Failure | None = None
+
+
 class ChildStarted(HistoryEvent, tag="child", frozen=True, gc=False):
-    """Decision. `name` is the child's workflow."""
+    """Decision. `name` is the child's workflow; `on_parent_end` is cancel, abandon or wait."""
 
     seq: int
     name: str
     run_id: str
     tenant: str
     input: Raw
+    on_parent_end: str = "cancel"
+
+
+class ChildCancelled(HistoryEvent, tag="child-cancelled", frozen=True, gc=False):
+    """Decision: the child is asked to cancel."""
+
+    seq: int
+    name: str
 
 
 class ChildCompleted(HistoryEvent, tag="child-done", frozen=True, gc=False):
@@ -180,6 +235,23 @@ class ChildFailed(HistoryEvent, tag="child-failed", frozen=True, gc=False):
     name: str
     failure: Failure
     cancelled: bool = False
+
+
+class RunContinued(HistoryEvent, tag="continued", frozen=True, gc=False):
+    """Decision: the run goes on under its id with a new input, and its history begins anew with this event.
+
+    `seq` is the last number that was given, so that no late outcome is taken for a new step's; `started` is the shard's
+    clock at the very first start, `lives` how many histories came before, `carried` what was received and not consumed.
+    """
+
+    workflow: str
+    tenant: str
+    input: Raw
+    version: int
+    seq: int
+    started: int
+    lives: int
+    carried: list[SignalReceived | AskReceived]
 
 
 class MessageQuarantined(HistoryEvent, tag="quarantined", frozen=True, gc=False):
@@ -198,22 +270,29 @@ AnyEvent = (
     | RunCancelled
     | RunStuck
     | RunResumed
+    | RunContinued
     | CancelRequested
+    | HistoryLimitReached
+    | Patched
     | StepScheduled
     | StepCompleted
     | StepRetrying
     | StepFailed
+    | StepCancelled
     | TimerSet
     | TimerFired
     | SignalReceived
     | SignalSent
+    | AskReceived
+    | AskAnswered
     | ChildStarted
     | ChildCompleted
     | ChildFailed
+    | ChildCancelled
     | MessageQuarantined
 )
 
-DECISIONS = (StepScheduled, TimerSet, SignalSent, ChildStarted)
+DECISIONS = (StepScheduled, StepCancelled, TimerSet, SignalSent, AskAnswered, ChildStarted, ChildCancelled)
 """Decisions that a replay must make again, in this order and with these numbers."""
 
 ENDINGS = (RunCompleted, RunFailed, RunCancelled)

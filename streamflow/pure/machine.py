@@ -38,10 +38,10 @@ from streamflow.pure.events import (
     Transition,
 )
 from streamflow.pure.failures import failure_of, foreign_await, outside_loop
-from streamflow.pure.operations import DONE, NEW, Fiber, Operation, SignalWait, active
+from streamflow.pure.operations import DONE, NEW, Fiber, Operation, SignalWait, StepJob, active
 from streamflow.pure.record import Header, Status
 from streamflow.pure.reducing import ReducerMachine
-from streamflow.pure.running import Due, Effects, Ending, Input, Outcome, Outgoing, RunMachine, StepJob
+from streamflow.pure.running import Due, Effects, Ending, Input, Outcome, Outgoing, RunMachine
 from streamflow.pure.sharding import Partition
 
 if TYPE_CHECKING:

@@ -121,10 +121,28 @@ class Fiber(Operation):
         ready.append(self)
 
 
+class StepJob:
+    """An attempt of a step, to start after the commit. `step.queue` says where it runs."""
+
+    __slots__ = ("args", "attempt", "details", "seq", "step", "timeout")
+
+    def __init__(self, seq: int, attempt: int, step: Step[..., Any], args: Raw, details: Raw = NOTHING) -> None:
+        self.seq = seq
+        self.attempt = attempt
+        self.step = step
+        self.args = args
+        self.details = details
+        """What the attempt before told last with `sf.heartbeat`."""
+        self.timeout = step.timeout
+
+    def __repr__(self) -> str:
+        return f"StepJob({self.seq}, {self.step.name}, attempt={self.attempt})"
+
+
 class StepCall(Operation):
     """One call of a step, and while it is open also its record: attempt, and when the next one is due."""
 
-    __slots__ = ("args", "attempt", "due", "kwargs", "payload", "step")
+    __slots__ = ("args", "attempt", "details", "due", "kwargs", "lost", "payload", "step")
 
     def __init__(self, step: Step[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> None:
         self.state = NEW
@@ -140,6 +158,18 @@ class StepCall(Operation):
         """The attempt that runs, or that will run at `due`."""
         self.due: int | None = None
         """Shard-clock ms of the next attempt, while a retry waits."""
+        self.lost = 0
+        """Attempts that ended because their worker died."""
+        self.details = NOTHING
+        """What the attempt before told last."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its attempts run at the owner."""
+        return self.step.queue is None and self.step.known
+
+    def job(self) -> StepJob:
+        return StepJob(self.seq, self.attempt, self.step, self.payload, self.details)
 
     def begin(self, machine: RunMachine) -> None:
         step = self.step
@@ -149,7 +179,10 @@ class StepCall(Operation):
         self.args = self.kwargs = None
         self.seq = seq = machine.take_seq()
         self.state = PENDING
-        self.payload = machine.decide(StepScheduled(seq, step.name, payload)).args
+        event = machine.decide(StepScheduled(seq, step.name, payload, step.queue or ""))
+        self.payload = event.args
+        if event.queue != (step.queue or ""):  # replayed by code that names another queue: the attempt is where it was
+            self.step = step.options(queue=event.queue or None, tag=step.tag)
         machine.add_step(self)
 
     def decode_result(self, payload: Raw) -> Any:

@@ -148,6 +148,8 @@ class _OpenStep(msgspec.Struct, array_like=True):
     attempt: int
     due: int | None
     overrides: _Overrides | None
+    lost: int = 0
+    details: Raw = NOTHING
 
 
 class _Held(msgspec.Struct, array_like=True):
@@ -344,7 +346,15 @@ class ReducerMachine(RunMachine):
                 self.seq,
                 [
                     _OpenStep(
-                        call.seq, call.step.name, call.payload, call.step.tag, call.attempt, call.due, _overrides(call)
+                        call.seq,
+                        call.step.name,
+                        call.payload,
+                        call.step.tag,
+                        call.attempt,
+                        call.due,
+                        _overrides(call),
+                        call.lost,
+                        call.details,
                     )
                     for call in self.steps.values()
                 ],
@@ -404,6 +414,7 @@ class ReducerMachine(RunMachine):
         call = StepCall(step)
         call.seq, call.state, call.payload, call.args = open_step.seq, PENDING, open_step.args, None
         call.attempt, call.due = open_step.attempt, open_step.due
+        call.lost, call.details = open_step.lost, open_step.details
         self.restore_step(call)
 
     def _restore_unreduced(self, transitions: list[Transition]) -> None:

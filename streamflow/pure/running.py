@@ -26,6 +26,7 @@ from streamflow.pure.errors import StepFailed as StepError
 from streamflow.pure.events import (
     NOTHING,
     AnyEvent,
+    AskAnswered,
     CancelRequested,
     ChildCompleted,
     ChildFailed,
@@ -45,7 +46,7 @@ from streamflow.pure.events import (
     TimerFired,
     TimerSet,
 )
-from streamflow.pure.operations import PENDING, ChildCall, Operation, SignalSend, Sleep, StepCall, active
+from streamflow.pure.operations import PENDING, ChildCall, Operation, SignalSend, Sleep, StepCall, StepJob, active
 from streamflow.pure.record import Status
 
 if TYPE_CHECKING:
@@ -58,11 +59,17 @@ if TYPE_CHECKING:
 
 _encode = msgspec.msgpack.Encoder().encode
 
+WORKER_LOST = "WorkerLost"
+"""Kind of the failure of an attempt whose worker died or fell silent."""
+DELIVERIES = 3
+"""Workers that a step may take with it before it fails."""
+
 Ending = RunCompleted | RunFailed | RunCancelled
 
 
 class Outcome(msgspec.Struct, gc=False):
-    """How one attempt of a step ended. `permanent`: no retry, whatever the policy says."""
+    """How one attempt of a step ended. `permanent`: no retry, whatever the policy says. `details`: what it told last
+    with `sf.heartbeat`; after a failure the next attempt gets it."""
 
     seq: int
     attempt: int
@@ -70,6 +77,7 @@ class Outcome(msgspec.Struct, gc=False):
     result: Raw | None = None
     failure: Failure | None = None
     permanent: bool = False
+    details: Raw = NOTHING
 
 
 class Due(msgspec.Struct, frozen=True):
@@ -79,20 +87,8 @@ class Due(msgspec.Struct, frozen=True):
 Input = RunStarted | SignalReceived | CancelRequested | ChildCompleted | ChildFailed | Outcome | Due
 
 
-class StepJob:
-    """An attempt of a step, to start after the commit. `step.queue` says where it runs."""
-
-    __slots__ = ("args", "attempt", "seq", "step", "timeout")
-
-    def __init__(self, seq: int, attempt: int, step: Step[..., Any], args: Raw) -> None:
-        self.seq = seq
-        self.attempt = attempt
-        self.step = step
-        self.args = args
-        self.timeout = step.timeout
-
-    def __repr__(self) -> str:
-        return f"StepJob({self.seq}, {self.step.name}, attempt={self.attempt})"
+Attribute = str | int | float | bool
+"""What an attribute of a run can be."""
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
@@ -106,14 +102,37 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
 class Effects:
     """What one advance did: the events to commit, and what to do when they are."""
 
-    __slots__ = ("cancelled", "ended", "events", "jobs", "outbox", "status", "warnings")
+    __slots__ = (
+        "answers",
+        "attributes",
+        "cancelled",
+        "ended",
+        "events",
+        "fresh",
+        "jobs",
+        "outbox",
+        "published",
+        "revoked",
+        "status",
+        "warnings",
+    )
 
     def __init__(self) -> None:
         self.events: list[AnyEvent] = []
         self.jobs: list[StepJob] = []
+        """To start after the commit; those of a queue travel in the commit's outbox."""
         self.outbox: list[Outgoing] = []
         self.cancelled: list[int] = []
-        """Numbers of steps that run for nothing now."""
+        """Numbers of steps at the owner that run for nothing now."""
+        self.revoked: list[StepJob] = []
+        """Attempts in queues that are not wanted any more."""
+        self.published: dict[str, bytes] | None = None
+        """New values by key, encoded, for `run.read`."""
+        self.attributes: dict[str, Attribute | None] | None = None
+        """Attributes that change; None takes one off."""
+        self.answers: list[AskAnswered] = []
+        self.fresh = False
+        """The history begins anew with this transition (at its last `RunContinued`): what was there before goes."""
         self.warnings: list[str] = []
         self.status = Status.RUNNING
         self.ended = False
@@ -206,12 +225,8 @@ class RunMachine:
         return None
 
     def running_jobs(self) -> list[StepJob]:
-        """After a rehydration: the attempts to start again, under the same numbers."""
-        return [
-            StepJob(call.seq, call.attempt, call.step, call.payload)
-            for call in self.steps.values()
-            if call.due is None and call.step.known
-        ]
+        """After a rehydration: the owner's attempts to start again, under the same numbers. Queues keep theirs."""
+        return [call.job() for call in self.steps.values() if call.due is None and call.is_local]
 
     def advance(self, inputs: list[Any], at: int) -> Effects:
         """Reduce inputs to one transition at shard-clock ms `at`. No events means that nothing is to be committed.
@@ -257,16 +272,16 @@ class RunMachine:
 
     def add_step(self, call: StepCall) -> None:
         self.steps[call.seq] = call
-        if call.step.queue is None and call.step.known:
+        if call.is_local:
             self.in_steps += 1
         if self.live:
-            self.effects.jobs.append(StepJob(call.seq, call.attempt, call.step, call.payload))
+            self.effects.jobs.append(call.job())
 
     def restore_step(self, call: StepCall) -> None:
         self.steps[call.seq] = call
         if call.due is not None:
             heappush(self.schedule, (call.due, call.seq))
-        elif call.step.queue is None and call.step.known:
+        elif call.is_local:
             self.in_steps += 1
 
     def add_timer(self, operation: Operation, due: int) -> None:
@@ -364,15 +379,20 @@ class RunMachine:
                 self._deliver(event, call, value, None)
                 return
         retry = step.retry
-        if permanent or outcome.attempt >= retry.attempts or _is_final(failure, step):
+        is_lost = failure.kind == WORKER_LOST
+        tried = (
+            outcome.attempt - call.lost
+        )  # a worker's death is not the step's own failure, and has a limit of its own
+        if call.lost + 1 >= DELIVERIES if is_lost else permanent or tried >= retry.attempts or _is_final(failure, step):
             event = StepFailed(call.seq, step.name, outcome.attempt, outcome.ms, failure)
             self.effects.events.append(event)
             self._track(event)
             self._deliver(event, call, None, StepError(step.name, outcome.attempt, failure))
             return
         # Jitter has its own generator: user code's must not depend on how often a step failed.
-        delay = retry.delay(outcome.attempt, random.Random(f"{self.run_id}/{call.seq}/{outcome.attempt}"))
-        event = StepRetrying(call.seq, step.name, outcome.attempt, outcome.ms, failure, self.at + round(delay * 1000))
+        rng = random.Random(f"{self.run_id}/{call.seq}/{outcome.attempt}")
+        due = self.at + (0 if is_lost else round(retry.delay(max(tried, 1), rng) * 1000))
+        event = StepRetrying(call.seq, step.name, outcome.attempt, outcome.ms, failure, due, outcome.details)
         self.effects.events.append(event)
         self._track(event)
 
@@ -389,10 +409,10 @@ class RunMachine:
                 timers.append(seq)
                 continue
             call.due = None
-            if call.step.queue is None and call.step.known:
+            if call.is_local:
                 self.in_steps += 1
             if call.step.known:
-                self.effects.jobs.append(StepJob(seq, call.attempt, call.step, call.payload))
+                self.effects.jobs.append(call.job())
         for seq in timers:
             operation = self.timers.pop(seq, None)
             if operation is None:  # the signal's wait that it limited is over
@@ -433,7 +453,7 @@ class RunMachine:
 
     def _close_step(self, call: StepCall) -> None:
         del self.steps[call.seq]
-        if call.due is None and call.step.queue is None and call.step.known:
+        if call.due is None and call.is_local:
             self.in_steps -= 1
 
     def _track(self, event: AnyEvent) -> Operation | None:
@@ -448,9 +468,11 @@ class RunMachine:
             retrying = cast("StepRetrying", event)
             call = self.steps.get(retrying.seq)
             if call is not None:
-                if call.due is None and call.step.queue is None and call.step.known:
+                if call.due is None and call.is_local:
                     self.in_steps -= 1
                 call.attempt = retrying.attempt + 1
+                call.lost += retrying.failure.kind == WORKER_LOST
+                call.details = retrying.details
                 call.due = retrying.due
                 heappush(self.schedule, (retrying.due, retrying.seq))
             return call
@@ -465,7 +487,8 @@ class RunMachine:
         if isinstance(event, RunStarted):
             self._begin(event)
         elif isinstance(event, StepScheduled):
-            call = StepCall(self.app.steps.get(event.name) or missing_step(event.name))
+            step = self.app.steps.get(event.name) or missing_step(event.name)
+            call = StepCall(step if (step.queue or "") == event.queue else step.options(queue=event.queue or None))
             call.seq, call.state, call.payload, call.args = event.seq, PENDING, event.args, None
             self.add_step(call)
         elif isinstance(event, TimerSet):
@@ -542,7 +565,8 @@ class RunMachine:
         reason = f"the parent run {self.run_id} ended"
         for child in self.children.values():
             self.send(child.run_id, "cancel", reason)
-        effects.cancelled.extend(self.steps)
+        for call in self.steps.values():
+            self._stop_attempt(call)
         effects.jobs.clear()  # decided in this very transition: not worth starting
         effects.ended = self.ended = True
         self.close()
@@ -550,6 +574,13 @@ class RunMachine:
 
     def record_ending(self, event: Ending) -> None:
         self.effects.events.append(event)
+
+    def _stop_attempt(self, call: StepCall) -> None:
+        """The step's present attempt, if there is one, runs for nothing now."""
+        if call.step.queue is None:
+            self.effects.cancelled.append(call.seq)
+        elif call.due is None:
+            self.effects.revoked.append(call.job())
 
     # --- for the machines -------------------------------------------------------------------------------------------
 

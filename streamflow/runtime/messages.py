@@ -11,7 +11,15 @@ from msgspec import Raw
 
 from streamflow.pure import codec
 from streamflow.pure.errors import Failure
-from streamflow.pure.events import AnyEvent, CancelRequested, ChildCompleted, ChildFailed, RunStarted, SignalReceived
+from streamflow.pure.events import (
+    NOTHING,
+    AnyEvent,
+    CancelRequested,
+    ChildCompleted,
+    ChildFailed,
+    RunStarted,
+    SignalReceived,
+)
 from streamflow.pure.machine import Input, Outcome
 from streamflow.pure.names import check_name, check_run_id
 from streamflow.pure.record import Header
@@ -33,6 +41,7 @@ class _Outcome(msgspec.Struct):
     result: Raw
     failure: Failure | None = None
     permanent: bool = False
+    details: Raw = NOTHING
 
 
 _outcome = msgspec.msgpack.Decoder(_Outcome)
@@ -65,7 +74,7 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
         if message.kind == "outcome":
             one = _outcome.decode(message.body)
             result = one.result.copy() if one.failure is None else None
-            return Outcome(one.seq, one.attempt, one.ms, result, one.failure, one.permanent)
+            return Outcome(one.seq, one.attempt, one.ms, result, one.failure, one.permanent, one.details.copy())
     except BadMessage:
         raise
     except Exception as error:
