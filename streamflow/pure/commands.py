@@ -59,7 +59,7 @@ class StepJob:
 class StepCall(Operation):
     """One call of a step, and while it is open also its record: attempt, and when the next one is due."""
 
-    __slots__ = ("args", "attempt", "details", "due", "kwargs", "lost", "payload", "step")
+    __slots__ = ("args", "attempt", "details", "due", "is_local", "kwargs", "lost", "payload", "step")
 
     def __init__(self, step: Step[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> None:
         self.state = NEW
@@ -68,6 +68,8 @@ class StepCall(Operation):
         self.error = None
         self.waiter = None
         self.step = step
+        self.is_local = step.queue is None and step.known
+        """Whether its attempts run at the owner."""
         self.args: tuple[Any, ...] | None = args
         self.kwargs = kwargs
         self.payload = NOTHING
@@ -79,11 +81,6 @@ class StepCall(Operation):
         """Attempts that ended because their worker died."""
         self.details = NOTHING
         """What the attempt before told last."""
-
-    @property
-    def is_local(self) -> bool:
-        """Whether its attempts run at the owner."""
-        return self.step.queue is None and self.step.known
 
     def job(self) -> StepJob:
         return StepJob(self.seq, self.attempt, self.step, self.payload, self.details)
@@ -100,6 +97,7 @@ class StepCall(Operation):
         self.payload = event.args
         if event.queue != (step.queue or ""):  # replayed by code that names another queue: the attempt is where it was
             self.step = step.options(queue=event.queue or None, tag=step.tag)
+            self.is_local = not event.queue
         machine.add_step(self)
 
     def take_back(self, cause: Cancelled, machine: RunMachine) -> None:
