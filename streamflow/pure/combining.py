@@ -416,7 +416,7 @@ class TaskGroup(Scope):
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> bool:
+    ) -> bool | None:
         if error is not None and not isinstance(error, OUTCOMES):
             return False
         machine = active_machine("task_group()")
