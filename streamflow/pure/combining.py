@@ -394,11 +394,12 @@ class TaskGroup(Scope):
 
     def cancel(self, reason: str = "") -> None:
         """Cancel all that was started, and the rest of the block."""
-        self._abort(Cancelled(reason or "the task group was cancelled", self), active_machine("task_group()"))
+        self._abort(Cancelled(reason or "the task group was cancelled", self))
 
-    def _abort(self, cause: Cancelled, machine: RunMachine) -> None:
+    def _abort(self, cause: Cancelled) -> None:
         if self._cancelled is not None:
             return
+        machine = active_machine("task_group()")  # kept nowhere: a coroutine that holds its machine is a cycle
         self._cancelled = cause
         for member in list(self._open):
             member.give_up(self._members, cause, machine)
@@ -410,7 +411,7 @@ class TaskGroup(Scope):
         error = member.error
         if isinstance(error, Exception):
             self._errors.append(error)
-            self._abort(Cancelled(f"another task failed: {error}", self), machine)
+            self._abort(Cancelled(f"another task failed: {error}", self))
         if not self._open and self._join is not None and self._join.state == PENDING:
             self._join.settle(None, None, machine.ready)
 
@@ -419,7 +420,6 @@ class TaskGroup(Scope):
     ) -> bool | None:
         if error is not None and not isinstance(error, OUTCOMES):
             return False
-        machine = active_machine("task_group()")
         self._leaving = True
         outside: BaseException | None = None
         if isinstance(error, Exception):
@@ -427,14 +427,14 @@ class TaskGroup(Scope):
         elif not self.caused(error):
             outside = error
         if error is not None:
-            self._abort(Cancelled("the block of the task group has ended", self), machine)
+            self._abort(Cancelled("the block of the task group has ended", self))
         while self._open:
             self._join = _Join()
             try:
                 await self._join
             except OUTCOMES as interruption:
                 outside = interruption
-                self._abort(Cancelled(str(interruption), self), machine)
+                self._abort(Cancelled(str(interruption), self))
         self.exit()
         if self._errors:
             raise ExceptionGroup("unhandled errors in a task group", self._errors) from outside

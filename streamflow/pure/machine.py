@@ -11,8 +11,8 @@ the recorded facts, must see the recorded decisions.
 
 from __future__ import annotations
 
+import atexit
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import Raw
@@ -94,6 +94,9 @@ USER_ERRORS = (Exception, SystemExit, GeneratorExit, CancelledError, ContinueAs)
 _NEWS = (RunStarted, SignalReceived, AskReceived, StepCompleted, ChildCompleted, TimerFired)
 """Facts that user code is told as they are; of the others only failures."""
 
+DISCARDS = 100
+"""Awaits in `finally` blocks through which a coroutine is ended."""
+
 LIVES_AT_ONCE = 1000
 """How often a run may continue as new within one transition: more is an endless loop."""
 
@@ -106,6 +109,33 @@ class _Divergence(BaseException):
         self.position = position
         self.expected = expected
         self.found = found
+
+
+_abandoned: list[WorkflowMachine] = []
+"""Machines that were dropped without `close`."""
+
+
+def close_abandoned() -> None:
+    """Close what was dropped with coroutines that wait: before the next advance, or when the process ends."""
+    while _abandoned:
+        _abandoned.pop().close()
+
+
+atexit.register(close_abandoned)
+
+
+class _Discarded(BaseException):
+    """Ends coroutines that nobody waits for. Not `close()` and its `GeneratorExit`: one that awaits in a `finally`
+    block would refuse that, and its inner coroutines would be left to the garbage collector."""
+
+
+def _discard(coroutine: Any) -> None:
+    """End it whatever it does. When it awaits in a `finally` block, it gets the exception there once more."""
+    for _ in range(DISCARDS):
+        try:
+            coroutine.throw(_Discarded())
+        except (_Discarded, *USER_ERRORS):
+            return
 
 
 class WorkflowMachine(RunMachine):
@@ -149,6 +179,11 @@ class WorkflowMachine(RunMachine):
         """Facts that came while the run was stuck, for when it goes on."""
 
     # --- driving user code ------------------------------------------------------------------------------------------
+
+    def advance(self, inputs: list[Any], at: int) -> Effects:
+        if _abandoned:
+            close_abandoned()
+        return super().advance(inputs, at)
 
     def _deliver(self, event: AnyEvent, operation: Operation | None, value: Any, error: Exception | None) -> None:
         if self.reason:
@@ -257,9 +292,7 @@ class WorkflowMachine(RunMachine):
         try:
             for fiber in fibers:
                 fiber.state = DONE
-                # "coroutine ignored GeneratorExit" means that it awaited; there is nobody to answer any more.
-                with suppress(*USER_ERRORS):
-                    fiber.coroutine.close()
+                _discard(fiber.coroutine)
                 fiber.waiting_on = fiber.scopes = (
                     None  # they hold each other, and a daemon looks for cycles very rarely
                 )
@@ -267,9 +300,10 @@ class WorkflowMachine(RunMachine):
             active.reset(token)
 
     def __del__(self) -> None:
-        # Without this the garbage collector would close the coroutines with no machine active, and their `finally`
-        # blocks would run steps as plain functions.
-        self.close()
+        # The garbage collector would close the coroutines with no machine active, and their `finally` blocks would run
+        # steps as plain functions. Nor is this the moment to run user code: it may come in the midst of any other.
+        if self._root is not None:
+            _abandoned.append(self)
 
     # --- signals and questions --------------------------------------------------------------------------------------
 
@@ -427,7 +461,8 @@ class WorkflowMachine(RunMachine):
         self.started = event.started
         self.version = event.version
         self.lives = event.lives
-        self.events_count = 0
+        if self._recorded is None:
+            self.events_count = 0
         self._rng = self._patches = self._cancelling = None
         self._limited = False
         for one in event.carried:

@@ -27,7 +27,8 @@ NEW, PENDING, DONE = 0, 1, 2
 """States of an operation. A failed one is DONE and has an `error`."""
 
 active: contextvars.ContextVar[RunMachine | None] = contextvars.ContextVar("streamflow_machine", default=None)
-"""The machine whose user code runs right now in this thread; set once an advance."""
+"""The machine whose user code runs right now in this thread; set once an advance. Never set it in what the garbage
+collector may call (`__del__`): CPython 3.11 crashes when a variable is set in the midst of being set."""
 
 
 def active_machine(what: str) -> RunMachine:
@@ -131,6 +132,10 @@ class Fiber(Operation):
         """The scopes whose blocks it is in, outermost first."""
         self.interrupts: list[BaseException] | None = None
         """Exceptions from outside that wait to be thrown: at the next await, or behind a shield."""
+
+    def __del__(self) -> None:
+        if self.state == NEW:  # made for something that was never awaited: Python need not warn of its coroutine, too
+            self.coroutine.close()
 
     def begin(self, machine: RunMachine) -> None:
         self.state = PENDING

@@ -92,7 +92,7 @@ async def use(client: sf.Client) -> None:
     run = await client.start(digest, ["https://example.org"], id="digest-1")
     assert_type(run, sf.Run[int])
     assert_type(await run.result(timeout=30), int)
-    await client.start(digest, "https://example.org")  # pyright: ignore[reportCallIssue]
+    await client.start(digest, "https://example.org")  # pyright: ignore[reportCallIssue, reportArgumentType]
     assert_type(await client.start("digest", ["https://example.org"]), sf.Run[Any])
     assert_type(client.run("digest-1", int), sf.Run[int])
     assert_type(await client.start_many(leaf, [(1,), (2,)]), list[sf.Run[str]])

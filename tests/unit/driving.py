@@ -53,6 +53,8 @@ class Run:
         self.tenant = tenant
         self.elements: list[bytes] = []
         self.state = b""
+        self.ever: list[str] = []
+        """Names of all events, also of those before the run continued as new."""
         self.crash = crash
         """Before every transition the machine is thrown away and made again from the record."""
         self.at = at
@@ -65,6 +67,7 @@ class Run:
             self.machine.close()
             assert not self.reload().reason
         effects = self.machine.advance(list(inputs), self.at)
+        self.ever += kinds(effects)
         if effects.events:
             if effects.fresh:
                 self.elements.clear()

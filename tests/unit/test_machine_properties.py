@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamflow.pure import errors as sf_errors
 from streamflow.pure import inside as sf
+from streamflow.pure.commands import ON_PARENT_END
 from streamflow.pure.definitions import App
 from streamflow.pure.errors import ChildFailed as ChildError
 from streamflow.pure.errors import Failure, StepFailed
-from streamflow.pure.events import CancelRequested, ChildCompleted, ChildFailed, SignalReceived, encode_transition
-from streamflow.pure.machine import Due, Effects, Outcome, RunMachine
+from streamflow.pure.events import (
+    AskReceived,
+    CancelRequested,
+    ChildCompleted,
+    ChildFailed,
+    SignalReceived,
+    encode_transition,
+)
+from streamflow.pure.machine import Due, Effects, Outcome, RunMachine, close_abandoned
 from streamflow.pure.reducing import Complete, Decision, Event, Fail, Signal, Started
 from streamflow.pure.retry import Retry
 from tests.unit.driving import Run, raw
@@ -29,6 +40,10 @@ _leaf: st.SearchStrategy[Program] = st.one_of(
     st.tuples(st.just("send"), st.integers(0, 9)),
     st.tuples(st.just("random")),
     st.tuples(st.just("raise")),
+    st.tuples(st.just("question"), st.sampled_from("ab"), st.sampled_from([None, 2])),
+    st.tuples(st.just("start"), st.integers(0, 9), st.sampled_from(ON_PARENT_END)),
+    st.tuples(st.just("patched"), st.sampled_from("ab")),
+    st.tuples(st.just("again")),
 )
 
 
@@ -38,6 +53,14 @@ def _compose(inner: st.SearchStrategy[Program]) -> st.SearchStrategy[Program]:
         st.tuples(st.just("seq"), several),
         st.tuples(st.just("gather"), several, st.booleans()),
         st.tuples(st.just("try"), inner, inner),
+        st.tuples(st.just("race"), several),
+        st.tuples(st.just("map"), several, st.integers(1, 3), st.booleans()),
+        st.tuples(st.just("group"), several, inner),
+        st.tuples(st.just("timeout"), st.sampled_from([0, 1, 5, 60]), inner),
+        st.tuples(st.just("shield"), inner),
+        st.tuples(st.just("saga"), several, inner),
+        st.tuples(st.just("finally"), inner, inner),
+        st.tuples(st.just("swallow"), inner),
     )
 
 
@@ -46,10 +69,13 @@ programs = st.recursive(_leaf, _compose, max_leaves=12).map(
 )
 
 app = App()
+acted: list[int] = []
+"""Steps that were run as plain functions: none, ever."""
 
 
 @app.step(retry=Retry(attempts=3))
 async def act(x: int) -> int:
+    acted.append(x)
     return x
 
 
@@ -59,8 +85,17 @@ async def child(x: int) -> int:
 
 
 @app.workflow
-async def flow(program: Program) -> Any:
-    return await _interpret(program)
+async def flow(program: Program, life: int = 0) -> Any:
+    try:
+        return await _interpret(program)
+    except _Again:
+        if life < 3:
+            raise sf_errors.ContinueAs(program, life + 1) from None
+        return "enough lives"
+
+
+class _Again(Exception):
+    """The program wants a next life."""
 
 
 async def _interpret(program: Program) -> Any:
@@ -79,6 +114,50 @@ async def _interpret(program: Program) -> Any:
             return [str(sf.uuid4()), sf.now().timestamp()]
         case ["raise"]:
             raise ValueError("as the program says")
+        case ["question", name, timeout]:
+            question = await sf.question(name, int, timeout)
+            question.refuse("odd") if question.value % 2 else question.answer(question.value)
+            return question.value
+        case ["start", x, on_parent_end]:
+            started = await sf.start(child, x, on_parent_end=on_parent_end)
+            if x % 3 == 0:
+                await started.cancel("started in vain")
+            return await started.result() if x % 2 else started.id
+        case ["patched", name]:
+            return await act(1) if sf.patched(name) else None
+        case ["again"]:
+            raise _Again
+        case ["race", parts]:
+            return await sf.race(*(_interpret(part) for part in parts))
+        case ["map", parts, concurrency, keep]:
+            mapped = await sf.map(_interpret, parts, concurrency=concurrency, return_exceptions=keep)
+            return [str(result) for result in mapped]
+        case ["group", parts, body]:
+            async with sf.task_group() as group:
+                members = [group.start_soon(_interpret, part) for part in parts]
+                await _interpret(body)
+            return [await member for member in members]
+        case ["timeout", seconds, part]:
+            with sf.timeout(seconds):
+                return await _interpret(part)
+        case ["shield", part]:
+            with sf.shield():
+                return await _interpret(part)
+        case ["saga", undo, part]:
+            async with sf.saga() as saga:
+                for one in undo:
+                    saga.compensate(_interpret, one)
+                return await _interpret(part)
+        case ["finally", part, clean_up]:
+            try:
+                return await _interpret(part)
+            finally:
+                await _interpret(clean_up)
+        case ["swallow", part]:
+            try:
+                return await _interpret(part)
+            except sf_errors.Cancelled:
+                return await act(5)
         case ["seq", parts]:
             return [await _interpret(part) for part in parts]
         case ["gather", parts, keep]:
@@ -115,7 +194,7 @@ def agent(state: list[Any], event: Event) -> Decision:
 # --- random worlds --------------------------------------------------------------------------------------------------
 
 moves = st.lists(
-    st.lists(st.tuples(st.sampled_from("ssssssrrcdddabx"), st.integers(0, 99)), min_size=1, max_size=3),
+    st.lists(st.tuples(st.sampled_from("ssssssrrccdddabqqxt"), st.integers(0, 99)), min_size=1, max_size=3),
     min_size=1,
     max_size=25,
 )
@@ -147,8 +226,13 @@ def _inputs(machine: RunMachine, turn: list[tuple[str, int]]) -> tuple[list[Any]
             inputs.append(Due())
         elif kind in "ab":
             inputs.append(SignalReceived(kind, raw("seven" if number == 77 else number % 10)))
-        elif kind == "x" and number % 8 == 0:
+        elif kind == "q":
+            value = raw("no number" if number == 77 else number)
+            inputs.append(AskReceived(f"{number:032x}", "ab"[number % 2], value))
+        elif kind == "x" and number % 4 == 0:
             inputs.append(CancelRequested(str(number)))
+        elif kind == "t" and number % 16 == 0:
+            inputs.append(CancelRequested(str(number), terminate=True))
     return inputs, after
 
 
@@ -159,6 +243,8 @@ def _seen(effects: Effects, machine: RunMachine) -> Any:
         [(job.seq, job.attempt, job.step.name, bytes(job.args), job.timeout) for job in effects.jobs],
         [(message.target, message.kind, message.body) for message in effects.outbox],
         sorted(effects.cancelled),
+        [encode_transition(0, [answer]) for answer in effects.answers],
+        effects.fresh,
         effects.ended,
         machine.status,
         machine.in_flight,
@@ -230,4 +316,25 @@ def test_a_run_that_is_stuck_at_times_resumes_and_its_history_replays(
             assert run.machine.diverged is None
             run.advance()
             assert run.machine.status != "stuck"
-            assert run.names.count("RunStuck") == run.names.count("RunResumed")
+            assert run.ever.count("RunStuck") == run.ever.count("RunResumed")
+
+
+@settings(max_examples=100, deadline=None)
+@given(programs, moves)
+def test_a_machine_that_is_dropped_is_freed_at_once_and_its_code_acts_no_more(program: Program, turns: Any) -> None:
+    """No cycle holds it: else the garbage collector would close its coroutines in any order, with no machine active,
+    and their `finally` blocks would run steps as plain functions. Such an error would be an unraisable one here."""
+    run = Run(app, "flow", program)
+    for turn in turns:
+        inputs, after = _inputs(run.machine, turn)
+        run.advance(*inputs, after=after)
+    acted.clear()
+    machine = weakref.ref(run.machine)
+    gc.disable()
+    try:
+        del run
+        close_abandoned()
+        assert machine() is None
+    finally:
+        gc.enable()
+    assert not acted
