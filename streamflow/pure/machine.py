@@ -43,6 +43,7 @@ from streamflow.pure.events import (
     ChildFailed,
     HistoryLimitReached,
     Patched,
+    RunCancelled,
     RunContinued,
     RunResumed,
     RunStarted,
@@ -520,8 +521,8 @@ class WorkflowMachine(RunMachine):
             self.stuck = True
         elif isinstance(event, RunResumed):
             self.stuck = False
-            if isinstance(following, CancelRequested):
-                self._held = None  # it was cancelled without its code
+            if isinstance(following, CancelRequested) and isinstance(self._following(1), RunCancelled):
+                self._held = None  # it was cancelled without its code, or its code did nothing about it
                 self.stuck = True
             else:
                 self._resume_code()
@@ -629,9 +630,9 @@ class WorkflowMachine(RunMachine):
         self._position += 1
         return cast("AnyEvent", recorded)
 
-    def _following(self) -> AnyEvent | None:
-        recorded = self._recorded
-        return recorded[self._position] if recorded is not None and self._position < len(recorded) else None
+    def _following(self, further: int = 0) -> AnyEvent | None:
+        recorded, position = self._recorded, self._position + further
+        return recorded[position] if recorded is not None and position < len(recorded) else None
 
     def _expected(self, event: AnyEvent) -> str:
         gone = isinstance(event, StepScheduled) and event.name not in self.app.steps
