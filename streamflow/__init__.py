@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamflow.pure.definitions import App
 from streamflow.pure.errors import (
+    AskRefused,
     ChildFailed,
     Failure,
     ForeignAwait,
@@ -33,7 +34,18 @@ from streamflow.pure.errors import (
     UnknownWorkflow,
     UsageError,
 )
-from streamflow.pure.operations import gather, info, now, random, send_signal, signal, sleep, uuid4
+from streamflow.pure.operations import (
+    gather,
+    info,
+    now,
+    publish,
+    random,
+    send_signal,
+    set_attributes,
+    signal,
+    sleep,
+    uuid4,
+)
 from streamflow.pure.record import Status
 from streamflow.pure.reducing import (
     CancelRequest,
@@ -54,13 +66,14 @@ from streamflow.runtime.executor import StepInfo, step_info
 from streamflow.version import __version__
 
 if TYPE_CHECKING:
-    from streamflow.edges.client import Client, Run, connect
+    from streamflow.edges.client import Client, connect
     from streamflow.edges.local import local
+    from streamflow.edges.run import Run
 
 # Loaded when first asked for: a module of flows, or `streamflow --help`, needs no client of the server.
 _LATER = {
     "Client": "streamflow.edges.client",
-    "Run": "streamflow.edges.client",
+    "Run": "streamflow.edges.run",
     "connect": "streamflow.edges.client",
     "local": "streamflow.edges.local",
 }
@@ -76,6 +89,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "NO_RETRY",
     "App",
+    "AskRefused",
     "CancelRequest",
     "ChildDone",
     "ChildError",
@@ -121,8 +135,10 @@ __all__ = [
     "info",
     "local",
     "now",
+    "publish",
     "random",
     "send_signal",
+    "set_attributes",
     "signal",
     "sleep",
     "step_info",

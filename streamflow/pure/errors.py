@@ -20,6 +20,7 @@ Must not: import anything from the rest of the package. Used by every layer.
     │   ├── RunNotFound
     │   ├── RunEnded                it can't take signals any more
     │   ├── RunConflict             the id belongs to a run of another workflow
+    │   ├── AskRefused              ask(): the run answered with a failure; .failure says which
     │   ├── RunFailed               result() of a failed run; .failure says why
     │   └── RunCancelled            result() of a cancelled run
     ├── StepFailed                  inside a workflow: a step failed for good; .failure says why
@@ -113,6 +114,14 @@ class RunEnded(RunError):
 
 class RunConflict(RunError):
     """The id belongs to a run of another workflow."""
+
+
+class AskRefused(RunError):
+    """Raised by `run.ask()`: the run answered with a failure, and goes on. `failure` has kind and message."""
+
+    def __init__(self, run_id: str, name: str, failure: Failure) -> None:
+        super().__init__(f"run {run_id} refused {name}: {failure}", run_id)
+        self.failure = failure
 
 
 class RunFailed(RunError):

@@ -432,6 +432,7 @@ def rehydrate(
         machine.status = Status(header.status)
         machine.ended = True
     elif isinstance(machine, ReducerMachine):
+        machine.attributes = header.attributes  # nothing is replayed that would set them again
         machine.restore(state, transitions)
     else:
         cast("WorkflowMachine", machine).replay(transitions)

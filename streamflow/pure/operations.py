@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.pure import codec, sharding
+from streamflow.pure.attributes import Attribute, check_attributes
 from streamflow.pure.errors import UsageError
 from streamflow.pure.events import NOTHING, ChildStarted, SignalSent, StepScheduled, TimerSet
 from streamflow.pure.names import check_name, check_run_id
@@ -424,6 +425,30 @@ def send_signal(run_id: str, name: str, value: object = None) -> Awaitable[None]
     """Send a signal to another run; done as soon as it is recorded. Raises `InvalidName`, `PayloadInvalid`."""
     _machine("send_signal()")
     return SignalSend(run_id, name, value)
+
+
+def set_attributes(**values: Attribute | None) -> None:
+    """Give this run attributes, by which `client.runs(attributes=…)` and `streamflow runs --attribute` find it.
+
+    A value is a str of at most 256 characters, an int, float or bool; None takes the attribute off; what isn't named
+    stays. They are there when the decisions of this moment are committed, and until the run is forgotten.
+    Raises `InvalidName`, `UsageError` (another type, more than 32), `PayloadTooLarge` (more than 2 KB together).
+
+    >>> sf.set_attributes(customer="acme", priority=2)
+    """
+    _machine("set_attributes()").set_attributes(check_attributes(values))
+
+
+def publish(key: str, value: object) -> None:
+    """Let others read a value while the run goes on: `await run.read(key)` gives the newest one. The run isn't asked.
+
+    It is there when the decisions of this moment are committed, and until the run is forgotten.
+    Raises `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`.
+
+    >>> sf.publish("progress", {"done": 3, "of": 10})
+    """
+    machine = _machine("publish()")
+    machine.publish(check_name("key", key), codec.encode(value, f"published value {key}"))
 
 
 def now() -> datetime:
