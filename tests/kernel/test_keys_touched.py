@@ -126,6 +126,16 @@ async def test_scripts_use_every_key_that_they_declare(real_shard: Shard, watche
         assert not unused, f"{verb} declares {unused} for nothing"
 
 
+async def test_a_commit_that_puts_nothing_runs_not_one_command_for_it(real_shard: Shard, watcher: Watcher) -> None:
+    shard = real_shard
+    await shard.take()
+    await shard.start("r1")
+    commit = shard.commit(Batch("c1", runs=[await shard.write_of("r1")]))
+    await watcher.commands(shard.kernel.peek(0, ["r1"]))  # what ran before is passed over
+    ran = [words[0] for words in await watcher.commands(commit)]
+    assert ran == ["TYPE", "HMGET", "TYPE", "LINDEX", "LSET", "RPUSH", "XADD", "HSET"]
+
+
 async def test_all_keys_of_a_call_and_what_it_publishes_to_share_one_slot(real_shard: Shard, watcher: Watcher) -> None:
     namespace = key_slot(real_shard.namespace.meta.encode())
     shard = key_slot(real_shard.keys.owner.encode())
