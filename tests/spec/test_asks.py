@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from typing import Any, assert_type
 
+import anyio
 import msgspec
 import pytest
 from msgspec import Raw
@@ -172,6 +174,18 @@ async def test_what_cannot_be_asked_is_refused_before_anything_is_sent(client: s
         await run.ask("reserve", object())
     shard = (await client.space()).shard_of(run.id)
     assert await client.store.one(Call.plain("XLEN", client.keys.shard(shard).inbox)) == 1, "its start"
+
+
+async def test_the_command_prints_the_answer_as_json(client: sf.Client, owner: Owner) -> None:
+    run = await client.start(cinema, id="kino")
+    words = ["ask", "kino", "reserve", '{"seats": 2}', "--timeout", "20"]
+    server = ["--redis", client.store.url, "--namespace", client.namespace]
+    command = [sys.executable, "-m", "streamflow", *words, *server]
+    asking = asyncio.create_task(anyio.run_process(command))
+    ask = await owner.asked(run.id)
+    assert msgspec.msgpack.decode(ask.value) == {"seats": 2}
+    await answer(owner, run, {"left": 3})
+    assert msgspec.json.decode((await asking).stdout) == {"left": 3}
 
 
 async def test_closing_the_client_ends_asking(client: sf.Client, owner: Owner) -> None:
