@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 
 from streamflow.pure.definitions import App
-from streamflow.pure.operations import gather, info, send_signal, signal
+from streamflow.pure.inside import gather, info, send_signal, signal
 from streamflow.pure.retry import Retry
 
 app = App()

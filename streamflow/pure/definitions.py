@@ -11,18 +11,20 @@ import copy
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from msgspec import UNSET, UnsetType
 
 from streamflow.pure import codec
+from streamflow.pure.commands import ON_PARENT_END, ChildCall, StepCall
 from streamflow.pure.errors import UsageError
 from streamflow.pure.names import check_name, check_run_id
-from streamflow.pure.operations import ChildCall, StepCall, active
+from streamflow.pure.operations import active
 from streamflow.pure.retry import Retry
 
 P = ParamSpec("P")
 R = TypeVar("R")
+OnParentEnd = Literal["cancel", "abandon", "wait"]
 
 _DEFAULT_RETRY = Retry()
 
@@ -98,10 +100,10 @@ def missing_step(name: str) -> Step[..., Any]:
     return step
 
 
-class _Startable:
-    """What workflows and reducers share: a name, and being started as a child run."""
+class Startable:
+    """What workflows and reducers share: a name, a version, and being started as a child run."""
 
-    __slots__ = ("child_id", "child_tenant", "function", "name", "parameters", "tag")
+    __slots__ = ("child_id", "child_tenant", "function", "name", "on_parent_end", "parameters", "tag", "version")
 
     kind = "workflow"
 
@@ -109,16 +111,25 @@ class _Startable:
         self.function = function
         self.name = check_name("workflow", name)
         self.parameters = parameters
+        self.version = 0
+        self.on_parent_end: OnParentEnd = "cancel"
         self.child_id = ""
         self.child_tenant = ""
         self.tag = ""
 
-    def options(self, *, id: str = "", tenant: str = "", tag: str = "") -> Self:
+    def options(self, *, id: str = "", tenant: str = "", tag: str = "", on_parent_end: OnParentEnd = "cancel") -> Self:
         """The same, to be started as a child run with this id, or for this tenant rather than the parent's.
 
-        `tag` comes back in a reducer's `ChildDone`.
+        `on_parent_end` says what happens to it when the parent ends before it, or gives up awaiting it: `"cancel"`,
+        `"abandon"` (it goes on alone) or `"wait"` (the parent ends when it has). `tag` comes back in a reducer's
+        `ChildDone`. Raises `UsageError`, `InvalidName`.
         """
+        if on_parent_end not in ON_PARENT_END:
+            raise UsageError(
+                f"{self.kind} {self.name}: on_parent_end={on_parent_end!r} is none of {', '.join(ON_PARENT_END)}"
+            )
         other = copy.copy(self)
+        other.on_parent_end = on_parent_end
         other.child_id = check_run_id(id) if id else ""
         other.child_tenant = check_name("tenant", tenant) if tenant else ""
         other.tag = tag
@@ -136,15 +147,18 @@ class _Startable:
         return f"<{self.kind} {self.name}>"
 
 
-class Workflow(_Startable, Generic[P, R]):
+class Workflow(Startable, Generic[P, R]):
     """User code that decides: an `async def` that awaits only streamflow's own awaitables."""
 
     __slots__ = ()
 
-    def __init__(self, function: Callable[P, Coroutine[Any, Any, R]], name: str) -> None:
+    def __init__(self, function: Callable[P, Coroutine[Any, Any, R]], name: str, version: int = 0) -> None:
         if not inspect.iscoroutinefunction(function):
             raise UsageError(f"workflow {name} is a plain function: a workflow is an `async def`")
+        if isinstance(version, bool) or not isinstance(version, int) or version < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"workflow {name}: version={version!r} makes no sense; it is a whole number of at least 0")
         super().__init__(function, name, codec.Parameters(function, f"workflow {name}"))
+        self.version = version
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
         """Inside a workflow: start a child run and await its result."""
@@ -154,7 +168,7 @@ class Workflow(_Startable, Generic[P, R]):
 def _reducer_input(input: Any = None) -> Any: ...
 
 
-class Reducer(_Startable):
+class Reducer(Startable):
     """The primitive itself: a plain function `(state, event) -> Decision`. Its state is its snapshot.
 
     The initial state is the default of the first parameter if it has one, otherwise the annotation called without
@@ -223,6 +237,9 @@ class App:
     def __init__(self) -> None:
         self.steps: dict[str, Step[..., Any]] = {}
         self.workflows: dict[str, Workflow[..., Any] | Reducer] = {}
+        """By name; of a workflow with several versions the highest, which new runs begin with."""
+        self.versions: dict[tuple[str, int], Workflow[..., Any]] = {}
+        """All versions of workflows."""
 
     @overload
     def step(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
@@ -267,13 +284,19 @@ class App:
     @overload
     def workflow(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
     @overload
-    def workflow(self, /, *, name: str | None = None) -> _WorkflowDecorator: ...
-    def workflow(self, function: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
-        """Register a workflow, an `async def`. Raises `UsageError`."""
+    def workflow(self, /, *, name: str | None = None, version: int = 0) -> _WorkflowDecorator: ...
+    def workflow(
+        self, function: Callable[..., Any] | None = None, /, *, name: str | None = None, version: int = 0
+    ) -> Any:
+        """Register a workflow, an `async def`. Raises `UsageError`.
+
+        Several functions may have one `name` and different versions: a run keeps the version that it began with, and
+        new runs begin with the highest. Take an old one away when no run of it is open any more.
+        """
 
         def register(function: Callable[..., Any]) -> Workflow[..., Any]:
-            workflow: Workflow[..., Any] = Workflow(function, name or _name_of(function))
-            self._add(workflow)
+            workflow: Workflow[..., Any] = Workflow(function, name or _name_of(function), version)
+            self._add_version(workflow)
             return workflow
 
         return register if function is None else register(function)
@@ -292,15 +315,44 @@ class App:
 
         return register if function is None else register(function)
 
+    def _add_version(self, workflow: Workflow[..., Any]) -> None:
+        name, version = workflow.name, workflow.version
+        newest = self.workflows.get(name)
+        if (name, version) in self.versions or isinstance(newest, Reducer):
+            self._add(workflow)  # which says what is wrong
+        self.versions[name, version] = workflow
+        if newest is None or newest.version < version:
+            self.workflows[name] = workflow
+
+    def version(self, name: str, version: int) -> Workflow[..., Any] | None:
+        """The code for runs of a workflow that began with this version."""
+        definition = self.versions.get((name, version))
+        if definition is None:
+            newest = self.workflows.get(name)  # put there by hand, as tests do
+            if isinstance(newest, Workflow) and newest.version == version:
+                return newest
+        return definition
+
     def _add(self, definition: Workflow[..., Any] | Reducer) -> None:
         if definition.name in self.workflows:
-            raise UsageError(f"two workflows or reducers are named {definition.name}: give one of them another name=")
+            raise UsageError(
+                f"two workflows or reducers are named {definition.name}: give one of them another name=, or another "
+                "version= if it is a new version of the same workflow"
+            )
         self.workflows[definition.name] = definition
 
     def unknown_workflow(self, name: str) -> str:
         """The sentence for a workflow name that isn't registered here."""
         known = ", ".join(sorted(self.workflows)) or "none"
         return f"workflow {name} is not registered; known workflows: {known}"
+
+    def unknown_version(self, name: str, version: int) -> str:
+        """The sentence for a version of a workflow that isn't registered here."""
+        known = ", ".join(str(number) for other, number in sorted(self.versions) if other == name)
+        return (
+            f"this run of workflow {name} began with version {version}, and this app has only {known}: register the "
+            f"old function, too, with @app.workflow(name={name!r}, version={version}), until its runs have ended"
+        )
 
     def unknown_step(self, name: str) -> str:
         """The sentence for a step that isn't registered here (or whose name belongs to another one)."""

@@ -20,15 +20,27 @@ Must not: import anything from the rest of the package. Used by every layer.
     │   ├── RunNotFound
     │   ├── RunEnded                it can't take signals any more
     │   ├── RunConflict             the id belongs to a run of another workflow
-    │   ├── AskRefused              ask(): the run answered with a failure; .failure says which
     │   ├── RunFailed               result() of a failed run; .failure says why
     │   └── RunCancelled            result() of a cancelled run
+    ├── AskRefused                  ask(): the run refused to answer; .failure says why
+    ├── CompensationFailed          inside a workflow: a saga couldn't undo everything; .errors
+    ├── HistoryTooLong              inside a workflow: continue as new, now
     ├── StepFailed                  inside a workflow: a step failed for good; .failure says why
     ├── ChildFailed                 inside a workflow: a child run failed; .run_id, .failure
     └── Diverged                    a replay made another decision than the history (the run is parked as stuck)
+
+Two are no `Exception`, so that no `except Exception` takes them by accident:
+
+    asyncio.CancelledError
+    └── Cancelled                   inside a workflow: the await is over, because the run or a block is cancelled
+    BaseException
+    └── ContinueAs                  raised by a workflow: go on under the same id with a fresh history
 """
 
 from __future__ import annotations
+
+from asyncio import CancelledError  # the class only: a cancelled workflow sees what any cancelled coroutine sees
+from typing import Any
 
 import msgspec
 
@@ -116,14 +128,6 @@ class RunConflict(RunError):
     """The id belongs to a run of another workflow."""
 
 
-class AskRefused(RunError):
-    """Raised by `run.ask()`: the run answered with a failure, and goes on. `failure` has kind and message."""
-
-    def __init__(self, run_id: str, name: str, failure: Failure) -> None:
-        super().__init__(f"run {run_id} refused {name}: {failure}", run_id)
-        self.failure = failure
-
-
 class RunFailed(RunError):
     """Raised by `run.result()`: the run failed. `failure` has kind, message and traceback."""
 
@@ -154,6 +158,63 @@ class ChildFailed(StreamflowError):
         self.run_id = run_id
         self.workflow = workflow
         self.failure = failure
+
+
+class AskRefused(StreamflowError):
+    """Raised by `run.ask(…)`: the run didn't want to answer, or couldn't. `failure` has kind and message."""
+
+    def __init__(self, run_id: str, name: str, failure: Failure) -> None:
+        super().__init__(f"run {run_id} refused question {name}: {failure}")
+        self.run_id = run_id
+        self.name = name
+        self.failure = failure
+
+
+class CompensationFailed(StreamflowError):
+    """Raised by a saga: some compensations failed, the others were run. `errors` has theirs; the cause is why the saga
+    was undone."""
+
+    def __init__(self, errors: list[Exception]) -> None:
+        count = len(errors)
+        reasons = "; ".join(f"{type(error).__name__}: {error}" for error in errors)
+        super().__init__(f"{count} compensation{'s' * (count != 1)} failed: {reasons}")
+        self.errors = errors
+
+
+class HistoryTooLong(StreamflowError):
+    """Raised at a workflow's current await: its history is too long to go on. Raise `sf.ContinueAs(…)` soon."""
+
+
+class Cancelled(CancelledError):
+    """Raised at a workflow's current await when its run, or the block around it, is cancelled.
+
+    Clean up and let it pass; awaiting in the clean-up is allowed. `reason`: what the one who cancelled said.
+    """
+
+    def __init__(self, reason: str = "", source: object = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.source = source
+        """The scope (time-out, task group) that did it; None for the run."""
+
+    def again(self) -> Cancelled:
+        """Another instance: one that is raised in two fibers would collect the tracebacks of both."""
+        return Cancelled(self.reason, self.source)
+
+
+class ContinueAs(BaseException):
+    """Raise it in a workflow to go on under the same id, with these arguments and a fresh history.
+
+    Signals and questions that nobody took yet are carried over; open steps are cancelled, children as when a parent
+    ends. Who waits for the result goes on waiting.
+
+    >>> raise sf.ContinueAs(cursor, total=total)
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("a workflow continues as new")
+        self.arguments = args
+        self.keywords = kwargs
 
 
 class Diverged(StreamflowError):

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, cast
 
 from streamflow.pure.errors import Failure, ForeignAwait
 
@@ -33,7 +33,16 @@ def failure_of(error: BaseException, skip: tuple[str, ...] = ()) -> Failure:
         message = str(error)
     except Exception as broken:  # a __str__ of user code must not take the run's owner down
         message = f"<{type(broken).__name__} in __str__>"
+    message += _members(error)
     return Failure(type(error).__name__, _clip(_encodable(message), MAX_MESSAGE), _traceback(error, (_PURE, *skip)))
+
+
+def _members(error: BaseException) -> str:
+    """What is in a group of exceptions: its own text only counts them."""
+    if not isinstance(error, BaseExceptionGroup):
+        return ""
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    return ": " + "; ".join(str(failure_of(member)) for member in group.exceptions)
 
 
 def _traceback(error: BaseException, skip: tuple[str, ...]) -> str:

@@ -11,22 +11,39 @@ the recorded facts, must see the recorded decisions.
 
 from __future__ import annotations
 
-from asyncio import CancelledError
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import Raw
 
+from streamflow.pure.commands import SignalWait, StepJob, message_key
 from streamflow.pure.definitions import App, Reducer, Workflow
+from streamflow.pure.errors import (
+    Cancelled,
+    CancelledError,
+    ContinueAs,
+    Diverged,
+    Failure,
+    HistoryTooLong,
+    PayloadInvalid,
+    PayloadTooLarge,
+    UsageError,
+)
 from streamflow.pure.errors import ChildFailed as ChildError
-from streamflow.pure.errors import Diverged, Failure, PayloadInvalid
 from streamflow.pure.errors import StepFailed as StepError
 from streamflow.pure.events import (
     DECISIONS,
+    ENDINGS,
     AnyEvent,
+    AskAnswered,
+    AskReceived,
     CancelRequested,
     ChildCompleted,
     ChildFailed,
+    HistoryLimitReached,
+    Patched,
+    RunContinued,
     RunResumed,
     RunStarted,
     RunStuck,
@@ -38,10 +55,20 @@ from streamflow.pure.events import (
     Transition,
 )
 from streamflow.pure.failures import failure_of, foreign_await, outside_loop
-from streamflow.pure.operations import DONE, NEW, Fiber, Operation, SignalWait, StepJob, active
+from streamflow.pure.operations import DONE, NEW, Fiber, Operation, active
 from streamflow.pure.record import Header, Status
 from streamflow.pure.reducing import ReducerMachine
-from streamflow.pure.running import Due, Effects, Ending, Input, Outcome, Outgoing, RunMachine
+from streamflow.pure.running import (
+    HARD_EVENTS,
+    MAX_EVENTS,
+    Due,
+    Effects,
+    Ending,
+    Input,
+    Outcome,
+    Outgoing,
+    RunMachine,
+)
 from streamflow.pure.sharding import Partition
 
 if TYPE_CHECKING:
@@ -61,8 +88,14 @@ __all__ = [
     "rehydrate",
 ]
 
-USER_ERRORS = (Exception, SystemExit, GeneratorExit, CancelledError)
-"""What of user code fails its run. Other BaseExceptions (KeyboardInterrupt) are the process's own affair."""
+USER_ERRORS = (Exception, SystemExit, GeneratorExit, CancelledError, ContinueAs)
+"""What of user code ends its run. Other BaseExceptions (KeyboardInterrupt) are the process's own affair."""
+
+_NEWS = (RunStarted, SignalReceived, AskReceived, StepCompleted, ChildCompleted, TimerFired)
+"""Facts that user code is told as they are; of the others only failures."""
+
+LIVES_AT_ONCE = 1000
+"""How often a run may continue as new within one transition: more is an endless loop."""
 
 
 class _Divergence(BaseException):
@@ -78,9 +111,13 @@ class _Divergence(BaseException):
 class WorkflowMachine(RunMachine):
     __slots__ = (
         "__weakref__",
+        "_asked",
         "_buffered",
+        "_cancelling",
         "_fibers",
         "_held",
+        "_limited",
+        "_patches",
         "_position",
         "_recorded",
         "_replayed",
@@ -94,7 +131,15 @@ class WorkflowMachine(RunMachine):
         self._fibers: dict[Fiber, None] | None = None
         """Helpers' fibers that are alive. A dict, because they are closed in the order in which they began."""
         self._waits: dict[str, list[SignalWait]] | None = None
-        self._buffered: dict[str, list[Raw]] | None = None
+        self._buffered: dict[str, deque[SignalReceived | AskReceived]] | None = None
+        """What came early, by `message_key`."""
+        self._asked: dict[str, str] | None = None
+        """Questions that the code took and didn't answer yet: id -> name."""
+        self._patches: dict[str, bool] | None = None
+        self._cancelling: CancelRequested | None = None
+        """The request that the code is cleaning up for."""
+        self._limited = False
+        """The code was told that its history is too long."""
         self._recorded: list[AnyEvent] | None = None
         """The transition that is being replayed; None when live."""
         self._position = 0
@@ -108,24 +153,28 @@ class WorkflowMachine(RunMachine):
     def _deliver(self, event: AnyEvent, operation: Operation | None, value: Any, error: Exception | None) -> None:
         if self.reason:
             return
+        if self.ending is not None:
+            self._end_if_alone()
+            return
         if operation is not None:
             if operation.state == DONE:
                 return
-            if type(operation) is SignalWait:  # its timer fired
-                self._forget_wait(operation)
-                error = TimeoutError(f"no signal {operation.name} within {(operation.ms or 0) / 1000:g} s")
+            if isinstance(operation, SignalWait):  # its timer fired
+                self.forget_wait(operation)
+                seconds = (operation.ms or 0) / 1000
+                error = TimeoutError(f"no {operation.what} {operation.name} within {seconds:g} s")
             operation.settle(value, error, self.ready)
-        elif isinstance(event, SignalReceived):
-            self._signal_arrived(event)
+        elif isinstance(event, SignalReceived | AskReceived):
+            self._message_arrived(event)
         elif isinstance(event, RunStarted):
-            self._start_code(event)
+            self._start_code(event.input)
         if self.ready:
             self._run()
 
-    def _start_code(self, event: RunStarted) -> None:
-        definition = cast("Workflow[..., Any]", self.app.workflows[self.workflow])
+    def _start_code(self, payload: Raw) -> None:
+        definition = cast("Workflow[..., Any]", self.app.version(self.workflow, self.version))
         try:
-            args, kwargs = definition.parameters.decode(event.input)
+            args, kwargs = definition.parameters.decode(payload)
             coroutine = definition.function(*args, **kwargs)
         except USER_ERRORS as error:
             self._fail(failure_of(error))
@@ -142,31 +191,43 @@ class WorkflowMachine(RunMachine):
 
     def _run(self) -> None:
         """Run fibers until all of them wait. The list grows while they wake each other."""
-        root = self._root
-        assert root is not None
-        ready = self.ready
-        for fiber in ready:
-            if fiber.state != DONE:
-                self._resume(fiber)
-                if root.state == DONE:
-                    break
-        ready.clear()
-        if root.state == DONE:
-            error = root.error
+        lives = 0
+        while (root := self._root) is not None:
+            ready = self.ready
+            for fiber in ready:
+                if fiber.state != DONE:
+                    self._resume(fiber)
+                    if root.state == DONE:
+                        break
+            ready.clear()
+            if root.state != DONE:
+                return
+            error, root.error = root.error, None
             if error is None:
                 self._complete(root.value)
+            elif isinstance(error, ContinueAs):
+                lives += 1
+                self._continue(error, lives)
+            elif self._cancelling is not None and isinstance(error, CancelledError):
+                self._end_cancelled(self._cancelling.reason)
             else:
-                root.error = None
                 self._fail(failure_of(outside_loop(error)))
 
     def _resume(self, fiber: Fiber) -> None:
         fiber.waiting_on = None
+        self.current = fiber
         coroutine = fiber.coroutine
         try:
-            awaited: Any = coroutine.send(None)
+            interrupt = None if fiber.interrupts is None else fiber.take_interrupt()
+            awaited: Any = coroutine.send(None) if interrupt is None else coroutine.throw(interrupt)
             while True:
                 if not isinstance(awaited, Operation):
                     awaited = coroutine.throw(foreign_await(coroutine, awaited))
+                    continue
+                if fiber.interrupts is not None and (interrupt := fiber.take_interrupt()) is not None:
+                    if awaited.state == NEW:
+                        awaited.cancel(Cancelled(str(interrupt)), self)
+                    awaited = coroutine.throw(interrupt)
                     continue
                 if awaited.state == NEW:
                     self.start(awaited)
@@ -187,18 +248,21 @@ class WorkflowMachine(RunMachine):
     def close(self) -> None:
         """Close the coroutines. Their `finally` blocks run, and what they try to decide there is refused."""
         fibers = [*(self._fibers or ()), *((self._root,) if self._root is not None else ())]
-        self._root = self._fibers = self._waits = self._buffered = None
+        self._root = self._fibers = self._waits = self._buffered = self._asked = self.current = None
         self.ready.clear()
         if not fibers:
             return
-        token = active.set(self)  # a step called in a `finally` must give an operation, not run the plain function here
+        # A step called in a `finally` must give an operation, not run the plain function here; and decide nothing.
+        token = active.set(cast("RunMachine", _Closing(self)))
         try:
             for fiber in fibers:
                 fiber.state = DONE
                 # "coroutine ignored GeneratorExit" means that it awaited; there is nobody to answer any more.
                 with suppress(*USER_ERRORS):
                     fiber.coroutine.close()
-                fiber.waiting_on = None  # they hold each other, and a daemon looks for cycles very rarely
+                fiber.waiting_on = fiber.scopes = (
+                    None  # they hold each other, and a daemon looks for cycles very rarely
+                )
         finally:
             active.reset(token)
 
@@ -207,51 +271,170 @@ class WorkflowMachine(RunMachine):
         # blocks would run steps as plain functions.
         self.close()
 
-    # --- signals ----------------------------------------------------------------------------------------------------
+    # --- signals and questions --------------------------------------------------------------------------------------
 
-    def _signal_arrived(self, event: SignalReceived) -> None:
-        waits = self._waits.get(event.name) if self._waits else None
-        if not waits:
-            if self._buffered is None:
-                self._buffered = {}
-            self._buffered.setdefault(event.name, []).append(event.value)
-            return
-        for wait in waits:
-            if self._fits(wait, event.value):
-                self._forget_wait(wait)
+    def _message_arrived(self, event: SignalReceived | AskReceived) -> None:
+        key = message_key(event)
+        waits = self._waits.get(key) if self._waits else None
+        for wait in waits or ():
+            if self._give(event, wait):
+                self.forget_wait(wait)
                 if wait.seq:
                     self.timers.pop(wait.seq, None)
                 return
+            if isinstance(event, AskReceived):  # it is answered: no other wait may take it
+                return
+        if not waits:
+            self._keep(key, event)
 
-    def take_signal(self, wait: SignalWait) -> bool:
-        queue = self._buffered.get(wait.name) if self._buffered else None
+    def _keep(self, key: str, event: SignalReceived | AskReceived) -> None:
+        if self._buffered is None:
+            self._buffered = {}
+        queue = self._buffered.get(key)
+        if queue is None:
+            queue = self._buffered[key] = deque()
+        queue.append(event)
+
+    def take_message(self, wait: SignalWait) -> bool:
+        key = wait.key
+        queue = self._buffered.get(key) if self._buffered else None
         while queue:
-            if self._fits(wait, queue.pop(0)):
+            if self._give(queue.popleft(), wait):
                 return True
         if self._waits is None:
             self._waits = {}
-        self._waits.setdefault(wait.name, []).append(wait)
+        self._waits.setdefault(key, []).append(wait)
         return False
 
-    def _fits(self, wait: SignalWait, payload: Raw) -> bool:
-        try:
-            value = wait.decode(payload)
-        except PayloadInvalid as error:
-            self.effects.warnings.append(f"run {self.run_id} skipped a signal: {error}")
+    def _give(self, event: SignalReceived | AskReceived, wait: SignalWait) -> bool:
+        if not wait.accept(event, self):
             return False
-        wait.settle(value, None, self.ready)
+        if isinstance(event, AskReceived):
+            if self._asked is None:
+                self._asked = {}
+            self._asked[event.id] = event.name
         return True
 
-    def _forget_wait(self, wait: SignalWait) -> None:
-        if self._waits and wait in (waits := self._waits.get(wait.name, [])):
+    def answer(self, event: AskAnswered) -> None:
+        if self._asked is not None:
+            self._asked.pop(event.id, None)
+        super().answer(event)
+
+    def forget_wait(self, wait: SignalWait) -> None:
+        key = wait.key
+        if self._waits and wait in (waits := self._waits.get(key, [])):
             waits.remove(wait)
             if not waits:
-                del self._waits[wait.name]
+                del self._waits[key]
 
-    # --- cancelling -------------------------------------------------------------------------------------------------
+    # --- cancelling, limits, a next life ------------------------------------------------------------------------------
 
     def _cancel(self, event: CancelRequested) -> None:
-        self._end_cancelled(event.reason)
+        if self._root is None:
+            self._end_cancelled(event.reason)
+            return
+        self._cancelling = event
+        self._interrupt(Cancelled(event.reason))
+
+    def _interrupt(self, error: BaseException) -> None:
+        if self._root is not None:
+            self._root.interrupt(error, self)
+            self._run()
+
+    def _limit_history(self) -> None:
+        count = self.events_count
+        if count >= (HARD_EVENTS if self._limited else MAX_EVENTS):
+            event = HistoryLimitReached(count)
+            self.effects.events.append(event)
+            self._limit_reached(event)
+
+    def _limit_reached(self, event: HistoryLimitReached) -> None:
+        error = HistoryTooLong(
+            f"run {self.run_id} has a history of {event.count:,} events, and every one of them is read again when the "
+            f"run moves. `raise sf.ContinueAs(…)` before {MAX_EVENTS:,}, or split the work among child runs."
+        )
+        if event.count >= HARD_EVENTS:
+            self._fail(failure_of(error))
+        else:
+            self._limited = True
+            self._interrupt(error)
+
+    def _warn_of_history(self) -> None:
+        self.effects.warnings.append(
+            f"its history has {self.events_count:,} events; at {MAX_EVENTS:,} it is told to continue as new "
+            "(sf.ContinueAs)"
+        )
+
+    def patched(self, name: str) -> bool:
+        patches = self._patches
+        if patches is None:
+            patches = self._patches = {}
+        known = patches.get(name)
+        if known is None:
+            known = patches[name] = self._is_recorded(name) if self._recorded is not None else True
+            if known and self._recorded is None:
+                self.effects.events.append(Patched(name))
+        return known
+
+    def _is_recorded(self, name: str) -> bool:
+        """Whether the history has this patch here. Patches that the code doesn't ask for any more are passed over."""
+        recorded = self._recorded or []
+        for position in range(self._position, len(recorded)):
+            event = recorded[position]
+            if not isinstance(event, Patched):
+                break
+            if event.name == name:
+                self._position = position + 1
+                return True
+        return False
+
+    def _continue(self, error: ContinueAs, lives_now: int) -> None:
+        """Begin anew under the same id. What was received and not taken comes along; all else is let go."""
+        definition = cast("Workflow[..., Any]", self.app.workflows[self.workflow])
+        if lives_now > LIVES_AT_ONCE:
+            self._fail(Failure("UsageError", f"{self.workflow} continued as new {lives_now} times without any wait"))
+            return
+        try:
+            payload = Raw(definition.parameters.encode(error.arguments, error.keywords))
+        except (TypeError, PayloadInvalid, PayloadTooLarge) as invalid:
+            self._fail(failure_of(invalid))
+            return
+        refusal = Failure("ContinuedAsNew", f"run {self.run_id} continued as new before it answered")
+        for ask_id, name in list((self._asked or {}).items()):
+            self.answer(AskAnswered(ask_id, name, failure=refusal))
+        carried = [event for queue in (self._buffered or {}).values() for event in queue]
+        waited_for = [call for call in self.children.values() if call.on_parent_end == "wait"]
+        event = self.decide(
+            RunContinued(
+                self.workflow,
+                self.tenant,
+                payload,
+                definition.version,
+                self.seq,
+                self.started,
+                self.lives + 1,
+                carried,
+                [(call.seq, call.target.name, call.run_id) for call in waited_for],
+            )
+        )
+        self._let_go("wait")
+        self.children.clear()
+        self.effects.fresh = True
+        self._begin_life(event)
+
+    def _begin_life(self, event: RunContinued) -> None:
+        self.seq = event.seq
+        self.started = event.started
+        self.version = event.version
+        self.lives = event.lives
+        self.events_count = 0
+        self._rng = self._patches = self._cancelling = None
+        self._limited = False
+        for one in event.carried:
+            self._keep(message_key(one), one)
+        for seq, name, run_id in event.children:
+            self.children[seq] = self.open_child(seq, name, run_id, "wait")
+        self._start_code(event.input)
 
     # --- replay -----------------------------------------------------------------------------------------------------
 
@@ -259,6 +442,11 @@ class WorkflowMachine(RunMachine):
         """Bring a fresh machine to the end of a history. A divergence parks it: see `diverged` and `reason`."""
         self.live = False
         self.events_count = sum(len(transition.events) for transition in transitions)
+        if not self.reason and transitions:
+            first = transitions[0].events[_first_position(transitions[0])]
+            version = first.version if isinstance(first, RunStarted | RunContinued) else 0
+            if self.app.version(self.workflow, version) is None:
+                self.reason = self.app.unknown_version(self.workflow, version)
         token = active.set(self)
         try:
             if not self.reason:
@@ -282,7 +470,7 @@ class WorkflowMachine(RunMachine):
             self.at = max(self.at, transition.at)
             self.effects = Effects()
             events = self._recorded = transition.events
-            self._position = 0
+            self._position = 0 if self._replayed else _first_position(transition)
             while self._position < len(events):
                 event = events[self._position]
                 self._position += 1
@@ -299,11 +487,22 @@ class WorkflowMachine(RunMachine):
             self.stuck = False
             if isinstance(following, CancelRequested):
                 self._held = None  # it was cancelled without its code
+                self.stuck = True
             else:
                 self._resume_code()
         elif isinstance(event, CancelRequested):
-            self._cancel(event)
-        elif isinstance(event, (*DECISIONS, *_ENDINGS)):
+            if self.stuck:
+                self._end_cancelled(event.reason)
+            else:
+                self._cancel_requested(event)
+        elif isinstance(event, HistoryLimitReached):
+            self._limit_reached(event)
+        elif isinstance(event, RunContinued) and not self.started:
+            self._begin_life(event)
+            self._run()
+        elif isinstance(event, Patched):
+            pass  # by code that doesn't ask any more
+        elif isinstance(event, (*DECISIONS, *ENDINGS, RunContinued)):
             raise _Divergence(self._position - 1, self._expected(event), "nothing of the kind")
         else:
             if isinstance(event, RunStarted):
@@ -325,7 +524,7 @@ class WorkflowMachine(RunMachine):
 
     def _deliver_recorded(self, event: AnyEvent, operation: Operation | None, *, strict: bool) -> None:
         """`strict`: the run's own code took this fact when it came, so it must fit."""
-        if operation is None and not isinstance(event, (RunStarted, SignalReceived)):
+        if operation is None and not isinstance(event, (RunStarted, SignalReceived, AskReceived)):
             if strict:
                 raise _Divergence(self._position - 1, event.describe(), "wait for nothing of that number")
             return
@@ -346,9 +545,26 @@ class WorkflowMachine(RunMachine):
             error = StepError(event.name, event.attempt, event.failure)
         elif isinstance(event, ChildFailed):
             error = ChildError(cast("Any", operation).run_id, event.name, event.failure)
-        elif not isinstance(event, (RunStarted, SignalReceived, StepCompleted, ChildCompleted, TimerFired)):
+        elif not isinstance(event, _NEWS):
             return  # a retry: no news for user code
         self._deliver(event, operation, value, error)
+
+    def take_seq(self) -> int:
+        if self._recorded is None:
+            length = self.events_count + len(self.effects.events)
+        else:
+            length = self._replayed + self._position
+        if length >= HARD_EVENTS:
+            raise HistoryTooLong(
+                f"run {self.run_id} has {length:,} events and can't decide more: split the work among child runs, or "
+                "`raise sf.ContinueAs(…)` earlier"
+            )
+        self.seq = seq = self.seq + 1
+        return seq
+
+    @property
+    def events_before(self) -> int:
+        return self.events_count if self._recorded is None else self._replayed
 
     def decide(self, event: D) -> D:
         if self._recorded is None:
@@ -363,7 +579,8 @@ class WorkflowMachine(RunMachine):
             self._compare(event)
 
     def _compare(self, event: AnyEvent) -> AnyEvent:
-        recorded = self._following()
+        while isinstance(recorded := self._following(), Patched):
+            self._position += 1
         if (
             type(recorded) is not type(event)
             or getattr(recorded, "seq", 0) != getattr(event, "seq", 0)
@@ -394,9 +611,9 @@ class WorkflowMachine(RunMachine):
         self.seq = self.at = self.started = 0
         self.stuck = False
         self._recorded = []  # nothing that happens here takes effect
-        for transition in transitions:
+        for number, transition in enumerate(transitions):
             self.at = max(self.at, transition.at)
-            for event in transition.events:
+            for event in transition.events[0 if number else _first_position(transition) :]:
                 if isinstance(event, RunStuck):
                     self.stuck = True
                 elif isinstance(event, RunResumed):
@@ -404,7 +621,24 @@ class WorkflowMachine(RunMachine):
                 self._track_blindly(event)
 
 
-_ENDINGS = Ending.__args__
+def _first_position(transition: Transition) -> int:
+    """Where the history begins in its first transition: at its last `RunContinued`, or at 0."""
+    events = transition.events
+    return next((i for i in range(len(events) - 1, 0, -1) if isinstance(events[i], RunContinued)), 0)
+
+
+class _Closing:
+    """Stands in for a machine while its coroutines are closed: it tells what it knows, and decides nothing."""
+
+    REFUSED = frozenset({"decide", "take_seq", "start", "answer", "patched", "effects", "current", "send"})
+
+    def __init__(self, machine: RunMachine) -> None:
+        self._machine = machine
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.REFUSED:
+            raise UsageError("this run has ended or is being put away: it decides nothing any more")
+        return getattr(self._machine, name)
 
 
 def new_machine(app: App, partition: Partition, run_id: str, workflow_name: str) -> RunMachine:

@@ -17,14 +17,20 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.pure import codec
+from streamflow.pure.commands import ChildCall, SignalSend, SignalWait, Sleep, StepCall
 from streamflow.pure.definitions import Reducer, Step, missing_step
 from streamflow.pure.errors import Failure, PayloadInvalid, PayloadTooLarge, UsageError
 from streamflow.pure.events import (
     NOTHING,
     AnyEvent,
+    AskAnswered,
+    AskReceived,
     CancelRequested,
     ChildCompleted,
     ChildFailed,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
     RunStarted,
     RunStuck,
     SignalReceived,
@@ -34,7 +40,7 @@ from streamflow.pure.events import (
     Transition,
 )
 from streamflow.pure.failures import failure_of
-from streamflow.pure.operations import PENDING, ChildCall, Fiber, Operation, SignalSend, SignalWait, Sleep, StepCall
+from streamflow.pure.operations import PENDING, Fiber, Operation
 from streamflow.pure.retry import Retry
 from streamflow.pure.running import RunMachine, unknown_child
 
@@ -48,6 +54,14 @@ class Started(msgspec.Struct, frozen=True):
 
 
 class Signal(msgspec.Struct, frozen=True):
+    name: str
+    value: Any
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """Somebody waits for an answer: give `Answer(event.id, …)` or `Refuse(event.id, …)` as a command, now or later."""
+
+    id: str
     name: str
     value: Any
 
@@ -100,7 +114,7 @@ class CancelRequest(msgspec.Struct, frozen=True):
     reason: str
 
 
-Event = Started | Signal | StepDone | StepError | TimerDone | ChildDone | ChildError | CancelRequest
+Event = Started | Signal | Asked | StepDone | StepError | TimerDone | ChildDone | ChildError | CancelRequest
 
 # --- what a reducer gives -------------------------------------------------------------------------------------------
 
@@ -117,8 +131,23 @@ class Fail(msgspec.Struct, frozen=True):
     message: str
 
 
-Command = Awaitable[Any] | Complete | Fail
-"""A call of a step or workflow, `sf.sleep(…)`, `sf.send_signal(…)` (none of them awaited), `Complete` or `Fail`."""
+class Answer(msgspec.Struct, frozen=True):
+    """The answer to the question with this id."""
+
+    id: str
+    result: Any = None
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """The question with this id gets no answer: its asker sees `AskRefused` with the reason."""
+
+    id: str
+    reason: str = ""
+
+
+Command = Awaitable[Any] | Answer | Refuse | Complete | Fail
+"""A call of a step or workflow, `sf.sleep(…)`, `sf.send_signal(…)` (none of them awaited), `Answer`, `Refuse`,
+`Complete` or `Fail`."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -165,7 +194,7 @@ class _Snapshot(msgspec.Struct, array_like=True):
     seq: int
     steps: list[_OpenStep]
     timers: list[tuple[int, int, str]]
-    children: list[tuple[int, str, str, str]]
+    children: list[tuple[int, str, str, str, str]]
     started: int
     tenant: str
     parent: str
@@ -173,6 +202,7 @@ class _Snapshot(msgspec.Struct, array_like=True):
     events_count: int
     stuck: bool
     held: list[_Held]
+    ending: RunCompleted | RunFailed | RunCancelled | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -229,6 +259,9 @@ class ReducerMachine(RunMachine):
         return f"state of reducer {self.workflow}"
 
     def _deliver(self, event: AnyEvent, operation: Operation | None, value: Any, error: Exception | None) -> None:
+        if self.ending is not None:
+            self._end_if_alone()
+            return
         tag, run_id = _tag(operation), operation.run_id if isinstance(operation, ChildCall) else ""
         if self.reason:
             self._held.append(_Held(event, tag, run_id))
@@ -253,6 +286,13 @@ class ReducerMachine(RunMachine):
                     self.effects.warnings.append(f"run {self.run_id} skipped a signal: {invalid}")
                     return
                 self._react(Signal(event.name, plain))
+            case AskReceived():
+                try:
+                    plain = codec.decode(event.value, Any, f"value of question {event.name}")
+                except PayloadInvalid as invalid:
+                    self.answer(AskAnswered(event.id, event.name, failure=Failure("PayloadInvalid", str(invalid))))
+                    return
+                self._react(Asked(event.id, event.name, plain))
             case StepCompleted():
                 self._react(StepDone(event.name, event.seq, tag, value))
             case StepFailed():
@@ -274,7 +314,7 @@ class ReducerMachine(RunMachine):
             self._state = decision.state
             for command in decision.commands:
                 self._obey(command)
-                if self.effects.ended:
+                if self.effects.ended or self.ending is not None:
                     return
         except (Exception, SystemExit, GeneratorExit) as error:
             self._fail(failure_of(error))
@@ -284,6 +324,11 @@ class ReducerMachine(RunMachine):
             self._complete(command.result)
         elif isinstance(command, Fail):
             self._fail(Failure("Fail", command.message))
+        elif isinstance(command, Answer):
+            payload = Raw(codec.encode(command.result, f"answer of reducer {self.workflow}"))
+            self.answer(AskAnswered(command.id, "", payload))
+        elif isinstance(command, Refuse):
+            self.answer(AskAnswered(command.id, "", failure=Failure("Refused", command.reason)))
         elif isinstance(command, StepCall | ChildCall | Sleep | SignalSend):
             if command.state:
                 raise UsageError(f"reducer {self.workflow} gave the same command twice: call the step again for each")
@@ -291,16 +336,16 @@ class ReducerMachine(RunMachine):
         else:
             raise UsageError(
                 f"reducer {self.workflow} returned {command!r} as a command: use calls of steps and workflows, "
-                "sf.sleep, sf.send_signal, sf.Complete and sf.Fail; signals come as events"
+                "sf.sleep, sf.send_signal, sf.Answer, sf.Refuse, sf.Complete and sf.Fail; signals come as events"
             )
 
     def _cancel(self, event: CancelRequested) -> None:
         if not self.reason:
             self._react(CancelRequest(event.reason))
-        if not self.effects.ended:
+        if not self.effects.ended and self.ending is None:
             self._end_cancelled(event.reason)
 
-    def take_signal(self, wait: SignalWait) -> bool:
+    def take_message(self, wait: SignalWait) -> bool:
         raise UsageError("a reducer gets signals as events")
 
     def spawn(self, fiber: Fiber) -> None:
@@ -359,7 +404,10 @@ class ReducerMachine(RunMachine):
                     for call in self.steps.values()
                 ],
                 [(seq, dues[seq], _tag(timer)) for seq, timer in self.timers.items()],
-                [(seq, call.target.name, call.run_id, call.target.tag) for seq, call in self.children.items()],
+                [
+                    (seq, call.target.name, call.run_id, call.target.tag, call.on_parent_end)
+                    for seq, call in self.children.items()
+                ],
                 self.started,
                 self.tenant,
                 self.parent,
@@ -367,6 +415,7 @@ class ReducerMachine(RunMachine):
                 self.events_count,
                 self.stuck,
                 self._held,
+                self.ending,
             )
         )
 
@@ -384,17 +433,16 @@ class ReducerMachine(RunMachine):
         self.seq, self.started, self.at = snapshot.seq, snapshot.started, snapshot.at
         self.tenant, self.parent = snapshot.tenant, snapshot.parent
         self.events_count, self.stuck, self._held = snapshot.events_count, snapshot.stuck, snapshot.held
+        self.ending = snapshot.ending
         for step in snapshot.steps:
             self._restore_step(step)
         for seq, due, tag in snapshot.timers:
             timer = Sleep(0, tag)
             timer.seq, timer.state = seq, PENDING
             self.add_timer(timer, due)
-        for seq, name, run_id, tag in snapshot.children:
-            target: Any = self.app.workflows.get(name) or unknown_child(name)
-            child = ChildCall(target.options(tag=tag))
-            child.seq, child.state, child.run_id, child.args = seq, PENDING, run_id, None
-            self.children[seq] = child
+        for seq, name, run_id, tag, on_parent_end in snapshot.children:
+            child = self.children[seq] = self.open_child(seq, name, run_id, on_parent_end)
+            child.target = child.target.options(tag=tag)
         if not self.reason:
             try:
                 self._load()
@@ -424,7 +472,7 @@ class ReducerMachine(RunMachine):
                 self.events_count += 1
                 if isinstance(event, RunStuck):
                     self.stuck = True
-                elif isinstance(event, (RunStarted, SignalReceived)):
+                elif isinstance(event, (RunStarted, SignalReceived, AskReceived)):
                     self._track_blindly(event)
                     self._held.append(_Held(event, "", ""))
         self._set_open_status()

@@ -21,9 +21,10 @@ from msgspec import Raw
 
 from streamflow.pure import codec
 from streamflow.pure.attributes import Attribute, merged
+from streamflow.pure.commands import ChildCall, SignalSend, SignalWait, Sleep, StepCall, StepJob
 from streamflow.pure.definitions import App, Step, Workflow, missing_step
 from streamflow.pure.errors import ChildFailed as ChildError
-from streamflow.pure.errors import Diverged, Failure, PayloadInvalid, PayloadTooLarge
+from streamflow.pure.errors import Diverged, Failure, PayloadInvalid, PayloadTooLarge, UsageError
 from streamflow.pure.errors import StepFailed as StepError
 from streamflow.pure.events import (
     NOTHING,
@@ -31,17 +32,20 @@ from streamflow.pure.events import (
     AskAnswered,
     AskReceived,
     CancelRequested,
+    ChildCancelled,
     ChildCompleted,
     ChildFailed,
     ChildStarted,
     RunCancelled,
     RunCompleted,
+    RunContinued,
     RunFailed,
     RunResumed,
     RunStarted,
     RunStuck,
     SignalReceived,
     SignalSent,
+    StepCancelled,
     StepCompleted,
     StepFailed,
     StepRetrying,
@@ -49,18 +53,25 @@ from streamflow.pure.events import (
     TimerFired,
     TimerSet,
 )
-from streamflow.pure.operations import PENDING, ChildCall, Operation, SignalSend, Sleep, StepCall, StepJob, active
+from streamflow.pure.operations import PENDING, Fiber, Operation, active
 from streamflow.pure.record import Status
 
 if TYPE_CHECKING:
     from typing import TypeVar
 
-    from streamflow.pure.operations import Fiber, SignalWait
     from streamflow.pure.sharding import Partition
 
-    D = TypeVar("D", StepScheduled, TimerSet, SignalSent, ChildStarted)
+    D = TypeVar(
+        "D", StepScheduled, StepCancelled, TimerSet, SignalSent, AskAnswered, ChildStarted, ChildCancelled, RunContinued
+    )
 
 _encode = msgspec.msgpack.Encoder().encode
+
+WARN_EVENTS = 10_000
+MAX_EVENTS = 50_000
+"""Events of a history at which a run is warned of, and at which it is told to continue as new."""
+HARD_EVENTS = 55_000
+"""Events at which a run that didn't is ended."""
 
 WORKER_LOST = "WorkerLost"
 """Kind of the failure of an attempt whose worker died or fell silent."""
@@ -146,12 +157,15 @@ class RunMachine:
         "at",
         "attributes",
         "children",
+        "current",
         "diverged",
         "effects",
         "ended",
+        "ending",
         "events_count",
         "in_steps",
         "live",
+        "lives",
         "parent",
         "partition",
         "ready",
@@ -165,6 +179,7 @@ class RunMachine:
         "stuck",
         "tenant",
         "timers",
+        "version",
         "workflow",
     )
 
@@ -177,6 +192,12 @@ class RunMachine:
         self.parent = ""
         self.status = Status.PENDING
         self.ended = False
+        self.ending: Ending | None = None
+        """How the code has ended, while children that it waits for go on."""
+        self.version = 0
+        """Of the workflow's code."""
+        self.lives = 0
+        """How often the run has continued as new."""
         self.live = True
         """False during a replay, whose effects have taken place already."""
         self.started = 0
@@ -192,6 +213,8 @@ class RunMachine:
         """A heap of (due, seq) of timers and retries; entries of what is gone already are skipped."""
         self.in_steps = 0
         """How many steps run at the owner now."""
+        self.current: Fiber | None = None
+        """The fiber whose code runs."""
         self.ready: list[Fiber] = []
         self.effects = Effects()
         self.attributes: Mapping[str, Attribute] | None = None
@@ -246,13 +269,30 @@ class RunMachine:
         try:
             if self.stuck or self.reason:
                 inputs = self._park_or_resume(inputs)
-            self._take_all(inputs)
+            elif self.events_count >= WARN_EVENTS:
+                self._limit_history()
+            if not effects.ended:
+                self._take_all(inputs)
         finally:
             active.reset(token)
         effects.status = self.status
-        self.events_count += len(effects.events)
+        count = self.events_count
+        self.events_count = count + len(effects.events)
+        if count < WARN_EVENTS <= self.events_count:
+            self._warn_of_history()
         self.effects = _IDLE  # a machine at rest keeps no history
         return effects
+
+    @property
+    def events_before(self) -> int:
+        """Length of the history before the present transition."""
+        return self.events_count
+
+    def _limit_history(self) -> None:
+        """The history is long: tell the code, if it has one."""
+
+    def _warn_of_history(self) -> None:
+        """The history has just become long."""
 
     def snapshot(self) -> bytes:
         """The `state` element of the run's record."""
@@ -299,9 +339,27 @@ class RunMachine:
         self.send(event.target, "signal", [event.name, event.value])
         operation.settle(None, None, self.ready)
 
-    def take_signal(self, wait: SignalWait) -> bool:
-        """Settle `wait` with a buffered signal, or remember it."""
+    def cancel_step(self, call: StepCall) -> None:
+        """Nobody waits for the step any more."""
+        self.decide(StepCancelled(call.seq, call.step.name))
+        self._stop_attempt(call)
+        self._close_step(call)
+
+    def answer(self, event: AskAnswered) -> None:
+        """Record the answer to a question, and give it to the asker."""
+        answer = self.decide(event)
+        if self.live:
+            self.effects.answers.append(answer)
+
+    def take_message(self, wait: SignalWait) -> bool:
+        """Settle `wait` with a signal or question that came early, or remember it."""
         raise NotImplementedError
+
+    def forget_wait(self, wait: SignalWait) -> None:
+        """The wait is over without a message."""
+
+    def patched(self, name: str) -> bool:
+        raise UsageError("sf.patched() is for workflows: a reducer's state can say itself what it knows")
 
     def spawn(self, fiber: Fiber) -> None:
         raise NotImplementedError
@@ -353,13 +411,16 @@ class RunMachine:
         kind = type(item)
         if kind is Outcome:
             self._take_outcome(cast("Outcome", item))
-        elif kind is SignalReceived:
+        elif kind is SignalReceived or kind is AskReceived:
             self.effects.events.append(cast("SignalReceived", item))
             self._deliver(cast("SignalReceived", item), None, None, None)
         elif kind is Due:
             self._take_due()
         elif isinstance(item, RunStarted):
             if not self.started:
+                definition = self.app.workflows.get(item.workflow)
+                if definition is not None and definition.version:
+                    item = msgspec.structs.replace(item, version=definition.version)
                 self._begin(item)
                 self.effects.events.append(item)
                 self._deliver(item, None, None, None)
@@ -370,7 +431,7 @@ class RunMachine:
                 self.stuck = False
                 self.effects.events.append(RunResumed(self.workflow, self.tenant))
             self.effects.events.append(item)
-            self._cancel(item)
+            self._cancel_requested(item)
         else:
             raise TypeError(f"{item!r} is no input of a run")
 
@@ -460,6 +521,7 @@ class RunMachine:
         self.workflow = event.workflow
         self.tenant = event.tenant
         self.parent = event.parent
+        self.version = event.version
         self.started = self.at
         self.status = Status.RUNNING
 
@@ -496,6 +558,10 @@ class RunMachine:
             return self.timers.pop(cast("TimerFired", event).seq, None)
         if kind is ChildCompleted or kind is ChildFailed:
             return self.children.pop(cast("ChildCompleted", event).seq, None)
+        if kind is StepCancelled:  # seen here only when no code runs
+            call = self.steps.get(cast("StepCancelled", event).seq)
+            if call is not None:
+                self._close_step(call)
         return None
 
     def _track_blindly(self, event: AnyEvent) -> None:
@@ -512,12 +578,24 @@ class RunMachine:
             timer.seq, timer.state = event.seq, PENDING
             self.add_timer(timer, event.due)
         elif isinstance(event, ChildStarted):
-            child = ChildCall(self.app.workflows.get(event.name) or unknown_child(event.name))
-            child.seq, child.state, child.run_id, child.args = event.seq, PENDING, event.run_id, None
-            self.children[event.seq] = child
+            self.children[event.seq] = self.open_child(event.seq, event.name, event.run_id, event.on_parent_end)
+        elif isinstance(event, RunContinued):
+            self._forget_open()
+            self.started = event.started
+            self.version = event.version
+            self.lives = event.lives
+            for seq, name, run_id in event.children:
+                self.children[seq] = self.open_child(seq, name, run_id, "wait")
         else:
             self._track(event)
         self.seq = max(self.seq, getattr(event, "seq", 0))
+
+    def open_child(self, seq: int, name: str, run_id: str, on_parent_end: str) -> ChildCall:
+        """A child that is known from a record, and that no code waits for."""
+        child = ChildCall(self.app.workflows.get(name) or unknown_child(name))
+        child.seq, child.state, child.run_id, child.args = seq, PENDING, run_id, None
+        child.on_parent_end = on_parent_end
+        return child
 
     def _forget_open(self) -> None:
         self.steps.clear()
@@ -555,6 +633,16 @@ class RunMachine:
 
     # --- endings ----------------------------------------------------------------------------------------------------
 
+    def _cancel_requested(self, event: CancelRequested) -> None:
+        """End at once, let the code clean up, or hurry the children that an ended code waits for."""
+        if event.terminate or self.reason:
+            self._end_now(RunCancelled(self.workflow, self.tenant, self.at - self.started, event.reason))
+        elif self.ending is None:
+            self._cancel(event)
+        else:
+            for child in self.children.values():
+                self.send(child.run_id, "cancel", event.reason)
+
     def _cancel(self, event: CancelRequested) -> None:
         raise NotImplementedError
 
@@ -562,6 +650,37 @@ class RunMachine:
         self._end(RunCancelled(self.workflow, self.tenant, self.at - self.started, reason))
 
     def _end(self, event: Ending) -> None:
+        """The code is over. The run is, too, unless it waits for children: then nothing else is open any more."""
+        if any(child.on_parent_end == "wait" for child in self.children.values()):
+            self.ending = event
+            self._let_go("wait")
+        else:
+            self._end_now(event)
+
+    def _end_if_alone(self) -> None:
+        """After a child's outcome: whether it was the last that the run's end waited for."""
+        ending = self.ending
+        if ending is not None and not self.children:
+            self._end_now(msgspec.structs.replace(ending, ms=self.at - self.started))
+
+    def _let_go(self, keep: str = "") -> None:
+        """Stop what is open, children as their policies say; those with the policy `keep` stay open."""
+        reason = f"the parent run {self.run_id} ended"
+        kept: dict[int, ChildCall] = {}
+        for child in self.children.values():
+            if child.on_parent_end == keep:
+                kept[child.seq] = child
+            elif child.on_parent_end != "abandon":
+                self.send(child.run_id, "cancel", reason)
+        for call in self.steps.values():
+            self._stop_attempt(call)
+        # Decided in this very transition: not worth starting.
+        self.effects.jobs.clear()
+        self.close()
+        self._forget_open()
+        self.children.update(kept)
+
+    def _end_now(self, event: Ending) -> None:
         """The run is over: tell the parent, cancel what is open."""
         effects = self.effects
         self.record_ending(event)
@@ -578,15 +697,8 @@ class RunMachine:
             outcome = ChildFailed(seq, self.workflow, Failure("RunCancelled", event.reason), cancelled=True)
         if parent:
             self.send(parent, "child", outcome)
-        reason = f"the parent run {self.run_id} ended"
-        for child in self.children.values():
-            self.send(child.run_id, "cancel", reason)
-        for call in self.steps.values():
-            self._stop_attempt(call)
-        effects.jobs.clear()  # decided in this very transition: not worth starting
+        self._let_go()
         effects.ended = self.ended = True
-        self.close()
-        self._forget_open()
 
     def record_ending(self, event: Ending) -> None:
         self.effects.events.append(event)

@@ -84,7 +84,7 @@ async def test_a_refusal_is_raised_with_its_failure(client: sf.Client, owner: Ow
     asking = asyncio.create_task(run.ask("reserve", 200))
     failure = sf.Failure("ValueError", "too many")
     await answer(owner, run, failure=failure)
-    with pytest.raises(sf.AskRefused, match="kino refused reserve: ValueError: too many") as caught:
+    with pytest.raises(sf.AskRefused, match="kino refused question reserve: ValueError: too many") as caught:
         await asking
     assert caught.value.failure == failure
     assert (await run.describe()).status is sf.Status.RUNNING

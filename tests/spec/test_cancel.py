@@ -102,7 +102,7 @@ async def test_steps_that_have_not_begun_never_run(serve: Serve) -> None:
         assert (daemon.executor.running, daemon.executor.waiting) == (0, 0)
 
 
-async def test_the_finally_blocks_of_a_cancelled_workflow_run_but_decide_nothing_more(serve: Serve) -> None:
+async def test_a_cancelled_workflow_may_clean_up_with_steps(serve: Serve) -> None:
     app = sf.App()
     notes: list[str] = []
 
@@ -115,8 +115,7 @@ async def test_the_finally_blocks_of_a_cancelled_workflow_run_but_decide_nothing
         try:
             await sf.sleep(3600)
         finally:
-            notes.append("finally")
-            await note("never")
+            await note("cleaned up")
 
     async with serve(app) as (client, _):
         run = await client.start(flow)
@@ -124,7 +123,8 @@ async def test_the_finally_blocks_of_a_cancelled_workflow_run_but_decide_nothing
         await run.cancel()
         with pytest.raises(sf.RunCancelled):
             await run.result(10)
-        assert notes == ["finally"]
+        assert notes == ["step: cleaned up"]
+        assert (await names_of(run))[-4:] == ["CancelRequested", "StepScheduled", "StepCompleted", "RunCancelled"]
 
 
 async def test_a_run_that_has_ended_cannot_be_cancelled(serve: Serve) -> None:

@@ -142,7 +142,7 @@ async def test_cancelling_a_parent_cancels_all_below_it(serve: Serve) -> None:
         with pytest.raises(sf.RunCancelled, match="enough"):
             await run.result(10)
         for run_id in below:
-            with pytest.raises(sf.RunCancelled, match=r"the parent run .* ended"):
+            with pytest.raises(sf.RunCancelled, match="enough"):
                 await client.run(run_id).result(10)
 
 

@@ -43,6 +43,7 @@ class Run:
         run_id: str = "r",
         at: int = 1000,
         partition: Partition = Partition.RUN,
+        crash: bool = False,
     ) -> None:
         self.app = app
         self.run_id = run_id
@@ -52,14 +53,21 @@ class Run:
         self.tenant = tenant
         self.elements: list[bytes] = []
         self.state = b""
+        self.crash = crash
+        """Before every transition the machine is thrown away and made again from the record."""
         self.at = at
         self.machine: RunMachine = new_machine(app, partition, run_id, workflow)
         self.last = self.advance(RunStarted(workflow, tenant, raw(args), parent))
 
     def advance(self, *inputs: Any, after: int = 0) -> Effects:
         self.at += after
+        if self.crash and self.elements:
+            self.machine.close()
+            assert not self.reload().reason
         effects = self.machine.advance(list(inputs), self.at)
         if effects.events:
+            if effects.fresh:
+                self.elements.clear()
             self.elements.append(encode_transition(self.at, effects.events))
             self.state = self.machine.snapshot()
         self.last = effects

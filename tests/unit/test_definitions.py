@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from streamflow.pure import operations
+from streamflow.pure import inside
 from streamflow.pure.definitions import App
 from streamflow.pure.errors import InvalidName, UsageError
 from streamflow.pure.reducing import Decision, Event
@@ -61,11 +61,11 @@ def test_a_workflow_called_outside_says_what_to_do() -> None:
 @pytest.mark.parametrize("name", ["now", "uuid4", "random", "info", "gather"])
 def test_durable_calls_outside_a_workflow_are_usage_errors(name: str) -> None:
     with pytest.raises(UsageError, match="inside a workflow only"):
-        getattr(operations, name)()
+        getattr(inside, name)()
     with pytest.raises(UsageError, match=r"sf\.sleep\(\) works inside a workflow only"):
-        operations.sleep(1)
+        inside.sleep(1)
     with pytest.raises(UsageError, match=r"sf\.signal\(\) works inside a workflow only"):
-        operations.signal("go")
+        inside.signal("go")
 
 
 def test_a_second_step_or_workflow_of_the_same_name_is_refused() -> None:

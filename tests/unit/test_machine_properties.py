@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamflow.pure import operations as sf
+from streamflow.pure import inside as sf
 from streamflow.pure.definitions import App
 from streamflow.pure.errors import ChildFailed as ChildError
 from streamflow.pure.errors import Failure, StepFailed

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from streamflow.pure import operations as sf
+from streamflow.pure import inside as sf
 from streamflow.pure.definitions import App
 from streamflow.pure.errors import Failure
 from streamflow.pure.events import CancelRequested, ChildFailed, SignalReceived

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamflow.pure import operations as sf
+from streamflow.pure import inside as sf
 from streamflow.pure.definitions import App
 from streamflow.pure.events import CancelRequested, RunStuck, SignalReceived
 from streamflow.pure.machine import Due, rehydrate

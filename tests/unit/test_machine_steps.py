@@ -9,8 +9,8 @@ import pytest
 from streamflow.pure.definitions import App
 from streamflow.pure.errors import StepFailed
 from streamflow.pure.events import StepRetrying
+from streamflow.pure.inside import gather, sleep
 from streamflow.pure.machine import Due, Outcome
-from streamflow.pure.operations import gather, sleep
 from streamflow.pure.retry import Retry
 from tests.unit.driving import Run, failure_in, kinds, plain, raw, result_of, with_steps_of
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from streamflow.pure import operations as sf
+from streamflow.pure import inside as sf
 from streamflow.pure.definitions import App
 from streamflow.pure.errors import ChildFailed as ChildError
 from streamflow.pure.errors import Failure
@@ -227,7 +227,7 @@ def test_a_childs_id_and_tenant_can_be_chosen_and_get_the_partitions_prefix() ->
     assert [message.target for message in run.last.outbox] == ["acme/r.1", "beta/mine"]
 
 
-def test_cancelling_ends_the_run_its_steps_and_its_children() -> None:
+def test_terminating_ends_the_run_its_steps_and_its_children() -> None:
     local = App()
     cleaned: list[str] = []
 
@@ -250,7 +250,7 @@ def test_cancelling_ends_the_run_its_steps_and_its_children() -> None:
         await sf.gather(helper(), inner())
 
     run = Run(local, "flow")
-    run.advance(CancelRequested("enough"))
+    run.advance(CancelRequested("enough", terminate=True))
     assert kinds(run.last) == ["CancelRequested", "RunCancelled"]
     assert run.last.status == "cancelled"
     assert run.last.cancelled == [2]
@@ -314,4 +314,4 @@ def test_random_values_and_the_time_are_the_same_in_a_replay() -> None:
     again.advance(Due(), after=1000)
     assert len(seen) == 2
     assert seen[0] == seen[1]
-    assert seen[0][-1] == sf.RunInfo("r", "flow", "acme", "up")
+    assert seen[0][-1] == sf.RunInfo("r", "flow", "acme", "up", events=2)

@@ -1,0 +1,50 @@
+"""Sagas: what was done is undone, in reverse, when the rest can't be done.
+
+Owns: the order and the shielding of compensations. Must not: decide anything but through what it awaits.
+Called by: `inside.py`. After Garcia-Molina and Salem, "Sagas", 1987.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, ParamSpec
+
+from streamflow.pure.combining import OUTCOMES, Shield
+from streamflow.pure.errors import CompensationFailed, ContinueAs
+
+P = ParamSpec("P")
+
+
+class Saga:
+    """Made by `sf.saga()`. Compensations are steps, workflows or helpers, so they are as durable as what they undo."""
+
+    def __init__(self) -> None:
+        self._compensations: list[tuple[Callable[..., Awaitable[Any]], tuple[Any, ...], dict[str, Any]]] = []
+
+    def compensate(self, function: Callable[P, Awaitable[Any]], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call `function(*args)` if the block fails or is cancelled, before the compensations registered earlier.
+
+        Register before the action when it may take effect without telling (a step that fails after a time-out may have
+        acted), and make the compensation harmless when there is nothing to undo.
+        """
+        self._compensations.append((function, args, kwargs))
+
+    async def __aenter__(self) -> Saga:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, ContinueAs) or not isinstance(error, OUTCOMES):
+            return
+        failures: list[Exception] = []
+        with Shield():
+            while self._compensations:
+                function, args, kwargs = self._compensations.pop()
+                try:
+                    await function(*args, **kwargs)
+                except Exception as failure:
+                    failures.append(failure)
+        if failures:
+            raise CompensationFailed(failures) from error

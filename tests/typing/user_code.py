@@ -1,0 +1,98 @@
+"""What a type checker sees in user code. No test runs this: pyright checks it with the package, `assert_type` by
+`assert_type`; each mistake is marked with the error that it must give (an ignore that isn't needed is an error itself).
+"""
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, assert_type
+
+import streamflow as sf
+
+app = sf.App()
+
+
+@dataclass
+class Page:
+    url: str
+    size: int
+
+
+@app.step(retry=sf.Retry(attempts=3), timeout=30)
+async def fetch(url: str, depth: int = 1) -> Page:
+    return Page(url, depth)
+
+
+@app.step
+def parse(page: Page) -> list[str]:
+    return [page.url]
+
+
+@app.step(queue="gpu")
+def embed(text: str) -> list[float]:
+    return [float(len(text))]
+
+
+@app.workflow
+async def leaf(n: int) -> str:
+    return str(n)
+
+
+@app.workflow(version=2)
+async def digest(urls: list[str]) -> int:
+    page = await fetch(urls[0])
+    assert_type(page, Page)
+    assert_type(await parse(page), list[str])
+    assert_type(await embed.options(timeout=5)("text"), list[float])
+    assert_type(await leaf(3), str)
+    assert_type(await leaf.options(id="x", on_parent_end="wait")(3), str)
+    await fetch(3)  # pyright: ignore[reportArgumentType]
+    await fetch(urls[0], "deep")  # pyright: ignore[reportArgumentType]
+    await fetch()  # pyright: ignore[reportCallIssue]
+    await leaf("3")  # pyright: ignore[reportArgumentType]
+    await leaf.options(on_parent_end="keep")(3)  # pyright: ignore[reportArgumentType]
+
+    pair = await sf.gather(fetch(urls[0]), leaf(1))
+    assert_type(pair, tuple[Page, str])
+    assert_type(await sf.gather(*(fetch(url) for url in urls)), list[Page])
+    assert_type(await sf.gather(*(fetch(url) for url in urls), return_exceptions=True), list[Page | BaseException])
+    assert_type(await sf.race(fetch(urls[0]), leaf(1)), Page | str)
+    assert_type(await sf.map(fetch, urls, concurrency=10), list[Page])
+    assert_type(await sf.map(leaf, range(9), concurrency=2, return_exceptions=True), list[str | BaseException])
+    await sf.map(leaf, urls, concurrency=2)  # pyright: ignore[reportArgumentType]
+    await sf.map(leaf, range(9))  # pyright: ignore[reportCallIssue]
+
+    async with sf.task_group() as group:
+        later = group.start_soon(fetch, urls[0], depth=2)
+        group.start_soon(leaf, "3")  # pyright: ignore[reportArgumentType]
+    assert_type(later, Awaitable[Page])
+
+    with sf.timeout(5) as limit:
+        assert_type(await sf.signal("approve", bool), bool)
+    assert_type(limit.expired, bool)
+
+    question = await sf.question("raise-limit", int)
+    assert_type(question, sf.Question[int])
+    assert_type(question.value, int)
+
+    child = await sf.start(leaf, 3, on_parent_end="abandon")
+    assert_type(child, sf.Child[str])
+    assert_type(await child.result(), str)
+    await sf.start(leaf, "3")  # pyright: ignore[reportArgumentType]
+
+    async with sf.saga() as saga:
+        saga.compensate(fetch, urls[0], depth=1)
+        saga.compensate(fetch, 1)  # pyright: ignore[reportArgumentType]
+    return page.size
+
+
+async def use(client: sf.Client) -> None:
+    run = await client.start(digest, ["https://example.org"], id="digest-1")
+    assert_type(run, sf.Run[int])
+    assert_type(await run.result(timeout=30), int)
+    await client.start(digest, "https://example.org")  # pyright: ignore[reportCallIssue]
+    assert_type(await client.start("digest", ["https://example.org"]), sf.Run[Any])
+    assert_type(client.run("digest-1", int), sf.Run[int])
+    assert_type(await client.start_many(leaf, [(1,), (2,)]), list[sf.Run[str]])
