@@ -429,6 +429,7 @@ class WorkflowMachine(RunMachine):
         self.lives = event.lives
         self.events_count = 0
         self._rng = self._patches = self._cancelling = None
+        self.attributes = None  # a replay of this life knows nothing of the ones before; the header has them all
         self._limited = False
         for one in event.carried:
             self._keep(message_key(one), one)

@@ -1,4 +1,4 @@
-"""Asks: a question to a run, and its answer. No daemon runs here: `Owner` answers by hand."""
+"""Asks: a question to a run, and its answer. In most tests no daemon runs: `Owner` answers by hand."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from streamflow.pure.record import Status
 from streamflow.pure.sharding import Partition
 from streamflow.store.connection import Call
 from tests.spec.by_hand import Owner, waiting
+from tests.spec.support import Serve, names_of
 
 pytestmark = pytest.mark.anyio
 
@@ -32,6 +33,32 @@ class Seats(msgspec.Struct):
 
 @app.workflow
 async def cinema() -> None: ...
+
+
+@app.workflow
+async def box_office(left: int) -> int:
+    """Sells seats until somebody closes it."""
+    while True:
+        request = await sf.question("reserve", int)
+        if request.value == 0:
+            request.answer("closed")
+            return left
+        if request.value > left:
+            request.refuse(f"only {left} left")
+        else:
+            left -= request.value
+            request.answer({"left": left})
+
+
+@app.reducer
+def doorman(state: int, event: sf.Event) -> sf.Decision:
+    match event:
+        case sf.Asked(name="enter"):
+            return sf.Decision(state + 1, [sf.Answer(event.id, state + 1)])
+        case sf.Asked():
+            return sf.Decision(state, [sf.Refuse(event.id, "no such thing")])
+        case _:
+            return sf.Decision(state)
 
 
 @pytest.fixture
@@ -56,6 +83,39 @@ async def answer(owner: Owner, run: sf.Run[Any], value: object = None, **how: An
     failure = how.pop("failure", None)
     answered = AskAnswered(ask.id, ask.name, raw(value), failure)
     await owner.commit(run.id, ask, answered, *how.pop("then", ()), status=how.pop("status", Status.RUNNING), **how)
+
+
+async def test_a_run_answers_each_question_in_its_turn(serve: Serve) -> None:
+    async with serve(app) as (client, _):
+        run = await client.start(box_office, 5)
+        assert await run.ask("reserve", 2, timeout=10, type=Seats) == Seats(3)
+        with pytest.raises(sf.AskRefused, match="only 3 left"):
+            await run.ask("reserve", 4, timeout=10)
+        answers = await asyncio.gather(*(run.ask("reserve", 1, timeout=10, type=Seats) for _ in range(3)))
+        assert sorted(answer.left for answer in answers) == [0, 1, 2]
+        assert await run.ask("reserve", 0, timeout=10) == "closed"
+        assert await run.result(10) == 0
+
+
+async def test_a_reducer_answers_by_commands(serve: Serve) -> None:
+    async with serve(app) as (client, _):
+        run = await client.start(doorman)
+        assert await run.ask("enter", timeout=10) == 1
+        assert await run.ask("enter", timeout=10) == 2
+        with pytest.raises(sf.AskRefused, match="no such thing"):
+            await run.ask("leave", timeout=10)
+
+
+async def test_a_question_waits_for_the_next_daemon_and_is_answered_once(serve: Serve) -> None:
+    async with serve(app, crash=True) as (client, _):
+        run = await client.start(box_office, 5, id="office")
+        assert await run.ask("reserve", 1, timeout=10, type=Seats) == Seats(4)
+    asking = asyncio.create_task(run.ask("reserve", 1, timeout=20, type=Seats))
+    await Owner(client).asked(run.id)
+    async with serve(app):
+        assert await asking == Seats(3)
+        assert await run.ask("reserve", 0, timeout=10) == "closed"
+    assert (await names_of(run)).count("AskAnswered") == 3
 
 
 @pytest.mark.parametrize("news", [True, False], ids=["told", "too large to be told"])

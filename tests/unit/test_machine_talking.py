@@ -30,6 +30,15 @@ async def talking() -> str:
     return "done"
 
 
+@app.workflow
+async def reborn(life: int) -> str:
+    sf.set_attributes(**{f"life{life}": "x" * 250}, life=life)  # nine of these are too many
+    await sf.signal("go")
+    if life < 20:
+        raise sf.ContinueAs(life + 1)
+    return "old"
+
+
 @app.reducer
 def filling(state: int, event: sf.Event) -> sf.Decision:
     if isinstance(event, sf.Signal):
@@ -87,3 +96,17 @@ def test_a_reducer_knows_its_attributes_from_its_header() -> None:
     run.advance(go())
     assert run.last.ended, "the 33rd is refused, and the reducer doesn't catch that"
     assert run.names[-1] == "RunFailed"
+
+
+def test_limits_are_those_of_one_life_whether_it_is_replayed_or_not() -> None:
+    """What a replay can't know must not decide: attributes of lives before are the batch's to count."""
+    run = Run(app, "reborn", 1)
+    for _ in range(19):
+        assert not run.last.ended, run.history[-1]
+        run.advance(go())
+        assert run.last.fresh
+        run.elements = run.elements[-1:]  # as the store keeps them
+        run.reload()
+    assert run.machine.attributes == {"life20": "x" * 250, "life": 20}
+    run.advance(go())
+    assert run.names[-1] == "RunCompleted"

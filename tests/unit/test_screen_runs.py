@@ -86,7 +86,17 @@ ONE_OF_EACH: list[AnyEvent] = [
     AskAnswered("1" * 32, "may I", NOTHING, BOOM),
     Patched(f"fix{EVIL}"),
     HistoryLimitReached(5000),
-    RunContinued(f"w{EVIL}", "t", raw(EVIL), 0, 9, NOW, 1, [SignalReceived(f"go{EVIL}", raw(EVIL))]),
+    RunContinued(
+        f"w{EVIL}",
+        "t",
+        raw(EVIL),
+        0,
+        9,
+        NOW,
+        1,
+        [SignalReceived(f"go{EVIL}", raw(EVIL))],
+        [(10, f"c{EVIL}", "child-10")],
+    ),
     RunStuck("w", "t", EVIL),
     RunResumed("w", "t"),
     CancelRequested(EVIL),
@@ -180,12 +190,15 @@ def test_what_nobody_waits_for_any_more_is_shown_as_cancelled() -> None:
 
 def test_a_continued_run_shows_its_new_input_and_what_it_carries_over() -> None:
     carried: list[SignalReceived | AskReceived] = [SignalReceived("go", raw(7)), AskReceived("a" * 32, "may I", raw(8))]
-    begun = RunContinued("w", "", raw(["next"]), 0, 9, NOW, 2, carried)
+    begun = RunContinued("w", "", raw(["next"]), 0, 9, NOW, 2, carried, [(4, "audit", "run-1.4")])
     shown = detail((0, [begun]), (3_000, [AskAnswered("a" * 32, "may I", raw(True))]))
     assert any(line.startswith("input") and '["next"]' in line for line in lines(shown))
     assert "◆" in row(shown, "go")
     assert "3.0 s" in row(shown, "may I")
     assert "↻" in row(shown, "life 3")
+    assert "▶" in row(shown, "audit")
+    assert any(line.startswith("CHILDREN 1  1 running") for line in lines(shown))
+    assert event_json(NOW, "run-1", begun)["children"] == [(4, "audit", "run-1.4")]
     assert "1 message carried over" not in format_log_line(NOW, "run-1", begun).plain
     assert "2 messages carried over" in format_log_line(NOW, "run-1", begun).plain
     assert event_json(NOW, "run-1", begun)["carried"][0] == {"event": "signal", "name": "go", "value": 7}

@@ -320,7 +320,7 @@ async def _children(client: Client, history: list[Transition]) -> dict[str, str]
     import asyncio
 
     from streamflow.pure.errors import StreamflowError
-    from streamflow.pure.events import ChildCompleted, ChildFailed, ChildStarted
+    from streamflow.pure.events import ChildCompleted, ChildFailed, ChildStarted, RunContinued
 
     started: dict[int, str] = {}
     statuses: dict[str, str] = {}
@@ -329,6 +329,8 @@ async def _children(client: Client, history: list[Transition]) -> dict[str, str]
             match event:
                 case ChildStarted():
                     started[event.seq] = event.run_id
+                case RunContinued():
+                    started.update({seq: run_id for seq, _, run_id in event.children})
                 case ChildCompleted() if event.seq in started:
                     statuses[started[event.seq]] = "completed"
                 case ChildFailed() if event.seq in started:

@@ -54,8 +54,8 @@ def _fields(event: HistoryEvent) -> dict[str, Any]:
             fields[key] = plain(value)
         elif isinstance(value, msgspec.Struct):
             fields[key] = msgspec.structs.asdict(value)
-        elif isinstance(value, list):  # what a continued run carries over
-            fields[key] = [_fields(one) for one in cast("list[HistoryEvent]", value)]
+        elif isinstance(value, list):  # what a continued run takes along
+            fields[key] = [_fields(one) if isinstance(one, HistoryEvent) else one for one in cast("list[Any]", value)]
         else:
             fields[key] = value
     return fields

@@ -122,7 +122,11 @@ def _begin(at: int, event: AnyEvent) -> Span | None:
 
 
 def _carry(found: list[Span], numbered: dict[int | str, Span], at: int, event: RunContinued) -> None:
-    """What was received in the life before and not consumed belongs to this one: its history has only that."""
+    """What was received in the life before and not consumed, and children that are waited for, belong to this one:
+    its history has no other word of them."""
+    for seq, name, run_id in event.children:
+        numbered[seq] = Span("child", name, at, child=run_id, note=run_id)
+        found.append(numbered[seq])
     for carried in event.carried:
         span = _begin(at, carried)
         assert span is not None
