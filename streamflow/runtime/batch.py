@@ -284,7 +284,8 @@ class ShardBatch:
         """The news for those who wait: answers to asks, and runs that have ended."""
         news: list[tuple[str, bytes]] = []
         for done, write in zip((d for d in self.reduced if d.transition), self.batch.runs, strict=True):
-            news += [_told(answer_name(answer.id), _encoder.encode(answer)) for answer in done.effects.answers]
+            if done.effects.answers:
+                news += [_told(answer_name(answer.id), _encoder.encode(answer)) for answer in done.effects.answers]
             if done.effects.ended:
                 news.append(_told(done.run_id, write.transition))
         if news:
