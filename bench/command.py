@@ -21,6 +21,7 @@ from .idle import bench_idle
 from .parked import bench_parked
 from .report import Report
 from .rig import Options, Rig, rig
+from .signals import bench_signals
 from .takeover import bench_takeover
 from .throughput import bench_chain, bench_fanout, bench_shards
 
@@ -34,6 +35,7 @@ WORKLOADS: dict[str, Workload] = {
     "parked": bench_parked,
     "takeover": bench_takeover,
     "enqueue": bench_enqueue,
+    "signals": bench_signals,
 }
 
 
@@ -56,10 +58,11 @@ def command(
     quick: bool,
     as_json: bool,
 ) -> int:
-    """Measure throughput and latency here: chain, fanout, shards, idle, parked, takeover, enqueue (default: all).
+    """Measure throughput and latency here: chain, fanout, shards, idle, parked, takeover, enqueue, signals.
 
-    The server is an embedded Valkey with an append-only file (everysec), in its own process; so are the daemons; the
-    client is this process. A figure that misses its target says so; the exit code is 0 all the same.
+    Without a WORKLOAD all of them. The server is an embedded Valkey with an append-only file (everysec), in its own
+    process; so are the daemons; the client is this process. A figure that misses its target says so; the exit code is 0
+    all the same.
 
     \b
     Example:

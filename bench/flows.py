@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 import streamflow as sf
 
 app = sf.App()
@@ -41,3 +43,25 @@ async def tick(times: int, pause: float) -> int:
         await sf.sleep(pause)
         value = await noop(value)
     return value
+
+
+class Tally(msgspec.Struct):
+    """How many numbers came, and their sum: right only if each came exactly once."""
+
+    count: int = 0
+    total: int = 0
+
+
+@app.reducer
+def tally(state: Tally, event: sf.Event) -> sf.Decision:
+    """Counts what it gets until it is told to end."""
+    match event:
+        case sf.Signal(name="add", value=number):
+            state.count += 1
+            state.total += number
+            sf.publish("count", state.count)
+        case sf.Signal(name="end"):
+            return sf.Decision(state, [sf.Complete(state)])
+        case _:
+            pass
+    return sf.Decision(state)

@@ -14,6 +14,7 @@
 local seen, inbox, owner = KEYS[1], KEYS[2], KEYS[3]
 local source = ARGV[1]
 local count = (#KEYS - 3) / 3
+local PARENT = '^' .. string.rep('%S+ ', 7) .. '(%S+)' -- the eighth word of a header
 
 if not holds(seen, 'hash') then return redis.error_reply('WRONGTYPE ' .. seen) end
 if not holds(inbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. inbox) end
@@ -39,7 +40,7 @@ for i = 1, count do
       redis.call('XADD', inbox, '*', 'kind', kind, 'run', id, 'body', body)
     elseif redis.call('EXISTS', run) == 0 then
       open_run(run, inbox, KEYS[3 * i + 2], KEYS[3 * i + 3], clock, id, ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], body)
-    elseif string.sub(redis.call('LINDEX', run, 0), -#ARGV[at + 5] - 1) ~= ' ' .. ARGV[at + 5] then
+    elseif string.match(redis.call('LINDEX', run, 0), PARENT) ~= ARGV[at + 5] then
       redis.call('XADD', inbox, '*', 'kind', 'taken', 'run', id, 'body', body, 'header', ARGV[at + 5])
     end
   end

@@ -48,11 +48,13 @@ from streamflow.pure.inside import (
     map,
     now,
     patched,
+    publish,
     question,
     race,
     random,
     saga,
     send_signal,
+    set_attributes,
     shield,
     signal,
     sleep,
@@ -84,13 +86,14 @@ from streamflow.runtime.executor import StepInfo, step_info
 from streamflow.version import __version__
 
 if TYPE_CHECKING:
-    from streamflow.edges.client import Client, Run, connect
+    from streamflow.edges.client import Client, connect
     from streamflow.edges.local import local
+    from streamflow.edges.run import Run
 
 # Loaded when first asked for: a module of flows, or `streamflow --help`, needs no client of the server.
 _LATER = {
     "Client": "streamflow.edges.client",
-    "Run": "streamflow.edges.client",
+    "Run": "streamflow.edges.run",
     "connect": "streamflow.edges.client",
     "local": "streamflow.edges.local",
 }
@@ -166,11 +169,13 @@ __all__ = [
     "map",
     "now",
     "patched",
+    "publish",
     "question",
     "race",
     "random",
     "saga",
     "send_signal",
+    "set_attributes",
     "shield",
     "signal",
     "sleep",

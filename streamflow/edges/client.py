@@ -1,6 +1,6 @@
-"""The public way in: start runs, signal and cancel them, wait for their results, look at them.
+"""The public way in: start runs, find them, forget them.
 
-Owns: `Client` and `Run`: names and types at the door, the namespace's meta record, errors of single runs.
+Owns: `Client`: names and types at the door, the namespace's meta record; `run.py` has the handle of one run.
 Must not: make pipelines (`batching`), wait for outcomes (`outcomes`), or scan listings (`listing`).
 Called by: user code, the command line, bench.
 
@@ -13,41 +13,39 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
-from typing import Any, Generic, TypeVar, TypeVarTuple, cast, overload
+from typing import Any, TypeVar, TypeVarTuple, cast, overload
 
 import msgspec
 from msgspec import Raw
 
 from streamflow.edges.batching import Batcher, settled
 from streamflow.edges.listing import (
+    Filters,
     Listings,
     RunDescription,
     RunSummary,
     Space,
     WorkflowInfo,
     describe,
-    ending_of,
 )
 from streamflow.edges.outcomes import Outcomes, not_found
+from streamflow.edges.run import Decode, Run
 from streamflow.pure import codec
+from streamflow.pure.attributes import Attribute, check_attributes
 from streamflow.pure.definitions import Reducer, Workflow
 from streamflow.pure.errors import (
     NamespaceMismatch,
     NamespaceMissing,
-    RunCancelled,
     RunConflict,
     RunEnded,
     RunError,
-    RunFailed,
     StoreError,
     UsageError,
 )
-from streamflow.pure.events import AnyEvent, Transition, decode_transition
-from streamflow.pure.events import RunCompleted as CompletedEvent
-from streamflow.pure.events import RunFailed as FailedEvent
+from streamflow.pure.events import AnyEvent, Transition
 from streamflow.pure.names import check_name, check_run_id
 from streamflow.pure.record import Status, decode_header
 from streamflow.pure.settings import load_settings
@@ -58,8 +56,6 @@ from streamflow.store.keys import NamespaceKeys
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
-
-Decode = Callable[[Raw], Any]
 
 
 def connect(url: str | None = None, *, namespace: str | None = None) -> Client:
@@ -242,13 +238,17 @@ class Client:
         status: Status | str | None = None,
         workflow: str | None = None,
         tenant: str | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
         limit: int = 20,
     ) -> list[RunSummary]:
         """The newest `limit` runs that fit all filters, over all shards.
 
-        Newest means last change of status first; with `tenant`, newest start first. Runs are found under the workflow
-        names that daemons have registered; name an unregistered one as `workflow` to see its runs.
-        Raises `UsageError` for an unknown status or a limit below 1.
+        `attributes`: runs that have all of them, as `sf.set_attributes` gave them (`1` is not `"1"`).
+        Newest means last change of status first; with `tenant` or `attributes`, newest start first. Runs are found
+        under the workflow names that daemons have registered; name an unregistered one as `workflow` to see its runs.
+        Raises `UsageError` for an unknown status, a limit below 1, or an attribute that no run can have.
+
+        >>> await client.runs(status="running", attributes={"customer": "acme"})
         """
         if limit < 1:
             raise UsageError(f"limit={limit} makes no sense; it is a number of runs above 0")
@@ -256,7 +256,13 @@ class Client:
             check_name("workflow", workflow)
         if tenant is not None:
             check_name("tenant", tenant)
-        return await self._listings.runs(await self.space(), _status(status), workflow, tenant, limit)
+        wanted: dict[str, Attribute] = {}
+        for name, value in check_attributes(attributes or {}).items():
+            if value is None:
+                raise UsageError(f"attributes: {name} is None, which no run has; leave it out")
+            wanted[name] = value
+        filters = Filters(_status(status), workflow, tenant, wanted)
+        return await self._listings.runs(await self.space(), filters, limit)
 
     async def workflows(self) -> dict[str, WorkflowInfo]:
         """What daemons have registered, by name."""
@@ -315,6 +321,27 @@ class Client:
     async def _ended(self, run_id: str) -> bytes:
         return await self._outcomes.ended((await self.space()).shard_of(run_id), run_id)
 
+    async def _answered(self, run_id: str, ask_id: str, body: bytes) -> bytes:
+        shard = (await self.space()).shard_of(run_id)
+        return await self._outcomes.answered(shard, run_id, ask_id, lambda: self._post("ask", run_id, body))
+
+    async def _published(self, run_id: str, *keys: str) -> dict[str, Raw]:
+        """What the run has published, under these keys or (without any) all keys. Raises `RunNotFound`."""
+        shard = (await self.space()).shard_of(run_id)
+        key = self.keys.shard(shard).published(run_id)
+        words = ("HMGET", key, *keys) if keys else ("HGETALL", key)
+        found = self._batcher.call(Call.plain(*words))
+        answers = await settled([self._batcher.peek(shard, run_id), found])
+        for answer in answers:
+            if isinstance(answer, StoreError):
+                raise answer
+        (line, _), values = cast("tuple[tuple[bytes, bytes], Any]", tuple(answers))
+        if not line:
+            raise not_found(run_id)
+        if keys:
+            return {key: Raw(value) for key, value in zip(keys, values, strict=True) if value is not None}
+        return {name.decode(): Raw(value) for name, value in sorted(values.items())}
+
     async def _post(self, kind: str, run_id: str, body: bytes) -> None:
         shard = (await self.space()).shard_of(run_id)
         answer = await self._batcher.post(shard, Message(kind, run_id, body))
@@ -336,85 +363,6 @@ class Client:
         shard = (await self.space()).shard_of(run_id)
         async for event in self._listings.events(shard, run_id, follow):
             yield event
-
-
-class Run(Generic[R]):
-    """The handle of one run, from `client.start` or `client.run`. It holds no state: the server has the truth.
-
-    `created`: whether this `start` created the run (False also if its answer was lost and it was sent again).
-    Its methods raise `RunNotFound` when there is no such run.
-    """
-
-    __slots__ = ("_client", "_decode", "created", "id")
-
-    def __init__(self, client: Client, run_id: str, decode: Decode | None, created: bool) -> None:
-        self.id = run_id
-        self.created = created
-        self._client = client
-        self._decode = decode
-
-    def __repr__(self) -> str:
-        return f"<run {self.id}>"
-
-    async def result(self, timeout: float | timedelta | None = None) -> R:
-        """Wait for the end of the run, at most `timeout` (seconds), and return the workflow's result.
-
-        Raises `RunFailed`, `RunCancelled`, `TimeoutError` (the run goes on), `PayloadInvalid` if the result doesn't fit
-        the declared type, and `StoreUnavailable` when the server is gone for longer than the client's patience.
-        """
-        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        deadline = asyncio.timeout(seconds)
-        try:
-            async with deadline:
-                last = await self._client._ended(self.id)  # pyright: ignore[reportPrivateUsage]
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            raise TimeoutError(f"run {self.id} has not ended within {seconds:g} s; it goes on") from None
-        match ending_of(decode_transition(last)):
-            case CompletedEvent(result=raw):
-                return self._decode(raw) if self._decode else codec.decode(raw, Any, f"result of run {self.id}")
-            case FailedEvent(failure=failure):
-                raise RunFailed(self.id, failure)
-            case event:
-                reason = f": {event.reason}" if event is not None and event.reason else ""
-                raise RunCancelled(f"run {self.id} was cancelled{reason}", self.id)
-
-    async def signal(self, name: str, value: Any = None) -> None:
-        """Send a signal; it is kept if the run doesn't wait for it yet. Returns when the server has it.
-
-        Delivered exactly once, in the order of this client's calls. Raises `RunEnded`, `InvalidName`, `PayloadInvalid`,
-        `PayloadTooLarge`.
-        """
-        payload = codec.encode(value, f"value of signal {check_name('signal', name)}")
-        body = msgspec.msgpack.encode((name, Raw(payload)))
-        await self._client._post("signal", self.id, body)  # pyright: ignore[reportPrivateUsage]
-
-    async def cancel(self, reason: str = "") -> None:
-        """Ask the run to end as cancelled. Returns when the server has the request, which is before it took effect.
-
-        Raises `RunEnded`, `PayloadTooLarge`.
-        """
-        body = codec.encode(reason, "reason of a cancel")
-        await self._client._post("cancel", self.id, body)  # pyright: ignore[reportPrivateUsage]
-
-    async def describe(self) -> RunDescription:
-        """Status, workflow, tenant, times, and how it ended."""
-        return await self._client._describe(self.id)  # pyright: ignore[reportPrivateUsage]
-
-    async def history(self) -> list[Transition]:
-        """All transitions in order (of a reducer: its newest). `at` is ms since the epoch, on the shard's clock."""
-        return await self._client._history(self.id)  # pyright: ignore[reportPrivateUsage]
-
-    def events(self, follow: bool = False) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
-        """The events of the history with their times (aware, UTC); with `follow` also what happens from now on.
-
-        Following ends with the run. It holds a connection while it waits.
-
-        >>> async for at, event in run.events(follow=True):
-        ...     print(at, event.describe())
-        """
-        return self._client._events(self.id, follow)  # pyright: ignore[reportPrivateUsage]
 
 
 def _target(workflow: Callable[..., Any] | str) -> tuple[str, codec.Parameters | None]:

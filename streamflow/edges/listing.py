@@ -6,7 +6,8 @@ Must not: change anything. Called by: client.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+import itertools
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ import msgspec
 from streamflow.edges.batching import Batcher, settled
 from streamflow.edges.outcomes import not_found
 from streamflow.pure import codec
+from streamflow.pure.attributes import Attribute, same, value_text
 from streamflow.pure.errors import Failure, StoreError
 from streamflow.pure.events import (
     ENDINGS,
@@ -50,6 +52,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     created: datetime
     ended: datetime | None
     parent: str | None
+    attributes: dict[str, Attribute] = {}
 
 
 class RunDescription(RunSummary, frozen=True, kw_only=True):
@@ -63,6 +66,23 @@ class RunDescription(RunSummary, frozen=True, kw_only=True):
     result: Any = None
     failure: Failure | None = None
     reason: str = ""
+
+
+class Filters(msgspec.Struct, frozen=True):
+    """Which runs a listing has: those that fit all that is given."""
+
+    status: Status | None = None
+    workflow: str | None = None
+    tenant: str | None = None
+    attributes: dict[str, Attribute] = {}
+
+    def fit(self, summary: RunSummary) -> bool:
+        return (
+            (self.status is None or summary.status == self.status)
+            and (self.workflow is None or summary.workflow == self.workflow)
+            and (self.tenant is None or summary.tenant == self.tenant)
+            and all(same(summary.attributes.get(name), value) for name, value in self.attributes.items())
+        )
 
 
 class WorkflowInfo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -124,6 +144,7 @@ def _summary(run_id: str, header: Header) -> RunSummary:
         created=instant(header.created),
         ended=instant(header.ended) if header.ended else None,
         parent=header.parent.rpartition("#")[0] or None,
+        attributes=header.attributes,
     )
 
 
@@ -145,29 +166,37 @@ class Listings:
                 infos[name.decode(errors="replace")] = WorkflowInfo()  # written by a newer version: the name is known
         return infos
 
-    async def runs(
-        self, space: Space, status: Status | None, workflow: str | None, tenant: str | None, limit: int
-    ) -> list[RunSummary]:
+    async def runs(self, space: Space, filters: Filters, limit: int) -> list[RunSummary]:
         """The newest runs that fit. Reads the newest `limit` of each index, and more only if a filter dropped some."""
-        shards = _shards_of(space, workflow, tenant)
-        names = [workflow] if workflow is not None else list(await self.workflows())
+        indexes = await self._indexes(_shards_of(space, filters), filters)
         depth = limit
         while True:
-            if tenant is not None:
-                indexes = [self._keys.shard(shard).tenant(tenant) for shard in shards]
-            else:
-                statuses = LISTED if status is None else (Status(listed_under(status)),)
-                indexes = [
-                    keys.index(listed, name)
-                    for keys in map(self._keys.shard, shards)
-                    for listed in statuses
-                    for name in names
-                ]
             candidates, more = await self._newest(indexes, depth)
-            found = await self._fitting(space, candidates, status, workflow, tenant, limit)
+            found = await self._fitting(space, candidates, filters)
             if len(found) >= limit or not more or depth >= LOOK_AT_MOST:
-                return found
+                return found[:limit]
             depth = min(depth * 8, LOOK_AT_MOST)
+
+    async def _indexes(self, shards: Sequence[int], filters: Filters) -> list[str]:
+        """Listings that have all runs that fit, and few others."""
+        keys = [self._keys.shard(shard) for shard in shards]
+        if filters.attributes:
+            listings = [
+                [one.attribute(name, value_text(value)) for one in keys] for name, value in filters.attributes.items()
+            ]
+            return listings[0] if len(listings) == 1 else await self._shortest(listings)
+        if filters.tenant is not None:
+            return [one.tenant(filters.tenant) for one in keys]
+        names = [filters.workflow] if filters.workflow is not None else list(await self.workflows())
+        statuses = LISTED if filters.status is None else (Status(listed_under(filters.status)),)
+        return [one.index(listed, name) for one in keys for listed in statuses for name in names]
+
+    async def _shortest(self, listings: list[list[str]]) -> list[str]:
+        """Of several attributes, the one that fewest runs have: those runs are looked at for the others."""
+        calls = [self._batcher.call(Call.plain("ZCARD", index)) for indexes in listings for index in indexes]
+        lengths = iter([_checked(answer) for answer in await settled(calls)])
+        totals = [sum(itertools.islice(lengths, len(indexes))) for indexes in listings]
+        return listings[totals.index(min(totals))]
 
     async def _newest(self, indexes: Sequence[str], depth: int) -> tuple[list[str], bool]:
         """The `depth` newest run ids over all indexes, newest first, and whether there are more."""
@@ -176,30 +205,16 @@ class Listings:
         scored = sorted((pair for pairs in lists for pair in pairs), reverse=True)
         return list(dict.fromkeys(run_id for _, run_id in scored[:depth])), len(scored) >= depth
 
-    async def _fitting(
-        self,
-        space: Space,
-        run_ids: Iterable[str],
-        status: Status | None,
-        workflow: str | None,
-        tenant: str | None,
-        limit: int,
-    ) -> list[RunSummary]:
-        run_ids = list(run_ids)
+    async def _fitting(self, space: Space, run_ids: Sequence[str], filters: Filters) -> list[RunSummary]:
         peeks = [self._batcher.peek(space.shard_of(run_id), run_id) for run_id in run_ids]
         found: list[RunSummary] = []
         for run_id, answer in zip(run_ids, await settled(peeks), strict=True):
             line, _ = _checked(answer)
-            if not line:  # forgotten in the meantime
-                continue
-            summary = _summary(run_id, decode_header(line))
-            if (
-                (status is None or summary.status == status)
-                and (workflow is None or summary.workflow == workflow)
-                and (tenant is None or summary.tenant == tenant)
-            ):
-                found.append(summary)
-        return found[:limit]
+            if line:  # else forgotten in the meantime
+                summary = _summary(run_id, decode_header(line))
+                if filters.fit(summary):
+                    found.append(summary)
+        return found
 
     async def history(self, shard: int, run_id: str) -> list[Transition]:
         peek = self._batcher.peek(shard, run_id)
@@ -254,12 +269,12 @@ class Listings:
                 return decode_header(line), transitions, before
 
 
-def _shards_of(space: Space, workflow: str | None, tenant: str | None) -> list[int]:
+def _shards_of(space: Space, filters: Filters) -> list[int]:
     """Where runs of a workflow or tenant can be: one shard, if the namespace is partitioned by it."""
-    if space.partition is Partition.TENANT and tenant is not None:
-        return [space.shard_of(f"{tenant}/")]
-    if space.partition is Partition.WORKFLOW and workflow is not None:
-        return [space.shard_of(f"{workflow}/")]
+    if space.partition is Partition.TENANT and filters.tenant is not None:
+        return [space.shard_of(f"{filters.tenant}/")]
+    if space.partition is Partition.WORKFLOW and filters.workflow is not None:
+        return [space.shard_of(f"{filters.workflow}/")]
     return list(range(space.shards))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, TypeVarTuple, overload
 import msgspec
 
 from streamflow.pure import codec
+from streamflow.pure.attributes import Attribute, check_attributes
 from streamflow.pure.combining import (
     Gather,
     Mapped,
@@ -236,6 +237,33 @@ def question(name: str, type: Any = Any, timeout: float | timedelta | None = Non
     codec.decoder_for(type)
     name = check_name("question", name)
     return AskWait(name, type, None if timeout is None else milliseconds(timeout, "question()"))
+
+
+# --- telling others ---------------------------------------------------------------------------------------------------
+
+
+def set_attributes(**values: Attribute | None) -> None:
+    """Give this run attributes, by which `client.runs(attributes=…)` and `streamflow runs --attribute` find it.
+
+    A value is a str of at most 256 characters, an int, float or bool; None takes the attribute off; what isn't named
+    stays. They are there when the decisions of this moment are committed, and until the run is forgotten.
+    Raises `InvalidName`, `UsageError` (another type, more than 32), `PayloadTooLarge` (more than 2 KB together).
+
+    >>> sf.set_attributes(customer="acme", priority=2)
+    """
+    active_machine("set_attributes()").set_attributes(check_attributes(values))
+
+
+def publish(key: str, value: object) -> None:
+    """Let others read a value while the run goes on: `await run.read(key)` gives the newest one. The run isn't asked.
+
+    It is there when the decisions of this moment are committed, and until the run is forgotten.
+    Raises `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`.
+
+    >>> sf.publish("progress", {"done": 3, "of": 10})
+    """
+    machine = active_machine("publish()")
+    machine.publish(check_name("key", key), codec.encode(value, f"published value {key}"))
 
 
 # --- children ---------------------------------------------------------------------------------------------------------

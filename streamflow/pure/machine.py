@@ -465,6 +465,7 @@ class WorkflowMachine(RunMachine):
         if self._recorded is None:
             self.events_count = 0
         self._rng = self._patches = self._cancelling = None
+        self.attributes = None  # a replay of this life knows nothing of the ones before; the header has them all
         self._limited = False
         for one in event.carried:
             self._keep(message_key(one), one)
@@ -702,6 +703,7 @@ def rehydrate(
         machine.status = Status(header.status)
         machine.ended = True
     elif isinstance(machine, ReducerMachine):
+        machine.attributes = header.attributes  # nothing is replayed that would set them again
         machine.restore(state, transitions)
     else:
         cast("WorkflowMachine", machine).replay(transitions)

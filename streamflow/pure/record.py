@@ -1,6 +1,7 @@
 """The header of a run's record: one line of words that the kernel compares as a whole.
 
 Owns: the header's format. A run's record is a list `[header, state, transition, transition, …]`.
+The line has eight words, and a ninth if the run has attributes (`attributes.py` has that word's format).
 Must not: know keys or scripts (`lua/shared/open_run.lua` writes the first header, in the same format).
 Called by: kernel, owner, client, listings.
 
@@ -13,6 +14,8 @@ from __future__ import annotations
 import enum
 
 import msgspec
+
+from streamflow.pure.attributes import Attribute, decode_attributes, encode_attributes
 
 
 class Status(enum.StrEnum):
@@ -33,7 +36,8 @@ LISTED = (Status.RUNNING, Status.STUCK, Status.COMPLETED, Status.FAILED, Status.
 
 
 class Header(msgspec.Struct, frozen=True, gc=False):
-    """`created` and `ended` are shard-clock ms (`ended` is 0 while open); `parent` is `<run id>#<seq>` or empty."""
+    """`created` and `ended` are shard-clock ms (`ended` is 0 while open); `parent` is `<run id>#<seq>` or empty;
+    `attributes` are the run's, by name."""
 
     status: str
     version: int
@@ -43,12 +47,14 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     workflow: str
     tenant: str
     parent: str
+    attributes: dict[str, Attribute] = {}
 
     def encode(self) -> bytes:
-        return (
+        line = (
             f"{self.status} {self.version} {self.commit} {self.created} {self.ended} "
             f"{self.workflow} {self.tenant or '-'} {self.parent or '-'}"
-        ).encode()
+        )
+        return (f"{line} {encode_attributes(self.attributes)}" if self.attributes else line).encode()
 
     @property
     def is_open(self) -> bool:
@@ -57,7 +63,9 @@ class Header(msgspec.Struct, frozen=True, gc=False):
 
 def decode_header(data: bytes) -> Header:
     """Raises `ValueError` when the line is not a header."""
-    status, version, commit, created, ended, workflow, tenant, parent = data.decode().split(" ")
+    status, version, commit, created, ended, workflow, tenant, parent, *more = data.decode().split(" ")
+    if len(more) > 1:
+        raise ValueError(f"a header has eight or nine words, not {8 + len(more)}")
     return Header(
         status,
         int(version),
@@ -67,4 +75,5 @@ def decode_header(data: bytes) -> Header:
         workflow,
         "" if tenant == "-" else tenant,
         "" if parent == "-" else parent,
+        decode_attributes(more[0]) if more else {},
     )

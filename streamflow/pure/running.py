@@ -11,6 +11,7 @@ One `advance` is one transition: inputs become facts, each fact is delivered to 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +20,7 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.pure import codec
+from streamflow.pure.attributes import Attribute, merged
 from streamflow.pure.commands import ChildCall, SignalSend, SignalWait, Sleep, StepCall, StepJob
 from streamflow.pure.definitions import App, Step, Workflow, missing_step
 from streamflow.pure.errors import ChildFailed as ChildError
@@ -99,10 +101,6 @@ class Due(msgspec.Struct, frozen=True):
 Input = RunStarted | SignalReceived | AskReceived | CancelRequested | ChildCompleted | ChildFailed | Outcome | Due
 
 
-Attribute = str | int | float | bool
-"""What an attribute of a run can be."""
-
-
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A message for another run: `start`, `signal`, `cancel` or `child` (the outcome of one). The outbox carries it."""
 
@@ -157,6 +155,7 @@ class RunMachine:
         "_rng",
         "app",
         "at",
+        "attributes",
         "children",
         "current",
         "diverged",
@@ -218,6 +217,8 @@ class RunMachine:
         """The fiber whose code runs."""
         self.ready: list[Fiber] = []
         self.effects = Effects()
+        self.attributes: Mapping[str, Attribute] | None = None
+        """What the code has set so far (a replay sets it again): limits are checked against it."""
         self.stuck = False
         """Whether the history is in stuck state: a RunStuck without a RunResumed after it."""
         self.reason = ""
@@ -373,6 +374,20 @@ class RunMachine:
     def send(self, target: str, kind: str, body: object) -> None:
         if self.live:
             self.effects.outbox.append(Outgoing(target, kind, _encode(body)))
+
+    def set_attributes(self, changes: dict[str, Attribute | None]) -> None:
+        """Raises `UsageError` or `PayloadTooLarge`, in a replay as it did when it was live."""
+        self.attributes = merged(self.attributes or {}, changes)
+        effects = self.effects
+        if self.live and effects is not _IDLE:  # idle: code of a machine that is only closed decides nothing
+            effects.attributes = {**(effects.attributes or {}), **changes}
+
+    def publish(self, key: str, data: bytes) -> None:
+        effects = self.effects
+        if self.live and effects is not _IDLE:
+            if effects.published is None:
+                effects.published = {}
+            effects.published[key] = data
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(self.at / 1000, UTC)

@@ -1,6 +1,7 @@
 """One batch of one shard: from messages and outcomes to a `Batch` for the commit, without any I/O.
 
-Owns: which inputs a run gets, the new header, and what a machine's effects mean for agenda, listings, outbox and news.
+Owns: which inputs a run gets, the new header, and what a machine's effects mean for agenda, listings, outbox, puts and
+news.
 Must not: talk to the server or start steps. Called by: the owner, between loading and committing.
 """
 
@@ -11,8 +12,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from streamflow.pure.attributes import Attribute, merged, same, value_text
 from streamflow.pure.definitions import App
-from streamflow.pure.errors import Failure
+from streamflow.pure.errors import Failure, UsageError
 from streamflow.pure.events import (
     NOTHING,
     ChildFailed,
@@ -24,9 +26,9 @@ from streamflow.pure.events import (
 from streamflow.pure.machine import Effects, Input, Outcome, new_machine
 from streamflow.pure.record import Header, Status, decode_header
 from streamflow.pure.sharding import Partition, shard_of
-from streamflow.runtime.messages import BadMessage, decode_message
+from streamflow.runtime.messages import BadMessage, answer_name, decode_message
 from streamflow.runtime.shard import InboxMessage, LiveRun, OwnedShard
-from streamflow.store.kernel import Batch, Poison, RunWrite, Send, listed_under
+from streamflow.store.kernel import FRESH, Batch, Poison, Put, RunWrite, Send, listed_under
 
 _log = logging.getLogger("streamflow.owner")
 _encoder = msgspec.msgpack.Encoder()
@@ -35,7 +37,7 @@ RUNS = 500
 BYTES = 4 * 1024 * 1024
 """Limits of one commit, so that its script stays short."""
 NEWS_BYTES = 4096
-"""Outcomes up to this size travel in the notification; who waits for a larger one fetches it."""
+"""Outcomes and answers up to this size travel in the notification; who waits for a larger one fetches it."""
 NEW = b"pending 0 - "
 """How the header of a run begins that no daemon has reduced yet."""
 IN_FLIGHT = -1
@@ -207,11 +209,24 @@ class ShardBatch:
             status = effects.status
             ended = at if effects.ended else 0
             version = old.version + 1
-            header = Header(status, version, batch.commit, old.created, ended, old.workflow, old.tenant, old.parent)
+            attributes = old.attributes
+            if effects.attributes is not None:
+                attributes = self._move_attributes(run_id, old, effects.attributes)
+            header = Header(
+                status, version, batch.commit, old.created, ended, old.workflow, old.tenant, old.parent, attributes
+            )
             done.header, done.header_bytes = header, header.encode()
             done.transition = Transition(at, effects.events)
             data = _encoder.encode(done.transition)
-            batch.runs.append(RunWrite(run_id, live.header_bytes, done.header_bytes, machine.snapshot(), data))
+            state = machine.snapshot()
+            if effects.fresh:
+                state = FRESH + state
+            batch.runs.append(RunWrite(run_id, live.header_bytes, done.header_bytes, state, data))
+            if effects.published is not None:
+                key = shard.keys.published(run_id)
+                batch.puts += [Put(key, field, value) for field, value in effects.published.items()]
+            for answer in effects.answers:
+                batch.puts.append(Put(shard.keys.answer(answer.id), "", _encoder.encode(answer)))
             if status == Status.STUCK and old.status != Status.STUCK:
                 _log.error("run %s is stuck, and goes on when its code fits again: %s", run_id, machine.reason)
             if listed_under(old.status) != status:
@@ -235,6 +250,24 @@ class ShardBatch:
             batch.sends.append(Send(number, target, message.kind, message.target, message.body))
         self.reduced.append(done)
 
+    def _move_attributes(self, run_id: str, old: Header, changes: dict[str, Attribute | None]) -> dict[str, Attribute]:
+        """The attributes after the change, and the moves between their listings that it means."""
+        before = old.attributes
+        try:
+            after = merged(before, changes)
+        except UsageError as error:
+            # The code was not refused: it was begun anew, and doesn't know what it set in the life before.
+            _log.warning("run %s keeps its attributes as they are: %s", run_id, error)
+            return before
+        keys = self.shard.keys
+        for name in changes:
+            was, now = before.get(name), after.get(name)
+            if not same(was, now):
+                source = "" if was is None else keys.attribute(name, value_text(was))
+                target = "" if now is None else keys.attribute(name, value_text(now))
+                self.batch.moves.append((run_id, source, target, old.created))
+        return after
+
     def _refuse_child(self, message: InboxMessage, partition: Partition, shards: int) -> None:
         """A child's id belongs to another run: tell the parent, who is in the message's header."""
         parent, _, seq = message.header.decode(errors="replace").rpartition("#")
@@ -248,19 +281,24 @@ class ShardBatch:
         self.batch.sends.append(Send(number, target, "child", parent, body))
 
     def finish(self) -> None:
-        """The news of runs that have ended, for those who wait for results."""
-        ended = [
-            [done.run_id, write.transition if len(write.transition) <= NEWS_BYTES else b""]
-            for done, write in zip((d for d in self.reduced if d.transition), self.batch.runs, strict=True)
-            if done.effects.ended
-        ]
-        if ended:
-            self.batch.news = _encoder.encode(ended)
+        """The news for those who wait: answers to asks, and runs that have ended."""
+        news: list[tuple[str, bytes]] = []
+        for done, write in zip((d for d in self.reduced if d.transition), self.batch.runs, strict=True):
+            if done.effects.answers:
+                news += [_told(answer_name(answer.id), _encoder.encode(answer)) for answer in done.effects.answers]
+            if done.effects.ended:
+                news.append(_told(done.run_id, write.transition))
+        if news:
+            self.batch.news = _encoder.encode(news)
 
     @property
     def is_empty(self) -> bool:
         batch = self.batch
         return not (batch.runs or batch.acks or batch.plans or batch.sends or batch.sent or batch.poisons)
+
+
+def _told(name: str, payload: bytes) -> tuple[str, bytes]:
+    return name, payload if len(payload) <= NEWS_BYTES else b""
 
 
 def _stream_order(message: InboxMessage) -> tuple[int, int]:

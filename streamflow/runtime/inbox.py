@@ -14,6 +14,7 @@ anybody is answered. So the shards are dealt to a few lanes, each with a connect
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import anyio
@@ -29,7 +30,11 @@ BLOCK_MS = 5000
 REST = 0.001
 """Seconds between two reads: what was read is committed before the server is made to look at all streams again."""
 COUNT = 64
-"""Entries of one shard in one answer."""
+"""Entries of one shard in one answer, unless..."""
+HOT_COUNT = 2048
+"""...some had as many: then this, dealt to those. A hot run's messages become one transition if they come together."""
+HOT_BYTES = 256 * 1024
+"""An answer of this size says that entries are large: no more of them at once."""
 HIGH_WATER = 10_000
 """Messages in memory at which reading pauses until the owner has caught up."""
 
@@ -99,6 +104,7 @@ class Lane:
         """What the running read has; not `_streams` when an interruption came too early."""
         self._changed = anyio.Event()
         self._check_pending = False
+        self._count = COUNT
 
     async def set_streams(self, streams: dict[str, OwnedShard]) -> None:
         if streams != self._streams:
@@ -153,7 +159,9 @@ class Lane:
         elif self._check_pending:
             await self._read_pending(streams)
         else:
-            self._take_in(streams, await self._connection.read(list(streams), COUNT, pending=False))
+            entries = await self._connection.read(list(streams), self._count, pending=False)
+            self._count = _next_count(entries)
+            self._take_in(streams, entries)
             await anyio.sleep(REST)
 
     async def _read_pending(self, streams: dict[str, OwnedShard]) -> None:
@@ -187,3 +195,12 @@ class Lane:
                 )
             )
             self._on_messages(shard)
+
+
+def _next_count(entries: list[Entry]) -> int:
+    """How many entries of a shard the next answer may have: more than usual if a few shards had more than that."""
+    if len(entries) < COUNT:
+        return COUNT
+    full = sum(n >= COUNT for n in Counter(stream for stream, _, _ in entries).values())
+    size = sum(len((fields or {}).get(b"body", b"")) for _, _, fields in entries)
+    return max(COUNT, HOT_COUNT // full) if full and size < HOT_BYTES else COUNT

@@ -6,6 +6,8 @@ Called by: owner (decodes), relay (outbox to delivery). `pure.machine` and the c
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from msgspec import Raw
 
@@ -14,6 +16,7 @@ from streamflow.pure.errors import Failure
 from streamflow.pure.events import (
     NOTHING,
     AnyEvent,
+    AskReceived,
     CancelRequested,
     ChildCompleted,
     ChildFailed,
@@ -27,6 +30,7 @@ from streamflow.runtime.shard import InboxMessage
 from streamflow.store.kernel import Delivery
 
 _signal = msgspec.msgpack.Decoder(tuple[str, Raw])
+_ask = msgspec.msgpack.Decoder(tuple[str, Raw, str])
 _reason = msgspec.msgpack.Decoder(str)
 _event = msgspec.msgpack.Decoder(AnyEvent)
 _start = msgspec.msgpack.Decoder(tuple[str, str, str, Raw])
@@ -47,6 +51,15 @@ class _Outcome(msgspec.Struct):
 _outcome = msgspec.msgpack.Decoder(_Outcome)
 
 
+ASK_ID = re.compile("[0-9a-f]{32}")
+"""It becomes part of a key, so it is checked."""
+
+
+def answer_name(ask_id: str) -> str:
+    """How an answer is called in the news of a shard, beside the ids of runs that ended: none of those begins so."""
+    return f"?{ask_id}"
+
+
 class BadMessage(Exception):
     """Nothing can be made of a message; the text is the reason that is recorded with it."""
 
@@ -64,8 +77,14 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
             name, value = _signal.decode(message.body)
             codec.check_payload(memoryview(value), f"value of signal {name}")
             return SignalReceived(check_name("signal", name), value.copy())
-        if message.kind == "cancel":
-            return CancelRequested(_reason.decode(message.body))
+        if message.kind == "ask":
+            name, value, ask_id = _ask.decode(message.body)
+            codec.check_payload(memoryview(value), f"value of ask {name}")
+            if not ASK_ID.fullmatch(ask_id):
+                raise BadMessage(f"the id of an ask is 32 hex digits, not {ask_id[:64]!r}")
+            return AskReceived(ask_id, check_name("ask", name), value.copy())
+        if message.kind in ("cancel", "terminate"):
+            return CancelRequested(_reason.decode(message.body), message.kind == "terminate")
         if message.kind == "child":
             event = _event.decode(message.body)
             if isinstance(event, ChildCompleted | ChildFailed):

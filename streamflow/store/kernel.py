@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from streamflow.pure.attributes import value_text
 from streamflow.pure.record import Header, Status
 from streamflow.pure.sharding import Partition
 from streamflow.store.connection import Call
@@ -22,6 +23,10 @@ from streamflow.store.keys import NamespaceKeys, ShardKeys
 
 SCHEMA = 1
 """Version of keys, records and scripts; a namespace of another version is refused."""
+
+
+FRESH = b"-"
+"""Before a state in a `RunWrite`. No snapshot begins so: it is an array of MessagePack."""
 
 
 class Answer(enum.StrEnum):
@@ -40,7 +45,7 @@ class Start(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    """`kind`: signal or cancel."""
+    """`kind`: signal, ask, cancel or terminate."""
 
     kind: str
     run_id: str
@@ -92,7 +97,7 @@ class Folded(msgspec.Struct):
 
 
 class RunWrite(msgspec.Struct, array_like=True):
-    """`state` empty: unchanged."""
+    """`state` empty: unchanged; `FRESH` before it: the history begins anew with this transition."""
 
     run_id: str
     expected: bytes
@@ -119,6 +124,14 @@ class Poison(msgspec.Struct, array_like=True):
     body: bytes
 
 
+class Put(msgspec.Struct, array_like=True):
+    """A value for a field of a hash; without `field` a string that is there for 15 minutes."""
+
+    key: str
+    field: str
+    value: bytes
+
+
 class Batch(msgspec.Struct):
     """All that one commit of one shard does. Moves: (run id, from key, to key, score), an empty key for none."""
 
@@ -130,6 +143,7 @@ class Batch(msgspec.Struct):
     sends: list[Send] = msgspec.field(default_factory=list[Send])
     sent: list[str] = msgspec.field(default_factory=list[str])
     poisons: list[Poison] = msgspec.field(default_factory=list[Poison])
+    puts: list[Put] = msgspec.field(default_factory=list[Put])
     news: bytes = b""
 
 
@@ -227,7 +241,9 @@ class Kernel:
             len(batch.sends),
             len(batch.sent),
             len(batch.poisons),
+            len(batch.puts),
         ]
+        names += [put.key for put in batch.puts]
         prefix = keys.run_prefix
         for run in batch.runs:
             names.append(prefix + run.run_id)
@@ -241,17 +257,25 @@ class Kernel:
         args += batch.sent
         for poison in batch.poisons:
             args += (poison.message_id, poison.run_id, poison.reason, poison.event, poison.body)
+        for put in batch.puts:
+            args += (put.field, put.value)
         return Call("commit", names, args, _committed)
 
     def forget(self, shard: int, runs: Sequence[tuple[str, Header]]) -> Call[int]:
         """Answers with the number of runs deleted. Open runs and runs whose header has changed stay."""
         keys = self.keys.shard(shard)
         names: list[str] = []
-        args: list[Any] = []
+        attributes: list[str] = []
+        args: list[Any] = [len(runs)]
+        having: list[str] = []
         for run_id, header in runs:
             names += self._listing_keys(keys, run_id, header.status, header.workflow, header.tenant)
+            names.append(keys.published(run_id))
             args += (run_id, header.encode())
-        return Call("forget", names, args)
+            if header.attributes:
+                attributes += [keys.attribute(name, value_text(value)) for name, value in header.attributes.items()]
+                having += [run_id] * len(header.attributes)
+        return Call("forget", names + attributes, args + having)
 
     def fold(
         self,

@@ -47,7 +47,7 @@ class ShardKeys:
         self.views = f"{prefix}views"
         """Hash: offset, partial, base_offset, base, base_entries (log entries when base was made), oldest."""
         self.done = f"{prefix}done"
-        """Sharded pub/sub channel (no key): outcomes of runs, as they are committed."""
+        """Sharded pub/sub channel (no key): outcomes of runs and answers to asks, as they are committed."""
 
     def run(self, run_id: str) -> str:
         """List: header, state, transitions."""
@@ -60,6 +60,18 @@ class ShardKeys:
     def tenant(self, tenant: str) -> str:
         """Sorted set of a tenant's run ids by start, whatever their status. Runs without a tenant have none."""
         return f"{self.prefix}index:tenant:{tenant}"
+
+    def attribute(self, name: str, value: str) -> str:
+        """Sorted set by start of the runs that have the attribute; `value` is its `attributes.value_text`."""
+        return f"{self.prefix}index:attribute:{name}:{value}"
+
+    def published(self, run_id: str) -> str:
+        """Hash: key -> the newest value that the run published."""
+        return f"{self.prefix}published:{run_id}"
+
+    def answer(self, ask_id: str) -> str:
+        """String for 15 minutes: the answer to an ask, for an asker who missed the news."""
+        return f"{self.prefix}answer:{ask_id}"
 
 
 class NamespaceKeys:

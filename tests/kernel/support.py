@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import anyio
+import msgspec
 
 from streamflow.pure.events import SignalReceived, encode_transition
-from streamflow.pure.record import LISTED, Header, decode_header
+from streamflow.pure.record import LISTED, decode_header
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Answer, Batch, Committed, Kernel, RunWrite, Start, Taken
 from streamflow.store.keys import NamespaceKeys
@@ -193,7 +194,7 @@ class Shard:
                 await self.plain("RENAME", f"{key}~aside", key)
 
     async def assert_only_known_keys(self) -> None:
-        """Each key is one that `keys.py` names, of the type it has there, and none waits for a TTL."""
+        """Each key is one that `keys.py` names, of the type it has there; only answers wait for their end."""
         known = known_keys(self.namespace)
         names = await self.key_names()
         answers = await self.store.send([Call.plain(word, key) for key in names for word in ("TYPE", "TTL")])
@@ -201,7 +202,7 @@ class Shard:
             kind = next((kind for pattern, kind in known if pattern.fullmatch(key)), None)
             assert kind, f"{key} is no key of ours"
             assert key in self.planted or found.decode() == kind, f"{key} is a {found}"
-            assert ttl == -1, f"{key} waits for a TTL"
+            assert (0 < ttl <= 900) if ":answer:" in key else ttl == -1, f"{key} has the TTL {ttl}"
 
 
 def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
@@ -215,6 +216,9 @@ def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
         rf"{shard}run:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "list",
         rf"{shard}index:({'|'.join(LISTED)}):{name}": "zset",
         rf"{shard}index:tenant:{name}": "zset",
+        rf"{shard}index:attribute:{name}:[A-Za-z0-9_.~%-]*": "zset",
+        rf"{shard}published:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "hash",
+        rf"{shard}answer:[0-9a-f]{{32}}": "string",
         rf"{re.escape(keys.prefix)}(meta|members|workflows)": "hash",
         rf"{re.escape(keys.prefix)}view:{name}": "string",
     }
@@ -225,7 +229,7 @@ def next_header(header: bytes, status: str, commit: str) -> bytes:
     """The header after one more transition."""
     old = decode_header(header)
     ended = 0 if status in ("pending", "running", "stuck") else NOW
-    return Header(status, old.version + 1, commit, old.created, ended, old.workflow, old.tenant, old.parent).encode()
+    return msgspec.structs.replace(old, status=status, version=old.version + 1, commit=commit, ended=ended).encode()
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 5.0) -> None:

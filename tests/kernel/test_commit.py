@@ -11,7 +11,7 @@ import pytest
 from streamflow.pure.errors import StoreError
 from streamflow.pure.record import decode_header
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Answer, Batch, Poison, RunWrite, Send
+from streamflow.store.kernel import FRESH, Answer, Batch, Message, Poison, Put, RunWrite, Send
 from streamflow.store.subscription import Subscription
 from tests.kernel.support import FUTURE, NOTE, NOW, Shard, next_header
 
@@ -32,6 +32,7 @@ async def full_batch(shard: Shard, commit: str = "full") -> Batch:
         sends=[Send("7-1", 3, "signal", "elsewhere", b"\x00one"), Send("7-2", 4, "start", "child", b"two")],
         sent=[entry_id for entry_id, _ in outbox],
         poisons=[Poison(third, "r3", "no such signal", b"event", b"\xffbody")],
+        puts=[Put(keys.published("r1"), "progress", b"half")],
         news=b"news",
     )
 
@@ -357,3 +358,78 @@ async def test_the_clock_is_the_servers_and_never_goes_back(shard: Shard) -> Non
         committed = await shard.do(shard.kernel.commit(0, shard.token, shard.group, Batch(f"c{number}"), now))
         assert committed.clock == clock
         assert (await shard.owner())["clock"] == str(clock)
+
+
+# --- puts and fresh records -------------------------------------------------------------------------------------------
+
+
+async def test_puts_set_fields_of_hashes_and_strings_that_end_by_themselves(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1", "r2")
+    published, answer = shard.keys.published("r1"), shard.keys.answer("0" * 32)
+    puts = [Put(published, "a", b"1"), Put(published, "b", b"2"), Put(answer, "", b"yes"), Put(published, "a", b"3")]
+    await shard.advance("r1", puts=puts)
+    assert await shard.plain("HGETALL", published) == {b"a": b"3", b"b": b"2"}
+    assert await shard.plain("GET", answer) == b"yes"
+    assert 0 < await shard.plain("TTL", answer) <= 900
+    await shard.advance("r1", puts=[Put(published, "b", b"4")])
+    assert await shard.plain("HGETALL", published) == {b"a": b"3", b"b": b"4"}
+
+
+async def test_a_refused_commit_puts_nothing(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1")
+    write = await shard.write_of("r1")
+    write.expected += b"!"
+    batch = Batch("c", runs=[write], puts=[Put(shard.keys.published("r1"), "a", b"1")])
+    answer = await shard.assert_changes_nothing(shard.commit(batch))
+    assert answer.answer is Answer.CONFLICT
+
+
+async def test_a_string_is_not_put_over_a_key_of_another_type(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1")
+    answer = shard.keys.answer("0" * 32)
+    shard.planted.add(answer)
+    await shard.plain("HSET", answer, "a", "hash")
+    puts = [Put(shard.keys.published("r1"), "a", b"1"), Put(answer, "", b"yes")]
+    batch = Batch("c", runs=[await shard.write_of("r1")], puts=puts)
+    assert "WRONGTYPE" in str(await shard.assert_changes_nothing(shard.commit(batch)))
+    await shard.plain("DEL", answer)
+
+
+async def test_a_fresh_record_has_the_new_header_and_this_transition_only(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1", "r2")
+    for _ in range(3):
+        await shard.advance("r1")
+    write = await shard.write_of("r1")
+    write.state, write.transition = FRESH, b"the new life"
+    other = await shard.write_of("r2")
+    await shard.do(shard.commit(Batch("c", runs=[write, other])))
+    assert await shard.record("r1") == [write.header, b"", b"the new life"]
+    assert await shard.record("r2") == [other.header, b"", NOTE]
+    assert [len(fields) for _, fields in await shard.stream(shard.keys.log)] == [1, 1, 1, 2], "the log has all"
+    await shard.advance("r1")
+    assert (await shard.record("r1"))[2:] == [b"the new life", NOTE]
+
+
+async def test_a_fresh_record_of_a_reducer_keeps_its_state(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1")
+    for state in (b"one", FRESH + b"two"):
+        write = await shard.write_of("r1", state=state)
+        await shard.do(shard.commit(Batch(shard.commit_id(), runs=[write])))
+    assert await shard.record("r1") == [write.header, b"two", NOTE]
+
+
+async def test_a_transition_of_many_messages_takes_them_all_out_of_the_inbox(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1")
+    posts = [Message("signal", "r1", b"x")] * 2500
+    await shard.do(shard.kernel.post(0, "client", 1, posts, NOW))
+    acks = [entry for entry, _ in await shard.read(shard.group)]
+    assert len(acks) == 2501
+    await shard.advance("r1", acks=acks[:2400])
+    assert [entry for entry, _ in await shard.stream(shard.keys.inbox)] == acks[2400:]
+    assert await shard.pending(shard.group) == 101

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from streamflow.edges.embedded import EmbeddedServer
 from streamflow.pure.record import decode_header
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Answer, Batch, Message, RunWrite, Send, Start
+from streamflow.store.kernel import FRESH, Answer, Batch, Message, Put, RunWrite, Send, Start
 from tests.kernel.conftest import fake_store
 from tests.kernel.support import NOTE, NOW, Shard, next_header
 
@@ -44,9 +44,13 @@ class Post(msgspec.Struct, frozen=True):
 
 
 class Commit(msgspec.Struct, frozen=True):
-    """`stale`: expect a header that a run doesn't have. `late`: with the token of the owner before."""
+    """`stale`: expect a header that a run doesn't have. `late`: with the token of the owner before. `tag`: an attribute
+    that the runs get, None for none. `put`: each of the runs publishes. `fresh`: their records begin anew."""
 
     runs: dict[str, str]
+    tag: str | None
+    put: bool
+    fresh: bool
     acks: int
     plans: dict[str, int | None]
     sends: int
@@ -84,6 +88,9 @@ commands = st.one_of(
     st.builds(
         Commit,
         runs=st.dictionaries(st.sampled_from(RUNS), statuses, max_size=3),
+        tag=st.sampled_from((None, "x", "y")),
+        put=st.booleans(),
+        fresh=rarely,
         acks=st.integers(0, 3),
         plans=st.dictionaries(st.sampled_from(RUNS), due, max_size=2),
         sends=st.integers(0, 2),
@@ -111,6 +118,8 @@ class Model(msgspec.Struct):
     outbox: list[str] = []
     log: list[list[str]] = []
     listings: dict[str, dict[str, int]] = {}
+    tagged: dict[str, list[str]] = {}
+    published: dict[str, dict[bytes, bytes]] = {}
     token: str = ""
     clock: int = 0
 
@@ -177,7 +186,16 @@ class Differential:
             if command.stale or run not in model.records:
                 conflicts.append(run)
             old = decode_header(known)
-            batch.runs.append(RunWrite(run, expected, next_header(known, status, batch.commit), b"", NOTE))
+            tags = {} if command.tag is None else {"tag": command.tag}
+            header = msgspec.structs.replace(
+                decode_header(next_header(known, status, batch.commit)), attributes=tags
+            ).encode()
+            batch.runs.append(RunWrite(run, expected, header, FRESH if command.fresh else b"", NOTE))
+            if tags != old.attributes:
+                places = [self.place(old.attributes), self.place(tags)]
+                batch.moves.append((run, *places, self.now))
+            if command.put:
+                batch.puts.append(Put(self.shard.keys.published(run), "last", batch.commit.encode()))
             source, target = self.listing(old.status), self.listing(status)
             if source != target:
                 keys = self.shard.keys
@@ -204,17 +222,27 @@ class Differential:
             assert all((answer.clock, answer.entry) == (first.clock, first.entry) for answer in again)
             self.apply(batch, first.clock)
 
+    def place(self, attributes: dict[str, Any]) -> str:
+        return self.shard.keys.attribute("tag", attributes["tag"]) if attributes else ""
+
     def apply(self, batch: Batch, clock: int) -> None:
         model = self.model
         for write in batch.runs:
             record = model.records[write.run_id]
-            record[0] = write.header
-            record.append(write.transition)
+            record[:] = [write.header, b"", *(() if write.state else record[2:]), write.transition]
         if batch.runs:
             model.log.append([write.run_id for write in batch.runs])
         for run, source, target, score in batch.moves:
-            model.listings[source.split(":")[-2]].pop(run, None)
-            model.listings.setdefault(target.split(":")[-2], {})[run] = score
+            if ":attribute:" in source + target:
+                if source:
+                    model.tagged[source[-1]].remove(run)
+                if target:
+                    model.tagged.setdefault(target[-1], []).append(run)
+            else:
+                model.listings[source.split(":")[-2]].pop(run, None)
+                model.listings.setdefault(target.split(":")[-2], {})[run] = score
+        for put in batch.puts:
+            model.published[put.key.rpartition(":")[2]] = {put.field.encode(): put.value}
         del model.messages[: len(batch.acks)]
         for run, score in batch.plans:
             model.agenda.pop(run, None)
@@ -262,7 +290,11 @@ class Differential:
         assert set(again) <= {0}
         for run in going:
             self.forgotten[run] = model.records.pop(run)[0]
-            model.listings[decode_header(self.forgotten[run]).status].pop(run)
+            header = decode_header(self.forgotten[run])
+            model.listings[header.status].pop(run)
+            model.published.pop(run, None)
+            for tag in header.attributes.values():
+                model.tagged[str(tag)].remove(run)
         self.answers["forgotten" if going else "kept"] += 1
 
     async def take(self, command: Take) -> None:
@@ -285,6 +317,10 @@ class Differential:
                 stored.records[key.removeprefix(shard.keys.run_prefix)] = await shard.record(
                     key.removeprefix(shard.keys.run_prefix)
                 )
+            elif ":published:" in key:
+                stored.published[key.rpartition(":")[2]] = await shard.plain("HGETALL", key)
+            elif ":index:attribute:" in key:
+                stored.tagged[key[-1]] = sorted(await shard.listed(key))
             elif ":index:" in key:
                 stored.listings[key.split(":")[-2]] = await shard.listed(key)
         stored.messages = [(fields["kind"].decode(), fields["run"].decode()) for fields in await shard.inbox()]
@@ -293,6 +329,7 @@ class Differential:
         stored.log = [list(fields) for _, fields in await shard.stream(shard.keys.log)]
         owner = await shard.owner()
         stored.token, stored.clock = owner.get("token", ""), int(owner.get("clock", 0))
+        self.model.tagged = {tag: sorted(runs) for tag, runs in self.model.tagged.items() if runs}
         self.model.listings = {status: runs for status, runs in self.model.listings.items() if runs}
         return stored
 

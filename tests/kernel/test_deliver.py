@@ -101,6 +101,15 @@ async def test_a_parent_whose_name_only_ends_the_same_is_another_parent(shard: S
     assert [message["kind"] for message in await shard.inbox()] == [b"start", b"taken"]
 
 
+async def test_the_parent_is_known_also_when_the_child_has_attributes(shard: Shard) -> None:
+    await shard.do(shard.kernel.deliver(0, 3, [child("5-1")], NOW))
+    tagged = (await shard.header("child")) + b' {"customer":"acme"}'
+    await shard.plain("LSET", shard.keys.run("child"), 0, tagged)
+    await shard.do(shard.kernel.deliver(0, 3, [child("6-1")], NOW))
+    await shard.do(shard.kernel.deliver(0, 4, [child("5-1", parent="q#1")], NOW))
+    assert [message["kind"] for message in await shard.inbox()] == [b"start", b"taken"]
+
+
 async def test_the_clock_of_a_new_run_never_goes_behind_the_shards(shard: Shard) -> None:
     await shard.take(now=FUTURE)
     await shard.do(shard.kernel.deliver(0, 3, [child("5-1")], NOW))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from streamflow.pure.attributes import value_text
 from streamflow.pure.record import Header, decode_header
 from streamflow.store.connection import Call
+from streamflow.store.kernel import Batch, Put
 from tests.kernel.support import NOW, Shard
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +33,25 @@ async def test_an_ended_run_and_its_listings_are_gone(shard: Shard, status: str)
     assert await shard.do(shard.kernel.forget(0, [("r1", header)])) == 1
     assert not await shard.plain("EXISTS", shard.keys.run("r1"))
     assert not [key for key in await shard.key_names() if ":index:" in key]
+
+
+async def test_what_it_published_and_its_attributes_listings_go_with_it(shard: Shard) -> None:
+    await shard.take()
+    attributes = {"customer": "acme", "priority": 2}
+    indexes = [shard.keys.attribute(name, value_text(value)) for name, value in attributes.items()]
+    for run_id in ("r1", "r2"):
+        await shard.start(run_id)
+        write = await shard.write_of(run_id, "completed")
+        write.header = msgspec.structs.replace(decode_header(write.header), attributes=attributes).encode()
+        puts = [Put(shard.keys.published(run_id), "progress", b"x")]
+        moves = [(run_id, "", index, NOW) for index in indexes]
+        await shard.do(shard.commit(Batch(run_id, runs=[write], puts=puts, moves=moves)))
+    await ended(shard, "plain")
+    assert await shard.do(await forget(shard, "plain", "r1")) == 2
+    assert [await shard.listed(index) for index in indexes] == [{"r2": NOW}] * 2
+    assert not await shard.plain("EXISTS", shard.keys.published("r1"))
+    assert await shard.plain("HGETALL", shard.keys.published("r2")) == {b"progress": b"x"}
+    await shard.assert_wrong_types_leave_nothing_half_written(await forget(shard, "r2"))
 
 
 async def test_forgotten_twice_changes_nothing(shard: Shard) -> None:

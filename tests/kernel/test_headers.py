@@ -16,7 +16,7 @@ import pytest
 from streamflow.pure.record import Header
 from streamflow.pure.sharding import Partition
 from streamflow.store.connection import Call
-from streamflow.store.kernel import SCHEMA, Batch, Delivery, Kernel, Message, Poison, RunWrite, Send, Start
+from streamflow.store.kernel import SCHEMA, Batch, Delivery, Kernel, Message, Poison, Put, RunWrite, Send, Start
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.scripts import load_scripts, lua_directory
 
@@ -25,7 +25,7 @@ SHARD = KEYS.shard(0)
 KERNEL: Any = Kernel(KEYS)
 """Untyped: the tests pass texts where a method wants numbers, to find them again."""
 
-HEADER = Header("completed", 3, "c", 1, 2, "<workflow>", "<tenant>", "")
+HEADER = Header("completed", 3, "c", 1, 2, "<workflow>", "<tenant>", "", {"name": "value"})
 BEFORE, AFTER = SHARD.index("before", "f"), SHARD.index("after", "f")
 
 REPEATED_KEYS = {
@@ -33,6 +33,9 @@ REPEATED_KEYS = {
     "index": SHARD.index("running", "<workflow>"),
     "tenant_index": SHARD.tenant("<tenant>"),
     "running_index": SHARD.index("running", "<workflow>"),
+    "published": SHARD.published("<id>"),
+    "attribute_index": SHARD.attribute("name", "value"),
+    "put": SHARD.published("<id>"),
 }
 """What a repeated key's name stands for when the item has the values below; fixed keys are attributes of `keys.py`."""
 
@@ -116,13 +119,14 @@ def commit(n: dict[str, int]) -> Call[Any]:
         sends=[Send("<number>", text("target"), "<kind>", "<id>", b"<body>")] * n["send"],
         sent=["<outbox_number>"] * n["sent"],
         poisons=[Poison("<inbox_id>", "<id>", "<reason>", b"<event>", b"<body>")] * n["poison"],
+        puts=[Put(SHARD.published("<id>"), "<field>", b"<value>")] * n["put"],
         news=b"<news>",
     )
     return KERNEL.commit(0, "<token>", "<group>", batch, "<now>")
 
 
 def commit_values(n: dict[str, int]) -> dict[str, Any]:
-    counts = {f"{name}s": n[name] for name in ("ack", "plan", "move", "send", "poison")}
+    counts = {f"{name}s": n[name] for name in ("ack", "plan", "move", "send", "poison", "put")}
     return {"channel": SHARD.done, "indexes": 2 if n["move"] else 0, "sent": n["sent"], "from": 1, "to": 2, **counts}
 
 
@@ -137,13 +141,14 @@ VERBS: dict[str, Verb] = {
     "fire": Verb(lambda _: KERNEL.fire(0, "<token>", "<limit>", "<now>")),
     "commit": Verb(
         commit,
-        {name: (name,) for name in ("run", "ack", "plan", "send", "sent", "poison")} | {"move": ("move", "index")},
+        {name: (name,) for name in ("run", "ack", "plan", "send", "sent", "poison", "put")}
+        | {"move": ("move", "index")},
         commit_values,
     ),
     "forget": Verb(
         lambda n: KERNEL.forget(0, [("<id>", HEADER)] * n["run"]),
-        {"run": ("run",)},
-        lambda _: {"header": HEADER.encode()},
+        {"run": ("run", "attribute")},
+        lambda n: {"header": HEADER.encode(), "runs": n["run"]},
     ),
     "fold": Verb(
         lambda n: KERNEL.fold(
@@ -185,8 +190,9 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
 
     names = layout(path_of(name), "KEYS").expected(counts)
     if name == "commit":  # each listing is declared once, however many runs move between the two
-        expected = [getattr(SHARD, key) for key in names if key not in ("index", "run")]
+        expected = [getattr(SHARD, key) for key in names if key not in ("index", "put", "run")]
         expected += [BEFORE, AFTER] if numbers["move"] else []
+        expected += [REPEATED_KEYS["put"]] * numbers["put"]
         assert call.keys == [*expected, *[SHARD.run("<id>")] * numbers["run"]]
     else:
         repeated = (

@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.client import Monitor
@@ -19,7 +20,7 @@ from streamflow.edges.embedded import EmbeddedServer
 from streamflow.pure.record import decode_header
 from streamflow.pure.sharding import Partition
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Batch, Delivery, Message, Poison, Send, Start
+from streamflow.store.kernel import Batch, Delivery, Message, Poison, Put, Send, Start
 from tests.kernel.support import NOW, Shard
 
 pytestmark = pytest.mark.anyio
@@ -71,6 +72,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     """Every verb with arguments that make it go all its ways; each is made when those before it have run."""
     kernel, keys = shard.kernel, shard.keys
     running, completed = keys.index("running", "flow"), keys.index("completed", "flow")
+    tagged = keys.attribute("customer", "acme")
     yield "found", kernel.found(4, Partition.RUN)
     yield "beat", kernel.beat("one", b"1", [("two", b"1")])
     yield "take", kernel.take(0, "", "nonce", "member", "old-group", NOW)
@@ -85,12 +87,15 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     first, second, *_ = [entry for entry, _ in await shard.stream(keys.inbox)]
     write = await shard.write_of("r1", "completed", b"state")
     write.transition = b"plain-words"
+    header = msgspec.structs.replace(decode_header(write.header), attributes={"customer": "acme"})
+    write.header = header.encode()
     batch = Batch(
         "c1",
         runs=[write],
         acks=[first],
         plans=[("r1", None), ("r2", NOW)],
-        moves=[("r1", running, completed, NOW)],
+        moves=[("r1", running, completed, NOW), ("r1", "", tagged, NOW)],
+        puts=[Put(keys.published("r1"), "progress", b"x"), Put(keys.answer("0" * 32), "", b"x")],
         sends=[Send("5-1", 1, "signal", "x", b"x")],
         sent=["1-1"],
         poisons=[Poison(second, "r9", "reason", b"event", b"x")],
@@ -119,6 +124,16 @@ async def test_scripts_use_every_key_that_they_declare(real_shard: Shard, watche
     async for verb, call in calls(real_shard):
         unused = set(call.keys) - await watcher.touched(call)
         assert not unused, f"{verb} declares {unused} for nothing"
+
+
+async def test_a_commit_that_puts_nothing_runs_not_one_command_for_it(real_shard: Shard, watcher: Watcher) -> None:
+    shard = real_shard
+    await shard.take()
+    await shard.start("r1")
+    commit = shard.commit(Batch("c1", runs=[await shard.write_of("r1")]))
+    await watcher.commands(shard.kernel.peek(0, ["r1"]))  # what ran before is passed over
+    ran = [words[0] for words in await watcher.commands(commit)]
+    assert ran == ["TYPE", "HMGET", "TYPE", "LINDEX", "LSET", "RPUSH", "XADD", "HSET"]
 
 
 async def test_all_keys_of_a_call_and_what_it_publishes_to_share_one_slot(real_shard: Shard, watcher: Watcher) -> None:

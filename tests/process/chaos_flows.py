@@ -1,4 +1,5 @@
-"""The app of the fault tests: chains, fan-outs, children, signals and retries; every execution leaves a byte."""
+"""The app of the fault tests: chains, fan-outs, children, signals and retries; every execution leaves a byte, and every
+run says how far it is: in an attribute, and in a published value."""
 
 from __future__ import annotations
 
@@ -38,6 +39,11 @@ def in_thread(journal: str, value: int) -> int:
     return value + 1
 
 
+def say(value: int) -> None:
+    sf.set_attributes(value=value)
+    sf.publish("value", value)
+
+
 @app.workflow
 async def leaf(journal: str, value: int) -> int:
     return await in_thread(journal, value)
@@ -49,11 +55,13 @@ async def mixed(journal: str, number: int) -> int:
     value = number
     for _ in range(5):
         value = await add(journal, value)
+        say(value)
     value = await stumble(journal, value)
     await sf.sleep(0.05)
     fanned = await sf.gather(*(add(journal, 0) for _ in range(4)))
     children = await sf.gather(leaf(journal, 0), leaf(journal, 0))
     extra = await sf.signal("extra", int)
+    say(value + sum(fanned) + sum(children) + extra)
     return value + sum(fanned) + sum(children) + extra
 
 
@@ -62,4 +70,5 @@ async def chain(journal: str, length: int) -> int:
     value = 0
     for _ in range(length):
         value = await add(journal, value)
+        say(value)
     return value

@@ -16,12 +16,14 @@ from pathlib import Path
 import msgspec
 from redis.asyncio import Redis
 
+from streamflow.pure.attributes import value_text
 from streamflow.pure.events import decode_history
 from streamflow.pure.machine import rehydrate
 from streamflow.pure.record import Header, decode_header
 from streamflow.pure.sharding import Partition
 from streamflow.pure.views import ShardViews
 from streamflow.runtime.takeover import fold_entry
+from streamflow.store.keys import NamespaceKeys
 from tests.process import chaos_flows
 
 ROOT = Path(__file__).parents[2]
@@ -223,7 +225,8 @@ class Audit:
 
 
 async def audit(url: str, namespace: str, shards: int) -> Audit:
-    """No transition is lost, twice or out of order; views equal a fold of the logs. Asserts; gives what it saw.
+    """No transition is lost, twice or out of order; listings by attribute have what the headers say, published values
+    are the last ones; views equal a fold of the logs. Asserts; gives what it saw.
 
     Only for namespaces whose logs were never trimmed, when all runs have ended and the views have come to rest.
     """
@@ -240,7 +243,13 @@ async def audit(url: str, namespace: str, shards: int) -> Audit:
             result.poison += await redis.xlen(f"{prefix}poison")
             assert await redis.xlen(f"{prefix}inbox") == 0, f"shard {shard} has unreduced messages"
             assert await redis.zcard(f"{prefix}agenda") == 0, f"shard {shard} has runs on its agenda"
-            async for key in redis.scan_iter(match=f"{prefix.replace('{', chr(92) + '{')}run:*", count=1000):
+            listed: dict[str, set[str]] = {}
+            keys = NamespaceKeys(namespace).shard(shard)
+            pattern = prefix.replace("{", chr(92) + "{")
+            async for key in redis.scan_iter(match=f"{pattern}index:attribute:*", count=1000):
+                for member in await redis.zrange(key, 0, -1):
+                    listed.setdefault(member.decode(), set()).add(key.decode())
+            async for key in redis.scan_iter(match=f"{pattern}run:*", count=1000):
                 run_id = key.decode().removeprefix(f"{prefix}run:")
                 record = await redis.lrange(key, 0, -1)
                 header = decode_header(record[0])
@@ -259,6 +268,12 @@ async def audit(url: str, namespace: str, shards: int) -> Audit:
                 assert len(done) == len({seq for seq, _ in done}), f"{run_id}: a step completed twice"
                 result.recorded_steps += len(done)
                 result.runs[run_id] = header
+                places = {keys.attribute(name, value_text(value)) for name, value in header.attributes.items()}
+                assert listed.pop(run_id, set()) == places, f"{run_id}: attributes and listings differ"
+                published = await redis.hgetall(keys.published(run_id))
+                values = {name.decode(): msgspec.msgpack.decode(data) for name, data in published.items()}
+                assert values == header.attributes, f"{run_id}: the chaos flows publish what they set as attributes"
+            assert not listed, f"shard {shard}: listings by attribute have unknown runs: {sorted(listed)[:5]}"
             assert not logged, f"shard {shard}: the log has runs without a record: {sorted(logged)[:5]}"
 
         async def views_agree() -> bool:

@@ -75,6 +75,13 @@ async def approval() -> str:
 
 
 @app.workflow
+async def shipping(customer: str) -> str:
+    sf.set_attributes(customer=customer, code="17", priority=2)
+    sf.publish("stage", {"at": "dock \\x1b[31m"})
+    return await sf.signal("go", str)
+
+
+@app.workflow
 async def sleeper(seconds: float) -> str:
     return await slow(seconds)
 '''
@@ -208,7 +215,7 @@ def test_a_workflow_that_nobody_knows_is_refused_unless_forced(cli: Cli, run_id:
     done = cli("enqueue", "totl", "--id", run_id, "--input", "[1, 2]")
     assert (done.code, done.out) == (2, "")
     assert "no daemon has registered workflow totl; did you mean total?" in done.err
-    assert "Known: approval, echo, fails, parent, sleeper, total" in done.err
+    assert "Known: approval, echo, fails, parent, shipping, sleeper, total" in done.err
     assert cli("show", run_id).code == 1
     assert cli("enqueue", "totl", "--id", run_id, "--input", "[1, 2]", "--force", "--json").json["created"] is True
 
@@ -284,6 +291,26 @@ def test_runs_are_listed_newest_first_and_filtered(cli: Cli, run_id: str) -> Non
     assert shown.count("\n") == 4
     nothing = cli("runs", "--tenant", f"{run_id}-other")
     assert (nothing.code, nothing.out, nothing.err) == (0, "", "no runs that fit\n")
+
+
+def test_runs_are_found_by_attributes_and_show_has_them(cli: Cli, run_id: str) -> None:
+    assert cli("enqueue", "shipping", "--input", json.dumps(run_id), "--id", run_id).code == 0
+    until(lambda: cli("read", run_id, "stage").code == 0, "the run has begun")
+    mine = ("runs", "--attribute", f"customer={run_id}")
+    [found] = cli(*mine, "--attribute", "priority=2", "--attribute", 'code="17"', "--json").json
+    assert found["attributes"] == {"code": "17", "customer": run_id, "priority": 2}
+    assert cli(*mine, "--attribute", "code=17", "--json").json == [], "a number is no text"
+    assert cli("runs", "--attribute", "customer=nobody").err == "no runs that fit\n"
+    assert f'customer="{run_id}"' in cli(*mine).out
+    shown = cli("show", run_id, "--json").json
+    assert shown["attributes"]["priority"] == 2
+    assert shown["published"] == {"stage": {"at": "dock \x1b[31m"}}
+    drawn = cli("show", run_id).out
+    assert "priority=2" in drawn
+    assert "PUBLISHED" in drawn
+    assert "\x1b" not in drawn
+    for wrong in ("customer", "customer=[1]", "no spaces=1"):
+        assert cli("runs", "--attribute", wrong).code == 2
 
 
 def test_show_has_the_state_the_history_and_the_children(cli: Cli, run_id: str) -> None:
@@ -387,6 +414,33 @@ def test_a_signal_reaches_its_run(cli: Cli, run_id: str) -> None:
     assert (late.code, late.err) == (1, f"error: run {run_id} has ended and takes no signal any more\n")
 
 
+def test_read_prints_a_value_or_all_of_them(cli: Cli, run_id: str) -> None:
+    assert cli("enqueue", "shipping", "--input", '"acme"', "--id", run_id).code == 0
+    until(lambda: cli("read", run_id, "stage").code == 0, "the run has begun")
+    assert cli("read", run_id, "stage").json == {"at": "dock \x1b[31m"}
+    assert cli("read", run_id, "--json").json == {"stage": {"at": "dock \x1b[31m"}}
+    plain = cli("read", run_id).out
+    assert plain.startswith("stage  {")
+    assert "\x1b" not in plain
+    missing = cli("read", run_id, "other")
+    assert (missing.code, missing.err) == (1, f"error: run {run_id} has published nothing under other\n")
+    assert cli("enqueue", "approval", "--id", f"{run_id}-silent").code == 0
+    silent = cli("read", f"{run_id}-silent")
+    assert (silent.code, silent.out) == (0, "")
+
+
+def test_terminate_ends_a_run(cli: Cli, run_id: str) -> None:
+    assert cli("enqueue", "approval", "--id", run_id).code == 0
+    asked = cli("terminate", run_id, "--reason", "loops", "--json").json
+    assert asked == {"run_id": run_id, "requested": "terminate"}
+    assert cli("enqueue", "approval", "--id", run_id, "--wait").code == 1
+    shown = cli("show", run_id, "--json").json
+    assert (shown["status"], shown["reason"]) == ("cancelled", "loops")
+    assert [event["terminate"] for event in shown["events"] if event["event"] == "cancel"] == [True]
+    late = cli("ask", run_id, "price")
+    assert (late.code, late.err) == (1, f"error: run {run_id} has ended and takes no ask any more\n")
+
+
 def test_cancel_and_forget(cli: Cli, run_id: str) -> None:
     assert cli("enqueue", "approval", "--id", run_id).code == 0
     refused = cli("forget", run_id)
@@ -400,9 +454,14 @@ def test_cancel_and_forget(cli: Cli, run_id: str) -> None:
     assert cli("forget", run_id).err == f"error: there is no run {run_id}\n"
 
 
-@pytest.mark.parametrize("words", [["show"], ["cancel"], ["forget"]])
+@pytest.mark.parametrize(
+    "words",
+    [[name, "no-such-run"] for name in ("show", "cancel", "terminate", "forget", "read")]
+    + [["ask", "no-such-run", "price"]],
+    ids=lambda words: words[0],
+)
 def test_a_run_that_is_not_there_is_exit_code_1(cli: Cli, words: list[str]) -> None:
-    done = cli(*words, "no-such-run")
+    done = cli(*words)
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("error: there is no run no-such-run")
 

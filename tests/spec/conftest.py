@@ -68,9 +68,10 @@ def _nothing_else_is_left(embedded_server: EmbeddedServer, namespace: str) -> It
 def _permanent(namespace: str) -> list[re.Pattern[str]]:
     keys = NamespaceKeys(namespace)
     shard = keys.shard(0)
-    a_name, an_id = "NAME", "ID"
+    a_name, an_id, a_value = "NAME", "ID", "VALUE"
     names = [keys.meta, keys.members, keys.workflows, keys.view("oldest"), *(keys.view(view.name) for view in VIEWS)]
     names += [shard.inbox, shard.log, shard.agenda, shard.outbox, shard.owner, shard.seen, shard.poison, shard.views]
+    names += [shard.published(an_id), shard.answer(an_id), shard.attribute(a_name, a_value)]
     names += [shard.run(an_id), shard.tenant(a_name), *(shard.index(status, a_name) for status in LISTED)]
     # Shard 0 stands for all of them.
     return [
@@ -79,6 +80,7 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
             .replace(re.escape(f"{{{namespace}.0}}"), re.escape(f"{{{namespace}.") + r"\d+" + re.escape("}"))
             .replace(a_name, r"[\w.:@=+~-]+")
             .replace(an_id, r"[\w.:@=+~/-]+")
+            .replace(a_value, r"[\w.~%-]*")
         )
         for name in names
     ]

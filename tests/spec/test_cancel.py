@@ -48,6 +48,33 @@ async def test_a_run_can_be_cancelled_before_it_began(serve: Serve) -> None:
             await run.result(10)
 
 
+async def test_terminate_ends_a_run_that_does_not_let_itself_be_cancelled(serve: Serve) -> None:
+    app = sf.App()
+
+    @app.workflow
+    async def stubborn() -> None:
+        while True:
+            try:
+                await sf.sleep(timedelta(days=365))
+            except sf.Cancelled:
+                sf.publish("said", "not now")
+
+    async with serve(app) as (client, _):
+        run = await client.start(stubborn)
+        await happened(run, TimerSet)
+        await run.cancel()
+        await happened(run, TimerSet, 2)
+        assert await run.read("said") == "not now"
+        await run.terminate("enough is enough")
+        with pytest.raises(sf.RunCancelled, match="enough is enough"):
+            await run.result(10)
+        assert (await names_of(run)).count("TimerSet") == 2, "its code wasn't asked"
+        with pytest.raises(sf.RunEnded):
+            await run.terminate()
+        with pytest.raises(sf.RunNotFound):
+            await client.run("nothing").terminate()
+
+
 async def test_the_steps_of_a_cancelled_run_are_cancelled(serve: Serve) -> None:
     app = sf.App()
     running, cleaned_up = anyio.Event(), anyio.Event()

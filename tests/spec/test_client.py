@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -39,18 +38,16 @@ from streamflow.pure.errors import (
 from streamflow.pure.errors import RunCancelled as CancelledError
 from streamflow.pure.errors import RunFailed as FailedError
 from streamflow.pure.events import (
-    AnyEvent,
     RunCancelled,
     RunCompleted,
     RunFailed,
     SignalReceived,
     decode_transition,
-    encode_transition,
 )
-from streamflow.pure.record import Header, Status, decode_header
+from streamflow.pure.record import Status
 from streamflow.pure.sharding import Partition
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Answer, Batch, RunWrite, listed_under
+from tests.spec.by_hand import Owner, waiting
 
 pytestmark = pytest.mark.anyio
 
@@ -75,43 +72,6 @@ async def other() -> None: ...
 def counter(state: int, event: Any) -> Any: ...
 
 
-class Owner:
-    """Takes shards and commits events to runs."""
-
-    def __init__(self, client: Client) -> None:
-        self.client = client
-        self.tokens: dict[int, str] = {}
-        self.commits = 0
-
-    async def commit(self, run_id: str, *events: AnyEvent, status: Status, news: bool = True) -> None:
-        client, kernel = self.client, self.client.kernel
-        shard = (await client.space()).shard_of(run_id)
-        if shard not in self.tokens:
-            taken = await client.store.one(kernel.take(shard, "", secrets.token_hex(4), "test", f"g{shard}"))
-            assert taken.answer is Answer.OK
-            self.tokens[shard] = taken.token
-        [(line, _)] = await client.store.one(kernel.peek(shard, [run_id]))
-        old = decode_header(line)
-        self.commits += 1
-        at = old.created + 60_000 * self.commits
-        ended = 0 if status in (Status.RUNNING, Status.STUCK) else at
-        new = Header(status, old.version + 1, f"c{self.commits}", old.created, ended, old.workflow, old.tenant, "")
-        transition = encode_transition(at, list(events))
-        keys = client.keys.shard(shard)
-        batch = Batch(
-            commit=new.commit,
-            runs=[RunWrite(run_id, line, new.encode(), b"", transition)],
-            moves=[(run_id, keys.index(listed_under(old.status), old.workflow), keys.index(status, old.workflow), at)],
-            news=msgspec.msgpack.encode([(run_id, transition if news else b"")]) if ended else b"",
-        )
-        committed = await client.store.one(kernel.commit(shard, self.tokens[shard], f"g{shard}", batch))
-        assert committed.answer is Answer.OK
-
-    async def complete(self, run_id: str, result: object = None, news: bool = True) -> None:
-        raw = Raw(msgspec.msgpack.encode(result))
-        await self.commit(run_id, RunCompleted("price", "", 5, raw), status=Status.COMPLETED, news=news)
-
-
 @pytest.fixture
 async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[Client]:
     async with sf.connect(embedded_server.url, namespace=namespace) as client:
@@ -122,22 +82,6 @@ async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterat
 @pytest.fixture
 def owner(client: Client) -> Owner:
     return Owner(client)
-
-
-async def waiting(client: Client, runs: int) -> None:
-    """Returns when that many runs are waited for and the server has confirmed the subscriptions."""
-    outcomes = client._outcomes
-
-    def settled() -> bool:
-        channels = outcomes._subscription._channels if outcomes._subscription else {}
-        return (
-            sum(len(watched.waiting) for watched in outcomes._shards.values()) >= runs
-            and not client._batcher._flying
-            and all(w.channel in channels and channels[w.channel].settled.is_set() for w in outcomes._shards.values())
-        )
-
-    while not settled():  # noqa: ASYNC110
-        await asyncio.sleep(0)  # the calls' own futures are the callers': there is nothing else to wait for
 
 
 # --- starting -------------------------------------------------------------------------------------------------------

@@ -63,6 +63,35 @@ async def test_a_signal_that_comes_early_is_kept(serve: Serve) -> None:
         assert await run.result(10) == "refused by bob"
 
 
+@app.reducer
+def adder(state: list[int], event: sf.Event) -> sf.Decision:
+    """How many numbers came, and their sum."""
+    count, total = state or (0, 0)
+    match event:
+        case sf.Signal(name="add", value=number):
+            return sf.Decision([count + 1, total + number])
+        case sf.Signal():
+            return sf.Decision(state, [sf.Complete([count, total])])
+        case _:
+            return sf.Decision([0, 0])
+
+
+async def test_thousands_of_signals_into_one_run_count_once_each_also_when_its_daemon_dies(serve: Serve) -> None:
+    signals = 3000
+    async with anyio.create_task_group() as sending:
+        async with serve(app, crash=True) as (client, _):
+            run = await client.start(adder)
+            for number in range(1, signals + 1):
+                sending.start_soon(run.signal, "add", number)
+            await happened(run, SignalReceived)
+        async with serve(app):
+            pass  # the third goes on with what this one handed over
+    async with serve(app):
+        await run.signal("end")
+        assert await run.result(20) == [signals, signals * (signals + 1) // 2]
+    assert (await run.describe()).version < signals / 10, "many were folded into one transition"
+
+
 async def test_signals_of_one_client_arrive_once_each_and_in_order(serve: Serve) -> None:
     async with serve(app) as (client, _):
         run = await client.start(collect, 200)

@@ -10,19 +10,23 @@ import pytest
 import streamflow as sf
 from streamflow.pure.errors import Failure
 from streamflow.pure.events import (
+    NOTHING,
+    AskAnswered,
     ChildFailed,
     MessageQuarantined,
     RunCompleted,
+    SignalReceived,
     decode_transition,
 )
-from streamflow.pure.machine import Due, Outcome
-from streamflow.pure.record import decode_header
+from streamflow.pure.machine import Due, Effects, Outcome
+from streamflow.pure.record import Status, decode_header
 from streamflow.pure.sharding import Partition, shard_of
 from streamflow.runtime import batch as batch_module
 from streamflow.runtime.batch import IN_FLIGHT, ShardBatch
 from streamflow.runtime.shard import InboxMessage, OwnedShard
+from streamflow.store.kernel import FRESH, Put
 from tests.unit.driving import plain, raw
-from tests.unit.stand_ins import owned, put, signal, start
+from tests.unit.stand_ins import owned, pack, put, signal, start
 
 app = sf.App()
 SHARDS = 8
@@ -279,6 +283,94 @@ def test_a_child_whose_id_is_taken_is_refused_to_its_parent() -> None:
     failure = Failure("RunConflict", "the run id theirs belongs to another run")
     assert msgspec.msgpack.decode(send.body, type=ChildFailed) == ChildFailed(4, "", failure)
     assert batch.batch.acks == ["1-0"]
+
+
+# --- attributes, published values, answers, fresh histories -----------------------------------------------------------
+
+
+class Deciding:
+    """In place of a machine: one transition with the effects that a test wants."""
+
+    def __init__(self, **effects: Any) -> None:
+        self.at = NOW
+        self.in_flight, self.next_due = False, None
+        self.decided = Effects()
+        self.decided.events = [SignalReceived("item", NOTHING)]
+        for name, value in effects.items():
+            setattr(self.decided, name, value)
+
+    def advance(self, inputs: list[Any], at: int) -> Effects:
+        return self.decided
+
+    def snapshot(self) -> bytes:
+        return b""
+
+
+def decide(shard: OwnedShard, **effects: Any) -> ShardBatch:
+    """A batch in which the run `r` (begun, if need be) has these effects."""
+    if "r" not in shard.live:
+        put(shard, start("1-0", "r", "collecting", 1))
+        applied(batch_of(shard))
+    shard.live["r"].machine = Deciding(**effects)  # type: ignore[assignment]  # pyright: ignore
+    shard.add_input("r", Due())
+    return applied(batch_of(shard))
+
+
+def test_attributes_are_in_the_header_and_move_between_listings() -> None:
+    shard = owned()
+    acme, globex = shard.keys.attribute("customer", "acme"), shard.keys.attribute("customer", "globex")
+    two = shard.keys.attribute("priority", "2")
+    first = decide(shard, attributes={"customer": "acme", "priority": 2})
+    assert decode_header(first.batch.runs[0].header).attributes == {"customer": "acme", "priority": 2}
+    assert first.batch.moves == [("r", "", acme, 900), ("r", "", two, 900)], "by the start of the run"
+    second = decide(shard, attributes={"customer": "globex", "priority": None, "other": None})
+    assert second.batch.moves == [("r", acme, globex, 900), ("r", two, "", 900)]
+    assert decode_header(second.batch.runs[0].header).attributes == {"customer": "globex"}
+    third = decide(shard, attributes={"customer": "globex"})
+    assert third.batch.moves == [], "nothing has changed"
+    assert decode_header(decide(shard).batch.runs[0].header).attributes == {"customer": "globex"}
+
+
+def test_attributes_that_are_too_many_together_stay_as_they_were(caplog: pytest.LogCaptureFixture) -> None:
+    shard = owned()
+    decide(shard, attributes={f"a{number}": number for number in range(32)})
+    batch = decide(shard, attributes={"b": 1})
+    assert batch.batch.moves == []
+    assert len(decode_header(batch.batch.runs[0].header).attributes) == 32
+    assert "run r keeps its attributes" in caplog.text
+
+
+def test_published_values_are_put_with_the_transition() -> None:
+    shard = owned()
+    batch = decide(shard, published={"progress": pack(3), "last": pack("x")})
+    key = shard.keys.published("r")
+    assert batch.batch.puts == [Put(key, "progress", pack(3)), Put(key, "last", pack("x"))]
+    assert batch.batch.news == b""
+    assert decide(shard).batch.puts == []
+
+
+def test_answers_are_put_and_told_beside_the_runs_that_end() -> None:
+    shard = owned()
+    answers = [AskAnswered("0" * 32, "may I", raw(True)), AskAnswered("1" * 32, "what", raw("x" * 5000))]
+    put(shard, start("1-1", "q", "quick", 1))
+    batch = decide(shard, answers=answers)
+    assert [(one.key, one.field) for one in batch.batch.puts] == [
+        (shard.keys.answer("0" * 32), ""),
+        (shard.keys.answer("1" * 32), ""),
+    ]
+    assert [msgspec.msgpack.decode(one.value, type=AskAnswered) for one in batch.batch.puts] == answers
+    news = msgspec.msgpack.decode(batch.batch.news, type=list[tuple[str, bytes]])
+    assert news == [(f"?{'0' * 32}", pack(answers[0])), (f"?{'1' * 32}", b"")], "a large one is fetched"
+
+
+def test_an_answer_is_told_before_the_end_of_its_run() -> None:
+    batch = decide(owned(), answers=[AskAnswered("0" * 32, "may I")], ended=True, status=Status.COMPLETED)
+    news = msgspec.msgpack.decode(batch.batch.news, type=list[tuple[str, bytes]])
+    assert [name for name, _ in news] == [f"?{'0' * 32}", "r"]
+
+
+def test_a_fresh_history_says_so_before_the_state() -> None:
+    assert decide(owned(), fresh=True).batch.runs[0].state == FRESH
 
 
 # --- collecting and putting back ------------------------------------------------------------------------------------

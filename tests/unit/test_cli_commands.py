@@ -19,7 +19,8 @@ from streamflow.pure.errors import UsageError
 from streamflow.pure.settings import Settings
 
 COMMANDS = [name for section in SECTIONS.values() for name in section]
-PRINT_DATA = ["demo", "enqueue", "runs", "show", "signal", "cancel", "forget", "status", "tail", "views"]
+PRINT_DATA = ["demo", "enqueue", "runs", "show", "status", "tail", "views"]
+PRINT_DATA += ["signal", "ask", "read", "cancel", "terminate", "forget"]
 NOBODY = "redis://user:secret@127.0.0.1:1"
 """A port that nothing listens on."""
 
@@ -68,7 +69,7 @@ def test_every_command_that_prints_data_has_json(name: str) -> None:
     assert any("--json" in parameter.opts for parameter in command(name).params)
 
 
-@pytest.mark.parametrize("name", ["enqueue", "runs", "show", "signal", "cancel", "forget", "daemon", "status", "tail"])
+@pytest.mark.parametrize("name", [name for name in PRINT_DATA if name != "demo"])
 def test_every_command_that_talks_to_a_server_says_which(name: str) -> None:
     options = {option for parameter in command(name).params for option in parameter.opts}
     assert {"--redis", "--namespace"} <= options

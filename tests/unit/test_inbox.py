@@ -23,12 +23,14 @@ class FakeConnection:
     def __init__(self) -> None:
         self.answers: list[list[Entry] | Exception] = []
         self.asked: list[tuple[list[str], bool]] = []
+        self.counts: list[int] = []
         self.gone: set[str] = set()
         self.interrupted = 0
         self.during = lambda: None
 
     async def read(self, streams: Sequence[str], count: int, *, pending: bool) -> list[Entry]:
         self.asked.append((list(streams), pending))
+        self.counts.append(count)
         self.during()
         if self.gone & set(streams):
             raise GroupGone("NOGROUP")
@@ -193,3 +195,28 @@ async def test_reading_pauses_while_too_much_waits_in_memory(monkeypatch: pytest
             shard.inbox.clear()
             it.reader.caught_up()
     assert len(it.connection.asked) == 2
+
+
+async def test_a_hot_shard_is_read_in_larger_answers_until_it_has_cooled() -> None:
+    one, two = owned(1), owned(2)
+    it = Bench(one, two)
+    await it.reader.shards_changed()
+    await it.lane.run_once()
+    numbers = iter(range(100_000))
+
+    def many(shard: OwnedShard, count: int, size: int = 1) -> list[Entry]:
+        fields = {b"kind": b"signal", b"run": b"r", b"body": b"x" * size}
+        return [(shard.keys.inbox, f"1-{next(numbers)}", fields) for _ in range(count)]
+
+    usual, hot = inbox.COUNT, inbox.HOT_COUNT
+    it.connection.answers += [
+        many(one, usual),
+        many(one, hot),
+        many(one, usual) + many(two, usual),
+        many(one, usual - 1) + many(two, usual - 1),
+        many(one, usual, size=inbox.HOT_BYTES // usual),
+        [],
+    ]
+    for _ in range(6):
+        await it.lane.run_once()
+    assert it.connection.counts[1:] == [usual, hot, hot, hot // 2, usual, usual]

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from streamflow.pure.codec import DECODE_ERRORS
 from streamflow.pure.errors import Failure
-from streamflow.pure.events import CancelRequested, ChildCompleted, ChildFailed, RunStarted, SignalReceived
+from streamflow.pure.events import (
+    AskReceived,
+    CancelRequested,
+    ChildCompleted,
+    ChildFailed,
+    RunStarted,
+    SignalReceived,
+)
 from streamflow.pure.machine import Outcome
 from streamflow.pure.record import decode_header
 from streamflow.runtime.messages import BadMessage, decode_message, to_delivery
@@ -43,6 +50,16 @@ def test_a_childs_end_is_the_event_itself(event: ChildCompleted | ChildFailed) -
     assert decode_message(of_kind("child", pack(event)), None) == event
 
 
+def test_an_ask_has_its_id_its_name_and_its_value_as_bytes() -> None:
+    decoded = decode_message(of_kind("ask", pack(("reserve", {"seats": 2}, "0123456789abcdef" * 2))), None)
+    assert isinstance(decoded, AskReceived)
+    assert (decoded.id, decoded.name, plain(decoded.value)) == ("0123456789abcdef" * 2, "reserve", {"seats": 2})
+
+
+def test_to_terminate_is_to_cancel_without_asking() -> None:
+    assert decode_message(of_kind("terminate", pack("why")), None) == CancelRequested("why", terminate=True)
+
+
 def test_a_cancel_has_a_reason_and_an_outcome_is_an_outcome() -> None:
     assert decode_message(of_kind("cancel", pack("why")), None) == CancelRequested("why")
     for outcome in (Outcome(1, 2, 0.5, raw(1)), Outcome(1, 2, 0.5, None, Failure("E", "no"), permanent=True)):
@@ -59,6 +76,10 @@ def test_a_cancel_has_a_reason_and_an_outcome_is_an_outcome() -> None:
         (of_kind("signal", pack(("a b", 1))), "signal 'a b' is not allowed"),
         (of_kind("signal", b"\x92\xa2go" + b"\x91" * 65 + b"\xc0"), "nested more than 64 levels"),
         (of_kind("signal", b"\x92\xa2go\xc6\x00\x20\x00\x01" + bytes(2**21 + 1)), "the limit is 2,097,152"),
+        (of_kind("ask", pack(("go", 1, "F" * 32))), "the id of an ask is 32 hex digits, not 'FFFF"),
+        (of_kind("ask", pack(("go", 1, "0" * 31 + "}"))), "the id of an ask is 32 hex digits"),
+        (of_kind("ask", pack(("a b", 1, "0" * 32))), "ask 'a b' is not allowed"),
+        (of_kind("ask", pack(("go", 1))), "length 3"),
         (of_kind("child", pack(RunStarted("w", "", raw(1)))), "a child's outcome was expected, not RunStarted"),
         (of_kind("start", b"\x90"), "a start without a header"),
     ],
@@ -74,7 +95,11 @@ def test_a_start_without_input_is_refused() -> None:
         decode_message(of_kind("start", b""), header)
 
 
-@given(st.sampled_from(["start", "signal", "cancel", "child", "outcome", "x"]), st.text(max_size=5), st.binary())
+@given(
+    st.sampled_from(["start", "signal", "ask", "cancel", "terminate", "child", "outcome", "x"]),
+    st.text(max_size=5),
+    st.binary(),
+)
 def test_no_bytes_raise_anything_else(kind: str, run_id: str, body: bytes) -> None:
     header = decode_header(b"pending 0 - 1 0 flow - -")
     with contextlib.suppress(BadMessage):

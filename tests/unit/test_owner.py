@@ -124,7 +124,7 @@ class Bench:
         if isinstance(answer, Committed) and answer.answer is Answer.OK:
             runs = int((len(call.keys) - 6) - int(call.args[6]))
             for position in range(runs):
-                run_id, _, header, state, transition = call.args[13 + 5 * position : 18 + 5 * position]
+                run_id, _, header, state, transition = call.args[14 + 5 * position : 19 + 5 * position]
                 self.records.setdefault(run_id, [b"", b""])[:2] = [header, state]
                 self.records[run_id].append(transition)
         return answer

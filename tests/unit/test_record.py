@@ -10,6 +10,12 @@ from streamflow.pure.record import LISTED, OPEN, Header, Status, decode_header
 
 names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]{0,40}", fullmatch=True).filter(lambda name: name != "-")
 moments = st.integers(min_value=0, max_value=2**53)
+values = (
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.booleans()
+)
 headers = st.builds(
     Header,
     status=st.sampled_from([status.value for status in Status]),
@@ -20,12 +26,21 @@ headers = st.builds(
     workflow=names,
     tenant=st.just("") | names,
     parent=st.just("") | st.builds(lambda run_id, seq: f"{run_id}#{seq}", names, st.integers(0, 10**6)),
+    attributes=st.dictionaries(names, values, max_size=4),
 )
 
 
 @given(headers)
 def test_a_header_survives_its_encoding(header: Header) -> None:
     assert decode_header(header.encode()) == header
+
+
+@given(headers)
+def test_a_header_is_one_line_of_eight_words_or_nine(header: Header) -> None:
+    line = header.encode().decode("ascii")
+    assert line.isprintable()
+    assert len(line.split()) == (9 if header.attributes else 8)
+    assert decode_header(line.encode()).encode() == line.encode(), "byte for byte: it is what a commit expects"
 
 
 @given(headers, headers)
@@ -45,7 +60,26 @@ def test_a_run_is_open_until_it_has_an_end() -> None:
     assert not Header("completed", 1, "c", 5, 9, "digest", "", "").is_open
 
 
-@pytest.mark.parametrize("line", [b"", b"running 1 c 5 0 digest -", b"running one c 5 0 digest - -", b"\xff" * 8])
+def test_the_order_in_which_attributes_were_set_makes_no_difference() -> None:
+    header = Header("running", 1, "c", 5, 0, "digest", "", "", {"b": 1, "a": "x y"})
+    assert header.encode() == b'running 1 c 5 0 digest - - {"a":"x%20y","b":1}'
+    again = Header("running", 1, "c", 5, 0, "digest", "", "", {"a": "x y", "b": 1})
+    assert again.encode() == header.encode()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"running 1 c 5 0 digest - - {",
+        b'running 1 c 5 0 digest - - {"a":[]}',
+        b"running 1 c 5 0 digest - - %ff",
+        b"running 1 c 5 0 digest - - {} more",
+        b"",
+        b"running 1 c 5 0 digest -",
+        b"running one c 5 0 digest - -",
+        b"\xff" * 8,
+    ],
+)
 def test_what_is_no_header_is_a_value_error(line: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (the decoder's own, of many kinds)
         decode_header(line)

@@ -252,7 +252,7 @@ async def test_a_sweep_asks_for_ended_runs_that_are_old_enough_and_forgets_them(
     }
     assert {call.args[3] for call in asked} == {900_000}
     [forgotten] = store.sent("forget")
-    assert forgotten.args == ["a", header], "and b is gone already"
+    assert forgotten.args == [1, "a", header], "and b is gone already"
 
 
 async def test_a_sweep_says_when_there_is_more() -> None:

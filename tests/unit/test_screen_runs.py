@@ -21,19 +21,26 @@ from streamflow.pure.errors import Failure
 from streamflow.pure.events import (
     NOTHING,
     AnyEvent,
+    AskAnswered,
+    AskReceived,
     CancelRequested,
+    ChildCancelled,
     ChildCompleted,
     ChildFailed,
     ChildStarted,
+    HistoryLimitReached,
     MessageQuarantined,
+    Patched,
     RunCancelled,
     RunCompleted,
+    RunContinued,
     RunFailed,
     RunResumed,
     RunStarted,
     RunStuck,
     SignalReceived,
     SignalSent,
+    StepCancelled,
     StepCompleted,
     StepFailed,
     StepRetrying,
@@ -69,9 +76,31 @@ ONE_OF_EACH: list[AnyEvent] = [
     ChildCompleted(5, f"c{EVIL}", raw(EVIL)),
     ChildStarted(6, "c", "child-6", "", NOTHING),
     ChildFailed(6, "c", BOOM),
+    StepScheduled(7, "given up", NOTHING),
+    StepCancelled(7, f"given up{EVIL}"),
+    ChildStarted(8, "c", "child-8", "", NOTHING),
+    ChildCancelled(8, f"c{EVIL}"),
+    AskReceived("0" * 32, f"may I{EVIL}", raw(EVIL)),
+    AskAnswered("0" * 32, f"may I{EVIL}", raw(EVIL)),
+    AskReceived("1" * 32, "may I", NOTHING),
+    AskAnswered("1" * 32, "may I", NOTHING, BOOM),
+    Patched(f"fix{EVIL}"),
+    HistoryLimitReached(5000),
+    RunContinued(
+        f"w{EVIL}",
+        "t",
+        raw(EVIL),
+        0,
+        9,
+        NOW,
+        1,
+        [SignalReceived(f"go{EVIL}", raw(EVIL))],
+        [(10, f"c{EVIL}", "child-10")],
+    ),
     RunStuck("w", "t", EVIL),
     RunResumed("w", "t"),
     CancelRequested(EVIL),
+    CancelRequested(EVIL, terminate=True),
     RunCancelled("w", "t", 5, EVIL),
     RunCompleted("w", "t", 5, raw(EVIL)),
     RunFailed("w", "t", 5, BOOM),
@@ -143,6 +172,47 @@ def test_what_is_still_open_points_on() -> None:
     assert "stuck" in row(shown, "digest")
 
 
+def test_an_ask_lasts_until_its_answer_and_shows_both() -> None:
+    shown = detail(
+        (0, [AskReceived("a" * 32, "reserve", raw(2)), AskReceived("b" * 32, "price", raw("x"))]),
+        (5_000, [AskAnswered("a" * 32, "reserve", raw({"left": 3}))]),
+    )
+    assert '2 → {"left":3}' in row(shown, "reserve")
+    assert "5.0 s" in row(shown, "reserve")
+    assert "unanswered" in row(shown, "price")
+
+
+def test_what_nobody_waits_for_any_more_is_shown_as_cancelled() -> None:
+    shown = detail((0, [StepScheduled(1, "fetch", NOTHING)]), (2_000, [StepCancelled(1, "fetch")]))
+    assert "cancelled" in row(shown, "fetch")
+    assert "▶" not in row(shown, "fetch")
+
+
+def test_a_continued_run_shows_its_new_input_and_what_it_carries_over() -> None:
+    carried: list[SignalReceived | AskReceived] = [SignalReceived("go", raw(7)), AskReceived("a" * 32, "may I", raw(8))]
+    begun = RunContinued("w", "", raw(["next"]), 0, 9, NOW, 2, carried, [(4, "audit", "run-1.4")])
+    shown = detail((0, [begun]), (3_000, [AskAnswered("a" * 32, "may I", raw(True))]))
+    assert any(line.startswith("input") and '["next"]' in line for line in lines(shown))
+    assert "◆" in row(shown, "go")
+    assert "3.0 s" in row(shown, "may I")
+    assert "↻" in row(shown, "life 3")
+    assert "▶" in row(shown, "audit")
+    assert any(line.startswith("CHILDREN 1  1 running") for line in lines(shown))
+    assert event_json(NOW, "run-1", begun)["children"] == [(4, "audit", "run-1.4")]
+    assert "1 message carried over" not in format_log_line(NOW, "run-1", begun).plain
+    assert "2 messages carried over" in format_log_line(NOW, "run-1", begun).plain
+    assert event_json(NOW, "run-1", begun)["carried"][0] == {"event": "signal", "name": "go", "value": 7}
+
+
+def test_attributes_and_published_values_are_shown() -> None:
+    shown = detail(published={"progress": {"done": 3}})
+    shown.header = msgspec.structs.replace(shown.header, attributes={"priority": 2, "customer": "acme"})
+    found = lines(shown)
+    assert 'attributes customer="acme" priority=2' in [re.sub(" +", " ", line).strip() for line in found]
+    at = next(number for number, line in enumerate(found) if line.startswith("PUBLISHED"))
+    assert re.sub(" +", " ", found[at + 1]).strip() == 'progress {"done":3}'
+
+
 def test_a_failed_run_shows_its_error_and_traceback() -> None:
     shown = "\n".join(lines(detail((5, [RunFailed("w", "", 5, Failure("E", "why", "Traceback\n  line 1"))]), ended=5)))
     assert "E: why" in shown
@@ -189,7 +259,7 @@ def test_outcomes_whose_beginning_was_cut_off_are_passed_over() -> None:
 @pytest.mark.parametrize(
     "shown",
     [
-        detail((0, ONE_OF_EACH), children={f"child{EVIL}": EVIL}, run_id=f"r{EVIL}"),
+        detail((0, ONE_OF_EACH), children={f"child{EVIL}": EVIL}, published={f"key{EVIL}": EVIL}, run_id=f"r{EVIL}"),
         detail(),
         detail((0, [StepScheduled(1, "日本語" * 30, NOTHING)])),
         detail((0, [StepScheduled(n, "s" * 128, raw("x" * 5000)) for n in range(500)]), run_id="r" * 256),
@@ -261,10 +331,13 @@ def test_the_listing_shows_run_ids_whole_and_nothing_harmful(width: int) -> None
         RunRow(
             run_id="r" * 100, workflow=f"w{EVIL}", tenant=f"t{EVIL}", status="failed", started=NOW, ended=NOW + 4200
         ),
-        RunRow(run_id=f"run{EVIL}", workflow="w", tenant="", status="running", started=NOW),
+        RunRow(
+            run_id=f"run{EVIL}", workflow="w", tenant="", status="running", started=NOW, attributes={"customer": EVIL}
+        ),
     ]
     Console(file=out, width=width, color_system=None).print(runs_table(rows, NOW + 60_000, width))
     assert sum(len(found) for found in re.findall("r{4,}", out.getvalue())) == 100, "folded, not cut"
+    assert "customer" in out.getvalue()
     assert "4.2 s" in out.getvalue()
     assert "1 m 00 s" in out.getvalue()
     assert not HARMFUL.search(out.getvalue())

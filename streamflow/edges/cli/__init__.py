@@ -27,9 +27,12 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Runs": {
         "enqueue": ("enqueue", "Start a run of a workflow, or one for each line of a file."),
         "runs": ("look", "List runs, newest first."),
-        "show": ("look", "Show one run: its state, its history as a timeline, its children."),
-        "signal": ("act", "Send a signal to a run."),
+        "show": ("look", "Show one run: its state, its history as a timeline, its children, what it published."),
+        "signal": ("talk", "Send a signal to a run."),
+        "ask": ("talk", "Ask a run something, and print its answer."),
+        "read": ("talk", "Show what a run has published."),
         "cancel": ("act", "Ask a run to end as cancelled."),
+        "terminate": ("act", "End a run as cancelled without asking its code."),
         "forget": ("act", "Delete ended runs with their histories."),
     },
     "Operations": {

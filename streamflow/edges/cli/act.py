@@ -1,4 +1,4 @@
-"""Commands that change something about runs: `signal`, `cancel`, `forget`, and `views rebuild`.
+"""Commands that end or delete runs: `cancel`, `terminate`, `forget`, and `views rebuild`.
 
 Owns: their options and what they print. Must not: wait for effects. Called by: the group in `cli`.
 """
@@ -13,42 +13,10 @@ from streamflow.edges.cli.base import (
     checked_id,
     json_option,
     open_client,
-    parse_json,
     print_json,
     run_async,
     server_options,
 )
-
-
-@click.command()
-@click.argument("run", type=checked_id, metavar="RUN")
-@click.argument("name")
-@click.argument("value", required=False, metavar="[VALUE_JSON]")
-@server_options
-@json_option
-def signal(run: str, name: str, value: str | None, redis: str | None, namespace: str | None, as_json: bool) -> None:
-    """Send a signal to a run.
-
-    It is kept when the run doesn't wait for it yet. Without a value it carries null.
-
-    \b
-    Example:
-      streamflow signal invoice-17 approve true
-    """
-    from streamflow.pure.names import check_name
-
-    check_name("signal", name)
-    payload: Any = None if value is None else parse_json(value, "the value")
-
-    async def send() -> None:
-        async with open_client(redis, namespace) as client:
-            await client.run(run).signal(name, payload)
-
-    run_async(send)
-    if as_json:
-        print_json({"run_id": run, "signal": name})
-    else:
-        click.echo(f"signal {name} sent to {run}")
 
 
 @click.command()
@@ -73,6 +41,32 @@ def cancel(run: str, reason: str, redis: str | None, namespace: str | None, as_j
         print_json({"run_id": run, "requested": "cancel"})
     else:
         click.echo(f"asked {run} to cancel")
+
+
+@click.command()
+@click.argument("run", type=checked_id, metavar="RUN")
+@click.option("--reason", default="", help="Why: kept in its history.")
+@server_options
+@json_option
+def terminate(run: str, reason: str, redis: str | None, namespace: str | None, as_json: bool) -> None:
+    """End a run as cancelled without asking its code.
+
+    For a run that doesn't end when it is cancelled: its code compensates nothing.
+
+    \b
+    Example:
+      streamflow terminate invoice-17 --reason "loops"
+    """
+
+    async def send() -> None:
+        async with open_client(redis, namespace) as client:
+            await client.run(run).terminate(reason)
+
+    run_async(send)
+    if as_json:
+        print_json({"run_id": run, "requested": "terminate"})
+    else:
+        click.echo(f"asked for the end of {run}")
 
 
 @click.command()

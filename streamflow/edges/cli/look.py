@@ -23,6 +23,7 @@ from streamflow.edges.cli.base import (
     run_async,
     server_options,
 )
+from streamflow.pure.errors import UsageError
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from streamflow.edges.client import Client
     from streamflow.edges.listing import RunDescription, RunSummary
     from streamflow.edges.screen.model import Status
+    from streamflow.pure.attributes import Attribute
     from streamflow.pure.events import Transition
 
 STATUSES = ["pending", "running", "stuck", "completed", "failed", "cancelled"]
@@ -155,6 +157,13 @@ def _shards_table(status: Status) -> Any:
 @click.option("--status", type=click.Choice(STATUSES), help="Only runs with this status.")
 @click.option("--workflow", metavar="NAME", help="Only runs of this workflow.")
 @click.option("--tenant", metavar="NAME", help="Only runs of this tenant.")
+@click.option(
+    "--attribute",
+    "attributes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Only runs with this attribute: JSON if it is some, else text. May be repeated.",
+)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="At most so many.")
 @json_option
 def runs(
@@ -163,21 +172,24 @@ def runs(
     status: str | None,
     workflow: str | None,
     tenant: str | None,
+    attributes: tuple[str, ...],
     limit: int,
     as_json: bool,
 ) -> None:
     """List runs, newest first.
 
-    Newest is the latest change of status; with --tenant, the latest start. All filters apply together.
+    Newest is the latest change of status; with --tenant or --attribute, the latest start. All filters apply together.
 
     \b
     Example:
       streamflow runs --status failed --workflow invoice
+      streamflow runs --attribute customer=acme --attribute priority=2
     """
+    wanted = dict(_attribute(text) for text in attributes)
 
     async def fetch() -> tuple[list[RunSummary], int]:
         async with open_client(redis, namespace) as client:
-            found = await client.runs(status=status, workflow=workflow, tenant=tenant, limit=limit)
+            found = await client.runs(status=status, workflow=workflow, tenant=tenant, attributes=wanted, limit=limit)
             return found, await _server_ms(client)
 
     found, now_ms = run_async(fetch)
@@ -185,7 +197,7 @@ def runs(
         print_json([_as_json(run) for run in found])
         return
     if not found:
-        filters = any(value is not None for value in (status, workflow, tenant))
+        filters = bool(wanted) or any(value is not None for value in (status, workflow, tenant))
         click.echo("no runs that fit" if filters else "no runs yet: start one with streamflow enqueue", err=True)
         return
     from streamflow.edges.screen.tables import RunRow, runs_table
@@ -198,11 +210,28 @@ def runs(
             status=run.status,
             started=_ms(run.created),
             ended=_ms(run.ended) if run.ended else 0,
+            attributes=run.attributes,
         )
         for run in found
     ]
     console = make_console()
     print_drawn(console, runs_table(rows, now_ms, console.width))
+
+
+def _attribute(text: str) -> tuple[str, Attribute]:
+    """`customer=acme` or `priority=2`. Text that would be JSON needs quotes: `code='"17"'`."""
+    import msgspec
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--attribute {text}: write NAME=VALUE")
+    try:
+        parsed: Any = msgspec.json.decode(value)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return name, value
+    if not isinstance(parsed, str | int | float | bool):
+        raise UsageError(f"--attribute {text}: an attribute is a text, a number, true or false")
+    return name, parsed
 
 
 async def _server_ms(client: Client) -> int:
@@ -231,20 +260,23 @@ def _as_json(run: RunSummary) -> dict[str, Any]:
 @server_options
 @json_option
 def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> None:
-    """Show one run: its state, its history as a timeline, its children.
+    """Show one run: its state, its history as a timeline, its children, what it published.
 
     \b
     Example:
       streamflow show invoice-17
     """
+    import asyncio
 
-    async def fetch() -> tuple[RunDescription, list[Transition], dict[str, str], int]:
+    async def fetch() -> tuple[RunDescription, list[Transition], dict[str, Any], dict[str, str], int]:
         async with open_client(redis, namespace) as client:
             handle = client.run(run)
-            described, history = await handle.describe(), await handle.history()
-            return described, history, await _children(client, history), await _server_ms(client)
+            described, history, published = await asyncio.gather(
+                handle.describe(), handle.history(), handle.published()
+            )
+            return described, history, published, await _children(client, history), await _server_ms(client)
 
-    described, history, children, now_ms = run_async(fetch)
+    described, history, published, children, now_ms = run_async(fetch)
     if as_json:
         from streamflow.edges.screen.payload import event_json
 
@@ -257,6 +289,7 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
                 "result": plain_value(described.result),
                 "failure": plain_failure(described.failure),
                 "children": children,
+                "published": plain_value(published),
                 "events": events,
             }
         )
@@ -273,9 +306,12 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
         described.workflow,
         described.tenant,
         described.parent or "",
+        described.attributes,
     )
     console = make_console()
-    detail = RunDetail(run_id=run, header=header, transitions=history, children=children, now_ms=now_ms)
+    detail = RunDetail(
+        run_id=run, header=header, transitions=history, children=children, published=published, now_ms=now_ms
+    )
     print_drawn(console, render_run(detail, console.width))
 
 
@@ -284,7 +320,7 @@ async def _children(client: Client, history: list[Transition]) -> dict[str, str]
     import asyncio
 
     from streamflow.pure.errors import StreamflowError
-    from streamflow.pure.events import ChildCompleted, ChildFailed, ChildStarted
+    from streamflow.pure.events import ChildCompleted, ChildFailed, ChildStarted, RunContinued
 
     started: dict[int, str] = {}
     statuses: dict[str, str] = {}
@@ -293,6 +329,8 @@ async def _children(client: Client, history: list[Transition]) -> dict[str, str]
             match event:
                 case ChildStarted():
                     started[event.seq] = event.run_id
+                case RunContinued():
+                    started.update({seq: run_id for seq, _, run_id in event.children})
                 case ChildCompleted() if event.seq in started:
                     statuses[started[event.seq]] = "completed"
                 case ChildFailed() if event.seq in started:

@@ -6,14 +6,14 @@ Called by: the timeline, `tail`, `show --json`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Raw
 
 from streamflow.edges.screen.safe import safe
 from streamflow.edges.screen.style import size
-from streamflow.pure.events import AnyEvent
+from streamflow.pure.events import AnyEvent, HistoryEvent
 
 PREVIEW_BYTES = 16 * 1024
 """Payloads above this are shown by their size only in previews."""
@@ -42,7 +42,11 @@ def preview(payload: Raw | bytes, limit: int) -> str:
 
 def event_json(at: int, run_id: str, event: AnyEvent) -> dict[str, Any]:
     """One event as `tail --json` and `show --json` print it: its tag under `event`, payloads as JSON."""
-    fields: dict[str, Any] = {"at": at, "run_id": run_id, "event": type(event).__struct_config__.tag}
+    return {"at": at, "run_id": run_id, **_fields(event)}
+
+
+def _fields(event: HistoryEvent) -> dict[str, Any]:
+    fields: dict[str, Any] = {"event": type(event).__struct_config__.tag}
     for name in event.__struct_fields__:
         value = getattr(event, name)
         key = "child" if name == "run_id" else name
@@ -50,6 +54,8 @@ def event_json(at: int, run_id: str, event: AnyEvent) -> dict[str, Any]:
             fields[key] = plain(value)
         elif isinstance(value, msgspec.Struct):
             fields[key] = msgspec.structs.asdict(value)
+        elif isinstance(value, list):  # what a continued run takes along
+            fields[key] = [_fields(one) if isinstance(one, HistoryEvent) else one for one in cast("list[Any]", value)]
         else:
             fields[key] = value
     return fields

@@ -13,14 +13,21 @@ from streamflow.edges.screen.payload import preview
 from streamflow.pure.errors import Failure
 from streamflow.pure.events import (
     AnyEvent,
+    AskAnswered,
+    AskReceived,
     CancelRequested,
+    ChildCancelled,
     ChildCompleted,
     ChildFailed,
     ChildStarted,
+    HistoryLimitReached,
+    Patched,
+    RunContinued,
     RunResumed,
     RunStuck,
     SignalReceived,
     SignalSent,
+    StepCancelled,
     StepCompleted,
     StepFailed,
     StepRetrying,
@@ -41,7 +48,7 @@ class Span:
     """`end` None: still open. `marks`: the ms of failed attempts. `times`: how long each folded span took, in ms."""
 
     kind: str
-    """step, timer, child, signal, sent, stuck or cancel."""
+    """step, timer, child, signal, sent, ask, patch, life, limit, stuck or cancel."""
     name: str
     start: int
     end: int | None = None
@@ -59,19 +66,22 @@ class Span:
 
 
 def spans_of(transitions: Iterable[Transition]) -> list[Span]:
-    """One span for each step, timer, child and signal, in the order in which they began."""
+    """One span for each step, timer, child, signal and ask, in the order in which they began."""
     found: list[Span] = []
-    numbered: dict[int, Span] = {}
+    numbered: dict[int | str, Span] = {}
     stuck: list[Span] = []
     for transition in transitions:
         for event in transition.events:
             span = _begin(transition.at, event)
             if span is not None:
                 found.append(span)
-                seq = getattr(event, "seq", None)
-                if seq is not None:
+                if isinstance(event, AskReceived):
+                    numbered[event.id] = span
+                elif not isinstance(event, RunContinued) and (seq := getattr(event, "seq", None)) is not None:
                     numbered[seq] = span
-                if isinstance(event, RunStuck):
+                if isinstance(event, RunContinued):
+                    _carry(found, numbered, transition.at, event)
+                elif isinstance(event, RunStuck):
                     stuck.append(span)
             elif isinstance(event, RunResumed):
                 for open_span in stuck:
@@ -95,17 +105,39 @@ def _begin(at: int, event: AnyEvent) -> Span | None:
             return Span("signal", event.name, at, at, note=preview(event.value, PREVIEW))
         case SignalSent():
             return Span("sent", event.name, at, at, note=f"to {event.target}: {preview(event.value, PREVIEW)}")
+        case AskReceived():
+            return Span("ask", event.name, at, note=preview(event.value, PREVIEW))
+        case Patched():
+            return Span("patch", event.name, at, at)
+        case RunContinued():
+            return Span("life", f"life {event.lives + 1}", at, at, note=preview(event.input, PREVIEW))
+        case HistoryLimitReached():
+            return Span("limit", "history limit", at, at, note=f"{event.count:,} events")
         case RunStuck():
             return Span("stuck", "stuck", at, failed=True, note=event.reason)
         case CancelRequested():
-            return Span("cancel", "cancel", at, at, note=event.reason)
+            return Span("cancel", "terminate" if event.terminate else "cancel", at, at, note=event.reason)
         case _:
             return None
 
 
-def _go_on(numbered: dict[int, Span], at: int, event: AnyEvent) -> None:
+def _carry(found: list[Span], numbered: dict[int | str, Span], at: int, event: RunContinued) -> None:
+    """What was received in the life before and not consumed, and children that are waited for, belong to this one:
+    its history has no other word of them."""
+    for seq, name, run_id in event.children:
+        numbered[seq] = Span("child", name, at, child=run_id, note=run_id)
+        found.append(numbered[seq])
+    for carried in event.carried:
+        span = _begin(at, carried)
+        assert span is not None
+        found.append(span)
+        if isinstance(carried, AskReceived):
+            numbered[carried.id] = span
+
+
+def _go_on(numbered: dict[int | str, Span], at: int, event: AnyEvent) -> None:
     """An outcome, for the span of its number; an outcome of nothing (a cut history) is passed over."""
-    span = numbered.get(getattr(event, "seq", -1))
+    span = numbered.get(event.id if isinstance(event, AskAnswered) else getattr(event, "seq", -1))
     if span is None:
         return
     match event:
@@ -118,8 +150,16 @@ def _go_on(numbered: dict[int, Span], at: int, event: AnyEvent) -> None:
             span.marks.append(at)
             span.end, span.attempts, span.took = at, event.attempt, event.ms
             span.failed, span.note = True, _words(event.failure)
+        case StepCancelled():
+            span.end, span.note = at, "cancelled"
         case TimerFired():
             span.end = at
+        case AskAnswered():
+            span.end, span.failed = at, event.failure is not None
+            answer = _words(event.failure) if event.failure is not None else preview(event.result, PREVIEW)
+            span.note = f"{span.note} → {answer}"
+        case ChildCancelled():
+            span.note = f"{span.child} asked to cancel"
         case ChildCompleted():
             span.end, span.note = at, f"{span.child} {preview(event.result, PREVIEW)}"
         case ChildFailed():

@@ -5,6 +5,8 @@ Owns: their columns. Must not: fetch or page. Called by: the command line.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 from rich.console import Console
 from rich.table import Table
@@ -12,23 +14,31 @@ from rich.text import Text
 
 from streamflow.edges.screen.payload import preview
 from streamflow.edges.screen.safe import safe, safe_text
-from streamflow.edges.screen.style import BAD, BUSY, FAINT, MUTED, OK, STATUS, WARN, clock, duration, moment
+from streamflow.edges.screen.style import BAD, BUSY, FAINT, MUTED, OK, STATUS, WARN, clock, duration, moment, plural
+from streamflow.pure.attributes import Attribute
 from streamflow.pure.errors import Failure
 from streamflow.pure.events import (
     AnyEvent,
+    AskAnswered,
+    AskReceived,
     CancelRequested,
+    ChildCancelled,
     ChildCompleted,
     ChildFailed,
     ChildStarted,
+    HistoryLimitReached,
     MessageQuarantined,
+    Patched,
     RunCancelled,
     RunCompleted,
+    RunContinued,
     RunFailed,
     RunResumed,
     RunStarted,
     RunStuck,
     SignalReceived,
     SignalSent,
+    StepCancelled,
     StepCompleted,
     StepFailed,
     StepRetrying,
@@ -38,6 +48,8 @@ from streamflow.pure.events import (
 )
 
 PREVIEW = 120
+ATTRIBUTES_FROM = 130
+"""Width from which a listing has a column for attributes."""
 
 _STYLES: dict[type, str] = {
     RunStarted: BUSY,
@@ -46,12 +58,16 @@ _STYLES: dict[type, str] = {
     RunCancelled: MUTED,
     RunStuck: WARN,
     RunResumed: BUSY,
+    RunContinued: BUSY,
     CancelRequested: WARN,
+    HistoryLimitReached: WARN,
+    StepCancelled: MUTED,
     StepCompleted: OK,
     StepRetrying: WARN,
     StepFailed: BAD,
     ChildCompleted: OK,
     ChildFailed: BAD,
+    ChildCancelled: MUTED,
     MessageQuarantined: WARN,
 }
 
@@ -65,12 +81,22 @@ class RunRow(msgspec.Struct, kw_only=True):
     status: str
     started: int
     ended: int = 0
+    attributes: dict[str, Attribute] = {}
+
+
+def attributes_line(attributes: Mapping[str, Attribute]) -> str:
+    """`customer="acme" priority=2`: names with their values as JSON, in the order of the names."""
+    return " ".join(f"{name}={msgspec.json.encode(value).decode()}" for name, value in sorted(attributes.items()))
 
 
 def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
-    """Run ids are shown whole (on several lines if need be), so that they can be copied; the rest is cut to `width`."""
+    """Run ids are shown whole (on several lines if need be), so that they can be copied; the rest is cut to `width`.
+
+    Attributes have a column if some run has some, where there is room; else they stand under the run's id.
+    """
     narrow = width < 100
     tenants = any(row.tenant for row in rows)
+    attributes = any(row.attributes for row in rows) and width >= ATTRIBUTES_FROM
     table = Table(box=None, pad_edge=False, header_style=MUTED, padding=(0, 2, 0, 0))
     table.add_column("RUN", overflow="fold", min_width=12)
     table.add_column("WORKFLOW", no_wrap=True, overflow="ellipsis", max_width=16 if narrow else 24)
@@ -79,6 +105,8 @@ def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
     table.add_column("STATUS", no_wrap=True)
     table.add_column("STARTED", no_wrap=True)
     table.add_column("TOOK", no_wrap=True, justify="right")
+    if attributes:
+        table.add_column("ATTRIBUTES", no_wrap=True, overflow="ellipsis", max_width=(width - 90) // 2)
     for row in rows:
         open_run = row.ended == 0
         cells = [Text(safe(row.run_id)), safe_text(row.workflow)]
@@ -88,6 +116,10 @@ def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
         cells.append(Text(moment(row.started)[5:16] if narrow else moment(row.started), style=MUTED))
         took = duration(max(0, (now_ms if open_run else row.ended) - row.started))
         cells.append(Text(took, style=BUSY if open_run else ""))
+        if attributes:
+            cells.append(safe_text(attributes_line(row.attributes), MUTED))
+        elif row.attributes:
+            cells[0] = Text("\n").join([cells[0], safe_text(attributes_line(row.attributes), MUTED)])
         table.add_row(*cells)
     return table
 
@@ -128,8 +160,15 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             return [(event.workflow, "bold"), (event.reason, WARN)]
         case RunResumed():
             return [(event.workflow, "bold")]
+        case RunContinued():
+            life = [(f"life {event.lives + 1}", ""), *_carried(len(event.carried))]
+            return [(event.workflow, "bold"), *life, (preview(event.input, PREVIEW), MUTED)]
         case CancelRequested():
-            return [(event.reason, MUTED)]
+            return [*([("terminate", "bold")] if event.terminate else []), (event.reason, MUTED)]
+        case HistoryLimitReached():
+            return [(plural(event.count, "event"), "bold")]
+        case Patched():
+            return [(event.name, "bold")]
         case StepScheduled():
             return [(f"{event.name} #{event.seq}", "bold"), (preview(event.args, PREVIEW), MUTED)]
         case StepCompleted():
@@ -142,6 +181,8 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
         case StepFailed():
             tries = f"after {event.attempt} attempt{'s' * (event.attempt != 1)}"
             return [(f"{event.name} #{event.seq}", "bold"), (tries, WARN), (_words(event.failure), BAD)]
+        case StepCancelled() | ChildCancelled():
+            return [(f"{event.name} #{event.seq}", "bold")]
         case TimerSet():
             return [(f"#{event.seq}", "bold"), (f"due in {duration(max(0, event.due - at))}", MUTED)]
         case TimerFired():
@@ -150,6 +191,12 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             return [(event.name, "bold"), (preview(event.value, PREVIEW), MUTED)]
         case SignalSent():
             return [(event.name, "bold"), (f"to {event.target}", ""), (preview(event.value, PREVIEW), MUTED)]
+        case AskReceived():
+            return [(event.name, "bold"), (preview(event.value, PREVIEW), MUTED)]
+        case AskAnswered():
+            if event.failure is not None:
+                return [(event.name, "bold"), (_words(event.failure), BAD)]
+            return [(event.name, "bold"), (preview(event.result, PREVIEW), MUTED)]
         case ChildStarted():
             return [(f"{event.name} #{event.seq}", "bold"), (event.run_id, ""), (preview(event.input, PREVIEW), MUTED)]
         case ChildCompleted():
@@ -158,6 +205,10 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             return [(f"{event.name} #{event.seq}", "bold"), (_words(event.failure), BAD)]
         case MessageQuarantined():
             return [(f"message {event.message}", "bold"), (event.reason, WARN)]
+
+
+def _carried(count: int) -> list[tuple[str, str]]:
+    return [(f"{plural(count, 'message')} carried over", MUTED)] if count else []
 
 
 def _words(failure: Failure) -> str:

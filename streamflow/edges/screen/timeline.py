@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 from rich.console import Group, RenderableType
@@ -37,23 +38,37 @@ from streamflow.edges.screen.style import (
     number,
     plural,
 )
-from streamflow.pure.events import RunCancelled, RunCompleted, RunFailed, RunStarted, Transition
+from streamflow.edges.screen.tables import attributes_line
+from streamflow.pure.events import RunCancelled, RunCompleted, RunContinued, RunFailed, RunStarted, Transition
 from streamflow.pure.record import Header
 
 MAX_CHILDREN = 20
 TRACEBACK_LINES = 12
 
-_GLYPHS = {"signal": "◆", "sent": "◇", "cancel": "■"}
-_STYLES = {"step": OK, "timer": MUTED, "child": "#b48ec9", "signal": WARN, "sent": BUSY, "stuck": WARN, "cancel": BAD}
+_GLYPHS = {"signal": "◆", "sent": "◇", "cancel": "■", "patch": "+", "life": "↻", "limit": "!"}
+_STYLES = {
+    "step": OK,
+    "timer": MUTED,
+    "child": "#b48ec9",
+    "signal": WARN,
+    "sent": BUSY,
+    "ask": WARN,
+    "patch": MUTED,
+    "life": BUSY,
+    "limit": WARN,
+    "stuck": WARN,
+    "cancel": BAD,
+}
 
 
 class RunDetail(msgspec.Struct, kw_only=True):
-    """Everything about one run. `children`: run id -> status, where it is known."""
+    """Everything about one run. `children`: run id -> status, where it is known; `published`: values by key."""
 
     run_id: str
     header: Header
     transitions: list[Transition]
     children: dict[str, str] = {}
+    published: dict[str, Any] = {}
     now_ms: int
 
 
@@ -67,9 +82,9 @@ def run_lines(detail: RunDetail, width: int) -> list[Text]:
     lines = _facts(detail, spans, width)
     lines.append(Text())
     lines.extend(_history(detail, spans, width))
-    children = _children(detail, spans, width)
-    if children:
-        lines.extend([Text(), *children])
+    for more in (_published(detail, width), _children(detail, spans, width)):
+        if more:
+            lines.extend([Text(), *more])
     for line in lines:
         line.end = "\n"
     return lines
@@ -87,7 +102,7 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
     title.append_text(safe_text(header.status, STATUS.get(header.status, ""), 20))
     events = sum(len(transition.events) for transition in detail.transitions)
     kinds = Counter(span.kind for span in spans)
-    counted = [plural(kinds[kind], kind) for kind in ("step", "timer", "child", "signal") if kinds[kind]]
+    counted = [plural(kinds[kind], kind) for kind in ("step", "timer", "child", "signal", "ask") if kinds[kind]]
     counted = [words.replace("childs", "children") for words in counted]
     size = [plural(events, "event"), plural(len(detail.transitions), "transition"), *counted]
     rows = [
@@ -96,13 +111,14 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
         ("parent", safe_text(header.parent) if header.parent else None),
         ("started", Text(moment(header.created))),
         ("ended" if header.ended else "open for", _ended(header, ended)),
+        ("attributes", safe_text(attributes_line(header.attributes), limit=500) if header.attributes else None),
         ("history", Text(" · ".join(size))),
     ]
     lines = [fit(title, width)]
     lines.extend(_fact(label, value, width) for label, value in rows if value is not None)
     for transition in detail.transitions:
         for event in transition.events:
-            if isinstance(event, RunStarted):
+            if isinstance(event, RunStarted | RunContinued):
                 lines.append(_fact("input", Text(preview(event.input, 2 * width)), width))
             elif isinstance(event, RunCompleted):
                 lines.append(_fact("result", Text(preview(event.result, 2 * width), style=OK), width))
@@ -118,7 +134,7 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
 
 
 def _fact(label: str, value: Text, width: int) -> Text:
-    line = Text.assemble((f"{label:<10}", MUTED), value, end="")
+    line = Text.assemble((f"{label:<11}", MUTED), value, end="")
     return fit(line, width)
 
 
@@ -193,7 +209,7 @@ def _took(span: Span, axis: _Axis, children: Mapping[str, str]) -> Text:
     if span.kind == "child" and children.get(span.child):
         status = children[span.child]
         return safe_text(status, STATUS.get(status, ""), 12)
-    waiting = {"timer": "sleeping", "stuck": "stuck"}.get(span.kind)
+    waiting = {"timer": "sleeping", "stuck": "stuck", "ask": "unanswered"}.get(span.kind)
     retrying = span.marks and span.due > axis.end
     return Text(waiting or ("waiting" if retrying else "running"), style=WARN if retrying else BUSY)
 
@@ -239,6 +255,21 @@ def _bar(span: Span, axis: _Axis) -> Text:
     for cell, cell_style in zip(cells, styles, strict=True):
         bar.append(cell, style=cell_style)
     return fit(bar, axis.cells)
+
+
+# --- published values -----------------------------------------------------------------------------------------------
+
+
+def _published(detail: RunDetail, width: int) -> list[Text]:
+    columns = [
+        Column("PUBLISHED", right=False, flex=True, least=10, most=max(12, width // 4)),
+        Column("", right=False, flex=True, least=max(6, width // 3), most=600),
+    ]
+    rows = [
+        [safe_text(key, limit=128), Text(preview(msgspec.msgpack.encode(value), 2 * width), style=MUTED)]
+        for key, value in detail.published.items()
+    ]
+    return table("PUBLISHED", columns, rows[:MAX_ROWS], width) if rows else []
 
 
 # --- children -------------------------------------------------------------------------------------------------------
