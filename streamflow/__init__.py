@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from streamflow.pure.definitions import App
 from streamflow.pure.errors import (
     ChildFailed,
+    Diverged,
     Failure,
     ForeignAwait,
     InvalidName,
@@ -83,6 +84,7 @@ __all__ = [
     "Client",
     "Complete",
     "Decision",
+    "Diverged",
     "Event",
     "Fail",
     "Failure",

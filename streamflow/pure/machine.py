@@ -209,6 +209,10 @@ class WorkflowMachine(RunMachine):
 
     # --- signals ----------------------------------------------------------------------------------------------------
 
+    @property
+    def awaited_signals(self) -> list[str]:
+        return list(self._waits or ())
+
     def _signal_arrived(self, event: SignalReceived) -> None:
         waits = self._waits.get(event.name) if self._waits else None
         if not waits:

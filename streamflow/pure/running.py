@@ -224,6 +224,11 @@ class RunMachine:
             heappop(schedule)
         return None
 
+    @property
+    def awaited_signals(self) -> list[str]:
+        """Names of the signals that user code waits for now."""
+        return []
+
     def running_jobs(self) -> list[StepJob]:
         """After a rehydration: the owner's attempts to start again, under the same numbers. Queues keep theirs."""
         return [call.job() for call in self.steps.values() if call.due is None and call.is_local]

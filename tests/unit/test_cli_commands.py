@@ -19,7 +19,20 @@ from streamflow.pure.errors import UsageError
 from streamflow.pure.settings import Settings
 
 COMMANDS = [name for section in SECTIONS.values() for name in section]
-PRINT_DATA = ["demo", "enqueue", "runs", "show", "signal", "cancel", "forget", "status", "tail", "views"]
+PRINT_DATA = [
+    "demo",
+    "enqueue",
+    "runs",
+    "show",
+    "signal",
+    "cancel",
+    "forget",
+    "export",
+    "replay",
+    "status",
+    "tail",
+    "views",
+]
 NOBODY = "redis://user:secret@127.0.0.1:1"
 """A port that nothing listens on."""
 

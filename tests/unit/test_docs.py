@@ -119,7 +119,7 @@ def test_every_verb_is_in_the_architecture() -> None:
 
 def test_every_module_is_on_the_map() -> None:
     text = text_of("docs/architecture.md")
-    for layer in ("pure", "store", "runtime", "edges"):
+    for layer in ("pure", "store", "runtime", "edges", "testing"):
         start = text.index(f"### `streamflow/{layer}/`")
         section = text[start : text.index("\n##", start + 5)]
         named = set(re.findall(r"`([a-z_]+\.py)`", section))
