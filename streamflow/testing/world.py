@@ -84,6 +84,10 @@ class Attempt:
         """Its first outcome was lost in a crash. The second comes when the first would have, so that a crash decides
         no race."""
 
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.run_id, self.job.seq
+
 
 class Plan(msgspec.Struct, frozen=True):
     """The run's earliest timer or retry is due, unless it was given up."""
@@ -107,6 +111,10 @@ class World:
         """Called with the run's id after each."""
         self._machines: dict[str, RunMachine] = {}
         self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._lost: dict[tuple[str, int], Attempt] = {}
+        """Attempts that a crash ended, while they are on the agenda and haven't begun again."""
+        self._running: Attempt | None = None
+        """The one whose function runs now."""
         self._agenda: list[tuple[int, int, InboxMessage | Attempt | Plan]] = []
         self._planned: dict[str, int] = {}
         self.planned = 0
@@ -138,7 +146,9 @@ class World:
     def next_at(self) -> int | None:
         """Virtual ms of the next thing that happens, if anything does."""
         while self._agenda and self._is_over(self._agenda[0][2]):
-            heappop(self._agenda)
+            item = heappop(self._agenda)[2]
+            if isinstance(item, Attempt) and self._lost.get(item.key) is item:
+                del self._lost[item.key]
         return self._agenda[0][0] if self._agenda else None
 
     async def step(self) -> bool:
@@ -165,13 +175,20 @@ class World:
     def _is_over(self, item: InboxMessage | Attempt | Plan) -> bool:
         """An attempt that nobody waits for any more, or a timer that was given up: no time passes for it."""
         if isinstance(item, Attempt):
-            return self._attempts.get((item.run_id, item.job.seq)) is not item
+            return self._attempts.get(item.key) is not item
         return isinstance(item, Plan) and self._due(item.run_id) != item.due
 
     async def _begin(self, attempt: Attempt) -> None:
         at = instant(self.now)
-        # A task, because the step gets a context of its own.
-        outcome, takes = await asyncio.create_task(perform(self.stubs, attempt.run_id, attempt.job, at))
+        self._running = attempt
+        try:
+            # A task, because the step gets a context of its own.
+            outcome, takes = await asyncio.create_task(perform(self.stubs, attempt.run_id, attempt.job, at))
+        except BaseException:
+            self._later(self.now, attempt)  # who waited was cancelled, and not the run: the attempt begins again
+            raise
+        finally:
+            self._running = None
         if self._is_over(attempt):
             return
         if attempt.again:
@@ -181,7 +198,7 @@ class World:
             self._later(self.now + takes, attempt)
 
     def _end(self, attempt: Attempt, outcome: Outcome) -> None:
-        del self._attempts[attempt.run_id, attempt.job.seq]
+        del self._attempts[attempt.key]
         self._reduce(attempt.run_id, outcome)
 
     def _take(self, message: InboxMessage) -> None:
@@ -270,8 +287,14 @@ class World:
             self.post("child", parent, msgspec.msgpack.encode(ChildFailed(int(seq), "", failure)))
 
     def _submit(self, run_id: str, job: StepJob) -> None:
-        attempt = self._attempts[run_id, job.seq] = Attempt(run_id, job)
-        self._later(self.now, attempt)
+        key = (run_id, job.seq)
+        lost = self._lost.pop(key, None)
+        if lost is not None and lost.job.attempt == job.attempt:
+            lost.job = job
+            self._attempts[key] = lost  # its place on the agenda is what it was
+        else:
+            attempt = self._attempts[key] = Attempt(run_id, job)
+            self._later(self.now, attempt)
 
     def _due(self, run_id: str) -> int | None:
         machine = self._machines.get(run_id)
@@ -291,9 +314,13 @@ class World:
         Steps that ran at the owner are begun again, those of queues go on. Messages are the server's, so they stay.
         """
         self.close()
-        lost = {key: one for key, one in self._attempts.items() if one.job.step.queue is None}
-        for key in lost:
-            del self._attempts[key]
+        for key, attempt in list(self._attempts.items()):
+            if attempt.job.step.queue is None:
+                del self._attempts[key]
+                attempt.again = attempt.again or attempt.outcome is not None
+                attempt.outcome = None
+                if attempt is not self._running:  # that one begins anew, and what its function gives is dropped
+                    self._lost[key] = attempt
         machines: list[RunMachine] = []
         for run_id, record in self.records.items():
             machine = self.machine(run_id)
@@ -303,14 +330,7 @@ class World:
             if record.head.version == 0:
                 continue  # its start is still in the inbox
             for job in machine.running_jobs():
-                attempt = lost.get((run_id, job.seq))
-                if attempt is None or attempt.job.attempt != job.attempt:
-                    self._submit(run_id, job)
-                    continue
-                attempt.job = job
-                attempt.again = attempt.again or attempt.outcome is not None
-                attempt.outcome = None
-                self._attempts[run_id, job.seq] = attempt  # its place on the agenda is what it was
+                self._submit(run_id, job)
             self._plan(run_id)
             if machine.resumable:
                 self._reduce(run_id)
