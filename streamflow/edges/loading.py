@@ -69,15 +69,20 @@ def _load_file(target: str, words: str) -> ModuleType:
     _look_first_in(root)
     if package:
         return _imported(package.removesuffix(".") if path.stem == "__init__" else package + path.stem)
-    if not path.stem.isidentifier() or path.stem in sys.modules or not _is_module_of(path.stem, path):
+    if not path.stem.isidentifier() or not _is_module_of(path.stem, path):
         # Another module has that name (a `types.py`, say): import this very file, under a name of its own.
         return _executed(f"streamflow_app_{path.stem}", path)
     return _imported(path.stem)
 
 
 def _is_module_of(name: str, path: Path) -> bool:
-    spec = importlib.util.find_spec(name)
-    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == path
+    """Whether `import name` gives this file; also when it is imported already, as by the tests of an app."""
+    if name in sys.modules:
+        origin = getattr(sys.modules[name], "__file__", None)
+    else:
+        spec = importlib.util.find_spec(name)
+        origin = None if spec is None else spec.origin
+    return origin is not None and Path(origin).resolve() == path
 
 
 def _look_first_in(directory: Path) -> None:

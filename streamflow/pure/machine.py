@@ -308,6 +308,10 @@ class WorkflowMachine(RunMachine):
 
     # --- signals and questions --------------------------------------------------------------------------------------
 
+    @property
+    def awaited_messages(self) -> list[str]:
+        return list(self._waits or ())
+
     def _message_arrived(self, event: SignalReceived | AskReceived) -> None:
         key = message_key(event)
         waits = self._waits.get(key) if self._waits else None

@@ -249,6 +249,11 @@ class RunMachine:
             heappop(schedule)
         return None
 
+    @property
+    def awaited_messages(self) -> list[str]:
+        """What user code waits for now: names of signals, and of questions behind a question mark."""
+        return []
+
     def running_jobs(self) -> list[StepJob]:
         """After a rehydration: the owner's attempts to start again, under the same numbers. Queues keep theirs."""
         return [call.job() for call in self.steps.values() if call.due is None and call.is_local]

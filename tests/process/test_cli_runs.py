@@ -169,6 +169,41 @@ def run_id() -> str:
     return f"r-{uuid.uuid4().hex[:8]}"
 
 
+# --- export and replay ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_exported_and_replayed_by_file_and_by_id(cli: Cli, run_id: str) -> None:
+    assert cli("enqueue", "total", "--input", "[1, 2]", "--id", run_id, "--wait").code == 0
+    written = cli("export", run_id, "--output", f"{run_id}.json")
+    assert (written.code, written.out) == (0, f"4 events of {run_id} written to {run_id}.json\n")
+    assert cli("export", run_id).out == (cli.directory / f"{run_id}.json").read_text()
+    done = cli("replay", "--app", "flows:app", f"{run_id}.json", run_id)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == f"ok      {run_id}.json: total, 4 events\nok      {run_id}: total, 4 events\n"
+
+
+def test_replaying_against_changed_code_fails_and_changes_nothing(cli: Cli, run_id: str) -> None:
+    assert cli("enqueue", "approval", "--id", run_id).code == 0
+    until(lambda: cli("show", run_id, "--json").json["version"] == 1, "a daemon has taken the run")
+    (cli.directory / "changed.py").write_text(
+        FLOWS.replace('return await sf.signal("go", str)', "return str(await add(1, 2))")
+    )
+    done = cli("replay", "--app", "changed:app", run_id)
+    assert done.code == 1
+    assert f"FAILED  {run_id}: run {run_id} diverged at event 2: the history has no further decision" in done.out
+    assert cli("show", run_id, "--json").json["status"] == "running"
+    assert cli("cancel", run_id).code == 0
+
+
+def test_a_run_that_nobody_knows_can_be_neither_exported_nor_replayed(cli: Cli, run_id: str) -> None:
+    exported = cli("export", run_id)
+    assert (exported.code, exported.out) == (1, "")
+    assert f"there is no run {run_id}" in exported.err
+    replayed = cli("replay", "--app", "flows:app", run_id)
+    assert replayed.code == 1
+    assert f"FAILED  {run_id}: there is no run {run_id}" in replayed.out
+
+
 # --- enqueue --------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +13,16 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+import streamflow.testing as sft
 from streamflow.edges.cli import SECTIONS, cli
 from streamflow.edges.cli.bulk import Line, _line_id  # pyright: ignore[reportPrivateUsage]
 from streamflow.edges.cli.tail import parse_ago
+from streamflow.edges.loading import load_app
 from streamflow.pure.errors import UsageError
 from streamflow.pure.settings import Settings
 
 COMMANDS = [name for section in SECTIONS.values() for name in section]
-PRINT_DATA = ["demo", "enqueue", "runs", "show", "status", "tail", "views"]
+PRINT_DATA = ["demo", "enqueue", "runs", "show", "status", "tail", "views", "export", "replay"]
 PRINT_DATA += ["signal", "ask", "read", "cancel", "terminate", "forget"]
 NOBODY = "redis://user:secret@127.0.0.1:1"
 """A port that nothing listens on."""
@@ -140,6 +143,10 @@ def test_completion_knows_the_commands() -> None:
         (["daemon", "--app", "x:app", "--partition", "odd"], "'odd'"),
         (["status", "--redis", "http://127.0.0.1"], "can't use the server URL"),
         (["views", "drop"], "rebuild"),
+        (["export"], "RUN"),
+        (["export", "bad id"], "run id 'bad id' is not allowed"),
+        (["replay"], "RUN|FILE|DIRECTORY"),
+        (["replay", "r1"], "which app?"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(words: list[str], says: str) -> None:
@@ -207,3 +214,103 @@ def test_the_id_of_a_line_depends_on_workflow_content_and_place() -> None:
 def test_a_line_with_an_unknown_field_is_refused() -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(b'{"inptu": 1}', type=Line)
+
+
+# --- replay ---------------------------------------------------------------------------------------------------------
+
+FLOWS = """
+import streamflow as sf
+
+app = sf.App()
+
+
+@app.step
+async def double(value: int) -> int:
+    return 2 * value
+
+
+@app.workflow
+async def twice(value: int) -> int:
+    return await double(await double(value))
+"""
+
+
+@pytest.fixture
+def flows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with an app in `flows.py`, and the history of one of its runs in `histories/twice.json`."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "flows.py").write_text(FLOWS)
+    (tmp_path / "histories").mkdir()
+    app = load_app(str(tmp_path / "flows.py"))
+    del sys.modules["flows"]
+
+    async def record() -> None:
+        async with sft.Sandbox(app) as sandbox:
+            run = await sandbox.start("twice", 1)
+            await run.result()
+            sft.save_history(await run.export(), tmp_path / "histories/twice.json")
+
+    asyncio.run(record())
+    return tmp_path
+
+
+def replay(flows: Path, *sources: str) -> Result:
+    try:
+        return invoke("replay", "--app", str(flows / "flows.py"), *sources)
+    finally:
+        sys.modules.pop("flows", None)
+
+
+def test_files_and_directories_are_replayed_without_a_server(flows: Path) -> None:
+    file = str(flows / "histories/twice.json")
+    shown = replay(flows, file, str(flows / "histories"))
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert shown.stdout == f"ok      {file}: twice, 6 events\n" * 2
+
+
+def test_a_history_that_does_not_fit_is_exit_code_1_with_the_event(flows: Path) -> None:
+    file = str(flows / "histories/twice.json")
+    (flows / "flows.py").write_text(FLOWS.replace("double(await double(value))", "double(value)"))
+    shown = replay(flows, file)
+    assert shown.exit_code == 1
+    assert shown.stdout.startswith(f"FAILED  {file}: run twice-1 diverged at event 4: the history has StepScheduled(2")
+    assert shown.stderr == "1 of 1 histories don't fit the code\n"
+    (document,) = msgspec.json.decode(replay(flows, "--json", file).stdout)
+    reason = document.pop("reason")
+    assert reason in shown.stdout
+    assert document == {
+        "source": file,
+        "run_id": "twice-1",
+        "workflow": "twice",
+        "events": 6,
+        "ok": False,
+        "event": 4,
+    }
+
+
+def test_a_file_that_is_no_history_fails_and_the_others_are_replayed(flows: Path) -> None:
+    (flows / "histories/notes.json").write_text('{"a": 1}')
+    (flows / "flows.py").write_text(FLOWS + "\n# changed, but not in what it decides\n")
+    shown = replay(flows, str(flows / "histories"))
+    first, second = shown.stdout.splitlines()
+    assert shown.exit_code == 1
+    assert first.startswith("FAILED")
+    assert "notes.json is no exported history; make one with" in first
+    assert second.startswith("ok")
+
+
+def test_a_workflow_that_is_gone_fails(flows: Path) -> None:
+    (flows / "flows.py").write_text(FLOWS.replace("def twice", "def thrice"))
+    shown = replay(flows, str(flows / "histories"))
+    assert shown.exit_code == 1
+    assert "workflow twice is not registered; known workflows: thrice" in shown.stdout
+
+
+def test_sources_that_are_nothing_are_wrong_usage(flows: Path) -> None:
+    missing = replay(flows, "none.json")
+    assert (missing.exit_code, missing.stdout) == (2, "")
+    assert "there is no file none.json" in missing.stderr
+    (flows / "empty").mkdir()
+    empty = replay(flows, str(flows / "empty"))
+    assert empty.exit_code == 2
+    assert "there is no history (*.json) in" in empty.stderr

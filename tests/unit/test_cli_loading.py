@@ -55,6 +55,13 @@ def test_a_file_anywhere_with_its_neighbours(directory: Path) -> None:
     load_app(str(directory / "far" / "cli_far.py"))
 
 
+def test_a_file_that_is_imported_already_is_that_module(directory: Path) -> None:
+    file = write(directory / "cli_known.py")
+    app = load_app("cli_known")
+    assert load_app(str(file)) is app
+    assert load_app("cli_known.py:app") is app
+
+
 def test_a_file_that_has_the_name_of_another_module(directory: Path) -> None:
     import json
 

@@ -6,6 +6,7 @@ import ast
 import asyncio
 import contextlib
 import importlib
+import inspect
 import re
 from collections.abc import AsyncGenerator
 from itertools import chain
@@ -120,7 +121,7 @@ def test_every_verb_is_in_the_architecture() -> None:
 
 def test_every_module_is_on_the_map() -> None:
     text = text_of("docs/architecture.md")
-    for layer in ("pure", "store", "runtime", "edges"):
+    for layer in ("pure", "store", "runtime", "edges", "testing"):
         start = text.index(f"### `streamflow/{layer}/`")
         section = text[start : text.index("\n##", start + 5)]
         named = set(re.findall(r"`([a-z_]+\.py)`", section))
@@ -187,6 +188,19 @@ def _module(name: str, source: str) -> ModuleType:
     module = ModuleType(name.replace("-", "_"))
     exec(compile(source, f"<{name}>", "exec", dont_inherit=True), vars(module))
     return module
+
+
+def test_the_tests_in_the_testing_guide_pass() -> None:
+    ran = 0
+    for number, block in enumerate(blocks(ROOT / "docs/guide/testing.md", "python")):
+        module = _module(f"testing_{number}", block)
+        for name, function in vars(module).items():
+            if name.startswith("test_") and not inspect.signature(function).parameters:
+                outcome = function()
+                if inspect.iscoroutine(outcome):
+                    asyncio.run(outcome)
+                ran += 1
+    assert ran == 5
 
 
 def test_the_readme_has_the_two_commands() -> None:

@@ -35,6 +35,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "terminate": ("act", "End a run as cancelled without asking its code."),
         "forget": ("act", "Delete ended runs with their histories."),
     },
+    "Tests": {
+        "export": ("replay", "Write a run's history as a file that replay reads."),
+        "replay": ("replay", "Check that an app's code still fits recorded histories."),
+    },
     "Operations": {
         "daemon": ("serve", "Own shards, run workflows and steps, until SIGTERM."),
         "status": ("look", "Daemons, shards, throughput, latencies and failures."),

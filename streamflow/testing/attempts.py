@@ -1,0 +1,102 @@
+"""One attempt of a step in the sandbox: the real function or its stub, and the outcome of that.
+
+Owns: what an attempt comes to, and how long that takes on the virtual clock.
+Must not: know what follows from an outcome (the world does), retry.
+Called by: the world, one attempt at a time.
+
+A real function's time-out counts on the real clock, because only that passes while it runs; a stub's `takes=` is
+virtual, and so is the time-out that it runs into.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+from msgspec import UNSET, Raw
+
+from streamflow.pure import codec
+from streamflow.pure.errors import Failure, UsageError
+from streamflow.pure.failures import failure_of
+from streamflow.pure.machine import Outcome, StepJob
+from streamflow.runtime import executor
+from streamflow.testing.stubs import Call, Stub, Stubs
+
+running: contextvars.ContextVar[bool] = contextvars.ContextVar("streamflow_sandbox_step", default=False)
+"""Set in the code of steps: what they ask of the sandbox can't wait for the sandbox."""
+
+_OURS = (str(Path(__file__).parent), executor.__file__)
+
+
+async def perform(stubs: Stubs, run_id: str, job: StepJob, at: datetime) -> tuple[Outcome, int]:
+    """The outcome, and after how many virtual ms it comes. Cancelling this is the only thing that it raises.
+
+    Belongs into a task of its own, because it sets context variables.
+    """
+    step = job.step
+    key = (run_id, job.seq, job.attempt)
+    stub = stubs.find(step.name, key)
+    takes = 0.0 if stub is None else stub.takes
+    # step_info() and all that a step may ask for are the executor's; it has no task or thread for this attempt.
+    executor._current.set(executor.Running(0, run_id, job))  # pyright: ignore[reportPrivateUsage]
+    running.set(True)
+    try:
+        args, kwargs = step.parameters.decode(job.args)
+        call = Call(args=args, kwargs=kwargs, run_id=run_id, seq=job.seq, attempt=job.attempt, at=at)
+        stubs.called(step.name, call)
+        value = await _value(stub, job, args, kwargs)
+        result = Raw(codec.encode(value, f"result of step {step.name}"))
+        outcome = Outcome(job.seq, job.attempt, takes * 1000, result)
+    except _TimedOut:
+        return _timed_out(job, 0.0), 0
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        outcome = _failed(job, takes, error)
+    except (Exception, SystemExit, GeneratorExit) as error:
+        outcome = _failed(job, takes, error)
+    if job.timeout is not None and takes > job.timeout:
+        return _timed_out(job, job.timeout), round(job.timeout * 1000)
+    return outcome, round(takes * 1000)
+
+
+class _TimedOut(Exception):
+    """The real function was still running when its time was over."""
+
+
+async def _value(stub: Stub | None, job: StepJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if stub is not None:
+        if stub.raises is not None:
+            raise stub.raises if isinstance(stub.raises, type) else stub.raises.with_traceback(None)
+        if stub.returns is not UNSET:
+            return stub.returns
+        if stub.replacement is not None:
+            value: Any = stub.replacement(*args, **kwargs)
+            return await cast("Any", value) if inspect.isawaitable(value) else value
+    step = job.step
+    deadline = asyncio.timeout(job.timeout)
+    try:
+        async with deadline:
+            if step.is_async:
+                return await step.function(*args, **kwargs)
+            # In a thread, as in production: what works only in the event loop's own thread must show here.
+            return await asyncio.to_thread(step.function, *args, **kwargs)
+    except TimeoutError:
+        if deadline.expired():
+            raise _TimedOut from None
+        raise
+
+
+def _timed_out(job: StepJob, seconds: float) -> Outcome:
+    failure = Failure("TimeoutError", f"step {job.step.name} took longer than {job.timeout:g} s")
+    return Outcome(job.seq, job.attempt, seconds * 1000, None, failure)
+
+
+def _failed(job: StepJob, takes: float, error: BaseException) -> Outcome:
+    permanent = isinstance(error, UsageError) or job.step.retry.gives_up_on(error)
+    return Outcome(job.seq, job.attempt, takes * 1000, None, failure_of(error, _OURS), permanent)

@@ -1,0 +1,163 @@
+"""Crash and resume at every transition: the test that finds workflow code that doesn't survive its owner's death.
+
+Owns: where it crashes, and what must be the same afterwards. Must not: know how a crash is made (`world.py` does).
+Called by: user tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from streamflow.pure.definitions import App
+from streamflow.pure.events import DECISIONS, ENDINGS, AnyEvent, RunContinued
+from streamflow.pure.sharding import Partition
+from streamflow.testing.sandbox import Sandbox
+
+T = TypeVar("T")
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Survived(msgspec.Struct, Generic[T], frozen=True):
+    """`result`: what the scenario gave each time. `points`: after how many transitions it was crashed."""
+
+    result: T
+    points: int
+
+
+class _Played(msgspec.Struct):
+    """One play of the scenario. `point` is the last event before the first crash, in words."""
+
+    sandbox: Sandbox
+    result: Any = None
+    point: str = ""
+    failure: str = ""
+
+
+async def survives_crashes(
+    app: App, scenario: Callable[[Sandbox], Awaitable[T]], *, partition: Partition | str = Partition.RUN
+) -> Survived[T]:
+    """Play a scenario undisturbed, then with a crash after each transition in turn, then with one after every one.
+
+    A crash throws away what the owner of the runs has in memory: histories are replayed, and steps that were running
+    begin again. Each play has a sandbox of its own, so `scenario` sets its stubs itself; what steps keep outside of it
+    (a global counter, say) they keep from play to play. A scenario of n transitions is played n + 2 times.
+
+    Raises `AssertionError`, naming the event after which it crashed, if the code diverges from its history, if the
+    scenario fails or gives another result, or if a run decides anything else, in arguments and times as well.
+
+    >>> async def approve(sandbox: sft.Sandbox) -> int:
+    ...     run = await sandbox.start(digest, ["https://example.org"])
+    ...     await run.signal("approve", True)
+    ...     return await run.result()
+    >>> await sft.survives_crashes(app, approve)
+    """
+    calm = await _play(app, scenario, partition, lambda _: False)
+    points = calm.sandbox.world.transitions
+    if not points:
+        raise AssertionError("the scenario has no transition to crash after: does it start a run?")
+    for point in range(1, points + 1):
+        await _compare(app, scenario, partition, calm, lambda number, point=point: number == point, "a crash")
+    await _compare(app, scenario, partition, calm, lambda _: True, "crashes after every event, the first")
+    return Survived(calm.result, points)
+
+
+async def _play(
+    app: App,
+    scenario: Callable[[Sandbox], Awaitable[Any]],
+    partition: Partition | str,
+    crashes_after: Callable[[int], bool],
+    calm: _Played | None = None,
+) -> _Played:
+    sandbox = Sandbox(app, partition=partition)
+    world = sandbox.world
+    played = _Played(sandbox)
+
+    def committed(run_id: str) -> None:
+        if played.failure or not crashes_after(world.transitions):
+            return
+        if not played.point:
+            events = world.events(run_id)
+            played.point = f"event {len(events)} of run {run_id}, {events[-1].describe()}"
+        for machine in world.crash():
+            if machine.diverged is not None:
+                played.failure = str(machine.diverged)
+                # Ends the play here, unless the scenario catches it: then the failure is still noted.
+                raise machine.diverged
+
+    world.on_commit = committed
+    try:
+        played.result = await scenario(sandbox)
+    except Exception as error:
+        if calm is None:
+            raise
+        played.failure = played.failure or f"the scenario raised {type(error).__name__}: {error}"
+    finally:
+        sandbox.close()
+    return played
+
+
+async def _compare(
+    app: App,
+    scenario: Callable[[Sandbox], Awaitable[Any]],
+    partition: Partition | str,
+    calm: _Played,
+    crashes_after: Callable[[int], bool],
+    what: str,
+) -> None:
+    played = await _play(app, scenario, partition, crashes_after, calm)
+    failure = played.failure or _difference(calm, played)
+    if failure:
+        after = f"after {played.point}" if played.point else "before any event"
+        raise AssertionError(f"with {what} {after}: {failure}")
+
+
+def _difference(calm: _Played, played: _Played) -> str:
+    """The first decision that is another one than without a crash, in the order of the runs' starts."""
+    before, after = calm.sandbox.world, played.sandbox.world
+    for run_id in before.records:
+        if run_id not in after.records:
+            return f"run {run_id} was never started"
+        expected, found = _decisions(before.events(run_id)), _decisions(after.events(run_id))
+        for number, event in enumerate(expected):
+            if number == len(found):
+                return f"run {run_id} did not come to {event.describe()}"
+            if _encode(event) != _encode(found[number]):
+                return f"run {run_id} decided {_both(event, found[number])}"
+        if len(found) > len(expected):
+            return f"run {run_id} also decided {found[len(expected)].describe()}"
+    if more := [run_id for run_id in after.records if run_id not in before.records]:
+        return f"run {more[0]} was started, which isn't without a crash"
+    if calm.result != played.result:
+        return f"the scenario gave {played.result!r}, and without a crash {calm.result!r}"
+    return ""
+
+
+def _both(expected: AnyEvent, found: AnyEvent) -> str:
+    if expected.describe() != found.describe():
+        return f"{found.describe()}, and without a crash {expected.describe()}"
+    for name in expected.__struct_fields__:
+        values = [getattr(event, name) for event in (found, expected)]
+        if _encode(values[0]) != _encode(values[1]):
+            shown = [msgspec.msgpack.decode(value) if isinstance(value, msgspec.Raw) else value for value in values]
+            return (
+                f"{found.describe()} with {name} {shown[0]!r}, and without a crash {shown[1]!r}. Does the workflow use "
+                "something that isn't the same each time, or do its steps, and should be stubbed?"
+            )
+    raise ValueError(f"{expected!r} and {found!r} are the same")
+
+
+def _decisions(events: list[AnyEvent]) -> list[AnyEvent]:
+    """Without the tracebacks of failures: a replayed coroutine has other frames below it."""
+    kept: list[AnyEvent] = []
+    for event in events:
+        if not isinstance(event, (*DECISIONS, *ENDINGS, RunContinued)):
+            continue
+        failure = getattr(event, "failure", None)
+        if failure is not None:
+            event = msgspec.structs.replace(event, failure=msgspec.structs.replace(failure, traceback=""))
+        kept.append(event)
+    return kept

@@ -1,0 +1,75 @@
+"""The pytest plugin: fixtures for tests of workflows. Loaded in every project that has streamflow and pytest.
+
+Owns: the fixtures and the option in pytest's configuration. Must not: import what only its fixtures need when it is
+loaded. Called by: pytest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from streamflow.pure.definitions import App
+    from streamflow.testing.sandbox import Sandbox
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini("streamflow_app", "the App under test, as after --app: flows:app, or path/flows.py:app", default="")
+
+
+@pytest.fixture(scope="session")
+def streamflow_app(request: pytest.FixtureRequest) -> App:
+    """The App under test: `streamflow_app = flows:app` in pytest's configuration. Or override this fixture."""
+    words = str(request.config.getini("streamflow_app"))
+    if not words:
+        raise pytest.UsageError(
+            "which app is under test? Write streamflow_app = flows:app into pytest's configuration "
+            "([tool.pytest.ini_options] in pyproject.toml: with quotes), or a fixture streamflow_app that returns it"
+        )
+    from streamflow.edges.loading import load_app
+
+    target, colon, attribute = words.partition(":")
+    if target.endswith(".py"):
+        target = str(request.config.rootpath / target)  # as all paths in that configuration
+    return load_app(f"{target}{colon}{attribute}")
+
+
+@pytest.fixture
+def sandbox(streamflow_app: App) -> Iterator[Sandbox]:
+    """A `streamflow.testing.Sandbox` of the app, for one test."""
+    from streamflow.testing.sandbox import Sandbox
+
+    sandbox = Sandbox(streamflow_app)
+    yield sandbox
+    sandbox.close()
+
+
+@pytest.fixture
+def replay_histories(streamflow_app: App, request: pytest.FixtureRequest) -> Callable[[str | Path], int]:
+    """A function that replays all exported histories in a directory, named from the test's own one.
+
+    It gives their number, fails with all that don't fit, and raises `UsageError` if there is none.
+
+    >>> def test_open_runs_can_go_on(replay_histories):
+    ...     replay_histories("histories")
+    """
+    from streamflow.edges.histories import find_histories, load_history, replay
+    from streamflow.pure.errors import StreamflowError
+
+    def replay_all(directory: str | Path) -> int:
+        files = find_histories(request.path.parent / directory)
+        failures: list[str] = []
+        for file in files:
+            try:
+                replay(streamflow_app, load_history(file))
+            except StreamflowError as error:
+                failures.append(f"{file}: {error}")
+        if failures:
+            pytest.fail("\n".join(failures), pytrace=False)
+        return len(files)
+
+    return replay_all
