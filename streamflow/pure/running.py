@@ -1,4 +1,4 @@
-"""What both machines share: their inputs and effects, and the book-keeping of what a run waits for.
+"""What all machines share: the book-keeping of what a run waits for.
 
 Owns: which steps, timers and children are open, attempts and retries, what an ending cancels, and what happens while
 a run is stuck (facts are recorded, no user code runs).
@@ -23,6 +23,7 @@ from streamflow.pure import codec
 from streamflow.pure.attributes import Attribute, merged
 from streamflow.pure.commands import ChildCall, SignalSend, SignalWait, Sleep, StepCall, StepJob
 from streamflow.pure.definitions import App, Step, Workflow, missing_step
+from streamflow.pure.effects import Due, Effects, Ending, Input, Outcome, Outgoing
 from streamflow.pure.errors import ChildFailed as ChildError
 from streamflow.pure.errors import Diverged, Failure, PayloadInvalid, PayloadTooLarge, UsageError
 from streamflow.pure.errors import StepFailed as StepError
@@ -77,75 +78,6 @@ WORKER_LOST = "WorkerLost"
 """Kind of the failure of an attempt whose worker died or fell silent."""
 DELIVERIES = 3
 """Workers that a step may take with it before it fails."""
-
-Ending = RunCompleted | RunFailed | RunCancelled
-
-
-class Outcome(msgspec.Struct, gc=False):
-    """How one attempt of a step ended. `permanent`: no retry, whatever the policy says. `details`: what it told last
-    with `sf.heartbeat`; after a failure the next attempt gets it."""
-
-    seq: int
-    attempt: int
-    ms: float
-    result: Raw | None = None
-    failure: Failure | None = None
-    permanent: bool = False
-    details: Raw = NOTHING
-
-
-class Due(msgspec.Struct, frozen=True):
-    """Time has passed: timers fire and retries start that are due at `at`."""
-
-
-Input = RunStarted | SignalReceived | AskReceived | CancelRequested | ChildCompleted | ChildFailed | Outcome | Due
-
-
-class Outgoing(msgspec.Struct, frozen=True, gc=False):
-    """A message for another run: `start`, `signal`, `cancel` or `child` (the outcome of one). The outbox carries it."""
-
-    target: str
-    kind: str
-    body: bytes
-
-
-class Effects:
-    """What one advance did: the events to commit, and what to do when they are."""
-
-    __slots__ = (
-        "answers",
-        "attributes",
-        "cancelled",
-        "ended",
-        "events",
-        "fresh",
-        "jobs",
-        "outbox",
-        "published",
-        "revoked",
-        "status",
-        "warnings",
-    )
-
-    def __init__(self) -> None:
-        self.events: list[AnyEvent] = []
-        self.jobs: list[StepJob] = []
-        """To start after the commit; those of a queue travel in the commit's outbox."""
-        self.outbox: list[Outgoing] = []
-        self.cancelled: list[int] = []
-        """Numbers of steps at the owner that run for nothing now."""
-        self.revoked: list[StepJob] = []
-        """Attempts in queues that are not wanted any more."""
-        self.published: dict[str, bytes] | None = None
-        """New values by key, encoded, for `run.read`."""
-        self.attributes: dict[str, Attribute | None] | None = None
-        """Attributes that change; None takes one off."""
-        self.answers: list[AskAnswered] = []
-        self.fresh = False
-        """The history begins anew with this transition (at its last `RunContinued`): what was there before goes."""
-        self.warnings: list[str] = []
-        self.status = Status.RUNNING
-        self.ended = False
 
 
 class RunMachine:

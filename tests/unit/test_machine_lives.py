@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.pure import machine as machine_module
-from streamflow.pure import running
+from streamflow.pure import driving, running
 from streamflow.pure.errors import Failure
 from streamflow.pure.events import (
     AskReceived,
@@ -181,7 +180,7 @@ def test_except_exception_does_not_swallow_a_continuation_and_helpers_may_raise_
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (running, machine_module):
+    for module in (running, driving):
         for name, value in {"WARN_EVENTS": 10, "MAX_EVENTS": 20, "HARD_EVENTS": 30}.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)

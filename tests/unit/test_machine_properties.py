@@ -13,6 +13,7 @@ from streamflow.pure import errors as sf_errors
 from streamflow.pure import inside as sf
 from streamflow.pure.commands import ON_PARENT_END
 from streamflow.pure.definitions import App
+from streamflow.pure.driving import close_abandoned
 from streamflow.pure.errors import ChildFailed as ChildError
 from streamflow.pure.errors import Failure, StepFailed
 from streamflow.pure.events import (
@@ -23,7 +24,7 @@ from streamflow.pure.events import (
     SignalReceived,
     encode_transition,
 )
-from streamflow.pure.machine import Due, Effects, Outcome, RunMachine, close_abandoned
+from streamflow.pure.machine import Due, Effects, Outcome, RunMachine
 from streamflow.pure.reducing import Complete, Decision, Event, Fail, Signal, Started
 from streamflow.pure.retry import Retry
 from tests.unit.driving import Run, raw
