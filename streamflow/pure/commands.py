@@ -148,7 +148,7 @@ class ChildCall(Operation):
         machine.add_child(self, event)
 
     def take_back(self, cause: Cancelled, machine: RunMachine) -> None:
-        if self.on_parent_end == "cancel":
+        if self.on_parent_end == "cancel" and self.seq in machine.children:
             self.ask_to_cancel(cause.reason, machine)
         if self.on_parent_end != "wait":  # else the run's end still waits for it
             machine.children.pop(self.seq, None)

@@ -277,7 +277,9 @@ class RunMachine:
         operation.settle(None, None, self.ready)
 
     def cancel_step(self, call: StepCall) -> None:
-        """Nobody waits for the step any more."""
+        """Nobody waits for the step any more. One whose outcome came while the run was stuck is over already."""
+        if call.seq not in self.steps:
+            return
         self.decide(StepCancelled(call.seq, call.step.name))
         self._stop_attempt(call)
         self._close_step(call)

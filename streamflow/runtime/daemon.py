@@ -151,6 +151,7 @@ class Daemon:
             finally:
                 watchdog.stop()
                 executor.close()
+                owner.close()
                 loops.cancel_scope.cancel()
 
     def _on_outcome(self, shard: int, run_id: str, outcome: Outcome) -> None:

@@ -133,9 +133,15 @@ class Owner:
             del self.shards[shard.number]
             self._executor.cancel_where(lambda running: running.shard == shard.number)
         self._ready.pop(shard.number, None)
-        for run_id in shard.live:
+        for run_id, live in shard.live.items():
             self._idle.pop(run_id, None)
+            live.machine.close()
         shard.live.clear()
+
+    def close(self) -> None:
+        """Forget all shards, at the end of this process's work for them."""
+        for shard in list(self.shards.values()):
+            self.drop(shard)
 
     @property
     def live(self) -> int:

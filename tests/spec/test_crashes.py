@@ -118,6 +118,34 @@ async def family() -> list[Any]:
     return [await one.result(), failure]
 
 
+@app.workflow
+async def entity(total: int) -> int:
+    """Lives on from two deposits to the next two, and answers what it has."""
+    sf.set_attributes(level=total)
+    sf.publish("total", total)
+    for _ in range(2):
+        amount = await sf.signal("deposit", int)
+        if amount == 0:
+            question = await sf.question("total")
+            question.answer(total)
+            return total
+        total += await double(amount)
+        sf.publish("total", total)
+    raise sf.ContinueAs(total)
+
+
+@app.reducer
+def machine(state: int, event: sf.Event) -> sf.Decision:
+    match event:
+        case sf.Started(input=count):
+            return sf.Decision(count, [double.options(tag="first")(count)])
+        case sf.StepDone(result=result) if state:
+            return sf.Decision(state - 1, [double(result), sf.sleep(0.01)])
+        case sf.StepDone(result=result):
+            return sf.Decision(0, [sf.Complete(result)])
+    return sf.Decision(state)
+
+
 async def live_on(serve: Serve, app: sf.App, run: sf.Run[Any], settings: dict[str, Any] | None = None) -> int:
     """Daemon after daemon, each killed after its first commit, until the run has ended. Gives how many died."""
     deaths = 0
@@ -188,8 +216,33 @@ async def test_children_and_what_becomes_of_them(serve: Serve, client: sf.Client
         assert await abandoned.result(10) == "still here"
 
 
-async def started(serve: Serve, workflow: str) -> sf.Run[Any]:
+async def test_a_run_that_lives_on_under_its_id(serve: Serve, client: sf.Client) -> None:
+    run = await started(serve, "entity", 0)
+    for amount in (1, 2, 3, 4, 5, 0):
+        await run.signal("deposit", amount)
+    answers: list[Any] = []
+    async with anyio.create_task_group() as asking:
+
+        async def ask() -> None:
+            answers.append(await run.ask("total", timeout=DEADLINE))
+
+        asking.start_soon(ask)
+        assert await live_on(serve, app, run) >= 6
+    assert await run.result(1) == 30
+    assert answers == [30]
+    assert await run.read("total") == 30
+    assert [found.id for found in await client.runs(attributes={"level": 20})] == [run.id]
+    assert await client.runs(attributes={"level": 0}) == []
+
+
+async def test_a_reducer(serve: Serve) -> None:
+    run = await started(serve, "machine", 3)
+    assert await live_on(serve, app, run) >= 4
+    assert await run.result(1) == 3 * 2**4
+
+
+async def started(serve: Serve, workflow: str, *args: Any) -> sf.Run[Any]:
     """A run that no daemon has seen yet."""
     async with serve(app, **QUICK) as (client, _):
         pass
-    return await client.start(workflow)
+    return await client.start(workflow, *args)

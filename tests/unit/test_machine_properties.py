@@ -6,7 +6,7 @@ import gc
 import weakref
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamflow.pure import errors as sf_errors
@@ -293,7 +293,13 @@ def test_a_reducer_that_is_restored_before_every_transition_decides_the_same(tur
     _same_when_reloaded("agent", None, turns)
 
 
+_TIMED_OUT_WHILE_STUCK = ("seq", [("step", 1), ("timeout", 0, ("step", 0)), ("step", 2)])
+_SHIELDED_FROM_A_CANCEL = ("seq", [("step", 1), ("race", [("step", 0), ("shield", ("step", 0))]), ("step", 2)])
+
+
 @settings(max_examples=120, deadline=None)
+@example(_TIMED_OUT_WHILE_STUCK, [[("s", 0)], [("d", 0), ("s", 0)]], [1, 0])
+@example(_SHIELDED_FROM_A_CANCEL, [[("s", 0)], [("s", 0)], [("x", 0)]], [1, 0, 1])
 @given(programs, moves, st.lists(st.integers(0, 3), min_size=25, max_size=25))
 def test_a_run_that_is_stuck_at_times_resumes_and_its_history_replays(
     program: Program, turns: Any, deploys: Any
