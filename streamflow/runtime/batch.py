@@ -147,7 +147,8 @@ class ShardBatch:
                 self.batch.plans.append((run_id, None))
                 continue
             try:
-                effects = live.machine.advance(inputs, at)
+                # Our estimate of the server's clock may be a little behind; no run begins before it was created.
+                effects = live.machine.advance(inputs, max(at, live.header.created))
                 self._record(run_id, live, effects, partition, shards)
             except Exception as error:
                 # A defect of ours, or an impossible state: the run's messages are set aside, the shard goes on.
