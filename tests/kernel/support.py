@@ -215,7 +215,9 @@ def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
         rf"{shard}run:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "list",
         rf"{shard}index:({'|'.join(LISTED)}):{name}": "zset",
         rf"{shard}index:tenant:{name}": "zset",
-        rf"{re.escape(keys.prefix)}(meta|members|workflows)": "hash",
+        rf"sf:\{{{keys.namespace}\.q/{name}/\d+\}}:stream": "stream",
+        rf"sf:\{{{keys.namespace}\.q/{name}/\d+\}}:(seen|steps|details)": "hash",
+        rf"{re.escape(keys.prefix)}(meta|members|workflows|queues)": "hash",
         rf"{re.escape(keys.prefix)}view:{name}": "string",
     }
     return [(re.compile(pattern), kind) for pattern, kind in patterns.items()]

@@ -69,14 +69,24 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
     keys = NamespaceKeys(namespace)
     shard = keys.shard(0)
     a_name, an_id = "NAME", "ID"
-    names = [keys.meta, keys.members, keys.workflows, keys.view("oldest"), *(keys.view(view.name) for view in VIEWS)]
+    queue = keys.queue(a_name, 0)
+    names = [
+        keys.meta,
+        keys.members,
+        keys.workflows,
+        keys.queues,
+        keys.view("oldest"),
+        *(keys.view(view.name) for view in VIEWS),
+    ]
     names += [shard.inbox, shard.log, shard.agenda, shard.outbox, shard.owner, shard.seen, shard.poison, shard.views]
     names += [shard.run(an_id), shard.tenant(a_name), *(shard.index(status, a_name) for status in LISTED)]
-    # Shard 0 stands for all of them.
+    names += [queue.stream, queue.seen, queue.steps, queue.details]
+    # Shard 0 stands for all of them, and partition 0 for all of a queue's.
     return [
         re.compile(
             re.escape(name)
             .replace(re.escape(f"{{{namespace}.0}}"), re.escape(f"{{{namespace}.") + r"\d+" + re.escape("}"))
+            .replace("/0" + re.escape("}"), r"/\d" + re.escape("}"))
             .replace(a_name, r"[\w.:@=+~-]+")
             .replace(an_id, r"[\w.:@=+~/-]+")
         )
