@@ -17,8 +17,9 @@ from streamflow.pure.record import LISTED
 from streamflow.pure.settings import Settings
 from streamflow.pure.view_registry import VIEWS
 from streamflow.runtime.daemon import Daemon
+from streamflow.runtime.worker import Worker
 from streamflow.store.keys import NamespaceKeys
-from tests.spec.support import DEADLINE, Serve
+from tests.spec.support import DEADLINE, Serve, Work
 
 FAST: dict[str, Any] = {"shards": 8, "beat": 0.05, "dead_after": 0.4, "grace": 2.0, "rollup": 0.05, "threads": 4}
 
@@ -47,6 +48,25 @@ def serve(embedded_server: EmbeddedServer, namespace: str, client: sf.Client) ->
                 daemon.stop()
 
     return serve
+
+
+@pytest.fixture
+def work(embedded_server: EmbeddedServer, namespace: str) -> Work:
+    @asynccontextmanager
+    async def work(app: sf.App, *queues: str, crash: bool = False, **settings: Any) -> AsyncGenerator[Worker, None]:
+        chosen = FAST | {"concurrency": 4, "worker_timeout": 0.6} | settings
+        worker = Worker(app, Settings(redis=embedded_server.url, namespace=namespace, **chosen), queues or ("gpu",))
+        async with anyio.create_task_group() as workers:
+            workers.start_soon(worker.run)
+            with anyio.fail_after(DEADLINE):
+                await worker.ready.wait()
+            yield worker
+            if crash:
+                workers.cancel_scope.cancel()
+            else:
+                worker.stop()
+
+    return work
 
 
 @pytest.fixture(autouse=True)
