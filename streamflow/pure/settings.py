@@ -17,6 +17,9 @@ from msgspec import Meta
 from streamflow.pure.errors import UsageError
 from streamflow.pure.sharding import Partition
 
+WORKER_CONCURRENCY = 16
+"""Steps that a worker runs at the same time, unless it is told otherwise: it takes no more than it can run."""
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Durations are seconds; memory is counted in entries."""

@@ -34,8 +34,6 @@ from streamflow.store.reader import InboxConnection
 
 _log = logging.getLogger("streamflow.worker")
 
-CONCURRENCY = 16
-"""Steps that a worker runs at the same time, unless it is told otherwise."""
 BLOCK_MS = 5000
 LOOK_EVERY = 0.5
 """Seconds between two looks for a namespace that isn't there yet."""
@@ -144,7 +142,7 @@ class Worker:
                 handed_back = await claims.hand_back()
                 while claims.unreported and await claims.report_once():
                     pass
-                _log.info("drained; %d steps go on elsewhere", handed_back)
+                _log.info("drained; steps that go on elsewhere: %d", handed_back)
         except StoreError as error:
             _log.warning("can't hand back what runs, the others will notice: %s", error)
 
