@@ -134,8 +134,7 @@ async def test_a_paused_worker_is_given_up_and_its_late_outcome_changes_nothing(
         (tmp_path / "step.go").touch()
         assert (await run.result(timeout=30))[:2] == [other.pid, 2]
         paused.send(signal.SIGCONT)
-        told = lambda text: lambda: _logged(paused, text)  # noqa: E731
-        # It finds its step finished or given up, and goes on serving.
+        # It finds that its step was given up, and goes on serving.
         other.send(signal.SIGKILL)
         await other.wait()
         assert await (await client.start(flows.asks_who)).result(timeout=30) == paused.pid
