@@ -10,6 +10,7 @@
 -- RETURNS the last accepted number / WRONGTYPE key / BADNUMBER number
 -- @include shared/clock
 -- @include shared/holds
+-- @include shared/number
 -- @include shared/open_run
 local seen, inbox, owner = KEYS[1], KEYS[2], KEYS[3]
 local source = ARGV[1]
@@ -23,17 +24,16 @@ for i = 1, count do
   if not holds(run, 'list') then return redis.error_reply('WRONGTYPE ' .. run) end
   if not holds(index, 'zset') then return redis.error_reply('WRONGTYPE ' .. index) end
   if not holds(tenant_index, 'zset') then return redis.error_reply('WRONGTYPE ' .. tenant_index) end
-  if not string.match(ARGV[7 * i - 4], '^%d+%-%d+$') then return redis.error_reply('BADNUMBER ' .. ARGV[7 * i - 4]) end
+  if not parse_number(ARGV[7 * i - 4]) then return redis.error_reply('BADNUMBER ' .. ARGV[7 * i - 4]) end
 end
-local epoch, number = string.match(redis.call('HGET', seen, source) or '0-0', '^(%d+)-(%d+)$')
-epoch, number = tonumber(epoch or 0), tonumber(number or 0)
+local epoch, number = parse_number(redis.call('HGET', seen, source) or '0-0')
+epoch, number = epoch or 0, number or 0
 local clock = shard_clock(ARGV[2], redis.call('HGET', owner, 'clock'))
 
 for i = 1, count do
   local at = 7 * i - 4
-  local message_epoch, message_number = string.match(ARGV[at], '^(%d+)-(%d+)$')
-  message_epoch, message_number = tonumber(message_epoch), tonumber(message_number)
-  if message_epoch > epoch or (message_epoch == epoch and message_number > number) then
+  local message_epoch, message_number = parse_number(ARGV[at])
+  if is_newer(message_epoch, message_number, epoch, number) then
     epoch, number = message_epoch, message_number
     local run, kind, id, body = KEYS[3 * i + 1], ARGV[at + 1], ARGV[at + 2], ARGV[at + 6]
     if kind ~= 'start' then

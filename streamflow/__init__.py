@@ -82,7 +82,7 @@ from streamflow.pure.reducing import (
     TimerDone,
 )
 from streamflow.pure.retry import NO_RETRY, Retry
-from streamflow.runtime.executor import StepInfo, step_info
+from streamflow.runtime.step_context import StepInfo, cancelled, heartbeat, step_info
 from streamflow.version import __version__
 
 if TYPE_CHECKING:
@@ -162,8 +162,10 @@ __all__ = [
     "UnknownWorkflow",
     "UsageError",
     "__version__",
+    "cancelled",
     "connect",
     "gather",
+    "heartbeat",
     "info",
     "local",
     "map",

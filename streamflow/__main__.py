@@ -2,4 +2,5 @@
 
 from streamflow.edges.cli import main
 
-main()
+if __name__ == "__main__":  # the processes of `process=True` steps load this module, too
+    main()

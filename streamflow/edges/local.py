@@ -28,8 +28,9 @@ async def local(
 ) -> AsyncGenerator[Client]:
     """Serve `app` for the length of the block; gives a client of it.
 
-    Runs end with the block, unless `directory` keeps them for the next time. `settings` are those of a daemon
-    (`concurrency`, `threads`, …). Needs the `embedded` extra, or a server on PATH: `UsageError` otherwise.
+    Steps of queues run, too: a worker serves all queues that the app's steps name. Runs end with the block, unless
+    `directory` keeps them for the next time. `settings` are those of a daemon (`concurrency`, `threads`, …). Needs the
+    `embedded` extra, or a server on PATH: `UsageError` otherwise.
 
     >>> async with sf.local(app) as client:
     ...     run = await client.start(digest, ["https://example.org"])
@@ -38,23 +39,31 @@ async def local(
     # Here, because `import streamflow` is also what every client and every command begins with.
     from streamflow.edges.embedded import EmbeddedServer
     from streamflow.runtime.daemon import Daemon
+    from streamflow.runtime.worker import Worker
 
     async with EmbeddedServer(directory) as server:
         offered: dict[str, Any] = {"redis": server.url, "shards": shards, "grace": GRACE_SECONDS, **settings}
         daemon = Daemon(app, Settings(**offered))
         # A task of its own, not a task group: an error in the block stays that error.
         serving = asyncio.create_task(daemon.run(), name="streamflow-local")
+        worker = Worker(app, daemon.settings, queues) if (queues := app.queues) else None
+        working: asyncio.Task[None] | None = None
         ready = asyncio.create_task(daemon.ready.wait())
         try:
             await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
                 serving.result()
+            if worker is not None:
+                working = asyncio.create_task(worker.run(), name="streamflow-local-worker")
             async with connect(server.url, namespace=daemon.settings.namespace) as client:
                 yield client
         finally:
             ready.cancel()
+            if worker is not None:
+                worker.stop()
             daemon.stop()
             with anyio.CancelScope(shield=True):
-                await asyncio.wait({serving})
-            if not serving.cancelled() and (error := serving.exception()):
-                raise error
+                await asyncio.wait({serving, working} if working else {serving})
+            for task in (serving, working):
+                if task and not task.cancelled() and (error := task.exception()):
+                    raise error

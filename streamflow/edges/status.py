@@ -3,7 +3,8 @@
 Owns: what is read for it, who counts as alive, rates between looks, and moving an old rates view up to now.
 Must not: draw (`screen/`), change anything. Called by: `status`, `dev`, `demo`.
 
-    look:  TIME, INFO, members, merged views, and for each shard owner and inbox   (one pipeline)
+    look:  TIME, INFO, members, queue names, merged views, and for each shard owner and inbox   (one pipeline)
+           where there are queues, what is in them                                              (a second one)
            with `shards=True` also the log entries behind each shard's views       (a second one, where there are some)
 
 A beat is a counter without a time (wall clocks jump), so whether a daemon lives shows only in a second look: `collect`
@@ -22,6 +23,7 @@ import msgspec
 
 from streamflow.edges.client import Client
 from streamflow.edges.listing import Space
+from streamflow.edges.queue_status import queues_of
 from streamflow.edges.screen.model import Server, Shard, Status, daemon_from, shards_from
 from streamflow.pure.codec import DECODE_ERRORS
 from streamflow.pure.errors import StoreError
@@ -78,11 +80,12 @@ class StatusCollector:
             Call.plain("INFO"),
             Call.plain("CONFIG", "GET", "appendfsync"),
             Call.plain("HGETALL", keys.members),
+            Call.plain("HKEYS", keys.queues),
             Call.plain("MGET", *(keys.view(name) for name in _VIEW_NAMES)),
             *(Call.plain("HMGET", shard.owner, "holder", "log") for shard in shards),
             *(Call.plain("XLEN", shard.inbox) for shard in shards),
         ]
-        clock, info, fsync, members, merged, *rest = await client.store.send(calls, PATIENCE)
+        clock, info, fsync, members, queues, merged, *rest = await client.store.send(calls, PATIENCE)
         for answer in (clock, members, merged):
             if isinstance(answer, StoreError):
                 raise answer
@@ -96,6 +99,8 @@ class StatusCollector:
         self._put_members(status, cast("Mapping[bytes, bytes]", members))
         _put_views(status, cast("Sequence[bytes | None]", merged))
         self._put_shards(status, space, owners, inboxes)
+        names = [] if isinstance(queues, StoreError) else [name.decode(errors="replace") for name in queues]
+        status.queues = await queues_of(client, names, PATIENCE)
         if self._each_shard and shards:
             await self._put_lag(status, owners)
         status.shards_unowned = sum(not shard.owner for shard in status.shards)

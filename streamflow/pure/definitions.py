@@ -35,7 +35,19 @@ class Step(Generic[P, R]):
     `options()` gives a copy with other settings and the same name, so a call carries all that it needs.
     """
 
-    __slots__ = ("function", "is_async", "known", "name", "origin", "parameters", "queue", "retry", "tag", "timeout")
+    __slots__ = (
+        "function",
+        "is_async",
+        "known",
+        "name",
+        "origin",
+        "parameters",
+        "process",
+        "queue",
+        "retry",
+        "tag",
+        "timeout",
+    )
 
     def __init__(
         self,
@@ -44,6 +56,7 @@ class Step(Generic[P, R]):
         retry: Retry = _DEFAULT_RETRY,
         timeout: float | None = None,
         queue: str | None = None,
+        process: bool = False,
     ) -> None:
         self.function = function
         self.name = check_name("step", name)
@@ -52,6 +65,8 @@ class Step(Generic[P, R]):
         self.retry = retry
         self.timeout = _check_timeout(name, timeout)
         self.queue = queue if queue is None else check_name("queue", queue)
+        self.process = process and _check_process(name, function)
+        """Whether it runs in a process of its own, for it computes."""
         self.tag = ""
         self.origin: Step[P, R] = self
         """The registered step that this is a copy of; itself if it is none."""
@@ -209,6 +224,20 @@ class Reducer(Startable):
         return self._child((input,), {})
 
 
+def _check_process(name: str, function: Callable[..., Any]) -> bool:
+    """Another process finds the function by its module and name."""
+    why = ""
+    if inspect.iscoroutinefunction(function):
+        why = "is async: only a plain function runs in a process; leave process=True out"
+    elif not inspect.isfunction(function):
+        why = f"is a {type(function).__name__}: process=True takes a plain function"
+    elif "<" in function.__qualname__:  # <lambda>, <locals>
+        why = f"is {function.__qualname__}, which another process can't import: define it at the top of its module"
+    if why:
+        raise UsageError(f"step {name} {why}")
+    return True
+
+
 def _check_timeout(name: str, timeout: float | None) -> float | None:
     if timeout is not None and not timeout > 0:
         raise UsageError(f"step {name}: timeout={timeout!r} makes no sense; it is a number of seconds above 0, or None")
@@ -254,6 +283,7 @@ class App:
         retry: Retry = _DEFAULT_RETRY,
         timeout: float | None = None,
         queue: str | None = None,
+        process: bool = False,
     ) -> _StepDecorator: ...
     def step(
         self,
@@ -264,14 +294,16 @@ class App:
         retry: Retry = _DEFAULT_RETRY,
         timeout: float | None = None,
         queue: str | None = None,
+        process: bool = False,
     ) -> Any:
         """Register a step: an `async def`, or a plain function that will run in a worker thread.
 
-        `timeout` is seconds for one attempt; `queue` names a pool of worker processes. Raises `UsageError`.
+        `timeout` is seconds for one attempt; `queue` names a pool of workers (`streamflow worker --queue`);
+        `process=True` runs a plain function that computes in a process of its own. Raises `UsageError`.
         """
 
         def register(function: Callable[..., Any]) -> Step[..., Any]:
-            step: Step[..., Any] = Step(function, name or _name_of(function), retry, timeout, queue)
+            step: Step[..., Any] = Step(function, name or _name_of(function), retry, timeout, queue, process)
             if step.name in self.steps:
                 raise UsageError(
                     f"two steps are named {step.name}: give one of them another name with @app.step(name=…)"
@@ -340,6 +372,11 @@ class App:
                 "version= if it is a new version of the same workflow"
             )
         self.workflows[definition.name] = definition
+
+    @property
+    def queues(self) -> list[str]:
+        """The queues that registered steps name. A call may name others with `options(queue=…)`."""
+        return sorted({step.queue for step in self.steps.values() if step.queue is not None})
 
     def unknown_workflow(self, name: str) -> str:
         """The sentence for a workflow name that isn't registered here."""

@@ -17,6 +17,9 @@ from msgspec import Meta
 from streamflow.pure.errors import UsageError
 from streamflow.pure.sharding import Partition
 
+WORKER_CONCURRENCY = 16
+"""Steps that a worker runs at the same time, unless it is told otherwise: it takes no more than it can run."""
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Durations are seconds; memory is counted in entries."""
@@ -29,10 +32,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     )
     concurrency: Annotated[int, Meta(description="steps that one daemon runs at the same time", ge=1)] = 1000
     threads: Annotated[int, Meta(description="threads for steps that are plain functions", ge=1)] = 16
+    processes: Annotated[int, Meta(description="processes for process=True steps; 0: one for each core", ge=0)] = 0
     cache: Annotated[int, Meta(description="idle runs that a daemon keeps ready in memory", ge=1)] = 4096
     beat: Annotated[float, Meta(description="seconds between two signs of life of a daemon", gt=0)] = 0.5
     dead_after: Annotated[float, Meta(description="seconds without a sign of life before others take over", gt=0)] = 2.0
     grace: Annotated[float, Meta(description="seconds that steps get to finish on SIGTERM or hand-over", ge=0)] = 10.0
+    worker_timeout: Annotated[float, Meta(description="seconds of silence after which a worker is dead", gt=0)] = 10.0
     rollup: Annotated[float, Meta(description="seconds between two updates of the views", gt=0)] = 1.0
     retention: Annotated[float, Meta(description="seconds that an ended run is kept; 0: for ever", ge=0)] = 604_800.0
     log_entries: Annotated[int, Meta(description="entries of a shard's log that stay readable at least", ge=1)] = 1000

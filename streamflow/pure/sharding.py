@@ -1,7 +1,7 @@
 """Where a run lives and who owns a shard: two pure functions.
 
 Owns: the hash of ids to shards and rendezvous hashing of shards to members. Must not: keep state.
-Called by: client and kernel (`shard_of`), membership (`winner_of`).
+Called by: client and kernel (`shard_of`), batch and worker (`queue_partition_of`), membership (`winner_of`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,15 @@ def shard_of(run_id: str, shards: int, partition: Partition) -> int:
     """The shard of a run, from its id alone. CRC-32 (ISO 3309), as `zlib.crc32`."""
     part = run_id if partition is Partition.RUN else run_id.partition("/")[0]
     return zlib.crc32(part.encode()) % shards
+
+
+QUEUE_PARTITIONS = 8
+"""Partitions of every queue, so that one queue is not one slot. Fixed: a step's revocation must find the step."""
+
+
+def queue_partition_of(run_id: str, seq: int) -> int:
+    """The partition of its queue in which a step is, whatever its attempt."""
+    return zlib.crc32(f"{run_id}/{seq}".encode()) % QUEUE_PARTITIONS
 
 
 def full_run_id(run_id: str, partition: Partition, tenant: str, workflow: str) -> str:

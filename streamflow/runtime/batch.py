@@ -25,8 +25,8 @@ from streamflow.pure.events import (
 )
 from streamflow.pure.machine import Effects, Input, Outcome, new_machine
 from streamflow.pure.record import Header, Status, decode_header
-from streamflow.pure.sharding import Partition, shard_of
-from streamflow.runtime.messages import BadMessage, answer_name, decode_message
+from streamflow.pure.sharding import Partition, queue_partition_of, shard_of
+from streamflow.runtime.messages import BadMessage, answer_name, decode_message, encode_job
 from streamflow.runtime.shard import InboxMessage, LiveRun, OwnedShard
 from streamflow.store.kernel import FRESH, Batch, Poison, Put, RunWrite, Send, listed_under
 
@@ -245,11 +245,19 @@ class ShardBatch:
             batch.plans.append((run_id, plan))
             done.plan = plan
         for message in effects.outbox:
-            number = shard.next_outbox()
-            target = shard_of(message.target, shards, partition)
-            self.sends.append((number, target, message.kind, message.target, message.body))
-            batch.sends.append(Send(number, target, message.kind, message.target, message.body))
+            self._send(shard_of(message.target, shards, partition), message.kind, message.target, message.body)
+        for job in effects.jobs:
+            if job.step.queue is not None:
+                self._send(queue_partition_of(run_id, job.seq), "step", run_id, encode_job(job))
+        for job in effects.revoked:  # behind the attempts: one may have been decided in this very transition
+            self._send(queue_partition_of(run_id, job.seq), "revoke", run_id, encode_job(job, revoked=True))
         self.reduced.append(done)
+
+    def _send(self, target: int, kind: str, run_id: str, body: bytes) -> None:
+        """Into the commit's outbox. `target`: a shard, or for `step` and `revoke` the partition of a queue."""
+        number = self.shard.next_outbox()
+        self.sends.append((number, target, kind, run_id, body))
+        self.batch.sends.append(Send(number, target, kind, run_id, body))
 
     def _move_attributes(self, run_id: str, old: Header, changes: dict[str, Attribute | None]) -> dict[str, Attribute]:
         """The attributes after the change, and the moves between their listings that it means."""
@@ -277,9 +285,7 @@ class ShardBatch:
             return
         failure = Failure("RunConflict", f"the run id {message.run_id} belongs to another run")
         body = _encoder.encode(ChildFailed(int(seq), "", failure))
-        number, target = self.shard.next_outbox(), shard_of(parent, shards, partition)
-        self.sends.append((number, target, "child", parent, body))
-        self.batch.sends.append(Send(number, target, "child", parent, body))
+        self._send(shard_of(parent, shards, partition), "child", parent, body)
 
     def finish(self) -> None:
         """The news for those who wait: answers to asks, and runs that have ended."""

@@ -25,7 +25,7 @@ import anyio
 import msgspec
 
 from streamflow.pure.definitions import App
-from streamflow.pure.errors import NamespaceMismatch, StoreError, StoreMisconfigured, UsageError
+from streamflow.pure.errors import NamespaceMismatch, StoreError, StoreMisconfigured
 from streamflow.pure.machine import Outcome
 from streamflow.pure.settings import Settings
 from streamflow.pure.sharding import Partition
@@ -33,7 +33,7 @@ from streamflow.runtime.clock import ServerClock
 from streamflow.runtime.executor import StepExecutor
 from streamflow.runtime.inbox import BLOCK_MS, LANES, InboxReader
 from streamflow.runtime.membership import Beat, Membership
-from streamflow.runtime.owner import NO_WORKERS, Owner, Watch
+from streamflow.runtime.owner import Owner, Watch
 from streamflow.runtime.relay import Relay
 from streamflow.runtime.rollup import Rollup
 from streamflow.runtime.takeover import Takeover
@@ -82,9 +82,6 @@ class Daemon:
         settings = self.settings
         kernel = Kernel(NamespaceKeys(settings.namespace))
         await check_server(store)
-        for step in self.app.steps.values():
-            if step.queue is not None:
-                raise UsageError(NO_WORKERS.format(step.name, step.queue))
         shards, partition = await open_namespace(store, kernel, settings)
         await self._register(store, kernel)
         clock = ServerClock()
@@ -93,7 +90,9 @@ class Daemon:
         self._started = clock.now_ms()
 
         self.relay = relay = Relay(store, kernel)
-        self.executor = executor = StepExecutor(settings.concurrency, settings.threads, self._on_outcome)
+        self.executor = executor = StepExecutor(
+            settings.concurrency, settings.threads, self._on_outcome, processes=settings.processes
+        )
         self.owner = owner = Owner(
             self.app,
             store,

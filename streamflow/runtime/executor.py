@@ -1,8 +1,8 @@
-"""Runs steps where their shard is owned: an asyncio task for an async function, a thread for a plain one.
+"""Runs steps: an asyncio task for an async function, a thread for a plain one, a process for one that computes.
 
-Owns: the tasks and threads in flight, their time-outs, and the limit on how many run at once.
-Must not: know shards' keys, commits or retries. It hands each attempt's `Outcome` back, and forgets it.
-Called by: the owner (submits, cancels).
+Owns: the tasks, threads and processes in flight, their time-outs, and the limit on how many run at once.
+Must not: know keys, commits, claims or retries. It hands each attempt's `Outcome` back, and forgets it.
+Called by: the owner and the worker (submit, cancel).
 
 Tasks are plain asyncio tasks, not members of a task group: starting one costs a third, and a step's failure is a value.
 """
@@ -10,57 +10,26 @@ Tasks are plain asyncio tasks, not members of a task group: starting one costs a
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import msgspec
+import anyio
 from msgspec import Raw
 
 from streamflow.pure import codec
+from streamflow.pure.commands import StepJob
 from streamflow.pure.errors import Failure, UsageError
+from streamflow.pure.events import NOTHING
 from streamflow.pure.failures import failure_of
-from streamflow.pure.machine import Outcome, StepJob
+from streamflow.pure.machine import Outcome
+from streamflow.runtime.processes import call_in_process
+from streamflow.runtime.step_context import Running, current
 
 _log = logging.getLogger("streamflow.steps")
-
-
-class StepInfo(msgspec.Struct, frozen=True):
-    """What a running step may want to know: `sf.step_info()`. `key` is the same for all attempts of one call."""
-
-    run_id: str
-    step: str
-    attempt: int
-    key: str
-
-
-_current: contextvars.ContextVar[Running] = contextvars.ContextVar("streamflow_step")
-
-
-def step_info() -> StepInfo:
-    """About the step that is running: use `key` as the idempotency key of outside effects. Raises `UsageError`."""
-    try:
-        running = _current.get()
-    except LookupError:
-        raise UsageError("sf.step_info() works inside a step that a daemon runs") from None
-    job = running.job
-    return StepInfo(running.run_id, job.step.name, job.attempt, f"{running.run_id}/{job.seq}")
-
-
-class Running(msgspec.Struct):
-    """One attempt that runs or waits for its turn."""
-
-    shard: int
-    run_id: str
-    job: StepJob
-    task: asyncio.Task[None] | None = None
-    expiry: asyncio.TimerHandle | None = None
-    started: float = 0.0
-    """Monotonic seconds; 0 while it waits."""
-    over: bool = False
 
 
 class Room:
@@ -77,16 +46,27 @@ class Room:
 
 
 class StepExecutor:
-    """At most `concurrency` tasks and `threads` threads at once; the rest waits in order, and its time-outs with it.
+    """At most `concurrency` tasks, `threads` threads and `processes` processes (0: one a core) at once; the rest waits
+    in order, and its time-outs with it.
 
     `on_outcome(shard, run_id, outcome)` is called in the event loop, never from inside `submit`.
     """
 
-    def __init__(self, concurrency: int, threads: int, on_outcome: Callable[[int, str, Outcome], None]) -> None:
+    def __init__(
+        self,
+        concurrency: int,
+        threads: int,
+        on_outcome: Callable[[int, str, Outcome], None],
+        *,
+        processes: int = 0,
+    ) -> None:
         self._on_outcome = on_outcome
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="streamflow-step")
         self._tasks = Room(concurrency)
         self._threads = Room(threads)
+        self._processes = Room(processes or os.cpu_count() or 1)
+        self._rooms = (self._tasks, self._threads, self._processes)
+        self._process_limit: anyio.CapacityLimiter | None = None
         self._attempts: dict[tuple[str, int], Running] = {}
         self._by_shard: dict[int, int] = {}
         self.started = 0
@@ -94,11 +74,11 @@ class StepExecutor:
 
     @property
     def running(self) -> int:
-        return self._tasks.used + self._threads.used
+        return sum(room.used for room in self._rooms)
 
     @property
     def waiting(self) -> int:
-        return self._tasks.waiting + self._threads.waiting
+        return sum(room.waiting for room in self._rooms)
 
     def of_shard(self, shard: int) -> int:
         """Attempts of a shard that run or wait."""
@@ -112,15 +92,20 @@ class StepExecutor:
             if present.job.attempt >= job.attempt:
                 return
             self._finish(present)
-        running = Running(shard, run_id, job)
+        running = Running(shard, run_id, job, job.details)
         self._attempts[key] = running
         self._by_shard[shard] = self._by_shard.get(shard, 0) + 1
-        room = self._tasks if job.step.is_async else self._threads
+        room = self._room_of(running)
         if room.used < room.limit and not room.waiting and not self.held:
             self._start(room, running)
         else:
             room.queue.append(running)
             room.waiting += 1
+
+    def told(self, run_id: str, seq: int) -> Raw:
+        """What a step that runs or waits told last."""
+        running = self._attempts.get((run_id, seq))
+        return NOTHING if running is None else running.details
 
     def hold(self) -> None:
         """Start nothing more until `resume`: this daemon may have been given up by the others."""
@@ -148,13 +133,17 @@ class StepExecutor:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
+    def _room_of(self, running: Running) -> Room:
+        step = running.job.step
+        return self._processes if step.process else self._tasks if step.is_async else self._threads
+
     def _start(self, room: Room, running: Running) -> None:
         job = running.job
         loop = asyncio.get_running_loop()
         running.started = time.perf_counter()
         self.started += 1
         room.used += 1
-        if room is self._tasks:
+        if room is not self._threads:
             running.task = loop.create_task(self._run(running))
         else:
             future = loop.run_in_executor(self._pool, self._call, running)
@@ -163,7 +152,7 @@ class StepExecutor:
             running.expiry = loop.call_later(job.timeout, self._expire, running)
 
     def _start_waiting(self) -> None:
-        for room in (self._tasks, self._threads):
+        for room in self._rooms:
             while room.queue and room.used < room.limit and not self.held:
                 running = room.queue.popleft()
                 if not running.over:
@@ -173,11 +162,14 @@ class StepExecutor:
     async def _run(self, running: Running) -> None:
         job = running.job
         step = job.step
-        _current.set(running)
+        current.set(running)
         try:
-            args, kwargs = step.parameters.decode(job.args)
-            value = await step.function(*args, **kwargs)
-            outcome = self._success(running, value)
+            if step.process:
+                outcome = await self._in_process(running)
+            else:
+                args, kwargs = step.parameters.decode(job.args)
+                value = await step.function(*args, **kwargs)
+                outcome = self._success(running, value)
         except asyncio.CancelledError as error:
             if running.over:
                 raise
@@ -192,14 +184,22 @@ class StepExecutor:
         """In a thread."""
         job = running.job
         step = job.step
-        token = _current.set(running)
+        token = current.set(running)
         try:
             args, kwargs = step.parameters.decode(job.args)
             return self._success(running, step.function(*args, **kwargs))
         except BaseException as error:
             return self._failed(running, error)
         finally:
-            _current.reset(token)
+            current.reset(token)
+
+    async def _in_process(self, running: Running) -> Outcome:
+        if self._process_limit is None:
+            self._process_limit = anyio.CapacityLimiter(self._processes.limit)
+        result, failure, permanent = await call_in_process(running, self._process_limit)
+        if failure is None:
+            return Outcome(running.job.seq, running.job.attempt, _elapsed_ms(running), Raw(result))
+        return self._outcome_of(running, failure, permanent)
 
     def _returned(self, running: Running, done: asyncio.Future[Outcome]) -> None:
         """A thread is free again; only now, also when its attempt has been over for long."""
@@ -217,20 +217,25 @@ class StepExecutor:
     def _failed(self, running: Running, error: BaseException) -> Outcome:
         job = running.job
         permanent = isinstance(error, UsageError) or job.step.retry.gives_up_on(error)
-        return Outcome(job.seq, job.attempt, _elapsed_ms(running), None, failure_of(error, (__file__,)), permanent)
+        return self._outcome_of(running, failure_of(error, (__file__,)), permanent)
+
+    @staticmethod
+    def _outcome_of(running: Running, failure: Failure, permanent: bool) -> Outcome:
+        job = running.job
+        return Outcome(job.seq, job.attempt, _elapsed_ms(running), None, failure, permanent, running.details)
 
     def _expire(self, running: Running) -> None:
         if running.over:
             return
         job = running.job
         text = f"step {job.step.name} took longer than {job.timeout:g} s"
-        if not job.step.is_async:
+        if self._room_of(running) is self._threads:
             _log.warning("%s; its thread can't be stopped and goes on, its result will be dropped", text)
-        self._report(running, Outcome(job.seq, job.attempt, _elapsed_ms(running), None, Failure("TimeoutError", text)))
+        self._report(running, self._outcome_of(running, Failure("TimeoutError", text), False))
 
     def _report(self, running: Running, outcome: Outcome) -> None:
         self._finish(running)
-        if self._tasks.queue or self._threads.queue:
+        if any(room.queue for room in self._rooms):
             self._start_waiting()
         self._on_outcome(running.shard, running.run_id, outcome)
 
@@ -245,11 +250,11 @@ class StepExecutor:
             del self._by_shard[running.shard]
         if running.expiry is not None:
             running.expiry.cancel()
-        is_async = running.job.step.is_async
+        room = self._room_of(running)
         if running.started == 0.0:
-            (self._tasks if is_async else self._threads).waiting -= 1
-        elif is_async:
-            self._tasks.used -= 1
+            room.waiting -= 1
+        elif room is not self._threads:
+            room.used -= 1
         if running.task is not None:
             running.task.cancel()
 

@@ -1,7 +1,8 @@
 """The bodies of messages: what the inbox and the outbox carry, decoded into inputs for a run.
 
 Owns: the encodings that are shared by client, machines and other shards' owners. Must not: know keys or runs.
-Called by: owner (decodes), relay (outbox to delivery). `pure.machine` and the client encode.
+Called by: owner and worker (decode), batch (encodes attempts), relay (outbox to delivery or offer). `pure.machine` and
+the client encode, too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.pure import codec
-from streamflow.pure.errors import Failure
+from streamflow.pure.commands import StepJob
+from streamflow.pure.errors import Failure, InvalidName
 from streamflow.pure.events import (
     NOTHING,
     AnyEvent,
@@ -27,7 +29,7 @@ from streamflow.pure.machine import Input, Outcome
 from streamflow.pure.names import check_name, check_run_id
 from streamflow.pure.record import Header
 from streamflow.runtime.shard import InboxMessage
-from streamflow.store.kernel import Delivery
+from streamflow.store.kernel import Delivery, Offer
 
 _signal = msgspec.msgpack.Decoder(tuple[str, Raw])
 _ask = msgspec.msgpack.Decoder(tuple[str, Raw, str])
@@ -58,6 +60,22 @@ ASK_ID = re.compile("[0-9a-f]{32}")
 def answer_name(ask_id: str) -> str:
     """How an answer is called in the news of a shard, beside the ids of runs that ended: none of those begins so."""
     return f"?{ask_id}"
+
+
+class QueuedStep(msgspec.Struct, array_like=True, frozen=True):
+    """An attempt on its way to a worker: the body of `step` and `revoke` messages, and of a queue's entries."""
+
+    queue: str
+    seq: int
+    attempt: int
+    name: str
+    timeout: float | None
+    args: Raw
+    details: Raw
+
+
+_queued = msgspec.msgpack.Decoder(QueuedStep)
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class BadMessage(Exception):
@@ -107,6 +125,28 @@ def _check_payload(body: bytes) -> None:
         raise BadMessage("a start without input")
     codec.check_payload(body, "input of a start")
     msgspec.msgpack.decode(body, type=Raw)
+
+
+def encode_job(job: StepJob, *, revoked: bool = False) -> bytes:
+    """The body of an attempt that goes to its step's queue, or of its revocation, which needs no arguments."""
+    args, details = (NOTHING, NOTHING) if revoked else (job.args, job.details)
+    queue = job.step.queue or ""
+    return _encode(QueuedStep(queue, job.seq, job.attempt, job.step.name, job.timeout, args, details))
+
+
+def decode_job(body: bytes) -> QueuedStep:
+    """Raises one of `DECODE_ERRORS`."""
+    return _queued.decode(body)
+
+
+def to_offer(number: str, kind: str, run_id: str, body: bytes) -> tuple[str, Offer]:
+    """An outbox entry for a queue, and the queue. Raises one of `DECODE_ERRORS` when it isn't one of ours."""
+    one = decode_job(body)
+    try:
+        check_name("queue", one.queue)
+    except InvalidName as error:
+        raise ValueError(str(error)) from error
+    return one.queue, Offer(number, kind, run_id, one.seq, one.attempt, bytes(one.details), body)
 
 
 def to_delivery(number: str, kind: str, run_id: str, body: bytes) -> Delivery:

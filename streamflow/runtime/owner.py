@@ -24,9 +24,9 @@ import msgspec
 
 from streamflow.pure.codec import DECODE_ERRORS
 from streamflow.pure.definitions import App
-from streamflow.pure.errors import Failure, StoreError
+from streamflow.pure.errors import StoreError
 from streamflow.pure.events import Transition, decode_history
-from streamflow.pure.machine import Due, Outcome, StepJob, rehydrate
+from streamflow.pure.machine import Due, Outcome, rehydrate
 from streamflow.pure.record import OPEN, decode_header
 from streamflow.pure.sharding import Partition
 from streamflow.runtime.batch import UNKNOWN, Reduced, ShardBatch
@@ -45,7 +45,6 @@ BATCHES = 2
 RUNS = 1000
 """Runs after which no more shards are taken into a pipeline: while the server works on it, the next is reduced."""
 FIRE_LIMIT = 500
-NO_WORKERS = "step {} has queue={!r}, but this version has no workers: leave queue= out, and the daemon runs the step"
 RETRY_BROKEN = 5.0
 """Seconds until a shard that the server refused is tried again."""
 
@@ -336,7 +335,7 @@ class Owner:
         finished = {(input_.seq, input_.attempt) for input_ in inputs if isinstance(input_, Outcome)}
         for job in machine.running_jobs():
             if (job.seq, job.attempt) not in finished:
-                self._start(shard, run_id, job)
+                self._executor.submit(shard.number, run_id, job)
 
     def _unreadable(self, batch: ShardBatch, run_id: str, reason: str) -> None:
         _log.error("the record of run %s in shard %d can't be read: %s", run_id, batch.shard.number, reason)
@@ -400,7 +399,8 @@ class Owner:
             return
         if effects.jobs and not shard.draining:
             for job in effects.jobs:
-                self._start(shard, run_id, job)
+                if job.step.queue is None:  # the others are in the outbox
+                    self._executor.submit(shard.number, run_id, job)
         due = machine.next_due
         if machine.in_flight:
             self._idle.pop(run_id, None)
@@ -419,13 +419,6 @@ class Owner:
             evicted = home.live.pop(oldest, None)
             if evicted is not None:
                 evicted.machine.close()
-
-    def _start(self, shard: OwnedShard, run_id: str, job: StepJob) -> None:
-        if job.step.queue is None:
-            self._executor.submit(shard.number, run_id, job)
-        else:
-            failure = Failure("UsageError", NO_WORKERS.format(job.step.name, job.step.queue))
-            self.outcome(shard.number, run_id, Outcome(job.seq, job.attempt, 0.0, None, failure, True))
 
     def lost(self, shard: OwnedShard) -> None:
         """Its token or its consumer group is gone: drop it, and let membership look whose it is."""

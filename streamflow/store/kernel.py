@@ -1,7 +1,8 @@
 """One typed method a verb: from Python values to KEYS and ARGV, and from answers to values.
 
 Owns: the order of keys and arguments (the headers in `lua/` are checked against it) and the answers' types.
-Must not: send anything (`Store.send` does), decide anything. Called by: owner, membership, relay, rollup, client.
+Must not: send anything (`Store.send` does), decide anything.
+Called by: owner, membership, relay, rollup, worker, client.
 
 Each method returns a `Call`; many calls travel in one pipeline: `await store.send([kernel.commit(…), kernel.fold(…)])`.
 `now` is the shard clock in ms for tests; None asks the server.
@@ -19,10 +20,12 @@ from streamflow.pure.attributes import value_text
 from streamflow.pure.record import Header, Status
 from streamflow.pure.sharding import Partition
 from streamflow.store.connection import Call
-from streamflow.store.keys import NamespaceKeys, ShardKeys
+from streamflow.store.keys import NamespaceKeys, QueueKeys, ShardKeys
 
 SCHEMA = 1
 """Version of keys, records and scripts; a namespace of another version is refused."""
+WORKERS = "workers"
+"""The consumer group of every queue partition; each worker process is a consumer."""
 
 
 FRESH = b"-"
@@ -62,6 +65,37 @@ class Delivery(msgspec.Struct):
     workflow: str = ""
     tenant: str = ""
     parent: str = ""
+
+
+class Offer(msgspec.Struct):
+    """An attempt for a queue (kind `step`), or its revocation (`revoke`), from a shard's outbox."""
+
+    number: str
+    kind: str
+    run_id: str
+    seq: int
+    attempt: int
+    details: bytes
+    body: bytes
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """An entry that a worker has. `step` is `<run id>/<seq>`; `told`: newest details of its step, empty for none."""
+
+    entry: str
+    step: str
+    told: bytes = b""
+
+
+class Dead(msgspec.Struct, frozen=True):
+    """An entry whose worker fell silent, and what its step told last."""
+
+    entry: str
+    consumer: str
+    run_id: str
+    seq: int
+    attempt: int
+    details: bytes
 
 
 class Taken(msgspec.Struct):
@@ -297,6 +331,41 @@ class Kernel:
             _folded,
         )
 
+    # --- queues -------------------------------------------------------------------------------------------------------
+
+    def offer(self, queue: str, partition: int, source: int, offers: Sequence[Offer]) -> Call[str]:
+        """Answers with the last number that is accepted from the source shard."""
+        keys = self.keys.queue(queue, partition)
+        args: list[Any] = [f"shard:{source}", WORKERS]
+        for one in offers:
+            args += (one.number, one.kind, one.run_id, one.seq, one.attempt, one.details, one.body)
+        return Call("offer", [keys.stream, keys.seen, keys.steps, keys.details], args, bytes.decode)
+
+    def keep(self, queue: str, partition: int, consumer: str, claims: Sequence[Claim]) -> Call[str]:
+        """Answers with a letter for each claim: k (kept), r (revoked), l (lost)."""
+        args: list[Any] = [WORKERS, consumer]
+        for claim in claims:
+            args += (claim.entry, claim.step, claim.told)
+        return Call("keep", _places(self.keys.queue(queue, partition)), args, bytes.decode)
+
+    def reap(self, queue: str, partition: int, idle_ms: int, quiet_ms: int, limit: int) -> Call[list[Dead]]:
+        """Answers with entries that nobody has kept for `idle_ms`. Consumers without any go after `quiet_ms`."""
+        args = [WORKERS, idle_ms, quiet_ms, limit]
+        return Call("reap", _places(self.keys.queue(queue, partition)), args, _dead)
+
+    def finish(self, queue: str, partition: int, claims: Sequence[Claim]) -> Call[bytes]:
+        args: list[Any] = [WORKERS]
+        for claim in claims:
+            args += (claim.entry, claim.step)
+        return Call("finish", _places(self.keys.queue(queue, partition)), args)
+
+    def requeue(self, queue: str, partition: int, consumer: str, claims: Sequence[Claim]) -> Call[int]:
+        """Answers with the number of entries that wait for another worker now."""
+        args: list[Any] = [WORKERS, consumer]
+        for claim in claims:
+            args += (claim.entry, claim.step, claim.told)
+        return Call("requeue", _places(self.keys.queue(queue, partition)), args)
+
     # --- the namespace ------------------------------------------------------------------------------------------------
 
     def beat(self, member: str, beat: bytes, dead: Iterable[tuple[str, bytes]] = ()) -> Call[dict[str, bytes]]:
@@ -333,6 +402,10 @@ def _time(now: int | None) -> int | str:
     return "" if now is None else now
 
 
+def _places(keys: QueueKeys) -> list[str]:
+    return [keys.stream, keys.steps, keys.details]
+
+
 def _pairs(reply: list[bytes]) -> list[tuple[bytes, bytes]]:
     return list(zip(reply[::2], reply[1::2], strict=True))
 
@@ -365,3 +438,17 @@ def _committed(reply: list[bytes]) -> Committed:
 def _folded(reply: list[Any]) -> Folded:
     answer = Answer(reply[0].decode())
     return Folded(answer, int(reply[1]) if answer is Answer.OK else 0)
+
+
+def _dead(reply: list[bytes]) -> list[Dead]:
+    return [
+        Dead(
+            entry.decode(),
+            consumer.decode(errors="replace"),
+            run.decode(errors="replace"),
+            int(seq),
+            int(attempt),
+            details,
+        )
+        for entry, consumer, run, seq, attempt, details in zip(*[iter(reply)] * 6, strict=True)
+    ]

@@ -1,7 +1,9 @@
 """The only module that names keys.
 
-Every key of a shard has the hash tag `{<ns>.<shard>}`, so a script's keys share one slot; what belongs to the whole
-namespace has the tag `{<ns>}`. Must not: talk to the server. Called by: kernel, connection, client, owner, CLI.
+Every key of a shard has the hash tag `{<ns>.<shard>}`, so a script's keys share one slot; a partition of a queue has
+`{<ns>.q/<queue>/<partition>}` (no name has a slash, so it is no shard's and no other namespace's tag); what belongs to
+the whole namespace has the tag `{<ns>}`. Must not: talk to the server.
+Called by: kernel, connection, client, owner, worker, CLI.
 """
 
 from __future__ import annotations
@@ -74,8 +76,25 @@ class ShardKeys:
         return f"{self.prefix}answer:{ask_id}"
 
 
+class QueueKeys:
+    """The keys of one partition of a queue."""
+
+    __slots__ = ("details", "seen", "steps", "stream")
+
+    def __init__(self, namespace: str, queue: str, partition: int) -> None:
+        prefix = f"sf:{{{namespace}.q/{queue}/{partition}}}:"
+        self.stream = f"{prefix}stream"
+        """Stream: attempts that wait for a worker or that one has; read by a consumer group."""
+        self.seen = f"{prefix}seen"
+        """Hash: source shard -> last accepted number."""
+        self.steps = f"{prefix}steps"
+        """Hash: `<run id>/<seq>` -> entry, attempt, and wanted or revoked."""
+        self.details = f"{prefix}details"
+        """Hash: entry -> what its step told last with `sf.heartbeat`."""
+
+
 class NamespaceKeys:
-    """The keys of a whole namespace, and its shards' (made when first asked for)."""
+    """The keys of a whole namespace, and its shards' and queues' (made when first asked for)."""
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
@@ -86,7 +105,10 @@ class NamespaceKeys:
         """Hash: member id -> its last beat, JSON."""
         self.workflows = f"{self.prefix}workflows"
         """Hash: workflow name -> what its app registered, JSON."""
+        self.queues = f"{self.prefix}queues"
+        """Hash: queue name -> its number of partitions."""
         self._shards: dict[int, ShardKeys] = {}
+        self._queues: dict[tuple[str, int], QueueKeys] = {}
 
     def view(self, name: str) -> str:
         """String: a merged view, JSON."""
@@ -96,4 +118,10 @@ class NamespaceKeys:
         keys = self._shards.get(number)
         if keys is None:
             keys = self._shards[number] = ShardKeys(self.namespace, number)
+        return keys
+
+    def queue(self, name: str, partition: int) -> QueueKeys:
+        keys = self._queues.get((name, partition))
+        if keys is None:
+            keys = self._queues[name, partition] = QueueKeys(self.namespace, name, partition)
         return keys

@@ -1,6 +1,7 @@
-"""Blocking reads of many inboxes on a connection of their own.
+"""Blocking reads of many inboxes, or of a queue's partitions, on a connection of their own.
 
-Owns: XREADGROUP and how to interrupt it. Must not: know what the entries mean. Called by: `runtime/inbox.py`.
+Owns: XREADGROUP and how to interrupt it. Must not: know what the entries mean.
+Called by: `runtime/inbox.py`, `runtime/feeder.py`.
 
 One XREADGROUP over many streams works on one server only; on a cluster its streams would have to share a slot.
 """
@@ -27,36 +28,41 @@ class GroupGone(Exception):
 
 
 class InboxConnection:
-    """`group` is this session's consumer group, in every stream that it reads."""
+    """`group` is the consumer group in every stream that it reads: a daemon's is its session's own, with one consumer;
+    a worker is one `consumer` of many."""
 
-    def __init__(self, store: Store, group: str, block_ms: int) -> None:
+    def __init__(self, store: Store, group: str, block_ms: int, consumer: str = CONSUMER) -> None:
         self._store = store
         self._group = group
+        self._consumer = consumer
         self._block_ms = block_ms
         self._client = store.dedicated(timeout=block_ms / 1000 + 5)
         self._client_id: int | None = None
         self._blocked = False
 
-    async def read(self, streams: Sequence[str], count: int, *, pending: bool) -> list[Entry]:
-        """New entries of all streams (waits for them), or with `pending` those that were read and never committed.
+    async def read(self, streams: Sequence[str], count: int, *, pending: bool, wait: bool = True) -> list[Entry]:
+        """New entries of all streams (waits for them), or with `pending` those that were read and never acknowledged.
+
+        `count` is for each stream. Without `wait` it answers at once.
 
         Raises `StoreUnavailable` when the connection is lost, `GroupGone` when one of the groups is missing.
         """
-        block = [] if pending else ["BLOCK", self._block_ms]
+        block = ["BLOCK", self._block_ms] if wait and not pending else []
         starts = ["0" if pending else ">"] * len(streams)
         try:
             if self._client_id is None:
                 self._client_id = int(await self._client.client_id())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-            self._blocked = not pending
-            words = ["XREADGROUP", "GROUP", self._group, CONSUMER, "COUNT", count, *block, "STREAMS", *streams, *starts]
+            self._blocked = bool(block)
+            group = ("GROUP", self._group, self._consumer)
+            words = ["XREADGROUP", *group, "COUNT", count, *block, "STREAMS", *streams, *starts]
             reply = cast("Any", await self._client.execute_command(*words))  # pyright: ignore[reportUnknownMemberType]
         except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as error:
             self._client_id = None
-            raise StoreUnavailable(f"reading inboxes from {redacted(self._store.url)}: {error}") from error
+            raise StoreUnavailable(f"reading from {redacted(self._store.url)}: {error}") from error
         except redis_errors.ResponseError as error:
             if "NOGROUP" in str(error) or "UNBLOCKED" in str(error) or "WRONGTYPE" in str(error):
                 raise GroupGone(str(error)) from error
-            raise StoreUnavailable(f"reading inboxes: {error}") from error
+            raise StoreUnavailable(f"reading streams: {error}") from error
         finally:
             self._blocked = False
         return [

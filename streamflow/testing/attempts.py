@@ -24,6 +24,7 @@ from streamflow.pure.errors import Failure, UsageError
 from streamflow.pure.failures import failure_of
 from streamflow.pure.machine import Outcome, StepJob
 from streamflow.runtime import executor
+from streamflow.runtime.step_context import Running, current
 from streamflow.testing.stubs import Call, Stub, Stubs
 
 running: contextvars.ContextVar[bool] = contextvars.ContextVar("streamflow_sandbox_step", default=False)
@@ -41,8 +42,8 @@ async def perform(stubs: Stubs, run_id: str, job: StepJob, at: datetime) -> tupl
     key = (run_id, job.seq, job.attempt)
     stub = stubs.find(step.name, key)
     takes = 0.0 if stub is None else stub.takes
-    # step_info() and all that a step may ask for are the executor's; it has no task or thread for this attempt.
-    executor._current.set(executor.Running(0, run_id, job))  # pyright: ignore[reportPrivateUsage]
+    record = Running(0, run_id, job, job.details)  # what step_info(), heartbeat() and cancelled() look at
+    current.set(record)
     running.set(True)
     try:
         args, kwargs = step.parameters.decode(job.args)
@@ -52,16 +53,16 @@ async def perform(stubs: Stubs, run_id: str, job: StepJob, at: datetime) -> tupl
         result = Raw(codec.encode(value, f"result of step {step.name}"))
         outcome = Outcome(job.seq, job.attempt, takes * 1000, result)
     except _TimedOut:
-        return _timed_out(job, 0.0), 0
+        return _timed_out(record, 0.0), 0
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        outcome = _failed(job, takes, error)
+        outcome = _failed(record, takes, error)
     except (Exception, SystemExit, GeneratorExit) as error:
-        outcome = _failed(job, takes, error)
+        outcome = _failed(record, takes, error)
     if job.timeout is not None and takes > job.timeout:
-        return _timed_out(job, job.timeout), round(job.timeout * 1000)
+        return _timed_out(record, job.timeout), round(job.timeout * 1000)
     return outcome, round(takes * 1000)
 
 
@@ -92,11 +93,13 @@ async def _value(stub: Stub | None, job: StepJob, args: tuple[Any, ...], kwargs:
         raise
 
 
-def _timed_out(job: StepJob, seconds: float) -> Outcome:
+def _timed_out(record: Running, seconds: float) -> Outcome:
+    job = record.job
     failure = Failure("TimeoutError", f"step {job.step.name} took longer than {job.timeout:g} s")
-    return Outcome(job.seq, job.attempt, seconds * 1000, None, failure)
+    return Outcome(job.seq, job.attempt, seconds * 1000, None, failure, details=record.details)
 
 
-def _failed(job: StepJob, takes: float, error: BaseException) -> Outcome:
+def _failed(record: Running, takes: float, error: BaseException) -> Outcome:
+    job = record.job
     permanent = isinstance(error, UsageError) or job.step.retry.gives_up_on(error)
-    return Outcome(job.seq, job.attempt, takes * 1000, None, failure_of(error, _OURS), permanent)
+    return Outcome(job.seq, job.attempt, takes * 1000, None, failure_of(error, _OURS), permanent, record.details)

@@ -219,7 +219,9 @@ def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
         rf"{shard}index:attribute:{name}:[A-Za-z0-9_.~%-]*": "zset",
         rf"{shard}published:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "hash",
         rf"{shard}answer:[0-9a-f]{{32}}": "string",
-        rf"{re.escape(keys.prefix)}(meta|members|workflows)": "hash",
+        rf"sf:\{{{keys.namespace}\.q/{name}/\d+\}}:stream": "stream",
+        rf"sf:\{{{keys.namespace}\.q/{name}/\d+\}}:(seen|steps|details)": "hash",
+        rf"{re.escape(keys.prefix)}(meta|members|workflows|queues)": "hash",
         rf"{re.escape(keys.prefix)}view:{name}": "string",
     }
     return [(re.compile(pattern), kind) for pattern, kind in patterns.items()]

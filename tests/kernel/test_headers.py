@@ -16,12 +16,27 @@ import pytest
 from streamflow.pure.record import Header
 from streamflow.pure.sharding import Partition
 from streamflow.store.connection import Call
-from streamflow.store.kernel import SCHEMA, Batch, Delivery, Kernel, Message, Poison, Put, RunWrite, Send, Start
+from streamflow.store.kernel import (
+    SCHEMA,
+    WORKERS,
+    Batch,
+    Claim,
+    Delivery,
+    Kernel,
+    Message,
+    Offer,
+    Poison,
+    Put,
+    RunWrite,
+    Send,
+    Start,
+)
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.scripts import load_scripts, lua_directory
 
 KEYS = NamespaceKeys("ns")
 SHARD = KEYS.shard(0)
+QUEUE = KEYS.queue("gpu", 3)
 KERNEL: Any = Kernel(KEYS)
 """Untyped: the tests pass texts where a method wants numbers, to find them again."""
 
@@ -130,11 +145,32 @@ def commit_values(n: dict[str, int]) -> dict[str, Any]:
     return {"channel": SHARD.done, "indexes": 2 if n["move"] else 0, "sent": n["sent"], "from": 1, "to": 2, **counts}
 
 
+def offer(n: dict[str, int]) -> Call[Any]:
+    text: Any = lambda name: f"<{name}>"  # noqa: E731
+    one = Offer("<number>", "<kind>", "<id>", text("seq"), text("attempt"), b"<details>", b"<body>")
+    return KERNEL.offer("gpu", 3, 7, [one] * n["message"])
+
+
+def claims(n: dict[str, int]) -> list[Claim]:
+    return [Claim("<entry>", "<step>", b"<told>")] * n["claim"]
+
+
+OF_QUEUES = ("offer", "keep", "reap", "finish", "requeue")
+
 VERBS: dict[str, Verb] = {
     "start": Verb(start, {"run": ("run",)}),
     "post": Verb(post, {"message": ("message",)}),
     "complete": Verb(lambda _: KERNEL.complete(0, "<id>", b"<body>")),
     "deliver": Verb(deliver, {"message": ("message",)}, lambda _: {"source": "shard:7"}),
+    "offer": Verb(offer, {"message": ("message",)}, lambda _: {"source": "shard:7", "group": WORKERS}),
+    "keep": Verb(
+        lambda n: KERNEL.keep("gpu", 3, "<consumer>", claims(n)), {"claim": ("claim",)}, lambda _: {"group": WORKERS}
+    ),
+    "requeue": Verb(
+        lambda n: KERNEL.requeue("gpu", 3, "<consumer>", claims(n)), {"claim": ("claim",)}, lambda _: {"group": WORKERS}
+    ),
+    "finish": Verb(lambda n: KERNEL.finish("gpu", 3, claims(n)), {"claim": ("claim",)}, lambda _: {"group": WORKERS}),
+    "reap": Verb(lambda _: KERNEL.reap("gpu", 3, "<idle>", "<quiet>", "<limit>"), {}, lambda _: {"group": WORKERS}),
     "peek": Verb(lambda n: KERNEL.peek(0, ["<id>"] * n["run"]), {"run": ("run",)}),
     "take": Verb(lambda _: KERNEL.take(0, "<expected>", "<nonce>", "<holder>", "<group>", "<now>")),
     "release": Verb(lambda _: KERNEL.release(0, "<token>")),
@@ -201,6 +237,8 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
         fixed = len(layout(path_of(name), "KEYS").fixed)
         if name == "complete":
             assert call.keys == [SHARD.inbox, SHARD.run("<id>")]
+        elif name in OF_QUEUES:
+            assert call.keys == [getattr(QUEUE, key) for key in names]
         else:
             assert call.keys[:fixed] == [getattr(SHARD, key, None) or getattr(KEYS, key) for key in names[:fixed]]
             assert call.keys[fixed:] == [repeated[key] for key in names[fixed:]]

@@ -20,7 +20,8 @@ from streamflow.edges.embedded import EmbeddedServer
 from streamflow.pure.record import decode_header
 from streamflow.pure.sharding import Partition
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Batch, Delivery, Message, Poison, Put, Send, Start
+from streamflow.store.kernel import WORKERS, Batch, Claim, Delivery, Message, Offer, Poison, Put, Send, Start
+from streamflow.store.keys import QueueKeys
 from tests.kernel.support import NOW, Shard
 
 pytestmark = pytest.mark.anyio
@@ -108,6 +109,23 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         yield "fold", kernel.fold(0, shard.token, offset, b"partial", 1, ["flow", "other"])
     yield "forget", kernel.forget(0, [("r1", decode_header(await shard.header("r1")))])
     yield "release", kernel.release(0, shard.token)
+    stream = keys_of_queue(shard).stream
+    offers = [Offer(f"5-{n}", "step", f"r{n}", n, 1, b"", b"x") for n in (1, 2, 3, 4)]
+    yield "offer", kernel.offer("gpu", 0, 3, offers)
+    for consumer, count in (("one", 2), ("two", 1), ("quiet", 1)):
+        await shard.plain("XREADGROUP", "GROUP", WORKERS, consumer, "COUNT", count, "STREAMS", stream, ">")
+    first, second, third, fourth = [entry for entry, _ in await shard.stream(stream)]
+    await shard.plain("XACK", stream, WORKERS, fourth)
+    newer = Offer("6-1", "step", "r3", 3, 2, b"", b"x")
+    yield "offer", kernel.offer("gpu", 0, 3, [newer, Offer("6-2", "revoke", "r2", 2, 1, b"", b"")])
+    yield "keep", kernel.keep("gpu", 0, "one", [Claim(first, "r1/1", b"told"), Claim(third, "r3/3")])
+    yield "reap", kernel.reap("gpu", 0, 0, -1, 10)
+    yield "requeue", kernel.requeue("gpu", 0, "one", [Claim(first, "r1/1"), Claim(second, "r2/2")])
+    yield "finish", kernel.finish("gpu", 0, [Claim(fourth, "r4/4")])
+
+
+def keys_of_queue(shard: Shard) -> QueueKeys:
+    return shard.namespace.queue("gpu", 0)
 
 
 async def test_scripts_touch_only_the_keys_that_they_declare(real_shard: Shard, watcher: Watcher) -> None:
@@ -139,9 +157,15 @@ async def test_a_commit_that_puts_nothing_runs_not_one_command_for_it(real_shard
 async def test_all_keys_of_a_call_and_what_it_publishes_to_share_one_slot(real_shard: Shard, watcher: Watcher) -> None:
     namespace = key_slot(real_shard.namespace.meta.encode())
     shard = key_slot(real_shard.keys.owner.encode())
+    queue = key_slot(keys_of_queue(real_shard).stream.encode())
+    homes = {
+        "found": namespace,
+        "beat": namespace,
+        **dict.fromkeys(("offer", "keep", "reap", "finish", "requeue"), queue),
+    }
     async for verb, call in calls(real_shard):
         slots = {key_slot(key.encode()) for key in {*call.keys, *await watcher.touched(call)}}
-        assert slots == {namespace if verb in ("found", "beat") else shard}, verb
+        assert slots == {homes.get(verb, shard)}, verb
 
 
 async def test_shards_have_slots_of_their_own(real_shard: Shard) -> None:

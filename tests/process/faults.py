@@ -39,13 +39,13 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: fl
     return time.monotonic() - started
 
 
-class DaemonProcess:
-    """A `streamflow daemon` of its own, with its log in a file."""
+class ServingProcess:
+    """A `streamflow` command that serves until it is ended, with its log in a file."""
 
-    def __init__(self, url: str, namespace: str, log: Path, *, shards: int = 32, **environ: str) -> None:
+    def __init__(self, *words: str, url: str, namespace: str, log: Path, **environ: str) -> None:
         self.log = log
-        command = [sys.executable, "-m", "streamflow", "daemon", "--app", f"{FLOWS}:app", "--redis", url]
-        command += ["--namespace", namespace, "--shards", str(shards), "--log-format", "json"]
+        command = [sys.executable, "-m", "streamflow", *words, "--redis", url, "--namespace", namespace]
+        command += ["--log-format", "json"]
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 command,
@@ -74,6 +74,14 @@ class DaemonProcess:
                 self.process.send_signal(signal.SIGCONT)
                 self.process.kill()
             await self.wait()
+
+
+class DaemonProcess(ServingProcess):
+    """A `streamflow daemon` with the chaos flows."""
+
+    def __init__(self, url: str, namespace: str, log: Path, *, shards: int = 32, **environ: str) -> None:
+        words = ("daemon", "--app", f"{FLOWS}:app", "--shards", str(shards))
+        super().__init__(*words, url=url, namespace=namespace, log=log, **environ)
 
 
 @dataclass

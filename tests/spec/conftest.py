@@ -17,8 +17,9 @@ from streamflow.pure.record import LISTED
 from streamflow.pure.settings import Settings
 from streamflow.pure.view_registry import VIEWS
 from streamflow.runtime.daemon import Daemon
+from streamflow.runtime.worker import Worker
 from streamflow.store.keys import NamespaceKeys
-from tests.spec.support import DEADLINE, Serve
+from tests.spec.support import DEADLINE, Serve, Work
 
 FAST: dict[str, Any] = {"shards": 8, "beat": 0.05, "dead_after": 0.4, "grace": 2.0, "rollup": 0.05, "threads": 4}
 
@@ -49,6 +50,25 @@ def serve(embedded_server: EmbeddedServer, namespace: str, client: sf.Client) ->
     return serve
 
 
+@pytest.fixture
+def work(embedded_server: EmbeddedServer, namespace: str) -> Work:
+    @asynccontextmanager
+    async def work(app: sf.App, *queues: str, crash: bool = False, **settings: Any) -> AsyncGenerator[Worker, None]:
+        chosen = FAST | {"concurrency": 4, "worker_timeout": 0.6} | settings
+        worker = Worker(app, Settings(redis=embedded_server.url, namespace=namespace, **chosen), queues or ("gpu",))
+        async with anyio.create_task_group() as workers:
+            workers.start_soon(worker.run)
+            with anyio.fail_after(DEADLINE):
+                await worker.ready.wait()
+            yield worker
+            if crash:
+                workers.cancel_scope.cancel()
+            else:
+                worker.stop()
+
+    return work
+
+
 @pytest.fixture(autouse=True)
 def _nothing_else_is_left(embedded_server: EmbeddedServer, namespace: str) -> Iterator[None]:
     """After each test every key is one that `store/keys.py` names and that is meant to stay; then all are deleted."""
@@ -69,15 +89,25 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
     keys = NamespaceKeys(namespace)
     shard = keys.shard(0)
     a_name, an_id, a_value = "NAME", "ID", "VALUE"
-    names = [keys.meta, keys.members, keys.workflows, keys.view("oldest"), *(keys.view(view.name) for view in VIEWS)]
+    queue = keys.queue(a_name, 0)
+    names = [
+        keys.meta,
+        keys.members,
+        keys.workflows,
+        keys.queues,
+        keys.view("oldest"),
+        *(keys.view(view.name) for view in VIEWS),
+    ]
     names += [shard.inbox, shard.log, shard.agenda, shard.outbox, shard.owner, shard.seen, shard.poison, shard.views]
     names += [shard.published(an_id), shard.answer(an_id), shard.attribute(a_name, a_value)]
     names += [shard.run(an_id), shard.tenant(a_name), *(shard.index(status, a_name) for status in LISTED)]
-    # Shard 0 stands for all of them.
+    names += [queue.stream, queue.seen, queue.steps, queue.details]
+    # Shard 0 stands for all of them, and partition 0 for all of a queue's.
     return [
         re.compile(
             re.escape(name)
             .replace(re.escape(f"{{{namespace}.0}}"), re.escape(f"{{{namespace}.") + r"\d+" + re.escape("}"))
+            .replace("/0" + re.escape("}"), r"/\d" + re.escape("}"))
             .replace(a_name, r"[\w.:@=+~-]+")
             .replace(an_id, r"[\w.:@=+~/-]+")
             .replace(a_value, r"[\w.~%-]*")

@@ -13,6 +13,7 @@ import msgspec
 import streamflow as sf
 from streamflow.pure.events import AnyEvent
 from streamflow.runtime.daemon import Daemon
+from streamflow.runtime.worker import Worker
 from streamflow.store.connection import Call
 
 DEADLINE = 15.0
@@ -31,6 +32,17 @@ class Serve(Protocol):
     def __call__(
         self, app: sf.App, *, crash: bool = False, **settings: Any
     ) -> AbstractAsyncContextManager[tuple[sf.Client, Daemon]]: ...
+
+
+class Work(Protocol):
+    """`async with work(app, *queues, **settings) as worker`: a worker in this process (default queue: gpu).
+
+    Leaving drains it; with `crash=True` its loops are cancelled on the spot, and what it had stays claimed.
+    """
+
+    def __call__(
+        self, app: sf.App, *queues: str, crash: bool = False, **settings: Any
+    ) -> AbstractAsyncContextManager[Worker]: ...
 
 
 async def happened(run: sf.Run[Any], kind: type[E], count: int = 1) -> E:

@@ -10,10 +10,12 @@ import pytest
 
 from streamflow.edges.client import Client, connect
 from streamflow.edges.embedded import EmbeddedServer
+from streamflow.edges.screen.model import Queue
 from streamflow.edges.status import FRESH_SECONDS, StatusCollector, rates_at
 from streamflow.pure.errors import NamespaceMissing
 from streamflow.pure.sharding import Partition
 from streamflow.store.connection import Call
+from streamflow.store.kernel import WORKERS, Offer
 from tests.conftest import clean_keys
 
 pytestmark = pytest.mark.anyio
@@ -123,6 +125,24 @@ async def test_inboxes_are_counted_and_the_lag_where_it_is_asked_for(client: Cli
     assert [(s.inbox, s.lag) for s in (await StatusCollector(client, shards=True).collect()).shards][2] == (3, 3)
     await client.store.one(Call.plain("HSET", keys.views, "offset", entry))
     assert (await StatusCollector(client, shards=True).collect()).shards[2].lag == 0
+
+
+async def test_queues_show_what_waits_what_runs_and_who_works(client: Client) -> None:
+    await found(client)
+    assert (await StatusCollector(client).collect()).queues == []
+    await client.store.one(Call.plain("HSET", client.keys.queues, "idle", 8, "gpu", 8))
+    for number in range(3):
+        offers = [Offer(f"5-{n}", "step", f"r{number}", n, 1, b"", b"x") for n in (1, 2)]
+        await client.store.one(client.kernel.offer("gpu", number, 0, offers))
+        stream = client.keys.queue("gpu", number).stream
+        for consumer in ("one", "two")[: number + 1]:
+            await client.store.one(
+                Call.plain("XREADGROUP", "GROUP", WORKERS, consumer, "COUNT", 1, "STREAMS", stream, ">")
+            )
+    assert (await StatusCollector(client).collect()).queues == [
+        Queue(name="gpu", waiting=1, running=5, workers=2),
+        Queue(name="idle"),
+    ]
 
 
 async def test_garbage_in_views_and_beats_is_left_out(client: Client) -> None:

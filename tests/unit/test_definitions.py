@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,37 @@ from streamflow.pure.definitions import App
 from streamflow.pure.errors import InvalidName, UsageError
 from streamflow.pure.reducing import Decision, Event
 from streamflow.pure.retry import Retry
+
+
+def _computes(value: int) -> int:
+    return value
+
+
+async def _is_async(value: int) -> int:
+    return value
+
+
+def test_a_step_may_run_in_a_process_of_its_own() -> None:
+    assert App().step(process=True)(_computes).process
+    assert not App().step(_computes).process
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (_is_async, "is async"),
+        (lambda value: value, "another process can't import"),
+        (len, "takes a plain function"),
+    ],
+)
+def test_a_function_that_another_process_cannot_find_is_refused(function: Any, why: str) -> None:
+    def nested(value: int) -> int:
+        return value
+
+    with pytest.raises(UsageError, match=why):
+        App().step(process=True, name="s")(function)
+    with pytest.raises(UsageError, match="define it at the top of its module"):
+        App().step(process=True)(nested)
 
 
 def test_names_default_to_the_functions_and_can_be_given() -> None:

@@ -23,7 +23,8 @@ from streamflow.edges.embedded import EmbeddedServer
 from streamflow.pure.settings import Settings
 from streamflow.pure.view_registry import VIEWS
 from streamflow.runtime.daemon import Daemon
-from streamflow.store.keys import NamespaceKeys, ShardKeys
+from streamflow.runtime.worker import Worker
+from streamflow.store.keys import NamespaceKeys, QueueKeys, ShardKeys
 from streamflow.store.scripts import load_scripts
 
 ROOT = Path(__file__).parents[2]
@@ -100,9 +101,11 @@ def test_decisions_are_numbered_and_listed_in_order() -> None:
 def test_the_keys_are_those_of_the_code() -> None:
     shard = ShardKeys("<ns>", cast("int", "<shard>"))
     namespace = NamespaceKeys("<ns>")
+    queue = QueueKeys("<ns>", "<queue>", cast("int", "<partition>"))
     strings = chain(
+        (getattr(queue, name) for name in QueueKeys.__slots__),
         (getattr(shard, name) for name in ShardKeys.__slots__ if name not in {"number", "prefix", "run_prefix"}),
-        (value for name, value in vars(namespace).items() if name not in {"namespace", "prefix", "_shards"}),
+        (value for name, value in vars(namespace).items() if name not in {"namespace", "prefix", "_shards", "_queues"}),
         (shard.run("<id>"), shard.index("<status>", "<workflow>"), shard.tenant("<tenant>"), namespace.view("<name>")),
         (shard.attribute("<name>", "<value>"), shard.published("<id>"), shard.answer("<ask>")),
     )
@@ -227,6 +230,18 @@ async def _serving(daemon: Daemon) -> AsyncGenerator[None]:
         ready.cancel()
         daemon.stop()
         await task
+
+
+@pytest.mark.anyio
+async def test_the_guides_steps_of_queues_run(embedded_server: EmbeddedServer, namespace: str) -> None:
+    flows = _module("queues", blocks(ROOT / "docs/guide/queues.md", "python")[0])
+    settings = Settings(redis=embedded_server.url, namespace=namespace, shards=4)
+    worker = Worker(flows.app, settings, ["gpu", "cpu"])
+    async with _serving(Daemon(flows.app, settings)), sf.connect(embedded_server.url, namespace=namespace) as client:
+        working = asyncio.create_task(worker.run())
+        assert await (await client.start(flows.index, ["one", "two"])).result(timeout=20) == 2
+        worker.stop()
+        await working
 
 
 @pytest.mark.anyio

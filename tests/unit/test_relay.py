@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
+from streamflow.pure.commands import StepJob
+from streamflow.pure.definitions import Step
 from streamflow.pure.errors import StoreError, StoreUnavailable
 from streamflow.runtime import relay as relay_module
+from streamflow.runtime.messages import encode_job
 from streamflow.runtime.relay import Relay
 from streamflow.store.connection import Call
+from streamflow.store.kernel import WORKERS
 from tests.unit.stand_ins import KERNEL, FakeStore, owned
 
 pytestmark = pytest.mark.anyio
@@ -129,9 +134,63 @@ async def test_a_shard_taken_anew_during_a_delivery_keeps_what_it_handed_over() 
     assert after.sent == ["7-1", "7-2"]
 
 
+def _step(queue: str) -> Step[..., Any]:
+    step: Step[..., Any] = Step(lambda: None, "s", queue="gpu")
+    step.queue = queue  # also one that the door wouldn't let through
+    return step
+
+
+def job(seq: int, queue: str = "gpu") -> StepJob:
+    return StepJob(seq, 1, _step(queue), Raw(b"\x90"))
+
+
+def attempt(number: int, seq: int, *, partition: int = 3, queue: str = "gpu", revoked: bool = False) -> Message:
+    return f"7-{number}", partition, "revoke" if revoked else "step", "r", encode_job(job(seq, queue), revoked=revoked)
+
+
+async def test_attempts_and_their_revocations_go_to_their_queue_in_one_order() -> None:
+    store = FakeStore(offer="", deliver="", HSET=1)
+    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay.hand_over(source, [attempt(1, 1), message(2, target=3), attempt(3, 2), attempt(4, 1, revoked=True)])
+    assert await relay.run_once()
+    [offer] = store.sent("offer")
+    assert offer.keys[0] == KERNEL.keys.queue("gpu", 3).stream
+    assert offer.args[:2] == ["shard:0", WORKERS]
+    rows = [offer.args[at : at + 5] for at in range(2, len(offer.args), 7)]
+    assert rows == [["7-1", "step", "r", 1, 1], ["7-3", "step", "r", 2, 1], ["7-4", "revoke", "r", 1, 1]]
+    assert [numbers(call) for call in store.sent("deliver")] == [["7-2"]]
+    assert sorted(source.sent) == ["7-1", "7-2", "7-3", "7-4"]
+
+
+async def test_queues_and_partitions_have_offers_of_their_own_and_a_queue_is_registered_once() -> None:
+    store = FakeStore(offer="", HSET=1)
+    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay.hand_over(source, [attempt(1, 1), attempt(2, 2, partition=4), attempt(3, 3, queue="cpu")])
+    assert await relay.run_once()
+    relay.hand_over(source, [attempt(4, 4)])
+    assert await relay.run_once()
+    streams = [KERNEL.keys.queue(*place).stream for place in (("gpu", 3), ("gpu", 4), ("cpu", 3), ("gpu", 3))]
+    assert [call.keys[0] for call in store.sent("offer")] == streams
+    [registered] = store.sent("HSET")
+    assert registered.args == ["HSET", KERNEL.keys.queues, "cpu", 8, "gpu", 8]
+
+
 @pytest.mark.parametrize(
     "spoilt",
-    [("7-1", 1, "start", "r", b"\xc1"), ("7-1", 1, "start", "r", b"\x94\xa1\xff"), ("7-1", -1, "signal", "r", b"")],
+    [
+        ("7-1", 1, "step", "r", b"\xc1"),
+        ("7-1", 8, "step", "r", encode_job(job(1))),
+        (
+            "7-1",
+            1,
+            "revoke",
+            "r",
+            encode_job(job(1, "")),
+        ),
+        ("7-1", 1, "start", "r", b"\xc1"),
+        ("7-1", 1, "start", "r", b"\x94\xa1\xff"),
+        ("7-1", -1, "signal", "r", b""),
+    ],
 )
 async def test_a_spoilt_entry_is_dropped_and_the_others_go(spoilt: Message, caplog: pytest.LogCaptureFixture) -> None:
     store = FakeStore(deliver="")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from streamflow.edges.screen.live import watch
-from streamflow.edges.screen.model import Daemon, Server, Shard, Status, daemon_from, shards_from
+from streamflow.edges.screen.model import Daemon, Queue, Server, Shard, Status, daemon_from, shards_from
 from streamflow.edges.screen.safe import safe, safe_text
 from streamflow.edges.screen.status import StatusScreen, render_status, status_lines
 from streamflow.edges.screen.style import duration, number, size, sparkline
@@ -183,6 +183,12 @@ def test_a_status_survives_json() -> None:
 
 # --- the screen -----------------------------------------------------------------------------------------------------
 
+
+def with_queues(shown: Status, *names: str) -> Status:
+    shown.queues = [Queue(name=name, waiting=12 * n, running=n, workers=n) for n, name in enumerate(names)]
+    return shown
+
+
 EXTREMES = {
     "usual": status(),
     "no daemons": status(daemons=0),
@@ -192,6 +198,8 @@ EXTREMES = {
     "more daemons than letters": status(daemons=70, shards=140),
     "long names": status(evil="-very-long-name" * 20),
     "evil": status(evil=EVIL),
+    "queues": with_queues(status(), "gpu", "cpu"),
+    "evil queues": with_queues(status(), EVIL),
     "wide characters": status(evil="日本語" * 40),
 }
 
@@ -222,6 +230,18 @@ def test_at_80_by_24_every_part_is_there() -> None:
     shown = text(status(), 80, 24)
     for part in ("THROUGHPUT", "RUNS", "DAEMONS 3", "SHARDS 256", "WORKFLOWS 7", "STEPS 9", "FAILURES", "OLDEST OPEN"):
         assert part in shown
+
+
+def test_queues_are_shown_where_there_are_some_and_a_missing_worker_stands_out() -> None:
+    made = with_queues(status(), "gpu", "cpu")
+    made.queues[0].waiting = 3
+    for width in (80, 120):
+        lines = status_lines(made, width, 40)
+        shown = "\n".join(line.plain for line in lines)
+        assert re.search(r"QUEUES 2 +waiting +running +workers", shown)
+        assert re.search(r"cpu +12 +1 +1\b", shown)
+        assert re.search(r"gpu +3 +0 +none\b", shown)
+        assert "QUEUES" not in "".join(line.plain for line in status_lines(status(), width, 40))
 
 
 def test_a_larger_terminal_shows_more() -> None:

@@ -41,6 +41,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Operations": {
         "daemon": ("serve", "Own shards, run workflows and steps, until SIGTERM."),
+        "worker": ("serve", "Run the steps of queues, until SIGTERM."),
         "status": ("look", "Daemons, shards, throughput, latencies and failures."),
         "tail": ("tail", "Show what happens in all shards, live."),
         "views": ("act", "Look after the cross-shard views."),

@@ -78,6 +78,8 @@ def dev(words: str | None, directory: Path, memory: bool, port: int | None, name
             names = f"{port_given}{f' --namespace {namespace}' if namespace else ''}"
             click.echo(f"server: {server.url} ({'nothing is kept' if memory else f'data in {server.directory}'})")
             click.echo(f"start a run: streamflow enqueue {next(iter(app.workflows))}{names}")
+            for queue in app.queues:
+                click.echo(f"steps of queue {queue} need: streamflow worker --app {words} --queue {queue}{names}")
             if screen:
                 return await _with_screen(words, server, namespace)
             await _with_log(app, server, namespace)

@@ -1,6 +1,6 @@
-"""`daemon`: its options come from the settings, one each.
+"""`daemon` and `worker`: their options come from the settings, one each.
 
-Owns: making the options, the log's format, the event loop. Must not: name a setting or a default by itself.
+Owns: making the options, the log's format, the event loop. Must not: name a default by itself.
 Called by: the group in `cli`.
 """
 
@@ -9,16 +9,18 @@ from __future__ import annotations
 import enum
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 import msgspec
 
+from streamflow.edges.cli import closest
 from streamflow.edges.cli.base import has_uvloop, reach
 from streamflow.edges.logs import FORMATS, LEVELS, set_up
 from streamflow.pure.errors import UsageError
-from streamflow.pure.settings import Settings, load_settings
+from streamflow.pure.names import check_name
+from streamflow.pure.settings import WORKER_CONCURRENCY, Settings, load_settings
 
 if TYPE_CHECKING:
     from streamflow.pure.definitions import App
@@ -33,7 +35,16 @@ NO_APP = (
 
 def settings_options(command: F) -> F:
     """An option for each field of `Settings`. None means not given: `load_settings` looks at the environment then."""
-    for field in reversed(msgspec.structs.fields(Settings)):
+    return _options(command, [field.name for field in msgspec.structs.fields(Settings)])
+
+
+def worker_options(command: F) -> F:
+    """Options for the fields of `Settings` that mean something to a worker."""
+    return _options(command, ["redis", "namespace", "processes", "grace", "worker_timeout"])
+
+
+def _options(command: F, names: list[str]) -> F:
+    for field in reversed([field for field in msgspec.structs.fields(Settings) if field.name in names]):
         kind: type = field.type.__origin__
         is_enum = issubclass(kind, enum.Enum)
         type_ = cast("Any", click.Choice([member.value for member in kind]) if issubclass(kind, enum.Enum) else kind)
@@ -88,13 +99,66 @@ def daemon(words: str | None, log_format: str | None, log_level: str, **options:
     serve(load(words), settings)
 
 
-def load(words: str | None) -> App:
+@click.command()
+@app_option
+@click.option("--queue", "queues", multiple=True, metavar="NAME", help="A queue to serve; may be given several times.")
+@click.option(
+    "--concurrency", type=click.IntRange(min=1), metavar="N", envvar="STREAMFLOW_WORKER_CONCURRENCY",
+    default=WORKER_CONCURRENCY, show_default=True, show_envvar=True,
+    help="Steps that run at the same time, in tasks or threads.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Serve queues that no step of the app names (calls may, with options()).")
+@worker_options
+@log_options
+def worker(
+    words: str | None,
+    queues: tuple[str, ...],
+    concurrency: int,
+    force: bool,
+    log_format: str | None,
+    log_level: str,
+    **options: Any,
+) -> None:
+    """Run the steps of queues, until SIGTERM.
+
+    For steps with queue=NAME. Start any number of workers for a queue, on any machine that reaches the server; they
+    need the same app as the daemons. On SIGTERM or Ctrl-C a worker lets its steps finish and hands the rest back; a
+    second time it leaves at once. Logs go to stderr.
+
+    \b
+    Example:
+      streamflow worker --app flows:app --queue gpu --concurrency 2
+    """
+    settings = msgspec.structs.replace(load_settings(options), concurrency=concurrency)
+    log_format = log_format or ("text" if sys.stderr.isatty() else "json")
+    set_up(log_format, log_level)
+    app = _load_app(words)
+    known = app.queues
+    named = f"its steps name: {', '.join(known)}" if known else "its steps name none: write @app.step(queue=…)"
+    if not queues:
+        raise UsageError(f"which queue? Name at least one with --queue; {named}")
+    for queue in queues:
+        check_name("queue", queue)
+        if queue not in known and not force:
+            raise UsageError(
+                f"no step of the app of {words} has queue={queue!r}{closest(queue, known)}; {named}. "
+                "If calls name it with options(queue=…), add --force."
+            )
+    serve_queues(app, settings, queues)
+
+
+def _load_app(words: str | None) -> App:
     """Raises `UsageError`."""
     from streamflow.edges.loading import load_app
 
     if not words:
         raise UsageError(NO_APP)
-    app = load_app(words)
+    return load_app(words)
+
+
+def load(words: str | None) -> App:
+    """The app of a daemon. Raises `UsageError`."""
+    app = _load_app(words)
     if not app.workflows:
         raise UsageError(f"the app of {words} has no workflow: register one with @app.workflow")
     return app
@@ -102,9 +166,30 @@ def load(words: str | None) -> App:
 
 def serve(app: App, settings: Settings) -> None:
     """A daemon in this process, until a signal."""
+
+    async def run() -> None:
+        from streamflow.runtime.daemon import Daemon
+
+        await Daemon(app, settings).run(signals=True)
+
+    _run(run, settings)
+
+
+def serve_queues(app: App, settings: Settings, queues: Sequence[str]) -> None:
+    """A worker in this process, until a signal."""
+
+    async def run() -> None:
+        from streamflow.runtime.worker import Worker
+
+        await Worker(app, settings, queues).run(signals=True)
+
+    _run(run, settings)
+
+
+def _run(serving: Callable[[], Coroutine[Any, Any, None]], settings: Settings) -> None:
+    """Once the server has answered."""
     import anyio
 
-    from streamflow.runtime.daemon import Daemon
     from streamflow.store.connection import Store
 
     async def run() -> None:
@@ -113,6 +198,6 @@ def serve(app: App, settings: Settings) -> None:
             await reach(probe)
         finally:
             await probe.close()
-        await Daemon(app, settings).run(signals=True)
+        await serving()
 
     anyio.run(run, backend_options={"use_uvloop": has_uvloop()})

@@ -51,6 +51,15 @@ class Shard(msgspec.Struct, kw_only=True):
     lag: int = 0
 
 
+class Queue(msgspec.Struct, kw_only=True):
+    """A queue of steps: those that wait for a worker, those that workers have, and live workers."""
+
+    name: str
+    waiting: int = 0
+    running: int = 0
+    workers: int = 0
+
+
 class Status(msgspec.Struct, kw_only=True):
     """`views`: merged and rendered, see `pure/view_registry.py`. `oldest` rows: [run id, workflow, started ms]."""
 
@@ -63,6 +72,7 @@ class Status(msgspec.Struct, kw_only=True):
     shards_unowned: int = 0
     shards: list[Shard] = []
     """Empty when nobody asked for each shard."""
+    queues: list[Queue] = []
     views: dict[str, Any] = {}
     views_as_of: int = 0
     """When the views were merged, ms; 0: never."""

@@ -18,6 +18,7 @@ from streamflow.edges.screen import blocks
 from streamflow.edges.screen.blocks import Block
 from streamflow.edges.screen.grid import beside, fit
 from streamflow.edges.screen.model import Status
+from streamflow.edges.screen.queues import queues
 
 TWO_COLUMNS = 116
 MARGIN = 3
@@ -47,6 +48,8 @@ def status_lines(status: Status, width: int, height: int | None = None, problem:
             blocks.shards(status, half, _map_rows(height)),
             blocks.failures(status, half),
         ]
+        if (waiting := queues(status, half)) is not None:
+            one.insert(1, waiting)
         two = [blocks.workflows(status, other), blocks.steps(status, other), blocks.oldest(status, other)]
         tenants = blocks.tenants(status, other)
         if tenants is not None and (height is None or height >= 36):
@@ -76,6 +79,8 @@ def _parts(status: Status, width: int, height: int | None) -> list[Block]:
         blocks.failures(status, width),
         blocks.oldest(status, width),
     ]
+    if (waiting := queues(status, width)) is not None:
+        parts.insert(1, waiting)
     tenants = blocks.tenants(status, width) if height is None or height >= 36 else None
     return [*parts, tenants] if tenants is not None else parts
 

@@ -1,0 +1,78 @@
+"""One partition of a queue, for the tests of its verbs: offers, reads as a worker does them, and what is there.
+
+Owns: no test. The keys are those of the shard fixture's namespace.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamflow.store.kernel import WORKERS, Claim, Offer
+from tests.kernel.support import Shard
+
+
+class Partition:
+    def __init__(self, shard: Shard, queue: str = "gpu", number: int = 0) -> None:
+        self.shard = shard
+        self.kernel = shard.kernel
+        self.keys = shard.namespace.queue(queue, number)
+        self.at = (queue, number)
+        self._numbers = 0
+
+    def step(
+        self, run: str = "r1", seq: int = 1, attempt: int = 1, details: bytes = b"", body: bytes = b"body"
+    ) -> Offer:
+        self._numbers += 1
+        return Offer(f"5-{self._numbers}", "step", run, seq, attempt, details, body)
+
+    def revoke(self, run: str = "r1", seq: int = 1, attempt: int = 1) -> Offer:
+        self._numbers += 1
+        return Offer(f"5-{self._numbers}", "revoke", run, seq, attempt, b"", b"")
+
+    async def offer(self, *offers: Offer, source: int = 3) -> str:
+        return await self.shard.do(self.kernel.offer(*self.at, source, offers))
+
+    async def read(self, consumer: str = "one", count: int = 10) -> list[str]:
+        """Take new entries as a worker; gives their ids."""
+        words = ("XREADGROUP", "GROUP", WORKERS, consumer, "COUNT", count, "STREAMS", self.keys.stream, ">")
+        reply: Any = await self.shard.plain(*words)
+        return [entry.decode() for _, entries in reply or [] for entry, _ in entries]
+
+    async def taken(self, *offers: Offer, consumer: str = "one") -> list[Claim]:
+        """Offer attempts and take them: the claims on them."""
+        await self.offer(*offers)
+        entries = await self.read(consumer)
+        return [Claim(entry, f"{one.run_id}/{one.seq}") for entry, one in zip(entries, offers, strict=True)]
+
+    async def keep(self, *claims: Claim, consumer: str = "one") -> str:
+        return await self.shard.do(self.kernel.keep(*self.at, consumer, claims))
+
+    async def reap(self, idle_ms: int = 0, quiet_ms: int = 3_600_000, limit: int = 100) -> list[Any]:
+        return await self.shard.do(self.kernel.reap(*self.at, idle_ms, quiet_ms, limit))
+
+    async def finish(self, *claims: Claim) -> None:
+        await self.shard.do(self.kernel.finish(*self.at, claims))
+
+    async def requeue(self, *claims: Claim, consumer: str = "one") -> int:
+        return await self.shard.do(self.kernel.requeue(*self.at, consumer, claims))
+
+    async def entries(self) -> list[dict[str, bytes]]:
+        return [fields for _, fields in await self.shard.stream(self.keys.stream)]
+
+    async def places(self) -> dict[str, str]:
+        fields: dict[bytes, bytes] = await self.shard.plain("HGETALL", self.keys.steps)
+        return {step.decode(): place.decode() for step, place in fields.items()}
+
+    async def details(self) -> dict[str, bytes]:
+        fields: dict[bytes, bytes] = await self.shard.plain("HGETALL", self.keys.details)
+        return {entry.decode(): told for entry, told in fields.items()}
+
+    async def pending(self) -> list[tuple[str, str]]:
+        """(entry, consumer) of all that is pending."""
+        # In a script, because redis-py takes the answer of XPENDING for its other form.
+        ask = "return redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 100)"
+        reply: Any = await self.shard.plain("EVAL", ask, 1, self.keys.stream, WORKERS)
+        return [(entry.decode(), consumer.decode()) for entry, consumer, *_ in reply]
+
+    async def is_empty(self) -> bool:
+        return not (await self.entries() or await self.places() or await self.details() or await self.pending())

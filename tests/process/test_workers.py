@@ -1,0 +1,199 @@
+"""Real `streamflow worker` processes: steps run there, and go on elsewhere when one is killed, paused or stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import streamflow as sf
+from streamflow.edges.embedded import EmbeddedServer
+from streamflow.pure.events import StepCompleted, StepRetrying
+from streamflow.pure.settings import Settings
+from streamflow.runtime.daemon import Daemon
+from streamflow.store.connection import Call
+from tests.process import queue_flows as flows
+from tests.process.faults import ServingProcess, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+
+FLOWS = Path(__file__).with_name("queue_flows.py")
+Start = Callable[..., ServingProcess]
+
+
+@pytest.fixture
+async def start_worker(embedded_server: EmbeddedServer, namespace: str, tmp_path: Path) -> AsyncIterator[Start]:
+    """Starts `streamflow worker --queue gpu`; all end with the test."""
+    started: list[ServingProcess] = []
+
+    def start(*words: str, app: Path = FLOWS, timeout: float = 1.0) -> ServingProcess:
+        command = ("worker", "--app", f"{app}:app", "--queue", "gpu", "--worker-timeout", str(timeout), *words)
+        log = tmp_path / f"worker-{len(started)}.log"
+        started.append(ServingProcess(*command, url=embedded_server.url, namespace=namespace, log=log))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        await worker.end()
+
+
+@asynccontextmanager
+async def daemon(server: EmbeddedServer, namespace: str, app: sf.App = flows.app) -> AsyncIterator[sf.Client]:
+    """A daemon in this process, and a client."""
+    one = Daemon(app, Settings(redis=server.url, namespace=namespace, shards=4))
+    serving = asyncio.create_task(one.run())
+    try:
+        await asyncio.wait_for(one.ready.wait(), 20)
+        async with sf.connect(server.url, namespace=namespace) as client:
+            yield client
+    finally:
+        one.stop()
+        await serving
+
+
+def who_runs(file: Path) -> set[int]:
+    """Pids of the workers that began the step."""
+    return {int(path.suffix[1:]) for path in file.parent.glob(f"{file.name}.*") if path.suffix[1:].isdigit()}
+
+
+async def begun(file: Path, count: int = 1) -> set[int]:
+    async def enough() -> bool:
+        return len(who_runs(file)) >= count
+
+    await until(enough, f"{count} workers began the step")
+    return who_runs(file)
+
+
+async def there(file: Path) -> bool:
+    return file.exists()
+
+
+async def events_of(run: sf.Run[Any], kind: type[Any]) -> list[Any]:
+    return [event for transition in await run.history() for event in transition.events if isinstance(event, kind)]
+
+
+async def test_steps_run_in_worker_processes_with_the_console_script_and_a_file(
+    embedded_server: EmbeddedServer, namespace: str, start_worker: Start
+) -> None:
+    worker = start_worker("--processes", "1")
+    async with daemon(embedded_server, namespace) as client:
+        assert await (await client.start(flows.asks_who)).result(timeout=30) == worker.pid
+        total, pid = await (await client.start(flows.computes, [1, 2, 3])).result(timeout=30)
+        assert total == 6
+        assert pid not in (os.getpid(), worker.pid)
+
+
+async def test_a_file_that_has_the_name_of_another_module_can_have_steps_in_processes(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, start_worker: Start
+) -> None:
+    file = tmp_path / "types.py"  # the standard library has one
+    file.write_text(FLOWS.read_text())
+    start_worker("--processes", "1", app=file)
+    async with daemon(embedded_server, namespace) as client:
+        total, _ = await (await client.start(flows.computes, [4, 5])).result(timeout=30)
+        assert total == 9
+
+
+async def test_a_step_of_a_killed_worker_runs_again_at_another_one_and_knows_what_was_told(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, start_worker: Start
+) -> None:
+    file = tmp_path / "step"
+    victim = start_worker()
+    async with daemon(embedded_server, namespace) as client:
+        run = await client.start(flows.waits, str(file))
+        assert await begun(file) == {victim.pid}
+        await asyncio.sleep(0.5)  # a sign of life every quarter of a second carries what the step told
+        victim.send(signal.SIGKILL)
+        assert await victim.wait() == -signal.SIGKILL
+        other = start_worker()
+        assert await begun(file, 2) == {victim.pid, other.pid}
+        (tmp_path / "step.go").touch()
+        assert await run.result(timeout=30) == [other.pid, 2, 10]
+        [lost] = await events_of(run, StepRetrying)
+        assert (lost.failure.kind, f"-{victim.pid}-" in lost.failure.message) == ("WorkerLost", True)
+
+
+async def test_a_paused_worker_is_given_up_and_its_late_outcome_changes_nothing(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, start_worker: Start
+) -> None:
+    file = tmp_path / "step"
+    paused = start_worker("--concurrency", "1")
+    async with daemon(embedded_server, namespace) as client:
+        run = await client.start(flows.waits, str(file))
+        assert await begun(file) == {paused.pid}
+        paused.send(signal.SIGSTOP)
+        other = start_worker("--concurrency", "1")
+        assert await begun(file, 2) == {paused.pid, other.pid}
+        (tmp_path / "step.go").touch()
+        assert (await run.result(timeout=30))[:2] == [other.pid, 2]
+        paused.send(signal.SIGCONT)
+        # It finds that its step was given up, and goes on serving.
+        other.send(signal.SIGKILL)
+        await other.wait()
+        assert await (await client.start(flows.asks_who)).result(timeout=30) == paused.pid
+        [lost] = await events_of(run, StepRetrying)
+        assert (lost.failure.kind, f"-{paused.pid}-" in lost.failure.message) == ("WorkerLost", True)
+        assert [event.attempt for event in await events_of(run, StepCompleted)] == [2]
+        assert not paused.logged("Traceback")
+
+
+async def _logged(worker: ServingProcess, text: str) -> bool:
+    return worker.logged(text)
+
+
+async def test_sigterm_hands_back_what_does_not_finish_in_time(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, start_worker: Start
+) -> None:
+    file = tmp_path / "step"
+    leaving = start_worker("--grace", "0.2", timeout=600)
+    async with daemon(embedded_server, namespace) as client:
+        run = await client.start(flows.waits, str(file))
+        assert await begun(file) == {leaving.pid}
+        leaving.send(signal.SIGTERM)
+        assert await leaving.wait() == 0
+        assert leaving.logged("steps that go on elsewhere: 1")
+        other = start_worker(timeout=600)
+        assert await begun(file, 2) == {leaving.pid, other.pid}
+        (tmp_path / "step.go").touch()
+        assert await run.result(timeout=30) == [other.pid, 1, 10]
+        assert await events_of(run, StepRetrying) == []
+
+
+async def test_cancelling_a_run_reaches_a_thread_of_a_worker_process(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, start_worker: Start
+) -> None:
+    file = tmp_path / "step"
+    start_worker()
+    async with daemon(embedded_server, namespace) as client:
+        run = await client.start(flows.polls, str(file))
+        await until(lambda: there(tmp_path / "step.begun"), "the step began")
+        await run.cancel()
+        await until(lambda: there(tmp_path / "step.stopped"), "the step noticed")
+
+
+async def test_a_worker_waits_for_the_namespace_and_survives_a_server_that_lost_everything(
+    namespace: str, tmp_path: Path
+) -> None:
+    async with EmbeddedServer(memory=True) as server:
+        log = tmp_path / "worker.log"
+        command = ("worker", "--app", f"{FLOWS}:app", "--queue", "gpu")
+        worker = ServingProcess(*command, url=server.url, namespace=namespace, log=log)
+        try:
+            await until(lambda: _logged(worker, "waiting for its first daemon"), "the worker waits")
+            async with daemon(server, namespace) as client:
+                assert await (await client.start(flows.asks_who)).result(timeout=30) == worker.pid
+                keys = [client.keys.queue("gpu", number).stream for number in range(8)]
+                await client.store.one(Call.plain("DEL", *keys))
+                assert await (await client.start(flows.asks_who)).result(timeout=30) == worker.pid
+            lines = [json.loads(line) for line in log.read_text().splitlines()]
+            assert any("queues are set up" in line["message"] for line in lines)
+            assert worker.process.poll() is None
+        finally:
+            await worker.end()

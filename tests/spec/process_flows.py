@@ -1,0 +1,84 @@
+"""Steps that run in processes of their own: a module, because another process imports it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+import streamflow as sf
+
+app = sf.App()
+
+
+class Sum(msgspec.Struct):
+    value: int
+    pid: int
+
+
+@app.step(process=True)
+def add(numbers: list[int], *, plus: int = 0) -> Sum:
+    return Sum(sum(numbers) + plus, os.getpid())
+
+
+@app.step(process=True, retry=sf.Retry(attempts=9, initial=0.0, never=(LookupError,)))
+def refuse(key: str) -> None:
+    raise KeyError(key)
+
+
+@app.step(process=True, retry=sf.Retry(attempts=2, initial=0.0))
+def die() -> int:
+    if sf.step_info().attempt == 1:
+        os._exit(7)
+    return sf.step_info().attempt
+
+
+@app.step(process=True, queue="cpu")
+def know() -> list[str]:
+    info = sf.step_info()
+    print("a step may print: the pipe is not its stdout")
+    return [info.run_id, info.step, info.key, str(sf.cancelled())]
+
+
+@app.step(process=True, retry=sf.NO_RETRY)
+def tell() -> None:
+    sf.heartbeat(1)
+
+
+@app.step(process=True, retry=sf.NO_RETRY)
+def spin(file: str) -> None:
+    Path(file).write_text(str(os.getpid()))
+    while True:
+        time.sleep(0.01)
+
+
+@app.workflow
+async def sums(numbers: list[int]) -> list[Sum]:
+    return list(await sf.gather(add(numbers), add(numbers, plus=1)))
+
+
+@app.workflow
+async def refuses() -> None:
+    await refuse("k")
+
+
+@app.workflow
+async def dies() -> int:
+    return await die()
+
+
+@app.workflow
+async def knows() -> list[str]:
+    return await know()
+
+
+@app.workflow
+async def tells() -> None:
+    await tell()
+
+
+@app.workflow
+async def spins(file: str, timeout: float | None) -> None:
+    await spin.options(timeout=timeout)(file)
