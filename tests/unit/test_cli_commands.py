@@ -24,7 +24,7 @@ from streamflow.pure.settings import Settings
 COMMANDS = [name for section in SECTIONS.values() for name in section]
 PRINT_DATA = ["demo", "enqueue", "runs", "show", "status", "tail", "views", "export", "replay"]
 PRINT_DATA += ["signal", "ask", "read", "cancel", "terminate", "forget"]
-FLOWS = Path(__file__).parents[1] / "process" / "queue_flows.py"
+QUEUE_FLOWS = Path(__file__).parents[1] / "process" / "queue_flows.py"
 NOBODY = "redis://user:secret@127.0.0.1:1"
 """A port that nothing listens on."""
 
@@ -141,14 +141,17 @@ def test_completion_knows_the_commands() -> None:
         (["dev"], "which app?"),
         (["daemon", "--app", "no_such_module:app"], "there is no module 'no_such_module'"),
         (["worker"], "which app?"),
-        (["worker", "--app", f"{FLOWS}:app"], "which queue? Name at least one with --queue; its steps name: gpu"),
+        (["worker", "--app", f"{QUEUE_FLOWS}:app"], "which queue? Name at least one with --queue; its steps name: gpu"),
         (
-            ["worker", "--app", f"{FLOWS}:app", "--queue", "gpv"],
+            ["worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "gpv"],
             "has queue='gpv'; did you mean gpu?; its steps name: gpu",
         ),
-        (["worker", "--app", f"{FLOWS}:app", "--queue", "x"], "If calls name it with options(queue=…), add --force"),
-        (["worker", "--app", f"{FLOWS}:app", "--queue", "a b", "--force"], "queue 'a b' is not allowed"),
-        (["worker", "--app", f"{FLOWS}:app", "--queue", "gpu", "--concurrency", "0"], "--concurrency"),
+        (
+            ["worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "x"],
+            "If calls name it with options(queue=…), add --force",
+        ),
+        (["worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "a b", "--force"], "queue 'a b' is not allowed"),
+        (["worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "gpu", "--concurrency", "0"], "--concurrency"),
         (["daemon", "--app", "x:app", "--shards", "0"], "--shards=0: Expected `int` >= 1"),
         (["daemon", "--app", "x:app", "--partition", "odd"], "'odd'"),
         (["status", "--redis", "http://127.0.0.1"], "can't use the server URL"),
@@ -168,7 +171,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(words: list[str], says: str) ->
 
 
 def test_a_worker_without_a_server_says_so() -> None:
-    shown = invoke("worker", "--app", f"{FLOWS}:app", "--queue", "gpu", "--queue", "other", "--force")
+    shown = invoke("worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "gpu", "--queue", "other", "--force")
     assert shown.exit_code == 1
     assert "no answer from redis://***@127.0.0.1:1" in shown.stderr
 
