@@ -421,6 +421,8 @@ class TaskGroup(Scope):
         if error is not None and not isinstance(error, OUTCOMES):
             return False
         self._leaving = True
+        if self.fiber is not None:
+            self.fiber.withdraw(self)  # the block is over already
         outside: BaseException | None = None
         if isinstance(error, Exception):
             self._errors.append(error)

@@ -160,6 +160,54 @@ async def test_a_parent_that_fails_cancels_the_children_that_still_run(serve: Se
             await client.run("p.1").result(10)
 
 
+@app.workflow
+async def leaves(policy: str) -> str:
+    await sf.start(patient, id="the-child", on_parent_end=policy)  # type: ignore[arg-type]
+    return "the parent's result"
+
+
+async def test_a_child_that_was_started_detached_outlives_its_parent(serve: Serve) -> None:
+    async with serve(app) as (client, _):
+        assert await (await client.start(leaves, "abandon")).result(10) == "the parent's result"
+        child = client.run("the-child", str)
+        await child.signal("go", "alone")
+        assert await child.result(10) == "alone"
+
+
+async def test_a_parent_may_wait_for_its_children_at_its_end(serve: Serve) -> None:
+    async with serve(app) as (client, _):
+        run = await client.start(leaves, "wait")
+        await reduced(client, "the-child")
+        assert (await run.describe()).status is sf.Status.RUNNING
+        await client.run("the-child").signal("go", "done")
+        assert await run.result(10) == "the parent's result"
+        assert await client.run("the-child", str).result(10) == "done"
+
+
+async def test_children_are_cancelled_with_their_parent_unless_something_else_is_said(serve: Serve) -> None:
+    async with serve(app) as (client, _):
+        assert await (await client.start(leaves, "cancel")).result(10) == "the parent's result"
+        with pytest.raises(sf.RunCancelled, match=r"the parent run .* ended"):
+            await client.run("the-child").result(10)
+
+
+async def test_ten_thousand_children_of_one_run(serve: Serve) -> None:
+    local = sf.App()
+
+    @local.workflow
+    async def one(n: int) -> int:
+        return n
+
+    @local.workflow
+    async def all_of_them(count: int) -> int:
+        return sum(await sf.gather(*(one(n) for n in range(count))))
+
+    async with serve(local) as (client, _):
+        run = await client.start(all_of_them, 10_000)
+        assert await run.result(40) == sum(range(10_000))
+        assert len(await run.history()) < 1000, "many outcomes are one transition"
+
+
 async def test_a_child_can_be_given_an_id(serve: Serve) -> None:
     async with serve(app) as (client, _):
         assert await (await client.start(named_child, "the-leaf")).result(10) == [42]

@@ -344,6 +344,23 @@ def test_cancel_ends_a_group_quietly(crash: bool) -> None:
     assert result_of(run.last) == "after"
 
 
+def test_cancel_at_the_end_of_the_block_ends_it_quietly_too(crash: bool) -> None:
+    app = make_app()
+    act = app.steps["act"]
+
+    @app.workflow
+    async def flow() -> Any:
+        async with sf.task_group() as group:
+            group.start_soon(act, "a")
+            await act("go")
+            group.cancel()
+        return "after"
+
+    run = Run(app, "flow", crash=crash)
+    run.done(waiting(run)["go"])
+    assert kinds(run.last) == ["StepCompleted", "StepCancelled", "RunCompleted"]
+
+
 def test_a_cancelled_run_cancels_its_groups_from_the_inside_out(crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
