@@ -37,6 +37,7 @@ from streamflow.pure.events import (
     HistoryLimitReached,
     Patched,
     RunContinued,
+    RunFailed,
     RunStarted,
     SignalReceived,
 )
@@ -330,7 +331,7 @@ class DrivenMachine(RunMachine):
 
     def _limit_history(self) -> None:
         count = self.events_count
-        if count >= (HARD_EVENTS if self._limited else MAX_EVENTS):
+        if count >= (HARD_EVENTS if self._limited or self.ending is not None else MAX_EVENTS):
             event = HistoryLimitReached(count)
             self.effects.events.append(event)
             self._limit_reached(event)
@@ -340,8 +341,8 @@ class DrivenMachine(RunMachine):
             f"run {self.run_id} has a history of {event.count:,} events, and every one of them is read again when the "
             f"run moves. `raise sf.ContinueAs(…)` before {MAX_EVENTS:,}, or split the work among child runs."
         )
-        if event.count >= HARD_EVENTS:
-            self._fail(failure_of(error))
+        if event.count >= HARD_EVENTS:  # now, whatever children it would wait for
+            self._end_now(RunFailed(self.workflow, self.tenant, self.at - self.started, failure_of(error)))
         else:
             self._limited = True
             self._interrupt(error)

@@ -247,6 +247,16 @@ def test_a_run_that_does_not_know_the_error_fails_with_it(crash: bool) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_a_run_that_waits_for_its_children_at_its_end_is_limited_too(crash: bool) -> None:
+    run = Run(policy_app(), "flow", crash=crash)
+    run.advance(signal("end", "done"))
+    while not run.last.ended:
+        run.advance(signal("end", "nobody listens"))
+    assert kinds(run.last) == ["HistoryLimitReached", "RunFailed"]
+    assert run.machine.events_count < 40
+
+
+@pytest.mark.usefixtures("small")
 def test_one_transition_cannot_decide_without_end(crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
