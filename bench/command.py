@@ -19,6 +19,7 @@ import streamflow
 from .enqueue import bench_enqueue
 from .idle import bench_idle
 from .parked import bench_parked
+from .queue import bench_queue
 from .report import Report
 from .rig import Options, Rig, rig
 from .signals import bench_signals
@@ -36,6 +37,7 @@ WORKLOADS: dict[str, Workload] = {
     "takeover": bench_takeover,
     "enqueue": bench_enqueue,
     "signals": bench_signals,
+    "queue": bench_queue,
 }
 
 
@@ -58,7 +60,7 @@ def command(
     quick: bool,
     as_json: bool,
 ) -> int:
-    """Measure throughput and latency here: chain, fanout, shards, idle, parked, takeover, enqueue, signals.
+    """Measure throughput and latency here: chain, fanout, shards, idle, parked, takeover, enqueue, signals, queue.
 
     Without a WORKLOAD all of them. The server is an embedded Valkey with an append-only file (everysec), in its own
     process; so are the daemons; the client is this process. A figure that misses its target says so; the exit code is 0

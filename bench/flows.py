@@ -23,6 +23,20 @@ async def chain(length: int) -> int:
     return value
 
 
+@app.step(queue="bench")
+async def queued_noop(value: int) -> int:
+    return value + 1
+
+
+@app.workflow
+async def queued_chain(length: int) -> int:
+    """One step after the other, each through the queue to a worker and back."""
+    value = 0
+    for _ in range(length):
+        value = await queued_noop(value)
+    return value
+
+
 @app.workflow
 async def fanout(width: int) -> int:
     """Many steps at once, and a join."""

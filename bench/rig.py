@@ -91,6 +91,7 @@ class Deployment:
     namespace: str
     shards: int
     daemons: list[DaemonProcess] = field(default_factory=list)
+    workers: list[DaemonProcess] = field(default_factory=list)
 
     def add_daemon(self) -> DaemonProcess:
         log = self.rig.folder / f"{self.namespace}-{len(self.daemons)}.log"
@@ -98,6 +99,14 @@ class Deployment:
         daemon = DaemonProcess(APP, self.rig.url, self.namespace, log, settings)
         self.daemons.append(daemon)
         return daemon
+
+    def add_worker(self, queue: str, concurrency: int) -> DaemonProcess:
+        """Ends with the deployment, as a daemon does. Its CPU is counted apart."""
+        log = self.rig.folder / f"{self.namespace}-worker.log"
+        words = ("worker", "--queue", queue, "--concurrency", str(concurrency))
+        worker = DaemonProcess(APP, self.rig.url, self.namespace, log, {"log_level": "warning"}, words)
+        self.workers.append(worker)
+        return worker
 
     async def holders(self) -> list[str]:
         keys = self.client.keys
@@ -152,7 +161,7 @@ async def deployment(rig: Rig, shards: int, daemons: int = 1) -> AsyncGenerator[
             yield made
         finally:
             with anyio.CancelScope(shield=True):
-                for daemon in made.daemons:
+                for daemon in [*made.workers, *made.daemons]:
                     await daemon.end(kill=True)
                 await _delete(rig.redis, namespace)
     gc.collect()

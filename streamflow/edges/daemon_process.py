@@ -1,4 +1,4 @@
-"""A `streamflow daemon` in a process of its own, for the demo and the benchmarks.
+"""A `streamflow daemon` or `worker` in a process of its own, for the demo and the benchmarks.
 
 Owns: its command line, its log file, and that it never outlives this process.
 Must not: restart it, or look at what it does. Called by: demo, bench.
@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -36,13 +36,20 @@ def own_environ() -> dict[str, str]:
 
 
 class DaemonProcess:
-    """Started by the constructor. `settings` are fields of `Settings`, and go before what the environment says."""
+    """Started by the constructor. `settings` are fields of `Settings`, and go before what the environment says.
+    `words` are the command and its own options."""
 
     def __init__(
-        self, app: str, url: str, namespace: str, log: Path, settings: Mapping[str, object] = _NOTHING
+        self,
+        app: str,
+        url: str,
+        namespace: str,
+        log: Path,
+        settings: Mapping[str, object] = _NOTHING,
+        words: Sequence[str] = ("daemon",),
     ) -> None:
         self.log = log
-        command = [sys.executable, "-m", "streamflow", "daemon", "--app", app, "--redis", url, "--namespace", namespace]
+        command = [sys.executable, "-m", "streamflow", *words, "--app", app, "--redis", url, "--namespace", namespace]
         environ = own_environ()
         for name, value in settings.items():
             environ[f"STREAMFLOW_{name.upper()}"] = str(value)
