@@ -13,10 +13,11 @@ can happen at that instant; only `result` and `sleep` let time pass, and that co
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, TypeVar, TypeVarTuple, cast, overload
@@ -36,6 +37,7 @@ from streamflow.edges.histories import History
 from streamflow.edges.listing import RunDescription, RunSummary, Space, describe, instant
 from streamflow.edges.outcomes import not_found
 from streamflow.pure import codec
+from streamflow.pure.attributes import Attribute, same
 from streamflow.pure.definitions import App, Step
 from streamflow.pure.errors import RunConflict, RunEnded, UsageError
 from streamflow.pure.events import AnyEvent, Transition, decode_history
@@ -76,6 +78,7 @@ class Sandbox:
         self.world = World(app, Partition(partition))
         self._space = Space(1, self.world.partition)
         self._started: dict[str, int] = {}
+        self._asked = 0
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> Sandbox:
@@ -137,6 +140,7 @@ class Sandbox:
         status: Status | str | None = None,
         workflow: str | None = None,
         tenant: str | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
         limit: int = 20,
     ) -> list[RunSummary]:
         """The newest `limit` runs that fit all filters, as `client.runs`: latest change of status first."""
@@ -149,6 +153,7 @@ class Sandbox:
             if (wanted is None or run.status == wanted)
             and (workflow is None or run.workflow == workflow)
             and (tenant is None or run.tenant == tenant)
+            and all(same(run.attributes.get(name), value) for name, value in (attributes or {}).items())
         ][:limit]
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -208,13 +213,19 @@ class Sandbox:
         return record.ending
 
     async def _answered(self, run_id: str, ask_id: str, body: bytes) -> bytes:
-        """What a run answers to an ask, encoded. Raises `RunEnded` when it ends without."""
+        """What a run answers to an ask, encoded. Raises `RunEnded` when it ends without.
+
+        Asks are counted: the id that the handle drew would be another one in each play of a scenario.
+        """
+        self._asked += 1
+        body = body.replace(ask_id.encode(), f"{self._asked:032x}".encode())
+        ask_id = f"{self._asked:032x}"
         answers = self.world.answers
         record = self._record(run_id)
         await self._post("ask", run_id, body)
-        await self._drive(lambda: ask_id in answers or bool(record.ending), run_id, _deadline.get())
+        await self._drive(lambda: ask_id in answers or bool(record.ending), run_id, _deadline.get(), "answered")
         if ask_id not in answers:
-            raise RunEnded(f"run {run_id} has ended without an answer", run_id)
+            raise RunEnded(f"run {run_id} has ended without answering", run_id)
         return answers[ask_id]
 
     async def _published(self, run_id: str, *keys: str) -> dict[str, Raw]:
@@ -267,7 +278,7 @@ class Sandbox:
                         "",
                     )
 
-    async def _drive(self, done: Callable[[], bool], run_id: str, until: int | None) -> None:
+    async def _drive(self, done: Callable[[], bool], run_id: str, until: int | None, what: str = "ended") -> None:
         """Let things happen, and time pass when nothing can, until `done`. Past `until` no time passes.
 
         Raises `Stalled`, and `TimeoutError` when it isn't done at `until`.
@@ -287,19 +298,19 @@ class Sandbox:
                 if done():
                     return
                 raise TimeoutError(
-                    f"run {run_id} has not ended within {(until - began_at) / 1000:g} s; it goes on, and waits for "
+                    f"run {run_id} has not {what} within {(until - began_at) / 1000:g} s; it goes on, and waits for "
                     f"{world.waits_for(run_id)}"
                 )
             if at is None:
                 raise Stalled(
-                    f"run {run_id} will never end: nothing is due and nothing runs, and it waits for "
-                    f"{world.waits_for(run_id)}. Send what it waits for first, or give result() a timeout.",
+                    f"run {run_id} will never have {what}: nothing is due and nothing runs, and it waits for "
+                    f"{world.waits_for(run_id)}. Send what it waits for first, or give the wait a timeout.",
                     run_id,
                 )
             if world.transitions - begun > LIMIT:
                 raise Stalled(
-                    f"run {run_id} has not ended after {LIMIT:,} transitions, and it is {self.now:%Y-%m-%d} already; "
-                    f"it waits for {world.waits_for(run_id)}. Give result() a timeout, or use sleep().",
+                    f"run {run_id} has not {what} after {LIMIT:,} transitions, and it is {self.now:%Y-%m-%d} already; "
+                    f"it waits for {world.waits_for(run_id)}. Give the wait a timeout, or use sleep().",
                     run_id,
                 )
             world.now = at
@@ -334,9 +345,21 @@ class SandboxRun(Run[R]):
 
         Also raises `Stalled`, at once, when the run waits for something that can never come.
         """
+        with self._at_most(timeout):
+            return await super().result()
+
+    async def ask(
+        self, name: str, value: Any = None, timeout: float | timedelta | None = None, *, type: Any = Any
+    ) -> Any:
+        """As `sf.Run.ask`; time passes until the run has answered, at most `timeout` seconds of it."""
+        with self._at_most(timeout):
+            return await super().ask(name, value, type=type)
+
+    @contextlib.contextmanager
+    def _at_most(self, timeout: float | timedelta | None) -> Generator[None]:
         token = _deadline.set(None if timeout is None else self._sandbox.world.now + _ms(timeout))
         try:
-            return await super().result()
+            yield
         finally:
             _deadline.reset(token)
 

@@ -14,18 +14,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Any
 
 import msgspec
 
 from streamflow.edges.listing import ending_of, instant
+from streamflow.pure.attributes import merged
 from streamflow.pure.definitions import App
-from streamflow.pure.errors import Failure, RunError
+from streamflow.pure.errors import Failure, RunError, UsageError
 from streamflow.pure.events import (
     AnyEvent,
     ChildFailed,
-    RunContinued,
     Transition,
     decode_history,
     encode_transition,
@@ -112,7 +113,7 @@ class World:
         self._machines: dict[str, RunMachine] = {}
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._lost: dict[tuple[str, int], Attempt] = {}
-        """Attempts that a crash ended, while they are on the agenda and haven't begun again."""
+        """Attempts that a crash ended and that haven't begun again; each keeps its place on the agenda."""
         self._running: Attempt | None = None
         """The one whose function runs now."""
         self._agenda: list[tuple[int, int, InboxMessage | Attempt | Plan]] = []
@@ -146,9 +147,7 @@ class World:
     def next_at(self) -> int | None:
         """Virtual ms of the next thing that happens, if anything does."""
         while self._agenda and self._is_over(self._agenda[0][2]):
-            item = heappop(self._agenda)[2]
-            if isinstance(item, Attempt) and self._lost.get(item.key) is item:
-                del self._lost[item.key]
+            heappop(self._agenda)
         return self._agenda[0][0] if self._agenda else None
 
     async def step(self) -> bool:
@@ -156,7 +155,11 @@ class World:
         at = self.next_at
         if at is None or at > self.now:
             return False
-        item = heappop(self._agenda)[2]
+        item = self._agenda[0][2]
+        if isinstance(item, Attempt) and self._lost.get(item.key) is item:
+            self._find_again(item)
+            return True
+        heappop(self._agenda)
         if isinstance(item, Plan):
             self._planned.pop(item.run_id, None)
             self._reduce(item.run_id, Due())
@@ -175,8 +178,16 @@ class World:
     def _is_over(self, item: InboxMessage | Attempt | Plan) -> bool:
         """An attempt that nobody waits for any more, or a timer that was given up: no time passes for it."""
         if isinstance(item, Attempt):
-            return self._attempts.get(item.key) is not item
+            return item is not self._attempts.get(item.key) and item is not self._lost.get(item.key)
         return isinstance(item, Plan) and self._due(item.run_id) != item.due
+
+    def _find_again(self, attempt: Attempt) -> None:
+        """An attempt that a crash ended and no machine has named: no history tells that a retry has begun, so its
+        machine finds it due. It must do so before the attempt's turn, or the attempt would begin a second time then."""
+        self._reduce(attempt.run_id, Due())
+        due = self._due(attempt.run_id)
+        if self._lost.get(attempt.key) is attempt and (due is None or due > self.now):
+            del self._lost[attempt.key]  # nobody waits for it any more
 
     async def _begin(self, attempt: Attempt) -> None:
         at = instant(self.now)
@@ -189,7 +200,7 @@ class World:
             raise
         finally:
             self._running = None
-        if self._is_over(attempt):
+        if self._attempts.get(attempt.key) is not attempt:
             return
         if attempt.again:
             self._end(attempt, outcome)
@@ -233,6 +244,7 @@ class World:
             self._record(run_id, machine, effects)
         for seq in effects.cancelled:
             self._attempts.pop((run_id, seq), None)
+            self._lost.pop((run_id, seq), None)
         for job in effects.revoked:
             self._attempts.pop((run_id, job.seq), None)
         for message in effects.outbox:
@@ -261,17 +273,14 @@ class World:
             "ended": machine.at if effects.ended else 0,
         }
         if effects.attributes is not None:
-            merged = {**getattr(old, "attributes", {}), **effects.attributes}
-            changes["attributes"] = {name: value for name, value in merged.items() if value is not None}
+            with suppress(UsageError):  # too many together with those of the life before: as in production, none change
+                changes["attributes"] = merged(old.attributes, effects.attributes)
         record.header = msgspec.structs.replace(old, **changes).encode()
         record.state = machine.snapshot()
-        events = effects.events
-        record.log.append(Transition(machine.at, events))
+        record.log.append(Transition(machine.at, effects.events))
         if effects.fresh:
-            begins = max(i for i, event in enumerate(events) if isinstance(event, RunContinued))
             record.transitions.clear()
-            events = events[begins:]
-        record.transitions.append(encode_transition(machine.at, events))
+        record.transitions.append(encode_transition(machine.at, effects.events))
         record.published.update(effects.published or {})
 
     def _deliver(self, target: str, kind: str, body: bytes) -> None:

@@ -54,6 +54,7 @@ async def test_a_history_of_a_server_is_exported_whole_and_replayed(serve: Serve
         history = await read_history(client, run.id)
         assert history.decoded() == await run.history()
     assert (history.head.workflow, history.head.tenant, history.head.status) == ("family", "acme", "completed")
+    assert history.partition == "run"
     sft.replay(app, history)
 
 

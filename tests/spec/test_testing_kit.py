@@ -436,6 +436,15 @@ async def test_a_race_is_decided_as_without_a_crash() -> None:
     assert (await sft.survives_crashes(app, scenario)).result == "forgotten"
 
 
+async def test_retries_that_end_at_the_same_instant_are_all_begun_again() -> None:
+    async def scenario(sandbox: sft.Sandbox) -> int:
+        sandbox.stub(fetch, takes=20)
+        sandbox.stub(fetch, raises=OSError, times=2)
+        return await (await sandbox.start(digest, ["abc", "de"])).result()
+
+    assert (await sft.survives_crashes(app, scenario)).result == 10
+
+
 async def test_a_workflow_that_tosses_coins_is_caught_with_the_event_at_which_it_differs() -> None:
     unfit = sf.App()
     coin = itertools.cycle([True, False])
@@ -535,6 +544,98 @@ async def test_a_scenario_that_fails_undisturbed_fails_as_it_is_and_an_empty_one
         await sft.survives_crashes(app, fails)
     with pytest.raises(AssertionError, match="no transition"):
         await sft.survives_crashes(app, empty)
+
+
+# --- everything that a workflow can do --------------------------------------------------------------------------------
+
+
+@app.workflow
+async def box_office(seats: int) -> int:
+    sf.set_attributes(sold_out=False)
+    while seats:
+        sf.publish("left", seats)
+        request = await sf.question("reserve", int)
+        if request.value > seats:
+            request.refuse(f"only {seats} left")
+        else:
+            seats -= request.value
+            await count(Page("", 1))
+            request.answer(seats)
+    sf.set_attributes(sold_out=True)
+    return seats
+
+
+@app.workflow
+async def account(balance: int) -> int:
+    for _ in range(2):
+        amount = await sf.signal("deposit", int)
+        if not amount:
+            return balance
+        balance += await count(Page("", amount))
+    raise sf.ContinueAs(balance)
+
+
+@app.workflow
+async def hurry() -> str:
+    try:
+        async with sf.timeout(10):
+            await fetch("slow")
+    except TimeoutError:
+        pass
+    page = await sf.race(fetch("slow"), sf.sleep(5))
+    return "late" if page is None else "in time"
+
+
+async def test_a_run_answers_publishes_and_is_found_by_its_attributes(sandbox: sft.Sandbox) -> None:
+    run = await sandbox.start(box_office, 3)
+    assert await run.read("left", int) == 3
+    assert await run.ask("reserve", 1, type=int) == 2
+    with pytest.raises(sf.AskRefused, match="only 2 left"):
+        await run.ask("reserve", 5)
+    assert await run.published() == {"left": 2}
+    assert [found.id for found in await sandbox.runs(attributes={"sold_out": False})] == [run.id]
+    assert await run.ask("reserve", 2) == 0
+    assert await sandbox.runs(attributes={"sold_out": False}) == []
+    assert (await run.describe()).attributes == {"sold_out": True}
+
+
+async def test_a_question_that_nobody_takes_is_late_or_stalls(sandbox: sft.Sandbox) -> None:
+    run = await sandbox.start(approval, None)
+    with pytest.raises(TimeoutError, match="has not answered within 60 s"):
+        await run.ask("reserve", timeout=60)
+    assert sandbox.now == datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
+    with pytest.raises(sft.Stalled, match=r"will never have answered: .* waits for signal approve"):
+        await run.ask("reserve")
+
+
+async def test_a_run_continues_as_new_and_can_be_terminated(sandbox: sft.Sandbox) -> None:
+    run = await sandbox.start(account, 0)
+    for amount in (1, 2, 3):
+        await run.signal("deposit", amount)
+    kinds = [[type(event).__name__ for event in transition.events] for transition in await run.history()]
+    assert [names[-1] for names in kinds] == ["RunContinued", "StepScheduled", "StepCompleted"]
+    names = [type(event).__name__ async for _, event in run.events()]
+    assert (names[0], names.count("RunContinued")) == ("RunStarted", 1)
+    sft.replay(app, await run.export())
+    await run.terminate("enough")
+    with pytest.raises(sf.RunCancelled, match="enough"):
+        await run.result()
+
+
+async def test_all_of_it_survives_crashes() -> None:
+    async def scenario(sandbox: sft.Sandbox) -> list[Any]:
+        sandbox.stub(fetch, takes=20)
+        quick = await sandbox.start(hurry)
+        seats = await sandbox.start(box_office, 3)
+        money = await sandbox.start(account, 0)
+        answers = [await seats.ask("reserve", 1), await seats.ask("reserve", 2)]
+        for amount in (1, 2, 3, 4, 0):
+            await money.signal("deposit", amount)
+        return [answers, await money.result(), await quick.result(), await seats.result()]
+
+    survived = await sft.survives_crashes(app, scenario)
+    assert survived.result == [[2, 0], 10, "late", 0]
+    assert survived.points > 15
 
 
 # --- what is recorded -----------------------------------------------------------------------------------------------

@@ -152,6 +152,9 @@ def adder(state: Total, event: sf.Event) -> sf.Decision:
 """)
     with pytest.raises(sf.PayloadInvalid, match="state of reducer adder"):
         sft.replay(changed, history)
+    ended = msgspec.structs.replace(history.head, status=sf.Status.CANCELLED, ended=1)
+    with pytest.raises(sf.PayloadInvalid, match="state of reducer adder"):
+        sft.replay(changed, msgspec.structs.replace(history, header=ended.encode()))
 
 
 def test_a_reducer_that_ended_at_once_has_no_snapshot_to_check() -> None:

@@ -114,7 +114,8 @@ async def test_a_run_that_continues_as_new_keeps_what_comes_from_there_on(script
     async with sft.Sandbox(app) as sandbox:
         run = await sandbox.start(idle, id="r")
         await run.signal("any")
-        assert [transition.events for transition in await run.history()] == [[again, TimerSet(2, 5)]]
+        (transition,) = await run.history()  # whole: the history begins at the event in it
+        assert transition.events == [SignalReceived("any", NOTHING), again, TimerSet(2, 5)]
         assert (await run.export()).transitions == sandbox.world.records["r"].transitions
         assert [type(event) for event in sandbox.world.events("r")] == [
             RunStarted,
@@ -186,6 +187,26 @@ async def test_a_crash_while_a_step_runs_drops_what_it_gives() -> None:
         sandbox.stub(number, crash_at_first)
         assert await (await sandbox.start(once)).result() == 1
         assert [call.attempt for call in sandbox.calls(number)] == [1, 1]
+
+
+async def test_an_attempt_that_begins_again_gets_the_same_stub_again() -> None:
+    failing = sf.App()
+
+    @failing.step(retry=sf.Retry(attempts=2))
+    async def number() -> int:
+        return 1
+
+    @failing.workflow
+    async def once() -> int:
+        return await number()
+
+    async with sft.Sandbox(failing) as sandbox:
+        sandbox.stub(number, raises=OSError, takes=5, times=1)
+        run = await sandbox.start(once)
+        await sandbox.sleep(1)
+        sandbox.crash()
+        assert await run.result() == 1
+        assert [call.attempt for call in sandbox.calls(number)] == [1, 1, 2]
 
 
 async def test_a_crash_leaves_the_steps_of_queues_to_their_workers() -> None:
