@@ -66,7 +66,7 @@ class Run(Generic[R]):
         the declared type, and `StoreUnavailable` when the server is gone for longer than the client's patience.
         """
         ended = self._client._ended(self.id)
-        last = await _within(timeout, ended, f"run {self.id} has not ended within {{:g}} s; it goes on")
+        last = await self._within(timeout, ended, f"run {self.id} has not ended within {{:g}} s; it goes on")
         match ending_of(decode_transition(last)):
             case CompletedEvent(result=raw):
                 return self._decode(raw) if self._decode else codec.decode(raw, Any, f"result of run {self.id}")
@@ -110,7 +110,7 @@ class Run(Generic[R]):
         ask_id = os.urandom(16).hex()
         answered = self._client._answered(self.id, ask_id, msgspec.msgpack.encode((name, Raw(payload), ask_id)))
         late = f"run {self.id} has not answered {name} within {{:g}} s; it may still do so"
-        answer = msgspec.msgpack.decode(await _within(timeout, answered, late), type=AskAnswered)
+        answer = msgspec.msgpack.decode(await self._within(timeout, answered, late), type=AskAnswered)
         if answer.failure is not None:
             raise AskRefused(self.id, name, answer.failure)
         return codec.decode(answer.result, type, f"answer of run {self.id} to {name}")
@@ -169,15 +169,15 @@ class Run(Generic[R]):
         """
         return self._client._events(self.id, follow)
 
-
-async def _within(timeout: float | timedelta | None, answer: Awaitable[T], late: str) -> T:
-    """`late` is the message of the `TimeoutError`, with a place for the seconds."""
-    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-    deadline = asyncio.timeout(seconds)
-    try:
-        async with deadline:
-            return await answer
-    except TimeoutError:
-        if not deadline.expired():
-            raise
-        raise TimeoutError(late.format(seconds)) from None
+    async def _within(self, timeout: float | timedelta | None, answer: Awaitable[T], late: str) -> T:
+        """At most `timeout` seconds; a sandbox counts others. `late` is the message of the `TimeoutError`, with a place
+        for the seconds."""
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        deadline = asyncio.timeout(seconds)
+        try:
+            async with deadline:
+                return await answer
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise TimeoutError(late.format(seconds)) from None

@@ -13,11 +13,10 @@ can happen at that instant; only `result` and `sleep` let time pass, and that co
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import inspect
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, TypeVar, TypeVarTuple, cast, overload
@@ -49,6 +48,7 @@ from streamflow.testing.stubs import Call, Stub
 from streamflow.testing.world import Record, Stalled, World
 
 R = TypeVar("R")
+T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 LIMIT = 100_000
@@ -340,26 +340,14 @@ class SandboxRun(Run[R]):
         super().__init__(cast("Client", sandbox), run_id, decode, created)
         self._sandbox = sandbox
 
-    async def result(self, timeout: float | timedelta | None = None) -> R:
-        """As `sf.Run.result`; time passes until the run has ended, at most `timeout` seconds of it.
+    async def _within(self, timeout: float | timedelta | None, answer: Awaitable[T], late: str) -> T:
+        """Time passes until the answer is there, at most `timeout` seconds of it. `_drive` has better words than `late`.
 
         Also raises `Stalled`, at once, when the run waits for something that can never come.
         """
-        with self._at_most(timeout):
-            return await super().result()
-
-    async def ask(
-        self, name: str, value: Any = None, timeout: float | timedelta | None = None, *, type: Any = Any
-    ) -> Any:
-        """As `sf.Run.ask`; time passes until the run has answered, at most `timeout` seconds of it."""
-        with self._at_most(timeout):
-            return await super().ask(name, value, type=type)
-
-    @contextlib.contextmanager
-    def _at_most(self, timeout: float | timedelta | None) -> Generator[None]:
         token = _deadline.set(None if timeout is None else self._sandbox.world.now + _ms(timeout))
         try:
-            yield
+            return await answer
         finally:
             _deadline.reset(token)
 
