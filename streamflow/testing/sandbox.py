@@ -341,7 +341,7 @@ class SandboxRun(Run[R]):
         self._sandbox = sandbox
 
     async def _within(self, timeout: float | timedelta | None, answer: Awaitable[T], late: str) -> T:
-        """Time passes until the answer is there, at most `timeout` seconds of it. `_drive` has better words than `late`.
+        """Time passes until the answer is there, at most `timeout` seconds. `_drive` has better words than `late`.
 
         Also raises `Stalled`, at once, when the run waits for something that can never come.
         """
