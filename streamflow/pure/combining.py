@@ -70,6 +70,10 @@ class Several(Operation):
         self.cause: Cancelled | None = None
         """Why they are being given up."""
 
+    def raises(self, error: BaseException | None, return_exceptions: bool) -> bool:
+        """Whether a child's error is the whole's. A list of results takes no wish for a next life."""
+        return error is not None and (not return_exceptions or isinstance(error, ContinueAs))
+
     def start_children(self, machine: RunMachine) -> None:
         """Begin them in order and wait for those that aren't done at once."""
         for child in self.children:
@@ -78,6 +82,12 @@ class Several(Operation):
             if child.state != DONE:
                 self.remaining += 1
                 child.join(self)
+
+    def let_go(self) -> None:
+        super().let_go()
+        children, self.children = self.children, []
+        for child in children:
+            child.let_go()
 
     def give_up_children(self, cause: Cancelled, machine: RunMachine) -> None:
         self.cause = cause
@@ -107,7 +117,12 @@ class Several(Operation):
 
     def all_done(self, ready: list[Fiber]) -> None:
         self.children = []
-        self.settle(None, self.cause.again() if self.cause is not None else None, ready)
+        self.settle(None, self._take_cause(), ready)
+
+    def _take_cause(self) -> Cancelled | None:
+        """Kept no longer: it is raised at the await of this operation, so its traceback has us."""
+        cause, self.cause = self.cause, None
+        return None if cause is None else cause.again()
 
 
 class Gather(Several):
@@ -125,14 +140,14 @@ class Gather(Several):
         self.state = PENDING
         self.start_children(machine)
         for child in self.children:
-            if child.state == DONE and child.error is not None and not self.return_exceptions:
+            if child.state == DONE and self.raises(child.error, self.return_exceptions):
                 self.settle(None, child.error, machine.ready)
                 return
         if not self.remaining:
             self.all_done(machine.ready)
 
     def child_done(self, settled: Operation, ready: list[Fiber]) -> None:
-        if settled.error is not None and not self.return_exceptions:
+        if self.raises(settled.error, self.return_exceptions):
             self.children = []
             self.settle(None, settled.error, ready)
 
@@ -190,6 +205,7 @@ class Race(Several):
             losers = (child.error for child in self.children if child is not winner)
             error = next((one for one in losers if one is not None and not isinstance(one, Cancelled)), None)
         self.children = []
+        self.winner = self.cause = None
         self.settle(winner.value if error is None else None, error, ready)
 
     def cancel(self, cause: Cancelled, machine: RunMachine) -> None:
@@ -219,6 +235,13 @@ class Mapped(Several):
         self.state = PENDING
         self._fill(machine)
 
+    def let_go(self) -> None:
+        super().let_go()
+        for place in [one for one in self.results if type(one) is _Place]:
+            if place.operation is not None:
+                place.operation.let_go()
+        self.results = []
+
     def _fill(self, machine: RunMachine) -> None:
         """Start items until the window is full, or all are done."""
         while self.remaining < self.limit and self.cause is None and self.state != DONE:
@@ -226,13 +249,13 @@ class Mapped(Several):
                 item = next(self.items)
             except StopIteration:
                 break
-            except Exception as error:
+            except OUTCOMES as error:
                 self._failed(error, machine)
                 break
             try:
                 child = as_operation(self.function(item), self.what)
-            except Exception as error:  # raised by the function itself, before anything could be awaited
-                if not self.return_exceptions:
+            except OUTCOMES as error:  # raised by the function itself, before anything could be awaited
+                if self.raises(error, self.return_exceptions):
                     self._failed(error, machine)
                     break
                 self.results.append(error)
@@ -254,7 +277,7 @@ class Mapped(Several):
         self.remaining -= 1
         error = settled.error
         self.results[place.number] = settled.value if error is None else error
-        if self.cause is None and error is not None and not self.return_exceptions:
+        if self.cause is None and error is not None and self.raises(error, self.return_exceptions):
             self._failed(error, machine)
 
     def placed(self, place: _Place, settled: Operation) -> None:
@@ -275,7 +298,8 @@ class Mapped(Several):
                 place.operation.give_up(place, cause, machine)
 
     def all_done(self, ready: list[Fiber]) -> None:
-        error = self.error or (self.cause.again() if self.cause is not None else None)
+        cause = self._take_cause()
+        error = self.error or cause
         results, self.results = self.results, []
         self.settle(None if error is not None else results, error, ready)
 
@@ -338,6 +362,7 @@ class Timeout(Scope):
         if self._alarm is not None and self._alarm.state != DONE and not unwound:
             machine = active_machine("timeout()")
             self._alarm.cancel(Cancelled(), machine)
+        self._alarm = None  # it has this block in the exception that it throws
         if self.caused(error):
             self.expired = True
             raise TimeoutError(self._text) from error
@@ -366,10 +391,11 @@ class TaskGroup(Scope):
         super().__init__()
         self._open: dict[Operation, None] = {}
         self._errors: list[Exception] = []
+        self._next_life: ContinueAs | None = None
         self._join: _Join | None = None
         self._leaving = False
         self._cancelled: Cancelled | None = None
-        self._members = _Members(self)
+        self._members: _Members | None = _Members(self)
 
     async def __aenter__(self) -> TaskGroup:
         self.enter(active_machine("task_group()"))
@@ -378,7 +404,8 @@ class TaskGroup(Scope):
     def start_soon(self, function: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
         """Start a step, a child run or a helper; gives something that can be awaited for its result."""
         machine = active_machine("task_group()")
-        if self.fiber is None:
+        members = self._members
+        if self.fiber is None or members is None:
             raise UsageError("start_soon() was called on a task group whose block has ended")
         member = as_operation(function(*args, **kwargs), "task_group()")
         self._open[member] = None
@@ -387,9 +414,9 @@ class TaskGroup(Scope):
         if member.state == DONE:
             self.member_done(member, machine)
         else:
-            member.join(self._members)
+            member.join(members)
             if self._cancelled is not None:
-                member.give_up(self._members, self._cancelled, machine)
+                member.give_up(members, self._cancelled, machine)
         return cast("Awaitable[R]", member)
 
     def cancel(self, reason: str = "") -> None:
@@ -397,12 +424,12 @@ class TaskGroup(Scope):
         self._abort(Cancelled(reason or "the task group was cancelled", self))
 
     def _abort(self, cause: Cancelled) -> None:
-        if self._cancelled is not None:
+        if self._cancelled is not None or (self._leaving and self.fiber is None):
             return
         machine = active_machine("task_group()")  # kept nowhere: a coroutine that holds its machine is a cycle
         self._cancelled = cause
         for member in list(self._open):
-            member.give_up(self._members, cause, machine)
+            member.give_up(cast("_Members", self._members), cause, machine)
         if self.fiber is not None and not self._leaving:
             self.fiber.interrupt(Cancelled(cause.reason, self), machine)
 
@@ -412,15 +439,24 @@ class TaskGroup(Scope):
         if isinstance(error, Exception):
             self._errors.append(error)
             self._abort(Cancelled(f"another task failed: {error}", self))
+        elif isinstance(error, ContinueAs):
+            self._next_life = self._next_life or error
+            self._abort(Cancelled("another task continues the run as new", self))
         if not self._open and self._join is not None and self._join.state == PENDING:
             self._join.settle(None, None, machine.ready)
+
+    def exit(self) -> None:
+        super().exit()
+        self._cancelled = None  # these two have the group
+        self._members = None
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> bool | None:
-        if error is not None and not isinstance(error, OUTCOMES):
-            return False
         self._leaving = True
+        if error is not None and not isinstance(error, OUTCOMES):
+            self.exit()
+            return False
         outside: BaseException | None = None
         if isinstance(error, Exception):
             self._errors.append(error)
@@ -436,11 +472,18 @@ class TaskGroup(Scope):
                 outside = interruption
                 self._abort(Cancelled(str(interruption), self))
         self.exit()
-        if self._errors:
-            raise ExceptionGroup("unhandled errors in a task group", self._errors) from outside
-        if outside is not None and outside is not error:
-            raise outside
-        return outside is None
+        errors, self._errors = self._errors, []
+        next_life, self._next_life = self._next_life, None
+        try:
+            if errors:
+                raise ExceptionGroup("unhandled errors in a task group", errors) from outside
+            if outside is None and next_life is not None:
+                raise next_life
+            if outside is not None and outside is not error:
+                raise outside
+            return outside is None
+        finally:  # their tracebacks have this frame
+            del outside, error, errors, next_life
 
 
 class _Members(Operation):

@@ -176,6 +176,7 @@ class DrivenMachine(RunMachine):
     def _run(self) -> None:
         """Run fibers until all of them wait. The list grows while they wake each other."""
         lives = 0
+        unheard: CancelRequested | None = None
         while (root := self._root) is not None:
             ready = self.ready
             for fiber in ready:
@@ -185,17 +186,23 @@ class DrivenMachine(RunMachine):
                         break
             ready.clear()
             if root.state != DONE:
-                return
+                break
             error, root.error = root.error, None
             if error is None:
                 self._complete(root.value)
             elif isinstance(error, ContinueAs):
                 lives += 1
+                if any(isinstance(one, Cancelled) and one.source is None for one in root.interrupts or ()):
+                    unheard = self._cancelling
                 self._continue(error, lives)
             elif self._cancelling is not None and isinstance(error, CancelledError):
                 self._end_cancelled(self._cancelling.reason)
             else:
                 self._fail(failure_of(outside_loop(error)))
+        if unheard is not None and self._root is not None:
+            # It came while the life before was shielded to its end: the next one hears of it at its first await.
+            self.effects.events.append(unheard)
+            self._cancel_requested(unheard)
 
     def _resume(self, fiber: Fiber) -> None:
         fiber.waiting_on = None
@@ -207,6 +214,10 @@ class DrivenMachine(RunMachine):
             while True:
                 if not isinstance(awaited, Operation):
                     awaited = coroutine.throw(foreign_await(coroutine, awaited))
+                    continue
+                if awaited is fiber:
+                    error = UsageError("a helper awaits its own result, which it would wait for for ever")
+                    awaited = coroutine.throw(error)
                     continue
                 if fiber.interrupts is not None and (interrupt := fiber.take_interrupt()) is not None:
                     if awaited.state == NEW:
@@ -234,6 +245,7 @@ class DrivenMachine(RunMachine):
         fibers = [*(self._fibers or ()), *((self._root,) if self._root is not None else ())]
         self._root = self._fibers = self._waits = self._buffered = self._asked = self.current = None
         self.ready.clear()
+        self.too_deep.clear()
         if not fibers:
             return
         # A step called in a `finally` must give an operation, not run the plain function here; and decide nothing.
@@ -241,10 +253,12 @@ class DrivenMachine(RunMachine):
         try:
             for fiber in fibers:
                 fiber.state = DONE
+                # They hold each other, and a daemon looks for cycles very rarely.
+                if fiber.waiting_on is not None:
+                    fiber.waiting_on.let_go()
                 _discard(fiber.coroutine)
-                fiber.waiting_on = fiber.scopes = (
-                    None  # they hold each other, and a daemon looks for cycles very rarely
-                )
+                fiber.let_go()
+                fiber.waiting_on = fiber.scopes = None
         finally:
             active.reset(token)
 
@@ -286,7 +300,10 @@ class DrivenMachine(RunMachine):
         key = wait.key
         queue = self._buffered.get(key) if self._buffered else None
         while queue:
-            if self._give(queue.popleft(), wait):
+            event = queue.popleft()
+            if not queue and self._buffered:  # a run may use any number of names
+                del self._buffered[key]
+            if self._give(event, wait):
                 return True
         if self._waits is None:
             self._waits = {}
@@ -330,6 +347,8 @@ class DrivenMachine(RunMachine):
 
     def _limit_history(self) -> None:
         count = self.events_count
+        if self.ending is not None:
+            return
         if count >= (HARD_EVENTS if self._limited else MAX_EVENTS):
             event = HistoryLimitReached(count)
             self.effects.events.append(event)

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, ParamSpec
 
 from streamflow.pure.combining import OUTCOMES, Shield
-from streamflow.pure.errors import CompensationFailed, ContinueAs
+from streamflow.pure.errors import CancelledError, CompensationFailed, ContinueAs
 
 P = ParamSpec("P")
 
@@ -38,13 +38,16 @@ class Saga:
     ) -> None:
         if error is None or isinstance(error, ContinueAs) or not isinstance(error, OUTCOMES):
             return
-        failures: list[Exception] = []
+        failures: list[BaseException] = []
         with Shield():
             while self._compensations:
                 function, args, kwargs = self._compensations.pop()
                 try:
                     await function(*args, **kwargs)
-                except Exception as failure:
+                except (Exception, CancelledError) as failure:  # shielded: the cancel is of something that it awaits
                     failures.append(failure)
-        if failures:
-            raise CompensationFailed(failures) from error
+        try:
+            if failures:
+                raise CompensationFailed(failures) from error
+        finally:  # their tracebacks have this frame
+            del failures, error
