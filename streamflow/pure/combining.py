@@ -15,18 +15,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from streamflow.pure.commands import Alarm
-from streamflow.pure.errors import Cancelled, CancelledError, ContinueAs, UsageError
-from streamflow.pure.operations import DONE, NEW, PENDING, Fiber, Operation, Scope, active_machine
+from streamflow.pure.errors import Cancelled, CancelledError, UsageError
+from streamflow.pure.operations import DONE, NEW, PASSING, PENDING, UNWINDING, Fiber, Operation, Scope, active_machine
 
 if TYPE_CHECKING:
     from streamflow.pure.running import RunMachine
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-OUTCOMES = (Exception, CancelledError, ContinueAs)
-"""How a block of user code ends with an exception. Anything else unwinds it because nobody waits any more: the
-coroutine is closed, or a replay has diverged."""
 
 
 def as_operation(aw: object, what: str) -> Operation:
@@ -71,8 +67,8 @@ class Several(Operation):
         """Why they are being given up."""
 
     def raises(self, error: BaseException | None, return_exceptions: bool) -> bool:
-        """Whether a child's error is the whole's. A list of results takes no wish for a next life."""
-        return error is not None and (not return_exceptions or isinstance(error, ContinueAs))
+        """Whether a child's error is the whole's. A list of results takes no `ContinueAs`, no `SystemExit`."""
+        return error is not None and (not return_exceptions or not isinstance(error, (Exception, CancelledError)))
 
     def start_children(self, machine: RunMachine) -> None:
         """Begin them in order and wait for those that aren't done at once."""
@@ -249,12 +245,16 @@ class Mapped(Several):
                 item = next(self.items)
             except StopIteration:
                 break
-            except OUTCOMES as error:
+            except PASSING:
+                raise
+            except BaseException as error:
                 self._failed(error, machine)
                 break
             try:
                 child = as_operation(self.function(item), self.what)
-            except OUTCOMES as error:  # raised by the function itself, before anything could be awaited
+            except PASSING:
+                raise
+            except BaseException as error:  # raised by the function itself, before anything could be awaited
                 if self.raises(error, self.return_exceptions):
                     self._failed(error, machine)
                     break
@@ -358,8 +358,7 @@ class Timeout(Scope):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.exit()
-        unwound = error is not None and not isinstance(error, OUTCOMES)
-        if self._alarm is not None and self._alarm.state != DONE and not unwound:
+        if self._alarm is not None and self._alarm.state != DONE and not isinstance(error, UNWINDING):
             machine = active_machine("timeout()")
             self._alarm.cancel(Cancelled(), machine)
         self._alarm = None  # it has this block in the exception that it throws
@@ -391,7 +390,8 @@ class TaskGroup(Scope):
         super().__init__()
         self._open: dict[Operation, None] = {}
         self._errors: list[Exception] = []
-        self._next_life: ContinueAs | None = None
+        self._last: BaseException | None = None
+        """What a member ended with that is no mere error: it goes on beyond the group."""
         self._join: _Join | None = None
         self._leaving = False
         self._cancelled: Cancelled | None = None
@@ -439,9 +439,9 @@ class TaskGroup(Scope):
         if isinstance(error, Exception):
             self._errors.append(error)
             self._abort(Cancelled(f"another task failed: {error}", self))
-        elif isinstance(error, ContinueAs):
-            self._next_life = self._next_life or error
-            self._abort(Cancelled("another task continues the run as new", self))
+        elif error is not None and not isinstance(error, CancelledError):  # ContinueAs, SystemExit
+            self._last = self._last or error
+            self._abort(Cancelled(f"another task ended with {type(error).__name__}", self))
         if not self._open and self._join is not None and self._join.state == PENDING:
             self._join.settle(None, None, machine.ready)
 
@@ -454,7 +454,7 @@ class TaskGroup(Scope):
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> bool | None:
         self._leaving = True
-        if error is not None and not isinstance(error, OUTCOMES):
+        if isinstance(error, UNWINDING):
             self.exit()
             return False
         outside: BaseException | None = None
@@ -468,22 +468,22 @@ class TaskGroup(Scope):
             self._join = _Join()
             try:
                 await self._join
-            except OUTCOMES as interruption:
+            except (Exception, CancelledError) as interruption:
                 outside = interruption
                 self._abort(Cancelled(str(interruption), self))
         self.exit()
         errors, self._errors = self._errors, []
-        next_life, self._next_life = self._next_life, None
+        last, self._last = self._last, None
         try:
             if errors:
                 raise ExceptionGroup("unhandled errors in a task group", errors) from outside
-            if outside is None and next_life is not None:
-                raise next_life
+            if outside is None and last is not None:
+                raise last
             if outside is not None and outside is not error:
                 raise outside
             return outside is None
         finally:  # their tracebacks have this frame
-            del outside, error, errors, next_life
+            del outside, error, errors, last
 
 
 class _Members(Operation):

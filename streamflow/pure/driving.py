@@ -41,12 +41,9 @@ from streamflow.pure.events import (
     SignalReceived,
 )
 from streamflow.pure.failures import failure_of, foreign_await, outside_loop
-from streamflow.pure.operations import DONE, NEW, Fiber, Operation, active
+from streamflow.pure.operations import DONE, NEW, PASSING, Fiber, Operation, Unwinding, active
 from streamflow.pure.running import HARD_EVENTS, MAX_EVENTS, RunMachine
 from streamflow.pure.sharding import Partition
-
-USER_ERRORS = (Exception, SystemExit, GeneratorExit, CancelledError, ContinueAs)
-"""What of user code ends its run. Other BaseExceptions (KeyboardInterrupt) are the process's own affair."""
 
 DISCARDS = 100
 """Awaits in `finally` blocks through which a coroutine is ended."""
@@ -68,7 +65,7 @@ def close_abandoned() -> None:
 atexit.register(close_abandoned)
 
 
-class _Discarded(BaseException):
+class _Discarded(Unwinding):
     """Ends coroutines that nobody waits for. Not `close()` and its `GeneratorExit`: one that awaits in a `finally`
     block would refuse that, and its inner coroutines would be left to the garbage collector."""
 
@@ -78,7 +75,9 @@ def _discard(coroutine: Any) -> None:
     for _ in range(DISCARDS):
         try:
             coroutine.throw(_Discarded())
-        except (_Discarded, *USER_ERRORS):
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             return
 
 
@@ -160,7 +159,9 @@ class DrivenMachine(RunMachine):
         try:
             args, kwargs = definition.parameters.decode(payload)
             coroutine = definition.function(*args, **kwargs)
-        except USER_ERRORS as error:
+        except PASSING:
+            raise
+        except BaseException as error:
             self._fail(failure_of(error))
             return
         self._root = Fiber(coroutine)
@@ -233,7 +234,9 @@ class DrivenMachine(RunMachine):
                 awaited = coroutine.send(None)
         except StopIteration as stop:
             value, error = stop.value, None
-        except USER_ERRORS as raised:
+        except PASSING:
+            raise
+        except BaseException as raised:
             # Without its outermost frame, this one, the traceback keeps no reference to itself through `error`.
             value, error = None, raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
         if self._fibers is not None:

@@ -44,7 +44,7 @@ from streamflow.pure.events import (
     TimerFired,
     Transition,
 )
-from streamflow.pure.operations import Operation, active
+from streamflow.pure.operations import Operation, Unwinding, active
 from streamflow.pure.record import Header, Status
 from streamflow.pure.reducing import ReducerMachine
 from streamflow.pure.running import RunMachine
@@ -71,8 +71,8 @@ _NEWS = (RunStarted, SignalReceived, AskReceived, StepCompleted, ChildCompleted,
 """Facts that user code is told as they are; of the others only failures."""
 
 
-class _Divergence(BaseException):
-    """Unwinds a replay. No `Exception`, so that it passes whatever catches the errors of user code."""
+class _Divergence(Unwinding):
+    """Unwinds a replay."""
 
     def __init__(self, position: int, expected: str, found: str) -> None:
         super().__init__(expected, found)

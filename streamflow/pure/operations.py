@@ -30,6 +30,18 @@ outermost. Below that they take turns: the chain may be as long as a program lik
 NEW, PENDING, DONE = 0, 1, 2
 """States of an operation. A failed one is DONE and has an `error`."""
 
+
+class Unwinding(BaseException):
+    """Ends code that nobody wants to go on: its coroutine is put away, or its replay has diverged. No error of its own;
+    like `KeyboardInterrupt`, which is the process's affair, it passes whatever catches those."""
+
+
+UNWINDING = (Unwinding, GeneratorExit, KeyboardInterrupt)
+"""What blocks of user code let pass without another decision."""
+
+PASSING = (Unwinding, KeyboardInterrupt)
+"""What no run ends with. Anything else that user code raises, of whatever base, ends that run alone."""
+
 active: contextvars.ContextVar[RunMachine | None] = contextvars.ContextVar("streamflow_machine", default=None)
 """The machine whose user code runs right now in this thread; set once an advance. Never set it in what the garbage
 collector may call (`__del__`): CPython 3.11 crashes when a variable is set in the midst of being set."""

@@ -40,7 +40,7 @@ from streamflow.pure.events import (
     Transition,
 )
 from streamflow.pure.failures import failure_of
-from streamflow.pure.operations import PENDING, Fiber, Operation
+from streamflow.pure.operations import PASSING, PENDING, Fiber, Operation
 from streamflow.pure.retry import Retry
 from streamflow.pure.running import RunMachine, unknown_child
 
@@ -319,7 +319,9 @@ class ReducerMachine(RunMachine):
                 self._obey(command)
                 if self.effects.ended or self.ending is not None:
                     return
-        except (Exception, SystemExit, GeneratorExit) as error:
+        except PASSING:
+            raise
+        except BaseException as error:
             self._fail(failure_of(error))
 
     def _obey(self, command: Any) -> None:

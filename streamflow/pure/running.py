@@ -601,6 +601,8 @@ class RunMachine:
         """The code is over. The run is, too, unless it waits for children: then nothing else is open any more."""
         if any(child.on_parent_end == "wait" for child in self.children.values()):
             self.ending = event
+            for call in list(self.steps.values()):  # in the history, for whoever reads it without the code
+                self.cancel_step(call)
             self._let_go("wait")
         else:
             self._end_now(event)

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, ParamSpec
 
-from streamflow.pure.combining import OUTCOMES, Shield
+from streamflow.pure.combining import Shield
 from streamflow.pure.errors import CancelledError, CompensationFailed, ContinueAs
+from streamflow.pure.operations import UNWINDING
 
 P = ParamSpec("P")
 
@@ -36,7 +37,7 @@ class Saga:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, ContinueAs) or not isinstance(error, OUTCOMES):
+        if error is None or isinstance(error, (ContinueAs, *UNWINDING)):
             return
         failures: list[BaseException] = []
         with Shield():

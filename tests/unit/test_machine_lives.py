@@ -669,6 +669,33 @@ def test_what_happens_to_children_when_their_parent_ends_is_up_to_each(crash: bo
     assert result_of(run.last) == "done"
 
 
+def test_steps_that_an_ended_code_let_go_stay_so_while_the_run_is_stuck() -> None:
+    app = make_app()
+    act, child = app.steps["act"], app.workflows["child"]
+
+    async def failing() -> None:
+        raise ValueError
+
+    @app.workflow
+    async def careless() -> str:
+        await sf.start(child, "x", on_parent_end="wait")
+        try:
+            await sf.gather(act("open"), failing())
+        except ValueError:
+            return "done"
+        return "not reached"
+
+    run = Run(app, "careless")
+    assert kinds(run.last)[-1] == "StepCancelled"
+    assert not run.last.jobs
+    without = sf.App()
+    without.steps.update(app.steps)
+    run.reload(without)
+    run.advance(signal("any"))
+    assert run.last.status == "stuck"
+    assert run.machine.running_jobs() == []
+
+
 def test_a_cancel_hurries_the_children_that_the_end_waits_for(crash: bool) -> None:
     run = Run(policy_app(), "flow", crash=crash)
     run.advance(signal("end", "done"))

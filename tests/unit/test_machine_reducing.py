@@ -269,7 +269,7 @@ def test_after_its_end_a_reducer_hears_of_no_more_that_came_while_it_was_stuck()
     run.advance(_signal("end"), _signal("order"))
     run.reload(_stock())
     run.advance(_signal("order"))
-    assert kinds(run.last) == ["RunResumed", "SignalReceived"]
+    assert kinds(run.last) == ["RunResumed", "StepCancelled", "SignalReceived"]
     run.advance(ChildCompleted(2, "audit", raw(1)))
     assert result_of(run.last) == []
 
