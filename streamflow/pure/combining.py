@@ -40,6 +40,16 @@ def as_operation(aw: object, what: str) -> Operation:
     return Fiber(awaiting())
 
 
+def check_callable(function: object, what: str) -> None:
+    """Raises `UsageError` for what was called already: that is begun with what begins it, not before."""
+    if callable(function):
+        return
+    given = type(function).__name__
+    if isinstance(function, types.CoroutineType):
+        cast("Coroutine[Any, Any, Any]", function).close()  # it is never awaited; Python need not say so, too
+    raise UsageError(f"sf.{what} takes a function and its arguments, as in (fetch, url), and calls it; not a {given}")
+
+
 def as_operations(aws: Iterable[object], what: str) -> list[Operation]:
     fibers: dict[int, Operation] = {}  # the same coroutine given twice is one fiber, as in asyncio
     operations: list[Operation] = []
@@ -404,7 +414,10 @@ class TaskGroup(Scope):
     def start_soon(self, function: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
         """Start a step, a child run or a helper; gives something that can be awaited for its result."""
         machine = active_machine("task_group()")
+        check_callable(function, "task_group(): start_soon()")
         members = self._members
+        if self.fiber is None and not self._leaving:
+            raise UsageError("start_soon() works inside the block: `async with sf.task_group() as group:`")
         if self.fiber is None or members is None:
             raise UsageError("start_soon() was called on a task group whose block has ended")
         member = as_operation(function(*args, **kwargs), "task_group()")

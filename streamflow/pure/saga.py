@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, ParamSpec
 
-from streamflow.pure.combining import Shield
+from streamflow.pure.combining import Shield, check_callable
 from streamflow.pure.errors import CancelledError, CompensationFailed, ContinueAs
 from streamflow.pure.operations import UNWINDING
 
@@ -29,6 +29,7 @@ class Saga:
         Register before the action when it may take effect without telling (a step that fails after a time-out may have
         acted), and make the compensation harmless when there is nothing to undo.
         """
+        check_callable(function, "saga(): compensate()")
         self._compensations.append((function, args, kwargs))
 
     async def __aenter__(self) -> Saga:
