@@ -157,7 +157,7 @@ class WorkflowMachine(DrivenMachine):
             self._begin_life(event)
             self._run()
         elif isinstance(event, Patched):
-            pass  # by code that doesn't ask any more
+            self._pass_over(event)
         elif isinstance(event, (*DECISIONS, *ENDINGS, RunContinued)):
             raise _Divergence(self._position - 1, self._expected(event), "nothing of the kind")
         else:
@@ -227,6 +227,7 @@ class WorkflowMachine(DrivenMachine):
 
     def _compare(self, event: AnyEvent) -> AnyEvent:
         while isinstance(recorded := self._following(), Patched):
+            self._pass_over(recorded)
             self._position += 1
         if (
             type(recorded) is not type(event)
@@ -279,7 +280,14 @@ class WorkflowMachine(DrivenMachine):
             if event.name == name:
                 self._position = position + 1
                 return True
+            self._pass_over(event)
         return False
+
+    def _pass_over(self, event: Patched) -> None:
+        """The code doesn't ask any more, or asks later than it did: the answer is the run's for good."""
+        if self._patches is None:
+            self._patches = {}
+        self._patches.setdefault(event.name, True)
 
 
 def _first_position(transition: Transition) -> int:

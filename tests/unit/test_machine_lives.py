@@ -430,6 +430,32 @@ def test_when_only_the_new_way_is_left_the_recorded_patch_is_passed_over() -> No
     assert result_of(run.last) == ["x", "clean"]
 
 
+@pytest.mark.parametrize("order", ["ba", "a-b", "-ab", "-ba"])
+def test_a_patch_stays_for_a_run_whose_code_asks_for_it_in_another_order(order: str) -> None:
+    def app_asking(order: str) -> sf.App:
+        app = make_app()
+        act = app.steps["act"]
+
+        @app.workflow
+        async def flow() -> Any:
+            answers: dict[str, bool] = {}
+            for name in order if "-" in order else f"{order}-":
+                if name == "-":
+                    await act("x")
+                else:
+                    answers[name] = sf.patched(name)
+            await sf.signal("end")
+            return answers
+
+        return app
+
+    run = Run(app_asking("ab"), "flow")
+    run.done(1)
+    run.reload(app_asking(order))
+    run.advance(signal("end"))
+    assert result_of(run.last) == {"a": True, "b": True}
+
+
 def versioned_app(*versions: int) -> sf.App:
     app = make_app()
     for number in versions:
