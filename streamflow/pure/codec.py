@@ -124,7 +124,7 @@ class Parameters:
         self._decode_result = decoder_for(self.returns)
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        """Raises `TypeError` like the call itself would, `PayloadInvalid`, `PayloadTooLarge`."""
+        """Raises `TypeError` where the call itself would, with its name, `PayloadInvalid`, `PayloadTooLarge`."""
         if kwargs or len(args) != self._count or self._keyword_only:
             try:
                 bound = self._signature.bind(*args, **kwargs)
