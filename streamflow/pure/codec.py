@@ -124,9 +124,12 @@ class Parameters:
         self._decode_result = decoder_for(self.returns)
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        """Raises `TypeError` like the call itself would, `PayloadInvalid`, `PayloadTooLarge`."""
+        """Raises `TypeError` where the call itself would, with its name, `PayloadInvalid`, `PayloadTooLarge`."""
         if kwargs or len(args) != self._count or self._keyword_only:
-            bound = self._signature.bind(*args, **kwargs)
+            try:
+                bound = self._signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{self.what} can't be called like that: {error}") from None
             bound.apply_defaults()
             args = tuple(bound.arguments[name] for name in self.names)
         return encode(args, f"input of {self.what}")

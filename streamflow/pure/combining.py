@@ -15,18 +15,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from streamflow.pure.commands import Alarm
-from streamflow.pure.errors import Cancelled, CancelledError, ContinueAs, UsageError
-from streamflow.pure.operations import DONE, NEW, PENDING, Fiber, Operation, Scope, active_machine
+from streamflow.pure.errors import Cancelled, CancelledError, UsageError
+from streamflow.pure.operations import DONE, NEW, PASSING, PENDING, UNWINDING, Fiber, Operation, Scope, active_machine
 
 if TYPE_CHECKING:
     from streamflow.pure.running import RunMachine
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-OUTCOMES = (Exception, CancelledError, ContinueAs)
-"""How a block of user code ends with an exception. Anything else unwinds it because nobody waits any more: the
-coroutine is closed, or a replay has diverged."""
 
 
 def as_operation(aw: object, what: str) -> Operation:
@@ -42,6 +38,16 @@ def as_operation(aw: object, what: str) -> Operation:
         return await cast("Awaitable[Any]", aw)
 
     return Fiber(awaiting())
+
+
+def check_callable(function: object, what: str) -> None:
+    """Raises `UsageError` for what was called already: that is begun with what begins it, not before."""
+    if callable(function):
+        return
+    given = type(function).__name__
+    if isinstance(function, types.CoroutineType):
+        cast("Coroutine[Any, Any, Any]", function).close()  # it is never awaited; Python need not say so, too
+    raise UsageError(f"sf.{what} takes a function and its arguments, as in (fetch, url), and calls it; not a {given}")
 
 
 def as_operations(aws: Iterable[object], what: str) -> list[Operation]:
@@ -70,6 +76,10 @@ class Several(Operation):
         self.cause: Cancelled | None = None
         """Why they are being given up."""
 
+    def raises(self, error: BaseException | None, return_exceptions: bool) -> bool:
+        """Whether a child's error is the whole's. A list of results takes no `ContinueAs`, no `SystemExit`."""
+        return error is not None and (not return_exceptions or not isinstance(error, (Exception, CancelledError)))
+
     def start_children(self, machine: RunMachine) -> None:
         """Begin them in order and wait for those that aren't done at once."""
         for child in self.children:
@@ -78,6 +88,12 @@ class Several(Operation):
             if child.state != DONE:
                 self.remaining += 1
                 child.join(self)
+
+    def let_go(self) -> None:
+        super().let_go()
+        children, self.children = self.children, []
+        for child in children:
+            child.let_go()
 
     def give_up_children(self, cause: Cancelled, machine: RunMachine) -> None:
         self.cause = cause
@@ -107,7 +123,12 @@ class Several(Operation):
 
     def all_done(self, ready: list[Fiber]) -> None:
         self.children = []
-        self.settle(None, self.cause.again() if self.cause is not None else None, ready)
+        self.settle(None, self._take_cause(), ready)
+
+    def _take_cause(self) -> Cancelled | None:
+        """Kept no longer: it is raised at the await of this operation, so its traceback has us."""
+        cause, self.cause = self.cause, None
+        return None if cause is None else cause.again()
 
 
 class Gather(Several):
@@ -125,14 +146,14 @@ class Gather(Several):
         self.state = PENDING
         self.start_children(machine)
         for child in self.children:
-            if child.state == DONE and child.error is not None and not self.return_exceptions:
+            if child.state == DONE and self.raises(child.error, self.return_exceptions):
                 self.settle(None, child.error, machine.ready)
                 return
         if not self.remaining:
             self.all_done(machine.ready)
 
     def child_done(self, settled: Operation, ready: list[Fiber]) -> None:
-        if settled.error is not None and not self.return_exceptions:
+        if self.raises(settled.error, self.return_exceptions):
             self.children = []
             self.settle(None, settled.error, ready)
 
@@ -190,6 +211,7 @@ class Race(Several):
             losers = (child.error for child in self.children if child is not winner)
             error = next((one for one in losers if one is not None and not isinstance(one, Cancelled)), None)
         self.children = []
+        self.winner = self.cause = None
         self.settle(winner.value if error is None else None, error, ready)
 
     def cancel(self, cause: Cancelled, machine: RunMachine) -> None:
@@ -219,6 +241,13 @@ class Mapped(Several):
         self.state = PENDING
         self._fill(machine)
 
+    def let_go(self) -> None:
+        super().let_go()
+        for place in [one for one in self.results if type(one) is _Place]:
+            if place.operation is not None:
+                place.operation.let_go()
+        self.results = []
+
     def _fill(self, machine: RunMachine) -> None:
         """Start items until the window is full, or all are done."""
         while self.remaining < self.limit and self.cause is None and self.state != DONE:
@@ -226,13 +255,17 @@ class Mapped(Several):
                 item = next(self.items)
             except StopIteration:
                 break
-            except Exception as error:
+            except PASSING:
+                raise
+            except BaseException as error:
                 self._failed(error, machine)
                 break
             try:
                 child = as_operation(self.function(item), self.what)
-            except Exception as error:  # raised by the function itself, before anything could be awaited
-                if not self.return_exceptions:
+            except PASSING:
+                raise
+            except BaseException as error:  # raised by the function itself, before anything could be awaited
+                if self.raises(error, self.return_exceptions):
                     self._failed(error, machine)
                     break
                 self.results.append(error)
@@ -254,7 +287,7 @@ class Mapped(Several):
         self.remaining -= 1
         error = settled.error
         self.results[place.number] = settled.value if error is None else error
-        if self.cause is None and error is not None and not self.return_exceptions:
+        if self.cause is None and error is not None and self.raises(error, self.return_exceptions):
             self._failed(error, machine)
 
     def placed(self, place: _Place, settled: Operation) -> None:
@@ -275,7 +308,8 @@ class Mapped(Several):
                 place.operation.give_up(place, cause, machine)
 
     def all_done(self, ready: list[Fiber]) -> None:
-        error = self.error or (self.cause.again() if self.cause is not None else None)
+        cause = self._take_cause()
+        error = self.error or cause
         results, self.results = self.results, []
         self.settle(None if error is not None else results, error, ready)
 
@@ -334,10 +368,10 @@ class Timeout(Scope):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.exit()
-        unwound = error is not None and not isinstance(error, OUTCOMES)
-        if self._alarm is not None and self._alarm.state != DONE and not unwound:
+        if self._alarm is not None and self._alarm.state != DONE and not isinstance(error, UNWINDING):
             machine = active_machine("timeout()")
             self._alarm.cancel(Cancelled(), machine)
+        self._alarm = None  # it has this block in the exception that it throws
         if self.caused(error):
             self.expired = True
             raise TimeoutError(self._text) from error
@@ -366,10 +400,12 @@ class TaskGroup(Scope):
         super().__init__()
         self._open: dict[Operation, None] = {}
         self._errors: list[Exception] = []
+        self._last: BaseException | None = None
+        """What a member ended with that is no mere error: it goes on beyond the group."""
         self._join: _Join | None = None
         self._leaving = False
         self._cancelled: Cancelled | None = None
-        self._members = _Members(self)
+        self._members: _Members | None = _Members(self)
 
     async def __aenter__(self) -> TaskGroup:
         self.enter(active_machine("task_group()"))
@@ -378,7 +414,11 @@ class TaskGroup(Scope):
     def start_soon(self, function: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
         """Start a step, a child run or a helper; gives something that can be awaited for its result."""
         machine = active_machine("task_group()")
-        if self.fiber is None:
+        check_callable(function, "task_group(): start_soon()")
+        members = self._members
+        if self.fiber is None and not self._leaving:
+            raise UsageError("start_soon() works inside the block: `async with sf.task_group() as group:`")
+        if self.fiber is None or members is None:
             raise UsageError("start_soon() was called on a task group whose block has ended")
         member = as_operation(function(*args, **kwargs), "task_group()")
         self._open[member] = None
@@ -387,9 +427,9 @@ class TaskGroup(Scope):
         if member.state == DONE:
             self.member_done(member, machine)
         else:
-            member.join(self._members)
+            member.join(members)
             if self._cancelled is not None:
-                member.give_up(self._members, self._cancelled, machine)
+                member.give_up(members, self._cancelled, machine)
         return cast("Awaitable[R]", member)
 
     def cancel(self, reason: str = "") -> None:
@@ -397,12 +437,12 @@ class TaskGroup(Scope):
         self._abort(Cancelled(reason or "the task group was cancelled", self))
 
     def _abort(self, cause: Cancelled) -> None:
-        if self._cancelled is not None:
+        if self._cancelled is not None or (self._leaving and self.fiber is None):
             return
         machine = active_machine("task_group()")  # kept nowhere: a coroutine that holds its machine is a cycle
         self._cancelled = cause
         for member in list(self._open):
-            member.give_up(self._members, cause, machine)
+            member.give_up(cast("_Members", self._members), cause, machine)
         if self.fiber is not None and not self._leaving:
             self.fiber.interrupt(Cancelled(cause.reason, self), machine)
 
@@ -412,15 +452,24 @@ class TaskGroup(Scope):
         if isinstance(error, Exception):
             self._errors.append(error)
             self._abort(Cancelled(f"another task failed: {error}", self))
+        elif error is not None and not isinstance(error, CancelledError):  # ContinueAs, SystemExit
+            self._last = self._last or error
+            self._abort(Cancelled(f"another task ended with {type(error).__name__}", self))
         if not self._open and self._join is not None and self._join.state == PENDING:
             self._join.settle(None, None, machine.ready)
+
+    def exit(self) -> None:
+        super().exit()
+        self._cancelled = None  # these two have the group
+        self._members = None
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> bool | None:
-        if error is not None and not isinstance(error, OUTCOMES):
-            return False
         self._leaving = True
+        if isinstance(error, UNWINDING):
+            self.exit()
+            return False
         if self.fiber is not None:
             self.fiber.withdraw(self)  # the block is over already
         outside: BaseException | None = None
@@ -434,15 +483,22 @@ class TaskGroup(Scope):
             self._join = _Join()
             try:
                 await self._join
-            except OUTCOMES as interruption:
+            except (Exception, CancelledError) as interruption:
                 outside = interruption
                 self._abort(Cancelled(str(interruption), self))
         self.exit()
-        if self._errors:
-            raise ExceptionGroup("unhandled errors in a task group", self._errors) from outside
-        if outside is not None and outside is not error:
-            raise outside
-        return outside is None
+        errors, self._errors = self._errors, []
+        last, self._last = self._last, None
+        try:
+            if errors:
+                raise ExceptionGroup("unhandled errors in a task group", errors) from outside
+            if outside is None and last is not None:
+                raise last
+            if outside is not None and outside is not error:
+                raise outside
+            return outside is None
+        finally:  # their tracebacks have this frame
+            del outside, error, errors, last
 
 
 class _Members(Operation):

@@ -42,12 +42,9 @@ from streamflow.pure.events import (
     SignalReceived,
 )
 from streamflow.pure.failures import failure_of, foreign_await, outside_loop
-from streamflow.pure.operations import DONE, NEW, Fiber, Operation, active
+from streamflow.pure.operations import DONE, NEW, PASSING, Fiber, Operation, Unwinding, active
 from streamflow.pure.running import HARD_EVENTS, MAX_EVENTS, RunMachine
 from streamflow.pure.sharding import Partition
-
-USER_ERRORS = (Exception, SystemExit, GeneratorExit, CancelledError, ContinueAs)
-"""What of user code ends its run. Other BaseExceptions (KeyboardInterrupt) are the process's own affair."""
 
 DISCARDS = 100
 """Awaits in `finally` blocks through which a coroutine is ended."""
@@ -69,7 +66,7 @@ def close_abandoned() -> None:
 atexit.register(close_abandoned)
 
 
-class _Discarded(BaseException):
+class _Discarded(Unwinding):
     """Ends coroutines that nobody waits for. Not `close()` and its `GeneratorExit`: one that awaits in a `finally`
     block would refuse that, and its inner coroutines would be left to the garbage collector."""
 
@@ -79,7 +76,9 @@ def _discard(coroutine: Any) -> None:
     for _ in range(DISCARDS):
         try:
             coroutine.throw(_Discarded())
-        except (_Discarded, *USER_ERRORS):
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             return
 
 
@@ -161,7 +160,9 @@ class DrivenMachine(RunMachine):
         try:
             args, kwargs = definition.parameters.decode(payload)
             coroutine = definition.function(*args, **kwargs)
-        except USER_ERRORS as error:
+        except PASSING:
+            raise
+        except BaseException as error:
             self._fail(failure_of(error))
             return
         self._root = Fiber(coroutine)
@@ -177,6 +178,7 @@ class DrivenMachine(RunMachine):
     def _run(self) -> None:
         """Run fibers until all of them wait. The list grows while they wake each other."""
         lives = 0
+        unheard: CancelRequested | None = None
         while (root := self._root) is not None:
             ready = self.ready
             for fiber in ready:
@@ -186,17 +188,23 @@ class DrivenMachine(RunMachine):
                         break
             ready.clear()
             if root.state != DONE:
-                return
+                break
             error, root.error = root.error, None
             if error is None:
                 self._complete(root.value)
             elif isinstance(error, ContinueAs):
                 lives += 1
+                if any(isinstance(one, Cancelled) and one.source is None for one in root.interrupts or ()):
+                    unheard = self._cancelling
                 self._continue(error, lives)
             elif self._cancelling is not None and isinstance(error, CancelledError):
                 self._end_cancelled(self._cancelling.reason)
             else:
                 self._fail(failure_of(outside_loop(error)))
+        if unheard is not None and self._root is not None:
+            # It came while the life before was shielded to its end: the next one hears of it at its first await.
+            self.effects.events.append(unheard)
+            self._cancel_requested(unheard)
 
     def _resume(self, fiber: Fiber) -> None:
         fiber.waiting_on = None
@@ -208,6 +216,10 @@ class DrivenMachine(RunMachine):
             while True:
                 if not isinstance(awaited, Operation):
                     awaited = coroutine.throw(foreign_await(coroutine, awaited))
+                    continue
+                if awaited is fiber:
+                    error = UsageError("a helper awaits its own result, which it would wait for for ever")
+                    awaited = coroutine.throw(error)
                     continue
                 if fiber.interrupts is not None and (interrupt := fiber.take_interrupt()) is not None:
                     if awaited.state == NEW:
@@ -223,7 +235,9 @@ class DrivenMachine(RunMachine):
                 awaited = coroutine.send(None)
         except StopIteration as stop:
             value, error = stop.value, None
-        except USER_ERRORS as raised:
+        except PASSING:
+            raise
+        except BaseException as raised:
             # Without its outermost frame, this one, the traceback keeps no reference to itself through `error`.
             value, error = None, raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
         if self._fibers is not None:
@@ -235,6 +249,7 @@ class DrivenMachine(RunMachine):
         fibers = [*(self._fibers or ()), *((self._root,) if self._root is not None else ())]
         self._root = self._fibers = self._waits = self._buffered = self._asked = self.current = None
         self.ready.clear()
+        self.too_deep.clear()
         if not fibers:
             return
         # A step called in a `finally` must give an operation, not run the plain function here; and decide nothing.
@@ -242,10 +257,12 @@ class DrivenMachine(RunMachine):
         try:
             for fiber in fibers:
                 fiber.state = DONE
+                # They hold each other, and a daemon looks for cycles very rarely.
+                if fiber.waiting_on is not None:
+                    fiber.waiting_on.let_go()
                 _discard(fiber.coroutine)
-                fiber.waiting_on = fiber.scopes = (
-                    None  # they hold each other, and a daemon looks for cycles very rarely
-                )
+                fiber.let_go()
+                fiber.waiting_on = fiber.scopes = None
         finally:
             active.reset(token)
 
@@ -287,7 +304,10 @@ class DrivenMachine(RunMachine):
         key = wait.key
         queue = self._buffered.get(key) if self._buffered else None
         while queue:
-            if self._give(queue.popleft(), wait):
+            event = queue.popleft()
+            if not queue and self._buffered:  # a run may use any number of names
+                del self._buffered[key]
+            if self._give(event, wait):
                 return True
         if self._waits is None:
             self._waits = {}

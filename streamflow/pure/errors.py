@@ -174,7 +174,7 @@ class CompensationFailed(StreamflowError):
     """Raised by a saga: some compensations failed, the others were run. `errors` has theirs; the cause is why the saga
     was undone."""
 
-    def __init__(self, errors: list[Exception]) -> None:
+    def __init__(self, errors: list[BaseException]) -> None:
         count = len(errors)
         reasons = "; ".join(f"{type(error).__name__}: {error}" for error in errors)
         super().__init__(f"{count} compensation{'s' * (count != 1)} failed: {reasons}")

@@ -24,6 +24,7 @@ from streamflow.pure.combining import (
     TaskGroup,
     Timeout,
     as_operations,
+    check_callable,
 )
 from streamflow.pure.commands import AskWait, Child, ChildCall, ChildStart, Question, SignalSend, SignalWait, Sleep
 from streamflow.pure.definitions import OnParentEnd, Startable
@@ -138,8 +139,9 @@ def map(
     >>> vectors = await sf.map(embed, documents, concurrency=100)
     """
     active_machine("map()")
-    if concurrency < 1:
-        raise UsageError(f"sf.map(): concurrency={concurrency!r} makes no sense; it is a number of at least 1")
+    check_callable(function, "map()")
+    if not isinstance(concurrency, int) or concurrency < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"sf.map(): concurrency={concurrency!r} makes no sense; it is a whole number of at least 1")
     return Mapped(function, items, concurrency, return_exceptions)
 
 
@@ -334,7 +336,10 @@ def patched(name: str) -> bool:
 
 
 def milliseconds(duration: float | timedelta, what: str) -> int:
-    seconds = duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+    try:
+        seconds = duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+    except (TypeError, ValueError):
+        seconds = math.nan
     if not math.isfinite(seconds) or seconds > 1e11:
-        raise UsageError(f"sf.{what}: {duration!r} is no duration; the longest is 1e11 seconds")
+        raise UsageError(f"sf.{what}: {duration!r} is no duration: use seconds or a timedelta, at most 1e11 seconds")
     return max(math.ceil(round(seconds * 1000, 3)), 0)  # rounded up, but 1.1 is 1100 whatever binary fractions say

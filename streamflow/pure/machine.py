@@ -44,7 +44,7 @@ from streamflow.pure.events import (
     TimerFired,
     Transition,
 )
-from streamflow.pure.operations import Operation, active
+from streamflow.pure.operations import Operation, Unwinding, active
 from streamflow.pure.record import Header, Status
 from streamflow.pure.reducing import ReducerMachine
 from streamflow.pure.running import RunMachine
@@ -71,8 +71,8 @@ _NEWS = (RunStarted, SignalReceived, AskReceived, StepCompleted, ChildCompleted,
 """Facts that user code is told as they are; of the others only failures."""
 
 
-class _Divergence(BaseException):
-    """Unwinds a replay. No `Exception`, so that it passes whatever catches the errors of user code."""
+class _Divergence(Unwinding):
+    """Unwinds a replay."""
 
     def __init__(self, position: int, expected: str, found: str) -> None:
         super().__init__(expected, found)
@@ -157,7 +157,7 @@ class WorkflowMachine(DrivenMachine):
             self._begin_life(event)
             self._run()
         elif isinstance(event, Patched):
-            pass  # by code that doesn't ask any more
+            self._pass_over(event)
         elif isinstance(event, (*DECISIONS, *ENDINGS, RunContinued)):
             raise _Divergence(self._position - 1, self._expected(event), "nothing of the kind")
         else:
@@ -227,6 +227,7 @@ class WorkflowMachine(DrivenMachine):
 
     def _compare(self, event: AnyEvent) -> AnyEvent:
         while isinstance(recorded := self._following(), Patched):
+            self._pass_over(recorded)
             self._position += 1
         if (
             type(recorded) is not type(event)
@@ -279,7 +280,14 @@ class WorkflowMachine(DrivenMachine):
             if event.name == name:
                 self._position = position + 1
                 return True
+            self._pass_over(event)
         return False
+
+    def _pass_over(self, event: Patched) -> None:
+        """The code doesn't ask any more, or asks later than it did: the answer is the run's for good."""
+        if self._patches is None:
+            self._patches = {}
+        self._patches.setdefault(event.name, True)
 
 
 def _first_position(transition: Transition) -> int:

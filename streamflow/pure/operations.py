@@ -23,8 +23,24 @@ from streamflow.pure.errors import Cancelled, UsageError
 if TYPE_CHECKING:
     from streamflow.pure.running import RunMachine
 
+DEEP = 25
+"""Fibers that wait for each other in one chain, of which the innermost is cancelled in one Python call from the
+outermost. Below that they take turns: the chain may be as long as a program likes, the stack may not."""
+
 NEW, PENDING, DONE = 0, 1, 2
 """States of an operation. A failed one is DONE and has an `error`."""
+
+
+class Unwinding(BaseException):
+    """Ends code that nobody wants to go on: its coroutine is put away, or its replay has diverged. No error of its own;
+    like `KeyboardInterrupt`, which is the process's affair, it passes whatever catches those."""
+
+
+UNWINDING = (Unwinding, GeneratorExit, KeyboardInterrupt)
+"""What blocks of user code let pass without another decision."""
+
+PASSING = (Unwinding, KeyboardInterrupt)
+"""What no run ends with. Anything else that user code raises, of whatever base, ends that run alone."""
 
 active: contextvars.ContextVar[RunMachine | None] = contextvars.ContextVar("streamflow_machine", default=None)
 """The machine whose user code runs right now in this thread; set once an advance. Never set it in what the garbage
@@ -54,9 +70,13 @@ class Operation:
     def __await__(self) -> Generator[Operation, None, Any]:
         if self.state != DONE:
             yield self
-        if self.error is not None:
-            raise self.error
-        return self.value
+        error = self.error
+        if error is None:
+            return self.value
+        try:
+            raise error
+        finally:  # its traceback has this frame: a cycle for each failure, that only the garbage collector would end
+            del self, error
 
     def begin(self, machine: RunMachine) -> None:
         """Decide: take a number, record the decision. An error raised here is raised at the await."""
@@ -78,6 +98,10 @@ class Operation:
         elif isinstance(self.waiter, list) and waiter in self.waiter:
             self.waiter.remove(waiter)
         return bool(self.waiter)
+
+    def let_go(self) -> None:
+        """Its run is put away: what waits and what is waited for hold each other no more."""
+        self.waiter = None
 
     def settle(self, value: Any, error: BaseException | None, ready: list[Fiber]) -> None:
         """Once, with a value or an error. Appends the fibers that can go on to `ready`."""
@@ -151,20 +175,35 @@ class Fiber(Operation):
             self.coroutine.close()
             self.settle(None, cause.again(), machine.ready)
         elif self.state == PENDING:
-            self.interrupt(cause.again(), machine)
+            self._cancel_running(cause.again(), machine)
+
+    def _cancel_running(self, cause: Cancelled, machine: RunMachine) -> None:
+        """Interrupt it, which cancels the fibers that it waits for; those too deep when the outermost is done."""
+        if machine.cancelling >= DEEP:
+            machine.too_deep.append((self, cause))
+            return
+        machine.cancelling += 1
+        try:
+            self.interrupt(cause, machine)
+            while machine.cancelling == 1 and machine.too_deep:
+                fiber, later = machine.too_deep.pop()
+                fiber.interrupt(later, machine)
+        finally:
+            machine.cancelling -= 1
 
     # --- exceptions from outside --------------------------------------------------------------------------------------
 
     def interrupt(self, error: BaseException, machine: RunMachine) -> None:
         """Throw `error` at the current await, whose operation is given up; at the next one if it runs; or behind the
-        shield that it is in now. Cancelled twice from the same place, it gets one exception."""
+        shield that it is in now. Cancelled twice from the same place, it gets one exception; a history that is too
+        long and a cancel are two."""
         if self.state == DONE:
             return
         waiting = self.interrupts
         if waiting is None:
             waiting = self.interrupts = []
         source = source_of(error)
-        if any(source_of(other) is source for other in waiting):
+        if any(source_of(other) is source and type(other) is type(error) for other in waiting):
             return
         waiting.append(error)
         operation = self.waiting_on
@@ -179,7 +218,7 @@ class Fiber(Operation):
         if not open_ones:
             return None
         error = min(open_ones, key=self._depth)
-        self.withdraw(source_of(error))
+        self.interrupts = [other for other in waiting if other is not error] or None
         return error
 
     def withdraw(self, source: Scope | None) -> None:

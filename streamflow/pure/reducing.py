@@ -40,7 +40,7 @@ from streamflow.pure.events import (
     Transition,
 )
 from streamflow.pure.failures import failure_of
-from streamflow.pure.operations import PENDING, Fiber, Operation
+from streamflow.pure.operations import PASSING, PENDING, Fiber, Operation
 from streamflow.pure.retry import Retry
 from streamflow.pure.running import RunMachine, unknown_child
 
@@ -179,6 +179,8 @@ class _OpenStep(msgspec.Struct, array_like=True):
     overrides: _Overrides | None
     lost: int = 0
     details: Raw = NOTHING
+    queue: str | None = None
+    """Where its attempt is: a later deploy may name another queue. Empty: at the owner; None: an older record."""
 
 
 class _Held(msgspec.Struct, array_like=True):
@@ -237,7 +239,8 @@ class ReducerMachine(RunMachine):
         if self.reason or self.effects.ended:
             super()._take_all(inputs)
             return
-        self._rng = None
+        if not self.effects.events:  # else it has just resumed, and drew from this transition's already
+            self._rng = None
         self._load()
         super()._take_all(inputs)
         self._store()
@@ -316,7 +319,9 @@ class ReducerMachine(RunMachine):
                 self._obey(command)
                 if self.effects.ended or self.ending is not None:
                     return
-        except (Exception, SystemExit, GeneratorExit) as error:
+        except PASSING:
+            raise
+        except BaseException as error:
             self._fail(failure_of(error))
 
     def _obey(self, command: Any) -> None:
@@ -368,7 +373,7 @@ class ReducerMachine(RunMachine):
                 elif isinstance(event, ChildCompleted):
                     event = ChildFailed(event.seq, event.name, failure)
             self._hand_over(event, one.tag, one.run_id, value)
-            if self.effects.ended:
+            if self.effects.ended or self.ending is not None:
                 break
         self._store()
 
@@ -400,6 +405,7 @@ class ReducerMachine(RunMachine):
                         _overrides(call),
                         call.lost,
                         call.details,
+                        call.step.queue or "",
                     )
                     for call in self.steps.values()
                 ],
@@ -459,6 +465,8 @@ class ReducerMachine(RunMachine):
             step = step.options(timeout=timeout, queue=queue, retry=_retry(retry), tag=open_step.tag)
         elif open_step.tag:
             step = step.options(tag=open_step.tag)
+        if open_step.queue is not None and open_step.queue != (step.queue or ""):
+            step = step.options(queue=open_step.queue or None, tag=step.tag)
         call = StepCall(step)
         call.seq, call.state, call.payload, call.args = open_step.seq, PENDING, open_step.args, None
         call.attempt, call.due = open_step.attempt, open_step.due

@@ -24,8 +24,8 @@ from streamflow.pure.attributes import Attribute, merged
 from streamflow.pure.commands import ChildCall, SignalSend, SignalWait, Sleep, StepCall, StepJob
 from streamflow.pure.definitions import App, Step, Workflow, missing_step
 from streamflow.pure.effects import Due, Effects, Ending, Input, Outcome, Outgoing
+from streamflow.pure.errors import Cancelled, Diverged, Failure, PayloadInvalid, PayloadTooLarge, UsageError
 from streamflow.pure.errors import ChildFailed as ChildError
-from streamflow.pure.errors import Diverged, Failure, PayloadInvalid, PayloadTooLarge, UsageError
 from streamflow.pure.errors import StepFailed as StepError
 from streamflow.pure.events import (
     NOTHING,
@@ -88,6 +88,7 @@ class RunMachine:
         "app",
         "at",
         "attributes",
+        "cancelling",
         "children",
         "current",
         "diverged",
@@ -111,6 +112,7 @@ class RunMachine:
         "stuck",
         "tenant",
         "timers",
+        "too_deep",
         "version",
         "workflow",
     )
@@ -148,6 +150,10 @@ class RunMachine:
         self.current: Fiber | None = None
         """The fiber whose code runs."""
         self.ready: list[Fiber] = []
+        self.cancelling = 0
+        """Fibers that are being cancelled, each because of the one before."""
+        self.too_deep: list[tuple[Fiber, Cancelled]] = []
+        """Those whose turn comes when the outermost is done."""
         self.effects = Effects()
         self.attributes: Mapping[str, Attribute] | None = None
         """What the code has set so far (a replay sets it again): limits are checked against it."""
@@ -212,6 +218,8 @@ class RunMachine:
                 self._take_all(inputs)
         finally:
             active.reset(token)
+        if effects.jobs and (effects.cancelled or effects.revoked):
+            _drop_stopped(effects)
         effects.status = self.status
         count = self.events_count
         self.events_count = count + len(effects.events)
@@ -333,9 +341,10 @@ class RunMachine:
 
     @property
     def rng(self) -> random.Random:
-        """What user code draws from: the same for the same run, whoever replays it."""
+        """What user code draws from: the same for the same life of a run, whoever replays it."""
         if self._rng is None:
-            self._rng = random.Random(f"{self.run_id}@{self.started}")
+            life = f"/{self.lives}" if self.lives else ""
+            self._rng = random.Random(f"{self.run_id}@{self.started}{life}")
         return self._rng
 
     # --- inputs to facts --------------------------------------------------------------------------------------------
@@ -592,6 +601,8 @@ class RunMachine:
         """The code is over. The run is, too, unless it waits for children: then nothing else is open any more."""
         if any(child.on_parent_end == "wait" for child in self.children.values()):
             self.ending = event
+            for call in list(self.steps.values()):  # in the history, for whoever reads it without the code
+                self.cancel_step(call)
             self._let_go("wait")
         else:
             self._end_now(event)
@@ -600,6 +611,9 @@ class RunMachine:
         """After a child's outcome: whether it was the last that the run's end waited for."""
         ending = self.ending
         if ending is not None and not self.children:
+            if self.stuck:  # whoever counts stuck runs must see it leave that state
+                self.stuck = False
+                self.effects.events.append(RunResumed(self.workflow, self.tenant))
             self._end_now(msgspec.structs.replace(ending, ms=self.at - self.started))
 
     def _let_go(self, keep: str = "") -> None:
@@ -665,6 +679,12 @@ class RunMachine:
             self._fail(Failure(type(error).__name__, str(error)))
         else:
             self._end(RunCompleted(self.workflow, self.tenant, self.at - self.started, Raw(data)))
+
+
+def _drop_stopped(effects: Effects) -> None:
+    """Attempts that were decided and given up in one transition never start."""
+    stopped = {*effects.cancelled, *(job.seq for job in effects.revoked)}
+    effects.jobs = [job for job in effects.jobs if job.seq not in stopped]
 
 
 def _is_final(failure: Failure, step: Step[..., Any]) -> bool:

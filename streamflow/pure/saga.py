@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, ParamSpec
 
-from streamflow.pure.combining import OUTCOMES, Shield
-from streamflow.pure.errors import CompensationFailed, ContinueAs
+from streamflow.pure.combining import Shield, check_callable
+from streamflow.pure.errors import CancelledError, CompensationFailed, ContinueAs
+from streamflow.pure.operations import UNWINDING
 
 P = ParamSpec("P")
 
@@ -28,6 +29,7 @@ class Saga:
         Register before the action when it may take effect without telling (a step that fails after a time-out may have
         acted), and make the compensation harmless when there is nothing to undo.
         """
+        check_callable(function, "saga(): compensate()")
         self._compensations.append((function, args, kwargs))
 
     async def __aenter__(self) -> Saga:
@@ -36,15 +38,18 @@ class Saga:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, ContinueAs) or not isinstance(error, OUTCOMES):
+        if error is None or isinstance(error, (ContinueAs, *UNWINDING)):
             return
-        failures: list[Exception] = []
+        failures: list[BaseException] = []
         with Shield():
             while self._compensations:
                 function, args, kwargs = self._compensations.pop()
                 try:
                     await function(*args, **kwargs)
-                except Exception as failure:
+                except (Exception, CancelledError) as failure:  # shielded: the cancel is of something that it awaits
                     failures.append(failure)
-        if failures:
-            raise CompensationFailed(failures) from error
+        try:
+            if failures:
+                raise CompensationFailed(failures) from error
+        finally:  # their tracebacks have this frame
+            del failures, error

@@ -174,7 +174,9 @@ class StepExecutor:
             if running.over:
                 raise
             outcome = self._failed(running, error)
-        except (Exception, SystemExit, GeneratorExit) as error:  # sys.exit() in a step must not end the daemon
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit(), or an error of any base: it ends the attempt alone
             outcome = self._failed(running, error)
         if not running.over:
             running.task = None  # it ends by itself

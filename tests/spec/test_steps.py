@@ -308,7 +308,9 @@ async def test_wrong_arguments_are_an_error_at_the_call_as_in_python(serve: Serv
         return ""
 
     async with serve(app) as (client, _):
-        assert await (await client.start(flow)).result(10) == "missing a required argument: 'b'"
+        assert await (await client.start(flow)).result(10) == (
+            "step add can't be called like that: missing a required argument: 'b'"
+        )
 
 
 async def test_an_argument_of_the_wrong_type_fails_the_step_and_is_not_tried_again(serve: Serve) -> None:

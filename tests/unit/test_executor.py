@@ -296,6 +296,23 @@ def _raising(error: BaseException) -> Callable[[], None]:
     return act
 
 
+class Abort(BaseException):
+    """What some libraries do: an error that is no `Exception`."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), GeneratorExit(), Abort()], ids=lambda e: type(e).__name__)
+async def test_an_async_step_that_raises_anything_is_a_failure(error: BaseException) -> None:
+    async def act() -> None:
+        raise error
+
+    step: Step[..., Any] = sf.App().step(name="act")(act)
+    async with bench() as it:
+        it.submit(step)
+        outcome = await it.next()
+        assert outcome.failure is not None
+        assert outcome.failure.kind == type(error).__name__
+
+
 @pytest.mark.parametrize("error", [SystemExit(1), GeneratorExit(), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
 async def test_a_thread_that_raises_anything_is_a_failure(error: BaseException) -> None:
     step: Step[..., Any] = sf.App().step(name="act")(_raising(error))

@@ -388,6 +388,30 @@ def test_a_compensation_that_fails_does_not_stop_the_others_and_fails_the_run(cr
     assert "ValueError" in failure_in(run.last).message
 
 
+def test_a_compensation_that_awaits_something_cancelled_does_not_stop_the_others(crash: bool) -> None:
+    app = make_app()
+    act = app.steps["act"]
+
+    @app.workflow
+    async def flow() -> None:
+        async with sf.task_group() as group:
+            given_up = group.start_soon(act, "member")
+            group.cancel()
+
+        async def undo() -> None:
+            await given_up
+
+        async with sf.saga() as saga:
+            saga.compensate(act, "undo first")
+            saga.compensate(undo)
+            raise ValueError("as it goes")
+
+    run = Run(app, "flow", crash=crash)
+    (first,) = open_steps(run)
+    run.done(first)
+    assert failure_in(run.last).kind == "CompensationFailed"
+
+
 # --- terminate --------------------------------------------------------------------------------------------------------
 
 

@@ -427,3 +427,56 @@ def test_a_gather_that_is_raced_and_lost_is_cancelled_whole(crash: bool) -> None
     run = Run(app, "flow", crash=crash)
     run.done(waiting(run)["d"], "D")
     assert kinds(run.last) == ["StepCompleted", *["StepCancelled"] * 3, "RunCompleted"]
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+async def _call_in_group(act: Any) -> None:
+    async with sf.task_group() as group:
+        group.start_soon(act(1))
+
+
+async def _coroutine_in_saga(act: Any) -> None:
+    async def undo() -> None: ...
+
+    async with sf.saga() as saga:
+        saga.compensate(undo())  # type: ignore[arg-type]
+
+
+async def _group_not_entered(act: Any) -> None:
+    sf.task_group().start_soon(act, 1)
+
+
+async def _half_a_worker(act: Any) -> None:
+    await sf.map(act, [1], concurrency=1.5)  # type: ignore[call-overload]
+
+
+async def _no_duration(act: Any) -> None:
+    await sf.sleep(None)  # type: ignore[arg-type]
+
+
+async def _too_many_arguments(act: Any) -> None:
+    await act(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (_call_in_group, "takes a function and its arguments"),
+        (_coroutine_in_saga, "takes a function and its arguments"),
+        (_group_not_entered, "async with sf.task_group"),
+        (_half_a_worker, "a whole number of at least 1"),
+        (_no_duration, "None is no duration"),
+        (_too_many_arguments, "step act can't be called like that: too many positional arguments"),
+    ],
+)
+def test_a_mistake_is_told_with_what_to_do(body: Any, message: str) -> None:
+    app = make_app()
+    act = app.steps["act"]
+
+    @app.workflow
+    async def flow() -> None:
+        await body(act)
+
+    assert message in failure_in(Run(app, "flow").last).message

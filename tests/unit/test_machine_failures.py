@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import streamflow as sf
 from streamflow.pure.definitions import App
 from streamflow.pure.errors import ForeignAwait
 from tests.unit.driving import Run, failure_in, kinds, result_of
@@ -34,6 +35,73 @@ def test_exits_raised_by_user_code_fail_the_run(error: BaseException) -> None:
         raise error
 
     assert failure_in(_flow(flow).last).kind == type(error).__name__
+
+
+class Abort(BaseException):
+    """What some libraries do: an error that is no `Exception`."""
+
+
+async def _in_group() -> None:
+    async def member() -> None:
+        raise Abort
+
+    async with sf.task_group() as group:
+        group.start_soon(member)
+        await sf.signal("never")
+
+
+async def _in_gather() -> None:
+    async def helper() -> None:
+        raise Abort
+
+    await sf.gather(helper(), return_exceptions=True)
+
+
+async def _in_map() -> None:
+    def plain(item: int) -> Any:
+        raise Abort
+
+    await sf.map(plain, [1], concurrency=1, return_exceptions=True)
+
+
+async def _alone() -> None:
+    raise Abort
+
+
+@pytest.mark.parametrize("body", [_alone, _in_group, _in_gather, _in_map])
+def test_an_error_of_any_base_fails_its_run_and_nothing_else(body: Any) -> None:
+    run = _flow(body)
+    assert failure_in(run.last).kind == "Abort"
+    run.machine.close()
+
+
+def test_an_error_of_any_base_in_a_reducer_fails_its_run() -> None:
+    local = App()
+
+    @local.reducer
+    def flow(state: list[int], event: sf.Event) -> sf.Decision:
+        raise Abort
+
+    assert failure_in(Run(local, "flow", None).last).kind == "Abort"
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), Abort()])
+def test_a_saga_is_undone_whatever_the_base_of_the_error(error: BaseException) -> None:
+    local = App()
+
+    @local.step
+    async def undo() -> None: ...
+
+    @local.workflow
+    async def flow() -> None:
+        async with sf.saga() as saga:
+            saga.compensate(undo)
+            raise error
+
+    run = Run(local, "flow")
+    assert kinds(run.last) == ["RunStarted", "StepScheduled"]
+    run.done(1)
+    assert failure_in(run.last).kind == type(error).__name__
 
 
 def test_an_interrupt_is_not_swallowed() -> None:

@@ -175,6 +175,110 @@ def test_except_exception_does_not_swallow_a_continuation_and_helpers_may_raise_
     assert result_of(run.last) == 1
 
 
+@pytest.mark.parametrize("how", ["gather", "map", "map-plain", "group"])
+def test_a_helper_continues_the_run_wherever_it_runs(how: str, crash: bool) -> None:
+    app = make_app()
+    act = app.steps["act"]
+
+    async def helper(number: int) -> Any:
+        await act("x")
+        raise sf.ContinueAs("second")
+
+    def plain_helper(number: int) -> Any:
+        raise sf.ContinueAs("second")
+
+    @app.workflow
+    async def flow(life: str = "first") -> Any:
+        if life == "second":
+            return life
+        match how:
+            case "gather":
+                return await sf.gather(helper(1), act("y"), return_exceptions=True)
+            case "map":
+                return await sf.map(helper, [1, 2], concurrency=1, return_exceptions=True)
+            case "map-plain":
+                await act("x")
+                return await sf.map(plain_helper, [1, 2], concurrency=1, return_exceptions=True)
+            case _:
+                async with sf.task_group() as group:
+                    group.start_soon(helper, 1)
+                    await act("y")
+                return "the group lost it"
+
+    run = Run(app, "flow", crash=crash)
+    (number,) = [call.seq for call in run.machine.steps.values() if plain(call.payload) == ["x"]]
+    run.done(number, "X")
+    assert kinds(run.last)[-2:] == ["RunContinued", "RunCompleted"]
+    assert result_of(run.last) == "second"
+
+
+def test_a_cancel_that_a_life_was_shielded_from_reaches_the_next(crash: bool) -> None:
+    app = make_app()
+    act = app.steps["act"]
+
+    @app.workflow
+    async def flow(life: int = 0) -> Any:
+        if life:
+            try:
+                await act("next")
+            finally:
+                await act("clean")
+        with sf.shield():
+            await act("first")
+            raise sf.ContinueAs(life + 1)
+
+    run = Run(app, "flow", crash=crash)
+    run.advance(CancelRequested("enough"))
+    run.done(1)
+    assert kinds(run.last)[1:] == ["RunContinued", "StepScheduled", "CancelRequested", "StepCancelled", "StepScheduled"]
+    run.done(3)
+    assert kinds(run.last) == ["StepCompleted", "RunCancelled"]
+
+
+def test_a_cancel_is_not_lost_behind_the_news_that_the_history_is_too_long(
+    crash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "WARN_EVENTS", 3)
+    monkeypatch.setattr(driving, "MAX_EVENTS", 3)
+    app = make_app()
+    act = app.steps["act"]
+
+    @app.workflow
+    async def flow() -> Any:
+        with sf.shield():
+            await act("a")
+            await act("b")
+        try:
+            await act("c")
+        except sf.HistoryTooLong:
+            await act("d")
+
+    run = Run(app, "flow", crash=crash)
+    run.done(1)
+    run.advance(CancelRequested("enough"))
+    assert kinds(run.last) == ["HistoryLimitReached", "CancelRequested"]
+    run.done(2)
+    assert kinds(run.last)[-1] == "RunCancelled"
+
+
+def test_each_life_draws_other_random_values(crash: bool) -> None:
+    app = make_app()
+    act = app.steps["act"]
+
+    @app.workflow
+    async def flow(seen: list[str]) -> Any:
+        await act("x")
+        seen.append(str(sf.uuid4()))
+        if len(seen) == 3:
+            return seen
+        raise sf.ContinueAs(seen)
+
+    run = Run(app, "flow", [], crash=crash)
+    for number in (1, 2, 3):
+        run.done(number)
+    assert len(set(result_of(run.last))) == 3
+
+
 # --- long histories ---------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +438,32 @@ def test_when_only_the_new_way_is_left_the_recorded_patch_is_passed_over() -> No
     run.done(2)
     run.done(3, "x")
     assert result_of(run.last) == ["x", "clean"]
+
+
+@pytest.mark.parametrize("order", ["ba", "a-b", "-ab", "-ba"])
+def test_a_patch_stays_for_a_run_whose_code_asks_for_it_in_another_order(order: str) -> None:
+    def app_asking(order: str) -> sf.App:
+        app = make_app()
+        act = app.steps["act"]
+
+        @app.workflow
+        async def flow() -> Any:
+            answers: dict[str, bool] = {}
+            for name in order if "-" in order else f"{order}-":
+                if name == "-":
+                    await act("x")
+                else:
+                    answers[name] = sf.patched(name)
+            await sf.signal("end")
+            return answers
+
+        return app
+
+    run = Run(app_asking("ab"), "flow")
+    run.done(1)
+    run.reload(app_asking(order))
+    run.advance(signal("end"))
+    assert result_of(run.last) == {"a": True, "b": True}
 
 
 def versioned_app(*versions: int) -> sf.App:
@@ -573,6 +703,33 @@ def test_what_happens_to_children_when_their_parent_ends_is_up_to_each(crash: bo
     run.advance(ChildCompleted(3, "child", raw("x")), after=100)
     assert kinds(run.last) == ["ChildCompleted", "RunCompleted"]
     assert result_of(run.last) == "done"
+
+
+def test_steps_that_an_ended_code_let_go_stay_so_while_the_run_is_stuck() -> None:
+    app = make_app()
+    act, child = app.steps["act"], app.workflows["child"]
+
+    async def failing() -> None:
+        raise ValueError
+
+    @app.workflow
+    async def careless() -> str:
+        await sf.start(child, "x", on_parent_end="wait")
+        try:
+            await sf.gather(act("open"), failing())
+        except ValueError:
+            return "done"
+        return "not reached"
+
+    run = Run(app, "careless")
+    assert kinds(run.last)[-1] == "StepCancelled"
+    assert not run.last.jobs
+    without = sf.App()
+    without.steps.update(app.steps)
+    run.reload(without)
+    run.advance(signal("any"))
+    assert run.last.status == "stuck"
+    assert run.machine.running_jobs() == []
 
 
 def test_a_cancel_hurries_the_children_that_the_end_waits_for(crash: bool) -> None:

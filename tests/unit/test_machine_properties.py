@@ -6,9 +6,11 @@ import gc
 import weakref
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from streamflow.pure import driving, running
 from streamflow.pure import errors as sf_errors
 from streamflow.pure import inside as sf
 from streamflow.pure.commands import ON_PARENT_END
@@ -45,6 +47,10 @@ _leaf: st.SearchStrategy[Program] = st.one_of(
     st.tuples(st.just("start"), st.integers(0, 9), st.sampled_from(ON_PARENT_END)),
     st.tuples(st.just("patched"), st.sampled_from("ab")),
     st.tuples(st.just("again")),
+    st.tuples(st.just("continue")),
+    st.tuples(st.just("tell"), st.integers(0, 9)),
+    st.tuples(st.just("handle"), st.integers(0, 9), st.sampled_from([0, 1, 60]), st.sampled_from(ON_PARENT_END)),
+    st.tuples(st.just("loop"), st.sampled_from("ab"), st.integers(1, 3)),
 )
 
 
@@ -62,6 +68,10 @@ def _compose(inner: st.SearchStrategy[Program]) -> st.SearchStrategy[Program]:
         st.tuples(st.just("saga"), several, inner),
         st.tuples(st.just("finally"), inner, inner),
         st.tuples(st.just("swallow"), inner),
+        st.tuples(st.just("nested"), several, inner),
+        st.tuples(st.just("abort"), several, inner),
+        st.tuples(st.just("shared"), inner, several),
+        st.tuples(st.just("keep"), st.sampled_from("ab"), inner),
     )
 
 
@@ -89,7 +99,7 @@ async def child(x: int) -> int:
 async def flow(program: Program, life: int = 0) -> Any:
     try:
         return await _interpret(program)
-    except _Again:
+    except (_Again, sf_errors.HistoryTooLong):
         if life < 3:
             raise sf_errors.ContinueAs(program, life + 1) from None
         return "enough lives"
@@ -128,6 +138,24 @@ async def _interpret(program: Program) -> Any:
             return await act(1) if sf.patched(name) else None
         case ["again"]:
             raise _Again
+        case ["continue"]:
+            if sf.info().lives < 3:
+                raise sf_errors.ContinueAs(["seq", [["step", 3], ["signal", "a", None], ["random"]]])
+            return await act(4)
+        case ["tell", x]:
+            sf.publish("x", [x, sf.random()])
+            sf.set_attributes(x=x, events=sf.info().events)
+            return x
+        case ["handle", x, seconds, on_parent_end]:
+            handle = await sf.start(child, x, on_parent_end=on_parent_end)
+            try:
+                with sf.timeout(seconds):
+                    return await sf.race(handle.result(), sf.signal("b", int))
+            except TimeoutError:
+                await handle.cancel("too slow")
+                return await handle.result()
+        case ["loop", name, count]:
+            return [await (act(8) if sf.patched(name) else sf.sleep(1)) for _ in range(count)]
         case ["race", parts]:
             return await sf.race(*(_interpret(part) for part in parts))
         case ["map", parts, concurrency, keep]:
@@ -138,6 +166,38 @@ async def _interpret(program: Program) -> Any:
                 members = [group.start_soon(_interpret, part) for part in parts]
                 await _interpret(body)
             return [await member for member in members]
+        case ["nested", parts, body]:
+            async with sf.task_group() as group:
+
+                async def member(rest: Any) -> Any:
+                    if len(rest) > 1:
+                        group.start_soon(member, rest[1:])
+                    return await _interpret(rest[0])
+
+                group.start_soon(member, parts)
+                return await _interpret(body)
+        case ["abort", parts, body]:
+            async with sf.task_group() as group:
+                for part in parts:
+                    group.start_soon(_interpret, part)
+                await _interpret(body)
+                group.cancel("enough")
+                await _interpret(body)
+            return await act(6)
+        case ["shared", part, others]:
+
+            async def waits(other: Any) -> Any:
+                return await sf.race(one, _interpret(other))
+
+            async with sf.task_group() as group:
+                one = group.start_soon(_interpret, part)
+                shared = await sf.gather(*(waits(other) for other in others), one, return_exceptions=True)
+                return [str(result) for result in shared]
+        case ["keep", name, part]:
+            question = await sf.question(name, int, 60)
+            result = await _interpret(part)
+            question.answer(question.value)
+            return result
         case ["timeout", seconds, part]:
             with sf.timeout(seconds):
                 return await _interpret(part)
@@ -167,7 +227,7 @@ async def _interpret(program: Program) -> Any:
         case ["try", part, handler]:
             try:
                 return await _interpret(part)
-            except (StepFailed, ChildError, TimeoutError, ValueError) as error:
+            except (StepFailed, ChildError, TimeoutError, ValueError, ExceptionGroup) as error:
                 return [str(error), await _interpret(handler)]
         case _:
             raise AssertionError(program)
@@ -245,6 +305,8 @@ def _seen(effects: Effects, machine: RunMachine) -> Any:
         [(message.target, message.kind, message.body) for message in effects.outbox],
         sorted(effects.cancelled),
         [encode_transition(0, [answer]) for answer in effects.answers],
+        effects.published,
+        effects.attributes,
         effects.fresh,
         effects.ended,
         machine.status,
@@ -285,6 +347,16 @@ def _same_when_reloaded(workflow: str, argument: Any, turns: list[list[tuple[str
 @given(programs, moves)
 def test_a_workflow_that_is_replayed_before_every_transition_decides_the_same(program: Program, turns: Any) -> None:
     _same_when_reloaded("flow", program, turns)
+
+
+@settings(max_examples=100, deadline=None)
+@given(programs, moves)
+def test_a_run_near_the_limits_of_its_history_replays_the_same(program: Program, turns: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "WARN_EVENTS", 6)
+        patch.setattr(driving, "MAX_EVENTS", 12)
+        patch.setattr(driving, "HARD_EVENTS", 20)
+        _same_when_reloaded("flow", program, turns)
 
 
 @settings(max_examples=80, deadline=None)

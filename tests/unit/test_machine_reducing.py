@@ -9,7 +9,7 @@ import msgspec
 from streamflow.pure import inside as sf
 from streamflow.pure.definitions import App
 from streamflow.pure.errors import Failure
-from streamflow.pure.events import CancelRequested, ChildFailed, SignalReceived
+from streamflow.pure.events import CancelRequested, ChildCompleted, ChildFailed, SignalReceived
 from streamflow.pure.machine import Due
 from streamflow.pure.reducing import (
     CancelRequest,
@@ -217,3 +217,77 @@ def test_random_values_of_a_reducer_do_not_depend_on_where_it_ran() -> None:
         results.append(result_of(run.last))
     assert results[0] == results[1]
     assert len(set(results[0])) == 3
+
+
+class Stock(msgspec.Struct):
+    seen: list[float] = msgspec.field(default_factory=list[float])
+
+
+def _stock(queue: str | None = None) -> App:
+    other = App()
+
+    @other.step(name="pack", queue=queue, retry=NO_RETRY)
+    async def pack(x: int) -> int:
+        return x
+
+    @other.workflow(name="audit")
+    async def audit() -> int:
+        return 1
+
+    @other.reducer
+    def stock(state: Stock, event: Event) -> Decision:
+        match event:
+            case Started():
+                return Decision(state, [pack(1), audit.options(on_parent_end="wait")()])
+            case Signal("end"):
+                return Decision(state, [Complete(state.seen)])
+            case Signal("order"):
+                return Decision(state, [pack(2)])
+            case _:
+                state.seen.append(sf.random())
+                return Decision(state)
+
+    return other
+
+
+def _signal(name: str) -> SignalReceived:
+    return SignalReceived(name, raw(None))
+
+
+def test_a_deploy_that_names_another_queue_leaves_an_attempt_where_it_is() -> None:
+    run = Run(_stock(), "stock", None)
+    run.reload(_stock(queue="gpu"))
+    assert [job.seq for job in run.machine.running_jobs()] == [1]
+    run = Run(_stock(queue="gpu"), "stock", None)
+    run.reload(_stock())
+    assert run.machine.running_jobs() == []
+
+
+def test_after_its_end_a_reducer_hears_of_no_more_that_came_while_it_was_stuck() -> None:
+    run = Run(_stock(), "stock", None)
+    run.reload(App())
+    run.advance(_signal("end"), _signal("order"))
+    run.reload(_stock())
+    run.advance(_signal("order"))
+    assert kinds(run.last) == ["RunResumed", "StepCancelled", "SignalReceived"]
+    run.advance(ChildCompleted(2, "audit", raw(1)))
+    assert result_of(run.last) == []
+
+
+def test_a_reducer_that_only_waits_for_a_child_ends_while_it_is_stuck_and_is_not_counted_as_stuck() -> None:
+    run = Run(_stock(), "stock", None)
+    run.advance(_signal("end"))
+    run.reload(App())
+    run.advance(ChildCompleted(2, "audit", raw(1)))
+    assert kinds(run.last) == ["RunStuck", "ChildCompleted", "RunResumed", "RunCompleted"]
+
+
+def test_a_reducer_that_resumes_draws_no_random_value_twice() -> None:
+    run = Run(_stock(), "stock", None)
+    run.reload(App())
+    run.advance(_signal("held"))
+    run.reload(_stock())
+    run.advance(_signal("new"), _signal("end"))
+    run.advance(ChildCompleted(2, "audit", raw(1)))
+    values = result_of(run.last)
+    assert len(values) == len(set(values)) == 2
