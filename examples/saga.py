@@ -1,8 +1,8 @@
 """An order as a saga: reserve, pay, ship; and when one fails, undo what was done, in reverse.
 
 A database transaction can't span a warehouse, a bank and a carrier. A saga is the durable form of "try, and clean up":
-each step that succeeded leaves behind the call that undoes it. Because the run itself is durable, a crash in the middle
-of the clean-up is continued, not forgotten.
+each action leaves behind the call that undoes it. Because the run itself is durable, a crash in the middle of the
+clean-up is continued, not forgotten.
 
     python examples/saga.py                           everything in this process
     streamflow dev --app examples/saga.py             a server, a daemon and the status screen; then
@@ -43,24 +43,25 @@ async def ship(item: str, country: str) -> str:
 
 
 @app.step(retry=sf.Retry(attempts=100, maximum=3600.0))
-async def undo(what: str) -> None:
+async def undo(what: str, of: str) -> None:
     """Undoing must succeed in the end, so it is tried for a long time."""
-    print(f"    undone: {what}")
+    print(f"    undone: {what} of {of}")
 
 
 @app.workflow
 async def order(item: str, quantity: int, card: str, country: str) -> list[str]:
-    """What was done, as a list. Fails after it has undone everything when a part can't be done."""
-    done: list[str] = []
-    try:
-        done.append(await reserve(item, quantity))
-        done.append(await pay(card, 19.9 * quantity))
-        done.append(await ship(item, country))
-    except sf.StepFailed:
-        for what in reversed(done):
-            await undo(what)
-        raise
-    return done
+    """What was done, as a list. When a part can't be done, or the run is cancelled, all before it is undone.
+
+    What undoes an action is registered *before* it: a payment whose answer was lost may have been made. So `undo` must
+    do no harm when there is nothing to undo.
+    """
+    async with sf.saga() as saga:
+        saga.compensate(undo, "reservation", item)
+        reserved = await reserve(item, quantity)
+        saga.compensate(undo, "payment", card)
+        paid = await pay(card, 19.9 * quantity)
+        parcel = await ship(item, country)
+    return [reserved, paid, parcel]
 
 
 async def main() -> None:

@@ -16,11 +16,22 @@ pytestmark = [pytest.mark.anyio]
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = {
+    "agents": [
+        "archived: the unfinished thought of large",
+        "refused: somebody has to answer for it",
+        "progress: {'read': 100, 'of': 100}",
+        "waits for acme: ['b-1']",
+        "notes on the desk: ",
+        "result: small outline of honey bees, 400 words read, approved by Grace",
+        "archived: 5 notes on wasps",
+        "run b-2 was cancelled",
+        "run b-2.desk was cancelled",
+    ],
     "research": ["honey bees: 4 topics, 4 sources", "what https://example.org/honey-bees-future says"],
     "approval": ["Grace said yes", "of 420.00 to Ada", "an expense still waits for you", "refused", "expired"],
     "saga": [
         "done: parcel with anvil to Norway",
-        "undone: payment of 39.80 by card 4111\n    undone: reservation of 2 × anvil\n    failed: step ship failed",
+        "undone: payment of card 4111\n    undone: reservation of anvil\n    failed: step ship failed",
     ],
 }
 
