@@ -174,12 +174,13 @@ def run_id() -> str:
 
 def test_a_run_is_exported_and_replayed_by_file_and_by_id(cli: Cli, run_id: str) -> None:
     assert cli("enqueue", "total", "--input", "[1, 2]", "--id", run_id, "--wait").code == 0
-    written = cli("export", run_id, "--output", f"{run_id}.json")
-    assert (written.code, written.out) == (0, f"4 events of {run_id} written to {run_id}.json\n")
-    assert cli("export", run_id).out == (cli.directory / f"{run_id}.json").read_text()
-    done = cli("replay", "--app", "flows:app", f"{run_id}.json", run_id)
+    file = f"new/{run_id}.json"
+    written = cli("export", run_id, "--output", file)
+    assert (written.code, written.out) == (0, f"4 events of {run_id} written to {file}\n")
+    assert cli("export", run_id).out == (cli.directory / file).read_text()
+    done = cli("replay", "--app", "flows:app", file, run_id)
     assert (done.code, done.err) == (0, "")
-    assert done.out == f"ok      {run_id}.json: total, 4 events\nok      {run_id}: total, 4 events\n"
+    assert done.out == f"ok      {file}: total, 4 events\nok      {run_id}: total, 4 events\n"
 
 
 def test_replaying_against_changed_code_fails_and_changes_nothing(cli: Cli, run_id: str) -> None:
@@ -385,6 +386,15 @@ def test_status_shows_the_daemon_and_what_ran(cli: Cli) -> None:
     assert "DAEMONS 1" in drawn
 
 
+def test_status_is_saved_as_a_picture_that_needs_no_font_of_its_own(cli: Cli) -> None:
+    assert cli("status", "--svg", "status.svg").code == 0
+    picture = (cli.directory / "status.svg").read_text()
+    assert "font-family: monospace" in picture
+    assert "Fira" not in picture
+    refused = cli("status", "--svg", "nowhere/status.svg")
+    assert (refused.code, refused.err) == (2, "error: can't write nowhere/status.svg: No such file or directory\n")
+
+
 def test_a_watched_status_without_a_terminal_is_one_object_a_line(cli: Cli) -> None:
     watching = cli.spawn("status", "--watch", "--interval", "0.2", "--json", stdout=subprocess.PIPE)
     try:
@@ -458,7 +468,8 @@ def test_read_prints_a_value_or_all_of_them(cli: Cli, run_id: str) -> None:
     assert plain.startswith("stage  {")
     assert "\x1b" not in plain
     missing = cli("read", run_id, "other")
-    assert (missing.code, missing.err) == (1, f"error: run {run_id} has published nothing under other\n")
+    words = f"error: run {run_id} has published nothing under other; it has published: stage\n"
+    assert (missing.code, missing.err) == (1, words)
     assert cli("enqueue", "approval", "--id", f"{run_id}-silent").code == 0
     silent = cli("read", f"{run_id}-silent")
     assert (silent.code, silent.out) == (0, "")

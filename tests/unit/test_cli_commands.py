@@ -293,7 +293,7 @@ def test_a_history_that_does_not_fit_is_exit_code_1_with_the_event(flows: Path) 
     shown = replay(flows, file)
     assert shown.exit_code == 1
     assert shown.stdout.startswith(f"FAILED  {file}: run twice-1 diverged at event 4: the history has StepScheduled(2")
-    assert shown.stderr == "1 of 1 histories don't fit the code\n"
+    assert shown.stderr == "1 of 1 failed\n"
     (document,) = msgspec.json.decode(replay(flows, "--json", file).stdout)
     reason = document.pop("reason")
     assert reason in shown.stdout

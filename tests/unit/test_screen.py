@@ -271,6 +271,14 @@ def test_the_header_says_what_is_wrong_the_worst_first() -> None:
     assert "memory 90 % full · AOF off" in text(status(views={}, server=full))
 
 
+def test_the_header_names_a_queue_in_which_steps_wait_for_no_worker() -> None:
+    queues = [Queue(name="idle"), Queue(name="gpu", waiting=3), Queue(name="cpu", waiting=9, workers=1)]
+    assert "● no workers for queue gpu\n" in text(status(views={}, queues=queues)) + "\n"
+    queues.append(Queue(name="aux", waiting=1))
+    assert "no workers for queue aux and 1 more" in text(status(views={}, queues=queues))
+    assert "healthy" in text(status(views={}, queues=queues[2:3]))
+
+
 def test_a_problem_takes_the_place_of_the_health_words() -> None:
     first = text(status(), 80, 24, problem="server unreachable, retrying").splitlines()[0]
     assert "server unreachable, retrying" in first

@@ -17,6 +17,7 @@ from streamflow.edges.screen.payload import event_json, plain, preview
 from streamflow.edges.screen.spans import MAX_ROWS, fold_spans, spans_of
 from streamflow.edges.screen.tables import RunRow, format_log_line, print_line, runs_table
 from streamflow.edges.screen.timeline import RunDetail, run_lines
+from streamflow.pure.attributes import Attribute
 from streamflow.pure.errors import Failure
 from streamflow.pure.events import (
     NOTHING,
@@ -341,3 +342,21 @@ def test_the_listing_shows_run_ids_whole_and_nothing_harmful(width: int) -> None
     assert "4.2 s" in out.getvalue()
     assert "1 m 00 s" in out.getvalue()
     assert not HARMFUL.search(out.getvalue())
+
+
+def test_attributes_get_the_room_that_the_other_columns_leave() -> None:
+    attributes: dict[str, Attribute] = {"phase": "review", "subject": "honey bees"}
+    row = RunRow(run_id="s-1", workflow="w", tenant="", status="running", started=NOW, attributes=attributes)
+    out = io.StringIO()
+    Console(file=out, width=130, color_system=None).print(runs_table([row], NOW, 130))
+    assert 'phase="review" subject="honey bees"' in out.getvalue()
+
+
+def test_an_open_step_of_a_queue_says_where_it_is() -> None:
+    scheduled: list[AnyEvent] = [
+        StepScheduled(1, "embed", Raw(b"\x90"), queue="gpu"),
+        StepScheduled(2, "fetch", Raw(b"\x90")),
+    ]
+    found = lines(detail((0, scheduled)))
+    assert any(re.search(r"embed .* queue gpu\b", line) for line in found)
+    assert any(re.search(r"fetch .* running\b", line) for line in found)

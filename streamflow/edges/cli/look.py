@@ -111,8 +111,14 @@ def _save_picture(status: Status, file: str) -> None:
     console = Console(file=io.StringIO(), record=True, width=width, height=height, force_terminal=True)
     console.print(render_status(status, width, height))
     picture = console.export_svg(title="streamflow status")
-    # Without the fonts that it would load from elsewhere: any monospaced one will do.
-    Path(file).write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL))
+    # Without the fonts that it would load from elsewhere: any monospaced one will do. Without their name, too, because
+    # converters that know only the first font of a list draw the columns in a proportional one.
+    picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
+    picture = picture.replace("Fira Code, monospace", "monospace")
+    try:
+        Path(file).write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"can't write {file}: {error.strerror}") from None
 
 
 def _show_status(status: Status, shards: bool, as_json: bool) -> None:

@@ -53,6 +53,7 @@ def export(run: str, output: Path | None, redis: str | None, namespace: str | No
         click.echo(data, nl=False)
         return
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(data)
     except OSError as error:
         raise UsageError(f"can't write {output}: {error.strerror}") from None
@@ -114,7 +115,7 @@ def replay(sources: tuple[str, ...], words: str | None, redis: str | None, names
             fits = f"{one.workflow}, {one.events} event{'s' * (one.events != 1)}"
             click.echo(safe(f"ok      {one.source}: {fits}" if one.ok else f"FAILED  {one.source}: {one.reason}"))
         if failed:
-            click.echo(f"{len(failed)} of {len(replayed)} histories don't fit the code", err=True)
+            click.echo(f"{len(failed)} of {len(replayed)} failed", err=True)
     return 1 if failed else 0
 
 

@@ -117,14 +117,15 @@ def read(run: str, key: str | None, redis: str | None, namespace: str | None, as
                 return await handle.published()
             missing = object()
             value = await handle.read(key, default=missing)
-            return {} if value is missing else {key: value}
+            return {key: value} if value is not missing else await handle.published()  # to say what there is
 
     values: dict[str, Any] = plain_value(run_async(fetch))
     if key is not None:
         if key in values:
             print_json(values[key])
             return 0
-        click.echo(f"error: run {run} has published nothing under {key}", err=True)
+        others = f"; it has published: {', '.join(values)}" if values else ""
+        click.echo(f"error: run {run} has published nothing under {key}{others}", err=True)
         return 1
     if as_json:
         print_json(values)

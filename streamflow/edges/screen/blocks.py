@@ -76,6 +76,9 @@ def health(status: Status) -> list[tuple[str, str]]:
         found.append((WARN, f"{plural(stuck, 'run')} stuck"))
     if server is not None and server.aof not in ("everysec", "always", "on"):
         found.append((WARN, "AOF off"))
+    if unserved := sorted(queue.name for queue in status.queues if queue.waiting and not queue.workers):
+        more = f" and {len(unserved) - 1} more" if len(unserved) > 1 else ""
+        found.append((WARN, f"no workers for queue {unserved[0]}{more}"))
     draining = sum(daemon.draining for daemon in status.daemons)
     if draining:
         found.append((WARN, f"{draining} draining"))

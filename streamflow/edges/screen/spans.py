@@ -59,6 +59,7 @@ class Span:
     note: str = ""
     marks: list[int] = field(default_factory=lambda: list[int]())
     child: str = ""
+    queue: str = ""
     count: int = 1
     times: list[float] = field(default_factory=lambda: list[float]())
     open: int = 0
@@ -95,7 +96,7 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
 def _begin(at: int, event: AnyEvent) -> Span | None:
     match event:
         case StepScheduled():
-            return Span("step", event.name, at, note=preview(event.args, PREVIEW))
+            return Span("step", event.name, at, note=preview(event.args, PREVIEW), queue=event.queue)
         case TimerSet():
             # The limit of a signal's wait has no row of its own: the signal that came, or the time-out, tells enough.
             return Span("timer", "sleep", at, due=event.due) if not event.name else None

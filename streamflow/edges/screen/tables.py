@@ -106,7 +106,10 @@ def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
     table.add_column("STARTED", no_wrap=True)
     table.add_column("TOOK", no_wrap=True, justify="right")
     if attributes:
-        table.add_column("ATTRIBUTES", no_wrap=True, overflow="ellipsis", max_width=(width - 90) // 2)
+        ids = min(36, max(len(row.run_id) for row in rows))
+        # What is left beside the id, workflow, tenant, status and times at their widest, and the gaps.
+        left = width - ids - 24 - (18 if tenants else 0) - 11 - 21 - 10 - 4
+        table.add_column("ATTRIBUTES", no_wrap=True, overflow="ellipsis", max_width=max(20, left))
     for row in rows:
         open_run = row.ended == 0
         cells = [Text(safe(row.run_id)), safe_text(row.workflow)]

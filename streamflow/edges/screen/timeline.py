@@ -211,6 +211,8 @@ def _took(span: Span, axis: _Axis, children: Mapping[str, str]) -> Text:
         return safe_text(status, STATUS.get(status, ""), 12)
     waiting = {"timer": "sleeping", "stuck": "stuck", "ask": "unanswered"}.get(span.kind)
     retrying = span.marks and span.due > axis.end
+    if span.queue and not retrying:  # whether it waits there or a worker has it is not in the history
+        return safe_text(f"queue {span.queue}", BUSY, 24)
     return Text(waiting or ("waiting" if retrying else "running"), style=WARN if retrying else BUSY)
 
 
