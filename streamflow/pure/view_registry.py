@@ -183,7 +183,10 @@ def _render_runs(runs: Runs, now_ms: int) -> JSON:
 
 
 class Second(msgspec.Struct, array_like=True):
-    """What happened in one second. `failures`: failed and cancelled runs; `steps`: completed steps."""
+    """What happened in one second. `failures`: failed runs; `steps`: completed steps.
+
+    A cancelled run is neither: a race or a task group ends some children that way whenever all is well.
+    """
 
     starts: int = 0
     completions: int = 0
@@ -210,7 +213,7 @@ def _rate_completion(rates: Rates, run_id: str, at: int, event: RunCompleted) ->
     _second(rates, at).completions += 1
 
 
-def _rate_failure(rates: Rates, run_id: str, at: int, event: RunFailed | RunCancelled) -> None:
+def _rate_failure(rates: Rates, run_id: str, at: int, event: RunFailed) -> None:
     _second(rates, at).failures += 1
 
 
@@ -371,7 +374,6 @@ VIEWS: tuple[View[Any], ...] = (
             RunStarted: _rate_start,
             RunCompleted: _rate_completion,
             RunFailed: _rate_failure,
-            RunCancelled: _rate_failure,
             StepCompleted: _rate_step,
         },
         _merge_rates,

@@ -221,10 +221,10 @@ def test_rates_are_lists_of_whole_seconds_up_to_the_last_settled_one() -> None:
     assert rates["average"]["steps"] == pytest.approx(0.2)
 
 
-def test_failed_and_cancelled_runs_are_failures_of_their_second() -> None:
+def test_failed_runs_are_failures_of_their_second_and_cancelled_ones_are_not() -> None:
     views = of(RunFailed("w", "", 1, BOOM), RunCancelled("w", "", 1, "enough"), RunCompleted("w", "", 1, NOTHING))
     rates = rendered(views, "rates")
-    assert (rates["failures"][-1], rates["completions"][-1]) == (2, 1)
+    assert (rates["failures"][-1], rates["completions"][-1]) == (1, 1)
 
 
 def test_pruning_drops_rates_that_nobody_shows_any_more_and_nothing_else() -> None:
