@@ -20,9 +20,10 @@ from streamflow.pure.events import (
 )
 from streamflow.pure.machine import Due, Effects, Outcome
 from streamflow.pure.record import Status, decode_header
-from streamflow.pure.sharding import Partition, shard_of
+from streamflow.pure.sharding import Partition, queue_partition_of, shard_of
 from streamflow.runtime import batch as batch_module
 from streamflow.runtime.batch import IN_FLIGHT, ShardBatch
+from streamflow.runtime.messages import decode_job
 from streamflow.runtime.shard import InboxMessage, OwnedShard
 from streamflow.store.kernel import FRESH, Put
 from tests.unit.driving import plain, raw
@@ -46,6 +47,11 @@ async def quick(x: int) -> int:
 @app.workflow
 async def stepping(x: int) -> int:
     return await act(x)
+
+
+@app.workflow
+async def queueing(x: int) -> int:
+    return await act.options(queue="gpu", timeout=3)(x)
 
 
 @app.workflow
@@ -81,6 +87,45 @@ def applied(batch: ShardBatch) -> ShardBatch:
 
 def events(batch: ShardBatch, number: int = 0) -> list[str]:
     return [type(event).__name__ for event in decode_transition(batch.batch.runs[number].transition).events]
+
+
+# --- steps of queues --------------------------------------------------------------------------------------------------
+
+
+def test_an_attempt_for_a_queue_is_in_the_outbox_of_the_commit_that_decided_it() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "queueing", 5))
+    batch = batch_of(shard)
+    [send] = batch.batch.sends
+    assert (send.number, send.kind, send.run_id, send.target) == ("7-1", "step", "r", queue_partition_of("r", 1))
+    job = decode_job(send.body)
+    assert (job.queue, job.seq, job.attempt, job.name, job.timeout, plain(job.args)) == ("gpu", 1, 1, "act", 3, [5])
+    assert batch.sends == [(send.number, send.target, send.kind, send.run_id, send.body)]
+    assert batch.batch.plans == []  # nothing of the run is in flight at the owner
+
+
+def test_a_retry_of_a_queued_step_carries_what_the_attempt_before_told() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "queueing", 5))
+    applied(batch_of(shard))
+    shard.add_input("r", Outcome(1, 1, 0.0, None, Failure("ValueError", "no"), details=raw("half")))
+    due = applied(batch_of(shard)).batch.plans
+    shard.add_input("r", Due())
+    [send] = batch_of(shard, at=due[0][1] or 0).batch.sends
+    job = decode_job(send.body)
+    assert (send.kind, job.attempt, plain(job.details)) == ("step", 2, "half")
+    assert send.target == queue_partition_of("r", 1)
+
+
+def test_a_run_that_ends_revokes_its_attempts_in_queues_behind_them() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "queueing", 5))
+    applied(batch_of(shard))
+    put(shard, InboxMessage("2-0", "cancel", "r", pack("enough")))
+    [send] = batch_of(shard).batch.sends
+    job = decode_job(send.body)
+    assert (send.number, send.kind, job.queue, job.seq, job.attempt) == ("7-2", "revoke", "gpu", 1, 1)
+    assert send.target == queue_partition_of("r", 1)
 
 
 # --- what is written ------------------------------------------------------------------------------------------------

@@ -99,6 +99,58 @@ class Gate:
         self.wait_in_thread: Step[..., Any] = local.step(wait_in_thread)
 
 
+async def test_a_failed_attempt_carries_what_it_told_last_or_what_one_before_told() -> None:
+    local = sf.App()
+
+    @local.step
+    async def tells(value: int | None) -> None:
+        if value is not None:
+            sf.heartbeat({"at": value})
+        sf.heartbeat()
+        raise ValueError
+
+    async with bench() as it:
+        for seq, value in ((1, 7), (2, None)):
+            it.executor.submit(0, "r", StepJob(seq, 2, tells, raw([value]), raw("before")))
+            assert plain((await it.next()).details) == ({"at": 7} if value else "before")
+
+
+async def test_what_a_running_attempt_told_can_be_asked() -> None:
+    gate, told = Gate(), anyio.Event()
+    local = sf.App()
+
+    @local.step
+    async def tells() -> None:
+        sf.heartbeat("so far")
+        told.set()
+        await gate.go.wait()
+
+    async with bench() as it:
+        it.submit(tells)
+        await told.wait()
+        assert plain(it.executor.told("r", 1)) == "so far"
+        assert plain(it.executor.told("r", 2)) is None
+
+
+async def test_a_thread_learns_that_its_attempt_is_over() -> None:
+    local = sf.App()
+    begun, ended = threading.Event(), threading.Event()
+
+    @local.step
+    def asks() -> None:
+        assert not sf.cancelled()
+        begun.set()
+        while not sf.cancelled():
+            ended.wait(0.001)
+        ended.set()
+
+    async with bench() as it:
+        it.submit(asks)
+        assert await anyio.to_thread.run_sync(begun.wait, 10)
+        it.executor.cancel("r", 1)
+        assert await anyio.to_thread.run_sync(ended.wait, 10)
+
+
 async def test_an_outcome_says_which_attempt_of_which_call_it_is() -> None:
     async with bench() as it:
         it.submit(echo, "hello", run="r", seq=3, attempt=2, shard=5)
