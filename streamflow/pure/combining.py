@@ -32,7 +32,9 @@ def as_operation(aw: object, what: str) -> Operation:
     if isinstance(aw, types.CoroutineType):
         return Fiber(cast("Coroutine[Any, Any, Any]", aw))
     if not hasattr(aw, "__await__"):
-        raise TypeError(f"sf.{what} takes awaitables, not {type(aw).__name__}")
+        given = type(aw).__name__
+        unpack = ": unpack it with *" if given in ("list", "tuple", "generator") else ""
+        raise TypeError(f"sf.{what} takes awaitables, not {given}{unpack}")
 
     async def awaiting() -> Any:
         return await cast("Awaitable[Any]", aw)

@@ -62,7 +62,7 @@ class Step(Generic[P, R]):
         self.name = check_name("step", name)
         self.parameters = codec.Parameters(function, f"step {name}")
         self.is_async = inspect.iscoroutinefunction(function)
-        self.retry = retry
+        self.retry = _check_retry(name, retry)
         self.timeout = _check_timeout(name, timeout)
         self.queue = queue if queue is None else check_name("queue", queue)
         self.process = process and _check_process(name, function)
@@ -96,7 +96,7 @@ class Step(Generic[P, R]):
         if queue is not UNSET:
             other.queue = queue if queue is None else check_name("queue", queue)
         if retry is not UNSET:
-            other.retry = retry
+            other.retry = _check_retry(self.name, retry)
         other.tag = tag
         return other
 
@@ -236,6 +236,12 @@ def _check_process(name: str, function: Callable[..., Any]) -> bool:
     if why:
         raise UsageError(f"step {name} {why}")
     return True
+
+
+def _check_retry(name: str, retry: object) -> Retry:
+    if not isinstance(retry, Retry):
+        raise UsageError(f"step {name}: retry={retry!r} is no Retry: use retry=sf.Retry(attempts=3), or sf.NO_RETRY")
+    return retry
 
 
 def _check_timeout(name: str, timeout: float | None) -> float | None:

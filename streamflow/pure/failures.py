@@ -91,6 +91,8 @@ def _advice(codes: list[CodeType], awaited: object) -> str:
         return "use sf.sleep(…) instead of asyncio.sleep or anyio.sleep."
     if type(awaited).__name__ == "_GatheringFuture":
         return "use sf.gather(…) instead of asyncio.gather."
+    if "wait_for" in names:
+        return "use `with sf.timeout(…):` instead of asyncio.wait_for."
     return "move it into a step."
 
 

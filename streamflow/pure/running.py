@@ -24,7 +24,15 @@ from streamflow.pure.attributes import Attribute, merged
 from streamflow.pure.commands import ChildCall, SignalSend, SignalWait, Sleep, StepCall, StepJob
 from streamflow.pure.definitions import App, Step, Workflow, missing_step
 from streamflow.pure.effects import Due, Effects, Ending, Input, Outcome, Outgoing
-from streamflow.pure.errors import Cancelled, Diverged, Failure, PayloadInvalid, PayloadTooLarge, UsageError
+from streamflow.pure.errors import (
+    Cancelled,
+    ContinueAs,
+    Diverged,
+    Failure,
+    PayloadInvalid,
+    PayloadTooLarge,
+    UsageError,
+)
 from streamflow.pure.errors import ChildFailed as ChildError
 from streamflow.pure.errors import StepFailed as StepError
 from streamflow.pure.events import (
@@ -673,6 +681,10 @@ class RunMachine:
         self._end(RunFailed(self.workflow, self.tenant, self.at - self.started, failure))
 
     def _complete(self, result: object) -> None:
+        if isinstance(result, ContinueAs):
+            words = f"workflow {self.workflow} returned sf.ContinueAs(…): raise it"
+            self._fail(Failure(UsageError.__name__, words))
+            return
         try:
             data = codec.encode(result, f"result of {self.workflow}")
         except (PayloadInvalid, PayloadTooLarge) as error:

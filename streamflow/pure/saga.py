@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, ParamSpec
 
 from streamflow.pure.combining import Shield, check_callable
-from streamflow.pure.errors import CancelledError, CompensationFailed, ContinueAs
+from streamflow.pure.errors import CancelledError, CompensationFailed, ContinueAs, UsageError
 from streamflow.pure.operations import UNWINDING
 
 P = ParamSpec("P")
@@ -45,7 +45,7 @@ class Saga:
             while self._compensations:
                 function, args, kwargs = self._compensations.pop()
                 try:
-                    await function(*args, **kwargs)
+                    await _begin(function, *args, **kwargs)
                 except (Exception, CancelledError) as failure:  # shielded: the cancel is of something that it awaits
                     failures.append(failure)
         try:
@@ -53,3 +53,14 @@ class Saga:
                 raise CompensationFailed(failures) from error
         finally:  # their tracebacks have this frame
             del failures, error
+
+
+def _begin(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    """A plain function is a mistake that shows only now, when it was called."""
+    made = function(*args, **kwargs)
+    if not hasattr(made, "__await__"):
+        raise UsageError(
+            "compensate() takes a step, a workflow or an `async def`, and "
+            f"{getattr(function, '__qualname__', function)} gave {type(made).__name__}: make it a step"
+        )
+    return made

@@ -53,6 +53,11 @@ async def sleeps_as_in_anyio() -> None:
 
 
 @app.workflow
+async def limits_as_in_asyncio() -> None:
+    await asyncio.wait_for(asyncio.get_running_loop().create_future(), 5)
+
+
+@app.workflow
 async def waits_for_an_event() -> None:
     await anyio.Event().wait()
 
@@ -76,6 +81,12 @@ async def test_sleeping_as_elsewhere_is_refused_with_the_line_and_the_right_call
         line = workflow.function.__code__.co_firstlineno + 2
         assert f"test_mistakes.py:{line}. " in failure.message
         assert failure.message.endswith("use sf.sleep(…) instead of asyncio.sleep or anyio.sleep.")
+
+
+async def test_limiting_a_wait_as_elsewhere_is_refused_with_the_right_call(serve: Serve) -> None:
+    async with serve(app) as (client, _):
+        failure = await failure_of(client, limits_as_in_asyncio)
+        assert failure.message.endswith("use `with sf.timeout(…):` instead of asyncio.wait_for.")
 
 
 async def test_waiting_for_anything_foreign_is_refused(serve: Serve) -> None:

@@ -164,3 +164,11 @@ def test_a_reducer_needs_an_initial_state_that_can_be_stored() -> None:
     assert app.reducer(called).initial() == {}
     assert reducer.parameters.names == ["input"]
     assert reducer.parameters.decode(reducer.parameters.encode((), {})) == ((None,), {})
+
+
+def test_a_retry_that_is_no_policy_is_refused_where_it_is_written() -> None:
+    wrong: Any = 3
+    with pytest.raises(UsageError, match=r"step _is_async: retry=3 is no Retry: use retry=sf\.Retry"):
+        App().step(retry=wrong)(_is_async)
+    with pytest.raises(UsageError, match="is no Retry"):
+        App().step(_is_async).options(retry=wrong)

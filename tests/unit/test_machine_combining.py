@@ -460,6 +460,20 @@ async def _too_many_arguments(act: Any) -> None:
     await act(1, 2)
 
 
+async def _a_list_of_calls(act: Any) -> None:
+    await sf.gather([act(1), act(2)])
+
+
+async def _a_plain_compensation(act: Any) -> None:
+    async with sf.saga() as saga:
+        saga.compensate(len, "abc")  # type: ignore[arg-type]
+        raise ValueError("undo it")
+
+
+async def _a_returned_continuation(act: Any) -> Any:
+    return sf.ContinueAs()
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -468,6 +482,9 @@ async def _too_many_arguments(act: Any) -> None:
         (_group_not_entered, "async with sf.task_group"),
         (_half_a_worker, "a whole number of at least 1"),
         (_no_duration, "None is no duration"),
+        (_a_list_of_calls, "sf.gather() takes awaitables, not list: unpack it with *"),
+        (_a_plain_compensation, "takes a step, a workflow or an `async def`, and len gave int: make it a step"),
+        (_a_returned_continuation, "workflow flow returned sf.ContinueAs(…): raise it"),
         (_too_many_arguments, "step act can't be called like that: too many positional arguments"),
     ],
 )
@@ -476,7 +493,7 @@ def test_a_mistake_is_told_with_what_to_do(body: Any, message: str) -> None:
     act = app.steps["act"]
 
     @app.workflow
-    async def flow() -> None:
-        await body(act)
+    async def flow() -> Any:
+        return await body(act)
 
     assert message in failure_in(Run(app, "flow").last).message
