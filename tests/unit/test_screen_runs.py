@@ -360,3 +360,9 @@ def test_an_open_step_of_a_queue_says_where_it_is() -> None:
     found = lines(detail((0, scheduled)))
     assert any(re.search(r"embed .* queue gpu\b", line) for line in found)
     assert any(re.search(r"fetch .* running\b", line) for line in found)
+
+
+def test_a_child_that_lost_a_race_is_over_for_its_parent() -> None:
+    started = ChildStarted(1, "agent", "run-1.1", "", NOTHING)
+    [span] = spans_of([Transition(NOW, [started]), Transition(NOW + 50, [ChildCancelled(1, "agent")])])
+    assert (span.end, span.note) == (NOW + 50, "run-1.1 asked to cancel")

@@ -160,7 +160,8 @@ def _go_on(numbered: dict[int | str, Span], at: int, event: AnyEvent) -> None:
             answer = _words(event.failure) if event.failure is not None else preview(event.result, PREVIEW)
             span.note = f"{span.note} → {answer}"
         case ChildCancelled():
-            span.note = f"{span.child} asked to cancel"
+            # The parent hears no more of it, unless an outcome was on its way: to the parent it is over.
+            span.end, span.note = at, f"{span.child} asked to cancel"
         case ChildCompleted():
             span.end, span.note = at, f"{span.child} {preview(event.result, PREVIEW)}"
         case ChildFailed():
