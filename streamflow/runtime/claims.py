@@ -12,6 +12,7 @@ A claim is one entry, which is one attempt. It ends in one of four ways:
     requeued   this worker leaves: the entry waits for another one, under the same attempt
 
 Everything may be sent twice: an outcome carries its attempt, and the run drops those of attempts that aren't current.
+Runs that followed each other under one id have steps of the same numbers; `created` tells them apart.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Claim(msgspec.Struct):
     place: Place
     entry: str
     run_id: str
+    created: int
     seq: int
     attempt: int
     ended: bool = False
@@ -180,7 +182,10 @@ class Claims:
         refused: set[int] = set()
         if completing:
             answers = await self._store.send(
-                [self._kernel.complete(self._shard_of(claim.run_id), claim.run_id, body) for claim, body in completing],
+                [
+                    self._kernel.complete(self._shard_of(claim.run_id), claim.run_id, claim.created, body)
+                    for claim, body in completing
+                ],
                 patience=math.inf,
             )
             for (claim, _), answer in zip(completing, answers, strict=True):
@@ -295,7 +300,7 @@ class Claims:
                     continue  # ours: it was this process that stood still, and its next sign of life says so
                 text = f"worker {dead.consumer} died or fell silent for {self._timeout:g} s while it ran the step"
                 _log.warning("step %s/%d, attempt %d: %s", dead.run_id, dead.seq, dead.attempt, text)
-                claim = Claim(place, dead.entry, dead.run_id, dead.seq, dead.attempt, ended=True)
+                claim = Claim(place, dead.entry, dead.run_id, dead.created, dead.seq, dead.attempt, ended=True)
                 self._claims[place, dead.entry] = claim
                 details = msgspec.Raw(dead.details) if dead.details else NOTHING
                 self.reaped += 1

@@ -89,7 +89,7 @@ class StepExecutor:
         key = (run_id, job.seq)
         present = self._attempts.get(key)
         if present is not None:
-            if present.job.attempt >= job.attempt:
+            if (present.job.created, present.job.attempt) >= (job.created, job.attempt):
                 return
             self._finish(present)
         running = Running(shard, run_id, job, job.details)

@@ -31,6 +31,8 @@ _log = logging.getLogger("streamflow.worker")
 
 PENDING = 10_000
 """Pending entries of a partition that are read again at once; a worker never has so many."""
+DIGITS = 15
+"""Of a number in an entry at most: Python refuses to read very long ones."""
 
 
 class Feeder:
@@ -141,13 +143,14 @@ class Feeder:
                 continue
             fields = fields or {}  # None: it was deleted while it was pending, and only has to be taken off
             run_id = fields.get(b"run", b"").decode(errors="replace")
-            seq, attempt = fields.get(b"seq", b""), fields.get(b"attempt", b"")
-            if not run_id or not seq.isdigit() or not attempt.isdigit():
-                claim = Claim(place, entry, run_id or "-", 0, 0)
+            numbers = [fields.get(name, b"") for name in (b"created", b"seq", b"attempt")]
+            if not run_id or not all(number.isdigit() and len(number) <= DIGITS for number in numbers):
+                claim = Claim(place, entry, run_id or "-", 0, 0, 0)
                 self._claims.add(claim)
                 self._claims.report(claim, None)
                 continue
-            claim = Claim(place, entry, run_id, int(seq), int(attempt))
+            created, seq, attempt = map(int, numbers)
+            claim = Claim(place, entry, run_id, created, seq, attempt)
             self._claims.add(claim)
             try:
                 job = decode_job(fields.get(b"body", b""))
@@ -167,6 +170,7 @@ class Feeder:
         # Copies: a Raw is a window into the whole answer of the server, and a step may run for long.
         job = StepJob(claim.seq, claim.attempt, step, queued.args.copy(), told.copy())
         job.timeout = queued.timeout
+        job.created = claim.created
         self._executor.submit(claim.place[1], claim.run_id, job)
 
     def _refuse(self, claim: Claim, kind: str, text: str, *, permanent: bool) -> None:

@@ -72,6 +72,8 @@ class QueuedStep(msgspec.Struct, array_like=True, frozen=True):
     timeout: float | None
     args: Raw
     details: Raw
+    created: int
+    """Of the run, as in its header."""
 
 
 _queued = msgspec.msgpack.Decoder(QueuedStep)
@@ -127,11 +129,11 @@ def _check_payload(body: bytes) -> None:
     msgspec.msgpack.decode(body, type=Raw)
 
 
-def encode_job(job: StepJob, *, revoked: bool = False) -> bytes:
+def encode_job(job: StepJob, created: int, *, revoked: bool = False) -> bytes:
     """The body of an attempt that goes to its step's queue, or of its revocation, which needs no arguments."""
     args, details = (NOTHING, NOTHING) if revoked else (job.args, job.details)
     queue = job.step.queue or ""
-    return _encode(QueuedStep(queue, job.seq, job.attempt, job.step.name, job.timeout, args, details))
+    return _encode(QueuedStep(queue, job.seq, job.attempt, job.step.name, job.timeout, args, details, created))
 
 
 def decode_job(body: bytes) -> QueuedStep:
@@ -146,7 +148,7 @@ def to_offer(number: str, kind: str, run_id: str, body: bytes) -> tuple[str, Off
         check_name("queue", one.queue)
     except InvalidName as error:
         raise ValueError(str(error)) from error
-    return one.queue, Offer(number, kind, run_id, one.seq, one.attempt, bytes(one.details), body)
+    return one.queue, Offer(number, kind, run_id, one.created, one.seq, one.attempt, bytes(one.details), body)
 
 
 def to_delivery(number: str, kind: str, run_id: str, body: bytes) -> Delivery:

@@ -127,6 +127,10 @@ async def queue_is_empty(client: sf.Client, queue: str = "gpu") -> None:
     await until(empty)
 
 
+async def created_of(run: sf.Run[Any]) -> int:
+    return round((await run.describe()).created.timestamp() * 1000)
+
+
 async def waits_in_queue(client: sf.Client, count: int = 1, queue: str = "gpu") -> None:
     async def there() -> bool:
         keys = [client.keys.queue(queue, number).stream for number in range(QUEUE_PARTITIONS)]
@@ -254,6 +258,29 @@ async def test_cancelling_a_run_takes_a_step_that_nobody_has_off_the_queue(serve
         assert gate.begun == []
 
 
+async def test_a_run_that_is_started_anew_under_its_id_gets_its_own_steps(serve: Serve, work: Work) -> None:
+    gate = Gate()
+    async with serve(gate.app) as (client, _), work(gate.app, worker_timeout=3600):
+        first = await client.start(gate.waits, id="again")
+        await gate.attempts(1)
+        shard = (await client.space()).shard_of("again")
+        created = await created_of(first)
+        await first.cancel()
+        with pytest.raises(sf.RunCancelled):
+            await first.result(timeout=DEADLINE)
+        assert await client.forget("again")
+        assert gate.stopped == []  # the worker has yet to hear of it
+        second = await client.start(gate.waits, id="again")
+        await gate.attempts(2)
+        assert (gate.begun, gate.stopped) == ([1, 1], [1])
+        late = Outcome(1, 1, 0.0, msgspec.Raw(msgspec.msgpack.encode("the first run's")))
+        complete = Kernel(client.keys).complete(shard, "again", created, msgspec.msgpack.encode(late))
+        assert await client.store.one(complete) == "m"
+        gate.go.set()
+        assert await second.result(timeout=DEADLINE) == "attempt 1"
+        await queue_is_empty(client)
+
+
 # --- deaths -----------------------------------------------------------------------------------------------------------
 
 
@@ -298,8 +325,9 @@ async def test_a_worker_that_was_silent_stops_its_step_and_its_late_outcome_chan
         # As a worker that was paused sees it: another one gave its attempt up, and the run began a new one.
         meta = await client.store.one(Call.plain("HMGET", client.keys.meta, "shards"))
         kernel, shard = Kernel(client.keys), shard_of(run.id, int(meta[0]), Partition.RUN)
+        created = await created_of(run)
         lost = Outcome(1, 1, 0.0, None, sf.Failure("WorkerLost", "given up"))
-        await client.store.one(kernel.complete(shard, run.id, msgspec.msgpack.encode(lost)))
+        await client.store.one(kernel.complete(shard, run.id, created, msgspec.msgpack.encode(lost)))
         await happened(run, StepRetrying)
         late = Outcome(1, 1, 0.0, msgspec.Raw(msgspec.msgpack.encode("late")))
 
@@ -311,7 +339,7 @@ async def test_a_worker_that_was_silent_stops_its_step_and_its_late_outcome_chan
         await until(offered)
         await silent.claims.keep_once()
         await until(lambda: _is(gate.stopped == [1]))
-        await client.store.one(kernel.complete(shard, run.id, msgspec.msgpack.encode(late)))
+        await client.store.one(kernel.complete(shard, run.id, created, msgspec.msgpack.encode(late)))
         gate.go.set()
         assert await run.result(timeout=DEADLINE) == "attempt 2"
         assert [event.attempt for event in await events_of(run) if isinstance(event, StepCompleted)] == [2]
