@@ -61,7 +61,7 @@ class Feeder:
         self._done = anyio.Event()
 
     def room(self) -> None:
-        """A step has ended."""
+        """A step has ended, or a thread has come back whose attempt had been over for long."""
         self._room.set()
 
     async def stop(self) -> None:
@@ -108,10 +108,12 @@ class Feeder:
 
     async def run_once(self) -> None:
         """Take what there is room for; wait for room, or for something to take."""
-        free = self._slots - self._claims.running
+        free = self._free()
         if free <= 0:
             self._room = anyio.Event()
-            if self._claims.running >= self._slots and not self._stopped:
+            if not self._claims.running:
+                _log.warning("nothing is taken until a thread comes back: attempts are over, but %d go on", self._slots)
+            if not self._stopped:
                 await self._room.wait()
             return
         if self._check_pending:
@@ -120,6 +122,11 @@ class Feeder:
             return
         if not await self._take_some(free) and not self._stopped:
             self._take_in(await self._connection.read(list(self._places), 1, pending=False))
+
+    def _free(self) -> int:
+        """Steps that can begin at once. A thread that goes on after its time-out has a place that nobody else gets:
+        what was taken for it would wait here for ever, while other workers have room."""
+        return self._slots - self._claims.running - self._executor.lingering
 
     async def _take_some(self, free: int) -> bool:
         """Without waiting. Gives whether there was something."""

@@ -90,7 +90,11 @@ class Worker:
             on_room=lambda: feeder.room(),
         )
         self.executor = executor = StepExecutor(
-            settings.concurrency, settings.concurrency, claims.outcome, processes=settings.processes
+            settings.concurrency,
+            settings.concurrency,
+            claims.outcome,
+            processes=settings.processes,
+            on_free=lambda: feeder.room(),
         )
         claims.executor = executor
         connection = InboxConnection(store, WORKERS, BLOCK_MS, self.name)

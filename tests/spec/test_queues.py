@@ -225,6 +225,35 @@ async def test_a_step_that_the_worker_does_not_know_is_tried_again_elsewhere(ser
             assert (await run.result(timeout=DEADLINE)).startswith("attempt")
 
 
+async def test_a_worker_whose_threads_do_not_come_back_leaves_the_work_to_others(serve: Serve, work: Work) -> None:
+    hanging, go = sf.App(), threading.Event()
+    begun: list[int] = []
+
+    @hanging.step(queue="gpu", retry=sf.Retry(attempts=3, initial=0.0), timeout=0.1)
+    def hangs() -> int:
+        begun.append(sf.step_info().attempt)
+        if len(begun) == 1:
+            go.wait(DEADLINE)
+        return sf.step_info().attempt
+
+    @hanging.workflow
+    async def flow() -> int:
+        return await hangs()
+
+    async with serve(hanging) as (client, _), work(hanging, concurrency=1, worker_timeout=3600) as stuck:
+        run = await client.start(flow)
+        await happened(run, StepRetrying)
+        await waits_in_queue(client)
+        assert (stuck.claims.running, stuck.executor.lingering) == (0, 1)
+        async with work(hanging, concurrency=1):
+            assert await run.result(timeout=DEADLINE) == 2
+        again = await client.start(flow)
+        await waits_in_queue(client)
+        assert begun == [1, 2]
+        go.set()  # and when its thread has come back it takes part again
+        assert await again.result(timeout=DEADLINE) == 1
+
+
 # --- cancelling -------------------------------------------------------------------------------------------------------
 
 
