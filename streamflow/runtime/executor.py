@@ -31,6 +31,9 @@ from streamflow.runtime.step_context import Running, current
 
 _log = logging.getLogger("streamflow.steps")
 
+STEP_THREAD = "streamflow-step"
+"""How the names of threads begin that run steps."""
+
 
 class Room:
     """How many attempts of a kind run at once, and those that wait for a place."""
@@ -64,7 +67,7 @@ class StepExecutor:
     ) -> None:
         self._on_outcome = on_outcome
         self._on_free = on_free
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="streamflow-step")
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=STEP_THREAD)
         self._tasks = Room(concurrency)
         self._threads = Room(threads)
         self._processes = Room(processes or os.cpu_count() or 1)

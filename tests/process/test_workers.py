@@ -166,6 +166,18 @@ async def test_sigterm_hands_back_what_does_not_finish_in_time(
         assert await events_of(run, StepRetrying) == []
 
 
+async def test_sigterm_ends_a_worker_whose_thread_never_comes_back(
+    embedded_server: EmbeddedServer, namespace: str, start_worker: Start
+) -> None:
+    leaving = start_worker("--grace", "0.2")
+    async with daemon(embedded_server, namespace) as client:
+        with pytest.raises(sf.RunFailed, match=r"took longer than 0\.2 s"):
+            await (await client.start(flows.hangs)).result(timeout=30)
+        leaving.send(signal.SIGTERM)
+        assert await leaving.wait() == 0
+        assert leaving.logged("steps that go on elsewhere: 0")
+
+
 async def test_cancelling_a_run_reaches_a_thread_of_a_worker_process(
     embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, start_worker: Start
 ) -> None:
