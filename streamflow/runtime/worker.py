@@ -144,6 +144,7 @@ class Worker:
                     while claims.running:
                         await claims.ended()
                 handed_back = await claims.hand_back()
+                claims.report_refused()
                 while claims.unreported and await claims.report_once():
                     pass
                 _log.info("drained; steps that go on elsewhere: %d", handed_back)

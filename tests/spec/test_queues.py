@@ -310,6 +310,29 @@ async def test_a_run_that_is_started_anew_under_its_id_gets_its_own_steps(serve:
         await queue_is_empty(client)
 
 
+async def test_outcomes_that_a_broken_shard_refuses_wait_and_hold_up_no_others(
+    serve: Serve, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamflow.runtime.claims.REPORTS", 1)  # one refused outcome fills a pipeline
+    gate = Gate()
+    async with serve(gate.app) as (client, _), work(gate.app, worker_timeout=3600) as worker:
+        broken = await client.start(gate.waits, id="broken")
+        await gate.attempts(1)
+        space = await client.space()
+        shard = space.shard_of("broken")
+        fine = next(f"fine-{n}" for n in range(100) if space.shard_of(f"fine-{n}") != shard)
+        inbox = client.keys.shard(shard).inbox
+        await client.store.one(Call.plain("RENAME", inbox, f"{inbox}:aside"))
+        await client.store.one(Call.plain("SET", inbox, "not a stream"))
+        gate.go.set()
+        await until(lambda: _is(worker.claims.running == 0))
+        assert await (await client.start(gate.waits, id=fine)).result(timeout=DEADLINE) == "attempt 1"
+        await waits_in_queue(client, 1)  # the refused one's entry
+        await client.store.one(Call.plain("RENAME", f"{inbox}:aside", inbox))
+        assert await broken.result(timeout=DEADLINE) == "attempt 1"
+        await queue_is_empty(client)
+
+
 # --- deaths -----------------------------------------------------------------------------------------------------------
 
 
