@@ -13,7 +13,7 @@ import pytest
 import streamflow as sf
 from streamflow.pure.events import StepCompleted, StepFailed, StepRetrying, StepScheduled
 from streamflow.pure.machine import Outcome
-from streamflow.pure.sharding import QUEUE_PARTITIONS, Partition, shard_of
+from streamflow.pure.sharding import QUEUE_PARTITIONS, Partition, queue_partition_of, shard_of
 from streamflow.runtime.claims import Claims
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Kernel
@@ -330,6 +330,28 @@ async def test_outcomes_that_a_broken_shard_refuses_wait_and_hold_up_no_others(
         await waits_in_queue(client, 1)  # the refused one's entry
         await client.store.one(Call.plain("RENAME", f"{inbox}:aside", inbox))
         assert await broken.result(timeout=DEADLINE) == "attempt 1"
+        await queue_is_empty(client)
+
+
+async def test_a_partition_of_a_queue_that_cannot_be_read_stops_no_other(
+    serve: Serve, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamflow.runtime.feeder.BROKEN", 0.1)
+    gate = Gate()
+    gate.go.set()
+    async with serve(gate.app) as (client, _):
+        there = queue_partition_of("there", 1)
+        elsewhere = next(f"run-{n}" for n in range(100) if queue_partition_of(f"run-{n}", 1) != there)
+        stream = client.keys.queue("gpu", there).stream
+        await client.store.one(Call.plain("SET", stream, "not a stream"))
+        waiting = await client.start(gate.waits, id="there")
+        async with work(gate.app):
+            for _ in range(3):
+                run = await client.start(gate.waits, id=elsewhere)
+                assert await run.result(timeout=DEADLINE) == "attempt 1"
+                await client.forget(elsewhere)
+            await client.store.one(Call.plain("DEL", stream))
+            assert await waiting.result(timeout=DEADLINE) == "attempt 1"
         await queue_is_empty(client)
 
 

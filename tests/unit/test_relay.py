@@ -54,7 +54,8 @@ async def test_each_pair_of_shards_has_one_delivery_and_all_go_in_one_pipeline()
     assert len(store.calls) == 1
 
 
-async def test_what_a_shard_does_not_take_is_tried_again_and_the_others_go() -> None:
+async def test_what_a_shard_does_not_take_is_tried_again_and_the_others_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamflow.runtime.relay.RETRY_PAUSE", 0.0)
     store = FakeStore(deliver=lambda call: StoreError("full") if "ns.2" in call.keys[0] else "")
     relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [message(1, target=2), message(2, target=3), message(3, target=2)])
