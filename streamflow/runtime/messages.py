@@ -53,6 +53,8 @@ class _Outcome(msgspec.Struct):
 _outcome = msgspec.msgpack.Decoder(_Outcome)
 
 
+LONGEST_MS = 1e14
+"""That a step may have run, some 3,000 years."""
 ASK_ID = re.compile("[0-9a-f]{32}")
 """It becomes part of a key, so it is checked."""
 
@@ -112,6 +114,8 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
             raise BadMessage(f"a child's outcome was expected, not {type(event).__name__}")
         if message.kind == "outcome":
             one = _outcome.decode(message.body)
+            if not 0 <= one.ms <= LONGEST_MS:  # nor what isn't a number: the views add it up
+                raise BadMessage(f"an outcome after {one.ms} ms")
             result = one.result.copy() if one.failure is None else None
             return Outcome(one.seq, one.attempt, one.ms, result, one.failure, one.permanent, one.details.copy())
     except BadMessage:
