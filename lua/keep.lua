@@ -19,7 +19,7 @@ if not holds(details, 'hash') then return redis.error_reply('WRONGTYPE ' .. deta
 local letters = {}
 for i = 3, #ARGV, 3 do
   local entry, told = ARGV[i], ARGV[i + 2]
-  local present, _, is_revoked = place_of(steps, ARGV[i + 1])
+  local present, _, _, is_revoked = place_of(steps, ARGV[i + 1])
   local mine = redis.pcall('XPENDING', stream, group, entry, entry, 1, consumer)
   local letter = 'l'
   if present == entry and not mine.err and mine[1] then

@@ -7,7 +7,7 @@
 --
 -- KEYS   stream, steps, details
 -- ARGV   group, idle (ms), quiet (ms), limit
--- RETURNS for each dead entry: entry consumer id seq attempt details / WRONGTYPE key
+-- RETURNS for each dead entry: entry consumer id created seq attempt details / WRONGTYPE key
 -- @include shared/holds
 -- @include shared/place
 local stream, steps, details = KEYS[1], KEYS[2], KEYS[3]
@@ -28,7 +28,7 @@ for _, one in ipairs(pending) do
   local present = found and place_of(steps, (fields.run or '') .. '/' .. (fields.seq or ''))
   if present == entry then
     local told = redis.call('HGET', details, entry) or fields.details or ''
-    for _, value in ipairs({entry, one[2], fields.run, fields.seq, fields.attempt, told}) do
+    for _, value in ipairs({entry, one[2], fields.run, fields.created or '0', fields.seq, fields.attempt, told}) do
       answer[#answer + 1] = value
     end
   else

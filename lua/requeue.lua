@@ -20,7 +20,7 @@ if not holds(details, 'hash') then return redis.error_reply('WRONGTYPE ' .. deta
 local count = 0
 for i = 3, #ARGV, 3 do
   local entry, step, told = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local present, attempt, is_revoked = place_of(steps, step)
+  local present, created, attempt, is_revoked = place_of(steps, step)
   local mine = redis.pcall('XPENDING', stream, group, entry, entry, 1, consumer)
   local found = redis.call('XRANGE', stream, entry, entry)[1]
   if present == entry and not mine.err and mine[1] and found then
@@ -34,7 +34,7 @@ for i = 3, #ARGV, 3 do
         if fields[n] == 'details' and told ~= '' then fields[n + 1] = told end
       end
       local added = redis.call('XADD', stream, '*', unpack(fields))
-      redis.call('HSET', steps, step, added .. ' ' .. string.format('%.0f', attempt) .. ' wanted')
+      redis.call('HSET', steps, step, as_place(added, created, attempt, 'wanted'))
       count = count + 1
     end
   end

@@ -41,7 +41,7 @@ ON_PARENT_END = ("cancel", "abandon", "wait")
 class StepJob:
     """An attempt of a step, to start after the commit. `step.queue` says where it runs."""
 
-    __slots__ = ("args", "attempt", "details", "seq", "step", "timeout")
+    __slots__ = ("args", "attempt", "created", "details", "seq", "step", "timeout")
 
     def __init__(self, seq: int, attempt: int, step: Step[..., Any], args: Raw, details: Raw = NOTHING) -> None:
         self.seq = seq
@@ -51,6 +51,8 @@ class StepJob:
         self.details = details
         """What the attempt before told last with `sf.heartbeat`."""
         self.timeout = step.timeout
+        self.created = 0
+        """At a worker: when the run was created, which tells it from an earlier run of its id."""
 
     def __repr__(self) -> str:
         return f"StepJob({self.seq}, {self.step.name}, attempt={self.attempt})"

@@ -668,7 +668,7 @@ class RunMachine:
         """The step's present attempt, if there is one, runs for nothing now."""
         if call.step.queue is None:
             self.effects.cancelled.append(call.seq)
-        elif call.due is None:
+        elif call.due is None or call.due <= self.at:  # what was due may have been offered: no fact says so
             self.effects.revoked.append(call.job())
 
     # --- for the machines -------------------------------------------------------------------------------------------

@@ -248,9 +248,14 @@ class ShardBatch:
             self._send(shard_of(message.target, shards, partition), message.kind, message.target, message.body)
         for job in effects.jobs:
             if job.step.queue is not None:
-                self._send(queue_partition_of(run_id, job.seq), "step", run_id, encode_job(job))
+                self._send(queue_partition_of(run_id, job.seq), "step", run_id, encode_job(job, live.header.created))
         for job in effects.revoked:  # behind the attempts: one may have been decided in this very transition
-            self._send(queue_partition_of(run_id, job.seq), "revoke", run_id, encode_job(job, revoked=True))
+            self._send(
+                queue_partition_of(run_id, job.seq),
+                "revoke",
+                run_id,
+                encode_job(job, live.header.created, revoked=True),
+            )
         self.reduced.append(done)
 
     def _send(self, target: int, kind: str, run_id: str, body: bytes) -> None:

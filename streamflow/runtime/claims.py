@@ -12,12 +12,14 @@ A claim is one entry, which is one attempt. It ends in one of four ways:
     requeued   this worker leaves: the entry waits for another one, under the same attempt
 
 Everything may be sent twice: an outcome carries its attempt, and the run drops those of attempts that aren't current.
+Runs that followed each other under one id have steps of the same numbers; `created` tells them apart.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -48,6 +50,8 @@ LONGEST_SILENCE = 1.0
 """Seconds between two signs of life at most: also how long a cancelled run's step may go on here."""
 FORGET_AFTER = 60.0
 """Seconds without a read after which a consumer with nothing pending is forgotten; workers read every few seconds."""
+COME_BACK = 2.0
+"""Seconds that other workers may need to notice that the server is back: clients pause up to a second."""
 RETRY_PAUSE = 1.0
 
 Place = tuple[str, int]
@@ -60,6 +64,7 @@ class Claim(msgspec.Struct):
     place: Place
     entry: str
     run_id: str
+    created: int
     seq: int
     attempt: int
     ended: bool = False
@@ -100,9 +105,14 @@ class Claims:
         self._by_step: dict[tuple[str, int], Claim] = {}
         self._reports: list[tuple[Claim, bytes | None]] = []
         """Claims that are over, with the encoded outcome; None: only to be taken off."""
+        self._refused: list[tuple[Claim, bytes | None]] = []
+        """Those whose runs' shards are broken: they wait apart, so that the others needn't."""
         self._some = anyio.Event()
         self._ended = anyio.Event()
         self._reporting = anyio.Lock()
+        self._looked = time.monotonic()
+        self._reaps_from = self._looked
+        """Until then nobody is taken for dead: the server was away, and the living have yet to say so."""
         self._told: dict[tuple[Place, str], bytes] = {}
         """Details that the server has already, by claim."""
 
@@ -160,15 +170,24 @@ class Claims:
     # --- outcomes -----------------------------------------------------------------------------------------------------
 
     async def run_reports(self) -> None:
+        again = math.inf
         while True:
-            await self._some.wait()
+            with anyio.move_on_after(max(0.0, again - time.monotonic())):
+                await self._some.wait()
             self._some = anyio.Event()
+            if again <= time.monotonic():
+                self.report_refused()
+                again = math.inf
             if not await self.report_once():
-                await anyio.sleep(RETRY_PAUSE)
-                self._some.set()
+                again = min(again, time.monotonic() + RETRY_PAUSE)
+
+    def report_refused(self) -> None:
+        """Let those be handed in again that their runs' shards refused."""
+        self._reports += self._refused
+        self._refused.clear()
 
     async def report_once(self) -> bool:
-        """Hand in what is over: first all outcomes, then take off those that were accepted. False when some weren't."""
+        """Hand in what is over: first the outcomes, then take off those that were accepted. False when some weren't."""
         async with self._reporting:
             return await self._report_once()
 
@@ -180,7 +199,10 @@ class Claims:
         refused: set[int] = set()
         if completing:
             answers = await self._store.send(
-                [self._kernel.complete(self._shard_of(claim.run_id), claim.run_id, body) for claim, body in completing],
+                [
+                    self._kernel.complete(self._shard_of(claim.run_id), claim.run_id, claim.created, body)
+                    for claim, body in completing
+                ],
                 patience=math.inf,
             )
             for (claim, _), answer in zip(completing, answers, strict=True):
@@ -191,8 +213,9 @@ class Claims:
         await self._finish(done)
         for claim in done:
             self._forget(claim)
-        self._reports = [(claim, body) for claim, body in chunk if id(claim) in refused] + self._reports[len(chunk) :]
-        if len(self._reports) > len(refused):
+        self._refused += [(claim, body) for claim, body in chunk if id(claim) in refused]
+        del self._reports[: len(chunk)]
+        if self._reports:
             self._some.set()
         return not refused
 
@@ -283,10 +306,21 @@ class Claims:
                 _log.warning("can't look for dead workers: %s", error)
 
     async def reap_once(self) -> None:
-        """Tell the runs whose workers fell silent that those attempts are over."""
+        """Tell the runs whose workers fell silent that those attempts are over.
+
+        Not while the silence may be the server's: a look that comes late, because the server was away or this process
+        stood still, says nothing about the others. They get a time-out to prove life first.
+        """
         idle, quiet = round(self._timeout * 1000), round(max(FORGET_AFTER, 3 * self._timeout) * 1000)
         calls: list[Call[Any]] = [self._kernel.reap(*place, idle, quiet, REAPED) for place in self.places]
-        for place, answer in zip(self.places, await self._store.send(calls), strict=True):
+        answers = await self._store.send(calls)
+        now = time.monotonic()
+        if now - self._looked > max(0.75 * self._timeout, 0.5 * self._timeout + 1.0):
+            self._reaps_from = now + self._timeout + COME_BACK
+        self._looked = now
+        if now < self._reaps_from:
+            return
+        for place, answer in zip(self.places, answers, strict=True):
             if isinstance(answer, StoreError):
                 _log.error("partition %d of queue %s can't be looked at: %s", place[1], place[0], answer)
                 continue
@@ -295,7 +329,7 @@ class Claims:
                     continue  # ours: it was this process that stood still, and its next sign of life says so
                 text = f"worker {dead.consumer} died or fell silent for {self._timeout:g} s while it ran the step"
                 _log.warning("step %s/%d, attempt %d: %s", dead.run_id, dead.seq, dead.attempt, text)
-                claim = Claim(place, dead.entry, dead.run_id, dead.seq, dead.attempt, ended=True)
+                claim = Claim(place, dead.entry, dead.run_id, dead.created, dead.seq, dead.attempt, ended=True)
                 self._claims[place, dead.entry] = claim
                 details = msgspec.Raw(dead.details) if dead.details else NOTHING
                 self.reaped += 1

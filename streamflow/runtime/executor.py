@@ -31,6 +31,9 @@ from streamflow.runtime.step_context import Running, current
 
 _log = logging.getLogger("streamflow.steps")
 
+STEP_THREAD = "streamflow-step"
+"""How the names of threads begin that run steps."""
+
 
 class Room:
     """How many attempts of a kind run at once, and those that wait for a place."""
@@ -49,7 +52,8 @@ class StepExecutor:
     """At most `concurrency` tasks, `threads` threads and `processes` processes (0: one a core) at once; the rest waits
     in order, and its time-outs with it.
 
-    `on_outcome(shard, run_id, outcome)` is called in the event loop, never from inside `submit`.
+    `on_outcome(shard, run_id, outcome)` is called in the event loop, never from inside `submit`; `on_free()` when a
+    thread has come back whose attempt had been over.
     """
 
     def __init__(
@@ -59,9 +63,11 @@ class StepExecutor:
         on_outcome: Callable[[int, str, Outcome], None],
         *,
         processes: int = 0,
+        on_free: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_outcome = on_outcome
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="streamflow-step")
+        self._on_free = on_free
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=STEP_THREAD)
         self._tasks = Room(concurrency)
         self._threads = Room(threads)
         self._processes = Room(processes or os.cpu_count() or 1)
@@ -80,6 +86,14 @@ class StepExecutor:
     def waiting(self) -> int:
         return sum(room.waiting for room in self._rooms)
 
+    @property
+    def lingering(self) -> int:
+        """Threads whose attempts are over, but that can't be stopped: they keep their places until they come back."""
+        if not self._threads.used:
+            return 0
+        attempts = (one for one in self._attempts.values() if self._room_of(one) is self._threads)
+        return self._threads.used - sum(one.started != 0.0 for one in attempts)
+
     def of_shard(self, shard: int) -> int:
         """Attempts of a shard that run or wait."""
         return self._by_shard.get(shard, 0)
@@ -89,7 +103,7 @@ class StepExecutor:
         key = (run_id, job.seq)
         present = self._attempts.get(key)
         if present is not None:
-            if present.job.attempt >= job.attempt:
+            if (present.job.created, present.job.attempt) >= (job.created, job.attempt):
                 return
             self._finish(present)
         running = Running(shard, run_id, job, job.details)
@@ -210,6 +224,7 @@ class StepExecutor:
             self._report(running, done.result())
         else:
             self._start_waiting()
+            self._on_free()
 
     def _success(self, running: Running, value: object) -> Outcome:
         job = running.job

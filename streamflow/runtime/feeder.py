@@ -11,6 +11,7 @@ an answer that was lost may have carried some, and `>` never shows them again.
 from __future__ import annotations
 
 import logging
+import time
 
 import anyio
 import msgspec
@@ -31,6 +32,10 @@ _log = logging.getLogger("streamflow.worker")
 
 PENDING = 10_000
 """Pending entries of a partition that are read again at once; a worker never has so many."""
+BROKEN = 5.0
+"""Seconds until a partition that can't be read (a key of another type, a permission) is tried again."""
+DIGITS = 15
+"""Of a number in an entry at most: Python refuses to read very long ones."""
 
 
 class Feeder:
@@ -52,6 +57,9 @@ class Feeder:
         self._executor = executor
         self._slots = slots
         self._places: dict[str, Place] = {kernel.keys.queue(*place).stream: place for place in claims.places}
+        self._broken: set[str] = set()
+        """Streams that can't be read: left out, so that the others are."""
+        self._broken_since = 0.0
         self._turn = 0
         self._room = anyio.Event()
         self._check_pending = False
@@ -59,7 +67,7 @@ class Feeder:
         self._done = anyio.Event()
 
     def room(self) -> None:
-        """A step has ended."""
+        """A step has ended, or a thread has come back whose attempt had been over for long."""
         self._room.set()
 
     async def stop(self) -> None:
@@ -90,38 +98,58 @@ class Feeder:
         self._done.set()
 
     async def create_groups(self) -> None:
-        """Make the consumer group where it is missing. What waits in a stream is read from the first entry."""
+        """Make the consumer group where it is missing. What waits in a stream is read from the first entry. A partition
+        where that isn't possible is left alone for a while."""
         calls: list[Call[object]] = [
             Call.plain("XGROUP", "CREATE", stream, WORKERS, "0", "MKSTREAM") for stream in self._places
         ]
         try:
             answers = await self._store.send(calls)
         except StoreError as error:
-            answers = [error]
-        for answer in answers:
+            _log.warning("queues can't be set up: %s", error)
+            return
+        was, self._broken, self._broken_since = self._broken, set(), time.monotonic()
+        for (stream, place), answer in zip(self._places.items(), answers, strict=True):
             if isinstance(answer, StoreError) and "BUSYGROUP" not in str(answer):
-                _log.error("a queue can't be read: %s", answer)
-                await anyio.sleep(1.0)
-                return
+                self._broken.add(stream)
+                if stream not in was:
+                    _log.error("partition %d of queue %s can't be read: %s", place[1], place[0], answer)
+        if was - self._broken:
+            self._check_pending = True
+
+    def _streams(self) -> list[str]:
+        return [stream for stream in self._places if stream not in self._broken]
 
     async def run_once(self) -> None:
         """Take what there is room for; wait for room, or for something to take."""
-        free = self._slots - self._claims.running
+        if self._broken and time.monotonic() - self._broken_since > BROKEN:
+            await self.create_groups()
+        streams = self._streams()
+        if not streams:
+            await anyio.sleep(1.0)
+            return
+        free = self._free()
         if free <= 0:
             self._room = anyio.Event()
-            if self._claims.running >= self._slots and not self._stopped:
+            if not self._claims.running:
+                _log.warning("nothing is taken until a thread comes back: attempts are over, but %d go on", self._slots)
+            if not self._stopped:
                 await self._room.wait()
             return
         if self._check_pending:
             self._check_pending = False
-            self._take_in(await self._connection.read(list(self._places), PENDING, pending=True))
+            self._take_in(await self._connection.read(streams, PENDING, pending=True))
             return
-        if not await self._take_some(free) and not self._stopped:
-            self._take_in(await self._connection.read(list(self._places), 1, pending=False))
+        if not await self._take_some(streams, free) and not self._stopped:
+            self._take_in(await self._connection.read(streams, 1, pending=False))
 
-    async def _take_some(self, free: int) -> bool:
+    def _free(self) -> int:
+        """Steps that can begin at once. A thread that goes on after its time-out has a place that nobody else gets:
+        what was taken for it would wait here for ever, while other workers have room."""
+        return self._slots - self._claims.running - self._executor.lingering
+
+    async def _take_some(self, streams: list[str], free: int) -> bool:
         """Without waiting. Gives whether there was something."""
-        streams = list(self._places)
         streams = streams[self._turn :] + streams[: self._turn]
         asked = 0
         while asked < len(streams):
@@ -141,13 +169,14 @@ class Feeder:
                 continue
             fields = fields or {}  # None: it was deleted while it was pending, and only has to be taken off
             run_id = fields.get(b"run", b"").decode(errors="replace")
-            seq, attempt = fields.get(b"seq", b""), fields.get(b"attempt", b"")
-            if not run_id or not seq.isdigit() or not attempt.isdigit():
-                claim = Claim(place, entry, run_id or "-", 0, 0)
+            numbers = [fields.get(name, b"") for name in (b"created", b"seq", b"attempt")]
+            if not run_id or not all(number.isdigit() and len(number) <= DIGITS for number in numbers):
+                claim = Claim(place, entry, run_id or "-", 0, 0, 0)
                 self._claims.add(claim)
                 self._claims.report(claim, None)
                 continue
-            claim = Claim(place, entry, run_id, int(seq), int(attempt))
+            created, seq, attempt = map(int, numbers)
+            claim = Claim(place, entry, run_id, created, seq, attempt)
             self._claims.add(claim)
             try:
                 job = decode_job(fields.get(b"body", b""))
@@ -167,6 +196,7 @@ class Feeder:
         # Copies: a Raw is a window into the whole answer of the server, and a step may run for long.
         job = StepJob(claim.seq, claim.attempt, step, queued.args.copy(), told.copy())
         job.timeout = queued.timeout
+        job.created = claim.created
         self._executor.submit(claim.place[1], claim.run_id, job)
 
     def _refuse(self, claim: Claim, kind: str, text: str, *, permanent: bool) -> None:

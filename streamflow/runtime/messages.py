@@ -53,6 +53,8 @@ class _Outcome(msgspec.Struct):
 _outcome = msgspec.msgpack.Decoder(_Outcome)
 
 
+LONGEST_MS = 1e14
+"""That a step may have run, some 3,000 years."""
 ASK_ID = re.compile("[0-9a-f]{32}")
 """It becomes part of a key, so it is checked."""
 
@@ -72,6 +74,8 @@ class QueuedStep(msgspec.Struct, array_like=True, frozen=True):
     timeout: float | None
     args: Raw
     details: Raw
+    created: int
+    """Of the run, as in its header."""
 
 
 _queued = msgspec.msgpack.Decoder(QueuedStep)
@@ -110,6 +114,8 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
             raise BadMessage(f"a child's outcome was expected, not {type(event).__name__}")
         if message.kind == "outcome":
             one = _outcome.decode(message.body)
+            if not 0 <= one.ms <= LONGEST_MS:  # nor what isn't a number: the views add it up
+                raise BadMessage(f"an outcome after {one.ms} ms")
             result = one.result.copy() if one.failure is None else None
             return Outcome(one.seq, one.attempt, one.ms, result, one.failure, one.permanent, one.details.copy())
     except BadMessage:
@@ -127,11 +133,11 @@ def _check_payload(body: bytes) -> None:
     msgspec.msgpack.decode(body, type=Raw)
 
 
-def encode_job(job: StepJob, *, revoked: bool = False) -> bytes:
+def encode_job(job: StepJob, created: int, *, revoked: bool = False) -> bytes:
     """The body of an attempt that goes to its step's queue, or of its revocation, which needs no arguments."""
     args, details = (NOTHING, NOTHING) if revoked else (job.args, job.details)
     queue = job.step.queue or ""
-    return _encode(QueuedStep(queue, job.seq, job.attempt, job.step.name, job.timeout, args, details))
+    return _encode(QueuedStep(queue, job.seq, job.attempt, job.step.name, job.timeout, args, details, created))
 
 
 def decode_job(body: bytes) -> QueuedStep:
@@ -146,7 +152,7 @@ def to_offer(number: str, kind: str, run_id: str, body: bytes) -> tuple[str, Off
         check_name("queue", one.queue)
     except InvalidName as error:
         raise ValueError(str(error)) from error
-    return one.queue, Offer(number, kind, run_id, one.seq, one.attempt, bytes(one.details), body)
+    return one.queue, Offer(number, kind, run_id, one.created, one.seq, one.attempt, bytes(one.details), body)
 
 
 def to_delivery(number: str, kind: str, run_id: str, body: bytes) -> Delivery:

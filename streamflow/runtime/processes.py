@@ -10,10 +10,13 @@ that isn't on the path (`--app path/types.py`) is loaded again from where it is.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import os
 import signal
 import sys
+from collections.abc import Generator
 from types import ModuleType
 from typing import Any
 
@@ -69,13 +72,31 @@ def _call(
         current.set(Running(0, run_id, job, in_process=True))
         values, keywords = step.parameters.decode(args)
         try:
-            value = step.function(*values, **keywords)
+            with _own_streams():
+                value = step.function(*values, **keywords)
         except Exception as error:
             gives_up = step.retry.gives_up_on(error)
             raise
         return codec.encode(value, f"result of step {name}"), None, False
     except BaseException as error:
         return b"", failure_of(error, (__file__,)), gives_up or isinstance(error, UsageError)
+
+
+@contextlib.contextmanager
+def _own_streams() -> Generator[None]:
+    """Calls and answers come and go through this process's stdin and stdout. What the step starts (`subprocess`, a C
+    library that prints) inherits those: meanwhile it reads nothing, and writes to stderr."""
+    kept = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    try:
+        yield
+    finally:
+        for number, one in enumerate(kept):
+            os.dup2(one, number)
+            os.close(one)
 
 
 def _find(module_name: str, file: str, qualname: str, name: str) -> Step[..., Any]:

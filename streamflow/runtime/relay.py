@@ -11,6 +11,7 @@ flight; `lua/deliver.lua` and `lua/offer.lua` drop what they have seen.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,6 +30,8 @@ _log = logging.getLogger("streamflow.relay")
 MESSAGES = 200
 BYTES = 1024 * 1024
 """Limits of one delivery, so that a script stays short."""
+RETRY_PAUSE = 1.0
+"""Seconds until a target that refused a delivery gets it again; other targets needn't wait for it."""
 
 Target = int | tuple[str, int]
 """A shard, or a queue and its partition."""
@@ -39,6 +42,8 @@ class Relay:
         self._store = store
         self._kernel = kernel
         self._waiting: dict[tuple[int, Target], tuple[OwnedShard, list[Delivery | Offer]]] = {}
+        self._refused: dict[tuple[int, Target], float] = {}
+        """When (monotonic s) a pair whose target refused its messages is tried again."""
         self._known_queues: set[str] = set()
         self._some = anyio.Event()
 
@@ -68,32 +73,36 @@ class Relay:
             await self._some.wait()
             self._some = anyio.Event()
             if not await self.run_once():
-                await anyio.sleep(1.0)
+                with anyio.move_on_after(RETRY_PAUSE):
+                    await self._some.wait()
                 self._some.set()
 
     async def run_once(self) -> bool:
         """Deliver what waits, in one pipeline. False when something must be tried again."""
         going: list[tuple[tuple[int, Target], OwnedShard, list[Delivery | Offer]]] = []
+        now = time.monotonic()
+        self._refused = {pair: until for pair, until in self._refused.items() if until > now}
         for pair, (source, deliveries) in list(self._waiting.items()):
             if source.dropped:  # the next owner finds them in the outbox
                 del self._waiting[pair]
+                continue
+            if pair in self._refused:
                 continue
             chunk = _first_chunk(deliveries)
             going.append((pair, source, chunk))
         calls = [self._call(target, source, chunk) for (_, target), source, chunk in going]
         if not calls:
-            return True
+            return not self._refused
         try:
             await self._register_queues(target for (_, target), _, _ in going)
             answers = await self._store.send(calls)
         except StoreError as error:
             _log.warning("messages for shards and queues wait: %s", error)
             return False
-        fine = True
         for (pair, source, chunk), answer in zip(going, answers, strict=True):
             if isinstance(answer, Exception):
                 _log.error("%s doesn't take messages from shard %d: %s", _name_of(pair[1]), pair[0], answer)
-                fine = False
+                self._refused[pair] = time.monotonic() + RETRY_PAUSE
                 continue
             if pair not in self._waiting or self._waiting[pair][0] is not source:
                 continue  # taken anew meanwhile: the outbox was read again, and its target drops what it has seen
@@ -104,7 +113,7 @@ class Relay:
                 self._some.set()
             else:
                 del self._waiting[pair]
-        return fine
+        return not self._refused
 
     def _call(self, target: Target, source: OwnedShard, chunk: list[Any]) -> Call[str]:
         """All messages of a pair are of one kind: deliveries for a shard, offers for a queue."""

@@ -90,7 +90,11 @@ class Worker:
             on_room=lambda: feeder.room(),
         )
         self.executor = executor = StepExecutor(
-            settings.concurrency, settings.concurrency, claims.outcome, processes=settings.processes
+            settings.concurrency,
+            settings.concurrency,
+            claims.outcome,
+            processes=settings.processes,
+            on_free=lambda: feeder.room(),
         )
         claims.executor = executor
         connection = InboxConnection(store, WORKERS, BLOCK_MS, self.name)
@@ -140,6 +144,7 @@ class Worker:
                     while claims.running:
                         await claims.ended()
                 handed_back = await claims.hand_back()
+                claims.report_refused()
                 while claims.unreported and await claims.report_once():
                     pass
                 _log.info("drained; steps that go on elsewhere: %d", handed_back)

@@ -68,11 +68,13 @@ class Delivery(msgspec.Struct):
 
 
 class Offer(msgspec.Struct):
-    """An attempt for a queue (kind `step`), or its revocation (`revoke`), from a shard's outbox."""
+    """An attempt for a queue (kind `step`), or its revocation (`revoke`), from a shard's outbox. `created`: ms, as in
+    the run's header; it tells the run from an earlier one of its id."""
 
     number: str
     kind: str
     run_id: str
+    created: int
     seq: int
     attempt: int
     details: bytes
@@ -93,6 +95,7 @@ class Dead(msgspec.Struct, frozen=True):
     entry: str
     consumer: str
     run_id: str
+    created: int
     seq: int
     attempt: int
     details: bytes
@@ -211,10 +214,10 @@ class Kernel:
             args += (message.kind, message.run_id, message.body)
         return Call("post", names, args, bytes.decode)
 
-    def complete(self, shard: int, run_id: str, body: bytes) -> Call[str]:
-        """Answers a (accepted), e (the run has ended) or m (no such run)."""
+    def complete(self, shard: int, run_id: str, created: int, body: bytes) -> Call[str]:
+        """Answers a (accepted), e (the run has ended) or m (no such run, or one that was created at another time)."""
         keys = self.keys.shard(shard)
-        return Call("complete", [keys.inbox, keys.run(run_id)], [run_id, body], bytes.decode)
+        return Call("complete", [keys.inbox, keys.run(run_id)], [run_id, created, body], bytes.decode)
 
     def deliver(self, shard: int, source: int, deliveries: Sequence[Delivery], now: int | None = None) -> Call[str]:
         """Answers with the last number that is accepted from the source shard."""
@@ -338,7 +341,7 @@ class Kernel:
         keys = self.keys.queue(queue, partition)
         args: list[Any] = [f"shard:{source}", WORKERS]
         for one in offers:
-            args += (one.number, one.kind, one.run_id, one.seq, one.attempt, one.details, one.body)
+            args += (one.number, one.kind, one.run_id, one.created, one.seq, one.attempt, one.details, one.body)
         return Call("offer", [keys.stream, keys.seen, keys.steps, keys.details], args, bytes.decode)
 
     def keep(self, queue: str, partition: int, consumer: str, claims: Sequence[Claim]) -> Call[str]:
@@ -446,9 +449,10 @@ def _dead(reply: list[bytes]) -> list[Dead]:
             entry.decode(),
             consumer.decode(errors="replace"),
             run.decode(errors="replace"),
+            int(created),
             int(seq),
             int(attempt),
             details,
         )
-        for entry, consumer, run, seq, attempt, details in zip(*[iter(reply)] * 6, strict=True)
+        for entry, consumer, run, created, seq, attempt, details in zip(*[iter(reply)] * 7, strict=True)
     ]

@@ -20,14 +20,20 @@ class Partition:
         self._numbers = 0
 
     def step(
-        self, run: str = "r1", seq: int = 1, attempt: int = 1, details: bytes = b"", body: bytes = b"body"
+        self,
+        run: str = "r1",
+        seq: int = 1,
+        attempt: int = 1,
+        details: bytes = b"",
+        body: bytes = b"body",
+        created: int = 7,
     ) -> Offer:
         self._numbers += 1
-        return Offer(f"5-{self._numbers}", "step", run, seq, attempt, details, body)
+        return Offer(f"5-{self._numbers}", "step", run, created, seq, attempt, details, body)
 
-    def revoke(self, run: str = "r1", seq: int = 1, attempt: int = 1) -> Offer:
+    def revoke(self, run: str = "r1", seq: int = 1, attempt: int = 1, created: int = 7) -> Offer:
         self._numbers += 1
-        return Offer(f"5-{self._numbers}", "revoke", run, seq, attempt, b"", b"")
+        return Offer(f"5-{self._numbers}", "revoke", run, created, seq, attempt, b"", b"")
 
     async def offer(self, *offers: Offer, source: int = 3) -> str:
         return await self.shard.do(self.kernel.offer(*self.at, source, offers))

@@ -28,7 +28,7 @@ async def test_a_newer_attempt_keeps_its_place(shard: Shard) -> None:
     await queue.offer(queue.step(attempt=2))
     await queue.finish(old)
     [entry] = await queue.read()
-    assert await queue.places() == {"r1/1": f"{entry} 2 wanted"}
+    assert await queue.places() == {"r1/1": f"{entry} 7 2 wanted"}
 
 
 async def test_finished_twice_is_finished(shard: Shard) -> None:

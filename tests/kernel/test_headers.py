@@ -145,9 +145,14 @@ def commit_values(n: dict[str, int]) -> dict[str, Any]:
     return {"channel": SHARD.done, "indexes": 2 if n["move"] else 0, "sent": n["sent"], "from": 1, "to": 2, **counts}
 
 
+def complete(_: dict[str, int]) -> Call[Any]:
+    created: Any = "<created>"
+    return KERNEL.complete(0, "<id>", created, b"<body>")
+
+
 def offer(n: dict[str, int]) -> Call[Any]:
     text: Any = lambda name: f"<{name}>"  # noqa: E731
-    one = Offer("<number>", "<kind>", "<id>", text("seq"), text("attempt"), b"<details>", b"<body>")
+    one = Offer("<number>", "<kind>", "<id>", text("created"), text("seq"), text("attempt"), b"<details>", b"<body>")
     return KERNEL.offer("gpu", 3, 7, [one] * n["message"])
 
 
@@ -160,7 +165,7 @@ OF_QUEUES = ("offer", "keep", "reap", "finish", "requeue")
 VERBS: dict[str, Verb] = {
     "start": Verb(start, {"run": ("run",)}),
     "post": Verb(post, {"message": ("message",)}),
-    "complete": Verb(lambda _: KERNEL.complete(0, "<id>", b"<body>")),
+    "complete": Verb(complete),
     "deliver": Verb(deliver, {"message": ("message",)}, lambda _: {"source": "shard:7"}),
     "offer": Verb(offer, {"message": ("message",)}, lambda _: {"source": "shard:7", "group": WORKERS}),
     "keep": Verb(

@@ -81,7 +81,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     shard.token, shard.group = f"{NOW + 1}:nonce-2", "group"
     yield "start", kernel.start(0, [Start("r1", "flow", "acme", b"x"), Start("r2", "other", "", b"x")], NOW)
     yield "post", kernel.post(0, "client", 1, [Message("signal", "r1", b"x"), Message("signal", "r9", b"x")], NOW)
-    yield "complete", kernel.complete(0, "r1", b"x")
+    yield "complete", kernel.complete(0, "r1", 0, b"x")
     child = Delivery("5-1", "start", "child", b"x", "flow", "acme", "p#1")
     taken = Delivery("5-2", "start", "r1", b"x", "flow", "acme", "p#2")
     yield "deliver", kernel.deliver(0, 3, [child, taken, Delivery("5-3", "signal", "r1", b"x", "flow")], NOW)
@@ -110,14 +110,14 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     yield "forget", kernel.forget(0, [("r1", decode_header(await shard.header("r1")))])
     yield "release", kernel.release(0, shard.token)
     stream = keys_of_queue(shard).stream
-    offers = [Offer(f"5-{n}", "step", f"r{n}", n, 1, b"", b"x") for n in (1, 2, 3, 4)]
+    offers = [Offer(f"5-{n}", "step", f"r{n}", 7, n, 1, b"", b"x") for n in (1, 2, 3, 4)]
     yield "offer", kernel.offer("gpu", 0, 3, offers)
     for consumer, count in (("one", 2), ("two", 1), ("quiet", 1)):
         await shard.plain("XREADGROUP", "GROUP", WORKERS, consumer, "COUNT", count, "STREAMS", stream, ">")
     first, second, third, fourth = [entry for entry, _ in await shard.stream(stream)]
     await shard.plain("XACK", stream, WORKERS, fourth)
-    newer = Offer("6-1", "step", "r3", 3, 2, b"", b"x")
-    yield "offer", kernel.offer("gpu", 0, 3, [newer, Offer("6-2", "revoke", "r2", 2, 1, b"", b"")])
+    newer = Offer("6-1", "step", "r3", 7, 3, 2, b"", b"x")
+    yield "offer", kernel.offer("gpu", 0, 3, [newer, Offer("6-2", "revoke", "r2", 7, 2, 1, b"", b"")])
     yield "keep", kernel.keep("gpu", 0, "one", [Claim(first, "r1/1", b"told"), Claim(third, "r3/3")])
     yield "reap", kernel.reap("gpu", 0, 0, -1, 10)
     yield "requeue", kernel.requeue("gpu", 0, "one", [Claim(first, "r1/1"), Claim(second, "r2/2")])

@@ -17,10 +17,10 @@ async def test_an_attempt_becomes_an_entry_that_a_worker_reads(shard: Shard) -> 
     assert await queue.offer(queue.step(details=b"told", body=b"\x00body")) == "5-1"
     assert await shard.groups(queue.keys.stream) == [WORKERS]
     assert await queue.entries() == [
-        {"run": b"r1", "seq": b"1", "attempt": b"1", "details": b"told", "body": b"\x00body"}
+        {"run": b"r1", "created": b"7", "seq": b"1", "attempt": b"1", "details": b"told", "body": b"\x00body"}
     ]
     [entry] = await queue.read()
-    assert await queue.places() == {"r1/1": f"{entry} 1 wanted"}
+    assert await queue.places() == {"r1/1": f"{entry} 7 1 wanted"}
 
 
 async def test_what_is_offered_again_changes_nothing(shard: Shard) -> None:
@@ -42,10 +42,10 @@ async def test_an_offer_of_what_is_done_already_is_not_accepted_again(shard: Sha
 
 async def test_each_source_has_its_own_last_number_and_a_higher_epoch_is_newer(shard: Shard) -> None:
     queue = Partition(shard)
-    await queue.offer(Offer("5-9", "step", "a", 1, 1, b"", b""), source=3)
-    assert await queue.offer(Offer("5-1", "step", "b", 1, 1, b"", b""), source=4) == "5-1"
-    assert await queue.offer(Offer("6-1", "step", "c", 1, 1, b"", b""), source=3) == "6-1"
-    assert await queue.offer(Offer("5-10", "step", "d", 1, 1, b"", b""), source=3) == "6-1"
+    await queue.offer(Offer("5-9", "step", "a", 7, 1, 1, b"", b""), source=3)
+    assert await queue.offer(Offer("5-1", "step", "b", 7, 1, 1, b"", b""), source=4) == "5-1"
+    assert await queue.offer(Offer("6-1", "step", "c", 7, 1, 1, b"", b""), source=3) == "6-1"
+    assert await queue.offer(Offer("5-10", "step", "d", 7, 1, 1, b"", b""), source=3) == "6-1"
     assert [entry["run"] for entry in await queue.entries()] == [b"a", b"b", b"c"]
 
 
@@ -71,6 +71,20 @@ async def test_an_older_attempt_is_not_offered_over_a_newer_one(shard: Shard) ->
     assert [entry["attempt"] for entry in await queue.entries()] == [b"2"]
 
 
+async def test_a_step_of_a_run_that_was_started_anew_takes_the_place_of_the_earlier_runs(shard: Shard) -> None:
+    queue = Partition(shard)
+    [old] = await queue.taken(queue.step(attempt=3, created=7))
+    await queue.offer(queue.revoke(attempt=3, created=7))
+    await queue.offer(queue.step(attempt=1, created=8))
+    assert await queue.keep(old) == "l"
+    [entry] = await queue.read("two")
+    assert await queue.places() == {"r1/1": f"{entry} 8 1 wanted"}
+    before = (await queue.places(), await queue.entries())
+    await queue.offer(queue.step(attempt=4, created=7), queue.revoke(attempt=4, created=7))
+    await queue.finish(old)
+    assert (await queue.places(), await queue.entries()) == before
+
+
 async def test_a_revocation_deletes_what_no_worker_has(shard: Shard) -> None:
     queue = Partition(shard)
     await queue.offer(queue.step(), queue.step(seq=2), queue.revoke())
@@ -82,7 +96,7 @@ async def test_a_revocation_marks_what_a_worker_has(shard: Shard) -> None:
     queue = Partition(shard)
     [claim] = await queue.taken(queue.step())
     await queue.offer(queue.revoke())
-    assert await queue.places() == {"r1/1": f"{claim.entry} 1 revoked"}
+    assert await queue.places() == {"r1/1": f"{claim.entry} 7 1 revoked"}
     assert await queue.keep(claim) == "r"
 
 
@@ -96,7 +110,7 @@ async def test_a_revocation_of_an_older_attempt_or_of_nothing_changes_nothing(sh
 
 async def test_a_malformed_number_is_refused_before_anything_is_written(shard: Shard) -> None:
     queue = Partition(shard)
-    call = shard.kernel.offer("gpu", 0, 3, [queue.step(), Offer("nonsense", "step", "r", 1, 1, b"", b"")])
+    call = shard.kernel.offer("gpu", 0, 3, [queue.step(), Offer("nonsense", "step", "r", 7, 1, 1, b"", b"")])
     answer = await shard.assert_changes_nothing(call)
     assert isinstance(answer, StoreError)
     assert "nonsense" in str(answer)

@@ -18,8 +18,8 @@ async def test_an_idle_entry_is_told_with_its_worker_and_the_newest_details(real
     one, two = await queue.taken(queue.step(run="a/b", attempt=2, details=b"old"), queue.step(seq=7, details=b"old"))
     await queue.keep(Claim(one.entry, one.step, b"new"))
     assert await queue.reap() == [
-        Dead(one.entry, "one", "a/b", 1, 2, b"new"),
-        Dead(two.entry, "one", "r1", 7, 1, b"old"),
+        Dead(one.entry, "one", "a/b", 7, 1, 2, b"new"),
+        Dead(two.entry, "one", "r1", 7, 7, 1, b"old"),
     ]
 
 

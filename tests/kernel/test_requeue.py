@@ -22,7 +22,7 @@ async def test_another_worker_reads_the_same_attempt_with_the_newest_details(sha
         (b"2", b"1", b"kept"),
     ]
     first, second = await queue.read("two")
-    assert await queue.places() == {"r1/1": f"{first} 3 wanted", "r1/2": f"{second} 1 wanted"}
+    assert await queue.places() == {"r1/1": f"{first} 7 3 wanted", "r1/2": f"{second} 7 1 wanted"}
     assert await queue.keep(Claim(first, "r1/1"), consumer="two") == "k"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -41,6 +42,16 @@ def poll(file: str) -> None:
     while not sf.cancelled():
         time.sleep(0.02)
     Path(f"{file}.stopped").touch()
+
+
+@app.step(queue="gpu", timeout=0.2, retry=sf.NO_RETRY)
+def never_returns() -> None:
+    threading.Event().wait()
+
+
+@app.workflow
+async def hangs() -> None:
+    await never_returns()
 
 
 @app.workflow

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -166,6 +167,18 @@ async def test_sigterm_hands_back_what_does_not_finish_in_time(
         assert await events_of(run, StepRetrying) == []
 
 
+async def test_sigterm_ends_a_worker_whose_thread_never_comes_back(
+    embedded_server: EmbeddedServer, namespace: str, start_worker: Start
+) -> None:
+    leaving = start_worker("--grace", "0.2")
+    async with daemon(embedded_server, namespace) as client:
+        with pytest.raises(sf.RunFailed, match=r"took longer than 0\.2 s"):
+            await (await client.start(flows.hangs)).result(timeout=30)
+        leaving.send(signal.SIGTERM)
+        assert await leaving.wait() == 0
+        assert leaving.logged("steps that go on elsewhere: 0")
+
+
 async def test_cancelling_a_run_reaches_a_thread_of_a_worker_process(
     embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, start_worker: Start
 ) -> None:
@@ -197,3 +210,42 @@ async def test_a_worker_waits_for_the_namespace_and_survives_a_server_that_lost_
             assert worker.process.poll() is None
         finally:
             await worker.end()
+
+
+async def test_workers_that_outlive_a_long_outage_of_the_server_are_not_taken_for_dead(
+    namespace: str, tmp_path: Path
+) -> None:
+    server = EmbeddedServer(tmp_path / "data", appendfsync="everysec")
+    await server.start()
+    command = ("worker", "--app", f"{FLOWS}:app", "--queue", "gpu", "--worker-timeout", "1")
+    workers = [ServingProcess(*command, url=server.url, namespace=namespace, log=tmp_path / f"{n}.log") for n in "abc"]
+    try:
+        async with daemon(server, namespace) as client:
+            files = [tmp_path / f"step{n}" for n in range(4)]
+            runs = [await client.start(flows.waits, str(file)) for file in files]
+            began = [await begun(file) for file in files]
+            await asyncio.sleep(0.5)  # a sign of life or two
+            await server.kill()
+            await asyncio.sleep(2.5)  # longer than the time-out: nobody could prove life
+            await server.start()
+            noticed = time.monotonic()
+            for worker in workers:
+                await until(lambda worker=worker: _logged(worker, "read again"), "the worker noticed")
+            await asyncio.sleep(max(0.0, noticed + 2.0 - time.monotonic()))  # some looks for dead ones
+            for file in files:
+                file.with_name(f"{file.name}.go").touch()
+            results = [await run.result(timeout=30) for run in runs]
+            assert [({pid}, attempt) for pid, attempt, _ in results] == [(pids, 1) for pids in began]
+            # One that does die now is noticed all the same.
+            file = tmp_path / "last"
+            run = await client.start(flows.waits, str(file))
+            [pid] = await begun(file)
+            victim = next(worker for worker in workers if worker.pid == pid)
+            victim.send(signal.SIGKILL)
+            await victim.wait()
+            (tmp_path / "last.go").touch()
+            assert (await run.result(timeout=30))[1] == 2
+    finally:
+        for worker in workers:
+            await worker.end()
+        await server.stop()

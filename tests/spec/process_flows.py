@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -82,3 +83,15 @@ async def tells() -> None:
 @app.workflow
 async def spins(file: str, timeout: float | None) -> None:
     await spin.options(timeout=timeout)(file)
+
+
+@app.step(process=True, retry=sf.NO_RETRY)
+def calls_a_command() -> str:
+    os.write(1, b"RETURN 3\n")  # as a C library would
+    subprocess.run(["sh", "-c", "cat; echo RETURN 3"], check=True)
+    return "called"
+
+
+@app.workflow
+async def commands() -> list[str]:
+    return [await calls_a_command() for _ in range(2)]

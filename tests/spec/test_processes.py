@@ -62,6 +62,11 @@ async def test_a_process_that_dies_is_a_failure_that_says_so_and_is_tried_again(
         assert "the process of step die died" in retry.failure.message
 
 
+async def test_commands_that_it_starts_can_read_and_print_what_they_like(serve: Serve) -> None:
+    async with serve(flows.app, processes=1) as (client, _):
+        assert await (await client.start(flows.commands)).result(timeout=DEADLINE) == ["called", "called"]
+
+
 async def test_a_time_out_kills_the_process(serve: Serve, tmp_path: Path) -> None:
     file = tmp_path / "pid"
     async with serve(flows.app, processes=1) as (client, _):

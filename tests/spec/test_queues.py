@@ -13,7 +13,7 @@ import pytest
 import streamflow as sf
 from streamflow.pure.events import StepCompleted, StepFailed, StepRetrying, StepScheduled
 from streamflow.pure.machine import Outcome
-from streamflow.pure.sharding import QUEUE_PARTITIONS, Partition, shard_of
+from streamflow.pure.sharding import QUEUE_PARTITIONS, Partition, queue_partition_of, shard_of
 from streamflow.runtime.claims import Claims
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Kernel
@@ -127,6 +127,10 @@ async def queue_is_empty(client: sf.Client, queue: str = "gpu") -> None:
     await until(empty)
 
 
+async def created_of(run: sf.Run[Any]) -> int:
+    return round((await run.describe()).created.timestamp() * 1000)
+
+
 async def waits_in_queue(client: sf.Client, count: int = 1, queue: str = "gpu") -> None:
     async def there() -> bool:
         keys = [client.keys.queue(queue, number).stream for number in range(QUEUE_PARTITIONS)]
@@ -221,6 +225,35 @@ async def test_a_step_that_the_worker_does_not_know_is_tried_again_elsewhere(ser
             assert (await run.result(timeout=DEADLINE)).startswith("attempt")
 
 
+async def test_a_worker_whose_threads_do_not_come_back_leaves_the_work_to_others(serve: Serve, work: Work) -> None:
+    hanging, go = sf.App(), threading.Event()
+    begun: list[int] = []
+
+    @hanging.step(queue="gpu", retry=sf.Retry(attempts=3, initial=0.0), timeout=0.1)
+    def hangs() -> int:
+        begun.append(sf.step_info().attempt)
+        if len(begun) == 1:
+            go.wait(DEADLINE)
+        return sf.step_info().attempt
+
+    @hanging.workflow
+    async def flow() -> int:
+        return await hangs()
+
+    async with serve(hanging) as (client, _), work(hanging, concurrency=1, worker_timeout=3600) as stuck:
+        run = await client.start(flow)
+        await happened(run, StepRetrying)
+        await waits_in_queue(client)
+        assert (stuck.claims.running, stuck.executor.lingering) == (0, 1)
+        async with work(hanging, concurrency=1):
+            assert await run.result(timeout=DEADLINE) == 2
+        again = await client.start(flow)
+        await waits_in_queue(client)
+        assert begun == [1, 2]
+        go.set()  # and when its thread has come back it takes part again
+        assert await again.result(timeout=DEADLINE) == 1
+
+
 # --- cancelling -------------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +285,74 @@ async def test_cancelling_a_run_takes_a_step_that_nobody_has_off_the_queue(serve
         await run.cancel()
         await queue_is_empty(client)
         assert gate.begun == []
+
+
+async def test_a_run_that_is_started_anew_under_its_id_gets_its_own_steps(serve: Serve, work: Work) -> None:
+    gate = Gate()
+    async with serve(gate.app) as (client, _), work(gate.app, worker_timeout=3600):
+        first = await client.start(gate.waits, id="again")
+        await gate.attempts(1)
+        shard = (await client.space()).shard_of("again")
+        created = await created_of(first)
+        await first.cancel()
+        with pytest.raises(sf.RunCancelled):
+            await first.result(timeout=DEADLINE)
+        assert await client.forget("again")
+        assert gate.stopped == []  # the worker has yet to hear of it
+        second = await client.start(gate.waits, id="again")
+        await gate.attempts(2)
+        assert (gate.begun, gate.stopped) == ([1, 1], [1])
+        late = Outcome(1, 1, 0.0, msgspec.Raw(msgspec.msgpack.encode("the first run's")))
+        complete = Kernel(client.keys).complete(shard, "again", created, msgspec.msgpack.encode(late))
+        assert await client.store.one(complete) == "m"
+        gate.go.set()
+        assert await second.result(timeout=DEADLINE) == "attempt 1"
+        await queue_is_empty(client)
+
+
+async def test_outcomes_that_a_broken_shard_refuses_wait_and_hold_up_no_others(
+    serve: Serve, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamflow.runtime.claims.REPORTS", 1)  # one refused outcome fills a pipeline
+    gate = Gate()
+    async with serve(gate.app) as (client, _), work(gate.app, worker_timeout=3600) as worker:
+        broken = await client.start(gate.waits, id="broken")
+        await gate.attempts(1)
+        space = await client.space()
+        shard = space.shard_of("broken")
+        fine = next(f"fine-{n}" for n in range(100) if space.shard_of(f"fine-{n}") != shard)
+        inbox = client.keys.shard(shard).inbox
+        await client.store.one(Call.plain("RENAME", inbox, f"{inbox}:aside"))
+        await client.store.one(Call.plain("SET", inbox, "not a stream"))
+        gate.go.set()
+        await until(lambda: _is(worker.claims.running == 0))
+        assert await (await client.start(gate.waits, id=fine)).result(timeout=DEADLINE) == "attempt 1"
+        await waits_in_queue(client, 1)  # the refused one's entry
+        await client.store.one(Call.plain("RENAME", f"{inbox}:aside", inbox))
+        assert await broken.result(timeout=DEADLINE) == "attempt 1"
+        await queue_is_empty(client)
+
+
+async def test_a_partition_of_a_queue_that_cannot_be_read_stops_no_other(
+    serve: Serve, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamflow.runtime.feeder.BROKEN", 0.1)
+    gate = Gate()
+    gate.go.set()
+    async with serve(gate.app) as (client, _):
+        there = queue_partition_of("there", 1)
+        elsewhere = next(f"run-{n}" for n in range(100) if queue_partition_of(f"run-{n}", 1) != there)
+        stream = client.keys.queue("gpu", there).stream
+        await client.store.one(Call.plain("SET", stream, "not a stream"))
+        waiting = await client.start(gate.waits, id="there")
+        async with work(gate.app):
+            for _ in range(3):
+                run = await client.start(gate.waits, id=elsewhere)
+                assert await run.result(timeout=DEADLINE) == "attempt 1"
+                await client.forget(elsewhere)
+            await client.store.one(Call.plain("DEL", stream))
+            assert await waiting.result(timeout=DEADLINE) == "attempt 1"
+        await queue_is_empty(client)
 
 
 # --- deaths -----------------------------------------------------------------------------------------------------------
@@ -298,8 +399,9 @@ async def test_a_worker_that_was_silent_stops_its_step_and_its_late_outcome_chan
         # As a worker that was paused sees it: another one gave its attempt up, and the run began a new one.
         meta = await client.store.one(Call.plain("HMGET", client.keys.meta, "shards"))
         kernel, shard = Kernel(client.keys), shard_of(run.id, int(meta[0]), Partition.RUN)
+        created = await created_of(run)
         lost = Outcome(1, 1, 0.0, None, sf.Failure("WorkerLost", "given up"))
-        await client.store.one(kernel.complete(shard, run.id, msgspec.msgpack.encode(lost)))
+        await client.store.one(kernel.complete(shard, run.id, created, msgspec.msgpack.encode(lost)))
         await happened(run, StepRetrying)
         late = Outcome(1, 1, 0.0, msgspec.Raw(msgspec.msgpack.encode("late")))
 
@@ -311,7 +413,7 @@ async def test_a_worker_that_was_silent_stops_its_step_and_its_late_outcome_chan
         await until(offered)
         await silent.claims.keep_once()
         await until(lambda: _is(gate.stopped == [1]))
-        await client.store.one(kernel.complete(shard, run.id, msgspec.msgpack.encode(late)))
+        await client.store.one(kernel.complete(shard, run.id, created, msgspec.msgpack.encode(late)))
         gate.go.set()
         assert await run.result(timeout=DEADLINE) == "attempt 2"
         assert [event.attempt for event in await events_of(run) if isinstance(event, StepCompleted)] == [2]

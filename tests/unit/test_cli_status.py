@@ -132,7 +132,7 @@ async def test_queues_show_what_waits_what_runs_and_who_works(client: Client) ->
     assert (await StatusCollector(client).collect()).queues == []
     await client.store.one(Call.plain("HSET", client.keys.queues, "idle", 8, "gpu", 8))
     for number in range(3):
-        offers = [Offer(f"5-{n}", "step", f"r{number}", n, 1, b"", b"x") for n in (1, 2)]
+        offers = [Offer(f"5-{n}", "step", f"r{number}", 7, n, 1, b"", b"x") for n in (1, 2)]
         await client.store.one(client.kernel.offer("gpu", number, 0, offers))
         stream = client.keys.queue("gpu", number).stream
         for consumer in ("one", "two")[: number + 1]:

@@ -8,7 +8,7 @@ import pytest
 
 from streamflow.pure.definitions import App
 from streamflow.pure.errors import StepFailed
-from streamflow.pure.events import StepRetrying
+from streamflow.pure.events import CancelRequested, StepRetrying
 from streamflow.pure.inside import gather, sleep
 from streamflow.pure.machine import Due, Outcome
 from streamflow.pure.retry import Retry
@@ -236,6 +236,22 @@ def test_several_outcomes_in_one_advance_are_one_transition() -> None:
     run.advance(*(Outcome(seq, 1, 0.1, raw(seq)) for seq in (3, 1, 2)))
     assert kinds(run.last) == ["StepCompleted"] * 3 + ["RunCompleted"]
     assert result_of(run.last) == 6
+
+
+def test_an_end_revokes_a_later_attempt_also_if_it_was_another_owner_that_offered_it() -> None:
+    mine = with_steps_of(app)
+
+    @mine.workflow
+    async def flow() -> None:
+        await queued()
+
+    run = Run(mine, "flow")
+    run.failed(1)
+    run.advance(Due(), after=60_000)
+    assert [job.attempt for job in run.last.jobs] == [2]
+    run.reload()  # its history doesn't say that attempt 2 was offered
+    run.advance(CancelRequested("enough"), after=1)
+    assert [(job.seq, job.attempt) for job in run.last.revoked] == [(1, 2)]
 
 
 def test_a_step_of_a_queue_is_not_in_flight_at_the_owner() -> None:

@@ -81,6 +81,9 @@ def test_a_cancel_has_a_reason_and_an_outcome_is_an_outcome() -> None:
         (of_kind("ask", pack(("a b", 1, "0" * 32))), "ask 'a b' is not allowed"),
         (of_kind("ask", pack(("go", 1))), "length 3"),
         (of_kind("child", pack(RunStarted("w", "", raw(1)))), "a child's outcome was expected, not RunStarted"),
+        (of_kind("outcome", pack(Outcome(1, 1, float("nan"), raw(1)))), "an outcome after nan ms"),
+        (of_kind("outcome", pack(Outcome(1, 1, float("inf"), raw(1)))), "an outcome after inf ms"),
+        (of_kind("outcome", pack(Outcome(1, 1, -1.0, raw(1)))), "an outcome after -1.0 ms"),
         (of_kind("start", b"\x90"), "a start without a header"),
     ],
 )

@@ -54,7 +54,8 @@ async def test_each_pair_of_shards_has_one_delivery_and_all_go_in_one_pipeline()
     assert len(store.calls) == 1
 
 
-async def test_what_a_shard_does_not_take_is_tried_again_and_the_others_go() -> None:
+async def test_what_a_shard_does_not_take_is_tried_again_and_the_others_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamflow.runtime.relay.RETRY_PAUSE", 0.0)
     store = FakeStore(deliver=lambda call: StoreError("full") if "ns.2" in call.keys[0] else "")
     relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [message(1, target=2), message(2, target=3), message(3, target=2)])
@@ -145,7 +146,13 @@ def job(seq: int, queue: str = "gpu") -> StepJob:
 
 
 def attempt(number: int, seq: int, *, partition: int = 3, queue: str = "gpu", revoked: bool = False) -> Message:
-    return f"7-{number}", partition, "revoke" if revoked else "step", "r", encode_job(job(seq, queue), revoked=revoked)
+    return (
+        f"7-{number}",
+        partition,
+        "revoke" if revoked else "step",
+        "r",
+        encode_job(job(seq, queue), 7, revoked=revoked),
+    )
 
 
 async def test_attempts_and_their_revocations_go_to_their_queue_in_one_order() -> None:
@@ -156,8 +163,8 @@ async def test_attempts_and_their_revocations_go_to_their_queue_in_one_order() -
     [offer] = store.sent("offer")
     assert offer.keys[0] == KERNEL.keys.queue("gpu", 3).stream
     assert offer.args[:2] == ["shard:0", WORKERS]
-    rows = [offer.args[at : at + 5] for at in range(2, len(offer.args), 7)]
-    assert rows == [["7-1", "step", "r", 1, 1], ["7-3", "step", "r", 2, 1], ["7-4", "revoke", "r", 1, 1]]
+    rows = [offer.args[at : at + 6] for at in range(2, len(offer.args), 8)]
+    assert rows == [["7-1", "step", "r", 7, 1, 1], ["7-3", "step", "r", 7, 2, 1], ["7-4", "revoke", "r", 7, 1, 1]]
     assert [numbers(call) for call in store.sent("deliver")] == [["7-2"]]
     assert sorted(source.sent) == ["7-1", "7-2", "7-3", "7-4"]
 
@@ -179,13 +186,13 @@ async def test_queues_and_partitions_have_offers_of_their_own_and_a_queue_is_reg
     "spoilt",
     [
         ("7-1", 1, "step", "r", b"\xc1"),
-        ("7-1", 8, "step", "r", encode_job(job(1))),
+        ("7-1", 8, "step", "r", encode_job(job(1), 7)),
         (
             "7-1",
             1,
             "revoke",
             "r",
-            encode_job(job(1, "")),
+            encode_job(job(1, ""), 7),
         ),
         ("7-1", 1, "start", "r", b"\xc1"),
         ("7-1", 1, "start", "r", b"\x94\xa1\xff"),

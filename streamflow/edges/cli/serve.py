@@ -7,7 +7,10 @@ Called by: the group in `cli`.
 from __future__ import annotations
 
 import enum
+import logging
+import os
 import sys
+import threading
 import typing
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -190,6 +193,7 @@ def _run(serving: Callable[[], Coroutine[Any, Any, None]], settings: Settings) -
     """Once the server has answered."""
     import anyio
 
+    from streamflow.runtime.executor import STEP_THREAD
     from streamflow.store.connection import Store
 
     async def run() -> None:
@@ -201,3 +205,8 @@ def _run(serving: Callable[[], Coroutine[Any, Any, None]], settings: Settings) -
         await serving()
 
     anyio.run(run, backend_options={"use_uvloop": has_uvloop()})
+    if any(thread.name.startswith(STEP_THREAD) for thread in threading.enumerate()):
+        # Steps that had their grace, and can't be stopped. Python would wait for their threads at its exit.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
