@@ -4,8 +4,8 @@ Owns: which partitions are read and how many entries are asked for. Must not: ru
 (`claims` does). Called by: the worker (runs the loop), claims (says that there is room).
 
 Reads that don't wait ask for exact numbers; only when all partitions are empty one read waits on all of them, for one
-entry each, and what comes beyond the room waits here. After an error this worker's own pending entries are read again:
-an answer that was lost may have carried some, and `>` never shows them again.
+entry each, and what comes beyond the room is given back. After an error this worker's own pending entries are read
+again: an answer that was lost may have carried some, and `>` never shows them again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from streamflow.pure.machine import Outcome
 from streamflow.runtime.claims import Claim, Claims, Place
 from streamflow.runtime.executor import StepExecutor
 from streamflow.runtime.messages import QueuedStep, decode_job
+from streamflow.store import kernel as verbs
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import WORKERS, Kernel
 from streamflow.store.reader import Entry, GroupGone, InboxConnection
@@ -52,6 +53,7 @@ class Feeder:
     ) -> None:
         self._app = app
         self._store = store
+        self._kernel = kernel
         self._connection = connection
         self._claims = claims
         self._executor = executor
@@ -141,7 +143,9 @@ class Feeder:
             self._take_in(await self._connection.read(streams, PENDING, pending=True))
             return
         if not await self._take_some(streams, free) and not self._stopped:
-            self._take_in(await self._connection.read(streams, 1, pending=False))
+            entries = await self._connection.read(streams, 1, pending=False)
+            self._take_in(entries[:free])
+            await self._give_back(entries[free:])
 
     def _free(self) -> int:
         """Steps that can begin at once. A thread that goes on after its time-out has a place that nobody else gets:
@@ -161,6 +165,18 @@ class Feeder:
                 self._take_in(entries)
                 return True
         return False
+
+    async def _give_back(self, entries: list[Entry]) -> None:
+        """Several partitions got something at one moment: what is beyond the room is for a worker that has some."""
+        calls: list[Call[int]] = []
+        for stream, entry, fields in entries:
+            run_id, seq = ((fields or {}).get(name, b"").decode(errors="replace") for name in (b"run", b"seq"))
+            claim = verbs.Claim(entry, f"{run_id}/{seq}")
+            calls.append(self._kernel.requeue(*self._places[stream], self._claims.consumer, [claim]))
+        for answer in await self._store.send(calls) if calls else ():
+            if isinstance(answer, StoreError):
+                _log.warning("an entry can't be given back, and waits here: %s", answer)
+                self._check_pending = True
 
     def _take_in(self, entries: list[Entry]) -> None:
         for stream, entry, fields in entries:

@@ -15,8 +15,9 @@ from streamflow.pure.events import StepCompleted, StepFailed, StepRetrying, Step
 from streamflow.pure.machine import Outcome
 from streamflow.pure.sharding import QUEUE_PARTITIONS, Partition, queue_partition_of, shard_of
 from streamflow.runtime.claims import Claims
+from streamflow.runtime.feeder import Feeder
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Kernel
+from streamflow.store.kernel import WORKERS, Kernel
 from tests.spec.support import DEADLINE, Serve, Work, events_of, happened, names_of, until
 
 pytestmark = pytest.mark.anyio
@@ -175,6 +176,32 @@ async def test_a_worker_takes_no_more_than_it_has_room_for(serve: Serve, work: W
             assert len(gate.begun) == 5
             gate.go.set()
             assert [await run.result(timeout=DEADLINE) for run in runs] == ["attempt 1"] * 10
+
+
+async def test_what_comes_beyond_the_room_at_one_moment_is_given_back(
+    serve: Serve, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(Feeder, "_take_some", nothing)  # all partitions were empty a moment ago
+    gate = Gate()
+    async with serve(gate.app) as (client, _):
+        runs = [await client.start(gate.waits) for _ in range(12)]
+        await waits_in_queue(client, 12)
+        async with work(gate.app, concurrency=1, worker_timeout=3600) as one:
+            await gate.attempts(1)
+
+            async def given_back() -> bool:
+                queues = [client.keys.queue("gpu", number).stream for number in range(QUEUE_PARTITIONS)]
+                pending = await client.store.send([Call.plain("XPENDING", key, WORKERS) for key in queues])
+                return sum(one["pending"] for one in pending) == 1
+
+            await until(given_back)
+            assert (one.claims.running, len(gate.begun)) == (1, 1)
+            gate.go.set()
+            assert [await run.result(timeout=DEADLINE) for run in runs] == ["attempt 1"] * 12
+        await queue_is_empty(client)
 
 
 async def test_a_failed_attempt_is_retried_and_finds_what_the_one_before_told(serve: Serve, work: Work) -> None:
