@@ -30,6 +30,9 @@ from tests.unit.stand_ins import KERNEL, FakeStore, pack
 
 pytestmark = pytest.mark.anyio
 
+CREATED = 1000
+"""When the runs here were created, in ms."""
+
 app = sf.App()
 
 
@@ -92,7 +95,7 @@ class Bench:
         await self.feeder.run_once()
 
     def completed(self) -> list[Any]:
-        return [msgspec.msgpack.decode(call.args[1]) for call in self.store.sent("complete")]
+        return [msgspec.msgpack.decode(call.args[-1]) for call in self.store.sent("complete")]
 
 
 @pytest.fixture
@@ -105,8 +108,14 @@ async def it() -> Any:
 def entry(
     seq: int = 1, *, attempt: int = 1, partition: int = 0, details: bytes = b"", body: bytes | None = None
 ) -> Entry:
-    made = encode_job(StepJob(seq, attempt, forever, raw([seq]))) if body is None else body
-    fields = {b"run": b"r", b"seq": str(seq).encode(), b"attempt": str(attempt).encode(), b"details": details}
+    made = encode_job(StepJob(seq, attempt, forever, raw([seq])), CREATED) if body is None else body
+    fields = {
+        b"run": b"r",
+        b"created": str(CREATED).encode(),
+        b"seq": str(seq).encode(),
+        b"attempt": str(attempt).encode(),
+        b"details": details,
+    }
     return KERNEL.keys.queue("gpu", partition).stream, f"{seq}-0", {**fields, b"body": made}
 
 
@@ -203,6 +212,7 @@ async def test_the_entry_is_taken_off_only_after_the_run_has_its_outcome(it: Ben
     assert it.store.sent("finish") == []
     assert it.claims.has(("gpu", 0), "1-0")  # so it isn't taken again
     it.store.answers["complete"] = "a"
+    it.claims.report_refused()
     assert await it.claims.report_once()
     assert len(it.store.sent("finish")) == 1
     assert not it.claims.has(("gpu", 0), "1-0")
@@ -216,6 +226,7 @@ async def test_one_refused_outcome_holds_back_no_other(it: Bench) -> None:
         it.claims.outcome(0, "r", Outcome(seq, 1, 0.0, Raw(b"\xc0")))
     assert not await it.claims.report_once()
     assert it.store.sent("finish")[0].args[1:] == ["2-0", "r/2"]
+    it.claims.report_refused()
     assert await it.claims.report_once()
     assert it.store.sent("finish")[1].args[1:] == ["1-0", "r/1"]
 
@@ -244,9 +255,9 @@ async def test_news_travels_once_with_the_sign_of_life(it: Bench) -> None:
 
 
 async def test_a_dead_workers_attempt_ends_as_lost_with_what_it_told_and_ones_own_are_left(it: Bench) -> None:
-    dead = Dead("9-0", "gone", "a", 4, 2, pack("half"))
+    dead = Dead("9-0", "gone", "a", CREATED, 4, 2, pack("half"))
     it.store.answers["reap"] = lambda call: (
-        [dead, Dead("8-0", "me", "b", 1, 1, b"")] if call.keys[0] == KERNEL.keys.queue("gpu", 6).stream else []
+        [dead, Dead("8-0", "me", "b", CREATED, 1, 1, b"")] if call.keys[0] == KERNEL.keys.queue("gpu", 6).stream else []
     )
     await it.claims.reap_once()
     await it.claims.reap_once()  # before it is reported: not told twice
@@ -274,7 +285,7 @@ async def test_what_is_handed_back_is_stopped_first_and_has_no_outcome(it: Bench
 
 async def test_a_large_outcome_travels_alone(it: Bench) -> None:
     for seq in (1, 2, 3):
-        claim = Claim(("gpu", 0), f"{seq}-0", "r", seq, 1)
+        claim = Claim(("gpu", 0), f"{seq}-0", "r", CREATED, seq, 1)
         it.claims.add(claim)
         it.claims.report(claim, Outcome(seq, 1, 0.0, Raw(pack(b"x" * 700_000))))
     await it.claims.report_once()
