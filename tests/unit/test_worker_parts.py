@@ -192,7 +192,7 @@ async def test_an_entry_that_names_no_attempt_is_only_taken_off(it: Bench, field
 
 
 async def test_a_step_that_the_app_does_not_have_is_a_failure_that_may_be_tried_again(it: Bench) -> None:
-    body = pack(QueuedStep("gpu", 1, 1, "other", None, raw([]), NOTHING))
+    body = pack(QueuedStep("gpu", 1, 1, "other", None, raw([]), NOTHING, CREATED))
     await it.take(entry(1, body=body))
     await it.claims.report_once()
     [outcome] = it.completed()
