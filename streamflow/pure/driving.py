@@ -18,7 +18,6 @@ from msgspec import Raw
 
 from streamflow.pure.commands import SignalWait, message_key
 from streamflow.pure.definitions import App, Workflow
-from streamflow.pure.effects import Effects
 from streamflow.pure.errors import (
     Cancelled,
     CancelledError,
@@ -58,7 +57,7 @@ _abandoned: list[DrivenMachine] = []
 
 
 def close_abandoned() -> None:
-    """Close what was dropped with coroutines that wait: before the next advance, or when the process ends."""
+    """Close what was dropped with coroutines that wait: before the next batch, or when the process ends."""
     while _abandoned:
         _abandoned.pop().close()
 
@@ -128,11 +127,6 @@ class DrivenMachine(RunMachine):
         return seq
 
     # --- driving user code ------------------------------------------------------------------------------------------
-
-    def advance(self, inputs: list[Any], at: int) -> Effects:
-        if _abandoned:
-            close_abandoned()
-        return super().advance(inputs, at)
 
     def _deliver(self, event: AnyEvent, operation: Operation | None, value: Any, error: Exception | None) -> None:
         if self.reason:

@@ -14,6 +14,7 @@ import msgspec
 
 from streamflow.pure.attributes import Attribute, merged, same, value_text
 from streamflow.pure.definitions import App
+from streamflow.pure.driving import close_abandoned
 from streamflow.pure.errors import Failure, UsageError
 from streamflow.pure.events import (
     NOTHING,
@@ -138,6 +139,7 @@ class ShardBatch:
 
     def reduce(self, app: App, partition: Partition, shards: int, at: int, watch: Callable[[str], None]) -> None:
         """Let every run decide. `watch(run id)` is told before each, so that one that blocks can be named."""
+        close_abandoned()
         for run_id, one in self.work.items():
             watch(run_id)
             inputs = self._inputs(run_id, one, app, partition)

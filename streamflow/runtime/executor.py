@@ -252,7 +252,7 @@ class StepExecutor:
 
     def _report(self, running: Running, outcome: Outcome) -> None:
         self._finish(running)
-        if any(room.queue for room in self._rooms):
+        if self._tasks.queue or self._threads.queue or self._processes.queue:
             self._start_waiting()
         self._on_outcome(running.shard, running.run_id, outcome)
 
