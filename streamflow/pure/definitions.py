@@ -1,7 +1,7 @@
 """What user code registers: the `App` and its steps, workflows and reducers.
 
 Owns: the definitions, their names, and what a call of one means inside a workflow and outside.
-Must not: run anything durable (`machine.py` does), do I/O.
+Must not: run anything durable (the machines do), do I/O.
 Called by: user modules, the machines, executor, client and CLI (which read the registered parameters).
 """
 

@@ -16,11 +16,7 @@ from streamflow.pure.definitions import App, Reducer
 from streamflow.pure.driving import DrivenMachine
 from streamflow.pure.effects import Due, Effects, Ending, Input, Outcome, Outgoing
 from streamflow.pure.errors import ChildFailed as ChildError
-from streamflow.pure.errors import (
-    Diverged,
-    Failure,
-    PayloadInvalid,
-)
+from streamflow.pure.errors import Diverged, Failure, PayloadInvalid
 from streamflow.pure.errors import StepFailed as StepError
 from streamflow.pure.events import (
     DECISIONS,

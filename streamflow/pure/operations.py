@@ -1,7 +1,7 @@
 """What can be awaited in a workflow: the life of an operation, fibers, and how an exception reaches one from outside.
 
 Owns: `Operation`, `Fiber`, `Scope`. What is awaited is in `commands.py` (one thing) and `combining.py` (several).
-Must not: drive coroutines (`machine.py` does), know redis or asyncio.
+Must not: drive coroutines (`driving.py` does), know redis or asyncio.
 Called by: the machines begin, settle and cancel operations.
 
 An operation is lazy: making one schedules nothing. It begins when the machine receives it from an `await`, or with what

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.pure import codec
+from streamflow.pure.books import unknown_child
 from streamflow.pure.commands import ChildCall, SignalSend, SignalWait, Sleep, StepCall
 from streamflow.pure.definitions import Reducer, Step, missing_step
 from streamflow.pure.errors import Failure, PayloadInvalid, PayloadTooLarge, UsageError
@@ -42,7 +43,7 @@ from streamflow.pure.events import (
 from streamflow.pure.failures import failure_of
 from streamflow.pure.operations import PASSING, PENDING, Fiber, Operation
 from streamflow.pure.retry import Retry
-from streamflow.pure.running import RunMachine, unknown_child
+from streamflow.pure.running import RunMachine
 
 # --- what a reducer gets --------------------------------------------------------------------------------------------
 

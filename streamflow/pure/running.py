@@ -1,8 +1,8 @@
-"""What all machines share: the book-keeping of what a run waits for.
+"""What all machines share: from inputs to facts, and from the end of the code to the end of the run.
 
-Owns: which steps, timers and children are open, attempts and retries, what an ending cancels, and what happens while
-a run is stuck (facts are recorded, no user code runs).
-Must not: know clocks, I/O or event loops; run user code (`machine.py` and `reducing.py` do).
+Owns: `advance`, which facts an input is and whether a failed attempt is tried again, what an ending cancels, and what
+happens while a run is stuck (facts are recorded, no user code runs). What is open is in `books.py`.
+Must not: know clocks, I/O or event loops; run user code (`driving.py` and `reducing.py` do).
 Called by: the machines; the owner calls `advance` and the properties.
 
 One `advance` is one transition: inputs become facts, each fact is delivered to user code, whose decisions follow it.
@@ -11,9 +11,8 @@ One `advance` is one transition: inputs become facts, each fact is delivered to 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from heapq import heappop, heappush
+from heapq import heappop
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -21,19 +20,18 @@ from msgspec import Raw
 
 from streamflow.pure import codec
 from streamflow.pure.attributes import Attribute, merged
-from streamflow.pure.commands import ChildCall, SignalSend, SignalWait, Sleep, StepCall, StepJob
-from streamflow.pure.definitions import App, Step, Workflow, missing_step
+from streamflow.pure.books import DELIVERIES, WORKER_LOST, Books
+from streamflow.pure.commands import ChildCall, SignalSend, SignalWait, StepCall
+from streamflow.pure.definitions import Step
 from streamflow.pure.effects import Due, Effects, Ending, Input, Outcome, Outgoing
+from streamflow.pure.errors import ChildFailed as ChildError
 from streamflow.pure.errors import (
-    Cancelled,
     ContinueAs,
-    Diverged,
     Failure,
     PayloadInvalid,
     PayloadTooLarge,
     UsageError,
 )
-from streamflow.pure.errors import ChildFailed as ChildError
 from streamflow.pure.errors import StepFailed as StepError
 from streamflow.pure.events import (
     NOTHING,
@@ -62,13 +60,11 @@ from streamflow.pure.events import (
     TimerFired,
     TimerSet,
 )
-from streamflow.pure.operations import PENDING, Fiber, Operation, active
+from streamflow.pure.operations import Fiber, Operation, active
 from streamflow.pure.record import Status
 
 if TYPE_CHECKING:
     from typing import TypeVar
-
-    from streamflow.pure.sharding import Partition
 
     D = TypeVar(
         "D", StepScheduled, StepCancelled, TimerSet, SignalSent, AskAnswered, ChildStarted, ChildCancelled, RunContinued
@@ -82,95 +78,11 @@ MAX_EVENTS = 50_000
 HARD_EVENTS = 55_000
 """Events at which a run that didn't is ended."""
 
-WORKER_LOST = "WorkerLost"
-"""Kind of the failure of an attempt whose worker died or fell silent."""
-DELIVERIES = 3
-"""Workers that a step may take with it before it fails."""
 
-
-class RunMachine:
+class RunMachine(Books):
     """Base of the machines: one run, in memory."""
 
-    __slots__ = (
-        "_rng",
-        "app",
-        "at",
-        "attributes",
-        "cancelling",
-        "children",
-        "current",
-        "diverged",
-        "effects",
-        "ended",
-        "ending",
-        "events_count",
-        "in_steps",
-        "live",
-        "lives",
-        "parent",
-        "partition",
-        "ready",
-        "reason",
-        "run_id",
-        "schedule",
-        "seq",
-        "started",
-        "status",
-        "steps",
-        "stuck",
-        "tenant",
-        "timers",
-        "too_deep",
-        "version",
-        "workflow",
-    )
-
-    def __init__(self, app: App, partition: Partition, run_id: str, workflow: str = "") -> None:
-        self.app = app
-        self.partition = partition
-        self.run_id = run_id
-        self.workflow = workflow
-        self.tenant = ""
-        self.parent = ""
-        self.status = Status.PENDING
-        self.ended = False
-        self.ending: Ending | None = None
-        """How the code has ended, while children that it waits for go on."""
-        self.version = 0
-        """Of the workflow's code."""
-        self.lives = 0
-        """How often the run has continued as new."""
-        self.live = True
-        """False during a replay, whose effects have taken place already."""
-        self.started = 0
-        """Shard-clock ms of the start; 0 before."""
-        self.at = 0
-        """Shard-clock ms of the last transition. It never goes backwards."""
-        self.events_count = 0
-        self.seq = 0
-        self.steps: dict[int, StepCall] = {}
-        self.timers: dict[int, Operation] = {}
-        self.children: dict[int, ChildCall] = {}
-        self.schedule: list[tuple[int, int]] = []
-        """A heap of (due, seq) of timers and retries; entries of what is gone already are skipped."""
-        self.in_steps = 0
-        """How many steps run at the owner now."""
-        self.current: Fiber | None = None
-        """The fiber whose code runs."""
-        self.ready: list[Fiber] = []
-        self.cancelling = 0
-        """Fibers that are being cancelled, each because of the one before."""
-        self.too_deep: list[tuple[Fiber, Cancelled]] = []
-        """Those whose turn comes when the outermost is done."""
-        self.effects = Effects()
-        self.attributes: Mapping[str, Attribute] | None = None
-        """What the code has set so far (a replay sets it again): limits are checked against it."""
-        self.stuck = False
-        """Whether the history is in stuck state: a RunStuck without a RunResumed after it."""
-        self.reason = ""
-        """Why user code can't run. Empty: it can."""
-        self.diverged: Diverged | None = None
-        self._rng: random.Random | None = None
+    __slots__ = ()
 
     # --- for the owner ----------------------------------------------------------------------------------------------
 
@@ -180,29 +92,9 @@ class RunMachine:
         return self.stuck and not self.reason
 
     @property
-    def in_flight(self) -> bool:
-        """Whether a step runs at the owner now (not one that waits for a retry, not one of a queue)."""
-        return self.in_steps > 0
-
-    @property
-    def next_due(self) -> int | None:
-        """Shard-clock ms of the earliest timer or retry."""
-        schedule = self.schedule
-        while schedule:
-            due, seq = schedule[0]
-            if self._is_due(seq, due):
-                return due
-            heappop(schedule)
-        return None
-
-    @property
     def awaited_messages(self) -> list[str]:
         """What user code waits for now: names of signals, and of questions behind a question mark."""
         return []
-
-    def running_jobs(self) -> list[StepJob]:
-        """After a rehydration: the owner's attempts to start again, under the same numbers. Queues keep theirs."""
-        return [call.job() for call in self.steps.values() if call.due is None and call.is_local]
 
     def advance(self, inputs: list[Any], at: int) -> Effects:
         """Reduce inputs to one transition at shard-clock ms `at`. No events means that nothing is to be committed.
@@ -264,24 +156,6 @@ class RunMachine:
         """Record a decision. Gives the recorded one, which in a replay is the history's."""
         self.effects.events.append(event)
         return event
-
-    def add_step(self, call: StepCall) -> None:
-        self.steps[call.seq] = call
-        if call.is_local:
-            self.in_steps += 1
-        if self.live:
-            self.effects.jobs.append(call.job())
-
-    def restore_step(self, call: StepCall) -> None:
-        self.steps[call.seq] = call
-        if call.due is not None:
-            heappush(self.schedule, (call.due, call.seq))
-        elif call.is_local:
-            self.in_steps += 1
-
-    def add_timer(self, operation: Operation, due: int) -> None:
-        self.timers[operation.seq] = operation
-        heappush(self.schedule, (due, operation.seq))
 
     def add_child(self, call: ChildCall, event: ChildStarted) -> None:
         self.children[call.seq] = call
@@ -413,9 +287,7 @@ class RunMachine:
                 return
         retry = step.retry
         is_lost = failure.kind == WORKER_LOST
-        tried = (
-            outcome.attempt - call.lost
-        )  # a worker's death is not the step's own failure, and has a limit of its own
+        tried = outcome.attempt - call.lost  # a worker's death is no failure of the step, and has its own limit
         if call.lost + 1 >= DELIVERIES if is_lost else permanent or tried >= retry.attempts or _is_final(failure, step):
             event = StepFailed(call.seq, step.name, outcome.attempt, outcome.ms, failure)
             self.effects.events.append(event)
@@ -470,95 +342,6 @@ class RunMachine:
         self._track(item)
         error = None if isinstance(item, ChildCompleted) else ChildError(call.run_id, item.name, item.failure)
         self._deliver(item, call, value, error)
-
-    # --- book-keeping -----------------------------------------------------------------------------------------------
-
-    def _begin(self, event: RunStarted) -> None:
-        self.workflow = event.workflow
-        self.tenant = event.tenant
-        self.parent = event.parent
-        self.version = event.version
-        self.started = self.at
-        self.status = Status.RUNNING
-
-    def _is_due(self, seq: int, due: int) -> bool:
-        call = self.steps.get(seq)
-        return seq in self.timers if call is None else call.due == due
-
-    def _close_step(self, call: StepCall) -> None:
-        del self.steps[call.seq]
-        if call.due is None and call.is_local:
-            self.in_steps -= 1
-
-    def _track(self, event: AnyEvent) -> Operation | None:
-        """Note what a fact means for what is open; gives the operation that it is about, if that is still open."""
-        kind = type(event)
-        if kind is StepCompleted or kind is StepFailed:
-            call = self.steps.get(cast("StepCompleted", event).seq)
-            if call is not None:
-                self._close_step(call)
-            return call
-        if kind is StepRetrying:
-            retrying = cast("StepRetrying", event)
-            call = self.steps.get(retrying.seq)
-            if call is not None:
-                if call.due is None and call.is_local:
-                    self.in_steps -= 1
-                call.attempt = retrying.attempt + 1
-                call.lost += retrying.failure.kind == WORKER_LOST
-                call.details = retrying.details
-                call.due = retrying.due
-                heappush(self.schedule, (retrying.due, retrying.seq))
-            return call
-        if kind is TimerFired:
-            return self.timers.pop(cast("TimerFired", event).seq, None)
-        if kind is ChildCompleted or kind is ChildFailed:
-            return self.children.pop(cast("ChildCompleted", event).seq, None)
-        if kind is StepCancelled:  # seen here only when no code runs
-            call = self.steps.get(cast("StepCancelled", event).seq)
-            if call is not None:
-                self._close_step(call)
-        return None
-
-    def _track_blindly(self, event: AnyEvent) -> None:
-        """As `_track`, for a history whose code can't be run: decisions open stand-ins."""
-        if isinstance(event, RunStarted):
-            self._begin(event)
-        elif isinstance(event, StepScheduled):
-            step = self.app.steps.get(event.name) or missing_step(event.name)
-            call = StepCall(step if (step.queue or "") == event.queue else step.options(queue=event.queue or None))
-            call.seq, call.state, call.payload, call.args = event.seq, PENDING, event.args, None
-            self.add_step(call)
-        elif isinstance(event, TimerSet):
-            timer = Sleep(0)
-            timer.seq, timer.state = event.seq, PENDING
-            self.add_timer(timer, event.due)
-        elif isinstance(event, ChildStarted):
-            self.children[event.seq] = self.open_child(event.seq, event.name, event.run_id, event.on_parent_end)
-        elif isinstance(event, RunContinued):
-            self._forget_open()
-            self.started = event.started
-            self.version = event.version
-            self.lives = event.lives
-            for seq, name, run_id in event.children:
-                self.children[seq] = self.open_child(seq, name, run_id, "wait")
-        else:
-            self._track(event)
-        self.seq = max(self.seq, getattr(event, "seq", 0))
-
-    def open_child(self, seq: int, name: str, run_id: str, on_parent_end: str) -> ChildCall:
-        """A child that is known from a record, and that no code waits for."""
-        child = ChildCall(self.app.workflows.get(name) or unknown_child(name))
-        child.seq, child.state, child.run_id, child.args = seq, PENDING, run_id, None
-        child.on_parent_end = on_parent_end
-        return child
-
-    def _forget_open(self) -> None:
-        self.steps.clear()
-        self.timers.clear()
-        self.children.clear()
-        self.schedule.clear()
-        self.in_steps = 0
 
     # --- stuck ------------------------------------------------------------------------------------------------------
 
@@ -664,13 +447,6 @@ class RunMachine:
     def record_ending(self, event: Ending) -> None:
         self.effects.events.append(event)
 
-    def _stop_attempt(self, call: StepCall) -> None:
-        """The step's present attempt, if there is one, runs for nothing now."""
-        if call.step.queue is None:
-            self.effects.cancelled.append(call.seq)
-        elif call.due is None or call.due <= self.at:  # what was due may have been offered: no fact says so
-            self.effects.revoked.append(call.job())
-
     # --- for the machines -------------------------------------------------------------------------------------------
 
     def _deliver(self, event: AnyEvent, operation: Operation | None, value: Any, error: Exception | None) -> None:
@@ -701,14 +477,6 @@ def _drop_stopped(effects: Effects) -> None:
 
 def _is_final(failure: Failure, step: Step[..., Any]) -> bool:
     return any(failure.kind == (never if isinstance(never, str) else never.__name__) for never in step.retry.never)
-
-
-def unknown_child(name: str) -> Workflow[..., Any]:
-    """Stand-in for the workflow of a child that this app doesn't register: its result is plain data."""
-
-    async def gone(*, _: Any = None) -> Any: ...
-
-    return Workflow(gone, name)
 
 
 _IDLE = Effects()

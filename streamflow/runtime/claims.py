@@ -26,10 +26,10 @@ from typing import Any
 import anyio
 import msgspec
 
+from streamflow.pure.books import WORKER_LOST
 from streamflow.pure.errors import Failure, StoreError
 from streamflow.pure.events import NOTHING
 from streamflow.pure.machine import Outcome
-from streamflow.pure.running import WORKER_LOST
 from streamflow.pure.sharding import QUEUE_PARTITIONS
 from streamflow.runtime.executor import StepExecutor
 from streamflow.store import kernel as verbs
