@@ -12,7 +12,6 @@ import logging
 import os
 import resource
 import secrets
-import signal
 import socket
 import sys
 import threading
@@ -36,6 +35,7 @@ from streamflow.runtime.membership import Beat, Membership
 from streamflow.runtime.owner import Owner, Watch
 from streamflow.runtime.relay import Relay
 from streamflow.runtime.rollup import Rollup
+from streamflow.runtime.stopping import stop_on_signal
 from streamflow.runtime.takeover import Takeover
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import SCHEMA, Kernel
@@ -139,7 +139,7 @@ class Daemon:
         _log.info("daemon %s serves namespace %s: %d shards by %s", self.member, settings.namespace, shards, partition)
         async with anyio.create_task_group() as loops:
             if signals:
-                loops.start_soon(self._stop_on_signal)
+                loops.start_soon(stop_on_signal, self._stop, settings.grace, _log, "the others take over")
             for loop in (owner.run, reader.run, relay.run, membership.run, rollup.run, rollup.run_sweeps):
                 loops.start_soon(loop)
             loops.start_soon(self._announce, membership.owns_something)
@@ -159,15 +159,6 @@ class Daemon:
     async def _announce(self, owns_something: anyio.Event) -> None:
         await owns_something.wait()
         self.ready.set()
-
-    async def _stop_on_signal(self) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
-            async for number in received:
-                if self._stop.is_set():
-                    _log.warning("second signal: leaving at once; the others take over")
-                    raise SystemExit(1)
-                _log.info("%s: draining, steps get %g s", signal.Signals(number).name, self.settings.grace)
-                self.stop()
 
     async def _drain(self, membership: Membership, owner: Owner) -> None:
         membership.draining = True

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
 import socket
 from collections.abc import Sequence
 
@@ -27,6 +26,7 @@ from streamflow.runtime.claims import Claims
 from streamflow.runtime.daemon import check_server
 from streamflow.runtime.executor import StepExecutor
 from streamflow.runtime.feeder import Feeder
+from streamflow.runtime.stopping import stop_on_signal
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import SCHEMA, WORKERS, Kernel
 from streamflow.store.keys import NamespaceKeys
@@ -103,7 +103,7 @@ class Worker:
         _log.info("worker %s serves %s of namespace %s", self.name, ", ".join(self.queues), settings.namespace)
         async with anyio.create_task_group() as loops:
             if signals:
-                loops.start_soon(self._stop_on_signal)
+                loops.start_soon(stop_on_signal, self._stop, settings.grace, _log, "other workers notice")
             for loop in (feeder.run, claims.run_reports, claims.run_signs_of_life, claims.run_reaping):
                 loops.start_soon(loop)
             self.ready.set()
@@ -150,12 +150,3 @@ class Worker:
                 _log.info("drained; steps that go on elsewhere: %d", handed_back)
         except StoreError as error:
             _log.warning("can't hand back what runs, the others will notice: %s", error)
-
-    async def _stop_on_signal(self) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
-            async for number in received:
-                if self._stop.is_set():
-                    _log.warning("second signal: leaving at once; other workers notice")
-                    raise SystemExit(1)
-                _log.info("%s: draining, steps get %g s", signal.Signals(number).name, self.settings.grace)
-                self.stop()

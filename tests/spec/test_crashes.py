@@ -15,7 +15,7 @@ import pytest
 
 import streamflow as sf
 from streamflow.runtime.daemon import Daemon
-from tests.spec.support import DEADLINE, Serve, names_of
+from tests.spec.support import DEADLINE, Serve, Work, names_of, until
 
 pytestmark = pytest.mark.anyio
 
@@ -146,6 +146,26 @@ def machine(state: int, event: sf.Event) -> sf.Decision:
     return sf.Decision(state)
 
 
+@app.step(queue="gpu", retry=sf.Retry(attempts=3, initial=0.01))
+async def resume(pages: int) -> list[int]:
+    """Fails once, and goes on from what it told."""
+    done: list[int] = sf.step_info().details or []
+    for page in range(len(done), pages):
+        if page == 2 and sf.step_info().details is None:
+            sf.heartbeat(done)
+            raise ConnectionError("page 2")
+        done.append(page)
+    return [*done, sf.step_info().attempt]
+
+
+@app.workflow
+async def through_a_queue() -> list[Any]:
+    first = await resume(4)
+    echoes = await sf.map(double.options(queue="gpu"), range(3), concurrency=2)
+    winner = await sf.race(hang.options(queue="gpu")(), double.options(queue="gpu")(5))
+    return [first, echoes, winner]
+
+
 async def live_on(serve: Serve, app: sf.App, run: sf.Run[Any], settings: dict[str, Any] | None = None) -> int:
     """Daemon after daemon, each killed after its first commit, until the run has ended. Gives how many died."""
     deaths = 0
@@ -233,6 +253,19 @@ async def test_a_run_that_lives_on_under_its_id(serve: Serve, client: sf.Client)
     assert await run.read("total") == 30
     assert [found.id for found in await client.runs(attributes={"level": 20})] == [run.id]
     assert await client.runs(attributes={"level": 0}) == []
+
+
+async def test_steps_of_a_queue(serve: Serve, work: Work) -> None:
+    run = await started(serve, "through_a_queue")
+    async with work(app, "gpu") as worker:
+        assert await live_on(serve, app, run) >= 4, "outcomes that come while nobody owns the shard are one transition"
+        assert await run.result(1) == [[0, 1, 2, 3, 2], [0, 2, 4], 10]
+
+        async def stopped() -> bool:
+            return worker.claims.running == 0
+
+        async with serve(app):  # that the loser isn't wanted any more is still in the outbox
+            await until(stopped)
 
 
 async def test_a_reducer(serve: Serve) -> None:

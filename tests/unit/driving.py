@@ -12,6 +12,7 @@ from streamflow.pure.errors import Failure
 from streamflow.pure.events import AnyEvent, RunStarted, Transition, decode_transition, encode_transition
 from streamflow.pure.machine import Effects, Outcome, RunMachine, new_machine, rehydrate
 from streamflow.pure.record import Header, Status
+from streamflow.pure.retry import NO_RETRY
 from streamflow.pure.sharding import Partition
 
 
@@ -28,6 +29,21 @@ def with_steps_of(app: App) -> App:
     other = App()
     other.steps.update(app.steps)
     return other
+
+
+def make_app() -> App:
+    """A step that gives what it got, without retries, and a workflow for children. Each test adds its own flow."""
+    app = App()
+
+    @app.step(retry=NO_RETRY)
+    async def act(what: Any) -> Any:
+        return what
+
+    @app.workflow
+    async def child(what: str) -> str:
+        return what
+
+    return app
 
 
 class Run:

@@ -11,26 +11,7 @@ import pytest
 import streamflow as sf
 from streamflow.pure.events import CancelRequested, SignalReceived
 from streamflow.pure.machine import Due
-from tests.unit.driving import Run, failure_in, kinds, plain, raw, result_of
-
-
-@pytest.fixture(params=[False, True], ids=["live", "replayed"])
-def crash(request: pytest.FixtureRequest) -> bool:
-    return request.param
-
-
-def make_app() -> sf.App:
-    app = sf.App()
-
-    @app.step(retry=sf.NO_RETRY)
-    async def act(what: str) -> Any:
-        return what
-
-    @app.workflow
-    async def child(what: str) -> str:
-        return what
-
-    return app
+from tests.unit.driving import Run, failure_in, kinds, make_app, plain, raw, result_of
 
 
 def open_steps(run: Run) -> list[int]:
