@@ -15,8 +15,8 @@ from pathlib import Path
 
 import anyio
 
-from streamflow.edges.client import NewRun, encode_input
-from streamflow.edges.daemon_process import own_environ
+from streamflow.client.client import NewRun, encode_input
+from streamflow.embedded.daemon_process import own_environ
 
 from .flows import park
 from .report import Figure, Report

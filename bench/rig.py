@@ -18,10 +18,10 @@ from pathlib import Path
 import anyio
 from redis.asyncio import Redis
 
-from streamflow.edges.client import Client, connect
-from streamflow.edges.daemon_process import DaemonProcess
-from streamflow.edges.embedded import EmbeddedServer
-from streamflow.pure.errors import NamespaceMissing, StreamflowError
+from streamflow.client.client import Client, connect
+from streamflow.embedded.daemon_process import DaemonProcess
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.errors import NamespaceMissing, StreamflowError
 from streamflow.store.connection import Call
 
 APP = f"{Path(__file__).with_name('flows.py')}:app"

@@ -14,7 +14,7 @@ import time
 
 import anyio
 
-from streamflow.pure.record import decode_header
+from streamflow.model.record import decode_header
 from streamflow.store.connection import Call
 
 from .flows import tick

@@ -8,10 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from streamflow.pure.combining import TaskGroup
-from streamflow.pure.commands import Child, Question
-from streamflow.pure.definitions import App
-from streamflow.pure.errors import (
+from streamflow.errors import (
     AskRefused,
     Cancelled,
     ChildFailed,
@@ -41,7 +38,28 @@ from streamflow.pure.errors import (
     UnknownWorkflow,
     UsageError,
 )
-from streamflow.pure.inside import (
+from streamflow.machine.reducer import (
+    Answer,
+    Asked,
+    CancelRequest,
+    ChildDone,
+    ChildError,
+    Complete,
+    Decision,
+    Event,
+    Fail,
+    Refuse,
+    Signal,
+    Started,
+    StepDone,
+    StepError,
+    TimerDone,
+)
+from streamflow.model.record import Status
+from streamflow.steps.context import StepInfo, cancelled, heartbeat, step_info
+from streamflow.version import __version__
+from streamflow.workflow.actions import Child, Question
+from streamflow.workflow.api import (
     RunInfo,
     gather,
     info,
@@ -63,39 +81,21 @@ from streamflow.pure.inside import (
     timeout,
     uuid4,
 )
-from streamflow.pure.record import Status
-from streamflow.pure.reducing import (
-    Answer,
-    Asked,
-    CancelRequest,
-    ChildDone,
-    ChildError,
-    Complete,
-    Decision,
-    Event,
-    Fail,
-    Refuse,
-    Signal,
-    Started,
-    StepDone,
-    StepError,
-    TimerDone,
-)
-from streamflow.pure.retry import NO_RETRY, Retry
-from streamflow.runtime.step_context import StepInfo, cancelled, heartbeat, step_info
-from streamflow.version import __version__
+from streamflow.workflow.app import App
+from streamflow.workflow.concurrency import TaskGroup
+from streamflow.workflow.retry import NO_RETRY, Retry
 
 if TYPE_CHECKING:
-    from streamflow.edges.client import Client, connect
-    from streamflow.edges.local import local
-    from streamflow.edges.run import Run
+    from streamflow.client.client import Client, connect
+    from streamflow.client.run import Run
+    from streamflow.embedded.in_process import local
 
 # Loaded when first asked for: a module of flows, or `streamflow --help`, needs no client of the server.
 _LATER = {
-    "Client": "streamflow.edges.client",
-    "Run": "streamflow.edges.run",
-    "connect": "streamflow.edges.client",
-    "local": "streamflow.edges.local",
+    "Client": "streamflow.client.client",
+    "Run": "streamflow.client.run",
+    "connect": "streamflow.client.client",
+    "local": "streamflow.embedded.in_process",
 }
 
 

@@ -1,6 +1,6 @@
 """`python -m streamflow`: the command line."""
 
-from streamflow.edges.cli import main
+from streamflow.cli import main
 
 if __name__ == "__main__":  # the processes of `process=True` steps load this module, too
     main()

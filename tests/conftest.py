@@ -14,7 +14,7 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 from redis.asyncio import Redis
 
-from streamflow.edges.embedded import EmbeddedServer
+from streamflow.embedded.server import EmbeddedServer
 
 REDIS_SERVER = shutil.which("redis-server")
 """Parametrise with `redis_server` only where this is set: a test that can't run isn't made, rather than skipped."""

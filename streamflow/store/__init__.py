@@ -1,0 +1,1 @@
+"""The server: keys, scripts, connections. The only room that imports redis."""

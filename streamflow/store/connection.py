@@ -25,7 +25,7 @@ from redis.asyncio.retry import Retry as RedisRetry
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
-from streamflow.pure.errors import (
+from streamflow.errors import (
     StoreError,
     StoreFull,
     StoreMisconfigured,

@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from streamflow.pure.attributes import value_text
-from streamflow.pure.record import Header, Status
-from streamflow.pure.sharding import Partition
+from streamflow.model.attributes import value_text
+from streamflow.model.record import Header, Status
+from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys, QueueKeys, ShardKeys
 

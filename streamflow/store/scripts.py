@@ -29,7 +29,7 @@ from pathlib import Path
 
 import msgspec
 
-from streamflow.pure.errors import StreamflowError
+from streamflow.errors import StreamflowError
 
 SHEBANGS = ("#!lua", "#!lua flags=allow-oom", "#!lua flags=no-writes")
 

@@ -1,7 +1,7 @@
 """Sharded pub/sub: messages of some channels, on one connection that comes back by itself.
 
 Owns: SSUBSCRIBE, and what is subscribed again after a reconnection. Must not: know what the messages mean.
-Called by: `edges/outcomes.py`.
+Called by: `client/waiting.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import anyio
 import anyio.lowlevel
 from redis import exceptions as redis_errors
 
-from streamflow.pure.errors import StoreMisconfigured, StoreUnavailable
+from streamflow.errors import StoreMisconfigured, StoreUnavailable
 from streamflow.store.connection import LOST, Store, redacted
 
 _log = logging.getLogger("streamflow.store")

@@ -17,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamflow.edges.histories import History, load_history, replay, save_history
+    from streamflow.client.histories import History, load_history, replay, save_history
     from streamflow.testing.crashes import Survived, survives_crashes
     from streamflow.testing.sandbox import Sandbox, SandboxRun, run
     from streamflow.testing.stubs import Call
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 _LATER = {
     "Call": "streamflow.testing.stubs",
-    "History": "streamflow.edges.histories",
+    "History": "streamflow.client.histories",
     "Sandbox": "streamflow.testing.sandbox",
     "SandboxRun": "streamflow.testing.sandbox",
     "Stalled": "streamflow.testing.world",
     "Survived": "streamflow.testing.crashes",
-    "load_history": "streamflow.edges.histories",
-    "replay": "streamflow.edges.histories",
+    "load_history": "streamflow.client.histories",
+    "replay": "streamflow.client.histories",
     "run": "streamflow.testing.sandbox",
-    "save_history": "streamflow.edges.histories",
+    "save_history": "streamflow.client.histories",
     "survives_crashes": "streamflow.testing.crashes",
 }
 

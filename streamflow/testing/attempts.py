@@ -19,12 +19,12 @@ from typing import Any, cast
 
 from msgspec import UNSET, Raw
 
-from streamflow.pure import codec
-from streamflow.pure.errors import Failure, UsageError
-from streamflow.pure.failures import failure_of
-from streamflow.pure.machine import Outcome, StepJob
-from streamflow.runtime import executor
-from streamflow.runtime.step_context import Running, current
+from streamflow.errors import Failure, UsageError
+from streamflow.machine.replay import Outcome, StepJob
+from streamflow.model import codec
+from streamflow.model.failures import failure_of
+from streamflow.steps import executor
+from streamflow.steps.context import Running, current
 from streamflow.testing.stubs import Call, Stub, Stubs
 
 running: contextvars.ContextVar[bool] = contextvars.ContextVar("streamflow_sandbox_step", default=False)

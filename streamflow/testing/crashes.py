@@ -11,10 +11,10 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from streamflow.pure.definitions import App
-from streamflow.pure.events import DECISIONS, ENDINGS, AnyEvent, RunContinued
-from streamflow.pure.sharding import Partition
+from streamflow.events import DECISIONS, ENDINGS, AnyEvent, RunContinued
+from streamflow.model.sharding import Partition
 from streamflow.testing.sandbox import Sandbox
+from streamflow.workflow.app import App
 
 T = TypeVar("T")
 

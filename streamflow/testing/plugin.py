@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from streamflow.pure.definitions import App
     from streamflow.testing.sandbox import Sandbox
+    from streamflow.workflow.app import App
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +30,7 @@ def streamflow_app(request: pytest.FixtureRequest) -> App:
             "which app is under test? Write streamflow_app = flows:app into pytest's configuration "
             "([tool.pytest.ini_options] in pyproject.toml: with quotes), or a fixture streamflow_app that returns it"
         )
-    from streamflow.edges.loading import load_app
+    from streamflow.cli.app_loader import load_app
 
     target, colon, attribute = words.partition(":")
     if target.endswith(".py"):
@@ -57,8 +57,8 @@ def replay_histories(streamflow_app: App, request: pytest.FixtureRequest) -> Cal
     >>> def test_open_runs_can_go_on(replay_histories):
     ...     replay_histories("histories")
     """
-    from streamflow.edges.histories import find_histories, load_history, replay
-    from streamflow.pure.errors import StreamflowError
+    from streamflow.client.histories import find_histories, load_history, replay
+    from streamflow.errors import StreamflowError
 
     def replay_all(directory: str | Path) -> int:
         files = find_histories(request.path.parent / directory)

@@ -23,7 +23,7 @@ from typing import Any, TypeVar, TypeVarTuple, cast, overload
 
 from msgspec import UNSET, Raw, UnsetType
 
-from streamflow.edges.client import (
+from streamflow.client.client import (
     Client,
     Decode,
     Run,
@@ -32,20 +32,20 @@ from streamflow.edges.client import (
     _status,
     _target,
 )
-from streamflow.edges.histories import History
-from streamflow.edges.listing import RunDescription, RunSummary, Space, describe, instant
-from streamflow.edges.outcomes import not_found
-from streamflow.pure import codec
-from streamflow.pure.attributes import Attribute, same
-from streamflow.pure.definitions import App, Step
-from streamflow.pure.errors import RunConflict, RunEnded, UsageError
-from streamflow.pure.events import AnyEvent, Transition, decode_history
-from streamflow.pure.names import check_run_id
-from streamflow.pure.record import Status, decode_header
-from streamflow.pure.sharding import Partition, full_run_id
+from streamflow.client.histories import History
+from streamflow.client.listing import RunDescription, RunSummary, Space, describe, instant
+from streamflow.client.waiting import not_found
+from streamflow.errors import RunConflict, RunEnded, UsageError
+from streamflow.events import AnyEvent, Transition, decode_history
+from streamflow.model import codec
+from streamflow.model.attributes import Attribute, same
+from streamflow.model.names import check_run_id
+from streamflow.model.record import Status, decode_header
+from streamflow.model.sharding import Partition, full_run_id
 from streamflow.testing.attempts import running
 from streamflow.testing.stubs import Call, Stub
 from streamflow.testing.world import Record, Stalled, World
+from streamflow.workflow.app import App, Step
 
 R = TypeVar("R")
 T = TypeVar("T")

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from streamflow.pure import codec
-from streamflow.pure.definitions import App, Step
-from streamflow.pure.errors import UsageError
+from streamflow.errors import UsageError
+from streamflow.model import codec
+from streamflow.workflow.app import App, Step
 
 Key = tuple[str, int, int]
 """Which attempt: run id, number of the decision, number of the attempt."""

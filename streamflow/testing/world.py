@@ -20,24 +20,24 @@ from typing import Any
 
 import msgspec
 
-from streamflow.edges.listing import ending_of, instant
-from streamflow.pure.attributes import merged
-from streamflow.pure.definitions import App
-from streamflow.pure.errors import Failure, RunError, UsageError
-from streamflow.pure.events import (
+from streamflow.client.listing import ending_of, instant
+from streamflow.daemon.shard import InboxMessage
+from streamflow.errors import Failure, RunError, UsageError
+from streamflow.events import (
     AnyEvent,
     ChildFailed,
     Transition,
     decode_history,
     encode_transition,
 )
-from streamflow.pure.machine import Due, Effects, Outcome, RunMachine, StepJob, new_machine, rehydrate
-from streamflow.pure.record import Header, Status, decode_header
-from streamflow.pure.sharding import Partition
-from streamflow.runtime.messages import decode_message, to_delivery
-from streamflow.runtime.shard import InboxMessage
+from streamflow.machine.replay import Due, Effects, Outcome, RunMachine, StepJob, new_machine, rehydrate
+from streamflow.model.attributes import merged
+from streamflow.model.record import Header, Status, decode_header
+from streamflow.model.sharding import Partition
 from streamflow.testing.attempts import perform
 from streamflow.testing.stubs import Stubs
+from streamflow.wire import decode_message, to_delivery
+from streamflow.workflow.app import App
 
 BEGIN_MS = 1_767_225_600_000
 """2026-01-01 00:00 UTC: always the same, so that what a test sees doesn't depend on when it runs."""

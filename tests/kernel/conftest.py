@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 from fakeredis import FakeAsyncRedis
 
-from streamflow.edges.embedded import EmbeddedServer
+from streamflow.embedded.server import EmbeddedServer
 from streamflow.store.connection import Store
 from streamflow.store.scripts import load_scripts
 from tests.conftest import REDIS_SERVER

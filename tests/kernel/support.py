@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import anyio
 import msgspec
 
-from streamflow.pure.events import SignalReceived, encode_transition
-from streamflow.pure.record import LISTED, decode_header
+from streamflow.events import SignalReceived, encode_transition
+from streamflow.model.record import LISTED, decode_header
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Answer, Batch, Committed, Kernel, RunWrite, Start, Taken
 from streamflow.store.keys import NamespaceKeys

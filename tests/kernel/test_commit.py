@@ -8,8 +8,8 @@ from typing import Any
 import anyio
 import pytest
 
-from streamflow.pure.errors import StoreError
-from streamflow.pure.record import decode_header
+from streamflow.errors import StoreError
+from streamflow.model.record import decode_header
 from streamflow.store.connection import Call
 from streamflow.store.kernel import FRESH, Answer, Batch, Message, Poison, Put, RunWrite, Send
 from streamflow.store.subscription import Subscription

@@ -16,8 +16,8 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamflow.edges.embedded import EmbeddedServer
-from streamflow.pure.record import decode_header
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.model.record import decode_header
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import FRESH, Answer, Batch, Message, Put, RunWrite, Send, Start
 from tests.kernel.conftest import fake_store

@@ -10,9 +10,9 @@ from typing import Any
 import anyio
 import pytest
 
-from streamflow.edges.embedded import EmbeddedServer
-from streamflow.pure.errors import StoreError, StoreFull, StoreMisconfigured, StoreUnavailable, UsageError
-from streamflow.pure.sharding import Partition
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.errors import StoreError, StoreFull, StoreMisconfigured, StoreUnavailable, UsageError
+from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call, Store, redacted
 from streamflow.store.kernel import Answer, Batch, Start
 from streamflow.store.subscription import Subscription

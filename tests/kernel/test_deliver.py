@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from streamflow.pure.errors import StoreError
-from streamflow.pure.record import Status, decode_header
+from streamflow.errors import StoreError
+from streamflow.model.record import Status, decode_header
 from streamflow.store.kernel import Delivery
 from tests.kernel.support import FUTURE, NOW, Shard
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from streamflow.pure.attributes import value_text
-from streamflow.pure.record import Header, decode_header
+from streamflow.model.attributes import value_text
+from streamflow.model.record import Header, decode_header
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Batch, Put
 from tests.kernel.support import NOW, Shard

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamflow.pure.sharding import Partition
+from streamflow.model.sharding import Partition
 from streamflow.store.kernel import SCHEMA
 from tests.kernel.support import Shard
 

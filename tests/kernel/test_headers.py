@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamflow.pure.record import Header
-from streamflow.pure.sharding import Partition
+from streamflow.model.record import Header
+from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.kernel import (
     SCHEMA,

@@ -16,9 +16,9 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Monitor
 from redis.crc import key_slot
 
-from streamflow.edges.embedded import EmbeddedServer
-from streamflow.pure.record import decode_header
-from streamflow.pure.sharding import Partition
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.model.record import decode_header
+from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.kernel import WORKERS, Batch, Claim, Delivery, Message, Offer, Poison, Put, Send, Start
 from streamflow.store.keys import QueueKeys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamflow.pure.errors import StoreError
+from streamflow.errors import StoreError
 from streamflow.store.kernel import WORKERS, Offer
 from tests.kernel.queue import Partition
 from tests.kernel.support import Shard

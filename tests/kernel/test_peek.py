@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamflow.pure.errors import StoreError
+from streamflow.errors import StoreError
 from tests.kernel.support import NOTE, Shard
 
 pytestmark = pytest.mark.anyio

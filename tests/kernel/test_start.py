@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from streamflow.pure.record import Status, decode_header
+from streamflow.model.record import Status, decode_header
 from streamflow.store.kernel import Start
 from tests.kernel.support import FUTURE, NOW, Shard
 

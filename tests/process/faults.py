@@ -16,14 +16,14 @@ from pathlib import Path
 import msgspec
 from redis.asyncio import Redis
 
-from streamflow.pure.attributes import value_text
-from streamflow.pure.events import decode_history
-from streamflow.pure.machine import rehydrate
-from streamflow.pure.record import Header, decode_header
-from streamflow.pure.sharding import Partition
-from streamflow.pure.views import ShardViews
-from streamflow.runtime.takeover import fold_entry
+from streamflow.daemon.takeover import fold_entry
+from streamflow.events import decode_history
+from streamflow.machine.replay import rehydrate
+from streamflow.model.attributes import value_text
+from streamflow.model.record import Header, decode_header
+from streamflow.model.sharding import Partition
 from streamflow.store.keys import NamespaceKeys
+from streamflow.views.shard_views import ShardViews
 from tests.process import chaos_flows
 
 ROOT = Path(__file__).parents[2]

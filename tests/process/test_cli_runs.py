@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from streamflow.edges.cli import cli as group
-from streamflow.edges.embedded import EmbeddedServer
+from streamflow.cli import cli as group
+from streamflow.embedded.server import EmbeddedServer
 
 pytestmark = pytest.mark.timeout(120)
 

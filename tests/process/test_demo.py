@@ -15,9 +15,9 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from streamflow.edges import demo
-from streamflow.edges.demo_flows import Survey, Totals, count_directly
-from streamflow.pure.errors import UsageError
+from streamflow.demo import run as demo
+from streamflow.demo.flows import Survey, Totals, count_directly
+from streamflow.errors import UsageError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from streamflow.edges.loading import load_app
+from streamflow.cli.app_loader import load_app
 
 pytestmark = [pytest.mark.anyio]
 

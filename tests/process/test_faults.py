@@ -15,7 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 import streamflow as sf
-from streamflow.edges.embedded import EmbeddedServer
+from streamflow.embedded.server import EmbeddedServer
 from streamflow.store.scripts import load_scripts
 from tests.process.chaos_flows import chain, mixed
 from tests.process.faults import Cluster, Proxy, audit, cluster, until

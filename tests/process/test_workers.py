@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.edges.embedded import EmbeddedServer
-from streamflow.pure.events import StepCompleted, StepRetrying
-from streamflow.pure.settings import Settings
-from streamflow.runtime.daemon import Daemon
+from streamflow.daemon.daemon import Daemon
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.events import StepCompleted, StepRetrying
+from streamflow.settings import Settings
 from streamflow.store.connection import Call
 from tests.process import queue_flows as flows
 from tests.process.faults import ServingProcess, until

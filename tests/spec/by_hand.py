@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from streamflow.edges.client import Client
-from streamflow.pure.events import AnyEvent, AskAnswered, AskReceived, RunCompleted, encode_transition
-from streamflow.pure.record import Header, Status, decode_header
-from streamflow.runtime.messages import answer_name, decode_message
-from streamflow.runtime.shard import InboxMessage
+from streamflow.client.client import Client
+from streamflow.daemon.shard import InboxMessage
+from streamflow.events import AnyEvent, AskAnswered, AskReceived, RunCompleted, encode_transition
+from streamflow.model.record import Header, Status, decode_header
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Answer, Batch, Put, RunWrite, listed_under
+from streamflow.wire import answer_name, decode_message
 from tests.spec.support import until
 
 

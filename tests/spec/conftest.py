@@ -12,13 +12,13 @@ import pytest
 from redis import Redis
 
 import streamflow as sf
-from streamflow.edges.embedded import EmbeddedServer
-from streamflow.pure.record import LISTED
-from streamflow.pure.settings import Settings
-from streamflow.pure.view_registry import VIEWS
-from streamflow.runtime.daemon import Daemon
-from streamflow.runtime.worker import Worker
+from streamflow.daemon.daemon import Daemon
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.model.record import LISTED
+from streamflow.settings import Settings
 from streamflow.store.keys import NamespaceKeys
+from streamflow.views.registry import VIEWS
+from streamflow.worker.worker import Worker
 from tests.spec.support import DEADLINE, Serve, Work
 
 FAST: dict[str, Any] = {"shards": 8, "beat": 0.05, "dead_after": 0.4, "grace": 2.0, "rollup": 0.05, "threads": 4}

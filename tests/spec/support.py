@@ -11,10 +11,10 @@ import anyio.lowlevel
 import msgspec
 
 import streamflow as sf
-from streamflow.pure.events import AnyEvent
-from streamflow.runtime.daemon import Daemon
-from streamflow.runtime.worker import Worker
+from streamflow.daemon.daemon import Daemon
+from streamflow.events import AnyEvent
 from streamflow.store.connection import Call
+from streamflow.worker.worker import Worker
 
 DEADLINE = 15.0
 """Seconds until a test that waits for something gives up."""

@@ -14,10 +14,10 @@ from msgspec import Raw
 from redis.asyncio import Redis
 
 import streamflow as sf
-from streamflow.edges.embedded import EmbeddedServer
-from streamflow.pure.events import AskAnswered, RunCompleted
-from streamflow.pure.record import Status
-from streamflow.pure.sharding import Partition
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.events import AskAnswered, RunCompleted
+from streamflow.model.record import Status
+from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from tests.spec.by_hand import Owner, waiting
 from tests.spec.support import Serve, names_of

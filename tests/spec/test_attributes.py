@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import SignalReceived, StepCompleted
+from streamflow.events import SignalReceived, StepCompleted
 from streamflow.store.connection import Call
 from tests.spec.support import Serve, happened, reduced, status_of, until
 

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import StepScheduled, TimerSet
+from streamflow.events import StepScheduled, TimerSet
 from tests.spec.support import Serve, happened, names_of, reduced
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import RunStuck, StepCompleted
+from streamflow.events import RunStuck, StepCompleted
 from tests.spec.support import Serve, happened, names_of, status_of
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import ChildFailed, ChildStarted
+from streamflow.events import ChildFailed, ChildStarted
 from tests.spec.support import Serve, happened, reduced
 
 pytestmark = pytest.mark.anyio

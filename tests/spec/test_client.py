@@ -16,11 +16,10 @@ import pytest
 from msgspec import Raw
 from redis.asyncio import Redis
 
-import streamflow.edges.client as sf
-from streamflow.edges.client import Client, NewRun, Run
-from streamflow.edges.embedded import EmbeddedServer
-from streamflow.pure.definitions import App
-from streamflow.pure.errors import (
+import streamflow.client.client as sf
+from streamflow.client.client import Client, NewRun, Run
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.errors import (
     Failure,
     InvalidName,
     NamespaceMismatch,
@@ -35,18 +34,19 @@ from streamflow.pure.errors import (
     StoreUnavailable,
     UsageError,
 )
-from streamflow.pure.errors import RunCancelled as CancelledError
-from streamflow.pure.errors import RunFailed as FailedError
-from streamflow.pure.events import (
+from streamflow.errors import RunCancelled as CancelledError
+from streamflow.errors import RunFailed as FailedError
+from streamflow.events import (
     RunCancelled,
     RunCompleted,
     RunFailed,
     SignalReceived,
     decode_transition,
 )
-from streamflow.pure.record import Status
-from streamflow.pure.sharding import Partition
+from streamflow.model.record import Status
+from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call, Store
+from streamflow.workflow.app import App
 from tests.spec.by_hand import Owner, waiting
 
 pytestmark = pytest.mark.anyio

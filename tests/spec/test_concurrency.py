@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import StepScheduled
+from streamflow.events import StepScheduled
 from tests.spec.support import Serve, happened, names_of
 
 pytestmark = pytest.mark.anyio

@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 import streamflow as sf
-from streamflow.runtime.daemon import Daemon
+from streamflow.daemon.daemon import Daemon
 from tests.spec.support import DEADLINE, Serve, Work, names_of, until
 
 pytestmark = pytest.mark.anyio

@@ -68,7 +68,7 @@ async def finish(client: sf.Client, runs: list[sf.Run[Any]], what: str) -> None:
 async def test_a_shard_that_was_stopped_goes_on_when_its_keys_are_repaired(
     serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamflow.runtime.owner.RETRY_BROKEN", 0.1)
+    monkeypatch.setattr("streamflow.daemon.owner.RETRY_BROKEN", 0.1)
     async with serve(app, shards=1) as (client, _):
         run = await client.start(listens)
         await reduced(client, run.id)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import StepCompleted
+from streamflow.events import StepCompleted
 from tests.spec.support import Serve, happened, until
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import RunResumed, RunStuck, SignalReceived, StepCompleted, TimerSet
+from streamflow.events import RunResumed, RunStuck, SignalReceived, StepCompleted, TimerSet
 from tests.spec.support import Serve, happened, status_of, until, view
 
 pytestmark = pytest.mark.anyio

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import StepCompleted, StepScheduled
+from streamflow.events import StepCompleted, StepScheduled
 from tests.spec.support import Serve, events_of, happened
 
 pytestmark = pytest.mark.anyio

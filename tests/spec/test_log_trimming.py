@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.pure.views import ShardViews
-from streamflow.runtime.rollup import rebuild_views
-from streamflow.runtime.takeover import fold_entry
+from streamflow.daemon.rollup import rebuild_views
+from streamflow.daemon.takeover import fold_entry
 from streamflow.store.connection import Call
+from streamflow.views.shard_views import ShardViews
 from tests.spec.support import Serve, until, view
 
 pytestmark = pytest.mark.anyio

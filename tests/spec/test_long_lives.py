@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import RunCompleted, RunContinued, RunStarted, SignalReceived
+from streamflow.events import RunCompleted, RunContinued, RunStarted, SignalReceived
 from streamflow.store.connection import Call
 from tests.spec.support import Serve, names_of, reduced, until
 

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import RunStuck
+from streamflow.events import RunStuck
 from tests.spec.support import DEADLINE, Serve, happened
 
 pytestmark = pytest.mark.anyio

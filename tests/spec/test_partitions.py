@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import streamflow as sf
-from streamflow.pure.sharding import Partition
+from streamflow.model.sharding import Partition
 from tests.spec.support import Serve, until, view
 
 pytestmark = pytest.mark.anyio

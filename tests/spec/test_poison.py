@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import SignalReceived, TimerSet
+from streamflow.events import SignalReceived, TimerSet
 from streamflow.store.connection import Call
 from streamflow.store.keys import ShardKeys
 from tests.spec.support import Serve, happened, reduced, until, view

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import StepRetrying
+from streamflow.events import StepRetrying
 from tests.spec import process_flows as flows
 from tests.spec.support import DEADLINE, Serve, Work, events_of, until
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import SignalReceived
+from streamflow.events import SignalReceived
 from streamflow.store.connection import Call
 from tests.spec.support import Serve, happened, names_of, reduced
 

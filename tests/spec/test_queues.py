@@ -11,13 +11,13 @@ import msgspec
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import StepCompleted, StepFailed, StepRetrying, StepScheduled
-from streamflow.pure.machine import Outcome
-from streamflow.pure.sharding import QUEUE_PARTITIONS, Partition, queue_partition_of, shard_of
-from streamflow.runtime.claims import Claims
-from streamflow.runtime.feeder import Feeder
+from streamflow.events import StepCompleted, StepFailed, StepRetrying, StepScheduled
+from streamflow.machine.replay import Outcome
+from streamflow.model.sharding import QUEUE_PARTITIONS, Partition, queue_partition_of, shard_of
 from streamflow.store.connection import Call
 from streamflow.store.kernel import WORKERS, Kernel
+from streamflow.worker.claims import Claims
+from streamflow.worker.reader import Feeder
 from tests.spec.support import DEADLINE, Serve, Work, events_of, happened, names_of, until
 
 pytestmark = pytest.mark.anyio
@@ -340,7 +340,7 @@ async def test_a_run_that_is_started_anew_under_its_id_gets_its_own_steps(serve:
 async def test_outcomes_that_a_broken_shard_refuses_wait_and_hold_up_no_others(
     serve: Serve, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamflow.runtime.claims.REPORTS", 1)  # one refused outcome fills a pipeline
+    monkeypatch.setattr("streamflow.worker.claims.REPORTS", 1)  # one refused outcome fills a pipeline
     gate = Gate()
     async with serve(gate.app) as (client, _), work(gate.app, worker_timeout=3600) as worker:
         broken = await client.start(gate.waits, id="broken")
@@ -363,7 +363,7 @@ async def test_outcomes_that_a_broken_shard_refuses_wait_and_hold_up_no_others(
 async def test_a_partition_of_a_queue_that_cannot_be_read_stops_no_other(
     serve: Serve, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamflow.runtime.feeder.BROKEN", 0.1)
+    monkeypatch.setattr("streamflow.worker.reader.BROKEN", 0.1)
     gate = Gate()
     gate.go.set()
     async with serve(gate.app) as (client, _):

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import RunStuck, SignalReceived, StepCompleted, TimerSet
+from streamflow.events import RunStuck, SignalReceived, StepCompleted, TimerSet
 from tests.spec.support import Serve, happened, until
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ import pytest
 
 import streamflow as sf
 import streamflow.testing as sft
-from streamflow.edges.histories import read_history
+from streamflow.client.histories import read_history
 from tests.spec.support import Serve, reduced
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import TimerSet
+from streamflow.events import TimerSet
 from tests.spec.support import Serve, happened, until, view
 
 pytestmark = pytest.mark.anyio

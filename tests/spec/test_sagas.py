@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import StepCompleted, StepFailed, TimerSet
+from streamflow.events import StepCompleted, StepFailed, TimerSet
 from tests.spec.support import Serve, happened
 
 pytestmark = pytest.mark.anyio

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import SignalReceived, TimerSet
+from streamflow.events import SignalReceived, TimerSet
 from tests.spec.support import Serve, happened
 
 pytestmark = pytest.mark.anyio

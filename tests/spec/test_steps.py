@@ -12,7 +12,7 @@ import anyio.lowlevel
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import StepCompleted, StepRetrying, StepScheduled
+from streamflow.events import StepCompleted, StepRetrying, StepScheduled
 from tests.spec.support import DEADLINE, Serve, events_of, happened
 
 pytestmark = pytest.mark.anyio

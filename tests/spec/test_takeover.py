@@ -10,7 +10,7 @@ import anyio.lowlevel
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import (
+from streamflow.events import (
     ChildCompleted,
     ChildStarted,
     HistoryEvent,

@@ -14,7 +14,7 @@ import pytest
 
 import streamflow as sf
 import streamflow.testing as sft
-from streamflow.pure.events import ChildStarted, SignalReceived, StepRetrying
+from streamflow.events import ChildStarted, SignalReceived, StepRetrying
 
 pytestmark = pytest.mark.anyio
 

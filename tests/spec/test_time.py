@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import TimerFired, TimerSet
+from streamflow.events import TimerFired, TimerSet
 from tests.spec.support import Serve, events_of, happened
 
 pytestmark = pytest.mark.anyio

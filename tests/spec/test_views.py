@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.runtime.rollup import rebuild_views
+from streamflow.daemon.rollup import rebuild_views
 from streamflow.store.connection import Call
 from tests.spec.support import Serve, until, view
 

@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from streamflow.pure.definitions import App
-from streamflow.pure.errors import Failure
-from streamflow.pure.events import AnyEvent, RunStarted, Transition, decode_transition, encode_transition
-from streamflow.pure.machine import Effects, Outcome, RunMachine, new_machine, rehydrate
-from streamflow.pure.record import Header, Status
-from streamflow.pure.retry import NO_RETRY
-from streamflow.pure.sharding import Partition
+from streamflow.errors import Failure
+from streamflow.events import AnyEvent, RunStarted, Transition, decode_transition, encode_transition
+from streamflow.machine.replay import Effects, Outcome, RunMachine, new_machine, rehydrate
+from streamflow.model.record import Header, Status
+from streamflow.model.sharding import Partition
+from streamflow.workflow.app import App
+from streamflow.workflow.retry import NO_RETRY
 
 
 def raw(value: object) -> Raw:

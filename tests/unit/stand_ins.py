@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from streamflow.pure.errors import StoreError
-from streamflow.runtime.shard import InboxMessage, OwnedShard
+from streamflow.daemon.shard import InboxMessage, OwnedShard
+from streamflow.errors import StoreError
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Answer, Committed, Fired, Kernel
 from streamflow.store.keys import NamespaceKeys

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow.pure.attributes import check_attributes, decode_attributes, encode_attributes, merged, same, value_text
-from streamflow.pure.errors import InvalidName, PayloadTooLarge, UsageError
+from streamflow.errors import InvalidName, PayloadTooLarge, UsageError
+from streamflow.model.attributes import check_attributes, decode_attributes, encode_attributes, merged, same, value_text
 from tests.unit.test_record import values
 
 

@@ -8,8 +8,11 @@ import msgspec
 import pytest
 
 import streamflow as sf
-from streamflow.pure.errors import Failure
-from streamflow.pure.events import (
+from streamflow.daemon import batch as batch_module
+from streamflow.daemon.batch import IN_FLIGHT, ShardBatch
+from streamflow.daemon.shard import InboxMessage, OwnedShard
+from streamflow.errors import Failure
+from streamflow.events import (
     NOTHING,
     AskAnswered,
     ChildFailed,
@@ -18,14 +21,11 @@ from streamflow.pure.events import (
     SignalReceived,
     decode_transition,
 )
-from streamflow.pure.machine import Due, Effects, Outcome
-from streamflow.pure.record import Status, decode_header
-from streamflow.pure.sharding import Partition, queue_partition_of, shard_of
-from streamflow.runtime import batch as batch_module
-from streamflow.runtime.batch import IN_FLIGHT, ShardBatch
-from streamflow.runtime.messages import decode_job
-from streamflow.runtime.shard import InboxMessage, OwnedShard
+from streamflow.machine.replay import Due, Effects, Outcome
+from streamflow.model.record import Status, decode_header
+from streamflow.model.sharding import Partition, queue_partition_of, shard_of
 from streamflow.store.kernel import FRESH, Put
+from streamflow.wire import decode_job
 from tests.unit.driving import plain, raw
 from tests.unit.stand_ins import owned, pack, put, signal, start
 

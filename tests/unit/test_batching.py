@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from streamflow.edges.batching import RUNS_PER_SCRIPT, Batcher, settled
-from streamflow.pure.errors import StoreError, StoreFull, StoreUnavailable
+from streamflow.client.pipelines import RUNS_PER_SCRIPT, Batcher, settled
+from streamflow.errors import StoreError, StoreFull, StoreUnavailable
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel, Message, Start
 from streamflow.store.keys import NamespaceKeys

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from msgspec import UNSET
 
-from streamflow.edges.cli.arguments import Arguments, find_workflow
-from streamflow.edges.listing import WorkflowInfo
-from streamflow.pure.errors import InvalidName, UnknownWorkflow, UsageError
+from streamflow.cli.workflow_input import Arguments, find_workflow
+from streamflow.client.listing import WorkflowInfo
+from streamflow.errors import InvalidName, UnknownWorkflow, UsageError
 
 KNOWN = {"digest": WorkflowInfo(params=["urls"]), "invoice": WorkflowInfo()}
 

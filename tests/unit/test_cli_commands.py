@@ -14,12 +14,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 import streamflow.testing as sft
-from streamflow.edges.cli import SECTIONS, cli
-from streamflow.edges.cli.bulk import Line, _line_id  # pyright: ignore[reportPrivateUsage]
-from streamflow.edges.cli.tail import parse_ago
-from streamflow.edges.loading import load_app
-from streamflow.pure.errors import UsageError
-from streamflow.pure.settings import Settings
+from streamflow.cli import SECTIONS, cli
+from streamflow.cli.app_loader import load_app
+from streamflow.cli.commands.bulk import Line, _line_id  # pyright: ignore[reportPrivateUsage]
+from streamflow.cli.commands.tail import parse_ago
+from streamflow.errors import UsageError
+from streamflow.settings import Settings
 
 COMMANDS = [name for section in SECTIONS.values() for name in section]
 PRINT_DATA = ["demo", "enqueue", "runs", "show", "status", "tail", "views", "export", "replay"]
@@ -96,9 +96,10 @@ def test_the_version() -> None:
 def test_the_group_and_its_help_load_neither_the_server_s_client_nor_the_screen() -> None:
     """What `--help` costs beyond `import streamflow` itself."""
     code = (
-        "import sys, streamflow; before = set(sys.modules); from streamflow.edges.cli import cli; "
+        "import sys, streamflow; before = set(sys.modules); from streamflow.cli import cli; "
         "cli(['--help'], standalone_mode=False); new = set(sys.modules) - before; "
-        "print(sorted(n for n in new if n.split('.')[0] in ('rich', 'redis') or n.startswith('streamflow.runtime')))"
+        "print(sorted(n for n in new if n.split('.')[0] in ('rich', 'redis') or "
+        "n.startswith(('streamflow.daemon', 'streamflow.worker'))))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30).stdout
     assert shown.splitlines()[-1] == "[]"
@@ -189,7 +190,7 @@ def test_control_characters_in_an_error_are_made_visible() -> None:
 
 
 def test_a_bug_is_a_traceback_rather_than_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamflow.edges.cli.look.run_async", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("streamflow.cli.commands.look.run_async", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli(["runs"])
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from streamflow.edges.loading import load_app
-from streamflow.pure.errors import UsageError
+from streamflow.cli.app_loader import load_app
+from streamflow.errors import UsageError
 
 APP = "import streamflow\napp = streamflow.App()\n"
 

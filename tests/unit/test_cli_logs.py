@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow.edges.logs import JsonFormatter, TextFormatter, json_line, set_up, visible_json
+from streamflow.cli.logs import JsonFormatter, TextFormatter, json_line, set_up, visible_json
 
 EVIL = "a\nb\x1b[31m\x9b2J\u202e\u2028\x7f\U000e0041 é日本"
 

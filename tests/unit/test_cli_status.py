@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamflow.edges.client import Client, connect
-from streamflow.edges.embedded import EmbeddedServer
-from streamflow.edges.screen.model import Queue
-from streamflow.edges.status import FRESH_SECONDS, StatusCollector, rates_at
-from streamflow.pure.errors import NamespaceMissing
-from streamflow.pure.sharding import Partition
+from streamflow.client.client import Client, connect
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.errors import NamespaceMissing
+from streamflow.model.sharding import Partition
+from streamflow.status.collector import FRESH_SECONDS, StatusCollector, rates_at
+from streamflow.status.model import Queue
 from streamflow.store.connection import Call
 from streamflow.store.kernel import WORKERS, Offer
 from tests.conftest import clean_keys

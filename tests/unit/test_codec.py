@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow.pure.codec import (
+from streamflow.errors import PayloadInvalid, PayloadTooLarge
+from streamflow.model.codec import (
     MAX_BYTES,
     MAX_DEPTH,
     WARN_BYTES,
@@ -26,7 +27,6 @@ from streamflow.pure.codec import (
     depth_exceeds,
     encode,
 )
-from streamflow.pure.errors import PayloadInvalid, PayloadTooLarge
 
 
 class Color(enum.Enum):

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from streamflow.pure import inside
-from streamflow.pure.definitions import App
-from streamflow.pure.errors import InvalidName, UsageError
-from streamflow.pure.reducing import Decision, Event
-from streamflow.pure.retry import Retry
+from streamflow.errors import InvalidName, UsageError
+from streamflow.machine.reducer import Decision, Event
+from streamflow.workflow import api as inside
+from streamflow.workflow.app import App
+from streamflow.workflow.retry import Retry
 
 
 def _computes(value: int) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from streamflow.edges import demo_flows
-from streamflow.edges.demo_flows import MODULES, Longest, Package, Totals, count_directly, measure
+from streamflow.demo import flows as demo_flows
+from streamflow.demo.flows import MODULES, Longest, Package, Totals, count_directly, measure
 
 SOURCE = """\
 import os, sys

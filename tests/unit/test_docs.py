@@ -18,14 +18,15 @@ import msgspec
 import pytest
 
 import streamflow as sf
-from streamflow.edges import cli
-from streamflow.edges.embedded import EmbeddedServer
-from streamflow.pure.settings import Settings
-from streamflow.pure.view_registry import VIEWS
-from streamflow.runtime.daemon import Daemon
-from streamflow.runtime.worker import Worker
+from docs.make_map import ROOMS, page_with_map
+from streamflow import cli
+from streamflow.daemon.daemon import Daemon
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.settings import Settings
 from streamflow.store.keys import NamespaceKeys, QueueKeys, ShardKeys
 from streamflow.store.scripts import load_scripts
+from streamflow.views.registry import VIEWS
+from streamflow.worker.worker import Worker
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -122,14 +123,13 @@ def test_every_verb_is_in_the_architecture() -> None:
     assert sorted(verbs) == sorted(load_scripts())
 
 
-def test_every_module_is_on_the_map() -> None:
-    text = text_of("docs/architecture.md")
-    for layer in ("pure", "store", "runtime", "edges", "testing"):
-        start = text.index(f"### `streamflow/{layer}/`")
-        section = text[start : text.index("\n##", start + 5)]
-        named = set(re.findall(r"`([a-z_]+\.py)`", section))
-        there = {file.name for file in (ROOT / "streamflow" / layer).glob("*.py")} - {"__init__.py"}
-        assert named == there, f"streamflow/{layer}"
+def test_the_map_is_made_from_the_docstrings_of_the_modules() -> None:
+    assert page_with_map() == text_of("docs/architecture.md"), "run `python docs/make_map.py`"
+
+
+def test_every_room_is_on_the_map() -> None:
+    rooms = {str(init.parent.relative_to(ROOT / "streamflow")) for init in (ROOT / "streamflow").rglob("__init__.py")}
+    assert rooms - {"."} == set(ROOMS)
 
 
 def test_the_path_of_a_run_and_the_loops_name_functions_that_exist() -> None:
@@ -137,12 +137,16 @@ def test_the_path_of_a_run_and_the_loops_name_functions_that_exist() -> None:
     assert 1 <= len(path) <= 7
     for _, function, file in path:
         assert _resolves(function.strip("`"), [file.strip("`")]), f"{function} is not in {file}"
-    modules = [str(file.relative_to(ROOT)) for file in (ROOT / "streamflow/runtime").glob("*.py")]
+    modules = [
+        str(file.relative_to(ROOT))
+        for room in ("daemon", "worker")
+        for file in (ROOT / "streamflow" / room).glob("*.py")
+    ]
     loops = [cells for cells in rows("docs/architecture.md", 3) if cells[0].startswith("`") and ".run" in cells[0]]
     assert loops
     for loop, once, _ in loops:
         for function in (loop, once.partition(":")[0]):
-            assert _resolves(function.strip("`"), modules), f"{function} is nowhere in the runtime"
+            assert _resolves(function.strip("`"), modules), f"{function} is nowhere in daemon/ or worker/"
 
 
 def _resolves(function: str, files: list[str]) -> bool:

@@ -14,9 +14,9 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from streamflow.edges import embedded
-from streamflow.edges.embedded import EmbeddedServer
-from streamflow.pure.errors import StoreUnavailable, UsageError
+from streamflow.embedded import server as embedded
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.errors import StoreUnavailable, UsageError
 
 pytestmark = pytest.mark.anyio
 
@@ -173,7 +173,7 @@ def test_the_wheel_has_a_server() -> None:
 
 async def test_the_server_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     program = (
-        "import anyio, sys, time; from pathlib import Path; from streamflow.edges.embedded import EmbeddedServer\n"
+        "import anyio, sys, time; from pathlib import Path; from streamflow.embedded.server import EmbeddedServer\n"
         "async def main():\n"
         "    server = EmbeddedServer(Path(sys.argv[1])); await server.start(); print(server.pid, flush=True)\n"
         "    await anyio.sleep(60)\n"

@@ -14,9 +14,9 @@ import pytest
 from msgspec import Raw
 
 import streamflow as sf
-from streamflow.pure.definitions import Step
-from streamflow.pure.machine import Outcome, StepJob
-from streamflow.runtime.executor import StepExecutor
+from streamflow.machine.replay import Outcome, StepJob
+from streamflow.steps.executor import StepExecutor
+from streamflow.workflow.app import Step
 from tests.unit.driving import plain, raw
 
 pytestmark = pytest.mark.anyio

@@ -11,8 +11,8 @@ import pytest
 
 import streamflow as sf
 import streamflow.testing as sft
-from streamflow.edges.histories import dump_history, find_histories, parse_history
-from streamflow.pure.sharding import Partition
+from streamflow.client.histories import dump_history, find_histories, parse_history
+from streamflow.model.sharding import Partition
 
 app = sf.App()
 

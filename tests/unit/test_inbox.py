@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import anyio
 import pytest
 
-from streamflow.pure.errors import StoreUnavailable
-from streamflow.runtime import inbox
-from streamflow.runtime.inbox import InboxReader
-from streamflow.runtime.shard import OwnedShard
-from streamflow.store.reader import Entry, GroupGone
+from streamflow.daemon import inbox
+from streamflow.daemon.inbox import InboxReader
+from streamflow.daemon.shard import OwnedShard
+from streamflow.errors import StoreUnavailable
+from streamflow.store.blocking_reads import Entry, GroupGone
 from tests.unit.stand_ins import owned
 
 pytestmark = pytest.mark.anyio

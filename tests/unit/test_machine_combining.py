@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.pure.events import CancelRequested, SignalReceived
-from streamflow.pure.machine import Due
+from streamflow.events import CancelRequested, SignalReceived
+from streamflow.machine.replay import Due
 from tests.unit.driving import Run, failure_in, kinds, make_app, plain, raw, result_of
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.pure.definitions import App
-from streamflow.pure.errors import ForeignAwait
+from streamflow.errors import ForeignAwait
+from streamflow.workflow.app import App
 from tests.unit.driving import Run, failure_in, kinds, result_of
 
 

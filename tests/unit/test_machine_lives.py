@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.pure import driving, running
-from streamflow.pure.errors import Failure
-from streamflow.pure.events import (
+from streamflow.errors import Failure
+from streamflow.events import (
     AskReceived,
     CancelRequested,
     ChildCompleted,
@@ -18,7 +17,9 @@ from streamflow.pure.events import (
     RunContinued,
     SignalReceived,
 )
-from streamflow.pure.machine import Due
+from streamflow.machine import coroutines as driving
+from streamflow.machine import run as running
+from streamflow.machine.replay import Due
 from tests.unit.driving import Run, failure_in, kinds, make_app, plain, raw, result_of
 
 

@@ -10,15 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streamflow.pure import driving, running
-from streamflow.pure import errors as sf_errors
-from streamflow.pure import inside as sf
-from streamflow.pure.commands import ON_PARENT_END
-from streamflow.pure.definitions import App
-from streamflow.pure.driving import close_abandoned
-from streamflow.pure.errors import ChildFailed as ChildError
-from streamflow.pure.errors import Failure, StepFailed
-from streamflow.pure.events import (
+from streamflow import errors as sf_errors
+from streamflow.errors import ChildFailed as ChildError
+from streamflow.errors import Failure, StepFailed
+from streamflow.events import (
     AskReceived,
     CancelRequested,
     ChildCompleted,
@@ -26,9 +21,15 @@ from streamflow.pure.events import (
     SignalReceived,
     encode_transition,
 )
-from streamflow.pure.machine import Due, Effects, Outcome, RunMachine
-from streamflow.pure.reducing import Complete, Decision, Event, Fail, Signal, Started
-from streamflow.pure.retry import Retry
+from streamflow.machine import coroutines as driving
+from streamflow.machine import run as running
+from streamflow.machine.coroutines import close_abandoned
+from streamflow.machine.reducer import Complete, Decision, Event, Fail, Signal, Started
+from streamflow.machine.replay import Due, Effects, Outcome, RunMachine
+from streamflow.workflow import api as sf
+from streamflow.workflow.actions import ON_PARENT_END
+from streamflow.workflow.app import App
+from streamflow.workflow.retry import Retry
 from tests.unit.driving import Run, raw
 
 Program = Any

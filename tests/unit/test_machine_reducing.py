@@ -6,12 +6,9 @@ from typing import Any
 
 import msgspec
 
-from streamflow.pure import inside as sf
-from streamflow.pure.definitions import App
-from streamflow.pure.errors import Failure
-from streamflow.pure.events import CancelRequested, ChildCompleted, ChildFailed, SignalReceived
-from streamflow.pure.machine import Due
-from streamflow.pure.reducing import (
+from streamflow.errors import Failure
+from streamflow.events import CancelRequested, ChildCompleted, ChildFailed, SignalReceived
+from streamflow.machine.reducer import (
     CancelRequest,
     ChildError,
     Complete,
@@ -24,7 +21,10 @@ from streamflow.pure.reducing import (
     StepError,
     TimerDone,
 )
-from streamflow.pure.retry import NO_RETRY, Retry
+from streamflow.machine.replay import Due
+from streamflow.workflow import api as sf
+from streamflow.workflow.app import App
+from streamflow.workflow.retry import NO_RETRY, Retry
 from tests.unit.driving import Run, failure_in, kinds, raw, result_of
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamflow.pure import inside as sf
-from streamflow.pure.definitions import App
-from streamflow.pure.events import CancelRequested, RunStuck, SignalReceived
-from streamflow.pure.machine import Due, rehydrate
-from streamflow.pure.record import Header
-from streamflow.pure.sharding import Partition
+from streamflow.events import CancelRequested, RunStuck, SignalReceived
+from streamflow.machine.replay import Due, rehydrate
+from streamflow.model.record import Header
+from streamflow.model.sharding import Partition
+from streamflow.workflow import api as sf
+from streamflow.workflow.app import App
 from tests.unit.driving import Run, kinds, raw, result_of
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.pure.driving import close_abandoned
-from streamflow.pure.events import CancelRequested, SignalReceived
-from streamflow.pure.machine import Due
+from streamflow.events import CancelRequested, SignalReceived
+from streamflow.machine.coroutines import close_abandoned
+from streamflow.machine.replay import Due
 from tests.unit.driving import Run, failure_in, kinds, raw, result_of
 
 app = sf.App()

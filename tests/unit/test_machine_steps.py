@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from streamflow.pure.definitions import App
-from streamflow.pure.errors import StepFailed
-from streamflow.pure.events import CancelRequested, StepRetrying
-from streamflow.pure.inside import gather, sleep
-from streamflow.pure.machine import Due, Outcome
-from streamflow.pure.retry import Retry
+from streamflow.errors import StepFailed
+from streamflow.events import CancelRequested, StepRetrying
+from streamflow.machine.replay import Due, Outcome
+from streamflow.workflow.api import gather, sleep
+from streamflow.workflow.app import App
+from streamflow.workflow.retry import Retry
 from tests.unit.driving import Run, failure_in, kinds, plain, raw, result_of, with_steps_of
 
 app = App()
@@ -95,7 +95,7 @@ def test_a_step_without_attempts_left_raises_at_the_await_and_fails_the_run_read
     assert failure.kind == "StepFailed"
     assert failure.message == "step double failed after 3 attempts: ValueError: no"
     assert "in two" in failure.traceback
-    assert "streamflow/pure" not in failure.traceback
+    assert "streamflow/machine" not in failure.traceback
 
 
 @pytest.mark.parametrize("kind", ["KeyError", "Fatal"])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import streamflow as sf
-from streamflow.pure.events import SignalReceived
-from streamflow.pure.machine import rehydrate
-from streamflow.pure.record import Header
-from streamflow.pure.sharding import Partition
+from streamflow.events import SignalReceived
+from streamflow.machine.replay import rehydrate
+from streamflow.model.record import Header
+from streamflow.model.sharding import Partition
 from tests.unit.driving import Run, plain, raw
 
 app = sf.App()

@@ -7,13 +7,13 @@ from typing import Any
 
 import msgspec
 
-from streamflow.pure import inside as sf
-from streamflow.pure.definitions import App
-from streamflow.pure.errors import ChildFailed as ChildError
-from streamflow.pure.errors import Failure
-from streamflow.pure.events import AnyEvent, CancelRequested, ChildCompleted, ChildFailed, SignalReceived
-from streamflow.pure.machine import Due
-from streamflow.pure.sharding import Partition
+from streamflow.errors import ChildFailed as ChildError
+from streamflow.errors import Failure
+from streamflow.events import AnyEvent, CancelRequested, ChildCompleted, ChildFailed, SignalReceived
+from streamflow.machine.replay import Due
+from streamflow.model.sharding import Partition
+from streamflow.workflow import api as sf
+from streamflow.workflow.app import App
 from tests.unit.driving import Run, failure_in, kinds, plain, raw, result_of, with_steps_of
 
 app = App()

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 import streamflow as sf
-from streamflow.pure.errors import StoreUnavailable
-from streamflow.pure.settings import Settings
-from streamflow.pure.sharding import winner_of
-from streamflow.runtime import membership as module
-from streamflow.runtime.membership import Beat, Membership
-from streamflow.runtime.shard import OwnedShard
+from streamflow.daemon import membership as module
+from streamflow.daemon.membership import Beat, Membership
+from streamflow.daemon.shard import OwnedShard
+from streamflow.errors import StoreUnavailable
+from streamflow.model.sharding import winner_of
+from streamflow.settings import Settings
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Answer
 from tests.unit.stand_ins import KERNEL, FakeStore, owned

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow.pure.codec import DECODE_ERRORS
-from streamflow.pure.errors import Failure
-from streamflow.pure.events import (
+from streamflow.daemon.shard import InboxMessage
+from streamflow.errors import Failure
+from streamflow.events import (
     AskReceived,
     CancelRequested,
     ChildCompleted,
@@ -19,11 +19,11 @@ from streamflow.pure.events import (
     RunStarted,
     SignalReceived,
 )
-from streamflow.pure.machine import Outcome
-from streamflow.pure.record import decode_header
-from streamflow.runtime.messages import BadMessage, decode_message, to_delivery
-from streamflow.runtime.shard import InboxMessage
+from streamflow.machine.replay import Outcome
+from streamflow.model.codec import DECODE_ERRORS
+from streamflow.model.record import decode_header
 from streamflow.store.kernel import Delivery
+from streamflow.wire import BadMessage, decode_message, to_delivery
 from tests.unit.driving import plain, raw
 from tests.unit.stand_ins import pack, signal, start
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow.pure.errors import InvalidName
-from streamflow.pure.names import MAX_ID, MAX_NAME, check_name, check_run_id
+from streamflow.errors import InvalidName
+from streamflow.model.names import MAX_ID, MAX_NAME, check_name, check_run_id
 
 DANGEROUS = "{}*?[]^#$'\"\\ \t\r\n\0\x1b\x7f\x9b\u202e\u2066"
 

@@ -8,12 +8,12 @@ import anyio
 import pytest
 
 import streamflow as sf
-from streamflow.pure.errors import StoreError
-from streamflow.pure.machine import Due, Outcome, StepJob
-from streamflow.pure.record import decode_header
-from streamflow.pure.sharding import Partition
-from streamflow.runtime.owner import Owner
-from streamflow.runtime.shard import OwnedShard
+from streamflow.daemon.owner import Owner
+from streamflow.daemon.shard import OwnedShard
+from streamflow.errors import StoreError
+from streamflow.machine.replay import Due, Outcome, StepJob
+from streamflow.model.record import decode_header
+from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Answer, Committed, Fired
 from tests.unit.driving import raw
@@ -263,7 +263,7 @@ async def test_a_refused_commit_stops_the_shard_loudly_and_it_is_tried_again_lat
     assert bench.shard.broken == "commit: WRONGTYPE log"
     bench.owner.mend()
     assert bench.shard.broken, "not at once"
-    monkeypatch.setattr("streamflow.runtime.owner.RETRY_BROKEN", -1.0)
+    monkeypatch.setattr("streamflow.daemon.owner.RETRY_BROKEN", -1.0)
     bench.owner.mend()
     bench.clock.ms -= 1  # nothing is due
     await bench.turn()

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from streamflow.pure.commands import StepJob
-from streamflow.pure.definitions import Step
-from streamflow.pure.errors import StoreError, StoreUnavailable
-from streamflow.runtime import relay as relay_module
-from streamflow.runtime.messages import encode_job
-from streamflow.runtime.relay import Relay
+from streamflow.daemon import relay as relay_module
+from streamflow.daemon.relay import Relay
+from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.store.connection import Call
 from streamflow.store.kernel import WORKERS
+from streamflow.wire import encode_job
+from streamflow.workflow.actions import StepJob
+from streamflow.workflow.app import Step
 from tests.unit.stand_ins import KERNEL, FakeStore, owned
 
 pytestmark = pytest.mark.anyio
@@ -55,7 +55,7 @@ async def test_each_pair_of_shards_has_one_delivery_and_all_go_in_one_pipeline()
 
 
 async def test_what_a_shard_does_not_take_is_tried_again_and_the_others_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamflow.runtime.relay.RETRY_PAUSE", 0.0)
+    monkeypatch.setattr("streamflow.daemon.relay.RETRY_PAUSE", 0.0)
     store = FakeStore(deliver=lambda call: StoreError("full") if "ns.2" in call.keys[0] else "")
     relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [message(1, target=2), message(2, target=3), message(3, target=2)])

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow.pure.errors import UsageError
-from streamflow.pure.retry import NO_RETRY, Retry
+from streamflow.errors import UsageError
+from streamflow.workflow.retry import NO_RETRY, Retry
 
 
 def test_the_delay_grows_by_the_factor_up_to_the_maximum() -> None:

@@ -8,16 +8,16 @@ import msgspec
 import pytest
 
 import streamflow as sf
-from streamflow.pure.errors import Failure, StoreError
-from streamflow.pure.events import RunCompleted, RunFailed, RunStarted, Transition
-from streamflow.pure.settings import Settings
-from streamflow.pure.sharding import Partition
-from streamflow.pure.views import ShardViews
-from streamflow.runtime import rollup as module
-from streamflow.runtime.rollup import Rollup, merge_views, rebuild_views
-from streamflow.runtime.shard import OwnedShard
+from streamflow.daemon import rollup as module
+from streamflow.daemon.rollup import Rollup, merge_views, rebuild_views
+from streamflow.daemon.shard import OwnedShard
+from streamflow.errors import Failure, StoreError
+from streamflow.events import RunCompleted, RunFailed, RunStarted, Transition
+from streamflow.model.sharding import Partition
+from streamflow.settings import Settings
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Answer, Folded
+from streamflow.views.shard_views import ShardViews
 from tests.unit.driving import raw
 from tests.unit.stand_ins import KERNEL, FakeClock, FakeStore, owned, pack
 

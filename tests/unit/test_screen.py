@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from streamflow.edges.screen.live import watch
-from streamflow.edges.screen.model import Daemon, Queue, Server, Shard, Status, daemon_from, shards_from
-from streamflow.edges.screen.safe import safe, safe_text
-from streamflow.edges.screen.status import StatusScreen, render_status, status_lines
-from streamflow.edges.screen.style import duration, number, size, sparkline
-from streamflow.pure.errors import Failure, StoreUnavailable
-from streamflow.pure.events import NOTHING, RunFailed, RunStarted, RunStuck, StepCompleted, Transition
-from streamflow.pure.views import ShardViews
+from streamflow.errors import Failure, StoreUnavailable
+from streamflow.events import NOTHING, RunFailed, RunStarted, RunStuck, StepCompleted, Transition
+from streamflow.screen.layout import StatusScreen, render_status, status_lines
+from streamflow.screen.live import watch
+from streamflow.screen.sanitize import safe, safe_text
+from streamflow.screen.style import duration, number, size, sparkline
+from streamflow.status.model import Daemon, Queue, Server, Shard, Status, daemon_from, shards_from
+from streamflow.views.shard_views import ShardViews
 
 NOW = 1_700_000_000_000
 EVIL = (

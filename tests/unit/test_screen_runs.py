@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 from msgspec import Raw
 from rich.console import Console
 
-from streamflow.edges.screen.payload import event_json, plain, preview
-from streamflow.edges.screen.spans import MAX_ROWS, fold_spans, spans_of
-from streamflow.edges.screen.tables import RunRow, format_log_line, print_line, runs_table
-from streamflow.edges.screen.timeline import RunDetail, run_lines
-from streamflow.pure.attributes import Attribute
-from streamflow.pure.errors import Failure
-from streamflow.pure.events import (
+from streamflow.errors import Failure
+from streamflow.events import (
     NOTHING,
     AnyEvent,
     AskAnswered,
@@ -50,7 +45,12 @@ from streamflow.pure.events import (
     TimerSet,
     Transition,
 )
-from streamflow.pure.record import Header
+from streamflow.model.attributes import Attribute
+from streamflow.model.record import Header
+from streamflow.screen.payload import event_json, plain, preview
+from streamflow.screen.run import RunDetail, run_lines
+from streamflow.screen.spans import MAX_ROWS, fold_spans, spans_of
+from streamflow.screen.tables import RunRow, format_log_line, print_line, runs_table
 
 NOW = 1_700_000_000_000
 EVIL = "[/] [red]x \x1b[31m \x1b]52;c;aGk=\x07 \x9b2J \u202egnp \n"

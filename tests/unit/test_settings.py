@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamflow.pure.errors import UsageError
-from streamflow.pure.settings import Settings, load_settings
-from streamflow.pure.sharding import Partition
+from streamflow.errors import UsageError
+from streamflow.model.sharding import Partition
+from streamflow.settings import Settings, load_settings
 
 
 def test_nothing_given_is_the_defaults() -> None:

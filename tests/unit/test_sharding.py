@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow.pure.names import check_run_id
-from streamflow.pure.sharding import Partition, child_run_id, full_run_id, shard_of, winner_of
+from streamflow.model.names import check_run_id
+from streamflow.model.sharding import Partition, child_run_id, full_run_id, shard_of, winner_of
 
 ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,20}", fullmatch=True)
 member_sets = st.sets(ids, min_size=1, max_size=8)

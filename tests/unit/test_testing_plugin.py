@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import streamflow.testing as sft
-from streamflow.edges.loading import load_app
+from streamflow.cli.app_loader import load_app
 
 pytest_plugins = ["pytester"]
 
@@ -120,8 +120,8 @@ def test_histories_are_replayed_and_those_that_don_t_fit_are_named(project: pyte
 
 def test_loading_the_plugin_loads_neither_client_nor_sandbox() -> None:
     code = (
-        "import sys, pytest, streamflow.testing.plugin; heavy = ('redis', 'rich', 'click', 'streamflow.edges.client', "
-        "'streamflow.testing.sandbox', 'streamflow.edges'); print(sorted(set(heavy) & set(sys.modules)))"
+        "import sys, pytest, streamflow.testing.plugin; heavy = ('redis', 'rich', 'click', 'streamflow.client.client', "
+        "'streamflow.testing.sandbox', 'streamflow.client'); print(sorted(set(heavy) & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 

@@ -11,7 +11,7 @@ from msgspec import Raw
 
 import streamflow as sf
 import streamflow.testing as sft
-from streamflow.pure.events import (
+from streamflow.events import (
     NOTHING,
     AskAnswered,
     RunContinued,
@@ -21,8 +21,8 @@ from streamflow.pure.events import (
     TimerSet,
     decode_history,
 )
-from streamflow.pure.machine import Effects, RunMachine, StepJob
-from streamflow.pure.sharding import Partition
+from streamflow.machine.replay import Effects, RunMachine, StepJob
+from streamflow.model.sharding import Partition
 from streamflow.testing import world as worlds
 
 pytestmark = pytest.mark.anyio

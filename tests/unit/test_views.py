@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamflow.pure.errors import Failure
-from streamflow.pure.events import (
+from streamflow.errors import Failure
+from streamflow.events import (
     NOTHING,
     AnyEvent,
     MessageQuarantined,
@@ -26,9 +26,9 @@ from streamflow.pure.events import (
     StepScheduled,
     Transition,
 )
-from streamflow.pure.histogram import Timings, bucket_of, middle_of
-from streamflow.pure.view_registry import LATEST, MAX_TENANTS, MAX_TEXT
-from streamflow.pure.views import VIEWS, ShardViews, merge_oldest
+from streamflow.views.histogram import Timings, bucket_of, middle_of
+from streamflow.views.registry import LATEST, MAX_TENANTS, MAX_TEXT
+from streamflow.views.shard_views import VIEWS, ShardViews, merge_oldest
 
 NOW = 1_700_000_000_000
 BOOM = Failure("ValueError", "boom")

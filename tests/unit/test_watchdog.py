@@ -10,9 +10,9 @@ from traceback import FrameSummary
 import pytest
 
 import streamflow as sf
-from streamflow.runtime import daemon
-from streamflow.runtime.daemon import Watchdog, user_line
-from streamflow.runtime.owner import Watch
+from streamflow.daemon import daemon
+from streamflow.daemon.daemon import Watchdog, user_line
+from streamflow.daemon.owner import Watch
 from tests.unit.driving import Run
 
 PACKAGE = Path(daemon.__file__).parents[1]
@@ -83,8 +83,8 @@ def test_a_process_that_did_not_get_the_processor_is_not_blamed_on_a_run(
 def test_the_line_is_the_one_in_the_workflow() -> None:
     stack = [
         FrameSummary("/site/asyncio/runners.py", 1, "run", line="…"),
-        FrameSummary(str(PACKAGE / "runtime" / "batch.py"), 2, "reduce", line="…"),
-        FrameSummary(str(PACKAGE / "pure" / "machine.py"), 3, "_resume", line="…"),
+        FrameSummary(str(PACKAGE / "daemon" / "batch.py"), 2, "reduce", line="…"),
+        FrameSummary(str(PACKAGE / "machine" / "coroutines.py"), 3, "_resume", line="…"),
         FrameSummary("/home/me/flows.py", 4, "flow", line="page = requests.get(url)"),
         FrameSummary("/site/requests/api.py", 5, "get", line="…"),
     ]

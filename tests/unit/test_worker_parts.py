@@ -12,19 +12,19 @@ import pytest
 from msgspec import Raw
 
 import streamflow as sf
-from streamflow.pure.commands import StepJob
-from streamflow.pure.errors import StoreError, StoreUnavailable
-from streamflow.pure.events import NOTHING
-from streamflow.pure.machine import Outcome
-from streamflow.pure.settings import Settings
-from streamflow.runtime.claims import Claim, Claims
-from streamflow.runtime.executor import StepExecutor
-from streamflow.runtime.feeder import Feeder
-from streamflow.runtime.messages import QueuedStep, encode_job
-from streamflow.runtime.worker import Worker
+from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.events import NOTHING
+from streamflow.machine.replay import Outcome
+from streamflow.settings import Settings
+from streamflow.steps.executor import StepExecutor
+from streamflow.store.blocking_reads import Entry, GroupGone
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Dead
-from streamflow.store.reader import Entry, GroupGone
+from streamflow.wire import QueuedStep, encode_job
+from streamflow.worker.claims import Claim, Claims
+from streamflow.worker.reader import Feeder
+from streamflow.worker.worker import Worker
+from streamflow.workflow.actions import StepJob
 from tests.unit.driving import raw
 from tests.unit.stand_ins import KERNEL, FakeStore, pack
 

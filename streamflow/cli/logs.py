@@ -1,0 +1,108 @@
+"""The log of a process: one JSON object a line on stderr, or text for people.
+
+Owns: both formats, and setting them up. Must not: be needed by a library user; only the command line calls it.
+
+What comes from users (ids, reasons, payloads) may hold anything. In JSON it is escaped until every character is
+printable, in text it is made visible, so no value can end its line, start another or reach the terminal as a command.
+Fields: `ts` (UTC), `level`, `logger`, `message`, whatever was given as `extra=`, and `exception`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import traceback
+from datetime import UTC, datetime
+from typing import Any, TextIO, cast
+
+import msgspec
+
+FORMATS = ("text", "json")
+LEVELS = ("debug", "info", "warning", "error")
+
+_STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {"message", "asctime"}
+_COLOURS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "31;1"}
+_INVISIBLE = re.compile("[\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e"
+                        "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]")  # fmt: skip
+
+
+def set_up(format: str = "text", level: str = "info", stream: TextIO | None = None) -> None:
+    """Replace the root logger's handlers by one that writes to `stream` (stderr)."""
+    stream = cast("TextIO", sys.stderr) if stream is None else stream
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter(colours=stream.isatty()))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+def silence() -> None:
+    """Nothing is logged, not even what the logging module prints by itself when it has no handler."""
+    logging.basicConfig(handlers=[logging.NullHandler()], force=True)
+
+
+def json_line(value: object) -> str:
+    """Compact JSON on one line in which every character is visible; what JSON has no form for becomes text."""
+    try:
+        text = msgspec.json.encode(value, enc_hook=str).decode()
+    except (TypeError, ValueError, RecursionError):
+        text = msgspec.json.encode(msgspec.to_builtins(_stringified(value), str_keys=True, enc_hook=str)).decode()
+    return visible_json(text)
+
+
+def visible_json(text: str) -> str:
+    """JSON with control, bidi and zero-width characters (they can only be in strings) as `\\u` escapes."""
+    return _INVISIBLE.sub(lambda match: _escape(match[0]), text)
+
+
+def _escape(char: str) -> str:
+    pairs = char.encode("utf-16-be")
+    return "".join(f"\\u{pairs[at : at + 2].hex()}" for at in range(0, len(pairs), 2))
+
+
+def _stringified(value: object) -> object:
+    """Without what stops an encoder, such as a lone surrogate."""
+    if isinstance(value, dict):
+        return {str(key): _stringified(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return value if value is None or isinstance(value, bool | int | float) else repr(value)
+
+
+class JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        fields.update(_extra(record))
+        if record.exc_info and record.exc_info[0] is not None:
+            fields["exception"] = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        return json_line(fields)
+
+
+class TextFormatter(logging.Formatter):
+    """`12:03:04.512 WARNING streamflow.daemon: message key=value`; exceptions follow, indented."""
+
+    def __init__(self, colours: bool = False) -> None:
+        super().__init__()
+        self._colours = colours
+
+    def format(self, record: logging.LogRecord) -> str:
+        from streamflow.screen.sanitize import safe  # here, so that a daemon that logs JSON never loads rich
+
+        time = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        level, colour = f"{record.levelname:<7}", _COLOURS.get(record.levelname)
+        if self._colours and colour:
+            level = f"\x1b[{colour}m{level}\x1b[0m"
+        words = [f"{time} {level} {record.name}: {safe(record.getMessage())}"]
+        words += [f"{name}={safe(str(value), 500)}" for name, value in _extra(record).items()]
+        lines = [" ".join(words)]
+        if record.exc_info and record.exc_info[0] is not None:
+            trace = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+            lines += [f"    {safe(line)}" for line in trace.split("\n")]
+        return "\n".join(lines)
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}

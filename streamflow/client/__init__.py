@@ -1,0 +1,1 @@
+"""The client: starting runs, talking to them, waiting for them, looking at them."""

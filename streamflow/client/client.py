@@ -1,0 +1,396 @@
+"""The public way in: start runs, find them, forget them.
+
+Owns: `Client`: names and types at the door, the namespace's meta record; `run.py` has the handle of one run.
+Must not: make pipelines (`batching`), wait for outcomes (`outcomes`), or scan listings (`listing`).
+Called by: user code, the command line, bench.
+
+    run = await client.start(digest, ["https://…"])  →  batching  →  lua/start
+    await run.result()                               →  outcomes  →  a subscription and lua/peek
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, TypeVar, TypeVarTuple, cast, overload
+
+import msgspec
+from msgspec import Raw
+
+from streamflow.client.listing import (
+    Filters,
+    Listings,
+    RunDescription,
+    RunSummary,
+    Space,
+    WorkflowInfo,
+    describe,
+)
+from streamflow.client.pipelines import Batcher, settled
+from streamflow.client.run import Decode, Run
+from streamflow.client.waiting import Outcomes, not_found
+from streamflow.errors import (
+    NamespaceMismatch,
+    NamespaceMissing,
+    RunConflict,
+    RunEnded,
+    RunError,
+    StoreError,
+    UsageError,
+)
+from streamflow.events import AnyEvent, Transition
+from streamflow.model import codec
+from streamflow.model.attributes import Attribute, check_attributes
+from streamflow.model.names import check_name, check_run_id
+from streamflow.model.record import Status, decode_header
+from streamflow.model.sharding import Partition, full_run_id
+from streamflow.settings import load_settings
+from streamflow.store.connection import Call, Store, redacted
+from streamflow.store.kernel import SCHEMA, Kernel, Message, Start
+from streamflow.store.keys import NamespaceKeys
+from streamflow.workflow.app import Reducer, Workflow
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+
+def connect(url: str | None = None, *, namespace: str | None = None) -> Client:
+    """A client of one namespace. Nothing is sent before the first call.
+
+    `url`: `redis://`, `rediss://` or `unix://`; by default `STREAMFLOW_REDIS`, else `redis://127.0.0.1:6379`.
+    `namespace`: by default `STREAMFLOW_NAMESPACE`, else `default`. Raises `UsageError`.
+
+    >>> async with sf.connect() as client:
+    ...     run = await client.start(digest, ["https://example.org"], id="digest-1")
+    ...     print(await run.result(timeout=30))
+    """
+    settings = load_settings({"redis": url, "namespace": namespace})
+    return Client(Store(settings.redis), settings.namespace)
+
+
+class NewRun(msgspec.Struct, frozen=True):
+    """A run to start, with its input encoded already (`encode_input`). Without `id` it gets a new one."""
+
+    workflow: str
+    payload: bytes
+    id: str | None = None
+    tenant: str = ""
+
+
+def encode_input(*args: Any) -> bytes:
+    """The input of a run from its workflow's arguments. Raises `PayloadInvalid` or `PayloadTooLarge`."""
+    return codec.encode(args, "input")
+
+
+def new_run_id() -> str:
+    """A new id, 32 hex digits that sort by time: a UUID of version 7 (RFC 9562) without dashes."""
+    random = int.from_bytes(os.urandom(10), "big")
+    ms = time.time_ns() // 1_000_000
+    return f"{ms:012x}7{random >> 68:03x}{0x8 | (random >> 64) & 0x3:x}{(random >> 4) & 0xFFF_FFFF_FFFF_FFFF:015x}"
+
+
+class Client:
+    """Made by `connect`. Any number of calls may wait at the same time: they share a few connections and pipelines.
+
+    Belongs to the event loop (asyncio) of its first call. Every method raises `StoreError` when the server refuses or
+    can't be reached, and `NamespaceMissing` when no daemon has created the namespace.
+    """
+
+    def __init__(self, store: Store, namespace: str) -> None:
+        self.namespace = check_name("namespace", namespace)
+        self.store = store
+        self.keys = NamespaceKeys(namespace)
+        self.kernel = Kernel(self.keys)
+        self._batcher = Batcher(store, self.kernel)
+        self._outcomes = Outcomes(store, self.keys, self._batcher)
+        self._listings = Listings(store, self.keys, self._batcher)
+        self._space: Space | None = None
+        self._generation = 0
+        self._reading: asyncio.Task[Space] | None = None
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections. Calls that still wait raise `StoreError`."""
+        await self._outcomes.close()
+        await self._batcher.close()
+        await self.store.close()
+
+    # --- starting -----------------------------------------------------------------------------------------------------
+
+    @overload
+    async def start(
+        self, workflow: Callable[[*Ts], Awaitable[R]], *args: *Ts, id: str | None = None, tenant: str = ""
+    ) -> Run[R]: ...
+    @overload
+    async def start(self, workflow: str, *args: Any, id: str | None = None, tenant: str = "") -> Run[Any]: ...
+    async def start(
+        self, workflow: Callable[..., Awaitable[Any]] | str, *args: Any, id: str | None = None, tenant: str = ""
+    ) -> Run[Any]:
+        """Start a run of a workflow or reducer (or of one that is known by name only).
+
+        The same `id` again gives the same run, whatever the arguments: `run.created` says which it was. In a namespace
+        that is partitioned by tenant or workflow, that prefix is put before the id (`acme/invoice-17`).
+        Returns when the server has the run; no daemon needs to be up.
+        Raises `RunConflict` (the id belongs to another workflow's run), `InvalidName`, `PayloadInvalid`,
+        `PayloadTooLarge`.
+
+        >>> run = await client.start(invoice, 17, id="invoice-17", tenant="acme")
+        """
+        space = await self.space()
+        name, parameters = _target(workflow)
+        payload = codec.encode(args, f"input of {name}") if parameters is None else parameters.encode(args, {})
+        start = _start(space, name, payload, id, tenant)
+        header = await self._batcher.start(space.shard_of(start.run_id), start)
+        return self._started(start, header, _decoder(name, parameters))
+
+    async def start_many(
+        self,
+        workflow: Callable[[*Ts], Awaitable[R]],
+        inputs: Iterable[tuple[*Ts]],
+        *,
+        ids: Sequence[str] | None = None,
+        tenant: str = "",
+    ) -> list[Run[R]]:
+        """Start a run for each tuple of arguments, in the fewest calls. `ids` has an id for each, in the same order.
+
+        Errors as `start`: the first one is raised, and the other runs are started all the same.
+
+        >>> runs = await client.start_many(digest, [(["https://a.example"],), (["https://b.example"],)])
+        """
+        name, parameters = _target(workflow)
+        assert parameters is not None
+        payloads = [parameters.encode(args, {}) for args in inputs]
+        if ids is not None and len(ids) != len(payloads):
+            raise UsageError(f"{len(payloads)} inputs and {len(ids)} ids were given to start_many")
+        new = [NewRun(name, payload, None if ids is None else ids[i], tenant) for i, payload in enumerate(payloads)]
+        runs: list[Run[Any]] = []
+        for run in await self._start_all(new, _decoder(name, parameters)):
+            if isinstance(run, Exception):
+                raise run
+            runs.append(run)
+        return runs
+
+    async def start_payloads(self, starts: Sequence[NewRun]) -> list[Run[Any] | StoreError | RunConflict]:
+        """Start runs whose inputs are encoded already; one answer for each, in the same order, errors in their places.
+
+        For loading many: hand over a few thousand at a time. Raises `InvalidName`, `PayloadTooLarge` or
+        `PayloadInvalid` for the first that is wrong, before anything is sent.
+        """
+        return await self._start_all(starts, None)
+
+    async def _start_all(
+        self, new: Iterable[NewRun], decode: Decode | None
+    ) -> list[Run[Any] | StoreError | RunConflict]:
+        space = await self.space()
+        starts: list[Start] = []
+        for one in new:
+            codec.check_payload(one.payload, f"input of {one.workflow}")
+            starts.append(_start(space, check_name("workflow", one.workflow), one.payload, one.id, one.tenant))
+        futures = [self._batcher.start(space.shard_of(start.run_id), start) for start in starts]
+        runs: list[Run[Any] | StoreError | RunConflict] = []
+        for start, header in zip(starts, await settled(futures), strict=True):
+            try:
+                runs.append(header if isinstance(header, StoreError) else self._started(start, header, decode))
+            except RunConflict as conflict:
+                runs.append(conflict)
+        return runs
+
+    def _started(self, start: Start, header: bytes, decode: Decode | None) -> Run[Any]:
+        if header:
+            other = decode_header(header).workflow
+            if other != start.workflow:
+                raise RunConflict(
+                    f"the id {start.run_id} belongs to a run of workflow {other}, not {start.workflow}: use another id",
+                    start.run_id,
+                )
+        return Run(self, start.run_id, decode, created=not header)
+
+    # --- finding ------------------------------------------------------------------------------------------------------
+
+    @overload
+    def run(self, run_id: str) -> Run[Any]: ...
+    @overload
+    def run(self, run_id: str, returns: type[R]) -> Run[R]: ...
+    def run(self, run_id: str, returns: Any = Any) -> Run[Any]:
+        """The handle of a run that exists, by its whole id; `returns` is the type of its result.
+
+        Nothing is sent: whether it exists shows in the first call. Raises `InvalidName`, and `PayloadInvalid` for a
+        type that can't be decoded.
+        """
+        what = f"result of run {check_run_id(run_id)}"
+        codec.decoder_for(returns)  # a type that can't be decoded is refused here, not at the end of a long wait
+        return Run(self, run_id, lambda raw: codec.decode(raw, returns, what), created=False)
+
+    async def runs(
+        self,
+        *,
+        status: Status | str | None = None,
+        workflow: str | None = None,
+        tenant: str | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
+        limit: int = 20,
+    ) -> list[RunSummary]:
+        """The newest `limit` runs that fit all filters, over all shards.
+
+        `attributes`: runs that have all of them, as `sf.set_attributes` gave them (`1` is not `"1"`).
+        Newest means last change of status first; with `tenant` or `attributes`, newest start first. Runs are found
+        under the workflow names that daemons have registered; name an unregistered one as `workflow` to see its runs.
+        Raises `UsageError` for an unknown status, a limit below 1, or an attribute that no run can have.
+
+        >>> await client.runs(status="running", attributes={"customer": "acme"})
+        """
+        if limit < 1:
+            raise UsageError(f"limit={limit} makes no sense; it is a number of runs above 0")
+        if workflow is not None:
+            check_name("workflow", workflow)
+        if tenant is not None:
+            check_name("tenant", tenant)
+        wanted: dict[str, Attribute] = {}
+        for name, value in check_attributes(attributes or {}).items():
+            if value is None:
+                raise UsageError(f"attributes: {name} is None, which no run has; leave it out")
+            wanted[name] = value
+        filters = Filters(_status(status), workflow, tenant, wanted)
+        return await self._listings.runs(await self.space(), filters, limit)
+
+    async def workflows(self) -> dict[str, WorkflowInfo]:
+        """What daemons have registered, by name."""
+        return await self._listings.workflows()
+
+    async def forget(self, run_id: str) -> bool:
+        """Delete an ended run with its history. False when there is none (any more).
+
+        Raises `RunError` when the run is open: cancel it first.
+        """
+        shard = (await self.space()).shard_of(check_run_id(run_id))
+        while True:
+            line, _ = await self._batcher.peek(shard, run_id)
+            if not line:
+                return False
+            header = decode_header(line)
+            if header.is_open:
+                raise RunError(f"run {run_id} is {header.status}; only ended runs can be forgotten: cancel it", run_id)
+            if await self._batcher.call(self.kernel.forget(shard, [(run_id, header)])):
+                return True
+
+    async def space(self) -> Space:
+        """Shards and partition of the namespace: read once, and again if the server's history changed.
+
+        Raises `NamespaceMissing`, or `NamespaceMismatch` for a namespace of another version of streamflow.
+        """
+        space = self._space
+        if space is not None and self._generation == self.store.generation:
+            return space
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read_space())
+        # Of a thousand first calls one asks, and they all go on in the same moment: a lock would let them out one by
+        # one, each in a pipeline of its own.
+        return await asyncio.shield(self._reading)
+
+    async def _read_space(self) -> Space:
+        generation = self.store.generation
+        stored = await self._batcher.call(Call.plain("HMGET", self.keys.meta, "shards", "partition", "schema"))
+        shards, partition, schema = cast("list[bytes | None]", stored)
+        if shards is None or partition is None or schema is None:
+            raise NamespaceMissing(
+                f"there is no namespace {self.namespace!r} at {redacted(self.store.url)}. The first daemon creates it: "
+                f"streamflow daemon --app MODULE:app --namespace {self.namespace}"
+            )
+        if int(schema) != SCHEMA:
+            raise NamespaceMismatch(
+                f"namespace {self.namespace!r} has schema {int(schema)}, this version of streamflow uses {SCHEMA}: "
+                "use the version that its daemons run"
+            )
+        self._space = Space(int(shards), Partition(partition.decode()))
+        self._generation = generation
+        return self._space
+
+    # --- for Run ------------------------------------------------------------------------------------------------------
+
+    async def _ended(self, run_id: str) -> bytes:
+        return await self._outcomes.ended((await self.space()).shard_of(run_id), run_id)
+
+    async def _answered(self, run_id: str, ask_id: str, body: bytes) -> bytes:
+        shard = (await self.space()).shard_of(run_id)
+        return await self._outcomes.answered(shard, run_id, ask_id, lambda: self._post("ask", run_id, body))
+
+    async def _published(self, run_id: str, *keys: str) -> dict[str, Raw]:
+        """What the run has published, under these keys or (without any) all keys. Raises `RunNotFound`."""
+        shard = (await self.space()).shard_of(run_id)
+        key = self.keys.shard(shard).published(run_id)
+        words = ("HMGET", key, *keys) if keys else ("HGETALL", key)
+        found = self._batcher.call(Call.plain(*words))
+        answers = await settled([self._batcher.peek(shard, run_id), found])
+        for answer in answers:
+            if isinstance(answer, StoreError):
+                raise answer
+        (line, _), values = cast("tuple[tuple[bytes, bytes], Any]", tuple(answers))
+        if not line:
+            raise not_found(run_id)
+        if keys:
+            return {key: Raw(value) for key, value in zip(keys, values, strict=True) if value is not None}
+        return {name.decode(): Raw(value) for name, value in sorted(values.items())}
+
+    async def _post(self, kind: str, run_id: str, body: bytes) -> None:
+        shard = (await self.space()).shard_of(run_id)
+        answer = await self._batcher.post(shard, Message(kind, run_id, body))
+        if answer == "m":
+            raise not_found(run_id)
+        if answer == "e":
+            raise RunEnded(f"run {run_id} has ended and takes no {kind} any more", run_id)
+
+    async def _describe(self, run_id: str) -> RunDescription:
+        line, last = await self._batcher.peek((await self.space()).shard_of(run_id), run_id)
+        if not line:
+            raise not_found(run_id)
+        return describe(run_id, line, last)
+
+    async def _history(self, run_id: str) -> list[Transition]:
+        return await self._listings.history((await self.space()).shard_of(run_id), run_id)
+
+    async def _events(self, run_id: str, follow: bool) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
+        shard = (await self.space()).shard_of(run_id)
+        async for event in self._listings.events(shard, run_id, follow):
+            yield event
+
+
+def _target(workflow: Callable[..., Any] | str) -> tuple[str, codec.Parameters | None]:
+    if isinstance(workflow, Workflow | Reducer):
+        definition = cast("Workflow[..., Any] | Reducer", workflow)
+        return definition.name, definition.parameters
+    if isinstance(workflow, str):
+        return check_name("workflow", workflow), None
+    raise UsageError(f"{workflow!r} is no workflow: decorate it with @app.workflow or @app.reducer, or give its name")
+
+
+def _decoder(name: str, parameters: codec.Parameters | None) -> Decode | None:
+    return None if parameters is None else parameters.decode_result
+
+
+def _start(space: Space, workflow: str, payload: bytes, run_id: str | None, tenant: str) -> Start:
+    """Raises `InvalidName`."""
+    if tenant:
+        check_name("tenant", tenant)
+    if run_id is None:
+        full_id = full_run_id(new_run_id(), space.partition, tenant, workflow)
+    else:
+        full_id = check_run_id(full_run_id(check_run_id(run_id), space.partition, tenant, workflow))
+    return Start(full_id, workflow, tenant, payload)
+
+
+def _status(status: Status | str | None) -> Status | None:
+    try:
+        return None if status is None else Status(status)
+    except ValueError:
+        raise UsageError(f"there is no status {status!r}; use one of {', '.join(Status)}") from None

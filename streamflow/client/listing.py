@@ -1,0 +1,296 @@
+"""Looking at runs: listings over all shards, histories, and following a run's events.
+
+Owns: what a listing costs (one pipeline for the indexes, one for the headers), and the join of a history with the log.
+Must not: change anything. Called by: client.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+
+from streamflow.client.pipelines import Batcher, settled
+from streamflow.client.waiting import not_found
+from streamflow.errors import Failure, StoreError
+from streamflow.events import (
+    ENDINGS,
+    AnyEvent,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    Transition,
+    decode_history,
+    decode_transition,
+)
+from streamflow.model import codec
+from streamflow.model.attributes import Attribute, same, value_text
+from streamflow.model.record import LISTED, Header, Status, decode_header
+from streamflow.model.sharding import Partition, shard_of
+from streamflow.store.connection import Call, Store
+from streamflow.store.kernel import listed_under
+from streamflow.store.keys import NamespaceKeys
+
+T = TypeVar("T")
+
+LOOK_AT_MOST = 20_000
+"""Entries of each index that a filtered listing goes through before it gives up on finding more."""
+
+FOLLOW_BLOCK_MS = 2_000
+
+
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of a listing. Times are aware, in UTC; `parent` is the id of the run whose child this one is."""
+
+    id: str
+    status: Status
+    workflow: str
+    tenant: str
+    created: datetime
+    ended: datetime | None
+    parent: str | None
+    attributes: dict[str, Attribute] = {}
+
+
+class RunDescription(RunSummary, frozen=True, kw_only=True):
+    """All that is known of a run without its history.
+
+    `version`: number of its transitions. `result` is the decoded result of a completed run (plain values, not the
+    workflow's declared type); `failure` why it failed; `reason` why it was cancelled.
+    """
+
+    version: int
+    result: Any = None
+    failure: Failure | None = None
+    reason: str = ""
+
+
+class Filters(msgspec.Struct, frozen=True):
+    """Which runs a listing has: those that fit all that is given."""
+
+    status: Status | None = None
+    workflow: str | None = None
+    tenant: str | None = None
+    attributes: dict[str, Attribute] = {}
+
+    def fit(self, summary: RunSummary) -> bool:
+        return (
+            (self.status is None or summary.status == self.status)
+            and (self.workflow is None or summary.workflow == self.workflow)
+            and (self.tenant is None or summary.tenant == self.tenant)
+            and all(same(summary.attributes.get(name), value) for name, value in self.attributes.items())
+        )
+
+
+class WorkflowInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What daemons have registered under a workflow's name. `kind` is workflow or reducer; `doc` its first line.
+
+    `required`: how many of the parameters have no default; None from a daemon that doesn't say.
+    """
+
+    kind: str = "workflow"
+    params: list[str] = msgspec.field(default_factory=list[str])
+    doc: str = ""
+    steps: list[str] = msgspec.field(default_factory=list[str])
+    required: int | None = None
+
+
+class Space(msgspec.Struct, frozen=True):
+    """What all who use a namespace share: how many shards there are, and what is hashed to find a run's."""
+
+    shards: int
+    partition: Partition
+
+    def shard_of(self, run_id: str) -> int:
+        return shard_of(run_id, self.shards, self.partition)
+
+
+def describe(run_id: str, header_line: bytes, last: bytes) -> RunDescription:
+    header = decode_header(header_line)
+    result: Any = None
+    failure, reason = None, ""
+    if last:
+        match ending_of(decode_transition(last)):
+            case RunCompleted(result=raw):
+                result = codec.decode(raw, Any, f"result of run {run_id}")
+            case RunFailed(failure=why):
+                failure = why
+            case RunCancelled(reason=why):
+                reason = why
+            case _:
+                pass
+    facts = msgspec.structs.asdict(_summary(run_id, header))
+    return RunDescription(**facts, version=header.version, result=result, failure=failure, reason=reason)
+
+
+def ending_of(transition: Transition) -> RunCompleted | RunFailed | RunCancelled | None:
+    """The event that ended the run, if this transition did."""
+    return next((event for event in reversed(transition.events) if isinstance(event, ENDINGS)), None)
+
+
+def instant(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def _summary(run_id: str, header: Header) -> RunSummary:
+    return RunSummary(
+        id=run_id,
+        status=Status(header.status),
+        workflow=header.workflow,
+        tenant=header.tenant,
+        created=instant(header.created),
+        ended=instant(header.ended) if header.ended else None,
+        parent=header.parent.rpartition("#")[0] or None,
+        attributes=header.attributes,
+    )
+
+
+class Listings:
+    """Reads of one namespace."""
+
+    def __init__(self, store: Store, keys: NamespaceKeys, batcher: Batcher) -> None:
+        self._store = store
+        self._keys = keys
+        self._batcher = batcher
+
+    async def workflows(self) -> dict[str, WorkflowInfo]:
+        found: dict[bytes, bytes] = await self._batcher.call(Call.plain("HGETALL", self._keys.workflows))
+        infos: dict[str, WorkflowInfo] = {}
+        for name, info in sorted(found.items()):
+            try:
+                infos[name.decode()] = msgspec.json.decode(info, type=WorkflowInfo)
+            except codec.DECODE_ERRORS:
+                infos[name.decode(errors="replace")] = WorkflowInfo()  # written by a newer version: the name is known
+        return infos
+
+    async def runs(self, space: Space, filters: Filters, limit: int) -> list[RunSummary]:
+        """The newest runs that fit. Reads the newest `limit` of each index, and more only if a filter dropped some."""
+        indexes = await self._indexes(_shards_of(space, filters), filters)
+        depth = limit
+        while True:
+            candidates, more = await self._newest(indexes, depth)
+            found = await self._fitting(space, candidates, filters)
+            if len(found) >= limit or not more or depth >= LOOK_AT_MOST:
+                return found[:limit]
+            depth = min(depth * 8, LOOK_AT_MOST)
+
+    async def _indexes(self, shards: Sequence[int], filters: Filters) -> list[str]:
+        """Listings that have all runs that fit, and few others."""
+        keys = [self._keys.shard(shard) for shard in shards]
+        if filters.attributes:
+            listings = [
+                [one.attribute(name, value_text(value)) for one in keys] for name, value in filters.attributes.items()
+            ]
+            return listings[0] if len(listings) == 1 else await self._shortest(listings)
+        if filters.tenant is not None:
+            return [one.tenant(filters.tenant) for one in keys]
+        names = [filters.workflow] if filters.workflow is not None else list(await self.workflows())
+        statuses = LISTED if filters.status is None else (Status(listed_under(filters.status)),)
+        return [one.index(listed, name) for one in keys for listed in statuses for name in names]
+
+    async def _shortest(self, listings: list[list[str]]) -> list[str]:
+        """Of several attributes, the one that fewest runs have: those runs are looked at for the others."""
+        calls = [self._batcher.call(Call.plain("ZCARD", index)) for indexes in listings for index in indexes]
+        lengths = iter([_checked(answer) for answer in await settled(calls)])
+        totals = [sum(itertools.islice(lengths, len(indexes))) for indexes in listings]
+        return listings[totals.index(min(totals))]
+
+    async def _newest(self, indexes: Sequence[str], depth: int) -> tuple[list[str], bool]:
+        """The `depth` newest run ids over all indexes, newest first, and whether there are more."""
+        calls = [self._batcher.call(_newest_call(index, depth)) for index in indexes]
+        lists = [_checked(answer) for answer in await settled(calls)]
+        scored = sorted((pair for pairs in lists for pair in pairs), reverse=True)
+        return list(dict.fromkeys(run_id for _, run_id in scored[:depth])), len(scored) >= depth
+
+    async def _fitting(self, space: Space, run_ids: Sequence[str], filters: Filters) -> list[RunSummary]:
+        peeks = [self._batcher.peek(space.shard_of(run_id), run_id) for run_id in run_ids]
+        found: list[RunSummary] = []
+        for run_id, answer in zip(run_ids, await settled(peeks), strict=True):
+            line, _ = _checked(answer)
+            if line:  # else forgotten in the meantime
+                summary = _summary(run_id, decode_header(line))
+                if filters.fit(summary):
+                    found.append(summary)
+        return found
+
+    async def history(self, shard: int, run_id: str) -> list[Transition]:
+        peek = self._batcher.peek(shard, run_id)
+        elements = self._batcher.call(Call.plain("LRANGE", self._keys.shard(shard).run(run_id), 2, -1))
+        answers = await settled([peek, elements])
+        if not _checked(answers[0])[0]:
+            raise not_found(run_id)
+        return decode_history(_checked(answers[1]))
+
+    async def events(self, shard: int, run_id: str, follow: bool) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
+        """The history's events; with `follow` then those of the log, until the run has ended.
+
+        The log may be trimmed faster than we read; the header says how many transitions there are, so what the log no
+        longer has is read from the run's record (a reducer's record has only its newest ones).
+        """
+        log = self._keys.shard(shard).log
+        field = run_id.encode()
+        header, transitions, position = await self._recorded(shard, run_id)
+        known = header.version
+        while True:
+            for transition in decode_history(transitions):
+                for event in transition.events:
+                    yield instant(transition.at), event
+                if ending_of(transition) is not None:
+                    return
+            if not follow or not header.is_open:
+                return
+            entries = (await self._store.read_logs({log: position}, FOLLOW_BLOCK_MS)).get(log, [])
+            if entries:
+                position = entries[-1][0]
+                transitions = [fields[field] for _, fields in entries if field in fields]
+            else:
+                header, transitions, position = await self._recorded(shard, run_id)
+                missed = header.version - known
+                transitions = transitions[-missed:] if missed > 0 else []
+            known += len(transitions)
+
+    async def _recorded(self, shard: int, run_id: str) -> tuple[Header, list[bytes], str]:
+        """Header, transitions, and the log entry up to which they reach.
+
+        The reads of one pipeline are one picture if the log's end was the same before and after.
+        """
+        keys = self._keys.shard(shard)
+        run = keys.run(run_id)
+        log_end: Call[str] = Call.plain("XREVRANGE", keys.log, "+", "-", "COUNT", 1, parse=_entry_id)
+        reads = [log_end, Call.plain("LINDEX", run, 0), Call.plain("LRANGE", run, 2, -1), log_end]
+        while True:
+            before, line, transitions, after = [_checked(answer) for answer in await self._store.send(reads)]
+            if line is None:
+                raise not_found(run_id)
+            if before == after:
+                return decode_header(line), transitions, before
+
+
+def _shards_of(space: Space, filters: Filters) -> list[int]:
+    """Where runs of a workflow or tenant can be: one shard, if the namespace is partitioned by it."""
+    if space.partition is Partition.TENANT and filters.tenant is not None:
+        return [space.shard_of(f"{filters.tenant}/")]
+    if space.partition is Partition.WORKFLOW and filters.workflow is not None:
+        return [space.shard_of(f"{filters.workflow}/")]
+    return list(range(space.shards))
+
+
+def _newest_call(index: str, depth: int) -> Call[list[tuple[float, str]]]:
+    return Call.plain("ZREVRANGE", index, 0, depth - 1, "WITHSCORES", parse=_scored)
+
+
+def _scored(reply: list[bytes]) -> list[tuple[float, str]]:
+    return [(float(score), member.decode()) for member, score in zip(reply[::2], reply[1::2], strict=True)]
+
+
+def _entry_id(reply: list[tuple[bytes, Any]]) -> str:
+    return reply[0][0].decode() if reply else "0-0"
+
+
+def _checked(answer: T | StoreError) -> T:
+    if isinstance(answer, StoreError):
+        raise answer
+    return answer

@@ -1,0 +1,223 @@
+"""Waiting for what runs end with and what they answer: one subscription a shard, however many are waited for.
+
+Owns: who waits for which run or answer, the shards that are listened to, and the sweep that finds what no message told.
+Must not: decode results (`run.py` does), poll for a single run. Called by: client.
+
+    result() ── subscribe to the run's shard (once) ── confirmed ── peek (batched) ── ended: there it is
+                                                                        └── open: the commit that ends it says so
+    ask() ───── subscribe ── confirmed ── post ── the commit that answers says so, or the one that ends the run
+
+The order makes it safe: what ends before the peek is seen by the peek, what ends after it is published to a
+subscription that the server has confirmed. Messages are lost only with their connection; then, and every few seconds
+in any case, all runs and answers that are waited for are read in one batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from streamflow.client.pipelines import Batcher, settled
+from streamflow.errors import RunEnded, RunNotFound, StoreError
+from streamflow.store.connection import Call, Store
+from streamflow.store.keys import NamespaceKeys
+from streamflow.store.subscription import Subscription
+from streamflow.wire import answer_name
+
+SWEEP_SECONDS = 5.0
+PEEKS_PER_SECOND = 2000
+"""What the sweep may cost at most: with more than 10,000 runs it comes less often."""
+
+ANSWER = answer_name("")
+
+_log = logging.getLogger("streamflow.client")
+_news = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
+
+
+class _Watched:
+    """A shard that is listened to, and what is waited for there: runs by id, answers by `answer_name`."""
+
+    __slots__ = ("channel", "number", "waiting")
+
+    def __init__(self, number: int, channel: str) -> None:
+        self.number = number
+        self.channel = channel
+        self.waiting: dict[str, list[asyncio.Future[bytes]]] = {}
+
+
+class Outcomes:
+    """`ended` waits for one run; any number of them share a connection and a sweep."""
+
+    def __init__(self, store: Store, keys: NamespaceKeys, batcher: Batcher) -> None:
+        self._store = store
+        self._keys = keys
+        self._batcher = batcher
+        self._shards: dict[int, _Watched] = {}
+        self._channels: dict[bytes, _Watched] = {}
+        self._subscription: Subscription | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def ended(self, shard: int, run_id: str) -> bytes:
+        """The encoded transition that ended the run. Raises `RunNotFound` and `StoreError`."""
+        async with self._waiting(shard, run_id) as [future]:
+            header, last = await self._batcher.peek(shard, run_id)
+            if not header:
+                raise not_found(run_id)
+            return last or await future
+
+    async def answered(self, shard: int, run_id: str, ask_id: str, post: Callable[[], Awaitable[None]]) -> bytes:
+        """Post an ask, and wait for the run's answer: the encoded `AskAnswered`.
+
+        Raises `RunEnded` when the run ends without one, `RunNotFound`, `StoreError`, and what `post` raises.
+        """
+        async with self._waiting(shard, answer_name(ask_id), run_id) as [answer, end]:
+            await post()
+            await asyncio.wait((answer, end), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            end.result()  # raises, if it is an error
+            # The run has ended, and may have answered before: the news of that was lost, or too large to be told.
+            kept = await self._batcher.call(self._kept(shard, ask_id))
+            if kept is None:
+                raise RunEnded(f"run {run_id} has ended without answering", run_id)
+            return kept
+
+    @contextlib.asynccontextmanager
+    async def _waiting(self, shard: int, *names: str) -> AsyncGenerator[Sequence[asyncio.Future[bytes]]]:
+        """A future for each name, which the shard's news settle from now on: the server says that we listen."""
+        if self._closed:
+            raise StoreError("the client is closed")
+        watched = self._shards.get(shard)
+        if watched is None:
+            watched = self._shards[shard] = _Watched(shard, self._keys.shard(shard).done)
+            self._channels[watched.channel.encode()] = watched
+        futures: list[asyncio.Future[bytes]] = []
+        for name in names:
+            futures.append(asyncio.get_running_loop().create_future())
+            watched.waiting.setdefault(name, []).append(futures[-1])
+        try:
+            await self._listening().add(watched.channel)
+            yield futures
+        finally:
+            for name, future in zip(names, futures, strict=True):
+                self._leave(watched, name, future)
+
+    def _kept(self, shard: int, ask_id: str) -> Call[bytes | None]:
+        return Call.plain("GET", self._keys.shard(shard).answer(ask_id))
+
+    async def close(self) -> None:
+        """Ends the subscription. Who still waits gets `StoreError`."""
+        self._closed = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for watched in self._shards.values():
+            for futures in watched.waiting.values():
+                _fail(futures, StoreError("the client was closed"))
+
+    def _leave(self, watched: _Watched, name: str, future: asyncio.Future[bytes]) -> None:
+        futures = watched.waiting.get(name)
+        if futures is not None and future in futures:
+            futures.remove(future)
+            if not futures:
+                del watched.waiting[name]
+        if not future.cancel() and not future.cancelled():
+            future.exception()  # read, so that asyncio doesn't report an error that nobody needed
+
+    def _listening(self) -> Subscription:
+        if self._subscription is None:
+            self._subscription = Subscription(self._store, self._heard, self._missed)
+            self._spawn(asyncio.create_task(self._subscription.run()))
+        if self._sweeper is None or self._sweeper.done():
+            self._sweeper = asyncio.create_task(self._sweep_on())
+            self._spawn(self._sweeper)
+        return self._subscription
+
+    def _spawn(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _heard(self, channel: bytes, data: bytes) -> None:
+        watched = self._channels.get(channel)
+        if watched is None or not watched.waiting:
+            return
+        try:
+            news = _news.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            _log.warning("a message on %s is not ours: %s", watched.channel, error)
+            return
+        for name, payload in news:
+            futures = watched.waiting.get(name)
+            if futures is None:
+                continue
+            if payload:
+                _resolve(futures, payload)
+            else:  # too large to be told to everybody
+                self._spawn(asyncio.create_task(self._look([(watched, name)])))
+
+    def _missed(self) -> None:
+        self._spawn(asyncio.create_task(self._look(self._all_waiting())))
+
+    def _all_waiting(self) -> list[tuple[_Watched, str]]:
+        return [(watched, name) for watched in self._shards.values() for name in watched.waiting]
+
+    async def _sweep_on(self) -> None:
+        """Runs while a shard is listened to; lets go of those that nobody has waited for since the last time."""
+        while self._shards:
+            await asyncio.sleep(max(SWEEP_SECONDS, len(self._all_waiting()) / PEEKS_PER_SECOND))
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Look for all that is waited for, in one batch, and unsubscribe from shards that nobody waits on."""
+        for watched in list(self._shards.values()):
+            if watched.waiting:  # asked anew each time: somebody may come while the loop awaits
+                continue
+            del self._shards[watched.number]
+            del self._channels[watched.channel.encode()]
+            if self._subscription is not None:
+                await self._subscription.remove(watched.channel)
+        await self._look(self._all_waiting())
+
+    async def _look(self, wanted: list[tuple[_Watched, str]]) -> None:
+        looks: list[asyncio.Future[Any]] = []
+        for watched, name in wanted:
+            if name.startswith(ANSWER):
+                looks.append(self._batcher.call(self._kept(watched.number, name.removeprefix(ANSWER))))
+            else:
+                looks.append(self._batcher.peek(watched.number, name))
+        for (watched, name), found in zip(wanted, await settled(looks), strict=True):
+            futures = watched.waiting.get(name)
+            if futures is None or found is None:
+                continue
+            if isinstance(found, StoreError):
+                _fail(futures, found)
+            elif isinstance(found, bytes):
+                _resolve(futures, found)
+            elif not found[0]:
+                _fail(futures, not_found(name))
+            elif found[1]:
+                _resolve(futures, found[1])
+
+
+def _resolve(futures: list[asyncio.Future[bytes]], payload: bytes) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(payload)
+
+
+def _fail(futures: list[asyncio.Future[bytes]], error: StoreError | RunNotFound) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)
+
+
+def not_found(run_id: str) -> RunNotFound:
+    return RunNotFound(f"there is no run {run_id} in this namespace (or it was forgotten after it ended)", run_id)

@@ -1,0 +1,1 @@
+"""A daemon owns shards: one file a loop."""

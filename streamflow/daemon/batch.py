@@ -1,0 +1,320 @@
+"""One batch of one shard: from messages and outcomes to a `Batch` for the commit, without any I/O.
+
+Owns: which inputs a run gets, the new header, and what a machine's effects mean for agenda, listings, outbox, puts and
+news.
+Must not: talk to the server or start steps. Called by: the owner, between loading and committing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from streamflow.daemon.shard import InboxMessage, LiveRun, OwnedShard
+from streamflow.errors import Failure, UsageError
+from streamflow.events import (
+    NOTHING,
+    ChildFailed,
+    MessageQuarantined,
+    RunStarted,
+    Transition,
+    encode_transition,
+)
+from streamflow.machine.coroutines import close_abandoned
+from streamflow.machine.replay import Effects, Input, Outcome, new_machine
+from streamflow.model.attributes import Attribute, merged, same, value_text
+from streamflow.model.record import Header, Status, decode_header
+from streamflow.model.sharding import Partition, queue_partition_of, shard_of
+from streamflow.store.kernel import FRESH, Batch, Poison, Put, RunWrite, Send, listed_under
+from streamflow.wire import BadMessage, answer_name, decode_message, encode_job
+from streamflow.workflow.app import App
+
+_log = logging.getLogger("streamflow.owner")
+_encoder = msgspec.msgpack.Encoder()
+
+RUNS = 500
+BYTES = 4 * 1024 * 1024
+"""Limits of one commit, so that its script stays short."""
+NEWS_BYTES = 4096
+"""Outcomes and answers up to this size travel in the notification; who waits for a larger one fetches it."""
+NEW = b"pending 0 - "
+"""How the header of a run begins that no daemon has reduced yet."""
+IN_FLIGHT = -1
+"""Score on the agenda of a run whose steps run at the owner."""
+UNKNOWN = -2
+"""No score, but what a run that was loaded has until it is reduced: the agenda may say what a former owner meant."""
+
+
+class RunWork:
+    """What one run gets in this batch."""
+
+    __slots__ = ("inputs", "loaded", "messages", "started")
+
+    def __init__(self) -> None:
+        self.messages: list[InboxMessage] = []
+        self.inputs: list[Input] = []
+        self.started = False
+        """The run starts in this batch, as its start message says, so it needn't be loaded."""
+        self.loaded = False
+        """Its record was looked for: what isn't live now has ended or doesn't exist."""
+
+
+class Reduced:
+    """A run that was reduced: what to do when the commit has been accepted."""
+
+    __slots__ = ("effects", "header", "header_bytes", "live", "plan", "run_id", "transition")
+
+    def __init__(self, run_id: str, live: LiveRun, effects: Effects) -> None:
+        self.run_id = run_id
+        self.live = live
+        self.effects = effects
+        self.header = live.header
+        self.header_bytes = live.header_bytes
+        self.plan = live.plan
+        self.transition: Transition | None = None
+
+
+class ShardBatch:
+    """A batch from its collection to its commit. `work` by run id; `batch` is filled by `reduce`."""
+
+    def __init__(self, shard: OwnedShard, commit: str) -> None:
+        self.shard = shard
+        self.work: dict[str, RunWork] = {}
+        self.batch = Batch(commit)
+        self.reduced: list[Reduced] = []
+        self.sends: list[tuple[str, int, str, str, bytes]] = []
+        self.poisoned: list[tuple[InboxMessage, str]] = []
+        self.taken: list[InboxMessage] = []
+        self.sent = 0
+
+    def collect(self) -> None:
+        """Move what waits at the shard into this batch, up to the limits. Messages of a run keep their order."""
+        shard = self.shard
+        work = self.work
+        size = 0
+        for run_id in list(shard.inputs):
+            if len(work) >= RUNS or size >= BYTES:
+                break
+            one = work[run_id] = RunWork()
+            one.inputs = shard.inputs.pop(run_id)
+            for input_ in one.inputs:
+                if type(input_) is Outcome and input_.result is not None:
+                    size += memoryview(input_.result).nbytes
+        while shard.inbox and len(work) < RUNS and size < BYTES:
+            message = shard.inbox.popleft()
+            size += len(message.body)
+            if message.kind == "taken":
+                self.taken.append(message)
+                continue
+            one = work.get(message.run_id)
+            if one is None:
+                one = work[message.run_id] = RunWork()
+            one.messages.append(message)
+            if message.kind == "start" and message.header.startswith(NEW) and message.run_id not in shard.suspect:
+                one.started = True
+        self.sent = len(shard.sent)
+        self.batch.sent = shard.sent[:]
+
+    def missing(self) -> list[str]:
+        """Runs that must be loaded first: not live, and not new."""
+        live = self.shard.live
+        return [run_id for run_id, one in self.work.items() if run_id not in live and not one.started]
+
+    def put_back(self) -> None:
+        """Nothing was committed: everything goes back to where it was, before what has come since."""
+        shard = self.shard
+        messages = [message for one in self.work.values() for message in one.messages]
+        messages += [message for message, _ in self.poisoned]
+        messages += self.taken
+        seen: dict[str, InboxMessage] = {message.id: message for message in messages}
+        shard.inbox.extendleft(sorted(seen.values(), key=_stream_order, reverse=True))
+        for run_id, one in self.work.items():
+            shard.live.pop(run_id, None)
+            if one.inputs:
+                shard.inputs[run_id] = one.inputs + shard.inputs.get(run_id, [])
+
+    # --- reducing -----------------------------------------------------------------------------------------------------
+
+    def reduce(self, app: App, partition: Partition, shards: int, at: int, watch: Callable[[str], None]) -> None:
+        """Let every run decide. `watch(run id)` is told before each, so that one that blocks can be named."""
+        close_abandoned()
+        for run_id, one in self.work.items():
+            watch(run_id)
+            inputs = self._inputs(run_id, one, app, partition)
+            live = self.shard.live.get(run_id)
+            if live is None:
+                # Ended or forgotten: its messages are done with, and nothing of it stays on the agenda.
+                self.batch.plans.append((run_id, None))
+                continue
+            try:
+                # Our estimate of the server's clock may be a little behind; no run begins before it was created.
+                effects = live.machine.advance(inputs, max(at, live.header.created))
+                self._record(run_id, live, effects, partition, shards)
+            except Exception as error:
+                # A defect of ours, or an impossible state: the run's messages are set aside, the shard goes on.
+                _log.exception("run %s can't be reduced; its messages are quarantined", run_id)
+                del self.shard.live[run_id]
+                reason = f"reducing failed: {type(error).__name__}: {error}"[:500]
+                done = {message.id for message in one.messages}
+                self.batch.acks = [ack for ack in self.batch.acks if ack not in done]
+                self.poisoned += [(message, reason) for message in one.messages]
+        watch("")
+        for message in self.taken:
+            self._refuse_child(message, partition, shards)
+        for message, reason in self.poisoned:
+            run_id = message.run_id[:256] or "-"
+            event = encode_transition(at, [MessageQuarantined(message.id, reason, run_id)])
+            _log.error("message %s for run %s is quarantined: %s", message.id, message.run_id[:64], reason)
+            self.batch.poisons.append(Poison(message.id, run_id, reason, event, message.body))
+
+    def _inputs(self, run_id: str, one: RunWork, app: App, partition: Partition) -> list[Input]:
+        inputs = one.inputs if not one.messages else one.inputs[:]
+        for message in one.messages:
+            header: Header | None = None
+            reason = ""
+            try:
+                if message.kind == "start":
+                    header = self._first_header(run_id, one, message)
+                input_ = decode_message(message, header)
+            except (BadMessage, ValueError) as error:
+                reason = str(error)
+                self.poisoned.append((message, reason))
+                if header is None:
+                    continue
+                # The run exists, and somebody may wait for it: it starts with no input, which fails it.
+                input_ = RunStarted(header.workflow, header.tenant, NOTHING, header.parent)
+            if header is not None and run_id not in self.shard.live:
+                machine = new_machine(app, partition, run_id, header.workflow)
+                self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
+            inputs.append(input_)
+            if not reason:
+                self.batch.acks.append(message.id)
+        return inputs
+
+    def _first_header(self, run_id: str, one: RunWork, message: InboxMessage) -> Header:
+        """The header of a start message. Raises `BadMessage` or `ValueError` if the run's record says otherwise."""
+        live = self.shard.live.get(run_id)
+        if (live.header_bytes != message.header) if live is not None else one.loaded:
+            raise BadMessage("a start of a run that has started already, or isn't there any more")
+        return decode_header(message.header)
+
+    def _record(self, run_id: str, live: LiveRun, effects: Effects, partition: Partition, shards: int) -> None:
+        shard, batch = self.shard, self.batch
+        machine = live.machine
+        done = Reduced(run_id, live, effects)
+        for warning in effects.warnings:
+            _log.warning("run %s: %s", run_id, warning)
+        if effects.events:
+            old = live.header
+            at = machine.at
+            status = effects.status
+            ended = at if effects.ended else 0
+            version = old.version + 1
+            attributes = old.attributes
+            if effects.attributes is not None:
+                attributes = self._move_attributes(run_id, old, effects.attributes)
+            header = Header(
+                status, version, batch.commit, old.created, ended, old.workflow, old.tenant, old.parent, attributes
+            )
+            done.header, done.header_bytes = header, header.encode()
+            done.transition = Transition(at, effects.events)
+            data = _encoder.encode(done.transition)
+            state = machine.snapshot()
+            if effects.fresh:
+                state = FRESH + state
+            batch.runs.append(RunWrite(run_id, live.header_bytes, done.header_bytes, state, data))
+            if effects.published is not None:
+                key = shard.keys.published(run_id)
+                batch.puts += [Put(key, field, value) for field, value in effects.published.items()]
+            for answer in effects.answers:
+                batch.puts.append(Put(shard.keys.answer(answer.id), "", _encoder.encode(answer)))
+            if status == Status.STUCK and old.status != Status.STUCK:
+                _log.error("run %s is stuck, and goes on when its code fits again: %s", run_id, machine.reason)
+            if listed_under(old.status) != status:
+                shard.workflows.add(old.workflow)
+                keys = shard.keys
+                source = keys.index(listed_under(old.status), old.workflow)
+                batch.moves.append((run_id, source, keys.index(status, old.workflow), at))
+        if effects.ended:
+            plan = None
+        elif machine.in_flight:
+            plan = IN_FLIGHT
+        else:
+            plan = machine.next_due
+        if plan != live.plan:
+            batch.plans.append((run_id, plan))
+            done.plan = plan
+        for message in effects.outbox:
+            self._send(shard_of(message.target, shards, partition), message.kind, message.target, message.body)
+        for job in effects.jobs:
+            if job.step.queue is not None:
+                self._send(queue_partition_of(run_id, job.seq), "step", run_id, encode_job(job, live.header.created))
+        for job in effects.revoked:  # behind the attempts: one may have been decided in this very transition
+            self._send(
+                queue_partition_of(run_id, job.seq),
+                "revoke",
+                run_id,
+                encode_job(job, live.header.created, revoked=True),
+            )
+        self.reduced.append(done)
+
+    def _send(self, target: int, kind: str, run_id: str, body: bytes) -> None:
+        """Into the commit's outbox. `target`: a shard, or for `step` and `revoke` the partition of a queue."""
+        number = self.shard.next_outbox()
+        self.sends.append((number, target, kind, run_id, body))
+        self.batch.sends.append(Send(number, target, kind, run_id, body))
+
+    def _move_attributes(self, run_id: str, old: Header, changes: dict[str, Attribute | None]) -> dict[str, Attribute]:
+        """The attributes after the change, and the moves between their listings that it means."""
+        before = old.attributes
+        try:
+            after = merged(before, changes)
+        except UsageError as error:
+            # The code was not refused: it was begun anew, and doesn't know what it set in the life before.
+            _log.warning("run %s keeps its attributes as they are: %s", run_id, error)
+            return before
+        keys = self.shard.keys
+        for name in changes:
+            was, now = before.get(name), after.get(name)
+            if not same(was, now):
+                source = "" if was is None else keys.attribute(name, value_text(was))
+                target = "" if now is None else keys.attribute(name, value_text(now))
+                self.batch.moves.append((run_id, source, target, old.created))
+        return after
+
+    def _refuse_child(self, message: InboxMessage, partition: Partition, shards: int) -> None:
+        """A child's id belongs to another run: tell the parent, who is in the message's header."""
+        parent, _, seq = message.header.decode(errors="replace").rpartition("#")
+        self.batch.acks.append(message.id)
+        if not parent or not seq.isdigit():
+            return
+        failure = Failure("RunConflict", f"the run id {message.run_id} belongs to another run")
+        body = _encoder.encode(ChildFailed(int(seq), "", failure))
+        self._send(shard_of(parent, shards, partition), "child", parent, body)
+
+    def finish(self) -> None:
+        """The news for those who wait: answers to asks, and runs that have ended."""
+        news: list[tuple[str, bytes]] = []
+        for done, write in zip((d for d in self.reduced if d.transition), self.batch.runs, strict=True):
+            if done.effects.answers:
+                news += [_told(answer_name(answer.id), _encoder.encode(answer)) for answer in done.effects.answers]
+            if done.effects.ended:
+                news.append(_told(done.run_id, write.transition))
+        if news:
+            self.batch.news = _encoder.encode(news)
+
+    @property
+    def is_empty(self) -> bool:
+        batch = self.batch
+        return not (batch.runs or batch.acks or batch.plans or batch.sends or batch.sent or batch.poisons)
+
+
+def _told(name: str, payload: bytes) -> tuple[str, bytes]:
+    return name, payload if len(payload) <= NEWS_BYTES else b""
+
+
+def _stream_order(message: InboxMessage) -> tuple[int, int]:
+    ms, _, number = message.id.partition("-")
+    return int(ms), int(number)

@@ -1,0 +1,206 @@
+"""Reads the inboxes of all owned shards, with a few blocking commands.
+
+Owns: which inboxes are read, and when pending entries are read again. Must not: decode messages or acknowledge them
+(the commit does both). Called by: the daemon (runs the loop), membership (says when the set of shards changes).
+
+All shards of a daemon use the same group name, which is this session's: `lua/take.lua` destroys the last owner's group
+and makes this one from the first entry, so all that was never committed is read again. After an error, entries that a
+lost answer carried are pending; only reading from `0` shows them again.
+
+A blocked XREADGROUP looks at each of its streams again when one of them gets an entry: 2 to 3 µs a stream, before
+anybody is answered. So the shards are dealt to a few lanes, each with a connection: a start wakes one eighth of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import anyio
+
+from streamflow.daemon.shard import InboxMessage, OwnedShard
+from streamflow.errors import StoreError
+from streamflow.store.blocking_reads import Entry, GroupGone, InboxConnection
+
+_log = logging.getLogger("streamflow.inbox")
+
+LANES = 8
+BLOCK_MS = 5000
+REST = 0.001
+"""Seconds between two reads: what was read is committed before the server is made to look at all streams again."""
+COUNT = 64
+"""Entries of one shard in one answer, unless..."""
+HOT_COUNT = 2048
+"""...some had as many: then this, dealt to those. A hot run's messages become one transition if they come together."""
+HOT_BYTES = 256 * 1024
+"""An answer of this size says that entries are large: no more of them at once."""
+HIGH_WATER = 10_000
+"""Messages in memory at which reading pauses until the owner has caught up."""
+
+
+class InboxReader:
+    """`shards` is the daemon's table of owned shards; `on_messages(shard)` is called when one has new messages;
+    `on_group_gone(shard)` when its inbox can't be read as ours any more. One lane for each connection."""
+
+    def __init__(
+        self,
+        connections: Sequence[InboxConnection],
+        shards: dict[int, OwnedShard],
+        on_messages: Callable[[OwnedShard], None],
+        on_group_gone: Callable[[OwnedShard], None],
+    ) -> None:
+        self._shards = shards
+        self._caught_up = anyio.Event()
+        self._lanes = [Lane(self, one, on_messages, on_group_gone) for one in connections]
+
+    async def run(self) -> None:
+        async with anyio.create_task_group() as lanes:
+            for lane in self._lanes:
+                lanes.start_soon(lane.run)
+
+    async def shards_changed(self) -> None:
+        """Call when shards may have been taken or lost: the running reads go on with the new set."""
+        for number, lane in enumerate(self._lanes):
+            await lane.set_streams(
+                {
+                    shard.keys.inbox: shard
+                    for shard in self._shards.values()
+                    if shard.number % len(self._lanes) == number and not shard.draining and not shard.broken
+                }
+            )
+
+    def caught_up(self) -> None:
+        """The owner has taken messages out of memory."""
+        self._caught_up.set()
+
+    def buffered(self) -> int:
+        """Messages in memory that no batch has taken yet."""
+        return sum(len(shard.inbox) for shard in self._shards.values())
+
+    async def room(self) -> None:
+        while self.buffered() > HIGH_WATER:
+            if self._caught_up.is_set():  # else another lane waits for the same event
+                self._caught_up = anyio.Event()
+            await self._caught_up.wait()
+
+
+class Lane:
+    """Some of the shards, and the connection that reads them."""
+
+    def __init__(
+        self,
+        reader: InboxReader,
+        connection: InboxConnection,
+        on_messages: Callable[[OwnedShard], None],
+        on_group_gone: Callable[[OwnedShard], None],
+    ) -> None:
+        self._reader = reader
+        self._connection = connection
+        self._on_messages = on_messages
+        self._on_group_gone = on_group_gone
+        self._streams: dict[str, OwnedShard] = {}
+        self._reading: dict[str, OwnedShard] = {}
+        """What the running read has; not `_streams` when an interruption came too early."""
+        self._changed = anyio.Event()
+        self._check_pending = False
+        self._count = COUNT
+
+    async def set_streams(self, streams: dict[str, OwnedShard]) -> None:
+        if streams != self._streams:
+            self._streams = streams
+            # A read that is under way may be answered for a shard that was dropped and taken again meanwhile.
+            self._check_pending = True
+            self._changed.set()
+            self._changed = anyio.Event()
+        if self._reading is not self._streams:
+            await self._connection.interrupt()
+
+    async def run(self) -> None:
+        pause = 0.1
+        while True:
+            try:
+                await self.run_once()
+                pause = 0.1
+            except GroupGone as error:
+                _log.info("an inbox is no longer ours: %s", error)
+                self._check_pending = True
+                await self._find_gone()
+            except StoreError as error:
+                if pause == 0.1:
+                    _log.warning("%s; trying again until it works", error)
+                self._check_pending = True
+                await anyio.sleep(pause)
+                pause = min(pause * 2, 2.0)
+
+    async def _find_gone(self) -> None:
+        """Somebody took a shard from us, or its inbox vanished or was spoilt: ask one by one which, so that the others'
+        are read on."""
+        for stream, shard in self._streams.items():
+            try:
+                if not shard.dropped:
+                    await self._connection.read([stream], 1, pending=True)
+            except GroupGone:
+                self._on_group_gone(shard)
+            except StoreError:
+                return  # the next read says so, too
+
+    async def run_once(self) -> None:
+        """One read, of what is new or, after an error, of what is pending."""
+        if not self._streams:
+            await self._changed.wait()
+            return
+        await self._reader.room()
+        self._reading = self._streams
+        # A shard that was dropped may have been taken anew: its entries are for the one that takes its place.
+        streams = {stream: shard for stream, shard in self._streams.items() if not shard.dropped}
+        if not streams:
+            await self._changed.wait()
+        elif self._check_pending:
+            await self._read_pending(streams)
+        else:
+            entries = await self._connection.read(list(streams), self._count, pending=False)
+            self._count = _next_count(entries)
+            self._take_in(streams, entries)
+            await anyio.sleep(REST)
+
+    async def _read_pending(self, streams: dict[str, OwnedShard]) -> None:
+        """Read again what was read and isn't committed, as far as it isn't in memory."""
+        self._check_pending = False  # before: what is asked for from now on needs another read
+        for shard in streams.values():
+            shard.rereading(True)
+        try:
+            self._take_in(streams, await self._connection.read(list(streams), HIGH_WATER, pending=True))
+        finally:
+            for shard in streams.values():
+                shard.rereading(False)
+
+    def _take_in(self, streams: dict[str, OwnedShard], entries: list[Entry]) -> None:
+        for stream, entry_id, fields in entries:
+            shard = streams[stream]
+            if shard.dropped:
+                self._check_pending = True
+                continue
+            if entry_id in shard.known:
+                continue
+            shard.known.add(entry_id)
+            fields = fields or {}
+            shard.inbox.append(
+                InboxMessage(
+                    entry_id,
+                    fields.get(b"kind", b"").decode(errors="replace"),
+                    fields.get(b"run", b"").decode(errors="replace"),
+                    fields.get(b"body", b""),
+                    fields.get(b"header", b""),
+                )
+            )
+            self._on_messages(shard)
+
+
+def _next_count(entries: list[Entry]) -> int:
+    """How many entries of a shard the next answer may have: more than usual if a few shards had more than that."""
+    if len(entries) < COUNT:
+        return COUNT
+    full = sum(n >= COUNT for n in Counter(stream for stream, _, _ in entries).values())
+    size = sum(len((fields or {}).get(b"body", b"")) for _, _, fields in entries)
+    return max(COUNT, HOT_COUNT // full) if full and size < HOT_BYTES else COUNT

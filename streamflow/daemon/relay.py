@@ -1,0 +1,153 @@
+"""Carries messages between shards and to queues: what a commit put into an outbox goes to its target.
+
+Owns: the queue of messages that are on their way, and their order. Must not: decide anything; effects leave only after
+the commit that decided them, so this loop sees nothing earlier. Called by: the owner (hands messages over after a
+commit, and after a takeover those that the last owner left), the daemon (runs the loop).
+
+A target is a shard's inbox, or a partition of a queue. Each (source, target) pair is in order and has one delivery in
+flight; `lua/deliver.lua` and `lua/offer.lua` drop what they have seen.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import anyio
+
+from streamflow.daemon.shard import OwnedShard
+from streamflow.errors import StoreError
+from streamflow.model.codec import DECODE_ERRORS
+from streamflow.model.sharding import QUEUE_PARTITIONS
+from streamflow.store.connection import Call, Store
+from streamflow.store.kernel import Delivery, Kernel, Offer
+from streamflow.wire import to_delivery, to_offer
+
+_log = logging.getLogger("streamflow.relay")
+
+MESSAGES = 200
+BYTES = 1024 * 1024
+"""Limits of one delivery, so that a script stays short."""
+RETRY_PAUSE = 1.0
+"""Seconds until a target that refused a delivery gets it again; other targets needn't wait for it."""
+
+Target = int | tuple[str, int]
+"""A shard, or a queue and its partition."""
+
+
+class Relay:
+    def __init__(self, store: Store, kernel: Kernel) -> None:
+        self._store = store
+        self._kernel = kernel
+        self._waiting: dict[tuple[int, Target], tuple[OwnedShard, list[Delivery | Offer]]] = {}
+        self._refused: dict[tuple[int, Target], float] = {}
+        """When (monotonic s) a pair whose target refused its messages is tried again."""
+        self._known_queues: set[str] = set()
+        self._some = anyio.Event()
+
+    @property
+    def waiting(self) -> int:
+        return sum(len(deliveries) for _, deliveries in self._waiting.values())
+
+    def hand_over(self, source: OwnedShard, messages: Iterable[tuple[str, int, str, str, bytes]]) -> None:
+        """Messages of `source`'s outbox in order: (number, shard or partition, kind, run id, body)."""
+        for number, target, kind, run_id, body in messages:
+            try:
+                if target < 0:
+                    raise ValueError("it has no target")
+                one, place = _addressed(number, target, kind, run_id, body)
+            except DECODE_ERRORS as error:
+                _log.error("outbox entry %s of shard %d can't be read and is dropped: %s", number, source.number, error)
+                source.sent.append(number)
+                continue
+            pair = (source.number, place)
+            if pair not in self._waiting or self._waiting[pair][0] is not source:  # the shard was taken anew
+                self._waiting[pair] = (source, [])
+            self._waiting[pair][1].append(one)
+        self._some.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._some.wait()
+            self._some = anyio.Event()
+            if not await self.run_once():
+                with anyio.move_on_after(RETRY_PAUSE):
+                    await self._some.wait()
+                self._some.set()
+
+    async def run_once(self) -> bool:
+        """Deliver what waits, in one pipeline. False when something must be tried again."""
+        going: list[tuple[tuple[int, Target], OwnedShard, list[Delivery | Offer]]] = []
+        now = time.monotonic()
+        self._refused = {pair: until for pair, until in self._refused.items() if until > now}
+        for pair, (source, deliveries) in list(self._waiting.items()):
+            if source.dropped:  # the next owner finds them in the outbox
+                del self._waiting[pair]
+                continue
+            if pair in self._refused:
+                continue
+            chunk = _first_chunk(deliveries)
+            going.append((pair, source, chunk))
+        calls = [self._call(target, source, chunk) for (_, target), source, chunk in going]
+        if not calls:
+            return not self._refused
+        try:
+            await self._register_queues(target for (_, target), _, _ in going)
+            answers = await self._store.send(calls)
+        except StoreError as error:
+            _log.warning("messages for shards and queues wait: %s", error)
+            return False
+        for (pair, source, chunk), answer in zip(going, answers, strict=True):
+            if isinstance(answer, Exception):
+                _log.error("%s doesn't take messages from shard %d: %s", _name_of(pair[1]), pair[0], answer)
+                self._refused[pair] = time.monotonic() + RETRY_PAUSE
+                continue
+            if pair not in self._waiting or self._waiting[pair][0] is not source:
+                continue  # taken anew meanwhile: the outbox was read again, and its target drops what it has seen
+            queue = self._waiting[pair][1]
+            source.sent.extend(delivery.number for delivery in chunk)
+            del queue[: len(chunk)]
+            if queue:
+                self._some.set()
+            else:
+                del self._waiting[pair]
+        return not self._refused
+
+    def _call(self, target: Target, source: OwnedShard, chunk: list[Any]) -> Call[str]:
+        """All messages of a pair are of one kind: deliveries for a shard, offers for a queue."""
+        if isinstance(target, int):
+            return self._kernel.deliver(target, source.number, chunk)
+        return self._kernel.offer(*target, source.number, chunk)
+
+    async def _register_queues(self, targets: Iterable[Target]) -> None:
+        """Queues that this daemon sends to for the first time, so that `status` knows which there are."""
+        new = {target[0] for target in targets if not isinstance(target, int)} - self._known_queues
+        if new:
+            words = [word for queue in sorted(new) for word in (queue, QUEUE_PARTITIONS)]
+            await self._store.one(Call.plain("HSET", self._kernel.keys.queues, *words))
+            self._known_queues |= new
+
+
+def _addressed(number: str, target: int, kind: str, run_id: str, body: bytes) -> tuple[Delivery | Offer, Target]:
+    """Raises one of `DECODE_ERRORS`."""
+    if kind in ("step", "revoke"):
+        queue, offer = to_offer(number, kind, run_id, body)
+        if target >= QUEUE_PARTITIONS:
+            raise ValueError(f"a queue has no partition {target}")
+        return offer, (queue, target)
+    return to_delivery(number, kind, run_id, body), target
+
+
+def _name_of(target: Target) -> str:
+    return f"shard {target}" if isinstance(target, int) else f"partition {target[1]} of queue {target[0]}"
+
+
+def _first_chunk(deliveries: list[Delivery | Offer]) -> list[Delivery | Offer]:
+    size = 0
+    for count, delivery in enumerate(deliveries):
+        size += len(delivery.body)
+        if count == MESSAGES or (count and size > BYTES):
+            return deliveries[:count]
+    return deliveries[:]

@@ -1,0 +1,285 @@
+"""The periodic rollup: stores each shard's part of the views, and merges all parts into the cross-shard views.
+
+Owns: checkpoints of owned shards, the merged views' keys (one daemon, the leader, writes them), trimming (inside
+`fold`), and forgetting of ended runs. Must not: be needed for any run to go on. Called by: the daemon (runs the loops),
+membership (stores a shard's part before releasing it, says who leads), the rebuild command.
+
+A part is stored together with the log entry up to which it counts, so storing it twice, or by two owners in turn, is
+harmless, and after a crash the next owner folds what is missing from the log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import msgspec
+
+from streamflow.daemon.clock import ServerClock
+from streamflow.daemon.owner import Owner
+from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.takeover import fold_entry
+from streamflow.errors import StoreError
+from streamflow.model.codec import DECODE_ERRORS
+from streamflow.model.record import Status, decode_header
+from streamflow.model.sharding import Partition
+from streamflow.settings import Settings
+from streamflow.store.connection import Call, Store
+from streamflow.store.kernel import Answer, Folded, Kernel
+from streamflow.views.shard_views import ShardViews, merge_oldest
+from streamflow.workflow.app import App
+
+_log = logging.getLogger("streamflow.rollup")
+
+CHUNK = 32
+"""Shards in one pipeline, and..."""
+MERGES = 16
+"""...merges in a row: a daemon serves runs in between."""
+SWEEP_EVERY = 60.0
+"""Seconds between two looks for ended runs whose retention is over."""
+SWEEP_RUNS = 200
+SOURCES = 100
+"""Clients whose post numbers a shard keeps, however old they are."""
+SOURCE_AGE_MS = 3_600_000
+QUIET_ROUNDS = 130
+"""Rollups after the last change for which rates are still falling and views are merged again."""
+
+
+class Rollup:
+    def __init__(
+        self,
+        app: App,
+        store: Store,
+        kernel: Kernel,
+        owner: Owner,
+        clock: ServerClock,
+        settings: Settings,
+        *,
+        shards: int,
+        partition: Partition,
+        others_folds: Callable[[], int],
+    ) -> None:
+        self.leading = False
+        self.folds = 0
+        """Checkpoints stored so far: in the beat, so that the leader knows when there is something to merge."""
+        self._app = app
+        self._store = store
+        self._kernel = kernel
+        self._owner = owner
+        self._clock = clock
+        self._settings = settings
+        self._shards = shards
+        self._partition = partition
+        self._others_folds = others_folds
+        self._merged_folds = -1
+        self._quiet = 0
+
+    @property
+    def unfolded(self) -> int:
+        """Log entries of this daemon's shards that the stored views don't count yet."""
+        return sum(shard.unfolded for shard in self._owner.shards.values())
+
+    async def run(self) -> None:
+        while True:
+            await anyio.sleep(self._settings.rollup)
+            try:
+                await self.run_once()
+            except StoreError as error:
+                _log.warning("the views wait: %s", error)
+
+    async def run_once(self) -> None:
+        self._owner.flush()
+        await self.store_partials([shard for shard in self._owner.shards.values() if shard.offset != shard.folded])
+        if self.leading:
+            await self._merge_if_changed()
+
+    async def store_partials(self, shards: Iterable[OwnedShard]) -> None:
+        """Store what these shards count now, with the log entry up to which that is."""
+        going = [shard for shard in shards if shard.offset != shard.folded and not shard.dropped]
+        for first in range(0, len(going), CHUNK):
+            await self._store_chunk(going[first : first + CHUNK])
+
+    async def _store_chunk(self, going: list[OwnedShard]) -> None:
+        now = self._clock.now_ms()
+        calls: list[Call[Folded]] = []
+        counted: list[tuple[str, int]] = []
+        for shard in going:
+            shard.views.prune(now)
+            counted.append((shard.offset, shard.unfolded))
+            calls.append(
+                self._kernel.fold(
+                    shard.number,
+                    shard.token,
+                    shard.offset,
+                    shard.views.encode(),
+                    self._settings.log_entries,
+                    sorted(shard.workflows),
+                )
+            )
+        answers: list[Folded | StoreError] = await self._store.send(calls)
+        for shard, (offset, unfolded), answer in zip(going, counted, answers, strict=True):
+            if isinstance(answer, StoreError):
+                _log.error("the views of shard %d can't be stored: %s", shard.number, answer)
+            elif answer.answer is Answer.STALE:
+                # A failover lost log entries that the stored part counts: the log is the truth.
+                _log.warning("the stored views of shard %d are ahead of its log; rebuild them", shard.number)
+                shard.folded = offset
+            elif answer.answer is Answer.OK:
+                shard.folded = offset
+                shard.unfolded -= unfolded
+                self.folds += 1
+
+    async def _merge_if_changed(self) -> None:
+        folds = self.folds + self._others_folds()
+        if folds == self._merged_folds:
+            self._quiet += 1
+            if self._quiet > QUIET_ROUNDS:
+                return
+        else:
+            self._quiet = 0
+        await merge_views(self._store, self._kernel, self._shards, self._clock.now_ms(), self._own_partials())
+        self._merged_folds = folds
+
+    def _own_partials(self) -> dict[int, ShardViews]:
+        """Parts of shards that this daemon owns and has stored just now: they needn't be read back."""
+        return {n: shard.views for n, shard in self._owner.shards.items() if shard.folded == shard.offset != "0-0"}
+
+    # --- forgetting ---------------------------------------------------------------------------------------------------
+
+    async def run_sweeps(self) -> None:
+        while True:
+            await anyio.sleep(SWEEP_EVERY)
+            try:
+                await self.sweep_sources()
+                while self._settings.retention and await self.sweep():
+                    pass
+            except StoreError as error:
+                _log.warning("ended runs stay a little longer: %s", error)
+
+    async def sweep_sources(self) -> None:
+        """Drop the post numbers of clients that haven't posted for a while: nothing of theirs is sent again."""
+        owned = list(self._owner.shards.values())
+        sizes = await self._store.send([Call.plain("HLEN", shard.keys.seen) for shard in owned])
+        crowded = [shard for shard, size in zip(owned, sizes, strict=True) if size > self._shards + SOURCES]
+        before = self._clock.now_ms() - SOURCE_AGE_MS
+        for shard in crowded:
+            seen: dict[bytes, bytes] = await self._store.one(Call.plain("HGETALL", shard.keys.seen))
+            old = [source for source, last in seen.items() if source.startswith(b"client:") and _posted(last) < before]
+            if old:
+                await self._store.one(Call.plain("HDEL", shard.keys.seen, *old[:5000]))
+
+    async def sweep(self) -> bool:
+        """Forget ended runs of owned shards whose retention is over. Whether there are more."""
+        before = self._clock.now_ms() - int(self._settings.retention * 1000)
+        places = [
+            (shard, self._kernel.keys.shard(shard.number).index(status, name))
+            for shard in self._owner.shards.values()
+            for name in shard.workflows
+            for status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+        ]
+        listings = await self._store.send(
+            [Call.plain("ZRANGEBYSCORE", key, "-inf", before, "LIMIT", 0, SWEEP_RUNS) for _, key in places]
+        )
+        more = False
+        for (shard, key), listing in zip(places, listings, strict=True):
+            if isinstance(listing, StoreError) or not listing:
+                continue
+            run_ids = [run_id.decode(errors="replace") for run_id in listing]
+            gone = await forget_runs(self._store, self._kernel, shard.number, run_ids)
+            if not gone:  # listed, and not there: they would be looked at for ever
+                gone = await self._store.one(Call.plain("ZREM", key, *listing))
+            more = more or (gone > 0 and len(listing) == SWEEP_RUNS)
+        return more
+
+
+async def forget_runs(store: Store, kernel: Kernel, shard: int, run_ids: list[str]) -> int:
+    """Delete ended runs of one shard; open ones stay. Gives their number."""
+    peeked = await store.one(kernel.peek(shard, run_ids))
+    headers = [(run_id, decode_header(header)) for run_id, (header, _) in zip(run_ids, peeked, strict=True) if header]
+    return await store.one(kernel.forget(shard, headers)) if headers else 0
+
+
+async def merge_views(
+    store: Store, kernel: Kernel, shards: int, now_ms: int, known: dict[int, ShardViews] | None = None
+) -> None:
+    """Merge the parts of all shards into the cross-shard views and store those. `known`: parts that needn't be read."""
+    known = known or {}
+    keys = kernel.keys
+    fields = [("oldest",) if n in known else ("oldest", "partial") for n in range(shards)]
+    answers: list[Any] = []
+    for first in range(0, shards, CHUNK):
+        chunk = range(first, min(first + CHUNK, shards))
+        answers += await store.send([Call.plain("HMGET", keys.shard(n).views, *fields[n]) for n in chunk])
+    merged = ShardViews()
+    oldest: list[list[tuple[str, str, int]]] = []
+    for number, answer in enumerate(answers):
+        if number % MERGES == 0:
+            await anyio.lowlevel.checkpoint()  # runs must not wait for a thousand merges
+        if isinstance(answer, StoreError):
+            _log.error("the views of shard %d can't be read: %s", number, answer)
+            continue
+        oldest.append(_decode_oldest(answer[0]))
+        if number in known:
+            merged.merge(known[number])
+        elif answer[1] is not None:
+            try:
+                merged.merge(ShardViews.decode(answer[1]))
+            except DECODE_ERRORS as error:
+                _log.error("the views of shard %d can't be read, rebuild them: %s", number, error)
+    rendered: dict[str, Any] = merged.render(now_ms)
+    rendered["oldest"] = merge_oldest(oldest)
+    await store.send(
+        [
+            Call.plain("SET", keys.view(name), msgspec.json.encode({"as_of": now_ms, "value": value}))
+            for name, value in rendered.items()
+        ]
+    )
+
+
+async def rebuild_views(store: Store, kernel: Kernel, shards: int, now_ms: int) -> int:
+    """Make all views again from the logs, and from what was counted before the logs were trimmed.
+
+    Gives the number of log entries folded. Owners keep their own parts in memory, so stop the daemons first, or their
+    next checkpoint overwrites this one with the same numbers.
+    """
+    folded = 0
+    for number in range(shards):
+        keys = kernel.keys.shard(number)
+        base, base_offset, offset = await store.one(Call.plain("HMGET", keys.views, "base", "base_offset", "offset"))
+        views, after = ShardViews(), "0-0"
+        if base is not None and base_offset is not None:
+            views, after = ShardViews.decode(base), base_offset.decode()
+        position = after
+        while True:
+            start = f"({position}" if position != "0-0" else "-"
+            entries = await store.one(Call.plain("XRANGE", keys.log, start, "+", "COUNT", 1000))
+            for entry_id, fields in entries:
+                fold_entry(views, fields)
+                position = entry_id.decode()
+                folded += 1
+            if len(entries) < 1000:
+                break
+        if offset is not None or position != "0-0":
+            await store.send([Call.plain("HSET", keys.views, "partial", views.encode(), "offset", position)])
+    await merge_views(store, kernel, shards, now_ms)
+    return folded
+
+
+def _posted(last: bytes) -> int:
+    """When a client posted last: `<number> <ms> <answers>`."""
+    words = last.split(b" ")
+    return int(words[1]) if len(words) == 3 and words[1].isdigit() else 0
+
+
+def _decode_oldest(data: bytes | None) -> list[tuple[str, str, int]]:
+    rows: list[tuple[str, str, int]] = []
+    try:
+        for line in (data or b"").decode().splitlines():
+            run_id, score, workflow = line.split(" ", 2)
+            rows.append((run_id, workflow, int(float(score))))
+    except ValueError as error:
+        _log.error("the oldest runs of a shard can't be read: %s", error)
+    return rows

@@ -1,0 +1,1 @@
+"""What `streamflow demo` runs and shows."""

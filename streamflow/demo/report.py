@@ -1,0 +1,77 @@
+"""What the demo prints: lines of progress, and the table and facts at the end.
+
+Owns: their wording. Must not: measure or count. Called by: the demo.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from streamflow.screen.sanitize import safe, safe_text
+from streamflow.screen.style import BAD, MUTED, OK, TITLE, duration
+
+if TYPE_CHECKING:
+    from streamflow.demo.run import Facts
+
+
+def say(console: Console, seconds: float, line: str) -> None:
+    console.print(Text(f"{seconds:6.1f} s  ", style=MUTED).append(safe(line), style="default"), soft_wrap=True)
+
+
+def show(facts: Facts, console: Console) -> None:
+    console.print()
+    console.print(_packages(facts))
+    console.print()
+    console.print(_facts(facts))
+
+
+def _packages(facts: Facts) -> Table:
+    table = Table(box=None, pad_edge=False, header_style=MUTED, padding=(0, 2, 0, 0))
+    table.add_column("PACKAGE", no_wrap=True, overflow="ellipsis", max_width=24)
+    for name in ("FILES", "LINES", "FUNCTIONS", "CLASSES", "IMPORTS"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("LONGEST FUNCTION", no_wrap=True, overflow="ellipsis")
+    for one in facts.result.largest:
+        table.add_row(safe_text(one.name), *_counts(one.totals))
+    table.add_row(Text(f"all {facts.packages:,}", style=TITLE), *_counts(facts.result.totals))
+    return table
+
+
+def _counts(totals: object) -> list[str | Text]:
+    from streamflow.demo.flows import Totals
+
+    assert isinstance(totals, Totals)
+    numbers = (totals.files, totals.lines, totals.functions, totals.classes, totals.imports)
+    longest = totals.longest
+    where = "" if longest is None else f"{longest.name}, {longest.lines:,} lines"
+    return [*(f"{number:,}" for number in numbers), safe_text(where, MUTED)]
+
+
+def _facts(facts: Facts) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style=MUTED, no_wrap=True)
+    table.add_column()
+    table.add_row("runs completed", f"{facts.runs_completed:,}")
+    again = facts.steps_executed - facts.steps_recorded
+    table.add_row("steps recorded", f"{facts.steps_recorded:,}, each exactly once")
+    table.add_row("steps executed", f"{facts.steps_executed:,}, {again:,} of them again, after the kill")
+    if facts.recovery_s is not None and facts.shards_recovered_s is not None:
+        at = f"{facts.files_recorded_at_kill:,} of {facts.files:,} files recorded"
+        table.add_row("killed with SIGKILL", f"one of {facts.daemons} daemons, {facts.killed_shards} shards, at {at}")
+        owned = duration(facts.shards_recovered_s * 1000)
+        table.add_row("recovered after", f"{duration(facts.recovery_s * 1000)} (all shards owned: {owned})")
+    totals = facts.result.totals
+    table.add_row("files", f"{totals.files:,} parsed, {totals.skipped:,} not Python of this version")
+    took = f"{duration(facts.wall_s * 1000)}; the direct count took {duration(facts.direct_s * 1000)}"
+    table.add_row("took", took)
+    verdict = (
+        Text("equal to the direct count by one process without streamflow", style=OK)
+        if facts.equal
+        else Text(f"DIFFERENT from the direct count: {safe(str(facts.direct.totals))}", style=BAD)
+    )
+    table.add_row("merged totals", verdict)
+    return table

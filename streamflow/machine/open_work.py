@@ -1,0 +1,277 @@
+"""What is open in a run, and when the next of it is due.
+
+Owns: the state of a run between two transitions: steps with their attempts, timers, children, and what each recorded
+fact means for them, also for a history whose code can't be run.
+Must not: know clocks, I/O or event loops; take inputs or end a run (`running.py` does), run user code.
+Called by: `running.py`, which builds on it; the owner asks it what runs and what is due.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any, cast
+
+from streamflow.errors import (
+    Cancelled,
+    Diverged,
+)
+from streamflow.events import (
+    AnyEvent,
+    ChildCompleted,
+    ChildFailed,
+    ChildStarted,
+    RunContinued,
+    RunStarted,
+    StepCancelled,
+    StepCompleted,
+    StepFailed,
+    StepRetrying,
+    StepScheduled,
+    TimerFired,
+    TimerSet,
+)
+from streamflow.machine.transition import Effects, Ending
+from streamflow.model.attributes import Attribute
+from streamflow.model.record import Status
+from streamflow.workflow.actions import ChildCall, Sleep, StepCall, StepJob
+from streamflow.workflow.app import App, Workflow, missing_step
+from streamflow.workflow.awaitable import PENDING, Fiber, Operation
+
+if TYPE_CHECKING:
+    from streamflow.model.sharding import Partition
+
+WORKER_LOST = "WorkerLost"
+"""Kind of the failure of an attempt whose worker died or fell silent."""
+DELIVERIES = 3
+"""Workers that a step may take with it before it fails."""
+
+
+class Books:
+    """The open steps, timers and children of one run, and who the run is."""
+
+    __slots__ = (
+        "_rng",
+        "app",
+        "at",
+        "attributes",
+        "cancelling",
+        "children",
+        "current",
+        "diverged",
+        "effects",
+        "ended",
+        "ending",
+        "events_count",
+        "in_steps",
+        "live",
+        "lives",
+        "parent",
+        "partition",
+        "ready",
+        "reason",
+        "run_id",
+        "schedule",
+        "seq",
+        "started",
+        "status",
+        "steps",
+        "stuck",
+        "tenant",
+        "timers",
+        "too_deep",
+        "version",
+        "workflow",
+    )
+
+    def __init__(self, app: App, partition: Partition, run_id: str, workflow: str = "") -> None:
+        self.app = app
+        self.partition = partition
+        self.run_id = run_id
+        self.workflow = workflow
+        self.tenant = ""
+        self.parent = ""
+        self.status = Status.PENDING
+        self.ended = False
+        self.ending: Ending | None = None
+        """How the code has ended, while children that it waits for go on."""
+        self.version = 0
+        """Of the workflow's code."""
+        self.lives = 0
+        """How often the run has continued as new."""
+        self.live = True
+        """False during a replay, whose effects have taken place already."""
+        self.started = 0
+        """Shard-clock ms of the start; 0 before."""
+        self.at = 0
+        """Shard-clock ms of the last transition. It never goes backwards."""
+        self.events_count = 0
+        self.seq = 0
+        self.steps: dict[int, StepCall] = {}
+        self.timers: dict[int, Operation] = {}
+        self.children: dict[int, ChildCall] = {}
+        self.schedule: list[tuple[int, int]] = []
+        """A heap of (due, seq) of timers and retries; entries of what is gone already are skipped."""
+        self.in_steps = 0
+        """How many steps run at the owner now."""
+        self.current: Fiber | None = None
+        """The fiber whose code runs."""
+        self.ready: list[Fiber] = []
+        self.cancelling = 0
+        """Fibers that are being cancelled, each because of the one before."""
+        self.too_deep: list[tuple[Fiber, Cancelled]] = []
+        """Those whose turn comes when the outermost is done."""
+        self.effects = Effects()
+        self.attributes: Mapping[str, Attribute] | None = None
+        """What the code has set so far (a replay sets it again): limits are checked against it."""
+        self.stuck = False
+        """Whether the history is in stuck state: a RunStuck without a RunResumed after it."""
+        self.reason = ""
+        """Why user code can't run. Empty: it can."""
+        self.diverged: Diverged | None = None
+        self._rng: random.Random | None = None
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a step runs at the owner now (not one that waits for a retry, not one of a queue)."""
+        return self.in_steps > 0
+
+    @property
+    def next_due(self) -> int | None:
+        """Shard-clock ms of the earliest timer or retry."""
+        schedule = self.schedule
+        while schedule:
+            due, seq = schedule[0]
+            if self._is_due(seq, due):
+                return due
+            heappop(schedule)
+        return None
+
+    def running_jobs(self) -> list[StepJob]:
+        """After a rehydration: the owner's attempts to start again, under the same numbers. Queues keep theirs."""
+        return [call.job() for call in self.steps.values() if call.due is None and call.is_local]
+
+    # --- what is opened ------------------------------------------------------------------------------------------
+
+    def add_step(self, call: StepCall) -> None:
+        self.steps[call.seq] = call
+        if call.is_local:
+            self.in_steps += 1
+        if self.live:
+            self.effects.jobs.append(call.job())
+
+    def restore_step(self, call: StepCall) -> None:
+        self.steps[call.seq] = call
+        if call.due is not None:
+            heappush(self.schedule, (call.due, call.seq))
+        elif call.is_local:
+            self.in_steps += 1
+
+    def add_timer(self, operation: Operation, due: int) -> None:
+        self.timers[operation.seq] = operation
+        heappush(self.schedule, (due, operation.seq))
+
+    # --- what facts mean -----------------------------------------------------------------------------------------
+
+    def _begin(self, event: RunStarted) -> None:
+        self.workflow = event.workflow
+        self.tenant = event.tenant
+        self.parent = event.parent
+        self.version = event.version
+        self.started = self.at
+        self.status = Status.RUNNING
+
+    def _is_due(self, seq: int, due: int) -> bool:
+        call = self.steps.get(seq)
+        return seq in self.timers if call is None else call.due == due
+
+    def _close_step(self, call: StepCall) -> None:
+        del self.steps[call.seq]
+        if call.due is None and call.is_local:
+            self.in_steps -= 1
+
+    def _track(self, event: AnyEvent) -> Operation | None:
+        """Note what a fact means for what is open; gives the operation that it is about, if that is still open."""
+        kind = type(event)
+        if kind is StepCompleted or kind is StepFailed:
+            call = self.steps.get(cast("StepCompleted", event).seq)
+            if call is not None:
+                self._close_step(call)
+            return call
+        if kind is StepRetrying:
+            retrying = cast("StepRetrying", event)
+            call = self.steps.get(retrying.seq)
+            if call is not None:
+                if call.due is None and call.is_local:
+                    self.in_steps -= 1
+                call.attempt = retrying.attempt + 1
+                call.lost += retrying.failure.kind == WORKER_LOST
+                call.details = retrying.details
+                call.due = retrying.due
+                heappush(self.schedule, (retrying.due, retrying.seq))
+            return call
+        if kind is TimerFired:
+            return self.timers.pop(cast("TimerFired", event).seq, None)
+        if kind is ChildCompleted or kind is ChildFailed:
+            return self.children.pop(cast("ChildCompleted", event).seq, None)
+        if kind is StepCancelled:  # seen here only when no code runs
+            call = self.steps.get(cast("StepCancelled", event).seq)
+            if call is not None:
+                self._close_step(call)
+        return None
+
+    def _track_blindly(self, event: AnyEvent) -> None:
+        """As `_track`, for a history whose code can't be run: decisions open stand-ins."""
+        if isinstance(event, RunStarted):
+            self._begin(event)
+        elif isinstance(event, StepScheduled):
+            step = self.app.steps.get(event.name) or missing_step(event.name)
+            call = StepCall(step if (step.queue or "") == event.queue else step.options(queue=event.queue or None))
+            call.seq, call.state, call.payload, call.args = event.seq, PENDING, event.args, None
+            self.add_step(call)
+        elif isinstance(event, TimerSet):
+            timer = Sleep(0)
+            timer.seq, timer.state = event.seq, PENDING
+            self.add_timer(timer, event.due)
+        elif isinstance(event, ChildStarted):
+            self.children[event.seq] = self.open_child(event.seq, event.name, event.run_id, event.on_parent_end)
+        elif isinstance(event, RunContinued):
+            self._forget_open()
+            self.started = event.started
+            self.version = event.version
+            self.lives = event.lives
+            for seq, name, run_id in event.children:
+                self.children[seq] = self.open_child(seq, name, run_id, "wait")
+        else:
+            self._track(event)
+        self.seq = max(self.seq, getattr(event, "seq", 0))
+
+    def open_child(self, seq: int, name: str, run_id: str, on_parent_end: str) -> ChildCall:
+        """A child that is known from a record, and that no code waits for."""
+        child = ChildCall(self.app.workflows.get(name) or unknown_child(name))
+        child.seq, child.state, child.run_id, child.args = seq, PENDING, run_id, None
+        child.on_parent_end = on_parent_end
+        return child
+
+    def _forget_open(self) -> None:
+        self.steps.clear()
+        self.timers.clear()
+        self.children.clear()
+        self.schedule.clear()
+        self.in_steps = 0
+
+    def _stop_attempt(self, call: StepCall) -> None:
+        """The step's present attempt, if there is one, runs for nothing now."""
+        if call.step.queue is None:
+            self.effects.cancelled.append(call.seq)
+        elif call.due is None or call.due <= self.at:  # what was due may have been offered: no fact says so
+            self.effects.revoked.append(call.job())
+
+
+def unknown_child(name: str) -> Workflow[..., Any]:
+    """Stand-in for the workflow of a child that this app doesn't register: its result is plain data."""
+
+    async def gone(*, _: Any = None) -> Any: ...
+
+    return Workflow(gone, name)

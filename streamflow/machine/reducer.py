@@ -1,0 +1,511 @@
+"""Reducers: runs whose code is one function `(state, event) -> Decision`, and whose state is their snapshot.
+
+Owns: the public event types, `Decision`, `Complete`, `Fail`, the machine and its snapshot.
+Must not: know clocks, I/O or event loops; need a history (the newest transitions are kept for people to read).
+Called by: the owner through `machine.rehydrate`.
+
+The state lives as bytes between two transitions, so a reducer gets the same whether its run was in memory or not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Sequence
+from typing import Any, cast
+
+import msgspec
+from msgspec import Raw
+
+from streamflow.errors import Failure, PayloadInvalid, PayloadTooLarge, UsageError
+from streamflow.events import (
+    NOTHING,
+    AnyEvent,
+    AskAnswered,
+    AskReceived,
+    CancelRequested,
+    ChildCompleted,
+    ChildFailed,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+    RunStuck,
+    SignalReceived,
+    StepCompleted,
+    StepFailed,
+    TimerFired,
+    Transition,
+)
+from streamflow.machine.open_work import unknown_child
+from streamflow.machine.run import RunMachine
+from streamflow.model import codec
+from streamflow.model.failures import failure_of
+from streamflow.workflow.actions import ChildCall, SignalSend, SignalWait, Sleep, StepCall
+from streamflow.workflow.app import Reducer, Step, missing_step
+from streamflow.workflow.awaitable import PASSING, PENDING, Fiber, Operation
+from streamflow.workflow.retry import Retry
+
+# --- what a reducer gets --------------------------------------------------------------------------------------------
+
+
+class Started(msgspec.Struct, frozen=True):
+    """The first event. `input`: what the run was started with, as plain data."""
+
+    input: Any
+
+
+class Signal(msgspec.Struct, frozen=True):
+    name: str
+    value: Any
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """Somebody waits for an answer: give `Answer(event.id, …)` or `Refuse(event.id, …)` as a command, now or later."""
+
+    id: str
+    name: str
+    value: Any
+
+
+class StepDone(msgspec.Struct, frozen=True):
+    """`tag` is what `step.options(tag=…)` said; `result` has the type that the step's annotation says."""
+
+    step: str
+    seq: int
+    tag: str
+    result: Any
+
+
+class StepError(msgspec.Struct, frozen=True):
+    """A step failed for good, after its retries."""
+
+    step: str
+    seq: int
+    tag: str
+    failure: Failure
+
+
+class TimerDone(msgspec.Struct, frozen=True):
+    seq: int
+    tag: str
+
+
+class ChildDone(msgspec.Struct, frozen=True):
+    workflow: str
+    run_id: str
+    seq: int
+    tag: str
+    result: Any
+
+
+class ChildError(msgspec.Struct, frozen=True):
+    """A child run failed, or was cancelled."""
+
+    workflow: str
+    run_id: str
+    seq: int
+    tag: str
+    failure: Failure
+    cancelled: bool = False
+
+
+class CancelRequest(msgspec.Struct, frozen=True):
+    """Somebody asked for the end. Unless the decision completes or fails the run, it ends as cancelled."""
+
+    reason: str
+
+
+Event = Started | Signal | Asked | StepDone | StepError | TimerDone | ChildDone | ChildError | CancelRequest
+
+# --- what a reducer gives -------------------------------------------------------------------------------------------
+
+
+class Complete(msgspec.Struct, frozen=True):
+    """The run is completed, with this result."""
+
+    result: Any = None
+
+
+class Fail(msgspec.Struct, frozen=True):
+    """The run has failed."""
+
+    message: str
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The answer to the question with this id."""
+
+    id: str
+    result: Any = None
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """The question with this id gets no answer: its asker sees `AskRefused` with the reason."""
+
+    id: str
+    reason: str = ""
+
+
+Command = Awaitable[Any] | Answer | Refuse | Complete | Fail
+"""A call of a step or workflow, `sf.sleep(…)`, `sf.send_signal(…)` (none of them awaited), `Answer`, `Refuse`,
+`Complete` or `Fail`."""
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """The new state, and what to do.
+
+    >>> sf.Decision(state, [fetch.options(tag="page")(url), sf.sleep(60, tag="late")])
+    """
+
+    state: Any
+    commands: Sequence[Command] = ()
+
+
+# --- the snapshot ---------------------------------------------------------------------------------------------------
+
+
+class _Overrides(msgspec.Struct, array_like=True):
+    timeout: float | None
+    queue: str | None
+    retry: tuple[int, float, float, float, float, list[str]]
+
+
+class _OpenStep(msgspec.Struct, array_like=True):
+    seq: int
+    name: str
+    args: Raw
+    tag: str
+    attempt: int
+    due: int | None
+    overrides: _Overrides | None
+    lost: int = 0
+    details: Raw = NOTHING
+    queue: str | None = None
+    """Where its attempt is: a later deploy may name another queue. Empty: at the owner; None: an older record."""
+
+
+class _Held(msgspec.Struct, array_like=True):
+    """A fact that came while the run was stuck, with what its closed operation knew."""
+
+    event: AnyEvent
+    tag: str
+    run_id: str
+
+
+class _Snapshot(msgspec.Struct, array_like=True):
+    state: Raw
+    seq: int
+    steps: list[_OpenStep]
+    timers: list[tuple[int, int, str]]
+    children: list[tuple[int, str, str, str, str]]
+    started: int
+    tenant: str
+    parent: str
+    at: int
+    events_count: int
+    stuck: bool
+    held: list[_Held]
+    ending: RunCompleted | RunFailed | RunCancelled | None = None
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Snapshot).decode
+
+
+class ReducerMachine(RunMachine):
+    __slots__ = ("_data", "_held", "_state")
+
+    def __init__(self, app: Any, partition: Any, run_id: str, workflow: str = "") -> None:
+        super().__init__(app, partition, run_id, workflow)
+        self._data: Raw | None = None
+        """The state between transitions; None before the first event was reduced."""
+        self._state: Any = None
+        """The state during one."""
+        self._held: list[_Held] = []
+
+    @property
+    def _definition(self) -> Reducer:
+        return cast("Reducer", self.app.workflows[self.workflow])
+
+    @property
+    def rng(self) -> random.Random:
+        """Seeded for each transition: a snapshot doesn't keep the state of a generator."""
+        if self._rng is None:
+            self._rng = random.Random(f"{self.run_id}@{self.started}#{self.events_count}")
+        return self._rng
+
+    # --- driving user code ------------------------------------------------------------------------------------------
+
+    def _take_all(self, inputs: list[Any]) -> None:
+        if self.reason or self.effects.ended:
+            super()._take_all(inputs)
+            return
+        if not self.effects.events:  # else it has just resumed, and drew from this transition's already
+            self._rng = None
+        self._load()
+        super()._take_all(inputs)
+        self._store()
+
+    def _load(self) -> None:
+        if self._data is not None:
+            self._state = codec.decode(self._data, self._definition.state_type, self._what)
+
+    def _store(self) -> None:
+        if not self.effects.ended and self.started:
+            try:
+                self._data = Raw(codec.encode(self._state, self._what))
+            except (PayloadInvalid, PayloadTooLarge) as error:
+                self._fail(failure_of(error))
+        self._state = None
+
+    @property
+    def _what(self) -> str:
+        return f"state of reducer {self.workflow}"
+
+    def _deliver(self, event: AnyEvent, operation: Operation | None, value: Any, error: Exception | None) -> None:
+        if self.ending is not None:
+            self._end_if_alone()
+            return
+        tag, run_id = _tag(operation), operation.run_id if isinstance(operation, ChildCall) else ""
+        if self.reason:
+            self._held.append(_Held(event, tag, run_id))
+        else:
+            self._hand_over(event, tag, run_id, value)
+
+    def _hand_over(self, event: AnyEvent, tag: str, run_id: str, value: Any) -> None:
+        """Make the public event of a fact, and react."""
+        match event:
+            case RunStarted():
+                try:
+                    args, _ = self._definition.parameters.decode(event.input)
+                    self._state = self._definition.initial()
+                except Exception as error:
+                    self._fail(failure_of(error))
+                    return
+                self._react(Started(args[0]))
+            case SignalReceived():
+                try:
+                    plain = codec.decode(event.value, Any, f"value of signal {event.name}")
+                except PayloadInvalid as invalid:
+                    self.effects.warnings.append(f"run {self.run_id} skipped a signal: {invalid}")
+                    return
+                self._react(Signal(event.name, plain))
+            case AskReceived():
+                try:
+                    plain = codec.decode(event.value, Any, f"value of question {event.name}")
+                except PayloadInvalid as invalid:
+                    self.answer(AskAnswered(event.id, event.name, failure=Failure("PayloadInvalid", str(invalid))))
+                    return
+                self._react(Asked(event.id, event.name, plain))
+            case StepCompleted():
+                self._react(StepDone(event.name, event.seq, tag, value))
+            case StepFailed():
+                self._react(StepError(event.name, event.seq, tag, event.failure))
+            case TimerFired():
+                self._react(TimerDone(event.seq, tag))
+            case ChildCompleted():
+                self._react(ChildDone(event.name, run_id, event.seq, tag, value))
+            case ChildFailed():
+                self._react(ChildError(event.name, run_id, event.seq, tag, event.failure, event.cancelled))
+            case _:
+                pass
+
+    def _react(self, event: Event) -> None:
+        try:
+            decision: Any = self._definition.function(self._state, event)
+            if not isinstance(decision, Decision):
+                raise UsageError(f"reducer {self.workflow} returned a {type(decision).__name__}; return sf.Decision(…)")
+            self._state = decision.state
+            for command in decision.commands:
+                self._obey(command)
+                if self.effects.ended or self.ending is not None:
+                    return
+        except PASSING:
+            raise
+        except BaseException as error:
+            self._fail(failure_of(error))
+
+    def _obey(self, command: Any) -> None:
+        if isinstance(command, Complete):
+            self._complete(command.result)
+        elif isinstance(command, Fail):
+            self._fail(Failure("Fail", command.message))
+        elif isinstance(command, Answer):
+            payload = Raw(codec.encode(command.result, f"answer of reducer {self.workflow}"))
+            self.answer(AskAnswered(command.id, "", payload))
+        elif isinstance(command, Refuse):
+            self.answer(AskAnswered(command.id, "", failure=Failure("Refused", command.reason)))
+        elif isinstance(command, StepCall | ChildCall | Sleep | SignalSend):
+            if command.state:
+                raise UsageError(f"reducer {self.workflow} gave the same command twice: call the step again for each")
+            command.begin(self)
+        else:
+            raise UsageError(
+                f"reducer {self.workflow} returned {command!r} as a command: use calls of steps and workflows, "
+                "sf.sleep, sf.send_signal, sf.Answer, sf.Refuse, sf.Complete and sf.Fail; signals come as events"
+            )
+
+    def _cancel(self, event: CancelRequested) -> None:
+        if not self.reason:
+            self._react(CancelRequest(event.reason))
+        if not self.effects.ended and self.ending is None:
+            self._end_cancelled(event.reason)
+
+    def take_message(self, wait: SignalWait) -> bool:
+        raise UsageError("a reducer gets signals as events")
+
+    def spawn(self, fiber: Fiber) -> None:
+        raise UsageError("a reducer has no coroutines")
+
+    # --- stuck ------------------------------------------------------------------------------------------------------
+
+    def _resume_code(self) -> None:
+        held, self._held = self._held, []
+        self._rng = None
+        self._load()
+        for one in held:
+            event, value = one.event, None
+            try:
+                value = self._decode_held(event)
+            except PayloadInvalid as error:
+                failure = Failure("PayloadInvalid", str(error))
+                if isinstance(event, StepCompleted):
+                    event = StepFailed(event.seq, event.name, event.attempt, event.ms, failure)
+                elif isinstance(event, ChildCompleted):
+                    event = ChildFailed(event.seq, event.name, failure)
+            self._hand_over(event, one.tag, one.run_id, value)
+            if self.effects.ended or self.ending is not None:
+                break
+        self._store()
+
+    def _decode_held(self, event: AnyEvent) -> Any:
+        if isinstance(event, StepCompleted):
+            return (self.app.steps.get(event.name) or missing_step(event.name)).parameters.decode_result(event.result)
+        if isinstance(event, ChildCompleted):
+            return (self.app.workflows.get(event.name) or unknown_child(event.name)).parameters.decode_result(
+                event.result
+            )
+        return None
+
+    # --- snapshot ---------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> bytes:
+        dues = {seq: due for due, seq in self.schedule}
+        return _encode(
+            _Snapshot(
+                NOTHING if self._data is None else self._data,
+                self.seq,
+                [
+                    _OpenStep(
+                        call.seq,
+                        call.step.name,
+                        call.payload,
+                        call.step.tag,
+                        call.attempt,
+                        call.due,
+                        _overrides(call),
+                        call.lost,
+                        call.details,
+                        call.step.queue or "",
+                    )
+                    for call in self.steps.values()
+                ],
+                [(seq, dues[seq], _tag(timer)) for seq, timer in self.timers.items()],
+                [
+                    (seq, call.target.name, call.run_id, call.target.tag, call.on_parent_end)
+                    for seq, call in self.children.items()
+                ],
+                self.started,
+                self.tenant,
+                self.parent,
+                self.at,
+                self.events_count,
+                self.stuck,
+                self._held,
+                self.ending,
+            )
+        )
+
+    def restore(self, state: bytes, transitions: list[Transition]) -> None:
+        """Bring a fresh machine to where the snapshot was taken. Without one nothing but facts has happened yet."""
+        if not state:
+            self._restore_unreduced(transitions)
+            return
+        try:
+            snapshot = _decode(state)
+        except codec.DECODE_ERRORS as error:
+            self.reason = f"the snapshot of run {self.run_id} can't be read: {error}"
+            return
+        self._data = snapshot.state
+        self.seq, self.started, self.at = snapshot.seq, snapshot.started, snapshot.at
+        self.tenant, self.parent = snapshot.tenant, snapshot.parent
+        self.events_count, self.stuck, self._held = snapshot.events_count, snapshot.stuck, snapshot.held
+        self.ending = snapshot.ending
+        for step in snapshot.steps:
+            self._restore_step(step)
+        for seq, due, tag in snapshot.timers:
+            timer = Sleep(0, tag)
+            timer.seq, timer.state = seq, PENDING
+            self.add_timer(timer, due)
+        for seq, name, run_id, tag, on_parent_end in snapshot.children:
+            child = self.children[seq] = self.open_child(seq, name, run_id, on_parent_end)
+            child.target = child.target.options(tag=tag)
+        if not self.reason:
+            try:
+                self._load()
+            except PayloadInvalid as error:
+                self.reason = f"{error}. Deploy code whose state type reads it and the run goes on."
+            self._state = None
+        self.effects.jobs.clear()
+        self._set_open_status()
+
+    def _restore_step(self, open_step: _OpenStep) -> None:
+        step: Step[..., Any] = self.app.steps.get(open_step.name) or missing_step(open_step.name)
+        if open_step.overrides is not None:
+            timeout, queue, retry = open_step.overrides.timeout, open_step.overrides.queue, open_step.overrides.retry
+            step = step.options(timeout=timeout, queue=queue, retry=_retry(retry), tag=open_step.tag)
+        elif open_step.tag:
+            step = step.options(tag=open_step.tag)
+        if open_step.queue is not None and open_step.queue != (step.queue or ""):
+            step = step.options(queue=open_step.queue or None, tag=step.tag)
+        call = StepCall(step)
+        call.seq, call.state, call.payload, call.args = open_step.seq, PENDING, open_step.args, None
+        call.attempt, call.due = open_step.attempt, open_step.due
+        call.lost, call.details = open_step.lost, open_step.details
+        self.restore_step(call)
+
+    def _restore_unreduced(self, transitions: list[Transition]) -> None:
+        for transition in transitions:
+            self.at = max(self.at, transition.at)
+            for event in transition.events:
+                self.events_count += 1
+                if isinstance(event, RunStuck):
+                    self.stuck = True
+                elif isinstance(event, (RunStarted, SignalReceived, AskReceived)):
+                    self._track_blindly(event)
+                    self._held.append(_Held(event, "", ""))
+        self._set_open_status()
+
+
+def _tag(operation: Operation | None) -> str:
+    if isinstance(operation, StepCall):
+        return operation.step.tag
+    if isinstance(operation, ChildCall):
+        return operation.target.tag
+    return operation.tag if isinstance(operation, Sleep) else ""
+
+
+def _overrides(call: StepCall) -> _Overrides | None:
+    step = call.step
+    registered = step.origin
+    if step.timeout == registered.timeout and step.queue == registered.queue and step.retry == registered.retry:
+        return None
+    retry = step.retry
+    never = [name if isinstance(name, str) else name.__name__ for name in retry.never]
+    numbers = (retry.attempts, retry.initial, retry.factor, retry.maximum, retry.jitter)
+    return _Overrides(step.timeout, step.queue, (*numbers, never))
+
+
+def _retry(values: tuple[int, float, float, float, float, list[str]]) -> Retry:
+    attempts, initial, factor, maximum, jitter, never = values
+    return Retry(attempts=attempts, initial=initial, factor=factor, maximum=maximum, jitter=jitter, never=tuple(never))

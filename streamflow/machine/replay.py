@@ -1,0 +1,324 @@
+"""The machine of a workflow: live code, and the replay of its history; the machines of all runs are made here.
+
+Owns: replay and the comparison of decisions; `new_machine` and `rehydrate`.
+Must not: know clocks, I/O or event loops. Called by: the owner, and whoever replays a history.
+
+A replay feeds the recorded facts to the code, whose decisions follow from their order alone (`driving.py`), and must
+see the recorded decisions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from streamflow.errors import ChildFailed as ChildError
+from streamflow.errors import Diverged, Failure, PayloadInvalid
+from streamflow.errors import StepFailed as StepError
+from streamflow.events import (
+    DECISIONS,
+    ENDINGS,
+    AnyEvent,
+    AskReceived,
+    CancelRequested,
+    ChildCompleted,
+    ChildFailed,
+    HistoryLimitReached,
+    Patched,
+    RunCancelled,
+    RunContinued,
+    RunResumed,
+    RunStarted,
+    RunStuck,
+    SignalReceived,
+    StepCompleted,
+    StepFailed,
+    StepScheduled,
+    TimerFired,
+    Transition,
+)
+from streamflow.machine.coroutines import DrivenMachine
+from streamflow.machine.reducer import ReducerMachine
+from streamflow.machine.run import RunMachine
+from streamflow.machine.transition import Due, Effects, Ending, Input, Outcome, Outgoing
+from streamflow.model.record import Header, Status
+from streamflow.model.sharding import Partition
+from streamflow.workflow.actions import StepJob
+from streamflow.workflow.app import App, Reducer
+from streamflow.workflow.awaitable import Operation, Unwinding, active
+
+if TYPE_CHECKING:
+    from streamflow.machine.run import D
+
+__all__ = [
+    "Due",
+    "Effects",
+    "Input",
+    "Outcome",
+    "Outgoing",
+    "ReducerMachine",
+    "RunMachine",
+    "StepJob",
+    "WorkflowMachine",
+    "new_machine",
+    "rehydrate",
+]
+
+_NEWS = (RunStarted, SignalReceived, AskReceived, StepCompleted, ChildCompleted, TimerFired)
+"""Facts that user code is told as they are; of the others only failures."""
+
+
+class _Divergence(Unwinding):
+    """Unwinds a replay."""
+
+    def __init__(self, position: int, expected: str, found: str) -> None:
+        super().__init__(expected, found)
+        self.position = position
+        self.expected = expected
+        self.found = found
+
+
+class WorkflowMachine(DrivenMachine):
+    __slots__ = ("_held", "_position", "_recorded", "_replayed")
+
+    def __init__(self, app: App, partition: Partition, run_id: str, workflow: str = "") -> None:
+        super().__init__(app, partition, run_id, workflow)
+        self._recorded: list[AnyEvent] | None = None
+        """The transition that is being replayed; None when live."""
+        self._position = 0
+        self._replayed = 0
+        """Events of the history before that transition."""
+        self._held: list[tuple[AnyEvent, Operation | None]] | None = None
+        """Facts that came while the run was stuck, for when it goes on."""
+
+    def replay(self, transitions: list[Transition]) -> None:
+        """Bring a fresh machine to the end of a history. A divergence parks it: see `diverged` and `reason`."""
+        self.live = False
+        self.events_count = sum(len(transition.events) for transition in transitions)
+        if not self.reason and transitions:
+            first = transitions[0].events[_first_position(transitions[0])]
+            version = first.version if isinstance(first, RunStarted | RunContinued) else 0
+            if self.app.version(self.workflow, version) is None:
+                self.reason = self.app.unknown_version(self.workflow, version)
+        token = active.set(self)
+        try:
+            if not self.reason:
+                self._replay(transitions)
+        except _Divergence as divergence:
+            number = self._replayed + divergence.position + 1
+            self.diverged = Diverged(self.run_id, number, divergence.expected, divergence.found)
+            self.reason = str(self.diverged)
+        finally:
+            active.reset(token)
+        if self.reason:
+            self._replay_blindly(transitions)
+        self._recorded = None
+        self.live = True
+        self.effects = Effects()
+        if not self.ended:
+            self._set_open_status()
+
+    def _replay(self, transitions: list[Transition]) -> None:
+        for transition in transitions:
+            self.at = max(self.at, transition.at)
+            self.effects = Effects()
+            events = self._recorded = transition.events
+            self._position = 0 if self._replayed else _first_position(transition)
+            while self._position < len(events):
+                event = events[self._position]
+                self._position += 1
+                if self.ended:
+                    raise _Divergence(self._position - 1, event.describe(), "end the run before")
+                self._replay_event(event)
+            self._replayed += len(events)
+
+    def _replay_event(self, event: AnyEvent) -> None:
+        following = self._following()
+        if isinstance(event, RunStuck):
+            self.stuck = True
+        elif isinstance(event, RunResumed):
+            self.stuck = False
+            if isinstance(following, CancelRequested) and isinstance(self._following(1), RunCancelled):
+                self._held = None  # it was cancelled without its code, or its code did nothing about it
+                self.stuck = True
+            else:
+                self._resume_code()
+        elif isinstance(event, CancelRequested):
+            if self.stuck:
+                self._end_cancelled(event.reason)
+            else:
+                self._cancel_requested(event)
+        elif isinstance(event, HistoryLimitReached):
+            self._limit_reached(event)
+        elif isinstance(event, RunContinued) and not self.started:
+            self._begin_life(event)
+            self._run()
+        elif isinstance(event, Patched):
+            self._pass_over(event)
+        elif isinstance(event, (*DECISIONS, *ENDINGS, RunContinued)):
+            raise _Divergence(self._position - 1, self._expected(event), "nothing of the kind")
+        else:
+            if isinstance(event, RunStarted):
+                self._begin(event)
+            operation = self._track(event)
+            if self.stuck or (isinstance(event, RunStarted) and isinstance(following, RunStuck)):
+                if self._held is None:
+                    self._held = []
+                self._held.append((event, operation))
+            else:
+                self._deliver_recorded(event, operation, strict=True)
+
+    def _resume_code(self) -> None:
+        held, self._held = self._held or [], None
+        for event, operation in held:
+            self._deliver_recorded(event, operation, strict=False)
+            if self.ended:
+                return
+
+    def _deliver_recorded(self, event: AnyEvent, operation: Operation | None, *, strict: bool) -> None:
+        """`strict`: the run's own code took this fact when it came, so it must fit."""
+        if operation is None and not isinstance(event, (RunStarted, SignalReceived, AskReceived)):
+            if strict:
+                raise _Divergence(self._position - 1, event.describe(), "wait for nothing of that number")
+            return
+        value: Any = None
+        error: Exception | None = None
+        try:
+            if isinstance(event, (StepCompleted, ChildCompleted)):
+                value = cast("Any", operation).decode_result(event.result)
+        except PayloadInvalid as invalid:
+            if strict:
+                raise _Divergence(self._position - 1, event.describe(), f"refuse it: {invalid}") from invalid
+            failure = Failure("PayloadInvalid", str(invalid))
+            if isinstance(event, StepCompleted):
+                error = StepError(event.name, event.attempt, failure)
+            else:
+                error = ChildError(cast("Any", operation).run_id, cast("ChildCompleted", event).name, failure)
+        if isinstance(event, StepFailed):
+            error = StepError(event.name, event.attempt, event.failure)
+        elif isinstance(event, ChildFailed):
+            error = ChildError(cast("Any", operation).run_id, event.name, event.failure)
+        elif not isinstance(event, _NEWS):
+            return  # a retry: no news for user code
+        self._deliver(event, operation, value, error)
+
+    @property
+    def _length(self) -> int:
+        return super()._length if self._recorded is None else self._replayed + self._position
+
+    @property
+    def events_before(self) -> int:
+        return self.events_count if self._recorded is None else self._replayed
+
+    def decide(self, event: D) -> D:
+        if self._recorded is None:
+            self.effects.events.append(event)
+            return event
+        return cast("D", self._compare(event))
+
+    def record_ending(self, event: Ending) -> None:
+        if self._recorded is None:
+            self.effects.events.append(event)
+        else:
+            self._compare(event)
+
+    def _compare(self, event: AnyEvent) -> AnyEvent:
+        while isinstance(recorded := self._following(), Patched):
+            self._pass_over(recorded)
+            self._position += 1
+        if (
+            type(recorded) is not type(event)
+            or getattr(recorded, "seq", 0) != getattr(event, "seq", 0)
+            or getattr(recorded, "name", "") != getattr(event, "name", "")
+        ):
+            expected = "no further decision" if recorded is None else self._expected(recorded)
+            found = event.describe()
+            if (failure := getattr(event, "failure", None)) is not None:
+                found = f"{found}: {failure}"
+            raise _Divergence(self._position, expected, found)
+        self._position += 1
+        return cast("AnyEvent", recorded)
+
+    def _following(self, further: int = 0) -> AnyEvent | None:
+        recorded, position = self._recorded, self._position + further
+        return recorded[position] if recorded is not None and position < len(recorded) else None
+
+    def _expected(self, event: AnyEvent) -> str:
+        gone = isinstance(event, StepScheduled) and event.name not in self.app.steps
+        return event.describe() + (", a step that is not registered any more" if gone else "")
+
+    def _replay_blindly(self, transitions: list[Transition]) -> None:
+        """Know what is open without running code, so that outcomes are still taken and timers fire."""
+        self.close()
+        self._forget_open()
+        self._held = None
+        self._rng = None
+        self.seq = self.at = self.started = 0
+        self.stuck = False
+        self._recorded = []  # nothing that happens here takes effect
+        for number, transition in enumerate(transitions):
+            self.at = max(self.at, transition.at)
+            for event in transition.events[0 if number else _first_position(transition) :]:
+                if isinstance(event, RunStuck):
+                    self.stuck = True
+                elif isinstance(event, RunResumed):
+                    self.stuck = False
+                self._track_blindly(event)
+
+    def _is_patched(self, name: str) -> bool:
+        """In a replay: whether the history has the patch here. Those that the code doesn't ask for are passed over."""
+        recorded = self._recorded
+        if recorded is None:
+            return super()._is_patched(name)
+        for position in range(self._position, len(recorded)):
+            event = recorded[position]
+            if not isinstance(event, Patched):
+                break
+            if event.name == name:
+                self._position = position + 1
+                return True
+            self._pass_over(event)
+        return False
+
+    def _pass_over(self, event: Patched) -> None:
+        """The code doesn't ask any more, or asks later than it did: the answer is the run's for good."""
+        if self._patches is None:
+            self._patches = {}
+        self._patches.setdefault(event.name, True)
+
+
+def _first_position(transition: Transition) -> int:
+    """Where the history begins in its first transition: at its last `RunContinued`, or at 0."""
+    events = transition.events
+    return next((i for i in range(len(events) - 1, 0, -1) if isinstance(events[i], RunContinued)), 0)
+
+
+def new_machine(app: App, partition: Partition, run_id: str, workflow_name: str) -> RunMachine:
+    """The machine of a run that has no history yet. For an unknown workflow it records that the run is stuck."""
+    return _machine_for(app, partition, run_id, workflow_name, is_reducer=False)
+
+
+def _machine_for(app: App, partition: Partition, run_id: str, workflow_name: str, *, is_reducer: bool) -> RunMachine:
+    definition = app.workflows.get(workflow_name)
+    is_reducer = is_reducer if definition is None else isinstance(definition, Reducer)
+    machine = (ReducerMachine if is_reducer else WorkflowMachine)(app, partition, run_id, workflow_name)
+    if definition is None:
+        machine.reason = app.unknown_workflow(workflow_name)
+    return machine
+
+
+def rehydrate(
+    app: App, partition: Partition, run_id: str, header: Header, state: bytes, transitions: list[Transition]
+) -> RunMachine:
+    """The machine of a run as its record tells. Never raises: what can't go on is parked, see `RunMachine.reason`."""
+    machine = _machine_for(app, partition, run_id, header.workflow, is_reducer=bool(state))
+    machine.tenant = header.tenant
+    machine.parent = header.parent
+    if not header.is_open:
+        machine.status = Status(header.status)
+        machine.ended = True
+    elif isinstance(machine, ReducerMachine):
+        machine.attributes = header.attributes  # nothing is replayed that would set them again
+        machine.restore(state, transitions)
+    else:
+        cast("WorkflowMachine", machine).replay(transitions)
+    return machine

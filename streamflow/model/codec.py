@@ -1,0 +1,176 @@
+"""Payloads: from Python values to opaque bytes and back, by the types that functions declare.
+
+Owns: MessagePack encoding through msgspec, the size and depth limits, and the errors of bad payloads.
+Must not: know events or keys. Called by: definitions, machines, executor, client, CLI.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from streamflow.errors import PayloadInvalid, PayloadTooLarge
+
+WARN_BYTES = 256 * 1024
+MAX_BYTES = 2 * 1024 * 1024
+MAX_DEPTH = 64
+
+DECODE_ERRORS = (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError, ValueError)
+"""All that decoding garbage can raise. `RecursionError` and `UnicodeDecodeError` are no `msgspec.DecodeError`."""
+
+_encoder = msgspec.msgpack.Encoder()
+_log = logging.getLogger("streamflow.codec")
+
+
+def encode(value: object, what: str) -> bytes:
+    """`what` names the payload in errors: `result of step fetch`."""
+    try:
+        data = _encoder.encode(value)
+    except RecursionError:
+        raise PayloadInvalid(f"the {what} is nested too deep (or contains itself); the limit is {MAX_DEPTH}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PayloadInvalid(
+            f"the {what} can't be encoded: {error}. Use msgspec Structs, dataclasses, attrs classes, and plain types."
+        ) from error
+    if len(data) > 64:
+        check_payload(data, what)
+    return data
+
+
+def check_payload(data: bytes | memoryview, what: str) -> None:
+    """Raises `PayloadTooLarge` above 2 MB and `PayloadInvalid` beyond 64 levels; warns above 256 KB."""
+    size = len(data)
+    if size > MAX_BYTES:
+        raise PayloadTooLarge(
+            f"the {what} has {size:,} bytes; the limit is {MAX_BYTES:,}. Store it elsewhere and pass a reference."
+        )
+    if size > WARN_BYTES:
+        _log.warning("the %s has %s bytes; above %s it slows its shard down", what, f"{size:,}", f"{WARN_BYTES:,}")
+    if depth_exceeds(data, MAX_DEPTH):
+        raise PayloadInvalid(f"the {what} is nested more than {MAX_DEPTH} levels deep")
+
+
+def depth_exceeds(data: bytes | memoryview, limit: int) -> bool:
+    """Whether MessagePack `data` nests containers deeper than `limit`. Walks the containers only as deep as `limit`."""
+    try:
+        level: list[Any] = [msgspec.msgpack.decode(data)]
+    except RecursionError:
+        return True
+    except DECODE_ERRORS:
+        return False  # not ours to judge: decoding by type gives the better message
+    for _ in range(limit + 1):
+        containers = typing.cast("list[dict[Any, Any] | list[Any]]", [i for i in level if isinstance(i, dict | list)])
+        if not containers:
+            return False
+        level = []
+        for item in containers:
+            level.extend(item.values() if isinstance(item, dict) else item)
+    return True
+
+
+@functools.lru_cache(maxsize=4096)
+def decoder_for(type_: Any) -> Callable[[Any], Any]:
+    """A cached decoder of `type_`. Raises `PayloadInvalid` for a type that msgspec can't decode."""
+    try:
+        return msgspec.msgpack.Decoder(type_).decode
+    except TypeError as error:
+        raise PayloadInvalid(f"{type_!r} can't be used for a payload: {error}") from error
+
+
+def decode(data: Raw | bytes, type_: Any, what: str) -> Any:
+    try:
+        return decoder_for(type_)(data)
+    except DECODE_ERRORS as error:
+        raise PayloadInvalid(f"the {what} is not a {_type_name(type_)}: {error}") from error
+
+
+def _type_name(type_: Any) -> str:
+    return type_.__name__ if isinstance(type_, type) else str(type_)
+
+
+class Parameters:
+    """The typed parameters of a step or workflow: binds a call to one payload and a payload to a call.
+
+    The payload is an array of all arguments in the order of the parameters, defaults filled in, so that callers may use
+    keywords, and a parameter with a default may be added later at the end.
+    """
+
+    def __init__(self, function: Callable[..., Any], what: str) -> None:
+        self.what = what
+        signature = inspect.signature(function)
+        hints = _hints(function)
+        self.names: list[str] = []
+        self.defaults: list[Any] = []
+        types: list[Any] = []
+        for parameter in signature.parameters.values():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise PayloadInvalid(f"{what} declares {parameter}: name every parameter, so that it can be recorded")
+            self.names.append(parameter.name)
+            self.defaults.append(parameter.default)
+            types.append(hints.get(parameter.name, Any))
+        self.types = tuple(types)
+        self.returns = hints.get("return", Any)
+        self._signature = signature
+        self._keyword_only = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+        self._count = len(types)
+        self._decode = decoder_for(tuple[self.types] if self.types else tuple[()])
+        self._decode_result = decoder_for(self.returns)
+
+    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        """Raises `TypeError` where the call itself would, with its name, `PayloadInvalid`, `PayloadTooLarge`."""
+        if kwargs or len(args) != self._count or self._keyword_only:
+            try:
+                bound = self._signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{self.what} can't be called like that: {error}") from None
+            bound.apply_defaults()
+            args = tuple(bound.arguments[name] for name in self.names)
+        return encode(args, f"input of {self.what}")
+
+    def decode(self, payload: Raw | bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments. Raises `PayloadInvalid`."""
+        try:
+            values = self._decode(payload)
+        except DECODE_ERRORS as error:
+            values = self._decode_shorter(payload, error)
+        if self._keyword_only:
+            split = self._count - len(self._keyword_only)
+            return tuple(values[:split]), dict(zip(self._keyword_only, values[split:], strict=True))
+        return values, {}
+
+    def _decode_shorter(self, payload: Raw | bytes, error: Exception) -> tuple[Any, ...]:
+        """A payload from before a parameter with a default was added."""
+        names = ", ".join(self.names) or "no parameters"
+        invalid = PayloadInvalid(f"the input of {self.what} doesn't fit ({names}): {error}")
+        try:
+            given = msgspec.msgpack.decode(payload, type=list[Raw])
+        except DECODE_ERRORS:
+            raise invalid from error
+        missing = self.defaults[len(given) :]
+        if len(given) >= self._count or any(default is inspect.Parameter.empty for default in missing):
+            raise invalid from error
+        values = (decode(raw, type_, f"input of {self.what}") for raw, type_ in zip(given, self.types, strict=False))
+        return (*values, *missing)
+
+    def decode_result(self, payload: Raw | bytes) -> Any:
+        try:
+            return self._decode_result(payload)
+        except DECODE_ERRORS as error:
+            raise PayloadInvalid(f"the result of {self.what} is not a {_type_name(self.returns)}: {error}") from error
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise PayloadInvalid(
+            f"the annotations of {getattr(function, '__qualname__', function)} can't be resolved: {error}. "
+            "Import the types at the top of the module, outside `if TYPE_CHECKING`."
+        ) from error

@@ -1,0 +1,4 @@
+"""Everything that is drawn on a terminal.
+
+Must not: fetch anything.
+"""

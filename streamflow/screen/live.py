@@ -1,0 +1,65 @@
+"""The live screen: fetch, draw, again; in the terminal's alternate screen.
+
+Owns: the loop. Must not: know where a status comes from. Called by: `status --watch`, `dev`, `demo`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+from rich.console import Console
+from rich.live import Live
+
+from streamflow.errors import StoreError
+from streamflow.screen.layout import StatusScreen
+from streamflow.screen.style import duration
+from streamflow.status.model import Status
+
+RESIZE_S = 0.1
+"""Seconds between two looks at the size of the terminal."""
+
+
+async def watch(
+    fetch: Callable[[], Awaitable[Status]],
+    console: Console,
+    interval: float = 1.0,
+    until: anyio.Event | None = None,
+) -> None:
+    """Show what `fetch` returns, every `interval` seconds, until the event is set or the caller is cancelled.
+
+    When `fetch` raises, the header says so and the last status stays on the screen. However it ends (Ctrl-C cancels
+    it), the terminal gets its own screen and cursor back.
+    """
+    screen = StatusScreen()
+    with Live(screen, console=console, screen=True, auto_refresh=False, transient=True) as live:
+        live.refresh()
+        async with anyio.create_task_group() as group:
+            group.start_soon(_poll, fetch, screen, live, interval)
+            group.start_soon(_follow_size, console, live)
+            await (until or anyio.Event()).wait()
+            group.cancel_scope.cancel()
+
+
+async def _poll(fetch: Callable[[], Awaitable[Status]], screen: StatusScreen, live: Live, interval: float) -> None:
+    answered = anyio.current_time()
+    while True:
+        try:
+            screen.status = await fetch()
+            screen.problem = ""
+            answered = anyio.current_time()
+        except Exception as error:  # whatever it is, the screen goes on and says it
+            what = "server unreachable" if isinstance(error, StoreError | OSError) else "no status"
+            since = duration(1000 * (anyio.current_time() - answered))
+            screen.problem = f"{what}, retrying (last answer {since} ago): {type(error).__name__} {error}"
+        live.refresh()
+        await anyio.sleep(interval)
+
+
+async def _follow_size(console: Console, live: Live) -> None:
+    size = console.size
+    while True:
+        await anyio.sleep(RESIZE_S)
+        if console.size != size:
+            size = console.size
+            live.refresh()

@@ -1,0 +1,308 @@
+"""One run as a picture in text: its facts, its history on a time axis, its children.
+
+Owns: `RunDetail` and how it is drawn. Must not: fetch anything. Called by: `streamflow show`, the demo.
+
+    STEP          0 ms ············ 2.1 s ············ 4.2 s
+    fetch         ━━━━✗╌╌╌━━━━━━                              1.6 s  ×2  "<html>…"
+    sleep                      ────────────────               1.9 s
+    approve                                    ◆              signal     true
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from streamflow.events import RunCancelled, RunCompleted, RunContinued, RunFailed, RunStarted, Transition
+from streamflow.model.record import Header
+from streamflow.screen.columns import Column, fit, table
+from streamflow.screen.payload import preview
+from streamflow.screen.sanitize import safe, safe_text
+from streamflow.screen.spans import MAX_ROWS, Span, fold_spans, spans_of, took_ms
+from streamflow.screen.style import (
+    BAD,
+    BUSY,
+    FAINT,
+    MUTED,
+    OK,
+    STATUS,
+    TITLE,
+    VALUE,
+    WARN,
+    clock,
+    duration,
+    moment,
+    number,
+    plural,
+)
+from streamflow.screen.tables import attributes_line
+
+MAX_CHILDREN = 20
+TRACEBACK_LINES = 12
+
+_GLYPHS = {"signal": "◆", "sent": "◇", "cancel": "■", "patch": "+", "life": "↻", "limit": "!"}
+_STYLES = {
+    "step": OK,
+    "timer": MUTED,
+    "child": "#b48ec9",
+    "signal": WARN,
+    "sent": BUSY,
+    "ask": WARN,
+    "patch": MUTED,
+    "life": BUSY,
+    "limit": WARN,
+    "stuck": WARN,
+    "cancel": BAD,
+}
+
+
+class RunDetail(msgspec.Struct, kw_only=True):
+    """Everything about one run. `children`: run id -> status, where it is known; `published`: values by key."""
+
+    run_id: str
+    header: Header
+    transitions: list[Transition]
+    children: dict[str, str] = {}
+    published: dict[str, Any] = {}
+    now_ms: int
+
+
+def render_run(detail: RunDetail, width: int) -> RenderableType:
+    """Lines of at most `width` cells."""
+    return Group(*run_lines(detail, width))
+
+
+def run_lines(detail: RunDetail, width: int) -> list[Text]:
+    spans = spans_of(detail.transitions)
+    lines = _facts(detail, spans, width)
+    lines.append(Text())
+    lines.extend(_history(detail, spans, width))
+    for more in (_published(detail, width), _children(detail, spans, width)):
+        if more:
+            lines.extend([Text(), *more])
+    for line in lines:
+        line.end = "\n"
+    return lines
+
+
+# --- facts ----------------------------------------------------------------------------------------------------------
+
+
+def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
+    header = detail.header
+    ended = header.ended or detail.now_ms
+    title = Text.assemble(("RUN  ", TITLE), end="")
+    title.append_text(safe_text(detail.run_id, VALUE))
+    title.append("  ")
+    title.append_text(safe_text(header.status, STATUS.get(header.status, ""), 20))
+    events = sum(len(transition.events) for transition in detail.transitions)
+    kinds = Counter(span.kind for span in spans)
+    counted = [plural(kinds[kind], kind) for kind in ("step", "timer", "child", "signal", "ask") if kinds[kind]]
+    counted = [words.replace("childs", "children") for words in counted]
+    size = [plural(events, "event"), plural(len(detail.transitions), "transition"), *counted]
+    rows = [
+        ("workflow", safe_text(header.workflow)),
+        ("tenant", safe_text(header.tenant or "-")),
+        ("parent", safe_text(header.parent) if header.parent else None),
+        ("started", Text(moment(header.created))),
+        ("ended" if header.ended else "open for", _ended(header, ended)),
+        ("attributes", safe_text(attributes_line(header.attributes), limit=500) if header.attributes else None),
+        ("history", Text(" · ".join(size))),
+    ]
+    lines = [fit(title, width)]
+    lines.extend(_fact(label, value, width) for label, value in rows if value is not None)
+    for transition in detail.transitions:
+        for event in transition.events:
+            if isinstance(event, RunStarted | RunContinued):
+                lines.append(_fact("input", Text(preview(event.input, 2 * width)), width))
+            elif isinstance(event, RunCompleted):
+                lines.append(_fact("result", Text(preview(event.result, 2 * width), style=OK), width))
+            elif isinstance(event, RunCancelled):
+                lines.append(_fact("reason", safe_text(event.reason, WARN, 500), width))
+            elif isinstance(event, RunFailed):
+                lines.append(
+                    _fact("error", safe_text(f"{event.failure.kind}: {event.failure.message}", BAD, 500), width)
+                )
+                trace = event.failure.traceback.rstrip().split("\n")[-TRACEBACK_LINES:]
+                lines.extend(_fact("", safe_text(line, FAINT, 500), width) for line in trace if line.strip())
+    return lines
+
+
+def _fact(label: str, value: Text, width: int) -> Text:
+    line = Text.assemble((f"{label:<11}", MUTED), value, end="")
+    return fit(line, width)
+
+
+def _ended(header: Header, ended: int) -> Text:
+    took = duration(ended - header.created)
+    return Text(f"{moment(header.ended)}, after {took}" if header.ended else took)
+
+
+# --- history --------------------------------------------------------------------------------------------------------
+
+
+def _history(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
+    if not spans:
+        return [fit(Text.assemble(("HISTORY", TITLE), ("  no steps, timers, children or signals", MUTED)), width)]
+    rows = fold_spans(spans)
+    hidden = len(rows) - MAX_ROWS
+    head, tail = (rows[: MAX_ROWS // 2], rows[-MAX_ROWS // 2 :]) if hidden > 0 else (rows, [])
+    axis = _Axis(detail, spans, max(12, min(70, width // 3)))
+    columns = [
+        Column("HISTORY", right=False, flex=True, least=10, most=max(12, width // 5)),
+        Column(axis.heading, right=False, keep=0),
+        Column("took", keep=1),
+        Column("", keep=4),
+        Column("", right=False, flex=True, least=max(6, width // 6), most=600, keep=3),
+    ]
+    shown = [*head, *tail]
+    lines = table("HISTORY", columns, [_row(span, axis, detail.children) for span in shown], width)
+    if hidden > 0:
+        note = fit(Text(f"… {hidden:,} more", style=FAINT), width)
+        lines[1 + len(head) : 1 + len(head)] = [note]
+    return lines
+
+
+class _Axis:
+    """Time to cells: the start of the run is cell 0, its end (or now) the last one."""
+
+    def __init__(self, detail: RunDetail, spans: Sequence[Span], cells: int) -> None:
+        self.start = min(detail.header.created or spans[0].start, min(span.start for span in spans))
+        latest = max(span.end or span.start for span in spans)
+        self.end = max(detail.header.ended or detail.now_ms, latest, self.start + 1)
+        self.cells = cells
+
+    def cell(self, at: int) -> int:
+        share = (at - self.start) / (self.end - self.start)
+        return max(0, min(self.cells - 1, int(share * self.cells)))
+
+    @property
+    def heading(self) -> str:
+        middle, last = duration((self.end - self.start) / 2), duration(self.end - self.start)
+        dots = self.cells - len("0") - len(middle) - len(last) - 4
+        if dots < 4:
+            return f"0 {'·' * max(0, self.cells - len(last) - 3)} {last}"
+        return f"0 {'·' * (dots // 2)} {middle} {'·' * (dots - dots // 2)} {last}"
+
+
+def _row(span: Span, axis: _Axis, children: Mapping[str, str]) -> list[Text]:
+    name = safe_text(span.name, limit=128)
+    if span.count > 1:
+        name.append(f" ×{number(span.count)}", style=VALUE)
+    note = safe_text(span.note, BAD if span.failed else MUTED, 500)
+    if span.count > 1:
+        note = _summary(span)
+    tries = Text(f"×{span.attempts}", style=WARN) if span.attempts > 1 and span.count == 1 else Text("")
+    return [name, _bar(span, axis), _took(span, axis, children), tries, note]
+
+
+def _took(span: Span, axis: _Axis, children: Mapping[str, str]) -> Text:
+    if span.kind in _GLYPHS:
+        return Text(span.kind, style=MUTED)
+    if span.end is not None:
+        return Text(duration(took_ms(span)) if span.count == 1 else duration(span.end - span.start))
+    if span.kind == "child" and children.get(span.child):
+        status = children[span.child]
+        return safe_text(status, STATUS.get(status, ""), 12)
+    waiting = {"timer": "sleeping", "stuck": "stuck", "ask": "unanswered"}.get(span.kind)
+    retrying = span.marks and span.due > axis.end
+    if span.queue and not retrying:  # whether it waits there or a worker has it is not in the history
+        return safe_text(f"queue {span.queue}", BUSY, 24)
+    return Text(waiting or ("waiting" if retrying else "running"), style=WARN if retrying else BUSY)
+
+
+def _summary(span: Span) -> Text:
+    words: list[tuple[str, str]] = []
+    if span.failures:
+        words.append((f"{number(span.failures)} failed", BAD))
+    if len(span.marks) > span.failures:
+        words.append((f"{number(len(span.marks) - span.failures)} retries", WARN))
+    if span.open:
+        words.append((f"{number(span.open)} open", BUSY))
+    if span.times:
+        times = sorted(span.times)
+        words.append((f"p50 {duration(times[(len(times) - 1) // 2])}", MUTED))
+        words.append((f"max {duration(times[-1])}", MUTED))
+    return Text(" · ", style=FAINT, end="").join([Text(*word) for word in words])
+
+
+def _bar(span: Span, axis: _Axis) -> Text:
+    style = BAD if span.failed else _STYLES.get(span.kind, OK)
+    first = axis.cell(span.start)
+    bar = Text(" " * first, end="")
+    if span.kind in _GLYPHS:
+        bar.append(_GLYPHS[span.kind], style=style)
+        return fit(bar, axis.cells)
+    last = max(first, axis.cell(span.end if span.end is not None else axis.end))
+    cells = ["─" if span.kind in ("timer", "stuck") else "━"] * (last - first + 1)
+    styles = [style if span.end is not None else BUSY] * len(cells)
+    marks = [axis.cell(mark) - first for mark in span.marks]
+    for mark in marks if span.count == 1 else []:
+        # From a failed attempt to the next one only the last pause is known exactly; a few cells stand for each.
+        for cell in range(mark + 1, min(mark + 3, len(cells) - 1)):
+            cells[cell], styles[cell] = "╌", FAINT
+    if span.marks and span.end is None and span.count == 1:
+        for cell in range(marks[-1] + 1, min(axis.cell(min(span.due, axis.end)) - first, len(cells) - 1)):
+            cells[cell], styles[cell] = "╌", FAINT
+    if span.end is None:
+        cells[-1], styles[-1] = "▶", BUSY
+    for mark in marks:
+        if 0 <= mark < len(cells):
+            cells[mark], styles[mark] = "✗", BAD
+    for cell, cell_style in zip(cells, styles, strict=True):
+        bar.append(cell, style=cell_style)
+    return fit(bar, axis.cells)
+
+
+# --- published values -----------------------------------------------------------------------------------------------
+
+
+def _published(detail: RunDetail, width: int) -> list[Text]:
+    columns = [
+        Column("PUBLISHED", right=False, flex=True, least=10, most=max(12, width // 4)),
+        Column("", right=False, flex=True, least=max(6, width // 3), most=600),
+    ]
+    rows = [
+        [safe_text(key, limit=128), Text(preview(msgspec.msgpack.encode(value), 2 * width), style=MUTED)]
+        for key, value in detail.published.items()
+    ]
+    return table("PUBLISHED", columns, rows[:MAX_ROWS], width) if rows else []
+
+
+# --- children -------------------------------------------------------------------------------------------------------
+
+
+def _children(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
+    children = [span for span in spans if span.kind == "child"]
+    if not children:
+        return []
+    statuses = [detail.children.get(span.child) or _known(span) for span in children]
+    counts = " · ".join(f"{count:,} {safe(status, 20)}" for status, count in sorted(Counter(statuses).items()))
+    columns = [
+        Column("CHILDREN", right=False, flex=True, least=16, most=256),
+        Column("workflow", right=False, most=max(8, width // 4), keep=2),
+        Column("status", right=False, keep=1),
+        Column("started", keep=3),
+    ]
+    rows = [
+        [
+            safe_text(span.child, limit=256),
+            safe_text(span.name, MUTED, 128),
+            safe_text(status, STATUS.get(status, ""), 20),
+            Text(clock(span.start), style=MUTED),
+        ]
+        for span, status in list(zip(children, statuses, strict=True))[:MAX_CHILDREN]
+    ]
+    lines = table(f"CHILDREN {len(children):,}  {counts}"[: max(16, width // 2)], columns, rows, width)
+    if len(children) > MAX_CHILDREN:
+        lines.append(fit(Text(f"… {len(children) - MAX_CHILDREN:,} more", style=FAINT), width))
+    return lines
+
+
+def _known(span: Span) -> str:
+    return "running" if span.end is None else "failed" if span.failed else "completed"

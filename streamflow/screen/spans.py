@@ -1,0 +1,215 @@
+"""A run's history as spans: what took place from when to when, with what outcome.
+
+Owns: pairing decisions with their outcomes, and folding long histories. Must not: draw (`timeline.py` does).
+Called by: `timeline.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from streamflow.errors import Failure
+from streamflow.events import (
+    AnyEvent,
+    AskAnswered,
+    AskReceived,
+    CancelRequested,
+    ChildCancelled,
+    ChildCompleted,
+    ChildFailed,
+    ChildStarted,
+    HistoryLimitReached,
+    Patched,
+    RunContinued,
+    RunResumed,
+    RunStuck,
+    SignalReceived,
+    SignalSent,
+    StepCancelled,
+    StepCompleted,
+    StepFailed,
+    StepRetrying,
+    StepScheduled,
+    TimerFired,
+    TimerSet,
+    Transition,
+)
+from streamflow.screen.payload import preview
+
+MAX_ROWS = 200
+FOLD_FROM = 3
+"""So many spans of one kind and name in a row become one, in a history with more than `MAX_ROWS` of them."""
+PREVIEW = 200
+
+
+@dataclass
+class Span:
+    """`end` None: still open. `marks`: the ms of failed attempts. `times`: how long each folded span took, in ms."""
+
+    kind: str
+    """step, timer, child, signal, sent, ask, patch, life, limit, stuck or cancel."""
+    name: str
+    start: int
+    end: int | None = None
+    failed: bool = False
+    attempts: int = 0
+    due: int = 0
+    took: float | None = None
+    note: str = ""
+    marks: list[int] = field(default_factory=lambda: list[int]())
+    child: str = ""
+    queue: str = ""
+    count: int = 1
+    times: list[float] = field(default_factory=lambda: list[float]())
+    open: int = 0
+    failures: int = 0
+
+
+def spans_of(transitions: Iterable[Transition]) -> list[Span]:
+    """One span for each step, timer, child, signal and ask, in the order in which they began."""
+    found: list[Span] = []
+    numbered: dict[int | str, Span] = {}
+    stuck: list[Span] = []
+    for transition in transitions:
+        for event in transition.events:
+            span = _begin(transition.at, event)
+            if span is not None:
+                found.append(span)
+                if isinstance(event, AskReceived):
+                    numbered[event.id] = span
+                elif not isinstance(event, RunContinued) and (seq := getattr(event, "seq", None)) is not None:
+                    numbered[seq] = span
+                if isinstance(event, RunContinued):
+                    _carry(found, numbered, transition.at, event)
+                elif isinstance(event, RunStuck):
+                    stuck.append(span)
+            elif isinstance(event, RunResumed):
+                for open_span in stuck:
+                    open_span.end = transition.at
+                stuck.clear()
+            else:
+                _go_on(numbered, transition.at, event)
+    return found
+
+
+def _begin(at: int, event: AnyEvent) -> Span | None:
+    match event:
+        case StepScheduled():
+            return Span("step", event.name, at, note=preview(event.args, PREVIEW), queue=event.queue)
+        case TimerSet():
+            # The limit of a signal's wait has no row of its own: the signal that came, or the time-out, tells enough.
+            return Span("timer", "sleep", at, due=event.due) if not event.name else None
+        case ChildStarted():
+            return Span("child", event.name, at, child=event.run_id, note=event.run_id)
+        case SignalReceived():
+            return Span("signal", event.name, at, at, note=preview(event.value, PREVIEW))
+        case SignalSent():
+            return Span("sent", event.name, at, at, note=f"to {event.target}: {preview(event.value, PREVIEW)}")
+        case AskReceived():
+            return Span("ask", event.name, at, note=preview(event.value, PREVIEW))
+        case Patched():
+            return Span("patch", event.name, at, at)
+        case RunContinued():
+            return Span("life", f"life {event.lives + 1}", at, at, note=preview(event.input, PREVIEW))
+        case HistoryLimitReached():
+            return Span("limit", "history limit", at, at, note=f"{event.count:,} events")
+        case RunStuck():
+            return Span("stuck", "stuck", at, failed=True, note=event.reason)
+        case CancelRequested():
+            return Span("cancel", "terminate" if event.terminate else "cancel", at, at, note=event.reason)
+        case _:
+            return None
+
+
+def _carry(found: list[Span], numbered: dict[int | str, Span], at: int, event: RunContinued) -> None:
+    """What was received in the life before and not consumed, and children that are waited for, belong to this one:
+    its history has no other word of them."""
+    for seq, name, run_id in event.children:
+        numbered[seq] = Span("child", name, at, child=run_id, note=run_id)
+        found.append(numbered[seq])
+    for carried in event.carried:
+        span = _begin(at, carried)
+        assert span is not None
+        found.append(span)
+        if isinstance(carried, AskReceived):
+            numbered[carried.id] = span
+
+
+def _go_on(numbered: dict[int | str, Span], at: int, event: AnyEvent) -> None:
+    """An outcome, for the span of its number; an outcome of nothing (a cut history) is passed over."""
+    span = numbered.get(event.id if isinstance(event, AskAnswered) else getattr(event, "seq", -1))
+    if span is None:
+        return
+    match event:
+        case StepCompleted():
+            span.end, span.attempts, span.took, span.note = at, event.attempt, event.ms, preview(event.result, PREVIEW)
+        case StepRetrying():
+            span.marks.append(at)
+            span.attempts, span.due, span.note = event.attempt, event.due, _words(event.failure)
+        case StepFailed():
+            span.marks.append(at)
+            span.end, span.attempts, span.took = at, event.attempt, event.ms
+            span.failed, span.note = True, _words(event.failure)
+        case StepCancelled():
+            span.end, span.note = at, "cancelled"
+        case TimerFired():
+            span.end = at
+        case AskAnswered():
+            span.end, span.failed = at, event.failure is not None
+            answer = _words(event.failure) if event.failure is not None else preview(event.result, PREVIEW)
+            span.note = f"{span.note} → {answer}"
+        case ChildCancelled():
+            # The parent hears no more of it, unless an outcome was on its way: to the parent it is over.
+            span.end, span.note = at, f"{span.child} asked to cancel"
+        case ChildCompleted():
+            span.end, span.note = at, f"{span.child} {preview(event.result, PREVIEW)}"
+        case ChildFailed():
+            span.end, span.failed, span.note = at, True, f"{span.child} {_words(event.failure)}"
+        case _:
+            return
+
+
+def _words(failure: Failure) -> str:
+    return f"{failure.kind}: {failure.message[:PREVIEW]}"
+
+
+def fold_spans(spans: Sequence[Span]) -> list[Span]:
+    """`spans` as they are, or, above `MAX_ROWS`, with neighbours of the same kind and name as one."""
+    if len(spans) <= MAX_ROWS:
+        return list(spans)
+    folded: list[Span] = []
+    group: list[Span] = []
+    for span in [*spans, None]:
+        if group and (span is None or (span.kind, span.name) != (group[0].kind, group[0].name)):
+            folded.extend(group if len(group) < FOLD_FROM else [_one(group)])
+            group = []
+        if span is not None:
+            group.append(span)
+    return folded
+
+
+def _one(group: Sequence[Span]) -> Span:
+    ends = [span.end for span in group if span.end is not None]
+    return replace(
+        group[0],
+        start=min(span.start for span in group),
+        end=max(ends) if len(ends) == len(group) else None,
+        failed=all(span.failed for span in group),
+        attempts=0,
+        marks=sorted(mark for span in group for mark in span.marks),
+        note="",
+        took=None,
+        child="",
+        count=len(group),
+        times=[took_ms(span) for span in group if span.end is not None],
+        open=len(group) - len(ends),
+        failures=sum(span.failed for span in group),
+    )
+
+
+def took_ms(span: Span) -> float:
+    """What the attempt took; with retries, the whole time from the first one on."""
+    if span.took is not None and span.attempts <= 1:
+        return span.took
+    return float((span.end or span.start) - span.start)

@@ -1,0 +1,218 @@
+"""Listings: the table of `runs`, and the lines of `tail`.
+
+Owns: their columns. Must not: fetch or page. Called by: the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from streamflow.errors import Failure
+from streamflow.events import (
+    AnyEvent,
+    AskAnswered,
+    AskReceived,
+    CancelRequested,
+    ChildCancelled,
+    ChildCompleted,
+    ChildFailed,
+    ChildStarted,
+    HistoryLimitReached,
+    MessageQuarantined,
+    Patched,
+    RunCancelled,
+    RunCompleted,
+    RunContinued,
+    RunFailed,
+    RunResumed,
+    RunStarted,
+    RunStuck,
+    SignalReceived,
+    SignalSent,
+    StepCancelled,
+    StepCompleted,
+    StepFailed,
+    StepRetrying,
+    StepScheduled,
+    TimerFired,
+    TimerSet,
+)
+from streamflow.model.attributes import Attribute
+from streamflow.screen.payload import preview
+from streamflow.screen.sanitize import safe, safe_text
+from streamflow.screen.style import BAD, BUSY, FAINT, MUTED, OK, STATUS, WARN, clock, duration, moment, plural
+
+PREVIEW = 120
+ATTRIBUTES_FROM = 130
+"""Width from which a listing has a column for attributes."""
+
+_STYLES: dict[type, str] = {
+    RunStarted: BUSY,
+    RunCompleted: OK,
+    RunFailed: BAD,
+    RunCancelled: MUTED,
+    RunStuck: WARN,
+    RunResumed: BUSY,
+    RunContinued: BUSY,
+    CancelRequested: WARN,
+    HistoryLimitReached: WARN,
+    StepCancelled: MUTED,
+    StepCompleted: OK,
+    StepRetrying: WARN,
+    StepFailed: BAD,
+    ChildCompleted: OK,
+    ChildFailed: BAD,
+    ChildCancelled: MUTED,
+    MessageQuarantined: WARN,
+}
+
+
+class RunRow(msgspec.Struct, kw_only=True):
+    """One run in a listing. Times in ms; `ended` 0: still open."""
+
+    run_id: str
+    workflow: str
+    tenant: str
+    status: str
+    started: int
+    ended: int = 0
+    attributes: dict[str, Attribute] = {}
+
+
+def attributes_line(attributes: Mapping[str, Attribute]) -> str:
+    """`customer="acme" priority=2`: names with their values as JSON, in the order of the names."""
+    return " ".join(f"{name}={msgspec.json.encode(value).decode()}" for name, value in sorted(attributes.items()))
+
+
+def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
+    """Run ids are shown whole (on several lines if need be), so that they can be copied; the rest is cut to `width`.
+
+    Attributes have a column if some run has some, where there is room; else they stand under the run's id.
+    """
+    narrow = width < 100
+    tenants = any(row.tenant for row in rows)
+    attributes = any(row.attributes for row in rows) and width >= ATTRIBUTES_FROM
+    table = Table(box=None, pad_edge=False, header_style=MUTED, padding=(0, 2, 0, 0))
+    table.add_column("RUN", overflow="fold", min_width=12)
+    table.add_column("WORKFLOW", no_wrap=True, overflow="ellipsis", max_width=16 if narrow else 24)
+    if tenants:
+        table.add_column("TENANT", no_wrap=True, overflow="ellipsis", max_width=12 if narrow else 16)
+    table.add_column("STATUS", no_wrap=True)
+    table.add_column("STARTED", no_wrap=True)
+    table.add_column("TOOK", no_wrap=True, justify="right")
+    if attributes:
+        ids = min(36, max(len(row.run_id) for row in rows))
+        # What is left beside the id, workflow, tenant, status and times at their widest, and the gaps.
+        left = width - ids - 24 - (18 if tenants else 0) - 11 - 21 - 10 - 4
+        table.add_column("ATTRIBUTES", no_wrap=True, overflow="ellipsis", max_width=max(20, left))
+    for row in rows:
+        open_run = row.ended == 0
+        cells = [Text(safe(row.run_id)), safe_text(row.workflow)]
+        if tenants:
+            cells.append(safe_text(row.tenant or "-", MUTED))
+        cells.append(safe_text(row.status, STATUS.get(row.status, "")))
+        cells.append(Text(moment(row.started)[5:16] if narrow else moment(row.started), style=MUTED))
+        took = duration(max(0, (now_ms if open_run else row.ended) - row.started))
+        cells.append(Text(took, style=BUSY if open_run else ""))
+        if attributes:
+            cells.append(safe_text(attributes_line(row.attributes), MUTED))
+        elif row.attributes:
+            cells[0] = Text("\n").join([cells[0], safe_text(attributes_line(row.attributes), MUTED)])
+        table.add_row(*cells)
+    return table
+
+
+def format_log_line(at: int, run_id: str, event: AnyEvent) -> Text:
+    """One event on one line: time of day, run, what happened, and the facts that matter. See `print_line`."""
+    line = Text.assemble((clock(at, with_ms=True), FAINT), "  ", no_wrap=True, overflow="ellipsis")
+    line.append_text(safe_text(run_id, MUTED, 256))
+    line.append("  ")
+    kind = type(event)
+    line.append(kind.__name__, style=_STYLES.get(kind, ""))
+    for words, style in _facts(event, at):
+        line.append("  ")
+        line.append_text(safe_text(words, style, 500))
+    return line
+
+
+def print_line(console: Console, line: Text) -> None:
+    """On a terminal cut to its width, in a pipe whole. (`Console.print` alone wraps, whatever the text says.)"""
+    if console.is_terminal:
+        console.print(line, no_wrap=True, overflow="ellipsis")
+    else:
+        console.print(line, soft_wrap=True)
+
+
+def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
+    match event:
+        case RunStarted():
+            tenant = [(f"tenant {event.tenant}", MUTED)] if event.tenant else []
+            return [(event.workflow, "bold"), *tenant, (preview(event.input, PREVIEW), MUTED)]
+        case RunCompleted():
+            return [(event.workflow, "bold"), (duration(event.ms), ""), (preview(event.result, PREVIEW), MUTED)]
+        case RunFailed():
+            return [(event.workflow, "bold"), (duration(event.ms), ""), (_words(event.failure), BAD)]
+        case RunCancelled():
+            return [(event.workflow, "bold"), (duration(event.ms), ""), (event.reason, MUTED)]
+        case RunStuck():
+            return [(event.workflow, "bold"), (event.reason, WARN)]
+        case RunResumed():
+            return [(event.workflow, "bold")]
+        case RunContinued():
+            life = [(f"life {event.lives + 1}", ""), *_carried(len(event.carried))]
+            return [(event.workflow, "bold"), *life, (preview(event.input, PREVIEW), MUTED)]
+        case CancelRequested():
+            return [*([("terminate", "bold")] if event.terminate else []), (event.reason, MUTED)]
+        case HistoryLimitReached():
+            return [(plural(event.count, "event"), "bold")]
+        case Patched():
+            return [(event.name, "bold")]
+        case StepScheduled():
+            return [(f"{event.name} #{event.seq}", "bold"), (preview(event.args, PREVIEW), MUTED)]
+        case StepCompleted():
+            tries = [(f"attempt {event.attempt}", WARN)] if event.attempt > 1 else []
+            took = [(duration(event.ms), "")]
+            return [(f"{event.name} #{event.seq}", "bold"), *took, *tries, (preview(event.result, PREVIEW), MUTED)]
+        case StepRetrying():
+            again = f"attempt {event.attempt} failed, again in {duration(max(0, event.due - at))}"
+            return [(f"{event.name} #{event.seq}", "bold"), (again, WARN), (_words(event.failure), BAD)]
+        case StepFailed():
+            tries = f"after {event.attempt} attempt{'s' * (event.attempt != 1)}"
+            return [(f"{event.name} #{event.seq}", "bold"), (tries, WARN), (_words(event.failure), BAD)]
+        case StepCancelled() | ChildCancelled():
+            return [(f"{event.name} #{event.seq}", "bold")]
+        case TimerSet():
+            return [(f"#{event.seq}", "bold"), (f"due in {duration(max(0, event.due - at))}", MUTED)]
+        case TimerFired():
+            return [(f"#{event.seq}", "bold")]
+        case SignalReceived():
+            return [(event.name, "bold"), (preview(event.value, PREVIEW), MUTED)]
+        case SignalSent():
+            return [(event.name, "bold"), (f"to {event.target}", ""), (preview(event.value, PREVIEW), MUTED)]
+        case AskReceived():
+            return [(event.name, "bold"), (preview(event.value, PREVIEW), MUTED)]
+        case AskAnswered():
+            if event.failure is not None:
+                return [(event.name, "bold"), (_words(event.failure), BAD)]
+            return [(event.name, "bold"), (preview(event.result, PREVIEW), MUTED)]
+        case ChildStarted():
+            return [(f"{event.name} #{event.seq}", "bold"), (event.run_id, ""), (preview(event.input, PREVIEW), MUTED)]
+        case ChildCompleted():
+            return [(f"{event.name} #{event.seq}", "bold"), (preview(event.result, PREVIEW), MUTED)]
+        case ChildFailed():
+            return [(f"{event.name} #{event.seq}", "bold"), (_words(event.failure), BAD)]
+        case MessageQuarantined():
+            return [(f"message {event.message}", "bold"), (event.reason, WARN)]
+
+
+def _carried(count: int) -> list[tuple[str, str]]:
+    return [(f"{plural(count, 'message')} carried over", MUTED)] if count else []
+
+
+def _words(failure: Failure) -> str:
+    return f"{failure.kind}: {failure.message}"

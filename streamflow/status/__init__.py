@@ -1,0 +1,1 @@
+"""Collecting the status of a namespace, for the screen and for `--json`."""

@@ -1,0 +1,251 @@
+"""The status of a namespace, collected from the server in one or two pipelines a look.
+
+Owns: what is read for it, who counts as alive, rates between looks, and moving an old rates view up to now.
+Must not: draw (`screen/`), change anything. Called by: `status`, `dev`, `demo`.
+
+    look:  TIME, INFO, members, queue names, merged views, and for each shard owner and inbox   (one pipeline)
+           where there are queues, what is in them                                              (a second one)
+           with `shards=True` also the log entries behind each shard's views       (a second one, where there are some)
+
+A beat is a counter without a time (wall clocks jump), so whether a daemon lives shows only in a second look: `collect`
+remembers the looks before, and `settled` looks until every member has moved or is late.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import anyio
+import msgspec
+
+from streamflow.client.client import Client
+from streamflow.client.listing import Space
+from streamflow.errors import StoreError
+from streamflow.model.codec import DECODE_ERRORS
+from streamflow.status.model import Server, Shard, Status, daemon_from, shards_from
+from streamflow.status.queues import queues_of
+from streamflow.store.connection import Call
+from streamflow.views.registry import AVERAGE_S, SETTLE_S, VIEWS
+
+LOOK_AT_SHARDS = 1024
+"""With more shards than this, owners are taken from the daemons' beats, and inboxes are left out."""
+COUNT_LAG_TO = 100
+RATE_SECONDS = 5.0
+"""Rates of daemons are averages over about this long: their beats come in steps of half a second."""
+FRESH_SECONDS = 3
+"""A rates view that is not older than this is shown as it is: its last seconds are unknown rather than zero."""
+SETTLE_EVERY = 0.15
+PATIENCE = 2.0
+"""Seconds until a look that gets no answer is an error: a screen says so, and looks again."""
+
+_VIEW_NAMES = (*(view.name for view in VIEWS), "oldest")
+_decode_beat = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class _Look(NamedTuple):
+    at: float
+    beat: dict[str, Any]
+
+
+class StatusCollector:
+    """Looks at one namespace again and again. A daemon without a beat for `dead_after` seconds owns nothing."""
+
+    def __init__(self, client: Client, *, shards: bool = False, dead_after: float = 2.0) -> None:
+        self._client = client
+        self._each_shard = shards
+        self._dead_after = dead_after
+        self._looks: dict[str, deque[_Look]] = {}
+        self._moved: set[str] = set()
+
+    async def settled(self) -> Status:
+        """A status that needs no look before it: waits until every member's beat has moved, or is late."""
+        began = time.monotonic()
+        status = await self.collect()
+        while not self._looks.keys() <= self._moved and time.monotonic() - began <= self._dead_after:
+            await anyio.sleep(SETTLE_EVERY)
+            status = await self.collect()
+        return status
+
+    async def collect(self) -> Status:
+        """Raises `StoreError`."""
+        client = self._client
+        space = await client.space()
+        keys = client.keys
+        shards = [keys.shard(n) for n in range(space.shards)] if space.shards <= LOOK_AT_SHARDS else []
+        calls: list[Call[Any]] = [
+            Call.plain("TIME"),
+            Call.plain("INFO"),
+            Call.plain("CONFIG", "GET", "appendfsync"),
+            Call.plain("HGETALL", keys.members),
+            Call.plain("HKEYS", keys.queues),
+            Call.plain("MGET", *(keys.view(name) for name in _VIEW_NAMES)),
+            *(Call.plain("HMGET", shard.owner, "holder", "log") for shard in shards),
+            *(Call.plain("XLEN", shard.inbox) for shard in shards),
+        ]
+        clock, info, fsync, members, queues, merged, *rest = await client.store.send(calls, PATIENCE)
+        for answer in (clock, members, merged):
+            if isinstance(answer, StoreError):
+                raise answer
+        owners, inboxes = rest[: len(shards)], rest[len(shards) :]
+        status = Status(
+            namespace=client.namespace,
+            as_of=int(clock[0]) * 1000 + int(clock[1]) // 1000,
+            server=None if isinstance(info, StoreError) else _server(info, fsync),
+            shards_total=space.shards,
+        )
+        self._put_members(status, cast("Mapping[bytes, bytes]", members))
+        _put_views(status, cast("Sequence[bytes | None]", merged))
+        self._put_shards(status, space, owners, inboxes)
+        names = [] if isinstance(queues, StoreError) else [name.decode(errors="replace") for name in queues]
+        status.queues = await queues_of(client, names, PATIENCE)
+        if self._each_shard and shards:
+            await self._put_lag(status, owners)
+        status.shards_unowned = sum(not shard.owner for shard in status.shards)
+        return status
+
+    # --- members ------------------------------------------------------------------------------------------------------
+
+    def _put_members(self, status: Status, members: Mapping[bytes, bytes]) -> None:
+        now = time.monotonic()
+        beats = {member.decode(errors="replace"): _beat(raw) for member, raw in members.items()}
+        for gone in self._looks.keys() - beats.keys():
+            del self._looks[gone]
+        self._moved &= beats.keys()
+        for member, beat in beats.items():
+            looks = self._looks.setdefault(member, deque())
+            if looks and looks[-1].beat.get("beat") != beat.get("beat"):
+                self._moved.add(member)
+            if not looks or looks[-1].beat.get("beat") != beat.get("beat"):
+                looks.append(_Look(now, beat))
+            while len(looks) > 2 and now - looks[1].at >= RATE_SECONDS:
+                looks.popleft()
+        status.daemons = [self._daemon(member, now) for member in sorted(beats)]
+
+    def _daemon(self, member: str, now: float) -> Any:
+        looks = self._looks[member]
+        first, last = looks[0], looks[-1]
+        known = member in self._moved or now - last.at > self._dead_after
+        return daemon_from(
+            member,
+            last.beat,
+            beat_age=now - last.at if known else None,
+            before=first.beat if first is not last else None,
+            elapsed=last.at - first.at,
+        )
+
+    def _alive(self) -> set[str]:
+        now = time.monotonic()
+        return {member for member, looks in self._looks.items() if now - looks[-1].at <= self._dead_after}
+
+    # --- shards -------------------------------------------------------------------------------------------------------
+
+    def _put_shards(self, status: Status, space: Space, owners: Sequence[Any], inboxes: Sequence[Any]) -> None:
+        alive = self._alive()
+        if not owners:
+            beats = {member: looks[-1].beat for member, looks in self._looks.items()}
+            status.shards = shards_from(beats, space.shards, alive)
+            return
+        for number, (owner, inbox) in enumerate(zip(owners, inboxes, strict=True)):
+            holder = "" if isinstance(owner, StoreError) else (owner[0] or b"").decode(errors="replace")
+            status.shards.append(
+                Shard(
+                    number=number,
+                    owner=holder if holder in alive else "",
+                    inbox=0 if isinstance(inbox, StoreError) else int(inbox),
+                )
+            )
+
+    async def _put_lag(self, status: Status, owners: Sequence[Any]) -> None:
+        """Log entries that the stored views don't cover, counted up to `COUNT_LAG_TO`."""
+        keys = [self._client.keys.shard(shard.number) for shard in status.shards]
+        send = self._client.store.send
+        offsets = await send([Call.plain("HGET", shard.views, "offset") for shard in keys])
+        behind: list[tuple[Shard, Call[Any]]] = []
+        for shard, key, owner, offset in zip(status.shards, keys, owners, offsets, strict=True):
+            last = None if isinstance(owner, StoreError) else owner[1]
+            if not last or isinstance(offset, StoreError) or last == offset:
+                continue
+            start = f"({offset.decode()}" if offset else "-"
+            behind.append((shard, Call.plain("XRANGE", key.log, start, "+", "COUNT", COUNT_LAG_TO, parse=len)))
+        if behind:
+            for (shard, _), count in zip(behind, await send([call for _, call in behind]), strict=True):
+                shard.lag = 0 if isinstance(count, StoreError) else count
+
+
+async def collect_status(client: Client, *, shards: bool = False) -> Status:
+    """One status, of one look or a few (about half a second)."""
+    return await StatusCollector(client, shards=shards).settled()
+
+
+def _beat(raw: bytes) -> dict[str, Any]:
+    try:
+        return _decode_beat(raw)
+    except DECODE_ERRORS:
+        return {}  # another version's: it is there, and that is all that is known
+
+
+def _server(info: Any, fsync: Any) -> Server:
+    facts = cast("dict[str, Any]", info) if isinstance(info, dict) else _parsed(info)
+    aof = "off"
+    if int(facts.get("aof_enabled", 0)):
+        told = not isinstance(fsync, StoreError) and fsync
+        aof = str(_pairs(fsync).get("appendfsync", "on")) if told else "on"
+    return Server(
+        product="valkey" if "valkey_version" in facts else "redis",
+        version=str(facts.get("valkey_version") or facts.get("redis_version") or ""),
+        memory=int(facts.get("used_memory", 0)),
+        maxmemory=int(facts.get("maxmemory", 0)),
+        aof=aof,
+        ops_per_s=float(facts.get("instantaneous_ops_per_sec", 0)),
+    )
+
+
+def _parsed(info: bytes) -> dict[str, Any]:
+    lines = (line.partition(":") for line in info.decode(errors="replace").splitlines() if ":" in line)
+    return {name: value for name, _, value in lines}
+
+
+def _pairs(reply: Any) -> dict[str, str]:
+    """CONFIG GET's answer, which redis-py may have made a dict of."""
+    if not isinstance(reply, dict):
+        reply = dict(zip(reply[::2], reply[1::2], strict=False))
+    return {_text(name): _text(value) for name, value in cast("dict[Any, Any]", reply).items()}
+
+
+def _text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+# --- views ----------------------------------------------------------------------------------------------------------
+
+
+def _put_views(status: Status, merged: Sequence[bytes | None]) -> None:
+    for name, data in zip(_VIEW_NAMES, merged, strict=True):
+        if data is None:
+            continue
+        try:
+            stored = _decode_beat(data)
+            as_of, value = int(stored["as_of"]), stored["value"]
+        except (*DECODE_ERRORS, KeyError, TypeError):
+            continue  # of another version: shown as if there were none
+        status.views_as_of = as_of
+        if name == "oldest":
+            status.oldest = [(run_id, workflow, started) for run_id, workflow, started in value]
+        elif name == "rates":
+            status.views[name] = rates_at(value, status.as_of)
+        else:
+            status.views[name] = value
+
+
+def rates_at(rates: dict[str, Any], now_ms: int) -> dict[str, Any]:
+    """The rates view as of now: when it was merged longer ago (nobody merges any more), nothing happened since."""
+    late = now_ms // 1000 - SETTLE_S - int(rates["until"])
+    if late <= FRESH_SECONDS:
+        return rates
+    lists: dict[str, list[int]] = {name: values for name, values in rates.items() if isinstance(values, list)}
+    moved = {name: [*values[late:], *[0] * min(late, len(values))] for name, values in lists.items()}
+    average = {name: sum(values[-AVERAGE_S:]) / AVERAGE_S for name, values in moved.items()}
+    return {**rates, "until": rates["until"] + late, **moved, "average": average}

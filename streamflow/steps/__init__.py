@@ -1,0 +1,1 @@
+"""Running attempts of steps, in tasks, threads and processes; for daemons and workers."""

@@ -1,0 +1,4 @@
+"""Numbers over all runs: fold, merge, render.
+
+Must not: do I/O, read a clock.
+"""

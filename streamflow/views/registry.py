@@ -1,0 +1,402 @@
+"""The declared views: what is kept about all runs, and how it is folded, merged and shown.
+
+Owns: `View`, the partials of each view, and the registry `VIEWS`.
+Must not: know keys, offsets or clocks; `now_ms` comes from the caller. Called by: `views.py`.
+
+A view is a monoid. Its partials start at `zero()`, take events in with `folds`, and are put together with `merge`,
+which is associative and commutative; folding a log in pieces and merging the pieces equals folding it whole. That is
+why a view is exact whatever shard, owner or checkpoint its events went through.
+
+To add a view, write its partial (a msgspec type), its functions, and one `View(…)` in `VIEWS`. Stored partials that
+don't have it yet start it at zero and say so in `missing`: rebuild to count the past too. When the meaning of a view
+changes, give it a new name, so that old partials are not taken for new ones.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from streamflow.events import (
+    AnyEvent,
+    HistoryEvent,
+    MessageQuarantined,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunResumed,
+    RunStarted,
+    RunStuck,
+    StepCompleted,
+    StepFailed,
+    StepRetrying,
+)
+from streamflow.views.histogram import Timings
+
+T = TypeVar("T")
+JSON = Any
+"""Whatever `json.dumps` takes."""
+
+WINDOW_S = 120
+"""Seconds of rates that a partial keeps."""
+SHOWN_S = 60
+AVERAGE_S = 10
+SETTLE_S = 1
+"""Rates are shown up to this many whole seconds ago: the seconds after that are not folded by every shard yet."""
+LATEST = 20
+MAX_TEXT = 500
+MAX_TENANTS = 500
+"""Tenants that a rendered view lists, the largest first; the others are added up under `…`."""
+
+
+@dataclass(frozen=True)
+class View(Generic[T]):
+    """One view: its name, the type of its partial, and what to do with it. `folds` and `merge` change it in place."""
+
+    name: str
+    type: Any
+    zero: Callable[[], T]
+    folds: Mapping[type[HistoryEvent], Callable[[T, str, int, Any], None]]
+    """Event type -> function of partial, run id, ms, event. Types that are not here cost nothing."""
+    merge: Callable[[T, T], None]
+    """Adds the second partial to the first; the second stays as it is."""
+    render: Callable[[T, int], JSON]
+    prune: Callable[[T, int], None] = field(default=lambda partial, now_ms: None)
+
+    def fold(self, partial: T, run_id: str, at: int, event: AnyEvent) -> None:
+        function = self.folds.get(type(event))
+        if function is not None:
+            function(partial, run_id, at, event)
+
+
+# --- runs by status, workflow and tenant ----------------------------------------------------------------------------
+
+
+class Counts(msgspec.Struct, array_like=True):
+    """Runs by status: the open ones now, the ended ones ever. One part of a split log may well be negative."""
+
+    running: int = 0
+    stuck: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    def add(self, other: Counts) -> None:
+        self.running += other.running
+        self.stuck += other.stuck
+        self.completed += other.completed
+        self.failed += other.failed
+        self.cancelled += other.cancelled
+
+    @property
+    def total(self) -> int:
+        return self.running + self.stuck + self.completed + self.failed + self.cancelled
+
+
+class Runs(msgspec.Struct, array_like=True):
+    workflows: dict[str, Counts] = {}
+    tenants: dict[str, Counts] = {}
+
+    def of(
+        self, event: RunStarted | RunCompleted | RunFailed | RunCancelled | RunStuck | RunResumed
+    ) -> tuple[Counts, Counts]:
+        workflow = self.workflows.get(event.workflow)
+        if workflow is None:
+            workflow = self.workflows[event.workflow] = Counts()
+        name = event.tenant or "-"
+        tenant = self.tenants.get(name)
+        if tenant is None:
+            tenant = self.tenants[name] = Counts()
+        return workflow, tenant
+
+
+def _run_started(runs: Runs, run_id: str, at: int, event: RunStarted) -> None:
+    for counts in runs.of(event):
+        counts.running += 1
+
+
+def _run_completed(runs: Runs, run_id: str, at: int, event: RunCompleted) -> None:
+    for counts in runs.of(event):
+        counts.running -= 1
+        counts.completed += 1
+
+
+def _run_failed(runs: Runs, run_id: str, at: int, event: RunFailed) -> None:
+    for counts in runs.of(event):
+        counts.running -= 1
+        counts.failed += 1
+
+
+def _run_cancelled(runs: Runs, run_id: str, at: int, event: RunCancelled) -> None:
+    for counts in runs.of(event):
+        counts.running -= 1
+        counts.cancelled += 1
+
+
+def _run_stuck(runs: Runs, run_id: str, at: int, event: RunStuck) -> None:
+    for counts in runs.of(event):
+        counts.running -= 1
+        counts.stuck += 1
+
+
+def _run_resumed(runs: Runs, run_id: str, at: int, event: RunResumed) -> None:
+    for counts in runs.of(event):
+        counts.running += 1
+        counts.stuck -= 1
+
+
+def _merge_counts(into: dict[str, Counts], other: dict[str, Counts]) -> None:
+    for name, counts in other.items():
+        if name not in into:
+            into[name] = Counts()
+        into[name].add(counts)
+
+
+def _merge_runs(into: Runs, other: Runs) -> None:
+    _merge_counts(into.workflows, other.workflows)
+    _merge_counts(into.tenants, other.tenants)
+
+
+def _render_runs(runs: Runs, now_ms: int) -> JSON:
+    """`{"status": {status: n}, "workflows": {name: {status: n}}, "tenants": {name: {status: n}}}`"""
+    total = Counts()
+    for counts in runs.workflows.values():
+        total.add(counts)
+    ranked = sorted(runs.tenants.items(), key=lambda item: (-item[1].total, item[0]))
+    tenants = dict(ranked[:MAX_TENANTS])
+    if len(ranked) > MAX_TENANTS:
+        tenants["…"] = rest = Counts()
+        for _, counts in ranked[MAX_TENANTS:]:
+            rest.add(counts)
+    return {
+        "status": msgspec.structs.asdict(total),
+        "workflows": {name: msgspec.structs.asdict(counts) for name, counts in sorted(runs.workflows.items())},
+        "tenants": {name: msgspec.structs.asdict(counts) for name, counts in tenants.items()},
+    }
+
+
+# --- rates ----------------------------------------------------------------------------------------------------------
+
+
+class Second(msgspec.Struct, array_like=True):
+    """What happened in one second. `failures`: failed runs; `steps`: completed steps.
+
+    A cancelled run is neither: a race or a task group ends some children that way whenever all is well.
+    """
+
+    starts: int = 0
+    completions: int = 0
+    failures: int = 0
+    steps: int = 0
+
+
+Rates = dict[int, Second]
+"""Second (ms // 1000) -> what happened in it."""
+
+
+def _second(rates: Rates, at: int) -> Second:
+    second = rates.get(at // 1000)
+    if second is None:
+        second = rates[at // 1000] = Second()
+    return second
+
+
+def _rate_start(rates: Rates, run_id: str, at: int, event: RunStarted) -> None:
+    _second(rates, at).starts += 1
+
+
+def _rate_completion(rates: Rates, run_id: str, at: int, event: RunCompleted) -> None:
+    _second(rates, at).completions += 1
+
+
+def _rate_failure(rates: Rates, run_id: str, at: int, event: RunFailed) -> None:
+    _second(rates, at).failures += 1
+
+
+def _rate_step(rates: Rates, run_id: str, at: int, event: StepCompleted) -> None:
+    _second(rates, at).steps += 1
+
+
+def _merge_rates(into: Rates, other: Rates) -> None:
+    for number, second in other.items():
+        mine = _second(into, number * 1000)
+        mine.starts += second.starts
+        mine.completions += second.completions
+        mine.failures += second.failures
+        mine.steps += second.steps
+
+
+def _render_rates(rates: Rates, now_ms: int) -> JSON:
+    """`{"until": second, "starts": [60 numbers, oldest first], …, "average": {"starts": per second, …}}`"""
+    end = now_ms // 1000 - SETTLE_S
+    seconds = [rates.get(number, Second()) for number in range(end - SHOWN_S, end)]
+    names = Second.__struct_fields__
+    lists = {name: [getattr(second, name) for second in seconds] for name in names}
+    average = {name: sum(values[-AVERAGE_S:]) / AVERAGE_S for name, values in lists.items()}
+    return {"until": end, **lists, "average": average}
+
+
+def _prune_rates(rates: Rates, now_ms: int) -> None:
+    oldest = now_ms // 1000 - WINDOW_S
+    for number in [number for number in rates if number < oldest]:
+        del rates[number]
+
+
+# --- durations ------------------------------------------------------------------------------------------------------
+
+Durations = dict[str, Timings]
+"""Name of a step or workflow -> its timings."""
+
+
+def _timings(durations: Durations, name: str) -> Timings:
+    timings = durations.get(name)
+    if timings is None:
+        timings = durations[name] = Timings()
+    return timings
+
+
+def _run_time(durations: Durations, run_id: str, at: int, event: RunCompleted) -> None:
+    _timings(durations, event.workflow).add(event.ms)
+
+
+def _run_failure(durations: Durations, run_id: str, at: int, event: RunFailed) -> None:
+    _timings(durations, event.workflow).failures += 1
+
+
+def _step_time(durations: Durations, run_id: str, at: int, event: StepCompleted) -> None:
+    _timings(durations, event.name).add(event.ms)
+
+
+def _step_failure(durations: Durations, run_id: str, at: int, event: StepFailed) -> None:
+    _timings(durations, event.name).failures += 1
+
+
+def _step_retry(durations: Durations, run_id: str, at: int, event: StepRetrying) -> None:
+    _timings(durations, event.name).retries += 1
+
+
+def _merge_durations(into: Durations, other: Durations) -> None:
+    for name, timings in other.items():
+        _timings(into, name).merge(timings)
+
+
+def _render_durations(durations: Durations, now_ms: int) -> JSON:
+    """`{name: {"count", "p50", "p95", "p99", "max", "failures", "retries"}}`; times in ms, of what succeeded."""
+    rendered: dict[str, JSON] = {}
+    for name, timings in sorted(durations.items()):
+        p50, p95, p99 = timings.percentiles_ms(0.5, 0.95, 0.99)
+        rendered[name] = {
+            "count": timings.count,
+            "p50": p50,
+            "p95": p95,
+            "p99": p99,
+            "max": timings.max_us / 1000,
+            "failures": timings.failures,
+            "retries": timings.retries,
+        }
+    return rendered
+
+
+# --- the latest of something ----------------------------------------------------------------------------------------
+
+Row = tuple[int, str, str, str, str]
+"""ms, run id, three texts; compared as a whole, so that the latest rows are the same in whatever order they come."""
+
+
+class Latest(msgspec.Struct, array_like=True):
+    """How many there were, and the last `LATEST` of them, oldest first."""
+
+    count: int = 0
+    rows: list[Row] = []
+
+    def add(self, row: Row) -> None:
+        self.count += 1
+        if len(self.rows) >= LATEST:
+            if row <= self.rows[0]:
+                return
+            del self.rows[0]
+        insort(self.rows, row)
+
+    def merge(self, other: Latest) -> None:
+        self.count += other.count
+        self.rows = sorted([*self.rows, *other.rows])[-LATEST:]
+
+
+def _failed(latest: Latest, run_id: str, at: int, event: RunFailed) -> None:
+    latest.add((at, run_id, event.workflow, event.failure.kind[:MAX_TEXT], event.failure.message[:MAX_TEXT]))
+
+
+def _stuck(latest: Latest, run_id: str, at: int, event: RunStuck) -> None:
+    latest.add((at, run_id, event.workflow, event.reason[:MAX_TEXT], ""))
+
+
+def _quarantined(latest: Latest, run_id: str, at: int, event: MessageQuarantined) -> None:
+    latest.add((at, event.run_id or run_id, event.message[:MAX_TEXT], event.reason[:MAX_TEXT], ""))
+
+
+def _latest_view(name: str, columns: Sequence[str], event: type[HistoryEvent], fold: Any) -> View[Latest]:
+    """`{"count": n, "latest": [{"at", "run_id", *columns}, newest first]}`"""
+
+    def render(latest: Latest, now_ms: int) -> JSON:
+        names = ("at", "run_id", *columns)
+        return {"count": latest.count, "latest": [dict(zip(names, row, strict=False)) for row in reversed(latest.rows)]}
+
+    return View(name, Latest, Latest, {event: fold}, Latest.merge, render)
+
+
+# --- the registry ---------------------------------------------------------------------------------------------------
+
+VIEWS: tuple[View[Any], ...] = (
+    View(
+        "runs",
+        Runs,
+        Runs,
+        {
+            RunStarted: _run_started,
+            RunCompleted: _run_completed,
+            RunFailed: _run_failed,
+            RunCancelled: _run_cancelled,
+            RunStuck: _run_stuck,
+            RunResumed: _run_resumed,
+        },
+        _merge_runs,
+        _render_runs,
+    ),
+    View(
+        "rates",
+        Rates,
+        dict[int, Second],
+        {
+            RunStarted: _rate_start,
+            RunCompleted: _rate_completion,
+            RunFailed: _rate_failure,
+            StepCompleted: _rate_step,
+        },
+        _merge_rates,
+        _render_rates,
+        _prune_rates,
+    ),
+    View(
+        "run_durations",
+        Durations,
+        dict[str, Timings],
+        {RunCompleted: _run_time, RunFailed: _run_failure},
+        _merge_durations,
+        _render_durations,
+    ),
+    View(
+        "step_durations",
+        Durations,
+        dict[str, Timings],
+        {StepCompleted: _step_time, StepFailed: _step_failure, StepRetrying: _step_retry},
+        _merge_durations,
+        _render_durations,
+    ),
+    _latest_view("failures", ("workflow", "kind", "message"), RunFailed, _failed),
+    _latest_view("stuck", ("workflow", "reason"), RunStuck, _stuck),
+    _latest_view("quarantine", ("message", "reason"), MessageQuarantined, _quarantined),
+)

@@ -1,0 +1,92 @@
+"""Global views of all runs, folded from the shards' logs: the partial of a shard, and how partials come together.
+
+Owns: `ShardViews` (folding, merging, encoding all views of `view_registry.py` together) and the oldest open runs.
+Must not: know keys, offsets or clocks. A partial is stored together with the log offset that it covers, by its caller.
+Called by: the owner (folds what it commits, encodes), the rollup (merges, renders), the rebuild command.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from streamflow.events import Transition
+from streamflow.views.registry import JSON, VIEWS, View
+
+__all__ = ["JSON", "VIEWS", "ShardViews", "View", "merge_oldest"]
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_decoders = {view.name: msgspec.msgpack.Decoder(view.type) for view in VIEWS}
+
+
+class ShardViews:
+    """The partial of one shard (or of several, merged): one partial a view."""
+
+    __slots__ = ("_folds", "missing", "partials")
+
+    def __init__(self, partials: dict[str, Any] | None = None) -> None:
+        given = partials or {}
+        self.partials: dict[str, Any] = {
+            view.name: given[view.name] if view.name in given else view.zero() for view in VIEWS
+        }
+        self.missing: tuple[str, ...] = ()
+        """Views that the decoded data didn't have (or not in today's form): they count from zero until a rebuild."""
+        folds: dict[type, tuple[tuple[Callable[..., None], Any], ...]] = {}
+        for view in VIEWS:
+            for type_, fold in view.folds.items():
+                folds[type_] = (*folds.get(type_, ()), (fold, self.partials[view.name]))
+        self._folds = folds
+
+    def fold(self, run_id: str, transition: Transition) -> None:
+        """Take one committed transition in. Hot: an event that no view wants costs one dict look-up."""
+        at = transition.at
+        folds = self._folds
+        for event in transition.events:
+            wanted = folds.get(type(event))
+            if wanted is not None:
+                for fold, partial in wanted:
+                    fold(partial, run_id, at, event)
+
+    def encode(self) -> bytes:
+        """For `decode`. `prune` first, or the rates of all time are in it."""
+        return _encoder.encode(self.partials)
+
+    @classmethod
+    def decode(cls, data: bytes) -> ShardViews:
+        """Raises `msgspec.DecodeError` when `data` is no partial at all; see `missing` for single views."""
+        stored = _decoder.decode(data)
+        partials: dict[str, Any] = {}
+        missing: list[str] = []
+        for name, decoder in _decoders.items():
+            try:
+                partials[name] = decoder.decode(stored[name])
+            except (KeyError, msgspec.DecodeError, UnicodeDecodeError):
+                missing.append(name)
+        views = cls(partials)
+        views.missing = tuple(missing)
+        return views
+
+    def merge(self, other: ShardViews) -> None:
+        """Add another shard's partial; `other` stays as it is."""
+        for view in VIEWS:
+            view.merge(self.partials[view.name], other.partials[view.name])
+        self.missing = tuple(name for name in self.partials if name in self.missing or name in other.missing)
+
+    def render(self, now_ms: int) -> dict[str, JSON]:
+        """View name -> what `status --json` shows of it."""
+        return {view.name: view.render(self.partials[view.name], now_ms) for view in VIEWS}
+
+    def prune(self, now_ms: int) -> None:
+        """Drop what is too old to be shown."""
+        for view in VIEWS:
+            view.prune(self.partials[view.name], now_ms)
+
+
+def merge_oldest(lists: Iterable[Iterable[Sequence[Any]]], k: int = 10) -> list[list[Any]]:
+    """The `k` oldest open runs of all shards: each row is `[run id, workflow, started ms]`, oldest first."""
+    rows = (row for rows in lists for row in rows)
+    return [list(row) for row in heapq.nsmallest(k, rows, key=lambda row: (row[2], row[0]))]

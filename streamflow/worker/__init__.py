@@ -1,0 +1,1 @@
+"""A worker runs the steps of queues, and owns nothing."""

@@ -1,0 +1,152 @@
+"""A worker: runs the steps of named queues, and nothing else. Any number of them share a queue.
+
+Owns: composition, and the order of leaving. Must not: own shards, contain any loop's logic.
+Called by: the command line, `sf.local`, tests.
+
+Nothing that a worker has is needed after its death: the entries are in the queue until their outcomes are in the runs'
+inboxes. On SIGTERM it takes nothing more, gives its steps `grace` seconds, and hands the rest back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+
+import anyio
+
+from streamflow.daemon.daemon import check_server
+from streamflow.errors import NamespaceMismatch, StoreError, UsageError
+from streamflow.model.names import check_name
+from streamflow.model.sharding import QUEUE_PARTITIONS, Partition, shard_of
+from streamflow.process import stop_on_signal
+from streamflow.settings import Settings
+from streamflow.steps.executor import StepExecutor
+from streamflow.store.blocking_reads import InboxConnection
+from streamflow.store.connection import Call, Store
+from streamflow.store.kernel import SCHEMA, WORKERS, Kernel
+from streamflow.store.keys import NamespaceKeys
+from streamflow.worker.claims import Claims
+from streamflow.worker.reader import Feeder
+from streamflow.workflow.app import App
+
+_log = logging.getLogger("streamflow.worker")
+
+BLOCK_MS = 5000
+LOOK_EVERY = 0.5
+"""Seconds between two looks for a namespace that isn't there yet."""
+
+
+class Worker:
+    """`await Worker(app, settings, ["gpu"]).run()` serves until `stop()` or, with `signals=True`, SIGTERM or SIGINT.
+
+    `settings.concurrency` is how many steps it runs at once, in tasks or threads. It waits for a namespace that no
+    daemon has created yet. Raises `UsageError` without a queue, `StoreError` when the server can't be used at first.
+    """
+
+    def __init__(self, app: App, settings: Settings, queues: Sequence[str]) -> None:
+        if not queues:
+            raise UsageError("a worker needs a queue: name at least one")
+        self.app = app
+        self.settings = settings
+        self.queues = [check_name("queue", queue) for queue in dict.fromkeys(queues)]
+        self.name = f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.ready = anyio.Event()
+        """Set when it reads its queues."""
+        self._stop = anyio.Event()
+
+    def stop(self) -> None:
+        """Drain and return from `run`."""
+        self._stop.set()
+
+    async def run(self, *, signals: bool = False) -> None:
+        store = Store(self.settings.redis, connections=3, patience=10.0)
+        try:
+            await self._serve(store, signals=signals)
+        finally:
+            with anyio.CancelScope(shield=True):  # cancelled or not, no connection is left open
+                await store.close()
+
+    async def _serve(self, store: Store, *, signals: bool) -> None:
+        settings = self.settings
+        kernel = Kernel(NamespaceKeys(settings.namespace))
+        await check_server(store)
+        found = await self._wait_for_namespace(store, kernel)
+        if found is None:
+            return
+        shards, partition = found
+        await store.one(
+            Call.plain("HSET", kernel.keys.queues, *(w for queue in self.queues for w in (queue, QUEUE_PARTITIONS)))
+        )
+        self.claims = claims = Claims(
+            store,
+            kernel,
+            consumer=self.name,
+            queues=self.queues,
+            timeout=settings.worker_timeout,
+            shard_of=lambda run_id: shard_of(run_id, shards, partition),
+            on_room=lambda: feeder.room(),
+        )
+        self.executor = executor = StepExecutor(
+            settings.concurrency,
+            settings.concurrency,
+            claims.outcome,
+            processes=settings.processes,
+            on_free=lambda: feeder.room(),
+        )
+        claims.executor = executor
+        connection = InboxConnection(store, WORKERS, BLOCK_MS, self.name)
+        self.feeder = feeder = Feeder(self.app, store, kernel, connection, claims, executor, slots=settings.concurrency)
+        await feeder.create_groups()
+        _log.info("worker %s serves %s of namespace %s", self.name, ", ".join(self.queues), settings.namespace)
+        async with anyio.create_task_group() as loops:
+            if signals:
+                loops.start_soon(stop_on_signal, self._stop, settings.grace, _log, "other workers notice")
+            for loop in (feeder.run, claims.run_reports, claims.run_signs_of_life, claims.run_reaping):
+                loops.start_soon(loop)
+            self.ready.set()
+            try:
+                await self._stop.wait()
+                await self._drain(feeder, claims)
+            finally:
+                executor.close()
+                loops.cancel_scope.cancel()
+
+    async def _wait_for_namespace(self, store: Store, kernel: Kernel) -> tuple[int, Partition] | None:
+        """Shards and partition as the first daemon fixed them; None when this worker is to stop before."""
+        told = False
+        while not self._stop.is_set():
+            stored = await store.one(Call.plain("HMGET", kernel.keys.meta, "shards", "partition", "schema"))
+            if stored[0] is not None:
+                if int(stored[2]) != SCHEMA:
+                    raise NamespaceMismatch(
+                        f"namespace {self.settings.namespace!r} was made by another version (schema {int(stored[2])}, "
+                        f"this one has {SCHEMA}). Run daemons and workers of one version."
+                    )
+                return int(stored[0]), Partition(stored[1].decode())
+            if not told:
+                _log.warning(
+                    "there is no namespace %r yet: waiting for its first daemon (`streamflow daemon`)",
+                    self.settings.namespace,
+                )
+                told = True
+            with anyio.move_on_after(LOOK_EVERY):
+                await self._stop.wait()
+        return None
+
+    async def _drain(self, feeder: Feeder, claims: Claims) -> None:
+        try:
+            with anyio.move_on_after(self.settings.grace + 5):
+                await feeder.stop()
+                with anyio.move_on_after(self.settings.grace):
+                    while claims.running:
+                        await claims.ended()
+                handed_back = await claims.hand_back()
+                claims.report_refused()
+                while claims.unreported and await claims.report_once():
+                    pass
+                _log.info("drained; steps that go on elsewhere: %d", handed_back)
+        except StoreError as error:
+            _log.warning("can't hand back what runs, the others will notice: %s", error)

@@ -1,0 +1,535 @@
+"""Several things at once in one run: gather, race, map, task groups; and blocks that end early or are shielded.
+
+Owns: these operations and scopes: when they are settled, and whom they cancel.
+Must not: drive coroutines, know redis or asyncio; decide anything but through the operations that they hold.
+Called by: `inside.py` makes them; the machines begin, settle and cancel them.
+
+All of it is deterministic: who is started, woken or cancelled first follows from the order of the arguments and facts.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+from streamflow.errors import Cancelled, CancelledError, UsageError
+from streamflow.workflow.actions import Alarm
+from streamflow.workflow.awaitable import (
+    DONE,
+    NEW,
+    PASSING,
+    PENDING,
+    UNWINDING,
+    Fiber,
+    Operation,
+    Scope,
+    active_machine,
+)
+
+if TYPE_CHECKING:
+    from streamflow.machine.run import RunMachine
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def as_operation(aw: object, what: str) -> Operation:
+    """What `aw` is as an operation; a coroutine becomes a fiber. Raises `TypeError`."""
+    if isinstance(aw, Operation):
+        return aw
+    if isinstance(aw, types.CoroutineType):
+        return Fiber(cast("Coroutine[Any, Any, Any]", aw))
+    if not hasattr(aw, "__await__"):
+        given = type(aw).__name__
+        unpack = ": unpack it with *" if given in ("list", "tuple", "generator") else ""
+        raise TypeError(f"sf.{what} takes awaitables, not {given}{unpack}")
+
+    async def awaiting() -> Any:
+        return await cast("Awaitable[Any]", aw)
+
+    return Fiber(awaiting())
+
+
+def check_callable(function: object, what: str) -> None:
+    """Raises `UsageError` for what was called already: that is begun with what begins it, not before."""
+    if callable(function):
+        return
+    given = type(function).__name__
+    if isinstance(function, types.CoroutineType):
+        cast("Coroutine[Any, Any, Any]", function).close()  # it is never awaited; Python need not say so, too
+    raise UsageError(f"sf.{what} takes a function and its arguments, as in (fetch, url), and calls it; not a {given}")
+
+
+def as_operations(aws: Iterable[object], what: str) -> list[Operation]:
+    fibers: dict[int, Operation] = {}  # the same coroutine given twice is one fiber, as in asyncio
+    operations: list[Operation] = []
+    for aw in aws:
+        operation = fibers.get(id(aw)) or as_operation(aw, what)
+        if operation is not aw:
+            fibers[id(aw)] = operation
+        operations.append(operation)
+    return operations
+
+
+class Several(Operation):
+    """Base of what holds other operations. Cancelled, it gives all of them up and is settled when they are over."""
+
+    __slots__ = ("cause", "children", "remaining")
+
+    what = ""
+
+    def __init__(self, children: list[Operation]) -> None:
+        super().__init__()
+        self.children: list[Operation] = children
+        self.remaining = 0
+        """Children that aren't done."""
+        self.cause: Cancelled | None = None
+        """Why they are being given up."""
+
+    def raises(self, error: BaseException | None, return_exceptions: bool) -> bool:
+        """Whether a child's error is the whole's. A list of results takes no `ContinueAs`, no `SystemExit`."""
+        return error is not None and (not return_exceptions or not isinstance(error, (Exception, CancelledError)))
+
+    def start_children(self, machine: RunMachine) -> None:
+        """Begin them in order and wait for those that aren't done at once."""
+        for child in self.children:
+            if child.state == NEW:
+                machine.start(child)
+            if child.state != DONE:
+                self.remaining += 1
+                child.join(self)
+
+    def let_go(self) -> None:
+        super().let_go()
+        children, self.children = self.children, []
+        for child in children:
+            child.let_go()
+
+    def give_up_children(self, cause: Cancelled, machine: RunMachine) -> None:
+        self.cause = cause
+        for child in self.children:
+            child.give_up(self, cause, machine)
+
+    def cancel(self, cause: Cancelled, machine: RunMachine) -> None:
+        if self.state == NEW:
+            for child in self.children:
+                if child.state == NEW:
+                    child.cancel(cause, machine)
+            self.settle(None, cause.again(), machine.ready)
+        elif self.state == PENDING and self.cause is None:
+            self.give_up_children(cause, machine)
+
+    def wake(self, settled: Operation, ready: list[Fiber]) -> None:
+        if self.state == DONE:
+            return
+        self.remaining -= 1
+        if self.cause is None:
+            self.child_done(settled, ready)
+        if not self.remaining and self.state != DONE:
+            self.all_done(ready)
+
+    def child_done(self, settled: Operation, ready: list[Fiber]) -> None:
+        """One of them is done, and none is being given up."""
+
+    def all_done(self, ready: list[Fiber]) -> None:
+        self.children = []
+        self.settle(None, self._take_cause(), ready)
+
+    def _take_cause(self) -> Cancelled | None:
+        """Kept no longer: it is raised at the await of this operation, so its traceback has us."""
+        cause, self.cause = self.cause, None
+        return None if cause is None else cause.again()
+
+
+class Gather(Several):
+    """All of them. The first error is raised at once, and the others go on, as in asyncio."""
+
+    __slots__ = ("return_exceptions",)
+
+    what = "gather()"
+
+    def __init__(self, children: list[Operation], return_exceptions: bool) -> None:
+        super().__init__(children)
+        self.return_exceptions = return_exceptions
+
+    def begin(self, machine: RunMachine) -> None:
+        self.state = PENDING
+        self.start_children(machine)
+        for child in self.children:
+            if child.state == DONE and self.raises(child.error, self.return_exceptions):
+                self.settle(None, child.error, machine.ready)
+                return
+        if not self.remaining:
+            self.all_done(machine.ready)
+
+    def child_done(self, settled: Operation, ready: list[Fiber]) -> None:
+        if self.raises(settled.error, self.return_exceptions):
+            self.children = []
+            self.settle(None, settled.error, ready)
+
+    def all_done(self, ready: list[Fiber]) -> None:
+        if self.cause is not None:
+            super().all_done(ready)
+            return
+        values = [child.value if child.error is None else child.error for child in self.children]
+        self.children = []
+        self.settle(values, None, ready)
+
+
+class Race(Several):
+    """The first that is done; the others are cancelled, and have cleaned up when this is settled."""
+
+    __slots__ = ("winner",)
+
+    what = "race()"
+
+    def __init__(self, children: list[Operation]) -> None:
+        super().__init__(children)
+        self.winner: Operation | None = None
+
+    def begin(self, machine: RunMachine) -> None:
+        self.state = PENDING
+        for child in self.children:
+            if child.state == NEW:
+                if self.winner is not None:
+                    child.cancel(Cancelled("another one was first"), machine)
+                    continue
+                machine.start(child)
+            if child.state != DONE:
+                self.remaining += 1
+                child.join(self)
+            elif self.winner is None:
+                self.winner = child
+        if self.winner is not None:
+            self.give_up_children(Cancelled("another one was first"), machine)
+            if not self.remaining:
+                self.all_done(machine.ready)
+
+    def child_done(self, settled: Operation, ready: list[Fiber]) -> None:
+        self.winner = settled
+        self.give_up_children(Cancelled("another one was first"), active_machine(self.what))
+
+    def all_done(self, ready: list[Fiber]) -> None:
+        winner = self.winner
+        if self.state == DONE:
+            return
+        if winner is None:
+            super().all_done(ready)
+            return
+        error = winner.error
+        if error is None:  # what a loser raises while it cleans up must not be lost
+            losers = (child.error for child in self.children if child is not winner)
+            error = next((one for one in losers if one is not None and not isinstance(one, Cancelled)), None)
+        self.children = []
+        self.winner = self.cause = None
+        self.settle(winner.value if error is None else None, error, ready)
+
+    def cancel(self, cause: Cancelled, machine: RunMachine) -> None:
+        if self.state == PENDING and self.winner is not None:
+            return  # it is over already but for the losers' clean-up; the canceller's own exception comes after it
+        super().cancel(cause, machine)
+
+
+class Mapped(Several):
+    """A function over many items, a few at a time. Items are taken when there is a place for them."""
+
+    __slots__ = ("function", "items", "limit", "results", "return_exceptions")
+
+    what = "map()"
+
+    def __init__(
+        self, function: Callable[[Any], Awaitable[Any]], items: Iterable[Any], limit: int, return_exceptions: bool
+    ) -> None:
+        super().__init__([])
+        self.function = function
+        self.items: Iterator[Any] = iter(items)
+        self.limit = limit
+        self.return_exceptions = return_exceptions
+        self.results: list[Any] = []
+
+    def begin(self, machine: RunMachine) -> None:
+        self.state = PENDING
+        self._fill(machine)
+
+    def let_go(self) -> None:
+        super().let_go()
+        for place in [one for one in self.results if type(one) is _Place]:
+            if place.operation is not None:
+                place.operation.let_go()
+        self.results = []
+
+    def _fill(self, machine: RunMachine) -> None:
+        """Start items until the window is full, or all are done."""
+        while self.remaining < self.limit and self.cause is None and self.state != DONE:
+            try:
+                item = next(self.items)
+            except StopIteration:
+                break
+            except PASSING:
+                raise
+            except BaseException as error:
+                self._failed(error, machine)
+                break
+            try:
+                child = as_operation(self.function(item), self.what)
+            except PASSING:
+                raise
+            except BaseException as error:  # raised by the function itself, before anything could be awaited
+                if self.raises(error, self.return_exceptions):
+                    self._failed(error, machine)
+                    break
+                self.results.append(error)
+                continue
+            place = _Place(self, len(self.results))
+            self.results.append(place)
+            if child.state == NEW:
+                machine.start(child)
+            place.operation = child
+            self.remaining += 1
+            if child.state == DONE:
+                self._take(place, child, machine)
+            else:
+                child.join(place)
+        if not self.remaining and self.state != DONE:
+            self.all_done(machine.ready)
+
+    def _take(self, place: _Place, settled: Operation, machine: RunMachine) -> None:
+        self.remaining -= 1
+        error = settled.error
+        self.results[place.number] = settled.value if error is None else error
+        if self.cause is None and error is not None and self.raises(error, self.return_exceptions):
+            self._failed(error, machine)
+
+    def placed(self, place: _Place, settled: Operation) -> None:
+        if self.state == DONE:
+            return
+        machine = active_machine(self.what)
+        self._take(place, settled, machine)
+        self._fill(machine)
+
+    def _failed(self, error: BaseException, machine: RunMachine) -> None:
+        self.error = error
+        self.give_up_children(Cancelled("another item failed"), machine)
+
+    def give_up_children(self, cause: Cancelled, machine: RunMachine) -> None:
+        self.cause = cause
+        for place in [one for one in self.results if type(one) is _Place]:
+            if place.operation is not None:
+                place.operation.give_up(place, cause, machine)
+
+    def all_done(self, ready: list[Fiber]) -> None:
+        cause = self._take_cause()
+        error = self.error or cause
+        results, self.results = self.results, []
+        self.settle(None if error is not None else results, error, ready)
+
+    def cancel(self, cause: Cancelled, machine: RunMachine) -> None:
+        super().cancel(cause, machine)
+        if self.state == PENDING and not self.remaining:
+            self.all_done(machine.ready)
+
+
+class _Place(Operation):
+    """Where one item's result goes: what is woken when it is done."""
+
+    __slots__ = ("number", "operation", "owner")
+
+    def __init__(self, owner: Mapped, number: int) -> None:
+        super().__init__()
+        self.owner = owner
+        self.number = number
+        self.operation: Operation | None = None
+
+    def wake(self, settled: Operation, ready: list[Fiber]) -> None:
+        self.owner.placed(self, settled)
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+class Shield(Scope):
+    """`with sf.shield():` exceptions from outside wait until the block has ended, and come at the next await."""
+
+    is_shield = True
+
+    def __enter__(self) -> None:
+        self.enter(active_machine("shield()"))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.exit()
+
+
+class Timeout(Scope):
+    """`with sf.timeout(5):` a block that raises `TimeoutError` when it takes longer. `expired` says so afterwards."""
+
+    def __init__(self, ms: int | None) -> None:
+        super().__init__()
+        self.expired = False
+        self._ms = ms
+        self._alarm: Alarm | None = None
+
+    def __enter__(self) -> Timeout:
+        machine = active_machine("timeout()")
+        fiber = self.enter(machine)
+        if self._ms is not None:
+            self._alarm = Alarm(self._ms, fiber, Cancelled(self._text, self))
+            self._alarm.begin(machine)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.exit()
+        if self._alarm is not None and self._alarm.state != DONE and not isinstance(error, UNWINDING):
+            machine = active_machine("timeout()")
+            self._alarm.cancel(Cancelled(), machine)
+        self._alarm = None  # it has this block in the exception that it throws
+        if self.caused(error):
+            self.expired = True
+            raise TimeoutError(self._text) from error
+
+    async def __aenter__(self) -> Timeout:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, tb)
+
+    @property
+    def _text(self) -> str:
+        return f"the block took longer than {(self._ms or 0) / 1000:g} s"
+
+
+class TaskGroup(Scope):
+    """`async with sf.task_group() as group:` what is started in the group has ended when the block has.
+
+    The first one that fails cancels the others and the block; all errors are raised as one `ExceptionGroup`, as by
+    anyio. `cancel()` ends the group without an error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: dict[Operation, None] = {}
+        self._errors: list[Exception] = []
+        self._last: BaseException | None = None
+        """What a member ended with that is no mere error: it goes on beyond the group."""
+        self._join: _Join | None = None
+        self._leaving = False
+        self._cancelled: Cancelled | None = None
+        self._members: _Members | None = _Members(self)
+
+    async def __aenter__(self) -> TaskGroup:
+        self.enter(active_machine("task_group()"))
+        return self
+
+    def start_soon(self, function: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
+        """Start a step, a child run or a helper; gives something that can be awaited for its result."""
+        machine = active_machine("task_group()")
+        check_callable(function, "task_group(): start_soon()")
+        members = self._members
+        if self.fiber is None and not self._leaving:
+            raise UsageError("start_soon() works inside the block: `async with sf.task_group() as group:`")
+        if self.fiber is None or members is None:
+            raise UsageError("start_soon() was called on a task group whose block has ended")
+        member = as_operation(function(*args, **kwargs), "task_group()")
+        self._open[member] = None
+        if member.state == NEW:
+            machine.start(member)
+        if member.state == DONE:
+            self.member_done(member, machine)
+        else:
+            member.join(members)
+            if self._cancelled is not None:
+                member.give_up(members, self._cancelled, machine)
+        return cast("Awaitable[R]", member)
+
+    def cancel(self, reason: str = "") -> None:
+        """Cancel all that was started, and the rest of the block."""
+        self._abort(Cancelled(reason or "the task group was cancelled", self))
+
+    def _abort(self, cause: Cancelled) -> None:
+        if self._cancelled is not None or (self._leaving and self.fiber is None):
+            return
+        machine = active_machine("task_group()")  # kept nowhere: a coroutine that holds its machine is a cycle
+        self._cancelled = cause
+        for member in list(self._open):
+            member.give_up(cast("_Members", self._members), cause, machine)
+        if self.fiber is not None and not self._leaving:
+            self.fiber.interrupt(Cancelled(cause.reason, self), machine)
+
+    def member_done(self, member: Operation, machine: RunMachine) -> None:
+        self._open.pop(member, None)
+        error = member.error
+        if isinstance(error, Exception):
+            self._errors.append(error)
+            self._abort(Cancelled(f"another task failed: {error}", self))
+        elif error is not None and not isinstance(error, CancelledError):  # ContinueAs, SystemExit
+            self._last = self._last or error
+            self._abort(Cancelled(f"another task ended with {type(error).__name__}", self))
+        if not self._open and self._join is not None and self._join.state == PENDING:
+            self._join.settle(None, None, machine.ready)
+
+    def exit(self) -> None:
+        super().exit()
+        self._cancelled = None  # these two have the group
+        self._members = None
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
+        self._leaving = True
+        if isinstance(error, UNWINDING):
+            self.exit()
+            return False
+        if self.fiber is not None:
+            self.fiber.withdraw(self)  # the block is over already
+        outside: BaseException | None = None
+        if isinstance(error, Exception):
+            self._errors.append(error)
+        elif not self.caused(error):
+            outside = error
+        if error is not None:
+            self._abort(Cancelled("the block of the task group has ended", self))
+        while self._open:
+            self._join = _Join()
+            try:
+                await self._join
+            except (Exception, CancelledError) as interruption:
+                outside = interruption
+                self._abort(Cancelled(str(interruption), self))
+        self.exit()
+        errors, self._errors = self._errors, []
+        last, self._last = self._last, None
+        try:
+            if errors:
+                raise ExceptionGroup("unhandled errors in a task group", errors) from outside
+            if outside is None and last is not None:
+                raise last
+            if outside is not None and outside is not error:
+                raise outside
+            return outside is None
+        finally:  # their tracebacks have this frame
+            del outside, error, errors, last
+
+
+class _Members(Operation):
+    """What is woken when a member of a group is done."""
+
+    __slots__ = ("group",)
+
+    def __init__(self, group: TaskGroup) -> None:
+        super().__init__()
+        self.group = group
+
+    def wake(self, settled: Operation, ready: list[Fiber]) -> None:
+        self.group.member_done(settled, active_machine("task_group()"))
+
+
+class _Join(Operation):
+    """Settled by its group when no member is open any more."""
+
+    __slots__ = ()
+
+    def begin(self, machine: RunMachine) -> None:
+        self.state = PENDING
