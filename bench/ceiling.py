@@ -43,10 +43,10 @@ class Shape:
 
 async def shape_of(deployment: Deployment, run_ids: list[str], commits: int, transitions: int) -> Shape:
     """From the records of some ended runs. `commits` and `transitions`: how many there were while they ran."""
-    space = await deployment.client.space()
+    namespace = await deployment.client.read_namespace()
     records: list[list[bytes]] = []
     for run_id in run_ids[:: max(len(run_ids) // SAMPLE, 1)]:
-        keys = deployment.client.keys.shard(space.shard_of(run_id))
+        keys = deployment.client.keys.shard(namespace.shard_of(run_id))
         records.append(await deployment.rig.redis.lrange(keys.run(run_id), 0, -1))
     # The record in the middle stands for all: a fan-out's transitions fall as the batches happened to fall.
     records.sort(key=lambda record: (len(record), sum(map(len, record))))

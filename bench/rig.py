@@ -128,7 +128,7 @@ class Deployment:
                     if not daemon.running:
                         raise StreamflowError(f"a daemon ended:\n{daemon.said()}")
                 with contextlib.suppress(NamespaceMissing):
-                    await self.client.space()
+                    await self.client.read_namespace()
                     if self.owned_by(await self.holders(), alive):
                         return
                 await anyio.sleep(POLL_SECONDS)

@@ -50,9 +50,9 @@ async def bench_takeover(rig: Rig, options: Options, report: Report) -> None:
 async def _kill(where: Deployment, run_ids: list[str]) -> tuple[float, float]:
     victim = next(daemon for daemon in where.daemons if daemon.running)
     others = [daemon for daemon in where.daemons if daemon.running and daemon is not victim]
-    space = await where.client.space()
+    namespace = await where.client.read_namespace()
     lost = {number for number, holder in enumerate(await where.holders()) if victim.is_member(holder)}
-    halted = [run_id for run_id in run_ids if space.shard_of(run_id) in lost]
+    halted = [run_id for run_id in run_ids if namespace.shard_of(run_id) in lost]
     killed = time.perf_counter()
     await victim.end(kill=True)
     before = await _versions(where, halted)
@@ -67,7 +67,7 @@ async def _kill(where: Deployment, run_ids: list[str]) -> tuple[float, float]:
 
 
 async def _versions(where: Deployment, run_ids: list[str]) -> list[int]:
-    space = await where.client.space()
+    namespace = await where.client.read_namespace()
     keys = where.client.keys
-    calls = [Call.plain("LINDEX", keys.shard(space.shard_of(run_id)).run(run_id), 0) for run_id in run_ids]
+    calls = [Call.plain("LINDEX", keys.shard(namespace.shard_of(run_id)).run(run_id), 0) for run_id in run_ids]
     return [decode_header(answer).version for answer in await where.client.store.send(calls)]

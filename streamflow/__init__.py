@@ -38,23 +38,6 @@ from streamflow.errors import (
     UnknownWorkflow,
     UsageError,
 )
-from streamflow.machine.reducer import (
-    Answer,
-    Asked,
-    CancelRequest,
-    ChildDone,
-    ChildError,
-    Complete,
-    Decision,
-    Event,
-    Fail,
-    Refuse,
-    Signal,
-    Started,
-    StepDone,
-    StepError,
-    TimerDone,
-)
 from streamflow.model.record import Status
 from streamflow.steps.context import StepInfo, cancelled, heartbeat, step_info
 from streamflow.version import __version__
@@ -83,6 +66,23 @@ from streamflow.workflow.api import (
 )
 from streamflow.workflow.app import App
 from streamflow.workflow.concurrency import TaskGroup
+from streamflow.workflow.reducer import (
+    Answer,
+    Asked,
+    CancelRequest,
+    ChildDone,
+    ChildError,
+    Complete,
+    Decision,
+    Event,
+    Fail,
+    Refuse,
+    Signal,
+    Started,
+    StepDone,
+    StepError,
+    TimerDone,
+)
 from streamflow.workflow.retry import NO_RETRY, Retry
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """What can happen to a run: the events of a history, and their encoding.
 
 Owns: the event types, the transition (one commit of one run), and the bytes of both.
-Must not: decide anything (see `machine.py`), know keys or scripts.
+Must not: decide anything (see `machine/`), know keys or scripts.
 Called by: the machines (which make events), the owner (which commits them), views, client and CLI (which read them).
 
 Two kinds of events, in one list, in the order in which they took effect:

@@ -12,7 +12,6 @@ import re
 import msgspec
 from msgspec import Raw
 
-from streamflow.daemon.shard import InboxMessage
 from streamflow.errors import Failure, InvalidName
 from streamflow.events import (
     NOTHING,
@@ -24,12 +23,26 @@ from streamflow.events import (
     RunStarted,
     SignalReceived,
 )
-from streamflow.machine.replay import Input, Outcome
+from streamflow.machine.transition import (
+    Input,
+    Outcome,
+)
 from streamflow.model import codec
 from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import Header
 from streamflow.store.kernel import Delivery, Offer
 from streamflow.workflow.actions import StepJob
+
+
+class InboxMessage(msgspec.Struct, frozen=True):
+    """An entry of the inbox as it was read. `header` is that of a new run (kind `start`), or a parent (`taken`)."""
+
+    id: str
+    kind: str
+    run_id: str
+    body: bytes
+    header: bytes = b""
+
 
 _signal = msgspec.msgpack.Decoder(tuple[str, Raw])
 _ask = msgspec.msgpack.Decoder(tuple[str, Raw, str])

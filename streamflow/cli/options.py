@@ -1,27 +1,23 @@
-"""What commands share: options, the client, running async code, and printing.
+"""What commands share: options, the client, and running async code; `output.py` prints.
 
-Owns: `--redis`, `--namespace`, `--json`, the quick answer when no server is there, consoles and JSON output.
+Owns: `--redis`, `--namespace`, `--json`, the quick answer when no server is there, JSON input.
 Must not: know any single command. Called by: all command modules.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from streamflow.cli.logs import json_line, set_up, silence, visible_json
+from streamflow.cli.logs import set_up, silence
 from streamflow.errors import StoreUnavailable, StreamflowError, UsageError
 from streamflow.model.names import check_run_id
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from streamflow.client.client import Client
-    from streamflow.errors import Failure
     from streamflow.store.connection import Store
 
 T = TypeVar("T")
@@ -29,8 +25,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 REACH_SECONDS = 2.0
 """How long a server may take to answer at first. Once it has, the store's own patience counts."""
-PIPE_WIDTH = 160
-"""Width of tables that go to a pipe or a file, where no terminal says it."""
 
 
 def server_options(command: F) -> F:
@@ -96,52 +90,6 @@ async def reach(store: Store) -> None:
         f"no answer from {redacted(store.url)} within {REACH_SECONDS + 1:g} s. Is the address right? "
         "`streamflow dev` starts a server here."
     )
-
-
-# --- printing -------------------------------------------------------------------------------------------------------
-
-
-def make_console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
-    if not console.is_terminal and "COLUMNS" not in console._environ:  # pyright: ignore[reportPrivateUsage]
-        console.width = PIPE_WIDTH
-    return console
-
-
-def print_drawn(console: Console, drawn: Any) -> None:
-    """A picture or table; in a pipe without the blanks that fill its lines up to the width."""
-    if console.is_terminal:
-        console.print(drawn)
-        return
-    with console.capture() as capture:
-        console.print(drawn)
-    click.echo("\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n")))
-
-
-def print_json(value: Any) -> None:
-    """One document: indented for people, on one line for programs. Every character in it is printable."""
-    import msgspec
-
-    text = json_line(value)
-    if sys.stdout.isatty():
-        text = visible_json(msgspec.json.format(text, indent=2))
-    click.echo(text)
-
-
-def plain_value(value: Any) -> Any:
-    """A decoded payload as JSON-able data: bytes as base64, what JSON has no form for as text."""
-    import msgspec
-
-    return msgspec.to_builtins(value, str_keys=True, enc_hook=str)
-
-
-def plain_failure(failure: Failure | None) -> dict[str, str] | None:
-    """By name: a recorded failure is an array."""
-    if failure is None:
-        return None
-    return {"kind": failure.kind, "message": failure.message, "traceback": failure.traceback}
 
 
 # --- input ----------------------------------------------------------------------------------------------------------

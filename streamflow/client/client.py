@@ -26,7 +26,6 @@ from streamflow.client.listing import (
     Listings,
     RunDescription,
     RunSummary,
-    Space,
     WorkflowInfo,
     describe,
 )
@@ -34,7 +33,6 @@ from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.run import Decode, Run
 from streamflow.client.waiting import Outcomes, not_found
 from streamflow.errors import (
-    NamespaceMismatch,
     NamespaceMissing,
     RunConflict,
     RunEnded,
@@ -47,11 +45,12 @@ from streamflow.model import codec
 from streamflow.model.attributes import Attribute, check_attributes
 from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import Status, decode_header
-from streamflow.model.sharding import Partition, full_run_id
+from streamflow.model.sharding import full_run_id
 from streamflow.settings import load_settings
 from streamflow.store.connection import Call, Store, redacted
-from streamflow.store.kernel import SCHEMA, Kernel, Message, Start
+from streamflow.store.kernel import Kernel, Message, Start
 from streamflow.store.keys import NamespaceKeys
+from streamflow.store.namespace import Namespace, namespace_from, read_namespace
 from streamflow.workflow.app import Reducer, Workflow
 
 R = TypeVar("R")
@@ -108,9 +107,9 @@ class Client:
         self._batcher = Batcher(store, self.kernel)
         self._outcomes = Outcomes(store, self.keys, self._batcher)
         self._listings = Listings(store, self.keys, self._batcher)
-        self._space: Space | None = None
+        self._meta: Namespace | None = None
         self._generation = 0
-        self._reading: asyncio.Task[Space] | None = None
+        self._reading: asyncio.Task[Namespace] | None = None
 
     async def __aenter__(self) -> Client:
         return self
@@ -147,11 +146,11 @@ class Client:
 
         >>> run = await client.start(invoice, 17, id="invoice-17", tenant="acme")
         """
-        space = await self.space()
+        namespace = await self.read_namespace()
         name, parameters = _target(workflow)
         payload = codec.encode(args, f"input of {name}") if parameters is None else parameters.encode(args, {})
-        start = _start(space, name, payload, id, tenant)
-        header = await self._batcher.start(space.shard_of(start.run_id), start)
+        start = _start(namespace, name, payload, id, tenant)
+        header = await self._batcher.start(namespace.shard_of(start.run_id), start)
         return self._started(start, header, _decoder(name, parameters))
 
     async def start_many(
@@ -192,12 +191,12 @@ class Client:
     async def _start_all(
         self, new: Iterable[NewRun], decode: Decode | None
     ) -> list[Run[Any] | StoreError | RunConflict]:
-        space = await self.space()
+        namespace = await self.read_namespace()
         starts: list[Start] = []
         for one in new:
             codec.check_payload(one.payload, f"input of {one.workflow}")
-            starts.append(_start(space, check_name("workflow", one.workflow), one.payload, one.id, one.tenant))
-        futures = [self._batcher.start(space.shard_of(start.run_id), start) for start in starts]
+            starts.append(_start(namespace, check_name("workflow", one.workflow), one.payload, one.id, one.tenant))
+        futures = [self._batcher.start(namespace.shard_of(start.run_id), start) for start in starts]
         runs: list[Run[Any] | StoreError | RunConflict] = []
         for start, header in zip(starts, await settled(futures), strict=True):
             try:
@@ -262,7 +261,7 @@ class Client:
                 raise UsageError(f"attributes: {name} is None, which no run has; leave it out")
             wanted[name] = value
         filters = Filters(_status(status), workflow, tenant, wanted)
-        return await self._listings.runs(await self.space(), filters, limit)
+        return await self._listings.runs(await self.read_namespace(), filters, limit)
 
     async def workflows(self) -> dict[str, WorkflowInfo]:
         """What daemons have registered, by name."""
@@ -273,7 +272,7 @@ class Client:
 
         Raises `RunError` when the run is open: cancel it first.
         """
-        shard = (await self.space()).shard_of(check_run_id(run_id))
+        shard = (await self.read_namespace()).shard_of(check_run_id(run_id))
         while True:
             line, _ = await self._batcher.peek(shard, run_id)
             if not line:
@@ -284,50 +283,44 @@ class Client:
             if await self._batcher.call(self.kernel.forget(shard, [(run_id, header)])):
                 return True
 
-    async def space(self) -> Space:
+    async def read_namespace(self) -> Namespace:
         """Shards and partition of the namespace: read once, and again if the server's history changed.
 
         Raises `NamespaceMissing`, or `NamespaceMismatch` for a namespace of another version of streamflow.
         """
-        space = self._space
-        if space is not None and self._generation == self.store.generation:
-            return space
+        namespace = self._meta
+        if namespace is not None and self._generation == self.store.generation:
+            return namespace
         if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read_space())
+            self._reading = asyncio.create_task(self._read_namespace())
         # Of a thousand first calls one asks, and they all go on in the same moment: a lock would let them out one by
         # one, each in a pipeline of its own.
         return await asyncio.shield(self._reading)
 
-    async def _read_space(self) -> Space:
+    async def _read_namespace(self) -> Namespace:
         generation = self.store.generation
-        stored = await self._batcher.call(Call.plain("HMGET", self.keys.meta, "shards", "partition", "schema"))
-        shards, partition, schema = cast("list[bytes | None]", stored)
-        if shards is None or partition is None or schema is None:
+        namespace = namespace_from(self.namespace, await self._batcher.call(read_namespace(self.keys)))
+        if namespace is None:
             raise NamespaceMissing(
                 f"there is no namespace {self.namespace!r} at {redacted(self.store.url)}. The first daemon creates it: "
                 f"streamflow daemon --app MODULE:app --namespace {self.namespace}"
             )
-        if int(schema) != SCHEMA:
-            raise NamespaceMismatch(
-                f"namespace {self.namespace!r} has schema {int(schema)}, this version of streamflow uses {SCHEMA}: "
-                "use the version that its daemons run"
-            )
-        self._space = Space(int(shards), Partition(partition.decode()))
+        self._meta = namespace
         self._generation = generation
-        return self._space
+        return self._meta
 
     # --- for Run ------------------------------------------------------------------------------------------------------
 
     async def _ended(self, run_id: str) -> bytes:
-        return await self._outcomes.ended((await self.space()).shard_of(run_id), run_id)
+        return await self._outcomes.ended((await self.read_namespace()).shard_of(run_id), run_id)
 
     async def _answered(self, run_id: str, ask_id: str, body: bytes) -> bytes:
-        shard = (await self.space()).shard_of(run_id)
+        shard = (await self.read_namespace()).shard_of(run_id)
         return await self._outcomes.answered(shard, run_id, ask_id, lambda: self._post("ask", run_id, body))
 
     async def _published(self, run_id: str, *keys: str) -> dict[str, Raw]:
         """What the run has published, under these keys or (without any) all keys. Raises `RunNotFound`."""
-        shard = (await self.space()).shard_of(run_id)
+        shard = (await self.read_namespace()).shard_of(run_id)
         key = self.keys.shard(shard).published(run_id)
         words = ("HMGET", key, *keys) if keys else ("HGETALL", key)
         found = self._batcher.call(Call.plain(*words))
@@ -343,7 +336,7 @@ class Client:
         return {name.decode(): Raw(value) for name, value in sorted(values.items())}
 
     async def _post(self, kind: str, run_id: str, body: bytes) -> None:
-        shard = (await self.space()).shard_of(run_id)
+        shard = (await self.read_namespace()).shard_of(run_id)
         answer = await self._batcher.post(shard, Message(kind, run_id, body))
         if answer == "m":
             raise not_found(run_id)
@@ -351,16 +344,16 @@ class Client:
             raise RunEnded(f"run {run_id} has ended and takes no {kind} any more", run_id)
 
     async def _describe(self, run_id: str) -> RunDescription:
-        line, last = await self._batcher.peek((await self.space()).shard_of(run_id), run_id)
+        line, last = await self._batcher.peek((await self.read_namespace()).shard_of(run_id), run_id)
         if not line:
             raise not_found(run_id)
         return describe(run_id, line, last)
 
     async def _history(self, run_id: str) -> list[Transition]:
-        return await self._listings.history((await self.space()).shard_of(run_id), run_id)
+        return await self._listings.history((await self.read_namespace()).shard_of(run_id), run_id)
 
     async def _events(self, run_id: str, follow: bool) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
-        shard = (await self.space()).shard_of(run_id)
+        shard = (await self.read_namespace()).shard_of(run_id)
         async for event in self._listings.events(shard, run_id, follow):
             yield event
 
@@ -378,14 +371,14 @@ def _decoder(name: str, parameters: codec.Parameters | None) -> Decode | None:
     return None if parameters is None else parameters.decode_result
 
 
-def _start(space: Space, workflow: str, payload: bytes, run_id: str | None, tenant: str) -> Start:
+def _start(namespace: Namespace, workflow: str, payload: bytes, run_id: str | None, tenant: str) -> Start:
     """Raises `InvalidName`."""
     if tenant:
         check_name("tenant", tenant)
     if run_id is None:
-        full_id = full_run_id(new_run_id(), space.partition, tenant, workflow)
+        full_id = full_run_id(new_run_id(), namespace.partition, tenant, workflow)
     else:
-        full_id = check_run_id(full_run_id(check_run_id(run_id), space.partition, tenant, workflow))
+        full_id = check_run_id(full_run_id(check_run_id(run_id), namespace.partition, tenant, workflow))
     return Start(full_id, workflow, tenant, payload)
 
 

@@ -19,7 +19,8 @@ from streamflow.client.listing import instant
 from streamflow.client.waiting import not_found
 from streamflow.errors import PayloadInvalid, UnknownWorkflow, UsageError
 from streamflow.events import Transition, decode_history
-from streamflow.machine.replay import ReducerMachine, rehydrate
+from streamflow.machine.factory import rehydrate
+from streamflow.machine.reducer import ReducerMachine
 from streamflow.model import codec
 from streamflow.model.names import check_run_id
 from streamflow.model.record import Header, Status, decode_header
@@ -79,18 +80,18 @@ class _Format(msgspec.Struct):
 
 async def read_history(client: Client, run_id: str) -> History:
     """The history of a run on the server. Raises `RunNotFound`."""
-    space = await client.space()
-    key = client.keys.shard(space.shard_of(run_id)).run(run_id)
+    namespace = await client.read_namespace()
+    key = client.keys.shard(namespace.shard_of(run_id)).run(run_id)
     elements = cast("list[bytes]", await client.store.one(Call.plain("LRANGE", key, 0, -1)))  # one read, one picture
     if not elements:
         raise not_found(run_id)
     header, state, *transitions = elements
-    return History(run_id=run_id, partition=space.partition, header=header, state=state, transitions=transitions)
+    return History(run_id=run_id, partition=namespace.partition, header=header, state=state, transitions=transitions)
 
 
 def dump_history(history: History) -> bytes:
     """The file's bytes."""
-    from streamflow.screen.payload import event_json
+    from streamflow.model.plain import event_json
 
     head = history.head
     events: list[dict[str, Any]] = []

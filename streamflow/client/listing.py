@@ -29,10 +29,11 @@ from streamflow.events import (
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, same, value_text
 from streamflow.model.record import LISTED, Header, Status, decode_header
-from streamflow.model.sharding import Partition, shard_of
+from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import listed_under
 from streamflow.store.keys import NamespaceKeys
+from streamflow.store.namespace import Namespace
 
 T = TypeVar("T")
 
@@ -98,16 +99,6 @@ class WorkflowInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     required: int | None = None
 
 
-class Space(msgspec.Struct, frozen=True):
-    """What all who use a namespace share: how many shards there are, and what is hashed to find a run's."""
-
-    shards: int
-    partition: Partition
-
-    def shard_of(self, run_id: str) -> int:
-        return shard_of(run_id, self.shards, self.partition)
-
-
 def describe(run_id: str, header_line: bytes, last: bytes) -> RunDescription:
     header = decode_header(header_line)
     result: Any = None
@@ -166,13 +157,13 @@ class Listings:
                 infos[name.decode(errors="replace")] = WorkflowInfo()  # written by a newer version: the name is known
         return infos
 
-    async def runs(self, space: Space, filters: Filters, limit: int) -> list[RunSummary]:
+    async def runs(self, namespace: Namespace, filters: Filters, limit: int) -> list[RunSummary]:
         """The newest runs that fit. Reads the newest `limit` of each index, and more only if a filter dropped some."""
-        indexes = await self._indexes(_shards_of(space, filters), filters)
+        indexes = await self._indexes(_shards_of(namespace, filters), filters)
         depth = limit
         while True:
             candidates, more = await self._newest(indexes, depth)
-            found = await self._fitting(space, candidates, filters)
+            found = await self._fitting(namespace, candidates, filters)
             if len(found) >= limit or not more or depth >= LOOK_AT_MOST:
                 return found[:limit]
             depth = min(depth * 8, LOOK_AT_MOST)
@@ -205,8 +196,8 @@ class Listings:
         scored = sorted((pair for pairs in lists for pair in pairs), reverse=True)
         return list(dict.fromkeys(run_id for _, run_id in scored[:depth])), len(scored) >= depth
 
-    async def _fitting(self, space: Space, run_ids: Sequence[str], filters: Filters) -> list[RunSummary]:
-        peeks = [self._batcher.peek(space.shard_of(run_id), run_id) for run_id in run_ids]
+    async def _fitting(self, namespace: Namespace, run_ids: Sequence[str], filters: Filters) -> list[RunSummary]:
+        peeks = [self._batcher.peek(namespace.shard_of(run_id), run_id) for run_id in run_ids]
         found: list[RunSummary] = []
         for run_id, answer in zip(run_ids, await settled(peeks), strict=True):
             line, _ = _checked(answer)
@@ -269,13 +260,13 @@ class Listings:
                 return decode_header(line), transitions, before
 
 
-def _shards_of(space: Space, filters: Filters) -> list[int]:
+def _shards_of(namespace: Namespace, filters: Filters) -> list[int]:
     """Where runs of a workflow or tenant can be: one shard, if the namespace is partitioned by it."""
-    if space.partition is Partition.TENANT and filters.tenant is not None:
-        return [space.shard_of(f"{filters.tenant}/")]
-    if space.partition is Partition.WORKFLOW and filters.workflow is not None:
-        return [space.shard_of(f"{filters.workflow}/")]
-    return list(range(space.shards))
+    if namespace.partition is Partition.TENANT and filters.tenant is not None:
+        return [namespace.shard_of(f"{filters.tenant}/")]
+    if namespace.partition is Partition.WORKFLOW and filters.workflow is not None:
+        return [namespace.shard_of(f"{filters.workflow}/")]
+    return list(range(namespace.shards))
 
 
 def _newest_call(index: str, depth: int) -> Call[list[tuple[float, str]]]:

@@ -12,7 +12,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from streamflow.daemon.shard import InboxMessage, LiveRun, OwnedShard
+from streamflow.daemon.shard import (
+    LiveRun,
+    OwnedShard,
+)
 from streamflow.errors import Failure, UsageError
 from streamflow.events import (
     NOTHING,
@@ -23,12 +26,17 @@ from streamflow.events import (
     encode_transition,
 )
 from streamflow.machine.coroutines import close_abandoned
-from streamflow.machine.replay import Effects, Input, Outcome, new_machine
+from streamflow.machine.factory import new_machine
+from streamflow.machine.transition import (
+    Effects,
+    Input,
+    Outcome,
+)
 from streamflow.model.attributes import Attribute, merged, same, value_text
 from streamflow.model.record import Header, Status, decode_header
 from streamflow.model.sharding import Partition, queue_partition_of, shard_of
 from streamflow.store.kernel import FRESH, Batch, Poison, Put, RunWrite, Send, listed_under
-from streamflow.wire import BadMessage, answer_name, decode_message, encode_job
+from streamflow.wire import BadMessage, InboxMessage, answer_name, decode_message, encode_job
 from streamflow.workflow.app import App
 
 _log = logging.getLogger("streamflow.owner")

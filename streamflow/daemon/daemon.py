@@ -6,19 +6,12 @@ logic. Called by: the command line, the demo, tests.
 
 from __future__ import annotations
 
-import gc
 import inspect
 import logging
 import os
 import resource
 import secrets
 import socket
-import sys
-import threading
-import time
-import traceback
-from collections.abc import Iterable
-from pathlib import Path
 
 import anyio
 import msgspec
@@ -26,20 +19,22 @@ import msgspec
 from streamflow.daemon.clock import ServerClock
 from streamflow.daemon.inbox import BLOCK_MS, LANES, InboxReader
 from streamflow.daemon.membership import Beat, Membership
-from streamflow.daemon.owner import Owner, Watch
+from streamflow.daemon.owner import Owner
 from streamflow.daemon.relay import Relay
+from streamflow.daemon.retention import Retention
 from streamflow.daemon.rollup import Rollup
 from streamflow.daemon.takeover import Takeover
-from streamflow.errors import NamespaceMismatch, StoreError, StoreMisconfigured
-from streamflow.machine.replay import Outcome
-from streamflow.model.sharding import Partition
-from streamflow.process import stop_on_signal
+from streamflow.daemon.watchdog import Watchdog
+from streamflow.errors import StoreError
+from streamflow.machine.transition import Outcome
+from streamflow.process import resident_bytes, stop_on_signal, tune_garbage_collection
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.blocking_reads import InboxConnection
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import SCHEMA, Kernel
+from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
+from streamflow.store.namespace import check_server, open_namespace
 from streamflow.version import __version__
 from streamflow.workflow.app import App
 
@@ -82,7 +77,7 @@ class Daemon:
         settings = self.settings
         kernel = Kernel(NamespaceKeys(settings.namespace))
         await check_server(store)
-        shards, partition = await open_namespace(store, kernel, settings)
+        namespace = await open_namespace(store, kernel, settings)
         await self._register(store, kernel)
         clock = ServerClock()
         seconds, micros = await store.one(Call.plain("TIME"))
@@ -101,8 +96,8 @@ class Daemon:
             relay,
             clock,
             session=self.session,
-            partition=partition,
-            shards=shards,
+            partition=namespace.partition,
+            shards=namespace.shards,
             cache=settings.cache,
             on_lost=lambda: membership.look_soon(),
             on_caught_up=lambda: reader.caught_up(),
@@ -117,10 +112,11 @@ class Daemon:
             owner,
             clock,
             settings,
-            shards=shards,
-            partition=partition,
+            shards=namespace.shards,
+            partition=namespace.partition,
             others_folds=lambda: membership.folds_of_others,
         )
+        self.retention = retention = Retention(store, kernel, owner, clock, settings, shards=namespace.shards)
         self.membership = membership = Membership(
             self.app,
             store,
@@ -132,15 +128,21 @@ class Daemon:
             rollup,
             settings,
             member=self.member,
-            shards=shards,
+            shards=namespace.shards,
             describe=self._beat,
         )
         watchdog = Watchdog(owner.watch, settings.blocking)
-        _log.info("daemon %s serves namespace %s: %d shards by %s", self.member, settings.namespace, shards, partition)
+        _log.info(
+            "daemon %s serves namespace %s: %d shards by %s",
+            self.member,
+            settings.namespace,
+            namespace.shards,
+            namespace.partition,
+        )
         async with anyio.create_task_group() as loops:
             if signals:
                 loops.start_soon(stop_on_signal, self._stop, settings.grace, _log, "the others take over")
-            for loop in (owner.run, reader.run, relay.run, membership.run, rollup.run, rollup.run_sweeps):
+            for loop in (owner.run, reader.run, relay.run, membership.run, rollup.run, retention.run):
                 loops.start_soon(loop)
             loops.start_soon(self._announce, membership.owns_something)
             watchdog.start()
@@ -197,20 +199,12 @@ class Daemon:
             unfolded=self.rollup.unfolded,
             folds=self.rollup.folds,
             steps=self.executor.started,
-            rss=_resident_bytes(usage.ru_maxrss),
+            rss=resident_bytes(usage.ru_maxrss),
             cpu=round(usage.ru_utime + usage.ru_stime, 3),
             version=__version__,
             draining=self.membership.draining,
             broken={str(n): shard.broken for n, shard in owner.shards.items() if shard.broken},
         )
-
-
-def tune_garbage_collection() -> None:
-    """For a process that is a daemon and nothing else. Runs are freed by reference counts; looking for cycles among
-    thousands of live ones every 700 allocations took a quarter of the processor."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
 
 
 def describe_workflow(app: App, workflow: object) -> dict[str, object]:
@@ -226,104 +220,3 @@ def describe_workflow(app: App, workflow: object) -> dict[str, object]:
         "doc": doc,
         "steps": sorted(app.steps),
     }
-
-
-async def open_namespace(store: Store, kernel: Kernel, settings: Settings) -> tuple[int, Partition]:
-    """Create the namespace with these settings, or check that it has them. Gives shards and partition.
-
-    Raises `NamespaceMismatch` with both values.
-    """
-    shards, partition, schema = await store.one(kernel.found(settings.shards, settings.partition))
-    if schema != SCHEMA:
-        raise NamespaceMismatch(
-            f"namespace {settings.namespace!r} was made by another version (schema {schema}, this one has {SCHEMA}). "
-            "Run daemons of one version, or use another --namespace."
-        )
-    if (shards, partition) != (settings.shards, settings.partition):
-        raise NamespaceMismatch(
-            f"namespace {settings.namespace!r} has {shards} shards by {partition}, but {settings.shards} by "
-            f"{settings.partition} were asked for. They are fixed when a namespace is created: use --shards {shards} "
-            f"--partition {partition}, or another --namespace."
-        )
-    return shards, partition
-
-
-async def check_server(store: Store) -> None:
-    """Refuse a server that would lose data, warn of one that might. Raises `StoreMisconfigured`."""
-    info: dict[str, object] = await store.one(Call.plain("INFO", "everything"))
-    version = str(info.get("valkey_version") or info.get("redis_version") or "0")
-    major = int(version.partition(".")[0] or 0)
-    if major < 7:
-        raise StoreMisconfigured(f"the server is version {version}; streamflow needs Redis 7.0 or any Valkey")
-    policy = str(info.get("maxmemory_policy", "noeviction"))
-    if policy != "noeviction":
-        raise StoreMisconfigured(
-            f"the server has maxmemory-policy {policy}: it would throw runs away when memory is short. "
-            "Set `CONFIG SET maxmemory-policy noeviction`."
-        )
-    if not int(str(info.get("aof_enabled", 0))):
-        _log.warning(
-            "the server has no append-only file: a restart loses runs. `CONFIG SET appendonly yes` keeps them."
-        )
-
-
-def _resident_bytes(max_rss: int) -> int:
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return max_rss * (1 if sys.platform == "darwin" else 1024)
-
-
-class Watchdog:
-    """A thread that names the line in which a workflow blocks its daemon."""
-
-    def __init__(self, watch: Watch, threshold: float) -> None:
-        self._watch = watch
-        self._threshold = threshold
-        self._stopped = threading.Event()
-        self._loop_thread = 0
-        self._warned = 0.0
-        self._seen = 0.0
-
-    def start(self) -> None:
-        self._loop_thread = threading.get_ident()
-        threading.Thread(target=self._run, name="streamflow-watchdog", daemon=True).start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._threshold / 2):
-            self.look()
-
-    def look(self) -> None:
-        since, run_id = self._watch.since, self._watch.run_id
-        blocked = time.monotonic() - since
-        # Seen before, too: else it may be the whole process that didn't get the processor.
-        seen, self._seen = self._seen, since
-        if not since or blocked < self._threshold or self._warned == since or seen != since:
-            return
-        self._warned = since
-        frame = sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage]
-        where = user_line(traceback.extract_stack(frame)) if frame is not None else "an unknown line"
-        _log.warning(
-            "run %s has blocked its daemon for %.0f ms at %s: a workflow only decides; move I/O and long computation "
-            "into a step",
-            run_id,
-            blocked * 1000,
-            where,
-        )
-
-
-def user_line(stack: Iterable[traceback.FrameSummary]) -> str:
-    """The first line of a workflow in a stack: the frame that the trampoline called."""
-    package = str(Path(__file__).resolve().parents[1])
-    inside = False
-    last = "an unknown line"
-    for frame in stack:
-        ours = frame.filename.startswith(package + os.sep)
-        if inside and not ours:
-            last = f"{frame.filename}:{frame.lineno} ({frame.line})"
-            break
-        inside = inside or (ours and os.sep + "machine" + os.sep in frame.filename)
-    return last

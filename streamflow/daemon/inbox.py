@@ -19,9 +19,10 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
-from streamflow.daemon.shard import InboxMessage, OwnedShard
+from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreError
 from streamflow.store.blocking_reads import Entry, GroupGone, InboxConnection
+from streamflow.wire import InboxMessage
 
 _log = logging.getLogger("streamflow.inbox")
 

@@ -26,9 +26,14 @@ from streamflow.daemon.batch import UNKNOWN, Reduced, ShardBatch
 from streamflow.daemon.clock import ServerClock
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import LiveRun, OwnedShard
+from streamflow.daemon.watchdog import BlockedRun
 from streamflow.errors import StoreError
 from streamflow.events import Transition, decode_history
-from streamflow.machine.replay import Due, Outcome, rehydrate
+from streamflow.machine.factory import rehydrate
+from streamflow.machine.transition import (
+    Due,
+    Outcome,
+)
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import OPEN, decode_header
 from streamflow.model.sharding import Partition
@@ -47,13 +52,6 @@ RUNS = 1000
 FIRE_LIMIT = 500
 RETRY_BROKEN = 5.0
 """Seconds until a shard that the server refused is tried again."""
-
-
-class Watch(msgspec.Struct):
-    """Which run is being reduced since when (monotonic s): the watchdog looks at it from its thread."""
-
-    run_id: str = ""
-    since: float = 0.0
 
 
 class Owner:
@@ -78,7 +76,7 @@ class Owner:
     ) -> None:
         self.shards: dict[int, OwnedShard] = {}
         self.session = session
-        self.watch = Watch()
+        self.watch = BlockedRun()
         self._app = app
         self._store = store
         self._kernel = kernel

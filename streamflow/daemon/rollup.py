@@ -1,8 +1,8 @@
 """The periodic rollup: stores each shard's part of the views, and merges all parts into the cross-shard views.
 
-Owns: checkpoints of owned shards, the merged views' keys (one daemon, the leader, writes them), trimming (inside
-`fold`), and forgetting of ended runs. Must not: be needed for any run to go on. Called by: the daemon (runs the loops),
-membership (stores a shard's part before releasing it, says who leads), the rebuild command.
+Owns: checkpoints of owned shards, the merged views' keys (one daemon, the leader, writes them), and trimming (inside
+`fold`). Must not: be needed for any run to go on. Called by: the daemon (runs the loop), membership (stores a shard's
+part before releasing it, says who leads), the rebuild command.
 
 A part is stored together with the log entry up to which it counts, so storing it twice, or by two owners in turn, is
 harmless, and after a crash the next owner folds what is missing from the log.
@@ -24,7 +24,6 @@ from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.takeover import fold_entry
 from streamflow.errors import StoreError
 from streamflow.model.codec import DECODE_ERRORS
-from streamflow.model.record import Status, decode_header
 from streamflow.model.sharding import Partition
 from streamflow.settings import Settings
 from streamflow.store.connection import Call, Store
@@ -38,12 +37,6 @@ CHUNK = 32
 """Shards in one pipeline, and..."""
 MERGES = 16
 """...merges in a row: a daemon serves runs in between."""
-SWEEP_EVERY = 60.0
-"""Seconds between two looks for ended runs whose retention is over."""
-SWEEP_RUNS = 200
-SOURCES = 100
-"""Clients whose post numbers a shard keeps, however old they are."""
-SOURCE_AGE_MS = 3_600_000
 QUIET_ROUNDS = 130
 """Rollups after the last change for which rates are still falling and views are merged again."""
 
@@ -147,60 +140,6 @@ class Rollup:
         """Parts of shards that this daemon owns and has stored just now: they needn't be read back."""
         return {n: shard.views for n, shard in self._owner.shards.items() if shard.folded == shard.offset != "0-0"}
 
-    # --- forgetting ---------------------------------------------------------------------------------------------------
-
-    async def run_sweeps(self) -> None:
-        while True:
-            await anyio.sleep(SWEEP_EVERY)
-            try:
-                await self.sweep_sources()
-                while self._settings.retention and await self.sweep():
-                    pass
-            except StoreError as error:
-                _log.warning("ended runs stay a little longer: %s", error)
-
-    async def sweep_sources(self) -> None:
-        """Drop the post numbers of clients that haven't posted for a while: nothing of theirs is sent again."""
-        owned = list(self._owner.shards.values())
-        sizes = await self._store.send([Call.plain("HLEN", shard.keys.seen) for shard in owned])
-        crowded = [shard for shard, size in zip(owned, sizes, strict=True) if size > self._shards + SOURCES]
-        before = self._clock.now_ms() - SOURCE_AGE_MS
-        for shard in crowded:
-            seen: dict[bytes, bytes] = await self._store.one(Call.plain("HGETALL", shard.keys.seen))
-            old = [source for source, last in seen.items() if source.startswith(b"client:") and _posted(last) < before]
-            if old:
-                await self._store.one(Call.plain("HDEL", shard.keys.seen, *old[:5000]))
-
-    async def sweep(self) -> bool:
-        """Forget ended runs of owned shards whose retention is over. Whether there are more."""
-        before = self._clock.now_ms() - int(self._settings.retention * 1000)
-        places = [
-            (shard, self._kernel.keys.shard(shard.number).index(status, name))
-            for shard in self._owner.shards.values()
-            for name in shard.workflows
-            for status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
-        ]
-        listings = await self._store.send(
-            [Call.plain("ZRANGEBYSCORE", key, "-inf", before, "LIMIT", 0, SWEEP_RUNS) for _, key in places]
-        )
-        more = False
-        for (shard, key), listing in zip(places, listings, strict=True):
-            if isinstance(listing, StoreError) or not listing:
-                continue
-            run_ids = [run_id.decode(errors="replace") for run_id in listing]
-            gone = await forget_runs(self._store, self._kernel, shard.number, run_ids)
-            if not gone:  # listed, and not there: they would be looked at for ever
-                gone = await self._store.one(Call.plain("ZREM", key, *listing))
-            more = more or (gone > 0 and len(listing) == SWEEP_RUNS)
-        return more
-
-
-async def forget_runs(store: Store, kernel: Kernel, shard: int, run_ids: list[str]) -> int:
-    """Delete ended runs of one shard; open ones stay. Gives their number."""
-    peeked = await store.one(kernel.peek(shard, run_ids))
-    headers = [(run_id, decode_header(header)) for run_id, (header, _) in zip(run_ids, peeked, strict=True) if header]
-    return await store.one(kernel.forget(shard, headers)) if headers else 0
-
 
 async def merge_views(
     store: Store, kernel: Kernel, shards: int, now_ms: int, known: dict[int, ShardViews] | None = None
@@ -266,12 +205,6 @@ async def rebuild_views(store: Store, kernel: Kernel, shards: int, now_ms: int) 
             await store.send([Call.plain("HSET", keys.views, "partial", views.encode(), "offset", position)])
     await merge_views(store, kernel, shards, now_ms)
     return folded
-
-
-def _posted(last: bytes) -> int:
-    """When a client posted last: `<number> <ms> <answers>`."""
-    words = last.split(b" ")
-    return int(words[1]) if len(words) == 3 and words[1].isdigit() else 0
 
 
 def _decode_oldest(data: bytes | None) -> list[tuple[str, str, int]]:

@@ -9,22 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-import msgspec
-
-from streamflow.machine.replay import Input, RunMachine
+from streamflow.machine.run import RunMachine
+from streamflow.machine.transition import Input
 from streamflow.model.record import Header
 from streamflow.store.keys import ShardKeys
 from streamflow.views.shard_views import ShardViews
-
-
-class InboxMessage(msgspec.Struct, frozen=True):
-    """An entry of the inbox as it was read. `header` is that of a new run (kind `start`), or a parent (`taken`)."""
-
-    id: str
-    kind: str
-    run_id: str
-    body: bytes
-    header: bytes = b""
+from streamflow.wire import InboxMessage
 
 
 class LiveRun:

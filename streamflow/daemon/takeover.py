@@ -19,7 +19,7 @@ from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreError
 from streamflow.events import decode_transition
-from streamflow.machine.replay import Due
+from streamflow.machine.transition import Due
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import Status
 from streamflow.store.connection import Call, Store

@@ -1,21 +1,44 @@
 """What the demo prints: lines of progress, and the table and facts at the end.
 
-Owns: their wording. Must not: measure or count. Called by: the demo.
+Owns: what is reported, and its wording. Must not: measure or count. Called by: the demo.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from streamflow.demo.flows import Survey
 from streamflow.screen.sanitize import safe, safe_text
 from streamflow.screen.style import BAD, MUTED, OK, TITLE, duration
 
-if TYPE_CHECKING:
-    from streamflow.demo.run import Facts
+
+class Facts(msgspec.Struct, kw_only=True):
+    """What `--json` prints. Seconds are of a wall clock; `*_s` None: it did not come to that."""
+
+    tree: str
+    python: str
+    server: str
+    daemons: int
+    shards: int
+    files: int
+    packages: int
+    runs_completed: int
+    steps_recorded: int
+    steps_executed: int
+    files_recorded_at_kill: int | None
+    killed_shards: int | None
+    shards_recovered_s: float | None
+    """From the kill until every shard had a living owner again."""
+    recovery_s: float | None
+    """From the kill until, besides, a run of a killed shard had gone on."""
+    wall_s: float
+    direct_s: float
+    equal: bool
+    result: Survey
+    direct: Survey
 
 
 def say(console: Console, seconds: float, line: str) -> None:

@@ -28,6 +28,7 @@ from rich.console import Console
 from streamflow.client.client import Client, Run, connect
 from streamflow.demo import report as demo_report
 from streamflow.demo.flows import Survey, executions, files_of, packages_in, parse_file, survey
+from streamflow.demo.report import Facts
 from streamflow.embedded.daemon_process import DaemonProcess, own_environ
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import NamespaceMissing, RunNotFound, StoreError, StreamflowError, UsageError
@@ -57,32 +58,6 @@ DAEMON = {
     "rollup": 0.25,  # the screen should move
     "grace": 1.0,
 }
-
-
-class Facts(msgspec.Struct, kw_only=True):
-    """What `--json` prints. Seconds are of a wall clock; `*_s` None: it did not come to that."""
-
-    tree: str
-    python: str
-    server: str
-    daemons: int
-    shards: int
-    files: int
-    packages: int
-    runs_completed: int
-    steps_recorded: int
-    steps_executed: int
-    files_recorded_at_kill: int | None
-    killed_shards: int | None
-    shards_recovered_s: float | None
-    """From the kill until every shard had a living owner again."""
-    recovery_s: float | None
-    """From the kill until, besides, a run of a killed shard had gone on."""
-    wall_s: float
-    direct_s: float
-    equal: bool
-    result: Survey
-    direct: Survey
 
 
 class Recovery(msgspec.Struct):
@@ -267,8 +242,8 @@ async def _fleet(url: str, folder: Path, count: int) -> AsyncGenerator[_Fleet]:
 
 async def holders(client: Client) -> list[str]:
     """The member that holds each shard, in order; empty for none. Raises `NamespaceMissing`."""
-    space = await client.space()
-    calls = [Call.plain("HGET", client.keys.shard(n).owner, "holder") for n in range(space.shards)]
+    namespace = await client.read_namespace()
+    calls = [Call.plain("HGET", client.keys.shard(n).owner, "holder") for n in range(namespace.shards)]
     return [answer.decode() if isinstance(answer, bytes) else "" for answer in await client.store.send(calls)]
 
 
@@ -277,7 +252,7 @@ async def holders(client: Client) -> list[str]:
 
 async def _kill_busiest(client: Client, run: Run[Survey], fleet: _Fleet) -> Recovery:
     """SIGKILL the daemon with the most steps to do; wait until its shards live again and a run of them has gone on."""
-    space = await client.space()
+    namespace = await client.read_namespace()
     before = await holders(client)
     todo: dict[int, int] = dict.fromkeys((daemon.pid for daemon in fleet.alive), 0)
     for number, steps in await _open_work(client, run):
@@ -293,7 +268,7 @@ async def _kill_busiest(client: Client, run: Run[Survey], fleet: _Fleet) -> Reco
     halted = {  # runs that only the next owner can move, with the number of their transitions
         run_id: len(history)
         for run_id, history in histories.items()
-        if space.shard_of(run_id) in lost and not _ended(history)
+        if namespace.shard_of(run_id) in lost and not _ended(history)
     }
     owned = 0.0
     while True:
@@ -309,10 +284,10 @@ async def _kill_busiest(client: Client, run: Run[Survey], fleet: _Fleet) -> Reco
 
 async def _open_work(client: Client, run: Run[Survey]) -> list[tuple[int, int]]:
     """For each open run: its shard, and how many of its steps are scheduled and not done."""
-    space = await client.space()
+    namespace = await client.read_namespace()
     return [
         (
-            space.shard_of(run_id),
+            namespace.shard_of(run_id),
             sum(isinstance(event, StepScheduled) - isinstance(event, StepCompleted) for event in _events(history)),
         )
         for run_id, history in (await _histories(client, run)).items()
@@ -321,8 +296,8 @@ async def _open_work(client: Client, run: Run[Survey]) -> list[tuple[int, int]]:
 
 
 async def _any_moved(client: Client, halted: dict[str, int]) -> bool:
-    space = await client.space()
-    answers = await client.store.send([client.kernel.peek(space.shard_of(run_id), [run_id]) for run_id in halted])
+    namespace = await client.read_namespace()
+    answers = await client.store.send([client.kernel.peek(namespace.shard_of(run_id), [run_id]) for run_id in halted])
     return any(
         not isinstance(answer, StoreError) and answer[0][0] and decode_header(answer[0][0]).version > version
         for answer, version in zip(answers, halted.values(), strict=True)

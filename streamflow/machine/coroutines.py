@@ -1,8 +1,8 @@
 """The trampoline: drives a workflow's coroutines, without an event loop.
 
 Owns: fibers, the signals and questions that wait for each other, cancelling, the limits of a history, patches, and how
-a run continues as new. Must not: know clocks, I/O or event loops; replay (`machine.py` does).
-Called by: `machine.py`, which adds the replay.
+a run continues as new. Must not: know clocks, I/O or event loops; replay (`replay.py` does).
+Called by: `replay.py`, which adds the replay.
 
 A fact settles an operation, which wakes the fibers that wait for it; each runs until it waits again. When none can go
 on, the next fact is taken. So the order of decisions follows from the order of facts alone.

@@ -2,8 +2,8 @@
 
 Owns: the state of a run between two transitions: steps with their attempts, timers, children, and what each recorded
 fact means for them, also for a history whose code can't be run.
-Must not: know clocks, I/O or event loops; take inputs or end a run (`running.py` does), run user code.
-Called by: `running.py`, which builds on it; the owner asks it what runs and what is due.
+Must not: know clocks, I/O or event loops; take inputs or end a run (`run.py` does), run user code.
+Called by: `run.py`, which builds on it; the owner asks it what runs and what is due.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reducers: runs whose code is one function `(state, event) -> Decision`, and whose state is their snapshot.
 
-Owns: the public event types, `Decision`, `Complete`, `Fail`, the machine and its snapshot.
+Owns: the machine; its snapshot is in `snapshot.py`, what reducers get and give in `workflow/reducer.py`.
 Must not: know clocks, I/O or event loops; need a history (the newest transitions are kept for people to read).
-Called by: the owner through `machine.rehydrate`.
+Called by: the owner through `factory.py`.
 
 The state lives as bytes between two transitions, so a reducer gets the same whether its run was in memory or not.
 """
@@ -10,10 +10,8 @@ The state lives as bytes between two transitions, so a reducer gets the same whe
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Sequence
 from typing import Any, cast
 
-import msgspec
 from msgspec import Raw
 
 from streamflow.errors import Failure, PayloadInvalid, PayloadTooLarge, UsageError
@@ -25,9 +23,6 @@ from streamflow.events import (
     CancelRequested,
     ChildCompleted,
     ChildFailed,
-    RunCancelled,
-    RunCompleted,
-    RunFailed,
     RunStarted,
     RunStuck,
     SignalReceived,
@@ -38,178 +33,38 @@ from streamflow.events import (
 )
 from streamflow.machine.open_work import unknown_child
 from streamflow.machine.run import RunMachine
+from streamflow.machine.snapshot import (
+    HeldFact,
+    OpenStep,
+    Snapshot,
+    decode_snapshot,
+    encode_snapshot,
+    overrides_of,
+    retry_of,
+    tag_of,
+)
 from streamflow.model import codec
 from streamflow.model.failures import failure_of
 from streamflow.workflow.actions import ChildCall, SignalSend, SignalWait, Sleep, StepCall
 from streamflow.workflow.app import Reducer, Step, missing_step
 from streamflow.workflow.awaitable import PASSING, PENDING, Fiber, Operation
-from streamflow.workflow.retry import Retry
-
-# --- what a reducer gets --------------------------------------------------------------------------------------------
-
-
-class Started(msgspec.Struct, frozen=True):
-    """The first event. `input`: what the run was started with, as plain data."""
-
-    input: Any
-
-
-class Signal(msgspec.Struct, frozen=True):
-    name: str
-    value: Any
-
-
-class Asked(msgspec.Struct, frozen=True):
-    """Somebody waits for an answer: give `Answer(event.id, …)` or `Refuse(event.id, …)` as a command, now or later."""
-
-    id: str
-    name: str
-    value: Any
-
-
-class StepDone(msgspec.Struct, frozen=True):
-    """`tag` is what `step.options(tag=…)` said; `result` has the type that the step's annotation says."""
-
-    step: str
-    seq: int
-    tag: str
-    result: Any
-
-
-class StepError(msgspec.Struct, frozen=True):
-    """A step failed for good, after its retries."""
-
-    step: str
-    seq: int
-    tag: str
-    failure: Failure
-
-
-class TimerDone(msgspec.Struct, frozen=True):
-    seq: int
-    tag: str
-
-
-class ChildDone(msgspec.Struct, frozen=True):
-    workflow: str
-    run_id: str
-    seq: int
-    tag: str
-    result: Any
-
-
-class ChildError(msgspec.Struct, frozen=True):
-    """A child run failed, or was cancelled."""
-
-    workflow: str
-    run_id: str
-    seq: int
-    tag: str
-    failure: Failure
-    cancelled: bool = False
-
-
-class CancelRequest(msgspec.Struct, frozen=True):
-    """Somebody asked for the end. Unless the decision completes or fails the run, it ends as cancelled."""
-
-    reason: str
-
-
-Event = Started | Signal | Asked | StepDone | StepError | TimerDone | ChildDone | ChildError | CancelRequest
-
-# --- what a reducer gives -------------------------------------------------------------------------------------------
-
-
-class Complete(msgspec.Struct, frozen=True):
-    """The run is completed, with this result."""
-
-    result: Any = None
-
-
-class Fail(msgspec.Struct, frozen=True):
-    """The run has failed."""
-
-    message: str
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """The answer to the question with this id."""
-
-    id: str
-    result: Any = None
-
-
-class Refuse(msgspec.Struct, frozen=True):
-    """The question with this id gets no answer: its asker sees `AskRefused` with the reason."""
-
-    id: str
-    reason: str = ""
-
-
-Command = Awaitable[Any] | Answer | Refuse | Complete | Fail
-"""A call of a step or workflow, `sf.sleep(…)`, `sf.send_signal(…)` (none of them awaited), `Answer`, `Refuse`,
-`Complete` or `Fail`."""
-
-
-class Decision(msgspec.Struct, frozen=True):
-    """The new state, and what to do.
-
-    >>> sf.Decision(state, [fetch.options(tag="page")(url), sf.sleep(60, tag="late")])
-    """
-
-    state: Any
-    commands: Sequence[Command] = ()
-
-
-# --- the snapshot ---------------------------------------------------------------------------------------------------
-
-
-class _Overrides(msgspec.Struct, array_like=True):
-    timeout: float | None
-    queue: str | None
-    retry: tuple[int, float, float, float, float, list[str]]
-
-
-class _OpenStep(msgspec.Struct, array_like=True):
-    seq: int
-    name: str
-    args: Raw
-    tag: str
-    attempt: int
-    due: int | None
-    overrides: _Overrides | None
-    lost: int = 0
-    details: Raw = NOTHING
-    queue: str | None = None
-    """Where its attempt is: a later deploy may name another queue. Empty: at the owner; None: an older record."""
-
-
-class _Held(msgspec.Struct, array_like=True):
-    """A fact that came while the run was stuck, with what its closed operation knew."""
-
-    event: AnyEvent
-    tag: str
-    run_id: str
-
-
-class _Snapshot(msgspec.Struct, array_like=True):
-    state: Raw
-    seq: int
-    steps: list[_OpenStep]
-    timers: list[tuple[int, int, str]]
-    children: list[tuple[int, str, str, str, str]]
-    started: int
-    tenant: str
-    parent: str
-    at: int
-    events_count: int
-    stuck: bool
-    held: list[_Held]
-    ending: RunCompleted | RunFailed | RunCancelled | None = None
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Snapshot).decode
+from streamflow.workflow.reducer import (
+    Answer,
+    Asked,
+    CancelRequest,
+    ChildDone,
+    ChildError,
+    Complete,
+    Decision,
+    Event,
+    Fail,
+    Refuse,
+    Signal,
+    Started,
+    StepDone,
+    StepError,
+    TimerDone,
+)
 
 
 class ReducerMachine(RunMachine):
@@ -221,7 +76,7 @@ class ReducerMachine(RunMachine):
         """The state between transitions; None before the first event was reduced."""
         self._state: Any = None
         """The state during one."""
-        self._held: list[_Held] = []
+        self._held: list[HeldFact] = []
 
     @property
     def _definition(self) -> Reducer:
@@ -266,9 +121,9 @@ class ReducerMachine(RunMachine):
         if self.ending is not None:
             self._end_if_alone()
             return
-        tag, run_id = _tag(operation), operation.run_id if isinstance(operation, ChildCall) else ""
+        tag, run_id = tag_of(operation), operation.run_id if isinstance(operation, ChildCall) else ""
         if self.reason:
-            self._held.append(_Held(event, tag, run_id))
+            self._held.append(HeldFact(event, tag, run_id))
         else:
             self._hand_over(event, tag, run_id, value)
 
@@ -391,26 +246,26 @@ class ReducerMachine(RunMachine):
 
     def snapshot(self) -> bytes:
         dues = {seq: due for due, seq in self.schedule}
-        return _encode(
-            _Snapshot(
+        return encode_snapshot(
+            Snapshot(
                 NOTHING if self._data is None else self._data,
                 self.seq,
                 [
-                    _OpenStep(
+                    OpenStep(
                         call.seq,
                         call.step.name,
                         call.payload,
                         call.step.tag,
                         call.attempt,
                         call.due,
-                        _overrides(call),
+                        overrides_of(call),
                         call.lost,
                         call.details,
                         call.step.queue or "",
                     )
                     for call in self.steps.values()
                 ],
-                [(seq, dues[seq], _tag(timer)) for seq, timer in self.timers.items()],
+                [(seq, dues[seq], tag_of(timer)) for seq, timer in self.timers.items()],
                 [
                     (seq, call.target.name, call.run_id, call.target.tag, call.on_parent_end)
                     for seq, call in self.children.items()
@@ -432,7 +287,7 @@ class ReducerMachine(RunMachine):
             self._restore_unreduced(transitions)
             return
         try:
-            snapshot = _decode(state)
+            snapshot = decode_snapshot(state)
         except codec.DECODE_ERRORS as error:
             self.reason = f"the snapshot of run {self.run_id} can't be read: {error}"
             return
@@ -459,11 +314,11 @@ class ReducerMachine(RunMachine):
         self.effects.jobs.clear()
         self._set_open_status()
 
-    def _restore_step(self, open_step: _OpenStep) -> None:
+    def _restore_step(self, open_step: OpenStep) -> None:
         step: Step[..., Any] = self.app.steps.get(open_step.name) or missing_step(open_step.name)
         if open_step.overrides is not None:
             timeout, queue, retry = open_step.overrides.timeout, open_step.overrides.queue, open_step.overrides.retry
-            step = step.options(timeout=timeout, queue=queue, retry=_retry(retry), tag=open_step.tag)
+            step = step.options(timeout=timeout, queue=queue, retry=retry_of(retry), tag=open_step.tag)
         elif open_step.tag:
             step = step.options(tag=open_step.tag)
         if open_step.queue is not None and open_step.queue != (step.queue or ""):
@@ -483,29 +338,5 @@ class ReducerMachine(RunMachine):
                     self.stuck = True
                 elif isinstance(event, (RunStarted, SignalReceived, AskReceived)):
                     self._track_blindly(event)
-                    self._held.append(_Held(event, "", ""))
+                    self._held.append(HeldFact(event, "", ""))
         self._set_open_status()
-
-
-def _tag(operation: Operation | None) -> str:
-    if isinstance(operation, StepCall):
-        return operation.step.tag
-    if isinstance(operation, ChildCall):
-        return operation.target.tag
-    return operation.tag if isinstance(operation, Sleep) else ""
-
-
-def _overrides(call: StepCall) -> _Overrides | None:
-    step = call.step
-    registered = step.origin
-    if step.timeout == registered.timeout and step.queue == registered.queue and step.retry == registered.retry:
-        return None
-    retry = step.retry
-    never = [name if isinstance(name, str) else name.__name__ for name in retry.never]
-    numbers = (retry.attempts, retry.initial, retry.factor, retry.maximum, retry.jitter)
-    return _Overrides(step.timeout, step.queue, (*numbers, never))
-
-
-def _retry(values: tuple[int, float, float, float, float, list[str]]) -> Retry:
-    attempts, initial, factor, maximum, jitter, never = values
-    return Retry(attempts=attempts, initial=initial, factor=factor, maximum=maximum, jitter=jitter, never=tuple(never))

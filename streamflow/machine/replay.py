@@ -1,9 +1,9 @@
-"""The machine of a workflow: live code, and the replay of its history; the machines of all runs are made here.
+"""The machine of a workflow: live code, and the replay of its history.
 
-Owns: replay and the comparison of decisions; `new_machine` and `rehydrate`.
-Must not: know clocks, I/O or event loops. Called by: the owner, and whoever replays a history.
+Owns: replay and the comparison of decisions.
+Must not: know clocks, I/O or event loops. Called by: `factory.py`.
 
-A replay feeds the recorded facts to the code, whose decisions follow from their order alone (`driving.py`), and must
+A replay feeds the recorded facts to the code, whose decisions follow from their order alone (`coroutines.py`), and must
 see the recorded decisions.
 """
 
@@ -37,31 +37,13 @@ from streamflow.events import (
     Transition,
 )
 from streamflow.machine.coroutines import DrivenMachine
-from streamflow.machine.reducer import ReducerMachine
-from streamflow.machine.run import RunMachine
-from streamflow.machine.transition import Due, Effects, Ending, Input, Outcome, Outgoing
-from streamflow.model.record import Header, Status
+from streamflow.machine.transition import Effects, Ending
 from streamflow.model.sharding import Partition
-from streamflow.workflow.actions import StepJob
-from streamflow.workflow.app import App, Reducer
+from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import Operation, Unwinding, active
 
 if TYPE_CHECKING:
-    from streamflow.machine.run import D
-
-__all__ = [
-    "Due",
-    "Effects",
-    "Input",
-    "Outcome",
-    "Outgoing",
-    "ReducerMachine",
-    "RunMachine",
-    "StepJob",
-    "WorkflowMachine",
-    "new_machine",
-    "rehydrate",
-]
+    from streamflow.workflow.awaitable import D
 
 _NEWS = (RunStarted, SignalReceived, AskReceived, StepCompleted, ChildCompleted, TimerFired)
 """Facts that user code is told as they are; of the others only failures."""
@@ -290,35 +272,3 @@ def _first_position(transition: Transition) -> int:
     """Where the history begins in its first transition: at its last `RunContinued`, or at 0."""
     events = transition.events
     return next((i for i in range(len(events) - 1, 0, -1) if isinstance(events[i], RunContinued)), 0)
-
-
-def new_machine(app: App, partition: Partition, run_id: str, workflow_name: str) -> RunMachine:
-    """The machine of a run that has no history yet. For an unknown workflow it records that the run is stuck."""
-    return _machine_for(app, partition, run_id, workflow_name, is_reducer=False)
-
-
-def _machine_for(app: App, partition: Partition, run_id: str, workflow_name: str, *, is_reducer: bool) -> RunMachine:
-    definition = app.workflows.get(workflow_name)
-    is_reducer = is_reducer if definition is None else isinstance(definition, Reducer)
-    machine = (ReducerMachine if is_reducer else WorkflowMachine)(app, partition, run_id, workflow_name)
-    if definition is None:
-        machine.reason = app.unknown_workflow(workflow_name)
-    return machine
-
-
-def rehydrate(
-    app: App, partition: Partition, run_id: str, header: Header, state: bytes, transitions: list[Transition]
-) -> RunMachine:
-    """The machine of a run as its record tells. Never raises: what can't go on is parked, see `RunMachine.reason`."""
-    machine = _machine_for(app, partition, run_id, header.workflow, is_reducer=bool(state))
-    machine.tenant = header.tenant
-    machine.parent = header.parent
-    if not header.is_open:
-        machine.status = Status(header.status)
-        machine.ended = True
-    elif isinstance(machine, ReducerMachine):
-        machine.attributes = header.attributes  # nothing is replayed that would set them again
-        machine.restore(state, transitions)
-    else:
-        cast("WorkflowMachine", machine).replay(transitions)
-    return machine

@@ -1,8 +1,8 @@
 """What all machines share: from inputs to facts, and from the end of the code to the end of the run.
 
 Owns: `advance`, which facts an input is and whether a failed attempt is tried again, what an ending cancels, and what
-happens while a run is stuck (facts are recorded, no user code runs). What is open is in `books.py`.
-Must not: know clocks, I/O or event loops; run user code (`driving.py` and `reducing.py` do).
+happens while a run is stuck (facts are recorded, no user code runs). What is open is in `open_work.py`.
+Must not: know clocks, I/O or event loops; run user code (`coroutines.py` and `reducer.py` do).
 Called by: the machines; the owner calls `advance` and the properties.
 
 One `advance` is one transition: inputs become facts, each fact is delivered to user code, whose decisions follow it.
@@ -33,13 +33,11 @@ from streamflow.events import (
     AskAnswered,
     AskReceived,
     CancelRequested,
-    ChildCancelled,
     ChildCompleted,
     ChildFailed,
     ChildStarted,
     RunCancelled,
     RunCompleted,
-    RunContinued,
     RunFailed,
     RunResumed,
     RunStarted,
@@ -50,9 +48,7 @@ from streamflow.events import (
     StepCompleted,
     StepFailed,
     StepRetrying,
-    StepScheduled,
     TimerFired,
-    TimerSet,
 )
 from streamflow.machine.open_work import DELIVERIES, WORKER_LOST, Books
 from streamflow.machine.transition import Due, Effects, Ending, Input, Outcome, Outgoing
@@ -64,11 +60,7 @@ from streamflow.workflow.app import Step
 from streamflow.workflow.awaitable import Fiber, Operation, active
 
 if TYPE_CHECKING:
-    from typing import TypeVar
-
-    D = TypeVar(
-        "D", StepScheduled, StepCancelled, TimerSet, SignalSent, AskAnswered, ChildStarted, ChildCancelled, RunContinued
-    )
+    from streamflow.workflow.awaitable import D
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -156,6 +148,10 @@ class RunMachine(Books):
         """Record a decision. Gives the recorded one, which in a replay is the history's."""
         self.effects.events.append(event)
         return event
+
+    def warn(self, text: str) -> None:
+        """Have the owner log it when the transition is committed."""
+        self.effects.warnings.append(text)
 
     def add_child(self, call: ChildCall, event: ChildStarted) -> None:
         self.children[call.seq] = call

@@ -1,4 +1,4 @@
-"""The status screen: the parts of `blocks.py` arranged for a width and a height.
+"""The status screen: the parts of `panels/` arranged for a width and a height.
 
 Owns: which parts get how many lines, in one column or two. Must not: fetch anything.
 Called by: `streamflow status`, the live screen, the demo.

@@ -100,11 +100,11 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
     title.append_text(safe_text(detail.run_id, VALUE))
     title.append("  ")
     title.append_text(safe_text(header.status, STATUS.get(header.status, ""), 20))
-    events = sum(len(transition.events) for transition in detail.transitions)
+    length = sum(len(transition.events) for transition in detail.transitions)
     kinds = Counter(span.kind for span in spans)
     counted = [plural(kinds[kind], kind) for kind in ("step", "timer", "child", "signal", "ask") if kinds[kind]]
     counted = [words.replace("childs", "children") for words in counted]
-    size = [plural(events, "event"), plural(len(detail.transitions), "transition"), *counted]
+    size = [plural(length, "event"), plural(len(detail.transitions), "transition"), *counted]
     rows = [
         ("workflow", safe_text(header.workflow)),
         ("tenant", safe_text(header.tenant or "-")),

@@ -1,7 +1,7 @@
 """A run's history as spans: what took place from when to when, with what outcome.
 
-Owns: pairing decisions with their outcomes, and folding long histories. Must not: draw (`timeline.py` does).
-Called by: `timeline.py`.
+Owns: pairing decisions with their outcomes, and folding long histories. Must not: draw (`run.py` does).
+Called by: `run.py`.
 """
 
 from __future__ import annotations

@@ -22,12 +22,12 @@ import anyio
 import msgspec
 
 from streamflow.client.client import Client
-from streamflow.client.listing import Space
 from streamflow.errors import StoreError
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.status.model import Server, Shard, Status, daemon_from, shards_from
 from streamflow.status.queues import queues_of
 from streamflow.store.connection import Call
+from streamflow.store.namespace import Namespace
 from streamflow.views.registry import AVERAGE_S, SETTLE_S, VIEWS
 
 LOOK_AT_SHARDS = 1024
@@ -72,9 +72,9 @@ class StatusCollector:
     async def collect(self) -> Status:
         """Raises `StoreError`."""
         client = self._client
-        space = await client.space()
+        namespace = await client.read_namespace()
         keys = client.keys
-        shards = [keys.shard(n) for n in range(space.shards)] if space.shards <= LOOK_AT_SHARDS else []
+        shards = [keys.shard(n) for n in range(namespace.shards)] if namespace.shards <= LOOK_AT_SHARDS else []
         calls: list[Call[Any]] = [
             Call.plain("TIME"),
             Call.plain("INFO"),
@@ -94,11 +94,11 @@ class StatusCollector:
             namespace=client.namespace,
             as_of=int(clock[0]) * 1000 + int(clock[1]) // 1000,
             server=None if isinstance(info, StoreError) else _server(info, fsync),
-            shards_total=space.shards,
+            shards_total=namespace.shards,
         )
         self._put_members(status, cast("Mapping[bytes, bytes]", members))
         _put_views(status, cast("Sequence[bytes | None]", merged))
-        self._put_shards(status, space, owners, inboxes)
+        self._put_shards(status, namespace, owners, inboxes)
         names = [] if isinstance(queues, StoreError) else [name.decode(errors="replace") for name in queues]
         status.queues = await queues_of(client, names, PATIENCE)
         if self._each_shard and shards:
@@ -142,11 +142,11 @@ class StatusCollector:
 
     # --- shards -------------------------------------------------------------------------------------------------------
 
-    def _put_shards(self, status: Status, space: Space, owners: Sequence[Any], inboxes: Sequence[Any]) -> None:
+    def _put_shards(self, status: Status, namespace: Namespace, owners: Sequence[Any], inboxes: Sequence[Any]) -> None:
         alive = self._alive()
         if not owners:
             beats = {member: looks[-1].beat for member, looks in self._looks.items()}
-            status.shards = shards_from(beats, space.shards, alive)
+            status.shards = shards_from(beats, namespace.shards, alive)
             return
         for number, (owner, inbox) in enumerate(zip(owners, inboxes, strict=True)):
             holder = "" if isinstance(owner, StoreError) else (owner[0] or b"").decode(errors="replace")

@@ -1,7 +1,7 @@
 """What the status screen shows, as plain data: `status --json` prints `msgspec.to_builtins` of it.
 
 Owns: the `Status` tree, and making its daemons and shards from the members' beats.
-Must not: read anything or look at a clock. Called by: the status fetcher (makes it), `status.py` (draws it).
+Must not: read anything or look at a clock. Called by: the status fetcher (makes it), `screen/layout.py` (draws it).
 """
 
 from __future__ import annotations

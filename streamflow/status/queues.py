@@ -1,6 +1,6 @@
 """What waits and runs in each queue, and how many workers serve it: read for a status.
 
-Owns: the reads, and what their answers mean. Must not: draw, change anything. Called by: `status.py`.
+Owns: the reads, and what their answers mean. Must not: draw, change anything. Called by: `collector.py`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from msgspec import Raw
 
 from streamflow.errors import Failure, UsageError
 from streamflow.events import NOTHING
-from streamflow.machine.replay import Outcome
+from streamflow.machine.transition import Outcome
 from streamflow.model import codec
 from streamflow.model.failures import failure_of
 from streamflow.steps.context import Running, current

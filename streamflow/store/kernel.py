@@ -26,8 +26,6 @@ SCHEMA = 1
 """Version of keys, records and scripts; a namespace of another version is refused."""
 WORKERS = "workers"
 """The consumer group of every queue partition; each worker process is a consumer."""
-
-
 FRESH = b"-"
 """Before a state in a `RunWrite`. No snapshot begins so: it is an array of MessagePack."""
 

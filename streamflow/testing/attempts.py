@@ -20,12 +20,13 @@ from typing import Any, cast
 from msgspec import UNSET, Raw
 
 from streamflow.errors import Failure, UsageError
-from streamflow.machine.replay import Outcome, StepJob
+from streamflow.machine.transition import Outcome
 from streamflow.model import codec
 from streamflow.model.failures import failure_of
 from streamflow.steps import executor
 from streamflow.steps.context import Running, current
 from streamflow.testing.stubs import Call, Stub, Stubs
+from streamflow.workflow.actions import StepJob
 
 running: contextvars.ContextVar[bool] = contextvars.ContextVar("streamflow_sandbox_step", default=False)
 """Set in the code of steps: what they ask of the sandbox can't wait for the sandbox."""

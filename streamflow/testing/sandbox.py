@@ -33,7 +33,12 @@ from streamflow.client.client import (
     _target,
 )
 from streamflow.client.histories import History
-from streamflow.client.listing import RunDescription, RunSummary, Space, describe, instant
+from streamflow.client.listing import (
+    RunDescription,
+    RunSummary,
+    describe,
+    instant,
+)
 from streamflow.client.waiting import not_found
 from streamflow.errors import RunConflict, RunEnded, UsageError
 from streamflow.events import AnyEvent, Transition, decode_history
@@ -42,6 +47,7 @@ from streamflow.model.attributes import Attribute, same
 from streamflow.model.names import check_run_id
 from streamflow.model.record import Status, decode_header
 from streamflow.model.sharding import Partition, full_run_id
+from streamflow.store.namespace import Namespace
 from streamflow.testing.attempts import running
 from streamflow.testing.stubs import Call, Stub
 from streamflow.testing.world import Record, Stalled, World
@@ -76,7 +82,7 @@ class Sandbox:
     def __init__(self, app: App, *, partition: Partition | str = Partition.RUN) -> None:
         self.app = app
         self.world = World(app, Partition(partition))
-        self._space = Space(1, self.world.partition)
+        self._meta = Namespace(1, self.world.partition)
         self._started: dict[str, int] = {}
         self._asked = 0
         self._lock = asyncio.Lock()
@@ -107,7 +113,7 @@ class Sandbox:
         """Start a run, as `client.start`. Without `id` it is called `<workflow>-1`, `-2`, … in the order of starts."""
         name, parameters = _target(workflow)
         payload = codec.encode(args, f"input of {name}") if parameters is None else parameters.encode(args, {})
-        start = _start(self._space, name, payload, self._new_id(name, tenant) if id is None else id, tenant)
+        start = _start(self._meta, name, payload, self._new_id(name, tenant) if id is None else id, tenant)
         header = self.world.start(start.run_id, name, tenant, payload)
         if header and (other := decode_header(header).workflow) != name:
             raise RunConflict(

@@ -21,7 +21,6 @@ from typing import Any
 import msgspec
 
 from streamflow.client.listing import ending_of, instant
-from streamflow.daemon.shard import InboxMessage
 from streamflow.errors import Failure, RunError, UsageError
 from streamflow.events import (
     AnyEvent,
@@ -30,13 +29,23 @@ from streamflow.events import (
     decode_history,
     encode_transition,
 )
-from streamflow.machine.replay import Due, Effects, Outcome, RunMachine, StepJob, new_machine, rehydrate
+from streamflow.machine.factory import (
+    new_machine,
+    rehydrate,
+)
+from streamflow.machine.run import RunMachine
+from streamflow.machine.transition import (
+    Due,
+    Effects,
+    Outcome,
+)
 from streamflow.model.attributes import merged
 from streamflow.model.record import Header, Status, decode_header
 from streamflow.model.sharding import Partition
 from streamflow.testing.attempts import perform
 from streamflow.testing.stubs import Stubs
-from streamflow.wire import decode_message, to_delivery
+from streamflow.wire import InboxMessage, decode_message, to_delivery
+from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
 
 BEGIN_MS = 1_767_225_600_000

@@ -1,7 +1,7 @@
 """Durations by name, as log-linear histograms: small, mergeable, with a bounded relative error.
 
 Owns: the bucket formula, `Timings` (what is kept for one step or workflow name), and percentiles.
-Must not: know events or clocks. Called by: `views.py`.
+Must not: know events or clocks. Called by: `registry.py`.
 
 The buckets are HdrHistogram's (Gil Tene, http://hdrhistogram.org): each power of two is cut into 8 equal parts, so a
 bucket is at most 1/8 as wide as its lowest value and its middle is off by at most 1/16 (6.25 %). Values below 16 µs

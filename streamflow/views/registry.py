@@ -1,7 +1,7 @@
 """The declared views: what is kept about all runs, and how it is folded, merged and shown.
 
 Owns: `View`, the partials of each view, and the registry `VIEWS`.
-Must not: know keys, offsets or clocks; `now_ms` comes from the caller. Called by: `views.py`.
+Must not: know keys, offsets or clocks; `now_ms` comes from the caller. Called by: `shard_views.py`.
 
 A view is a monoid. Its partials start at `zero()`, take events in with `folds`, and are put together with `merge`,
 which is associative and commutative; folding a log in pieces and merging the pieces equals folding it whole. That is

@@ -1,6 +1,6 @@
 """Global views of all runs, folded from the shards' logs: the partial of a shard, and how partials come together.
 
-Owns: `ShardViews` (folding, merging, encoding all views of `view_registry.py` together) and the oldest open runs.
+Owns: `ShardViews` (folding, merging, encoding all views of `registry.py` together) and the oldest open runs.
 Must not: know keys, offsets or clocks. A partial is stored together with the log offset that it covers, by its caller.
 Called by: the owner (folds what it commits, encodes), the rollup (merges, renders), the rebuild command.
 """

@@ -29,7 +29,7 @@ import msgspec
 from streamflow.errors import Failure, StoreError
 from streamflow.events import NOTHING
 from streamflow.machine.open_work import WORKER_LOST
-from streamflow.machine.replay import Outcome
+from streamflow.machine.transition import Outcome
 from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.steps.executor import StepExecutor
 from streamflow.store import kernel as verbs

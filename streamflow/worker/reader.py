@@ -17,7 +17,7 @@ import anyio
 import msgspec
 
 from streamflow.errors import Failure, StoreError
-from streamflow.machine.replay import Outcome
+from streamflow.machine.transition import Outcome
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.steps.executor import StepExecutor
 from streamflow.store import kernel as verbs

@@ -17,17 +17,17 @@ from collections.abc import Sequence
 
 import anyio
 
-from streamflow.daemon.daemon import check_server
-from streamflow.errors import NamespaceMismatch, StoreError, UsageError
+from streamflow.errors import StoreError, UsageError
 from streamflow.model.names import check_name
-from streamflow.model.sharding import QUEUE_PARTITIONS, Partition, shard_of
+from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.process import stop_on_signal
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.blocking_reads import InboxConnection
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import SCHEMA, WORKERS, Kernel
+from streamflow.store.kernel import WORKERS, Kernel
 from streamflow.store.keys import NamespaceKeys
+from streamflow.store.namespace import Namespace, check_server, namespace_from, read_namespace
 from streamflow.worker.claims import Claims
 from streamflow.worker.reader import Feeder
 from streamflow.workflow.app import App
@@ -73,10 +73,9 @@ class Worker:
         settings = self.settings
         kernel = Kernel(NamespaceKeys(settings.namespace))
         await check_server(store)
-        found = await self._wait_for_namespace(store, kernel)
-        if found is None:
+        namespace = await self._wait_for_namespace(store, kernel)
+        if namespace is None:
             return
-        shards, partition = found
         await store.one(
             Call.plain("HSET", kernel.keys.queues, *(w for queue in self.queues for w in (queue, QUEUE_PARTITIONS)))
         )
@@ -86,7 +85,7 @@ class Worker:
             consumer=self.name,
             queues=self.queues,
             timeout=settings.worker_timeout,
-            shard_of=lambda run_id: shard_of(run_id, shards, partition),
+            shard_of=namespace.shard_of,
             on_room=lambda: feeder.room(),
         )
         self.executor = executor = StepExecutor(
@@ -114,18 +113,13 @@ class Worker:
                 executor.close()
                 loops.cancel_scope.cancel()
 
-    async def _wait_for_namespace(self, store: Store, kernel: Kernel) -> tuple[int, Partition] | None:
+    async def _wait_for_namespace(self, store: Store, kernel: Kernel) -> Namespace | None:
         """Shards and partition as the first daemon fixed them; None when this worker is to stop before."""
         told = False
         while not self._stop.is_set():
-            stored = await store.one(Call.plain("HMGET", kernel.keys.meta, "shards", "partition", "schema"))
-            if stored[0] is not None:
-                if int(stored[2]) != SCHEMA:
-                    raise NamespaceMismatch(
-                        f"namespace {self.settings.namespace!r} was made by another version (schema {int(stored[2])}, "
-                        f"this one has {SCHEMA}). Run daemons and workers of one version."
-                    )
-                return int(stored[0]), Partition(stored[1].decode())
+            namespace = namespace_from(self.settings.namespace, await store.one(read_namespace(kernel.keys)))
+            if namespace is not None:
+                return namespace
             if not told:
                 _log.warning(
                     "there is no namespace %r yet: waiting for its first daemon (`streamflow daemon`)",

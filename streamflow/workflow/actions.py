@@ -1,8 +1,8 @@
 """What a workflow tells streamflow to do, one thing at a time: steps, children, timers, signals, questions.
 
 Owns: these operations: which decision each records, what it is settled with, and how it is taken back.
-Must not: drive coroutines, know redis or asyncio; offer public functions (`inside.py` does).
-Called by: the definitions and `inside.py` make them; the machines begin, settle and cancel them.
+Must not: drive coroutines, know redis or asyncio; offer public functions (`api.py` does).
+Called by: the definitions and `api.py` make them; the machines begin, settle and cancel them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from streamflow.model.names import check_name, check_run_id
 from streamflow.workflow.awaitable import DONE, NEW, PENDING, Fiber, Operation, active_machine
 
 if TYPE_CHECKING:
-    from streamflow.machine.run import RunMachine
     from streamflow.workflow.app import Reducer, Step, Workflow
+    from streamflow.workflow.awaitable import Machine
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ class StepCall(Operation):
     def job(self) -> StepJob:
         return StepJob(self.seq, self.attempt, self.step, self.payload, self.details)
 
-    def begin(self, machine: RunMachine) -> None:
+    def begin(self, machine: Machine) -> None:
         step = self.step
         if machine.app.steps.get(step.name) is not step.origin:
             raise UsageError(machine.app.unknown_step(step.name))
@@ -102,7 +102,7 @@ class StepCall(Operation):
             self.is_local = not event.queue
         machine.add_step(self)
 
-    def take_back(self, cause: Cancelled, machine: RunMachine) -> None:
+    def take_back(self, cause: Cancelled, machine: Machine) -> None:
         machine.cancel_step(self)
 
     def decode_result(self, payload: Raw) -> Any:
@@ -127,7 +127,7 @@ class ChildCall(Operation):
         self.run_id = ""
         self.on_parent_end = "cancel"
 
-    def begin(self, machine: RunMachine) -> None:
+    def begin(self, machine: Machine) -> None:
         target = self.target
         name = target.name
         if name not in machine.app.workflows:
@@ -149,13 +149,13 @@ class ChildCall(Operation):
         self.on_parent_end = event.on_parent_end
         machine.add_child(self, event)
 
-    def take_back(self, cause: Cancelled, machine: RunMachine) -> None:
+    def take_back(self, cause: Cancelled, machine: Machine) -> None:
         if self.on_parent_end == "cancel" and self.seq in machine.children:
             self.ask_to_cancel(cause.reason, machine)
         if self.on_parent_end != "wait":  # else the run's end still waits for it
             machine.children.pop(self.seq, None)
 
-    def ask_to_cancel(self, reason: str, machine: RunMachine) -> None:
+    def ask_to_cancel(self, reason: str, machine: Machine) -> None:
         machine.decide(ChildCancelled(self.seq, self.target.name))
         machine.send(self.run_id, "cancel", reason)
 
@@ -171,13 +171,13 @@ class Sleep(Operation):
         self.ms = ms
         self.tag = tag
 
-    def begin(self, machine: RunMachine) -> None:
+    def begin(self, machine: Machine) -> None:
         self.seq = machine.take_seq()
         self.state = PENDING
         event = machine.decide(TimerSet(self.seq, machine.at + self.ms))
         machine.add_timer(self, event.due)
 
-    def take_back(self, cause: Cancelled, machine: RunMachine) -> None:
+    def take_back(self, cause: Cancelled, machine: Machine) -> None:
         machine.timers.pop(self.seq, None)
 
 
@@ -191,7 +191,7 @@ class Alarm(Sleep):
         self.fiber = fiber
         self.interruption = interruption
 
-    def begin(self, machine: RunMachine) -> None:
+    def begin(self, machine: Machine) -> None:
         self.seq = machine.take_seq()
         self.state = PENDING
         event = machine.decide(TimerSet(self.seq, machine.at + self.ms, "timeout()"))
@@ -221,7 +221,7 @@ class SignalWait(Operation):
         """Where its messages are kept until somebody waits for them."""
         return self.name
 
-    def accept(self, event: Any, machine: RunMachine) -> bool:
+    def accept(self, event: Any, machine: Machine) -> bool:
         """Settle with a message, unless its value isn't of the type."""
         try:
             value = codec.decode(event.value, self.type, f"value of {self.what} {self.name}")
@@ -231,13 +231,13 @@ class SignalWait(Operation):
         self.settle(self.wrap(event, value, machine), None, machine.ready)
         return True
 
-    def wrap(self, event: Any, value: Any, machine: RunMachine) -> Any:
+    def wrap(self, event: Any, value: Any, machine: Machine) -> Any:
         return value
 
-    def refuse(self, event: Any, error: PayloadInvalid, machine: RunMachine) -> None:
-        machine.effects.warnings.append(f"run {machine.run_id} skipped a signal: {error}")
+    def refuse(self, event: Any, error: PayloadInvalid, machine: Machine) -> None:
+        machine.warn(f"run {machine.run_id} skipped a signal: {error}")
 
-    def begin(self, machine: RunMachine) -> None:
+    def begin(self, machine: Machine) -> None:
         self.state = PENDING
         if machine.take_message(self):
             return
@@ -246,7 +246,7 @@ class SignalWait(Operation):
             event = machine.decide(TimerSet(self.seq, machine.at + self.ms, self.name))
             machine.add_timer(self, event.due)
 
-    def take_back(self, cause: Cancelled, machine: RunMachine) -> None:
+    def take_back(self, cause: Cancelled, machine: Machine) -> None:
         machine.forget_wait(self)
         machine.timers.pop(self.seq, None)
 
@@ -262,10 +262,10 @@ class AskWait(SignalWait):
     def key(self) -> str:
         return message_key(AskReceived("", self.name, NOTHING))
 
-    def wrap(self, event: Any, value: Any, machine: RunMachine) -> Any:
+    def wrap(self, event: Any, value: Any, machine: Machine) -> Any:
         return Question(event.id, event.name, value)
 
-    def refuse(self, event: Any, error: PayloadInvalid, machine: RunMachine) -> None:
+    def refuse(self, event: Any, error: PayloadInvalid, machine: Machine) -> None:
         machine.answer(AskAnswered(event.id, event.name, NOTHING, Failure("PayloadInvalid", str(error))))
 
 
@@ -316,7 +316,7 @@ class SignalSend(Operation):
         self.name = check_name("signal", name)
         self.payload = Raw(codec.encode(value, f"value of signal {name}"))
 
-    def begin(self, machine: RunMachine) -> None:
+    def begin(self, machine: Machine) -> None:
         self.seq = machine.take_seq()
         self.state = PENDING
         event = machine.decide(SignalSent(self.seq, self.name, self.target, self.payload))
@@ -332,7 +332,7 @@ class ChildStart(Operation):
         super().__init__()
         self.call = call
 
-    def begin(self, machine: RunMachine) -> None:
+    def begin(self, machine: Machine) -> None:
         self.call.begin(machine)
         self.settle(Child(self.call), None, machine.ready)
 
@@ -346,7 +346,7 @@ class Watch(Operation):
         super().__init__()
         self.watched = watched
 
-    def begin(self, machine: RunMachine) -> None:
+    def begin(self, machine: Machine) -> None:
         self.state = PENDING
         if self.watched.state == DONE:
             self.wake(self.watched, machine.ready)
@@ -357,7 +357,7 @@ class Watch(Operation):
         if self.state == PENDING:
             self.settle(settled.value, settled.error, ready)
 
-    def take_back(self, cause: Cancelled, machine: RunMachine) -> None:
+    def take_back(self, cause: Cancelled, machine: Machine) -> None:
         self.watched.leave(self)
 
 
@@ -371,7 +371,7 @@ class ChildCancel(Operation):
         self.call = call
         self.reason = reason
 
-    def begin(self, machine: RunMachine) -> None:
+    def begin(self, machine: Machine) -> None:
         if self.call.state != DONE:
             self.call.ask_to_cancel(self.reason, machine)
         self.settle(None, None, machine.ready)

@@ -1,11 +1,13 @@
 """What can be awaited in a workflow: the life of an operation, fibers, and how an exception reaches one from outside.
 
-Owns: `Operation`, `Fiber`, `Scope`. What is awaited is in `commands.py` (one thing) and `combining.py` (several).
-Must not: drive coroutines (`driving.py` does), know redis or asyncio.
+Owns: `Operation`, `Fiber`, `Scope`, and what they need of a `Machine`. What is awaited is in `actions.py` (one thing)
+and `concurrency.py` (several).
+Must not: drive coroutines (`machine/coroutines.py` does), know redis or asyncio.
 Called by: the machines begin, settle and cancel operations.
 
 An operation is lazy: making one schedules nothing. It begins when the machine receives it from an `await`, or with what
-holds it (`combining.py`); it is settled by a fact, once, with a value or an error; then it wakes whoever waits for it.
+holds it (`concurrency.py`); it is settled by a fact, once, with a value or an error; then it wakes whoever waits for
+it.
 A coroutine of user code is an operation too (a `Fiber`), so gathering coroutines and gathering steps is one thing.
 
 When nobody waits for an operation any more it is cancelled: it takes back what it decided, and is settled with a
@@ -15,13 +17,21 @@ When nobody waits for an operation any more it is cancelled: it takes back what 
 from __future__ import annotations
 
 import contextvars
+import random
 from collections.abc import Coroutine, Generator
-from typing import TYPE_CHECKING, Any, cast
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from streamflow.errors import Cancelled, UsageError
 
 if TYPE_CHECKING:
-    from streamflow.machine.run import RunMachine
+    from streamflow.events import AnyEvent, AskAnswered, ChildStarted, SignalSent
+    from streamflow.model.attributes import Attribute
+    from streamflow.model.sharding import Partition
+    from streamflow.workflow.actions import ChildCall, SignalSend, SignalWait, StepCall
+    from streamflow.workflow.app import App
+
+    D = TypeVar("D", bound=AnyEvent)
 
 DEEP = 25
 """Fibers that wait for each other in one chain, of which the innermost is cancelled in one Python call from the
@@ -42,12 +52,57 @@ UNWINDING = (Unwinding, GeneratorExit, KeyboardInterrupt)
 PASSING = (Unwinding, KeyboardInterrupt)
 """What no run ends with. Anything else that user code raises, of whatever base, ends that run alone."""
 
-active: contextvars.ContextVar[RunMachine | None] = contextvars.ContextVar("streamflow_machine", default=None)
+
+class Machine(Protocol):
+    """What awaitables need of the machine that drives their run. `machine/` implements it; times are shard-clock ms."""
+
+    run_id: str
+    workflow: str
+    tenant: str
+    parent: str
+    version: int
+    lives: int
+    at: int
+    app: App
+    partition: Partition
+    children: dict[int, ChildCall]
+    timers: dict[int, Operation]
+    ready: list[Fiber]
+    """Fibers that go on next, in this order."""
+    current: Fiber | None
+    cancelling: int
+    too_deep: list[tuple[Fiber, Cancelled]]
+
+    @property
+    def events_before(self) -> int: ...
+    @property
+    def rng(self) -> random.Random: ...
+    def now(self) -> datetime: ...
+    def take_seq(self) -> int: ...
+    def decide(self, event: D) -> D: ...
+    def start(self, operation: Operation) -> None: ...
+    def spawn(self, fiber: Fiber) -> None: ...
+    def add_step(self, call: StepCall) -> None: ...
+    def cancel_step(self, call: StepCall) -> None: ...
+    def add_timer(self, operation: Operation, due: int) -> None: ...
+    def add_child(self, call: ChildCall, event: ChildStarted) -> None: ...
+    def take_message(self, wait: SignalWait) -> bool: ...
+    def forget_wait(self, wait: SignalWait) -> None: ...
+    def send(self, target: str, kind: str, body: object) -> None: ...
+    def send_signal(self, operation: SignalSend, event: SignalSent) -> None: ...
+    def answer(self, event: AskAnswered) -> None: ...
+    def set_attributes(self, changes: dict[str, Attribute | None]) -> None: ...
+    def publish(self, key: str, data: bytes) -> None: ...
+    def patched(self, name: str) -> bool: ...
+    def warn(self, text: str) -> None: ...
+
+
+active: contextvars.ContextVar[Machine | None] = contextvars.ContextVar("streamflow_machine", default=None)
 """The machine whose user code runs right now in this thread; set once an advance. Never set it in what the garbage
 collector may call (`__del__`): CPython 3.11 crashes when a variable is set in the midst of being set."""
 
 
-def active_machine(what: str) -> RunMachine:
+def active_machine(what: str) -> Machine:
     """The machine whose user code calls `sf.<what>`. Raises `UsageError` outside a workflow."""
     machine = active.get()
     if machine is None:
@@ -78,7 +133,7 @@ class Operation:
         finally:  # its traceback has this frame: a cycle for each failure, that only the garbage collector would end
             del self, error
 
-    def begin(self, machine: RunMachine) -> None:
+    def begin(self, machine: Machine) -> None:
         """Decide: take a number, record the decision. An error raised here is raised at the await."""
         raise NotImplementedError
 
@@ -121,17 +176,17 @@ class Operation:
     def wake(self, settled: Operation, ready: list[Fiber]) -> None:
         raise NotImplementedError
 
-    def cancel(self, cause: Cancelled, machine: RunMachine) -> None:
+    def cancel(self, cause: Cancelled, machine: Machine) -> None:
         """Nobody needs it any more. Settled now, or (fibers, and what holds some) as soon as it has cleaned up."""
         if self.state == PENDING:
             self.take_back(cause, machine)
         if self.state != DONE:
             self.settle(None, cause.again(), machine.ready)
 
-    def take_back(self, cause: Cancelled, machine: RunMachine) -> None:
+    def take_back(self, cause: Cancelled, machine: Machine) -> None:
         """Undo what `begin` did."""
 
-    def give_up(self, waiter: Operation, cause: Cancelled, machine: RunMachine) -> None:
+    def give_up(self, waiter: Operation, cause: Cancelled, machine: Machine) -> None:
         """`waiter` needs it no more: cancel it, unless somebody else waits, too. Wakes `waiter` when it is over."""
         if self.state == DONE:
             return
@@ -161,7 +216,7 @@ class Fiber(Operation):
         if self.state == NEW:  # made for something that was never awaited: Python need not warn of its coroutine, too
             self.coroutine.close()
 
-    def begin(self, machine: RunMachine) -> None:
+    def begin(self, machine: Machine) -> None:
         self.state = PENDING
         machine.spawn(self)
 
@@ -170,14 +225,14 @@ class Fiber(Operation):
             self.waiting_on = None
             ready.append(self)
 
-    def cancel(self, cause: Cancelled, machine: RunMachine) -> None:
+    def cancel(self, cause: Cancelled, machine: Machine) -> None:
         if self.state == NEW:
             self.coroutine.close()
             self.settle(None, cause.again(), machine.ready)
         elif self.state == PENDING:
             self._cancel_running(cause.again(), machine)
 
-    def _cancel_running(self, cause: Cancelled, machine: RunMachine) -> None:
+    def _cancel_running(self, cause: Cancelled, machine: Machine) -> None:
         """Interrupt it, which cancels the fibers that it waits for; those too deep when the outermost is done."""
         if machine.cancelling >= DEEP:
             machine.too_deep.append((self, cause))
@@ -193,7 +248,7 @@ class Fiber(Operation):
 
     # --- exceptions from outside --------------------------------------------------------------------------------------
 
-    def interrupt(self, error: BaseException, machine: RunMachine) -> None:
+    def interrupt(self, error: BaseException, machine: Machine) -> None:
         """Throw `error` at the current await, whose operation is given up; at the next one if it runs; or behind the
         shield that it is in now. Cancelled twice from the same place, it gets one exception; a history that is too
         long and a cancel are two."""
@@ -244,7 +299,7 @@ class Scope:
     def __init__(self) -> None:
         self.fiber: Fiber | None = None
 
-    def enter(self, machine: RunMachine) -> Fiber:
+    def enter(self, machine: Machine) -> Fiber:
         fiber = self.fiber = machine.current
         if fiber is None:
             raise UsageError(f"{type(self).__name__} works inside a workflow's own code only")

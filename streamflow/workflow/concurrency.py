@@ -2,7 +2,7 @@
 
 Owns: these operations and scopes: when they are settled, and whom they cancel.
 Must not: drive coroutines, know redis or asyncio; decide anything but through the operations that they hold.
-Called by: `inside.py` makes them; the machines begin, settle and cancel them.
+Called by: `api.py` makes them; the machines begin, settle and cancel them.
 
 All of it is deterministic: who is started, woken or cancelled first follows from the order of the arguments and facts.
 """
@@ -29,7 +29,7 @@ from streamflow.workflow.awaitable import (
 )
 
 if TYPE_CHECKING:
-    from streamflow.machine.run import RunMachine
+    from streamflow.workflow.awaitable import Machine
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,7 +92,7 @@ class Several(Operation):
         """Whether a child's error is the whole's. A list of results takes no `ContinueAs`, no `SystemExit`."""
         return error is not None and (not return_exceptions or not isinstance(error, (Exception, CancelledError)))
 
-    def start_children(self, machine: RunMachine) -> None:
+    def start_children(self, machine: Machine) -> None:
         """Begin them in order and wait for those that aren't done at once."""
         for child in self.children:
             if child.state == NEW:
@@ -107,12 +107,12 @@ class Several(Operation):
         for child in children:
             child.let_go()
 
-    def give_up_children(self, cause: Cancelled, machine: RunMachine) -> None:
+    def give_up_children(self, cause: Cancelled, machine: Machine) -> None:
         self.cause = cause
         for child in self.children:
             child.give_up(self, cause, machine)
 
-    def cancel(self, cause: Cancelled, machine: RunMachine) -> None:
+    def cancel(self, cause: Cancelled, machine: Machine) -> None:
         if self.state == NEW:
             for child in self.children:
                 if child.state == NEW:
@@ -154,7 +154,7 @@ class Gather(Several):
         super().__init__(children)
         self.return_exceptions = return_exceptions
 
-    def begin(self, machine: RunMachine) -> None:
+    def begin(self, machine: Machine) -> None:
         self.state = PENDING
         self.start_children(machine)
         for child in self.children:
@@ -189,7 +189,7 @@ class Race(Several):
         super().__init__(children)
         self.winner: Operation | None = None
 
-    def begin(self, machine: RunMachine) -> None:
+    def begin(self, machine: Machine) -> None:
         self.state = PENDING
         for child in self.children:
             if child.state == NEW:
@@ -226,7 +226,7 @@ class Race(Several):
         self.winner = self.cause = None
         self.settle(winner.value if error is None else None, error, ready)
 
-    def cancel(self, cause: Cancelled, machine: RunMachine) -> None:
+    def cancel(self, cause: Cancelled, machine: Machine) -> None:
         if self.state == PENDING and self.winner is not None:
             return  # it is over already but for the losers' clean-up; the canceller's own exception comes after it
         super().cancel(cause, machine)
@@ -249,7 +249,7 @@ class Mapped(Several):
         self.return_exceptions = return_exceptions
         self.results: list[Any] = []
 
-    def begin(self, machine: RunMachine) -> None:
+    def begin(self, machine: Machine) -> None:
         self.state = PENDING
         self._fill(machine)
 
@@ -260,7 +260,7 @@ class Mapped(Several):
                 place.operation.let_go()
         self.results = []
 
-    def _fill(self, machine: RunMachine) -> None:
+    def _fill(self, machine: Machine) -> None:
         """Start items until the window is full, or all are done."""
         while self.remaining < self.limit and self.cause is None and self.state != DONE:
             try:
@@ -295,7 +295,7 @@ class Mapped(Several):
         if not self.remaining and self.state != DONE:
             self.all_done(machine.ready)
 
-    def _take(self, place: _Place, settled: Operation, machine: RunMachine) -> None:
+    def _take(self, place: _Place, settled: Operation, machine: Machine) -> None:
         self.remaining -= 1
         error = settled.error
         self.results[place.number] = settled.value if error is None else error
@@ -309,11 +309,11 @@ class Mapped(Several):
         self._take(place, settled, machine)
         self._fill(machine)
 
-    def _failed(self, error: BaseException, machine: RunMachine) -> None:
+    def _failed(self, error: BaseException, machine: Machine) -> None:
         self.error = error
         self.give_up_children(Cancelled("another item failed"), machine)
 
-    def give_up_children(self, cause: Cancelled, machine: RunMachine) -> None:
+    def give_up_children(self, cause: Cancelled, machine: Machine) -> None:
         self.cause = cause
         for place in [one for one in self.results if type(one) is _Place]:
             if place.operation is not None:
@@ -325,7 +325,7 @@ class Mapped(Several):
         results, self.results = self.results, []
         self.settle(None if error is not None else results, error, ready)
 
-    def cancel(self, cause: Cancelled, machine: RunMachine) -> None:
+    def cancel(self, cause: Cancelled, machine: Machine) -> None:
         super().cancel(cause, machine)
         if self.state == PENDING and not self.remaining:
             self.all_done(machine.ready)
@@ -458,7 +458,7 @@ class TaskGroup(Scope):
         if self.fiber is not None and not self._leaving:
             self.fiber.interrupt(Cancelled(cause.reason, self), machine)
 
-    def member_done(self, member: Operation, machine: RunMachine) -> None:
+    def member_done(self, member: Operation, machine: Machine) -> None:
         self._open.pop(member, None)
         error = member.error
         if isinstance(error, Exception):
@@ -531,5 +531,5 @@ class _Join(Operation):
 
     __slots__ = ()
 
-    def begin(self, machine: RunMachine) -> None:
+    def begin(self, machine: Machine) -> None:
         self.state = PENDING

@@ -1,7 +1,7 @@
 """Sagas: what was done is undone, in reverse, when the rest can't be done.
 
 Owns: the order and the shielding of compensations. Must not: decide anything but through what it awaits.
-Called by: `inside.py`. After Garcia-Molina and Salem, "Sagas", 1987.
+Called by: `api.py`. After Garcia-Molina and Salem, "Sagas", 1987.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from streamflow.daemon.takeover import fold_entry
 from streamflow.events import decode_history
-from streamflow.machine.replay import rehydrate
+from streamflow.machine.factory import rehydrate
 from streamflow.model.attributes import value_text
 from streamflow.model.record import Header, decode_header
 from streamflow.model.sharding import Partition

@@ -10,12 +10,11 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.client.client import Client
-from streamflow.daemon.shard import InboxMessage
 from streamflow.events import AnyEvent, AskAnswered, AskReceived, RunCompleted, encode_transition
 from streamflow.model.record import Header, Status, decode_header
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Answer, Batch, Put, RunWrite, listed_under
-from streamflow.wire import answer_name, decode_message
+from streamflow.wire import InboxMessage, answer_name, decode_message
 from tests.spec.support import until
 
 
@@ -30,7 +29,7 @@ class Owner:
     async def commit(self, run_id: str, *events: AnyEvent, status: Status, news: bool = True) -> None:
         """As a daemon would, answers to asks and endings told in the news; `news=False`: without what they are."""
         client, kernel = self.client, self.client.kernel
-        shard = (await client.space()).shard_of(run_id)
+        shard = (await client.read_namespace()).shard_of(run_id)
         if shard not in self.tokens:
             taken = await client.store.one(kernel.take(shard, "", secrets.token_hex(4), "test", f"g{shard}"))
             assert taken.answer is Answer.OK
@@ -63,7 +62,7 @@ class Owner:
 
     async def asked(self, run_id: str) -> AskReceived:
         """The newest question in the inbox, when there is one."""
-        inbox = self.client.keys.shard((await self.client.space()).shard_of(run_id)).inbox
+        inbox = self.client.keys.shard((await self.client.read_namespace()).shard_of(run_id)).inbox
 
         async def newest() -> AskReceived | None:
             entries: list[Any] = await self.client.store.one(Call.plain("XREVRANGE", inbox, "+", "-", "COUNT", 1))

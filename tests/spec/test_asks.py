@@ -232,7 +232,7 @@ async def test_what_cannot_be_asked_is_refused_before_anything_is_sent(client: s
         await run.ask("no spaces")
     with pytest.raises(sf.PayloadInvalid):
         await run.ask("reserve", object())
-    shard = (await client.space()).shard_of(run.id)
+    shard = (await client.read_namespace()).shard_of(run.id)
     assert await client.store.one(Call.plain("XLEN", client.keys.shard(shard).inbox)) == 1, "its start"
 
 

@@ -199,11 +199,11 @@ async def test_retention_takes_ended_runs_off_their_attributes(serve: Serve) -> 
         await run.result(10)
 
         async def swept() -> bool:
-            await daemon.rollup.sweep()
+            await daemon.retention.forget_once()
             return not await found(client, attributes={"kind": "basket"})
 
         await until(swept)
-    shard = (await client.space()).shard_of("b")
+    shard = (await client.read_namespace()).shard_of("b")
     listing = client.keys.shard(shard).attribute("kind", "basket")
     assert await client.store.one(Call.plain("EXISTS", listing)) == 0
 
@@ -224,7 +224,9 @@ async def test_a_run_without_attributes_has_a_header_of_eight_words(serve: Serve
     async with serve(app) as (client, _):
         run = await client.start(careless)
         await run.result(10)
-        [(line, _)] = await client.store.one(client.kernel.peek((await client.space()).shard_of(run.id), [run.id]))
+        [(line, _)] = await client.store.one(
+            client.kernel.peek((await client.read_namespace()).shard_of(run.id), [run.id])
+        )
         assert len(line.split(b" ")) == 8
 
 

@@ -96,7 +96,7 @@ async def test_children_live_on_other_shards_than_their_parent(serve: Serve) -> 
         run = await client.start(many, 40)
         assert await run.result(10) == [2 * n for n in range(40)]
         children = await client.runs(workflow="leaf", limit=100)
-        shard_of = (await client.space()).shard_of
+        shard_of = (await client.read_namespace()).shard_of
         assert {child.parent for child in children} == {run.id}
         assert {shard_of(child.id) for child in children} == set(range(8))
 

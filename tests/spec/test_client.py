@@ -213,7 +213,7 @@ async def test_messages_reach_the_inbox_once_and_in_order(client: Client) -> Non
     run = await client.start(other)
     await asyncio.gather(*(run.signal("n", number) for number in range(500)))
     await run.cancel("enough")
-    keys = client.keys.shard((await client.space()).shard_of(run.id))
+    keys = client.keys.shard((await client.read_namespace()).shard_of(run.id))
     entries: list[tuple[bytes, dict[bytes, bytes]]] = await client.store.one(Call.plain("XRANGE", keys.inbox, "-", "+"))
     messages = [fields for _, fields in entries if fields[b"kind"] != b"start"]
     assert [msgspec.msgpack.decode(fields[b"body"]) for fields in messages] == [
@@ -317,7 +317,7 @@ async def test_a_thousand_concurrent_calls_share_a_few_connections_and_pipelines
     async with EmbeddedServer(memory=True) as server, sf.connect(server.url) as client, Redis.from_url(server.url) as r:
         await client.store.one(client.kernel.found(16, Partition.RUN))
         await client.start(other)  # loads the scripts
-        client._space = None
+        client._meta = None
         await r.config_resetstat()
         runs = await asyncio.gather(*(client.start(price, Order("tea")) for _ in range(1000)))
         await asyncio.gather(*(run.signal("go") for run in runs))
@@ -478,7 +478,7 @@ async def test_following_reads_from_the_record_what_the_log_no_longer_has(
 ) -> None:
     run = await client.start(price, Order("tea"))
     await owner.commit(run.id, _signalled(1), status=Status.RUNNING)
-    log = client.keys.shard((await client.space()).shard_of(run.id)).log
+    log = client.keys.shard((await client.read_namespace()).shard_of(run.id)).log
 
     async def trimmed(*_: object) -> dict[str, list[Any]]:
         return {}
@@ -503,5 +503,7 @@ async def test_a_restarted_server_that_kept_its_data_is_used_on(tmp_path: Path) 
         await Owner(client).complete(run.id, 4.0)
         assert await wait == 4.0
         assert decode_transition(
-            (await client.store.one(client.kernel.peek((await client.space()).shard_of(run.id), [run.id])))[0][1]
+            (await client.store.one(client.kernel.peek((await client.read_namespace()).shard_of(run.id), [run.id])))[0][
+                1
+            ]
         ).events

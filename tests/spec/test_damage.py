@@ -58,7 +58,7 @@ async def test_damage_to_one_shard_leaves_the_others_alone(serve: Serve, what: s
 
 
 async def finish(client: sf.Client, runs: list[sf.Run[Any]], what: str) -> None:
-    shard_of = (await client.space()).shard_of
+    shard_of = (await client.read_namespace()).shard_of
     for run in runs:
         if shard_of(run.id) != 0 or what in HARMLESS:
             await run.signal("go", 1)

@@ -37,7 +37,7 @@ async def account(balance: int) -> int:
 
 async def elements(client: sf.Client, run: sf.Run[Any]) -> int:
     """How many transitions the run's record has."""
-    shard = (await client.space()).shard_of(run.id)
+    shard = (await client.read_namespace()).shard_of(run.id)
     return int(await client.store.one(Call.plain("LLEN", client.keys.shard(shard).run(run.id)))) - 2
 
 

@@ -36,7 +36,7 @@ async def waits() -> str:
 async def test_by_run_the_runs_of_a_tenant_are_spread_over_all_shards(serve: Serve) -> None:
     async with serve(app) as (client, _):
         runs = await client.start_many(leaf, [(n,) for n in range(100)], tenant="acme")
-        shard_of = (await client.space()).shard_of
+        shard_of = (await client.read_namespace()).shard_of
         assert {shard_of(run.id) for run in runs} == set(range(8))
         assert [await run.result(10) for run in runs] == list(range(100))
         assert len(await client.runs(tenant="acme", limit=1000)) == 100
@@ -49,7 +49,7 @@ async def test_by_tenant_a_tenants_runs_share_a_shard_and_its_name_leads_their_i
         assert await run.result(10) == list(range(20))
         ids = [found.id for found in await client.runs(tenant="acme", limit=1000)]
         assert len(ids) == 21
-        assert len({(await client.space()).shard_of(run_id) for run_id in ids}) == 1
+        assert len({(await client.read_namespace()).shard_of(run_id) for run_id in ids}) == 1
 
 
 async def test_by_tenant_the_whole_id_finds_the_run_for_everything(serve: Serve) -> None:
@@ -84,7 +84,7 @@ async def test_by_workflow_each_workflow_has_its_shard_and_children_go_to_theirs
         assert await run.result(10) == list(range(10))
         leaves = [found.id for found in await client.runs(workflow="leaf", limit=1000)]
         assert sorted(leaves) == sorted(f"leaf/t.{seq}" for seq in range(1, 11))
-        assert len({(await client.space()).shard_of(run_id) for run_id in leaves}) == 1
+        assert len({(await client.read_namespace()).shard_of(run_id) for run_id in leaves}) == 1
 
 
 @pytest.mark.parametrize("partition", Partition)

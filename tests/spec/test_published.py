@@ -128,7 +128,7 @@ async def test_a_replay_publishes_nothing_again(serve: Serve) -> None:
     async with serve(app, crash=True) as (client, _):
         run = await client.start(importing, 2, id="i")
         await reduced(client, "i")
-    shard = (await client.space()).shard_of("i")
+    shard = (await client.read_namespace()).shard_of("i")
     await client.store.one(Call.plain("DEL", client.keys.shard(shard).published("i")))
     async with serve(app):
         await run.signal("next")

@@ -12,7 +12,7 @@ import pytest
 
 import streamflow as sf
 from streamflow.events import StepCompleted, StepFailed, StepRetrying, StepScheduled
-from streamflow.machine.replay import Outcome
+from streamflow.machine.transition import Outcome
 from streamflow.model.sharding import QUEUE_PARTITIONS, Partition, queue_partition_of, shard_of
 from streamflow.store.connection import Call
 from streamflow.store.kernel import WORKERS, Kernel
@@ -319,7 +319,7 @@ async def test_a_run_that_is_started_anew_under_its_id_gets_its_own_steps(serve:
     async with serve(gate.app) as (client, _), work(gate.app, worker_timeout=3600):
         first = await client.start(gate.waits, id="again")
         await gate.attempts(1)
-        shard = (await client.space()).shard_of("again")
+        shard = (await client.read_namespace()).shard_of("again")
         created = await created_of(first)
         await first.cancel()
         with pytest.raises(sf.RunCancelled):
@@ -345,9 +345,9 @@ async def test_outcomes_that_a_broken_shard_refuses_wait_and_hold_up_no_others(
     async with serve(gate.app) as (client, _), work(gate.app, worker_timeout=3600) as worker:
         broken = await client.start(gate.waits, id="broken")
         await gate.attempts(1)
-        space = await client.space()
-        shard = space.shard_of("broken")
-        fine = next(f"fine-{n}" for n in range(100) if space.shard_of(f"fine-{n}") != shard)
+        namespace = await client.read_namespace()
+        shard = namespace.shard_of("broken")
+        fine = next(f"fine-{n}" for n in range(100) if namespace.shard_of(f"fine-{n}") != shard)
         inbox = client.keys.shard(shard).inbox
         await client.store.one(Call.plain("RENAME", inbox, f"{inbox}:aside"))
         await client.store.one(Call.plain("SET", inbox, "not a stream"))

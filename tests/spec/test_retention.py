@@ -41,7 +41,7 @@ async def test_a_sweep_forgets_what_ended_long_enough_ago(serve: Serve) -> None:
         runs = await end_all(client, 20)
 
         async def all_gone() -> bool:
-            await daemon.rollup.sweep()
+            await daemon.retention.forget_once()
             return not await client.runs(tenant="acme") and not await client.runs(workflow="quick")
 
         await until(all_gone)
@@ -56,7 +56,7 @@ async def test_open_runs_are_never_forgotten(serve: Serve) -> None:
         await end_all(client, 5)
 
         async def only_the_open_one() -> bool:
-            await daemon.rollup.sweep()
+            await daemon.retention.forget_once()
             return [left.id for left in await client.runs()] == [run.id]
 
         await until(only_the_open_one)
@@ -65,7 +65,7 @@ async def test_open_runs_are_never_forgotten(serve: Serve) -> None:
 async def test_recent_runs_stay(serve: Serve) -> None:
     async with serve(app, retention=3600) as (client, daemon):
         await end_all(client, 5)
-        assert not await daemon.rollup.sweep()
+        assert not await daemon.retention.forget_once()
         assert len(await client.runs()) == 5
 
 
@@ -74,7 +74,7 @@ async def test_views_still_count_what_is_forgotten(serve: Serve) -> None:
         await end_all(client, 6)
 
         async def counted_and_gone() -> bool:
-            await daemon.rollup.sweep()
+            await daemon.retention.forget_once()
             runs = await view(client, "runs")
             return bool(runs) and runs["status"]["completed"] == 4 and not await client.runs()
 

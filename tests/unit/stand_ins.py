@@ -7,11 +7,12 @@ from typing import Any
 
 import msgspec
 
-from streamflow.daemon.shard import InboxMessage, OwnedShard
+from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreError
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Answer, Committed, Fired, Kernel
 from streamflow.store.keys import NamespaceKeys
+from streamflow.wire import InboxMessage
 
 KERNEL = Kernel(NamespaceKeys("ns"))
 
@@ -87,3 +88,12 @@ def put(shard: OwnedShard, *messages: InboxMessage) -> None:
     for message in messages:
         shard.known.add(message.id)
         shard.inbox.append(message)
+
+
+class FakeOwner:
+    def __init__(self, *shards: OwnedShard) -> None:
+        self.shards = {shard.number: shard for shard in shards}
+        self.flushed = 0
+
+    def flush(self) -> None:
+        self.flushed += 1

@@ -10,7 +10,7 @@ import pytest
 import streamflow as sf
 from streamflow.daemon import batch as batch_module
 from streamflow.daemon.batch import IN_FLIGHT, ShardBatch
-from streamflow.daemon.shard import InboxMessage, OwnedShard
+from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import Failure
 from streamflow.events import (
     NOTHING,
@@ -21,11 +21,15 @@ from streamflow.events import (
     SignalReceived,
     decode_transition,
 )
-from streamflow.machine.replay import Due, Effects, Outcome
+from streamflow.machine.transition import (
+    Due,
+    Effects,
+    Outcome,
+)
 from streamflow.model.record import Status, decode_header
 from streamflow.model.sharding import Partition, queue_partition_of, shard_of
 from streamflow.store.kernel import FRESH, Put
-from streamflow.wire import decode_job
+from streamflow.wire import InboxMessage, decode_job
 from tests.unit.driving import plain, raw
 from tests.unit.stand_ins import owned, pack, put, signal, start
 

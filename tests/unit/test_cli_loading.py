@@ -124,4 +124,4 @@ def test_an_exception_while_importing_is_shown_with_the_user_s_frames_only(
     assert says in message
     assert f'File "{file}"' in message
     assert "importlib" not in message
-    assert "loading.py" not in message
+    assert "app_loader.py" not in message

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from streamflow.errors import InvalidName, UsageError
-from streamflow.machine.reducer import Decision, Event
 from streamflow.workflow import api as inside
 from streamflow.workflow.app import App
+from streamflow.workflow.reducer import (
+    Decision,
+    Event,
+)
 from streamflow.workflow.retry import Retry
 
 

@@ -14,8 +14,9 @@ import pytest
 from msgspec import Raw
 
 import streamflow as sf
-from streamflow.machine.replay import Outcome, StepJob
+from streamflow.machine.transition import Outcome
 from streamflow.steps.executor import StepExecutor
+from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
 from tests.unit.driving import plain, raw
 

@@ -10,7 +10,7 @@ import pytest
 
 import streamflow as sf
 from streamflow.events import CancelRequested, SignalReceived
-from streamflow.machine.replay import Due
+from streamflow.machine.transition import Due
 from tests.unit.driving import Run, failure_in, kinds, make_app, plain, raw, result_of
 
 

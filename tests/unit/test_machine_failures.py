@@ -26,7 +26,7 @@ def test_an_exception_fails_the_run_with_its_class_message_and_lines() -> None:
     failure = failure_in(_flow(flow).last)
     assert (failure.kind, failure.message) == ("KeyError", "'missing'")
     assert __file__ in failure.traceback
-    assert "machine.py" not in failure.traceback
+    assert "coroutines.py" not in failure.traceback
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), GeneratorExit(), asyncio.CancelledError()])

@@ -19,7 +19,7 @@ from streamflow.events import (
 )
 from streamflow.machine import coroutines as driving
 from streamflow.machine import run as running
-from streamflow.machine.replay import Due
+from streamflow.machine.transition import Due
 from tests.unit.driving import Run, failure_in, kinds, make_app, plain, raw, result_of
 
 

@@ -24,11 +24,23 @@ from streamflow.events import (
 from streamflow.machine import coroutines as driving
 from streamflow.machine import run as running
 from streamflow.machine.coroutines import close_abandoned
-from streamflow.machine.reducer import Complete, Decision, Event, Fail, Signal, Started
-from streamflow.machine.replay import Due, Effects, Outcome, RunMachine
+from streamflow.machine.run import RunMachine
+from streamflow.machine.transition import (
+    Due,
+    Effects,
+    Outcome,
+)
 from streamflow.workflow import api as sf
 from streamflow.workflow.actions import ON_PARENT_END
 from streamflow.workflow.app import App
+from streamflow.workflow.reducer import (
+    Complete,
+    Decision,
+    Event,
+    Fail,
+    Signal,
+    Started,
+)
 from streamflow.workflow.retry import Retry
 from tests.unit.driving import Run, raw
 

@@ -8,7 +8,10 @@ import msgspec
 
 from streamflow.errors import Failure
 from streamflow.events import CancelRequested, ChildCompleted, ChildFailed, SignalReceived
-from streamflow.machine.reducer import (
+from streamflow.machine.transition import Due
+from streamflow.workflow import api as sf
+from streamflow.workflow.app import App
+from streamflow.workflow.reducer import (
     CancelRequest,
     ChildError,
     Complete,
@@ -21,9 +24,6 @@ from streamflow.machine.reducer import (
     StepError,
     TimerDone,
 )
-from streamflow.machine.replay import Due
-from streamflow.workflow import api as sf
-from streamflow.workflow.app import App
 from streamflow.workflow.retry import NO_RETRY, Retry
 from tests.unit.driving import Run, failure_in, kinds, raw, result_of
 

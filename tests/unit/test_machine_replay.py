@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from streamflow.events import CancelRequested, RunStuck, SignalReceived
-from streamflow.machine.replay import Due, rehydrate
+from streamflow.machine.factory import rehydrate
+from streamflow.machine.transition import Due
 from streamflow.model.record import Header
 from streamflow.model.sharding import Partition
 from streamflow.workflow import api as sf

@@ -13,7 +13,7 @@ import pytest
 import streamflow as sf
 from streamflow.events import CancelRequested, SignalReceived
 from streamflow.machine.coroutines import close_abandoned
-from streamflow.machine.replay import Due
+from streamflow.machine.transition import Due
 from tests.unit.driving import Run, failure_in, kinds, raw, result_of
 
 app = sf.App()

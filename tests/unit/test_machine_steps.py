@@ -8,7 +8,10 @@ import pytest
 
 from streamflow.errors import StepFailed
 from streamflow.events import CancelRequested, StepRetrying
-from streamflow.machine.replay import Due, Outcome
+from streamflow.machine.transition import (
+    Due,
+    Outcome,
+)
 from streamflow.workflow.api import gather, sleep
 from streamflow.workflow.app import App
 from streamflow.workflow.retry import Retry

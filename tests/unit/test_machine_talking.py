@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamflow as sf
 from streamflow.events import SignalReceived
-from streamflow.machine.replay import rehydrate
+from streamflow.machine.factory import rehydrate
 from streamflow.model.record import Header
 from streamflow.model.sharding import Partition
 from tests.unit.driving import Run, plain, raw

@@ -10,7 +10,7 @@ import msgspec
 from streamflow.errors import ChildFailed as ChildError
 from streamflow.errors import Failure
 from streamflow.events import AnyEvent, CancelRequested, ChildCompleted, ChildFailed, SignalReceived
-from streamflow.machine.replay import Due
+from streamflow.machine.transition import Due
 from streamflow.model.sharding import Partition
 from streamflow.workflow import api as sf
 from streamflow.workflow.app import App

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow.daemon.shard import InboxMessage
 from streamflow.errors import Failure
 from streamflow.events import (
     AskReceived,
@@ -19,11 +18,11 @@ from streamflow.events import (
     RunStarted,
     SignalReceived,
 )
-from streamflow.machine.replay import Outcome
+from streamflow.machine.transition import Outcome
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import decode_header
 from streamflow.store.kernel import Delivery
-from streamflow.wire import BadMessage, decode_message, to_delivery
+from streamflow.wire import BadMessage, InboxMessage, decode_message, to_delivery
 from tests.unit.driving import plain, raw
 from tests.unit.stand_ins import pack, signal, start
 

@@ -11,11 +11,15 @@ import streamflow as sf
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreError
-from streamflow.machine.replay import Due, Outcome, StepJob
+from streamflow.machine.transition import (
+    Due,
+    Outcome,
+)
 from streamflow.model.record import decode_header
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Answer, Committed, Fired
+from streamflow.workflow.actions import StepJob
 from tests.unit.driving import raw
 from tests.unit.stand_ins import KERNEL, OK, FakeClock, FakeStore, owned, put, signal, start
 

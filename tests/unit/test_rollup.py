@@ -1,4 +1,4 @@
-"""Checkpoints of the views, merging, and sweeping, against a store that answers from a table."""
+"""Checkpoints of the views, and merging, against a store that answers from a table."""
 
 from __future__ import annotations
 
@@ -19,20 +19,11 @@ from streamflow.store.connection import Call
 from streamflow.store.kernel import Answer, Folded
 from streamflow.views.shard_views import ShardViews
 from tests.unit.driving import raw
-from tests.unit.stand_ins import KERNEL, FakeClock, FakeStore, owned, pack
+from tests.unit.stand_ins import KERNEL, FakeClock, FakeOwner, FakeStore, owned, pack
 
 pytestmark = pytest.mark.anyio
 
 SHARDS = 4
-
-
-class FakeOwner:
-    def __init__(self, *shards: OwnedShard) -> None:
-        self.shards = {shard.number: shard for shard in shards}
-        self.flushed = 0
-
-    def flush(self) -> None:
-        self.flushed += 1
 
 
 def rollup(store: FakeStore, *shards: OwnedShard, others: Any = lambda: 0, **settings: Any) -> Rollup:
@@ -229,46 +220,6 @@ async def test_a_rebuild_is_the_base_and_all_that_the_log_has_behind_it() -> Non
     assert (status["completed"], status["failed"], status["running"]) == (3, 3, 0)
     [call] = store.sent("HSET")
     assert call.args[4:] == ["offset", "8-0"]
-
-
-# --- sweeping -------------------------------------------------------------------------------------------------------
-
-
-async def test_a_sweep_asks_for_ended_runs_that_are_old_enough_and_forgets_them() -> None:
-    shard = owned()
-    shard.workflows = {"flow"}
-    header = b"completed 3 c 900 950 flow - -"
-    store = FakeStore(
-        ZRANGEBYSCORE=lambda call: [b"a", b"b"] if "completed" in call.args[1] else [],
-        peek=[(header, b"x"), (b"", b"")],
-        forget=1,
-    )
-    assert not await rollup(store, shard, retention=100.0).sweep()
-    asked = store.sent("ZRANGEBYSCORE")
-    assert {call.args[1].rpartition(":")[0].rpartition(":")[2] for call in asked} == {
-        "completed",
-        "failed",
-        "cancelled",
-    }
-    assert {call.args[3] for call in asked} == {900_000}
-    [forgotten] = store.sent("forget")
-    assert forgotten.args == [1, "a", header], "and b is gone already"
-
-
-async def test_a_sweep_says_when_there_is_more() -> None:
-    shard = owned()
-    shard.workflows = {"flow"}
-    full = [f"r{n}".encode() for n in range(module.SWEEP_RUNS)]
-    store = FakeStore(ZRANGEBYSCORE=full, peek=[(b"", b"")] * module.SWEEP_RUNS, ZREM=module.SWEEP_RUNS)
-    assert await rollup(store, shard).sweep()
-
-
-async def test_a_sweep_that_can_forget_nothing_ends() -> None:
-    shard = owned()
-    shard.workflows = {"flow"}
-    full = [f"r{n}".encode() for n in range(module.SWEEP_RUNS)]
-    store = FakeStore(ZRANGEBYSCORE=full, peek=[(b"", b"")] * module.SWEEP_RUNS, ZREM=0)
-    assert not await rollup(store, shard).sweep()
 
 
 async def test_before_a_checkpoint_delivered_messages_are_flushed() -> None:

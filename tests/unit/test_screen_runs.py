@@ -46,8 +46,12 @@ from streamflow.events import (
     Transition,
 )
 from streamflow.model.attributes import Attribute
+from streamflow.model.plain import (
+    event_json,
+    plain,
+)
 from streamflow.model.record import Header
-from streamflow.screen.payload import event_json, plain, preview
+from streamflow.screen.payload import preview
 from streamflow.screen.run import RunDetail, run_lines
 from streamflow.screen.spans import MAX_ROWS, fold_spans, spans_of
 from streamflow.screen.tables import RunRow, format_log_line, print_line, runs_table

@@ -21,9 +21,11 @@ from streamflow.events import (
     TimerSet,
     decode_history,
 )
-from streamflow.machine.replay import Effects, RunMachine, StepJob
+from streamflow.machine.run import RunMachine
+from streamflow.machine.transition import Effects
 from streamflow.model.sharding import Partition
 from streamflow.testing import world as worlds
+from streamflow.workflow.actions import StepJob
 
 pytestmark = pytest.mark.anyio
 

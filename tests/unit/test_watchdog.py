@@ -11,8 +11,11 @@ import pytest
 
 import streamflow as sf
 from streamflow.daemon import daemon
-from streamflow.daemon.daemon import Watchdog, user_line
-from streamflow.daemon.owner import Watch
+from streamflow.daemon.watchdog import (
+    BlockedRun,
+    Watchdog,
+    user_line,
+)
 from tests.unit.driving import Run
 
 PACKAGE = Path(daemon.__file__).parents[1]
@@ -40,7 +43,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def test_a_run_that_takes_too_long_is_named_once(clock: Clock, warnings: pytest.LogCaptureFixture) -> None:
-    dog = Watchdog(Watch("slow", 100.0), threshold=0.125)
+    dog = Watchdog(BlockedRun("slow", 100.0), threshold=0.125)
     for _ in range(10):
         clock.now += 0.0625
         dog.look()
@@ -49,7 +52,7 @@ def test_a_run_that_takes_too_long_is_named_once(clock: Clock, warnings: pytest.
 
 
 def test_runs_that_take_their_turns_are_not(clock: Clock, warnings: pytest.LogCaptureFixture) -> None:
-    watch = Watch()
+    watch = BlockedRun()
     dog = Watchdog(watch, threshold=0.1)
     for number in range(20):
         watch.since, watch.run_id = clock.now, f"r{number}"
@@ -59,7 +62,7 @@ def test_runs_that_take_their_turns_are_not(clock: Clock, warnings: pytest.LogCa
 
 
 def test_between_batches_there_is_nobody_to_blame(clock: Clock, warnings: pytest.LogCaptureFixture) -> None:
-    dog = Watchdog(Watch("", 0.0), threshold=0.1)
+    dog = Watchdog(BlockedRun("", 0.0), threshold=0.1)
     for _ in range(5):
         clock.now += 1
         dog.look()
@@ -69,7 +72,7 @@ def test_between_batches_there_is_nobody_to_blame(clock: Clock, warnings: pytest
 def test_a_process_that_did_not_get_the_processor_is_not_blamed_on_a_run(
     clock: Clock, warnings: pytest.LogCaptureFixture
 ) -> None:
-    watch = Watch("r", 100.0)
+    watch = BlockedRun("r", 100.0)
     dog = Watchdog(watch, threshold=0.1)
     clock.now += 60  # the first look at this run comes late, as everything did
     dog.look()
@@ -103,7 +106,7 @@ def test_a_look_from_another_thread_finds_the_line_of_a_real_run(warnings: pytes
         begun.set()
         return go_on.wait(10)
 
-    watch = Watch("r", time.monotonic() - 5)
+    watch = BlockedRun("r", time.monotonic() - 5)
     dog = Watchdog(watch, threshold=3600)
     dog._threshold = 0.0
 

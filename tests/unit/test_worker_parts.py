@@ -14,7 +14,7 @@ from msgspec import Raw
 import streamflow as sf
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.events import NOTHING
-from streamflow.machine.replay import Outcome
+from streamflow.machine.transition import Outcome
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.blocking_reads import Entry, GroupGone

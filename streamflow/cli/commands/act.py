@@ -13,10 +13,10 @@ from streamflow.cli.options import (
     checked_id,
     json_option,
     open_client,
-    print_json,
     run_async,
     server_options,
 )
+from streamflow.cli.output import print_json
 
 
 @click.command()
@@ -127,11 +127,15 @@ def views(action: str, redis: str | None, namespace: str | None, as_json: bool) 
 
     async def fold() -> tuple[int, int, int]:
         async with open_client(redis, namespace) as client:
-            space = await client.space()
+            shards = (await client.read_namespace()).shards
             seconds, micros = await client.store.one(Call.plain("TIME"))
             members = await client.store.one(Call.plain("HLEN", client.keys.members))
             now_ms = int(seconds) * 1000 + int(micros) // 1000
-            return await rebuild_views(client.store, client.kernel, space.shards, now_ms), space.shards, int(members)
+            return (
+                await rebuild_views(client.store, client.kernel, shards, now_ms),
+                shards,
+                int(members),
+            )
 
     entries, shards, members = run_async(fold)
     if members:

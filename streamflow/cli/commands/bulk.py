@@ -23,7 +23,14 @@ import click
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from streamflow.cli.options import make_console, open_client, print_json, run_async
+from streamflow.cli.options import (
+    open_client,
+    run_async,
+)
+from streamflow.cli.output import (
+    make_console,
+    print_json,
+)
 from streamflow.cli.workflow_input import Arguments, find_workflow
 from streamflow.client.client import Client, NewRun, Run
 from streamflow.errors import RunConflict, StoreError, UsageError
@@ -92,7 +99,7 @@ async def _load(
 ) -> float:
     with _opened(file) as lines:
         async with open_client(redis, namespace) as client:
-            await client.space()
+            await client.read_namespace()
             arguments = Arguments(workflow, find_workflow(workflow, await client.workflows(), force))
             client.store.patience = PATIENCE
             began = time.monotonic()

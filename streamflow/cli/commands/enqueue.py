@@ -17,11 +17,13 @@ from streamflow.cli.options import (
     json_option,
     open_client,
     parse_json,
+    run_async,
+    server_options,
+)
+from streamflow.cli.output import (
     plain_failure,
     plain_value,
     print_json,
-    run_async,
-    server_options,
 )
 from streamflow.errors import UsageError
 
@@ -80,7 +82,7 @@ def enqueue(
         from streamflow.cli.workflow_input import Arguments, find_workflow
 
         async with open_client(redis, namespace) as client:
-            await client.space()  # a namespace that isn't there is a better reason than a workflow that isn't
+            await client.read_namespace()  # a namespace that isn't there is a better reason than a workflow that isn't
             info = find_workflow(workflow, await client.workflows(), force)
             arguments = Arguments(workflow, info).bind(value)
             run = await client.start(workflow, *arguments, id=run_id, tenant=tenant)

@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamflow.cli.commands.serve import app_option, load
-from streamflow.cli.options import json_option, make_console, open_client, run_async
+from streamflow.cli.options import (
+    json_option,
+    open_client,
+    run_async,
+)
+from streamflow.cli.output import make_console
 from streamflow.errors import StoreUnavailable, UsageError
 
 if TYPE_CHECKING:

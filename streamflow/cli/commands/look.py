@@ -14,14 +14,16 @@ import click
 from streamflow.cli.options import (
     checked_id,
     json_option,
-    make_console,
     open_client,
+    run_async,
+    server_options,
+)
+from streamflow.cli.output import (
+    make_console,
     plain_failure,
     plain_value,
     print_drawn,
     print_json,
-    run_async,
-    server_options,
 )
 from streamflow.errors import UsageError
 
@@ -74,7 +76,7 @@ def status(
     async def look() -> None:
         dead_after = load_settings({}).dead_after
         async with open_client(redis, namespace) as client:
-            await client.space()  # that there is no namespace is an error, not a screen that waits for one
+            await client.read_namespace()  # that there is no namespace is an error, not a screen that waits for one
             collector = StatusCollector(client, shards=shards, dead_after=dead_after)
             if svg is not None:
                 _save_picture(await collector.settled(), svg)
@@ -284,7 +286,7 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
 
     described, history, published, children, now_ms = run_async(fetch)
     if as_json:
-        from streamflow.screen.payload import event_json
+        from streamflow.model.plain import event_json
 
         events = [event_json(transition.at, run, event) for transition in history for event in transition.events]
         for event in events:

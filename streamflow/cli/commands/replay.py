@@ -16,7 +16,14 @@ import click
 import msgspec
 
 from streamflow.cli.commands.serve import app_option, load
-from streamflow.cli.options import checked_id, json_option, open_client, print_json, run_async, server_options
+from streamflow.cli.options import (
+    checked_id,
+    json_option,
+    open_client,
+    run_async,
+    server_options,
+)
+from streamflow.cli.output import print_json
 from streamflow.errors import Diverged, RunNotFound, StreamflowError, UsageError
 
 if TYPE_CHECKING:

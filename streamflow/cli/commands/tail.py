@@ -17,11 +17,11 @@ from streamflow.cli.logs import json_line
 from streamflow.cli.options import (
     checked_id,
     json_option,
-    make_console,
     open_client,
     run_async,
     server_options,
 )
+from streamflow.cli.output import make_console
 from streamflow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def parse_ago(text: str) -> float:
 
 
 def _json_printer() -> Callable[[Line], None]:
-    from streamflow.screen.payload import event_json
+    from streamflow.model.plain import event_json
 
     def emit(line: Line) -> None:
         click.echo(json_line(event_json(line.at, line.run_id, line.event)))
@@ -115,11 +115,11 @@ def _text_printer() -> Callable[[Line], None]:
 
 async def _shards(client: Client, run: str | None) -> list[int]:
     """The shards to read; for one run, which must exist, its own."""
-    space = await client.space()
+    namespace = await client.read_namespace()
     if run is None:
-        return list(range(space.shards))
+        return list(range(namespace.shards))
     await client.run(run).describe()
-    return [space.shard_of(run)]
+    return [namespace.shard_of(run)]
 
 
 async def merged(client: Client, shards: Sequence[int], ago: float | None) -> AsyncGenerator[list[Line]]:

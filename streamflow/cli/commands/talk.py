@@ -15,10 +15,12 @@ from streamflow.cli.options import (
     json_option,
     open_client,
     parse_json,
-    plain_value,
-    print_json,
     run_async,
     server_options,
+)
+from streamflow.cli.output import (
+    plain_value,
+    print_json,
 )
 
 

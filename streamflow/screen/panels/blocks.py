@@ -1,7 +1,7 @@
 """The parts of the status screen: each makes lines of a given width from a `Status`.
 
-Owns: what each part shows and in which order of importance. Must not: arrange them (`status.py` does), wrap lines, or
-put data on the screen that hasn't passed `safe`. Called by: `status.py`.
+Owns: what each part shows and in which order of importance. Must not: arrange them (`layout.py` does), wrap lines, or
+put data on the screen that hasn't passed `safe`. Called by: `layout.py`.
 """
 
 from __future__ import annotations

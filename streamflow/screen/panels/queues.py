@@ -1,6 +1,6 @@
 """The part of the status screen that shows queues; a namespace without queues has none.
 
-Owns: its columns. Must not: arrange, wrap, or show data that hasn't passed `safe`. Called by: `status.py`.
+Owns: its columns. Must not: arrange, wrap, or show data that hasn't passed `safe`. Called by: `layout.py`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,65 @@
+"""What commands print with: consoles for tables and pictures, and JSON.
+
+Owns: how output differs between a terminal and a pipe, and the plain forms of values and failures.
+Must not: know any single command. Called by: all command modules.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from streamflow.cli.logs import json_line, visible_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from streamflow.errors import Failure
+
+PIPE_WIDTH = 160
+"""Width of tables that go to a pipe or a file, where no terminal says it."""
+
+
+def make_console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in console._environ:  # pyright: ignore[reportPrivateUsage]
+        console.width = PIPE_WIDTH
+    return console
+
+
+def print_drawn(console: Console, drawn: Any) -> None:
+    """A picture or table; in a pipe without the blanks that fill its lines up to the width."""
+    if console.is_terminal:
+        console.print(drawn)
+        return
+    with console.capture() as capture:
+        console.print(drawn)
+    click.echo("\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n")))
+
+
+def print_json(value: Any) -> None:
+    """One document: indented for people, on one line for programs. Every character in it is printable."""
+    import msgspec
+
+    text = json_line(value)
+    if sys.stdout.isatty():
+        text = visible_json(msgspec.json.format(text, indent=2))
+    click.echo(text)
+
+
+def plain_value(value: Any) -> Any:
+    """A decoded payload as JSON-able data: bytes as base64, what JSON has no form for as text."""
+    import msgspec
+
+    return msgspec.to_builtins(value, str_keys=True, enc_hook=str)
+
+
+def plain_failure(failure: Failure | None) -> dict[str, str] | None:
+    """By name: a recorded failure is an array."""
+    if failure is None:
+        return None
+    return {"kind": failure.kind, "message": failure.message, "traceback": failure.traceback}

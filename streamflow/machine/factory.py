@@ -1,0 +1,54 @@
+"""The machines of all runs are made here: of a new run, or of one that its record tells.
+
+Owns: which class a run's machine has. Must not: know clocks, I/O or event loops. Called by: the owner, and whoever
+replays a history.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from streamflow.events import (
+    Transition,
+)
+from streamflow.machine.reducer import ReducerMachine
+from streamflow.machine.run import RunMachine
+from streamflow.model.record import Header, Status
+from streamflow.model.sharding import Partition
+from streamflow.workflow.app import App, Reducer
+
+if TYPE_CHECKING:
+    pass
+from streamflow.machine.replay import WorkflowMachine
+
+
+def new_machine(app: App, partition: Partition, run_id: str, workflow_name: str) -> RunMachine:
+    """The machine of a run that has no history yet. For an unknown workflow it records that the run is stuck."""
+    return _machine_for(app, partition, run_id, workflow_name, is_reducer=False)
+
+
+def _machine_for(app: App, partition: Partition, run_id: str, workflow_name: str, *, is_reducer: bool) -> RunMachine:
+    definition = app.workflows.get(workflow_name)
+    is_reducer = is_reducer if definition is None else isinstance(definition, Reducer)
+    machine = (ReducerMachine if is_reducer else WorkflowMachine)(app, partition, run_id, workflow_name)
+    if definition is None:
+        machine.reason = app.unknown_workflow(workflow_name)
+    return machine
+
+
+def rehydrate(
+    app: App, partition: Partition, run_id: str, header: Header, state: bytes, transitions: list[Transition]
+) -> RunMachine:
+    """The machine of a run as its record tells. Never raises: what can't go on is parked, see `RunMachine.reason`."""
+    machine = _machine_for(app, partition, run_id, header.workflow, is_reducer=bool(state))
+    machine.tenant = header.tenant
+    machine.parent = header.parent
+    if not header.is_open:
+        machine.status = Status(header.status)
+        machine.ended = True
+    elif isinstance(machine, ReducerMachine):
+        machine.attributes = header.attributes  # nothing is replayed that would set them again
+        machine.restore(state, transitions)
+    else:
+        cast("WorkflowMachine", machine).replay(transitions)
+    return machine

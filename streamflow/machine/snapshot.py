@@ -1,0 +1,86 @@
+"""A reducer's snapshot: its state and what is open, as the record keeps them between two transitions.
+
+Owns: the snapshot's fields and its bytes. Must not: decide. Called by: the reducer's machine.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw
+
+from streamflow.events import NOTHING, AnyEvent, RunCancelled, RunCompleted, RunFailed
+from streamflow.workflow.actions import ChildCall, Sleep, StepCall
+from streamflow.workflow.awaitable import Operation
+from streamflow.workflow.retry import Retry
+
+
+class Overrides(msgspec.Struct, array_like=True):
+    timeout: float | None
+    queue: str | None
+    retry: tuple[int, float, float, float, float, list[str]]
+
+
+class OpenStep(msgspec.Struct, array_like=True):
+    seq: int
+    name: str
+    args: Raw
+    tag: str
+    attempt: int
+    due: int | None
+    overrides: Overrides | None
+    lost: int = 0
+    details: Raw = NOTHING
+    queue: str | None = None
+    """Where its attempt is: a later deploy may name another queue. Empty: at the owner; None: an older record."""
+
+
+class HeldFact(msgspec.Struct, array_like=True):
+    """A fact that came while the run was stuck, with what its closed operation knew."""
+
+    event: AnyEvent
+    tag: str
+    run_id: str
+
+
+class Snapshot(msgspec.Struct, array_like=True):
+    state: Raw
+    seq: int
+    steps: list[OpenStep]
+    timers: list[tuple[int, int, str]]
+    children: list[tuple[int, str, str, str, str]]
+    started: int
+    tenant: str
+    parent: str
+    at: int
+    events_count: int
+    stuck: bool
+    held: list[HeldFact]
+    ending: RunCompleted | RunFailed | RunCancelled | None = None
+
+
+encode_snapshot = msgspec.msgpack.Encoder().encode
+decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
+
+
+def tag_of(operation: Operation | None) -> str:
+    if isinstance(operation, StepCall):
+        return operation.step.tag
+    if isinstance(operation, ChildCall):
+        return operation.target.tag
+    return operation.tag if isinstance(operation, Sleep) else ""
+
+
+def overrides_of(call: StepCall) -> Overrides | None:
+    step = call.step
+    registered = step.origin
+    if step.timeout == registered.timeout and step.queue == registered.queue and step.retry == registered.retry:
+        return None
+    retry = step.retry
+    never = [name if isinstance(name, str) else name.__name__ for name in retry.never]
+    numbers = (retry.attempts, retry.initial, retry.factor, retry.maximum, retry.jitter)
+    return Overrides(step.timeout, step.queue, (*numbers, never))
+
+
+def retry_of(values: tuple[int, float, float, float, float, list[str]]) -> Retry:
+    attempts, initial, factor, maximum, jitter, never = values
+    return Retry(attempts=attempts, initial=initial, factor=factor, maximum=maximum, jitter=jitter, never=tuple(never))

@@ -1,0 +1,44 @@
+"""Payloads and events as JSON, for people and for `--json`; nothing here knows the types of the app.
+
+Owns: the plain form of opaque MessagePack. Must not: raise for a payload, whatever is in it.
+Called by: the timeline, `tail`, `show --json`, exported histories.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+from msgspec import Raw
+
+from streamflow.events import AnyEvent, HistoryEvent
+
+
+def plain(payload: Raw | bytes) -> Any:
+    """JSON-able data: what JSON has no form for becomes text, what can't be decoded `{"bytes": size}`."""
+    try:
+        value = msgspec.msgpack.decode(payload)
+        return msgspec.to_builtins(value, str_keys=True, enc_hook=str)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError):
+        return {"bytes": len(memoryview(payload))}
+
+
+def event_json(at: int, run_id: str, event: AnyEvent) -> dict[str, Any]:
+    """One event as `tail --json` and `show --json` print it: its tag under `event`, payloads as JSON."""
+    return {"at": at, "run_id": run_id, **_fields(event)}
+
+
+def _fields(event: HistoryEvent) -> dict[str, Any]:
+    fields: dict[str, Any] = {"event": type(event).__struct_config__.tag}
+    for name in event.__struct_fields__:
+        value = getattr(event, name)
+        key = "child" if name == "run_id" else name
+        if isinstance(value, Raw):
+            fields[key] = plain(value)
+        elif isinstance(value, msgspec.Struct):
+            fields[key] = msgspec.structs.asdict(value)
+        elif isinstance(value, list):  # what a continued run takes along
+            fields[key] = [_fields(one) if isinstance(one, HistoryEvent) else one for one in cast("list[Any]", value)]
+        else:
+            fields[key] = value
+    return fields

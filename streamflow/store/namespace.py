@@ -1,0 +1,90 @@
+"""A namespace: its meta record, and the check of the server that holds it.
+
+Owns: reading, creating and checking the record that all daemons, workers and clients of a namespace share.
+Must not: wait or retry. Called by: daemon (creates it), worker and client (read it).
+"""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from streamflow.errors import NamespaceMismatch, StoreMisconfigured
+from streamflow.model.sharding import Partition, shard_of
+from streamflow.settings import Settings
+from streamflow.store.connection import Call, Store
+from streamflow.store.kernel import SCHEMA, Kernel
+from streamflow.store.keys import NamespaceKeys
+
+_log = logging.getLogger("streamflow.namespace")
+
+
+class Namespace(msgspec.Struct, frozen=True):
+    """What all who use a namespace share: how many shards there are, and what is hashed to find a run's."""
+
+    shards: int
+    partition: Partition
+
+    def shard_of(self, run_id: str) -> int:
+        return shard_of(run_id, self.shards, self.partition)
+
+
+def read_namespace(keys: NamespaceKeys) -> Call[list[bytes | None]]:
+    """The command whose answer `namespace_from` understands."""
+    return Call.plain("HMGET", keys.meta, "shards", "partition", "schema")
+
+
+def namespace_from(name: str, stored: list[bytes | None]) -> Namespace | None:
+    """From the answer of `read_namespace`; None when no daemon has created it.
+
+    Raises `NamespaceMismatch` for a namespace of another version of streamflow.
+    """
+    shards, partition, schema = stored
+    if shards is None or partition is None or schema is None:
+        return None
+    _check_schema(name, int(schema))
+    return Namespace(int(shards), Partition(partition.decode()))
+
+
+async def open_namespace(store: Store, kernel: Kernel, settings: Settings) -> Namespace:
+    """Create the namespace with these settings, or check that it has them.
+
+    Raises `NamespaceMismatch` with both values.
+    """
+    shards, partition, schema = await store.one(kernel.found(settings.shards, settings.partition))
+    _check_schema(settings.namespace, schema)
+    if (shards, partition) != (settings.shards, settings.partition):
+        raise NamespaceMismatch(
+            f"namespace {settings.namespace!r} has {shards} shards by {partition}, but {settings.shards} by "
+            f"{settings.partition} were asked for. They are fixed when a namespace is created: use --shards {shards} "
+            f"--partition {partition}, or another --namespace."
+        )
+    return Namespace(shards, partition)
+
+
+def _check_schema(name: str, schema: int) -> None:
+    if schema != SCHEMA:
+        raise NamespaceMismatch(
+            f"namespace {name!r} has schema {schema}, and this version of streamflow uses schema {SCHEMA}: run "
+            "daemons, workers and clients of one version, or use another --namespace"
+        )
+
+
+async def check_server(store: Store) -> None:
+    """Refuse a server that would lose data, warn of one that might. Raises `StoreMisconfigured`."""
+    info: dict[str, object] = await store.one(Call.plain("INFO", "everything"))
+    version = str(info.get("valkey_version") or info.get("redis_version") or "0")
+    major = int(version.partition(".")[0] or 0)
+    if major < 7:
+        raise StoreMisconfigured(f"the server is version {version}; streamflow needs Redis 7.0 or any Valkey")
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    if policy != "noeviction":
+        raise StoreMisconfigured(
+            f"the server has maxmemory-policy {policy}: it would throw runs away when memory is short. "
+            "Set `CONFIG SET maxmemory-policy noeviction`."
+        )
+    if not int(str(info.get("aof_enabled", 0))):
+        _log.warning(
+            "the server has no append-only file: a restart loses runs. `CONFIG SET appendonly yes` keeps them."
+        )
