@@ -241,8 +241,8 @@ class RunContinued(HistoryEvent, tag="continued", frozen=True, gc=False):
     """Decision: the run goes on under its id with a new input, and its history begins anew with this event.
 
     `seq` is the last number that was given, so that no late outcome is taken for a new step's; `started` is the shard's
-    clock at the very first start, `lives` how many histories came before, `carried` what was received and not consumed,
-    `children` (seq, workflow, run id) those whose end the run's own waits for.
+    clock at the very first start, `generation` how many histories came before, `carried` what was received and not
+    consumed, `children` (seq, workflow, run id) those whose end the run's own waits for.
     """
 
     workflow: str
@@ -251,7 +251,7 @@ class RunContinued(HistoryEvent, tag="continued", frozen=True, gc=False):
     version: int
     seq: int
     started: int
-    lives: int
+    generation: int
     carried: list[SignalReceived | AskReceived]
     children: list[tuple[int, str, str]] = []
 

@@ -12,6 +12,7 @@ import re
 import msgspec
 from msgspec import Raw
 
+from streamflow import events
 from streamflow.errors import Failure, InvalidName
 from streamflow.events import (
     NOTHING,
@@ -19,7 +20,6 @@ from streamflow.events import (
     AskReceived,
     CancelRequested,
     ChildCompleted,
-    ChildFailed,
     RunStarted,
     SignalReceived,
 )
@@ -122,7 +122,7 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
             return CancelRequested(_reason.decode(message.body), message.kind == "terminate")
         if message.kind == "child":
             event = _event.decode(message.body)
-            if isinstance(event, ChildCompleted | ChildFailed):
+            if isinstance(event, ChildCompleted | events.ChildFailed):
                 return event
             raise BadMessage(f"a child's outcome was expected, not {type(event).__name__}")
         if message.kind == "outcome":
@@ -169,7 +169,7 @@ def to_offer(number: str, kind: str, run_id: str, body: bytes) -> tuple[str, Off
 
 
 def to_delivery(number: str, kind: str, run_id: str, body: bytes) -> Delivery:
-    """An outbox entry, ready for `Kernel.deliver`. Raises one of `DECODE_ERRORS` when it isn't one of ours."""
+    """An outbox entry, ready for `Kernel.deliver_messages`. Raises one of `DECODE_ERRORS` when it isn't one of ours."""
     if kind != "start":
         return Delivery(number, kind, run_id, body)
     workflow, tenant, parent, input_ = _start.decode(body)

@@ -4,8 +4,8 @@ Owns: `Client`: names and types at the door, the namespace's meta record; `run.p
 Must not: make pipelines (`batching`), wait for outcomes (`outcomes`), or scan listings (`listing`).
 Called by: user code, the command line, bench.
 
-    run = await client.start(digest, ["https://…"])  →  batching  →  lua/start
-    await run.result()                               →  outcomes  →  a subscription and lua/peek
+    run = await client.start(digest, ["https://…"])  →  batching  →  lua/start_runs
+    await run.result()                               →  outcomes  →  a subscription and lua/peek_runs
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from streamflow.client.listing import (
 )
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.run import Decode, Run
-from streamflow.client.waiting import Outcomes, not_found
+from streamflow.client.waiting import ResultWaiter, not_found
 from streamflow.errors import (
     NamespaceMissing,
     RunConflict,
@@ -105,10 +105,10 @@ class Client:
         self.keys = NamespaceKeys(namespace)
         self.kernel = Kernel(self.keys)
         self._batcher = Batcher(store, self.kernel)
-        self._outcomes = Outcomes(store, self.keys, self._batcher)
+        self._waiter = ResultWaiter(store, self.keys, self._batcher)
         self._listings = Listings(store, self.keys, self._batcher)
         self._meta: Namespace | None = None
-        self._generation = 0
+        self._server_generation = 0
         self._reading: asyncio.Task[Namespace] | None = None
 
     async def __aenter__(self) -> Client:
@@ -121,7 +121,7 @@ class Client:
 
     async def close(self) -> None:
         """Close all connections. Calls that still wait raise `StoreError`."""
-        await self._outcomes.close()
+        await self._waiter.close()
         await self._batcher.close()
         await self.store.close()
 
@@ -280,7 +280,7 @@ class Client:
             header = decode_header(line)
             if header.is_open:
                 raise RunError(f"run {run_id} is {header.status}; only ended runs can be forgotten: cancel it", run_id)
-            if await self._batcher.call(self.kernel.forget(shard, [(run_id, header)])):
+            if await self._batcher.call(self.kernel.forget_runs(shard, [(run_id, header)])):
                 return True
 
     async def read_namespace(self) -> Namespace:
@@ -289,7 +289,7 @@ class Client:
         Raises `NamespaceMissing`, or `NamespaceMismatch` for a namespace of another version of streamflow.
         """
         namespace = self._meta
-        if namespace is not None and self._generation == self.store.generation:
+        if namespace is not None and self._server_generation == self.store.server_generation:
             return namespace
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read_namespace())
@@ -298,7 +298,7 @@ class Client:
         return await asyncio.shield(self._reading)
 
     async def _read_namespace(self) -> Namespace:
-        generation = self.store.generation
+        server_generation = self.store.server_generation
         namespace = namespace_from(self.namespace, await self._batcher.call(read_namespace(self.keys)))
         if namespace is None:
             raise NamespaceMissing(
@@ -306,17 +306,17 @@ class Client:
                 f"streamflow daemon --app MODULE:app --namespace {self.namespace}"
             )
         self._meta = namespace
-        self._generation = generation
+        self._server_generation = server_generation
         return self._meta
 
     # --- for Run ------------------------------------------------------------------------------------------------------
 
     async def _ended(self, run_id: str) -> bytes:
-        return await self._outcomes.ended((await self.read_namespace()).shard_of(run_id), run_id)
+        return await self._waiter.ended((await self.read_namespace()).shard_of(run_id), run_id)
 
     async def _answered(self, run_id: str, ask_id: str, body: bytes) -> bytes:
         shard = (await self.read_namespace()).shard_of(run_id)
-        return await self._outcomes.answered(shard, run_id, ask_id, lambda: self._post("ask", run_id, body))
+        return await self._waiter.answered(shard, run_id, ask_id, lambda: self._post("ask", run_id, body))
 
     async def _published(self, run_id: str, *keys: str) -> dict[str, Raw]:
         """What the run has published, under these keys or (without any) all keys. Raises `RunNotFound`."""

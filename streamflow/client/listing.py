@@ -13,15 +13,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from streamflow import events
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.waiting import not_found
 from streamflow.errors import Failure, StoreError
 from streamflow.events import (
     ENDINGS,
     AnyEvent,
-    RunCancelled,
     RunCompleted,
-    RunFailed,
     Transition,
     decode_history,
     decode_transition,
@@ -107,9 +106,9 @@ def describe(run_id: str, header_line: bytes, last: bytes) -> RunDescription:
         match ending_of(decode_transition(last)):
             case RunCompleted(result=raw):
                 result = codec.decode(raw, Any, f"result of run {run_id}")
-            case RunFailed(failure=why):
+            case events.RunFailed(failure=why):
                 failure = why
-            case RunCancelled(reason=why):
+            case events.RunCancelled(reason=why):
                 reason = why
             case _:
                 pass
@@ -117,7 +116,7 @@ def describe(run_id: str, header_line: bytes, last: bytes) -> RunDescription:
     return RunDescription(**facts, version=header.version, result=result, failure=failure, reason=reason)
 
 
-def ending_of(transition: Transition) -> RunCompleted | RunFailed | RunCancelled | None:
+def ending_of(transition: Transition) -> RunCompleted | events.RunFailed | events.RunCancelled | None:
     """The event that ended the run, if this transition did."""
     return next((event for event in reversed(transition.events) if isinstance(event, ENDINGS)), None)
 

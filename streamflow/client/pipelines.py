@@ -3,7 +3,7 @@
 Owns: the queues, the grouping by shard, the numbering of posts, and what one refused call means for its neighbours.
 Must not: know workflows or payloads, wait on a clock. Called by: client, outcomes, listing.
 
-A lone call leaves at the end of the same turn of the event loop; while `FLIGHTS` pipelines are on their way, whatever
+A lone call leaves at the end of the same turn of the event loop; while `MAX_PIPELINES` are on their way, whatever
 comes waits for the next one to return. So latency is one round trip, and throughput grows with the load. No task is
 made for a call, only for a pipeline: a call costs a future.
 
@@ -25,7 +25,7 @@ from streamflow.store.kernel import Kernel, Message, Start
 
 T = TypeVar("T")
 
-FLIGHTS = 4
+MAX_PIPELINES = 4
 """Pipelines on their way at the same time; each uses a connection."""
 
 RUNS_PER_SCRIPT = 200
@@ -71,7 +71,7 @@ class Batcher:
     left takes effect, and nobody else notices.
     """
 
-    def __init__(self, store: Store, kernel: Kernel, flights: int = FLIGHTS) -> None:
+    def __init__(self, store: Store, kernel: Kernel, flights: int = MAX_PIPELINES) -> None:
         self._store = store
         self._kernel = kernel
         self._flights = flights
@@ -97,7 +97,7 @@ class Batcher:
         return self._add(_CALL, 0, call, 100)
 
     def post(self, shard: int, message: Message) -> asyncio.Future[str]:
-        """A letter, as `Kernel.post` answers. Posts to one shard take effect in the order of these calls."""
+        """A letter, as `Kernel.post_messages` answers. Posts to one shard take effect in the order of these calls."""
         future: asyncio.Future[str] = self._future()
         entry = _Entry(_POST, shard, message, len(message.body) + 100, future)
         posts = self._posts.get(shard)
@@ -148,7 +148,7 @@ class Batcher:
             groups = self._take()
             if not groups:
                 return
-            task = loop.create_task(self._fly(groups))
+            task = loop.create_task(self._send_pipeline(groups))
             self._flying.add(task)
             task.add_done_callback(self._landed)
 
@@ -210,13 +210,13 @@ class Batcher:
             return group.entries[0].item
         items = [entry.item for entry in group.entries]
         if group.kind == _START:
-            return self._kernel.start(group.shard, items)
+            return self._kernel.start_runs(group.shard, items)
         if group.kind == _PEEK:
-            return self._kernel.peek(group.shard, items)
+            return self._kernel.peek_runs(group.shard, items)
         number = self._numbers[group.shard] = self._numbers.get(group.shard, 0) + 1
-        return self._kernel.post(group.shard, self._source, number, items)
+        return self._kernel.post_messages(group.shard, self._source, number, items)
 
-    async def _fly(self, groups: list[_Group]) -> None:
+    async def _send_pipeline(self, groups: list[_Group]) -> None:
         try:
             replies = await self._store.send([self._call_for(group) for group in groups])
         except asyncio.CancelledError:  # by `close`, or by an event loop that ends

@@ -4,8 +4,8 @@ Owns: `Run`: names and types at the door, and what endings and answers mean to t
 Must not: hold state of the run, make pipelines (`batching`) or wait (`outcomes`).
 Called by: user code, which gets one from the client; the command line.
 
-    await run.signal("approve", True)   →  batching  →  lua/post
-    await run.ask("reserve", 2)         →  outcomes  →  a subscription and lua/post
+    await run.signal("approve", True)   →  batching  →  lua/post_messages
+    await run.ask("reserve", 2)         →  outcomes  →  a subscription and lua/post_messages
     await run.read("progress")          →  batching  →  the hash of published values
 """
 
@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import msgspec
 from msgspec import Raw
 
+from streamflow import errors, events
 from streamflow.client.listing import RunDescription, ending_of
-from streamflow.errors import AskRefused, RunCancelled, RunFailed
+from streamflow.errors import (
+    AskRefused,
+)
 from streamflow.events import AnyEvent, AskAnswered, Transition, decode_transition
 from streamflow.events import RunCompleted as CompletedEvent
-from streamflow.events import RunFailed as FailedEvent
 from streamflow.model import codec
 from streamflow.model.names import check_name
 
@@ -70,11 +72,11 @@ class Run(Generic[R]):
         match ending_of(decode_transition(last)):
             case CompletedEvent(result=raw):
                 return self._decode(raw) if self._decode else codec.decode(raw, Any, f"result of run {self.id}")
-            case FailedEvent(failure=failure):
-                raise RunFailed(self.id, failure)
+            case events.RunFailed(failure=failure):
+                raise errors.RunFailed(self.id, failure)
             case event:
                 reason = f": {event.reason}" if event is not None and event.reason else ""
-                raise RunCancelled(f"run {self.id} was cancelled{reason}", self.id)
+                raise errors.RunCancelled(f"run {self.id} was cancelled{reason}", self.id)
 
     async def signal(self, name: str, value: Any = None) -> None:
         """Send a signal; it is kept if the run doesn't wait for it yet. Returns when the server has it.

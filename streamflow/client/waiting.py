@@ -50,7 +50,7 @@ class _Watched:
         self.waiting: dict[str, list[asyncio.Future[bytes]]] = {}
 
 
-class Outcomes:
+class ResultWaiter:
     """`ended` waits for one run; any number of them share a connection and a sweep."""
 
     def __init__(self, store: Store, keys: NamespaceKeys, batcher: Batcher) -> None:
@@ -75,7 +75,7 @@ class Outcomes:
     async def answered(self, shard: int, run_id: str, ask_id: str, post: Callable[[], Awaitable[None]]) -> bytes:
         """Post an ask, and wait for the run's answer: the encoded `AskAnswered`.
 
-        Raises `RunEnded` when the run ends without one, `RunNotFound`, `StoreError`, and what `post` raises.
+        Raises `RunEnded` when the run ends without one, `RunNotFound`, `StoreError`, and what posting raises.
         """
         async with self._waiting(shard, answer_name(ask_id), run_id) as [answer, end]:
             await post()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from streamflow import events
 from streamflow.daemon.shard import (
     LiveRun,
     OwnedShard,
@@ -19,7 +20,6 @@ from streamflow.daemon.shard import (
 from streamflow.errors import Failure, UsageError
 from streamflow.events import (
     NOTHING,
-    ChildFailed,
     MessageQuarantined,
     RunStarted,
     Transition,
@@ -299,7 +299,7 @@ class ShardBatch:
         if not parent or not seq.isdigit():
             return
         failure = Failure("RunConflict", f"the run id {message.run_id} belongs to another run")
-        body = _encoder.encode(ChildFailed(int(seq), "", failure))
+        body = _encoder.encode(events.ChildFailed(int(seq), "", failure))
         self._send(shard_of(parent, shards, partition), "child", parent, body)
 
     def finish(self) -> None:

@@ -3,7 +3,7 @@
 Owns: which inboxes are read, and when pending entries are read again. Must not: decode messages or acknowledge them
 (the commit does both). Called by: the daemon (runs the loop), membership (says when the set of shards changes).
 
-All shards of a daemon use the same group name, which is this session's: `lua/take.lua` destroys the last owner's group
+All shards of a daemon use the same group name, which is this session's: `acquire_shard` destroys the last owner's group
 and makes this one from the first entry, so all that was never committed is read again. After an error, entries that a
 lost answer carried are pending; only reading from `0` shows them again.
 

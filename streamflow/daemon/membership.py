@@ -34,7 +34,7 @@ from streamflow.model.sharding import winner_of
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Answer, Kernel
+from streamflow.store.kernel import Kernel, Reply
 from streamflow.workflow.app import App
 
 _log = logging.getLogger("streamflow.membership")
@@ -105,7 +105,7 @@ class Membership:
         self._wanted_since: dict[int, float] = {}
         self._draining_since: dict[int, float] = {}
         self._confirmed = time.monotonic()
-        self._generation = store.generation
+        self._server_generation = store.server_generation
         self._soon = anyio.Event()
         self._beating = anyio.Lock()
         self._settling = anyio.Lock()
@@ -160,7 +160,7 @@ class Membership:
             await self._settle()
 
     async def _settle(self) -> None:
-        if self._generation != self._store.generation:
+        if self._server_generation != self._store.server_generation:
             self._start_over()
         self._owner.mend()
         await self._hand_over()
@@ -172,7 +172,7 @@ class Membership:
         """Take this member off, so that the others needn't wait for its death. It beats no more."""
         async with self._beating:
             self._left = True
-            await self._store.one(self._kernel.beat(self.member, b""))
+            await self._store.one(self._kernel.heartbeat(self.member, b""))
 
     @property
     def alive(self) -> list[str]:
@@ -198,7 +198,7 @@ class Membership:
             for name, seen in self._seen.items()
             if now - seen.changed > self._settings.dead_after and name != self.member
         ]
-        call = self._kernel.beat(self.member, msgspec.json.encode(self._describe()), dead)
+        call = self._kernel.heartbeat(self.member, msgspec.json.encode(self._describe()), dead)
         beats: dict[str, bytes] | None = None
         with anyio.move_on_after(self._settings.dead_after / 2):
             beats = await self._store.one(call)
@@ -239,7 +239,7 @@ class Membership:
 
     def _start_over(self) -> None:
         """The server has another history: what is in memory may never have happened. Take everything anew."""
-        self._generation = self._store.generation
+        self._server_generation = self._store.server_generation
         _log.warning("dropping all %d shards to read them again", len(self._owner.shards))
         for shard in list(self._owner.shards.values()):
             self._owner.drop(shard)
@@ -299,11 +299,11 @@ class Membership:
 
     async def release(self, shards: list[OwnedShard]) -> None:
         await self._rollup.store_partials(shards)
-        calls = [self._kernel.release(shard.number, shard.token) for shard in shards]
+        calls = [self._kernel.release_shard(shard.number, shard.token) for shard in shards]
         for shard in shards:
             self._owner.drop(shard)
         answers = await self._store.send(calls)
-        released = sum(answer is Answer.OK for answer in answers)
+        released = sum(answer is Reply.OK for answer in answers)
         _log.info("released %d shards", released)
 
 

@@ -39,7 +39,7 @@ from streamflow.model.record import OPEN, decode_header
 from streamflow.model.sharding import Partition
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Answer, Committed, Fired, Kernel
+from streamflow.store.kernel import Committed, Fired, Kernel, Reply
 from streamflow.workflow.app import App
 
 _log = logging.getLogger("streamflow.owner")
@@ -92,7 +92,7 @@ class Owner:
         self._wake = anyio.Event()
         self._slots = anyio.Semaphore(BATCHES, fast_acquire=True)
         self._shard_timers: list[tuple[int, int]] = []
-        """(due ms, shard): when to ask `fire` for runs that are not in flight."""
+        """(due ms, shard): when to ask `due_runs` for runs that are not in flight."""
         self._run_timers: list[tuple[int, int, str]] = []
         """(due ms, shard, run id): timers of runs whose steps are in flight; the agenda only says that they are."""
         self._idle: OrderedDict[str, OwnedShard] = OrderedDict()
@@ -218,7 +218,7 @@ class Owner:
                 due[number] = shard
         if not due:
             return
-        calls = [self._kernel.fire(shard.number, shard.token, FIRE_LIMIT) for shard in due.values()]
+        calls = [self._kernel.due_runs(shard.number, shard.token, FIRE_LIMIT) for shard in due.values()]
         try:
             answers: list[Fired | StoreError] = await self._store.send(calls, patience=math.inf)
         except StoreError as error:
@@ -227,7 +227,7 @@ class Owner:
             shard.next_due = None
             if isinstance(answer, StoreError):
                 self._break(shard, answer)
-            elif answer.answer is Answer.FENCED:
+            elif answer.code is Reply.FENCED:
                 self.lost(shard)
             else:
                 self._clock.observe(answer.clock)
@@ -350,9 +350,9 @@ class Owner:
         if isinstance(answer, StoreError):
             batch.put_back()
             self._break(shard, answer)
-        elif answer.answer is Answer.FENCED:
+        elif answer.code is Reply.FENCED:
             self.lost(shard)
-        elif answer.answer is Answer.CONFLICT:
+        elif answer.code is Reply.CONFLICT:
             # Somebody else changed these runs (a failover lost commits): what is in memory is not the truth.
             _log.warning(
                 "shard %d: runs changed under their owner, they are read again: %s", shard.number, answer.conflicts

@@ -5,7 +5,7 @@ the commit that decided them, so this loop sees nothing earlier. Called by: the 
 commit, and after a takeover those that the last owner left), the daemon (runs the loop).
 
 A target is a shard's inbox, or a partition of a queue. Each (source, target) pair is in order and has one delivery in
-flight; `lua/deliver.lua` and `lua/offer.lua` drop what they have seen.
+flight; `lua/deliver_messages.lua` and `lua/enqueue_attempts.lua` drop what they have seen.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ class Relay:
     def _call(self, target: Target, source: OwnedShard, chunk: list[Any]) -> Call[str]:
         """All messages of a pair are of one kind: deliveries for a shard, offers for a queue."""
         if isinstance(target, int):
-            return self._kernel.deliver(target, source.number, chunk)
-        return self._kernel.offer(*target, source.number, chunk)
+            return self._kernel.deliver_messages(target, source.number, chunk)
+        return self._kernel.enqueue_attempts(*target, source.number, chunk)
 
     async def _register_queues(self, targets: Iterable[Target]) -> None:
         """Queues that this daemon sends to for the first time, so that `status` knows which there are."""

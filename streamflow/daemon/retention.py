@@ -1,6 +1,6 @@
 """Forgetting: ended runs whose retention is over, and the post numbers of clients that went away.
 
-Owns: the sweep over owned shards, in bounded steps. Must not: delete a run that is open (`forget` checks its header).
+Owns: the sweep over owned shards, in bounded steps. Must not: delete an open run (`forget_runs` checks its header).
 Called by: the daemon (runs the loop), the `forget` command.
 """
 
@@ -93,9 +93,9 @@ class Retention:
 
 async def forget_runs(store: Store, kernel: Kernel, shard: int, run_ids: list[str]) -> int:
     """Delete ended runs of one shard; open ones stay. Gives their number."""
-    peeked = await store.one(kernel.peek(shard, run_ids))
+    peeked = await store.one(kernel.peek_runs(shard, run_ids))
     headers = [(run_id, decode_header(header)) for run_id, (header, _) in zip(run_ids, peeked, strict=True) if header]
-    return await store.one(kernel.forget(shard, headers)) if headers else 0
+    return await store.one(kernel.forget_runs(shard, headers)) if headers else 0
 
 
 def _posted(last: bytes) -> int:

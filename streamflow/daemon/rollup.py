@@ -1,8 +1,9 @@
 """The periodic rollup: stores each shard's part of the views, and merges all parts into the cross-shard views.
 
 Owns: checkpoints of owned shards, the merged views' keys (one daemon, the leader, writes them), and trimming (inside
-`fold`). Must not: be needed for any run to go on. Called by: the daemon (runs the loop), membership (stores a shard's
-part before releasing it, says who leads), the rebuild command.
+`checkpoint_views`). Must not: be needed for any run to go on.
+Called by: the daemon (runs the loop), membership (stores a shard's part before releasing it, says who leads), the
+rebuild command.
 
 A part is stored together with the log entry up to which it counts, so storing it twice, or by two owners in turn, is
 harmless, and after a crash the next owner folds what is missing from the log.
@@ -27,7 +28,7 @@ from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.sharding import Partition
 from streamflow.settings import Settings
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Answer, Folded, Kernel
+from streamflow.store.kernel import Folded, Kernel, Reply
 from streamflow.views.shard_views import ShardViews, merge_oldest
 from streamflow.workflow.app import App
 
@@ -103,7 +104,7 @@ class Rollup:
             shard.views.prune(now)
             counted.append((shard.offset, shard.unfolded))
             calls.append(
-                self._kernel.fold(
+                self._kernel.checkpoint_views(
                     shard.number,
                     shard.token,
                     shard.offset,
@@ -116,11 +117,11 @@ class Rollup:
         for shard, (offset, unfolded), answer in zip(going, counted, answers, strict=True):
             if isinstance(answer, StoreError):
                 _log.error("the views of shard %d can't be stored: %s", shard.number, answer)
-            elif answer.answer is Answer.STALE:
+            elif answer.code is Reply.STALE:
                 # A failover lost log entries that the stored part counts: the log is the truth.
                 _log.warning("the stored views of shard %d are ahead of its log; rebuild them", shard.number)
                 shard.folded = offset
-            elif answer.answer is Answer.OK:
+            elif answer.code is Reply.OK:
                 shard.folded = offset
                 shard.unfolded -= unfolded
                 self.folds += 1

@@ -65,7 +65,7 @@ class OwnedShard:
         """The offset that the server has."""
         self.unfolded = 0
         self.workflows: set[str] = set()
-        """Names of workflows with runs here, for the listings that `fold` looks at."""
+        """Names of workflows with runs here, for the listings that `checkpoint_views` looks at."""
         self.broken = ""
         """Why the server refuses this shard; it is left alone for a while."""
         self.broken_since = 0.0

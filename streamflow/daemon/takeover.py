@@ -23,7 +23,7 @@ from streamflow.machine.transition import Due
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import Status
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Answer, Kernel, Taken
+from streamflow.store.kernel import Kernel, Reply, Taken
 from streamflow.views.shard_views import ShardViews
 
 _log = logging.getLogger("streamflow.takeover")
@@ -61,7 +61,7 @@ class Takeover:
         for first in range(0, len(numbers), CHUNK):
             chunk = numbers[first : first + CHUNK]
             calls = [
-                self._kernel.take(number, wanted[number], secrets.token_hex(16), self._member, self._session)
+                self._kernel.acquire_shard(number, wanted[number], secrets.token_hex(16), self._member, self._session)
                 for number in chunk
             ]
             answers: list[Taken | StoreError] = await self._store.send(calls)
@@ -69,7 +69,7 @@ class Takeover:
             for number, answer in zip(chunk, answers, strict=True):
                 if isinstance(answer, StoreError):
                     _log.error("shard %d can't be taken: %s", number, answer)
-                elif answer.answer is Answer.OK:
+                elif answer.code is Reply.OK:
                     self._clock.observe(answer.clock)
                     shard = OwnedShard(number, self._kernel.keys.shard(number), answer.token)
                     shard.workflows.update(everything)

@@ -297,7 +297,9 @@ async def _open_work(client: Client, run: Run[Survey]) -> list[tuple[int, int]]:
 
 async def _any_moved(client: Client, halted: dict[str, int]) -> bool:
     namespace = await client.read_namespace()
-    answers = await client.store.send([client.kernel.peek(namespace.shard_of(run_id), [run_id]) for run_id in halted])
+    answers = await client.store.send(
+        [client.kernel.peek_runs(namespace.shard_of(run_id), [run_id]) for run_id in halted]
+    )
     return any(
         not isinstance(answer, StoreError) and answer[0][0] and decode_header(answer[0][0]).version > version
         for answer, version in zip(answers, halted.values(), strict=True)

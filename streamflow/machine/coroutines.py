@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from msgspec import Raw
 
+from streamflow import events
 from streamflow.errors import (
     Cancelled,
     CancelledError,
@@ -34,11 +35,10 @@ from streamflow.events import (
     HistoryLimitReached,
     Patched,
     RunContinued,
-    RunFailed,
     RunStarted,
     SignalReceived,
 )
-from streamflow.machine.run import HARD_EVENTS, MAX_EVENTS, RunMachine
+from streamflow.machine.run import EVENTS_CONTINUE, EVENTS_FAIL, RunMachine
 from streamflow.model.failures import failure_of, foreign_await, outside_loop
 from streamflow.model.sharding import Partition
 from streamflow.workflow.actions import SignalWait, message_key
@@ -52,7 +52,7 @@ LIVES_AT_ONCE = 1000
 """How often a run may continue as new within one transition: more is an endless loop."""
 
 
-_abandoned: list[DrivenMachine] = []
+_abandoned: list[CoroutineMachine] = []
 """Machines that were dropped without `close`."""
 
 
@@ -81,7 +81,7 @@ def _discard(coroutine: Any) -> None:
             return
 
 
-class DrivenMachine(RunMachine):
+class CoroutineMachine(RunMachine):
     """A run whose code is coroutines, live."""
 
     __slots__ = (
@@ -118,7 +118,7 @@ class DrivenMachine(RunMachine):
         return self.events_count + len(self.effects.events)
 
     def take_seq(self) -> int:
-        if self.events_count + len(self.effects.events) >= HARD_EVENTS and self._length >= HARD_EVENTS:
+        if self.events_count + len(self.effects.events) >= EVENTS_FAIL and self._length >= EVENTS_FAIL:
             raise HistoryTooLong(
                 f"run {self.run_id} has {self._length:,} events and can't decide more: split the work among child "
                 "runs, or `raise sf.ContinueAs(…)` earlier"
@@ -171,7 +171,7 @@ class DrivenMachine(RunMachine):
 
     def _run(self) -> None:
         """Run fibers until all of them wait. The list grows while they wake each other."""
-        lives = 0
+        generations = 0
         unheard: CancelRequested | None = None
         while (root := self._root) is not None:
             ready = self.ready
@@ -187,10 +187,10 @@ class DrivenMachine(RunMachine):
             if error is None:
                 self._complete(root.value)
             elif isinstance(error, ContinueAs):
-                lives += 1
+                generations += 1
                 if any(isinstance(one, Cancelled) and one.source is None for one in root.interrupts or ()):
                     unheard = self._cancelling
-                self._continue(error, lives)
+                self._continue(error, generations)
             elif self._cancelling is not None and isinstance(error, CancelledError):
                 self._end_cancelled(self._cancelling.reason)
             else:
@@ -345,7 +345,7 @@ class DrivenMachine(RunMachine):
 
     def _limit_history(self) -> None:
         count = self.events_count
-        if count >= (HARD_EVENTS if self._limited or self.ending is not None else MAX_EVENTS):
+        if count >= (EVENTS_FAIL if self._limited or self.ending is not None else EVENTS_CONTINUE):
             event = HistoryLimitReached(count)
             self.effects.events.append(event)
             self._limit_reached(event)
@@ -353,17 +353,17 @@ class DrivenMachine(RunMachine):
     def _limit_reached(self, event: HistoryLimitReached) -> None:
         error = HistoryTooLong(
             f"run {self.run_id} has a history of {event.count:,} events, and every one of them is read again when the "
-            f"run moves. `raise sf.ContinueAs(…)` before {MAX_EVENTS:,}, or split the work among child runs."
+            f"run moves. `raise sf.ContinueAs(…)` before {EVENTS_CONTINUE:,}, or split the work among child runs."
         )
-        if event.count >= HARD_EVENTS:  # now, whatever children it would wait for
-            self._end_now(RunFailed(self.workflow, self.tenant, self.at - self.started, failure_of(error)))
+        if event.count >= EVENTS_FAIL:  # now, whatever children it would wait for
+            self._end_now(events.RunFailed(self.workflow, self.tenant, self.at - self.started, failure_of(error)))
         else:
             self._limited = True
             self._interrupt(error)
 
     def _warn_of_history(self) -> None:
         self.effects.warnings.append(
-            f"its history has {self.events_count:,} events; at {MAX_EVENTS:,} it is told to continue as new "
+            f"its history has {self.events_count:,} events; at {EVENTS_CONTINUE:,} it is told to continue as new "
             "(sf.ContinueAs)"
         )
 
@@ -405,7 +405,7 @@ class DrivenMachine(RunMachine):
                 definition.version,
                 self.seq,
                 self.started,
-                self.lives + 1,
+                self.generation + 1,
                 carried,
                 [(call.seq, call.target.name, call.run_id) for call in waited_for],
             )
@@ -420,7 +420,7 @@ class DrivenMachine(RunMachine):
         self.seq = event.seq
         self.started = event.started
         self.version = event.version
-        self.lives = event.lives
+        self.generation = event.generation
         self._rng = self._patches = self._cancelling = None
         self.attributes = None  # a replay of this life knows nothing of the ones before; the header has them all
         self._limited = False

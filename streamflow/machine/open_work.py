@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, cast
 
+from streamflow import events
 from streamflow.errors import (
     Cancelled,
     Diverged,
@@ -20,13 +21,11 @@ from streamflow.errors import (
 from streamflow.events import (
     AnyEvent,
     ChildCompleted,
-    ChildFailed,
     ChildStarted,
     RunContinued,
     RunStarted,
     StepCancelled,
     StepCompleted,
-    StepFailed,
     StepRetrying,
     StepScheduled,
     TimerFired,
@@ -44,11 +43,11 @@ if TYPE_CHECKING:
 
 WORKER_LOST = "WorkerLost"
 """Kind of the failure of an attempt whose worker died or fell silent."""
-DELIVERIES = 3
+MAX_WORKER_LOSSES = 3
 """Workers that a step may take with it before it fails."""
 
 
-class Books:
+class OpenWork:
     """The open steps, timers and children of one run, and who the run is."""
 
     __slots__ = (
@@ -64,9 +63,9 @@ class Books:
         "ended",
         "ending",
         "events_count",
+        "generation",
         "in_steps",
         "live",
-        "lives",
         "parent",
         "partition",
         "ready",
@@ -98,7 +97,7 @@ class Books:
         """How the code has ended, while children that it waits for go on."""
         self.version = 0
         """Of the workflow's code."""
-        self.lives = 0
+        self.generation = 0
         """How often the run has continued as new."""
         self.live = True
         """False during a replay, whose effects have taken place already."""
@@ -194,7 +193,7 @@ class Books:
     def _track(self, event: AnyEvent) -> Operation | None:
         """Note what a fact means for what is open; gives the operation that it is about, if that is still open."""
         kind = type(event)
-        if kind is StepCompleted or kind is StepFailed:
+        if kind is StepCompleted or kind is events.StepFailed:
             call = self.steps.get(cast("StepCompleted", event).seq)
             if call is not None:
                 self._close_step(call)
@@ -213,7 +212,7 @@ class Books:
             return call
         if kind is TimerFired:
             return self.timers.pop(cast("TimerFired", event).seq, None)
-        if kind is ChildCompleted or kind is ChildFailed:
+        if kind is ChildCompleted or kind is events.ChildFailed:
             return self.children.pop(cast("ChildCompleted", event).seq, None)
         if kind is StepCancelled:  # seen here only when no code runs
             call = self.steps.get(cast("StepCancelled", event).seq)
@@ -240,7 +239,7 @@ class Books:
             self._forget_open()
             self.started = event.started
             self.version = event.version
-            self.lives = event.lives
+            self.generation = event.generation
             for seq, name, run_id in event.children:
                 self.children[seq] = self.open_child(seq, name, run_id, "wait")
         else:

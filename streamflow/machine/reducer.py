@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from msgspec import Raw
 
+from streamflow import events
 from streamflow.errors import Failure, PayloadInvalid, PayloadTooLarge, UsageError
 from streamflow.events import (
     NOTHING,
@@ -22,12 +23,10 @@ from streamflow.events import (
     AskReceived,
     CancelRequested,
     ChildCompleted,
-    ChildFailed,
     RunStarted,
     RunStuck,
     SignalReceived,
     StepCompleted,
-    StepFailed,
     TimerFired,
     Transition,
 )
@@ -53,7 +52,7 @@ from streamflow.workflow.reducer import (
     Asked,
     CancelRequest,
     ChildDone,
-    ChildError,
+    ChildFailure,
     Complete,
     Decision,
     Event,
@@ -62,7 +61,7 @@ from streamflow.workflow.reducer import (
     Signal,
     Started,
     StepDone,
-    StepError,
+    StepFailure,
     TimerDone,
 )
 
@@ -154,14 +153,14 @@ class ReducerMachine(RunMachine):
                 self._react(Asked(event.id, event.name, plain))
             case StepCompleted():
                 self._react(StepDone(event.name, event.seq, tag, value))
-            case StepFailed():
-                self._react(StepError(event.name, event.seq, tag, event.failure))
+            case events.StepFailed():
+                self._react(StepFailure(event.name, event.seq, tag, event.failure))
             case TimerFired():
                 self._react(TimerDone(event.seq, tag))
             case ChildCompleted():
                 self._react(ChildDone(event.name, run_id, event.seq, tag, value))
-            case ChildFailed():
-                self._react(ChildError(event.name, run_id, event.seq, tag, event.failure, event.cancelled))
+            case events.ChildFailed():
+                self._react(ChildFailure(event.name, run_id, event.seq, tag, event.failure, event.cancelled))
             case _:
                 pass
 
@@ -225,9 +224,9 @@ class ReducerMachine(RunMachine):
             except PayloadInvalid as error:
                 failure = Failure("PayloadInvalid", str(error))
                 if isinstance(event, StepCompleted):
-                    event = StepFailed(event.seq, event.name, event.attempt, event.ms, failure)
+                    event = events.StepFailed(event.seq, event.name, event.attempt, event.ms, failure)
                 elif isinstance(event, ChildCompleted):
-                    event = ChildFailed(event.seq, event.name, failure)
+                    event = events.ChildFailed(event.seq, event.name, failure)
             self._hand_over(event, one.tag, one.run_id, value)
             if self.effects.ended or self.ending is not None:
                 break

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from streamflow.errors import ChildFailed as ChildError
+from streamflow import errors, events
 from streamflow.errors import Diverged, Failure, PayloadInvalid
-from streamflow.errors import StepFailed as StepError
 from streamflow.events import (
     DECISIONS,
     ENDINGS,
@@ -21,22 +20,19 @@ from streamflow.events import (
     AskReceived,
     CancelRequested,
     ChildCompleted,
-    ChildFailed,
     HistoryLimitReached,
     Patched,
-    RunCancelled,
     RunContinued,
     RunResumed,
     RunStarted,
     RunStuck,
     SignalReceived,
     StepCompleted,
-    StepFailed,
     StepScheduled,
     TimerFired,
     Transition,
 )
-from streamflow.machine.coroutines import DrivenMachine
+from streamflow.machine.coroutines import CoroutineMachine
 from streamflow.machine.transition import Effects, Ending
 from streamflow.model.sharding import Partition
 from streamflow.workflow.app import App
@@ -59,7 +55,7 @@ class _Divergence(Unwinding):
         self.found = found
 
 
-class WorkflowMachine(DrivenMachine):
+class WorkflowMachine(CoroutineMachine):
     __slots__ = ("_held", "_position", "_recorded", "_replayed")
 
     def __init__(self, app: App, partition: Partition, run_id: str, workflow: str = "") -> None:
@@ -119,7 +115,7 @@ class WorkflowMachine(DrivenMachine):
             self.stuck = True
         elif isinstance(event, RunResumed):
             self.stuck = False
-            if isinstance(following, CancelRequested) and isinstance(self._following(1), RunCancelled):
+            if isinstance(following, CancelRequested) and isinstance(self._following(1), events.RunCancelled):
                 self._held = None  # it was cancelled without its code, or its code did nothing about it
                 self.stuck = True
             else:
@@ -172,13 +168,13 @@ class WorkflowMachine(DrivenMachine):
                 raise _Divergence(self._position - 1, event.describe(), f"refuse it: {invalid}") from invalid
             failure = Failure("PayloadInvalid", str(invalid))
             if isinstance(event, StepCompleted):
-                error = StepError(event.name, event.attempt, failure)
+                error = errors.StepFailed(event.name, event.attempt, failure)
             else:
-                error = ChildError(cast("Any", operation).run_id, cast("ChildCompleted", event).name, failure)
-        if isinstance(event, StepFailed):
-            error = StepError(event.name, event.attempt, event.failure)
-        elif isinstance(event, ChildFailed):
-            error = ChildError(cast("Any", operation).run_id, event.name, event.failure)
+                error = errors.ChildFailed(cast("Any", operation).run_id, cast("ChildCompleted", event).name, failure)
+        if isinstance(event, events.StepFailed):
+            error = errors.StepFailed(event.name, event.attempt, event.failure)
+        elif isinstance(event, events.ChildFailed):
+            error = errors.ChildFailed(cast("Any", operation).run_id, event.name, event.failure)
         elif not isinstance(event, _NEWS):
             return  # a retry: no news for user code
         self._deliver(event, operation, value, error)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 from msgspec import Raw
 
-from streamflow.errors import ChildFailed as ChildError
+from streamflow import errors, events
 from streamflow.errors import (
     ContinueAs,
     Failure,
@@ -26,7 +26,6 @@ from streamflow.errors import (
     PayloadTooLarge,
     UsageError,
 )
-from streamflow.errors import StepFailed as StepError
 from streamflow.events import (
     NOTHING,
     AnyEvent,
@@ -34,11 +33,8 @@ from streamflow.events import (
     AskReceived,
     CancelRequested,
     ChildCompleted,
-    ChildFailed,
     ChildStarted,
-    RunCancelled,
     RunCompleted,
-    RunFailed,
     RunResumed,
     RunStarted,
     RunStuck,
@@ -46,11 +42,10 @@ from streamflow.events import (
     SignalSent,
     StepCancelled,
     StepCompleted,
-    StepFailed,
     StepRetrying,
     TimerFired,
 )
-from streamflow.machine.open_work import DELIVERIES, WORKER_LOST, Books
+from streamflow.machine.open_work import MAX_WORKER_LOSSES, WORKER_LOST, OpenWork
 from streamflow.machine.transition import Due, Effects, Ending, Input, Outcome, Outgoing
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, merged
@@ -64,14 +59,14 @@ if TYPE_CHECKING:
 
 _encode = msgspec.msgpack.Encoder().encode
 
-WARN_EVENTS = 10_000
-MAX_EVENTS = 50_000
+EVENTS_WARN = 10_000
+EVENTS_CONTINUE = 50_000
 """Events of a history at which a run is warned of, and at which it is told to continue as new."""
-HARD_EVENTS = 55_000
+EVENTS_FAIL = 55_000
 """Events at which a run that didn't is ended."""
 
 
-class RunMachine(Books):
+class RunMachine(OpenWork):
     """Base of the machines: one run, in memory."""
 
     __slots__ = ()
@@ -104,7 +99,7 @@ class RunMachine(Books):
         try:
             if self.stuck or self.reason:
                 inputs = self._park_or_resume(inputs)
-            elif self.events_count >= WARN_EVENTS:
+            elif self.events_count >= EVENTS_WARN:
                 self._limit_history()
             if not effects.ended:
                 self._take_all(inputs)
@@ -115,7 +110,7 @@ class RunMachine(Books):
         effects.status = self.status
         count = self.events_count
         self.events_count = count + len(effects.events)
-        if count < WARN_EVENTS <= self.events_count:
+        if count < EVENTS_WARN <= self.events_count:
             self._warn_of_history()
         self.effects = _IDLE  # a machine at rest keeps no history
         return effects
@@ -221,7 +216,7 @@ class RunMachine(Books):
     def rng(self) -> random.Random:
         """What user code draws from: the same for the same life of a run, whoever replays it."""
         if self._rng is None:
-            life = f"/{self.lives}" if self.lives else ""
+            life = f"/{self.generation}" if self.generation else ""
             self._rng = random.Random(f"{self.run_id}@{self.started}{life}")
         return self._rng
 
@@ -250,7 +245,7 @@ class RunMachine(Books):
                 self._begin(item)
                 self.effects.events.append(item)
                 self._deliver(item, None, None, None)
-        elif isinstance(item, ChildCompleted | ChildFailed):
+        elif isinstance(item, ChildCompleted | events.ChildFailed):
             self._take_child(item)
         elif isinstance(item, CancelRequested):
             if self.stuck:  # it ends without its code; whoever counts stuck runs must see it leave that state
@@ -284,11 +279,15 @@ class RunMachine(Books):
         retry = step.retry
         is_lost = failure.kind == WORKER_LOST
         tried = outcome.attempt - call.lost  # a worker's death is no failure of the step, and has its own limit
-        if call.lost + 1 >= DELIVERIES if is_lost else permanent or tried >= retry.attempts or _is_final(failure, step):
-            event = StepFailed(call.seq, step.name, outcome.attempt, outcome.ms, failure)
+        if (
+            call.lost + 1 >= MAX_WORKER_LOSSES
+            if is_lost
+            else permanent or tried >= retry.attempts or _is_final(failure, step)
+        ):
+            event = events.StepFailed(call.seq, step.name, outcome.attempt, outcome.ms, failure)
             self.effects.events.append(event)
             self._track(event)
-            self._deliver(event, call, None, StepError(step.name, outcome.attempt, failure))
+            self._deliver(event, call, None, errors.StepFailed(step.name, outcome.attempt, failure))
             return
         # Jitter has its own generator: user code's must not depend on how often a step failed.
         rng = random.Random(f"{self.run_id}/{call.seq}/{outcome.attempt}")
@@ -324,7 +323,7 @@ class RunMachine(Books):
             if self.effects.ended:
                 return
 
-    def _take_child(self, item: ChildCompleted | ChildFailed) -> None:
+    def _take_child(self, item: ChildCompleted | events.ChildFailed) -> None:
         call = self.children.get(item.seq)
         if call is None:
             return
@@ -333,10 +332,10 @@ class RunMachine(Books):
             try:
                 value = call.target.parameters.decode_result(item.result)
             except PayloadInvalid as error:
-                item = ChildFailed(item.seq, item.name, Failure("PayloadInvalid", str(error)))
+                item = events.ChildFailed(item.seq, item.name, Failure("PayloadInvalid", str(error)))
         self.effects.events.append(item)
         self._track(item)
-        error = None if isinstance(item, ChildCompleted) else ChildError(call.run_id, item.name, item.failure)
+        error = None if isinstance(item, ChildCompleted) else errors.ChildFailed(call.run_id, item.name, item.failure)
         self._deliver(item, call, value, error)
 
     # --- stuck ------------------------------------------------------------------------------------------------------
@@ -371,7 +370,7 @@ class RunMachine(Books):
     def _cancel_requested(self, event: CancelRequested) -> None:
         """End at once, let the code clean up, or hurry the children that an ended code waits for."""
         if event.terminate or self.reason:
-            self._end_now(RunCancelled(self.workflow, self.tenant, self.at - self.started, event.reason))
+            self._end_now(events.RunCancelled(self.workflow, self.tenant, self.at - self.started, event.reason))
         elif self.ending is None:
             self._cancel(event)
         else:
@@ -382,7 +381,7 @@ class RunMachine(Books):
         raise NotImplementedError
 
     def _end_cancelled(self, reason: str) -> None:
-        self._end(RunCancelled(self.workflow, self.tenant, self.at - self.started, reason))
+        self._end(events.RunCancelled(self.workflow, self.tenant, self.at - self.started, reason))
 
     def _end(self, event: Ending) -> None:
         """The code is over. The run is, too, unless it waits for children: then nothing else is open any more."""
@@ -429,12 +428,12 @@ class RunMachine(Books):
         if isinstance(event, RunCompleted):
             self.status = Status.COMPLETED
             outcome = ChildCompleted(seq, self.workflow, event.result)
-        elif isinstance(event, RunFailed):
+        elif isinstance(event, events.RunFailed):
             self.status = Status.FAILED
-            outcome = ChildFailed(seq, self.workflow, event.failure)
+            outcome = events.ChildFailed(seq, self.workflow, event.failure)
         else:
             self.status = Status.CANCELLED
-            outcome = ChildFailed(seq, self.workflow, Failure("RunCancelled", event.reason), cancelled=True)
+            outcome = events.ChildFailed(seq, self.workflow, Failure("RunCancelled", event.reason), cancelled=True)
         if parent:
             self.send(parent, "child", outcome)
         self._let_go()
@@ -450,7 +449,7 @@ class RunMachine(Books):
         raise NotImplementedError
 
     def _fail(self, failure: Failure) -> None:
-        self._end(RunFailed(self.workflow, self.tenant, self.at - self.started, failure))
+        self._end(events.RunFailed(self.workflow, self.tenant, self.at - self.started, failure))
 
     def _complete(self, result: object) -> None:
         if isinstance(result, ContinueAs):

@@ -8,7 +8,12 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw
 
-from streamflow.events import NOTHING, AnyEvent, RunCancelled, RunCompleted, RunFailed
+from streamflow import events
+from streamflow.events import (
+    NOTHING,
+    AnyEvent,
+    RunCompleted,
+)
 from streamflow.workflow.actions import ChildCall, Sleep, StepCall
 from streamflow.workflow.awaitable import Operation
 from streamflow.workflow.retry import Retry
@@ -55,7 +60,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     events_count: int
     stuck: bool
     held: list[HeldFact]
-    ending: RunCompleted | RunFailed | RunCancelled | None = None
+    ending: RunCompleted | events.RunFailed | events.RunCancelled | None = None
 
 
 encode_snapshot = msgspec.msgpack.Encoder().encode

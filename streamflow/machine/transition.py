@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw
 
+from streamflow import events
 from streamflow.errors import Failure
 from streamflow.events import (
     NOTHING,
@@ -17,10 +18,7 @@ from streamflow.events import (
     AskReceived,
     CancelRequested,
     ChildCompleted,
-    ChildFailed,
-    RunCancelled,
     RunCompleted,
-    RunFailed,
     RunStarted,
     SignalReceived,
 )
@@ -28,7 +26,7 @@ from streamflow.model.attributes import Attribute
 from streamflow.model.record import Status
 from streamflow.workflow.actions import StepJob
 
-Ending = RunCompleted | RunFailed | RunCancelled
+Ending = RunCompleted | events.RunFailed | events.RunCancelled
 
 
 class Outcome(msgspec.Struct, gc=False):
@@ -48,7 +46,9 @@ class Due(msgspec.Struct, frozen=True):
     """Time has passed: timers fire and retries start that are due at `at`."""
 
 
-Input = RunStarted | SignalReceived | AskReceived | CancelRequested | ChildCompleted | ChildFailed | Outcome | Due
+Input = (
+    RunStarted | SignalReceived | AskReceived | CancelRequested | ChildCompleted | events.ChildFailed | Outcome | Due
+)
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):

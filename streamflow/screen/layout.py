@@ -18,18 +18,18 @@ from streamflow.screen.columns import beside, fit
 from streamflow.screen.panels import blocks
 from streamflow.screen.panels.blocks import Block
 from streamflow.screen.panels.queues import queues
-from streamflow.status.model import Status
+from streamflow.status.model import NamespaceStatus
 
 TWO_COLUMNS = 116
 MARGIN = 3
 
 
-def render_status(status: Status, width: int, height: int | None = None, problem: str = "") -> RenderableType:
+def render_status(status: NamespaceStatus, width: int, height: int | None = None, problem: str = "") -> RenderableType:
     """Lines of exactly `width` cells; `height` None shows everything. `problem` stands in for the health words."""
     return Group(*status_lines(status, width, height, problem))
 
 
-def status_lines(status: Status, width: int, height: int | None = None, problem: str = "") -> list[Text]:
+def status_lines(status: NamespaceStatus, width: int, height: int | None = None, problem: str = "") -> list[Text]:
     width = max(width, 1)
     lines = blocks.header(status, width, problem)
     roomy = height is None or height >= 30
@@ -61,7 +61,7 @@ def status_lines(status: Status, width: int, height: int | None = None, problem:
     return shown
 
 
-def _top(status: Status, width: int) -> list[Text]:
+def _top(status: NamespaceStatus, width: int) -> list[Text]:
     """Throughput and runs, next to each other where both are readable."""
     if width < 60:
         return [*blocks.throughput(status, width).lines, *blocks.runs(status, width).lines]
@@ -70,7 +70,7 @@ def _top(status: Status, width: int) -> list[Text]:
     return beside(blocks.throughput(status, left).lines, blocks.runs(status, right).lines, left, right, MARGIN)
 
 
-def _parts(status: Status, width: int, height: int | None) -> list[Block]:
+def _parts(status: NamespaceStatus, width: int, height: int | None) -> list[Block]:
     parts = [
         blocks.daemons(status, width),
         blocks.shards(status, width, _map_rows(height)),
@@ -129,7 +129,7 @@ class StatusScreen:
     """A renderable that takes the size of the terminal each time it is drawn: right after a resize, too."""
 
     def __init__(self) -> None:
-        self.status: Status | None = None
+        self.status: NamespaceStatus | None = None
         self.problem = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

@@ -14,14 +14,14 @@ from rich.live import Live
 from streamflow.errors import StoreError
 from streamflow.screen.layout import StatusScreen
 from streamflow.screen.style import duration
-from streamflow.status.model import Status
+from streamflow.status.model import NamespaceStatus
 
 RESIZE_S = 0.1
 """Seconds between two looks at the size of the terminal."""
 
 
 async def watch(
-    fetch: Callable[[], Awaitable[Status]],
+    fetch: Callable[[], Awaitable[NamespaceStatus]],
     console: Console,
     interval: float = 1.0,
     until: anyio.Event | None = None,
@@ -41,7 +41,9 @@ async def watch(
             group.cancel_scope.cancel()
 
 
-async def _poll(fetch: Callable[[], Awaitable[Status]], screen: StatusScreen, live: Live, interval: float) -> None:
+async def _poll(
+    fetch: Callable[[], Awaitable[NamespaceStatus]], screen: StatusScreen, live: Live, interval: float
+) -> None:
     answered = anyio.current_time()
     while True:
         try:

@@ -18,7 +18,13 @@ import msgspec
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from streamflow.events import RunCancelled, RunCompleted, RunContinued, RunFailed, RunStarted, Transition
+from streamflow import events
+from streamflow.events import (
+    RunCompleted,
+    RunContinued,
+    RunStarted,
+    Transition,
+)
 from streamflow.model.record import Header
 from streamflow.screen.columns import Column, fit, table
 from streamflow.screen.payload import preview
@@ -122,9 +128,9 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
                 lines.append(_fact("input", Text(preview(event.input, 2 * width)), width))
             elif isinstance(event, RunCompleted):
                 lines.append(_fact("result", Text(preview(event.result, 2 * width), style=OK), width))
-            elif isinstance(event, RunCancelled):
+            elif isinstance(event, events.RunCancelled):
                 lines.append(_fact("reason", safe_text(event.reason, WARN, 500), width))
-            elif isinstance(event, RunFailed):
+            elif isinstance(event, events.RunFailed):
                 lines.append(
                     _fact("error", safe_text(f"{event.failure.kind}: {event.failure.message}", BAD, 500), width)
                 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from streamflow import events
 from streamflow.errors import Failure
 from streamflow.events import (
     AnyEvent,
@@ -17,7 +18,6 @@ from streamflow.events import (
     CancelRequested,
     ChildCancelled,
     ChildCompleted,
-    ChildFailed,
     ChildStarted,
     HistoryLimitReached,
     Patched,
@@ -28,7 +28,6 @@ from streamflow.events import (
     SignalSent,
     StepCancelled,
     StepCompleted,
-    StepFailed,
     StepRetrying,
     StepScheduled,
     TimerFired,
@@ -111,7 +110,7 @@ def _begin(at: int, event: AnyEvent) -> Span | None:
         case Patched():
             return Span("patch", event.name, at, at)
         case RunContinued():
-            return Span("life", f"life {event.lives + 1}", at, at, note=preview(event.input, PREVIEW))
+            return Span("life", f"life {event.generation + 1}", at, at, note=preview(event.input, PREVIEW))
         case HistoryLimitReached():
             return Span("limit", "history limit", at, at, note=f"{event.count:,} events")
         case RunStuck():
@@ -147,7 +146,7 @@ def _go_on(numbered: dict[int | str, Span], at: int, event: AnyEvent) -> None:
         case StepRetrying():
             span.marks.append(at)
             span.attempts, span.due, span.note = event.attempt, event.due, _words(event.failure)
-        case StepFailed():
+        case events.StepFailed():
             span.marks.append(at)
             span.end, span.attempts, span.took = at, event.attempt, event.ms
             span.failed, span.note = True, _words(event.failure)
@@ -164,7 +163,7 @@ def _go_on(numbered: dict[int | str, Span], at: int, event: AnyEvent) -> None:
             span.end, span.note = at, f"{span.child} asked to cancel"
         case ChildCompleted():
             span.end, span.note = at, f"{span.child} {preview(event.result, PREVIEW)}"
-        case ChildFailed():
+        case events.ChildFailed():
             span.end, span.failed, span.note = at, True, f"{span.child} {_words(event.failure)}"
         case _:
             return

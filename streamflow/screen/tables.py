@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from streamflow import events
 from streamflow.errors import Failure
 from streamflow.events import (
     AnyEvent,
@@ -20,15 +21,12 @@ from streamflow.events import (
     CancelRequested,
     ChildCancelled,
     ChildCompleted,
-    ChildFailed,
     ChildStarted,
     HistoryLimitReached,
     MessageQuarantined,
     Patched,
-    RunCancelled,
     RunCompleted,
     RunContinued,
-    RunFailed,
     RunResumed,
     RunStarted,
     RunStuck,
@@ -36,7 +34,6 @@ from streamflow.events import (
     SignalSent,
     StepCancelled,
     StepCompleted,
-    StepFailed,
     StepRetrying,
     StepScheduled,
     TimerFired,
@@ -54,8 +51,8 @@ ATTRIBUTES_FROM = 130
 _STYLES: dict[type, str] = {
     RunStarted: BUSY,
     RunCompleted: OK,
-    RunFailed: BAD,
-    RunCancelled: MUTED,
+    events.RunFailed: BAD,
+    events.RunCancelled: MUTED,
     RunStuck: WARN,
     RunResumed: BUSY,
     RunContinued: BUSY,
@@ -64,9 +61,9 @@ _STYLES: dict[type, str] = {
     StepCancelled: MUTED,
     StepCompleted: OK,
     StepRetrying: WARN,
-    StepFailed: BAD,
+    events.StepFailed: BAD,
     ChildCompleted: OK,
-    ChildFailed: BAD,
+    events.ChildFailed: BAD,
     ChildCancelled: MUTED,
     MessageQuarantined: WARN,
 }
@@ -155,16 +152,16 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             return [(event.workflow, "bold"), *tenant, (preview(event.input, PREVIEW), MUTED)]
         case RunCompleted():
             return [(event.workflow, "bold"), (duration(event.ms), ""), (preview(event.result, PREVIEW), MUTED)]
-        case RunFailed():
+        case events.RunFailed():
             return [(event.workflow, "bold"), (duration(event.ms), ""), (_words(event.failure), BAD)]
-        case RunCancelled():
+        case events.RunCancelled():
             return [(event.workflow, "bold"), (duration(event.ms), ""), (event.reason, MUTED)]
         case RunStuck():
             return [(event.workflow, "bold"), (event.reason, WARN)]
         case RunResumed():
             return [(event.workflow, "bold")]
         case RunContinued():
-            life = [(f"life {event.lives + 1}", ""), *_carried(len(event.carried))]
+            life = [(f"life {event.generation + 1}", ""), *_carried(len(event.carried))]
             return [(event.workflow, "bold"), *life, (preview(event.input, PREVIEW), MUTED)]
         case CancelRequested():
             return [*([("terminate", "bold")] if event.terminate else []), (event.reason, MUTED)]
@@ -181,7 +178,7 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
         case StepRetrying():
             again = f"attempt {event.attempt} failed, again in {duration(max(0, event.due - at))}"
             return [(f"{event.name} #{event.seq}", "bold"), (again, WARN), (_words(event.failure), BAD)]
-        case StepFailed():
+        case events.StepFailed():
             tries = f"after {event.attempt} attempt{'s' * (event.attempt != 1)}"
             return [(f"{event.name} #{event.seq}", "bold"), (tries, WARN), (_words(event.failure), BAD)]
         case StepCancelled() | ChildCancelled():
@@ -204,7 +201,7 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             return [(f"{event.name} #{event.seq}", "bold"), (event.run_id, ""), (preview(event.input, PREVIEW), MUTED)]
         case ChildCompleted():
             return [(f"{event.name} #{event.seq}", "bold"), (preview(event.result, PREVIEW), MUTED)]
-        case ChildFailed():
+        case events.ChildFailed():
             return [(f"{event.name} #{event.seq}", "bold"), (_words(event.failure), BAD)]
         case MessageQuarantined():
             return [(f"message {event.message}", "bold"), (event.reason, WARN)]

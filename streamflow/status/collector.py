@@ -24,7 +24,7 @@ import msgspec
 from streamflow.client.client import Client
 from streamflow.errors import StoreError
 from streamflow.model.codec import DECODE_ERRORS
-from streamflow.status.model import Server, Shard, Status, daemon_from, shards_from
+from streamflow.status.model import NamespaceStatus, Server, Shard, daemon_from, shards_from
 from streamflow.status.queues import queues_of
 from streamflow.store.connection import Call
 from streamflow.store.namespace import Namespace
@@ -60,7 +60,7 @@ class StatusCollector:
         self._looks: dict[str, deque[_Look]] = {}
         self._moved: set[str] = set()
 
-    async def settled(self) -> Status:
+    async def settled(self) -> NamespaceStatus:
         """A status that needs no look before it: waits until every member's beat has moved, or is late."""
         began = time.monotonic()
         status = await self.collect()
@@ -69,7 +69,7 @@ class StatusCollector:
             status = await self.collect()
         return status
 
-    async def collect(self) -> Status:
+    async def collect(self) -> NamespaceStatus:
         """Raises `StoreError`."""
         client = self._client
         namespace = await client.read_namespace()
@@ -90,7 +90,7 @@ class StatusCollector:
             if isinstance(answer, StoreError):
                 raise answer
         owners, inboxes = rest[: len(shards)], rest[len(shards) :]
-        status = Status(
+        status = NamespaceStatus(
             namespace=client.namespace,
             as_of=int(clock[0]) * 1000 + int(clock[1]) // 1000,
             server=None if isinstance(info, StoreError) else _server(info, fsync),
@@ -108,7 +108,7 @@ class StatusCollector:
 
     # --- members ------------------------------------------------------------------------------------------------------
 
-    def _put_members(self, status: Status, members: Mapping[bytes, bytes]) -> None:
+    def _put_members(self, status: NamespaceStatus, members: Mapping[bytes, bytes]) -> None:
         now = time.monotonic()
         beats = {member.decode(errors="replace"): _beat(raw) for member, raw in members.items()}
         for gone in self._looks.keys() - beats.keys():
@@ -142,7 +142,9 @@ class StatusCollector:
 
     # --- shards -------------------------------------------------------------------------------------------------------
 
-    def _put_shards(self, status: Status, namespace: Namespace, owners: Sequence[Any], inboxes: Sequence[Any]) -> None:
+    def _put_shards(
+        self, status: NamespaceStatus, namespace: Namespace, owners: Sequence[Any], inboxes: Sequence[Any]
+    ) -> None:
         alive = self._alive()
         if not owners:
             beats = {member: looks[-1].beat for member, looks in self._looks.items()}
@@ -158,7 +160,7 @@ class StatusCollector:
                 )
             )
 
-    async def _put_lag(self, status: Status, owners: Sequence[Any]) -> None:
+    async def _put_lag(self, status: NamespaceStatus, owners: Sequence[Any]) -> None:
         """Log entries that the stored views don't cover, counted up to `COUNT_LAG_TO`."""
         keys = [self._client.keys.shard(shard.number) for shard in status.shards]
         send = self._client.store.send
@@ -175,7 +177,7 @@ class StatusCollector:
                 shard.lag = 0 if isinstance(count, StoreError) else count
 
 
-async def collect_status(client: Client, *, shards: bool = False) -> Status:
+async def collect_status(client: Client, *, shards: bool = False) -> NamespaceStatus:
     """One status, of one look or a few (about half a second)."""
     return await StatusCollector(client, shards=shards).settled()
 
@@ -222,7 +224,7 @@ def _text(value: object) -> str:
 # --- views ----------------------------------------------------------------------------------------------------------
 
 
-def _put_views(status: Status, merged: Sequence[bytes | None]) -> None:
+def _put_views(status: NamespaceStatus, merged: Sequence[bytes | None]) -> None:
     for name, data in zip(_VIEW_NAMES, merged, strict=True):
         if data is None:
             continue

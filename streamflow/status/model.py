@@ -1,6 +1,6 @@
 """What the status screen shows, as plain data: `status --json` prints `msgspec.to_builtins` of it.
 
-Owns: the `Status` tree, and making its daemons and shards from the members' beats.
+Owns: the `NamespaceStatus` tree, and making its daemons and shards from the members' beats.
 Must not: read anything or look at a clock. Called by: the status fetcher (makes it), `screen/layout.py` (draws it).
 """
 
@@ -23,7 +23,7 @@ class Server(msgspec.Struct, kw_only=True):
     ops_per_s: float = 0.0
 
 
-class Daemon(msgspec.Struct, kw_only=True):
+class DaemonRow(msgspec.Struct, kw_only=True):
     """One member's last beat. Rates are `None` until two beats have been seen; `beat_age` is in seconds."""
 
     id: str = ""
@@ -60,14 +60,14 @@ class Queue(msgspec.Struct, kw_only=True):
     workers: int = 0
 
 
-class Status(msgspec.Struct, kw_only=True):
+class NamespaceStatus(msgspec.Struct, kw_only=True):
     """`views`: merged and rendered, see `views/registry.py`. `oldest` rows: [run id, workflow, started ms]."""
 
     namespace: str
     as_of: int
     """Server clock, ms."""
     server: Server | None = None
-    daemons: list[Daemon] = []
+    daemons: list[DaemonRow] = []
     shards_total: int = 0
     shards_unowned: int = 0
     shards: list[Shard] = []
@@ -88,13 +88,13 @@ def daemon_from(
     beat_age: float | None = None,
     before: Mapping[str, Any] | None = None,
     elapsed: float = 0.0,
-) -> Daemon:
+) -> DaemonRow:
     """A daemon from its beat; with the beat of `elapsed` seconds `before`, also its steps/s and CPU share."""
     steps_per_s = cpu_percent = None
     if before is not None and elapsed > 0 and before.get("started") == beat.get("started"):
         steps_per_s = max(0.0, (beat.get("steps", 0) - before.get("steps", 0)) / elapsed)
         cpu_percent = max(0.0, 100 * (beat.get("cpu", 0.0) - before.get("cpu", 0.0)) / elapsed)
-    return Daemon(
+    return DaemonRow(
         id=member,
         name=str(beat.get("name") or member),
         shards=len(beat.get("shards", ())),

@@ -102,8 +102,8 @@ class _PackingInC:
 class Store:
     """A server, spoken to in pipelines.
 
-    `generation` grows when the server that answers has another history than before (restart, failover): whoever keeps
-    copies of the server's state must drop them. `patience`: seconds to keep trying before `StoreUnavailable`.
+    `server_generation` grows when the server that answers has another history than before (restart, failover):
+    copies of the server's state must be dropped. `patience`: seconds to keep trying before `StoreUnavailable`.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Store:
     ) -> None:
         self.url = url
         self.patience = patience
-        self.generation = 0
+        self.server_generation = 0
         self._identity = ""
         self._scripts = scripts if scripts is not None else load_scripts()
         self._client = client or self._make_client(timeout=None)
@@ -170,7 +170,7 @@ class Store:
         lines = (line.partition(":") for line in info.decode().splitlines())
         identity = next((value for name, _, value in lines if name == "run_id"), "")
         if self._identity and identity != self._identity:
-            self.generation += 1
+            self.server_generation += 1
             _log.warning("the server restarted or was replaced; everything kept from it is read again")
         self._identity = identity
 

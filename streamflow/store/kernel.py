@@ -4,7 +4,7 @@ Owns: the order of keys and arguments (the headers in `lua/` are checked against
 Must not: send anything (`Store.send` does), decide anything.
 Called by: owner, membership, relay, rollup, worker, client.
 
-Each method returns a `Call`; many calls travel in one pipeline: `await store.send([kernel.commit(…), kernel.fold(…)])`.
+Each method returns a `Call`; many calls travel in one pipeline: `await store.send([kernel.commit(…), …])`.
 `now` is the shard clock in ms for tests; None asks the server.
 """
 
@@ -30,7 +30,7 @@ FRESH = b"-"
 """Before a state in a `RunWrite`. No snapshot begins so: it is an array of MessagePack."""
 
 
-class Answer(enum.StrEnum):
+class Reply(enum.StrEnum):
     OK = "OK"
     DUP = "DUP"
     CONFLICT = "CONFLICT"
@@ -79,7 +79,7 @@ class Offer(msgspec.Struct):
     body: bytes
 
 
-class Claim(msgspec.Struct, frozen=True):
+class ClaimRef(msgspec.Struct, frozen=True):
     """An entry that a worker has. `step` is `<run id>/<seq>`; `told`: newest details of its step, empty for none."""
 
     entry: str
@@ -100,9 +100,9 @@ class Dead(msgspec.Struct, frozen=True):
 
 
 class Taken(msgspec.Struct):
-    """`token`: ours when `answer` is OK, else the present owner's (`holder`)."""
+    """`token`: ours when `code` is OK, else the present owner's (`holder`)."""
 
-    answer: Answer
+    code: Reply
     token: str
     clock: int
     holder: str
@@ -111,7 +111,7 @@ class Taken(msgspec.Struct):
 class Fired(msgspec.Struct):
     """`next`: ms when the next run is due, None when nothing waits."""
 
-    answer: Answer
+    code: Reply
     clock: int
     next: int | None
     due: list[str]
@@ -120,14 +120,14 @@ class Fired(msgspec.Struct):
 class Committed(msgspec.Struct):
     """`entry`: id of the log entry, empty when there was nothing to log; `conflicts`: run ids."""
 
-    answer: Answer
+    code: Reply
     clock: int
     entry: str
     conflicts: list[str]
 
 
 class Folded(msgspec.Struct):
-    answer: Answer
+    code: Reply
     entries: int
 
 
@@ -190,7 +190,7 @@ class Kernel:
 
     # --- the way in ---------------------------------------------------------------------------------------------------
 
-    def start(self, shard: int, starts: Sequence[Start], now: int | None = None) -> Call[list[bytes]]:
+    def start_runs(self, shard: int, starts: Sequence[Start], now: int | None = None) -> Call[list[bytes]]:
         """Answers for each run: empty (created) or the header of the run that has the id."""
         keys = self.keys.shard(shard)
         names = [keys.owner, keys.inbox]
@@ -198,9 +198,9 @@ class Kernel:
         for start in starts:
             names += self._listing_keys(keys, start.run_id, Status.RUNNING, start.workflow, start.tenant)
             args += (start.run_id, start.workflow, start.tenant, start.body)
-        return Call("start", names, args)
+        return Call("start_runs", names, args)
 
-    def post(
+    def post_messages(
         self, shard: int, source: str, number: int, messages: Sequence[Message], now: int | None = None
     ) -> Call[str]:
         """Answers with a letter for each message: a (accepted), e (the run has ended), m (no such run)."""
@@ -210,14 +210,16 @@ class Kernel:
         for message in messages:
             names.append(keys.run(message.run_id))
             args += (message.kind, message.run_id, message.body)
-        return Call("post", names, args, bytes.decode)
+        return Call("post_messages", names, args, bytes.decode)
 
-    def complete(self, shard: int, run_id: str, created: int, body: bytes) -> Call[str]:
+    def report_outcome(self, shard: int, run_id: str, created: int, body: bytes) -> Call[str]:
         """Answers a (accepted), e (the run has ended) or m (no such run, or one that was created at another time)."""
         keys = self.keys.shard(shard)
-        return Call("complete", [keys.inbox, keys.run(run_id)], [run_id, created, body], bytes.decode)
+        return Call("report_outcome", [keys.inbox, keys.run(run_id)], [run_id, created, body], bytes.decode)
 
-    def deliver(self, shard: int, source: int, deliveries: Sequence[Delivery], now: int | None = None) -> Call[str]:
+    def deliver_messages(
+        self, shard: int, source: int, deliveries: Sequence[Delivery], now: int | None = None
+    ) -> Call[str]:
         """Answers with the last number that is accepted from the source shard."""
         keys = self.keys.shard(shard)
         names = [keys.seen, keys.inbox, keys.owner]
@@ -225,29 +227,29 @@ class Kernel:
         for one in deliveries:
             names += self._listing_keys(keys, one.run_id, Status.RUNNING, one.workflow, one.tenant)
             args += (one.number, one.kind, one.run_id, one.workflow, one.tenant, one.parent, one.body)
-        return Call("deliver", names, args, bytes.decode)
+        return Call("deliver_messages", names, args, bytes.decode)
 
-    def peek(self, shard: int, run_ids: Sequence[str]) -> Call[list[tuple[bytes, bytes]]]:
+    def peek_runs(self, shard: int, run_ids: Sequence[str]) -> Call[list[tuple[bytes, bytes]]]:
         """Answers for each run: header (empty when there is none) and last transition (empty while it is open)."""
         keys = self.keys.shard(shard)
-        return Call("peek", [keys.run(run_id) for run_id in run_ids], [], _pairs)
+        return Call("peek_runs", [keys.run(run_id) for run_id in run_ids], [], _pairs)
 
     # --- ownership ----------------------------------------------------------------------------------------------------
 
-    def take(
+    def acquire_shard(
         self, shard: int, expected: str, nonce: str, holder: str, group: str, now: int | None = None
     ) -> Call[Taken]:
         keys = self.keys.shard(shard)
-        return Call("take", [keys.owner, keys.inbox], [expected, nonce, holder, group, _time(now)], _taken)
+        return Call("acquire_shard", [keys.owner, keys.inbox], [expected, nonce, holder, group, _time(now)], _taken)
 
-    def release(self, shard: int, token: str) -> Call[Answer]:
-        return Call("release", [self.keys.shard(shard).owner], [token], lambda reply: Answer(reply[0].decode()))
+    def release_shard(self, shard: int, token: str) -> Call[Reply]:
+        return Call("release_shard", [self.keys.shard(shard).owner], [token], lambda reply: Reply(reply[0].decode()))
 
     # --- the owner's work ---------------------------------------------------------------------------------------------
 
-    def fire(self, shard: int, token: str, limit: int, now: int | None = None) -> Call[Fired]:
+    def due_runs(self, shard: int, token: str, limit: int, now: int | None = None) -> Call[Fired]:
         keys = self.keys.shard(shard)
-        return Call("fire", [keys.owner, keys.agenda], [token, _time(now), limit], _fired)
+        return Call("due_runs", [keys.owner, keys.agenda], [token, _time(now), limit], _fired)
 
     def commit(self, shard: int, token: str, group: str, batch: Batch, now: int | None = None) -> Call[Committed]:
         keys = self.keys.shard(shard)
@@ -296,7 +298,7 @@ class Kernel:
             args += (put.field, put.value)
         return Call("commit", names, args, _committed)
 
-    def forget(self, shard: int, runs: Sequence[tuple[str, Header]]) -> Call[int]:
+    def forget_runs(self, shard: int, runs: Sequence[tuple[str, Header]]) -> Call[int]:
         """Answers with the number of runs deleted. Open runs and runs whose header has changed stay."""
         keys = self.keys.shard(shard)
         names: list[str] = []
@@ -310,9 +312,9 @@ class Kernel:
             if header.attributes:
                 attributes += [keys.attribute(name, value_text(value)) for name, value in header.attributes.items()]
                 having += [run_id] * len(header.attributes)
-        return Call("forget", names + attributes, args + having)
+        return Call("forget_runs", names + attributes, args + having)
 
-    def fold(
+    def checkpoint_views(
         self,
         shard: int,
         token: str,
@@ -326,7 +328,7 @@ class Kernel:
         names = list(workflows)
         listings = [keys.index(Status.RUNNING, name) for name in names]
         return Call(
-            "fold",
+            "checkpoint_views",
             [keys.owner, keys.views, keys.log, *listings],
             [token, offset, partial, keep, oldest, *names],
             _folded,
@@ -334,52 +336,52 @@ class Kernel:
 
     # --- queues -------------------------------------------------------------------------------------------------------
 
-    def offer(self, queue: str, partition: int, source: int, offers: Sequence[Offer]) -> Call[str]:
+    def enqueue_attempts(self, queue: str, partition: int, source: int, offers: Sequence[Offer]) -> Call[str]:
         """Answers with the last number that is accepted from the source shard."""
         keys = self.keys.queue(queue, partition)
         args: list[Any] = [f"shard:{source}", WORKERS]
         for one in offers:
             args += (one.number, one.kind, one.run_id, one.created, one.seq, one.attempt, one.details, one.body)
-        return Call("offer", [keys.stream, keys.seen, keys.steps, keys.details], args, bytes.decode)
+        return Call("enqueue_attempts", [keys.stream, keys.seen, keys.steps, keys.details], args, bytes.decode)
 
-    def keep(self, queue: str, partition: int, consumer: str, claims: Sequence[Claim]) -> Call[str]:
+    def extend_claims(self, queue: str, partition: int, consumer: str, claims: Sequence[ClaimRef]) -> Call[str]:
         """Answers with a letter for each claim: k (kept), r (revoked), l (lost)."""
         args: list[Any] = [WORKERS, consumer]
         for claim in claims:
             args += (claim.entry, claim.step, claim.told)
-        return Call("keep", _places(self.keys.queue(queue, partition)), args, bytes.decode)
+        return Call("extend_claims", _places(self.keys.queue(queue, partition)), args, bytes.decode)
 
-    def reap(self, queue: str, partition: int, idle_ms: int, quiet_ms: int, limit: int) -> Call[list[Dead]]:
+    def expired_claims(self, queue: str, partition: int, idle_ms: int, quiet_ms: int, limit: int) -> Call[list[Dead]]:
         """Answers with entries that nobody has kept for `idle_ms`. Consumers without any go after `quiet_ms`."""
         args = [WORKERS, idle_ms, quiet_ms, limit]
-        return Call("reap", _places(self.keys.queue(queue, partition)), args, _dead)
+        return Call("expired_claims", _places(self.keys.queue(queue, partition)), args, _dead)
 
-    def finish(self, queue: str, partition: int, claims: Sequence[Claim]) -> Call[bytes]:
+    def ack_attempts(self, queue: str, partition: int, claims: Sequence[ClaimRef]) -> Call[bytes]:
         args: list[Any] = [WORKERS]
         for claim in claims:
             args += (claim.entry, claim.step)
-        return Call("finish", _places(self.keys.queue(queue, partition)), args)
+        return Call("ack_attempts", _places(self.keys.queue(queue, partition)), args)
 
-    def requeue(self, queue: str, partition: int, consumer: str, claims: Sequence[Claim]) -> Call[int]:
+    def requeue_attempts(self, queue: str, partition: int, consumer: str, claims: Sequence[ClaimRef]) -> Call[int]:
         """Answers with the number of entries that wait for another worker now."""
         args: list[Any] = [WORKERS, consumer]
         for claim in claims:
             args += (claim.entry, claim.step, claim.told)
-        return Call("requeue", _places(self.keys.queue(queue, partition)), args)
+        return Call("requeue_attempts", _places(self.keys.queue(queue, partition)), args)
 
     # --- the namespace ------------------------------------------------------------------------------------------------
 
-    def beat(self, member: str, beat: bytes, dead: Iterable[tuple[str, bytes]] = ()) -> Call[dict[str, bytes]]:
+    def heartbeat(self, member: str, beat: bytes, dead: Iterable[tuple[str, bytes]] = ()) -> Call[dict[str, bytes]]:
         """Answers with the beats of all members. An empty `beat` takes the member off."""
         args: list[Any] = [member, beat]
         for name, last in dead:
             args += (name, last)
-        return Call("beat", [self.keys.members], args, _mapping)
+        return Call("heartbeat", [self.keys.members], args, _mapping)
 
-    def found(self, shards: int, partition: Partition) -> Call[tuple[int, Partition, int]]:
+    def create_namespace(self, shards: int, partition: Partition) -> Call[tuple[int, Partition, int]]:
         """Answers with shards, partition and schema as they are stored."""
         return Call(
-            "found",
+            "create_namespace",
             [self.keys.meta],
             [shards, str(partition), SCHEMA],
             lambda reply: (int(reply[0]), Partition(reply[1].decode()), int(reply[2])),
@@ -417,28 +419,28 @@ def _mapping(reply: list[bytes]) -> dict[str, bytes]:
 
 def _taken(reply: list[bytes]) -> Taken:
     if reply[0] == b"OK":
-        return Taken(Answer.OK, reply[1].decode(), int(reply[2]), "")
-    return Taken(Answer(reply[0].decode()), reply[1].decode(), 0, reply[2].decode())
+        return Taken(Reply.OK, reply[1].decode(), int(reply[2]), "")
+    return Taken(Reply(reply[0].decode()), reply[1].decode(), 0, reply[2].decode())
 
 
 def _fired(reply: list[bytes]) -> Fired:
     if reply[0] != b"OK":
-        return Fired(Answer(reply[0].decode()), 0, None, [])
+        return Fired(Reply(reply[0].decode()), 0, None, [])
     # Scores come back as the text of a double; a due time is whole ms.
     upcoming = int(float(reply[2])) if reply[2] else None
-    return Fired(Answer.OK, int(reply[1]), upcoming, [run_id.decode(errors="replace") for run_id in reply[3:]])
+    return Fired(Reply.OK, int(reply[1]), upcoming, [run_id.decode(errors="replace") for run_id in reply[3:]])
 
 
 def _committed(reply: list[bytes]) -> Committed:
-    answer = Answer(reply[0].decode())
-    if answer is Answer.OK or answer is Answer.DUP:
-        return Committed(answer, int(reply[1]), reply[2].decode(), [])
-    return Committed(answer, 0, "", [item.decode() for item in reply[1:]])
+    code = Reply(reply[0].decode())
+    if code is Reply.OK or code is Reply.DUP:
+        return Committed(code, int(reply[1]), reply[2].decode(), [])
+    return Committed(code, 0, "", [item.decode() for item in reply[1:]])
 
 
 def _folded(reply: list[Any]) -> Folded:
-    answer = Answer(reply[0].decode())
-    return Folded(answer, int(reply[1]) if answer is Answer.OK else 0)
+    code = Reply(reply[0].decode())
+    return Folded(code, int(reply[1]) if code is Reply.OK else 0)
 
 
 def _dead(reply: list[bytes]) -> list[Dead]:

@@ -52,7 +52,7 @@ async def open_namespace(store: Store, kernel: Kernel, settings: Settings) -> Na
 
     Raises `NamespaceMismatch` with both values.
     """
-    shards, partition, schema = await store.one(kernel.found(settings.shards, settings.partition))
+    shards, partition, schema = await store.one(kernel.create_namespace(settings.shards, settings.partition))
     _check_schema(settings.namespace, schema)
     if (shards, partition) != (settings.shards, settings.partition):
         raise NamespaceMismatch(

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from streamflow.client.histories import History, load_history, replay, save_history
     from streamflow.testing.crashes import Survived, survives_crashes
     from streamflow.testing.sandbox import Sandbox, SandboxRun, run
-    from streamflow.testing.stubs import Call
+    from streamflow.testing.stubs import StubCall
     from streamflow.testing.world import Stalled
 
 _LATER = {
-    "Call": "streamflow.testing.stubs",
+    "StubCall": "streamflow.testing.stubs",
     "History": "streamflow.client.histories",
     "Sandbox": "streamflow.testing.sandbox",
     "SandboxRun": "streamflow.testing.sandbox",
@@ -46,11 +46,11 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "Call",
     "History",
     "Sandbox",
     "SandboxRun",
     "Stalled",
+    "StubCall",
     "Survived",
     "load_history",
     "replay",

@@ -25,7 +25,7 @@ from streamflow.model import codec
 from streamflow.model.failures import failure_of
 from streamflow.steps import executor
 from streamflow.steps.context import Running, current
-from streamflow.testing.stubs import Call, Stub, Stubs
+from streamflow.testing.stubs import Stub, StubCall, Stubs
 from streamflow.workflow.actions import StepJob
 
 running: contextvars.ContextVar[bool] = contextvars.ContextVar("streamflow_sandbox_step", default=False)
@@ -48,7 +48,7 @@ async def perform(stubs: Stubs, run_id: str, job: StepJob, at: datetime) -> tupl
     running.set(True)
     try:
         args, kwargs = step.parameters.decode(job.args)
-        call = Call(args=args, kwargs=kwargs, run_id=run_id, seq=job.seq, attempt=job.attempt, at=at)
+        call = StubCall(args=args, kwargs=kwargs, run_id=run_id, seq=job.seq, attempt=job.attempt, at=at)
         stubs.called(step.name, call)
         value = await _value(stub, job, args, kwargs)
         result = Raw(codec.encode(value, f"result of step {step.name}"))

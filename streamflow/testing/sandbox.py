@@ -49,7 +49,7 @@ from streamflow.model.record import Status, decode_header
 from streamflow.model.sharding import Partition, full_run_id
 from streamflow.store.namespace import Namespace
 from streamflow.testing.attempts import running
-from streamflow.testing.stubs import Call, Stub
+from streamflow.testing.stubs import Stub, StubCall
 from streamflow.testing.world import Record, Stalled, World
 from streamflow.workflow.app import App, Step
 
@@ -186,7 +186,7 @@ class Sandbox:
         seconds = takes.total_seconds() if isinstance(takes, timedelta) else takes
         self.world.stubs.add(step, Stub(replacement, returns, raises, seconds, times))
 
-    def calls(self, step: Step[..., Any] | str) -> list[Call]:
+    def calls(self, step: Step[..., Any] | str) -> list[StubCall]:
         """All attempts of a step that have begun, in order, stubbed or not."""
         return self.world.stubs.calls(step)
 

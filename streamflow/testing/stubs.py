@@ -21,7 +21,7 @@ Key = tuple[str, int, int]
 """Which attempt: run id, number of the decision, number of the attempt."""
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True):
+class StubCall(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt that began. `at` is the virtual time, aware, in UTC; `attempt` counts from 1.
 
     An attempt that was begun again after a crash is there twice.
@@ -66,7 +66,7 @@ class Stubs:
     def __init__(self, app: App) -> None:
         self._app = app
         self._stubs: dict[str, list[Stub]] = {}
-        self._calls: dict[str, list[Call]] = {}
+        self._calls: dict[str, list[StubCall]] = {}
 
     def add(self, step: Step[..., Any] | str, stub: Stub) -> None:
         registered = self._registered(step)
@@ -88,10 +88,10 @@ class Stubs:
         """The newest stub that serves this attempt."""
         return next((stub for stub in self._stubs.get(name, ()) if stub.serves(key)), None)
 
-    def called(self, name: str, call: Call) -> None:
+    def called(self, name: str, call: StubCall) -> None:
         self._calls.setdefault(name, []).append(call)
 
-    def calls(self, step: Step[..., Any] | str) -> list[Call]:
+    def calls(self, step: Step[..., Any] | str) -> list[StubCall]:
         return self._calls.get(self._registered(step).name, [])[:]
 
     def _registered(self, step: Step[..., Any] | str) -> Step[..., Any]:

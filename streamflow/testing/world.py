@@ -20,11 +20,11 @@ from typing import Any
 
 import msgspec
 
+from streamflow import events
 from streamflow.client.listing import ending_of, instant
 from streamflow.errors import Failure, RunError, UsageError
 from streamflow.events import (
     AnyEvent,
-    ChildFailed,
     Transition,
     decode_history,
     encode_transition,
@@ -133,7 +133,7 @@ class World:
     # --- what comes from outside ------------------------------------------------------------------------------------
 
     def start(self, run_id: str, workflow: str, tenant: str, payload: bytes, parent: str = "") -> bytes:
-        """Open a run, unless there is one: then its header, as `lua/start` answers."""
+        """Open a run, unless there is one: then its header, as `lua/start_runs` answers."""
         record = self.records.get(run_id)
         if record is not None:
             return record.header
@@ -293,7 +293,7 @@ class World:
         record.published.update(effects.published or {})
 
     def _deliver(self, target: str, kind: str, body: bytes) -> None:
-        """A message between runs; `lua/deliver` in production."""
+        """A message between runs; `lua/deliver_messages` in production."""
         if kind != "start":
             self.post(kind, target, body)
             return
@@ -302,7 +302,7 @@ class World:
         if header and decode_header(header).parent != start.parent:
             parent, _, seq = start.parent.rpartition("#")
             failure = Failure("RunConflict", f"the run id {target} belongs to another run")
-            self.post("child", parent, msgspec.msgpack.encode(ChildFailed(int(seq), "", failure)))
+            self.post("child", parent, msgspec.msgpack.encode(events.ChildFailed(int(seq), "", failure)))
 
     def _submit(self, run_id: str, job: StepJob) -> None:
         key = (run_id, job.seq)

@@ -21,18 +21,16 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from streamflow import events
 from streamflow.events import (
     AnyEvent,
     HistoryEvent,
     MessageQuarantined,
-    RunCancelled,
     RunCompleted,
-    RunFailed,
     RunResumed,
     RunStarted,
     RunStuck,
     StepCompleted,
-    StepFailed,
     StepRetrying,
 )
 from streamflow.views.histogram import Timings
@@ -102,7 +100,7 @@ class Runs(msgspec.Struct, array_like=True):
     tenants: dict[str, Counts] = {}
 
     def of(
-        self, event: RunStarted | RunCompleted | RunFailed | RunCancelled | RunStuck | RunResumed
+        self, event: RunStarted | RunCompleted | events.RunFailed | events.RunCancelled | RunStuck | RunResumed
     ) -> tuple[Counts, Counts]:
         workflow = self.workflows.get(event.workflow)
         if workflow is None:
@@ -125,13 +123,13 @@ def _run_completed(runs: Runs, run_id: str, at: int, event: RunCompleted) -> Non
         counts.completed += 1
 
 
-def _run_failed(runs: Runs, run_id: str, at: int, event: RunFailed) -> None:
+def _run_failed(runs: Runs, run_id: str, at: int, event: events.RunFailed) -> None:
     for counts in runs.of(event):
         counts.running -= 1
         counts.failed += 1
 
 
-def _run_cancelled(runs: Runs, run_id: str, at: int, event: RunCancelled) -> None:
+def _run_cancelled(runs: Runs, run_id: str, at: int, event: events.RunCancelled) -> None:
     for counts in runs.of(event):
         counts.running -= 1
         counts.cancelled += 1
@@ -213,7 +211,7 @@ def _rate_completion(rates: Rates, run_id: str, at: int, event: RunCompleted) ->
     _second(rates, at).completions += 1
 
 
-def _rate_failure(rates: Rates, run_id: str, at: int, event: RunFailed) -> None:
+def _rate_failure(rates: Rates, run_id: str, at: int, event: events.RunFailed) -> None:
     _second(rates, at).failures += 1
 
 
@@ -263,7 +261,7 @@ def _run_time(durations: Durations, run_id: str, at: int, event: RunCompleted) -
     _timings(durations, event.workflow).add(event.ms)
 
 
-def _run_failure(durations: Durations, run_id: str, at: int, event: RunFailed) -> None:
+def _run_failure(durations: Durations, run_id: str, at: int, event: events.RunFailed) -> None:
     _timings(durations, event.workflow).failures += 1
 
 
@@ -271,7 +269,7 @@ def _step_time(durations: Durations, run_id: str, at: int, event: StepCompleted)
     _timings(durations, event.name).add(event.ms)
 
 
-def _step_failure(durations: Durations, run_id: str, at: int, event: StepFailed) -> None:
+def _step_failure(durations: Durations, run_id: str, at: int, event: events.StepFailed) -> None:
     _timings(durations, event.name).failures += 1
 
 
@@ -326,7 +324,7 @@ class Latest(msgspec.Struct, array_like=True):
         self.rows = sorted([*self.rows, *other.rows])[-LATEST:]
 
 
-def _failed(latest: Latest, run_id: str, at: int, event: RunFailed) -> None:
+def _failed(latest: Latest, run_id: str, at: int, event: events.RunFailed) -> None:
     latest.add((at, run_id, event.workflow, event.failure.kind[:MAX_TEXT], event.failure.message[:MAX_TEXT]))
 
 
@@ -358,8 +356,8 @@ VIEWS: tuple[View[Any], ...] = (
         {
             RunStarted: _run_started,
             RunCompleted: _run_completed,
-            RunFailed: _run_failed,
-            RunCancelled: _run_cancelled,
+            events.RunFailed: _run_failed,
+            events.RunCancelled: _run_cancelled,
             RunStuck: _run_stuck,
             RunResumed: _run_resumed,
         },
@@ -373,7 +371,7 @@ VIEWS: tuple[View[Any], ...] = (
         {
             RunStarted: _rate_start,
             RunCompleted: _rate_completion,
-            RunFailed: _rate_failure,
+            events.RunFailed: _rate_failure,
             StepCompleted: _rate_step,
         },
         _merge_rates,
@@ -384,7 +382,7 @@ VIEWS: tuple[View[Any], ...] = (
         "run_durations",
         Durations,
         dict[str, Timings],
-        {RunCompleted: _run_time, RunFailed: _run_failure},
+        {RunCompleted: _run_time, events.RunFailed: _run_failure},
         _merge_durations,
         _render_durations,
     ),
@@ -392,11 +390,11 @@ VIEWS: tuple[View[Any], ...] = (
         "step_durations",
         Durations,
         dict[str, Timings],
-        {StepCompleted: _step_time, StepFailed: _step_failure, StepRetrying: _step_retry},
+        {StepCompleted: _step_time, events.StepFailed: _step_failure, StepRetrying: _step_retry},
         _merge_durations,
         _render_durations,
     ),
-    _latest_view("failures", ("workflow", "kind", "message"), RunFailed, _failed),
+    _latest_view("failures", ("workflow", "kind", "message"), events.RunFailed, _failed),
     _latest_view("stuck", ("workflow", "reason"), RunStuck, _stuck),
     _latest_view("quarantine", ("message", "reason"), MessageQuarantined, _quarantined),
 )

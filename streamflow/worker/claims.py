@@ -1,12 +1,12 @@
 """What a worker has taken from its queues: claims, from the read to the outcome.
 
 Owns: the table of claims, handing in outcomes, proving life for what runs, and giving dead workers' attempts up.
-Must not: read queues (the feeder does), run steps (the executor does), decide about retries (the run does).
-Called by: the worker (composes and runs the loops), the feeder (adds claims).
+Must not: read queues (the reader does), run steps (the executor does), decide about retries (the run does).
+Called by: the worker (composes and runs the loops), the reader (adds claims).
 
 A claim is one entry, which is one attempt. It ends in one of four ways:
 
-    outcome    the step ended: `complete` hands its outcome to the run, then `finish` takes the entry off the queue
+    outcome    the step ended: `report_outcome` hands its outcome to the run, then `ack_attempts` takes the entry off
     revoked    nobody wants it: the step is cancelled, the entry taken off
     lost       the entry isn't ours any more (we were silent for too long): the step is cancelled, its outcome dropped
     requeued   this worker leaves: the entry waits for another one, under the same attempt
@@ -32,9 +32,8 @@ from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.transition import Outcome
 from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.steps.executor import StepExecutor
-from streamflow.store import kernel as verbs
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Kernel
+from streamflow.store.kernel import ClaimRef, Kernel
 
 _log = logging.getLogger("streamflow.worker")
 _encode = msgspec.msgpack.Encoder().encode
@@ -43,7 +42,7 @@ REPORTS = 200
 BYTES = 1024 * 1024
 """Limits of one pipeline of outcomes."""
 CLAIMS = 500
-"""Claims in one `keep` or `requeue`."""
+"""Claims in one `extend_claims` or `requeue_attempts`."""
 REAPED = 100
 """Dead entries of a partition that are given up at once."""
 LONGEST_SILENCE = 1.0
@@ -74,8 +73,8 @@ class Claim(msgspec.Struct):
     def step(self) -> str:
         return f"{self.run_id}/{self.seq}"
 
-    def on_server(self, told: bytes = b"") -> verbs.Claim:
-        return verbs.Claim(self.entry, self.step, told)
+    def on_server(self, told: bytes = b"") -> ClaimRef:
+        return ClaimRef(self.entry, self.step, told)
 
 
 class Claims:
@@ -200,7 +199,7 @@ class Claims:
         if completing:
             answers = await self._store.send(
                 [
-                    self._kernel.complete(self._shard_of(claim.run_id), claim.run_id, claim.created, body)
+                    self._kernel.report_outcome(self._shard_of(claim.run_id), claim.run_id, claim.created, body)
                     for claim, body in completing
                 ],
                 patience=math.inf,
@@ -228,10 +227,10 @@ class Claims:
         return self._reports[:REPORTS]
 
     async def _finish(self, claims: list[Claim]) -> None:
-        by_place: dict[Place, list[verbs.Claim]] = {}
+        by_place: dict[Place, list[ClaimRef]] = {}
         for claim in claims:
             by_place.setdefault(claim.place, []).append(claim.on_server())
-        calls = [self._kernel.finish(*place, mine) for place, mine in by_place.items()]
+        calls = [self._kernel.ack_attempts(*place, mine) for place, mine in by_place.items()]
         if calls:
             for answer in await self._store.send(calls, patience=math.inf):
                 if isinstance(answer, StoreError):  # its worker is taken for dead later, and the run drops that
@@ -253,7 +252,7 @@ class Claims:
         if not going:
             return
         calls = [
-            self._kernel.keep(
+            self._kernel.extend_claims(
                 *place, self.consumer, [claim.on_server(told) for claim, told in zip(claims, tolds, strict=True)]
             )
             for place, claims, tolds in going
@@ -312,7 +311,7 @@ class Claims:
         stood still, says nothing about the others. They get a time-out to prove life first.
         """
         idle, quiet = round(self._timeout * 1000), round(max(FORGET_AFTER, 3 * self._timeout) * 1000)
-        calls: list[Call[Any]] = [self._kernel.reap(*place, idle, quiet, REAPED) for place in self.places]
+        calls: list[Call[Any]] = [self._kernel.expired_claims(*place, idle, quiet, REAPED) for place in self.places]
         answers = await self._store.send(calls)
         now = time.monotonic()
         if now - self._looked > max(0.75 * self._timeout, 0.5 * self._timeout + 1.0):
@@ -348,6 +347,6 @@ class Claims:
                 self._stop(claim)
                 self._forget(claim)
             mine = [claim.on_server(told) for claim, told in zip(claims, tolds, strict=True)]
-            calls.append(self._kernel.requeue(*place, self.consumer, mine))
+            calls.append(self._kernel.requeue_attempts(*place, self.consumer, mine))
         answers = await self._store.send(calls) if calls else []
         return sum(answer for answer in answers if not isinstance(answer, StoreError))

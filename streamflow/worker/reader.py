@@ -20,10 +20,9 @@ from streamflow.errors import Failure, StoreError
 from streamflow.machine.transition import Outcome
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.steps.executor import StepExecutor
-from streamflow.store import kernel as verbs
 from streamflow.store.blocking_reads import Entry, GroupGone, InboxConnection
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import WORKERS, Kernel
+from streamflow.store.kernel import WORKERS, ClaimRef, Kernel
 from streamflow.wire import QueuedStep, decode_job
 from streamflow.worker.claims import Claim, Claims, Place
 from streamflow.workflow.actions import StepJob
@@ -39,7 +38,7 @@ DIGITS = 15
 """Of a number in an entry at most: Python refuses to read very long ones."""
 
 
-class Feeder:
+class QueueReader:
     def __init__(
         self,
         app: App,
@@ -171,8 +170,8 @@ class Feeder:
         calls: list[Call[int]] = []
         for stream, entry, fields in entries:
             run_id, seq = ((fields or {}).get(name, b"").decode(errors="replace") for name in (b"run", b"seq"))
-            claim = verbs.Claim(entry, f"{run_id}/{seq}")
-            calls.append(self._kernel.requeue(*self._places[stream], self._claims.consumer, [claim]))
+            claim = ClaimRef(entry, f"{run_id}/{seq}")
+            calls.append(self._kernel.requeue_attempts(*self._places[stream], self._claims.consumer, [claim]))
         for answer in await self._store.send(calls) if calls else ():
             if isinstance(answer, StoreError):
                 _log.warning("an entry can't be given back, and waits here: %s", answer)

@@ -29,7 +29,7 @@ from streamflow.store.kernel import WORKERS, Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, check_server, namespace_from, read_namespace
 from streamflow.worker.claims import Claims
-from streamflow.worker.reader import Feeder
+from streamflow.worker.reader import QueueReader
 from streamflow.workflow.app import App
 
 _log = logging.getLogger("streamflow.worker")
@@ -86,29 +86,31 @@ class Worker:
             queues=self.queues,
             timeout=settings.worker_timeout,
             shard_of=namespace.shard_of,
-            on_room=lambda: feeder.room(),
+            on_room=lambda: reader.room(),
         )
         self.executor = executor = StepExecutor(
             settings.concurrency,
             settings.concurrency,
             claims.outcome,
             processes=settings.processes,
-            on_free=lambda: feeder.room(),
+            on_free=lambda: reader.room(),
         )
         claims.executor = executor
         connection = InboxConnection(store, WORKERS, BLOCK_MS, self.name)
-        self.feeder = feeder = Feeder(self.app, store, kernel, connection, claims, executor, slots=settings.concurrency)
-        await feeder.create_groups()
+        self.reader = reader = QueueReader(
+            self.app, store, kernel, connection, claims, executor, slots=settings.concurrency
+        )
+        await reader.create_groups()
         _log.info("worker %s serves %s of namespace %s", self.name, ", ".join(self.queues), settings.namespace)
         async with anyio.create_task_group() as loops:
             if signals:
                 loops.start_soon(stop_on_signal, self._stop, settings.grace, _log, "other workers notice")
-            for loop in (feeder.run, claims.run_reports, claims.run_signs_of_life, claims.run_reaping):
+            for loop in (reader.run, claims.run_reports, claims.run_signs_of_life, claims.run_reaping):
                 loops.start_soon(loop)
             self.ready.set()
             try:
                 await self._stop.wait()
-                await self._drain(feeder, claims)
+                await self._drain(reader, claims)
             finally:
                 executor.close()
                 loops.cancel_scope.cancel()
@@ -130,10 +132,10 @@ class Worker:
                 await self._stop.wait()
         return None
 
-    async def _drain(self, feeder: Feeder, claims: Claims) -> None:
+    async def _drain(self, reader: QueueReader, claims: Claims) -> None:
         try:
             with anyio.move_on_after(self.settings.grace + 5):
-                await feeder.stop()
+                await reader.stop()
                 with anyio.move_on_after(self.settings.grace):
                     while claims.running:
                         await claims.ended()

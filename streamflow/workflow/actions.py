@@ -337,7 +337,7 @@ class ChildStart(Operation):
         self.settle(Child(self.call), None, machine.ready)
 
 
-class Watch(Operation):
+class Join(Operation):
     """Waits for an operation that it doesn't own: when the watch is cancelled, the operation goes on."""
 
     __slots__ = ("watched",)
@@ -388,7 +388,7 @@ class Child(Generic[T]):
 
     def result(self) -> Awaitable[T]:
         """Wait for its end and give its result. Raises `ChildFailed`. Giving up this wait leaves the child alone."""
-        return Watch(self._call)
+        return Join(self._call)
 
     def signal(self, name: str, value: object = None) -> Awaitable[None]:
         """Send it a signal, as `sf.send_signal`."""

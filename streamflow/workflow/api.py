@@ -23,7 +23,7 @@ from streamflow.workflow.app import OnParentEnd, Startable
 from streamflow.workflow.awaitable import active_machine
 from streamflow.workflow.concurrency import (
     Gather,
-    Mapped,
+    Map,
     Race,
     Shield,
     TaskGroup,
@@ -46,7 +46,7 @@ Ts = TypeVarTuple("Ts")
 class RunInfo(msgspec.Struct, frozen=True):
     """What `sf.info()` gives: who this run is. `parent` is the parent's run id, or empty.
 
-    `events`: how long its history was before the present transition; `lives`: how often it has continued as new;
+    `events`: how long its history was before the present transition; `generation`: how often it has continued as new;
     `version`: the one of the workflow's code that it began with.
     """
 
@@ -55,7 +55,7 @@ class RunInfo(msgspec.Struct, frozen=True):
     tenant: str
     parent: str
     events: int = 0
-    lives: int = 0
+    generation: int = 0
     version: int = 0
 
 
@@ -142,7 +142,7 @@ def map(
     check_callable(function, "map()")
     if not isinstance(concurrency, int) or concurrency < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(f"sf.map(): concurrency={concurrency!r} makes no sense; it is a whole number of at least 1")
-    return Mapped(function, items, concurrency, return_exceptions)
+    return Map(function, items, concurrency, return_exceptions)
 
 
 def task_group() -> TaskGroup:
@@ -320,7 +320,7 @@ def info() -> RunInfo:
         machine.tenant,
         parent,
         machine.events_before,
-        machine.lives,
+        machine.generation,
         machine.version,
     )
 

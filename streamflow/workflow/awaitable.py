@@ -61,7 +61,7 @@ class Machine(Protocol):
     tenant: str
     parent: str
     version: int
-    lives: int
+    generation: int
     at: int
     app: App
     partition: Partition

@@ -1,4 +1,4 @@
-"""Several things at once in one run: gather, race, map, task groups; and blocks that end early or are shielded.
+"""Combinator things at once in one run: gather, race, map, task groups; and blocks that end early or are shielded.
 
 Owns: these operations and scopes: when they are settled, and whom they cancel.
 Must not: drive coroutines, know redis or asyncio; decide anything but through the operations that they hold.
@@ -73,7 +73,7 @@ def as_operations(aws: Iterable[object], what: str) -> list[Operation]:
     return operations
 
 
-class Several(Operation):
+class Combinator(Operation):
     """Base of what holds other operations. Cancelled, it gives all of them up and is settled when they are over."""
 
     __slots__ = ("cause", "children", "remaining")
@@ -143,7 +143,7 @@ class Several(Operation):
         return None if cause is None else cause.again()
 
 
-class Gather(Several):
+class Gather(Combinator):
     """All of them. The first error is raised at once, and the others go on, as in asyncio."""
 
     __slots__ = ("return_exceptions",)
@@ -178,7 +178,7 @@ class Gather(Several):
         self.settle(values, None, ready)
 
 
-class Race(Several):
+class Race(Combinator):
     """The first that is done; the others are cancelled, and have cleaned up when this is settled."""
 
     __slots__ = ("winner",)
@@ -232,7 +232,7 @@ class Race(Several):
         super().cancel(cause, machine)
 
 
-class Mapped(Several):
+class Map(Combinator):
     """A function over many items, a few at a time. Items are taken when there is a place for them."""
 
     __slots__ = ("function", "items", "limit", "results", "return_exceptions")
@@ -336,7 +336,7 @@ class _Place(Operation):
 
     __slots__ = ("number", "operation", "owner")
 
-    def __init__(self, owner: Mapped, number: int) -> None:
+    def __init__(self, owner: Map, number: int) -> None:
         super().__init__()
         self.owner = owner
         self.number = number
@@ -414,7 +414,7 @@ class TaskGroup(Scope):
         self._errors: list[Exception] = []
         self._last: BaseException | None = None
         """What a member ended with that is no mere error: it goes on beyond the group."""
-        self._join: _Join | None = None
+        self._join: _GroupEnd | None = None
         self._leaving = False
         self._cancelled: Cancelled | None = None
         self._members: _Members | None = _Members(self)
@@ -492,7 +492,7 @@ class TaskGroup(Scope):
         if error is not None:
             self._abort(Cancelled("the block of the task group has ended", self))
         while self._open:
-            self._join = _Join()
+            self._join = _GroupEnd()
             try:
                 await self._join
             except (Exception, CancelledError) as interruption:
@@ -526,7 +526,7 @@ class _Members(Operation):
         self.group.member_done(settled, active_machine("task_group()"))
 
 
-class _Join(Operation):
+class _GroupEnd(Operation):
     """Settled by its group when no member is open any more."""
 
     __slots__ = ()

@@ -43,7 +43,7 @@ class StepDone(msgspec.Struct, frozen=True):
     result: Any
 
 
-class StepError(msgspec.Struct, frozen=True):
+class StepFailure(msgspec.Struct, frozen=True):
     """A step failed for good, after its retries."""
 
     step: str
@@ -65,7 +65,7 @@ class ChildDone(msgspec.Struct, frozen=True):
     result: Any
 
 
-class ChildError(msgspec.Struct, frozen=True):
+class ChildFailure(msgspec.Struct, frozen=True):
     """A child run failed, or was cancelled."""
 
     workflow: str
@@ -82,7 +82,7 @@ class CancelRequest(msgspec.Struct, frozen=True):
     reason: str
 
 
-Event = Started | Signal | Asked | StepDone | StepError | TimerDone | ChildDone | ChildError | CancelRequest
+Event = Started | Signal | Asked | StepDone | StepFailure | TimerDone | ChildDone | ChildFailure | CancelRequest
 
 # --- what a reducer gives -------------------------------------------------------------------------------------------
 

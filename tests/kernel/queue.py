@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamflow.store.kernel import WORKERS, Claim, Offer
+from streamflow.store.kernel import WORKERS, ClaimRef, Offer
 from tests.kernel.support import Shard
 
 
@@ -36,7 +36,7 @@ class Partition:
         return Offer(f"5-{self._numbers}", "revoke", run, created, seq, attempt, b"", b"")
 
     async def offer(self, *offers: Offer, source: int = 3) -> str:
-        return await self.shard.do(self.kernel.offer(*self.at, source, offers))
+        return await self.shard.do(self.kernel.enqueue_attempts(*self.at, source, offers))
 
     async def read(self, consumer: str = "one", count: int = 10) -> list[str]:
         """Take new entries as a worker; gives their ids."""
@@ -44,23 +44,23 @@ class Partition:
         reply: Any = await self.shard.plain(*words)
         return [entry.decode() for _, entries in reply or [] for entry, _ in entries]
 
-    async def taken(self, *offers: Offer, consumer: str = "one") -> list[Claim]:
+    async def taken(self, *offers: Offer, consumer: str = "one") -> list[ClaimRef]:
         """Offer attempts and take them: the claims on them."""
         await self.offer(*offers)
         entries = await self.read(consumer)
-        return [Claim(entry, f"{one.run_id}/{one.seq}") for entry, one in zip(entries, offers, strict=True)]
+        return [ClaimRef(entry, f"{one.run_id}/{one.seq}") for entry, one in zip(entries, offers, strict=True)]
 
-    async def keep(self, *claims: Claim, consumer: str = "one") -> str:
-        return await self.shard.do(self.kernel.keep(*self.at, consumer, claims))
+    async def keep(self, *claims: ClaimRef, consumer: str = "one") -> str:
+        return await self.shard.do(self.kernel.extend_claims(*self.at, consumer, claims))
 
     async def reap(self, idle_ms: int = 0, quiet_ms: int = 3_600_000, limit: int = 100) -> list[Any]:
-        return await self.shard.do(self.kernel.reap(*self.at, idle_ms, quiet_ms, limit))
+        return await self.shard.do(self.kernel.expired_claims(*self.at, idle_ms, quiet_ms, limit))
 
-    async def finish(self, *claims: Claim) -> None:
-        await self.shard.do(self.kernel.finish(*self.at, claims))
+    async def finish(self, *claims: ClaimRef) -> None:
+        await self.shard.do(self.kernel.ack_attempts(*self.at, claims))
 
-    async def requeue(self, *claims: Claim, consumer: str = "one") -> int:
-        return await self.shard.do(self.kernel.requeue(*self.at, consumer, claims))
+    async def requeue(self, *claims: ClaimRef, consumer: str = "one") -> int:
+        return await self.shard.do(self.kernel.requeue_attempts(*self.at, consumer, claims))
 
     async def entries(self) -> list[dict[str, bytes]]:
         return [fields for _, fields in await self.shard.stream(self.keys.stream)]

@@ -16,7 +16,7 @@ import msgspec
 from streamflow.events import SignalReceived, encode_transition
 from streamflow.model.record import LISTED, decode_header
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Answer, Batch, Committed, Kernel, RunWrite, Start, Taken
+from streamflow.store.kernel import Batch, Committed, Kernel, Reply, RunWrite, Start, Taken
 from streamflow.store.keys import NamespaceKeys
 
 T = TypeVar("T")
@@ -58,13 +58,13 @@ class Shard:
 
     async def start(self, *run_ids: str, now: int = NOW, tenant: str = "", workflow: str = "flow") -> list[bytes]:
         starts = [Start(run_id, workflow, tenant, b"input of " + run_id.encode()) for run_id in run_ids]
-        return await self.do(self.kernel.start(0, starts, now))
+        return await self.do(self.kernel.start_runs(0, starts, now))
 
     async def take(self, nonce: str = "one", now: int = NOW) -> Taken:
         """Take the shard from whoever has it; later commits use the token."""
         expected = (await self.plain("HGET", self.keys.owner, "token") or b"").decode()
-        taken = await self.do(self.kernel.take(0, expected, nonce, f"member-{nonce}", f"group-{nonce}", now))
-        assert taken.answer is Answer.OK
+        taken = await self.do(self.kernel.acquire_shard(0, expected, nonce, f"member-{nonce}", f"group-{nonce}", now))
+        assert taken.code is Reply.OK
         self.token, self.group = taken.token, f"group-{nonce}"
         return taken
 
@@ -79,7 +79,7 @@ class Shard:
         """Commit one more transition of a run."""
         write = await self.write_of(run_id, status)
         committed = await self.do(self.commit(Batch(self.commit_id(), runs=[write], **batch), now))
-        assert committed.answer is Answer.OK
+        assert committed.code is Reply.OK
         return committed
 
     async def write_of(self, run_id: str, status: str = "running", state: bytes = b"") -> RunWrite:
@@ -186,7 +186,7 @@ class Shard:
             self.planted.add(key)
             await self.plain("SET", key, "a string")
             answer = await self.assert_changes_nothing(call)
-            if not (isinstance(answer, Committed) and answer.answer is Answer.CONFLICT):
+            if not (isinstance(answer, Committed) and answer.code is Reply.CONFLICT):
                 assert isinstance(answer, Exception), f"{key} as a string: {answer}"
                 assert "WRONGTYPE" in str(answer)
             await self.plain("DEL", key)

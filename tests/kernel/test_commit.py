@@ -11,7 +11,7 @@ import pytest
 from streamflow.errors import StoreError
 from streamflow.model.record import decode_header
 from streamflow.store.connection import Call
-from streamflow.store.kernel import FRESH, Answer, Batch, Message, Poison, Put, RunWrite, Send
+from streamflow.store.kernel import FRESH, Batch, Message, Poison, Put, Reply, RunWrite, Send
 from streamflow.store.subscription import Subscription
 from tests.kernel.support import FUTURE, NOTE, NOW, Shard, next_header
 
@@ -43,7 +43,7 @@ async def prepared(shard: Shard) -> Batch:
     await shard.start("r1", "r2", "r3")
     await shard.read(shard.group)
     before = Batch("before", plans=[("r2", -1)], sends=[Send("6-1", 1, "signal", "x", b"old")])
-    assert (await shard.do(shard.commit(before))).answer is Answer.OK
+    assert (await shard.do(shard.commit(before))).code is Reply.OK
     return await full_batch(shard)
 
 
@@ -53,7 +53,7 @@ async def prepared(shard: Shard) -> Batch:
 async def test_every_part_of_a_batch_is_written(shard: Shard) -> None:
     batch = await prepared(shard)
     committed = await shard.do(shard.commit(batch, NOW + 1))
-    assert (committed.answer, committed.clock) == (Answer.OK, NOW + 1)
+    assert (committed.code, committed.clock) == (Reply.OK, NOW + 1)
 
     keys = shard.keys
     assert [await shard.record(run) for run in ("r1", "r2")] == [[run.header, b"", NOTE] for run in batch.runs]
@@ -98,7 +98,7 @@ async def test_a_batch_beyond_what_lua_can_unpack_is_committed_whole(real_shard:
     await shard.take()
     runs = [f"r{number}" for number in range(4500)]
     await shard.start(*runs)
-    headers = [header for header, _ in await shard.do(shard.kernel.peek(0, runs))]
+    headers = [header for header, _ in await shard.do(shard.kernel.peek_runs(0, runs))]
     writes = [RunWrite(r, h, next_header(h, "running", "big"), b"", NOTE) for r, h in zip(runs, headers, strict=True)]
     committed = await shard.do(shard.commit(Batch("big", runs=writes)))
     log = await shard.stream(shard.keys.log)
@@ -118,7 +118,7 @@ async def test_transitions_of_a_run_add_up_in_its_record(shard: Shard) -> None:
 async def test_a_commit_without_runs_logs_nothing(shard: Shard) -> None:
     await shard.take()
     committed = await shard.do(shard.commit(Batch("empty", plans=[("r1", NOW)])))
-    assert (committed.answer, committed.entry) == (Answer.OK, "")
+    assert (committed.code, committed.entry) == (Reply.OK, "")
     assert await shard.stream(shard.keys.log) == []
 
 
@@ -199,7 +199,7 @@ async def advance_reducer(shard: Shard, count: int) -> list[bytes]:
     for number in range(count):
         header, expected = next_header(header, "running", f"r{number}"), header
         write = RunWrite("r1", expected, header, f"state {number}".encode(), f"transition {number}".encode())
-        assert (await shard.do(shard.commit(Batch(f"r{number}", runs=[write])))).answer is Answer.OK
+        assert (await shard.do(shard.commit(Batch(f"r{number}", runs=[write])))).code is Reply.OK
     return await shard.record("r1")
 
 
@@ -222,7 +222,7 @@ async def test_a_reducers_history_is_cut_to_its_newest_transitions_behind_header
     assert (header, state) == (write.header, b"state 400")
     assert decode_header(header).version == 401
     assert transitions == [f"transition {number}".encode() for number in range(201, 401)]
-    assert (await shard.advance("r1")).answer is Answer.OK
+    assert (await shard.advance("r1")).code is Reply.OK
 
 
 async def test_a_workflows_history_is_never_cut(shard: Shard) -> None:
@@ -233,7 +233,7 @@ async def test_a_workflows_history_is_never_cut(shard: Shard) -> None:
     for number in range(405):
         header, expected = next_header(header, "running", f"w{number}"), header
         calls.append(shard.commit(Batch(f"w{number}", runs=[RunWrite("r1", expected, header, b"", NOTE)])))
-    assert {answer.answer for answer in await shard.store.send(calls)} == {Answer.OK}
+    assert {answer.code for answer in await shard.store.send(calls)} == {Reply.OK}
     assert len(await shard.record("r1")) == 407
 
 
@@ -244,7 +244,7 @@ async def test_a_commit_that_is_sent_again_answers_the_same_facts_and_changes_no
     commit = shard.commit(await prepared(shard), NOW + 1)
     first = await shard.do(commit)
     again = await shard.assert_changes_nothing(commit)
-    assert again.answer is Answer.DUP
+    assert again.code is Reply.DUP
     assert (again.clock, again.entry) == (first.clock, first.entry)
 
 
@@ -252,7 +252,7 @@ async def test_the_facts_stay_the_same_when_the_clock_has_moved_since(shard: Sha
     await shard.take()
     commit = shard.commit(Batch("c"), NOW + 1)
     assert (await shard.do(commit)).clock == NOW + 1
-    await shard.do(shard.kernel.fire(0, shard.token, 10, NOW + 1000))
+    await shard.do(shard.kernel.due_runs(0, shard.token, 10, NOW + 1000))
     assert (await shard.do(commit)).clock == NOW + 1
 
 
@@ -263,7 +263,7 @@ async def test_only_the_last_commit_is_a_duplicate_an_older_one_is_a_conflict(sh
     await shard.do(older)
     await shard.advance("r1")
     answer = await shard.assert_changes_nothing(older)
-    assert (answer.answer, answer.conflicts) == (Answer.CONFLICT, ["r1"])
+    assert (answer.code, answer.conflicts) == (Reply.CONFLICT, ["r1"])
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ async def test_a_conflict_names_every_run_that_has_changed_and_writes_nothing(sh
     batch.runs.append(await shard.write_of("r3"))
     batch.runs.append(RunWrite("missing", b"pending 0 - 1 0 flow - -", b"header", b"", NOTE))
     answer = await shard.assert_changes_nothing(shard.commit(batch))
-    assert (answer.answer, answer.conflicts) == (Answer.CONFLICT, ["r1", "r2", "missing"])
+    assert (answer.code, answer.conflicts) == (Reply.CONFLICT, ["r1", "r2", "missing"])
 
 
 async def test_a_header_of_the_same_version_by_another_commit_is_a_conflict(shard: Shard) -> None:
@@ -287,7 +287,7 @@ async def test_a_header_of_the_same_version_by_another_commit_is_a_conflict(shar
     lookalike = next_header(start, "running", "another")
     write = RunWrite("r1", lookalike, next_header(lookalike, "running", "next"), b"", NOTE)
     answer = await shard.assert_changes_nothing(shard.commit(Batch("c", runs=[write])))
-    assert (answer.answer, answer.conflicts) == (Answer.CONFLICT, ["r1"])
+    assert (answer.code, answer.conflicts) == (Reply.CONFLICT, ["r1"])
 
 
 async def test_after_a_conflict_the_same_commit_id_can_still_be_used(shard: Shard) -> None:
@@ -295,8 +295,8 @@ async def test_after_a_conflict_the_same_commit_id_can_still_be_used(shard: Shar
     await shard.start("r1")
     write = await shard.write_of("r1")
     wrong = RunWrite("r1", b"wrong", write.header, b"", NOTE)
-    assert (await shard.do(shard.commit(Batch("c", runs=[wrong])))).answer is Answer.CONFLICT
-    assert (await shard.do(shard.commit(Batch("c", runs=[write])))).answer is Answer.OK
+    assert (await shard.do(shard.commit(Batch("c", runs=[wrong])))).code is Reply.CONFLICT
+    assert (await shard.do(shard.commit(Batch("c", runs=[write])))).code is Reply.OK
 
 
 async def test_an_owner_that_slept_through_a_takeover_never_writes(shard: Shard) -> None:
@@ -304,27 +304,27 @@ async def test_an_owner_that_slept_through_a_takeover_never_writes(shard: Shard)
     paused = shard.commit(batch)
     taken = await shard.take("two")
     answer = await shard.assert_changes_nothing(paused)
-    assert (answer.answer, answer.conflicts) == (Answer.FENCED, [taken.token])
+    assert (answer.code, answer.conflicts) == (Reply.FENCED, [taken.token])
 
 
 async def test_a_stale_owner_is_fenced_even_with_a_commit_that_it_had_done(shard: Shard) -> None:
     batch = await prepared(shard)
     commit = shard.commit(batch)
-    assert (await shard.do(commit)).answer is Answer.OK
+    assert (await shard.do(commit)).code is Reply.OK
     await shard.take("two")
-    assert (await shard.assert_changes_nothing(commit)).answer is Answer.FENCED
+    assert (await shard.assert_changes_nothing(commit)).code is Reply.FENCED
 
 
 async def test_an_owner_of_the_same_epoch_with_another_nonce_is_fenced(shard: Shard) -> None:
     batch = await prepared(shard)
     epoch = shard.token.partition(":")[0]
     answer = await shard.assert_changes_nothing(shard.kernel.commit(0, f"{epoch}:zombie", shard.group, batch, NOW))
-    assert answer.answer is Answer.FENCED
+    assert answer.code is Reply.FENCED
 
 
 async def test_a_shard_that_nobody_took_fences_every_commit(shard: Shard) -> None:
     answer = await shard.assert_changes_nothing(shard.kernel.commit(0, "1:x", "group", Batch("c"), NOW))
-    assert (answer.answer, answer.conflicts) == (Answer.FENCED, [""])
+    assert (answer.code, answer.conflicts) == (Reply.FENCED, [""])
 
 
 async def test_an_outbox_number_that_is_not_new_refuses_the_commit_whole(shard: Shard) -> None:
@@ -342,7 +342,7 @@ async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
 async def test_after_a_refusal_the_repaired_shard_takes_the_same_commit(shard: Shard) -> None:
     commit = shard.commit(await prepared(shard))
     await shard.assert_wrong_types_leave_nothing_half_written(commit)
-    assert (await shard.do(commit)).answer is Answer.OK
+    assert (await shard.do(commit)).code is Reply.OK
 
 
 # --- the clock --------------------------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ async def test_a_refused_commit_puts_nothing(shard: Shard) -> None:
     write.expected += b"!"
     batch = Batch("c", runs=[write], puts=[Put(shard.keys.published("r1"), "a", b"1")])
     answer = await shard.assert_changes_nothing(shard.commit(batch))
-    assert answer.answer is Answer.CONFLICT
+    assert answer.code is Reply.CONFLICT
 
 
 async def test_a_string_is_not_put_over_a_key_of_another_type(shard: Shard) -> None:
@@ -427,7 +427,7 @@ async def test_a_transition_of_many_messages_takes_them_all_out_of_the_inbox(sha
     await shard.take()
     await shard.start("r1")
     posts = [Message("signal", "r1", b"x")] * 2500
-    await shard.do(shard.kernel.post(0, "client", 1, posts, NOW))
+    await shard.do(shard.kernel.post_messages(0, "client", 1, posts, NOW))
     acks = [entry for entry, _ in await shard.read(shard.group)]
     assert len(acks) == 2501
     await shard.advance("r1", acks=acks[:2400])

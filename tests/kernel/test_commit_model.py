@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.model.record import decode_header
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import FRESH, Answer, Batch, Message, Put, RunWrite, Send, Start
+from streamflow.store.kernel import FRESH, Batch, Message, Put, Reply, RunWrite, Send, Start
 from tests.kernel.conftest import fake_store
 from tests.kernel.support import NOTE, NOW, Shard, next_header
 
@@ -147,7 +147,7 @@ class Differential:
 
     async def begin(self, command: Begin) -> None:
         starts = [Start(run, "flow", "", b"") for run in command.runs]
-        answers = await self.send(self.shard.kernel.start(0, starts, self.now), command.resend)
+        answers = await self.send(self.shard.kernel.start_runs(0, starts, self.now), command.resend)
         model = self.model
         clock = max(self.now, model.clock)
         expected: list[bytes] = []
@@ -163,7 +163,7 @@ class Differential:
 
     async def post(self, command: Post) -> None:
         messages = [Message("signal", run, b"") for run in command.runs]
-        call = self.shard.kernel.post(0, "client", next(self.numbers), messages, self.now)
+        call = self.shard.kernel.post_messages(0, "client", next(self.numbers), messages, self.now)
         answers = await self.send(call, command.resend)
         expected = "".join(map(self.letter, command.runs))
         assert answers == [expected] * len(answers)
@@ -208,17 +208,17 @@ class Differential:
         token = self.tokens[-2] if command.late and len(self.tokens) > 1 else self.tokens[-1]
         call = self.shard.kernel.commit(0, token, self.shard.group, batch, self.now)
         first, *again = await self.send(call, command.resend)
-        self.answers.update(answer.answer for answer in (first, *again))
+        self.answers.update(answer.code for answer in (first, *again))
 
         if token != model.token:
-            assert {answer.answer for answer in (first, *again)} == {Answer.FENCED}
+            assert {answer.code for answer in (first, *again)} == {Reply.FENCED}
             assert first.conflicts == [model.token]
         elif conflicts:
-            assert {answer.answer for answer in (first, *again)} == {Answer.CONFLICT}
+            assert {answer.code for answer in (first, *again)} == {Reply.CONFLICT}
             assert first.conflicts == conflicts
         else:
-            assert (first.answer, first.clock) == (Answer.OK, max(self.now, model.clock))
-            assert {answer.answer for answer in again} <= {Answer.DUP}
+            assert (first.code, first.clock) == (Reply.OK, max(self.now, model.clock))
+            assert {answer.code for answer in again} <= {Reply.DUP}
             assert all((answer.clock, answer.entry) == (first.clock, first.entry) for answer in again)
             self.apply(batch, first.clock)
 
@@ -260,14 +260,14 @@ class Differential:
         model = self.model
         self.now += command.wait
         token = self.tokens[-2] if command.late and len(self.tokens) > 1 else self.tokens[-1]
-        fired = await self.shard.do(self.shard.kernel.fire(0, token, 10, self.now))
-        self.answers[f"fire {fired.answer}"] += 1
+        fired = await self.shard.do(self.shard.kernel.due_runs(0, token, 10, self.now))
+        self.answers[f"fire {fired.code}"] += 1
         if token != model.token:
-            assert fired.answer is Answer.FENCED
+            assert fired.code is Reply.FENCED
             return
         model.clock = max(model.clock, self.now)
         waiting = sorted((score, run) for run, score in model.agenda.items() if score >= 0)
-        assert (fired.answer, fired.clock) == (Answer.OK, model.clock)
+        assert (fired.code, fired.clock) == (Reply.OK, model.clock)
         assert fired.due == [run for score, run in waiting if score <= model.clock]
         assert fired.next == next((score for score, _ in waiting if score > model.clock), None)
         self.answers["fire due" if fired.due else "fire nothing"] += 1
@@ -279,7 +279,7 @@ class Differential:
             run: model.records[run][0] if command.known and run in model.records else self.forgotten.get(run, last)
             for run in command.runs
         }
-        call = self.shard.kernel.forget(0, [(run, decode_header(header)) for run, header in headers.items()])
+        call = self.shard.kernel.forget_runs(0, [(run, decode_header(header)) for run, header in headers.items()])
         first, *again = await self.send(call, command.resend)
         going = [
             run
@@ -299,7 +299,7 @@ class Differential:
 
     async def take(self, command: Take) -> None:
         model, nonce = self.model, f"n{next(self.numbers)}"
-        call = self.shard.kernel.take(0, model.token, nonce, "member", f"g{nonce}", self.now)
+        call = self.shard.kernel.acquire_shard(0, model.token, nonce, "member", f"g{nonce}", self.now)
         answers = await self.send(call, command.resend)
         epoch = int(model.token.partition(":")[0] or 0)
         model.clock = max(model.clock, self.now)

@@ -14,7 +14,7 @@ from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreError, StoreFull, StoreMisconfigured, StoreUnavailable, UsageError
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call, Store, redacted
-from streamflow.store.kernel import Answer, Batch, Start
+from streamflow.store.kernel import Batch, Reply, Start
 from streamflow.store.subscription import Subscription
 from tests.kernel.support import NOW, Shard, until
 
@@ -55,7 +55,7 @@ def unused_port() -> int:
 async def test_a_flushed_script_cache_is_invisible_to_callers(shard: Shard) -> None:
     await shard.start("r1")
     await shard.plain("SCRIPT", "FLUSH")
-    peek, start = shard.kernel.peek(0, ["r1"]), shard.kernel.start(0, [Start("r2", "flow", "", b"")], NOW)
+    peek, start = shard.kernel.peek_runs(0, ["r1"]), shard.kernel.start_runs(0, [Start("r2", "flow", "", b"")], NOW)
     answers = await shard.store.send([peek, Call.plain("EXISTS", "no-such-key"), start, peek])
     assert answers == [[(await shard.header("r1"), b"")], 0, [b""], [(await shard.header("r1"), b"")]]
 
@@ -159,23 +159,23 @@ def test_a_shown_url_has_neither_user_nor_password(url: str, shown: str) -> None
 async def test_a_refused_call_stops_no_other_in_the_pipeline(shard: Shard) -> None:
     shard.planted.add(shard.keys.run("broken"))
     await shard.plain("SET", shard.keys.run("broken"), "a string")
-    calls = [shard.kernel.start(0, [Start(run, "flow", "", b"")], NOW) for run in ("r1", "broken", "r2")]
+    calls = [shard.kernel.start_runs(0, [Start(run, "flow", "", b"")], NOW) for run in ("r1", "broken", "r2")]
     first, refused, last = await shard.store.send(calls)
     assert (first, last) == ([b""], [b""])
     assert isinstance(refused, StoreError)
-    assert str(refused) == f"start: WRONGTYPE {shard.keys.run('broken')}"
+    assert str(refused) == f"start_runs: WRONGTYPE {shard.keys.run('broken')}"
     assert [message["run"] for message in await shard.inbox()] == [b"r1", b"r2"]
 
 
 async def test_one_raises_what_send_puts_in_the_place_of_the_answer(shard: Shard) -> None:
     shard.planted.add(shard.keys.run("broken"))
     await shard.plain("SET", shard.keys.run("broken"), "a string")
-    with pytest.raises(StoreError, match="start: WRONGTYPE"):
+    with pytest.raises(StoreError, match="start_runs: WRONGTYPE"):
         await shard.start("broken")
 
 
 async def test_short_memory_refuses_new_work_and_lets_running_work_finish(own: Shard) -> None:
-    await own.do(own.kernel.found(4, Partition.RUN))
+    await own.do(own.kernel.create_namespace(4, Partition.RUN))
     await own.take()
     await own.start("r1")
     write = await own.write_of("r1", "completed")
@@ -183,14 +183,14 @@ async def test_short_memory_refuses_new_work_and_lets_running_work_finish(own: S
     await own.plain("CONFIG", "SET", "maxmemory", 1)
 
     before = await own.dump()
-    with pytest.raises(StoreFull, match="start: the server is out of memory"):
+    with pytest.raises(StoreFull, match="start_runs: the server is out of memory"):
         await own.start("r2")
     assert await own.dump() == before
     batch = Batch("finish", runs=[write], acks=[entry for entry, _ in entries])
     committed = await own.do(own.commit(batch))
-    assert committed.answer is Answer.OK
+    assert committed.code is Reply.OK
     assert await own.inbox() == []
-    assert len(await own.do(own.kernel.peek(0, ["r1"]))) == 1
+    assert len(await own.do(own.kernel.peek_runs(0, ["r1"]))) == 1
 
 
 async def test_without_permission_the_message_names_the_acl(own: Shard, other: Store) -> None:
@@ -224,7 +224,7 @@ async def test_a_server_that_can_not_write_now_is_waited_for(own: Shard, other: 
 
 async def test_a_server_that_can_never_write_is_unavailable_with_the_reason(own: Shard, other: Store) -> None:
     await other.one(Call.plain("REPLICAOF", "127.0.0.1", unused_port()))
-    call = own.kernel.start(0, [Start("r1", "flow", "", b"")], NOW)
+    call = own.kernel.start_runs(0, [Start("r1", "flow", "", b"")], NOW)
     with pytest.raises(StoreUnavailable, match="can't serve now: READONLY"):
         await own.store.send([call], patience=0.05)
 
@@ -268,12 +268,12 @@ async def test_the_generation_grows_once_when_the_server_has_restarted(own_serve
                 tasks.start_soon(store.one, Call.plain("PING"))
 
     await many()
-    assert store.generation == 0
+    assert store.server_generation == 0
     await own_server.restart()
     await many()
-    assert store.generation == 1
+    assert store.server_generation == 1
     await many()
-    assert store.generation == 1
+    assert store.server_generation == 1
     await store.close()
 
 
@@ -281,7 +281,7 @@ async def test_a_broken_connection_to_the_same_server_is_no_new_generation(own: 
     await own.plain("PING")
     await other.one(Call.plain("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"))
     await own.plain("PING")
-    assert own.store.generation == 0
+    assert own.store.server_generation == 0
 
 
 async def test_logs_are_read_behind_the_given_entries(own: Shard) -> None:

@@ -20,7 +20,7 @@ from streamflow.store.kernel import (
     SCHEMA,
     WORKERS,
     Batch,
-    Claim,
+    ClaimRef,
     Delivery,
     Kernel,
     Message,
@@ -111,16 +111,18 @@ class Verb(msgspec.Struct):
 
 
 def start(n: dict[str, int]) -> Call[Any]:
-    return KERNEL.start(0, [Start("<id>", "<workflow>", "<tenant>", b"<body>")] * n["run"], "<now>")
+    return KERNEL.start_runs(0, [Start("<id>", "<workflow>", "<tenant>", b"<body>")] * n["run"], "<now>")
 
 
 def post(n: dict[str, int]) -> Call[Any]:
-    return KERNEL.post(0, "<source>", "<number>", [Message("<kind>", "<id>", b"<body>")] * n["message"], "<now>")
+    return KERNEL.post_messages(
+        0, "<source>", "<number>", [Message("<kind>", "<id>", b"<body>")] * n["message"], "<now>"
+    )
 
 
 def deliver(n: dict[str, int]) -> Call[Any]:
     one = Delivery("<number>", "<kind>", "<id>", b"<body>", "<workflow>", "<tenant>", "<parent>")
-    return KERNEL.deliver(0, 7, [one] * n["message"], "<now>")
+    return KERNEL.deliver_messages(0, 7, [one] * n["message"], "<now>")
 
 
 def commit(n: dict[str, int]) -> Call[Any]:
@@ -147,61 +149,72 @@ def commit_values(n: dict[str, int]) -> dict[str, Any]:
 
 def complete(_: dict[str, int]) -> Call[Any]:
     created: Any = "<created>"
-    return KERNEL.complete(0, "<id>", created, b"<body>")
+    return KERNEL.report_outcome(0, "<id>", created, b"<body>")
 
 
 def offer(n: dict[str, int]) -> Call[Any]:
     text: Any = lambda name: f"<{name}>"  # noqa: E731
     one = Offer("<number>", "<kind>", "<id>", text("created"), text("seq"), text("attempt"), b"<details>", b"<body>")
-    return KERNEL.offer("gpu", 3, 7, [one] * n["message"])
+    return KERNEL.enqueue_attempts("gpu", 3, 7, [one] * n["message"])
 
 
-def claims(n: dict[str, int]) -> list[Claim]:
-    return [Claim("<entry>", "<step>", b"<told>")] * n["claim"]
+def claims(n: dict[str, int]) -> list[ClaimRef]:
+    return [ClaimRef("<entry>", "<step>", b"<told>")] * n["claim"]
 
 
-OF_QUEUES = ("offer", "keep", "reap", "finish", "requeue")
+OF_QUEUES = ("enqueue_attempts", "extend_claims", "expired_claims", "ack_attempts", "requeue_attempts")
 
 VERBS: dict[str, Verb] = {
-    "start": Verb(start, {"run": ("run",)}),
-    "post": Verb(post, {"message": ("message",)}),
-    "complete": Verb(complete),
-    "deliver": Verb(deliver, {"message": ("message",)}, lambda _: {"source": "shard:7"}),
-    "offer": Verb(offer, {"message": ("message",)}, lambda _: {"source": "shard:7", "group": WORKERS}),
-    "keep": Verb(
-        lambda n: KERNEL.keep("gpu", 3, "<consumer>", claims(n)), {"claim": ("claim",)}, lambda _: {"group": WORKERS}
+    "start_runs": Verb(start, {"run": ("run",)}),
+    "post_messages": Verb(post, {"message": ("message",)}),
+    "report_outcome": Verb(complete),
+    "deliver_messages": Verb(deliver, {"message": ("message",)}, lambda _: {"source": "shard:7"}),
+    "enqueue_attempts": Verb(offer, {"message": ("message",)}, lambda _: {"source": "shard:7", "group": WORKERS}),
+    "extend_claims": Verb(
+        lambda n: KERNEL.extend_claims("gpu", 3, "<consumer>", claims(n)),
+        {"claim": ("claim",)},
+        lambda _: {"group": WORKERS},
     ),
-    "requeue": Verb(
-        lambda n: KERNEL.requeue("gpu", 3, "<consumer>", claims(n)), {"claim": ("claim",)}, lambda _: {"group": WORKERS}
+    "requeue_attempts": Verb(
+        lambda n: KERNEL.requeue_attempts("gpu", 3, "<consumer>", claims(n)),
+        {"claim": ("claim",)},
+        lambda _: {"group": WORKERS},
     ),
-    "finish": Verb(lambda n: KERNEL.finish("gpu", 3, claims(n)), {"claim": ("claim",)}, lambda _: {"group": WORKERS}),
-    "reap": Verb(lambda _: KERNEL.reap("gpu", 3, "<idle>", "<quiet>", "<limit>"), {}, lambda _: {"group": WORKERS}),
-    "peek": Verb(lambda n: KERNEL.peek(0, ["<id>"] * n["run"]), {"run": ("run",)}),
-    "take": Verb(lambda _: KERNEL.take(0, "<expected>", "<nonce>", "<holder>", "<group>", "<now>")),
-    "release": Verb(lambda _: KERNEL.release(0, "<token>")),
-    "fire": Verb(lambda _: KERNEL.fire(0, "<token>", "<limit>", "<now>")),
+    "ack_attempts": Verb(
+        lambda n: KERNEL.ack_attempts("gpu", 3, claims(n)), {"claim": ("claim",)}, lambda _: {"group": WORKERS}
+    ),
+    "expired_claims": Verb(
+        lambda _: KERNEL.expired_claims("gpu", 3, "<idle>", "<quiet>", "<limit>"), {}, lambda _: {"group": WORKERS}
+    ),
+    "peek_runs": Verb(lambda n: KERNEL.peek_runs(0, ["<id>"] * n["run"]), {"run": ("run",)}),
+    "acquire_shard": Verb(lambda _: KERNEL.acquire_shard(0, "<expected>", "<nonce>", "<holder>", "<group>", "<now>")),
+    "release_shard": Verb(lambda _: KERNEL.release_shard(0, "<token>")),
+    "due_runs": Verb(lambda _: KERNEL.due_runs(0, "<token>", "<limit>", "<now>")),
     "commit": Verb(
         commit,
         {name: (name,) for name in ("run", "ack", "plan", "send", "sent", "poison", "put")}
         | {"move": ("move", "index")},
         commit_values,
     ),
-    "forget": Verb(
-        lambda n: KERNEL.forget(0, [("<id>", HEADER)] * n["run"]),
+    "forget_runs": Verb(
+        lambda n: KERNEL.forget_runs(0, [("<id>", HEADER)] * n["run"]),
         {"run": ("run", "attribute")},
         lambda n: {"header": HEADER.encode(), "runs": n["run"]},
     ),
-    "fold": Verb(
-        lambda n: KERNEL.fold(
+    "checkpoint_views": Verb(
+        lambda n: KERNEL.checkpoint_views(
             0, "<token>", "<offset>", b"<partial>", "<keep>", ["<workflow>"] * n["workflow"], "<oldest>"
         ),
         {"workflow": ("workflow", "running_index")},
     ),
-    "beat": Verb(
-        lambda n: KERNEL.beat("<member>", b"<beat>", [("<member>", b"<last_beat>")] * n["dead"]), {"dead": ("dead",)}
+    "heartbeat": Verb(
+        lambda n: KERNEL.heartbeat("<member>", b"<beat>", [("<member>", b"<last_beat>")] * n["dead"]),
+        {"dead": ("dead",)},
     ),
-    "found": Verb(
-        lambda _: KERNEL.found("<shards>", Partition.TENANT), {}, lambda _: {"partition": "tenant", "schema": SCHEMA}
+    "create_namespace": Verb(
+        lambda _: KERNEL.create_namespace("<shards>", Partition.TENANT),
+        {},
+        lambda _: {"partition": "tenant", "schema": SCHEMA},
     ),
 }
 
@@ -237,10 +250,12 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
         assert call.keys == [*expected, *[SHARD.run("<id>")] * numbers["run"]]
     else:
         repeated = (
-            REPEATED_KEYS if name != "forget" else {**REPEATED_KEYS, "index": SHARD.index("completed", "<workflow>")}
+            REPEATED_KEYS
+            if name != "forget_runs"
+            else {**REPEATED_KEYS, "index": SHARD.index("completed", "<workflow>")}
         )
         fixed = len(layout(path_of(name), "KEYS").fixed)
-        if name == "complete":
+        if name == "report_outcome":
             assert call.keys == [SHARD.inbox, SHARD.run("<id>")]
         elif name in OF_QUEUES:
             assert call.keys == [getattr(QUEUE, key) for key in names]
@@ -281,12 +296,16 @@ def test_every_verb_has_one_file_one_method_and_one_test_file_of_its_name() -> N
 
 def test_verbs_that_bring_new_work_are_the_only_ones_refused_when_memory_is_short() -> None:
     first_lines = {name: path_of(name).read_text().split("\n", 1)[0] for name in VERBS}
-    assert {name for name, line in first_lines.items() if line == "#!lua"} == {"start", "post", "found"}
-    assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {"peek"}
+    assert {name for name, line in first_lines.items() if line == "#!lua"} == {
+        "start_runs",
+        "post_messages",
+        "create_namespace",
+    }
+    assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {"peek_runs"}
 
 
 def test_a_header_that_lost_a_name_would_be_noticed(tmp_path: Path) -> None:
-    text = path_of("start").read_text().replace("id, workflow, tenant, body", "id, workflow, body")
+    text = path_of("start_runs").read_text().replace("id, workflow, tenant, body", "id, workflow, body")
     (tmp_path / "start.lua").write_text(text)
     names = layout(tmp_path / "start.lua", "ARGV").expected({"run": 1})
     assert len(names) == len(start({"run": 1}).args) - 1

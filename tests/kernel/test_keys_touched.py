@@ -20,7 +20,7 @@ from streamflow.embedded.server import EmbeddedServer
 from streamflow.model.record import decode_header
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
-from streamflow.store.kernel import WORKERS, Batch, Claim, Delivery, Message, Offer, Poison, Put, Send, Start
+from streamflow.store.kernel import WORKERS, Batch, ClaimRef, Delivery, Message, Offer, Poison, Put, Send, Start
 from streamflow.store.keys import QueueKeys
 from tests.kernel.support import NOW, Shard
 
@@ -74,17 +74,23 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     kernel, keys = shard.kernel, shard.keys
     running, completed = keys.index("running", "flow"), keys.index("completed", "flow")
     tagged = keys.attribute("customer", "acme")
-    yield "found", kernel.found(4, Partition.RUN)
-    yield "beat", kernel.beat("one", b"1", [("two", b"1")])
-    yield "take", kernel.take(0, "", "nonce", "member", "old-group", NOW)
-    yield "take", kernel.take(0, f"{NOW}:nonce", "nonce-2", "member", "group", NOW)
+    yield "create_namespace", kernel.create_namespace(4, Partition.RUN)
+    yield "heartbeat", kernel.heartbeat("one", b"1", [("two", b"1")])
+    yield "acquire_shard", kernel.acquire_shard(0, "", "nonce", "member", "old-group", NOW)
+    yield "acquire_shard", kernel.acquire_shard(0, f"{NOW}:nonce", "nonce-2", "member", "group", NOW)
     shard.token, shard.group = f"{NOW + 1}:nonce-2", "group"
-    yield "start", kernel.start(0, [Start("r1", "flow", "acme", b"x"), Start("r2", "other", "", b"x")], NOW)
-    yield "post", kernel.post(0, "client", 1, [Message("signal", "r1", b"x"), Message("signal", "r9", b"x")], NOW)
-    yield "complete", kernel.complete(0, "r1", 0, b"x")
+    yield "start_runs", kernel.start_runs(0, [Start("r1", "flow", "acme", b"x"), Start("r2", "other", "", b"x")], NOW)
+    yield (
+        "post_messages",
+        kernel.post_messages(0, "client", 1, [Message("signal", "r1", b"x"), Message("signal", "r9", b"x")], NOW),
+    )
+    yield "report_outcome", kernel.report_outcome(0, "r1", 0, b"x")
     child = Delivery("5-1", "start", "child", b"x", "flow", "acme", "p#1")
     taken = Delivery("5-2", "start", "r1", b"x", "flow", "acme", "p#2")
-    yield "deliver", kernel.deliver(0, 3, [child, taken, Delivery("5-3", "signal", "r1", b"x", "flow")], NOW)
+    yield (
+        "deliver_messages",
+        kernel.deliver_messages(0, 3, [child, taken, Delivery("5-3", "signal", "r1", b"x", "flow")], NOW),
+    )
     first, second, *_ = [entry for entry, _ in await shard.stream(keys.inbox)]
     write = await shard.write_of("r1", "completed", b"state")
     write.transition = b"plain-words"
@@ -103,25 +109,34 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         news=b"news",
     )
     yield "commit", shard.commit(batch)
-    yield "fire", kernel.fire(0, shard.token, 10, NOW)
-    yield "peek", kernel.peek(0, ["r1", "r2", "r9"])
+    yield "due_runs", kernel.due_runs(0, shard.token, 10, NOW)
+    yield "peek_runs", kernel.peek_runs(0, ["r1", "r2", "r9"])
     for offset in ("1-1", "1-2"):
-        yield "fold", kernel.fold(0, shard.token, offset, b"partial", 1, ["flow", "other"])
-    yield "forget", kernel.forget(0, [("r1", decode_header(await shard.header("r1")))])
-    yield "release", kernel.release(0, shard.token)
+        yield "checkpoint_views", kernel.checkpoint_views(0, shard.token, offset, b"partial", 1, ["flow", "other"])
+    yield "forget_runs", kernel.forget_runs(0, [("r1", decode_header(await shard.header("r1")))])
+    yield "release_shard", kernel.release_shard(0, shard.token)
     stream = keys_of_queue(shard).stream
     offers = [Offer(f"5-{n}", "step", f"r{n}", 7, n, 1, b"", b"x") for n in (1, 2, 3, 4)]
-    yield "offer", kernel.offer("gpu", 0, 3, offers)
+    yield "enqueue_attempts", kernel.enqueue_attempts("gpu", 0, 3, offers)
     for consumer, count in (("one", 2), ("two", 1), ("quiet", 1)):
         await shard.plain("XREADGROUP", "GROUP", WORKERS, consumer, "COUNT", count, "STREAMS", stream, ">")
     first, second, third, fourth = [entry for entry, _ in await shard.stream(stream)]
     await shard.plain("XACK", stream, WORKERS, fourth)
     newer = Offer("6-1", "step", "r3", 7, 3, 2, b"", b"x")
-    yield "offer", kernel.offer("gpu", 0, 3, [newer, Offer("6-2", "revoke", "r2", 7, 2, 1, b"", b"")])
-    yield "keep", kernel.keep("gpu", 0, "one", [Claim(first, "r1/1", b"told"), Claim(third, "r3/3")])
-    yield "reap", kernel.reap("gpu", 0, 0, -1, 10)
-    yield "requeue", kernel.requeue("gpu", 0, "one", [Claim(first, "r1/1"), Claim(second, "r2/2")])
-    yield "finish", kernel.finish("gpu", 0, [Claim(fourth, "r4/4")])
+    yield (
+        "enqueue_attempts",
+        kernel.enqueue_attempts("gpu", 0, 3, [newer, Offer("6-2", "revoke", "r2", 7, 2, 1, b"", b"")]),
+    )
+    yield (
+        "extend_claims",
+        kernel.extend_claims("gpu", 0, "one", [ClaimRef(first, "r1/1", b"told"), ClaimRef(third, "r3/3")]),
+    )
+    yield "expired_claims", kernel.expired_claims("gpu", 0, 0, -1, 10)
+    yield (
+        "requeue_attempts",
+        kernel.requeue_attempts("gpu", 0, "one", [ClaimRef(first, "r1/1"), ClaimRef(second, "r2/2")]),
+    )
+    yield "ack_attempts", kernel.ack_attempts("gpu", 0, [ClaimRef(fourth, "r4/4")])
 
 
 def keys_of_queue(shard: Shard) -> QueueKeys:
@@ -149,7 +164,7 @@ async def test_a_commit_that_puts_nothing_runs_not_one_command_for_it(real_shard
     await shard.take()
     await shard.start("r1")
     commit = shard.commit(Batch("c1", runs=[await shard.write_of("r1")]))
-    await watcher.commands(shard.kernel.peek(0, ["r1"]))  # what ran before is passed over
+    await watcher.commands(shard.kernel.peek_runs(0, ["r1"]))  # what ran before is passed over
     ran = [words[0] for words in await watcher.commands(commit)]
     assert ran == ["TYPE", "HMGET", "TYPE", "LINDEX", "LSET", "RPUSH", "XADD", "HSET"]
 
@@ -159,9 +174,11 @@ async def test_all_keys_of_a_call_and_what_it_publishes_to_share_one_slot(real_s
     shard = key_slot(real_shard.keys.owner.encode())
     queue = key_slot(keys_of_queue(real_shard).stream.encode())
     homes = {
-        "found": namespace,
-        "beat": namespace,
-        **dict.fromkeys(("offer", "keep", "reap", "finish", "requeue"), queue),
+        "create_namespace": namespace,
+        "heartbeat": namespace,
+        **dict.fromkeys(
+            ("enqueue_attempts", "extend_claims", "expired_claims", "ack_attempts", "requeue_attempts"), queue
+        ),
     }
     async for verb, call in calls(real_shard):
         slots = {key_slot(key.encode()) for key in {*call.keys, *await watcher.touched(call)}}

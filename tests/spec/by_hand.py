@@ -13,7 +13,7 @@ from streamflow.client.client import Client
 from streamflow.events import AnyEvent, AskAnswered, AskReceived, RunCompleted, encode_transition
 from streamflow.model.record import Header, Status, decode_header
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Answer, Batch, Put, RunWrite, listed_under
+from streamflow.store.kernel import Batch, Put, Reply, RunWrite, listed_under
 from streamflow.wire import InboxMessage, answer_name, decode_message
 from tests.spec.support import until
 
@@ -31,10 +31,10 @@ class Owner:
         client, kernel = self.client, self.client.kernel
         shard = (await client.read_namespace()).shard_of(run_id)
         if shard not in self.tokens:
-            taken = await client.store.one(kernel.take(shard, "", secrets.token_hex(4), "test", f"g{shard}"))
-            assert taken.answer is Answer.OK
+            taken = await client.store.one(kernel.acquire_shard(shard, "", secrets.token_hex(4), "test", f"g{shard}"))
+            assert taken.code is Reply.OK
             self.tokens[shard] = taken.token
-        [(line, _)] = await client.store.one(kernel.peek(shard, [run_id]))
+        [(line, _)] = await client.store.one(kernel.peek_runs(shard, [run_id]))
         old = decode_header(line)
         self.commits += 1
         at = old.created + 60_000 * self.commits
@@ -58,7 +58,7 @@ class Owner:
         if told:
             batch.news = msgspec.msgpack.encode([(name, payload if news else b"") for name, payload in told])
         committed = await client.store.one(kernel.commit(shard, self.tokens[shard], f"g{shard}", batch))
-        assert committed.answer is Answer.OK
+        assert committed.code is Reply.OK
 
     async def asked(self, run_id: str) -> AskReceived:
         """The newest question in the inbox, when there is one."""
@@ -83,7 +83,7 @@ class Owner:
 
 async def waiting(client: Client, runs: int) -> None:
     """Returns when that many runs are waited for and the server has confirmed the subscriptions."""
-    outcomes = client._outcomes
+    outcomes = client._waiter
 
     def settled() -> bool:
         channels = outcomes._subscription._channels if outcomes._subscription else {}

@@ -64,7 +64,7 @@ def doorman(state: int, event: sf.Event) -> sf.Decision:
 @pytest.fixture
 async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[sf.Client]:
     async with sf.connect(embedded_server.url, namespace=namespace) as client:
-        await client.store.one(client.kernel.found(8, Partition.RUN))
+        await client.store.one(client.kernel.create_namespace(8, Partition.RUN))
         yield client
 
 
@@ -128,7 +128,7 @@ async def test_an_ask_gives_what_the_run_answers_typed(client: sf.Client, owner:
     result = await asking
     assert_type(result, Seats)
     assert result == Seats(3)
-    assert client._outcomes._all_waiting() == [], "nobody waits any more"
+    assert client._waiter._all_waiting() == [], "nobody waits any more"
 
 
 async def test_an_answer_that_is_not_of_the_type_is_an_error_that_names_both(client: sf.Client, owner: Owner) -> None:
@@ -176,16 +176,16 @@ async def test_a_timeout_says_that_the_answer_may_still_come(client: sf.Client, 
     with pytest.raises(TimeoutError, match=r"not answered reserve within 0\.05 s; it may still do so"):
         await run.ask("reserve", timeout=0.05)
     await answer(owner, run, 1)
-    assert client._outcomes._all_waiting() == []
+    assert client._waiter._all_waiting() == []
 
 
 async def test_an_answer_whose_news_is_lost_is_found_by_the_sweep(client: sf.Client, owner: Owner) -> None:
     run = await client.start(cinema)
     asking = asyncio.create_task(run.ask("reserve"))
     await owner.asked(run.id)
-    client._outcomes._channels.clear()  # as if the message had never come
+    client._waiter._channels.clear()  # as if the message had never come
     await answer(owner, run, 7)
-    await client._outcomes.sweep()
+    await client._waiter.sweep()
     assert await asking == 7
 
 
@@ -193,10 +193,10 @@ async def test_an_answer_is_found_also_when_all_that_is_seen_is_the_end(client: 
     run = await client.start(cinema)
     asking = asyncio.create_task(run.ask("reserve"))
     await owner.asked(run.id)
-    channels = dict(client._outcomes._channels)
-    client._outcomes._channels.clear()
+    channels = dict(client._waiter._channels)
+    client._waiter._channels.clear()
     await answer(owner, run, 7)
-    client._outcomes._channels.update(channels)
+    client._waiter._channels.update(channels)
     await owner.complete(run.id)
     assert await asking == 7
 

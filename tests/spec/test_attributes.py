@@ -225,7 +225,7 @@ async def test_a_run_without_attributes_has_a_header_of_eight_words(serve: Serve
         run = await client.start(careless)
         await run.result(10)
         [(line, _)] = await client.store.one(
-            client.kernel.peek((await client.read_namespace()).shard_of(run.id), [run.id])
+            client.kernel.peek_runs((await client.read_namespace()).shard_of(run.id), [run.id])
         )
         assert len(line.split(b" ")) == 8
 

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.events import ChildFailed, ChildStarted
+from streamflow import events
+from streamflow.events import (
+    ChildStarted,
+)
 from tests.spec.support import Serve, happened, reduced
 
 pytestmark = pytest.mark.anyio
@@ -129,7 +132,7 @@ async def test_the_end_of_a_child_by_cancelling_is_a_failure_for_its_parent(serv
         await child.cancel("not needed")
         with pytest.raises(sf.RunFailed, match=r"child run p\.1 \(patient\) failed: RunCancelled: not needed"):
             await run.result(10)
-        assert (await happened(run, ChildFailed)).cancelled
+        assert (await happened(run, events.ChildFailed)).cancelled
 
 
 async def test_cancelling_a_parent_cancels_all_below_it(serve: Serve) -> None:

@@ -17,6 +17,7 @@ from msgspec import Raw
 from redis.asyncio import Redis
 
 import streamflow.client.client as sf
+from streamflow import errors, events
 from streamflow.client.client import Client, NewRun, Run
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import (
@@ -34,12 +35,8 @@ from streamflow.errors import (
     StoreUnavailable,
     UsageError,
 )
-from streamflow.errors import RunCancelled as CancelledError
-from streamflow.errors import RunFailed as FailedError
 from streamflow.events import (
-    RunCancelled,
     RunCompleted,
-    RunFailed,
     SignalReceived,
     decode_transition,
 )
@@ -75,7 +72,7 @@ def counter(state: int, event: Any) -> Any: ...
 @pytest.fixture
 async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[Client]:
     async with sf.connect(embedded_server.url, namespace=namespace) as client:
-        await client.store.one(client.kernel.found(8, Partition.RUN))
+        await client.store.one(client.kernel.create_namespace(8, Partition.RUN))
         yield client
 
 
@@ -171,7 +168,7 @@ async def test_a_partitioned_namespace_puts_the_prefix_before_the_id(
     embedded_server: EmbeddedServer, namespace: str, partition: Partition, full_id: str
 ) -> None:
     async with sf.connect(embedded_server.url, namespace=namespace) as client:
-        await client.store.one(client.kernel.found(8, partition))
+        await client.store.one(client.kernel.create_namespace(8, partition))
         run = await client.start(price, Order("tea"), id="invoice-17", tenant="acme")
         assert run.id == full_id
         assert (await client.run(full_id).describe()).tenant == "acme"
@@ -251,18 +248,18 @@ async def test_waiting_ends_when_the_run_ends(client: Client, owner: Owner, news
     await waiting(client, 1)
     await owner.complete(run.id, 2.5, news=news)
     assert await asyncio.gather(*waits) == [2.5] * 3
-    assert client._outcomes._all_waiting() == []
+    assert client._waiter._all_waiting() == []
 
 
 async def test_failed_and_cancelled_runs_raise(client: Client, owner: Owner) -> None:
     failed, cancelled = await client.start(other), await client.start(other)
     failure = Failure("ValueError", "no tea")
-    await owner.commit(failed.id, RunFailed("other", "", 5, failure), status=Status.FAILED)
-    await owner.commit(cancelled.id, RunCancelled("other", "", 5, "enough"), status=Status.CANCELLED)
-    with pytest.raises(FailedError, match="ValueError: no tea") as caught:
+    await owner.commit(failed.id, events.RunFailed("other", "", 5, failure), status=Status.FAILED)
+    await owner.commit(cancelled.id, events.RunCancelled("other", "", 5, "enough"), status=Status.CANCELLED)
+    with pytest.raises(errors.RunFailed, match="ValueError: no tea") as caught:
         await failed.result()
     assert caught.value.failure == failure
-    with pytest.raises(CancelledError, match="enough"):
+    with pytest.raises(errors.RunCancelled, match="enough"):
         await cancelled.result()
     assert (await failed.describe()).failure == failure
     assert (await cancelled.describe()).reason == "enough"
@@ -282,9 +279,9 @@ async def test_a_lost_message_is_found_by_the_sweep(client: Client, owner: Owner
     run = await client.start(price, Order("tea"))
     wait = asyncio.create_task(run.result(timeout=10))
     await waiting(client, 1)
-    client._outcomes._channels.clear()  # as if the message had never come
+    client._waiter._channels.clear()  # as if the message had never come
     await owner.complete(run.id, 1.0)
-    await client._outcomes.sweep()
+    await client._waiter.sweep()
     assert await wait == 1.0
 
 
@@ -304,8 +301,8 @@ async def test_shards_that_nobody_waits_on_are_let_go(client: Client, owner: Own
     run = await client.start(price, Order("tea"))
     await owner.complete(run.id, 1.0)
     await run.result()
-    await client._outcomes.sweep()
-    assert client._outcomes._shards == {}
+    await client._waiter.sweep()
+    assert client._waiter._shards == {}
     again = await client.start(price, Order("tea"))
     wait = asyncio.create_task(again.result(timeout=10))
     await waiting(client, 1)
@@ -315,7 +312,7 @@ async def test_shards_that_nobody_waits_on_are_let_go(client: Client, owner: Own
 
 async def test_a_thousand_concurrent_calls_share_a_few_connections_and_pipelines() -> None:
     async with EmbeddedServer(memory=True) as server, sf.connect(server.url) as client, Redis.from_url(server.url) as r:
-        await client.store.one(client.kernel.found(16, Partition.RUN))
+        await client.store.one(client.kernel.create_namespace(16, Partition.RUN))
         await client.start(other)  # loads the scripts
         client._meta = None
         await r.config_resetstat()
@@ -338,7 +335,7 @@ async def test_a_thousand_concurrent_calls_share_a_few_connections_and_pipelines
 
 async def test_closing_ends_all_waiting(embedded_server: EmbeddedServer, namespace: str) -> None:
     client = sf.connect(embedded_server.url, namespace=namespace)
-    await client.store.one(client.kernel.found(8, Partition.RUN))
+    await client.store.one(client.kernel.create_namespace(8, Partition.RUN))
     run = await client.start(other)
     wait = asyncio.create_task(run.result())
     await waiting(client, 1)
@@ -494,7 +491,7 @@ async def test_following_reads_from_the_record_what_the_log_no_longer_has(
 
 async def test_a_restarted_server_that_kept_its_data_is_used_on(tmp_path: Path) -> None:
     async with EmbeddedServer(tmp_path, appendfsync="always") as server, sf.connect(server.url) as client:
-        await client.store.one(client.kernel.found(8, Partition.RUN))
+        await client.store.one(client.kernel.create_namespace(8, Partition.RUN))
         run = await client.start(price, Order("tea"))
         wait = asyncio.create_task(run.result(timeout=30))
         await waiting(client, 1)
@@ -503,7 +500,9 @@ async def test_a_restarted_server_that_kept_its_data_is_used_on(tmp_path: Path) 
         await Owner(client).complete(run.id, 4.0)
         assert await wait == 4.0
         assert decode_transition(
-            (await client.store.one(client.kernel.peek((await client.read_namespace()).shard_of(run.id), [run.id])))[0][
-                1
-            ]
+            (
+                await client.store.one(
+                    client.kernel.peek_runs((await client.read_namespace()).shard_of(run.id), [run.id])
+                )
+            )[0][1]
         ).events

@@ -22,8 +22,8 @@ DEPOSITS = 5
 
 @app.workflow
 async def account(balance: int) -> int:
-    sf.set_attributes(lives=sf.info().lives)
-    if not sf.info().lives:
+    sf.set_attributes(generation=sf.info().generation)
+    if not sf.info().generation:
         sf.set_attributes(owner="ada")
     sf.publish("balance", balance)
     for _ in range(DEPOSITS):
@@ -61,8 +61,8 @@ async def test_the_record_begins_anew_and_the_run_goes_on_with_what_it_took_alon
         assert (await names_of(run))[-1] == "RunContinued"
         described = await run.describe()
         assert described.version == 1 + DEPOSITS
-        assert described.attributes == {"owner": "ada", "lives": 1}
-        assert [found.id for found in await client.runs(attributes={"owner": "ada", "lives": 1})] == ["a"]
+        assert described.attributes == {"owner": "ada", "generation": 1}
+        assert [found.id for found in await client.runs(attributes={"owner": "ada", "generation": 1})] == ["a"]
         await run.signal("deposit", 0)
         assert await run.result(10) == DEPOSITS
         assert await elements(client, run) == 2
@@ -75,7 +75,7 @@ async def test_many_signals_fold_through_several_lives_and_each_counts_once(serv
             await run.signal("deposit", 1)
         await run.signal("deposit", 0)
         assert await run.result(10) == 23
-        assert (await run.describe()).attributes["lives"] == 4
+        assert (await run.describe()).attributes["generation"] == 4
         assert await run.read("balance") == 23
 
 
@@ -87,7 +87,7 @@ async def test_a_new_life_survives_the_death_of_its_daemon(serve: Serve) -> None
         await deposit(run, DEPOSITS + 2, DEPOSITS + 3)
         await run.signal("deposit", 0)
         assert await run.result(10) == DEPOSITS + 3
-        assert (await run.describe()).attributes == {"owner": "ada", "lives": 1}
+        assert (await run.describe()).attributes == {"owner": "ada", "generation": 1}
 
 
 async def test_who_follows_the_run_sees_all_its_lives(serve: Serve) -> None:

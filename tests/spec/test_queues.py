@@ -11,13 +11,18 @@ import msgspec
 import pytest
 
 import streamflow as sf
-from streamflow.events import StepCompleted, StepFailed, StepRetrying, StepScheduled
+from streamflow import events
+from streamflow.events import (
+    StepCompleted,
+    StepRetrying,
+    StepScheduled,
+)
 from streamflow.machine.transition import Outcome
 from streamflow.model.sharding import QUEUE_PARTITIONS, Partition, queue_partition_of, shard_of
 from streamflow.store.connection import Call
 from streamflow.store.kernel import WORKERS, Kernel
 from streamflow.worker.claims import Claims
-from streamflow.worker.reader import Feeder
+from streamflow.worker.reader import QueueReader
 from tests.spec.support import DEADLINE, Serve, Work, events_of, happened, names_of, until
 
 pytestmark = pytest.mark.anyio
@@ -184,7 +189,7 @@ async def test_what_comes_beyond_the_room_at_one_moment_is_given_back(
     async def nothing(*_: object) -> bool:
         return False
 
-    monkeypatch.setattr(Feeder, "_take_some", nothing)  # all partitions were empty a moment ago
+    monkeypatch.setattr(QueueReader, "_take_some", nothing)  # all partitions were empty a moment ago
     gate = Gate()
     async with serve(gate.app) as (client, _):
         runs = [await client.start(gate.waits) for _ in range(12)]
@@ -412,7 +417,7 @@ async def test_a_step_that_kills_its_workers_fails_in_the_end(serve: Serve, work
         async with work(gate.app):
             with pytest.raises(sf.RunFailed, match="WorkerLost"):
                 await run.result(timeout=DEADLINE)
-        failed = next(event for event in await events_of(run) if isinstance(event, StepFailed))
+        failed = next(event for event in await events_of(run) if isinstance(event, events.StepFailed))
         assert (failed.attempt, failed.failure.kind, len(gate.begun)) == (3, "WorkerLost", 3)
 
 
@@ -428,7 +433,7 @@ async def test_a_worker_that_was_silent_stops_its_step_and_its_late_outcome_chan
         kernel, shard = Kernel(client.keys), shard_of(run.id, int(meta[0]), Partition.RUN)
         created = await created_of(run)
         lost = Outcome(1, 1, 0.0, None, sf.Failure("WorkerLost", "given up"))
-        await client.store.one(kernel.complete(shard, run.id, created, msgspec.msgpack.encode(lost)))
+        await client.store.one(kernel.report_outcome(shard, run.id, created, msgspec.msgpack.encode(lost)))
         await happened(run, StepRetrying)
         late = Outcome(1, 1, 0.0, msgspec.Raw(msgspec.msgpack.encode("late")))
 
@@ -440,7 +445,7 @@ async def test_a_worker_that_was_silent_stops_its_step_and_its_late_outcome_chan
         await until(offered)
         await silent.claims.keep_once()
         await until(lambda: _is(gate.stopped == [1]))
-        await client.store.one(kernel.complete(shard, run.id, created, msgspec.msgpack.encode(late)))
+        await client.store.one(kernel.report_outcome(shard, run.id, created, msgspec.msgpack.encode(late)))
         gate.go.set()
         assert await run.result(timeout=DEADLINE) == "attempt 2"
         assert [event.attempt for event in await events_of(run) if isinstance(event, StepCompleted)] == [2]

@@ -62,13 +62,13 @@ def agent(state: list[str], event: sf.Event) -> sf.Decision:
             return sf.Decision([f"started with {input}"], [double.options(tag="the step")(21)])
         case sf.StepDone(step, _, tag, result):
             return sf.Decision([*state, f"{tag}: {step} gave {result}"], [refuse()])
-        case sf.StepError(step, _, _, failure):
+        case sf.StepFailure(step, _, _, failure):
             return sf.Decision([*state, f"{step}: {failure}"], [sf.sleep(0.01, tag="the timer")])
         case sf.TimerDone(_, tag):
             return sf.Decision([*state, tag], [child.options(tag="the child")(4)])
         case sf.ChildDone(workflow, _, _, tag, result):
             return sf.Decision([*state, f"{tag}: {workflow} gave {result}"], [failing_child()])
-        case sf.ChildError(workflow, _, _, _, failure):
+        case sf.ChildFailure(workflow, _, _, _, failure):
             return sf.Decision(state, [sf.Complete([*state, f"{workflow}: {failure}"])])
         case _:
             return sf.Decision(state)

@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.events import StepCompleted, StepFailed, TimerSet
+from streamflow import events
+from streamflow.events import (
+    StepCompleted,
+    TimerSet,
+)
 from tests.spec.support import Serve, happened
 
 pytestmark = pytest.mark.anyio
@@ -147,4 +151,4 @@ async def test_what_failed_is_in_the_history_beside_what_was_undone(serve: Serve
         run = await client.start(trip, "fail to pay")
         with pytest.raises(sf.RunFailed):
             await run.result(10)
-        assert (await happened(run, StepFailed)).failure.message == "fail to pay"
+        assert (await happened(run, events.StepFailed)).failure.message == "fail to pay"

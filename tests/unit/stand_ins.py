@@ -10,7 +10,7 @@ import msgspec
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreError
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Answer, Committed, Fired, Kernel
+from streamflow.store.kernel import Committed, Fired, Kernel, Reply
 from streamflow.store.keys import NamespaceKeys
 from streamflow.wire import InboxMessage
 
@@ -26,7 +26,7 @@ class FakeStore:
     def __init__(self, **answers: Any) -> None:
         self.answers = answers
         self.calls: list[list[Call[Any]]] = []
-        self.generation = 0
+        self.server_generation = 0
 
     async def send(self, calls: Sequence[Call[Any]], patience: float | None = None) -> list[Any]:
         self.calls.append(list(calls))
@@ -60,8 +60,8 @@ class FakeClock:
         return max(0.0, (due_ms - self.ms) / 1000)
 
 
-OK = Committed(Answer.OK, 1_000_000, "5-0", [])
-NOTHING_DUE = Fired(Answer.OK, 1_000_000, None, [])
+OK = Committed(Reply.OK, 1_000_000, "5-0", [])
+NOTHING_DUE = Fired(Reply.OK, 1_000_000, None, [])
 
 
 def owned(number: int = 0) -> OwnedShard:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 import streamflow as sf
+from streamflow import events
 from streamflow.daemon import batch as batch_module
 from streamflow.daemon.batch import IN_FLIGHT, ShardBatch
 from streamflow.daemon.shard import OwnedShard
@@ -15,7 +16,6 @@ from streamflow.errors import Failure
 from streamflow.events import (
     NOTHING,
     AskAnswered,
-    ChildFailed,
     MessageQuarantined,
     RunCompleted,
     SignalReceived,
@@ -89,7 +89,7 @@ def applied(batch: ShardBatch) -> ShardBatch:
     return batch
 
 
-def events(batch: ShardBatch, number: int = 0) -> list[str]:
+def kinds_in(batch: ShardBatch, number: int = 0) -> list[str]:
     return [type(event).__name__ for event in decode_transition(batch.batch.runs[number].transition).events]
 
 
@@ -145,7 +145,7 @@ def test_a_start_is_one_write_that_expects_the_header_of_its_message() -> None:
     header = decode_header(write.header)
     assert (header.status, header.version, header.commit, header.created) == ("running", 1, "session.1", 900)
     assert (header.workflow, header.tenant) == ("stepping", "acme")
-    assert events(batch) == ["RunStarted", "StepScheduled"]
+    assert kinds_in(batch) == ["RunStarted", "StepScheduled"]
     assert batch.batch.acks == ["1-0"]
 
 
@@ -153,7 +153,7 @@ def test_messages_of_one_run_fold_into_one_transition_in_order() -> None:
     shard = owned()
     put(shard, start("1-0", "r", "collecting", 3), *(signal(f"2-{n}", "r", "item", n) for n in range(3)))
     batch = batch_of(shard)
-    assert events(batch) == ["RunStarted", *["SignalReceived"] * 3, "RunCompleted"]
+    assert kinds_in(batch) == ["RunStarted", *["SignalReceived"] * 3, "RunCompleted"]
     ending = decode_transition(batch.batch.runs[0].transition).events[-1]
     assert isinstance(ending, RunCompleted)
     assert plain(ending.result) == [0, 1, 2]
@@ -190,7 +190,7 @@ def test_a_plan_that_stays_the_same_is_not_written_again_and_an_ended_run_leaves
     shard.add_input("r", Due())
     batch = batch_of(shard, NOW + 5000)
     assert batch.batch.plans == [("r", None)]
-    assert events(batch) == ["TimerFired", "RunCompleted"]
+    assert kinds_in(batch) == ["TimerFired", "RunCompleted"]
 
 
 def test_a_run_moves_between_listings_only_when_its_status_changes() -> None:
@@ -286,7 +286,7 @@ def test_a_start_of_a_run_that_has_started_is_quarantined() -> None:
     put(shard, start("2-0", "r", "collecting", 9), signal("2-1", "r", "item", "well"))
     batch = batch_of(shard)
     assert [poison.message_id for poison in batch.batch.poisons] == ["2-0"]
-    assert events(batch) == ["SignalReceived", "RunCompleted"]
+    assert kinds_in(batch) == ["SignalReceived", "RunCompleted"]
 
 
 def test_a_start_is_believed_only_until_its_run_proves_to_be_another() -> None:
@@ -330,7 +330,7 @@ def test_a_child_whose_id_is_taken_is_refused_to_its_parent() -> None:
     [send] = batch.batch.sends
     assert (send.kind, send.run_id, send.target) == ("child", "parent", shard_of("parent", SHARDS, Partition.RUN))
     failure = Failure("RunConflict", "the run id theirs belongs to another run")
-    assert msgspec.msgpack.decode(send.body, type=ChildFailed) == ChildFailed(4, "", failure)
+    assert msgspec.msgpack.decode(send.body, type=events.ChildFailed) == events.ChildFailed(4, "", failure)
     assert batch.batch.acks == ["1-0"]
 
 
@@ -449,7 +449,7 @@ def test_outcomes_and_messages_of_a_run_come_together() -> None:
     applied(batch_of(shard))
     shard.add_input("r", Outcome(1, 1, 2.5, raw(5)))
     put(shard, signal("2-0", "r", "late"))
-    assert events(batch_of(shard)) == ["StepCompleted", "RunCompleted"]
+    assert kinds_in(batch_of(shard)) == ["StepCompleted", "RunCompleted"]
 
 
 def test_what_is_put_back_comes_again_in_the_same_order_before_what_is_newer() -> None:
@@ -464,7 +464,7 @@ def test_what_is_put_back_comes_again_in_the_same_order_before_what_is_newer() -
     assert [type(one).__name__ for one in shard.inputs["t"]] == ["Due", "Outcome"]
     assert shard.live == {}, "what was reduced didn't happen"
     again = batch_of(shard)
-    assert events(again) == ["RunStarted", "SignalReceived", "SignalReceived", "RunCompleted"]
+    assert kinds_in(again) == ["RunStarted", "SignalReceived", "SignalReceived", "RunCompleted"]
 
 
 def test_bad_messages_and_refusals_are_put_back_too() -> None:

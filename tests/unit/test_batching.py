@@ -31,11 +31,11 @@ class FakeStore:
         return [self.answer(call) for call in calls]
 
     def answer(self, call: Call[Any]) -> Any:
-        if call.script == "start":
+        if call.script == "start_runs":
             return [b""] * ((len(call.keys) - 2) // 3)
-        if call.script == "peek":
+        if call.script == "peek_runs":
             return [(key.encode(), b"") for key in call.keys]
-        if call.script == "post":
+        if call.script == "post_messages":
             return "a" * (len(call.keys) - 3)
         return call.args[0]
 
@@ -61,7 +61,7 @@ async def test_calls_of_one_moment_travel_in_one_pipeline_grouped_by_shard() -> 
     everything: list[asyncio.Future[Any]] = [*starts, *peeks, *posts]
     await settled(everything)
     assert len(store.pipelines) == 1
-    assert sorted(store.scripts) == ["peek"] * 4 + ["post"] * 4 + ["start"] * 4
+    assert sorted(store.scripts) == ["peek_runs"] * 4 + ["post_messages"] * 4 + ["start_runs"] * 4
     assert peeks[7].result()[0].decode() == "sf:{test.3}:run:r7"
 
 
@@ -120,7 +120,11 @@ async def test_posts_to_a_shard_are_numbered_in_order_one_call_at_a_time() -> No
 async def test_a_refused_call_fails_only_its_own_callers() -> None:
     class Refusing(FakeStore):
         def answer(self, call: Call[Any]) -> Any:
-            return StoreFull("no memory") if call.script == "start" and ".1}" in call.keys[0] else super().answer(call)
+            return (
+                StoreFull("no memory")
+                if call.script == "start_runs" and ".1}" in call.keys[0]
+                else super().answer(call)
+            )
 
     batcher = batcher_on(Refusing())
     answers = await settled([batcher.start(number % 2, start(f"r{number}")) for number in range(4)])
@@ -130,7 +134,7 @@ async def test_a_refused_call_fails_only_its_own_callers() -> None:
     assert answers[1] is not answers[3]  # or the tracebacks of all callers would pile up in one
 
 
-@pytest.mark.parametrize("verb", ["start", "peek", "post"])
+@pytest.mark.parametrize("verb", ["start_runs", "peek_runs", "post_messages"])
 async def test_one_that_spoils_a_shared_call_is_parted_from_the_others(verb: str) -> None:
     class Spoiled(FakeStore):
         def answer(self, call: Call[Any]) -> Any:
@@ -139,9 +143,9 @@ async def test_one_that_spoils_a_shared_call_is_parted_from_the_others(verb: str
     store = Spoiled()
     batcher = batcher_on(store)
     names = ["a", "b", "bad", "c"]
-    if verb == "start":
+    if verb == "start_runs":
         answers: list[Any] = await settled([batcher.start(0, start(name)) for name in names])
-    elif verb == "peek":
+    elif verb == "peek_runs":
         answers = await settled([batcher.peek(0, name) for name in names])
     else:
         answers = await settled([batcher.post(0, Message("signal", name, b"")) for name in names])

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 import streamflow.testing as sft
 from streamflow.cli import SECTIONS, cli
 from streamflow.cli.app_loader import load_app
-from streamflow.cli.commands.bulk import Line, _line_id  # pyright: ignore[reportPrivateUsage]
+from streamflow.cli.commands.bulk import FileLine, _line_id  # pyright: ignore[reportPrivateUsage]
 from streamflow.cli.commands.tail import parse_ago
 from streamflow.errors import UsageError
 from streamflow.settings import Settings
@@ -233,7 +233,7 @@ def test_the_id_of_a_line_depends_on_workflow_content_and_place() -> None:
 
 def test_a_line_with_an_unknown_field_is_refused() -> None:
     with pytest.raises(msgspec.ValidationError):
-        msgspec.json.decode(b'{"inptu": 1}', type=Line)
+        msgspec.json.decode(b'{"inptu": 1}', type=FileLine)
 
 
 # --- replay ---------------------------------------------------------------------------------------------------------

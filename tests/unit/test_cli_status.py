@@ -54,12 +54,12 @@ async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterat
 
 
 async def found(client: Client) -> None:
-    await client.store.one(client.kernel.found(SHARDS, Partition.RUN))
+    await client.store.one(client.kernel.create_namespace(SHARDS, Partition.RUN))
 
 
 async def beat(client: Client, member: str, number: int, **facts: Any) -> None:
     shown = {"beat": number, "name": member, "started": 1, "shards": [], **facts}
-    await client.store.one(client.kernel.beat(member, msgspec.json.encode(shown)))
+    await client.store.one(client.kernel.heartbeat(member, msgspec.json.encode(shown)))
 
 
 async def own(client: Client, shard: int, member: str) -> None:
@@ -110,7 +110,7 @@ async def test_a_member_that_left_is_forgotten(client: Client) -> None:
     await beat(client, "a", 1)
     collector = StatusCollector(client)
     await collector.collect()
-    await client.store.one(client.kernel.beat("a", b""))
+    await client.store.one(client.kernel.heartbeat("a", b""))
     assert (await collector.collect()).daemons == []
 
 
@@ -133,7 +133,7 @@ async def test_queues_show_what_waits_what_runs_and_who_works(client: Client) ->
     await client.store.one(Call.plain("HSET", client.keys.queues, "idle", 8, "gpu", 8))
     for number in range(3):
         offers = [Offer(f"5-{n}", "step", f"r{number}", 7, n, 1, b"", b"x") for n in (1, 2)]
-        await client.store.one(client.kernel.offer("gpu", number, 0, offers))
+        await client.store.one(client.kernel.enqueue_attempts("gpu", number, 0, offers))
         stream = client.keys.queue("gpu", number).stream
         for consumer in ("one", "two")[: number + 1]:
             await client.store.one(

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 import streamflow as sf
+from streamflow import events
 from streamflow.errors import Failure
 from streamflow.events import (
     AskReceived,
     CancelRequested,
     ChildCompleted,
-    ChildFailed,
     RunContinued,
     SignalReceived,
 )
@@ -75,7 +75,7 @@ def test_a_new_life_gives_new_numbers_so_that_no_late_outcome_is_taken_for_anoth
         if life == 0:
             await sf.race(act("slow"), sf.signal("go"))
             raise sf.ContinueAs(1)
-        return [await act("second life"), sf.info().lives, sf.random()]
+        return [await act("second life"), sf.info().generation, sf.random()]
 
     run = Run(app, "flow", 0, crash=crash)
     run.advance(signal("go"))
@@ -83,8 +83,8 @@ def test_a_new_life_gives_new_numbers_so_that_no_late_outcome_is_taken_for_anoth
     run.done(1, "late")
     assert not run.last.events
     run.done(2, "right")
-    result, lives, number = result_of(run.last)
-    assert (result, lives) == ("right", 1)
+    result, generation, number = result_of(run.last)
+    assert (result, generation) == ("right", 1)
     assert 0 <= number < 1
 
 
@@ -220,8 +220,8 @@ def test_a_cancel_that_a_life_was_shielded_from_reaches_the_next(crash: bool) ->
 def test_a_cancel_is_not_lost_behind_the_news_that_the_history_is_too_long(
     crash: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "WARN_EVENTS", 3)
-    monkeypatch.setattr(driving, "MAX_EVENTS", 3)
+    monkeypatch.setattr(running, "EVENTS_WARN", 3)
+    monkeypatch.setattr(driving, "EVENTS_CONTINUE", 3)
     app = make_app()
     act = app.steps["act"]
 
@@ -267,7 +267,7 @@ def test_each_life_draws_other_random_values(crash: bool) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (running, driving):
-        for name, value in {"WARN_EVENTS": 10, "MAX_EVENTS": 20, "HARD_EVENTS": 30}.items():
+        for name, value in {"EVENTS_WARN": 10, "EVENTS_CONTINUE": 20, "EVENTS_FAIL": 30}.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
 
@@ -657,7 +657,7 @@ def test_giving_up_the_wait_for_a_started_child_leaves_it_alone(crash: bool) -> 
     run = Run(app, "flow", crash=crash)
     run.advance(Due(), after=1000)
     assert kinds(run.last) == ["TimerFired", "ChildCancelled"]
-    run.advance(ChildFailed(1, "child", Failure("RunCancelled", "too slow"), cancelled=True))
+    run.advance(events.ChildFailed(1, "child", Failure("RunCancelled", "too slow"), cancelled=True))
     assert result_of(run.last) == ["r.1", "RunCancelled: too slow"]
 
 
@@ -680,7 +680,7 @@ def test_what_happens_to_children_when_their_parent_ends_is_up_to_each(crash: bo
     run.advance(signal("end", "done"))
     assert kinds(run.last) == ["SignalReceived"]
     assert [(m.target, m.kind) for m in run.last.outbox] == [("r.1", "cancel")]
-    run.advance(signal("end", "nobody listens"), ChildFailed(1, "child", Failure("RunCancelled", "")))
+    run.advance(signal("end", "nobody listens"), events.ChildFailed(1, "child", Failure("RunCancelled", "")))
     assert not run.last.ended
     run.advance(ChildCompleted(3, "child", raw("x")), after=100)
     assert kinds(run.last) == ["ChildCompleted", "RunCompleted"]
@@ -719,7 +719,7 @@ def test_a_cancel_hurries_the_children_that_the_end_waits_for(crash: bool) -> No
     run.advance(signal("end", "done"))
     run.advance(CancelRequested("hurry"))
     assert [(m.target, m.kind) for m in run.last.outbox] == [("r.3", "cancel")]
-    run.advance(ChildFailed(3, "child", Failure("RunCancelled", "hurry"), cancelled=True))
+    run.advance(events.ChildFailed(3, "child", Failure("RunCancelled", "hurry"), cancelled=True))
     assert result_of(run.last) == "done"
 
 
@@ -763,4 +763,4 @@ def test_the_first_event_of_a_continued_history_tells_where_it_comes_from() -> N
     run.advance(signal("add", 7), after=10)
     event = run.history[-1]
     assert isinstance(event, RunContinued)
-    assert (event.started, event.lives, event.workflow) == (5000, 1, "counter")
+    assert (event.started, event.generation, event.workflow) == (5000, 1, "counter")

@@ -10,14 +10,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from streamflow import errors, events
 from streamflow import errors as sf_errors
-from streamflow.errors import ChildFailed as ChildError
-from streamflow.errors import Failure, StepFailed
+from streamflow.errors import (
+    Failure,
+)
 from streamflow.events import (
     AskReceived,
     CancelRequested,
     ChildCompleted,
-    ChildFailed,
     SignalReceived,
     encode_transition,
 )
@@ -152,7 +153,7 @@ async def _interpret(program: Program) -> Any:
         case ["again"]:
             raise _Again
         case ["continue"]:
-            if sf.info().lives < 3:
+            if sf.info().generation < 3:
                 raise sf_errors.ContinueAs(["seq", [["step", 3], ["signal", "a", None], ["random"]]])
             return await act(4)
         case ["tell", x]:
@@ -240,7 +241,7 @@ async def _interpret(program: Program) -> Any:
         case ["try", part, handler]:
             try:
                 return await _interpret(part)
-            except (StepFailed, ChildError, TimeoutError, ValueError, ExceptionGroup) as error:
+            except (errors.StepFailed, errors.ChildFailed, TimeoutError, ValueError, ExceptionGroup) as error:
                 return [str(error), await _interpret(handler)]
         case _:
             raise AssertionError(program)
@@ -294,7 +295,7 @@ def _inputs(machine: RunMachine, turn: list[tuple[str, int]]) -> tuple[list[Any]
             failed = number % 3 == 0
             failure = Failure("E", str(number))
             completed = ChildCompleted(call.seq, "child", raw(number))
-            inputs.append(ChildFailed(call.seq, "child", failure) if failed else completed)
+            inputs.append(events.ChildFailed(call.seq, "child", failure) if failed else completed)
         elif kind == "d":
             after += number * number
             inputs.append(Due())
@@ -366,9 +367,9 @@ def test_a_workflow_that_is_replayed_before_every_transition_decides_the_same(pr
 @given(programs, moves)
 def test_a_run_near_the_limits_of_its_history_replays_the_same(program: Program, turns: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "WARN_EVENTS", 6)
-        patch.setattr(driving, "MAX_EVENTS", 12)
-        patch.setattr(driving, "HARD_EVENTS", 20)
+        patch.setattr(running, "EVENTS_WARN", 6)
+        patch.setattr(driving, "EVENTS_CONTINUE", 12)
+        patch.setattr(driving, "EVENTS_FAIL", 20)
         _same_when_reloaded("flow", program, turns)
 
 

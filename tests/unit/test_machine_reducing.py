@@ -6,14 +6,19 @@ from typing import Any
 
 import msgspec
 
+from streamflow import events
 from streamflow.errors import Failure
-from streamflow.events import CancelRequested, ChildCompleted, ChildFailed, SignalReceived
+from streamflow.events import (
+    CancelRequested,
+    ChildCompleted,
+    SignalReceived,
+)
 from streamflow.machine.transition import Due
 from streamflow.workflow import api as sf
 from streamflow.workflow.app import App
 from streamflow.workflow.reducer import (
     CancelRequest,
-    ChildError,
+    ChildFailure,
     Complete,
     Decision,
     Event,
@@ -21,7 +26,7 @@ from streamflow.workflow.reducer import (
     Signal,
     Started,
     StepDone,
-    StepError,
+    StepFailure,
     TimerDone,
 )
 from streamflow.workflow.retry import NO_RETRY, Retry
@@ -57,9 +62,9 @@ def agent(state: Seen, event: Event) -> Decision:
             return Decision(state, [act.options(tag=str(kind), timeout=9)(1), sf.sleep(60, tag="late")])
         case StepDone(tag=tag, result=result):
             return Decision(state, [child.options(tag=f"{tag}{result}")()])
-        case StepError(failure=failure):
+        case StepFailure(failure=failure):
             return Decision(state, [Fail(str(failure))])
-        case ChildError(tag=tag, run_id=run_id, failure=failure):
+        case ChildFailure(tag=tag, run_id=run_id, failure=failure):
             return Decision(state, [Complete([tag, run_id, failure.message, state.events])])
         case Signal("stop", value):
             return Decision(state, [Complete(value)])
@@ -83,8 +88,8 @@ def test_a_reducer_gets_events_and_its_commands_are_decisions() -> None:
     assert kinds(run.done(1, 5)) == ["StepCompleted", "ChildStarted"]
     assert kinds(run.advance(Due(), after=60_000)) == ["TimerFired", "SignalSent"]
     assert [(m.kind, m.target) for m in run.last.outbox] == [("signal", "other")]
-    run.advance(ChildFailed(3, "child", Failure("E", "broke")))
-    assert result_of(run.last) == ["in5", "r.3", "broke", ["Started", "StepDone", "TimerDone", "ChildError"]]
+    run.advance(events.ChildFailed(3, "child", Failure("E", "broke")))
+    assert result_of(run.last) == ["in5", "r.3", "broke", ["Started", "StepDone", "TimerDone", "ChildFailure"]]
 
 
 def test_a_reducer_goes_on_from_its_snapshot_alone() -> None:
@@ -99,7 +104,7 @@ def test_a_reducer_goes_on_from_its_snapshot_alone() -> None:
     run.reload()
     assert kinds(run.advance(Due(), after=60_000)) == ["TimerFired", "SignalSent"]
     run.reload()
-    run.advance(ChildFailed(3, "child", Failure("E", "broke")))
+    run.advance(events.ChildFailed(3, "child", Failure("E", "broke")))
     assert result_of(run.last)[:2] == ["in5", "r.3"]
 
 
@@ -159,7 +164,7 @@ def test_a_retry_and_its_overrides_survive_in_the_snapshot() -> None:
     assert [job.attempt for job in run.advance(Due(), after=1000).jobs] == [2]
     run.reload()
     run.advance(Due(), after=1000)
-    assert result_of(run.failed(1, attempt=2)) == "StepError"
+    assert result_of(run.failed(1, attempt=2)) == "StepFailure"
 
 
 def test_a_state_that_the_present_code_cannot_read_parks_the_run_until_it_can() -> None:
@@ -180,7 +185,7 @@ def test_a_state_that_the_present_code_cannot_read_parks_the_run_until_it_can() 
     assert kinds(run.advance()) == ["RunResumed", "ChildStarted", "SignalSent"]
     assert run.last.outbox[0].target == "r.3"
     run.reload()
-    run.advance(ChildFailed(3, "child", Failure("E", "broke")))
+    run.advance(events.ChildFailed(3, "child", Failure("E", "broke")))
     assert result_of(run.last)[0] == "in5"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from streamflow.errors import StepFailed
+from streamflow import errors
 from streamflow.events import CancelRequested, StepRetrying
 from streamflow.machine.transition import (
     Due,
@@ -110,7 +110,7 @@ def test_what_the_policy_never_retries_fails_at_once(kind: str) -> None:
     async def flow() -> str:
         try:
             await picky()
-        except StepFailed as error:
+        except errors.StepFailed as error:
             return error.failure.kind
         return "?"
 

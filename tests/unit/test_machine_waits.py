@@ -7,9 +7,14 @@ from typing import Any
 
 import msgspec
 
-from streamflow.errors import ChildFailed as ChildError
+from streamflow import errors, events
 from streamflow.errors import Failure
-from streamflow.events import AnyEvent, CancelRequested, ChildCompleted, ChildFailed, SignalReceived
+from streamflow.events import (
+    AnyEvent,
+    CancelRequested,
+    ChildCompleted,
+    SignalReceived,
+)
 from streamflow.machine.transition import Due
 from streamflow.model.sharding import Partition
 from streamflow.workflow import api as sf
@@ -33,7 +38,7 @@ async def child(x: int) -> int:
 async def parent() -> Any:
     try:
         return await child(3)
-    except ChildError as error:
+    except errors.ChildFailed as error:
         return [error.run_id, error.workflow, str(error.failure)]
 
 
@@ -191,7 +196,7 @@ def test_a_child_is_started_through_the_outbox_and_its_result_awaited() -> None:
 
 def test_a_childs_failure_raises_at_the_await() -> None:
     run = Run(app, "parent")
-    run.advance(ChildFailed(1, "child", Failure("KeyError", "k")))
+    run.advance(events.ChildFailed(1, "child", Failure("KeyError", "k")))
     assert result_of(run.last) == ["r.1", "child", "KeyError: k"]
 
 
@@ -210,7 +215,7 @@ def test_an_ending_child_tells_its_parent() -> None:
     assert (event.seq, event.name, plain(event.result)) == (7, "child", 3)
     run = Run(app, "child", 3, parent="up#7")
     event = msgspec.msgpack.decode(run.advance(CancelRequested("why")).outbox[0].body, type=AnyEvent)
-    assert event == ChildFailed(7, "child", Failure("RunCancelled", "why"), cancelled=True)
+    assert event == events.ChildFailed(7, "child", Failure("RunCancelled", "why"), cancelled=True)
 
 
 def test_a_childs_id_and_tenant_can_be_chosen_and_get_the_partitions_prefix() -> None:

@@ -16,7 +16,7 @@ from streamflow.errors import StoreUnavailable
 from streamflow.model.sharding import winner_of
 from streamflow.settings import Settings
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Answer
+from streamflow.store.kernel import Reply
 from tests.unit.stand_ins import KERNEL, FakeStore, owned
 
 pytestmark = pytest.mark.anyio
@@ -89,7 +89,7 @@ class Bench:
         self.owners: dict[int, tuple[str, str]] = {}
         self.beats = 0
         self.parts = parts = Parts()
-        self.store = FakeStore(beat=self._beat, HMGET=self._record, release=Answer.OK)
+        self.store = FakeStore(heartbeat=self._beat, HMGET=self._record, release_shard=Reply.OK)
         any_parts: Any = parts
         self.membership = Membership(
             sf.App(),
@@ -111,7 +111,7 @@ class Bench:
         return Beat(self.beats, "me", 0, sorted(self.parts.shards), draining=self.membership.draining)
 
     def _beat(self, call: Call[Any]) -> Any:
-        """What `lua/beat.lua` does: a dead member goes if its beat is still the one that was seen."""
+        """What `lua/heartbeat.lua` does: a dead member goes if its beat is still the one that was seen."""
         member, beat, *dead = call.args
         for name, last in zip(dead[::2], dead[1::2], strict=True):
             if self.members.get(name) == last:
@@ -199,8 +199,8 @@ async def test_a_member_that_woke_up_in_time_is_not_taken_off(bench: Bench) -> N
 
 async def test_a_dead_member_that_cannot_be_taken_off_owns_nothing(bench: Bench) -> None:
     bench.other_beats("\ufffd", 1)
-    remove = bench.store.answers["beat"]
-    bench.store.answers["beat"] = lambda call: remove(Call(call.script, call.keys, call.args[:2]))
+    remove = bench.store.answers["heartbeat"]
+    bench.store.answers["heartbeat"] = lambda call: remove(Call(call.script, call.keys, call.args[:2]))
     for _ in range(6):
         await bench.turn(after=0.5)
     assert "\ufffd" in bench.members
@@ -249,7 +249,7 @@ async def test_a_newcomer_gets_its_shards_when_nothing_runs_there(bench: Bench) 
     await bench.turn(after=0.5)
     assert set(bench.parts.shards) == set(range(SHARDS)) - theirs
     assert set(bench.parts.stored) == theirs, "what they count was stored before"
-    released = bench.store.sent("release")
+    released = bench.store.sent("release_shard")
     assert {call.args[0] for call in released} == {"7:nonce"}
     assert len(released) == len(theirs)
 
@@ -314,7 +314,7 @@ async def test_on_leaving_everything_is_released_and_then_this_member_is_off(ben
 async def test_without_confirmed_beats_no_more_steps_start_until_one_gets_through(bench: Bench) -> None:
     await bench.turn()
     answers = bench.store.answers
-    bench.store.answers = {**answers, "beat": StoreUnavailable("away")}
+    bench.store.answers = {**answers, "heartbeat": StoreUnavailable("away")}
     for seconds, held in ((1.0, False), (0.3, False), (0.1, True)):
         with pytest.raises(StoreUnavailable):
             await bench.turn(after=seconds)
@@ -328,7 +328,7 @@ async def test_without_confirmed_beats_no_more_steps_start_until_one_gets_throug
 async def test_a_server_with_another_history_means_to_take_everything_again(bench: Bench) -> None:
     await bench.turn()
     bench.owners = dict.fromkeys(range(SHARDS), ("7:nonce", "me"))
-    bench.store.generation += 1
+    bench.store.server_generation += 1
     await bench.turn(after=0.5)
     assert sorted(bench.parts.dropped) == list(range(SHARDS))
     assert bench.parts.taken[-1] == dict.fromkeys(range(SHARDS), "7:nonce")

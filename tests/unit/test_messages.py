@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamflow import events
 from streamflow.errors import Failure
 from streamflow.events import (
     AskReceived,
     CancelRequested,
     ChildCompleted,
-    ChildFailed,
     RunStarted,
     SignalReceived,
 )
@@ -43,9 +43,9 @@ def test_a_signal_has_its_name_and_its_value_as_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [ChildCompleted(3, "child", raw(1)), ChildFailed(3, "child", Failure("E", "no"), cancelled=True)]
+    "event", [ChildCompleted(3, "child", raw(1)), events.ChildFailed(3, "child", Failure("E", "no"), cancelled=True)]
 )
-def test_a_childs_end_is_the_event_itself(event: ChildCompleted | ChildFailed) -> None:
+def test_a_childs_end_is_the_event_itself(event: ChildCompleted | events.ChildFailed) -> None:
     assert decode_message(of_kind("child", pack(event)), None) == event
 
 

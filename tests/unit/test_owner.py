@@ -18,7 +18,7 @@ from streamflow.machine.transition import (
 from streamflow.model.record import decode_header
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Answer, Committed, Fired
+from streamflow.store.kernel import Committed, Fired, Reply
 from streamflow.workflow.actions import StepJob
 from tests.unit.driving import raw
 from tests.unit.stand_ins import KERNEL, OK, FakeClock, FakeStore, owned, put, signal, start
@@ -125,7 +125,7 @@ class Bench:
 
     def _commit(self, call: Call[Any]) -> Any:
         answer = self.answers.pop(0) if self.answers else OK
-        if isinstance(answer, Committed) and answer.answer is Answer.OK:
+        if isinstance(answer, Committed) and answer.code is Reply.OK:
             runs = int((len(call.keys) - 6) - int(call.args[6]))
             for position in range(runs):
                 run_id, _, header, state, transition = call.args[14 + 5 * position : 19 + 5 * position]
@@ -166,7 +166,7 @@ async def test_a_step_starts_when_the_commit_that_decided_it_is_accepted() -> No
 
 async def test_a_message_for_another_shard_leaves_when_the_commit_is_accepted() -> None:
     bench = Bench()
-    bench.answers = [Committed(Answer.FENCED, 0, "", [])]
+    bench.answers = [Committed(Reply.FENCED, 0, "", [])]
     await bench.take_in(start("1-0", "p", "parent"))
     assert bench.sends.handed_over == []
     bench = Bench()
@@ -212,7 +212,7 @@ async def test_views_count_what_was_committed_and_the_checkpoint_moves() -> None
 
 async def test_the_same_answer_again_is_as_good_as_the_first() -> None:
     bench = Bench()
-    bench.answers = [Committed(Answer.DUP, 1_000_000, "5-0", [])]
+    bench.answers = [Committed(Reply.DUP, 1_000_000, "5-0", [])]
     await bench.take_in(start("1-0", "r", "stepping", 5))
     assert bench.steps.started == [(0, "r", 1, 1)]
     assert bench.shard.offset == "5-0"
@@ -220,7 +220,7 @@ async def test_the_same_answer_again_is_as_good_as_the_first() -> None:
 
 async def test_a_fenced_commit_means_that_the_shard_is_lost() -> None:
     bench = Bench()
-    bench.answers = [Committed(Answer.FENCED, 0, "", [])]
+    bench.answers = [Committed(Reply.FENCED, 0, "", [])]
     await bench.take_in(start("1-0", "r", "stepping", 5))
     assert bench.shard.dropped
     assert bench.owner.shards == {}
@@ -232,7 +232,7 @@ async def test_a_fenced_commit_means_that_the_shard_is_lost() -> None:
 async def test_after_a_conflict_the_run_is_read_again_and_nothing_is_lost() -> None:
     bench = Bench()
     await bench.take_in(start("1-0", "r", "listening"), start("1-1", "other", "listening"))
-    bench.answers = [Committed(Answer.CONFLICT, 0, "", ["r"])]
+    bench.answers = [Committed(Reply.CONFLICT, 0, "", ["r"])]
     await bench.take_in(signal("2-0", "r", "go", 7), signal("2-1", "other", "go", 8))
     assert [bench.status("r"), bench.status("other")] == ["running", "running"]
     await bench.turn()
@@ -247,7 +247,7 @@ async def test_a_forged_start_costs_one_conflict_and_not_an_endless_loop() -> No
     bench = Bench()
     await bench.take_in(start("1-0", "r", "listening"))
     bench.shard.live.clear()
-    bench.answers = [Committed(Answer.CONFLICT, 0, "", ["r"])]
+    bench.answers = [Committed(Reply.CONFLICT, 0, "", ["r"])]
     await bench.take_in(start("2-0", "r", "quick", 1))
     await bench.turn()
     assert len(bench.commits) == 3
@@ -304,13 +304,13 @@ async def test_a_run_with_steps_in_flight_stays_in_memory() -> None:
 
 
 async def test_when_a_time_has_come_the_shard_is_asked_which_runs_are_due() -> None:
-    bench = Bench(fire=Fired(Answer.OK, 1_005_000, None, ["r"]))
+    bench = Bench(due_runs=Fired(Reply.OK, 1_005_000, None, ["r"]))
     await bench.take_in(start("1-0", "r", "sleeping", 5))
-    assert bench.store.sent("fire") == []
+    assert bench.store.sent("due_runs") == []
     bench.clock.ms += 5000
     await bench.turn()
     assert bench.status("r") == "completed"
-    assert len(bench.store.sent("fire")) == 1
+    assert len(bench.store.sent("due_runs")) == 1
 
 
 async def test_a_timer_beside_a_running_step_needs_no_question() -> None:
@@ -318,7 +318,7 @@ async def test_a_timer_beside_a_running_step_needs_no_question() -> None:
     await bench.take_in(start("1-0", "r", "step_with_limit"))
     bench.clock.ms += 5000
     await bench.turn()
-    assert bench.store.sent("fire") == []
+    assert bench.store.sent("due_runs") == []
     assert len(bench.records["r"]) == 4, "header, state, and a transition for the start and one for the timer"
     bench.owner.outcome(0, "r", Outcome(1, 1, 2.0, raw(1)))
     await bench.turn()
@@ -326,16 +326,16 @@ async def test_a_timer_beside_a_running_step_needs_no_question() -> None:
 
 
 async def test_the_earliest_of_what_is_due_later_is_waited_for_next() -> None:
-    bench = Bench(fire=Fired(Answer.OK, 1_005_000, 1_009_000, []))
+    bench = Bench(due_runs=Fired(Reply.OK, 1_005_000, 1_009_000, []))
     await bench.take_in(start("1-0", "r", "sleeping", 5))
     bench.clock.ms += 5000
     await bench.turn()
     bench.clock.ms += 3999
     await bench.turn()
-    assert len(bench.store.sent("fire")) == 1
+    assert len(bench.store.sent("due_runs")) == 1
     bench.clock.ms += 1
     await bench.turn()
-    assert len(bench.store.sent("fire")) == 2
+    assert len(bench.store.sent("due_runs")) == 2
 
 
 async def test_a_shard_that_is_handed_over_commits_outcomes_and_starts_nothing() -> None:

@@ -30,8 +30,8 @@ async def test_a_sweep_asks_for_ended_runs_that_are_old_enough_and_forgets_them(
     header = b"completed 3 c 900 950 flow - -"
     store = FakeStore(
         ZRANGEBYSCORE=lambda call: [b"a", b"b"] if "completed" in call.args[1] else [],
-        peek=[(header, b"x"), (b"", b"")],
-        forget=1,
+        peek_runs=[(header, b"x"), (b"", b"")],
+        forget_runs=1,
     )
     assert not await retention(store, shard, keep=100.0).forget_once()
     asked = store.sent("ZRANGEBYSCORE")
@@ -41,7 +41,7 @@ async def test_a_sweep_asks_for_ended_runs_that_are_old_enough_and_forgets_them(
         "cancelled",
     }
     assert {call.args[3] for call in asked} == {900_000}
-    [forgotten] = store.sent("forget")
+    [forgotten] = store.sent("forget_runs")
     assert forgotten.args == [1, "a", header], "and b is gone already"
 
 
@@ -49,7 +49,7 @@ async def test_a_sweep_says_when_there_is_more() -> None:
     shard = owned()
     shard.workflows = {"flow"}
     full = [f"r{n}".encode() for n in range(module.SWEEP_RUNS)]
-    store = FakeStore(ZRANGEBYSCORE=full, peek=[(b"", b"")] * module.SWEEP_RUNS, ZREM=module.SWEEP_RUNS)
+    store = FakeStore(ZRANGEBYSCORE=full, peek_runs=[(b"", b"")] * module.SWEEP_RUNS, ZREM=module.SWEEP_RUNS)
     assert await retention(store, shard).forget_once()
 
 
@@ -57,5 +57,5 @@ async def test_a_sweep_that_can_forget_nothing_ends() -> None:
     shard = owned()
     shard.workflows = {"flow"}
     full = [f"r{n}".encode() for n in range(module.SWEEP_RUNS)]
-    store = FakeStore(ZRANGEBYSCORE=full, peek=[(b"", b"")] * module.SWEEP_RUNS, ZREM=0)
+    store = FakeStore(ZRANGEBYSCORE=full, peek_runs=[(b"", b"")] * module.SWEEP_RUNS, ZREM=0)
     assert not await retention(store, shard).forget_once()

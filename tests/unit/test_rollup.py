@@ -8,15 +8,20 @@ import msgspec
 import pytest
 
 import streamflow as sf
+from streamflow import events
 from streamflow.daemon import rollup as module
 from streamflow.daemon.rollup import Rollup, merge_views, rebuild_views
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import Failure, StoreError
-from streamflow.events import RunCompleted, RunFailed, RunStarted, Transition
+from streamflow.events import (
+    RunCompleted,
+    RunStarted,
+    Transition,
+)
 from streamflow.model.sharding import Partition
 from streamflow.settings import Settings
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Answer, Folded
+from streamflow.store.kernel import Folded, Reply
 from streamflow.views.shard_views import ShardViews
 from tests.unit.driving import raw
 from tests.unit.stand_ins import KERNEL, FakeClock, FakeOwner, FakeStore, owned, pack
@@ -63,11 +68,11 @@ def no_parts(call: Call[Any]) -> list[None]:
 
 
 async def test_a_checkpoint_has_what_the_shard_counts_and_up_to_where() -> None:
-    store = FakeStore(fold=Folded(Answer.OK, 3))
+    store = FakeStore(checkpoint_views=Folded(Reply.OK, 3))
     shard = counting(owned(), 2, "5-0")
     it = rollup(store, shard, log_entries=50)
     await it.run_once()
-    [call] = store.sent("fold")
+    [call] = store.sent("checkpoint_views")
     token, offset, partial, keep, *_ = call.args
     assert (token, offset, keep) == ("7:nonce", "5-0", 50)
     assert completed(ShardViews.decode(partial)) == 2
@@ -76,11 +81,11 @@ async def test_a_checkpoint_has_what_the_shard_counts_and_up_to_where() -> None:
 
 
 async def test_a_shard_without_news_sends_nothing() -> None:
-    store = FakeStore(fold=Folded(Answer.OK, 3))
+    store = FakeStore(checkpoint_views=Folded(Reply.OK, 3))
     it = rollup(store, counting(owned(), 2, "5-0"))
     await it.run_once()
     await it.run_once()
-    assert len(store.sent("fold")) == 1
+    assert len(store.sent("checkpoint_views")) == 1
 
 
 async def test_what_was_committed_during_a_checkpoint_is_for_the_next_one() -> None:
@@ -88,25 +93,25 @@ async def test_what_was_committed_during_a_checkpoint_is_for_the_next_one() -> N
 
     def meanwhile(call: Call[Any]) -> Folded:
         counting(shard, 1, "6-0")
-        return Folded(Answer.OK, 3)
+        return Folded(Reply.OK, 3)
 
-    store = FakeStore(fold=meanwhile)
+    store = FakeStore(checkpoint_views=meanwhile)
     it = rollup(store, shard)
     await it.run_once()
     assert (shard.folded, shard.unfolded) == ("5-0", 1)
-    store.answers["fold"] = Folded(Answer.OK, 3)
+    store.answers["checkpoint_views"] = Folded(Reply.OK, 3)
     await it.run_once()
     assert (shard.folded, shard.unfolded) == ("6-0", 0)
 
 
-@pytest.mark.parametrize("answer", [StoreError("refused"), Folded(Answer.FENCED, 0)])
+@pytest.mark.parametrize("answer", [StoreError("refused"), Folded(Reply.FENCED, 0)])
 async def test_a_checkpoint_that_is_refused_is_tried_again(answer: Any) -> None:
-    store = FakeStore(fold=answer)
+    store = FakeStore(checkpoint_views=answer)
     shard = counting(owned(), 2, "5-0")
     it = rollup(store, shard)
     await it.run_once()
     assert (shard.folded, shard.unfolded, it.folds) == ("0-0", 2, 0)
-    store.answers["fold"] = Folded(Answer.OK, 1)
+    store.answers["checkpoint_views"] = Folded(Reply.OK, 1)
     await it.run_once()
     assert (shard.folded, shard.unfolded, it.folds) == ("5-0", 0, 1)
 
@@ -114,11 +119,11 @@ async def test_a_checkpoint_that_is_refused_is_tried_again(answer: Any) -> None:
 async def test_a_stored_part_that_is_ahead_is_said_loudly_and_not_overwritten_for_ever(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    store = FakeStore(fold=Folded(Answer.STALE, 0))
+    store = FakeStore(checkpoint_views=Folded(Reply.STALE, 0))
     it = rollup(store, counting(owned(), 2, "5-0"))
     await it.run_once()
     await it.run_once()
-    assert len(store.sent("fold")) == 1
+    assert len(store.sent("checkpoint_views")) == 1
     assert "the stored views of shard 0 are ahead of its log" in caplog.text
 
 
@@ -145,7 +150,7 @@ async def test_only_the_leader_merges_its_own_parts_with_the_stored_ones_of_othe
     def parts(call: Call[Any]) -> list[bytes | None]:
         return [b"r 1000 flow", theirs if ".2}" in call.args[1] else None]
 
-    store = FakeStore(fold=Folded(Answer.OK, 1), HMGET=parts, SET=True)
+    store = FakeStore(checkpoint_views=Folded(Reply.OK, 1), HMGET=parts, SET=True)
     it = rollup(store, counting(owned(0), 2, "5-0"))
     await it.run_once()
     assert store.sent("SET") == []
@@ -195,7 +200,9 @@ async def test_the_oldest_runs_of_all_shards_are_merged_by_age() -> None:
 
 async def test_a_rebuild_is_the_base_and_all_that_the_log_has_behind_it() -> None:
     base = counting(owned(), 3, "5-0").views.encode()
-    failed = pack(Transition(1000, [RunStarted("flow", "", raw(())), RunFailed("flow", "", 1, Failure("E", "no"))]))
+    failed = pack(
+        Transition(1000, [RunStarted("flow", "", raw(())), events.RunFailed("flow", "", 1, Failure("E", "no"))])
+    )
     entries = [(f"{n}-0".encode(), {b"r": failed}) for n in range(6, 9)]
 
     def stored(call: Call[Any]) -> list[bytes | None]:

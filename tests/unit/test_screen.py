@@ -14,13 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from streamflow import events
 from streamflow.errors import Failure, StoreUnavailable
-from streamflow.events import NOTHING, RunFailed, RunStarted, RunStuck, StepCompleted, Transition
+from streamflow.events import (
+    NOTHING,
+    RunStarted,
+    RunStuck,
+    StepCompleted,
+    Transition,
+)
 from streamflow.screen.layout import StatusScreen, render_status, status_lines
 from streamflow.screen.live import watch
 from streamflow.screen.sanitize import safe, safe_text
 from streamflow.screen.style import duration, number, size, sparkline
-from streamflow.status.model import Daemon, Queue, Server, Shard, Status, daemon_from, shards_from
+from streamflow.status.model import DaemonRow, NamespaceStatus, Queue, Server, Shard, daemon_from, shards_from
 from streamflow.views.shard_views import ShardViews
 
 NOW = 1_700_000_000_000
@@ -39,19 +46,19 @@ def views(evil: str = "") -> dict[str, Any]:
         partial.fold(run, Transition(at, [RunStarted(f"w{n % 7}{evil}", f"t{n % 3}{evil}", NOTHING)]))
         partial.fold(run, Transition(at, [StepCompleted(1, f"step{n % 9}{evil}", 1, 1.5 * n, NOTHING)]))
         partial.fold(
-            run, Transition(at, [RunFailed(f"w{n % 7}{evil}", f"t{n % 3}{evil}", 5, Failure(f"E{evil}", evil))])
+            run, Transition(at, [events.RunFailed(f"w{n % 7}{evil}", f"t{n % 3}{evil}", 5, Failure(f"E{evil}", evil))])
         )
     partial.fold("odd", Transition(NOW + 500, [RunStuck(f"w1{evil}", "", f"diverged {evil}")]))
     return partial.render(NOW)
 
 
-def status(daemons: int = 3, shards: int = 256, evil: str = "", **changes: Any) -> Status:
-    made = Status(
+def status(daemons: int = 3, shards: int = 256, evil: str = "", **changes: Any) -> NamespaceStatus:
+    made = NamespaceStatus(
         namespace=f"default{evil}",
         as_of=NOW,
         server=Server(version=f"7.0{evil}", memory=120_000_000, maxmemory=1 << 30, aof="everysec", ops_per_s=12_345),
         daemons=[
-            Daemon(id=f"m{n}", name=f"host-{n}{evil}", shards=shards // daemons, unfolded=n, beat_age=0.2)
+            DaemonRow(id=f"m{n}", name=f"host-{n}{evil}", shards=shards // daemons, unfolded=n, beat_age=0.2)
             for n in range(daemons)
         ],
         shards_total=shards,
@@ -64,7 +71,7 @@ def status(daemons: int = 3, shards: int = 256, evil: str = "", **changes: Any) 
     return msgspec.structs.replace(made, **changes)
 
 
-def text(shown: Status, width: int = 80, height: int | None = None, problem: str = "") -> str:
+def text(shown: NamespaceStatus, width: int = 80, height: int | None = None, problem: str = "") -> str:
     return "\n".join(line.plain for line in status_lines(shown, width, height, problem))
 
 
@@ -178,13 +185,13 @@ def test_shards_of_dead_members_have_no_owner() -> None:
 
 def test_a_status_survives_json() -> None:
     made = status()
-    assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(msgspec.to_builtins(made))), Status) == made
+    assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(msgspec.to_builtins(made))), NamespaceStatus) == made
 
 
 # --- the screen -----------------------------------------------------------------------------------------------------
 
 
-def with_queues(shown: Status, *names: str) -> Status:
+def with_queues(shown: NamespaceStatus, *names: str) -> NamespaceStatus:
     shown.queues = [Queue(name=name, waiting=12 * n, running=n, workers=n) for n, name in enumerate(names)]
     return shown
 
@@ -192,7 +199,7 @@ def with_queues(shown: Status, *names: str) -> Status:
 EXTREMES = {
     "usual": status(),
     "no daemons": status(daemons=0),
-    "nothing at all": Status(namespace="default", as_of=NOW),
+    "nothing at all": NamespaceStatus(namespace="default", as_of=NOW),
     "nothing ran": status(daemons=1, views=ShardViews().render(NOW), oldest=[]),
     "big": status(daemons=20, shards=1000, shards_unowned=3),
     "more daemons than letters": status(daemons=70, shards=140),
@@ -320,7 +327,7 @@ def test_the_live_screen_goes_on_after_an_error_and_says_so() -> None:
     async def main() -> None:
         done, calls = anyio.Event(), 0
 
-        async def fetch() -> Status:
+        async def fetch() -> NamespaceStatus:
             nonlocal calls
             calls += 1
             if calls == 2:
@@ -346,7 +353,7 @@ def test_the_terminal_gets_its_own_screen_back_when_watching_is_cancelled() -> N
     async def main() -> None:
         with anyio.CancelScope() as scope:
 
-            async def fetch() -> Status:
+            async def fetch() -> NamespaceStatus:
                 scope.cancel()
                 return status()
 

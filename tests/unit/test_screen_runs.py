@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 from rich.console import Console
 
+from streamflow import events
 from streamflow.errors import Failure
 from streamflow.events import (
     NOTHING,
@@ -22,15 +23,12 @@ from streamflow.events import (
     CancelRequested,
     ChildCancelled,
     ChildCompleted,
-    ChildFailed,
     ChildStarted,
     HistoryLimitReached,
     MessageQuarantined,
     Patched,
-    RunCancelled,
     RunCompleted,
     RunContinued,
-    RunFailed,
     RunResumed,
     RunStarted,
     RunStuck,
@@ -38,7 +36,6 @@ from streamflow.events import (
     SignalSent,
     StepCancelled,
     StepCompleted,
-    StepFailed,
     StepRetrying,
     StepScheduled,
     TimerFired,
@@ -72,7 +69,7 @@ ONE_OF_EACH: list[AnyEvent] = [
     StepRetrying(1, f"s{EVIL}", 1, 3.0, BOOM, NOW + 10),
     StepCompleted(1, f"s{EVIL}", 2, 3.0, raw(EVIL)),
     StepScheduled(2, "other", NOTHING),
-    StepFailed(2, "other", 1, 3.0, BOOM),
+    events.StepFailed(2, "other", 1, 3.0, BOOM),
     TimerSet(3, NOW + 1000),
     TimerFired(3),
     SignalReceived(f"go{EVIL}", raw({EVIL: EVIL})),
@@ -80,7 +77,7 @@ ONE_OF_EACH: list[AnyEvent] = [
     ChildStarted(5, f"c{EVIL}", f"child{EVIL}", "", NOTHING),
     ChildCompleted(5, f"c{EVIL}", raw(EVIL)),
     ChildStarted(6, "c", "child-6", "", NOTHING),
-    ChildFailed(6, "c", BOOM),
+    events.ChildFailed(6, "c", BOOM),
     StepScheduled(7, "given up", NOTHING),
     StepCancelled(7, f"given up{EVIL}"),
     ChildStarted(8, "c", "child-8", "", NOTHING),
@@ -106,9 +103,9 @@ ONE_OF_EACH: list[AnyEvent] = [
     RunResumed("w", "t"),
     CancelRequested(EVIL),
     CancelRequested(EVIL, terminate=True),
-    RunCancelled("w", "t", 5, EVIL),
+    events.RunCancelled("w", "t", 5, EVIL),
     RunCompleted("w", "t", 5, raw(EVIL)),
-    RunFailed("w", "t", 5, BOOM),
+    events.RunFailed("w", "t", 5, BOOM),
     MessageQuarantined(EVIL, EVIL),
 ]
 
@@ -219,7 +216,9 @@ def test_attributes_and_published_values_are_shown() -> None:
 
 
 def test_a_failed_run_shows_its_error_and_traceback() -> None:
-    shown = "\n".join(lines(detail((5, [RunFailed("w", "", 5, Failure("E", "why", "Traceback\n  line 1"))]), ended=5)))
+    shown = "\n".join(
+        lines(detail((5, [events.RunFailed("w", "", 5, Failure("E", "why", "Traceback\n  line 1"))]), ended=5))
+    )
     assert "E: why" in shown
     assert "  line 1" in shown
 
@@ -235,7 +234,7 @@ def test_children_are_listed_with_their_status_and_counted() -> None:
 def test_a_long_history_is_folded_by_neighbours_of_one_name() -> None:
     schedule: list[AnyEvent] = [StepScheduled(n, "fetch", NOTHING) for n in range(300)]
     done: list[AnyEvent] = [StepCompleted(n, "fetch", 1, 12.0, NOTHING) for n in range(299)]
-    failed: list[AnyEvent] = [StepFailed(299, "fetch", 1, 12.0, BOOM), StepScheduled(300, "join", NOTHING)]
+    failed: list[AnyEvent] = [events.StepFailed(299, "fetch", 1, 12.0, BOOM), StepScheduled(300, "join", NOTHING)]
     shown = detail((0, schedule), (50, [*done, *failed]))
     assert "×300" in row(shown, "fetch")
     assert "p50 12 ms" in row(shown, "fetch")

@@ -9,19 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamflow import events
 from streamflow.errors import Failure
 from streamflow.events import (
     NOTHING,
     AnyEvent,
     MessageQuarantined,
-    RunCancelled,
     RunCompleted,
-    RunFailed,
     RunResumed,
     RunStarted,
     RunStuck,
     StepCompleted,
-    StepFailed,
     StepRetrying,
     StepScheduled,
     Transition,
@@ -39,20 +37,20 @@ run_ms = st.integers(0, 10**9)
 step_ms = st.floats(0, 1e7)
 failures = st.builds(Failure, st.sampled_from(["ValueError", "TimeoutError"]), st.text(max_size=5))
 
-events: st.SearchStrategy[AnyEvent] = st.one_of(
+any_event: st.SearchStrategy[AnyEvent] = st.one_of(
     st.builds(RunStarted, names, tenants, st.just(NOTHING)),
     st.builds(RunCompleted, names, tenants, run_ms, st.just(NOTHING)),
-    st.builds(RunFailed, names, tenants, run_ms, failures),
-    st.builds(RunCancelled, names, tenants, run_ms, st.just("enough")),
+    st.builds(events.RunFailed, names, tenants, run_ms, failures),
+    st.builds(events.RunCancelled, names, tenants, run_ms, st.just("enough")),
     st.builds(RunStuck, names, tenants, st.sampled_from(["diverged", "unknown"])),
     st.builds(RunResumed, names, tenants),
     st.builds(StepScheduled, st.integers(0, 9), names, st.just(NOTHING)),
     st.builds(StepCompleted, st.integers(0, 9), names, st.just(1), step_ms, st.just(NOTHING)),
     st.builds(StepRetrying, st.integers(0, 9), names, st.just(1), step_ms, failures, st.just(NOW)),
-    st.builds(StepFailed, st.integers(0, 9), names, st.just(1), step_ms, failures),
+    st.builds(events.StepFailed, st.integers(0, 9), names, st.just(1), step_ms, failures),
     st.builds(MessageQuarantined, st.just("1-1"), st.sampled_from(["garbage", "too deep"])),
 )
-transitions = st.builds(Transition, st.integers(NOW - 5_000, NOW), st.lists(events, max_size=4))
+transitions = st.builds(Transition, st.integers(NOW - 5_000, NOW), st.lists(any_event, max_size=4))
 logs = st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), transitions), max_size=30)
 
 
@@ -63,8 +61,8 @@ def folded(*log: tuple[str, Transition]) -> ShardViews:
     return views
 
 
-def of(*events: AnyEvent, at: int = NOW) -> ShardViews:
-    return folded(("run-1", Transition(at, list(events))))
+def of(*happened: AnyEvent, at: int = NOW) -> ShardViews:
+    return folded(("run-1", Transition(at, list(happened))))
 
 
 def merged(*parts: ShardViews) -> ShardViews:
@@ -189,8 +187,8 @@ def test_a_run_is_counted_once_whatever_it_goes_through() -> None:
         ([started, stuck], "stuck"),
         ([started, stuck, resumed], "running"),
         ([started, RunCompleted("w", "t", 1, NOTHING)], "completed"),
-        ([started, RunFailed("w", "t", 1, BOOM)], "failed"),
-        ([started, stuck, resumed, RunCancelled("w", "t", 1, "enough")], "cancelled"),
+        ([started, events.RunFailed("w", "t", 1, BOOM)], "failed"),
+        ([started, stuck, resumed, events.RunCancelled("w", "t", 1, "enough")], "cancelled"),
     ]
     for way, status in ways:
         expected = dict.fromkeys(("running", "stuck", "completed", "failed", "cancelled"), 0) | {status: 1}
@@ -222,7 +220,9 @@ def test_rates_are_lists_of_whole_seconds_up_to_the_last_settled_one() -> None:
 
 
 def test_failed_runs_are_failures_of_their_second_and_cancelled_ones_are_not() -> None:
-    views = of(RunFailed("w", "", 1, BOOM), RunCancelled("w", "", 1, "enough"), RunCompleted("w", "", 1, NOTHING))
+    views = of(
+        events.RunFailed("w", "", 1, BOOM), events.RunCancelled("w", "", 1, "enough"), RunCompleted("w", "", 1, NOTHING)
+    )
     rates = rendered(views, "rates")
     assert (rates["failures"][-1], rates["completions"][-1]) == (1, 1)
 
@@ -260,8 +260,8 @@ def test_durations_are_kept_by_name_with_failures_and_retries() -> None:
     views = of(
         *(StepCompleted(n, "fetch", 1, ms, NOTHING) for n, ms in enumerate([1.0] * 98 + [200.0, 1000.0])),
         StepRetrying(1, "fetch", 1, 5.0, BOOM, NOW),
-        StepFailed(1, "fetch", 2, 5.0, BOOM),
-        StepFailed(1, "parse", 2, 5.0, BOOM),
+        events.StepFailed(1, "fetch", 2, 5.0, BOOM),
+        events.StepFailed(1, "parse", 2, 5.0, BOOM),
     )
     fetch = rendered(views, "step_durations")["fetch"]
     assert (fetch["count"], fetch["failures"], fetch["retries"], fetch["max"]) == (100, 1, 1, 1000.0)
@@ -272,13 +272,13 @@ def test_durations_are_kept_by_name_with_failures_and_retries() -> None:
 
 
 def test_run_durations_are_those_of_completed_runs() -> None:
-    views = of(RunCompleted("w", "", 4000, NOTHING), RunFailed("w", "", 9000, BOOM))
+    views = of(RunCompleted("w", "", 4000, NOTHING), events.RunFailed("w", "", 9000, BOOM))
     w = rendered(views, "run_durations")["w"]
     assert (w["count"], w["max"], w["failures"]) == (1, 4000.0, 1)
 
 
 def test_the_latest_failures_come_newest_first_whatever_shard_they_are_from() -> None:
-    parts = [of(RunFailed("w", "", 1, Failure("E", f"{n}")), at=NOW + n) for n in range(50)]
+    parts = [of(events.RunFailed("w", "", 1, Failure("E", f"{n}")), at=NOW + n) for n in range(50)]
     shown = rendered(merged(*reversed(parts)), "failures")
     assert shown["count"] == 50
     assert [row["message"] for row in shown["latest"]] == [str(n) for n in range(49, 49 - LATEST, -1)]
@@ -286,7 +286,7 @@ def test_the_latest_failures_come_newest_first_whatever_shard_they_are_from() ->
 
 
 def test_long_failure_messages_are_cut() -> None:
-    shown = rendered(of(RunFailed("w", "", 1, Failure("E", "x" * 10_000))), "failures")
+    shown = rendered(of(events.RunFailed("w", "", 1, Failure("E", "x" * 10_000))), "failures")
     assert len(shown["latest"][0]["message"]) == MAX_TEXT
 
 

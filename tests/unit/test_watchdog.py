@@ -10,7 +10,7 @@ from traceback import FrameSummary
 import pytest
 
 import streamflow as sf
-from streamflow.daemon import daemon
+from streamflow.daemon import watchdog
 from streamflow.daemon.watchdog import (
     BlockedRun,
     Watchdog,
@@ -18,7 +18,7 @@ from streamflow.daemon.watchdog import (
 )
 from tests.unit.driving import Run
 
-PACKAGE = Path(daemon.__file__).parents[1]
+PACKAGE = Path(watchdog.__file__).parents[1]
 
 
 class Clock:
@@ -32,13 +32,13 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(daemon, "time", clock)
+    monkeypatch.setattr(watchdog, "time", clock)
     return clock
 
 
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level("WARNING", "streamflow.daemon")
+    caplog.set_level("WARNING", "streamflow.watchdog")
     return caplog
 
 

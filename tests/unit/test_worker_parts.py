@@ -22,7 +22,7 @@ from streamflow.store.connection import Call
 from streamflow.store.kernel import Dead
 from streamflow.wire import QueuedStep, encode_job
 from streamflow.worker.claims import Claim, Claims
-from streamflow.worker.reader import Feeder
+from streamflow.worker.reader import QueueReader
 from streamflow.worker.worker import Worker
 from streamflow.workflow.actions import StepJob
 from tests.unit.driving import raw
@@ -63,11 +63,13 @@ class FakeConnection:
 
 
 class Bench:
-    """A feeder and its claims, with a store that answers from a table."""
+    """A reader and its claims, with a store that answers from a table."""
 
     def __init__(self, slots: int = 4, **answers: Any) -> None:
         letters = lambda call: "k" * (len(call.args) // 3)  # noqa: E731
-        self.store = FakeStore(**{"complete": "a", "finish": b"OK", "keep": letters, "XGROUP": b"OK", **answers})
+        self.store = FakeStore(
+            **{"report_outcome": "a", "ack_attempts": b"OK", "extend_claims": letters, "XGROUP": b"OK", **answers}
+        )
         self.connection = FakeConnection()
         self.claims = Claims(
             self.store,  # type: ignore[arg-type]
@@ -76,11 +78,11 @@ class Bench:
             queues=["gpu"],
             timeout=8.0,
             shard_of=lambda _: 5,
-            on_room=lambda: self.feeder.room(),
+            on_room=lambda: self.reader.room(),
         )
         self.executor = StepExecutor(slots, slots, self.claims.outcome)
         self.claims.executor = self.executor
-        self.feeder = Feeder(
+        self.reader = QueueReader(
             app,
             self.store,  # type: ignore[arg-type]
             KERNEL,
@@ -92,10 +94,10 @@ class Bench:
 
     async def take(self, *entries: Entry) -> None:
         self.connection.plan = [list(entries)]
-        await self.feeder.run_once()
+        await self.reader.run_once()
 
     def completed(self) -> list[Any]:
-        return [msgspec.msgpack.decode(call.args[-1]) for call in self.store.sent("complete")]
+        return [msgspec.msgpack.decode(call.args[-1]) for call in self.store.sent("report_outcome")]
 
 
 @pytest.fixture
@@ -123,20 +125,20 @@ def entry(
 
 
 async def test_reads_ask_for_no_more_than_there_is_room_for_and_only_the_last_waits(it: Bench) -> None:
-    await it.feeder.run_once()
+    await it.reader.run_once()
     assert it.connection.reads == [(4, 1, False, False), (4, 1, False, False), (8, 1, False, True)]
     big = Bench(slots=20)
-    await big.feeder.run_once()
+    await big.reader.run_once()
     assert big.connection.reads == [(8, 2, False, False), (8, 1, False, True)]
     big.executor.close()
 
 
 async def test_partitions_have_their_turns(it: Bench) -> None:
     it.connection.plan = [[entry(1)], [], [], []]
-    await it.feeder.run_once()
+    await it.reader.run_once()
     first = it.connection.streams[0]
     it.connection.streams.clear()
-    await it.feeder.run_once()
+    await it.reader.run_once()
     assert not set(first) & set(it.connection.streams[0])
 
 
@@ -144,7 +146,7 @@ async def test_nothing_is_read_without_room_until_a_step_ends(it: Bench) -> None
     await it.take(*[entry(seq) for seq in range(1, 5)])
     reads = len(it.connection.reads)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(it.feeder.run_once)
+        tasks.start_soon(it.reader.run_once)
         await anyio.wait_all_tasks_blocked()
         assert len(it.connection.reads) == reads
         it.claims.outcome(0, "r", Outcome(2, 1, 0.0, Raw(b"\xc0")))
@@ -155,7 +157,7 @@ async def test_after_an_error_pending_entries_are_read_again_and_those_in_hand_a
     await it.take(entry(1))
     it.connection.plan = [StoreUnavailable("cut"), [entry(1), entry(2)]]
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(it.feeder.run)
+        tasks.start_soon(it.reader.run)
         while it.claims.running < 2:
             await anyio.lowlevel.checkpoint()
         tasks.cancel_scope.cancel()
@@ -166,7 +168,7 @@ async def test_after_an_error_pending_entries_are_read_again_and_those_in_hand_a
 async def test_a_missing_group_is_made_in_every_partition(it: Bench) -> None:
     it.connection.plan = [GroupGone("NOGROUP")]
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(it.feeder.run)
+        tasks.start_soon(it.reader.run)
         while not it.store.sent("XGROUP"):
             await anyio.lowlevel.checkpoint()
         tasks.cancel_scope.cancel()
@@ -179,7 +181,7 @@ async def test_an_entry_whose_body_cannot_be_read_fails_its_attempt_for_good(it:
     [outcome] = it.completed()
     assert (outcome["seq"], outcome["attempt"], outcome["permanent"]) == (3, 2, True)
     assert outcome["failure"][0] == "PayloadInvalid"
-    assert it.store.sent("finish")[0].args[1:] == ["3-0", "r/3"]
+    assert it.store.sent("ack_attempts")[0].args[1:] == ["3-0", "r/3"]
 
 
 @pytest.mark.parametrize("fields", [None, {}, {b"run": b"r", b"seq": b"x", b"attempt": b"1"}])
@@ -188,7 +190,7 @@ async def test_an_entry_that_names_no_attempt_is_only_taken_off(it: Bench, field
     await it.take((stream, entry_id, fields))
     assert await it.claims.report_once()
     assert it.completed() == []
-    assert len(it.store.sent("finish")) == 1
+    assert len(it.store.sent("ack_attempts")) == 1
 
 
 async def test_a_step_that_the_app_does_not_have_is_a_failure_that_may_be_tried_again(it: Bench) -> None:
@@ -207,28 +209,28 @@ async def test_a_step_that_the_app_does_not_have_is_a_failure_that_may_be_tried_
 async def test_the_entry_is_taken_off_only_after_the_run_has_its_outcome(it: Bench) -> None:
     await it.take(entry(1))
     it.claims.outcome(0, "r", Outcome(1, 1, 0.0, Raw(b"\xc0")))
-    it.store.answers["complete"] = StoreError("WRONGTYPE inbox")
+    it.store.answers["report_outcome"] = StoreError("WRONGTYPE inbox")
     assert not await it.claims.report_once()
-    assert it.store.sent("finish") == []
+    assert it.store.sent("ack_attempts") == []
     assert it.claims.has(("gpu", 0), "1-0")  # so it isn't taken again
-    it.store.answers["complete"] = "a"
+    it.store.answers["report_outcome"] = "a"
     it.claims.report_refused()
     assert await it.claims.report_once()
-    assert len(it.store.sent("finish")) == 1
+    assert len(it.store.sent("ack_attempts")) == 1
     assert not it.claims.has(("gpu", 0), "1-0")
 
 
 async def test_one_refused_outcome_holds_back_no_other(it: Bench) -> None:
     await it.take(entry(1), entry(2))
     answers = iter([StoreError("no"), "a", "a"])
-    it.store.answers["complete"] = lambda _: next(answers)
+    it.store.answers["report_outcome"] = lambda _: next(answers)
     for seq in (1, 2):
         it.claims.outcome(0, "r", Outcome(seq, 1, 0.0, Raw(b"\xc0")))
     assert not await it.claims.report_once()
-    assert it.store.sent("finish")[0].args[1:] == ["2-0", "r/2"]
+    assert it.store.sent("ack_attempts")[0].args[1:] == ["2-0", "r/2"]
     it.claims.report_refused()
     assert await it.claims.report_once()
-    assert it.store.sent("finish")[1].args[1:] == ["1-0", "r/1"]
+    assert it.store.sent("ack_attempts")[1].args[1:] == ["1-0", "r/1"]
 
 
 async def test_an_outcome_of_an_older_attempt_ends_no_newer_claim(it: Bench) -> None:
@@ -239,24 +241,27 @@ async def test_an_outcome_of_an_older_attempt_ends_no_newer_claim(it: Bench) -> 
 
 async def test_revoked_and_lost_claims_are_stopped_and_only_the_revoked_one_is_taken_off(it: Bench) -> None:
     await it.take(entry(1), entry(2), entry(3))
-    it.store.answers["keep"] = "krl"
+    it.store.answers["extend_claims"] = "krl"
     await it.claims.keep_once()
     assert (it.claims.running, it.executor.running) == (1, 1)
     await it.claims.report_once()
     assert it.completed() == []
-    assert [call.args[1:] for call in it.store.sent("finish")] == [["2-0", "r/2"]]
+    assert [call.args[1:] for call in it.store.sent("ack_attempts")] == [["2-0", "r/2"]]
 
 
 async def test_news_travels_once_with_the_sign_of_life(it: Bench) -> None:
     await it.take(entry(1, details=pack("before")))
     await it.claims.keep_once()
     await it.claims.keep_once()
-    assert [call.args[2:] for call in it.store.sent("keep")] == [["1-0", "r/1", pack("before")], ["1-0", "r/1", b""]]
+    assert [call.args[2:] for call in it.store.sent("extend_claims")] == [
+        ["1-0", "r/1", pack("before")],
+        ["1-0", "r/1", b""],
+    ]
 
 
 async def test_a_dead_workers_attempt_ends_as_lost_with_what_it_told_and_ones_own_are_left(it: Bench) -> None:
     dead = Dead("9-0", "gone", "a", CREATED, 4, 2, pack("half"))
-    it.store.answers["reap"] = lambda call: (
+    it.store.answers["expired_claims"] = lambda call: (
         [dead, Dead("8-0", "me", "b", CREATED, 1, 1, b"")] if call.keys[0] == KERNEL.keys.queue("gpu", 6).stream else []
     )
     await it.claims.reap_once()
@@ -266,7 +271,7 @@ async def test_a_dead_workers_attempt_ends_as_lost_with_what_it_told_and_ones_ow
     assert (outcome["seq"], outcome["attempt"], outcome["failure"][0]) == (4, 2, "WorkerLost")
     assert outcome["details"] == "half"
     assert "worker gone died or fell silent for 8 s" in outcome["failure"][1]
-    assert it.store.sent("finish")[0].args[1:] == ["9-0", "a/4"]
+    assert it.store.sent("ack_attempts")[0].args[1:] == ["9-0", "a/4"]
 
 
 async def test_what_is_handed_back_is_stopped_first_and_has_no_outcome(it: Bench) -> None:
@@ -276,9 +281,9 @@ async def test_what_is_handed_back_is_stopped_first_and_has_no_outcome(it: Bench
         assert it.executor.running == 0
         return len(call.args) // 3
 
-    it.store.answers["requeue"] = requeue
+    it.store.answers["requeue_attempts"] = requeue
     assert await it.claims.hand_back() == 2
-    [call] = it.store.sent("requeue")
+    [call] = it.store.sent("requeue_attempts")
     assert call.args[1:] == ["me", "1-0", "r/1", pack("told"), "2-0", "r/2", b""]
     assert (it.claims.running, it.claims.unreported) == (0, 0)
 
@@ -289,7 +294,7 @@ async def test_a_large_outcome_travels_alone(it: Bench) -> None:
         it.claims.add(claim)
         it.claims.report(claim, Outcome(seq, 1, 0.0, Raw(pack(b"x" * 700_000))))
     await it.claims.report_once()
-    assert (len(it.store.sent("complete")), it.claims.unreported) == (1, 2)
+    assert (len(it.store.sent("report_outcome")), it.claims.unreported) == (1, 2)
 
 
 def test_a_worker_needs_a_queue() -> None:

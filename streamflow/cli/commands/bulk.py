@@ -45,7 +45,7 @@ PATIENCE = 60.0
 """Seconds to wait for a server that went away in the middle."""
 
 
-class Line(msgspec.Struct, forbid_unknown_fields=True):
+class FileLine(msgspec.Struct, forbid_unknown_fields=True):
     id: str | None = None
     input: Any | UnsetType = UNSET
     tenant: str = ""
@@ -129,7 +129,7 @@ Numbered = tuple[int, NewRun]
 def _chunks(
     lines: IO[bytes], workflow: str, tenant: str, arguments: Arguments, loaded: Loaded, advance: Callable[[int], None]
 ) -> Generator[list[Numbered]]:
-    decoder = msgspec.json.Decoder(Line)
+    decoder = msgspec.json.Decoder(FileLine)
     chunk: list[Numbered] = []
     read = size = 0
     for number, raw in enumerate(_lines(lines), 1):

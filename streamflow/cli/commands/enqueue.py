@@ -120,16 +120,16 @@ def _read(text: str) -> str | bytes:
 
 
 async def _wait(client: Client, run: Run[Any], timeout: float | None, as_json: bool) -> int:
-    from streamflow.errors import RunCancelled, RunFailed
+    from streamflow import errors
 
     client.store.patience = WAIT_PATIENCE  # a restart of the server is no reason to give up on a long run
     answer: dict[str, Any] = {"run_id": run.id, "created": run.created}
     try:
         result = plain_value(await run.result(timeout))
-    except (RunFailed, RunCancelled) as error:
+    except (errors.RunFailed, errors.RunCancelled) as error:
         if not as_json:
             raise
-        if isinstance(error, RunFailed):
+        if isinstance(error, errors.RunFailed):
             print_json({**answer, "status": "failed", "failure": plain_failure(error.failure)})
         else:
             print_json({**answer, "status": "cancelled", "reason": str(error)})

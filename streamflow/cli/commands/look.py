@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from streamflow.client.listing import RunDescription, RunSummary
     from streamflow.events import Transition
     from streamflow.model.attributes import Attribute
-    from streamflow.status.model import Status
+    from streamflow.status.model import NamespaceStatus
 
 STATUSES = ["pending", "running", "stuck", "completed", "failed", "cancelled"]
 LOOK_AT_CHILDREN = 1000
@@ -100,7 +100,7 @@ def status(
             raise
 
 
-def _save_picture(status: Status, file: str) -> None:
+def _save_picture(status: NamespaceStatus, file: str) -> None:
     import io
     import re
     from pathlib import Path
@@ -123,7 +123,7 @@ def _save_picture(status: Status, file: str) -> None:
         raise UsageError(f"can't write {file}: {error.strerror}") from None
 
 
-def _show_status(status: Status, shards: bool, as_json: bool) -> None:
+def _show_status(status: NamespaceStatus, shards: bool, as_json: bool) -> None:
     import msgspec
 
     if as_json:
@@ -141,7 +141,7 @@ def _show_status(status: Status, shards: bool, as_json: bool) -> None:
         print_drawn(console, _shards_table(status))
 
 
-def _shards_table(status: Status) -> Any:
+def _shards_table(status: NamespaceStatus) -> Any:
     from rich.table import Table
 
     from streamflow.screen.sanitize import safe_text
@@ -327,8 +327,13 @@ async def _children(client: Client, history: list[Transition]) -> dict[str, str]
     """Statuses of the first children: what the history says of those that have ended, and the truth of the others."""
     import asyncio
 
+    from streamflow import events
     from streamflow.errors import StreamflowError
-    from streamflow.events import ChildCompleted, ChildFailed, ChildStarted, RunContinued
+    from streamflow.events import (
+        ChildCompleted,
+        ChildStarted,
+        RunContinued,
+    )
 
     started: dict[int, str] = {}
     statuses: dict[str, str] = {}
@@ -341,7 +346,7 @@ async def _children(client: Client, history: list[Transition]) -> dict[str, str]
                     started.update({seq: run_id for seq, _, run_id in event.children})
                 case ChildCompleted() if event.seq in started:
                     statuses[started[event.seq]] = "completed"
-                case ChildFailed() if event.seq in started:
+                case events.ChildFailed() if event.seq in started:
                     statuses[started[event.seq]] = "cancelled" if event.cancelled else "failed"
                 case _:
                     pass

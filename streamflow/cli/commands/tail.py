@@ -39,7 +39,7 @@ OUTAGE_SECONDS = 60.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class Line(NamedTuple):
+class LogLine(NamedTuple):
     at: int
     run_id: str
     event: AnyEvent
@@ -90,21 +90,21 @@ def parse_ago(text: str) -> float:
     return float(match[1]) * _UNITS[match[2] or "s"]
 
 
-def _json_printer() -> Callable[[Line], None]:
+def _json_printer() -> Callable[[LogLine], None]:
     from streamflow.model.plain import event_json
 
-    def emit(line: Line) -> None:
+    def emit(line: LogLine) -> None:
         click.echo(json_line(event_json(line.at, line.run_id, line.event)))
 
     return emit
 
 
-def _text_printer() -> Callable[[Line], None]:
+def _text_printer() -> Callable[[LogLine], None]:
     from streamflow.screen.tables import format_log_line, print_line
 
     console = make_console()
 
-    def emit(line: Line) -> None:
+    def emit(line: LogLine) -> None:
         print_line(console, format_log_line(line.at, line.run_id, line.event))
 
     return emit
@@ -122,7 +122,7 @@ async def _shards(client: Client, run: str | None) -> list[int]:
     return [namespace.shard_of(run)]
 
 
-async def merged(client: Client, shards: Sequence[int], ago: float | None) -> AsyncGenerator[list[Line]]:
+async def merged(client: Client, shards: Sequence[int], ago: float | None) -> AsyncGenerator[list[LogLine]]:
     """What is in the logs from `ago` seconds before now (None: from now on) and what comes; lists are in order of time.
 
     One read waits on all shards. While a shard has more entries than one read takes, lines of other shards that are
@@ -131,7 +131,7 @@ async def merged(client: Client, shards: Sequence[int], ago: float | None) -> As
     import anyio
 
     positions = await _begin(client, shards, ago)
-    held: list[Line] = []
+    held: list[LogLine] = []
     while True:
         block_ms = 1 if held else BLOCK_MS
         logs = await client.store.read_logs(positions, block_ms, READ_ENTRIES, patience=OUTAGE_SECONDS)
@@ -167,11 +167,11 @@ async def _begin(client: Client, shards: Sequence[int], ago: float | None) -> di
     return dict.fromkeys(logs, f"{first}-0")
 
 
-def _lines(entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> list[Line]:
+def _lines(entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> list[LogLine]:
     from streamflow.events import MessageQuarantined, decode_transition
     from streamflow.model.codec import DECODE_ERRORS
 
-    lines: list[Line] = []
+    lines: list[LogLine] = []
     for entry_id, fields in entries:
         for field, data in fields.items():
             run_id = field.decode(errors="replace")
@@ -182,9 +182,9 @@ def _lines(entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> list[Line]:
             except DECODE_ERRORS as error:
                 # Of a newer version, perhaps: say so in its place and go on.
                 event = MessageQuarantined(f"log entry {entry_id}", f"can't be read: {error}")
-                lines.append(Line(int(entry_id.partition("-")[0]), run_id, event))
+                lines.append(LogLine(int(entry_id.partition("-")[0]), run_id, event))
                 continue
-            lines += [Line(transition.at, run_id, event) for event in transition.events]
+            lines += [LogLine(transition.at, run_id, event) for event in transition.events]
     return lines
 
 
@@ -197,7 +197,7 @@ class _Wanted:
         self._workflow = workflow
         self._workflows: dict[str, str] = {}
 
-    async def of(self, lines: list[Line]) -> list[Line]:
+    async def of(self, lines: list[LogLine]) -> list[LogLine]:
         if self._run is not None:
             lines = [line for line in lines if line.run_id == self._run]
         if self._workflow is None:

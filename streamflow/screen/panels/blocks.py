@@ -1,4 +1,4 @@
-"""The parts of the status screen: each makes lines of a given width from a `Status`.
+"""The parts of the status screen: each makes lines of a given width from a `NamespaceStatus`.
 
 Owns: what each part shows and in which order of importance. Must not: arrange them (`layout.py` does), wrap lines, or
 put data on the screen that hasn't passed `safe`. Called by: `layout.py`.
@@ -33,7 +33,7 @@ from streamflow.screen.style import (
     size,
     sparkline,
 )
-from streamflow.status.model import Daemon, Shard, Status
+from streamflow.status.model import DaemonRow, NamespaceStatus, Shard
 
 MAX_NAME = 128
 
@@ -54,14 +54,14 @@ class Block:
         return [*self.lines[: rows - 1], fit(Text(f"… {hidden:,} more", style=FAINT), width)]
 
 
-def view(status: Status, name: str) -> dict[str, Any]:
+def view(status: NamespaceStatus, name: str) -> dict[str, Any]:
     return status.views.get(name) or {}
 
 
 # --- header ---------------------------------------------------------------------------------------------------------
 
 
-def health(status: Status) -> list[tuple[str, str]]:
+def health(status: NamespaceStatus) -> list[tuple[str, str]]:
     """(style, words), the worst first; one friendly word when nothing is wrong."""
     found: list[tuple[str, str]] = []
     if not status.daemons:
@@ -88,7 +88,7 @@ def health(status: Status) -> list[tuple[str, str]]:
     return found or [(OK, "healthy")]
 
 
-def header(status: Status, width: int, problem: str) -> list[Text]:
+def header(status: NamespaceStatus, width: int, problem: str) -> list[Text]:
     name = Text.assemble(("streamflow ", TITLE), end="")
     name.append_text(safe_text(status.namespace, VALUE, MAX_NAME))
     words = [(BAD, problem)] if problem else health(status)
@@ -106,7 +106,7 @@ def header(status: Status, width: int, problem: str) -> list[Text]:
     return [fit(top, width), fit(_facts(status), width)]
 
 
-def _facts(status: Status) -> Text:
+def _facts(status: NamespaceStatus) -> Text:
     facts: list[str] = []
     server = status.server
     if server is not None:
@@ -124,7 +124,7 @@ def _facts(status: Status) -> Text:
 # --- throughput and runs --------------------------------------------------------------------------------------------
 
 
-def throughput(status: Status, width: int) -> Block:
+def throughput(status: NamespaceStatus, width: int) -> Block:
     rates = view(status, "rates")
     average = rates.get("average", {})
     numbers = {name: number(average.get(name, 0)) for name in ("starts", "completions", "failures", "steps")}
@@ -146,7 +146,7 @@ def throughput(status: Status, width: int) -> Block:
     return Block(lines, least=5)
 
 
-def runs(status: Status, width: int) -> Block:
+def runs(status: NamespaceStatus, width: int) -> Block:
     counts: dict[str, int] = view(status, "runs").get("status", {})
     shown = {name: counts.get(name, 0) for name in ("running", "stuck", "completed", "failed", "cancelled")}
     numbers = {name: f"{count:,}" for name, count in shown.items()}
@@ -168,7 +168,7 @@ def runs(status: Status, width: int) -> Block:
 # --- daemons and shards ---------------------------------------------------------------------------------------------
 
 
-def ordered(status: Status) -> list[Daemon]:
+def ordered(status: NamespaceStatus) -> list[DaemonRow]:
     """The daemons in the order in which letters and colours are dealt out."""
     return sorted(status.daemons, key=lambda daemon: (daemon.name, daemon.id))
 
@@ -177,7 +177,7 @@ def _letter(position: int) -> str:
     return LETTERS[position] if position < len(LETTERS) else "+"
 
 
-def daemons(status: Status, width: int) -> Block:
+def daemons(status: NamespaceStatus, width: int) -> Block:
     if not status.daemons:
         hint = Text("none: start one with streamflow daemon --app flows:app", style=MUTED)
         return Block([fit(Text("DAEMONS", style=TITLE), width), fit(hint, width)])
@@ -227,7 +227,7 @@ def _count(value: float, style: str = "") -> Text:
     return Text(number(value), style=style if value else FAINT)
 
 
-def shards(status: Status, width: int, rows: int) -> Block:
+def shards(status: NamespaceStatus, width: int, rows: int) -> Block:
     """The map of owners: a cell a shard, or a cell for several neighbours when there are more shards than cells."""
     total = status.shards_total
     title = Text.assemble(("SHARDS", TITLE), end="")
@@ -263,7 +263,7 @@ def _cell(group: Sequence[Shard], letters: dict[str, int]) -> Text:
 # --- by name --------------------------------------------------------------------------------------------------------
 
 
-def workflows(status: Status, width: int) -> Block:
+def workflows(status: NamespaceStatus, width: int) -> Block:
     counts = view(status, "runs").get("workflows", {})
     times = view(status, "run_durations")
     columns = [
@@ -294,7 +294,7 @@ def workflows(status: Status, width: int) -> Block:
     return _named("WORKFLOWS", columns, rows, width, "nothing has run yet: see streamflow enqueue --help")
 
 
-def steps(status: Status, width: int) -> Block:
+def steps(status: NamespaceStatus, width: int) -> Block:
     times = view(status, "step_durations")
     columns = [
         Column("STEPS", right=False, flex=True, least=12, most=MAX_NAME),
@@ -319,7 +319,7 @@ def steps(status: Status, width: int) -> Block:
     return _named("STEPS", columns, rows, width, "no step has run yet")
 
 
-def tenants(status: Status, width: int) -> Block | None:
+def tenants(status: NamespaceStatus, width: int) -> Block | None:
     """Only where there is more than one."""
     counts = view(status, "runs").get("tenants", {})
     if len(counts) < 2:
@@ -355,7 +355,7 @@ def _named(title: str, columns: Sequence[Column], rows: Sequence[Sequence[Text]]
 # --- single runs ----------------------------------------------------------------------------------------------------
 
 
-def failures(status: Status, width: int) -> Block:
+def failures(status: NamespaceStatus, width: int) -> Block:
     """Failed runs, and what got stuck or was quarantined, newest first."""
     failed, stuck, quarantined = (view(status, name).get("latest", []) for name in ("failures", "stuck", "quarantine"))
     found: list[tuple[int, str, str, str, str]] = [
@@ -379,7 +379,7 @@ def failures(status: Status, width: int) -> Block:
     return Block(table(title, columns, rows, width), least=2)
 
 
-def oldest(status: Status, width: int) -> Block:
+def oldest(status: NamespaceStatus, width: int) -> Block:
     title = "OLDEST OPEN RUNS"
     if not status.oldest:
         return Block([fit(join([Text(title, style=TITLE), Text("none", style=MUTED)]), width)], least=1)

@@ -11,10 +11,10 @@ from streamflow.screen.columns import Column, table
 from streamflow.screen.panels.blocks import MAX_NAME, Block
 from streamflow.screen.sanitize import safe_text
 from streamflow.screen.style import BAD, FAINT, number
-from streamflow.status.model import Queue, Status
+from streamflow.status.model import NamespaceStatus, Queue
 
 
-def queues(status: Status, width: int) -> Block | None:
+def queues(status: NamespaceStatus, width: int) -> Block | None:
     """Those first in which steps wait for workers."""
     if not status.queues:
         return None

@@ -1,0 +1,50 @@
+#!lua flags=allow-oom
+-- deliver_messages: accept messages from another shard's outbox: starts of child runs, outcomes of children, signals, cancels.
+--
+-- The last accepted number of each source is kept, so redelivery is harmless and memory is O(shards). A number is
+-- `<epoch>-<n>` of the owner that decided the message: both only grow, also when a failover lost the newest of them.
+-- A start whose id belongs to a run of another parent becomes a `taken` message: the owner tells the parent.
+--
+-- KEYS   seen, inbox, owner, then for each message: run, index, tenant_index (used by starts)
+-- ARGV   source, now, then for each message: number, kind, id, workflow, tenant, parent, body
+-- RETURNS the last accepted number / WRONGTYPE key / BADNUMBER number
+-- @include shared/clock
+-- @include shared/holds
+-- @include shared/number
+-- @include shared/open_run
+local seen, inbox, owner = KEYS[1], KEYS[2], KEYS[3]
+local source = ARGV[1]
+local count = (#KEYS - 3) / 3
+local PARENT = '^' .. string.rep('%S+ ', 7) .. '(%S+)' -- the eighth word of a header
+
+if not holds(seen, 'hash') then return redis.error_reply('WRONGTYPE ' .. seen) end
+if not holds(inbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. inbox) end
+for i = 1, count do
+  local run, index, tenant_index = KEYS[3 * i + 1], KEYS[3 * i + 2], KEYS[3 * i + 3]
+  if not holds(run, 'list') then return redis.error_reply('WRONGTYPE ' .. run) end
+  if not holds(index, 'zset') then return redis.error_reply('WRONGTYPE ' .. index) end
+  if not holds(tenant_index, 'zset') then return redis.error_reply('WRONGTYPE ' .. tenant_index) end
+  if not parse_number(ARGV[7 * i - 4]) then return redis.error_reply('BADNUMBER ' .. ARGV[7 * i - 4]) end
+end
+local epoch, number = parse_number(redis.call('HGET', seen, source) or '0-0')
+epoch, number = epoch or 0, number or 0
+local clock = shard_clock(ARGV[2], redis.call('HGET', owner, 'clock'))
+
+for i = 1, count do
+  local at = 7 * i - 4
+  local message_epoch, message_number = parse_number(ARGV[at])
+  if is_newer(message_epoch, message_number, epoch, number) then
+    epoch, number = message_epoch, message_number
+    local run, kind, id, body = KEYS[3 * i + 1], ARGV[at + 1], ARGV[at + 2], ARGV[at + 6]
+    if kind ~= 'start' then
+      redis.call('XADD', inbox, '*', 'kind', kind, 'run', id, 'body', body)
+    elseif redis.call('EXISTS', run) == 0 then
+      open_run(run, inbox, KEYS[3 * i + 2], KEYS[3 * i + 3], clock, id, ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], body)
+    elseif string.match(redis.call('LINDEX', run, 0), PARENT) ~= ARGV[at + 5] then
+      redis.call('XADD', inbox, '*', 'kind', 'taken', 'run', id, 'body', body, 'header', ARGV[at + 5])
+    end
+  end
+end
+local last = string.format('%.0f-%.0f', epoch, number)
+redis.call('HSET', seen, source, last)
+return last

@@ -1,0 +1,60 @@
+#!lua flags=allow-oom
+-- enqueue_attempts: accept attempts of steps, and revocations of them, from a shard's outbox into a partition of a queue.
+--
+-- The last accepted number of each source is kept, as in `deliver_messages`, so an offer that is sent again changes nothing. One
+-- entry is one attempt. A newer attempt takes the place of the one before, whose entry goes; so does one of a run that
+-- was created later under the same id. A revoked entry that no worker has yet is deleted; one that a worker has is
+-- marked, and the worker's next `extend_claims` says so.
+--
+-- KEYS   stream, seen, steps, details
+-- ARGV   source, group, then for each message: number, kind (step or revoke), id, created, seq, attempt,
+--        details, body
+-- RETURNS the last accepted number / WRONGTYPE key / BADNUMBER number
+-- @include shared/holds
+-- @include shared/number
+-- @include shared/place
+local stream, seen, steps, details = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local source, group = ARGV[1], ARGV[2]
+local count = (#ARGV - 2) / 8
+
+if not holds(stream, 'stream') then return redis.error_reply('WRONGTYPE ' .. stream) end
+if not holds(seen, 'hash') then return redis.error_reply('WRONGTYPE ' .. seen) end
+if not holds(steps, 'hash') then return redis.error_reply('WRONGTYPE ' .. steps) end
+if not holds(details, 'hash') then return redis.error_reply('WRONGTYPE ' .. details) end
+for i = 1, count do
+  local number = ARGV[8 * i - 5]
+  if not parse_number(number) then return redis.error_reply('BADNUMBER ' .. number) end
+end
+local last_epoch, last_number = parse_number(redis.call('HGET', seen, source) or '0-0')
+last_epoch, last_number = last_epoch or 0, last_number or 0
+
+redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
+for i = 1, count do
+  local at = 8 * i - 5
+  local epoch, number = parse_number(ARGV[at])
+  if is_newer(epoch, number, last_epoch, last_number) then
+    last_epoch, last_number = epoch, number
+    local id, seq = ARGV[at + 2], ARGV[at + 4]
+    local created, attempt = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 5])
+    local step = id .. '/' .. seq
+    local entry, present_created, present = place_of(steps, step)
+    if ARGV[at + 1] == 'step' then
+      if not entry or is_newer(created, attempt, present_created, present) then
+        if entry then drop_entry(stream, details, group, entry) end
+        local added = redis.call('XADD', stream, '*', 'run', id, 'created', ARGV[at + 3], 'seq', seq,
+          'attempt', ARGV[at + 5], 'details', ARGV[at + 6], 'body', ARGV[at + 7])
+        redis.call('HSET', steps, step, as_place(added, created, attempt, 'wanted'))
+      end
+    elseif entry and not is_newer(present_created, present, created, attempt) then
+      if is_pending(stream, group, entry) then
+        redis.call('HSET', steps, step, as_place(entry, present_created, present, 'revoked'))
+      else
+        drop_entry(stream, details, group, entry)
+        redis.call('HDEL', steps, step)
+      end
+    end
+  end
+end
+local last = string.format('%.0f-%.0f', last_epoch, last_number)
+redis.call('HSET', seen, source, last)
+return last

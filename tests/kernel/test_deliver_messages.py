@@ -1,0 +1,129 @@
+"""deliver: messages from another shard's outbox, each accepted once."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamflow.errors import StoreError
+from streamflow.model.record import Status, decode_header
+from streamflow.store.kernel import Delivery
+from tests.kernel.support import FUTURE, NOW, Shard
+
+pytestmark = pytest.mark.anyio
+
+
+def signal(number: str, body: bytes = b"") -> Delivery:
+    return Delivery(number, "signal", "r1", body, workflow="flow")
+
+
+def child(number: str, parent: str = "p#1", body: bytes = b"input") -> Delivery:
+    return Delivery(number, "start", "child", body, workflow="flow", tenant="acme", parent=parent)
+
+
+async def test_messages_go_to_the_inbox_in_order_and_the_last_number_is_the_answer(shard: Shard) -> None:
+    deliveries = [signal("5-1", b"one"), signal("5-2", b"two")]
+    assert await shard.do(shard.kernel.deliver_messages(0, 3, deliveries, NOW)) == "5-2"
+    assert await shard.inbox() == [
+        {"kind": b"signal", "run": b"r1", "body": b"one"},
+        {"kind": b"signal", "run": b"r1", "body": b"two"},
+    ]
+
+
+async def test_the_start_of_a_child_opens_a_run_that_knows_its_parent(shard: Shard) -> None:
+    await shard.do(shard.kernel.deliver_messages(0, 3, [child("5-1")], NOW))
+    header = await shard.header("child")
+    decoded = decode_header(header)
+    assert (decoded.status, decoded.created, decoded.workflow) == (Status.PENDING, NOW, "flow")
+    assert (decoded.tenant, decoded.parent) == ("acme", "p#1")
+    assert await shard.inbox() == [{"kind": b"start", "run": b"child", "header": header, "body": b"input"}]
+    assert await shard.listed(shard.keys.index(Status.RUNNING, "flow")) == {"child": NOW}
+    assert await shard.listed(shard.keys.tenant("acme")) == {"child": NOW}
+
+
+async def test_what_is_delivered_again_changes_nothing(shard: Shard) -> None:
+    deliver = shard.kernel.deliver_messages(0, 3, [child("5-1"), signal("5-2")], NOW)
+    assert await shard.do(deliver) == "5-2"
+    assert await shard.assert_changes_nothing(deliver) == "5-2"
+
+
+async def test_a_batch_that_is_partly_known_adds_only_what_is_new(shard: Shard) -> None:
+    await shard.do(shard.kernel.deliver_messages(0, 3, [signal("5-1", b"one"), signal("5-2", b"two")], NOW))
+    again = [signal("5-2", b"two"), signal("5-3", b"three")]
+    assert await shard.do(shard.kernel.deliver_messages(0, 3, again, NOW)) == "5-3"
+    assert [message["body"] for message in await shard.inbox()] == [b"one", b"two", b"three"]
+
+
+async def test_a_higher_epoch_is_newer_whatever_the_number_behind_it(shard: Shard) -> None:
+    await shard.do(shard.kernel.deliver_messages(0, 3, [signal("5-100", b"old owner")], NOW))
+    assert await shard.do(shard.kernel.deliver_messages(0, 3, [signal("6-1", b"new owner")], NOW)) == "6-1"
+    assert await shard.do(shard.kernel.deliver_messages(0, 3, [signal("5-101", b"stale owner")], NOW)) == "6-1"
+    assert [message["body"] for message in await shard.inbox()] == [b"old owner", b"new owner"]
+
+
+async def test_numbers_are_compared_as_numbers_not_as_text(shard: Shard) -> None:
+    await shard.do(shard.kernel.deliver_messages(0, 3, [signal("9-9", b"9")], NOW))
+    assert await shard.do(shard.kernel.deliver_messages(0, 3, [signal("9-10", b"10")], NOW)) == "9-10"
+    assert await shard.do(shard.kernel.deliver_messages(0, 3, [signal("10-1", b"11")], NOW)) == "10-1"
+    assert len(await shard.inbox()) == 3
+
+
+async def test_epochs_of_a_clock_in_milliseconds_keep_every_digit(shard: Shard) -> None:
+    number = f"{FUTURE + 7}-123456789"
+    assert await shard.do(shard.kernel.deliver_messages(0, 3, [signal(number)], NOW)) == number
+    assert await shard.plain("HGET", shard.keys.seen, "shard:3") == number.encode()
+
+
+async def test_each_source_has_its_own_last_number(shard: Shard) -> None:
+    await shard.do(shard.kernel.deliver_messages(0, 3, [signal("5-9", b"three")], NOW))
+    assert await shard.do(shard.kernel.deliver_messages(0, 4, [signal("5-1", b"four")], NOW)) == "5-1"
+    assert [message["body"] for message in await shard.inbox()] == [b"three", b"four"]
+
+
+async def test_a_child_that_its_own_parent_starts_again_is_left_as_it_is(shard: Shard) -> None:
+    await shard.do(shard.kernel.deliver_messages(0, 3, [child("5-1")], NOW))
+    before = await shard.record("child")
+    assert await shard.do(shard.kernel.deliver_messages(0, 3, [child("6-1")], NOW)) == "6-1"
+    assert await shard.record("child") == before
+    assert len(await shard.inbox()) == 1
+
+
+async def test_an_id_that_belongs_to_a_run_of_another_parent_is_reported_as_taken(shard: Shard) -> None:
+    await shard.start("child", workflow="other")
+    before = await shard.record("child")
+    await shard.do(shard.kernel.deliver_messages(0, 3, [child("5-1", body=b"start")], NOW))
+    assert await shard.record("child") == before
+    assert (await shard.inbox())[-1] == {"kind": b"taken", "run": b"child", "body": b"start", "header": b"p#1"}
+
+
+async def test_a_parent_whose_name_only_ends_the_same_is_another_parent(shard: Shard) -> None:
+    await shard.do(shard.kernel.deliver_messages(0, 3, [child("5-1", parent="xp#1")], NOW))
+    await shard.do(shard.kernel.deliver_messages(0, 4, [child("5-1", parent="p#1")], NOW))
+    assert [message["kind"] for message in await shard.inbox()] == [b"start", b"taken"]
+
+
+async def test_the_parent_is_known_also_when_the_child_has_attributes(shard: Shard) -> None:
+    await shard.do(shard.kernel.deliver_messages(0, 3, [child("5-1")], NOW))
+    tagged = (await shard.header("child")) + b' {"customer":"acme"}'
+    await shard.plain("LSET", shard.keys.run("child"), 0, tagged)
+    await shard.do(shard.kernel.deliver_messages(0, 3, [child("6-1")], NOW))
+    await shard.do(shard.kernel.deliver_messages(0, 4, [child("5-1", parent="q#1")], NOW))
+    assert [message["kind"] for message in await shard.inbox()] == [b"start", b"taken"]
+
+
+async def test_the_clock_of_a_new_run_never_goes_behind_the_shards(shard: Shard) -> None:
+    await shard.take(now=FUTURE)
+    await shard.do(shard.kernel.deliver_messages(0, 3, [child("5-1")], NOW))
+    assert decode_header(await shard.header("child")).created == FUTURE
+
+
+async def test_a_malformed_number_is_refused_before_anything_is_written(shard: Shard) -> None:
+    deliver = shard.kernel.deliver_messages(0, 3, [signal("5-1"), signal("nonsense")], NOW)
+    answer = await shard.assert_changes_nothing(deliver)
+    assert isinstance(answer, StoreError)
+    assert "nonsense" in str(answer)
+
+
+async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
+    await shard.take()
+    deliver = shard.kernel.deliver_messages(0, 3, [signal("5-1"), child("5-2")], NOW)
+    await shard.assert_wrong_types_leave_nothing_half_written(deliver)

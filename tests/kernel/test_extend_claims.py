@@ -1,0 +1,60 @@
+"""keep: a worker proves that it still works on its entries, and learns which are over."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamflow.store.kernel import ClaimRef
+from tests.kernel.queue import Partition
+from tests.kernel.support import Shard, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_an_entry_that_is_kept_begins_a_new_idle_time(real_shard: Shard) -> None:
+    queue = Partition(real_shard)
+    [claim] = await queue.taken(queue.step())
+
+    async def idle() -> bool:
+        return bool(await queue.reap(idle_ms=30))
+
+    await until(idle, "the entry is idle")
+    assert await queue.keep(claim) == "k"
+    assert not await queue.reap(idle_ms=30)
+
+
+async def test_each_claim_has_its_letter_in_order(shard: Shard) -> None:
+    queue = Partition(shard)
+    one, two, three = await queue.taken(queue.step(), queue.step(seq=2), queue.step(seq=3))
+    await queue.offer(queue.revoke(seq=2))
+    await queue.finish(three)
+    assert await queue.keep(one, two, three) == "krl"
+
+
+async def test_what_the_step_told_last_is_kept_and_nothing_new_keeps_it(shard: Shard) -> None:
+    queue = Partition(shard)
+    [claim] = await queue.taken(queue.step())
+    await queue.keep(ClaimRef(claim.entry, claim.step, b"half"))
+    await queue.keep(claim)
+    assert await queue.details() == {claim.entry: b"half"}
+
+
+async def test_an_entry_of_another_worker_is_lost_and_stays_as_it_is(shard: Shard) -> None:
+    queue = Partition(shard)
+    [claim] = await queue.taken(queue.step(), consumer="other")
+    call = shard.kernel.extend_claims("gpu", 0, "one", [ClaimRef(claim.entry, claim.step, b"told")])
+    assert await shard.assert_changes_nothing(call) == "l"
+    assert await queue.pending() == [(claim.entry, "other")]
+
+
+async def test_without_group_or_stream_everything_is_lost(shard: Shard) -> None:
+    queue = Partition(shard)
+    assert await queue.keep(ClaimRef("1-1", "r1/1", b"told")) == "l"
+    assert await shard.key_names() == []
+
+
+async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
+    queue = Partition(shard)
+    [claim] = await queue.taken(queue.step())
+    call = shard.kernel.extend_claims("gpu", 0, "one", [ClaimRef(claim.entry, claim.step, b"told")])
+    await shard.assert_wrong_types_leave_nothing_half_written(call)

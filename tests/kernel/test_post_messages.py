@@ -1,0 +1,86 @@
+"""post: messages for runs that exist and are open."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamflow.store.kernel import Message
+from tests.kernel.support import FUTURE, NOW, Shard
+
+pytestmark = pytest.mark.anyio
+
+
+async def inbox_of_posts(shard: Shard) -> list[tuple[bytes, bytes, bytes]]:
+    return [(m["kind"], m["run"], m["body"]) for m in await shard.inbox() if m["kind"] != b"start"]
+
+
+async def test_a_letter_for_each_message_says_what_became_of_it(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("pending", "running", "stuck", "completed", "failed", "cancelled")
+    for status in ("running", "stuck", "completed", "failed", "cancelled"):
+        await shard.advance(status, status)
+
+    order = ("pending", "completed", "running", "failed", "stuck", "cancelled", "missing")
+    messages = [Message("signal", run, run.encode()) for run in order]
+    assert await shard.do(shard.kernel.post_messages(0, "client", 1, messages, NOW)) == "aeaeaem"
+    assert await inbox_of_posts(shard) == [
+        (b"signal", b"pending", b"pending"),
+        (b"signal", b"running", b"running"),
+        (b"signal", b"stuck", b"stuck"),
+    ]
+
+
+async def test_the_kind_of_a_message_reaches_the_inbox(shard: Shard) -> None:
+    await shard.start("r1")
+    await shard.do(shard.kernel.post_messages(0, "client", 1, [Message("cancel", "r1", b"why")], NOW))
+    assert await inbox_of_posts(shard) == [(b"cancel", b"r1", b"why")]
+
+
+async def test_a_post_that_is_sent_again_adds_nothing_and_has_the_same_answers(shard: Shard) -> None:
+    await shard.start("r1")
+    post = shard.kernel.post_messages(
+        0, "client", 7, [Message("signal", "r1", b"1"), Message("signal", "none", b"2")], NOW
+    )
+    assert await shard.do(post) == "am"
+    assert await shard.assert_changes_nothing(post) == "am"
+
+
+async def test_the_answers_are_kept_even_when_the_run_has_ended_since(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1")
+    post = shard.kernel.post_messages(0, "client", 1, [Message("signal", "r1", b"1")], NOW)
+    assert await shard.do(post) == "a"
+    await shard.advance("r1", "completed")
+    assert await shard.assert_changes_nothing(post) == "a"
+
+
+async def test_the_next_number_and_other_clients_are_new_posts(shard: Shard) -> None:
+    await shard.start("r1")
+    for client, number in (("one", 1), ("one", 2), ("two", 1)):
+        message = Message("signal", "r1", f"{client} {number}".encode())
+        assert await shard.do(shard.kernel.post_messages(0, client, number, [message], NOW)) == "a"
+    assert [body for _, _, body in await inbox_of_posts(shard)] == [b"one 1", b"one 2", b"two 1"]
+
+
+async def test_numbers_beyond_the_precision_of_a_double_are_not_needed_up_to_2_to_the_53(shard: Shard) -> None:
+    await shard.start("r1")
+    message = Message("signal", "r1", b"")
+    for number in (2**53 - 2, 2**53 - 1):
+        assert await shard.do(shard.kernel.post_messages(0, "client", number, [message], NOW)) == "a"
+    assert len(await inbox_of_posts(shard)) == 2
+
+
+async def test_what_is_kept_of_a_client_has_the_shards_clock(shard: Shard) -> None:
+    await shard.start("r1")
+    await shard.do(shard.kernel.post_messages(0, "client", 1, [Message("signal", "r1", b"")], NOW))
+    assert await shard.plain("HGET", shard.keys.seen, "client") == f"1 {NOW} a".encode()
+    await shard.take(now=FUTURE)
+    await shard.do(shard.kernel.post_messages(0, "client", 2, [Message("signal", "r1", b"")], NOW))
+    assert await shard.plain("HGET", shard.keys.seen, "client") == f"2 {FUTURE} a".encode()
+
+
+async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
+    await shard.take()
+    await shard.start("r1", "r2")
+    messages = [Message("signal", "r1", b"1"), Message("signal", "r2", b"2")]
+    await shard.assert_wrong_types_leave_nothing_half_written(shard.kernel.post_messages(0, "client", 1, messages, NOW))

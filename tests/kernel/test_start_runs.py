@@ -1,0 +1,82 @@
+"""start: create runs that don't exist yet, each with its first message."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from streamflow.model.record import Status, decode_header
+from streamflow.store.kernel import Start
+from tests.kernel.support import FUTURE, NOW, Shard
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_new_run_gets_a_pending_record_two_listings_and_its_first_message(shard: Shard) -> None:
+    assert await shard.do(shard.kernel.start_runs(0, [Start("r1", "flow", "acme", b"\x00input")], NOW)) == [b""]
+
+    header, state = await shard.record("r1")
+    decoded = decode_header(header)
+    assert (decoded.status, decoded.version, decoded.commit) == (Status.PENDING, 0, "-")
+    assert (decoded.created, decoded.ended) == (NOW, 0)
+    assert (decoded.workflow, decoded.tenant, decoded.parent) == ("flow", "acme", "")
+    assert state == b""
+    assert await shard.listed(shard.keys.index(Status.RUNNING, "flow")) == {"r1": NOW}
+    assert await shard.listed(shard.keys.tenant("acme")) == {"r1": NOW}
+    assert await shard.inbox() == [{"kind": b"start", "run": b"r1", "header": header, "body": b"\x00input"}]
+
+
+@pytest.mark.parametrize("tenant", ["acme", ""])
+async def test_the_first_header_is_what_python_encodes(shard: Shard, tenant: str) -> None:
+    await shard.start("r1", tenant=tenant)
+    header = await shard.header("r1")
+    assert decode_header(header).encode() == header
+
+
+async def test_a_run_without_tenant_is_in_no_tenant_listing(shard: Shard) -> None:
+    await shard.start("r1")
+    assert decode_header(await shard.header("r1")).tenant == ""
+    assert not [key for key in await shard.key_names() if ":index:tenant:" in key]
+
+
+async def test_a_start_that_is_sent_again_answers_with_the_header_and_changes_nothing(shard: Shard) -> None:
+    await shard.start("r1")
+    again = shard.kernel.start_runs(0, [Start("r1", "other", "globex", b"other input")], NOW + 5)
+    assert await shard.assert_changes_nothing(again) == [await shard.header("r1")]
+
+
+async def test_existing_runs_in_a_batch_stop_no_other_run(shard: Shard) -> None:
+    await shard.start("r2")
+    known = await shard.header("r2")
+    assert await shard.start("r1", "r2", "r3") == [b"", known, b""]
+    assert [message["run"] for message in await shard.inbox()] == [b"r2", b"r1", b"r3"]
+
+
+async def test_an_id_that_is_twice_in_one_batch_makes_one_run(shard: Shard) -> None:
+    first, second = await shard.start("r1", "r1")
+    assert (first, second) == (b"", await shard.header("r1"))
+    assert len(await shard.inbox()) == 1
+
+
+async def test_no_starts_at_all_are_an_empty_answer(shard: Shard) -> None:
+    assert await shard.assert_changes_nothing(shard.kernel.start_runs(0, [], NOW)) == []
+
+
+async def test_without_an_override_the_clock_is_the_servers(shard: Shard) -> None:
+    before = int(time.time() * 1000)
+    await shard.do(shard.kernel.start_runs(0, [Start("r1", "flow", "", b"")]))
+    assert before <= decode_header(await shard.header("r1")).created <= int(time.time() * 1000)
+
+
+async def test_the_clock_never_goes_behind_what_the_shard_has_stored(shard: Shard) -> None:
+    await shard.take(now=FUTURE)
+    await shard.start("r1", now=NOW)
+    await shard.do(shard.kernel.start_runs(0, [Start("r2", "flow", "", b"")]))
+    assert [decode_header(await shard.header(run)).created for run in ("r1", "r2")] == [FUTURE, FUTURE]
+
+
+async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
+    await shard.take()
+    starts = [Start("r1", "flow", "acme", b"1"), Start("r2", "other", "globex", b"2")]
+    await shard.assert_wrong_types_leave_nothing_half_written(shard.kernel.start_runs(0, starts, NOW))
