@@ -23,10 +23,7 @@ from streamflow.events import (
     RunStarted,
     SignalReceived,
 )
-from streamflow.machine.transition import (
-    Input,
-    Outcome,
-)
+from streamflow.machine.transition import Input, Outcome
 from streamflow.model import codec
 from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import Header

@@ -13,29 +13,17 @@ from collections.abc import Callable
 import msgspec
 
 from streamflow import events
-from streamflow.daemon.shard import (
-    LiveRun,
-    OwnedShard,
-)
+from streamflow.daemon.shard import LiveRun, OwnedShard
 from streamflow.errors import Failure, UsageError
-from streamflow.events import (
-    NOTHING,
-    MessageQuarantined,
-    RunStarted,
-    Transition,
-    encode_transition,
-)
+from streamflow.events import NOTHING, MessageQuarantined, RunStarted, Transition, encode_transition
 from streamflow.machine.coroutines import close_abandoned
 from streamflow.machine.factory import new_machine
-from streamflow.machine.transition import (
-    Effects,
-    Input,
-    Outcome,
-)
+from streamflow.machine.transition import Effects, Input, Outcome
 from streamflow.model.attributes import Attribute, merged, same, value_text
 from streamflow.model.record import Header, Status, decode_header
-from streamflow.model.sharding import Partition, queue_partition_of, shard_of
+from streamflow.model.sharding import Partition, queue_partition_of
 from streamflow.store.kernel import FRESH, Batch, Poison, Put, RunWrite, Send, listed_under
+from streamflow.store.namespace import Namespace
 from streamflow.wire import BadMessage, InboxMessage, answer_name, decode_message, encode_job
 from streamflow.workflow.app import App
 
@@ -145,12 +133,12 @@ class ShardBatch:
 
     # --- reducing -----------------------------------------------------------------------------------------------------
 
-    def reduce(self, app: App, partition: Partition, shards: int, at: int, watch: Callable[[str], None]) -> None:
+    def reduce(self, app: App, namespace: Namespace, at: int, watch: Callable[[str], None]) -> None:
         """Let every run decide. `watch(run id)` is told before each, so that one that blocks can be named."""
         close_abandoned()
         for run_id, one in self.work.items():
             watch(run_id)
-            inputs = self._inputs(run_id, one, app, partition)
+            inputs = self._inputs(run_id, one, app, namespace.partition)
             live = self.shard.live.get(run_id)
             if live is None:
                 # Ended or forgotten: its messages are done with, and nothing of it stays on the agenda.
@@ -159,7 +147,7 @@ class ShardBatch:
             try:
                 # Our estimate of the server's clock may be a little behind; no run begins before it was created.
                 effects = live.machine.advance(inputs, max(at, live.header.created))
-                self._record(run_id, live, effects, partition, shards)
+                self._record(run_id, live, effects, namespace)
             except Exception as error:
                 # A defect of ours, or an impossible state: the run's messages are set aside, the shard goes on.
                 _log.exception("run %s can't be reduced; its messages are quarantined", run_id)
@@ -170,7 +158,7 @@ class ShardBatch:
                 self.poisoned += [(message, reason) for message in one.messages]
         watch("")
         for message in self.taken:
-            self._refuse_child(message, partition, shards)
+            self._refuse_child(message, namespace)
         for message, reason in self.poisoned:
             run_id = message.run_id[:256] or "-"
             event = encode_transition(at, [MessageQuarantined(message.id, reason, run_id)])
@@ -208,7 +196,7 @@ class ShardBatch:
             raise BadMessage("a start of a run that has started already, or isn't there any more")
         return decode_header(message.header)
 
-    def _record(self, run_id: str, live: LiveRun, effects: Effects, partition: Partition, shards: int) -> None:
+    def _record(self, run_id: str, live: LiveRun, effects: Effects, namespace: Namespace) -> None:
         shard, batch = self.shard, self.batch
         machine = live.machine
         done = Reduced(run_id, live, effects)
@@ -255,7 +243,7 @@ class ShardBatch:
             batch.plans.append((run_id, plan))
             done.plan = plan
         for message in effects.outbox:
-            self._send(shard_of(message.target, shards, partition), message.kind, message.target, message.body)
+            self._send(namespace.shard_of(message.target), message.kind, message.target, message.body)
         for job in effects.jobs:
             if job.step.queue is not None:
                 self._send(queue_partition_of(run_id, job.seq), "step", run_id, encode_job(job, live.header.created))
@@ -292,7 +280,7 @@ class ShardBatch:
                 self.batch.moves.append((run_id, source, target, old.created))
         return after
 
-    def _refuse_child(self, message: InboxMessage, partition: Partition, shards: int) -> None:
+    def _refuse_child(self, message: InboxMessage, namespace: Namespace) -> None:
         """A child's id belongs to another run: tell the parent, who is in the message's header."""
         parent, _, seq = message.header.decode(errors="replace").rpartition("#")
         self.batch.acks.append(message.id)
@@ -300,7 +288,7 @@ class ShardBatch:
             return
         failure = Failure("RunConflict", f"the run id {message.run_id} belongs to another run")
         body = _encoder.encode(events.ChildFailed(int(seq), "", failure))
-        self._send(shard_of(parent, shards, partition), "child", parent, body)
+        self._send(namespace.shard_of(parent), "child", parent, body)
 
     def finish(self) -> None:
         """The news for those who wait: answers to asks, and runs that have ended."""

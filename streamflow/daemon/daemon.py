@@ -17,6 +17,7 @@ import anyio
 import msgspec
 
 from streamflow.daemon.clock import ServerClock
+from streamflow.daemon.context import Context
 from streamflow.daemon.inbox import BLOCK_MS, LANES, InboxReader
 from streamflow.daemon.membership import Beat, Membership
 from streamflow.daemon.owner import Owner
@@ -74,64 +75,10 @@ class Daemon:
                 await store.close()
 
     async def _serve(self, store: Store, *, signals: bool) -> None:
-        settings = self.settings
-        kernel = Kernel(NamespaceKeys(settings.namespace))
-        await check_server(store)
-        namespace = await open_namespace(store, kernel, settings)
-        await self._register(store, kernel)
-        clock = ServerClock()
-        seconds, micros = await store.one(Call.plain("TIME"))
-        clock.observe(int(seconds) * 1000 + int(micros) // 1000)
-        self._started = clock.now_ms()
-
-        self.relay = relay = Relay(store, kernel)
-        self.executor = executor = StepExecutor(
-            settings.concurrency, settings.threads, self._on_outcome, processes=settings.processes
-        )
-        self.owner = owner = Owner(
-            self.app,
-            store,
-            kernel,
-            executor,
-            relay,
-            clock,
-            session=self.session,
-            partition=namespace.partition,
-            shards=namespace.shards,
-            cache=settings.cache,
-            on_lost=lambda: membership.look_soon(),
-            on_caught_up=lambda: reader.caught_up(),
-        )
-        connections = [InboxConnection(store, self.session, BLOCK_MS) for _ in range(LANES)]
-        self.reader = reader = InboxReader(connections, owner.shards, owner.wake, owner.lost)
-        takeover = Takeover(store, kernel, relay, clock, member=self.member, session=self.session)
-        self.rollup = rollup = Rollup(
-            self.app,
-            store,
-            kernel,
-            owner,
-            clock,
-            settings,
-            shards=namespace.shards,
-            partition=namespace.partition,
-            others_folds=lambda: membership.folds_of_others,
-        )
-        self.retention = retention = Retention(store, kernel, owner, clock, settings, shards=namespace.shards)
-        self.membership = membership = Membership(
-            self.app,
-            store,
-            kernel,
-            owner,
-            executor,
-            reader,
-            takeover,
-            rollup,
-            settings,
-            member=self.member,
-            shards=namespace.shards,
-            describe=self._beat,
-        )
-        watchdog = Watchdog(owner.watch, settings.blocking)
+        context = await self._prepare(store)
+        self._compose(context)
+        owner, membership, settings = self.owner, self.membership, self.settings
+        namespace = context.namespace
         _log.info(
             "daemon %s serves namespace %s: %d shards by %s",
             self.member,
@@ -139,10 +86,18 @@ class Daemon:
             namespace.shards,
             namespace.partition,
         )
+        watchdog = Watchdog(owner.watch, settings.blocking)
         async with anyio.create_task_group() as loops:
             if signals:
                 loops.start_soon(stop_on_signal, self._stop, settings.grace, _log, "the others take over")
-            for loop in (owner.run, reader.run, relay.run, membership.run, rollup.run, retention.run):
+            for loop in (
+                owner.run,
+                self.reader.run,
+                self.relay.run,
+                membership.run,
+                self.rollup.run,
+                self.retention.run,
+            ):
                 loops.start_soon(loop)
             loops.start_soon(self._announce, membership.owns_something)
             watchdog.start()
@@ -151,9 +106,38 @@ class Daemon:
                 await self._drain(membership, owner)
             finally:
                 watchdog.stop()
-                executor.close()
+                self.executor.close()
                 owner.close()
                 loops.cancel_scope.cancel()
+
+    async def _prepare(self, store: Store) -> Context:
+        """Check the server, open the namespace, and register the app's workflows in it."""
+        kernel = Kernel(NamespaceKeys(self.settings.namespace))
+        await check_server(store)
+        namespace = await open_namespace(store, kernel, self.settings)
+        await self._register(store, kernel)
+        clock = ServerClock()
+        seconds, micros = await store.one(Call.plain("TIME"))
+        clock.observe(int(seconds) * 1000 + int(micros) // 1000)
+        self._started = clock.now_ms()
+        return Context(self.app, store, kernel, clock, self.settings, namespace, self.member, self.session)
+
+    def _compose(self, context: Context) -> None:
+        """Make all loops and connect them. Nothing runs yet."""
+        settings = context.settings
+        self.relay = Relay(context.store, context.kernel)
+        self.executor = StepExecutor(
+            settings.concurrency, settings.threads, self._on_outcome, processes=settings.processes
+        )
+        self.owner = owner = Owner(context, self.executor, self.relay)
+        connections = [InboxConnection(context.store, self.session, BLOCK_MS) for _ in range(LANES)]
+        self.reader = InboxReader(connections, owner.shards, owner.wake, owner.lost)
+        self.rollup = Rollup(context, owner)
+        self.retention = Retention(context, owner)
+        takeover = Takeover(context, self.relay)
+        self.membership = Membership(context, owner, self.executor, self.reader, takeover, self.rollup, self._beat)
+        owner.on_lost = self.membership.look_soon
+        owner.on_caught_up = self.reader.caught_up
 
     def _on_outcome(self, shard: int, run_id: str, outcome: Outcome) -> None:
         self.owner.outcome(shard, run_id, outcome)

@@ -21,6 +21,7 @@ import anyio
 
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreError
+from streamflow.loops import retry_forever
 from streamflow.store.blocking_reads import Entry, GroupGone, InboxConnection
 from streamflow.wire import InboxMessage
 
@@ -118,21 +119,19 @@ class Lane:
             await self._connection.interrupt()
 
     async def run(self) -> None:
-        pause = 0.1
-        while True:
-            try:
-                await self.run_once()
-                pause = 0.1
-            except GroupGone as error:
-                _log.info("an inbox is no longer ours: %s", error)
-                self._check_pending = True
-                await self._find_gone()
-            except StoreError as error:
-                if pause == 0.1:
-                    _log.warning("%s; trying again until it works", error)
-                self._check_pending = True
-                await anyio.sleep(pause)
-                pause = min(pause * 2, 2.0)
+        await retry_forever(self._read_or_find_gone, _log, "could not read inboxes", on_failure=self._read_again)
+
+    def _read_again(self) -> None:
+        """A lost answer may have carried entries: look at the pending ones before new ones."""
+        self._check_pending = True
+
+    async def _read_or_find_gone(self) -> None:
+        try:
+            await self.run_once()
+        except GroupGone as error:
+            _log.info("an inbox no longer belongs to this daemon: %s", error)
+            self._read_again()
+            await self._find_gone()
 
     async def _find_gone(self) -> None:
         """Somebody took a shard from us, or its inbox vanished or was spoilt: ask one by one which, so that the others'

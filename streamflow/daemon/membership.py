@@ -23,19 +23,19 @@ from collections.abc import Callable
 import anyio
 import msgspec
 
+from streamflow.daemon.context import Context
 from streamflow.daemon.inbox import InboxReader
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.rollup import Rollup
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.takeover import Takeover
 from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.loops import retry_forever
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.sharding import winner_of
-from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
-from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Kernel, Reply
-from streamflow.workflow.app import App
+from streamflow.store.connection import Call
+from streamflow.store.kernel import Reply
 
 _log = logging.getLogger("streamflow.membership")
 
@@ -69,35 +69,30 @@ class _Seen(msgspec.Struct):
 
 
 class Membership:
+    """`describe` makes this daemon's heartbeat."""
+
     def __init__(
         self,
-        app: App,
-        store: Store,
-        kernel: Kernel,
+        context: Context,
         owner: Owner,
         executor: StepExecutor,
         reader: InboxReader,
         takeover: Takeover,
         rollup: Rollup,
-        settings: Settings,
-        *,
-        member: str,
-        shards: int,
         describe: Callable[[], Beat],
     ) -> None:
-        self.member = member
+        self.member = context.member
         self.draining = False
         self.owns_something = anyio.Event()
-        self._app = app
-        self._store = store
-        self._kernel = kernel
+        self._store = context.store
+        self._kernel = context.kernel
+        self._settings = context.settings
+        self._shards = context.namespace.shards
         self._owner = owner
         self._executor = executor
         self._reader = reader
         self._takeover = takeover
         self._rollup = rollup
-        self._settings = settings
-        self._shards = shards
         self._describe = describe
         self._seen: dict[str, _Seen] = {}
         self._alive: list[str] = []
@@ -105,7 +100,7 @@ class Membership:
         self._wanted_since: dict[int, float] = {}
         self._draining_since: dict[int, float] = {}
         self._confirmed = time.monotonic()
-        self._server_generation = store.server_generation
+        self._server_generation = context.store.server_generation
         self._soon = anyio.Event()
         self._beating = anyio.Lock()
         self._settling = anyio.Lock()
@@ -127,32 +122,23 @@ class Membership:
         await self.settle()
 
     async def _run_beats(self) -> None:
-        failed = False
-        while True:
-            try:
-                await self.beat()
-                failed = False
-            except StoreError as error:
-                if not failed:
-                    _log.warning("no beat: %s", error)
-                failed = True
+        await retry_forever(self._beat_and_check, _log, "heartbeat failed", every=self._settings.beat, at_once=True)
+
+    async def _beat_and_check(self) -> None:
+        try:
+            await self.beat()
+        finally:
             self.hold_if_unconfirmed()
             self._soon.set()
-            await anyio.sleep(self._settings.beat)
 
     async def _run_settling(self) -> None:
-        failed = False
-        while True:
-            await self._soon.wait()
-            await anyio.sleep(0.02)  # many shards may be lost at once
-            self._soon = anyio.Event()
-            try:
-                await self.settle()
-                failed = False
-            except StoreError as error:
-                if not failed:
-                    _log.warning("shards wait: %s", error)
-                failed = True
+        await retry_forever(self._settle_soon, _log, "could not acquire or release shards")
+
+    async def _settle_soon(self) -> None:
+        await self._soon.wait()
+        await anyio.sleep(0.02)  # many shards may be lost at once
+        self._soon = anyio.Event()
+        await self.settle()
 
     async def settle(self) -> None:
         """Give back what should be others', take what should be ours."""
@@ -177,11 +163,6 @@ class Membership:
     @property
     def alive(self) -> list[str]:
         return self._alive
-
-    @property
-    def folds_of_others(self) -> int:
-        """Checkpoints that the other members have stored: changes when there is something new to merge."""
-        return sum(seen.folds for name, seen in self._seen.items() if name != self.member)
 
     # --- beats --------------------------------------------------------------------------------------------------------
 
@@ -215,6 +196,7 @@ class Membership:
             if seen is None or seen.raw != raw:
                 beat = _decode_beat(raw)
                 self._seen[name] = _Seen(raw, time.monotonic(), beat.draining, beat.folds)
+        self._rollup.others_folds = sum(seen.folds for name, seen in self._seen.items() if name != self.member)
         for name, _ in dead:
             if name not in beats:
                 _log.warning("daemon %s is dead: no beat for %g s", name, self._settings.dead_after)
@@ -265,7 +247,7 @@ class Membership:
                 wanted[number] = token
         if not wanted:
             return
-        taken = await self._takeover.take(wanted, self._app.workflows)
+        taken = await self._takeover.take(wanted)
         for shard in taken:
             self._owner.add(shard)
         if taken:

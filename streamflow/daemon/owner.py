@@ -23,24 +23,20 @@ import anyio
 import msgspec
 
 from streamflow.daemon.batch import UNKNOWN, Reduced, ShardBatch
-from streamflow.daemon.clock import ServerClock
+from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import LiveRun, OwnedShard
 from streamflow.daemon.watchdog import BlockedRun
 from streamflow.errors import StoreError
 from streamflow.events import Transition, decode_history
 from streamflow.machine.factory import rehydrate
-from streamflow.machine.transition import (
-    Due,
-    Outcome,
-)
+from streamflow.machine.run import RunMachine
+from streamflow.machine.transition import Due, Input, Outcome
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import OPEN, decode_header
-from streamflow.model.sharding import Partition
 from streamflow.steps.executor import StepExecutor
-from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Committed, Fired, Kernel, Reply
-from streamflow.workflow.app import App
+from streamflow.store.connection import Call
+from streamflow.store.kernel import Committed, Fired, Reply
 
 _log = logging.getLogger("streamflow.owner")
 
@@ -54,40 +50,28 @@ RETRY_BROKEN = 5.0
 """Seconds until a shard that the server refused is tried again."""
 
 
-class Owner:
-    """`session` names this process's consumer groups and commits; `on_lost()` tells membership that a shard turned out
-    to be somebody else's; `on_caught_up()` tells the reader that messages were taken out of memory."""
+def _ignore() -> None:
+    """Nobody listens."""
 
-    def __init__(
-        self,
-        app: App,
-        store: Store,
-        kernel: Kernel,
-        executor: StepExecutor,
-        relay: Relay,
-        clock: ServerClock,
-        *,
-        session: str,
-        partition: Partition,
-        shards: int,
-        cache: int,
-        on_lost: Callable[[], None],
-        on_caught_up: Callable[[], None],
-    ) -> None:
+
+class Owner:
+    """`on_lost` is called when a shard turns out to belong to another daemon, `on_caught_up` when messages have been
+    taken out of memory. The daemon connects both before it starts the loop."""
+
+    def __init__(self, context: Context, executor: StepExecutor, relay: Relay) -> None:
         self.shards: dict[int, OwnedShard] = {}
-        self.session = session
         self.watch = BlockedRun()
-        self._app = app
-        self._store = store
-        self._kernel = kernel
+        self.on_lost: Callable[[], None] = _ignore
+        self.on_caught_up: Callable[[], None] = _ignore
+        self._app = context.app
+        self._store = context.store
+        self._kernel = context.kernel
+        self._clock = context.clock
+        self._session = context.session
+        self._namespace = context.namespace
+        self._cache = context.settings.cache
         self._executor = executor
         self._relay = relay
-        self._clock = clock
-        self._partition = partition
-        self._shard_count = shards
-        self._cache = cache
-        self._on_lost = on_lost
-        self._on_caught_up = on_caught_up
         self._ready: dict[int, OwnedShard] = {}
         self._wake = anyio.Event()
         self._slots = anyio.Semaphore(BATCHES, fast_acquire=True)
@@ -180,13 +164,13 @@ class Owner:
             if shard.dropped or shard.busy or shard.broken:
                 continue
             shard.busy = True
-            batch = ShardBatch(shard, shard.next_commit(self.session))
+            batch = ShardBatch(shard, shard.next_commit(self._session))
             batch.collect()
             runs += len(batch.work)
             for run_id in batch.work:  # not idle now, so not to be evicted
                 self._idle.pop(run_id, None)
             going.append(batch)
-        self._on_caught_up()
+        self.on_caught_up()
         if not going:
             self._slots.release()
         return going
@@ -270,13 +254,13 @@ class Owner:
             for batch in going:
                 if batch.shard.dropped:
                     continue
-                batch.reduce(self._app, self._partition, self._shard_count, at, self._watch)
+                batch.reduce(self._app, self._namespace, at, self._watch)
                 batch.finish()
                 if batch.is_empty:
                     self._apply(batch, None)
                     continue
                 committing.append(batch)
-                calls.append(self._kernel.commit(batch.shard.number, batch.shard.token, self.session, batch.batch))
+                calls.append(self._kernel.commit(batch.shard.number, batch.shard.token, self._session, batch.batch))
             if calls:
                 answers = await self._store.send(calls, patience=math.inf)
                 for batch, answer in zip(committing, answers, strict=True):
@@ -323,14 +307,21 @@ class Owner:
         if header.status not in OPEN or (header.version == 0 and run_id not in shard.suspect):
             return
         self._watch(run_id)
-        machine = rehydrate(self._app, self._partition, run_id, header, record[1], decode_history(record[2:]))
+        machine = rehydrate(self._app, self._namespace.partition, run_id, header, record[1], decode_history(record[2:]))
         self._watch("")
         shard.live[run_id] = LiveRun(machine, header, record[0], UNKNOWN)
         shard.workflows.add(header.workflow)
-        if shard.draining:
-            return
-        inputs = batch.work[run_id].inputs + shard.inputs.get(run_id, [])
-        finished = {(input_.seq, input_.attempt) for input_ in inputs if isinstance(input_, Outcome)}
+        if not shard.draining:
+            self._restart_running_steps(shard, run_id, machine, batch.work[run_id].inputs)
+
+    def _restart_running_steps(self, shard: OwnedShard, run_id: str, machine: RunMachine, inputs: list[Input]) -> None:
+        """After a takeover: start the attempts again that ran at the last owner, under the same attempt numbers.
+
+        Their runs are in flight on the agenda (score -1), which is how `takeover.py` finds them. Attempts whose outcome
+        has arrived already are left alone.
+        """
+        arrived = inputs + shard.inputs.get(run_id, [])
+        finished = {(outcome.seq, outcome.attempt) for outcome in arrived if isinstance(outcome, Outcome)}
         for job in machine.running_jobs():
             if (job.seq, job.attempt) not in finished:
                 self._executor.submit(shard.number, run_id, job)
@@ -422,7 +413,7 @@ class Owner:
         """Its token or its consumer group is gone: drop it, and let membership look whose it is."""
         _log.warning("shard %d has another owner; what this daemon had of it is dropped", shard.number)
         self.drop(shard)
-        self._on_lost()
+        self.on_lost()
 
     def _break(self, shard: OwnedShard, error: StoreError) -> None:
         """The server refuses this shard's commits (a key of a wrong type, an ACL): stop it loudly, try again later."""

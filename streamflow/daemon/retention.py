@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import logging
 
-import anyio
-
-from streamflow.daemon.clock import ServerClock
+from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
 from streamflow.errors import StoreError
+from streamflow.loops import retry_forever
 from streamflow.model.record import Status, decode_header
-from streamflow.settings import Settings
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel
 
@@ -29,25 +27,17 @@ SOURCE_AGE_MS = 3_600_000
 
 
 class Retention:
-    """`shards`: how many the namespace has; as many sources of posts are other shards."""
-
-    def __init__(
-        self, store: Store, kernel: Kernel, owner: Owner, clock: ServerClock, settings: Settings, *, shards: int
-    ) -> None:
-        self._store = store
-        self._kernel = kernel
+    def __init__(self, context: Context, owner: Owner) -> None:
+        self._store = context.store
+        self._kernel = context.kernel
+        self._clock = context.clock
+        self._settings = context.settings
+        self._shards = context.namespace.shards
+        """As many sources of posts are other shards, which stay."""
         self._owner = owner
-        self._clock = clock
-        self._settings = settings
-        self._shards = shards
 
     async def run(self) -> None:
-        while True:
-            await anyio.sleep(SWEEP_EVERY)
-            try:
-                await self.run_once()
-            except StoreError as error:
-                _log.warning("ended runs stay a little longer: %s", error)
+        await retry_forever(self.run_once, _log, "ended runs not deleted", every=SWEEP_EVERY)
 
     async def run_once(self) -> None:
         """Forget all that is due: first what clients posted, then runs."""

@@ -12,25 +12,23 @@ harmless, and after a crash the next owner folds what is missing from the log.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import msgspec
 
-from streamflow.daemon.clock import ServerClock
+from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.takeover import fold_entry
 from streamflow.errors import StoreError
+from streamflow.loops import retry_forever
 from streamflow.model.codec import DECODE_ERRORS
-from streamflow.model.sharding import Partition
-from streamflow.settings import Settings
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Folded, Kernel, Reply
 from streamflow.views.shard_views import ShardViews, merge_oldest
-from streamflow.workflow.app import App
 
 _log = logging.getLogger("streamflow.rollup")
 
@@ -43,31 +41,19 @@ QUIET_ROUNDS = 130
 
 
 class Rollup:
-    def __init__(
-        self,
-        app: App,
-        store: Store,
-        kernel: Kernel,
-        owner: Owner,
-        clock: ServerClock,
-        settings: Settings,
-        *,
-        shards: int,
-        partition: Partition,
-        others_folds: Callable[[], int],
-    ) -> None:
+    def __init__(self, context: Context, owner: Owner) -> None:
         self.leading = False
+        """Whether this daemon merges: membership says so."""
+        self.others_folds = 0
+        """Checkpoints that the other members have stored, from their heartbeats: a change means more to merge."""
         self.folds = 0
         """Checkpoints stored so far: in the beat, so that the leader knows when there is something to merge."""
-        self._app = app
-        self._store = store
-        self._kernel = kernel
+        self._store = context.store
+        self._kernel = context.kernel
+        self._clock = context.clock
+        self._settings = context.settings
+        self._shards = context.namespace.shards
         self._owner = owner
-        self._clock = clock
-        self._settings = settings
-        self._shards = shards
-        self._partition = partition
-        self._others_folds = others_folds
         self._merged_folds = -1
         self._quiet = 0
 
@@ -77,12 +63,7 @@ class Rollup:
         return sum(shard.unfolded for shard in self._owner.shards.values())
 
     async def run(self) -> None:
-        while True:
-            await anyio.sleep(self._settings.rollup)
-            try:
-                await self.run_once()
-            except StoreError as error:
-                _log.warning("the views wait: %s", error)
+        await retry_forever(self.run_once, _log, "views not updated", every=self._settings.rollup)
 
     async def run_once(self) -> None:
         self._owner.flush()
@@ -127,7 +108,7 @@ class Rollup:
                 self.folds += 1
 
     async def _merge_if_changed(self) -> None:
-        folds = self.folds + self._others_folds()
+        folds = self.folds + self.others_folds
         if folds == self._merged_folds:
             self._quiet += 1
             if self._quiet > QUIET_ROUNDS:

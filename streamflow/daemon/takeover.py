@@ -3,8 +3,8 @@
 Owns: the take and the recovery reads. Must not: decide which shards to take (membership does).
 Called by: membership.
 
-What is found again: runs whose steps were in flight (their steps start anew), runs that are stuck (the code may be
-fixed), the next due time, messages that didn't leave the outbox, and the log that the views don't count yet. Messages
+What is found again: runs whose steps were in flight (`Owner._restart_running_steps` starts those steps again when it
+loads the run), runs that are stuck (the code may be fixed), the next due time, messages that didn't leave the outbox, and the log that the views don't count yet. Messages
 in the inbox come by themselves: the new consumer group reads them from the first one.
 """
 
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from streamflow.daemon.clock import ServerClock
+from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreError
@@ -22,8 +22,8 @@ from streamflow.events import decode_transition
 from streamflow.machine.transition import Due
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import Status
-from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Kernel, Reply, Taken
+from streamflow.store.connection import Call
+from streamflow.store.kernel import Reply, Taken
 from streamflow.views.shard_views import ShardViews
 
 _log = logging.getLogger("streamflow.takeover")
@@ -37,23 +37,22 @@ Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 class Takeover:
-    def __init__(
-        self, store: Store, kernel: Kernel, relay: Relay, clock: ServerClock, *, member: str, session: str
-    ) -> None:
-        self._store = store
-        self._kernel = kernel
+    def __init__(self, context: Context, relay: Relay) -> None:
+        self._app = context.app
+        self._store = context.store
+        self._kernel = context.kernel
+        self._clock = context.clock
+        self._member = context.member
+        self._session = context.session
         self._relay = relay
-        self._clock = clock
-        self._member = member
-        self._session = session
 
-    async def take(self, wanted: dict[int, str], workflows: Iterable[str]) -> list[OwnedShard]:
+    async def take(self, wanted: dict[int, str]) -> list[OwnedShard]:
         """Take shards whose tokens are still the ones in `wanted`, and recover them.
 
-        Those that somebody else was faster with, or that can't be read whole, are left out: nobody works for them until
-        they are taken again. `workflows` are the registered names: their stuck runs are tried again.
+        Those that another daemon took first, or that can't be read completely, are left out: nobody works for them
+        until they are taken again. Stuck runs of workflows that this app registers are tried again.
         """
-        names = list(workflows)
+        names = list(self._app.workflows)
         numbers = list(wanted)
         known: list[bytes] = await self._store.one(Call.plain("HKEYS", self._kernel.keys.workflows))
         everything = {name.decode(errors="replace") for name in known} | set(names)

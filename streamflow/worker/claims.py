@@ -28,6 +28,7 @@ import msgspec
 
 from streamflow.errors import Failure, StoreError
 from streamflow.events import NOTHING
+from streamflow.loops import retry_forever
 from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.transition import Outcome
 from streamflow.model.sharding import QUEUE_PARTITIONS
@@ -239,12 +240,8 @@ class Claims:
     # --- signs of life ------------------------------------------------------------------------------------------------
 
     async def run_signs_of_life(self) -> None:
-        while True:
-            await anyio.sleep(min(self._timeout / 4, LONGEST_SILENCE))
-            try:
-                await self.keep_once()
-            except StoreError as error:
-                _log.warning("no sign of life gets through: %s", error)
+        interval = min(self._timeout / 4, LONGEST_SILENCE)
+        await retry_forever(self.keep_once, _log, "could not extend claims", every=interval)
 
     async def keep_once(self) -> None:
         """Prove life for all that runs, and stop what is revoked or lost."""
@@ -297,12 +294,7 @@ class Claims:
     # --- the dead -----------------------------------------------------------------------------------------------------
 
     async def run_reaping(self) -> None:
-        while True:
-            await anyio.sleep(self._timeout / 2)
-            try:
-                await self.reap_once()
-            except StoreError as error:
-                _log.warning("can't look for dead workers: %s", error)
+        await retry_forever(self.reap_once, _log, "could not look for dead workers", every=self._timeout / 2)
 
     async def reap_once(self) -> None:
         """Tell the runs whose workers fell silent that those attempts are over.

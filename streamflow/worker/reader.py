@@ -17,6 +17,7 @@ import anyio
 import msgspec
 
 from streamflow.errors import Failure, StoreError
+from streamflow.loops import retry_forever
 from streamflow.machine.transition import Outcome
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.steps.executor import StepExecutor
@@ -81,22 +82,26 @@ class QueueReader:
                 await self._done.wait()
 
     async def run(self) -> None:
-        pause = 0.1
-        while not self._stopped:
-            try:
-                await self.run_once()
-                pause = 0.1
-            except GroupGone as error:
-                _log.info("queues are set up: %s", error)
-                self._check_pending = True
-                await self.create_groups()
-            except StoreError as error:
-                if pause == 0.1:
-                    _log.warning("%s; trying again until it works", error)
-                self._check_pending = True
-                await anyio.sleep(pause)
-                pause = min(pause * 2, 2.0)
+        await retry_forever(
+            self._read_or_create_groups,
+            _log,
+            "could not read queues",
+            on_failure=self._read_again,
+            until=lambda: self._stopped,
+        )
         self._done.set()
+
+    def _read_again(self) -> None:
+        """A lost answer may have carried entries: look at the pending ones before new ones."""
+        self._check_pending = True
+
+    async def _read_or_create_groups(self) -> None:
+        try:
+            await self.run_once()
+        except GroupGone as error:
+            _log.info("a queue has no consumer group, creating it: %s", error)
+            self._read_again()
+            await self.create_groups()
 
     async def create_groups(self) -> None:
         """Make the consumer group where it is missing. What waits in a stream is read from the first entry. A partition

@@ -7,12 +7,17 @@ from typing import Any
 
 import msgspec
 
+from streamflow.daemon.context import Context
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreError
+from streamflow.model.sharding import Partition
+from streamflow.settings import Settings
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Committed, Fired, Kernel, Reply
 from streamflow.store.keys import NamespaceKeys
+from streamflow.store.namespace import Namespace
 from streamflow.wire import InboxMessage
+from streamflow.workflow.app import App
 
 KERNEL = Kernel(NamespaceKeys("ns"))
 
@@ -97,3 +102,26 @@ class FakeOwner:
 
     def flush(self) -> None:
         self.flushed += 1
+
+
+def context(
+    store: FakeStore,
+    app: App | None = None,
+    *,
+    clock: FakeClock | None = None,
+    shards: int,
+    member: str = "m",
+    settings: Settings | None = None,
+    **fields: Any,
+) -> Context:
+    """A daemon's context around a store that answers from a table; `fields` are settings."""
+    return Context(
+        app or App(),
+        store,  # type: ignore[arg-type]
+        KERNEL,
+        clock or FakeClock(),  # type: ignore[arg-type]
+        settings or Settings(**fields),
+        Namespace(shards, Partition.RUN),
+        member,
+        "s",
+    )

@@ -29,6 +29,7 @@ from streamflow.machine.transition import (
 from streamflow.model.record import Status, decode_header
 from streamflow.model.sharding import Partition, queue_partition_of, shard_of
 from streamflow.store.kernel import FRESH, Put
+from streamflow.store.namespace import Namespace
 from streamflow.wire import InboxMessage, decode_job
 from tests.unit.driving import plain, raw
 from tests.unit.stand_ins import owned, pack, put, signal, start
@@ -77,7 +78,7 @@ def batch_of(shard: OwnedShard, at: int = NOW, watched: list[str] | None = None)
     """Collect what waits at the shard and reduce it."""
     batch = ShardBatch(shard, shard.next_commit("session"))
     batch.collect()
-    batch.reduce(app, Partition.RUN, SHARDS, at, (watched if watched is not None else []).append)
+    batch.reduce(app, Namespace(SHARDS, Partition.RUN), at, (watched if watched is not None else []).append)
     batch.finish()
     return batch
 
@@ -301,7 +302,7 @@ def test_a_start_is_believed_only_until_its_run_proves_to_be_another() -> None:
     batch.collect()
     assert batch.missing() == ["r", "forged"]
     batch.work["r"].loaded = True  # and nothing was found
-    batch.reduce(app, Partition.RUN, SHARDS, NOW, [].append)
+    batch.reduce(app, Namespace(SHARDS, Partition.RUN), NOW, [].append)
     assert [poison.message_id for poison in batch.batch.poisons] == ["1-0", "1-1"]
     assert batch.batch.runs == []
 

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-import streamflow as sf
 from streamflow.daemon import membership as module
 from streamflow.daemon.membership import Beat, Membership
 from streamflow.daemon.shard import OwnedShard
@@ -17,7 +16,7 @@ from streamflow.model.sharding import winner_of
 from streamflow.settings import Settings
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Reply
-from tests.unit.stand_ins import KERNEL, FakeStore, owned
+from tests.unit.stand_ins import FakeStore, context, owned
 
 pytestmark = pytest.mark.anyio
 
@@ -72,7 +71,7 @@ class Parts:
     async def shards_changed(self) -> None:
         self.changes += 1
 
-    async def take(self, wanted: dict[int, str], workflows: Iterable[str]) -> list[OwnedShard]:
+    async def take(self, wanted: dict[int, str]) -> list[OwnedShard]:
         self.taken.append(wanted)
         return [owned(number) for number in wanted]
 
@@ -92,18 +91,13 @@ class Bench:
         self.store = FakeStore(heartbeat=self._beat, HMGET=self._record, release_shard=Reply.OK)
         any_parts: Any = parts
         self.membership = Membership(
-            sf.App(),
-            self.store,  # type: ignore[arg-type]
-            KERNEL,
+            context(self.store, shards=SHARDS, member="me", settings=SETTINGS),
             any_parts,
             any_parts,
             any_parts,
             any_parts,
             any_parts,
-            SETTINGS,
-            member="me",
-            shards=SHARDS,
-            describe=self._describe,
+            self._describe,
         )
 
     def _describe(self) -> Beat:
@@ -340,4 +334,4 @@ async def test_the_leader_learns_when_others_have_stored_something(bench: Bench)
     bench.other_beats("a", 1, folds=3)
     bench.other_beats("b", 1, folds=4)
     await bench.turn()
-    assert bench.membership.folds_of_others == 7
+    assert bench.parts.others_folds == 7

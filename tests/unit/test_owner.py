@@ -16,12 +16,11 @@ from streamflow.machine.transition import (
     Outcome,
 )
 from streamflow.model.record import decode_header
-from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Committed, Fired, Reply
 from streamflow.workflow.actions import StepJob
 from tests.unit.driving import raw
-from tests.unit.stand_ins import KERNEL, OK, FakeClock, FakeStore, owned, put, signal, start
+from tests.unit.stand_ins import OK, FakeClock, FakeStore, context, owned, put, signal, start
 
 pytestmark = pytest.mark.anyio
 
@@ -104,19 +103,11 @@ class Bench:
         self.steps, self.sends, self.clock = Steps(), Sends(), FakeClock()
         self.lost = 0
         self.owner = Owner(
-            app,
-            self.store,  # type: ignore[arg-type]
-            KERNEL,
+            context(self.store, app, clock=self.clock, shards=8, cache=cache),
             self.steps,  # type: ignore[arg-type]
             self.sends,  # type: ignore[arg-type]
-            self.clock,  # type: ignore[arg-type]
-            session="s",
-            partition=Partition.RUN,
-            shards=8,
-            cache=cache,
-            on_lost=self._note_lost,
-            on_caught_up=lambda: None,
         )
+        self.owner.on_lost = self._note_lost
         self.shard = owned()
         self.owner.add(self.shard)
 

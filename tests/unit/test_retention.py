@@ -7,21 +7,13 @@ import pytest
 from streamflow.daemon import retention as module
 from streamflow.daemon.retention import Retention
 from streamflow.daemon.shard import OwnedShard
-from streamflow.settings import Settings
-from tests.unit.stand_ins import KERNEL, FakeClock, FakeOwner, FakeStore, owned
+from tests.unit.stand_ins import FakeOwner, FakeStore, context, owned
 
 pytestmark = pytest.mark.anyio
 
 
 def retention(store: FakeStore, *shards: OwnedShard, keep: float = 0.0) -> Retention:
-    return Retention(
-        store,  # type: ignore[arg-type]
-        KERNEL,
-        FakeOwner(*shards),  # type: ignore[arg-type]
-        FakeClock(),  # type: ignore[arg-type]
-        Settings(retention=keep),
-        shards=4,
-    )
+    return Retention(context(store, shards=4, retention=keep), FakeOwner(*shards))  # type: ignore[arg-type]
 
 
 async def test_a_sweep_asks_for_ended_runs_that_are_old_enough_and_forgets_them() -> None:

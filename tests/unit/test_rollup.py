@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 import pytest
 
-import streamflow as sf
 from streamflow import events
 from streamflow.daemon import rollup as module
 from streamflow.daemon.rollup import Rollup, merge_views, rebuild_views
@@ -18,31 +17,19 @@ from streamflow.events import (
     RunStarted,
     Transition,
 )
-from streamflow.model.sharding import Partition
-from streamflow.settings import Settings
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Folded, Reply
 from streamflow.views.shard_views import ShardViews
 from tests.unit.driving import raw
-from tests.unit.stand_ins import KERNEL, FakeClock, FakeOwner, FakeStore, owned, pack
+from tests.unit.stand_ins import KERNEL, FakeOwner, FakeStore, context, owned, pack
 
 pytestmark = pytest.mark.anyio
 
 SHARDS = 4
 
 
-def rollup(store: FakeStore, *shards: OwnedShard, others: Any = lambda: 0, **settings: Any) -> Rollup:
-    return Rollup(
-        sf.App(),
-        store,  # type: ignore[arg-type]
-        KERNEL,
-        FakeOwner(*shards),  # type: ignore[arg-type]
-        FakeClock(),  # type: ignore[arg-type]
-        Settings(**settings),
-        shards=SHARDS,
-        partition=Partition.RUN,
-        others_folds=others,
-    )
+def rollup(store: FakeStore, *shards: OwnedShard, **settings: Any) -> Rollup:
+    return Rollup(context(store, shards=SHARDS, **settings), FakeOwner(*shards))  # type: ignore[arg-type]
 
 
 def counting(shard: OwnedShard, runs: int, entry: str) -> OwnedShard:
@@ -164,13 +151,12 @@ async def test_only_the_leader_merges_its_own_parts_with_the_stored_ones_of_othe
 
 async def test_nothing_is_merged_when_nobody_has_stored_anything_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUIET_ROUNDS", 3)
-    folds = [0]
     store = FakeStore(HMGET=no_parts, SET=True)
-    it = rollup(store, others=lambda: folds[0])
+    it = rollup(store)
     it.leading = True
     merges = []
     for turn in range(10):
-        folds[0] += turn == 7
+        it.others_folds += turn == 7
         before = len(store.sent("SET"))
         await it.run_once()
         merges.append(len(store.sent("SET")) > before)

@@ -1,0 +1,30 @@
+"""What all loops of a daemon work with: its app, its server, its settings, its identity.
+
+Owns: nothing but these references. Must not: change after the daemon has started.
+Called by: the daemon makes one, every loop reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamflow.daemon.clock import ServerClock
+from streamflow.settings import Settings
+from streamflow.store.connection import Store
+from streamflow.store.kernel import Kernel
+from streamflow.store.namespace import Namespace
+from streamflow.workflow.app import App
+
+
+@dataclass(frozen=True)
+class Context:
+    """`member` is this daemon's name among the others; `session` names its consumer groups and commits."""
+
+    app: App
+    store: Store
+    kernel: Kernel
+    clock: ServerClock
+    settings: Settings
+    namespace: Namespace
+    member: str
+    session: str
