@@ -4,8 +4,9 @@ Owns: the take and the recovery reads. Must not: decide which shards to take (me
 Called by: membership.
 
 What is found again: runs whose steps were in flight (`Owner._restart_running_steps` starts those steps again when it
-loads the run), runs that are stuck (the code may be fixed), the next due time, messages that didn't leave the outbox, and the log that the views don't count yet. Messages
-in the inbox come by themselves: the new consumer group reads them from the first one.
+loads the run), runs that are stuck (the code may be fixed), the next due time, messages that didn't leave the outbox,
+and the log that the views don't count yet. Messages in the inbox come by themselves: the new consumer group reads them
+from the first one.
 """
 
 from __future__ import annotations
