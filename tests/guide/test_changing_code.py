@@ -1,0 +1,128 @@
+"""Code changes while runs are open: `sf.patched`, `version=`, and what a deploy does. (Histories that no longer fit are
+in `test_divergence.py`, replays before a deploy in `test_replaying.py`.)"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import streamflow as sf
+from streamflow.events import RunStuck, StepCompleted
+from tests.support.serving import Serve
+from tests.support.waiting import happened, names_of, status_of
+
+pytestmark = pytest.mark.anyio
+
+
+def with_steps() -> sf.App:
+    app = sf.App()
+
+    async def act() -> str:
+        return sf.step_info().step
+
+    for name in ("pack", "weigh", "send"):
+        app.step(name=name)(act)
+    return app
+
+
+def before() -> sf.App:
+    app = with_steps()
+
+    @app.workflow
+    async def order() -> list[str]:
+        done = [await app.steps["pack"]()]
+        await sf.signal("go")
+        return [*done, await app.steps["send"]()]
+
+    return app
+
+
+def patched() -> sf.App:
+    """The same with a step more, for runs that hadn't come so far."""
+    app = with_steps()
+
+    @app.workflow
+    async def order() -> list[str]:
+        done = [await app.steps["pack"]()]
+        if sf.patched("weigh"):
+            done.append(await app.steps["weigh"]())
+        await sf.signal("go")
+        return [*done, await app.steps["send"]()]
+
+    return app
+
+
+def cleaned_up() -> sf.App:
+    """When no run from before the patch is open any more."""
+    app = with_steps()
+
+    @app.workflow
+    async def order() -> list[str]:
+        done = [await app.steps["pack"](), await app.steps["weigh"]()]
+        await sf.signal("go")
+        return [*done, await app.steps["send"]()]
+
+    return app
+
+
+def versions(*numbers: int) -> sf.App:
+    app = with_steps()
+    for number in numbers:
+
+        async def order(number: int = number) -> list[Any]:
+            done: list[Any] = [await app.steps["pack" if number == 1 else "weigh"]()]
+            await sf.signal("go")
+            return [*done, sf.info().version]
+
+        app.workflow(name="order", version=number)(order)
+    return app
+
+
+async def test_a_patch_leaves_old_runs_on_their_way_and_takes_new_ones_along(serve: Serve) -> None:
+    async with serve(before()) as (client, _):
+        old: sf.Run[Any] = await client.start("order")
+        await happened(old, StepCompleted)
+    async with serve(patched()):
+        new: sf.Run[Any] = await client.start("order")
+        await happened(new, StepCompleted, 2)
+        await old.signal("go")
+        assert await old.result(10) == ["pack", "send"]
+    async with serve(patched()):
+        await new.signal("go")
+        assert await new.result(10) == ["pack", "weigh", "send"]
+
+
+async def test_the_patch_can_be_taken_out_when_the_old_runs_are_gone(serve: Serve) -> None:
+    async with serve(patched()) as (client, _):
+        run: sf.Run[Any] = await client.start("order")
+        await happened(run, StepCompleted, 2)
+    async with serve(cleaned_up()):
+        await run.signal("go")
+        assert await run.result(10) == ["pack", "weigh", "send"]
+        assert "Patched" in await names_of(run)
+
+
+async def test_a_run_stays_with_the_version_that_it_began_with(serve: Serve) -> None:
+    async with serve(versions(1)) as (client, _):
+        old: sf.Run[Any] = await client.start("order")
+        await happened(old, StepCompleted)
+    async with serve(versions(1, 2)):
+        new: sf.Run[Any] = await client.start("order")
+        await happened(new, StepCompleted)
+        for run in (old, new):
+            await run.signal("go")
+        assert await old.result(10) == ["pack", 1]
+        assert await new.result(10) == ["weigh", 2]
+
+
+async def test_a_run_whose_version_is_gone_waits_for_a_deploy_that_has_it(serve: Serve) -> None:
+    async with serve(versions(1)) as (client, _):
+        run: sf.Run[Any] = await client.start("order")
+        await happened(run, StepCompleted)
+    async with serve(versions(2)):
+        await run.signal("go")
+        assert "version 1, and this app has only 2" in (await happened(run, RunStuck)).reason
+        await status_of(run, sf.Status.STUCK)
+    async with serve(versions(1, 2)):  # nobody does anything for it: it goes on by itself
+        assert await run.result(10) == ["pack", 1]

@@ -1,0 +1,79 @@
+"""A workflow sees the same whenever its code runs again: time, random numbers, ids, and the order of things."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import streamflow as sf
+from streamflow.events import StepCompleted
+from tests.support.serving import Serve
+from tests.support.waiting import happened, until
+
+pytestmark = pytest.mark.anyio
+
+app = sf.App()
+seen: dict[str, list[str]] = {}
+
+
+@app.step
+async def note(run_id: str, what: list[str]) -> None:
+    seen.setdefault(run_id, []).extend(what)
+
+
+def _draw() -> list[str]:
+    return [sf.now().isoformat(), str(sf.uuid4()), repr(sf.random())]
+
+
+@app.workflow
+async def drawing() -> list[str]:
+    drawn = _draw()
+    await note(sf.info().run_id, drawn)
+    await sf.signal("go")
+    return drawn + _draw()
+
+
+@app.workflow
+async def busy() -> None:
+    await sf.signal("never")
+
+
+async def test_another_daemon_sees_the_same_time_ids_and_numbers(serve: Serve) -> None:
+    async with serve(app, crash=True) as (client, _):
+        run = await client.start(drawing)
+        await happened(run, StepCompleted)
+    async with serve(app):
+        await run.signal("go")
+        result = await run.result(10)
+        assert result[:3] == seen[run.id]
+        assert not set(result[:3]) & set(result[3:])
+
+
+async def test_a_run_that_was_put_out_of_memory_sees_the_same(serve: Serve) -> None:
+    async with serve(app, cache=1, shards=1) as (client, daemon):
+        run = await client.start(drawing)
+        await happened(run, StepCompleted)
+        await client.start(busy)
+
+        async def evicted() -> bool:
+            return (await client.run(run.id).describe()).version > 0 and run.id not in daemon.owner.shards[0].live
+
+        await until(evicted)
+        await run.signal("go")
+        assert (await run.result(10))[:3] == seen[run.id]
+
+
+async def test_runs_differ_from_each_other(serve: Serve) -> None:
+    async with serve(app) as (client, _):
+        runs: list[sf.Run[Any]] = [await client.start(drawing) for _ in range(2)]
+        for run in runs:
+            await run.signal("go")
+        one, other = [await run.result(10) for run in runs]
+        assert not set(one[1:3]) & set(other[1:3])
+
+
+async def test_outside_a_workflow_there_is_no_such_time() -> None:
+    for function in (sf.now, sf.uuid4, sf.random, sf.info):
+        with pytest.raises(sf.UsageError, match="inside a workflow only"):
+            function()

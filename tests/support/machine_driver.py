@@ -1,0 +1,141 @@
+"""Drives machines in memory: what the owner does, without a store. Used by the tests of `machine/`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from streamflow.errors import Failure
+from streamflow.events import AnyEvent, RunStarted, Transition, decode_transition, encode_transition
+from streamflow.machine.factory import (
+    new_machine,
+    rehydrate,
+)
+from streamflow.machine.run import RunMachine
+from streamflow.machine.transition import (
+    Effects,
+    Outcome,
+)
+from streamflow.model.record import Header, Status
+from streamflow.model.sharding import Partition
+from streamflow.workflow.app import App
+from streamflow.workflow.retry import NO_RETRY
+
+
+def raw(value: object) -> Raw:
+    return Raw(msgspec.msgpack.encode(value))
+
+
+def plain(payload: Raw | bytes) -> Any:
+    return msgspec.msgpack.decode(payload)
+
+
+def with_steps_of(app: App) -> App:
+    """An app for one test's workflows, which use the steps of another."""
+    other = App()
+    other.steps.update(app.steps)
+    return other
+
+
+def make_app() -> App:
+    """A step that gives what it got, without retries, and a workflow for children. Each test adds its own flow."""
+    app = App()
+
+    @app.step(retry=NO_RETRY)
+    async def act(what: Any) -> Any:
+        return what
+
+    @app.workflow
+    async def child(what: str) -> str:
+        return what
+
+    return app
+
+
+class Run:
+    """One run: its machine and what a store would keep of it."""
+
+    def __init__(
+        self,
+        app: App,
+        workflow: str,
+        *args: object,
+        parent: str = "",
+        tenant: str = "",
+        run_id: str = "r",
+        at: int = 1000,
+        partition: Partition = Partition.RUN,
+        crash: bool = False,
+    ) -> None:
+        self.app = app
+        self.run_id = run_id
+        self.workflow = workflow
+        self.partition = partition
+        self.parent = parent
+        self.tenant = tenant
+        self.elements: list[bytes] = []
+        self.state = b""
+        self.ever: list[str] = []
+        """Names of all events, also of those before the run continued as new."""
+        self.crash = crash
+        """Before every transition the machine is thrown away and made again from the record."""
+        self.at = at
+        self.machine: RunMachine = new_machine(app, partition, run_id, workflow)
+        self.last = self.advance(RunStarted(workflow, tenant, raw(args), parent))
+
+    def advance(self, *inputs: Any, after: int = 0) -> Effects:
+        self.at += after
+        if self.crash and self.elements:
+            self.machine.close()
+            assert not self.reload().reason
+        effects = self.machine.advance(list(inputs), self.at)
+        self.ever += kinds(effects)
+        if effects.events:
+            if effects.fresh:
+                self.elements.clear()
+            self.elements.append(encode_transition(self.at, effects.events))
+            self.state = self.machine.snapshot()
+        self.last = effects
+        return effects
+
+    def done(self, seq: int, result: object = None, attempt: int = 1, after: int = 1) -> Effects:
+        return self.advance(Outcome(seq, attempt, 0.5, raw(result)), after=after)
+
+    def failed(self, seq: int, kind: str = "ValueError", attempt: int = 1, permanent: bool = False) -> Effects:
+        return self.advance(Outcome(seq, attempt, 0.5, None, Failure(kind, "no"), permanent), after=1)
+
+    def transitions(self, upto: int | None = None) -> list[Transition]:
+        return [decode_transition(element) for element in self.elements[:upto]]
+
+    @property
+    def history(self) -> list[AnyEvent]:
+        return [event for transition in self.transitions() for event in transition.events]
+
+    @property
+    def names(self) -> list[str]:
+        return [type(event).__name__ for event in self.history]
+
+    def reload(self, app: App | None = None) -> RunMachine:
+        """What another daemon would make of the record."""
+        self.app = app or self.app
+        status = self.machine.status
+        header = Header(status, 1, "c", 1000, 0 if status in _OPEN else 1, self.workflow, self.tenant, self.parent)
+        self.machine = rehydrate(self.app, self.partition, self.run_id, header, self.state, self.transitions())
+        return self.machine
+
+
+_OPEN = (Status.PENDING, Status.RUNNING, Status.STUCK)
+
+
+def kinds(effects: Effects) -> list[str]:
+    return [type(event).__name__ for event in effects.events]
+
+
+def result_of(effects: Effects) -> Any:
+    return plain(effects.events[-1].result)  # type: ignore[union-attr]
+
+
+def failure_in(effects: Effects) -> Failure:
+    return effects.events[-1].failure  # type: ignore[union-attr]

@@ -1,0 +1,146 @@
+"""Fixtures of guide/ and system/: a client, daemons and workers here, and a check of what a test leaves behind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol
+
+import anyio
+import msgspec
+import pytest
+from redis import Redis
+
+import streamflow as sf
+from streamflow.daemon.daemon import Daemon
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.model.record import LISTED
+from streamflow.settings import Settings
+from streamflow.store.connection import Call
+from streamflow.store.keys import NamespaceKeys
+from streamflow.views.registry import VIEWS
+from streamflow.worker.worker import Worker
+from tests.support.waiting import DEADLINE
+
+FAST: dict[str, Any] = {"shards": 8, "beat": 0.05, "dead_after": 0.4, "grace": 2.0, "rollup": 0.05, "threads": 4}
+
+
+class Serve(Protocol):
+    """`async with serve(app, **settings) as (client, daemon)`: a daemon in this process; leaving drains it.
+
+    With `crash=True` leaving kills it instead: its loops are cancelled on the spot, and it says good-bye to nobody.
+    """
+
+    def __call__(
+        self, app: sf.App, *, crash: bool = False, **settings: Any
+    ) -> AbstractAsyncContextManager[tuple[sf.Client, Daemon]]: ...
+
+
+class Work(Protocol):
+    """`async with work(app, *queues, **settings) as worker`: a worker in this process (default queue: gpu).
+
+    Leaving drains it; with `crash=True` its loops are cancelled on the spot, and what it had stays claimed.
+    """
+
+    def __call__(
+        self, app: sf.App, *queues: str, crash: bool = False, **settings: Any
+    ) -> AbstractAsyncContextManager[Worker]: ...
+
+
+async def view(client: sf.Client, name: str) -> Any:
+    """A merged view as it is stored now; None before the first."""
+    data = await client.store.one(Call.plain("GET", client.keys.view(name)))
+    return None if data is None else msgspec.json.decode(data)["value"]
+
+
+@pytest.fixture
+async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[sf.Client]:
+    async with sf.connect(embedded_server.url, namespace=namespace) as client:
+        yield client
+
+
+@pytest.fixture
+def serve(embedded_server: EmbeddedServer, namespace: str, client: sf.Client) -> Serve:
+    @asynccontextmanager
+    async def serve(
+        app: sf.App, *, crash: bool = False, **settings: Any
+    ) -> AsyncGenerator[tuple[sf.Client, Daemon], None]:
+        daemon = Daemon(app, Settings(redis=embedded_server.url, namespace=namespace, **(FAST | settings)))
+        async with anyio.create_task_group() as daemons:
+            daemons.start_soon(daemon.run)
+            with anyio.fail_after(DEADLINE):
+                await daemon.ready.wait()
+            yield client, daemon
+            if crash:
+                daemons.cancel_scope.cancel()
+            else:
+                daemon.stop()
+
+    return serve
+
+
+@pytest.fixture
+def work(embedded_server: EmbeddedServer, namespace: str) -> Work:
+    @asynccontextmanager
+    async def work(app: sf.App, *queues: str, crash: bool = False, **settings: Any) -> AsyncGenerator[Worker, None]:
+        chosen = FAST | {"concurrency": 4, "worker_timeout": 0.6} | settings
+        worker = Worker(app, Settings(redis=embedded_server.url, namespace=namespace, **chosen), queues or ("gpu",))
+        async with anyio.create_task_group() as workers:
+            workers.start_soon(worker.run)
+            with anyio.fail_after(DEADLINE):
+                await worker.ready.wait()
+            yield worker
+            if crash:
+                workers.cancel_scope.cancel()
+            else:
+                worker.stop()
+
+    return work
+
+
+@pytest.fixture(autouse=True)
+def no_unknown_keys_are_left(embedded_server: EmbeddedServer, namespace: str) -> Iterator[None]:
+    """After each test every key is one that `store/keys.py` names and that is meant to stay; then all are deleted."""
+    yield
+    with Redis.from_url(embedded_server.url, decode_responses=True) as redis:
+        names = {
+            key
+            for pattern in (f"sf:{{{namespace}}}:*", f"sf:{{{namespace}.*}}:*")
+            for key in redis.scan_iter(match=pattern, count=1000)
+        }
+        if names:
+            redis.delete(*names)
+    unknown = sorted(name for name in names if not any(pattern.fullmatch(name) for pattern in _permanent(namespace)))
+    assert not unknown
+
+
+def _permanent(namespace: str) -> list[re.Pattern[str]]:
+    keys = NamespaceKeys(namespace)
+    shard = keys.shard(0)
+    a_name, an_id, a_value = "NAME", "ID", "VALUE"
+    queue = keys.queue(a_name, 0)
+    names = [
+        keys.meta,
+        keys.members,
+        keys.workflows,
+        keys.queues,
+        keys.view("oldest"),
+        *(keys.view(view.name) for view in VIEWS),
+    ]
+    names += [shard.inbox, shard.log, shard.agenda, shard.outbox, shard.owner, shard.seen, shard.poison, shard.views]
+    names += [shard.published(an_id), shard.answer(an_id), shard.attribute(a_name, a_value)]
+    names += [shard.run(an_id), shard.tenant(a_name), *(shard.index(status, a_name) for status in LISTED)]
+    names += [queue.stream, queue.seen, queue.steps, queue.details]
+    # Shard 0 stands for all of them, and partition 0 for all of a queue's.
+    return [
+        re.compile(
+            re.escape(name)
+            .replace(re.escape(f"{{{namespace}.0}}"), re.escape(f"{{{namespace}.") + r"\d+" + re.escape("}"))
+            .replace("/0" + re.escape("}"), r"/\d" + re.escape("}"))
+            .replace(a_name, r"[\w.:@=+~-]+")
+            .replace(an_id, r"[\w.:@=+~/-]+")
+            .replace(a_value, r"[\w.~%-]*")
+        )
+        for name in names
+    ]

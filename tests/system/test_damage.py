@@ -1,0 +1,86 @@
+"""Keys of one shard that somebody has damaged: that shard may stop, loudly; the others go on, and so do the daemons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import streamflow as sf
+from streamflow.store.connection import Call
+from streamflow.store.keys import NamespaceKeys
+from tests.support.serving import Serve
+from tests.support.waiting import reduced, until
+
+pytestmark = pytest.mark.anyio
+
+app = sf.App()
+
+
+@app.workflow
+async def listens() -> int:
+    return await sf.signal("go", int)
+
+
+Words = tuple[str | bytes | int, ...]
+
+DAMAGE: dict[str, Callable[[NamespaceKeys], Words]] = {
+    "inbox deleted": lambda keys: ("DEL", keys.shard(0).inbox),
+    "inbox replaced": lambda keys: ("SET", keys.shard(0).inbox, "x"),
+    "agenda replaced": lambda keys: ("SET", keys.shard(0).agenda, "x"),
+    "agenda with garbage": lambda keys: ("ZADD", keys.shard(0).agenda, 0, b"\xff", -1, b"\xfe", 1, "nobody"),
+    "log replaced": lambda keys: ("SET", keys.shard(0).log, "x"),
+    "log with garbage": lambda keys: ("XADD", keys.shard(0).log, "*", b"\xff", b"\xff", "r", b"\x91" * 10_000),
+    "owner deleted": lambda keys: ("DEL", keys.shard(0).owner),
+    "views replaced": lambda keys: ("SET", keys.shard(0).views, "x"),
+    "views with garbage": lambda keys: ("HSET", keys.shard(0).views, "partial", b"\xc1", "oldest", "a b"),
+    "listing with garbage": lambda keys: ("ZADD", keys.shard(0).index("stuck", "listens"), 0, b"\xff"),
+    "members with garbage": lambda keys: ("HSET", keys.members, "x", b"\xff", b"\xff", "{}"),
+}
+HARMLESS = {name for name in DAMAGE if "replaced" not in name}
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["while running", "while stopped"])
+@pytest.mark.parametrize("what", DAMAGE)
+async def test_damage_to_one_shard_leaves_the_others_alone(serve: Serve, what: str, restart: bool) -> None:
+    async with serve(app) as (client, _):
+        runs: list[sf.Run[Any]] = [await client.start(listens) for _ in range(24)]
+        for run in runs:
+            await reduced(client, run.id)
+        words = DAMAGE[what](client.keys)
+        if not restart:
+            await client.store.one(Call.plain(*words))
+            await finish(client, runs, what)
+    if restart:
+        await client.store.one(Call.plain(*words))
+        async with serve(app):
+            await finish(client, runs, what)
+
+
+async def finish(client: sf.Client, runs: list[sf.Run[Any]], what: str) -> None:
+    shard_of = (await client.read_namespace()).shard_of
+    for run in runs:
+        if shard_of(run.id) != 0 or what in HARMLESS:
+            await run.signal("go", 1)
+            assert await run.result(10) == 1
+
+
+async def test_a_shard_that_was_stopped_goes_on_when_its_keys_are_repaired(
+    serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamflow.daemon.owner.RETRY_BROKEN", 0.1)
+    async with serve(app, shards=1) as (client, _):
+        run = await client.start(listens)
+        await reduced(client, run.id)
+        log = client.keys.shard(0).log
+        await client.store.one(Call.plain("RENAME", log, f"{log}:aside"))
+        await client.store.one(Call.plain("SET", log, "x"))
+        await run.signal("go", 1)
+
+        async def stopped() -> bool:
+            return (await run.describe()).version == 1 and "shard 0 is stopped" in caplog.text
+
+        await until(stopped)
+        await client.store.one(Call.plain("RENAME", f"{log}:aside", log))
+        assert await run.result(10) == 1

@@ -1,0 +1,174 @@
+"""Views: what is known about all runs together. Folded from the logs, exact when quiet, and made again when wanted."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+
+import streamflow as sf
+from streamflow.daemon.rollup import rebuild_views
+from streamflow.store.connection import Call
+from tests.support.serving import Serve, view
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+app = sf.App()
+
+VIEWS = ("runs", "run_durations", "step_durations", "failures", "stuck", "quarantine", "oldest")
+"""Those that do not depend on what time it is."""
+
+
+@app.step(retry=sf.Retry(attempts=3, initial=0))
+async def halve(n: int) -> int:
+    if n % 2 and sf.step_info().attempt < 3:
+        raise ArithmeticError(f"{n} is odd")
+    return n // 2
+
+
+@app.workflow
+async def halving(n: int) -> int:
+    return await halve(n)
+
+
+@app.workflow
+async def failing(message: str) -> None:
+    raise ValueError(message)
+
+
+@app.workflow
+async def waiting() -> None:
+    await sf.signal("go")
+
+
+async def settled(client: sf.Client, **status: int) -> dict[str, Any]:
+    """The views when they count this many runs of each status, and no other."""
+
+    async def counted() -> bool:
+        runs = await view(client, "runs")
+        return bool(runs) and {name: n for name, n in runs["status"].items() if n} == status
+
+    await until(counted)
+    return {name: await view(client, name) for name in VIEWS}
+
+
+async def a_bit_of_everything(client: sf.Client) -> None:
+    runs: list[sf.Run[Any]] = [await client.start(halving, n, tenant="acme") for n in range(10)]
+    runs += [await client.start(failing, f"number {n}", tenant="globex") for n in range(3)]
+    cancelled = await client.start(waiting)
+    await cancelled.cancel()
+    for run in (*runs, cancelled):
+        with contextlib.suppress(sf.RunError):
+            await run.result(10)
+    for n in range(2):
+        await client.start(waiting, id=f"waiting-{n}")
+
+
+async def test_runs_are_counted_by_status_workflow_and_tenant(serve: Serve) -> None:
+    async with serve(app) as (client, _):
+        await a_bit_of_everything(client)
+        runs = (await settled(client, running=2, completed=10, failed=3, cancelled=1))["runs"]
+        assert runs["workflows"]["halving"]["completed"] == 10
+        assert runs["workflows"]["failing"]["failed"] == 3
+        assert (runs["workflows"]["waiting"]["running"], runs["workflows"]["waiting"]["cancelled"]) == (2, 1)
+        assert runs["tenants"]["acme"]["completed"] == 10
+        assert runs["tenants"]["globex"]["failed"] == 3
+        assert runs["tenants"]["-"]["running"] == 2
+
+
+async def test_durations_retries_and_failures_are_known_by_name(serve: Serve) -> None:
+    async with serve(app) as (client, _):
+        await a_bit_of_everything(client)
+        views = await settled(client, running=2, completed=10, failed=3, cancelled=1)
+        steps, runs = views["step_durations"]["halve"], views["run_durations"]
+        assert (steps["count"], steps["retries"], steps["failures"]) == (10, 10, 0)
+        assert 0 <= steps["p50"] <= steps["p95"] <= steps["p99"] <= steps["max"]
+        assert (runs["halving"]["count"], runs["failing"]["failures"]) == (10, 3)
+
+
+async def test_the_latest_failures_are_shown_with_their_errors(serve: Serve) -> None:
+    async with serve(app) as (client, _):
+        for n in range(3):
+            with pytest.raises(sf.RunFailed):
+                await (await client.start(failing, f"number {n}", id=f"f{n}")).result(10)
+        failures = (await settled(client, failed=3))["failures"]
+        assert failures["count"] == 3
+        assert [(row["run_id"], row["kind"], row["message"]) for row in failures["latest"]] == [
+            ("f2", "ValueError", "number 2"),
+            ("f1", "ValueError", "number 1"),
+            ("f0", "ValueError", "number 0"),
+        ]
+
+
+async def test_the_oldest_open_runs_are_shown_first(serve: Serve) -> None:
+    async with serve(app) as (client, _):
+        for n in range(3):
+            await client.start(waiting, id=f"w{n}")
+        await client.run("w0").signal("go")
+        await client.run("w0").result(10)
+        views = await settled(client, running=2, completed=1)
+        assert [(run_id, workflow) for run_id, workflow, _ in views["oldest"]] == [("w1", "waiting"), ("w2", "waiting")]
+
+
+async def test_rates_are_counted_by_the_second(serve: Serve) -> None:
+    async with serve(app) as (client, _):
+        await a_bit_of_everything(client)
+
+        async def shown() -> bool:
+            rates = await view(client, "rates")
+            return bool(rates) and sum(rates["starts"]) == 16
+
+        await until(shown)  # a second is shown when it is over
+        rates = await view(client, "rates")
+        assert (sum(rates["completions"]), sum(rates["failures"]), sum(rates["steps"])) == (
+            10,
+            3,
+            10,
+        )  # the cancelled run is no failure
+
+
+async def test_a_daemon_that_takes_over_counts_what_the_last_one_did_not_store(serve: Serve) -> None:
+    async with serve(app, rollup=3600, crash=True) as (client, _):
+        await a_bit_of_everything(client)
+        assert await view(client, "runs") is None
+    async with serve(app):
+        await (await client.start(halving, 2, tenant="acme")).result(10)
+        await settled(client, running=2, completed=11, failed=3, cancelled=1)
+
+
+async def test_views_rebuilt_from_the_logs_are_the_same(serve: Serve) -> None:
+    async with serve(app) as (client, _):
+        await client.start_many(halving, [(n,) for n in range(0, 40, 2)])
+        await settled(client, completed=20)
+        await a_bit_of_everything(client)
+        before = await settled(client, running=2, completed=30, failed=3, cancelled=1)
+    for name in VIEWS:
+        await client.store.one(Call.plain("DEL", client.keys.view(name)))
+    for number in range(8):
+        await client.store.one(Call.plain("HDEL", client.keys.shard(number).views, "partial"))
+    folded = await rebuild_views(client.store, client.kernel, 8, 0)
+    assert folded > 0, "there was more in the logs than in the first checkpoints"
+    assert {name: await view(client, name) for name in VIEWS} == before
+
+
+async def test_after_a_rebuild_counting_goes_on(serve: Serve) -> None:
+    async with serve(app) as (client, _):
+        await a_bit_of_everything(client)
+        await settled(client, running=2, completed=10, failed=3, cancelled=1)
+    await rebuild_views(client.store, client.kernel, 8, 0)
+    async with serve(app):
+        await (await client.start(halving, 2)).result(10)
+        await settled(client, running=2, completed=11, failed=3, cancelled=1)
+
+
+async def test_every_checkpoint_says_up_to_where_it_counts(serve: Serve) -> None:
+    async with serve(app, shards=1) as (client, daemon):
+        run = await client.start(waiting)
+        await settled(client, running=1)
+        keys = client.keys.shard(0)
+        [(last, _)] = await client.store.one(Call.plain("XREVRANGE", keys.log, "+", "-", "COUNT", 1))
+        assert await client.store.one(Call.plain("HGET", keys.views, "offset")) == last
+        assert daemon.rollup.unfolded == 0
+        assert (await run.describe()).version == 1

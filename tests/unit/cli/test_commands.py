@@ -1,0 +1,336 @@
+"""The command line without a server: help, options, errors and exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+import streamflow.testing as sft
+from streamflow.cli import SECTIONS, cli
+from streamflow.cli.app_loader import load_app
+from streamflow.cli.commands.bulk import FileLine, _line_id  # pyright: ignore[reportPrivateUsage]
+from streamflow.cli.commands.tail import parse_ago
+from streamflow.errors import UsageError
+from streamflow.settings import Settings
+
+COMMANDS = [name for section in SECTIONS.values() for name in section]
+PRINT_DATA = ["demo", "enqueue", "runs", "show", "status", "tail", "views", "export", "replay"]
+PRINT_DATA += ["signal", "ask", "read", "cancel", "terminate", "forget"]
+QUEUE_FLOWS = Path(__file__).parents[2] / "process" / "queue_flows.py"
+NOBODY = "redis://user:secret@127.0.0.1:1"
+"""A port that nothing listens on."""
+
+
+def invoke(*words: str, env: dict[str, str | None] | None = None) -> Result:
+    clean: dict[str, str | None] = {"STREAMFLOW_APP": None, "STREAMFLOW_REDIS": NOBODY, "STREAMFLOW_NAMESPACE": None}
+    return CliRunner().invoke(cli, list(words), env={**clean, **(env or {})})
+
+
+def command(name: str) -> click.Command:
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None
+    return found
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command() -> None:
+    shown = invoke("--help")
+    assert shown.exit_code == 0
+    for name in COMMANDS:
+        assert f"\n  {name} " in shown.output
+    assert invoke().output == shown.output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_and_the_help_line_of_the_list(name: str) -> None:
+    found = command(name)
+    assert found.help is not None
+    assert "Example" in found.help
+    assert f"streamflow {name}" in found.help
+    (line,) = [section[name][1] for section in SECTIONS.values() if name in section]
+    assert found.help.startswith(f"{line}\n")
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "bench"])
+def test_every_command_shows_its_help(name: str) -> None:
+    shown = invoke(name, "--help")
+    assert shown.exit_code == 0
+    assert shown.output.startswith(f"Usage: streamflow {name}")
+
+
+@pytest.mark.parametrize("name", PRINT_DATA)
+def test_every_command_that_prints_data_has_json(name: str) -> None:
+    assert any("--json" in parameter.opts for parameter in command(name).params)
+
+
+@pytest.mark.parametrize("name", [*(name for name in PRINT_DATA if name != "demo"), "daemon", "worker"])
+def test_every_command_that_talks_to_a_server_says_which(name: str) -> None:
+    options = {option for parameter in command(name).params for option in parameter.opts}
+    assert {"--redis", "--namespace"} <= options
+
+
+@pytest.mark.parametrize("field", msgspec.structs.fields(Settings), ids=lambda field: field.name)
+def test_the_daemon_has_an_option_for_each_setting(field: msgspec.structs.FieldInfo) -> None:
+    options = {option: parameter for parameter in command("daemon").params for option in parameter.opts}
+    option: Any = options[f"--{field.name.replace('_', '-')}"]
+    assert option.default is None or not isinstance(option.default, str | int | float)  # load_settings knows it
+    assert f"[STREAMFLOW_{field.name.upper()}; default: " in option.help
+
+
+def test_the_version() -> None:
+    from streamflow.version import __version__
+
+    assert invoke("--version").output == f"streamflow {__version__}\n"
+
+
+def test_the_group_and_its_help_load_neither_the_server_s_client_nor_the_screen() -> None:
+    """What `--help` costs beyond `import streamflow` itself."""
+    code = (
+        "import sys, streamflow; before = set(sys.modules); from streamflow.cli import cli; "
+        "cli(['--help'], standalone_mode=False); new = set(sys.modules) - before; "
+        "print(sorted(n for n in new if n.split('.')[0] in ('rich', 'redis') or "
+        "n.startswith(('streamflow.daemon', 'streamflow.worker'))))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30).stdout
+    assert shown.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_of_the_shell(shell: str) -> None:
+    shown = invoke("completion", shell)
+    assert shown.exit_code == 0
+    assert "_STREAMFLOW_COMPLETE" in shown.output
+
+
+def test_completion_knows_the_commands() -> None:
+    shown = invoke(env={"_STREAMFLOW_COMPLETE": "bash_complete", "COMP_WORDS": "streamflow en", "COMP_CWORD": "1"})
+    assert shown.output.strip() == "plain,enqueue"
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["enqeue"], "there is no command 'enqeue'; did you mean enqueue? (see streamflow --help)"),
+        (["status", "--what"], "--what"),
+        (["runs", "--status", "odd"], "'odd'"),
+        (["runs", "--limit", "0"], "--limit"),
+        (["show"], "RUN"),
+        (["show", "bad id"], "run id 'bad id' is not allowed"),
+        (["signal", "r1", "a b"], "signal 'a b' is not allowed"),
+        (["signal", "r1", "go", "{bad"], "the value is no JSON"),
+        (["enqueue", "w", "--input", "text"], "--input is no JSON"),
+        (["enqueue", "w", "--input", "@/no/such.json"], "can't read the input @/no/such.json: No such file"),
+        (["enqueue", "w", "--file", "/no/such.jsonl"], "can't read /no/such.jsonl: No such file"),
+        (["enqueue", "w", "--file", "x", "--input", "1"], "--file and --input don't go together"),
+        (["enqueue", "w", "--file", "x", "--wait"], "--file and --wait don't go together"),
+        (["enqueue", "w", "--timeout", "3"], "--wait"),
+        (["tail", "--since", "soon"], "--since 'soon' is no duration"),
+        (["daemon"], "which app?"),
+        (["dev"], "which app?"),
+        (["daemon", "--app", "no_such_module:app"], "there is no module 'no_such_module'"),
+        (["worker"], "which app?"),
+        (["worker", "--app", f"{QUEUE_FLOWS}:app"], "which queue? Name at least one with --queue; its steps name: gpu"),
+        (
+            ["worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "gpv"],
+            "has queue='gpv'; did you mean gpu?; its steps name: gpu",
+        ),
+        (
+            ["worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "x"],
+            "If calls name it with options(queue=…), add --force",
+        ),
+        (["worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "a b", "--force"], "queue 'a b' is not allowed"),
+        (["worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "gpu", "--concurrency", "0"], "--concurrency"),
+        (["daemon", "--app", "x:app", "--shards", "0"], "--shards=0: Expected `int` >= 1"),
+        (["daemon", "--app", "x:app", "--partition", "odd"], "'odd'"),
+        (["status", "--redis", "http://127.0.0.1"], "can't use the server URL"),
+        (["views", "drop"], "rebuild"),
+        (["export"], "RUN"),
+        (["export", "bad id"], "run id 'bad id' is not allowed"),
+        (["replay"], "RUN|FILE|DIRECTORY"),
+        (["replay", "r1"], "which app?"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(words: list[str], says: str) -> None:
+    shown = invoke(*words)
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    assert shown.stderr.startswith("error: ")
+    assert says in shown.stderr
+    assert shown.stderr.count("\n") == 1
+
+
+def test_a_worker_without_a_server_says_so() -> None:
+    shown = invoke("worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "gpu", "--queue", "other", "--force")
+    assert shown.exit_code == 1
+    assert "no answer from redis://***@127.0.0.1:1" in shown.stderr
+
+
+def test_a_wrong_variable_is_named() -> None:
+    shown = invoke("daemon", "--app", "x:app", env={"STREAMFLOW_SHARDS": "many"})
+    assert shown.exit_code == 2
+    assert "STREAMFLOW_SHARDS='many'" in shown.stderr
+
+
+def test_control_characters_in_an_error_are_made_visible() -> None:
+    shown = invoke("show", "a\x1b[31m\nb")
+    assert "\x1b" not in shown.stderr
+    assert shown.stderr.count("\n") == 1
+
+
+def test_a_bug_is_a_traceback_rather_than_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamflow.cli.commands.look.run_async", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli(["runs"])
+
+
+def test_an_app_that_breaks_shows_the_user_s_own_line(tmp_path: Path) -> None:
+    file = tmp_path / "flows.py"
+    file.write_text("import os\nraise RuntimeError('no \\x1b[31m database')\n")
+    shown = invoke("daemon", "--app", str(file))
+    assert shown.exit_code == 2
+    assert f'File "{file}", line 2' in shown.stderr
+    assert "RuntimeError: no ␛[31m database" in shown.stderr
+    assert "importlib" not in shown.stderr
+
+
+# --- pieces ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86400), ("1.5m", 90), ("30", 30)]
+)
+def test_a_duration_has_a_unit(text: str, seconds: float) -> None:
+    assert parse_ago(text) == seconds
+
+
+def test_all_is_as_long_ago_as_can_be() -> None:
+    assert parse_ago("all") == float("inf")
+
+
+@pytest.mark.parametrize("text", ["", "m", "-5m", "5 m", "5w"])
+def test_other_durations_are_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_ago(text)
+
+
+def test_the_id_of_a_line_depends_on_workflow_content_and_place() -> None:
+    ids = {_line_id("w", 1, b"{}"), _line_id("w", 2, b"{}"), _line_id("v", 1, b"{}"), _line_id("w", 1, b"[]")}
+    assert len(ids) == 4
+    assert _line_id("w", 1, b"{}") == _line_id("w", 1, b"{}")
+
+
+def test_a_line_with_an_unknown_field_is_refused() -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(b'{"inptu": 1}', type=FileLine)
+
+
+# --- replay ---------------------------------------------------------------------------------------------------------
+
+FLOWS = """
+import streamflow as sf
+
+app = sf.App()
+
+
+@app.step
+async def double(value: int) -> int:
+    return 2 * value
+
+
+@app.workflow
+async def twice(value: int) -> int:
+    return await double(await double(value))
+"""
+
+
+@pytest.fixture
+def flows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with an app in `flows.py`, and the history of one of its runs in `histories/twice.json`."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "flows.py").write_text(FLOWS)
+    (tmp_path / "histories").mkdir()
+    app = load_app(str(tmp_path / "flows.py"))
+    del sys.modules["flows"]
+
+    async def record() -> None:
+        async with sft.Sandbox(app) as sandbox:
+            run = await sandbox.start("twice", 1)
+            await run.result()
+            sft.save_history(await run.export(), tmp_path / "histories/twice.json")
+
+    asyncio.run(record())
+    return tmp_path
+
+
+def replay(flows: Path, *sources: str) -> Result:
+    try:
+        return invoke("replay", "--app", str(flows / "flows.py"), *sources)
+    finally:
+        sys.modules.pop("flows", None)
+
+
+def test_files_and_directories_are_replayed_without_a_server(flows: Path) -> None:
+    file = str(flows / "histories/twice.json")
+    shown = replay(flows, file, str(flows / "histories"))
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert shown.stdout == f"ok      {file}: twice, 6 events\n" * 2
+
+
+def test_a_history_that_does_not_fit_is_exit_code_1_with_the_event(flows: Path) -> None:
+    file = str(flows / "histories/twice.json")
+    (flows / "flows.py").write_text(FLOWS.replace("double(await double(value))", "double(value)"))
+    shown = replay(flows, file)
+    assert shown.exit_code == 1
+    assert shown.stdout.startswith(f"FAILED  {file}: run twice-1 diverged at event 4: the history has StepScheduled(2")
+    assert shown.stderr == "1 of 1 failed\n"
+    (document,) = msgspec.json.decode(replay(flows, "--json", file).stdout)
+    reason = document.pop("reason")
+    assert reason in shown.stdout
+    assert document == {
+        "source": file,
+        "run_id": "twice-1",
+        "workflow": "twice",
+        "events": 6,
+        "ok": False,
+        "event": 4,
+    }
+
+
+def test_a_file_that_is_no_history_fails_and_the_others_are_replayed(flows: Path) -> None:
+    (flows / "histories/notes.json").write_text('{"a": 1}')
+    (flows / "flows.py").write_text(FLOWS + "\n# changed, but not in what it decides\n")
+    shown = replay(flows, str(flows / "histories"))
+    first, second = shown.stdout.splitlines()
+    assert shown.exit_code == 1
+    assert first.startswith("FAILED")
+    assert "notes.json is no exported history; make one with" in first
+    assert second.startswith("ok")
+
+
+def test_a_workflow_that_is_gone_fails(flows: Path) -> None:
+    (flows / "flows.py").write_text(FLOWS.replace("def twice", "def thrice"))
+    shown = replay(flows, str(flows / "histories"))
+    assert shown.exit_code == 1
+    assert "workflow twice is not registered; known workflows: thrice" in shown.stdout
+
+
+def test_sources_that_are_nothing_are_wrong_usage(flows: Path) -> None:
+    missing = replay(flows, "none.json")
+    assert (missing.exit_code, missing.stdout) == (2, "")
+    assert "there is no file none.json" in missing.stderr
+    (flows / "empty").mkdir()
+    empty = replay(flows, str(flows / "empty"))
+    assert empty.exit_code == 2
+    assert "there is no history (*.json) in" in empty.stderr

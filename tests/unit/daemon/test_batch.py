@@ -1,0 +1,475 @@
+"""One batch of one shard: what a commit gets from messages, outcomes and due times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+import streamflow as sf
+from streamflow import events
+from streamflow.daemon import batch as batch_module
+from streamflow.daemon.batch import IN_FLIGHT, ShardBatch
+from streamflow.daemon.shard import OwnedShard
+from streamflow.errors import Failure
+from streamflow.events import (
+    NOTHING,
+    AskAnswered,
+    MessageQuarantined,
+    RunCompleted,
+    SignalReceived,
+    decode_transition,
+)
+from streamflow.machine.transition import (
+    Due,
+    Effects,
+    Outcome,
+)
+from streamflow.model.record import Status, decode_header
+from streamflow.model.sharding import Partition, queue_partition_of, shard_of
+from streamflow.store.kernel import FRESH, Put
+from streamflow.store.namespace import Namespace
+from streamflow.wire import InboxMessage, decode_job
+from tests.support.fakes import owned, pack, put, signal, start
+from tests.support.machine_driver import plain, raw
+
+app = sf.App()
+SHARDS = 8
+NOW = 1_000_000
+
+
+@app.step
+async def act(x: int) -> int:
+    return x
+
+
+@app.workflow
+async def quick(x: int) -> int:
+    return x
+
+
+@app.workflow
+async def stepping(x: int) -> int:
+    return await act(x)
+
+
+@app.workflow
+async def queueing(x: int) -> int:
+    return await act.options(queue="gpu", timeout=3)(x)
+
+
+@app.workflow
+async def collecting(count: int) -> list[Any]:
+    return [await sf.signal("item") for _ in range(count)]
+
+
+@app.workflow
+async def sleeping(seconds: int) -> None:
+    await sf.sleep(seconds)
+
+
+@app.workflow
+async def family(count: int) -> None:
+    await sf.gather(*(quick(n) for n in range(count)), sf.send_signal("friend", "hello"))
+
+
+def batch_of(shard: OwnedShard, at: int = NOW, watched: list[str] | None = None) -> ShardBatch:
+    """Collect what waits at the shard and reduce it."""
+    batch = ShardBatch(shard, shard.next_commit("session"))
+    batch.collect()
+    batch.reduce(app, Namespace(SHARDS, Partition.RUN), at, (watched if watched is not None else []).append)
+    batch.finish()
+    return batch
+
+
+def applied(batch: ShardBatch) -> ShardBatch:
+    """As if the commit was accepted, as far as the next batch needs it."""
+    for done in batch.reduced:
+        done.live.header, done.live.header_bytes, done.live.plan = done.header, done.header_bytes, done.plan
+    return batch
+
+
+def kinds_in(batch: ShardBatch, number: int = 0) -> list[str]:
+    return [type(event).__name__ for event in decode_transition(batch.batch.runs[number].transition).events]
+
+
+# --- steps of queues --------------------------------------------------------------------------------------------------
+
+
+def test_an_attempt_for_a_queue_is_in_the_outbox_of_the_commit_that_decided_it() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "queueing", 5))
+    batch = batch_of(shard)
+    [send] = batch.batch.sends
+    assert (send.number, send.kind, send.run_id, send.target) == ("7-1", "step", "r", queue_partition_of("r", 1))
+    job = decode_job(send.body)
+    assert (job.queue, job.seq, job.attempt, job.name, job.timeout, plain(job.args)) == ("gpu", 1, 1, "act", 3, [5])
+    assert batch.sends == [(send.number, send.target, send.kind, send.run_id, send.body)]
+    assert batch.batch.plans == []  # nothing of the run is in flight at the owner
+
+
+def test_a_retry_of_a_queued_step_carries_what_the_attempt_before_told() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "queueing", 5))
+    applied(batch_of(shard))
+    shard.add_input("r", Outcome(1, 1, 0.0, None, Failure("ValueError", "no"), details=raw("half")))
+    due = applied(batch_of(shard)).batch.plans
+    shard.add_input("r", Due())
+    [send] = batch_of(shard, at=due[0][1] or 0).batch.sends
+    job = decode_job(send.body)
+    assert (send.kind, job.attempt, plain(job.details)) == ("step", 2, "half")
+    assert send.target == queue_partition_of("r", 1)
+
+
+def test_a_run_that_ends_revokes_its_attempts_in_queues_behind_them() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "queueing", 5))
+    applied(batch_of(shard))
+    put(shard, InboxMessage("2-0", "cancel", "r", pack("enough")))
+    [send] = batch_of(shard).batch.sends
+    job = decode_job(send.body)
+    assert (send.number, send.kind, job.queue, job.seq, job.attempt) == ("7-2", "revoke", "gpu", 1, 1)
+    assert send.target == queue_partition_of("r", 1)
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+
+def test_a_start_is_one_write_that_expects_the_header_of_its_message() -> None:
+    shard = owned()
+    message = start("1-0", "r", "stepping", 5, tenant="acme")
+    put(shard, message)
+    batch = batch_of(shard)
+    [write] = batch.batch.runs
+    assert (write.run_id, write.expected, write.state) == ("r", message.header, b"")
+    header = decode_header(write.header)
+    assert (header.status, header.version, header.commit, header.created) == ("running", 1, "session.1", 900)
+    assert (header.workflow, header.tenant) == ("stepping", "acme")
+    assert kinds_in(batch) == ["RunStarted", "StepScheduled"]
+    assert batch.batch.acks == ["1-0"]
+
+
+def test_messages_of_one_run_fold_into_one_transition_in_order() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "collecting", 3), *(signal(f"2-{n}", "r", "item", n) for n in range(3)))
+    batch = batch_of(shard)
+    assert kinds_in(batch) == ["RunStarted", *["SignalReceived"] * 3, "RunCompleted"]
+    ending = decode_transition(batch.batch.runs[0].transition).events[-1]
+    assert isinstance(ending, RunCompleted)
+    assert plain(ending.result) == [0, 1, 2]
+    assert batch.batch.acks == ["1-0", "2-0", "2-1", "2-2"]
+
+
+def test_many_runs_are_one_commit_and_each_is_watched_while_it_is_reduced() -> None:
+    shard = owned()
+    put(shard, *(start(f"1-{n}", f"r{n}", "quick", n) for n in range(5)))
+    watched: list[str] = []
+    batch = batch_of(shard, watched=watched)
+    assert [write.run_id for write in batch.batch.runs] == [f"r{n}" for n in range(5)]
+    assert watched == ["r0", "r1", "r2", "r3", "r4", ""]
+
+
+def test_the_agenda_says_in_flight_or_when_due_or_nothing() -> None:
+    shard = owned()
+    put(
+        shard,
+        start("1-0", "in-step", "stepping", 1),
+        start("1-1", "asleep", "sleeping", 5),
+        start("1-2", "listening", "collecting", 1),
+        start("1-3", "done", "quick", 1),
+    )
+    assert batch_of(shard).batch.plans == [("in-step", IN_FLIGHT), ("asleep", NOW + 5000)]
+
+
+def test_a_plan_that_stays_the_same_is_not_written_again_and_an_ended_run_leaves_the_agenda() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "sleeping", 5))
+    applied(batch_of(shard))
+    put(shard, signal("2-0", "r", "whatever"))
+    assert applied(batch_of(shard)).batch.plans == []
+    shard.add_input("r", Due())
+    batch = batch_of(shard, NOW + 5000)
+    assert batch.batch.plans == [("r", None)]
+    assert kinds_in(batch) == ["TimerFired", "RunCompleted"]
+
+
+def test_a_run_moves_between_listings_only_when_its_status_changes() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "collecting", 2))
+    assert applied(batch_of(shard)).batch.moves == [], "pending and running are listed together"
+    put(shard, signal("2-0", "r", "item"))
+    assert applied(batch_of(shard)).batch.moves == []
+    put(shard, signal("2-1", "r", "item"))
+    keys = shard.keys
+    expected = ("r", keys.index("running", "collecting"), keys.index("completed", "collecting"), NOW)
+    assert batch_of(shard).batch.moves == [expected]
+    assert shard.workflows == {"collecting"}
+
+
+def test_messages_for_others_are_numbered_in_order_and_say_their_shard() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "family", 3))
+    batch = batch_of(shard)
+    assert [send.number for send in batch.batch.sends] == ["7-1", "7-2", "7-3", "7-4"]
+    assert [(send.kind, send.run_id) for send in batch.batch.sends] == [
+        ("start", "r.1"),
+        ("start", "r.2"),
+        ("start", "r.3"),
+        ("signal", "friend"),
+    ]
+    assert all(send.target == shard_of(send.run_id, SHARDS, Partition.RUN) for send in batch.batch.sends)
+    assert [sent[0] for sent in batch.sends] == [send.number for send in batch.batch.sends]
+
+
+def test_what_was_delivered_is_deleted_with_the_next_commit() -> None:
+    shard = owned()
+    shard.sent = ["7-1", "7-2"]
+    batch = batch_of(shard)
+    assert batch.batch.sent == ["7-1", "7-2"]
+    assert not batch.is_empty
+    assert shard.sent == ["7-1", "7-2"], "until the commit is accepted"
+
+
+def test_news_are_of_ended_runs_and_large_results_are_left_out() -> None:
+    shard = owned()
+    put(
+        shard,
+        start("1-0", "small", "quick", 1),
+        start("1-1", "open", "collecting", 1),
+        start("1-2", "large", "collecting", 1),
+        signal("1-3", "large", "item", b"x" * 5000),
+    )
+    batch = batch_of(shard)
+    news = dict(msgspec.msgpack.decode(batch.batch.news))
+    assert news == {"small": batch.batch.runs[0].transition, "large": b""}
+
+
+def test_nothing_at_all_is_an_empty_batch() -> None:
+    assert batch_of(owned()).is_empty
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def test_a_message_for_a_run_that_is_not_there_is_done_with() -> None:
+    shard = owned()
+    put(shard, signal("1-0", "gone", "item"))
+    batch = batch_of(shard)
+    assert batch.batch.acks == ["1-0"]
+    assert batch.batch.plans == [("gone", None)]
+    assert batch.batch.runs == []
+
+
+def test_a_bad_message_is_quarantined_and_its_run_and_others_go_on() -> None:
+    shard = owned()
+    put(
+        shard,
+        start("1-0", "r", "collecting", 1),
+        InboxMessage("1-1", "signal", "r", b"\xc1"),
+        signal("1-2", "r", "item"),
+        start("1-3", "other", "quick", 1),
+    )
+    batch = batch_of(shard)
+    [poison] = batch.batch.poisons
+    assert (poison.message_id, poison.run_id, poison.body) == ("1-1", "r", b"\xc1")
+    [event] = decode_transition(poison.event).events
+    assert isinstance(event, MessageQuarantined)
+    assert event.reason == poison.reason
+    assert batch.batch.acks == ["1-0", "1-2", "1-3"]
+    assert [decode_header(write.header).status for write in batch.batch.runs] == ["completed", "completed"]
+
+
+def test_a_start_of_a_run_that_has_started_is_quarantined() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "collecting", 1))
+    applied(batch_of(shard))
+    put(shard, start("2-0", "r", "collecting", 9), signal("2-1", "r", "item", "well"))
+    batch = batch_of(shard)
+    assert [poison.message_id for poison in batch.batch.poisons] == ["2-0"]
+    assert kinds_in(batch) == ["SignalReceived", "RunCompleted"]
+
+
+def test_a_start_is_believed_only_until_its_run_proves_to_be_another() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "quick", 1), InboxMessage("1-1", "start", "forged", b"\x90", b"rubbish"))
+    batch = ShardBatch(shard, "c")
+    batch.collect()
+    assert batch.missing() == ["forged"]
+    batch.put_back()
+    shard.suspect.add("r")
+    batch = ShardBatch(shard, "c")
+    batch.collect()
+    assert batch.missing() == ["r", "forged"]
+    batch.work["r"].loaded = True  # and nothing was found
+    batch.reduce(app, Namespace(SHARDS, Partition.RUN), NOW, [].append)
+    assert [poison.message_id for poison in batch.batch.poisons] == ["1-0", "1-1"]
+    assert batch.batch.runs == []
+
+
+def test_a_run_that_cannot_be_reduced_does_not_hold_up_the_others() -> None:
+    shard = owned()
+    put(shard, start("1-0", "broken", "collecting", 1), start("1-1", "fine", "collecting", 1))
+    applied(batch_of(shard))
+
+    def explode(inputs: Any, at: int) -> Any:
+        raise AssertionError("a defect")
+
+    shard.live["broken"].machine = type("Broken", (), {"advance": staticmethod(explode)})()  # type: ignore[assignment]
+    put(shard, signal("2-0", "broken", "item"), signal("2-1", "fine", "item"))
+    batch = batch_of(shard)
+    [poison] = batch.batch.poisons
+    assert (poison.message_id, poison.reason) == ("2-0", "reducing failed: AssertionError: a defect")
+    assert batch.batch.acks == ["2-1"]
+    assert "broken" not in shard.live, "it is read again before it is tried again"
+
+
+def test_a_child_whose_id_is_taken_is_refused_to_its_parent() -> None:
+    shard = owned()
+    put(shard, InboxMessage("1-0", "taken", "theirs", b"", b"parent#4"))
+    batch = batch_of(shard)
+    [send] = batch.batch.sends
+    assert (send.kind, send.run_id, send.target) == ("child", "parent", shard_of("parent", SHARDS, Partition.RUN))
+    failure = Failure("RunConflict", "the run id theirs belongs to another run")
+    assert msgspec.msgpack.decode(send.body, type=events.ChildFailed) == events.ChildFailed(4, "", failure)
+    assert batch.batch.acks == ["1-0"]
+
+
+# --- attributes, published values, answers, fresh histories -----------------------------------------------------------
+
+
+class Deciding:
+    """In place of a machine: one transition with the effects that a test wants."""
+
+    def __init__(self, **effects: Any) -> None:
+        self.at = NOW
+        self.in_flight, self.next_due = False, None
+        self.decided = Effects()
+        self.decided.events = [SignalReceived("item", NOTHING)]
+        for name, value in effects.items():
+            setattr(self.decided, name, value)
+
+    def advance(self, inputs: list[Any], at: int) -> Effects:
+        return self.decided
+
+    def snapshot(self) -> bytes:
+        return b""
+
+
+def decide(shard: OwnedShard, **effects: Any) -> ShardBatch:
+    """A batch in which the run `r` (begun, if need be) has these effects."""
+    if "r" not in shard.live:
+        put(shard, start("1-0", "r", "collecting", 1))
+        applied(batch_of(shard))
+    shard.live["r"].machine = Deciding(**effects)  # type: ignore[assignment]  # pyright: ignore
+    shard.add_input("r", Due())
+    return applied(batch_of(shard))
+
+
+def test_attributes_are_in_the_header_and_move_between_listings() -> None:
+    shard = owned()
+    acme, globex = shard.keys.attribute("customer", "acme"), shard.keys.attribute("customer", "globex")
+    two = shard.keys.attribute("priority", "2")
+    first = decide(shard, attributes={"customer": "acme", "priority": 2})
+    assert decode_header(first.batch.runs[0].header).attributes == {"customer": "acme", "priority": 2}
+    assert first.batch.moves == [("r", "", acme, 900), ("r", "", two, 900)], "by the start of the run"
+    second = decide(shard, attributes={"customer": "globex", "priority": None, "other": None})
+    assert second.batch.moves == [("r", acme, globex, 900), ("r", two, "", 900)]
+    assert decode_header(second.batch.runs[0].header).attributes == {"customer": "globex"}
+    third = decide(shard, attributes={"customer": "globex"})
+    assert third.batch.moves == [], "nothing has changed"
+    assert decode_header(decide(shard).batch.runs[0].header).attributes == {"customer": "globex"}
+
+
+def test_attributes_that_are_too_many_together_stay_as_they_were(caplog: pytest.LogCaptureFixture) -> None:
+    shard = owned()
+    decide(shard, attributes={f"a{number}": number for number in range(32)})
+    batch = decide(shard, attributes={"b": 1})
+    assert batch.batch.moves == []
+    assert len(decode_header(batch.batch.runs[0].header).attributes) == 32
+    assert "run r keeps its attributes" in caplog.text
+
+
+def test_published_values_are_put_with_the_transition() -> None:
+    shard = owned()
+    batch = decide(shard, published={"progress": pack(3), "last": pack("x")})
+    key = shard.keys.published("r")
+    assert batch.batch.puts == [Put(key, "progress", pack(3)), Put(key, "last", pack("x"))]
+    assert batch.batch.news == b""
+    assert decide(shard).batch.puts == []
+
+
+def test_answers_are_put_and_told_beside_the_runs_that_end() -> None:
+    shard = owned()
+    answers = [AskAnswered("0" * 32, "may I", raw(True)), AskAnswered("1" * 32, "what", raw("x" * 5000))]
+    put(shard, start("1-1", "q", "quick", 1))
+    batch = decide(shard, answers=answers)
+    assert [(one.key, one.field) for one in batch.batch.puts] == [
+        (shard.keys.answer("0" * 32), ""),
+        (shard.keys.answer("1" * 32), ""),
+    ]
+    assert [msgspec.msgpack.decode(one.value, type=AskAnswered) for one in batch.batch.puts] == answers
+    news = msgspec.msgpack.decode(batch.batch.news, type=list[tuple[str, bytes]])
+    assert news == [(f"?{'0' * 32}", pack(answers[0])), (f"?{'1' * 32}", b"")], "a large one is fetched"
+
+
+def test_an_answer_is_told_before_the_end_of_its_run() -> None:
+    batch = decide(owned(), answers=[AskAnswered("0" * 32, "may I")], ended=True, status=Status.COMPLETED)
+    news = msgspec.msgpack.decode(batch.batch.news, type=list[tuple[str, bytes]])
+    assert [name for name, _ in news] == [f"?{'0' * 32}", "r"]
+
+
+def test_a_fresh_history_says_so_before_the_state() -> None:
+    assert decide(owned(), fresh=True).batch.runs[0].state == FRESH
+
+
+# --- collecting and putting back ------------------------------------------------------------------------------------
+
+
+def test_a_batch_has_limits_and_the_rest_stays_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "RUNS", 3)
+    shard = owned()
+    put(shard, *(start(f"1-{n}", f"r{n}", "quick", n) for n in range(7)))
+    taken = [[write.run_id for write in batch_of(shard).batch.runs] for _ in range(3)]
+    assert taken == [["r0", "r1", "r2"], ["r3", "r4", "r5"], ["r6"]]
+
+
+def test_a_batch_has_a_limit_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "BYTES", 1000)
+    shard = owned()
+    put(shard, *(signal(f"1-{n}", "r", "item", b"x" * 600) for n in range(3)))
+    batch = ShardBatch(shard, "c")
+    batch.collect()
+    assert [message.id for message in batch.work["r"].messages] == ["1-0", "1-1"]
+    assert [message.id for message in shard.inbox] == ["1-2"]
+
+
+def test_outcomes_and_messages_of_a_run_come_together() -> None:
+    shard = owned()
+    put(shard, start("1-0", "r", "stepping", 5))
+    applied(batch_of(shard))
+    shard.add_input("r", Outcome(1, 1, 2.5, raw(5)))
+    put(shard, signal("2-0", "r", "late"))
+    assert kinds_in(batch_of(shard)) == ["StepCompleted", "RunCompleted"]
+
+
+def test_what_is_put_back_comes_again_in_the_same_order_before_what_is_newer() -> None:
+    shard = owned()
+    put(shard, start("9-0", "r", "collecting", 2), signal("9-1", "r", "item", 1), start("10-0", "s", "quick", 1))
+    shard.add_input("t", Due())
+    batch = batch_of(shard)
+    put(shard, signal("11-0", "r", "item", 2))
+    shard.add_input("t", Outcome(1, 1, 0.0))
+    batch.put_back()
+    assert [message.id for message in shard.inbox] == ["9-0", "9-1", "10-0", "11-0"]
+    assert [type(one).__name__ for one in shard.inputs["t"]] == ["Due", "Outcome"]
+    assert shard.live == {}, "what was reduced didn't happen"
+    again = batch_of(shard)
+    assert kinds_in(again) == ["RunStarted", "SignalReceived", "SignalReceived", "RunCompleted"]
+
+
+def test_bad_messages_and_refusals_are_put_back_too() -> None:
+    shard = owned()
+    put(shard, InboxMessage("1-0", "joke", "r", b""), InboxMessage("1-1", "taken", "x", b"", b"p#1"))
+    batch_of(shard).put_back()
+    assert [message.id for message in shard.inbox] == ["1-0", "1-1"]

@@ -1,0 +1,337 @@
+"""Who owns which shards: decided from beats, on a monotonic clock that the tests step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import pytest
+
+from streamflow.daemon import membership as module
+from streamflow.daemon.membership import Beat, Membership
+from streamflow.daemon.shard import OwnedShard
+from streamflow.errors import StoreUnavailable
+from streamflow.model.sharding import winner_of
+from streamflow.settings import Settings
+from streamflow.store.connection import Call
+from streamflow.store.kernel import Reply
+from tests.support.fakes import FakeStore, context, owned
+
+pytestmark = pytest.mark.anyio
+
+SHARDS = 16
+SETTINGS = Settings(beat=0.5, dead_after=2.0, grace=10.0)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Parts:
+    """Owner, executor, reader, takeover and rollup, as far as membership asks them."""
+
+    def __init__(self) -> None:
+        self.shards: dict[int, OwnedShard] = {}
+        self.held = False
+        self.leading = False
+        self.running: dict[int, int] = {}
+        self.taken: list[dict[int, str]] = []
+        self.stored: list[int] = []
+        self.dropped: list[int] = []
+        self.mended = 0
+        self.changes = 0
+
+    # owner
+    def add(self, shard: OwnedShard) -> None:
+        self.shards[shard.number] = shard
+
+    def drop(self, shard: OwnedShard) -> None:
+        self.dropped.append(shard.number)
+        self.shards.pop(shard.number, None)
+
+    def mend(self) -> None:
+        self.mended += 1
+
+    # executor
+    def hold(self) -> None:
+        self.held = True
+
+    def resume(self) -> None:
+        self.held = False
+
+    def of_shard(self, number: int) -> int:
+        return self.running.get(number, 0)
+
+    # reader, takeover, rollup
+    async def shards_changed(self) -> None:
+        self.changes += 1
+
+    async def take(self, wanted: dict[int, str]) -> list[OwnedShard]:
+        self.taken.append(wanted)
+        return [owned(number) for number in wanted]
+
+    async def store_partials(self, shards: Iterable[OwnedShard]) -> None:
+        self.stored += [shard.number for shard in shards]
+
+
+class Bench:
+    """A member called `me`, a server's members hash, and the owner record of each shard."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.members: dict[str, bytes] = {}
+        self.owners: dict[int, tuple[str, str]] = {}
+        self.beats = 0
+        self.parts = parts = Parts()
+        self.store = FakeStore(heartbeat=self._beat, HMGET=self._record, release_shard=Reply.OK)
+        any_parts: Any = parts
+        self.membership = Membership(
+            context(self.store, shards=SHARDS, member="me", settings=SETTINGS),
+            any_parts,
+            any_parts,
+            any_parts,
+            any_parts,
+            any_parts,
+            self._describe,
+        )
+
+    def _describe(self) -> Beat:
+        self.beats += 1
+        return Beat(self.beats, "me", 0, sorted(self.parts.shards), draining=self.membership.draining)
+
+    def _beat(self, call: Call[Any]) -> Any:
+        """What `lua/heartbeat.lua` does: a dead member goes if its beat is still the one that was seen."""
+        member, beat, *dead = call.args
+        for name, last in zip(dead[::2], dead[1::2], strict=True):
+            if self.members.get(name) == last:
+                del self.members[name]
+        if beat:
+            self.members[member] = beat
+        else:
+            self.members.pop(member, None)
+        return dict(self.members)
+
+    def _record(self, call: Call[Any]) -> list[bytes | None]:
+        number = int(call.args[1].partition(".")[2].partition("}")[0])
+        token, holder = self.owners.get(number, ("", ""))
+        return [token.encode() or None, holder.encode() or None]
+
+    def other_beats(self, name: str, beat: int, **facts: Any) -> None:
+        self.members[name] = msgspec.json.encode(Beat(beat, name, 0, [], **facts))
+
+    async def turn(self, after: float = 0.0) -> None:
+        self.clock.now += after
+        await self.membership.run_once()
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return Bench(clock)
+
+
+def won_by(member: str, *members: str) -> set[int]:
+    return {number for number in range(SHARDS) if winner_of(number, members) == member}
+
+
+async def test_the_only_member_takes_every_shard_by_the_token_that_it_saw(bench: Bench) -> None:
+    bench.owners[3] = ("5:abc", "")
+    await bench.turn()
+    assert bench.parts.taken == [{n: "5:abc" if n == 3 else "" for n in range(SHARDS)}]
+    assert set(bench.parts.shards) == set(range(SHARDS))
+    assert bench.membership.owns_something.is_set()
+    assert bench.parts.leading
+
+
+async def test_members_divide_the_shards_without_asking_each_other(bench: Bench) -> None:
+    bench.other_beats("other", 1)
+    await bench.turn()
+    assert bench.membership.alive == ["me", "other"]
+    assert set(bench.parts.shards) == won_by("me", "me", "other")
+    assert 0 < len(bench.parts.shards) < SHARDS
+
+
+async def test_only_one_of_them_leads(bench: Bench) -> None:
+    names = ["me", "a", "b", "c"]
+    for name in names[1:]:
+        bench.other_beats(name, 1)
+    await bench.turn()
+    assert bench.parts.leading == (winner_of(-1, names) == "me")
+
+
+async def test_a_member_whose_beat_does_not_change_is_dead_after_a_while_and_taken_off(bench: Bench) -> None:
+    bench.other_beats("other", 1)
+    for _ in range(4):
+        await bench.turn(after=0.5)
+    assert bench.membership.alive == ["me", "other"]
+    await bench.turn(after=0.6)
+    assert bench.membership.alive == ["me"]
+    assert "other" not in bench.members
+    assert set(bench.parts.shards) == set(range(SHARDS))
+
+
+async def test_a_member_that_beats_stays_however_its_clock_goes(bench: Bench) -> None:
+    for beat in (1, 2, 3, 2, 9, 1):
+        bench.other_beats("other", beat)
+        await bench.turn(after=1.9)
+        assert bench.membership.alive == ["me", "other"]
+
+
+async def test_a_member_that_woke_up_in_time_is_not_taken_off(bench: Bench) -> None:
+    bench.other_beats("other", 1)
+    await bench.turn()
+    bench.other_beats("other", 2)  # after this daemon saw beat 1, and before it says that beat 1 is dead
+    await bench.turn(after=2.5)
+    assert bench.membership.alive == ["me", "other"]
+
+
+async def test_a_dead_member_that_cannot_be_taken_off_owns_nothing(bench: Bench) -> None:
+    bench.other_beats("\ufffd", 1)
+    remove = bench.store.answers["heartbeat"]
+    bench.store.answers["heartbeat"] = lambda call: remove(Call(call.script, call.keys, call.args[:2]))
+    for _ in range(6):
+        await bench.turn(after=0.5)
+    assert "\ufffd" in bench.members
+    assert bench.membership.alive == ["me"]
+    assert set(bench.parts.shards) == set(range(SHARDS))
+
+
+async def test_a_beat_that_cannot_be_read_is_a_sign_of_life_all_the_same(bench: Bench) -> None:
+    for number in range(5):
+        bench.members["other"] = b"\xff%d" % number
+        await bench.turn(after=1.0)
+        assert bench.membership.alive == ["me", "other"]
+
+
+async def test_a_draining_member_gets_nothing_any_more(bench: Bench) -> None:
+    bench.other_beats("other", 1, draining=True)
+    await bench.turn()
+    assert bench.membership.alive == ["me"]
+    assert set(bench.parts.shards) == set(range(SHARDS))
+
+
+async def test_what_another_living_member_holds_is_awaited_but_not_for_ever(bench: Bench) -> None:
+    bench.owners = dict.fromkeys(range(SHARDS), ("5:abc", "other"))
+    for beat in range(7):
+        bench.other_beats("other", beat)
+        await bench.turn(after=1.9)
+    assert bench.parts.taken == []
+    bench.other_beats("other", 99)
+    await bench.turn(after=1.9)
+    assert set(bench.parts.shards) == won_by("me", "me", "other")
+
+
+async def test_what_a_member_that_is_gone_held_is_taken_at_once(bench: Bench) -> None:
+    bench.owners = dict.fromkeys(range(SHARDS), ("5:abc", "gone"))
+    await bench.turn()
+    assert bench.parts.taken == [dict.fromkeys(range(SHARDS), "5:abc")]
+
+
+# --- handing over ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_newcomer_gets_its_shards_when_nothing_runs_there(bench: Bench) -> None:
+    await bench.turn()
+    bench.other_beats("new", 1)
+    theirs = won_by("new", "me", "new")
+    await bench.turn(after=0.5)
+    assert set(bench.parts.shards) == set(range(SHARDS)) - theirs
+    assert set(bench.parts.stored) == theirs, "what they count was stored before"
+    released = bench.store.sent("release_shard")
+    assert {call.args[0] for call in released} == {"7:nonce"}
+    assert len(released) == len(theirs)
+
+
+async def test_a_shard_whose_steps_run_is_kept_until_they_finish(bench: Bench) -> None:
+    await bench.turn()
+    bench.other_beats("new", 1)
+    busy = min(won_by("new", "me", "new"))
+    bench.parts.running[busy] = 1
+    await bench.turn(after=0.5)
+    assert bench.parts.shards[busy].draining
+    bench.other_beats("new", 2)
+    await bench.turn(after=0.5)
+    assert busy in bench.parts.shards
+    bench.parts.running.clear()
+    bench.other_beats("new", 3)
+    await bench.turn(after=0.5)
+    assert busy not in bench.parts.shards
+
+
+async def test_but_not_longer_than_the_grace(bench: Bench) -> None:
+    await bench.turn()
+    busy = min(won_by("new", "me", "new"))
+    bench.parts.running[busy] = 1
+    for beat in range(6):
+        bench.other_beats("new", beat)
+        await bench.turn(after=1.9)
+    assert busy in bench.parts.shards
+    bench.other_beats("new", 99)
+    await bench.turn(after=1.9)
+    assert busy not in bench.parts.shards
+
+
+async def test_a_shard_that_is_wanted_back_is_taken_anew(bench: Bench) -> None:
+    await bench.turn()
+    bench.other_beats("new", 1)
+    busy = min(won_by("new", "me", "new"))
+    bench.parts.running[busy] = 1
+    await bench.turn(after=0.5)
+    await bench.turn(after=2.5)  # the newcomer is dead
+    assert busy in bench.parts.dropped
+    assert not bench.parts.shards[busy].draining
+
+
+async def test_on_leaving_everything_is_released_and_then_this_member_is_off(bench: Bench) -> None:
+    await bench.turn()
+    bench.membership.draining = True
+    bench.parts.running[4] = 1
+    await bench.turn()
+    assert list(bench.parts.shards) == [4]
+    bench.parts.running.clear()
+    await bench.turn()
+    assert not bench.parts.shards
+    await bench.membership.leave()
+    await bench.membership.beat()
+    assert bench.members == {}, "no beat puts it back"
+
+
+# --- when the server is away ----------------------------------------------------------------------------------------
+
+
+async def test_without_confirmed_beats_no_more_steps_start_until_one_gets_through(bench: Bench) -> None:
+    await bench.turn()
+    answers = bench.store.answers
+    bench.store.answers = {**answers, "heartbeat": StoreUnavailable("away")}
+    for seconds, held in ((1.0, False), (0.3, False), (0.1, True)):
+        with pytest.raises(StoreUnavailable):
+            await bench.turn(after=seconds)
+        bench.membership.hold_if_unconfirmed()
+        assert bench.parts.held is held
+    bench.store.answers = answers
+    await bench.turn(after=5.0)
+    assert not bench.parts.held
+
+
+async def test_a_server_with_another_history_means_to_take_everything_again(bench: Bench) -> None:
+    await bench.turn()
+    bench.owners = dict.fromkeys(range(SHARDS), ("7:nonce", "me"))
+    bench.store.server_generation += 1
+    await bench.turn(after=0.5)
+    assert sorted(bench.parts.dropped) == list(range(SHARDS))
+    assert bench.parts.taken[-1] == dict.fromkeys(range(SHARDS), "7:nonce")
+    await bench.turn(after=0.5)
+    assert len(bench.parts.taken) == 2
+
+
+async def test_the_leader_learns_when_others_have_stored_something(bench: Bench) -> None:
+    bench.other_beats("a", 1, folds=3)
+    bench.other_beats("b", 1, folds=4)
+    await bench.turn()
+    assert bench.parts.others_folds == 7

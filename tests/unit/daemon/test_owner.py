@@ -1,0 +1,369 @@
+"""The owner's cycle: nothing starts before its commit is accepted, and every answer of the server has its reaction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+import streamflow as sf
+from streamflow.daemon.owner import Owner
+from streamflow.daemon.shard import OwnedShard
+from streamflow.errors import StoreError
+from streamflow.machine.transition import (
+    Due,
+    Outcome,
+)
+from streamflow.model.record import decode_header
+from streamflow.store.connection import Call
+from streamflow.store.kernel import Committed, Fired, Reply
+from streamflow.workflow.actions import StepJob
+from tests.support.fakes import OK, FakeClock, FakeStore, context, owned, put, signal, start
+from tests.support.machine_driver import raw
+
+pytestmark = pytest.mark.anyio
+
+app = sf.App()
+
+
+@app.step
+async def act(x: int) -> int:
+    return x
+
+
+@app.workflow
+async def quick(x: int) -> int:
+    return x
+
+
+@app.workflow
+async def stepping(x: int) -> int:
+    return await act(x)
+
+
+@app.workflow
+async def sleeping(seconds: int) -> str:
+    await sf.sleep(seconds)
+    return "slept"
+
+
+@app.workflow
+async def listening() -> int:
+    return await sf.signal("go", int)
+
+
+@app.workflow
+async def step_with_limit() -> str:
+    async def limit() -> None:
+        await sf.sleep(5)
+
+    await sf.gather(act(1), limit())
+    return "both"
+
+
+@app.workflow
+async def parent() -> int:
+    return await quick(1)
+
+
+class Steps:
+    """In place of the executor: notes what is started and cancelled."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[int, str, int, int]] = []
+        self.cancelled: list[tuple[str, int]] = []
+        self.conditions: list[Any] = []
+
+    def submit(self, shard: int, run_id: str, job: StepJob) -> None:
+        self.started.append((shard, run_id, job.seq, job.attempt))
+
+    def cancel(self, run_id: str, seq: int) -> None:
+        self.cancelled.append((run_id, seq))
+
+    def cancel_where(self, wanted: Any) -> None:
+        self.conditions.append(wanted)
+
+
+class Sends:
+    def __init__(self) -> None:
+        self.handed_over: list[tuple[int, str, str]] = []
+
+    def hand_over(self, source: OwnedShard, messages: Any) -> None:
+        self.handed_over += [(source.number, kind, run_id) for _, _, kind, run_id, _ in messages]
+
+
+class Bench:
+    """An owner with a store in memory: committed records can be read again."""
+
+    def __init__(self, cache: int = 100, **answers: Any) -> None:
+        self.records: dict[str, list[bytes]] = {}
+        self.answers: list[Any] = []
+        self.store = FakeStore(**{"commit": self._commit, "LRANGE": self._record, **answers})
+        self.steps, self.sends, self.clock = Steps(), Sends(), FakeClock()
+        self.lost = 0
+        self.owner = Owner(
+            context(self.store, app, clock=self.clock, shards=8, cache=cache),
+            self.steps,  # type: ignore[arg-type]
+            self.sends,  # type: ignore[arg-type]
+        )
+        self.owner.on_lost = self._note_lost
+        self.shard = owned()
+        self.owner.add(self.shard)
+
+    def _note_lost(self) -> None:
+        self.lost += 1
+
+    def _commit(self, call: Call[Any]) -> Any:
+        answer = self.answers.pop(0) if self.answers else OK
+        if isinstance(answer, Committed) and answer.code is Reply.OK:
+            runs = int((len(call.keys) - 6) - int(call.args[6]))
+            for position in range(runs):
+                run_id, _, header, state, transition = call.args[14 + 5 * position : 19 + 5 * position]
+                self.records.setdefault(run_id, [b"", b""])[:2] = [header, state]
+                self.records[run_id].append(transition)
+        return answer
+
+    def _record(self, call: Call[Any]) -> Any:
+        return self.records.get(call.args[1].rpartition(":")[2], [])
+
+    @property
+    def commits(self) -> list[Call[Any]]:
+        return self.store.sent("commit")
+
+    def status(self, run_id: str) -> str:
+        return decode_header(self.records[run_id][0]).status
+
+    async def turn(self) -> None:
+        """Everything that is ready is reduced and committed."""
+        self.owner.wake(self.shard)
+        with anyio.fail_after(10):
+            await self.owner.process(await self.owner.run_once())
+
+    async def take_in(self, *messages: Any) -> None:
+        put(self.shard, *messages)
+        await self.turn()
+
+
+async def test_a_step_starts_when_the_commit_that_decided_it_is_accepted() -> None:
+    bench = Bench()
+    started_at_commit: list[int] = []
+    commit = bench.store.answers["commit"]
+    bench.store.answers["commit"] = lambda call: started_at_commit.append(len(bench.steps.started)) or commit(call)
+    await bench.take_in(start("1-0", "r", "stepping", 5))
+    assert started_at_commit == [0]
+    assert bench.steps.started == [(0, "r", 1, 1)]
+
+
+async def test_a_message_for_another_shard_leaves_when_the_commit_is_accepted() -> None:
+    bench = Bench()
+    bench.answers = [Committed(Reply.FENCED, 0, "", [])]
+    await bench.take_in(start("1-0", "p", "parent"))
+    assert bench.sends.handed_over == []
+    bench = Bench()
+    await bench.take_in(start("1-0", "p", "parent"))
+    assert bench.sends.handed_over == [(0, "start", "p.1")]
+
+
+async def test_an_outcome_is_reduced_in_the_next_batch_and_the_run_goes_on_from_memory() -> None:
+    bench = Bench()
+    await bench.take_in(start("1-0", "r", "stepping", 5))
+    bench.owner.outcome(0, "r", Outcome(1, 1, 2.0, raw(5)))
+    await bench.turn()
+    assert bench.status("r") == "completed"
+    assert bench.store.sent("LRANGE") == []
+    assert bench.owner.live == 0
+
+
+async def test_an_outcome_for_a_shard_that_is_not_ours_any_more_is_nobodys() -> None:
+    bench = Bench()
+    bench.owner.outcome(5, "r", Outcome(1, 1, 2.0, raw(5)))
+    assert not bench.shard.has_work
+
+
+async def test_a_run_that_is_not_in_memory_is_read_and_its_steps_start_again() -> None:
+    before = Bench()
+    await before.take_in(start("1-0", "r", "stepping", 5))
+    bench = Bench()
+    bench.records = before.records
+    bench.shard.add_input("r", Due())
+    await bench.turn()
+    assert bench.steps.started == [(0, "r", 1, 1)]
+    (commit,) = bench.commits
+    assert not [key for key in commit.keys if ":run:" in key], "reading it again is no event; only the agenda is set"
+
+
+async def test_views_count_what_was_committed_and_the_checkpoint_moves() -> None:
+    bench = Bench()
+    await bench.take_in(start("1-0", "r", "quick", 5))
+    shard = bench.shard
+    assert (shard.offset, shard.unfolded, shard.known) == ("5-0", 1, set())
+    assert shard.views.render(0)["runs"]["status"]["completed"] == 1
+
+
+async def test_the_same_answer_again_is_as_good_as_the_first() -> None:
+    bench = Bench()
+    bench.answers = [Committed(Reply.DUP, 1_000_000, "5-0", [])]
+    await bench.take_in(start("1-0", "r", "stepping", 5))
+    assert bench.steps.started == [(0, "r", 1, 1)]
+    assert bench.shard.offset == "5-0"
+
+
+async def test_a_fenced_commit_means_that_the_shard_is_lost() -> None:
+    bench = Bench()
+    bench.answers = [Committed(Reply.FENCED, 0, "", [])]
+    await bench.take_in(start("1-0", "r", "stepping", 5))
+    assert bench.shard.dropped
+    assert bench.owner.shards == {}
+    assert bench.lost == 1
+    assert bench.steps.started == []
+    assert bench.shard.views.render(0)["runs"]["status"]["running"] == 0, "nothing of it is counted"
+
+
+async def test_after_a_conflict_the_run_is_read_again_and_nothing_is_lost() -> None:
+    bench = Bench()
+    await bench.take_in(start("1-0", "r", "listening"), start("1-1", "other", "listening"))
+    bench.answers = [Committed(Reply.CONFLICT, 0, "", ["r"])]
+    await bench.take_in(signal("2-0", "r", "go", 7), signal("2-1", "other", "go", 8))
+    assert [bench.status("r"), bench.status("other")] == ["running", "running"]
+    await bench.turn()
+    assert [bench.status("r"), bench.status("other")] == ["completed", "completed"]
+    assert {call.args[1].rpartition(":")[2] for call in bench.store.sent("LRANGE")} == {"r", "other"}
+    [condition] = bench.steps.conditions
+    assert condition(type("Running", (), {"run_id": "r"}))
+    assert not condition(type("Running", (), {"run_id": "other"}))
+
+
+async def test_a_forged_start_costs_one_conflict_and_not_an_endless_loop() -> None:
+    bench = Bench()
+    await bench.take_in(start("1-0", "r", "listening"))
+    bench.shard.live.clear()
+    bench.answers = [Committed(Reply.CONFLICT, 0, "", ["r"])]
+    await bench.take_in(start("2-0", "r", "quick", 1))
+    await bench.turn()
+    assert len(bench.commits) == 3
+    assert not bench.shard.has_work
+    assert bench.commits[-1].args[12] == 1, "it is quarantined"
+    await bench.take_in(signal("3-0", "r", "go", 7))
+    assert bench.status("r") == "completed"
+
+
+async def test_a_refused_commit_stops_the_shard_loudly_and_it_is_tried_again_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench()
+    bench.answers = [StoreError("commit: WRONGTYPE log")]
+    await bench.take_in(start("1-0", "r", "quick", 5))
+    assert "shard 0 is stopped" in caplog.text
+    assert bench.shard.broken == "commit: WRONGTYPE log"
+    bench.owner.mend()
+    assert bench.shard.broken, "not at once"
+    monkeypatch.setattr("streamflow.daemon.owner.RETRY_BROKEN", -1.0)
+    bench.owner.mend()
+    bench.clock.ms -= 1  # nothing is due
+    await bench.turn()
+    assert bench.status("r") == "completed"
+
+
+async def test_a_defect_in_a_batch_costs_its_shards_and_not_the_daemon(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+
+    def explode(call: Call[Any]) -> Any:
+        raise AssertionError("a defect")
+
+    bench.store.answers["commit"] = explode
+    await bench.take_in(start("1-0", "r", "quick", 5))
+    assert bench.shard.dropped
+    assert "they are read again" in caplog.text
+
+
+async def test_runs_beyond_the_cache_are_put_out_of_memory_the_longest_idle_first() -> None:
+    bench = Bench(cache=2)
+    await bench.take_in(*(start(f"1-{n}", f"r{n}", "listening") for n in range(3)))
+    assert set(bench.shard.live) == {"r1", "r2"}
+    await bench.take_in(signal("2-0", "r1", "other"))
+    await bench.take_in(start("3-0", "r3", "listening"))
+    assert set(bench.shard.live) == {"r1", "r3"}
+    await bench.take_in(signal("4-0", "r0", "go", 1))
+    assert bench.status("r0") == "completed"
+
+
+async def test_a_run_with_steps_in_flight_stays_in_memory() -> None:
+    bench = Bench(cache=1)
+    await bench.take_in(*(start(f"1-{n}", f"r{n}", "stepping", n) for n in range(5)))
+    assert len(bench.shard.live) == 5
+
+
+async def test_when_a_time_has_come_the_shard_is_asked_which_runs_are_due() -> None:
+    bench = Bench(due_runs=Fired(Reply.OK, 1_005_000, None, ["r"]))
+    await bench.take_in(start("1-0", "r", "sleeping", 5))
+    assert bench.store.sent("due_runs") == []
+    bench.clock.ms += 5000
+    await bench.turn()
+    assert bench.status("r") == "completed"
+    assert len(bench.store.sent("due_runs")) == 1
+
+
+async def test_a_timer_beside_a_running_step_needs_no_question() -> None:
+    bench = Bench()
+    await bench.take_in(start("1-0", "r", "step_with_limit"))
+    bench.clock.ms += 5000
+    await bench.turn()
+    assert bench.store.sent("due_runs") == []
+    assert len(bench.records["r"]) == 4, "header, state, and a transition for the start and one for the timer"
+    bench.owner.outcome(0, "r", Outcome(1, 1, 2.0, raw(1)))
+    await bench.turn()
+    assert bench.status("r") == "completed"
+
+
+async def test_the_earliest_of_what_is_due_later_is_waited_for_next() -> None:
+    bench = Bench(due_runs=Fired(Reply.OK, 1_005_000, 1_009_000, []))
+    await bench.take_in(start("1-0", "r", "sleeping", 5))
+    bench.clock.ms += 5000
+    await bench.turn()
+    bench.clock.ms += 3999
+    await bench.turn()
+    assert len(bench.store.sent("due_runs")) == 1
+    bench.clock.ms += 1
+    await bench.turn()
+    assert len(bench.store.sent("due_runs")) == 2
+
+
+async def test_a_shard_that_is_handed_over_commits_outcomes_and_starts_nothing() -> None:
+    bench = Bench()
+    await bench.take_in(start("1-0", "r", "stepping", 5))
+    bench.shard.draining = True
+    await bench.take_in(start("1-1", "s", "stepping", 5))
+    assert len(bench.steps.started) == 1
+    bench.owner.outcome(0, "r", Outcome(1, 1, 2.0, raw(5)))
+    await bench.turn()
+    assert bench.status("r") == "completed"
+
+
+async def test_all_shards_with_work_share_one_pipeline() -> None:
+    bench = Bench()
+    other = owned(3)
+    bench.owner.add(other)
+    put(other, start("1-0", "s", "quick", 1))
+    await bench.take_in(start("1-0", "r", "quick", 1))
+    assert [len(calls) for calls in bench.store.calls] == [2]
+
+
+async def test_a_run_whose_record_cannot_be_read_does_not_hold_up_the_others() -> None:
+    bench = Bench()
+    bench.records["bad"] = [b"what is this", b""]
+    bench.records["worse"] = [b"running 1 c 900 0 listening - -", b"", b"\x91" * 5000]
+    await bench.take_in(signal("1-0", "bad", "go"), signal("1-1", "worse", "go"), start("1-2", "r", "quick", 1))
+    assert bench.status("r") == "completed"
+    assert bench.commits[0].args[12] == 2
+
+
+async def test_delivered_messages_are_deleted_when_the_rollup_asks() -> None:
+    bench = Bench()
+    await bench.turn()
+    assert bench.commits == []
+    bench.shard.sent = ["7-1"]
+    bench.owner.flush()
+    await bench.turn()
+    assert bench.commits[0].args[11] == 1
+    assert bench.shard.sent == []

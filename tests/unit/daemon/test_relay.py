@@ -1,0 +1,209 @@
+"""Messages between shards: in order, tried again, deleted from the outbox when they have arrived."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from streamflow.daemon import relay as relay_module
+from streamflow.daemon.relay import Relay
+from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.store.connection import Call
+from streamflow.store.kernel import WORKERS
+from streamflow.wire import encode_job
+from streamflow.workflow.actions import StepJob
+from streamflow.workflow.app import Step
+from tests.support.fakes import KERNEL, FakeStore, owned
+
+pytestmark = pytest.mark.anyio
+
+Message = tuple[str, int, str, str, bytes]
+
+
+def message(number: int, target: int = 1, body: bytes = b"x") -> Message:
+    return f"7-{number}", target, "signal", f"r{number}", body
+
+
+def numbers(call: Call[Any]) -> list[str]:
+    """The outbox numbers that a delivery carries: `source, now`, then seven words a message."""
+    return call.args[2::7]
+
+
+async def test_messages_for_one_shard_travel_together_in_order_and_are_then_deleted() -> None:
+    store = FakeStore(deliver_messages="7-3")
+    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay.hand_over(source, [message(1), message(2)])
+    relay.hand_over(source, [message(3)])
+    assert relay.waiting == 3
+    assert await relay.run_once()
+    [call] = store.sent("deliver_messages")
+    assert numbers(call) == ["7-1", "7-2", "7-3"]
+    assert source.sent == ["7-1", "7-2", "7-3"]
+    assert relay.waiting == 0
+
+
+async def test_each_pair_of_shards_has_one_delivery_and_all_go_in_one_pipeline() -> None:
+    store = FakeStore(deliver_messages="")
+    relay, one, two = Relay(store, KERNEL), owned(0), owned(1)  # type: ignore[arg-type]
+    relay.hand_over(one, [message(1, target=2), message(2, target=3)])
+    relay.hand_over(two, [message(1, target=2)])
+    assert await relay.run_once()
+    assert [call.args[0] for call in store.calls[0]] == ["shard:0", "shard:0", "shard:1"]
+    assert len(store.calls) == 1
+
+
+async def test_what_a_shard_does_not_take_is_tried_again_and_the_others_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamflow.daemon.relay.RETRY_PAUSE", 0.0)
+    store = FakeStore(deliver_messages=lambda call: StoreError("full") if "ns.2" in call.keys[0] else "")
+    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay.hand_over(source, [message(1, target=2), message(2, target=3), message(3, target=2)])
+    assert not await relay.run_once()
+    assert source.sent == ["7-2"]
+    store.answers["deliver_messages"] = ""
+    assert await relay.run_once()
+    assert source.sent == ["7-2", "7-1", "7-3"]
+    assert [numbers(call) for call in store.calls[-1]] == [["7-1", "7-3"]]
+
+
+async def test_nothing_is_lost_when_the_server_is_away() -> None:
+    store = FakeStore()
+
+    async def away(calls: Any, patience: Any = None) -> Any:
+        raise StoreUnavailable("away")
+
+    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay.hand_over(source, [message(1)])
+    send, store.send = store.send, away  # type: ignore[method-assign]
+    assert not await relay.run_once()
+    assert (relay.waiting, source.sent) == (1, [])
+    store.send, store.answers["deliver_messages"] = send, ""  # type: ignore[method-assign]
+    assert await relay.run_once()
+    assert source.sent == ["7-1"]
+
+
+async def test_a_delivery_has_limits_and_the_rest_follows_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "MESSAGES", 2)
+    monkeypatch.setattr(relay_module, "BYTES", 1000)
+    store = FakeStore(deliver_messages="")
+    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    bodies = [b"x", b"x", b"x", b"x" * 900, b"x" * 900, b"x" * 5000]
+    relay.hand_over(source, [message(n, body=body) for n, body in enumerate(bodies)])
+    while relay.waiting:
+        assert await relay.run_once()
+    sent = [numbers(call) for call in store.sent("deliver_messages")]
+    assert sent == [["7-0", "7-1"], ["7-2", "7-3"], ["7-4"], ["7-5"]]
+
+
+async def test_messages_of_a_shard_that_was_lost_are_left_to_its_next_owner() -> None:
+    store = FakeStore(deliver_messages="")
+    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay.hand_over(source, [message(1)])
+    source.dropped = True
+    assert await relay.run_once()
+    assert store.calls == []
+    assert relay.waiting == 0
+
+
+async def test_a_shard_that_is_taken_anew_starts_from_its_outbox_and_not_twice() -> None:
+    store = FakeStore(deliver_messages="")
+    relay, before, after = Relay(store, KERNEL), owned(), owned()  # type: ignore[arg-type]
+    relay.hand_over(before, [message(1), message(2)])
+    before.dropped = True
+    relay.hand_over(after, [message(1), message(2)])
+    assert await relay.run_once()
+    assert [numbers(call) for call in store.sent("deliver_messages")] == [["7-1", "7-2"]]
+    assert (before.sent, after.sent) == ([], ["7-1", "7-2"])
+
+
+async def test_a_shard_taken_anew_during_a_delivery_keeps_what_it_handed_over() -> None:
+    before, after = owned(), owned()
+
+    def meanwhile(call: Call[Any]) -> str:
+        if not before.dropped:
+            before.dropped = True
+            relay.hand_over(after, [message(1), message(2)])
+        return ""
+
+    store = FakeStore(deliver_messages=meanwhile)
+    relay = Relay(store, KERNEL)  # type: ignore[arg-type]
+    relay.hand_over(before, [message(1)])
+    assert await relay.run_once()
+    assert (relay.waiting, after.sent) == (2, [])
+    assert await relay.run_once()
+    assert after.sent == ["7-1", "7-2"]
+
+
+def _step(queue: str) -> Step[..., Any]:
+    step: Step[..., Any] = Step(lambda: None, "s", queue="gpu")
+    step.queue = queue  # also one that the door wouldn't let through
+    return step
+
+
+def job(seq: int, queue: str = "gpu") -> StepJob:
+    return StepJob(seq, 1, _step(queue), Raw(b"\x90"))
+
+
+def attempt(number: int, seq: int, *, partition: int = 3, queue: str = "gpu", revoked: bool = False) -> Message:
+    return (
+        f"7-{number}",
+        partition,
+        "revoke" if revoked else "step",
+        "r",
+        encode_job(job(seq, queue), 7, revoked=revoked),
+    )
+
+
+async def test_attempts_and_their_revocations_go_to_their_queue_in_one_order() -> None:
+    store = FakeStore(enqueue_attempts="", deliver_messages="", HSET=1)
+    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay.hand_over(source, [attempt(1, 1), message(2, target=3), attempt(3, 2), attempt(4, 1, revoked=True)])
+    assert await relay.run_once()
+    [offer] = store.sent("enqueue_attempts")
+    assert offer.keys[0] == KERNEL.keys.queue("gpu", 3).stream
+    assert offer.args[:2] == ["shard:0", WORKERS]
+    rows = [offer.args[at : at + 6] for at in range(2, len(offer.args), 8)]
+    assert rows == [["7-1", "step", "r", 7, 1, 1], ["7-3", "step", "r", 7, 2, 1], ["7-4", "revoke", "r", 7, 1, 1]]
+    assert [numbers(call) for call in store.sent("deliver_messages")] == [["7-2"]]
+    assert sorted(source.sent) == ["7-1", "7-2", "7-3", "7-4"]
+
+
+async def test_queues_and_partitions_have_offers_of_their_own_and_a_queue_is_registered_once() -> None:
+    store = FakeStore(enqueue_attempts="", HSET=1)
+    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay.hand_over(source, [attempt(1, 1), attempt(2, 2, partition=4), attempt(3, 3, queue="cpu")])
+    assert await relay.run_once()
+    relay.hand_over(source, [attempt(4, 4)])
+    assert await relay.run_once()
+    streams = [KERNEL.keys.queue(*place).stream for place in (("gpu", 3), ("gpu", 4), ("cpu", 3), ("gpu", 3))]
+    assert [call.keys[0] for call in store.sent("enqueue_attempts")] == streams
+    [registered] = store.sent("HSET")
+    assert registered.args == ["HSET", KERNEL.keys.queues, "cpu", 8, "gpu", 8]
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        ("7-1", 1, "step", "r", b"\xc1"),
+        ("7-1", 8, "step", "r", encode_job(job(1), 7)),
+        (
+            "7-1",
+            1,
+            "revoke",
+            "r",
+            encode_job(job(1, ""), 7),
+        ),
+        ("7-1", 1, "start", "r", b"\xc1"),
+        ("7-1", 1, "start", "r", b"\x94\xa1\xff"),
+        ("7-1", -1, "signal", "r", b""),
+    ],
+)
+async def test_a_spoilt_entry_is_dropped_and_the_others_go(spoilt: Message, caplog: pytest.LogCaptureFixture) -> None:
+    store = FakeStore(deliver_messages="")
+    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay.hand_over(source, [spoilt, message(2)])
+    assert await relay.run_once()
+    assert source.sent == ["7-1", "7-2"]
+    assert [numbers(call) for call in store.sent("deliver_messages")] == [["7-2"]]
+    assert "outbox entry 7-1 of shard 0 can't be read and is dropped" in caplog.text

@@ -1,0 +1,222 @@
+"""Checkpoints of the views, and merging, against a store that answers from a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from streamflow import events
+from streamflow.daemon import rollup as module
+from streamflow.daemon.rollup import Rollup, merge_views, rebuild_views
+from streamflow.daemon.shard import OwnedShard
+from streamflow.errors import Failure, StoreError
+from streamflow.events import (
+    RunCompleted,
+    RunStarted,
+    Transition,
+)
+from streamflow.store.connection import Call
+from streamflow.store.kernel import Folded, Reply
+from streamflow.views.shard_views import ShardViews
+from tests.support.fakes import KERNEL, FakeOwner, FakeStore, context, owned, pack
+from tests.support.machine_driver import raw
+
+pytestmark = pytest.mark.anyio
+
+SHARDS = 4
+
+
+def rollup(store: FakeStore, *shards: OwnedShard, **settings: Any) -> Rollup:
+    return Rollup(context(store, shards=SHARDS, **settings), FakeOwner(*shards))  # type: ignore[arg-type]
+
+
+def counting(shard: OwnedShard, runs: int, entry: str) -> OwnedShard:
+    """A shard that has committed so many completed runs, up to that log entry."""
+    for number in range(runs):
+        events: list[Any] = [RunStarted("flow", "", raw(())), RunCompleted("flow", "", 5, raw(None))]
+        shard.views.fold(f"r{number}", Transition(1_000_000, events))
+        shard.unfolded += 1
+    shard.offset = entry
+    shard.workflows.add("flow")
+    return shard
+
+
+def completed(views: ShardViews) -> int:
+    return views.render(0)["runs"]["status"]["completed"]
+
+
+def no_parts(call: Call[Any]) -> list[None]:
+    return [None, None]
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_checkpoint_has_what_the_shard_counts_and_up_to_where() -> None:
+    store = FakeStore(checkpoint_views=Folded(Reply.OK, 3))
+    shard = counting(owned(), 2, "5-0")
+    it = rollup(store, shard, log_entries=50)
+    await it.run_once()
+    [call] = store.sent("checkpoint_views")
+    token, offset, partial, keep, *_ = call.args
+    assert (token, offset, keep) == ("7:nonce", "5-0", 50)
+    assert completed(ShardViews.decode(partial)) == 2
+    assert KERNEL.keys.shard(0).index("running", "flow") in call.keys
+    assert (shard.folded, shard.unfolded, it.unfolded, it.folds) == ("5-0", 0, 0, 1)
+
+
+async def test_a_shard_without_news_sends_nothing() -> None:
+    store = FakeStore(checkpoint_views=Folded(Reply.OK, 3))
+    it = rollup(store, counting(owned(), 2, "5-0"))
+    await it.run_once()
+    await it.run_once()
+    assert len(store.sent("checkpoint_views")) == 1
+
+
+async def test_what_was_committed_during_a_checkpoint_is_for_the_next_one() -> None:
+    shard = counting(owned(), 2, "5-0")
+
+    def meanwhile(call: Call[Any]) -> Folded:
+        counting(shard, 1, "6-0")
+        return Folded(Reply.OK, 3)
+
+    store = FakeStore(checkpoint_views=meanwhile)
+    it = rollup(store, shard)
+    await it.run_once()
+    assert (shard.folded, shard.unfolded) == ("5-0", 1)
+    store.answers["checkpoint_views"] = Folded(Reply.OK, 3)
+    await it.run_once()
+    assert (shard.folded, shard.unfolded) == ("6-0", 0)
+
+
+@pytest.mark.parametrize("answer", [StoreError("refused"), Folded(Reply.FENCED, 0)])
+async def test_a_checkpoint_that_is_refused_is_tried_again(answer: Any) -> None:
+    store = FakeStore(checkpoint_views=answer)
+    shard = counting(owned(), 2, "5-0")
+    it = rollup(store, shard)
+    await it.run_once()
+    assert (shard.folded, shard.unfolded, it.folds) == ("0-0", 2, 0)
+    store.answers["checkpoint_views"] = Folded(Reply.OK, 1)
+    await it.run_once()
+    assert (shard.folded, shard.unfolded, it.folds) == ("5-0", 0, 1)
+
+
+async def test_a_stored_part_that_is_ahead_is_said_loudly_and_not_overwritten_for_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = FakeStore(checkpoint_views=Folded(Reply.STALE, 0))
+    it = rollup(store, counting(owned(), 2, "5-0"))
+    await it.run_once()
+    await it.run_once()
+    assert len(store.sent("checkpoint_views")) == 1
+    assert "the stored views of shard 0 are ahead of its log" in caplog.text
+
+
+async def test_a_lost_shard_stores_nothing() -> None:
+    store = FakeStore()
+    shard = counting(owned(), 2, "5-0")
+    shard.dropped = True
+    await rollup(store, shard).store_partials([shard])
+    assert store.calls == []
+
+
+# --- merging --------------------------------------------------------------------------------------------------------
+
+
+def views_in(store: FakeStore) -> dict[str, Any]:
+    """The merged views as they were stored last."""
+    values = {call.args[1].rpartition(":")[2]: msgspec.json.decode(call.args[2]) for call in store.sent("SET")}
+    return {name: value["value"] for name, value in values.items()}
+
+
+async def test_only_the_leader_merges_its_own_parts_with_the_stored_ones_of_others() -> None:
+    theirs = counting(owned(2), 3, "9-0").views.encode()
+
+    def parts(call: Call[Any]) -> list[bytes | None]:
+        return [b"r 1000 flow", theirs if ".2}" in call.args[1] else None]
+
+    store = FakeStore(checkpoint_views=Folded(Reply.OK, 1), HMGET=parts, SET=True)
+    it = rollup(store, counting(owned(0), 2, "5-0"))
+    await it.run_once()
+    assert store.sent("SET") == []
+    it.leading = True
+    await it.run_once()
+    assert views_in(store)["runs"]["status"]["completed"] == 5
+    assert len(views_in(store)["oldest"]) == SHARDS
+    asked = {call.args[1]: call.args[2:] for call in store.sent("HMGET")}
+    assert asked[KERNEL.keys.shard(0).views] == ["oldest"], "what is in memory isn't read back"
+
+
+async def test_nothing_is_merged_when_nobody_has_stored_anything_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "QUIET_ROUNDS", 3)
+    store = FakeStore(HMGET=no_parts, SET=True)
+    it = rollup(store)
+    it.leading = True
+    merges = []
+    for turn in range(10):
+        it.others_folds += turn == 7
+        before = len(store.sent("SET"))
+        await it.run_once()
+        merges.append(len(store.sent("SET")) > before)
+    assert merges == [True, True, True, True, False, False, False, True, True, True]
+
+
+async def test_a_part_that_cannot_be_read_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    good = counting(owned(), 2, "5-0").views.encode()
+    answers = iter([[None, b"\xc1"], StoreError("WRONGTYPE"), [b"not a row", None], [None, good]])
+    store = FakeStore(HMGET=lambda call: next(answers), SET=True)
+    await merge_views(store, KERNEL, SHARDS, 0)  # type: ignore[arg-type]
+    assert views_in(store)["runs"]["status"]["completed"] == 2
+    assert views_in(store)["oldest"] == []
+    assert "the views of shard 0 can't be read, rebuild them" in caplog.text
+    assert "the views of shard 1 can't be read: WRONGTYPE" in caplog.text
+
+
+async def test_the_oldest_runs_of_all_shards_are_merged_by_age() -> None:
+    rows = iter([b"b 2000 flow\nd 4000 flow", b"", b"a 1000 flow", b"c 3000.0 flow"])
+    store = FakeStore(HMGET=lambda call: [next(rows), None], SET=True)
+    await merge_views(store, KERNEL, SHARDS, 0)  # type: ignore[arg-type]
+    assert [row[0] for row in views_in(store)["oldest"]] == ["a", "b", "c", "d"]
+
+
+# --- rebuilding -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_rebuild_is_the_base_and_all_that_the_log_has_behind_it() -> None:
+    base = counting(owned(), 3, "5-0").views.encode()
+    failed = pack(
+        Transition(1000, [RunStarted("flow", "", raw(())), events.RunFailed("flow", "", 1, Failure("E", "no"))])
+    )
+    entries = [(f"{n}-0".encode(), {b"r": failed}) for n in range(6, 9)]
+
+    def stored(call: Call[Any]) -> list[bytes | None]:
+        if call.args[1] != KERNEL.keys.shard(0).views:
+            return [None] * len(call.args[2:])
+        return [base, b"5-0", b"6-0"] if call.args[2] == "base" else [None, partials[0]]
+
+    def log(call: Call[Any]) -> Any:
+        if call.args[1] != KERNEL.keys.shard(0).log:
+            return []
+        return entries if call.args[2] == "(5-0" else []
+
+    partials: list[bytes] = [b""]
+
+    def write(call: Call[Any]) -> int:
+        partials[0] = call.args[3]
+        return 1
+
+    store = FakeStore(HMGET=stored, XRANGE=log, HSET=write, SET=True)
+    assert await rebuild_views(store, KERNEL, SHARDS, 0) == 3  # type: ignore[arg-type]
+    status = views_in(store)["runs"]["status"]
+    assert (status["completed"], status["failed"], status["running"]) == (3, 3, 0)
+    [call] = store.sent("HSET")
+    assert call.args[4:] == ["offset", "8-0"]
+
+
+async def test_before_a_checkpoint_delivered_messages_are_flushed() -> None:
+    store = FakeStore()
+    it = rollup(store)
+    await it.run_once()
+    assert it._owner.flushed == 1  # type: ignore[attr-defined]

@@ -1,0 +1,112 @@
+"""What a machine makes of `sf.set_attributes` and `sf.publish`: effects of the transition, and nothing in a replay."""
+
+from __future__ import annotations
+
+import streamflow as sf
+from streamflow.events import SignalReceived
+from streamflow.machine.factory import rehydrate
+from streamflow.model.record import Header
+from streamflow.model.sharding import Partition
+from tests.support.machine_driver import Run, plain, raw
+
+app = sf.App()
+
+
+@app.workflow
+async def talking() -> str:
+    sf.set_attributes(a=1, b="x")
+    sf.publish("at", 0)
+    try:
+        for number in range(1, 3):
+            await sf.signal("go")
+            sf.publish("at", number)
+            sf.publish("again", number)
+            sf.publish("again", number * 10)
+            sf.set_attributes(a=number * 10)
+            sf.set_attributes(b=None, c=True)
+    finally:
+        sf.publish("at", "the end")
+        sf.set_attributes(late=True)
+    return "done"
+
+
+@app.workflow
+async def reborn(life: int) -> str:
+    sf.set_attributes(**{f"life{life}": "x" * 250}, life=life)  # nine of these are too many
+    await sf.signal("go")
+    if life < 20:
+        raise sf.ContinueAs(life + 1)
+    return "old"
+
+
+@app.reducer
+def filling(state: int, event: sf.Event) -> sf.Decision:
+    if isinstance(event, sf.Signal):
+        sf.set_attributes(**{f"a{state}": state})
+        sf.publish("state", state)
+    return sf.Decision(state + 1)
+
+
+def go(name: str = "go") -> SignalReceived:
+    return SignalReceived(name, raw(None))
+
+
+def published(run: Run) -> dict[str, object] | None:
+    found = run.last.published
+    return None if found is None else {key: plain(data) for key, data in found.items()}
+
+
+def test_the_calls_of_one_transition_are_its_effects_the_last_of_a_name_counts() -> None:
+    run = Run(app, "talking")
+    assert (run.last.attributes, published(run)) == ({"a": 1, "b": "x"}, {"at": 0})
+    run.advance(go())
+    assert (run.last.attributes, published(run)) == ({"a": 10, "b": None, "c": True}, {"at": 1, "again": 10})
+    run.advance(go("other"))
+    assert (run.last.attributes, run.last.published) == (None, None)
+
+
+def test_they_are_no_events_and_a_replay_does_nothing_and_goes_on_the_same() -> None:
+    run = Run(app, "talking")
+    run.advance(go())
+    assert run.names == ["RunStarted", "SignalReceived"]
+    machine = run.reload()
+    assert (machine.effects.attributes, machine.effects.published) == (None, None)
+    run.advance(go())
+    assert run.last.attributes == {"a": 20, "b": None, "c": True, "late": True}
+    assert published(run) == {"at": "the end", "again": 20}
+    assert run.last.ended
+
+
+def test_code_that_is_only_put_out_of_memory_says_nothing() -> None:
+    run = Run(app, "talking")
+    run.machine.close()
+    other = Run(app, "talking")
+    assert other.machine.effects.published is None
+    assert other.machine.effects.attributes is None
+
+
+def test_a_reducer_knows_its_attributes_from_its_header() -> None:
+    run = Run(app, "filling")
+    run.advance(*(go() for _ in range(32)))
+    assert not run.last.ended
+    attributes = {f"a{number}": number for number in range(1, 33)}
+    assert run.last.attributes == attributes
+    header = Header("running", 2, "c", 1000, 0, "filling", "", "", attributes)
+    run.machine = rehydrate(app, Partition.RUN, "r", header, run.state, run.transitions())
+    run.advance(go())
+    assert run.last.ended, "the 33rd is refused, and the reducer doesn't catch that"
+    assert run.names[-1] == "RunFailed"
+
+
+def test_limits_are_those_of_one_life_whether_it_is_replayed_or_not() -> None:
+    """What a replay can't know must not decide: attributes of lives before are the batch's to count."""
+    run = Run(app, "reborn", 1)
+    for _ in range(19):
+        assert not run.last.ended, run.history[-1]
+        run.advance(go())
+        assert run.last.fresh
+        run.elements = run.elements[-1:]  # as the store keeps them
+        run.reload()
+    assert run.machine.attributes == {"life20": "x" * 250, "life": 20}
+    run.advance(go())
+    assert run.names[-1] == "RunCompleted"

@@ -1,0 +1,279 @@
+"""Replay: the same decisions again, what happens when the code has changed, and going on after a good deploy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamflow.events import CancelRequested, RunStuck, SignalReceived
+from streamflow.machine.factory import rehydrate
+from streamflow.machine.transition import Due
+from streamflow.model.record import Header
+from streamflow.model.sharding import Partition
+from streamflow.workflow import api as sf
+from streamflow.workflow.app import App
+from tests.support.machine_driver import Run, kinds, raw, result_of
+
+
+def _app(body: Any = None, *steps: str, name: str = "flow") -> App:
+    app = App()
+    for step in steps or ("a", "b"):
+
+        def act(x: int) -> int:
+            return x
+
+        app.step(name=step)(act)
+    if body is not None:
+        app.workflow(name=name)(body(app))
+    return app
+
+
+def _two_steps(app: App) -> Any:
+    async def flow() -> Any:
+        first = await app.steps["a"](1)
+        return [first, await app.steps["b"](2)]
+
+    return flow
+
+
+def _swapped(app: App) -> Any:
+    async def flow() -> Any:
+        return [await app.steps["b"](2), await app.steps["a"](1)]
+
+    return flow
+
+
+def _one_step(app: App) -> Any:
+    async def flow() -> Any:
+        return await app.steps["a"](1)
+
+    return flow
+
+
+def _raises_later(app: App) -> Any:
+    async def flow() -> Any:
+        await app.steps["a"](1)
+        raise ValueError("new code")
+
+    return flow
+
+
+def _a_step_more(app: App) -> Any:
+    async def flow() -> Any:
+        return list(await sf.gather(app.steps["a"](1), app.steps["b"](2)))
+
+    return flow
+
+
+def _waits(app: App) -> Any:
+    async def flow() -> Any:
+        await app.steps["a"](1)
+        try:
+            return await sf.signal("go", int, timeout=5)
+        except TimeoutError:
+            return "late"
+
+    return flow
+
+
+def _after_first_step() -> Run:
+    run = Run(_app(_two_steps), "flow")
+    run.done(1, 1)
+    return run
+
+
+def test_a_reloaded_run_goes_on_where_it_was() -> None:
+    run = _after_first_step()
+    machine = run.reload()
+    assert machine.events_count == 4
+    assert machine.diverged is None
+    assert machine.started == 1000
+    assert result_of(run.done(2, 2)) == [1, 2]
+
+
+def test_other_code_parks_the_run_and_names_event_expected_and_found() -> None:
+    run = _after_first_step()
+    machine = run.reload(_app(_swapped))
+    assert machine.diverged is not None
+    assert (machine.diverged.run_id, machine.diverged.number) == ("r", 2)
+    assert (machine.diverged.expected, machine.diverged.found) == ("StepScheduled(1, a)", "StepScheduled(1, b)")
+    effects = run.advance()
+    assert kinds(effects) == ["RunStuck"]
+    assert effects.status == "stuck"
+    assert "diverged at event 2" in effects.events[0].reason  # type: ignore[union-attr]
+
+
+def test_code_that_decides_more_less_or_ends_is_a_divergence() -> None:
+    run = _after_first_step()
+    for body, number, expected, found in (
+        (_a_step_more, 3, "no further decision", "StepScheduled(2, b)"),
+        (_one_step, 4, "StepScheduled(2, b)", "RunCompleted"),
+        (_raises_later, 4, "StepScheduled(2, b)", "RunFailed: ValueError: new code"),
+        (_waits, 4, "StepScheduled(2, b)", "TimerSet(2, go)"),
+    ):
+        diverged = run.reload(_app(body)).diverged
+        assert diverged is not None
+        assert (diverged.number, diverged.expected, diverged.found) == (number, expected, found), body.__name__
+
+
+def test_a_decision_that_the_code_no_longer_makes_is_a_divergence() -> None:
+    def nothing(app: App) -> Any:
+        async def flow() -> Any:
+            await sf.signal("go")
+
+        return flow
+
+    diverged = _after_first_step().reload(_app(nothing)).diverged
+    assert diverged is not None
+    assert (diverged.number, diverged.found) == (2, "nothing of the kind")
+
+
+def test_a_step_that_is_not_registered_any_more_is_named() -> None:
+    run = _after_first_step()
+
+    def other(app: App) -> Any:
+        async def flow() -> Any:
+            return await app.steps["c"](1)
+
+        return flow
+
+    diverged = run.reload(_app(other, "b", "c")).diverged
+    assert diverged is not None
+    assert diverged.expected == "StepScheduled(1, a), a step that is not registered any more"
+
+
+def test_a_result_that_no_longer_fits_is_a_divergence() -> None:
+    run = _after_first_step()
+    app = App()
+
+    @app.step
+    def a(x: int) -> str:
+        return str(x)
+
+    @app.step
+    def b(x: int) -> int:
+        return x
+
+    app.workflow(name="flow")(_two_steps(app))
+    diverged = run.reload(app).diverged
+    assert diverged is not None
+    assert diverged.number == 3
+    assert "not a str" in diverged.found
+
+
+def test_a_stuck_run_keeps_facts_and_resumes_with_good_code() -> None:
+    run = _after_first_step()
+    machine = run.reload(_app(_swapped))
+    assert [job.seq for job in machine.running_jobs()] == [2], "its steps go on"
+    assert kinds(run.failed(2)) == ["RunStuck", "StepRetrying"]
+    assert [job.attempt for job in run.advance(Due(), after=60_000).jobs] == [2]
+    assert kinds(run.done(2, 2, attempt=2)) == ["StepCompleted"]
+    assert run.last.status == "stuck"
+    assert not run.machine.in_flight
+
+    assert run.reload(_app(_swapped)).resumable is False
+    assert not run.advance().events, "the history says already that it is stuck"
+
+    machine = run.reload(_app(_two_steps))
+    assert machine.resumable
+    assert machine.status == "stuck"
+    assert machine.running_jobs() == []
+    assert kinds(run.advance()) == ["RunResumed", "RunCompleted"]
+    assert result_of(run.last) == [1, 2]
+
+
+def test_a_history_with_a_stuck_time_replays_strictly_afterwards() -> None:
+    run = Run(_app(_waits), "flow")
+    run.reload(_app(_swapped))
+    run.advance()
+    run.done(1, 1)
+    run.advance(SignalReceived("go", raw("no number")))
+    run.advance(SignalReceived("go", raw(7)))
+    run.reload(_app(_waits))
+    assert kinds(run.advance()) == ["RunResumed", "TimerSet", "RunCompleted"]
+    assert result_of(run.last) == 7
+
+    run = Run(_app(_waits), "flow")
+    run.reload(_app(_swapped))
+    run.advance()
+    run.done(1, 1)
+    run.reload(_app(_waits))
+    assert kinds(run.advance()) == ["RunResumed", "TimerSet"]
+    machine = run.reload()
+    assert machine.diverged is None
+    assert not machine.stuck
+    assert machine.next_due == run.at + 5000, "the timer runs from the moment of the resumption"
+    diverged = run.reload(_app(_two_steps)).diverged
+    assert diverged is not None
+    assert diverged.number == 6
+    assert diverged.expected == "TimerSet(2, go)"
+
+
+def test_a_timer_that_fires_while_stuck_counts_unless_a_signal_came_first() -> None:
+    for inputs, expected in (((Due(),), "late"), ((SignalReceived("go", raw(7)), Due()), 7)):
+        run = Run(_app(_waits), "flow")
+        run.done(1, 1)
+        run.reload(_app(_swapped))
+        run.advance(*inputs, after=5000)
+        assert kinds(run.last)[-1] == "TimerFired"
+        run.reload(_app(_waits))
+        assert result_of(run.advance()) == expected
+
+
+def test_a_stuck_run_can_be_cancelled() -> None:
+    run = _after_first_step()
+    run.reload(_app(_swapped))
+    run.advance()
+    effects = run.advance(CancelRequested("hopeless"))
+    assert kinds(effects) == ["RunResumed", "CancelRequested", "RunCancelled"]
+    assert effects.cancelled == [2]
+    assert effects.status == "cancelled"
+
+
+def test_the_history_of_a_run_that_was_cancelled_while_stuck_replays() -> None:
+    run = _after_first_step()
+    run.reload(_app(_swapped))
+    run.done(2, 2)
+    run.advance(CancelRequested("hopeless"))
+    header = Header("running", 1, "c", 1000, 0, "flow", "", "")
+    machine = rehydrate(_app(_two_steps), Partition.RUN, "r", header, b"", run.transitions())
+    assert machine.diverged is None
+    assert machine.status == "cancelled"
+
+
+def test_an_unknown_workflow_is_stuck_with_the_known_names_until_a_deploy_knows_it() -> None:
+    run = Run(_app(_two_steps, name="other"), "flow")
+    assert kinds(run.last) == ["RunStarted", "RunStuck"]
+    assert run.last.status == "stuck"
+    reason = next(event.reason for event in run.history if isinstance(event, RunStuck))
+    assert "flow is not registered" in reason
+    assert "other" in reason
+    assert kinds(run.advance(SignalReceived("go", raw(1)))) == ["SignalReceived"]
+    assert run.reload().reason == reason
+    machine = run.reload(_app(_two_steps))
+    assert machine.resumable
+    effects = run.advance(after=100)
+    assert kinds(effects) == ["RunResumed", "StepScheduled"]
+    assert effects.jobs[0].seq == 1
+    assert run.reload().diverged is None
+    run.done(1, 1)
+    assert run.reload().diverged is None
+    assert result_of(run.done(2, 2)) == [1, 2]
+
+
+def test_a_machine_without_its_workflow_still_knows_what_is_open() -> None:
+    run = Run(_app(_waits), "flow")
+    run.done(1, 1)
+    machine = run.reload(_app(None, "b"))
+    assert machine.next_due == run.at + 5000
+    assert "not registered" in machine.reason
+    assert kinds(run.advance(Due(), after=5000)) == ["RunStuck", "TimerFired"]
+
+
+def test_an_ended_run_is_not_replayed() -> None:
+    run = Run(_app(_one_step), "flow")
+    run.done(1, 1)
+    machine = run.reload(_app(_swapped))
+    assert machine.ended
+    assert machine.diverged is None
+    assert not run.done(2, 2).events
+    assert run.last.ended

@@ -1,0 +1,376 @@
+"""Running attempts: limits, order, time-outs, cancelling, holding, threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+from msgspec import Raw
+
+import streamflow as sf
+from streamflow.machine.transition import Outcome
+from streamflow.steps.executor import StepExecutor
+from streamflow.workflow.actions import StepJob
+from streamflow.workflow.app import Step
+from tests.support.machine_driver import plain, raw
+
+pytestmark = pytest.mark.anyio
+
+app = sf.App()
+
+
+@app.step
+async def echo(value: str) -> str:
+    return value
+
+
+@app.step(retry=sf.Retry(never=(KeyError,)))
+async def fail(kind: str) -> None:
+    raise {"KeyError": KeyError, "ValueError": ValueError}[kind]("no")
+
+
+class Bench:
+    """An executor and what comes out of it."""
+
+    def __init__(self, concurrency: int = 10, threads: int = 4) -> None:
+        self.inward, self.outcomes = anyio.create_memory_object_stream[tuple[int, str, Outcome]](1000)
+        self.executor = StepExecutor(concurrency, threads, lambda *outcome: self.inward.send_nowait(outcome))
+
+    def submit(
+        self, step: Step[..., Any], *args: Any, run: str = "r", seq: int = 1, attempt: int = 1, shard: int = 0
+    ) -> None:
+        self.executor.submit(shard, run, StepJob(seq, attempt, step, raw(args)))
+
+    async def next(self) -> Outcome:
+        with anyio.fail_after(10):
+            _, _, outcome = await self.outcomes.receive()
+        return outcome
+
+    async def quiet(self) -> None:
+        """Nothing comes any more from what was cancelled."""
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(anyio.WouldBlock):
+            self.outcomes.receive_nowait()
+
+
+@asynccontextmanager
+async def bench(concurrency: int = 10, threads: int = 4) -> AsyncIterator[Bench]:
+    made = Bench(concurrency, threads)
+    try:
+        yield made
+    finally:
+        made.executor.close()
+        made.outcomes.close()
+        made.inward.close()
+
+
+class Gate:
+    """Async and thread steps that wait until they are let go; `begun` says who has started."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.cancelled: list[str] = []
+        self.go = anyio.Event()
+        self.thread_go = threading.Event()
+        self.thread_begun = threading.Semaphore(0)
+
+        async def wait(name: str) -> str:
+            self.begun.append(name)
+            try:
+                await self.go.wait()
+            except BaseException:
+                self.cancelled.append(name)
+                raise
+            return name
+
+        def wait_in_thread(name: str) -> str:
+            self.begun.append(name)
+            self.thread_begun.release()
+            assert self.thread_go.wait(10)
+            return name
+
+        local = sf.App()
+        self.wait: Step[..., Any] = local.step(wait)
+        self.wait_in_thread: Step[..., Any] = local.step(wait_in_thread)
+
+
+async def test_a_failed_attempt_carries_what_it_told_last_or_what_one_before_told() -> None:
+    local = sf.App()
+
+    @local.step
+    async def tells(value: int | None) -> None:
+        if value is not None:
+            sf.heartbeat({"at": value})
+        sf.heartbeat()
+        raise ValueError
+
+    async with bench() as it:
+        for seq, value in ((1, 7), (2, None)):
+            it.executor.submit(0, "r", StepJob(seq, 2, tells, raw([value]), raw("before")))
+            assert plain((await it.next()).details) == ({"at": 7} if value else "before")
+
+
+async def test_what_a_running_attempt_told_can_be_asked() -> None:
+    gate, told = Gate(), anyio.Event()
+    local = sf.App()
+
+    @local.step
+    async def tells() -> None:
+        sf.heartbeat("so far")
+        told.set()
+        await gate.go.wait()
+
+    async with bench() as it:
+        it.submit(tells)
+        await told.wait()
+        assert plain(it.executor.told("r", 1)) == "so far"
+        assert plain(it.executor.told("r", 2)) is None
+
+
+async def test_a_thread_learns_that_its_attempt_is_over() -> None:
+    local = sf.App()
+    begun, ended = threading.Event(), threading.Event()
+
+    @local.step
+    def asks() -> None:
+        assert not sf.cancelled()
+        begun.set()
+        while not sf.cancelled():
+            ended.wait(0.001)
+        ended.set()
+
+    async with bench() as it:
+        it.submit(asks)
+        assert await anyio.to_thread.run_sync(begun.wait, 10)
+        it.executor.cancel("r", 1)
+        assert await anyio.to_thread.run_sync(ended.wait, 10)
+
+
+async def test_an_outcome_says_which_attempt_of_which_call_it_is() -> None:
+    async with bench() as it:
+        it.submit(echo, "hello", run="r", seq=3, attempt=2, shard=5)
+        with anyio.fail_after(10):
+            shard, run_id, outcome = await it.outcomes.receive()
+        assert (shard, run_id, outcome.seq, outcome.attempt) == (5, "r", 3, 2)
+        assert isinstance(outcome.result, Raw)
+        assert plain(outcome.result) == "hello"
+        assert outcome.failure is None
+
+
+async def test_a_failure_is_permanent_only_when_the_policy_or_the_payload_says_so() -> None:
+    async with bench() as it:
+        it.submit(fail, "ValueError", seq=1)
+        it.submit(fail, "KeyError", seq=2)
+        it.submit(echo, 5, seq=3)
+        kinds = {}
+        for _ in range(3):
+            outcome = await it.next()
+            assert outcome.failure is not None
+            kinds[outcome.failure.kind] = outcome.permanent
+        assert kinds == {"ValueError": False, "KeyError": True, "PayloadInvalid": True}
+
+
+async def test_no_more_than_the_limit_run_and_the_rest_start_in_order() -> None:
+    gate = Gate()
+    async with bench(concurrency=2) as it:
+        for number in range(5):
+            it.submit(gate.wait, str(number), seq=number)
+        await anyio.wait_all_tasks_blocked()
+        assert gate.begun == ["0", "1"]
+        assert (it.executor.running, it.executor.waiting) == (2, 3)
+        it.executor.cancel("r", 0)
+        await anyio.wait_all_tasks_blocked()
+        assert gate.begun == ["0", "1", "2"]
+        gate.go.set()
+        assert [plain((await it.next()).result or b"") for _ in range(4)] == ["1", "2", "3", "4"]
+        assert (it.executor.running, it.executor.waiting, it.executor.of_shard(0)) == (0, 0, 0)
+
+
+async def test_threads_have_a_limit_of_their_own_and_do_not_hold_up_tasks() -> None:
+    gate = Gate()
+    async with bench(threads=1) as it:
+        it.submit(gate.wait_in_thread, "first", seq=1)
+        it.submit(gate.wait_in_thread, "second", seq=2)
+        it.submit(echo, "beside", seq=3)
+        assert plain((await it.next()).result or b"") == "beside"
+        assert gate.begun == ["first"]
+        gate.thread_go.set()
+        assert [(await it.next()).seq, (await it.next()).seq] == [1, 2]
+
+
+async def test_the_time_out_of_a_step_does_not_run_while_it_waits_for_its_turn() -> None:
+    gate = Gate()
+    async with bench(concurrency=1, threads=1) as it:
+        it.submit(gate.wait, "first", seq=1)
+        it.submit(gate.wait_in_thread, "first", seq=2)
+        it.submit(gate.wait.options(timeout=0.001), "second", seq=3)
+        it.submit(gate.wait_in_thread.options(timeout=0.001), "second", seq=4)
+        it.submit(gate.wait_in_thread.options(timeout=0.02), "other", seq=2, attempt=2)  # takes a thread later, too
+        with anyio.move_on_after(0.05):
+            await it.outcomes.receive()
+            raise AssertionError("nothing that waits can time out")
+        gate.go.set()
+        gate.thread_go.set()
+        assert (await it.next()).seq == 1
+
+
+async def test_a_step_that_takes_too_long_is_over_and_cancelled() -> None:
+    gate = Gate()
+    async with bench() as it:
+        it.submit(gate.wait.options(timeout=0.01), "late")
+        outcome = await it.next()
+        assert outcome.failure == sf.Failure("TimeoutError", "step wait took longer than 0.01 s")
+        assert not outcome.permanent
+        await it.quiet()
+        assert gate.cancelled == ["late"]
+
+
+async def test_what_a_thread_returns_after_its_time_is_dropped_and_its_place_is_free_only_then(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gate = Gate()
+    async with bench(threads=1) as it:
+        it.submit(gate.wait_in_thread.options(timeout=0.01), "late", seq=1)
+        assert (await it.next()).failure is not None
+        it.submit(gate.wait_in_thread, "next", seq=2)
+        assert it.executor.waiting == 1
+        assert "its thread can't be stopped" in caplog.text
+        gate.thread_go.set()
+        outcome = await it.next()
+        assert (outcome.seq, plain(outcome.result or b"")) == (2, "next")
+
+
+async def test_a_cancelled_attempt_gives_no_outcome() -> None:
+    gate = Gate()
+    async with bench() as it:
+        it.submit(gate.wait, "one", seq=1)
+        it.submit(gate.wait_in_thread, "two", seq=2)
+        await anyio.to_thread.run_sync(gate.thread_begun.acquire)
+        await anyio.wait_all_tasks_blocked()
+        it.executor.cancel("r", 1)
+        it.executor.cancel("r", 2)
+        it.executor.cancel("r", 99)
+        gate.thread_go.set()
+        it.submit(echo, "after", seq=3)
+        assert (await it.next()).seq == 3
+        await it.quiet()
+        assert gate.cancelled == ["one"]
+
+
+async def test_cancelling_by_a_condition_leaves_the_others() -> None:
+    gate = Gate()
+    async with bench() as it:
+        for shard in (1, 2):
+            it.submit(gate.wait, str(shard), run=f"r{shard}", shard=shard)
+        await anyio.wait_all_tasks_blocked()
+        it.executor.cancel_where(lambda running: running.shard == 1)
+        assert (it.executor.of_shard(1), it.executor.of_shard(2)) == (0, 1)
+        gate.go.set()
+        assert plain((await it.next()).result or b"") == "2"
+        assert gate.cancelled == ["1"]
+
+
+async def test_the_same_attempt_again_is_left_alone_and_a_newer_one_takes_its_place() -> None:
+    gate = Gate()
+    async with bench() as it:
+        it.submit(gate.wait, "first")
+        it.submit(gate.wait, "first")
+        await anyio.wait_all_tasks_blocked()
+        assert gate.begun == ["first"]
+        it.submit(gate.wait, "second", attempt=2)
+        it.submit(gate.wait, "first", attempt=1)
+        await anyio.wait_all_tasks_blocked()
+        assert (gate.begun, gate.cancelled) == (["first", "second"], ["first"])
+        gate.go.set()
+        assert (await it.next()).attempt == 2
+        await it.quiet()
+
+
+async def test_while_held_nothing_starts_and_what_runs_goes_on() -> None:
+    gate = Gate()
+    async with bench() as it:
+        it.submit(gate.wait, "before", seq=1)
+        await anyio.wait_all_tasks_blocked()
+        it.executor.hold()
+        it.submit(gate.wait, "while", seq=2)
+        gate.go.set()
+        assert (await it.next()).seq == 1
+        await anyio.wait_all_tasks_blocked()
+        assert gate.begun == ["before"]
+        it.executor.resume()
+        assert (await it.next()).seq == 2
+
+
+async def test_a_step_that_waits_can_be_cancelled_and_its_turn_goes_to_the_next() -> None:
+    gate = Gate()
+    async with bench(concurrency=1) as it:
+        for number in range(3):
+            it.submit(gate.wait, str(number), seq=number)
+        it.executor.cancel("r", 1)
+        assert it.executor.waiting == 1
+        gate.go.set()
+        assert [(await it.next()).seq, (await it.next()).seq] == [0, 2]
+        assert "1" not in gate.begun
+
+
+async def test_closing_cancels_everything() -> None:
+    gate = Gate()
+    async with bench(concurrency=1) as it:
+        for number in range(3):
+            it.submit(gate.wait, str(number), seq=number)
+        await anyio.wait_all_tasks_blocked()
+        it.executor.close()
+        await it.quiet()
+        assert gate.cancelled == ["0"]
+        assert (it.executor.running, it.executor.waiting) == (0, 0)
+
+
+async def test_ten_thousand_attempts_that_wait_are_cancelled_in_a_moment() -> None:
+    gate = Gate()
+    async with bench(concurrency=1) as it:
+        for number in range(10_000):
+            it.submit(gate.wait, "", seq=number)
+        with anyio.fail_after(2):
+            it.executor.cancel_where(lambda running: running.job.seq > 0)
+            await anyio.lowlevel.checkpoint()
+        assert (it.executor.running, it.executor.waiting) == (1, 0)
+
+
+def _raising(error: BaseException) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+class Abort(BaseException):
+    """What some libraries do: an error that is no `Exception`."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), GeneratorExit(), Abort()], ids=lambda e: type(e).__name__)
+async def test_an_async_step_that_raises_anything_is_a_failure(error: BaseException) -> None:
+    async def act() -> None:
+        raise error
+
+    step: Step[..., Any] = sf.App().step(name="act")(act)
+    async with bench() as it:
+        it.submit(step)
+        outcome = await it.next()
+        assert outcome.failure is not None
+        assert outcome.failure.kind == type(error).__name__
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), GeneratorExit(), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
+async def test_a_thread_that_raises_anything_is_a_failure(error: BaseException) -> None:
+    step: Step[..., Any] = sf.App().step(name="act")(_raising(error))
+    async with bench() as it:
+        it.submit(step)
+        outcome = await it.next()
+        assert outcome.failure is not None
+        assert outcome.failure.kind == type(error).__name__

@@ -1,0 +1,302 @@
+"""A worker's parts: how many entries are taken, what unreadable ones become, and the order in which claims end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import msgspec
+import pytest
+from msgspec import Raw
+
+import streamflow as sf
+from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.events import NOTHING
+from streamflow.machine.transition import Outcome
+from streamflow.settings import Settings
+from streamflow.steps.executor import StepExecutor
+from streamflow.store.blocking_reads import Entry, GroupGone
+from streamflow.store.connection import Call
+from streamflow.store.kernel import Dead
+from streamflow.wire import QueuedStep, encode_job
+from streamflow.worker.claims import Claim, Claims
+from streamflow.worker.reader import QueueReader
+from streamflow.worker.worker import Worker
+from streamflow.workflow.actions import StepJob
+from tests.support.fakes import KERNEL, FakeStore, pack
+from tests.support.machine_driver import raw
+
+pytestmark = pytest.mark.anyio
+
+CREATED = 1000
+"""When the runs here were created, in ms."""
+
+app = sf.App()
+
+
+@app.step(queue="gpu")
+async def forever(value: int) -> int:
+    await anyio.sleep_forever()
+    return value
+
+
+class FakeConnection:
+    """Gives what is planned for each read; `reads` has (streams, count, pending, wait) of each."""
+
+    def __init__(self) -> None:
+        self.plan: list[list[Entry] | Exception] = []
+        self.reads: list[tuple[int, int, bool, bool]] = []
+        self.streams: list[list[str]] = []
+
+    async def read(self, streams: Sequence[str], count: int, *, pending: bool, wait: bool = True) -> list[Entry]:
+        await anyio.lowlevel.checkpoint()  # as a real read does: a loop over it must not starve the test
+        self.reads.append((len(streams), count, pending, wait))
+        self.streams.append(list(streams))
+        answer = self.plan.pop(0) if self.plan else []
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def interrupt(self) -> None: ...
+
+
+class Bench:
+    """A reader and its claims, with a store that answers from a table."""
+
+    def __init__(self, slots: int = 4, **answers: Any) -> None:
+        letters = lambda call: "k" * (len(call.args) // 3)  # noqa: E731
+        self.store = FakeStore(
+            **{"report_outcome": "a", "ack_attempts": b"OK", "extend_claims": letters, "XGROUP": b"OK", **answers}
+        )
+        self.connection = FakeConnection()
+        self.claims = Claims(
+            self.store,  # type: ignore[arg-type]
+            KERNEL,
+            consumer="me",
+            queues=["gpu"],
+            timeout=8.0,
+            shard_of=lambda _: 5,
+            on_room=lambda: self.reader.room(),
+        )
+        self.executor = StepExecutor(slots, slots, self.claims.outcome)
+        self.claims.executor = self.executor
+        self.reader = QueueReader(
+            app,
+            self.store,  # type: ignore[arg-type]
+            KERNEL,
+            self.connection,  # type: ignore[arg-type]
+            self.claims,
+            self.executor,
+            slots=slots,
+        )
+
+    async def take(self, *entries: Entry) -> None:
+        self.connection.plan = [list(entries)]
+        await self.reader.run_once()
+
+    def completed(self) -> list[Any]:
+        return [msgspec.msgpack.decode(call.args[-1]) for call in self.store.sent("report_outcome")]
+
+
+@pytest.fixture
+async def it() -> Any:
+    made = Bench()
+    yield made
+    made.executor.close()
+
+
+def entry(
+    seq: int = 1, *, attempt: int = 1, partition: int = 0, details: bytes = b"", body: bytes | None = None
+) -> Entry:
+    made = encode_job(StepJob(seq, attempt, forever, raw([seq])), CREATED) if body is None else body
+    fields = {
+        b"run": b"r",
+        b"created": str(CREATED).encode(),
+        b"seq": str(seq).encode(),
+        b"attempt": str(attempt).encode(),
+        b"details": details,
+    }
+    return KERNEL.keys.queue("gpu", partition).stream, f"{seq}-0", {**fields, b"body": made}
+
+
+# --- taking -----------------------------------------------------------------------------------------------------------
+
+
+async def test_reads_ask_for_no_more_than_there_is_room_for_and_only_the_last_waits(it: Bench) -> None:
+    await it.reader.run_once()
+    assert it.connection.reads == [(4, 1, False, False), (4, 1, False, False), (8, 1, False, True)]
+    big = Bench(slots=20)
+    await big.reader.run_once()
+    assert big.connection.reads == [(8, 2, False, False), (8, 1, False, True)]
+    big.executor.close()
+
+
+async def test_partitions_have_their_turns(it: Bench) -> None:
+    it.connection.plan = [[entry(1)], [], [], []]
+    await it.reader.run_once()
+    first = it.connection.streams[0]
+    it.connection.streams.clear()
+    await it.reader.run_once()
+    assert not set(first) & set(it.connection.streams[0])
+
+
+async def test_nothing_is_read_without_room_until_a_step_ends(it: Bench) -> None:
+    await it.take(*[entry(seq) for seq in range(1, 5)])
+    reads = len(it.connection.reads)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(it.reader.run_once)
+        await anyio.wait_all_tasks_blocked()
+        assert len(it.connection.reads) == reads
+        it.claims.outcome(0, "r", Outcome(2, 1, 0.0, Raw(b"\xc0")))
+    assert it.claims.running == 3
+
+
+async def test_after_an_error_pending_entries_are_read_again_and_those_in_hand_are_not_taken_twice(it: Bench) -> None:
+    await it.take(entry(1))
+    it.connection.plan = [StoreUnavailable("cut"), [entry(1), entry(2)]]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(it.reader.run)
+        while it.claims.running < 2:
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    assert (8, 10_000, True, True) in it.connection.reads
+    assert it.executor.running == 2
+
+
+async def test_a_missing_group_is_made_in_every_partition(it: Bench) -> None:
+    it.connection.plan = [GroupGone("NOGROUP")]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(it.reader.run)
+        while not it.store.sent("XGROUP"):
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    assert len(it.store.sent("XGROUP")) == 8
+
+
+async def test_an_entry_whose_body_cannot_be_read_fails_its_attempt_for_good(it: Bench) -> None:
+    await it.take(entry(3, attempt=2, body=b"\xc1"))
+    assert await it.claims.report_once()
+    [outcome] = it.completed()
+    assert (outcome["seq"], outcome["attempt"], outcome["permanent"]) == (3, 2, True)
+    assert outcome["failure"][0] == "PayloadInvalid"
+    assert it.store.sent("ack_attempts")[0].args[1:] == ["3-0", "r/3"]
+
+
+@pytest.mark.parametrize("fields", [None, {}, {b"run": b"r", b"seq": b"x", b"attempt": b"1"}])
+async def test_an_entry_that_names_no_attempt_is_only_taken_off(it: Bench, fields: Any) -> None:
+    stream, entry_id, _ = entry(1)
+    await it.take((stream, entry_id, fields))
+    assert await it.claims.report_once()
+    assert it.completed() == []
+    assert len(it.store.sent("ack_attempts")) == 1
+
+
+async def test_a_step_that_the_app_does_not_have_is_a_failure_that_may_be_tried_again(it: Bench) -> None:
+    body = pack(QueuedStep("gpu", 1, 1, "other", None, raw([]), NOTHING, CREATED))
+    await it.take(entry(1, body=body))
+    await it.claims.report_once()
+    [outcome] = it.completed()
+    assert outcome["failure"][0] == "UnknownStep"
+    assert "step other is not registered" in outcome["failure"][1]
+    assert not outcome["permanent"]
+
+
+# --- the ends of claims -----------------------------------------------------------------------------------------------
+
+
+async def test_the_entry_is_taken_off_only_after_the_run_has_its_outcome(it: Bench) -> None:
+    await it.take(entry(1))
+    it.claims.outcome(0, "r", Outcome(1, 1, 0.0, Raw(b"\xc0")))
+    it.store.answers["report_outcome"] = StoreError("WRONGTYPE inbox")
+    assert not await it.claims.report_once()
+    assert it.store.sent("ack_attempts") == []
+    assert it.claims.has(("gpu", 0), "1-0")  # so it isn't taken again
+    it.store.answers["report_outcome"] = "a"
+    it.claims.report_refused()
+    assert await it.claims.report_once()
+    assert len(it.store.sent("ack_attempts")) == 1
+    assert not it.claims.has(("gpu", 0), "1-0")
+
+
+async def test_one_refused_outcome_holds_back_no_other(it: Bench) -> None:
+    await it.take(entry(1), entry(2))
+    answers = iter([StoreError("no"), "a", "a"])
+    it.store.answers["report_outcome"] = lambda _: next(answers)
+    for seq in (1, 2):
+        it.claims.outcome(0, "r", Outcome(seq, 1, 0.0, Raw(b"\xc0")))
+    assert not await it.claims.report_once()
+    assert it.store.sent("ack_attempts")[0].args[1:] == ["2-0", "r/2"]
+    it.claims.report_refused()
+    assert await it.claims.report_once()
+    assert it.store.sent("ack_attempts")[1].args[1:] == ["1-0", "r/1"]
+
+
+async def test_an_outcome_of_an_older_attempt_ends_no_newer_claim(it: Bench) -> None:
+    await it.take(entry(1, attempt=2))
+    it.claims.outcome(0, "r", Outcome(1, 1, 0.0, Raw(b"\xc0")))
+    assert (it.claims.running, it.claims.unreported) == (1, 0)
+
+
+async def test_revoked_and_lost_claims_are_stopped_and_only_the_revoked_one_is_taken_off(it: Bench) -> None:
+    await it.take(entry(1), entry(2), entry(3))
+    it.store.answers["extend_claims"] = "krl"
+    await it.claims.keep_once()
+    assert (it.claims.running, it.executor.running) == (1, 1)
+    await it.claims.report_once()
+    assert it.completed() == []
+    assert [call.args[1:] for call in it.store.sent("ack_attempts")] == [["2-0", "r/2"]]
+
+
+async def test_news_travels_once_with_the_sign_of_life(it: Bench) -> None:
+    await it.take(entry(1, details=pack("before")))
+    await it.claims.keep_once()
+    await it.claims.keep_once()
+    assert [call.args[2:] for call in it.store.sent("extend_claims")] == [
+        ["1-0", "r/1", pack("before")],
+        ["1-0", "r/1", b""],
+    ]
+
+
+async def test_a_dead_workers_attempt_ends_as_lost_with_what_it_told_and_ones_own_are_left(it: Bench) -> None:
+    dead = Dead("9-0", "gone", "a", CREATED, 4, 2, pack("half"))
+    it.store.answers["expired_claims"] = lambda call: (
+        [dead, Dead("8-0", "me", "b", CREATED, 1, 1, b"")] if call.keys[0] == KERNEL.keys.queue("gpu", 6).stream else []
+    )
+    await it.claims.reap_once()
+    await it.claims.reap_once()  # before it is reported: not told twice
+    await it.claims.report_once()
+    [outcome] = it.completed()
+    assert (outcome["seq"], outcome["attempt"], outcome["failure"][0]) == (4, 2, "WorkerLost")
+    assert outcome["details"] == "half"
+    assert "worker gone died or fell silent for 8 s" in outcome["failure"][1]
+    assert it.store.sent("ack_attempts")[0].args[1:] == ["9-0", "a/4"]
+
+
+async def test_what_is_handed_back_is_stopped_first_and_has_no_outcome(it: Bench) -> None:
+    await it.take(entry(1, details=pack("told")), entry(2))
+
+    def requeue(call: Call[Any]) -> int:
+        assert it.executor.running == 0
+        return len(call.args) // 3
+
+    it.store.answers["requeue_attempts"] = requeue
+    assert await it.claims.hand_back() == 2
+    [call] = it.store.sent("requeue_attempts")
+    assert call.args[1:] == ["me", "1-0", "r/1", pack("told"), "2-0", "r/2", b""]
+    assert (it.claims.running, it.claims.unreported) == (0, 0)
+
+
+async def test_a_large_outcome_travels_alone(it: Bench) -> None:
+    for seq in (1, 2, 3):
+        claim = Claim(("gpu", 0), f"{seq}-0", "r", CREATED, seq, 1)
+        it.claims.add(claim)
+        it.claims.report(claim, Outcome(seq, 1, 0.0, Raw(pack(b"x" * 700_000))))
+    await it.claims.report_once()
+    assert (len(it.store.sent("report_outcome")), it.claims.unreported) == (1, 2)
+
+
+def test_a_worker_needs_a_queue() -> None:
+    with pytest.raises(sf.UsageError, match="name at least one"):
+        Worker(app, Settings(), [])
