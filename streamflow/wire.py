@@ -1,8 +1,8 @@
 """The bodies of messages: what the inbox and the outbox carry, decoded into inputs for a run.
 
 Owns: the encodings that are shared by client, machines and other shards' owners. Must not: know keys or runs.
-Called by: owner and worker (decode), batch (encodes attempts), relay (outbox to delivery or offer). `pure.machine` and
-the client encode, too.
+Called by: owner and worker (decode), batch (encodes attempts), relay (outbox to delivery or offer), membership and
+status (heartbeats). `pure.machine` and the client encode, too.
 """
 
 from __future__ import annotations
@@ -171,3 +171,56 @@ def to_delivery(number: str, kind: str, run_id: str, body: bytes) -> Delivery:
         return Delivery(number, kind, run_id, body)
     workflow, tenant, parent, input_ = _start.decode(body)
     return Delivery(number, kind, run_id, bytes(input_), workflow, tenant, parent)
+
+
+# --- heartbeats -------------------------------------------------------------------------------------------------------
+
+
+class Heartbeat(msgspec.Struct, kw_only=True):
+    """What a daemon reports about itself with each heartbeat; the field names are those of the JSON on the server.
+
+    Other daemons decide by it whether this one is alive, and the status shows its figures: a new field is in every
+    `DaemonRow` and in `status --json`, in this order (see `screen/panels/daemons.py`). Each field has a default, and
+    unknown ones are ignored, because daemons of two versions read each other's heartbeats.
+    """
+
+    name: str = ""
+    started: int = 0
+    """Server clock, ms. Another value: another process, whose counters began at 0."""
+    shards: list[int] = []
+    """The shards that it owns."""
+    running: int = 0
+    """Steps that are running."""
+    waiting: int = 0
+    """Steps that wait for a free slot, thread or process."""
+    live: int = 0
+    """Runs in memory."""
+    inbox: int = 0
+    """Messages that it has read from the inboxes and not processed yet."""
+    unfolded: int = 0
+    """Log entries that the stored views don't cover yet."""
+    folds: int = 0
+    """Checkpoints of views since it started."""
+    steps: int = 0
+    """Steps started since it started."""
+    rss: int = 0
+    """Resident memory, bytes."""
+    cpu: float = 0.0
+    """CPU seconds since it started."""
+    beat: int = 0
+    """Rises by one with each heartbeat."""
+    draining: bool = False
+    version: str = ""
+    broken: dict[str, str] = {}
+    """Shards that are stopped because the server refuses their commits: number -> reason."""
+
+
+_heartbeat = msgspec.json.Decoder(Heartbeat)
+
+
+def decode_heartbeat(raw: bytes) -> Heartbeat:
+    """An empty one for what can't be decoded (garbage, or another version's): the member exists all the same."""
+    try:
+        return _heartbeat.decode(raw)
+    except codec.DECODE_ERRORS:
+        return Heartbeat()

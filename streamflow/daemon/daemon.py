@@ -19,7 +19,7 @@ import msgspec
 from streamflow.daemon.clock import ServerClock
 from streamflow.daemon.context import Context
 from streamflow.daemon.inbox import BLOCK_MS, LANES, InboxReader
-from streamflow.daemon.membership import Beat, Membership
+from streamflow.daemon.membership import Membership
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.retention import Retention
@@ -37,6 +37,7 @@ from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import check_server, open_namespace
 from streamflow.version import __version__
+from streamflow.wire import Heartbeat
 from streamflow.workflow.app import App
 
 _log = logging.getLogger("streamflow.daemon")
@@ -167,12 +168,11 @@ class Daemon:
         if words:
             await store.one(Call.plain("HSET", kernel.keys.workflows, *words))
 
-    def _beat(self) -> Beat:
+    def _beat(self) -> Heartbeat:
         self._beats += 1
         usage = resource.getrusage(resource.RUSAGE_SELF)
         owner = self.owner
-        return Beat(
-            beat=self._beats,
+        return Heartbeat(
             name=self.member,
             started=self._started,
             shards=sorted(owner.shards),
@@ -185,8 +185,9 @@ class Daemon:
             steps=self.executor.started,
             rss=resident_bytes(usage.ru_maxrss),
             cpu=round(usage.ru_utime + usage.ru_stime, 3),
-            version=__version__,
+            beat=self._beats,
             draining=self.membership.draining,
+            version=__version__,
             broken={str(n): shard.broken for n, shard in owner.shards.items() if shard.broken},
         )
 

@@ -31,34 +31,13 @@ from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.takeover import Takeover
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.loops import retry_forever
-from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.sharding import winner_of
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Reply
+from streamflow.wire import Heartbeat, decode_heartbeat
 
 _log = logging.getLogger("streamflow.membership")
-
-
-class Beat(msgspec.Struct):
-    """A member's sign of life, with what the status shows of it. Times are ms or s as named; sizes are bytes."""
-
-    beat: int
-    name: str
-    started: int
-    shards: list[int]
-    running: int = 0
-    waiting: int = 0
-    live: int = 0
-    inbox: int = 0
-    unfolded: int = 0
-    folds: int = 0
-    steps: int = 0
-    rss: int = 0
-    cpu: float = 0.0
-    version: str = ""
-    draining: bool = False
-    broken: dict[str, str] = {}
 
 
 class _Seen(msgspec.Struct):
@@ -79,7 +58,7 @@ class Membership:
         reader: InboxReader,
         takeover: Takeover,
         rollup: Rollup,
-        describe: Callable[[], Beat],
+        describe: Callable[[], Heartbeat],
     ) -> None:
         self.member = context.member
         self.draining = False
@@ -194,7 +173,7 @@ class Membership:
         for name, raw in beats.items():
             seen = self._seen.get(name)
             if seen is None or seen.raw != raw:
-                beat = _decode_beat(raw)
+                beat = decode_heartbeat(raw)
                 self._seen[name] = _Seen(raw, time.monotonic(), beat.draining, beat.folds)
         self._rollup.others_folds = sum(seen.folds for name, seen in self._seen.items() if name != self.member)
         for name, _ in dead:
@@ -287,10 +266,3 @@ class Membership:
         answers = await self._store.send(calls)
         released = sum(answer is Reply.OK for answer in answers)
         _log.info("released %d shards", released)
-
-
-def _decode_beat(raw: bytes) -> Beat:
-    try:
-        return msgspec.json.decode(raw, type=Beat)
-    except DECODE_ERRORS:  # another version's, or garbage: alive all the same
-        return Beat(0, "", 0, [])

@@ -9,13 +9,14 @@ import msgspec
 import pytest
 
 from streamflow.daemon import membership as module
-from streamflow.daemon.membership import Beat, Membership
+from streamflow.daemon.membership import Membership
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreUnavailable
 from streamflow.model.sharding import winner_of
 from streamflow.settings import Settings
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Reply
+from streamflow.wire import Heartbeat
 from tests.support.fakes import FakeStore, context, owned
 
 pytestmark = pytest.mark.anyio
@@ -100,9 +101,10 @@ class Bench:
             self._describe,
         )
 
-    def _describe(self) -> Beat:
+    def _describe(self) -> Heartbeat:
         self.beats += 1
-        return Beat(self.beats, "me", 0, sorted(self.parts.shards), draining=self.membership.draining)
+        shards = sorted(self.parts.shards)
+        return Heartbeat(beat=self.beats, name="me", shards=shards, draining=self.membership.draining)
 
     def _beat(self, call: Call[Any]) -> Any:
         """What `lua/heartbeat.lua` does: a dead member goes if its beat is still the one that was seen."""
@@ -122,7 +124,7 @@ class Bench:
         return [token.encode() or None, holder.encode() or None]
 
     def other_beats(self, name: str, beat: int, **facts: Any) -> None:
-        self.members[name] = msgspec.json.encode(Beat(beat, name, 0, [], **facts))
+        self.members[name] = msgspec.json.encode(Heartbeat(beat=beat, name=name, **facts))
 
     async def turn(self, after: float = 0.0) -> None:
         self.clock.now += after
