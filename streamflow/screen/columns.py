@@ -1,14 +1,14 @@
 """Lines of text in columns: exact widths, nothing ever wraps.
 
-Owns: cutting, padding and joining `Text` lines by terminal cells. Must not: know what is shown.
-Called by: the status screen, the timeline, the tables. (rich's `Table` can't be told to drop whole columns when a
-terminal is narrow, or to use its title row as the heading row, which is what makes 24 lines enough.)
+Owns: cutting, padding and joining `Text` lines by terminal cells. Must not: know what the text is about.
+Called by: the status screen, the timeline, the tables. (rich's `Table` can't drop whole columns when a terminal is
+narrow, or use its title row as the heading row, which is what makes 24 lines enough.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -16,19 +16,23 @@ from rich.text import Text
 from streamflow.screen.style import MUTED, TITLE
 
 GAP = 2
+"""Cells between two columns."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """`keep`: the columns with the lowest numbers stay when there is no room for all. `flex`: takes what is left."""
+    """Widths are in terminal cells. A column is as wide as its widest cell, at most `max_width`."""
 
     title: str
     right: bool = True
-    keep: int = 0
-    flex: bool = False
-    least: int = 6
-    """Cells that a flexible column keeps at least before other columns are dropped."""
-    most: int = 200
+    """Aligned to the right."""
+    drop_order: int = 0
+    """When the terminal is too narrow for all columns, the one with the highest number is dropped first."""
+    flexible: bool = False
+    """May be cut when cells are missing; the last flexible column also gets the cells that are left over."""
+    min_width: int = 6
+    """A flexible column is not cut below this: other columns are dropped instead."""
+    max_width: int = 200
 
 
 def fit(text: Text, width: int, right: bool = False) -> Text:
@@ -48,6 +52,7 @@ def fit(text: Text, width: int, right: bool = False) -> Text:
 
 
 def join(parts: Sequence[Text], gap: int = GAP) -> Text:
+    """One line of the parts, with `gap` blanks between them."""
     line = Text(no_wrap=True, end="")
     for position, part in enumerate(parts):
         if position:
@@ -57,7 +62,7 @@ def join(parts: Sequence[Text], gap: int = GAP) -> Text:
 
 
 def beside(left: Sequence[Text], right: Sequence[Text], left_width: int, right_width: int, gap: int) -> list[Text]:
-    """Two blocks of lines next to each other; the shorter one is filled with blank lines."""
+    """Two groups of lines next to each other; the shorter one is filled with blank lines."""
     blank = Text(end="")
     rows = max(len(left), len(right))
     return [
@@ -73,45 +78,44 @@ def beside(left: Sequence[Text], right: Sequence[Text], left_width: int, right_w
 
 
 def table(title: str, columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: int) -> list[Text]:
-    """A heading line (the title stands over the first column) and one line a row, each of at most `width` cells."""
-    first = Column(title, columns[0].right, columns[0].keep, columns[0].flex, columns[0].least, columns[0].most)
-    columns = [first, *columns[1:]]
+    """A heading line (the title stands over the first column) and one line per row, each of exactly `width` cells."""
+    columns = [replace(columns[0], title=title), *columns[1:]]
     natural = [
-        min(column.most, max([cell_len(column.title), *(row[index].cell_len for row in rows)]))
+        min(column.max_width, max([cell_len(column.title), *(row[index].cell_len for row in rows)]))
         for index, column in enumerate(columns)
     ]
-    shown = _that_fit(columns, natural, width)
-    widths = _widths(columns, natural, shown, width)
-    heading = [
-        fit(Text(columns[i].title, style=TITLE if i == 0 else MUTED), widths[i], columns[i].right) for i in shown
-    ]
+    kept = _kept_columns(columns, natural, width)
+    widths = _widths(columns, natural, kept, width)
+    heading = [fit(Text(columns[i].title, style=TITLE if i == 0 else MUTED), widths[i], columns[i].right) for i in kept]
     lines = [join(heading)]
-    lines.extend(join([fit(row[i], widths[i], columns[i].right) for i in shown]) for row in rows)
+    lines.extend(join([fit(row[i], widths[i], columns[i].right) for i in kept]) for row in rows)
     return [fit(line, width) for line in lines]
 
 
-def _that_fit(columns: Sequence[Column], natural: Sequence[int], width: int) -> list[int]:
-    shown = list(range(len(columns)))
-    while len(shown) > 1:
-        needed = sum(min(natural[i], columns[i].least) if columns[i].flex else natural[i] for i in shown)
-        if needed + GAP * (len(shown) - 1) <= width:
+def _kept_columns(columns: Sequence[Column], natural: Sequence[int], width: int) -> list[int]:
+    """Indexes of the columns that fit into `width` cells; at least one stays."""
+    kept = list(range(len(columns)))
+    while len(kept) > 1:
+        needed = sum(min(natural[i], columns[i].min_width) if columns[i].flexible else natural[i] for i in kept)
+        if needed + GAP * (len(kept) - 1) <= width:
             break
-        shown.remove(max(shown, key=lambda i: (columns[i].keep, i)))
-    return shown
+        kept.remove(max(kept, key=lambda i: (columns[i].drop_order, i)))
+    return kept
 
 
-def _widths(columns: Sequence[Column], natural: Sequence[int], shown: Sequence[int], width: int) -> dict[int, int]:
-    """Natural widths; what lacks or is left over goes to the flexible columns, the last of them first."""
-    widths = {i: natural[i] for i in shown}
-    spare = width - sum(widths.values()) - GAP * (len(shown) - 1)
-    flexible = [i for i in shown if columns[i].flex]
+def _widths(columns: Sequence[Column], natural: Sequence[int], kept: Sequence[int], width: int) -> dict[int, int]:
+    """Natural widths. Missing cells are cut from the flexible columns, the widest first; spare cells go to the last
+    flexible column."""
+    widths = {i: natural[i] for i in kept}
+    spare = width - sum(widths.values()) - GAP * (len(kept) - 1)
+    flexible = [i for i in kept if columns[i].flexible]
     for i in sorted(flexible, key=lambda i: -widths[i]):
         if spare < 0:
-            cut = min(-spare, max(0, widths[i] - columns[i].least))
+            cut = min(-spare, max(0, widths[i] - columns[i].min_width))
             widths[i] -= cut
             spare += cut
     if spare > 0 and flexible:
         widths[flexible[-1]] += spare
     if spare < 0:
-        widths[shown[0]] = max(1, widths[shown[0]] + spare)
+        widths[kept[0]] = max(1, widths[kept[0]] + spare)
     return widths

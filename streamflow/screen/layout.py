@@ -1,10 +1,10 @@
-"""The status screen: the parts of `panels/` arranged for a width and a height.
+"""The status screen: the panels arranged for a width and a height.
 
-Owns: which parts get how many lines, in one column or two. Must not: fetch anything.
+Owns: which panels get how many lines, in one column or two. Must not: fetch anything, or know what a panel shows.
 Called by: `streamflow status`, the live screen, the demo.
 
-Each line is cut to the width by its part, and each part to its share of the height, so a small terminal shows less but
-never wraps. Parts are dealt lines in the order of their importance; what is left over goes to those that have more.
+Each panel cuts its lines to the width, and is cut to its share of the height, so a small terminal shows less but never
+wraps. Panels get lines in the order of their importance; what is left over goes to those that have more to show.
 """
 
 from __future__ import annotations
@@ -15,103 +15,140 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.text import Text
 
 from streamflow.screen.columns import beside, fit
-from streamflow.screen.panels import blocks
-from streamflow.screen.panels.blocks import Block
-from streamflow.screen.panels.queues import queues
+from streamflow.screen.panels.daemons import daemons_panel
+from streamflow.screen.panels.failures import failures_panel
+from streamflow.screen.panels.header import header_lines
+from streamflow.screen.panels.oldest import oldest_panel
+from streamflow.screen.panels.panel import Panel
+from streamflow.screen.panels.queues import queues_panel
+from streamflow.screen.panels.runs import runs_panel
+from streamflow.screen.panels.shards import shards_panel
+from streamflow.screen.panels.steps import steps_panel
+from streamflow.screen.panels.tenants import tenants_panel
+from streamflow.screen.panels.throughput import throughput_panel
+from streamflow.screen.panels.workflows import workflows_panel
+from streamflow.screen.sanitize import safe_text
+from streamflow.screen.style import MUTED
 from streamflow.status.model import NamespaceStatus
 
 TWO_COLUMNS = 116
+"""Cells from which panels stand in two columns."""
 MARGIN = 3
+"""Cells between two columns of panels."""
 
 
 def render_status(status: NamespaceStatus, width: int, height: int | None = None, problem: str = "") -> RenderableType:
-    """Lines of exactly `width` cells; `height` None shows everything. `problem` stands in for the health words."""
+    """Lines of exactly `width` cells; `height` None shows everything. `problem` replaces the health messages."""
     return Group(*status_lines(status, width, height, problem))
 
 
 def status_lines(status: NamespaceStatus, width: int, height: int | None = None, problem: str = "") -> list[Text]:
+    """The same as lines."""
     width = max(width, 1)
-    lines = blocks.header(status, width, problem)
-    roomy = height is None or height >= 30
-    if roomy:
+    lines = header_lines(status, width, problem)
+    spacious = height is None or height >= 30
+    if spacious:
         lines.append(_blank(width))
     top = _top(status, width)
-    lines.extend(top if roomy else top[:6])
-    left = None if height is None else max(0, height - len(lines))
+    lines.extend(top if spacious else top[:6])
+    remaining = None if height is None else max(0, height - len(lines))
     if width < TWO_COLUMNS:
-        lines.extend(_stack(_parts(status, width, height), width, left))
+        lines.extend(_stack(_single_column(status, width, height), width, remaining))
     else:
-        half = (width - MARGIN) // 2
-        other = width - MARGIN - half
-        one = [
-            blocks.daemons(status, half),
-            blocks.shards(status, half, _map_rows(height)),
-            blocks.failures(status, half),
-        ]
-        if (waiting := queues(status, half)) is not None:
-            one.insert(1, waiting)
-        two = [blocks.workflows(status, other), blocks.steps(status, other), blocks.oldest(status, other)]
-        tenants = blocks.tenants(status, other)
-        if tenants is not None and (height is None or height >= 36):
-            two.insert(1, tenants)
-        lines.extend(beside(_stack(one, half, left), _stack(two, other, left), half, other, MARGIN))
-    shown = lines if height is None else lines[: max(height, 0)]
-    for line in shown:
+        left_width = (width - MARGIN) // 2
+        right_width = width - MARGIN - left_width
+        left = _stack(_left_column(status, left_width, height), left_width, remaining)
+        right = _stack(_right_column(status, right_width, height), right_width, remaining)
+        lines.extend(beside(left, right, left_width, right_width, MARGIN))
+    visible = lines if height is None else lines[: max(height, 0)]
+    for line in visible:
         line.end = "\n"
-    return shown
+    return visible
+
+
+# --- which panels, most important first -----------------------------------------------------------------------------
 
 
 def _top(status: NamespaceStatus, width: int) -> list[Text]:
     """Throughput and runs, next to each other where both are readable."""
     if width < 60:
-        return [*blocks.throughput(status, width).lines, *blocks.runs(status, width).lines]
-    left = (width - MARGIN) // 2 if width >= TWO_COLUMNS else (width - MARGIN) * 4 // 7
-    right = width - MARGIN - left
-    return beside(blocks.throughput(status, left).lines, blocks.runs(status, right).lines, left, right, MARGIN)
+        return [*throughput_panel(status, width).lines, *runs_panel(status, width).lines]
+    left_width = (width - MARGIN) // 2 if width >= TWO_COLUMNS else (width - MARGIN) * 4 // 7
+    right_width = width - MARGIN - left_width
+    left, right = throughput_panel(status, left_width), runs_panel(status, right_width)
+    return beside(left.lines, right.lines, left_width, right_width, MARGIN)
 
 
-def _parts(status: NamespaceStatus, width: int, height: int | None) -> list[Block]:
-    parts = [
-        blocks.daemons(status, width),
-        blocks.shards(status, width, _map_rows(height)),
-        blocks.workflows(status, width),
-        blocks.steps(status, width),
-        blocks.failures(status, width),
-        blocks.oldest(status, width),
-    ]
-    if (waiting := queues(status, width)) is not None:
-        parts.insert(1, waiting)
-    tenants = blocks.tenants(status, width) if height is None or height >= 36 else None
-    return [*parts, tenants] if tenants is not None else parts
+def _single_column(status: NamespaceStatus, width: int, height: int | None) -> list[Panel]:
+    return _present(
+        daemons_panel(status, width),
+        queues_panel(status, width),
+        shards_panel(status, width, _map_rows(height)),
+        workflows_panel(status, width),
+        steps_panel(status, width),
+        failures_panel(status, width),
+        oldest_panel(status, width),
+        _tenants(status, width, height),
+    )
+
+
+def _left_column(status: NamespaceStatus, width: int, height: int | None) -> list[Panel]:
+    return _present(
+        daemons_panel(status, width),
+        queues_panel(status, width),
+        shards_panel(status, width, _map_rows(height)),
+        failures_panel(status, width),
+    )
+
+
+def _right_column(status: NamespaceStatus, width: int, height: int | None) -> list[Panel]:
+    return _present(
+        workflows_panel(status, width),
+        _tenants(status, width, height),
+        steps_panel(status, width),
+        oldest_panel(status, width),
+    )
+
+
+def _present(*panels: Panel | None) -> list[Panel]:
+    return [panel for panel in panels if panel is not None]
+
+
+def _tenants(status: NamespaceStatus, width: int, height: int | None) -> Panel | None:
+    return tenants_panel(status, width) if height is None or height >= 36 else None
 
 
 def _map_rows(height: int | None) -> int:
+    """Lines of the map of shards."""
     return 5 if height is None or height >= 38 else 2 if height >= 30 else 1
 
 
-def _stack(parts: Sequence[Block], width: int, height: int | None) -> list[Text]:
-    """The parts below each other in `height` lines, with blank lines between them where there are lines to spare."""
-    wanted = [len(part.lines) for part in parts]
-    rows = wanted if height is None else _deal(parts, wanted, height)
-    shown = [(part, count) for part, count in zip(parts, rows, strict=True) if count > 0]
-    spaced = height is None or height - sum(rows) >= len(shown)
+# --- how many lines each gets ---------------------------------------------------------------------------------------
+
+
+def _stack(panels: Sequence[Panel], width: int, height: int | None) -> list[Text]:
+    """The panels below each other in `height` lines, with blank lines between them where there are lines to spare."""
+    wanted = [len(panel.lines) for panel in panels]
+    rows = wanted if height is None else _share(panels, wanted, height)
+    visible = [(panel, count) for panel, count in zip(panels, rows, strict=True) if count > 0]
+    spaced = height is None or height - sum(rows) >= len(visible)
     lines: list[Text] = []
-    for part, count in shown:
+    for panel, count in visible:
         if spaced:
             lines.append(_blank(width))
-        lines.extend(part.cut(count, width))
+        lines.extend(panel.cut(count, width))
     return lines
 
 
-def _deal(parts: Sequence[Block], wanted: Sequence[int], height: int) -> list[int]:
-    """Lines for each part: the least that they ask for, then one more for each in turn until all are dealt."""
-    if sum(wanted) + len(parts) > height >= 24:
-        height -= len(parts)  # keeps the blank lines between the parts
-    rows = [0] * len(parts)
-    for index, part in enumerate(parts):
-        rows[index] = min(part.least, wanted[index], height - sum(rows))
+def _share(panels: Sequence[Panel], wanted: Sequence[int], height: int) -> list[int]:
+    """Lines for each panel: its `min_rows` first, then one more for each in turn until all lines are used."""
+    if sum(wanted) + len(panels) > height >= 24:
+        height -= len(panels)  # keeps the blank lines between the panels
+    rows = [0] * len(panels)
+    for index, panel in enumerate(panels):
+        rows[index] = min(panel.min_rows, wanted[index], height - sum(rows))
         if rows[index] == 1 < wanted[index]:
-            rows[index] = 0  # a heading alone says nothing
+            rows[index] = 0  # a heading alone has no information
     while sum(rows) < height and any(have < want for have, want in zip(rows, wanted, strict=True)):
         for index, want in enumerate(wanted):
             if rows[index] and rows[index] < want and sum(rows) < height:
@@ -137,4 +174,4 @@ class StatusScreen:
         if self.status is not None:
             yield render_status(self.status, width, height, self.problem)
         else:
-            yield fit(blocks.safe_text(self.problem or "connecting …", blocks.MUTED), width)
+            yield fit(safe_text(self.problem or "connecting …", MUTED), width)

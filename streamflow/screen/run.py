@@ -160,11 +160,11 @@ def _history(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]
     head, tail = (rows[: MAX_ROWS // 2], rows[-MAX_ROWS // 2 :]) if hidden > 0 else (rows, [])
     axis = _Axis(detail, spans, max(12, min(70, width // 3)))
     columns = [
-        Column("HISTORY", right=False, flex=True, least=10, most=max(12, width // 5)),
-        Column(axis.heading, right=False, keep=0),
-        Column("took", keep=1),
-        Column("", keep=4),
-        Column("", right=False, flex=True, least=max(6, width // 6), most=600, keep=3),
+        Column("HISTORY", right=False, flexible=True, min_width=10, max_width=max(12, width // 5)),
+        Column(axis.heading, right=False, drop_order=0),
+        Column("took", drop_order=1),
+        Column("", drop_order=4),
+        Column("", right=False, flexible=True, min_width=max(6, width // 6), max_width=600, drop_order=3),
     ]
     shown = [*head, *tail]
     lines = table("HISTORY", columns, [_row(span, axis, detail.children) for span in shown], width)
@@ -270,8 +270,8 @@ def _bar(span: Span, axis: _Axis) -> Text:
 
 def _published(detail: RunDetail, width: int) -> list[Text]:
     columns = [
-        Column("PUBLISHED", right=False, flex=True, least=10, most=max(12, width // 4)),
-        Column("", right=False, flex=True, least=max(6, width // 3), most=600),
+        Column("PUBLISHED", right=False, flexible=True, min_width=10, max_width=max(12, width // 4)),
+        Column("", right=False, flexible=True, min_width=max(6, width // 3), max_width=600),
     ]
     rows = [
         [safe_text(key, limit=128), Text(preview(msgspec.msgpack.encode(value), 2 * width), style=MUTED)]
@@ -290,10 +290,10 @@ def _children(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text
     statuses = [detail.children.get(span.child) or _known(span) for span in children]
     counts = " · ".join(f"{count:,} {safe(status, 20)}" for status, count in sorted(Counter(statuses).items()))
     columns = [
-        Column("CHILDREN", right=False, flex=True, least=16, most=256),
-        Column("workflow", right=False, most=max(8, width // 4), keep=2),
-        Column("status", right=False, keep=1),
-        Column("started", keep=3),
+        Column("CHILDREN", right=False, flexible=True, min_width=16, max_width=256),
+        Column("workflow", right=False, max_width=max(8, width // 4), drop_order=2),
+        Column("status", right=False, drop_order=1),
+        Column("started", drop_order=3),
     ]
     rows = [
         [

@@ -1,14 +1,14 @@
-"""The status of a namespace, collected from the server in one or two pipelines a look.
+"""The status of a namespace, collected from the server in a few pipelines.
 
-Owns: what is read for it, who counts as alive, rates between looks, and moving an old rates view up to now.
+Owns: what is read for it, who counts as alive, rates between two samples, and moving an old rates view up to now.
 Must not: draw (`screen/`), change anything. Called by: `status`, `dev`, `demo`.
 
-    look:  TIME, INFO, members, queue names, merged views, and for each shard owner and inbox   (one pipeline)
-           where there are queues, what is in them                                              (a second one)
-           with `shards=True` also the log entries behind each shard's views       (a second one, where there are some)
+    collect:  TIME, INFO, members, queue names, merged views, and for each shard its owner and inbox   (one pipeline)
+              if there are queues, what is in them                                                     (a second one)
+              with `shards=True` the log entries that each shard's views don't cover      (two, if there are any)
 
-A beat is a counter without a time (wall clocks jump), so whether a daemon lives shows only in a second look: `collect`
-remembers the looks before, and `settled` looks until every member has moved or is late.
+A heartbeat is a counter without a time (wall clocks jump), so only a second sample shows whether a daemon is alive:
+`collect` keeps samples of each member's heartbeat, and `settled` collects until every heartbeat has changed or is late.
 """
 
 from __future__ import annotations
@@ -24,47 +24,58 @@ import msgspec
 from streamflow.client.client import Client
 from streamflow.errors import StoreError
 from streamflow.model.codec import DECODE_ERRORS
-from streamflow.status.model import NamespaceStatus, Server, Shard, daemon_from, shards_from
+from streamflow.status.model import DaemonRow, NamespaceStatus, Server, Shard, daemon_from, shards_from
 from streamflow.status.queues import queues_of
 from streamflow.store.connection import Call
 from streamflow.store.namespace import Namespace
 from streamflow.views.registry import AVERAGE_S, SETTLE_S, VIEWS
+from streamflow.wire import Heartbeat, decode_heartbeat
 
-LOOK_AT_SHARDS = 1024
-"""With more shards than this, owners are taken from the daemons' beats, and inboxes are left out."""
+MAX_SHARDS_READ = 1024
+"""With more shards than this, owners are taken from the daemons' heartbeats, and inboxes are left out."""
 COUNT_LAG_TO = 100
+"""The lag of a shard is counted up to this many log entries."""
 RATE_SECONDS = 5.0
-"""Rates of daemons are averages over about this long: their beats come in steps of half a second."""
+"""Rates of daemons are averages over about this long: their heartbeats come in steps of half a second."""
 FRESH_SECONDS = 3
 """A rates view that is not older than this is shown as it is: its last seconds are unknown rather than zero."""
 SETTLE_EVERY = 0.15
+"""Seconds between two samples while it isn't known yet who is alive."""
 PATIENCE = 2.0
-"""Seconds until a look that gets no answer is an error: a screen says so, and looks again."""
+"""Seconds to wait for the server's answer. Then `collect` fails; a live screen shows the error and tries again."""
 
 _VIEW_NAMES = (*(view.name for view in VIEWS), "oldest")
-_decode_beat = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_view = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class _Look(NamedTuple):
+class _Sample(NamedTuple):
+    """A member's heartbeat, and when it was first read (monotonic, s)."""
+
     at: float
-    beat: dict[str, Any]
+    raw: bytes
+    heartbeat: Heartbeat
 
 
 class StatusCollector:
-    """Looks at one namespace again and again. A daemon without a beat for `dead_after` seconds owns nothing."""
+    """Collects one namespace's status repeatedly. A daemon without a heartbeat for `dead_after` seconds owns nothing.
+
+    `shards`: also count the lag of each shard.
+    """
 
     def __init__(self, client: Client, *, shards: bool = False, dead_after: float = 2.0) -> None:
         self._client = client
-        self._each_shard = shards
+        self._with_lag = shards
         self._dead_after = dead_after
-        self._looks: dict[str, deque[_Look]] = {}
-        self._moved: set[str] = set()
+        self._samples: dict[str, deque[_Sample]] = {}
+        """Of each member, one for each change of its heartbeat, within about the last `RATE_SECONDS`."""
+        self._changed: set[str] = set()
+        """Members whose heartbeat has changed between two samples."""
 
     async def settled(self) -> NamespaceStatus:
-        """A status that needs no look before it: waits until every member's beat has moved, or is late."""
+        """A status without earlier samples: waits until every member's heartbeat has changed, or is late."""
         began = time.monotonic()
         status = await self.collect()
-        while not self._looks.keys() <= self._moved and time.monotonic() - began <= self._dead_after:
+        while not self._samples.keys() <= self._changed and time.monotonic() - began <= self._dead_after:
             await anyio.sleep(SETTLE_EVERY)
             status = await self.collect()
         return status
@@ -74,7 +85,7 @@ class StatusCollector:
         client = self._client
         namespace = await client.read_namespace()
         keys = client.keys
-        shards = [keys.shard(n) for n in range(namespace.shards)] if namespace.shards <= LOOK_AT_SHARDS else []
+        shards = [keys.shard(n) for n in range(namespace.shards)] if namespace.shards <= MAX_SHARDS_READ else []
         calls: list[Call[Any]] = [
             Call.plain("TIME"),
             Call.plain("INFO"),
@@ -101,7 +112,7 @@ class StatusCollector:
         self._put_shards(status, namespace, owners, inboxes)
         names = [] if isinstance(queues, StoreError) else [name.decode(errors="replace") for name in queues]
         status.queues = await queues_of(client, names, PATIENCE)
-        if self._each_shard and shards:
+        if self._with_lag and shards:
             await self._put_lag(status, owners)
         status.shards_unowned = sum(not shard.owner for shard in status.shards)
         return status
@@ -110,35 +121,35 @@ class StatusCollector:
 
     def _put_members(self, status: NamespaceStatus, members: Mapping[bytes, bytes]) -> None:
         now = time.monotonic()
-        beats = {member.decode(errors="replace"): _beat(raw) for member, raw in members.items()}
-        for gone in self._looks.keys() - beats.keys():
-            del self._looks[gone]
-        self._moved &= beats.keys()
-        for member, beat in beats.items():
-            looks = self._looks.setdefault(member, deque())
-            if looks and looks[-1].beat.get("beat") != beat.get("beat"):
-                self._moved.add(member)
-            if not looks or looks[-1].beat.get("beat") != beat.get("beat"):
-                looks.append(_Look(now, beat))
-            while len(looks) > 2 and now - looks[1].at >= RATE_SECONDS:
-                looks.popleft()
-        status.daemons = [self._daemon(member, now) for member in sorted(beats)]
+        current = {member.decode(errors="replace"): raw for member, raw in members.items()}
+        for member in self._samples.keys() - current.keys():
+            del self._samples[member]
+        self._changed &= current.keys()
+        for member, raw in current.items():
+            samples = self._samples.setdefault(member, deque())
+            if not samples or samples[-1].raw != raw:
+                if samples:
+                    self._changed.add(member)
+                samples.append(_Sample(now, raw, decode_heartbeat(raw)))
+            while len(samples) > 2 and now - samples[1].at >= RATE_SECONDS:
+                samples.popleft()
+        status.daemons = [self._daemon(member, now) for member in sorted(current)]
 
-    def _daemon(self, member: str, now: float) -> Any:
-        looks = self._looks[member]
-        first, last = looks[0], looks[-1]
-        known = member in self._moved or now - last.at > self._dead_after
+    def _daemon(self, member: str, now: float) -> DaemonRow:
+        samples = self._samples[member]
+        first, last = samples[0], samples[-1]
+        age_known = member in self._changed or now - last.at > self._dead_after
         return daemon_from(
             member,
-            last.beat,
-            beat_age=now - last.at if known else None,
-            before=first.beat if first is not last else None,
+            last.heartbeat,
+            beat_age=now - last.at if age_known else None,
+            before=first.heartbeat if first is not last else None,
             elapsed=last.at - first.at,
         )
 
     def _alive(self) -> set[str]:
         now = time.monotonic()
-        return {member for member, looks in self._looks.items() if now - looks[-1].at <= self._dead_after}
+        return {member for member, samples in self._samples.items() if now - samples[-1].at <= self._dead_after}
 
     # --- shards -------------------------------------------------------------------------------------------------------
 
@@ -147,8 +158,8 @@ class StatusCollector:
     ) -> None:
         alive = self._alive()
         if not owners:
-            beats = {member: looks[-1].beat for member, looks in self._looks.items()}
-            status.shards = shards_from(beats, namespace.shards, alive)
+            heartbeats = {member: samples[-1].heartbeat for member, samples in self._samples.items()}
+            status.shards = shards_from(heartbeats, namespace.shards, alive)
             return
         for number, (owner, inbox) in enumerate(zip(owners, inboxes, strict=True)):
             holder = "" if isinstance(owner, StoreError) else (owner[0] or b"").decode(errors="replace")
@@ -177,24 +188,12 @@ class StatusCollector:
                 shard.lag = 0 if isinstance(count, StoreError) else count
 
 
-async def collect_status(client: Client, *, shards: bool = False) -> NamespaceStatus:
-    """One status, of one look or a few (about half a second)."""
-    return await StatusCollector(client, shards=shards).settled()
-
-
-def _beat(raw: bytes) -> dict[str, Any]:
-    try:
-        return _decode_beat(raw)
-    except DECODE_ERRORS:
-        return {}  # another version's: it is there, and that is all that is known
-
-
 def _server(info: Any, fsync: Any) -> Server:
     facts = cast("dict[str, Any]", info) if isinstance(info, dict) else _parsed(info)
     aof = "off"
     if int(facts.get("aof_enabled", 0)):
-        told = not isinstance(fsync, StoreError) and fsync
-        aof = str(_pairs(fsync).get("appendfsync", "on")) if told else "on"
+        known = not isinstance(fsync, StoreError) and fsync
+        aof = str(_pairs(fsync).get("appendfsync", "on")) if known else "on"
     return Server(
         product="valkey" if "valkey_version" in facts else "redis",
         version=str(facts.get("valkey_version") or facts.get("redis_version") or ""),
@@ -211,7 +210,7 @@ def _parsed(info: bytes) -> dict[str, Any]:
 
 
 def _pairs(reply: Any) -> dict[str, str]:
-    """CONFIG GET's answer, which redis-py may have made a dict of."""
+    """The answer to CONFIG GET; redis-py may have converted it to a dict already."""
     if not isinstance(reply, dict):
         reply = dict(zip(reply[::2], reply[1::2], strict=False))
     return {_text(name): _text(value) for name, value in cast("dict[Any, Any]", reply).items()}
@@ -229,10 +228,10 @@ def _put_views(status: NamespaceStatus, merged: Sequence[bytes | None]) -> None:
         if data is None:
             continue
         try:
-            stored = _decode_beat(data)
+            stored = _decode_view(data)
             as_of, value = int(stored["as_of"]), stored["value"]
         except (*DECODE_ERRORS, KeyError, TypeError):
-            continue  # of another version: shown as if there were none
+            continue  # written by another version: shown as if there were no such view
         status.views_as_of = as_of
         if name == "oldest":
             status.oldest = [(run_id, workflow, started) for run_id, workflow, started in value]
@@ -243,7 +242,7 @@ def _put_views(status: NamespaceStatus, merged: Sequence[bytes | None]) -> None:
 
 
 def rates_at(rates: dict[str, Any], now_ms: int) -> dict[str, Any]:
-    """The rates view as of now: when it was merged longer ago (nobody merges any more), nothing happened since."""
+    """The rates view moved up to now. If it is older than `FRESH_SECONDS`, nobody merges: rates since are zero."""
     late = now_ms // 1000 - SETTLE_S - int(rates["until"])
     if late <= FRESH_SECONDS:
         return rates

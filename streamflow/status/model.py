@@ -1,15 +1,18 @@
-"""What the status screen shows, as plain data: `status --json` prints `msgspec.to_builtins` of it.
+"""What the status screen shows, as plain data, and the JSON that `status --json` prints of it.
 
-Owns: the `NamespaceStatus` tree, and making its daemons and shards from the members' beats.
-Must not: read anything or look at a clock. Called by: the status fetcher (makes it), `screen/layout.py` (draws it).
+Owns: the `NamespaceStatus` tree, and making its daemons and shards from the members' heartbeats.
+Must not: read anything or look at a clock. Called by: the collector (makes it), `screen/layout.py` (draws it),
+`status --json`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
+
+from streamflow.wire import Heartbeat
 
 
 class Server(msgspec.Struct, kw_only=True):
@@ -24,22 +27,19 @@ class Server(msgspec.Struct, kw_only=True):
 
 
 class DaemonRow(msgspec.Struct, kw_only=True):
-    """One member's last beat. Rates are `None` until two beats have been seen; `beat_age` is in seconds."""
+    """One member: its last heartbeat, and what only two looks at it tell."""
 
-    id: str = ""
-    name: str
-    shards: int = 0
-    running: int = 0
-    waiting: int = 0
-    live: int = 0
-    inbox: int = 0
-    unfolded: int = 0
+    id: str
+    heartbeat: Heartbeat
     steps_per_s: float | None = None
-    rss: int = 0
+    """None until two heartbeats have been seen; so is `cpu_percent`."""
     cpu_percent: float | None = None
     beat_age: float | None = None
-    draining: bool = False
-    version: str = ""
+    """Seconds since the heartbeat changed; None until it is known whether it still changes."""
+
+    @property
+    def name(self) -> str:
+        return self.heartbeat.name or self.id
 
 
 class Shard(msgspec.Struct, kw_only=True):
@@ -71,52 +71,74 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
     shards_total: int = 0
     shards_unowned: int = 0
     shards: list[Shard] = []
-    """Empty when nobody asked for each shard."""
+    """Empty: not read."""
     queues: list[Queue] = []
     views: dict[str, Any] = {}
     views_as_of: int = 0
     """When the views were merged, ms; 0: never."""
     oldest: list[tuple[str, str, int]] = []
     warnings: list[str] = []
-    """Server settings that would lose data, and the like, in words."""
+    """Messages about server settings that would lose data, and the like."""
+
+    def view(self, name: str) -> dict[str, Any]:
+        """A view as rendered; empty when it was never merged."""
+        return self.views.get(name) or {}
+
+
+# --- from heartbeats ------------------------------------------------------------------------------------------------
 
 
 def daemon_from(
     member: str,
-    beat: Mapping[str, Any],
+    heartbeat: Heartbeat,
     *,
     beat_age: float | None = None,
-    before: Mapping[str, Any] | None = None,
+    before: Heartbeat | None = None,
     elapsed: float = 0.0,
 ) -> DaemonRow:
-    """A daemon from its beat; with the beat of `elapsed` seconds `before`, also its steps/s and CPU share."""
-    steps_per_s = cpu_percent = None
-    if before is not None and elapsed > 0 and before.get("started") == beat.get("started"):
-        steps_per_s = max(0.0, (beat.get("steps", 0) - before.get("steps", 0)) / elapsed)
-        cpu_percent = max(0.0, 100 * (beat.get("cpu", 0.0) - before.get("cpu", 0.0)) / elapsed)
-    return DaemonRow(
-        id=member,
-        name=str(beat.get("name") or member),
-        shards=len(beat.get("shards", ())),
-        running=beat.get("running", 0),
-        waiting=beat.get("waiting", 0),
-        live=beat.get("live", 0),
-        inbox=beat.get("inbox", 0),
-        unfolded=beat.get("unfolded", 0),
-        steps_per_s=steps_per_s,
-        rss=beat.get("rss", 0),
-        cpu_percent=cpu_percent,
-        beat_age=beat_age,
-        draining=bool(beat.get("draining", False)),
-        version=str(beat.get("version", "")),
-    )
+    """A row for a member's heartbeat; with the one of `elapsed` seconds `before`, also its steps/s and CPU share."""
+    row = DaemonRow(id=member, heartbeat=heartbeat, beat_age=beat_age)
+    if before is not None and elapsed > 0 and before.started == heartbeat.started:
+        row.steps_per_s = max(0.0, (heartbeat.steps - before.steps) / elapsed)
+        row.cpu_percent = max(0.0, 100 * (heartbeat.cpu - before.cpu) / elapsed)
+    return row
 
 
-def shards_from(beats: Mapping[str, Mapping[str, Any]], total: int, alive: Iterable[str] | None = None) -> list[Shard]:
-    """Who owns which shard by what the members say; members that are not `alive` own nothing."""
+def shards_from(heartbeats: Mapping[str, Heartbeat], total: int, alive: Iterable[str] | None = None) -> list[Shard]:
+    """Who owns which shard according to the members; members that are not `alive` own nothing."""
     owners = {
         number: member
-        for member in (beats if alive is None else alive)
-        for number in beats.get(member, {}).get("shards", ())
+        for member in (heartbeats if alive is None else alive)
+        if member in heartbeats
+        for number in heartbeats[member].shards
     }
     return [Shard(number=number, owner=owners.get(number, "")) for number in range(total)]
+
+
+# --- as JSON ----------------------------------------------------------------------------------------------------------
+
+_NOT_PRINTED = frozenset({"started", "folds", "broken"})
+_PRINTED_AS: dict[str, tuple[str, Callable[[DaemonRow], object]]] = {
+    "name": ("name", lambda row: row.name),
+    "shards": ("shards", lambda row: len(row.heartbeat.shards)),
+    "steps": ("steps_per_s", lambda row: row.steps_per_s),
+    "cpu": ("cpu_percent", lambda row: row.cpu_percent),
+    "beat": ("beat_age", lambda row: row.beat_age),
+}
+"""Fields of a heartbeat that are printed in another form: key and value. All others are printed as they are."""
+
+
+def status_json(status: NamespaceStatus) -> dict[str, Any]:
+    """What `status --json` prints: the tree as it is, with each daemon as one flat object."""
+    return msgspec.to_builtins(status) | {"daemons": [_daemon_json(row) for row in status.daemons]}
+
+
+def _daemon_json(row: DaemonRow) -> dict[str, object]:
+    figures: dict[str, object] = {"id": row.id}
+    for field, value in msgspec.to_builtins(row.heartbeat).items():
+        if field in _PRINTED_AS:
+            key, value_of = _PRINTED_AS[field]
+            figures[key] = value_of(row)
+        elif field not in _NOT_PRINTED:
+            figures[field] = value
+    return figures

@@ -16,26 +16,27 @@ from streamflow.store.connection import Call
 from streamflow.store.kernel import WORKERS
 
 QUIET_MS = 15_000
-"""A worker reads, or proves life for what it runs, every few seconds: one that was quiet for longer is not counted."""
+"""A worker reads from its queues, or extends its claims, every few seconds: one that was idle for longer is not
+counted."""
 
 
 async def queues_of(client: Client, names: Sequence[str], patience: float) -> list[Queue]:
-    """In one pipeline, sorted by name. A queue that can't be read counts as empty. Raises `StoreError`."""
+    """Read in one pipeline, sorted by name. A queue that can't be read counts as empty. Raises `StoreError`."""
     keys = [client.keys.queue(name, number) for name in names for number in range(QUEUE_PARTITIONS)]
     calls: list[Call[Any]] = []
-    for one in keys:
+    for partition in keys:
         calls += (
-            Call.plain("XLEN", one.stream),
-            Call.plain("XINFO", "CONSUMERS", one.stream, WORKERS),
+            Call.plain("XLEN", partition.stream),
+            Call.plain("XINFO", "CONSUMERS", partition.stream, WORKERS),
         )
     answers = await client.store.send(calls, patience) if calls else []
-    found: list[Queue] = []
+    queues: list[Queue] = []
     for position, name in enumerate(names):
         queue = Queue(name=name)
         workers: set[object] = set()
         first = position * QUEUE_PARTITIONS * 2
-        mine = answers[first : first + QUEUE_PARTITIONS * 2]
-        for entries, consumers in zip(mine[::2], mine[1::2], strict=True):
+        of_queue = answers[first : first + QUEUE_PARTITIONS * 2]
+        for entries, consumers in zip(of_queue[::2], of_queue[1::2], strict=True):
             running = 0
             for consumer in () if isinstance(consumers, StoreError) else cast("list[list[Any]]", consumers):
                 facts = dict(zip(consumer[::2], consumer[1::2], strict=True))
@@ -45,5 +46,5 @@ async def queues_of(client: Client, names: Sequence[str], patience: float) -> li
             queue.running += running
             queue.waiting += 0 if isinstance(entries, StoreError) else max(0, entries - running)
         queue.workers = len(workers)
-        found.append(queue)
-    return sorted(found, key=lambda queue: queue.name)
+        queues.append(queue)
+    return sorted(queues, key=lambda queue: queue.name)

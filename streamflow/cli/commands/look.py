@@ -124,10 +124,10 @@ def _save_picture(status: NamespaceStatus, file: str) -> None:
 
 
 def _show_status(status: NamespaceStatus, shards: bool, as_json: bool) -> None:
-    import msgspec
+    from streamflow.status.model import status_json
 
     if as_json:
-        shown = msgspec.to_builtins(status)
+        shown = status_json(status)
         if not shards:
             del shown["shards"]
         print_json(shown)

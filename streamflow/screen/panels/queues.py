@@ -1,6 +1,6 @@
-"""The part of the status screen that shows queues; a namespace without queues has none.
+"""The queues, with what waits in them and who serves them; a namespace without queues has no such panel.
 
-Owns: its columns. Must not: arrange, wrap, or show data that hasn't passed `safe`. Called by: `layout.py`.
+Owns: its columns. Must not: count (the status says). Called by: `layout.py`.
 """
 
 from __future__ import annotations
@@ -8,33 +8,35 @@ from __future__ import annotations
 from rich.text import Text
 
 from streamflow.screen.columns import Column, table
-from streamflow.screen.panels.blocks import MAX_NAME, Block
+from streamflow.screen.panels.panel import MAX_NAME, Panel, count_cell
 from streamflow.screen.sanitize import safe_text
-from streamflow.screen.style import BAD, FAINT, number
+from streamflow.screen.style import BAD, FAINT
 from streamflow.status.model import NamespaceStatus, Queue
 
+_COLUMNS = (
+    Column("QUEUES", right=False, flexible=True, min_width=12, max_width=MAX_NAME),
+    Column("waiting", drop_order=1),
+    Column("running", drop_order=2),
+    Column("workers", drop_order=3),
+)
 
-def queues(status: NamespaceStatus, width: int) -> Block | None:
-    """Those first in which steps wait for workers."""
+
+def queues_panel(status: NamespaceStatus, width: int) -> Panel | None:
+    """The queue with the most waiting steps first."""
     if not status.queues:
         return None
-    columns = [
-        Column("QUEUES", right=False, flex=True, least=12, most=MAX_NAME),
-        Column("waiting", keep=1),
-        Column("running", keep=2),
-        Column("workers", keep=3),
-    ]
     rows = [
-        [safe_text(one.name, limit=MAX_NAME), _count(one.waiting), _count(one.running), _workers(one)]
-        for one in sorted(status.queues, key=lambda one: (-one.waiting, one.name))
+        [
+            safe_text(queue.name, limit=MAX_NAME),
+            count_cell(queue.waiting),
+            count_cell(queue.running),
+            _workers_cell(queue),
+        ]
+        for queue in sorted(status.queues, key=lambda queue: (-queue.waiting, queue.name))
     ]
-    return Block(table(f"QUEUES {len(rows):,}", columns, rows, width))
+    return Panel(table(f"QUEUES {len(rows):,}", _COLUMNS, rows, width))
 
 
-def _count(value: int) -> Text:
-    return Text(number(value), style="" if value else FAINT)
-
-
-def _workers(queue: Queue) -> Text:
-    """None while steps wait is what somebody has to do something about."""
-    return _count(queue.workers) if queue.workers else Text("none", style=BAD if queue.waiting else FAINT)
+def _workers_cell(queue: Queue) -> Text:
+    """`none` while steps wait stands out: somebody has to start a worker."""
+    return count_cell(queue.workers) if queue.workers else Text("none", style=BAD if queue.waiting else FAINT)

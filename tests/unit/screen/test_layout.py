@@ -29,6 +29,7 @@ from streamflow.screen.sanitize import safe, safe_text
 from streamflow.screen.style import duration, number, size, sparkline
 from streamflow.status.model import DaemonRow, NamespaceStatus, Queue, Server, Shard, daemon_from, shards_from
 from streamflow.views.shard_views import ShardViews
+from streamflow.wire import Heartbeat
 
 NOW = 1_700_000_000_000
 EVIL = (
@@ -58,7 +59,11 @@ def status(daemons: int = 3, shards: int = 256, evil: str = "", **changes: Any) 
         as_of=NOW,
         server=Server(version=f"7.0{evil}", memory=120_000_000, maxmemory=1 << 30, aof="everysec", ops_per_s=12_345),
         daemons=[
-            DaemonRow(id=f"m{n}", name=f"host-{n}{evil}", shards=shards // daemons, unfolded=n, beat_age=0.2)
+            DaemonRow(
+                id=f"m{n}",
+                heartbeat=Heartbeat(name=f"host-{n}{evil}", shards=list(range(n, shards, daemons)), unfolded=n),
+                beat_age=0.2,
+            )
             for n in range(daemons)
         ],
         shards_total=shards,
@@ -168,19 +173,20 @@ def test_a_sparkline_shows_the_newest_values_up_to_the_largest() -> None:
 # --- the model ------------------------------------------------------------------------------------------------------
 
 
-def test_rates_of_a_daemon_need_two_beats_of_the_same_process() -> None:
-    before = {"name": "h-1", "started": 1, "shards": [1, 2], "steps": 100, "cpu": 1.0, "rss": 5}
-    beat = before | {"steps": 300, "cpu": 1.5, "unfolded": 4}
-    daemon = daemon_from("m", beat, before=before, elapsed=2.0)
-    assert (daemon.shards, daemon.steps_per_s, daemon.cpu_percent, daemon.unfolded) == (2, 100.0, 25.0, 4)
-    assert daemon_from("m", beat).steps_per_s is None
-    assert daemon_from("m", beat | {"started": 2}, before=before, elapsed=2.0).steps_per_s is None
+def test_rates_of_a_daemon_need_two_heartbeats_of_the_same_process() -> None:
+    before = Heartbeat(name="h-1", started=1, shards=[1, 2], steps=100, cpu=1.0)
+    heartbeat = msgspec.structs.replace(before, steps=300, cpu=1.5)
+    restarted = msgspec.structs.replace(heartbeat, started=2)
+    daemon = daemon_from("m", heartbeat, before=before, elapsed=2.0)
+    assert (daemon.heartbeat, daemon.steps_per_s, daemon.cpu_percent) == (heartbeat, 100.0, 25.0)
+    assert daemon_from("m", heartbeat).steps_per_s is None
+    assert daemon_from("m", restarted, before=before, elapsed=2.0).steps_per_s is None
 
 
 def test_shards_of_dead_members_have_no_owner() -> None:
-    beats = {"a": {"shards": [0, 2]}, "b": {"shards": [1]}}
-    assert [shard.owner for shard in shards_from(beats, 4, alive=["a"])] == ["a", "", "a", ""]
-    assert [shard.owner for shard in shards_from(beats, 4)] == ["a", "b", "a", ""]
+    heartbeats = {"a": Heartbeat(shards=[0, 2]), "b": Heartbeat(shards=[1])}
+    assert [shard.owner for shard in shards_from(heartbeats, 4, alive=["a"])] == ["a", "", "a", ""]
+    assert [shard.owner for shard in shards_from(heartbeats, 4)] == ["a", "b", "a", ""]
 
 
 def test_a_status_survives_json() -> None:

@@ -16,6 +16,7 @@ from streamflow.status.collector import FRESH_SECONDS, StatusCollector, rates_at
 from streamflow.status.model import Queue
 from streamflow.store.connection import Call
 from streamflow.store.kernel import WORKERS, Offer
+from streamflow.wire import Heartbeat
 from tests.conftest import clean_keys
 
 pytestmark = pytest.mark.anyio
@@ -58,8 +59,8 @@ async def found(client: Client) -> None:
 
 
 async def beat(client: Client, member: str, number: int, **facts: Any) -> None:
-    shown = {"beat": number, "name": member, "started": 1, "shards": [], **facts}
-    await client.store.one(client.kernel.heartbeat(member, msgspec.json.encode(shown)))
+    fields = {"beat": number, "name": member, "started": 1, "shards": [], **facts}
+    await client.store.one(client.kernel.heartbeat(member, msgspec.json.encode(fields)))
 
 
 async def own(client: Client, shard: int, member: str) -> None:
@@ -93,6 +94,15 @@ async def test_a_daemon_whose_beat_moves_owns_its_shards(client: Client) -> None
     assert second.daemons[0].steps_per_s
     assert [shard.owner for shard in second.shards] == ["", "a", "", ""]
     assert second.shards_unowned == 3
+
+
+async def test_every_field_of_a_heartbeat_is_in_the_row(client: Client) -> None:
+    await found(client)
+    examples = {int: 7, float: 1.5, str: "x", bool: True, list[int]: [2], dict[str, str]: {"2": "x"}}
+    sent = Heartbeat(**{field.name: examples[field.type] for field in msgspec.structs.fields(Heartbeat)})
+    await client.store.one(client.kernel.heartbeat("a", msgspec.json.encode(sent)))
+    [daemon] = (await StatusCollector(client).collect()).daemons
+    assert daemon.heartbeat == sent
 
 
 async def test_a_member_whose_beat_stands_still_owns_nothing(client: Client) -> None:

@@ -1,0 +1,72 @@
+"""The first two lines of the status screen: the namespace with its health, and facts about the server.
+
+Owns: what counts as a problem, and how problems are ranked. Must not: check anything that isn't in the status.
+Called by: `layout.py`.
+"""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from streamflow.screen.columns import fit, join
+from streamflow.screen.panels.panel import MAX_NAME
+from streamflow.screen.sanitize import safe_text
+from streamflow.screen.style import BAD, FAINT, MUTED, OK, TITLE, VALUE, WARN, number, plural, size
+from streamflow.status.model import NamespaceStatus
+
+
+def header_lines(status: NamespaceStatus, width: int, problem: str) -> list[Text]:
+    """`problem`, if there is one, stands where the health messages do."""
+    name = Text.assemble(("streamflow ", TITLE), end="")
+    name.append_text(safe_text(status.namespace, VALUE, MAX_NAME))
+    messages = [(BAD, problem)] if problem else health(status)
+    health_line = Text.assemble(("● ", messages[0][0]), end="")
+    for position, (style, message) in enumerate(messages):
+        health_line.append(" · " if position else "", style=FAINT)
+        health_line.append_text(safe_text(message, style))
+    available = max(width - name.cell_len - 2, min(width, 30))
+    health_width = min(available, health_line.cell_len)
+    first = join([fit(name, max(0, width - health_width - 2)), fit(health_line, health_width)])
+    return [fit(first, width), fit(_facts(status), width)]
+
+
+def health(status: NamespaceStatus) -> list[tuple[str, str]]:
+    """(style, message), the worst first; `healthy` when there is no problem."""
+    problems: list[tuple[str, str]] = []
+    if not status.daemons:
+        problems.append((BAD, "no daemons"))
+    elif status.shards_unowned:
+        problems.append((BAD, f"{plural(status.shards_unowned, 'shard')} without owner"))
+    server = status.server
+    if server is not None and server.maxmemory and server.memory >= 0.8 * server.maxmemory:
+        problems.append((BAD, f"memory {100 * server.memory / server.maxmemory:.0f} % full"))
+    stuck = status.view("runs").get("status", {}).get("stuck", 0)
+    if stuck > 0:
+        problems.append((WARN, f"{plural(stuck, 'run')} stuck"))
+    if server is not None and server.aof not in ("everysec", "always", "on"):
+        problems.append((WARN, "AOF off"))
+    if unserved := sorted(queue.name for queue in status.queues if queue.waiting and not queue.workers):
+        more = f" and {len(unserved) - 1} more" if len(unserved) > 1 else ""
+        problems.append((WARN, f"no workers for queue {unserved[0]}{more}"))
+    draining = sum(daemon.heartbeat.draining for daemon in status.daemons)
+    if draining:
+        problems.append((WARN, f"{draining} draining"))
+    quarantined = status.view("quarantine").get("count", 0)
+    if quarantined:
+        problems.append((WARN, f"{plural(quarantined, 'message')} quarantined"))
+    return problems or [(OK, "healthy")]
+
+
+def _facts(status: NamespaceStatus) -> Text:
+    facts: list[str] = []
+    server = status.server
+    if server is not None:
+        limit = f" of {size(server.maxmemory)}" if server.maxmemory else ""
+        facts.append(f"{server.product} {server.version}".strip())
+        facts.append(f"{size(server.memory)}{limit}")
+        facts.append(f"aof {server.aof or 'off'}")
+        facts.append(f"{number(server.ops_per_s)} ops/s")
+    lag = sum(daemon.heartbeat.unfolded for daemon in status.daemons)
+    facts.append(f"views {f'{number(lag)} behind' if lag else 'up to date'}")
+    facts.extend(status.warnings)
+    return safe_text(" · ".join(facts), MUTED)
