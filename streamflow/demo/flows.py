@@ -1,15 +1,15 @@
-"""The demo's app: maps a tree of Python sources. A supervisor, a child run a package, a step a file.
+"""The demo's app: maps a tree of Python sources. A supervisor, a child run per package, a step per file.
 
 Owns: the workflows, the steps, and the same count without streamflow (`count_directly`).
-Must not: start anything, print, or know daemons. Called by: the demo, and the daemons that it starts.
+Must not: start anything, print, or know about daemons. Called by: the demo, and the daemons that it starts.
 
     survey ──┬── package "asyncio" ──┬── list_files, then parse_file for each
              │      ╰╴signals "progress" to the survey
              ├── package "email"   ── …
              ╰── merges what the packages return
 
-Steps may run more than once (a killed daemon's are run again by the next owner), their results are recorded once.
-Each execution leaves one byte in the journal, so that the demo can say how often that was.
+Steps may run more than once (the next owner runs those of a killed daemon again), their results are recorded once.
+Each execution appends one byte to the journal, so that the demo can count executions.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ from streamflow.workflow.retry import Retry
 app = App()
 
 MODULES = "(modules)"
-"""The package of the files that lie in the root itself. Parentheses: no directory of a package has them."""
-LEFT_OUT = frozenset({"site-packages", "dist-packages", "__pycache__", "node_modules"})
+"""The package of the files in the root itself. In parentheses, because no directory of a package has them."""
+IGNORED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__", "node_modules"})
 PAGE = 400
-"""Files of a package that are parsed at the same time: bounds one transition, and one payload, of a huge package."""
+"""Files of a package that are parsed at the same time: limits the size of a transition, and of a payload."""
 LARGEST = 12
-"""Packages that are named one by one in the result."""
+"""Packages that the result lists individually."""
 PROGRESS = "progress"
+"""The signal by which a package reports its progress."""
 
 
 class Longest(msgspec.Struct, frozen=True, order=True):
-    """A function: how many lines it has and where it is. Orders by lines, so the largest wins a merge."""
+    """A function: how many lines it has and where it is. Ordered by lines, so a merge keeps the largest."""
 
     lines: int
     name: str
@@ -48,7 +49,7 @@ class Longest(msgspec.Struct, frozen=True, order=True):
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """Facts about some files. Adding two gives the facts about both: it does not matter who counted what, and when."""
+    """Figures about some files. The sum of two is about both, in whatever order the files were counted."""
 
     files: int = 0
     skipped: int = 0
@@ -67,7 +68,7 @@ class Totals(msgspec.Struct, frozen=True):
             self.functions + other.functions,
             self.classes + other.classes,
             self.imports + other.imports,
-            max((one for one in (self.longest, other.longest) if one is not None), default=None),
+            max((longest for longest in (self.longest, other.longest) if longest is not None), default=None),
         )
 
 
@@ -77,14 +78,14 @@ class Package(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What a package tells the survey. `done`: it was its last word."""
+    """What a package reports to the survey. `done`: this is its last report."""
 
     files: int
     done: bool
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """`largest` packages by lines; `reported`: files of which the survey heard by signal while it waited."""
+    """`largest` packages by lines; `reported`: files that the packages reported by signal while they worked."""
 
     totals: Totals
     packages: int
@@ -99,16 +100,16 @@ class Survey(msgspec.Struct, frozen=True):
 async def survey(root: str, journal: str) -> Survey:
     """Map a source tree: a child run for each top-level package, merged into one result."""
     names = await list_packages(root, journal)
-    # Two things at once: the children work, and a helper hears what they say meanwhile.
+    # Concurrently: the children work, and `count_reported` receives their signals.
     packages, reported = await gather(
         gather(*(package(root, name, journal) for name in names)),
-        hear(len(names)),
+        count_reported(len(names)),
     )
     return merged(packages, reported)
 
 
-async def hear(packages: int) -> int:
-    """Count the files that the packages report, until each of them is done."""
+async def count_reported(packages: int) -> int:
+    """Count the files that the packages report, until all packages are done."""
     files = 0
     while packages:
         progress = await signal(PROGRESS, Progress)
@@ -124,8 +125,8 @@ async def package(root: str, name: str, journal: str) -> Package:
     after = ""
     while True:
         page = await list_files(root, name, after, journal)
-        for part in await gather(*(parse_file(root, path, journal) for path in page)):
-            totals += part
+        for file_totals in await gather(*(parse_file(root, path, journal) for path in page)):
+            totals += file_totals
         done = len(page) < PAGE
         await send_signal(info().parent, PROGRESS, Progress(len(page), done))
         if done:
@@ -135,40 +136,40 @@ async def package(root: str, name: str, journal: str) -> Package:
 
 def merged(packages: Iterable[Package], reported: int) -> Survey:
     totals = Totals()
-    packages = sorted(packages, key=lambda one: (-one.totals.lines, one.name))
-    for one in packages:
-        totals += one.totals
+    packages = sorted(packages, key=lambda package: (-package.totals.lines, package.name))
+    for part in packages:
+        totals += part.totals
     return Survey(totals, len(packages), packages[:LARGEST], reported)
 
 
 # --- steps: what touches the file system, and what takes time ---------------------------------------------------------
 
-QUICKLY = Retry(attempts=3, initial=0.2)
+RETRY = Retry(attempts=3, initial=0.2)
 
 
-@app.step(retry=QUICKLY)
+@app.step(retry=RETRY)
 def list_packages(root: str, journal: str) -> list[str]:
     """The top-level packages of the tree, sorted."""
-    mark(journal)
+    record_execution(journal)
     return packages_in(root)
 
 
-@app.step(retry=QUICKLY)
+@app.step(retry=RETRY)
 def list_files(root: str, name: str, after: str, journal: str) -> list[str]:
     """The next page of a package's files, relative to the root, sorted."""
-    mark(journal)
+    record_execution(journal)
     return [path for path in files_of(root, name) if path > after][:PAGE]
 
 
-@app.step(retry=QUICKLY)
+@app.step(retry=RETRY)
 def parse_file(root: str, path: str, journal: str) -> Totals:
     """What is in one file. A plain function, so it runs in a thread of the daemon."""
-    mark(journal)
+    record_execution(journal)
     return measure(Path(root, path), path)
 
 
-def mark(journal: str) -> None:
-    """One more execution. O_APPEND: no byte is lost or overwritten, whoever is killed when."""
+def record_execution(journal: str) -> None:
+    """Record one more execution. O_APPEND: no byte is lost or overwritten, whichever process is killed."""
     descriptor = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, b".")
@@ -177,15 +178,15 @@ def mark(journal: str) -> None:
 
 
 def executions(journal: Path) -> int:
-    """How many steps have begun so far."""
+    """How many executions of steps have begun so far."""
     return journal.stat().st_size if journal.exists() else 0
 
 
-# --- the plain functions, which know nothing of streamflow ------------------------------------------------------------
+# --- plain functions, which do not use streamflow ---------------------------------------------------------------------
 
 
 def packages_in(root: str) -> list[str]:
-    """Directories of the root that have Python files somewhere in them, and `MODULES` if the root itself has some."""
+    """Directories of the root that have Python files somewhere in them, and `MODULES` if the root itself has any."""
     with os.scandir(root) as entries:
         folders = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     names = [name for name in folders if _wanted(name) and any(True for _ in _files_below(root, name))]
@@ -202,7 +203,7 @@ def files_of(root: str, name: str) -> list[str]:
 
 def _files_below(root: str, name: str) -> Iterator[str]:
     for folder, folders, files in os.walk(Path(root, name)):
-        folders[:] = [one for one in folders if _wanted(one)]
+        folders[:] = [name for name in folders if _wanted(name)]
         yield from (os.path.relpath(Path(folder, file), root) for file in files if _is_source(file))
 
 
@@ -211,20 +212,20 @@ def _is_source(file: str) -> bool:
 
 
 def _wanted(folder: str) -> bool:
-    return folder not in LEFT_OUT and not folder.startswith(".") and _is_text(folder)
+    return folder not in IGNORED_FOLDERS and not folder.startswith(".") and _is_text(folder)
 
 
 def _is_text(name: str) -> bool:
-    """Names of other bytes than UTF-8 can't travel in payloads."""
+    """A name with bytes that aren't UTF-8 can't be part of a payload."""
     return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 def measure(file: Path, path: str) -> Totals:
-    """The facts about one file; `path` is what it is called in them."""
+    """The figures of one file; `path` is the name that they give for it."""
     try:
         source = file.read_bytes()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the compiler thinks of the file's style
+            warnings.simplefilter("ignore")  # the compiler's warnings about the file
             tree = ast.parse(source)
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return Totals(skipped=1)
@@ -234,8 +235,8 @@ def measure(file: Path, path: str) -> Totals:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             functions += 1
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
-            one = Longest(lines, node.name, path)
-            longest = one if longest is None else max(longest, one)
+            function = Longest(lines, node.name, path)
+            longest = function if longest is None else max(longest, function)
         elif isinstance(node, ast.ClassDef):
             classes += 1
         elif isinstance(node, ast.Import | ast.ImportFrom):
@@ -244,7 +245,7 @@ def measure(file: Path, path: str) -> Totals:
 
 
 def count_directly(root: str) -> Survey:
-    """The same survey by one process, one file after the other: what the runs' result must be equal to."""
+    """The same survey in one process, one file after the other. The result of the runs must be equal to it."""
     packages: list[Package] = []
     files = 0
     for name in packages_in(root):

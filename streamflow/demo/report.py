@@ -16,7 +16,7 @@ from streamflow.screen.style import BAD, MUTED, OK, TITLE, duration
 
 
 class Facts(msgspec.Struct, kw_only=True):
-    """What `--json` prints. Seconds are of a wall clock; `*_s` None: it did not come to that."""
+    """What `--json` prints. `*_s` are seconds of elapsed time. None: no daemon was killed."""
 
     tree: str
     python: str
@@ -31,9 +31,9 @@ class Facts(msgspec.Struct, kw_only=True):
     files_recorded_at_kill: int | None
     killed_shards: int | None
     shards_recovered_s: float | None
-    """From the kill until every shard had a living owner again."""
+    """From the kill until every shard had a live owner again."""
     recovery_s: float | None
-    """From the kill until, besides, a run of a killed shard had gone on."""
+    """From the kill until, in addition, a run of one of the lost shards had advanced."""
     wall_s: float
     direct_s: float
     equal: bool
@@ -41,11 +41,11 @@ class Facts(msgspec.Struct, kw_only=True):
     direct: Survey
 
 
-def say(console: Console, seconds: float, line: str) -> None:
+def print_progress(console: Console, seconds: float, line: str) -> None:
     console.print(Text(f"{seconds:6.1f} s  ", style=MUTED).append(safe(line), style="default"), soft_wrap=True)
 
 
-def show(facts: Facts, console: Console) -> None:
+def print_result(facts: Facts, console: Console) -> None:
     console.print()
     console.print(_packages(facts))
     console.print()
@@ -58,8 +58,8 @@ def _packages(facts: Facts) -> Table:
     for name in ("FILES", "LINES", "FUNCTIONS", "CLASSES", "IMPORTS"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("LONGEST FUNCTION", no_wrap=True, overflow="ellipsis")
-    for one in facts.result.largest:
-        table.add_row(safe_text(one.name), *_counts(one.totals))
+    for package in facts.result.largest:
+        table.add_row(safe_text(package.name), *_counts(package.totals))
     table.add_row(Text(f"all {facts.packages:,}", style=TITLE), *_counts(facts.result.totals))
     return table
 
@@ -79,16 +79,16 @@ def _facts(facts: Facts) -> Table:
     table.add_column(style=MUTED, no_wrap=True)
     table.add_column()
     table.add_row("runs completed", f"{facts.runs_completed:,}")
-    again = facts.steps_executed - facts.steps_recorded
+    repeated = facts.steps_executed - facts.steps_recorded
     table.add_row("steps recorded", f"{facts.steps_recorded:,}, each exactly once")
-    table.add_row("steps executed", f"{facts.steps_executed:,}, {again:,} of them again, after the kill")
+    table.add_row("steps executed", f"{facts.steps_executed:,}, {repeated:,} of them run again after the kill")
     if facts.recovery_s is not None and facts.shards_recovered_s is not None:
         at = f"{facts.files_recorded_at_kill:,} of {facts.files:,} files recorded"
         table.add_row("killed with SIGKILL", f"one of {facts.daemons} daemons, {facts.killed_shards} shards, at {at}")
         owned = duration(facts.shards_recovered_s * 1000)
         table.add_row("recovered after", f"{duration(facts.recovery_s * 1000)} (all shards owned: {owned})")
     totals = facts.result.totals
-    table.add_row("files", f"{totals.files:,} parsed, {totals.skipped:,} not Python of this version")
+    table.add_row("files", f"{totals.files:,} parsed, {totals.skipped:,} not valid in this Python version")
     took = f"{duration(facts.wall_s * 1000)}; the direct count took {duration(facts.direct_s * 1000)}"
     table.add_row("took", took)
     verdict = (

@@ -1,7 +1,7 @@
 """`streamflow demo`: map a real source tree with three daemons, kill one midway, and check the result.
 
 Owns: the server and the daemons of the demo, the kill, what is measured, and that nothing is left behind.
-Must not: know how a status is drawn or a step is run; the app is in `demo_flows`. Called by: the command line, tests.
+Must not: know how a status is drawn or a step is run; the app is in `flows.py`. Called by: the command line, tests.
 
     server, 3 daemons -> survey started -> 40 % parsed -> SIGKILL of the busiest daemon -> recovered -> result
                                                           facts from the histories, and a direct count to compare with
@@ -54,8 +54,8 @@ READY_SECONDS = 30.0
 POLL_SECONDS = 0.02
 PROGRESS_SECONDS = 1.0
 DAEMON = {
-    "threads": 2,  # parsing takes the interpreter lock, so more threads would only stand in each other's way
-    "rollup": 0.25,  # the screen should move
+    "threads": 2,  # parsing holds the interpreter lock, so more threads would only wait for it
+    "rollup": 0.25,  # so that the screen changes often
     "grace": 1.0,
 }
 
@@ -71,35 +71,35 @@ async def run_demo(path: Path | None, *, as_json: bool, console: Console, daemon
     """Run the demo on `path`, by default on the interpreter's standard library. 0 when the totals are equal, else 1.
 
     Raises `UsageError` when the tree has no Python files, `TimeoutError` after ten minutes, and other
-    `StreamflowError`s with the end of a daemon's log. Whatever happens, server and daemons have ended when it returns.
+    `StreamflowError`s with the end of a daemon's log. However it ends, it leaves no server and no daemons running.
     """
     root = str((path or Path(sysconfig.get_path("stdlib"))).expanduser().resolve())
     files = await anyio.to_thread.run_sync(_count_files, root)
-    say = _Teller(None if as_json else console)
-    say(f"{root}: {files:,} files")
+    progress = _Progress(None if as_json else console)
+    progress(f"{root}: {files:,} files")
     try:
         with anyio.fail_after(TIMEOUT_SECONDS):
-            facts = await _perform(root, files, say, daemons)
+            facts = await _perform(root, files, progress, daemons)
     except TimeoutError as error:
-        raise TimeoutError(f"the demo took longer than {TIMEOUT_SECONDS:g} s and was ended") from error
+        raise TimeoutError(f"the demo took longer than {TIMEOUT_SECONDS:g} s and was stopped") from error
     if as_json:
         console.file.write(msgspec.json.encode(facts).decode() + "\n")
     else:
-        demo_report.show(facts, console)
+        demo_report.print_result(facts, console)
     return 0 if facts.equal else 1
 
 
 def _count_files(root: str) -> int:
     if not Path(root).is_dir():
-        raise UsageError(f"{root} is no directory: name one with Python files in it")
+        raise UsageError(f"{root} is not a directory: give one with Python files in it")
     files = sum(len(files_of(root, name)) for name in packages_in(root))
     if not files:
         raise UsageError(f"there are no Python files in {root}")
     return files
 
 
-class _Teller:
-    """Says lines of progress; nothing without a console or while the screen is up."""
+class _Progress:
+    """Prints lines of progress; nothing without a console."""
 
     def __init__(self, console: Console | None) -> None:
         self.console = console
@@ -107,14 +107,14 @@ class _Teller:
 
     def __call__(self, line: str) -> None:
         if self.console is not None:
-            demo_report.say(self.console, time.monotonic() - self._began, line)
+            demo_report.print_progress(self.console, time.monotonic() - self._began, line)
 
     @property
     def has_screen(self) -> bool:
         return self.console is not None and self.console.is_terminal
 
 
-async def _perform(root: str, files: int, say: _Teller, daemons: int) -> Facts:
+async def _perform(root: str, files: int, progress: _Progress, daemons: int) -> Facts:
     with tempfile.TemporaryDirectory(prefix="streamflow-demo-") as folder:
         journal = Path(folder, "journal")
         async with (
@@ -125,27 +125,27 @@ async def _perform(root: str, files: int, say: _Teller, daemons: int) -> Facts:
             collector = StatusCollector(client, shards=True)
             shards = await fleet.balanced(client)
             product = (await collector.collect()).server
-            say(f"{daemons} daemons share {shards} shards; kill -9 of one at {KILL_AT:.0%}")
+            progress(f"{daemons} daemons share {shards} shards; kill -9 of one daemon at {KILL_AT:.0%}")
             began = time.monotonic()
             run = await client.start(survey, root, str(journal))
             result = asyncio.create_task(_timed(run, began))
-            over = anyio.Event()
-            shown = asyncio.create_task(_show(say, collector, journal, files, over))
+            finished = anyio.Event()
+            display = asyncio.create_task(_show_progress(progress, collector, journal, files, finished))
             try:
                 await fleet.wait_for(result, lambda: executions(journal) >= KILL_AT * files)
                 recovery = await _kill_busiest(client, run, fleet) if daemons > 1 else None
                 await fleet.wait_for(result)
-                over.set()
-                await asyncio.wait({shown})
+                finished.set()
+                await asyncio.wait({display})
             finally:
-                for task in (result, shown):
+                for task in (result, display):
                     task.cancel()
-                with anyio.CancelScope(shield=True):  # the screen gives the terminal back
-                    await asyncio.wait({result, shown})
+                with anyio.CancelScope(shield=True):  # the screen restores the terminal
+                    await asyncio.wait({result, display})
             merged, wall = result.result()
             histories = await _histories(client, run)
             executed = executions(journal)
-    say("counting directly, in one process without streamflow")
+    progress("counting directly, in one process without streamflow")
     began = time.monotonic()
     direct = await count_in_process(root)
     events = [event for history in histories.values() for event in _events(history)]
@@ -197,27 +197,29 @@ class _Fleet:
         return [daemon for daemon in self.daemons if daemon.running]
 
     def of(self, holder: str) -> DaemonProcess | None:
-        """The living daemon that is this member."""
+        """The running daemon that is this member."""
         return next((daemon for daemon in self.alive if daemon.is_member(holder)), None)
 
     def check(self) -> None:
         if not self.alive:
-            raise StreamflowError(f"all daemons of the demo have ended; the last one said:\n{self.daemons[-1].said()}")
+            raise StreamflowError(
+                f"all daemons of the demo have ended; log of the last one:\n{self.daemons[-1].said()}"
+            )
 
     async def balanced(self, client: Client) -> int:
-        """Wait until all daemons own shards, and together all of them. Gives the number of shards."""
+        """Wait until each daemon owns shards, and each shard has an owner. Returns the number of shards."""
         with anyio.move_on_after(READY_SECONDS):
             while True:
                 for daemon in self.daemons:
                     if not daemon.running:
-                        raise StreamflowError(f"a daemon of the demo ended at once:\n{daemon.said()}")
+                        raise StreamflowError(f"a daemon of the demo ended right after its start:\n{daemon.said()}")
                 with contextlib.suppress(NamespaceMissing):
                     owners = [self.of(holder) for holder in await holders(client)]
                     if all(any(owner is daemon for owner in owners) for daemon in self.daemons) and all(owners):
                         return len(owners)
                 await anyio.sleep(POLL_SECONDS)
-        said = "\n".join(daemon.said() for daemon in self.daemons)
-        raise StreamflowError(f"the daemons do not share the shards after {READY_SECONDS:g} s; they said:\n{said}")
+        logs = "\n".join(daemon.said() for daemon in self.daemons)
+        raise StreamflowError(f"the daemons didn't share the shards within {READY_SECONDS:g} s; their logs:\n{logs}")
 
     async def wait_for(self, result: asyncio.Task[Any], condition: Callable[[], bool] | None = None) -> None:
         """Wait for the result or the condition, whichever comes first. Raises when all daemons have ended."""
@@ -235,7 +237,7 @@ async def _fleet(url: str, folder: Path, count: int) -> AsyncGenerator[_Fleet]:
             fleet.daemons.append(DaemonProcess(f"{parse_file.function.__module__}:app", url, NAMESPACE, log, DAEMON))
         yield fleet
     finally:
-        # Their server goes with them, so there is nothing to hand over.
+        # The server is stopped as well, so there is nothing to hand over.
         for daemon in fleet.daemons:
             await daemon.end(kill=True)
 
@@ -251,21 +253,21 @@ async def holders(client: Client) -> list[str]:
 
 
 async def _kill_busiest(client: Client, run: Run[Survey], fleet: _Fleet) -> Recovery:
-    """SIGKILL the daemon with the most steps to do; wait until its shards live again and a run of them has gone on."""
+    """SIGKILL the daemon with the most open steps; wait until its shards have owners and a run of them has advanced."""
     namespace = await client.read_namespace()
     before = await holders(client)
-    todo: dict[int, int] = dict.fromkeys((daemon.pid for daemon in fleet.alive), 0)
+    open_steps: dict[int, int] = dict.fromkeys((daemon.pid for daemon in fleet.alive), 0)
     for number, steps in await _open_work(client, run):
         owner = fleet.of(before[number])
         if owner is not None:
-            todo[owner.pid] += steps
-    victim = max(fleet.alive, key=lambda daemon: (todo[daemon.pid], sum(map(daemon.is_member, before))))
+            open_steps[owner.pid] += steps
+    victim = max(fleet.alive, key=lambda daemon: (open_steps[daemon.pid], sum(map(daemon.is_member, before))))
     lost = {number for number, holder in enumerate(before) if victim.is_member(holder)}
 
     killed = time.monotonic()
     await victim.end(kill=True)
     histories = await _histories(client, run)
-    halted = {  # runs that only the next owner can move, with the number of their transitions
+    halted = {  # runs that only the next owner can advance, with the number of their transitions
         run_id: len(history)
         for run_id, history in histories.items()
         if namespace.shard_of(run_id) in lost and not _ended(history)
@@ -275,7 +277,7 @@ async def _kill_busiest(client: Client, run: Run[Survey], fleet: _Fleet) -> Reco
         if not owned:
             if all(fleet.of(holder) for holder in await holders(client)):
                 owned = time.monotonic() - killed
-        elif not halted or await _any_moved(client, halted):
+        elif not halted or await _any_advanced(client, halted):
             recorded = sum(_recorded_files(history) for history in histories.values())
             return Recovery(recorded, len(lost), owned, time.monotonic() - killed)
         fleet.check()
@@ -295,7 +297,7 @@ async def _open_work(client: Client, run: Run[Survey]) -> list[tuple[int, int]]:
     ]
 
 
-async def _any_moved(client: Client, halted: dict[str, int]) -> bool:
+async def _any_advanced(client: Client, halted: dict[str, int]) -> bool:
     namespace = await client.read_namespace()
     answers = await client.store.send(
         [client.kernel.peek_runs(namespace.shard_of(run_id), [run_id]) for run_id in halted]
@@ -313,12 +315,12 @@ async def _histories(client: Client, run: Run[Survey]) -> dict[str, list[Transit
     """The histories of the survey and of its children that have begun, by run id."""
     own = await run.history()
     children = [event.run_id for event in _events(own) if isinstance(event, ChildStarted)]
-    found = await asyncio.gather(*(client.run(child).history() for child in children), return_exceptions=True)
+    answers = await asyncio.gather(*(client.run(child).history() for child in children), return_exceptions=True)
     histories = {run.id: own}
-    for child, history in zip(children, found, strict=True):
+    for child, history in zip(children, answers, strict=True):
         if isinstance(history, list):
             histories[child] = history
-        elif not isinstance(history, RunNotFound):  # one that is on its way to its shard is not there yet
+        elif not isinstance(history, RunNotFound):  # a child whose start has not reached its shard yet
             raise history
     return histories
 
@@ -335,15 +337,17 @@ def _recorded_files(history: list[Transition]) -> int:
     return sum(isinstance(event, StepCompleted) and event.name == parse_file.name for event in _events(history))
 
 
-# --- meanwhile, for people --------------------------------------------------------------------------------------------
+# --- progress ---------------------------------------------------------------------------------------------------------
 
 
-async def _show(say: _Teller, collector: StatusCollector, journal: Path, files: int, over: anyio.Event) -> None:
-    """The live screen where there is a terminal, else a line now and then, until it is over."""
-    if say.has_screen and say.console is not None:
-        await watch(collector.collect, say.console, 0.5, over)
+async def _show_progress(
+    progress: _Progress, collector: StatusCollector, journal: Path, files: int, finished: anyio.Event
+) -> None:
+    """The live screen in a terminal, else a line every `PROGRESS_SECONDS`, until the demo has finished."""
+    if progress.has_screen and progress.console is not None:
+        await watch(collector.collect, progress.console, 0.5, finished)
         return
-    while not over.is_set():
+    while not finished.is_set():
         with anyio.move_on_after(PROGRESS_SECONDS):
-            await over.wait()
-        say(f"{min(executions(journal), files):,} of {files:,} files")
+            await finished.wait()
+        progress(f"{min(executions(journal), files):,} of {files:,} files")

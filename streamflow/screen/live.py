@@ -1,6 +1,6 @@
-"""The live screen: fetch, draw, again; in the terminal's alternate screen.
+"""The live screen: fetches and draws a status repeatedly, in the terminal's alternate screen.
 
-Owns: the loop. Must not: know where a status comes from. Called by: `status --watch`, `dev`, `demo`.
+Owns: the loop. Must not: know how a status is fetched. Called by: `status --watch`, `dev`, `demo`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from streamflow.screen.style import duration
 from streamflow.status.model import NamespaceStatus
 
 RESIZE_S = 0.1
-"""Seconds between two looks at the size of the terminal."""
+"""Seconds between two checks of the terminal's size."""
 
 
 async def watch(
@@ -28,8 +28,8 @@ async def watch(
 ) -> None:
     """Show what `fetch` returns, every `interval` seconds, until the event is set or the caller is cancelled.
 
-    When `fetch` raises, the header says so and the last status stays on the screen. However it ends (Ctrl-C cancels
-    it), the terminal gets its own screen and cursor back.
+    When `fetch` raises, the header shows the error and the last status stays on the screen. However this ends (Ctrl-C
+    cancels it), the terminal's own screen and cursor are restored.
     """
     screen = StatusScreen()
     with Live(screen, console=console, screen=True, auto_refresh=False, transient=True) as live:
@@ -50,8 +50,8 @@ async def _poll(
             screen.status = await fetch()
             screen.problem = ""
             answered = anyio.current_time()
-        except Exception as error:  # whatever it is, the screen goes on and says it
-            what = "server unreachable" if isinstance(error, StoreError | OSError) else "no status"
+        except Exception as error:  # any error: the screen shows it and keeps trying
+            what = "server unreachable" if isinstance(error, StoreError | OSError) else "status not available"
             since = duration(1000 * (anyio.current_time() - answered))
             screen.problem = f"{what}, retrying (last answer {since} ago): {type(error).__name__} {error}"
         live.refresh()

@@ -14,7 +14,7 @@ from streamflow.screen.sanitize import safe
 from streamflow.screen.style import size
 
 PREVIEW_BYTES = 16 * 1024
-"""Payloads above this are shown by their size only in previews."""
+"""A preview of a larger payload is only its size."""
 
 
 def preview(payload: Raw | bytes, limit: int) -> str:

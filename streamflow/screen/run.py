@@ -49,9 +49,11 @@ from streamflow.screen.style import (
 from streamflow.screen.tables import attributes_line
 
 MAX_CHILDREN = 20
+"""Rows of the list of children."""
 TRACEBACK_LINES = 12
+"""Last lines of a traceback that are printed."""
 
-_GLYPHS = {"signal": "◆", "sent": "◇", "cancel": "■", "patch": "+", "life": "↻", "limit": "!"}
+_GLYPHS = {"signal": "◆", "sent": "◇", "cancel": "■", "patch": "+", "continued": "↻", "limit": "!"}
 _STYLES = {
     "step": OK,
     "timer": MUTED,
@@ -60,7 +62,7 @@ _STYLES = {
     "sent": BUSY,
     "ask": WARN,
     "patch": MUTED,
-    "life": BUSY,
+    "continued": BUSY,
     "limit": WARN,
     "stuck": WARN,
     "cancel": BAD,
@@ -88,9 +90,9 @@ def run_lines(detail: RunDetail, width: int) -> list[Text]:
     lines = _facts(detail, spans, width)
     lines.append(Text())
     lines.extend(_history(detail, spans, width))
-    for more in (_published(detail, width), _children(detail, spans, width)):
-        if more:
-            lines.extend([Text(), *more])
+    for section in (_published(detail, width), _children(detail, spans, width)):
+        if section:
+            lines.extend([Text(), *section])
     for line in lines:
         line.end = "\n"
     return lines
@@ -109,7 +111,7 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
     length = sum(len(transition.events) for transition in detail.transitions)
     kinds = Counter(span.kind for span in spans)
     counted = [plural(kinds[kind], kind) for kind in ("step", "timer", "child", "signal", "ask") if kinds[kind]]
-    counted = [words.replace("childs", "children") for words in counted]
+    counted = [text.replace("childs", "children") for text in counted]
     size = [plural(length, "event"), plural(len(detail.transitions), "transition"), *counted]
     rows = [
         ("workflow", safe_text(header.workflow)),
@@ -166,8 +168,8 @@ def _history(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]
         Column("", drop_order=4),
         Column("", right=False, flexible=True, min_width=max(6, width // 6), max_width=600, drop_order=3),
     ]
-    shown = [*head, *tail]
-    lines = table("HISTORY", columns, [_row(span, axis, detail.children) for span in shown], width)
+    visible = [*head, *tail]
+    lines = table("HISTORY", columns, [_row(span, axis, detail.children) for span in visible], width)
     if hidden > 0:
         note = fit(Text(f"… {hidden:,} more", style=FAINT), width)
         lines[1 + len(head) : 1 + len(head)] = [note]
@@ -217,24 +219,24 @@ def _took(span: Span, axis: _Axis, children: Mapping[str, str]) -> Text:
         return safe_text(status, STATUS.get(status, ""), 12)
     waiting = {"timer": "sleeping", "stuck": "stuck", "ask": "unanswered"}.get(span.kind)
     retrying = span.marks and span.due > axis.end
-    if span.queue and not retrying:  # whether it waits there or a worker has it is not in the history
+    if span.queue and not retrying:  # the history doesn't say whether it waits there or a worker runs it
         return safe_text(f"queue {span.queue}", BUSY, 24)
     return Text(waiting or ("waiting" if retrying else "running"), style=WARN if retrying else BUSY)
 
 
 def _summary(span: Span) -> Text:
-    words: list[tuple[str, str]] = []
+    parts: list[tuple[str, str]] = []
     if span.failures:
-        words.append((f"{number(span.failures)} failed", BAD))
+        parts.append((f"{number(span.failures)} failed", BAD))
     if len(span.marks) > span.failures:
-        words.append((f"{number(len(span.marks) - span.failures)} retries", WARN))
+        parts.append((f"{number(len(span.marks) - span.failures)} retries", WARN))
     if span.open:
-        words.append((f"{number(span.open)} open", BUSY))
+        parts.append((f"{number(span.open)} open", BUSY))
     if span.times:
         times = sorted(span.times)
-        words.append((f"p50 {duration(times[(len(times) - 1) // 2])}", MUTED))
-        words.append((f"max {duration(times[-1])}", MUTED))
-    return Text(" · ", style=FAINT, end="").join([Text(*word) for word in words])
+        parts.append((f"p50 {duration(times[(len(times) - 1) // 2])}", MUTED))
+        parts.append((f"max {duration(times[-1])}", MUTED))
+    return Text(" · ", style=FAINT, end="").join([Text(*part) for part in parts])
 
 
 def _bar(span: Span, axis: _Axis) -> Text:
@@ -249,7 +251,7 @@ def _bar(span: Span, axis: _Axis) -> Text:
     styles = [style if span.end is not None else BUSY] * len(cells)
     marks = [axis.cell(mark) - first for mark in span.marks]
     for mark in marks if span.count == 1 else []:
-        # From a failed attempt to the next one only the last pause is known exactly; a few cells stand for each.
+        # The history has no exact length of the pauses before the last one: a few cells stand for each.
         for cell in range(mark + 1, min(mark + 3, len(cells) - 1)):
             cells[cell], styles[cell] = "╌", FAINT
     if span.marks and span.end is None and span.count == 1:
@@ -287,7 +289,7 @@ def _children(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text
     children = [span for span in spans if span.kind == "child"]
     if not children:
         return []
-    statuses = [detail.children.get(span.child) or _known(span) for span in children]
+    statuses = [detail.children.get(span.child) or _status_from_history(span) for span in children]
     counts = " · ".join(f"{count:,} {safe(status, 20)}" for status, count in sorted(Counter(statuses).items()))
     columns = [
         Column("CHILDREN", right=False, flexible=True, min_width=16, max_width=256),
@@ -310,5 +312,5 @@ def _children(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text
     return lines
 
 
-def _known(span: Span) -> str:
+def _status_from_history(span: Span) -> str:
     return "running" if span.end is None else "failed" if span.failed else "completed"

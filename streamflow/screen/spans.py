@@ -1,4 +1,4 @@
-"""A run's history as spans: what took place from when to when, with what outcome.
+"""A run's history as spans: what happened from when to when, with what outcome.
 
 Owns: pairing decisions with their outcomes, and folding long histories. Must not: draw (`run.py` does).
 Called by: `run.py`.
@@ -38,49 +38,58 @@ from streamflow.screen.payload import preview
 
 MAX_ROWS = 200
 FOLD_FROM = 3
-"""So many spans of one kind and name in a row become one, in a history with more than `MAX_ROWS` of them."""
+"""From this many consecutive spans of one kind and name on, they are folded into one; only in a history with more than
+`MAX_ROWS` spans."""
 PREVIEW = 200
+"""Characters of a payload or of an error message in a note."""
 
 
 @dataclass
 class Span:
-    """`end` None: still open. `marks`: the ms of failed attempts. `times`: how long each folded span took, in ms."""
+    """Points in time are ms, as in the history. A folded span stands for `count` spans; then `times`, `open` and
+    `failures` are about these."""
 
     kind: str
-    """step, timer, child, signal, sent, ask, patch, life, limit, stuck or cancel."""
+    """step, timer, child, signal, sent, ask, patch, continued, limit, stuck or cancel."""
     name: str
     start: int
     end: int | None = None
+    """None: still open."""
     failed: bool = False
     attempts: int = 0
     due: int = 0
+    """When a timer fires, or the next attempt starts."""
     took: float | None = None
+    """Duration of the last attempt, ms."""
     note: str = ""
     marks: list[int] = field(default_factory=lambda: list[int]())
+    """When attempts failed."""
     child: str = ""
+    """Run id of the child."""
     queue: str = ""
     count: int = 1
     times: list[float] = field(default_factory=lambda: list[float]())
+    """How long each folded span that has ended took, ms."""
     open: int = 0
     failures: int = 0
 
 
 def spans_of(transitions: Iterable[Transition]) -> list[Span]:
     """One span for each step, timer, child, signal and ask, in the order in which they began."""
-    found: list[Span] = []
-    numbered: dict[int | str, Span] = {}
+    spans: list[Span] = []
+    by_id: dict[int | str, Span] = {}
     stuck: list[Span] = []
     for transition in transitions:
         for event in transition.events:
             span = _begin(transition.at, event)
             if span is not None:
-                found.append(span)
+                spans.append(span)
                 if isinstance(event, AskReceived):
-                    numbered[event.id] = span
+                    by_id[event.id] = span
                 elif not isinstance(event, RunContinued) and (seq := getattr(event, "seq", None)) is not None:
-                    numbered[seq] = span
+                    by_id[seq] = span
                 if isinstance(event, RunContinued):
-                    _carry(found, numbered, transition.at, event)
+                    _carry_over(spans, by_id, transition.at, event)
                 elif isinstance(event, RunStuck):
                     stuck.append(span)
             elif isinstance(event, RunResumed):
@@ -88,8 +97,8 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
                     open_span.end = transition.at
                 stuck.clear()
             else:
-                _go_on(numbered, transition.at, event)
-    return found
+                _apply_outcome(by_id, transition.at, event)
+    return spans
 
 
 def _begin(at: int, event: AnyEvent) -> Span | None:
@@ -97,7 +106,7 @@ def _begin(at: int, event: AnyEvent) -> Span | None:
         case StepScheduled():
             return Span("step", event.name, at, note=preview(event.args, PREVIEW), queue=event.queue)
         case TimerSet():
-            # The limit of a signal's wait has no row of its own: the signal that came, or the time-out, tells enough.
+            # A timer that limits the wait for a signal has no row: the signal that came, or the time-out, shows enough.
             return Span("timer", "sleep", at, due=event.due) if not event.name else None
         case ChildStarted():
             return Span("child", event.name, at, child=event.run_id, note=event.run_id)
@@ -110,7 +119,7 @@ def _begin(at: int, event: AnyEvent) -> Span | None:
         case Patched():
             return Span("patch", event.name, at, at)
         case RunContinued():
-            return Span("life", f"life {event.generation + 1}", at, at, note=preview(event.input, PREVIEW))
+            return Span("continued", f"generation {event.generation + 1}", at, at, note=preview(event.input, PREVIEW))
         case HistoryLimitReached():
             return Span("limit", "history limit", at, at, note=f"{event.count:,} events")
         case RunStuck():
@@ -121,23 +130,23 @@ def _begin(at: int, event: AnyEvent) -> Span | None:
             return None
 
 
-def _carry(found: list[Span], numbered: dict[int | str, Span], at: int, event: RunContinued) -> None:
-    """What was received in the life before and not consumed, and children that are waited for, belong to this one:
-    its history has no other word of them."""
+def _carry_over(spans: list[Span], by_id: dict[int | str, Span], at: int, event: RunContinued) -> None:
+    """Messages that the previous generation received and didn't consume, and children that are still waited for, belong
+    to this generation: its history has no other record of them."""
     for seq, name, run_id in event.children:
-        numbered[seq] = Span("child", name, at, child=run_id, note=run_id)
-        found.append(numbered[seq])
+        by_id[seq] = Span("child", name, at, child=run_id, note=run_id)
+        spans.append(by_id[seq])
     for carried in event.carried:
         span = _begin(at, carried)
         assert span is not None
-        found.append(span)
+        spans.append(span)
         if isinstance(carried, AskReceived):
-            numbered[carried.id] = span
+            by_id[carried.id] = span
 
 
-def _go_on(numbered: dict[int | str, Span], at: int, event: AnyEvent) -> None:
-    """An outcome, for the span of its number; an outcome of nothing (a cut history) is passed over."""
-    span = numbered.get(event.id if isinstance(event, AskAnswered) else getattr(event, "seq", -1))
+def _apply_outcome(by_id: dict[int | str, Span], at: int, event: AnyEvent) -> None:
+    """Close or update the span that the outcome belongs to. In a history that was cut there may be none: ignored."""
+    span = by_id.get(event.id if isinstance(event, AskAnswered) else getattr(event, "seq", -1))
     if span is None:
         return
     match event:
@@ -145,50 +154,51 @@ def _go_on(numbered: dict[int | str, Span], at: int, event: AnyEvent) -> None:
             span.end, span.attempts, span.took, span.note = at, event.attempt, event.ms, preview(event.result, PREVIEW)
         case StepRetrying():
             span.marks.append(at)
-            span.attempts, span.due, span.note = event.attempt, event.due, _words(event.failure)
+            span.attempts, span.due, span.note = event.attempt, event.due, _failure_text(event.failure)
         case events.StepFailed():
             span.marks.append(at)
             span.end, span.attempts, span.took = at, event.attempt, event.ms
-            span.failed, span.note = True, _words(event.failure)
+            span.failed, span.note = True, _failure_text(event.failure)
         case StepCancelled():
             span.end, span.note = at, "cancelled"
         case TimerFired():
             span.end = at
         case AskAnswered():
             span.end, span.failed = at, event.failure is not None
-            answer = _words(event.failure) if event.failure is not None else preview(event.result, PREVIEW)
+            answer = _failure_text(event.failure) if event.failure is not None else preview(event.result, PREVIEW)
             span.note = f"{span.note} → {answer}"
         case ChildCancelled():
-            # The parent hears no more of it, unless an outcome was on its way: to the parent it is over.
+            # To the parent it has ended: it learns nothing more, unless an outcome was already on its way.
             span.end, span.note = at, f"{span.child} asked to cancel"
         case ChildCompleted():
             span.end, span.note = at, f"{span.child} {preview(event.result, PREVIEW)}"
         case events.ChildFailed():
-            span.end, span.failed, span.note = at, True, f"{span.child} {_words(event.failure)}"
+            span.end, span.failed, span.note = at, True, f"{span.child} {_failure_text(event.failure)}"
         case _:
             return
 
 
-def _words(failure: Failure) -> str:
+def _failure_text(failure: Failure) -> str:
     return f"{failure.kind}: {failure.message[:PREVIEW]}"
 
 
 def fold_spans(spans: Sequence[Span]) -> list[Span]:
-    """`spans` as they are, or, above `MAX_ROWS`, with neighbours of the same kind and name as one."""
+    """`spans` unchanged or, if there are more than `MAX_ROWS`, with neighbours of the same kind and name folded into
+    one."""
     if len(spans) <= MAX_ROWS:
         return list(spans)
     folded: list[Span] = []
     group: list[Span] = []
     for span in [*spans, None]:
         if group and (span is None or (span.kind, span.name) != (group[0].kind, group[0].name)):
-            folded.extend(group if len(group) < FOLD_FROM else [_one(group)])
+            folded.extend(group if len(group) < FOLD_FROM else [_folded(group)])
             group = []
         if span is not None:
             group.append(span)
     return folded
 
 
-def _one(group: Sequence[Span]) -> Span:
+def _folded(group: Sequence[Span]) -> Span:
     ends = [span.end for span in group if span.end is not None]
     return replace(
         group[0],
@@ -208,7 +218,7 @@ def _one(group: Sequence[Span]) -> Span:
 
 
 def took_ms(span: Span) -> float:
-    """What the attempt took; with retries, the whole time from the first one on."""
+    """How long the attempt took; with retries, the whole time since the first attempt began."""
     if span.took is not None and span.attempts <= 1:
         return span.took
     return float((span.end or span.start) - span.start)

@@ -1,6 +1,6 @@
-"""How the screen looks: the palette, and numbers, durations, sizes and sparklines as people read them.
+"""How the screen looks: the palette, and numbers, durations, sizes and sparklines in short form.
 
-Owns: colours and formats. Must not: know what is shown. Called by: all of the screen.
+Owns: colours and formats. Must not: know what the text is about. Called by: all of the screen.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LAST_MS = 253_370_764_800_000
-"""The year 9999: a time beyond it is shown as this, rather than not at all."""
+"""The year 9999. Later times are shown as this one, because `datetime` can't represent them."""
 
 
 def duration(ms: float) -> str:
@@ -110,12 +110,12 @@ def _local(ms: int) -> datetime:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The newest `width` of `values`, one character each, from nothing (a thin line) to the largest of them."""
-    shown = list(values[-width:]) if width > 0 else []
-    top = max(shown, default=0)
+    """The newest `width` of `values`, one character each, from zero (a thin line) to the largest of them."""
+    newest = list(values[-width:]) if width > 0 else []
+    top = max(newest, default=0)
     if top <= 0:
-        return _BARS[0] * len(shown)
-    return "".join(_BARS[0] if v <= 0 else _BARS[min(7, 1 + int(v / top * 6.999))] for v in shown)
+        return _BARS[0] * len(newest)
+    return "".join(_BARS[0] if v <= 0 else _BARS[min(7, 1 + int(v / top * 6.999))] for v in newest)
 
 
 def plural(count: int, word: str) -> str:

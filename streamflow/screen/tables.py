@@ -45,6 +45,7 @@ from streamflow.screen.sanitize import safe, safe_text
 from streamflow.screen.style import BAD, BUSY, FAINT, MUTED, OK, STATUS, WARN, clock, duration, moment, plural
 
 PREVIEW = 120
+"""Characters of a payload in a line."""
 ATTRIBUTES_FROM = 130
 """Width from which a listing has a column for attributes."""
 
@@ -87,9 +88,9 @@ def attributes_line(attributes: Mapping[str, Attribute]) -> str:
 
 
 def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
-    """Run ids are shown whole (on several lines if need be), so that they can be copied; the rest is cut to `width`.
+    """Run ids are shown whole (on several lines if necessary), so that they can be copied; the rest is cut to `width`.
 
-    Attributes have a column if some run has some, where there is room; else they stand under the run's id.
+    If any run has attributes, they are a column in a wide terminal, and stand below the run's id in a narrow one.
     """
     narrow = width < 100
     tenants = any(row.tenant for row in rows)
@@ -104,9 +105,9 @@ def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
     table.add_column("TOOK", no_wrap=True, justify="right")
     if attributes:
         ids = min(36, max(len(row.run_id) for row in rows))
-        # What is left beside the id, workflow, tenant, status and times at their widest, and the gaps.
-        left = width - ids - 24 - (18 if tenants else 0) - 11 - 21 - 10 - 4
-        table.add_column("ATTRIBUTES", no_wrap=True, overflow="ellipsis", max_width=max(20, left))
+        # The width without id, workflow, tenant, status and times at their widest, and without the gaps.
+        remaining = width - ids - 24 - (18 if tenants else 0) - 11 - 21 - 10 - 4
+        table.add_column("ATTRIBUTES", no_wrap=True, overflow="ellipsis", max_width=max(20, remaining))
     for row in rows:
         open_run = row.ended == 0
         cells = [Text(safe(row.run_id)), safe_text(row.workflow)]
@@ -131,9 +132,9 @@ def format_log_line(at: int, run_id: str, event: AnyEvent) -> Text:
     line.append("  ")
     kind = type(event)
     line.append(kind.__name__, style=_STYLES.get(kind, ""))
-    for words, style in _facts(event, at):
+    for fact, style in _facts(event, at):
         line.append("  ")
-        line.append_text(safe_text(words, style, 500))
+        line.append_text(safe_text(fact, style, 500))
     return line
 
 
@@ -153,7 +154,7 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
         case RunCompleted():
             return [(event.workflow, "bold"), (duration(event.ms), ""), (preview(event.result, PREVIEW), MUTED)]
         case events.RunFailed():
-            return [(event.workflow, "bold"), (duration(event.ms), ""), (_words(event.failure), BAD)]
+            return [(event.workflow, "bold"), (duration(event.ms), ""), (_failure_text(event.failure), BAD)]
         case events.RunCancelled():
             return [(event.workflow, "bold"), (duration(event.ms), ""), (event.reason, MUTED)]
         case RunStuck():
@@ -161,8 +162,8 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
         case RunResumed():
             return [(event.workflow, "bold")]
         case RunContinued():
-            life = [(f"life {event.generation + 1}", ""), *_carried(len(event.carried))]
-            return [(event.workflow, "bold"), *life, (preview(event.input, PREVIEW), MUTED)]
+            generation = [(f"generation {event.generation + 1}", ""), *_carried(len(event.carried))]
+            return [(event.workflow, "bold"), *generation, (preview(event.input, PREVIEW), MUTED)]
         case CancelRequested():
             return [*([("terminate", "bold")] if event.terminate else []), (event.reason, MUTED)]
         case HistoryLimitReached():
@@ -176,11 +177,11 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             took = [(duration(event.ms), "")]
             return [(f"{event.name} #{event.seq}", "bold"), *took, *tries, (preview(event.result, PREVIEW), MUTED)]
         case StepRetrying():
-            again = f"attempt {event.attempt} failed, again in {duration(max(0, event.due - at))}"
-            return [(f"{event.name} #{event.seq}", "bold"), (again, WARN), (_words(event.failure), BAD)]
+            retry = f"attempt {event.attempt} failed, next in {duration(max(0, event.due - at))}"
+            return [(f"{event.name} #{event.seq}", "bold"), (retry, WARN), (_failure_text(event.failure), BAD)]
         case events.StepFailed():
             tries = f"after {event.attempt} attempt{'s' * (event.attempt != 1)}"
-            return [(f"{event.name} #{event.seq}", "bold"), (tries, WARN), (_words(event.failure), BAD)]
+            return [(f"{event.name} #{event.seq}", "bold"), (tries, WARN), (_failure_text(event.failure), BAD)]
         case StepCancelled() | ChildCancelled():
             return [(f"{event.name} #{event.seq}", "bold")]
         case TimerSet():
@@ -195,14 +196,14 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             return [(event.name, "bold"), (preview(event.value, PREVIEW), MUTED)]
         case AskAnswered():
             if event.failure is not None:
-                return [(event.name, "bold"), (_words(event.failure), BAD)]
+                return [(event.name, "bold"), (_failure_text(event.failure), BAD)]
             return [(event.name, "bold"), (preview(event.result, PREVIEW), MUTED)]
         case ChildStarted():
             return [(f"{event.name} #{event.seq}", "bold"), (event.run_id, ""), (preview(event.input, PREVIEW), MUTED)]
         case ChildCompleted():
             return [(f"{event.name} #{event.seq}", "bold"), (preview(event.result, PREVIEW), MUTED)]
         case events.ChildFailed():
-            return [(f"{event.name} #{event.seq}", "bold"), (_words(event.failure), BAD)]
+            return [(f"{event.name} #{event.seq}", "bold"), (_failure_text(event.failure), BAD)]
         case MessageQuarantined():
             return [(f"message {event.message}", "bold"), (event.reason, WARN)]
 
@@ -211,5 +212,5 @@ def _carried(count: int) -> list[tuple[str, str]]:
     return [(f"{plural(count, 'message')} carried over", MUTED)] if count else []
 
 
-def _words(failure: Failure) -> str:
+def _failure_text(failure: Failure) -> str:
     return f"{failure.kind}: {failure.message}"

@@ -27,7 +27,7 @@ PACKAGES, FILES = 6, 10
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """About sixty files in six packages, one that lies in the root, and one that is no Python."""
+    """About sixty files in six packages, one in the root, and one that is not valid Python."""
     root = tmp_path / "tree"
     for package in range(PACKAGES):
         for number in range(FILES):
@@ -57,7 +57,7 @@ def left_behind(folder: Path) -> list[str]:
             if os.fsencode(f"TMPDIR={folder}\0") in (process / "environ").read_bytes():
                 found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
         except OSError:
-            continue  # it has ended, or is none of ours
+            continue  # it has ended, or belongs to another user
     return found
 
 
@@ -80,7 +80,7 @@ async def test_the_totals_equal_a_direct_count_although_a_daemon_was_killed(tree
     assert left_behind(tmp_path) == []
 
 
-async def test_a_difference_is_shown_and_the_exit_code_says_it(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_difference_is_shown_and_the_exit_code_is_1(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def miscount(root: str) -> Survey:
         survey = count_directly(root)
         return msgspec.structs.replace(survey, totals=survey.totals + Totals(lines=1))
@@ -113,7 +113,7 @@ async def test_nothing_is_left_behind_when_it_is_ended_early(
     assert process.returncode == (1 if number is signal.SIGINT else -signal.SIGKILL)
     for _ in range(100):
         # Files stay after SIGKILL, which nobody can clean up after; processes don't.
-        left = [one for one in left_behind(tmp_path) if number is signal.SIGINT or not one.startswith(str(tmp_path))]
+        left = [item for item in left_behind(tmp_path) if number is signal.SIGINT or not item.startswith(str(tmp_path))]
         if not left:
             return
         await asyncio.sleep(0.1)
@@ -124,5 +124,5 @@ async def test_a_tree_without_sources_is_a_usage_error(tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
     with pytest.raises(UsageError, match="no Python files"):
         await demo.run_demo(tmp_path, as_json=True, console=console)
-    with pytest.raises(UsageError, match="no directory"):
+    with pytest.raises(UsageError, match="not a directory"):
         await demo.run_demo(tmp_path / "gone", as_json=True, console=console)

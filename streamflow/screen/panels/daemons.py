@@ -25,9 +25,9 @@ from streamflow.screen.style import BAD, MUTED, TITLE, WARN, duration, size
 from streamflow.status.model import DaemonRow, NamespaceStatus
 
 BACKLOG_WARN = 10_000
-"""Messages or log entries of a daemon that wait, from which the number is shown as a warning."""
+"""A daemon with more messages or log entries waiting than this gets the number in the colour of warnings."""
 BEAT_LATE_S = 2
-"""Age of a heartbeat in seconds above which it is shown as bad."""
+"""The age of a heartbeat above this, in seconds, gets the colour of errors."""
 
 COLUMNS: tuple[tuple[Column, Callable[[DaemonRow], Text]], ...] = (
     (Column("shards", drop_order=2), lambda daemon: count_cell(len(daemon.heartbeat.shards))),

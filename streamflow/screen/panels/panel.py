@@ -15,7 +15,7 @@ from streamflow.screen.columns import Column, fit, join, table
 from streamflow.screen.style import FAINT, MUTED, TITLE, duration, number
 
 MAX_NAME = 128
-"""Characters of a name that are shown at most."""
+"""Maximum number of characters of a name."""
 
 
 @dataclass
@@ -58,4 +58,4 @@ def time_cell(times: dict[str, Any], key: str) -> Text:
 
 
 UNKNOWN = Text("–", style=FAINT)
-"""A figure that is not known (yet)."""
+"""A figure that is not known, or not yet."""

@@ -29,7 +29,7 @@ def shards_panel(status: NamespaceStatus, width: int, rows: int) -> Panel:
     row_width = max(1, width - title.cell_len - 2 if rows == 1 else width)
     group = -(-len(status.shards) // (row_width * rows))
     if rows > 1:
-        title.append(f"  {group} a cell" if group > 1 else "", style=MUTED)
+        title.append(f"  {group} per cell" if group > 1 else "", style=MUTED)
         behind = max(status.shards, key=lambda shard: shard.lag + shard.inbox)
         if behind.lag + behind.inbox:
             backlog = f"inbox {number(behind.inbox)}, lag {number(behind.lag)}"

@@ -44,7 +44,7 @@ def test_a_file_is_measured_with_its_nested_functions(tmp_path: Path) -> None:
     [b"def (:\n", b"x = '\xe9'\n", b"x = '\0'\n", b"x = " + b"(" * 5000],
     ids=["syntax", "bytes", "nul", "deep"],
 )
-def test_a_file_that_is_no_python_is_skipped_and_counted(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_python_is_skipped_and_counted(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "odd.py").write_bytes(content)
     assert measure(tmp_path / "odd.py", "odd.py") == Totals(skipped=1)
     assert measure(tmp_path / "gone.py", "gone.py") == Totals(skipped=1)
@@ -79,9 +79,9 @@ def test_packages_are_the_directories_with_sources_and_the_modules_of_the_root(t
     assert demo_flows.files_of(root, "bees") == ["bees/hive.py", "bees/wax/cell.py"]
 
 
-def test_a_name_that_is_no_text_is_left_out(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf_8_is_left_out(tmp_path: Path) -> None:
     root = tree(tmp_path, {"bees/hive.py": ""})
-    (tmp_path / "bees" / "\udcff.py").write_text("")  # the byte FF, which is no UTF-8
+    (tmp_path / "bees" / "\udcff.py").write_text("")  # the byte FF, which is not UTF-8
     assert demo_flows.files_of(root, "bees") == ["bees/hive.py"]
 
 

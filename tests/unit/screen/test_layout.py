@@ -1,4 +1,4 @@
-"""The status screen: what it says, that it fits any terminal, and that no data reaches the terminal as a command."""
+"""The status screen: what it shows, that it fits any terminal, and that no data reaches the terminal as a command."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def views(evil: str = "") -> dict[str, Any]:
 
 
 def status(daemons: int = 3, shards: int = 256, evil: str = "", **changes: Any) -> NamespaceStatus:
-    made = NamespaceStatus(
+    default = NamespaceStatus(
         namespace=f"default{evil}",
         as_of=NOW,
         server=Server(version=f"7.0{evil}", memory=120_000_000, maxmemory=1 << 30, aof="everysec", ops_per_s=12_345),
@@ -73,18 +73,18 @@ def status(daemons: int = 3, shards: int = 256, evil: str = "", **changes: Any) 
         oldest=[(f"old{evil}", f"w{evil}", NOW - 90_000)],
         warnings=[f"careful{evil}"] if evil else [],
     )
-    return msgspec.structs.replace(made, **changes)
+    return msgspec.structs.replace(default, **changes)
 
 
-def text(shown: NamespaceStatus, width: int = 80, height: int | None = None, problem: str = "") -> str:
-    return "\n".join(line.plain for line in status_lines(shown, width, height, problem))
+def text(current: NamespaceStatus, width: int = 80, height: int | None = None, problem: str = "") -> str:
+    return "\n".join(line.plain for line in status_lines(current, width, height, problem))
 
 
 # --- safe -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("raw", "shown"),
+    ("raw", "expected"),
     [
         ("plain text, ünïcode, 日本", "plain text, ünïcode, 日本"),
         ("[/] [red]", "[/] [red]"),
@@ -101,16 +101,16 @@ def text(shown: NamespaceStatus, width: int = 80, height: int | None = None, pro
         ("x\U000e0101", "x⟨U+E0101⟩"),
     ],
 )
-def test_what_a_terminal_would_act_on_is_made_visible(raw: str, shown: str) -> None:
-    assert safe(raw) == shown
+def test_what_a_terminal_would_act_on_is_made_visible(raw: str, expected: str) -> None:
+    assert safe(raw) == expected
 
 
 @given(st.text(), st.none() | st.integers(0, 20))
 def test_safe_text_has_only_printable_characters_and_keeps_to_its_limit(raw: str, limit: int | None) -> None:
-    shown = safe(raw, limit)
-    assert shown.isprintable()
-    assert not HARMFUL.search(shown)
-    assert limit is None or len(shown) <= max(limit, 1)
+    output = safe(raw, limit)
+    assert output.isprintable()
+    assert not HARMFUL.search(output)
+    assert limit is None or len(output) <= max(limit, 1)
 
 
 def test_long_text_is_cut_with_an_ellipsis() -> None:
@@ -126,7 +126,7 @@ def test_markup_in_data_is_only_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ms", "shown"),
+    ("ms", "expected"),
     [
         (0, "0 ms"),
         (0.37, "0.37 ms"),
@@ -142,16 +142,16 @@ def test_markup_in_data_is_only_text() -> None:
         (-1500, "-1.5 s"),
     ],
 )
-def test_durations_read_as_people_say_them(ms: float, shown: str) -> None:
-    assert duration(ms) == shown
+def test_durations_read_as_people_say_them(ms: float, expected: str) -> None:
+    assert duration(ms) == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "expected"),
     [(0, "0"), (7, "7"), (0.44, "0.4"), (9.96, "10"), (9_999, "9,999"), (12_345, "12.3k"), (4_560_000, "4.56M")],
 )
-def test_numbers_are_short(value: float, shown: str) -> None:
-    assert number(value) == shown
+def test_numbers_are_short(value: float, expected: str) -> None:
+    assert number(value) == expected
 
 
 @given(st.floats(0, 1e12, exclude_max=True))
@@ -190,16 +190,17 @@ def test_shards_of_dead_members_have_no_owner() -> None:
 
 
 def test_a_status_survives_json() -> None:
-    made = status()
-    assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(msgspec.to_builtins(made))), NamespaceStatus) == made
+    current = status()
+    encoded = msgspec.json.encode(msgspec.to_builtins(current))
+    assert msgspec.convert(msgspec.json.decode(encoded), NamespaceStatus) == current
 
 
 # --- the screen -----------------------------------------------------------------------------------------------------
 
 
-def with_queues(shown: NamespaceStatus, *names: str) -> NamespaceStatus:
-    shown.queues = [Queue(name=name, waiting=12 * n, running=n, workers=n) for n, name in enumerate(names)]
-    return shown
+def with_queues(current: NamespaceStatus, *names: str) -> NamespaceStatus:
+    current.queues = [Queue(name=name, waiting=12 * n, running=n, workers=n) for n, name in enumerate(names)]
+    return current
 
 
 EXTREMES = {
@@ -240,28 +241,28 @@ def test_what_the_terminal_gets_has_no_escapes_from_data_and_the_right_number_of
 
 
 def test_at_80_by_24_every_part_is_there() -> None:
-    shown = text(status(), 80, 24)
+    output = text(status(), 80, 24)
     for part in ("THROUGHPUT", "RUNS", "DAEMONS 3", "SHARDS 256", "WORKFLOWS 7", "STEPS 9", "FAILURES", "OLDEST OPEN"):
-        assert part in shown
+        assert part in output
 
 
 def test_queues_are_shown_where_there_are_some_and_a_missing_worker_stands_out() -> None:
-    made = with_queues(status(), "gpu", "cpu")
-    made.queues[0].waiting = 3
+    current = with_queues(status(), "gpu", "cpu")
+    current.queues[0].waiting = 3
     for width in (80, 120):
-        lines = status_lines(made, width, 40)
-        shown = "\n".join(line.plain for line in lines)
-        assert re.search(r"QUEUES 2 +waiting +running +workers", shown)
-        assert re.search(r"cpu +12 +1 +1\b", shown)
-        assert re.search(r"gpu +3 +0 +none\b", shown)
+        lines = status_lines(current, width, 40)
+        output = "\n".join(line.plain for line in lines)
+        assert re.search(r"QUEUES 2 +waiting +running +workers", output)
+        assert re.search(r"cpu +12 +1 +1\b", output)
+        assert re.search(r"gpu +3 +0 +none\b", output)
         assert "QUEUES" not in "".join(line.plain for line in status_lines(status(), width, 40))
 
 
 def test_a_larger_terminal_shows_more() -> None:
-    shown = text(status(), 200, 50)
-    assert all(f"step{n}" in shown for n in range(9))
-    assert "TENANTS" in shown
-    assert "cached" in shown
+    output = text(status(), 200, 50)
+    assert all(f"step{n}" in output for n in range(9))
+    assert "TENANTS" in output
+    assert "cached" in output
 
 
 def test_the_map_has_a_cell_for_each_shard_where_there_is_room() -> None:
@@ -270,13 +271,13 @@ def test_the_map_has_a_cell_for_each_shard_where_there_is_room() -> None:
 
 
 def test_one_shard_without_owner_shows_in_its_group() -> None:
-    made = status(daemons=1, shards=1000)
-    made.shards[500].owner = ""
-    line = next(line for line in text(made, 80, 24).splitlines() if line.startswith("SHARDS"))
+    current = status(daemons=1, shards=1000)
+    current.shards[500].owner = ""
+    line = next(line for line in text(current, 80, 24).splitlines() if line.startswith("SHARDS"))
     assert line.count("·") == 1
 
 
-def test_the_header_says_what_is_wrong_the_worst_first() -> None:
+def test_the_header_lists_problems_the_worst_first() -> None:
     assert "healthy" in text(status(views={}))
     assert "no daemons · " in text(status(daemons=0)).splitlines()[0]
     assert "● 2 shards without owner · 1 run stuck" in text(status(shards_unowned=2))
@@ -292,16 +293,16 @@ def test_the_header_names_a_queue_in_which_steps_wait_for_no_worker() -> None:
     assert "healthy" in text(status(views={}, queues=queues[2:3]))
 
 
-def test_a_problem_takes_the_place_of_the_health_words() -> None:
+def test_a_problem_replaces_the_health_messages() -> None:
     first = text(status(), 80, 24, problem="server unreachable, retrying").splitlines()[0]
     assert "server unreachable, retrying" in first
     assert "stuck" not in first
 
 
 def test_the_oldest_failure_rows_give_way_to_the_newest() -> None:
-    shown = text(status(), 80, 24)
-    assert "odd" in shown, "the stuck run is the newest trouble"
-    assert "run-29" not in shown
+    output = text(status(), 80, 24)
+    assert "odd" in output, "the stuck run is the newest trouble"
+    assert "run-29" not in output
 
 
 def test_the_screen_takes_the_size_of_the_terminal_each_time_it_is_drawn() -> None:
@@ -327,7 +328,7 @@ def terminal() -> tuple[Console, io.StringIO]:
     return Console(file=out, width=80, height=24, force_terminal=True, color_system=None, _environ={}), out
 
 
-def test_the_live_screen_goes_on_after_an_error_and_says_so() -> None:
+def test_the_live_screen_goes_on_after_an_error_and_shows_it() -> None:
     console, out = terminal()
 
     async def main() -> None:
@@ -346,11 +347,11 @@ def test_the_live_screen_goes_on_after_an_error_and_says_so() -> None:
             await watch(fetch, console, interval=0.001, until=done)
 
     anyio.run(main)
-    shown = out.getvalue()
-    assert "call1" in shown
-    assert "server unreachable, retrying" in shown
-    assert "\x1b]52" not in shown
-    assert shown.index("server unreachable") < shown.index("call3")
+    output = out.getvalue()
+    assert "call1" in output
+    assert "server unreachable, retrying" in output
+    assert "\x1b]52" not in output
+    assert output.index("server unreachable") < output.index("call3")
 
 
 def test_the_terminal_gets_its_own_screen_back_when_watching_is_cancelled() -> None:

@@ -1,4 +1,4 @@
-"""What the status screen is given: who is alive, who owns what, rates that are as of now."""
+"""What the collector finds: who is alive, who owns what, rates that are as of now."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_rates_that_were_merged_just_now_are_shown_as_they_are() -> None:
     assert rates_at(RATES, (UNTIL + 1 + FRESH_SECONDS) * 1000) == RATES
 
 
-def test_rates_that_nobody_merges_any_more_move_on() -> None:
+def test_rates_that_nobody_merges_any_more_continue_with_zeros() -> None:
     moved = rates_at(RATES, (UNTIL + 1 + 8) * 1000)
     assert moved["starts"] == [*range(8, 60), *[0] * 8]
     assert moved["average"] == {"starts": (58 + 59) / 10}
@@ -54,7 +54,7 @@ async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterat
     await clean_keys(embedded_server.url, namespace)
 
 
-async def found(client: Client) -> None:
+async def create_namespace(client: Client) -> None:
     await client.store.one(client.kernel.create_namespace(SHARDS, Partition.RUN))
 
 
@@ -73,7 +73,7 @@ async def test_without_a_namespace_there_is_no_status(client: Client) -> None:
 
 
 async def test_an_empty_namespace(client: Client) -> None:
-    await found(client)
+    await create_namespace(client)
     status = await StatusCollector(client).settled()
     assert (status.shards_total, status.shards_unowned, status.daemons, status.views) == (SHARDS, SHARDS, [], {})
     assert status.server is not None
@@ -81,8 +81,8 @@ async def test_an_empty_namespace(client: Client) -> None:
     assert status.as_of > UNTIL * 1000
 
 
-async def test_a_daemon_whose_beat_moves_owns_its_shards(client: Client) -> None:
-    await found(client)
+async def test_a_daemon_whose_heartbeat_changes_owns_its_shards(client: Client) -> None:
+    await create_namespace(client)
     await own(client, 1, "a")
     await beat(client, "a", 1, steps=100)
     collector = StatusCollector(client)
@@ -97,7 +97,7 @@ async def test_a_daemon_whose_beat_moves_owns_its_shards(client: Client) -> None
 
 
 async def test_every_field_of_a_heartbeat_is_in_the_row(client: Client) -> None:
-    await found(client)
+    await create_namespace(client)
     examples = {int: 7, float: 1.5, str: "x", bool: True, list[int]: [2], dict[str, str]: {"2": "x"}}
     sent = Heartbeat(**{field.name: examples[field.type] for field in msgspec.structs.fields(Heartbeat)})
     await client.store.one(client.kernel.heartbeat("a", msgspec.json.encode(sent)))
@@ -105,8 +105,8 @@ async def test_every_field_of_a_heartbeat_is_in_the_row(client: Client) -> None:
     assert daemon.heartbeat == sent
 
 
-async def test_a_member_whose_beat_stands_still_owns_nothing(client: Client) -> None:
-    await found(client)
+async def test_a_member_whose_heartbeat_does_not_change_owns_nothing(client: Client) -> None:
+    await create_namespace(client)
     await own(client, 1, "dead")
     await beat(client, "dead", 7)
     status = await StatusCollector(client, dead_after=0.3).settled()
@@ -116,7 +116,7 @@ async def test_a_member_whose_beat_stands_still_owns_nothing(client: Client) -> 
 
 
 async def test_a_member_that_left_is_forgotten(client: Client) -> None:
-    await found(client)
+    await create_namespace(client)
     await beat(client, "a", 1)
     collector = StatusCollector(client)
     await collector.collect()
@@ -125,7 +125,7 @@ async def test_a_member_that_left_is_forgotten(client: Client) -> None:
 
 
 async def test_inboxes_are_counted_and_the_lag_where_it_is_asked_for(client: Client) -> None:
-    await found(client)
+    await create_namespace(client)
     keys = client.keys.shard(2)
     for _ in range(3):
         await client.store.one(Call.plain("XADD", keys.inbox, "*", "kind", "x"))
@@ -138,7 +138,7 @@ async def test_inboxes_are_counted_and_the_lag_where_it_is_asked_for(client: Cli
 
 
 async def test_queues_show_what_waits_what_runs_and_who_works(client: Client) -> None:
-    await found(client)
+    await create_namespace(client)
     assert (await StatusCollector(client).collect()).queues == []
     await client.store.one(Call.plain("HSET", client.keys.queues, "idle", 8, "gpu", 8))
     for number in range(3):
@@ -155,8 +155,8 @@ async def test_queues_show_what_waits_what_runs_and_who_works(client: Client) ->
     ]
 
 
-async def test_garbage_in_views_and_beats_is_left_out(client: Client) -> None:
-    await found(client)
+async def test_garbage_in_views_and_heartbeats_is_left_out(client: Client) -> None:
+    await create_namespace(client)
     await client.store.one(Call.plain("SET", client.keys.view("runs"), b"\xff\xfe"))
     await client.store.one(Call.plain("SET", client.keys.view("rates"), b"[]"))
     await client.store.one(Call.plain("HSET", client.keys.members, "odd", b"\xff"))
