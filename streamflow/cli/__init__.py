@@ -1,10 +1,12 @@
-"""The command line: `streamflow COMMAND`. This module has the group only, so that `--help` and completion are quick.
+"""The command line: `streamflow COMMAND`. This module has only the group, so that `--help` and completion are quick.
 
 Owns: the table of commands (each is imported when it is used), the exit codes, and how errors are shown.
-Must not: import redis, rich or the runtime. Called by: the `streamflow` script, `python -m streamflow`.
+Must not: import redis, rich or a command before it is used. Called by: the `streamflow` script, `python -m streamflow`.
 
-Exit codes: 0 done, 1 the operation failed, 2 wrong usage. Whatever fails as expected is one `error:` line on stderr
-that says what to do next; only a bug shows a traceback.
+A new command is a file `commands/<name>.py` that has a function of the same name, and a line in `SECTIONS`.
+
+Exit codes: 0 done, 1 the operation failed, 2 wrong usage. An expected failure is one `error:` line on stderr that says
+what to do next; only a bug shows a traceback.
 """
 
 from __future__ import annotations
@@ -16,42 +18,43 @@ from typing import Any, cast
 
 import click
 
+from streamflow.cli.suggestions import did_you_mean
 from streamflow.errors import StreamflowError, UsageError
 from streamflow.version import __version__
 
-SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+SECTIONS: dict[str, dict[str, str]] = {
     "Start here": {
-        "demo": ("local", "Map a source tree with three daemons, one of which is killed."),
-        "dev": ("local", "A server, a daemon and the status screen in one command."),
+        "demo": "Map a source tree with three daemons and kill one of them midway.",
+        "dev": "Start a server, a daemon and the status screen in one command.",
     },
     "Runs": {
-        "enqueue": ("enqueue", "Start a run of a workflow, or one for each line of a file."),
-        "runs": ("look", "List runs, newest first."),
-        "show": ("look", "Show one run: its state, its history as a timeline, its children, what it published."),
-        "signal": ("talk", "Send a signal to a run."),
-        "ask": ("talk", "Ask a run something, and print its answer."),
-        "read": ("talk", "Show what a run has published."),
-        "cancel": ("act", "Ask a run to end as cancelled."),
-        "terminate": ("act", "End a run as cancelled without asking its code."),
-        "forget": ("act", "Delete ended runs with their histories."),
+        "enqueue": "Start a run of a workflow, or one run per line of a file.",
+        "runs": "List runs, newest first.",
+        "show": "Show one run: state, history as a timeline, children, published values.",
+        "signal": "Send a signal to a run.",
+        "ask": "Ask a run a question and print its answer.",
+        "read": "Print the values that a run has published.",
+        "cancel": "Ask a run to clean up and end as cancelled.",
+        "terminate": "Force a run to end as cancelled, without running its clean-up code.",
+        "forget": "Delete ended runs and their histories.",
     },
     "Tests": {
-        "export": ("replay", "Write a run's history as a file that replay reads."),
-        "replay": ("replay", "Check that an app's code still fits recorded histories."),
+        "export": "Export a run's history to a file that `replay` reads.",
+        "replay": "Check that an app's code still matches recorded histories.",
     },
     "Operations": {
-        "daemon": ("serve", "Own shards, run workflows and steps, until SIGTERM."),
-        "worker": ("serve", "Run the steps of queues, until SIGTERM."),
-        "status": ("look", "Daemons, shards, throughput, latencies and failures."),
-        "tail": ("tail", "Show what happens in all shards, live."),
-        "views": ("act", "Look after the cross-shard views."),
-        "bench": ("local", "Measure throughput and latency here."),
-        "completion": ("local", "Print the script that completes commands in your shell."),
+        "daemon": "Run a daemon, which owns shards and runs workflows and steps.",
+        "worker": "Run a worker, which runs the steps of queues.",
+        "status": "Show daemons, shards, throughput, latencies and failures.",
+        "tail": "Follow the events of all shards, live.",
+        "views": "Rebuild the cross-shard views from the shards' logs.",
+        "bench": "Measure throughput and latency on this machine.",
+        "completion": "Print the completion script for your shell.",
     },
 }
-"""Section -> command -> its module here, and its help in one line (a test holds it against the command's own)."""
+"""Section -> command -> its help in one line; a test compares it with the command's own."""
 
-_COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
+_COMMANDS = [name for section in SECTIONS.values() for name in section]
 
 
 class Commands(click.Group):
@@ -63,20 +66,20 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"{__name__}.commands.{_COMMANDS[cmd_name][0]}")
+        module = importlib.import_module(f"{__name__}.commands.{cmd_name}")
         return cast("click.Command", getattr(module, cmd_name))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
-            ctx.fail(f"there is no command {args[0]!r}{closest(args[0], _COMMANDS)}")
+            ctx.fail(f"unknown command {args[0]!r}{did_you_mean(args[0], _COMMANDS)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(name, words) for name, (_, words) in commands.items()], col_spacing=4)
+                formatter.write_dl(list(commands.items()), col_spacing=4)
 
     def main(
         self,
@@ -93,17 +96,19 @@ class Commands(click.Group):
                 args, prog_name or "streamflow", complete_var, False, windows_expand_args, **extra
             )
         except click.ClickException as error:
-            where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
-            code = _say(error.format_message().removesuffix("."), f"see {where} --help" if where else "")
+            command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+            message = " ".join(error.format_message().split())  # click spreads a list of choices over several lines
+            message = message[:1].lower() + message[1:].removesuffix(".")
+            _print_error(message, f"see {command} --help" if command else "")
             code = error.exit_code
         except (KeyboardInterrupt, click.Abort):
-            _say("interrupted")
+            _print_error("interrupted")
             code = 1
         except UsageError as error:
-            _say(str(error))
+            _print_error(str(error))
             code = 2
         except (StreamflowError, TimeoutError) as error:
-            _say(str(error))
+            _print_error(str(error))
             code = 1
         code = code if isinstance(code, int) else 0
         if not standalone_mode:
@@ -111,21 +116,13 @@ class Commands(click.Group):
         sys.exit(code)
 
 
-def _say(message: str, hint: str = "") -> None:
+def _print_error(message: str, hint: str = "") -> None:
     """On stderr, each line made harmless: names and reasons in it may come from anywhere."""
     from streamflow.screen.sanitize import safe
 
     head = click.style("error:", fg="red", bold=True)
     text = f"{message} ({hint})" if hint else message
     click.echo(f"{head} " + "\n".join(safe(line) for line in text.split("\n")), err=True)
-
-
-def closest(word: str, known: Any) -> str:
-    """`; did you mean …?` for the known word that is most like it, or nothing."""
-    import difflib
-
-    found = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 @click.group(
@@ -145,7 +142,8 @@ def cli(ctx: click.Context) -> None:
       streamflow dev --app flows:app
       streamflow enqueue greet --input '"world"' --wait
 
-    Options come first, then STREAMFLOW_* variables (STREAMFLOW_REDIS, STREAMFLOW_NAMESPACE, …), then defaults.
+    `streamflow COMMAND --help` shows a command's options and an example. An option overrides its environment variable
+    (STREAMFLOW_REDIS, STREAMFLOW_NAMESPACE, …), which overrides the default.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -1,10 +1,11 @@
-"""The log of a process: one JSON object a line on stderr, or text for people.
+"""The log of a process: one JSON object per line on stderr, or text for people.
 
-Owns: both formats, and setting them up. Must not: be needed by a library user; only the command line calls it.
+Owns: both formats, and setting them up. Must not: be needed by a user of the library.
+Called by: the command line only.
 
-What comes from users (ids, reasons, payloads) may hold anything. In JSON it is escaped until every character is
+What comes from users (ids, reasons, payloads) may contain anything. In JSON it is escaped until every character is
 printable, in text it is made visible, so no value can end its line, start another or reach the terminal as a command.
-Fields: `ts` (UTC), `level`, `logger`, `message`, whatever was given as `extra=`, and `exception`.
+Fields: `ts` (UTC), `level`, `logger`, `message`, everything given as `extra=`, and `exception`.
 """
 
 from __future__ import annotations
@@ -27,22 +28,26 @@ _INVISIBLE = re.compile("[\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180
                         "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]")  # fmt: skip
 
 
-def set_up(format: str = "text", level: str = "info", stream: TextIO | None = None) -> None:
-    """Replace the root logger's handlers by one that writes to `stream` (stderr)."""
+def set_up(format: str | None, level: str, stream: TextIO | None = None) -> None:
+    """Replace the root logger's handlers by one that writes to `stream` (default: stderr).
+
+    Without a `format`: text on a terminal, else JSON.
+    """
     stream = cast("TextIO", sys.stderr) if stream is None else stream
+    as_json = format == "json" or (format is None and not stream.isatty())
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter(colours=stream.isatty()))
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter(colours=stream.isatty()))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
 
 
 def silence() -> None:
-    """Nothing is logged, not even what the logging module prints by itself when it has no handler."""
+    """Log nothing, not even what the logging module prints when it has no handler."""
     logging.basicConfig(handlers=[logging.NullHandler()], force=True)
 
 
 def json_line(value: object) -> str:
-    """Compact JSON on one line in which every character is visible; what JSON has no form for becomes text."""
+    """Compact JSON on one line in which every character is visible; values without a JSON form become text."""
     try:
         text = msgspec.json.encode(value, enc_hook=str).decode()
     except (TypeError, ValueError, RecursionError):
@@ -61,7 +66,7 @@ def _escape(char: str) -> str:
 
 
 def _stringified(value: object) -> object:
-    """Without what stops an encoder, such as a lone surrogate."""
+    """A copy without what an encoder refuses, such as a lone surrogate."""
     if isinstance(value, dict):
         return {str(key): _stringified(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     return value if value is None or isinstance(value, bool | int | float) else repr(value)
@@ -95,9 +100,9 @@ class TextFormatter(logging.Formatter):
         level, colour = f"{record.levelname:<7}", _COLOURS.get(record.levelname)
         if self._colours and colour:
             level = f"\x1b[{colour}m{level}\x1b[0m"
-        words = [f"{time} {level} {record.name}: {safe(record.getMessage())}"]
-        words += [f"{name}={safe(str(value), 500)}" for name, value in _extra(record).items()]
-        lines = [" ".join(words)]
+        parts = [f"{time} {level} {record.name}: {safe(record.getMessage())}"]
+        parts += [f"{name}={safe(str(value), 500)}" for name, value in _extra(record).items()]
+        lines = [" ".join(parts)]
         if record.exc_info and record.exc_info[0] is not None:
             trace = "".join(traceback.format_exception(*record.exc_info)).rstrip()
             lines += [f"    {safe(line)}" for line in trace.split("\n")]

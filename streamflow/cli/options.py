@@ -1,41 +1,87 @@
-"""What commands share: options, the client, and running async code; `output.py` prints.
+"""Options that several commands share, and the values that are given as text.
 
-Owns: `--redis`, `--namespace`, `--json`, the quick answer when no server is there, JSON input.
-Must not: know any single command. Called by: all command modules.
+Owns: `--redis` and `--namespace`, one option for each setting, `--json`, the log's options, run ids, JSON input.
+Must not: state a setting's default (settings.py has them all), talk to a server, know any single command.
+Called by: all command modules.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+import enum
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
+import msgspec
 
-from streamflow.cli.logs import set_up, silence
-from streamflow.errors import StoreUnavailable, StreamflowError, UsageError
+from streamflow.cli.logs import FORMATS, LEVELS
+from streamflow.errors import UsageError
 from streamflow.model.names import check_run_id
+from streamflow.settings import Settings
 
-if TYPE_CHECKING:
-    from streamflow.client.client import Client
-    from streamflow.store.connection import Store
-
-T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-REACH_SECONDS = 2.0
-"""How long a server may take to answer at first. Once it has, the store's own patience counts."""
+_FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
+_METAVARS = {"redis": "URL", "namespace": "NAME"}
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+def settings_options(*names: str) -> Callable[[F], F]:
+    """An option for each of these fields of `Settings`, in the order of the fields.
+
+    The value None means that the option was not given: `load_settings` and `connect` look at the environment then.
+    """
+
+    def decorate(command: F) -> F:
+        for name in reversed(_FIELDS):
+            if name in names:
+                command = _settings_option(_FIELDS[name])(command)
+        return command
+
+    return decorate
+
+
+def _settings_option(field: msgspec.structs.FieldInfo) -> Callable[[F], F]:
+    kind: type = field.type.__origin__
+    default = f"{field.default:g}" if isinstance(field.default, float) else field.default
+    value_type: Any = kind
+    metavar = _METAVARS.get(field.name, "SECONDS" if kind is float else "N")  # every float among them is a duration
+    if issubclass(kind, enum.Enum):
+        value_type, metavar = click.Choice([member.value for member in kind]), None
+    return click.option(
+        f"--{field.name.replace('_', '-')}",
+        field.name,
+        type=value_type,
+        metavar=metavar,
+        help=f"{_description(field.type)}.  [env var: STREAMFLOW_{field.name.upper()}; default: {default}]",
+    )
+
+
+def _description(annotated: Any) -> str:
+    text = next(meta.description for meta in typing.get_args(annotated)[1:] if meta.description)
+    return text[0].upper() + text[1:]
 
 
 def server_options(command: F) -> F:
-    """`--redis` and `--namespace`, for the two first parameters of `command`."""
-    command = click.option("--namespace", metavar="NAME", help="The namespace.  [default: default]")(command)
+    """`--redis` and `--namespace`."""
+    return settings_options("redis", "namespace")(command)
+
+
+def log_options(command: F) -> F:
+    """`--log-format` (None: not given) and `--log-level`."""
+    command = click.option(
+        "--log-level", type=click.Choice(LEVELS), envvar="STREAMFLOW_LOG_LEVEL", show_envvar=True,
+        default="info", show_default=True, help="Minimum log level.",
+    )(command)  # fmt: skip
     return click.option(
-        "--redis", metavar="URL", help="The Redis or Valkey server.  [default: redis://127.0.0.1:6379]"
-    )(command)
+        "--log-format", type=click.Choice(FORMATS), envvar="STREAMFLOW_LOG_FORMAT", show_envvar=True,
+        show_default="text on a terminal, else json", help="Log as text, or as one JSON object per line.",
+    )(command)  # fmt: skip
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+# --- values given as text -------------------------------------------------------------------------------------------
 
 
 def checked_id(text: str) -> str:
@@ -43,66 +89,14 @@ def checked_id(text: str) -> str:
     return check_run_id(text)
 
 
-def run_async(function: Callable[[], Coroutine[Any, Any, T]], *, fast: bool = False, screen: bool = False) -> T:
-    """Run until done, on uvloop where it is worth its import (`fast`) and exists.
-
-    Warnings go to stderr, unless a live `screen` has the terminal for itself: it shows what is wrong in its header.
-    """
-    import anyio
-
-    set_up("text", "warning")
-    if screen:
-        silence()
-    return anyio.run(function, backend_options={"use_uvloop": fast and has_uvloop()})
-
-
-def has_uvloop() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("uvloop") is not None
-
-
-@contextlib.asynccontextmanager
-async def open_client(redis: str | None, namespace: str | None) -> AsyncGenerator[Client]:
-    """A client of a server that answers. Raises `StoreUnavailable` within about 2 seconds when it doesn't."""
-    from streamflow.client.client import connect
-
-    async with connect(redis, namespace=namespace) as client:
-        await reach(client.store)
-        yield client
-
-
-async def reach(store: Store) -> None:
-    """Returns when the server answers: INFO does also while it loads its data."""
-    import anyio
-
-    from streamflow.store.connection import Call, redacted
-
-    with anyio.move_on_after(REACH_SECONDS + 1):
-        try:
-            await store.send([Call.plain("INFO", "server")], patience=REACH_SECONDS)
-        except StreamflowError:
-            raise
-        except Exception as error:  # what answers speaks another protocol
-            raise StoreUnavailable(f"{redacted(store.url)} is no Redis or Valkey server: {error}") from error
-        return
-    raise StoreUnavailable(
-        f"no answer from {redacted(store.url)} within {REACH_SECONDS + 1:g} s. Is the address right? "
-        "`streamflow dev` starts a server here."
-    )
-
-
-# --- input ----------------------------------------------------------------------------------------------------------
-
-
-def parse_json(text: str | bytes, what: str) -> Any:
-    """Raises `UsageError` that says where the JSON is wrong, and what shells do to quotes."""
-    import msgspec
-
+def parse_json(text: str | bytes, source: str) -> Any:
+    """Decode JSON. Raises `UsageError` that names the `source` and the position, and what shells do to quotes."""
     from streamflow.model.codec import DECODE_ERRORS
 
     try:
         return msgspec.json.decode(text)
     except DECODE_ERRORS as error:
         reason = str(error).removeprefix("JSON is malformed: ")
-        raise UsageError(f"{what} is no JSON: {reason}. A text needs quotes of its own: '\"text\"'") from None
+        raise UsageError(
+            f"{source} is not valid JSON: {reason}. A string needs JSON quotes inside the shell's: '\"text\"'"
+        ) from None

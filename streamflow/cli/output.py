@@ -1,6 +1,6 @@
 """What commands print with: consoles for tables and pictures, and JSON.
 
-Owns: how output differs between a terminal and a pipe, and the plain forms of values and failures.
+Owns: how output differs between a terminal and a pipe, and the plain forms of runs, values and failures.
 Must not: know any single command. Called by: all command modules.
 """
 
@@ -14,12 +14,15 @@ import click
 from streamflow.cli.logs import json_line, visible_json
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from rich.console import Console
 
+    from streamflow.client.listing import RunSummary
     from streamflow.errors import Failure
 
 PIPE_WIDTH = 160
-"""Width of tables that go to a pipe or a file, where no terminal says it."""
+"""Width of tables that go to a pipe or a file, where no terminal has a width."""
 
 
 def make_console(stderr: bool = False) -> Console:
@@ -42,7 +45,7 @@ def print_drawn(console: Console, drawn: Any) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One document: indented for people, on one line for programs. Every character in it is printable."""
+    """One document: indented on a terminal, on one line in a pipe. Every character in it is printable."""
     import msgspec
 
     text = json_line(value)
@@ -51,15 +54,31 @@ def print_json(value: Any) -> None:
     click.echo(text)
 
 
+# --- plain forms ----------------------------------------------------------------------------------------------------
+
+
 def plain_value(value: Any) -> Any:
-    """A decoded payload as JSON-able data: bytes as base64, what JSON has no form for as text."""
+    """A decoded payload as JSON-able data: bytes as base64, values without a JSON form as text."""
     import msgspec
 
     return msgspec.to_builtins(value, str_keys=True, enc_hook=str)
 
 
 def plain_failure(failure: Failure | None) -> dict[str, str] | None:
-    """By name: a recorded failure is an array."""
+    """Its fields by name, because a recorded failure is an array."""
     if failure is None:
         return None
     return {"kind": failure.kind, "message": failure.message, "traceback": failure.traceback}
+
+
+def plain_run(run: RunSummary) -> dict[str, Any]:
+    """A run as `runs` and `show` print it: its id is `run_id`, as in everything that `--json` prints."""
+    import msgspec
+
+    fields: dict[str, Any] = msgspec.to_builtins(run, str_keys=True, enc_hook=str)
+    return {"run_id": fields.pop("id"), **fields}
+
+
+def epoch_ms(at: datetime) -> int:
+    """Milliseconds since the epoch, as the screen counts time."""
+    return round(at.timestamp() * 1000)

@@ -1,6 +1,6 @@
 """From JSON to the arguments of a workflow, by the parameters that daemons have registered.
 
-Owns: the rule below, and refusing workflows that nobody knows. Must not: know files or options.
+Owns: the rule below, and refusing unknown workflows. Must not: know files or options.
 Called by: `enqueue`, for its `--input` and for each line of its `--file`.
 
     no parameters       no input
@@ -16,30 +16,34 @@ from typing import Any, cast
 
 from msgspec import UNSET
 
-from streamflow.cli import closest
+from streamflow.cli.suggestions import did_you_mean
 from streamflow.client.listing import WorkflowInfo
 from streamflow.errors import UnknownWorkflow, UsageError
 from streamflow.model.names import check_name
 
 
 def find_workflow(name: str, known: Mapping[str, WorkflowInfo], force: bool) -> WorkflowInfo | None:
-    """What is registered under the name; None when nobody knows it and `force` insists. Raises `UnknownWorkflow`."""
+    """The workflow that is registered under the name; with `force`, None if there is none.
+
+    Raises `UnknownWorkflow`.
+    """
     check_name("workflow", name)
     if name in known or force:
         return known.get(name)
     if not known:
         raise UnknownWorkflow(
-            f"no daemon has registered workflow {name}, nor any other: start one with streamflow daemon --app "
-            "flows:app, or insist with --force"
+            f"no daemon has registered workflow {name}, or any other workflow: start one with `streamflow daemon --app "
+            "flows:app`, or add --force to start the run anyway"
         )
     names = ", ".join(sorted(known))
     raise UnknownWorkflow(
-        f"no daemon has registered workflow {name}{closest(name, known) or '.'} Known: {names}. Insist with --force"
+        f"no daemon has registered workflow {name}{did_you_mean(name, known) or '.'} Known workflows: {names}. "
+        "Add --force to start the run anyway"
     )
 
 
 class Arguments:
-    """`bind` makes the list of arguments for one run; `input` is decoded JSON, or UNSET when there is none."""
+    """`bind` gives the list of arguments for one run; `input` is decoded JSON, or UNSET when there is none."""
 
     def __init__(self, workflow: str, info: WorkflowInfo | None) -> None:
         self._workflow = workflow
@@ -54,49 +58,51 @@ class Arguments:
             return [] if input is UNSET else cast("list[Any]", input) if isinstance(input, list) else [input]
         if input is UNSET:
             if self._required:
-                raise UsageError(f"{self._takes()}, and there is no input{self._hint()}")
+                raise UsageError(f"{self._takes()}, but no input was given: {self._expected()}")
             return []
         if not names:
             if input is None:
                 return []
-            raise UsageError(f"{self._takes()}: leave the input out")
+            raise UsageError(f"{self._takes()}: leave it out")
         if len(names) == 1:
             return [input]
         if isinstance(input, list):
             return self._positional(cast("list[Any]", input))
         if isinstance(input, dict):
             return self._by_name(cast("dict[str, Any]", input))
-        raise UsageError(f"{self._takes()}: give an array, or an object by name{self._hint()}")
+        raise UsageError(f"{self._takes()}: {self._expected()}")
 
     def _positional(self, values: list[Any]) -> list[Any]:
         if self._required <= len(values) <= len(self._names):
             return values
-        raise UsageError(f"{self._takes()}, not {len(values)} arguments{self._hint()}")
+        raise UsageError(f"{self._takes()}, got {len(values)} argument{'s' * (len(values) != 1)}: {self._expected()}")
 
     def _by_name(self, values: dict[str, Any]) -> list[Any]:
         unknown = [name for name in values if name not in self._names]
         if unknown:
-            raise UsageError(f"{self._takes()}, nothing named {unknown[0]!r}{closest(unknown[0], self._names)}")
+            raise UsageError(
+                f"{self._takes()}, got an unknown argument {unknown[0]!r}{did_you_mean(unknown[0], self._names)}"
+            )
         given = [name for name in self._names if name in values]
         missing = [name for name in self._names[: self._required] if name not in values]
-        # Defaults are the daemon's to fill in, from the end: what lies before a given argument must be given.
+        # The daemon fills in defaults, and only at the end: every parameter before a given one must be given, too.
         missing = missing or [name for name in self._names[: len(given)] if name not in values]
         if missing:
-            raise UsageError(f"{self._takes()}: {', '.join(missing)} is missing{self._hint()}")
+            raise UsageError(f"{self._takes()}, missing: {', '.join(missing)}")
         return [values[name] for name in given]
 
     def _takes(self) -> str:
         names = ", ".join(f"[{name}]" if at >= self._required else name for at, name in enumerate(self._names))
         return f"workflow {self._workflow} takes {f'({names})' if names else 'no input'}"
 
-    def _hint(self) -> str:
+    def _expected(self) -> str:
         if len(self._names) == 1:
-            return f" (--input JSON is {self._names[0]})"
-        return f" (such as --input '[{', '.join('…' for _ in self._names)}]')"
+            return f"the input must be the value of {self._names[0]}, as JSON"
+        return f"the input must be an array such as [{', '.join('…' for _ in self._names)}], or an object by name"
 
 
 def _required(info: WorkflowInfo | None) -> int:
-    """How many arguments have no default. Daemons of before that was registered: all but a reducer's."""
+    """The number of arguments without a default. A daemon that is too old to say: all, but none of a reducer's."""
     if info is None or info.kind == "reducer":
         return 0
     return len(info.params) if info.required is None else info.required

@@ -87,7 +87,7 @@ async def sleeper(seconds: float) -> str:
 '''
 
 
-class Done:
+class CommandResult:
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code = code
         self.out = out
@@ -107,23 +107,23 @@ class Cli:
         self.own = {"STREAMFLOW_REDIS": url, "STREAMFLOW_NAMESPACE": namespace}
         self.environ = {**os.environ, **self.own, "PYTHONPATH": str(ROOT)}
 
-    def __call__(self, *words: str, input: str | None = None) -> Done:
-        """In this process: all but the start of Python is as in one of its own, and that is most of the time."""
+    def __call__(self, *arguments: str, input: str | None = None) -> CommandResult:
+        """In this process: all is as in a separate one except the start of Python, which takes most of the time."""
         root = logging.getLogger()
         handlers, level = root.handlers[:], root.level
         try:
             with contextlib.chdir(self.directory):
-                result = CliRunner().invoke(group, list(words), input=input, env=self.own)
+                result = CliRunner().invoke(group, list(arguments), input=input, env=self.own)
         finally:
             root.handlers[:] = handlers
             root.setLevel(level)
             logging.captureWarnings(False)
         if not isinstance(result.exception, SystemExit | None):
             raise result.exception
-        return Done(result.exit_code, result.stdout, result.stderr)
+        return CommandResult(result.exit_code, result.stdout, result.stderr)
 
-    def process(self, *words: str) -> Done:
-        command = [sys.executable, "-m", "streamflow", *words]
+    def process(self, *arguments: str) -> CommandResult:
+        command = [sys.executable, "-m", "streamflow", *arguments]
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
@@ -134,10 +134,10 @@ class Cli:
             timeout=SECONDS,
             check=False,
         )
-        return Done(done.returncode, done.stdout, done.stderr)
+        return CommandResult(done.returncode, done.stdout, done.stderr)
 
-    def spawn(self, *words: str, **options: Any) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "streamflow", *words]
+    def spawn(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "streamflow", *arguments]
         return subprocess.Popen(command, cwd=self.directory, env=self.environ, text=True, **options)
 
 
@@ -196,7 +196,7 @@ def test_replaying_against_changed_code_fails_and_changes_nothing(cli: Cli, run_
     assert cli("cancel", run_id).code == 0
 
 
-def test_a_run_that_nobody_knows_can_be_neither_exported_nor_replayed(cli: Cli, run_id: str) -> None:
+def test_an_unknown_run_can_be_neither_exported_nor_replayed(cli: Cli, run_id: str) -> None:
     exported = cli("export", run_id)
     assert (exported.code, exported.out) == (1, "")
     assert f"there is no run {run_id}" in exported.err
@@ -247,16 +247,16 @@ def test_a_run_that_takes_longer_than_the_timeout_goes_on(cli: Cli, run_id: str)
     assert cli("cancel", run_id).code == 0
 
 
-def test_a_workflow_that_nobody_knows_is_refused_unless_forced(cli: Cli, run_id: str) -> None:
+def test_an_unknown_workflow_is_refused_unless_forced(cli: Cli, run_id: str) -> None:
     done = cli("enqueue", "totl", "--id", run_id, "--input", "[1, 2]")
     assert (done.code, done.out) == (2, "")
     assert "no daemon has registered workflow totl; did you mean total?" in done.err
-    assert "Known: approval, echo, fails, parent, shipping, sleeper, total" in done.err
+    assert "Known workflows: approval, echo, fails, parent, shipping, sleeper, total" in done.err
     assert cli("show", run_id).code == 1
     assert cli("enqueue", "totl", "--id", run_id, "--input", "[1, 2]", "--force", "--json").json["created"] is True
 
 
-def test_input_that_does_not_fit_is_refused_before_anything_starts(cli: Cli) -> None:
+def test_input_that_does_not_match_is_refused_before_anything_starts(cli: Cli) -> None:
     done = cli("enqueue", "total", "--input", "[1]")
     assert done.code == 2
     assert "workflow total takes (a, b)" in done.err
@@ -273,13 +273,13 @@ def test_a_file_starts_each_line_once_however_often_it_is_given(cli: Cli) -> Non
     again = cli("enqueue", "echo", "--file", "runs.jsonl", "--json").json
     assert (again["created"], again["existing"], again["bad"]) == (0, 500, 0)
     piped = cli("enqueue", "echo", "--file", "-", input="\n".join([*lines, json.dumps({"input": 500})]))
-    assert piped.out.startswith("1 created, 500 existed already: ")
+    assert piped.out.startswith("1 created, 500 already existed (")
     assert cli("enqueue", "echo", "--id", f"line-{name}", "--input", "0", "--wait").json == 7
     found = cli("runs", "--tenant", name, "--limit", "1000", "--json").json
     assert len({run["run_id"] for run in found}) == 500
 
 
-def test_bad_lines_are_reported_and_the_others_go_on(cli: Cli) -> None:
+def test_bad_lines_are_reported_and_skipped(cli: Cli) -> None:
     good, odd = uuid.uuid4().hex, uuid.uuid4().hex
     assert cli("enqueue", "approval", "--id", odd).code == 0
     lines = [
@@ -296,10 +296,10 @@ def test_bad_lines_are_reported_and_the_others_go_on(cli: Cli) -> None:
     ]
     (cli.directory / "bad.jsonl").write_text("\n".join(lines))
     done = cli("enqueue", "echo", "--file", "bad.jsonl", "--json")
-    facts = json.loads(done.out)
+    counts = json.loads(done.out)
     assert done.code == 1
-    assert (facts["created"], facts["existing"], facts["bad"]) == (2, 0, 7)
-    assert [error["line"] for error in facts["errors"]] == [2, 4, 5, 6, 7, 8, 9]
+    assert (counts["created"], counts["existing"], counts["bad"]) == (2, 0, 7)
+    assert [error["line"] for error in counts["errors"]] == [2, 4, 5, 6, 7, 8, 9]
     reported = done.err.splitlines()
     assert len(reported) == 7
     assert reported[0].startswith("error: bad.jsonl:2: ")
@@ -309,7 +309,7 @@ def test_bad_lines_are_reported_and_the_others_go_on(cli: Cli) -> None:
     assert f"the id {odd} belongs to a run of workflow approval" in reported[6]
 
 
-# --- looking --------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------------------------
 
 
 def test_runs_are_listed_newest_first_and_filtered(cli: Cli, run_id: str) -> None:
@@ -326,7 +326,7 @@ def test_runs_are_listed_newest_first_and_filtered(cli: Cli, run_id: str) -> Non
     assert shown.startswith("RUN ")
     assert shown.count("\n") == 4
     nothing = cli("runs", "--tenant", f"{run_id}-other")
-    assert (nothing.code, nothing.out, nothing.err) == (0, "", "no runs that fit\n")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "no matching runs\n")
 
 
 def test_runs_are_found_by_attributes_and_show_has_them(cli: Cli, run_id: str) -> None:
@@ -335,8 +335,8 @@ def test_runs_are_found_by_attributes_and_show_has_them(cli: Cli, run_id: str) -
     mine = ("runs", "--attribute", f"customer={run_id}")
     [found] = cli(*mine, "--attribute", "priority=2", "--attribute", 'code="17"', "--json").json
     assert found["attributes"] == {"code": "17", "customer": run_id, "priority": 2}
-    assert cli(*mine, "--attribute", "code=17", "--json").json == [], "a number is no text"
-    assert cli("runs", "--attribute", "customer=nobody").err == "no runs that fit\n"
+    assert cli(*mine, "--attribute", "code=17", "--json").json == [], "a number is not text"
+    assert cli("runs", "--attribute", "customer=nobody").err == "no matching runs\n"
     assert f'customer="{run_id}"' in cli(*mine).out
     shown = cli("show", run_id, "--json").json
     assert shown["attributes"]["priority"] == 2
@@ -386,7 +386,7 @@ def test_status_shows_the_daemon_and_what_ran(cli: Cli) -> None:
     assert "DAEMONS 1" in drawn
 
 
-def test_status_is_saved_as_a_picture_that_needs_no_font_of_its_own(cli: Cli) -> None:
+def test_status_is_saved_as_a_picture_that_needs_no_downloaded_font(cli: Cli) -> None:
     assert cli("status", "--svg", "status.svg").code == 0
     picture = (cli.directory / "status.svg").read_text()
     assert "font-family: monospace" in picture
@@ -395,7 +395,7 @@ def test_status_is_saved_as_a_picture_that_needs_no_font_of_its_own(cli: Cli) ->
     assert (refused.code, refused.err) == (2, "error: can't write nowhere/status.svg: No such file or directory\n")
 
 
-def test_a_watched_status_without_a_terminal_is_one_object_a_line(cli: Cli) -> None:
+def test_a_watched_status_without_a_terminal_is_one_object_per_line(cli: Cli) -> None:
     watching = cli.spawn("status", "--watch", "--interval", "0.2", "--json", stdout=subprocess.PIPE)
     try:
         assert watching.stdout is not None
@@ -468,11 +468,11 @@ def test_read_prints_a_value_or_all_of_them(cli: Cli, run_id: str) -> None:
     assert plain.startswith("stage  {")
     assert "\x1b" not in plain
     missing = cli("read", run_id, "other")
-    words = f"error: run {run_id} has published nothing under other; it has published: stage\n"
-    assert (missing.code, missing.err) == (1, words)
-    assert cli("enqueue", "approval", "--id", f"{run_id}-silent").code == 0
-    silent = cli("read", f"{run_id}-silent")
-    assert (silent.code, silent.out) == (0, "")
+    message = f"error: run {run_id} has published nothing under other; it has published: stage\n"
+    assert (missing.code, missing.err) == (1, message)
+    assert cli("enqueue", "approval", "--id", f"{run_id}-unpublished").code == 0
+    unpublished = cli("read", f"{run_id}-unpublished")
+    assert (unpublished.code, unpublished.out) == (0, "")
 
 
 def test_terminate_ends_a_run(cli: Cli, run_id: str) -> None:
@@ -501,13 +501,13 @@ def test_cancel_and_forget(cli: Cli, run_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [[name, "no-such-run"] for name in ("show", "cancel", "terminate", "forget", "read")]
     + [["ask", "no-such-run", "price"]],
-    ids=lambda words: words[0],
+    ids=lambda arguments: arguments[0],
 )
-def test_a_run_that_is_not_there_is_exit_code_1(cli: Cli, words: list[str]) -> None:
-    done = cli(*words)
+def test_a_missing_run_is_exit_code_1(cli: Cli, arguments: list[str]) -> None:
+    done = cli(*arguments)
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("error: there is no run no-such-run")
 
@@ -521,10 +521,10 @@ def test_views_can_be_counted_again(cli: Cli) -> None:
 # --- servers and daemons --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["status"], ["runs"], ["enqueue", "echo"], ["daemon", "--app", "flows:app"]])
-def test_a_server_that_is_not_there_is_told_within_seconds_and_without_its_password(cli: Cli, words: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["status"], ["runs"], ["enqueue", "echo"], ["daemon", "--app", "flows:app"]])
+def test_a_missing_server_is_reported_within_seconds_and_without_its_password(cli: Cli, arguments: list[str]) -> None:
     began = time.monotonic()
-    done = cli.process(*words, "--redis", "redis://user:secret@127.0.0.1:1/0")
+    done = cli.process(*arguments, "--redis", "redis://user:secret@127.0.0.1:1/0")
     assert time.monotonic() - began < 8  # two seconds, and the start of Python on a busy machine
     assert (done.code, done.out) == (1, "")
     assert "error: no answer from redis://***@127.0.0.1:1/0" in done.err
@@ -532,10 +532,10 @@ def test_a_server_that_is_not_there_is_told_within_seconds_and_without_its_passw
     assert "Traceback" not in done.err
 
 
-def test_a_namespace_that_is_not_there_is_told(cli: Cli) -> None:
-    done = cli("status", "--namespace", "nobodys")
+def test_a_missing_namespace_is_reported(cli: Cli) -> None:
+    done = cli("status", "--namespace", "missing")
     assert (done.code, done.out) == (1, "")
-    assert "there is no namespace 'nobodys'" in done.err
+    assert "there is no namespace 'missing'" in done.err
     assert "streamflow daemon --app" in done.err
 
 
@@ -567,7 +567,7 @@ def test_a_daemon_drains_on_sigterm_and_finishes_its_steps(cli: Cli) -> None:
         daemon.wait(SECONDS)
 
 
-def test_a_daemon_with_other_shards_than_its_namespace_says_both_numbers(cli: Cli) -> None:
+def test_a_daemon_with_other_shards_than_its_namespace_reports_both_numbers(cli: Cli) -> None:
     done = cli.process("daemon", "--app", "flows:app", "--shards", "8")
     assert done.code == 1
     error = done.err.splitlines()[-1]
@@ -576,7 +576,7 @@ def test_a_daemon_with_other_shards_than_its_namespace_says_both_numbers(cli: Cl
     assert "--shards 16" in error
 
 
-def test_dev_brings_server_and_daemon_and_keeps_the_data(cli: Cli) -> None:
+def test_dev_starts_server_and_daemon_and_keeps_the_data(cli: Cli) -> None:
     for created in (True, False):
         dev = cli.spawn("dev", "--app", "flows.py", "--dir", "data", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         try:

@@ -1,7 +1,7 @@
-"""`enqueue`: start a run of a workflow, or one for each line of a file.
+"""`enqueue`: start a run of a workflow, or one run per line of a file.
 
-Owns: its options and how inputs are given. Must not: read files of many runs (`bulk`), know how arguments bind
-(`arguments`). Called by: the group in `cli`.
+Owns: its options, and where the input comes from. Must not: read files of many runs (bulk_enqueue.py does), know how
+arguments are bound (workflow_input.py does). Called by: the group in `cli`.
 """
 
 from __future__ import annotations
@@ -13,41 +13,38 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec import UNSET
 
-from streamflow.cli.options import (
-    json_option,
-    open_client,
-    parse_json,
-    run_async,
-    server_options,
-)
-from streamflow.cli.output import (
-    plain_failure,
-    plain_value,
-    print_json,
-)
+from streamflow.cli.connection import open_client
+from streamflow.cli.event_loop import run_async
+from streamflow.cli.options import json_option, parse_json, server_options
+from streamflow.cli.output import plain_failure, plain_value, print_json
 from streamflow.errors import UsageError
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client, Run
 
 WAIT_PATIENCE = 60.0
+"""Seconds that --wait goes on while the server can't be reached: its restart must not end the wait for a long run."""
 
 
 @click.command()
 @click.argument("workflow")
+@click.option("--input", "text", metavar="JSON", help="Input of the run: JSON, @FILE, or - for stdin.")
+@click.option(
+    "--id", "run_id", metavar="ID", show_default="a new id",
+    help="Id of the run; if a run with this id exists, no second one is started.",
+)  # fmt: skip
+@click.option("--tenant", metavar="NAME", default="", help="Tenant (customer) that the run belongs to.")
+@click.option("--wait", is_flag=True, help="Wait until the run has ended and print its result as JSON.")
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", show_default="no limit",
+    help="With --wait: maximum time to wait; the run goes on after it.",
+)  # fmt: skip
+@click.option("--file", metavar="FILE", help="Start one run per line of this JSON Lines file; - for stdin.")
+@click.option("--force", is_flag=True, help="Start the run even if no daemon has registered the workflow.")
 @server_options
-@click.option("--input", "text", metavar="JSON", help="The input: JSON, @FILE, or - for stdin.")
-@click.option("--id", "run_id", metavar="ID", help="The run's id; the same id again is the same run.")
-@click.option("--tenant", metavar="NAME", default="", help="The customer that the run belongs to.")
-@click.option("--wait", is_flag=True, help="Wait for the end and print the result as JSON.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="With --wait: at most so long.")
-@click.option("--file", metavar="FILE", help="A run for each line: JSON Lines, - for stdin.")
-@click.option("--force", is_flag=True, help="Also when no daemon has registered the workflow.")
 @json_option
 def enqueue(
     workflow: str,
-    redis: str | None,
-    namespace: str | None,
     text: str | None,
     run_id: str | None,
     tenant: str,
@@ -55,16 +52,19 @@ def enqueue(
     timeout: float | None,
     file: str | None,
     force: bool,
+    redis: str | None,
+    namespace: str | None,
     as_json: bool,
 ) -> int:
-    """Start a run of a workflow, or one for each line of a file.
+    """Start a run of a workflow, or one run per line of a file.
 
     The input is JSON: the argument itself if the workflow takes one; an array, or an object by name, if it takes
-    several. With --wait the exit code is 1 when the run fails.
+    several. With --wait, the exit code is 1 if the run fails or is cancelled.
 
-    A line of --file is {"id": …, "input": …, "tenant": …}, all optional. A line without an id gets one made of its
-    content and its number, so the same file again starts nothing twice, also after lines were appended to it; a
-    copy of a line elsewhere in the file is another run. Lines that are wrong are reported, and the others go on.
+    A line of --file is {"id": …, "input": …, "tenant": …}; all fields are optional. A line without an id gets one that
+    is made from its content and its line number. Giving the same file again therefore starts no run twice, even after
+    lines were appended to it; the same content on another line is another run. Invalid lines are reported and skipped,
+    and the exit code is then 1.
 
     \b
     Examples:
@@ -73,7 +73,7 @@ def enqueue(
     """
     _check_options(file, text, run_id, wait, timeout)
     if file is not None:
-        from streamflow.cli.commands.bulk import enqueue_file
+        from streamflow.cli.bulk_enqueue import enqueue_file
 
         return enqueue_file(workflow, file, redis, namespace, tenant, force, as_json)
     value = UNSET if text is None else parse_json(_read(text), "--input")
@@ -82,7 +82,7 @@ def enqueue(
         from streamflow.cli.workflow_input import Arguments, find_workflow
 
         async with open_client(redis, namespace) as client:
-            await client.read_namespace()  # a namespace that isn't there is a better reason than a workflow that isn't
+            await client.read_namespace()  # a missing namespace is reported as such, not as an unknown workflow
             info = find_workflow(workflow, await client.workflows(), force)
             arguments = Arguments(workflow, info).bind(value)
             run = await client.start(workflow, *arguments, id=run_id, tenant=tenant)
@@ -91,7 +91,7 @@ def enqueue(
             if as_json:
                 print_json({"run_id": run.id, "created": run.created})
             else:
-                click.echo(f"started {run.id}" if run.created else f"{run.id} was started before")
+                click.echo(f"started {run.id}" if run.created else f"{run.id} exists already: no run was started")
             return 0
 
     return run_async(start)
@@ -99,13 +99,13 @@ def enqueue(
 
 def _check_options(file: str | None, text: str | None, run_id: str | None, wait: bool, timeout: float | None) -> None:
     if file is not None:
-        wrong = [name for name, given in (("--input", text is not None), ("--id", run_id is not None)) if given]
+        excluded = [name for name, given in (("--input", text is not None), ("--id", run_id is not None)) if given]
         if wait:
-            wrong.append("--wait")
-        if wrong:
-            raise UsageError(f"--file and {wrong[0]} don't go together: each line of the file is a run of its own")
+            excluded.append("--wait")
+        if excluded:
+            raise UsageError(f"--file can't be combined with {excluded[0]}: each line of the file is a separate run")
     if timeout is not None and not wait:
-        raise UsageError("--timeout says how long to --wait, which was not given")
+        raise UsageError("--timeout limits --wait, which is missing: add --wait, or leave --timeout out")
 
 
 def _read(text: str) -> str | bytes:
@@ -115,24 +115,24 @@ def _read(text: str) -> str | bytes:
         if text.startswith("@"):
             return Path(text[1:]).read_bytes()
     except OSError as error:
-        raise UsageError(f"can't read the input {text}: {error.strerror}") from error
+        raise UsageError(f"can't read --input {text}: {error.strerror}") from error
     return text
 
 
 async def _wait(client: Client, run: Run[Any], timeout: float | None, as_json: bool) -> int:
     from streamflow import errors
 
-    client.store.patience = WAIT_PATIENCE  # a restart of the server is no reason to give up on a long run
-    answer: dict[str, Any] = {"run_id": run.id, "created": run.created}
+    client.store.patience = WAIT_PATIENCE
+    outcome: dict[str, Any] = {"run_id": run.id, "created": run.created}
     try:
         result = plain_value(await run.result(timeout))
     except (errors.RunFailed, errors.RunCancelled) as error:
         if not as_json:
             raise
         if isinstance(error, errors.RunFailed):
-            print_json({**answer, "status": "failed", "failure": plain_failure(error.failure)})
+            print_json({**outcome, "status": "failed", "failure": plain_failure(error.failure)})
         else:
-            print_json({**answer, "status": "cancelled", "reason": str(error)})
+            print_json({**outcome, "status": "cancelled", "reason": str(error)})
         return 1
-    print_json({**answer, "status": "completed", "result": result} if as_json else result)
+    print_json({**outcome, "status": "completed", "result": result} if as_json else result)
     return 0

@@ -1,6 +1,6 @@
-"""`tail`: the logs of all shards, live, merged by time.
+"""`tail`: the events of all shards, live, merged by time.
 
-Owns: reading the logs with one blocking read, the merge, the filters. Must not: change anything, lose its place.
+Owns: reading the logs with one blocking read, the merge, the filters. Must not: change anything, skip an entry.
 Called by: the group in `cli`.
 """
 
@@ -13,14 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from streamflow.cli.connection import open_client
+from streamflow.cli.event_loop import run_async
 from streamflow.cli.logs import json_line
-from streamflow.cli.options import (
-    checked_id,
-    json_option,
-    open_client,
-    run_async,
-    server_options,
-)
+from streamflow.cli.options import checked_id, json_option, server_options
 from streamflow.cli.output import make_console
 from streamflow.errors import UsageError
 
@@ -29,12 +25,15 @@ if TYPE_CHECKING:
     from streamflow.events import AnyEvent
 
 READ_ENTRIES = 200
-"""Entries of each shard in one read; a shard that has more holds back what is later than its last one."""
+"""Entries of each shard in one read; while a shard has more, lines of others that are later than its last one wait."""
 BLOCK_MS = 5_000
+"""How long one read waits for new entries."""
 GATHER_SECONDS = 0.05
 """Pause between reads, so that a busy namespace is read in batches rather than entry by entry."""
 KNOWN_RUNS = 100_000
+"""Runs whose workflow is remembered for `--workflow`."""
 OUTAGE_SECONDS = 60.0
+"""How long the server may be unreachable before `tail` gives up."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -46,17 +45,20 @@ class LogLine(NamedTuple):
 
 
 @click.command()
-@server_options
 @click.option("--workflow", metavar="NAME", help="Only runs of this workflow.")
 @click.option("--run", type=checked_id, metavar="RUN", help="Only this run.")
-@click.option("--since", metavar="AGO", help="Begin so long ago, such as 90s, 15m, 2h or all; without it, now.")
+@click.option(
+    "--since", metavar="DURATION", show_default="now",
+    help="Start this far back, such as 90s, 15m, 2h, 7d, or all for everything that is kept.",
+)  # fmt: skip
+@server_options
 @json_option
 def tail(
-    redis: str | None, namespace: str | None, workflow: str | None, run: str | None, since: str | None, as_json: bool
+    workflow: str | None, run: str | None, since: str | None, redis: str | None, namespace: str | None, as_json: bool
 ) -> None:
-    """Show what happens in all shards, live.
+    """Follow the events of all shards, live.
 
-    Ends with Ctrl-C. With --json one event a line.
+    Runs until Ctrl-C. With --json, prints one event per line as a JSON object.
 
     \b
     Example:
@@ -69,9 +71,9 @@ def tail(
         async with open_client(redis, namespace) as client:
             client.store.patience = OUTAGE_SECONDS
             shards = await _shards(client, run)
-            wanted = _Wanted(client, run, workflow)
+            line_filter = _LineFilter(client, run, workflow)
             async for lines in merged(client, shards, ago):
-                for line in await wanted.of(lines):
+                for line in await line_filter.matching(lines):
                     emit(line)
 
     try:
@@ -81,12 +83,12 @@ def tail(
 
 
 def parse_ago(text: str) -> float:
-    """Seconds of `90s`, `15m`, `2h`, `7d`, `30`; infinity of `all`. Raises `UsageError`."""
+    """Seconds in `90s`, `15m`, `2h`, `7d` or `30`; infinity for `all`. Raises `UsageError`."""
     if text == "all":
         return float("inf")
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
     if match is None:
-        raise UsageError(f"--since {text!r} is no duration: use such as 90s, 15m, 2h, 7d, or all")
+        raise UsageError(f"--since {text!r} is not a duration: use, for example, 90s, 15m, 2h, 7d, or all")
     return float(match[1]) * _UNITS[match[2] or "s"]
 
 
@@ -123,14 +125,14 @@ async def _shards(client: Client, run: str | None) -> list[int]:
 
 
 async def merged(client: Client, shards: Sequence[int], ago: float | None) -> AsyncGenerator[list[LogLine]]:
-    """What is in the logs from `ago` seconds before now (None: from now on) and what comes; lists are in order of time.
+    """The lines from `ago` seconds before now (None: from now on), and then each new one; every list is sorted by time.
 
-    One read waits on all shards. While a shard has more entries than one read takes, lines of other shards that are
+    One read waits on all shards. While a shard has more entries than one read returns, lines of other shards that are
     later than its last one are held back; so only what is committed with a delay can come out of order.
     """
     import anyio
 
-    positions = await _begin(client, shards, ago)
+    positions = await _start_positions(client, shards, ago)
     held: list[LogLine] = []
     while True:
         block_ms = 1 if held else BLOCK_MS
@@ -151,7 +153,7 @@ async def merged(client: Client, shards: Sequence[int], ago: float | None) -> As
             await anyio.sleep(GATHER_SECONDS)
 
 
-async def _begin(client: Client, shards: Sequence[int], ago: float | None) -> dict[str, str]:
+async def _start_positions(client: Client, shards: Sequence[int], ago: float | None) -> dict[str, str]:
     from streamflow.errors import StoreError
     from streamflow.store.connection import Call
 
@@ -180,7 +182,7 @@ def _lines(entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> list[LogLine]:
             try:
                 transition = decode_transition(data)
             except DECODE_ERRORS as error:
-                # Of a newer version, perhaps: say so in its place and go on.
+                # Perhaps of a newer version: report it as an event of its run, and continue.
                 event = MessageQuarantined(f"log entry {entry_id}", f"can't be read: {error}")
                 lines.append(LogLine(int(entry_id.partition("-")[0]), run_id, event))
                 continue
@@ -188,8 +190,8 @@ def _lines(entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> list[LogLine]:
     return lines
 
 
-class _Wanted:
-    """The filters. Events don't name their workflow, so it is remembered for each run, and asked for when unknown."""
+class _LineFilter:
+    """By run and workflow. Most events don't name their workflow, so each run's is remembered, or read when unknown."""
 
     def __init__(self, client: Client, run: str | None, workflow: str | None) -> None:
         self._client = client
@@ -197,7 +199,7 @@ class _Wanted:
         self._workflow = workflow
         self._workflows: dict[str, str] = {}
 
-    async def of(self, lines: list[LogLine]) -> list[LogLine]:
+    async def matching(self, lines: list[LogLine]) -> list[LogLine]:
         if self._run is not None:
             lines = [line for line in lines if line.run_id == self._run]
         if self._workflow is None:
@@ -207,28 +209,28 @@ class _Wanted:
         for line in lines:
             if isinstance(line.event, RunStarted):
                 self._workflows[line.run_id] = line.event.workflow
-        await self._ask({line.run_id for line in lines} - self._workflows.keys() - {"-"})
-        wanted = [line for line in lines if self._workflows.get(line.run_id) == self._workflow]
+        await self._learn_workflows({line.run_id for line in lines} - self._workflows.keys() - {"-"})
+        matching = [line for line in lines if self._workflows.get(line.run_id) == self._workflow]
         while len(self._workflows) > KNOWN_RUNS:
             del self._workflows[next(iter(self._workflows))]
-        return wanted
+        return matching
 
-    async def _ask(self, run_ids: set[str]) -> None:
+    async def _learn_workflows(self, run_ids: set[str]) -> None:
         import asyncio
 
         from streamflow.errors import RunError, UsageError
 
-        looks: list[Any] = []
+        reads: list[Any] = []
         for run_id in sorted(run_ids):
             try:
-                looks.append((run_id, self._client.run(run_id).describe()))
+                reads.append((run_id, self._client.run(run_id).describe()))
             except UsageError:
                 self._workflows[run_id] = ""
-        answers = await asyncio.gather(*(look for _, look in looks), return_exceptions=True)
-        for (run_id, _), found in zip(looks, answers, strict=True):
-            if isinstance(found, RunError | UsageError):
+        results = await asyncio.gather(*(read for _, read in reads), return_exceptions=True)
+        for (run_id, _), result in zip(reads, results, strict=True):
+            if isinstance(result, RunError | UsageError):
                 self._workflows[run_id] = ""  # forgotten meanwhile, or its result can't be read
-            elif isinstance(found, BaseException):
-                raise found
+            elif isinstance(result, BaseException):
+                raise result
             else:
-                self._workflows[run_id] = found.workflow
+                self._workflows[run_id] = result.workflow

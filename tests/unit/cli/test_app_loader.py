@@ -73,39 +73,41 @@ def test_a_file_that_has_the_name_of_another_module(directory: Path) -> None:
 
 
 def test_the_only_app_needs_no_name(directory: Path) -> None:
-    write(directory / "cli_one.py", "import streamflow\nflows = streamflow.App()\n")
-    assert load_app("cli_one") is sys.modules["cli_one"].flows
+    write(directory / "cli_single.py", "import streamflow\nflows = streamflow.App()\n")
+    assert load_app("cli_single") is sys.modules["cli_single"].flows
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("target", "message"),
     [
         ("", "names no module"),
         (":app", "names no module"),
         ("cli_missing:app", "there is no module 'cli_missing'"),
         ("cli_missing.sub:app", "there is no module 'cli_missing'"),
+        ("cli_none.sub:app", "(there is a file cli_none/sub.py, but another module cli_none is imported instead)"),
         ("missing.py:app", "there is no file missing.py"),
         ("./folder", "is a directory"),
-        ("cli_two:nope", "has no attribute 'nope'; it has: first, second"),
-        ("cli_two", "has 2 apps: choose one, --app cli_two:first"),
-        ("cli_two:number", "has a int, no App, under 'number'"),
-        ("cli_none", "has no App in it"),
-        ("cli_none:app", "and it has none"),
+        ("cli_two:nope", "--app cli_two:nope: there is no such attribute; apps in cli_two: first, second"),
+        ("cli_two", "has 2 apps: choose one, such as --app cli_two:first"),
+        ("cli_two:number", "--app cli_two:number: it is of type int, not App"),
+        ("cli_none", "cli_none has no App: write"),
+        ("cli_none:app", "there is no such attribute; cli_none has no App: write"),
     ],
 )
-def test_what_is_wrong_is_said(directory: Path, words: str, says: str) -> None:
+def test_a_wrong_target_is_explained(directory: Path, target: str, message: str) -> None:
     (directory / "folder").mkdir()
     write(
         directory / "cli_two.py", "import streamflow\nfirst, second = streamflow.App(), streamflow.App()\nnumber = 1\n"
     )
     write(directory / "cli_none.py", "x = 1\n")
+    write(directory / "cli_none/sub.py")
     with pytest.raises(UsageError) as caught:
-        load_app(words)
-    assert says in str(caught.value)
+        load_app(target)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "part"),
     [
         ("def inner():\n    1 / 0\n\ninner()\n", "ZeroDivisionError"),
         ("import no_such_thing\n", "No module named 'no_such_thing'"),
@@ -113,15 +115,15 @@ def test_what_is_wrong_is_said(directory: Path, words: str, says: str) -> None:
         ("raise SystemExit(3)\n", "SystemExit: 3"),
     ],
 )
-@pytest.mark.parametrize("words", ["cli_bad:app", "cli_bad.py:app"])
+@pytest.mark.parametrize("target", ["cli_bad:app", "cli_bad.py:app"])
 def test_an_exception_while_importing_is_shown_with_the_user_s_frames_only(
-    directory: Path, words: str, text: str, says: str
+    directory: Path, target: str, text: str, part: str
 ) -> None:
     file = write(directory / "cli_bad.py", text)
     with pytest.raises(UsageError) as caught:
-        load_app(words)
+        load_app(target)
     message = str(caught.value)
-    assert says in message
+    assert part in message
     assert f'File "{file}"' in message
     assert "importlib" not in message
     assert "app_loader.py" not in message

@@ -13,10 +13,11 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+import streamflow.cli.commands
 import streamflow.testing as sft
 from streamflow.cli import SECTIONS, cli
 from streamflow.cli.app_loader import load_app
-from streamflow.cli.commands.bulk import FileLine, _line_id  # pyright: ignore[reportPrivateUsage]
+from streamflow.cli.bulk_enqueue import FileLine, line_id
 from streamflow.cli.commands.tail import parse_ago
 from streamflow.errors import UsageError
 from streamflow.settings import Settings
@@ -29,9 +30,9 @@ NOBODY = "redis://user:secret@127.0.0.1:1"
 """A port that nothing listens on."""
 
 
-def invoke(*words: str, env: dict[str, str | None] | None = None) -> Result:
+def invoke(*arguments: str, env: dict[str, str | None] | None = None) -> Result:
     clean: dict[str, str | None] = {"STREAMFLOW_APP": None, "STREAMFLOW_REDIS": NOBODY, "STREAMFLOW_NAMESPACE": None}
-    return CliRunner().invoke(cli, list(words), env={**clean, **(env or {})})
+    return CliRunner().invoke(cli, list(arguments), env={**clean, **(env or {})})
 
 
 def command(name: str) -> click.Command:
@@ -44,11 +45,11 @@ def command(name: str) -> click.Command:
 
 
 def test_help_lists_every_command() -> None:
-    shown = invoke("--help")
-    assert shown.exit_code == 0
+    result = invoke("--help")
+    assert result.exit_code == 0
     for name in COMMANDS:
-        assert f"\n  {name} " in shown.output
-    assert invoke().output == shown.output
+        assert f"\n  {name} " in result.output
+    assert invoke().output == result.output
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -57,15 +58,15 @@ def test_every_command_has_an_example_and_the_help_line_of_the_list(name: str) -
     assert found.help is not None
     assert "Example" in found.help
     assert f"streamflow {name}" in found.help
-    (line,) = [section[name][1] for section in SECTIONS.values() if name in section]
+    (line,) = [section[name] for section in SECTIONS.values() if name in section]
     assert found.help.startswith(f"{line}\n")
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "bench"])
 def test_every_command_shows_its_help(name: str) -> None:
-    shown = invoke(name, "--help")
-    assert shown.exit_code == 0
-    assert shown.output.startswith(f"Usage: streamflow {name}")
+    result = invoke(name, "--help")
+    assert result.exit_code == 0
+    assert result.output.startswith(f"Usage: streamflow {name}")
 
 
 @pytest.mark.parametrize("name", PRINT_DATA)
@@ -74,7 +75,7 @@ def test_every_command_that_prints_data_has_json(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*(name for name in PRINT_DATA if name != "demo"), "daemon", "worker"])
-def test_every_command_that_talks_to_a_server_says_which(name: str) -> None:
+def test_every_command_that_talks_to_a_server_has_the_options_to_choose_it(name: str) -> None:
     options = {option for parameter in command(name).params for option in parameter.opts}
     assert {"--redis", "--namespace"} <= options
 
@@ -84,7 +85,7 @@ def test_the_daemon_has_an_option_for_each_setting(field: msgspec.structs.FieldI
     options = {option: parameter for parameter in command("daemon").params for option in parameter.opts}
     option: Any = options[f"--{field.name.replace('_', '-')}"]
     assert option.default is None or not isinstance(option.default, str | int | float)  # load_settings knows it
-    assert f"[STREAMFLOW_{field.name.upper()}; default: " in option.help
+    assert f"[env var: STREAMFLOW_{field.name.upper()}; default: " in option.help
 
 
 def test_the_version() -> None:
@@ -101,55 +102,71 @@ def test_the_group_and_its_help_load_neither_the_server_s_client_nor_the_screen(
         "print(sorted(n for n in new if n.split('.')[0] in ('rich', 'redis') or "
         "n.startswith(('streamflow.daemon', 'streamflow.worker'))))"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30).stdout
-    assert shown.splitlines()[-1] == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30).stdout
+    assert result.splitlines()[-1] == "[]"
+
+
+def test_each_command_is_a_file_of_its_name() -> None:
+    files = Path(streamflow.cli.commands.__file__).parent.glob("[!_]*.py")
+    assert sorted(file.stem for file in files) == sorted(COMMANDS)
+
+
+def test_no_command_loads_the_server_s_client_or_the_screen_before_it_runs() -> None:
+    """Completion imports a command to list its options."""
+    code = (
+        "import sys, importlib; "
+        f"[importlib.import_module('streamflow.cli.commands.' + name) for name in {COMMANDS}]; "
+        "print(sorted({'rich', 'redis', 'streamflow.daemon', 'streamflow.worker'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert result.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_is_a_script_of_the_shell(shell: str) -> None:
-    shown = invoke("completion", shell)
-    assert shown.exit_code == 0
-    assert "_STREAMFLOW_COMPLETE" in shown.output
+def test_completion_is_a_script_for_the_shell(shell: str) -> None:
+    result = invoke("completion", shell)
+    assert result.exit_code == 0
+    assert "_STREAMFLOW_COMPLETE" in result.output
 
 
 def test_completion_knows_the_commands() -> None:
-    shown = invoke(env={"_STREAMFLOW_COMPLETE": "bash_complete", "COMP_WORDS": "streamflow en", "COMP_CWORD": "1"})
-    assert shown.output.strip() == "plain,enqueue"
+    result = invoke(env={"_STREAMFLOW_COMPLETE": "bash_complete", "COMP_WORDS": "streamflow en", "COMP_CWORD": "1"})
+    assert result.output.strip() == "plain,enqueue"
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "message"),
     [
-        (["enqeue"], "there is no command 'enqeue'; did you mean enqueue? (see streamflow --help)"),
+        (["enqeue"], "unknown command 'enqeue'; did you mean enqueue? (see streamflow --help)"),
         (["status", "--what"], "--what"),
         (["runs", "--status", "odd"], "'odd'"),
         (["runs", "--limit", "0"], "--limit"),
         (["show"], "RUN"),
         (["show", "bad id"], "run id 'bad id' is not allowed"),
         (["signal", "r1", "a b"], "signal 'a b' is not allowed"),
-        (["signal", "r1", "go", "{bad"], "the value is no JSON"),
-        (["enqueue", "w", "--input", "text"], "--input is no JSON"),
-        (["enqueue", "w", "--input", "@/no/such.json"], "can't read the input @/no/such.json: No such file"),
+        (["signal", "r1", "go", "{bad"], "VALUE_JSON is not valid JSON"),
+        (["enqueue", "w", "--input", "text"], "--input is not valid JSON"),
+        (["enqueue", "w", "--input", "@/no/such.json"], "can't read --input @/no/such.json: No such file"),
         (["enqueue", "w", "--file", "/no/such.jsonl"], "can't read /no/such.jsonl: No such file"),
-        (["enqueue", "w", "--file", "x", "--input", "1"], "--file and --input don't go together"),
-        (["enqueue", "w", "--file", "x", "--wait"], "--file and --wait don't go together"),
-        (["enqueue", "w", "--timeout", "3"], "--wait"),
-        (["tail", "--since", "soon"], "--since 'soon' is no duration"),
-        (["daemon"], "which app?"),
-        (["dev"], "which app?"),
+        (["enqueue", "w", "--file", "x", "--input", "1"], "--file can't be combined with --input"),
+        (["enqueue", "w", "--file", "x", "--wait"], "--file can't be combined with --wait"),
+        (["enqueue", "w", "--timeout", "3"], "--timeout limits --wait"),
+        (["tail", "--since", "soon"], "--since 'soon' is not a duration"),
+        (["daemon"], "missing --app"),
+        (["dev"], "missing --app"),
         (["daemon", "--app", "no_such_module:app"], "there is no module 'no_such_module'"),
-        (["worker"], "which app?"),
-        (["worker", "--app", f"{QUEUE_FLOWS}:app"], "which queue? Name at least one with --queue; its steps name: gpu"),
+        (["worker"], "missing --app"),
+        (["worker", "--app", f"{QUEUE_FLOWS}:app"], "missing --queue: name at least one"),
         (
             ["worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "gpv"],
             "has queue='gpv'; did you mean gpu?; its steps name: gpu",
         ),
         (
             ["worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "x"],
-            "If calls name it with options(queue=…), add --force",
+            "If calls name the queue with options(queue=…), add --force",
         ),
         (["worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "a b", "--force"], "queue 'a b' is not allowed"),
         (["worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "gpu", "--concurrency", "0"], "--concurrency"),
@@ -157,52 +174,53 @@ def test_completion_knows_the_commands() -> None:
         (["daemon", "--app", "x:app", "--partition", "odd"], "'odd'"),
         (["status", "--redis", "http://127.0.0.1"], "can't use the server URL"),
         (["views", "drop"], "rebuild"),
+        (["views"], "missing argument 'rebuild'. Choose from: rebuild (see streamflow views --help)"),
         (["export"], "RUN"),
         (["export", "bad id"], "run id 'bad id' is not allowed"),
         (["replay"], "RUN|FILE|DIRECTORY"),
-        (["replay", "r1"], "which app?"),
+        (["replay", "r1"], "missing --app"),
     ],
 )
-def test_wrong_usage_is_one_line_and_exit_code_2(words: list[str], says: str) -> None:
-    shown = invoke(*words)
-    assert (shown.exit_code, shown.stdout) == (2, "")
-    assert shown.stderr.startswith("error: ")
-    assert says in shown.stderr
-    assert shown.stderr.count("\n") == 1
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
-def test_a_worker_without_a_server_says_so() -> None:
-    shown = invoke("worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "gpu", "--queue", "other", "--force")
-    assert shown.exit_code == 1
-    assert "no answer from redis://***@127.0.0.1:1" in shown.stderr
+def test_a_worker_without_a_server_reports_it() -> None:
+    result = invoke("worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "gpu", "--queue", "other", "--force")
+    assert result.exit_code == 1
+    assert "no answer from redis://***@127.0.0.1:1" in result.stderr
 
 
 def test_a_wrong_variable_is_named() -> None:
-    shown = invoke("daemon", "--app", "x:app", env={"STREAMFLOW_SHARDS": "many"})
-    assert shown.exit_code == 2
-    assert "STREAMFLOW_SHARDS='many'" in shown.stderr
+    result = invoke("daemon", "--app", "x:app", env={"STREAMFLOW_SHARDS": "many"})
+    assert result.exit_code == 2
+    assert "STREAMFLOW_SHARDS='many'" in result.stderr
 
 
 def test_control_characters_in_an_error_are_made_visible() -> None:
-    shown = invoke("show", "a\x1b[31m\nb")
-    assert "\x1b" not in shown.stderr
-    assert shown.stderr.count("\n") == 1
+    result = invoke("show", "a\x1b[31m\nb")
+    assert "\x1b" not in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_bug_is_a_traceback_rather_than_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamflow.cli.commands.look.run_async", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("streamflow.cli.commands.runs.run_async", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli(["runs"])
 
 
-def test_an_app_that_breaks_shows_the_user_s_own_line(tmp_path: Path) -> None:
+def test_an_app_that_can_t_be_imported_shows_the_user_s_own_line(tmp_path: Path) -> None:
     file = tmp_path / "flows.py"
     file.write_text("import os\nraise RuntimeError('no \\x1b[31m database')\n")
-    shown = invoke("daemon", "--app", str(file))
-    assert shown.exit_code == 2
-    assert f'File "{file}", line 2' in shown.stderr
-    assert "RuntimeError: no ␛[31m database" in shown.stderr
-    assert "importlib" not in shown.stderr
+    result = invoke("daemon", "--app", str(file))
+    assert result.exit_code == 2
+    assert f'File "{file}", line 2' in result.stderr
+    assert "RuntimeError: no ␛[31m database" in result.stderr
+    assert "importlib" not in result.stderr
 
 
 # --- pieces ---------------------------------------------------------------------------------------------------------
@@ -215,7 +233,7 @@ def test_a_duration_has_a_unit(text: str, seconds: float) -> None:
     assert parse_ago(text) == seconds
 
 
-def test_all_is_as_long_ago_as_can_be() -> None:
+def test_all_has_no_limit() -> None:
     assert parse_ago("all") == float("inf")
 
 
@@ -225,10 +243,10 @@ def test_other_durations_are_refused(text: str) -> None:
         parse_ago(text)
 
 
-def test_the_id_of_a_line_depends_on_workflow_content_and_place() -> None:
-    ids = {_line_id("w", 1, b"{}"), _line_id("w", 2, b"{}"), _line_id("v", 1, b"{}"), _line_id("w", 1, b"[]")}
+def test_the_id_of_a_line_depends_on_workflow_content_and_line_number() -> None:
+    ids = {line_id("w", 1, b"{}"), line_id("w", 2, b"{}"), line_id("v", 1, b"{}"), line_id("w", 1, b"[]")}
     assert len(ids) == 4
-    assert _line_id("w", 1, b"{}") == _line_id("w", 1, b"{}")
+    assert line_id("w", 1, b"{}") == line_id("w", 1, b"{}")
 
 
 def test_a_line_with_an_unknown_field_is_refused() -> None:
@@ -283,21 +301,21 @@ def replay(flows: Path, *sources: str) -> Result:
 
 def test_files_and_directories_are_replayed_without_a_server(flows: Path) -> None:
     file = str(flows / "histories/twice.json")
-    shown = replay(flows, file, str(flows / "histories"))
-    assert (shown.exit_code, shown.stderr) == (0, "")
-    assert shown.stdout == f"ok      {file}: twice, 6 events\n" * 2
+    result = replay(flows, file, str(flows / "histories"))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"ok      {file}: twice, 6 events\n" * 2
 
 
-def test_a_history_that_does_not_fit_is_exit_code_1_with_the_event(flows: Path) -> None:
+def test_a_history_that_does_not_match_is_exit_code_1_with_the_event(flows: Path) -> None:
     file = str(flows / "histories/twice.json")
     (flows / "flows.py").write_text(FLOWS.replace("double(await double(value))", "double(value)"))
-    shown = replay(flows, file)
-    assert shown.exit_code == 1
-    assert shown.stdout.startswith(f"FAILED  {file}: run twice-1 diverged at event 4: the history has StepScheduled(2")
-    assert shown.stderr == "1 of 1 failed\n"
+    result = replay(flows, file)
+    assert result.exit_code == 1
+    assert result.stdout.startswith(f"FAILED  {file}: run twice-1 diverged at event 4: the history has StepScheduled(2")
+    assert result.stderr == "1 of 1 failed\n"
     (document,) = msgspec.json.decode(replay(flows, "--json", file).stdout)
     reason = document.pop("reason")
-    assert reason in shown.stdout
+    assert reason in result.stdout
     assert document == {
         "source": file,
         "run_id": "twice-1",
@@ -308,12 +326,12 @@ def test_a_history_that_does_not_fit_is_exit_code_1_with_the_event(flows: Path) 
     }
 
 
-def test_a_file_that_is_no_history_fails_and_the_others_are_replayed(flows: Path) -> None:
+def test_a_file_that_has_no_history_fails_and_the_others_are_replayed(flows: Path) -> None:
     (flows / "histories/notes.json").write_text('{"a": 1}')
     (flows / "flows.py").write_text(FLOWS + "\n# changed, but not in what it decides\n")
-    shown = replay(flows, str(flows / "histories"))
-    first, second = shown.stdout.splitlines()
-    assert shown.exit_code == 1
+    result = replay(flows, str(flows / "histories"))
+    first, second = result.stdout.splitlines()
+    assert result.exit_code == 1
     assert first.startswith("FAILED")
     assert "notes.json is no exported history; make one with" in first
     assert second.startswith("ok")
@@ -321,12 +339,12 @@ def test_a_file_that_is_no_history_fails_and_the_others_are_replayed(flows: Path
 
 def test_a_workflow_that_is_gone_fails(flows: Path) -> None:
     (flows / "flows.py").write_text(FLOWS.replace("def twice", "def thrice"))
-    shown = replay(flows, str(flows / "histories"))
-    assert shown.exit_code == 1
-    assert "workflow twice is not registered; known workflows: thrice" in shown.stdout
+    result = replay(flows, str(flows / "histories"))
+    assert result.exit_code == 1
+    assert "workflow twice is not registered; known workflows: thrice" in result.stdout
 
 
-def test_sources_that_are_nothing_are_wrong_usage(flows: Path) -> None:
+def test_missing_sources_are_wrong_usage(flows: Path) -> None:
     missing = replay(flows, "none.json")
     assert (missing.exit_code, missing.stdout) == (2, "")
     assert "there is no file none.json" in missing.stderr

@@ -1,4 +1,4 @@
-"""The log: one line a record, whatever is in it."""
+"""The log: one line per record, whatever is in it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def stream() -> Iterator[io.StringIO]:
 
 
 def record(message: str, **extra: object) -> logging.LogRecord:
-    made = logging.LogRecord("app", logging.INFO, "f.py", 1, message, None, None)
-    vars(made).update(extra)
-    return made
+    log_record = logging.LogRecord("app", logging.INFO, "f.py", 1, message, None, None)
+    vars(log_record).update(extra)
+    return log_record
 
 
 def test_json_has_time_level_logger_message_and_the_extra_fields(stream: io.StringIO) -> None:

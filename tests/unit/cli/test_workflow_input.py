@@ -1,4 +1,4 @@
-"""From JSON to arguments, by what a workflow's daemons have registered."""
+"""From JSON to arguments, by the parameters that daemons have registered."""
 
 from __future__ import annotations
 
@@ -44,37 +44,37 @@ def test_json_becomes_arguments(arguments: Arguments, given: Any, bound: list[An
 
 
 @pytest.mark.parametrize(
-    ("arguments", "given", "says"),
+    ("arguments", "given", "message"),
     [
-        (takes(), 1, "workflow w takes no input: leave the input out"),
-        (takes("a"), UNSET, "workflow w takes (a), and there is no input (--input JSON is a)"),
-        (takes("a", "b"), UNSET, "takes (a, b), and there is no input (such as --input '[…, …]')"),
-        (takes("a", "b"), 1, "give an array, or an object by name"),
-        (takes("a", "b"), [1], "takes (a, b), not 1 arguments"),
-        (takes("a", "b"), [1, 2, 3], "not 3 arguments"),
-        (takes("a", "b", required=1), {}, "takes (a, [b]): a is missing"),
-        (takes("a", "b", "c", required=1), {"a": 1, "c": 3}, "b is missing"),
-        (takes("apple", "b"), {"aple": 1, "b": 2}, "nothing named 'aple'; did you mean apple?"),
+        (takes(), 1, "workflow w takes no input: leave it out"),
+        (takes("a"), UNSET, "workflow w takes (a), but no input was given: the input must be the value of a, as JSON"),
+        (takes("a", "b"), UNSET, "takes (a, b), but no input was given: the input must be an array such as […, …]"),
+        (takes("a", "b"), 1, "the input must be an array such as […, …], or an object by name"),
+        (takes("a", "b"), [1], "takes (a, b), got 1 argument:"),
+        (takes("a", "b"), [1, 2, 3], "got 3 arguments:"),
+        (takes("a", "b", required=1), {}, "takes (a, [b]), missing: a"),
+        (takes("a", "b", "c", required=1), {"a": 1, "c": 3}, "missing: b"),
+        (takes("apple", "b"), {"aple": 1, "b": 2}, "got an unknown argument 'aple'; did you mean apple?"),
     ],
 )
-def test_what_does_not_fit_is_said(arguments: Arguments, given: Any, says: str) -> None:
+def test_input_that_does_not_match_is_explained(arguments: Arguments, given: Any, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         arguments.bind(given)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_an_unknown_workflow_is_refused_with_the_closest_and_all_known_names() -> None:
     with pytest.raises(UnknownWorkflow) as caught:
         find_workflow("digset", KNOWN, force=False)
-    assert "did you mean digest? Known: digest, invoice." in str(caught.value)
+    assert "did you mean digest? Known workflows: digest, invoice." in str(caught.value)
 
 
-def test_without_any_workflow_the_way_to_register_one_is_said() -> None:
+def test_without_any_workflow_the_error_says_how_to_register_one() -> None:
     with pytest.raises(UnknownWorkflow, match="streamflow daemon --app"):
         find_workflow("digest", {}, force=False)
 
 
-def test_force_insists_on_an_unknown_workflow_but_not_on_a_name_that_cannot_be() -> None:
+def test_force_accepts_an_unknown_workflow_but_not_an_invalid_name() -> None:
     assert find_workflow("other", KNOWN, force=True) is None
     assert find_workflow("digest", KNOWN, force=True) is KNOWN["digest"]
     with pytest.raises(InvalidName):

@@ -58,7 +58,7 @@ async def create_namespace(client: Client) -> None:
     await client.store.one(client.kernel.create_namespace(SHARDS, Partition.RUN))
 
 
-async def beat(client: Client, member: str, number: int, **facts: Any) -> None:
+async def heartbeat(client: Client, member: str, number: int, **facts: Any) -> None:
     fields = {"beat": number, "name": member, "started": 1, "shards": [], **facts}
     await client.store.one(client.kernel.heartbeat(member, msgspec.json.encode(fields)))
 
@@ -84,11 +84,11 @@ async def test_an_empty_namespace(client: Client) -> None:
 async def test_a_daemon_whose_heartbeat_changes_owns_its_shards(client: Client) -> None:
     await create_namespace(client)
     await own(client, 1, "a")
-    await beat(client, "a", 1, steps=100)
+    await heartbeat(client, "a", 1, steps=100)
     collector = StatusCollector(client)
     first = await collector.collect()
     assert (first.daemons[0].beat_age, first.daemons[0].steps_per_s) == (None, None)
-    await beat(client, "a", 2, steps=200)
+    await heartbeat(client, "a", 2, steps=200)
     second = await collector.collect()
     assert second.daemons[0].beat_age == pytest.approx(0, abs=1)
     assert second.daemons[0].steps_per_s
@@ -108,7 +108,7 @@ async def test_every_field_of_a_heartbeat_is_in_the_row(client: Client) -> None:
 async def test_a_member_whose_heartbeat_does_not_change_owns_nothing(client: Client) -> None:
     await create_namespace(client)
     await own(client, 1, "dead")
-    await beat(client, "dead", 7)
+    await heartbeat(client, "dead", 7)
     status = await StatusCollector(client, dead_after=0.3).settled()
     assert status.shards_unowned == SHARDS
     assert status.daemons[0].beat_age is not None
@@ -117,7 +117,7 @@ async def test_a_member_whose_heartbeat_does_not_change_owns_nothing(client: Cli
 
 async def test_a_member_that_left_is_forgotten(client: Client) -> None:
     await create_namespace(client)
-    await beat(client, "a", 1)
+    await heartbeat(client, "a", 1)
     collector = StatusCollector(client)
     await collector.collect()
     await client.store.one(client.kernel.heartbeat("a", b""))

@@ -1,0 +1,41 @@
+"""`--app`: the option, and the app that it names.
+
+Owns: what is said when the option is missing, and which app has too little in it for a command.
+Must not: know how an app is found (app_loader.py does). Called by: `dev`, `replay`, `daemon`, `worker`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from streamflow.errors import UsageError
+
+if TYPE_CHECKING:
+    from streamflow.workflow.app import App
+
+app_option = click.option(
+    "--app", "app_target", metavar="APP", envvar="STREAMFLOW_APP", show_envvar=True,
+    help="The app, as MODULE:app or FILE.py:app.",
+)  # fmt: skip
+
+
+def required_app(app_target: str | None) -> App:
+    """The app that the option names. Raises `UsageError`."""
+    from streamflow.cli.app_loader import TARGET_FORMS, load_app
+
+    if not app_target:
+        raise UsageError(
+            f"missing --app: {TARGET_FORMS}, or set STREAMFLOW_APP. The module defines `app = streamflow.App()` and "
+            "registers workflows and steps with it"
+        )
+    return load_app(app_target)
+
+
+def required_workflows(app_target: str | None) -> App:
+    """The app that the option names, which has at least one workflow. Raises `UsageError`."""
+    app = required_app(app_target)
+    if not app.workflows:
+        raise UsageError(f"the app of {app_target} has no workflow: register one with @app.workflow")
+    return app

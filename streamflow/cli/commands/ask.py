@@ -1,0 +1,56 @@
+"""`ask`: ask a run a question and print its answer.
+
+Owns: its options and output. Must not: know what question and answer mean. Called by: the group in `cli`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from streamflow.cli.connection import open_client
+from streamflow.cli.event_loop import run_async
+from streamflow.cli.options import checked_id, json_option, parse_json, server_options
+from streamflow.cli.output import plain_value, print_json
+
+
+@click.command()
+@click.argument("run", type=checked_id, metavar="RUN")
+@click.argument("name")
+@click.argument("value", required=False, metavar="[VALUE_JSON]")
+@click.option(
+    "--timeout", type=click.FloatRange(0), metavar="SECONDS", show_default="no limit",
+    help="Maximum time to wait for the answer.",
+)  # fmt: skip
+@server_options
+@json_option
+def ask(
+    run: str,
+    name: str,
+    value: str | None,
+    timeout: float | None,
+    redis: str | None,
+    namespace: str | None,
+    as_json: bool,
+) -> None:
+    """Ask a run a question and print its answer.
+
+    The answer is printed as JSON. The exit code is 1 if the run refuses the question, ends without answering, or does
+    not answer within --timeout; in the last case it may still answer later.
+
+    \b
+    Example:
+      streamflow ask order-17 reserve '{"seats": 2}' --timeout 5
+    """
+    from streamflow.model.names import check_name
+
+    check_name("ask", name)
+    payload: Any = None if value is None else parse_json(value, "VALUE_JSON")
+
+    async def send() -> Any:
+        async with open_client(redis, namespace) as client:
+            return await client.run(run).ask(name, payload, timeout)
+
+    answer = plain_value(run_async(send))
+    print_json({"run_id": run, "ask": name, "answer": answer} if as_json else answer)

@@ -1,0 +1,131 @@
+"""`dev`: a server, a daemon and the status screen in one command.
+
+Owns: its options, and the order in which the three start and stop. Must not: know how any of them works.
+Called by: the group in `cli`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from streamflow.cli.app_option import app_option, required_workflows
+from streamflow.cli.connection import open_client
+from streamflow.cli.event_loop import run_async
+from streamflow.cli.options import settings_options
+from streamflow.cli.output import make_console
+from streamflow.errors import StoreUnavailable, UsageError
+
+if TYPE_CHECKING:
+    from streamflow.embedded.server import EmbeddedServer
+    from streamflow.workflow.app import App
+
+USUAL_PORT = 6379
+"""The port of the default server URL: if `dev` gets it, other commands find the server without an option."""
+
+
+@click.command()
+@app_option
+@click.option(
+    "--dir", "directory", type=click.Path(file_okay=False, path_type=Path), default=Path(".streamflow"),
+    show_default=True, help="Directory of the server's data.",
+)  # fmt: skip
+@click.option("--memory", is_flag=True, help="Keep the data in memory only; it is lost at exit.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), metavar="PORT", show_default="6379, or a free one",
+    help="Port of the server.",
+)  # fmt: skip
+@settings_options("namespace")
+def dev(app_target: str | None, directory: Path, memory: bool, port: int | None, namespace: str | None) -> int:
+    """Start a server, a daemon and the status screen in one command.
+
+    The server listens on the loopback interface only. Without a terminal, the daemon's log is printed instead of the
+    screen. Ctrl-C stops everything; the data stays in --dir for the next start.
+
+    \b
+    Example:
+      streamflow dev --app flows:app
+    """
+    app = required_workflows(app_target)  # also here, so that a mistake in it is reported before anything starts
+    assert app_target is not None
+    screen = make_console().is_terminal
+
+    async def run() -> int:
+        async with _server(None if memory else directory, port) as server:
+            options = "" if server.url.endswith(f":{USUAL_PORT}") else f" --redis {server.url}"
+            options += f" --namespace {namespace}" if namespace else ""
+            storage = "in memory, nothing is kept" if memory else f"data in {server.directory}"
+            click.echo(f"server: {server.url} ({storage})")
+            click.echo(f"start a run: streamflow enqueue {next(iter(app.workflows))}{options}")
+            for queue in app.queues:
+                click.echo(f"serve queue {queue}: streamflow worker --app {app_target} --queue {queue}{options}")
+            if screen:
+                return await _with_screen(app_target, server, namespace)
+            await _with_log(app, server, namespace)
+            return 0
+
+    try:
+        return run_async(run, fast=True, screen=screen)
+    except KeyboardInterrupt:
+        return 0
+
+
+@contextlib.asynccontextmanager
+async def _server(directory: Path | None, port: int | None) -> AsyncGenerator[EmbeddedServer]:
+    from streamflow.embedded.server import EmbeddedServer
+
+    server = EmbeddedServer(directory, port or USUAL_PORT, memory=directory is None)
+    try:
+        await server.start()
+    except UsageError as error:
+        if port is not None or "port" not in str(error):
+            raise
+        server = EmbeddedServer(directory, memory=directory is None)
+        await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+async def _with_screen(app_target: str, server: EmbeddedServer, namespace: str | None) -> int:
+    """The daemon runs in a separate process, so that its work and its output can't disturb the screen."""
+    import anyio
+
+    from streamflow.embedded.daemon_process import DaemonProcess
+    from streamflow.screen.live import watch
+    from streamflow.settings import load_settings
+    from streamflow.status.collector import StatusCollector
+
+    settings = load_settings({"namespace": namespace})
+    log = server.directory / "daemon.log"
+    daemon = DaemonProcess(app_target, server.url, settings.namespace, log, {"log_format": "text"})
+    ended = anyio.Event()
+
+    async def wait_for_exit() -> None:
+        while daemon.running:  # noqa: ASYNC110 (the end of a process sets no event)
+            await anyio.sleep(0.2)
+        ended.set()
+
+    try:
+        async with open_client(server.url, settings.namespace) as client, anyio.create_task_group() as group:
+            group.start_soon(wait_for_exit)
+            collector = StatusCollector(client, dead_after=settings.dead_after)
+            await watch(collector.collect, make_console(), until=ended)
+            group.cancel_scope.cancel()
+        raise StoreUnavailable(f"the daemon exited unexpectedly; the last lines of its log {log}:\n{daemon.said(15)}")
+    finally:
+        await daemon.end()
+
+
+async def _with_log(app: App, server: EmbeddedServer, namespace: str | None) -> None:
+    from streamflow.cli.logs import set_up
+    from streamflow.daemon.daemon import Daemon
+    from streamflow.settings import load_settings
+
+    set_up("text", "info")
+    await Daemon(app, load_settings({"redis": server.url, "namespace": namespace})).run(signals=True)

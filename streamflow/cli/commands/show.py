@@ -1,0 +1,125 @@
+"""`show`: one run with its history, its children and what it has published.
+
+Owns: what is fetched for it. Must not: draw (screen/run.py does), change anything. Called by: the group in `cli`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from streamflow.cli.connection import open_client, server_time_ms
+from streamflow.cli.event_loop import run_async
+from streamflow.cli.options import checked_id, json_option, server_options
+from streamflow.cli.output import (
+    epoch_ms,
+    make_console,
+    plain_failure,
+    plain_run,
+    plain_value,
+    print_drawn,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from streamflow.client.client import Client
+    from streamflow.client.listing import RunDescription
+    from streamflow.events import Transition
+
+CHILDREN_READ = 1000
+"""Maximum number of children whose status is read from the server."""
+
+
+@click.command()
+@click.argument("run", type=checked_id, metavar="RUN")
+@server_options
+@json_option
+def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> None:
+    """Show one run: state, history as a timeline, children, published values.
+
+    \b
+    Example:
+      streamflow show invoice-17
+    """
+    import asyncio
+
+    async def fetch() -> tuple[RunDescription, list[Transition], dict[str, Any], dict[str, str], int]:
+        async with open_client(redis, namespace) as client:
+            handle = client.run(run)
+            described, history, published = await asyncio.gather(
+                handle.describe(), handle.history(), handle.published()
+            )
+            return described, history, published, await _child_statuses(client, history), await server_time_ms(client)
+
+    described, history, published, children, now_ms = run_async(fetch)
+    if as_json:
+        from streamflow.model.plain import event_json
+
+        events = [event_json(transition.at, run, event) for transition in history for event in transition.events]
+        for event in events:
+            del event["run_id"]
+        print_json(
+            {
+                **plain_run(described),
+                "result": plain_value(described.result),
+                "failure": plain_failure(described.failure),
+                "children": children,
+                "published": plain_value(published),
+                "events": events,
+            }
+        )
+        return
+    from streamflow.model.record import Header
+    from streamflow.screen.run import RunDetail, render_run
+
+    header = Header(
+        described.status,
+        described.version,
+        "",
+        epoch_ms(described.created),
+        epoch_ms(described.ended) if described.ended else 0,
+        described.workflow,
+        described.tenant,
+        described.parent or "",
+        described.attributes,
+    )
+    console = make_console()
+    detail = RunDetail(
+        run_id=run, header=header, transitions=history, children=children, published=published, now_ms=now_ms
+    )
+    print_drawn(console, render_run(detail, console.width))
+
+
+async def _child_statuses(client: Client, history: list[Transition]) -> dict[str, str]:
+    """Run id -> status: from the history for children that have ended, from the server for the first of the others."""
+    import asyncio
+
+    from streamflow import events
+    from streamflow.errors import StreamflowError
+    from streamflow.events import ChildCompleted, ChildStarted, RunContinued
+
+    started: dict[int, str] = {}
+    statuses: dict[str, str] = {}
+    for transition in history:
+        for event in transition.events:
+            match event:
+                case ChildStarted():
+                    started[event.seq] = event.run_id
+                case RunContinued():
+                    started.update({seq: run_id for seq, _, run_id in event.children})
+                case ChildCompleted() if event.seq in started:
+                    statuses[started[event.seq]] = "completed"
+                case events.ChildFailed() if event.seq in started:
+                    statuses[started[event.seq]] = "cancelled" if event.cancelled else "failed"
+                case _:
+                    pass
+    unknown = [child for child in started.values() if child not in statuses][:CHILDREN_READ]
+    reads = [client.run(child).describe() for child in unknown]
+    for child, found in zip(unknown, await asyncio.gather(*reads, return_exceptions=True), strict=True):
+        if isinstance(found, BaseException):
+            if not isinstance(found, StreamflowError):
+                raise found
+        else:
+            statuses[child] = found.status
+    return {child: statuses[child] for child in started.values() if child in statuses}

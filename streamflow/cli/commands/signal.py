@@ -1,0 +1,46 @@
+"""`signal`: send a signal to a run.
+
+Owns: its arguments and output. Must not: know what the value means. Called by: the group in `cli`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from streamflow.cli.connection import open_client
+from streamflow.cli.event_loop import run_async
+from streamflow.cli.options import checked_id, json_option, parse_json, server_options
+from streamflow.cli.output import print_json
+
+
+@click.command()
+@click.argument("run", type=checked_id, metavar="RUN")
+@click.argument("name")
+@click.argument("value", required=False, metavar="[VALUE_JSON]")
+@server_options
+@json_option
+def signal(run: str, name: str, value: str | None, redis: str | None, namespace: str | None, as_json: bool) -> None:
+    """Send a signal to a run.
+
+    A signal that arrives before the run waits for it is kept until then. Without VALUE_JSON its value is null.
+
+    \b
+    Example:
+      streamflow signal invoice-17 approve true
+    """
+    from streamflow.model.names import check_name
+
+    check_name("signal", name)
+    payload: Any = None if value is None else parse_json(value, "VALUE_JSON")
+
+    async def send() -> None:
+        async with open_client(redis, namespace) as client:
+            await client.run(run).signal(name, payload)
+
+    run_async(send)
+    if as_json:
+        print_json({"run_id": run, "signal": name})
+    else:
+        click.echo(f"signal {name} sent to {run}")

@@ -1,0 +1,58 @@
+"""A command's client: connected to a server that has answered.
+
+Owns: how long a command waits for a server's first answer, and the error when there is none.
+Must not: read options, decide what a command does. Called by: all commands that need a server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+from streamflow.errors import StoreUnavailable, StreamflowError
+
+if TYPE_CHECKING:
+    from streamflow.client.client import Client
+    from streamflow.store.connection import Store
+
+FIRST_ANSWER_SECONDS = 2.0
+"""How long a server may take for its first answer. After that, the store's own patience applies."""
+
+
+@contextlib.asynccontextmanager
+async def open_client(redis: str | None, namespace: str | None) -> AsyncGenerator[Client]:
+    """A client of a server that answers. Raises `StoreUnavailable` within about 2 seconds when it doesn't."""
+    from streamflow.client.client import connect
+
+    async with connect(redis, namespace=namespace) as client:
+        await check_server(client.store)
+        yield client
+
+
+async def check_server(store: Store) -> None:
+    """Return once the server answers INFO, which it does even while it loads its data. Raises `StoreUnavailable`."""
+    import anyio
+
+    from streamflow.store.connection import Call, redacted
+
+    with anyio.move_on_after(FIRST_ANSWER_SECONDS + 1):
+        try:
+            await store.send([Call.plain("INFO", "server")], patience=FIRST_ANSWER_SECONDS)
+        except StreamflowError:
+            raise
+        except Exception as error:  # what answers speaks another protocol
+            raise StoreUnavailable(f"{redacted(store.url)} is not a Redis or Valkey server: {error}") from error
+        return
+    raise StoreUnavailable(
+        f"no answer from {redacted(store.url)} within {FIRST_ANSWER_SECONDS + 1:g} s. Check the address; "
+        "`streamflow dev` starts a server on this machine."
+    )
+
+
+async def server_time_ms(client: Client) -> int:
+    """Now, in ms since the epoch, by the server's clock."""
+    from streamflow.store.connection import Call
+
+    seconds, micros = await client.store.one(Call.plain("TIME"))
+    return int(seconds) * 1000 + int(micros) // 1000

@@ -1,0 +1,61 @@
+"""The event loop of a command: until its work is done, or, for a daemon or worker, until a signal.
+
+Owns: the choice of the loop, what is logged while a command runs, leaving the process although threads are busy.
+Must not: catch a command's errors. Called by: all commands that wait for something.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from streamflow.cli.connection import check_server
+from streamflow.cli.logs import set_up, silence
+from streamflow.settings import Settings
+
+T = TypeVar("T")
+
+
+def run_async(function: Callable[[], Coroutine[Any, Any, T]], *, fast: bool = False, screen: bool = False) -> T:
+    """Run `function` until it is done; with `fast` on uvloop, if installed: short commands don't earn back its import.
+
+    Warnings go to stderr, unless a live `screen` uses the whole terminal: it shows problems in its header.
+    """
+    import anyio
+
+    set_up("text", "warning")
+    if screen:
+        silence()
+    return anyio.run(function, backend_options={"use_uvloop": fast and _has_uvloop()})
+
+
+def run_service(service: Callable[[], Coroutine[Any, Any, None]], settings: Settings) -> None:
+    """Run a daemon or worker until it ends, once the server has answered. Raises `StoreUnavailable`."""
+    import anyio
+
+    from streamflow.steps.executor import STEP_THREAD
+    from streamflow.store.connection import Store
+
+    async def run() -> None:
+        probe = Store(settings.redis, connections=1)
+        try:
+            await check_server(probe)
+        finally:
+            await probe.close()
+        await service()
+
+    anyio.run(run, backend_options={"use_uvloop": _has_uvloop()})
+    if any(thread.name.startswith(STEP_THREAD) for thread in threading.enumerate()):
+        # Steps that outlasted their grace period and can't be stopped. Python would wait for their threads at exit.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def _has_uvloop() -> bool:
+    return importlib.util.find_spec("uvloop") is not None
