@@ -1,6 +1,6 @@
 """`--app`: the option, and the app that it names.
 
-Owns: what is said when the option is missing, and which app has too little in it for a command.
+Owns: the error when the option is missing, and the check that an app has a workflow.
 Must not: know how an app is found (app_loader.py does). Called by: `dev`, `replay`, `daemon`, `worker`.
 """
 

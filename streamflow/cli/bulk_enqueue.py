@@ -76,7 +76,7 @@ def enqueue_file(
         counts = {"created": tally.created, "existing": tally.existing, "bad": tally.bad}
         print_json({**counts, "seconds": round(seconds, 3), "runs_per_s": round(rate), "errors": errors})
     else:
-        bad = f", {tally.bad:,} bad lines" if tally.bad else ""
+        bad = f", {tally.bad:,} bad line{'s' * (tally.bad != 1)}" if tally.bad else ""
         click.echo(
             f"{tally.created:,} created, {tally.existing:,} already existed{bad} ({seconds:.1f} s, {rate:,.0f} runs/s)"
         )
@@ -86,8 +86,9 @@ def enqueue_file(
 def _print_errors(tally: Tally, file: str) -> None:
     from streamflow.screen.sanitize import safe
 
+    name = "stdin" if file == "-" else safe(file)
     for line, reason in sorted(tally.errors)[:PRINTED_ERRORS]:
-        click.echo(f"error: {safe(file)}:{line}: {safe(reason, 300)}", err=True)
+        click.echo(f"error: {name}:{line}: {safe(reason, 300)}", err=True)
     if tally.bad > PRINTED_ERRORS:
         click.echo(f"error: … and {tally.bad - PRINTED_ERRORS:,} more bad lines", err=True)
 

@@ -56,7 +56,7 @@ def json_line(value: object) -> str:
 
 
 def visible_json(text: str) -> str:
-    """JSON with control, bidi and zero-width characters (they can only be in strings) as `\\u` escapes."""
+    """JSON with its control, bidi and zero-width characters (they can only be in strings) as `\\u` escapes."""
     return _INVISIBLE.sub(lambda match: _escape(match[0]), text)
 
 

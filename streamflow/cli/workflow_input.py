@@ -97,7 +97,7 @@ class Arguments:
 
     def _expected(self) -> str:
         if len(self._names) == 1:
-            return f"the input must be the value of {self._names[0]}, as JSON"
+            return f"the input must be the value of {self._names[0]!r}, as JSON"
         return f"the input must be an array such as [{', '.join('…' for _ in self._names)}], or an object by name"
 
 

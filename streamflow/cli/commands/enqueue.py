@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from streamflow.client.client import Client, Run
 
 WAIT_PATIENCE = 60.0
-"""Seconds that --wait goes on while the server can't be reached: its restart must not end the wait for a long run."""
+"""Seconds that --wait continues while the server can't be reached: its restart must not end the wait for a long run."""
 
 
 @click.command()
@@ -37,7 +37,7 @@ WAIT_PATIENCE = 60.0
 @click.option("--wait", is_flag=True, help="Wait until the run has ended and print its result as JSON.")
 @click.option(
     "--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", show_default="no limit",
-    help="With --wait: maximum time to wait; the run goes on after it.",
+    help="With --wait: maximum time to wait; the run continues after it.",
 )  # fmt: skip
 @click.option("--file", metavar="FILE", help="Start one run per line of this JSON Lines file; - for stdin.")
 @click.option("--force", is_flag=True, help="Start the run even if no daemon has registered the workflow.")

@@ -58,4 +58,4 @@ def export(run: str, output: Path | None, redis: str | None, namespace: str | No
     if as_json:
         print_json({"run_id": run, "file": str(output), "events": count})
     else:
-        click.echo(f"{count} events of {run} written to {output}")
+        click.echo(f"{count} event{'s' * (count != 1)} of {run} written to {output}")

@@ -65,7 +65,7 @@ def worker(
         check_name("queue", queue)
         if queue not in known and not force:
             raise UsageError(
-                f"no step of the app of {app_target} has queue={queue!r}{did_you_mean(queue, known)}; {named}. "
+                f"no step of the app of {app_target} has queue={queue!r} ({named}){did_you_mean(queue, known) or '.'} "
                 "If calls name the queue with options(queue=…), add --force"
             )
 

@@ -162,7 +162,7 @@ def test_completion_knows_the_commands() -> None:
         (["worker", "--app", f"{QUEUE_FLOWS}:app"], "missing --queue: name at least one"),
         (
             ["worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "gpv"],
-            "has queue='gpv'; did you mean gpu?; its steps name: gpu",
+            "has queue='gpv' (its steps name: gpu); did you mean gpu? If",
         ),
         (
             ["worker", "--app", f"{QUEUE_FLOWS}:app", "--queue", "x"],

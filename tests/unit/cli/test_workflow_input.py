@@ -47,7 +47,11 @@ def test_json_becomes_arguments(arguments: Arguments, given: Any, bound: list[An
     ("arguments", "given", "message"),
     [
         (takes(), 1, "workflow w takes no input: leave it out"),
-        (takes("a"), UNSET, "workflow w takes (a), but no input was given: the input must be the value of a, as JSON"),
+        (
+            takes("a"),
+            UNSET,
+            "workflow w takes (a), but no input was given: the input must be the value of 'a', as JSON",
+        ),
         (takes("a", "b"), UNSET, "takes (a, b), but no input was given: the input must be an array such as […, …]"),
         (takes("a", "b"), 1, "the input must be an array such as […, …], or an object by name"),
         (takes("a", "b"), [1], "takes (a, b), got 1 argument:"),
