@@ -8,9 +8,8 @@ import pytest
 
 import streamflow as sf
 from streamflow.events import SignalReceived, StepCompleted
-from streamflow.store.connection import Call
-from tests.support.serving import Serve
-from tests.support.waiting import happened, reduced, status_of, until
+from tests.guide.conftest import Serve
+from tests.support.waiting import happened, reduced, status_of
 
 pytestmark = pytest.mark.anyio
 
@@ -30,10 +29,6 @@ async def order(customer: str, priority: int = 1) -> int:
     if await sf.signal("ship", bool):
         sf.set_attributes(shipped=True)
     return weight
-
-
-@app.workflow
-async def careless() -> None: ...
 
 
 @app.workflow
@@ -77,7 +72,7 @@ async def found(client: sf.Client, **filters: Any) -> list[str]:
 
 
 async def test_runs_are_found_by_what_they_say_of_themselves(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         for number, customer in enumerate(("acme", "acme", "globex")):
             await happened(await client.start(order, customer, id=f"o{number}"), StepCompleted)
         assert set(await found(client, attributes={"customer": "acme"})) == {"o0", "o1"}
@@ -89,7 +84,7 @@ async def test_runs_are_found_by_what_they_say_of_themselves(serve: Serve) -> No
 
 
 async def test_a_changed_attribute_is_found_under_its_new_value_only_and_none_takes_it_off(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(basket, id="b")
         await run.signal("add")
         await happened(run, SignalReceived)
@@ -105,7 +100,7 @@ async def test_a_changed_attribute_is_found_under_its_new_value_only_and_none_ta
 
 
 async def test_filters_apply_together(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         runs = [
             await client.start(order, "acme", id=f"o{number}", tenant=tenant) for number, tenant in enumerate("aab")
         ]
@@ -122,7 +117,7 @@ async def test_filters_apply_together(serve: Serve) -> None:
 
 
 async def test_the_newest_start_comes_first(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         for number in range(3):
             await reduced(client, (await client.start(order, "acme", id=f"o{number}")).id)
         newest_first = [run.created for run in await client.runs(attributes={"customer": "acme"})]
@@ -136,7 +131,7 @@ async def test_numbers_texts_and_truths_are_told_apart(serve: Serve) -> None:
     async def tag(number: int) -> None:
         sf.set_attributes(value=[1, 1.0, "1", True, "true", "a:b/ü {x}"][number])
 
-    async with serve(other) as (client, _):
+    async with serve(other) as client:
         for number in range(6):
             await (await client.start(tag, number, id=f"t{number}")).result(10)
         for number, value in enumerate([1, 1.0, "1", True, "true", "a:b/ü {x}"]):
@@ -157,7 +152,7 @@ async def test_numbers_texts_and_truths_are_told_apart(serve: Serve) -> None:
 async def test_what_cannot_be_an_attribute_is_refused_where_it_is_set_and_again_in_a_replay(
     serve: Serve, kind: str, reason: str
 ) -> None:
-    async with serve(app, crash=True) as (client, _):
+    async with serve(app, crash=True) as client:
         run = await client.start(wrong, kind, id="w")
         await reduced(client, "w")
     async with serve(app):
@@ -167,7 +162,7 @@ async def test_what_cannot_be_an_attribute_is_refused_where_it_is_set_and_again_
 
 
 async def test_attributes_survive_the_death_of_a_daemon_and_are_not_set_again(serve: Serve) -> None:
-    async with serve(app, crash=True) as (client, _):
+    async with serve(app, crash=True) as client:
         run, reducer = await client.start(order, "acme", id="o"), await client.start(basket, id="b")
         await happened(run, StepCompleted)
         await reducer.signal("add")
@@ -184,7 +179,7 @@ async def test_attributes_survive_the_death_of_a_daemon_and_are_not_set_again(se
 
 
 async def test_an_ended_run_is_found_until_it_is_forgotten(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(basket, id="b")
         await run.signal("close")
         await run.result(10)
@@ -193,24 +188,8 @@ async def test_an_ended_run_is_found_until_it_is_forgotten(serve: Serve) -> None
         assert await found(client, attributes={"kind": "basket"}) == []
 
 
-async def test_retention_takes_ended_runs_off_their_attributes(serve: Serve) -> None:
-    async with serve(app, retention=0.001) as (client, daemon):
-        run = await client.start(basket, id="b")
-        await run.signal("close")
-        await run.result(10)
-
-        async def swept() -> bool:
-            await daemon.retention.forget_once()
-            return not await found(client, attributes={"kind": "basket"})
-
-        await until(swept)
-    shard = (await client.read_namespace()).shard_of("b")
-    listing = client.keys.shard(shard).attribute("kind", "basket")
-    assert await client.store.one(Call.plain("EXISTS", listing)) == 0
-
-
 async def test_a_parked_run_keeps_its_attributes(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(order, "acme", id="o")
         await happened(run, StepCompleted)
     without = sf.App()
@@ -220,19 +199,8 @@ async def test_a_parked_run_keeps_its_attributes(serve: Serve) -> None:
         assert await found(client, attributes={"customer": "acme"}, status="stuck") == ["o"]
 
 
-async def test_a_run_without_attributes_has_a_header_of_eight_words(serve: Serve) -> None:
-    """Only runs that use attributes pay for them."""
-    async with serve(app) as (client, _):
-        run = await client.start(careless)
-        await run.result(10)
-        [(line, _)] = await client.store.one(
-            client.kernel.peek_runs((await client.read_namespace()).shard_of(run.id), [run.id])
-        )
-        assert len(line.split(b" ")) == 8
-
-
 async def test_filters_that_no_run_can_have_are_errors(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         for attributes in ({"customer": None}, {"customer": ["acme"]}, {"no spaces": 1}):
             with pytest.raises(sf.UsageError):
                 await client.runs(attributes=attributes)  # type: ignore[arg-type]  # pyright: ignore

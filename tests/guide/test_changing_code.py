@@ -9,7 +9,7 @@ import pytest
 
 import streamflow as sf
 from streamflow.events import RunStuck, StepCompleted
-from tests.support.serving import Serve
+from tests.guide.conftest import Serve
 from tests.support.waiting import happened, names_of, status_of
 
 pytestmark = pytest.mark.anyio
@@ -80,7 +80,7 @@ def versions(*numbers: int) -> sf.App:
 
 
 async def test_a_patch_leaves_old_runs_on_their_way_and_takes_new_ones_along(serve: Serve) -> None:
-    async with serve(before()) as (client, _):
+    async with serve(before()) as client:
         old: sf.Run[Any] = await client.start("order")
         await happened(old, StepCompleted)
     async with serve(patched()):
@@ -94,7 +94,7 @@ async def test_a_patch_leaves_old_runs_on_their_way_and_takes_new_ones_along(ser
 
 
 async def test_the_patch_can_be_taken_out_when_the_old_runs_are_gone(serve: Serve) -> None:
-    async with serve(patched()) as (client, _):
+    async with serve(patched()) as client:
         run: sf.Run[Any] = await client.start("order")
         await happened(run, StepCompleted, 2)
     async with serve(cleaned_up()):
@@ -104,7 +104,7 @@ async def test_the_patch_can_be_taken_out_when_the_old_runs_are_gone(serve: Serv
 
 
 async def test_a_run_stays_with_the_version_that_it_began_with(serve: Serve) -> None:
-    async with serve(versions(1)) as (client, _):
+    async with serve(versions(1)) as client:
         old: sf.Run[Any] = await client.start("order")
         await happened(old, StepCompleted)
     async with serve(versions(1, 2)):
@@ -117,7 +117,7 @@ async def test_a_run_stays_with_the_version_that_it_began_with(serve: Serve) -> 
 
 
 async def test_a_run_whose_version_is_gone_waits_for_a_deploy_that_has_it(serve: Serve) -> None:
-    async with serve(versions(1)) as (client, _):
+    async with serve(versions(1)) as client:
         run: sf.Run[Any] = await client.start("order")
         await happened(run, StepCompleted)
     async with serve(versions(2)):

@@ -11,7 +11,7 @@ from streamflow import events
 from streamflow.events import (
     ChildStarted,
 )
-from tests.support.serving import Serve
+from tests.guide.conftest import Serve
 from tests.support.waiting import happened, reduced
 
 pytestmark = pytest.mark.anyio
@@ -91,41 +91,31 @@ async def asks_who() -> list[str]:
 
 
 async def test_a_childs_result_is_the_value_of_its_await(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(many, 3)).result(10) == [0, 2, 4]
 
 
-async def test_children_live_on_other_shards_than_their_parent(serve: Serve) -> None:
-    async with serve(app) as (client, _):
-        run = await client.start(many, 40)
-        assert await run.result(10) == [2 * n for n in range(40)]
-        children = await client.runs(workflow="leaf", limit=100)
-        shard_of = (await client.read_namespace()).shard_of
-        assert {child.parent for child in children} == {run.id}
-        assert {shard_of(child.id) for child in children} == set(range(8))
-
-
 async def test_children_have_children(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(tree, 5)).result(10) == 32
         assert len(await client.runs(workflow="tree", status="completed", limit=100)) == 63
 
 
 async def test_a_child_knows_who_it_is_and_whose(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(asks_who, id="p")
         assert await run.result(10) == ["p.1", "p", "who"]
 
 
 async def test_the_failure_of_a_child_is_an_exception_with_its_id_and_error(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(parent_of_doomed, id="p")
         assert await run.result(10) == ["p.1", "doomed", "ValueError: no way"]
         assert (await client.run("p.1").describe()).status is sf.Status.FAILED
 
 
 async def test_the_end_of_a_child_by_cancelling_is_a_failure_for_its_parent(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(waits_for_grandchild, id="p")
         await happened(run, ChildStarted)
         child = client.run("p.1")
@@ -137,7 +127,7 @@ async def test_the_end_of_a_child_by_cancelling_is_a_failure_for_its_parent(serv
 
 
 async def test_cancelling_a_parent_cancels_all_below_it(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(waits_for_children, id="p")
         below = ["p.1", "p.2", "p.3", "p.3.1"]
         for run_id in below:
@@ -156,7 +146,7 @@ async def test_a_parent_that_fails_cancels_the_children_that_still_run(serve: Se
         await sf.gather(patient(), doomed())
 
     local.workflows |= {"patient": patient, "doomed": doomed}
-    async with serve(local) as (client, _):
+    async with serve(local) as client:
         run = await client.start(flow, id="p")
         with pytest.raises(sf.RunFailed, match="no way"):
             await run.result(10)
@@ -171,7 +161,7 @@ async def leaves(policy: str) -> str:
 
 
 async def test_a_child_that_was_started_detached_outlives_its_parent(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(leaves, "abandon")).result(10) == "the parent's result"
         child = client.run("the-child", str)
         await child.signal("go", "alone")
@@ -179,7 +169,7 @@ async def test_a_child_that_was_started_detached_outlives_its_parent(serve: Serv
 
 
 async def test_a_parent_may_wait_for_its_children_at_its_end(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(leaves, "wait")
         await reduced(client, "the-child")
         assert (await run.describe()).status is sf.Status.RUNNING
@@ -189,7 +179,7 @@ async def test_a_parent_may_wait_for_its_children_at_its_end(serve: Serve) -> No
 
 
 async def test_children_are_cancelled_with_their_parent_unless_something_else_is_said(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(leaves, "cancel")).result(10) == "the parent's result"
         with pytest.raises(sf.RunCancelled, match=r"the parent run .* ended"):
             await client.run("the-child").result(10)
@@ -206,20 +196,20 @@ async def test_ten_thousand_children_of_one_run(serve: Serve) -> None:
     async def all_of_them(count: int) -> int:
         return sum(await sf.gather(*(one(n) for n in range(count))))
 
-    async with serve(local) as (client, _):
+    async with serve(local) as client:
         run = await client.start(all_of_them, 10_000)
         assert await run.result(40) == sum(range(10_000))
         assert len(await run.history()) < 1000, "many outcomes are one transition"
 
 
 async def test_a_child_can_be_given_an_id(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(named_child, "the-leaf")).result(10) == [42]
         assert await client.run("the-leaf", int).result(10) == 42
 
 
 async def test_the_id_of_another_run_is_refused_to_a_child(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         taken = await client.start(patient, id="taken")
         assert await (await client.start(named_child, "taken")).result(10) == ["RunConflict", "taken"]
         assert (await taken.describe()).status.value in ("pending", "running")

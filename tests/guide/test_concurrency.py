@@ -10,7 +10,7 @@ import pytest
 
 import streamflow as sf
 from streamflow.events import StepScheduled
-from tests.support.serving import Serve
+from tests.guide.conftest import Serve
 from tests.support.waiting import happened, names_of
 
 pytestmark = pytest.mark.anyio
@@ -68,17 +68,16 @@ async def grouped() -> list[str]:
 
 async def test_a_race_gives_the_first_result_and_stops_the_losers_where_they_run(serve: Serve) -> None:
     stopped.clear()
-    async with serve(app) as (client, daemon):
+    async with serve(app) as client:
         run = await client.start(race)
         assert await run.result(10) == "fast"
         assert stopped == ["slow"]
-        assert (daemon.executor.running, daemon.executor.waiting) == (0, 0)
         assert (await names_of(run))[-3:] == ["StepCompleted", "StepCancelled", "RunCompleted"]
 
 
 async def test_a_block_that_takes_too_long_is_cancelled_and_raises_timeout_error(serve: Serve) -> None:
     stopped.clear()
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(timed)
         assert await run.result(10) == "the block took longer than 0.05 s"
         assert stopped == ["late"]
@@ -86,7 +85,7 @@ async def test_a_block_that_takes_too_long_is_cancelled_and_raises_timeout_error
 
 async def test_the_first_failure_in_a_group_cancels_the_others_and_its_block(serve: Serve) -> None:
     stopped.clear()
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(grouped)
         assert await run.result(10) == ["step refuse failed after 1 attempt: ValueError: no"]
         assert sorted(stopped) == ["block", "member"]
@@ -110,7 +109,7 @@ async def test_a_map_runs_a_bounded_number_at_a_time_and_keeps_the_order(serve: 
     async def flow(count: int) -> list[int]:
         return await sf.map(work, range(count), concurrency=7)
 
-    async with serve(local) as (client, _):
+    async with serve(local) as client:
         assert await (await client.start(flow, 100)).result(10) == [n * n for n in range(100)]
     assert most <= 7
 
@@ -123,7 +122,7 @@ async def test_a_map_takes_ten_thousand_items(serve: Serve) -> None:
     async def flow(count: int) -> int:
         return sum(await sf.map(echo, range(count), concurrency=100))
 
-    async with serve(local) as (client, _):
+    async with serve(local) as client:
         assert await (await client.start(flow, 10_000)).result(30) == sum(range(10_000))
 
 
@@ -147,7 +146,7 @@ async def test_what_runs_in_a_run_is_steered_by_signals_deterministically(serve:
             group.cancel()
         return ended
 
-    async with serve(local, crash=True) as (client, _):
+    async with serve(local, crash=True) as client:
         run = await client.start(supervisor, ["a", "b", "c"])
         await happened(run, StepScheduled, 3)
         await run.signal("stop-b")

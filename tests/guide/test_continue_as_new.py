@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import Any
 
 import pytest
 
 import streamflow as sf
 from streamflow.events import RunCompleted, RunContinued, RunStarted, SignalReceived
-from streamflow.store.connection import Call
-from tests.support.serving import Serve
-from tests.support.waiting import names_of, reduced, until
+from tests.guide.conftest import Serve
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -36,12 +34,6 @@ async def account(balance: int) -> int:
     raise sf.ContinueAs(balance)
 
 
-async def elements(client: sf.Client, run: sf.Run[Any]) -> int:
-    """How many transitions the run's record has."""
-    shard = (await client.read_namespace()).shard_of(run.id)
-    return int(await client.store.one(Call.plain("LLEN", client.keys.shard(shard).run(run.id)))) - 2
-
-
 async def deposit(run: sf.Run[int], first: int, last: int) -> None:
     """One by one, each a transition of its own: the balance goes from `first` to `last`."""
     for balance in range(first + 1, last + 1):
@@ -53,24 +45,8 @@ async def _balance_is(run: sf.Run[int], balance: int) -> bool:
     return await run.read("balance", int) == balance
 
 
-async def test_the_record_begins_anew_and_the_run_goes_on_with_what_it_took_along(serve: Serve) -> None:
-    async with serve(app) as (client, _):
-        run = await client.start(account, 0, id="a")
-        await reduced(client, "a")
-        await deposit(run, 0, DEPOSITS)
-        assert await elements(client, run) == 1
-        assert (await names_of(run))[-1] == "RunContinued"
-        described = await run.describe()
-        assert described.version == 1 + DEPOSITS
-        assert described.attributes == {"owner": "ada", "generation": 1}
-        assert [found.id for found in await client.runs(attributes={"owner": "ada", "generation": 1})] == ["a"]
-        await run.signal("deposit", 0)
-        assert await run.result(10) == DEPOSITS
-        assert await elements(client, run) == 2
-
-
 async def test_many_signals_fold_through_several_lives_and_each_counts_once(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(account, 0)
         for _ in range(23):
             await run.signal("deposit", 1)
@@ -81,7 +57,7 @@ async def test_many_signals_fold_through_several_lives_and_each_counts_once(serv
 
 
 async def test_a_new_life_survives_the_death_of_its_daemon(serve: Serve) -> None:
-    async with serve(app, crash=True) as (client, _):
+    async with serve(app, crash=True) as client:
         run = await client.start(account, 0, id="a")
         await deposit(run, 0, DEPOSITS + 2)
     async with serve(app):
@@ -92,7 +68,7 @@ async def test_a_new_life_survives_the_death_of_its_daemon(serve: Serve) -> None
 
 
 async def test_who_follows_the_run_sees_all_its_lives(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(account, 0)
         async with aclosing(run.events(follow=True)) as events:
             seen = [type((await anext(events))[1])]

@@ -8,8 +8,8 @@ import pytest
 
 import streamflow as sf
 from streamflow.events import StepCompleted
-from tests.support.serving import Serve
-from tests.support.waiting import happened, until
+from tests.guide.conftest import Serve
+from tests.support.waiting import happened
 
 pytestmark = pytest.mark.anyio
 
@@ -34,13 +34,8 @@ async def drawing() -> list[str]:
     return drawn + _draw()
 
 
-@app.workflow
-async def busy() -> None:
-    await sf.signal("never")
-
-
 async def test_another_daemon_sees_the_same_time_ids_and_numbers(serve: Serve) -> None:
-    async with serve(app, crash=True) as (client, _):
+    async with serve(app, crash=True) as client:
         run = await client.start(drawing)
         await happened(run, StepCompleted)
     async with serve(app):
@@ -50,22 +45,8 @@ async def test_another_daemon_sees_the_same_time_ids_and_numbers(serve: Serve) -
         assert not set(result[:3]) & set(result[3:])
 
 
-async def test_a_run_that_was_put_out_of_memory_sees_the_same(serve: Serve) -> None:
-    async with serve(app, cache=1, shards=1) as (client, daemon):
-        run = await client.start(drawing)
-        await happened(run, StepCompleted)
-        await client.start(busy)
-
-        async def evicted() -> bool:
-            return (await client.run(run.id).describe()).version > 0 and run.id not in daemon.owner.shards[0].live
-
-        await until(evicted)
-        await run.signal("go")
-        assert (await run.result(10))[:3] == seen[run.id]
-
-
 async def test_runs_differ_from_each_other(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         runs: list[sf.Run[Any]] = [await client.start(drawing) for _ in range(2)]
         for run in runs:
             await run.signal("go")

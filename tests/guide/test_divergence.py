@@ -8,8 +8,8 @@ import pytest
 
 import streamflow as sf
 from streamflow.events import RunResumed, RunStuck, SignalReceived, StepCompleted, TimerSet
-from tests.support.serving import Serve, view
-from tests.support.waiting import happened, status_of, until
+from tests.guide.conftest import Serve
+from tests.support.waiting import happened, status_of
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +35,7 @@ def app_with(order: list[str], *, name: str = "flow", hurry: bool = False) -> sf
 
 
 async def test_a_run_whose_code_changed_is_parked_and_the_reason_names_the_place(serve: Serve) -> None:
-    async with serve(app_with(["pack", "weigh"])) as (client, _):
+    async with serve(app_with(["pack", "weigh"])) as client:
         run: sf.Run[Any] = await client.start("flow", id="order-7")
         await happened(run, StepCompleted, 2)
     async with serve(app_with(["pack", "send"])):
@@ -49,7 +49,7 @@ async def test_a_run_whose_code_changed_is_parked_and_the_reason_names_the_place
 
 
 async def test_a_stuck_run_goes_on_after_a_good_deploy_with_all_that_came_meanwhile(serve: Serve) -> None:
-    async with serve(app_with(["pack", "weigh"])) as (client, _):
+    async with serve(app_with(["pack", "weigh"])) as client:
         run: sf.Run[Any] = await client.start("flow")
         await happened(run, StepCompleted, 2)
     async with serve(app_with(["weigh", "pack"])):
@@ -64,7 +64,7 @@ async def test_a_stuck_run_goes_on_after_a_good_deploy_with_all_that_came_meanwh
 
 
 async def test_a_run_that_waits_for_nothing_more_resumes_without_being_touched(serve: Serve) -> None:
-    async with serve(app_with(["pack"])) as (client, _):
+    async with serve(app_with(["pack"])) as client:
         run: sf.Run[Any] = await client.start("flow")
         await happened(run, StepCompleted)
     async with serve(app_with(["pack"], hurry=True)):
@@ -77,7 +77,7 @@ async def test_a_run_that_waits_for_nothing_more_resumes_without_being_touched(s
 
 
 async def test_a_stuck_run_can_be_cancelled(serve: Serve) -> None:
-    async with serve(app_with(["pack"])) as (client, _):
+    async with serve(app_with(["pack"])) as client:
         run: sf.Run[Any] = await client.start("flow")
         await happened(run, StepCompleted)
     async with serve(app_with(["weigh"])):
@@ -88,33 +88,8 @@ async def test_a_stuck_run_can_be_cancelled(serve: Serve) -> None:
             await run.result(10)
 
 
-async def test_stuck_runs_are_listed_and_counted(serve: Serve) -> None:
-    async with serve(app_with(["pack"])) as (client, _):
-        run: sf.Run[Any] = await client.start("flow")
-        await happened(run, StepCompleted)
-    async with serve(app_with(["weigh"])):
-        await run.signal("go", "first")
-        await happened(run, RunStuck)
-        assert [stuck.id for stuck in await client.runs(status="stuck")] == [run.id]
-
-        async def counted() -> bool:
-            runs, stuck = await view(client, "runs"), await view(client, "stuck")
-            return bool(runs and runs["status"]["stuck"] == 1 and stuck["latest"][0]["run_id"] == run.id)
-
-        await until(counted)
-    async with serve(app_with(["pack"])):
-        await run.signal("go", "second")
-        await run.result(10)
-
-        async def counted_again() -> bool:
-            status = (await view(client, "runs"))["status"]
-            return (status["stuck"], status["running"], status["completed"]) == (0, 0, 1)
-
-        await until(counted_again)
-
-
 async def test_a_workflow_that_nobody_registered_parks_its_runs_until_somebody_does(serve: Serve) -> None:
-    async with serve(app_with([], name="other")) as (client, _):
+    async with serve(app_with([], name="other")) as client:
         run: sf.Run[Any] = await client.start("flow")
         stuck = await happened(run, RunStuck)
         assert stuck.reason == "workflow flow is not registered; known workflows: other"
@@ -141,7 +116,7 @@ async def test_timers_of_a_stuck_run_fire_and_are_kept_for_it(serve: Serve) -> N
 
         return app
 
-    async with serve(napping(0.3)) as (client, _):
+    async with serve(napping(0.3)) as client:
         run: sf.Run[Any] = await client.start("nap")
         await happened(run, TimerSet)
     async with serve(napping(0.3, weigh=True)):

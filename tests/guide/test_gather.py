@@ -7,7 +7,7 @@ import pytest
 
 import streamflow as sf
 from streamflow.events import StepCompleted, StepScheduled
-from tests.support.serving import Serve
+from tests.guide.conftest import Serve
 from tests.support.waiting import events_of, happened
 
 pytestmark = pytest.mark.anyio
@@ -52,7 +52,7 @@ async def test_results_come_in_the_order_of_the_calls_however_the_steps_finish(s
     async def flow() -> tuple[str, str]:
         return await sf.gather(first(), second())
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(flow)
         assert (await happened(run, StepCompleted)).name == "second"
         second_done.set()
@@ -60,7 +60,7 @@ async def test_results_come_in_the_order_of_the_calls_however_the_steps_finish(s
 
 
 async def test_all_are_decided_before_the_first_one_runs(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(hundred)
         assert await run.result(10) == [2 * n for n in range(100)]
         kinds = [type(event) for event in await events_of(run)]
@@ -78,7 +78,7 @@ async def test_steps_children_timers_signals_and_helpers_can_be_mixed(serve: Ser
     async def flow() -> list[int | None]:
         return list(await sf.gather(double(1), child(2), sf.sleep(0.01), sf.signal("three", int), helper(4)))
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(flow)
         await run.signal("three", 3)
         assert await run.result(10) == [2, 5, None, 3, 16]
@@ -103,7 +103,7 @@ async def test_the_first_failure_is_raised_at_once_and_the_others_go_on(serve: S
             return error.failure.message
         return ""
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(flow)
         await run.signal("onward")
         assert await run.result(10) == "no"
@@ -117,7 +117,7 @@ async def test_failures_can_be_results(serve: Serve) -> None:
         return [type(result).__name__ for result in results]
 
     app.steps |= {"double": double, "fail": fail}
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(flow)).result(10) == ["int", "StepFailed"]
 
 
@@ -126,5 +126,5 @@ async def test_nothing_at_all_can_be_gathered(serve: Serve) -> None:
     async def flow() -> list[int]:
         return await sf.gather(*(double(n) for n in range(0)))
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(flow)).result(10) == []

@@ -12,7 +12,7 @@ import pytest
 
 import streamflow as sf
 from streamflow.events import RunStuck
-from tests.support.serving import Serve
+from tests.guide.conftest import Serve
 from tests.support.waiting import DEADLINE, happened
 
 pytestmark = pytest.mark.anyio
@@ -76,7 +76,7 @@ async def failure_of(client: sf.Client, workflow: Any, *args: Any) -> sf.Failure
 
 @pytest.mark.parametrize("workflow", [sleeps_as_in_asyncio, sleeps_as_in_anyio])
 async def test_sleeping_as_elsewhere_is_refused_with_the_line_and_the_right_call(serve: Serve, workflow: Any) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         failure = await failure_of(client, workflow)
         assert failure.kind == "ForeignAwait"
         line = workflow.function.__code__.co_firstlineno + 2
@@ -85,13 +85,13 @@ async def test_sleeping_as_elsewhere_is_refused_with_the_line_and_the_right_call
 
 
 async def test_limiting_a_wait_as_elsewhere_is_refused_with_the_right_call(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         failure = await failure_of(client, limits_as_in_asyncio)
         assert failure.message.endswith("use `with sf.timeout(…):` instead of asyncio.wait_for.")
 
 
 async def test_waiting_for_anything_foreign_is_refused(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         failure = await failure_of(client, waits_for_an_event)
         assert failure.kind == "ForeignAwait"
         assert "move it into a step" in failure.message
@@ -107,7 +107,7 @@ async def test_a_workflow_that_blocks_is_named_with_its_line(serve: Serve) -> No
 
     logging.getLogger("streamflow.watchdog").addHandler(warnings)
     try:
-        async with serve(app, blocking=0.02) as (client, _):
+        async with serve(app, blocking=0.02) as client:
             run = await client.start(blocking)
             assert await run.result(10) is True
     finally:
@@ -133,7 +133,7 @@ class Warnings(logging.Handler):
 
 
 async def test_a_workflow_that_no_daemon_knows_is_parked_with_the_known_names(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run: sf.Run[Any] = await client.start("ecco", 1)
         reason = (await happened(run, RunStuck)).reason
         assert reason.startswith("workflow ecco is not registered; known workflows: big_result, big_step, ")
@@ -150,7 +150,7 @@ async def test_a_step_of_another_app_is_an_error_in_the_run(serve: Serve) -> Non
     async def flow() -> int:
         return await elsewhere()
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         failure = await failure_of(client, flow)
         assert failure.kind == "UsageError"
         assert "step elsewhere is not registered with this app; known steps: none" in failure.message
@@ -163,7 +163,7 @@ async def test_a_child_of_another_app_is_an_error_in_the_run(serve: Serve) -> No
     async def flow() -> Any:
         return await echo(1)
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         failure = await failure_of(client, flow)
         assert failure.kind == "UsageError"
         assert "workflow echo is not registered; known workflows: flow" in failure.message
@@ -175,13 +175,13 @@ async def test_calling_a_workflow_like_a_function_says_what_to_do_instead() -> N
 
 
 async def test_an_input_above_two_megabytes_is_refused_with_both_sizes(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         with pytest.raises(sf.PayloadTooLarge, match=r"3,145,734 bytes; the limit is 2,097,152"):
             await client.start(echo, bytes(3 * 1024 * 1024))
 
 
 async def test_a_result_above_two_megabytes_fails_its_step_or_run(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(big_step, 3 * 1024 * 1024)).result(10) == -1, "and isn't tried again"
         failure = await failure_of(client, big_result, 3 * 1024 * 1024)
         assert failure.kind == "PayloadTooLarge"
@@ -189,7 +189,7 @@ async def test_a_result_above_two_megabytes_fails_its_step_or_run(serve: Serve) 
 
 
 async def test_a_large_payload_is_warned_of_and_goes_through(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(big_step, 300_000)).result(10) == 300_000
     assert "the result of step big has 300,005 bytes; above 262,144 it slows its shard down" in caplog.text
 
@@ -198,20 +198,20 @@ async def test_a_deeply_nested_input_is_refused(serve: Serve) -> None:
     nested: list[Any] = []
     for _ in range(70):
         nested = [nested]
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         with pytest.raises(sf.PayloadInvalid, match="nested more than 64 levels deep"):
             await client.start(echo, nested)
 
 
 @pytest.mark.parametrize("name", ["", "two words", "{tag}", "a*", "line\nbreak", "/first", "x" * 257])
 async def test_ids_outside_the_alphabet_are_refused(serve: Serve, name: str) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         with pytest.raises(sf.InvalidName, match="run id"):
             await client.start(echo, 1, id=name)
 
 
 async def test_other_names_outside_the_alphabet_are_refused(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         with pytest.raises(sf.InvalidName, match="tenant"):
             await client.start(echo, 1, tenant="a/b")
         with pytest.raises(sf.InvalidName, match="signal"):

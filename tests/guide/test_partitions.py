@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 
 import streamflow as sf
-from streamflow.model.sharding import Partition
-from tests.support.serving import Serve, view
-from tests.support.waiting import until
+from tests.guide.conftest import Serve
 
 pytestmark = pytest.mark.anyio
 
@@ -20,11 +18,6 @@ async def leaf(n: int) -> int:
 
 
 @app.workflow
-async def tree(n: int) -> list[int]:
-    return await sf.gather(*(leaf(number) for number in range(n)))
-
-
-@app.workflow
 async def for_another_tenant() -> int:
     return await leaf.options(tenant="globex", id="theirs")(7)
 
@@ -34,27 +27,8 @@ async def waits() -> str:
     return await sf.signal("go", str)
 
 
-async def test_by_run_the_runs_of_a_tenant_are_spread_over_all_shards(serve: Serve) -> None:
-    async with serve(app) as (client, _):
-        runs = await client.start_many(leaf, [(n,) for n in range(100)], tenant="acme")
-        shard_of = (await client.read_namespace()).shard_of
-        assert {shard_of(run.id) for run in runs} == set(range(8))
-        assert [await run.result(10) for run in runs] == list(range(100))
-        assert len(await client.runs(tenant="acme", limit=1000)) == 100
-
-
-async def test_by_tenant_a_tenants_runs_share_a_shard_and_its_name_leads_their_ids(serve: Serve) -> None:
-    async with serve(app, partition=Partition.TENANT) as (client, _):
-        run = await client.start(tree, 20, id="invoice-17", tenant="acme")
-        assert run.id == "acme/invoice-17"
-        assert await run.result(10) == list(range(20))
-        ids = [found.id for found in await client.runs(tenant="acme", limit=1000)]
-        assert len(ids) == 21
-        assert len({(await client.read_namespace()).shard_of(run_id) for run_id in ids}) == 1
-
-
 async def test_by_tenant_the_whole_id_finds_the_run_for_everything(serve: Serve) -> None:
-    async with serve(app, partition=Partition.TENANT) as (client, _):
+    async with serve(app, partition="tenant") as client:
         await client.start(waits, id="w", tenant="acme")
         run = client.run("acme/w", str)
         await run.signal("go", "found")
@@ -65,48 +39,22 @@ async def test_by_tenant_the_whole_id_finds_the_run_for_everything(serve: Serve)
 
 
 async def test_by_tenant_a_child_may_belong_to_another_tenant(serve: Serve) -> None:
-    async with serve(app, partition=Partition.TENANT) as (client, _):
+    async with serve(app, partition="tenant") as client:
         assert await (await client.start(for_another_tenant, tenant="acme")).result(10) == 7
         theirs = await client.run("globex/theirs").describe()
         assert (theirs.tenant, theirs.workflow) == ("globex", "leaf")
 
 
 async def test_by_tenant_runs_without_one_belong_together(serve: Serve) -> None:
-    async with serve(app, partition=Partition.TENANT) as (client, _):
+    async with serve(app, partition="tenant") as client:
         run = await client.start(leaf, 1, id="x")
         assert run.id == "default/x"
         assert await run.result(10) == 1
-
-
-async def test_by_workflow_each_workflow_has_its_shard_and_children_go_to_theirs(serve: Serve) -> None:
-    async with serve(app, partition=Partition.WORKFLOW) as (client, _):
-        run = await client.start(tree, 10, id="t")
-        assert run.id == "tree/t"
-        assert await run.result(10) == list(range(10))
-        leaves = [found.id for found in await client.runs(workflow="leaf", limit=1000)]
-        assert sorted(leaves) == sorted(f"leaf/t.{seq}" for seq in range(1, 11))
-        assert len({(await client.read_namespace()).shard_of(run_id) for run_id in leaves}) == 1
-
-
-@pytest.mark.parametrize("partition", Partition)
-async def test_views_span_all_shards_however_runs_are_spread(serve: Serve, partition: Partition) -> None:
-    async with serve(app, partition=partition) as (client, _):
-        for tenant in ("acme", "globex"):
-            await (await client.start(tree, 5, tenant=tenant)).result(10)
-
-        async def counted() -> bool:
-            runs = await view(client, "runs")
-            return bool(runs and runs["status"]["completed"] == 12)
-
-        await until(counted)
-        runs = await view(client, "runs")
-        assert {name: counts["completed"] for name, counts in runs["tenants"].items()} == {"acme": 6, "globex": 6}
-        assert {name: counts["completed"] for name, counts in runs["workflows"].items()} == {"leaf": 10, "tree": 2}
 
 
 async def test_another_partition_than_the_namespaces_is_refused(serve: Serve) -> None:
     async with serve(app):
         pass
     with pytest.RaisesGroup(pytest.RaisesExc(sf.NamespaceMismatch, match="8 shards by run, but 8 by tenant")):
-        async with serve(app, partition=Partition.TENANT):
+        async with serve(app, partition="tenant"):
             pass

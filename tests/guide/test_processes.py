@@ -10,7 +10,7 @@ import pytest
 import streamflow as sf
 from streamflow.events import StepRetrying
 from tests.guide import process_flows as flows
-from tests.support.serving import Serve, Work
+from tests.guide.conftest import Serve, Work
 from tests.support.waiting import DEADLINE, events_of, until
 
 pytestmark = pytest.mark.anyio
@@ -33,14 +33,14 @@ async def _pid_in(file: Path) -> int:
 
 
 async def test_arguments_and_results_are_typed_and_the_daemon_does_not_compute(serve: Serve) -> None:
-    async with serve(flows.app, processes=2) as (client, _):
+    async with serve(flows.app, processes=2) as client:
         one, two = await (await client.start(flows.sums, [1, 2, 3])).result(timeout=DEADLINE)
         assert (one.value, two.value) == (6, 7)
         assert os.getpid() not in (one.pid, two.pid)
 
 
 async def test_a_process_is_used_again(serve: Serve) -> None:
-    async with serve(flows.app, processes=1) as (client, _):
+    async with serve(flows.app, processes=1) as client:
         pids = {
             one.pid for _ in range(3) for one in await (await client.start(flows.sums, [1])).result(timeout=DEADLINE)
         }
@@ -48,14 +48,14 @@ async def test_a_process_is_used_again(serve: Serve) -> None:
 
 
 async def test_a_failure_names_the_line_and_may_be_permanent(serve: Serve) -> None:
-    async with serve(flows.app, processes=1) as (client, _):
+    async with serve(flows.app, processes=1) as client:
         with pytest.raises(sf.RunFailed, match="after 1 attempt: KeyError: 'k'") as raised:
             await (await client.start(flows.refuses)).result(timeout=DEADLINE)
         assert raised.value.failure.kind == "StepFailed"
 
 
 async def test_a_process_that_dies_is_a_failure_that_says_so_and_is_tried_again(serve: Serve) -> None:
-    async with serve(flows.app, processes=1) as (client, _):
+    async with serve(flows.app, processes=1) as client:
         run = await client.start(flows.dies)
         assert await run.result(timeout=DEADLINE) == 2
         [retry] = [event for event in await events_of(run) if isinstance(event, StepRetrying)]
@@ -64,13 +64,13 @@ async def test_a_process_that_dies_is_a_failure_that_says_so_and_is_tried_again(
 
 
 async def test_commands_that_it_starts_can_read_and_print_what_they_like(serve: Serve) -> None:
-    async with serve(flows.app, processes=1) as (client, _):
+    async with serve(flows.app, processes=1) as client:
         assert await (await client.start(flows.commands)).result(timeout=DEADLINE) == ["called", "called"]
 
 
 async def test_a_time_out_kills_the_process(serve: Serve, tmp_path: Path) -> None:
     file = tmp_path / "pid"
-    async with serve(flows.app, processes=1) as (client, _):
+    async with serve(flows.app, processes=1) as client:
         await (await client.start(flows.sums, [1])).result(timeout=DEADLINE)  # its start-up isn't to be timed
         run = await client.start(flows.spins, str(file), 1.0)
         pid = await _pid_in(file)
@@ -82,7 +82,7 @@ async def test_a_time_out_kills_the_process(serve: Serve, tmp_path: Path) -> Non
 
 async def test_cancelling_the_run_kills_the_process(serve: Serve, tmp_path: Path) -> None:
     file = tmp_path / "pid"
-    async with serve(flows.app, processes=1) as (client, _):
+    async with serve(flows.app, processes=1) as client:
         run = await client.start(flows.spins, str(file), None)
         pid = await _pid_in(file)
         await run.cancel()
@@ -90,12 +90,12 @@ async def test_cancelling_the_run_kills_the_process(serve: Serve, tmp_path: Path
 
 
 async def test_it_knows_what_it_is_and_may_run_at_a_worker(serve: Serve, work: Work) -> None:
-    async with serve(flows.app) as (client, _), work(flows.app, "cpu", processes=1):
+    async with serve(flows.app) as client, work(flows.app, "cpu", processes=1):
         run = await client.start(flows.knows)
         assert await run.result(timeout=DEADLINE) == [run.id, "know", f"{run.id}/1", "False"]
 
 
 async def test_a_heartbeat_there_is_refused_with_the_reason(serve: Serve) -> None:
-    async with serve(flows.app, processes=1) as (client, _):
+    async with serve(flows.app, processes=1) as client:
         with pytest.raises(sf.RunFailed, match=r"sf.heartbeat\(\) doesn't reach the daemon"):
             await (await client.start(flows.tells)).result(timeout=DEADLINE)

@@ -9,8 +9,7 @@ import pytest
 
 import streamflow as sf
 from streamflow.events import SignalReceived
-from streamflow.store.connection import Call
-from tests.support.serving import Serve
+from tests.guide.conftest import Serve
 from tests.support.waiting import happened, names_of, reduced
 
 pytestmark = pytest.mark.anyio
@@ -62,7 +61,7 @@ async def clumsy() -> str:
 
 
 async def test_what_a_run_publishes_can_be_read_while_it_waits(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(importing, 3, id="i")
         await reduced(client, "i")
         assert await run.read("progress", Progress) == Progress(0, 3)
@@ -72,7 +71,7 @@ async def test_what_a_run_publishes_can_be_read_while_it_waits(serve: Serve) -> 
 
 
 async def test_the_newest_value_counts_and_other_keys_stay(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(importing, 2)
         for _ in range(2):
             await run.signal("next")
@@ -81,7 +80,7 @@ async def test_the_newest_value_counts_and_other_keys_stay(serve: Serve) -> None
 
 
 async def test_what_nobody_published_is_the_default(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(importing, 1, id="i")
         await reduced(client, "i")
         assert await run.read("other") is None
@@ -98,7 +97,7 @@ async def test_what_nobody_published_is_the_default(serve: Serve) -> None:
 
 
 async def test_publishing_is_no_event_of_the_history(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(clumsy)
         assert "published value thing can't be encoded" in await run.result(10)
         counting = await client.start(counter)
@@ -109,7 +108,7 @@ async def test_publishing_is_no_event_of_the_history(serve: Serve) -> None:
 
 
 async def test_values_survive_the_death_of_a_daemon(serve: Serve) -> None:
-    async with serve(app, crash=True) as (client, _):
+    async with serve(app, crash=True) as client:
         run, counting = await client.start(importing, 2, id="i"), await client.start(counter, id="c")
         await run.signal("next")
         await counting.signal("up")
@@ -125,20 +124,8 @@ async def test_values_survive_the_death_of_a_daemon(serve: Serve) -> None:
     assert await counting.read("count") == 2
 
 
-async def test_a_replay_publishes_nothing_again(serve: Serve) -> None:
-    async with serve(app, crash=True) as (client, _):
-        run = await client.start(importing, 2, id="i")
-        await reduced(client, "i")
-    shard = (await client.read_namespace()).shard_of("i")
-    await client.store.one(Call.plain("DEL", client.keys.shard(shard).published("i")))
-    async with serve(app):
-        await run.signal("next")
-        await happened(run, SignalReceived)
-        assert (await run.read("progress", Progress, Progress(-1, -1))).done != 0
-
-
 async def test_values_stay_after_the_end_and_go_when_the_run_is_forgotten(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(counter, id="c")
         await run.signal("stop")
         await run.result(10)

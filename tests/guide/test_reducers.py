@@ -10,7 +10,7 @@ import pytest
 
 import streamflow as sf
 from streamflow.events import RunStuck, SignalReceived, StepCompleted, TimerSet
-from tests.support.serving import Serve
+from tests.guide.conftest import Serve
 from tests.support.waiting import happened, until
 
 pytestmark = pytest.mark.anyio
@@ -106,7 +106,7 @@ def giving_up(state: int, event: sf.Event) -> sf.Decision:
 
 
 async def test_signals_change_the_state_and_complete_ends_the_run(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(tally)
         for number in (3, 4):
             await run.signal("add", number)
@@ -115,7 +115,7 @@ async def test_signals_change_the_state_and_complete_ends_the_run(serve: Serve) 
 
 
 async def test_every_outcome_comes_as_an_event_with_the_tag_of_its_command(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(agent, "a plan")).result(10) == [
             "started with a plan",
             "the step: double gave 42",
@@ -127,7 +127,7 @@ async def test_every_outcome_comes_as_an_event_with_the_tag_of_its_command(serve
 
 
 async def test_the_state_outlives_the_daemon(serve: Serve) -> None:
-    async with serve(app, crash=True) as (client, _):
+    async with serve(app, crash=True) as client:
         run = await client.start(tally)
         await run.signal("add", 3)
         await happened(run, SignalReceived)
@@ -139,7 +139,7 @@ async def test_the_state_outlives_the_daemon(serve: Serve) -> None:
 
 @pytest.mark.parametrize("moment", [StepCompleted, TimerSet], ids=lambda kind: kind.__name__)
 async def test_what_was_under_way_goes_on_at_another_daemon(serve: Serve, moment: Any) -> None:
-    async with serve(app, crash=True) as (client, _):
+    async with serve(app, crash=True) as client:
         run = await client.start(agent, "a plan")
         await happened(run, moment)
     async with serve(app):
@@ -147,7 +147,7 @@ async def test_what_was_under_way_goes_on_at_another_daemon(serve: Serve, moment
 
 
 async def test_many_signals_cost_no_history(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(tally)
         for _ in range(3):
             async with anyio.create_task_group() as sending:
@@ -160,19 +160,19 @@ async def test_many_signals_cost_no_history(serve: Serve) -> None:
 
 
 async def test_a_reducer_may_fail_its_run(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         with pytest.raises(sf.RunFailed, match="Fail: had enough"):
             await (await client.start(giving_up)).result(10)
 
 
 async def test_a_reducer_that_returns_something_else_fails_its_run(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         with pytest.raises(sf.RunFailed, match=r"returned a NoneType; return sf\.Decision"):
             await (await client.start(undecided)).result(10)
 
 
 async def test_a_cancelled_reducer_ends_as_cancelled(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(tally)
         await run.cancel("enough")
         with pytest.raises(sf.RunCancelled, match="enough"):
@@ -180,14 +180,14 @@ async def test_a_cancelled_reducer_ends_as_cancelled(serve: Serve) -> None:
 
 
 async def test_a_reducer_may_answer_a_cancel_with_an_ending_of_its_own(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(stubborn)
         await run.cancel("stopping")
         assert await run.result(10) == "done already, so stopping comes late"
 
 
 async def test_a_reducer_can_be_a_child(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(calls_reducer)
 
         async def tally_is_there() -> bool:
@@ -203,7 +203,7 @@ async def test_a_reducer_can_be_a_child(serve: Serve) -> None:
 
 
 async def test_a_state_that_the_new_code_cannot_read_parks_the_run(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(tally)
         await run.signal("add", 3)
         await happened(run, SignalReceived)

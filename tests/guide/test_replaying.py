@@ -1,16 +1,15 @@
-"""Histories of a real server, replayed without one; and what a sandbox records beside what a daemon records."""
+"""Histories: what a sandbox records is what a daemon records, and a saved history is replayed against new code."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import streamflow as sf
 import streamflow.testing as sft
-from streamflow.client.histories import read_history
-from tests.support.serving import Serve
-from tests.support.waiting import reduced
+from tests.guide.conftest import Serve
 
 pytestmark = pytest.mark.anyio
 
@@ -36,11 +35,6 @@ async def family(values: list[int]) -> list[int]:
     return [await child(value) for value in values if value < limit]
 
 
-@app.reducer
-def tally(state: int = 0, event: sf.Event | None = None) -> sf.Decision:
-    return sf.Decision(state + event.value if isinstance(event, sf.Signal) else state)
-
-
 async def play(start: Any) -> sf.Run[list[int]]:
     """The same words for a client and for a sandbox."""
     run = await start(family, [1, 5, 2], id="family-1", tenant="acme")
@@ -48,53 +42,8 @@ async def play(start: Any) -> sf.Run[list[int]]:
     return run
 
 
-async def test_a_history_of_a_server_is_exported_whole_and_replayed(serve: Serve) -> None:
-    async with serve(app) as (client, _):
-        run = await play(client.start)
-        assert await run.result(10) == [1, 2]
-        history = await read_history(client, run.id)
-        assert history.decoded() == await run.history()
-    assert (history.head.workflow, history.head.tenant, history.head.status) == ("family", "acme", "completed")
-    assert history.partition == "run"
-    sft.replay(app, history)
-
-
-async def test_a_run_that_is_open_is_replayed_as_far_as_it_got(serve: Serve) -> None:
-    async with serve(app) as (client, _):
-        run = await client.start(family, [1], id="family-1")
-        await reduced(client, run.id)
-        sft.replay(app, await read_history(client, run.id))
-        await run.cancel()
-        with pytest.raises(sf.RunCancelled):
-            await run.result(10)
-
-
-async def test_a_reducer_s_snapshot_is_exported_with_it(serve: Serve) -> None:
-    async with serve(app) as (client, _):
-        run = await client.start(tally, None, id="tally-1")
-        await run.signal("add", 3)
-        await reduced(client, run.id)
-        history = await read_history(client, run.id)
-        assert history.state
-        sft.replay(app, history)
-        await run.cancel()
-        with pytest.raises(sf.RunCancelled):
-            await run.result(10)
-
-
-async def test_a_run_that_was_not_taken_yet_has_an_empty_history_that_fits(serve: Serve) -> None:
-    async with serve(app) as (client, _):
-        pass
-    await client.start(family, [1], id="family-1")
-    history = await read_history(client, "family-1")
-    assert history.transitions == []
-    sft.replay(app, history)
-    with pytest.raises(sf.RunNotFound):
-        await read_history(client, "family-2")
-
-
 async def test_a_sandbox_records_what_a_daemon_records(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await play(client.start)
         await run.result(10)
         recorded = [event.describe() for one in await run.history() for event in one.events]
@@ -106,3 +55,22 @@ async def test_a_sandbox_records_what_a_daemon_records(serve: Serve) -> None:
         assert [
             event.describe() for one in await sandbox.run("family-1.2").history() for event in one.events
         ] == of_child
+
+
+async def test_a_saved_history_is_replayed_against_the_code_of_today(tmp_path: Path) -> None:
+    async with sft.Sandbox(app) as sandbox:
+        run = await play(sandbox.start)
+        await run.result()
+        sft.save_history(await run.export(), tmp_path / "family-1.json")
+    history = sft.load_history(tmp_path / "family-1.json")
+    sft.replay(app, history)
+    changed = sf.App()
+    changed.steps |= app.steps
+    changed.workflows |= app.workflows
+
+    @changed.workflow(name="family")
+    async def family_of_tomorrow(values: list[int]) -> list[int]:
+        return [await child(value) for value in values]
+
+    with pytest.raises(sf.Diverged, match="run family-1 diverged at event 2"):
+        sft.replay(changed, history)

@@ -13,7 +13,7 @@ from streamflow.events import (
     StepCompleted,
     TimerSet,
 )
-from tests.support.serving import Serve
+from tests.guide.conftest import Serve
 from tests.support.waiting import happened
 
 pytestmark = pytest.mark.anyio
@@ -73,14 +73,14 @@ async def two_levels() -> str:
 
 async def test_a_saga_that_ends_well_undoes_nothing(serve: Serve) -> None:
     done.clear()
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(trip, "pay")).result(10) == "booked"
     assert done == ["book flight", "book hotel", "pay"]
 
 
 async def test_a_failure_is_compensated_in_reverse_by_steps_and_child_runs(serve: Serve) -> None:
     done.clear()
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(trip, "fail to pay")
         with pytest.raises(sf.RunFailed, match="fail to pay"):
             await run.result(10)
@@ -89,7 +89,7 @@ async def test_a_failure_is_compensated_in_reverse_by_steps_and_child_runs(serve
 
 async def test_a_cancel_is_compensated_too_and_the_run_is_cancelled(serve: Serve) -> None:
     done.clear()
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(trip, "wait")
         await happened(run, TimerSet)
         await run.cancel("the customer left")
@@ -100,7 +100,7 @@ async def test_a_cancel_is_compensated_too_and_the_run_is_cancelled(serve: Serve
 
 async def test_a_terminated_run_compensates_nothing(serve: Serve) -> None:
     done.clear()
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(trip, "wait")
         await happened(run, TimerSet)
         await run.terminate("the house burns")
@@ -111,7 +111,7 @@ async def test_a_terminated_run_compensates_nothing(serve: Serve) -> None:
 
 async def test_a_compensation_that_fails_is_not_silent_and_does_not_stop_the_others(serve: Serve) -> None:
     done.clear()
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(stubborn)
         with pytest.raises(sf.RunFailed, match="CompensationFailed: 1 compensation failed: StepFailed"):
             await run.result(10)
@@ -120,7 +120,7 @@ async def test_a_compensation_that_fails_is_not_silent_and_does_not_stop_the_oth
 
 async def test_sagas_nest(serve: Serve) -> None:
     done.clear()
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(two_levels)).result(10) == "the outer one stands"
     assert done == ["fail", "fail", "undo inner"]
 
@@ -137,7 +137,7 @@ async def test_a_shielded_block_is_not_interrupted(serve: Serve) -> None:
         await act("never")
 
     done.clear()
-    async with serve(local) as (client, _):
+    async with serve(local) as client:
         run = await client.start(flow)
         await run.cancel("stop")
         await run.signal("go")
@@ -148,7 +148,7 @@ async def test_a_shielded_block_is_not_interrupted(serve: Serve) -> None:
 
 
 async def test_what_failed_is_in_the_history_beside_what_was_undone(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(trip, "fail to pay")
         with pytest.raises(sf.RunFailed):
             await run.result(10)

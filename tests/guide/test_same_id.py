@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 import streamflow as sf
-from tests.support.serving import Serve
+from tests.guide.conftest import Serve
 
 pytestmark = pytest.mark.anyio
 
@@ -24,7 +24,7 @@ async def other() -> None: ...
 
 
 async def test_the_same_id_again_is_the_same_run_whatever_the_arguments(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         first = await client.start(invoice, 17, id="invoice-17")
         again = await client.start(invoice, 18, id="invoice-17")
         assert (first.created, again.created) == (True, False)
@@ -32,7 +32,7 @@ async def test_the_same_id_again_is_the_same_run_whatever_the_arguments(serve: S
 
 
 async def test_also_when_the_run_has_ended(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         await (await client.start(invoice, 17, id="invoice-17")).result(10)
         again = await client.start(invoice, 17, id="invoice-17")
         assert not again.created
@@ -41,14 +41,14 @@ async def test_also_when_the_run_has_ended(serve: Serve) -> None:
 
 
 async def test_of_many_at_once_one_creates_the_run(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         runs = await asyncio.gather(*(client.start(invoice, n, id="invoice-17") for n in range(50)))
         assert sum(run.created for run in runs) == 1
         assert len({await run.result(10) for run in runs}) == 1
 
 
 async def test_an_id_of_another_workflows_run_is_refused(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         await client.start(invoice, 17, id="number-1")
         with pytest.raises(sf.RunConflict, match="belongs to a run of workflow invoice, not other") as refused:
             await client.start(other, id="number-1")
@@ -56,14 +56,14 @@ async def test_an_id_of_another_workflows_run_is_refused(serve: Serve) -> None:
 
 
 async def test_without_an_id_each_start_is_a_run_of_its_own(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         runs = [await client.start(invoice, n) for n in range(3)]
         assert [await run.result(10) for run in runs] == [0, 1, 2]
         assert len({run.id for run in runs}) == 3
 
 
 async def test_a_forgotten_id_is_free_again(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(invoice, 17, id="invoice-17")
         await run.result(10)
         assert await client.forget("invoice-17")

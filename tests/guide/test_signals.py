@@ -11,7 +11,7 @@ import pytest
 
 import streamflow as sf
 from streamflow.events import SignalReceived, TimerSet
-from tests.support.serving import Serve
+from tests.guide.conftest import Serve
 from tests.support.waiting import happened
 
 pytestmark = pytest.mark.anyio
@@ -49,14 +49,14 @@ async def caller(run_id: str) -> None:
 
 
 async def test_a_run_waits_for_a_signal_and_gets_its_value_typed(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(approve, None)
         await run.signal("approval", Approval("ada", True))
         assert await run.result(10) == "granted by ada"
 
 
 async def test_a_signal_that_comes_early_is_kept(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         pass
     run = await client.start(approve, None)
     await run.signal("approval", {"by": "bob", "granted": False})
@@ -80,7 +80,7 @@ def adder(state: list[int], event: sf.Event) -> sf.Decision:
 async def test_thousands_of_signals_into_one_run_count_once_each_also_when_its_daemon_dies(serve: Serve) -> None:
     signals = 3000
     async with anyio.create_task_group() as sending:
-        async with serve(app, crash=True) as (client, _):
+        async with serve(app, crash=True) as client:
             run = await client.start(adder)
             for number in range(1, signals + 1):
                 sending.start_soon(run.signal, "add", number)
@@ -94,7 +94,7 @@ async def test_thousands_of_signals_into_one_run_count_once_each_also_when_its_d
 
 
 async def test_signals_of_one_client_arrive_once_each_and_in_order(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(collect, 200)
         async with anyio.create_task_group() as sending:
             for number in range(200):
@@ -103,7 +103,7 @@ async def test_signals_of_one_client_arrive_once_each_and_in_order(serve: Serve)
 
 
 async def test_each_name_has_its_own_queue(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(collect, 1)
         await run.signal("other", "not this")
         await run.signal("item", "this")
@@ -111,7 +111,7 @@ async def test_each_name_has_its_own_queue(serve: Serve) -> None:
 
 
 async def test_waiting_can_have_an_end(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(approve, 0.02)
         assert await run.result(10) == "no signal approval within 0.02 s"
 
@@ -125,7 +125,7 @@ async def test_the_time_limit_of_a_signal_that_came_does_nothing_later(serve: Se
         await sf.sleep(0.1)
         return "well"
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(flow)
         await happened(run, TimerSet)
         await run.signal("go")
@@ -135,7 +135,7 @@ async def test_the_time_limit_of_a_signal_that_came_does_nothing_later(serve: Se
 async def test_a_value_of_another_type_is_skipped_with_a_warning(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(approve, None)
         await run.signal("approval", "just a text")
         await run.signal("approval", {"by": "eve"})
@@ -146,7 +146,7 @@ async def test_a_value_of_another_type_is_skipped_with_a_warning(
 
 
 async def test_an_ended_run_takes_no_signal(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(collect, 0)
         await run.result(10)
         with pytest.raises(sf.RunEnded):
@@ -154,20 +154,20 @@ async def test_an_ended_run_takes_no_signal(serve: Serve) -> None:
 
 
 async def test_a_signal_to_nobody_is_an_error(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         with pytest.raises(sf.RunNotFound):
             await client.run("nobody").signal("item")
 
 
 async def test_a_run_can_signal_another_one(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         listening = await client.start(listener)
         await client.start(caller, listening.id)
         assert await listening.result(10) == "from caller"
 
 
 async def test_a_signal_from_a_run_to_nobody_is_lost_without_harm(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(caller, "nobody")).result(10) is None
         listening = await client.start(listener)
         await client.start(caller, listening.id)
@@ -175,7 +175,7 @@ async def test_a_signal_from_a_run_to_nobody_is_lost_without_harm(serve: Serve) 
 
 
 async def test_what_was_signalled_can_be_seen_in_the_history(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(collect, 2)
         await run.signal("item", {"n": 1})
         event = await happened(run, SignalReceived)

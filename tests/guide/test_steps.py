@@ -13,7 +13,7 @@ import pytest
 
 import streamflow as sf
 from streamflow.events import StepCompleted, StepRetrying, StepScheduled
-from tests.support.serving import Serve
+from tests.guide.conftest import Serve
 from tests.support.waiting import DEADLINE, events_of, happened
 
 pytestmark = pytest.mark.anyio
@@ -32,7 +32,7 @@ async def test_an_async_step_runs_in_the_daemons_event_loop(serve: Serve) -> Non
     async def flow() -> int:
         return await thread()
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(flow)).result(10) == threading.get_ident()
 
 
@@ -49,7 +49,7 @@ async def test_a_plain_function_runs_in_a_thread_beside_others(serve: Serve) -> 
     async def flow() -> list[int]:
         return await sf.gather(meet(), meet(), meet())
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         threads = await (await client.start(flow)).result(10)
         assert len({*threads, threading.get_ident()}) == 4
 
@@ -65,7 +65,7 @@ async def test_a_step_takes_keywords_and_defaults(serve: Serve) -> None:
     async def flow() -> list[str]:
         return [await spell("a"), await spell("b", times=3), await spell(end="!", word="c")]
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(flow)).result(10) == ["aa.", "bbb.", "cc!"]
 
 
@@ -86,7 +86,7 @@ async def test_a_step_that_fails_is_tried_again(serve: Serve) -> None:
     async def flow() -> int:
         return await flaky()
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(flow)
         assert await run.result(10) == 3
         retries = [event for event in await events_of(run) if isinstance(event, StepRetrying)]
@@ -107,7 +107,7 @@ async def test_each_retry_waits_longer_than_the_one_before(serve: Serve) -> None
     async def flow() -> None:
         await never_well()
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(flow)
         with pytest.raises(sf.RunFailed):
             await run.result(10)
@@ -135,7 +135,7 @@ async def test_after_the_last_attempt_the_failure_is_raised_in_the_workflow(serv
             return [error.step, error.attempt, error.failure.kind, error.failure.message, error.failure.traceback]
         return []
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         step, attempt, kind, message, traceback = await (await client.start(flow)).result(10)
         assert (step, attempt, kind, message) == ("broken", 3, "ValueError", "no such thing")
         assert 'raise ValueError("no such thing")' in traceback
@@ -153,7 +153,7 @@ async def test_a_failure_that_the_workflow_does_not_catch_fails_the_run(serve: S
     async def flow() -> None:
         await broken()
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(flow)
         with pytest.raises(sf.RunFailed, match="step broken failed after 1 attempt: ValueError: no such thing"):
             await run.result(10)
@@ -175,7 +175,7 @@ async def test_some_exceptions_are_never_tried_again(serve: Serve, never: Any) -
             return error.attempt
         return 0
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(flow)).result(10) == 1
 
 
@@ -216,7 +216,7 @@ async def test_whatever_a_step_raises_is_a_failure_like_any_other(
             return error.failure.kind
         return ""
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(flow)).result(10) == kind
 
 
@@ -242,7 +242,7 @@ async def test_an_async_step_that_takes_too_long_is_cancelled(serve: Serve) -> N
             return str(error.failure)
         return ""
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(flow)
         assert await run.result(10) == "TimeoutError: step hang took longer than 0.05 s"
         await cleaned_up.wait()
@@ -264,7 +264,7 @@ async def test_the_late_result_of_a_thread_is_dropped(serve: Serve) -> None:
     async def flow() -> str:
         return await slow_at_first()
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(flow)
         assert await run.result(10) == "the second"
         completed = [event for event in await events_of(run) if isinstance(event, StepCompleted)]
@@ -286,7 +286,7 @@ async def test_one_call_can_have_options_of_its_own(serve: Serve) -> None:
             return error.attempt
         return 0
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(flow)).result(10) == 2
 
 
@@ -308,7 +308,7 @@ async def test_wrong_arguments_are_an_error_at_the_call_as_in_python(serve: Serv
             return str(error)
         return ""
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(flow)).result(10) == (
             "step add can't be called like that: missing a required argument: 'b'"
         )
@@ -329,7 +329,7 @@ async def test_an_argument_of_the_wrong_type_fails_the_step_and_is_not_tried_aga
             return [error.attempt, error.failure.kind, error.failure.message]
         return []
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         attempt, kind, message = await (await client.start(flow)).result(10)
         assert (attempt, kind) == (1, "PayloadInvalid")
         assert message == "the input of step double doesn't fit (n): Expected `int`, got `str` - at `$[0]`"
@@ -350,7 +350,7 @@ async def test_a_result_that_cannot_be_recorded_fails_the_step_and_is_not_tried_
             return [error.attempt, error.failure.kind, error.failure.message]
         return []
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         attempt, kind, message = await (await client.start(flow)).result(10)
         assert (attempt, kind) == (1, "PayloadInvalid")
         assert "the result of step connect can't be encoded" in message
@@ -372,7 +372,7 @@ async def test_all_attempts_of_one_call_have_the_same_key_and_other_calls_have_o
     async def flow() -> list[str]:
         return [await pay(), await pay()]
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(flow)
         first, second = await run.result(10)
         assert first != second
@@ -399,7 +399,7 @@ async def test_a_step_may_cancel_itself_without_harm(serve: Serve) -> None:
     async def flow() -> int:
         return await give_up_once()
 
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         assert await (await client.start(flow)).result(10) == 1
 
 
@@ -420,11 +420,10 @@ async def test_only_so_many_steps_run_at_once_and_the_others_wait(serve: Serve) 
     async def flow() -> list[int]:
         return await sf.gather(*(work(number) for number in range(6)))
 
-    async with serve(app, concurrency=2) as (client, daemon):
+    async with serve(app, concurrency=2) as client:
         run = await client.start(flow)
         await happened(run, StepScheduled, 6)
         await two_run.wait()
         assert begun == [0, 1]
-        assert (daemon.executor.running, daemon.executor.waiting) == (2, 4)
         go_on.set()
         assert await run.result(10) == list(range(6))

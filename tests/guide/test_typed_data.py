@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 import streamflow as sf
-from tests.support.serving import Serve
+from tests.guide.conftest import Serve
 
 pytestmark = pytest.mark.anyio
 
@@ -98,7 +98,7 @@ def _echoes(type_: Any) -> tuple[sf.App, Any]:
 @pytest.mark.parametrize(("type_", "value"), VALUES, ids=[str(getattr(t, "__name__", t)) for t, _ in VALUES])
 async def test_a_value_comes_back_as_what_it_was(serve: Serve, type_: Any, value: Any) -> None:
     app, flow = _echoes(type_)
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(flow, value)
         await run.signal("value", value)
         result = await run.result(10)
@@ -112,27 +112,27 @@ async def total(orders: list[Order], *, discount: Decimal = Decimal(0)) -> Decim
 
 
 async def test_the_type_of_a_result_is_known_to_type_checkers(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(total, [Order("tea", Decimal("3.50"))])
         assert_type(run, sf.Run[Decimal])
         assert await run.result(10) == Decimal("3.50")
 
 
 async def test_plain_data_of_the_right_form_will_do_for_an_argument(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run: sf.Run[Any] = await client.start("total", [{"item": "tea", "price": "3.50"}], "1")
         assert await run.result(10) == "2.50"
 
 
 async def test_an_input_of_another_form_fails_the_run_and_says_where(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run: sf.Run[Any] = await client.start("total", [{"item": "tea", "price": "much"}])
         with pytest.raises(sf.RunFailed, match=r"PayloadInvalid: the input of workflow total .*\$\[0\]\.price"):
             await run.result(10)
 
 
 async def test_a_result_asked_for_as_another_type_is_refused(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         run = await client.start(total, [])
         await run.result(10)
         with pytest.raises(sf.PayloadInvalid, match="is not a int"):

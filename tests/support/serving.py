@@ -1,4 +1,4 @@
-"""Fixtures of guide/ and system/: a client, daemons and workers here, and a check of what a test leaves behind."""
+"""What guide/ and system/ share: a client, daemons and workers in this process, and a check of the keys that remain."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import streamflow as sf
 from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.model.record import LISTED
+from streamflow.model.sharding import Partition
 from streamflow.settings import Settings
 from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys
@@ -24,17 +25,6 @@ from streamflow.worker.worker import Worker
 from tests.support.waiting import DEADLINE
 
 FAST: dict[str, Any] = {"shards": 8, "beat": 0.05, "dead_after": 0.4, "grace": 2.0, "rollup": 0.05, "threads": 4}
-
-
-class Serve(Protocol):
-    """`async with serve(app, **settings) as (client, daemon)`: a daemon in this process; leaving drains it.
-
-    With `crash=True` leaving kills it instead: its loops are cancelled on the spot, and it says good-bye to nobody.
-    """
-
-    def __call__(
-        self, app: sf.App, *, crash: bool = False, **settings: Any
-    ) -> AbstractAsyncContextManager[tuple[sf.Client, Daemon]]: ...
 
 
 class Work(Protocol):
@@ -48,6 +38,24 @@ class Work(Protocol):
     ) -> AbstractAsyncContextManager[Worker]: ...
 
 
+@asynccontextmanager
+async def running_daemon(
+    app: sf.App, server: EmbeddedServer, namespace: str, *, crash: bool, **settings: Any
+) -> AsyncGenerator[Daemon, None]:
+    """A daemon in this process that is ready; leaving drains it, or with `crash=True` cancels its loops on the spot."""
+    chosen = FAST | settings | {"partition": Partition(settings.get("partition", "run"))}
+    daemon = Daemon(app, Settings(redis=server.url, namespace=namespace, **chosen))
+    async with anyio.create_task_group() as daemons:
+        daemons.start_soon(daemon.run)
+        with anyio.fail_after(DEADLINE):
+            await daemon.ready.wait()
+        yield daemon
+        if crash:
+            daemons.cancel_scope.cancel()
+        else:
+            daemon.stop()
+
+
 async def view(client: sf.Client, name: str) -> Any:
     """A merged view as it is stored now; None before the first."""
     data = await client.store.one(Call.plain("GET", client.keys.view(name)))
@@ -58,26 +66,6 @@ async def view(client: sf.Client, name: str) -> Any:
 async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[sf.Client]:
     async with sf.connect(embedded_server.url, namespace=namespace) as client:
         yield client
-
-
-@pytest.fixture
-def serve(embedded_server: EmbeddedServer, namespace: str, client: sf.Client) -> Serve:
-    @asynccontextmanager
-    async def serve(
-        app: sf.App, *, crash: bool = False, **settings: Any
-    ) -> AsyncGenerator[tuple[sf.Client, Daemon], None]:
-        daemon = Daemon(app, Settings(redis=embedded_server.url, namespace=namespace, **(FAST | settings)))
-        async with anyio.create_task_group() as daemons:
-            daemons.start_soon(daemon.run)
-            with anyio.fail_after(DEADLINE):
-                await daemon.ready.wait()
-            yield client, daemon
-            if crash:
-                daemons.cancel_scope.cancel()
-            else:
-                daemon.stop()
-
-    return serve
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from streamflow.events import AskAnswered, RunCompleted
 from streamflow.model.record import Status
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
-from tests.support.serving import Serve
 from tests.support.waiting import names_of
+from tests.system.conftest import Serve
 from tests.system.owner_by_hand import Owner, waiting
 
 pytestmark = pytest.mark.anyio
@@ -51,17 +51,6 @@ async def box_office(left: int) -> int:
             request.answer({"left": left})
 
 
-@app.reducer
-def doorman(state: int, event: sf.Event) -> sf.Decision:
-    match event:
-        case sf.Asked(name="enter"):
-            return sf.Decision(state + 1, [sf.Answer(event.id, state + 1)])
-        case sf.Asked():
-            return sf.Decision(state, [sf.Refuse(event.id, "no such thing")])
-        case _:
-            return sf.Decision(state)
-
-
 @pytest.fixture
 async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[sf.Client]:
     async with sf.connect(embedded_server.url, namespace=namespace) as client:
@@ -84,27 +73,6 @@ async def answer(owner: Owner, run: sf.Run[Any], value: object = None, **how: An
     failure = how.pop("failure", None)
     answered = AskAnswered(ask.id, ask.name, raw(value), failure)
     await owner.commit(run.id, ask, answered, *how.pop("then", ()), status=how.pop("status", Status.RUNNING), **how)
-
-
-async def test_a_run_answers_each_question_in_its_turn(serve: Serve) -> None:
-    async with serve(app) as (client, _):
-        run = await client.start(box_office, 5)
-        assert await run.ask("reserve", 2, timeout=10, type=Seats) == Seats(3)
-        with pytest.raises(sf.AskRefused, match="only 3 left"):
-            await run.ask("reserve", 4, timeout=10)
-        answers = await asyncio.gather(*(run.ask("reserve", 1, timeout=10, type=Seats) for _ in range(3)))
-        assert sorted(answer.left for answer in answers) == [0, 1, 2]
-        assert await run.ask("reserve", 0, timeout=10) == "closed"
-        assert await run.result(10) == 0
-
-
-async def test_a_reducer_answers_by_commands(serve: Serve) -> None:
-    async with serve(app) as (client, _):
-        run = await client.start(doorman)
-        assert await run.ask("enter", timeout=10) == 1
-        assert await run.ask("enter", timeout=10) == 2
-        with pytest.raises(sf.AskRefused, match="no such thing"):
-            await run.ask("leave", timeout=10)
 
 
 async def test_a_question_waits_for_the_next_daemon_and_is_answered_once(serve: Serve) -> None:

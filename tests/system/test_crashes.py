@@ -15,8 +15,8 @@ import pytest
 
 import streamflow as sf
 from streamflow.daemon.daemon import Daemon
-from tests.support.serving import Serve, Work
 from tests.support.waiting import DEADLINE, names_of, until
+from tests.system.conftest import Serve, Work
 
 pytestmark = pytest.mark.anyio
 

@@ -10,8 +10,8 @@ import pytest
 import streamflow as sf
 from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys
-from tests.support.serving import Serve
 from tests.support.waiting import reduced, until
+from tests.system.conftest import Serve
 
 pytestmark = pytest.mark.anyio
 

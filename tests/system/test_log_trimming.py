@@ -11,8 +11,9 @@ from streamflow.daemon.rollup import rebuild_views
 from streamflow.daemon.takeover import fold_entry
 from streamflow.store.connection import Call
 from streamflow.views.shard_views import ShardViews
-from tests.support.serving import Serve, view
+from tests.support.serving import view
 from tests.support.waiting import until
+from tests.system.conftest import Serve
 
 pytestmark = pytest.mark.anyio
 

@@ -11,8 +11,9 @@ import streamflow as sf
 from streamflow.events import SignalReceived, TimerSet
 from streamflow.store.connection import Call
 from streamflow.store.keys import ShardKeys
-from tests.support.serving import Serve, view
+from tests.support.serving import view
 from tests.support.waiting import happened, reduced, until
+from tests.system.conftest import Serve
 
 pytestmark = pytest.mark.anyio
 

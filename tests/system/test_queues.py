@@ -23,8 +23,8 @@ from streamflow.store.connection import Call
 from streamflow.store.kernel import WORKERS, Kernel
 from streamflow.worker.claims import Claims
 from streamflow.worker.reader import QueueReader
-from tests.support.serving import Serve, Work
 from tests.support.waiting import DEADLINE, events_of, happened, names_of, until
+from tests.system.conftest import Serve, Work
 
 pytestmark = pytest.mark.anyio
 
@@ -32,40 +32,7 @@ NOW = sf.Retry(attempts=3, initial=0.0, jitter=0.0)
 """Retries without pauses."""
 
 
-class Box(msgspec.Struct):
-    width: int
-    label: str
-
-
 app = sf.App()
-
-
-@app.step(queue="gpu")
-async def widen(box: Box, by: int) -> Box:
-    return Box(box.width + by, f"{box.label} in {sf.step_info().step}")
-
-
-@app.step(queue="gpu")
-def in_thread(text: str) -> str:
-    return f"{text} on {threading.current_thread().name.rpartition('_')[0]}"
-
-
-@app.step
-async def local(text: str) -> str:
-    return f"local {text}"
-
-
-@app.workflow
-async def boxes(count: int) -> list[Box]:
-    return list(await sf.gather(*(widen(Box(n, "box"), by=10) for n in range(count))))
-
-
-@app.workflow
-async def mixed(text: str) -> list[str]:
-    here = await local(text)
-    there = await in_thread(text)
-    elsewhere = await local.options(queue="cpu")(text)
-    return [here, there, elsewhere]
 
 
 class Gate:
@@ -149,26 +116,14 @@ async def waits_in_queue(client: sf.Client, count: int = 1, queue: str = "gpu") 
 # --- the way there and back -------------------------------------------------------------------------------------------
 
 
-async def test_typed_arguments_and_results_travel_through_the_queue(serve: Serve, work: Work) -> None:
-    async with serve(app) as (client, _), work(app):
-        run = await client.start(boxes, 3)
-        assert await run.result(timeout=DEADLINE) == [Box(n + 10, "box in widen") for n in range(3)]
-        assert [event.queue for event in await events_of(run) if isinstance(event, StepScheduled)] == ["gpu"] * 3
-        await queue_is_empty(client)
-
-
-async def test_a_plain_function_runs_in_a_thread_and_a_call_may_name_another_queue(serve: Serve, work: Work) -> None:
-    async with serve(app) as (client, _), work(app, "gpu"), work(app, "cpu"):
-        run = await client.start(mixed, "hi")
-        assert await run.result(timeout=DEADLINE) == ["local hi", "hi on streamflow-step", "local hi"]
-
-
 async def test_steps_wait_for_a_worker_that_comes_later(serve: Serve, work: Work) -> None:
-    async with serve(app) as (client, _):
-        run = await client.start(boxes, 20)
+    gate = Gate()
+    gate.go.set()
+    async with serve(gate.app) as (client, _):
+        runs = [await client.start(gate.waits) for _ in range(20)]
         await waits_in_queue(client, 20)
-        async with work(app):
-            assert len(await run.result(timeout=DEADLINE)) == 20
+        async with work(gate.app):
+            assert [await run.result(timeout=DEADLINE) for run in runs] == ["attempt 1"] * 20
 
 
 async def test_a_worker_takes_no_more_than_it_has_room_for(serve: Serve, work: Work) -> None:
@@ -208,32 +163,6 @@ async def test_what_comes_beyond_the_room_at_one_moment_is_given_back(
             gate.go.set()
             assert [await run.result(timeout=DEADLINE) for run in runs] == ["attempt 1"] * 12
         await queue_is_empty(client)
-
-
-async def test_a_failed_attempt_is_retried_and_finds_what_the_one_before_told(serve: Serve, work: Work) -> None:
-    local_app = sf.App()
-    seen: list[Any] = []
-
-    async def climb() -> int:
-        info = sf.step_info()
-        seen.append(info.details)
-        sf.heartbeat({"height": info.attempt})
-        if info.attempt < 3:
-            raise ValueError("slipped")
-        return info.attempt
-
-    queued = local_app.step(queue="gpu", retry=NOW, name="queued")(climb)
-    here = local_app.step(retry=NOW, name="here")(climb)
-
-    @local_app.workflow
-    async def twice() -> list[int]:
-        return [await queued(), await here()]
-
-    async with serve(local_app) as (client, _), work(local_app):
-        run = await client.start(twice)
-        assert await run.result(timeout=DEADLINE) == [3, 3]
-        assert seen == [None, {"height": 1}, {"height": 2}] * 2
-        assert (await names_of(run)).count("StepRetrying") == 4
 
 
 async def test_a_step_that_takes_too_long_is_stopped_at_the_worker(serve: Serve, work: Work) -> None:
@@ -519,28 +448,3 @@ async def test_a_daemon_that_dies_loses_no_step_of_a_queue(serve: Serve, work: W
         assert (await run.result(timeout=DEADLINE)).startswith("attempt")
         assert (await names_of(run)).count("StepCompleted") == 1
         await queue_is_empty(client)
-
-
-# --- outside ----------------------------------------------------------------------------------------------------------
-
-
-def test_heartbeat_and_cancelled_say_where_they_work() -> None:
-    for call in (sf.heartbeat, sf.cancelled):
-        with pytest.raises(sf.UsageError, match="works inside a step"):
-            call()
-
-
-async def test_details_that_cannot_be_recorded_are_an_error_of_the_step(serve: Serve) -> None:
-    bad = sf.App()
-
-    @bad.step(retry=sf.NO_RETRY)
-    async def tells() -> None:
-        sf.heartbeat(object())
-
-    @bad.workflow
-    async def flow() -> None:
-        await tells()
-
-    async with serve(bad) as (client, _):
-        with pytest.raises(sf.RunFailed, match="heartbeat details of step tells"):
-            await (await client.start(flow)).result(timeout=DEADLINE)

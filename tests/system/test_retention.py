@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 
-import anyio
 import pytest
 
 import streamflow as sf
 from streamflow.events import TimerSet
-from tests.support.serving import Serve, view
+from tests.support.serving import view
 from tests.support.waiting import happened, until
+from tests.system.conftest import Serve
 
 pytestmark = pytest.mark.anyio
 
@@ -81,24 +81,3 @@ async def test_views_still_count_what_is_forgotten(serve: Serve) -> None:
 
         await until(counted_and_gone)
         assert (await view(client, "runs"))["status"]["failed"] == 2
-
-
-async def test_a_single_run_can_be_forgotten_by_hand_once_it_has_ended(serve: Serve) -> None:
-    async with serve(app) as (client, _):
-        run = await client.start(slow)
-        await happened(run, TimerSet)
-        with pytest.raises(sf.RunError, match="only ended runs can be forgotten: cancel it"):
-            await client.forget(run.id)
-        await run.cancel()
-        with pytest.raises(sf.RunCancelled):
-            await run.result(10)
-        assert await client.forget(run.id)
-        assert not await client.forget(run.id)
-
-
-async def test_somebody_who_waits_for_a_forgotten_run_is_told(serve: Serve) -> None:
-    async with serve(app) as (client, _):
-        [run, *_] = await end_all(client, 1)
-        await client.forget(run.id)
-        with pytest.raises(sf.RunNotFound), anyio.fail_after(10):
-            await run.result()

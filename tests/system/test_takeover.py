@@ -23,8 +23,8 @@ from streamflow.events import (
     TimerSet,
 )
 from streamflow.store.connection import Call
-from tests.support.serving import Serve
 from tests.support.waiting import events_of, happened, until
+from tests.system.conftest import Serve
 
 pytestmark = pytest.mark.anyio
 
@@ -118,33 +118,6 @@ async def test_many_runs_on_many_shards_survive_two_deaths(serve: Serve) -> None
     assert all(result == EXPECTED for result in results)
 
 
-async def test_a_step_that_was_running_runs_again_with_the_same_key(serve: Serve) -> None:
-    app = sf.App()
-    keys: list[str] = []
-    running = anyio.Event()
-
-    @app.step
-    async def once() -> str:
-        keys.append(sf.step_info().key)
-        if len(keys) == 1:
-            running.set()
-            await anyio.sleep_forever()
-        return "done"
-
-    @app.workflow
-    async def flow() -> str:
-        return await once()
-
-    async with serve(app, crash=True) as (client, _):
-        run = await client.start(flow)
-        await running.wait()
-    async with serve(app):
-        assert await run.result(10) == "done"
-        assert len(keys) == 2
-        assert keys[0] == keys[1]
-        assert [type(event).__name__ for event in await events_of(run)].count("StepCompleted") == 1
-
-
 async def test_the_others_take_over_while_the_dead_ones_shards_are_theirs_to_take(serve: Serve) -> None:
     async with serve(app, shards=MANY) as (client, survivor):
         async with serve(app, shards=MANY, crash=True) as (_, victim):
@@ -214,30 +187,6 @@ async def test_a_leaving_daemon_lets_its_steps_finish(serve: Serve) -> None:
 async def _of_step(run: sf.Run[Any]) -> str:
     [event] = [event for event in await events_of(run) if isinstance(event, StepCompleted)]
     return str(bytes(event.result)[1:], "utf-8")
-
-
-async def test_a_leaving_daemon_hands_back_steps_that_take_longer_than_the_grace(serve: Serve) -> None:
-    app = sf.App()
-    begun: list[int] = []
-    running = anyio.Event()
-
-    @app.step
-    async def slow() -> int:
-        begun.append(1)
-        running.set()
-        if len(begun) == 1:
-            await anyio.sleep_forever()
-        return len(begun)
-
-    @app.workflow
-    async def flow() -> int:
-        return await slow()
-
-    async with serve(app, grace=0.1) as (client, _):
-        run = await client.start(flow)
-        await running.wait()
-    async with serve(app):
-        assert await run.result(10) == 2
 
 
 async def test_after_the_last_daemon_left_no_member_is_listed(serve: Serve) -> None:

@@ -9,9 +9,11 @@ import pytest
 
 import streamflow as sf
 from streamflow.daemon.rollup import rebuild_views
+from streamflow.events import RunStuck, StepCompleted
 from streamflow.store.connection import Call
-from tests.support.serving import Serve, view
-from tests.support.waiting import until
+from tests.support.serving import view
+from tests.support.waiting import happened, until
+from tests.system.conftest import Serve
 
 pytestmark = pytest.mark.anyio
 
@@ -172,3 +174,48 @@ async def test_every_checkpoint_says_up_to_where_it_counts(serve: Serve) -> None
         assert await client.store.one(Call.plain("HGET", keys.views, "offset")) == last
         assert daemon.rollup.unfolded == 0
         assert (await run.describe()).version == 1
+
+
+def app_with(order: list[str], *, name: str = "flow", hurry: bool = False) -> sf.App:
+    """A workflow that takes these steps, then waits for two signals, then takes a last step."""
+    app = sf.App()
+
+    async def act() -> str:
+        return sf.step_info().step
+
+    steps = {step: app.step(name=step)(act) for step in ("pack", "weigh", "send", "bill")}
+
+    @app.workflow(name=name)
+    async def flow() -> list[str]:
+        if hurry:
+            return ["in a hurry"]
+        done = [await steps[step]() for step in order]
+        done += [await sf.signal("go", str), await sf.signal("go", str)]
+        return [*done, await steps["bill"]()]
+
+    return app
+
+
+async def test_stuck_runs_are_listed_and_counted(serve: Serve) -> None:
+    async with serve(app_with(["pack"])) as (client, _):
+        run: sf.Run[Any] = await client.start("flow")
+        await happened(run, StepCompleted)
+    async with serve(app_with(["weigh"])):
+        await run.signal("go", "first")
+        await happened(run, RunStuck)
+        assert [stuck.id for stuck in await client.runs(status="stuck")] == [run.id]
+
+        async def counted() -> bool:
+            runs, stuck = await view(client, "runs"), await view(client, "stuck")
+            return bool(runs and runs["status"]["stuck"] == 1 and stuck["latest"][0]["run_id"] == run.id)
+
+        await until(counted)
+    async with serve(app_with(["pack"])):
+        await run.signal("go", "second")
+        await run.result(10)
+
+        async def counted_again() -> bool:
+            status = (await view(client, "runs"))["status"]
+            return (status["stuck"], status["running"], status["completed"]) == (0, 0, 1)
+
+        await until(counted_again)

@@ -1,0 +1,48 @@
+"""Ended runs can be forgotten."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+import streamflow as sf
+from streamflow.events import TimerSet
+from tests.guide.conftest import Serve
+from tests.support.waiting import happened
+
+pytestmark = pytest.mark.anyio
+
+
+app = sf.App()
+
+
+@app.workflow
+async def quick() -> int:
+    return 1
+
+
+@app.workflow
+async def slow() -> None:
+    await sf.sleep(3600)
+
+
+async def test_a_single_run_can_be_forgotten_by_hand_once_it_has_ended(serve: Serve) -> None:
+    async with serve(app) as client:
+        run = await client.start(slow)
+        await happened(run, TimerSet)
+        with pytest.raises(sf.RunError, match="only ended runs can be forgotten: cancel it"):
+            await client.forget(run.id)
+        await run.cancel()
+        with pytest.raises(sf.RunCancelled):
+            await run.result(10)
+        assert await client.forget(run.id)
+        assert not await client.forget(run.id)
+
+
+async def test_somebody_who_waits_for_a_forgotten_run_is_told(serve: Serve) -> None:
+    async with serve(app) as client:
+        run = await client.start(quick)
+        await run.result(10)
+        await client.forget(run.id)
+        with pytest.raises(sf.RunNotFound), anyio.fail_after(10):
+            await run.result()

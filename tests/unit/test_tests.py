@@ -1,0 +1,42 @@
+"""The tests as documentation: the manual uses the public API only, and names can be read at a glance."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+GUIDE = sorted(file for file in (TESTS / "guide").glob("*.py") if file.name != "conftest.py")
+PUBLIC = {"streamflow", "streamflow.testing", "streamflow.events"}
+HELPERS = {"tests.guide", "tests.guide.conftest", "tests.support.waiting"}
+"""What the manual may import of the tests: conftest.py starts daemons and workers, waiting.py is public API itself."""
+INTERNALS = {"store", "kernel", "keys", "read_namespace"}
+"""Attributes of a client that are not its public API."""
+
+
+def name_of(file: Path) -> str:
+    return str(file.relative_to(TESTS))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+
+
+@pytest.mark.parametrize("file", [*GUIDE, TESTS / "support" / "waiting.py"], ids=name_of)
+def test_the_guide_uses_the_public_api_only(file: Path) -> None:
+    tree = ast.parse(file.read_text())
+    project = {name for name in imports(tree) if name.split(".")[0] in {"streamflow", "tests"}}
+    assert project <= PUBLIC | HELPERS
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            owner = node.value.id if isinstance(node.value, ast.Name) else ""
+            private = node.attr.startswith("_") and not node.attr.endswith("__") and owner != "os"
+            assert not private, f"line {node.lineno}: {node.attr} is private"
+            assert owner != "client" or node.attr not in INTERNALS, f"line {node.lineno}: client.{node.attr}"
