@@ -71,7 +71,7 @@ async def found(client: sf.Client, **filters: Any) -> list[str]:
     return [run.id for run in await client.runs(**filters)]
 
 
-async def test_runs_are_found_by_what_they_say_of_themselves(serve: Serve) -> None:
+async def test_runs_are_found_by_their_attributes(serve: Serve) -> None:
     async with serve(app) as client:
         for number, customer in enumerate(("acme", "acme", "globex")):
             await happened(await client.start(order, customer, id=f"o{number}"), StepCompleted)
@@ -83,7 +83,8 @@ async def test_runs_are_found_by_what_they_say_of_themselves(serve: Serve) -> No
         assert (await client.run("o2").describe()).attributes == summary.attributes
 
 
-async def test_a_changed_attribute_is_found_under_its_new_value_only_and_none_takes_it_off(serve: Serve) -> None:
+async def test_a_changed_attribute_is_found_under_its_new_value_only(serve: Serve) -> None:
+    """`None` removes an attribute."""
     async with serve(app) as client:
         run = await client.start(basket, id="b")
         await run.signal("add")
@@ -124,7 +125,7 @@ async def test_the_newest_start_comes_first(serve: Serve) -> None:
         assert newest_first == sorted(newest_first, reverse=True)
 
 
-async def test_numbers_texts_and_truths_are_told_apart(serve: Serve) -> None:
+async def test_numbers_texts_and_booleans_are_different_values(serve: Serve) -> None:
     other = sf.App()
 
     @other.workflow
@@ -149,9 +150,8 @@ async def test_numbers_texts_and_truths_are_told_apart(serve: Serve) -> None:
         ("large", "the attributes of the run have"),
     ],
 )
-async def test_what_cannot_be_an_attribute_is_refused_where_it_is_set_and_again_in_a_replay(
-    serve: Serve, kind: str, reason: str
-) -> None:
+async def test_what_cannot_be_an_attribute_is_refused_where_it_is_set(serve: Serve, kind: str, reason: str) -> None:
+    """Again when a replay sets it."""
     async with serve(app, crash=True) as client:
         run = await client.start(wrong, kind, id="w")
         await reduced(client, "w")
@@ -161,7 +161,7 @@ async def test_what_cannot_be_an_attribute_is_refused_where_it_is_set_and_again_
     assert (await run.describe()).attributes == {"before": "kept"}
 
 
-async def test_attributes_survive_the_death_of_a_daemon_and_are_not_set_again(serve: Serve) -> None:
+async def test_attributes_survive_the_death_of_a_daemon_and_are_not_set_twice(serve: Serve) -> None:
     async with serve(app, crash=True) as client:
         run, reducer = await client.start(order, "acme", id="o"), await client.start(basket, id="b")
         await happened(run, StepCompleted)

@@ -167,7 +167,7 @@ async def test_cancelling_a_run_that_does_not_exist_is_an_error(serve: Serve) ->
             await client.run("nobody").cancel()
 
 
-async def test_cancelling_twice_is_once(serve: Serve) -> None:
+async def test_cancelling_twice_cancels_once(serve: Serve) -> None:
     async with serve(app) as client:
         pass
     run = await client.start(sleeper)

@@ -79,7 +79,7 @@ def versions(*numbers: int) -> sf.App:
     return app
 
 
-async def test_a_patch_leaves_old_runs_on_their_way_and_takes_new_ones_along(serve: Serve) -> None:
+async def test_a_patch_applies_to_new_runs_and_old_ones_keep_the_old_code(serve: Serve) -> None:
     async with serve(before()) as client:
         old: sf.Run[Any] = await client.start("order")
         await happened(old, StepCompleted)
@@ -93,7 +93,7 @@ async def test_a_patch_leaves_old_runs_on_their_way_and_takes_new_ones_along(ser
         assert await new.result(10) == ["pack", "weigh", "send"]
 
 
-async def test_the_patch_can_be_taken_out_when_the_old_runs_are_gone(serve: Serve) -> None:
+async def test_the_patch_can_be_removed_when_the_old_runs_have_ended(serve: Serve) -> None:
     async with serve(patched()) as client:
         run: sf.Run[Any] = await client.start("order")
         await happened(run, StepCompleted, 2)

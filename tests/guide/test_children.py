@@ -101,7 +101,7 @@ async def test_children_have_children(serve: Serve) -> None:
         assert len(await client.runs(workflow="tree", status="completed", limit=100)) == 63
 
 
-async def test_a_child_knows_who_it_is_and_whose(serve: Serve) -> None:
+async def test_a_child_knows_its_id_its_workflow_and_its_parent(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(asks_who, id="p")
         assert await run.result(10) == ["p.1", "p", "who"]
@@ -178,14 +178,14 @@ async def test_a_parent_may_wait_for_its_children_at_its_end(serve: Serve) -> No
         assert await client.run("the-child", str).result(10) == "done"
 
 
-async def test_children_are_cancelled_with_their_parent_unless_something_else_is_said(serve: Serve) -> None:
+async def test_by_default_children_are_cancelled_when_their_parent_ends(serve: Serve) -> None:
     async with serve(app) as client:
         assert await (await client.start(leaves, "cancel")).result(10) == "the parent's result"
         with pytest.raises(sf.RunCancelled, match=r"the parent run .* ended"):
             await client.run("the-child").result(10)
 
 
-async def test_ten_thousand_children_of_one_run(serve: Serve) -> None:
+async def test_a_run_can_have_ten_thousand_children(serve: Serve) -> None:
     local = sf.App()
 
     @local.workflow

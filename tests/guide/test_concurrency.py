@@ -126,7 +126,7 @@ async def test_a_map_takes_ten_thousand_items(serve: Serve) -> None:
         assert await (await client.start(flow, 10_000)).result(30) == sum(range(10_000))
 
 
-async def test_what_runs_in_a_run_is_steered_by_signals_deterministically(serve: Serve) -> None:
+async def test_signals_can_cancel_parts_of_a_run(serve: Serve) -> None:
     """A supervisor: agents run until a person stops one of them, or all."""
     local = sf.App()
     local.steps["hang"] = hang

@@ -45,7 +45,7 @@ async def _balance_is(run: sf.Run[int], balance: int) -> bool:
     return await run.read("balance", int) == balance
 
 
-async def test_many_signals_fold_through_several_lives_and_each_counts_once(serve: Serve) -> None:
+async def test_signals_are_carried_through_generations_and_each_counts_once(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(account, 0)
         for _ in range(23):
@@ -56,7 +56,7 @@ async def test_many_signals_fold_through_several_lives_and_each_counts_once(serv
         assert await run.read("balance") == 23
 
 
-async def test_a_new_life_survives_the_death_of_its_daemon(serve: Serve) -> None:
+async def test_a_new_generation_survives_the_death_of_its_daemon(serve: Serve) -> None:
     async with serve(app, crash=True) as client:
         run = await client.start(account, 0, id="a")
         await deposit(run, 0, DEPOSITS + 2)
@@ -67,7 +67,7 @@ async def test_a_new_life_survives_the_death_of_its_daemon(serve: Serve) -> None
         assert (await run.describe()).attributes == {"owner": "ada", "generation": 1}
 
 
-async def test_who_follows_the_run_sees_all_its_lives(serve: Serve) -> None:
+async def test_following_a_run_shows_the_events_of_all_its_generations(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(account, 0)
         async with aclosing(run.events(follow=True)) as events:

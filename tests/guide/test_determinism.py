@@ -54,7 +54,7 @@ async def test_runs_differ_from_each_other(serve: Serve) -> None:
         assert not set(one[1:3]) & set(other[1:3])
 
 
-async def test_outside_a_workflow_there_is_no_such_time() -> None:
+async def test_these_functions_are_refused_outside_a_workflow() -> None:
     for function in (sf.now, sf.uuid4, sf.random, sf.info):
         with pytest.raises(sf.UsageError, match="inside a workflow only"):
             function()

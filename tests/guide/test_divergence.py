@@ -34,7 +34,7 @@ def app_with(order: list[str], *, name: str = "flow", hurry: bool = False) -> sf
     return app
 
 
-async def test_a_run_whose_code_changed_is_parked_and_the_reason_names_the_place(serve: Serve) -> None:
+async def test_a_run_whose_code_changed_is_stuck_and_the_reason_names_the_event(serve: Serve) -> None:
     async with serve(app_with(["pack", "weigh"])) as client:
         run: sf.Run[Any] = await client.start("flow", id="order-7")
         await happened(run, StepCompleted, 2)
@@ -48,7 +48,8 @@ async def test_a_run_whose_code_changed_is_parked_and_the_reason_names_the_place
         assert (await run.describe()).status is sf.Status.STUCK
 
 
-async def test_a_stuck_run_goes_on_after_a_good_deploy_with_all_that_came_meanwhile(serve: Serve) -> None:
+async def test_after_a_good_deploy_a_stuck_run_goes_on(serve: Serve) -> None:
+    """With all the signals that came meanwhile."""
     async with serve(app_with(["pack", "weigh"])) as client:
         run: sf.Run[Any] = await client.start("flow")
         await happened(run, StepCompleted, 2)
@@ -63,7 +64,7 @@ async def test_a_stuck_run_goes_on_after_a_good_deploy_with_all_that_came_meanwh
         await happened(run, RunResumed)
 
 
-async def test_a_run_that_waits_for_nothing_more_resumes_without_being_touched(serve: Serve) -> None:
+async def test_a_stuck_run_resumes_by_itself_after_a_good_deploy(serve: Serve) -> None:
     async with serve(app_with(["pack"])) as client:
         run: sf.Run[Any] = await client.start("flow")
         await happened(run, StepCompleted)
@@ -88,7 +89,7 @@ async def test_a_stuck_run_can_be_cancelled(serve: Serve) -> None:
             await run.result(10)
 
 
-async def test_a_workflow_that_nobody_registered_parks_its_runs_until_somebody_does(serve: Serve) -> None:
+async def test_a_run_of_an_unregistered_workflow_is_stuck_until_it_is_registered(serve: Serve) -> None:
     async with serve(app_with([], name="other")) as client:
         run: sf.Run[Any] = await client.start("flow")
         stuck = await happened(run, RunStuck)
@@ -100,7 +101,7 @@ async def test_a_workflow_that_nobody_registered_parks_its_runs_until_somebody_d
         assert await run.result(10) == ["first", "second", "bill"]
 
 
-async def test_timers_of_a_stuck_run_fire_and_are_kept_for_it(serve: Serve) -> None:
+async def test_timers_of_a_stuck_run_fire_and_take_effect_when_it_resumes(serve: Serve) -> None:
     def napping(seconds: float, *, weigh: bool = False) -> sf.App:
         app = sf.App()
 

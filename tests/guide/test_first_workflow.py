@@ -39,14 +39,14 @@ async def test_a_run_goes_through_its_steps_and_gives_the_result_of_its_workflow
         assert await run.result(timeout=10) == 4
 
 
-async def test_the_result_can_be_had_later_and_by_anybody_who_knows_the_id(serve: Serve) -> None:
+async def test_the_result_can_be_read_later_by_anybody_who_knows_the_id(serve: Serve) -> None:
     async with serve(app) as client:
         started = await client.start(digest, "https://example.org", id="digest-1")
         await started.result(timeout=10)
     assert await client.run("digest-1", int).result(timeout=10) == 4
 
 
-async def test_a_run_waits_for_a_daemon_to_come(serve: Serve) -> None:
+async def test_a_run_that_was_started_without_a_daemon_waits_for_one(serve: Serve) -> None:
     async with serve(app) as client:
         pass  # it has created the namespace
     run = await client.start(digest, "https://example.org")
@@ -55,7 +55,7 @@ async def test_a_run_waits_for_a_daemon_to_come(serve: Serve) -> None:
         assert await run.result(timeout=10) == 4
 
 
-async def test_a_history_tells_everything_that_happened(serve: Serve) -> None:
+async def test_a_history_has_everything_that_happened(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(digest, "https://example.org")
         await run.result(timeout=10)
@@ -69,7 +69,7 @@ async def test_a_history_tells_everything_that_happened(serve: Serve) -> None:
         ]
 
 
-async def test_an_exception_in_a_workflow_fails_the_run_with_its_kind_message_and_line(serve: Serve) -> None:
+async def test_an_exception_in_a_workflow_fails_the_run_and_names_the_line(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(mistaken)
         with pytest.raises(sf.RunFailed, match="LookupError: nothing here") as failed:

@@ -26,7 +26,7 @@ async def slow() -> None:
     await sf.sleep(3600)
 
 
-async def test_a_single_run_can_be_forgotten_by_hand_once_it_has_ended(serve: Serve) -> None:
+async def test_a_single_run_can_be_forgotten_once_it_has_ended(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(slow)
         await happened(run, TimerSet)
@@ -39,7 +39,7 @@ async def test_a_single_run_can_be_forgotten_by_hand_once_it_has_ended(serve: Se
         assert not await client.forget(run.id)
 
 
-async def test_somebody_who_waits_for_a_forgotten_run_is_told(serve: Serve) -> None:
+async def test_waiting_for_a_forgotten_run_raises_run_not_found(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(quick)
         await run.result(10)

@@ -35,7 +35,7 @@ async def hundred() -> list[int]:
     return await sf.gather(*(double(n) for n in range(100)))
 
 
-async def test_results_come_in_the_order_of_the_calls_however_the_steps_finish(serve: Serve) -> None:
+async def test_results_come_in_the_order_of_the_calls(serve: Serve) -> None:
     app = sf.App()
     second_done = anyio.Event()
 
@@ -59,7 +59,7 @@ async def test_results_come_in_the_order_of_the_calls_however_the_steps_finish(s
         assert await run.result(10) == ("first", "second")
 
 
-async def test_all_are_decided_before_the_first_one_runs(serve: Serve) -> None:
+async def test_all_steps_are_scheduled_before_the_first_one_runs(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(hundred)
         assert await run.result(10) == [2 * n for n in range(100)]
@@ -121,7 +121,7 @@ async def test_failures_can_be_results(serve: Serve) -> None:
         assert await (await client.start(flow)).result(10) == ["int", "StepFailed"]
 
 
-async def test_nothing_at_all_can_be_gathered(serve: Serve) -> None:
+async def test_gathering_nothing_gives_an_empty_list(serve: Serve) -> None:
     @(app := sf.App()).workflow
     async def flow() -> list[int]:
         return await sf.gather(*(double(n) for n in range(0)))

@@ -75,7 +75,7 @@ async def failure_of(client: sf.Client, workflow: Any, *args: Any) -> sf.Failure
 
 
 @pytest.mark.parametrize("workflow", [sleeps_as_in_asyncio, sleeps_as_in_anyio])
-async def test_sleeping_as_elsewhere_is_refused_with_the_line_and_the_right_call(serve: Serve, workflow: Any) -> None:
+async def test_asyncio_sleep_is_refused_with_the_line_and_the_right_call(serve: Serve, workflow: Any) -> None:
     async with serve(app) as client:
         failure = await failure_of(client, workflow)
         assert failure.kind == "ForeignAwait"
@@ -84,13 +84,13 @@ async def test_sleeping_as_elsewhere_is_refused_with_the_line_and_the_right_call
         assert failure.message.endswith("use sf.sleep(…) instead of asyncio.sleep or anyio.sleep.")
 
 
-async def test_limiting_a_wait_as_elsewhere_is_refused_with_the_right_call(serve: Serve) -> None:
+async def test_asyncio_wait_for_is_refused_with_the_right_call(serve: Serve) -> None:
     async with serve(app) as client:
         failure = await failure_of(client, limits_as_in_asyncio)
         assert failure.message.endswith("use `with sf.timeout(…):` instead of asyncio.wait_for.")
 
 
-async def test_waiting_for_anything_foreign_is_refused(serve: Serve) -> None:
+async def test_waiting_for_anything_else_of_asyncio_is_refused(serve: Serve) -> None:
     async with serve(app) as client:
         failure = await failure_of(client, waits_for_an_event)
         assert failure.kind == "ForeignAwait"
@@ -132,7 +132,7 @@ class Warnings(logging.Handler):
             self.came.set()
 
 
-async def test_a_workflow_that_no_daemon_knows_is_parked_with_the_known_names(serve: Serve) -> None:
+async def test_a_run_of_an_unknown_workflow_is_stuck_with_the_known_names(serve: Serve) -> None:
     async with serve(app) as client:
         run: sf.Run[Any] = await client.start("ecco", 1)
         reason = (await happened(run, RunStuck)).reason
@@ -188,7 +188,7 @@ async def test_a_result_above_two_megabytes_fails_its_step_or_run(serve: Serve) 
         assert "the result of big_result has 3,145,733 bytes" in failure.message
 
 
-async def test_a_large_payload_is_warned_of_and_goes_through(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_large_payload_is_accepted_with_a_warning(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     async with serve(app) as client:
         assert await (await client.start(big_step, 300_000)).result(10) == 300_000
     assert "the result of step big has 300,005 bytes; above 262,144 it slows its shard down" in caplog.text
@@ -222,7 +222,7 @@ async def test_other_names_outside_the_alphabet_are_refused(serve: Serve) -> Non
         assert failure.kind == "InvalidName"
 
 
-async def test_a_namespace_that_nobody_made_says_how_to_make_it(client: sf.Client) -> None:
+async def test_a_namespace_that_does_not_exist_says_how_to_create_it(client: sf.Client) -> None:
     with pytest.raises(sf.NamespaceMissing, match="streamflow daemon --app MODULE:app --namespace"):
         await client.start(echo, 1)
 

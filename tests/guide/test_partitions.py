@@ -27,7 +27,7 @@ async def waits() -> str:
     return await sf.signal("go", str)
 
 
-async def test_by_tenant_the_whole_id_finds_the_run_for_everything(serve: Serve) -> None:
+async def test_by_tenant_every_call_finds_the_run_by_its_whole_id(serve: Serve) -> None:
     async with serve(app, partition="tenant") as client:
         await client.start(waits, id="w", tenant="acme")
         run = client.run("acme/w", str)
@@ -45,7 +45,7 @@ async def test_by_tenant_a_child_may_belong_to_another_tenant(serve: Serve) -> N
         assert (theirs.tenant, theirs.workflow) == ("globex", "leaf")
 
 
-async def test_by_tenant_runs_without_one_belong_together(serve: Serve) -> None:
+async def test_by_tenant_runs_without_a_tenant_share_the_default_one(serve: Serve) -> None:
     async with serve(app, partition="tenant") as client:
         run = await client.start(leaf, 1, id="x")
         assert run.id == "default/x"

@@ -39,7 +39,7 @@ async def test_arguments_and_results_are_typed_and_the_daemon_does_not_compute(s
         assert os.getpid() not in (one.pid, two.pid)
 
 
-async def test_a_process_is_used_again(serve: Serve) -> None:
+async def test_a_process_is_reused(serve: Serve) -> None:
     async with serve(flows.app, processes=1) as client:
         pids = {
             one.pid for _ in range(3) for one in await (await client.start(flows.sums, [1])).result(timeout=DEADLINE)
@@ -54,7 +54,7 @@ async def test_a_failure_names_the_line_and_may_be_permanent(serve: Serve) -> No
         assert raised.value.failure.kind == "StepFailed"
 
 
-async def test_a_process_that_dies_is_a_failure_that_says_so_and_is_tried_again(serve: Serve) -> None:
+async def test_a_process_that_dies_is_a_failure_and_the_step_is_retried(serve: Serve) -> None:
     async with serve(flows.app, processes=1) as client:
         run = await client.start(flows.dies)
         assert await run.result(timeout=DEADLINE) == 2
@@ -63,12 +63,12 @@ async def test_a_process_that_dies_is_a_failure_that_says_so_and_is_tried_again(
         assert "the process of step die died" in retry.failure.message
 
 
-async def test_commands_that_it_starts_can_read_and_print_what_they_like(serve: Serve) -> None:
+async def test_commands_that_a_step_starts_can_read_and_print_what_they_like(serve: Serve) -> None:
     async with serve(flows.app, processes=1) as client:
         assert await (await client.start(flows.commands)).result(timeout=DEADLINE) == ["called", "called"]
 
 
-async def test_a_time_out_kills_the_process(serve: Serve, tmp_path: Path) -> None:
+async def test_a_timeout_kills_the_process(serve: Serve, tmp_path: Path) -> None:
     file = tmp_path / "pid"
     async with serve(flows.app, processes=1) as client:
         await (await client.start(flows.sums, [1])).result(timeout=DEADLINE)  # its start-up isn't to be timed
@@ -89,13 +89,13 @@ async def test_cancelling_the_run_kills_the_process(serve: Serve, tmp_path: Path
         await until(lambda: _is_gone(pid))
 
 
-async def test_it_knows_what_it_is_and_may_run_at_a_worker(serve: Serve, work: Work) -> None:
+async def test_step_info_works_there_and_the_step_may_run_at_a_worker(serve: Serve, work: Work) -> None:
     async with serve(flows.app) as client, work(flows.app, "cpu", processes=1):
         run = await client.start(flows.knows)
         assert await run.result(timeout=DEADLINE) == [run.id, "know", f"{run.id}/1", "False"]
 
 
-async def test_a_heartbeat_there_is_refused_with_the_reason(serve: Serve) -> None:
+async def test_a_heartbeat_in_a_process_is_refused_with_the_reason(serve: Serve) -> None:
     async with serve(flows.app, processes=1) as client:
         with pytest.raises(sf.RunFailed, match=r"sf.heartbeat\(\) doesn't reach the daemon"):
             await (await client.start(flows.tells)).result(timeout=DEADLINE)

@@ -79,7 +79,7 @@ async def test_the_newest_value_counts_and_other_keys_stay(serve: Serve) -> None
         assert await run.published() == {"last": "part 1", "progress": {"done": 2, "of": 2}}
 
 
-async def test_what_nobody_published_is_the_default(serve: Serve) -> None:
+async def test_a_key_that_was_never_published_reads_as_the_default(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(importing, 1, id="i")
         await reduced(client, "i")
@@ -96,7 +96,7 @@ async def test_what_nobody_published_is_the_default(serve: Serve) -> None:
             await run.read("progress", int)
 
 
-async def test_publishing_is_no_event_of_the_history(serve: Serve) -> None:
+async def test_publishing_adds_no_event_to_the_history(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(clumsy)
         assert "published value thing can't be encoded" in await run.result(10)
@@ -124,7 +124,7 @@ async def test_values_survive_the_death_of_a_daemon(serve: Serve) -> None:
     assert await counting.read("count") == 2
 
 
-async def test_values_stay_after_the_end_and_go_when_the_run_is_forgotten(serve: Serve) -> None:
+async def test_values_are_kept_after_the_end_until_the_run_is_forgotten(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(counter, id="c")
         await run.signal("stop")
@@ -135,7 +135,7 @@ async def test_values_stay_after_the_end_and_go_when_the_run_is_forgotten(serve:
         assert await again.published() == {}
 
 
-async def test_outside_of_a_workflow_both_calls_say_so() -> None:
+async def test_publish_and_set_attributes_are_refused_outside_a_workflow() -> None:
     with pytest.raises(sf.UsageError, match=r"sf\.publish\(\) works inside a workflow only"):
         sf.publish("key", 1)
     with pytest.raises(sf.UsageError, match=r"sf\.set_attributes\(\) works inside a workflow only"):

@@ -62,13 +62,14 @@ async def test_typed_arguments_and_results_travel_through_the_queue(serve: Serve
         assert [event.queue for event in await events_of(run) if isinstance(event, StepScheduled)] == ["gpu"] * 3
 
 
-async def test_a_plain_function_runs_in_a_thread_and_a_call_may_name_another_queue(serve: Serve, work: Work) -> None:
+async def test_a_plain_function_runs_in_a_thread_of_the_worker(serve: Serve, work: Work) -> None:
+    """A call may name another queue than its step."""
     async with serve(app) as client, work(app, "gpu"), work(app, "cpu"):
         run = await client.start(mixed, "hi")
         assert await run.result(timeout=DEADLINE) == ["local hi", "hi on streamflow-step", "local hi"]
 
 
-async def test_a_failed_attempt_is_retried_and_finds_what_the_one_before_told(serve: Serve, work: Work) -> None:
+async def test_a_retry_finds_the_heartbeat_details_of_the_attempt_before(serve: Serve, work: Work) -> None:
     local_app = sf.App()
     seen: list[Any] = []
 
@@ -94,7 +95,7 @@ async def test_a_failed_attempt_is_retried_and_finds_what_the_one_before_told(se
         assert (await names_of(run)).count("StepRetrying") == 4
 
 
-def test_heartbeat_and_cancelled_say_where_they_work() -> None:
+def test_heartbeat_and_cancelled_are_refused_outside_a_step() -> None:
     for call in (sf.heartbeat, sf.cancelled):
         with pytest.raises(sf.UsageError, match="works inside a step"):
             call()

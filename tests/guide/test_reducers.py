@@ -138,7 +138,7 @@ async def test_the_state_outlives_the_daemon(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("moment", [StepCompleted, TimerSet], ids=lambda kind: kind.__name__)
-async def test_what_was_under_way_goes_on_at_another_daemon(serve: Serve, moment: Any) -> None:
+async def test_open_commands_go_on_at_another_daemon(serve: Serve, moment: Any) -> None:
     async with serve(app, crash=True) as client:
         run = await client.start(agent, "a plan")
         await happened(run, moment)
@@ -146,7 +146,7 @@ async def test_what_was_under_way_goes_on_at_another_daemon(serve: Serve, moment
         assert len(await run.result(10)) == 6
 
 
-async def test_many_signals_cost_no_history(serve: Serve) -> None:
+async def test_many_signals_do_not_grow_the_history(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(tally)
         for _ in range(3):

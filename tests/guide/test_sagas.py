@@ -109,7 +109,7 @@ async def test_a_terminated_run_compensates_nothing(serve: Serve) -> None:
     assert done == ["book flight", "book hotel"]
 
 
-async def test_a_compensation_that_fails_is_not_silent_and_does_not_stop_the_others(serve: Serve) -> None:
+async def test_a_compensation_that_fails_fails_the_run_and_the_others_still_run(serve: Serve) -> None:
     done.clear()
     async with serve(app) as client:
         run = await client.start(stubborn)

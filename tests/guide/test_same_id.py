@@ -31,7 +31,7 @@ async def test_the_same_id_again_is_the_same_run_whatever_the_arguments(serve: S
         assert await again.result(10) == 17
 
 
-async def test_also_when_the_run_has_ended(serve: Serve) -> None:
+async def test_the_same_id_after_the_end_is_still_the_same_run(serve: Serve) -> None:
     async with serve(app) as client:
         await (await client.start(invoice, 17, id="invoice-17")).result(10)
         again = await client.start(invoice, 17, id="invoice-17")
@@ -40,7 +40,7 @@ async def test_also_when_the_run_has_ended(serve: Serve) -> None:
         assert (await again.describe()).version == 1
 
 
-async def test_of_many_at_once_one_creates_the_run(serve: Serve) -> None:
+async def test_of_many_starts_at_once_exactly_one_creates_the_run(serve: Serve) -> None:
     async with serve(app) as client:
         runs = await asyncio.gather(*(client.start(invoice, n, id="invoice-17") for n in range(50)))
         assert sum(run.created for run in runs) == 1

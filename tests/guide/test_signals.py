@@ -77,7 +77,7 @@ def adder(state: list[int], event: sf.Event) -> sf.Decision:
             return sf.Decision([0, 0])
 
 
-async def test_thousands_of_signals_into_one_run_count_once_each_also_when_its_daemon_dies(serve: Serve) -> None:
+async def test_thousands_of_signals_count_once_each_even_when_the_daemon_dies(serve: Serve) -> None:
     signals = 3000
     async with anyio.create_task_group() as sending:
         async with serve(app, crash=True) as client:
@@ -110,13 +110,13 @@ async def test_each_name_has_its_own_queue(serve: Serve) -> None:
         assert await run.result(10) == ["this"]
 
 
-async def test_waiting_can_have_an_end(serve: Serve) -> None:
+async def test_waiting_can_have_a_timeout(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(approve, 0.02)
         assert await run.result(10) == "no signal approval within 0.02 s"
 
 
-async def test_the_time_limit_of_a_signal_that_came_does_nothing_later(serve: Serve) -> None:
+async def test_the_timeout_of_a_signal_that_came_does_not_fire_later(serve: Serve) -> None:
     app = sf.App()
 
     @app.workflow
@@ -153,7 +153,7 @@ async def test_an_ended_run_takes_no_signal(serve: Serve) -> None:
             await run.signal("item")
 
 
-async def test_a_signal_to_nobody_is_an_error(serve: Serve) -> None:
+async def test_a_signal_to_an_unknown_run_is_an_error(serve: Serve) -> None:
     async with serve(app) as client:
         with pytest.raises(sf.RunNotFound):
             await client.run("nobody").signal("item")
@@ -166,7 +166,7 @@ async def test_a_run_can_signal_another_one(serve: Serve) -> None:
         assert await listening.result(10) == "from caller"
 
 
-async def test_a_signal_from_a_run_to_nobody_is_lost_without_harm(serve: Serve) -> None:
+async def test_a_signal_from_a_run_to_an_unknown_run_is_lost_without_harm(serve: Serve) -> None:
     async with serve(app) as client:
         assert await (await client.start(caller, "nobody")).result(10) is None
         listening = await client.start(listener)

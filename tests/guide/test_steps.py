@@ -36,7 +36,7 @@ async def test_an_async_step_runs_in_the_daemons_event_loop(serve: Serve) -> Non
         assert await (await client.start(flow)).result(10) == threading.get_ident()
 
 
-async def test_a_plain_function_runs_in_a_thread_beside_others(serve: Serve) -> None:
+async def test_plain_functions_run_in_threads_at_the_same_time(serve: Serve) -> None:
     app = sf.App()
     meeting = threading.Barrier(3, timeout=DEADLINE)
 
@@ -314,7 +314,7 @@ async def test_wrong_arguments_are_an_error_at_the_call_as_in_python(serve: Serv
         )
 
 
-async def test_an_argument_of_the_wrong_type_fails_the_step_and_is_not_tried_again(serve: Serve) -> None:
+async def test_an_argument_of_the_wrong_type_fails_the_step_without_retries(serve: Serve) -> None:
     app = sf.App()
 
     @app.step
@@ -335,7 +335,7 @@ async def test_an_argument_of_the_wrong_type_fails_the_step_and_is_not_tried_aga
         assert message == "the input of step double doesn't fit (n): Expected `int`, got `str` - at `$[0]`"
 
 
-async def test_a_result_that_cannot_be_recorded_fails_the_step_and_is_not_tried_again(serve: Serve) -> None:
+async def test_a_result_that_cannot_be_recorded_fails_the_step_without_retries(serve: Serve) -> None:
     app = sf.App()
 
     @app.step
@@ -356,7 +356,8 @@ async def test_a_result_that_cannot_be_recorded_fails_the_step_and_is_not_tried_
         assert "the result of step connect can't be encoded" in message
 
 
-async def test_all_attempts_of_one_call_have_the_same_key_and_other_calls_have_others(serve: Serve) -> None:
+async def test_all_attempts_of_one_call_have_the_same_key(serve: Serve) -> None:
+    """Another call has another one: an idempotency key for other services."""
     app = sf.App()
     seen: list[sf.StepInfo] = []
 
@@ -403,7 +404,7 @@ async def test_a_step_may_cancel_itself_without_harm(serve: Serve) -> None:
         assert await (await client.start(flow)).result(10) == 1
 
 
-async def test_only_so_many_steps_run_at_once_and_the_others_wait(serve: Serve) -> None:
+async def test_steps_beyond_the_concurrency_limit_wait(serve: Serve) -> None:
     app = sf.App()
     begun: list[int] = []
     two_run, go_on = anyio.Event(), anyio.Event()

@@ -200,14 +200,14 @@ async def test_events_can_be_followed_to_the_end(sandbox: sft.Sandbox) -> None:
 # --- time -----------------------------------------------------------------------------------------------------------
 
 
-async def test_time_passes_only_while_a_result_is_waited_for(sandbox: sft.Sandbox) -> None:
+async def test_time_passes_only_while_the_test_waits_for_a_result(sandbox: sft.Sandbox) -> None:
     run = await sandbox.start(monthly, 12)
     assert sandbox.now == datetime(2026, 1, 1, tzinfo=UTC)
     assert await run.result() == datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=360)
     assert sandbox.now == datetime(2026, 12, 27, tzinfo=UTC)
 
 
-async def test_sleep_lets_everything_on_the_way_happen_at_its_own_time(sandbox: sft.Sandbox) -> None:
+async def test_during_a_sleep_everything_happens_at_its_own_time(sandbox: sft.Sandbox) -> None:
     run = await sandbox.start(monthly, 3)
     await sandbox.sleep(timedelta(days=70))
     times = [datetime.fromtimestamp(one.at / 1000, UTC) - timedelta(days=70) for one in await run.history()]
@@ -228,7 +228,7 @@ async def test_a_timeout_is_virtual_and_the_run_goes_on(sandbox: sft.Sandbox) ->
     await run.result(timeout=timedelta(days=29))
 
 
-async def test_a_wait_for_something_that_can_never_come_ends_at_once_and_says_for_what(sandbox: sft.Sandbox) -> None:
+async def test_a_wait_that_can_never_end_is_stalled_at_once_and_says_for_what(sandbox: sft.Sandbox) -> None:
     run = await sandbox.start(family, ["a", "b"])
     await sandbox.run("a").signal("approve", "ada")
     with pytest.raises(sft.Stalled, match=r"run family-1 .* waits for child run b, which waits for signal approve"):
@@ -315,7 +315,7 @@ async def test_a_real_step_that_hangs_is_stopped_by_its_timeout(sandbox: sft.San
         assert await (await own.start(hangs)).result() == "step hang took longer than 0.01 s"
 
 
-async def test_steps_of_a_queue_run_too_and_know_who_they_are(sandbox: sft.Sandbox) -> None:
+async def test_steps_of_a_queue_run_too_with_their_step_info(sandbox: sft.Sandbox) -> None:
     assert await (await sandbox.start(embedded, 5)).result() == "5 of embedded-1/1, attempt 1"
     with pytest.raises(sf.UsageError):
         sf.step_info()
@@ -363,7 +363,7 @@ async def test_children_and_signals_between_runs(sandbox: sft.Sandbox) -> None:
     assert (await sandbox.run("a").describe()).parent == run.id
 
 
-async def test_a_child_s_id_that_is_taken_fails_the_child(sandbox: sft.Sandbox) -> None:
+async def test_a_child_id_that_is_taken_fails_the_child(sandbox: sft.Sandbox) -> None:
     await sandbox.start(approval, None, id="a")
     with pytest.raises(sf.RunFailed, match="the run id a belongs to another run"):
         await (await sandbox.start(family, ["a"])).result()
@@ -429,7 +429,7 @@ async def test_a_race_is_decided_as_without_a_crash() -> None:
     assert (await sft.survives_crashes(app, scenario)).result == "forgotten"
 
 
-async def test_retries_that_end_at_the_same_instant_are_all_begun_again() -> None:
+async def test_after_a_crash_retries_of_the_same_instant_all_run_again() -> None:
     async def scenario(sandbox: sft.Sandbox) -> int:
         sandbox.stub(fetch, takes=20)
         sandbox.stub(fetch, raises=OSError, times=2)
@@ -438,7 +438,7 @@ async def test_retries_that_end_at_the_same_instant_are_all_begun_again() -> Non
     assert (await sft.survives_crashes(app, scenario)).result == 10
 
 
-async def test_a_workflow_that_tosses_coins_is_caught_with_the_event_at_which_it_differs() -> None:
+async def test_a_workflow_that_tosses_coins_is_caught_at_the_event_that_differs() -> None:
     unfit = sf.App()
     coin = itertools.cycle([True, False])
 
@@ -526,7 +526,9 @@ async def test_state_that_lives_in_memory_only_is_caught() -> None:
         await sft.survives_crashes(unfit, scenario)
 
 
-async def test_a_scenario_that_fails_undisturbed_fails_as_it_is_and_an_empty_one_is_refused() -> None:
+async def test_a_scenario_that_fails_without_crashes_fails_as_it_is() -> None:
+    """A scenario without a transition is refused."""
+
     async def fails(sandbox: sft.Sandbox) -> None:
         await (await sandbox.start(approval, None)).result()
 
@@ -615,7 +617,7 @@ async def test_a_run_continues_as_new_and_can_be_terminated(sandbox: sft.Sandbox
         await run.result()
 
 
-async def test_all_of_it_survives_crashes() -> None:
+async def test_asks_signals_timeouts_and_races_survive_crashes() -> None:
     async def scenario(sandbox: sft.Sandbox) -> list[Any]:
         sandbox.stub(fetch, takes=20)
         quick = await sandbox.start(hurry)
@@ -634,7 +636,7 @@ async def test_all_of_it_survives_crashes() -> None:
 # --- what is recorded -----------------------------------------------------------------------------------------------
 
 
-async def test_histories_are_those_of_production(sandbox: sft.Sandbox) -> None:
+async def test_histories_have_the_same_events_as_in_production(sandbox: sft.Sandbox) -> None:
     sandbox.stub(fetch, raises=OSError("down"), times=1)
     run = await sandbox.start(digest, ["abc"])
     await run.result()

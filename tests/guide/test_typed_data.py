@@ -118,7 +118,7 @@ async def test_the_type_of_a_result_is_known_to_type_checkers(serve: Serve) -> N
         assert await run.result(10) == Decimal("3.50")
 
 
-async def test_plain_data_of_the_right_form_will_do_for_an_argument(serve: Serve) -> None:
+async def test_plain_data_of_the_right_form_is_accepted_as_an_argument(serve: Serve) -> None:
     async with serve(app) as client:
         run: sf.Run[Any] = await client.start("total", [{"item": "tea", "price": "3.50"}], "1")
         assert await run.result(10) == "2.50"

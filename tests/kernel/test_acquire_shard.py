@@ -25,7 +25,7 @@ async def test_a_shard_that_nobody_had_gets_an_owner_with_the_clock_as_epoch(sha
     assert await shard.owner() == {"token": f"{NOW}:nonce", "holder": "member", "group": "group", "clock": str(NOW)}
 
 
-async def test_a_take_that_is_sent_again_has_the_same_answer_and_changes_nothing(shard: Shard) -> None:
+async def test_an_acquire_that_is_sent_again_has_the_same_answer(shard: Shard) -> None:
     await shard.start("r1")
     take = shard.kernel.acquire_shard(0, "", "nonce", "member", "group", NOW)
     first = await shard.do(take)
@@ -89,13 +89,13 @@ async def test_what_the_old_owner_had_committed_does_not_come_again(shard: Shard
     assert await read_new(shard, "group-two") == [b"r2"]
 
 
-async def test_the_old_owners_group_is_gone_so_it_reads_nothing_more(shard: Shard) -> None:
+async def test_the_old_owners_group_is_deleted_so_it_reads_nothing_more(shard: Shard) -> None:
     await shard.take("one")
     await shard.take("two")
     assert await shard.groups(shard.keys.inbox) == ["group-two"]
 
 
-async def test_a_session_that_takes_its_own_shard_again_begins_with_all_that_is_not_committed(shard: Shard) -> None:
+async def test_an_owner_that_acquires_its_shard_again_reads_uncommitted_entries(shard: Shard) -> None:
     await shard.do(shard.kernel.acquire_shard(0, "", "one", "member", "group", NOW))
     await shard.start("r1")
     await read_new(shard, "group")

@@ -118,7 +118,7 @@ async def test_what_is_trimmed_is_never_ahead_of_the_offset(shard: Shard) -> Non
     assert ids[3] in await log(shard)
 
 
-async def test_entries_of_one_millisecond_are_trimmed_up_to_the_base_and_no_further(shard: Shard) -> None:
+async def test_entries_of_one_millisecond_are_trimmed_up_to_the_base_only(shard: Shard) -> None:
     await shard.take()
     for number in range(1, 6):
         await shard.plain("XADD", shard.keys.log, f"5-{number}", "r1", "transition")

@@ -122,7 +122,7 @@ async def test_a_commit_without_runs_logs_nothing(shard: Shard) -> None:
     assert await shard.stream(shard.keys.log) == []
 
 
-async def test_a_plan_replaces_the_earlier_one_and_none_takes_the_run_off(shard: Shard) -> None:
+async def test_a_plan_replaces_the_earlier_one_and_none_removes_the_run(shard: Shard) -> None:
     await shard.take()
     for plans, agenda in (
         ([("r1", -1), ("r2", FUTURE)], {"r1": -1, "r2": FUTURE}),
@@ -133,7 +133,7 @@ async def test_a_plan_replaces_the_earlier_one_and_none_takes_the_run_off(shard:
         assert await shard.listed(shard.keys.agenda) == agenda
 
 
-async def test_moves_take_a_run_from_one_listing_to_another_or_only_in_or_only_out(shard: Shard) -> None:
+async def test_moves_add_a_run_to_a_listing_remove_it_or_do_both(shard: Shard) -> None:
     await shard.take()
     running, stuck, tenant = shard.keys.index("running", "f"), shard.keys.index("stuck", "f"), shard.keys.tenant("acme")
     for moves, listings in (
@@ -163,7 +163,7 @@ async def test_the_quarantine_keeps_about_its_newest_thousand(shard: Shard) -> N
     assert kept[-1][1]["run"] == b"r1199"
 
 
-async def test_the_outcome_news_is_published_once(real_shard: Shard) -> None:
+async def test_the_outcome_notification_is_published_once(real_shard: Shard) -> None:
     shard = real_shard
     await shard.take()
     received: list[tuple[bytes, bytes]] = []
@@ -211,7 +211,8 @@ async def test_a_reducers_state_is_replaced_by_each_commit(shard: Shard) -> None
     assert transitions == [b"transition 0", b"transition 1", b"transition 2"]
 
 
-async def test_a_reducers_history_is_cut_to_its_newest_transitions_behind_header_and_state(shard: Shard) -> None:
+async def test_a_reducers_history_is_cut_to_its_newest_transitions(shard: Shard) -> None:
+    """Header and state stay in front of them."""
     await shard.take()
     await shard.start("r1")
     assert len(await advance_reducer(shard, 400)) == 402
@@ -240,7 +241,7 @@ async def test_a_workflows_history_is_never_cut(shard: Shard) -> None:
 # --- sent again -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_commit_that_is_sent_again_answers_the_same_facts_and_changes_nothing(shard: Shard) -> None:
+async def test_a_commit_that_is_sent_again_answers_the_same_and_changes_nothing(shard: Shard) -> None:
     commit = shard.commit(await prepared(shard), NOW + 1)
     first = await shard.do(commit)
     again = await shard.assert_changes_nothing(commit)
@@ -299,7 +300,7 @@ async def test_after_a_conflict_the_same_commit_id_can_still_be_used(shard: Shar
     assert (await shard.do(shard.commit(Batch("c", runs=[write])))).code is Reply.OK
 
 
-async def test_an_owner_that_slept_through_a_takeover_never_writes(shard: Shard) -> None:
+async def test_an_owner_that_was_paused_during_a_takeover_never_writes(shard: Shard) -> None:
     batch = await prepared(shard)
     paused = shard.commit(batch)
     taken = await shard.take("two")

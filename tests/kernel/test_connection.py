@@ -130,7 +130,7 @@ async def test_wrong_credentials_are_reported_at_once(own_server: EmbeddedServer
         "redis://user:x@host:port-is-no-number",
     ],
 )
-def test_a_url_that_is_none_is_refused_without_showing_the_password(url: str) -> None:
+def test_an_invalid_url_is_refused_without_showing_the_password(url: str) -> None:
     with pytest.raises(UsageError, match="can't use the server URL") as caught:
         Store(url)
     assert "redis://" in str(caught.value)
@@ -357,9 +357,7 @@ async def test_a_removed_channel_is_silent(own: Shard, other: Store) -> None:
     assert listener.messages == [(b"two", b"heard")]
 
 
-async def test_after_a_broken_connection_all_channels_are_back_before_the_loss_is_told(
-    own: Shard, other: Store
-) -> None:
+async def test_all_channels_are_subscribed_again_before_the_loss_is_reported(own: Shard, other: Store) -> None:
     listener = Listener(own.store)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listener.subscription.run)
@@ -375,7 +373,7 @@ async def test_after_a_broken_connection_all_channels_are_back_before_the_loss_i
     assert listener.lost == 1
 
 
-async def test_a_server_that_was_away_for_a_while_is_found_again_and_the_loss_is_told(
+async def test_a_server_that_was_away_is_found_again_and_the_loss_is_reported(
     own_server: EmbeddedServer, own: Shard, other: Store
 ) -> None:
     listener = Listener(own.store)

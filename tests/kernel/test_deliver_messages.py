@@ -20,7 +20,7 @@ def child(number: str, parent: str = "p#1", body: bytes = b"input") -> Delivery:
     return Delivery(number, "start", "child", body, workflow="flow", tenant="acme", parent=parent)
 
 
-async def test_messages_go_to_the_inbox_in_order_and_the_last_number_is_the_answer(shard: Shard) -> None:
+async def test_messages_reach_the_inbox_in_order_and_the_last_number_is_answered(shard: Shard) -> None:
     deliveries = [signal("5-1", b"one"), signal("5-2", b"two")]
     assert await shard.do(shard.kernel.deliver_messages(0, 3, deliveries, NOW)) == "5-2"
     assert await shard.inbox() == [
@@ -87,7 +87,7 @@ async def test_a_child_that_its_own_parent_starts_again_is_left_as_it_is(shard: 
     assert len(await shard.inbox()) == 1
 
 
-async def test_an_id_that_belongs_to_a_run_of_another_parent_is_reported_as_taken(shard: Shard) -> None:
+async def test_an_id_of_a_run_of_another_parent_is_reported_as_taken(shard: Shard) -> None:
     await shard.start("child", workflow="other")
     before = await shard.record("child")
     await shard.do(shard.kernel.deliver_messages(0, 3, [child("5-1", body=b"start")], NOW))

@@ -23,7 +23,7 @@ async def test_an_attempt_becomes_an_entry_that_a_worker_reads(shard: Shard) -> 
     assert await queue.places() == {"r1/1": f"{entry} 7 1 wanted"}
 
 
-async def test_what_is_offered_again_changes_nothing(shard: Shard) -> None:
+async def test_an_attempt_that_is_enqueued_twice_changes_nothing(shard: Shard) -> None:
     queue = Partition(shard)
     call = shard.kernel.enqueue_attempts("gpu", 0, 3, [queue.step(), queue.step(seq=2), queue.revoke(seq=2)])
     assert await shard.do(call) == "5-3"
@@ -31,7 +31,7 @@ async def test_what_is_offered_again_changes_nothing(shard: Shard) -> None:
     assert len(await queue.entries()) == 1
 
 
-async def test_an_offer_of_what_is_done_already_is_not_accepted_again(shard: Shard) -> None:
+async def test_an_attempt_that_has_finished_is_not_enqueued_again(shard: Shard) -> None:
     queue = Partition(shard)
     one = queue.step()
     [claim] = await queue.taken(one)
@@ -49,13 +49,13 @@ async def test_each_source_has_its_own_last_number_and_a_higher_epoch_is_newer(s
     assert [entry["run"] for entry in await queue.entries()] == [b"a", b"b", b"c"]
 
 
-async def test_a_newer_attempt_takes_the_place_of_one_that_waits(shard: Shard) -> None:
+async def test_a_newer_attempt_replaces_one_that_waits(shard: Shard) -> None:
     queue = Partition(shard)
     await queue.offer(queue.step(attempt=1), queue.step(attempt=2))
     assert [entry["attempt"] for entry in await queue.entries()] == [b"2"]
 
 
-async def test_a_newer_attempt_takes_the_entry_away_from_the_worker_that_has_the_older_one(shard: Shard) -> None:
+async def test_a_newer_attempt_replaces_one_that_a_worker_has(shard: Shard) -> None:
     queue = Partition(shard)
     [old] = await queue.taken(queue.step(attempt=1))
     await queue.keep(type(old)(old.entry, old.step, b"told"))
@@ -65,13 +65,13 @@ async def test_a_newer_attempt_takes_the_entry_away_from_the_worker_that_has_the
     assert len(await queue.read("two")) == 1
 
 
-async def test_an_older_attempt_is_not_offered_over_a_newer_one(shard: Shard) -> None:
+async def test_an_older_attempt_does_not_replace_a_newer_one(shard: Shard) -> None:
     queue = Partition(shard)
     await queue.offer(queue.step(attempt=2), queue.step(attempt=1))
     assert [entry["attempt"] for entry in await queue.entries()] == [b"2"]
 
 
-async def test_a_step_of_a_run_that_was_started_anew_takes_the_place_of_the_earlier_runs(shard: Shard) -> None:
+async def test_a_step_of_a_run_started_again_replaces_that_of_the_earlier_run(shard: Shard) -> None:
     queue = Partition(shard)
     [old] = await queue.taken(queue.step(attempt=3, created=7))
     await queue.offer(queue.revoke(attempt=3, created=7))

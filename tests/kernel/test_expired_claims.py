@@ -13,7 +13,7 @@ from tests.kernel.support import Shard
 pytestmark = pytest.mark.anyio
 
 
-async def test_an_idle_entry_is_told_with_its_worker_and_the_newest_details(real_shard: Shard) -> None:
+async def test_an_idle_entry_is_reported_with_its_worker_and_the_newest_details(real_shard: Shard) -> None:
     queue = Partition(real_shard)
     one, two = await queue.taken(queue.step(run="a/b", attempt=2, details=b"old"), queue.step(seq=7, details=b"old"))
     await queue.keep(ClaimRef(one.entry, one.step, b"new"))
@@ -23,13 +23,13 @@ async def test_an_idle_entry_is_told_with_its_worker_and_the_newest_details(real
     ]
 
 
-async def test_an_entry_that_was_read_just_now_is_no_dead_one(real_shard: Shard) -> None:
+async def test_an_entry_that_was_read_just_now_has_not_expired(real_shard: Shard) -> None:
     queue = Partition(real_shard)
     await queue.taken(queue.step())
     assert await queue.reap(idle_ms=60_000) == []
 
 
-async def test_what_is_told_once_is_told_again_until_it_is_finished(real_shard: Shard) -> None:
+async def test_an_expired_entry_is_reported_until_it_is_acknowledged(real_shard: Shard) -> None:
     queue = Partition(real_shard)
     [claim] = await queue.taken(queue.step())
     assert await queue.reap() == await queue.reap() != []
@@ -37,19 +37,19 @@ async def test_what_is_told_once_is_told_again_until_it_is_finished(real_shard: 
     assert await queue.reap() == []
 
 
-async def test_at_most_limit_entries_are_told(real_shard: Shard) -> None:
+async def test_at_most_limit_entries_are_reported(real_shard: Shard) -> None:
     queue = Partition(real_shard)
     await queue.taken(*[queue.step(seq=n) for n in range(1, 6)])
     assert [dead.seq for dead in await queue.reap(limit=2)] == [1, 2]
 
 
-async def test_what_waits_for_a_worker_is_not_dead(real_shard: Shard) -> None:
+async def test_an_entry_that_waits_for_a_worker_has_not_expired(real_shard: Shard) -> None:
     queue = Partition(real_shard)
     await queue.offer(queue.step())
     assert await queue.reap() == []
 
 
-async def test_an_entry_that_is_nobodys_any_more_is_cleaned_up(real_shard: Shard) -> None:
+async def test_an_entry_without_a_step_is_cleaned_up(real_shard: Shard) -> None:
     queue = Partition(real_shard)
     [claim] = await queue.taken(queue.step())
     await real_shard.plain("HDEL", queue.keys.steps, claim.step)
@@ -57,7 +57,7 @@ async def test_an_entry_that_is_nobodys_any_more_is_cleaned_up(real_shard: Shard
     assert await queue.is_empty()
 
 
-async def test_a_quiet_consumer_without_entries_is_forgotten_and_one_with_entries_stays(real_shard: Shard) -> None:
+async def test_an_idle_consumer_is_deleted_only_if_it_has_no_entries(real_shard: Shard) -> None:
     queue = Partition(real_shard)
     [claim] = await queue.taken(queue.step(), consumer="gone")
     await queue.taken(queue.step(seq=2), consumer="busy")
@@ -67,7 +67,7 @@ async def test_a_quiet_consumer_without_entries_is_forgotten_and_one_with_entrie
     assert [one[one.index(b"name") + 1] for one in consumers] == [b"busy"]
 
 
-async def test_without_group_or_stream_nobody_is_dead(real_shard: Shard) -> None:
+async def test_without_group_or_stream_nothing_has_expired(real_shard: Shard) -> None:
     assert await Partition(real_shard).reap() == []
     assert await real_shard.key_names() == []
 

@@ -11,7 +11,7 @@ from tests.kernel.support import Shard, until
 pytestmark = pytest.mark.anyio
 
 
-async def test_an_entry_that_is_kept_begins_a_new_idle_time(real_shard: Shard) -> None:
+async def test_extending_a_claim_restarts_its_idle_time(real_shard: Shard) -> None:
     queue = Partition(real_shard)
     [claim] = await queue.taken(queue.step())
 
@@ -31,7 +31,7 @@ async def test_each_claim_has_its_letter_in_order(shard: Shard) -> None:
     assert await queue.keep(one, two, three) == "krl"
 
 
-async def test_what_the_step_told_last_is_kept_and_nothing_new_keeps_it(shard: Shard) -> None:
+async def test_the_last_heartbeat_details_are_kept_until_there_are_newer_ones(shard: Shard) -> None:
     queue = Partition(shard)
     [claim] = await queue.taken(queue.step())
     await queue.keep(ClaimRef(claim.entry, claim.step, b"half"))

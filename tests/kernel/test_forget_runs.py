@@ -77,7 +77,7 @@ async def test_an_open_run_stays(shard: Shard, status: str) -> None:
     assert await shard.assert_changes_nothing(await forget(shard, "r1")) == 0
 
 
-async def test_a_run_that_was_started_anew_under_the_same_id_stays(shard: Shard) -> None:
+async def test_a_run_that_was_started_again_under_the_same_id_stays(shard: Shard) -> None:
     await shard.take()
     header = await ended(shard, "r1")
     call = shard.kernel.forget_runs(0, [("r1", header)])

@@ -294,7 +294,7 @@ def test_every_verb_has_one_file_one_method_and_one_test_file_of_its_name() -> N
     assert methods == files == tests == set(VERBS)
 
 
-def test_verbs_that_bring_new_work_are_the_only_ones_refused_when_memory_is_short() -> None:
+def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> None:
     first_lines = {name: path_of(name).read_text().split("\n", 1)[0] for name in VERBS}
     assert {name for name, line in first_lines.items() if line == "#!lua"} == {
         "start_runs",

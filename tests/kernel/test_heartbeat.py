@@ -9,19 +9,19 @@ from tests.kernel.support import Shard
 pytestmark = pytest.mark.anyio
 
 
-async def test_each_beat_answers_with_the_beats_of_all_members(shard: Shard) -> None:
+async def test_each_heartbeat_answers_with_those_of_all_members(shard: Shard) -> None:
     assert await shard.do(shard.kernel.heartbeat("one", b"1")) == {"one": b"1"}
     assert await shard.do(shard.kernel.heartbeat("two", b"\x00\xff")) == {"one": b"1", "two": b"\x00\xff"}
     assert await shard.do(shard.kernel.heartbeat("one", b"2")) == {"one": b"2", "two": b"\x00\xff"}
 
 
-async def test_the_same_beat_again_changes_nothing(shard: Shard) -> None:
+async def test_the_same_heartbeat_again_changes_nothing(shard: Shard) -> None:
     beat = shard.kernel.heartbeat("one", b"1")
     first = await shard.do(beat)
     assert await shard.assert_changes_nothing(beat) == first
 
 
-async def test_an_empty_beat_takes_the_member_off(shard: Shard) -> None:
+async def test_an_empty_heartbeat_removes_the_member(shard: Shard) -> None:
     await shard.do(shard.kernel.heartbeat("one", b"1"))
     await shard.do(shard.kernel.heartbeat("two", b"1"))
     off = shard.kernel.heartbeat("one", b"")
@@ -29,14 +29,14 @@ async def test_an_empty_beat_takes_the_member_off(shard: Shard) -> None:
     assert await shard.assert_changes_nothing(off) == {"two": b"1"}
 
 
-async def test_a_member_that_stands_still_is_dropped(shard: Shard) -> None:
+async def test_a_member_whose_heartbeat_does_not_change_is_removed(shard: Shard) -> None:
     for member in ("one", "two", "three"):
         await shard.do(shard.kernel.heartbeat(member, b"7"))
     dead = [("two", b"7"), ("three", b"7"), ("unknown", b"7")]
     assert await shard.do(shard.kernel.heartbeat("one", b"8", dead)) == {"one": b"8"}
 
 
-async def test_a_member_that_moved_after_all_stays(shard: Shard) -> None:
+async def test_a_member_whose_heartbeat_changed_after_all_stays(shard: Shard) -> None:
     await shard.do(shard.kernel.heartbeat("two", b"8"))
     assert await shard.do(shard.kernel.heartbeat("one", b"1", [("two", b"7")])) == {"one": b"1", "two": b"8"}
 

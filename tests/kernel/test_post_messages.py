@@ -62,7 +62,8 @@ async def test_the_next_number_and_other_clients_are_new_posts(shard: Shard) -> 
     assert [body for _, _, body in await inbox_of_posts(shard)] == [b"one 1", b"one 2", b"two 1"]
 
 
-async def test_numbers_beyond_the_precision_of_a_double_are_not_needed_up_to_2_to_the_53(shard: Shard) -> None:
+async def test_numbers_are_exact_up_to_2_to_the_53(shard: Shard) -> None:
+    """Lua's numbers are doubles."""
     await shard.start("r1")
     message = Message("signal", "r1", b"")
     for number in (2**53 - 2, 2**53 - 1):

@@ -36,12 +36,13 @@ async def test_a_run_that_does_not_exist_refuses_it(shard: Shard) -> None:
 
 
 @pytest.mark.parametrize("created", [NOW - 1, NOW + 1, 0])
-async def test_a_run_that_was_started_anew_under_the_id_refuses_it(shard: Shard, created: int) -> None:
+async def test_a_run_that_was_started_again_under_the_id_refuses_it(shard: Shard, created: int) -> None:
     await shard.start("r1")
     assert await shard.assert_changes_nothing(shard.kernel.report_outcome(0, "r1", created, b"x")) == "m"
 
 
-async def test_sent_again_it_is_one_more_message_which_the_attempt_inside_makes_harmless(shard: Shard) -> None:
+async def test_an_outcome_that_is_sent_again_is_one_more_message(shard: Shard) -> None:
+    """Harmless: the attempt number inside it drops it later."""
     await shard.start("r1")
     complete = shard.kernel.report_outcome(0, "r1", NOW, b"attempt 1")
     assert [await shard.do(complete), await shard.do(complete)] == ["a", "a"]

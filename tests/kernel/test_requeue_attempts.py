@@ -26,7 +26,7 @@ async def test_another_worker_reads_the_same_attempt_with_the_newest_details(sha
     assert await queue.keep(ClaimRef(first, "r1/1"), consumer="two") == "k"
 
 
-async def test_handed_back_twice_is_one_entry(shard: Shard) -> None:
+async def test_an_attempt_that_is_requeued_twice_is_one_entry(shard: Shard) -> None:
     queue = Partition(shard)
     [claim] = await queue.taken(queue.step())
     call = shard.kernel.requeue_attempts("gpu", 0, "one", [claim])
@@ -42,7 +42,7 @@ async def test_a_revoked_entry_is_taken_off_instead(shard: Shard) -> None:
     assert await queue.is_empty()
 
 
-async def test_what_another_worker_has_is_not_handed_back(shard: Shard) -> None:
+async def test_an_entry_of_another_worker_is_not_requeued(shard: Shard) -> None:
     queue = Partition(shard)
     [claim] = await queue.taken(queue.step(), consumer="other")
     assert await shard.assert_changes_nothing(shard.kernel.requeue_attempts("gpu", 0, "one", [claim])) == 0

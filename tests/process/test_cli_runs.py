@@ -512,7 +512,7 @@ def test_a_missing_run_is_exit_code_1(cli: Cli, arguments: list[str]) -> None:
     assert done.err.startswith("error: there is no run no-such-run")
 
 
-def test_views_can_be_counted_again(cli: Cli) -> None:
+def test_views_can_be_rebuilt(cli: Cli) -> None:
     assert cli("enqueue", "echo", "--input", "1", "--wait").code == 0
     until(lambda: "runs" in cli("status", "--json").json["views"], "the views are there")
     assert cli("views", "rebuild", "--json").json["shards"] == 16

@@ -118,7 +118,7 @@ async def test_a_daemon_that_was_paused_without_work_learns_that_it_was_replaced
         await check(made, journal, 100)
 
 
-async def test_a_commit_of_a_paused_daemon_that_arrives_after_the_takeover_is_refused(
+async def test_a_commit_that_arrives_after_the_takeover_is_refused(
     embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, journal: Path
 ) -> None:
     port = int(embedded_server.url.rpartition(":")[2].rstrip("/"))
@@ -168,7 +168,7 @@ async def test_a_commit_whose_answer_is_lost_takes_effect_once(
         await proxy.stop()
 
 
-async def test_a_killed_server_that_comes_back_with_its_append_only_file_loses_nothing(
+async def test_a_killed_server_that_restarts_with_its_aof_loses_nothing(
     namespace: str, tmp_path: Path, journal: Path
 ) -> None:
     server = EmbeddedServer(tmp_path / "data", appendfsync="everysec")

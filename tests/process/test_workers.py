@@ -91,7 +91,7 @@ async def test_steps_run_in_worker_processes_with_the_console_script_and_a_file(
         assert pid not in (os.getpid(), worker.pid)
 
 
-async def test_a_file_that_has_the_name_of_another_module_can_have_steps_in_processes(
+async def test_a_file_named_like_another_module_can_have_steps_in_processes(
     embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, start_worker: Start
 ) -> None:
     file = tmp_path / "types.py"  # the standard library has one
@@ -102,7 +102,7 @@ async def test_a_file_that_has_the_name_of_another_module_can_have_steps_in_proc
         assert total == 9
 
 
-async def test_a_step_of_a_killed_worker_runs_again_at_another_one_and_knows_what_was_told(
+async def test_a_step_of_a_killed_worker_runs_again_with_its_heartbeat_details(
     embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, start_worker: Start
 ) -> None:
     file = tmp_path / "step"
@@ -121,7 +121,7 @@ async def test_a_step_of_a_killed_worker_runs_again_at_another_one_and_knows_wha
         assert (lost.failure.kind, f"-{victim.pid}-" in lost.failure.message) == ("WorkerLost", True)
 
 
-async def test_a_paused_worker_is_given_up_and_its_late_outcome_changes_nothing(
+async def test_a_paused_worker_is_considered_dead_and_its_late_outcome_dropped(
     embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, start_worker: Start
 ) -> None:
     file = tmp_path / "step"
@@ -149,7 +149,7 @@ async def _logged(worker: ServingProcess, text: str) -> bool:
     return worker.logged(text)
 
 
-async def test_sigterm_hands_back_what_does_not_finish_in_time(
+async def test_sigterm_returns_steps_that_do_not_finish_in_time_to_the_queue(
     embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, start_worker: Start
 ) -> None:
     file = tmp_path / "step"
@@ -191,9 +191,8 @@ async def test_cancelling_a_run_reaches_a_thread_of_a_worker_process(
         await until(lambda: there(tmp_path / "step.stopped"), "the step noticed")
 
 
-async def test_a_worker_waits_for_the_namespace_and_survives_a_server_that_lost_everything(
-    namespace: str, tmp_path: Path
-) -> None:
+async def test_a_worker_survives_a_server_that_lost_everything(namespace: str, tmp_path: Path) -> None:
+    """Before that it waits for a namespace that does not exist yet."""
     async with EmbeddedServer(memory=True) as server:
         log = tmp_path / "worker.log"
         command = ("worker", "--app", f"{FLOWS}:app", "--queue", "gpu")
@@ -212,9 +211,7 @@ async def test_a_worker_waits_for_the_namespace_and_survives_a_server_that_lost_
             await worker.end()
 
 
-async def test_workers_that_outlive_a_long_outage_of_the_server_are_not_taken_for_dead(
-    namespace: str, tmp_path: Path
-) -> None:
+async def test_workers_are_not_considered_dead_after_a_long_server_outage(namespace: str, tmp_path: Path) -> None:
     server = EmbeddedServer(tmp_path / "data", appendfsync="everysec")
     await server.start()
     command = ("worker", "--app", f"{FLOWS}:app", "--queue", "gpu", "--worker-timeout", "1")

@@ -148,7 +148,7 @@ async def test_a_timeout_says_that_the_answer_may_still_come(client: sf.Client, 
     assert client._waiter._all_waiting() == []
 
 
-async def test_an_answer_whose_news_is_lost_is_found_by_the_sweep(client: sf.Client, owner: Owner) -> None:
+async def test_an_answer_whose_notification_is_lost_is_found_by_the_sweep(client: sf.Client, owner: Owner) -> None:
     run = await client.start(cinema)
     asking = asyncio.create_task(run.ask("reserve"))
     await owner.asked(run.id)

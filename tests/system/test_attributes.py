@@ -38,7 +38,7 @@ async def found(client: sf.Client, **filters: Any) -> list[str]:
     return [run.id for run in await client.runs(**filters)]
 
 
-async def test_retention_takes_ended_runs_off_their_attributes(serve: Serve) -> None:
+async def test_retention_removes_ended_runs_from_their_attributes_listings(serve: Serve) -> None:
     async with serve(app, retention=0.001) as (client, daemon):
         run = await client.start(basket, id="b")
         await run.signal("close")
@@ -54,7 +54,7 @@ async def test_retention_takes_ended_runs_off_their_attributes(serve: Serve) -> 
     assert await client.store.one(Call.plain("EXISTS", listing)) == 0
 
 
-async def test_a_run_without_attributes_has_a_header_of_eight_words(serve: Serve) -> None:
+async def test_a_run_without_attributes_has_a_header_of_eight_fields(serve: Serve) -> None:
     """Only runs that use attributes pay for them."""
     async with serve(app) as (client, _):
         run = await client.start(careless)

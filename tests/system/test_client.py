@@ -297,7 +297,7 @@ async def test_waiting_survives_the_loss_of_all_connections(client: Client, owne
     assert await asyncio.gather(*waits) == [1.0] * 20
 
 
-async def test_shards_that_nobody_waits_on_are_let_go(client: Client, owner: Owner) -> None:
+async def test_shards_that_nobody_waits_on_are_unsubscribed(client: Client, owner: Owner) -> None:
     run = await client.start(price, Order("tea"))
     await owner.complete(run.id, 1.0)
     await run.result()
@@ -345,7 +345,7 @@ async def test_closing_ends_all_waiting(embedded_server: EmbeddedServer, namespa
             await call
 
 
-async def test_a_server_that_is_gone_is_an_error_after_the_patience() -> None:
+async def test_an_unreachable_server_is_an_error_after_the_patience() -> None:
     client = Client(Store("redis://127.0.0.1:1", patience=0.05), "default")
     with pytest.raises(StoreUnavailable):
         await client.start(other)

@@ -52,7 +52,7 @@ async def _balance_is(run: sf.Run[int], balance: int) -> bool:
     return await run.read("balance", int) == balance
 
 
-async def test_the_record_begins_anew_and_the_run_goes_on_with_what_it_took_along(serve: Serve) -> None:
+async def test_the_record_begins_again_with_the_attributes_and_values(serve: Serve) -> None:
     async with serve(app) as (client, _):
         run = await client.start(account, 0, id="a")
         await reduced(client, "a")

@@ -212,7 +212,7 @@ async def test_a_saga_is_undone_once_and_in_reverse(serve: Serve) -> None:
     assert list(log) == ["flight booked", "hotel booked", "hotel cancelled", "flight cancelled"]
 
 
-async def test_a_cancel_is_cleaned_up_after(serve: Serve) -> None:
+async def test_a_cancelled_run_cleans_up(serve: Serve) -> None:
     log.clear()
     run = await started(serve, "cleans_up")
     async with serve(app, crash=True, **QUICK) as (_, daemon):
@@ -226,7 +226,7 @@ async def test_a_cancel_is_cleaned_up_after(serve: Serve) -> None:
     assert (await names_of(run))[-1] == "RunCancelled"
 
 
-async def test_children_and_what_becomes_of_them(serve: Serve, client: sf.Client) -> None:
+async def test_children_and_what_happens_to_them_at_the_end(serve: Serve, client: sf.Client) -> None:
     run = await started(serve, "family")
     await live_on(serve, app, run)
     result, failure = await run.result(1)
@@ -239,7 +239,7 @@ async def test_children_and_what_becomes_of_them(serve: Serve, client: sf.Client
         assert await abandoned.result(10) == "still here"
 
 
-async def test_a_run_that_lives_on_under_its_id(serve: Serve, client: sf.Client) -> None:
+async def test_a_run_that_continues_as_new(serve: Serve, client: sf.Client) -> None:
     run = await started(serve, "entity", 0)
     for amount in (1, 2, 3, 4, 5, 0):
         await run.signal("deposit", amount)

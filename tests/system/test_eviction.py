@@ -40,7 +40,7 @@ async def busy() -> None:
     await sf.signal("never")
 
 
-async def test_a_run_that_was_put_out_of_memory_sees_the_same(serve: Serve) -> None:
+async def test_an_evicted_run_sees_the_same_time_ids_and_numbers(serve: Serve) -> None:
     async with serve(app, cache=1, shards=1) as (client, daemon):
         run = await client.start(drawing)
         await happened(run, StepCompleted)

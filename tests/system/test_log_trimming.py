@@ -90,7 +90,7 @@ async def test_a_rebuild_from_a_trimmed_log_is_exact(serve: Serve) -> None:
     assert [await view(client, name) for name in ("runs", "run_durations", "step_durations")] == before
 
 
-async def test_a_takeover_counts_on_from_a_trimmed_log(serve: Serve) -> None:
+async def test_a_takeover_goes_on_counting_from_a_trimmed_log(serve: Serve) -> None:
     async with serve(app, shards=1, log_entries=KEEP, crash=True) as (client, _):
         await rounds(client, 6)
     async with serve(app, shards=1, log_entries=KEEP):

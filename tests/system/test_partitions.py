@@ -35,7 +35,7 @@ async def test_by_run_the_runs_of_a_tenant_are_spread_over_all_shards(serve: Ser
         assert len(await client.runs(tenant="acme", limit=1000)) == 100
 
 
-async def test_by_tenant_a_tenants_runs_share_a_shard_and_its_name_leads_their_ids(serve: Serve) -> None:
+async def test_by_tenant_a_tenants_runs_share_a_shard_and_a_prefix(serve: Serve) -> None:
     async with serve(app, partition=Partition.TENANT) as (client, _):
         run = await client.start(tree, 20, id="invoice-17", tenant="acme")
         assert run.id == "acme/invoice-17"

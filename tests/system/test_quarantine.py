@@ -94,7 +94,7 @@ async def set_aside(client: sf.Client, keys: ShardKeys, count: int = 1) -> list[
 
 
 @pytest.mark.parametrize("what", GARBAGE)
-async def test_garbage_in_an_inbox_is_set_aside_and_the_shard_goes_on(serve: Serve, what: str) -> None:
+async def test_garbage_in_an_inbox_is_quarantined_and_the_shard_goes_on(serve: Serve, what: str) -> None:
     fields, reason = GARBAGE[what]
     async with serve(app, shards=1) as (client, _):
         keys = client.keys.shard(0)
@@ -132,7 +132,8 @@ async def test_a_forged_start_of_a_run_that_exists_does_it_no_harm(serve: Serve,
         await set_aside(client, client.keys.shard(0))
 
 
-async def test_a_run_whose_input_was_spoilt_on_the_way_fails_and_is_not_waited_for_in_vain(serve: Serve) -> None:
+async def test_a_run_whose_input_was_corrupted_on_the_way_fails(serve: Serve) -> None:
+    """So nobody waits for it in vain."""
     async with serve(app, shards=1) as (client, _):
         keys = client.keys.shard(0)
     run = await client.start(listens)
@@ -155,7 +156,7 @@ async def test_a_forged_start_does_not_swallow_the_signals_beside_it(serve: Serv
         assert await run.result(10) == "on"
 
 
-async def test_messages_for_a_run_whose_record_is_of_a_wrong_type_are_set_aside(serve: Serve) -> None:
+async def test_messages_for_a_run_whose_record_has_a_wrong_type_are_quarantined(serve: Serve) -> None:
     async with serve(app, shards=1) as (client, _):
         keys = client.keys.shard(0)
         await client.store.one(Call.plain("SET", keys.run("r"), "what is this"))
@@ -168,7 +169,7 @@ async def test_messages_for_a_run_whose_record_is_of_a_wrong_type_are_set_aside(
 
 
 @pytest.mark.parametrize("element", [0, 2], ids=["header", "history"])
-async def test_messages_for_a_run_whose_record_is_garbage_are_set_aside(serve: Serve, element: int) -> None:
+async def test_messages_for_a_run_whose_record_is_garbage_are_quarantined(serve: Serve, element: int) -> None:
     async with serve(app, shards=1) as (client, _):
         run = await client.start(listens, id="r")
         await reduced(client, "r")
@@ -185,7 +186,7 @@ async def test_messages_for_a_run_whose_record_is_garbage_are_set_aside(serve: S
         assert await run.result(10) == "repaired"
 
 
-async def test_a_value_that_is_no_text_is_skipped_by_a_reducer(serve: Serve) -> None:
+async def test_a_value_that_is_not_utf_8_is_skipped_by_a_reducer(serve: Serve) -> None:
     async with serve(app, shards=1) as (client, _):
         run = await client.start(remembers, id="r")
         await reduced(client, "r")
@@ -214,7 +215,7 @@ async def test_an_outbox_entry_that_is_garbage_is_dropped_and_the_others_go(serv
         await until(empty)
 
 
-async def test_a_whole_inbox_of_garbage_is_worked_off(serve: Serve) -> None:
+async def test_an_inbox_full_of_garbage_is_emptied(serve: Serve) -> None:
     async with serve(app, shards=1) as (client, _):
         keys = client.keys.shard(0)
         for _ in range(20):

@@ -126,7 +126,7 @@ async def test_steps_wait_for_a_worker_that_comes_later(serve: Serve, work: Work
             assert [await run.result(timeout=DEADLINE) for run in runs] == ["attempt 1"] * 20
 
 
-async def test_a_worker_takes_no_more_than_it_has_room_for(serve: Serve, work: Work) -> None:
+async def test_a_worker_takes_no_more_steps_than_its_concurrency(serve: Serve, work: Work) -> None:
     gate = Gate()
     async with serve(gate.app) as (client, _):
         runs = [await client.start(gate.waits) for _ in range(10)]
@@ -139,7 +139,7 @@ async def test_a_worker_takes_no_more_than_it_has_room_for(serve: Serve, work: W
             assert [await run.result(timeout=DEADLINE) for run in runs] == ["attempt 1"] * 10
 
 
-async def test_what_comes_beyond_the_room_at_one_moment_is_given_back(
+async def test_entries_beyond_the_capacity_are_returned_to_the_queue(
     serve: Serve, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def nothing(*_: object) -> bool:
@@ -175,7 +175,7 @@ async def test_a_step_that_takes_too_long_is_stopped_at_the_worker(serve: Serve,
         await queue_is_empty(client)
 
 
-async def test_a_step_that_the_worker_does_not_know_is_tried_again_elsewhere(serve: Serve, work: Work) -> None:
+async def test_a_step_that_the_worker_does_not_know_is_retried_elsewhere(serve: Serve, work: Work) -> None:
     gate = Gate(sf.Retry(attempts=1000, initial=0.01, factor=1.0))
     gate.go.set()
     async with serve(gate.app) as (client, _), work(app):
@@ -187,7 +187,7 @@ async def test_a_step_that_the_worker_does_not_know_is_tried_again_elsewhere(ser
             assert (await run.result(timeout=DEADLINE)).startswith("attempt")
 
 
-async def test_a_worker_whose_threads_do_not_come_back_leaves_the_work_to_others(serve: Serve, work: Work) -> None:
+async def test_a_worker_whose_threads_hang_leaves_the_work_to_others(serve: Serve, work: Work) -> None:
     hanging, go = sf.App(), threading.Event()
     begun: list[int] = []
 
@@ -239,7 +239,7 @@ async def test_a_step_in_a_thread_asks_whether_it_is_cancelled(serve: Serve, wor
         await queue_is_empty(client)
 
 
-async def test_cancelling_a_run_takes_a_step_that_nobody_has_off_the_queue(serve: Serve) -> None:
+async def test_cancelling_a_run_removes_its_waiting_step_from_the_queue(serve: Serve) -> None:
     gate = Gate()
     async with serve(gate.app) as (client, _):
         run = await client.start(gate.waits)
@@ -249,7 +249,7 @@ async def test_cancelling_a_run_takes_a_step_that_nobody_has_off_the_queue(serve
         assert gate.begun == []
 
 
-async def test_a_run_that_is_started_anew_under_its_id_gets_its_own_steps(serve: Serve, work: Work) -> None:
+async def test_a_run_that_is_started_again_under_its_id_gets_its_own_steps(serve: Serve, work: Work) -> None:
     gate = Gate()
     async with serve(gate.app) as (client, _), work(gate.app, worker_timeout=3600):
         first = await client.start(gate.waits, id="again")
@@ -272,7 +272,7 @@ async def test_a_run_that_is_started_anew_under_its_id_gets_its_own_steps(serve:
         await queue_is_empty(client)
 
 
-async def test_outcomes_that_a_broken_shard_refuses_wait_and_hold_up_no_others(
+async def test_outcomes_that_a_broken_shard_refuses_do_not_delay_others(
     serve: Serve, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streamflow.worker.claims.REPORTS", 1)  # one refused outcome fills a pipeline
@@ -320,7 +320,7 @@ async def test_a_partition_of_a_queue_that_cannot_be_read_stops_no_other(
 # --- deaths -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_step_of_a_dead_worker_runs_again_elsewhere_with_what_it_told(serve: Serve, work: Work) -> None:
+async def test_a_step_of_a_dead_worker_runs_again_with_its_heartbeat_details(serve: Serve, work: Work) -> None:
     gate = Gate()
     async with serve(gate.app) as (client, _):
         run = await client.start(gate.waits, 10)
@@ -351,9 +351,8 @@ async def test_a_step_that_kills_its_workers_fails_in_the_end(serve: Serve, work
         assert (failed.attempt, failed.failure.kind, len(gate.begun)) == (3, "WorkerLost", 3)
 
 
-async def test_a_worker_that_was_silent_stops_its_step_and_its_late_outcome_changes_nothing(
-    serve: Serve, work: Work
-) -> None:
+async def test_a_worker_considered_dead_stops_its_step(serve: Serve, work: Work) -> None:
+    """Its late outcome is dropped."""
     gate = Gate()
     async with serve(gate.app) as (client, _), work(gate.app, worker_timeout=3600, concurrency=1) as silent:
         run = await client.start(gate.waits)
@@ -381,7 +380,7 @@ async def test_a_worker_that_was_silent_stops_its_step_and_its_late_outcome_chan
         assert [event.attempt for event in await events_of(run) if isinstance(event, StepCompleted)] == [2]
 
 
-async def test_a_worker_that_is_stopped_hands_back_what_does_not_finish_in_time(serve: Serve, work: Work) -> None:
+async def test_a_stopped_worker_returns_steps_that_do_not_finish_in_time(serve: Serve, work: Work) -> None:
     gate = Gate()
     async with serve(gate.app) as (client, _):
         run = await client.start(gate.waits, 10)
@@ -395,7 +394,7 @@ async def test_a_worker_that_is_stopped_hands_back_what_does_not_finish_in_time(
         assert "StepRetrying" not in await names_of(run)
 
 
-async def test_a_worker_that_is_stopped_lets_its_steps_finish(serve: Serve, work: Work) -> None:
+async def test_a_stopped_worker_lets_its_steps_finish(serve: Serve, work: Work) -> None:
     gate = Gate()
     async with serve(gate.app) as (client, _):
         run = await client.start(gate.waits)
@@ -407,9 +406,10 @@ async def test_a_worker_that_is_stopped_lets_its_steps_finish(serve: Serve, work
         assert (gate.begun, gate.stopped) == ([1], [])
 
 
-async def test_an_outcome_that_was_handed_in_by_a_worker_that_died_before_it_took_the_entry_off_counts_once(
+async def test_an_outcome_counts_once_when_the_worker_dies_before_acknowledging(
     serve: Serve, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It has reported the outcome, and the entry is still in the queue."""
     handed_in = anyio.Event()
 
     async def dies(self: Claims, claims: list[Any]) -> None:

@@ -70,7 +70,7 @@ async def test_a_run_that_is_open_is_replayed_as_far_as_it_got(serve: Serve) -> 
             await run.result(10)
 
 
-async def test_a_reducer_s_snapshot_is_exported_with_it(serve: Serve) -> None:
+async def test_a_reducers_history_is_exported_with_its_snapshot(serve: Serve) -> None:
     async with serve(app) as (client, _):
         run = await client.start(tally, None, id="tally-1")
         await run.signal("add", 3)

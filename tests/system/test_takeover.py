@@ -118,7 +118,7 @@ async def test_many_runs_on_many_shards_survive_two_deaths(serve: Serve) -> None
     assert all(result == EXPECTED for result in results)
 
 
-async def test_the_others_take_over_while_the_dead_ones_shards_are_theirs_to_take(serve: Serve) -> None:
+async def test_other_daemons_take_over_the_shards_of_a_dead_one(serve: Serve) -> None:
     async with serve(app, shards=MANY) as (client, survivor):
         async with serve(app, shards=MANY, crash=True) as (_, victim):
             await until(lambda: _shared(survivor, victim))

@@ -15,6 +15,7 @@ HELPERS = {"tests.guide", "tests.guide.conftest", "tests.support.waiting"}
 """What the manual may import of the tests: conftest.py starts daemons and workers, waiting.py is public API itself."""
 INTERNALS = {"store", "kernel", "keys", "read_namespace"}
 """Attributes of a client that are not its public API."""
+LONGEST_NAME = 70
 
 
 def name_of(file: Path) -> str:
@@ -40,3 +41,11 @@ def test_the_guide_uses_the_public_api_only(file: Path) -> None:
             private = node.attr.startswith("_") and not node.attr.endswith("__") and owner != "os"
             assert not private, f"line {node.lineno}: {node.attr} is private"
             assert owner != "client" or node.attr not in INTERNALS, f"line {node.lineno}: client.{node.attr}"
+
+
+@pytest.mark.parametrize("file", sorted(TESTS.rglob("test_*.py")), ids=name_of)
+def test_names_of_tests_have_at_most_seventy_characters(file: Path) -> None:
+    """The name says the behaviour; details belong into a docstring."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    names = [node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, functions)]
+    assert [name for name in names if name.startswith("test_") and len(name) > LONGEST_NAME] == []

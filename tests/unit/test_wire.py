@@ -55,7 +55,7 @@ def test_an_ask_has_its_id_its_name_and_its_value_as_bytes() -> None:
     assert (decoded.id, decoded.name, plain(decoded.value)) == ("0123456789abcdef" * 2, "reserve", {"seats": 2})
 
 
-def test_to_terminate_is_to_cancel_without_asking() -> None:
+def test_terminate_is_a_cancel_without_clean_up() -> None:
     assert decode_message(of_kind("terminate", pack("why")), None) == CancelRequested("why", terminate=True)
 
 
@@ -86,7 +86,7 @@ def test_a_cancel_has_a_reason_and_an_outcome_is_an_outcome() -> None:
         (of_kind("start", b"\x90"), "a start without a header"),
     ],
 )
-def test_what_nothing_can_be_made_of_has_a_reason(message: InboxMessage, reason: str) -> None:
+def test_an_unreadable_message_has_a_reason(message: InboxMessage, reason: str) -> None:
     with pytest.raises(BadMessage, match=reason.replace("(", r"\(")):
         decode_message(message, None)
 
@@ -115,6 +115,6 @@ def test_a_start_from_the_outbox_is_taken_apart_and_others_go_as_they_are() -> N
 
 
 @given(st.binary())
-def test_a_spoilt_start_from_the_outbox_raises_a_decoding_error(body: bytes) -> None:
+def test_a_corrupt_start_from_the_outbox_raises_a_decoding_error(body: bytes) -> None:
     with contextlib.suppress(DECODE_ERRORS):
         to_delivery("7-1", "start", "r", body)

@@ -94,7 +94,7 @@ def test_the_version() -> None:
     assert invoke("--version").output == f"streamflow {__version__}\n"
 
 
-def test_the_group_and_its_help_load_neither_the_server_s_client_nor_the_screen() -> None:
+def test_help_imports_neither_the_servers_client_nor_the_screen() -> None:
     """What `--help` costs beyond `import streamflow` itself."""
     code = (
         "import sys, streamflow; before = set(sys.modules); from streamflow.cli import cli; "

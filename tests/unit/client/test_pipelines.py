@@ -74,7 +74,7 @@ async def test_a_lone_call_leaves_at_once() -> None:
     assert await future == b""
 
 
-async def test_at_most_four_pipelines_are_on_their_way_and_the_rest_waits_for_one() -> None:
+async def test_at_most_four_pipelines_are_in_flight_and_the_rest_waits() -> None:
     store = FakeStore()
     store.gate.clear()
     batcher = batcher_on(store)
@@ -135,7 +135,7 @@ async def test_a_refused_call_fails_only_its_own_callers() -> None:
 
 
 @pytest.mark.parametrize("verb", ["start_runs", "peek_runs", "post_messages"])
-async def test_one_that_spoils_a_shared_call_is_parted_from_the_others(verb: str) -> None:
+async def test_a_run_that_fails_a_shared_call_is_separated_from_the_others(verb: str) -> None:
     class Spoiled(FakeStore):
         def answer(self, call: Call[Any]) -> Any:
             return StoreError("WRONGTYPE") if any("bad" in key for key in call.keys) else super().answer(call)
@@ -153,7 +153,7 @@ async def test_one_that_spoils_a_shared_call_is_parted_from_the_others(verb: str
     assert len(store.scripts) == 5
 
 
-async def test_without_a_server_all_callers_hear_of_it() -> None:
+async def test_without_a_server_all_callers_get_the_error() -> None:
     class Gone(FakeStore):
         async def send(self, calls: Sequence[Call[Any]]) -> list[Any]:
             raise StoreUnavailable("no answer")
@@ -163,7 +163,8 @@ async def test_without_a_server_all_callers_hear_of_it() -> None:
     assert [type(answer) for answer in answers] == [StoreUnavailable] * 3
 
 
-async def test_a_cancelled_caller_disturbs_nobody_and_is_not_sent_if_it_still_waited() -> None:
+async def test_a_cancelled_caller_affects_no_other() -> None:
+    """If its call still waited, it is not sent."""
     store = FakeStore()
     batcher = batcher_on(store)
     gone, stays = batcher.start(0, start("gone")), batcher.start(0, start("stays"))

@@ -97,7 +97,7 @@ def kinds_in(batch: ShardBatch, number: int = 0) -> list[str]:
 # --- steps of queues --------------------------------------------------------------------------------------------------
 
 
-def test_an_attempt_for_a_queue_is_in_the_outbox_of_the_commit_that_decided_it() -> None:
+def test_an_attempt_for_a_queue_is_in_the_outbox_of_its_commit() -> None:
     shard = owned()
     put(shard, start("1-0", "r", "queueing", 5))
     batch = batch_of(shard)
@@ -109,7 +109,7 @@ def test_an_attempt_for_a_queue_is_in_the_outbox_of_the_commit_that_decided_it()
     assert batch.batch.plans == []  # nothing of the run is in flight at the owner
 
 
-def test_a_retry_of_a_queued_step_carries_what_the_attempt_before_told() -> None:
+def test_a_retry_of_a_queued_step_carries_the_earlier_heartbeat_details() -> None:
     shard = owned()
     put(shard, start("1-0", "r", "queueing", 5))
     applied(batch_of(shard))
@@ -182,7 +182,8 @@ def test_the_agenda_says_in_flight_or_when_due_or_nothing() -> None:
     assert batch_of(shard).batch.plans == [("in-step", IN_FLIGHT), ("asleep", NOW + 5000)]
 
 
-def test_a_plan_that_stays_the_same_is_not_written_again_and_an_ended_run_leaves_the_agenda() -> None:
+def test_an_unchanged_plan_is_not_written_again() -> None:
+    """An ended run leaves the agenda."""
     shard = owned()
     put(shard, start("1-0", "r", "sleeping", 5))
     applied(batch_of(shard))
@@ -231,7 +232,7 @@ def test_what_was_delivered_is_deleted_with_the_next_commit() -> None:
     assert shard.sent == ["7-1", "7-2"], "until the commit is accepted"
 
 
-def test_news_are_of_ended_runs_and_large_results_are_left_out() -> None:
+def test_notifications_are_of_ended_runs_without_large_results() -> None:
     shard = owned()
     put(
         shard,
@@ -252,7 +253,7 @@ def test_nothing_at_all_is_an_empty_batch() -> None:
 # --- what goes wrong ------------------------------------------------------------------------------------------------
 
 
-def test_a_message_for_a_run_that_is_not_there_is_done_with() -> None:
+def test_a_message_for_a_run_that_does_not_exist_is_dropped() -> None:
     shard = owned()
     put(shard, signal("1-0", "gone", "item"))
     batch = batch_of(shard)
@@ -399,7 +400,7 @@ def test_published_values_are_put_with_the_transition() -> None:
     assert decide(shard).batch.puts == []
 
 
-def test_answers_are_put_and_told_beside_the_runs_that_end() -> None:
+def test_answers_are_stored_and_notified_beside_the_runs_that_end() -> None:
     shard = owned()
     answers = [AskAnswered("0" * 32, "may I", raw(True)), AskAnswered("1" * 32, "what", raw("x" * 5000))]
     put(shard, start("1-1", "q", "quick", 1))
@@ -413,13 +414,13 @@ def test_answers_are_put_and_told_beside_the_runs_that_end() -> None:
     assert news == [(f"?{'0' * 32}", pack(answers[0])), (f"?{'1' * 32}", b"")], "a large one is fetched"
 
 
-def test_an_answer_is_told_before_the_end_of_its_run() -> None:
+def test_an_answer_is_notified_before_the_end_of_its_run() -> None:
     batch = decide(owned(), answers=[AskAnswered("0" * 32, "may I")], ended=True, status=Status.COMPLETED)
     news = msgspec.msgpack.decode(batch.batch.news, type=list[tuple[str, bytes]])
     assert [name for name, _ in news] == [f"?{'0' * 32}", "r"]
 
 
-def test_a_fresh_history_says_so_before_the_state() -> None:
+def test_a_fresh_history_is_marked_before_the_state() -> None:
     assert decide(owned(), fresh=True).batch.runs[0].state == FRESH
 
 
@@ -453,7 +454,7 @@ def test_outcomes_and_messages_of_a_run_come_together() -> None:
     assert kinds_in(batch_of(shard)) == ["StepCompleted", "RunCompleted"]
 
 
-def test_what_is_put_back_comes_again_in_the_same_order_before_what_is_newer() -> None:
+def test_messages_that_are_put_back_come_again_first_and_in_order() -> None:
     shard = owned()
     put(shard, start("9-0", "r", "collecting", 2), signal("9-1", "r", "item", 1), start("10-0", "s", "quick", 1))
     shard.add_input("t", Due())

@@ -68,7 +68,7 @@ def ids(shard: OwnedShard) -> list[str]:
     return [message.id for message in shard.inbox]
 
 
-async def test_what_is_read_goes_to_its_shard_and_the_owner_is_told() -> None:
+async def test_what_is_read_goes_to_its_shard_and_the_owner_is_notified() -> None:
     one, two = owned(1), owned(2)
     it = Bench(one, two)
     await it.reader.shards_changed()
@@ -83,7 +83,7 @@ async def test_what_is_read_goes_to_its_shard_and_the_owner_is_told() -> None:
     assert (message.kind, message.run_id, message.body, message.header) == ("signal", "a", b"x", b"")
 
 
-async def test_text_that_is_no_text_does_not_stop_the_reading() -> None:
+async def test_bytes_that_are_not_utf_8_do_not_stop_the_reading() -> None:
     shard = owned()
     it = Bench(shard)
     await it.reader.shards_changed()
@@ -113,7 +113,7 @@ async def test_after_an_error_pending_entries_are_read_and_none_is_taken_twice()
     assert it.connection.asked[-1][1] is False, "and then what is new again"
 
 
-async def test_what_is_committed_while_pending_entries_are_read_is_not_taken_again() -> None:
+async def test_entries_committed_during_a_pending_read_are_not_taken_again() -> None:
     shard = owned()
     it = Bench(shard)
     await it.reader.shards_changed()

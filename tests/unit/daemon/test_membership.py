@@ -167,7 +167,7 @@ async def test_only_one_of_them_leads(bench: Bench) -> None:
     assert bench.parts.leading == (winner_of(-1, names) == "me")
 
 
-async def test_a_member_whose_beat_does_not_change_is_dead_after_a_while_and_taken_off(bench: Bench) -> None:
+async def test_a_member_whose_heartbeat_does_not_change_is_considered_dead(bench: Bench) -> None:
     bench.other_beats("other", 1)
     for _ in range(4):
         await bench.turn(after=0.5)
@@ -178,14 +178,14 @@ async def test_a_member_whose_beat_does_not_change_is_dead_after_a_while_and_tak
     assert set(bench.parts.shards) == set(range(SHARDS))
 
 
-async def test_a_member_that_beats_stays_however_its_clock_goes(bench: Bench) -> None:
+async def test_a_member_that_sends_heartbeats_stays_whatever_its_clock_says(bench: Bench) -> None:
     for beat in (1, 2, 3, 2, 9, 1):
         bench.other_beats("other", beat)
         await bench.turn(after=1.9)
         assert bench.membership.alive == ["me", "other"]
 
 
-async def test_a_member_that_woke_up_in_time_is_not_taken_off(bench: Bench) -> None:
+async def test_a_member_that_resumes_in_time_is_not_removed(bench: Bench) -> None:
     bench.other_beats("other", 1)
     await bench.turn()
     bench.other_beats("other", 2)  # after this daemon saw beat 1, and before it says that beat 1 is dead
@@ -193,7 +193,7 @@ async def test_a_member_that_woke_up_in_time_is_not_taken_off(bench: Bench) -> N
     assert bench.membership.alive == ["me", "other"]
 
 
-async def test_a_dead_member_that_cannot_be_taken_off_owns_nothing(bench: Bench) -> None:
+async def test_a_dead_member_that_cannot_be_removed_owns_nothing(bench: Bench) -> None:
     bench.other_beats("\ufffd", 1)
     remove = bench.store.answers["heartbeat"]
     bench.store.answers["heartbeat"] = lambda call: remove(Call(call.script, call.keys, call.args[:2]))
@@ -204,7 +204,7 @@ async def test_a_dead_member_that_cannot_be_taken_off_owns_nothing(bench: Bench)
     assert set(bench.parts.shards) == set(range(SHARDS))
 
 
-async def test_a_beat_that_cannot_be_read_is_a_sign_of_life_all_the_same(bench: Bench) -> None:
+async def test_a_heartbeat_that_cannot_be_read_still_counts(bench: Bench) -> None:
     for number in range(5):
         bench.members["other"] = b"\xff%d" % number
         await bench.turn(after=1.0)
@@ -218,7 +218,7 @@ async def test_a_draining_member_gets_nothing_any_more(bench: Bench) -> None:
     assert set(bench.parts.shards) == set(range(SHARDS))
 
 
-async def test_what_another_living_member_holds_is_awaited_but_not_for_ever(bench: Bench) -> None:
+async def test_a_shard_that_another_member_holds_is_awaited_but_not_forever(bench: Bench) -> None:
     bench.owners = dict.fromkeys(range(SHARDS), ("5:abc", "other"))
     for beat in range(7):
         bench.other_beats("other", beat)
@@ -229,7 +229,7 @@ async def test_what_another_living_member_holds_is_awaited_but_not_for_ever(benc
     assert set(bench.parts.shards) == won_by("me", "me", "other")
 
 
-async def test_what_a_member_that_is_gone_held_is_taken_at_once(bench: Bench) -> None:
+async def test_shards_of_a_member_that_is_gone_are_acquired_at_once(bench: Bench) -> None:
     bench.owners = dict.fromkeys(range(SHARDS), ("5:abc", "gone"))
     await bench.turn()
     assert bench.parts.taken == [dict.fromkeys(range(SHARDS), "5:abc")]
@@ -266,7 +266,7 @@ async def test_a_shard_whose_steps_run_is_kept_until_they_finish(bench: Bench) -
     assert busy not in bench.parts.shards
 
 
-async def test_but_not_longer_than_the_grace(bench: Bench) -> None:
+async def test_a_shard_is_not_kept_longer_than_the_grace(bench: Bench) -> None:
     await bench.turn()
     busy = min(won_by("new", "me", "new"))
     bench.parts.running[busy] = 1
@@ -279,7 +279,7 @@ async def test_but_not_longer_than_the_grace(bench: Bench) -> None:
     assert busy not in bench.parts.shards
 
 
-async def test_a_shard_that_is_wanted_back_is_taken_anew(bench: Bench) -> None:
+async def test_a_shard_that_is_wanted_back_is_acquired_again(bench: Bench) -> None:
     await bench.turn()
     bench.other_beats("new", 1)
     busy = min(won_by("new", "me", "new"))
@@ -290,7 +290,7 @@ async def test_a_shard_that_is_wanted_back_is_taken_anew(bench: Bench) -> None:
     assert not bench.parts.shards[busy].draining
 
 
-async def test_on_leaving_everything_is_released_and_then_this_member_is_off(bench: Bench) -> None:
+async def test_a_leaving_member_releases_all_shards_and_then_deregisters(bench: Bench) -> None:
     await bench.turn()
     bench.membership.draining = True
     bench.parts.running[4] = 1
@@ -307,7 +307,7 @@ async def test_on_leaving_everything_is_released_and_then_this_member_is_off(ben
 # --- when the server is away ----------------------------------------------------------------------------------------
 
 
-async def test_without_confirmed_beats_no_more_steps_start_until_one_gets_through(bench: Bench) -> None:
+async def test_without_confirmed_heartbeats_no_more_steps_start(bench: Bench) -> None:
     await bench.turn()
     answers = bench.store.answers
     bench.store.answers = {**answers, "heartbeat": StoreUnavailable("away")}
@@ -321,7 +321,7 @@ async def test_without_confirmed_beats_no_more_steps_start_until_one_gets_throug
     assert not bench.parts.held
 
 
-async def test_a_server_with_another_history_means_to_take_everything_again(bench: Bench) -> None:
+async def test_after_a_restart_of_the_server_all_shards_are_acquired_again(bench: Bench) -> None:
     await bench.turn()
     bench.owners = dict.fromkeys(range(SHARDS), ("7:nonce", "me"))
     bench.store.server_generation += 1

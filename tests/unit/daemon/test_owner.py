@@ -165,7 +165,7 @@ async def test_a_message_for_another_shard_leaves_when_the_commit_is_accepted() 
     assert bench.sends.handed_over == [(0, "start", "p.1")]
 
 
-async def test_an_outcome_is_reduced_in_the_next_batch_and_the_run_goes_on_from_memory() -> None:
+async def test_an_outcome_is_processed_in_the_next_batch_from_memory() -> None:
     bench = Bench()
     await bench.take_in(start("1-0", "r", "stepping", 5))
     bench.owner.outcome(0, "r", Outcome(1, 1, 2.0, raw(5)))
@@ -175,7 +175,7 @@ async def test_an_outcome_is_reduced_in_the_next_batch_and_the_run_goes_on_from_
     assert bench.owner.live == 0
 
 
-async def test_an_outcome_for_a_shard_that_is_not_ours_any_more_is_nobodys() -> None:
+async def test_an_outcome_for_a_shard_that_was_lost_is_dropped() -> None:
     bench = Bench()
     bench.owner.outcome(5, "r", Outcome(1, 1, 2.0, raw(5)))
     assert not bench.shard.has_work
@@ -248,7 +248,7 @@ async def test_a_forged_start_costs_one_conflict_and_not_an_endless_loop() -> No
     assert bench.status("r") == "completed"
 
 
-async def test_a_refused_commit_stops_the_shard_loudly_and_it_is_tried_again_later(
+async def test_a_refused_commit_stops_the_shard_and_is_retried_later(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench = Bench()
@@ -277,7 +277,7 @@ async def test_a_defect_in_a_batch_costs_its_shards_and_not_the_daemon(caplog: p
     assert "they are read again" in caplog.text
 
 
-async def test_runs_beyond_the_cache_are_put_out_of_memory_the_longest_idle_first() -> None:
+async def test_runs_beyond_the_cache_are_evicted_the_longest_idle_first() -> None:
     bench = Bench(cache=2)
     await bench.take_in(*(start(f"1-{n}", f"r{n}", "listening") for n in range(3)))
     assert set(bench.shard.live) == {"r1", "r2"}
@@ -294,7 +294,7 @@ async def test_a_run_with_steps_in_flight_stays_in_memory() -> None:
     assert len(bench.shard.live) == 5
 
 
-async def test_when_a_time_has_come_the_shard_is_asked_which_runs_are_due() -> None:
+async def test_when_a_time_is_due_the_shard_is_asked_which_runs_are() -> None:
     bench = Bench(due_runs=Fired(Reply.OK, 1_005_000, None, ["r"]))
     await bench.take_in(start("1-0", "r", "sleeping", 5))
     assert bench.store.sent("due_runs") == []

@@ -31,7 +31,7 @@ def numbers(call: Call[Any]) -> list[str]:
     return call.args[2::7]
 
 
-async def test_messages_for_one_shard_travel_together_in_order_and_are_then_deleted() -> None:
+async def test_messages_for_one_shard_are_delivered_together_and_then_deleted() -> None:
     store = FakeStore(deliver_messages="7-3")
     relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [message(1), message(2)])
@@ -54,7 +54,9 @@ async def test_each_pair_of_shards_has_one_delivery_and_all_go_in_one_pipeline()
     assert len(store.calls) == 1
 
 
-async def test_what_a_shard_does_not_take_is_tried_again_and_the_others_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_messages_are_retried_and_the_others_delivered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("streamflow.daemon.relay.RETRY_PAUSE", 0.0)
     store = FakeStore(deliver_messages=lambda call: StoreError("full") if "ns.2" in call.keys[0] else "")
     relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
@@ -106,7 +108,7 @@ async def test_messages_of_a_shard_that_was_lost_are_left_to_its_next_owner() ->
     assert relay.waiting == 0
 
 
-async def test_a_shard_that_is_taken_anew_starts_from_its_outbox_and_not_twice() -> None:
+async def test_a_shard_acquired_again_starts_from_its_outbox_and_not_twice() -> None:
     store = FakeStore(deliver_messages="")
     relay, before, after = Relay(store, KERNEL), owned(), owned()  # type: ignore[arg-type]
     relay.hand_over(before, [message(1), message(2)])
@@ -117,7 +119,7 @@ async def test_a_shard_that_is_taken_anew_starts_from_its_outbox_and_not_twice()
     assert (before.sent, after.sent) == ([], ["7-1", "7-2"])
 
 
-async def test_a_shard_taken_anew_during_a_delivery_keeps_what_it_handed_over() -> None:
+async def test_a_shard_acquired_again_during_a_delivery_keeps_its_messages() -> None:
     before, after = owned(), owned()
 
     def meanwhile(call: Call[Any]) -> str:
@@ -169,7 +171,8 @@ async def test_attempts_and_their_revocations_go_to_their_queue_in_one_order() -
     assert sorted(source.sent) == ["7-1", "7-2", "7-3", "7-4"]
 
 
-async def test_queues_and_partitions_have_offers_of_their_own_and_a_queue_is_registered_once() -> None:
+async def test_each_partition_of_a_queue_has_its_own_enqueue_call() -> None:
+    """A queue is registered once."""
     store = FakeStore(enqueue_attempts="", HSET=1)
     relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [attempt(1, 1), attempt(2, 2, partition=4), attempt(3, 3, queue="cpu")])
@@ -199,7 +202,9 @@ async def test_queues_and_partitions_have_offers_of_their_own_and_a_queue_is_reg
         ("7-1", -1, "signal", "r", b""),
     ],
 )
-async def test_a_spoilt_entry_is_dropped_and_the_others_go(spoilt: Message, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_corrupt_entry_is_dropped_and_the_others_are_delivered(
+    spoilt: Message, caplog: pytest.LogCaptureFixture
+) -> None:
     store = FakeStore(deliver_messages="")
     relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [spoilt, message(2)])

@@ -67,7 +67,7 @@ async def test_a_checkpoint_has_what_the_shard_counts_and_up_to_where() -> None:
     assert (shard.folded, shard.unfolded, it.unfolded, it.folds) == ("5-0", 0, 0, 1)
 
 
-async def test_a_shard_without_news_sends_nothing() -> None:
+async def test_a_shard_without_changes_sends_nothing() -> None:
     store = FakeStore(checkpoint_views=Folded(Reply.OK, 3))
     it = rollup(store, counting(owned(), 2, "5-0"))
     await it.run_once()
@@ -103,7 +103,7 @@ async def test_a_checkpoint_that_is_refused_is_tried_again(answer: Any) -> None:
     assert (shard.folded, shard.unfolded, it.folds) == ("5-0", 0, 1)
 
 
-async def test_a_stored_part_that_is_ahead_is_said_loudly_and_not_overwritten_for_ever(
+async def test_a_stored_part_that_is_ahead_is_reported_and_not_overwritten(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     store = FakeStore(checkpoint_views=Folded(Reply.STALE, 0))
@@ -131,7 +131,7 @@ def views_in(store: FakeStore) -> dict[str, Any]:
     return {name: value["value"] for name, value in values.items()}
 
 
-async def test_only_the_leader_merges_its_own_parts_with_the_stored_ones_of_others() -> None:
+async def test_only_the_leader_merges_its_own_parts_with_those_of_others() -> None:
     theirs = counting(owned(2), 3, "9-0").views.encode()
 
     def parts(call: Call[Any]) -> list[bytes | None]:
@@ -163,7 +163,7 @@ async def test_nothing_is_merged_when_nobody_has_stored_anything_for_long(monkey
     assert merges == [True, True, True, True, False, False, False, True, True, True]
 
 
-async def test_a_part_that_cannot_be_read_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_part_that_cannot_be_read_is_left_out_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     good = counting(owned(), 2, "5-0").views.encode()
     answers = iter([[None, b"\xc1"], StoreError("WRONGTYPE"), [b"not a row", None], [None, good]])
     store = FakeStore(HMGET=lambda call: next(answers), SET=True)

@@ -51,7 +51,7 @@ def test_a_run_that_takes_too_long_is_named_once(clock: Clock, warnings: pytest.
     assert record.getMessage().startswith("run slow has blocked its daemon for 125 ms at ")
 
 
-def test_runs_that_take_their_turns_are_not(clock: Clock, warnings: pytest.LogCaptureFixture) -> None:
+def test_runs_that_take_turns_are_not_reported(clock: Clock, warnings: pytest.LogCaptureFixture) -> None:
     watch = BlockedRun()
     dog = Watchdog(watch, threshold=0.1)
     for number in range(20):
@@ -61,7 +61,7 @@ def test_runs_that_take_their_turns_are_not(clock: Clock, warnings: pytest.LogCa
     assert not warnings.records
 
 
-def test_between_batches_there_is_nobody_to_blame(clock: Clock, warnings: pytest.LogCaptureFixture) -> None:
+def test_between_batches_no_run_is_reported(clock: Clock, warnings: pytest.LogCaptureFixture) -> None:
     dog = Watchdog(BlockedRun("", 0.0), threshold=0.1)
     for _ in range(5):
         clock.now += 1
@@ -69,7 +69,7 @@ def test_between_batches_there_is_nobody_to_blame(clock: Clock, warnings: pytest
     assert not warnings.records
 
 
-def test_a_process_that_did_not_get_the_processor_is_not_blamed_on_a_run(
+def test_a_process_that_got_no_processor_time_is_not_blamed_on_a_run(
     clock: Clock, warnings: pytest.LogCaptureFixture
 ) -> None:
     watch = BlockedRun("r", 100.0)

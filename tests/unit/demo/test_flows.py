@@ -60,7 +60,7 @@ def test_totals_are_the_same_in_whatever_order_they_are_merged() -> None:
     assert sums == {Totals(2, 1, 30, 5, 1, 4, Longest(7, "b", "x.py"))}
 
 
-def test_packages_are_the_directories_with_sources_and_the_modules_of_the_root(tmp_path: Path) -> None:
+def test_packages_are_directories_with_sources_and_modules_of_the_root(tmp_path: Path) -> None:
     root = tree(
         tmp_path,
         {

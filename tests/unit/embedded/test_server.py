@@ -140,7 +140,7 @@ async def test_a_server_that_ends_at_once_is_reported_with_its_log() -> None:
     assert not server.running
 
 
-async def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
+async def test_a_server_that_never_answers_is_an_error(tmp_path: Path) -> None:
     silent = tmp_path / "silent-server"
     silent.write_text("#!/bin/sh\nexec sleep 60\n")
     silent.chmod(0o755)

@@ -18,13 +18,14 @@ def open_steps(run: Run) -> list[int]:
     return sorted(run.machine.steps)
 
 
-def test_outside_a_workflow_the_functions_say_so() -> None:
+def test_the_functions_are_refused_outside_a_workflow() -> None:
     for call in (lambda: sf.race(), lambda: sf.question("x"), lambda: sf.patched("x")):
         with pytest.raises(sf.UsageError, match="inside a workflow only"):
             call()
 
 
-def test_a_cancel_is_an_exception_at_the_current_await_and_the_code_may_clean_up(crash: bool) -> None:
+def test_a_cancel_is_an_exception_at_the_current_await(crash: bool) -> None:
+    """The code may clean up."""
     app = make_app()
     act = app.steps["act"]
 
@@ -143,7 +144,7 @@ def test_a_shield_holds_a_cancel_back_until_the_block_has_ended(crash: bool) -> 
     assert kinds(run.last) == ["StepCompleted", "RunCancelled"]
 
 
-def test_a_time_out_inside_a_shield_works(crash: bool) -> None:
+def test_a_timeout_inside_a_shield_works(crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
 
@@ -184,7 +185,7 @@ def test_a_second_cancel_interrupts_the_clean_up(crash: bool) -> None:
 
 
 @pytest.mark.parametrize("form", ["with", "async with"])
-def test_a_block_with_a_time_out_raises_the_builtin_timeout_error(form: str, crash: bool) -> None:
+def test_a_block_with_a_timeout_raises_the_builtin_timeout_error(form: str, crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
 
@@ -214,7 +215,7 @@ def test_a_block_with_a_time_out_raises_the_builtin_timeout_error(form: str, cra
     assert not run.machine.timers
 
 
-def test_the_outer_of_two_time_outs_wins_at_its_own_block(crash: bool) -> None:
+def test_the_outer_of_two_timeouts_wins_at_its_own_block(crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
 
@@ -236,7 +237,7 @@ def test_the_outer_of_two_time_outs_wins_at_its_own_block(crash: bool) -> None:
     assert result_of(run.last) == "outer"
 
 
-def test_a_cancel_of_the_run_is_no_time_out(crash: bool) -> None:
+def test_a_cancel_of_the_run_is_not_a_timeout(crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
 
@@ -254,7 +255,7 @@ def test_a_cancel_of_the_run_is_no_time_out(crash: bool) -> None:
     assert kinds(run.last) == ["CancelRequested", "StepCancelled", "RunCancelled"]
 
 
-def test_a_time_out_that_came_while_shielded_does_not_reach_beyond_its_block(crash: bool) -> None:
+def test_a_timeout_during_a_shield_does_not_reach_beyond_its_block(crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
 
@@ -357,7 +358,7 @@ def test_a_saga_is_undone_on_cancel_and_a_second_cancel_does_not_stop_that(crash
     assert kinds(run.last)[-1] == "RunCancelled"
 
 
-def test_a_compensation_that_fails_does_not_stop_the_others_and_fails_the_run(crash: bool) -> None:
+def test_a_failing_compensation_does_not_stop_the_others_and_fails_the_run(crash: bool) -> None:
     run = Run(saga_app(), "trip", crash=crash)
     run.done(1)
     run.advance(CancelRequested("no"))
@@ -369,7 +370,7 @@ def test_a_compensation_that_fails_does_not_stop_the_others_and_fails_the_run(cr
     assert "ValueError" in failure_in(run.last).message
 
 
-def test_a_compensation_that_awaits_something_cancelled_does_not_stop_the_others(crash: bool) -> None:
+def test_a_compensation_awaiting_something_cancelled_does_not_stop_others(crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
 
@@ -396,7 +397,7 @@ def test_a_compensation_that_awaits_something_cancelled_does_not_stop_the_others
 # --- terminate --------------------------------------------------------------------------------------------------------
 
 
-def test_terminate_ends_a_run_at_once_and_its_code_decides_nothing_more(crash: bool) -> None:
+def test_terminate_ends_a_run_at_once_and_its_code_starts_nothing_more(crash: bool) -> None:
     run = Run(saga_app(), "trip", crash=crash)
     run.done(1)
     run.advance(CancelRequested("now", terminate=True))
@@ -404,7 +405,7 @@ def test_terminate_ends_a_run_at_once_and_its_code_decides_nothing_more(crash: b
     assert run.last.ended
 
 
-def test_what_a_finally_block_decides_while_it_is_put_away_is_refused() -> None:
+def test_a_finally_block_of_an_evicted_run_can_not_start_anything() -> None:
     app = make_app()
     act = app.steps["act"]
     errors: list[str] = []

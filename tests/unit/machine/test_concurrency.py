@@ -52,7 +52,7 @@ def test_the_first_error_wins_a_race_too(crash: bool) -> None:
     assert result_of(run.last) == "ValueError"
 
 
-def test_what_is_there_already_wins_and_nothing_behind_it_begins(crash: bool) -> None:
+def test_a_result_that_is_there_already_wins_and_nothing_after_it_starts(crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
 
@@ -182,7 +182,7 @@ def test_a_map_over_nothing_is_an_empty_list(crash: bool) -> None:
     assert result_of(Run(map_app(0), "flow", crash=crash).last) == []
 
 
-def test_a_map_takes_items_as_places_get_free_and_helpers_too(crash: bool) -> None:
+def test_a_map_takes_items_as_slots_become_free_and_helpers_too(crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
     taken: list[int] = []
@@ -284,7 +284,7 @@ def test_the_first_failure_cancels_the_others_and_the_block(crash: bool) -> None
     assert result_of(run.last) == ["ValueError"]
 
 
-def test_an_error_of_the_block_cancels_the_members_and_waits_for_their_clean_up(crash: bool) -> None:
+def test_an_error_in_the_block_cancels_the_members_and_waits_for_them(crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
 
@@ -362,7 +362,7 @@ def test_a_cancelled_run_cancels_its_groups_from_the_inside_out(crash: bool) -> 
     assert kinds(run.last) == ["CancelRequested", "StepCancelled", "StepCancelled", "RunCancelled"]
 
 
-def test_a_member_may_start_members_and_a_time_out_ends_a_group(crash: bool) -> None:
+def test_a_member_may_start_members_and_a_timeout_ends_a_group(crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
 
@@ -473,7 +473,7 @@ async def _a_returned_continuation(act: Any) -> Any:
         (_too_many_arguments, "step act can't be called like that: too many positional arguments"),
     ],
 )
-def test_a_mistake_is_told_with_what_to_do(body: Any, message: str) -> None:
+def test_a_mistake_is_reported_with_what_to_do(body: Any, message: str) -> None:
     app = make_app()
     act = app.steps["act"]
 

@@ -190,7 +190,7 @@ def test_a_message_that_cannot_be_made_does_not_escape() -> None:
     assert failure_in(_flow(flow).last).message == "<RuntimeError in __str__>"
 
 
-def test_a_failed_run_has_no_life_left() -> None:
+def test_a_failed_run_starts_nothing_more() -> None:
     async def flow() -> None:
         raise ValueError
 

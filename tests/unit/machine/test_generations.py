@@ -66,7 +66,8 @@ def test_signals_that_nobody_took_are_carried_over(crash: bool) -> None:
     assert result_of(run.last) == 1 + 2 + 3 + 4 + 5 + 6
 
 
-def test_a_new_life_gives_new_numbers_so_that_no_late_outcome_is_taken_for_another(crash: bool) -> None:
+def test_a_new_generation_uses_new_numbers(crash: bool) -> None:
+    """So a late outcome of the one before matches no step."""
     app = make_app()
     act = app.steps["act"]
 
@@ -88,7 +89,7 @@ def test_a_new_life_gives_new_numbers_so_that_no_late_outcome_is_taken_for_anoth
     assert 0 <= number < 1
 
 
-def test_what_is_open_is_let_go_and_the_run_keeps_its_start(crash: bool) -> None:
+def test_what_is_open_is_cancelled_and_the_run_keeps_its_start_time(crash: bool) -> None:
     app = make_app()
     act, child = app.steps["act"], app.workflows["child"]
 
@@ -112,7 +113,7 @@ def test_what_is_open_is_let_go_and_the_run_keeps_its_start(crash: bool) -> None
     assert run.last.events[-1].ms == 1000  # type: ignore[union-attr]
 
 
-def test_a_run_that_continues_for_ever_without_waiting_fails() -> None:
+def test_a_run_that_continues_forever_without_waiting_fails() -> None:
     app = make_app()
 
     @app.workflow
@@ -135,7 +136,8 @@ def test_arguments_that_do_not_fit_fail_the_run(crash: bool) -> None:
     assert failure_in(run.last).kind == "TypeError"
 
 
-def test_except_exception_does_not_swallow_a_continuation_and_helpers_may_raise_it(crash: bool) -> None:
+def test_except_exception_does_not_swallow_a_continuation(crash: bool) -> None:
+    """Helpers may raise it."""
     app = make_app()
 
     @app.workflow
@@ -194,7 +196,7 @@ def test_a_helper_continues_the_run_wherever_it_runs(how: str, crash: bool) -> N
     assert result_of(run.last) == "second"
 
 
-def test_a_cancel_that_a_life_was_shielded_from_reaches_the_next(crash: bool) -> None:
+def test_a_cancel_that_a_generation_was_shielded_from_reaches_the_next(crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
 
@@ -217,9 +219,7 @@ def test_a_cancel_that_a_life_was_shielded_from_reaches_the_next(crash: bool) ->
     assert kinds(run.last) == ["StepCompleted", "RunCancelled"]
 
 
-def test_a_cancel_is_not_lost_behind_the_news_that_the_history_is_too_long(
-    crash: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cancel_is_not_lost_when_the_history_gets_too_long(crash: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "EVENTS_WARN", 3)
     monkeypatch.setattr(driving, "EVENTS_CONTINUE", 3)
     app = make_app()
@@ -243,7 +243,7 @@ def test_a_cancel_is_not_lost_behind_the_news_that_the_history_is_too_long(
     assert kinds(run.last)[-1] == "RunCancelled"
 
 
-def test_each_life_draws_other_random_values(crash: bool) -> None:
+def test_each_generation_draws_other_random_values(crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
 
@@ -292,7 +292,7 @@ def patient_app(obedient: bool) -> sf.App:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_long_history_warns_then_tells_the_run_to_continue(crash: bool) -> None:
+def test_a_long_history_warns_and_then_raises_history_too_long(crash: bool) -> None:
     run = Run(patient_app(obedient=True), "flow", 0, crash=crash)
     warnings: list[str] = []
     while not run.last.fresh:
@@ -308,7 +308,7 @@ def test_a_long_history_warns_then_tells_the_run_to_continue(crash: bool) -> Non
 
 
 @pytest.mark.usefixtures("small")
-def test_a_run_that_does_not_listen_is_ended_before_it_harms_its_shard(crash: bool) -> None:
+def test_a_run_that_ignores_history_too_long_fails(crash: bool) -> None:
     run = Run(patient_app(obedient=False), "flow", -100, crash=crash)
     while not run.last.ended:
         run.advance(signal("add", 1))
@@ -343,7 +343,7 @@ def test_a_run_that_waits_for_its_children_at_its_end_is_limited_too(crash: bool
 
 
 @pytest.mark.usefixtures("small")
-def test_one_transition_cannot_decide_without_end(crash: bool) -> None:
+def test_the_decisions_of_one_transition_are_limited(crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
 
@@ -386,7 +386,7 @@ def patched_apps() -> tuple[sf.App, sf.App, sf.App]:
     return before, during, after
 
 
-def test_a_run_from_before_the_change_goes_the_old_way_and_a_new_one_the_new_way(crash: bool) -> None:
+def test_old_runs_take_the_old_branch_and_new_runs_the_patched_one(crash: bool) -> None:
     before, during, _ = patched_apps()
     old = Run(before, "flow")
     old.done(1)
@@ -403,7 +403,7 @@ def test_a_run_from_before_the_change_goes_the_old_way_and_a_new_one_the_new_way
     assert result_of(new.last) == ["x", True]
 
 
-def test_a_run_that_has_not_come_to_the_change_yet_takes_the_new_way(crash: bool) -> None:
+def test_a_run_that_has_not_reached_the_patch_takes_the_new_branch(crash: bool) -> None:
     before, during, _ = patched_apps()
     run = Run(before, "flow")
     run.crash = crash
@@ -412,7 +412,7 @@ def test_a_run_that_has_not_come_to_the_change_yet_takes_the_new_way(crash: bool
     assert kinds(run.last) == ["StepCompleted", "Patched", "StepScheduled"]
 
 
-def test_when_only_the_new_way_is_left_the_recorded_patch_is_passed_over() -> None:
+def test_when_the_patch_is_removed_its_record_is_skipped() -> None:
     _, during, after = patched_apps()
     run = Run(during, "flow")
     run.done(1)
@@ -423,7 +423,7 @@ def test_when_only_the_new_way_is_left_the_recorded_patch_is_passed_over() -> No
 
 
 @pytest.mark.parametrize("order", ["ba", "a-b", "-ab", "-ba"])
-def test_a_patch_stays_for_a_run_whose_code_asks_for_it_in_another_order(order: str) -> None:
+def test_a_patch_holds_for_a_run_whose_code_asks_for_it_in_another_order(order: str) -> None:
     def app_asking(order: str) -> sf.App:
         app = make_app()
         act = app.steps["act"]
@@ -460,7 +460,7 @@ def versioned_app(*versions: int) -> sf.App:
     return app
 
 
-def test_a_run_keeps_the_version_it_began_with_and_new_ones_begin_with_the_highest(crash: bool) -> None:
+def test_a_run_keeps_its_version_and_new_ones_begin_with_the_highest(crash: bool) -> None:
     run = Run(versioned_app(1), "flow", crash=crash)
     assert not run.reload(versioned_app(1, 3, 2)).reason
     run.done(1)
@@ -470,7 +470,7 @@ def test_a_run_keeps_the_version_it_began_with_and_new_ones_begin_with_the_highe
     assert result_of(new.last) == [3, 3]
 
 
-def test_a_run_whose_version_is_gone_is_parked_until_it_is_back() -> None:
+def test_a_run_whose_version_is_missing_is_stuck_until_it_is_back() -> None:
     run = Run(versioned_app(1), "flow")
     machine = run.reload(versioned_app(2))
     assert "version 1" in machine.reason
@@ -497,7 +497,8 @@ def ask(name: str, value: object, number: int = 1) -> AskReceived:
     return AskReceived(f"{number:032x}", name, raw(value))
 
 
-def test_a_question_is_answered_once_and_the_answer_leaves_with_the_transition(crash: bool) -> None:
+def test_the_answer_of_a_question_leaves_with_the_transition(crash: bool) -> None:
+    """It is answered once."""
     app = make_app()
 
     @app.workflow
@@ -527,7 +528,7 @@ def test_a_question_is_answered_once_and_the_answer_leaves_with_the_transition(c
     assert len(run.last.answers) == 1
 
 
-def test_a_question_that_came_early_is_kept_and_never_taken_for_a_signal(crash: bool) -> None:
+def test_a_question_that_came_early_is_kept_and_is_never_a_signal(crash: bool) -> None:
     app = make_app()
     act = app.steps["act"]
 
@@ -637,7 +638,7 @@ def test_a_child_can_be_started_and_awaited_later(crash: bool) -> None:
     assert result_of(run.last) == ["mine", "early"]
 
 
-def test_giving_up_the_wait_for_a_started_child_leaves_it_alone(crash: bool) -> None:
+def test_cancelling_the_wait_for_a_started_child_leaves_it_running(crash: bool) -> None:
     app = make_app()
     child = app.workflows["child"]
 
@@ -675,7 +676,7 @@ def policy_app() -> sf.App:
     return app
 
 
-def test_what_happens_to_children_when_their_parent_ends_is_up_to_each(crash: bool) -> None:
+def test_each_child_has_its_own_policy_for_the_end_of_its_parent(crash: bool) -> None:
     run = Run(policy_app(), "flow", crash=crash)
     run.advance(signal("end", "done"))
     assert kinds(run.last) == ["SignalReceived"]
@@ -687,7 +688,7 @@ def test_what_happens_to_children_when_their_parent_ends_is_up_to_each(crash: bo
     assert result_of(run.last) == "done"
 
 
-def test_steps_that_an_ended_code_let_go_stay_so_while_the_run_is_stuck() -> None:
+def test_steps_cancelled_by_ended_code_stay_cancelled_while_it_is_stuck() -> None:
     app = make_app()
     act, child = app.steps["act"], app.workflows["child"]
 
@@ -758,7 +759,7 @@ def test_a_policy_that_does_not_exist_is_a_mistake() -> None:
         app.workflows["child"].options(on_parent_end="keep")  # type: ignore[arg-type]
 
 
-def test_the_first_event_of_a_continued_history_tells_where_it_comes_from() -> None:
+def test_the_first_event_of_a_continued_history_names_its_generation() -> None:
     run = Run(counter_app(), "counter", 0, 1, at=5000)
     run.advance(signal("add", 7), after=10)
     event = run.history[-1]

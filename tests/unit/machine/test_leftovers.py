@@ -129,7 +129,7 @@ def test_an_error_that_is_caught_leaves_no_cycle_behind(how: str, what: str) -> 
 
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("how", ["close", "drop", "terminate"])
-def test_a_run_that_is_put_away_in_the_midst_of_everything_leaves_no_cycle_behind(how: str) -> None:
+def test_a_run_that_is_evicted_with_everything_open_leaves_no_cycle_behind(how: str) -> None:
     run = Run(app, "everything")
     if how == "close":
         run.machine.close()
@@ -154,7 +154,7 @@ def test_names_of_signals_that_came_early_and_were_taken_are_forgotten() -> None
 
 
 @pytest.mark.parametrize("step", [act, compute], ids=["owner", "queue"])
-def test_an_attempt_that_is_given_up_in_the_transition_that_decided_it_never_starts(step: Any) -> None:
+def test_an_attempt_cancelled_in_its_own_transition_never_starts(step: Any) -> None:
     @app.workflow(name=f"early-{step.name}")
     async def early() -> None:
         await sf.signal("go")
@@ -195,7 +195,7 @@ def test_a_chain_of_a_thousand_helpers_gives_its_result() -> None:
     assert result_of(run.last) == 1007
 
 
-def test_a_helper_that_awaits_itself_is_told_so() -> None:
+def test_a_helper_that_awaits_itself_is_an_error() -> None:
     @app.workflow(name="itself")
     async def itself() -> None:
         box: list[Any] = []

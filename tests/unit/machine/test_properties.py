@@ -359,7 +359,7 @@ def _same_when_reloaded(workflow: str, argument: Any, turns: list[list[tuple[str
 
 @settings(max_examples=150, deadline=None)
 @given(programs, moves)
-def test_a_workflow_that_is_replayed_before_every_transition_decides_the_same(program: Program, turns: Any) -> None:
+def test_a_workflow_replayed_before_every_transition_decides_the_same(program: Program, turns: Any) -> None:
     _same_when_reloaded("flow", program, turns)
 
 
@@ -375,7 +375,7 @@ def test_a_run_near_the_limits_of_its_history_replays_the_same(program: Program,
 
 @settings(max_examples=80, deadline=None)
 @given(moves)
-def test_a_reducer_that_is_restored_before_every_transition_decides_the_same(turns: Any) -> None:
+def test_a_reducer_restored_before_every_transition_decides_the_same(turns: Any) -> None:
     _same_when_reloaded("agent", None, turns)
 
 
@@ -414,7 +414,7 @@ def test_a_run_that_is_stuck_at_times_resumes_and_its_history_replays(
 
 @settings(max_examples=100, deadline=None)
 @given(programs, moves)
-def test_a_machine_that_is_dropped_is_freed_at_once_and_its_code_acts_no_more(program: Program, turns: Any) -> None:
+def test_a_dropped_machine_is_freed_at_once_and_its_code_stops(program: Program, turns: Any) -> None:
     """No cycle holds it: else the garbage collector would close its coroutines in any order, with no machine active,
     and their `finally` blocks would run steps as plain functions. Such an error would be an unraisable one here."""
     run = Run(app, "flow", program)

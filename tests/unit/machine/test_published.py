@@ -56,7 +56,7 @@ def published(run: Run) -> dict[str, object] | None:
     return None if found is None else {key: plain(data) for key, data in found.items()}
 
 
-def test_the_calls_of_one_transition_are_its_effects_the_last_of_a_name_counts() -> None:
+def test_the_calls_are_effects_and_the_last_of_a_name_counts() -> None:
     run = Run(app, "talking")
     assert (run.last.attributes, published(run)) == ({"a": 1, "b": "x"}, {"at": 0})
     run.advance(go())
@@ -65,7 +65,7 @@ def test_the_calls_of_one_transition_are_its_effects_the_last_of_a_name_counts()
     assert (run.last.attributes, run.last.published) == (None, None)
 
 
-def test_they_are_no_events_and_a_replay_does_nothing_and_goes_on_the_same() -> None:
+def test_they_are_not_events_and_a_replay_does_not_repeat_them() -> None:
     run = Run(app, "talking")
     run.advance(go())
     assert run.names == ["RunStarted", "SignalReceived"]
@@ -77,7 +77,7 @@ def test_they_are_no_events_and_a_replay_does_nothing_and_goes_on_the_same() -> 
     assert run.last.ended
 
 
-def test_code_that_is_only_put_out_of_memory_says_nothing() -> None:
+def test_code_of_an_evicted_run_sets_and_publishes_nothing() -> None:
     run = Run(app, "talking")
     run.machine.close()
     other = Run(app, "talking")
@@ -98,7 +98,7 @@ def test_a_reducer_knows_its_attributes_from_its_header() -> None:
     assert run.names[-1] == "RunFailed"
 
 
-def test_limits_are_those_of_one_life_whether_it_is_replayed_or_not() -> None:
+def test_limits_apply_to_one_generation_whether_it_is_replayed_or_not() -> None:
     """What a replay can't know must not decide: attributes of lives before are the batch's to count."""
     run = Run(app, "reborn", 1)
     for _ in range(19):

@@ -167,7 +167,7 @@ def test_a_retry_and_its_overrides_survive_in_the_snapshot() -> None:
     assert result_of(run.failed(1, attempt=2)) == "StepFailure"
 
 
-def test_a_state_that_the_present_code_cannot_read_parks_the_run_until_it_can() -> None:
+def test_a_state_that_the_code_cannot_read_makes_the_run_stuck() -> None:
     run = Run(app, "agent", "in")
     other = App()
     other.steps["act"] = act
@@ -189,7 +189,7 @@ def test_a_state_that_the_present_code_cannot_read_parks_the_run_until_it_can() 
     assert result_of(run.last)[0] == "in5"
 
 
-def test_a_reducer_that_no_app_knows_waits_with_its_facts() -> None:
+def test_an_unregistered_reducer_waits_with_its_facts() -> None:
     run = Run(app, "agent", "in")
     empty = App()
     run.reload(empty)
@@ -268,7 +268,7 @@ def test_a_deploy_that_names_another_queue_leaves_an_attempt_where_it_is() -> No
     assert run.machine.running_jobs() == []
 
 
-def test_after_its_end_a_reducer_hears_of_no_more_that_came_while_it_was_stuck() -> None:
+def test_an_ended_reducer_gets_no_event_that_came_while_it_was_stuck() -> None:
     run = Run(_stock(), "stock", None)
     run.reload(App())
     run.advance(_signal("end"), _signal("order"))
@@ -279,7 +279,8 @@ def test_after_its_end_a_reducer_hears_of_no_more_that_came_while_it_was_stuck()
     assert result_of(run.last) == []
 
 
-def test_a_reducer_that_only_waits_for_a_child_ends_while_it_is_stuck_and_is_not_counted_as_stuck() -> None:
+def test_a_stuck_reducer_that_only_waits_for_a_child_ends() -> None:
+    """Then it is not counted as stuck."""
     run = Run(_stock(), "stock", None)
     run.advance(_signal("end"))
     run.reload(App())

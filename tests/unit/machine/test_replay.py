@@ -90,7 +90,7 @@ def test_a_reloaded_run_goes_on_where_it_was() -> None:
     assert result_of(run.done(2, 2)) == [1, 2]
 
 
-def test_other_code_parks_the_run_and_names_event_expected_and_found() -> None:
+def test_other_code_makes_the_run_stuck_and_names_the_event() -> None:
     run = _after_first_step()
     machine = run.reload(_app(_swapped))
     assert machine.diverged is not None
@@ -181,7 +181,7 @@ def test_a_stuck_run_keeps_facts_and_resumes_with_good_code() -> None:
     assert result_of(run.last) == [1, 2]
 
 
-def test_a_history_with_a_stuck_time_replays_strictly_afterwards() -> None:
+def test_a_history_of_a_run_that_was_stuck_replays_strictly_afterwards() -> None:
     run = Run(_app(_waits), "flow")
     run.reload(_app(_swapped))
     run.advance()
@@ -240,7 +240,7 @@ def test_the_history_of_a_run_that_was_cancelled_while_stuck_replays() -> None:
     assert machine.status == "cancelled"
 
 
-def test_an_unknown_workflow_is_stuck_with_the_known_names_until_a_deploy_knows_it() -> None:
+def test_an_unknown_workflow_is_stuck_until_a_deploy_registers_it() -> None:
     run = Run(_app(_two_steps, name="other"), "flow")
     assert kinds(run.last) == ["RunStarted", "RunStuck"]
     assert run.last.status == "stuck"

@@ -67,7 +67,7 @@ def test_an_outcome_of_another_attempt_or_step_is_dropped_silently() -> None:
     assert not run.done(1, 10).events
 
 
-def test_a_failed_attempt_is_retried_when_its_time_has_come() -> None:
+def test_a_failed_attempt_is_retried_when_it_is_due() -> None:
     run = Run(app, "two", 5)
     run.failed(1)
     event = run.last.events[0]
@@ -87,7 +87,7 @@ def test_a_failed_attempt_is_retried_when_its_time_has_come() -> None:
     assert kinds(run.last) == ["StepCompleted", "StepScheduled"]
 
 
-def test_a_step_without_attempts_left_raises_at_the_await_and_fails_the_run_readably() -> None:
+def test_a_step_without_attempts_left_raises_at_the_await() -> None:
     run = Run(app, "two", 5)
     for attempt in (1, 2):
         run.failed(1, attempt=attempt)
@@ -241,7 +241,7 @@ def test_several_outcomes_in_one_advance_are_one_transition() -> None:
     assert result_of(run.last) == 6
 
 
-def test_an_end_revokes_a_later_attempt_also_if_it_was_another_owner_that_offered_it() -> None:
+def test_the_end_of_a_run_revokes_attempts_that_another_owner_enqueued() -> None:
     mine = with_steps_of(app)
 
     @mine.workflow
@@ -273,7 +273,7 @@ def test_a_step_of_a_queue_is_not_in_flight_at_the_owner() -> None:
     assert run.last.jobs[0].timeout is None
 
 
-def test_a_taken_over_run_starts_its_running_steps_again_under_the_same_attempt() -> None:
+def test_after_a_takeover_running_steps_start_again_as_the_same_attempt() -> None:
     local = App()
     local.steps["double"] = double
 

@@ -50,7 +50,7 @@ async def approve() -> Any:
         return "late"
 
 
-def test_a_sleep_ends_when_its_time_has_come_and_not_before() -> None:
+def test_a_sleep_ends_when_it_is_due_and_not_before() -> None:
     local = App()
 
     @local.workflow
@@ -205,7 +205,7 @@ def test_a_childs_result_of_the_wrong_type_is_its_failure() -> None:
     assert kinds(run.advance(ChildCompleted(1, "child", raw("three")))) == ["ChildFailed", "RunCompleted"]
 
 
-def test_an_ending_child_tells_its_parent() -> None:
+def test_an_ending_child_sends_its_outcome_to_its_parent() -> None:
     run = Run(app, "child", 3, parent="up#7")
     run.done(1, 3)
     (message,) = run.last.outbox
@@ -218,7 +218,8 @@ def test_an_ending_child_tells_its_parent() -> None:
     assert event == events.ChildFailed(7, "child", Failure("RunCancelled", "why"), cancelled=True)
 
 
-def test_a_childs_id_and_tenant_can_be_chosen_and_get_the_partitions_prefix() -> None:
+def test_a_childs_id_and_tenant_can_be_chosen() -> None:
+    """The id gets the partition's prefix."""
     local = App()
 
     @local.workflow

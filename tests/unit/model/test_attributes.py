@@ -15,7 +15,7 @@ from tests.unit.model.test_record import values
 
 
 @pytest.mark.parametrize("value", ["", "x" * 256, "a {b} ü", 0, -(2**63), 2**63 - 1, 1.5, True, None])
-def test_texts_numbers_truths_and_none_are_attributes(value: Any) -> None:
+def test_texts_numbers_booleans_and_none_are_attributes(value: Any) -> None:
     assert check_attributes({"name": value}) == {"name": value}
 
 
@@ -36,12 +36,12 @@ def test_anything_else_is_refused_by_name(value: Any, reason: str) -> None:
         check_attributes({"name": value})
 
 
-def test_names_are_names() -> None:
+def test_attribute_names_follow_the_rules_of_names() -> None:
     with pytest.raises(InvalidName):
         check_attributes({"a b": 1})
 
 
-def test_a_change_leaves_the_others_and_none_takes_off() -> None:
+def test_a_change_leaves_the_others_and_none_removes_one() -> None:
     assert merged({"a": 1, "b": 2}, {"b": 3, "c": "x", "a": None, "z": None}) == {"b": 3, "c": "x"}
 
 
@@ -73,7 +73,7 @@ def test_values_that_share_a_text_are_the_same_or_of_two_types(one: Any, other: 
         assert same(one, other) or type(one) is not type(other) or one == other == 0
 
 
-def test_numbers_texts_and_truths_are_not_the_same() -> None:
+def test_numbers_texts_and_booleans_are_different_values() -> None:
     different: list[Any] = [1, 1.0, "1", True]
     assert [[same(one, other) for one in different] for other in different] == [
         [at == other for at in range(4)] for other in range(4)

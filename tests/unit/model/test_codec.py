@@ -116,7 +116,7 @@ def test_depth_is_that_of_the_deepest_branch(levels: int, limit: int) -> None:
     assert depth_exceeds(payload, limit) == (levels + 2 > limit)
 
 
-def test_nesting_beyond_the_recursion_limit_is_too_deep_and_no_crash() -> None:
+def test_nesting_beyond_the_recursion_limit_is_an_error_and_not_a_crash() -> None:
     bomb = b"\x91" * 100_000 + b"\x01"
     assert depth_exceeds(bomb, MAX_DEPTH)
     with pytest.raises(PayloadInvalid):

@@ -36,13 +36,15 @@ def test_a_name_is_refused_with_what_it_is_of(name: str) -> None:
 
 @pytest.mark.parametrize("character", DANGEROUS)
 @pytest.mark.parametrize("place", ["{}", "{}a", "a{}", "a{}b"])
-def test_what_keys_headers_globs_and_terminals_take_for_their_own_is_refused(place: str, character: str) -> None:
+def test_characters_with_a_meaning_in_keys_or_terminals_are_refused(place: str, character: str) -> None:
+    """Also in headers and glob patterns."""
     for check in (check_run_id, lambda name: check_name("workflow", name)):
         with pytest.raises(InvalidName):
             check(place.replace("{}", character))
 
 
-def test_what_is_too_long_is_refused_with_length_and_limit_and_not_repeated_whole() -> None:
+def test_a_name_that_is_too_long_is_refused_with_length_and_limit() -> None:
+    """Not repeated whole."""
     with pytest.raises(InvalidName, match="has 257 characters; the limit is 256") as caught:
         check_run_id("x" * 257)
     assert len(str(caught.value)) < 120
@@ -51,13 +53,14 @@ def test_what_is_too_long_is_refused_with_length_and_limit_and_not_repeated_whol
 
 
 @pytest.mark.parametrize("value", [None, 7, b"a", ["a"]])
-def test_what_is_no_string_is_refused_with_its_type(value: object) -> None:
+def test_a_name_that_is_not_a_string_is_refused_with_its_type(value: object) -> None:
     with pytest.raises(InvalidName, match=f"a run id is a str, not {type(value).__name__}"):
         check_run_id(value)  # type: ignore[arg-type]
 
 
 @given(st.text(max_size=300))
-def test_what_passes_is_short_printable_ascii_and_the_rest_is_shown_without_control_characters(text: str) -> None:
+def test_accepted_names_are_short_printable_ascii(text: str) -> None:
+    """Refused ones are shown without control characters."""
     message = refusal(text)
     assert all(character.isprintable() for character in message)
     if not message:

@@ -36,7 +36,7 @@ def test_a_header_survives_its_encoding(header: Header) -> None:
 
 
 @given(headers)
-def test_a_header_is_one_line_of_eight_words_or_nine(header: Header) -> None:
+def test_a_header_is_one_line_of_eight_or_nine_fields(header: Header) -> None:
     line = header.encode().decode("ascii")
     assert line.isprintable()
     assert len(line.split()) == (9 if header.attributes else 8)
@@ -80,7 +80,7 @@ def test_the_order_in_which_attributes_were_set_makes_no_difference() -> None:
         b"\xff" * 8,
     ],
 )
-def test_what_is_no_header_is_a_value_error(line: bytes) -> None:
+def test_an_invalid_header_is_a_value_error(line: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (the decoder's own, of many kinds)
         decode_header(line)
 

@@ -230,7 +230,7 @@ def test_every_status_fits_every_terminal(name: str, width: int, height: int | N
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 50)])
-def test_what_the_terminal_gets_has_no_escapes_from_data_and_the_right_number_of_lines(width: int, height: int) -> None:
+def test_the_output_has_no_escapes_from_data_and_fits_the_terminal(width: int, height: int) -> None:
     out = io.StringIO()
     console = Console(file=out, width=width, height=height, force_terminal=True, color_system="truecolor")
     console.print(render_status(EXTREMES["evil"], width, height))
@@ -265,7 +265,7 @@ def test_a_larger_terminal_shows_more() -> None:
     assert "cached" in output
 
 
-def test_the_map_has_a_cell_for_each_shard_where_there_is_room() -> None:
+def test_the_map_has_a_cell_for_each_shard_where_space_allows() -> None:
     lines = text(status(daemons=2, shards=64), 80, 24).splitlines()
     assert next(line for line in lines if line.startswith("SHARDS")).split() == ["SHARDS", "64", "ab" * 32]
 

@@ -100,7 +100,8 @@ class Gate:
         self.wait_in_thread: Step[..., Any] = local.step(wait_in_thread)
 
 
-async def test_a_failed_attempt_carries_what_it_told_last_or_what_one_before_told() -> None:
+async def test_a_failed_attempt_carries_the_newest_heartbeat_details() -> None:
+    """Its own, or else those of an earlier attempt."""
     local = sf.App()
 
     @local.step
@@ -116,7 +117,7 @@ async def test_a_failed_attempt_carries_what_it_told_last_or_what_one_before_tol
             assert plain((await it.next()).details) == ({"at": 7} if value else "before")
 
 
-async def test_what_a_running_attempt_told_can_be_asked() -> None:
+async def test_the_heartbeat_details_of_a_running_attempt_can_be_read() -> None:
     gate, told = Gate(), anyio.Event()
     local = sf.App()
 
@@ -163,7 +164,7 @@ async def test_an_outcome_says_which_attempt_of_which_call_it_is() -> None:
         assert outcome.failure is None
 
 
-async def test_a_failure_is_permanent_only_when_the_policy_or_the_payload_says_so() -> None:
+async def test_a_failure_is_permanent_only_by_policy_or_payload() -> None:
     async with bench() as it:
         it.submit(fail, "ValueError", seq=1)
         it.submit(fail, "KeyError", seq=2)
@@ -204,7 +205,7 @@ async def test_threads_have_a_limit_of_their_own_and_do_not_hold_up_tasks() -> N
         assert [(await it.next()).seq, (await it.next()).seq] == [1, 2]
 
 
-async def test_the_time_out_of_a_step_does_not_run_while_it_waits_for_its_turn() -> None:
+async def test_the_timeout_of_a_step_does_not_run_while_it_waits_for_its_turn() -> None:
     gate = Gate()
     async with bench(concurrency=1, threads=1) as it:
         it.submit(gate.wait, "first", seq=1)
@@ -231,9 +232,10 @@ async def test_a_step_that_takes_too_long_is_over_and_cancelled() -> None:
         assert gate.cancelled == ["late"]
 
 
-async def test_what_a_thread_returns_after_its_time_is_dropped_and_its_place_is_free_only_then(
+async def test_the_late_result_of_a_thread_is_dropped(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Only then is its slot free."""
     gate = Gate()
     async with bench(threads=1) as it:
         it.submit(gate.wait_in_thread.options(timeout=0.01), "late", seq=1)
@@ -276,7 +278,7 @@ async def test_cancelling_by_a_condition_leaves_the_others() -> None:
         assert gate.cancelled == ["1"]
 
 
-async def test_the_same_attempt_again_is_left_alone_and_a_newer_one_takes_its_place() -> None:
+async def test_the_same_attempt_again_is_ignored_and_a_newer_one_replaces_it() -> None:
     gate = Gate()
     async with bench() as it:
         it.submit(gate.wait, "first")

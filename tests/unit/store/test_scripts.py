@@ -97,14 +97,14 @@ def test_a_list_goes_on_in_indented_lines(tmp_path: Path) -> None:
     ]
 
 
-def test_an_include_is_replaced_by_its_file_once_even_through_other_includes(tmp_path: Path) -> None:
+def test_a_file_is_included_once_even_through_other_includes(tmp_path: Path) -> None:
     write(tmp_path, "local a = 1\n", "shared/a.lua")
     write(tmp_path, "-- @include shared/a\nlocal b = a\n", "shared/b.lua")
     path = write(tmp_path, HEADER + "-- @include shared/b\n  -- @include shared/a\nreturn b\n")
     assert read_script(path).source == HEADER + "local a = 1\nlocal b = a\nreturn b\n"
 
 
-def test_fragments_are_no_verbs(tmp_path: Path) -> None:
+def test_fragments_are_not_verbs(tmp_path: Path) -> None:
     write(tmp_path, "local a = 1\n", "shared/a.lua")
     write(tmp_path, HEADER)
     assert list(read_scripts(tmp_path)) == ["verb"]
@@ -140,7 +140,7 @@ def test_fragments_are_no_verbs(tmp_path: Path) -> None:
         (HEADER + "-- @include\n", 9, "write `-- @include shared/name`"),
     ],
 )
-def test_says_where_a_script_is_broken(tmp_path: Path, text: str, line: int, message: str) -> None:
+def test_errors_say_where_a_script_is_broken(tmp_path: Path, text: str, line: int, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(ScriptError) as caught:
         read_script(path)
@@ -161,7 +161,7 @@ def test_a_broken_include_in_a_fragment_names_the_fragment(tmp_path: Path) -> No
         read_script(write(tmp_path, HEADER + "-- @include shared/a\n"))
 
 
-def test_bytes_that_are_no_text_name_the_file(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "verb.lua"
     path.write_bytes(b"#!lua\n\xff\n")
     with pytest.raises(ScriptError, match=f"^{path}:1: can't be read"):

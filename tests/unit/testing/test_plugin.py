@@ -97,7 +97,7 @@ def test_without_an_app_the_error_says_how_to_name_one(project: pytest.Pytester)
     result.stdout.fnmatch_lines(["*which app is under test? Write streamflow_app = flows:app*"])
 
 
-def test_histories_are_replayed_and_those_that_don_t_fit_are_named(project: pytest.Pytester) -> None:
+def test_histories_are_replayed_and_those_that_diverge_are_named(project: pytest.Pytester) -> None:
     project.makeini("[pytest]\npythonpath = .\nstreamflow_app = flows:app")
     project.makepyfile(test_flows=REPLAYS)
     assert "there is no history" in run(project).stdout.str()

@@ -77,7 +77,7 @@ def started(effects: Effects) -> None:
     effects.events = [RunStarted("idle", "", NOTHING)]
 
 
-async def test_an_answer_ends_the_wait_of_who_asked(scripted: Callable[..., Scripted]) -> None:
+async def test_an_answer_ends_the_wait_of_the_caller(scripted: Callable[..., Scripted]) -> None:
     def answer(effects: Effects) -> None:
         effects.answers = [AskAnswered("a" * 32, "seats", Raw(msgspec.msgpack.encode(7)))]
         effects.events = [effects.answers[0]]
@@ -152,7 +152,7 @@ async def test_attempts_that_are_revoked_or_cancelled_have_no_outcome(scripted: 
         assert (len(sandbox.calls(queued)), len(sandbox.calls(here))) == (1, 1)
 
 
-async def test_an_outcome_comes_when_nobody_gives_the_step_up(scripted: Callable[..., Scripted]) -> None:
+async def test_an_outcome_comes_when_nobody_cancels_the_step(scripted: Callable[..., Scripted]) -> None:
     def schedule(effects: Effects) -> None:
         started(effects)
         effects.jobs = [StepJob(1, 1, here, Raw(b"\x91\x02"))]
@@ -191,7 +191,7 @@ async def test_a_crash_while_a_step_runs_drops_what_it_gives() -> None:
         assert [call.attempt for call in sandbox.calls(number)] == [1, 1]
 
 
-async def test_an_attempt_that_begins_again_gets_the_same_stub_again() -> None:
+async def test_an_attempt_that_runs_again_gets_the_same_stub() -> None:
     failing = sf.App()
 
     @failing.step(retry=sf.Retry(attempts=2))

@@ -148,7 +148,7 @@ def test_each_view_folds_alone_as_it_does_with_the_others() -> None:
 # --- stored partials ------------------------------------------------------------------------------------------------
 
 
-def test_a_view_that_stored_data_does_not_have_starts_at_zero_and_is_listed() -> None:
+def test_a_view_that_is_missing_in_stored_data_starts_at_zero() -> None:
     stored = msgspec.msgpack.decode(of(RunStarted("digest", "", NOTHING)).encode())
     del stored["rates"]
     stored["gone"] = {"a": 1}
@@ -160,7 +160,7 @@ def test_a_view_that_stored_data_does_not_have_starts_at_zero_and_is_listed() ->
     assert merged(ShardViews(), views).missing == ("rates",)
 
 
-def test_a_view_that_is_stored_in_another_form_starts_at_zero_and_is_listed() -> None:
+def test_a_view_that_is_stored_in_another_form_starts_at_zero() -> None:
     stored = msgspec.msgpack.decode(ShardViews().encode())
     stored["runs"] = "nonsense"
     assert ShardViews.decode(msgspec.msgpack.encode(stored)).missing == ("runs",)
@@ -200,7 +200,7 @@ def test_runs_without_a_tenant_are_shown_under_a_dash() -> None:
     assert list(rendered(of(RunStarted("w", "", NOTHING)), "runs")["tenants"]) == ["-"]
 
 
-def test_many_tenants_are_shown_by_size_and_the_rest_as_one() -> None:
+def test_many_tenants_are_shown_by_size_and_the_rest_together() -> None:
     starts = [RunStarted("w", f"t{n}", NOTHING) for n in range(MAX_TENANTS + 5)]
     tenants = rendered(of(*starts, RunStarted("w", "t7", NOTHING)), "runs")["tenants"]
     assert len(tenants) == MAX_TENANTS + 1
@@ -219,7 +219,7 @@ def test_rates_are_lists_of_whole_seconds_up_to_the_last_settled_one() -> None:
     assert rates["average"]["steps"] == pytest.approx(0.2)
 
 
-def test_failed_runs_are_failures_of_their_second_and_cancelled_ones_are_not() -> None:
+def test_failed_runs_count_as_failures_and_cancelled_ones_do_not() -> None:
     views = of(
         events.RunFailed("w", "", 1, BOOM), events.RunCancelled("w", "", 1, "enough"), RunCompleted("w", "", 1, NOTHING)
     )
@@ -277,7 +277,7 @@ def test_run_durations_are_those_of_completed_runs() -> None:
     assert (w["count"], w["max"], w["failures"]) == (1, 4000.0, 1)
 
 
-def test_the_latest_failures_come_newest_first_whatever_shard_they_are_from() -> None:
+def test_the_latest_failures_come_newest_first_over_all_shards() -> None:
     parts = [of(events.RunFailed("w", "", 1, Failure("E", f"{n}")), at=NOW + n) for n in range(50)]
     shown = rendered(merged(*reversed(parts)), "failures")
     assert shown["count"] == 50

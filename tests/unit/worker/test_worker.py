@@ -124,7 +124,8 @@ def entry(
 # --- taking -----------------------------------------------------------------------------------------------------------
 
 
-async def test_reads_ask_for_no_more_than_there_is_room_for_and_only_the_last_waits(it: Bench) -> None:
+async def test_reads_ask_for_no_more_than_the_capacity(it: Bench) -> None:
+    """Only the last one blocks."""
     await it.reader.run_once()
     assert it.connection.reads == [(4, 1, False, False), (4, 1, False, False), (8, 1, False, True)]
     big = Bench(slots=20)
@@ -133,7 +134,7 @@ async def test_reads_ask_for_no_more_than_there_is_room_for_and_only_the_last_wa
     big.executor.close()
 
 
-async def test_partitions_have_their_turns(it: Bench) -> None:
+async def test_partitions_take_turns(it: Bench) -> None:
     it.connection.plan = [[entry(1)], [], [], []]
     await it.reader.run_once()
     first = it.connection.streams[0]
@@ -142,7 +143,7 @@ async def test_partitions_have_their_turns(it: Bench) -> None:
     assert not set(first) & set(it.connection.streams[0])
 
 
-async def test_nothing_is_read_without_room_until_a_step_ends(it: Bench) -> None:
+async def test_nothing_is_read_without_capacity_until_a_step_ends(it: Bench) -> None:
     await it.take(*[entry(seq) for seq in range(1, 5)])
     reads = len(it.connection.reads)
     async with anyio.create_task_group() as tasks:
@@ -153,7 +154,8 @@ async def test_nothing_is_read_without_room_until_a_step_ends(it: Bench) -> None
     assert it.claims.running == 3
 
 
-async def test_after_an_error_pending_entries_are_read_again_and_those_in_hand_are_not_taken_twice(it: Bench) -> None:
+async def test_after_an_error_pending_entries_are_read_again(it: Bench) -> None:
+    """Those that the worker has already are not taken twice."""
     await it.take(entry(1))
     it.connection.plan = [StoreUnavailable("cut"), [entry(1), entry(2)]]
     async with anyio.create_task_group() as tasks:
@@ -165,7 +167,7 @@ async def test_after_an_error_pending_entries_are_read_again_and_those_in_hand_a
     assert it.executor.running == 2
 
 
-async def test_a_missing_group_is_made_in_every_partition(it: Bench) -> None:
+async def test_a_missing_group_is_created_in_every_partition(it: Bench) -> None:
     it.connection.plan = [GroupGone("NOGROUP")]
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(it.reader.run)
@@ -175,7 +177,7 @@ async def test_a_missing_group_is_made_in_every_partition(it: Bench) -> None:
     assert len(it.store.sent("XGROUP")) == 8
 
 
-async def test_an_entry_whose_body_cannot_be_read_fails_its_attempt_for_good(it: Bench) -> None:
+async def test_an_entry_whose_body_cannot_be_read_fails_its_attempt_permanently(it: Bench) -> None:
     await it.take(entry(3, attempt=2, body=b"\xc1"))
     assert await it.claims.report_once()
     [outcome] = it.completed()
@@ -185,7 +187,7 @@ async def test_an_entry_whose_body_cannot_be_read_fails_its_attempt_for_good(it:
 
 
 @pytest.mark.parametrize("fields", [None, {}, {b"run": b"r", b"seq": b"x", b"attempt": b"1"}])
-async def test_an_entry_that_names_no_attempt_is_only_taken_off(it: Bench, fields: Any) -> None:
+async def test_an_entry_that_names_no_attempt_is_only_acknowledged(it: Bench, fields: Any) -> None:
     stream, entry_id, _ = entry(1)
     await it.take((stream, entry_id, fields))
     assert await it.claims.report_once()
@@ -193,7 +195,7 @@ async def test_an_entry_that_names_no_attempt_is_only_taken_off(it: Bench, field
     assert len(it.store.sent("ack_attempts")) == 1
 
 
-async def test_a_step_that_the_app_does_not_have_is_a_failure_that_may_be_tried_again(it: Bench) -> None:
+async def test_a_step_that_the_app_does_not_have_is_a_failure_with_retries(it: Bench) -> None:
     body = pack(QueuedStep("gpu", 1, 1, "other", None, raw([]), NOTHING, CREATED))
     await it.take(entry(1, body=body))
     await it.claims.report_once()
@@ -206,7 +208,7 @@ async def test_a_step_that_the_app_does_not_have_is_a_failure_that_may_be_tried_
 # --- the ends of claims -----------------------------------------------------------------------------------------------
 
 
-async def test_the_entry_is_taken_off_only_after_the_run_has_its_outcome(it: Bench) -> None:
+async def test_the_entry_is_acknowledged_only_after_the_run_has_its_outcome(it: Bench) -> None:
     await it.take(entry(1))
     it.claims.outcome(0, "r", Outcome(1, 1, 0.0, Raw(b"\xc0")))
     it.store.answers["report_outcome"] = StoreError("WRONGTYPE inbox")
@@ -239,7 +241,8 @@ async def test_an_outcome_of_an_older_attempt_ends_no_newer_claim(it: Bench) -> 
     assert (it.claims.running, it.claims.unreported) == (1, 0)
 
 
-async def test_revoked_and_lost_claims_are_stopped_and_only_the_revoked_one_is_taken_off(it: Bench) -> None:
+async def test_revoked_and_lost_claims_are_stopped(it: Bench) -> None:
+    """Only the entry of the revoked one is acknowledged."""
     await it.take(entry(1), entry(2), entry(3))
     it.store.answers["extend_claims"] = "krl"
     await it.claims.keep_once()
@@ -249,7 +252,7 @@ async def test_revoked_and_lost_claims_are_stopped_and_only_the_revoked_one_is_t
     assert [call.args[1:] for call in it.store.sent("ack_attempts")] == [["2-0", "r/2"]]
 
 
-async def test_news_travels_once_with_the_sign_of_life(it: Bench) -> None:
+async def test_heartbeat_details_are_sent_once_with_the_next_heartbeat(it: Bench) -> None:
     await it.take(entry(1, details=pack("before")))
     await it.claims.keep_once()
     await it.claims.keep_once()
@@ -259,7 +262,8 @@ async def test_news_travels_once_with_the_sign_of_life(it: Bench) -> None:
     ]
 
 
-async def test_a_dead_workers_attempt_ends_as_lost_with_what_it_told_and_ones_own_are_left(it: Bench) -> None:
+async def test_an_attempt_of_a_dead_worker_ends_as_lost_with_its_details(it: Bench) -> None:
+    """The worker's own attempts are left alone."""
     dead = Dead("9-0", "gone", "a", CREATED, 4, 2, pack("half"))
     it.store.answers["expired_claims"] = lambda call: (
         [dead, Dead("8-0", "me", "b", CREATED, 1, 1, b"")] if call.keys[0] == KERNEL.keys.queue("gpu", 6).stream else []
@@ -274,7 +278,7 @@ async def test_a_dead_workers_attempt_ends_as_lost_with_what_it_told_and_ones_ow
     assert it.store.sent("ack_attempts")[0].args[1:] == ["9-0", "a/4"]
 
 
-async def test_what_is_handed_back_is_stopped_first_and_has_no_outcome(it: Bench) -> None:
+async def test_a_returned_attempt_is_stopped_first_and_has_no_outcome(it: Bench) -> None:
     await it.take(entry(1, details=pack("told")), entry(2))
 
     def requeue(call: Call[Any]) -> int:

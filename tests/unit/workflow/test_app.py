@@ -169,7 +169,7 @@ def test_a_reducer_needs_an_initial_state_that_can_be_stored() -> None:
     assert reducer.parameters.decode(reducer.parameters.encode((), {})) == ((None,), {})
 
 
-def test_a_retry_that_is_no_policy_is_refused_where_it_is_written() -> None:
+def test_a_retry_that_is_not_a_policy_is_refused_where_it_is_written() -> None:
     wrong: Any = 3
     with pytest.raises(UsageError, match=r"step _is_async: retry=3 is no Retry: use retry=sf\.Retry"):
         App().step(retry=wrong)(_is_async)

@@ -69,6 +69,6 @@ def test_no_retry_is_one_attempt() -> None:
         {"jitter": 1.1},
     ],
 )
-def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+def test_invalid_policies_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="makes no sense"):
         Retry(**wrong)  # type: ignore[arg-type]
