@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 app = sf.App()
 
 DEPOSITS = 5
-"""After so many an account begins a new life."""
+"""After this many an account continues as new."""
 
 
 @app.workflow

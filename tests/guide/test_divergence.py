@@ -1,4 +1,4 @@
-"""Code that doesn't do what the history says: the run is parked as stuck, and goes on when the code is right again."""
+"""Code that makes other decisions than the history: the run is stuck, and goes on when the code fits again."""
 
 from __future__ import annotations
 

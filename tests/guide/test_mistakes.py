@@ -1,4 +1,4 @@
-"""Mistakes that people make, and what they are told."""
+"""Mistakes that people make, and the error messages that they get."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def test_a_workflow_that_blocks_is_named_with_its_line(serve: Serve) -> No
 
 
 class Warnings(logging.Handler):
-    """Notes what is said about blocking; `came` is set with the first."""
+    """Collects the warnings about blocking; `came` is set with the first."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

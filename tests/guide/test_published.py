@@ -67,7 +67,7 @@ async def test_what_a_run_publishes_can_be_read_while_it_waits(serve: Serve) -> 
         assert await run.read("progress", Progress) == Progress(0, 3)
         assert await run.read("progress") == {"done": 0, "of": 3}
         assert await run.published() == {"progress": {"done": 0, "of": 3}}
-        assert (await run.describe()).version == 1, "reading is no event"
+        assert (await run.describe()).version == 1, "reading adds no event"
 
 
 async def test_the_newest_value_counts_and_other_keys_stay(serve: Serve) -> None:

@@ -11,7 +11,7 @@ from streamflow.store.kernel import WORKERS, ClaimRef, Offer
 from tests.kernel.support import Shard
 
 
-class Partition:
+class QueuePartition:
     def __init__(self, shard: Shard, queue: str = "gpu", number: int = 0) -> None:
         self.shard = shard
         self.kernel = shard.kernel
@@ -35,7 +35,7 @@ class Partition:
         self._numbers += 1
         return Offer(f"5-{self._numbers}", "revoke", run, created, seq, attempt, b"", b"")
 
-    async def offer(self, *offers: Offer, source: int = 3) -> str:
+    async def enqueue(self, *offers: Offer, source: int = 3) -> str:
         return await self.shard.do(self.kernel.enqueue_attempts(*self.at, source, offers))
 
     async def read(self, consumer: str = "one", count: int = 10) -> list[str]:
@@ -45,18 +45,18 @@ class Partition:
         return [entry.decode() for _, entries in reply or [] for entry, _ in entries]
 
     async def taken(self, *offers: Offer, consumer: str = "one") -> list[ClaimRef]:
-        """Offer attempts and take them: the claims on them."""
-        await self.offer(*offers)
+        """Enqueue attempts and read them as a worker: the claims on them."""
+        await self.enqueue(*offers)
         entries = await self.read(consumer)
         return [ClaimRef(entry, f"{one.run_id}/{one.seq}") for entry, one in zip(entries, offers, strict=True)]
 
-    async def keep(self, *claims: ClaimRef, consumer: str = "one") -> str:
+    async def extend(self, *claims: ClaimRef, consumer: str = "one") -> str:
         return await self.shard.do(self.kernel.extend_claims(*self.at, consumer, claims))
 
-    async def reap(self, idle_ms: int = 0, quiet_ms: int = 3_600_000, limit: int = 100) -> list[Any]:
+    async def expired(self, idle_ms: int = 0, quiet_ms: int = 3_600_000, limit: int = 100) -> list[Any]:
         return await self.shard.do(self.kernel.expired_claims(*self.at, idle_ms, quiet_ms, limit))
 
-    async def finish(self, *claims: ClaimRef) -> None:
+    async def ack(self, *claims: ClaimRef) -> None:
         await self.shard.do(self.kernel.ack_attempts(*self.at, claims))
 
     async def requeue(self, *claims: ClaimRef, consumer: str = "one") -> int:

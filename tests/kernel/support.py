@@ -60,7 +60,7 @@ class Shard:
         starts = [Start(run_id, workflow, tenant, b"input of " + run_id.encode()) for run_id in run_ids]
         return await self.do(self.kernel.start_runs(0, starts, now))
 
-    async def take(self, nonce: str = "one", now: int = NOW) -> Taken:
+    async def acquire(self, nonce: str = "one", now: int = NOW) -> Taken:
         """Take the shard from whoever has it; later commits use the token."""
         expected = (await self.plain("HGET", self.keys.owner, "token") or b"").decode()
         taken = await self.do(self.kernel.acquire_shard(0, expected, nonce, f"member-{nonce}", f"group-{nonce}", now))
@@ -200,7 +200,7 @@ class Shard:
         answers = await self.store.send([Call.plain(word, key) for key in names for word in ("TYPE", "TTL")])
         for key, found, ttl in zip(names, answers[::2], answers[1::2], strict=True):
             kind = next((kind for pattern, kind in known if pattern.fullmatch(key)), None)
-            assert kind, f"{key} is no key of ours"
+            assert kind, f"{key} is not a known key"
             assert key in self.planted or found.decode() == kind, f"{key} is a {found}"
             assert (0 < ttl <= 900) if ":answer:" in key else ttl == -1, f"{key} has the TTL {ttl}"
 

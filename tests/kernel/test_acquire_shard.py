@@ -1,4 +1,4 @@
-"""take: become a shard's owner, if its owner is still the one that the caller saw."""
+"""acquire_shard: become a shard's owner, if its owner is still the one that the caller saw."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_an_acquire_that_is_sent_again_has_the_same_answer(shard: Shard) -
 
 
 async def test_an_owner_that_the_caller_did_not_see_is_a_conflict_that_names_it(shard: Shard) -> None:
-    await shard.take("one")
+    await shard.acquire("one")
     answer = await shard.assert_changes_nothing(
         shard.kernel.acquire_shard(0, "", "two", "member-two", "group-two", NOW)
     )
@@ -47,14 +47,14 @@ async def test_an_expected_owner_of_a_shard_that_has_none_is_a_conflict(shard: S
 
 
 async def test_the_epoch_grows_even_when_the_clock_stands_still(shard: Shard) -> None:
-    tokens = [(await shard.take(nonce)).token for nonce in ("one", "two", "three")]
+    tokens = [(await shard.acquire(nonce)).token for nonce in ("one", "two", "three")]
     assert tokens == [f"{NOW}:one", f"{NOW + 1}:two", f"{NOW + 2}:three"]
 
 
 async def test_the_epoch_grows_with_the_clock_even_if_the_stored_owner_was_lost(shard: Shard) -> None:
-    await shard.take("one", now=NOW)
+    await shard.acquire("one", now=NOW)
     await shard.plain("DEL", shard.keys.owner)
-    taken = await shard.take("two", now=NOW + 1000)
+    taken = await shard.acquire("two", now=NOW + 1000)
     assert taken.token == f"{NOW + 1000}:two"
 
 
@@ -66,32 +66,32 @@ async def test_without_an_override_the_epoch_is_the_servers_time(shard: Shard) -
 
 
 async def test_the_clock_never_goes_behind_what_the_last_owner_stored(shard: Shard) -> None:
-    await shard.take("one", now=FUTURE)
-    assert (await shard.take("two", now=NOW)).clock == FUTURE
+    await shard.acquire("one", now=FUTURE)
+    assert (await shard.acquire("two", now=NOW)).clock == FUTURE
     assert (await shard.owner())["clock"] == str(FUTURE)
 
 
 async def test_what_the_old_owner_had_read_is_new_for_the_next_one(shard: Shard) -> None:
-    await shard.take("one")
+    await shard.acquire("one")
     await shard.start("r1", "r2")
     assert await read_new(shard, "group-one") == [b"r1", b"r2"]
     await shard.start("r3")
-    await shard.take("two")
+    await shard.acquire("two")
     assert await read_new(shard, "group-two") == [b"r1", b"r2", b"r3"]
 
 
 async def test_what_the_old_owner_had_committed_does_not_come_again(shard: Shard) -> None:
-    await shard.take("one")
+    await shard.acquire("one")
     await shard.start("r1", "r2")
     (first, _), _ = await shard.stream(shard.keys.inbox)
     await shard.do(shard.commit(Batch("c", acks=[first])))
-    await shard.take("two")
+    await shard.acquire("two")
     assert await read_new(shard, "group-two") == [b"r2"]
 
 
 async def test_the_old_owners_group_is_deleted_so_it_reads_nothing_more(shard: Shard) -> None:
-    await shard.take("one")
-    await shard.take("two")
+    await shard.acquire("one")
+    await shard.acquire("two")
     assert await shard.groups(shard.keys.inbox) == ["group-two"]
 
 
@@ -105,7 +105,7 @@ async def test_an_owner_that_acquires_its_shard_again_reads_uncommitted_entries(
 
 
 async def test_a_group_that_outlived_the_owner_record_is_no_obstacle(shard: Shard) -> None:
-    await shard.take("one")
+    await shard.acquire("one")
     await shard.start("r1")
     await read_new(shard, "group-one")
     await shard.plain("DEL", shard.keys.owner)
@@ -115,15 +115,15 @@ async def test_a_group_that_outlived_the_owner_record_is_no_obstacle(shard: Shar
 
 
 async def test_the_last_commit_of_the_old_owner_is_no_duplicate_for_the_next(shard: Shard) -> None:
-    await shard.take("one")
+    await shard.acquire("one")
     await shard.do(shard.commit(Batch("same id")))
-    await shard.take("two")
+    await shard.acquire("two")
     assert (await shard.do(shard.commit(Batch("same id")))).code is Reply.OK
 
 
 async def test_a_blocked_read_of_the_old_owner_ends_and_swallows_nothing(real_shard: Shard) -> None:
     shard = real_shard
-    await shard.take("one")
+    await shard.acquire("one")
     old = shard.store.dedicated(timeout=30)
     refusals: list[str] = []
 
@@ -142,7 +142,7 @@ async def test_a_blocked_read_of_the_old_owner_ends_and_swallows_nothing(real_sh
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read_as_a_paused_owner)
             await until(blocked, "the old owner's read is blocked")
-            await shard.take("two")
+            await shard.acquire("two")
     assert len(refusals) == 1
     assert "NOGROUP" in refusals[0]
     await shard.start("r1")
@@ -150,6 +150,6 @@ async def test_a_blocked_read_of_the_old_owner_ends_and_swallows_nothing(real_sh
 
 
 async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
-    await shard.take("one")
+    await shard.acquire("one")
     take = shard.kernel.acquire_shard(0, shard.token, "two", "member", "group-two", NOW)
     await shard.assert_wrong_types_leave_nothing_half_written(take)

@@ -1,4 +1,4 @@
-"""fold: store a shard's part of the views with the log entry that it counts up to, and trim the log behind it."""
+"""checkpoint_views: store a shard's part of the views with the log entry that it counts up to; trim the log."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ async def entries(shard: Shard, count: int) -> list[str]:
 
 
 async def ready(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
 
 
-async def fold(shard: Shard, offset: str, partial: bytes = b"partial", keep: int = 100) -> Folded:
+async def checkpoint(shard: Shard, offset: str, partial: bytes = b"partial", keep: int = 100) -> Folded:
     return await shard.do(shard.kernel.checkpoint_views(0, shard.token, offset, partial, keep, ["flow"]))
 
 
@@ -36,8 +36,8 @@ async def log(shard: Shard) -> list[str]:
 async def test_the_partial_is_stored_with_the_offset_that_it_covers(shard: Shard) -> None:
     await ready(shard)
     first, second, _ = await entries(shard, 3)
-    assert await fold(shard, first, b"one") == Folded(Reply.OK, 3)
-    assert await fold(shard, second, b"two") == Folded(Reply.OK, 3)
+    assert await checkpoint(shard, first, b"one") == Folded(Reply.OK, 3)
+    assert await checkpoint(shard, second, b"two") == Folded(Reply.OK, 3)
     stored = await views(shard)
     assert (stored["offset"], stored["partial"]) == (second, "two")
 
@@ -45,9 +45,9 @@ async def test_the_partial_is_stored_with_the_offset_that_it_covers(shard: Shard
 async def test_the_first_fold_is_the_first_base(shard: Shard) -> None:
     await ready(shard)
     (first,) = await entries(shard, 1)
-    await fold(shard, first, b"one")
+    await checkpoint(shard, first, b"one")
     (second,) = await entries(shard, 1)
-    await fold(shard, second, b"two")
+    await checkpoint(shard, second, b"two")
     stored = await views(shard)
     assert (stored["base_offset"], stored["base"]) == (first, "one")
 
@@ -64,24 +64,24 @@ async def test_a_fold_that_is_sent_again_changes_nothing(shard: Shard) -> None:
 async def test_an_offset_behind_the_stored_one_is_stale_and_changes_nothing(shard: Shard) -> None:
     await ready(shard)
     first, second = await entries(shard, 2)
-    await fold(shard, second)
+    await checkpoint(shard, second)
     answer = await shard.assert_changes_nothing(shard.kernel.checkpoint_views(0, shard.token, first, b"old", 100, []))
     assert answer.code is Reply.STALE
 
 
 @pytest.mark.parametrize(("older", "newer"), [("9-0", "10-0"), ("5-9", "5-10")])
 async def test_offsets_are_compared_as_numbers(shard: Shard, older: str, newer: str) -> None:
-    await shard.take()
-    assert (await fold(shard, older)).code is Reply.OK
-    assert (await fold(shard, newer)).code is Reply.OK
-    assert (await fold(shard, older)).code is Reply.STALE
+    await shard.acquire()
+    assert (await checkpoint(shard, older)).code is Reply.OK
+    assert (await checkpoint(shard, newer)).code is Reply.OK
+    assert (await checkpoint(shard, older)).code is Reply.STALE
 
 
 async def test_a_stale_owner_is_fenced_and_changes_nothing(shard: Shard) -> None:
     await ready(shard)
     old = shard.token
     (first,) = await entries(shard, 1)
-    await shard.take("two")
+    await shard.acquire("two")
     answer = await shard.assert_changes_nothing(shard.kernel.checkpoint_views(0, old, first, b"x", 100, ["flow"]))
     assert answer.code is Reply.FENCED
 
@@ -93,7 +93,7 @@ async def test_base_and_the_log_behind_it_always_make_the_partial(shard: Shard) 
     for size in (1, 3, 2, 7, 1, 1, 1, 4, 12, 1, 1, 6, 3, 2):
         ids = await entries(shard, size)
         counted += size
-        folded = await fold(shard, ids[-1], str(counted).encode(), keep)
+        folded = await checkpoint(shard, ids[-1], str(counted).encode(), keep)
         left, stored = await log(shard), await views(shard)
         assert folded.entries == len(left)
         behind = [
@@ -111,26 +111,26 @@ async def test_base_and_the_log_behind_it_always_make_the_partial(shard: Shard) 
 async def test_what_is_trimmed_is_never_ahead_of_the_offset(shard: Shard) -> None:
     await ready(shard)
     ids = await entries(shard, 4)
-    await fold(shard, ids[0], keep=1)
-    await fold(shard, ids[1], keep=1)
-    await fold(shard, ids[2], keep=1)
+    await checkpoint(shard, ids[0], keep=1)
+    await checkpoint(shard, ids[1], keep=1)
+    await checkpoint(shard, ids[2], keep=1)
     assert await log(shard) == ids[-len(await log(shard)) :]
     assert ids[3] in await log(shard)
 
 
 async def test_entries_of_one_millisecond_are_trimmed_up_to_the_base_only(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     for number in range(1, 6):
         await shard.plain("XADD", shard.keys.log, f"5-{number}", "r1", "transition")
-    await fold(shard, "5-2", keep=3)
+    await checkpoint(shard, "5-2", keep=3)
     for number in range(6, 9):
         await shard.plain("XADD", shard.keys.log, f"5-{number}", "r1", "transition")
-    assert await fold(shard, "5-7", keep=3) == Folded(Reply.OK, 6)
+    assert await checkpoint(shard, "5-7", keep=3) == Folded(Reply.OK, 6)
     assert await log(shard) == ["5-3", "5-4", "5-5", "5-6", "5-7", "5-8"]
 
 
 async def test_the_oldest_open_runs_of_each_workflow_are_kept_with_their_start(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     for age, run in enumerate(("first", "second", "third")):
         await shard.start(run, now=NOW + age)
     await shard.start("other", now=NOW + 9, workflow="slow")
@@ -140,14 +140,14 @@ async def test_the_oldest_open_runs_of_each_workflow_are_kept_with_their_start(s
 
 
 async def test_without_open_runs_the_oldest_are_none(shard: Shard) -> None:
-    await shard.take()
-    await fold(shard, "1-1")
+    await shard.acquire()
+    await checkpoint(shard, "1-1")
     assert (await views(shard))["oldest"] == ""
 
 
 async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
     await ready(shard)
     ids = await entries(shard, 3)
-    await fold(shard, ids[0], keep=1)
+    await checkpoint(shard, ids[0], keep=1)
     fold_call = shard.kernel.checkpoint_views(0, shard.token, ids[-1], b"x", 1, ["flow", "other"])
     await shard.assert_wrong_types_leave_nothing_half_written(fold_call)

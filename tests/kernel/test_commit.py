@@ -39,7 +39,7 @@ async def full_batch(shard: Shard, commit: str = "full") -> Batch:
 
 async def prepared(shard: Shard) -> Batch:
     """A shard with an owner, three runs whose starts have been read, one message in the outbox, and a full batch."""
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1", "r2", "r3")
     await shard.read(shard.group)
     before = Batch("before", plans=[("r2", -1)], sends=[Send("6-1", 1, "signal", "x", b"old")])
@@ -83,7 +83,7 @@ async def test_the_owner_record_keeps_the_commits_id_clock_and_log_entry(shard: 
 
 
 async def test_a_commit_of_many_runs_is_one_log_entry(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     runs = [f"r{number}" for number in range(100)]
     await shard.start(*runs)
     batch = Batch("many", runs=[await shard.write_of(run) for run in runs])
@@ -95,7 +95,7 @@ async def test_a_commit_of_many_runs_is_one_log_entry(shard: Shard) -> None:
 
 async def test_a_batch_beyond_what_lua_can_unpack_is_committed_whole(real_shard: Shard) -> None:
     shard = real_shard
-    await shard.take()
+    await shard.acquire()
     runs = [f"r{number}" for number in range(4500)]
     await shard.start(*runs)
     headers = [header for header, _ in await shard.do(shard.kernel.peek_runs(0, runs))]
@@ -107,7 +107,7 @@ async def test_a_batch_beyond_what_lua_can_unpack_is_committed_whole(real_shard:
 
 
 async def test_transitions_of_a_run_add_up_in_its_record(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     for _ in range(3):
         await shard.advance("r1")
@@ -116,14 +116,14 @@ async def test_transitions_of_a_run_add_up_in_its_record(shard: Shard) -> None:
 
 
 async def test_a_commit_without_runs_logs_nothing(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     committed = await shard.do(shard.commit(Batch("empty", plans=[("r1", NOW)])))
     assert (committed.code, committed.entry) == (Reply.OK, "")
     assert await shard.stream(shard.keys.log) == []
 
 
 async def test_a_plan_replaces_the_earlier_one_and_none_removes_the_run(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     for plans, agenda in (
         ([("r1", -1), ("r2", FUTURE)], {"r1": -1, "r2": FUTURE}),
         ([("r1", NOW)], {"r1": NOW, "r2": FUTURE}),
@@ -134,7 +134,7 @@ async def test_a_plan_replaces_the_earlier_one_and_none_removes_the_run(shard: S
 
 
 async def test_moves_add_a_run_to_a_listing_remove_it_or_do_both(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     running, stuck, tenant = shard.keys.index("running", "f"), shard.keys.index("stuck", "f"), shard.keys.tenant("acme")
     for moves, listings in (
         ([("r1", "", running, 1), ("r2", "", running, 2), ("r1", "", tenant, 3)], ({"r1": 1, "r2": 2}, {}, {"r1": 3})),
@@ -146,7 +146,7 @@ async def test_moves_add_a_run_to_a_listing_remove_it_or_do_both(shard: Shard) -
 
 
 async def test_a_message_that_was_acknowledged_is_not_read_again(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1", "r2")
     (first, _), _ = await shard.read(shard.group)
     await shard.do(shard.commit(Batch("c", acks=[first])))
@@ -155,7 +155,7 @@ async def test_a_message_that_was_acknowledged_is_not_read_again(shard: Shard) -
 
 
 async def test_the_quarantine_keeps_about_its_newest_thousand(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     poisons = [Poison("1-1", f"r{number}", "reason", b"event", b"") for number in range(1200)]
     await shard.do(shard.commit(Batch("c", poisons=poisons)))
     kept = await shard.stream(shard.keys.poison)
@@ -165,7 +165,7 @@ async def test_the_quarantine_keeps_about_its_newest_thousand(shard: Shard) -> N
 
 async def test_the_outcome_notification_is_published_once(real_shard: Shard) -> None:
     shard = real_shard
-    await shard.take()
+    await shard.acquire()
     received: list[tuple[bytes, bytes]] = []
     arrived = anyio.Event()
 
@@ -204,7 +204,7 @@ async def advance_reducer(shard: Shard, count: int) -> list[bytes]:
 
 
 async def test_a_reducers_state_is_replaced_by_each_commit(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     _, state, *transitions = await advance_reducer(shard, 3)
     assert state == b"state 2"
@@ -213,7 +213,7 @@ async def test_a_reducers_state_is_replaced_by_each_commit(shard: Shard) -> None
 
 async def test_a_reducers_history_is_cut_to_its_newest_transitions(shard: Shard) -> None:
     """Header and state stay in front of them."""
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     assert len(await advance_reducer(shard, 400)) == 402
     expected = await shard.header("r1")
@@ -227,7 +227,7 @@ async def test_a_reducers_history_is_cut_to_its_newest_transitions(shard: Shard)
 
 
 async def test_a_workflows_history_is_never_cut(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     calls: list[Call[Any]] = []
     header = await shard.header("r1")
@@ -250,7 +250,7 @@ async def test_a_commit_that_is_sent_again_answers_the_same_and_changes_nothing(
 
 
 async def test_the_facts_stay_the_same_when_the_clock_has_moved_since(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     commit = shard.commit(Batch("c"), NOW + 1)
     assert (await shard.do(commit)).clock == NOW + 1
     await shard.do(shard.kernel.due_runs(0, shard.token, 10, NOW + 1000))
@@ -258,7 +258,7 @@ async def test_the_facts_stay_the_same_when_the_clock_has_moved_since(shard: Sha
 
 
 async def test_only_the_last_commit_is_a_duplicate_an_older_one_is_a_conflict(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     older = shard.commit(Batch("older", runs=[await shard.write_of("r1")]))
     await shard.do(older)
@@ -281,7 +281,7 @@ async def test_a_conflict_names_every_run_that_has_changed_and_writes_nothing(sh
 
 
 async def test_a_header_of_the_same_version_by_another_commit_is_a_conflict(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     start = await shard.header("r1")
     await shard.advance("r1")
@@ -292,7 +292,7 @@ async def test_a_header_of_the_same_version_by_another_commit_is_a_conflict(shar
 
 
 async def test_after_a_conflict_the_same_commit_id_can_still_be_used(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     write = await shard.write_of("r1")
     wrong = RunWrite("r1", b"wrong", write.header, b"", NOTE)
@@ -303,7 +303,7 @@ async def test_after_a_conflict_the_same_commit_id_can_still_be_used(shard: Shar
 async def test_an_owner_that_was_paused_during_a_takeover_never_writes(shard: Shard) -> None:
     batch = await prepared(shard)
     paused = shard.commit(batch)
-    taken = await shard.take("two")
+    taken = await shard.acquire("two")
     answer = await shard.assert_changes_nothing(paused)
     assert (answer.code, answer.conflicts) == (Reply.FENCED, [taken.token])
 
@@ -312,7 +312,7 @@ async def test_a_stale_owner_is_fenced_even_with_a_commit_that_it_had_done(shard
     batch = await prepared(shard)
     commit = shard.commit(batch)
     assert (await shard.do(commit)).code is Reply.OK
-    await shard.take("two")
+    await shard.acquire("two")
     assert (await shard.assert_changes_nothing(commit)).code is Reply.FENCED
 
 
@@ -350,7 +350,7 @@ async def test_after_a_refusal_the_repaired_shard_takes_the_same_commit(shard: S
 
 
 async def test_the_clock_is_the_servers_and_never_goes_back(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     before = int(time.time() * 1000)
     real = await shard.do(shard.kernel.commit(0, shard.token, shard.group, Batch("real")))
     assert before <= real.clock <= int(time.time() * 1000)
@@ -365,7 +365,7 @@ async def test_the_clock_is_the_servers_and_never_goes_back(shard: Shard) -> Non
 
 
 async def test_puts_set_fields_of_hashes_and_strings_that_end_by_themselves(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1", "r2")
     published, answer = shard.keys.published("r1"), shard.keys.answer("0" * 32)
     puts = [Put(published, "a", b"1"), Put(published, "b", b"2"), Put(answer, "", b"yes"), Put(published, "a", b"3")]
@@ -378,7 +378,7 @@ async def test_puts_set_fields_of_hashes_and_strings_that_end_by_themselves(shar
 
 
 async def test_a_refused_commit_puts_nothing(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     write = await shard.write_of("r1")
     write.expected += b"!"
@@ -388,7 +388,7 @@ async def test_a_refused_commit_puts_nothing(shard: Shard) -> None:
 
 
 async def test_a_string_is_not_put_over_a_key_of_another_type(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     answer = shard.keys.answer("0" * 32)
     shard.planted.add(answer)
@@ -400,7 +400,7 @@ async def test_a_string_is_not_put_over_a_key_of_another_type(shard: Shard) -> N
 
 
 async def test_a_fresh_record_has_the_new_header_and_this_transition_only(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1", "r2")
     for _ in range(3):
         await shard.advance("r1")
@@ -416,7 +416,7 @@ async def test_a_fresh_record_has_the_new_header_and_this_transition_only(shard:
 
 
 async def test_a_fresh_record_of_a_reducer_keeps_its_state(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     for state in (b"one", FRESH + b"two"):
         write = await shard.write_of("r1", state=state)
@@ -425,7 +425,7 @@ async def test_a_fresh_record_of_a_reducer_keeps_its_state(shard: Shard) -> None
 
 
 async def test_a_transition_of_many_messages_takes_them_all_out_of_the_inbox(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     posts = [Message("signal", "r1", b"x")] * 2500
     await shard.do(shard.kernel.post_messages(0, "client", 1, posts, NOW))

@@ -45,7 +45,7 @@ class Post(msgspec.Struct, frozen=True):
 
 class Commit(msgspec.Struct, frozen=True):
     """`stale`: expect a header that a run doesn't have. `late`: with the token of the owner before. `tag`: an attribute
-    that the runs get, None for none. `put`: each of the runs publishes. `fresh`: their records begin anew."""
+    that the runs get, None for none. `put`: each of the runs publishes. `fresh`: their records begin again."""
 
     runs: dict[str, str]
     tag: str | None
@@ -73,7 +73,7 @@ class Forget(msgspec.Struct, frozen=True):
     resend: int
 
 
-class Take(msgspec.Struct, frozen=True):
+class Acquire(msgspec.Struct, frozen=True):
     resend: int
 
 
@@ -101,7 +101,7 @@ commands = st.one_of(
     ),
     st.builds(Fire, st.integers(0, 30), rarely),
     st.builds(Forget, some_runs, st.booleans(), resends),
-    st.builds(Take, resends),
+    st.builds(Acquire, resends),
 )
 
 
@@ -297,7 +297,7 @@ class Differential:
                 model.tagged[str(tag)].remove(run)
         self.answers["forgotten" if going else "kept"] += 1
 
-    async def take(self, command: Take) -> None:
+    async def acquire(self, command: Acquire) -> None:
         model, nonce = self.model, f"n{next(self.numbers)}"
         call = self.shard.kernel.acquire_shard(0, model.token, nonce, "member", f"g{nonce}", self.now)
         answers = await self.send(call, command.resend)
@@ -339,7 +339,7 @@ async def play(store: Store, script: list[Any], answers: Counter[str]) -> None:
     try:
         differential = Differential(shard, answers)
         await differential.run(Begin(RUNS[:2], 0))
-        await differential.run(Take(0))
+        await differential.run(Acquire(0))
         for command in script:
             await differential.run(copy.deepcopy(command))
         await shard.assert_only_known_keys()

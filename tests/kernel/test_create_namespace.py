@@ -1,4 +1,4 @@
-"""found: who comes first decides what the namespace is."""
+"""create_namespace: who comes first decides what the namespace is."""
 
 from __future__ import annotations
 

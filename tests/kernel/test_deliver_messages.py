@@ -1,4 +1,4 @@
-"""deliver: messages from another shard's outbox, each accepted once."""
+"""deliver_messages: messages from another shard's outbox, each accepted once."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_the_parent_is_known_also_when_the_child_has_attributes(shard: Sha
 
 
 async def test_the_clock_of_a_new_run_never_goes_behind_the_shards(shard: Shard) -> None:
-    await shard.take(now=FUTURE)
+    await shard.acquire(now=FUTURE)
     await shard.do(shard.kernel.deliver_messages(0, 3, [child("5-1")], NOW))
     assert decode_header(await shard.header("child")).created == FUTURE
 
@@ -124,6 +124,6 @@ async def test_a_malformed_number_is_refused_before_anything_is_written(shard: S
 
 
 async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     deliver = shard.kernel.deliver_messages(0, 3, [signal("5-1"), child("5-2")], NOW)
     await shard.assert_wrong_types_leave_nothing_half_written(deliver)

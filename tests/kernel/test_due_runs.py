@@ -1,4 +1,4 @@
-"""fire: which runs are due now, and when the next one is."""
+"""due_runs: which runs are due now, and when the next one is."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ async def plan(shard: Shard, **due: int) -> None:
 
 
 async def test_an_empty_agenda_has_nothing_due_and_nothing_next(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     fired = await shard.do(shard.kernel.due_runs(0, shard.token, 10, NOW))
     assert (fired.code, fired.clock, fired.due, fired.next) == (Reply.OK, NOW, [], None)
 
 
 async def test_runs_are_due_at_their_time_and_not_before(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await plan(shard, late=NOW + 50, early=NOW + 10, soon=NOW + 20)
     steps = [(5, [], 10), (9, [], 10), (10, ["early"], 20), (20, ["early", "soon"], 50)]
     for step, due, upcoming in steps:
@@ -35,7 +35,7 @@ async def test_runs_are_due_at_their_time_and_not_before(shard: Shard) -> None:
 
 
 async def test_what_is_due_stays_on_the_agenda_until_a_commit_takes_it_off(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await plan(shard, r1=NOW)
     fire = shard.kernel.due_runs(0, shard.token, 10, NOW)
     assert (await shard.do(fire)).due == ["r1"]
@@ -45,21 +45,21 @@ async def test_what_is_due_stays_on_the_agenda_until_a_commit_takes_it_off(shard
 
 
 async def test_runs_whose_steps_are_in_flight_do_not_fire(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await plan(shard, flying=-1, due=NOW)
     fired = await shard.do(shard.kernel.due_runs(0, shard.token, 10, FUTURE))
     assert (fired.due, fired.next) == (["due"], None)
 
 
 async def test_the_limit_bounds_the_answer_and_the_earliest_come_first(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await plan(shard, c=NOW + 3, a=NOW + 1, b=NOW + 2, later=NOW + 100)
     fired = await shard.do(shard.kernel.due_runs(0, shard.token, 2, NOW + 10))
     assert (fired.due, fired.next) == (["a", "b"], NOW + 100)
 
 
 async def test_the_clock_is_kept_and_never_goes_back(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await plan(shard, r1=FUTURE)
     await shard.do(shard.kernel.due_runs(0, shard.token, 10, FUTURE))
     assert (await shard.owner())["clock"] == str(FUTURE)
@@ -69,16 +69,16 @@ async def test_the_clock_is_kept_and_never_goes_back(shard: Shard) -> None:
 
 
 async def test_without_an_override_the_clock_is_the_servers(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     before = int(time.time() * 1000)
     fired = await shard.do(shard.kernel.due_runs(0, shard.token, 10))
     assert before <= fired.clock <= int(time.time() * 1000)
 
 
 async def test_a_stale_owner_is_fenced_and_does_not_even_move_the_clock(shard: Shard) -> None:
-    old = await shard.take("one")
+    old = await shard.acquire("one")
     await plan(shard, r1=NOW)
-    await shard.take("two")
+    await shard.acquire("two")
     fired = await shard.assert_changes_nothing(shard.kernel.due_runs(0, old.token, 10, FUTURE))
     assert (fired.code, fired.due) == (Reply.FENCED, [])
 
@@ -89,6 +89,6 @@ async def test_a_shard_without_an_owner_fences_everybody(shard: Shard) -> None:
 
 
 async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await plan(shard, r1=NOW)
     await shard.assert_wrong_types_leave_nothing_half_written(shard.kernel.due_runs(0, shard.token, 10, FUTURE))

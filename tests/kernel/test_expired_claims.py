@@ -1,4 +1,4 @@
-"""reap: entries whose workers fell silent, with what the next attempt needs to know."""
+"""expired_claims: entries whose workers sent no heartbeat for too long, with what the next attempt needs to know."""
 
 from __future__ import annotations
 
@@ -7,73 +7,73 @@ from typing import Any
 import pytest
 
 from streamflow.store.kernel import WORKERS, ClaimRef, Dead
-from tests.kernel.queue import Partition
+from tests.kernel.queue import QueuePartition
 from tests.kernel.support import Shard
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_an_idle_entry_is_reported_with_its_worker_and_the_newest_details(real_shard: Shard) -> None:
-    queue = Partition(real_shard)
+    queue = QueuePartition(real_shard)
     one, two = await queue.taken(queue.step(run="a/b", attempt=2, details=b"old"), queue.step(seq=7, details=b"old"))
-    await queue.keep(ClaimRef(one.entry, one.step, b"new"))
-    assert await queue.reap() == [
+    await queue.extend(ClaimRef(one.entry, one.step, b"new"))
+    assert await queue.expired() == [
         Dead(one.entry, "one", "a/b", 7, 1, 2, b"new"),
         Dead(two.entry, "one", "r1", 7, 7, 1, b"old"),
     ]
 
 
 async def test_an_entry_that_was_read_just_now_has_not_expired(real_shard: Shard) -> None:
-    queue = Partition(real_shard)
+    queue = QueuePartition(real_shard)
     await queue.taken(queue.step())
-    assert await queue.reap(idle_ms=60_000) == []
+    assert await queue.expired(idle_ms=60_000) == []
 
 
 async def test_an_expired_entry_is_reported_until_it_is_acknowledged(real_shard: Shard) -> None:
-    queue = Partition(real_shard)
+    queue = QueuePartition(real_shard)
     [claim] = await queue.taken(queue.step())
-    assert await queue.reap() == await queue.reap() != []
-    await queue.finish(claim)
-    assert await queue.reap() == []
+    assert await queue.expired() == await queue.expired() != []
+    await queue.ack(claim)
+    assert await queue.expired() == []
 
 
 async def test_at_most_limit_entries_are_reported(real_shard: Shard) -> None:
-    queue = Partition(real_shard)
+    queue = QueuePartition(real_shard)
     await queue.taken(*[queue.step(seq=n) for n in range(1, 6)])
-    assert [dead.seq for dead in await queue.reap(limit=2)] == [1, 2]
+    assert [dead.seq for dead in await queue.expired(limit=2)] == [1, 2]
 
 
 async def test_an_entry_that_waits_for_a_worker_has_not_expired(real_shard: Shard) -> None:
-    queue = Partition(real_shard)
-    await queue.offer(queue.step())
-    assert await queue.reap() == []
+    queue = QueuePartition(real_shard)
+    await queue.enqueue(queue.step())
+    assert await queue.expired() == []
 
 
 async def test_an_entry_without_a_step_is_cleaned_up(real_shard: Shard) -> None:
-    queue = Partition(real_shard)
+    queue = QueuePartition(real_shard)
     [claim] = await queue.taken(queue.step())
     await real_shard.plain("HDEL", queue.keys.steps, claim.step)
-    assert await queue.reap() == []
+    assert await queue.expired() == []
     assert await queue.is_empty()
 
 
 async def test_an_idle_consumer_is_deleted_only_if_it_has_no_entries(real_shard: Shard) -> None:
-    queue = Partition(real_shard)
+    queue = QueuePartition(real_shard)
     [claim] = await queue.taken(queue.step(), consumer="gone")
     await queue.taken(queue.step(seq=2), consumer="busy")
-    await queue.finish(claim)
-    await queue.reap(idle_ms=60_000, quiet_ms=-1)
+    await queue.ack(claim)
+    await queue.expired(idle_ms=60_000, quiet_ms=-1)
     consumers: Any = await real_shard.plain("XINFO", "CONSUMERS", queue.keys.stream, WORKERS)
     assert [one[one.index(b"name") + 1] for one in consumers] == [b"busy"]
 
 
 async def test_without_group_or_stream_nothing_has_expired(real_shard: Shard) -> None:
-    assert await Partition(real_shard).reap() == []
+    assert await QueuePartition(real_shard).expired() == []
     assert await real_shard.key_names() == []
 
 
 async def test_wrong_key_types_leave_nothing_half_written(real_shard: Shard) -> None:
-    queue = Partition(real_shard)
+    queue = QueuePartition(real_shard)
     await queue.taken(queue.step())
     await real_shard.assert_wrong_types_leave_nothing_half_written(
         real_shard.kernel.expired_claims("gpu", 0, 0, 1000, 10)

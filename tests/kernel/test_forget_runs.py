@@ -1,4 +1,4 @@
-"""forget: delete ended runs and take them off the listings."""
+"""forget_runs: delete ended runs and take them off the listings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def forget(shard: Shard, *run_ids: str) -> Call[int]:
 
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
 async def test_an_ended_run_and_its_listings_are_gone(shard: Shard, status: str) -> None:
-    await shard.take()
+    await shard.acquire()
     header = await ended(shard, "r1", status)
     assert await shard.do(shard.kernel.forget_runs(0, [("r1", header)])) == 1
     assert not await shard.plain("EXISTS", shard.keys.run("r1"))
@@ -36,7 +36,7 @@ async def test_an_ended_run_and_its_listings_are_gone(shard: Shard, status: str)
 
 
 async def test_what_it_published_and_its_attributes_listings_go_with_it(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     attributes = {"customer": "acme", "priority": 2}
     indexes = [shard.keys.attribute(name, value_text(value)) for name, value in attributes.items()]
     for run_id in ("r1", "r2"):
@@ -55,7 +55,7 @@ async def test_what_it_published_and_its_attributes_listings_go_with_it(shard: S
 
 
 async def test_forgotten_twice_changes_nothing(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     header = await ended(shard, "r1")
     call = shard.kernel.forget_runs(0, [("r1", header)])
     await shard.do(call)
@@ -63,14 +63,14 @@ async def test_forgotten_twice_changes_nothing(shard: Shard) -> None:
 
 
 async def test_a_run_that_is_named_twice_is_counted_once(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     header = await ended(shard, "r1")
     assert await shard.do(shard.kernel.forget_runs(0, [("r1", header), ("r1", header)])) == 1
 
 
 @pytest.mark.parametrize("status", ["pending", "running", "stuck"])
 async def test_an_open_run_stays(shard: Shard, status: str) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1", tenant="acme")
     if status != "pending":
         await shard.advance("r1", status)
@@ -78,7 +78,7 @@ async def test_an_open_run_stays(shard: Shard, status: str) -> None:
 
 
 async def test_a_run_that_was_started_again_under_the_same_id_stays(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     header = await ended(shard, "r1")
     call = shard.kernel.forget_runs(0, [("r1", header)])
     await shard.do(call)
@@ -87,7 +87,7 @@ async def test_a_run_that_was_started_again_under_the_same_id_stays(shard: Shard
 
 
 async def test_others_in_the_listings_stay_and_each_run_is_judged_alone(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     first, second = await ended(shard, "r1"), await ended(shard, "r2", tenant="")
     await ended(shard, "r3")
     await shard.start("open", tenant="acme")
@@ -103,6 +103,6 @@ async def test_nothing_to_forget_is_zero(shard: Shard) -> None:
 
 
 async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     runs = [("r1", await ended(shard, "r1")), ("r2", await ended(shard, "r2", "failed", tenant="globex"))]
     await shard.assert_wrong_types_leave_nothing_half_written(shard.kernel.forget_runs(0, runs))

@@ -126,7 +126,7 @@ def deliver(n: dict[str, int]) -> Call[Any]:
 
 
 def commit(n: dict[str, int]) -> Call[Any]:
-    text: Any = lambda name: f"<{name}>"  # noqa: E731 (a number there, if it were no test)
+    text: Any = lambda name: f"<{name}>"  # noqa: E731 (without the test a number would do)
     batch = Batch(
         "<commit>",
         runs=[RunWrite("<id>", b"<expected>", b"<header>", b"<state>", b"<transition>")] * n["run"],

@@ -1,4 +1,4 @@
-"""beat: a daemon's sign of life, and everybody's."""
+"""heartbeat: a daemon's heartbeat, answered with those of all."""
 
 from __future__ import annotations
 

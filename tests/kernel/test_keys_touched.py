@@ -161,7 +161,7 @@ async def test_scripts_use_every_key_that_they_declare(real_shard: Shard, watche
 
 async def test_a_commit_that_puts_nothing_runs_not_one_command_for_it(real_shard: Shard, watcher: Watcher) -> None:
     shard = real_shard
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     commit = shard.commit(Batch("c1", runs=[await shard.write_of("r1")]))
     await watcher.commands(shard.kernel.peek_runs(0, ["r1"]))  # what ran before is passed over

@@ -1,4 +1,4 @@
-"""peek: headers of runs, and the last transition of those that have ended."""
+"""peek_runs: headers of runs, and the last transition of those that have ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def test_a_run_that_does_not_exist_has_neither_header_nor_outcome(shard: S
 
 @pytest.mark.parametrize("status", ["running", "stuck"])
 async def test_an_open_run_shows_its_header_only(shard: Shard, status: str) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("pending", "open")
     await shard.advance("open", status)
     headers = [await shard.header("pending"), await shard.header("open")]
@@ -26,7 +26,7 @@ async def test_an_open_run_shows_its_header_only(shard: Shard, status: str) -> N
 
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
 async def test_a_run_that_has_ended_shows_its_last_transition(shard: Shard, status: str) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     await shard.advance("r1")
     await shard.advance("r1", status)

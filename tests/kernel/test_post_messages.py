@@ -1,4 +1,4 @@
-"""post: messages for runs that exist and are open."""
+"""post_messages: messages for runs that exist and are open."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def inbox_of_posts(shard: Shard) -> list[tuple[bytes, bytes, bytes]]:
 
 
 async def test_a_letter_for_each_message_says_what_became_of_it(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("pending", "running", "stuck", "completed", "failed", "cancelled")
     for status in ("running", "stuck", "completed", "failed", "cancelled"):
         await shard.advance(status, status)
@@ -46,7 +46,7 @@ async def test_a_post_that_is_sent_again_adds_nothing_and_has_the_same_answers(s
 
 
 async def test_the_answers_are_kept_even_when_the_run_has_ended_since(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     post = shard.kernel.post_messages(0, "client", 1, [Message("signal", "r1", b"1")], NOW)
     assert await shard.do(post) == "a"
@@ -75,13 +75,13 @@ async def test_what_is_kept_of_a_client_has_the_shards_clock(shard: Shard) -> No
     await shard.start("r1")
     await shard.do(shard.kernel.post_messages(0, "client", 1, [Message("signal", "r1", b"")], NOW))
     assert await shard.plain("HGET", shard.keys.seen, "client") == f"1 {NOW} a".encode()
-    await shard.take(now=FUTURE)
+    await shard.acquire(now=FUTURE)
     await shard.do(shard.kernel.post_messages(0, "client", 2, [Message("signal", "r1", b"")], NOW))
     assert await shard.plain("HGET", shard.keys.seen, "client") == f"2 {FUTURE} a".encode()
 
 
 async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1", "r2")
     messages = [Message("signal", "r1", b"1"), Message("signal", "r2", b"2")]
     await shard.assert_wrong_types_leave_nothing_half_written(shard.kernel.post_messages(0, "client", 1, messages, NOW))

@@ -1,4 +1,4 @@
-"""complete: the outcome of a queued step goes to the run that waits for it."""
+"""report_outcome: the outcome of a queued step goes to the run that waits for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def test_an_open_run_accepts_the_outcome_in_its_inbox(shard: Shard) -> Non
 
 @pytest.mark.parametrize("status", ["running", "stuck"])
 async def test_runs_that_are_not_pending_any_more_accept_it_too(shard: Shard, status: str) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     await shard.advance("r1", status)
     assert await shard.do(shard.kernel.report_outcome(0, "r1", NOW, b"x")) == "a"
@@ -25,7 +25,7 @@ async def test_runs_that_are_not_pending_any_more_accept_it_too(shard: Shard, st
 
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
 async def test_a_run_that_has_ended_refuses_it(shard: Shard, status: str) -> None:
-    await shard.take()
+    await shard.acquire()
     await shard.start("r1")
     await shard.advance("r1", status)
     assert await shard.assert_changes_nothing(shard.kernel.report_outcome(0, "r1", NOW, b"x")) == "e"

@@ -1,4 +1,4 @@
-"""start: create runs that don't exist yet, each with its first message."""
+"""start_runs: create runs that don't exist yet, each with its first message."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ async def test_without_an_override_the_clock_is_the_servers(shard: Shard) -> Non
 
 
 async def test_the_clock_never_goes_behind_what_the_shard_has_stored(shard: Shard) -> None:
-    await shard.take(now=FUTURE)
+    await shard.acquire(now=FUTURE)
     await shard.start("r1", now=NOW)
     await shard.do(shard.kernel.start_runs(0, [Start("r2", "flow", "", b"")]))
     assert [decode_header(await shard.header(run)).created for run in ("r1", "r2")] == [FUTURE, FUTURE]
 
 
 async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
-    await shard.take()
+    await shard.acquire()
     starts = [Start("r1", "flow", "acme", b"1"), Start("r2", "other", "globex", b"2")]
     await shard.assert_wrong_types_leave_nothing_half_written(shard.kernel.start_runs(0, starts, NOW))

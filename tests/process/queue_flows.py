@@ -1,4 +1,4 @@
-"""The app of the worker tests: steps of a queue that tell which process ran them."""
+"""The app of the worker tests: steps of a queue that report which process ran them."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ async def test_a_step_of_a_killed_worker_runs_again_with_its_heartbeat_details(
     async with daemon(embedded_server, namespace) as client:
         run = await client.start(flows.waits, str(file))
         assert await begun(file) == {victim.pid}
-        await asyncio.sleep(0.5)  # a sign of life every quarter of a second carries what the step told
+        await asyncio.sleep(0.5)  # a heartbeat every quarter of a second carries the step's details
         victim.send(signal.SIGKILL)
         assert await victim.wait() == -signal.SIGKILL
         other = start_worker()
@@ -221,9 +221,9 @@ async def test_workers_are_not_considered_dead_after_a_long_server_outage(namesp
             files = [tmp_path / f"step{n}" for n in range(4)]
             runs = [await client.start(flows.waits, str(file)) for file in files]
             began = [await begun(file) for file in files]
-            await asyncio.sleep(0.5)  # a sign of life or two
+            await asyncio.sleep(0.5)  # a heartbeat or two
             await server.kill()
-            await asyncio.sleep(2.5)  # longer than the time-out: nobody could prove life
+            await asyncio.sleep(2.5)  # longer than the time-out: nobody could send a heartbeat
             await server.start()
             noticed = time.monotonic()
             for worker in workers:

@@ -26,8 +26,8 @@ class Owner:
         self.tokens: dict[int, str] = {}
         self.commits = 0
 
-    async def commit(self, run_id: str, *events: AnyEvent, status: Status, news: bool = True) -> None:
-        """As a daemon would, answers to asks and endings told in the news; `news=False`: without what they are."""
+    async def commit(self, run_id: str, *events: AnyEvent, status: Status, payloads: bool = True) -> None:
+        """As a daemon would, with a notification of answers and endings; `payloads=False`: without what they are."""
         client, kernel = self.client, self.client.kernel
         shard = (await client.read_namespace()).shard_of(run_id)
         if shard not in self.tokens:
@@ -47,16 +47,18 @@ class Owner:
             runs=[RunWrite(run_id, line, new.encode(), b"", transition)],
             moves=[(run_id, keys.index(listed_under(old.status), old.workflow), keys.index(status, old.workflow), at)],
         )
-        told: list[tuple[str, bytes]] = []
+        notifications: list[tuple[str, bytes]] = []
         for event in events:
             if isinstance(event, AskAnswered):
                 answer = msgspec.msgpack.encode(event)
                 batch.puts.append(Put(keys.answer(event.id), "", answer))
-                told.append((answer_name(event.id), answer))
+                notifications.append((answer_name(event.id), answer))
         if ended:
-            told.append((run_id, transition))
-        if told:
-            batch.news = msgspec.msgpack.encode([(name, payload if news else b"") for name, payload in told])
+            notifications.append((run_id, transition))
+        if notifications:
+            batch.news = msgspec.msgpack.encode(
+                [(name, payload if payloads else b"") for name, payload in notifications]
+            )
         committed = await client.store.one(kernel.commit(shard, self.tokens[shard], f"g{shard}", batch))
         assert committed.code is Reply.OK
 
@@ -76,9 +78,9 @@ class Owner:
         assert ask is not None
         return ask
 
-    async def complete(self, run_id: str, result: object = None, news: bool = True) -> None:
+    async def complete(self, run_id: str, result: object = None, payloads: bool = True) -> None:
         raw = Raw(msgspec.msgpack.encode(result))
-        await self.commit(run_id, RunCompleted("price", "", 5, raw), status=Status.COMPLETED, news=news)
+        await self.commit(run_id, RunCompleted("price", "", 5, raw), status=Status.COMPLETED, payloads=payloads)
 
 
 async def waiting(client: Client, runs: int) -> None:

@@ -87,13 +87,13 @@ async def test_a_question_waits_for_the_next_daemon_and_is_answered_once(serve: 
     assert (await names_of(run)).count("AskAnswered") == 3
 
 
-@pytest.mark.parametrize("news", [True, False], ids=["told", "too large to be told"])
-async def test_an_ask_gives_what_the_run_answers_typed(client: sf.Client, owner: Owner, news: bool) -> None:
+@pytest.mark.parametrize("payloads", [True, False], ids=["with payload", "payload too large"])
+async def test_an_ask_gives_what_the_run_answers_typed(client: sf.Client, owner: Owner, payloads: bool) -> None:
     run = await client.start(cinema)
     asking = asyncio.create_task(run.ask("reserve", {"seats": 2}, timeout=10, type=Seats))
     ask = await owner.asked(run.id)
     assert (ask.name, msgspec.msgpack.decode(ask.value)) == ("reserve", {"seats": 2})
-    await answer(owner, run, {"left": 3}, news=news)
+    await answer(owner, run, {"left": 3}, payloads=payloads)
     result = await asking
     assert_type(result, Seats)
     assert result == Seats(3)

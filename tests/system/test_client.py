@@ -1,4 +1,4 @@
-"""The client, as its users see it. No daemon runs here: `Owner` commits by hand what one would."""
+"""The client, without a daemon: `Owner` commits by hand what a daemon would."""
 
 from __future__ import annotations
 
@@ -241,12 +241,12 @@ async def test_a_result_that_does_not_fit_is_an_error_that_names_the_run(client:
         await client.run("r", int).result()
 
 
-@pytest.mark.parametrize("news", [True, False], ids=["told", "too large to be told"])
-async def test_waiting_ends_when_the_run_ends(client: Client, owner: Owner, news: bool) -> None:
+@pytest.mark.parametrize("payloads", [True, False], ids=["with payload", "payload too large"])
+async def test_waiting_ends_when_the_run_ends(client: Client, owner: Owner, payloads: bool) -> None:
     run = await client.start(price, Order("tea"))
     waits = [asyncio.create_task(run.result(timeout=10)) for _ in range(3)]
     await waiting(client, 1)
-    await owner.complete(run.id, 2.5, news=news)
+    await owner.complete(run.id, 2.5, payloads=payloads)
     assert await asyncio.gather(*waits) == [2.5] * 3
     assert client._waiter._all_waiting() == []
 

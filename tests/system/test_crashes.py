@@ -121,7 +121,7 @@ async def family() -> list[Any]:
 
 @app.workflow
 async def entity(total: int) -> int:
-    """Lives on from two deposits to the next two, and answers what it has."""
+    """Continues as new after every two deposits, and answers what it has."""
     sf.set_attributes(level=total)
     sf.publish("total", total)
     for _ in range(2):
@@ -149,7 +149,7 @@ def machine(state: int, event: sf.Event) -> sf.Decision:
 
 @app.step(queue="gpu", retry=sf.Retry(attempts=3, initial=0.01))
 async def resume(pages: int) -> list[int]:
-    """Fails once, and goes on from what it told."""
+    """Fails once, and goes on from its heartbeat details."""
     done: list[int] = sf.step_info().details or []
     for page in range(len(done), pages):
         if page == 2 and sf.step_info().details is None:

@@ -1,4 +1,4 @@
-"""Messages that nothing can be made of: set aside with the reason, for people to see, and the shard goes on."""
+"""Unreadable messages: quarantined with the reason, for people to see, and the shard goes on."""
 
 from __future__ import annotations
 
@@ -46,14 +46,17 @@ SIGNAL = msgspec.msgpack.encode(("go", 1))
 GARBAGE: dict[str, tuple[dict[str, bytes], str]] = {
     "no fields at all": ({"x": b""}, "run id '' is not allowed"),
     "an unknown kind": ({"kind": b"joke", "run": b"r", "body": b""}, "unknown kind of message: 'joke'"),
-    "a kind that is no text": ({"kind": b"\xff\xfe", "run": b"r", "body": b""}, "unknown kind of message"),
-    "a run id that is no text": ({"kind": b"signal", "run": b"\xff\xfe", "body": SIGNAL}, "run id '\ufffd\ufffd'"),
-    "a run id that is no id": ({"kind": b"signal", "run": b"{x}", "body": SIGNAL}, "run id '{x}' is not allowed"),
+    "a kind that is not UTF-8": ({"kind": b"\xff\xfe", "run": b"r", "body": b""}, "unknown kind of message"),
+    "a run id that is not UTF-8": ({"kind": b"signal", "run": b"\xff\xfe", "body": SIGNAL}, "run id '\ufffd\ufffd'"),
+    "an invalid run id": ({"kind": b"signal", "run": b"{x}", "body": SIGNAL}, "run id '{x}' is not allowed"),
     "a run id without end": ({"kind": b"signal", "run": b"x" * 100_000, "body": SIGNAL}, "has 100000 characters"),
     "no body": ({"kind": b"signal", "run": b"r"}, "signal: DecodeError: Input data was truncated"),
-    "a body that is no MessagePack": ({"kind": b"signal", "run": b"r", "body": b"\xc1"}, "signal: DecodeError"),
-    "a name that is no text": ({"kind": b"signal", "run": b"r", "body": b"\x92\xa1\xff\x01"}, "signal: UnicodeDecode"),
-    "a name that is no name": (
+    "a body that is not MessagePack": ({"kind": b"signal", "run": b"r", "body": b"\xc1"}, "signal: DecodeError"),
+    "a name that is not UTF-8": (
+        {"kind": b"signal", "run": b"r", "body": b"\x92\xa1\xff\x01"},
+        "signal: UnicodeDecode",
+    ),
+    "an invalid name": (
         {"kind": b"signal", "run": b"r", "body": msgspec.msgpack.encode(("a b", 1))},
         "signal 'a b' is not allowed",
     ),
@@ -71,8 +74,8 @@ GARBAGE: dict[str, tuple[dict[str, bytes], str]] = {
         "a start of",
     ),
     "a cancel without a reason": ({"kind": b"cancel", "run": b"r", "body": b"\x90"}, "cancel: ValidationError"),
-    "a child's end that is none": ({"kind": b"child", "run": b"r", "body": b"\x93\x01\x02\x03"}, "child: "),
-    "an outcome that is none": ({"kind": b"outcome", "run": b"r", "body": b"\x80"}, "outcome: ValidationError"),
+    "an invalid end of a child": ({"kind": b"child", "run": b"r", "body": b"\x93\x01\x02\x03"}, "child: "),
+    "an invalid outcome": ({"kind": b"outcome", "run": b"r", "body": b"\x80"}, "outcome: ValidationError"),
 }
 
 
@@ -81,7 +84,7 @@ async def put(client: sf.Client, keys: ShardKeys, fields: dict[str, bytes]) -> N
     await client.store.one(Call.plain("XADD", keys.inbox, "*", *words))
 
 
-async def set_aside(client: sf.Client, keys: ShardKeys, count: int = 1) -> list[dict[bytes, bytes]]:
+async def quarantined(client: sf.Client, keys: ShardKeys, count: int = 1) -> list[dict[bytes, bytes]]:
     """The shard's quarantine, when that many messages are in it and the view counts them."""
 
     async def there() -> bool:
@@ -103,7 +106,7 @@ async def test_garbage_in_an_inbox_is_quarantined_and_the_shard_goes_on(serve: S
         await put(client, keys, fields)
         await run.signal("go", "on")
         assert await run.result(10) == "on"
-        [poison] = await set_aside(client, keys)
+        [poison] = await quarantined(client, keys)
         assert reason in poison[b"reason"].decode()
         assert poison[b"body"] == fields.get("body", b"")
         [shown] = (await view(client, "quarantine"))["latest"]
@@ -117,7 +120,7 @@ async def test_garbage_for_a_run_that_is_not_in_memory_does_it_no_harm(serve: Se
         await happened(run, TimerSet)
     async with serve(app, shards=1):
         await put(client, client.keys.shard(0), {"kind": b"joke", "run": b"r", "body": b""})
-        await set_aside(client, client.keys.shard(0))
+        await quarantined(client, client.keys.shard(0))
         assert await run.result(10) == "slept"
 
 
@@ -129,7 +132,7 @@ async def test_a_forged_start_of_a_run_that_exists_does_it_no_harm(serve: Serve,
     async with serve(app, shards=1):
         await put(client, client.keys.shard(0), {"kind": b"start", "run": b"r", "header": header, "body": b"\x90"})
         assert await run.result(10) == "slept"
-        await set_aside(client, client.keys.shard(0))
+        await quarantined(client, client.keys.shard(0))
 
 
 async def test_a_run_whose_input_was_corrupted_on_the_way_fails(serve: Serve) -> None:
@@ -143,7 +146,7 @@ async def test_a_run_whose_input_was_corrupted_on_the_way_fails(serve: Serve) ->
     async with serve(app, shards=1):
         with pytest.raises(sf.RunFailed, match="the input of workflow listens"):
             await run.result(10)
-        assert len(await set_aside(client, keys)) == 1
+        assert len(await quarantined(client, keys)) == 1
 
 
 async def test_a_forged_start_does_not_swallow_the_signals_beside_it(serve: Serve) -> None:
@@ -161,10 +164,10 @@ async def test_messages_for_a_run_whose_record_has_a_wrong_type_are_quarantined(
         keys = client.keys.shard(0)
         await client.store.one(Call.plain("SET", keys.run("r"), "what is this"))
         await put(client, keys, {"kind": b"signal", "run": b"r", "body": SIGNAL})
-        [poison] = await set_aside(client, keys)
+        [poison] = await quarantined(client, keys)
         assert b"the run's record can't be read" in poison[b"reason"]
         await put(client, keys, {"kind": b"start", "run": b"r", "header": b"pending 0 - 1 0 naps - -", "body": b"\x90"})
-        assert len(await set_aside(client, keys, 2)) == 2
+        assert len(await quarantined(client, keys, 2)) == 2
         assert await (await client.start(naps)).result(10) == "slept"
 
 
@@ -178,7 +181,7 @@ async def test_messages_for_a_run_whose_record_is_garbage_are_quarantined(serve:
     await client.store.one(Call.plain("LSET", keys.run("r"), element, DEEP if element else b"\xff"))
     async with serve(app, shards=1):
         await put(client, keys, {"kind": b"signal", "run": b"r", "body": SIGNAL})
-        [poison] = await set_aside(client, keys)
+        [poison] = await quarantined(client, keys)
         assert b"the run's record can't be read" in poison[b"reason"]
     await client.store.one(Call.plain("LSET", keys.run("r"), element, good))
     async with serve(app, shards=1):
@@ -222,4 +225,4 @@ async def test_an_inbox_full_of_garbage_is_emptied(serve: Serve) -> None:
             for fields, _ in GARBAGE.values():
                 await put(client, keys, fields)
         assert await (await client.start(naps)).result(10) == "slept"
-        assert len(await set_aside(client, keys, 20 * len(GARBAGE))) == 20 * len(GARBAGE)
+        assert len(await quarantined(client, keys, 20 * len(GARBAGE))) == 20 * len(GARBAGE)

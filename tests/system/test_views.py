@@ -1,4 +1,4 @@
-"""Views: what is known about all runs together. Folded from the logs, exact when quiet, and made again when wanted."""
+"""Views: what is known about all runs together. Folded from the logs, exact once the system is idle, and rebuilt."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_rates_are_counted_by_the_second(serve: Serve) -> None:
             10,
             3,
             10,
-        )  # the cancelled run is no failure
+        )  # the cancelled run is not a failure
 
 
 async def test_a_daemon_that_takes_over_counts_what_the_last_one_did_not_store(serve: Serve) -> None:

@@ -1,4 +1,4 @@
-"""Who owns which shards: decided from beats, on a monotonic clock that the tests step."""
+"""Who owns which shards: decided from heartbeats, on a monotonic clock that the tests step."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ async def test_a_leaving_member_releases_all_shards_and_then_deregisters(bench: 
     assert not bench.parts.shards
     await bench.membership.leave()
     await bench.membership.beat()
-    assert bench.members == {}, "no beat puts it back"
+    assert bench.members == {}, "no later heartbeat puts it back"
 
 
 # --- when the server is away ----------------------------------------------------------------------------------------

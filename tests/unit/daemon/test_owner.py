@@ -190,7 +190,7 @@ async def test_a_run_that_is_not_in_memory_is_read_and_its_steps_start_again() -
     await bench.turn()
     assert bench.steps.started == [(0, "r", 1, 1)]
     (commit,) = bench.commits
-    assert not [key for key in commit.keys if ":run:" in key], "reading it again is no event; only the agenda is set"
+    assert not [key for key in commit.keys if ":run:" in key], "reading it again adds no event; only the agenda is set"
 
 
 async def test_views_count_what_was_committed_and_the_checkpoint_moves() -> None:

@@ -27,7 +27,7 @@ def signal(name: str, value: object = None) -> SignalReceived:
     return SignalReceived(name, raw(value))
 
 
-# --- a next life ------------------------------------------------------------------------------------------------------
+# --- a next generation ------------------------------------------------------------------------------------------------
 
 
 def counter_app() -> sf.App:
@@ -76,7 +76,7 @@ def test_a_new_generation_uses_new_numbers(crash: bool) -> None:
         if life == 0:
             await sf.race(act("slow"), sf.signal("go"))
             raise sf.ContinueAs(1)
-        return [await act("second life"), sf.info().generation, sf.random()]
+        return [await act("second generation"), sf.info().generation, sf.random()]
 
     run = Run(app, "flow", 0, crash=crash)
     run.advance(signal("go"))

@@ -120,7 +120,7 @@ async def flow(program: Program, life: int = 0) -> Any:
 
 
 class _Again(Exception):
-    """The program wants a next life."""
+    """The program continues as new."""
 
 
 async def _interpret(program: Program) -> Any:
@@ -332,7 +332,7 @@ def _seen(effects: Effects, machine: RunMachine) -> Any:
 
 
 def _restart_overdue_retries(machine: RunMachine, live: RunMachine) -> None:
-    """That a retry has started is no event: a reloaded run starts it again with the next `Due`. Here it has already."""
+    """The start of a retry is not an event: a reloaded run starts it again with the next `Due`. Here it has already."""
     for seq, call in machine.steps.items():
         if call.due is not None and live.steps[seq].due is None:
             assert call.due <= machine.at or call.due <= live.at

@@ -1,4 +1,4 @@
-"""The door: which ids and names come in, and what the others are told."""
+"""Which ids and names are accepted, and the errors that refuse the others."""
 
 from __future__ import annotations
 

@@ -269,7 +269,7 @@ async def test_an_attempt_of_a_dead_worker_ends_as_lost_with_its_details(it: Ben
         [dead, Dead("8-0", "me", "b", CREATED, 1, 1, b"")] if call.keys[0] == KERNEL.keys.queue("gpu", 6).stream else []
     )
     await it.claims.reap_once()
-    await it.claims.reap_once()  # before it is reported: not told twice
+    await it.claims.reap_once()  # before it is reported: not reported twice
     await it.claims.report_once()
     [outcome] = it.completed()
     assert (outcome["seq"], outcome["attempt"], outcome["failure"][0]) == (4, 2, "WorkerLost")
@@ -279,7 +279,7 @@ async def test_an_attempt_of_a_dead_worker_ends_as_lost_with_its_details(it: Ben
 
 
 async def test_a_returned_attempt_is_stopped_first_and_has_no_outcome(it: Bench) -> None:
-    await it.take(entry(1, details=pack("told")), entry(2))
+    await it.take(entry(1, details=pack("details")), entry(2))
 
     def requeue(call: Call[Any]) -> int:
         assert it.executor.running == 0
@@ -288,7 +288,7 @@ async def test_a_returned_attempt_is_stopped_first_and_has_no_outcome(it: Bench)
     it.store.answers["requeue_attempts"] = requeue
     assert await it.claims.hand_back() == 2
     [call] = it.store.sent("requeue_attempts")
-    assert call.args[1:] == ["me", "1-0", "r/1", pack("told"), "2-0", "r/2", b""]
+    assert call.args[1:] == ["me", "1-0", "r/1", pack("details"), "2-0", "r/2", b""]
     assert (it.claims.running, it.claims.unreported) == (0, 0)
 
 
