@@ -246,7 +246,7 @@ def test_at_80_by_24_every_part_is_there() -> None:
         assert part in output
 
 
-def test_queues_are_shown_where_there_are_some_and_a_missing_worker_stands_out() -> None:
+def test_queues_are_shown_and_a_missing_worker_stands_out() -> None:
     current = with_queues(status(), "gpu", "cpu")
     current.queues[0].waiting = 3
     for width in (80, 120):
