@@ -220,7 +220,7 @@ async def test_whatever_a_step_raises_is_a_failure_like_any_other(
         assert await (await client.start(flow)).result(10) == kind
 
 
-# --- time-outs ------------------------------------------------------------------------------------------------------
+# --- timeouts -------------------------------------------------------------------------------------------------------
 
 
 async def test_an_async_step_that_takes_too_long_is_cancelled(serve: Serve) -> None:

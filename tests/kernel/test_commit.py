@@ -405,14 +405,14 @@ async def test_a_fresh_record_has_the_new_header_and_this_transition_only(shard:
     for _ in range(3):
         await shard.advance("r1")
     write = await shard.write_of("r1")
-    write.state, write.transition = FRESH, b"the new life"
+    write.state, write.transition = FRESH, b"the new generation"
     other = await shard.write_of("r2")
     await shard.do(shard.commit(Batch("c", runs=[write, other])))
-    assert await shard.record("r1") == [write.header, b"", b"the new life"]
+    assert await shard.record("r1") == [write.header, b"", b"the new generation"]
     assert await shard.record("r2") == [other.header, b"", NOTE]
     assert [len(fields) for _, fields in await shard.stream(shard.keys.log)] == [1, 1, 1, 2], "the log has all"
     await shard.advance("r1")
-    assert (await shard.record("r1"))[2:] == [b"the new life", NOTE]
+    assert (await shard.record("r1"))[2:] == [b"the new generation", NOTE]
 
 
 async def test_a_fresh_record_of_a_reducer_keeps_its_state(shard: Shard) -> None:

@@ -66,7 +66,7 @@ class Fire(msgspec.Struct, frozen=True):
 
 
 class Forget(msgspec.Struct, frozen=True):
-    """`known`: with the header that it has now, else with one from its last life."""
+    """`known`: with the header that it has now, else with that of an earlier run of the same id."""
 
     runs: tuple[str, ...]
     known: bool
@@ -281,21 +281,21 @@ class Differential:
         }
         call = self.shard.kernel.forget_runs(0, [(run, decode_header(header)) for run, header in headers.items()])
         first, *again = await self.send(call, command.resend)
-        going = [
+        forgotten = [
             run
             for run, header in headers.items()
             if run in model.records and model.records[run][0] == header and decode_header(header).status not in OPEN
         ]
-        assert first == len(going)
+        assert first == len(forgotten)
         assert set(again) <= {0}
-        for run in going:
+        for run in forgotten:
             self.forgotten[run] = model.records.pop(run)[0]
             header = decode_header(self.forgotten[run])
             model.listings[header.status].pop(run)
             model.published.pop(run, None)
             for tag in header.attributes.values():
                 model.tagged[str(tag)].remove(run)
-        self.answers["forgotten" if going else "kept"] += 1
+        self.answers["forgotten" if forgotten else "kept"] += 1
 
     async def acquire(self, command: Acquire) -> None:
         model, nonce = self.model, f"n{next(self.numbers)}"

@@ -1,5 +1,5 @@
-"""Cancelling in machines: exceptions at the current await, shields, time-outs, sagas. Each test runs twice: with one
-machine, and with a machine that is made again from the record before every transition."""
+"""Cancelling in machines: exceptions at the current await, shields, timeouts, sagas. Each test runs twice: with one
+machine, and with a machine that is built again from the record before every transition."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_a_second_cancel_interrupts_the_clean_up(crash: bool) -> None:
     assert kinds(run.last) == ["CancelRequested", "StepCancelled", "RunCancelled"]
 
 
-# --- time-outs --------------------------------------------------------------------------------------------------------
+# --- timeouts --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["with", "async with"])

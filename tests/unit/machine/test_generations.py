@@ -1,5 +1,5 @@
 """Continue-as-new, history limits, patches and versions, questions, and children's policies in machines. Each test runs
-twice: with one machine, and with a machine that is made again from the record before every transition."""
+twice: with one machine, and with a machine that is built again from the record before every transition."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_a_new_generation_uses_new_numbers(crash: bool) -> None:
     act = app.steps["act"]
 
     @app.workflow
-    async def flow(life: int) -> Any:
-        if life == 0:
+    async def flow(generation: int) -> Any:
+        if generation == 0:
             await sf.race(act("slow"), sf.signal("go"))
             raise sf.ContinueAs(1)
         return [await act("second generation"), sf.info().generation, sf.random()]
@@ -94,8 +94,8 @@ def test_what_is_open_is_cancelled_and_the_run_keeps_its_start_time(crash: bool)
     act, child = app.steps["act"], app.workflows["child"]
 
     @app.workflow
-    async def flow(life: int) -> None:
-        if life == 0:
+    async def flow(generation: int) -> None:
+        if generation == 0:
             await sf.start(child, "cancel")
             await sf.start(child, "abandon", on_parent_end="abandon")
             await sf.start(child, "wait", on_parent_end="wait")
@@ -172,9 +172,9 @@ def test_a_helper_continues_the_run_wherever_it_runs(how: str, crash: bool) -> N
         raise sf.ContinueAs("second")
 
     @app.workflow
-    async def flow(life: str = "first") -> Any:
-        if life == "second":
-            return life
+    async def flow(generation: str = "first") -> Any:
+        if generation == "second":
+            return generation
         match how:
             case "gather":
                 return await sf.gather(helper(1), act("y"), return_exceptions=True)
@@ -201,15 +201,15 @@ def test_a_cancel_that_a_generation_was_shielded_from_reaches_the_next(crash: bo
     act = app.steps["act"]
 
     @app.workflow
-    async def flow(life: int = 0) -> Any:
-        if life:
+    async def flow(generation: int = 0) -> Any:
+        if generation:
             try:
                 await act("next")
             finally:
                 await act("clean")
         with sf.shield():
             await act("first")
-            raise sf.ContinueAs(life + 1)
+            raise sf.ContinueAs(generation + 1)
 
     run = Run(app, "flow", crash=crash)
     run.advance(CancelRequested("enough"))
@@ -550,9 +550,9 @@ def test_open_questions_are_carried_over_or_refused_when_a_run_continues(crash: 
     app = make_app()
 
     @app.workflow
-    async def flow(life: int) -> Any:
+    async def flow(generation: int) -> Any:
         question = await sf.question("x", int)
-        if life == 0:
+        if generation == 0:
             raise sf.ContinueAs(1)
         question.answer(question.value)
         return "answered"

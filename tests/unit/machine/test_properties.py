@@ -110,13 +110,13 @@ async def child(x: int) -> int:
 
 
 @app.workflow
-async def flow(program: Program, life: int = 0) -> Any:
+async def flow(program: Program, generation: int = 0) -> Any:
     try:
         return await _interpret(program)
     except (_Again, sf_errors.HistoryTooLong):
-        if life < 3:
-            raise sf_errors.ContinueAs(program, life + 1) from None
-        return "enough lives"
+        if generation < 3:
+            raise sf_errors.ContinueAs(program, generation + 1) from None
+        return "enough generations"
 
 
 class _Again(Exception):

@@ -31,11 +31,11 @@ async def talking() -> str:
 
 
 @app.workflow
-async def reborn(life: int) -> str:
-    sf.set_attributes(**{f"life{life}": "x" * 250}, life=life)  # nine of these are too many
+async def reborn(generation: int) -> str:
+    sf.set_attributes(**{f"generation{generation}": "x" * 250}, generation=generation)  # nine of these are too many
     await sf.signal("go")
-    if life < 20:
-        raise sf.ContinueAs(life + 1)
+    if generation < 20:
+        raise sf.ContinueAs(generation + 1)
     return "old"
 
 
@@ -99,7 +99,7 @@ def test_a_reducer_knows_its_attributes_from_its_header() -> None:
 
 
 def test_limits_apply_to_one_generation_whether_it_is_replayed_or_not() -> None:
-    """What a replay can't know must not decide: attributes of lives before are the batch's to count."""
+    """What a replay can't know must not decide: the batch counts the attributes of earlier generations."""
     run = Run(app, "reborn", 1)
     for _ in range(19):
         assert not run.last.ended, run.history[-1]
@@ -107,6 +107,6 @@ def test_limits_apply_to_one_generation_whether_it_is_replayed_or_not() -> None:
         assert run.last.fresh
         run.elements = run.elements[-1:]  # as the store keeps them
         run.reload()
-    assert run.machine.attributes == {"life20": "x" * 250, "life": 20}
+    assert run.machine.attributes == {"generation20": "x" * 250, "generation": 20}
     run.advance(go())
     assert run.names[-1] == "RunCompleted"

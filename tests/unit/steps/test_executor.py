@@ -1,4 +1,4 @@
-"""Running attempts: limits, order, time-outs, cancelling, holding, threads."""
+"""Running attempts: limits, order, timeouts, cancelling, holding, threads."""
 
 from __future__ import annotations
 
@@ -118,18 +118,18 @@ async def test_a_failed_attempt_carries_the_newest_heartbeat_details() -> None:
 
 
 async def test_the_heartbeat_details_of_a_running_attempt_can_be_read() -> None:
-    gate, told = Gate(), anyio.Event()
+    gate, reported = Gate(), anyio.Event()
     local = sf.App()
 
     @local.step
     async def tells() -> None:
         sf.heartbeat("so far")
-        told.set()
+        reported.set()
         await gate.go.wait()
 
     async with bench() as it:
         it.submit(tells)
-        await told.wait()
+        await reported.wait()
         assert plain(it.executor.told("r", 1)) == "so far"
         assert plain(it.executor.told("r", 2)) is None
 
