@@ -1,6 +1,6 @@
 """streamflow: durable workflow orchestration for Python, partitioned from day one.
 
-The public API: `import streamflow as sf`.
+The public API: `import streamflow as sf`. Owns: its names. Must not: define anything else. Called by: user code.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from streamflow import events
 from streamflow.errors import (
     AskRefused,
     Cancelled,
@@ -90,8 +91,8 @@ if TYPE_CHECKING:
     from streamflow.client.run import Run
     from streamflow.embedded.in_process import local
 
-# Loaded when first asked for: a module of flows, or `streamflow --help`, needs no client of the server.
-_LATER = {
+# Imported at first use: a module of flows, or `streamflow --help`, needs no client of the server.
+_LAZY = {
     "Client": "streamflow.client.client",
     "Run": "streamflow.client.run",
     "connect": "streamflow.client.client",
@@ -100,9 +101,9 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _LAZY:
         raise AttributeError(f"module 'streamflow' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
     return value
 
 
@@ -164,6 +165,7 @@ __all__ = [
     "__version__",
     "cancelled",
     "connect",
+    "events",
     "gather",
     "heartbeat",
     "info",

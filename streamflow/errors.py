@@ -1,40 +1,40 @@
 """Every error that streamflow raises, as one tree.
 
 Owns: the exception classes and the text that says what happened, to which run, and what to do next.
-Must not: import anything from the rest of the package. Used by every layer.
+Must not: import anything from the rest of the package. Called by: every layer.
 
     StreamflowError
     ├── UsageError                  the caller's code or options are wrong; nothing was sent
     │   ├── InvalidName             an id, tenant or name outside the alphabet or too long
-    │   ├── PayloadTooLarge         above 2 MB
+    │   ├── PayloadTooLarge         a payload above 2 MB
     │   ├── PayloadInvalid          can't be encoded, can't be decoded as the declared type, nested too deep
-    │   ├── UnknownWorkflow         no daemon has registered it
+    │   ├── UnknownWorkflow         no daemon has registered the workflow
     │   └── ForeignAwait            a workflow awaited something that is not streamflow's
-    ├── StoreError                  the server refused or can't be reached
-    │   ├── StoreUnavailable        no connection, loading, or time-out after every retry
-    │   ├── StoreFull               out of memory: admission is stopped, running work drains
-    │   ├── StoreMisconfigured      a setting would lose data (maxmemory-policy, version)
-    │   ├── NamespaceMissing        nothing has created the namespace yet
-    │   └── NamespaceMismatch       it exists with other shards or another partition
-    ├── RunError                    about one run
-    │   ├── RunNotFound
-    │   ├── RunEnded                it can't take signals any more
+    ├── StoreError                  the server refused a command or can't be reached
+    │   ├── StoreUnavailable        no connection, server loading its data, or time-out after every retry
+    │   ├── StoreFull               out of memory: no new work is accepted, running work drains
+    │   ├── StoreMisconfigured      a server setting would lose data (maxmemory-policy, version)
+    │   ├── NamespaceMissing        the namespace was not created yet
+    │   └── NamespaceMismatch       the namespace exists with other shards or another partition
+    ├── RunError                    about one run: .run_id
+    │   ├── RunNotFound             there is no run with this id
+    │   ├── RunEnded                the run has ended and takes no more messages
     │   ├── RunConflict             the id belongs to a run of another workflow
-    │   ├── RunFailed               result() of a failed run; .failure says why
+    │   ├── RunFailed               result() of a failed run: .failure
     │   └── RunCancelled            result() of a cancelled run
-    ├── AskRefused                  ask(): the run refused to answer; .failure says why
-    ├── CompensationFailed          inside a workflow: a saga couldn't undo everything; .errors
-    ├── HistoryTooLong              inside a workflow: continue as new, now
-    ├── StepFailed                  inside a workflow: a step failed for good; .failure says why
-    ├── ChildFailed                 inside a workflow: a child run failed; .run_id, .failure
-    └── Diverged                    a replay made another decision than the history (the run is parked as stuck)
+    ├── AskRefused                  ask(): the run refused to answer: .run_id, .name, .failure
+    ├── CompensationFailed          inside a workflow: a saga could not undo everything: .errors
+    ├── HistoryTooLong              inside a workflow: the history reached its limit; continue as new now
+    ├── StepFailed                  inside a workflow: a step failed after its retries: .step, .attempt, .failure
+    ├── ChildFailed                 inside a workflow: a child run failed: .run_id, .workflow, .failure
+    └── Diverged                    replayed code made a different decision from the recorded one; the run is stuck
 
-Two are no `Exception`, so that no `except Exception` takes them by accident:
+Two do not derive from `Exception`, so that an `except Exception` in a workflow doesn't swallow them:
 
     asyncio.CancelledError
-    └── Cancelled                   inside a workflow: the await is over, because the run or a block is cancelled
+    └── Cancelled                   inside a workflow: the run or the block around the await is cancelled
     BaseException
-    └── ContinueAs                  raised by a workflow: go on under the same id with a fresh history
+    └── ContinueAs                  raised by a workflow: continue as new under the same id with a new history
 """
 
 from __future__ import annotations
@@ -46,11 +46,17 @@ import msgspec
 
 
 class Failure(msgspec.Struct, array_like=True, frozen=True):
-    """Why a step or run failed, as it is recorded: `kind` is the exception's class name."""
+    """Why a step or run failed, as it is recorded in the history.
+
+    `str(failure)` is `kind: message`.
+    """
 
     kind: str
+    """Name of the exception's class, for example `ValueError`."""
     message: str
+    """The exception's text, at most 4096 characters."""
     traceback: str = ""
+    """The frames of the user's code, at most 4096 characters; empty where there was no exception."""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}" if self.message else self.kind
@@ -61,7 +67,7 @@ class StreamflowError(Exception):
 
 
 class UsageError(StreamflowError):
-    """The caller's code, arguments or options are wrong. Nothing was sent."""
+    """The caller's code, arguments or options are wrong. Nothing was sent to the server."""
 
 
 class InvalidName(UsageError):
@@ -69,11 +75,11 @@ class InvalidName(UsageError):
 
 
 class PayloadTooLarge(UsageError):
-    """A payload is above the limit; the message has its size and the limit, in bytes."""
+    """A payload is above 2 MB; the message has its size and the limit, in bytes."""
 
 
 class PayloadInvalid(UsageError):
-    """A payload can't be encoded, or can't be decoded as the declared type, or is nested too deep."""
+    """A payload can't be encoded, can't be decoded as the declared type, or is nested more than 64 levels deep."""
 
 
 class UnknownWorkflow(UsageError):
@@ -81,11 +87,11 @@ class UnknownWorkflow(UsageError):
 
 
 class ForeignAwait(UsageError):
-    """A workflow awaited something other than streamflow's own awaitables; the message names the line."""
+    """A workflow awaited something other than streamflow's own awaitables; the message names file and line."""
 
 
 class StoreError(StreamflowError):
-    """The Redis or Valkey server refused or can't be reached."""
+    """The Redis or Valkey server refused a command or can't be reached."""
 
 
 class StoreUnavailable(StoreError):
@@ -93,11 +99,11 @@ class StoreUnavailable(StoreError):
 
 
 class StoreFull(StoreError):
-    """The server is out of memory for new work. Running work goes on and frees memory."""
+    """The server has no memory for new work: nothing was started. Running work continues and frees memory."""
 
 
 class StoreMisconfigured(StoreError):
-    """A server setting would lose data; the message says which and how to change it."""
+    """A server setting would lose data; the message says which one, and how to change it."""
 
 
 class NamespaceMissing(StoreError):
@@ -109,7 +115,7 @@ class NamespaceMismatch(StoreError):
 
 
 class RunError(StreamflowError):
-    """Something about one run; `run_id` says which."""
+    """Base of errors about one run. `run_id` is its id."""
 
     def __init__(self, message: str, run_id: str) -> None:
         super().__init__(message)
@@ -117,11 +123,11 @@ class RunError(StreamflowError):
 
 
 class RunNotFound(RunError):
-    """There is no run with this id in the namespace."""
+    """There is no run with this id in the namespace: it was never started, or was deleted after its retention."""
 
 
 class RunEnded(RunError):
-    """The run has ended and takes no more messages."""
+    """The run has ended and takes no more signals, questions or cancels."""
 
 
 class RunConflict(RunError):
@@ -129,7 +135,7 @@ class RunConflict(RunError):
 
 
 class RunFailed(RunError):
-    """Raised by `run.result()`: the run failed. `failure` has kind, message and traceback."""
+    """Raised by `run.result()`: the run failed. `failure` has kind, message and traceback of the exception."""
 
     def __init__(self, run_id: str, failure: Failure) -> None:
         super().__init__(f"run {run_id} failed: {failure}", run_id)
@@ -141,7 +147,15 @@ class RunCancelled(RunError):
 
 
 class StepFailed(StreamflowError):
-    """Raised at `await step(…)`: the step failed for good. `failure` has kind, message and traceback."""
+    """Raised at `await step(…)` inside a workflow: the step failed, and is not retried any more.
+
+    `step` is its name, `attempt` the number of its last attempt (from 1), `failure` has kind, message and traceback.
+
+    >>> try:
+    ...     await charge(card)
+    ... except sf.StepFailed as error:
+    ...     return error.failure.kind
+    """
 
     def __init__(self, step: str, attempt: int, failure: Failure) -> None:
         super().__init__(f"step {step} failed after {attempt} attempt{'s' * (attempt != 1)}: {failure}")
@@ -151,7 +165,10 @@ class StepFailed(StreamflowError):
 
 
 class ChildFailed(StreamflowError):
-    """Raised at `await workflow(…)` inside a workflow: the child run failed or was cancelled."""
+    """Raised at `await workflow(…)` inside a workflow: the child run failed or was cancelled.
+
+    `run_id` is the child's id, `workflow` its workflow; `failure.kind` is `RunCancelled` for a cancelled child.
+    """
 
     def __init__(self, run_id: str, workflow: str, failure: Failure) -> None:
         super().__init__(f"child run {run_id} ({workflow}) failed: {failure}")
@@ -161,7 +178,11 @@ class ChildFailed(StreamflowError):
 
 
 class AskRefused(StreamflowError):
-    """Raised by `run.ask(…)`: the run didn't want to answer, or couldn't. `failure` has kind and message."""
+    """Raised by `run.ask(…)`: the run refused the question, or could not read it or answer it.
+
+    `name` is the question's name. `failure.kind` is `Refused` for `question.refuse(…)`, `PayloadInvalid` for a value of
+    another type, `ContinuedAsNew` for a run that continued as new before it answered; `failure.message` has the reason.
+    """
 
     def __init__(self, run_id: str, name: str, failure: Failure) -> None:
         super().__init__(f"run {run_id} refused question {name}: {failure}")
@@ -171,8 +192,11 @@ class AskRefused(StreamflowError):
 
 
 class CompensationFailed(StreamflowError):
-    """Raised by a saga: some compensations failed, the others were run. `errors` has theirs; the cause is why the saga
-    was undone."""
+    """Raised by a saga: at least one compensation failed; all others were run.
+
+    `errors` has the exceptions of the failed ones, in the order in which they ran; `__cause__` is the exception because
+    of which the saga was undone.
+    """
 
     def __init__(self, errors: list[BaseException]) -> None:
         count = len(errors)
@@ -182,31 +206,41 @@ class CompensationFailed(StreamflowError):
 
 
 class HistoryTooLong(StreamflowError):
-    """Raised at a workflow's current await: its history is too long to go on. Raise `sf.ContinueAs(…)` soon."""
+    """Raised at a workflow's current await when its history has 50,000 events: raise `sf.ContinueAs(…)` soon.
+
+    A run that doesn't continue as new fails at 55,000 events.
+    """
 
 
 class Cancelled(CancelledError):
     """Raised at a workflow's current await when its run, or the block around it, is cancelled.
 
-    Clean up and let it pass; awaiting in the clean-up is allowed. `reason`: what the one who cancelled said.
+    Clean up and re-raise it; the clean-up may await steps. `reason` is the text that the canceller gave.
+
+    >>> try:
+    ...     await train(model)
+    ... except sf.Cancelled:
+    ...     await release(machine)
+    ...     raise
     """
 
     def __init__(self, reason: str = "", source: object = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.source = source
-        """The scope (time-out, task group) that did it; None for the run."""
+        """The scope (time-out, task group) that cancels its block; None if the run is cancelled."""
 
     def again(self) -> Cancelled:
-        """Another instance: one that is raised in two fibers would collect the tracebacks of both."""
+        """A copy: an instance that is raised in two fibers would collect the tracebacks of both."""
         return Cancelled(self.reason, self.source)
 
 
 class ContinueAs(BaseException):
-    """Raise it in a workflow to go on under the same id, with these arguments and a fresh history.
+    """Raise it in a workflow to continue as new: under the same id, with these arguments and a new history.
 
-    Signals and questions that nobody took yet are carried over; open steps are cancelled, children as when a parent
-    ends. Who waits for the result goes on waiting.
+    Signals and questions that the code has not taken yet are carried over. Open steps are cancelled; children are
+    treated as when their parent ends (`on_parent_end`). `run.result()` keeps waiting, and gives the result of the last
+    generation.
 
     >>> raise sf.ContinueAs(cursor, total=total)
     """
@@ -218,12 +252,16 @@ class ContinueAs(BaseException):
 
 
 class Diverged(StreamflowError):
-    """A replay decided otherwise than the history. Parks the run as `stuck`; never fails it."""
+    """Replayed code made a different decision from the recorded one. The run is parked as `stuck`; it does not fail.
+
+    `number` is the event's number in the history (from 1), `expected` what is recorded there, `found` what the code
+    did. Deploy code that makes the recorded decisions, and the run continues.
+    """
 
     def __init__(self, run_id: str, number: int, expected: str, found: str) -> None:
         super().__init__(
             f"run {run_id} diverged at event {number}: the history has {expected}, the code did {found}. "
-            "Deploy code that makes the recorded decisions and the run goes on."
+            "Deploy code that makes the recorded decisions, and the run continues."
         )
         self.run_id = run_id
         self.number = number

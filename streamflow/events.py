@@ -1,18 +1,41 @@
-"""What can happen to a run: the events of a history, and their encoding.
+"""The events of a run's history: what `run.history()` and `run.events()` give.
 
 Owns: the event types, the transition (one commit of one run), and the bytes of both.
 Must not: decide anything (see `machine/`), know keys or scripts.
 Called by: the machines (which make events), the owner (which commits them), views, client and CLI (which read them).
 
-Two kinds of events, in one list, in the order in which they took effect:
+A history is a list of `Transition`s. Each has the shard's clock and the events of one commit, in the order in which
+they took effect. Of a reducer only the newest transitions are kept. Most events are of one of two kinds:
 
-- facts, which came from outside: a start, a step's outcome, a timer, a signal, a question, a child's outcome, a cancel
-  request;
-- decisions, which the workflow made because of the facts before them: schedule a step, set a timer, start a child,
-  give one of them up, signal another run, answer, continue as new, complete, fail.
+- **Facts** came from outside: the run's start, a step's outcome, a timer that fired, a signal, a question, a child's
+  outcome, a cancel request.
+- **Decisions** were made by the workflow because of the facts before them: schedule a step, set a timer, start a child,
+  cancel one of them, signal another run, answer a question, continue as new, complete, fail.
 
 A replay applies the facts and checks that the code makes the same decisions again.
-Every payload is a `msgspec.Raw`: bytes that only the workflow's or the step's own types decode.
+
+Fields that many events have:
+
+- `seq`: the number of the decision within its run, from 1. The facts about a step, timer or child have the `seq` of the
+  decision that opened it.
+- `name`: the step, signal, question, patch, or the child's workflow.
+- `workflow`, `tenant`: of the run; `tenant` is empty for a run without one.
+- `attempt`: the number of a step's attempt, from 1.
+- `ms`: a duration in milliseconds. `due`, `started`, and `Transition.at` are points in time: milliseconds since the
+  Unix epoch on the shard's clock. Within a run, `at` never decreases.
+- `failure`: a `streamflow.errors.Failure` with kind, message and traceback.
+- `args`, `input`, `value`, `result`, `details`: payloads, as `msgspec.Raw` that holds MessagePack. Only the types of
+  the workflow or step say what is in them; `msgspec.msgpack.decode(event.result)` gives plain data. `args` and `input`
+  are an array of all arguments in the order of the parameters.
+
+Match on the class:
+
+>>> async for at, event in run.events():
+...     match event:
+...         case sf.events.StepCompleted(name=name, ms=ms):
+...             print(at, name, f"{ms:.0f} ms")
+...         case sf.events.StepFailed(name=name, failure=failure):
+...             print(at, name, failure)
 """
 
 from __future__ import annotations
@@ -29,9 +52,10 @@ NOTHING = Raw(b"\xc0")
 
 
 class HistoryEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Base of all events. `describe()` is the short form that timelines, `tail` and divergence reports print."""
+    """Base of all events."""
 
     def describe(self) -> str:
+        """Class name, `seq` and `name`, as `StepScheduled(3, fetch)`: what `tail` and divergence reports print."""
         name = type(self).__name__
         parts = [str(value) for field in ("seq", "name") if (value := getattr(self, field, ""))]
         return f"{name}({', '.join(parts)})" if parts else name
@@ -41,8 +65,11 @@ class HistoryEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class RunStarted(HistoryEvent, tag="started", frozen=True, gc=False):
-    """Fact. `parent` is `<run id>#<seq>` of the parent, or empty; `version` is the one of the workflow's code that
-    took the start."""
+    """Fact: the run was started.
+
+    `parent` is `<run id>#<seq>` of the parent, or empty. `version` is the version of the workflow's code that the run
+    keeps.
+    """
 
     workflow: str
     tenant: str
@@ -52,7 +79,7 @@ class RunStarted(HistoryEvent, tag="started", frozen=True, gc=False):
 
 
 class RunCompleted(HistoryEvent, tag="completed", frozen=True, gc=False):
-    """Decision. `ms`: from the start to here, on the shard's clock."""
+    """Decision: the run completed with `result`. `ms` is the time since its very first start."""
 
     workflow: str
     tenant: str
@@ -61,6 +88,8 @@ class RunCompleted(HistoryEvent, tag="completed", frozen=True, gc=False):
 
 
 class RunFailed(HistoryEvent, tag="failed", frozen=True, gc=False):
+    """Decision: the run failed. `ms` is the time since its very first start."""
+
     workflow: str
     tenant: str
     ms: int
@@ -68,6 +97,11 @@ class RunFailed(HistoryEvent, tag="failed", frozen=True, gc=False):
 
 
 class RunCancelled(HistoryEvent, tag="cancelled", frozen=True, gc=False):
+    """Decision: the run ended as cancelled. `ms` is the time since its very first start.
+
+    `reason` is the text that the canceller gave.
+    """
+
     workflow: str
     tenant: str
     ms: int
@@ -75,7 +109,10 @@ class RunCancelled(HistoryEvent, tag="cancelled", frozen=True, gc=False):
 
 
 class RunStuck(HistoryEvent, tag="stuck", frozen=True, gc=False):
-    """The code could not go on: a divergence, or a workflow that this daemon doesn't know. Later facts are kept."""
+    """The run's code can't continue: it diverged from the history, or its workflow is not registered.
+
+    `reason` is the text that `streamflow show` prints. Later facts are recorded, and delivered when the run resumes.
+    """
 
     workflow: str
     tenant: str
@@ -83,27 +120,30 @@ class RunStuck(HistoryEvent, tag="stuck", frozen=True, gc=False):
 
 
 class RunResumed(HistoryEvent, tag="resumed", frozen=True, gc=False):
-    """The code can go on again; the decisions that follow answer all facts since `RunStuck`."""
+    """The run is no longer stuck. The decisions that follow answer all facts since `RunStuck`."""
 
     workflow: str
     tenant: str
 
 
 class CancelRequested(HistoryEvent, tag="cancel", frozen=True, gc=False):
-    """Fact. `terminate`: the run ends at once and its code isn't asked."""
+    """Fact: somebody asked the run to cancel. `terminate`: the run ends at once, without running its clean-up code."""
 
     reason: str
     terminate: bool = False
 
 
 class HistoryLimitReached(HistoryEvent, tag="limit", frozen=True, gc=False):
-    """Fact: the history has `count` events, and the run is told to continue as new."""
+    """Fact: the history has `count` events, so `HistoryTooLong` is raised in the run's code."""
 
     count: int
 
 
 class Patched(HistoryEvent, tag="patched", frozen=True, gc=False):
-    """`sf.patched(name)` gave True here for the first time. Code that doesn't ask any more passes it over."""
+    """Decision: `sf.patched(name)` gave True for the first time in this history.
+
+    A replay skips it if the code doesn't ask any more.
+    """
 
     name: str
 
@@ -112,7 +152,7 @@ class Patched(HistoryEvent, tag="patched", frozen=True, gc=False):
 
 
 class StepScheduled(HistoryEvent, tag="step", frozen=True, gc=False):
-    """Decision. `queue`: where workers take it from; empty for a step that runs at the owner."""
+    """Decision: run a step. `queue` is the queue that workers take it from; empty for a step that the owner runs."""
 
     seq: int
     name: str
@@ -121,7 +161,7 @@ class StepScheduled(HistoryEvent, tag="step", frozen=True, gc=False):
 
 
 class StepCompleted(HistoryEvent, tag="step-done", frozen=True, gc=False):
-    """`ms`: how long the attempt ran."""
+    """Fact: attempt number `attempt` returned `result`. `ms` is how long that attempt ran."""
 
     seq: int
     name: str
@@ -131,8 +171,10 @@ class StepCompleted(HistoryEvent, tag="step-done", frozen=True, gc=False):
 
 
 class StepRetrying(HistoryEvent, tag="step-retry", frozen=True, gc=False):
-    """Attempt number `attempt` failed; the next one is due at `due` (shard clock, ms). `details`: the last that it told
-    with `sf.heartbeat`."""
+    """Fact: attempt number `attempt` failed after `ms`; the next one starts at `due`.
+
+    `details` is the last value that the attempt reported with `sf.heartbeat`; the next attempt gets it.
+    """
 
     seq: int
     name: str
@@ -144,6 +186,8 @@ class StepRetrying(HistoryEvent, tag="step-retry", frozen=True, gc=False):
 
 
 class StepFailed(HistoryEvent, tag="step-failed", frozen=True, gc=False):
+    """Fact: the step's last attempt failed after `ms`, and is not retried. The code gets `errors.StepFailed`."""
+
     seq: int
     name: str
     attempt: int
@@ -152,7 +196,7 @@ class StepFailed(HistoryEvent, tag="step-failed", frozen=True, gc=False):
 
 
 class StepCancelled(HistoryEvent, tag="step-cancelled", frozen=True, gc=False):
-    """Decision: nobody waits for the step any more. It is stopped, and its outcome dropped."""
+    """Decision: nothing waits for the step any more. Its attempt is stopped, and the outcome discarded."""
 
     seq: int
     name: str
@@ -162,7 +206,10 @@ class StepCancelled(HistoryEvent, tag="step-cancelled", frozen=True, gc=False):
 
 
 class TimerSet(HistoryEvent, tag="timer", frozen=True, gc=False):
-    """`name`: the signal whose wait it limits, empty for a sleep."""
+    """Decision: set a timer for `due`.
+
+    `name` is the signal or question whose wait it limits, `timeout()` for a block, and empty for a sleep.
+    """
 
     seq: int
     due: int
@@ -170,16 +217,20 @@ class TimerSet(HistoryEvent, tag="timer", frozen=True, gc=False):
 
 
 class TimerFired(HistoryEvent, tag="timer-fired", frozen=True, gc=False):
+    """Fact: the timer with this `seq` fired."""
+
     seq: int
 
 
 class SignalReceived(HistoryEvent, tag="signal", frozen=True, gc=False):
+    """Fact: the run received a signal, whether or not its code waited for one."""
+
     name: str
     value: Raw
 
 
 class SignalSent(HistoryEvent, tag="signal-sent", frozen=True, gc=False):
-    """Decision: a signal to run `target`, through the outbox."""
+    """Decision: send a signal to the run with the id `target`. The outbox delivers it."""
 
     seq: int
     name: str
@@ -188,7 +239,7 @@ class SignalSent(HistoryEvent, tag="signal-sent", frozen=True, gc=False):
 
 
 class AskReceived(HistoryEvent, tag="ask", frozen=True, gc=False):
-    """Fact: somebody asks and waits for an answer. `id` is the question's own, 32 hex digits."""
+    """Fact: somebody asked a question and waits for the answer. `id` identifies it: 32 hex digits."""
 
     id: str
     name: str
@@ -196,7 +247,10 @@ class AskReceived(HistoryEvent, tag="ask", frozen=True, gc=False):
 
 
 class AskAnswered(HistoryEvent, tag="answer", frozen=True, gc=False):
-    """Decision: the answer to a question, or why there is none. Also what the asker gets, as it is encoded here."""
+    """Decision: answer the question `id` with `result`, or refuse it with `failure`.
+
+    `name` may be empty if a reducer answered. The asker receives this event, encoded.
+    """
 
     id: str
     name: str
@@ -205,7 +259,10 @@ class AskAnswered(HistoryEvent, tag="answer", frozen=True, gc=False):
 
 
 class ChildStarted(HistoryEvent, tag="child", frozen=True, gc=False):
-    """Decision. `name` is the child's workflow; `on_parent_end` is cancel, abandon or wait."""
+    """Decision: start the child run `run_id` of workflow `name`.
+
+    `on_parent_end` says what happens to it when this run ends first: `cancel`, `abandon` or `wait`.
+    """
 
     seq: int
     name: str
@@ -216,20 +273,22 @@ class ChildStarted(HistoryEvent, tag="child", frozen=True, gc=False):
 
 
 class ChildCancelled(HistoryEvent, tag="child-cancelled", frozen=True, gc=False):
-    """Decision: the child is asked to cancel."""
+    """Decision: ask the child to cancel. Its outcome follows as another event."""
 
     seq: int
     name: str
 
 
 class ChildCompleted(HistoryEvent, tag="child-done", frozen=True, gc=False):
+    """Fact: the child of workflow `name` completed with `result`."""
+
     seq: int
     name: str
     result: Raw
 
 
 class ChildFailed(HistoryEvent, tag="child-failed", frozen=True, gc=False):
-    """`cancelled`: the child was cancelled rather than failed."""
+    """Fact: the child of workflow `name` failed, or was cancelled if `cancelled` is true."""
 
     seq: int
     name: str
@@ -238,11 +297,13 @@ class ChildFailed(HistoryEvent, tag="child-failed", frozen=True, gc=False):
 
 
 class RunContinued(HistoryEvent, tag="continued", frozen=True, gc=False):
-    """Decision: the run goes on under its id with a new input, and its history begins anew with this event.
+    """Decision: continue as new. The run keeps its id, and its history starts again with this event and a new `input`.
 
-    `seq` is the last number that was given, so that no late outcome is taken for a new step's; `started` is the shard's
-    clock at the very first start, `generation` how many histories came before, `carried` what was received and not
-    consumed, `children` (seq, workflow, run id) those whose end the run's own waits for.
+    - `seq`: the last number that was given before, so that a late outcome can't match a new step;
+    - `started`: the time of the very first start;
+    - `generation`: how often the run has continued as new, this one included;
+    - `carried`: signals and questions that were received and not taken yet;
+    - `children`: `(seq, workflow, run id)` of the children with `on_parent_end="wait"`.
     """
 
     workflow: str
@@ -257,8 +318,11 @@ class RunContinued(HistoryEvent, tag="continued", frozen=True, gc=False):
 
 
 class MessageQuarantined(HistoryEvent, tag="quarantined", frozen=True, gc=False):
-    """Only in the log, under `-<message>`: a message that nothing could be made of, set aside in the shard's `poison`
-    stream. `run_id` is what it named, and may be anything."""
+    """A message to a run could not be processed and was moved to the shard's `poison` stream.
+
+    It is not part of a history: only the shard's log (`streamflow tail`) has it, under the run id `-<message>`.
+    `message` is the message's id in the inbox. `run_id` is the run that it was addressed to, and is not validated.
+    """
 
     message: str
     reason: str
@@ -293,17 +357,20 @@ AnyEvent = (
     | ChildCancelled
     | MessageQuarantined
 )
+"""Any event of a history or a log."""
 
 DECISIONS = (StepScheduled, StepCancelled, TimerSet, SignalSent, AskAnswered, ChildStarted, ChildCancelled)
-"""Decisions that a replay must make again, in this order and with these numbers."""
+"""Decisions that a replay must make again, in the same order and with the same numbers."""
 
 ENDINGS = (RunCompleted, RunFailed, RunCancelled)
+"""Decisions that end a run; one of them is the last event of a run that has ended."""
 
 
 class Transition(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What one commit did to one run: one element of its history, and its part of one log entry.
+    """What one commit did to one run: one element of its history, and one part of a log entry.
 
-    `at` is the shard's clock in ms when the facts were reduced: it is what `sf.now()` returns.
+    `at` is the shard's clock, in milliseconds since the Unix epoch, when the facts were applied; `sf.now()` returned it
+    to the code. `events` are the facts and decisions of that commit, in order.
     """
 
     at: int
@@ -315,13 +382,15 @@ _decoder = msgspec.msgpack.Decoder(Transition)
 
 
 def encode_transition(at: int, events: list[AnyEvent]) -> bytes:
+    """The bytes of `Transition(at, events)`."""
     return _encoder.encode(Transition(at, events))
 
 
 def decode_transition(data: bytes) -> Transition:
-    """Raises `msgspec.DecodeError` (garbage), `RecursionError` or `UnicodeDecodeError`."""
+    """Raises `msgspec.DecodeError`, `RecursionError` or `UnicodeDecodeError` if `data` is not a transition."""
     return _decoder.decode(data)
 
 
 def decode_history(elements: Iterable[bytes]) -> list[Transition]:
+    """The transitions of a stored history. Raises as `decode_transition`."""
     return [_decoder.decode(element) for element in elements]

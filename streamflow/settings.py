@@ -1,8 +1,9 @@
-"""Every setting once: its name, default, unit and meaning.
+"""Every setting once: its name, default, unit and effect.
 
-Owns: defaults. The command line makes its options from this struct; `STREAMFLOW_<NAME>` overrides a default, an option
-overrides both. What every daemon must share (shards, partition) is stored in the namespace's meta record instead and
-only *offered* here. Must not: read files.
+Owns: defaults, and the help texts of the options. The command line makes its options from this struct;
+`STREAMFLOW_<NAME>` overrides a default, an option overrides both. What every daemon must share (shards, partition) is
+stored in the namespace's meta record; the values here only apply when a namespace is created.
+Must not: read files. Called by: the command line, daemons, workers.
 """
 
 from __future__ import annotations
@@ -18,36 +19,62 @@ from streamflow.errors import UsageError
 from streamflow.model.sharding import Partition
 
 WORKER_CONCURRENCY = 16
-"""Steps that a worker runs at the same time, unless it is told otherwise: it takes no more than it can run."""
+"""Default number of steps that a worker runs at the same time. It claims no more than it can run."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Durations are seconds; memory is counted in entries."""
 
     redis: Annotated[str, Meta(description="URL of the Redis or Valkey server")] = "redis://127.0.0.1:6379"
-    namespace: Annotated[str, Meta(description="prefix of every key; one deployment is one namespace")] = "default"
-    shards: Annotated[int, Meta(description="shards of a new namespace; fixed once it exists", ge=1, le=16384)] = 256
-    partition: Annotated[Partition, Meta(description="what a new namespace partitions by: run, tenant or workflow")] = (
-        Partition.RUN
-    )
-    concurrency: Annotated[int, Meta(description="steps that one daemon runs at the same time", ge=1)] = 1000
-    threads: Annotated[int, Meta(description="threads for steps that are plain functions", ge=1)] = 16
-    processes: Annotated[int, Meta(description="processes for process=True steps; 0: one for each core", ge=0)] = 0
-    cache: Annotated[int, Meta(description="idle runs that a daemon keeps ready in memory", ge=1)] = 4096
-    beat: Annotated[float, Meta(description="seconds between two signs of life of a daemon", gt=0)] = 0.5
-    dead_after: Annotated[float, Meta(description="seconds without a sign of life before others take over", gt=0)] = 2.0
-    grace: Annotated[float, Meta(description="seconds that steps get to finish on SIGTERM or hand-over", ge=0)] = 10.0
-    worker_timeout: Annotated[float, Meta(description="seconds of silence after which a worker is dead", gt=0)] = 10.0
+    namespace: Annotated[
+        str, Meta(description="prefix of every key on the server; daemons, workers and clients of one app share it")
+    ] = "default"
+    shards: Annotated[
+        int, Meta(description="number of shards if this daemon creates the namespace; fixed after that", ge=1, le=16384)
+    ] = 256
+    partition: Annotated[
+        Partition,
+        Meta(description="which runs share a shard if this daemon creates the namespace; fixed after that"),
+    ] = Partition.RUN
+    concurrency: Annotated[
+        int, Meta(description="maximum number of steps that one daemon runs at the same time; others queue", ge=1)
+    ] = 1000
+    threads: Annotated[int, Meta(description="number of threads for steps that are plain functions", ge=1)] = 16
+    processes: Annotated[
+        int, Meta(description="number of processes for steps with process=True; 0: one for each core", ge=0)
+    ] = 0
+    cache: Annotated[
+        int, Meta(description="maximum number of idle runs in a daemon's memory; others are replayed when needed", ge=1)
+    ] = 4096
+    beat: Annotated[float, Meta(description="seconds between two heartbeats of a daemon", gt=0)] = 0.5
+    dead_after: Annotated[
+        float,
+        Meta(description="seconds without a heartbeat after which other daemons take over a daemon's shards", gt=0),
+    ] = 2.0
+    grace: Annotated[
+        float,
+        Meta(description="seconds that running steps get to finish on SIGTERM, or when a shard is handed over", ge=0),
+    ] = 10.0
+    worker_timeout: Annotated[
+        float,
+        Meta(description="seconds without a heartbeat after which a worker's steps are given to other workers", gt=0),
+    ] = 10.0
     rollup: Annotated[float, Meta(description="seconds between two updates of the views", gt=0)] = 1.0
-    retention: Annotated[float, Meta(description="seconds that an ended run is kept; 0: for ever", ge=0)] = 604_800.0
-    log_entries: Annotated[int, Meta(description="entries of a shard's log that stay readable at least", ge=1)] = 1000
-    blocking: Annotated[float, Meta(description="seconds a workflow may block its daemon before a warning", gt=0)] = 0.1
+    retention: Annotated[
+        float, Meta(description="seconds after which an ended run is deleted; 0: keep it forever", ge=0)
+    ] = 604_800.0
+    log_entries: Annotated[
+        int, Meta(description="minimum number of entries of a shard's log that are kept for readers", ge=1)
+    ] = 1000
+    blocking: Annotated[
+        float, Meta(description="seconds of workflow code without an await after which a warning is logged", gt=0)
+    ] = 0.1
 
 
 def load_settings(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
     """Settings from options (None means not given), then `STREAMFLOW_*` variables, then defaults.
 
-    Raises `UsageError` naming the option or variable whose value is wrong.
+    Raises `UsageError`, which names the option or variable whose value is wrong.
     """
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(Settings):

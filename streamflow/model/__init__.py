@@ -1,4 +1,4 @@
-"""What is stored and how it is spelt: names, codecs, headers, attributes, failures.
+"""What is stored, and in which form: names, codecs, headers, attributes, failures.
 
 Must not: decide, do I/O, read a clock.
 """

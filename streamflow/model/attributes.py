@@ -1,10 +1,11 @@
 """Attributes of a run: a few small values by name, by which runs are found.
 
-Owns: what an attribute may be, how a run's attributes change, their word in the run's header, and the text that names
-a value in a listing's key. Must not: know keys or scripts. Called by: operations (`set_attributes`), record, batch,
-kernel, client, CLI.
+Owns: what an attribute may be, how a run's attributes change, their encoding in the run's header, and the text that
+stands for a value in a listing's key. Must not: know keys or scripts. Called by: the machines (`set_attributes`),
+record, batch, kernel, client, CLI.
 
-A value is a str, int, float or bool. Two values are the same if their JSON is: `1`, `1.0`, `True` and `"1"` are four.
+A value is a str, int, float or bool. Two values are equal if their JSON is: `1`, `1.0`, `True` and `"1"` are four
+different values.
 """
 
 from __future__ import annotations
@@ -19,22 +20,23 @@ from streamflow.errors import PayloadTooLarge, UsageError
 from streamflow.model.names import check_name
 
 Attribute = str | int | float | bool
-"""What an attribute of a run can be."""
+"""Types that an attribute of a run can have."""
 
 MAX_ATTRIBUTES = 32
 MAX_BYTES = 2048
-"""Of a run's attributes as they are written into its header, which travels with each of its commits."""
+"""Limit for all attributes of a run, as encoded in its header: each of its commits sends that header."""
 MAX_TEXT = 256
+"""Characters of a str value."""
 
 _VISIBLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
-"""What stands in a header as it is: a reader of the raw record sees JSON."""
+"""Characters that are not escaped in a header, so that a reader of the raw record sees JSON."""
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.Decoder(dict[str, Attribute]).decode
 
 
 def check_attributes(values: Mapping[str, object]) -> dict[str, Attribute | None]:
-    """The same, checked: names by `check_name`, values by type and size. Raises `InvalidName`, `UsageError`."""
+    """Give `values` back if all names and values are allowed. Raises `InvalidName`, `UsageError`."""
     return {check_name("attribute", name): _checked(name, value) for name, value in values.items()}
 
 
@@ -43,50 +45,50 @@ def _checked(name: str, value: object) -> Attribute | None:
         if len(value) > MAX_TEXT:
             raise UsageError(f"attribute {name} has {len(value)} characters; the limit is {MAX_TEXT}")
         if any("\ud800" <= char <= "\udfff" for char in value):
-            raise UsageError(f"attribute {name} is no text: it has half a character (a surrogate)")
+            raise UsageError(f"attribute {name} is not valid Unicode: it contains a surrogate code point")
     elif isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
-            raise UsageError(f"attribute {name} is {value}, which can't be compared: use a finite number")
+            raise UsageError(f"attribute {name} must be a finite number, got {value}")
     elif isinstance(value, int):
         if not -(2**63) <= value < 2**63:
-            raise UsageError(f"attribute {name} has more than 64 bits: use a str")
+            raise UsageError(f"attribute {name} does not fit into a signed 64-bit integer: use a str")
     elif value is not None:
-        raise UsageError(f"attribute {name} is a {type(value).__name__}: use str, int, float or bool, or None")
+        raise UsageError(f"attribute {name} must be a str, int, float, bool or None, got {type(value).__name__}")
     return cast("Attribute | None", value)
 
 
 def merged(old: Mapping[str, Attribute], changes: Mapping[str, Attribute | None]) -> dict[str, Attribute]:
-    """A run's attributes after a change; None takes one off. Raises `UsageError` or `PayloadTooLarge` for too many."""
+    """A run's attributes after a change; None removes one. Raises `UsageError` or `PayloadTooLarge` for too many."""
     new = {name: value for name, value in {**old, **changes}.items() if value is not None}
     if len(new) > MAX_ATTRIBUTES:
-        raise UsageError(f"a run has at most {MAX_ATTRIBUTES} attributes, and these would be {len(new)}")
+        raise UsageError(f"a run can have at most {MAX_ATTRIBUTES} attributes, this change would make {len(new)}")
     size = len(encode_attributes(new))
     if size > MAX_BYTES:
         raise PayloadTooLarge(
-            f"the attributes of the run have {size:,} bytes together; the limit is {MAX_BYTES:,}. They are what runs "
-            "are found by: keep the rest in sf.publish or a result."
+            f"the attributes of the run have {size:,} bytes together; the limit is {MAX_BYTES:,}. Attributes are for "
+            "finding runs: put other data into sf.publish or the result."
         )
     return new
 
 
 def encode_attributes(attributes: Mapping[str, Attribute]) -> str:
-    """One word without spaces; the same attributes give the same word. Empty for none."""
+    """A text without spaces; equal attributes give equal texts. Empty if there are none."""
     return quote(_encode(attributes), safe=_VISIBLE) if attributes else ""
 
 
-def decode_attributes(word: str) -> dict[str, Attribute]:
-    """Raises `ValueError` (`msgspec.DecodeError` is one)."""
-    return _decode(unquote_to_bytes(word))
+def decode_attributes(text: str) -> dict[str, Attribute]:
+    """Raises `ValueError` (`msgspec.DecodeError` derives from it)."""
+    return _decode(unquote_to_bytes(text))
 
 
 def value_text(value: Attribute) -> str:
-    """How a value is named in a key: a str as it is, else its JSON; all but letters, digits and `_ . - ~` escaped.
+    """The text that stands for a value in a key: a str itself, or the value's JSON, with URL escapes.
 
-    A str and a number may share a text. That costs a listing a look at the header, which tells them apart.
+    A str and a number may have the same text. A listing then reads the run's header to distinguish them.
     """
     return quote(value if isinstance(value, str) else _encode(value), safe="")
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two values are the same attribute: `1` is not `1.0` or `True`, as in JSON."""
-    return type(one) is type(other) and one == other
+def same(value: Any, other: Any) -> bool:
+    """Whether two values are the same attribute: `1` differs from `1.0` and `True`, as in JSON."""
+    return type(value) is type(other) and value == other

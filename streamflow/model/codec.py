@@ -1,6 +1,6 @@
 """Payloads: from Python values to opaque bytes and back, by the types that functions declare.
 
-Owns: MessagePack encoding through msgspec, the size and depth limits, and the errors of bad payloads.
+Owns: MessagePack encoding through msgspec, the size and depth limits, and the errors for invalid payloads.
 Must not: know events or keys. Called by: definitions, machines, executor, client, CLI.
 """
 
@@ -23,21 +23,24 @@ MAX_BYTES = 2 * 1024 * 1024
 MAX_DEPTH = 64
 
 DECODE_ERRORS = (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError, ValueError)
-"""All that decoding garbage can raise. `RecursionError` and `UnicodeDecodeError` are no `msgspec.DecodeError`."""
+"""Everything that decoding invalid data can raise: not all of it derives from `msgspec.DecodeError`."""
 
 _encoder = msgspec.msgpack.Encoder()
 _log = logging.getLogger("streamflow.codec")
 
 
 def encode(value: object, what: str) -> bytes:
-    """`what` names the payload in errors: `result of step fetch`."""
+    """MessagePack. `what` names the payload in errors: `result of step fetch`.
+
+    Raises `PayloadInvalid`, `PayloadTooLarge`.
+    """
     try:
         data = _encoder.encode(value)
     except RecursionError:
         raise PayloadInvalid(f"the {what} is nested too deep (or contains itself); the limit is {MAX_DEPTH}") from None
     except (TypeError, ValueError, OverflowError) as error:
         raise PayloadInvalid(
-            f"the {what} can't be encoded: {error}. Use msgspec Structs, dataclasses, attrs classes, and plain types."
+            f"the {what} can't be encoded: {error}. Use msgspec Structs, dataclasses, attrs classes, or plain types."
         ) from error
     if len(data) > 64:
         check_payload(data, what)
@@ -58,13 +61,13 @@ def check_payload(data: bytes | memoryview, what: str) -> None:
 
 
 def depth_exceeds(data: bytes | memoryview, limit: int) -> bool:
-    """Whether MessagePack `data` nests containers deeper than `limit`. Walks the containers only as deep as `limit`."""
+    """Whether MessagePack `data` nests containers deeper than `limit`. Looks no deeper than that."""
     try:
         level: list[Any] = [msgspec.msgpack.decode(data)]
     except RecursionError:
         return True
     except DECODE_ERRORS:
-        return False  # not ours to judge: decoding by type gives the better message
+        return False  # decoding by type reports it, with a better message
     for _ in range(limit + 1):
         containers = typing.cast("list[dict[Any, Any] | list[Any]]", [i for i in level if isinstance(i, dict | list)])
         if not containers:
@@ -77,14 +80,15 @@ def depth_exceeds(data: bytes | memoryview, limit: int) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def decoder_for(type_: Any) -> Callable[[Any], Any]:
-    """A cached decoder of `type_`. Raises `PayloadInvalid` for a type that msgspec can't decode."""
+    """A decoder for `type_`, cached. Raises `PayloadInvalid` for a type that msgspec can't decode."""
     try:
         return msgspec.msgpack.Decoder(type_).decode
     except TypeError as error:
-        raise PayloadInvalid(f"{type_!r} can't be used for a payload: {error}") from error
+        raise PayloadInvalid(f"{type_!r} can't be the type of a payload: {error}") from error
 
 
 def decode(data: Raw | bytes, type_: Any, what: str) -> Any:
+    """The value, checked against `type_`. Raises `PayloadInvalid`, which names the payload as `what`."""
     try:
         return decoder_for(type_)(data)
     except DECODE_ERRORS as error:
@@ -96,10 +100,10 @@ def _type_name(type_: Any) -> str:
 
 
 class Parameters:
-    """The typed parameters of a step or workflow: binds a call to one payload and a payload to a call.
+    """The typed parameters of a step or workflow: turns the arguments of a call into one payload, and back.
 
-    The payload is an array of all arguments in the order of the parameters, defaults filled in, so that callers may use
-    keywords, and a parameter with a default may be added later at the end.
+    The payload is an array of all arguments in the order of the parameters, defaults filled in. So callers may use
+    keywords, and a parameter with a default may be added at the end later.
     """
 
     def __init__(self, function: Callable[..., Any], what: str) -> None:
@@ -111,7 +115,7 @@ class Parameters:
         types: list[Any] = []
         for parameter in signature.parameters.values():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise PayloadInvalid(f"{what} declares {parameter}: name every parameter, so that it can be recorded")
+                raise PayloadInvalid(f"{what} declares {parameter}, which can't be recorded: name every parameter")
             self.names.append(parameter.name)
             self.defaults.append(parameter.default)
             types.append(hints.get(parameter.name, Any))
@@ -124,12 +128,12 @@ class Parameters:
         self._decode_result = decoder_for(self.returns)
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        """Raises `TypeError` where the call itself would, with its name, `PayloadInvalid`, `PayloadTooLarge`."""
+        """The payload of a call. Raises `TypeError` as the call itself would, `PayloadInvalid`, `PayloadTooLarge`."""
         if kwargs or len(args) != self._count or self._keyword_only:
             try:
                 bound = self._signature.bind(*args, **kwargs)
             except TypeError as error:
-                raise TypeError(f"{self.what} can't be called like that: {error}") from None
+                raise TypeError(f"{self.what} can't be called with these arguments: {error}") from None
             bound.apply_defaults()
             args = tuple(bound.arguments[name] for name in self.names)
         return encode(args, f"input of {self.what}")
@@ -146,9 +150,9 @@ class Parameters:
         return values, {}
 
     def _decode_shorter(self, payload: Raw | bytes, error: Exception) -> tuple[Any, ...]:
-        """A payload from before a parameter with a default was added."""
+        """Decode a payload that was recorded before a parameter with a default was added."""
         names = ", ".join(self.names) or "no parameters"
-        invalid = PayloadInvalid(f"the input of {self.what} doesn't fit ({names}): {error}")
+        invalid = PayloadInvalid(f"the input of {self.what} does not match its parameters ({names}): {error}")
         try:
             given = msgspec.msgpack.decode(payload, type=list[Raw])
         except DECODE_ERRORS:
@@ -160,6 +164,7 @@ class Parameters:
         return (*values, *missing)
 
     def decode_result(self, payload: Raw | bytes) -> Any:
+        """The result, checked against the return annotation. Raises `PayloadInvalid`."""
         try:
             return self._decode_result(payload)
         except DECODE_ERRORS as error:

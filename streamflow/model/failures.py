@@ -1,7 +1,7 @@
-"""Failures as they are recorded, and the error of a foreign await.
+"""Failures as they are recorded, and the error for a foreign await.
 
-Owns: what is kept of an exception (class name, message, the user's frames), and the advice for a workflow that awaits
-something that isn't streamflow's. Must not: raise. Called by: the machines and the executor.
+Owns: what is recorded of an exception (class name, message, the user's frames), and the advice for a workflow that
+awaits something that isn't streamflow's. Must not: raise. Called by: the machines and the executor.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ MAX_TRACEBACK = 4096
 MAX_MESSAGE = 4096
 
 _PACKAGE = Path(__file__).parents[1]
-_OURS = tuple(f"{_PACKAGE / room}{os.sep}" for room in ("model", "workflow", "machine"))
-"""Frames there say nothing to the user."""
+_INTERNAL = tuple(f"{_PACKAGE / package}{os.sep}" for package in ("model", "workflow", "machine"))
+"""Paths of frames that are left out of a traceback: they don't help the user."""
 _STDLIB = str(Path(os.__file__).parent) + os.sep
 _NO_LOOP = ("no running event loop", "no current event loop")
 
 
 def failure_of(error: BaseException, skip: tuple[str, ...] = ()) -> Failure:
-    """Class name, message, and the traceback without streamflow's own frames, at most 4 KB of each.
+    """Class name, message, and the traceback without streamflow's own frames; 4096 characters of each are kept.
 
-    `skip` names more path prefixes whose frames say nothing to the user.
+    `skip`: more path prefixes whose frames are left out.
     """
     try:
         message = str(error)
-    except Exception as broken:  # a __str__ of user code must not take the run's owner down
+    except Exception as broken:  # an error in a __str__ must not stop the run's owner
         message = f"<{type(broken).__name__} in __str__>"
     message += _members(error)
-    return Failure(type(error).__name__, _clip(_encodable(message), MAX_MESSAGE), _traceback(error, (*_OURS, *skip)))
+    return Failure(
+        type(error).__name__, _clip(_encodable(message), MAX_MESSAGE), _traceback(error, (*_INTERNAL, *skip))
+    )
 
 
 def _members(error: BaseException) -> str:
-    """What is in a group of exceptions: its own text only counts them."""
+    """The exceptions in a group: the group's own text has only their number."""
     if not isinstance(error, BaseExceptionGroup):
         return ""
     group = cast("BaseExceptionGroup[BaseException]", error)
@@ -48,7 +50,7 @@ def _members(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException, skip: tuple[str, ...]) -> str:
-    # Reads source lines through linecache: the one look at files in this layer, of files that are loaded already.
+    # Reads source lines through linecache: the only access to files in this layer, and to files already imported.
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(skip)]
     text = "".join(traceback.StackSummary.from_list(frames).format())
     return _encodable(text[-MAX_TRACEBACK:])
@@ -74,7 +76,7 @@ def foreign_await(coroutine: Any, awaited: object) -> ForeignAwait:
 
 
 def outside_loop(error: BaseException) -> BaseException:
-    """`error`, or the `ForeignAwait` that it means: asyncio's calls fail at once where no event loop runs."""
+    """`error`, or the `ForeignAwait` that explains it: calls of asyncio fail at once, because no event loop runs."""
     if not (isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_LOOP)):
         return error
     frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
@@ -99,7 +101,7 @@ def _advice(codes: list[CodeType], awaited: object) -> str:
 
 
 def _chain(coroutine: Any) -> Iterator[tuple[CodeType, int]]:
-    """Code and line of each suspended frame, from the workflow inwards."""
+    """Code and line of each suspended frame, from the workflow's to the innermost."""
     current = coroutine
     while current is not None:
         for kind in ("cr", "gi", "ag"):
@@ -114,7 +116,7 @@ def _chain(coroutine: Any) -> Iterator[tuple[CodeType, int]]:
 
 def _is_library(filename: str) -> bool:
     return (
-        filename.startswith((*_OURS, _STDLIB, "<frozen", sys.prefix + os.sep + "lib"))
+        filename.startswith((*_INTERNAL, _STDLIB, "<frozen", sys.prefix + os.sep + "lib"))
         or f"{os.sep}site-packages{os.sep}" in filename
         or f"{os.sep}dist-packages{os.sep}" in filename
     )
@@ -122,5 +124,5 @@ def _is_library(filename: str) -> bool:
 
 def _describe(awaited: object) -> str:
     if awaited is None:
-        return "something that gives way to an event loop"
+        return "something that yields to an event loop"
     return f"a {type(awaited).__module__}.{type(awaited).__qualname__}"

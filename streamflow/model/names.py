@@ -1,8 +1,9 @@
-"""The door: what a name may look like. Checked by the client, the command line, the app and the daemon alike.
+"""Which ids and names are allowed: alphabets and lengths.
 
-Owns: alphabets and lengths. Must not: know what a name is used for.
-Names travel in keys, in headers (words between spaces) and on terminals, so the alphabet leaves out braces, globs,
-spaces, `#` and control characters.
+Owns: these checks. Must not: know what a name is used for. Called by: the client, the command line, the app, daemons.
+
+Names are part of keys and of headers (fields between spaces), and are printed on terminals, so the alphabet has no
+braces, glob characters, spaces, `#` or control characters.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]*")
 
 
 def check_run_id(run_id: str) -> str:
+    """`run_id` itself. Raises `InvalidName`."""
     alphabet = "letters, digits and _ . : @ = + ~ / -, starting with a letter or digit"
     return _check("run id", run_id, _RUN_ID, MAX_ID, alphabet)
 
 
 def check_name(kind: str, name: str) -> str:
-    """`kind` says in the message what the name is: workflow, step, tenant, signal, namespace, queue."""
+    """`name` itself. Raises `InvalidName`; `kind` says in its message what was named: workflow, step, queue, …"""
     alphabet = "letters, digits and _ . : @ = + ~ -, starting with a letter, digit or _"
     return _check(kind, name, _NAME, MAX_NAME, alphabet)
 
 
 def _check(kind: str, value: object, pattern: re.Pattern[str], limit: int, alphabet: str) -> str:
     if not isinstance(value, str):
-        raise InvalidName(f"a {kind} is a str, not {type(value).__name__}")
+        raise InvalidName(f"{kind} must be a str, got {type(value).__name__}")
     if len(value) > limit:
         raise InvalidName(f"{kind} {value[:32]!r}… has {len(value)} characters; the limit is {limit}")
     if not pattern.fullmatch(value):

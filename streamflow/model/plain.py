@@ -1,6 +1,6 @@
-"""Payloads and events as JSON, for people and for `--json`; nothing here knows the types of the app.
+"""Payloads and events as JSON, for people and for `--json`, without the types of the app.
 
-Owns: the plain form of opaque MessagePack. Must not: raise for a payload, whatever is in it.
+Owns: the plain form of opaque MessagePack. Must not: raise for a payload, whatever it contains.
 Called by: the timeline, `tail`, `show --json`, exported histories.
 """
 
@@ -15,7 +15,7 @@ from streamflow.events import AnyEvent, HistoryEvent
 
 
 def plain(payload: Raw | bytes) -> Any:
-    """JSON-able data: what JSON has no form for becomes text, what can't be decoded `{"bytes": size}`."""
+    """Data for `json.dumps`: values without a JSON type become text, an undecodable payload `{"bytes": size}`."""
     try:
         value = msgspec.msgpack.decode(payload)
         return msgspec.to_builtins(value, str_keys=True, enc_hook=str)
@@ -37,8 +37,9 @@ def _fields(event: HistoryEvent) -> dict[str, Any]:
             fields[key] = plain(value)
         elif isinstance(value, msgspec.Struct):
             fields[key] = msgspec.structs.asdict(value)
-        elif isinstance(value, list):  # what a continued run takes along
-            fields[key] = [_fields(one) if isinstance(one, HistoryEvent) else one for one in cast("list[Any]", value)]
+        elif isinstance(value, list):  # RunContinued: what it carries over
+            items = cast("list[Any]", value)
+            fields[key] = [_fields(item) if isinstance(item, HistoryEvent) else item for item in items]
         else:
             fields[key] = value
     return fields

@@ -1,11 +1,12 @@
-"""The header of a run's record: one line of words that the kernel compares as a whole.
+"""The header of a run's record: one line that the kernel compares as a whole.
 
 Owns: the header's format. A run's record is a list `[header, state, transition, transition, …]`.
-The line has eight words, and a ninth if the run has attributes (`attributes.py` has that word's format).
+The line has eight fields with a space between them, and a ninth if the run has attributes (`attributes.py` has that
+field's format).
 Must not: know keys or scripts (`lua/shared/open_run.lua` writes the first header, in the same format).
 Called by: kernel, owner, client, listings.
 
-The header *is* the version: a commit names the header that it expects, byte for byte, with the number of transitions
+The header *is* the version: a commit names the header that it expects, byte for byte. It has the number of transitions
 and the id of the commit that wrote it, so that two histories that only look alike (after a failover) never match.
 """
 
@@ -19,7 +20,11 @@ from streamflow.model.attributes import Attribute, decode_attributes, encode_att
 
 
 class Status(enum.StrEnum):
-    """Where a run stands. `pending`: started, and no daemon has reduced it yet."""
+    """The status of a run. Each member equals its text: `run.status == "failed"`.
+
+    `pending`: started, and not yet seen by a daemon. `running`: open, also while it only waits. `stuck`: open, but its
+    code can't continue until other code is deployed. `completed`, `failed` and `cancelled`: it has ended.
+    """
 
     PENDING = "pending"
     RUNNING = "running"
@@ -30,14 +35,15 @@ class Status(enum.StrEnum):
 
 
 OPEN = frozenset({Status.PENDING, Status.RUNNING, Status.STUCK})
+"""The statuses of a run that has not ended."""
 
 LISTED = (Status.RUNNING, Status.STUCK, Status.COMPLETED, Status.FAILED, Status.CANCELLED)
-"""The statuses that have an index of their own; a pending run is listed with the running ones."""
+"""The statuses that have their own index; a pending run is listed with the running ones."""
 
 
 class Header(msgspec.Struct, frozen=True, gc=False):
-    """`created` and `ended` are shard-clock ms (`ended` is 0 while open); `parent` is `<run id>#<seq>` or empty;
-    `attributes` are the run's, by name."""
+    """`version` is the number of transitions, `commit` the id of the commit that wrote the header; `created` and
+    `ended` are shard-clock ms (`ended` is 0 while the run is open); `parent` is `<run id>#<seq>` or empty."""
 
     status: str
     version: int
@@ -62,10 +68,10 @@ class Header(msgspec.Struct, frozen=True, gc=False):
 
 
 def decode_header(data: bytes) -> Header:
-    """Raises `ValueError` when the line is not a header."""
-    status, version, commit, created, ended, workflow, tenant, parent, *more = data.decode().split(" ")
-    if len(more) > 1:
-        raise ValueError(f"a header has eight or nine words, not {8 + len(more)}")
+    """Raises `ValueError` if the line is not a header."""
+    status, version, commit, created, ended, workflow, tenant, parent, *rest = data.decode().split(" ")
+    if len(rest) > 1:
+        raise ValueError(f"a header has eight or nine fields, got {8 + len(rest)}")
     return Header(
         status,
         int(version),
@@ -75,5 +81,5 @@ def decode_header(data: bytes) -> Header:
         workflow,
         "" if tenant == "-" else tenant,
         "" if parent == "-" else parent,
-        decode_attributes(more[0]) if more else {},
+        decode_attributes(rest[0]) if rest else {},
     )

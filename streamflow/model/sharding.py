@@ -1,6 +1,7 @@
-"""Where a run lives and who owns a shard: two pure functions.
+"""Which shard a run is in, and which daemon should own a shard.
 
-Owns: the hash of ids to shards and rendezvous hashing of shards to members. Must not: keep state.
+Owns: the hash of ids to shards and queue partitions, and the rendezvous hashing of shards to members.
+Must not: keep state.
 Called by: client and kernel (`shard_of`), batch and worker (`queue_partition_of`), membership (`winner_of`).
 """
 
@@ -13,7 +14,11 @@ from collections.abc import Iterable
 
 
 class Partition(enum.StrEnum):
-    """What a namespace hashes: the whole run id, or the part before its first `/`."""
+    """What a namespace hashes to find a run's shard.
+
+    `run`: the whole run id. `tenant` and `workflow`: the part of the id before its first `/`, which is the tenant or
+    the workflow, so all its runs share a shard.
+    """
 
     RUN = "run"
     TENANT = "tenant"
@@ -27,16 +32,17 @@ def shard_of(run_id: str, shards: int, partition: Partition) -> int:
 
 
 QUEUE_PARTITIONS = 8
-"""Partitions of every queue, so that one queue is not one slot. Fixed: a step's revocation must find the step."""
+"""Partitions of every queue, so that a queue is not limited to one cluster slot. Fixed, so that a revoked step is
+looked for where it was enqueued."""
 
 
 def queue_partition_of(run_id: str, seq: int) -> int:
-    """The partition of its queue in which a step is, whatever its attempt."""
+    """The partition of its queue that a step is in; the same for all its attempts."""
     return zlib.crc32(f"{run_id}/{seq}".encode()) % QUEUE_PARTITIONS
 
 
 def full_run_id(run_id: str, partition: Partition, tenant: str, workflow: str) -> str:
-    """Put the partition's prefix before `run_id` unless it is there already: `acme/invoice-17`."""
+    """`run_id` with the prefix of its partition, added if it isn't there: `acme/invoice-17`."""
     if partition is Partition.RUN:
         return run_id
     prefix = (tenant or "default") if partition is Partition.TENANT else workflow
@@ -44,7 +50,7 @@ def full_run_id(run_id: str, partition: Partition, tenant: str, workflow: str) -
 
 
 def child_run_id(parent: str, seq: int, partition: Partition, tenant: str, workflow: str) -> str:
-    """The id of a child: its parent's and the number of the decision, in its own partition."""
+    """The id of a child without its own: the parent's id and the decision's number, with the child's prefix."""
     if partition is Partition.RUN:
         return f"{parent}.{seq}"
     _, _, rest = parent.partition("/")
@@ -54,7 +60,7 @@ def child_run_id(parent: str, seq: int, partition: Partition, tenant: str, workf
 def winner_of(shard: int, members: Iterable[str]) -> str:
     """The member that should own `shard`: rendezvous (highest random weight) hashing, Thaler and Ravishankar 1996.
 
-    When a member joins or leaves, only the shards that it wins or won move.
+    When a member joins or leaves, only the shards move that it should own from then on, or owned until then.
     """
 
     def weight(member: str) -> tuple[bytes, str]:

@@ -146,7 +146,7 @@ async def test_numbers_texts_and_booleans_are_different_values(serve: Serve) -> 
         ("text", "attribute text has 257 characters"),
         ("number", "attribute ratio is nan"),
         ("name", "attribute 'no spaces' is not allowed"),
-        ("many", "at most 32 attributes, and these would be 33"),
+        ("many", "at most 32 attributes, this change would make 33"),
         ("large", "the attributes of the run have"),
     ],
 )

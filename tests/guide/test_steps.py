@@ -310,7 +310,7 @@ async def test_wrong_arguments_are_an_error_at_the_call_as_in_python(serve: Serv
 
     async with serve(app) as client:
         assert await (await client.start(flow)).result(10) == (
-            "step add can't be called like that: missing a required argument: 'b'"
+            "step add can't be called with these arguments: missing a required argument: 'b'"
         )
 
 
@@ -332,7 +332,8 @@ async def test_an_argument_of_the_wrong_type_fails_the_step_without_retries(serv
     async with serve(app) as client:
         attempt, kind, message = await (await client.start(flow)).result(10)
         assert (attempt, kind) == (1, "PayloadInvalid")
-        assert message == "the input of step double doesn't fit (n): Expected `int`, got `str` - at `$[0]`"
+        expected = "the input of step double does not match its parameters (n): Expected `int`, got `str` - at `$[0]`"
+        assert message == expected
 
 
 async def test_a_result_that_cannot_be_recorded_fails_the_step_without_retries(serve: Serve) -> None:

@@ -470,7 +470,7 @@ async def _a_returned_continuation(act: Any) -> Any:
         (_a_list_of_calls, "sf.gather() takes awaitables, not list: unpack it with *"),
         (_a_plain_compensation, "takes a step, a workflow or an `async def`, and len gave int: make it a step"),
         (_a_returned_continuation, "workflow flow returned sf.ContinueAs(…): raise it"),
-        (_too_many_arguments, "step act can't be called like that: too many positional arguments"),
+        (_too_many_arguments, "step act can't be called with these arguments: too many positional arguments"),
     ],
 )
 def test_a_mistake_is_reported_with_what_to_do(body: Any, message: str) -> None:

@@ -23,12 +23,12 @@ def test_texts_numbers_booleans_and_none_are_attributes(value: Any) -> None:
     ("value", "reason"),
     [
         ("x" * 257, "has 257 characters"),
-        ("\ud800", "half a character"),
-        (2**63, "more than 64 bits"),
-        (float("nan"), "is nan"),
-        (float("-inf"), "is -inf"),
-        ([1], "is a list"),
-        (b"x", "is a bytes"),
+        ("\ud800", "surrogate"),
+        (2**63, "64-bit integer"),
+        (float("nan"), "got nan"),
+        (float("-inf"), "got -inf"),
+        ([1], "got list"),
+        (b"x", "got bytes"),
     ],
 )
 def test_anything_else_is_refused_by_name(value: Any, reason: str) -> None:
@@ -49,7 +49,7 @@ def test_a_run_has_at_most_32_attributes_and_2_kb() -> None:
     full = {f"a{number}": number for number in range(32)}
     assert merged({}, full) == full
     assert merged(full, {"a0": None, "b": 1})["b"] == 1
-    with pytest.raises(UsageError, match="would be 33"):
+    with pytest.raises(UsageError, match="would make 33"):
         merged(full, {"b": 1})
     text = {f"t{number}": "x" * 250 for number in range(7)}
     assert merged({}, text) == text

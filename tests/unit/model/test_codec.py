@@ -136,7 +136,7 @@ def test_each_kind_of_garbage_names_payload_and_type(data: bytes) -> None:
 
 
 def test_a_type_that_has_no_decoding_is_refused_when_it_is_declared() -> None:
-    with pytest.raises(PayloadInvalid, match="can't be used for a payload"):
+    with pytest.raises(PayloadInvalid, match="can't be the type of a payload"):
         Parameters(takes_two_structs, "step broken")
 
 

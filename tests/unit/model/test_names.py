@@ -54,7 +54,7 @@ def test_a_name_that_is_too_long_is_refused_with_length_and_limit() -> None:
 
 @pytest.mark.parametrize("value", [None, 7, b"a", ["a"]])
 def test_a_name_that_is_not_a_string_is_refused_with_its_type(value: object) -> None:
-    with pytest.raises(InvalidName, match=f"a run id is a str, not {type(value).__name__}"):
+    with pytest.raises(InvalidName, match=f"run id must be a str, got {type(value).__name__}"):
         check_run_id(value)  # type: ignore[arg-type]
 
 
