@@ -1,4 +1,4 @@
-"""What workflow code touches: definitions, awaitables, policies.
+"""What workflow code uses: definitions, awaitables, policies.
 
 Must not: drive code, do I/O, read a clock.
 """

@@ -1,6 +1,6 @@
-"""What a workflow tells streamflow to do, one thing at a time: steps, children, timers, signals, questions.
+"""The single actions of a workflow that can be awaited: steps, children, timers, signals, questions.
 
-Owns: these operations: which decision each records, what it is settled with, and how it is taken back.
+Owns: these operations: which decision each records, with what it is settled, and how it is undone when cancelled.
 Must not: drive coroutines, know redis or asyncio; offer public functions (`api.py` does).
 Called by: the definitions and `api.py` make them; the machines begin, settle and cancel them.
 """
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ON_PARENT_END = ("cancel", "abandon", "wait")
-"""What happens to a child when its parent ends, or gives up awaiting it."""
+"""What can happen to a child when its parent ends first, or stops awaiting it."""
 
 
 class StepJob:
-    """An attempt of a step, to start after the commit. `step.queue` says where it runs."""
+    """An attempt of a step that starts after the commit: at the owner, or in the queue `step.queue`."""
 
     __slots__ = ("args", "attempt", "created", "details", "seq", "step", "timeout")
 
@@ -49,17 +49,17 @@ class StepJob:
         self.step = step
         self.args = args
         self.details = details
-        """What the attempt before told last with `sf.heartbeat`."""
+        """The last value that the previous attempt reported with `sf.heartbeat`."""
         self.timeout = step.timeout
         self.created = 0
-        """At a worker: when the run was created, which tells it from an earlier run of its id."""
+        """At a worker: when the run was created, to distinguish it from an earlier run with the same id."""
 
     def __repr__(self) -> str:
         return f"StepJob({self.seq}, {self.step.name}, attempt={self.attempt})"
 
 
 class StepCall(Operation):
-    """One call of a step, and while it is open also its record: attempt, and when the next one is due."""
+    """One call of a step. While it is open it also keeps the current attempt, and when the next one is due."""
 
     __slots__ = ("args", "attempt", "details", "due", "is_local", "kwargs", "lost", "payload", "step")
 
@@ -71,18 +71,18 @@ class StepCall(Operation):
         self.waiter = None
         self.step = step
         self.is_local = step.queue is None and step.known
-        """Whether its attempts run at the owner."""
+        """Whether its attempts run at the owner, not in a queue."""
         self.args: tuple[Any, ...] | None = args
         self.kwargs = kwargs
         self.payload = NOTHING
         self.attempt = 1
-        """The attempt that runs, or that will run at `due`."""
+        """Number of the attempt that runs, or that starts at `due`."""
         self.due: int | None = None
-        """Shard-clock ms of the next attempt, while a retry waits."""
+        """Shard-clock ms at which the next attempt starts; None while an attempt runs."""
         self.lost = 0
         """Attempts that ended because their worker died."""
         self.details = NOTHING
-        """What the attempt before told last."""
+        """The last value that the previous attempt reported."""
 
     def job(self) -> StepJob:
         return StepJob(self.seq, self.attempt, self.step, self.payload, self.details)
@@ -97,7 +97,7 @@ class StepCall(Operation):
         self.state = PENDING
         event = machine.decide(StepScheduled(seq, step.name, payload, step.queue or ""))
         self.payload = event.args
-        if event.queue != (step.queue or ""):  # replayed by code that names another queue: the attempt is where it was
+        if event.queue != (step.queue or ""):  # replayed by code that names another queue: the attempt isn't moved
             self.step = step.options(queue=event.queue or None, tag=step.tag)
             self.is_local = not event.queue
         machine.add_step(self)
@@ -110,7 +110,7 @@ class StepCall(Operation):
 
 
 class ChildCall(Operation):
-    """A child run. `target` is a workflow or reducer, with the id, tenant and policy of its `options()`."""
+    """One call of a child run. `target` is a workflow or reducer, with the id, tenant and policy of its `options()`."""
 
     __slots__ = ("args", "kwargs", "on_parent_end", "run_id", "target")
 
@@ -152,7 +152,7 @@ class ChildCall(Operation):
     def take_back(self, cause: Cancelled, machine: Machine) -> None:
         if self.on_parent_end == "cancel" and self.seq in machine.children:
             self.ask_to_cancel(cause.reason, machine)
-        if self.on_parent_end != "wait":  # else the run's end still waits for it
+        if self.on_parent_end != "wait":  # with "wait" the run still doesn't end before it
             machine.children.pop(self.seq, None)
 
     def ask_to_cancel(self, reason: str, machine: Machine) -> None:
@@ -164,6 +164,8 @@ class ChildCall(Operation):
 
 
 class Sleep(Operation):
+    """A timer of `ms` milliseconds."""
+
     __slots__ = ("ms", "tag")
 
     def __init__(self, ms: int, tag: str = "") -> None:
@@ -182,7 +184,7 @@ class Sleep(Operation):
 
 
 class Alarm(Sleep):
-    """A timer that nobody awaits: it interrupts its fiber. What limits a block."""
+    """A timer that is not awaited: when it fires, it interrupts its fiber. Limits a block (`sf.timeout`)."""
 
     __slots__ = ("fiber", "interruption")
 
@@ -204,7 +206,7 @@ class Alarm(Sleep):
 
 
 class SignalWait(Operation):
-    """Waits for one signal called `name`. With a timeout it is a timer too, and `seq` is the timer's number."""
+    """Waits for one signal called `name`. With a timeout it is also a timer, and `seq` is the timer's number."""
 
     __slots__ = ("ms", "name", "type")
 
@@ -218,11 +220,11 @@ class SignalWait(Operation):
 
     @property
     def key(self) -> str:
-        """Where its messages are kept until somebody waits for them."""
+        """The key under which early messages for it are kept (`message_key`)."""
         return self.name
 
     def accept(self, event: Any, machine: Machine) -> bool:
-        """Settle with a message, unless its value isn't of the type."""
+        """Settle with a message. False if its value is not of the type: then it is refused."""
         try:
             value = codec.decode(event.value, self.type, f"value of {self.what} {self.name}")
         except PayloadInvalid as error:
@@ -252,7 +254,7 @@ class SignalWait(Operation):
 
 
 class AskWait(SignalWait):
-    """Waits for one question called `name`, and is settled with a `Question`."""
+    """Waits for one question called `name`; settled with a `Question`."""
 
     __slots__ = ()
 
@@ -270,9 +272,11 @@ class AskWait(SignalWait):
 
 
 class Question(Generic[T]):
-    """What `sf.question()` gives: somebody waits until the run answers. `value` is what was asked.
+    """A question to this run, from `run.ask(name, value)`: the result of `await sf.question(name)`.
 
-    One of `answer` and `refuse` is called once; a question that is left open ends for the asker with the run.
+    `name` is the question's name, `value` what the asker sent, `id` the question's own id (32 hex digits). The asker
+    waits until `answer` or `refuse` is called, once. If neither is called before the run ends, `run.ask` raises
+    `RunEnded`.
     """
 
     __slots__ = ("_answered", "id", "name", "value")
@@ -284,29 +288,35 @@ class Question(Generic[T]):
         self._answered = False
 
     def answer(self, result: object = None) -> None:
-        """Give `result` to the asker, as soon as it is recorded. Raises `PayloadInvalid`, `PayloadTooLarge`."""
+        """Answer with `result`; the asker gets it as soon as it is recorded.
+
+        Raises `PayloadInvalid`, `PayloadTooLarge`, and `UsageError` if the question is answered already.
+        """
         payload = Raw(codec.encode(result, f"answer to question {self.name}"))
-        self._give(AskAnswered(self.id, self.name, payload))
+        self._record(AskAnswered(self.id, self.name, payload))
 
     def refuse(self, reason: str) -> None:
-        """The asker gets `AskRefused` with this reason."""
-        self._give(AskAnswered(self.id, self.name, NOTHING, Failure("Refused", reason)))
+        """Refuse to answer: `run.ask` raises `AskRefused`, with `reason` as the failure's message.
 
-    def _give(self, answer: AskAnswered) -> None:
+        Raises `UsageError` if the question is answered already.
+        """
+        self._record(AskAnswered(self.id, self.name, NOTHING, Failure("Refused", reason)))
+
+    def _record(self, answer: AskAnswered) -> None:
         machine = active_machine("question()")
         if self._answered:
-            raise UsageError(f"question {self.name} of {self.id} was answered already")
+            raise UsageError(f"question {self.name} ({self.id}) is answered already: answer or refuse it once")
         self._answered = True
         machine.answer(answer)
 
 
 def message_key(event: SignalReceived | AskReceived) -> str:
-    """Signals and questions wait under different keys: no name begins with a question mark."""
+    """The key under which a message is kept: a signal's name, or a question's after a `?` (no name begins so)."""
     return f"?{event.name}" if isinstance(event, AskReceived) else event.name
 
 
 class SignalSend(Operation):
-    """Sends a signal to another run. It is done at once: the outbox delivers it."""
+    """Sends a signal to another run. Settled at once: the outbox delivers it."""
 
     __slots__ = ("name", "payload", "target")
 
@@ -324,7 +334,7 @@ class SignalSend(Operation):
 
 
 class ChildStart(Operation):
-    """Starts a child and waits for nothing: settled at once with its handle."""
+    """Starts a child without waiting for it: settled at once with its handle."""
 
     __slots__ = ("call",)
 
@@ -338,31 +348,31 @@ class ChildStart(Operation):
 
 
 class Join(Operation):
-    """Waits for an operation that it doesn't own: when the watch is cancelled, the operation goes on."""
+    """Waits for an operation without owning it: cancelling the wait doesn't cancel the operation."""
 
-    __slots__ = ("watched",)
+    __slots__ = ("operation",)
 
-    def __init__(self, watched: Operation) -> None:
+    def __init__(self, operation: Operation) -> None:
         super().__init__()
-        self.watched = watched
+        self.operation = operation
 
     def begin(self, machine: Machine) -> None:
         self.state = PENDING
-        if self.watched.state == DONE:
-            self.wake(self.watched, machine.ready)
+        if self.operation.state == DONE:
+            self.wake(self.operation, machine.ready)
         else:
-            self.watched.join(self)
+            self.operation.join(self)
 
     def wake(self, settled: Operation, ready: list[Fiber]) -> None:
         if self.state == PENDING:
             self.settle(settled.value, settled.error, ready)
 
     def take_back(self, cause: Cancelled, machine: Machine) -> None:
-        self.watched.leave(self)
+        self.operation.leave(self)
 
 
 class ChildCancel(Operation):
-    """Asks a child to cancel. It is done at once: the outbox delivers it."""
+    """Asks a child to cancel. Settled at once: the outbox delivers it."""
 
     __slots__ = ("call", "reason")
 
@@ -378,7 +388,12 @@ class ChildCancel(Operation):
 
 
 class Child(Generic[T]):
-    """What `sf.start()` gives: a child run that goes on beside its parent."""
+    """The handle of a child run that was started with `sf.start()`. `id` is its run id.
+
+    >>> audit = await sf.start(audit_trail, order)
+    >>> await audit.signal("paid", receipt)
+    >>> report = await audit.result()
+    """
 
     __slots__ = ("_call", "id")
 
@@ -387,15 +402,18 @@ class Child(Generic[T]):
         self._call = call
 
     def result(self) -> Awaitable[T]:
-        """Wait for its end and give its result. Raises `ChildFailed`. Giving up this wait leaves the child alone."""
+        """Wait for its end and return its result. Cancelling this wait doesn't cancel the child.
+
+        Raises `ChildFailed` if it failed or was cancelled.
+        """
         return Join(self._call)
 
     def signal(self, name: str, value: object = None) -> Awaitable[None]:
-        """Send it a signal, as `sf.send_signal`."""
+        """Send it a signal, as `sf.send_signal`. Raises `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`."""
         return SignalSend(self.id, name, value)
 
     def cancel(self, reason: str = "") -> Awaitable[None]:
-        """Ask it to cancel; its end is still awaited with `result()`. Nothing happens if it has ended."""
+        """Ask it to cancel, without waiting for that: `result()` waits for its end. No effect if it has ended."""
         return ChildCancel(self._call, reason)
 
     def __repr__(self) -> str:

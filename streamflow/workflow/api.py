@@ -1,7 +1,10 @@
-"""The functions that work inside a workflow: what `sf.…` means there.
+"""The functions that work inside a workflow: `sf.gather`, `sf.signal`, `sf.now` and the others.
 
 Owns: their names, types and docstrings, and the checks of their arguments.
-Must not: decide or drive anything: each makes an operation, or tells the active machine. Called by: user workflows.
+Must not: decide or drive anything: each makes an operation, or calls the active machine. Called by: user workflows.
+
+Each raises `UsageError` when it is called outside a workflow. Durations are seconds or a `timedelta`, counted on the
+shard's clock and rounded up to whole milliseconds. What gives an awaitable does nothing until it is awaited.
 """
 
 from __future__ import annotations
@@ -44,19 +47,21 @@ Ts = TypeVarTuple("Ts")
 
 
 class RunInfo(msgspec.Struct, frozen=True):
-    """What `sf.info()` gives: who this run is. `parent` is the parent's run id, or empty.
-
-    `events`: how long its history was before the present transition; `generation`: how often it has continued as new;
-    `version`: the one of the workflow's code that it began with.
-    """
+    """The result of `sf.info()`: what a run knows about itself."""
 
     run_id: str
     workflow: str
+    """Name of its workflow."""
     tenant: str
+    """Its tenant, or empty."""
     parent: str
+    """The parent's run id, or empty."""
     events: int = 0
+    """Number of events in its history before the current transition."""
     generation: int = 0
+    """How often it has continued as new."""
     version: int = 0
+    """The version of the workflow's code that it began with."""
 
 
 # --- several things at once -------------------------------------------------------------------------------------------
@@ -77,11 +82,13 @@ def gather(*aws: Awaitable[T], return_exceptions: Literal[False] = ...) -> Await
 def gather(*aws: Awaitable[T], return_exceptions: bool) -> Awaitable[list[T | BaseException]]: ...
 # fmt: on
 def gather(*aws: Awaitable[Any], return_exceptions: bool = False) -> Awaitable[Any]:
-    """Run several awaitables at the same time; gives their results as a list, in order.
+    """Run several awaitables at the same time; gives their results as a list, in the order of the arguments.
 
-    Takes steps, child runs, sleeps, signals, other gathers, and coroutines of helper functions. The first exception is
-    raised at once (the others go on and their outcomes are recorded, as in asyncio; `sf.task_group` cancels them),
-    unless `return_exceptions` puts it in the list. When the gather itself is cancelled, so are all of them.
+    Takes calls of steps and workflows, sleeps, signals, other gathers, and coroutines of helper functions.
+
+    The first exception is raised at once. The others continue, and their outcomes are recorded, as in asyncio
+    (`sf.task_group` cancels them). With `return_exceptions` exceptions are put into the list instead. When the gather
+    itself is cancelled, all of them are. Raises `TypeError` for an argument that can't be awaited.
 
     >>> pages = await sf.gather(*(fetch(url) for url in urls))
     """
@@ -98,16 +105,16 @@ def race(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], /) -> Awaitable[T
 def race(*aws: Awaitable[T]) -> Awaitable[T]: ...
 # fmt: on
 def race(*aws: Awaitable[Any]) -> Awaitable[Any]:
-    """The outcome of the first that is done, a result or an exception. The losers are cancelled.
+    """Wait for the first of several awaitables; gives its result, or raises its exception. The others are cancelled.
 
     If several are done at the same time, the first argument wins. Helpers that lose get `Cancelled` and may clean up:
-    the race is over when they have. Raises `UsageError` without arguments.
+    the race is over when they have. Raises `UsageError` without arguments, `TypeError` for one that can't be awaited.
 
     >>> answer = await sf.race(ask_model(question), ask_other_model(question))
     """
     active_machine("race()")
     if not aws:
-        raise UsageError("sf.race() needs at least one awaitable")
+        raise UsageError("sf.race() must get at least one awaitable, got none")
     return Race(as_operations(aws, "race()"))
 
 
@@ -130,25 +137,26 @@ def map(
     concurrency: int,
     return_exceptions: bool = False,
 ) -> Awaitable[Any]:
-    """Call a step, workflow or helper for every item, at most `concurrency` at the same time; results in order.
+    """Call a step, workflow or helper for each item, at most `concurrency` at the same time.
 
-    Items are taken from the iterable as places get free. The first exception cancels those that run and is raised,
-    unless `return_exceptions` puts it in the list. Each item is two events or more of the history: above some ten
-    thousand, split them among child runs.
+    Gives the results as a list, in the order of the items. The next item is taken from the iterable when a call is
+    done. The first exception cancels the calls that run, and is raised; with `return_exceptions` exceptions are put in
+    the list instead. Each item makes at least two events in the history: above about ten thousand items, split them
+    among child runs. Raises `UsageError` if `concurrency` is not an integer >= 1.
 
     >>> vectors = await sf.map(embed, documents, concurrency=100)
     """
     active_machine("map()")
     check_callable(function, "map()")
     if not isinstance(concurrency, int) or concurrency < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UsageError(f"sf.map(): concurrency={concurrency!r} makes no sense; it is a whole number of at least 1")
+        raise UsageError(f"sf.map(): concurrency must be an integer >= 1, got {concurrency!r}")
     return Map(function, items, concurrency, return_exceptions)
 
 
 def task_group() -> TaskGroup:
-    """A block that ends when all that was started in it has ended, in the manner of anyio.
+    """A block that ends when everything that was started in it has ended, as a task group of anyio.
 
-    The first one that fails cancels the others, and the block; the errors are raised as an `ExceptionGroup`.
+    The first task that fails cancels the others and the block; all errors are raised as one `ExceptionGroup`.
 
     >>> async with sf.task_group() as group:
     ...     page = group.start_soon(fetch, url)
@@ -159,10 +167,11 @@ def task_group() -> TaskGroup:
 
 
 def timeout(duration: float | timedelta | None) -> Timeout:
-    """A block that may take `duration` seconds (or a timedelta; None: for ever), on the shard's clock.
+    """A block that may take at most `duration`, in seconds or a timedelta; None: any time.
 
-    What the block waits for then is cancelled, and the block raises the builtin `TimeoutError`. Works with `with` and
-    `async with`.
+    After that, what the block waits for is cancelled, and the block raises the built-in `TimeoutError`. Works with
+    `with` and `async with`; `expired` of the block says afterwards whether the time was over. Raises `UsageError` for a
+    duration that is not a finite number of seconds.
 
     >>> with sf.timeout(3600):
     ...     approved = await sf.signal("approve", bool)
@@ -171,7 +180,7 @@ def timeout(duration: float | timedelta | None) -> Timeout:
 
 
 def shield() -> Shield:
-    """A block that isn't interrupted by a cancel or a time-out from outside it: that comes at the next await after it.
+    """A block that isn't interrupted by a cancel or a time-out from outside: that is raised at the next await after it.
 
     >>> with sf.shield():
     ...     await release(lock)
@@ -180,9 +189,9 @@ def shield() -> Shield:
 
 
 def saga() -> Saga:
-    """A block that is undone when it fails or is cancelled: compensations run in reverse, shielded and durable.
+    """A block that is undone when it fails or is cancelled: its compensations run in reverse, shielded and durable.
 
-    Raises what ended the block; `CompensationFailed` if a compensation failed for good (the others ran all the same).
+    Raises what ended the block, or `CompensationFailed` if a compensation failed (all others were run).
 
     >>> async with sf.saga() as saga:
     ...     saga.compensate(cancel_flight, trip)
@@ -195,7 +204,12 @@ def saga() -> Saga:
 
 
 def sleep(duration: float | timedelta, *, tag: str = "") -> Awaitable[None]:
-    """A durable timer: seconds or a timedelta. `tag` comes back in a reducer's `TimerDone`."""
+    """A durable timer of `duration`, in seconds or a timedelta. A reducer gets `tag` in its `TimerDone`.
+
+    Raises `UsageError` for a duration that is not a finite number of seconds.
+
+    >>> await sf.sleep(timedelta(days=30))
+    """
     active_machine("sleep()")
     return Sleep(milliseconds(duration, "sleep()"), tag)
 
@@ -205,9 +219,13 @@ def signal(name: str, type: type[T], timeout: float | timedelta | None = None) -
 @overload
 def signal(name: str, type: Any = ..., timeout: float | timedelta | None = None) -> Awaitable[Any]: ...
 def signal(name: str, type: Any = Any, timeout: float | timedelta | None = None) -> Awaitable[Any]:
-    """Wait for a signal, first come, first served per name; one that came early is kept for the next wait.
+    """Wait for a signal called `name`; gives its value, checked against `type`.
 
-    A value that isn't of the `type` is skipped. Raises the builtin `TimeoutError` after `timeout` seconds.
+    Signals of one name are taken in the order in which they were received. One that is received before a wait is kept
+    for the next wait. One whose value is not of the `type` is skipped, with a warning in the daemon's log.
+
+    `timeout` is in seconds or a timedelta; after it the built-in `TimeoutError` is raised. Raises `InvalidName`, and
+    `PayloadInvalid` for a type that can't be decoded.
 
     >>> approved = await sf.signal("approve", bool, timeout=3600)
     """
@@ -217,7 +235,13 @@ def signal(name: str, type: Any = Any, timeout: float | timedelta | None = None)
 
 
 def send_signal(run_id: str, name: str, value: object = None) -> Awaitable[None]:
-    """Send a signal to another run; done as soon as it is recorded. Raises `InvalidName`, `PayloadInvalid`."""
+    """Send a signal to the run with the id `run_id`. Settled as soon as it is recorded; it is delivered exactly once.
+
+    A signal to a run that doesn't exist or has ended is dropped. Raises `InvalidName`, `PayloadInvalid`,
+    `PayloadTooLarge`.
+
+    >>> await sf.send_signal("order-17", "paid", receipt)
+    """
     active_machine("send_signal()")
     return SignalSend(run_id, name, value)
 
@@ -227,10 +251,14 @@ def question(name: str, type: type[T], timeout: float | timedelta | None = None)
 @overload
 def question(name: str, type: Any = ..., timeout: float | timedelta | None = None) -> Awaitable[Question[Any]]: ...
 def question(name: str, type: Any = Any, timeout: float | timedelta | None = None) -> Awaitable[Question[Any]]:
-    """Wait for a question from `run.ask(name, value)`, first come, first served per name; early ones are kept.
+    """Wait for a question called `name`, from `run.ask(name, value)`; gives a `Question`.
 
-    Somebody waits for its `answer(…)` or `refuse(…)`. One whose value isn't of the `type` is refused by itself. Raises
-    the builtin `TimeoutError` after `timeout` seconds.
+    The asker waits until its `answer(…)` or `refuse(…)` is called. Questions of one name are taken in the order in
+    which they were received; one that is received before a wait is kept for the next wait. One whose value is not of
+    the `type` is refused automatically.
+
+    `timeout` is in seconds or a timedelta; after it the built-in `TimeoutError` is raised. Raises `InvalidName`, and
+    `PayloadInvalid` for a type that can't be decoded.
 
     >>> change = await sf.question("set-limit", int)
     >>> change.answer("accepted" if change.value < 100 else "too high")
@@ -241,15 +269,18 @@ def question(name: str, type: Any = Any, timeout: float | timedelta | None = Non
     return AskWait(name, type, None if timeout is None else milliseconds(timeout, "question()"))
 
 
-# --- telling others ---------------------------------------------------------------------------------------------------
+# --- what others can read ---------------------------------------------------------------------------------------------
 
 
 def set_attributes(**values: Attribute | None) -> None:
-    """Give this run attributes, by which `client.runs(attributes=…)` and `streamflow runs --attribute` find it.
+    """Set attributes of this run, by which `client.runs(attributes=…)` and `streamflow runs --attribute` find it.
 
-    A value is a str of at most 256 characters, an int, float or bool; None takes the attribute off; what isn't named
-    stays. They are there when the decisions of this moment are committed, and until the run is forgotten.
-    Raises `InvalidName`, `UsageError` (another type, more than 32), `PayloadTooLarge` (more than 2 KB together).
+    A value is a str of at most 256 characters, a 64-bit int, a float or a bool; None removes the attribute. Attributes
+    that are not named stay. The change is visible when the current transition is committed, and stays until the run is
+    deleted.
+
+    Raises `InvalidName`, `UsageError` (another type, or more than 32 attributes), `PayloadTooLarge` (more than 2 KB
+    together).
 
     >>> sf.set_attributes(customer="acme", priority=2)
     """
@@ -257,10 +288,10 @@ def set_attributes(**values: Attribute | None) -> None:
 
 
 def publish(key: str, value: object) -> None:
-    """Let others read a value while the run goes on: `await run.read(key)` gives the newest one. The run isn't asked.
+    """Publish a value that others can read: `await run.read(key)` gives the newest one, without disturbing the run.
 
-    It is there when the decisions of this moment are committed, and until the run is forgotten.
-    Raises `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`.
+    It is visible when the current transition is committed, and stays until the run is deleted. Raises `InvalidName`,
+    `PayloadInvalid`, `PayloadTooLarge`.
 
     >>> sf.publish("progress", {"done": 3, "of": 10})
     """
@@ -278,16 +309,17 @@ def start(
     tenant: str = "",
     on_parent_end: OnParentEnd = "cancel",
 ) -> Awaitable[Child[R]]:
-    """Start a child run and go on; gives its handle, with `id`, `result()`, `signal(…)` and `cancel(…)`.
+    """Start a child run without waiting for it; gives a `Child` with `id`, `result()`, `signal(…)` and `cancel(…)`.
 
-    `on_parent_end` says what happens to it when this run ends before it: `"cancel"`, `"abandon"` (it goes on alone), or
-    `"wait"` (this run ends when it has). `id` and `tenant` as in `workflow.options()`.
+    `on_parent_end` says what happens to it when this run ends first: `"cancel"` cancels it, `"abandon"` lets it
+    continue on its own, `"wait"` delays the end of this run until the child has ended. `id` and `tenant` as in
+    `workflow.options()`. Raises `UsageError` for what is not a workflow or reducer, or for another `on_parent_end`.
 
     >>> audit = await sf.start(audit_trail, order, on_parent_end="abandon")
     """
     active_machine("start()")
     if not isinstance(workflow, Startable):
-        raise UsageError(f"sf.start() takes a workflow or reducer, not {workflow!r}")
+        raise UsageError(f"sf.start(): {workflow!r} is not a workflow or reducer: decorate it with @app.workflow")
     target = workflow.options(id=id, tenant=tenant, on_parent_end=on_parent_end)
     return ChildStart(ChildCall(target, args, {}))
 
@@ -296,22 +328,22 @@ def start(
 
 
 def now() -> datetime:
-    """The time of the current transition on the shard's clock, aware, in UTC. A replay gives the same."""
+    """The time of the current transition on the shard's clock, as an aware datetime in UTC. A replay gives the same."""
     return active_machine("now()").now()
 
 
 def uuid4() -> _uuid.UUID:
-    """A random UUID that a replay makes again."""
+    """A random UUID. A replay gives the same."""
     return _uuid.UUID(int=active_machine("uuid4()").rng.getrandbits(128), version=4)
 
 
 def random() -> float:
-    """A random number from 0 up to 1 that a replay makes again."""
+    """A random number `0 <= x < 1`. A replay gives the same."""
     return active_machine("random()").rng.random()
 
 
 def info() -> RunInfo:
-    """Who this run is."""
+    """What this run knows about itself: its id, workflow, tenant, parent, history length, generation and version."""
     machine = active_machine("info()")
     parent = machine.parent.rpartition("#")[0]
     return RunInfo(
@@ -326,8 +358,10 @@ def info() -> RunInfo:
 
 
 def patched(name: str) -> bool:
-    """Whether this run takes the new way of a change in its workflow's code: True for runs that come here first with
-    the new code, False for those that had passed here before. The answer is recorded, and stays the same for the run.
+    """Whether this run executes the new branch of a change in its workflow's code.
+
+    True for a run that reaches this line for the first time with the new code, False for one that had already passed it
+    with the old code. The answer is recorded, and doesn't change for the run. Raises `InvalidName`.
 
     >>> if sf.patched("ask-twice"):
     ...     await confirm(order)
@@ -336,10 +370,11 @@ def patched(name: str) -> bool:
 
 
 def milliseconds(duration: float | timedelta, what: str) -> int:
+    """`duration` in whole ms, rounded up, at least 0. Raises `UsageError`; `what` names the function in its message."""
     try:
         seconds = duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
     except (TypeError, ValueError):
         seconds = math.nan
     if not math.isfinite(seconds) or seconds > 1e11:
-        raise UsageError(f"sf.{what}: {duration!r} is no duration: use seconds or a timedelta, at most 1e11 seconds")
-    return max(math.ceil(round(seconds * 1000, 3)), 0)  # rounded up, but 1.1 is 1100 whatever binary fractions say
+        raise UsageError(f"sf.{what}: duration must be seconds or a timedelta, at most 1e11 seconds, got {duration!r}")
+    return max(math.ceil(round(seconds * 1000, 3)), 0)  # rounded up, but 1.1 s is 1100 ms in spite of binary fractions

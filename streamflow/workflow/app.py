@@ -1,6 +1,6 @@
 """What user code registers: the `App` and its steps, workflows and reducers.
 
-Owns: the definitions, their names, and what a call of one means inside a workflow and outside.
+Owns: the definitions, their names, and what calling one does inside a workflow and outside.
 Must not: run anything durable (the machines do), do I/O.
 Called by: user modules, the machines, executor, client and CLI (which read the registered parameters).
 """
@@ -25,14 +25,20 @@ from streamflow.workflow.retry import Retry
 P = ParamSpec("P")
 R = TypeVar("R")
 OnParentEnd = Literal["cancel", "abandon", "wait"]
+"""What happens to a child when its parent ends first: see `Workflow.options`."""
 
 _DEFAULT_RETRY = Retry()
 
 
 class Step(Generic[P, R]):
-    """User code that acts. Inside a workflow a call gives a durable awaitable; outside it calls the plain function.
+    """A function with side effects, registered with `@app.step`.
 
-    `options()` gives a copy with other settings and the same name, so a call carries all that it needs.
+    Inside a workflow a call gives a durable awaitable: its result is recorded once, and the function itself runs at
+    least once. Awaiting it raises `StepFailed` when the step has failed after its retries. Outside a workflow a call
+    runs the plain function.
+
+    >>> @app.step(retry=sf.Retry(attempts=3), timeout=30)
+    ... async def fetch(url: str) -> str: ...
     """
 
     __slots__ = (
@@ -66,12 +72,12 @@ class Step(Generic[P, R]):
         self.timeout = _check_timeout(name, timeout)
         self.queue = queue if queue is None else check_name("queue", queue)
         self.process = process and _check_process(name, function)
-        """Whether it runs in a process of its own, for it computes."""
+        """Whether it runs in a separate process, because it computes."""
         self.tag = ""
         self.origin: Step[P, R] = self
-        """The registered step that this is a copy of; itself if it is none."""
+        """The registered step that this is a copy of; itself if it is the registered one."""
         self.known = True
-        """False for the stand-in of a recorded step whose function no longer exists (see `missing_step`)."""
+        """False for the placeholder of a recorded step that is not registered any more (see `missing_step`)."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
         if active.get() is not None:
@@ -86,9 +92,13 @@ class Step(Generic[P, R]):
         retry: Retry | UnsetType = UNSET,
         tag: str = "",
     ) -> Step[P, R]:
-        """The same step with other settings for one call. `tag` comes back in a reducer's `StepDone`.
+        """A copy of the step with other settings, for one call. What isn't given stays as registered.
 
-        >>> await fetch.options(timeout=5)(url)
+        `timeout` is seconds for one attempt, None for no limit; `queue` names a queue of workers, None runs it at the
+        daemon; `retry` is the retry policy; a reducer gets `tag` in its `StepDone` or `StepFailure`. Raises
+        `UsageError`, `InvalidName`.
+
+        >>> await fetch.options(timeout=5, queue="crawlers")(url)
         """
         other = copy.copy(self)
         if timeout is not UNSET:
@@ -105,7 +115,7 @@ class Step(Generic[P, R]):
 
 
 def missing_step(name: str) -> Step[..., Any]:
-    """A stand-in for a step that a history names and no app registers any more. It is never run."""
+    """A placeholder for a step that a history names and the app doesn't register any more. It is never run."""
 
     def gone(value: Any = None) -> Any:
         raise UsageError(f"step {name} is not registered")
@@ -116,7 +126,7 @@ def missing_step(name: str) -> Step[..., Any]:
 
 
 class Startable:
-    """What workflows and reducers share: a name, a version, and being started as a child run."""
+    """Base of workflows and reducers: a name, a version, and how they are started as a child run."""
 
     __slots__ = ("child_id", "child_tenant", "function", "name", "on_parent_end", "parameters", "tag", "version")
 
@@ -133,15 +143,19 @@ class Startable:
         self.tag = ""
 
     def options(self, *, id: str = "", tenant: str = "", tag: str = "", on_parent_end: OnParentEnd = "cancel") -> Self:
-        """The same, to be started as a child run with this id, or for this tenant rather than the parent's.
+        """A copy with other settings for a child run.
 
-        `on_parent_end` says what happens to it when the parent ends before it, or gives up awaiting it: `"cancel"`,
-        `"abandon"` (it goes on alone) or `"wait"` (the parent ends when it has). `tag` comes back in a reducer's
-        `ChildDone`. Raises `UsageError`, `InvalidName`.
+        `id` is the child's run id, by default the parent's id and a number. `tenant` is the child's tenant, by default
+        the parent's. `on_parent_end` says what happens to the child when the parent ends first, or stops awaiting it:
+        `"cancel"` cancels it, `"abandon"` lets it continue on its own, `"wait"` delays the parent's end until the child
+        has ended. A reducer gets `tag` in its `ChildDone` or `ChildFailure`. Raises `UsageError`, `InvalidName`.
+
+        >>> receipt = await invoice.options(id=f"invoice-{order.id}")(order)
         """
         if on_parent_end not in ON_PARENT_END:
             raise UsageError(
-                f"{self.kind} {self.name}: on_parent_end={on_parent_end!r} is none of {', '.join(ON_PARENT_END)}"
+                f"{self.kind} {self.name}: on_parent_end must be one of {', '.join(ON_PARENT_END)}, "
+                f"got {on_parent_end!r}"
             )
         other = copy.copy(self)
         other.on_parent_end = on_parent_end
@@ -163,20 +177,29 @@ class Startable:
 
 
 class Workflow(Startable, Generic[P, R]):
-    """User code that decides: an `async def` that awaits only streamflow's own awaitables."""
+    """A durable function, registered with `@app.workflow`: an `async def` that awaits only streamflow's own awaitables.
+
+    It makes decisions, and leaves side effects to steps, so that a replay of its history makes the same decisions
+    again. Inside another workflow a call starts a child run, and awaiting it gives its result or raises `ChildFailed`.
+    Outside, start it with `client.start(workflow, …)`.
+
+    >>> @app.workflow
+    ... async def digest(url: str) -> int:
+    ...     return len(await fetch(url))
+    """
 
     __slots__ = ()
 
     def __init__(self, function: Callable[P, Coroutine[Any, Any, R]], name: str, version: int = 0) -> None:
         if not inspect.iscoroutinefunction(function):
-            raise UsageError(f"workflow {name} is a plain function: a workflow is an `async def`")
+            raise UsageError(f"workflow {name} must be an `async def`, got a plain function")
         if isinstance(version, bool) or not isinstance(version, int) or version < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UsageError(f"workflow {name}: version={version!r} makes no sense; it is a whole number of at least 0")
+            raise UsageError(f"workflow {name}: version must be an integer >= 0, got {version!r}")
         super().__init__(function, name, codec.Parameters(function, f"workflow {name}"))
         self.version = version
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
-        """Inside a workflow: start a child run and await its result."""
+        """Inside a workflow: start a child run, and give an awaitable of its result. Outside: raises `UsageError`."""
         return self._child(args, kwargs)
 
 
@@ -184,10 +207,12 @@ def _reducer_input(input: Any = None) -> Any: ...
 
 
 class Reducer(Startable):
-    """The primitive itself: a plain function `(state, event) -> Decision`. Its state is its snapshot.
+    """A state machine, registered with `@app.reducer`: a plain function `(state, event) -> sf.Decision`.
 
-    The initial state is the default of the first parameter if it has one, otherwise the annotation called without
-    arguments. The input of the run comes in the `Started` event.
+    It is called once for each event. Its state is stored with each transition, so nothing is replayed, and its history
+    may have any length. The initial state is the default of the first parameter if it has one, otherwise the
+    parameter's annotation called without arguments. The run's input comes with the `Started` event. Inside a workflow a
+    call starts a child run; outside, start it with `client.start(reducer, input)`.
     """
 
     __slots__ = ("initial", "state_type")
@@ -196,16 +221,16 @@ class Reducer(Startable):
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         if inspect.iscoroutinefunction(function):
-            raise UsageError(f"reducer {name} is async: a reducer is a plain function (state, event) -> Decision")
+            raise UsageError(f"reducer {name} must be a plain function (state, event) -> Decision, got an `async def`")
         parameters = list(inspect.signature(function).parameters.values())
         if len(parameters) < 2 or any(p.default is p.empty for p in parameters[2:]):
-            raise UsageError(f"reducer {name} takes {len(parameters)} parameters: it is called with (state, event)")
+            raise UsageError(f"reducer {name} must have two parameters (state, event), got {len(parameters)}")
         super().__init__(function, name, codec.Parameters(_reducer_input, f"reducer {name}"))
         try:
             self.state_type: Any = typing.get_type_hints(function).get(parameters[0].name, Any)
         except NameError as error:
             raise UsageError(f"the annotations of reducer {name} can't be resolved: {error}") from error
-        codec.decoder_for(self.state_type)  # a state that can't be stored is refused here, not in the first commit
+        codec.decoder_for(self.state_type)  # refuse a state that can't be stored here, not in the first commit
         self.initial = self._initial(parameters[0])
 
     def _initial(self, parameter: inspect.Parameter) -> Callable[[], Any]:
@@ -215,38 +240,40 @@ class Reducer(Startable):
         if callable(self.state_type) and self.state_type is not Any:
             return self.state_type
         raise UsageError(
-            f"reducer {self.name} has no initial state: annotate its first parameter with a type that can be called "
-            "without arguments, or give the parameter a default"
+            f"reducer {self.name} has no initial state: give its first parameter a default, or annotate it with a type "
+            "that can be called without arguments"
         )
 
     def __call__(self, input: Any = None) -> Awaitable[Any]:
-        """Inside a workflow: start a child run and await its result."""
+        """Inside a workflow: start a child run, and give an awaitable of its result. Outside: raises `UsageError`."""
         return self._child((input,), {})
 
 
 def _check_process(name: str, function: Callable[..., Any]) -> bool:
-    """Another process finds the function by its module and name."""
-    why = ""
+    """True if another process can find the function by its module and name. Raises `UsageError`."""
+    reason = ""
     if inspect.iscoroutinefunction(function):
-        why = "is async: only a plain function runs in a process; leave process=True out"
+        reason = "is an `async def`, and process=True is for plain functions: leave process=True out"
     elif not inspect.isfunction(function):
-        why = f"is a {type(function).__name__}: process=True takes a plain function"
+        reason = f"is a {type(function).__name__}, and process=True is for plain functions"
     elif "<" in function.__qualname__:  # <lambda>, <locals>
-        why = f"is {function.__qualname__}, which another process can't import: define it at the top of its module"
-    if why:
-        raise UsageError(f"step {name} {why}")
+        reason = f"is {function.__qualname__}, which another process can't import: define it at the top of its module"
+    if reason:
+        raise UsageError(f"step {name} {reason}")
     return True
 
 
 def _check_retry(name: str, retry: object) -> Retry:
     if not isinstance(retry, Retry):
-        raise UsageError(f"step {name}: retry={retry!r} is no Retry: use retry=sf.Retry(attempts=3), or sf.NO_RETRY")
+        raise UsageError(
+            f"step {name}: retry must be an sf.Retry, as sf.Retry(attempts=3), or sf.NO_RETRY, got {retry!r}"
+        )
     return retry
 
 
 def _check_timeout(name: str, timeout: float | None) -> float | None:
     if timeout is not None and not timeout > 0:
-        raise UsageError(f"step {name}: timeout={timeout!r} makes no sense; it is a number of seconds above 0, or None")
+        raise UsageError(f"step {name}: timeout must be a number of seconds > 0, or None, got {timeout!r}")
     return timeout
 
 
@@ -262,19 +289,25 @@ class _WorkflowDecorator(Protocol):
 
 
 class App:
-    """A registry of steps, workflows and reducers. A daemon serves one app.
+    """A registry of steps, workflows and reducers. Daemons and workers serve one app.
+
+    Names are unique in an app: all steps, and all workflows and reducers together.
 
     >>> app = sf.App()
     >>> @app.step
     ... async def fetch(url: str) -> str: ...
+    >>> @app.workflow
+    ... async def digest(url: str) -> int:
+    ...     return len(await fetch(url))
     """
 
     def __init__(self) -> None:
         self.steps: dict[str, Step[..., Any]] = {}
+        """By name."""
         self.workflows: dict[str, Workflow[..., Any] | Reducer] = {}
-        """By name; of a workflow with several versions the highest, which new runs begin with."""
+        """By name; of a workflow with several versions the highest one, which new runs begin with."""
         self.versions: dict[tuple[str, int], Workflow[..., Any]] = {}
-        """All versions of workflows."""
+        """All versions of workflows, by name and version."""
 
     @overload
     def step(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
@@ -302,10 +335,18 @@ class App:
         queue: str | None = None,
         process: bool = False,
     ) -> Any:
-        """Register a step: an `async def`, or a plain function that will run in a worker thread.
+        """Register a step: an `async def`, which runs in the event loop, or a plain function, which runs in a thread.
 
-        `timeout` is seconds for one attempt; `queue` names a pool of workers (`streamflow worker --queue`);
-        `process=True` runs a plain function that computes in a process of its own. Raises `UsageError`.
+        - `name`: by default the function's name. Histories record it, so keep it when the function is renamed.
+        - `retry`: the policy for failed attempts; five attempts by default. `sf.NO_RETRY` for one.
+        - `timeout`: seconds for one attempt; None for no limit.
+        - `queue`: run it at workers of this queue (`streamflow worker --queue`) instead of at the daemon.
+        - `process`: run a plain function in a separate process, because it computes.
+
+        Raises `UsageError`, `InvalidName`, and `PayloadInvalid` for parameters that can't be recorded.
+
+        >>> @app.step(retry=sf.Retry(attempts=3), timeout=30)
+        ... async def fetch(url: str) -> str: ...
         """
 
         def register(function: Callable[..., Any]) -> Step[..., Any]:
@@ -326,10 +367,15 @@ class App:
     def workflow(
         self, function: Callable[..., Any] | None = None, /, *, name: str | None = None, version: int = 0
     ) -> Any:
-        """Register a workflow, an `async def`. Raises `UsageError`.
+        """Register a workflow, an `async def`. `name` is by default the function's name.
 
-        Several functions may have one `name` and different versions: a run keeps the version that it began with, and
-        new runs begin with the highest. Take an old one away when no run of it is open any more.
+        Several functions may have the same `name` and different versions: a run keeps the version that it began with,
+        and new runs begin with the highest. Remove an old version when no run of it is open any more.
+
+        Raises `UsageError`, `InvalidName`, and `PayloadInvalid` for parameters that can't be recorded.
+
+        >>> @app.workflow(name="digest", version=2)
+        ... async def digest_with_links(url: str) -> int: ...
         """
 
         def register(function: Callable[..., Any]) -> Workflow[..., Any]:
@@ -344,7 +390,13 @@ class App:
     @overload
     def reducer(self, /, *, name: str | None = None) -> Callable[[Callable[..., Any]], Reducer]: ...
     def reducer(self, function: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
-        """Register a reducer, a plain function `(state, event) -> Decision`. Raises `UsageError`."""
+        """Register a reducer, a plain function `(state, event) -> Decision`. `name` is by default the function's name.
+
+        Raises `UsageError`, `InvalidName`, and `PayloadInvalid` for a state that can't be stored.
+
+        >>> @app.reducer
+        ... def counter(state: Count, event: sf.Event) -> sf.Decision: ...
+        """
 
         def register(function: Callable[..., Any]) -> Reducer:
             reducer = Reducer(function, name or _name_of(function))
@@ -357,16 +409,16 @@ class App:
         name, version = workflow.name, workflow.version
         newest = self.workflows.get(name)
         if (name, version) in self.versions or isinstance(newest, Reducer):
-            self._add(workflow)  # which says what is wrong
+            self._add(workflow)  # raises
         self.versions[name, version] = workflow
         if newest is None or newest.version < version:
             self.workflows[name] = workflow
 
     def version(self, name: str, version: int) -> Workflow[..., Any] | None:
-        """The code for runs of a workflow that began with this version."""
+        """The workflow `name` in this version, for runs that began with it; None if it is not registered."""
         definition = self.versions.get((name, version))
         if definition is None:
-            newest = self.workflows.get(name)  # put there by hand, as tests do
+            newest = self.workflows.get(name)  # a test may have set it directly
             if isinstance(newest, Workflow) and newest.version == version:
                 return newest
         return definition
@@ -375,30 +427,30 @@ class App:
         if definition.name in self.workflows:
             raise UsageError(
                 f"two workflows or reducers are named {definition.name}: give one of them another name=, or another "
-                "version= if it is a new version of the same workflow"
+                "version= if they are versions of the same workflow"
             )
         self.workflows[definition.name] = definition
 
     @property
     def queues(self) -> list[str]:
-        """The queues that registered steps name. A call may name others with `options(queue=…)`."""
+        """The queues that registered steps name, sorted. A call may name others with `options(queue=…)`."""
         return sorted({step.queue for step in self.steps.values() if step.queue is not None})
 
     def unknown_workflow(self, name: str) -> str:
-        """The sentence for a workflow name that isn't registered here."""
+        """The message for a workflow name that isn't registered here."""
         known = ", ".join(sorted(self.workflows)) or "none"
         return f"workflow {name} is not registered; known workflows: {known}"
 
     def unknown_version(self, name: str, version: int) -> str:
-        """The sentence for a version of a workflow that isn't registered here."""
+        """The message for a version of a workflow that isn't registered here."""
         known = ", ".join(str(number) for other, number in sorted(self.versions) if other == name)
         return (
-            f"this run of workflow {name} began with version {version}, and this app has only {known}: register the "
-            f"old function, too, with @app.workflow(name={name!r}, version={version}), until its runs have ended"
+            f"this run of workflow {name} began with version {version}, but this app has only {known}: register that "
+            f"function again with @app.workflow(name={name!r}, version={version}) until its runs have ended"
         )
 
     def unknown_step(self, name: str) -> str:
-        """The sentence for a step that isn't registered here (or whose name belongs to another one)."""
+        """The message for a step that isn't registered here, or whose name belongs to another one."""
         known = ", ".join(sorted(self.steps)) or "none"
         return f"step {name} is not registered with this app; known steps: {known}"
 

@@ -1,17 +1,17 @@
-"""What can be awaited in a workflow: the life of an operation, fibers, and how an exception reaches one from outside.
+"""What can be awaited in a workflow: the states of an operation, fibers, and interruptions from outside.
 
-Owns: `Operation`, `Fiber`, `Scope`, and what they need of a `Machine`. What is awaited is in `actions.py` (one thing)
-and `concurrency.py` (several).
+Owns: `Operation`, `Fiber`, `Scope`, and what they need of a `Machine`. The operations themselves are in `actions.py`
+(single ones) and `concurrency.py` (combinations).
 Must not: drive coroutines (`machine/coroutines.py` does), know redis or asyncio.
 Called by: the machines begin, settle and cancel operations.
 
-An operation is lazy: making one schedules nothing. It begins when the machine receives it from an `await`, or with what
-holds it (`concurrency.py`); it is settled by a fact, once, with a value or an error; then it wakes whoever waits for
-it.
-A coroutine of user code is an operation too (a `Fiber`), so gathering coroutines and gathering steps is one thing.
+An operation is lazy: making one schedules nothing. It begins when the machine receives it from an `await`, or together
+with the combinator that holds it (`concurrency.py`). A fact settles it, once, with a value or an error; then it wakes
+its waiters.
+A coroutine of user code is an operation too (a `Fiber`), so gathering coroutines and gathering steps work the same.
 
-When nobody waits for an operation any more it is cancelled: it takes back what it decided, and is settled with a
-`Cancelled`; a fiber gets the exception at its current await and is settled when it has cleaned up.
+When nothing waits for an operation any more it is cancelled: it undoes its decision, and is settled with a `Cancelled`.
+A fiber gets the exception at its current await, and is settled when it has cleaned up.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ if TYPE_CHECKING:
     D = TypeVar("D", bound=AnyEvent)
 
 DEEP = 25
-"""Fibers that wait for each other in one chain, of which the innermost is cancelled in one Python call from the
-outermost. Below that they take turns: the chain may be as long as a program likes, the stack may not."""
+"""Fibers of a chain, each waiting for the next, that are cancelled in nested Python calls. Those further down are
+cancelled after them, one at a time: a chain may have any length, the stack may not."""
 
 NEW, PENDING, DONE = 0, 1, 2
 """States of an operation. A failed one is DONE and has an `error`."""
 
 
 class Unwinding(BaseException):
-    """Ends code that nobody wants to go on: its coroutine is put away, or its replay has diverged. No error of its own;
-    like `KeyboardInterrupt`, which is the process's affair, it passes whatever catches those."""
+    """Ends code that must not continue: its machine is evicted, or its replay has diverged. Not an error of the run:
+    like `KeyboardInterrupt`, which concerns the process, it passes everything that catches errors of user code."""
 
 
 UNWINDING = (Unwinding, GeneratorExit, KeyboardInterrupt)
-"""What blocks of user code let pass without another decision."""
+"""Exceptions that blocks (time-outs, groups, sagas) let pass without making a decision."""
 
 PASSING = (Unwinding, KeyboardInterrupt)
-"""What no run ends with. Anything else that user code raises, of whatever base, ends that run alone."""
+"""Exceptions that don't end a run. Any other that user code raises, of whatever base class, ends that run only."""
 
 
 class Machine(Protocol):
-    """What awaitables need of the machine that drives their run. `machine/` implements it; times are shard-clock ms."""
+    """What awaitables need from the machine that drives their run. `machine/` implements it. Times: shard-clock ms."""
 
     run_id: str
     workflow: str
@@ -68,7 +68,7 @@ class Machine(Protocol):
     children: dict[int, ChildCall]
     timers: dict[int, Operation]
     ready: list[Fiber]
-    """Fibers that go on next, in this order."""
+    """Fibers that run next, in this order."""
     current: Fiber | None
     cancelling: int
     too_deep: list[tuple[Fiber, Cancelled]]
@@ -98,20 +98,20 @@ class Machine(Protocol):
 
 
 active: contextvars.ContextVar[Machine | None] = contextvars.ContextVar("streamflow_machine", default=None)
-"""The machine whose user code runs right now in this thread; set once an advance. Never set it in what the garbage
-collector may call (`__del__`): CPython 3.11 crashes when a variable is set in the midst of being set."""
+"""The machine whose user code runs now in this thread; set once an advance. Never set it in code that the garbage
+collector may call (`__del__`): CPython 3.11 crashes when a variable is set while it is being set."""
 
 
 def active_machine(what: str) -> Machine:
     """The machine whose user code calls `sf.<what>`. Raises `UsageError` outside a workflow."""
     machine = active.get()
     if machine is None:
-        raise UsageError(f"sf.{what} works inside a workflow only, and this code was called outside of one")
+        raise UsageError(f"sf.{what} was called outside a workflow; it works only in code of workflows and reducers")
     return machine
 
 
 class Operation:
-    """Base of all that can be awaited. `wake(operation, ready)` of each waiter is called when it is settled."""
+    """Base of everything that can be awaited. When it is settled, it calls `wake(operation, ready)` of each waiter."""
 
     __slots__ = ("error", "seq", "state", "value", "waiter")
 
@@ -130,15 +130,15 @@ class Operation:
             return self.value
         try:
             raise error
-        finally:  # its traceback has this frame: a cycle for each failure, that only the garbage collector would end
+        finally:  # its traceback has this frame: a cycle for each failure, freed only by the garbage collector
             del self, error
 
     def begin(self, machine: Machine) -> None:
-        """Decide: take a number, record the decision. An error raised here is raised at the await."""
+        """Take a number and record the decision. An error raised here is raised at the await."""
         raise NotImplementedError
 
     def join(self, waiter: Operation) -> None:
-        """Let `waiter` be woken when this is settled. Almost always there is one, so one needs no list."""
+        """Have `waiter` woken when this is settled. Almost always there is only one, so it is kept without a list."""
         if self.waiter is None:
             self.waiter = waiter
         elif isinstance(self.waiter, list):
@@ -147,7 +147,7 @@ class Operation:
             self.waiter = [self.waiter, waiter]
 
     def leave(self, waiter: Operation) -> bool:
-        """Undo one `join`; whether somebody else waits still."""
+        """Undo one `join`. True if others still wait."""
         if self.waiter is waiter:
             self.waiter = None
         elif isinstance(self.waiter, list) and waiter in self.waiter:
@@ -155,11 +155,11 @@ class Operation:
         return bool(self.waiter)
 
     def let_go(self) -> None:
-        """Its run is put away: what waits and what is waited for hold each other no more."""
+        """Break the reference cycles between waiters and operations: the machine is closed."""
         self.waiter = None
 
     def settle(self, value: Any, error: BaseException | None, ready: list[Fiber]) -> None:
-        """Once, with a value or an error. Appends the fibers that can go on to `ready`."""
+        """Called once, with a value or an error. Appends the fibers that can continue to `ready`."""
         self.state = DONE
         self.value = value
         self.error = error
@@ -168,8 +168,8 @@ class Operation:
             return
         self.waiter = None
         if isinstance(waiter, list):
-            for one in waiter:
-                one.wake(self, ready)
+            for member in waiter:
+                member.wake(self, ready)
         else:
             waiter.wake(self, ready)
 
@@ -177,7 +177,7 @@ class Operation:
         raise NotImplementedError
 
     def cancel(self, cause: Cancelled, machine: Machine) -> None:
-        """Nobody needs it any more. Settled now, or (fibers, and what holds some) as soon as it has cleaned up."""
+        """Nothing needs it any more. Settled now; a fiber, and what holds one, as soon as it has cleaned up."""
         if self.state == PENDING:
             self.take_back(cause, machine)
         if self.state != DONE:
@@ -187,7 +187,7 @@ class Operation:
         """Undo what `begin` did."""
 
     def give_up(self, waiter: Operation, cause: Cancelled, machine: Machine) -> None:
-        """`waiter` needs it no more: cancel it, unless somebody else waits, too. Wakes `waiter` when it is over."""
+        """`waiter` doesn't need it any more: cancel it, unless others wait too. Wakes `waiter` when it is settled."""
         if self.state == DONE:
             return
         if self.leave(waiter):
@@ -206,14 +206,14 @@ class Fiber(Operation):
         super().__init__()
         self.coroutine = coroutine
         self.waiting_on: Operation | None = None
-        """None while it runs or is about to."""
+        """None while it runs or is ready to run."""
         self.scopes: list[Scope] | None = None
-        """The scopes whose blocks it is in, outermost first."""
+        """The scopes of the blocks that it is in, outermost first."""
         self.interrupts: list[BaseException] | None = None
-        """Exceptions from outside that wait to be thrown: at the next await, or behind a shield."""
+        """Exceptions from outside that are not thrown yet: at the next await, or after a shield."""
 
     def __del__(self) -> None:
-        if self.state == NEW:  # made for something that was never awaited: Python need not warn of its coroutine, too
+        if self.state == NEW:  # part of something that was never awaited: avoids Python's second warning
             self.coroutine.close()
 
     def begin(self, machine: Machine) -> None:
@@ -221,7 +221,7 @@ class Fiber(Operation):
         machine.spawn(self)
 
     def wake(self, settled: Operation, ready: list[Fiber]) -> None:
-        if self.waiting_on is settled:  # else it was woken already, with an interrupt
+        if self.waiting_on is settled:  # else an interrupt has woken it already
             self.waiting_on = None
             ready.append(self)
 
@@ -233,7 +233,7 @@ class Fiber(Operation):
             self._cancel_running(cause.again(), machine)
 
     def _cancel_running(self, cause: Cancelled, machine: Machine) -> None:
-        """Interrupt it, which cancels the fibers that it waits for; those too deep when the outermost is done."""
+        """Interrupt it, which cancels the fibers that it waits for; the outermost call cancels those too deep."""
         if machine.cancelling >= DEEP:
             machine.too_deep.append((self, cause))
             return
@@ -241,48 +241,48 @@ class Fiber(Operation):
         try:
             self.interrupt(cause, machine)
             while machine.cancelling == 1 and machine.too_deep:
-                fiber, later = machine.too_deep.pop()
-                fiber.interrupt(later, machine)
+                fiber, postponed = machine.too_deep.pop()
+                fiber.interrupt(postponed, machine)
         finally:
             machine.cancelling -= 1
 
     # --- exceptions from outside --------------------------------------------------------------------------------------
 
     def interrupt(self, error: BaseException, machine: Machine) -> None:
-        """Throw `error` at the current await, whose operation is given up; at the next one if it runs; or behind the
-        shield that it is in now. Cancelled twice from the same place, it gets one exception; a history that is too
-        long and a cancel are two."""
+        """Throw `error` at the current await, and give up its operation; at the next await if the fiber runs; or after
+        the shield that it is in. Two interrupts by the same source with the same class are one exception; a cancel and
+        a history that is too long are two."""
         if self.state == DONE:
             return
-        waiting = self.interrupts
-        if waiting is None:
-            waiting = self.interrupts = []
+        pending = self.interrupts
+        if pending is None:
+            pending = self.interrupts = []
         source = source_of(error)
-        if any(source_of(other) is source and type(other) is type(error) for other in waiting):
+        if any(source_of(other) is source and type(other) is type(error) for other in pending):
             return
-        waiting.append(error)
+        pending.append(error)
         operation = self.waiting_on
         if operation is not None and operation.state != DONE and not self._is_shielded(error):
             cause = error if isinstance(error, Cancelled) else Cancelled(str(error))
             operation.give_up(self, cause, machine)
 
     def take_interrupt(self) -> BaseException | None:
-        """What is to be thrown now: the one from the outermost scope first."""
-        waiting = self.interrupts or ()
-        open_ones = [error for error in waiting if not self._is_shielded(error)]
-        if not open_ones:
+        """The exception to throw now: that of the outermost scope first."""
+        pending = self.interrupts or ()
+        unshielded = [error for error in pending if not self._is_shielded(error)]
+        if not unshielded:
             return None
-        error = min(open_ones, key=self._depth)
-        self.interrupts = [other for other in waiting if other is not error] or None
+        error = min(unshielded, key=self._depth)
+        self.interrupts = [other for other in pending if other is not error] or None
         return error
 
     def withdraw(self, source: Scope | None) -> None:
-        """Its block has ended: an exception of that scope that wasn't thrown isn't needed any more."""
+        """The scope's block has ended: drop its exceptions that were not thrown yet."""
         if self.interrupts is not None:
             self.interrupts = [error for error in self.interrupts if source_of(error) is not source] or None
 
     def _depth(self, error: BaseException) -> int:
-        """Position of its scope among ours; -1 for what comes from outside the fiber."""
+        """Position of the error's scope among this fiber's; -1 if it comes from outside the fiber."""
         source = source_of(error)
         return self.scopes.index(source) if self.scopes and source is not None and source in self.scopes else -1
 
@@ -292,7 +292,7 @@ class Fiber(Operation):
 
 
 class Scope:
-    """A block of a fiber's code in which exceptions from outside mean something: a time-out, a task group, a shield."""
+    """A block of a fiber's code that handles exceptions from outside: a time-out, a task group, a shield."""
 
     is_shield = False
 
@@ -302,7 +302,7 @@ class Scope:
     def enter(self, machine: Machine) -> Fiber:
         fiber = self.fiber = machine.current
         if fiber is None:
-            raise UsageError(f"{type(self).__name__} works inside a workflow's own code only")
+            raise UsageError(f"{type(self).__name__} works only in the code of a workflow, not of a reducer")
         if fiber.scopes is None:
             fiber.scopes = []
         fiber.scopes.append(self)
@@ -315,10 +315,10 @@ class Scope:
             fiber.withdraw(self)
 
     def caused(self, error: BaseException | None) -> bool:
-        """Whether `error` is this scope's own way to end its block."""
+        """Whether this scope ended its block with `error`."""
         return isinstance(error, Cancelled) and error.source is self
 
 
 def source_of(error: BaseException) -> Scope | None:
-    """The scope that interrupts with `error`; None for the run itself."""
+    """The scope that raised `error` as an interrupt; None if it was the run."""
     return cast("Scope | None", error.source) if isinstance(error, Cancelled) else None

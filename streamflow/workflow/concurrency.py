@@ -1,10 +1,10 @@
-"""Combinator things at once in one run: gather, race, map, task groups; and blocks that end early or are shielded.
+"""Combinators of awaitables: gather, race, map, task groups; and blocks with a time limit or a shield.
 
-Owns: these operations and scopes: when they are settled, and whom they cancel.
-Must not: drive coroutines, know redis or asyncio; decide anything but through the operations that they hold.
+Owns: these operations and scopes: when they are settled, and what they cancel.
+Must not: drive coroutines, know redis or asyncio; make decisions, except through the operations that they hold.
 Called by: `api.py` makes them; the machines begin, settle and cancel them.
 
-All of it is deterministic: who is started, woken or cancelled first follows from the order of the arguments and facts.
+All of it is deterministic: what is started, woken or cancelled first follows from the order of the arguments and facts.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ R = TypeVar("R")
 
 
 def as_operation(aw: object, what: str) -> Operation:
-    """What `aw` is as an operation; a coroutine becomes a fiber. Raises `TypeError`."""
+    """`aw` as an operation; a coroutine becomes a fiber. Raises `TypeError`."""
     if isinstance(aw, Operation):
         return aw
     if isinstance(aw, types.CoroutineType):
         return Fiber(cast("Coroutine[Any, Any, Any]", aw))
     if not hasattr(aw, "__await__"):
         given = type(aw).__name__
-        unpack = ": unpack it with *" if given in ("list", "tuple", "generator") else ""
-        raise TypeError(f"sf.{what} takes awaitables, not {given}{unpack}")
+        advice = ": unpack it with *" if given in ("list", "tuple", "generator") else ""
+        raise TypeError(f"sf.{what} must get awaitables, got {given}{advice}")
 
     async def awaiting() -> Any:
         return await cast("Awaitable[Any]", aw)
@@ -53,16 +53,17 @@ def as_operation(aw: object, what: str) -> Operation:
 
 
 def check_callable(function: object, what: str) -> None:
-    """Raises `UsageError` for what was called already: that is begun with what begins it, not before."""
+    """Raises `UsageError` for a call instead of a function: it must not begin before what begins it."""
     if callable(function):
         return
     given = type(function).__name__
     if isinstance(function, types.CoroutineType):
-        cast("Coroutine[Any, Any, Any]", function).close()  # it is never awaited; Python need not say so, too
-    raise UsageError(f"sf.{what} takes a function and its arguments, as in (fetch, url), and calls it; not a {given}")
+        cast("Coroutine[Any, Any, Any]", function).close()  # avoids Python's warning "was never awaited"
+    raise UsageError(f"sf.{what} must get a function and its arguments, as (fetch, url), and calls it; got a {given}")
 
 
 def as_operations(aws: Iterable[object], what: str) -> list[Operation]:
+    """`as_operation` of each. Raises `TypeError`."""
     fibers: dict[int, Operation] = {}  # the same coroutine given twice is one fiber, as in asyncio
     operations: list[Operation] = []
     for aw in aws:
@@ -74,7 +75,7 @@ def as_operations(aws: Iterable[object], what: str) -> list[Operation]:
 
 
 class Combinator(Operation):
-    """Base of what holds other operations. Cancelled, it gives all of them up and is settled when they are over."""
+    """Base of operations that hold others. When cancelled, it gives them up, and is settled when all of them are."""
 
     __slots__ = ("cause", "children", "remaining")
 
@@ -84,16 +85,16 @@ class Combinator(Operation):
         super().__init__()
         self.children: list[Operation] = children
         self.remaining = 0
-        """Children that aren't done."""
+        """Number of children that aren't done."""
         self.cause: Cancelled | None = None
-        """Why they are being given up."""
+        """Why the children are being given up; None if they are not."""
 
     def raises(self, error: BaseException | None, return_exceptions: bool) -> bool:
-        """Whether a child's error is the whole's. A list of results takes no `ContinueAs`, no `SystemExit`."""
+        """Whether the combinator raises a child's error. A list of results never has a `ContinueAs` or `SystemExit`."""
         return error is not None and (not return_exceptions or not isinstance(error, (Exception, CancelledError)))
 
     def start_children(self, machine: Machine) -> None:
-        """Begin them in order and wait for those that aren't done at once."""
+        """Begin the children in order, and wait for those that aren't done at once."""
         for child in self.children:
             if child.state == NEW:
                 machine.start(child)
@@ -131,20 +132,20 @@ class Combinator(Operation):
             self.all_done(ready)
 
     def child_done(self, settled: Operation, ready: list[Fiber]) -> None:
-        """One of them is done, and none is being given up."""
+        """A child is done, and none is being given up."""
 
     def all_done(self, ready: list[Fiber]) -> None:
         self.children = []
         self.settle(None, self._take_cause(), ready)
 
     def _take_cause(self) -> Cancelled | None:
-        """Kept no longer: it is raised at the await of this operation, so its traceback has us."""
+        """Stop holding it: it is raised at the await of this operation, so its traceback refers to this operation."""
         cause, self.cause = self.cause, None
         return None if cause is None else cause.again()
 
 
 class Gather(Combinator):
-    """All of them. The first error is raised at once, and the others go on, as in asyncio."""
+    """Waits for all. The first error is raised at once, and the others continue, as in asyncio."""
 
     __slots__ = ("return_exceptions",)
 
@@ -178,8 +179,11 @@ class Gather(Combinator):
         self.settle(values, None, ready)
 
 
+_LOST_RACE = "another awaitable of the race was done first"
+
+
 class Race(Combinator):
-    """The first that is done; the others are cancelled, and have cleaned up when this is settled."""
+    """Waits for the first that is done. The others are cancelled, and have cleaned up when this is settled."""
 
     __slots__ = ("winner",)
 
@@ -194,7 +198,7 @@ class Race(Combinator):
         for child in self.children:
             if child.state == NEW:
                 if self.winner is not None:
-                    child.cancel(Cancelled("another one was first"), machine)
+                    child.cancel(Cancelled(_LOST_RACE), machine)
                     continue
                 machine.start(child)
             if child.state != DONE:
@@ -203,13 +207,13 @@ class Race(Combinator):
             elif self.winner is None:
                 self.winner = child
         if self.winner is not None:
-            self.give_up_children(Cancelled("another one was first"), machine)
+            self.give_up_children(Cancelled(_LOST_RACE), machine)
             if not self.remaining:
                 self.all_done(machine.ready)
 
     def child_done(self, settled: Operation, ready: list[Fiber]) -> None:
         self.winner = settled
-        self.give_up_children(Cancelled("another one was first"), active_machine(self.what))
+        self.give_up_children(Cancelled(_LOST_RACE), active_machine(self.what))
 
     def all_done(self, ready: list[Fiber]) -> None:
         winner = self.winner
@@ -220,20 +224,20 @@ class Race(Combinator):
             return
         error = winner.error
         if error is None:  # what a loser raises while it cleans up must not be lost
-            losers = (child.error for child in self.children if child is not winner)
-            error = next((one for one in losers if one is not None and not isinstance(one, Cancelled)), None)
+            errors = (child.error for child in self.children if child is not winner)
+            error = next((error for error in errors if error is not None and not isinstance(error, Cancelled)), None)
         self.children = []
         self.winner = self.cause = None
         self.settle(winner.value if error is None else None, error, ready)
 
     def cancel(self, cause: Cancelled, machine: Machine) -> None:
         if self.state == PENDING and self.winner is not None:
-            return  # it is over already but for the losers' clean-up; the canceller's own exception comes after it
+            return  # only the losers' clean-up is left; the canceller's own exception is raised after it
         super().cancel(cause, machine)
 
 
 class Map(Combinator):
-    """A function over many items, a few at a time. Items are taken when there is a place for them."""
+    """Calls a function for many items, at most `limit` at a time. Items are taken when a call is done."""
 
     __slots__ = ("function", "items", "limit", "results", "return_exceptions")
 
@@ -255,13 +259,13 @@ class Map(Combinator):
 
     def let_go(self) -> None:
         super().let_go()
-        for place in [one for one in self.results if type(one) is _Place]:
-            if place.operation is not None:
-                place.operation.let_go()
+        for slot in [result for result in self.results if type(result) is _Slot]:
+            if slot.operation is not None:
+                slot.operation.let_go()
         self.results = []
 
     def _fill(self, machine: Machine) -> None:
-        """Start items until the window is full, or all are done."""
+        """Start items until `limit` of them run, or all are done."""
         while self.remaining < self.limit and self.cause is None and self.state != DONE:
             try:
                 item = next(self.items)
@@ -282,31 +286,31 @@ class Map(Combinator):
                     break
                 self.results.append(error)
                 continue
-            place = _Place(self, len(self.results))
-            self.results.append(place)
+            slot = _Slot(self, len(self.results))
+            self.results.append(slot)
             if child.state == NEW:
                 machine.start(child)
-            place.operation = child
+            slot.operation = child
             self.remaining += 1
             if child.state == DONE:
-                self._take(place, child, machine)
+                self._take(slot, child, machine)
             else:
-                child.join(place)
+                child.join(slot)
         if not self.remaining and self.state != DONE:
             self.all_done(machine.ready)
 
-    def _take(self, place: _Place, settled: Operation, machine: Machine) -> None:
+    def _take(self, slot: _Slot, settled: Operation, machine: Machine) -> None:
         self.remaining -= 1
         error = settled.error
-        self.results[place.number] = settled.value if error is None else error
+        self.results[slot.number] = settled.value if error is None else error
         if self.cause is None and error is not None and self.raises(error, self.return_exceptions):
             self._failed(error, machine)
 
-    def placed(self, place: _Place, settled: Operation) -> None:
+    def item_done(self, slot: _Slot, settled: Operation) -> None:
         if self.state == DONE:
             return
         machine = active_machine(self.what)
-        self._take(place, settled, machine)
+        self._take(slot, settled, machine)
         self._fill(machine)
 
     def _failed(self, error: BaseException, machine: Machine) -> None:
@@ -315,9 +319,9 @@ class Map(Combinator):
 
     def give_up_children(self, cause: Cancelled, machine: Machine) -> None:
         self.cause = cause
-        for place in [one for one in self.results if type(one) is _Place]:
-            if place.operation is not None:
-                place.operation.give_up(place, cause, machine)
+        for slot in [result for result in self.results if type(result) is _Slot]:
+            if slot.operation is not None:
+                slot.operation.give_up(slot, cause, machine)
 
     def all_done(self, ready: list[Fiber]) -> None:
         cause = self._take_cause()
@@ -331,8 +335,8 @@ class Map(Combinator):
             self.all_done(machine.ready)
 
 
-class _Place(Operation):
-    """Where one item's result goes: what is woken when it is done."""
+class _Slot(Operation):
+    """Stands in `Map.results` for an item that isn't done, and is woken when it is."""
 
     __slots__ = ("number", "operation", "owner")
 
@@ -343,14 +347,14 @@ class _Place(Operation):
         self.operation: Operation | None = None
 
     def wake(self, settled: Operation, ready: list[Fiber]) -> None:
-        self.owner.placed(self, settled)
+        self.owner.item_done(self, settled)
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
 class Shield(Scope):
-    """`with sf.shield():` exceptions from outside wait until the block has ended, and come at the next await."""
+    """The block of `with sf.shield():`. Exceptions from outside are raised at the first await after the block."""
 
     is_shield = True
 
@@ -362,11 +366,12 @@ class Shield(Scope):
 
 
 class Timeout(Scope):
-    """`with sf.timeout(5):` a block that raises `TimeoutError` when it takes longer. `expired` says so afterwards."""
+    """The block of `with sf.timeout(5):`. It raises `TimeoutError` when it takes longer."""
 
     def __init__(self, ms: int | None) -> None:
         super().__init__()
         self.expired = False
+        """True after the block if it took too long."""
         self._ms = ms
         self._alarm: Alarm | None = None
 
@@ -383,7 +388,7 @@ class Timeout(Scope):
         if self._alarm is not None and self._alarm.state != DONE and not isinstance(error, UNWINDING):
             machine = active_machine("timeout()")
             self._alarm.cancel(Cancelled(), machine)
-        self._alarm = None  # it has this block in the exception that it throws
+        self._alarm = None  # breaks a cycle: the exception that it throws refers to this block
         if self.caused(error):
             self.expired = True
             raise TimeoutError(self._text) from error
@@ -402,9 +407,9 @@ class Timeout(Scope):
 
 
 class TaskGroup(Scope):
-    """`async with sf.task_group() as group:` what is started in the group has ended when the block has.
+    """The block of `async with sf.task_group() as group:`. It ends when everything that was started in it has ended.
 
-    The first one that fails cancels the others and the block; all errors are raised as one `ExceptionGroup`, as by
+    The first task that fails cancels the others and the block; all errors are raised as one `ExceptionGroup`, as by
     anyio. `cancel()` ends the group without an error.
     """
 
@@ -413,7 +418,7 @@ class TaskGroup(Scope):
         self._open: dict[Operation, None] = {}
         self._errors: list[Exception] = []
         self._last: BaseException | None = None
-        """What a member ended with that is no mere error: it goes on beyond the group."""
+        """`ContinueAs` or `SystemExit` of a member: raised by the block as it is, not in an `ExceptionGroup`."""
         self._join: _GroupEnd | None = None
         self._leaving = False
         self._cancelled: Cancelled | None = None
@@ -424,14 +429,19 @@ class TaskGroup(Scope):
         return self
 
     def start_soon(self, function: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
-        """Start a step, a child run or a helper; gives something that can be awaited for its result."""
+        """Start a step, a child run or a helper; gives an awaitable of its result.
+
+        Raises `UsageError` outside the block, and for a call instead of a function and its arguments.
+
+        >>> page = group.start_soon(fetch, url)
+        """
         machine = active_machine("task_group()")
         check_callable(function, "task_group(): start_soon()")
         members = self._members
         if self.fiber is None and not self._leaving:
-            raise UsageError("start_soon() works inside the block: `async with sf.task_group() as group:`")
+            raise UsageError("start_soon() was called outside the block `async with sf.task_group() as group:`")
         if self.fiber is None or members is None:
-            raise UsageError("start_soon() was called on a task group whose block has ended")
+            raise UsageError("start_soon() was called after the block of the task group had ended")
         member = as_operation(function(*args, **kwargs), "task_group()")
         self._open[member] = None
         if member.state == NEW:
@@ -445,13 +455,13 @@ class TaskGroup(Scope):
         return cast("Awaitable[R]", member)
 
     def cancel(self, reason: str = "") -> None:
-        """Cancel all that was started, and the rest of the block."""
+        """Cancel everything that was started, and the rest of the block. The block then ends without an error."""
         self._abort(Cancelled(reason or "the task group was cancelled", self))
 
     def _abort(self, cause: Cancelled) -> None:
         if self._cancelled is not None or (self._leaving and self.fiber is None):
             return
-        machine = active_machine("task_group()")  # kept nowhere: a coroutine that holds its machine is a cycle
+        machine = active_machine("task_group()")  # not stored: a coroutine that holds its machine is a cycle
         self._cancelled = cause
         for member in list(self._open):
             member.give_up(cast("_Members", self._members), cause, machine)
@@ -472,7 +482,7 @@ class TaskGroup(Scope):
 
     def exit(self) -> None:
         super().exit()
-        self._cancelled = None  # these two have the group
+        self._cancelled = None  # breaks cycles: both refer to the group
         self._members = None
 
     async def __aexit__(
@@ -483,7 +493,7 @@ class TaskGroup(Scope):
             self.exit()
             return False
         if self.fiber is not None:
-            self.fiber.withdraw(self)  # the block is over already
+            self.fiber.withdraw(self)  # the block has ended already
         outside: BaseException | None = None
         if isinstance(error, Exception):
             self._errors.append(error)
@@ -514,7 +524,7 @@ class TaskGroup(Scope):
 
 
 class _Members(Operation):
-    """What is woken when a member of a group is done."""
+    """Is woken when a member of the group is done."""
 
     __slots__ = ("group",)
 
@@ -527,7 +537,7 @@ class _Members(Operation):
 
 
 class _GroupEnd(Operation):
-    """Settled by its group when no member is open any more."""
+    """Settled by its group when the last open member is done."""
 
     __slots__ = ()
 

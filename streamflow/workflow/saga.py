@@ -1,6 +1,6 @@
 """Sagas: what was done is undone, in reverse, when the rest can't be done.
 
-Owns: the order and the shielding of compensations. Must not: decide anything but through what it awaits.
+Owns: the order and the shielding of compensations. Must not: make decisions, except through what it awaits.
 Called by: `api.py`. After Garcia-Molina and Salem, "Sagas", 1987.
 """
 
@@ -18,16 +18,26 @@ P = ParamSpec("P")
 
 
 class Saga:
-    """Made by `sf.saga()`. Compensations are steps, workflows or helpers, so they are as durable as what they undo."""
+    """The block of `async with sf.saga() as saga:`. It is undone when it fails or is cancelled.
+
+    Compensations are calls of steps, workflows or helpers, so they are as durable as what they undo. They run in
+    reverse order and are shielded: neither a cancel nor a time-out interrupts them. If some fail, the others run all
+    the same, and the block raises `CompensationFailed`; else it raises what ended it. A block that completes, or that
+    continues as new, is not undone.
+    """
 
     def __init__(self) -> None:
         self._compensations: list[tuple[Callable[..., Awaitable[Any]], tuple[Any, ...], dict[str, Any]]] = []
 
     def compensate(self, function: Callable[P, Awaitable[Any]], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call `function(*args)` if the block fails or is cancelled, before the compensations registered earlier.
+        """Call `function(*args, **kwargs)` if the block fails or is cancelled, before those registered earlier.
 
-        Register before the action when it may take effect without telling (a step that fails after a time-out may have
-        acted), and make the compensation harmless when there is nothing to undo.
+        `function` is a step, a workflow or an `async def`. Register it before the action that it undoes: a step that
+        failed with a time-out may have taken effect. So it must do no harm when there is nothing to undo. Raises
+        `UsageError` if `function` is not callable.
+
+        >>> saga.compensate(cancel_flight, trip)
+        >>> await book_flight(trip)
         """
         check_callable(function, "saga(): compensate()")
         self._compensations.append((function, args, kwargs))
@@ -46,7 +56,7 @@ class Saga:
                 function, args, kwargs = self._compensations.pop()
                 try:
                     await _begin(function, *args, **kwargs)
-                except (Exception, CancelledError) as failure:  # shielded: the cancel is of something that it awaits
+                except (Exception, CancelledError) as failure:  # shielded: what it awaits was cancelled, not the run
                     failures.append(failure)
         try:
             if failures:
@@ -56,11 +66,12 @@ class Saga:
 
 
 def _begin(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Awaitable[Any]:
-    """A plain function is a mistake that shows only now, when it was called."""
-    made = function(*args, **kwargs)
-    if not hasattr(made, "__await__"):
+    """Call it. That a plain function was given shows only now, when it has been called."""
+    awaitable = function(*args, **kwargs)
+    if not hasattr(awaitable, "__await__"):
         raise UsageError(
-            "compensate() takes a step, a workflow or an `async def`, and "
-            f"{getattr(function, '__qualname__', function)} gave {type(made).__name__}: make it a step"
+            "saga.compensate() must get a step, a workflow or an `async def`, but "
+            f"{getattr(function, '__qualname__', function)} returned a value of type {type(awaitable).__name__}: "
+            "make it a step"
         )
-    return made
+    return awaitable

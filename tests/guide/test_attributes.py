@@ -142,9 +142,9 @@ async def test_numbers_texts_and_booleans_are_different_values(serve: Serve) -> 
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("type", "attribute items is a list"),
+        ("type", "attribute items must be a str, int, float, bool or None, got list"),
         ("text", "attribute text has 257 characters"),
-        ("number", "attribute ratio is nan"),
+        ("number", "attribute ratio must be a finite number, got nan"),
         ("name", "attribute 'no spaces' is not allowed"),
         ("many", "at most 32 attributes, this change would make 33"),
         ("large", "the attributes of the run have"),

@@ -122,7 +122,7 @@ async def test_a_run_whose_version_is_gone_waits_for_a_deploy_that_has_it(serve:
         await happened(run, StepCompleted)
     async with serve(versions(2)):
         await run.signal("go")
-        assert "version 1, and this app has only 2" in (await happened(run, RunStuck)).reason
+        assert "version 1, but this app has only 2" in (await happened(run, RunStuck)).reason
         await status_of(run, sf.Status.STUCK)
     async with serve(versions(1, 2)):  # nobody does anything for it: it goes on by itself
         assert await run.result(10) == ["pack", 1]

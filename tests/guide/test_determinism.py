@@ -56,5 +56,5 @@ async def test_runs_differ_from_each_other(serve: Serve) -> None:
 
 async def test_these_functions_are_refused_outside_a_workflow() -> None:
     for function in (sf.now, sf.uuid4, sf.random, sf.info):
-        with pytest.raises(sf.UsageError, match="inside a workflow only"):
+        with pytest.raises(sf.UsageError, match="was called outside a workflow"):
             function()

@@ -136,7 +136,7 @@ async def test_values_are_kept_after_the_end_until_the_run_is_forgotten(serve: S
 
 
 async def test_publish_and_set_attributes_are_refused_outside_a_workflow() -> None:
-    with pytest.raises(sf.UsageError, match=r"sf\.publish\(\) works inside a workflow only"):
+    with pytest.raises(sf.UsageError, match=r"sf\.publish\(\) was called outside a workflow"):
         sf.publish("key", 1)
-    with pytest.raises(sf.UsageError, match=r"sf\.set_attributes\(\) works inside a workflow only"):
+    with pytest.raises(sf.UsageError, match=r"sf\.set_attributes\(\) was called outside a workflow"):
         sf.set_attributes(key=1)

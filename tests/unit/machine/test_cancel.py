@@ -20,7 +20,7 @@ def open_steps(run: Run) -> list[int]:
 
 def test_the_functions_are_refused_outside_a_workflow() -> None:
     for call in (lambda: sf.race(), lambda: sf.question("x"), lambda: sf.patched("x")):
-        with pytest.raises(sf.UsageError, match="inside a workflow only"):
+        with pytest.raises(sf.UsageError, match="was called outside a workflow"):
             call()
 
 

@@ -233,7 +233,7 @@ def test_a_function_or_iterable_that_raises_ends_the_map() -> None:
     run = Run(app, "bad_items")
     assert kinds(run.last)[-2:] == ["StepCancelled", "RunFailed"]
     assert failure_in(run.last).message == "no more"
-    assert "concurrency=0" in failure_in(Run(app, "bad_window").last).message
+    assert "concurrency must be an integer >= 1, got 0" in failure_in(Run(app, "bad_window").last).message
 
 
 # --- task groups ------------------------------------------------------------------------------------------------------
@@ -398,7 +398,7 @@ def test_starting_in_a_group_that_has_ended_is_a_mistake(crash: bool) -> None:
             pass
         group.start_soon(act, "late")
 
-    assert "has ended" in failure_in(Run(app, "flow", crash=crash).last).message
+    assert "after the block" in failure_in(Run(app, "flow", crash=crash).last).message
 
 
 def test_a_gather_that_is_raced_and_lost_is_cancelled_whole(crash: bool) -> None:
@@ -462,13 +462,16 @@ async def _a_returned_continuation(act: Any) -> Any:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (_call_in_group, "takes a function and its arguments"),
-        (_coroutine_in_saga, "takes a function and its arguments"),
+        (_call_in_group, "must get a function and its arguments"),
+        (_coroutine_in_saga, "must get a function and its arguments"),
         (_group_not_entered, "async with sf.task_group"),
-        (_half_a_worker, "a whole number of at least 1"),
-        (_no_duration, "None is no duration"),
-        (_a_list_of_calls, "sf.gather() takes awaitables, not list: unpack it with *"),
-        (_a_plain_compensation, "takes a step, a workflow or an `async def`, and len gave int: make it a step"),
+        (_half_a_worker, "concurrency must be an integer >= 1, got 1.5"),
+        (_no_duration, "duration must be seconds or a timedelta, at most 1e11 seconds, got None"),
+        (_a_list_of_calls, "sf.gather() must get awaitables, got list: unpack it with *"),
+        (
+            _a_plain_compensation,
+            "must get a step, a workflow or an `async def`, but len returned a value of type int",
+        ),
         (_a_returned_continuation, "workflow flow returned sf.ContinueAs(…): raise it"),
         (_too_many_arguments, "step act can't be called with these arguments: too many positional arguments"),
     ],

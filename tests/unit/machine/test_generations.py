@@ -483,7 +483,7 @@ def test_a_run_whose_version_is_missing_is_stuck_until_it_is_back() -> None:
 
 def test_a_version_is_registered_once_and_is_a_number() -> None:
     app = versioned_app(1)
-    for version, words in ((1, "another name="), (-1, "makes no sense"), ("2", "makes no sense")):
+    for version, words in ((1, "another name="), (-1, "version must be an integer >= 0, got -1"), ("2", "got '2'")):
         with pytest.raises(sf.UsageError, match=words):
 
             @app.workflow(name="flow", version=version)  # type: ignore[arg-type]
@@ -755,7 +755,7 @@ def test_a_reducer_waits_for_children_too(crash: bool) -> None:
 
 def test_a_policy_that_does_not_exist_is_a_mistake() -> None:
     app = make_app()
-    with pytest.raises(sf.UsageError, match="none of cancel, abandon, wait"):
+    with pytest.raises(sf.UsageError, match="must be one of cancel, abandon, wait, got 'keep'"):
         app.workflows["child"].options(on_parent_end="keep")  # type: ignore[arg-type]
 
 
