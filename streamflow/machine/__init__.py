@@ -1,4 +1,4 @@
-"""How one run decides: facts in, a transition out.
+"""How one run makes its decisions: facts in, a transition out.
 
 Deterministic. Must not: do I/O, read a clock, know an event loop.
 """

@@ -1,11 +1,11 @@
 """The trampoline: drives a workflow's coroutines, without an event loop.
 
-Owns: fibers, the signals and questions that wait for each other, cancelling, the limits of a history, patches, and how
+Owns: fibers, matching signals and questions with waits for them, cancelling, the limits of a history, patches, and how
 a run continues as new. Must not: know clocks, I/O or event loops; replay (`replay.py` does).
 Called by: `replay.py`, which adds the replay.
 
-A fact settles an operation, which wakes the fibers that wait for it; each runs until it waits again. When none can go
-on, the next fact is taken. So the order of decisions follows from the order of facts alone.
+A fact settles an operation, which wakes the fibers that wait for it; each runs until it waits again. When none can
+continue, the next fact is taken. So the order of decisions follows from the order of facts alone.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ from streamflow.workflow.app import App, Workflow
 from streamflow.workflow.awaitable import DONE, NEW, PASSING, Fiber, Operation, Unwinding, active
 
 DISCARDS = 100
-"""Awaits in `finally` blocks through which a coroutine is ended."""
+"""How often a coroutine that awaits in `finally` blocks gets the exception that ends it."""
 
-LIVES_AT_ONCE = 1000
-"""How often a run may continue as new within one transition: more is an endless loop."""
+GENERATIONS_AT_ONCE = 1000
+"""How often a run may continue as new within one transition: more is considered an endless loop."""
 
 
 _abandoned: list[CoroutineMachine] = []
-"""Machines that were dropped without `close`."""
+"""Machines that were garbage-collected before `close` was called."""
 
 
 def close_abandoned() -> None:
-    """Close what was dropped with coroutines that wait: before the next batch, or when the process ends."""
+    """Close the coroutines of machines that were dropped: before the next batch, and when the process ends."""
     while _abandoned:
         _abandoned.pop().close()
 
@@ -66,12 +66,12 @@ atexit.register(close_abandoned)
 
 
 class _Discarded(Unwinding):
-    """Ends coroutines that nobody waits for. Not `close()` and its `GeneratorExit`: one that awaits in a `finally`
-    block would refuse that, and its inner coroutines would be left to the garbage collector."""
+    """Ends coroutines that nothing waits for. Not `close()` and its `GeneratorExit`: a coroutine that awaits in a
+    `finally` block would refuse that, and its inner coroutines would be left to the garbage collector."""
 
 
 def _discard(coroutine: Any) -> None:
-    """End it whatever it does. When it awaits in a `finally` block, it gets the exception there once more."""
+    """End it. If it awaits in a `finally` block, the exception is thrown there again."""
     for _ in range(DISCARDS):
         try:
             coroutine.throw(_Discarded())
@@ -100,28 +100,28 @@ class CoroutineMachine(RunMachine):
         super().__init__(app, partition, run_id, workflow)
         self._root: Fiber | None = None
         self._fibers: dict[Fiber, None] | None = None
-        """Helpers' fibers that are alive. A dict, because they are closed in the order in which they began."""
+        """Fibers of helpers that have not ended. A dict, because they are closed in the order in which they began."""
         self._waits: dict[str, list[SignalWait]] | None = None
         self._buffered: dict[str, deque[SignalReceived | AskReceived]] | None = None
-        """What came early, by `message_key`."""
+        """Messages that no code has waited for yet, by `message_key`."""
         self._asked: dict[str, str] | None = None
-        """Questions that the code took and didn't answer yet: id -> name."""
+        """Questions that the code has received and not answered yet: id -> name."""
         self._patches: dict[str, bool] | None = None
         self._cancelling: CancelRequested | None = None
-        """The request that the code is cleaning up for."""
+        """The cancel request because of which the code is cleaning up."""
         self._limited = False
-        """The code was told that its history is too long."""
+        """`HistoryTooLong` was raised in the code."""
 
     @property
     def _length(self) -> int:
-        """Events of the history so far, with those of the present transition."""
+        """Number of events in the history so far, including the current transition."""
         return self.events_count + len(self.effects.events)
 
     def take_seq(self) -> int:
         if self.events_count + len(self.effects.events) >= EVENTS_FAIL and self._length >= EVENTS_FAIL:
             raise HistoryTooLong(
-                f"run {self.run_id} has {self._length:,} events and can't decide more: split the work among child "
-                "runs, or `raise sf.ContinueAs(…)` earlier"
+                f"run {self.run_id} has {self._length:,} events and can't make more decisions: split the work among "
+                "child runs, or `raise sf.ContinueAs(…)` earlier"
             )
         self.seq = seq = self.seq + 1
         return seq
@@ -172,7 +172,7 @@ class CoroutineMachine(RunMachine):
     def _run(self) -> None:
         """Run fibers until all of them wait. The list grows while they wake each other."""
         generations = 0
-        unheard: CancelRequested | None = None
+        undelivered: CancelRequested | None = None
         while (root := self._root) is not None:
             ready = self.ready
             for fiber in ready:
@@ -188,17 +188,18 @@ class CoroutineMachine(RunMachine):
                 self._complete(root.value)
             elif isinstance(error, ContinueAs):
                 generations += 1
-                if any(isinstance(one, Cancelled) and one.source is None for one in root.interrupts or ()):
-                    unheard = self._cancelling
+                pending = root.interrupts or ()
+                if any(isinstance(interrupt, Cancelled) and interrupt.source is None for interrupt in pending):
+                    undelivered = self._cancelling
                 self._continue(error, generations)
             elif self._cancelling is not None and isinstance(error, CancelledError):
                 self._end_cancelled(self._cancelling.reason)
             else:
                 self._fail(failure_of(outside_loop(error)))
-        if unheard is not None and self._root is not None:
-            # It came while the life before was shielded to its end: the next one hears of it at its first await.
-            self.effects.events.append(unheard)
-            self._cancel_requested(unheard)
+        if undelivered is not None and self._root is not None:
+            # The previous generation was shielded until its end: it is raised at the first await of the current one.
+            self.effects.events.append(undelivered)
+            self._cancel_requested(undelivered)
 
     def _resume(self, fiber: Fiber) -> None:
         fiber.waiting_on = None
@@ -212,7 +213,7 @@ class CoroutineMachine(RunMachine):
                     awaited = coroutine.throw(foreign_await(coroutine, awaited))
                     continue
                 if awaited is fiber:
-                    error = UsageError("a helper awaits its own result, which it would wait for for ever")
+                    error = UsageError("a helper awaits its own result, and would wait forever")
                     awaited = coroutine.throw(error)
                     continue
                 if fiber.interrupts is not None and (interrupt := fiber.take_interrupt()) is not None:
@@ -232,26 +233,26 @@ class CoroutineMachine(RunMachine):
         except PASSING:
             raise
         except BaseException as raised:
-            # Without its outermost frame, this one, the traceback keeps no reference to itself through `error`.
+            # Without its outermost frame, this one, the traceback doesn't refer to itself through `error`.
             value, error = None, raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
         if self._fibers is not None:
             self._fibers.pop(fiber, None)
         fiber.settle(value, error, self.ready)
 
     def close(self) -> None:
-        """Close the coroutines. Their `finally` blocks run, and what they try to decide there is refused."""
+        """Close the coroutines. Their `finally` blocks run, but can't make decisions."""
         fibers = [*(self._fibers or ()), *((self._root,) if self._root is not None else ())]
         self._root = self._fibers = self._waits = self._buffered = self._asked = self.current = None
         self.ready.clear()
         self.too_deep.clear()
         if not fibers:
             return
-        # A step called in a `finally` must give an operation, not run the plain function here; and decide nothing.
+        # A step that is called in a `finally` must give an operation, and neither run the plain function nor decide.
         token = active.set(cast("RunMachine", _Closing(self)))
         try:
             for fiber in fibers:
                 fiber.state = DONE
-                # They hold each other, and a daemon looks for cycles very rarely.
+                # They refer to each other, and a daemon collects cycles very rarely.
                 if fiber.waiting_on is not None:
                     fiber.waiting_on.let_go()
                 _discard(fiber.coroutine)
@@ -262,7 +263,7 @@ class CoroutineMachine(RunMachine):
 
     def __del__(self) -> None:
         # The garbage collector would close the coroutines with no machine active, and their `finally` blocks would run
-        # steps as plain functions. Nor is this the moment to run user code: it may come in the midst of any other.
+        # steps as plain functions. And user code must not run here: this may be called in the middle of any other code.
         if self._root is not None:
             _abandoned.append(self)
 
@@ -276,17 +277,17 @@ class CoroutineMachine(RunMachine):
         key = message_key(event)
         waits = self._waits.get(key) if self._waits else None
         for wait in waits or ():
-            if self._give(event, wait):
+            if self._deliver_message(event, wait):
                 self.forget_wait(wait)
                 if wait.seq:
                     self.timers.pop(wait.seq, None)
                 return
-            if isinstance(event, AskReceived):  # it is answered: no other wait may take it
+            if isinstance(event, AskReceived):  # it is refused, which answers it: no other wait may take it
                 return
         if not waits:
-            self._keep(key, event)
+            self._buffer(key, event)
 
-    def _keep(self, key: str, event: SignalReceived | AskReceived) -> None:
+    def _buffer(self, key: str, event: SignalReceived | AskReceived) -> None:
         if self._buffered is None:
             self._buffered = {}
         queue = self._buffered.get(key)
@@ -299,16 +300,16 @@ class CoroutineMachine(RunMachine):
         queue = self._buffered.get(key) if self._buffered else None
         while queue:
             event = queue.popleft()
-            if not queue and self._buffered:  # a run may use any number of names
+            if not queue and self._buffered:  # else the dict would grow: a run may use any number of names
                 del self._buffered[key]
-            if self._give(event, wait):
+            if self._deliver_message(event, wait):
                 return True
         if self._waits is None:
             self._waits = {}
         self._waits.setdefault(key, []).append(wait)
         return False
 
-    def _give(self, event: SignalReceived | AskReceived, wait: SignalWait) -> bool:
+    def _deliver_message(self, event: SignalReceived | AskReceived, wait: SignalWait) -> bool:
         if not wait.accept(event, self):
             return False
         if isinstance(event, AskReceived):
@@ -329,7 +330,7 @@ class CoroutineMachine(RunMachine):
             if not waits:
                 del self._waits[key]
 
-    # --- cancelling, limits, a next life ------------------------------------------------------------------------------
+    # --- cancelling, limits, continuing as new ------------------------------------------------------------------------
 
     def _cancel(self, event: CancelRequested) -> None:
         if self._root is None:
@@ -352,10 +353,10 @@ class CoroutineMachine(RunMachine):
 
     def _limit_reached(self, event: HistoryLimitReached) -> None:
         error = HistoryTooLong(
-            f"run {self.run_id} has a history of {event.count:,} events, and every one of them is read again when the "
-            f"run moves. `raise sf.ContinueAs(…)` before {EVENTS_CONTINUE:,}, or split the work among child runs."
+            f"run {self.run_id} has a history of {event.count:,} events, and a replay reads all of them. "
+            f"`raise sf.ContinueAs(…)` before {EVENTS_CONTINUE:,} events, or split the work among child runs."
         )
-        if event.count >= EVENTS_FAIL:  # now, whatever children it would wait for
+        if event.count >= EVENTS_FAIL:  # at once, also if it has children that it should wait for
             self._end_now(events.RunFailed(self.workflow, self.tenant, self.at - self.started, failure_of(error)))
         else:
             self._limited = True
@@ -363,8 +364,8 @@ class CoroutineMachine(RunMachine):
 
     def _warn_of_history(self) -> None:
         self.effects.warnings.append(
-            f"its history has {self.events_count:,} events; at {EVENTS_CONTINUE:,} it is told to continue as new "
-            "(sf.ContinueAs)"
+            f"its history has {self.events_count:,} events; at {EVENTS_CONTINUE:,} sf.HistoryTooLong is raised in its "
+            "code, which must then continue as new (sf.ContinueAs)"
         )
 
     def patched(self, name: str) -> bool:
@@ -377,15 +378,16 @@ class CoroutineMachine(RunMachine):
         return known
 
     def _is_patched(self, name: str) -> bool:
-        """For the first time in this life."""
+        """For the first time in this generation."""
         self.effects.events.append(Patched(name))
         return True
 
-    def _continue(self, error: ContinueAs, lives_now: int) -> None:
-        """Begin anew under the same id. What was received and not taken comes along; all else is let go."""
+    def _continue(self, error: ContinueAs, count: int) -> None:
+        """Continue as new, for the `count`th time in this transition. Messages that no code has taken are carried over;
+        everything else is stopped."""
         definition = cast("Workflow[..., Any]", self.app.workflows[self.workflow])
-        if lives_now > LIVES_AT_ONCE:
-            self._fail(Failure("UsageError", f"{self.workflow} continued as new {lives_now} times without any wait"))
+        if count > GENERATIONS_AT_ONCE:
+            self._fail(Failure("UsageError", f"{self.workflow} continued as new {count} times without waiting"))
             return
         try:
             payload = Raw(definition.parameters.encode(error.arguments, error.keywords))
@@ -396,7 +398,7 @@ class CoroutineMachine(RunMachine):
         for ask_id, name in list((self._asked or {}).items()):
             self.answer(AskAnswered(ask_id, name, failure=refusal))
         carried = [event for queue in (self._buffered or {}).values() for event in queue]
-        waited_for = [call for call in self.children.values() if call.on_parent_end == "wait"]
+        awaited_children = [call for call in self.children.values() if call.on_parent_end == "wait"]
         event = self.decide(
             RunContinued(
                 self.workflow,
@@ -407,32 +409,32 @@ class CoroutineMachine(RunMachine):
                 self.started,
                 self.generation + 1,
                 carried,
-                [(call.seq, call.target.name, call.run_id) for call in waited_for],
+                [(call.seq, call.target.name, call.run_id) for call in awaited_children],
             )
         )
         self._let_go("wait")
         self.children.clear()
         self.effects.fresh = True
         self.events_count = 0
-        self._begin_life(event)
+        self._begin_generation(event)
 
-    def _begin_life(self, event: RunContinued) -> None:
+    def _begin_generation(self, event: RunContinued) -> None:
         self.seq = event.seq
         self.started = event.started
         self.version = event.version
         self.generation = event.generation
         self._rng = self._patches = self._cancelling = None
-        self.attributes = None  # a replay of this life knows nothing of the ones before; the header has them all
+        self.attributes = None  # a replay of this generation doesn't see the previous ones; the header has them all
         self._limited = False
-        for one in event.carried:
-            self._keep(message_key(one), one)
+        for message in event.carried:
+            self._buffer(message_key(message), message)
         for seq, name, run_id in event.children:
             self.children[seq] = self.open_child(seq, name, run_id, "wait")
         self._start_code(event.input)
 
 
 class _Closing:
-    """Stands in for a machine while its coroutines are closed: it tells what it knows, and decides nothing."""
+    """Replaces a machine while its coroutines are closed: it can be read, and refuses decisions."""
 
     REFUSED = frozenset({"decide", "take_seq", "start", "answer", "patched", "effects", "current", "send"})
 
@@ -441,5 +443,5 @@ class _Closing:
 
     def __getattr__(self, name: str) -> Any:
         if name in self.REFUSED:
-            raise UsageError("this run has ended or is being put away: it decides nothing any more")
+            raise UsageError("this run has ended or is being evicted: its finally blocks can't start steps or timers")
         return getattr(self._machine, name)

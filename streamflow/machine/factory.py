@@ -1,25 +1,20 @@
-"""The machines of all runs are made here: of a new run, or of one that its record tells.
+"""Makes the machine of a run: of a new one, or of one with a record.
 
-Owns: which class a run's machine has. Must not: know clocks, I/O or event loops. Called by: the owner, and whoever
-replays a history.
+Owns: which class a run's machine has. Must not: know clocks, I/O or event loops. Called by: the owner, and everything
+that replays a history.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from streamflow.events import (
-    Transition,
-)
+from streamflow.events import Transition
 from streamflow.machine.reducer import ReducerMachine
+from streamflow.machine.replay import WorkflowMachine
 from streamflow.machine.run import RunMachine
 from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition
 from streamflow.workflow.app import App, Reducer
-
-if TYPE_CHECKING:
-    pass
-from streamflow.machine.replay import WorkflowMachine
 
 
 def new_machine(app: App, partition: Partition, run_id: str, workflow_name: str) -> RunMachine:
@@ -39,7 +34,7 @@ def _machine_for(app: App, partition: Partition, run_id: str, workflow_name: str
 def rehydrate(
     app: App, partition: Partition, run_id: str, header: Header, state: bytes, transitions: list[Transition]
 ) -> RunMachine:
-    """The machine of a run as its record tells. Never raises: what can't go on is parked, see `RunMachine.reason`."""
+    """The machine of a run with this record. Never raises: a run that can't continue is parked, see `reason`."""
     machine = _machine_for(app, partition, run_id, header.workflow, is_reducer=bool(state))
     machine.tenant = header.tenant
     machine.parent = header.parent

@@ -1,9 +1,9 @@
-"""What is open in a run, and when the next of it is due.
+"""What is open in a run, and when the next part of it is due.
 
-Owns: the state of a run between two transitions: steps with their attempts, timers, children, and what each recorded
-fact means for them, also for a history whose code can't be run.
+Owns: the state of a run between two transitions: steps with their attempts, timers, children, and the effect of each
+recorded fact on them, also for a history whose code can't be run.
 Must not: know clocks, I/O or event loops; take inputs or end a run (`run.py` does), run user code.
-Called by: `run.py`, which builds on it; the owner asks it what runs and what is due.
+Called by: `run.py`, which builds on it; the owner reads what runs and what is due.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, cast
 
 from streamflow import events
-from streamflow.errors import (
-    Cancelled,
-    Diverged,
-)
+from streamflow.errors import Cancelled, Diverged
 from streamflow.events import (
     AnyEvent,
     ChildCompleted,
@@ -42,13 +39,13 @@ if TYPE_CHECKING:
     from streamflow.model.sharding import Partition
 
 WORKER_LOST = "WorkerLost"
-"""Kind of the failure of an attempt whose worker died or fell silent."""
+"""Kind of the failure of an attempt whose worker died or sent no heartbeat."""
 MAX_WORKER_LOSSES = 3
-"""Workers that a step may take with it before it fails."""
+"""Worker deaths during one step after which the step fails: it may be what kills them."""
 
 
 class OpenWork:
-    """The open steps, timers and children of one run, and who the run is."""
+    """The open steps, timers and children of one run, and the run's identity."""
 
     __slots__ = (
         "_rng",
@@ -94,13 +91,13 @@ class OpenWork:
         self.status = Status.PENDING
         self.ended = False
         self.ending: Ending | None = None
-        """How the code has ended, while children that it waits for go on."""
+        """How the code has ended, while the run waits for its children with `on_parent_end="wait"`."""
         self.version = 0
         """Of the workflow's code."""
         self.generation = 0
         """How often the run has continued as new."""
         self.live = True
-        """False during a replay, whose effects have taken place already."""
+        """False during a replay, whose effects have been applied already."""
         self.started = 0
         """Shard-clock ms of the start; 0 before."""
         self.at = 0
@@ -111,23 +108,23 @@ class OpenWork:
         self.timers: dict[int, Operation] = {}
         self.children: dict[int, ChildCall] = {}
         self.schedule: list[tuple[int, int]] = []
-        """A heap of (due, seq) of timers and retries; entries of what is gone already are skipped."""
+        """A heap of (due, seq) of timers and retries; entries that are not open any more are skipped."""
         self.in_steps = 0
-        """How many steps run at the owner now."""
+        """Number of steps that run at the owner now."""
         self.current: Fiber | None = None
-        """The fiber whose code runs."""
+        """The fiber whose code runs now."""
         self.ready: list[Fiber] = []
         self.cancelling = 0
-        """Fibers that are being cancelled, each because of the one before."""
+        """Depth of nested calls that cancel fibers."""
         self.too_deep: list[tuple[Fiber, Cancelled]] = []
-        """Those whose turn comes when the outermost is done."""
+        """Fibers below that depth, which the outermost call cancels when the others are."""
         self.effects = Effects()
         self.attributes: Mapping[str, Attribute] | None = None
-        """What the code has set so far (a replay sets it again): limits are checked against it."""
+        """What the code has set so far, also during a replay; limits are checked against it."""
         self.stuck = False
-        """Whether the history is in stuck state: a RunStuck without a RunResumed after it."""
+        """Whether the history ends in stuck state: a RunStuck without a RunResumed after it."""
         self.reason = ""
-        """Why user code can't run. Empty: it can."""
+        """Why user code can't run; empty if it can."""
         self.diverged: Diverged | None = None
         self._rng: random.Random | None = None
 
@@ -148,10 +145,10 @@ class OpenWork:
         return None
 
     def running_jobs(self) -> list[StepJob]:
-        """After a rehydration: the owner's attempts to start again, under the same numbers. Queues keep theirs."""
+        """After a rehydration: the attempts that the owner starts again, with the same numbers. Queues keep theirs."""
         return [call.job() for call in self.steps.values() if call.due is None and call.is_local]
 
-    # --- what is opened ------------------------------------------------------------------------------------------
+    # --- opening -------------------------------------------------------------------------------------------------
 
     def add_step(self, call: StepCall) -> None:
         self.steps[call.seq] = call
@@ -171,7 +168,7 @@ class OpenWork:
         self.timers[operation.seq] = operation
         heappush(self.schedule, (due, operation.seq))
 
-    # --- what facts mean -----------------------------------------------------------------------------------------
+    # --- the effect of facts -------------------------------------------------------------------------------------
 
     def _begin(self, event: RunStarted) -> None:
         self.workflow = event.workflow
@@ -191,7 +188,7 @@ class OpenWork:
             self.in_steps -= 1
 
     def _track(self, event: AnyEvent) -> Operation | None:
-        """Note what a fact means for what is open; gives the operation that it is about, if that is still open."""
+        """Apply a fact to what is open; gives the operation that it is about, if that was open."""
         kind = type(event)
         if kind is StepCompleted or kind is events.StepFailed:
             call = self.steps.get(cast("StepCompleted", event).seq)
@@ -214,14 +211,14 @@ class OpenWork:
             return self.timers.pop(cast("TimerFired", event).seq, None)
         if kind is ChildCompleted or kind is events.ChildFailed:
             return self.children.pop(cast("ChildCompleted", event).seq, None)
-        if kind is StepCancelled:  # seen here only when no code runs
+        if kind is StepCancelled:  # only when no code runs
             call = self.steps.get(cast("StepCancelled", event).seq)
             if call is not None:
                 self._close_step(call)
         return None
 
     def _track_blindly(self, event: AnyEvent) -> None:
-        """As `_track`, for a history whose code can't be run: decisions open stand-ins."""
+        """As `_track`, for a history whose code can't be run: decisions open placeholders."""
         if isinstance(event, RunStarted):
             self._begin(event)
         elif isinstance(event, StepScheduled):
@@ -247,7 +244,7 @@ class OpenWork:
         self.seq = max(self.seq, getattr(event, "seq", 0))
 
     def open_child(self, seq: int, name: str, run_id: str, on_parent_end: str) -> ChildCall:
-        """A child that is known from a record, and that no code waits for."""
+        """A child that is known from a record; no code waits for it."""
         child = ChildCall(self.app.workflows.get(name) or unknown_child(name))
         child.seq, child.state, child.run_id, child.args = seq, PENDING, run_id, None
         child.on_parent_end = on_parent_end
@@ -261,15 +258,15 @@ class OpenWork:
         self.in_steps = 0
 
     def _stop_attempt(self, call: StepCall) -> None:
-        """The step's present attempt, if there is one, runs for nothing now."""
+        """Nothing needs the step's current attempt, if there is one: stop it."""
         if call.step.queue is None:
             self.effects.cancelled.append(call.seq)
-        elif call.due is None or call.due <= self.at:  # what was due may have been offered: no fact says so
+        elif call.due is None or call.due <= self.at:  # a due attempt may have been enqueued: no fact records that
             self.effects.revoked.append(call.job())
 
 
 def unknown_child(name: str) -> Workflow[..., Any]:
-    """Stand-in for the workflow of a child that this app doesn't register: its result is plain data."""
+    """Placeholder for the workflow of a child that this app doesn't register: its result is plain data."""
 
     async def gone(*, _: Any = None) -> Any: ...
 

@@ -1,10 +1,10 @@
 """Reducers: runs whose code is one function `(state, event) -> Decision`, and whose state is their snapshot.
 
-Owns: the machine; its snapshot is in `snapshot.py`, what reducers get and give in `workflow/reducer.py`.
+Owns: the machine. Its snapshot is in `snapshot.py`, the events and commands of reducers in `workflow/reducer.py`.
 Must not: know clocks, I/O or event loops; need a history (the newest transitions are kept for people to read).
 Called by: the owner through `factory.py`.
 
-The state lives as bytes between two transitions, so a reducer gets the same whether its run was in memory or not.
+Between two transitions the state is bytes, so a reducer gets the same state whether or not its run was in memory.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class ReducerMachine(RunMachine):
     def __init__(self, app: Any, partition: Any, run_id: str, workflow: str = "") -> None:
         super().__init__(app, partition, run_id, workflow)
         self._data: Raw | None = None
-        """The state between transitions; None before the first event was reduced."""
+        """The encoded state between transitions; None before the first event."""
         self._state: Any = None
-        """The state during one."""
+        """The state during a transition."""
         self._held: list[HeldFact] = []
 
     @property
@@ -83,7 +83,7 @@ class ReducerMachine(RunMachine):
 
     @property
     def rng(self) -> random.Random:
-        """Seeded for each transition: a snapshot doesn't keep the state of a generator."""
+        """Seeded for each transition: a snapshot doesn't have the state of a generator."""
         if self._rng is None:
             self._rng = random.Random(f"{self.run_id}@{self.started}#{self.events_count}")
         return self._rng
@@ -94,7 +94,7 @@ class ReducerMachine(RunMachine):
         if self.reason or self.effects.ended:
             super()._take_all(inputs)
             return
-        if not self.effects.events:  # else it has just resumed, and drew from this transition's already
+        if not self.effects.events:  # else it has just resumed, and has used this transition's generator already
             self._rng = None
         self._load()
         super()._take_all(inputs)
@@ -124,10 +124,10 @@ class ReducerMachine(RunMachine):
         if self.reason:
             self._held.append(HeldFact(event, tag, run_id))
         else:
-            self._hand_over(event, tag, run_id, value)
+            self._reduce(event, tag, run_id, value)
 
-    def _hand_over(self, event: AnyEvent, tag: str, run_id: str, value: Any) -> None:
-        """Make the public event of a fact, and react."""
+    def _reduce(self, event: AnyEvent, tag: str, run_id: str, value: Any) -> None:
+        """Make the public event of a fact, and call the reducer with it."""
         match event:
             case RunStarted():
                 try:
@@ -168,10 +168,10 @@ class ReducerMachine(RunMachine):
         try:
             decision: Any = self._definition.function(self._state, event)
             if not isinstance(decision, Decision):
-                raise UsageError(f"reducer {self.workflow} returned a {type(decision).__name__}; return sf.Decision(…)")
+                raise UsageError(f"reducer {self.workflow} must return sf.Decision(…), got a {type(decision).__name__}")
             self._state = decision.state
             for command in decision.commands:
-                self._obey(command)
+                self._execute(command)
                 if self.effects.ended or self.ending is not None:
                     return
         except PASSING:
@@ -179,7 +179,7 @@ class ReducerMachine(RunMachine):
         except BaseException as error:
             self._fail(failure_of(error))
 
-    def _obey(self, command: Any) -> None:
+    def _execute(self, command: Any) -> None:
         if isinstance(command, Complete):
             self._complete(command.result)
         elif isinstance(command, Fail):
@@ -191,12 +191,13 @@ class ReducerMachine(RunMachine):
             self.answer(AskAnswered(command.id, "", failure=Failure("Refused", command.reason)))
         elif isinstance(command, StepCall | ChildCall | Sleep | SignalSend):
             if command.state:
-                raise UsageError(f"reducer {self.workflow} gave the same command twice: call the step again for each")
+                raise UsageError(f"reducer {self.workflow} returned the same command twice: make a new call for each")
             command.begin(self)
         else:
             raise UsageError(
-                f"reducer {self.workflow} returned {command!r} as a command: use calls of steps and workflows, "
-                "sf.sleep, sf.send_signal, sf.Answer, sf.Refuse, sf.Complete and sf.Fail; signals come as events"
+                f"reducer {self.workflow} returned {command!r}, which is not a command: use calls of steps and "
+                "workflows, sf.sleep, sf.send_signal, sf.Answer, sf.Refuse, sf.Complete or sf.Fail; signals are received"
+                " as events"
             )
 
     def _cancel(self, event: CancelRequested) -> None:
@@ -206,10 +207,10 @@ class ReducerMachine(RunMachine):
             self._end_cancelled(event.reason)
 
     def take_message(self, wait: SignalWait) -> bool:
-        raise UsageError("a reducer gets signals as events")
+        raise UsageError("a reducer can't wait for signals: it receives them as events")
 
     def spawn(self, fiber: Fiber) -> None:
-        raise UsageError("a reducer has no coroutines")
+        raise UsageError("a reducer can't run coroutines: use calls of steps and workflows as commands")
 
     # --- stuck ------------------------------------------------------------------------------------------------------
 
@@ -217,8 +218,8 @@ class ReducerMachine(RunMachine):
         held, self._held = self._held, []
         self._rng = None
         self._load()
-        for one in held:
-            event, value = one.event, None
+        for fact in held:
+            event, value = fact.event, None
             try:
                 value = self._decode_held(event)
             except PayloadInvalid as error:
@@ -227,7 +228,7 @@ class ReducerMachine(RunMachine):
                     event = events.StepFailed(event.seq, event.name, event.attempt, event.ms, failure)
                 elif isinstance(event, ChildCompleted):
                     event = events.ChildFailed(event.seq, event.name, failure)
-            self._hand_over(event, one.tag, one.run_id, value)
+            self._reduce(event, fact.tag, fact.run_id, value)
             if self.effects.ended or self.ending is not None:
                 break
         self._store()
@@ -281,14 +282,14 @@ class ReducerMachine(RunMachine):
         )
 
     def restore(self, state: bytes, transitions: list[Transition]) -> None:
-        """Bring a fresh machine to where the snapshot was taken. Without one nothing but facts has happened yet."""
+        """Restore the snapshot in a new machine. Without a snapshot the history has only facts so far."""
         if not state:
             self._restore_unreduced(transitions)
             return
         try:
             snapshot = decode_snapshot(state)
         except codec.DECODE_ERRORS as error:
-            self.reason = f"the snapshot of run {self.run_id} can't be read: {error}"
+            self.reason = f"the snapshot of run {self.run_id} can't be decoded: {error}"
             return
         self._data = snapshot.state
         self.seq, self.started, self.at = snapshot.seq, snapshot.started, snapshot.at
@@ -308,7 +309,7 @@ class ReducerMachine(RunMachine):
             try:
                 self._load()
             except PayloadInvalid as error:
-                self.reason = f"{error}. Deploy code whose state type reads it and the run goes on."
+                self.reason = f"{error}. Deploy code whose state type can decode it, and the run continues."
             self._state = None
         self.effects.jobs.clear()
         self._set_open_status()

@@ -3,8 +3,8 @@
 Owns: replay and the comparison of decisions.
 Must not: know clocks, I/O or event loops. Called by: `factory.py`.
 
-A replay feeds the recorded facts to the code, whose decisions follow from their order alone (`coroutines.py`), and must
-see the recorded decisions.
+A replay delivers the recorded facts to the code, whose decisions follow from their order alone (`coroutines.py`), and
+compares its decisions with the recorded ones.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from streamflow.workflow.awaitable import Operation, Unwinding, active
 if TYPE_CHECKING:
     from streamflow.workflow.awaitable import D
 
-_NEWS = (RunStarted, SignalReceived, AskReceived, StepCompleted, ChildCompleted, TimerFired)
-"""Facts that user code is told as they are; of the others only failures."""
+_DELIVERED = (RunStarted, SignalReceived, AskReceived, StepCompleted, ChildCompleted, TimerFired)
+"""Facts that are delivered to user code as they are; of the others only failures are."""
 
 
 class _Divergence(Unwinding):
-    """Unwinds a replay."""
+    """Raised in a replay, and unwinds it."""
 
     def __init__(self, position: int, expected: str, found: str) -> None:
         super().__init__(expected, found)
@@ -56,6 +56,8 @@ class _Divergence(Unwinding):
 
 
 class WorkflowMachine(CoroutineMachine):
+    """A run whose code is coroutines, live or in a replay."""
+
     __slots__ = ("_held", "_position", "_recorded", "_replayed")
 
     def __init__(self, app: App, partition: Partition, run_id: str, workflow: str = "") -> None:
@@ -64,12 +66,12 @@ class WorkflowMachine(CoroutineMachine):
         """The transition that is being replayed; None when live."""
         self._position = 0
         self._replayed = 0
-        """Events of the history before that transition."""
+        """Number of events in the history before that transition."""
         self._held: list[tuple[AnyEvent, Operation | None]] | None = None
-        """Facts that came while the run was stuck, for when it goes on."""
+        """Facts that were received while the run was stuck, and that are delivered when it resumes."""
 
     def replay(self, transitions: list[Transition]) -> None:
-        """Bring a fresh machine to the end of a history. A divergence parks it: see `diverged` and `reason`."""
+        """Bring a new machine to the end of a history. A divergence parks it: see `diverged` and `reason`."""
         self.live = False
         self.events_count = sum(len(transition.events) for transition in transitions)
         if not self.reason and transitions:
@@ -105,7 +107,7 @@ class WorkflowMachine(CoroutineMachine):
                 event = events[self._position]
                 self._position += 1
                 if self.ended:
-                    raise _Divergence(self._position - 1, event.describe(), "end the run before")
+                    raise _Divergence(self._position - 1, event.describe(), "end the run before this event")
                 self._replay_event(event)
             self._replayed += len(events)
 
@@ -116,7 +118,7 @@ class WorkflowMachine(CoroutineMachine):
         elif isinstance(event, RunResumed):
             self.stuck = False
             if isinstance(following, CancelRequested) and isinstance(self._following(1), events.RunCancelled):
-                self._held = None  # it was cancelled without its code, or its code did nothing about it
+                self._held = None  # it was cancelled without running its code, or its code did nothing about it
                 self.stuck = True
             else:
                 self._resume_code()
@@ -128,12 +130,12 @@ class WorkflowMachine(CoroutineMachine):
         elif isinstance(event, HistoryLimitReached):
             self._limit_reached(event)
         elif isinstance(event, RunContinued) and not self.started:
-            self._begin_life(event)
+            self._begin_generation(event)
             self._run()
         elif isinstance(event, Patched):
-            self._pass_over(event)
+            self._skip_patch(event)
         elif isinstance(event, (*DECISIONS, *ENDINGS, RunContinued)):
-            raise _Divergence(self._position - 1, self._expected(event), "nothing of the kind")
+            raise _Divergence(self._position - 1, self._expected(event), "not make this decision")
         else:
             if isinstance(event, RunStarted):
                 self._begin(event)
@@ -153,10 +155,10 @@ class WorkflowMachine(CoroutineMachine):
                 return
 
     def _deliver_recorded(self, event: AnyEvent, operation: Operation | None, *, strict: bool) -> None:
-        """`strict`: the run's own code took this fact when it came, so it must fit."""
+        """`strict`: the run's code received this fact when it was recorded, so it must match."""
         if operation is None and not isinstance(event, (RunStarted, SignalReceived, AskReceived)):
             if strict:
-                raise _Divergence(self._position - 1, event.describe(), "wait for nothing of that number")
+                raise _Divergence(self._position - 1, event.describe(), "not wait for it")
             return
         value: Any = None
         error: Exception | None = None
@@ -165,7 +167,7 @@ class WorkflowMachine(CoroutineMachine):
                 value = cast("Any", operation).decode_result(event.result)
         except PayloadInvalid as invalid:
             if strict:
-                raise _Divergence(self._position - 1, event.describe(), f"refuse it: {invalid}") from invalid
+                raise _Divergence(self._position - 1, event.describe(), f"not accept it: {invalid}") from invalid
             failure = Failure("PayloadInvalid", str(invalid))
             if isinstance(event, StepCompleted):
                 error = errors.StepFailed(event.name, event.attempt, failure)
@@ -175,8 +177,8 @@ class WorkflowMachine(CoroutineMachine):
             error = errors.StepFailed(event.name, event.attempt, event.failure)
         elif isinstance(event, events.ChildFailed):
             error = errors.ChildFailed(cast("Any", operation).run_id, event.name, event.failure)
-        elif not isinstance(event, _NEWS):
-            return  # a retry: no news for user code
+        elif not isinstance(event, _DELIVERED):
+            return  # a retry: user code doesn't see it
         self._deliver(event, operation, value, error)
 
     @property
@@ -201,7 +203,7 @@ class WorkflowMachine(CoroutineMachine):
 
     def _compare(self, event: AnyEvent) -> AnyEvent:
         while isinstance(recorded := self._following(), Patched):
-            self._pass_over(recorded)
+            self._skip_patch(recorded)
             self._position += 1
         if (
             type(recorded) is not type(event)
@@ -221,18 +223,18 @@ class WorkflowMachine(CoroutineMachine):
         return recorded[position] if recorded is not None and position < len(recorded) else None
 
     def _expected(self, event: AnyEvent) -> str:
-        gone = isinstance(event, StepScheduled) and event.name not in self.app.steps
-        return event.describe() + (", a step that is not registered any more" if gone else "")
+        is_missing = isinstance(event, StepScheduled) and event.name not in self.app.steps
+        return event.describe() + (", a step that is not registered any more" if is_missing else "")
 
     def _replay_blindly(self, transitions: list[Transition]) -> None:
-        """Know what is open without running code, so that outcomes are still taken and timers fire."""
+        """Find out what is open without running code, so that outcomes are still recorded and timers fire."""
         self.close()
         self._forget_open()
         self._held = None
         self._rng = None
         self.seq = self.at = self.started = 0
         self.stuck = False
-        self._recorded = []  # nothing that happens here takes effect
+        self._recorded = []  # not live: nothing here has effects
         for number, transition in enumerate(transitions):
             self.at = max(self.at, transition.at)
             for event in transition.events[0 if number else _first_position(transition) :]:
@@ -243,7 +245,7 @@ class WorkflowMachine(CoroutineMachine):
                 self._track_blindly(event)
 
     def _is_patched(self, name: str) -> bool:
-        """In a replay: whether the history has the patch here. Those that the code doesn't ask for are passed over."""
+        """In a replay: whether the history has the patch here. Patches that the code doesn't ask for are skipped."""
         recorded = self._recorded
         if recorded is None:
             return super()._is_patched(name)
@@ -254,17 +256,17 @@ class WorkflowMachine(CoroutineMachine):
             if event.name == name:
                 self._position = position + 1
                 return True
-            self._pass_over(event)
+            self._skip_patch(event)
         return False
 
-    def _pass_over(self, event: Patched) -> None:
-        """The code doesn't ask any more, or asks later than it did: the answer is the run's for good."""
+    def _skip_patch(self, event: Patched) -> None:
+        """The code doesn't ask any more, or asks later than when it was recorded: the answer stays the run's."""
         if self._patches is None:
             self._patches = {}
         self._patches.setdefault(event.name, True)
 
 
 def _first_position(transition: Transition) -> int:
-    """Where the history begins in its first transition: at its last `RunContinued`, or at 0."""
+    """The position at which the history begins in its first transition: its last `RunContinued`, or 0."""
     events = transition.events
     return next((i for i in range(len(events) - 1, 0, -1) if isinstance(events[i], RunContinued)), 0)

@@ -1,7 +1,7 @@
-"""What all machines share: from inputs to facts, and from the end of the code to the end of the run.
+"""The base of all machines: from inputs to facts, and from the end of the code to the end of the run.
 
-Owns: `advance`, which facts an input is and whether a failed attempt is tried again, what an ending cancels, and what
-happens while a run is stuck (facts are recorded, no user code runs). What is open is in `open_work.py`.
+Owns: `advance`, the facts that an input becomes, whether a failed attempt is retried, what an ending cancels, and what
+happens while a run is stuck (facts are recorded, no user code runs). Its open work is in `open_work.py`.
 Must not: know clocks, I/O or event loops; run user code (`coroutines.py` and `reducer.py` do).
 Called by: the machines; the owner calls `advance` and the properties.
 
@@ -60,10 +60,11 @@ if TYPE_CHECKING:
 _encode = msgspec.msgpack.Encoder().encode
 
 EVENTS_WARN = 10_000
+"""Events in a history at which the daemon logs a warning."""
 EVENTS_CONTINUE = 50_000
-"""Events of a history at which a run is warned of, and at which it is told to continue as new."""
+"""Events at which `HistoryTooLong` is raised in the code, which must then continue as new."""
 EVENTS_FAIL = 55_000
-"""Events at which a run that didn't is ended."""
+"""Events at which a run that hasn't continued as new fails."""
 
 
 class RunMachine(OpenWork):
@@ -75,16 +76,17 @@ class RunMachine(OpenWork):
 
     @property
     def resumable(self) -> bool:
-        """The history is in stuck state and the present code can go on: the next advance does, inputs or not."""
+        """The history is in stuck state, and the current code can continue: the next advance resumes it, with or
+        without inputs."""
         return self.stuck and not self.reason
 
     @property
     def awaited_messages(self) -> list[str]:
-        """What user code waits for now: names of signals, and of questions behind a question mark."""
+        """The messages that user code waits for now: names of signals, and of questions after a question mark."""
         return []
 
     def advance(self, inputs: list[Any], at: int) -> Effects:
-        """Reduce inputs to one transition at shard-clock ms `at`. No events means that nothing is to be committed.
+        """Reduce inputs to one transition at shard-clock ms `at`. Without events there is nothing to commit.
 
         The caller commits `encode_transition(at, effects.events)`, then starts the jobs.
         """
@@ -112,26 +114,26 @@ class RunMachine(OpenWork):
         self.events_count = count + len(effects.events)
         if count < EVENTS_WARN <= self.events_count:
             self._warn_of_history()
-        self.effects = _IDLE  # a machine at rest keeps no history
+        self.effects = _IDLE  # an idle machine must not hold its last transition in memory
         return effects
 
     @property
     def events_before(self) -> int:
-        """Length of the history before the present transition."""
+        """Number of events in the history before the current transition."""
         return self.events_count
 
     def _limit_history(self) -> None:
-        """The history is long: tell the code, if it has one."""
+        """The history is long: a workflow gets `HistoryTooLong`."""
 
     def _warn_of_history(self) -> None:
-        """The history has just become long."""
+        """The history has reached `EVENTS_WARN`."""
 
     def snapshot(self) -> bytes:
         """The `state` element of the run's record."""
         return b""
 
     def close(self) -> None:
-        """Give up user code without letting it decide anything more. For eviction from the cache; safe to repeat."""
+        """End the user code, which can't make decisions any more. For eviction from the cache; safe to repeat."""
 
     # --- for operations ---------------------------------------------------------------------------------------------
 
@@ -140,12 +142,12 @@ class RunMachine(OpenWork):
         return seq
 
     def decide(self, event: D) -> D:
-        """Record a decision. Gives the recorded one, which in a replay is the history's."""
+        """Record a decision. Gives the recorded event, which in a replay is the one of the history."""
         self.effects.events.append(event)
         return event
 
     def warn(self, text: str) -> None:
-        """Have the owner log it when the transition is committed."""
+        """Have the owner log a warning when the transition is committed."""
         self.effects.warnings.append(text)
 
     def add_child(self, call: ChildCall, event: ChildStarted) -> None:
@@ -158,7 +160,7 @@ class RunMachine(OpenWork):
         operation.settle(None, None, self.ready)
 
     def cancel_step(self, call: StepCall) -> None:
-        """Nobody waits for the step any more. One whose outcome came while the run was stuck is over already."""
+        """Nothing waits for the step any more. A step whose outcome was recorded while the run was stuck is closed."""
         if call.seq not in self.steps:
             return
         self.decide(StepCancelled(call.seq, call.step.name))
@@ -166,26 +168,26 @@ class RunMachine(OpenWork):
         self._close_step(call)
 
     def answer(self, event: AskAnswered) -> None:
-        """Record the answer to a question, and give it to the asker."""
+        """Record the answer to a question, and send it to the asker."""
         answer = self.decide(event)
         if self.live:
             self.effects.answers.append(answer)
 
     def take_message(self, wait: SignalWait) -> bool:
-        """Settle `wait` with a signal or question that came early, or remember it."""
+        """Settle `wait` with an early signal or question, or register it."""
         raise NotImplementedError
 
     def forget_wait(self, wait: SignalWait) -> None:
-        """The wait is over without a message."""
+        """The wait has ended without a message."""
 
     def patched(self, name: str) -> bool:
-        raise UsageError("sf.patched() is for workflows: a reducer's state can say itself what it knows")
+        raise UsageError("sf.patched() works only in workflows: a reducer can keep a flag in its state")
 
     def spawn(self, fiber: Fiber) -> None:
         raise NotImplementedError
 
     def start(self, operation: Operation) -> None:
-        """Begin an operation; what goes wrong in that is raised where it is awaited."""
+        """Begin an operation; an error in that is raised where it is awaited."""
         try:
             operation.begin(self)
         except Exception as error:
@@ -196,10 +198,10 @@ class RunMachine(OpenWork):
             self.effects.outbox.append(Outgoing(target, kind, _encode(body)))
 
     def set_attributes(self, changes: dict[str, Attribute | None]) -> None:
-        """Raises `UsageError` or `PayloadTooLarge`, in a replay as it did when it was live."""
+        """Raises `UsageError` or `PayloadTooLarge`, in a replay as when it was live."""
         self.attributes = merged(self.attributes or {}, changes)
         effects = self.effects
-        if self.live and effects is not _IDLE:  # idle: code of a machine that is only closed decides nothing
+        if self.live and effects is not _IDLE:  # idle: the machine is only closed, which has no effects
             effects.attributes = {**(effects.attributes or {}), **changes}
 
     def publish(self, key: str, data: bytes) -> None:
@@ -214,10 +216,10 @@ class RunMachine(OpenWork):
 
     @property
     def rng(self) -> random.Random:
-        """What user code draws from: the same for the same life of a run, whoever replays it."""
+        """The random numbers of user code: the same in each replay of one generation of a run."""
         if self._rng is None:
-            life = f"/{self.generation}" if self.generation else ""
-            self._rng = random.Random(f"{self.run_id}@{self.started}{life}")
+            suffix = f"/{self.generation}" if self.generation else ""
+            self._rng = random.Random(f"{self.run_id}@{self.started}{suffix}")
         return self._rng
 
     # --- inputs to facts --------------------------------------------------------------------------------------------
@@ -248,16 +250,16 @@ class RunMachine(OpenWork):
         elif isinstance(item, ChildCompleted | events.ChildFailed):
             self._take_child(item)
         elif isinstance(item, CancelRequested):
-            if self.stuck:  # it ends without its code; whoever counts stuck runs must see it leave that state
+            if self.stuck:  # it ends without its code; the views, which count stuck runs, need this event
                 self.stuck = False
                 self.effects.events.append(RunResumed(self.workflow, self.tenant))
             self.effects.events.append(item)
             self._cancel_requested(item)
         else:
-            raise TypeError(f"{item!r} is no input of a run")
+            raise TypeError(f"{item!r} is not an input of a machine")
 
     def _take_outcome(self, outcome: Outcome) -> None:
-        """An outcome of an attempt that isn't the current one changes nothing: a newer attempt decides."""
+        """An outcome of an attempt that isn't the current one is ignored: the newer attempt counts."""
         call = self.steps.get(outcome.seq)
         if call is None or call.attempt != outcome.attempt:
             return
@@ -278,7 +280,7 @@ class RunMachine(OpenWork):
                 return
         retry = step.retry
         is_lost = failure.kind == WORKER_LOST
-        tried = outcome.attempt - call.lost  # a worker's death is no failure of the step, and has its own limit
+        tried = outcome.attempt - call.lost  # a worker's death is not a failure of the step, and has its own limit
         if (
             call.lost + 1 >= MAX_WORKER_LOSSES
             if is_lost
@@ -289,7 +291,7 @@ class RunMachine(OpenWork):
             self._track(event)
             self._deliver(event, call, None, errors.StepFailed(step.name, outcome.attempt, failure))
             return
-        # Jitter has its own generator: user code's must not depend on how often a step failed.
+        # Jitter has its own generator: user code's numbers must not depend on how often a step failed.
         rng = random.Random(f"{self.run_id}/{call.seq}/{outcome.attempt}")
         due = self.at + (0 if is_lost else round(retry.delay(max(tried, 1), rng) * 1000))
         event = StepRetrying(call.seq, step.name, outcome.attempt, outcome.ms, failure, due, outcome.details)
@@ -297,7 +299,7 @@ class RunMachine(OpenWork):
         self._track(event)
 
     def _take_due(self) -> None:
-        """What is due now, and nothing that is set meanwhile: a loop of `sleep(0)` must not hold the daemon."""
+        """Take what is due now, but not what is set meanwhile: a loop of `sleep(0)` must not block the daemon."""
         timers: list[int] = []
         schedule = self.schedule
         while schedule and schedule[0][0] <= self.at:
@@ -315,7 +317,7 @@ class RunMachine(OpenWork):
                 self.effects.jobs.append(call.job())
         for seq in timers:
             operation = self.timers.pop(seq, None)
-            if operation is None:  # the signal's wait that it limited is over
+            if operation is None:  # the wait for a signal that it limited has ended
                 continue
             event = TimerFired(seq)
             self.effects.events.append(event)
@@ -350,7 +352,7 @@ class RunMachine(OpenWork):
             return [] if self.effects.ended else inputs
         if not self.stuck:
             if not self.started and inputs and isinstance(inputs[0], RunStarted):
-                # A run that this app can't even start: it has started all the same, so that views count it once.
+                # A run that this app can't start: its start is recorded all the same, so that views count it once.
                 self._begin(inputs[0])
                 events.append(inputs[0])
                 inputs = inputs[1:]
@@ -368,7 +370,7 @@ class RunMachine(OpenWork):
     # --- endings ----------------------------------------------------------------------------------------------------
 
     def _cancel_requested(self, event: CancelRequested) -> None:
-        """End at once, let the code clean up, or hurry the children that an ended code waits for."""
+        """End at once, or let the code clean up; if it has ended, cancel the children that the run waits for."""
         if event.terminate or self.reason:
             self._end_now(events.RunCancelled(self.workflow, self.tenant, self.at - self.started, event.reason))
         elif self.ending is None:
@@ -384,26 +386,26 @@ class RunMachine(OpenWork):
         self._end(events.RunCancelled(self.workflow, self.tenant, self.at - self.started, reason))
 
     def _end(self, event: Ending) -> None:
-        """The code is over. The run is, too, unless it waits for children: then nothing else is open any more."""
+        """The code has ended. The run ends too, unless it waits for children: then nothing else stays open."""
         if any(child.on_parent_end == "wait" for child in self.children.values()):
             self.ending = event
-            for call in list(self.steps.values()):  # in the history, for whoever reads it without the code
+            for call in list(self.steps.values()):  # recorded, because a history may be read without its code
                 self.cancel_step(call)
             self._let_go("wait")
         else:
             self._end_now(event)
 
     def _end_if_alone(self) -> None:
-        """After a child's outcome: whether it was the last that the run's end waited for."""
+        """After a child's outcome: end the run if that was the last child that it waited for."""
         ending = self.ending
         if ending is not None and not self.children:
-            if self.stuck:  # whoever counts stuck runs must see it leave that state
+            if self.stuck:  # the views, which count stuck runs, need this event
                 self.stuck = False
                 self.effects.events.append(RunResumed(self.workflow, self.tenant))
             self._end_now(msgspec.structs.replace(ending, ms=self.at - self.started))
 
     def _let_go(self, keep: str = "") -> None:
-        """Stop what is open, children as their policies say; those with the policy `keep` stay open."""
+        """Stop what is open, children according to their policies; those with the policy `keep` stay open."""
         reason = f"the parent run {self.run_id} ended"
         kept: dict[int, ChildCall] = {}
         for child in self.children.values():
@@ -413,14 +415,14 @@ class RunMachine(OpenWork):
                 self.send(child.run_id, "cancel", reason)
         for call in self.steps.values():
             self._stop_attempt(call)
-        # Decided in this very transition: not worth starting.
+        # Scheduled in this same transition: they don't have to start.
         self.effects.jobs.clear()
         self.close()
         self._forget_open()
         self.children.update(kept)
 
     def _end_now(self, event: Ending) -> None:
-        """The run is over: tell the parent, cancel what is open."""
+        """The run ends: send its outcome to the parent, stop what is open."""
         effects = self.effects
         self.record_ending(event)
         parent, _, number = self.parent.rpartition("#")
@@ -445,7 +447,7 @@ class RunMachine(OpenWork):
     # --- for the machines -------------------------------------------------------------------------------------------
 
     def _deliver(self, event: AnyEvent, operation: Operation | None, value: Any, error: Exception | None) -> None:
-        """Give a fact to user code, unless it can't run, and let it decide."""
+        """Deliver a fact to user code, which makes its decisions; keep it if the code can't run."""
         raise NotImplementedError
 
     def _fail(self, failure: Failure) -> None:
@@ -453,8 +455,8 @@ class RunMachine(OpenWork):
 
     def _complete(self, result: object) -> None:
         if isinstance(result, ContinueAs):
-            words = f"workflow {self.workflow} returned sf.ContinueAs(…): raise it"
-            self._fail(Failure(UsageError.__name__, words))
+            message = f"workflow {self.workflow} returned sf.ContinueAs(…): raise it"
+            self._fail(Failure(UsageError.__name__, message))
             return
         try:
             data = codec.encode(result, f"result of {self.workflow}")
@@ -465,7 +467,7 @@ class RunMachine(OpenWork):
 
 
 def _drop_stopped(effects: Effects) -> None:
-    """Attempts that were decided and given up in one transition never start."""
+    """Attempts that were scheduled and cancelled in the same transition never start."""
     stopped = {*effects.cancelled, *(job.seq for job in effects.revoked)}
     effects.jobs = [job for job in effects.jobs if job.seq not in stopped]
 

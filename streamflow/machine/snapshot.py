@@ -1,4 +1,4 @@
-"""A reducer's snapshot: its state and what is open, as the record keeps them between two transitions.
+"""A reducer's snapshot: its state and its open work, as stored in the record between two transitions.
 
 Owns: the snapshot's fields and its bytes. Must not: decide. Called by: the reducer's machine.
 """
@@ -9,17 +9,15 @@ import msgspec
 from msgspec import Raw
 
 from streamflow import events
-from streamflow.events import (
-    NOTHING,
-    AnyEvent,
-    RunCompleted,
-)
+from streamflow.events import NOTHING, AnyEvent, RunCompleted
 from streamflow.workflow.actions import ChildCall, Sleep, StepCall
 from streamflow.workflow.awaitable import Operation
 from streamflow.workflow.retry import Retry
 
 
 class Overrides(msgspec.Struct, array_like=True):
+    """The settings of a step that differ from the registered ones (`step.options`)."""
+
     timeout: float | None
     queue: str | None
     retry: tuple[int, float, float, float, float, list[str]]
@@ -36,11 +34,11 @@ class OpenStep(msgspec.Struct, array_like=True):
     lost: int = 0
     details: Raw = NOTHING
     queue: str | None = None
-    """Where its attempt is: a later deploy may name another queue. Empty: at the owner; None: an older record."""
+    """The queue of its attempt: a later deploy may name another one. Empty: at the owner; None: an older record."""
 
 
 class HeldFact(msgspec.Struct, array_like=True):
-    """A fact that came while the run was stuck, with what its closed operation knew."""
+    """A fact that was received while the run was stuck, with the tag and run id of its operation, which is closed."""
 
     event: AnyEvent
     tag: str
@@ -68,6 +66,7 @@ decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 
 
 def tag_of(operation: Operation | None) -> str:
+    """The operation's tag for the reducer's event, or an empty text."""
     if isinstance(operation, StepCall):
         return operation.step.tag
     if isinstance(operation, ChildCall):
@@ -76,6 +75,7 @@ def tag_of(operation: Operation | None) -> str:
 
 
 def overrides_of(call: StepCall) -> Overrides | None:
+    """The call's settings; None if they are the registered ones."""
     step = call.step
     registered = step.origin
     if step.timeout == registered.timeout and step.queue == registered.queue and step.retry == registered.retry:

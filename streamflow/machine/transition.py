@@ -1,4 +1,4 @@
-"""What goes into an advance of a machine, and what comes out of it.
+"""The inputs of an advance of a machine, and its effects.
 
 Owns: the inputs (messages, outcomes, due times) and `Effects`, the contract between the machines and the owner.
 Must not: reduce. Called by: the machines make effects, the owner commits them; both make inputs.
@@ -30,8 +30,8 @@ Ending = RunCompleted | events.RunFailed | events.RunCancelled
 
 
 class Outcome(msgspec.Struct, gc=False):
-    """How one attempt of a step ended. `permanent`: no retry, whatever the policy says. `details`: what it told last
-    with `sf.heartbeat`; after a failure the next attempt gets it."""
+    """How one attempt of a step ended. `ms`: how long it ran. `permanent`: no retry, whatever the policy says.
+    `details`: the last value that it reported with `sf.heartbeat`; after a failure the next attempt gets it."""
 
     seq: int
     attempt: int
@@ -43,7 +43,7 @@ class Outcome(msgspec.Struct, gc=False):
 
 
 class Due(msgspec.Struct, frozen=True):
-    """Time has passed: timers fire and retries start that are due at `at`."""
+    """Time has passed: timers that are due fire, and retries that are due start."""
 
 
 Input = (
@@ -52,7 +52,7 @@ Input = (
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
-    """A message for another run: `start`, `signal`, `cancel` or `child` (the outcome of one). The outbox carries it."""
+    """A message to another run: `start`, `signal`, `cancel` or `child` (a child's outcome). The outbox delivers it."""
 
     target: str
     kind: str
@@ -60,7 +60,7 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
 
 
 class Effects:
-    """What one advance did: the events to commit, and what to do when they are."""
+    """What one advance did: the events to commit, and what to do once they are committed."""
 
     __slots__ = (
         "answers",
@@ -80,19 +80,19 @@ class Effects:
     def __init__(self) -> None:
         self.events: list[AnyEvent] = []
         self.jobs: list[StepJob] = []
-        """To start after the commit; those of a queue travel in the commit's outbox."""
+        """Attempts to start after the commit; those of a queue are sent with the commit's outbox."""
         self.outbox: list[Outgoing] = []
         self.cancelled: list[int] = []
-        """Numbers of steps at the owner that run for nothing now."""
+        """Numbers of steps at the owner whose attempts are to be stopped."""
         self.revoked: list[StepJob] = []
-        """Attempts in queues that are not wanted any more."""
+        """Attempts in queues that are to be revoked."""
         self.published: dict[str, bytes] | None = None
-        """New values by key, encoded, for `run.read`."""
+        """New values of `sf.publish` by key, encoded."""
         self.attributes: dict[str, Attribute | None] | None = None
-        """Attributes that change; None takes one off."""
+        """Attributes that change; None removes one."""
         self.answers: list[AskAnswered] = []
         self.fresh = False
-        """The history begins anew with this transition (at its last `RunContinued`): what was there before goes."""
+        """The history starts again with this transition (at its last `RunContinued`): the previous one is deleted."""
         self.warnings: list[str] = []
         self.status = Status.RUNNING
         self.ended = False

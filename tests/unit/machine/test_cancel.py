@@ -426,7 +426,7 @@ def test_a_finally_block_of_an_evicted_run_can_not_start_anything() -> None:
     run = Run(app, "flow")
     run.machine.close()
     assert len(errors) == 1
-    assert "decides nothing" in errors[0]
+    assert "its finally blocks can't start steps or timers" in errors[0]
     run.reload()
     run.done(1)
     assert kinds(run.last) == ["StepCompleted", "Patched", "TimerSet", "StepScheduled"]

@@ -120,7 +120,7 @@ def test_a_run_that_continues_forever_without_waiting_fails() -> None:
     async def flow() -> None:
         raise sf.ContinueAs
 
-    assert "without any wait" in failure_in(Run(app, "flow").last).message
+    assert "times without waiting" in failure_in(Run(app, "flow").last).message
 
 
 def test_arguments_that_do_not_fit_fail_the_run(crash: bool) -> None:

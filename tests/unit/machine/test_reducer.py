@@ -125,7 +125,7 @@ def test_an_exception_or_a_wrong_command_fails_the_run() -> None:
     run = Run(app, "agent")
     failure = failure_in(run.advance(SignalReceived("nonsense", raw(1))))
     assert failure.kind == "UsageError"
-    assert "signals come as events" in failure.message
+    assert "signals are received as events" in failure.message
 
 
 def test_a_reducer_that_returns_no_decision_or_a_wrong_state_fails_the_run() -> None:

@@ -124,7 +124,7 @@ def test_a_decision_that_the_code_no_longer_makes_is_a_divergence() -> None:
 
     diverged = _after_first_step().reload(_app(nothing)).diverged
     assert diverged is not None
-    assert (diverged.number, diverged.found) == (2, "nothing of the kind")
+    assert (diverged.number, diverged.found) == (2, "not make this decision")
 
 
 def test_a_step_that_is_not_registered_any_more_is_named() -> None:
