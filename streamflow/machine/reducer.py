@@ -196,8 +196,8 @@ class ReducerMachine(RunMachine):
         else:
             raise UsageError(
                 f"reducer {self.workflow} returned {command!r}, which is not a command: use calls of steps and "
-                "workflows, sf.sleep, sf.send_signal, sf.Answer, sf.Refuse, sf.Complete or sf.Fail; signals are received"
-                " as events"
+                "workflows, sf.sleep, sf.send_signal, sf.Answer, sf.Refuse, sf.Complete or sf.Fail; signals are "
+                "received as events"
             )
 
     def _cancel(self, event: CancelRequested) -> None:

@@ -1,14 +1,18 @@
 """Testing workflows in memory: `import streamflow.testing as sft`.
 
-Owns: the names of the testing kit, each loaded when it is first asked for (the pytest plugin loads this package).
+Owns: the names of the testing kit, each imported at its first use (the pytest plugin loads this package).
 Must not: need pytest, or a server. Called by: user tests.
 
-    sandbox.py    the client's API over a world in memory           (what tests use)
-    world.py      records, messages, the virtual clock, crashes      (what server and owner do in production)
-    attempts.py   one attempt of a step                              (what the executor does)
-    stubs.py      what steps do instead, and what was called
-    crashes.py    crash and resume at every transition
-    plugin.py     the pytest plugin
+A `Sandbox` runs workflows without a server, with a virtual clock that skips waiting:
+
+>>> async def test_digest() -> None:
+...     async with sft.Sandbox(app) as sandbox:
+...         sandbox.stub(fetch, returns="<p>")
+...         run = await sandbox.start(digest, ["https://example.org"])
+...         assert await run.result() == 3
+
+`run` is a sandbox in one line, `survives_crashes` crashes at every transition, and `replay` checks recorded histories
+against changed code.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from streamflow.testing.stubs import StubCall
     from streamflow.testing.world import Stalled
 
-_LATER = {
+_LAZY = {
     "StubCall": "streamflow.testing.stubs",
     "History": "streamflow.client.histories",
     "Sandbox": "streamflow.testing.sandbox",
@@ -39,9 +43,9 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _LAZY:
         raise AttributeError(f"module 'streamflow.testing' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
     return value
 
 

@@ -1,11 +1,11 @@
-"""One attempt of a step in the sandbox: the real function or its stub, and the outcome of that.
+"""One attempt of a step in the sandbox: runs the real function or its stub.
 
-Owns: what an attempt comes to, and how long that takes on the virtual clock.
-Must not: know what follows from an outcome (the world does), retry.
+Owns: the outcome of an attempt, and how long it takes on the virtual clock.
+Must not: handle an outcome (the world does), retry.
 Called by: the world, one attempt at a time.
 
-A real function's time-out counts on the real clock, because only that passes while it runs; a stub's `takes=` is
-virtual, and so is the time-out that it runs into.
+A real function's time-out counts on the real clock, because the virtual one stands still while it runs. A stub's
+`takes=` is virtual, and so is its time-out.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from streamflow.testing.stubs import Stub, StubCall, Stubs
 from streamflow.workflow.actions import StepJob
 
 running: contextvars.ContextVar[bool] = contextvars.ContextVar("streamflow_sandbox_step", default=False)
-"""Set in the code of steps: what they ask of the sandbox can't wait for the sandbox."""
+"""True in the code of steps: their calls of the sandbox must not wait for the sandbox."""
 
-_OURS = (str(Path(__file__).parent), executor.__file__)
+_INTERNAL = (str(Path(__file__).parent), executor.__file__)
 
 
 async def perform(stubs: Stubs, run_id: str, job: StepJob, at: datetime) -> tuple[Outcome, int]:
-    """The outcome, and after how many virtual ms it comes. Cancelling this is the only thing that it raises.
+    """Run the attempt; gives its outcome, and after how many virtual ms it arrives. Raises only if it is cancelled.
 
-    Belongs into a task of its own, because it sets context variables.
+    Must run in its own task, because it sets context variables.
     """
     step = job.step
     key = (run_id, job.seq, job.attempt)
     stub = stubs.find(step.name, key)
     takes = 0.0 if stub is None else stub.takes
-    record = Running(0, run_id, job, job.details)  # what step_info(), heartbeat() and cancelled() look at
+    record = Running(0, run_id, job, job.details)  # read by step_info(), heartbeat() and cancelled()
     current.set(record)
     running.set(True)
     try:
@@ -68,7 +68,7 @@ async def perform(stubs: Stubs, run_id: str, job: StepJob, at: datetime) -> tupl
 
 
 class _TimedOut(Exception):
-    """The real function was still running when its time was over."""
+    """The real function took longer than its time-out."""
 
 
 async def _value(stub: Stub | None, job: StepJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -86,7 +86,7 @@ async def _value(stub: Stub | None, job: StepJob, args: tuple[Any, ...], kwargs:
         async with deadline:
             if step.is_async:
                 return await step.function(*args, **kwargs)
-            # In a thread, as in production: what works only in the event loop's own thread must show here.
+            # In a thread, as in production: code that works only in the event loop's thread must fail here too.
             return await asyncio.to_thread(step.function, *args, **kwargs)
     except TimeoutError:
         if deadline.expired():
@@ -103,4 +103,4 @@ def _timed_out(record: Running, seconds: float) -> Outcome:
 def _failed(record: Running, takes: float, error: BaseException) -> Outcome:
     job = record.job
     permanent = isinstance(error, UsageError) or job.step.retry.gives_up_on(error)
-    return Outcome(job.seq, job.attempt, takes * 1000, None, failure_of(error, _OURS), permanent, record.details)
+    return Outcome(job.seq, job.attempt, takes * 1000, None, failure_of(error, _INTERNAL), permanent, record.details)

@@ -1,6 +1,6 @@
-"""Crash and resume at every transition: the test that finds workflow code that doesn't survive its owner's death.
+"""Crash and resume at every transition: finds workflow code that doesn't survive the death of its owner.
 
-Owns: where it crashes, and what must be the same afterwards. Must not: know how a crash is made (`world.py` does).
+Owns: where to crash, and what must be equal afterwards. Must not: know how a crash is simulated (`world.py` does).
 Called by: user tests.
 """
 
@@ -22,14 +22,16 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Survived(msgspec.Struct, Generic[T], frozen=True):
-    """`result`: what the scenario gave each time. `points`: after how many transitions it was crashed."""
+    """The result of `survives_crashes`."""
 
     result: T
+    """What the scenario returned, each time."""
     points: int
+    """Number of transitions after which it was crashed."""
 
 
 class _Played(msgspec.Struct):
-    """One play of the scenario. `point` is the last event before the first crash, in words."""
+    """One play of the scenario. `point` describes the last event before the first crash."""
 
     sandbox: Sandbox
     result: Any = None
@@ -40,14 +42,15 @@ class _Played(msgspec.Struct):
 async def survives_crashes(
     app: App, scenario: Callable[[Sandbox], Awaitable[T]], *, partition: Partition | str = Partition.RUN
 ) -> Survived[T]:
-    """Play a scenario undisturbed, then with a crash after each transition in turn, then with one after every one.
+    """Play a scenario without crashes, then with one crash after each transition in turn, then with a crash after every
+    transition.
 
-    A crash throws away what the owner of the runs has in memory: histories are replayed, and steps that were running
-    begin again. Each play has a sandbox of its own, so `scenario` sets its stubs itself; what steps keep outside of it
-    (a global counter, say) they keep from play to play. A scenario of n transitions is played n + 2 times.
+    A crash discards what the owner of the runs has in memory: histories are replayed, and steps that were running start
+    again. Each play has its own sandbox, so `scenario` sets its stubs itself; state that steps keep outside of it (such
+    as a global counter) is kept from play to play. A scenario with n transitions is played n + 2 times.
 
-    Raises `AssertionError`, naming the event after which it crashed, if the code diverges from its history, if the
-    scenario fails or gives another result, or if a run decides anything else, in arguments and times as well.
+    Raises `AssertionError`, which names the event after which it crashed, if the code diverges from its history, if the
+    scenario fails or returns another result, or if a run makes any other decision, with other arguments or times.
 
     >>> async def approve(sandbox: sft.Sandbox) -> int:
     ...     run = await sandbox.start(digest, ["https://example.org"])
@@ -58,7 +61,7 @@ async def survives_crashes(
     calm = await _play(app, scenario, partition, lambda _: False)
     points = calm.sandbox.world.transitions
     if not points:
-        raise AssertionError("the scenario has no transition to crash after: does it start a run?")
+        raise AssertionError("the scenario made no transition to crash after: it must start a run")
     for point in range(1, points + 1):
         await _compare(app, scenario, partition, calm, lambda number, point=point: number == point, "a crash")
     await _compare(app, scenario, partition, calm, lambda _: True, "crashes after every event, the first")
@@ -85,7 +88,7 @@ async def _play(
         for machine in world.crash():
             if machine.diverged is not None:
                 played.failure = str(machine.diverged)
-                # Ends the play here, unless the scenario catches it: then the failure is still noted.
+                # Ends the play here. If the scenario catches it, the failure is recorded all the same.
                 raise machine.diverged
 
     world.on_commit = committed
@@ -116,42 +119,42 @@ async def _compare(
 
 
 def _difference(calm: _Played, played: _Played) -> str:
-    """The first decision that is another one than without a crash, in the order of the runs' starts."""
+    """The first decision that differs from the play without a crash, in the order of the runs' starts."""
     before, after = calm.sandbox.world, played.sandbox.world
     for run_id in before.records:
         if run_id not in after.records:
-            return f"run {run_id} was never started"
+            return f"run {run_id} was not started"
         expected, found = _decisions(before.events(run_id)), _decisions(after.events(run_id))
         for number, event in enumerate(expected):
             if number == len(found):
-                return f"run {run_id} did not come to {event.describe()}"
+                return f"run {run_id} did not reach {event.describe()}"
             if _encode(event) != _encode(found[number]):
-                return f"run {run_id} decided {_both(event, found[number])}"
+                return f"run {run_id} decided {_comparison(event, found[number])}"
         if len(found) > len(expected):
             return f"run {run_id} also decided {found[len(expected)].describe()}"
-    if more := [run_id for run_id in after.records if run_id not in before.records]:
-        return f"run {more[0]} was started, which isn't without a crash"
+    if additional := [run_id for run_id in after.records if run_id not in before.records]:
+        return f"run {additional[0]} was started, and without a crash it isn't"
     if calm.result != played.result:
-        return f"the scenario gave {played.result!r}, and without a crash {calm.result!r}"
+        return f"the scenario returned {played.result!r}, and without a crash {calm.result!r}"
     return ""
 
 
-def _both(expected: AnyEvent, found: AnyEvent) -> str:
+def _comparison(expected: AnyEvent, found: AnyEvent) -> str:
     if expected.describe() != found.describe():
         return f"{found.describe()}, and without a crash {expected.describe()}"
     for name in expected.__struct_fields__:
         values = [getattr(event, name) for event in (found, expected)]
         if _encode(values[0]) != _encode(values[1]):
-            shown = [msgspec.msgpack.decode(value) if isinstance(value, msgspec.Raw) else value for value in values]
+            plain = [msgspec.msgpack.decode(value) if isinstance(value, msgspec.Raw) else value for value in values]
             return (
-                f"{found.describe()} with {name} {shown[0]!r}, and without a crash {shown[1]!r}. Does the workflow use "
-                "something that isn't the same each time, or do its steps, and should be stubbed?"
+                f"{found.describe()} with {name} {plain[0]!r}, and without a crash {plain[1]!r}. Does the workflow use "
+                "a value that differs each time? If a step does, stub it."
             )
-    raise ValueError(f"{expected!r} and {found!r} are the same")
+    raise ValueError(f"{expected!r} and {found!r} are equal")
 
 
 def _decisions(events: list[AnyEvent]) -> list[AnyEvent]:
-    """Without the tracebacks of failures: a replayed coroutine has other frames below it."""
+    """The decisions, without the tracebacks of failures: a replayed coroutine has other frames below it."""
     kept: list[AnyEvent] = []
     for event in events:
         if not isinstance(event, (*DECISIONS, *ENDINGS, RunContinued)):

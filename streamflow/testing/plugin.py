@@ -1,7 +1,7 @@
 """The pytest plugin: fixtures for tests of workflows. Loaded in every project that has streamflow and pytest.
 
-Owns: the fixtures and the option in pytest's configuration. Must not: import what only its fixtures need when it is
-loaded. Called by: pytest.
+Owns: the fixtures and the option in pytest's configuration. Must not: import, when it is loaded, what only its fixtures
+need. Called by: pytest.
 """
 
 from __future__ import annotations
@@ -18,29 +18,31 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addini("streamflow_app", "the App under test, as after --app: flows:app, or path/flows.py:app", default="")
+    parser.addini(
+        "streamflow_app", "the App under test, in the form of --app: flows:app, or path/flows.py:app", default=""
+    )
 
 
 @pytest.fixture(scope="session")
 def streamflow_app(request: pytest.FixtureRequest) -> App:
     """The App under test: `streamflow_app = flows:app` in pytest's configuration. Or override this fixture."""
-    words = str(request.config.getini("streamflow_app"))
-    if not words:
+    address = str(request.config.getini("streamflow_app"))
+    if not address:
         raise pytest.UsageError(
-            "which app is under test? Write streamflow_app = flows:app into pytest's configuration "
-            "([tool.pytest.ini_options] in pyproject.toml: with quotes), or a fixture streamflow_app that returns it"
+            'no app is set: write streamflow_app = "flows:app" into [tool.pytest.ini_options] of pyproject.toml '
+            "(without quotes in pytest.ini), or write a fixture streamflow_app that returns it"
         )
     from streamflow.cli.app_loader import load_app
 
-    target, colon, attribute = words.partition(":")
+    target, colon, attribute = address.partition(":")
     if target.endswith(".py"):
-        target = str(request.config.rootpath / target)  # as all paths in that configuration
+        target = str(request.config.rootpath / target)  # relative to it, as all paths in that configuration
     return load_app(f"{target}{colon}{attribute}")
 
 
 @pytest.fixture
 def sandbox(streamflow_app: App) -> Iterator[Sandbox]:
-    """A `streamflow.testing.Sandbox` of the app, for one test."""
+    """A `streamflow.testing.Sandbox` of the app, new for each test and closed after it."""
     from streamflow.testing.sandbox import Sandbox
 
     sandbox = Sandbox(streamflow_app)
@@ -50,9 +52,10 @@ def sandbox(streamflow_app: App) -> Iterator[Sandbox]:
 
 @pytest.fixture
 def replay_histories(streamflow_app: App, request: pytest.FixtureRequest) -> Callable[[str | Path], int]:
-    """A function that replays all exported histories in a directory, named from the test's own one.
+    """A function that replays all exported histories in a directory, relative to that of the test file.
 
-    It gives their number, fails with all that don't fit, and raises `UsageError` if there is none.
+    It returns their number. The test fails with all histories that the code diverges from. Raises `UsageError` if the
+    directory has none.
 
     >>> def test_open_runs_can_go_on(replay_histories):
     ...     replay_histories("histories")

@@ -4,10 +4,11 @@ Owns: handles, waiting, and when the virtual clock moves. Must not: decide what 
 Called by: user tests.
 
 A test reads like production code: `start`, `signal`, `result`. Each call returns when everything has happened that
-can happen at that instant; only `result` and `sleep` let time pass, and that costs none.
+can happen at the current virtual time. Only waiting (`result`, `ask`, `sleep`, following `events`) moves the virtual
+clock, which takes no real time.
 """
 
-# A sandbox is to `Run` what a client is, in the parts that `Run` calls.
+# A sandbox replaces the client of a `Run`, with those methods that `Run` calls.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -58,18 +59,20 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 LIMIT = 100_000
-"""Things that may happen in one wait: a run that goes on for longer than that isn't going to end."""
+"""Transitions in one wait, after which the run is considered to never end."""
 YIELDS = 5
-"""How often the event loop gets a turn before time passes, so that a test's other tasks can say something first."""
+"""How often the event loop runs before the virtual clock moves, so that a test's other tasks can act first."""
 
 _deadline: contextvars.ContextVar[int | None] = contextvars.ContextVar("streamflow_sandbox_deadline", default=None)
 
 
 class Sandbox:
-    """Runs the workflows of `app` in memory, with a virtual clock that begins at 2026-01-01 00:00 UTC.
+    """Runs the workflows of `app` in memory, with a virtual clock that starts at 2026-01-01 00:00 UTC.
 
     Everything happens one after the other, in the same order each time. Payloads and histories are encoded and decoded
-    as in production. Steps run for real unless they are stubbed. Use it from one event loop (asyncio).
+    as in production. Steps run their real functions unless they are stubbed. Use it from one event loop (asyncio).
+
+    `partition` is that of the namespace: `run`, `tenant` or `workflow`.
 
     >>> async def test_digest() -> None:
     ...     async with sft.Sandbox(app) as sandbox:
@@ -96,7 +99,7 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """Close the coroutines of runs that are open."""
+        """Close the coroutines of open runs. `async with` does it."""
         self.world.close()
 
     # --- as the client ------------------------------------------------------------------------------------------------
@@ -110,7 +113,11 @@ class Sandbox:
     async def start(
         self, workflow: Callable[..., Awaitable[Any]] | str, *args: Any, id: str | None = None, tenant: str = ""
     ) -> SandboxRun[Any]:
-        """Start a run, as `client.start`. Without `id` it is called `<workflow>-1`, `-2`, … in the order of starts."""
+        """Start a run, as `client.start`. Without an `id` it gets `<workflow>-1`, `-2`, … in the order of starts.
+
+        Raises `RunConflict` if the id belongs to a run of another workflow, `UsageError` for what is not a workflow or
+        reducer, `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`.
+        """
         name, parameters = _target(workflow)
         payload = codec.encode(args, f"input of {name}") if parameters is None else parameters.encode(args, {})
         start = _start(self._meta, name, payload, self._new_id(name, tenant) if id is None else id, tenant)
@@ -135,7 +142,7 @@ class Sandbox:
     @overload
     def run(self, run_id: str, returns: type[R]) -> SandboxRun[R]: ...
     def run(self, run_id: str, returns: Any = Any) -> SandboxRun[Any]:
-        """The handle of a run by its whole id, as `client.run`: a child's, for one."""
+        """The handle of a run by its full id, as `client.run`, for example of a child. `returns`: the result's type."""
         what = f"result of run {check_run_id(run_id)}"
         codec.decoder_for(returns)
         return SandboxRun(self, run_id, lambda raw: codec.decode(raw, returns, what), False)
@@ -149,14 +156,14 @@ class Sandbox:
         attributes: Mapping[str, Attribute] | None = None,
         limit: int = 20,
     ) -> list[RunSummary]:
-        """The newest `limit` runs that fit all filters, as `client.runs`: latest change of status first."""
-        wanted = _status(status)
+        """The newest `limit` runs that match all filters, as `client.runs`: latest change of status first."""
+        selected = _status(status)
         newest = sorted(self.world.records.items(), key=lambda item: item[1].changed, reverse=True)
-        found: list[RunSummary] = [describe(run_id, record.header, record.ending) for run_id, record in newest]
+        summaries: list[RunSummary] = [describe(run_id, record.header, record.ending) for run_id, record in newest]
         return [
             run
-            for run in found
-            if (wanted is None or run.status == wanted)
+            for run in summaries
+            if (selected is None or run.status == selected)
             and (workflow is None or run.workflow == workflow)
             and (tenant is None or run.tenant == tenant)
             and all(same(run.attributes.get(name), value) for name, value in (attributes or {}).items())
@@ -174,11 +181,17 @@ class Sandbox:
         takes: float | timedelta = 0.0,
         times: int | None = None,
     ) -> None:
-        """What a step does from now on instead of running. The newest stub that isn't used up counts.
+        """Replace a step from now on. The newest stub that isn't used up applies.
 
-        One of: `replacement`, a function (plain or async) with the step's parameters; the value that it `returns`; the
-        exception that it `raises`. `takes` is how many seconds of virtual time an attempt lasts, so that time-outs and
-        races can be tested; alone it leaves the step what it is. `times`: for so many attempts only.
+        Give one of:
+
+        - `replacement`: a function, plain or async, with the step's parameters;
+        - `returns`: the value that the step returns;
+        - `raises`: the exception that it raises.
+
+        `takes` is how long an attempt lasts, in seconds of virtual time or a timedelta, so that time-outs and races can
+        be tested; alone it delays the real function's outcome. `times` limits the stub to that many attempts.
+
         Raises `UsageError`, and `PayloadInvalid` for a value that the step's annotation doesn't allow.
 
         >>> sandbox.stub(fetch, raises=ConnectionError("down"), times=2)   # and then the real one
@@ -187,7 +200,7 @@ class Sandbox:
         self.world.stubs.add(step, Stub(replacement, returns, raises, seconds, times))
 
     def calls(self, step: Step[..., Any] | str) -> list[StubCall]:
-        """All attempts of a step that have begun, in order, stubbed or not."""
+        """All attempts of a step that have started, in order, stubbed or not."""
         return self.world.stubs.calls(step)
 
     # --- time and crashes ---------------------------------------------------------------------------------------------
@@ -198,16 +211,19 @@ class Sandbox:
         return instant(self.world.now)
 
     async def sleep(self, delay: float | timedelta) -> None:
-        """Let so many seconds pass. What is due on the way happens at its own time."""
+        """Move the virtual clock by `delay`, in seconds or a timedelta. What is due in between happens at its time.
+
+        Raises `UsageError` for a negative delay, and inside a step.
+        """
         self._refuse_in_step("sleep")
         until = self.world.now + _ms(delay)
         await self._drive(lambda: self.world.now >= until, "", until)
         await self._settle()
 
     def crash(self) -> None:
-        """Throw away all that the owner of the runs has in memory, as a killed daemon does.
+        """Discard everything that the owner of the runs has in memory, as if its daemon was killed.
 
-        Another takes over at once: it replays the histories, and begins again the steps that were running.
+        Another owner takes over at once: it replays the histories, and starts the steps that were running again.
         """
         self.world.crash()
 
@@ -219,9 +235,9 @@ class Sandbox:
         return record.ending
 
     async def _answered(self, run_id: str, ask_id: str, body: bytes) -> bytes:
-        """What a run answers to an ask, encoded. Raises `RunEnded` when it ends without.
+        """A run's answer to a question, encoded. Raises `RunEnded` if it ends without answering.
 
-        Asks are counted: the id that the handle drew would be another one in each play of a scenario.
+        The question's id is a count: the random one of the handle would differ in each play of a scenario.
         """
         self._asked += 1
         body = body.replace(ask_id.encode(), f"{self._asked:032x}".encode())
@@ -270,33 +286,33 @@ class Sandbox:
     # --- waiting ------------------------------------------------------------------------------------------------------
 
     async def _settle(self) -> None:
-        """Everything that can happen now happens. Inside a step it happens when the step has ended."""
+        """Let everything happen that can happen now. Inside a step it happens when the step has ended."""
         if running.get():
             return
         async with self._lock:
-            left = LIMIT
+            remaining = LIMIT
             while await self.world.step():
-                left -= 1
-                if not left:
+                remaining -= 1
+                if not remaining:
                     raise Stalled(
-                        f"{LIMIT:,} things have happened at {self.now:%Y-%m-%d %H:%M:%S} and more follow: does a "
+                        f"more than {LIMIT:,} messages, timers and attempts at {self.now:%Y-%m-%d %H:%M:%S}: does a "
                         "workflow loop without waiting?",
                         "",
                     )
 
     async def _drive(self, done: Callable[[], bool], run_id: str, until: int | None, what: str = "ended") -> None:
-        """Let things happen, and time pass when nothing can, until `done`. Past `until` no time passes.
+        """Let things happen until `done`; when nothing can happen now, move the clock, but not past `until`.
 
-        Raises `Stalled`, and `TimeoutError` when it isn't done at `until`.
+        Raises `Stalled`, and `TimeoutError` if it isn't done at `until`.
         """
         self._refuse_in_step(f"wait for run {run_id}")
         world = self.world
-        begun, began_at = world.transitions, world.now
+        first, began_at = world.transitions, world.now
         while True:
             await self._settle()
             if done():
                 return
-            if await self._others_go_on():
+            if await self._other_tasks_act():
                 continue
             at = world.next_at
             if until is not None and (at is None or at > until):
@@ -304,25 +320,25 @@ class Sandbox:
                 if done():
                     return
                 raise TimeoutError(
-                    f"run {run_id} has not {what} within {(until - began_at) / 1000:g} s; it goes on, and waits for "
+                    f"run {run_id} has not {what} within {(until - began_at) / 1000:g} s; it continues, and waits for "
                     f"{world.waits_for(run_id)}"
                 )
             if at is None:
                 raise Stalled(
-                    f"run {run_id} will never have {what}: nothing is due and nothing runs, and it waits for "
+                    f"run {run_id} has not {what}, and never will: nothing runs, nothing is due, and it waits for "
                     f"{world.waits_for(run_id)}. Send what it waits for first, or give the wait a timeout.",
                     run_id,
                 )
-            if world.transitions - begun > LIMIT:
+            if world.transitions - first > LIMIT:
                 raise Stalled(
-                    f"run {run_id} has not {what} after {LIMIT:,} transitions, and it is {self.now:%Y-%m-%d} already; "
+                    f"run {run_id} has not {what} after {LIMIT:,} transitions, at virtual time {self.now:%Y-%m-%d}; "
                     f"it waits for {world.waits_for(run_id)}. Give the wait a timeout, or use sleep().",
                     run_id,
                 )
             world.now = at
 
-    async def _others_go_on(self) -> bool:
-        """Give other tasks of the test a turn; whether one of them has asked for something."""
+    async def _other_tasks_act(self) -> bool:
+        """Let other tasks of the test run. True if one of them has called the sandbox."""
         planned = self.world.planned
         for _ in range(YIELDS):
             await asyncio.sleep(0)
@@ -332,13 +348,14 @@ class Sandbox:
 
     def _refuse_in_step(self, what: str) -> None:
         if running.get():
-            raise UsageError(
-                f"a step can't {what} in a sandbox, where one thing happens after the other: stub the step"
-            )
+            raise UsageError(f"a step can't {what} in a sandbox, which does one thing at a time: stub the step")
 
 
 class SandboxRun(Run[R]):
-    """The handle of a run in a sandbox: `sf.Run` itself, but that its time-outs are virtual."""
+    """The handle of a run in a sandbox. As `sf.Run`, but time-outs are in virtual time.
+
+    Waiting also raises `Stalled`, at once, when the run waits for something that can never happen.
+    """
 
     __slots__ = ("_sandbox",)
 
@@ -347,10 +364,8 @@ class SandboxRun(Run[R]):
         self._sandbox = sandbox
 
     async def _within(self, timeout: float | timedelta | None, answer: Awaitable[T], late: str) -> T:
-        """Time passes until the answer is there, at most `timeout` seconds. `_drive` has better words than `late`.
-
-        Also raises `Stalled`, at once, when the run waits for something that can never come.
-        """
+        """Move the virtual clock until the answer is there, by at most `timeout` seconds. `_drive` has a better message
+        than `late`. Also raises `Stalled`."""
         token = _deadline.set(None if timeout is None else self._sandbox.world.now + _ms(timeout))
         try:
             return await answer
@@ -358,7 +373,7 @@ class SandboxRun(Run[R]):
             _deadline.reset(token)
 
     async def export(self) -> History:
-        """The recorded history, as `streamflow export` gives it: see `save_history` and `replay`."""
+        """The recorded history, as `streamflow export` writes it: for `save_history` and `replay`."""
         record = self._sandbox._record(self.id)
         return History(
             run_id=self.id,
@@ -372,7 +387,7 @@ class SandboxRun(Run[R]):
 def _ms(delay: float | timedelta) -> int:
     seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
     if seconds < 0:
-        raise UsageError(f"time goes forward only: {seconds:g} s can't be waited for")
+        raise UsageError(f"a duration must be >= 0 seconds, got {seconds:g}")
     return round(seconds * 1000)
 
 
@@ -383,10 +398,11 @@ def run(
     stubs: Mapping[Step[..., Any], Any] | None = None,
     signals: Mapping[str, Any] | None = None,
 ) -> R:
-    """Run a workflow to its end in a sandbox of its own and return its result: one line for a plain test.
+    """Run a workflow to its end in a new sandbox and return its result: one line for a plain test.
 
-    `stubs`: for each step a function to call instead, an exception to raise, or what it returns. `signals` are sent at
-    the start, in order. Raises what `result()` raises. Not for code that runs in an event loop: use a `Sandbox` there.
+    `stubs` has for each step a function to call instead, an exception to raise, or the value to return. `signals` has
+    values by name; they are sent at the start, in order. Raises what `result()` raises: `RunFailed`, `RunCancelled`,
+    `Stalled`. Not for code that runs in an event loop: use a `Sandbox` there.
 
     >>> assert sft.run(digest, ["https://example.org"], app=app, stubs={fetch: "<p>"}) == 3
     """

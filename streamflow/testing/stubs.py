@@ -1,7 +1,7 @@
-"""What steps do instead of running, and what was called.
+"""The stubs of steps, and the record of their calls.
 
-Owns: the stubs of a sandbox and the record of its calls. Must not: run anything (`attempts.py` does).
-Called by: the sandbox (sets, reads), attempts (asks what to do).
+Owns: both, for one sandbox. Must not: run anything (`attempts.py` does).
+Called by: the sandbox (adds stubs, reads calls), attempts (find the stub, record the call).
 """
 
 from __future__ import annotations
@@ -18,25 +18,30 @@ from streamflow.model import codec
 from streamflow.workflow.app import App, Step
 
 Key = tuple[str, int, int]
-"""Which attempt: run id, number of the decision, number of the attempt."""
+"""Identifies an attempt: run id, number of the decision, number of the attempt."""
 
 
 class StubCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt that began. `at` is the virtual time, aware, in UTC; `attempt` counts from 1.
+    """One attempt of a step that has started, stubbed or not.
 
-    An attempt that was begun again after a crash is there twice.
+    An attempt that was started again after a crash is recorded twice.
     """
 
     args: tuple[Any, ...]
+    """Positional arguments."""
     kwargs: dict[str, Any]
+    """Keyword-only arguments."""
     run_id: str
     seq: int
+    """Number of the decision within its run."""
     attempt: int
+    """Number of the attempt, from 1."""
     at: datetime
+    """Virtual time, aware, in UTC."""
 
 
 class Stub:
-    """One `sandbox.stub(…)`. `times`: how many attempts it serves; None for all."""
+    """One `sandbox.stub(…)`. `takes` is in virtual seconds; `times`: the number of attempts it serves, None for all."""
 
     def __init__(
         self,
@@ -54,7 +59,7 @@ class Stub:
         self._served: set[Key] = set()
 
     def serves(self, key: Key) -> bool:
-        """Whether this is what the attempt gets; one that is begun again after a crash gets the same again."""
+        """Whether this stub serves the attempt. One that is started again after a crash gets the same stub."""
         if key not in self._served:
             if self._times is not None and len(self._served) >= self._times:
                 return False
@@ -63,6 +68,8 @@ class Stub:
 
 
 class Stubs:
+    """All stubs of a sandbox, and all calls."""
+
     def __init__(self, app: App) -> None:
         self._app = app
         self._stubs: dict[str, list[Stub]] = {}
@@ -73,19 +80,19 @@ class Stubs:
         given = (stub.replacement is not None) + (stub.returns is not UNSET) + (stub.raises is not None)
         if given > 1 or (not given and not stub.takes):
             raise UsageError(
-                f"a stub of step {registered.name} does one thing: give a function, or returns=, or raises= "
-                "(and takes= with any of them, or alone)"
+                f"a stub of step {registered.name} must have exactly one of a function, returns= and raises= "
+                "(takes= with any of them, or alone)"
             )
         if stub.takes < 0:
-            raise UsageError(f"a stub of step {registered.name} can't take {stub.takes:g} s")
+            raise UsageError(f"a stub of step {registered.name}: takes must be seconds >= 0, got {stub.takes:g}")
         if stub.returns is not UNSET:
-            # What the step's own annotation refuses would fail the run later, far from this line.
+            # A value that the step's annotation doesn't allow would fail the run later, far from this line.
             data = codec.encode(stub.returns, f"result of the stub of step {registered.name}")
             registered.parameters.decode_result(data)
         self._stubs.setdefault(registered.name, []).insert(0, stub)
 
     def find(self, name: str, key: Key) -> Stub | None:
-        """The newest stub that serves this attempt."""
+        """The newest stub that serves this attempt, if any."""
         return next((stub for stub in self._stubs.get(name, ()) if stub.serves(key)), None)
 
     def called(self, name: str, call: StubCall) -> None:
@@ -96,7 +103,7 @@ class Stubs:
 
     def _registered(self, step: Step[..., Any] | str) -> Step[..., Any]:
         name = step if isinstance(step, str) else getattr(step, "name", repr(step))
-        found = self._app.steps.get(name)
-        if found is None or (isinstance(step, Step) and step.origin is not found):
+        registered = self._app.steps.get(name)
+        if registered is None or (isinstance(step, Step) and step.origin is not registered):
             raise UsageError(self._app.unknown_step(name))
-        return found
+        return registered

@@ -1,13 +1,13 @@
 """Server, owner and executor in memory: the records of all runs, their messages, and a virtual clock.
 
-Owns: what happens in which order, what is kept of a run, and what a crash throws away.
-Must not: wait for anything but a step, look at the real clock, or know handles and waiting (`sandbox.py`).
+Owns: the order of everything that happens, what is kept of a run, and what a crash discards.
+Must not: wait for anything but a step, read the real clock, or know handles and waiting (`sandbox.py`).
 Called by: the sandbox; the crash test (which watches commits).
 
-Everything that will happen is on one agenda, ordered by its virtual time and then by when it was decided, and happens
-one at a time: a message, a due timer, the begin of an attempt, its outcome. Each is one transition at most, so there
-are as many places to crash at as there can be. Records are the bytes that a server would have; what a crash throws
-away is everything else that an owner has in memory.
+Everything that will happen is on one agenda, ordered by its virtual time and then by when it was added, and happens one
+at a time: a message, a due timer, the start of an attempt, its outcome. Each is at most one transition, so there are as
+many points to crash at as possible. Records are the bytes that a server would have; a crash discards everything else
+that an owner has in memory.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
 
 BEGIN_MS = 1_767_225_600_000
-"""2026-01-01 00:00 UTC: always the same, so that what a test sees doesn't depend on when it runs."""
+"""2026-01-01 00:00 UTC: always the same, so that a test doesn't depend on when it runs."""
 
 
 class Stalled(RunError):
-    """A run waits for something that can never come; the message says for what."""
+    """A run waits for something that can never happen, or loops without end; the message says what it waits for."""
 
 
 class Record:
-    """What the server keeps of one run, as bytes."""
+    """The record of one run, as bytes, as the server keeps it."""
 
     __slots__ = ("changed", "header", "log", "published", "state", "transitions")
 
@@ -66,10 +66,10 @@ class Record:
         self.state = b""
         self.transitions: list[bytes] = []
         self.log: list[Transition] = []
-        """Also what a run that was continued as new has left behind."""
+        """All transitions, also those of previous generations of a run that continued as new."""
         self.published: dict[str, bytes] = {}
         self.changed = 0
-        """Number of the transition that changed its status last."""
+        """Number of the last transition that changed its status."""
 
     @property
     def head(self) -> Header:
@@ -77,22 +77,22 @@ class Record:
 
     @property
     def ending(self) -> bytes:
-        """The transition that ended the run, or nothing."""
+        """The transition that ended the run, or empty."""
         return b"" if self.head.is_open else self.transitions[-1]
 
 
 class Attempt:
-    """An attempt of a step that is to begin, or has begun: then its outcome is there, and not yet reduced."""
+    """An attempt of a step that will start, or has started: then `outcome` is set, and not reduced yet."""
 
-    __slots__ = ("again", "job", "outcome", "run_id")
+    __slots__ = ("is_repeated", "job", "outcome", "run_id")
 
     def __init__(self, run_id: str, job: StepJob) -> None:
         self.run_id = run_id
         self.job = job
         self.outcome: Outcome | None = None
-        self.again = False
-        """Its first outcome was lost in a crash. The second comes when the first would have, so that a crash decides
-        no race."""
+        self.is_repeated = False
+        """Its first outcome was lost in a crash. The second one arrives when the first would have, so that a crash
+        doesn't change who wins a race."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -100,13 +100,15 @@ class Attempt:
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The run's earliest timer or retry is due, unless it was given up."""
+    """The run's earliest timer or retry is due, unless it was cancelled meanwhile."""
 
     run_id: str
     due: int
 
 
 class World:
+    """All runs of a sandbox. `now` is the virtual time in ms since the Unix epoch."""
+
     def __init__(self, app: App, partition: Partition) -> None:
         self.app = app
         self.partition = partition
@@ -114,26 +116,26 @@ class World:
         self.now = BEGIN_MS
         self.records: dict[str, Record] = {}
         self.answers: dict[str, bytes] = {}
-        """Answers to asks, by the ask's id."""
+        """Answers to questions, by the question's id."""
         self.transitions = 0
-        """How many were committed, of all runs."""
+        """Number of committed transitions of all runs."""
         self.on_commit: Callable[[str], None] | None = None
-        """Called with the run's id after each."""
+        """Called with the run's id after each commit."""
         self._machines: dict[str, RunMachine] = {}
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._lost: dict[tuple[str, int], Attempt] = {}
-        """Attempts that a crash ended and that haven't begun again; each keeps its place on the agenda."""
+        """Attempts that a crash ended and that haven't started again; each keeps its position on the agenda."""
         self._running: Attempt | None = None
-        """The one whose function runs now."""
+        """The attempt whose function runs now."""
         self._agenda: list[tuple[int, int, InboxMessage | Attempt | Plan]] = []
         self._planned: dict[str, int] = {}
         self.planned = 0
-        """How many things were ever put on the agenda."""
+        """Number of items that were put on the agenda so far."""
 
-    # --- what comes from outside ------------------------------------------------------------------------------------
+    # --- messages from outside --------------------------------------------------------------------------------------
 
     def start(self, run_id: str, workflow: str, tenant: str, payload: bytes, parent: str = "") -> bytes:
-        """Open a run, unless there is one: then its header, as `lua/start_runs` answers."""
+        """Start a run. Gives nothing, or the header of the run that has this id already, as `lua/start_runs` does."""
         record = self.records.get(run_id)
         if record is not None:
             return record.header
@@ -150,23 +152,23 @@ class World:
             machine.close()
         self._machines.clear()
 
-    # --- what happens -----------------------------------------------------------------------------------------------
+    # --- the agenda -------------------------------------------------------------------------------------------------
 
     @property
     def next_at(self) -> int | None:
-        """Virtual ms of the next thing that happens, if anything does."""
-        while self._agenda and self._is_over(self._agenda[0][2]):
+        """Virtual ms of the next item of the agenda; None if there is none."""
+        while self._agenda and self._is_obsolete(self._agenda[0][2]):
             heappop(self._agenda)
         return self._agenda[0][0] if self._agenda else None
 
     async def step(self) -> bool:
-        """Let the next thing happen that can happen now. False when there is none."""
+        """Process the next item of the agenda that is due now. False if there is none."""
         at = self.next_at
         if at is None or at > self.now:
             return False
         item = self._agenda[0][2]
         if isinstance(item, Attempt) and self._lost.get(item.key) is item:
-            self._find_again(item)
+            self._restart_lost(item)
             return True
         heappop(self._agenda)
         if isinstance(item, Plan):
@@ -184,34 +186,35 @@ class World:
         self.planned += 1
         heappush(self._agenda, (at, self.planned, item))
 
-    def _is_over(self, item: InboxMessage | Attempt | Plan) -> bool:
-        """An attempt that nobody waits for any more, or a timer that was given up: no time passes for it."""
+    def _is_obsolete(self, item: InboxMessage | Attempt | Plan) -> bool:
+        """Whether it is an attempt or a timer that nothing waits for any more: the clock doesn't move for it."""
         if isinstance(item, Attempt):
             return item is not self._attempts.get(item.key) and item is not self._lost.get(item.key)
         return isinstance(item, Plan) and self._due(item.run_id) != item.due
 
-    def _find_again(self, attempt: Attempt) -> None:
-        """An attempt that a crash ended and no machine has named: no history tells that a retry has begun, so its
-        machine finds it due. It must do so before the attempt's turn, or the attempt would begin a second time then."""
+    def _restart_lost(self, attempt: Attempt) -> None:
+        """Have the machine start an attempt again that a crash ended. It was a retry: no history records that one has
+        started, so the machine finds it due. It must do so before the attempt's turn, or the attempt would start twice.
+        """
         self._reduce(attempt.run_id, Due())
         due = self._due(attempt.run_id)
         if self._lost.get(attempt.key) is attempt and (due is None or due > self.now):
-            del self._lost[attempt.key]  # nobody waits for it any more
+            del self._lost[attempt.key]  # nothing waits for it any more
 
     async def _begin(self, attempt: Attempt) -> None:
         at = instant(self.now)
         self._running = attempt
         try:
-            # A task, because the step gets a context of its own.
+            # A task, because the step must have its own context.
             outcome, takes = await asyncio.create_task(perform(self.stubs, attempt.run_id, attempt.job, at))
         except BaseException:
-            self._later(self.now, attempt)  # who waited was cancelled, and not the run: the attempt begins again
+            self._later(self.now, attempt)  # the test's wait was cancelled, not the run: the attempt starts again
             raise
         finally:
             self._running = None
         if self._attempts.get(attempt.key) is not attempt:
             return
-        if attempt.again:
+        if attempt.is_repeated:
             self._end(attempt, outcome)
         else:
             attempt.outcome = outcome
@@ -224,14 +227,14 @@ class World:
     def _take(self, message: InboxMessage) -> None:
         record = self.records.get(message.run_id)
         if record is None or not record.head.is_open:
-            return  # as in production: who sent it isn't told
+            return  # as in production: the sender gets no error
         header = decode_header(message.header) if message.kind == "start" else None
         self._reduce(message.run_id, decode_message(message, header))
 
     # --- transitions ------------------------------------------------------------------------------------------------
 
     def machine(self, run_id: str) -> RunMachine | None:
-        """The machine of an open run: the one in memory, or what its record makes."""
+        """The machine of an open run: the one in memory, or a new one from its record."""
         machine = self._machines.get(run_id)
         record = self.records.get(run_id)
         if machine is None and record is not None and (header := record.head).is_open:
@@ -282,7 +285,7 @@ class World:
             "ended": machine.at if effects.ended else 0,
         }
         if effects.attributes is not None:
-            with suppress(UsageError):  # too many together with those of the life before: as in production, none change
+            with suppress(UsageError):  # too many with those of the previous generation: none change, as in production
                 changes["attributes"] = merged(old.attributes, effects.attributes)
         record.header = msgspec.structs.replace(old, **changes).encode()
         record.state = machine.snapshot()
@@ -293,7 +296,7 @@ class World:
         record.published.update(effects.published or {})
 
     def _deliver(self, target: str, kind: str, body: bytes) -> None:
-        """A message between runs; `lua/deliver_messages` in production."""
+        """Deliver a message between runs, as `lua/deliver_messages` does."""
         if kind != "start":
             self.post(kind, target, body)
             return
@@ -309,7 +312,7 @@ class World:
         lost = self._lost.pop(key, None)
         if lost is not None and lost.job.attempt == job.attempt:
             lost.job = job
-            self._attempts[key] = lost  # its place on the agenda is what it was
+            self._attempts[key] = lost  # it keeps its position on the agenda
         else:
             attempt = self._attempts[key] = Attempt(run_id, job)
             self._later(self.now, attempt)
@@ -327,17 +330,17 @@ class World:
     # --- crash ------------------------------------------------------------------------------------------------------
 
     def crash(self) -> list[RunMachine]:
-        """Throw the owner's memory away, and take over as another owner does. Gives the machines of all open runs.
+        """Discard the owner's memory, and take over as another owner does. Gives the machines of all open runs.
 
-        Steps that ran at the owner are begun again, those of queues go on. Messages are the server's, so they stay.
+        Steps that ran at the owner start again, those of queues continue. Messages are on the server, so they stay.
         """
         self.close()
         for key, attempt in list(self._attempts.items()):
             if attempt.job.step.queue is None:
                 del self._attempts[key]
-                attempt.again = attempt.again or attempt.outcome is not None
+                attempt.is_repeated = attempt.is_repeated or attempt.outcome is not None
                 attempt.outcome = None
-                if attempt is not self._running:  # that one begins anew, and what its function gives is dropped
+                if attempt is not self._running:  # else it starts again, and the outcome of its function is dropped
                     self._lost[key] = attempt
         machines: list[RunMachine] = []
         for run_id, record in self.records.items():
@@ -354,26 +357,26 @@ class World:
                 self._reduce(run_id)
         return machines
 
-    # --- looking ----------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------------------------
 
     def events(self, run_id: str) -> list[AnyEvent]:
-        """Everything that ever happened to a run."""
+        """All events of a run, also those of its previous generations."""
         return [event for transition in self.records[run_id].log for event in transition.events]
 
     def ended(self, run_id: str) -> bool:
         return bool(self.records[run_id].ending)
 
     def waits_for(self, run_id: str) -> str:
-        """What an open run waits for, in words."""
+        """A text that says what a run waits for."""
         machine = self.machine(run_id)
         if machine is None:
             record = self.records.get(run_id)
             if record is None:
-                return "nothing: it was never started"
+                return "nothing: it was not started"
             ending = ending_of(record.log[-1])
             return f"nothing: it has ended ({ending.describe() if ending else record.head.status})"
         if machine.reason:
-            return f"other code: it is stuck, because {machine.reason}"
+            return f"other code: it is stuck ({machine.reason})"
         waits = [f"question {key[1:]}" if key.startswith("?") else f"signal {key}" for key in machine.awaited_messages]
         waits += [f"step {call.step.name} (number {call.seq})" for call in machine.steps.values()]
         waits += [

@@ -1,6 +1,6 @@
 """Durations by name, as log-linear histograms: small, mergeable, with a bounded relative error.
 
-Owns: the bucket formula, `Timings` (what is kept for one step or workflow name), and percentiles.
+Owns: the bucket formula, `Timings` (the durations of one step or workflow name), and percentiles.
 Must not: know events or clocks. Called by: `registry.py`.
 
 The buckets are HdrHistogram's (Gil Tene, http://hdrhistogram.org): each power of two is cut into 8 equal parts, so a
@@ -15,11 +15,11 @@ import math
 import msgspec
 
 MAX_MS = 1000.0 * 86400 * 365 * 100
-"""A hundred years. What is outside 0…MAX_MS (or not a number) is counted at the nearer end, never an error."""
+"""A hundred years. A value outside 0…MAX_MS, or not a number, is counted at the nearer end; it is not an error."""
 
 
 class Timings(msgspec.Struct, array_like=True):
-    """Durations of what succeeded (bucket number -> count), the longest one in µs, and how often it went wrong."""
+    """Durations of successes (bucket number -> count), the longest one in µs, and how many failures and retries."""
 
     buckets: dict[int, int] = {}
     max_us: int = 0
@@ -49,15 +49,16 @@ class Timings(msgspec.Struct, array_like=True):
         return sum(self.buckets.values())
 
     def percentiles_ms(self, *shares: float) -> list[float]:
-        """For each of the rising `shares`: the ms that this share of all durations stays within; 0 without data."""
+        """For each of the ascending `shares` (0 to 1): the ms within which that share of all durations is; 0 without
+        data."""
         ranks = [max(1, math.ceil(share * self.count)) for share in shares]
-        found: list[float] = []
-        seen = 0
+        values: list[float] = []
+        counted = 0
         for bucket, count in sorted(self.buckets.items()):
-            seen += count
-            while len(found) < len(ranks) and ranks[len(found)] <= seen:
-                found.append(min(middle_of(bucket), self.max_us) / 1000)
-        return found or [0.0] * len(ranks)
+            counted += count
+            while len(values) < len(ranks) and ranks[len(values)] <= counted:
+                values.append(min(middle_of(bucket), self.max_us) / 1000)
+        return values or [0.0] * len(ranks)
 
 
 def bucket_of(us: int) -> int:

@@ -1,15 +1,15 @@
-"""The declared views: what is kept about all runs, and how it is folded, merged and shown.
+"""The declared views: the numbers over all runs, and how they are folded, merged and rendered.
 
 Owns: `View`, the partials of each view, and the registry `VIEWS`.
 Must not: know keys, offsets or clocks; `now_ms` comes from the caller. Called by: `shard_views.py`.
 
-A view is a monoid. Its partials start at `zero()`, take events in with `folds`, and are put together with `merge`,
-which is associative and commutative; folding a log in pieces and merging the pieces equals folding it whole. That is
-why a view is exact whatever shard, owner or checkpoint its events went through.
+A view is a monoid. Its partials start at `zero()`, `folds` add events to them, and `merge` combines them, which is
+associative and commutative: folding a log in pieces and merging the pieces equals folding the whole log. That is why a
+view is exact whatever shard, owner or checkpoint its events went through.
 
 To add a view, write its partial (a msgspec type), its functions, and one `View(…)` in `VIEWS`. Stored partials that
-don't have it yet start it at zero and say so in `missing`: rebuild to count the past too. When the meaning of a view
-changes, give it a new name, so that old partials are not taken for new ones.
+don't have the view yet start it at zero and list it in `missing`: rebuild to count the past too. When the meaning of a
+view changes, give it a new name, so that old partials are not read as new ones.
 """
 
 from __future__ import annotations
@@ -37,29 +37,33 @@ from streamflow.views.histogram import Timings
 
 T = TypeVar("T")
 JSON = Any
-"""Whatever `json.dumps` takes."""
+"""Data for `json.dumps`."""
 
 WINDOW_S = 120
 """Seconds of rates that a partial keeps."""
-SHOWN_S = 60
+RENDERED_S = 60
+"""Seconds of rates in the rendered view."""
 AVERAGE_S = 10
+"""Seconds over which the average rates are taken."""
 SETTLE_S = 1
-"""Rates are shown up to this many whole seconds ago: the seconds after that are not folded by every shard yet."""
+"""Seconds before now that are not rendered: not every shard has folded them yet."""
 LATEST = 20
+"""Rows that a view of the latest failures, stuck runs or quarantined messages keeps."""
 MAX_TEXT = 500
+"""Characters of a text in such a row."""
 MAX_TENANTS = 500
 """Tenants that a rendered view lists, the largest first; the others are added up under `…`."""
 
 
 @dataclass(frozen=True)
 class View(Generic[T]):
-    """One view: its name, the type of its partial, and what to do with it. `folds` and `merge` change it in place."""
+    """One view: its name, the type of its partial, and its functions. `folds` and `merge` change a partial in place."""
 
     name: str
     type: Any
     zero: Callable[[], T]
     folds: Mapping[type[HistoryEvent], Callable[[T, str, int, Any], None]]
-    """Event type -> function of partial, run id, ms, event. Types that are not here cost nothing."""
+    """Event type -> function of partial, run id, shard-clock ms, event. Other types cost nothing."""
     merge: Callable[[T, T], None]
     """Adds the second partial to the first; the second stays as it is."""
     render: Callable[[T, int], JSON]
@@ -75,7 +79,7 @@ class View(Generic[T]):
 
 
 class Counts(msgspec.Struct, array_like=True):
-    """Runs by status: the open ones now, the ended ones ever. One part of a split log may well be negative."""
+    """Runs by status: the open ones now, the ended ones in total. Numbers of one part of a log may be negative."""
 
     running: int = 0
     stuck: int = 0
@@ -181,9 +185,9 @@ def _render_runs(runs: Runs, now_ms: int) -> JSON:
 
 
 class Second(msgspec.Struct, array_like=True):
-    """What happened in one second. `failures`: failed runs; `steps`: completed steps.
+    """Events in one second. `starts`, `completions`, `failures`: of runs; `steps`: completed steps.
 
-    A cancelled run is neither: a race or a task group ends some children that way whenever all is well.
+    A cancelled run counts as neither: a race or a task group cancels children also when everything works.
     """
 
     starts: int = 0
@@ -193,7 +197,7 @@ class Second(msgspec.Struct, array_like=True):
 
 
 Rates = dict[int, Second]
-"""Second (ms // 1000) -> what happened in it."""
+"""Second (ms // 1000) -> the events in it."""
 
 
 def _second(rates: Rates, at: int) -> Second:
@@ -221,17 +225,17 @@ def _rate_step(rates: Rates, run_id: str, at: int, event: StepCompleted) -> None
 
 def _merge_rates(into: Rates, other: Rates) -> None:
     for number, second in other.items():
-        mine = _second(into, number * 1000)
-        mine.starts += second.starts
-        mine.completions += second.completions
-        mine.failures += second.failures
-        mine.steps += second.steps
+        total = _second(into, number * 1000)
+        total.starts += second.starts
+        total.completions += second.completions
+        total.failures += second.failures
+        total.steps += second.steps
 
 
 def _render_rates(rates: Rates, now_ms: int) -> JSON:
     """`{"until": second, "starts": [60 numbers, oldest first], …, "average": {"starts": per second, …}}`"""
     end = now_ms // 1000 - SETTLE_S
-    seconds = [rates.get(number, Second()) for number in range(end - SHOWN_S, end)]
+    seconds = [rates.get(number, Second()) for number in range(end - RENDERED_S, end)]
     names = Second.__struct_fields__
     lists = {name: [getattr(second, name) for second in seconds] for name in names}
     average = {name: sum(values[-AVERAGE_S:]) / AVERAGE_S for name, values in lists.items()}
@@ -283,7 +287,7 @@ def _merge_durations(into: Durations, other: Durations) -> None:
 
 
 def _render_durations(durations: Durations, now_ms: int) -> JSON:
-    """`{name: {"count", "p50", "p95", "p99", "max", "failures", "retries"}}`; times in ms, of what succeeded."""
+    """`{name: {"count", "p50", "p95", "p99", "max", "failures", "retries"}}`; times in ms, of the successes."""
     rendered: dict[str, JSON] = {}
     for name, timings in sorted(durations.items()):
         p50, p95, p99 = timings.percentiles_ms(0.5, 0.95, 0.99)
@@ -302,11 +306,11 @@ def _render_durations(durations: Durations, now_ms: int) -> JSON:
 # --- the latest of something ----------------------------------------------------------------------------------------
 
 Row = tuple[int, str, str, str, str]
-"""ms, run id, three texts; compared as a whole, so that the latest rows are the same in whatever order they come."""
+"""Shard-clock ms, run id, three texts. Compared as a whole, so that the latest rows don't depend on their order."""
 
 
 class Latest(msgspec.Struct, array_like=True):
-    """How many there were, and the last `LATEST` of them, oldest first."""
+    """The total number, and the last `LATEST` rows, oldest first."""
 
     count: int = 0
     rows: list[Row] = []

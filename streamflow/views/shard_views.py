@@ -1,4 +1,4 @@
-"""Global views of all runs, folded from the shards' logs: the partial of a shard, and how partials come together.
+"""Global views of all runs, folded from the shards' logs: the partial of a shard, and how partials are merged.
 
 Owns: `ShardViews` (folding, merging, encoding all views of `registry.py` together) and the oldest open runs.
 Must not: know keys, offsets or clocks. A partial is stored together with the log offset that it covers, by its caller.
@@ -24,7 +24,7 @@ _decoders = {view.name: msgspec.msgpack.Decoder(view.type) for view in VIEWS}
 
 
 class ShardViews:
-    """The partial of one shard (or of several, merged): one partial a view."""
+    """The partials of one shard (or of several, merged): one for each view."""
 
     __slots__ = ("_folds", "missing", "partials")
 
@@ -34,7 +34,7 @@ class ShardViews:
             view.name: given[view.name] if view.name in given else view.zero() for view in VIEWS
         }
         self.missing: tuple[str, ...] = ()
-        """Views that the decoded data didn't have (or not in today's form): they count from zero until a rebuild."""
+        """Views that the decoded data didn't have, or not in the current form: they start at zero until a rebuild."""
         folds: dict[type, tuple[tuple[Callable[..., None], Any], ...]] = {}
         for view in VIEWS:
             for type_, fold in view.folds.items():
@@ -42,22 +42,22 @@ class ShardViews:
         self._folds = folds
 
     def fold(self, run_id: str, transition: Transition) -> None:
-        """Take one committed transition in. Hot: an event that no view wants costs one dict look-up."""
+        """Add one committed transition. Hot: an event that no view uses costs one dict look-up."""
         at = transition.at
         folds = self._folds
         for event in transition.events:
-            wanted = folds.get(type(event))
-            if wanted is not None:
-                for fold, partial in wanted:
+            users = folds.get(type(event))
+            if users is not None:
+                for fold, partial in users:
                     fold(partial, run_id, at, event)
 
     def encode(self) -> bytes:
-        """For `decode`. `prune` first, or the rates of all time are in it."""
+        """The bytes for `decode`. Call `prune` first, or they contain all rates since the start."""
         return _encoder.encode(self.partials)
 
     @classmethod
     def decode(cls, data: bytes) -> ShardViews:
-        """Raises `msgspec.DecodeError` when `data` is no partial at all; see `missing` for single views."""
+        """Raises `msgspec.DecodeError` if `data` is not a partial at all; see `missing` for single views."""
         stored = _decoder.decode(data)
         partials: dict[str, Any] = {}
         missing: list[str] = []
@@ -71,17 +71,17 @@ class ShardViews:
         return views
 
     def merge(self, other: ShardViews) -> None:
-        """Add another shard's partial; `other` stays as it is."""
+        """Add another shard's partials; `other` is not changed."""
         for view in VIEWS:
             view.merge(self.partials[view.name], other.partials[view.name])
         self.missing = tuple(name for name in self.partials if name in self.missing or name in other.missing)
 
     def render(self, now_ms: int) -> dict[str, JSON]:
-        """View name -> what `status --json` shows of it."""
+        """View name -> its part of `status --json`."""
         return {view.name: view.render(self.partials[view.name], now_ms) for view in VIEWS}
 
     def prune(self, now_ms: int) -> None:
-        """Drop what is too old to be shown."""
+        """Drop what is too old to be rendered."""
         for view in VIEWS:
             view.prune(self.partials[view.name], now_ms)
 

@@ -94,7 +94,7 @@ def test_without_an_app_the_error_says_how_to_name_one(project: pytest.Pytester)
     project.makepyfile(test_flows="def test_it(sandbox): ...")
     result = run(project)
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*which app is under test? Write streamflow_app = flows:app*"])
+    result.stdout.fnmatch_lines(['*no app is set: write streamflow_app = "flows:app"*'])
 
 
 def test_histories_are_replayed_and_those_that_diverge_are_named(project: pytest.Pytester) -> None:
