@@ -43,12 +43,14 @@ WORKLOADS: dict[str, Workload] = {
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("workloads", nargs=-1, type=click.Choice(list(WORKLOADS)), metavar="[WORKLOAD]...")
-@click.option("--runs", type=click.IntRange(min=1), help="Runs of each workload.  [default: each one's own]")
-@click.option("--repeat", type=click.IntRange(min=1), help="Measurements; the median counts.  [default: 3, quick: 1]")
-@click.option("--daemons", type=click.IntRange(1, 64), default=1, show_default=True, help="Daemon processes.")
-@click.option("--shards", type=click.IntRange(1, 16384), default=256, show_default=True, help="Shards.")
-@click.option("--redis", metavar="URL", help="Another server than the embedded one.")
-@click.option("--quick", is_flag=True, help="A tenth of the runs, once: to see that it works.")
+@click.option("--runs", type=click.IntRange(min=1), help="Number of runs of each workload.  [default: per workload]")
+@click.option(
+    "--repeat", type=click.IntRange(min=1), help="Number of measurements; the median counts.  [default: 3, quick: 1]"
+)
+@click.option("--daemons", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of daemon processes.")
+@click.option("--shards", type=click.IntRange(1, 16384), default=256, show_default=True, help="Number of shards.")
+@click.option("--redis", metavar="URL", help="Use this server instead of an embedded one.")
+@click.option("--quick", is_flag=True, help="A tenth of the runs, measured once: a check that it works.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     workloads: tuple[str, ...],
@@ -60,11 +62,12 @@ def command(
     quick: bool,
     as_json: bool,
 ) -> int:
-    """Measure throughput and latency here: chain, fanout, shards, idle, parked, takeover, enqueue, signals, queue.
+    """Measure throughput and latency on this machine: chain, fanout, shards, idle, parked, takeover, enqueue, signals,
+    queue.
 
-    Without a WORKLOAD all of them. The server is an embedded Valkey with an append-only file (everysec), in its own
-    process; so are the daemons; the client is this process. A figure that misses its target says so; the exit code is 0
-    all the same.
+    Without a WORKLOAD, all of them. The server is an embedded Valkey with an append-only file (everysec), in its own
+    process, as is each daemon; the client is this process. A figure that misses its target is marked; the exit code is
+    0 all the same.
 
     \b
     Example:

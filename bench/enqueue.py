@@ -1,8 +1,8 @@
-"""Workload enqueue: how fast runs get in, through the client and through `enqueue --file`.
+"""Workload enqueue: how fast runs are started, through the client and through `enqueue --file`.
 
 Owns: the file. Must not: print. Called by: the command.
 
-A daemon is up and reduces what comes in at the same time, as it would be.
+A daemon runs and reduces what is started at the same time, as in production.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .rig import Deployment, Options, Rig, deployment
 
 RUNS = 50_000
 CHUNK = 4000
-ON_THE_WAY = 3
-"""Chunks, as in `enqueue --file`: while one is on its way, the next is encoded."""
+PARALLEL_CHUNKS = 3
+"""As in `enqueue --file`: while one chunk is sent, the next one is encoded."""
 
 
 async def bench_enqueue(rig: Rig, options: Options, report: Report) -> None:
@@ -33,11 +33,11 @@ async def bench_enqueue(rig: Rig, options: Options, report: Report) -> None:
     by_client: list[float] = []
     by_file: list[float] = []
     by_process: list[float] = []
-    async with deployment(rig, options.shards, options.daemons) as where:
-        await _by_client(where, runs // 10, "warm")
+    async with deployment(rig, options.shards, options.daemons) as system:
+        await _by_client(system, runs // 10, "warm")
         for number in range(options.repeat):
-            by_client.append(runs / await _by_client(where, runs, f"client{number}"))
-            rate, wall = await _by_file(where, runs, number)
+            by_client.append(runs / await _by_client(system, runs, f"client{number}"))
+            rate, wall = await _by_file(system, runs, number)
             by_file.append(rate)
             by_process.append(runs / wall)
     what = f"{runs:,} runs, a daemon reduces them at the same time"
@@ -46,7 +46,7 @@ async def bench_enqueue(rig: Rig, options: Options, report: Report) -> None:
     report.add(Figure("enqueue.process", statistics.median(by_process), "runs/s", "the same with the process's start"))
 
 
-async def _by_client(where: Deployment, runs: int, prefix: str) -> float:
+async def _by_client(system: Deployment, runs: int, prefix: str) -> float:
     began = time.perf_counter()
     chunks = iter(range(0, runs, CHUNK))
 
@@ -56,31 +56,31 @@ async def _by_client(where: Deployment, runs: int, prefix: str) -> float:
                 NewRun(park.name, encode_input(number), f"{prefix}-{number}")
                 for number in range(first, min(first + CHUNK, runs))
             ]
-            for run in await where.client.start_payloads(new):
+            for run in await system.client.start_payloads(new):
                 if isinstance(run, Exception):
                     raise run
 
     async with anyio.create_task_group() as group:
-        for _ in range(ON_THE_WAY):
+        for _ in range(PARALLEL_CHUNKS):
             group.start_soon(load)
     seconds = time.perf_counter() - began
-    await where.reduced()
+    await system.reduced()
     return seconds
 
 
-async def _by_file(where: Deployment, runs: int, number: int) -> tuple[float, float]:
-    """Runs a second as the command says, and its whole time."""
-    file = where.rig.folder / f"runs-{number}.jsonl"
+async def _by_file(system: Deployment, runs: int, number: int) -> tuple[float, float]:
+    """Runs per second according to the command, and its total time in seconds."""
+    file = system.rig.folder / f"runs-{number}.jsonl"
     await anyio.to_thread.run_sync(_write, file, runs, number)
     command = [sys.executable, "-m", "streamflow", "enqueue", park.name, "--file", str(file), "--json"]
-    command += ["--redis", where.rig.url, "--namespace", where.namespace]
+    command += ["--redis", system.rig.url, "--namespace", system.namespace]
     began = time.perf_counter()
     done = await anyio.run_process(command, env=own_environ())
     wall = time.perf_counter() - began
-    said = json.loads(done.stdout)
-    assert said["created"] == runs, f"{said['created']} of {runs} runs were created"
-    await where.reduced()
-    return float(said["runs_per_s"]), wall
+    output = json.loads(done.stdout)
+    assert output["created"] == runs, f"{output['created']} of {runs} runs were created"
+    await system.reduced()
+    return float(output["runs_per_s"]), wall
 
 
 def _write(file: Path, runs: int, number: int) -> None:

@@ -1,4 +1,4 @@
-"""The app of the benchmarks: steps that do nothing, so that what is measured is streamflow."""
+"""The app of the benchmarks: steps that do nothing, so that only streamflow is measured."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ async def queued_chain(length: int) -> int:
 
 @app.workflow
 async def fanout(width: int) -> int:
-    """Many steps at once, and a join."""
+    """Many steps at the same time, and a join."""
     return sum(await sf.gather(*(noop(number) for number in range(width))))
 
 
 @app.workflow
 async def park(number: int) -> int:
-    """Waits for somebody."""
+    """Waits for a signal."""
     return number + await sf.signal("go", int)
 
 
@@ -60,7 +60,7 @@ async def tick(times: int, pause: float) -> int:
 
 
 class Tally(msgspec.Struct):
-    """How many numbers came, and their sum: right only if each came exactly once."""
+    """The count and the sum of the numbers: correct only if each was received exactly once."""
 
     count: int = 0
     total: int = 0
@@ -68,7 +68,7 @@ class Tally(msgspec.Struct):
 
 @app.reducer
 def tally(state: Tally, event: sf.Event) -> sf.Decision:
-    """Counts what it gets until it is told to end."""
+    """Counts and sums numbers until the signal `end`."""
     match event:
         case sf.Signal(name="add", value=number):
             state.count += 1

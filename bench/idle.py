@@ -1,4 +1,4 @@
-"""Workload idle: how long one run takes when nothing else happens, and what a daemon costs that has nothing to do.
+"""Workload idle: how long one run takes when nothing else happens, and the CPU of a daemon without work.
 
 Owns: the samples. Must not: print. Called by: the command.
 """
@@ -20,18 +20,18 @@ CPU_SECONDS = 6.0
 
 async def bench_idle(rig: Rig, options: Options, report: Report) -> None:
     samples = options.runs or (100 if options.quick else SAMPLES)
-    async with deployment(rig, options.shards, options.daemons) as where:
+    async with deployment(rig, options.shards, options.daemons) as system:
         await anyio.sleep(2.0)  # the first seconds of a daemon are not idle
-        fresh = await _cpu_share(where.daemons[0].pid)
+        fresh = await _cpu_share(system.daemons[0].pid)
         times: list[float] = []
         for number in range(WARM_UP + samples):
             began = time.perf_counter()
-            run = await where.client.start(chain, 5)
+            run = await system.client.start(chain, 5)
             await run.result()
             if number >= WARM_UP:
                 times.append(1000 * (time.perf_counter() - began))
         await anyio.sleep(2.0)
-        after = await _cpu_share(where.daemons[0].pid)
+        after = await _cpu_share(system.daemons[0].pid)
     times.sort()
     what = f"{samples} chains of 5 steps, one at a time, start to result"
     report.add(Figure("idle.p50", times[len(times) // 2], "ms", what, at_most=4.0))

@@ -1,6 +1,6 @@
-"""Workload parked: what a run costs that only waits for a signal, on the server and in the daemon.
+"""Workload parked: the memory of a run that waits for a signal, on the server and in the daemon.
 
-Owns: filling up. Must not: print. Called by: the command.
+Owns: starting the runs. Must not: print. Called by: the command.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ MB = 1024 * 1024
 async def bench_parked(rig: Rig, options: Options, report: Report) -> None:
     runs = options.scaled(RUNS)
     part = max(runs // PARTS, 1)
-    async with deployment(rig, options.shards, options.daemons) as where:
+    async with deployment(rig, options.shards, options.daemons) as system:
         await anyio.sleep(2.0)
         empty = await rig.used_memory()
         resident: list[int] = []
         for number in range(PARTS):
-            # Parts of one size: what is on its way at the same time costs memory too, and the same in each of them.
-            await _fill(where, part)
-            resident.append(resident_bytes(where.daemons[0].pid))
+            # Parts of equal size: runs that are being started need memory too, and equally much in each part.
+            await _fill(system, part)
+            resident.append(resident_bytes(system.daemons[0].pid))
             report.progress(f"parked: {part * (number + 1):,} of {runs:,}, daemon {resident[-1] / MB:.1f} MB")
         early, late = resident[0], resident[-1]
         full = await rig.used_memory()
@@ -43,9 +43,9 @@ async def bench_parked(rig: Rig, options: Options, report: Report) -> None:
     report.add(Figure("parked.rss_growth", growth, "", "late / early: it does not grow", at_most=1.1))
 
 
-async def _fill(where: Deployment, runs: int) -> None:
-    """Start runs, and wait until each of them waits and the views count it."""
+async def _fill(system: Deployment, runs: int) -> None:
+    """Start runs, and wait until each of them waits for its signal and the views count it."""
     for first in range(0, runs, CHUNK):
-        await where.client.start_many(park, [(number,) for number in range(min(CHUNK, runs - first))])
-    await where.reduced()
-    await anyio.sleep(3.0)  # checkpoints of the views, and memory that is given back
+        await system.client.start_many(park, [(number,) for number in range(min(CHUNK, runs - first))])
+    await system.reduced()
+    await anyio.sleep(3.0)  # for the checkpoints of the views, and for memory that is freed

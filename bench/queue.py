@@ -1,9 +1,9 @@
-"""Workload queue: how many durable steps a second go through a queue, a worker process and back.
+"""Workload queue: durable steps per second through a queue, a worker process and back.
 
 Owns: the load. Must not: print. Called by: the command.
 
 Each step is an attempt in the commit's outbox, an entry in a partition, an outcome in the run's inbox, and a commit:
-two hops more than a step that runs at the owner. So it is slower, and there to be known rather than to be a target.
+two hops more than a step that runs at the owner. So it is slower; the figure has no target.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ CONCURRENCY = 500
 async def bench_queue(rig: Rig, options: Options, report: Report) -> None:
     runs = options.scaled(RUNS)
     rates: list[float] = []
-    async with deployment(rig, options.shards, options.daemons) as where:
-        worker = where.add_worker("bench", CONCURRENCY)
-        await _burst(where, max(runs // 4, 1))  # the first one waits for the worker, too
+    async with deployment(rig, options.shards, options.daemons) as system:
+        worker = system.add_worker("bench", CONCURRENCY)
+        await _burst(system, max(runs // 4, 1))  # the first burst also waits for the worker to start
         for _ in range(options.repeat):
             report.progress(f"queue: {runs:,} runs of {STEPS} steps")
             before = cpu_seconds(worker.pid)
-            watch = await Stopwatch.start(where)
-            await _burst(where, runs)
+            watch = await Stopwatch.start(system)
+            await _burst(system, runs)
             spent = await watch.stop()
             working = cpu_seconds(worker.pid) - before
             rates.append(runs * STEPS / spent.wall)
         alone: list[float] = []
         for _ in range(options.scaled(ALONE)):
-            watch = await Stopwatch.start(where)
-            await _burst(where, 1)
+            watch = await Stopwatch.start(system)
+            await _burst(system, 1)
             alone.append((await watch.stop()).wall / STEPS * 1000)
     spread = f"{runs:,} runs × {STEPS}, {min(rates):,.0f} to {max(rates):,.0f}"
     report.add(Figure("queue.rate", statistics.median(rates), "steps/s", spread))
@@ -47,7 +47,7 @@ async def bench_queue(rig: Rig, options: Options, report: Report) -> None:
         report.add(Figure(f"queue.{name}_cpu", seconds / (runs * STEPS) * 1e6, "µs/step", "the last burst"))
 
 
-async def _burst(where: Deployment, runs: int) -> None:
-    started = await where.client.start_many(queued_chain, [(STEPS,)] * runs)
+async def _burst(system: Deployment, runs: int) -> None:
+    started = await system.client.start_many(queued_chain, [(STEPS,)] * runs)
     results = set(await asyncio.gather(*(run.result(timeout=60) for run in started)))
     assert results == {STEPS}, f"queue gave {results}, not {STEPS}"

@@ -17,7 +17,7 @@ from rich.text import Text
 
 @dataclass
 class Figure:
-    """One measured number. `at_least` or `at_most` is its target; neither: it only explains the others."""
+    """One measured number. `at_least` or `at_most` is its target; without either it explains the others."""
 
     name: str
     value: float
@@ -41,7 +41,7 @@ class Figure:
 
 @dataclass
 class Report:
-    """What was measured so far. `console` None: progress is not shown."""
+    """The figures measured so far. `console` None: progress is not printed."""
 
     console: Console | None
     figures: list[Figure] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Report:
         self.progress(f"{figure.name} = {_short(figure.value)} {figure.unit}")
 
     def remember(self, name: str, value: float) -> None:
-        """For a later workload whose target is this one's figure."""
+        """Keep a figure that is the target of a later workload."""
         self._remembered[name] = value
 
     def recalled(self, name: str) -> float | None:
@@ -78,8 +78,8 @@ class Report:
         }
 
     def table(self, facts: dict[str, Any]) -> Table:
-        words = ", ".join(f"{name} {value}" for name, value in (machine() | facts).items())
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), caption=words, caption_justify="left")
+        caption = ", ".join(f"{name} {value}" for name, value in (machine() | facts).items())
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), caption=caption, caption_justify="left")
         table.add_column("FIGURE", no_wrap=True)
         table.add_column("VALUE", justify="right", no_wrap=True)
         table.add_column("UNIT", no_wrap=True)

@@ -1,6 +1,6 @@
-"""What every workload needs: a server, daemons in processes of their own, and their CPU and memory.
+"""The set-up of every workload: a server, daemon processes, and how much CPU and memory they use.
 
-Owns: starting and ending them, and emptying the server. Must not: know any workload. Called by: the workloads.
+Owns: starting and stopping them, and emptying the server. Must not: know any workload. Called by: the workloads.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ POLL_SECONDS = 0.01
 
 @dataclass
 class Options:
-    """What the command line says. `runs` None: each workload's own number."""
+    """The options of the command line. `runs` None: the default number of each workload."""
 
     runs: int | None = None
     repeat: int = 3
@@ -40,13 +40,13 @@ class Options:
     quick: bool = False
 
     def scaled(self, runs: int) -> int:
-        """The number of runs of a workload that usually has `runs`."""
+        """The number of runs of a workload whose default is `runs`."""
         return self.runs or (max(runs // 10, 1) if self.quick else runs)
 
 
 @dataclass
 class Rig:
-    """A server, and a folder for logs. `redis` is a plain client for INFO and for the ceiling's sizes."""
+    """A server, and a directory for logs. `redis` is a plain client for INFO and for the sizes of records."""
 
     url: str
     folder: Path
@@ -65,7 +65,7 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def rig(url: str | None) -> AsyncGenerator[Rig]:
-    """A server of our own with AOF everysec, or the one at `url` (then only our own namespaces are deleted)."""
+    """An embedded server with AOF everysec, or the server at `url`, on which only our namespaces are deleted."""
     with tempfile.TemporaryDirectory(prefix="streamflow-bench-") as name:
         folder = Path(name)
         async with contextlib.AsyncExitStack() as stack:
@@ -74,12 +74,10 @@ async def rig(url: str | None) -> AsyncGenerator[Rig]:
                 url = server.url
             redis = await stack.enter_async_context(Redis.from_url(url))
             info = await redis.info()
-            made = Rig(url, folder, redis)
             product = "valkey" if "valkey_version" in info else "redis"
-            made.version = f"{product} {info.get('valkey_version') or info['redis_version']}"
+            version = f"{product} {info.get('valkey_version') or info['redis_version']}"
             fsync = (await redis.config_get("appendfsync")).get("appendfsync", "?")
-            made.aof = fsync if int(info["aof_enabled"]) else "off"
-            yield made
+            yield Rig(url, folder, redis, version, aof=fsync if int(info["aof_enabled"]) else "off")
 
 
 @dataclass
@@ -101,10 +99,10 @@ class Deployment:
         return daemon
 
     def add_worker(self, queue: str, concurrency: int) -> DaemonProcess:
-        """Ends with the deployment, as a daemon does. Its CPU is counted apart."""
+        """Start a worker, which ends with the deployment, as a daemon does. Its CPU is counted separately."""
         log = self.rig.folder / f"{self.namespace}-worker.log"
-        words = ("worker", "--queue", queue, "--concurrency", str(concurrency))
-        worker = DaemonProcess(APP, self.rig.url, self.namespace, log, {"log_level": "warning"}, words)
+        command = ("worker", "--queue", queue, "--concurrency", str(concurrency))
+        worker = DaemonProcess(APP, self.rig.url, self.namespace, log, {"log_level": "warning"}, command)
         self.workers.append(worker)
         return worker
 
@@ -114,13 +112,13 @@ class Deployment:
         return [answer.decode() if isinstance(answer, bytes) else "" for answer in await self.client.store.send(calls)]
 
     def owned_by(self, holders: Sequence[str], daemons: Sequence[DaemonProcess]) -> bool:
-        """Whether these daemons own all shards, and each of them some (if there are enough to go round)."""
+        """Whether these daemons own all shards, and each of them at least one if there are enough shards."""
         owners = {daemon.pid for daemon in daemons for holder in holders if daemon.is_member(holder)}
         everyone = all(any(daemon.is_member(holder) for daemon in daemons) for holder in set(holders))
         return everyone and len(owners) >= min(len(daemons), self.shards)
 
     async def ready(self) -> None:
-        """Wait until the living daemons own all shards."""
+        """Wait until the running daemons own all shards."""
         alive = [daemon for daemon in self.daemons if daemon.running]
         with anyio.fail_after(READY_SECONDS):
             while True:
@@ -140,7 +138,7 @@ class Deployment:
         return sum(int(answer) for answer in await self.client.store.send(calls))
 
     async def reduced(self) -> None:
-        """Wait until no message waits in any inbox."""
+        """Wait until all inboxes are empty."""
         while await self.total("XLEN", "inbox"):  # noqa: ASYNC110 (another process's doing sets no event)
             await anyio.sleep(5 * POLL_SECONDS)
 
@@ -153,15 +151,15 @@ async def deployment(rig: Rig, shards: int, daemons: int = 1) -> AsyncGenerator[
     """A new namespace, ready for work; deleted at the end."""
     namespace = f"bench-{secrets.token_hex(4)}"
     async with connect(rig.url, namespace=namespace) as client:
-        made = Deployment(rig, client, namespace, shards)
+        system = Deployment(rig, client, namespace, shards)
         try:
             for _ in range(daemons):
-                made.add_daemon()
-            await made.ready()
-            yield made
+                system.add_daemon()
+            await system.ready()
+            yield system
         finally:
             with anyio.CancelScope(shield=True):
-                for daemon in [*made.workers, *made.daemons]:
+                for daemon in [*system.workers, *system.daemons]:
                     await daemon.end(kill=True)
                 await _delete(rig.redis, namespace)
     gc.collect()
@@ -183,7 +181,7 @@ async def _delete(redis: Redis, namespace: str) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process; 0 where there is no /proc."""
+    """User and system time of a process, in seconds; 0 without /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -192,6 +190,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident_bytes(pid: int) -> int:
+    """Resident memory of a process; 0 without /proc."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -199,7 +198,7 @@ def resident_bytes(pid: int) -> int:
 
 
 class Stopwatch:
-    """Wall time, and CPU of daemons, server and this process, from its making to `stop`."""
+    """Measures wall time, and CPU time of daemons, server and this process, from `start` to `stop`."""
 
     def __init__(self, deployment: Deployment, server_cpu: float) -> None:
         self._deployment = deployment
@@ -225,7 +224,7 @@ class Stopwatch:
 
 @dataclass
 class Spent:
-    """Seconds."""
+    """Wall time, and CPU time of daemons, server and client, in seconds."""
 
     wall: float
     daemon: float

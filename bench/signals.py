@@ -1,9 +1,9 @@
-"""Workload signals: how many signals a second one single run takes, each exactly once.
+"""Workload signals: how many signals per second a single run receives, each exactly once.
 
 Owns: the load and its check. Must not: print. Called by: the command.
 
-A hot run is one shard, one owner and one record, so nothing is spread: it is fast only because many messages are folded
-into one transition. The clock runs from the first call to the moment when the run has counted all.
+A hot run is in one shard, with one owner and one record, so its work is not distributed: it is fast only because many
+messages are reduced in one transition. The time is measured from the first call until the run has counted all.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .rig import Deployment, Options, Rig, Spent, Stopwatch, deployment
 
 SIGNALS = 50_000
 CALLS = 4000
-"""Calls of one client that wait at the same time."""
-LOOK_SECONDS = 0.02
+"""Concurrent calls of one client."""
+POLL_SECONDS = 0.02
 
 
 async def bench_signals(rig: Rig, options: Options, report: Report) -> None:
@@ -28,11 +28,11 @@ async def bench_signals(rig: Rig, options: Options, report: Report) -> None:
     rates: list[float] = []
     spents: list[Spent] = []
     transitions = 0
-    async with deployment(rig, options.shards, options.daemons) as where:
-        await _burst(where, max(signals // 10, 1))
+    async with deployment(rig, options.shards, options.daemons) as system:
+        await _burst(system, max(signals // 10, 1))
         for _ in range(options.repeat):
             report.progress(f"signals: {signals:,} into one run")
-            spent, transitions = await _burst(where, signals)
+            spent, transitions = await _burst(system, signals)
             rates.append(signals / spent.wall)
             spents.append(spent)
     middle = spents[rates.index(statistics.median_low(rates))]
@@ -43,12 +43,12 @@ async def bench_signals(rig: Rig, options: Options, report: Report) -> None:
         report.add(Figure(f"signals.{name}_cpu", seconds / signals * 1e6, "µs/signal"))
 
 
-async def _burst(where: Deployment, signals: int) -> tuple[Spent, int]:
-    """Send the numbers 1 to `signals`, and wait until the run has counted so many. Also gives its transitions."""
-    run = await where.client.start(tally)
-    await where.reduced()
+async def _burst(system: Deployment, signals: int) -> tuple[Spent, int]:
+    """Send the numbers 1 to `signals`, and wait until the run has counted them. Also gives the transitions."""
+    run = await system.client.start(tally)
+    await system.reduced()
     before = (await run.describe()).version
-    watch = await Stopwatch.start(where)
+    watch = await Stopwatch.start(system)
     numbers = iter(range(1, signals + 1))
 
     async def send() -> None:
@@ -57,7 +57,7 @@ async def _burst(where: Deployment, signals: int) -> tuple[Spent, int]:
 
     await asyncio.gather(*(send() for _ in range(CALLS)))
     while (await run.read("count", int, 0)) < signals:  # noqa: ASYNC110 (another process's doing sets no event)
-        await anyio.sleep(LOOK_SECONDS)
+        await anyio.sleep(POLL_SECONDS)
     spent = await watch.stop()
     transitions = (await run.describe()).version - before
     await run.signal("end")

@@ -1,8 +1,8 @@
-"""Workloads chain, fanout and shards: how many durable steps a second, and how near that is to the ceiling.
+"""Workloads chain, fanout and shards: durable steps per second, and their ratio to the ceiling.
 
 Owns: the bursts. Must not: print. Called by: the command.
 
-A burst is everything: the client starts N runs at once, the daemon runs them, the client has every result.
+A burst is the whole way: the client starts N runs at once, the daemon runs them, the client gets every result.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ async def bench_fanout(rig: Rig, options: Options, report: Report) -> None:
 async def bench_shards(rig: Rig, options: Options, report: Report) -> None:
     """The same chains with one shard and with many. Bursts alternate, so that a slow moment hits both."""
     runs = options.scaled(CHAIN_RUNS)
-    many: list[float] = []
-    one: list[float] = []
+    many_rates: list[float] = []
+    one_rates: list[float] = []
     async with (
         deployment(rig, 1, options.daemons) as single,
         deployment(rig, options.shards, options.daemons) as sharded,
     ):
         for bursts in range(options.repeat + 1):
-            for where, rates in ((single, one), (sharded, many)):
-                burst, _ = await _burst(where, "chain", runs if bursts else runs // 4, CHAIN_STEPS)
-                if bursts:  # the first one warms up
+            for system, rates in ((single, one_rates), (sharded, many_rates)):
+                burst, _ = await _burst(system, "chain", runs if bursts else runs // 4, CHAIN_STEPS)
+                if bursts:  # the first burst warms up
                     rates.append(burst.rate)
-    rate_one, rate_many = statistics.median(one), statistics.median(many)
+    rate_one, rate_many = statistics.median(one_rates), statistics.median(many_rates)
     report.add(Figure("shards.one", rate_one, "steps/s", "1 shard"))
     report.add(Figure("shards.many", rate_many, "steps/s", f"{options.shards} shards"))
     report.add(Figure("shards.ratio", rate_many / rate_one, "", "many / one", at_least=0.75))
@@ -69,11 +69,11 @@ async def bench_shards(rig: Rig, options: Options, report: Report) -> None:
 async def _with_ceiling(name: str, rig: Rig, options: Options, report: Report, runs: int, width: int) -> float:
     bursts: list[Burst] = []
     ceilings: list[float] = []
-    async with deployment(rig, options.shards, options.daemons) as where:
-        _, shape = await _burst(where, name, max(runs // 4, 1), width)
+    async with deployment(rig, options.shards, options.daemons) as system:
+        _, shape = await _burst(system, name, max(runs // 4, 1), width)
         for _ in range(options.repeat):
             report.progress(f"{name}: {runs:,} runs of {width} steps")
-            burst, shape = await _burst(where, name, runs, width)
+            burst, shape = await _burst(system, name, runs, width)
             bursts.append(burst)
             ceilings.append(burst.steps / await ceiling(rig.url, shape, runs))
     middle = sorted(bursts, key=lambda burst: burst.rate)[len(bursts) // 2]
@@ -90,17 +90,17 @@ async def _with_ceiling(name: str, rig: Rig, options: Options, report: Report, r
     return rate
 
 
-async def _burst(where: Deployment, name: str, runs: int, width: int) -> tuple[Burst, Shape]:
+async def _burst(system: Deployment, name: str, runs: int, width: int) -> tuple[Burst, Shape]:
     workflow = {"chain": chain, "fanout": fanout}[name]
-    logged = await where.total("XLEN", "log")
-    watch = await Stopwatch.start(where)
-    started = await where.client.start_many(workflow, [(width,)] * runs)
+    logged = await system.total("XLEN", "log")
+    watch = await Stopwatch.start(system)
+    started = await system.client.start_many(workflow, [(width,)] * runs)
     results = await asyncio.gather(*(run.result() for run in started))
     spent = await watch.stop()
     expected = width if name == "chain" else sum(range(1, width + 1))
     assert set(results) == {expected}, f"{name} gave {set(results)}, not {expected}"
-    commits = await where.total("XLEN", "log") - logged
+    commits = await system.total("XLEN", "log") - logged
     ids = [run.id for run in started]
     headers = await asyncio.gather(*(run.describe() for run in started[:: max(runs // 100, 1)]))
     transitions = statistics.mean(header.version for header in headers) * runs
-    return Burst(runs * width, spent), await shape_of(where, ids, commits, round(transitions))
+    return Burst(runs * width, spent), await shape_of(system, ids, commits, round(transitions))

@@ -1,12 +1,12 @@
-"""A supervisor that talks to child agents: it starts them, asks them, gives up on slow ones, and can be asked itself.
+"""A supervisor with child agents: it starts them, signals them, cancels slow ones, and answers questions itself.
 
 It shows what a run can do besides its steps:
 
-- `briefing` gives itself attributes, so that it is found by customer or phase, and publishes how far it is;
-- it lets agents bid for a topic and takes the first answer (`sf.race`, `sf.timeout`); the losers are cancelled;
-- it reads many documents, some at a time (`sf.map`);
-- it keeps a desk agent as a child with a handle, tells it what was found, and a person may ask the desk at any time;
-- it ends only when a person has answered for the result, and cancelling it ends its children, each of which cleans up.
+- `briefing` sets attributes, so that it is found by customer or phase, and publishes its progress;
+- it starts two agents for a topic and takes the first answer (`sf.race`, `sf.timeout`); the other one is cancelled;
+- it reads many documents, a few at a time (`sf.map`);
+- it starts a desk agent as a child with a handle and signals it what was found; a person may ask the desk at any time;
+- it ends only when a person has approved the result; cancelling it cancels its children, each of which cleans up.
 
     python examples/agents.py                         everything in this process
     streamflow dev --app examples/agents.py           a server, a daemon and the status screen; then
@@ -33,7 +33,7 @@ class Verdict(msgspec.Struct):
     by: str
 
 
-# --- steps: stand-ins for models and archives, which need no network --------------------------------------------------
+# --- steps: placeholders for models and archives, which need no network -----------------------------------------------
 
 
 @app.step
@@ -45,7 +45,7 @@ async def think(model: str, topic: str) -> str:
 
 @app.step(retry=sf.Retry(attempts=3, initial=0.05))
 async def read(document: str) -> int:
-    """The number of words; every seventh document is hard to read at first."""
+    """The number of words. Documents whose number ends with 7 fail at the first attempt."""
     if document.endswith("7") and sf.step_info().attempt == 1:
         raise ConnectionError("the archive is busy")
     return len(document.split())
@@ -61,7 +61,7 @@ async def archive(what: str) -> None:
 
 @app.workflow
 async def outline(model: str, topic: str) -> str:
-    """An agent of one model. It may be cancelled in the middle of a thought, and says so."""
+    """An agent of one model. It may be cancelled in the middle of a thought, and archives that."""
     try:
         return await think(model, topic)
     except sf.Cancelled:
@@ -71,7 +71,7 @@ async def outline(model: str, topic: str) -> str:
 
 @app.workflow
 async def desk(topic: str) -> int:
-    """An agent that lives as long as its supervisor. It keeps notes and answers questions about them."""
+    """An agent that runs as long as its supervisor. It keeps notes and answers questions about them."""
     notes: list[str] = []
 
     async def take_notes() -> None:
@@ -117,7 +117,7 @@ async def briefing(customer: str, topic: str) -> str:
         request = await sf.question("approve", Verdict, timeout=24 * 3600)
         if request.value.by != "nobody":
             break
-        request.refuse("somebody has to answer for it")
+        request.refuse("a person has to approve it")
     request.answer("thank you")
     sf.set_attributes(phase="done")
     if not request.value.approved:
@@ -126,7 +126,7 @@ async def briefing(customer: str, topic: str) -> str:
 
 
 async def refused(run: sf.Run[str]) -> str:
-    """An ask waits until the run comes to its question: here, until everything is read."""
+    """An ask waits until the run reaches its question: here, until everything is read."""
     try:
         return await run.ask("approve", Verdict(approved=True, by="nobody"), timeout=20)
     except sf.AskRefused as error:
@@ -144,7 +144,7 @@ async def main() -> None:
         print("approved:", await run.ask("approve", Verdict(approved=True, by="Grace"), timeout=20))
         print("result:", await run.result(timeout=20))
 
-        print("a briefing that nobody wants any more:")
+        print("a briefing that is cancelled:")
         run = await client.start(briefing, "acme", "wasps", id="b-2")
         await refused(run)
         await run.cancel("no longer wanted")

@@ -1,9 +1,9 @@
-"""A human in the loop: an expense waits for somebody's decision, with a reminder and a deadline.
+"""A human in the loop: an expense waits for a decision, with a reminder and a deadline.
 
 The run waits for a signal. That may take weeks: a waiting run is a record of a few hundred bytes on the server, and no
-process holds it. The decision is typed, so a malformed one never reaches the workflow.
+process has to keep it in memory. The decision is typed, so a malformed one never reaches the workflow.
 
-    python examples/approval.py                       everything in this process, with impatient people
+    python examples/approval.py                       everything in this process, with short times
     streamflow dev --app examples/approval.py         a server, a daemon and the status screen; then
     streamflow enqueue expense --id trip-7 --input '["Ada", 420.0, 86400, 259200]'
     streamflow signal trip-7 decision '{"approved": true, "by": "Grace"}'
@@ -21,7 +21,7 @@ app = sf.App()
 
 
 class Decision(msgspec.Struct):
-    """What the person sends. JSON from the command line is checked against it like anything else."""
+    """The value of the signal. JSON from the command line is checked against it, as any other value."""
 
     approved: bool
     by: str
@@ -30,24 +30,24 @@ class Decision(msgspec.Struct):
 
 @app.step
 async def notify(person: str, text: str) -> None:
-    """Stands for an e-mail. Steps are where the world is touched; workflows only decide."""
+    """A placeholder for an e-mail. Side effects are in steps; workflows only make decisions."""
     print(f"  to {person}: {text}")
 
 
 @app.step(retry=sf.Retry(attempts=5, initial=0.2))
 async def pay(person: str, amount: float) -> str:
-    """At least once: a real one gives the bank this key, so that a second try pays nothing twice."""
+    """Runs at least once: a real one sends the bank this key, so that a second attempt doesn't pay again."""
     return f"transfer {sf.step_info().key} of {amount:.2f} to {person}"
 
 
 @app.workflow
 async def expense(person: str, amount: float, remind_after: float, give_up_after: float) -> str:
-    """Ask, remind once, give up at the deadline. Times in seconds."""
+    """Ask, remind once, and expire at the deadline. Times are in seconds."""
     await notify("the manager", f"{person} asks for {amount:.2f}")
     try:
         decision = await wait_for_decision(remind_after, give_up_after)
     except TimeoutError:
-        await notify(person, "nobody decided in time; ask again")
+        await notify(person, "there was no decision in time; ask again")
         return "expired"
     if not decision.approved:
         await notify(person, f"{decision.by} said no: {decision.comment}")
@@ -58,7 +58,7 @@ async def expense(person: str, amount: float, remind_after: float, give_up_after
 
 
 async def wait_for_decision(remind_after: float, give_up_after: float) -> Decision:
-    """A helper is plain code of the workflow. A signal that came before the wait began is not lost."""
+    """A helper is plain code of the workflow. A signal that is received before the wait is not lost."""
     try:
         return await sf.signal("decision", Decision, timeout=remind_after)
     except TimeoutError:
@@ -68,7 +68,7 @@ async def wait_for_decision(remind_after: float, give_up_after: float) -> Decisi
 
 async def main() -> None:
     async with sf.local(app) as client:
-        print("decided at once:")
+        print("decided immediately:")
         run = await client.start(expense, "Ada", 420.0, 60.0, 120.0, id="trip-7")
         await run.signal("decision", Decision(approved=True, by="Grace"))
         print(" ", await run.result(timeout=30))

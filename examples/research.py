@@ -1,14 +1,15 @@
 """A research supervisor with child agents.
 
 The supervisor splits a question into topics and starts a child agent for each. The agents work at the same time, maybe
-on different machines; each asks a model which tool to use next, uses it, and goes on until the model is content. The
-supervisor merges what they found into a report.
+on different machines; each asks a model which tool to use next, uses it, and continues until the model gives an answer.
+The supervisor merges the findings into a report.
 
     python examples/research.py                       everything in this process
     streamflow dev --app examples/research.py         a server, a daemon and the status screen; then
     streamflow enqueue research --input '"honey bees"' --wait
 
-Nothing here needs the network: the model is a stand-in that always answers the same. Put your own call into `think`.
+Nothing here needs the network: the model is a placeholder that always gives the same answers. Put your own call into
+`think`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ import streamflow as sf
 
 app = sf.App()
 
-# --- what travels between workflows and steps: plain typed data -------------------------------------------------------
+# --- arguments and results of workflows and steps: plain typed data ---------------------------------------------------
 
 
 class Thought(msgspec.Struct):
-    """What the model answers: use a tool next, or say what you know."""
+    """The model's output: the tool to use next, or the answer."""
 
     tool: str = ""
     argument: str = ""
@@ -45,12 +46,12 @@ class Report(msgspec.Struct):
     summary: str
 
 
-# --- steps: everything that touches the world. Each one's result is recorded once, and never asked for again ----------
+# --- steps: everything with side effects. The result of each is recorded once; a replay doesn't run it again ----------
 
 
 @app.step(retry=sf.Retry(attempts=3, initial=0.1), timeout=30)
 async def think(topic: str, notes: list[str]) -> Thought:
-    """One call of a language model. This stand-in searches, then reads, then answers."""
+    """One call of a language model. This placeholder searches, then reads, then answers."""
     if not notes:
         return Thought(tool="search", argument=topic)
     if len(notes) == 1:
@@ -60,7 +61,7 @@ async def think(topic: str, notes: list[str]) -> Thought:
 
 @app.step(retry=sf.Retry(attempts=5, initial=0.05))
 async def search(query: str) -> str:
-    """A tool that is down every now and then. The retries are recorded too: see them with `streamflow show`."""
+    """A tool that sometimes fails. Retries are recorded too: see them with `streamflow show`."""
     if sf.step_info().attempt == 1 and len(query) % 2:
         raise ConnectionError("the search engine is busy")
     return f"https://example.org/{query.replace(' ', '-')}"
@@ -77,14 +78,14 @@ async def summarise(findings: list[Finding]) -> str:
     return f"{len(findings)} topics, {sum(len(finding.sources) for finding in findings)} sources"
 
 
-# --- workflows: they only decide. A daemon may die at any line: another one continues at that line --------------------
+# --- workflows: they only make decisions. A daemon may die at any line: another one continues at that line ------------
 
 TOOLS = {"search": search, "read": read}
 
 
 @app.workflow
 async def investigate(topic: str) -> Finding:
-    """An agent: think, act, and again, until there is an answer."""
+    """An agent: think and act, until there is an answer."""
     notes: list[str] = []
     while True:
         thought = await think(topic, notes)

@@ -1,8 +1,8 @@
 """An order as a saga: reserve, pay, ship; and when one fails, undo what was done, in reverse.
 
 A database transaction can't span a warehouse, a bank and a carrier. A saga is the durable form of "try, and clean up":
-each action leaves behind the call that undoes it. Because the run itself is durable, a crash in the middle of the
-clean-up is continued, not forgotten.
+for each action the call that undoes it is registered. Because the run itself is durable, a clean-up that a crash
+interrupts is continued.
 
     python examples/saga.py                           everything in this process
     streamflow dev --app examples/saga.py             a server, a daemon and the status screen; then
@@ -18,7 +18,7 @@ import streamflow as sf
 app = sf.App()
 
 SOMETIMES = sf.Retry(attempts=4, initial=0.1, never=(ValueError,))
-"""Try again when the network fails; a `ValueError` is a definite no, so another try is pointless."""
+"""Retries when the network fails. A `ValueError` is a definite refusal, so it is not retried."""
 
 
 @app.step(retry=SOMETIMES)
@@ -44,16 +44,16 @@ async def ship(item: str, country: str) -> str:
 
 @app.step(retry=sf.Retry(attempts=100, maximum=3600.0))
 async def undo(what: str, of: str) -> None:
-    """Undoing must succeed in the end, so it is tried for a long time."""
+    """A compensation must succeed in the end, so it is retried for a long time."""
     print(f"    undone: {what} of {of}")
 
 
 @app.workflow
 async def order(item: str, quantity: int, card: str, country: str) -> list[str]:
-    """What was done, as a list. When a part can't be done, or the run is cancelled, all before it is undone.
+    """The actions, as a list. When one fails, or the run is cancelled, all before it are undone.
 
-    What undoes an action is registered *before* it: a payment whose answer was lost may have been made. So `undo` must
-    do no harm when there is nothing to undo.
+    The compensation of an action is registered *before* it: a payment whose answer was lost may have been made. So
+    `undo` must do no harm when there is nothing to undo.
     """
     async with sf.saga() as saga:
         saga.compensate(undo, "reservation", item)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = {
     "agents": [
         "archived: the unfinished thought of large",
-        "refused: somebody has to answer for it",
+        "refused: a person has to approve it",
         "progress: {'read': 100, 'of': 100}",
         "waits for acme: ['b-1']",
         "notes on the desk: ",
