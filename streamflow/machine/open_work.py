@@ -268,6 +268,6 @@ class OpenWork:
 def unknown_child(name: str) -> Workflow[..., Any]:
     """Placeholder for the workflow of a child that this app doesn't register: its result is plain data."""
 
-    async def gone(*, _: Any = None) -> Any: ...
+    async def placeholder(*, _: Any = None) -> Any: ...
 
-    return Workflow(gone, name)
+    return Workflow(placeholder, name)

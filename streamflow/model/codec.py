@@ -154,13 +154,15 @@ class Parameters:
         names = ", ".join(self.names) or "no parameters"
         invalid = PayloadInvalid(f"the input of {self.what} does not match its parameters ({names}): {error}")
         try:
-            given = msgspec.msgpack.decode(payload, type=list[Raw])
+            arguments = msgspec.msgpack.decode(payload, type=list[Raw])
         except DECODE_ERRORS:
             raise invalid from error
-        missing = self.defaults[len(given) :]
-        if len(given) >= self._count or any(default is inspect.Parameter.empty for default in missing):
+        missing = self.defaults[len(arguments) :]
+        if len(arguments) >= self._count or any(default is inspect.Parameter.empty for default in missing):
             raise invalid from error
-        values = (decode(raw, type_, f"input of {self.what}") for raw, type_ in zip(given, self.types, strict=False))
+        values = (
+            decode(raw, type_, f"input of {self.what}") for raw, type_ in zip(arguments, self.types, strict=False)
+        )
         return (*values, *missing)
 
     def decode_result(self, payload: Raw | bytes) -> Any:

@@ -155,12 +155,12 @@ def _comparison(expected: AnyEvent, found: AnyEvent) -> str:
 
 def _decisions(events: list[AnyEvent]) -> list[AnyEvent]:
     """The decisions, without the tracebacks of failures: a replayed coroutine has other frames below it."""
-    kept: list[AnyEvent] = []
+    decisions: list[AnyEvent] = []
     for event in events:
         if not isinstance(event, (*DECISIONS, *ENDINGS, RunContinued)):
             continue
         failure = getattr(event, "failure", None)
         if failure is not None:
             event = msgspec.structs.replace(event, failure=msgspec.structs.replace(failure, traceback=""))
-        kept.append(event)
-    return kept
+        decisions.append(event)
+    return decisions

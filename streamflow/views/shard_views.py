@@ -29,9 +29,9 @@ class ShardViews:
     __slots__ = ("_folds", "missing", "partials")
 
     def __init__(self, partials: dict[str, Any] | None = None) -> None:
-        given = partials or {}
+        stored = partials or {}
         self.partials: dict[str, Any] = {
-            view.name: given[view.name] if view.name in given else view.zero() for view in VIEWS
+            view.name: stored[view.name] if view.name in stored else view.zero() for view in VIEWS
         }
         self.missing: tuple[str, ...] = ()
         """Views that the decoded data didn't have, or not in the current form: they start at zero until a rebuild."""

@@ -117,10 +117,10 @@ class Step(Generic[P, R]):
 def missing_step(name: str) -> Step[..., Any]:
     """A placeholder for a step that a history names and the app doesn't register any more. It is never run."""
 
-    def gone(value: Any = None) -> Any:
+    def placeholder(value: Any = None) -> Any:
         raise UsageError(f"step {name} is not registered")
 
-    step: Step[..., Any] = Step(gone, name)
+    step: Step[..., Any] = Step(placeholder, name)
     step.known = False
     return step
 

@@ -42,9 +42,9 @@ def as_operation(aw: object, what: str) -> Operation:
     if isinstance(aw, types.CoroutineType):
         return Fiber(cast("Coroutine[Any, Any, Any]", aw))
     if not hasattr(aw, "__await__"):
-        given = type(aw).__name__
-        advice = ": unpack it with *" if given in ("list", "tuple", "generator") else ""
-        raise TypeError(f"sf.{what} must get awaitables, got {given}{advice}")
+        type_name = type(aw).__name__
+        advice = ": unpack it with *" if type_name in ("list", "tuple", "generator") else ""
+        raise TypeError(f"sf.{what} must get awaitables, got {type_name}{advice}")
 
     async def awaiting() -> Any:
         return await cast("Awaitable[Any]", aw)
@@ -56,10 +56,12 @@ def check_callable(function: object, what: str) -> None:
     """Raises `UsageError` for a call instead of a function: it must not begin before what begins it."""
     if callable(function):
         return
-    given = type(function).__name__
+    type_name = type(function).__name__
     if isinstance(function, types.CoroutineType):
         cast("Coroutine[Any, Any, Any]", function).close()  # avoids Python's warning "was never awaited"
-    raise UsageError(f"sf.{what} must get a function and its arguments, as (fetch, url), and calls it; got a {given}")
+    raise UsageError(
+        f"sf.{what} must get a function and its arguments, as (fetch, url), and calls it; got a {type_name}"
+    )
 
 
 def as_operations(aws: Iterable[object], what: str) -> list[Operation]:

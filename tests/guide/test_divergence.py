@@ -43,7 +43,7 @@ async def test_a_run_whose_code_changed_is_stuck_and_the_reason_names_the_event(
         stuck = await happened(run, RunStuck)
         assert stuck.reason == (
             "run order-7 diverged at event 4: the history has StepScheduled(2, weigh), the code did "
-            "StepScheduled(2, send). Deploy code that makes the recorded decisions and the run goes on."
+            "StepScheduled(2, send). Deploy code that makes the recorded decisions, and the run continues."
         )
         assert (await run.describe()).status is sf.Status.STUCK
 

@@ -166,8 +166,8 @@ async def test_a_reducer_may_fail_its_run(serve: Serve) -> None:
 
 
 async def test_a_reducer_that_returns_something_else_fails_its_run(serve: Serve) -> None:
-    async with serve(app) as client:
-        with pytest.raises(sf.RunFailed, match=r"returned a NoneType; return sf\.Decision"):
+    async with serve(app) as (client, _):
+        with pytest.raises(sf.RunFailed, match=r"must return sf\.Decision\(…\), got a NoneType"):
             await (await client.start(undecided)).result(10)
 
 
