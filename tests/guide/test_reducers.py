@@ -166,7 +166,7 @@ async def test_a_reducer_may_fail_its_run(serve: Serve) -> None:
 
 
 async def test_a_reducer_that_returns_something_else_fails_its_run(serve: Serve) -> None:
-    async with serve(app) as (client, _):
+    async with serve(app) as client:
         with pytest.raises(sf.RunFailed, match=r"must return sf\.Decision\(…\), got a NoneType"):
             await (await client.start(undecided)).result(10)
 
