@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- ack_attempts: take entries off a queue partition whose outcomes are handed in, or that nobody wants any more.
+-- ack_attempts: remove entries from a queue partition: their outcomes are reported, or nobody needs them any more.
 --
--- The step's place is freed only while it still names this entry: a newer attempt may be there already. Safe to run
--- twice.
+-- The step's current entry is cleared only while it is still this one: a newer attempt may have replaced it. Safe to
+-- run twice: an entry that is gone changes nothing.
 --
 -- KEYS   stream, steps, details
 -- ARGV   group, then for each claim: entry, step
 -- RETURNS OK / WRONGTYPE key
 -- @include shared/holds
--- @include shared/place
+-- @include shared/current_entry
 local stream, steps, details = KEYS[1], KEYS[2], KEYS[3]
 local group = ARGV[1]
 
@@ -17,7 +17,7 @@ if not holds(steps, 'hash') then return redis.error_reply('WRONGTYPE ' .. steps)
 if not holds(details, 'hash') then return redis.error_reply('WRONGTYPE ' .. details) end
 
 for i = 2, #ARGV, 2 do
-  if place_of(steps, ARGV[i + 1]) == ARGV[i] then redis.call('HDEL', steps, ARGV[i + 1]) end
+  if current_entry(steps, ARGV[i + 1]) == ARGV[i] then redis.call('HDEL', steps, ARGV[i + 1]) end
   drop_entry(stream, details, group, ARGV[i])
 end
 return redis.status_reply('OK')

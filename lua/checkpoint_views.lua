@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- checkpoint_views: store a shard's part of the views with the log entry up to which it counts, and trim the log behind it.
+-- checkpoint_views: store a shard's part of the views with the log entry up to which it counts, and trim the log.
 --
--- What is trimmed is always counted in `base`: when the log has `extend_claims` entries more than when the base was made, all up
--- to the base's offset go, and the present partial becomes the next base. So base + the log behind its offset = partial
--- at any time, views can be rebuilt exactly, and at least `extend_claims` entries stay.
--- Also keeps the oldest open runs, from the listings of running runs.
+-- What is trimmed is always counted in `base`: once the log has `keep` entries more than when the base was made, all up
+-- to the base's offset are removed, and the present partial becomes the next base. So at any time base + the log behind
+-- its offset = partial, views can be rebuilt exactly, and at least `keep` entries stay.
+-- Also stores the oldest open runs, from the listings of running runs.
 -- Safe to run twice: an offset that is stored already changes nothing.
 --
 -- KEYS   owner, views, log, then: running_index for each workflow

@@ -1,30 +1,63 @@
 #!lua flags=allow-oom
--- commit: one batch of transitions of one shard, for many runs at once, all or nothing.
+-- commit: store one batch of transitions of one shard, for many runs at once, all or nothing.
 --
--- The heart. First every check: the owner's token, the commit's id, the types of all keys that will be written, and each
--- run's header, byte for byte (it holds version and last commit id). Then only writes that can't fail: records, log,
--- agenda, listings, outbox, quarantine, puts; the inbox messages that were reduced are acknowledged and deleted.
+-- The central verb. First every check: the owner's token, the commit's id, the types of all keys that will be written,
+-- and each run's header, byte for byte (it has the version and the last commit id). Then only writes that can't fail:
+-- records, log, agenda, listings, outbox, quarantine, puts; the inbox messages that were reduced are acknowledged and
+-- deleted.
 -- Safe to run twice: a commit id that the shard has as its last one answers DUP with the same facts.
--- Reducers' histories (state not empty) keep their newest transitions only: their state is their snapshot. A state with
--- a dash before it (no snapshot begins so) makes the record anew: header, the rest of the state, this transition.
--- A put sets a field of a hash, or without a field a string that nobody needs after 15 minutes.
+-- Reducers (state not empty) keep only the newest transitions in their record: their state is their snapshot. A state
+-- that begins with a dash (no snapshot does) replaces the record: header, the rest of the state, this transition.
+-- A put sets a field of a hash; without a field it sets a string that expires after 15 minutes.
 --
--- KEYS   owner, inbox, log, agenda, outbox, poison, then index (a key for each listing that changes), then: put, then: run
--- ARGV   token, commit, now, group, channel, news, indexes, acks, plans, moves, sends, sent, poisons, puts, then
---        for each run: id, expected, header, state, transition; for each ack: inbox id;
---        for each plan: id, score ('' takes it off the agenda); for each move: id, from, to, score (positions among the
---        index keys, 0 for none); for each send: number, target, kind, id, body; for each sent: outbox number;
---        for each poison: inbox id, id, reason, event, body; for each put: field, value
--- RETURNS OK|DUP clock entry (of the log, '' when there was nothing to log) / CONFLICT id… / FENCED token / WRONGTYPE key
+-- KEYS   owner,
+--        inbox,
+--        log,
+--        agenda,
+--        outbox,
+--        poison,
+--        then for each listing: index;
+--        for each put: put;
+--        for each run: run
+-- ARGV   token, (of the owner)
+--        commit, (id of this commit)
+--        now,
+--        group, (the owner's consumer group of the inbox)
+--        channel,
+--        notification, (published to the channel; '' for none)
+--        indexes, acks, plans, moves, sends, sent, poisons, puts, (how many of each)
+--        then for each run: id, expected, header, state, transition;
+--        for each ack: inbox id;
+--        for each plan: id, score ('' removes the run from the agenda);
+--        for each move: id, from, to, score (from and to: positions among the index keys, 0 for none);
+--        for each send: number, target, kind, id, body;
+--        for each sent: outbox number;
+--        for each poison: inbox id, id, reason, event, body;
+--        for each put: field, value
+-- RETURNS OK clock entry (of the log, '' when nothing was logged)
+--         / DUP clock entry
+--         / CONFLICT id… (the runs whose header is not the expected one)
+--         / FENCED token (of the present owner)
+--         / WRONGTYPE key
 -- @include shared/clock
 -- @include shared/holds
 local owner, inbox, log, agenda, outbox, poison = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local token, commit, group, channel, news = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6]
+local token, commit, group, channel, notification = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6]
 local indexes, acks, plans = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local moves, sends, sent, poisons = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
-local before_puts, before_runs = 6 + indexes, 6 + indexes + tonumber(ARGV[14]) -- positions in KEYS
-local runs = #KEYS - before_runs
-local HISTORY_OF_REDUCERS, ANSWER_SECONDS, FIRST = 200, 900, 14
+
+local FIXED_KEYS, FIXED_ARGS = 6, 14
+local RUN_ARGS, PLAN_ARGS, MOVE_ARGS, SEND_ARGS, POISON_ARGS, PUT_ARGS = 5, 2, 4, 5, 5, 2 -- of one item
+local REDUCER_TRANSITIONS = 200 -- that a reducer's record keeps; it is trimmed when it has twice as many
+local QUARANTINED_MESSAGES = 1000 -- about so many are kept
+local ANSWER_SECONDS = 900
+local IDS_PER_CALL, VALUES_PER_ENTRY = 1000, 4000 -- `unpack` fails at about 8,000 values
+local DASH = string.byte('-')
+
+-- Positions in KEYS of the last index and the last put; the runs are behind them.
+local last_index = FIXED_KEYS + indexes
+local last_put = last_index + tonumber(ARGV[14])
+local runs = #KEYS - last_put
 
 if not holds(owner, 'hash') then return redis.error_reply('WRONGTYPE ' .. owner) end
 local stored = redis.call('HMGET', owner, 'token', 'commit', 'clock', 'log', 'committed')
@@ -35,61 +68,64 @@ if runs + poisons > 0 and not holds(log, 'stream') then return redis.error_reply
 if plans > 0 and not holds(agenda, 'zset') then return redis.error_reply('WRONGTYPE ' .. agenda) end
 if sends + sent > 0 and not holds(outbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. outbox) end
 if poisons > 0 and not holds(poison, 'stream') then return redis.error_reply('WRONGTYPE ' .. poison) end
-for i = 7, before_runs do
-  local put = #ARGV - 2 * (before_runs - i) - 1 -- where its field is, if it is one
-  local wanted = i <= before_puts and 'zset' or ARGV[put] == '' and 'string' or 'hash'
+for i = FIXED_KEYS + 1, last_put do
+  local field = #ARGV - PUT_ARGS * (last_put - i) - 1 -- position of the put's field, if it is a put: they come last
+  local wanted = i <= last_index and 'zset' or ARGV[field] == '' and 'string' or 'hash'
   if not holds(KEYS[i], wanted) then return redis.error_reply('WRONGTYPE ' .. KEYS[i]) end
 end
+
+-- From here on `at` is the position before the first argument of an item.
 local conflict = {'CONFLICT'}
-local at = FIRST
-for i = before_runs + 1, #KEYS do
+local at = FIXED_ARGS
+for i = last_put + 1, #KEYS do
   if redis.pcall('LINDEX', KEYS[i], 0) ~= ARGV[at + 2] then conflict[#conflict + 1] = ARGV[at + 1] end
-  at = at + 5
+  at = at + RUN_ARGS
 end
 if #conflict > 1 then return conflict end
 local clock = string.format('%.0f', shard_clock(ARGV[3], stored[3]))
 
--- The outbox first: its numbers are the caller's, and were one refused, nothing else would have been written.
-at = FIRST + 5 * runs + acks + 2 * plans + 4 * moves
+-- The outbox first: its numbers are the caller's, and if one were refused, nothing else would have been written.
+at = FIXED_ARGS + RUN_ARGS * runs + acks + PLAN_ARGS * plans + MOVE_ARGS * moves
 for _ = 1, sends do
   redis.call('XADD', outbox, ARGV[at + 1],
     'target', ARGV[at + 2], 'kind', ARGV[at + 3], 'run', ARGV[at + 4], 'body', ARGV[at + 5])
-  at = at + 5
+  at = at + SEND_ARGS
 end
 for _ = 1, sent do
   redis.call('XDEL', outbox, ARGV[at + 1])
   at = at + 1
 end
 
-local entry = {}
+local entry = {} -- the log entry: id and transition of each run
 for _ = 1, poisons do
-  redis.call('XADD', poison, 'MAXLEN', '~', 1000, '*', 'run', ARGV[at + 2], 'reason', ARGV[at + 3], 'body', ARGV[at + 5])
+  redis.call('XADD', poison, 'MAXLEN', '~', QUARANTINED_MESSAGES, '*',
+    'run', ARGV[at + 2], 'reason', ARGV[at + 3], 'body', ARGV[at + 5])
   redis.call('XACK', inbox, group, ARGV[at + 1])
   redis.call('XDEL', inbox, ARGV[at + 1])
-  entry[#entry + 1], entry[#entry + 2] = '-' .. ARGV[at + 1], ARGV[at + 4] -- no run's id begins with a dash
-  at = at + 5
+  entry[#entry + 1], entry[#entry + 2] = '-' .. ARGV[at + 1], ARGV[at + 4] -- no run id begins with a dash
+  at = at + POISON_ARGS
 end
 
-at = FIRST
-for i = before_runs + 1, #KEYS do
-  local run, state, transition = KEYS[i], ARGV[at + 4], ARGV[at + 5]
-  redis.call('LSET', run, 0, ARGV[at + 3])
+at = FIXED_ARGS
+for i = last_put + 1, #KEYS do
+  local run, header, state, transition = KEYS[i], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
+  redis.call('LSET', run, 0, header)
   redis.call('RPUSH', run, transition)
-  if string.byte(state) == 45 then
+  if string.byte(state) == DASH then
     redis.call('LTRIM', run, -1, -1)
-    redis.call('LPUSH', run, string.sub(state, 2), ARGV[at + 3])
+    redis.call('LPUSH', run, string.sub(state, 2), header)
   elseif state ~= '' then
     redis.call('LSET', run, 1, state)
-    if redis.call('LLEN', run) > 2 + 2 * HISTORY_OF_REDUCERS then
-      redis.call('LTRIM', run, -HISTORY_OF_REDUCERS, -1)
-      redis.call('LPUSH', run, state, ARGV[at + 3])
+    if redis.call('LLEN', run) > 2 + 2 * REDUCER_TRANSITIONS then -- 2: header and state
+      redis.call('LTRIM', run, -REDUCER_TRANSITIONS, -1)
+      redis.call('LPUSH', run, state, header)
     end
   end
   entry[#entry + 1], entry[#entry + 2] = ARGV[at + 1], transition
-  at = at + 5
+  at = at + RUN_ARGS
 end
-for first = 1, acks, 1000 do -- many at once: a hot run folds thousands of messages into one transition
-  local last = math.min(first + 999, acks)
+for first = 1, acks, IDS_PER_CALL do -- many at once: a hot run reduces thousands of messages in one transition
+  local last = math.min(first + IDS_PER_CALL - 1, acks)
   redis.call('XACK', inbox, group, unpack(ARGV, at + first, at + last))
   redis.call('XDEL', inbox, unpack(ARGV, at + first, at + last))
 end
@@ -97,24 +133,24 @@ at = at + acks
 for _ = 1, plans do
   if ARGV[at + 2] == '' then redis.call('ZREM', agenda, ARGV[at + 1])
   else redis.call('ZADD', agenda, ARGV[at + 2], ARGV[at + 1]) end
-  at = at + 2
+  at = at + PLAN_ARGS
 end
 for _ = 1, moves do
   local from, to = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-  if from > 0 then redis.call('ZREM', KEYS[6 + from], ARGV[at + 1]) end
-  if to > 0 then redis.call('ZADD', KEYS[6 + to], ARGV[at + 4], ARGV[at + 1]) end
-  at = at + 4
+  if from > 0 then redis.call('ZREM', KEYS[FIXED_KEYS + from], ARGV[at + 1]) end
+  if to > 0 then redis.call('ZADD', KEYS[FIXED_KEYS + to], ARGV[at + 4], ARGV[at + 1]) end
+  at = at + MOVE_ARGS
 end
-for i = before_puts + 1, before_runs do
-  local put = #ARGV - 2 * (before_runs - i) - 1
-  if ARGV[put] == '' then redis.call('SET', KEYS[i], ARGV[put + 1], 'EX', ANSWER_SECONDS)
-  else redis.call('HSET', KEYS[i], ARGV[put], ARGV[put + 1]) end
+for i = last_index + 1, last_put do
+  local field = #ARGV - PUT_ARGS * (last_put - i) - 1
+  if ARGV[field] == '' then redis.call('SET', KEYS[i], ARGV[field + 1], 'EX', ANSWER_SECONDS)
+  else redis.call('HSET', KEYS[i], ARGV[field], ARGV[field + 1]) end
 end
 
 local last = ''
-for first = 1, #entry, 4000 do
-  last = redis.call('XADD', log, '*', unpack(entry, first, math.min(first + 3999, #entry)))
+for first = 1, #entry, VALUES_PER_ENTRY do
+  last = redis.call('XADD', log, '*', unpack(entry, first, math.min(first + VALUES_PER_ENTRY - 1, #entry)))
 end
 redis.call('HSET', owner, 'commit', commit, 'clock', clock, 'committed', clock, 'log', last)
-if news ~= '' then redis.pcall('SPUBLISH', channel, news) end
+if notification ~= '' then redis.pcall('SPUBLISH', channel, notification) end
 return {'OK', clock, last}

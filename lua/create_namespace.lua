@@ -1,5 +1,5 @@
 #!lua
--- create_namespace: create the namespace's meta record unless it exists; who comes first decides.
+-- create_namespace: create the namespace's meta record unless it exists; the first caller decides.
 --
 -- Safe to run twice: the record never changes afterwards.
 --

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- deliver_messages: accept messages from another shard's outbox: starts of child runs, outcomes of children, signals, cancels.
+-- deliver_messages: accept messages from another shard's outbox: child starts and outcomes, signals, cancel requests.
 --
 -- The last accepted number of each source is kept, so redelivery is harmless and memory is O(shards). A number is
--- `<epoch>-<n>` of the owner that decided the message: both only grow, also when a failover lost the newest of them.
--- A start whose id belongs to a run of another parent becomes a `taken` message: the owner tells the parent.
+-- `<epoch>-<n>` of the owner that decided the message: both only grow, also when a failover has lost the newest ones.
+-- A start whose id belongs to a run of another parent becomes a `taken` message: the owner reports it to the parent.
 --
 -- KEYS   seen, inbox, owner, then for each message: run, index, tenant_index (used by starts)
 -- ARGV   source, now, then for each message: number, kind, id, workflow, tenant, parent, body
@@ -31,7 +31,7 @@ epoch, number = epoch or 0, number or 0
 local clock = shard_clock(ARGV[2], redis.call('HGET', owner, 'clock'))
 
 for i = 1, count do
-  local at = 7 * i - 4
+  local at = 7 * i - 4 -- of the message's first argument
   local message_epoch, message_number = parse_number(ARGV[at])
   if is_newer(message_epoch, message_number, epoch, number) then
     epoch, number = message_epoch, message_number

@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
--- due_runs: which runs of a shard are due now, and when the next one is.
+-- due_runs: return which runs of a shard are due now, and when the next one is.
 --
--- Nothing is taken off the agenda here: the commit of the transition that the due time causes does that, so that a crash
--- between the two loses nothing. Runs whose steps are in flight (score -1) belong to the owner's memory and don't fire.
+-- Nothing is removed from the agenda here: the commit of the transition that the due time causes does that, so that a
+-- crash between the two loses nothing. Runs with steps in flight (score -1) are in the owner's memory and are not due.
+-- Safe to run twice: only the shard's clock moves.
 --
 -- KEYS   owner, agenda
 -- ARGV   token, now, limit
@@ -18,6 +19,6 @@ local due = redis.call('ZRANGEBYSCORE', agenda, 0, now, 'LIMIT', 0, ARGV[3])
 local upcoming = redis.call('ZRANGEBYSCORE', agenda, '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 
 redis.call('HSET', owner, 'clock', now)
-local answer = {'OK', now, upcoming[2] or ''}
-for i, id in ipairs(due) do answer[i + 3] = id end
-return answer
+local reply = {'OK', now, upcoming[2] or ''}
+for i, id in ipairs(due) do reply[i + 3] = id end
+return reply

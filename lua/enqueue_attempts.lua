@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- enqueue_attempts: accept attempts of steps, and revocations of them, from a shard's outbox into a partition of a queue.
+-- enqueue_attempts: accept attempts of steps, and revocations of them, from a shard's outbox into a queue partition.
 --
--- The last accepted number of each source is kept, as in `deliver_messages`, so an offer that is sent again changes nothing. One
--- entry is one attempt. A newer attempt takes the place of the one before, whose entry goes; so does one of a run that
--- was created later under the same id. A revoked entry that no worker has yet is deleted; one that a worker has is
--- marked, and the worker's next `extend_claims` says so.
+-- The last accepted number of each source is kept, as in `deliver_messages`, so an attempt that is sent again changes
+-- nothing. One entry is one attempt. A newer attempt replaces the one before, whose entry is deleted; so does one of a
+-- run that was created later under the same id. A revoked entry that no worker has yet is deleted; one that a
+-- worker has is marked, and the worker's next `extend_claims` returns `r` for it.
 --
 -- KEYS   stream, seen, steps, details
 -- ARGV   source, group, then for each message: number, kind (step or revoke), id, created, seq, attempt,
@@ -12,7 +12,7 @@
 -- RETURNS the last accepted number / WRONGTYPE key / BADNUMBER number
 -- @include shared/holds
 -- @include shared/number
--- @include shared/place
+-- @include shared/current_entry
 local stream, seen, steps, details = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local source, group = ARGV[1], ARGV[2]
 local count = (#ARGV - 2) / 8
@@ -30,24 +30,24 @@ last_epoch, last_number = last_epoch or 0, last_number or 0
 
 redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
 for i = 1, count do
-  local at = 8 * i - 5
+  local at = 8 * i - 5 -- of the message's first argument
   local epoch, number = parse_number(ARGV[at])
   if is_newer(epoch, number, last_epoch, last_number) then
     last_epoch, last_number = epoch, number
     local id, seq = ARGV[at + 2], ARGV[at + 4]
     local created, attempt = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 5])
     local step = id .. '/' .. seq
-    local entry, present_created, present = place_of(steps, step)
+    local entry, present_created, present_attempt = current_entry(steps, step)
     if ARGV[at + 1] == 'step' then
-      if not entry or is_newer(created, attempt, present_created, present) then
+      if not entry or is_newer(created, attempt, present_created, present_attempt) then
         if entry then drop_entry(stream, details, group, entry) end
         local added = redis.call('XADD', stream, '*', 'run', id, 'created', ARGV[at + 3], 'seq', seq,
           'attempt', ARGV[at + 5], 'details', ARGV[at + 6], 'body', ARGV[at + 7])
-        redis.call('HSET', steps, step, as_place(added, created, attempt, 'wanted'))
+        redis.call('HSET', steps, step, encode_current_entry(added, created, attempt, 'wanted'))
       end
-    elseif entry and not is_newer(present_created, present, created, attempt) then
+    elseif entry and not is_newer(present_created, present_attempt, created, attempt) then
       if is_pending(stream, group, entry) then
-        redis.call('HSET', steps, step, as_place(entry, present_created, present, 'revoked'))
+        redis.call('HSET', steps, step, encode_current_entry(entry, present_created, present_attempt, 'revoked'))
       else
         drop_entry(stream, details, group, entry)
         redis.call('HDEL', steps, step)

@@ -1,15 +1,15 @@
 #!lua flags=allow-oom
--- expired_claims: which entries of a queue partition have workers that fell silent, and what their steps told last.
+-- expired_claims: return entries whose workers are considered dead, with the details that their steps reported last.
 --
--- Nothing is handed to another worker here: whoever reaps tells the run that the attempt is over, and the run decides
--- about another one. So a reply that is lost, or two that reap at once, do no harm. What is superseded is only cleaned
--- up; consumers that were quiet for long and have nothing pending are forgotten.
+-- Nothing is given to another worker here: the caller reports to the run that the attempt is over, and the run decides
+-- about another one. So a reply that is lost, or two callers at once, do no harm. Entries that were superseded are
+-- deleted; consumers that were idle for `quiet` ms and have nothing pending are removed.
 --
 -- KEYS   stream, steps, details
 -- ARGV   group, idle (ms), quiet (ms), limit
--- RETURNS for each dead entry: entry consumer id created seq attempt details / WRONGTYPE key
+-- RETURNS for each expired entry: entry consumer id created seq attempt details / WRONGTYPE key
 -- @include shared/holds
--- @include shared/place
+-- @include shared/current_entry
 local stream, steps, details = KEYS[1], KEYS[2], KEYS[3]
 local group, idle, quiet, limit = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 
@@ -19,17 +19,18 @@ if not holds(details, 'hash') then return redis.error_reply('WRONGTYPE ' .. deta
 local pending = redis.pcall('XPENDING', stream, group, 'IDLE', idle, '-', '+', limit)
 if pending.err then return {} end
 
-local answer = {}
-for _, one in ipairs(pending) do
-  local entry = one[1]
+local reply = {}
+for _, claim in ipairs(pending) do
+  local entry, consumer = claim[1], claim[2]
   local fields = {}
   local found = redis.call('XRANGE', stream, entry, entry)[1]
   for i = 1, found and #found[2] or 0, 2 do fields[found[2][i]] = found[2][i + 1] end
-  local present = found and place_of(steps, (fields.run or '') .. '/' .. (fields.seq or ''))
-  if present == entry then
-    local told = redis.call('HGET', details, entry) or fields.details or ''
-    for _, value in ipairs({entry, one[2], fields.run, fields.created or '0', fields.seq, fields.attempt, told}) do
-      answer[#answer + 1] = value
+  local current = found and current_entry(steps, (fields.run or '') .. '/' .. (fields.seq or ''))
+  if current == entry then
+    local reported = redis.call('HGET', details, entry) or fields.details or ''
+    local created = fields.created or '0'
+    for _, value in ipairs({entry, consumer, fields.run, created, fields.seq, fields.attempt, reported}) do
+      reply[#reply + 1] = value
     end
   else
     drop_entry(stream, details, group, entry)
@@ -42,4 +43,4 @@ for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
     redis.call('XGROUP', 'DELCONSUMER', stream, group, facts.name)
   end
 end
-return answer
+return reply

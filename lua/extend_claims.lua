@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- extend_claims: a worker proves that it still works on entries of a queue partition, and learns which of them are over.
+-- extend_claims: renew a worker's claims on entries of a queue partition, and return which of them it has lost.
 --
--- An entry that is pending with this very consumer, and still its step's newest, begins a new idle time; the details that
--- its step told last are kept for whoever has to start the next attempt. Safe to run twice.
+-- An entry that is pending with this very consumer, and still its step's current one, begins a new idle time; details
+-- that its step has reported since are stored for the next attempt. Safe to run twice.
 --
 -- KEYS   stream, steps, details
--- ARGV   group, consumer, then for each claim: entry, step, told ('' when there is nothing new)
--- RETURNS a string with a letter for each claim: k (kept), r (revoked, stop it), l (lost, it isn't ours) / WRONGTYPE key
+-- ARGV   group, consumer, then for each claim: entry, step, details ('' when there is nothing new)
+-- RETURNS a string with a letter for each claim: k (kept), r (revoked: stop it), l (lost: not ours) / WRONGTYPE key
 -- @include shared/holds
--- @include shared/place
+-- @include shared/current_entry
 local stream, steps, details = KEYS[1], KEYS[2], KEYS[3]
 local group, consumer = ARGV[1], ARGV[2]
 
@@ -18,13 +18,13 @@ if not holds(details, 'hash') then return redis.error_reply('WRONGTYPE ' .. deta
 
 local letters = {}
 for i = 3, #ARGV, 3 do
-  local entry, told = ARGV[i], ARGV[i + 2]
-  local present, _, _, is_revoked = place_of(steps, ARGV[i + 1])
+  local entry, reported = ARGV[i], ARGV[i + 2]
+  local current, _, _, is_revoked = current_entry(steps, ARGV[i + 1])
   local mine = redis.pcall('XPENDING', stream, group, entry, entry, 1, consumer)
   local letter = 'l'
-  if present == entry and not mine.err and mine[1] then
+  if current == entry and not mine.err and mine[1] then
     redis.call('XCLAIM', stream, group, consumer, 0, entry, 'JUSTID')
-    if told ~= '' then redis.call('HSET', details, entry, told) end
+    if reported ~= '' then redis.call('HSET', details, entry, reported) end
     letter = is_revoked and 'r' or 'k'
   end
   letters[#letters + 1] = letter

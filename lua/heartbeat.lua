@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- heartbeat: raise a daemon's sign of life, drop members that the caller saw die, and see everybody's.
+-- heartbeat: store a daemon's heartbeat, remove members that the caller considers dead, and return all heartbeats.
 --
--- Liveness only: the others watch the beats change on their own monotonic clocks. A member is dropped only if its beat is
--- still the one that was watched. Safe to run twice.
+-- Liveness only: each daemon watches the others' heartbeats change on its own monotonic clock. A member is removed only
+-- if its heartbeat is still the one that was watched. Safe to run twice.
 --
 -- KEYS   members
--- ARGV   member, beat ('' takes the member off), then for each dead: member, last_beat
--- RETURNS member beat… of all members / WRONGTYPE key
+-- ARGV   member, heartbeat ('' removes the member), then for each dead member: member, last_heartbeat
+-- RETURNS member heartbeat… of all members / WRONGTYPE key
 -- @include shared/holds
 local members = KEYS[1]
 if not holds(members, 'hash') then return redis.error_reply('WRONGTYPE ' .. members) end

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- release_shard: give a shard back, so that the next owner needn't wait for a death.
+-- release_shard: give up a shard, so that the next owner does not have to wait until this one is considered dead.
 --
--- The epoch stays; only the nonce goes. Safe to run twice: the second time the token doesn't match any more.
+-- The epoch stays; only the nonce is removed. Safe to run twice: the second time the token doesn't match any more.
 --
 -- KEYS   owner
 -- ARGV   token

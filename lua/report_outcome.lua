@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- report_outcome: hand in the outcome of a queued step to the run that waits for it.
+-- report_outcome: put the outcome of a queued step into the inbox of the run that waits for it.
 --
--- `created` is that of the run whose step it was: a run that was started anew under the same id has steps of the same
--- numbers, and waits for its own. Safe to run twice: the outcome carries its attempt, and the run drops every outcome of
--- an attempt that isn't current.
+-- `created` is that of the run whose step it was: a newer run of the same id has steps of the same numbers, and waits
+-- for its own. Safe to run twice: the outcome carries its attempt, and the run drops every outcome of an attempt that
+-- isn't current.
 --
 -- KEYS   inbox, run
 -- ARGV   id, created, body

@@ -1,7 +1,7 @@
 #!lua
--- start_runs: create runs that don't exist yet, each with its first message; an existing id is left as it is.
+-- start_runs: create runs that don't exist yet, each with its first message; a run that exists stays as it is.
 --
--- Safe to run twice: the second time every run exists. Refused whole when memory is short (admission), because the
+-- Safe to run twice: the second time every run exists. Refused as a whole when memory is short (admission), because the
 -- script's line has no allow-oom.
 --
 -- KEYS   owner, inbox, then for each run: run, index, tenant_index
@@ -24,15 +24,15 @@ for i = 1, count do
 end
 local clock = shard_clock(ARGV[1], redis.call('HGET', owner, 'clock'))
 
-local made = {}
+local created = {}
 for i = 1, count do
   local run = KEYS[3 * i]
   if headers[i] == '' then
-    if made[run] then
-      headers[i] = made[run]
+    if created[run] then
+      headers[i] = created[run]
     else
-      local at = 4 * i - 2
-      made[run] = open_run(run, inbox, KEYS[3 * i + 1], KEYS[3 * i + 2], clock,
+      local at = 4 * i - 2 -- of the run's first argument
+      created[run] = open_run(run, inbox, KEYS[3 * i + 1], KEYS[3 * i + 2], clock,
         ARGV[at], ARGV[at + 1], ARGV[at + 2], '', ARGV[at + 3])
     end
   end

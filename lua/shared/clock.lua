@@ -1,4 +1,4 @@
--- clock: the shard's time in ms, from an override (tests) or the server, never before what the shard has stored.
+-- clock: the shard's time in ms, from an override (tests) or the server, never earlier than what the shard has stored.
 local function shard_clock(override, stored)
   local now = tonumber(override)
   if not now then

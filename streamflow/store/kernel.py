@@ -1,11 +1,12 @@
-"""One typed method a verb: from Python values to KEYS and ARGV, and from answers to values.
+"""One typed method per verb of `lua/`: from Python values to KEYS and ARGV, and from replies to values.
 
-Owns: the order of keys and arguments (the headers in `lua/` are checked against it) and the answers' types.
+Owns: the order of keys and arguments (the headers in `lua/` are checked against it) and the types of the replies.
 Must not: send anything (`Store.send` does), decide anything.
-Called by: owner, membership, relay, rollup, worker, client.
+Called by: daemon, worker and client; the table of verbs in `lua/README.md` names the files.
 
-Each method returns a `Call`; many calls travel in one pipeline: `await store.send([kernel.commit(…), …])`.
-`now` is the shard clock in ms for tests; None asks the server.
+Each method builds a `Call`, which sends nothing; its docstring says what the script promises, and what the call returns
+once it was sent. Many calls share one pipeline: `await store.send([kernel.commit(…), …])`. Every call is safe to send
+twice. `now` is the time in ms for tests; None: the server's.
 """
 
 from __future__ import annotations
@@ -23,22 +24,31 @@ from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys, QueueKeys, ShardKeys
 
 SCHEMA = 1
-"""Version of keys, records and scripts; a namespace of another version is refused."""
+"""Version of the format of keys, records and scripts; a namespace of another version is refused."""
 WORKERS = "workers"
 """The consumer group of every queue partition; each worker process is a consumer."""
 FRESH = b"-"
-"""Before a state in a `RunWrite`. No snapshot begins so: it is an array of MessagePack."""
+"""Prefix of a state in a `RunWrite` that replaces the whole record. No snapshot begins with it: a snapshot is a
+MessagePack array."""
 
 
 class Reply(enum.StrEnum):
+    """Reply codes of verbs that can refuse. A refusal has written nothing."""
+
     OK = "OK"
     DUP = "DUP"
+    """This commit is the shard's last one already: the reply has the same facts as the first time."""
     CONFLICT = "CONFLICT"
+    """What the caller expected is not what is stored: another owner, or other headers of runs."""
     FENCED = "FENCED"
+    """The token is not the present owner's: another daemon has acquired the shard."""
     STALE = "STALE"
+    """A later offset of the views is stored already."""
 
 
 class Start(msgspec.Struct):
+    """A run to create. `body`: its encoded input; `tenant` empty for none."""
+
     run_id: str
     workflow: str
     tenant: str
@@ -46,7 +56,7 @@ class Start(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    """`kind`: signal, ask, cancel or terminate."""
+    """A message from a client for an open run. `kind`: signal, ask, cancel or terminate."""
 
     kind: str
     run_id: str
@@ -54,7 +64,7 @@ class Message(msgspec.Struct):
 
 
 class Delivery(msgspec.Struct):
-    """A message from a shard's outbox. `number` is `<epoch>-<n>`; workflow, tenant and parent are for starts."""
+    """A message from a shard's outbox. `number` is `<epoch>-<n>`; workflow, tenant and parent are those of a start."""
 
     number: str
     kind: str
@@ -66,8 +76,10 @@ class Delivery(msgspec.Struct):
 
 
 class Offer(msgspec.Struct):
-    """An attempt for a queue (kind `step`), or its revocation (`revoke`), from a shard's outbox. `created`: ms, as in
-    the run's header; it tells the run from an earlier one of its id."""
+    """An attempt for a queue (kind `step`), or its revocation (`revoke`), from a shard's outbox.
+
+    `created`: ms, as in the run's header; it distinguishes the run from an earlier one of the same id.
+    """
 
     number: str
     kind: str
@@ -80,15 +92,18 @@ class Offer(msgspec.Struct):
 
 
 class ClaimRef(msgspec.Struct, frozen=True):
-    """An entry that a worker has. `step` is `<run id>/<seq>`; `told`: newest details of its step, empty for none."""
+    """A worker's claim on an entry of a queue partition.
+
+    `step` is `<run id>/<seq>`; `details`: encoded, what the step has reported since the last call, empty for nothing.
+    """
 
     entry: str
     step: str
-    told: bytes = b""
+    details: bytes = b""
 
 
 class Dead(msgspec.Struct, frozen=True):
-    """An entry whose worker fell silent, and what its step told last."""
+    """An entry whose worker is considered dead, with the details that its step reported last (encoded)."""
 
     entry: str
     consumer: str
@@ -100,7 +115,10 @@ class Dead(msgspec.Struct, frozen=True):
 
 
 class Taken(msgspec.Struct):
-    """`token`: ours when `code` is OK, else the present owner's (`holder`)."""
+    """Reply of `acquire_shard`: OK or CONFLICT. `token`: ours when OK, else the present owner's.
+
+    `clock`: the shard's, in ms, when OK; `holder`: the present owner's member id when CONFLICT.
+    """
 
     code: Reply
     token: str
@@ -109,7 +127,10 @@ class Taken(msgspec.Struct):
 
 
 class Fired(msgspec.Struct):
-    """`next`: ms when the next run is due, None when nothing waits."""
+    """Reply of `due_runs`: OK or FENCED. `clock`: the shard's, in ms; `due`: run ids, the earliest first.
+
+    `next`: ms when the next run is due, None when no other run has a due time.
+    """
 
     code: Reply
     clock: int
@@ -118,7 +139,11 @@ class Fired(msgspec.Struct):
 
 
 class Committed(msgspec.Struct):
-    """`entry`: id of the log entry, empty when there was nothing to log; `conflicts`: run ids."""
+    """Reply of `commit`: OK, DUP, CONFLICT or FENCED.
+
+    `clock`: the shard's, in ms, and `entry`: the id of the log entry, empty when nothing was logged; both when OK or
+    DUP. `conflicts`: when CONFLICT the ids of runs whose header has changed, when FENCED the present owner's token.
+    """
 
     code: Reply
     clock: int
@@ -127,12 +152,18 @@ class Committed(msgspec.Struct):
 
 
 class Folded(msgspec.Struct):
+    """Reply of `checkpoint_views`: OK, FENCED or STALE. `entries`: how many are left in the log, when OK."""
+
     code: Reply
     entries: int
 
 
 class RunWrite(msgspec.Struct, array_like=True):
-    """`state` empty: unchanged; `FRESH` before it: the history begins anew with this transition."""
+    """One transition of one run. `expected`: the header that the run must have, byte for byte; `header`: its new one.
+
+    `state`: a reducer's snapshot, empty: unchanged; with the prefix `FRESH` the record is replaced and its history
+    begins again with this transition.
+    """
 
     run_id: str
     expected: bytes
@@ -142,6 +173,11 @@ class RunWrite(msgspec.Struct, array_like=True):
 
 
 class Send(msgspec.Struct, array_like=True):
+    """A message for the outbox. `number`: `<epoch>-<n>`, higher than every earlier one.
+
+    `target`: a shard, or for the kinds `step` and `revoke` a partition of a queue.
+    """
+
     number: str
     target: int
     kind: str
@@ -150,7 +186,7 @@ class Send(msgspec.Struct, array_like=True):
 
 
 class Poison(msgspec.Struct, array_like=True):
-    """`event`: the encoded transition with `MessageQuarantined` for the log."""
+    """An inbox message to quarantine. `event`: the encoded transition with `MessageQuarantined` for the log."""
 
     message_id: str
     run_id: str
@@ -160,7 +196,7 @@ class Poison(msgspec.Struct, array_like=True):
 
 
 class Put(msgspec.Struct, array_like=True):
-    """A value for a field of a hash; without `field` a string that is there for 15 minutes."""
+    """A value for a field of a hash; without `field` a string that expires after 15 minutes."""
 
     key: str
     field: str
@@ -168,7 +204,12 @@ class Put(msgspec.Struct, array_like=True):
 
 
 class Batch(msgspec.Struct):
-    """All that one commit of one shard does. Moves: (run id, from key, to key, score), an empty key for none."""
+    """All that one commit of one shard does.
+
+    `commit`: its id. `acks`: ids of inbox messages that were reduced. `plans`: (run id, score on the agenda, None to
+    remove it). `moves`: (run id, from key, to key, score) between listings, an empty key for none. `sent`: numbers of
+    outbox messages that were delivered. `news`: encoded, for the subscribers of the shard's channel.
+    """
 
     commit: str
     runs: list[RunWrite] = msgspec.field(default_factory=list[RunWrite])
@@ -183,15 +224,18 @@ class Batch(msgspec.Struct):
 
 
 class Kernel:
-    """The verbs of one namespace."""
+    """The verbs of one namespace, one method each. Errors of keys or values come as `StoreError` from `Store.send`."""
 
     def __init__(self, keys: NamespaceKeys) -> None:
         self.keys = keys
 
-    # --- the way in ---------------------------------------------------------------------------------------------------
+    # --- starts, messages, outcomes -----------------------------------------------------------------------------------
 
     def start_runs(self, shard: int, starts: Sequence[Start], now: int | None = None) -> Call[list[bytes]]:
-        """Answers for each run: empty (created) or the header of the run that has the id."""
+        """Create runs that don't exist yet, each with its first message; a run that exists stays as it is.
+
+        Returns for each run: empty (created) or the header of the run that has the id.
+        """
         keys = self.keys.shard(shard)
         names = [keys.owner, keys.inbox]
         args: list[Any] = [_time(now)]
@@ -203,7 +247,11 @@ class Kernel:
     def post_messages(
         self, shard: int, source: str, number: int, messages: Sequence[Message], now: int | None = None
     ) -> Call[str]:
-        """Answers with a letter for each message: a (accepted), e (the run has ended), m (no such run)."""
+        """Put signals, asks, and requests to cancel or terminate into the inbox, for runs that are open.
+
+        `number`: higher than that of the `source`'s post before to this shard; the same number again adds nothing and
+        gets the same letters. Returns a letter for each message: a (accepted), e (the run has ended), m (no such run).
+        """
         keys = self.keys.shard(shard)
         names = [keys.seen, keys.inbox, keys.owner]
         args: list[Any] = [source, number, _time(now)]
@@ -213,24 +261,41 @@ class Kernel:
         return Call("post_messages", names, args, bytes.decode)
 
     def report_outcome(self, shard: int, run_id: str, created: int, body: bytes) -> Call[str]:
-        """Answers a (accepted), e (the run has ended) or m (no such run, or one that was created at another time)."""
+        """Put the outcome of a queued step into the inbox of the run that waits for it.
+
+        Returns a (accepted), e (the run has ended) or m (no such run, or one that was created at another time).
+        """
         keys = self.keys.shard(shard)
         return Call("report_outcome", [keys.inbox, keys.run(run_id)], [run_id, created, body], bytes.decode)
 
     def deliver_messages(
         self, shard: int, source: int, deliveries: Sequence[Delivery], now: int | None = None
     ) -> Call[str]:
-        """Answers with the last number that is accepted from the source shard."""
+        """Accept messages from another shard's outbox: child starts and outcomes, signals, cancel requests.
+
+        Returns the last number that is accepted from the `source` shard.
+        """
         keys = self.keys.shard(shard)
         names = [keys.seen, keys.inbox, keys.owner]
         args: list[Any] = [f"shard:{source}", _time(now)]
-        for one in deliveries:
-            names += self._listing_keys(keys, one.run_id, Status.RUNNING, one.workflow, one.tenant)
-            args += (one.number, one.kind, one.run_id, one.workflow, one.tenant, one.parent, one.body)
+        for delivery in deliveries:
+            names += self._listing_keys(keys, delivery.run_id, Status.RUNNING, delivery.workflow, delivery.tenant)
+            args += (
+                delivery.number,
+                delivery.kind,
+                delivery.run_id,
+                delivery.workflow,
+                delivery.tenant,
+                delivery.parent,
+                delivery.body,
+            )
         return Call("deliver_messages", names, args, bytes.decode)
 
     def peek_runs(self, shard: int, run_ids: Sequence[str]) -> Call[list[tuple[bytes, bytes]]]:
-        """Answers for each run: header (empty when there is none) and last transition (empty while it is open)."""
+        """Read the headers of runs, and the last transition of those that have ended.
+
+        Returns for each run: header (empty when there is no such run) and last transition (empty while it is open).
+        """
         keys = self.keys.shard(shard)
         return Call("peek_runs", [keys.run(run_id) for run_id in run_ids], [], _pairs)
 
@@ -239,19 +304,36 @@ class Kernel:
     def acquire_shard(
         self, shard: int, expected: str, nonce: str, holder: str, group: str, now: int | None = None
     ) -> Call[Taken]:
+        """Become a shard's owner, if its owner is still the one that the caller saw (the token `expected`).
+
+        Returns OK with the new token and the clock, or CONFLICT with the present owner's token and holder.
+        """
         keys = self.keys.shard(shard)
-        return Call("acquire_shard", [keys.owner, keys.inbox], [expected, nonce, holder, group, _time(now)], _taken)
+        return Call("acquire_shard", [keys.owner, keys.inbox], [expected, nonce, holder, group, _time(now)], _acquired)
 
     def release_shard(self, shard: int, token: str) -> Call[Reply]:
+        """Give up a shard, so that the next owner does not have to wait until this one is considered dead.
+
+        Returns OK, or FENCED when another owner has the shard.
+        """
         return Call("release_shard", [self.keys.shard(shard).owner], [token], lambda reply: Reply(reply[0].decode()))
 
     # --- the owner's work ---------------------------------------------------------------------------------------------
 
     def due_runs(self, shard: int, token: str, limit: int, now: int | None = None) -> Call[Fired]:
+        """Return which runs of a shard are due now (at most `limit`), and when the next one is.
+
+        Returns OK with clock, due runs and next due time, or FENCED. The runs stay on the agenda until a commit.
+        """
         keys = self.keys.shard(shard)
-        return Call("due_runs", [keys.owner, keys.agenda], [token, _time(now), limit], _fired)
+        return Call("due_runs", [keys.owner, keys.agenda], [token, _time(now), limit], _due_runs)
 
     def commit(self, shard: int, token: str, group: str, batch: Batch, now: int | None = None) -> Call[Committed]:
+        """Store one batch of transitions of one shard, for many runs at once, all or nothing.
+
+        `group`: the owner's consumer group of the inbox. Returns OK or DUP with clock and log entry, CONFLICT with the
+        runs whose header is not the expected one, or FENCED with the present owner's token.
+        """
         keys = self.keys.shard(shard)
         indexes: dict[str, int] = {"": 0}
         move_args: list[Any] = []
@@ -299,20 +381,25 @@ class Kernel:
         return Call("commit", names, args, _committed)
 
     def forget_runs(self, shard: int, runs: Sequence[tuple[str, Header]]) -> Call[int]:
-        """Answers with the number of runs deleted. Open runs and runs whose header has changed stay."""
+        """Delete ended runs with what they published, and remove them from the listings.
+
+        Open runs and runs whose header has changed stay. Returns the number of deleted runs.
+        """
         keys = self.keys.shard(shard)
         names: list[str] = []
-        attributes: list[str] = []
+        attribute_indexes: list[str] = []
         args: list[Any] = [len(runs)]
-        having: list[str] = []
+        attribute_ids: list[str] = []
         for run_id, header in runs:
             names += self._listing_keys(keys, run_id, header.status, header.workflow, header.tenant)
             names.append(keys.published(run_id))
             args += (run_id, header.encode())
             if header.attributes:
-                attributes += [keys.attribute(name, value_text(value)) for name, value in header.attributes.items()]
-                having += [run_id] * len(header.attributes)
-        return Call("forget_runs", names + attributes, args + having)
+                attribute_indexes += [
+                    keys.attribute(name, value_text(value)) for name, value in header.attributes.items()
+                ]
+                attribute_ids += [run_id] * len(header.attributes)
+        return Call("forget_runs", names + attribute_indexes, args + attribute_ids)
 
     def checkpoint_views(
         self,
@@ -324,6 +411,11 @@ class Kernel:
         workflows: Iterable[str],
         oldest: int = 10,
     ) -> Call[Folded]:
+        """Store a shard's part of the views with the log entry up to which it counts (`offset`), and trim the log.
+
+        At least `keep` entries stay in the log. `workflows`: whose `oldest` open runs are stored, too. Returns OK with
+        the number of entries left in the log, FENCED, or STALE when a later offset is stored.
+        """
         keys = self.keys.shard(shard)
         names = list(workflows)
         listings = [keys.index(Status.RUNNING, name) for name in names]
@@ -331,55 +423,90 @@ class Kernel:
             "checkpoint_views",
             [keys.owner, keys.views, keys.log, *listings],
             [token, offset, partial, keep, oldest, *names],
-            _folded,
+            _checkpointed,
         )
 
     # --- queues -------------------------------------------------------------------------------------------------------
 
     def enqueue_attempts(self, queue: str, partition: int, source: int, offers: Sequence[Offer]) -> Call[str]:
-        """Answers with the last number that is accepted from the source shard."""
+        """Accept attempts of steps, and revocations of them, from a shard's outbox into a queue partition.
+
+        Returns the last number that is accepted from the `source` shard.
+        """
         keys = self.keys.queue(queue, partition)
         args: list[Any] = [f"shard:{source}", WORKERS]
-        for one in offers:
-            args += (one.number, one.kind, one.run_id, one.created, one.seq, one.attempt, one.details, one.body)
+        for offer in offers:
+            args += (
+                offer.number,
+                offer.kind,
+                offer.run_id,
+                offer.created,
+                offer.seq,
+                offer.attempt,
+                offer.details,
+                offer.body,
+            )
         return Call("enqueue_attempts", [keys.stream, keys.seen, keys.steps, keys.details], args, bytes.decode)
 
     def extend_claims(self, queue: str, partition: int, consumer: str, claims: Sequence[ClaimRef]) -> Call[str]:
-        """Answers with a letter for each claim: k (kept), r (revoked), l (lost)."""
+        """Renew a worker's claims on entries of a queue partition, and return which of them it has lost.
+
+        Returns a letter for each claim: k (kept), r (revoked: stop it), l (lost: not ours).
+        """
         args: list[Any] = [WORKERS, consumer]
         for claim in claims:
-            args += (claim.entry, claim.step, claim.told)
-        return Call("extend_claims", _places(self.keys.queue(queue, partition)), args, bytes.decode)
+            args += (claim.entry, claim.step, claim.details)
+        return Call("extend_claims", _claim_keys(self.keys.queue(queue, partition)), args, bytes.decode)
 
     def expired_claims(self, queue: str, partition: int, idle_ms: int, quiet_ms: int, limit: int) -> Call[list[Dead]]:
-        """Answers with entries that nobody has kept for `idle_ms`. Consumers without any go after `quiet_ms`."""
+        """Return entries whose workers are considered dead, with the details that their steps reported last.
+
+        These are entries, at most `limit`, whose claim was not renewed for `idle_ms`; they stay until they are acked.
+        Consumers that have no entry and were idle for `quiet_ms` are removed.
+        """
         args = [WORKERS, idle_ms, quiet_ms, limit]
-        return Call("expired_claims", _places(self.keys.queue(queue, partition)), args, _dead)
+        return Call("expired_claims", _claim_keys(self.keys.queue(queue, partition)), args, _expired_claims)
 
     def ack_attempts(self, queue: str, partition: int, claims: Sequence[ClaimRef]) -> Call[bytes]:
+        """Remove entries from a queue partition: their outcomes are reported, or nobody needs them any more.
+
+        Returns `OK`.
+        """
         args: list[Any] = [WORKERS]
         for claim in claims:
             args += (claim.entry, claim.step)
-        return Call("ack_attempts", _places(self.keys.queue(queue, partition)), args)
+        return Call("ack_attempts", _claim_keys(self.keys.queue(queue, partition)), args)
 
     def requeue_attempts(self, queue: str, partition: int, consumer: str, claims: Sequence[ClaimRef]) -> Call[int]:
-        """Answers with the number of entries that wait for another worker now."""
+        """Return a leaving worker's entries to the queue; another worker takes them under the same attempt.
+
+        Returns the number of new entries.
+        """
         args: list[Any] = [WORKERS, consumer]
         for claim in claims:
-            args += (claim.entry, claim.step, claim.told)
-        return Call("requeue_attempts", _places(self.keys.queue(queue, partition)), args)
+            args += (claim.entry, claim.step, claim.details)
+        return Call("requeue_attempts", _claim_keys(self.keys.queue(queue, partition)), args)
 
     # --- the namespace ------------------------------------------------------------------------------------------------
 
-    def heartbeat(self, member: str, beat: bytes, dead: Iterable[tuple[str, bytes]] = ()) -> Call[dict[str, bytes]]:
-        """Answers with the beats of all members. An empty `beat` takes the member off."""
-        args: list[Any] = [member, beat]
-        for name, last in dead:
-            args += (name, last)
+    def heartbeat(
+        self, member: str, heartbeat: bytes, dead: Iterable[tuple[str, bytes]] = ()
+    ) -> Call[dict[str, bytes]]:
+        """Store a daemon's heartbeat, remove members that the caller considers dead, and return all heartbeats.
+
+        An empty `heartbeat` removes the member itself. `dead`: (member, heartbeat that was seen last). Returns the
+        heartbeats of all members by member id.
+        """
+        args: list[Any] = [member, heartbeat]
+        for dead_member, last_heartbeat in dead:
+            args += (dead_member, last_heartbeat)
         return Call("heartbeat", [self.keys.members], args, _mapping)
 
     def create_namespace(self, shards: int, partition: Partition) -> Call[tuple[int, Partition, int]]:
-        """Answers with shards, partition and schema as they are stored."""
+        """Create the namespace's meta record unless it exists; the first caller decides.
+
+        Returns shards, partition and schema as they are stored.
+        """
         return Call(
             "create_namespace",
             [self.keys.meta],
@@ -397,7 +524,7 @@ class Kernel:
 
 
 def listed_under(status: str) -> str:
-    """The status whose listing has a run of this status."""
+    """The status in the name of the listing that has the runs of this `status`: pending runs are under running."""
     return Status.RUNNING if status == Status.PENDING else status
 
 
@@ -405,7 +532,7 @@ def _time(now: int | None) -> int | str:
     return "" if now is None else now
 
 
-def _places(keys: QueueKeys) -> list[str]:
+def _claim_keys(keys: QueueKeys) -> list[str]:
     return [keys.stream, keys.steps, keys.details]
 
 
@@ -417,13 +544,13 @@ def _mapping(reply: list[bytes]) -> dict[str, bytes]:
     return {name.decode(errors="replace"): value for name, value in _pairs(reply)}
 
 
-def _taken(reply: list[bytes]) -> Taken:
+def _acquired(reply: list[bytes]) -> Taken:
     if reply[0] == b"OK":
         return Taken(Reply.OK, reply[1].decode(), int(reply[2]), "")
     return Taken(Reply(reply[0].decode()), reply[1].decode(), 0, reply[2].decode())
 
 
-def _fired(reply: list[bytes]) -> Fired:
+def _due_runs(reply: list[bytes]) -> Fired:
     if reply[0] != b"OK":
         return Fired(Reply(reply[0].decode()), 0, None, [])
     # Scores come back as the text of a double; a due time is whole ms.
@@ -438,12 +565,12 @@ def _committed(reply: list[bytes]) -> Committed:
     return Committed(code, 0, "", [item.decode() for item in reply[1:]])
 
 
-def _folded(reply: list[Any]) -> Folded:
+def _checkpointed(reply: list[Any]) -> Folded:
     code = Reply(reply[0].decode())
     return Folded(code, int(reply[1]) if code is Reply.OK else 0)
 
 
-def _dead(reply: list[bytes]) -> list[Dead]:
+def _expired_claims(reply: list[bytes]) -> list[Dead]:
     return [
         Dead(
             entry.decode(),

@@ -177,8 +177,8 @@ def test_every_script_loads_and_is_read_once() -> None:
 
 
 @pytest.mark.parametrize("path", [*SCRIPTS, *FRAGMENTS], ids=lambda path: path.stem)
-def test_a_file_of_the_kernel_has_at_most_120_lines(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 120
+def test_a_file_of_the_kernel_has_at_most_120_lines_below_its_header(path: Path) -> None:
+    assert len([line for line in path.read_text().splitlines() if not line.startswith("--")]) <= 120
 
 
 @pytest.mark.parametrize("path", FRAGMENTS, ids=lambda path: path.stem)

@@ -1,12 +1,13 @@
--- place: where a queue partition has a step: the entry of its newest attempt, when the step's run was created (which
--- tells it from an earlier run of its id), the attempt, and whether it was revoked.
-local function place_of(steps, step)
+-- current_entry: which entry of a queue partition is a step's newest attempt, and removing an entry.
+-- Of the attempt: when its run was created (which distinguishes it from an earlier run of the same id), its number, and
+-- whether it was revoked.
+local function current_entry(steps, step)
   local stored = redis.call('HGET', steps, step)
   if not stored then return nil end
   local entry, created, attempt, mark = string.match(stored, '^(%S+) (%d+) (%d+) (%a+)$')
   return entry, tonumber(created), tonumber(attempt), mark == 'revoked'
 end
-local function as_place(entry, created, attempt, mark)
+local function encode_current_entry(entry, created, attempt, mark)
   return string.format('%s %.0f %.0f %s', entry, created, attempt, mark)
 end
 local function is_pending(stream, group, entry)
