@@ -299,7 +299,7 @@ class ShardBatch:
             if done.effects.ended:
                 news.append(_told(done.run_id, write.transition))
         if news:
-            self.batch.news = _encoder.encode(news)
+            self.batch.notification = _encoder.encode(news)
 
     @property
     def is_empty(self) -> bool:

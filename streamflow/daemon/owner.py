@@ -37,6 +37,9 @@ from streamflow.model.record import OPEN, decode_header
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Committed, Fired, Reply
+from streamflow.store.connection import Call, Store
+from streamflow.store.kernel import Committed, DueRuns, Kernel, Reply
+from streamflow.workflow.app import App
 
 _log = logging.getLogger("streamflow.owner")
 
@@ -204,7 +207,7 @@ class Owner:
             return
         calls = [self._kernel.due_runs(shard.number, shard.token, FIRE_LIMIT) for shard in due.values()]
         try:
-            answers: list[Fired | StoreError] = await self._store.send(calls, patience=math.inf)
+            answers: list[DueRuns | StoreError] = await self._store.send(calls, patience=math.inf)
         except StoreError as error:
             answers = [error] * len(calls)
         for shard, answer in zip(due.values(), answers, strict=True):

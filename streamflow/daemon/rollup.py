@@ -27,7 +27,7 @@ from streamflow.errors import StoreError
 from streamflow.loops import retry_forever
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Folded, Kernel, Reply
+from streamflow.store.kernel import Checkpointed, Kernel, Reply
 from streamflow.views.shard_views import ShardViews, merge_oldest
 
 _log = logging.getLogger("streamflow.rollup")
@@ -79,7 +79,7 @@ class Rollup:
 
     async def _store_chunk(self, going: list[OwnedShard]) -> None:
         now = self._clock.now_ms()
-        calls: list[Call[Folded]] = []
+        calls: list[Call[Checkpointed]] = []
         counted: list[tuple[str, int]] = []
         for shard in going:
             shard.views.prune(now)
@@ -94,7 +94,7 @@ class Rollup:
                     sorted(shard.workflows),
                 )
             )
-        answers: list[Folded | StoreError] = await self._store.send(calls)
+        answers: list[Checkpointed | StoreError] = await self._store.send(calls)
         for shard, (offset, unfolded), answer in zip(going, counted, answers, strict=True):
             if isinstance(answer, StoreError):
                 _log.error("the views of shard %d can't be stored: %s", shard.number, answer)

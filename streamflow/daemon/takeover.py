@@ -25,6 +25,8 @@ from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import Status
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Reply, Taken
+from streamflow.store.connection import Call, Store
+from streamflow.store.kernel import Acquired, Kernel, Reply
 from streamflow.views.shard_views import ShardViews
 
 _log = logging.getLogger("streamflow.takeover")
@@ -64,7 +66,7 @@ class Takeover:
                 self._kernel.acquire_shard(number, wanted[number], secrets.token_hex(16), self._member, self._session)
                 for number in chunk
             ]
-            answers: list[Taken | StoreError] = await self._store.send(calls)
+            answers: list[Acquired | StoreError] = await self._store.send(calls)
             taken: list[OwnedShard] = []
             for number, answer in zip(chunk, answers, strict=True):
                 if isinstance(answer, StoreError):

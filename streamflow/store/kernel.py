@@ -102,7 +102,7 @@ class ClaimRef(msgspec.Struct, frozen=True):
     details: bytes = b""
 
 
-class Dead(msgspec.Struct, frozen=True):
+class ExpiredClaim(msgspec.Struct, frozen=True):
     """An entry whose worker is considered dead, with the details that its step reported last (encoded)."""
 
     entry: str
@@ -114,7 +114,7 @@ class Dead(msgspec.Struct, frozen=True):
     details: bytes
 
 
-class Taken(msgspec.Struct):
+class Acquired(msgspec.Struct):
     """Reply of `acquire_shard`: OK or CONFLICT. `token`: ours when OK, else the present owner's.
 
     `clock`: the shard's, in ms, when OK; `holder`: the present owner's member id when CONFLICT.
@@ -126,7 +126,7 @@ class Taken(msgspec.Struct):
     holder: str
 
 
-class Fired(msgspec.Struct):
+class DueRuns(msgspec.Struct):
     """Reply of `due_runs`: OK or FENCED. `clock`: the shard's, in ms; `due`: run ids, the earliest first.
 
     `next`: ms when the next run is due, None when no other run has a due time.
@@ -151,7 +151,7 @@ class Committed(msgspec.Struct):
     conflicts: list[str]
 
 
-class Folded(msgspec.Struct):
+class Checkpointed(msgspec.Struct):
     """Reply of `checkpoint_views`: OK, FENCED or STALE. `entries`: how many are left in the log, when OK."""
 
     code: Reply
@@ -208,7 +208,7 @@ class Batch(msgspec.Struct):
 
     `commit`: its id. `acks`: ids of inbox messages that were reduced. `plans`: (run id, score on the agenda, None to
     remove it). `moves`: (run id, from key, to key, score) between listings, an empty key for none. `sent`: numbers of
-    outbox messages that were delivered. `news`: encoded, for the subscribers of the shard's channel.
+    outbox messages that were delivered. `notification`: encoded, for the subscribers of the shard's channel.
     """
 
     commit: str
@@ -220,7 +220,7 @@ class Batch(msgspec.Struct):
     sent: list[str] = msgspec.field(default_factory=list[str])
     poisons: list[Poison] = msgspec.field(default_factory=list[Poison])
     puts: list[Put] = msgspec.field(default_factory=list[Put])
-    news: bytes = b""
+    notification: bytes = b""
 
 
 class Kernel:
@@ -303,7 +303,7 @@ class Kernel:
 
     def acquire_shard(
         self, shard: int, expected: str, nonce: str, holder: str, group: str, now: int | None = None
-    ) -> Call[Taken]:
+    ) -> Call[Acquired]:
         """Become a shard's owner, if its owner is still the one that the caller saw (the token `expected`).
 
         Returns OK with the new token and the clock, or CONFLICT with the present owner's token and holder.
@@ -320,7 +320,7 @@ class Kernel:
 
     # --- the owner's work ---------------------------------------------------------------------------------------------
 
-    def due_runs(self, shard: int, token: str, limit: int, now: int | None = None) -> Call[Fired]:
+    def due_runs(self, shard: int, token: str, limit: int, now: int | None = None) -> Call[DueRuns]:
         """Return which runs of a shard are due now (at most `limit`), and when the next one is.
 
         Returns OK with clock, due runs and next due time, or FENCED. The runs stay on the agenda until a commit.
@@ -352,7 +352,7 @@ class Kernel:
             _time(now),
             group,
             keys.done,
-            batch.news,
+            batch.notification,
             len(indexes),
             len(batch.acks),
             len(batch.plans),
@@ -410,7 +410,7 @@ class Kernel:
         keep: int,
         workflows: Iterable[str],
         oldest: int = 10,
-    ) -> Call[Folded]:
+    ) -> Call[Checkpointed]:
         """Store a shard's part of the views with the log entry up to which it counts (`offset`), and trim the log.
 
         At least `keep` entries stay in the log. `workflows`: whose `oldest` open runs are stored, too. Returns OK with
@@ -458,7 +458,9 @@ class Kernel:
             args += (claim.entry, claim.step, claim.details)
         return Call("extend_claims", _claim_keys(self.keys.queue(queue, partition)), args, bytes.decode)
 
-    def expired_claims(self, queue: str, partition: int, idle_ms: int, quiet_ms: int, limit: int) -> Call[list[Dead]]:
+    def expired_claims(
+        self, queue: str, partition: int, idle_ms: int, quiet_ms: int, limit: int
+    ) -> Call[list[ExpiredClaim]]:
         """Return entries whose workers are considered dead, with the details that their steps reported last.
 
         These are entries, at most `limit`, whose claim was not renewed for `idle_ms`; they stay until they are acked.
@@ -544,18 +546,18 @@ def _mapping(reply: list[bytes]) -> dict[str, bytes]:
     return {name.decode(errors="replace"): value for name, value in _pairs(reply)}
 
 
-def _acquired(reply: list[bytes]) -> Taken:
+def _acquired(reply: list[bytes]) -> Acquired:
     if reply[0] == b"OK":
-        return Taken(Reply.OK, reply[1].decode(), int(reply[2]), "")
-    return Taken(Reply(reply[0].decode()), reply[1].decode(), 0, reply[2].decode())
+        return Acquired(Reply.OK, reply[1].decode(), int(reply[2]), "")
+    return Acquired(Reply(reply[0].decode()), reply[1].decode(), 0, reply[2].decode())
 
 
-def _due_runs(reply: list[bytes]) -> Fired:
+def _due_runs(reply: list[bytes]) -> DueRuns:
     if reply[0] != b"OK":
-        return Fired(Reply(reply[0].decode()), 0, None, [])
+        return DueRuns(Reply(reply[0].decode()), 0, None, [])
     # Scores come back as the text of a double; a due time is whole ms.
     upcoming = int(float(reply[2])) if reply[2] else None
-    return Fired(Reply.OK, int(reply[1]), upcoming, [run_id.decode(errors="replace") for run_id in reply[3:]])
+    return DueRuns(Reply.OK, int(reply[1]), upcoming, [run_id.decode(errors="replace") for run_id in reply[3:]])
 
 
 def _committed(reply: list[bytes]) -> Committed:
@@ -565,14 +567,14 @@ def _committed(reply: list[bytes]) -> Committed:
     return Committed(code, 0, "", [item.decode() for item in reply[1:]])
 
 
-def _checkpointed(reply: list[Any]) -> Folded:
+def _checkpointed(reply: list[Any]) -> Checkpointed:
     code = Reply(reply[0].decode())
-    return Folded(code, int(reply[1]) if code is Reply.OK else 0)
+    return Checkpointed(code, int(reply[1]) if code is Reply.OK else 0)
 
 
-def _expired_claims(reply: list[bytes]) -> list[Dead]:
+def _expired_claims(reply: list[bytes]) -> list[ExpiredClaim]:
     return [
-        Dead(
+        ExpiredClaim(
             entry.decode(),
             consumer.decode(errors="replace"),
             run.decode(errors="replace"),

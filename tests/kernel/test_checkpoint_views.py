@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamflow.store.kernel import Folded, Reply
+from streamflow.store.kernel import Checkpointed, Reply
 from tests.kernel.support import NOW, Shard
 
 pytestmark = pytest.mark.anyio
@@ -20,7 +20,7 @@ async def ready(shard: Shard) -> None:
     await shard.start("r1")
 
 
-async def checkpoint(shard: Shard, offset: str, partial: bytes = b"partial", keep: int = 100) -> Folded:
+async def checkpoint(shard: Shard, offset: str, partial: bytes = b"partial", keep: int = 100) -> Checkpointed:
     return await shard.do(shard.kernel.checkpoint_views(0, shard.token, offset, partial, keep, ["flow"]))
 
 
@@ -36,8 +36,8 @@ async def log(shard: Shard) -> list[str]:
 async def test_the_partial_is_stored_with_the_offset_that_it_covers(shard: Shard) -> None:
     await ready(shard)
     first, second, _ = await entries(shard, 3)
-    assert await checkpoint(shard, first, b"one") == Folded(Reply.OK, 3)
-    assert await checkpoint(shard, second, b"two") == Folded(Reply.OK, 3)
+    assert await checkpoint(shard, first, b"one") == Checkpointed(Reply.OK, 3)
+    assert await checkpoint(shard, second, b"two") == Checkpointed(Reply.OK, 3)
     stored = await views(shard)
     assert (stored["offset"], stored["partial"]) == (second, "two")
 
@@ -125,7 +125,7 @@ async def test_entries_of_one_millisecond_are_trimmed_up_to_the_base_only(shard:
     await checkpoint(shard, "5-2", keep=3)
     for number in range(6, 9):
         await shard.plain("XADD", shard.keys.log, f"5-{number}", "r1", "transition")
-    assert await checkpoint(shard, "5-7", keep=3) == Folded(Reply.OK, 6)
+    assert await checkpoint(shard, "5-7", keep=3) == Checkpointed(Reply.OK, 6)
     assert await log(shard) == ["5-3", "5-4", "5-5", "5-6", "5-7", "5-8"]
 
 

@@ -13,7 +13,7 @@ from streamflow.errors import StoreError
 from streamflow.model.sharding import Partition
 from streamflow.settings import Settings
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Committed, Fired, Kernel, Reply
+from streamflow.store.kernel import Committed, DueRuns, Kernel, Reply
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace
 from streamflow.wire import InboxMessage
@@ -66,7 +66,7 @@ class FakeClock:
 
 
 OK = Committed(Reply.OK, 1_000_000, "5-0", [])
-NOTHING_DUE = Fired(Reply.OK, 1_000_000, None, [])
+NOTHING_DUE = DueRuns(Reply.OK, 1_000_000, None, [])
 
 
 def owned(number: int = 0) -> OwnedShard:

@@ -242,7 +242,7 @@ def test_notifications_are_of_ended_runs_without_large_results() -> None:
         signal("1-3", "large", "item", b"x" * 5000),
     )
     batch = batch_of(shard)
-    news = dict(msgspec.msgpack.decode(batch.batch.news))
+    news = dict(msgspec.msgpack.decode(batch.batch.notification))
     assert news == {"small": batch.batch.runs[0].transition, "large": b""}
 
 
@@ -396,7 +396,7 @@ def test_published_values_are_put_with_the_transition() -> None:
     batch = decide(shard, published={"progress": pack(3), "last": pack("x")})
     key = shard.keys.published("r")
     assert batch.batch.puts == [Put(key, "progress", pack(3)), Put(key, "last", pack("x"))]
-    assert batch.batch.news == b""
+    assert batch.batch.notification == b""
     assert decide(shard).batch.puts == []
 
 
@@ -410,13 +410,13 @@ def test_answers_are_stored_and_notified_beside_the_runs_that_end() -> None:
         (shard.keys.answer("1" * 32), ""),
     ]
     assert [msgspec.msgpack.decode(one.value, type=AskAnswered) for one in batch.batch.puts] == answers
-    news = msgspec.msgpack.decode(batch.batch.news, type=list[tuple[str, bytes]])
+    news = msgspec.msgpack.decode(batch.batch.notification, type=list[tuple[str, bytes]])
     assert news == [(f"?{'0' * 32}", pack(answers[0])), (f"?{'1' * 32}", b"")], "a large one is fetched"
 
 
 def test_an_answer_is_notified_before_the_end_of_its_run() -> None:
     batch = decide(owned(), answers=[AskAnswered("0" * 32, "may I")], ended=True, status=Status.COMPLETED)
-    news = msgspec.msgpack.decode(batch.batch.news, type=list[tuple[str, bytes]])
+    news = msgspec.msgpack.decode(batch.batch.notification, type=list[tuple[str, bytes]])
     assert [name for name, _ in news] == [f"?{'0' * 32}", "r"]
 
 

@@ -17,7 +17,7 @@ from streamflow.machine.transition import (
 )
 from streamflow.model.record import decode_header
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Committed, Fired, Reply
+from streamflow.store.kernel import Committed, DueRuns, Reply
 from streamflow.workflow.actions import StepJob
 from tests.support.fakes import OK, FakeClock, FakeStore, context, owned, put, signal, start
 from tests.support.machine_driver import raw
@@ -295,7 +295,7 @@ async def test_a_run_with_steps_in_flight_stays_in_memory() -> None:
 
 
 async def test_when_a_time_is_due_the_shard_is_asked_which_runs_are() -> None:
-    bench = Bench(due_runs=Fired(Reply.OK, 1_005_000, None, ["r"]))
+    bench = Bench(due_runs=DueRuns(Reply.OK, 1_005_000, None, ["r"]))
     await bench.take_in(start("1-0", "r", "sleeping", 5))
     assert bench.store.sent("due_runs") == []
     bench.clock.ms += 5000
@@ -317,7 +317,7 @@ async def test_a_timer_beside_a_running_step_needs_no_question() -> None:
 
 
 async def test_the_earliest_of_what_is_due_later_is_waited_for_next() -> None:
-    bench = Bench(due_runs=Fired(Reply.OK, 1_005_000, 1_009_000, []))
+    bench = Bench(due_runs=DueRuns(Reply.OK, 1_005_000, 1_009_000, []))
     await bench.take_in(start("1-0", "r", "sleeping", 5))
     bench.clock.ms += 5000
     await bench.turn()

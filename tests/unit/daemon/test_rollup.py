@@ -18,7 +18,7 @@ from streamflow.events import (
     Transition,
 )
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Folded, Reply
+from streamflow.store.kernel import Checkpointed, Reply
 from streamflow.views.shard_views import ShardViews
 from tests.support.fakes import KERNEL, FakeOwner, FakeStore, context, owned, pack
 from tests.support.machine_driver import raw
@@ -55,7 +55,7 @@ def no_parts(call: Call[Any]) -> list[None]:
 
 
 async def test_a_checkpoint_has_what_the_shard_counts_and_up_to_where() -> None:
-    store = FakeStore(checkpoint_views=Folded(Reply.OK, 3))
+    store = FakeStore(checkpoint_views=Checkpointed(Reply.OK, 3))
     shard = counting(owned(), 2, "5-0")
     it = rollup(store, shard, log_entries=50)
     await it.run_once()
@@ -68,7 +68,7 @@ async def test_a_checkpoint_has_what_the_shard_counts_and_up_to_where() -> None:
 
 
 async def test_a_shard_without_changes_sends_nothing() -> None:
-    store = FakeStore(checkpoint_views=Folded(Reply.OK, 3))
+    store = FakeStore(checkpoint_views=Checkpointed(Reply.OK, 3))
     it = rollup(store, counting(owned(), 2, "5-0"))
     await it.run_once()
     await it.run_once()
@@ -78,27 +78,27 @@ async def test_a_shard_without_changes_sends_nothing() -> None:
 async def test_what_was_committed_during_a_checkpoint_is_for_the_next_one() -> None:
     shard = counting(owned(), 2, "5-0")
 
-    def meanwhile(call: Call[Any]) -> Folded:
+    def meanwhile(call: Call[Any]) -> Checkpointed:
         counting(shard, 1, "6-0")
-        return Folded(Reply.OK, 3)
+        return Checkpointed(Reply.OK, 3)
 
     store = FakeStore(checkpoint_views=meanwhile)
     it = rollup(store, shard)
     await it.run_once()
     assert (shard.folded, shard.unfolded) == ("5-0", 1)
-    store.answers["checkpoint_views"] = Folded(Reply.OK, 3)
+    store.answers["checkpoint_views"] = Checkpointed(Reply.OK, 3)
     await it.run_once()
     assert (shard.folded, shard.unfolded) == ("6-0", 0)
 
 
-@pytest.mark.parametrize("answer", [StoreError("refused"), Folded(Reply.FENCED, 0)])
+@pytest.mark.parametrize("answer", [StoreError("refused"), Checkpointed(Reply.FENCED, 0)])
 async def test_a_checkpoint_that_is_refused_is_tried_again(answer: Any) -> None:
     store = FakeStore(checkpoint_views=answer)
     shard = counting(owned(), 2, "5-0")
     it = rollup(store, shard)
     await it.run_once()
     assert (shard.folded, shard.unfolded, it.folds) == ("0-0", 2, 0)
-    store.answers["checkpoint_views"] = Folded(Reply.OK, 1)
+    store.answers["checkpoint_views"] = Checkpointed(Reply.OK, 1)
     await it.run_once()
     assert (shard.folded, shard.unfolded, it.folds) == ("5-0", 0, 1)
 
@@ -106,7 +106,7 @@ async def test_a_checkpoint_that_is_refused_is_tried_again(answer: Any) -> None:
 async def test_a_stored_part_that_is_ahead_is_reported_and_not_overwritten(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    store = FakeStore(checkpoint_views=Folded(Reply.STALE, 0))
+    store = FakeStore(checkpoint_views=Checkpointed(Reply.STALE, 0))
     it = rollup(store, counting(owned(), 2, "5-0"))
     await it.run_once()
     await it.run_once()
@@ -137,7 +137,7 @@ async def test_only_the_leader_merges_its_own_parts_with_those_of_others() -> No
     def parts(call: Call[Any]) -> list[bytes | None]:
         return [b"r 1000 flow", theirs if ".2}" in call.args[1] else None]
 
-    store = FakeStore(checkpoint_views=Folded(Reply.OK, 1), HMGET=parts, SET=True)
+    store = FakeStore(checkpoint_views=Checkpointed(Reply.OK, 1), HMGET=parts, SET=True)
     it = rollup(store, counting(owned(0), 2, "5-0"))
     await it.run_once()
     assert store.sent("SET") == []

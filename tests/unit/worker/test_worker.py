@@ -19,7 +19,7 @@ from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.blocking_reads import Entry, GroupGone
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Dead
+from streamflow.store.kernel import ExpiredClaim
 from streamflow.wire import QueuedStep, encode_job
 from streamflow.worker.claims import Claim, Claims
 from streamflow.worker.reader import QueueReader
@@ -263,10 +263,11 @@ async def test_heartbeat_details_are_sent_once_with_the_next_heartbeat(it: Bench
 
 
 async def test_an_attempt_of_a_dead_worker_ends_as_lost_with_its_details(it: Bench) -> None:
-    """The worker's own attempts are left alone."""
-    dead = Dead("9-0", "gone", "a", CREATED, 4, 2, pack("half"))
+    dead = ExpiredClaim("9-0", "gone", "a", CREATED, 4, 2, pack("half"))
     it.store.answers["expired_claims"] = lambda call: (
-        [dead, Dead("8-0", "me", "b", CREATED, 1, 1, b"")] if call.keys[0] == KERNEL.keys.queue("gpu", 6).stream else []
+        [dead, ExpiredClaim("8-0", "me", "b", CREATED, 1, 1, b"")]
+        if call.keys[0] == KERNEL.keys.queue("gpu", 6).stream
+        else []
     )
     await it.claims.reap_once()
     await it.claims.reap_once()  # before it is reported: not reported twice
