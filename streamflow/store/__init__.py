@@ -1,1 +1,1 @@
-"""The server: keys, scripts, connections. The only room that imports redis."""
+"""The server: keys, scripts, connections. The only package that imports redis."""

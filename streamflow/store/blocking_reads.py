@@ -1,4 +1,4 @@
-"""Blocking reads of many inboxes, or of a queue's partitions, on a connection of their own.
+"""Blocking reads of many inboxes, or of a queue's partitions, on a dedicated connection.
 
 Owns: XREADGROUP and how to interrupt it. Must not: know what the entries mean.
 Called by: `daemon/inbox.py`, `worker/reader.py`.
@@ -17,19 +17,22 @@ from streamflow.errors import StoreUnavailable
 from streamflow.store.connection import Call, Store, redacted
 
 CONSUMER = "owner"
-"""One name for whoever owns the shard: a session's group has no other consumer."""
+"""The consumer name of every owner: the consumer group of an owner's session has no other consumer."""
 
 Entry = tuple[str, str, dict[bytes, bytes] | None]
 """Stream, entry id, fields (None when the entry was deleted while it was pending)."""
 
 
 class GroupGone(Exception):
-    """A stream's group doesn't exist any more: somebody took a shard, or the keys are gone."""
+    """A stream's consumer group doesn't exist any more: another daemon acquired the shard, or the keys were deleted."""
 
 
 class InboxConnection:
-    """`group` is the consumer group in every stream that it reads: a daemon's is its session's own, with one consumer;
-    a worker is one `consumer` of many."""
+    """A dedicated connection that reads streams as one consumer of a consumer group.
+
+    `group` has the same name in every stream: a daemon's is that of its session, with one consumer; a worker is one
+    `consumer` of many. A read waits at most `block_ms`.
+    """
 
     def __init__(self, store: Store, group: str, block_ms: int, consumer: str = CONSUMER) -> None:
         self._store = store
@@ -41,9 +44,9 @@ class InboxConnection:
         self._blocked = False
 
     async def read(self, streams: Sequence[str], count: int, *, pending: bool, wait: bool = True) -> list[Entry]:
-        """New entries of all streams (waits for them), or with `pending` those that were read and never acknowledged.
+        """New entries of all streams, or with `pending` those that were read before and not acknowledged.
 
-        `count` is for each stream. Without `wait` it answers at once.
+        At most `count` entries of each stream. Waits for new entries, unless `wait` is False.
 
         Raises `StoreUnavailable` when the connection is lost, `GroupGone` when one of the groups is missing.
         """
@@ -54,15 +57,15 @@ class InboxConnection:
                 self._client_id = int(await self._client.client_id())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
             self._blocked = bool(block)
             group = ("GROUP", self._group, self._consumer)
-            words = ["XREADGROUP", *group, "COUNT", count, *block, "STREAMS", *streams, *starts]
-            reply = cast("Any", await self._client.execute_command(*words))  # pyright: ignore[reportUnknownMemberType]
+            command = ["XREADGROUP", *group, "COUNT", count, *block, "STREAMS", *streams, *starts]
+            reply = cast("Any", await self._client.execute_command(*command))  # pyright: ignore[reportUnknownMemberType]
         except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as error:
             self._client_id = None
-            raise StoreUnavailable(f"reading from {redacted(self._store.url)}: {error}") from error
+            raise StoreUnavailable(f"could not read streams from {redacted(self._store.url)}: {error}") from error
         except redis_errors.ResponseError as error:
             if "NOGROUP" in str(error) or "UNBLOCKED" in str(error) or "WRONGTYPE" in str(error):
                 raise GroupGone(str(error)) from error
-            raise StoreUnavailable(f"reading streams: {error}") from error
+            raise StoreUnavailable(f"could not read streams: {error}") from error
         finally:
             self._blocked = False
         return [
@@ -72,6 +75,6 @@ class InboxConnection:
         ]
 
     async def interrupt(self) -> None:
-        """Make a blocked `read` return at once, with nothing."""
+        """Make a blocked `read` return at once, without entries."""
         if self._client_id is not None and self._blocked:
             await self._store.send([Call.plain("CLIENT", "UNBLOCK", self._client_id)])

@@ -1,10 +1,10 @@
-"""The way to the server: pipelines of calls, retries, reloading of scripts, and news that the server's history changed.
+"""The way to the server: pipelines of calls, retries, reloading of scripts, and noticing that the server was replaced.
 
 Owns: redis-py clients, the retry policy, and the translation of server errors. Must not: know what a call means.
 Called by: kernel (builds calls), owner, inbox reader, client.
 
-redis-py's own retries are switched off: a reply that is lost after execution would make a command run twice behind our
-back. Here a pipeline is sent again whole, and every script is safe to run twice.
+redis-py's own retries are switched off: after a lost reply they would run a command twice without our knowledge. Here
+the whole pipeline is sent again, and every script is safe to run twice.
 """
 
 from __future__ import annotations
@@ -40,49 +40,52 @@ _log = logging.getLogger("streamflow.store")
 
 SCHEMES = ("redis://", "rediss://", "unix://")
 
-# Answers that pass: wait and send again. The rest is reported.
-_PASSING = frozenset({"LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY", "NOREPLICAS", "MISCONF"})
+# Temporary errors: wait and send again. All others are reported.
+_TEMPORARY = frozenset(
+    {"LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY", "NOREPLICAS", "MISCONF"}
+)
 
-# The connection is gone; redis-py's errors of this kind are no subclasses of Python's.
+# The connection is lost. redis-py's errors of this kind don't inherit from Python's.
 LOST = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError)
 
 TIMEOUT = 5.0
-"""Seconds that one pipeline may take before its outcome counts as unknown."""
+"""Seconds that one pipeline may take; then its outcome is unknown, and it is sent again."""
 
 _LONGEST_BLOCK_MS = 10_000
 
 
-def _same(reply: Any) -> Any:
+def _unchanged(reply: Any) -> Any:
     return reply
 
 
 class Call(msgspec.Struct, Generic[T]):
-    """One command for the server: a script's name with its keys and arguments; plain words if `script` is empty."""
+    """One command for the server: a script's name with its keys and arguments; without `script` a plain command."""
 
     script: str
     keys: list[str]
     args: list[Any]
-    parse: Callable[[Any], T] = _same
+    parse: Callable[[Any], T] = _unchanged
 
     @staticmethod
-    def plain(*words: Any, parse: Callable[[Any], Any] = _same) -> Call[Any]:
-        return Call("", [], list(words), parse)
+    def plain(*command: Any, parse: Callable[[Any], Any] = _unchanged) -> Call[Any]:
+        """A command that is not a script: `Call.plain("GET", key)`. `parse` converts the reply."""
+        return Call("", [], list(command), parse)
 
 
 class _PackingInC:
-    """Put before redis-py's connection classes, which pack in Python: that was half of what a `start` cost."""
+    """Mixed into redis-py's connection classes, which pack in Python: that was half of what a `start` cost."""
 
-    def pack_command(self, *words: Any) -> list[bytes]:
-        if isinstance(words[0], str) and " " in words[0]:
-            words = (*words[0].split(), *words[1:])
-        return [pack_command(words)]
+    def pack_command(self, *command: Any) -> list[bytes]:
+        if isinstance(command[0], str) and " " in command[0]:
+            command = (*command[0].split(), *command[1:])
+        return [pack_command(command)]
 
     def pack_commands(self, commands: Iterable[Sequence[Any]]) -> list[bytes]:
-        return [part for words in commands for part in self.pack_command(*words)]
+        return [part for command in commands for part in self.pack_command(*command)]
 
     async def send_packed_command(self: Any, command: Any, check_health: bool = True) -> None:
-        """redis-py sends in `asyncio.wait_for`: a task for each send, and Python 3.11's loses a cancellation that comes
-        while the send ends. A loop that lost its cancellation would go on for ever."""
+        """Without redis-py's `asyncio.wait_for`, which creates a task for each send, and in Python 3.11 loses a
+        cancellation that arrives while the send ends: a loop that has lost its cancellation runs forever."""
         if not self.is_connected:
             await self.connect_check_health(check_health=False)
         if check_health:
@@ -100,10 +103,11 @@ class _PackingInC:
 
 
 class Store:
-    """A server, spoken to in pipelines.
+    """A server, to which calls are sent in pipelines.
 
-    `server_generation` grows when the server that answers has another history than before (restart, failover):
-    copies of the server's state must be dropped. `patience`: seconds to keep trying before `StoreUnavailable`.
+    `server_generation` grows when the server was restarted or replaced (failover) and may have another history than
+    before: copies of its state must be dropped. `connections`: pipelines at the same time. `patience`: seconds to keep
+    trying before `StoreUnavailable`.
     """
 
     def __init__(
@@ -123,14 +127,14 @@ class Store:
         self._client = client or self._make_client(timeout=None)
         self._slots = anyio.Semaphore(connections, fast_acquire=True)
         self._free: list[Any] = []
-        """Connections that no pipeline uses now; there are at most as many as slots."""
-        self._others: list[aioredis.Redis] = []
+        """Connections that no pipeline uses now, at most as many as slots."""
+        self._dedicated: list[aioredis.Redis] = []
         self._blocking: aioredis.Redis | None = None
 
     def _make_client(self, timeout: float | None) -> aioredis.Redis:
         if not self.url.startswith(SCHEMES):
             raise UsageError(
-                f"can't use the server URL {redacted(self.url)!r}: it starts with one of {', '.join(SCHEMES)}"
+                f"can't use the server URL {redacted(self.url)!r}: it must start with one of {', '.join(SCHEMES)}"
             )
         try:
             client = aioredis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
@@ -145,19 +149,19 @@ class Store:
                 redis_connect_func=self._on_connect,
             )
         except ValueError:
-            # The reason isn't passed on: it can quote a part of the password (one with a `/` is taken for host:port).
+            # Without the reason, which can quote a part of the password (one with a `/` is parsed as host:port).
             raise UsageError(
-                f"can't use the server URL {redacted(self.url)!r}: it looks like redis://user:password@host:6379/0, "
-                "with the special characters of user and password percent-encoded"
+                f"can't use the server URL {redacted(self.url)!r}: it must look like "
+                "redis://user:password@host:6379/0, with the special characters of user and password percent-encoded"
             ) from None
         pool: Any = client.connection_pool
         pool.connection_class = type("Connection", (_PackingInC, pool.connection_class), {})
         return client
 
     def dedicated(self, timeout: float) -> aioredis.Redis:
-        """A client for blocking reads: its read time-out must be longer than the block. Closed with the store."""
+        """A client for blocking reads, closed with the store. `timeout`: seconds for a read, longer than the block."""
         client = self._make_client(timeout)
-        self._others.append(client)
+        self._dedicated.append(client)
         return client
 
     async def _on_connect(self, connection: Any) -> None:
@@ -166,33 +170,35 @@ class Store:
         try:
             info: bytes = await connection.read_response()
         except redis_errors.ResponseError:
-            return  # an ACL may hide INFO; then a restart is noticed by refused commits only
+            return  # an ACL may forbid INFO; then a restart is noticed by refused commits only
         lines = (line.partition(":") for line in info.decode().splitlines())
         identity = next((value for name, _, value in lines if name == "run_id"), "")
         if self._identity and identity != self._identity:
             self.server_generation += 1
-            _log.warning("the server restarted or was replaced; everything kept from it is read again")
+            _log.warning("the server restarted or was replaced; its state is read again")
         self._identity = identity
 
     async def close(self) -> None:
         for connection in self._free:
             await connection.disconnect()
-        for client in (self._client, *self._others):
+        for client in (self._client, *self._dedicated):
             await client.aclose()
 
     async def one(self, call: Call[T]) -> T:
-        """Send one call. Raises `StoreError`."""
+        """Send one call, and return its parsed reply. Raises `StoreError`."""
         (reply,) = await self.send([call])
         if isinstance(reply, BaseException):
             raise reply
         return cast("T", reply)
 
     async def send(self, calls: Sequence[Call[Any]], patience: float | None = None) -> list[Any]:
-        """Send calls in one pipeline; the answers come in the same order.
+        """Send calls in one pipeline; returns the parsed replies in the same order.
 
-        A call that the server refuses has a `StoreError` in its place, and stops no other. Without a definite answer
-        the whole pipeline is sent again, until `patience` (default: the store's) is over: then `StoreUnavailable` is
-        raised.
+        For a call that the server refuses the reply is a `StoreError`; the other calls are not affected. When the
+        connection is lost or an error is temporary, the whole pipeline is sent again, until `patience` seconds
+        (default: the store's) have passed.
+
+        Raises `StoreUnavailable`.
         """
         patience = self.patience if patience is None else patience
         commands = [self._command(call) for call in calls]
@@ -210,13 +216,13 @@ class Store:
                         f"{str(error).rstrip('.')}. Is the server running? `streamflow dev` starts one."
                     ) from error
             else:
-                passing = next((r for r in replies if isinstance(r, Exception) and _code(r) in _PASSING), None)
-                if passing is None:
+                temporary = next((r for r in replies if isinstance(r, Exception) and _code(r) in _TEMPORARY), None)
+                if temporary is None:
                     return [self._parsed(call, reply) for call, reply in zip(calls, replies, strict=True)]
                 if time.monotonic() - started + pause > patience:
                     raise StoreUnavailable(
-                        f"{redacted(self.url)} can't serve now: {_code(passing)}: {passing}"
-                    ) from passing
+                        f"{redacted(self.url)} can't serve now: {_code(temporary)}: {temporary}"
+                    ) from temporary
             await anyio.sleep(pause)
             pause = min(pause * 2, 1.0)
 
@@ -231,20 +237,25 @@ class Store:
                 reply = callback(reply)
             try:
                 return call.parse(reply)
-            except (ValueError, TypeError, IndexError, KeyError) as error:  # what is stored there isn't ours
-                return StoreError(f"{call.script or call.args[0]}: the answer can't be read: {error}")
+            except (
+                ValueError,
+                TypeError,
+                IndexError,
+                KeyError,
+            ) as error:  # not written by streamflow
+                return StoreError(f"{call.script or call.args[0]}: could not parse the reply: {error}")
         text = str(reply)
-        what = call.script or call.args[0]
+        command = call.script or call.args[0]
         if isinstance(reply, redis_errors.OutOfMemoryError) or "OOM" in text[:40]:
             return StoreFull(
-                f"{what}: the server is out of memory. Running work goes on; free memory or raise maxmemory."
+                f"{command}: the server is out of memory. Runs that are open continue; free memory or raise maxmemory."
             )
         if isinstance(reply, redis_errors.NoPermissionError) or text.startswith("NOPERM"):
-            return StoreMisconfigured(f"{what}: the server's ACL doesn't allow this: {text}")
-        return StoreError(f"{what}: {text}")
+            return StoreMisconfigured(f"{command}: the server's ACL doesn't allow this: {text}")
+        return StoreError(f"{command}: {text}")
 
     async def _execute(self, commands: list[list[Any]]) -> list[Any]:
-        """One pipeline on one connection; scripts that the server doesn't know are loaded and sent again."""
+        """One pipeline on one connection. Scripts that the server doesn't know are loaded and called again."""
         async with self._slots:
             replies = await self._pipeline(commands)
             missing = [i for i, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]
@@ -257,7 +268,7 @@ class Store:
             return replies
 
     async def _pipeline(self, commands: list[list[Any]]) -> list[Any]:
-        """Straight on a connection: redis-py's pipeline object costs as much again as the round trip itself."""
+        """Without redis-py's pipeline object, which costs as much as the round trip itself."""
         pool = self._client.connection_pool
         connection: Any = self._free.pop() if self._free else pool.make_connection()
         try:
@@ -271,7 +282,7 @@ class Store:
                     except redis_errors.ResponseError as error:
                         replies.append(error)
         except BaseException as error:
-            # Answers that nobody has read would be taken for the next pipeline's.
+            # Replies that were not read would be mistaken for the next pipeline's.
             await connection.disconnect(nowait=True)
             if isinstance(error, TimeoutError):
                 raise redis_errors.TimeoutError(f"no answer within {TIMEOUT:g} s") from error
@@ -283,19 +294,20 @@ class Store:
     async def read_logs(
         self, after: Mapping[str, str], block_ms: int, count: int = 1000, patience: float | None = None
     ) -> dict[str, list[tuple[str, dict[bytes, bytes]]]]:
-        """Entries of streams behind the given ids: waits up to `block_ms` (at most 10,000) until there are some.
+        """Entries of streams behind the given ids, at most `count` of each; waits up to `block_ms` (at most 10,000).
 
-        Each call that waits has a connection of its own, which the next call uses again. Raises `StoreError`.
+        `after`: entry id by key. Returns (entry id, fields) by key, without the streams that have no new entries. Each
+        call that waits holds a dedicated connection, which later calls use again. Raises `StoreError`.
         """
         if self._blocking is None:
             self._blocking = self.dedicated(timeout=_LONGEST_BLOCK_MS / 1000 + 5)
         patience = self.patience if patience is None else patience
-        block_ms = max(1, min(block_ms, _LONGEST_BLOCK_MS))  # 0 would wait for ever
-        words = ["XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", *after.keys(), *after.values()]
+        block_ms = max(1, min(block_ms, _LONGEST_BLOCK_MS))  # 0 would wait forever
+        command = ["XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", *after.keys(), *after.values()]
         started = time.monotonic()
         while True:
             try:
-                reply = cast("Any", await self._blocking.execute_command(*words))  # pyright: ignore[reportUnknownMemberType]
+                reply = cast("Any", await self._blocking.execute_command(*command))  # pyright: ignore[reportUnknownMemberType]
                 return {key.decode(): [(id_.decode(), fields) for id_, fields in entries] for key, entries in reply}
             except LOST as error:
                 if time.monotonic() - started > patience + block_ms / 1000:
@@ -306,12 +318,12 @@ class Store:
 
 
 def _code(error: Exception) -> str:
-    """READONLY of `READONLY You can't write …`. redis-py takes the word off the text when it has a class for it."""
+    """READONLY of `READONLY You can't write …`. redis-py removes this word from the text when it has a class for it."""
     return str(getattr(error, "status_code", None) or str(error).partition(" ")[0])
 
 
 def redacted(url: str) -> str:
-    """The URL without user, password and options (a password may be among them)."""
+    """The URL without user, password and options (which may include a password)."""
     scheme, found, rest = url.rpartition("://")
     _, at, host = rest.rpartition("@")
     return f"{scheme}{found}{'***@' if at else ''}{host.partition('?')[0]}"

@@ -1,8 +1,8 @@
 """The only module that names keys.
 
 Every key of a shard has the hash tag `{<ns>.<shard>}`, so a script's keys share one slot; a partition of a queue has
-`{<ns>.q/<queue>/<partition>}` (no name has a slash, so it is no shard's and no other namespace's tag); what belongs to
-the whole namespace has the tag `{<ns>}`. Must not: talk to the server.
+`{<ns>.q/<queue>/<partition>}` (no name has a slash, so this can't be the tag of a shard or of another namespace); what
+belongs to the whole namespace has the tag `{<ns>}`. Must not: talk to the server.
 Called by: kernel, connection, client, owner, worker, CLI.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 
 class ShardKeys:
-    """The keys of one shard. The fixed ones are attributes, made once; the others are methods."""
+    """The keys of one shard. The fixed ones are attributes, built once; the others are methods."""
 
     __slots__ = (
         "agenda",
@@ -33,11 +33,11 @@ class ShardKeys:
         self.prefix = prefix
         self.run_prefix = f"{prefix}run:"
         self.inbox = f"{prefix}inbox"
-        """Stream: messages that wait to be reduced."""
+        """Stream: messages that are not reduced yet."""
         self.log = f"{prefix}log"
-        """Stream: one entry a commit; its fields are run ids, its values transitions."""
+        """Stream: one entry per commit; its fields are run ids, its values transitions."""
         self.agenda = f"{prefix}agenda"
-        """Sorted set of run ids: score -1 while steps run at the owner, else the ms when the run is due."""
+        """Sorted set of run ids: score -1 while the owner runs their steps, else the ms when the run is due."""
         self.outbox = f"{prefix}outbox"
         """Stream: messages for other shards; its ids are `<epoch>-<number>`."""
         self.owner = f"{prefix}owner"
@@ -45,11 +45,11 @@ class ShardKeys:
         self.seen = f"{prefix}seen"
         """Hash: source (shard or client) -> last accepted number."""
         self.poison = f"{prefix}poison"
-        """Stream: messages that nothing could be made of, with the reason."""
+        """Stream: quarantined messages, with the reason."""
         self.views = f"{prefix}views"
-        """Hash: offset, partial, base_offset, base, base_entries (log entries when base was made), oldest."""
+        """Hash: offset, partial, base_offset, base, base_entries (entries in the log when base was stored), oldest."""
         self.done = f"{prefix}done"
-        """Sharded pub/sub channel (no key): outcomes of runs and answers to asks, as they are committed."""
+        """Sharded pub/sub channel (not a key): outcomes of runs and answers to asks, as they are committed."""
 
     def run(self, run_id: str) -> str:
         """List: header, state, transitions."""
@@ -60,7 +60,7 @@ class ShardKeys:
         return f"{self.prefix}index:{status}:{workflow}"
 
     def tenant(self, tenant: str) -> str:
-        """Sorted set of a tenant's run ids by start, whatever their status. Runs without a tenant have none."""
+        """Sorted set of a tenant's run ids by start, in any status. Runs without a tenant are in no such set."""
         return f"{self.prefix}index:tenant:{tenant}"
 
     def attribute(self, name: str, value: str) -> str:
@@ -72,7 +72,7 @@ class ShardKeys:
         return f"{self.prefix}published:{run_id}"
 
     def answer(self, ask_id: str) -> str:
-        """String for 15 minutes: the answer to an ask, for an asker who missed the news."""
+        """String that expires after 15 minutes: the answer to an ask, for a client that missed the notification."""
         return f"{self.prefix}answer:{ask_id}"
 
 
@@ -84,17 +84,17 @@ class QueueKeys:
     def __init__(self, namespace: str, queue: str, partition: int) -> None:
         prefix = f"sf:{{{namespace}.q/{queue}/{partition}}}:"
         self.stream = f"{prefix}stream"
-        """Stream: attempts that wait for a worker or that one has; read by a consumer group."""
+        """Stream: attempts that wait for a worker or that a worker has claimed; read by a consumer group."""
         self.seen = f"{prefix}seen"
         """Hash: source shard -> last accepted number."""
         self.steps = f"{prefix}steps"
-        """Hash: `<run id>/<seq>` -> entry, attempt, and wanted or revoked."""
+        """Hash: `<run id>/<seq>` -> current entry, ms of the run's start, attempt, and wanted or revoked."""
         self.details = f"{prefix}details"
-        """Hash: entry -> what its step told last with `sf.heartbeat`."""
+        """Hash: entry -> the details that its step reported last with `sf.heartbeat`."""
 
 
 class NamespaceKeys:
-    """The keys of a whole namespace, and its shards' and queues' (made when first asked for)."""
+    """The keys of a whole namespace, and those of its shards and queues (built when first used)."""
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
@@ -102,7 +102,7 @@ class NamespaceKeys:
         self.meta = f"{self.prefix}meta"
         """Hash: shards, partition, schema."""
         self.members = f"{self.prefix}members"
-        """Hash: member id -> its last beat, JSON."""
+        """Hash: member id -> its last heartbeat, JSON."""
         self.workflows = f"{self.prefix}workflows"
         """Hash: workflow name -> what its app registered, JSON."""
         self.queues = f"{self.prefix}queues"

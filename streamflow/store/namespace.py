@@ -21,7 +21,7 @@ _log = logging.getLogger("streamflow.namespace")
 
 
 class Namespace(msgspec.Struct, frozen=True):
-    """What all who use a namespace share: how many shards there are, and what is hashed to find a run's."""
+    """What all users of a namespace share: the number of shards, and which part of a run id selects the shard."""
 
     shards: int
     partition: Partition
@@ -31,12 +31,12 @@ class Namespace(msgspec.Struct, frozen=True):
 
 
 def read_namespace(keys: NamespaceKeys) -> Call[list[bytes | None]]:
-    """The command whose answer `namespace_from` understands."""
+    """The command whose reply `namespace_from` parses."""
     return Call.plain("HMGET", keys.meta, "shards", "partition", "schema")
 
 
 def namespace_from(name: str, stored: list[bytes | None]) -> Namespace | None:
-    """From the answer of `read_namespace`; None when no daemon has created it.
+    """From the reply of `read_namespace`; None when no daemon has created it.
 
     Raises `NamespaceMismatch` for a namespace of another version of streamflow.
     """
@@ -48,16 +48,16 @@ def namespace_from(name: str, stored: list[bytes | None]) -> Namespace | None:
 
 
 async def open_namespace(store: Store, kernel: Kernel, settings: Settings) -> Namespace:
-    """Create the namespace with these settings, or check that it has them.
+    """Create the namespace with these settings, or check that the one that exists has them.
 
-    Raises `NamespaceMismatch` with both values.
+    Raises `NamespaceMismatch` with both values when it has others, `StoreError`.
     """
     shards, partition, schema = await store.one(kernel.create_namespace(settings.shards, settings.partition))
     _check_schema(settings.namespace, schema)
     if (shards, partition) != (settings.shards, settings.partition):
         raise NamespaceMismatch(
             f"namespace {settings.namespace!r} has {shards} shards by {partition}, but {settings.shards} by "
-            f"{settings.partition} were asked for. They are fixed when a namespace is created: use --shards {shards} "
+            f"{settings.partition} were requested. They are fixed when a namespace is created: use --shards {shards} "
             f"--partition {partition}, or another --namespace."
         )
     return Namespace(shards, partition)
@@ -81,7 +81,7 @@ async def check_server(store: Store) -> None:
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if policy != "noeviction":
         raise StoreMisconfigured(
-            f"the server has maxmemory-policy {policy}: it would throw runs away when memory is short. "
+            f"the server has maxmemory-policy {policy}: it would delete runs when memory is short. "
             "Set `CONFIG SET maxmemory-policy noeviction`."
         )
     if not int(str(info.get("aof_enabled", 0))):

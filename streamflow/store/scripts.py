@@ -1,23 +1,23 @@
-"""The kernel's scripts, read from `lua/`: one verb a file, checked before a server sees it.
+"""The kernel's scripts, read from `lua/`: one verb per file, checked before it is sent to a server.
 
 Owns: where the files are, the `-- @include` lines, the header that every script begins with, the SHA-1 of the result.
-Must not: talk to a server, or know what a verb does. Called by: the kernel (which sends the scripts) and the tests.
+Must not: talk to a server, or know what a verb does. Called by: `Store` (which sends the scripts) and the tests.
 
-A script begins with a header, which is read, not only shown: tests hold it against the methods that fill KEYS and ARGV.
+A script begins with a header, which is parsed: tests hold it against the methods that fill KEYS and ARGV.
 
     #!lua flags=allow-oom
     -- commit: one line of promise.
     --
-    -- Free prose.
+    -- Prose.
     --
     -- KEYS   owner, inbox (remarks are skipped), log, then for each run: run, index
     -- ARGV   token, commit, now, then for each run: id, header; for each ack: inbox id
     -- RETURNS OK clock log / CONFLICT run… / FENCED token
 
-`#!lua` alone lets the server refuse the whole script when memory is short: right for verbs that bring new work. With
-`flags=allow-oom` it always runs: right for verbs that finish work, and so free memory. `flags=no-writes` only reads.
-A list may go on in the next line, indented; `none` is an empty one. What comes after `then` or `for each …:` may be
-there any number of times, and is called `name[]`.
+`#!lua` alone lets the server refuse the whole script when memory is short: for verbs that bring new work. With
+`flags=allow-oom` it always runs: for verbs that finish work, and so free memory. `flags=no-writes` only reads.
+A list may continue in the next line, indented; `none` is an empty list. What comes after `then` or `for each …:` may
+occur any number of times, and is called `name[]`.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _REPEATED_NAME = re.compile(r"[a-z][a-z0-9_]*( [a-z0-9_]+)*(\[\])?")
 
 
 class ScriptError(StreamflowError):
-    """A script can't be loaded; the message begins with file and line."""
+    """A script could not be loaded; the message begins with file and line."""
 
 
 class Script(msgspec.Struct, frozen=True):
-    """One verb. `keys` and `argv` are the names in the header, in order; `sha` is what EVALSHA takes."""
+    """One verb. `keys` and `argv` are the names in the header, in order; `sha` is the SHA-1 for EVALSHA."""
 
     name: str
     source: str
@@ -64,7 +64,7 @@ class Script(msgspec.Struct, frozen=True):
 
 
 def plain_source(script: Script) -> str:
-    """The source without its `#!lua` line. The line stays, empty, so that numbers in error messages still fit."""
+    """The source without the text of its `#!lua` line, which stays empty, so that line numbers in errors stay right."""
     return script.source[script.source.index("\n") :]
 
 
@@ -75,24 +75,24 @@ def load_scripts() -> dict[str, Script]:
 
 
 def lua_directory() -> Path:
-    """In a wheel the scripts are inside the package; an editable install finds them in the checkout."""
+    """The scripts: inside the package in a wheel, in the checkout for an editable install. Raises `ScriptError`."""
     package = Path(__file__).resolve().parents[1]
     candidates = (package / "lua", package.parent / "lua")
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
     raise ScriptError(
-        f"{candidates[0]}:1: the kernel's scripts are missing (also from {candidates[1]}): install streamflowd again"
+        f"{candidates[0]}:1: the kernel's scripts are missing (also in {candidates[1]}): install streamflowd again"
     )
 
 
 def read_scripts(directory: Path) -> dict[str, Script]:
-    """Read every `*.lua` of `directory`; what is in its folder `shared` is only there to be included."""
+    """Read every `*.lua` of `directory`; the files in its folder `shared` are only included by others."""
     return {path.stem: read_script(path) for path in sorted(directory.glob("*.lua"))}
 
 
 def read_script(path: Path) -> Script:
-    """Raises `ScriptError` when the header is wrong or an include can't be resolved."""
+    """Read one verb. Raises `ScriptError` when its header is wrong or an include can't be resolved."""
     lines = _read(path)
     keys, argv = _parse_header(path, lines)
     source = "\n".join(_expand(path, lines, path.parent, [path], set())) + "\n"
@@ -161,7 +161,7 @@ def _parse_header(path: Path, lines: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _names(path: Path, section: list[tuple[int, str]]) -> list[str]:
-    """The names of a KEYS or ARGV list; what may be there many times ends with `[]`, spaces in it become `_`."""
+    """The names of a KEYS or ARGV list; those that may occur many times end with `[]`, their spaces become `_`."""
     first = section[0][0]
     text = "\n".join(text for _, text in section)
     if text.strip() in ("none", "(none)"):
@@ -183,14 +183,14 @@ def _group(path: Path, first: int, text: str, span: tuple[int, int], repeated: b
     """The names between two dividers. `first` is the number of the line in which `text` begins."""
     names: list[str] = []
     start, end = span
-    words = text[start:end].rstrip()
-    for word in (words if ends_list else words.removesuffix(",")).split(","):
-        name = word.strip()
-        number = first + text.count("\n", 0, start + len(word) - len(word.lstrip()))
-        start += len(word) + 1
+    group = text[start:end].rstrip()
+    for part in (group if ends_list else group.removesuffix(",")).split(","):
+        name = part.strip()
+        number = first + text.count("\n", 0, start + len(part) - len(part.lstrip()))
+        start += len(part) + 1
         if not (_REPEATED_NAME if repeated else _NAME).fullmatch(name):
             raise ScriptError(f"{path}:{number}: {name!r} is not a name: use lower-case words, commas, or `none`")
         if name in names:
-            raise ScriptError(f"{path}:{number}: {name!r} is there twice")
+            raise ScriptError(f"{path}:{number}: {name!r} is listed twice")
         names.append(name)
     return [name.removesuffix("[]").replace(" ", "_") + "[]" for name in names] if repeated else names

@@ -1,6 +1,6 @@
-"""Sharded pub/sub: messages of some channels, on one connection that comes back by itself.
+"""Sharded pub/sub: messages of some channels, on one connection that reconnects by itself.
 
-Owns: SSUBSCRIBE, and what is subscribed again after a reconnection. Must not: know what the messages mean.
+Owns: SSUBSCRIBE, and subscribing again after a reconnection. Must not: know what the messages mean.
 Called by: `client/waiting.py`.
 """
 
@@ -22,7 +22,7 @@ _log = logging.getLogger("streamflow.store")
 
 
 class _Channel:
-    """`settled` is set when the server has answered; `refusal` when it doesn't allow the channel."""
+    """`settled` is set when the server has replied; `refusal` is its error when it doesn't allow the channel."""
 
     __slots__ = ("refusal", "settled")
 
@@ -32,33 +32,33 @@ class _Channel:
 
 
 class Subscription:
-    """Sharded pub/sub on one connection that comes back by itself. `run()` is a loop for a task group.
+    """Sharded pub/sub on one connection that reconnects by itself. `run()` is a loop for a task group.
 
     Messages arrive as `on_message(channel, data)`. `on_lost()` is called when all channels are subscribed again after a
-    reconnection: messages may be missing.
+    reconnection: messages may have been missed.
     """
 
     def __init__(self, store: Store, on_message: Callable[[bytes, bytes], None], on_lost: Callable[[], None]) -> None:
         self._store = store
-        # Not redis-py's PubSub: `add` promises that the server has confirmed, and that class sends without waiting.
+        # Not redis-py's PubSub: `add` promises that the server has confirmed, and that class does not wait for it.
         self._pool: Any = store.dedicated(timeout=60.0).connection_pool
         self._connection: Any = None
         self._on_message = on_message
         self._on_lost = on_lost
         self._channels: dict[str, _Channel] = {}
         self._unsent: list[tuple[str, str]] = []
-        self._some = anyio.Event()
+        self._has_channels = anyio.Event()
         self._lost = False
 
     async def add(self, channel: str) -> None:
-        """Returns when the server has confirmed: whatever is published from now on arrives.
+        """Subscribe to a channel. Returns when the server has confirmed: what is published from then on arrives.
 
-        Adding a channel again is free. Raises `StoreUnavailable` or `StoreMisconfigured`.
+        Adding a channel again costs nothing. Raises `StoreUnavailable` or `StoreMisconfigured`.
         """
         known = self._channels.get(channel)
         if known is None:
             known = self._channels[channel] = _Channel()
-            await self._say("SSUBSCRIBE", channel)
+            await self._send("SSUBSCRIBE", channel)
         if not known.settled.is_set():
             with anyio.move_on_after(self._store.patience):
                 await known.settled.wait()
@@ -72,24 +72,25 @@ class Subscription:
             raise StoreMisconfigured(f"SSUBSCRIBE {channel}: {known.refusal}")
 
     async def remove(self, channel: str) -> None:
+        """Unsubscribe. Messages that are under way may still arrive."""
         if self._channels.pop(channel, None) is not None:
-            await self._say("SUNSUBSCRIBE", channel)
+            await self._send("SUNSUBSCRIBE", channel)
 
-    async def _say(self, word: str, channel: str) -> None:
-        """Send with all that others say in this turn of the event loop. Without a connection `run` will send it."""
-        self._unsent.append((word, channel))
-        self._some.set()
+    async def _send(self, command: str, channel: str) -> None:
+        """Send together with the other commands of this turn of the event loop. Without a connection `run` sends it."""
+        self._unsent.append((command, channel))
+        self._has_channels.set()
         await anyio.lowlevel.checkpoint()
         connection = self._connection
         if connection is None or not self._unsent:
             return
         commands, self._unsent = self._unsent, []
-        with contextlib.suppress(*LOST):  # `run` notices, and subscribes everything again
+        with contextlib.suppress(*LOST):  # `run` notices, and subscribes to all channels again
             await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
 
     async def run(self) -> None:
         """Never returns. Connects when the first channel is added."""
-        await self._some.wait()
+        await self._has_channels.wait()
         pause = 0.05
         while True:
             try:
@@ -97,7 +98,7 @@ class Subscription:
                 pause = 0.05
                 await self._read()
             except (*LOST, redis_errors.RedisError) as error:
-                _log.warning("the subscription to %s is lost: %s", redacted(self._store.url), error)
+                _log.warning("lost the subscription to %s, will reconnect: %s", redacted(self._store.url), error)
             finally:
                 await self._disconnect()
             await anyio.sleep(pause)
@@ -107,7 +108,7 @@ class Subscription:
         connection = await self._pool.get_connection()
         self._unsent = []
         for channel in self._channels:
-            self._channels[channel] = _renewed(self._channels[channel])
+            self._channels[channel] = _unsettled(self._channels[channel])
         commands = [("SSUBSCRIBE", channel) for channel in self._channels]
         self._connection = connection
         if commands:
@@ -123,7 +124,7 @@ class Subscription:
 
     async def _read(self) -> None:
         connection = self._connection
-        silent = False
+        is_silent = False
         while True:
             if self._lost and all(channel.settled.is_set() for channel in self._channels.values()):
                 self._lost = False
@@ -137,13 +138,13 @@ class Subscription:
                         channel.settled.set()
                 continue
             if reply is None:
-                # A connection whose other end vanished without a word looks the same as a quiet one: ask.
-                if silent:
+                # A connection whose other end has vanished looks the same as one without messages: ping it.
+                if is_silent:
                     raise redis_errors.ConnectionError("no answer to PING")
-                silent = True
+                is_silent = True
                 await connection.send_command("PING", check_health=False)
                 continue
-            silent = False
+            is_silent = False
             if reply[0] == b"smessage":
                 self._on_message(reply[1], reply[2])
             elif reply[0] == b"ssubscribe":
@@ -152,6 +153,6 @@ class Subscription:
                     channel.settled.set()
 
 
-def _renewed(channel: _Channel) -> _Channel:
-    """Not settled any more. Who waits for the answer to an earlier connection's question gets this one's."""
+def _unsettled(channel: _Channel) -> _Channel:
+    """The channel, to be confirmed on a new connection. Callers that still wait get the new connection's reply."""
     return _Channel() if channel.settled.is_set() else channel

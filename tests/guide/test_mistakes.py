@@ -231,7 +231,7 @@ async def test_another_number_of_shards_is_refused_with_both_numbers(serve: Serv
     async with serve(app):
         pass
     with pytest.RaisesGroup(
-        pytest.RaisesExc(sf.NamespaceMismatch, match="has 8 shards by run, but 16 by run were asked for")
+        pytest.RaisesExc(sf.NamespaceMismatch, match="has 8 shards by run, but 16 by run were requested")
     ):
         async with serve(app, shards=16):
             pass

@@ -133,7 +133,7 @@ def test_fragments_are_not_verbs(tmp_path: Path) -> None:
         (HEADER.replace("owner, inbox", "owner, inbox,"), 6, "'' is not a name"),
         (HEADER.replace("token, now", "token,\n--        now!"), 8, "'now!' is not a name"),
         (HEADER.replace("token, now", "token, then for each run: id, {}"), 7, "'{}' is not a name"),
-        (HEADER.replace("token, now", "token,\n--        now,\n--        token"), 9, "'token' is there twice"),
+        (HEADER.replace("token, now", "token,\n--        now,\n--        token"), 9, "'token' is listed twice"),
         (HEADER + "-- @include shared/none\n", 9, "included file {directory}/shared/none.lua doesn't exist"),
         (HEADER + "-- @include none\n", 9, "write `-- @include shared/name`, not '-- @include none'"),
         (HEADER + "-- @include shared/../verb\n", 9, "write `-- @include shared/name`"),
