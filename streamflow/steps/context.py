@@ -1,7 +1,7 @@
-"""What a running step can ask and tell: `sf.step_info()`, `sf.heartbeat()`, `sf.cancelled()`.
+"""What code inside a running step can call: `sf.step_info()`, `sf.heartbeat()`, `sf.cancelled()`.
 
 Owns: the record of a running attempt, and which one the calling task or thread belongs to.
-Must not: start or stop anything. Called by: user code inside steps; the executor and the processes make the records.
+Must not: start or stop anything. Called by: user code inside steps; executor and processes create the records.
 """
 
 from __future__ import annotations
@@ -20,31 +20,36 @@ from streamflow.workflow.actions import StepJob
 
 
 class StepInfo(msgspec.Struct, frozen=True):
-    """What a running step may want to know: `sf.step_info()`. `key` is the same for all attempts of one call; `details`
-    is what an attempt before told last with `sf.heartbeat`, as plain data."""
+    """What `sf.step_info()` returns: facts about the attempt that is running."""
 
     run_id: str
+    """Id of the run that called the step."""
     step: str
+    """The step's name."""
     attempt: int
+    """1 for the first attempt of this call."""
     key: str
+    """The same for all attempts of this call, and different for every other call: use it as an idempotency key."""
     details: Any = None
+    """What the attempt before reported last with `sf.heartbeat`, as plain data; None if nothing was reported."""
 
 
 class Running(msgspec.Struct):
-    """One attempt that runs or waits for its turn."""
+    """One attempt that runs or waits for a free slot."""
 
     shard: int
     run_id: str
     job: StepJob
     details: Raw = NOTHING
-    """The newest that it told, or that an attempt before it told."""
+    """Encoded details that this attempt reported last, or else the attempt before it."""
     in_process: bool = False
-    """This is the record in the step's own process, which nobody else sees."""
+    """True in the record that only the step's separate process has."""
     task: asyncio.Task[None] | None = None
     expiry: asyncio.TimerHandle | None = None
     started: float = 0.0
     """Monotonic seconds; 0 while it waits."""
     over: bool = False
+    """It ended, timed out or was cancelled: an outcome that still comes is dropped."""
 
 
 current: contextvars.ContextVar[Running] = contextvars.ContextVar("streamflow_step")
@@ -54,11 +59,22 @@ def _running(name: str) -> Running:
     try:
         return current.get()
     except LookupError:
-        raise UsageError(f"sf.{name}() works inside a step that a daemon or worker runs") from None
+        raise UsageError(f"sf.{name}() can only be called inside a step that a daemon or worker runs") from None
 
 
 def step_info() -> StepInfo:
-    """About the step that is running: use `key` as the idempotency key of outside effects. Raises `UsageError`."""
+    """Facts about the attempt that is running: `run_id`, `step`, `attempt`, `key`, `details`.
+
+    A step may run more than once (at least once). Pass `key` to outside systems as an idempotency key: it is the same
+    for all attempts of one call, and different for every other call. `details` is what the attempt before reported
+    last with `sf.heartbeat`, as plain data.
+
+    Raises `UsageError` outside a step.
+
+    >>> @app.step
+    ... async def charge(cents: int) -> str:
+    ...     return await payments.charge(cents, idempotency_key=sf.step_info().key)
+    """
     running = _running("step_info")
     job = running.job
     details = msgspec.msgpack.decode(job.details)
@@ -66,11 +82,16 @@ def step_info() -> StepInfo:
 
 
 def heartbeat(details: Any = None) -> None:
-    """Tell how far the step is: if this attempt fails or its worker dies, the next one finds `details` in
-    `sf.step_info().details`. Cheap; the newest counts, and None leaves what was told before. From any task or thread of
-    the step that has its context.
+    """Report how far the step is: if this attempt fails or its worker dies or leaves, the next one finds `details` in
+    `sf.step_info().details`.
 
-    Raises `UsageError` outside a step and in a step with `process=True`, `PayloadInvalid`, `PayloadTooLarge`.
+    `details` can be anything that a step can return; only the newest counts, and None keeps what was reported before.
+    A call only encodes `details`, so it is cheap. A worker sends the newest about once a second: what was reported in
+    the last second before its death may be lost. In a step without a queue the details are passed on when the attempt
+    fails, but not when its daemon dies. May be called from any task or thread of the step that has its context.
+
+    Raises `UsageError` outside a step and in a step with `process=True`; `PayloadInvalid` and `PayloadTooLarge` for
+    `details` that can't be encoded or are too large.
 
     >>> for page in range(sf.step_info().details or 0, 100):
     ...     await fetch(page)
@@ -87,9 +108,20 @@ def heartbeat(details: Any = None) -> None:
 
 
 def cancelled() -> bool:
-    """Whether this attempt runs for nothing: its run was cancelled or doesn't want it any more, it took longer than its
-    `timeout`, or it runs elsewhere now. For plain functions, which can't be stopped: return when it is True.
+    """Whether the result of this attempt will be dropped: its run was cancelled or doesn't need it any more, it took
+    longer than its `timeout`, or another worker runs it now.
 
-    Always False in a step with `process=True`, whose process is killed instead. Raises `UsageError` outside a step.
+    For plain functions, which run in threads and can't be stopped: return as soon as it is True. An async function
+    gets `CancelledError` instead. Always False in a step with `process=True`, whose process is killed instead.
+
+    Raises `UsageError` outside a step.
+
+    >>> @app.step
+    ... def crunch(blocks: int) -> int:
+    ...     for number in range(blocks):
+    ...         if sf.cancelled():
+    ...             return 0
+    ...         crunch_block(number)
+    ...     return blocks
     """
     return _running("cancelled").over

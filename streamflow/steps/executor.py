@@ -1,10 +1,11 @@
-"""Runs steps: an asyncio task for an async function, a thread for a plain one, a process for one that computes.
+"""Runs steps: an asyncio task for an async function, a thread for a plain one, a process for `process=True`.
 
 Owns: the tasks, threads and processes in flight, their time-outs, and the limit on how many run at once.
-Must not: know keys, commits, claims or retries. It hands each attempt's `Outcome` back, and forgets it.
+Must not: know keys, commits, claims or retries. It reports the `Outcome` of each attempt, and keeps nothing of it.
 Called by: the owner and the worker (submit, cancel).
 
-Tasks are plain asyncio tasks, not members of a task group: starting one costs a third, and a step's failure is a value.
+Tasks are plain asyncio tasks, not members of a task group: starting one costs a third, and a step's failure is a
+value.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from streamflow.workflow.actions import StepJob
 _log = logging.getLogger("streamflow.steps")
 
 STEP_THREAD = "streamflow-step"
-"""How the names of threads begin that run steps."""
+"""Prefix of the names of threads that run steps."""
 
 
-class Room:
-    """How many attempts of a kind run at once, and those that wait for a place."""
+class Slots:
+    """How many attempts of a kind may run at once, and those that wait for a free slot."""
 
     __slots__ = ("limit", "queue", "used", "waiting")
 
@@ -45,15 +46,15 @@ class Room:
         self.used = 0
         self.queue: deque[Running] = deque()
         self.waiting = 0
-        """Those in the queue that aren't over: cancelled ones stay in it until it is their turn."""
+        """Attempts in the queue that aren't over: cancelled ones stay in it until their turn comes."""
 
 
 class StepExecutor:
-    """At most `concurrency` tasks, `threads` threads and `processes` processes (0: one a core) at once; the rest waits
-    in order, and its time-outs with it.
+    """At most `concurrency` tasks, `threads` threads and `processes` processes (0: one per core) at once; further
+    attempts wait in order, and their time-outs begin when they start.
 
     `on_outcome(shard, run_id, outcome)` is called in the event loop, never from inside `submit`; `on_free()` when a
-    thread has come back whose attempt had been over.
+    thread has returned whose attempt was over already.
     """
 
     def __init__(
@@ -68,10 +69,10 @@ class StepExecutor:
         self._on_outcome = on_outcome
         self._on_free = on_free
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=STEP_THREAD)
-        self._tasks = Room(concurrency)
-        self._threads = Room(threads)
-        self._processes = Room(processes or os.cpu_count() or 1)
-        self._rooms = (self._tasks, self._threads, self._processes)
+        self._tasks = Slots(concurrency)
+        self._threads = Slots(threads)
+        self._processes = Slots(processes or os.cpu_count() or 1)
+        self._all_slots = (self._tasks, self._threads, self._processes)
         self._process_limit: anyio.CapacityLimiter | None = None
         self._attempts: dict[tuple[str, int], Running] = {}
         self._by_shard: dict[int, int] = {}
@@ -80,49 +81,49 @@ class StepExecutor:
 
     @property
     def running(self) -> int:
-        return sum(room.used for room in self._rooms)
+        return sum(slots.used for slots in self._all_slots)
 
     @property
     def waiting(self) -> int:
-        return sum(room.waiting for room in self._rooms)
+        return sum(slots.waiting for slots in self._all_slots)
 
     @property
     def lingering(self) -> int:
-        """Threads whose attempts are over, but that can't be stopped: they keep their places until they come back."""
+        """Threads whose attempts are over, but that can't be stopped: they keep their slots until they return."""
         if not self._threads.used:
             return 0
-        attempts = (one for one in self._attempts.values() if self._room_of(one) is self._threads)
-        return self._threads.used - sum(one.started != 0.0 for one in attempts)
+        attempts = (running for running in self._attempts.values() if self._slots_of(running) is self._threads)
+        return self._threads.used - sum(running.started != 0.0 for running in attempts)
 
     def of_shard(self, shard: int) -> int:
-        """Attempts of a shard that run or wait."""
+        """Number of a shard's attempts that run or wait."""
         return self._by_shard.get(shard, 0)
 
     def submit(self, shard: int, run_id: str, job: StepJob) -> None:
-        """Start an attempt, now or when there is room. An attempt that is there already is left alone."""
+        """Start an attempt, now or when a slot is free. Ignored if it or a newer one runs or waits already."""
         key = (run_id, job.seq)
-        present = self._attempts.get(key)
-        if present is not None:
-            if (present.job.created, present.job.attempt) >= (job.created, job.attempt):
+        known = self._attempts.get(key)
+        if known is not None:
+            if (known.job.created, known.job.attempt) >= (job.created, job.attempt):
                 return
-            self._finish(present)
+            self._finish(known)
         running = Running(shard, run_id, job, job.details)
         self._attempts[key] = running
         self._by_shard[shard] = self._by_shard.get(shard, 0) + 1
-        room = self._room_of(running)
-        if room.used < room.limit and not room.waiting and not self.held:
-            self._start(room, running)
+        slots = self._slots_of(running)
+        if slots.used < slots.limit and not slots.waiting and not self.held:
+            self._start(slots, running)
         else:
-            room.queue.append(running)
-            room.waiting += 1
+            slots.queue.append(running)
+            slots.waiting += 1
 
-    def told(self, run_id: str, seq: int) -> Raw:
-        """What a step that runs or waits told last."""
+    def details_of(self, run_id: str, seq: int) -> Raw:
+        """The encoded details that a step that runs or waits reported last."""
         running = self._attempts.get((run_id, seq))
         return NOTHING if running is None else running.details
 
     def hold(self) -> None:
-        """Start nothing more until `resume`: this daemon may have been given up by the others."""
+        """Start nothing more until `resume`: the other daemons may consider this one dead."""
         self.held = True
 
     def resume(self) -> None:
@@ -130,34 +131,36 @@ class StepExecutor:
         self._start_waiting()
 
     def cancel(self, run_id: str, seq: int) -> None:
+        """Cancel an attempt that runs or waits, without an outcome."""
         running = self._attempts.get((run_id, seq))
         if running is not None:
             self._finish(running)
             self._start_waiting()
 
     def cancel_where(self, wanted: Callable[[Running], bool]) -> None:
-        """Cancel all attempts that `wanted` says, without outcomes."""
-        for running in [one for one in self._attempts.values() if wanted(one)]:
+        """Cancel all attempts for which `wanted` returns True, without outcomes."""
+        for running in [running for running in self._attempts.values() if wanted(running)]:
             self._finish(running)
         self._start_waiting()
 
     def close(self) -> None:
+        """Cancel all attempts; threads that run are not waited for."""
         self.cancel_where(lambda _: True)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _room_of(self, running: Running) -> Room:
+    def _slots_of(self, running: Running) -> Slots:
         step = running.job.step
         return self._processes if step.process else self._tasks if step.is_async else self._threads
 
-    def _start(self, room: Room, running: Running) -> None:
+    def _start(self, slots: Slots, running: Running) -> None:
         job = running.job
         loop = asyncio.get_running_loop()
         running.started = time.perf_counter()
         self.started += 1
-        room.used += 1
-        if room is not self._threads:
+        slots.used += 1
+        if slots is not self._threads:
             running.task = loop.create_task(self._run(running))
         else:
             future = loop.run_in_executor(self._pool, self._call, running)
@@ -166,12 +169,12 @@ class StepExecutor:
             running.expiry = loop.call_later(job.timeout, self._expire, running)
 
     def _start_waiting(self) -> None:
-        for room in self._rooms:
-            while room.queue and room.used < room.limit and not self.held:
-                running = room.queue.popleft()
+        for slots in self._all_slots:
+            while slots.queue and slots.used < slots.limit and not self.held:
+                running = slots.queue.popleft()
                 if not running.over:
-                    room.waiting -= 1
-                    self._start(room, running)
+                    slots.waiting -= 1
+                    self._start(slots, running)
 
     async def _run(self, running: Running) -> None:
         job = running.job
@@ -190,10 +193,10 @@ class StepExecutor:
             outcome = self._failed(running, error)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # sys.exit(), or an error of any base: it ends the attempt alone
+        except BaseException as error:  # also sys.exit(): it ends only this attempt
             outcome = self._failed(running, error)
         if not running.over:
-            running.task = None  # it ends by itself
+            running.task = None  # this very task, which must not be cancelled now
             self._report(running, outcome)
 
     def _call(self, running: Running) -> Outcome:
@@ -218,7 +221,7 @@ class StepExecutor:
         return self._outcome_of(running, failure, permanent)
 
     def _returned(self, running: Running, done: asyncio.Future[Outcome]) -> None:
-        """A thread is free again; only now, also when its attempt has been over for long."""
+        """A thread is free again: only now, even if its attempt was over long before."""
         self._threads.used -= 1
         if not running.over and not done.cancelled():
             self._report(running, done.result())
@@ -246,8 +249,8 @@ class StepExecutor:
             return
         job = running.job
         text = f"step {job.step.name} took longer than {job.timeout:g} s"
-        if self._room_of(running) is self._threads:
-            _log.warning("%s; its thread can't be stopped and goes on, its result will be dropped", text)
+        if self._slots_of(running) is self._threads:
+            _log.warning("%s; its thread can't be stopped and continues, its result will be dropped", text)
         self._report(running, self._outcome_of(running, Failure("TimeoutError", text), False))
 
     def _report(self, running: Running, outcome: Outcome) -> None:
@@ -257,21 +260,21 @@ class StepExecutor:
         self._on_outcome(running.shard, running.run_id, outcome)
 
     def _finish(self, running: Running) -> None:
-        """Take an attempt off the books, and cancel its task if that still runs."""
+        """Remove an attempt, and cancel its task if it still runs."""
         running.over = True
         self._attempts.pop((running.run_id, running.job.seq), None)
-        left = self._by_shard[running.shard] - 1
-        if left:
-            self._by_shard[running.shard] = left
+        others = self._by_shard[running.shard] - 1
+        if others:
+            self._by_shard[running.shard] = others
         else:
             del self._by_shard[running.shard]
         if running.expiry is not None:
             running.expiry.cancel()
-        room = self._room_of(running)
+        slots = self._slots_of(running)
         if running.started == 0.0:
-            room.waiting -= 1
-        elif room is not self._threads:
-            room.used -= 1
+            slots.waiting -= 1
+        elif slots is not self._threads:
+            slots.used -= 1
         if running.task is not None:
             running.task.cancel()
 

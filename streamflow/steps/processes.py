@@ -1,11 +1,11 @@
-"""Steps with `process=True`: the call goes to a process that lives on for the next one, bytes in and bytes out.
+"""Steps with `process=True`: each call goes to a process that later calls use again, bytes in and bytes out.
 
-Owns: what both sides of the pipe do. Must not: know rooms, time-outs or retries. Called by: the executor.
+Owns: what both sides of the pipe do. Must not: know slots, time-outs or retries. Called by: the executor.
 
-anyio keeps the processes: one that is idle is used again, and cancelling a call kills its process. It sends the
-parent's `sys.path` and loads the parent's main module under the name `__mp_main__`, as multiprocessing does, so a
-script that runs `sf.local` needs its `if __name__ == "__main__"`. Code of a step is found by module and name; a file
-that isn't on the path (`--app path/types.py`) is loaded again from where it is.
+anyio keeps the processes: an idle one is used again, and cancelling a call kills its process. anyio sends the parent's
+`sys.path` and loads the parent's main module under the name `__mp_main__`, as multiprocessing does, so a script that
+runs `sf.local` needs its `if __name__ == "__main__"`. The code of a step is found by module and name; a file that isn't
+on the path (`--app path/types.py`) is loaded again by its path.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from streamflow.steps.context import Running, current
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
 
-Answer = tuple[bytes, Failure | None, bool]
+CallResult = tuple[bytes, Failure | None, bool]
 """The encoded result, or the failure and whether it is permanent."""
 
 
-async def call_in_process(running: Running, limiter: anyio.CapacityLimiter) -> Answer:
-    """Run the attempt; cancelling kills its process."""
+async def call_in_process(running: Running, limiter: anyio.CapacityLimiter) -> CallResult:
+    """Run the attempt in a process. Cancelling kills the process."""
     job = running.job
     function = job.step.function
     file = getattr(sys.modules.get(function.__module__), "__file__", None) or ""
-    place = (function.__module__, file, function.__qualname__)
+    location = (function.__module__, file, function.__qualname__)
     try:
         return await anyio.to_process.run_sync(
             _call,
-            place,
+            location,
             job.step.name,
             running.run_id,
             (job.seq, job.attempt),
@@ -54,20 +54,20 @@ async def call_in_process(running: Running, limiter: anyio.CapacityLimiter) -> A
             limiter=limiter,
         )
     except anyio.BrokenWorkerProcess as error:
-        why = f" ({error.__cause__})" if str(error.__cause__ or "") else ""
-        text = f"the process of step {job.step.name} died: it was killed, ran out of memory, or ended itself{why}"
+        cause = f" ({error.__cause__})" if str(error.__cause__ or "") else ""
+        text = f"the process of step {job.step.name} died: it was killed, ran out of memory, or ended itself{cause}"
         return b"", Failure("ProcessDied", text), False
 
 
 def _call(
-    place: tuple[str, str, str], name: str, run_id: str, number: tuple[int, int], args: bytes, details: bytes
-) -> Answer:
-    """In the process."""
+    location: tuple[str, str, str], name: str, run_id: str, number: tuple[int, int], args: bytes, details: bytes
+) -> CallResult:
+    """Runs in the process."""
     # Ctrl-C goes to every process of a terminal: the parent drains, and decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gives_up = False
     try:
-        step = _find(*place, name)
+        step = _find(*location, name)
         job = StepJob(*number, step, Raw(args), Raw(details))
         current.set(Running(0, run_id, job, in_process=True))
         values, keywords = step.parameters.decode(args)
@@ -84,19 +84,19 @@ def _call(
 
 @contextlib.contextmanager
 def _own_streams() -> Generator[None]:
-    """Calls and answers come and go through this process's stdin and stdout. What the step starts (`subprocess`, a C
-    library that prints) inherits those: meanwhile it reads nothing, and writes to stderr."""
-    kept = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
+    """Calls and results travel through this process's stdin and stdout, which everything that the step starts would
+    inherit (`subprocess`, a C library that prints): while it runs, stdin is empty and stdout goes to stderr."""
+    pipes = os.dup(0), os.dup(1)
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
     os.dup2(2, 1)
-    os.close(nothing)
+    os.close(empty)
     try:
         yield
     finally:
-        for number, one in enumerate(kept):
-            os.dup2(one, number)
-            os.close(one)
+        for number, pipe in enumerate(pipes):
+            os.dup2(pipe, number)
+            os.close(pipe)
 
 
 def _find(module_name: str, file: str, qualname: str, name: str) -> Step[..., Any]:
@@ -106,7 +106,7 @@ def _find(module_name: str, file: str, qualname: str, name: str) -> Step[..., An
     if isinstance(found, Step):
         return found  # pyright: ignore[reportUnknownVariableType]
     if not callable(found):
-        raise UsageError(f"step {name}: module {module_name} has no {qualname} that another process could import")
+        raise UsageError(f"step {name}: module {module_name} has no {qualname} that another process can import")
     return Step(found, name)
 
 

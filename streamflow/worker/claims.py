@@ -288,7 +288,7 @@ class Claims:
         """What the step told since the server heard of it last."""
         if self.executor is None:
             return b""
-        told = bytes(self.executor.told(claim.run_id, claim.seq))
+        told = bytes(self.executor.details_of(claim.run_id, claim.seq))
         return b"" if told in (self._told.get((claim.place, claim.entry), b""), bytes(NOTHING)) else told
 
     # --- the dead -----------------------------------------------------------------------------------------------------

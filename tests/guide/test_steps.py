@@ -383,7 +383,7 @@ async def test_all_attempts_of_one_call_have_the_same_key(serve: Serve) -> None:
 
 
 async def test_outside_a_step_there_is_no_step_info() -> None:
-    with pytest.raises(sf.UsageError, match=r"works inside a step that a daemon or worker runs"):
+    with pytest.raises(sf.UsageError, match=r"can only be called inside a step that a daemon or worker runs"):
         sf.step_info()
 
 

@@ -129,9 +129,9 @@ async def test_the_heartbeat_details_of_a_running_attempt_can_be_read() -> None:
 
     async with bench() as it:
         it.submit(tells)
-        await reported.wait()
-        assert plain(it.executor.told("r", 1)) == "so far"
-        assert plain(it.executor.told("r", 2)) is None
+        await told.wait()
+        assert plain(it.executor.details_of("r", 1)) == "so far"
+        assert plain(it.executor.details_of("r", 2)) is None
 
 
 async def test_a_thread_learns_that_its_attempt_is_over() -> None:
