@@ -1,1 +1,1 @@
-"""The client: starting runs, talking to them, waiting for them, looking at them."""
+"""The client: starting runs, sending to them, waiting for results, reading states and histories."""

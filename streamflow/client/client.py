@@ -1,11 +1,11 @@
-"""The public way in: start runs, find them, forget them.
+"""The public client: start runs, find them, forget them.
 
-Owns: `Client`: names and types at the door, the namespace's meta record; `run.py` has the handle of one run.
-Must not: make pipelines (`batching`), wait for outcomes (`outcomes`), or scan listings (`listing`).
+Owns: `Client`: checks of names and types, the namespace's meta record; `run.py` has the handle of one run.
+Must not: build pipelines (`pipelines.py`), wait for results (`waiting.py`), or scan listings (`listing.py`).
 Called by: user code, the command line, bench.
 
-    run = await client.start(digest, ["https://…"])  →  batching  →  lua/start_runs
-    await run.result()                               →  outcomes  →  a subscription and lua/peek_runs
+    run = await client.start(digest, ["https://…"])  →  pipelines  →  lua/start_runs
+    await run.result()                               →  waiting    →  a subscription and lua/peek_runs
 """
 
 from __future__ import annotations
@@ -58,10 +58,14 @@ Ts = TypeVarTuple("Ts")
 
 
 def connect(url: str | None = None, *, namespace: str | None = None) -> Client:
-    """A client of one namespace. Nothing is sent before the first call.
+    """A client of one namespace, to be used as an async context manager or closed with `close`.
+
+    Nothing is sent before the first call, so a server that can't be reached shows only then.
 
     `url`: `redis://`, `rediss://` or `unix://`; by default `STREAMFLOW_REDIS`, else `redis://127.0.0.1:6379`.
-    `namespace`: by default `STREAMFLOW_NAMESPACE`, else `default`. Raises `UsageError`.
+    `namespace`: by default `STREAMFLOW_NAMESPACE`, else `default`.
+
+    Raises `UsageError` for a URL or a namespace that is not valid.
 
     >>> async with sf.connect() as client:
     ...     run = await client.start(digest, ["https://example.org"], id="digest-1")
@@ -72,7 +76,7 @@ def connect(url: str | None = None, *, namespace: str | None = None) -> Client:
 
 
 class NewRun(msgspec.Struct, frozen=True):
-    """A run to start, with its input encoded already (`encode_input`). Without `id` it gets a new one."""
+    """A run to start, with its input encoded already (`encode_input`). Without `id` it gets a generated one."""
 
     workflow: str
     payload: bytes
@@ -93,10 +97,15 @@ def new_run_id() -> str:
 
 
 class Client:
-    """Made by `connect`. Any number of calls may wait at the same time: they share a few connections and pipelines.
+    """Starts runs of one namespace and finds them. Created by `connect`.
 
-    Belongs to the event loop (asyncio) of its first call. Every method raises `StoreError` when the server refuses or
-    can't be reached, and `NamespaceMissing` when no daemon has created the namespace.
+    Any number of calls may wait at the same time: they share a few connections and pipelines. A client belongs to the
+    asyncio event loop of its first call.
+
+    Every method that sends something raises `StoreUnavailable` when the server could not be reached for 10 seconds,
+    `StoreFull` when it is out of memory for new work, another `StoreError` when it refuses a call,
+    `NamespaceMissing` when no daemon has created the namespace, and `NamespaceMismatch` when the namespace belongs to
+    another version of streamflow.
     """
 
     def __init__(self, store: Store, namespace: str) -> None:
@@ -120,7 +129,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close all connections. Calls that still wait raise `StoreError`."""
+        """Close all connections. Calls that still wait raise `StoreError`; runs are not affected."""
         await self._waiter.close()
         await self._batcher.close()
         await self.store.close()
@@ -136,13 +145,17 @@ class Client:
     async def start(
         self, workflow: Callable[..., Awaitable[Any]] | str, *args: Any, id: str | None = None, tenant: str = ""
     ) -> Run[Any]:
-        """Start a run of a workflow or reducer (or of one that is known by name only).
+        """Start a run, and return its handle as soon as the server has stored it. No daemon has to be running.
 
-        The same `id` again gives the same run, whatever the arguments: `run.created` says which it was. In a namespace
-        that is partitioned by tenant or workflow, that prefix is put before the id (`acme/invoice-17`).
-        Returns when the server has the run; no daemon needs to be up.
-        Raises `RunConflict` (the id belongs to another workflow's run), `InvalidName`, `PayloadInvalid`,
-        `PayloadTooLarge`.
+        `workflow`: a workflow or reducer, or the name of one whose code is not here. `args`: its arguments, in order.
+        `id`: chosen by the caller, or a generated one. Starting the same id again returns the run that exists,
+        whatever the arguments; `run.created` tells which it was. In a namespace that is partitioned by tenant or
+        workflow, that prefix is put before the id (`acme/invoice-17`): `run.id` has the full id.
+        `tenant`: to whom the run belongs, for `Client.runs` and for partitioning by tenant.
+
+        Raises `RunConflict` when the id belongs to a run of another workflow, `InvalidName`, `UsageError` for something
+        that is not a workflow, `TypeError` for arguments with which the workflow can't be called, `PayloadInvalid` and
+        `PayloadTooLarge` for arguments that can't be encoded or are too large.
 
         >>> run = await client.start(invoice, 17, id="invoice-17", tenant="acme")
         """
@@ -161,9 +174,12 @@ class Client:
         ids: Sequence[str] | None = None,
         tenant: str = "",
     ) -> list[Run[R]]:
-        """Start a run for each tuple of arguments, in the fewest calls. `ids` has an id for each, in the same order.
+        """Start a run for each tuple of arguments, with as few requests as possible; returns the handles in order.
 
-        Errors as `start`: the first one is raised, and the other runs are started all the same.
+        `inputs`: a tuple of arguments for each run. `ids`: an id for each, in the same order; else they are generated.
+
+        Raises what `start` raises: errors of names and arguments before anything is sent; of the others only the first,
+        when all other runs have been started. `UsageError` when there are not as many ids as inputs.
 
         >>> runs = await client.start_many(digest, [(["https://a.example"],), (["https://b.example"],)])
         """
@@ -171,7 +187,9 @@ class Client:
         assert parameters is not None
         payloads = [parameters.encode(args, {}) for args in inputs]
         if ids is not None and len(ids) != len(payloads):
-            raise UsageError(f"{len(payloads)} inputs and {len(ids)} ids were given to start_many")
+            raise UsageError(
+                f"start_many got {len(payloads)} inputs and {len(ids)} ids: pass one id for each input, or none"
+            )
         new = [NewRun(name, payload, None if ids is None else ids[i], tenant) for i, payload in enumerate(payloads)]
         runs: list[Run[Any]] = []
         for run in await self._start_all(new, _decoder(name, parameters)):
@@ -181,10 +199,10 @@ class Client:
         return runs
 
     async def start_payloads(self, starts: Sequence[NewRun]) -> list[Run[Any] | StoreError | RunConflict]:
-        """Start runs whose inputs are encoded already; one answer for each, in the same order, errors in their places.
+        """Start runs whose inputs are encoded already; returns a handle or an error for each, in the same order.
 
-        For loading many: hand over a few thousand at a time. Raises `InvalidName`, `PayloadTooLarge` or
-        `PayloadInvalid` for the first that is wrong, before anything is sent.
+        For bulk loading: pass a few thousand at a time. Raises `InvalidName`, `PayloadTooLarge` or `PayloadInvalid`
+        for the first that is not valid, before anything is sent.
         """
         return await self._start_all(starts, None)
 
@@ -193,9 +211,9 @@ class Client:
     ) -> list[Run[Any] | StoreError | RunConflict]:
         namespace = await self.read_namespace()
         starts: list[Start] = []
-        for one in new:
-            codec.check_payload(one.payload, f"input of {one.workflow}")
-            starts.append(_start(namespace, check_name("workflow", one.workflow), one.payload, one.id, one.tenant))
+        for run in new:
+            codec.check_payload(run.payload, f"input of {run.workflow}")
+            starts.append(_start(namespace, check_name("workflow", run.workflow), run.payload, run.id, run.tenant))
         futures = [self._batcher.start(namespace.shard_of(start.run_id), start) for start in starts]
         runs: list[Run[Any] | StoreError | RunConflict] = []
         for start, header in zip(starts, await settled(futures), strict=True):
@@ -222,10 +240,14 @@ class Client:
     @overload
     def run(self, run_id: str, returns: type[R]) -> Run[R]: ...
     def run(self, run_id: str, returns: Any = Any) -> Run[Any]:
-        """The handle of a run that exists, by its whole id; `returns` is the type of its result.
+        """The handle of an existing run. Nothing is sent: that there is no such run shows in the handle's first call.
 
-        Nothing is sent: whether it exists shows in the first call. Raises `InvalidName`, and `PayloadInvalid` for a
-        type that can't be decoded.
+        `run_id`: the full id, with its prefix if the namespace is partitioned by tenant or workflow.
+        `returns`: the type as which `result` decodes the result; by default it returns plain data.
+
+        Raises `InvalidName`, and `PayloadInvalid` for a type that can't be decoded.
+
+        >>> total = await client.run("acme/invoice-17", int).result(timeout=30)
         """
         what = f"result of run {check_run_id(run_id)}"
         codec.decoder_for(returns)  # a type that can't be decoded is refused here, not at the end of a long wait
@@ -240,17 +262,20 @@ class Client:
         attributes: Mapping[str, Attribute] | None = None,
         limit: int = 20,
     ) -> list[RunSummary]:
-        """The newest `limit` runs that fit all filters, over all shards.
+        """The newest `limit` runs that match all filters, over all shards.
 
-        `attributes`: runs that have all of them, as `sf.set_attributes` gave them (`1` is not `"1"`).
-        Newest means last change of status first; with `tenant` or `attributes`, newest start first. Runs are found
-        under the workflow names that daemons have registered; name an unregistered one as `workflow` to see its runs.
-        Raises `UsageError` for an unknown status, a limit below 1, or an attribute that no run can have.
+        `status`: pending, running, stuck, completed, failed or cancelled. `workflow`: its name. `tenant`: its name.
+        `attributes`: runs that have all of these, as set by `sf.set_attributes` (`1` is not `"1"`).
+        Ordered by the last change of status, newest first; with `tenant` or `attributes` by start, newest first. Only
+        runs of workflows that daemons have registered are found, unless `workflow` names another one. With filters that
+        few runs match, only the newest 20,000 runs of each listing are searched.
+
+        Raises `UsageError` for an unknown status, a limit below 1, or an attribute that no run can have; `InvalidName`.
 
         >>> await client.runs(status="running", attributes={"customer": "acme"})
         """
         if limit < 1:
-            raise UsageError(f"limit={limit} makes no sense; it is a number of runs above 0")
+            raise UsageError(f"limit must be an integer >= 1, got {limit}")
         if workflow is not None:
             check_name("workflow", workflow)
         if tenant is not None:
@@ -258,19 +283,19 @@ class Client:
         wanted: dict[str, Attribute] = {}
         for name, value in check_attributes(attributes or {}).items():
             if value is None:
-                raise UsageError(f"attributes: {name} is None, which no run has; leave it out")
+                raise UsageError(f"attributes: {name} is None, and no run has an attribute that is None; omit it")
             wanted[name] = value
         filters = Filters(_status(status), workflow, tenant, wanted)
         return await self._listings.runs(await self.read_namespace(), filters, limit)
 
     async def workflows(self) -> dict[str, WorkflowInfo]:
-        """What daemons have registered, by name."""
+        """The workflows and reducers that daemons have registered, by name."""
         return await self._listings.workflows()
 
     async def forget(self, run_id: str) -> bool:
-        """Delete an ended run with its history. False when there is none (any more).
+        """Delete an ended run with its history and what it published. Returns False when there is no such run.
 
-        Raises `RunError` when the run is open: cancel it first.
+        `run_id`: the full id. Raises `RunError` when the run is open: cancel it first. `InvalidName`.
         """
         shard = (await self.read_namespace()).shard_of(check_run_id(run_id))
         while True:
@@ -279,12 +304,14 @@ class Client:
                 return False
             header = decode_header(line)
             if header.is_open:
-                raise RunError(f"run {run_id} is {header.status}; only ended runs can be forgotten: cancel it", run_id)
+                raise RunError(
+                    f"run {run_id} is {header.status}; only ended runs can be forgotten: cancel it first", run_id
+                )
             if await self._batcher.call(self.kernel.forget_runs(shard, [(run_id, header)])):
                 return True
 
     async def read_namespace(self) -> Namespace:
-        """Shards and partition of the namespace: read once, and again if the server's history changed.
+        """Shards and partition of the namespace: read once, and again after the server was restarted or replaced.
 
         Raises `NamespaceMissing`, or `NamespaceMismatch` for a namespace of another version of streamflow.
         """
@@ -293,8 +320,8 @@ class Client:
             return namespace
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read_namespace())
-        # Of a thousand first calls one asks, and they all go on in the same moment: a lock would let them out one by
-        # one, each in a pipeline of its own.
+        # Of a thousand first calls one reads, and all continue at the same moment: a lock would release them one after
+        # the other, each with its own pipeline.
         return await asyncio.shield(self._reading)
 
     async def _read_namespace(self) -> Namespace:
@@ -319,16 +346,16 @@ class Client:
         return await self._waiter.answered(shard, run_id, ask_id, lambda: self._post("ask", run_id, body))
 
     async def _published(self, run_id: str, *keys: str) -> dict[str, Raw]:
-        """What the run has published, under these keys or (without any) all keys. Raises `RunNotFound`."""
+        """What the run has published under these keys, or without keys under all. Raises `RunNotFound`."""
         shard = (await self.read_namespace()).shard_of(run_id)
         key = self.keys.shard(shard).published(run_id)
-        words = ("HMGET", key, *keys) if keys else ("HGETALL", key)
-        found = self._batcher.call(Call.plain(*words))
-        answers = await settled([self._batcher.peek(shard, run_id), found])
-        for answer in answers:
-            if isinstance(answer, StoreError):
-                raise answer
-        (line, _), values = cast("tuple[tuple[bytes, bytes], Any]", tuple(answers))
+        command = ("HMGET", key, *keys) if keys else ("HGETALL", key)
+        read = self._batcher.call(Call.plain(*command))
+        replies = await settled([self._batcher.peek(shard, run_id), read])
+        for reply in replies:
+            if isinstance(reply, StoreError):
+                raise reply
+        (line, _), values = cast("tuple[tuple[bytes, bytes], Any]", tuple(replies))
         if not line:
             raise not_found(run_id)
         if keys:
@@ -337,11 +364,11 @@ class Client:
 
     async def _post(self, kind: str, run_id: str, body: bytes) -> None:
         shard = (await self.read_namespace()).shard_of(run_id)
-        answer = await self._batcher.post(shard, Message(kind, run_id, body))
-        if answer == "m":
+        letter = await self._batcher.post(shard, Message(kind, run_id, body))
+        if letter == "m":
             raise not_found(run_id)
-        if answer == "e":
-            raise RunEnded(f"run {run_id} has ended and takes no {kind} any more", run_id)
+        if letter == "e":
+            raise RunEnded(f"run {run_id} has ended: it accepts no {kind} any more", run_id)
 
     async def _describe(self, run_id: str) -> RunDescription:
         line, last = await self._batcher.peek((await self.read_namespace()).shard_of(run_id), run_id)
@@ -364,7 +391,9 @@ def _target(workflow: Callable[..., Any] | str) -> tuple[str, codec.Parameters |
         return definition.name, definition.parameters
     if isinstance(workflow, str):
         return check_name("workflow", workflow), None
-    raise UsageError(f"{workflow!r} is no workflow: decorate it with @app.workflow or @app.reducer, or give its name")
+    raise UsageError(
+        f"{workflow!r} is not a workflow: decorate it with @app.workflow or @app.reducer, or pass its name"
+    )
 
 
 def _decoder(name: str, parameters: codec.Parameters | None) -> Decode | None:
@@ -386,4 +415,4 @@ def _status(status: Status | str | None) -> Status | None:
     try:
         return None if status is None else Status(status)
     except ValueError:
-        raise UsageError(f"there is no status {status!r}; use one of {', '.join(Status)}") from None
+        raise UsageError(f"unknown status {status!r}: use one of {', '.join(Status)}") from None

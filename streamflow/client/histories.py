@@ -1,10 +1,10 @@
 """Recorded histories in files, and their replay against the code of an app.
 
-Owns: the file's format, reading one run's record as a whole, and what a replay checks.
+Owns: the file's format, reading one run's whole record, and what a replay checks.
 Must not: change anything, or run a step. Called by: the command line (`export`, `replay`), the testing kit.
 
-A file is one JSON document. `record` has the record's elements as the server has them, in base64: nothing is lost, and
-nothing else is read back. All beside it is for people, and for the diff of a review.
+A file is one JSON document. `record` has the record's elements as the server stores them, in base64: nothing is lost,
+and only this is read back. Everything else is for people, and for the diff in a review.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from streamflow.client.client import Client
 
 FORMAT = 1
-HOW = "make one with: streamflow export RUN --output FILE"
+EXPORT_HINT = "create one with: streamflow export RUN --output FILE"
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):
     """One run as it was recorded: the elements of its record, and the partition of its namespace.
 
-    `state` is a reducer's snapshot, empty for a workflow. The record of a reducer has its newest transitions only.
+    `state` is a reducer's snapshot, empty for a workflow. The record of a reducer has only its newest transitions.
     """
 
     run_id: str
@@ -62,7 +62,7 @@ class _Record(msgspec.Struct):
 
 
 class _File(msgspec.Struct, kw_only=True):
-    """The document. What has a default isn't read back."""
+    """The document. Fields with a default are not needed to read it back."""
 
     streamflow_history: int
     run_id: str
@@ -79,10 +79,11 @@ class _Format(msgspec.Struct):
 
 
 async def read_history(client: Client, run_id: str) -> History:
-    """The history of a run on the server. Raises `RunNotFound`."""
+    """Read the history of a run from the server. Raises `RunNotFound`, `StoreError`."""
     namespace = await client.read_namespace()
     key = client.keys.shard(namespace.shard_of(run_id)).run(run_id)
-    elements = cast("list[bytes]", await client.store.one(Call.plain("LRANGE", key, 0, -1)))  # one read, one picture
+    # One read, so that all elements belong together.
+    elements = cast("list[bytes]", await client.store.one(Call.plain("LRANGE", key, 0, -1)))
     if not elements:
         raise not_found(run_id)
     header, state, *transitions = elements
@@ -90,16 +91,16 @@ async def read_history(client: Client, run_id: str) -> History:
 
 
 def dump_history(history: History) -> bytes:
-    """The file's bytes."""
+    """The bytes of the file."""
     from streamflow.model.plain import event_json
 
     head = history.head
     events: list[dict[str, Any]] = []
     for transition in history.decoded():
         for event in transition.events:
-            shown = event_json(transition.at, history.run_id, event)
-            del shown["run_id"]
-            events.append({"number": len(events) + 1, **shown, "at": instant(transition.at).isoformat()})
+            row = event_json(transition.at, history.run_id, event)
+            del row["run_id"]
+            events.append({"number": len(events) + 1, **row, "at": instant(transition.at).isoformat()})
     file = _File(
         streamflow_history=FORMAT,
         run_id=history.run_id,
@@ -114,14 +115,14 @@ def dump_history(history: History) -> bytes:
 
 
 def parse_history(data: bytes, what: str) -> History:
-    """`what` names the file in errors. Raises `UsageError` for anything that isn't a whole history."""
+    """Parse the bytes of a file; `what` names it in errors. Raises `UsageError` when it isn't a complete history."""
     try:
         written = msgspec.json.decode(data, type=_Format).streamflow_history
     except codec.DECODE_ERRORS:
-        raise UsageError(f"{what} is no exported history; {HOW}") from None
+        raise UsageError(f"{what} is not an exported history; {EXPORT_HINT}") from None
     if written != FORMAT:
         raise UsageError(
-            f"{what} has format {written} of exported histories, and this version of streamflow reads {FORMAT}: "
+            f"{what} has format {written} of exported histories, but this version of streamflow reads format {FORMAT}: "
             "export it again, or use the version that wrote it"
         )
     try:
@@ -136,51 +137,51 @@ def parse_history(data: bytes, what: str) -> History:
         version = history.head.version
         history.decoded()
     except (*codec.DECODE_ERRORS, UsageError) as error:
-        raise UsageError(f"{what} is damaged: {error}. Export it again; {HOW}") from None
+        raise UsageError(f"{what} is damaged: {error}. Export it again; {EXPORT_HINT}") from None
     if not history.state and version and not history.transitions:
-        raise UsageError(f"{what} is damaged: it has no transitions. Export it again; {HOW}")
+        raise UsageError(f"{what} is damaged: it has no transitions. Export it again; {EXPORT_HINT}")
     return history
 
 
 def save_history(history: History, path: str | Path) -> None:
-    """Write the file that `load_history` and `streamflow replay` read. An existing one is replaced."""
+    """Write the file that `load_history` and `streamflow replay` read. An existing file is replaced."""
     Path(path).write_bytes(dump_history(history))
 
 
 def load_history(path: str | Path) -> History:
-    """Raises `UsageError` that says what is wrong with the file and what to do."""
+    """Read a file of `save_history` or `streamflow export`. Raises `UsageError` when it can't be read or is damaged."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise UsageError(f"can't read the history {path}: {error.strerror}; {HOW}") from None
+        raise UsageError(f"can't read the history {path}: {error.strerror}; {EXPORT_HINT}") from None
     return parse_history(data, str(path))
 
 
 def find_histories(directory: str | Path) -> Sequence[Path]:
-    """All `*.json` files in a directory and below, sorted. Raises `UsageError` when there is none."""
+    """All `*.json` files in a directory and its subdirectories, sorted. Raises `UsageError` when there are none."""
     found = sorted(Path(directory).rglob("*.json"))
     if not found:
-        raise UsageError(f"there is no history (*.json) in {directory}; {HOW}")
+        raise UsageError(f"there is no history (*.json) in {directory}; {EXPORT_HINT}")
     return found
 
 
 def replay(app: App, history: History) -> None:
-    """Run the code of `app` against a recorded history, without running a step. Returns when it fits.
+    """Run the code of `app` against a recorded history, without running a step. Returns when the two agree.
 
-    Of a workflow every decision is checked; of a reducer that its snapshot can be decoded as its state.
-    Raises `Diverged` with the first event at which they part, `UnknownWorkflow`, and `PayloadInvalid` for a snapshot.
+    For a workflow every decision is checked; for a reducer that its snapshot can be decoded as its state.
+    Raises `Diverged` with the first event at which they differ, `UnknownWorkflow`, and `PayloadInvalid` for a snapshot.
 
     >>> sft.replay(app, sft.load_history("tests/histories/digest-1.json"))
     """
     head = history.head
     if head.workflow not in app.workflows:
         raise UnknownWorkflow(app.unknown_workflow(head.workflow))
-    # An ended run needs no machine, so it would get none that is checked: its record is read as an open run's.
+    # For an ended run the factory builds no machine that checks anything, so its record is read as that of an open run.
     opened = msgspec.structs.replace(head, status=Status.RUNNING, ended=0)
     machine = rehydrate(app, history.partition, history.run_id, opened, history.state, history.decoded())
     machine.close()
     if machine.diverged is not None:
         raise machine.diverged
     if machine.reason and not (isinstance(machine, ReducerMachine) and not head.is_open and head.version == 1):
-        # A reducer that ended in its first transition never had a state: nothing is in its snapshot.
+        # A reducer that ended in its first transition never had a state: its snapshot is empty.
         raise PayloadInvalid(machine.reason)

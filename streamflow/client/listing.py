@@ -1,6 +1,6 @@
-"""Looking at runs: listings over all shards, histories, and following a run's events.
+"""Reading runs: listings over all shards, histories, and following a run's events.
 
-Owns: what a listing costs (one pipeline for the indexes, one for the headers), and the join of a history with the log.
+Owns: the cost of a listing (one pipeline for the indexes, one for the headers), and joining a history with the log.
 Must not: change anything. Called by: client.
 """
 
@@ -36,14 +36,14 @@ from streamflow.store.namespace import Namespace
 
 T = TypeVar("T")
 
-LOOK_AT_MOST = 20_000
-"""Entries of each index that a filtered listing goes through before it gives up on finding more."""
+MAX_SCANNED = 20_000
+"""Entries of each index that a filtered listing reads before it stops searching for more."""
 
 FOLLOW_BLOCK_MS = 2_000
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of a listing. Times are aware, in UTC; `parent` is the id of the run whose child this one is."""
+    """One run in a listing. Times are aware, in UTC; `parent` is the id of the run that started it as its child."""
 
     id: str
     status: Status
@@ -56,7 +56,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunDescription(RunSummary, frozen=True, kw_only=True):
-    """All that is known of a run without its history.
+    """All that is known about a run without its history.
 
     `version`: number of its transitions. `result` is the decoded result of a completed run (plain values, not the
     workflow's declared type); `failure` why it failed; `reason` why it was cancelled.
@@ -69,14 +69,14 @@ class RunDescription(RunSummary, frozen=True, kw_only=True):
 
 
 class Filters(msgspec.Struct, frozen=True):
-    """Which runs a listing has: those that fit all that is given."""
+    """Which runs a listing has: those that match all filters that are not None or empty."""
 
     status: Status | None = None
     workflow: str | None = None
     tenant: str | None = None
     attributes: dict[str, Attribute] = {}
 
-    def fit(self, summary: RunSummary) -> bool:
+    def match(self, summary: RunSummary) -> bool:
         return (
             (self.status is None or summary.status == self.status)
             and (self.workflow is None or summary.workflow == self.workflow)
@@ -88,7 +88,8 @@ class Filters(msgspec.Struct, frozen=True):
 class WorkflowInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """What daemons have registered under a workflow's name. `kind` is workflow or reducer; `doc` its first line.
 
-    `required`: how many of the parameters have no default; None from a daemon that doesn't say.
+    `params`: names of the parameters; `required`: how many of them have no default, None when the daemon didn't say;
+    `steps`: names of the app's steps.
     """
 
     kind: str = "workflow"
@@ -99,6 +100,7 @@ class WorkflowInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def describe(run_id: str, header_line: bytes, last: bytes) -> RunDescription:
+    """The description from the header and, if the run has ended, its last transition (else empty)."""
     header = decode_header(header_line)
     result: Any = None
     failure, reason = None, ""
@@ -122,6 +124,7 @@ def ending_of(transition: Transition) -> RunCompleted | events.RunFailed | event
 
 
 def instant(ms: int) -> datetime:
+    """The aware time in UTC of a time stamp in ms."""
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
@@ -157,32 +160,33 @@ class Listings:
         return infos
 
     async def runs(self, namespace: Namespace, filters: Filters, limit: int) -> list[RunSummary]:
-        """The newest runs that fit. Reads the newest `limit` of each index, and more only if a filter dropped some."""
+        """The newest runs that match. Reads the newest `limit` of each index, more only if a filter dropped some."""
         indexes = await self._indexes(_shards_of(namespace, filters), filters)
         depth = limit
         while True:
             candidates, more = await self._newest(indexes, depth)
-            found = await self._fitting(namespace, candidates, filters)
-            if len(found) >= limit or not more or depth >= LOOK_AT_MOST:
+            found = await self._matching(namespace, candidates, filters)
+            if len(found) >= limit or not more or depth >= MAX_SCANNED:
                 return found[:limit]
-            depth = min(depth * 8, LOOK_AT_MOST)
+            depth = min(depth * 8, MAX_SCANNED)
 
     async def _indexes(self, shards: Sequence[int], filters: Filters) -> list[str]:
-        """Listings that have all runs that fit, and few others."""
+        """Listings that have all runs that match, and few others."""
         keys = [self._keys.shard(shard) for shard in shards]
         if filters.attributes:
             listings = [
-                [one.attribute(name, value_text(value)) for one in keys] for name, value in filters.attributes.items()
+                [shard_keys.attribute(name, value_text(value)) for shard_keys in keys]
+                for name, value in filters.attributes.items()
             ]
             return listings[0] if len(listings) == 1 else await self._shortest(listings)
         if filters.tenant is not None:
-            return [one.tenant(filters.tenant) for one in keys]
+            return [shard_keys.tenant(filters.tenant) for shard_keys in keys]
         names = [filters.workflow] if filters.workflow is not None else list(await self.workflows())
         statuses = LISTED if filters.status is None else (Status(listed_under(filters.status)),)
-        return [one.index(listed, name) for one in keys for listed in statuses for name in names]
+        return [shard_keys.index(listed, name) for shard_keys in keys for listed in statuses for name in names]
 
     async def _shortest(self, listings: list[list[str]]) -> list[str]:
-        """Of several attributes, the one that fewest runs have: those runs are looked at for the others."""
+        """Of several attributes the listing of the one that fewest runs have; those runs are checked for the others."""
         calls = [self._batcher.call(Call.plain("ZCARD", index)) for indexes in listings for index in indexes]
         lengths = iter([_checked(answer) for answer in await settled(calls)])
         totals = [sum(itertools.islice(lengths, len(indexes))) for indexes in listings]
@@ -195,14 +199,14 @@ class Listings:
         scored = sorted((pair for pairs in lists for pair in pairs), reverse=True)
         return list(dict.fromkeys(run_id for _, run_id in scored[:depth])), len(scored) >= depth
 
-    async def _fitting(self, namespace: Namespace, run_ids: Sequence[str], filters: Filters) -> list[RunSummary]:
+    async def _matching(self, namespace: Namespace, run_ids: Sequence[str], filters: Filters) -> list[RunSummary]:
         peeks = [self._batcher.peek(namespace.shard_of(run_id), run_id) for run_id in run_ids]
         found: list[RunSummary] = []
         for run_id, answer in zip(run_ids, await settled(peeks), strict=True):
             line, _ = _checked(answer)
-            if line:  # else forgotten in the meantime
+            if line:  # else it was forgotten in the meantime
                 summary = _summary(run_id, decode_header(line))
-                if filters.fit(summary):
+                if filters.match(summary):
                     found.append(summary)
         return found
 
@@ -217,8 +221,8 @@ class Listings:
     async def events(self, shard: int, run_id: str, follow: bool) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
         """The history's events; with `follow` then those of the log, until the run has ended.
 
-        The log may be trimmed faster than we read; the header says how many transitions there are, so what the log no
-        longer has is read from the run's record (a reducer's record has only its newest ones).
+        The log may be trimmed faster than we read. The header has the number of transitions, so those that the log no
+        longer has are read from the run's record (a reducer's record has only its newest ones).
         """
         log = self._keys.shard(shard).log
         field = run_id.encode()
@@ -245,7 +249,7 @@ class Listings:
     async def _recorded(self, shard: int, run_id: str) -> tuple[Header, list[bytes], str]:
         """Header, transitions, and the log entry up to which they reach.
 
-        The reads of one pipeline are one picture if the log's end was the same before and after.
+        The reads of one pipeline are consistent if the end of the log was the same before and after.
         """
         keys = self._keys.shard(shard)
         run = keys.run(run_id)
@@ -260,7 +264,7 @@ class Listings:
 
 
 def _shards_of(namespace: Namespace, filters: Filters) -> list[int]:
-    """Where runs of a workflow or tenant can be: one shard, if the namespace is partitioned by it."""
+    """The shards that can have matching runs: only one, if the namespace is partitioned by a given filter."""
     if namespace.partition is Partition.TENANT and filters.tenant is not None:
         return [namespace.shard_of(f"{filters.tenant}/")]
     if namespace.partition is Partition.WORKFLOW and filters.workflow is not None:

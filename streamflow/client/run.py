@@ -1,15 +1,15 @@
-"""The handle of one run: wait for its result, talk to it, look at it.
+"""The handle of one run: wait for its result, send to it, read its state and history.
 
-Owns: `Run`: names and types at the door, and what endings and answers mean to the caller.
-Must not: hold state of the run, make pipelines (`batching`) or wait (`outcomes`).
+Owns: `Run`: checks of names and types, and what endings and answers mean to the caller.
+Must not: hold state of the run, build pipelines (`pipelines.py`) or wait for results (`waiting.py`).
 Called by: user code, which gets one from the client; the command line.
 
-    await run.signal("approve", True)   →  batching  →  lua/post_messages
-    await run.ask("reserve", 2)         →  outcomes  →  a subscription and lua/post_messages
-    await run.read("progress")          →  batching  →  the hash of published values
+    await run.signal("approve", True)   →  pipelines  →  lua/post_messages
+    await run.ask("reserve", 2)         →  waiting    →  a subscription and lua/post_messages
+    await run.read("progress")          →  pipelines  →  the hash of published values
 """
 
-# `Run` and `Client` are two halves of one thing, in two files for their length.
+# `Run` and `Client` are two halves of one interface, in two files because of their length.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ Decode = Callable[[Raw], Any]
 
 
 class Run(Generic[R]):
-    """The handle of one run, from `client.start` or `client.run`. It holds no state: the server has the truth.
+    """The handle of one run, from `client.start` or `client.run`. It holds no state: every call reads the server.
 
-    `created`: whether this `start` created the run (False also if its answer was lost and it was sent again).
-    Its methods raise `RunNotFound` when there is no such run.
+    `id`: the run's full id. `created`: whether this `start` created the run; False when it existed already, and also
+    when the reply to `start` was lost and the call was sent again.
+
+    Every method raises `RunNotFound` when there is no such run (or it was forgotten), and the errors of `Client`.
     """
 
     __slots__ = ("_client", "_decode", "created", "id")
@@ -62,10 +64,17 @@ class Run(Generic[R]):
         return f"<run {self.id}>"
 
     async def result(self, timeout: float | timedelta | None = None) -> R:
-        """Wait for the end of the run, at most `timeout` (seconds), and return the workflow's result.
+        """Wait for the end of the run, and return the workflow's result.
 
-        Raises `RunFailed`, `RunCancelled`, `TimeoutError` (the run goes on), `PayloadInvalid` if the result doesn't fit
-        the declared type, and `StoreUnavailable` when the server is gone for longer than the client's patience.
+        `timeout`: seconds, or None to wait as long as it takes. Waiting doesn't poll; any number of runs can be waited
+        for at the same time. The result is decoded as the workflow's declared return type; if the run was started by
+        name or found with `client.run(id)`, it is plain data.
+
+        Raises `RunFailed` with the failure, `RunCancelled` with the reason, `TimeoutError` when the time is over (the
+        run continues), `PayloadInvalid` when the result doesn't fit the declared type, `StoreUnavailable` when the
+        server could not be reached for 10 seconds.
+
+        >>> total = await run.result(timeout=30)
         """
         ended = self._client._ended(self.id)
         last = await self._within(timeout, ended, f"run {self.id} has not ended within {{:g}} s; it goes on")
@@ -79,10 +88,13 @@ class Run(Generic[R]):
                 raise errors.RunCancelled(f"run {self.id} was cancelled{reason}", self.id)
 
     async def signal(self, name: str, value: Any = None) -> None:
-        """Send a signal; it is kept if the run doesn't wait for it yet. Returns when the server has it.
+        """Send a signal with a value. Returns when the server has stored it; the run keeps it until it waits for it.
 
-        Delivered exactly once, in the order of this client's calls. Raises `RunEnded`, `InvalidName`, `PayloadInvalid`,
-        `PayloadTooLarge`.
+        Delivered exactly once, in the order of this client's calls.
+
+        Raises `RunEnded`, `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`.
+
+        >>> await run.signal("approve", True)
         """
         payload = codec.encode(value, f"value of signal {check_name('signal', name)}")
         body = msgspec.msgpack.encode((name, Raw(payload)))
@@ -99,11 +111,14 @@ class Run(Generic[R]):
     async def ask(
         self, name: str, value: Any = None, timeout: float | timedelta | None = None, *, type: Any = Any
     ) -> Any:
-        """Send a question, and wait at most `timeout` (seconds) for what the run answers, decoded as `type`.
+        """Send a question, and wait for the run's answer, decoded as `type` (by default plain data).
 
-        The run takes it once, and the answer is recorded in its history. Raises `AskRefused` when it answers with a
-        failure, `RunEnded` when it has ended or ends without answering, `TimeoutError` (it may still answer, and what
-        it does because of the question stays done), `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`.
+        `timeout`: seconds, or None to wait as long as it takes. The run receives the question once, and its answer is
+        recorded in its history.
+
+        Raises `AskRefused` when the run answers with a failure, `RunEnded` when it has ended or ends without answering,
+        `TimeoutError` when the time is over (the run may still answer, and what it does because of the question is not
+        undone), `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`.
 
         >>> left = await run.ask("reserve", {"seats": 2}, timeout=5, type=int)
         """
@@ -124,9 +139,11 @@ class Run(Generic[R]):
     @overload
     async def read(self, key: str, type: Any = ..., default: Any = ...) -> Any: ...
     async def read(self, key: str, type: Any = Any, default: Any = None) -> Any:
-        """The newest value that the run published under `key`; `default` if there is none. The run isn't disturbed.
+        """The newest value that the run has published under `key`, decoded as `type`; `default` if there is none.
 
-        Raises `InvalidName`, and `PayloadInvalid` if the value isn't of the `type`.
+        Reads the server only: the run does not notice. Works after its end, too, until it is forgotten.
+
+        Raises `InvalidName`, and `PayloadInvalid` when the value doesn't fit `type`.
 
         >>> done = await run.read("done", int, default=0)
         """
@@ -135,36 +152,45 @@ class Run(Generic[R]):
         return codec.decode(values[key], type, f"published value {key} of run {self.id}") if key in values else default
 
     async def published(self) -> dict[str, Any]:
-        """All that the run has published, by key, as plain data."""
+        """All values that the run has published, by key, as plain data."""
         values = await self._client._published(self.id)
         return {key: codec.decode(raw, Any, f"published value {key} of run {self.id}") for key, raw in values.items()}
 
     async def cancel(self, reason: str = "") -> None:
-        """Ask the run to end as cancelled. Returns when the server has the request, which is before it took effect.
+        """Request that the run ends as cancelled. Returns when the server has the request, before it takes effect.
+
+        The workflow gets `sf.Cancelled` at its current await, and may clean up with steps; sagas are undone. Usually
+        `result` then raises `RunCancelled` with the `reason`, but a workflow that handles the cancel can still complete
+        or fail.
 
         Raises `RunEnded`, `PayloadTooLarge`.
         """
         await self._client._post("cancel", self.id, codec.encode(reason, "reason of a cancel"))
 
     async def terminate(self, reason: str = "") -> None:
-        """End the run as cancelled without asking its code: for one that doesn't end when it is cancelled.
+        """Force the run to end as cancelled, without running its clean-up code. Sagas are not compensated.
 
-        Returns when the server has the request, which is before it took effect. Raises `RunEnded`, `PayloadTooLarge`.
+        For a run that doesn't end when it is cancelled. Returns when the server has the request, before it takes
+        effect. Raises `RunEnded`, `PayloadTooLarge`.
         """
         await self._client._post("terminate", self.id, codec.encode(reason, "reason of a terminate"))
 
     async def describe(self) -> RunDescription:
-        """Status, workflow, tenant, times, and how it ended."""
+        """Status, workflow, tenant, times, attributes, and how the run ended: its result, failure or reason."""
         return await self._client._describe(self.id)
 
     async def history(self) -> list[Transition]:
-        """All transitions in order (of a reducer: its newest). `at` is ms since the epoch, on the shard's clock."""
+        """All transitions in order, each with its events and its time `at`: the shard's clock, in ms since 1970 (UTC).
+
+        Of a reducer only the newest are kept, of a run that continued as new those of its current generation.
+        """
         return await self._client._history(self.id)
 
     def events(self, follow: bool = False) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
-        """The events of the history with their times (aware, UTC); with `follow` also what happens from now on.
+        """The events of the history in order, with their times (aware, UTC).
 
-        Following ends with the run. It holds a connection while it waits.
+        With `follow` it continues with the events that happen from then on, until the run has ended; while it waits it
+        holds a connection.
 
         >>> async for at, event in run.events(follow=True):
         ...     print(at, event.describe())
@@ -172,8 +198,8 @@ class Run(Generic[R]):
         return self._client._events(self.id, follow)
 
     async def _within(self, timeout: float | timedelta | None, answer: Awaitable[T], late: str) -> T:
-        """At most `timeout` seconds; a sandbox counts others. `late` is the message of the `TimeoutError`, with a place
-        for the seconds."""
+        """Wait at most `timeout` seconds (a sandbox counts its own time). `late`: the message of the `TimeoutError`,
+        a format for the seconds."""
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = asyncio.timeout(seconds)
         try:

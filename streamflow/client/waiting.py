@@ -1,15 +1,15 @@
-"""Waiting for what runs end with and what they answer: one subscription a shard, however many are waited for.
+"""Waiting for the ends and the answers of runs: one subscription per shard, for any number of runs.
 
-Owns: who waits for which run or answer, the shards that are listened to, and the sweep that finds what no message told.
-Must not: decode results (`run.py` does), poll for a single run. Called by: client.
+Owns: which callers wait for which run or answer, the shards that are subscribed to, and the sweep that finds what no
+notification reported. Must not: decode results (`run.py` does), poll for a single run. Called by: client.
 
-    result() ── subscribe to the run's shard (once) ── confirmed ── peek (batched) ── ended: there it is
-                                                                        └── open: the commit that ends it says so
-    ask() ───── subscribe ── confirmed ── post ── the commit that answers says so, or the one that ends the run
+    result() ── subscribe to the run's shard (once) ── confirmed ── peek (batched) ── ended: its last transition
+                                                                        └── open: the commit that ends it notifies
+    ask() ───── subscribe ── confirmed ── post ── the commit that answers notifies, or the one that ends the run
 
-The order makes it safe: what ends before the peek is seen by the peek, what ends after it is published to a
-subscription that the server has confirmed. Messages are lost only with their connection; then, and every few seconds
-in any case, all runs and answers that are waited for are read in one batch.
+This order makes it safe: what ends before the peek is found by the peek, what ends after it is published to a
+subscription that the server has confirmed. Notifications are lost only with their connection; then, and every few
+seconds in any case, all runs and answers that are waited for are read in one batch.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from streamflow.wire import answer_name
 
 SWEEP_SECONDS = 5.0
 PEEKS_PER_SECOND = 2000
-"""What the sweep may cost at most: with more than 10,000 runs it comes less often."""
+"""Limit of the sweep's cost: with more than 10,000 runs it comes less often."""
 
-ANSWER = answer_name("")
+ANSWER_PREFIX = answer_name("")
 
 _log = logging.getLogger("streamflow.client")
-_news = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
+_notification = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
 
 
-class _Watched:
-    """A shard that is listened to, and what is waited for there: runs by id, answers by `answer_name`."""
+class _WatchedShard:
+    """A shard that is subscribed to, and what is waited for there: runs by id, answers by `answer_name`."""
 
     __slots__ = ("channel", "number", "waiting")
 
@@ -51,21 +51,21 @@ class _Watched:
 
 
 class ResultWaiter:
-    """`ended` waits for one run; any number of them share a connection and a sweep."""
+    """`ended` waits for one run, `answered` for one answer; any number of them share a connection and a sweep."""
 
     def __init__(self, store: Store, keys: NamespaceKeys, batcher: Batcher) -> None:
         self._store = store
         self._keys = keys
         self._batcher = batcher
-        self._shards: dict[int, _Watched] = {}
-        self._channels: dict[bytes, _Watched] = {}
+        self._shards: dict[int, _WatchedShard] = {}
+        self._channels: dict[bytes, _WatchedShard] = {}
         self._subscription: Subscription | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
 
     async def ended(self, shard: int, run_id: str) -> bytes:
-        """The encoded transition that ended the run. Raises `RunNotFound` and `StoreError`."""
+        """Wait for the encoded transition that ends the run. Raises `RunNotFound`, `StoreError`."""
         async with self._waiting(shard, run_id) as [future]:
             header, last = await self._batcher.peek(shard, run_id)
             if not header:
@@ -83,37 +83,37 @@ class ResultWaiter:
             if answer.done():
                 return answer.result()
             end.result()  # raises, if it is an error
-            # The run has ended, and may have answered before: the news of that was lost, or too large to be told.
-            kept = await self._batcher.call(self._kept(shard, ask_id))
-            if kept is None:
+            # The run has ended, and may have answered before: the notification was lost, or came without the answer.
+            stored = await self._batcher.call(self._stored_answer(shard, ask_id))
+            if stored is None:
                 raise RunEnded(f"run {run_id} has ended without answering", run_id)
-            return kept
+            return stored
 
     @contextlib.asynccontextmanager
     async def _waiting(self, shard: int, *names: str) -> AsyncGenerator[Sequence[asyncio.Future[bytes]]]:
-        """A future for each name, which the shard's news settle from now on: the server says that we listen."""
+        """A future for each name, which the shard's notifications settle from now on: the subscription is confirmed."""
         if self._closed:
             raise StoreError("the client is closed")
         watched = self._shards.get(shard)
         if watched is None:
-            watched = self._shards[shard] = _Watched(shard, self._keys.shard(shard).done)
+            watched = self._shards[shard] = _WatchedShard(shard, self._keys.shard(shard).done)
             self._channels[watched.channel.encode()] = watched
         futures: list[asyncio.Future[bytes]] = []
         for name in names:
             futures.append(asyncio.get_running_loop().create_future())
             watched.waiting.setdefault(name, []).append(futures[-1])
         try:
-            await self._listening().add(watched.channel)
+            await self._subscribed().add(watched.channel)
             yield futures
         finally:
             for name, future in zip(names, futures, strict=True):
-                self._leave(watched, name, future)
+                self._remove(watched, name, future)
 
-    def _kept(self, shard: int, ask_id: str) -> Call[bytes | None]:
+    def _stored_answer(self, shard: int, ask_id: str) -> Call[bytes | None]:
         return Call.plain("GET", self._keys.shard(shard).answer(ask_id))
 
     async def close(self) -> None:
-        """Ends the subscription. Who still waits gets `StoreError`."""
+        """End the subscription. Callers that still wait get `StoreError`."""
         self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
@@ -123,21 +123,21 @@ class ResultWaiter:
             for futures in watched.waiting.values():
                 _fail(futures, StoreError("the client was closed"))
 
-    def _leave(self, watched: _Watched, name: str, future: asyncio.Future[bytes]) -> None:
+    def _remove(self, watched: _WatchedShard, name: str, future: asyncio.Future[bytes]) -> None:
         futures = watched.waiting.get(name)
         if futures is not None and future in futures:
             futures.remove(future)
             if not futures:
                 del watched.waiting[name]
         if not future.cancel() and not future.cancelled():
-            future.exception()  # read, so that asyncio doesn't report an error that nobody needed
+            future.exception()  # read, so that asyncio doesn't log an error that no caller needed
 
-    def _listening(self) -> Subscription:
+    def _subscribed(self) -> Subscription:
         if self._subscription is None:
-            self._subscription = Subscription(self._store, self._heard, self._missed)
+            self._subscription = Subscription(self._store, self._on_message, self._on_reconnected)
             self._spawn(asyncio.create_task(self._subscription.run()))
         if self._sweeper is None or self._sweeper.done():
-            self._sweeper = asyncio.create_task(self._sweep_on())
+            self._sweeper = asyncio.create_task(self._sweep_forever())
             self._spawn(self._sweeper)
         return self._subscription
 
@@ -145,55 +145,55 @@ class ResultWaiter:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _heard(self, channel: bytes, data: bytes) -> None:
+    def _on_message(self, channel: bytes, data: bytes) -> None:
         watched = self._channels.get(channel)
         if watched is None or not watched.waiting:
             return
         try:
-            news = _news.decode(data)
+            notification = _notification.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            _log.warning("a message on %s is not ours: %s", watched.channel, error)
+            _log.warning("ignored a message on %s that is not a notification of streamflow: %s", watched.channel, error)
             return
-        for name, payload in news:
+        for name, payload in notification:
             futures = watched.waiting.get(name)
             if futures is None:
                 continue
             if payload:
                 _resolve(futures, payload)
-            else:  # too large to be told to everybody
-                self._spawn(asyncio.create_task(self._look([(watched, name)])))
+            else:  # too large for a notification
+                self._spawn(asyncio.create_task(self._read([(watched, name)])))
 
-    def _missed(self) -> None:
-        self._spawn(asyncio.create_task(self._look(self._all_waiting())))
+    def _on_reconnected(self) -> None:
+        self._spawn(asyncio.create_task(self._read(self._all_waiting())))
 
-    def _all_waiting(self) -> list[tuple[_Watched, str]]:
+    def _all_waiting(self) -> list[tuple[_WatchedShard, str]]:
         return [(watched, name) for watched in self._shards.values() for name in watched.waiting]
 
-    async def _sweep_on(self) -> None:
-        """Runs while a shard is listened to; lets go of those that nobody has waited for since the last time."""
+    async def _sweep_forever(self) -> None:
+        """Runs while a shard is subscribed to; a sweep unsubscribes from shards for which no caller waits any more."""
         while self._shards:
             await asyncio.sleep(max(SWEEP_SECONDS, len(self._all_waiting()) / PEEKS_PER_SECOND))
             await self.sweep()
 
     async def sweep(self) -> None:
-        """Look for all that is waited for, in one batch, and unsubscribe from shards that nobody waits on."""
+        """Read all that is waited for in one batch, and unsubscribe from shards for which no caller waits."""
         for watched in list(self._shards.values()):
-            if watched.waiting:  # asked anew each time: somebody may come while the loop awaits
+            if watched.waiting:  # checked again each time: a caller may come while the loop awaits
                 continue
             del self._shards[watched.number]
             del self._channels[watched.channel.encode()]
             if self._subscription is not None:
                 await self._subscription.remove(watched.channel)
-        await self._look(self._all_waiting())
+        await self._read(self._all_waiting())
 
-    async def _look(self, wanted: list[tuple[_Watched, str]]) -> None:
-        looks: list[asyncio.Future[Any]] = []
+    async def _read(self, wanted: list[tuple[_WatchedShard, str]]) -> None:
+        reads: list[asyncio.Future[Any]] = []
         for watched, name in wanted:
-            if name.startswith(ANSWER):
-                looks.append(self._batcher.call(self._kept(watched.number, name.removeprefix(ANSWER))))
+            if name.startswith(ANSWER_PREFIX):
+                reads.append(self._batcher.call(self._stored_answer(watched.number, name.removeprefix(ANSWER_PREFIX))))
             else:
-                looks.append(self._batcher.peek(watched.number, name))
-        for (watched, name), found in zip(wanted, await settled(looks), strict=True):
+                reads.append(self._batcher.peek(watched.number, name))
+        for (watched, name), found in zip(wanted, await settled(reads), strict=True):
             futures = watched.waiting.get(name)
             if futures is None or found is None:
                 continue
@@ -220,4 +220,5 @@ def _fail(futures: list[asyncio.Future[bytes]], error: StoreError | RunNotFound)
 
 
 def not_found(run_id: str) -> RunNotFound:
+    """The error for a run that does not exist."""
     return RunNotFound(f"there is no run {run_id} in this namespace (or it was forgotten after it ended)", run_id)

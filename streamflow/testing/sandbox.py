@@ -256,7 +256,7 @@ class Sandbox:
 
     async def _post(self, kind: str, run_id: str, body: bytes) -> None:
         if self._record(run_id).ending:
-            raise RunEnded(f"run {run_id} has ended and takes no {kind} any more", run_id)
+            raise RunEnded(f"run {run_id} has ended: it accepts no {kind} any more", run_id)
         self.world.post(kind, run_id, body)
         await self._settle()
 

@@ -456,7 +456,7 @@ def test_a_signal_reaches_its_run(cli: Cli, run_id: str) -> None:
     assert cli("signal", run_id, "go", '"yes"').out == f"signal go sent to {run_id}\n"
     assert cli("enqueue", "approval", "--id", run_id, "--wait").json == "yes"
     late = cli("signal", run_id, "go", '"again"')
-    assert (late.code, late.err) == (1, f"error: run {run_id} has ended and takes no signal any more\n")
+    assert (late.code, late.err) == (1, f"error: run {run_id} has ended: it accepts no signal any more\n")
 
 
 def test_read_prints_a_value_or_all_of_them(cli: Cli, run_id: str) -> None:
@@ -484,7 +484,7 @@ def test_terminate_ends_a_run(cli: Cli, run_id: str) -> None:
     assert (shown["status"], shown["reason"]) == ("cancelled", "loops")
     assert [event["terminate"] for event in shown["events"] if event["event"] == "cancel"] == [True]
     late = cli("ask", run_id, "price")
-    assert (late.code, late.err) == (1, f"error: run {run_id} has ended and takes no ask any more\n")
+    assert (late.code, late.err) == (1, f"error: run {run_id} has ended: it accepts no ask any more\n")
 
 
 def test_cancel_and_forget(cli: Cli, run_id: str) -> None:

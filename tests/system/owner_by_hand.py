@@ -89,7 +89,7 @@ async def waiting(client: Client, runs: int) -> None:
         channels = outcomes._subscription._channels if outcomes._subscription else {}
         return (
             sum(len(watched.waiting) for watched in outcomes._shards.values()) >= runs
-            and not client._batcher._flying
+            and not client._batcher._under_way
             and all(w.channel in channels and channels[w.channel].settled.is_set() for w in outcomes._shards.values())
         )
 

@@ -134,7 +134,7 @@ async def test_a_run_that_ends_without_answering_is_an_error(client: sf.Client, 
     await owner.complete(run.id)
     with pytest.raises(sf.RunEnded, match="without answering"):
         await asking
-    with pytest.raises(sf.RunEnded, match="takes no ask"):
+    with pytest.raises(sf.RunEnded, match="accepts no ask"):
         await run.ask("reserve")
     with pytest.raises(sf.RunNotFound):
         await client.run("nothing").ask("reserve")

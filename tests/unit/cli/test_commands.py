@@ -333,7 +333,7 @@ def test_a_file_that_has_no_history_fails_and_the_others_are_replayed(flows: Pat
     first, second = result.stdout.splitlines()
     assert result.exit_code == 1
     assert first.startswith("FAILED")
-    assert "notes.json is no exported history; make one with" in first
+    assert "notes.json is not an exported history; create one with" in first
     assert second.startswith("ok")
 
 

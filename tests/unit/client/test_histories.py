@@ -166,11 +166,11 @@ def test_a_reducer_that_ended_at_once_has_no_snapshot_to_check() -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "x.json is no exported history; make one with: streamflow export RUN --output FILE"),
-        (b"\xff\x00", "x.json is no exported history"),
-        (b"[1]", "x.json is no exported history"),
-        (b'{"a": 1}', "x.json is no exported history"),
-        (b'{"streamflow_history": 2}', "x.json has format 2 .* reads 1: export it again"),
+        (b"", "x.json is not an exported history; create one with: streamflow export RUN --output FILE"),
+        (b"\xff\x00", "x.json is not an exported history"),
+        (b"[1]", "x.json is not an exported history"),
+        (b'{"a": 1}', "x.json is not an exported history"),
+        (b'{"streamflow_history": 2}', "x.json has format 2 .* reads format 1: export it again"),
         (b'{"streamflow_history": 1}', "x.json is damaged: .*`run_id`.* Export it again"),
     ],
 )
