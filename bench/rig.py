@@ -124,7 +124,7 @@ class Deployment:
             while True:
                 for daemon in alive:
                     if not daemon.running:
-                        raise StreamflowError(f"a daemon ended:\n{daemon.said()}")
+                        raise StreamflowError(f"a daemon ended:\n{daemon.log_tail()}")
                 with contextlib.suppress(NamespaceMissing):
                     await self.client.read_namespace()
                     if self.owned_by(await self.holders(), alive):

@@ -1,1 +1,1 @@
-"""A whole streamflow without installing anything: a server of its own, daemons in this process or in a child."""
+"""A complete streamflow without set-up: an embedded server, and daemons in this process or in a child process."""

