@@ -265,8 +265,8 @@ async def test_a_run_that_is_started_again_under_its_id_gets_its_own_steps(serve
         await gate.attempts(2)
         assert (gate.begun, gate.stopped) == ([1, 1], [1])
         late = Outcome(1, 1, 0.0, msgspec.Raw(msgspec.msgpack.encode("the first run's")))
-        report = Kernel(client.keys).report_outcome(shard, "again", created, msgspec.msgpack.encode(late))
-        assert await client.store.one(report) == "m"
+        complete = Kernel(client.keys).report_outcome(shard, "again", created, msgspec.msgpack.encode(late))
+        assert await client.store.one(complete) == "m"
         gate.go.set()
         assert await second.result(timeout=DEADLINE) == "attempt 1"
         await queue_is_empty(client)
