@@ -36,10 +36,7 @@ from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import OPEN, decode_header
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Committed, Fired, Reply
-from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Committed, DueRuns, Kernel, Reply
-from streamflow.workflow.app import App
+from streamflow.store.kernel import Committed, DueRuns, Reply
 
 _log = logging.getLogger("streamflow.owner")
 

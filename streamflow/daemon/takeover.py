@@ -24,9 +24,7 @@ from streamflow.machine.transition import Due
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import Status
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Reply, Taken
-from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Acquired, Kernel, Reply
+from streamflow.store.kernel import Acquired, Reply
 from streamflow.views.shard_views import ShardViews
 
 _log = logging.getLogger("streamflow.takeover")

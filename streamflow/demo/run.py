@@ -203,7 +203,7 @@ class _Fleet:
     def check(self) -> None:
         if not self.alive:
             raise StreamflowError(
-                f"all daemons of the demo have ended; the last one said:\n{self.daemons[-1].log_tail()}"
+                f"all daemons of the demo have ended; log of the last one:\n{self.daemons[-1].log_tail()}"
             )
 
     async def balanced(self, client: Client) -> int:
@@ -212,14 +212,14 @@ class _Fleet:
             while True:
                 for daemon in self.daemons:
                     if not daemon.running:
-                        raise StreamflowError(f"a daemon of the demo ended at once:\n{daemon.log_tail()}")
+                        raise StreamflowError(f"a daemon of the demo ended right after its start:\n{daemon.log_tail()}")
                 with contextlib.suppress(NamespaceMissing):
                     owners = [self.of(holder) for holder in await holders(client)]
                     if all(any(owner is daemon for owner in owners) for daemon in self.daemons) and all(owners):
                         return len(owners)
                 await anyio.sleep(POLL_SECONDS)
-        said = "\n".join(daemon.log_tail() for daemon in self.daemons)
-        raise StreamflowError(f"the daemons do not share the shards after {READY_SECONDS:g} s; they said:\n{said}")
+        logs = "\n".join(daemon.log_tail() for daemon in self.daemons)
+        raise StreamflowError(f"the daemons didn't share the shards within {READY_SECONDS:g} s; their logs:\n{logs}")
 
     async def wait_for(self, result: asyncio.Task[Any], condition: Callable[[], bool] | None = None) -> None:
         """Wait for the result or the condition, whichever comes first. Raises when all daemons have ended."""

@@ -16,7 +16,7 @@ import msgspec
 from streamflow.events import SignalReceived, encode_transition
 from streamflow.model.record import LISTED, decode_header
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Batch, Committed, Kernel, Reply, RunWrite, Start, Taken
+from streamflow.store.kernel import Acquired, Batch, Committed, Kernel, Reply, RunWrite, Start
 from streamflow.store.keys import NamespaceKeys
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class Shard:
         starts = [Start(run_id, workflow, tenant, b"input of " + run_id.encode()) for run_id in run_ids]
         return await self.do(self.kernel.start_runs(0, starts, now))
 
-    async def acquire(self, nonce: str = "one", now: int = NOW) -> Taken:
+    async def acquire(self, nonce: str = "one", now: int = NOW) -> Acquired:
         """Take the shard from whoever has it; later commits use the token."""
         expected = (await self.plain("HGET", self.keys.owner, "token") or b"").decode()
         taken = await self.do(self.kernel.acquire_shard(0, expected, nonce, f"member-{nonce}", f"group-{nonce}", now))

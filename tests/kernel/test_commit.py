@@ -33,7 +33,7 @@ async def full_batch(shard: Shard, commit: str = "full") -> Batch:
         sent=[entry_id for entry_id, _ in outbox],
         poisons=[Poison(third, "r3", "no such signal", b"event", b"\xffbody")],
         puts=[Put(keys.published("r1"), "progress", b"half")],
-        news=b"news",
+        notification=b"news",
     )
 
 
@@ -179,11 +179,11 @@ async def test_the_outcome_notification_is_published_once(real_shard: Shard) -> 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(subscription.run)
             await subscription.add(shard.keys.done)
-            first = shard.commit(Batch("one", news=b"first"))
+            first = shard.commit(Batch("one", notification=b"first"))
             await shard.do(first)
             await shard.do(first)
             await shard.do(shard.commit(Batch("quiet")))
-            await shard.do(shard.commit(Batch("two", news=b"last")))
+            await shard.do(shard.commit(Batch("two", notification=b"last")))
             await arrived.wait()
             tasks.cancel_scope.cancel()
     channel = shard.keys.done.encode()

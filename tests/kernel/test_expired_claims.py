@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from streamflow.store.kernel import WORKERS, ClaimRef, Dead
+from streamflow.store.kernel import WORKERS, ClaimRef, ExpiredClaim
 from tests.kernel.queue import QueuePartition
 from tests.kernel.support import Shard
 
@@ -18,8 +18,8 @@ async def test_an_idle_entry_is_reported_with_its_worker_and_the_newest_details(
     one, two = await queue.taken(queue.step(run="a/b", attempt=2, details=b"old"), queue.step(seq=7, details=b"old"))
     await queue.extend(ClaimRef(one.entry, one.step, b"new"))
     assert await queue.expired() == [
-        Dead(one.entry, "one", "a/b", 7, 1, 2, b"new"),
-        Dead(two.entry, "one", "r1", 7, 7, 1, b"old"),
+        ExpiredClaim(one.entry, "one", "a/b", 7, 1, 2, b"new"),
+        ExpiredClaim(two.entry, "one", "r1", 7, 7, 1, b"old"),
     ]
 
 

@@ -1,6 +1,7 @@
 """The header of each script is held against the method that fills its KEYS and ARGV, name by name.
 
-Every method is called with values that say what they are (`<run_id>`), and the header's names must meet them in order.
+Every method is called with values that are their own names (`<run_id>`), and the header must have these names in order.
+The table of verbs in `lua/README.md` is held against the headers and the callers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import streamflow
 from streamflow.model.record import Header
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
@@ -27,12 +29,16 @@ from streamflow.store.kernel import (
     Offer,
     Poison,
     Put,
+    Reply,
     RunWrite,
     Send,
     Start,
 )
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.scripts import load_scripts, lua_directory
+
+README = lua_directory() / "README.md"
+PACKAGE = Path(streamflow.__file__).parent
 
 KEYS = NamespaceKeys("ns")
 SHARD = KEYS.shard(0)
@@ -52,14 +58,14 @@ REPEATED_KEYS = {
     "attribute_index": SHARD.attribute("name", "value"),
     "put": SHARD.published("<id>"),
 }
-"""What a repeated key's name stands for when the item has the values below; fixed keys are attributes of `keys.py`."""
+"""The key that a repeated name stands for when the item has the values below; fixed keys are attributes."""
 
 
-# --- the header, read -------------------------------------------------------------------------------------------------
+# --- reading the header -----------------------------------------------------------------------------------------------
 
 
 class Group(msgspec.Struct):
-    """Names that come once for each item; `label` is what `for each` says, else the only name."""
+    """Names that come once for each item; `label` is the word behind `for each`, else the only name."""
 
     label: str
     names: list[str]
@@ -96,13 +102,13 @@ def layout(path: Path, word: str) -> Layout:
     return found
 
 
-# --- the methods, called ----------------------------------------------------------------------------------------------
+# --- calling the methods ----------------------------------------------------------------------------------------------
 
 
 class Verb(msgspec.Struct):
-    """`call` builds a call from the numbers of items. `items` says which groups of KEYS and ARGV an item adds to.
+    """`call` builds a call from the numbers of items. `items`: which groups of KEYS and ARGV an item adds to.
 
-    `values` is what a name's value is, where it isn't `<name>`; it may depend on the numbers of items.
+    `values`: the value of a name, where it isn't `<name>`; it may depend on the numbers of items.
     """
 
     call: Callable[[dict[str, int]], Call[Any]]
@@ -110,23 +116,23 @@ class Verb(msgspec.Struct):
     values: Callable[[dict[str, int]], dict[str, Any]] = lambda _: {}
 
 
-def start(n: dict[str, int]) -> Call[Any]:
+def start_runs(n: dict[str, int]) -> Call[Any]:
     return KERNEL.start_runs(0, [Start("<id>", "<workflow>", "<tenant>", b"<body>")] * n["run"], "<now>")
 
 
-def post(n: dict[str, int]) -> Call[Any]:
+def post_messages(n: dict[str, int]) -> Call[Any]:
     return KERNEL.post_messages(
         0, "<source>", "<number>", [Message("<kind>", "<id>", b"<body>")] * n["message"], "<now>"
     )
 
 
-def deliver(n: dict[str, int]) -> Call[Any]:
-    one = Delivery("<number>", "<kind>", "<id>", b"<body>", "<workflow>", "<tenant>", "<parent>")
-    return KERNEL.deliver_messages(0, 7, [one] * n["message"], "<now>")
+def deliver_messages(n: dict[str, int]) -> Call[Any]:
+    delivery = Delivery("<number>", "<kind>", "<id>", b"<body>", "<workflow>", "<tenant>", "<parent>")
+    return KERNEL.deliver_messages(0, 7, [delivery] * n["message"], "<now>")
 
 
 def commit(n: dict[str, int]) -> Call[Any]:
-    text: Any = lambda name: f"<{name}>"  # noqa: E731 (without the test a number would do)
+    text: Any = lambda name: f"<{name}>"  # noqa: E731 (outside of tests a number)
     batch = Batch(
         "<commit>",
         runs=[RunWrite("<id>", b"<expected>", b"<header>", b"<state>", b"<transition>")] * n["run"],
@@ -137,7 +143,7 @@ def commit(n: dict[str, int]) -> Call[Any]:
         sent=["<outbox_number>"] * n["sent"],
         poisons=[Poison("<inbox_id>", "<id>", "<reason>", b"<event>", b"<body>")] * n["poison"],
         puts=[Put(SHARD.published("<id>"), "<field>", b"<value>")] * n["put"],
-        news=b"<news>",
+        notification=b"<notification>",
     )
     return KERNEL.commit(0, "<token>", "<group>", batch, "<now>")
 
@@ -147,29 +153,31 @@ def commit_values(n: dict[str, int]) -> dict[str, Any]:
     return {"channel": SHARD.done, "indexes": 2 if n["move"] else 0, "sent": n["sent"], "from": 1, "to": 2, **counts}
 
 
-def complete(_: dict[str, int]) -> Call[Any]:
+def report_outcome(_: dict[str, int]) -> Call[Any]:
     created: Any = "<created>"
     return KERNEL.report_outcome(0, "<id>", created, b"<body>")
 
 
-def offer(n: dict[str, int]) -> Call[Any]:
+def enqueue_attempts(n: dict[str, int]) -> Call[Any]:
     text: Any = lambda name: f"<{name}>"  # noqa: E731
-    one = Offer("<number>", "<kind>", "<id>", text("created"), text("seq"), text("attempt"), b"<details>", b"<body>")
-    return KERNEL.enqueue_attempts("gpu", 3, 7, [one] * n["message"])
+    offer = Offer("<number>", "<kind>", "<id>", text("created"), text("seq"), text("attempt"), b"<details>", b"<body>")
+    return KERNEL.enqueue_attempts("gpu", 3, 7, [offer] * n["message"])
 
 
 def claims(n: dict[str, int]) -> list[ClaimRef]:
-    return [ClaimRef("<entry>", "<step>", b"<told>")] * n["claim"]
+    return [ClaimRef("<entry>", "<step>", b"<details>")] * n["claim"]
 
 
 OF_QUEUES = ("enqueue_attempts", "extend_claims", "expired_claims", "ack_attempts", "requeue_attempts")
 
 VERBS: dict[str, Verb] = {
-    "start_runs": Verb(start, {"run": ("run",)}),
-    "post_messages": Verb(post, {"message": ("message",)}),
-    "report_outcome": Verb(complete),
-    "deliver_messages": Verb(deliver, {"message": ("message",)}, lambda _: {"source": "shard:7"}),
-    "enqueue_attempts": Verb(offer, {"message": ("message",)}, lambda _: {"source": "shard:7", "group": WORKERS}),
+    "start_runs": Verb(start_runs, {"run": ("run",)}),
+    "post_messages": Verb(post_messages, {"message": ("message",)}),
+    "report_outcome": Verb(report_outcome),
+    "deliver_messages": Verb(deliver_messages, {"message": ("message",)}, lambda _: {"source": "shard:7"}),
+    "enqueue_attempts": Verb(
+        enqueue_attempts, {"message": ("message",)}, lambda _: {"source": "shard:7", "group": WORKERS}
+    ),
     "extend_claims": Verb(
         lambda n: KERNEL.extend_claims("gpu", 3, "<consumer>", claims(n)),
         {"claim": ("claim",)},
@@ -193,7 +201,7 @@ VERBS: dict[str, Verb] = {
     "commit": Verb(
         commit,
         {name: (name,) for name in ("run", "ack", "plan", "send", "sent", "poison", "put")}
-        | {"move": ("move", "index")},
+        | {"move": ("move", "listing")},
         commit_values,
     ),
     "forget_runs": Verb(
@@ -208,8 +216,8 @@ VERBS: dict[str, Verb] = {
         {"workflow": ("workflow", "running_index")},
     ),
     "heartbeat": Verb(
-        lambda n: KERNEL.heartbeat("<member>", b"<beat>", [("<member>", b"<last_beat>")] * n["dead"]),
-        {"dead": ("dead",)},
+        lambda n: KERNEL.heartbeat("<member>", b"<heartbeat>", [("<member>", b"<last_heartbeat>")] * n["dead"]),
+        {"dead": ("dead member",)},
     ),
     "create_namespace": Verb(
         lambda _: KERNEL.create_namespace("<shards>", Partition.TENANT),
@@ -265,7 +273,7 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
 
     values = verb.values(numbers)
     names = layout(path_of(name), "ARGV").expected(counts)
-    # `sent` and its like are numbers among the fixed arguments; behind them the same word may name a group.
+    # `sent` and the like are counts among the fixed arguments; behind them the same word may name a group.
     texts = [arg.decode() if isinstance(arg, bytes) and arg[:1] == b"<" else arg for arg in call.args]
     assert texts == [values.get(arg, f"<{arg}>") for arg in names]
 
@@ -294,7 +302,28 @@ def test_every_verb_has_one_file_one_method_and_one_test_file_of_its_name() -> N
     assert methods == files == tests == set(VERBS)
 
 
-def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> None:
+def test_the_table_of_verbs_has_the_promise_of_each_header_and_the_files_that_call_it() -> None:
+    table = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", README.read_text(), re.MULTILINE)
+    rows = {verb: (promise, re.findall(r"`([\w/]+\.py)`", callers)) for verb, promise, callers in table}
+    assert len(table) == len(rows) == len(VERBS)
+    for verb in VERBS:
+        promise = re.match(rf"#!lua.*\n-- {verb}: (.*)\.\n", path_of(verb).read_text())
+        assert promise, f"{verb}.lua does not begin with a promise of one line"
+        assert rows[verb] == (promise[1], callers_of(verb))
+
+
+def test_every_reply_code_is_explained() -> None:
+    assert set(re.findall(r"^\| `([A-Z]+)` \|", README.read_text(), re.MULTILINE)) >= set(Reply)
+
+
+def callers_of(verb: str) -> list[str]:
+    """Files of the package that call the verb's method."""
+    call = re.compile(rf"kernel\.{verb}\(")
+    files = (file for file in PACKAGE.rglob("*.py") if file.stem != "kernel")
+    return sorted(str(file.relative_to(PACKAGE)) for file in files if call.search(file.read_text()))
+
+
+def test_verbs_that_bring_new_work_are_the_only_ones_refused_when_memory_is_short() -> None:
     first_lines = {name: path_of(name).read_text().split("\n", 1)[0] for name in VERBS}
     assert {name for name, line in first_lines.items() if line == "#!lua"} == {
         "start_runs",
@@ -306,6 +335,6 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
 
 def test_a_header_that_lost_a_name_would_be_noticed(tmp_path: Path) -> None:
     text = path_of("start_runs").read_text().replace("id, workflow, tenant, body", "id, workflow, body")
-    (tmp_path / "start.lua").write_text(text)
-    names = layout(tmp_path / "start.lua", "ARGV").expected({"run": 1})
-    assert len(names) == len(start({"run": 1}).args) - 1
+    (tmp_path / "start_runs.lua").write_text(text)
+    names = layout(tmp_path / "start_runs.lua", "ARGV").expected({"run": 1})
+    assert len(names) == len(start_runs({"run": 1}).args) - 1

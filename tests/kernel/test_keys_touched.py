@@ -106,7 +106,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         sends=[Send("5-1", 1, "signal", "x", b"x")],
         sent=["1-1"],
         poisons=[Poison(second, "r9", "reason", b"event", b"x")],
-        news=b"news",
+        notification=b"news",
     )
     yield "commit", shard.commit(batch)
     yield "due_runs", kernel.due_runs(0, shard.token, 10, NOW)

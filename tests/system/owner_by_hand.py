@@ -54,9 +54,11 @@ class Owner:
                 batch.puts.append(Put(keys.answer(event.id), "", answer))
                 notifications.append((answer_name(event.id), answer))
         if ended:
-            told.append((run_id, transition))
-        if told:
-            batch.notification = msgspec.msgpack.encode([(name, payload if news else b"") for name, payload in told])
+            notifications.append((run_id, transition))
+        if notifications:
+            batch.notification = msgspec.msgpack.encode(
+                [(name, payload if payloads else b"") for name, payload in notifications]
+            )
         committed = await client.store.one(kernel.commit(shard, self.tokens[shard], f"g{shard}", batch))
         assert committed.code is Reply.OK
 

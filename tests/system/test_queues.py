@@ -448,28 +448,3 @@ async def test_a_daemon_that_dies_loses_no_step_of_a_queue(serve: Serve, work: W
         assert (await run.result(timeout=DEADLINE)).startswith("attempt")
         assert (await names_of(run)).count("StepCompleted") == 1
         await queue_is_empty(client)
-
-
-# --- outside ----------------------------------------------------------------------------------------------------------
-
-
-def test_heartbeat_and_cancelled_say_where_they_work() -> None:
-    for call in (sf.heartbeat, sf.cancelled):
-        with pytest.raises(sf.UsageError, match="can only be called inside a step"):
-            call()
-
-
-async def test_details_that_cannot_be_recorded_are_an_error_of_the_step(serve: Serve) -> None:
-    bad = sf.App()
-
-    @bad.step(retry=sf.NO_RETRY)
-    async def tells() -> None:
-        sf.heartbeat(object())
-
-    @bad.workflow
-    async def flow() -> None:
-        await tells()
-
-    async with serve(bad) as (client, _):
-        with pytest.raises(sf.RunFailed, match="heartbeat details of step tells"):
-            await (await client.start(flow)).result(timeout=DEADLINE)

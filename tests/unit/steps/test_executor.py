@@ -129,7 +129,7 @@ async def test_the_heartbeat_details_of_a_running_attempt_can_be_read() -> None:
 
     async with bench() as it:
         it.submit(tells)
-        await told.wait()
+        await reported.wait()
         assert plain(it.executor.details_of("r", 1)) == "so far"
         assert plain(it.executor.details_of("r", 2)) is None
 
