@@ -302,7 +302,7 @@ def test_every_verb_has_one_file_one_method_and_one_test_file_of_its_name() -> N
     assert methods == files == tests == set(VERBS)
 
 
-def test_the_table_of_verbs_has_the_promise_of_each_header_and_the_files_that_call_it() -> None:
+def test_the_table_of_verbs_has_each_headers_promise_and_its_callers() -> None:
     table = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", README.read_text(), re.MULTILINE)
     rows = {verb: (promise, re.findall(r"`([\w/]+\.py)`", callers)) for verb, promise, callers in table}
     assert len(table) == len(rows) == len(VERBS)
@@ -323,7 +323,7 @@ def callers_of(verb: str) -> list[str]:
     return sorted(str(file.relative_to(PACKAGE)) for file in files if call.search(file.read_text()))
 
 
-def test_verbs_that_bring_new_work_are_the_only_ones_refused_when_memory_is_short() -> None:
+def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> None:
     first_lines = {name: path_of(name).read_text().split("\n", 1)[0] for name in VERBS}
     assert {name for name, line in first_lines.items() if line == "#!lua"} == {
         "start_runs",

@@ -22,5 +22,5 @@ async def test_a_workflow_that_never_ends_is_noticed(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("streamflow.testing.sandbox.LIMIT", 50)
     async with sft.Sandbox(app) as sandbox:
         endless = await sandbox.start(monthly, 1_000)
-        with pytest.raises(sft.Stalled, match="has not ended after 50 transitions, and it is 2030-"):
+        with pytest.raises(sft.Stalled, match="has not ended after 50 transitions, at virtual time 2030-"):
             await endless.result()
