@@ -11,7 +11,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "architecture.md"
+PAGE = ROOT / "docs" / "internals" / "architecture.md"
 BEGIN, END = "<!-- map: python docs/make_map.py -->\n", "<!-- end of map -->"
 
 ROOMS = (

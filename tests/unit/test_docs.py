@@ -1,4 +1,4 @@
-"""The documents are held against the code: what they name exists, what they show runs."""
+"""The documents are checked against the code: what they name exists, what they show runs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import re
 from collections.abc import AsyncGenerator
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, cast
 
 import msgspec
 import pytest
 
 import streamflow as sf
+import streamflow.testing as sft
 from docs.make_map import ROOMS, page_with_map
 from streamflow import cli
 from streamflow.daemon.daemon import Daemon
@@ -31,11 +32,26 @@ from streamflow.worker.worker import Worker
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [README, ROOT / "CHANGELOG.md", *DOCS]
+OTHERS = [ROOT / "CHANGELOG.md", ROOT / "bench/README.md", *sorted(ROOT.glob("CONTRIBUTING.md"))]
+PAGES = [README, *OTHERS, *DOCS]
+ARCHITECTURE = "docs/internals/architecture.md"
+KEYS = "docs/internals/keys.md"
 COMMANDS = (
     "python3 -m venv .venv && .venv/bin/pip install -q -e '.[embedded]' && .venv/bin/streamflow demo",
     "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/pytest",
 )
+
+
+GLOSSARY = """
+    agenda, answer, at least once, attempt, attributes, cancel, checkpoint, child, claim, commit, compensation,
+    considered dead, continue as new, daemon, dead-lettered, decision, details, divergence, epoch, event, evicted,
+    fact, fenced, forget, generation, hand-over, header, heartbeat, history, idempotency key, inbox, incarnation,
+    kernel, leader, log, namespace, notification, outbox, outcome, owner, parked, partition, patch, payload,
+    published value, quarantined, question, queue, record, reducer, relay, replay, revoked, rollup, run, saga,
+    sandbox, shard, shield, signal, snapshot, step, sweep, takeover, tenant, terminate, token, transition, verb,
+    version, view, worker, workflow
+"""
+"""Terms that the other pages, logs and help texts use as known."""
 
 
 def name_of(page: Path) -> str:
@@ -63,13 +79,25 @@ def blocks(page: Path, language: str) -> list[str]:
 # --- links ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_link_leads_to_a_file(page: Path) -> None:
+def links(page: Path) -> list[str]:
+    """The targets of a page's relative links and images, without those in blocks of code."""
     prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
-        target = link.partition("#")[0]
-        if "://" not in link:
-            assert (page.parent / target).is_file(), f"{name_of(page)} links to {link}"
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in link]
+
+
+def anchors(page: Path) -> set[str]:
+    """What `#…` may follow a link to the page: its headings, as forges and the site spell them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.is_file(), f"{name_of(page)} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{name_of(page)} links to {link}: no such heading"
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
@@ -78,11 +106,42 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     while ahead:
         page = ahead.pop()
         reached.add(page)
-        for link in re.findall(r"\]\(([^)#\s]+\.md)[^)]*\)", page.read_text()):
-            target = (page.parent / link).resolve()
-            if target not in reached:
+        for link in links(page):
+            target = (page.parent / link.partition("#")[0]).resolve()
+            if target.suffix == ".md" and target not in reached:
                 ahead.append(target)
     assert reached >= set(DOCS)
+
+
+def test_the_navigation_of_the_site_names_pages_that_exist() -> None:
+    navigation = text_of("mkdocs.yml").partition("\nnav:\n")[2]
+    named = re.findall(r": (\S+\.md)$", navigation, re.MULTILINE)
+    for name in named:
+        outside = name.removeprefix("repository/")  # a page that docs/site_hooks.py makes of a file outside docs/
+        assert (ROOT / (f"docs/{name}" if outside == name else outside)).is_file(), name
+    pages = {str(page.relative_to(ROOT / "docs")) for page in DOCS}
+    assert {page for page in pages if not page.startswith("decisions/0")} <= set(named)
+
+
+# --- shape ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_is_short_and_begins_with_code() -> None:
+    lines = text_of("README.md").splitlines()
+    assert len(lines) <= 120
+    assert lines.index("```python") < 25
+
+
+def test_the_glossary_defines_every_term_once_in_order() -> None:
+    terms = re.findall(r"^## (.+)$", text_of("docs/glossary.md"), re.MULTILINE)
+    assert set(terms) >= {" ".join(term.split()) for term in GLOSSARY.split(",")}
+    assert terms == sorted(set(terms))
+
+
+def test_lines_of_pages_are_at_most_120_wide() -> None:
+    for page in PAGES:
+        for number, line in enumerate(page.read_text().splitlines(), 1):
+            assert len(line) <= 120 or line.startswith("|"), f"{name_of(page)}:{number}"
 
 
 def test_decisions_are_numbered_and_listed_in_order() -> None:
@@ -110,21 +169,21 @@ def test_the_keys_are_those_of_the_code() -> None:
         (shard.run("<id>"), shard.index("<status>", "<workflow>"), shard.tenant("<tenant>"), namespace.view("<name>")),
         (shard.attribute("<name>", "<value>"), shard.published("<id>"), shard.answer("<ask>")),
     )
-    assert set(re.findall(r"^\| `(sf:[^`]+)` \|", text_of("docs/keys.md"), re.MULTILINE)) == set(strings)
+    assert set(re.findall(r"^\| `(sf:[^`]+)` \|", text_of(KEYS), re.MULTILINE)) == set(strings)
 
 
 def test_the_views_are_those_of_the_registry() -> None:
-    paragraph = next(text for text in text_of("docs/keys.md").split("\n\n") if text.startswith("**view** "))
+    paragraph = next(text for text in text_of(KEYS).split("\n\n") if text.startswith("**view** "))
     assert set(re.findall(r"`([a-z_]+)`", paragraph)) == {view.name for view in VIEWS} | {"oldest"}
 
 
 def test_every_verb_is_in_the_architecture() -> None:
-    verbs = [cells[0].strip("`") for cells in rows("docs/architecture.md", 2) if cells[0].strip("`") in load_scripts()]
+    verbs = [cells[0].strip("`") for cells in rows(ARCHITECTURE, 2) if cells[0].strip("`") in load_scripts()]
     assert sorted(verbs) == sorted(load_scripts())
 
 
 def test_the_map_is_made_from_the_docstrings_of_the_modules() -> None:
-    assert page_with_map() == text_of("docs/architecture.md"), "run `python docs/make_map.py`"
+    assert page_with_map() == text_of(ARCHITECTURE), "run `python docs/make_map.py`"
 
 
 def test_every_room_is_on_the_map() -> None:
@@ -133,7 +192,7 @@ def test_every_room_is_on_the_map() -> None:
 
 
 def test_the_path_of_a_run_and_the_loops_name_functions_that_exist() -> None:
-    path = [cells for cells in rows("docs/architecture.md", 3) if cells[0].isdigit()]
+    path = [cells for cells in rows(ARCHITECTURE, 3) if cells[0].isdigit()]
     assert 1 <= len(path) <= 7
     for _, function, file in path:
         assert _resolves(function.strip("`"), [file.strip("`")]), f"{function} is not in {file}"
@@ -142,7 +201,7 @@ def test_the_path_of_a_run_and_the_loops_name_functions_that_exist() -> None:
         for room in ("daemon", "worker")
         for file in (ROOT / "streamflow" / room).glob("*.py")
     ]
-    loops = [cells for cells in rows("docs/architecture.md", 3) if cells[0].startswith("`") and ".run" in cells[0]]
+    loops = [cells for cells in rows(ARCHITECTURE, 3) if cells[0].startswith("`") and ".run" in cells[0]]
     assert loops
     for loop, once, _ in loops:
         for function in (loop, once.partition(":")[0]):
@@ -182,6 +241,16 @@ def test_public_names_in_the_guide_are_exported() -> None:
             assert name in sf.__all__, f"{name_of(page)} names sf.{name}"
 
 
+def test_every_public_name_is_in_the_api_reference() -> None:
+    listed = set(re.findall(r"^::: (\S+)$", text_of("docs/api.md"), re.MULTILINE))
+    whole = {"streamflow.errors", "streamflow.events"}  # every public name of these modules
+    assert whole <= listed
+    errors = {name for name in sf.__all__ if getattr(getattr(sf, name), "__module__", "") == "streamflow.errors"}
+    public = {f"streamflow.{name}" for name in set(sf.__all__) - errors - {"__version__"}}
+    public |= {f"streamflow.testing.{name}" for name in sft.__all__}
+    assert listed - whole == public
+
+
 # --- code -------------------------------------------------------------------------------------------------------------
 
 
@@ -192,9 +261,16 @@ def test_every_python_block_compiles_and_can_be_imported(page: Path) -> None:
 
 
 def _module(name: str, source: str) -> ModuleType:
+    """The module that a block makes. One that awaits at its top level is only compiled."""
     module = ModuleType(name.replace("-", "_"))
-    exec(compile(source, f"<{name}>", "exec", dont_inherit=True), vars(module))
+    code = _compiled(name, source)
+    if not code.co_flags & inspect.CO_COROUTINE:
+        exec(code, vars(module))
     return module
+
+
+def _compiled(name: str, source: str) -> CodeType:
+    return compile(source, f"<{name}>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
 
 
 def test_the_tests_in_the_testing_guide_pass() -> None:
@@ -249,9 +325,26 @@ async def test_the_guides_steps_of_queues_run(embedded_server: EmbeddedServer, n
 
 
 @pytest.mark.anyio
-async def test_the_readmes_first_workflow_runs(embedded_server: EmbeddedServer, namespace: str) -> None:
-    flows = _module("flows", blocks(README, "python")[0])
-    commands = [line for block in blocks(README, "sh") for line in block.splitlines() if " enqueue " in line]
+async def test_the_readmes_workflow_and_client_run(
+    embedded_server: EmbeddedServer, namespace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, client = blocks(README, "python")
+    flows = _module("flows", source)
+    url = '"redis://127.0.0.1:6379"'
+    assert url in client
+    there = f'"{embedded_server.url}", namespace="{namespace}"'
+    expected = client.rpartition("  # ")[2].strip()
+    daemon = Daemon(flows.app, Settings(redis=embedded_server.url, namespace=namespace, shards=4))
+    async with _serving(daemon):
+        await eval(_compiled("client", client.replace(url, there)), vars(flows))
+    assert capsys.readouterr().out.strip() == expected
+
+
+@pytest.mark.anyio
+async def test_the_workflow_of_getting_started_runs(embedded_server: EmbeddedServer, namespace: str) -> None:
+    page = ROOT / "docs/getting-started.md"
+    flows = _module("flows", blocks(page, "python")[0])
+    commands = [line for block in blocks(page, "sh") for line in block.splitlines() if " enqueue " in line]
     match = re.fullmatch(r".*streamflow enqueue (\w+) --id ([\w-]+) --input '(.*)'", commands[0])
     assert match is not None
     workflow, run_id, text = match.groups()
