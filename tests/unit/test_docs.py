@@ -32,8 +32,7 @@ from streamflow.worker.worker import Worker
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
-OTHERS = [ROOT / "CHANGELOG.md", ROOT / "bench/README.md", *sorted(ROOT.glob("CONTRIBUTING.md"))]
-PAGES = [README, *OTHERS, *DOCS]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("*/README.md")), *DOCS]
 ARCHITECTURE = "docs/internals/architecture.md"
 KEYS = "docs/internals/keys.md"
 COMMANDS = (
@@ -138,10 +137,10 @@ def test_the_glossary_defines_every_term_once_in_order() -> None:
     assert terms == sorted(set(terms))
 
 
-def test_lines_of_pages_are_at_most_120_wide() -> None:
-    for page in PAGES:
-        for number, line in enumerate(page.read_text().splitlines(), 1):
-            assert len(line) <= 120 or line.startswith("|"), f"{name_of(page)}:{number}"
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_lines_are_at_most_120_wide(page: Path) -> None:
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        assert len(line) <= 120 or line.startswith("|"), f"{name_of(page)}:{number}"
 
 
 def test_decisions_are_numbered_and_listed_in_order() -> None:
@@ -230,13 +229,28 @@ def test_the_table_of_settings_is_the_struct() -> None:
         assert documented.get(field.name) == str(field.default), field.name
 
 
+def test_the_messages_that_operations_explains_are_those_of_the_code() -> None:
+    spoken = "\n".join(
+        node.value
+        for file in (ROOT / "streamflow").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    section = text_of("docs/operations.md").partition("\n## What messages mean")[2].partition("\n## ")[0]
+    messages = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    assert len(messages) > 10
+    for message in messages:
+        for part in message.split("…"):  # what stands between the values
+            assert part.strip() in spoken, f"nothing says {message!r}"
+
+
 def test_every_command_is_in_the_guide_and_no_other() -> None:
     documented = {re.split(r"[ `]", cells[0].strip("`"))[0] for cells in rows("docs/guide/command-line.md", 2)[1:]}
     assert documented == {name for section in cli.SECTIONS.values() for name in section}
 
 
-def test_public_names_in_the_guide_are_exported() -> None:
-    for page in [README, *DOCS]:
+def test_public_names_in_pages_are_exported() -> None:
+    for page in PAGES:
         for name in re.findall(r"\bsf\.([A-Za-z_]\w*)", page.read_text()):
             assert name in sf.__all__, f"{name_of(page)} names sf.{name}"
 
@@ -254,7 +268,7 @@ def test_every_public_name_is_in_the_api_reference() -> None:
 # --- code -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", [README, *DOCS], ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_python_block_compiles_and_can_be_imported(page: Path) -> None:
     for number, block in enumerate(blocks(page, "python")):
         _module(f"{page.stem}_{number}", block)
