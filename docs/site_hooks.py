@@ -95,4 +95,5 @@ def _page_text(path: str) -> str:
     text = (ROOT / path).read_text()
     if path.endswith(".md"):
         return text
-    return f"# {path}\n\n```{_LANGUAGES.get(Path(path).suffix, 'text')}\n{text.rstrip()}\n```\n"
+    language = _LANGUAGES.get(Path(path).suffix, "text")
+    return f"---\nhide: [toc]\n---\n\n# {path}\n\n```{language}\n{text.rstrip()}\n```\n"
