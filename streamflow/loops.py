@@ -1,6 +1,6 @@
-"""A loop that outlives every error of the server: how daemons and workers retry.
+"""A loop that survives every error of the server: how daemons and workers retry.
 
-Owns: when a loop tries again after an error, and what is logged of it. Must not: know what a loop does.
+Owns: when a loop tries again after an error, and what is logged about it. Must not: know what a loop does.
 Called by: the loops of daemon and worker.
 """
 
@@ -15,7 +15,7 @@ from streamflow.errors import StoreError
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 2.0
-"""Seconds between two tries of a loop that has no interval; the pause doubles with each failure in a row."""
+"""Seconds between two tries of a loop that has no interval; the pause doubles with each consecutive failure."""
 
 
 async def retry_forever(
@@ -28,11 +28,11 @@ async def retry_forever(
     until: Callable[[], bool] = lambda: False,
     on_failure: Callable[[], object] | None = None,
 ) -> None:
-    """Call `run_once` again and again, `every` seconds apart (the first time `at_once`), whatever the server answers.
+    """Call `run_once` repeatedly, `every` seconds apart (the first time `at_once`), whatever the server answers.
 
-    After a `StoreError` it logs `failure` and the reason, once for a row of errors, calls `on_failure`, and goes on:
-    after the interval, or without one after a growing pause. Any other error is a defect and ends the loop. Returns
-    when `until()` is true.
+    After a `StoreError` it logs `failure` and the reason, once for a series of errors, calls `on_failure`, and tries
+    again: after the interval, or without one after a growing pause. Any other error is a defect and ends the loop.
+    Returns when `until()` is true.
     """
     if every and not at_once:
         await anyio.sleep(every)
@@ -51,7 +51,7 @@ async def retry_forever(
             pause = min(pause * 2, LONGEST_PAUSE)
         else:
             if failing:
-                log.info("recovered: %s", failure)
+                log.info("recovered from: %s", failure)
             failing = False
             pause = FIRST_PAUSE
             if every:

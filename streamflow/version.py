@@ -1,3 +1,3 @@
-"""The version, alone, so that every layer may read it. `pyproject.toml` takes it from here."""
+"""The version, in a module of its own, so that every layer can import it. `pyproject.toml` reads it from here."""
 
 __version__ = "0.1.0"

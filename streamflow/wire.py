@@ -1,8 +1,8 @@
 """The bodies of messages: what the inbox and the outbox carry, decoded into inputs for a run.
 
-Owns: the encodings that are shared by client, machines and other shards' owners. Must not: know keys or runs.
-Called by: owner and worker (decode), batch (encodes attempts), relay (outbox to delivery or offer), membership and
-status (heartbeats). `pure.machine` and the client encode, too.
+Owns: the encodings that the client, machines and the owners of other shards share. Must not: know keys or runs.
+Called by: batch (decodes messages, encodes attempts), worker (decodes attempts), relay (outbox to delivery or offer),
+membership and status (heartbeats). The machines and the client encode, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from streamflow.workflow.actions import StepJob
 
 
 class InboxMessage(msgspec.Struct, frozen=True):
-    """An entry of the inbox as it was read. `header` is that of a new run (kind `start`), or a parent (`taken`)."""
+    """An entry of the inbox as it was read. `header`: of a new run (kind `start`), or the parent (`taken`)."""
 
     id: str
     kind: str
@@ -49,7 +49,7 @@ _start = msgspec.msgpack.Decoder(tuple[str, str, str, Raw])
 
 
 class _Outcome(msgspec.Struct):
-    """An `Outcome` as it is encoded: `Raw | None` can be encoded, but not decoded."""
+    """An `Outcome` as encoded, for decoding: msgspec encodes `Raw | None`, but can't decode it."""
 
     seq: int
     attempt: int
@@ -63,14 +63,14 @@ class _Outcome(msgspec.Struct):
 _outcome = msgspec.msgpack.Decoder(_Outcome)
 
 
-LONGEST_MS = 1e14
-"""That a step may have run, some 3,000 years."""
+MAX_STEP_MS = 1e14
+"""The longest duration of a step that is accepted: some 3,000 years."""
 ASK_ID = re.compile("[0-9a-f]{32}")
-"""It becomes part of a key, so it is checked."""
+"""An ask's id becomes part of a key, so it is checked."""
 
 
 def answer_name(ask_id: str) -> str:
-    """How an answer is called in the news of a shard, beside the ids of runs that ended: none of those begins so."""
+    """The name of an answer in a shard's notifications, next to ids of ended runs: no run id begins with `?`."""
     return f"?{ask_id}"
 
 
@@ -85,7 +85,7 @@ class QueuedStep(msgspec.Struct, array_like=True, frozen=True):
     args: Raw
     details: Raw
     created: int
-    """Of the run, as in its header."""
+    """When the run was created (ms), as in its header."""
 
 
 _queued = msgspec.msgpack.Decoder(QueuedStep)
@@ -93,7 +93,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class BadMessage(Exception):
-    """Nothing can be made of a message; the text is the reason that is recorded with it."""
+    """A message that can't be turned into an input; the text is the reason that is recorded with it."""
 
 
 def decode_message(message: InboxMessage, header: Header | None) -> Input:
@@ -102,7 +102,7 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
         check_run_id(message.run_id)
         if message.kind == "start":
             if header is None:
-                raise BadMessage("a start without a header")
+                raise BadMessage("a start message without a header")
             _check_payload(message.body)
             return RunStarted(header.workflow, header.tenant, Raw(message.body), header.parent)
         if message.kind == "signal":
@@ -113,7 +113,7 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
             name, value, ask_id = _ask.decode(message.body)
             codec.check_payload(memoryview(value), f"value of ask {name}")
             if not ASK_ID.fullmatch(ask_id):
-                raise BadMessage(f"the id of an ask is 32 hex digits, not {ask_id[:64]!r}")
+                raise BadMessage(f"the id of an ask must be 32 hex digits, got {ask_id[:64]!r}")
             return AskReceived(ask_id, check_name("ask", name), value.copy())
         if message.kind in ("cancel", "terminate"):
             return CancelRequested(_reason.decode(message.body), message.kind == "terminate")
@@ -121,30 +121,33 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
             event = _event.decode(message.body)
             if isinstance(event, ChildCompleted | events.ChildFailed):
                 return event
-            raise BadMessage(f"a child's outcome was expected, not {type(event).__name__}")
+            raise BadMessage(f"expected the outcome of a child, got {type(event).__name__}")
         if message.kind == "outcome":
-            one = _outcome.decode(message.body)
-            if not 0 <= one.ms <= LONGEST_MS:  # nor what isn't a number: the views add it up
-                raise BadMessage(f"an outcome after {one.ms} ms")
-            result = one.result.copy() if one.failure is None else None
-            return Outcome(one.seq, one.attempt, one.ms, result, one.failure, one.permanent, one.details.copy())
+            outcome = _outcome.decode(message.body)
+            if not 0 <= outcome.ms <= MAX_STEP_MS:  # false for NaN, too: the views add durations up
+                raise BadMessage(f"an outcome with a duration of {outcome.ms} ms")
+            result = outcome.result.copy() if outcome.failure is None else None
+            details = outcome.details.copy()
+            return Outcome(
+                outcome.seq, outcome.attempt, outcome.ms, result, outcome.failure, outcome.permanent, details
+            )
     except BadMessage:
         raise
     except Exception as error:
         # Whatever decoding hostile bytes raises (RecursionError, UnicodeDecodeError, …): it must not stop the shard.
         raise BadMessage(f"{message.kind or 'message'}: {type(error).__name__}: {error}"[:500]) from error
-    raise BadMessage(f"unknown kind of message: {message.kind[:50]!r}")
+    raise BadMessage(f"unknown message kind: {message.kind[:50]!r}")
 
 
 def _check_payload(body: bytes) -> None:
     if not body:
-        raise BadMessage("a start without input")
-    codec.check_payload(body, "input of a start")
+        raise BadMessage("a start message without input")
+    codec.check_payload(body, "input of a start message")
     msgspec.msgpack.decode(body, type=Raw)
 
 
 def encode_job(job: StepJob, created: int, *, revoked: bool = False) -> bytes:
-    """The body of an attempt that goes to its step's queue, or of its revocation, which needs no arguments."""
+    """The body of an attempt for its step's queue, or of its revocation, which needs no arguments."""
     args, details = (NOTHING, NOTHING) if revoked else (job.args, job.details)
     queue = job.step.queue or ""
     return _encode(QueuedStep(queue, job.seq, job.attempt, job.step.name, job.timeout, args, details, created))
@@ -156,17 +159,19 @@ def decode_job(body: bytes) -> QueuedStep:
 
 
 def to_offer(number: str, kind: str, run_id: str, body: bytes) -> tuple[str, Offer]:
-    """An outbox entry for a queue, and the queue. Raises one of `DECODE_ERRORS` when it isn't one of ours."""
-    one = decode_job(body)
+    """The queue of an outbox entry, and its offer for `Kernel.enqueue_attempts`. Raises one of `DECODE_ERRORS` when
+    the entry was not written by this code."""
+    step = decode_job(body)
     try:
-        check_name("queue", one.queue)
+        check_name("queue", step.queue)
     except InvalidName as error:
         raise ValueError(str(error)) from error
-    return one.queue, Offer(number, kind, run_id, one.created, one.seq, one.attempt, bytes(one.details), body)
+    return step.queue, Offer(number, kind, run_id, step.created, step.seq, step.attempt, bytes(step.details), body)
 
 
 def to_delivery(number: str, kind: str, run_id: str, body: bytes) -> Delivery:
-    """An outbox entry, ready for `Kernel.deliver_messages`. Raises one of `DECODE_ERRORS` when it isn't one of ours."""
+    """An outbox entry as a delivery for `Kernel.deliver_messages`. Raises one of `DECODE_ERRORS` when the entry was not
+    written by this code."""
     if kind != "start":
         return Delivery(number, kind, run_id, body)
     workflow, tenant, parent, input_ = _start.decode(body)

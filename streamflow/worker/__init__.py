@@ -1,1 +1,1 @@
-"""A worker runs the steps of queues, and owns nothing."""
+"""A worker runs the steps of queues, and owns no shards."""

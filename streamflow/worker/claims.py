@@ -1,18 +1,20 @@
-"""What a worker has taken from its queues: claims, from the read to the outcome.
+"""A worker's claims: the attempts that it has taken from its queues, from the read to the outcome.
 
-Owns: the table of claims, handing in outcomes, proving life for what runs, and giving dead workers' attempts up.
-Must not: read queues (the reader does), run steps (the executor does), decide about retries (the run does).
+Owns: the table of claims, reporting outcomes, extending the claims of running steps, and expiring those of dead
+workers. Must not: read queues (the reader does), run steps (the executor does), decide about retries (the run does).
 Called by: the worker (composes and runs the loops), the reader (adds claims).
 
 A claim is one entry, which is one attempt. It ends in one of four ways:
 
-    outcome    the step ended: `report_outcome` hands its outcome to the run, then `ack_attempts` takes the entry off
-    revoked    nobody wants it: the step is cancelled, the entry taken off
-    lost       the entry isn't ours any more (we were silent for too long): the step is cancelled, its outcome dropped
-    requeued   this worker leaves: the entry waits for another one, under the same attempt
+    outcome    the step ended: `report_outcome` puts its outcome into the run's inbox, then `ack_attempts` deletes the
+               entry
+    revoked    the run no longer needs the step: the step is cancelled and the entry deleted
+    lost       the entry is no longer this worker's, because it did not extend its claim in time: the step is cancelled,
+               its outcome dropped
+    requeued   this worker shuts down: the entry waits for another one, under the same attempt
 
-Everything may be sent twice: an outcome carries its attempt, and the run drops those of attempts that aren't current.
-Runs that followed each other under one id have steps of the same numbers; `created` tells them apart.
+Everything may be sent twice: an outcome carries its attempt, and the run drops outcomes of attempts that are not
+current. Consecutive runs of one id have steps with the same numbers; `created` tells them apart.
 """
 
 from __future__ import annotations
@@ -44,42 +46,45 @@ BYTES = 1024 * 1024
 """Limits of one pipeline of outcomes."""
 CLAIMS = 500
 """Claims in one `extend_claims` or `requeue_attempts`."""
-REAPED = 100
-"""Dead entries of a partition that are given up at once."""
-LONGEST_SILENCE = 1.0
-"""Seconds between two signs of life at most: also how long a cancelled run's step may go on here."""
-FORGET_AFTER = 60.0
-"""Seconds without a read after which a consumer with nothing pending is forgotten; workers read every few seconds."""
-COME_BACK = 2.0
+EXPIRED = 100
+"""Expired claims of a partition that are read at once."""
+MAX_EXTEND_INTERVAL = 1.0
+"""Maximum seconds between two extensions: also how long the step of a cancelled run may continue here."""
+FORGET_CONSUMER_AFTER = 60.0
+"""Seconds without a read after which a consumer with nothing pending is deleted; workers read every few seconds."""
+RECONNECT_GRACE = 2.0
 """Seconds that other workers may need to notice that the server is back: clients pause up to a second."""
 RETRY_PAUSE = 1.0
+"""Seconds until outcomes that a shard refused are reported again."""
 
-Place = tuple[str, int]
-"""A queue and its partition."""
+Partition = tuple[str, int]
+"""A queue and the number of one of its partitions."""
 
 
 class Claim(msgspec.Struct):
     """An entry that this worker has, and whose attempt it runs."""
 
-    place: Place
+    partition: Partition
     entry: str
     run_id: str
     created: int
     seq: int
     attempt: int
     ended: bool = False
-    """Its step doesn't run any more; it stays in the table until the server knows."""
+    """Its step no longer runs; the claim stays in the table until the server knows."""
 
     @property
     def step(self) -> str:
         return f"{self.run_id}/{self.seq}"
 
-    def on_server(self, told: bytes = b"") -> ClaimRef:
-        return ClaimRef(self.entry, self.step, told)
+    def ref(self, details: bytes = b"") -> ClaimRef:
+        """How calls of the kernel name this claim. `details`: new ones to store with it."""
+        return ClaimRef(self.entry, self.step, details)
 
 
 class Claims:
-    """`on_room()` is called when a claim has ended; `shard_of(run id)` finds the run's inbox."""
+    """`on_capacity()` is called when a claim has ended; `shard_of(run id)` finds the run's inbox. `timeout`: seconds
+    without an extension after which a claim is expired."""
 
     def __init__(
         self,
@@ -90,30 +95,32 @@ class Claims:
         queues: Iterable[str],
         timeout: float,
         shard_of: Callable[[str], int],
-        on_room: Callable[[], None],
+        on_capacity: Callable[[], None],
     ) -> None:
         self.executor: StepExecutor | None = None
         self.consumer = consumer
-        self.places: list[Place] = [(queue, number) for queue in queues for number in range(QUEUE_PARTITIONS)]
-        self.reaped = 0
+        self.partitions: list[Partition] = [(queue, number) for queue in queues for number in range(QUEUE_PARTITIONS)]
+        self.expired = 0
+        """Claims of dead workers that this one has reported as lost."""
         self._store = store
         self._kernel = kernel
         self._timeout = timeout
         self._shard_of = shard_of
-        self._on_room = on_room
-        self._claims: dict[tuple[Place, str], Claim] = {}
+        self._on_capacity = on_capacity
+        self._claims: dict[tuple[Partition, str], Claim] = {}
         self._by_step: dict[tuple[str, int], Claim] = {}
         self._reports: list[tuple[Claim, bytes | None]] = []
-        """Claims that are over, with the encoded outcome; None: only to be taken off."""
+        """Ended claims, with the encoded outcome; None: only the entry is to be deleted."""
         self._refused: list[tuple[Claim, bytes | None]] = []
-        """Those whose runs' shards are broken: they wait apart, so that the others needn't."""
-        self._some = anyio.Event()
+        """Those whose runs' shards are broken: kept apart, so that the others don't have to wait for them."""
+        self._has_reports = anyio.Event()
         self._ended = anyio.Event()
         self._reporting = anyio.Lock()
-        self._looked = time.monotonic()
-        self._reaps_from = self._looked
-        """Until then nobody is taken for dead: the server was away, and the living have yet to say so."""
-        self._told: dict[tuple[Place, str], bytes] = {}
+        self._checked_at = time.monotonic()
+        """When expired claims were looked for last (monotonic s)."""
+        self._expires_from = self._checked_at
+        """No worker is considered dead before (monotonic s): after an outage, live workers have to extend first."""
+        self._details_sent: dict[tuple[Partition, str], bytes] = {}
         """Details that the server has already, by claim."""
 
     @property
@@ -129,39 +136,39 @@ class Claims:
         self._ended = anyio.Event()
         await self._ended.wait()
 
-    def has(self, place: Place, entry: str) -> bool:
-        return (place, entry) in self._claims
+    def has(self, partition: Partition, entry: str) -> bool:
+        return (partition, entry) in self._claims
 
     def add(self, claim: Claim) -> None:
-        self._claims[claim.place, claim.entry] = claim
+        self._claims[claim.partition, claim.entry] = claim
         self._by_step[claim.run_id, claim.seq] = claim
 
     def outcome(self, _: int, run_id: str, outcome: Outcome) -> None:
-        """An attempt is over (the executor's `on_outcome`)."""
+        """An attempt has ended (the executor's `on_outcome`)."""
         claim = self._by_step.get((run_id, outcome.seq))
         if claim is not None and claim.attempt == outcome.attempt:
             self.report(claim, outcome)
 
     def report(self, claim: Claim, outcome: Outcome | None) -> None:
-        """Hand an outcome in and take the entry off; without one, only that."""
+        """End a claim: report the outcome and delete the entry; without an outcome, only delete it."""
         claim.ended = True
         if self._by_step.get((claim.run_id, claim.seq)) is claim:
             del self._by_step[claim.run_id, claim.seq]
         self._reports.append((claim, None if outcome is None else _encode(outcome)))
-        self._some.set()
-        self._left()
+        self._has_reports.set()
+        self._signal_end()
 
     def _forget(self, claim: Claim) -> None:
         claim.ended = True
-        self._claims.pop((claim.place, claim.entry), None)
-        self._told.pop((claim.place, claim.entry), None)
+        self._claims.pop((claim.partition, claim.entry), None)
+        self._details_sent.pop((claim.partition, claim.entry), None)
         if self._by_step.get((claim.run_id, claim.seq)) is claim:
             del self._by_step[claim.run_id, claim.seq]
-        self._left()
+        self._signal_end()
 
-    def _left(self) -> None:
+    def _signal_end(self) -> None:
         self._ended.set()
-        self._on_room()
+        self._on_capacity()
 
     def _stop(self, claim: Claim) -> None:
         if self.executor is not None and self._by_step.get((claim.run_id, claim.seq)) is claim:
@@ -170,24 +177,25 @@ class Claims:
     # --- outcomes -----------------------------------------------------------------------------------------------------
 
     async def run_reports(self) -> None:
-        again = math.inf
+        retry_at = math.inf
         while True:
-            with anyio.move_on_after(max(0.0, again - time.monotonic())):
-                await self._some.wait()
-            self._some = anyio.Event()
-            if again <= time.monotonic():
-                self.report_refused()
-                again = math.inf
+            with anyio.move_on_after(max(0.0, retry_at - time.monotonic())):
+                await self._has_reports.wait()
+            self._has_reports = anyio.Event()
+            if retry_at <= time.monotonic():
+                self.retry_refused()
+                retry_at = math.inf
             if not await self.report_once():
-                again = min(again, time.monotonic() + RETRY_PAUSE)
+                retry_at = min(retry_at, time.monotonic() + RETRY_PAUSE)
 
-    def report_refused(self) -> None:
-        """Let those be handed in again that their runs' shards refused."""
+    def retry_refused(self) -> None:
+        """Put outcomes that their runs' shards refused back among the reports."""
         self._reports += self._refused
         self._refused.clear()
 
     async def report_once(self) -> bool:
-        """Hand in what is over: first the outcomes, then take off those that were accepted. False when some weren't."""
+        """Report ended claims: first the outcomes, then delete the entries of those that were accepted. False when some
+        were refused."""
         async with self._reporting:
             return await self._report_once()
 
@@ -195,28 +203,35 @@ class Claims:
         chunk = self._next_reports()
         if not chunk:
             return True
-        completing = [(claim, body) for claim, body in chunk if body is not None]
+        outcomes = [(claim, body) for claim, body in chunk if body is not None]
         refused: set[int] = set()
-        if completing:
+        if outcomes:
             answers = await self._store.send(
                 [
                     self._kernel.report_outcome(self._shard_of(claim.run_id), claim.run_id, claim.created, body)
-                    for claim, body in completing
+                    for claim, body in outcomes
                 ],
                 patience=math.inf,
             )
-            for (claim, _), answer in zip(completing, answers, strict=True):
+            for (claim, _), answer in zip(outcomes, answers, strict=True):
                 if isinstance(answer, StoreError):  # the run's shard is broken: the outcome waits here
-                    _log.error("run %s doesn't take the outcome of step %d: %s", claim.run_id, claim.seq, answer)
+                    _log.error(
+                        "the outcome of step %d, attempt %d, could not be reported to run %s, will retry in %g s: %s",
+                        claim.seq,
+                        claim.attempt,
+                        claim.run_id,
+                        RETRY_PAUSE,
+                        answer,
+                    )
                     refused.add(id(claim))
         done = [claim for claim, _ in chunk if id(claim) not in refused]
-        await self._finish(done)
+        await self._ack(done)
         for claim in done:
             self._forget(claim)
         self._refused += [(claim, body) for claim, body in chunk if id(claim) in refused]
         del self._reports[: len(chunk)]
         if self._reports:
-            self._some.set()
+            self._has_reports.set()
         return not refused
 
     def _next_reports(self) -> list[tuple[Claim, bytes | None]]:
@@ -227,118 +242,156 @@ class Claims:
                 return self._reports[:count]
         return self._reports[:REPORTS]
 
-    async def _finish(self, claims: list[Claim]) -> None:
-        by_place: dict[Place, list[ClaimRef]] = {}
+    async def _ack(self, claims: list[Claim]) -> None:
+        by_partition: dict[Partition, list[ClaimRef]] = {}
         for claim in claims:
-            by_place.setdefault(claim.place, []).append(claim.on_server())
-        calls = [self._kernel.ack_attempts(*place, mine) for place, mine in by_place.items()]
+            by_partition.setdefault(claim.partition, []).append(claim.ref())
+        calls = [self._kernel.ack_attempts(*partition, refs) for partition, refs in by_partition.items()]
         if calls:
-            for answer in await self._store.send(calls, patience=math.inf):
-                if isinstance(answer, StoreError):  # its worker is taken for dead later, and the run drops that
-                    _log.error("entries can't be taken off a queue: %s", answer)
+            answers = await self._store.send(calls, patience=math.inf)
+            for ((queue, number), refs), answer in zip(by_partition.items(), answers, strict=True):
+                if isinstance(answer, StoreError):
+                    _log.error(
+                        "%d ended attempts could not be deleted from partition %d of queue %s: %s; another worker will "
+                        "report them as lost, which their runs ignore",
+                        len(refs),
+                        number,
+                        queue,
+                        answer,
+                    )
 
-    # --- signs of life ------------------------------------------------------------------------------------------------
+    # --- extending claims ---------------------------------------------------------------------------------------------
 
-    async def run_signs_of_life(self) -> None:
-        interval = min(self._timeout / 4, LONGEST_SILENCE)
-        await retry_forever(self.keep_once, _log, "could not extend claims", every=interval)
+    async def run_extending(self) -> None:
+        interval = min(self._timeout / 4, MAX_EXTEND_INTERVAL)
+        await retry_forever(self.extend_once, _log, "could not extend claims", every=interval)
 
-    async def keep_once(self) -> None:
-        """Prove life for all that runs, and stop what is revoked or lost."""
-        going = [(place, claims, tolds) for place, claims, tolds in self._chunks(ended=False)]
-        if not going:
+    async def extend_once(self) -> None:
+        """Extend the claims of all running steps, and stop those that are revoked or lost."""
+        chunks = list(self._chunks(ended=False))
+        if not chunks:
             return
         calls = [
-            self._kernel.extend_claims(
-                *place, self.consumer, [claim.on_server(told) for claim, told in zip(claims, tolds, strict=True)]
-            )
-            for place, claims, tolds in going
+            self._kernel.extend_claims(*partition, self.consumer, _refs(claims, details))
+            for partition, claims, details in chunks
         ]
         answers = await self._store.send(calls)
-        for (place, claims, tolds), answer in zip(going, answers, strict=True):
+        for (partition, claims, details), answer in zip(chunks, answers, strict=True):
             if isinstance(answer, StoreError):
-                _log.error("partition %d of queue %s takes no sign of life: %s", place[1], place[0], answer)
+                queue, number = partition
+                _log.error(
+                    "%d claims in partition %d of queue %s could not be extended, will retry: %s",
+                    len(claims),
+                    number,
+                    queue,
+                    answer,
+                )
                 continue
-            for claim, told, letter in zip(claims, tolds, answer, strict=True):
+            for claim, sent, letter in zip(claims, details, answer, strict=True):
                 if claim.ended:  # meanwhile
                     continue
                 if letter == "k":
-                    if told:
-                        self._told[place, claim.entry] = told
+                    if sent:
+                        self._details_sent[partition, claim.entry] = sent
                 elif letter == "r":
-                    _log.info("step %s is not wanted any more", claim.step)
+                    _log.info("step %s, attempt %d, was revoked by its run and is stopped", claim.step, claim.attempt)
                     self._stop(claim)
                     self.report(claim, None)
                 else:
-                    _log.warning("step %s was given up by others; it is stopped here", claim.step)
+                    _log.warning(
+                        "step %s, attempt %d, was given up by others, who considered this worker dead: it is stopped "
+                        "here and its outcome dropped",
+                        claim.step,
+                        claim.attempt,
+                    )
                     self._stop(claim)
                     self._forget(claim)
 
-    def _chunks(self, *, ended: bool) -> Iterable[tuple[Place, list[Claim], list[bytes]]]:
-        by_place: dict[Place, list[Claim]] = {}
+    def _chunks(self, *, ended: bool) -> Iterable[tuple[Partition, list[Claim], list[bytes]]]:
+        """Claims by partition, with the new details of their steps."""
+        by_partition: dict[Partition, list[Claim]] = {}
         for claim in self._claims.values():
             if claim.ended == ended:
-                by_place.setdefault(claim.place, []).append(claim)
-        for place, claims in by_place.items():
+                by_partition.setdefault(claim.partition, []).append(claim)
+        for partition, claims in by_partition.items():
             for first in range(0, len(claims), CLAIMS):
                 chunk = claims[first : first + CLAIMS]
-                yield place, chunk, [self._news(claim) for claim in chunk]
+                yield partition, chunk, [self._new_details(claim) for claim in chunk]
 
-    def _news(self, claim: Claim) -> bytes:
-        """What the step told since the server heard of it last."""
+    def _new_details(self, claim: Claim) -> bytes:
+        """The newest details that the step has reported, if the server doesn't have them yet."""
         if self.executor is None:
             return b""
-        told = bytes(self.executor.details_of(claim.run_id, claim.seq))
-        return b"" if told in (self._told.get((claim.place, claim.entry), b""), bytes(NOTHING)) else told
+        details = bytes(self.executor.details_of(claim.run_id, claim.seq))
+        sent = self._details_sent.get((claim.partition, claim.entry), b"")
+        return b"" if details in (sent, bytes(NOTHING)) else details
 
-    # --- the dead -----------------------------------------------------------------------------------------------------
+    # --- expired claims -----------------------------------------------------------------------------------------------
 
-    async def run_reaping(self) -> None:
-        await retry_forever(self.reap_once, _log, "could not look for dead workers", every=self._timeout / 2)
+    async def run_expiring(self) -> None:
+        await retry_forever(self.expire_once, _log, "could not look for expired claims", every=self._timeout / 2)
 
-    async def reap_once(self) -> None:
-        """Tell the runs whose workers fell silent that those attempts are over.
+    async def expire_once(self) -> None:
+        """Report the attempts of dead workers to their runs as lost.
 
-        Not while the silence may be the server's: a look that comes late, because the server was away or this process
-        stood still, says nothing about the others. They get a time-out to prove life first.
+        Not while the server may have been the reason: a check that comes late, because the server was away or this
+        process was paused, says nothing about other workers. They get one time-out to extend their claims first.
         """
-        idle, quiet = round(self._timeout * 1000), round(max(FORGET_AFTER, 3 * self._timeout) * 1000)
-        calls: list[Call[Any]] = [self._kernel.expired_claims(*place, idle, quiet, REAPED) for place in self.places]
+        idle, quiet = round(self._timeout * 1000), round(max(FORGET_CONSUMER_AFTER, 3 * self._timeout) * 1000)
+        calls: list[Call[Any]] = [
+            self._kernel.expired_claims(*partition, idle, quiet, EXPIRED) for partition in self.partitions
+        ]
         answers = await self._store.send(calls)
         now = time.monotonic()
-        if now - self._looked > max(0.75 * self._timeout, 0.5 * self._timeout + 1.0):
-            self._reaps_from = now + self._timeout + COME_BACK
-        self._looked = now
-        if now < self._reaps_from:
+        if now - self._checked_at > max(0.75 * self._timeout, 0.5 * self._timeout + 1.0):
+            self._expires_from = now + self._timeout + RECONNECT_GRACE
+        self._checked_at = now
+        if now < self._expires_from:
             return
-        for place, answer in zip(self.places, answers, strict=True):
+        for partition, answer in zip(self.partitions, answers, strict=True):
             if isinstance(answer, StoreError):
-                _log.error("partition %d of queue %s can't be looked at: %s", place[1], place[0], answer)
+                queue, number = partition
+                _log.error(
+                    "could not look for expired claims in partition %d of queue %s, will retry: %s",
+                    number,
+                    queue,
+                    answer,
+                )
                 continue
             for dead in answer:
-                if dead.consumer == self.consumer or self.has(place, dead.entry):
-                    continue  # ours: it was this process that stood still, and its next sign of life says so
-                text = f"worker {dead.consumer} died or fell silent for {self._timeout:g} s while it ran the step"
-                _log.warning("step %s/%d, attempt %d: %s", dead.run_id, dead.seq, dead.attempt, text)
-                claim = Claim(place, dead.entry, dead.run_id, dead.created, dead.seq, dead.attempt, ended=True)
-                self._claims[place, dead.entry] = claim
+                if dead.consumer == self.consumer or self.has(partition, dead.entry):
+                    continue  # ours: this process was paused, and extends the claim next
+                text = f"worker {dead.consumer} died or sent no heartbeat for {self._timeout:g} s while it ran the step"
+                _log.warning(
+                    "step %s/%d, attempt %d, is reported to its run as lost: %s",
+                    dead.run_id,
+                    dead.seq,
+                    dead.attempt,
+                    text,
+                )
+                claim = Claim(partition, dead.entry, dead.run_id, dead.created, dead.seq, dead.attempt, ended=True)
+                self._claims[partition, dead.entry] = claim
                 details = msgspec.Raw(dead.details) if dead.details else NOTHING
-                self.reaped += 1
+                self.expired += 1
                 self.report(
                     claim, Outcome(dead.seq, dead.attempt, 0.0, None, Failure(WORKER_LOST, text), details=details)
                 )
 
-    # --- leaving ------------------------------------------------------------------------------------------------------
+    # --- shutting down ------------------------------------------------------------------------------------------------
 
-    async def hand_back(self) -> int:
-        """Stop all that runs, and let it begin again elsewhere at once. Gives the number."""
-        going = list(self._chunks(ended=False))
+    async def requeue_running(self) -> int:
+        """Stop all running steps, and put their attempts back so that other workers run them at once. Returns the
+        number of attempts put back."""
+        chunks = list(self._chunks(ended=False))
         calls: list[Call[Any]] = []
-        for place, claims, tolds in going:
+        for partition, claims, details in chunks:
             for claim in claims:
                 self._stop(claim)
                 self._forget(claim)
-            mine = [claim.on_server(told) for claim, told in zip(claims, tolds, strict=True)]
-            calls.append(self._kernel.requeue_attempts(*place, self.consumer, mine))
+            calls.append(self._kernel.requeue_attempts(*partition, self.consumer, _refs(claims, details)))
         answers = await self._store.send(calls) if calls else []
         return sum(answer for answer in answers if not isinstance(answer, StoreError))
+
+
+def _refs(claims: list[Claim], details: list[bytes]) -> list[ClaimRef]:
+    return [claim.ref(new) for claim, new in zip(claims, details, strict=True)]

@@ -1,11 +1,11 @@
-"""Takes entries from a worker's queues: only as many as the worker has room for, from all partitions in turn.
+"""Reads a worker's queues: takes only as many entries as the worker has free slots, from all partitions in turn.
 
 Owns: which partitions are read and how many entries are asked for. Must not: run steps, or acknowledge entries
-(`claims` does). Called by: the worker (runs the loop), claims (says that there is room).
+(`claims` does). Called by: the worker (runs the loop), claims and executor (report that a slot is free).
 
-Reads that don't wait ask for exact numbers; only when all partitions are empty one read waits on all of them, for one
-entry each, and what comes beyond the room is given back. After an error this worker's own pending entries are read
-again: an answer that was lost may have carried some, and `>` never shows them again.
+Reads that don't wait ask for exact numbers; only when all partitions are empty, one read waits on all of them, for one
+entry each, and entries beyond the free slots are requeued. After an error this worker's own pending entries are read
+again: an answer that was lost may have carried some, and `>` never returns them again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from streamflow.store.blocking_reads import Entry, GroupGone, InboxConnection
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import WORKERS, ClaimRef, Kernel
 from streamflow.wire import QueuedStep, decode_job
-from streamflow.worker.claims import Claim, Claims, Place
+from streamflow.worker.claims import Claim, Claims, Partition
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
 
@@ -33,10 +33,10 @@ _log = logging.getLogger("streamflow.worker")
 
 PENDING = 10_000
 """Pending entries of a partition that are read again at once; a worker never has so many."""
-BROKEN = 5.0
+RETRY_BROKEN = 5.0
 """Seconds until a partition that can't be read (a key of another type, a permission) is tried again."""
-DIGITS = 15
-"""Of a number in an entry at most: Python refuses to read very long ones."""
+MAX_DIGITS = 15
+"""Maximum length of a number in an entry: Python refuses to parse very long ones."""
 
 
 class QueueReader:
@@ -58,26 +58,28 @@ class QueueReader:
         self._claims = claims
         self._executor = executor
         self._slots = slots
-        self._places: dict[str, Place] = {kernel.keys.queue(*place).stream: place for place in claims.places}
+        self._partitions: dict[str, Partition] = {
+            kernel.keys.queue(*partition).stream: partition for partition in claims.partitions
+        }
         self._broken: set[str] = set()
-        """Streams that can't be read: left out, so that the others are."""
+        """Streams that can't be read: left out, so that the others can be."""
         self._broken_since = 0.0
         self._turn = 0
-        self._room = anyio.Event()
+        self._slot_freed = anyio.Event()
         self._check_pending = False
         self._stopped = False
         self._done = anyio.Event()
 
-    def room(self) -> None:
-        """A step has ended, or a thread has come back whose attempt had been over for long."""
-        self._room.set()
+    def slot_freed(self) -> None:
+        """A step has ended, or a thread has returned whose attempt had ended before it."""
+        self._slot_freed.set()
 
     async def stop(self) -> None:
-        """Take nothing more; what was read until now is taken in when this returns."""
+        """Take no more entries; when this returns, those that were read are claims."""
         self._stopped = True
-        self._room.set()
+        self._slot_freed.set()
         while not self._done.is_set():
-            await self._connection.interrupt()  # in vain when the read begins only now: again
+            await self._connection.interrupt()  # has no effect on a read that has not begun yet, so it is repeated
             with anyio.move_on_after(0.05):
                 await self._done.wait()
 
@@ -99,36 +101,42 @@ class QueueReader:
         try:
             await self.run_once()
         except GroupGone as error:
-            _log.info("a queue has no consumer group, creating it: %s", error)
+            _log.info("the consumer group of a queue is missing, creating it: %s", error)
             self._read_again()
             await self.create_groups()
 
     async def create_groups(self) -> None:
-        """Make the consumer group where it is missing. What waits in a stream is read from the first entry. A partition
-        where that isn't possible is left alone for a while."""
+        """Create the consumer group where it is missing; it reads a stream from the first entry. A partition where that
+        isn't possible is left alone for `RETRY_BROKEN` seconds."""
         calls: list[Call[object]] = [
-            Call.plain("XGROUP", "CREATE", stream, WORKERS, "0", "MKSTREAM") for stream in self._places
+            Call.plain("XGROUP", "CREATE", stream, WORKERS, "0", "MKSTREAM") for stream in self._partitions
         ]
         try:
             answers = await self._store.send(calls)
         except StoreError as error:
-            _log.warning("queues can't be set up: %s", error)
+            _log.warning("could not create the consumer groups of the queues, will retry: %s", error)
             return
-        was, self._broken, self._broken_since = self._broken, set(), time.monotonic()
-        for (stream, place), answer in zip(self._places.items(), answers, strict=True):
+        broken_before, self._broken, self._broken_since = self._broken, set(), time.monotonic()
+        for (stream, (queue, number)), answer in zip(self._partitions.items(), answers, strict=True):
             if isinstance(answer, StoreError) and "BUSYGROUP" not in str(answer):
                 self._broken.add(stream)
-                if stream not in was:
-                    _log.error("partition %d of queue %s can't be read: %s", place[1], place[0], answer)
-        if was - self._broken:
+                if stream not in broken_before:
+                    _log.error(
+                        "partition %d of queue %s can't be read and is left alone, will retry every %g s: %s",
+                        number,
+                        queue,
+                        RETRY_BROKEN,
+                        answer,
+                    )
+        if broken_before - self._broken:
             self._check_pending = True
 
     def _streams(self) -> list[str]:
-        return [stream for stream in self._places if stream not in self._broken]
+        return [stream for stream in self._partitions if stream not in self._broken]
 
     async def run_once(self) -> None:
-        """Take what there is room for; wait for room, or for something to take."""
-        if self._broken and time.monotonic() - self._broken_since > BROKEN:
+        """Take as many entries as there are free slots; wait for a slot, or for an entry."""
+        if self._broken and time.monotonic() - self._broken_since > RETRY_BROKEN:
             await self.create_groups()
         streams = self._streams()
         if not streams:
@@ -136,88 +144,110 @@ class QueueReader:
             return
         free = self._free()
         if free <= 0:
-            self._room = anyio.Event()
+            self._slot_freed = anyio.Event()
             if not self._claims.running:
-                _log.warning("nothing is taken until a thread comes back: attempts are over, but %d go on", self._slots)
+                _log.warning(
+                    "no attempts are taken until a thread returns: all %d slots are held by threads that still run "
+                    "although their attempts have ended",
+                    self._slots,
+                )
             if not self._stopped:
-                await self._room.wait()
+                await self._slot_freed.wait()
             return
         if self._check_pending:
             self._check_pending = False
-            self._take_in(await self._connection.read(streams, PENDING, pending=True))
+            self._claim(await self._connection.read(streams, PENDING, pending=True))
             return
-        if not await self._take_some(streams, free) and not self._stopped:
+        if not await self._take_without_waiting(streams, free) and not self._stopped:
             entries = await self._connection.read(streams, 1, pending=False)
-            self._take_in(entries[:free])
-            await self._give_back(entries[free:])
+            self._claim(entries[:free])
+            await self._requeue(entries[free:])
 
     def _free(self) -> int:
-        """Steps that can begin at once. A thread that goes on after its time-out has a place that nobody else gets:
-        what was taken for it would wait here for ever, while other workers have room."""
+        """Steps that can begin at once. A thread that still runs after its time-out keeps its slot: an attempt taken
+        for that slot would wait here forever, while other workers have free ones."""
         return self._slots - self._claims.running - self._executor.lingering
 
-    async def _take_some(self, streams: list[str], free: int) -> bool:
-        """Without waiting. Gives whether there was something."""
+    async def _take_without_waiting(self, streams: list[str], free: int) -> bool:
+        """Whether there were entries."""
         streams = streams[self._turn :] + streams[: self._turn]
         asked = 0
         while asked < len(streams):
-            some = streams[asked : asked + free]
-            entries = await self._connection.read(some, max(1, free // len(some)), pending=False, wait=False)
-            asked += len(some)
+            chunk = streams[asked : asked + free]
+            entries = await self._connection.read(chunk, max(1, free // len(chunk)), pending=False, wait=False)
+            asked += len(chunk)
             if entries:
                 self._turn = (self._turn + asked) % len(streams)
-                self._take_in(entries)
+                self._claim(entries)
                 return True
         return False
 
-    async def _give_back(self, entries: list[Entry]) -> None:
-        """Several partitions got something at one moment: what is beyond the room is for a worker that has some."""
+    async def _requeue(self, entries: list[Entry]) -> None:
+        """Several partitions got entries at the same moment: those beyond the free slots are for other workers."""
         calls: list[Call[int]] = []
         for stream, entry, fields in entries:
             run_id, seq = ((fields or {}).get(name, b"").decode(errors="replace") for name in (b"run", b"seq"))
             claim = ClaimRef(entry, f"{run_id}/{seq}")
-            calls.append(self._kernel.requeue_attempts(*self._places[stream], self._claims.consumer, [claim]))
-        for answer in await self._store.send(calls) if calls else ():
+            calls.append(self._kernel.requeue_attempts(*self._partitions[stream], self._claims.consumer, [claim]))
+        answers = await self._store.send(calls) if calls else []
+        for (stream, entry, _), answer in zip(entries, answers, strict=True):
             if isinstance(answer, StoreError):
-                _log.warning("an entry can't be given back, and waits here: %s", answer)
+                queue, number = self._partitions[stream]
+                _log.warning(
+                    "entry %s of partition %d of queue %s could not be requeued, so this worker will run it: %s",
+                    entry,
+                    number,
+                    queue,
+                    answer,
+                )
                 self._check_pending = True
 
-    def _take_in(self, entries: list[Entry]) -> None:
+    def _claim(self, entries: list[Entry]) -> None:
+        """Make a claim of each entry, and start its step."""
         for stream, entry, fields in entries:
-            place = self._places[stream]
-            if self._claims.has(place, entry):
+            partition = self._partitions[stream]
+            if self._claims.has(partition, entry):
                 continue
-            fields = fields or {}  # None: it was deleted while it was pending, and only has to be taken off
+            fields = fields or {}  # None: it was deleted while it was pending, and only has to be acknowledged
             run_id = fields.get(b"run", b"").decode(errors="replace")
             numbers = [fields.get(name, b"") for name in (b"created", b"seq", b"attempt")]
-            if not run_id or not all(number.isdigit() and len(number) <= DIGITS for number in numbers):
-                claim = Claim(place, entry, run_id or "-", 0, 0, 0)
+            if not run_id or not all(number.isdigit() and len(number) <= MAX_DIGITS for number in numbers):
+                claim = Claim(partition, entry, run_id or "-", 0, 0, 0)
                 self._claims.add(claim)
                 self._claims.report(claim, None)
                 continue
             created, seq, attempt = map(int, numbers)
-            claim = Claim(place, entry, run_id, created, seq, attempt)
+            claim = Claim(partition, entry, run_id, created, seq, attempt)
             self._claims.add(claim)
             try:
                 job = decode_job(fields.get(b"body", b""))
             except DECODE_ERRORS as error:
-                _log.error("entry %s of queue %s can't be read: %s", entry, place[0], error)
+                _log.error(
+                    "entry %s of queue %s can't be read, so step %s fails without a retry: %s",
+                    entry,
+                    partition[0],
+                    claim.step,
+                    error,
+                )
                 self._refuse(claim, "PayloadInvalid", f"the queue's entry can't be read: {error}", permanent=True)
                 continue
-            self._begin(claim, job, fields.get(b"details", b""))
+            self._submit(claim, job, fields.get(b"details", b""))
 
-    def _begin(self, claim: Claim, queued: QueuedStep, details: bytes) -> None:
+    def _submit(self, claim: Claim, queued: QueuedStep, newest: bytes) -> None:
+        """`newest`: details that the previous attempt reported from its worker, empty for none."""
         step = self._app.steps.get(queued.name)
         if step is None:
-            text = f"worker {self._claims.consumer} of queue {claim.place[0]}: {self._app.unknown_step(queued.name)}"
+            text = (
+                f"worker {self._claims.consumer} of queue {claim.partition[0]}: {self._app.unknown_step(queued.name)}"
+            )
             self._refuse(claim, "UnknownStep", text, permanent=False)
             return
-        told = msgspec.Raw(details) if details else queued.details
+        details = msgspec.Raw(newest) if newest else queued.details
         # Copies: a Raw is a window into the whole answer of the server, and a step may run for long.
-        job = StepJob(claim.seq, claim.attempt, step, queued.args.copy(), told.copy())
+        job = StepJob(claim.seq, claim.attempt, step, queued.args.copy(), details.copy())
         job.timeout = queued.timeout
         job.created = claim.created
-        self._executor.submit(claim.place[1], claim.run_id, job)
+        self._executor.submit(claim.partition[1], claim.run_id, job)
 
     def _refuse(self, claim: Claim, kind: str, text: str, *, permanent: bool) -> None:
         failure = Failure(kind, text)

@@ -1,10 +1,10 @@
 """A worker: runs the steps of named queues, and nothing else. Any number of them share a queue.
 
-Owns: composition, and the order of leaving. Must not: own shards, contain any loop's logic.
+Owns: composition, and the order of shutting down. Must not: own shards, contain any loop's logic.
 Called by: the command line, `sf.local`, tests.
 
-Nothing that a worker has is needed after its death: the entries are in the queue until their outcomes are in the runs'
-inboxes. On SIGTERM it takes nothing more, gives its steps `grace` seconds, and hands the rest back.
+Nothing in a worker's memory is needed after its death: entries stay in the queue until their outcomes are in the runs'
+inboxes. On SIGTERM it takes no more entries, gives its steps `grace` seconds, and requeues those that still run.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from streamflow.workflow.app import App
 _log = logging.getLogger("streamflow.worker")
 
 BLOCK_MS = 5000
-LOOK_EVERY = 0.5
-"""Seconds between two looks for a namespace that isn't there yet."""
+NAMESPACE_POLL = 0.5
+"""Seconds between two checks for a namespace that doesn't exist yet."""
 
 
 class Worker:
     """`await Worker(app, settings, ["gpu"]).run()` serves until `stop()` or, with `signals=True`, SIGTERM or SIGINT.
 
     `settings.concurrency` is how many steps it runs at once, in tasks or threads. It waits for a namespace that no
-    daemon has created yet. Raises `UsageError` without a queue, `StoreError` when the server can't be used at first.
+    daemon has created yet. Raises `UsageError` without a queue, `StoreError` when the server can't be used at start.
     """
 
     def __init__(self, app: App, settings: Settings, queues: Sequence[str]) -> None:
         if not queues:
-            raise UsageError("a worker needs a queue: name at least one")
+            raise UsageError("a worker needs a queue to serve: name at least one")
         self.app = app
         self.settings = settings
         self.queues = [check_name("queue", queue) for queue in dict.fromkeys(queues)]
         self.name = f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(3)}"
         self.ready = anyio.Event()
-        """Set when it reads its queues."""
+        """Set when this worker reads its queues."""
         self._stop = anyio.Event()
 
     def stop(self) -> None:
@@ -77,7 +77,11 @@ class Worker:
         if namespace is None:
             return
         await store.one(
-            Call.plain("HSET", kernel.keys.queues, *(w for queue in self.queues for w in (queue, QUEUE_PARTITIONS)))
+            Call.plain(
+                "HSET",
+                kernel.keys.queues,
+                *(argument for queue in self.queues for argument in (queue, QUEUE_PARTITIONS)),
+            )
         )
         self.claims = claims = Claims(
             store,
@@ -86,14 +90,14 @@ class Worker:
             queues=self.queues,
             timeout=settings.worker_timeout,
             shard_of=namespace.shard_of,
-            on_room=lambda: reader.room(),
+            on_capacity=lambda: reader.slot_freed(),
         )
         self.executor = executor = StepExecutor(
             settings.concurrency,
             settings.concurrency,
             claims.outcome,
             processes=settings.processes,
-            on_free=lambda: reader.room(),
+            on_free=lambda: reader.slot_freed(),
         )
         claims.executor = executor
         connection = InboxConnection(store, WORKERS, BLOCK_MS, self.name)
@@ -104,8 +108,9 @@ class Worker:
         _log.info("worker %s serves %s of namespace %s", self.name, ", ".join(self.queues), settings.namespace)
         async with anyio.create_task_group() as loops:
             if signals:
-                loops.start_soon(stop_on_signal, self._stop, settings.grace, _log, "other workers notice")
-            for loop in (reader.run, claims.run_reports, claims.run_signs_of_life, claims.run_reaping):
+                consequence = f"other workers run its steps again after {settings.worker_timeout:g} s (worker_timeout)"
+                loops.start_soon(stop_on_signal, self._stop, settings.grace, _log, consequence)
+            for loop in (reader.run, claims.run_reports, claims.run_extending, claims.run_expiring):
                 loops.start_soon(loop)
             self.ready.set()
             try:
@@ -116,19 +121,19 @@ class Worker:
                 loops.cancel_scope.cancel()
 
     async def _wait_for_namespace(self, store: Store, kernel: Kernel) -> Namespace | None:
-        """Shards and partition as the first daemon fixed them; None when this worker is to stop before."""
-        told = False
+        """Shards and partition as the first daemon fixed them; None when this worker is stopped before that."""
+        warned = False
         while not self._stop.is_set():
             namespace = namespace_from(self.settings.namespace, await store.one(read_namespace(kernel.keys)))
             if namespace is not None:
                 return namespace
-            if not told:
+            if not warned:
                 _log.warning(
-                    "there is no namespace %r yet: waiting for its first daemon (`streamflow daemon`)",
+                    "there is no namespace %r yet: waiting until its first daemon creates it (`streamflow daemon`)",
                     self.settings.namespace,
                 )
-                told = True
-            with anyio.move_on_after(LOOK_EVERY):
+                warned = True
+            with anyio.move_on_after(NAMESPACE_POLL):
                 await self._stop.wait()
         return None
 
@@ -139,10 +144,14 @@ class Worker:
                 with anyio.move_on_after(self.settings.grace):
                     while claims.running:
                         await claims.ended()
-                handed_back = await claims.hand_back()
-                claims.report_refused()
+                requeued = await claims.requeue_running()
+                claims.retry_refused()
                 while claims.unreported and await claims.report_once():
                     pass
-                _log.info("drained; steps that go on elsewhere: %d", handed_back)
+                _log.info("drained; %d running steps were requeued for other workers", requeued)
         except StoreError as error:
-            _log.warning("can't hand back what runs, the others will notice: %s", error)
+            _log.warning(
+                "could not requeue running steps: %s; other workers run them again after %g s (worker_timeout)",
+                error,
+                self.settings.worker_timeout,
+            )

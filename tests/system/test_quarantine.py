@@ -45,8 +45,8 @@ SIGNAL = msgspec.msgpack.encode(("go", 1))
 
 GARBAGE: dict[str, tuple[dict[str, bytes], str]] = {
     "no fields at all": ({"x": b""}, "run id '' is not allowed"),
-    "an unknown kind": ({"kind": b"joke", "run": b"r", "body": b""}, "unknown kind of message: 'joke'"),
-    "a kind that is not UTF-8": ({"kind": b"\xff\xfe", "run": b"r", "body": b""}, "unknown kind of message"),
+    "an unknown kind": ({"kind": b"joke", "run": b"r", "body": b""}, "unknown message kind: 'joke'"),
+    "a kind that is not UTF-8": ({"kind": b"\xff\xfe", "run": b"r", "body": b""}, "unknown message kind"),
     "a run id that is not UTF-8": ({"kind": b"signal", "run": b"\xff\xfe", "body": SIGNAL}, "run id '\ufffd\ufffd'"),
     "an invalid run id": ({"kind": b"signal", "run": b"{x}", "body": SIGNAL}, "run id '{x}' is not allowed"),
     "a run id without end": ({"kind": b"signal", "run": b"x" * 100_000, "body": SIGNAL}, "has 100000 characters"),
@@ -66,12 +66,12 @@ GARBAGE: dict[str, tuple[dict[str, bytes], str]] = {
     ),
     "a start nested without end": (
         {"kind": b"start", "run": b"new", "header": b"pending 0 - 1 0 listens - -", "body": DEEP},
-        "a start of a run that has started already, or isn't there any more",
+        "a start message for a run that has already started or no longer exists",
     ),
-    "a start without a header": ({"kind": b"start", "run": b"new", "body": b"\x90"}, "a start of a run that"),
+    "a start without a header": ({"kind": b"start", "run": b"new", "body": b"\x90"}, "a start message for a run that"),
     "a start with another header": (
         {"kind": b"start", "run": b"new", "header": b"a b c", "body": b"\x90"},
-        "a start of",
+        "a start message for",
     ),
     "a cancel without a reason": ({"kind": b"cancel", "run": b"r", "body": b"\x90"}, "cancel: ValidationError"),
     "an invalid end of a child": ({"kind": b"child", "run": b"r", "body": b"\x93\x01\x02\x03"}, "child: "),

@@ -145,7 +145,7 @@ async def test_entries_beyond_the_capacity_are_returned_to_the_queue(
     async def nothing(*_: object) -> bool:
         return False
 
-    monkeypatch.setattr(QueueReader, "_take_some", nothing)  # all partitions were empty a moment ago
+    monkeypatch.setattr(QueueReader, "_take_without_waiting", nothing)  # all partitions were empty a moment ago
     gate = Gate()
     async with serve(gate.app) as (client, _):
         runs = [await client.start(gate.waits) for _ in range(12)]
@@ -298,7 +298,7 @@ async def test_outcomes_that_a_broken_shard_refuses_do_not_delay_others(
 async def test_a_partition_of_a_queue_that_cannot_be_read_stops_no_other(
     serve: Serve, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamflow.worker.reader.BROKEN", 0.1)
+    monkeypatch.setattr("streamflow.worker.reader.RETRY_BROKEN", 0.1)
     gate = Gate()
     gate.go.set()
     async with serve(gate.app) as (client, _):
@@ -326,7 +326,7 @@ async def test_a_step_of_a_dead_worker_runs_again_with_its_heartbeat_details(ser
         run = await client.start(gate.waits, 10)
         async with work(gate.app, crash=True) as dead:
             await gate.attempts(1)
-            await dead.claims.keep_once()
+            await dead.claims.extend_once()
         gate.go.set()
         async with work(gate.app):
             assert await run.result(timeout=DEADLINE) == "attempt 2"
@@ -372,7 +372,7 @@ async def test_a_worker_considered_dead_stops_its_step(serve: Serve, work: Work)
             return any(b" 2 wanted" in place for places in found for place in places)
 
         await until(offered)
-        await silent.claims.keep_once()
+        await silent.claims.extend_once()
         await until(lambda: _is(gate.stopped == [1]))
         await client.store.one(kernel.report_outcome(shard, run.id, created, msgspec.msgpack.encode(late)))
         gate.go.set()
@@ -420,7 +420,7 @@ async def test_an_outcome_counts_once_when_the_worker_dies_before_acknowledging(
     gate.go.set()
     async with serve(gate.app) as (client, _):
         with monkeypatch.context() as patch:
-            patch.setattr(Claims, "_finish", dies)
+            patch.setattr(Claims, "_ack", dies)
             async with work(gate.app, crash=True):
                 run = await client.start(gate.waits)
                 await handed_in.wait()

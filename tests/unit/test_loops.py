@@ -1,4 +1,4 @@
-"""Loops that outlive the server's errors."""
+"""Loops that survive the server's errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return slept
 
 
-async def test_errors_in_a_row_are_logged_once_and_the_recovery_is(
+async def test_consecutive_errors_are_logged_once_and_so_is_the_recovery(
     sleeps: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", log.name)
@@ -56,14 +56,14 @@ async def test_errors_in_a_row_are_logged_once_and_the_recovery_is(
     await retry_forever(once, log, "could not look", on_failure=once.failed, until=once.over)
     assert caplog.messages == [
         "could not look, will retry: away",
-        "recovered: could not look",
+        "recovered from: could not look",
         "could not look, will retry: full",
-        "recovered: could not look",
+        "recovered from: could not look",
     ]
     assert once.failures == 3
 
 
-async def test_pauses_grow_with_failures_in_a_row_and_have_a_limit(sleeps: list[float]) -> None:
+async def test_pauses_grow_with_consecutive_failures_and_have_a_limit(sleeps: list[float]) -> None:
     once = Once(*[StoreError("away")] * 7, None, StoreError("away"))
     await retry_forever(once, log, "could not look", until=once.over)
     assert sleeps == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 0.1]

@@ -78,7 +78,7 @@ class Bench:
             queues=["gpu"],
             timeout=8.0,
             shard_of=lambda _: 5,
-            on_room=lambda: self.reader.room(),
+            on_capacity=lambda: self.reader.slot_freed(),
         )
         self.executor = StepExecutor(slots, slots, self.claims.outcome)
         self.claims.executor = self.executor
@@ -102,15 +102,15 @@ class Bench:
 
 @pytest.fixture
 async def it() -> Any:
-    made = Bench()
-    yield made
-    made.executor.close()
+    bench = Bench()
+    yield bench
+    bench.executor.close()
 
 
 def entry(
     seq: int = 1, *, attempt: int = 1, partition: int = 0, details: bytes = b"", body: bytes | None = None
 ) -> Entry:
-    made = encode_job(StepJob(seq, attempt, forever, raw([seq])), CREATED) if body is None else body
+    body = encode_job(StepJob(seq, attempt, forever, raw([seq])), CREATED) if body is None else body
     fields = {
         b"run": b"r",
         b"created": str(CREATED).encode(),
@@ -118,7 +118,7 @@ def entry(
         b"attempt": str(attempt).encode(),
         b"details": details,
     }
-    return KERNEL.keys.queue("gpu", partition).stream, f"{seq}-0", {**fields, b"body": made}
+    return KERNEL.keys.queue("gpu", partition).stream, f"{seq}-0", {**fields, b"body": body}
 
 
 # --- taking -----------------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ async def test_the_entry_is_acknowledged_only_after_the_run_has_its_outcome(it: 
     assert it.store.sent("ack_attempts") == []
     assert it.claims.has(("gpu", 0), "1-0")  # so it isn't taken again
     it.store.answers["report_outcome"] = "a"
-    it.claims.report_refused()
+    it.claims.retry_refused()
     assert await it.claims.report_once()
     assert len(it.store.sent("ack_attempts")) == 1
     assert not it.claims.has(("gpu", 0), "1-0")
@@ -230,7 +230,7 @@ async def test_one_refused_outcome_holds_back_no_other(it: Bench) -> None:
         it.claims.outcome(0, "r", Outcome(seq, 1, 0.0, Raw(b"\xc0")))
     assert not await it.claims.report_once()
     assert it.store.sent("ack_attempts")[0].args[1:] == ["2-0", "r/2"]
-    it.claims.report_refused()
+    it.claims.retry_refused()
     assert await it.claims.report_once()
     assert it.store.sent("ack_attempts")[1].args[1:] == ["1-0", "r/1"]
 
@@ -245,7 +245,7 @@ async def test_revoked_and_lost_claims_are_stopped(it: Bench) -> None:
     """Only the entry of the revoked one is acknowledged."""
     await it.take(entry(1), entry(2), entry(3))
     it.store.answers["extend_claims"] = "krl"
-    await it.claims.keep_once()
+    await it.claims.extend_once()
     assert (it.claims.running, it.executor.running) == (1, 1)
     await it.claims.report_once()
     assert it.completed() == []
@@ -254,8 +254,8 @@ async def test_revoked_and_lost_claims_are_stopped(it: Bench) -> None:
 
 async def test_heartbeat_details_are_sent_once_with_the_next_heartbeat(it: Bench) -> None:
     await it.take(entry(1, details=pack("before")))
-    await it.claims.keep_once()
-    await it.claims.keep_once()
+    await it.claims.extend_once()
+    await it.claims.extend_once()
     assert [call.args[2:] for call in it.store.sent("extend_claims")] == [
         ["1-0", "r/1", pack("before")],
         ["1-0", "r/1", b""],
@@ -269,13 +269,13 @@ async def test_an_attempt_of_a_dead_worker_ends_as_lost_with_its_details(it: Ben
         if call.keys[0] == KERNEL.keys.queue("gpu", 6).stream
         else []
     )
-    await it.claims.reap_once()
-    await it.claims.reap_once()  # before it is reported: not reported twice
+    await it.claims.expire_once()
+    await it.claims.expire_once()  # before it is reported: not reported twice
     await it.claims.report_once()
     [outcome] = it.completed()
     assert (outcome["seq"], outcome["attempt"], outcome["failure"][0]) == (4, 2, "WorkerLost")
     assert outcome["details"] == "half"
-    assert "worker gone died or fell silent for 8 s" in outcome["failure"][1]
+    assert "worker gone died or sent no heartbeat for 8 s" in outcome["failure"][1]
     assert it.store.sent("ack_attempts")[0].args[1:] == ["9-0", "a/4"]
 
 
@@ -287,7 +287,7 @@ async def test_a_returned_attempt_is_stopped_first_and_has_no_outcome(it: Bench)
         return len(call.args) // 3
 
     it.store.answers["requeue_attempts"] = requeue
-    assert await it.claims.hand_back() == 2
+    assert await it.claims.requeue_running() == 2
     [call] = it.store.sent("requeue_attempts")
     assert call.args[1:] == ["me", "1-0", "r/1", pack("details"), "2-0", "r/2", b""]
     assert (it.claims.running, it.claims.unreported) == (0, 0)
