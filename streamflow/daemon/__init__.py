@@ -1,1 +1,1 @@
-"""A daemon owns shards: one file a loop."""
+"""A daemon owns shards: one file for each of its loops."""

@@ -1,8 +1,7 @@
 """One batch of one shard: from messages and outcomes to a `Batch` for the commit, without any I/O.
 
 Owns: which inputs a run gets, the new header, and what a machine's effects mean for agenda, listings, outbox, puts and
-news.
-Must not: talk to the server or start steps. Called by: the owner, between loading and committing.
+notifications. Must not: talk to the server or start steps. Called by: the owner, between loading and committing.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ _encoder = msgspec.msgpack.Encoder()
 RUNS = 500
 BYTES = 4 * 1024 * 1024
 """Limits of one commit, so that its script stays short."""
-NEWS_BYTES = 4096
-"""Outcomes and answers up to this size travel in the notification; who waits for a larger one fetches it."""
+NOTIFICATION_BYTES = 4096
+"""Outcomes and answers up to this size are part of the notification; clients that wait for a larger one fetch it."""
 NEW = b"pending 0 - "
 """How the header of a run begins that no daemon has reduced yet."""
 IN_FLIGHT = -1
 """Score on the agenda of a run whose steps run at the owner."""
 UNKNOWN = -2
-"""No score, but what a run that was loaded has until it is reduced: the agenda may say what a former owner meant."""
+"""Not a score: the plan of a loaded run until it is reduced. The agenda may still have the last owner's score."""
 
 
 class RunWork:
-    """What one run gets in this batch."""
+    """The inputs of one run in this batch."""
 
     __slots__ = ("inputs", "loaded", "messages", "started")
 
@@ -52,13 +51,13 @@ class RunWork:
         self.messages: list[InboxMessage] = []
         self.inputs: list[Input] = []
         self.started = False
-        """The run starts in this batch, as its start message says, so it needn't be loaded."""
+        """The run starts in this batch, by its start message, so it doesn't have to be loaded."""
         self.loaded = False
-        """Its record was looked for: what isn't live now has ended or doesn't exist."""
+        """Its record was read: if the run isn't live now, it has ended or doesn't exist."""
 
 
 class Reduced:
-    """A run that was reduced: what to do when the commit has been accepted."""
+    """A run that was reduced: what to apply when the commit has been accepted."""
 
     __slots__ = ("effects", "header", "header_bytes", "live", "plan", "run_id", "transition")
 
@@ -82,82 +81,88 @@ class ShardBatch:
         self.reduced: list[Reduced] = []
         self.sends: list[tuple[str, int, str, str, bytes]] = []
         self.poisoned: list[tuple[InboxMessage, str]] = []
-        self.taken: list[InboxMessage] = []
+        self.child_conflicts: list[InboxMessage] = []
+        """Messages of kind `taken`: the id of a child belongs to another run."""
         self.sent = 0
 
     def collect(self) -> None:
-        """Move what waits at the shard into this batch, up to the limits. Messages of a run keep their order."""
+        """Move the shard's waiting inputs into this batch, up to the limits. Messages of a run keep their order."""
         shard = self.shard
         work = self.work
         size = 0
         for run_id in list(shard.inputs):
             if len(work) >= RUNS or size >= BYTES:
                 break
-            one = work[run_id] = RunWork()
-            one.inputs = shard.inputs.pop(run_id)
-            for input_ in one.inputs:
+            run_work = work[run_id] = RunWork()
+            run_work.inputs = shard.inputs.pop(run_id)
+            for input_ in run_work.inputs:
                 if type(input_) is Outcome and input_.result is not None:
                     size += memoryview(input_.result).nbytes
         while shard.inbox and len(work) < RUNS and size < BYTES:
             message = shard.inbox.popleft()
             size += len(message.body)
             if message.kind == "taken":
-                self.taken.append(message)
+                self.child_conflicts.append(message)
                 continue
-            one = work.get(message.run_id)
-            if one is None:
-                one = work[message.run_id] = RunWork()
-            one.messages.append(message)
+            run_work = work.get(message.run_id)
+            if run_work is None:
+                run_work = work[message.run_id] = RunWork()
+            run_work.messages.append(message)
             if message.kind == "start" and message.header.startswith(NEW) and message.run_id not in shard.suspect:
-                one.started = True
+                run_work.started = True
         self.sent = len(shard.sent)
         self.batch.sent = shard.sent[:]
 
     def missing(self) -> list[str]:
         """Runs that must be loaded first: not live, and not new."""
         live = self.shard.live
-        return [run_id for run_id, one in self.work.items() if run_id not in live and not one.started]
+        return [run_id for run_id, run_work in self.work.items() if run_id not in live and not run_work.started]
 
     def put_back(self) -> None:
-        """Nothing was committed: everything goes back to where it was, before what has come since."""
+        """Nothing was committed: put all inputs back where they were, before those that have arrived since."""
         shard = self.shard
-        messages = [message for one in self.work.values() for message in one.messages]
+        messages = [message for run_work in self.work.values() for message in run_work.messages]
         messages += [message for message, _ in self.poisoned]
-        messages += self.taken
+        messages += self.child_conflicts
         seen: dict[str, InboxMessage] = {message.id: message for message in messages}
         shard.inbox.extendleft(sorted(seen.values(), key=_stream_order, reverse=True))
-        for run_id, one in self.work.items():
+        for run_id, run_work in self.work.items():
             shard.live.pop(run_id, None)
-            if one.inputs:
-                shard.inputs[run_id] = one.inputs + shard.inputs.get(run_id, [])
+            if run_work.inputs:
+                shard.inputs[run_id] = run_work.inputs + shard.inputs.get(run_id, [])
 
     # --- reducing -----------------------------------------------------------------------------------------------------
 
     def reduce(self, app: App, namespace: Namespace, at: int, watch: Callable[[str], None]) -> None:
-        """Let every run decide. `watch(run id)` is told before each, so that one that blocks can be named."""
+        """Let every run decide. `watch(run id)` is called before each, so that one that blocks can be named."""
         close_abandoned()
-        for run_id, one in self.work.items():
+        for run_id, run_work in self.work.items():
             watch(run_id)
-            inputs = self._inputs(run_id, one, app, namespace.partition)
+            inputs = self._inputs(run_id, run_work, app, namespace.partition)
             live = self.shard.live.get(run_id)
             if live is None:
-                # Ended or forgotten: its messages are done with, and nothing of it stays on the agenda.
+                # Ended or forgotten: its messages are acknowledged, and it leaves the agenda.
                 self.batch.plans.append((run_id, None))
                 continue
             try:
-                # Our estimate of the server's clock may be a little behind; no run begins before it was created.
+                # The estimate of the server's clock may be a little behind; no run begins before it was created.
                 effects = live.machine.advance(inputs, max(at, live.header.created))
                 self._record(run_id, live, effects, namespace)
             except Exception as error:
-                # A defect of ours, or an impossible state: the run's messages are set aside, the shard goes on.
-                _log.exception("run %s can't be reduced; its messages are quarantined", run_id)
+                # A defect in this code, or an impossible state: the run's messages are quarantined, the shard goes on.
+                _log.exception(
+                    "run %s of shard %d can't be reduced; its %d messages are quarantined, other runs continue",
+                    run_id,
+                    self.shard.number,
+                    len(run_work.messages),
+                )
                 del self.shard.live[run_id]
                 reason = f"reducing failed: {type(error).__name__}: {error}"[:500]
-                done = {message.id for message in one.messages}
-                self.batch.acks = [ack for ack in self.batch.acks if ack not in done]
-                self.poisoned += [(message, reason) for message in one.messages]
+                quarantined = {message.id for message in run_work.messages}
+                self.batch.acks = [ack for ack in self.batch.acks if ack not in quarantined]
+                self.poisoned += [(message, reason) for message in run_work.messages]
         watch("")
-        for message in self.taken:
+        for message in self.child_conflicts:
             self._refuse_child(message, namespace)
         for message, reason in self.poisoned:
             run_id = message.run_id[:256] or "-"
@@ -165,21 +170,21 @@ class ShardBatch:
             _log.error("message %s for run %s is quarantined: %s", message.id, message.run_id[:64], reason)
             self.batch.poisons.append(Poison(message.id, run_id, reason, event, message.body))
 
-    def _inputs(self, run_id: str, one: RunWork, app: App, partition: Partition) -> list[Input]:
-        inputs = one.inputs if not one.messages else one.inputs[:]
-        for message in one.messages:
+    def _inputs(self, run_id: str, run_work: RunWork, app: App, partition: Partition) -> list[Input]:
+        inputs = run_work.inputs if not run_work.messages else run_work.inputs[:]
+        for message in run_work.messages:
             header: Header | None = None
             reason = ""
             try:
                 if message.kind == "start":
-                    header = self._first_header(run_id, one, message)
+                    header = self._first_header(run_id, run_work, message)
                 input_ = decode_message(message, header)
             except (BadMessage, ValueError) as error:
                 reason = str(error)
                 self.poisoned.append((message, reason))
                 if header is None:
                     continue
-                # The run exists, and somebody may wait for it: it starts with no input, which fails it.
+                # The run exists, and a client may wait for it: it starts without input, which fails it.
                 input_ = RunStarted(header.workflow, header.tenant, NOTHING, header.parent)
             if header is not None and run_id not in self.shard.live:
                 machine = new_machine(app, partition, run_id, header.workflow)
@@ -189,11 +194,11 @@ class ShardBatch:
                 self.batch.acks.append(message.id)
         return inputs
 
-    def _first_header(self, run_id: str, one: RunWork, message: InboxMessage) -> Header:
-        """The header of a start message. Raises `BadMessage` or `ValueError` if the run's record says otherwise."""
+    def _first_header(self, run_id: str, run_work: RunWork, message: InboxMessage) -> Header:
+        """The header of a start message. Raises `BadMessage` or `ValueError` if the run's record differs from it."""
         live = self.shard.live.get(run_id)
-        if (live.header_bytes != message.header) if live is not None else one.loaded:
-            raise BadMessage("a start of a run that has started already, or isn't there any more")
+        if (live.header_bytes != message.header) if live is not None else run_work.loaded:
+            raise BadMessage("a start message for a run that has already started or no longer exists")
         return decode_header(message.header)
 
     def _record(self, run_id: str, live: LiveRun, effects: Effects, namespace: Namespace) -> None:
@@ -227,7 +232,7 @@ class ShardBatch:
             for answer in effects.answers:
                 batch.puts.append(Put(shard.keys.answer(answer.id), "", _encoder.encode(answer)))
             if status == Status.STUCK and old.status != Status.STUCK:
-                _log.error("run %s is stuck, and goes on when its code fits again: %s", run_id, machine.reason)
+                _log.error("run %s is stuck until a daemon has code that fits its history: %s", run_id, machine.reason)
             if listed_under(old.status) != status:
                 shard.workflows.add(old.workflow)
                 keys = shard.keys
@@ -257,19 +262,19 @@ class ShardBatch:
         self.reduced.append(done)
 
     def _send(self, target: int, kind: str, run_id: str, body: bytes) -> None:
-        """Into the commit's outbox. `target`: a shard, or for `step` and `revoke` the partition of a queue."""
+        """Add to the commit's outbox. `target`: a shard, or for `step` and `revoke` the partition of a queue."""
         number = self.shard.next_outbox()
         self.sends.append((number, target, kind, run_id, body))
         self.batch.sends.append(Send(number, target, kind, run_id, body))
 
     def _move_attributes(self, run_id: str, old: Header, changes: dict[str, Attribute | None]) -> dict[str, Attribute]:
-        """The attributes after the change, and the moves between their listings that it means."""
+        """The attributes after the change. Adds the moves between their listings to the batch."""
         before = old.attributes
         try:
             after = merged(before, changes)
         except UsageError as error:
-            # The code was not refused: it was begun anew, and doesn't know what it set in the life before.
-            _log.warning("run %s keeps its attributes as they are: %s", run_id, error)
+            # The code was not refused: it began again in a new generation, and doesn't know what the last one had set.
+            _log.warning("run %s keeps its attributes unchanged: %s", run_id, error)
             return before
         keys = self.shard.keys
         for name in changes:
@@ -281,7 +286,7 @@ class ShardBatch:
         return after
 
     def _refuse_child(self, message: InboxMessage, namespace: Namespace) -> None:
-        """A child's id belongs to another run: tell the parent, who is in the message's header."""
+        """A child's id belongs to another run: report that to the parent, which is in the message's header."""
         parent, _, seq = message.header.decode(errors="replace").rpartition("#")
         self.batch.acks.append(message.id)
         if not parent or not seq.isdigit():
@@ -291,15 +296,17 @@ class ShardBatch:
         self._send(namespace.shard_of(parent), "child", parent, body)
 
     def finish(self) -> None:
-        """The news for those who wait: answers to asks, and runs that have ended."""
-        news: list[tuple[str, bytes]] = []
+        """Fill in the notifications for waiting clients: answers to asks, and runs that have ended."""
+        notifications: list[tuple[str, bytes]] = []
         for done, write in zip((d for d in self.reduced if d.transition), self.batch.runs, strict=True):
             if done.effects.answers:
-                news += [_told(answer_name(answer.id), _encoder.encode(answer)) for answer in done.effects.answers]
+                notifications += [
+                    _notification(answer_name(answer.id), _encoder.encode(answer)) for answer in done.effects.answers
+                ]
             if done.effects.ended:
-                news.append(_told(done.run_id, write.transition))
-        if news:
-            self.batch.notification = _encoder.encode(news)
+                notifications.append(_notification(done.run_id, write.transition))
+        if notifications:
+            self.batch.notification = _encoder.encode(notifications)
 
     @property
     def is_empty(self) -> bool:
@@ -307,8 +314,8 @@ class ShardBatch:
         return not (batch.runs or batch.acks or batch.plans or batch.sends or batch.sent or batch.poisons)
 
 
-def _told(name: str, payload: bytes) -> tuple[str, bytes]:
-    return name, payload if len(payload) <= NEWS_BYTES else b""
+def _notification(name: str, payload: bytes) -> tuple[str, bytes]:
+    return name, payload if len(payload) <= NOTIFICATION_BYTES else b""
 
 
 def _stream_order(message: InboxMessage) -> tuple[int, int]:

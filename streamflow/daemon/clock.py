@@ -19,7 +19,7 @@ class ServerClock:
         self._monotonic_ms = 0.0
 
     def observe(self, server_ms: int) -> None:
-        """Take in the clock of an answer that has just arrived."""
+        """Correct the estimate by the server's time in an answer that has just arrived."""
         monotonic = time.monotonic() * 1000
         if server_ms >= self._base_ms + (monotonic - self._monotonic_ms):
             self._base_ms, self._monotonic_ms = server_ms, monotonic

@@ -1,7 +1,7 @@
-"""What all loops of a daemon work with: its app, its server, its settings, its identity.
+"""What all loops of a daemon share: its app, its server, its settings, its identity.
 
-Owns: nothing but these references. Must not: change after the daemon has started.
-Called by: the daemon makes one, every loop reads it.
+Owns: only these references. Must not: change after the daemon has started.
+Called by: the daemon creates it, every loop reads it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A daemon: puts the loops together, runs them in one task group, and drains on SIGTERM.
+"""A daemon: composes the loops, runs them in one task group, and drains on SIGTERM.
 
-Owns: composition, the namespace's meta record, the server's check at start, signals. Must not: contain any loop's
+Owns: composition, the namespace's meta record, the check of the server at start, signals. Must not: contain any loop's
 logic. Called by: the command line, the demo, tests.
 """
 
@@ -46,8 +46,8 @@ _log = logging.getLogger("streamflow.daemon")
 class Daemon:
     """`await Daemon(app, settings).run()` serves until `stop()` or, with `signals=True`, SIGTERM or SIGINT.
 
-    Raises `StoreError` when the server can't be used: unreachable, too old, configured to lose data, or with a
-    namespace that has other shards. A running daemon survives everything of the kind and waits.
+    Raises `StoreError` when the server can't be used at start: unreachable, too old, configured to lose data, or with a
+    namespace that has another number of shards. Once running, a daemon survives all of these and retries.
     """
 
     def __init__(self, app: App, settings: Settings) -> None:
@@ -90,7 +90,8 @@ class Daemon:
         watchdog = Watchdog(owner.watch, settings.blocking)
         async with anyio.create_task_group() as loops:
             if signals:
-                loops.start_soon(stop_on_signal, self._stop, settings.grace, _log, "the others take over")
+                consequence = f"other daemons take over its shards after {settings.dead_after:g} s (dead_after)"
+                loops.start_soon(stop_on_signal, self._stop, settings.grace, _log, consequence)
             for loop in (
                 owner.run,
                 self.reader.run,
@@ -124,7 +125,7 @@ class Daemon:
         return Context(self.app, store, kernel, clock, self.settings, namespace, self.member, self.session)
 
     def _compose(self, context: Context) -> None:
-        """Make all loops and connect them. Nothing runs yet."""
+        """Create all loops and connect them. Nothing runs yet."""
         settings = context.settings
         self.relay = Relay(context.store, context.kernel)
         self.executor = StepExecutor(
@@ -137,7 +138,7 @@ class Daemon:
         self.retention = Retention(context, owner)
         takeover = Takeover(context, self.relay)
         self.membership = Membership(context, owner, self.executor, self.reader, takeover, self.rollup, self._beat)
-        owner.on_lost = self.membership.look_soon
+        owner.on_lost = self.membership.rebalance_soon
         owner.on_caught_up = self.reader.caught_up
 
     def _on_outcome(self, shard: int, run_id: str, outcome: Outcome) -> None:
@@ -158,15 +159,19 @@ class Daemon:
                 await membership.leave()
                 _log.info("drained")
         except StoreError as error:
-            _log.warning("can't say good-bye, the others will notice: %s", error)
+            _log.warning(
+                "could not deregister: %s; other daemons take over after %g s (dead_after)",
+                error,
+                self.settings.dead_after,
+            )
 
     async def _register(self, store: Store, kernel: Kernel) -> None:
-        """Tell clients which workflows there are."""
-        words: list[object] = []
+        """Register the app's workflows, so that clients can list and call them."""
+        fields: list[object] = []
         for name, workflow in self.app.workflows.items():
-            words += (name, msgspec.json.encode(describe_workflow(self.app, workflow)))
-        if words:
-            await store.one(Call.plain("HSET", kernel.keys.workflows, *words))
+            fields += (name, msgspec.json.encode(describe_workflow(self.app, workflow)))
+        if fields:
+            await store.one(Call.plain("HSET", kernel.keys.workflows, *fields))
 
     def _beat(self) -> Heartbeat:
         self._beats += 1
@@ -193,7 +198,7 @@ class Daemon:
 
 
 def describe_workflow(app: App, workflow: object) -> dict[str, object]:
-    """What clients may know of a workflow: its kind, its parameters' names, the first line of its docstring."""
+    """What clients can see of a workflow: its kind, its parameters' names, the first line of its docstring."""
     from streamflow.workflow.app import Reducer, Workflow
 
     assert isinstance(workflow, Workflow | Reducer)

@@ -1,14 +1,15 @@
 """Reads the inboxes of all owned shards, with a few blocking commands.
 
 Owns: which inboxes are read, and when pending entries are read again. Must not: decode messages or acknowledge them
-(the commit does both). Called by: the daemon (runs the loop), membership (says when the set of shards changes).
+(the commit does both). Called by: the daemon (runs the loop), membership (reports that the set of shards has changed).
 
 All shards of a daemon use the same group name, which is this session's: `acquire_shard` destroys the last owner's group
-and makes this one from the first entry, so all that was never committed is read again. After an error, entries that a
-lost answer carried are pending; only reading from `0` shows them again.
+and creates this one from the first entry, so every message that was never committed is read again. After an error,
+entries that a lost answer carried are pending; only reading from `0` returns them again.
 
-A blocked XREADGROUP looks at each of its streams again when one of them gets an entry: 2 to 3 µs a stream, before
-anybody is answered. So the shards are dealt to a few lanes, each with a connection: a start wakes one eighth of them.
+A blocked XREADGROUP checks each of its streams again when one of them gets an entry: 2 to 3 µs a stream, before any
+client is answered. So the shards are divided among a few lanes, each with a connection: a start wakes one eighth of
+them.
 """
 
 from __future__ import annotations
@@ -29,21 +30,23 @@ _log = logging.getLogger("streamflow.inbox")
 
 LANES = 8
 BLOCK_MS = 5000
-REST = 0.001
-"""Seconds between two reads: what was read is committed before the server is made to look at all streams again."""
+READ_PAUSE = 0.001
+"""Seconds between two reads: entries are committed before the server has to check all streams again."""
 COUNT = 64
 """Entries of one shard in one answer, unless..."""
 HOT_COUNT = 2048
-"""...some had as many: then this, dealt to those. A hot run's messages become one transition if they come together."""
+"""...some shards had that many: then this, divided among those. A hot run's messages become one transition if they come
+together."""
 HOT_BYTES = 256 * 1024
-"""An answer of this size says that entries are large: no more of them at once."""
+"""An answer of this size means that entries are large: the next one gets no more of them."""
 HIGH_WATER = 10_000
 """Messages in memory at which reading pauses until the owner has caught up."""
 
 
 class InboxReader:
     """`shards` is the daemon's table of owned shards; `on_messages(shard)` is called when one has new messages;
-    `on_group_gone(shard)` when its inbox can't be read as ours any more. One lane for each connection."""
+    `on_group_gone(shard)` when this daemon's consumer group no longer exists in its inbox. One lane for each
+    connection."""
 
     def __init__(
         self,
@@ -54,7 +57,7 @@ class InboxReader:
     ) -> None:
         self._shards = shards
         self._caught_up = anyio.Event()
-        self._lanes = [Lane(self, one, on_messages, on_group_gone) for one in connections]
+        self._lanes = [Lane(self, connection, on_messages, on_group_gone) for connection in connections]
 
     async def run(self) -> None:
         async with anyio.create_task_group() as lanes:
@@ -62,7 +65,7 @@ class InboxReader:
                 lanes.start_soon(lane.run)
 
     async def shards_changed(self) -> None:
-        """Call when shards may have been taken or lost: the running reads go on with the new set."""
+        """Call when shards may have been acquired or lost: the running reads continue with the new set."""
         for number, lane in enumerate(self._lanes):
             await lane.set_streams(
                 {
@@ -77,12 +80,13 @@ class InboxReader:
         self._caught_up.set()
 
     def buffered(self) -> int:
-        """Messages in memory that no batch has taken yet."""
+        """Messages in memory that no batch has collected yet."""
         return sum(len(shard.inbox) for shard in self._shards.values())
 
-    async def room(self) -> None:
+    async def wait_for_capacity(self) -> None:
+        """Wait until fewer messages than the limit are in memory."""
         while self.buffered() > HIGH_WATER:
-            if self._caught_up.is_set():  # else another lane waits for the same event
+            if self._caught_up.is_set():  # otherwise another lane already waits for the same event
                 self._caught_up = anyio.Event()
             await self._caught_up.wait()
 
@@ -103,7 +107,7 @@ class Lane:
         self._on_group_gone = on_group_gone
         self._streams: dict[str, OwnedShard] = {}
         self._reading: dict[str, OwnedShard] = {}
-        """What the running read has; not `_streams` when an interruption came too early."""
+        """The streams of the running read; differs from `_streams` when an interruption came too early."""
         self._changed = anyio.Event()
         self._check_pending = False
         self._count = COUNT
@@ -111,7 +115,7 @@ class Lane:
     async def set_streams(self, streams: dict[str, OwnedShard]) -> None:
         if streams != self._streams:
             self._streams = streams
-            # A read that is under way may be answered for a shard that was dropped and taken again meanwhile.
+            # The answer to a running read may be for a shard that was dropped and acquired again meanwhile.
             self._check_pending = True
             self._changed.set()
             self._changed = anyio.Event()
@@ -122,20 +126,20 @@ class Lane:
         await retry_forever(self._read_or_find_gone, _log, "could not read inboxes", on_failure=self._read_again)
 
     def _read_again(self) -> None:
-        """A lost answer may have carried entries: look at the pending ones before new ones."""
+        """A lost answer may have carried entries: read the pending ones before new ones."""
         self._check_pending = True
 
     async def _read_or_find_gone(self) -> None:
         try:
             await self.run_once()
         except GroupGone as error:
-            _log.info("an inbox no longer belongs to this daemon: %s", error)
+            _log.info("a consumer group of this daemon is gone, checking which shards were lost: %s", error)
             self._read_again()
             await self._find_gone()
 
     async def _find_gone(self) -> None:
-        """Somebody took a shard from us, or its inbox vanished or was spoilt: ask one by one which, so that the others'
-        are read on."""
+        """Another daemon acquired a shard, or its inbox was deleted or damaged: read the inboxes one by one to find
+        which, so that reading the others can continue."""
         for stream, shard in self._streams.items():
             try:
                 if not shard.dropped:
@@ -143,16 +147,16 @@ class Lane:
             except GroupGone:
                 self._on_group_gone(shard)
             except StoreError:
-                return  # the next read says so, too
+                return  # the next read fails and is retried
 
     async def run_once(self) -> None:
-        """One read, of what is new or, after an error, of what is pending."""
+        """One read: of new entries or, after an error, of pending ones."""
         if not self._streams:
             await self._changed.wait()
             return
-        await self._reader.room()
+        await self._reader.wait_for_capacity()
         self._reading = self._streams
-        # A shard that was dropped may have been taken anew: its entries are for the one that takes its place.
+        # A dropped shard may have been acquired again: its entries are for the new `OwnedShard`.
         streams = {stream: shard for stream, shard in self._streams.items() if not shard.dropped}
         if not streams:
             await self._changed.wait()
@@ -161,21 +165,21 @@ class Lane:
         else:
             entries = await self._connection.read(list(streams), self._count, pending=False)
             self._count = _next_count(entries)
-            self._take_in(streams, entries)
-            await anyio.sleep(REST)
+            self._buffer(streams, entries)
+            await anyio.sleep(READ_PAUSE)
 
     async def _read_pending(self, streams: dict[str, OwnedShard]) -> None:
-        """Read again what was read and isn't committed, as far as it isn't in memory."""
-        self._check_pending = False  # before: what is asked for from now on needs another read
+        """Read entries again that were delivered and not committed, except those that are in memory."""
+        self._check_pending = False  # before the read: a request from now on needs another one
         for shard in streams.values():
             shard.rereading(True)
         try:
-            self._take_in(streams, await self._connection.read(list(streams), HIGH_WATER, pending=True))
+            self._buffer(streams, await self._connection.read(list(streams), HIGH_WATER, pending=True))
         finally:
             for shard in streams.values():
                 shard.rereading(False)
 
-    def _take_in(self, streams: dict[str, OwnedShard], entries: list[Entry]) -> None:
+    def _buffer(self, streams: dict[str, OwnedShard], entries: list[Entry]) -> None:
         for stream, entry_id, fields in entries:
             shard = streams[stream]
             if shard.dropped:
@@ -198,7 +202,7 @@ class Lane:
 
 
 def _next_count(entries: list[Entry]) -> int:
-    """How many entries of a shard the next answer may have: more than usual if a few shards had more than that."""
+    """How many entries of a shard the next answer may have: more than usual if a few shards had that many."""
     if len(entries) < COUNT:
         return COUNT
     full = sum(n >= COUNT for n in Counter(stream for stream, _, _ in entries).values())

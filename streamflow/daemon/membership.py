@@ -1,17 +1,19 @@
-"""Who is alive and who owns what: beats, rendezvous hashing, takeover and hand-over.
+"""Which daemons are alive and which shards each should own: heartbeats, rendezvous hashing, takeover and hand-over.
 
 Owns: the decision which shards this daemon should hold. Must not: rely on it for safety: two daemons may believe that
 they own a shard, and only the token inside every commit decides. Called by: the daemon (runs the loop).
 
-Liveness: each daemon raises a beat in one hash and watches the others' beats change on its own monotonic clock (wall
-clocks jump). Every daemon computes the same owner of each shard from the members that are alive, so nobody is asked:
+Liveness: each daemon increases its heartbeat in one hash, and watches on its own monotonic clock (wall clocks jump)
+whether those of the others change. Every daemon computes the same owner of each shard from the members that are alive,
+so they don't have to agree by messages. When a daemon
 
-    joins   -> the present owners see it, hand over what it wins (finish steps, release), and it takes what is free
-    leaves  -> it drains, releases everything, takes itself off
-    dies    -> after `dead_after` without a beat the winners among the others take its shards at once
-    pauses  -> like a death; when it wakes, its next commit is refused and it drops what it had
+    joins   -> the present owners see it and hand over the shards that it wins (finish steps, release); it acquires the
+               free ones
+    leaves  -> it drains, releases all its shards, and deregisters
+    dies    -> after `dead_after` without a heartbeat the winners among the others acquire its shards at once
+    pauses  -> as if it died; when it wakes, its next commit is refused and it drops the shards
 
-A daemon whose own beats don't get through for two thirds of `dead_after` starts no more steps until they do.
+A daemon whose own heartbeats fail for two thirds of `dead_after` starts no more steps until one succeeds.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ _log = logging.getLogger("streamflow.membership")
 
 
 class _Seen(msgspec.Struct):
+    """The newest heartbeat of a member. `changed`: when it changed last (monotonic s)."""
+
     raw: bytes
     changed: float
     draining: bool
@@ -80,62 +84,64 @@ class Membership:
         self._draining_since: dict[int, float] = {}
         self._confirmed = time.monotonic()
         self._server_generation = context.store.server_generation
-        self._soon = anyio.Event()
-        self._beating = anyio.Lock()
-        self._settling = anyio.Lock()
+        self._rebalance_needed = anyio.Event()
+        self._heartbeat_lock = anyio.Lock()
+        self._rebalance_lock = anyio.Lock()
         self._left = False
 
-    def look_soon(self) -> None:
-        """Something says that a shard was lost or is free: don't wait for the next beat."""
-        self._soon.set()
+    def rebalance_soon(self) -> None:
+        """A shard was lost or may be free: don't wait for the next heartbeat."""
+        self._rebalance_needed.set()
 
     async def run(self) -> None:
-        """Beats, and what follows from them, in loops of their own: taking many shards must not look like a death."""
+        """Heartbeats and rebalancing have separate loops: a daemon that acquires many shards must not look dead."""
         async with anyio.create_task_group() as loops:
-            loops.start_soon(self._run_beats)
-            loops.start_soon(self._run_settling)
+            loops.start_soon(self._run_heartbeats)
+            loops.start_soon(self._run_rebalancing)
 
     async def run_once(self) -> None:
-        """One turn of both loops: a beat, and a move towards the shards that should be ours."""
-        await self.beat()
-        await self.settle()
+        """One turn of both loops: a heartbeat, and a step towards the shards that this daemon should own."""
+        await self.heartbeat()
+        await self.rebalance()
 
-    async def _run_beats(self) -> None:
-        await retry_forever(self._beat_and_check, _log, "heartbeat failed", every=self._settings.beat, at_once=True)
+    async def _run_heartbeats(self) -> None:
+        await retry_forever(
+            self._heartbeat_and_check, _log, "heartbeat failed", every=self._settings.beat, at_once=True
+        )
 
-    async def _beat_and_check(self) -> None:
+    async def _heartbeat_and_check(self) -> None:
         try:
-            await self.beat()
+            await self.heartbeat()
         finally:
             self.hold_if_unconfirmed()
-            self._soon.set()
+            self._rebalance_needed.set()
 
-    async def _run_settling(self) -> None:
-        await retry_forever(self._settle_soon, _log, "could not acquire or release shards")
+    async def _run_rebalancing(self) -> None:
+        await retry_forever(self._rebalance_when_needed, _log, "could not acquire or release shards")
 
-    async def _settle_soon(self) -> None:
-        await self._soon.wait()
+    async def _rebalance_when_needed(self) -> None:
+        await self._rebalance_needed.wait()
         await anyio.sleep(0.02)  # many shards may be lost at once
-        self._soon = anyio.Event()
-        await self.settle()
+        self._rebalance_needed = anyio.Event()
+        await self.rebalance()
 
-    async def settle(self) -> None:
-        """Give back what should be others', take what should be ours."""
-        async with self._settling:
-            await self._settle()
+    async def rebalance(self) -> None:
+        """Release shards that other daemons should own, acquire those that this one should own."""
+        async with self._rebalance_lock:
+            await self._rebalance()
 
-    async def _settle(self) -> None:
+    async def _rebalance(self) -> None:
         if self._server_generation != self._store.server_generation:
             self._start_over()
-        self._owner.mend()
+        self._owner.retry_broken()
         await self._hand_over()
         if not self.draining:
-            await self._take()
+            await self._acquire()
         await self._reader.shards_changed()
 
     async def leave(self) -> None:
-        """Take this member off, so that the others needn't wait for its death. It beats no more."""
-        async with self._beating:
+        """Deregister this member, so that the others don't have to wait for `dead_after`. Ends its heartbeats."""
+        async with self._heartbeat_lock:
             self._left = True
             await self._store.one(self._kernel.heartbeat(self.member, b""))
 
@@ -143,15 +149,15 @@ class Membership:
     def alive(self) -> list[str]:
         return self._alive
 
-    # --- beats --------------------------------------------------------------------------------------------------------
+    # --- heartbeats ---------------------------------------------------------------------------------------------------
 
-    async def beat(self) -> None:
-        """Show that we live, and look who else does."""
-        async with self._beating:
+    async def heartbeat(self) -> None:
+        """Send a heartbeat, and read those of the other members."""
+        async with self._heartbeat_lock:
             if not self._left:
-                await self._beat()
+                await self._heartbeat()
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         now = time.monotonic()
         dead = [
             (name, seen.raw)
@@ -159,27 +165,31 @@ class Membership:
             if now - seen.changed > self._settings.dead_after and name != self.member
         ]
         call = self._kernel.heartbeat(self.member, msgspec.json.encode(self._describe()), dead)
-        beats: dict[str, bytes] | None = None
+        heartbeats: dict[str, bytes] | None = None
         with anyio.move_on_after(self._settings.dead_after / 2):
-            beats = await self._store.one(call)
-        if beats is None:
+            heartbeats = await self._store.one(call)
+        if heartbeats is None:
             raise StoreUnavailable(f"no answer within {self._settings.dead_after / 2:g} s")
-        self._confirmed = now  # when it was sent: what the others count from is later
+        self._confirmed = now  # when it was sent: the others count from a later moment
         if self._executor.held:
-            _log.info("beats get through again, steps go on")
+            _log.info("heartbeats succeed again, so steps are started again")
             self._executor.resume()
-        for name in [name for name in self._seen if name not in beats]:
+        for name in [name for name in self._seen if name not in heartbeats]:
             del self._seen[name]
-        for name, raw in beats.items():
+        for name, raw in heartbeats.items():
             seen = self._seen.get(name)
             if seen is None or seen.raw != raw:
-                beat = decode_heartbeat(raw)
-                self._seen[name] = _Seen(raw, time.monotonic(), beat.draining, beat.folds)
+                heartbeat = decode_heartbeat(raw)
+                self._seen[name] = _Seen(raw, time.monotonic(), heartbeat.draining, heartbeat.folds)
         self._rollup.others_folds = sum(seen.folds for name, seen in self._seen.items() if name != self.member)
         for name, _ in dead:
-            if name not in beats:
-                _log.warning("daemon %s is dead: no beat for %g s", name, self._settings.dead_after)
-        # A dead one that can't be taken off (its name is no text) must not own shards all the same.
+            if name not in heartbeats:
+                _log.warning(
+                    "daemon %s is considered dead: no heartbeat for %g s; its shards are taken over",
+                    name,
+                    self._settings.dead_after,
+                )
+        # A dead member that can't be deregistered (its name is not valid text) must not own shards either.
         fresh = now - self._settings.dead_after
         alive = sorted(
             name
@@ -187,27 +197,35 @@ class Membership:
             if not seen.draining and (seen.changed >= fresh or name == self.member)
         )
         if alive != self._alive:
-            _log.info("members: %s", ", ".join(alive) or "none")
+            _log.info("daemons that share the shards: %s", ", ".join(alive) or "none")
             self._alive = alive
             self._rollup.leading = bool(alive) and winner_of(-1, alive) == self.member
             self._desired = {n for n in range(self._shards) if alive and winner_of(n, alive) == self.member}
 
     def hold_if_unconfirmed(self) -> None:
-        """Start no more steps when the others may be about to give this daemon up."""
-        if not self._executor.held and time.monotonic() - self._confirmed > self._settings.dead_after * 2 / 3:
-            _log.warning("no beat gets through; the others may take over, so no more steps are started")
+        """Start no more steps when the others may soon consider this daemon dead."""
+        unconfirmed = time.monotonic() - self._confirmed
+        if not self._executor.held and unconfirmed > self._settings.dead_after * 2 / 3:
+            _log.warning(
+                "no heartbeat has succeeded for %.1f s: other daemons may take over, so no more steps are started "
+                "until one succeeds",
+                unconfirmed,
+            )
             self._executor.hold()
 
     def _start_over(self) -> None:
-        """The server has another history: what is in memory may never have happened. Take everything anew."""
+        """The server has another history: it may never have had the state in memory. Acquire all shards again."""
         self._server_generation = self._store.server_generation
-        _log.warning("dropping all %d shards to read them again", len(self._owner.shards))
+        _log.warning(
+            "the server restarted or was replaced: dropping all %d shards, to acquire and read them again",
+            len(self._owner.shards),
+        )
         for shard in list(self._owner.shards.values()):
             self._owner.drop(shard)
 
-    # --- taking and handing over --------------------------------------------------------------------------------------
+    # --- acquiring and handing over -----------------------------------------------------------------------------------
 
-    async def _take(self) -> None:
+    async def _acquire(self) -> None:
         missing = sorted(self._desired - self._owner.shards.keys())
         self._wanted_since = {n: self._wanted_since.get(n, time.monotonic()) for n in missing}
         if not missing:
@@ -218,7 +236,7 @@ class Membership:
         patience = self._settings.grace + self._settings.dead_after
         for number, record in zip(missing, records, strict=True):
             if isinstance(record, StoreError):
-                _log.error("shard %d can't be looked at: %s", number, record)
+                _log.error("the owner of shard %d can't be read, so it is not acquired, will retry: %s", number, record)
                 continue
             token, holder = ((part or b"").decode() for part in record)
             waited = time.monotonic() - self._wanted_since[number]
@@ -226,34 +244,38 @@ class Membership:
                 wanted[number] = token
         if not wanted:
             return
-        taken = await self._takeover.take(wanted)
-        for shard in taken:
+        acquired = await self._takeover.acquire(wanted)
+        for shard in acquired:
             self._owner.add(shard)
-        if taken:
-            _log.info("took %d shards, now %d of %d", len(taken), len(self._owner.shards), self._shards)
+        if acquired:
+            _log.info("acquired %d shards, now %d of %d", len(acquired), len(self._owner.shards), self._shards)
             self.owns_something.set()
 
     async def _hand_over(self) -> None:
-        """Give back what somebody else should have: first let its steps finish, for as long as the grace allows."""
+        """Release shards that another daemon should own: first let their steps finish, for `grace` seconds at most."""
         now = time.monotonic()
-        going = [
+        leaving = [
             shard
             for shard in self._owner.shards.values()
             if (self.draining or shard.number not in self._desired) and not shard.draining
         ]
-        for shard in going:
+        for shard in leaving:
             shard.draining = True
             self._draining_since[shard.number] = now
-        if going:
-            _log.info("handing over %d shards", len(going))
-            await self._reader.shards_changed()  # nothing more is read, so what is in memory becomes less
+        if leaving:
+            _log.info(
+                "handing over %d shards, as soon as their steps end or after %g s (grace)",
+                len(leaving),
+                self._settings.grace,
+            )
+            await self._reader.shards_changed()  # no more messages are read, so those in memory get fewer
         done: list[OwnedShard] = []
         for shard in [shard for shard in self._owner.shards.values() if shard.draining]:
             if shard.number in self._desired and not self.draining:
-                self._owner.drop(shard)  # it is ours after all: take it anew, so that what was held back starts
+                self._owner.drop(shard)  # it stays here: acquire it again, so that steps that were held back start
                 continue
-            over = now - self._draining_since[shard.number] > self._settings.grace
-            if over or not (shard.busy or shard.has_work or self._executor.of_shard(shard.number)):
+            overdue = now - self._draining_since[shard.number] > self._settings.grace
+            if overdue or not (shard.busy or shard.has_work or self._executor.of_shard(shard.number)):
                 done.append(shard)
         if done:
             await self.release(done)
@@ -265,4 +287,4 @@ class Membership:
             self._owner.drop(shard)
         answers = await self._store.send(calls)
         released = sum(answer is Reply.OK for answer in answers)
-        _log.info("released %d shards", released)
+        _log.info("released %d of %d shards", released, len(shards))

@@ -1,12 +1,12 @@
-"""The heart of a daemon: collects what waits at its shards, lets runs decide, commits, and starts what was decided.
+"""The main loop of a daemon: collects the inputs of its shards, lets runs decide, commits, and starts what was decided.
 
 Owns: the cycle collect -> load -> reduce -> commit -> apply, live runs, and due times. Must not: decide which shards
-are ours (membership), read inboxes (inbox), carry messages (relay), run steps (executor).
+this daemon owns (membership), read inboxes (inbox), carry messages (relay), run steps (executor).
 Called by: the daemon (runs the loop), inbox reader and executor (`wake`, `outcome`), membership (`add`, `drop`).
 
 All shards with work go into one batch of commits, in one pipeline. While the server works on it, the next batch is
-reduced for the other shards: two are under way at most. A shard has one commit in flight, so commits have an order and
-a lost answer is cured by sending the same commit again.
+reduced for the other shards: at most two are under way. A shard has one commit in flight, so commits have an order, and
+when an answer is lost the same commit is sent again.
 """
 
 from __future__ import annotations
@@ -44,19 +44,20 @@ DUE = Due()
 BATCHES = 2
 """Pipelines of commits under way at the same time."""
 RUNS = 1000
-"""Runs after which no more shards are taken into a pipeline: while the server works on it, the next is reduced."""
-FIRE_LIMIT = 500
+"""Runs after which no more shards are added to a pipeline: while the server works on it, the next is reduced."""
+DUE_LIMIT = 500
+"""Due runs of a shard that are read at once."""
 RETRY_BROKEN = 5.0
 """Seconds until a shard that the server refused is tried again."""
 
 
 def _ignore() -> None:
-    """Nobody listens."""
+    """A callback that is not connected."""
 
 
 class Owner:
-    """`on_lost` is called when a shard turns out to belong to another daemon, `on_caught_up` when messages have been
-    taken out of memory. The daemon connects both before it starts the loop."""
+    """`on_lost` is called when a shard turns out to belong to another daemon, `on_caught_up` when batches have taken
+    messages from memory. The daemon connects both before it starts the loop."""
 
     def __init__(self, context: Context, executor: StepExecutor, relay: Relay) -> None:
         self.shards: dict[int, OwnedShard] = {}
@@ -80,9 +81,9 @@ class Owner:
         self._run_timers: list[tuple[int, int, str]] = []
         """(due ms, shard, run id): timers of runs whose steps are in flight; the agenda only says that they are."""
         self._idle: OrderedDict[str, OwnedShard] = OrderedDict()
-        """Live runs that wait for something, least recently used first."""
+        """Live runs without running steps, least recently used first: the first one is evicted."""
 
-    # --- told by others -----------------------------------------------------------------------------------------------
+    # --- called by other parts ----------------------------------------------------------------------------------------
 
     def wake(self, shard: OwnedShard) -> None:
         """The shard has something to reduce or to commit."""
@@ -91,14 +92,14 @@ class Owner:
             self._wake.set()
 
     def outcome(self, number: int, run_id: str, outcome: Outcome) -> None:
-        """A step's attempt is over."""
+        """A step's attempt has ended."""
         shard = self.shards.get(number)
         if shard is not None:
             shard.add_input(run_id, outcome)
             self.wake(shard)
 
     def add(self, shard: OwnedShard) -> None:
-        """Begin to work for a shard that was taken and recovered."""
+        """Begin to work for a shard that was acquired and recovered."""
         self.shards[shard.number] = shard
         if shard.next_due is not None:
             heapq.heappush(self._shard_timers, (shard.next_due, shard.number))
@@ -106,7 +107,7 @@ class Owner:
         self._wake.set()
 
     def drop(self, shard: OwnedShard) -> None:
-        """Forget a shard: its token is not ours any more, or the server's history changed."""
+        """Forget a shard: its token is no longer this daemon's, or the server's history changed."""
         if shard.dropped:
             return
         shard.dropped = True
@@ -120,7 +121,7 @@ class Owner:
         shard.live.clear()
 
     def close(self) -> None:
-        """Forget all shards, at the end of this process's work for them."""
+        """Forget all shards, when this daemon stops."""
         for shard in list(self.shards.values()):
             self.drop(shard)
 
@@ -142,20 +143,20 @@ class Owner:
                 batch.cancel()
 
     async def run_once(self) -> list[ShardBatch]:
-        """Wait for work or a due time, and collect one batch of each shard that is ready. `process` takes them on."""
+        """Wait for work or a due time, and collect one batch of each shard that is ready, for `process`."""
         while True:
             await self._wait()
-            if going := await self._collect():
-                return going
+            if batches := await self._collect():
+                return batches
 
     async def _collect(self) -> list[ShardBatch]:
         if self._shard_timers and self._shard_timers[0][0] <= self._clock.now_ms():
-            await self._fire()
-        self._fire_in_flight()
+            await self._read_due_runs()
+        self._wake_due_in_flight()
         if not self._ready:
             return []
         await self._slots.acquire()
-        going: list[ShardBatch] = []
+        batches: list[ShardBatch] = []
         runs = 0
         for shard in list(self._ready.values()):
             if runs >= RUNS:
@@ -169,11 +170,11 @@ class Owner:
             runs += len(batch.work)
             for run_id in batch.work:  # not idle now, so not to be evicted
                 self._idle.pop(run_id, None)
-            going.append(batch)
+            batches.append(batch)
         self.on_caught_up()
-        if not going:
+        if not batches:
             self._slots.release()
-        return going
+        return batches
 
     async def _wait(self) -> None:
         if self._ready:
@@ -191,8 +192,8 @@ class Owner:
 
     # --- due times ----------------------------------------------------------------------------------------------------
 
-    async def _fire(self) -> None:
-        """Ask the shards whose time has come which runs are due."""
+    async def _read_due_runs(self) -> None:
+        """Read which runs are due from the shards whose due time has come."""
         now = self._clock.now_ms()
         due: dict[int, OwnedShard] = {}
         while self._shard_timers and self._shard_timers[0][0] <= now:
@@ -202,7 +203,7 @@ class Owner:
                 due[number] = shard
         if not due:
             return
-        calls = [self._kernel.due_runs(shard.number, shard.token, FIRE_LIMIT) for shard in due.values()]
+        calls = [self._kernel.due_runs(shard.number, shard.token, DUE_LIMIT) for shard in due.values()]
         try:
             answers: list[DueRuns | StoreError] = await self._store.send(calls, patience=math.inf)
         except StoreError as error:
@@ -210,7 +211,7 @@ class Owner:
         for shard, answer in zip(due.values(), answers, strict=True):
             shard.next_due = None
             if isinstance(answer, StoreError):
-                self._break(shard, answer)
+                self._stop_broken(shard, answer)
             elif answer.code is Reply.FENCED:
                 self.lost(shard)
             else:
@@ -219,12 +220,13 @@ class Owner:
                     shard.add_input(run_id, DUE)
                 if answer.next is not None:
                     self._plan(shard, answer.next)
-                if len(answer.due) == FIRE_LIMIT:
-                    # More are due. They are asked for after these have left the agenda.
+                if len(answer.due) == DUE_LIMIT:
+                    # More are due. They are read after these have left the agenda.
                     self._plan(shard, answer.clock + 20)
                 self.wake(shard)
 
-    def _fire_in_flight(self) -> None:
+    def _wake_due_in_flight(self) -> None:
+        """Due times of runs whose steps are in flight, which are not on the agenda."""
         if not self._run_timers:
             return
         now = self._clock.now_ms()
@@ -244,14 +246,14 @@ class Owner:
 
     # --- one batch ----------------------------------------------------------------------------------------------------
 
-    async def process(self, going: list[ShardBatch]) -> None:
-        """Load, reduce, commit, apply. Never raises; frees the shards and the place for the next batches."""
+    async def process(self, batches: list[ShardBatch]) -> None:
+        """Load, reduce, commit, apply. Never raises; frees the shards, and a slot for the next batches."""
         try:
-            await self._load(going)
+            await self._load(batches)
             at = self._clock.now_ms()
             calls: list[Call[Committed]] = []
             committing: list[ShardBatch] = []
-            for batch in going:
+            for batch in batches:
                 if batch.shard.dropped:
                     continue
                 batch.reduce(self._app, self._namespace, at, self._watch)
@@ -266,13 +268,16 @@ class Owner:
                 for batch, answer in zip(committing, answers, strict=True):
                     self._answered(batch, answer)
         except Exception:
-            # A defect of ours. What these shards have in memory is not to be trusted: they are taken and read anew.
-            _log.exception("a batch of %d shards failed; they are read again", len(going))
-            for batch in going:
+            # A defect in this code. The state of these shards in memory can't be trusted.
+            _log.exception(
+                "a batch of shards %s failed; they are dropped, acquired and read again",
+                ", ".join(str(batch.shard.number) for batch in batches),
+            )
+            for batch in batches:
                 self.drop(batch.shard)
         finally:
             self._slots.release()
-            for batch in going:
+            for batch in batches:
                 shard = batch.shard
                 shard.busy = False
                 if shard.has_work:
@@ -282,9 +287,9 @@ class Owner:
         self.watch.since = time.monotonic() if run_id else 0.0
         self.watch.run_id = run_id
 
-    async def _load(self, going: list[ShardBatch]) -> None:
-        """Bring runs into memory that are not live: in one pipeline, then replayed."""
-        wanted = [(batch, run_id) for batch in going for run_id in batch.missing()]
+    async def _load(self, batches: list[ShardBatch]) -> None:
+        """Bring runs into memory that are not live: read in one pipeline, then replayed."""
+        wanted = [(batch, run_id) for batch in batches for run_id in batch.missing()]
         if not wanted:
             return
         calls: list[Call[list[bytes]]] = [
@@ -318,7 +323,7 @@ class Owner:
         """After a takeover: start the attempts again that ran at the last owner, under the same attempt numbers.
 
         Their runs are in flight on the agenda (score -1), which is how `takeover.py` finds them. Attempts whose outcome
-        has arrived already are left alone.
+        has already arrived are not started.
         """
         arrived = inputs + shard.inputs.get(run_id, [])
         finished = {(outcome.seq, outcome.attempt) for outcome in arrived if isinstance(outcome, Outcome)}
@@ -327,8 +332,14 @@ class Owner:
                 self._executor.submit(shard.number, run_id, job)
 
     def _unreadable(self, batch: ShardBatch, run_id: str, reason: str) -> None:
-        _log.error("the record of run %s in shard %d can't be read: %s", run_id, batch.shard.number, reason)
         work = batch.work.pop(run_id)
+        _log.error(
+            "the record of run %s in shard %d can't be read; its %d messages are quarantined: %s",
+            run_id,
+            batch.shard.number,
+            len(work.messages),
+            reason,
+        )
         batch.poisoned += [(message, f"the run's record can't be read: {reason}"[:500]) for message in work.messages]
         batch.batch.plans.append((run_id, None))
 
@@ -340,13 +351,15 @@ class Owner:
             return
         if isinstance(answer, StoreError):
             batch.put_back()
-            self._break(shard, answer)
+            self._stop_broken(shard, answer)
         elif answer.code is Reply.FENCED:
             self.lost(shard)
         elif answer.code is Reply.CONFLICT:
-            # Somebody else changed these runs (a failover lost commits): what is in memory is not the truth.
+            # The server has other versions of these runs (a failover lost commits): the ones in memory are wrong.
             _log.warning(
-                "shard %d: runs changed under their owner, they are read again: %s", shard.number, answer.conflicts
+                "runs of shard %d have another version on the server than in memory, so they are read again: %s",
+                shard.number,
+                ", ".join(answer.conflicts),
             )
             for run_id in answer.conflicts:
                 self._executor.cancel_where(lambda running, run_id=run_id: running.run_id == run_id)
@@ -388,7 +401,7 @@ class Owner:
             return
         if effects.jobs and not shard.draining:
             for job in effects.jobs:
-                if job.step.queue is None:  # the others are in the outbox
+                if job.step.queue is None:  # those of queues are in the outbox
                     self._executor.submit(shard.number, run_id, job)
         due = machine.next_due
         if machine.in_flight:
@@ -404,26 +417,34 @@ class Owner:
         self._idle[run_id] = shard
         self._idle.move_to_end(run_id)
         if len(self._idle) > self._cache:
-            oldest, home = self._idle.popitem(last=False)
-            evicted = home.live.pop(oldest, None)
+            evicted_id, evicted_shard = self._idle.popitem(last=False)
+            evicted = evicted_shard.live.pop(evicted_id, None)
             if evicted is not None:
                 evicted.machine.close()
 
     def lost(self, shard: OwnedShard) -> None:
-        """Its token or its consumer group is gone: drop it, and let membership look whose it is."""
-        _log.warning("shard %d has another owner; what this daemon had of it is dropped", shard.number)
+        """Its token or its consumer group is gone: drop it, and let membership find out which daemon owns it."""
+        _log.warning(
+            "shard %d has another owner: this daemon drops its state of the shard and cancels the steps it ran for it",
+            shard.number,
+        )
         self.drop(shard)
         self.on_lost()
 
-    def _break(self, shard: OwnedShard, error: StoreError) -> None:
-        """The server refuses this shard's commits (a key of a wrong type, an ACL): stop it loudly, try again later."""
-        _log.error("shard %d is stopped for %g s: %s", shard.number, RETRY_BROKEN, error)
+    def _stop_broken(self, shard: OwnedShard, error: StoreError) -> None:
+        """The server refuses this shard's commits (a key of a wrong type, an ACL): log it, stop, and retry later."""
+        _log.error(
+            "shard %d is stopped for %g s, then retried, because the server refused a command: %s",
+            shard.number,
+            RETRY_BROKEN,
+            error,
+        )
         shard.broken = str(error)
         shard.broken_since = time.monotonic()
         self._ready.pop(shard.number, None)
 
-    def mend(self) -> None:
-        """Try shards again that the server refused a while ago. Called with every beat."""
+    def retry_broken(self) -> None:
+        """Retry shards that the server refused `RETRY_BROKEN` seconds ago. Called with every heartbeat."""
         for shard in self.shards.values():
             if shard.broken and time.monotonic() - shard.broken_since > RETRY_BROKEN:
                 shard.broken = ""
@@ -431,7 +452,7 @@ class Owner:
                 self.wake(shard)
 
     def flush(self) -> None:
-        """Let shards commit that only have delivered outbox entries to delete. Called with every rollup."""
+        """Let shards commit whose only work is to delete delivered outbox entries. Called with every rollup."""
         for shard in self.shards.values():
             if shard.sent:
                 self.wake(shard)

@@ -1,11 +1,11 @@
-"""Carries messages between shards and to queues: what a commit put into an outbox goes to its target.
+"""Carries messages between shards and to queues: delivers what commits have put into outboxes.
 
-Owns: the queue of messages that are on their way, and their order. Must not: decide anything; effects leave only after
-the commit that decided them, so this loop sees nothing earlier. Called by: the owner (hands messages over after a
-commit, and after a takeover those that the last owner left), the daemon (runs the loop).
+Owns: the messages that wait for delivery, and their order. Must not: decide anything; effects leave only after the
+commit that decided them, so this loop sees nothing earlier. Called by: the owner (hands messages over after a commit),
+takeover (those that the last owner left), the daemon (runs the loop).
 
 A target is a shard's inbox, or a partition of a queue. Each (source, target) pair is in order and has one delivery in
-flight; `lua/deliver_messages.lua` and `lua/enqueue_attempts.lua` drop what they have seen.
+flight; `lua/deliver_messages.lua` and `lua/enqueue_attempts.lua` drop messages that they have accepted before.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MESSAGES = 200
 BYTES = 1024 * 1024
 """Limits of one delivery, so that a script stays short."""
 RETRY_PAUSE = 1.0
-"""Seconds until a target that refused a delivery gets it again; other targets needn't wait for it."""
+"""Seconds until a target that refused a delivery gets it again; other targets don't wait for it."""
 
 Target = int | tuple[str, int]
 """A shard, or a queue and its partition."""
@@ -45,7 +45,7 @@ class Relay:
         self._refused: dict[tuple[int, Target], float] = {}
         """When (monotonic s) a pair whose target refused its messages is tried again."""
         self._known_queues: set[str] = set()
-        self._some = anyio.Event()
+        self._has_messages = anyio.Event()
 
     @property
     def waiting(self) -> int:
@@ -56,30 +56,30 @@ class Relay:
         for number, target, kind, run_id, body in messages:
             try:
                 if target < 0:
-                    raise ValueError("it has no target")
-                one, place = _addressed(number, target, kind, run_id, body)
+                    raise ValueError("the entry names no target")
+                message, destination = _addressed(number, target, kind, run_id, body)
             except DECODE_ERRORS as error:
                 _log.error("outbox entry %s of shard %d can't be read and is dropped: %s", number, source.number, error)
                 source.sent.append(number)
                 continue
-            pair = (source.number, place)
-            if pair not in self._waiting or self._waiting[pair][0] is not source:  # the shard was taken anew
+            pair = (source.number, destination)
+            if pair not in self._waiting or self._waiting[pair][0] is not source:  # the shard was acquired again
                 self._waiting[pair] = (source, [])
-            self._waiting[pair][1].append(one)
-        self._some.set()
+            self._waiting[pair][1].append(message)
+        self._has_messages.set()
 
     async def run(self) -> None:
         while True:
-            await self._some.wait()
-            self._some = anyio.Event()
+            await self._has_messages.wait()
+            self._has_messages = anyio.Event()
             if not await self.run_once():
                 with anyio.move_on_after(RETRY_PAUSE):
-                    await self._some.wait()
-                self._some.set()
+                    await self._has_messages.wait()
+                self._has_messages.set()
 
     async def run_once(self) -> bool:
-        """Deliver what waits, in one pipeline. False when something must be tried again."""
-        going: list[tuple[tuple[int, Target], OwnedShard, list[Delivery | Offer]]] = []
+        """Deliver all waiting messages, in one pipeline. False when some must be delivered again."""
+        batches: list[tuple[tuple[int, Target], OwnedShard, list[Delivery | Offer]]] = []
         now = time.monotonic()
         self._refused = {pair: until for pair, until in self._refused.items() if until > now}
         for pair, (source, deliveries) in list(self._waiting.items()):
@@ -89,44 +89,53 @@ class Relay:
             if pair in self._refused:
                 continue
             chunk = _first_chunk(deliveries)
-            going.append((pair, source, chunk))
-        calls = [self._call(target, source, chunk) for (_, target), source, chunk in going]
+            batches.append((pair, source, chunk))
+        calls = [self._call(target, source, chunk) for (_, target), source, chunk in batches]
         if not calls:
             return not self._refused
         try:
-            await self._register_queues(target for (_, target), _, _ in going)
+            await self._register_queues(target for (_, target), _, _ in batches)
             answers = await self._store.send(calls)
         except StoreError as error:
-            _log.warning("messages for shards and queues wait: %s", error)
+            _log.warning(
+                "could not deliver %d batches of messages to shards and queues, will retry: %s", len(calls), error
+            )
             return False
-        for (pair, source, chunk), answer in zip(going, answers, strict=True):
+        for (pair, source, chunk), answer in zip(batches, answers, strict=True):
             if isinstance(answer, Exception):
-                _log.error("%s doesn't take messages from shard %d: %s", _name_of(pair[1]), pair[0], answer)
+                _log.error(
+                    "%s refused %d messages from shard %d, will retry in %g s: %s",
+                    _name_of(pair[1]),
+                    len(chunk),
+                    pair[0],
+                    RETRY_PAUSE,
+                    answer,
+                )
                 self._refused[pair] = time.monotonic() + RETRY_PAUSE
                 continue
             if pair not in self._waiting or self._waiting[pair][0] is not source:
-                continue  # taken anew meanwhile: the outbox was read again, and its target drops what it has seen
+                continue  # acquired again meanwhile: the outbox was read again, and targets drop repeated messages
             queue = self._waiting[pair][1]
             source.sent.extend(delivery.number for delivery in chunk)
             del queue[: len(chunk)]
             if queue:
-                self._some.set()
+                self._has_messages.set()
             else:
                 del self._waiting[pair]
         return not self._refused
 
     def _call(self, target: Target, source: OwnedShard, chunk: list[Any]) -> Call[str]:
-        """All messages of a pair are of one kind: deliveries for a shard, offers for a queue."""
+        """All messages of a pair have one type: deliveries for a shard, offers for a queue."""
         if isinstance(target, int):
             return self._kernel.deliver_messages(target, source.number, chunk)
         return self._kernel.enqueue_attempts(*target, source.number, chunk)
 
     async def _register_queues(self, targets: Iterable[Target]) -> None:
-        """Queues that this daemon sends to for the first time, so that `status` knows which there are."""
+        """Register queues to which this daemon sends for the first time, so that `status` can list them."""
         new = {target[0] for target in targets if not isinstance(target, int)} - self._known_queues
         if new:
-            words = [word for queue in sorted(new) for word in (queue, QUEUE_PARTITIONS)]
-            await self._store.one(Call.plain("HSET", self._kernel.keys.queues, *words))
+            fields = [argument for queue in sorted(new) for argument in (queue, QUEUE_PARTITIONS)]
+            await self._store.one(Call.plain("HSET", self._kernel.keys.queues, *fields))
             self._known_queues |= new
 
 
@@ -135,7 +144,7 @@ def _addressed(number: str, target: int, kind: str, run_id: str, body: bytes) ->
     if kind in ("step", "revoke"):
         queue, offer = to_offer(number, kind, run_id, body)
         if target >= QUEUE_PARTITIONS:
-            raise ValueError(f"a queue has no partition {target}")
+            raise ValueError(f"partition {target} of queue {queue} does not exist: there are {QUEUE_PARTITIONS}")
         return offer, (queue, target)
     return to_delivery(number, kind, run_id, body), target
 

@@ -1,9 +1,9 @@
 """The periodic rollup: stores each shard's part of the views, and merges all parts into the cross-shard views.
 
 Owns: checkpoints of owned shards, the merged views' keys (one daemon, the leader, writes them), and trimming (inside
-`checkpoint_views`). Must not: be needed for any run to go on.
-Called by: the daemon (runs the loop), membership (stores a shard's part before releasing it, says who leads), the
-rebuild command.
+`checkpoint_views`). Must not: be needed for any run to progress.
+Called by: the daemon (runs the loop), membership (stores a shard's part before releasing it, sets which daemon leads),
+the rebuild command.
 
 A part is stored together with the log entry up to which it counts, so storing it twice, or by two owners in turn, is
 harmless, and after a crash the next owner folds what is missing from the log.
@@ -36,18 +36,18 @@ CHUNK = 32
 """Shards in one pipeline, and..."""
 MERGES = 16
 """...merges in a row: a daemon serves runs in between."""
-QUIET_ROUNDS = 130
-"""Rollups after the last change for which rates are still falling and views are merged again."""
+IDLE_ROUNDS = 130
+"""Rollups after the last change during which views are still merged, because rates are still falling."""
 
 
 class Rollup:
     def __init__(self, context: Context, owner: Owner) -> None:
         self.leading = False
-        """Whether this daemon merges: membership says so."""
+        """Whether this daemon merges the views; set by membership."""
         self.others_folds = 0
         """Checkpoints that the other members have stored, from their heartbeats: a change means more to merge."""
         self.folds = 0
-        """Checkpoints stored so far: in the beat, so that the leader knows when there is something to merge."""
+        """Checkpoints stored so far: part of the heartbeat, so that the leader knows when there is more to merge."""
         self._store = context.store
         self._kernel = context.kernel
         self._clock = context.clock
@@ -55,7 +55,7 @@ class Rollup:
         self._shards = context.namespace.shards
         self._owner = owner
         self._merged_folds = -1
-        self._quiet = 0
+        self._idle_rounds = 0
 
     @property
     def unfolded(self) -> int:
@@ -72,16 +72,16 @@ class Rollup:
             await self._merge_if_changed()
 
     async def store_partials(self, shards: Iterable[OwnedShard]) -> None:
-        """Store what these shards count now, with the log entry up to which that is."""
-        going = [shard for shard in shards if shard.offset != shard.folded and not shard.dropped]
-        for first in range(0, len(going), CHUNK):
-            await self._store_chunk(going[first : first + CHUNK])
+        """Store the parts of these shards, each with the log entry up to which it counts."""
+        changed = [shard for shard in shards if shard.offset != shard.folded and not shard.dropped]
+        for first in range(0, len(changed), CHUNK):
+            await self._store_chunk(changed[first : first + CHUNK])
 
-    async def _store_chunk(self, going: list[OwnedShard]) -> None:
+    async def _store_chunk(self, shards: list[OwnedShard]) -> None:
         now = self._clock.now_ms()
         calls: list[Call[Checkpointed]] = []
         counted: list[tuple[str, int]] = []
-        for shard in going:
+        for shard in shards:
             shard.views.prune(now)
             counted.append((shard.offset, shard.unfolded))
             calls.append(
@@ -95,12 +95,20 @@ class Rollup:
                 )
             )
         answers: list[Checkpointed | StoreError] = await self._store.send(calls)
-        for shard, (offset, unfolded), answer in zip(going, counted, answers, strict=True):
+        for shard, (offset, unfolded), answer in zip(shards, counted, answers, strict=True):
             if isinstance(answer, StoreError):
-                _log.error("the views of shard %d can't be stored: %s", shard.number, answer)
+                _log.error(
+                    "the views of shard %d could not be stored; the next rollup or the next owner does it: %s",
+                    shard.number,
+                    answer,
+                )
             elif answer.code is Reply.STALE:
-                # A failover lost log entries that the stored part counts: the log is the truth.
-                _log.warning("the stored views of shard %d are ahead of its log; rebuild them", shard.number)
+                # A failover lost log entries that the stored part counts: the log is authoritative.
+                _log.warning(
+                    "the stored views of shard %d are ahead of its log, because a failover lost log entries; rebuild "
+                    "them with `streamflow views rebuild`",
+                    shard.number,
+                )
                 shard.folded = offset
             elif answer.code is Reply.OK:
                 shard.folded = offset
@@ -110,23 +118,24 @@ class Rollup:
     async def _merge_if_changed(self) -> None:
         folds = self.folds + self.others_folds
         if folds == self._merged_folds:
-            self._quiet += 1
-            if self._quiet > QUIET_ROUNDS:
+            self._idle_rounds += 1
+            if self._idle_rounds > IDLE_ROUNDS:
                 return
         else:
-            self._quiet = 0
+            self._idle_rounds = 0
         await merge_views(self._store, self._kernel, self._shards, self._clock.now_ms(), self._own_partials())
         self._merged_folds = folds
 
     def _own_partials(self) -> dict[int, ShardViews]:
-        """Parts of shards that this daemon owns and has stored just now: they needn't be read back."""
+        """Parts of shards that this daemon owns and has just stored: they don't have to be read back."""
         return {n: shard.views for n, shard in self._owner.shards.items() if shard.folded == shard.offset != "0-0"}
 
 
 async def merge_views(
     store: Store, kernel: Kernel, shards: int, now_ms: int, known: dict[int, ShardViews] | None = None
 ) -> None:
-    """Merge the parts of all shards into the cross-shard views and store those. `known`: parts that needn't be read."""
+    """Merge the parts of all shards into the cross-shard views and store those. `known`: parts by shard that don't have
+    to be read."""
     known = known or {}
     keys = kernel.keys
     fields = [("oldest",) if n in known else ("oldest", "partial") for n in range(shards)]
@@ -140,16 +149,21 @@ async def merge_views(
         if number % MERGES == 0:
             await anyio.lowlevel.checkpoint()  # runs must not wait for a thousand merges
         if isinstance(answer, StoreError):
-            _log.error("the views of shard %d can't be read: %s", number, answer)
+            _log.error("the views of shard %d can't be read and are left out, will retry: %s", number, answer)
             continue
-        oldest.append(_decode_oldest(answer[0]))
+        oldest.append(_decode_oldest(number, answer[0]))
         if number in known:
             merged.merge(known[number])
         elif answer[1] is not None:
             try:
                 merged.merge(ShardViews.decode(answer[1]))
             except DECODE_ERRORS as error:
-                _log.error("the views of shard %d can't be read, rebuild them: %s", number, error)
+                _log.error(
+                    "the stored views of shard %d can't be decoded and are left out; rebuild them with "
+                    "`streamflow views rebuild`: %s",
+                    number,
+                    error,
+                )
     rendered: dict[str, Any] = merged.render(now_ms)
     rendered["oldest"] = merge_oldest(oldest)
     await store.send(
@@ -161,9 +175,9 @@ async def merge_views(
 
 
 async def rebuild_views(store: Store, kernel: Kernel, shards: int, now_ms: int) -> int:
-    """Make all views again from the logs, and from what was counted before the logs were trimmed.
+    """Rebuild all views from the logs, and from what was counted before the logs were trimmed.
 
-    Gives the number of log entries folded. Owners keep their own parts in memory, so stop the daemons first, or their
+    Returns the number of log entries folded. Owners keep their own parts in memory, so stop the daemons first, or their
     next checkpoint overwrites this one with the same numbers.
     """
     folded = 0
@@ -189,12 +203,12 @@ async def rebuild_views(store: Store, kernel: Kernel, shards: int, now_ms: int) 
     return folded
 
 
-def _decode_oldest(data: bytes | None) -> list[tuple[str, str, int]]:
+def _decode_oldest(shard: int, data: bytes | None) -> list[tuple[str, str, int]]:
     rows: list[tuple[str, str, int]] = []
     try:
         for line in (data or b"").decode().splitlines():
             run_id, score, workflow = line.split(" ", 2)
             rows.append((run_id, workflow, int(float(score))))
     except ValueError as error:
-        _log.error("the oldest runs of a shard can't be read: %s", error)
+        _log.error("the list of oldest runs of shard %d can't be decoded and is incomplete: %s", shard, error)
     return rows

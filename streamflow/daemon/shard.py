@@ -1,4 +1,4 @@
-"""One owned shard in memory: what waits to be reduced, which runs are live, and its part of the views.
+"""One owned shard in memory: inputs that wait to be reduced, live runs, and its part of the views.
 
 Owns: the state of an `OwnedShard`, and the numbering of its commits and outbox messages. Must not: talk to the server,
 reduce, or decide. Called by: owner, inbox reader, membership, relay, rollup.
@@ -18,7 +18,7 @@ from streamflow.wire import InboxMessage
 
 
 class LiveRun:
-    """A run in memory: its machine, the header that the server has, and what the agenda says of it."""
+    """A run in memory: its machine, the header that the server has, and its entry on the agenda."""
 
     __slots__ = ("header", "header_bytes", "machine", "plan", "timer")
 
@@ -29,7 +29,7 @@ class LiveRun:
         self.plan = plan
         """The score on the agenda: -1 while steps run here, a due time in ms, or None."""
         self.timer: int | None = None
-        """The due time that the owner's own timers have of it, while steps run here."""
+        """The due time (ms) that the owner's own timers have for it, while steps run here."""
 
 
 class OwnedShard:
@@ -42,11 +42,12 @@ class OwnedShard:
         self.epoch = token.partition(":")[0]
         self.inbox: deque[InboxMessage] = deque()
         self.known: set[str] = set()
-        """Ids of inbox entries in memory, so that re-reading pending ones brings none twice."""
+        """Ids of inbox entries in memory, so that reading pending ones again adds none twice."""
         self._rereading = False
-        self._gone: list[str] = []
+        self._acknowledged: list[str] = []
+        """Ids that were acknowledged while pending entries are read again."""
         self.suspect: set[str] = set()
-        """Runs whose record isn't what their start message says: it is read before another start is believed."""
+        """Runs whose record differs from their start message: it is read before another start message is trusted."""
         self.inputs: dict[str, list[Input]] = {}
         """Step outcomes and due times by run."""
         self.live: dict[str, LiveRun] = {}
@@ -55,6 +56,7 @@ class OwnedShard:
         self.draining = False
         """To be handed over: nothing new is read or started, outcomes of running steps are still committed."""
         self.dropped = False
+        """No longer owned: nothing of it is committed or stored."""
         self.next_due: int | None = None
         self.sent: list[str] = []
         """Outbox numbers that their targets have accepted: the next commit deletes them."""
@@ -62,12 +64,12 @@ class OwnedShard:
         self.offset = "0-0"
         """The log entry up to which `views` counts."""
         self.folded = "0-0"
-        """The offset that the server has."""
+        """The `offset` of the checkpoint that the server has."""
         self.unfolded = 0
         self.workflows: set[str] = set()
-        """Names of workflows with runs here, for the listings that `checkpoint_views` looks at."""
+        """Names of workflows with runs here, for the listings that `checkpoint_views` reads."""
         self.broken = ""
-        """Why the server refuses this shard; it is left alone for a while."""
+        """Why the server refuses this shard; it is left alone for `RETRY_BROKEN` seconds."""
         self.broken_since = 0.0
         self._commits = 0
         self._outbox = 0
@@ -77,18 +79,19 @@ class OwnedShard:
         return bool(self.inbox or self.inputs)
 
     def acknowledged(self, ids: Iterable[str]) -> None:
-        """These entries are not in the inbox any more."""
+        """These entries are no longer in the inbox."""
         if self._rereading:
-            self._gone += ids
+            self._acknowledged += ids
         else:
             self.known.difference_update(ids)
 
-    def rereading(self, going_on: bool) -> None:
-        """Pending entries are being read: what is committed meanwhile stays known, for the answer may still have it."""
-        self._rereading = going_on
-        if not going_on:
-            self.known.difference_update(self._gone)
-            self._gone.clear()
+    def rereading(self, active: bool) -> None:
+        """Whether pending entries are being read: those that are committed meanwhile stay known until the read ends,
+        because its answer may still contain them."""
+        self._rereading = active
+        if not active:
+            self.known.difference_update(self._acknowledged)
+            self._acknowledged.clear()
 
     def next_commit(self, session: str) -> str:
         self._commits += 1
@@ -106,7 +109,7 @@ class OwnedShard:
             inputs.append(input_)
 
     def plan_due(self, due: int) -> bool:
-        """Note that a run is due at `due`; whether that is the earliest now."""
+        """Note that a run is due at `due` (ms). Returns whether that is now the earliest due time."""
         if self.next_due is None or due < self.next_due:
             self.next_due = due
             return True

@@ -1,12 +1,12 @@
-"""Takes shards and reads what the last owner left: the only place where a shard's whole state is read.
+"""Acquires shards and reads what the last owner left: the only place where a shard's whole state is read.
 
-Owns: the take and the recovery reads. Must not: decide which shards to take (membership does).
+Owns: acquiring shards, and the reads that recover them. Must not: decide which shards to acquire (membership does).
 Called by: membership.
 
-What is found again: runs whose steps were in flight (`Owner._restart_running_steps` starts those steps again when it
-loads the run), runs that are stuck (the code may be fixed), the next due time, messages that didn't leave the outbox,
-and the log that the views don't count yet. Messages in the inbox come by themselves: the new consumer group reads them
-from the first one.
+What is recovered: runs whose steps were in flight (`Owner._restart_running_steps` starts those steps again when it
+loads the run), runs that are stuck (the code may be fixed), the next due time, messages that were not delivered from
+the outbox, and the log entries that the views don't count yet. Messages in the inbox need no recovery: the new consumer
+group reads them from the first one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _log = logging.getLogger("streamflow.takeover")
 CHUNK = 64
 """Shards that are recovered in one pipeline."""
 PAGE = 1000
-"""Entries of a log or outbox that are read at once."""
+"""Entries of a log or outbox in one answer."""
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 
@@ -47,16 +47,16 @@ class Takeover:
         self._session = context.session
         self._relay = relay
 
-    async def take(self, wanted: dict[int, str]) -> list[OwnedShard]:
-        """Take shards whose tokens are still the ones in `wanted`, and recover them.
+    async def acquire(self, wanted: dict[int, str]) -> list[OwnedShard]:
+        """Acquire shards whose tokens are still the ones in `wanted`, and recover them.
 
-        Those that another daemon took first, or that can't be read completely, are left out: nobody works for them
-        until they are taken again. Stuck runs of workflows that this app registers are tried again.
+        Those that another daemon acquired first, or that can't be read completely, are left out: no daemon works for
+        them until they are acquired again. Stuck runs of workflows that this app registers are tried again.
         """
         names = list(self._app.workflows)
         numbers = list(wanted)
         known: list[bytes] = await self._store.one(Call.plain("HKEYS", self._kernel.keys.workflows))
-        everything = {name.decode(errors="replace") for name in known} | set(names)
+        all_names = {name.decode(errors="replace") for name in known} | set(names)
         owned: list[OwnedShard] = []
         for first in range(0, len(numbers), CHUNK):
             chunk = numbers[first : first + CHUNK]
@@ -65,20 +65,20 @@ class Takeover:
                 for number in chunk
             ]
             answers: list[Acquired | StoreError] = await self._store.send(calls)
-            taken: list[OwnedShard] = []
+            acquired: list[OwnedShard] = []
             for number, answer in zip(chunk, answers, strict=True):
                 if isinstance(answer, StoreError):
-                    _log.error("shard %d can't be taken: %s", number, answer)
+                    _log.error("shard %d could not be acquired, will retry: %s", number, answer)
                 elif answer.code is Reply.OK:
                     self._clock.observe(answer.clock)
                     shard = OwnedShard(number, self._kernel.keys.shard(number), answer.token)
-                    shard.workflows.update(everything)
-                    taken.append(shard)
-            owned += await self._recover(taken, names)
+                    shard.workflows.update(all_names)
+                    acquired.append(shard)
+            owned += await self._recover(acquired, names)
         return owned
 
     async def _recover(self, shards: list[OwnedShard], workflows: list[str]) -> list[OwnedShard]:
-        """Read what the last owner left. Gives the shards of which everything could be read."""
+        """Read what the last owner left. Returns the shards of which everything could be read."""
         per_shard = 3 + len(workflows)
         calls: list[Call[object]] = []
         for shard in shards:
@@ -90,23 +90,23 @@ class Takeover:
                 *(Call.plain("ZRANGE", keys.index(Status.STUCK, name), 0, -1) for name in workflows),
             )
         answers = await self._store.send(calls) if calls else []
-        whole: list[OwnedShard] = []
+        readable: list[OwnedShard] = []
         for position, shard in enumerate(shards):
-            mine = answers[position * per_shard : (position + 1) * per_shard]
-            refused = next((answer for answer in mine if isinstance(answer, StoreError)), None)
-            if refused is not None:
-                _log.error("shard %d can't be read, and stands still: %s", shard.number, refused)
+            state = answers[position * per_shard : (position + 1) * per_shard]
+            error = next((answer for answer in state if isinstance(answer, StoreError)), None)
+            if error is not None:
+                _log_unreadable(shard, error)
                 continue
-            in_flight, upcoming, views, *stuck = mine
+            in_flight, upcoming, views, *stuck = state
             for run_id in (*in_flight, *(run_id for listing in stuck for run_id in listing)):
                 shard.inputs[run_id.decode(errors="replace")] = [Due()]
             if upcoming:
                 _, due = upcoming
                 shard.next_due = int(float(due))
             self._restore_views(shard, *views)
-            whole.append(shard)
-        whole = await self._catch_up(whole)
-        return await self._empty_outboxes(whole)
+            readable.append(shard)
+        readable = await self._fold_logs(readable)
+        return await self._relay_outboxes(readable)
 
     def _restore_views(
         self,
@@ -116,20 +116,26 @@ class Takeover:
         base_offset: bytes | None,
         base: bytes | None,
     ) -> None:
-        """The stored part, or the part under the trimmed log, from which the log leads on; else count from zero."""
+        """Start from the stored part, or else from the part at which the trimmed log begins, or else from zero."""
         for at, data in ((offset, partial), (base_offset, base)):
             if at is None or data is None:
                 continue
             try:
                 shard.views = ShardViews.decode(data)
             except DECODE_ERRORS as error:
-                _log.error("shard %d: the views stored at %s can't be read: %s", shard.number, at, error)
+                _log.error(
+                    "the views of shard %d that were stored at log entry %s can't be decoded; its log is counted from "
+                    "an older part, or from its beginning: %s",
+                    shard.number,
+                    at.decode(errors="replace"),
+                    error,
+                )
             else:
                 shard.offset = shard.folded = at.decode()
                 return
 
-    async def _catch_up(self, shards: list[OwnedShard]) -> list[OwnedShard]:
-        """Fold what was committed after the last stored checkpoint."""
+    async def _fold_logs(self, shards: list[OwnedShard]) -> list[OwnedShard]:
+        """Fold the log entries that were committed after the last stored checkpoint."""
 
         def fold(shard: OwnedShard, entries: list[Entry]) -> None:
             for entry_id, fields in entries:
@@ -137,10 +143,10 @@ class Takeover:
                 shard.offset = entry_id.decode()
                 shard.unfolded += 1
 
-        return await self._read_on(shards, lambda shard: shard.keys.log, lambda shard: shard.offset, fold)
+        return await self._read_streams(shards, lambda shard: shard.keys.log, lambda shard: shard.offset, fold)
 
-    async def _empty_outboxes(self, shards: list[OwnedShard]) -> list[OwnedShard]:
-        """Hand all messages that didn't leave to the relay, oldest first: a later one makes them look delivered."""
+    async def _relay_outboxes(self, shards: list[OwnedShard]) -> list[OwnedShard]:
+        """Pass undelivered messages to the relay, oldest first: targets drop those that arrive after a later one."""
         positions: dict[int, str] = {}
 
         def hand_over(shard: OwnedShard, entries: list[Entry]) -> None:
@@ -148,44 +154,53 @@ class Takeover:
             if entries:
                 positions[shard.number] = entries[-1][0].decode()
 
-        return await self._read_on(
+        return await self._read_streams(
             shards, lambda shard: shard.keys.outbox, lambda shard: positions.get(shard.number, "0-0"), hand_over
         )
 
-    async def _read_on(
+    async def _read_streams(
         self,
         shards: list[OwnedShard],
         stream: Callable[[OwnedShard], str],
         position: Callable[[OwnedShard], str],
-        take_in: Callable[[OwnedShard, list[Entry]], None],
+        on_page: Callable[[OwnedShard, list[Entry]], None],
     ) -> list[OwnedShard]:
-        """Read each shard's stream from its position to the end, page by page. Gives the shards that could be read."""
-        fine = {shard.number: shard for shard in shards}
-        behind = shards
-        while behind:
+        """Read each shard's stream from its position to the end, by pages. Returns the shards that could be read."""
+        readable = {shard.number: shard for shard in shards}
+        unfinished = shards
+        while unfinished:
             pages: list[list[Entry] | StoreError] = await self._store.send(
-                [Call.plain("XRANGE", stream(one), f"({position(one)}", "+", "COUNT", PAGE) for one in behind]
+                [Call.plain("XRANGE", stream(shard), f"({position(shard)}", "+", "COUNT", PAGE) for shard in unfinished]
             )
-            again: list[OwnedShard] = []
-            for shard, entries in zip(behind, pages, strict=True):
+            more: list[OwnedShard] = []
+            for shard, entries in zip(unfinished, pages, strict=True):
                 if isinstance(entries, StoreError):
-                    _log.error("shard %d can't be read, and stands still: %s", shard.number, entries)
-                    del fine[shard.number]
+                    _log_unreadable(shard, entries)
+                    del readable[shard.number]
                     continue
-                take_in(shard, entries)
+                on_page(shard, entries)
                 if len(entries) == PAGE:
-                    again.append(shard)
-            behind = again
-        return list(fine.values())
+                    more.append(shard)
+            unfinished = more
+        return list(readable.values())
+
+
+def _log_unreadable(shard: OwnedShard, error: StoreError) -> None:
+    _log.error("shard %d can't be read, so its runs make no progress, will retry: %s", shard.number, error)
 
 
 def fold_entry(views: ShardViews, fields: dict[bytes, bytes]) -> None:
-    """Fold one log entry: its fields are run ids, its values transitions. What can't be read is skipped and logged."""
+    """Fold one log entry: its fields are run ids, its values transitions. Those that can't be decoded are logged and
+    not counted."""
     for run_id, data in fields.items():
         try:
             views.fold(run_id.decode(), decode_transition(data))
         except DECODE_ERRORS as error:
-            _log.error("a log entry of run %s can't be read and is not counted: %s", run_id[:64], error)
+            _log.error(
+                "a log entry of run %s can't be decoded and is not counted in the views: %s",
+                run_id[:64].decode(errors="replace"),
+                error,
+            )
 
 
 def _outbox_message(entry_id: bytes, fields: dict[bytes, bytes]) -> tuple[str, int, str, str, bytes]:

@@ -1,7 +1,7 @@
 """A thread that names the line in which a workflow blocks its daemon.
 
 Owns: the thread, and finding the user's line in a stack. Must not: touch the event loop.
-Called by: the daemon starts it, the owner says which run it reduces.
+Called by: the daemon (starts and stops it), the owner (notes which run it reduces).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _log = logging.getLogger("streamflow.watchdog")
 
 
 class BlockedRun(msgspec.Struct):
-    """Which run is being reduced since when (monotonic s): the watchdog looks at it from its thread."""
+    """Which run is being reduced, and since when (monotonic s): the watchdog reads it from its thread."""
 
     run_id: str = ""
     since: float = 0.0
@@ -52,19 +52,19 @@ class Watchdog:
     def look(self) -> None:
         since, run_id = self._watch.since, self._watch.run_id
         blocked = time.monotonic() - since
-        # Seen before, too: else it may be the whole process that didn't get the processor.
+        # Also seen by the last check: otherwise the whole process may have been without processor time.
         seen, self._seen = self._seen, since
         if not since or blocked < self._threshold or self._warned == since or seen != since:
             return
         self._warned = since
         frame = sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage]
-        where = user_line(traceback.extract_stack(frame)) if frame is not None else "an unknown line"
+        line = user_line(traceback.extract_stack(frame)) if frame is not None else "an unknown line"
         _log.warning(
             "run %s has blocked its daemon for %.0f ms at %s: a workflow only decides; move I/O and long computation "
             "into a step",
             run_id,
             blocked * 1000,
-            where,
+            line,
         )
 
 

@@ -94,7 +94,7 @@ class QueueReader:
         self._done.set()
 
     def _read_again(self) -> None:
-        """A lost answer may have carried entries: look at the pending ones before new ones."""
+        """A lost answer may have carried entries: read the pending ones before new ones."""
         self._check_pending = True
 
     async def _read_or_create_groups(self) -> None:

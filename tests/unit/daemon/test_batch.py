@@ -242,8 +242,8 @@ def test_notifications_are_of_ended_runs_without_large_results() -> None:
         signal("1-3", "large", "item", b"x" * 5000),
     )
     batch = batch_of(shard)
-    news = dict(msgspec.msgpack.decode(batch.batch.notification))
-    assert news == {"small": batch.batch.runs[0].transition, "large": b""}
+    notifications = dict(msgspec.msgpack.decode(batch.batch.notification))
+    assert notifications == {"small": batch.batch.runs[0].transition, "large": b""}
 
 
 def test_nothing_at_all_is_an_empty_batch() -> None:
@@ -291,7 +291,7 @@ def test_a_start_of_a_run_that_has_started_is_quarantined() -> None:
     assert kinds_in(batch) == ["SignalReceived", "RunCompleted"]
 
 
-def test_a_start_is_believed_only_until_its_run_proves_to_be_another() -> None:
+def test_a_start_is_trusted_only_until_its_run_proves_to_be_another() -> None:
     shard = owned()
     put(shard, start("1-0", "r", "quick", 1), InboxMessage("1-1", "start", "forged", b"\x90", b"rubbish"))
     batch = ShardBatch(shard, "c")
@@ -405,19 +405,19 @@ def test_answers_are_stored_and_notified_beside_the_runs_that_end() -> None:
     answers = [AskAnswered("0" * 32, "may I", raw(True)), AskAnswered("1" * 32, "what", raw("x" * 5000))]
     put(shard, start("1-1", "q", "quick", 1))
     batch = decide(shard, answers=answers)
-    assert [(one.key, one.field) for one in batch.batch.puts] == [
+    assert [(put.key, put.field) for put in batch.batch.puts] == [
         (shard.keys.answer("0" * 32), ""),
         (shard.keys.answer("1" * 32), ""),
     ]
-    assert [msgspec.msgpack.decode(one.value, type=AskAnswered) for one in batch.batch.puts] == answers
-    news = msgspec.msgpack.decode(batch.batch.notification, type=list[tuple[str, bytes]])
-    assert news == [(f"?{'0' * 32}", pack(answers[0])), (f"?{'1' * 32}", b"")], "a large one is fetched"
+    assert [msgspec.msgpack.decode(put.value, type=AskAnswered) for put in batch.batch.puts] == answers
+    notifications = msgspec.msgpack.decode(batch.batch.notification, type=list[tuple[str, bytes]])
+    assert notifications == [(f"?{'0' * 32}", pack(answers[0])), (f"?{'1' * 32}", b"")], "a large one is fetched"
 
 
 def test_an_answer_is_notified_before_the_end_of_its_run() -> None:
     batch = decide(owned(), answers=[AskAnswered("0" * 32, "may I")], ended=True, status=Status.COMPLETED)
-    news = msgspec.msgpack.decode(batch.batch.notification, type=list[tuple[str, bytes]])
-    assert [name for name, _ in news] == [f"?{'0' * 32}", "r"]
+    notifications = msgspec.msgpack.decode(batch.batch.notification, type=list[tuple[str, bytes]])
+    assert [name for name, _ in notifications] == [f"?{'0' * 32}", "r"]
 
 
 def test_a_fresh_history_is_marked_before_the_state() -> None:

@@ -49,12 +49,12 @@ class Bench:
     def __init__(self, *shards: OwnedShard) -> None:
         self.shards = {shard.number: shard for shard in shards}
         self.connection = FakeConnection()
-        self.told: list[int] = []
+        self.notified: list[int] = []
         self.gone: list[int] = []
         self.reader = InboxReader(
             [self.connection],  # type: ignore[list-item]
             self.shards,
-            lambda shard: self.told.append(shard.number),
+            lambda shard: self.notified.append(shard.number),
             lambda shard: self.gone.append(shard.number),
         )
         [self.lane] = self.reader._lanes
@@ -76,7 +76,7 @@ async def test_what_is_read_goes_to_its_shard_and_the_owner_is_notified() -> Non
     it.connection.answers.append([entry(one, "1-0", "a"), entry(two, "2-0", "b"), entry(one, "1-1", "a")])
     await it.lane.run_once()
     assert (ids(one), ids(two)) == (["1-0", "1-1"], ["2-0"])
-    assert set(it.told) == {1, 2}
+    assert set(it.notified) == {1, 2}
     both = [one.keys.inbox, two.keys.inbox]
     assert it.connection.asked == [(both, True), (both, False)], "what is pending comes first"
     message = one.inbox[0]

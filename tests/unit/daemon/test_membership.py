@@ -41,10 +41,10 @@ class Parts:
         self.held = False
         self.leading = False
         self.running: dict[int, int] = {}
-        self.taken: list[dict[int, str]] = []
+        self.acquired: list[dict[int, str]] = []
         self.stored: list[int] = []
         self.dropped: list[int] = []
-        self.mended = 0
+        self.retried = 0
         self.changes = 0
 
     # owner
@@ -55,8 +55,8 @@ class Parts:
         self.dropped.append(shard.number)
         self.shards.pop(shard.number, None)
 
-    def mend(self) -> None:
-        self.mended += 1
+    def retry_broken(self) -> None:
+        self.retried += 1
 
     # executor
     def hold(self) -> None:
@@ -72,8 +72,8 @@ class Parts:
     async def shards_changed(self) -> None:
         self.changes += 1
 
-    async def take(self, wanted: dict[int, str]) -> list[OwnedShard]:
-        self.taken.append(wanted)
+    async def acquire(self, wanted: dict[int, str]) -> list[OwnedShard]:
+        self.acquired.append(wanted)
         return [owned(number) for number in wanted]
 
     async def store_partials(self, shards: Iterable[OwnedShard]) -> None:
@@ -145,7 +145,7 @@ def won_by(member: str, *members: str) -> set[int]:
 async def test_the_only_member_takes_every_shard_by_the_token_that_it_saw(bench: Bench) -> None:
     bench.owners[3] = ("5:abc", "")
     await bench.turn()
-    assert bench.parts.taken == [{n: "5:abc" if n == 3 else "" for n in range(SHARDS)}]
+    assert bench.parts.acquired == [{n: "5:abc" if n == 3 else "" for n in range(SHARDS)}]
     assert set(bench.parts.shards) == set(range(SHARDS))
     assert bench.membership.owns_something.is_set()
     assert bench.parts.leading
@@ -223,7 +223,7 @@ async def test_a_shard_that_another_member_holds_is_awaited_but_not_forever(benc
     for beat in range(7):
         bench.other_beats("other", beat)
         await bench.turn(after=1.9)
-    assert bench.parts.taken == []
+    assert bench.parts.acquired == []
     bench.other_beats("other", 99)
     await bench.turn(after=1.9)
     assert set(bench.parts.shards) == won_by("me", "me", "other")
@@ -232,7 +232,7 @@ async def test_a_shard_that_another_member_holds_is_awaited_but_not_forever(benc
 async def test_shards_of_a_member_that_is_gone_are_acquired_at_once(bench: Bench) -> None:
     bench.owners = dict.fromkeys(range(SHARDS), ("5:abc", "gone"))
     await bench.turn()
-    assert bench.parts.taken == [dict.fromkeys(range(SHARDS), "5:abc")]
+    assert bench.parts.acquired == [dict.fromkeys(range(SHARDS), "5:abc")]
 
 
 # --- handing over ---------------------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ async def test_a_leaving_member_releases_all_shards_and_then_deregisters(bench: 
     await bench.turn()
     assert not bench.parts.shards
     await bench.membership.leave()
-    await bench.membership.beat()
+    await bench.membership.heartbeat()
     assert bench.members == {}, "no later heartbeat puts it back"
 
 
@@ -327,9 +327,9 @@ async def test_after_a_restart_of_the_server_all_shards_are_acquired_again(bench
     bench.store.server_generation += 1
     await bench.turn(after=0.5)
     assert sorted(bench.parts.dropped) == list(range(SHARDS))
-    assert bench.parts.taken[-1] == dict.fromkeys(range(SHARDS), "7:nonce")
+    assert bench.parts.acquired[-1] == dict.fromkeys(range(SHARDS), "7:nonce")
     await bench.turn(after=0.5)
-    assert len(bench.parts.taken) == 2
+    assert len(bench.parts.acquired) == 2
 
 
 async def test_the_leader_learns_when_others_have_stored_something(bench: Bench) -> None:

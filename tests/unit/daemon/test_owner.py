@@ -256,10 +256,10 @@ async def test_a_refused_commit_stops_the_shard_and_is_retried_later(
     await bench.take_in(start("1-0", "r", "quick", 5))
     assert "shard 0 is stopped" in caplog.text
     assert bench.shard.broken == "commit: WRONGTYPE log"
-    bench.owner.mend()
+    bench.owner.retry_broken()
     assert bench.shard.broken, "not at once"
     monkeypatch.setattr("streamflow.daemon.owner.RETRY_BROKEN", -1.0)
-    bench.owner.mend()
+    bench.owner.retry_broken()
     bench.clock.ms -= 1  # nothing is due
     await bench.turn()
     assert bench.status("r") == "completed"
@@ -274,7 +274,7 @@ async def test_a_defect_in_a_batch_costs_its_shards_and_not_the_daemon(caplog: p
     bench.store.answers["commit"] = explode
     await bench.take_in(start("1-0", "r", "quick", 5))
     assert bench.shard.dropped
-    assert "they are read again" in caplog.text
+    assert "a batch of shards 0 failed" in caplog.text
 
 
 async def test_runs_beyond_the_cache_are_evicted_the_longest_idle_first() -> None:

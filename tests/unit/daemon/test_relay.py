@@ -179,7 +179,7 @@ async def test_each_partition_of_a_queue_has_its_own_enqueue_call() -> None:
     assert await relay.run_once()
     relay.hand_over(source, [attempt(4, 4)])
     assert await relay.run_once()
-    streams = [KERNEL.keys.queue(*place).stream for place in (("gpu", 3), ("gpu", 4), ("cpu", 3), ("gpu", 3))]
+    streams = [KERNEL.keys.queue(*partition).stream for partition in (("gpu", 3), ("gpu", 4), ("cpu", 3), ("gpu", 3))]
     assert [call.keys[0] for call in store.sent("enqueue_attempts")] == streams
     [registered] = store.sent("HSET")
     assert registered.args == ["HSET", KERNEL.keys.queues, "cpu", 8, "gpu", 8]

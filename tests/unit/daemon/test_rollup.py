@@ -150,7 +150,7 @@ async def test_only_the_leader_merges_its_own_parts_with_those_of_others() -> No
 
 
 async def test_nothing_is_merged_when_nobody_has_stored_anything_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "QUIET_ROUNDS", 3)
+    monkeypatch.setattr(module, "IDLE_ROUNDS", 3)
     store = FakeStore(HMGET=no_parts, SET=True)
     it = rollup(store)
     it.leading = True
@@ -170,8 +170,8 @@ async def test_a_part_that_cannot_be_read_is_left_out_and_reported(caplog: pytes
     await merge_views(store, KERNEL, SHARDS, 0)  # type: ignore[arg-type]
     assert views_in(store)["runs"]["status"]["completed"] == 2
     assert views_in(store)["oldest"] == []
-    assert "the views of shard 0 can't be read, rebuild them" in caplog.text
-    assert "the views of shard 1 can't be read: WRONGTYPE" in caplog.text
+    assert "the stored views of shard 0 can't be decoded and are left out; rebuild them" in caplog.text
+    assert "the views of shard 1 can't be read and are left out, will retry: WRONGTYPE" in caplog.text
 
 
 async def test_the_oldest_runs_of_all_shards_are_merged_by_age() -> None:
