@@ -74,9 +74,9 @@ def user_line(stack: Iterable[traceback.FrameSummary]) -> str:
     inside = False
     last = "an unknown line"
     for frame in stack:
-        ours = frame.filename.startswith(package + os.sep)
-        if inside and not ours:
+        in_package = frame.filename.startswith(package + os.sep)
+        if inside and not in_package:
             last = f"{frame.filename}:{frame.lineno} ({frame.line})"
             break
-        inside = inside or (ours and os.sep + "machine" + os.sep in frame.filename)
+        inside = inside or (in_package and os.sep + "machine" + os.sep in frame.filename)
     return last

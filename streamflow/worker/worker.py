@@ -129,7 +129,7 @@ class Worker:
                 return namespace
             if not warned:
                 _log.warning(
-                    "there is no namespace %r yet: waiting until its first daemon creates it (`streamflow daemon`)",
+                    "there is no namespace %r yet: waiting for its first daemon to create it (`streamflow daemon`)",
                     self.settings.namespace,
                 )
                 warned = True
@@ -148,7 +148,7 @@ class Worker:
                 claims.retry_refused()
                 while claims.unreported and await claims.report_once():
                     pass
-                _log.info("drained; %d running steps were requeued for other workers", requeued)
+                _log.info("drained; running steps requeued for other workers: %d", requeued)
         except StoreError as error:
             _log.warning(
                 "could not requeue running steps: %s; other workers run them again after %g s (worker_timeout)",

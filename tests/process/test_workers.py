@@ -159,7 +159,7 @@ async def test_sigterm_returns_steps_that_do_not_finish_in_time_to_the_queue(
         assert await begun(file) == {leaving.pid}
         leaving.send(signal.SIGTERM)
         assert await leaving.wait() == 0
-        assert leaving.logged("steps that go on elsewhere: 1")
+        assert leaving.logged("running steps requeued for other workers: 1")
         other = start_worker(timeout=600)
         assert await begun(file, 2) == {leaving.pid, other.pid}
         (tmp_path / "step.go").touch()
@@ -176,7 +176,7 @@ async def test_sigterm_ends_a_worker_whose_thread_never_comes_back(
             await (await client.start(flows.hangs)).result(timeout=30)
         leaving.send(signal.SIGTERM)
         assert await leaving.wait() == 0
-        assert leaving.logged("steps that go on elsewhere: 0")
+        assert leaving.logged("running steps requeued for other workers: 0")
 
 
 async def test_cancelling_a_run_reaches_a_thread_of_a_worker_process(
@@ -205,7 +205,7 @@ async def test_a_worker_survives_a_server_that_lost_everything(namespace: str, t
                 await client.store.one(Call.plain("DEL", *keys))
                 assert await (await client.start(flows.asks_who)).result(timeout=30) == worker.pid
             lines = [json.loads(line) for line in log.read_text().splitlines()]
-            assert any("queues are set up" in line["message"] for line in lines)
+            assert any("consumer group of a queue is missing, creating it" in line["message"] for line in lines)
             assert worker.process.poll() is None
         finally:
             await worker.end()
