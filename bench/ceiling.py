@@ -9,6 +9,9 @@ transition, its share of a log entry and of the owner's hash; agenda, listings, 
 run starts or ends. All as plain commands: no script, no reading of inboxes, no reducing, no waiting for steps.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# redis-py types its clients and their commands only in part.
+
 from __future__ import annotations
 
 import math
@@ -16,7 +19,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import anyio.to_thread
 from redis import Redis
@@ -47,7 +50,7 @@ async def shape_of(deployment: Deployment, run_ids: list[str], commits: int, tra
     records: list[list[bytes]] = []
     for run_id in run_ids[:: max(len(run_ids) // SAMPLE, 1)]:
         keys = deployment.client.keys.shard(namespace.shard_of(run_id))
-        records.append(await deployment.rig.redis.lrange(keys.run(run_id), 0, -1))
+        records.append(cast("list[bytes]", await deployment.rig.redis.lrange(keys.run(run_id), 0, -1)))
     # The median record represents all: the transitions of a fan-out depend on how its outcomes were batched.
     records.sort(key=lambda record: (len(record), sum(map(len, record))))
     middle = records[len(records) // 2]

@@ -13,7 +13,7 @@ import statistics
 
 from .flows import queued_chain
 from .report import Figure, Report
-from .rig import Deployment, Options, Rig, Stopwatch, cpu_seconds, deployment
+from .rig import Deployment, Options, Rig, Spent, Stopwatch, cpu_seconds, deployment
 
 RUNS = 2000
 STEPS = 5
@@ -23,7 +23,7 @@ CONCURRENCY = 500
 
 async def bench_queue(rig: Rig, options: Options, report: Report) -> None:
     runs = options.scaled(RUNS)
-    rates: list[float] = []
+    bursts: list[tuple[Spent, float]] = []
     async with deployment(rig, options.shards, options.daemons) as system:
         worker = system.add_worker("bench", CONCURRENCY)
         await _burst(system, max(runs // 4, 1))  # the first burst also waits for the worker to start
@@ -33,16 +33,17 @@ async def bench_queue(rig: Rig, options: Options, report: Report) -> None:
             watch = await Stopwatch.start(system)
             await _burst(system, runs)
             spent = await watch.stop()
-            working = cpu_seconds(worker.pid) - before
-            rates.append(runs * STEPS / spent.wall)
+            bursts.append((spent, cpu_seconds(worker.pid) - before))
         alone: list[float] = []
         for _ in range(options.scaled(ALONE)):
             watch = await Stopwatch.start(system)
             await _burst(system, 1)
             alone.append((await watch.stop()).wall / STEPS * 1000)
+    rates = [runs * STEPS / spent.wall for spent, _ in bursts]
     spread = f"{runs:,} runs × {STEPS}, {min(rates):,.0f} to {max(rates):,.0f}"
     report.add(Figure("queue.rate", statistics.median(rates), "steps/s", spread))
     report.add(Figure("queue.alone", statistics.median(alone), "ms/step", "one run at a time"))
+    spent, working = bursts[-1]
     for name, seconds in (("worker", working), ("daemon", spent.daemon), ("server", spent.server)):
         report.add(Figure(f"queue.{name}_cpu", seconds / (runs * STEPS) * 1e6, "µs/step", "the last burst"))
 

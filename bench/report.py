@@ -44,8 +44,8 @@ class Report:
     """The figures measured so far. `console` None: progress is not printed."""
 
     console: Console | None
-    figures: list[Figure] = field(default_factory=list)
-    _remembered: dict[str, float] = field(default_factory=dict)
+    figures: list[Figure] = field(default_factory=list[Figure])
+    _remembered: dict[str, float] = field(default_factory=dict[str, float])
 
     def add(self, figure: Figure) -> None:
         self.figures.append(figure)

@@ -3,6 +3,9 @@
 Owns: starting and stopping them, and emptying the server. Must not: know any workload. Called by: the workloads.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# redis-py types its clients and their commands only in part.
+
 from __future__ import annotations
 
 import contextlib
@@ -76,7 +79,7 @@ async def rig(url: str | None) -> AsyncGenerator[Rig]:
             info = await redis.info()
             product = "valkey" if "valkey_version" in info else "redis"
             version = f"{product} {info.get('valkey_version') or info['redis_version']}"
-            fsync = (await redis.config_get("appendfsync")).get("appendfsync", "?")
+            fsync = (await redis.config_get("appendfsync")).get("appendfsync") or "?"
             yield Rig(url, folder, redis, version, aof=fsync if int(info["aof_enabled"]) else "off")
 
 
@@ -88,8 +91,8 @@ class Deployment:
     client: Client
     namespace: str
     shards: int
-    daemons: list[DaemonProcess] = field(default_factory=list)
-    workers: list[DaemonProcess] = field(default_factory=list)
+    daemons: list[DaemonProcess] = field(default_factory=list[DaemonProcess])
+    workers: list[DaemonProcess] = field(default_factory=list[DaemonProcess])
 
     def add_daemon(self) -> DaemonProcess:
         log = self.rig.folder / f"{self.namespace}-{len(self.daemons)}.log"
