@@ -17,7 +17,7 @@ from streamflow.store.scripts import load_scripts
 from tests.conftest import REDIS_SERVER
 from tests.kernel.support import Shard
 
-REAL = ["valkey", *(["redis"] if REDIS_SERVER else [])]
+REAL = [pytest.param(name, marks=pytest.mark.server) for name in ["valkey", *(["redis"] if REDIS_SERVER else [])]]
 
 
 @pytest.fixture(params=["fakeredis", *REAL])
