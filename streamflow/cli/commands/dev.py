@@ -117,7 +117,9 @@ async def _with_screen(app_target: str, server: EmbeddedServer, namespace: str |
             collector = StatusCollector(client, dead_after=settings.dead_after)
             await watch(collector.collect, make_console(), until=ended)
             group.cancel_scope.cancel()
-        raise StoreUnavailable(f"the daemon exited unexpectedly; the last lines of its log {log}:\n{daemon.log_tail(15)}")
+        raise StoreUnavailable(
+            f"the daemon exited unexpectedly; the last lines of its log {log}:\n{daemon.log_tail(15)}"
+        )
     finally:
         await daemon.end()
 
