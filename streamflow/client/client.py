@@ -21,25 +21,11 @@ from typing import Any, TypeVar, TypeVarTuple, cast, overload
 import msgspec
 from msgspec import Raw
 
-from streamflow.client.listing import (
-    Filters,
-    Listings,
-    RunDescription,
-    RunSummary,
-    WorkflowInfo,
-    describe,
-)
+from streamflow.client.listing import Filters, Listings, RunDescription, RunSummary, WorkflowInfo, describe
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.run import Decode, Run
 from streamflow.client.waiting import ResultWaiter, not_found
-from streamflow.errors import (
-    NamespaceMissing,
-    RunConflict,
-    RunEnded,
-    RunError,
-    StoreError,
-    UsageError,
-)
+from streamflow.errors import NamespaceMissing, RunConflict, RunEnded, RunError, StoreError, UsageError
 from streamflow.events import AnyEvent, Transition
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, check_attributes

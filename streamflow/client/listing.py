@@ -17,14 +17,7 @@ from streamflow import events
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.waiting import not_found
 from streamflow.errors import Failure, StoreError
-from streamflow.events import (
-    ENDINGS,
-    AnyEvent,
-    RunCompleted,
-    Transition,
-    decode_history,
-    decode_transition,
-)
+from streamflow.events import ENDINGS, AnyEvent, RunCompleted, Transition, decode_history, decode_transition
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, same, value_text
 from streamflow.model.record import LISTED, Header, Status, decode_header

@@ -25,9 +25,7 @@ from msgspec import Raw
 
 from streamflow import errors, events
 from streamflow.client.listing import RunDescription, ending_of
-from streamflow.errors import (
-    AskRefused,
-)
+from streamflow.errors import AskRefused
 from streamflow.events import AnyEvent, AskAnswered, Transition, decode_transition
 from streamflow.events import RunCompleted as CompletedEvent
 from streamflow.model import codec

@@ -32,15 +32,7 @@ from streamflow.demo.report import Facts
 from streamflow.embedded.daemon_process import DaemonProcess, own_environ
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import NamespaceMissing, RunNotFound, StoreError, StreamflowError, UsageError
-from streamflow.events import (
-    ENDINGS,
-    AnyEvent,
-    ChildStarted,
-    RunCompleted,
-    StepCompleted,
-    StepScheduled,
-    Transition,
-)
+from streamflow.events import ENDINGS, AnyEvent, ChildStarted, RunCompleted, StepCompleted, StepScheduled, Transition
 from streamflow.model.record import decode_header
 from streamflow.screen.live import watch
 from streamflow.status.collector import StatusCollector

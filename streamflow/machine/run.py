@@ -19,13 +19,7 @@ import msgspec
 from msgspec import Raw
 
 from streamflow import errors, events
-from streamflow.errors import (
-    ContinueAs,
-    Failure,
-    PayloadInvalid,
-    PayloadTooLarge,
-    UsageError,
-)
+from streamflow.errors import ContinueAs, Failure, PayloadInvalid, PayloadTooLarge, UsageError
 from streamflow.events import (
     NOTHING,
     AnyEvent,

@@ -19,12 +19,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from streamflow import events
-from streamflow.events import (
-    RunCompleted,
-    RunContinued,
-    RunStarted,
-    Transition,
-)
+from streamflow.events import RunCompleted, RunContinued, RunStarted, Transition
 from streamflow.model.record import Header
 from streamflow.screen.columns import Column, fit, table
 from streamflow.screen.payload import preview

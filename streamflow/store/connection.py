@@ -25,13 +25,7 @@ from redis.asyncio.retry import Retry as RedisRetry
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
-from streamflow.errors import (
-    StoreError,
-    StoreFull,
-    StoreMisconfigured,
-    StoreUnavailable,
-    UsageError,
-)
+from streamflow.errors import StoreError, StoreFull, StoreMisconfigured, StoreUnavailable, UsageError
 from streamflow.store.scripts import Script, load_scripts
 
 T = TypeVar("T")

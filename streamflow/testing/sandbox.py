@@ -24,22 +24,9 @@ from typing import Any, TypeVar, TypeVarTuple, cast, overload
 
 from msgspec import UNSET, Raw, UnsetType
 
-from streamflow.client.client import (
-    Client,
-    Decode,
-    Run,
-    _decoder,
-    _start,
-    _status,
-    _target,
-)
+from streamflow.client.client import Client, Decode, Run, _decoder, _start, _status, _target
 from streamflow.client.histories import History
-from streamflow.client.listing import (
-    RunDescription,
-    RunSummary,
-    describe,
-    instant,
-)
+from streamflow.client.listing import RunDescription, RunSummary, describe, instant
 from streamflow.client.waiting import not_found
 from streamflow.errors import RunConflict, RunEnded, UsageError
 from streamflow.events import AnyEvent, Transition, decode_history

@@ -23,22 +23,10 @@ import msgspec
 from streamflow import events
 from streamflow.client.listing import ending_of, instant
 from streamflow.errors import Failure, RunError, UsageError
-from streamflow.events import (
-    AnyEvent,
-    Transition,
-    decode_history,
-    encode_transition,
-)
-from streamflow.machine.factory import (
-    new_machine,
-    rehydrate,
-)
+from streamflow.events import AnyEvent, Transition, decode_history, encode_transition
+from streamflow.machine.factory import new_machine, rehydrate
 from streamflow.machine.run import RunMachine
-from streamflow.machine.transition import (
-    Due,
-    Effects,
-    Outcome,
-)
+from streamflow.machine.transition import Due, Effects, Outcome
 from streamflow.model.attributes import merged
 from streamflow.model.record import Header, Status, decode_header
 from streamflow.model.sharding import Partition

@@ -24,16 +24,7 @@ from streamflow.model.names import check_name
 from streamflow.workflow.actions import AskWait, Child, ChildCall, ChildStart, Question, SignalSend, SignalWait, Sleep
 from streamflow.workflow.app import OnParentEnd, Startable
 from streamflow.workflow.awaitable import active_machine
-from streamflow.workflow.concurrency import (
-    Gather,
-    Map,
-    Race,
-    Shield,
-    TaskGroup,
-    Timeout,
-    as_operations,
-    check_callable,
-)
+from streamflow.workflow.concurrency import Gather, Map, Race, Shield, TaskGroup, Timeout, as_operations, check_callable
 from streamflow.workflow.saga import Saga
 
 R = TypeVar("R")

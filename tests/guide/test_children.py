@@ -8,9 +8,7 @@ import pytest
 
 import streamflow as sf
 from streamflow import events
-from streamflow.events import (
-    ChildStarted,
-)
+from streamflow.events import ChildStarted
 from tests.guide.conftest import Serve
 from tests.support.waiting import happened, reduced
 

@@ -9,10 +9,7 @@ import pytest
 
 import streamflow as sf
 from streamflow import events
-from streamflow.events import (
-    StepCompleted,
-    TimerSet,
-)
+from streamflow.events import StepCompleted, TimerSet
 from tests.guide.conftest import Serve
 from tests.support.waiting import happened
 

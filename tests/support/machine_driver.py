@@ -9,15 +9,9 @@ from msgspec import Raw
 
 from streamflow.errors import Failure
 from streamflow.events import AnyEvent, RunStarted, Transition, decode_transition, encode_transition
-from streamflow.machine.factory import (
-    new_machine,
-    rehydrate,
-)
+from streamflow.machine.factory import new_machine, rehydrate
 from streamflow.machine.run import RunMachine
-from streamflow.machine.transition import (
-    Effects,
-    Outcome,
-)
+from streamflow.machine.transition import Effects, Outcome
 from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition
 from streamflow.workflow.app import App

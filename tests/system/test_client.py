@@ -35,11 +35,7 @@ from streamflow.errors import (
     StoreUnavailable,
     UsageError,
 )
-from streamflow.events import (
-    RunCompleted,
-    SignalReceived,
-    decode_transition,
-)
+from streamflow.events import RunCompleted, SignalReceived, decode_transition
 from streamflow.model.record import Status
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call, Store

@@ -12,11 +12,7 @@ import pytest
 
 import streamflow as sf
 from streamflow import events
-from streamflow.events import (
-    StepCompleted,
-    StepRetrying,
-    StepScheduled,
-)
+from streamflow.events import StepCompleted, StepRetrying, StepScheduled
 from streamflow.machine.transition import Outcome
 from streamflow.model.sharding import QUEUE_PARTITIONS, Partition, queue_partition_of, shard_of
 from streamflow.store.connection import Call

@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 
 from streamflow import events
 from streamflow.errors import Failure
-from streamflow.events import (
-    AskReceived,
-    CancelRequested,
-    ChildCompleted,
-    RunStarted,
-    SignalReceived,
-)
+from streamflow.events import AskReceived, CancelRequested, ChildCompleted, RunStarted, SignalReceived
 from streamflow.machine.transition import Outcome
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import decode_header

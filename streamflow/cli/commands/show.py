@@ -12,15 +12,7 @@ import click
 from streamflow.cli.connection import open_client, server_time_ms
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import checked_id, json_option, server_options
-from streamflow.cli.output import (
-    epoch_ms,
-    make_console,
-    plain_failure,
-    plain_run,
-    plain_value,
-    print_drawn,
-    print_json,
-)
+from streamflow.cli.output import epoch_ms, make_console, plain_failure, plain_run, plain_value, print_drawn, print_json
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client

@@ -13,19 +13,8 @@ from streamflow.daemon import batch as batch_module
 from streamflow.daemon.batch import IN_FLIGHT, ShardBatch
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import Failure
-from streamflow.events import (
-    NOTHING,
-    AskAnswered,
-    MessageQuarantined,
-    RunCompleted,
-    SignalReceived,
-    decode_transition,
-)
-from streamflow.machine.transition import (
-    Due,
-    Effects,
-    Outcome,
-)
+from streamflow.events import NOTHING, AskAnswered, MessageQuarantined, RunCompleted, SignalReceived, decode_transition
+from streamflow.machine.transition import Due, Effects, Outcome
 from streamflow.model.record import Status, decode_header
 from streamflow.model.sharding import Partition, queue_partition_of, shard_of
 from streamflow.store.kernel import FRESH, Put

@@ -11,10 +11,7 @@ import streamflow as sf
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreError
-from streamflow.machine.transition import (
-    Due,
-    Outcome,
-)
+from streamflow.machine.transition import Due, Outcome
 from streamflow.model.record import decode_header
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Committed, DueRuns, Reply

@@ -12,11 +12,7 @@ from streamflow.daemon import rollup as module
 from streamflow.daemon.rollup import Rollup, merge_views, rebuild_views
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import Failure, StoreError
-from streamflow.events import (
-    RunCompleted,
-    RunStarted,
-    Transition,
-)
+from streamflow.events import RunCompleted, RunStarted, Transition
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Checkpointed, Reply
 from streamflow.views.shard_views import ShardViews

@@ -11,11 +11,7 @@ import pytest
 
 import streamflow as sf
 from streamflow.daemon import watchdog
-from streamflow.daemon.watchdog import (
-    BlockedRun,
-    Watchdog,
-    user_line,
-)
+from streamflow.daemon.watchdog import BlockedRun, Watchdog, user_line
 from tests.support.machine_driver import Run
 
 PACKAGE = Path(watchdog.__file__).parents[1]

@@ -10,13 +10,7 @@ import pytest
 import streamflow as sf
 from streamflow import events
 from streamflow.errors import Failure
-from streamflow.events import (
-    AskReceived,
-    CancelRequested,
-    ChildCompleted,
-    RunContinued,
-    SignalReceived,
-)
+from streamflow.events import AskReceived, CancelRequested, ChildCompleted, RunContinued, SignalReceived
 from streamflow.machine import coroutines as driving
 from streamflow.machine import run as running
 from streamflow.machine.transition import Due

@@ -12,36 +12,17 @@ from hypothesis import strategies as st
 
 from streamflow import errors, events
 from streamflow import errors as sf_errors
-from streamflow.errors import (
-    Failure,
-)
-from streamflow.events import (
-    AskReceived,
-    CancelRequested,
-    ChildCompleted,
-    SignalReceived,
-    encode_transition,
-)
+from streamflow.errors import Failure
+from streamflow.events import AskReceived, CancelRequested, ChildCompleted, SignalReceived, encode_transition
 from streamflow.machine import coroutines as driving
 from streamflow.machine import run as running
 from streamflow.machine.coroutines import close_abandoned
 from streamflow.machine.run import RunMachine
-from streamflow.machine.transition import (
-    Due,
-    Effects,
-    Outcome,
-)
+from streamflow.machine.transition import Due, Effects, Outcome
 from streamflow.workflow import api as sf
 from streamflow.workflow.actions import ON_PARENT_END
 from streamflow.workflow.app import App
-from streamflow.workflow.reducer import (
-    Complete,
-    Decision,
-    Event,
-    Fail,
-    Signal,
-    Started,
-)
+from streamflow.workflow.reducer import Complete, Decision, Event, Fail, Signal, Started
 from streamflow.workflow.retry import Retry
 from tests.support.machine_driver import Run, raw
 

@@ -8,11 +8,7 @@ import msgspec
 
 from streamflow import events
 from streamflow.errors import Failure
-from streamflow.events import (
-    CancelRequested,
-    ChildCompleted,
-    SignalReceived,
-)
+from streamflow.events import CancelRequested, ChildCompleted, SignalReceived
 from streamflow.machine.transition import Due
 from streamflow.workflow import api as sf
 from streamflow.workflow.app import App

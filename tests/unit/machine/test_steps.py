@@ -8,10 +8,7 @@ import pytest
 
 from streamflow import errors
 from streamflow.events import CancelRequested, StepRetrying
-from streamflow.machine.transition import (
-    Due,
-    Outcome,
-)
+from streamflow.machine.transition import Due, Outcome
 from streamflow.workflow.api import gather, sleep
 from streamflow.workflow.app import App
 from streamflow.workflow.retry import Retry

@@ -9,12 +9,7 @@ import msgspec
 
 from streamflow import errors, events
 from streamflow.errors import Failure
-from streamflow.events import (
-    AnyEvent,
-    CancelRequested,
-    ChildCompleted,
-    SignalReceived,
-)
+from streamflow.events import AnyEvent, CancelRequested, ChildCompleted, SignalReceived
 from streamflow.machine.transition import Due
 from streamflow.model.sharding import Partition
 from streamflow.workflow import api as sf

@@ -16,13 +16,7 @@ from rich.console import Console
 
 from streamflow import events
 from streamflow.errors import Failure, StoreUnavailable
-from streamflow.events import (
-    NOTHING,
-    RunStarted,
-    RunStuck,
-    StepCompleted,
-    Transition,
-)
+from streamflow.events import NOTHING, RunStarted, RunStuck, StepCompleted, Transition
 from streamflow.screen.layout import StatusScreen, render_status, status_lines
 from streamflow.screen.live import watch
 from streamflow.screen.sanitize import safe, safe_text

@@ -43,10 +43,7 @@ from streamflow.events import (
     Transition,
 )
 from streamflow.model.attributes import Attribute
-from streamflow.model.plain import (
-    event_json,
-    plain,
-)
+from streamflow.model.plain import event_json, plain
 from streamflow.model.record import Header
 from streamflow.screen.payload import preview
 from streamflow.screen.run import RunDetail, run_lines

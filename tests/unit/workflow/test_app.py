@@ -10,10 +10,7 @@ import pytest
 from streamflow.errors import InvalidName, UsageError
 from streamflow.workflow import api as inside
 from streamflow.workflow.app import App
-from streamflow.workflow.reducer import (
-    Decision,
-    Event,
-)
+from streamflow.workflow.reducer import Decision, Event
 from streamflow.workflow.retry import Retry
 
 
