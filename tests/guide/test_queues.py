@@ -97,7 +97,7 @@ async def test_a_retry_finds_the_heartbeat_details_of_the_attempt_before(serve: 
 
 def test_heartbeat_and_cancelled_are_refused_outside_a_step() -> None:
     for call in (sf.heartbeat, sf.cancelled):
-        with pytest.raises(sf.UsageError, match="works inside a step"):
+        with pytest.raises(sf.UsageError, match="can only be called inside a step"):
             call()
 
 
