@@ -37,7 +37,7 @@ async def wrong(kind: str) -> str:
     try:
         match kind:
             case "type":
-                sf.set_attributes(items=["a list"])  # type: ignore[arg-type]  # pyright: ignore
+                sf.set_attributes(items=["a list"])  # pyright: ignore
             case "text":
                 sf.set_attributes(text="x" * 257)
             case "number":
@@ -203,4 +203,4 @@ async def test_filters_that_no_run_can_have_are_errors(serve: Serve) -> None:
     async with serve(app) as client:
         for attributes in ({"customer": None}, {"customer": ["acme"]}, {"no spaces": 1}):
             with pytest.raises(sf.UsageError):
-                await client.runs(attributes=attributes)  # type: ignore[arg-type]  # pyright: ignore
+                await client.runs(attributes=attributes)  # pyright: ignore

@@ -61,7 +61,7 @@ async def patient() -> str:
 
 @app.workflow
 async def waits_for_children() -> list[str]:
-    return await sf.gather(patient(), patient(), waits_for_grandchild())
+    return list(await sf.gather(patient(), patient(), waits_for_grandchild()))
 
 
 @app.workflow

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -12,6 +13,8 @@ import streamflow.testing as sft
 from tests.guide.conftest import Serve
 
 pytestmark = pytest.mark.anyio
+
+R = TypeVar("R")
 
 app = sf.App()
 
@@ -35,9 +38,9 @@ async def family(values: list[int]) -> list[int]:
     return [await child(value) for value in values if value < limit]
 
 
-async def play(start: Any) -> sf.Run[list[int]]:
+async def play(start: Callable[..., Awaitable[R]]) -> R:
     """The same words for a client and for a sandbox."""
-    run = await start(family, [1, 5, 2], id="family-1", tenant="acme")
+    run: Any = await start(family, [1, 5, 2], id="family-1", tenant="acme")
     await run.signal("limit", 3)
     return run
 

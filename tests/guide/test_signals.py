@@ -79,6 +79,7 @@ def adder(state: list[int], event: sf.Event) -> sf.Decision:
 
 async def test_thousands_of_signals_count_once_each_even_when_the_daemon_dies(serve: Serve) -> None:
     signals = 3000
+    run: sf.Run[list[int]] | None = None
     async with anyio.create_task_group() as sending:
         async with serve(app, crash=True) as client:
             run = await client.start(adder)
@@ -88,6 +89,7 @@ async def test_thousands_of_signals_count_once_each_even_when_the_daemon_dies(se
         async with serve(app):
             pass  # the third goes on with what this one handed over
     async with serve(app):
+        assert run is not None
         await run.signal("end")
         assert await run.result(20) == [signals, signals * (signals + 1) // 2]
     assert (await run.describe()).version < signals / 10, "many were folded into one transition"

@@ -47,7 +47,7 @@ async def test_plain_functions_run_in_threads_at_the_same_time(serve: Serve) -> 
 
     @app.workflow
     async def flow() -> list[int]:
-        return await sf.gather(meet(), meet(), meet())
+        return list(await sf.gather(meet(), meet(), meet()))
 
     async with serve(app) as client:
         threads = await (await client.start(flow)).result(10)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import anyio
 import msgspec
 
-from streamflow.events import SignalReceived, encode_transition
+from streamflow.events import NOTHING, SignalReceived, encode_transition
 from streamflow.model.record import LISTED, decode_header
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Acquired, Batch, Committed, Kernel, Reply, RunWrite, Start
@@ -27,7 +27,7 @@ NOW = 1_700_000_000_000
 FUTURE = 4_000_000_000_000
 """A clock long after the server's: the server's time must not turn it back."""
 
-NOTE = encode_transition(NOW, [SignalReceived("note", b"\xc0")])
+NOTE = encode_transition(NOW, [SignalReceived("note", NOTHING)])
 """A transition, for tests that don't look inside."""
 
 

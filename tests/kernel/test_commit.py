@@ -124,11 +124,12 @@ async def test_a_commit_without_runs_logs_nothing(shard: Shard) -> None:
 
 async def test_a_plan_replaces_the_earlier_one_and_none_removes_the_run(shard: Shard) -> None:
     await shard.acquire()
-    for plans, agenda in (
+    steps: list[tuple[list[tuple[str, int | None]], dict[str, int]]] = [
         ([("r1", -1), ("r2", FUTURE)], {"r1": -1, "r2": FUTURE}),
         ([("r1", NOW)], {"r1": NOW, "r2": FUTURE}),
         ([("r1", None), ("never", None)], {"r2": FUTURE}),
-    ):
+    ]
+    for plans, agenda in steps:
         await shard.do(shard.commit(Batch(shard.commit_id(), plans=plans)))
         assert await shard.listed(shard.keys.agenda) == agenda
 

@@ -192,8 +192,7 @@ class Differential:
             ).encode()
             batch.runs.append(RunWrite(run, expected, header, FRESH if command.fresh else b"", NOTE))
             if tags != old.attributes:
-                places = [self.place(old.attributes), self.place(tags)]
-                batch.moves.append((run, *places, self.now))
+                batch.moves.append((run, self.place(old.attributes), self.place(tags), self.now))
             if command.put:
                 batch.puts.append(Put(self.shard.keys.published(run), "last", batch.commit.encode()))
             source, target = self.listing(old.status), self.listing(status)

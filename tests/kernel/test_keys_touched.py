@@ -34,7 +34,8 @@ class Watcher:
 
     def __init__(self, shard: Shard, monitor: Monitor) -> None:
         self._shard = shard
-        self._monitor = monitor
+        assert monitor.connection is not None
+        self._connection = monitor.connection
 
     async def commands(self, call: Call[Any]) -> list[list[str]]:
         """Words of each command that the call's script ran, as MONITOR prints them (quotes and bytes escaped)."""
@@ -43,7 +44,7 @@ class Watcher:
         found: list[list[str]] = []
         while True:
             # Not `Monitor.next_command`, which joins the words with spaces.
-            line: bytes = await self._monitor.connection.read_response()
+            line: Any = await self._connection.read_response()
             words = re.findall(r'"((?:[^"\\]|\\.)*)"', line.decode())
             if words == ["ECHO", END]:
                 return found

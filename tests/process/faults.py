@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
 
 from streamflow.daemon.takeover import fold_entry
-from streamflow.events import decode_history
+from streamflow.events import StepCompleted, decode_history
 from streamflow.machine.factory import rehydrate
 from streamflow.model.attributes import value_text
 from streamflow.model.record import Header, decode_header
@@ -105,7 +106,7 @@ class Cluster:
         count: dict[int, int] = {}
         async with Redis.from_url(self.url, decode_responses=True) as redis:
             for shard in range(self.shards):
-                holder = await redis.hget(f"sf:{{{self.namespace}.{shard}}}:owner", "holder")
+                holder: Any = await redis.hget(f"sf:{{{self.namespace}.{shard}}}:owner", "holder")
                 if holder:
                     pid = int(holder.rsplit("-", 2)[1])
                     count[pid] = count.get(pid, 0) + 1
@@ -122,7 +123,7 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def cluster(url: str, namespace: str, directory: Path, shards: int = 32) -> AsyncIterator[Cluster]:
+async def cluster(url: str, namespace: str, directory: Path, shards: int = 32) -> AsyncGenerator[Cluster]:
     made = Cluster(url, namespace, directory, shards)
     try:
         yield made
@@ -240,6 +241,7 @@ async def audit(url: str, namespace: str, shards: int) -> Audit:
     """
     result = Audit()
     merged = ShardViews()
+    redis: Any  # its answers are typed as bytes or text
     async with Redis.from_url(url) as redis:
         for shard in range(shards):
             prefix = f"sf:{{{namespace}.{shard}}}:"
@@ -271,7 +273,7 @@ async def audit(url: str, namespace: str, shards: int) -> Audit:
                     (event.seq, event.attempt)
                     for transition in history
                     for event in transition.events
-                    if type(event).__name__ == "StepCompleted"
+                    if isinstance(event, StepCompleted)
                 ]
                 assert len(done) == len({seq for seq, _ in done}), f"{run_id}: a step completed twice"
                 result.recorded_steps += len(done)

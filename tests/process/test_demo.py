@@ -111,6 +111,7 @@ async def test_nothing_is_left_behind_when_it_is_ended_early(
         if process.returncode is None:
             process.kill()
     assert process.returncode == (1 if number is signal.SIGINT else -signal.SIGKILL)
+    left: list[str] = []
     for _ in range(100):
         # Files stay after SIGKILL, which nobody can clean up after; processes don't.
         left = [item for item in left_behind(tmp_path) if number is signal.SIGINT or not item.startswith(str(tmp_path))]

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,7 @@ class Terminals:
         return done.stdout
 
     @contextlib.contextmanager
-    def dev(self, name: str) -> Iterator[None]:
+    def dev(self, name: str) -> Generator[None]:
         """`streamflow dev` until the end of the block, which is its SIGKILL. Other commands find its server."""
         command = [str(Path(sys.executable).parent / "streamflow"), *DEV.split()[1:]]
         log = self.directory / name

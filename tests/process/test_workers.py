@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ async def start_worker(embedded_server: EmbeddedServer, namespace: str, tmp_path
 
 
 @asynccontextmanager
-async def daemon(server: EmbeddedServer, namespace: str, app: sf.App = flows.app) -> AsyncIterator[sf.Client]:
+async def daemon(server: EmbeddedServer, namespace: str, app: sf.App = flows.app) -> AsyncGenerator[sf.Client]:
     """A daemon in this process, and a client."""
     one = Daemon(app, Settings(redis=server.url, namespace=namespace, shards=4))
     serving = asyncio.create_task(one.run())

@@ -43,7 +43,7 @@ async def running_daemon(
     app: sf.App, server: EmbeddedServer, namespace: str, *, crash: bool, **settings: Any
 ) -> AsyncGenerator[Daemon, None]:
     """A daemon in this process that is ready; leaving drains it, or with `crash=True` cancels its loops on the spot."""
-    chosen = FAST | settings | {"partition": Partition(settings.get("partition", "run"))}
+    chosen: dict[str, Any] = FAST | settings | {"partition": Partition(settings.get("partition", "run"))}
     daemon = Daemon(app, Settings(redis=server.url, namespace=namespace, **chosen))
     async with anyio.create_task_group() as daemons:
         daemons.start_soon(daemon.run)
@@ -72,7 +72,7 @@ async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterat
 def work(embedded_server: EmbeddedServer, namespace: str) -> Work:
     @asynccontextmanager
     async def work(app: sf.App, *queues: str, crash: bool = False, **settings: Any) -> AsyncGenerator[Worker, None]:
-        chosen = FAST | {"concurrency": 4, "worker_timeout": 0.6} | settings
+        chosen: dict[str, Any] = FAST | {"concurrency": 4, "worker_timeout": 0.6} | settings
         worker = Worker(app, Settings(redis=embedded_server.url, namespace=namespace, **chosen), queues or ("gpu",))
         async with anyio.create_task_group() as workers:
             workers.start_soon(worker.run)

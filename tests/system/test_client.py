@@ -93,7 +93,7 @@ async def test_a_run_is_started_with_the_arguments_of_its_workflow(client: Clien
 
 async def test_arguments_that_do_not_fit_are_refused_before_anything_is_sent(client: Client) -> None:
     with pytest.raises(TypeError):
-        await client.start(price, 1, 2, 3, id="r")  # type: ignore[call-arg]  # pyright: ignore
+        await client.start(price, 1, 2, 3, id="r")  # pyright: ignore
     with pytest.raises(PayloadInvalid):
         await client.start("price", object(), id="r")
     with pytest.raises(PayloadTooLarge, match="2,097,152"):

@@ -191,7 +191,7 @@ def dies_after_a_commit(daemon: Daemon) -> anyio.Event:
         if committed is not None and (batch.batch.runs or batch.batch.sends):
             died.set()
 
-    owner._apply = nothing_follows  # type: ignore[method-assign]
+    owner._apply = nothing_follows
     return died
 
 

@@ -58,7 +58,8 @@ async def settled(client: sf.Client, **status: int) -> dict[str, Any]:
 
 async def a_bit_of_everything(client: sf.Client) -> None:
     runs: list[sf.Run[Any]] = [await client.start(halving, n, tenant="acme") for n in range(10)]
-    runs += [await client.start(failing, f"number {n}", tenant="globex") for n in range(3)]
+    messages = [f"number {n}" for n in range(3)]
+    runs += [await client.start(failing, message, tenant="globex") for message in messages]
     cancelled = await client.start(waiting)
     await cancelled.cancel()
     for run in (*runs, cancelled):

@@ -56,7 +56,10 @@ def test_a_wrong_value_is_refused_with_where_it_came_from(
 
 @pytest.mark.parametrize("field", msgspec.structs.fields(Settings), ids=lambda field: field.name)
 def test_every_setting_is_described_and_its_default_is_allowed(field: msgspec.structs.FieldInfo) -> None:
-    (information,) = [f for f in msgspec.inspect.type_info(Settings).fields if f.name == field.name]
+    struct = msgspec.inspect.type_info(Settings)
+    assert isinstance(struct, msgspec.inspect.StructType)
+    (information,) = [f for f in struct.fields if f.name == field.name]
+    assert isinstance(information.type, msgspec.inspect.Metadata)
     schema = information.type.extra_json_schema
     assert schema is not None
     assert schema["description"]

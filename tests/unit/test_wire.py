@@ -110,5 +110,5 @@ def test_a_start_from_the_outbox_is_taken_apart_and_others_go_as_they_are() -> N
 
 @given(st.binary())
 def test_a_corrupt_start_from_the_outbox_raises_a_decoding_error(body: bytes) -> None:
-    with contextlib.suppress(DECODE_ERRORS):
+    with contextlib.suppress(*DECODE_ERRORS):
         to_delivery("7-1", "start", "r", body)

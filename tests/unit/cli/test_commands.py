@@ -23,8 +23,10 @@ from streamflow.errors import UsageError
 from streamflow.settings import Settings
 
 COMMANDS = [name for section in SECTIONS.values() for name in section]
-PRINT_DATA = ["demo", "enqueue", "runs", "show", "status", "tail", "views", "export", "replay"]
-PRINT_DATA += ["signal", "ask", "read", "cancel", "terminate", "forget"]
+PRINT_DATA = [
+    *("demo", "enqueue", "runs", "show", "status", "tail", "views", "export", "replay"),
+    *("signal", "ask", "read", "cancel", "terminate", "forget"),
+]
 QUEUE_FLOWS = Path(__file__).parents[2] / "process" / "queue_flows.py"
 NOBODY = "redis://user:secret@127.0.0.1:1"
 """A port that nothing listens on."""

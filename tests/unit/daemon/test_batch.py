@@ -351,7 +351,7 @@ def decide(shard: OwnedShard, **effects: Any) -> ShardBatch:
     if "r" not in shard.live:
         put(shard, start("1-0", "r", "collecting", 1))
         applied(batch_of(shard))
-    shard.live["r"].machine = Deciding(**effects)  # type: ignore[assignment]  # pyright: ignore
+    shard.live["r"].machine = Deciding(**effects)  # pyright: ignore
     shard.add_input("r", Due())
     return applied(batch_of(shard))
 

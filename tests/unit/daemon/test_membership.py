@@ -40,6 +40,7 @@ class Parts:
         self.shards: dict[int, OwnedShard] = {}
         self.held = False
         self.leading = False
+        self.others_folds = 0
         self.running: dict[int, int] = {}
         self.acquired: list[dict[int, str]] = []
         self.stored: list[int] = []

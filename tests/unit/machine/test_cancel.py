@@ -115,7 +115,7 @@ def test_what_somebody_else_waits_for_is_not_cancelled(crash: bool) -> None:
         async def patient() -> str:
             return await shared
 
-        return await sf.gather(patient(), impatient())
+        return list(await sf.gather(patient(), impatient()))
 
     run = Run(app, "flow", crash=crash)
     run.advance(Due(), after=1000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamflow as sf
 from streamflow.events import SignalReceived
 from streamflow.machine.factory import rehydrate
+from streamflow.model.attributes import Attribute
 from streamflow.model.record import Header
 from streamflow.model.sharding import Partition
 from tests.support.machine_driver import Run, plain, raw
@@ -89,7 +90,7 @@ def test_a_reducer_knows_its_attributes_from_its_header() -> None:
     run = Run(app, "filling")
     run.advance(*(go() for _ in range(32)))
     assert not run.last.ended
-    attributes = {f"a{number}": number for number in range(1, 33)}
+    attributes: dict[str, Attribute] = {f"a{number}": number for number in range(1, 33)}
     assert run.last.attributes == attributes
     header = Header("running", 2, "c", 1000, 0, "filling", "", "", attributes)
     run.machine = rehydrate(app, Partition.RUN, "r", header, run.state, run.transitions())

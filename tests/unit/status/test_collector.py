@@ -98,7 +98,7 @@ async def test_a_daemon_whose_heartbeat_changes_owns_its_shards(client: Client) 
 
 async def test_every_field_of_a_heartbeat_is_in_the_row(client: Client) -> None:
     await create_namespace(client)
-    examples = {int: 7, float: 1.5, str: "x", bool: True, list[int]: [2], dict[str, str]: {"2": "x"}}
+    examples: dict[object, Any] = {int: 7, float: 1.5, str: "x", bool: True, list[int]: [2], dict[str, str]: {"2": "x"}}
     sent = Heartbeat(**{field.name: examples[field.type] for field in msgspec.structs.fields(Heartbeat)})
     await client.store.one(client.kernel.heartbeat("a", msgspec.json.encode(sent)))
     [daemon] = (await StatusCollector(client).collect()).daemons
@@ -127,6 +127,7 @@ async def test_a_member_that_left_is_forgotten(client: Client) -> None:
 async def test_inboxes_are_counted_and_the_lag_where_it_is_asked_for(client: Client) -> None:
     await create_namespace(client)
     keys = client.keys.shard(2)
+    entry = b""
     for _ in range(3):
         await client.store.one(Call.plain("XADD", keys.inbox, "*", "kind", "x"))
         entry = await client.store.one(Call.plain("XADD", keys.log, "*", "run", "x"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -60,7 +60,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(concurrency: int = 10, threads: int = 4) -> AsyncIterator[Bench]:
+async def bench(concurrency: int = 10, threads: int = 4) -> AsyncGenerator[Bench]:
     made = Bench(concurrency, threads)
     try:
         yield made

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lupa.lua51 import LuaRuntime
@@ -223,7 +224,8 @@ def globals_read(source: str) -> Iterator[tuple[str, int]]:
 
 def _globals(source: str, wanted: int) -> Iterator[tuple[str, int]]:
     """Names and lines, from Lua 5.1's byte code."""
-    lua = LuaRuntime(encoding=None, unpack_returned_tuples=True)
+    runtime: Any = LuaRuntime  # its stubs know no `encoding`
+    lua = runtime(encoding=None, unpack_returned_tuples=True)
     dump = lua.execute(b"return function(s) return string.dump(assert(loadstring(s))) end")(source.encode())
     pending = [ByteCode(dump, 12).function()]
     while pending:
