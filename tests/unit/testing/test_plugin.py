@@ -14,6 +14,11 @@ from streamflow.cli.app_loader import load_app
 
 pytest_plugins = ["pytester"]
 
+# Now, because pytester drops from `sys.modules` what is imported in its tests, while `sft` keeps the names from there:
+# another test would then patch a module that `sft.Sandbox` isn't from.
+for _name in sft.__all__:
+    getattr(sft, _name)
+
 FLOWS = """
 import streamflow as sf
 
