@@ -69,6 +69,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     blocking: Annotated[
         float, Meta(description="seconds of workflow code without an await after which a warning is logged", gt=0)
     ] = 0.1
+    interrupt: Annotated[
+        float,
+        Meta(
+            description="seconds that a workflow may block its daemon before it is interrupted and its run parked; "
+            "0: never",
+            ge=0,
+        ),
+    ] = 5.0
 
 
 def load_settings(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:

@@ -19,12 +19,14 @@ from streamflow.machine.coroutines import close_abandoned
 from streamflow.machine.factory import new_machine
 from streamflow.machine.transition import Effects, Input, Outcome
 from streamflow.model.attributes import Attribute, merged, same, value_text
+from streamflow.model.failures import failure_of
 from streamflow.model.record import Header, Status, decode_header
 from streamflow.model.sharding import Partition, queue_partition_of
 from streamflow.store.kernel import FRESH, Batch, Poison, Put, RunWrite, Send, listed_under
 from streamflow.store.namespace import Namespace
 from streamflow.wire import BadMessage, InboxMessage, answer_name, decode_message, encode_job
 from streamflow.workflow.app import App
+from streamflow.workflow.awaitable import Interrupted
 
 _log = logging.getLogger("streamflow.owner")
 _encoder = msgspec.msgpack.Encoder()
@@ -148,19 +150,10 @@ class ShardBatch:
                 # The estimate of the server's clock may be a little behind; no run begins before it was created.
                 effects = live.machine.advance(inputs, max(at, live.header.created))
                 self._record(run_id, live, effects, namespace)
-            except Exception as error:
-                # A defect in this code, or an impossible state: the run's messages are quarantined, the shard goes on.
-                _log.exception(
-                    "run %s of shard %d can't be reduced; its %d messages are quarantined, other runs continue",
-                    run_id,
-                    self.shard.number,
-                    len(run_work.messages),
-                )
-                del self.shard.live[run_id]
-                reason = f"reducing failed: {type(error).__name__}: {error}"[:500]
-                quarantined = {message.id for message in run_work.messages}
-                self.batch.acks = [ack for ack in self.batch.acks if ack not in quarantined]
-                self.poisoned += [(message, reason) for message in run_work.messages]
+            except BaseException as error:
+                if type(error) is KeyboardInterrupt:  # it stops the process, not a run
+                    raise
+                self._leave_out(run_id, run_work, error)
         watch("")
         for message in self.child_conflicts:
             self._refuse_child(message, namespace)
@@ -169,6 +162,42 @@ class ShardBatch:
             event = encode_transition(at, [MessageQuarantined(message.id, reason, run_id)])
             _log.error("message %s for run %s is quarantined: %s", message.id, message.run_id[:64], reason)
             self.batch.poisons.append(Poison(message.id, run_id, reason, event, message.body))
+
+    def _leave_out(self, run_id: str, run_work: RunWork, error: BaseException) -> None:
+        """Code of the run, or a defect in this code, raised what no run may: commit the other runs without it.
+
+        It comes back in the next batch, parked: its messages are recorded and none of its code is run. If even that
+        fails, its messages are quarantined.
+        """
+        shard = self.shard
+        live = shard.live.pop(run_id)
+        own = {message.id for message in run_work.messages}
+        quarantined = {message.id for message, _ in self.poisoned}
+        self.batch.acks = [ack for ack in self.batch.acks if ack not in own]
+        reason = reason_of(error)
+        if run_id in shard.parked:
+            _log.error(
+                "run %s of shard %d can't be recorded even as stuck; its %d messages are quarantined, other runs "
+                "continue: %s",
+                run_id,
+                shard.number,
+                len(run_work.messages),
+                reason,
+                exc_info=error,
+            )
+            self.poisoned += [(message, f"reducing failed: {reason}"[:500]) for message in run_work.messages]
+            return
+        _log.error(
+            "run %s of shard %d is parked until its code is mended, other runs continue: %s",
+            run_id,
+            shard.number,
+            reason,
+        )
+        shard.parked[run_id] = reason
+        shard.inbox.extendleft(reversed([message for message in run_work.messages if message.id not in quarantined]))
+        if run_work.inputs:
+            shard.inputs[run_id] = run_work.inputs + shard.inputs.get(run_id, [])
+        live.machine.close()
 
     def _inputs(self, run_id: str, run_work: RunWork, app: App, partition: Partition) -> list[Input]:
         inputs = run_work.inputs if not run_work.messages else run_work.inputs[:]
@@ -187,7 +216,7 @@ class ShardBatch:
                 # The run exists, and a client may wait for it: it starts without input, which fails it.
                 input_ = RunStarted(header.workflow, header.tenant, NOTHING, header.parent)
             if header is not None and run_id not in self.shard.live:
-                machine = new_machine(app, partition, run_id, header.workflow)
+                machine = new_machine(app, partition, run_id, header.workflow, self.shard.parked.get(run_id, ""))
                 self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
             inputs.append(input_)
             if not reason:
@@ -213,6 +242,10 @@ class ShardBatch:
             status = effects.status
             ended = at if effects.ended else 0
             version = old.version + 1
+            done.transition = Transition(at, effects.events)
+            # What may fail comes before the first change of the batch: a run that can't be encoded leaves it unchanged.
+            data = _encoder.encode(done.transition)
+            state = machine.snapshot()
             attributes = old.attributes
             if effects.attributes is not None:
                 attributes = self._move_attributes(run_id, old, effects.attributes)
@@ -220,9 +253,6 @@ class ShardBatch:
                 status, version, batch.commit, old.created, ended, old.workflow, old.tenant, old.parent, attributes
             )
             done.header, done.header_bytes = header, header.encode()
-            done.transition = Transition(at, effects.events)
-            data = _encoder.encode(done.transition)
-            state = machine.snapshot()
             if effects.fresh:
                 state = FRESH + state
             batch.runs.append(RunWrite(run_id, live.header_bytes, done.header_bytes, state, data))
@@ -321,3 +351,12 @@ def _notification(name: str, payload: bytes) -> tuple[str, bytes]:
 def _stream_order(message: InboxMessage) -> tuple[int, int]:
     ms, _, number = message.id.partition("-")
     return int(ms), int(number)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a run is parked, in a line: what its code raised, and where. Never raises."""
+    if isinstance(error, Interrupted):  # it names the line itself
+        return str(error)
+    failure = failure_of(error)
+    where = next((line.strip() for line in reversed(failure.traceback.splitlines()) if line.startswith("  File ")), "")
+    return f"{failure.kind}: {failure.message}{f' ({where})' if where else ''}"[:1000]

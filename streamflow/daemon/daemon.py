@@ -21,6 +21,7 @@ from streamflow.daemon.context import Context
 from streamflow.daemon.inbox import BLOCK_MS, LANES, InboxReader
 from streamflow.daemon.membership import Membership
 from streamflow.daemon.owner import Owner
+from streamflow.daemon.pulse import Pulse
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.retention import Retention
 from streamflow.daemon.rollup import Rollup
@@ -59,7 +60,6 @@ class Daemon:
         """Set when this daemon owns its first shards."""
         self._stop = anyio.Event()
         self._started = 0
-        self._beats = 0
 
     def stop(self) -> None:
         """Drain and return from `run`: steps get the grace period, then shards are released."""
@@ -87,7 +87,8 @@ class Daemon:
             namespace.shards,
             namespace.partition,
         )
-        watchdog = Watchdog(owner.watch, settings.blocking)
+        watchdog = Watchdog(owner.watch, settings.blocking, settings.interrupt)
+        pulse = Pulse(membership, settings)
         async with anyio.create_task_group() as loops:
             if signals:
                 consequence = f"other daemons take over its shards after {settings.dead_after:g} s (dead_after)"
@@ -103,11 +104,13 @@ class Daemon:
                 loops.start_soon(loop)
             loops.start_soon(self._announce, membership.owns_something)
             watchdog.start()
+            pulse.start()
             try:
                 await self._stop.wait()
                 await self._drain(membership, owner)
             finally:
                 watchdog.stop()
+                pulse.stop()
                 self.executor.close()
                 owner.close()
                 loops.cancel_scope.cancel()
@@ -174,7 +177,6 @@ class Daemon:
             await store.one(Call.plain("HSET", kernel.keys.workflows, *fields))
 
     def _beat(self) -> Heartbeat:
-        self._beats += 1
         usage = resource.getrusage(resource.RUSAGE_SELF)
         owner = self.owner
         return Heartbeat(
@@ -190,7 +192,6 @@ class Daemon:
             steps=self.executor.started,
             rss=resident_bytes(usage.ru_maxrss),
             cpu=round(usage.ru_utime + usage.ru_stime, 3),
-            beat=self._beats,
             draining=self.membership.draining,
             version=__version__,
             broken={str(n): shard.broken for n, shard in owner.shards.items() if shard.broken},

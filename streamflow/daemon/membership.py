@@ -18,6 +18,7 @@ A daemon whose own heartbeats fail for two thirds of `dead_after` starts no more
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.loops import retry_forever
 from streamflow.model.sharding import winner_of
 from streamflow.steps.executor import StepExecutor
-from streamflow.store.connection import Call
+from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Reply
 from streamflow.wire import Heartbeat, decode_heartbeat
 
@@ -83,6 +84,10 @@ class Membership:
         self._wanted_since: dict[int, float] = {}
         self._draining_since: dict[int, float] = {}
         self._confirmed = time.monotonic()
+        self.turned = self._confirmed
+        """When the loop of heartbeats had its last turn (monotonic s): `pulse.py` notices that it is late."""
+        self._numbers = itertools.count(1)
+        self._last: Heartbeat | None = None
         self._server_generation = context.store.server_generation
         self._rebalance_needed = anyio.Event()
         self._heartbeat_lock = anyio.Lock()
@@ -110,9 +115,11 @@ class Membership:
         )
 
     async def _heartbeat_and_check(self) -> None:
+        self.turned = time.monotonic()
         try:
             await self.heartbeat()
         finally:
+            self.turned = time.monotonic()
             self.hold_if_unconfirmed()
             self._rebalance_needed.set()
 
@@ -157,6 +164,16 @@ class Membership:
             if not self._left:
                 await self._heartbeat()
 
+    async def heartbeat_for_blocked_loop(self, store: Store) -> None:
+        """Repeat the last heartbeat with a new number, over another connection: from the thread of `pulse.py`."""
+        last = self._last
+        if last is None or self._left:
+            return
+        now = time.monotonic()
+        raw = msgspec.json.encode(msgspec.structs.replace(last, beat=next(self._numbers)))
+        await store.one(self._kernel.heartbeat(self.member, raw))
+        self._confirmed = now
+
     async def _heartbeat(self) -> None:
         now = time.monotonic()
         dead = [
@@ -164,7 +181,8 @@ class Membership:
             for name, seen in self._seen.items()
             if now - seen.changed > self._settings.dead_after and name != self.member
         ]
-        call = self._kernel.heartbeat(self.member, msgspec.json.encode(self._describe()), dead)
+        last = self._last = msgspec.structs.replace(self._describe(), beat=next(self._numbers))
+        call = self._kernel.heartbeat(self.member, msgspec.json.encode(last), dead)
         heartbeats: dict[str, bytes] | None = None
         with anyio.move_on_after(self._settings.dead_after / 2):
             heartbeats = await self._store.one(call)

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import anyio
 import msgspec
 
-from streamflow.daemon.batch import UNKNOWN, Reduced, ShardBatch
+from streamflow.daemon.batch import UNKNOWN, Reduced, ShardBatch, reason_of
 from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import LiveRun, OwnedShard
@@ -33,7 +33,7 @@ from streamflow.machine.factory import rehydrate
 from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import Due, Input, Outcome
 from streamflow.model.codec import DECODE_ERRORS
-from streamflow.model.record import OPEN, decode_header
+from streamflow.model.record import OPEN, Header, decode_header
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Committed, DueRuns, Reply
@@ -311,13 +311,29 @@ class Owner:
         header = decode_header(record[0])
         if header.status not in OPEN or (header.version == 0 and run_id not in shard.suspect):
             return
-        self._watch(run_id)
-        machine = rehydrate(self._app, self._namespace.partition, run_id, header, record[1], decode_history(record[2:]))
-        self._watch("")
+        machine = self._machine(shard, run_id, header, record[1], decode_history(record[2:]))
         shard.live[run_id] = LiveRun(machine, header, record[0], UNKNOWN)
         shard.workflows.add(header.workflow)
         if not shard.draining:
             self._restart_running_steps(shard, run_id, machine, batch.work[run_id].inputs)
+
+    def _machine(
+        self, shard: OwnedShard, run_id: str, header: Header, state: bytes, history: list[Transition]
+    ) -> RunMachine:
+        """The machine of a record. A run whose code raises what no run may is parked, and its code isn't run."""
+        partition = self._namespace.partition
+        if run_id not in shard.parked:
+            self._watch(run_id)
+            try:
+                return rehydrate(self._app, partition, run_id, header, state, history)
+            except BaseException as error:
+                if type(error) is KeyboardInterrupt:
+                    raise
+                shard.parked[run_id] = reason_of(error)
+                _log.error("run %s is parked, its code can't be replayed: %s", run_id, shard.parked[run_id])
+            finally:
+                self._watch("")
+        return rehydrate(self._app, partition, run_id, header, state, history, shard.parked[run_id])
 
     def _restart_running_steps(self, shard: OwnedShard, run_id: str, machine: RunMachine, inputs: list[Input]) -> None:
         """After a takeover: start the attempts again that ran at the last owner, under the same attempt numbers.
@@ -397,6 +413,7 @@ class Owner:
             self._executor.cancel(run_id, seq)
         if effects.ended:
             shard.live.pop(run_id, None)
+            shard.parked.pop(run_id, None)
             self._idle.pop(run_id, None)
             return
         if effects.jobs and not shard.draining:

@@ -66,6 +66,8 @@ class OwnedShard:
         self.folded = "0-0"
         """The `offset` of the checkpoint that the server has."""
         self.unfolded = 0
+        self.parked: dict[str, str] = {}
+        """Runs whose code this daemon doesn't run any more, and why: run id -> reason."""
         self.workflows: set[str] = set()
         """Names of workflows with runs here, for the listings that `checkpoint_views` reads."""
         self.broken = ""

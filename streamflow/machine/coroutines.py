@@ -39,11 +39,12 @@ from streamflow.events import (
     SignalReceived,
 )
 from streamflow.machine.run import EVENTS_CONTINUE, EVENTS_FAIL, RunMachine
+from streamflow.machine.sealed import sealed
 from streamflow.model.failures import failure_of, foreign_await, outside_loop
 from streamflow.model.sharding import Partition
 from streamflow.workflow.actions import SignalWait, message_key
 from streamflow.workflow.app import App, Workflow
-from streamflow.workflow.awaitable import DONE, NEW, PASSING, Fiber, Operation, Unwinding, active
+from streamflow.workflow.awaitable import DONE, NEW, PASSING, PENDING, Fiber, Operation, Unwinding, active
 
 DISCARDS = 100
 """How often a coroutine that awaits in `finally` blocks gets the exception that ends it."""
@@ -90,6 +91,7 @@ class CoroutineMachine(RunMachine):
         "_buffered",
         "_cancelling",
         "_fibers",
+        "_finalizers",
         "_limited",
         "_patches",
         "_root",
@@ -109,6 +111,8 @@ class CoroutineMachine(RunMachine):
         self._patches: dict[str, bool] | None = None
         self._cancelling: CancelRequested | None = None
         """The cancel request because of which the code is cleaning up."""
+        self._finalizers: set[Fiber] | None = None
+        """Async generators that were left early and whose `finally` blocks run: the run ends after them."""
         self._limited = False
         """`HistoryTooLong` was raised in the code."""
 
@@ -178,10 +182,10 @@ class CoroutineMachine(RunMachine):
             for fiber in ready:
                 if fiber.state != DONE:
                     self._resume(fiber)
-                    if root.state == DONE:
+                    if root.state == DONE and self._finalizers is None:
                         break
             ready.clear()
-            if root.state != DONE:
+            if root.state != DONE or self._is_finalizing():
                 break
             error, root.error = root.error, None
             if error is None:
@@ -200,6 +204,27 @@ class CoroutineMachine(RunMachine):
             # The previous generation was shielded until its end: it is raised at the first await of the current one.
             self.effects.events.append(undelivered)
             self._cancel_requested(undelivered)
+
+    def finalize(self, generator: Any) -> None:
+        """Run the `finally` blocks of an async generator that was left early, beside the code that left it."""
+        if self._root is None:  # the run is being closed: the blocks run, and what they try to decide is refused
+            _discard(generator.aclose())
+            return
+        fiber = Fiber(generator.aclose())
+        fiber.state = PENDING
+        if self._finalizers is None:
+            self._finalizers = set()
+        self._finalizers.add(fiber)
+        self.spawn(fiber)
+
+    def _is_finalizing(self) -> bool:
+        finalizers = self._finalizers
+        if finalizers is None:
+            return False
+        finalizers.difference_update([fiber for fiber in finalizers if fiber.state == DONE])
+        if not finalizers:
+            self._finalizers = None
+        return bool(finalizers)
 
     def _resume(self, fiber: Fiber) -> None:
         fiber.waiting_on = None
@@ -245,8 +270,10 @@ class CoroutineMachine(RunMachine):
         self._root = self._fibers = self._waits = self._buffered = self._asked = self.current = None
         self.ready.clear()
         self.too_deep.clear()
-        if not fibers:
-            return
+        if fibers:
+            sealed(self.context, self._close, fibers)
+
+    def _close(self, fibers: list[Fiber]) -> None:
         # A step that is called in a `finally` must give an operation, and neither run the plain function nor decide.
         token = active.set(cast("RunMachine", _Closing(self)))
         try:

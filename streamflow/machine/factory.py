@@ -12,14 +12,18 @@ from streamflow.events import Transition
 from streamflow.machine.reducer import ReducerMachine
 from streamflow.machine.replay import WorkflowMachine
 from streamflow.machine.run import RunMachine
+from streamflow.machine.sealed import sealed
 from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition
 from streamflow.workflow.app import App, Reducer
 
 
-def new_machine(app: App, partition: Partition, run_id: str, workflow_name: str) -> RunMachine:
-    """The machine of a run that has no history yet. For an unknown workflow it records that the run is stuck."""
-    return _machine_for(app, partition, run_id, workflow_name, is_reducer=False)
+def new_machine(app: App, partition: Partition, run_id: str, workflow_name: str, reason: str = "") -> RunMachine:
+    """The machine of a run that has no history yet. For an unknown workflow, or with a `reason` why its code can't be
+    run, it records that the run is stuck."""
+    machine = _machine_for(app, partition, run_id, workflow_name, is_reducer=False)
+    machine.reason = machine.reason or reason
+    return machine
 
 
 def _machine_for(app: App, partition: Partition, run_id: str, workflow_name: str, *, is_reducer: bool) -> RunMachine:
@@ -32,10 +36,21 @@ def _machine_for(app: App, partition: Partition, run_id: str, workflow_name: str
 
 
 def rehydrate(
-    app: App, partition: Partition, run_id: str, header: Header, state: bytes, transitions: list[Transition]
+    app: App,
+    partition: Partition,
+    run_id: str,
+    header: Header,
+    state: bytes,
+    transitions: list[Transition],
+    reason: str = "",
 ) -> RunMachine:
-    """The machine of a run with this record. Never raises: a run that can't continue is parked, see `reason`."""
+    """The machine of a run with this record. A run that can't continue is parked, see `RunMachine.reason`.
+
+    With a `reason` it is parked for that, and none of its code is run. Without one, what its code raises that no run
+    can end with is raised here: call again with that as the reason.
+    """
     machine = _machine_for(app, partition, run_id, header.workflow, is_reducer=bool(state))
+    machine.reason = machine.reason or reason
     machine.tenant = header.tenant
     machine.parent = header.parent
     if not header.is_open:
@@ -43,7 +58,7 @@ def rehydrate(
         machine.ended = True
     elif isinstance(machine, ReducerMachine):
         machine.attributes = header.attributes  # nothing is replayed that would set them again
-        machine.restore(state, transitions)
+        sealed(machine.context, machine.restore, state, transitions)
     else:
-        cast("WorkflowMachine", machine).replay(transitions)
+        sealed(machine.context, cast("WorkflowMachine", machine).replay, transitions)
     return machine

@@ -28,6 +28,7 @@ from streamflow.events import (
     TimerFired,
     TimerSet,
 )
+from streamflow.machine.sealed import new_context
 from streamflow.machine.transition import Effects, Ending
 from streamflow.model.attributes import Attribute
 from streamflow.model.record import Status
@@ -54,6 +55,7 @@ class OpenWork:
         "attributes",
         "cancelling",
         "children",
+        "context",
         "current",
         "diverged",
         "effects",
@@ -83,6 +85,8 @@ class OpenWork:
 
     def __init__(self, app: App, partition: Partition, run_id: str, workflow: str = "") -> None:
         self.app = app
+        self.context = new_context()
+        """The context variables of its code: empty at first, and its own."""
         self.partition = partition
         self.run_id = run_id
         self.workflow = workflow

@@ -40,6 +40,7 @@ from streamflow.events import (
     TimerFired,
 )
 from streamflow.machine.open_work import MAX_WORKER_LOSSES, WORKER_LOST, OpenWork
+from streamflow.machine.sealed import sealed
 from streamflow.machine.transition import Due, Effects, Ending, Input, Outcome, Outgoing
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, merged
@@ -91,16 +92,7 @@ class RunMachine(OpenWork):
             effects.status = self.status
             effects.ended = True
             return effects
-        token = active.set(self)
-        try:
-            if self.stuck or self.reason:
-                inputs = self._park_or_resume(inputs)
-            elif self.events_count >= EVENTS_WARN:
-                self._limit_history()
-            if not effects.ended:
-                self._take_all(inputs)
-        finally:
-            active.reset(token)
+        sealed(self.context, self._advance, inputs)
         if effects.jobs and (effects.cancelled or effects.revoked):
             _drop_stopped(effects)
         effects.status = self.status
@@ -110,6 +102,18 @@ class RunMachine(OpenWork):
             self._warn_of_history()
         self.effects = _IDLE  # an idle machine must not hold its last transition in memory
         return effects
+
+    def _advance(self, inputs: list[Any]) -> None:
+        token = active.set(self)
+        try:
+            if self.stuck or self.reason:
+                inputs = self._park_or_resume(inputs)
+            elif self.events_count >= EVENTS_WARN:
+                self._limit_history()
+            if not self.effects.ended:
+                self._take_all(inputs)
+        finally:
+            active.reset(token)
 
     @property
     def events_before(self) -> int:
@@ -179,6 +183,9 @@ class RunMachine(OpenWork):
 
     def spawn(self, fiber: Fiber) -> None:
         raise NotImplementedError
+
+    def finalize(self, generator: Any) -> None:
+        """An async generator of user code is dropped before its end."""
 
     def start(self, operation: Operation) -> None:
         """Begin an operation; an error in that is raised where it is awaited."""
@@ -263,7 +270,7 @@ class RunMachine(OpenWork):
         if failure is None:
             result = NOTHING if outcome.result is None else outcome.result
             try:
-                value = step.parameters.decode_result(result)
+                value = None if self.reason else step.parameters.decode_result(result)
             except PayloadInvalid as error:
                 failure, permanent = Failure("PayloadInvalid", str(error)), True
             else:
@@ -324,7 +331,7 @@ class RunMachine(OpenWork):
         if call is None:
             return
         value = None
-        if isinstance(item, ChildCompleted):
+        if isinstance(item, ChildCompleted) and not self.reason:
             try:
                 value = call.target.parameters.decode_result(item.result)
             except PayloadInvalid as error:

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.errors import PayloadInvalid, PayloadTooLarge
+from streamflow.model.failures import text_of
 
 WARN_BYTES = 256 * 1024
 MAX_BYTES = 2 * 1024 * 1024
@@ -38,9 +39,10 @@ def encode(value: object, what: str) -> bytes:
         data = _encoder.encode(value)
     except RecursionError:
         raise PayloadInvalid(f"the {what} is nested too deep (or contains itself); the limit is {MAX_DEPTH}") from None
-    except (TypeError, ValueError, OverflowError) as error:
+    except Exception as error:  # objects are user code
         raise PayloadInvalid(
-            f"the {what} can't be encoded: {error}. Use msgspec Structs, dataclasses, attrs classes, or plain types."
+            f"the {what} can't be encoded: {text_of(error)}. "
+            "Use msgspec Structs, dataclasses, attrs classes, or plain types."
         ) from error
     if len(data) > 64:
         check_payload(data, what)
@@ -91,8 +93,10 @@ def decode(data: Raw | bytes, type_: Any, what: str) -> Any:
     """The value, checked against `type_`. Raises `PayloadInvalid`, which names the payload as `what`."""
     try:
         return decoder_for(type_)(data)
-    except DECODE_ERRORS as error:
-        raise PayloadInvalid(f"the {what} is not a {_type_name(type_)}: {error}") from error
+    except PayloadInvalid:
+        raise
+    except Exception as error:  # types are user code: a `__post_init__` may raise anything
+        raise PayloadInvalid(f"the {what} is not a {_type_name(type_)}: {text_of(error)}") from error
 
 
 def _type_name(type_: Any) -> str:
@@ -142,7 +146,7 @@ class Parameters:
         """Positional and keyword arguments. Raises `PayloadInvalid`."""
         try:
             values = self._decode(payload)
-        except DECODE_ERRORS as error:
+        except Exception as error:
             values = self._decode_shorter(payload, error)
         if self._keyword_only:
             split = self._count - len(self._keyword_only)
@@ -152,7 +156,7 @@ class Parameters:
     def _decode_shorter(self, payload: Raw | bytes, error: Exception) -> tuple[Any, ...]:
         """Decode a payload that was recorded before a parameter with a default was added."""
         names = ", ".join(self.names) or "no parameters"
-        invalid = PayloadInvalid(f"the input of {self.what} does not match its parameters ({names}): {error}")
+        invalid = PayloadInvalid(f"the input of {self.what} does not match its parameters ({names}): {text_of(error)}")
         try:
             arguments = msgspec.msgpack.decode(payload, type=list[Raw])
         except DECODE_ERRORS:
@@ -169,8 +173,10 @@ class Parameters:
         """The result, checked against the return annotation. Raises `PayloadInvalid`."""
         try:
             return self._decode_result(payload)
-        except DECODE_ERRORS as error:
-            raise PayloadInvalid(f"the result of {self.what} is not a {_type_name(self.returns)}: {error}") from error
+        except Exception as error:
+            raise PayloadInvalid(
+                f"the result of {self.what} is not a {_type_name(self.returns)}: {text_of(error)}"
+            ) from error
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ awaits something that isn't streamflow's. Must not: raise. Called by: the machin
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import traceback
@@ -23,7 +24,6 @@ _PACKAGE = Path(__file__).parents[1]
 _INTERNAL = tuple(f"{_PACKAGE / package}{os.sep}" for package in ("model", "workflow", "machine"))
 """Paths of frames that are left out of a traceback: they don't help the user."""
 _STDLIB = str(Path(os.__file__).parent) + os.sep
-_NO_LOOP = ("no running event loop", "no current event loop")
 
 
 def failure_of(error: BaseException, skip: tuple[str, ...] = ()) -> Failure:
@@ -31,14 +31,18 @@ def failure_of(error: BaseException, skip: tuple[str, ...] = ()) -> Failure:
 
     `skip`: more path prefixes whose frames are left out.
     """
-    try:
-        message = str(error)
-    except Exception as broken:  # an error in a __str__ must not stop the run's owner
-        message = f"<{type(broken).__name__} in __str__>"
-    message += _members(error)
+    message = text_of(error) + _members(error)
     return Failure(
         type(error).__name__, _clip(_encodable(message), MAX_MESSAGE), _traceback(error, (*_INTERNAL, *skip))
     )
+
+
+def text_of(error: BaseException) -> str:
+    """`str(error)`, whatever a `__str__` of user code does: recording an exception must not raise another one."""
+    try:
+        return str(error)
+    except Exception as broken:
+        return f"<{type(broken).__name__} in __str__>"
 
 
 def _members(error: BaseException) -> str:
@@ -67,36 +71,70 @@ def _encodable(text: str) -> str:
 def foreign_await(coroutine: Any, awaited: object) -> ForeignAwait:
     """The error to throw into a workflow that awaited `awaited`, naming the innermost line of the user's code."""
     chain = list(_chain(coroutine))
-    own = [(code, line) for code, line in chain if not _is_library(code.co_filename)] or chain[:1]
+    own = [(code, line) for code, line in chain if not is_library(code.co_filename)] or chain[:1]
     where = f"{own[-1][0].co_filename}:{own[-1][1]}" if own else "an unknown line"
     return ForeignAwait(
         f"a workflow awaited {_describe(awaited)} at {where}. A workflow can only await streamflow's own awaitables: "
-        + _advice([code for code, _ in chain], awaited)
+        + _advice([code for code, _ in chain if is_library(code.co_filename)], awaited)
     )
 
 
 def outside_loop(error: BaseException) -> BaseException:
-    """`error`, or the `ForeignAwait` that explains it: calls of asyncio fail at once, because no event loop runs."""
-    if not (isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_LOOP)):
+    """`error`, or the `ForeignAwait` that it means: what asyncio and anyio raise where there is no task or no loop."""
+    if not isinstance(error, RuntimeError | TypeError | AttributeError) or isinstance(error, ForeignAwait):
         return error
     frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    own = [(code, line) for code, line in frames if not _is_library(code.co_filename)]
-    where = f"{own[-1][0].co_filename}:{own[-1][1]}" if own else "an unknown line"
-    foreign = ForeignAwait(
-        f"a workflow called asyncio or anyio at {where}. A workflow can only await streamflow's own awaitables: "
-        + _advice([code for code, _ in frames], None)
+    last = max((number for number, (code, _) in enumerate(frames) if not is_library(code.co_filename)), default=-1)
+    called = [code for code, _ in frames[last + 1 :]]
+    if not called or not called[0].co_filename.startswith(_event_libraries()):
+        return error
+    where = f"{frames[last][0].co_filename}:{frames[last][1]}" if last >= 0 else "an unknown line"
+    return foreign_call(called, where).with_traceback(error.__traceback__)
+
+
+def foreign_call(called: list[CodeType], where: str) -> ForeignAwait:
+    """The error of a workflow that called asyncio or anyio at `where`. `called`: the library's functions, outermost
+    first."""
+    name = "asyncio or anyio"
+    if called:
+        library = "anyio" if f"{os.sep}anyio{os.sep}" in called[0].co_filename else "asyncio"
+        name = f"{library}.{called[0].co_qualname.removesuffix('.__aenter__').removesuffix('.__enter__')}"
+    return ForeignAwait(
+        f"a workflow called {name} at {where}. A workflow has no event loop and no task, and can only await "
+        f"streamflow's own awaitables: {_advice(called, None)}"
     )
-    return foreign.with_traceback(error.__traceback__)
 
 
-def _advice(codes: list[CodeType], awaited: object) -> str:
-    names = {code.co_name for code in codes if _is_library(code.co_filename)}
-    if names & {"sleep", "__sleep0", "sleep_until", "sleep_forever"}:
-        return "use sf.sleep(…) instead of asyncio.sleep or anyio.sleep."
+@functools.cache
+def _event_libraries() -> tuple[str, ...]:
+    names = ("asyncio", "anyio", "sniffio")
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in names]
+    return tuple(str(Path(file).parent) + os.sep for file in files if file)
+
+
+_INSTEAD = {
+    "sf.sleep(…)": {"sleep", "__sleep0", "sleep_until", "sleep_forever", "call_later", "call_at"},
+    "`with sf.timeout(…):`": {"timeout", "timeout_at", "wait_for", "move_on_after", "fail_after", "move_on_at"},
+    "sf.gather(…), sf.race(…) or sf.map(…)": {"gather", "wait", "as_completed"},
+    "`async with sf.task_group() as group:`": {
+        "TaskGroup.__aenter__",
+        "create_task_group",
+        "create_task",
+        "ensure_future",
+    },
+    "a step: a plain function that is decorated with @app.step runs in a thread": {"to_thread", "run_sync"},
+    "sf.now()": {"time"},
+}
+"""What to write in place of a function of asyncio or anyio; for all others it is a step."""
+
+
+def _advice(called: list[CodeType], awaited: object) -> str:
     if type(awaited).__name__ == "_GatheringFuture":
         return "use sf.gather(…) instead of asyncio.gather."
-    if "wait_for" in names:
-        return "use `with sf.timeout(…):` instead of asyncio.wait_for."
+    names = {code.co_qualname for code in called}
+    for instead, functions in _INSTEAD.items():
+        if names & functions:
+            return f"use {instead} instead."
     return "move it into a step."
 
 
@@ -114,7 +152,8 @@ def _chain(coroutine: Any) -> Iterator[tuple[CodeType, int]]:
             return
 
 
-def _is_library(filename: str) -> bool:
+def is_library(filename: str) -> bool:
+    """Whether a frame of this file says nothing to the author of a workflow."""
     return (
         filename.startswith((*_INTERNAL, _STDLIB, "<frozen", sys.prefix + os.sep + "lib"))
         or f"{os.sep}site-packages{os.sep}" in filename

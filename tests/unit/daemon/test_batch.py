@@ -297,21 +297,55 @@ def test_a_start_is_trusted_only_until_its_run_proves_to_be_another() -> None:
     assert batch.batch.runs == []
 
 
-def test_a_run_that_cannot_be_reduced_does_not_hold_up_the_others() -> None:
+class Broken:
+    """Stands in for the machine of a run whose code raises what no run may."""
+
+    closed = 0
+
+    def advance(self, inputs: Any, at: int) -> Any:
+        raise SystemExit("a defect")
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_run_whose_code_raises_anything_is_left_out_with_its_messages() -> None:
     shard = owned()
     put(shard, start("1-0", "broken", "collecting", 1), start("1-1", "fine", "collecting", 1))
     applied(batch_of(shard))
+    shard.live["broken"].machine = broken = Broken()  # type: ignore[assignment]
+    put(shard, signal("2-0", "broken", "item"), signal("2-1", "fine", "item"))
+    batch = batch_of(shard)
+    assert batch.batch.acks == ["2-1"], "the others are committed"
+    assert [run.run_id for run in batch.batch.runs] == ["fine"]
+    assert batch.batch.poisons == []
+    assert [message.id for message in shard.inbox] == ["2-0"], "for the next batch, which records it without the code"
+    assert shard.parked["broken"].startswith("SystemExit: a defect")
+    assert "broken" not in shard.live, "it is read again"
+    assert broken.closed == 1
 
-    def explode(inputs: Any, at: int) -> Any:
-        raise AssertionError("a defect")
 
-    shard.live["broken"].machine = type("Broken", (), {"advance": staticmethod(explode)})()  # type: ignore[assignment]
+def test_a_run_that_cannot_even_be_parked_is_quarantined() -> None:
+    shard = owned()
+    put(shard, start("1-0", "broken", "collecting", 1), start("1-1", "fine", "collecting", 1))
+    applied(batch_of(shard))
+    shard.parked["broken"] = "it failed before"
+    shard.live["broken"].machine = Broken()  # type: ignore[assignment]
     put(shard, signal("2-0", "broken", "item"), signal("2-1", "fine", "item"))
     batch = batch_of(shard)
     [poison] = batch.batch.poisons
-    assert (poison.message_id, poison.reason) == ("2-0", "reducing failed: AssertionError: a defect")
+    assert poison.message_id == "2-0"
+    assert poison.reason.startswith("reducing failed: SystemExit: a defect")
     assert batch.batch.acks == ["2-1"]
-    assert "broken" not in shard.live, "it is read again before it is tried again"
+
+
+def test_a_new_run_that_is_parked_starts_as_stuck() -> None:
+    shard = owned()
+    shard.parked["new"] = "its code did not give way for 5 s"
+    put(shard, start("1-0", "new", "collecting", 1))
+    batch = batch_of(shard)
+    assert kinds_in(batch) == ["RunStarted", "RunStuck"]
+    assert batch.batch.acks == ["1-0"]
 
 
 def test_a_child_whose_id_is_taken_is_refused_to_its_parent() -> None:

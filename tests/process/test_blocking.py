@@ -1,0 +1,80 @@
+"""A daemon whose event loop is blocked is not dead: it keeps its shards, and no step runs a second time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import streamflow as sf
+from streamflow.embedded.server import EmbeddedServer
+from tests.process.blocking_flows import blocks, innocent, spins
+from tests.process.faults import ServingProcess, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+
+FLOWS = Path(__file__).with_name("blocking_flows.py")
+SHARDS = 8
+DEAD_AFTER = 1.0
+
+
+@pytest.fixture
+async def daemons(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, client: sf.Client
+) -> AsyncIterator[list[ServingProcess]]:
+    """Two of them that share the shards."""
+    options = ["--app", f"{FLOWS}:app", "--shards", f"{SHARDS}", "--beat", "0.2", "--dead-after", f"{DEAD_AFTER}"]
+    options += ["--interrupt", "2"]
+    both = [
+        ServingProcess("daemon", *options, url=embedded_server.url, namespace=namespace, log=tmp_path / f"{n}.log")
+        for n in range(2)
+    ]
+    try:
+
+        async def shared() -> bool:
+            released = any(daemon.logged("released") for daemon in both)
+            return released and all(daemon.logged("acquired") for daemon in both)
+
+        await until(shared, "both daemons own shards")
+        yield both
+    finally:
+        for daemon in both:
+            await daemon.end()
+
+
+@pytest.fixture
+async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[sf.Client]:
+    async with sf.connect(embedded_server.url, namespace=namespace) as client:
+        yield client
+
+
+async def test_a_step_that_blocks_longer_than_dead_after_runs_once(
+    daemons: list[ServingProcess], client: sf.Client, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    run = await client.start(blocks, str(journal), 3 * DEAD_AFTER)
+    assert await run.result(timeout=30) == "done"
+    assert any(daemon.logged("its heartbeats are sent from a thread") for daemon in daemons), "the loop was blocked"
+    assert not any(daemon.logged("is considered dead") for daemon in daemons)
+    assert not any(daemon.logged("has another owner") for daemon in daemons)
+    assert journal.read_text() == "begun\n"
+
+
+async def test_a_workflow_that_loops_harms_no_run_for_longer_than_the_limit(
+    daemons: list[ServingProcess], client: sf.Client
+) -> None:
+    bad = await client.start(spins, id="bad")
+    runs = await asyncio.gather(*(client.start(innocent, number) for number in range(32)))
+    assert await asyncio.gather(*(run.result(timeout=10) for run in runs)) == list(range(32))
+
+    async def is_stuck() -> bool:
+        return (await bad.describe()).status == "stuck"
+
+    await until(is_stuck, "the run is parked")
+    assert not any(daemon.logged("is considered dead") for daemon in daemons)
+    assert sum(daemon.logged("run bad of shard") for daemon in daemons) == 1
+    await bad.terminate()
+    with pytest.raises(sf.RunCancelled):
+        await bad.result(timeout=10)
