@@ -152,7 +152,7 @@ class Daemon:
         self.ready.set()
 
     async def _drain(self, membership: Membership, owner: Owner) -> None:
-        membership.draining = True
+        membership.draining = self.executor.draining = True
         try:
             with anyio.move_on_after(self.settings.grace + 5):
                 while owner.shards:

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import anyio
 from msgspec import Raw
 
 from streamflow.errors import Failure, UsageError
@@ -27,13 +26,17 @@ from streamflow.machine.transition import Outcome
 from streamflow.model import codec
 from streamflow.model.failures import failure_of
 from streamflow.steps.context import Running, current
-from streamflow.steps.processes import call_in_process
+from streamflow.steps.processes import ProcessPool
 from streamflow.workflow.actions import StepJob
 
 _log = logging.getLogger("streamflow.steps")
 
 STEP_THREAD = "streamflow-step"
 """Prefix of the names of threads that run steps."""
+
+
+SIGNAL_SETTLES = 0.2
+"""Seconds to learn that a signal which has ended a step's process was meant for this one, too."""
 
 
 class Slots:
@@ -73,11 +76,13 @@ class StepExecutor:
         self._threads = Slots(threads)
         self._processes = Slots(processes or os.cpu_count() or 1)
         self._all_slots = (self._tasks, self._threads, self._processes)
-        self._process_limit: anyio.CapacityLimiter | None = None
+        self._process_pool = ProcessPool()
         self._attempts: dict[tuple[str, int], Running] = {}
         self._by_shard: dict[int, int] = {}
         self.started = 0
         self.held = False
+        self.draining = False
+        """This daemon or worker is ending: the death of a step's process may be a part of that."""
 
     @property
     def running(self) -> int:
@@ -122,6 +127,10 @@ class StepExecutor:
         running = self._attempts.get((run_id, seq))
         return NOTHING if running is None else running.details
 
+    def has(self, run_id: str, seq: int) -> bool:
+        """Whether an attempt of this call runs or waits."""
+        return (run_id, seq) in self._attempts
+
     def hold(self) -> None:
         """Start nothing more until `resume`: the other daemons may consider this one dead."""
         self.held = True
@@ -147,6 +156,7 @@ class StepExecutor:
         """Cancel all attempts; threads that run are not waited for."""
         self.cancel_where(lambda _: True)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._process_pool.close()
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -183,6 +193,10 @@ class StepExecutor:
         try:
             if step.process:
                 outcome = await self._in_process(running)
+                if outcome is None:
+                    running.task = None
+                    self._abandon(running)
+                    return
             else:
                 args, kwargs = step.parameters.decode(job.args)
                 value = await step.function(*args, **kwargs)
@@ -212,13 +226,28 @@ class StepExecutor:
         finally:
             current.reset(token)
 
-    async def _in_process(self, running: Running) -> Outcome:
-        if self._process_limit is None:
-            self._process_limit = anyio.CapacityLimiter(self._processes.limit)
-        result, failure, permanent = await call_in_process(running, self._process_limit)
-        if failure is None:
-            return Outcome(running.job.seq, running.job.attempt, _elapsed_ms(running), Raw(result))
-        return self._outcome_of(running, failure, permanent)
+    async def _in_process(self, running: Running) -> Outcome | None:
+        """None: the process died with this daemon or worker, so the attempt is for its successor."""
+        called = await self._process_pool.call(running)
+        if called.died:
+            await asyncio.sleep(SIGNAL_SETTLES)
+            if self.draining:
+                return None
+        if called.failure is None:
+            return Outcome(running.job.seq, running.job.attempt, _elapsed_ms(running), Raw(called.result))
+        return self._outcome_of(running, called.failure, called.permanent)
+
+    def _abandon(self, running: Running) -> None:
+        """End an attempt without an outcome."""
+        _log.info(
+            "step %s of run %s, attempt %d: its process ended while this process drains; it runs again elsewhere, "
+            "under the same attempt",
+            running.job.step.name,
+            running.run_id,
+            running.job.attempt,
+        )
+        self._finish(running)
+        self._on_free()
 
     def _returned(self, running: Running, done: asyncio.Future[Outcome]) -> None:
         """A thread is free again: only now, even if its attempt was over long before."""

@@ -1,102 +1,330 @@
 """Steps with `process=True`: each call goes to a process that later calls use again, bytes in and bytes out.
 
-Owns: what both sides of the pipe do. Must not: know slots, time-outs or retries. Called by: the executor.
+Owns: the processes, their start and end, and what is called inside of them. Must not: know slots, time-outs or retries.
+Called by: the executor; `process_child.py`, in the process (`load_main`, `answer_call`).
 
-anyio keeps the processes: an idle one is used again, and cancelling a call kills its process. anyio sends the parent's
-`sys.path` and loads the parent's main module under the name `__mp_main__`, as multiprocessing does, so a script that
-runs `sf.local` needs its `if __name__ == "__main__"`. The code of a step is found by module and name; a file that isn't
-on the path (`--app path/types.py`) is loaded again by its path.
+A process is the leader of its own session, and leaves signals to its parent, so that a Ctrl-C or a service manager's
+SIGTERM to the whole group doesn't end a step that may finish. It dies with its parent, however that ends. A process
+that dies while it runs a step is reported like a worker that dies: `WorkerLost`.
+
+The parent's main module is loaded under the name `__mp_main__`, as multiprocessing does, so a script that runs
+`sf.local` needs its `if __name__ == "__main__"`. The code of a step is found by module and name; a file that isn't on
+the path (`--app path/types.py`) is loaded again by its path.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import importlib.util
+import json
 import os
+import runpy
 import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Generator
+import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import anyio
-import anyio.to_process
+import msgspec
 from msgspec import Raw
 
 from streamflow.errors import Failure, UsageError
+from streamflow.machine.open_work import WORKER_LOST
 from streamflow.model import codec
 from streamflow.model.failures import failure_of
+from streamflow.steps import process_child
 from streamflow.steps.context import Running, current
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
 
-CallResult = tuple[bytes, Failure | None, bool]
-"""The encoded result, or the failure and whether it is permanent."""
+MAX_IDLE = 300.0
+"""Seconds after which a process without a call is ended, when the next call comes."""
+LOOK_EVERY = 0.5
+"""Seconds between two looks whether a process has died whose copies still have its socket."""
+LONGEST_END = 1.0
+"""Seconds that `close` waits for killed processes."""
 
 
-async def call_in_process(running: Running, limiter: anyio.CapacityLimiter) -> CallResult:
-    """Run the attempt in a process. Cancelling kills the process."""
-    job = running.job
-    function = job.step.function
-    file = getattr(sys.modules.get(function.__module__), "__file__", None) or ""
-    location = (function.__module__, file, function.__qualname__)
+class CallResult(msgspec.Struct, array_like=True):
+    """The encoded result, or the failure and whether it is permanent."""
+
+    result: bytes
+    failure: Failure | None = None
+    permanent: bool = False
+    died: bool = False
+    """The process died; `failure` says how."""
+
+
+class _Call(msgspec.Struct, array_like=True):
+    module: str
+    file: str
+    qualname: str
+    name: str
+    run_id: str
+    seq: int
+    attempt: int
+    args: bytes
+    details: bytes
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_call_decoder = msgspec.msgpack.Decoder(_Call)
+_result_decoder = msgspec.msgpack.Decoder(CallResult)
+_failure_decoder = msgspec.msgpack.Decoder(Failure)
+
+
+class _Died(Exception):
+    """The process is gone."""
+
+
+class _Process:
+    """One process and the socket to it. The constructor starts it; `connect` has to follow."""
+
+    def __init__(self) -> None:
+        self.idle_since = 0.0
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            # Not with the means of the event loop: uvloop gives children no blocked signals. Until the child has its
+            # handlers, a signal to the whole group would end it.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, process_child.FOR_THE_PARENT)
+            try:
+                self._popen = subprocess.Popen(
+                    [sys.executable, "-P", process_child.__file__, str(theirs.fileno()), str(os.getpid())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=_log_output(),
+                    stderr=_log_output(),
+                    start_new_session=True,
+                    pass_fds=(theirs.fileno(),),
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    async def connect(self) -> Failure | None:
+        """Send what the process needs to know; the failure of the parent's main module, if it can't be loaded there.
+        Raises `_Died`."""
+        self._socket.setblocking(False)
+        self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
+        main_file = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+        answer = await self.ask(json.dumps([sys.path, main_file]).encode())
+        return _failure_decoder.decode(answer) if answer else None
+
+    async def ask(self, body: bytes) -> bytes:
+        """Send a frame, and return the next one. Raises `_Died`."""
+        assert self._writer is not None
+        try:
+            self._writer.writelines((len(body).to_bytes(8, "big"), body))
+            await self._writer.drain()
+        except OSError as error:
+            raise _Died from error
+        return await self.receive()
+
+    async def receive(self) -> bytes:
+        """The next frame. Raises `_Died`."""
+        reading = asyncio.ensure_future(self._read_frame())
+        died = False
+        try:
+            while not reading.done():
+                await asyncio.wait({reading}, timeout=LOOK_EVERY)
+                if died and not reading.done():
+                    raise _Died
+                died = not self._is_alive()
+            return reading.result()
+        except (OSError, EOFError) as error:
+            raise _Died from error
+        finally:
+            reading.cancel()
+
+    async def _read_frame(self) -> bytes:
+        assert self._reader is not None
+        return await self._reader.readexactly(int.from_bytes(await self._reader.readexactly(8), "big"))
+
+    def _is_alive(self) -> bool:
+        """Without freeing its number, by which `kill` ends what it has started."""
+        try:
+            return os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
+
+    @property
+    def usable(self) -> bool:
+        return self._popen.returncode is None and self._is_alive()
+
+    def kill(self) -> None:
+        """End the process, and the commands that it has started."""
+        if self._popen.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+        if self._writer is not None:
+            self._writer.transport.abort()
+        else:
+            self._socket.close()
+
+    def is_over(self) -> bool:
+        """Whether a killed process has ended; the system frees it then."""
+        return self._popen.poll() is not None
+
+    async def how_it_ended(self) -> str:
+        pause = 0.001
+        while self._is_alive() and pause < LONGEST_END:
+            await asyncio.sleep(pause)
+            pause *= 2
+        code = self._popen.poll()
+        if code is None:
+            return "it closed its connection"
+        if code < 0:
+            try:
+                return f"ended by {signal.Signals(-code).name}"
+            except ValueError:
+                return f"ended by signal {-code}"
+        return f"exit status {code}"
+
+
+def _log_output() -> int:
+    """Where the daemon logs to, or nowhere if it has no stderr."""
     try:
-        return await anyio.to_process.run_sync(
-            _call,
-            location,
-            job.step.name,
-            running.run_id,
-            (job.seq, job.attempt),
-            bytes(job.args),
-            bytes(job.details),
-            cancellable=True,
-            limiter=limiter,
+        os.fstat(2)
+    except OSError:
+        return subprocess.DEVNULL
+    return 2
+
+
+class ProcessPool:
+    """The processes of one executor. It starts them as they are needed; the executor limits how many are."""
+
+    def __init__(self) -> None:
+        self._idle: list[_Process] = []
+        """The one that was used last at the end."""
+        self._busy: set[_Process] = set()
+        self._ending: list[_Process] = []
+
+    async def call(self, running: Running) -> CallResult:
+        """Run the attempt in a process. Cancelling kills the process."""
+        job = running.job
+        function = job.step.function
+        file = getattr(sys.modules.get(function.__module__), "__file__", None) or ""
+        call = _encode(
+            _Call(
+                function.__module__,
+                file,
+                function.__qualname__,
+                job.step.name,
+                running.run_id,
+                job.seq,
+                job.attempt,
+                bytes(job.args),
+                bytes(job.details),
+            )
         )
-    except anyio.BrokenWorkerProcess as error:
-        cause = f" ({error.__cause__})" if str(error.__cause__ or "") else ""
-        text = f"the process of step {job.step.name} died: it was killed, ran out of memory, or ended itself{cause}"
-        return b"", Failure("ProcessDied", text), False
+        while True:
+            process = self._take_idle()
+            is_new = process is None
+            process = process or _Process()
+            self._busy.add(process)
+            has_begun = done = False
+            try:
+                failure = await process.connect() if is_new else None
+                if failure is not None:
+                    return CallResult(b"", failure)
+                await process.ask(call)
+                has_begun = True
+                result = _result_decoder.decode(await process.receive())
+                done = True
+                return result
+            except _Died:
+                how = await process.how_it_ended()
+                if not is_new and not has_begun:
+                    continue  # it died while it was idle: the step is not the reason
+                text = (
+                    f"the process of step {job.step.name} died ({how}): it was killed, ran out of memory, "
+                    "or ended itself"
+                )
+                return CallResult(b"", Failure(WORKER_LOST, text), died=True)
+            finally:
+                self._busy.discard(process)
+                if done:
+                    process.idle_since = time.monotonic()
+                    self._idle.append(process)
+                else:
+                    self._end(process)
+
+    def close(self) -> None:
+        """Kill all processes."""
+        for process in (*self._busy, *self._idle):
+            self._ending.append(process)
+            process.kill()
+        self._busy.clear()
+        self._idle.clear()
+        deadline = time.monotonic() + LONGEST_END
+        while self._reap() and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    def _take_idle(self) -> _Process | None:
+        self._reap()
+        old = time.monotonic() - MAX_IDLE
+        while self._idle and self._idle[0].idle_since < old:
+            self._end(self._idle.pop(0))
+        while self._idle:
+            process = self._idle.pop()
+            if process.usable:
+                return process
+            self._end(process)
+        return None
+
+    def _end(self, process: _Process) -> None:
+        process.kill()
+        if not process.is_over():
+            self._ending.append(process)
+            asyncio.get_running_loop().call_later(0.05, self._reap)
+
+    def _reap(self) -> bool:
+        """Whether killed processes still exist."""
+        self._ending = [process for process in self._ending if not process.is_over()]
+        return bool(self._ending)
 
 
-def _call(
-    location: tuple[str, str, str], name: str, run_id: str, number: tuple[int, int], args: bytes, details: bytes
-) -> CallResult:
-    """Runs in the process."""
-    # Ctrl-C goes to every process of a terminal: the parent drains, and decides when this one ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# --- in the process ---------------------------------------------------------------------------------------------------
+
+
+def load_main(file: str) -> bytes:
+    """Load the parent's main module under another name, so that what it guards with `__name__` doesn't run. Returns an
+    encoded failure, or nothing."""
+    if not Path(file).is_file():
+        return b""
+    main = ModuleType("__mp_main__")
+    try:
+        main.__dict__.update(runpy.run_path(file, run_name="__mp_main__"))
+    except BaseException as error:
+        return _encode(failure_of(error, (__file__,)))
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+    return b""
+
+
+def answer_call(call: bytes) -> bytes:
+    return _encode(_run(_call_decoder.decode(call)))
+
+
+def _run(call: _Call) -> CallResult:
     gives_up = False
     try:
-        step = _find(*location, name)
-        job = StepJob(*number, step, Raw(args), Raw(details))
-        current.set(Running(0, run_id, job, in_process=True))
-        values, keywords = step.parameters.decode(args)
+        step = _find(call.module, call.file, call.qualname, call.name)
+        job = StepJob(call.seq, call.attempt, step, Raw(call.args), Raw(call.details))
+        current.set(Running(0, call.run_id, job, in_process=True))
+        values, keywords = step.parameters.decode(call.args)
         try:
-            with _own_streams():
-                value = step.function(*values, **keywords)
+            value = step.function(*values, **keywords)
         except Exception as error:
             gives_up = step.retry.gives_up_on(error)
             raise
-        return codec.encode(value, f"result of step {name}"), None, False
+        return CallResult(codec.encode(value, f"result of step {call.name}"))
     except BaseException as error:
-        return b"", failure_of(error, (__file__,)), gives_up or isinstance(error, UsageError)
-
-
-@contextlib.contextmanager
-def _own_streams() -> Generator[None]:
-    """Calls and results travel through this process's stdin and stdout, which everything that the step starts would
-    inherit (`subprocess`, a C library that prints): while it runs, stdin is empty and stdout goes to stderr."""
-    pipes = os.dup(0), os.dup(1)
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.dup2(2, 1)
-    os.close(empty)
-    try:
-        yield
-    finally:
-        for number, pipe in enumerate(pipes):
-            os.dup2(pipe, number)
-            os.close(pipe)
+        return CallResult(b"", failure_of(error, (__file__,)), gives_up or isinstance(error, UsageError))
 
 
 def _find(module_name: str, file: str, qualname: str, name: str) -> Step[..., Any]:

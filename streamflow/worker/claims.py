@@ -128,6 +128,15 @@ class Claims:
         return sum(not claim.ended for claim in self._claims.values())
 
     @property
+    def unfinished(self) -> bool:
+        """Whether a step still runs, or waits for its turn."""
+        executor = self.executor
+        return any(
+            not claim.ended and (executor is None or executor.has(claim.run_id, claim.seq))
+            for claim in self._claims.values()
+        )
+
+    @property
     def unreported(self) -> int:
         return len(self._reports)
 
@@ -156,6 +165,10 @@ class Claims:
             del self._by_step[claim.run_id, claim.seq]
         self._reports.append((claim, None if outcome is None else _encode(outcome)))
         self._has_reports.set()
+        self._signal_end()
+
+    def attempt_left(self) -> None:
+        """A thread is free again, or an attempt has left the executor without an outcome (its `on_free`)."""
         self._signal_end()
 
     def _forget(self, claim: Claim) -> None:

@@ -97,7 +97,7 @@ class Worker:
             settings.concurrency,
             claims.outcome,
             processes=settings.processes,
-            on_free=lambda: reader.slot_freed(),
+            on_free=claims.attempt_left,
         )
         claims.executor = executor
         connection = InboxConnection(store, WORKERS, BLOCK_MS, self.name)
@@ -138,11 +138,12 @@ class Worker:
         return None
 
     async def _drain(self, reader: QueueReader, claims: Claims) -> None:
+        self.executor.draining = True
         try:
             with anyio.move_on_after(self.settings.grace + 5):
                 await reader.stop()
                 with anyio.move_on_after(self.settings.grace):
-                    while claims.running:
+                    while claims.unfinished:
                         await claims.ended()
                 requeued = await claims.requeue_running()
                 claims.retry_refused()

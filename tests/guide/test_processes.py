@@ -59,8 +59,8 @@ async def test_a_process_that_dies_is_a_failure_and_the_step_is_retried(serve: S
         run = await client.start(flows.dies)
         assert await run.result(timeout=DEADLINE) == 2
         [retry] = [event for event in await events_of(run) if isinstance(event, StepRetrying)]
-        assert retry.failure.kind == "ProcessDied"
-        assert "the process of step die died" in retry.failure.message
+        assert retry.failure.kind == "WorkerLost"
+        assert "the process of step die died (exit status 7)" in retry.failure.message
 
 
 async def test_commands_that_a_step_starts_can_read_and_print_what_they_like(serve: Serve) -> None:

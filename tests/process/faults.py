@@ -54,6 +54,7 @@ class ServingProcess:
                 stderr=output,
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+                start_new_session=True,
             )
 
     @property
@@ -62,6 +63,12 @@ class ServingProcess:
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+    def send_to_all(self, number: signal.Signals, *others: int) -> None:
+        """To the process's whole group, and to others: as service managers do with all that they know of."""
+        os.killpg(self.pid, number)
+        for pid in others:
+            os.kill(pid, number)
 
     def logged(self, text: str) -> bool:
         return text in self.log.read_text(errors="replace")

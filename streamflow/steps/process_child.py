@@ -1,0 +1,104 @@
+"""What the process of a `process=True` step runs first: a script that imports nothing but the standard library.
+
+Owns: that the process ignores signals meant for its daemon or worker, and that it never outlives that. Must not: decode
+anything (`processes.py` does, imported once the parent's `sys.path` is known).
+Called by: `processes.py` starts it as a script, with the number of a socket and its own process id as arguments.
+
+A frame on the socket is its length in eight bytes, then that many bytes. The parent sends one JSON frame with its
+`sys.path` and the file of its main module, and then calls, one after the other; each is confirmed by an empty frame
+before it begins, and answered by a frame.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from types import FrameType
+
+FOR_THE_PARENT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""A terminal or service manager sends these to every process that it knows of; the parent decides what they mean."""
+LOOK_EVERY_MS = 500
+"""Between two looks whether the parent is still there, where its end isn't reported by itself."""
+
+
+def main() -> None:
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection.set_inheritable(False)
+    _leave_signals_to_the_parent()
+    _die_with_the_parent(connection, int(sys.argv[2]))
+    try:
+        sys.path[:], main_file = json.loads(_receive(connection))
+
+        processes = importlib.import_module("streamflow.steps.processes")
+        _send(connection, processes.load_main(main_file))
+        while True:
+            call = _receive(connection)
+            _send(connection, b"")
+            _send(connection, processes.answer_call(call))
+    except (EOFError, OSError):  # the parent has closed the socket
+        os._exit(0)
+
+
+def _leave_signals_to_the_parent() -> None:
+    """A handler and not SIG_IGN, which commands that a step starts would inherit: they could not be terminated. A copy
+    of this process, as `multiprocessing` makes, does with signals what is usual."""
+    own = os.getpid()
+
+    def ignore(number: int, _: FrameType | None) -> None:
+        if os.getpid() != own:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    for number in FOR_THE_PARENT:
+        signal.signal(number, ignore)
+    # The parent has blocked them while it started this process, so that none could come before the handlers.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_PARENT)
+
+
+def _die_with_the_parent(connection: socket.socket, parent: int) -> None:
+    """Linux ends the process with its parent, also while it is busy in C code. Elsewhere, and where a copy of the
+    parent still has the socket, a thread looks."""
+    try:
+        import ctypes
+
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL, 0, 0, 0)
+    except (ImportError, OSError, AttributeError):
+        pass
+    threading.Thread(target=_watch, args=(connection, parent), name="streamflow-parent", daemon=True).start()
+
+
+def _watch(connection: socket.socket, parent: int) -> None:
+    hang_ups = select.poll()
+    hang_ups.register(connection, 0)  # only what is always reported: the other side is closed
+    while os.getppid() == parent and not hang_ups.poll(LOOK_EVERY_MS):
+        pass
+    os.killpg(0, signal.SIGKILL)  # commands that the step has started, too
+
+
+def _receive(connection: socket.socket) -> bytes:
+    return _exactly(connection, int.from_bytes(_exactly(connection, 8), "big"))
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        part = connection.recv(min(size - len(data), 1 << 20))
+        if not part:
+            raise EOFError
+        data += part
+    return bytes(data)
+
+
+def _send(connection: socket.socket, body: bytes) -> None:
+    connection.sendall(len(body).to_bytes(8, "big") + body)
+
+
+if __name__ == "__main__":
+    main()
