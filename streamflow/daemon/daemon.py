@@ -32,6 +32,7 @@ from streamflow.machine.transition import Outcome
 from streamflow.process import resident_bytes, stop_on_signal, tune_garbage_collection
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
+from streamflow.steps.loop_watch import LoopWatch
 from streamflow.store.blocking_reads import InboxConnection
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel
@@ -87,8 +88,8 @@ class Daemon:
             namespace.shards,
             namespace.partition,
         )
-        watchdog = Watchdog(owner.watch, settings.blocking, settings.interrupt)
-        pulse = Pulse(membership, settings)
+        watchdog = Watchdog(owner.watch, settings.blocking)
+        watch = LoopWatch("daemon")
         async with anyio.create_task_group() as loops:
             if signals:
                 consequence = f"other daemons take over its shards after {settings.dead_after:g} s (dead_after)"
@@ -104,13 +105,13 @@ class Daemon:
                 loops.start_soon(loop)
             loops.start_soon(self._announce, membership.owns_something)
             watchdog.start()
-            pulse.start()
+            watch.start()
             try:
                 await self._stop.wait()
                 await self._drain(membership, owner)
             finally:
                 watchdog.stop()
-                pulse.stop()
+                watch.stop()
                 self.executor.close()
                 owner.close()
                 loops.cancel_scope.cancel()

@@ -19,6 +19,7 @@ current. Consecutive runs of one id have steps with the same numbers; `created` 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -52,6 +53,8 @@ MAX_EXTEND_INTERVAL = 1.0
 """Maximum seconds between two extensions: also how long the step of a cancelled run may continue here."""
 FORGET_CONSUMER_AFTER = 60.0
 """Seconds without a read after which a consumer with nothing pending is deleted; workers read every few seconds."""
+LONGEST_BLOCK = 60.0
+"""Seconds for which a blocked event loop still counts as alive, or three times the time-out if that is longer."""
 RECONNECT_GRACE = 2.0
 """Seconds that other workers may need to notice that the server is back: clients pause up to a second."""
 RETRY_PAUSE = 1.0
@@ -120,6 +123,9 @@ class Claims:
         """When expired claims were looked for last (monotonic s)."""
         self._expires_from = self._checked_at
         """No worker is considered dead before (monotonic s): after an outage, live workers have to extend first."""
+        self._extended_late = 0.0
+        """When claims were extended last in the place of the blocked loop (monotonic s)."""
+        self._given_up = False
         self._details_sent: dict[tuple[Partition, str], bytes] = {}
         """Details that the server has already, by claim."""
 
@@ -281,14 +287,11 @@ class Claims:
 
     async def extend_once(self) -> None:
         """Extend the claims of all running steps, and stop those that are revoked or lost."""
+        self._given_up = False
         chunks = list(self._chunks(ended=False))
         if not chunks:
             return
-        calls = [
-            self._kernel.extend_claims(*partition, self.consumer, _refs(claims, details))
-            for partition, claims, details in chunks
-        ]
-        answers = await self._store.send(calls)
+        answers = await self._store.send(self._extensions(chunks))
         for (partition, claims, details), answer in zip(chunks, answers, strict=True):
             if isinstance(answer, StoreError):
                 queue, number = partition
@@ -320,10 +323,53 @@ class Claims:
                     self._stop(claim)
                     self._forget(claim)
 
+    def _extensions(self, chunks: list[tuple[Partition, list[Claim], list[bytes]]]) -> list[Call[str]]:
+        return [
+            self._kernel.extend_claims(*partition, self.consumer, _refs(claims, details))
+            for partition, claims, details in chunks
+        ]
+
+    def extend_late(self, late: float) -> None:
+        """The event loop has been blocked for `late` seconds, probably by a step: extend the claims in its place, from
+        another thread. What is revoked or lost is stopped when the loop runs again.
+
+        Not without end: a loop that never runs again reports no outcome, so its claims have to expire.
+        """
+        now = time.monotonic()
+        if late < self._timeout / 4 or now - self._extended_late < self._timeout / 4 or self._given_up:
+            return
+        longest = max(LONGEST_BLOCK, 3 * self._timeout)
+        if late > longest:
+            self._given_up = True
+            _log.error(
+                "the event loop of this worker has been blocked for %.0f s: its claims are no longer extended, so "
+                "other workers run its steps again after %g s (worker_timeout)",
+                late,
+                self._timeout,
+            )
+            return
+        self._extended_late = now
+        chunks = list(self._chunks(ended=False))
+        if not chunks:
+            return
+        try:
+            asyncio.run(self._send_once(self._extensions(chunks)))
+        except (StoreError, TimeoutError) as error:
+            _log.warning("could not extend claims while the event loop is blocked, will retry: %s", error)
+
+    async def _send_once(self, calls: list[Call[str]]) -> None:
+        """On a connection of its own: that of the loop belongs to the loop."""
+        store = Store(self._store.url, connections=1, patience=self._timeout / 4)
+        try:
+            async with asyncio.timeout(self._timeout / 2):
+                await store.send(calls)
+        finally:
+            await store.close()
+
     def _chunks(self, *, ended: bool) -> Iterable[tuple[Partition, list[Claim], list[bytes]]]:
         """Claims by partition, with the new details of their steps."""
         by_partition: dict[Partition, list[Claim]] = {}
-        for claim in self._claims.values():
+        for claim in list(self._claims.values()):  # another thread may add some
             if claim.ended == ended:
                 by_partition.setdefault(claim.partition, []).append(claim)
         for partition, claims in by_partition.items():

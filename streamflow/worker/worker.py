@@ -22,6 +22,7 @@ from streamflow.model.names import check_name
 from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.process import stop_on_signal
 from streamflow.settings import Settings
+from streamflow.steps import loop_watch
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.blocking_reads import InboxConnection
 from streamflow.store.connection import Call, Store
@@ -106,17 +107,22 @@ class Worker:
         )
         await reader.create_groups()
         _log.info("worker %s serves %s of namespace %s", self.name, ", ".join(self.queues), settings.namespace)
+        watch = loop_watch.LoopWatch(
+            "worker", every=min(settings.worker_timeout / 8, loop_watch.EVERY), on_late=claims.extend_late
+        )
         async with anyio.create_task_group() as loops:
             if signals:
                 consequence = f"other workers run its steps again after {settings.worker_timeout:g} s (worker_timeout)"
                 loops.start_soon(stop_on_signal, self._stop, settings.grace, _log, consequence)
             for loop in (reader.run, claims.run_reports, claims.run_extending, claims.run_expiring):
                 loops.start_soon(loop)
+            watch.start()
             self.ready.set()
             try:
                 await self._stop.wait()
                 await self._drain(reader, claims)
             finally:
+                watch.stop()
                 executor.close()
                 loops.cancel_scope.cancel()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import msgspec
 import pytest
 from msgspec import Raw
@@ -40,6 +41,15 @@ app = sf.App()
 async def forever(value: int) -> int:
     await anyio.sleep_forever()
     return value
+
+
+class Clock:
+    """A monotonic clock that only a test moves."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 class FakeConnection:
@@ -260,6 +270,41 @@ async def test_heartbeat_details_are_sent_once_with_the_next_heartbeat(it: Bench
         ["1-0", "r/1", pack("before")],
         ["1-0", "r/1", b""],
     ]
+
+
+async def test_claims_are_extended_in_the_place_of_a_blocked_loop(
+    it: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From a quarter of the time-out on, and not without end: a loop that is stuck reports no outcome."""
+    sent: list[list[Call[str]]] = []
+
+    async def send(calls: list[Call[str]]) -> None:
+        sent.append(calls)
+
+    monkeypatch.setattr(it.claims, "_send_once", send)
+    monkeypatch.setattr("streamflow.worker.claims.time", clock := Clock())
+
+    async def late(seconds: float) -> int:
+        await anyio.to_thread.run_sync(it.claims.extend_late, seconds)
+        return len(sent)
+
+    assert await late(3.0) == 0, "there are no claims"
+    await it.take(entry(1), entry(2, partition=1))
+    clock.now += 10
+    assert await late(1.9) == 0
+    assert await late(2.1) == 1
+    assert [(call.script, call.args[2]) for call in sent[0]] == [("extend_claims", "1-0"), ("extend_claims", "2-0")]
+    clock.now += 1.9
+    assert await late(4.0) == 1, "a quarter of the time-out between two"
+    clock.now += 0.2
+    assert await late(4.2) == 2
+    clock.now += 60
+    assert await late(60.1) == 2
+    assert await late(70.0) == 2
+    [line] = [line for line in caplog.messages if "no longer extended" in line]
+    assert "blocked for 60 s" in line
+    await it.claims.extend_once()  # it runs again
+    assert await late(3.0) == 3
 
 
 async def test_an_attempt_of_a_dead_worker_ends_as_lost_with_its_details(it: Bench) -> None:
