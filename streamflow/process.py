@@ -15,6 +15,9 @@ from pathlib import Path
 
 import anyio
 
+RESTART = 75
+"""Exit code of a daemon or worker that has drained because only a new process helps (EX_TEMPFAIL of sysexits.h)."""
+
 
 async def stop_on_signal(stopping: anyio.Event, grace: float, log: logging.Logger, consequence: str) -> None:
     """Set `stopping` at the first signal, exit at the second. `consequence` of the exit (who continues the work, and

@@ -219,6 +219,9 @@ class Heartbeat(msgspec.Struct, kw_only=True):
     broken: dict[str, str] = {}
     """Shards that are stopped because the server refuses their commits: number -> reason."""
 
+    hung: int = 0
+    """Threads that still run steps whose attempts ended long ago; others have taken their places."""
+
 
 _heartbeat = msgspec.json.Decoder(Heartbeat)
 

@@ -49,12 +49,18 @@ def run_service(service: Callable[[], Coroutine[Any, Any, None]], settings: Sett
             await probe.close()
         await service()
 
-    anyio.run(run, backend_options={"use_uvloop": _has_uvloop()})
+    code: object = 0
+    try:
+        anyio.run(run, backend_options={"use_uvloop": _has_uvloop()})
+    except SystemExit as ended:
+        code = ended.code
     if any(thread.name.startswith(STEP_THREAD) for thread in threading.enumerate()):
         # Steps that outlasted their grace period and can't be stopped. Python would wait for their threads at exit.
         logging.shutdown()
         sys.stdout.flush()
-        os._exit(0)
+        os._exit(code if isinstance(code, int) else 1)
+    if code:
+        raise SystemExit(code)
 
 
 def _has_uvloop() -> bool:

@@ -29,7 +29,7 @@ from streamflow.daemon.takeover import Takeover
 from streamflow.daemon.watchdog import Watchdog
 from streamflow.errors import StoreError
 from streamflow.machine.transition import Outcome
-from streamflow.process import resident_bytes, stop_on_signal, tune_garbage_collection
+from streamflow.process import RESTART, resident_bytes, stop_on_signal, tune_garbage_collection
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.loop_watch import LoopWatch
@@ -60,6 +60,8 @@ class Daemon:
         self.ready = anyio.Event()
         """Set when this daemon owns its first shards."""
         self._stop = anyio.Event()
+        self._owns_process = False
+        self._restart = False
         self._started = 0
 
     def stop(self) -> None:
@@ -67,6 +69,9 @@ class Daemon:
         self._stop.set()
 
     async def run(self, *, signals: bool = False) -> None:
+        """With `signals=True` the process is this daemon's own: it may also end it, drained, with exit code 75, when so
+        many threads hang that only a restart helps."""
+        self._owns_process = signals
         if signals:
             tune_garbage_collection()
         store = Store(self.settings.redis, connections=3, patience=10.0)
@@ -75,6 +80,14 @@ class Daemon:
         finally:
             with anyio.CancelScope(shield=True):  # cancelled or not, no connection is left open
                 await store.close()
+        if self._restart:
+            raise SystemExit(RESTART)
+
+    def _on_exhausted(self) -> None:
+        if self._owns_process and not self._stop.is_set():
+            _log.error("this daemon drains and exits with code %d, so that it is started again", RESTART)
+            self._restart = True
+            self._stop.set()
 
     async def _serve(self, store: Store, *, signals: bool) -> None:
         context = await self._prepare(store)
@@ -133,7 +146,11 @@ class Daemon:
         settings = context.settings
         self.relay = Relay(context.store, context.kernel)
         self.executor = StepExecutor(
-            settings.concurrency, settings.threads, self._on_outcome, processes=settings.processes
+            settings.concurrency,
+            settings.threads,
+            self._on_outcome,
+            processes=settings.processes,
+            on_exhausted=self._on_exhausted,
         )
         self.owner = owner = Owner(context, self.executor, self.relay)
         connections = [InboxConnection(context.store, self.session, BLOCK_MS) for _ in range(LANES)]
@@ -195,6 +212,7 @@ class Daemon:
             cpu=round(usage.ru_utime + usage.ru_stime, 3),
             draining=self.membership.draining,
             version=__version__,
+            hung=self.executor.hung,
             broken={str(n): shard.broken for n, shard in owner.shards.items() if shard.broken},
         )
 

@@ -48,6 +48,12 @@ class Running(msgspec.Struct):
     expiry: asyncio.TimerHandle | None = None
     started: float = 0.0
     """Monotonic seconds; 0 while it waits."""
+    thread: int = 0
+    """Identity of the thread that runs it, if a thread does."""
+    returned: bool = False
+    """Its thread is free again."""
+    replaced: bool = False
+    """Its thread hangs, and another one has its slot."""
     over: bool = False
     """It ended, timed out or was cancelled: an outcome that still comes is dropped."""
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from streamflow.model import codec
 from streamflow.model.failures import failure_of
 from streamflow.steps.context import Running, current
 from streamflow.steps.processes import ProcessPool
+from streamflow.steps.stacks import user_line
 from streamflow.workflow.actions import StepJob
 
 _log = logging.getLogger("streamflow.steps")
@@ -35,6 +38,11 @@ STEP_THREAD = "streamflow-step"
 """Prefix of the names of threads that run steps."""
 
 
+REPLACE_AFTER = 5.0
+"""Seconds for which a thread may go on after the end of its attempt before another thread gets its slot."""
+LEAST_HUNG = 32
+HUNG_PER_THREAD = 4
+"""Threads that may hang at once besides those that have slots: so many for each slot, or at least the number above."""
 SIGNAL_SETTLES = 0.2
 """Seconds to learn that a signal which has ended a step's process was meant for this one, too."""
 
@@ -56,8 +64,11 @@ class StepExecutor:
     """At most `concurrency` tasks, `threads` threads and `processes` processes (0: one per core) at once; further
     attempts wait in order, and their time-outs begin when they start.
 
+    A thread that goes on for `replace_after` seconds after its attempt has ended (a time-out, a cancel) is hung:
+    another one gets its slot. When too many hang, `on_exhausted()` is called: only a new process helps.
+
     `on_outcome(shard, run_id, outcome)` is called in the event loop, never from inside `submit`; `on_free()` when a
-    thread has returned whose attempt was over already.
+    slot is free although no outcome was reported.
     """
 
     def __init__(
@@ -67,11 +78,21 @@ class StepExecutor:
         on_outcome: Callable[[int, str, Outcome], None],
         *,
         processes: int = 0,
+        replace_after: float | None = None,
         on_free: Callable[[], None] = lambda: None,
+        on_exhausted: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_outcome = on_outcome
         self._on_free = on_free
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=STEP_THREAD)
+        self._on_exhausted = on_exhausted
+        self._replace_after = REPLACE_AFTER if replace_after is None else replace_after
+        self.most_hung = max(LEAST_HUNG, HUNG_PER_THREAD * threads)
+        self.hung = 0
+        """Threads whose slots others have, and that have not returned."""
+        self.exhausted = False
+        """As many threads hang as may, and one more."""
+        self._closed = False
+        self._pool = ThreadPoolExecutor(max_workers=threads + self.most_hung, thread_name_prefix=STEP_THREAD)
         self._tasks = Slots(concurrency)
         self._threads = Slots(threads)
         self._processes = Slots(processes or os.cpu_count() or 1)
@@ -94,7 +115,7 @@ class StepExecutor:
 
     @property
     def lingering(self) -> int:
-        """Threads whose attempts are over, but that can't be stopped: they keep their slots until they return."""
+        """Threads whose attempts are over, but that can't be stopped: they keep their slots for a while."""
         if not self._threads.used:
             return 0
         attempts = (running for running in self._attempts.values() if self._slots_of(running) is self._threads)
@@ -154,6 +175,7 @@ class StepExecutor:
 
     def close(self) -> None:
         """Cancel all attempts; threads that run are not waited for."""
+        self._closed = True
         self.cancel_where(lambda _: True)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._process_pool.close()
@@ -215,6 +237,7 @@ class StepExecutor:
 
     def _call(self, running: Running) -> Outcome:
         """In a thread."""
+        running.thread = threading.get_ident()
         job = running.job
         step = job.step
         token = current.set(running)
@@ -251,12 +274,51 @@ class StepExecutor:
 
     def _returned(self, running: Running, done: asyncio.Future[Outcome]) -> None:
         """A thread is free again: only now, even if its attempt was over long before."""
+        running.returned = True
+        if running.replaced:
+            self.hung -= 1
+            self.exhausted = False
+            return
         self._threads.used -= 1
         if not running.over and not done.cancelled():
             self._report(running, done.result())
         else:
             self._start_waiting()
             self._on_free()
+
+    def _replace(self, running: Running) -> None:
+        """Its attempt ended a while ago: if its thread still runs, another one gets its slot."""
+        if running.returned or self._closed:
+            return
+        step, run_id, line = running.job.step.name, running.run_id, _line_of(running.thread)
+        if self.hung >= self.most_hung:
+            if not self.exhausted:
+                self.exhausted = True
+                _log.error(
+                    "%d threads hang in steps that have ended, the last one in step %s of run %s at %s: no more "
+                    "threads are added, so plain steps wait for those that are left; only a restart of this process helps",
+                    self.hung + 1,
+                    step,
+                    run_id,
+                    line,
+                )
+                self._on_exhausted()
+            asyncio.get_running_loop().call_later(self._replace_after, self._replace, running)
+            return
+        running.replaced = True
+        self.hung += 1
+        self._threads.used -= 1
+        _log.warning(
+            "the thread of step %s of run %s has not returned since its attempt ended, and is at %s: another thread "
+            "takes its place (%d threads hang, %d may)",
+            step,
+            run_id,
+            line,
+            self.hung,
+            self.most_hung,
+        )
+        self._start_waiting()
+        self._on_free()
 
     def _success(self, running: Running, value: object) -> Outcome:
         job = running.job
@@ -304,8 +366,16 @@ class StepExecutor:
             slots.waiting -= 1
         elif slots is not self._threads:
             slots.used -= 1
+        elif not running.returned and not self._closed:
+            asyncio.get_running_loop().call_later(self._replace_after, self._replace, running)
         if running.task is not None:
             running.task.cancel()
+
+
+def _line_of(thread: int) -> str:
+    """The innermost line of user code in which a thread is."""
+    frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
+    return user_line(frame) if frame is not None else "an unknown line"
 
 
 def _elapsed_ms(running: Running) -> float:

@@ -13,17 +13,15 @@ import asyncio
 import logging
 import os
 import sys
-import sysconfig
 import threading
 import time
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from streamflow.steps.context import Running, current
 from streamflow.steps.executor import StepExecutor
+from streamflow.steps.stacks import PACKAGE, frames, user_line
 
 _log = logging.getLogger("streamflow.steps")
 
@@ -32,8 +30,6 @@ EVERY = 0.5
 BLOCKED = 1.0
 """Seconds without an answer of the loop after which a warning is logged; the next one when it has lasted twice as
 long."""
-_PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
-_LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")})
 
 
 class LoopWatch:
@@ -105,12 +101,17 @@ class LoopWatch:
         frame = sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage]
         if frame is None:
             return
-        stack = _frames(frame)
-        if any(one.f_code.co_filename.startswith(_PACKAGE + "machine" + os.sep) for one in stack):
+        stack = frames(frame)
+        if any(one.f_code.co_filename.startswith(PACKAGE + "machine" + os.sep) for one in stack):
             return
         running = _running(stack, self._loop)
         if running is None:
-            _log.warning("the event loop of this %s has been blocked for %.1f s at %s", self._place, late, _line(stack))
+            _log.warning(
+                "the event loop of this %s has been blocked for %.1f s at %s",
+                self._place,
+                late,
+                user_line(frame, _EXECUTES),
+            )
             return
         _log.warning(
             "step %s of run %s has blocked the event loop of its %s for %.1f s at %s: everything else there waits for "
@@ -119,17 +120,8 @@ class LoopWatch:
             running.run_id,
             self._place,
             late,
-            _line(stack),
+            user_line(frame, _EXECUTES),
         )
-
-
-def _frames(frame: FrameType | None) -> list[FrameType]:
-    """Outermost first."""
-    found: list[FrameType] = []
-    while frame is not None:
-        found.append(frame)
-        frame = frame.f_back
-    return found[::-1]
 
 
 _EXECUTES = StepExecutor._run.__code__  # pyright: ignore[reportPrivateUsage]
@@ -143,13 +135,3 @@ def _running(stack: list[FrameType], loop: Any) -> Running | None:
     task = asyncio.current_task(loop)
     context = getattr(task, "get_context", None)  # from Python 3.12 on
     return context().get(current) if context is not None else None
-
-
-def _line(stack: list[FrameType]) -> str:
-    """The innermost line of user code, or of a library that a step calls from outside of any user code."""
-    start = next((i + 1 for i, frame in enumerate(stack) if frame.f_code is _EXECUTES), 0)
-    inner = [frame for frame in stack[start:] if not frame.f_code.co_filename.startswith(_PACKAGE)] or stack
-    own = [frame for frame in inner if not frame.f_code.co_filename.startswith((*_LIBRARIES, "<"))]
-    chosen = own[-1] if own else inner[0] if start else inner[-1]
-    [line] = traceback.extract_stack(chosen, limit=1)
-    return f"{line.filename}:{line.lineno} ({line.line})"

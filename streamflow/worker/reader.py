@@ -147,8 +147,8 @@ class QueueReader:
             self._slot_freed = anyio.Event()
             if not self._claims.running:
                 _log.warning(
-                    "no attempts are taken until a thread returns: all %d slots are held by threads that still run "
-                    "although their attempts have ended",
+                    "no attempts are taken until a thread returns or is replaced: all %d slots are held by threads "
+                    "that still run although their attempts have ended",
                     self._slots,
                 )
             if not self._stopped:

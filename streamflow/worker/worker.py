@@ -20,7 +20,7 @@ import anyio
 from streamflow.errors import StoreError, UsageError
 from streamflow.model.names import check_name
 from streamflow.model.sharding import QUEUE_PARTITIONS
-from streamflow.process import stop_on_signal
+from streamflow.process import RESTART, stop_on_signal
 from streamflow.settings import Settings
 from streamflow.steps import loop_watch
 from streamflow.steps.executor import StepExecutor
@@ -36,6 +36,9 @@ from streamflow.workflow.app import App
 _log = logging.getLogger("streamflow.worker")
 
 BLOCK_MS = 5000
+REPLACE_AFTER = 30.0
+"""Seconds after which another thread gets the slot of one that hangs. Longer than at a daemon: `--concurrency` may
+stand for something of which there is no more (a GPU), and other workers take over meanwhile."""
 NAMESPACE_POLL = 0.5
 """Seconds between two checks for a namespace that doesn't exist yet."""
 
@@ -57,18 +60,31 @@ class Worker:
         self.ready = anyio.Event()
         """Set when this worker reads its queues."""
         self._stop = anyio.Event()
+        self._owns_process = False
+        self._restart = False
 
     def stop(self) -> None:
         """Drain and return from `run`."""
         self._stop.set()
 
     async def run(self, *, signals: bool = False) -> None:
+        """With `signals=True` the process is this worker's own: it may also end it, drained, with exit code 75, when so
+        many threads hang that only a restart helps."""
+        self._owns_process = signals
         store = Store(self.settings.redis, connections=3, patience=10.0)
         try:
             await self._serve(store, signals=signals)
         finally:
             with anyio.CancelScope(shield=True):  # cancelled or not, no connection is left open
                 await store.close()
+        if self._restart:
+            raise SystemExit(RESTART)
+
+    def _on_exhausted(self) -> None:
+        if self._owns_process and not self._stop.is_set():
+            _log.error("this worker drains and exits with code %d, so that it is started again", RESTART)
+            self._restart = True
+            self._stop.set()
 
     async def _serve(self, store: Store, *, signals: bool) -> None:
         settings = self.settings
@@ -98,6 +114,8 @@ class Worker:
             settings.concurrency,
             claims.outcome,
             processes=settings.processes,
+            replace_after=REPLACE_AFTER,
+            on_exhausted=self._on_exhausted,
             on_free=claims.attempt_left,
         )
         claims.executor = executor

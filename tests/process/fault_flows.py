@@ -10,6 +10,12 @@ import time
 from pathlib import Path
 
 import streamflow as sf
+from streamflow.steps import executor
+from streamflow.worker import worker
+
+if "HUNG_THREADS" in os.environ:  # as many as a test can wait for
+    executor.LEAST_HUNG, executor.HUNG_PER_THREAD = int(os.environ["HUNG_THREADS"]), 1
+    executor.REPLACE_AFTER = worker.REPLACE_AFTER = 0.05
 
 app = sf.App()
 

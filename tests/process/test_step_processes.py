@@ -29,11 +29,11 @@ class Serving:
         self.url, self.namespace, self.directory, self.client = url, namespace, directory, client
         self.started: list[ServingProcess] = []
 
-    def start(self, command: str, *words: str) -> ServingProcess:
+    def start(self, command: str, *words: str, **environ: str) -> ServingProcess:
         queue = ("--queue", "cpu", "--worker-timeout", "2") if command == "worker" else ("--shards", "4")
         words = (command, "--app", f"{FLOWS}:app", "--processes", "1", *queue, *words)
         log = self.directory / f"{command}-{len(self.started)}.log"
-        self.started.append(ServingProcess(*words, url=self.url, namespace=self.namespace, log=log))
+        self.started.append(ServingProcess(*words, url=self.url, namespace=self.namespace, log=log, **environ))
         return self.started[-1]
 
     async def act(self, step: str, *arguments: object) -> sf.Run[object]:

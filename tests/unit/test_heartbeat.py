@@ -21,11 +21,11 @@ from streamflow.wire import Heartbeat, decode_heartbeat
 
 ON_THE_SERVER = {
     *("beat", "name", "started", "shards", "running", "waiting", "live", "inbox", "unfolded", "folds", "steps", "rss"),
-    *("cpu", "version", "draining", "broken"),
+    *("cpu", "version", "draining", "broken", "hung"),
 }
 PRINTED = [
     *("id", "name", "shards", "running", "waiting", "live", "inbox", "unfolded", "steps_per_s", "rss", "cpu_percent"),
-    *("beat_age", "draining", "version"),
+    *("beat_age", "draining", "version", "hung"),
 ]
 
 
@@ -48,7 +48,7 @@ def test_the_daemon_fills_in_every_field(monkeypatch: pytest.MonkeyPatch) -> Non
 
     daemon: Any = Daemon(sf.App(), Settings())
     daemon.owner = SimpleNamespace(shards={3: SimpleNamespace(broken="WRONGTYPE")}, live=7)
-    daemon.executor = SimpleNamespace(running=1, waiting=2, started=9)
+    daemon.executor = SimpleNamespace(running=1, waiting=2, started=9, hung=3)
     daemon.reader = SimpleNamespace(buffered=lambda: 4)
     daemon.rollup = SimpleNamespace(unfolded=5, folds=6)
     daemon.membership = SimpleNamespace(draining=True)

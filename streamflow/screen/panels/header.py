@@ -48,6 +48,8 @@ def health(status: NamespaceStatus) -> list[tuple[str, str]]:
     if unserved := sorted(queue.name for queue in status.queues if queue.waiting and not queue.workers):
         more = f" and {len(unserved) - 1} more" if len(unserved) > 1 else ""
         problems.append((WARN, f"no workers for queue {unserved[0]}{more}"))
+    if hung := sum(daemon.heartbeat.hung for daemon in status.daemons):
+        problems.append((WARN, f"{plural(hung, 'thread')} hung"))
     draining = sum(daemon.heartbeat.draining for daemon in status.daemons)
     if draining:
         problems.append((WARN, f"{draining} draining"))

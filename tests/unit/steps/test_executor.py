@@ -376,3 +376,85 @@ async def test_a_thread_that_raises_anything_is_a_failure(error: BaseException) 
         outcome = await it.next()
         assert outcome.failure is not None
         assert outcome.failure.kind == type(error).__name__
+
+
+class Hangs:
+    """A plain step that hangs until it is let go, with more hanging threads than one executor may have."""
+
+    def __init__(self) -> None:
+        self.go, self.begun = threading.Event(), threading.Semaphore(0)
+        self.exhausted = anyio.Event()
+        self.freed = 0
+
+        def hang() -> None:
+            self.begun.release()
+            assert self.go.wait(30)
+
+        self.step: Step[..., Any] = sf.App().step(hang)
+
+    def free(self) -> None:
+        self.freed += 1
+
+
+@pytest.mark.parametrize("most_hung", [1, 2])
+async def test_threads_that_hang_are_replaced_up_to_a_bound(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, most_hung: int
+) -> None:
+    monkeypatch.setattr("streamflow.steps.executor.LEAST_HUNG", most_hung)
+    monkeypatch.setattr("streamflow.steps.executor.HUNG_PER_THREAD", 1)
+    hangs = Hangs()
+    outcomes: list[Outcome] = []
+    executor = StepExecutor(
+        10,
+        1,
+        lambda _, __, outcome: outcomes.append(outcome),
+        replace_after=0.0,
+        on_free=hangs.free,
+        on_exhausted=hangs.exhausted.set,
+    )
+    try:
+        for seq in range(most_hung + 1):
+            executor.submit(0, "r", StepJob(seq, 1, hangs.step, raw([])))
+            await anyio.to_thread.run_sync(hangs.begun.acquire)
+            assert (executor.hung, executor.exhausted) == (seq, False)
+            executor.cancel("r", seq)
+            assert executor.lingering == 1
+            while executor.hung == seq and not executor.exhausted:
+                await anyio.lowlevel.checkpoint()
+        await hangs.exhausted.wait()
+        assert (executor.hung, executor.lingering, hangs.freed) == (most_hung, 1, most_hung)
+        [named, *_] = caplog.messages
+        assert "step hang of run r has not returned since its attempt ended" in named
+        assert "(assert self.go.wait(30))" in named
+        assert caplog.messages[-1].startswith(f"{most_hung + 1} threads hang")
+        assert len(caplog.messages) == most_hung + 1, "the bound is logged once"
+
+        executor.submit(0, "r", StepJob(9, 1, echo_plain, raw(["waits"])))
+        assert executor.waiting == 1
+        hangs.go.set()
+        while not outcomes or executor.hung:
+            await anyio.lowlevel.checkpoint()
+        assert (executor.exhausted, executor.lingering, plain(outcomes[0].result)) == (False, 0, "waits")
+    finally:
+        hangs.go.set()
+        executor.close()
+
+
+@sf.App().step
+def echo_plain(value: str) -> str:
+    return value
+
+
+async def test_a_thread_that_returns_in_time_is_not_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    hangs = Hangs()
+    executor = StepExecutor(10, 1, lambda *_: None, replace_after=3600, on_free=hangs.free)
+    try:
+        executor.submit(0, "r", StepJob(1, 1, hangs.step, raw([])))
+        await anyio.to_thread.run_sync(hangs.begun.acquire)
+        executor.cancel("r", 1)
+        hangs.go.set()
+        while executor.lingering:
+            await anyio.lowlevel.checkpoint()
+        assert (executor.hung, executor.running, caplog.messages) == (0, 0, [])
+    finally:
+        executor.close()
