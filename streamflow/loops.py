@@ -1,12 +1,21 @@
-"""A loop that survives every error of the server: how daemons and workers retry.
+"""Loops that survive errors: how daemons and workers retry, and what is reported about it.
 
-Owns: when a loop tries again after an error, and what is logged about it. Must not: know what a loop does.
-Called by: the loops of daemon and worker.
+Owns: when a loop tries again after an error, what is logged about it, and which loops fail now. Must not: know what a
+loop does. Called by: daemon and worker (run each loop under a `Supervisor`), the loops themselves (`retry_forever`).
+
+What the server answers is expected, and each loop retries by itself. Any other error is a defect of streamflow, or
+comes from data that nobody thought of: it must not end the other loops, and with them the process. So only these end a
+daemon or worker: SIGTERM, SIGINT or `stop()` (drained), a second signal, a server or settings that can't be used at
+start, and too many hung threads (drained; `process.RESTART`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
+import time
+import traceback
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -16,6 +25,67 @@ from streamflow.errors import StoreError
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 2.0
 """Seconds between two tries of a loop that has no interval; the pause doubles with each consecutive failure."""
+
+FAILING_FOR = 60.0
+"""Seconds without an error after which a loop no longer counts as failing, and its pauses are short again."""
+
+
+class Supervisor:
+    """The loops of one daemon or worker. Each runs in a task of its own, as `run(name, loop)`."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self.errors = 0
+        """Errors of all loops since the start."""
+        self._log = log
+        self._last: dict[str, tuple[float, str]] = {}
+        """When each loop failed last (monotonic s), and how."""
+
+    @property
+    def failing(self) -> dict[str, str]:
+        """The loops that have failed within the last minute, with their errors."""
+        since = time.monotonic() - FAILING_FOR
+        return {name: text for name, (at, text) in self._last.items() if at > since}
+
+    async def run(self, name: str, loop: Callable[[], Awaitable[object]], *, longest: float = LONGEST_PAUSE) -> None:
+        """Run `loop` until it returns or is cancelled with its scope; after any error run it again, after a pause that
+        doubles up to `longest` seconds. The traceback is logged once for a series of equal errors."""
+        pause = min(FIRST_PAUSE, longest)
+        logged = ""
+        while True:
+            began = time.monotonic()
+            try:
+                await loop()
+            except Exception as failure:
+                error: BaseException = failure
+            except asyncio.CancelledError as stray:
+                if anyio.current_effective_deadline() == -math.inf:
+                    raise
+                # User code has cancelled all tasks that it found (`asyncio.all_tasks()`).
+                _uncancel()
+                error = stray
+            else:
+                return
+            if time.monotonic() - began > FAILING_FOR:
+                pause, logged = min(FIRST_PAUSE, longest), ""
+            text = traceback.format_exception_only(error)[-1].strip()
+            self.errors += 1
+            self._last[name] = (time.monotonic(), text)
+            self._log.error(
+                "the loop %r failed, will run again in %g s: %s",
+                name,
+                pause,
+                text,
+                exc_info=error if text != logged else None,
+            )
+            logged = text
+            await anyio.sleep(pause)
+            pause = min(pause * 2, longest)
+
+
+def _uncancel() -> None:
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
 
 
 async def retry_forever(
@@ -31,7 +101,7 @@ async def retry_forever(
     """Call `run_once` repeatedly, `every` seconds apart (the first time `at_once`), whatever the server answers.
 
     After a `StoreError` it logs `failure` and the reason, once for a series of errors, calls `on_failure`, and tries
-    again: after the interval, or without one after a growing pause. Any other error is a defect and ends the loop.
+    again: after the interval, or without one after a growing pause. Any other error is for the supervisor.
     Returns when `until()` is true.
     """
     if every and not at_once:

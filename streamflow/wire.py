@@ -219,6 +219,8 @@ class Heartbeat(msgspec.Struct, kw_only=True):
     broken: dict[str, str] = {}
     """Shards that are stopped because the server refuses their commits: number -> reason."""
 
+    failing: dict[str, str] = {}
+    """Its loops that have failed within the last minute: name -> error."""
     hung: int = 0
     """Threads that still run steps whose attempts ended long ago; others have taken their places."""
 

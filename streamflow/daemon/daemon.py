@@ -28,6 +28,7 @@ from streamflow.daemon.rollup import Rollup
 from streamflow.daemon.takeover import Takeover
 from streamflow.daemon.watchdog import Watchdog
 from streamflow.errors import StoreError
+from streamflow.loops import Supervisor
 from streamflow.machine.transition import Outcome
 from streamflow.process import RESTART, resident_bytes, stop_on_signal, tune_garbage_collection
 from streamflow.settings import Settings
@@ -59,6 +60,7 @@ class Daemon:
         self.member = f"{socket.gethostname()[:64]}-{os.getpid()}-{self.session[:6]}"
         self.ready = anyio.Event()
         """Set when this daemon owns its first shards."""
+        self.loops = Supervisor(_log)
         self._stop = anyio.Event()
         self._owns_process = False
         self._restart = False
@@ -107,15 +109,16 @@ class Daemon:
             if signals:
                 consequence = f"other daemons take over its shards after {settings.dead_after:g} s (dead_after)"
                 loops.start_soon(stop_on_signal, self._stop, settings.grace, _log, consequence)
-            for loop in (
-                owner.run,
-                self.reader.run,
-                self.relay.run,
-                membership.run,
-                self.rollup.run,
-                self.retention.run,
+            supervise = self.loops.run
+            for name, loop in (
+                ("owner", owner.run),
+                ("relay", self.relay.run),
+                ("rollup", self.rollup.run),
+                ("retention", self.retention.run),
             ):
-                loops.start_soon(loop)
+                loops.start_soon(supervise, name, loop)
+            loops.start_soon(self.reader.run, self.loops)
+            loops.start_soon(membership.run, self.loops)
             loops.start_soon(self._announce, membership.owns_something)
             watchdog.start()
             watch.start()
@@ -185,6 +188,8 @@ class Daemon:
                 error,
                 self.settings.dead_after,
             )
+        except Exception:
+            _log.exception("could not drain; other daemons take over after %g s (dead_after)", self.settings.dead_after)
 
     async def _register(self, store: Store, kernel: Kernel) -> None:
         """Register the app's workflows, so that clients can list and call them."""
@@ -213,6 +218,7 @@ class Daemon:
             draining=self.membership.draining,
             version=__version__,
             hung=self.executor.hung,
+            failing=self.loops.failing,
             broken={str(n): shard.broken for n, shard in owner.shards.items() if shard.broken},
         )
 

@@ -22,7 +22,7 @@ import anyio
 
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreError
-from streamflow.loops import retry_forever
+from streamflow.loops import Supervisor, retry_forever
 from streamflow.store.blocking_reads import Entry, GroupGone, InboxConnection
 from streamflow.wire import InboxMessage
 
@@ -59,10 +59,10 @@ class InboxReader:
         self._caught_up = anyio.Event()
         self._lanes = [Lane(self, connection, on_messages, on_group_gone) for connection in connections]
 
-    async def run(self) -> None:
+    async def run(self, supervisor: Supervisor) -> None:
         async with anyio.create_task_group() as lanes:
-            for lane in self._lanes:
-                lanes.start_soon(lane.run)
+            for number, lane in enumerate(self._lanes):
+                lanes.start_soon(supervisor.run, f"inbox {number}", lane.run)
 
     async def shards_changed(self) -> None:
         """Call when shards may have been acquired or lost: the running reads continue with the new set."""
@@ -123,6 +123,7 @@ class Lane:
             await self._connection.interrupt()
 
     async def run(self) -> None:
+        self._read_again()  # what ended the loop before may have lost an answer
         await retry_forever(self._read_or_find_gone, _log, "could not read inboxes", on_failure=self._read_again)
 
     def _read_again(self) -> None:

@@ -22,6 +22,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 import msgspec
@@ -33,7 +34,7 @@ from streamflow.daemon.rollup import Rollup
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.takeover import Takeover
 from streamflow.errors import StoreError, StoreUnavailable
-from streamflow.loops import retry_forever
+from streamflow.loops import Supervisor, retry_forever
 from streamflow.model.sharding import winner_of
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.connection import Call, Store
@@ -98,11 +99,12 @@ class Membership:
         """A shard was lost or may be free: don't wait for the next heartbeat."""
         self._rebalance_needed.set()
 
-    async def run(self) -> None:
+    async def run(self, supervisor: Supervisor) -> None:
         """Heartbeats and rebalancing have separate loops: a daemon that acquires many shards must not look dead."""
         async with anyio.create_task_group() as loops:
-            loops.start_soon(self._run_heartbeats)
-            loops.start_soon(self._run_rebalancing)
+            supervise = supervisor.run
+            loops.start_soon(partial(supervise, longest=self._settings.beat), "heartbeats", self._run_heartbeats)
+            loops.start_soon(supervise, "rebalancing", self._run_rebalancing)
 
     async def run_once(self) -> None:
         """One turn of both loops: a heartbeat, and a step towards the shards that this daemon should own."""

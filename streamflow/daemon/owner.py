@@ -74,6 +74,7 @@ class Owner:
         self._executor = executor
         self._relay = relay
         self._ready: dict[int, OwnedShard] = {}
+        self._under_way: set[asyncio.Task[None]] = set()
         self._wake = anyio.Event()
         self._slots = anyio.Semaphore(BATCHES, fast_acquire=True)
         self._shard_timers: list[tuple[int, int]] = []
@@ -121,7 +122,9 @@ class Owner:
         shard.live.clear()
 
     def close(self) -> None:
-        """Forget all shards, when this daemon stops."""
+        """Forget all shards and the batches that are under way, when this daemon stops."""
+        for batch in self._under_way:
+            batch.cancel()
         for shard in list(self.shards.values()):
             self.drop(shard)
 
@@ -132,15 +135,11 @@ class Owner:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        under_way: set[asyncio.Task[None]] = set()
-        try:
-            while True:
-                batch = asyncio.create_task(self.process(await self.run_once()))
-                under_way.add(batch)
-                batch.add_done_callback(under_way.discard)
-        finally:
-            for batch in under_way:
-                batch.cancel()
+        """Batches that are under way survive an error of the loop, until `close`."""
+        while True:
+            batch = asyncio.create_task(self.process(await self.run_once()))
+            self._under_way.add(batch)
+            batch.add_done_callback(self._under_way.discard)
 
     async def run_once(self) -> list[ShardBatch]:
         """Wait for work or a due time, and collect one batch of each shard that is ready, for `process`."""
@@ -156,13 +155,30 @@ class Owner:
         if not self._ready:
             return []
         await self._slots.acquire()
+        taken: list[OwnedShard] = []
+        try:
+            batches = self._take_batches(taken)
+        except Exception:  # a defect: what these shards have in memory can't be trusted
+            self._slots.release()
+            for shard in taken:
+                self.drop(shard)
+            raise
+        self.on_caught_up()
+        if not batches:
+            self._slots.release()
+        return batches
+
+    def _take_batches(self, taken: list[OwnedShard]) -> list[ShardBatch]:
+        """Adds each shard to `taken` before it is touched."""
         batches: list[ShardBatch] = []
         runs = 0
         for shard in list(self._ready.values()):
             if runs >= RUNS:
                 break
+            taken.append(shard)
             del self._ready[shard.number]
             if shard.dropped or shard.busy or shard.broken:
+                taken.pop()
                 continue
             shard.busy = True
             batch = ShardBatch(shard, shard.next_commit(self._session))
@@ -171,9 +187,6 @@ class Owner:
             for run_id in batch.work:  # not idle now, so not to be evicted
                 self._idle.pop(run_id, None)
             batches.append(batch)
-        self.on_caught_up()
-        if not batches:
-            self._slots.release()
         return batches
 
     async def _wait(self) -> None:
@@ -203,6 +216,14 @@ class Owner:
                 due[number] = shard
         if not due:
             return
+        try:
+            await self._take_due_runs(due)
+        except Exception:  # a defect: nothing else knows when these shards are due
+            for shard in due.values():
+                self.drop(shard)
+            raise
+
+    async def _take_due_runs(self, due: dict[int, OwnedShard]) -> None:
         calls = [self._kernel.due_runs(shard.number, shard.token, DUE_LIMIT) for shard in due.values()]
         try:
             answers: list[DueRuns | StoreError] = await self._store.send(calls, patience=math.inf)
@@ -275,6 +296,10 @@ class Owner:
             )
             for batch in batches:
                 self.drop(batch.shard)
+        except asyncio.CancelledError:  # by `close`, or by user code that cancels all tasks that it finds
+            for batch in batches:
+                self.drop(batch.shard)
+            raise
         finally:
             self._slots.release()
             for batch in batches:

@@ -69,6 +69,7 @@ class Relay:
         self._has_messages.set()
 
     async def run(self) -> None:
+        self._has_messages.set()  # there may be some from before an error
         while True:
             await self._has_messages.wait()
             self._has_messages = anyio.Event()

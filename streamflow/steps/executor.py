@@ -296,7 +296,7 @@ class StepExecutor:
                 self.exhausted = True
                 _log.error(
                     "%d threads hang in steps that have ended, the last one in step %s of run %s at %s: no more "
-                    "threads are added, so plain steps wait for those that are left; only a restart of this process helps",
+                    "threads are added, plain steps wait for those that are left, only a restart of this process helps",
                     self.hung + 1,
                     step,
                     run_id,

@@ -197,6 +197,7 @@ class Claims:
 
     async def run_reports(self) -> None:
         retry_at = math.inf
+        self._has_reports.set()  # there may be some from before an error
         while True:
             with anyio.move_on_after(max(0.0, retry_at - time.monotonic())):
                 await self._has_reports.wait()

@@ -84,6 +84,7 @@ class QueueReader:
                 await self._done.wait()
 
     async def run(self) -> None:
+        self._read_again()  # what ended the loop before may have lost an answer
         await retry_forever(
             self._read_or_create_groups,
             _log,

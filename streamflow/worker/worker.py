@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import anyio
 
 from streamflow.errors import StoreError, UsageError
+from streamflow.loops import Supervisor
 from streamflow.model.names import check_name
 from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.process import RESTART, stop_on_signal
@@ -59,6 +60,7 @@ class Worker:
         self.name = f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(3)}"
         self.ready = anyio.Event()
         """Set when this worker reads its queues."""
+        self.loops = Supervisor(_log)
         self._stop = anyio.Event()
         self._owns_process = False
         self._restart = False
@@ -132,8 +134,13 @@ class Worker:
             if signals:
                 consequence = f"other workers run its steps again after {settings.worker_timeout:g} s (worker_timeout)"
                 loops.start_soon(stop_on_signal, self._stop, settings.grace, _log, consequence)
-            for loop in (reader.run, claims.run_reports, claims.run_extending, claims.run_expiring):
-                loops.start_soon(loop)
+            for name, loop in (
+                ("reader", reader.run),
+                ("reports", claims.run_reports),
+                ("heartbeats", claims.run_extending),
+                ("expired claims", claims.run_expiring),
+            ):
+                loops.start_soon(self.loops.run, name, loop)
             watch.start()
             self.ready.set()
             try:
@@ -178,5 +185,10 @@ class Worker:
             _log.warning(
                 "could not requeue running steps: %s; other workers run them again after %g s (worker_timeout)",
                 error,
+                self.settings.worker_timeout,
+            )
+        except Exception:
+            _log.exception(
+                "could not drain; other workers run its steps again after %g s (worker_timeout)",
                 self.settings.worker_timeout,
             )

@@ -21,11 +21,11 @@ from streamflow.wire import Heartbeat, decode_heartbeat
 
 ON_THE_SERVER = {
     *("beat", "name", "started", "shards", "running", "waiting", "live", "inbox", "unfolded", "folds", "steps", "rss"),
-    *("cpu", "version", "draining", "broken", "hung"),
+    *("cpu", "version", "draining", "broken", "hung", "failing"),
 }
 PRINTED = [
     *("id", "name", "shards", "running", "waiting", "live", "inbox", "unfolded", "steps_per_s", "rss", "cpu_percent"),
-    *("beat_age", "draining", "version", "hung"),
+    *("beat_age", "draining", "version", "failing", "hung"),
 ]
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from typing import Any
 
 import anyio
 import pytest
 
 from streamflow import loops
 from streamflow.errors import StoreError
-from streamflow.loops import retry_forever
+from streamflow.loops import Supervisor, retry_forever
 
 pytestmark = pytest.mark.anyio
 
@@ -76,6 +78,104 @@ async def test_an_interval_is_kept_whatever_happens(sleeps: list[float], at_once
     assert sleeps == slept
 
 
-async def test_a_defect_ends_the_loop(sleeps: list[float]) -> None:
+async def test_a_defect_is_for_the_supervisor(sleeps: list[float]) -> None:
     with pytest.raises(ZeroDivisionError):
         await retry_forever(Once(ZeroDivisionError(), None), log, "could not look")
+
+
+class Failing:
+    """A loop that raises errors from a list, and then returns."""
+
+    def __init__(self, *errors: BaseException) -> None:
+        self.errors = list(errors)
+        self.began = 0
+
+    async def __call__(self) -> None:
+        self.began += 1
+        await anyio.lowlevel.checkpoint()
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+async def test_a_loop_runs_again_after_any_error(sleeps: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    supervisor = Supervisor(log)
+    loop = Failing(ZeroDivisionError("a"), ZeroDivisionError("a"), KeyError("b"), *[KeyError("b")] * 4)
+    await supervisor.run("relay", loop)
+    assert loop.began == 8
+    assert sleeps == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
+    assert supervisor.errors == 7
+    assert supervisor.failing == {"relay": "KeyError: 'b'"}
+    assert caplog.messages[0] == "the loop 'relay' failed, will run again in 0.1 s: ZeroDivisionError: a"
+    assert [record.exc_info is not None for record in caplog.records] == [True, False, True, *[False] * 4]
+
+
+async def test_an_error_that_cannot_be_shown_is_an_error_like_others(sleeps: list[float]) -> None:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    supervisor = Supervisor(log)
+    await supervisor.run("relay", Failing(Silent()))
+    assert "Silent" in supervisor.failing["relay"]
+
+
+async def test_a_loop_without_an_error_for_a_minute_no_longer_fails(
+    sleeps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(loops.time, "monotonic", lambda: now)
+    supervisor = Supervisor(log)
+    loop = Failing(ZeroDivisionError(), ZeroDivisionError(), ZeroDivisionError())
+
+    async def runs_long_the_last_time() -> None:
+        nonlocal now
+        now += 61 if len(loop.errors) == 1 else 1
+        await loop()
+
+    await supervisor.run("relay", runs_long_the_last_time)
+    assert sleeps == [0.1, 0.2, 0.1]
+    assert supervisor.failing
+    now += 60
+    assert supervisor.failing == {}
+
+
+async def test_a_stray_cancel_does_not_end_a_loop(sleeps: list[float]) -> None:
+    """User code may cancel all tasks of its event loop."""
+    supervisor = Supervisor(log)
+    runs: list[asyncio.Task[Any] | None] = []
+    ended = anyio.Event()
+
+    async def loop() -> None:
+        runs.append(asyncio.current_task())
+        if len(runs) == 1:
+            await anyio.sleep_forever()
+        await anyio.lowlevel.checkpoint()
+        ended.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(supervisor.run, "relay", loop)
+        await anyio.wait_all_tasks_blocked()
+        assert runs[0] is not None
+        runs[0].cancel()
+        with anyio.fail_after(5):
+            await ended.wait()
+    assert len(runs) == 2
+    assert supervisor.failing == {"relay": "asyncio.exceptions.CancelledError"}
+
+
+async def test_a_cancelled_scope_ends_a_loop() -> None:
+    supervisor = Supervisor(log)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(supervisor.run, "relay", anyio.sleep_forever)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert supervisor.errors == 0
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
+async def test_what_is_to_end_the_process_does(error: BaseException) -> None:
+    coroutine = Supervisor(log).run("relay", Failing(error))
+    step = coroutine.__await__()
+    next(step)
+    with pytest.raises(type(error)):
+        next(step)

@@ -40,6 +40,9 @@ def health(status: NamespaceStatus) -> list[tuple[str, str]]:
     server = status.server
     if server is not None and server.maxmemory and server.memory >= 0.8 * server.maxmemory:
         problems.append((BAD, f"memory {100 * server.memory / server.maxmemory:.0f} % full"))
+    if failing := sorted({loop for daemon in status.daemons for loop in daemon.heartbeat.failing}):
+        more = f" and {len(failing) - 1} more" if len(failing) > 1 else ""
+        problems.append((BAD, f"loop {failing[0]}{more} failing"))
     stuck = status.view("runs").get("status", {}).get("stuck", 0)
     if stuck > 0:
         problems.append((WARN, f"{plural(stuck, 'run')} stuck"))

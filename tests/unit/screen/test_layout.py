@@ -279,6 +279,13 @@ def test_the_header_lists_problems_the_worst_first() -> None:
     assert "memory 90 % full · AOF off" in text(status(views={}, server=full))
 
 
+def test_the_header_names_what_a_daemon_reports_about_itself() -> None:
+    current = status(daemons=2, views={})
+    current.daemons[1].heartbeat.failing = {"relay": "KeyError: 1", "inbox 3": "KeyError: 1"}
+    current.daemons[0].heartbeat.hung = 3
+    assert "● loop inbox 3 and 1 more failing · 3 threads hung" in text(current)
+
+
 def test_the_header_names_a_queue_in_which_steps_wait_for_no_worker() -> None:
     queues = [Queue(name="idle"), Queue(name="gpu", waiting=3), Queue(name="cpu", waiting=9, workers=1)]
     assert "● no workers for queue gpu\n" in text(status(views={}, queues=queues)) + "\n"
