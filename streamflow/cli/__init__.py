@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import click
 
+from streamflow.cli.signals import take_signals
 from streamflow.cli.suggestions import did_you_mean
 from streamflow.errors import StreamflowError, UsageError
 from streamflow.version import __version__
@@ -150,4 +151,5 @@ def cli(ctx: click.Context) -> None:
 
 
 def main() -> None:
+    take_signals()
     cli()

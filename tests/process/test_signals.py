@@ -1,0 +1,105 @@
+"""SIGTERM and SIGINT count from the start of a command: as process 1, and when they were inherited as ignored."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from streamflow.embedded.server import EmbeddedServer
+from tests.process.faults import ROOT, ServingProcess, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+
+APP = """
+import os, time
+from pathlib import Path
+import streamflow as sf
+Path(__file__).with_suffix(".imported").touch()
+time.sleep(float(os.environ.get("SLOW", "0")))
+app = sf.App()
+@app.step(queue="q")
+async def step() -> None: ...
+@app.workflow
+async def job() -> None:
+    await step()
+"""
+UNSHARE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""The command becomes process 1 of a namespace of its own, as in a container."""
+
+
+def may_unshare() -> bool:
+    try:
+        return subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def flows(tmp_path: Path) -> Path:
+    (tmp_path / "flows.py").write_text(APP)
+    return tmp_path / "flows.py"
+
+
+async def _exists(file: Path) -> bool:
+    return file.exists()
+
+
+@pytest.mark.skipif(not may_unshare(), reason="this system doesn't allow namespaces of processes")
+@pytest.mark.parametrize("state", ["importing", "waiting"])
+async def test_sigterm_ends_a_worker_that_is_process_1(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, flows: Path, state: str
+) -> None:
+    log = tmp_path / "log"
+    words = [sys.executable, "-m", "streamflow", "worker", "--app", f"{flows}:app", "--queue", "q"]
+    words += ["--redis", embedded_server.url, "--namespace", namespace]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "SLOW": "30" if state == "importing" else "0"}
+    with log.open("wb") as output:
+        outer = subprocess.Popen([*UNSHARE, *words], stdout=output, stderr=output, env=environ)
+    try:
+        if state == "importing":
+            await until(lambda: _exists(flows.with_suffix(".imported")), "the app is being imported")
+        else:
+            await until(lambda: _mentions(log, "waiting for its first daemon"), "it waits for a namespace")
+        [child] = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGTERM)
+        assert outer.wait(10) == 128 + signal.SIGTERM
+    finally:
+        outer.kill()
+        outer.wait()
+
+
+async def _mentions(log: Path, text: str) -> bool:
+    return text in log.read_text()
+
+
+@pytest.fixture
+async def deaf(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, flows: Path
+) -> AsyncIterator[ServingProcess]:
+    """A worker that has inherited SIGINT and SIGTERM as ignored, and waits for a namespace."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        words = ("worker", "--app", f"{flows}:app", "--queue", "q")
+        worker = ServingProcess(*words, url=embedded_server.url, namespace=namespace, log=tmp_path / "log")
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    yield worker
+    await worker.end()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, -signal.SIGTERM)])
+async def test_signals_that_were_inherited_as_ignored_count(
+    deaf: ServingProcess, number: signal.Signals, code: int
+) -> None:
+    """As in a background command of a shell script."""
+    await until(lambda: _mentions(deaf.log, "waiting for its first daemon"), "it waits for a namespace")
+    deaf.send(number)
+    assert await deaf.wait(10) == code
