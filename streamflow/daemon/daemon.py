@@ -103,7 +103,8 @@ class Daemon:
             namespace.shards,
             namespace.partition,
         )
-        watchdog = Watchdog(owner.watch, settings.blocking)
+        watchdog = Watchdog(owner.watch, settings.blocking, settings.interrupt)
+        pulse = Pulse(membership, settings)
         watch = LoopWatch("daemon")
         async with anyio.create_task_group() as loops:
             if signals:
@@ -121,12 +122,14 @@ class Daemon:
             loops.start_soon(membership.run, self.loops)
             loops.start_soon(self._announce, membership.owns_something)
             watchdog.start()
+            pulse.start()
             watch.start()
             try:
                 await self._stop.wait()
                 await self._drain(membership, owner)
             finally:
                 watchdog.stop()
+                pulse.stop()
                 watch.stop()
                 self.executor.close()
                 owner.close()
