@@ -58,6 +58,7 @@ class _Outcome(msgspec.Struct):
     failure: Failure | None = None
     permanent: bool = False
     details: Raw = NOTHING
+    kinds: tuple[str, ...] = ()
 
 
 _outcome = msgspec.msgpack.Decoder(_Outcome)
@@ -127,9 +128,15 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
             if not 0 <= outcome.ms <= MAX_STEP_MS:  # false for NaN, too: the views add durations up
                 raise BadMessage(f"an outcome with a duration of {outcome.ms} ms")
             result = outcome.result.copy() if outcome.failure is None else None
-            details = outcome.details.copy()
             return Outcome(
-                outcome.seq, outcome.attempt, outcome.ms, result, outcome.failure, outcome.permanent, details
+                outcome.seq,
+                outcome.attempt,
+                outcome.ms,
+                result,
+                outcome.failure,
+                outcome.permanent,
+                outcome.details.copy(),
+                outcome.kinds,
             )
     except BadMessage:
         raise

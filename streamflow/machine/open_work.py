@@ -33,7 +33,7 @@ from streamflow.machine.transition import Effects, Ending
 from streamflow.model.attributes import Attribute
 from streamflow.model.record import Status
 from streamflow.workflow.actions import ChildCall, Sleep, StepCall, StepJob
-from streamflow.workflow.app import App, Workflow, missing_step
+from streamflow.workflow.app import App, Step, Workflow, missing_step
 from streamflow.workflow.awaitable import PENDING, Fiber, Operation
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 WORKER_LOST = "WorkerLost"
 """Kind of the failure of an attempt whose worker died or sent no heartbeat."""
+NO_STEPS: Mapping[int, Step[..., Any]] = {}
 MAX_WORKER_LOSSES = 3
 """Worker deaths during one step after which the step fails: it may be what kills them."""
 
@@ -206,7 +207,10 @@ class OpenWork:
                 if call.due is None and call.is_local:
                     self.in_steps -= 1
                 call.attempt = retrying.attempt + 1
-                call.lost += retrying.failure.kind == WORKER_LOST
+                if retrying.failure.kind == WORKER_LOST:
+                    call.lost += 1
+                elif not call.since:
+                    call.since = self.at - round(retrying.ms)
                 call.details = retrying.details
                 call.due = retrying.due
                 heappush(self.schedule, (retrying.due, retrying.seq))
@@ -221,12 +225,15 @@ class OpenWork:
                 self._close_step(call)
         return None
 
-    def _track_blindly(self, event: AnyEvent) -> None:
-        """As `_track`, for a history whose code can't be run: decisions open placeholders."""
+    def _track_blindly(self, event: AnyEvent, written: Mapping[int, Step[..., Any]] = NO_STEPS) -> None:
+        """As `_track`, for a history whose code can't be run: decisions open placeholders. `written`: steps by number,
+        with the options of their calls, as far as the code was run."""
         if isinstance(event, RunStarted):
             self._begin(event)
         elif isinstance(event, StepScheduled):
-            step = self.app.steps.get(event.name) or missing_step(event.name)
+            step = written.get(event.seq)
+            if step is None or step.name != event.name:
+                step = self.app.steps.get(event.name) or missing_step(event.name)
             call = StepCall(step if (step.queue or "") == event.queue else step.options(queue=event.queue or None))
             call.seq, call.state, call.payload, call.args = event.seq, PENDING, event.args, None
             self.add_step(call)

@@ -262,6 +262,7 @@ class ReducerMachine(RunMachine):
                         call.lost,
                         call.details,
                         call.step.queue or "",
+                        call.since,
                     )
                     for call in self.steps.values()
                 ],
@@ -317,16 +318,16 @@ class ReducerMachine(RunMachine):
     def _restore_step(self, open_step: OpenStep) -> None:
         step: Step[..., Any] = self.app.steps.get(open_step.name) or missing_step(open_step.name)
         if open_step.overrides is not None:
-            timeout, queue, retry = open_step.overrides.timeout, open_step.overrides.queue, open_step.overrides.retry
-            step = step.options(timeout=timeout, queue=queue, retry=retry_of(retry), tag=open_step.tag)
+            timeout, queue = open_step.overrides.timeout, open_step.overrides.queue
+            step = step.options(timeout=timeout, queue=queue, retry=retry_of(open_step.overrides), tag=open_step.tag)
         elif open_step.tag:
             step = step.options(tag=open_step.tag)
         if open_step.queue is not None and open_step.queue != (step.queue or ""):
-            step = step.options(queue=open_step.queue or None, tag=step.tag)
+            step = step.options(queue=open_step.queue or None)
         call = StepCall(step)
         call.seq, call.state, call.payload, call.args = open_step.seq, PENDING, open_step.args, None
         call.attempt, call.due = open_step.attempt, open_step.due
-        call.lost, call.details = open_step.lost, open_step.details
+        call.lost, call.details, call.since = open_step.lost, open_step.details, open_step.since
         self.restore_step(call)
 
     def _restore_unreduced(self, transitions: list[Transition]) -> None:

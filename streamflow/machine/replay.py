@@ -228,6 +228,7 @@ class WorkflowMachine(CoroutineMachine):
 
     def _replay_blindly(self, transitions: list[Transition]) -> None:
         """Find out what is open without running code, so that outcomes are still recorded and timers fire."""
+        written = {seq: call.step for seq, call in self.steps.items()}  # their own retry policies still count
         self.close()
         self._forget_open()
         self._held = None
@@ -242,7 +243,7 @@ class WorkflowMachine(CoroutineMachine):
                     self.stuck = True
                 elif isinstance(event, RunResumed):
                     self.stuck = False
-                self._track_blindly(event)
+                self._track_blindly(event, written)
 
     def _is_patched(self, name: str) -> bool:
         """In a replay: whether the history has the patch here. Patches that the code doesn't ask for are skipped."""

@@ -46,7 +46,6 @@ from streamflow.model import codec
 from streamflow.model.attributes import Attribute, merged
 from streamflow.model.record import Status
 from streamflow.workflow.actions import ChildCall, SignalSend, SignalWait, StepCall
-from streamflow.workflow.app import Step
 from streamflow.workflow.awaitable import Fiber, Operation, active
 
 if TYPE_CHECKING:
@@ -282,19 +281,25 @@ class RunMachine(OpenWork):
         retry = step.retry
         is_lost = failure.kind == WORKER_LOST
         tried = outcome.attempt - call.lost  # a worker's death is not a failure of the step, and has its own limit
-        if (
-            call.lost + 1 >= MAX_WORKER_LOSSES
-            if is_lost
-            else permanent or tried >= retry.attempts or _is_final(failure, step)
-        ):
+        due = self.at
+        if is_lost:
+            is_final = call.lost + 1 >= MAX_WORKER_LOSSES
+        else:
+            # Jitter has its own generator: user code's numbers must not depend on how often a step failed.
+            rng = random.Random(f"{self.run_id}/{call.seq}/{outcome.attempt}")
+            due += round(retry.delay(max(tried, 1), rng) * 1000)
+            is_final = (
+                permanent
+                or (retry.attempts is not None and tried >= retry.attempts)
+                or (retry.within is not None and due - (call.since or self.at - outcome.ms) > retry.within * 1000)
+                or retry.gives_up_on((failure.kind, *outcome.kinds))
+            )
+        if is_final:
             event = events.StepFailed(call.seq, step.name, outcome.attempt, outcome.ms, failure)
             self.effects.events.append(event)
             self._track(event)
             self._deliver(event, call, None, errors.StepFailed(step.name, outcome.attempt, failure))
             return
-        # Jitter has its own generator: user code's numbers must not depend on how often a step failed.
-        rng = random.Random(f"{self.run_id}/{call.seq}/{outcome.attempt}")
-        due = self.at + (0 if is_lost else round(retry.delay(max(tried, 1), rng) * 1000))
         event = StepRetrying(call.seq, step.name, outcome.attempt, outcome.ms, failure, due, outcome.details)
         self.effects.events.append(event)
         self._track(event)
@@ -471,10 +476,6 @@ def _drop_stopped(effects: Effects) -> None:
     """Attempts that were scheduled and cancelled in the same transition never start."""
     stopped = {*effects.cancelled, *(job.seq for job in effects.revoked)}
     effects.jobs = [job for job in effects.jobs if job.seq not in stopped]
-
-
-def _is_final(failure: Failure, step: Step[..., Any]) -> bool:
-    return any(failure.kind == (never if isinstance(never, str) else never.__name__) for never in step.retry.never)
 
 
 _IDLE = Effects()

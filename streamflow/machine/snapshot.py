@@ -6,9 +6,10 @@ Owns: the snapshot's fields and its bytes. Must not: decide. Called by: the redu
 from __future__ import annotations
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from streamflow import events
+from streamflow.errors import UsageError
 from streamflow.events import NOTHING, AnyEvent, RunCompleted
 from streamflow.workflow.actions import ChildCall, Sleep, StepCall
 from streamflow.workflow.awaitable import Operation
@@ -21,6 +22,8 @@ class Overrides(msgspec.Struct, array_like=True):
     timeout: float | None
     queue: str | None
     retry: tuple[int, float, float, float, float, list[str]]
+    """Attempts (0: any number), initial, factor, maximum, jitter, never."""
+    within: float | None = None
 
 
 class OpenStep(msgspec.Struct, array_like=True):
@@ -35,6 +38,7 @@ class OpenStep(msgspec.Struct, array_like=True):
     details: Raw = NOTHING
     queue: str | None = None
     """The queue of its attempt: a later deploy may name another one. Empty: at the owner; None: an older record."""
+    since: int = 0
 
 
 class HeldFact(msgspec.Struct, array_like=True):
@@ -82,10 +86,23 @@ def overrides_of(call: StepCall) -> Overrides | None:
         return None
     retry = step.retry
     never = [name if isinstance(name, str) else name.__name__ for name in retry.never]
-    numbers = (retry.attempts, retry.initial, retry.factor, retry.maximum, retry.jitter)
-    return Overrides(step.timeout, step.queue, (*numbers, never))
+    numbers = (retry.attempts or 0, retry.initial, retry.factor, retry.maximum, retry.jitter)
+    return Overrides(step.timeout, step.queue, (*numbers, never), retry.within)
 
 
-def retry_of(values: tuple[int, float, float, float, float, list[str]]) -> Retry:
-    attempts, initial, factor, maximum, jitter, never = values
-    return Retry(attempts=attempts, initial=initial, factor=factor, maximum=maximum, jitter=jitter, never=tuple(never))
+def retry_of(overrides: Overrides) -> Retry | UnsetType:
+    """The call's policy; unset, for the registered one, if this release refuses its values: a snapshot is always
+    read."""
+    attempts, initial, factor, maximum, jitter, never = overrides.retry
+    try:
+        return Retry(
+            attempts=attempts or UNSET,
+            within=overrides.within,
+            initial=initial,
+            factor=factor,
+            maximum=maximum,
+            jitter=jitter,
+            never=[name for name in never if name.isidentifier()],
+        )
+    except UsageError:
+        return UNSET

@@ -31,7 +31,9 @@ Ending = RunCompleted | events.RunFailed | events.RunCancelled
 
 class Outcome(msgspec.Struct, gc=False):
     """How one attempt of a step ended. `ms`: how long it ran. `permanent`: no retry, whatever the policy says.
-    `details`: the last value that it reported with `sf.heartbeat`; after a failure the next attempt gets it."""
+    `details`: the last value that it reported with `sf.heartbeat`; after a failure the next attempt gets it. `kinds`:
+    the names of the error's class and of its bases; the run compares them with `never` of the call's retry policy,
+    which the process that ran the attempt doesn't know."""
 
     seq: int
     attempt: int
@@ -40,6 +42,7 @@ class Outcome(msgspec.Struct, gc=False):
     failure: Failure | None = None
     permanent: bool = False
     details: Raw = NOTHING
+    kinds: tuple[str, ...] = ()
 
 
 class Due(msgspec.Struct, frozen=True):

@@ -37,12 +37,13 @@ def failure_of(error: BaseException, skip: tuple[str, ...] = ()) -> Failure:
     )
 
 
-def text_of(error: BaseException) -> str:
-    """`str(error)`, whatever a `__str__` of user code does: recording an exception must not raise another one."""
-    try:
-        return str(error)
-    except Exception as broken:
-        return f"<{type(broken).__name__} in __str__>"
+MAX_KINDS = 32
+
+
+def kinds_of(error: BaseException) -> tuple[str, ...]:
+    """The names of its class and of the classes that it derives from: what `never` of a retry policy is compared
+    with."""
+    return tuple(_clip(_encodable(cls.__name__), 256) for cls in type(error).__mro__[:-1][:MAX_KINDS])
 
 
 def _members(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from streamflow.errors import Failure, UsageError
 from streamflow.events import NOTHING
 from streamflow.machine.transition import Outcome
 from streamflow.model import codec
-from streamflow.model.failures import failure_of
+from streamflow.model.failures import failure_of, kinds_of
 from streamflow.steps.context import Running, current
 from streamflow.steps.processes import ProcessPool
 from streamflow.steps.stacks import user_line
@@ -249,28 +249,13 @@ class StepExecutor:
         finally:
             current.reset(token)
 
-    async def _in_process(self, running: Running) -> Outcome | None:
-        """None: the process died with this daemon or worker, so the attempt is for its successor."""
-        called = await self._process_pool.call(running)
-        if called.died:
-            await asyncio.sleep(SIGNAL_SETTLES)
-            if self.draining:
-                return None
-        if called.failure is None:
-            return Outcome(running.job.seq, running.job.attempt, _elapsed_ms(running), Raw(called.result))
-        return self._outcome_of(running, called.failure, called.permanent)
-
-    def _abandon(self, running: Running) -> None:
-        """End an attempt without an outcome."""
-        _log.info(
-            "step %s of run %s, attempt %d: its process ended while this process drains; it runs again elsewhere, "
-            "under the same attempt",
-            running.job.step.name,
-            running.run_id,
-            running.job.attempt,
-        )
-        self._finish(running)
-        self._on_free()
+    async def _in_process(self, running: Running) -> Outcome:
+        if self._process_limit is None:
+            self._process_limit = anyio.CapacityLimiter(self._processes.limit)
+        result, failure, permanent, kinds = await call_in_process(running, self._process_limit)
+        if failure is None:
+            return Outcome(running.job.seq, running.job.attempt, _elapsed_ms(running), Raw(result))
+        return self._outcome_of(running, failure, permanent, kinds)
 
     def _returned(self, running: Running, done: asyncio.Future[Outcome]) -> None:
         """A thread is free again: only now, even if its attempt was over long before."""
@@ -326,14 +311,12 @@ class StepExecutor:
         return Outcome(job.seq, job.attempt, _elapsed_ms(running), Raw(data))
 
     def _failed(self, running: Running, error: BaseException) -> Outcome:
-        job = running.job
-        permanent = isinstance(error, UsageError) or job.step.retry.gives_up_on(error)
-        return self._outcome_of(running, failure_of(error, (__file__,)), permanent)
+        return self._outcome_of(running, failure_of(error, (__file__,)), isinstance(error, UsageError), kinds_of(error))
 
     @staticmethod
-    def _outcome_of(running: Running, failure: Failure, permanent: bool) -> Outcome:
+    def _outcome_of(running: Running, failure: Failure, permanent: bool, kinds: tuple[str, ...] = ()) -> Outcome:
         job = running.job
-        return Outcome(job.seq, job.attempt, _elapsed_ms(running), None, failure, permanent, running.details)
+        return Outcome(job.seq, job.attempt, _elapsed_ms(running), None, failure, permanent, running.details, kinds)
 
     def _expire(self, running: Running) -> None:
         if running.over:

@@ -22,7 +22,7 @@ from msgspec import UNSET, Raw
 from streamflow.errors import Failure, UsageError
 from streamflow.machine.transition import Outcome
 from streamflow.model import codec
-from streamflow.model.failures import failure_of
+from streamflow.model.failures import failure_of, kinds_of
 from streamflow.steps import executor
 from streamflow.steps.context import Running, current
 from streamflow.testing.stubs import Stub, StubCall, Stubs
@@ -102,5 +102,5 @@ def _timed_out(record: Running, seconds: float) -> Outcome:
 
 def _failed(record: Running, takes: float, error: BaseException) -> Outcome:
     job = record.job
-    permanent = isinstance(error, UsageError) or job.step.retry.gives_up_on(error)
-    return Outcome(job.seq, job.attempt, takes * 1000, None, failure_of(error, _INTERNAL), permanent, record.details)
+    failure, permanent = failure_of(error, _INTERNAL), isinstance(error, UsageError)
+    return Outcome(job.seq, job.attempt, takes * 1000, None, failure, permanent, record.details, kinds_of(error))

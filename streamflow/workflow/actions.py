@@ -61,7 +61,7 @@ class StepJob:
 class StepCall(Operation):
     """One call of a step. While it is open it also keeps the current attempt, and when the next one is due."""
 
-    __slots__ = ("args", "attempt", "details", "due", "is_local", "kwargs", "lost", "payload", "step")
+    __slots__ = ("args", "attempt", "details", "due", "is_local", "kwargs", "lost", "payload", "since", "step")
 
     def __init__(self, step: Step[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> None:
         self.state = NEW
@@ -81,6 +81,8 @@ class StepCall(Operation):
         """Shard-clock ms at which the next attempt starts; None while an attempt runs."""
         self.lost = 0
         """Attempts that ended because their worker died."""
+        self.since = 0
+        """Shard-clock ms at which the first attempt that failed had started; 0 if none has failed."""
         self.details = NOTHING
         """The last value that the previous attempt reported."""
 
@@ -98,7 +100,7 @@ class StepCall(Operation):
         event = machine.decide(StepScheduled(seq, step.name, payload, step.queue or ""))
         self.payload = event.args
         if event.queue != (step.queue or ""):  # replayed by code that names another queue: the attempt isn't moved
-            self.step = step.options(queue=event.queue or None, tag=step.tag)
+            self.step = step.options(queue=event.queue or None)
             self.is_local = not event.queue
         machine.add_step(self)
 

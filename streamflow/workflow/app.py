@@ -11,12 +11,14 @@ import copy
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Coroutine
+from datetime import timedelta
 from typing import Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from msgspec import UNSET, UnsetType
 
 from streamflow.errors import UsageError
 from streamflow.model import codec
+from streamflow.model.durations import seconds_of
 from streamflow.model.names import check_name, check_run_id
 from streamflow.workflow.actions import ON_PARENT_END, ChildCall, StepCall
 from streamflow.workflow.awaitable import active
@@ -60,7 +62,7 @@ class Step(Generic[P, R]):
         function: Callable[P, Any],
         name: str,
         retry: Retry = _DEFAULT_RETRY,
-        timeout: float | None = None,
+        timeout: float | timedelta | None = None,
         queue: str | None = None,
         process: bool = False,
     ) -> None:
@@ -87,16 +89,17 @@ class Step(Generic[P, R]):
     def options(
         self,
         *,
-        timeout: float | UnsetType | None = UNSET,
+        timeout: float | timedelta | UnsetType | None = UNSET,
         queue: str | UnsetType | None = UNSET,
         retry: Retry | UnsetType = UNSET,
-        tag: str = "",
+        tag: str | UnsetType = UNSET,
     ) -> Step[P, R]:
-        """A copy of the step with other settings, for one call. What isn't given stays as registered.
+        """A copy of the step with other settings, for one call. What isn't given stays as it is: as registered, or as
+        an earlier `options()` set it.
 
-        `timeout` is seconds for one attempt, None for no limit; `queue` names a queue of workers, None runs it at the
-        daemon; `retry` is the retry policy; a reducer gets `tag` in its `StepDone` or `StepFailure`. Raises
-        `UsageError`, `InvalidName`.
+        `timeout` is seconds or a timedelta for one attempt, None for no limit; `queue` names a queue of workers, None
+        runs it at the daemon; `retry` is the retry policy, which counts wherever the attempts run; a reducer gets `tag`
+        in its `StepDone` or `StepFailure`. Raises `UsageError`, `InvalidName`.
 
         >>> await fetch.options(timeout=5, queue="crawlers")(url)
         """
@@ -107,7 +110,8 @@ class Step(Generic[P, R]):
             other.queue = queue if queue is None else check_name("queue", queue)
         if retry is not UNSET:
             other.retry = _check_retry(self.name, retry)
-        other.tag = tag
+        if tag is not UNSET:
+            other.tag = tag
         return other
 
     def __repr__(self) -> str:
@@ -142,26 +146,38 @@ class Startable:
         self.child_tenant = ""
         self.tag = ""
 
-    def options(self, *, id: str = "", tenant: str = "", tag: str = "", on_parent_end: OnParentEnd = "cancel") -> Self:
-        """A copy with other settings for a child run.
+    def options(
+        self,
+        *,
+        id: str | UnsetType = UNSET,
+        tenant: str | UnsetType = UNSET,
+        tag: str | UnsetType = UNSET,
+        on_parent_end: OnParentEnd | UnsetType = UNSET,
+    ) -> Self:
+        """A copy with other settings for a run. What isn't given stays as it is, so options add up.
 
-        `id` is the child's run id, by default the parent's id and a number. `tenant` is the child's tenant, by default
-        the parent's. `on_parent_end` says what happens to the child when the parent ends first, or stops awaiting it:
-        `"cancel"` cancels it, `"abandon"` lets it continue on its own, `"wait"` delays the parent's end until the child
-        has ended. A reducer gets `tag` in its `ChildDone` or `ChildFailure`. Raises `UsageError`, `InvalidName`.
+        `id` is the child's run id, by default (and for an empty text) the parent's id and a number. `tenant` is the
+        child's tenant, by default the parent's. `on_parent_end` says what happens to the child when the parent ends
+        first, or stops awaiting it: `"cancel"`, the default, cancels it, `"abandon"` lets it continue on its own,
+        `"wait"` delays the parent's end until the child has ended. A reducer gets `tag` in its `ChildDone` or
+        `ChildFailure`. `client.start` takes `id` and `tenant` from here, too. Raises `UsageError`, `InvalidName`.
 
         >>> receipt = await invoice.options(id=f"invoice-{order.id}")(order)
         """
-        if on_parent_end not in ON_PARENT_END:
-            raise UsageError(
-                f"{self.kind} {self.name}: on_parent_end must be one of {', '.join(ON_PARENT_END)}, "
-                f"got {on_parent_end!r}"
-            )
         other = copy.copy(self)
-        other.on_parent_end = on_parent_end
-        other.child_id = check_run_id(id) if id else ""
-        other.child_tenant = check_name("tenant", tenant) if tenant else ""
-        other.tag = tag
+        if on_parent_end is not UNSET:
+            if on_parent_end not in ON_PARENT_END:
+                raise UsageError(
+                    f"{self.kind} {self.name}: on_parent_end must be one of {', '.join(ON_PARENT_END)}, "
+                    f"got {on_parent_end!r}"
+                )
+            other.on_parent_end = on_parent_end
+        if id is not UNSET:
+            other.child_id = check_run_id(id) if id else ""
+        if tenant is not UNSET:
+            other.child_tenant = check_name("tenant", tenant) if tenant else ""
+        if tag is not UNSET:
+            other.tag = tag
         return other
 
     def _child(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChildCall:
@@ -271,10 +287,15 @@ def _check_retry(name: str, retry: object) -> Retry:
     return retry
 
 
-def _check_timeout(name: str, timeout: float | None) -> float | None:
-    if timeout is not None and not timeout > 0:
-        raise UsageError(f"step {name}: timeout must be a number of seconds > 0, or None, got {timeout!r}")
-    return timeout
+def _check_timeout(name: str, timeout: float | timedelta | None) -> float | None:
+    if timeout is None:
+        return None
+    seconds = seconds_of(timeout)
+    if seconds is None or seconds <= 0:
+        raise UsageError(
+            f"step {name}: timeout must be seconds > 0 or a timedelta, or None for no limit, got {timeout!r}"
+        )
+    return seconds
 
 
 class _StepDecorator(Protocol):
@@ -320,7 +341,7 @@ class App:
         *,
         name: str | None = None,
         retry: Retry = _DEFAULT_RETRY,
-        timeout: float | None = None,
+        timeout: float | timedelta | None = None,
         queue: str | None = None,
         process: bool = False,
     ) -> _StepDecorator: ...
@@ -331,15 +352,15 @@ class App:
         *,
         name: str | None = None,
         retry: Retry = _DEFAULT_RETRY,
-        timeout: float | None = None,
+        timeout: float | timedelta | None = None,
         queue: str | None = None,
         process: bool = False,
     ) -> Any:
         """Register a step: an `async def`, which runs in the event loop, or a plain function, which runs in a thread.
 
         - `name`: by default the function's name. Histories record it, so keep it when the function is renamed.
-        - `retry`: the policy for failed attempts; five attempts by default. `sf.NO_RETRY` for one.
-        - `timeout`: seconds for one attempt; None for no limit.
+        - `retry`: the policy for failed attempts; up to 20 within 15 minutes by default. `sf.NO_RETRY` for one.
+        - `timeout`: seconds or a timedelta for one attempt; None for no limit.
         - `queue`: run it at workers of this queue (`streamflow worker --queue`) instead of at the daemon.
         - `process`: run a plain function in a separate process, because it computes.
 

@@ -95,3 +95,11 @@ def calls_a_command() -> str:
 @app.workflow
 async def commands() -> list[str]:
     return [await calls_a_command() for _ in range(2)]
+
+
+@app.workflow
+async def refused_by_options() -> list[int]:
+    again, once = sf.Retry(attempts=3, initial=0.0), sf.Retry(attempts=3, initial=0.0, never="LookupError")
+    calls = refuse.options(retry=again)("a"), refuse.options(retry=again).options(retry=once)("b")
+    failures = await sf.gather(*calls, return_exceptions=True)
+    return [failure.attempt for failure in failures if isinstance(failure, sf.StepFailed)]

@@ -54,6 +54,11 @@ async def test_a_failure_names_the_line_and_may_be_permanent(serve: Serve) -> No
         assert raised.value.failure.kind == "StepFailed"
 
 
+async def test_the_retry_policy_of_a_call_counts_there_too(serve: Serve) -> None:
+    async with serve(flows.app) as client:
+        assert await (await client.start(flows.refused_by_options)).result(timeout=DEADLINE) == [3, 1]
+
+
 async def test_a_process_that_dies_is_a_failure_and_the_step_is_retried(serve: Serve) -> None:
     async with serve(flows.app, processes=1) as client:
         run = await client.start(flows.dies)

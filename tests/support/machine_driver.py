@@ -97,8 +97,18 @@ class Run:
     def done(self, seq: int, result: object = None, attempt: int = 1, after: int = 1) -> Effects:
         return self.advance(Outcome(seq, attempt, 0.5, raw(result)), after=after)
 
-    def failed(self, seq: int, kind: str = "ValueError", attempt: int = 1, permanent: bool = False) -> Effects:
-        return self.advance(Outcome(seq, attempt, 0.5, None, Failure(kind, "no"), permanent), after=1)
+    def failed(
+        self,
+        seq: int,
+        kind: str = "ValueError",
+        attempt: int = 1,
+        permanent: bool = False,
+        bases: tuple[str, ...] = (),
+        ms: float = 0.5,
+        after: int = 1,
+    ) -> Effects:
+        outcome = Outcome(seq, attempt, ms, None, Failure(kind, "no"), permanent, kinds=(kind, *bases))
+        return self.advance(outcome, after=after)
 
     def transitions(self, upto: int | None = None) -> list[Transition]:
         return [decode_transition(element) for element in self.elements[:upto]]

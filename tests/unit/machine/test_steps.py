@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from streamflow import errors
-from streamflow.events import CancelRequested, StepRetrying
+from streamflow.events import CancelRequested, StepFailed, StepRetrying
 from streamflow.machine.transition import Due, Outcome
 from streamflow.workflow.api import gather, sleep
 from streamflow.workflow.app import App
@@ -118,6 +119,87 @@ def test_what_the_policy_never_retries_fails_at_once(kind: str) -> None:
     run = Run(local, "flow")
     assert kinds(run.failed(1, kind)) == ["StepFailed", "RunCompleted"]
     assert result_of(run.last) == kind
+
+
+CALLS = {
+    "picky": lambda: picky(),
+    "lenient": lambda: picky.options(retry=Retry(attempts=2, initial=0))(),
+    "strict": lambda: double.options(retry=Retry(attempts=5, never=LookupError))(1),
+    "strict_in_a_queue": lambda: queued.options(retry=Retry(attempts=5, never="LookupError"))(),
+}
+
+
+@app.workflow
+async def calls(which: str) -> Any:
+    return await CALLS[which]()
+
+
+@pytest.mark.parametrize(
+    ("which", "bases", "event"),
+    [
+        ("picky", ("LookupError",), "StepFailed"),
+        ("lenient", ("LookupError",), "StepRetrying"),
+        ("strict", ("LookupError",), "StepFailed"),
+        ("strict", ("Exception",), "StepRetrying"),
+        ("strict_in_a_queue", ("LookupError",), "StepFailed"),
+    ],
+)
+def test_never_of_the_call_decides_by_what_the_failure_derives_from(
+    crash: bool, which: str, bases: tuple[str, ...], event: str
+) -> None:
+    run = Run(app, "calls", which, crash=crash)
+    assert kinds(run.failed(1, "KeyError", bases=bases))[0] == event
+
+
+def test_while_a_run_is_stuck_the_options_of_its_open_calls_still_count() -> None:
+    old, new = with_steps_of(app), with_steps_of(app)
+
+    async def flow() -> Any:
+        return await gather(CALLS["strict_in_a_queue"](), double(1))
+
+    async def changed() -> Any:
+        return await gather(CALLS["strict_in_a_queue"](), picky())
+
+    old.workflow(name="flow")(flow)
+    new.workflow(name="flow")(changed)
+    run = Run(old, "flow")
+    run.reload(new)
+    assert run.machine.reason
+    assert kinds(run.failed(1, "KeyError", bases=("LookupError",))) == ["RunStuck", "StepFailed"]
+
+
+def test_attempts_end_when_the_next_one_would_be_too_late(crash: bool) -> None:
+    hour = with_steps_of(app)
+    policy = Retry(within=timedelta(hours=1), initial=60, factor=1, jitter=0)
+
+    @hour.workflow
+    async def flow() -> int:
+        return await double.options(retry=policy)(1)
+
+    run = Run(hour, "flow", crash=crash)
+    first = run.at
+    attempts = 0
+    event: Any = None
+    while not isinstance(event, StepFailed):
+        attempts += 1
+        event = run.failed(1, attempt=attempts, ms=240_000, after=240_000).events[0]
+        if isinstance(event, StepRetrying):
+            assert event.due - first <= 3_600_000
+            run.advance(Due(), after=event.due - run.at)
+    assert attempts == 13  # one every five minutes, the last one after exactly an hour
+
+
+def test_lost_workers_take_nothing_from_the_time_of_a_policy() -> None:
+    hour = with_steps_of(app)
+
+    @hour.workflow
+    async def flow() -> int:
+        return await queued.options(retry=Retry(within=60, initial=1, jitter=0))()
+
+    run = Run(hour, "flow")
+    assert kinds(run.failed(1, "WorkerLost", after=3_600_000)) == ["StepRetrying"]
+    run.advance(Due())
+    assert kinds(run.failed(1, "ValueError", attempt=2, after=3_600_000)) == ["StepRetrying"]
 
 
 def test_a_result_of_the_wrong_type_fails_the_step_before_it_is_recorded() -> None:

@@ -164,17 +164,19 @@ async def test_an_outcome_says_which_attempt_of_which_call_it_is() -> None:
         assert outcome.failure is None
 
 
-async def test_a_failure_is_permanent_only_by_policy_or_payload() -> None:
+async def test_a_failure_is_permanent_only_by_payload_and_names_its_classes() -> None:
     async with bench() as it:
         it.submit(fail, "ValueError", seq=1)
         it.submit(fail, "KeyError", seq=2)
         it.submit(echo, 5, seq=3)
-        kinds = {}
+        kinds: dict[str, Any] = {}
         for _ in range(3):
             outcome = await it.next()
             assert outcome.failure is not None
-            kinds[outcome.failure.kind] = outcome.permanent
-        assert kinds == {"ValueError": False, "KeyError": True, "PayloadInvalid": True}
+            kinds[outcome.failure.kind] = (outcome.permanent, outcome.kinds)
+        assert kinds["ValueError"] == (False, ("ValueError", "Exception", "BaseException"))
+        assert kinds["KeyError"] == (False, ("KeyError", "LookupError", "Exception", "BaseException"))
+        assert kinds["PayloadInvalid"][0]
 
 
 async def test_no_more_than_the_limit_run_and_the_rest_start_in_order() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from streamflow.errors import InvalidName, UsageError
 from streamflow.workflow import api as inside
 from streamflow.workflow.app import App
 from streamflow.workflow.reducer import Decision, Event
-from streamflow.workflow.retry import Retry
+from streamflow.workflow.retry import NO_RETRY, Retry
 
 
 def _computes(value: int) -> int:
@@ -137,10 +138,37 @@ def test_options_give_a_copy_and_leave_the_step_alone() -> None:
 
     other = parse.options(timeout=None, queue="gpu", tag="t", retry=Retry(attempts=1))
     assert (other.name, other.timeout, other.queue, other.tag, other.retry.attempts) == ("parse", None, "gpu", "t", 1)
-    assert (parse.timeout, parse.queue, parse.tag, parse.retry.attempts) == (3, None, "", 5)
+    assert (parse.timeout, parse.queue, parse.tag, parse.retry.attempts) == (3, None, "", 20)
     assert parse.options(tag="x").timeout == 3
-    with pytest.raises(UsageError, match="seconds > 0, or None, got 0"):
+    with pytest.raises(UsageError, match=r"seconds > 0 or a timedelta, or None .*, got 0"):
         parse.options(timeout=0)
+
+
+def test_options_add_up() -> None:
+    app = App()
+
+    @app.step(timeout=3)
+    def parse(page: str) -> int:
+        return len(page)
+
+    @app.workflow
+    async def child(n: int) -> int:
+        return n
+
+    step = parse.options(timeout=timedelta(seconds=9), tag="t").options(queue="gpu").options(retry=NO_RETRY)
+    assert (step.timeout, step.tag, step.queue, step.retry) == (9.0, "t", "gpu", NO_RETRY)
+    assert (step.options(tag="").tag, step.options(queue=None).queue) == ("", None)
+    run = child.options(id="a", tag="t").options(tenant="acme").options(on_parent_end="abandon").options()
+    assert (run.child_id, run.tag, run.child_tenant, run.on_parent_end) == ("a", "t", "acme", "abandon")
+    assert (run.options(id="").child_id, run.options(on_parent_end="cancel").on_parent_end) == ("", "cancel")
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), 1e12, "5", True, timedelta(0), [1]])
+def test_a_time_limit_that_cannot_work_is_refused_where_it_is_written(wrong: Any) -> None:
+    with pytest.raises(UsageError, match="step _is_async: timeout must be seconds > 0 or a timedelta"):
+        App().step(timeout=wrong)(_is_async)
+    with pytest.raises(UsageError, match="timeout must be"):
+        App().step(_is_async).options(timeout=wrong)
 
 
 def test_a_reducer_needs_an_initial_state_that_can_be_stored() -> None:
