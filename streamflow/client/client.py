@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, TypeVar, TypeVarTuple, cast, overload
+from typing import Any, ParamSpec, TypeVar, TypeVarTuple, cast, overload
 
 import msgspec
 from msgspec import Raw
@@ -37,8 +37,9 @@ from streamflow.store.connection import Call, Store, redacted
 from streamflow.store.kernel import Kernel, Message, Start
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, namespace_from, read_namespace
-from streamflow.workflow.app import Reducer, Workflow
+from streamflow.workflow.app import Reducer, Startable, Workflow
 
+P = ParamSpec("P")
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
@@ -124,16 +125,26 @@ class Client:
 
     @overload
     async def start(
-        self, workflow: Callable[[*Ts], Awaitable[R]], *args: *Ts, id: str | None = None, tenant: str = ""
+        self, workflow: Callable[[*Ts], Awaitable[R]], /, *args: *Ts, id: str | None = None, tenant: str = ""
     ) -> Run[R]: ...
     @overload
-    async def start(self, workflow: str, *args: Any, id: str | None = None, tenant: str = "") -> Run[Any]: ...
+    async def start(self, workflow: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> Run[R]: ...
+    @overload
+    async def start(self, workflow: str, /, *args: Any, id: str | None = None, tenant: str = "") -> Run[Any]: ...
     async def start(
-        self, workflow: Callable[..., Awaitable[Any]] | str, *args: Any, id: str | None = None, tenant: str = ""
+        self,
+        workflow: Callable[..., Awaitable[Any]] | str,
+        /,
+        *args: Any,
+        id: str | None = None,
+        tenant: str = "",
+        **kwargs: Any,
     ) -> Run[Any]:
         """Start a run, and return its handle as soon as the server has stored it. No daemon has to be running.
 
-        `workflow`: a workflow or reducer, or the name of one whose code is not here. `args`: its arguments, in order.
+        `workflow`: a workflow or reducer, or the name of one whose code is not here. `args`: its arguments, in order;
+        those of a workflow whose code is here may be given by keyword, and `id` and `tenant` then with
+        `workflow.options(id=…, tenant=…)`, which counts wherever they are not given here.
         `id`: chosen by the caller, or a generated one. Starting the same id again returns the run that exists,
         whatever the arguments; `run.created` tells which it was. In a namespace that is partitioned by tenant or
         workflow, that prefix is put before the id (`acme/invoice-17`): `run.id` has the full id.
@@ -147,8 +158,8 @@ class Client:
         """
         namespace = await self.read_namespace()
         name, parameters = _target(workflow)
-        payload = codec.encode(args, f"input of {name}") if parameters is None else parameters.encode(args, {})
-        start = _start(namespace, name, payload, id, tenant)
+        payload = _input(name, parameters, args, kwargs)
+        start = _start(namespace, name, payload, *_options(workflow, id, tenant))
         header = await self._batcher.start(namespace.shard_of(start.run_id), start)
         return self._started(start, header, _decoder(name, parameters))
 
@@ -176,7 +187,12 @@ class Client:
             raise UsageError(
                 f"start_many got {len(payloads)} inputs and {len(ids)} ids: pass one id for each input, or none"
             )
-        new = [NewRun(name, payload, None if ids is None else ids[i], tenant) for i, payload in enumerate(payloads)]
+        only_id, tenant = _options(workflow, None, tenant)
+        if only_id is not None and len(payloads) > 1 and ids is None:
+            raise UsageError(
+                f"start_many got {len(payloads)} inputs and options(id={only_id!r}): pass ids=, one for each input"
+            )
+        new = [NewRun(name, payload, only_id if ids is None else ids[i], tenant) for i, payload in enumerate(payloads)]
         runs: list[Run[Any]] = []
         for run in await self._start_all(new, _decoder(name, parameters)):
             if isinstance(run, Exception):
@@ -384,6 +400,25 @@ def _target(workflow: Callable[..., Any] | str) -> tuple[str, codec.Parameters |
 
 def _decoder(name: str, parameters: codec.Parameters | None) -> Decode | None:
     return None if parameters is None else parameters.decode_result
+
+
+def _input(name: str, parameters: codec.Parameters | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """The payload of a start's arguments."""
+    if parameters is not None:
+        return parameters.encode(args, kwargs)
+    if kwargs:
+        raise UsageError(
+            f"the code of workflow {name} is not here, so the order of its parameters isn't known: pass "
+            f"{', '.join(kwargs)} by position"
+        )
+    return codec.encode(args, f"input of {name}")
+
+
+def _options(workflow: object, run_id: str | None, tenant: str) -> tuple[str | None, str]:
+    """Id and tenant of a start: those of the workflow's `options()` where none are given."""
+    if isinstance(workflow, Startable):
+        return (workflow.child_id or None) if run_id is None else run_id, tenant or workflow.child_tenant
+    return run_id, tenant
 
 
 def _start(namespace: Namespace, workflow: str, payload: bytes, run_id: str | None, tenant: str) -> Start:

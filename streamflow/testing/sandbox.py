@@ -20,11 +20,11 @@ import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, TypeVar, TypeVarTuple, cast, overload
+from typing import Any, ParamSpec, TypeVar, TypeVarTuple, cast, overload
 
 from msgspec import UNSET, Raw, UnsetType
 
-from streamflow.client.client import Client, Decode, Run, _decoder, _start, _status, _target
+from streamflow.client.client import Client, Decode, Run, _decoder, _input, _options, _start, _status, _target
 from streamflow.client.histories import History
 from streamflow.client.listing import RunDescription, RunSummary, describe, instant
 from streamflow.client.waiting import not_found
@@ -41,6 +41,7 @@ from streamflow.testing.stubs import Stub, StubCall
 from streamflow.testing.world import Record, Stalled, World
 from streamflow.workflow.app import App, Step
 
+P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -93,12 +94,22 @@ class Sandbox:
 
     @overload
     async def start(
-        self, workflow: Callable[[*Ts], Awaitable[R]], *args: *Ts, id: str | None = None, tenant: str = ""
+        self, workflow: Callable[[*Ts], Awaitable[R]], /, *args: *Ts, id: str | None = None, tenant: str = ""
     ) -> SandboxRun[R]: ...
     @overload
-    async def start(self, workflow: str, *args: Any, id: str | None = None, tenant: str = "") -> SandboxRun[Any]: ...
     async def start(
-        self, workflow: Callable[..., Awaitable[Any]] | str, *args: Any, id: str | None = None, tenant: str = ""
+        self, workflow: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> SandboxRun[R]: ...
+    @overload
+    async def start(self, workflow: str, /, *args: Any, id: str | None = None, tenant: str = "") -> SandboxRun[Any]: ...
+    async def start(
+        self,
+        workflow: Callable[..., Awaitable[Any]] | str,
+        /,
+        *args: Any,
+        id: str | None = None,
+        tenant: str = "",
+        **kwargs: Any,
     ) -> SandboxRun[Any]:
         """Start a run, as `client.start`. Without an `id` it gets `<workflow>-1`, `-2`, … in the order of starts.
 
@@ -106,8 +117,9 @@ class Sandbox:
         reducer, `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`.
         """
         name, parameters = _target(workflow)
-        payload = codec.encode(args, f"input of {name}") if parameters is None else parameters.encode(args, {})
-        start = _start(self._meta, name, payload, self._new_id(name, tenant) if id is None else id, tenant)
+        payload = _input(name, parameters, args, kwargs)
+        run_id, tenant = _options(workflow, id, tenant)
+        start = _start(self._meta, name, payload, self._new_id(name, tenant) if run_id is None else run_id, tenant)
         header = self.world.start(start.run_id, name, tenant, payload)
         if header and (other := decode_header(header).workflow) != name:
             raise RunConflict(

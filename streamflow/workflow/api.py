@@ -13,13 +13,15 @@ import math
 import uuid as _uuid
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeVar, TypeVarTuple, overload
+from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, overload
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from streamflow.errors import UsageError
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, check_attributes
+from streamflow.model.durations import seconds_of
 from streamflow.model.names import check_name
 from streamflow.workflow.actions import AskWait, Child, ChildCall, ChildStart, Question, SignalSend, SignalWait, Sleep
 from streamflow.workflow.app import OnParentEnd, Startable
@@ -27,6 +29,7 @@ from streamflow.workflow.awaitable import active_machine
 from streamflow.workflow.concurrency import Gather, Map, Race, Shield, TaskGroup, Timeout, as_operations, check_callable
 from streamflow.workflow.saga import Saga
 
+P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 T1 = TypeVar("T1")
@@ -293,18 +296,33 @@ def publish(key: str, value: object) -> None:
 # --- children ---------------------------------------------------------------------------------------------------------
 
 
+@overload
 def start(
     workflow: Callable[[*Ts], Awaitable[R]],
+    /,
     *args: *Ts,
-    id: str = "",
-    tenant: str = "",
-    on_parent_end: OnParentEnd = "cancel",
-) -> Awaitable[Child[R]]:
+    id: str | UnsetType = ...,
+    tenant: str | UnsetType = ...,
+    on_parent_end: OnParentEnd | UnsetType = ...,
+) -> Awaitable[Child[R]]: ...
+@overload
+def start(workflow: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[Child[R]]: ...
+def start(
+    workflow: Callable[..., Awaitable[Any]],
+    /,
+    *args: Any,
+    id: str | UnsetType = UNSET,
+    tenant: str | UnsetType = UNSET,
+    on_parent_end: OnParentEnd | UnsetType = UNSET,
+    **kwargs: Any,
+) -> Awaitable[Child[Any]]:
     """Start a child run without waiting for it; gives a `Child` with `id`, `result()`, `signal(…)` and `cancel(…)`.
 
-    `on_parent_end` says what happens to it when this run ends first: `"cancel"` cancels it, `"abandon"` lets it
-    continue on its own, `"wait"` delays the end of this run until the child has ended. `id` and `tenant` as in
-    `workflow.options()`. Raises `UsageError` for what is not a workflow or reducer, or for another `on_parent_end`.
+    `on_parent_end` says what happens to it when this run ends first: `"cancel"`, the default, cancels it, `"abandon"`
+    lets it continue on its own, `"wait"` delays the end of this run until the child has ended. `id`, `tenant` and
+    `on_parent_end` are those of `workflow.options()`: what isn't given here is what was given there, and so is all of
+    it when the workflow's arguments are given by keyword. Raises `UsageError` for what is not a workflow or reducer, or
+    for another `on_parent_end`.
 
     >>> audit = await sf.start(audit_trail, order, on_parent_end="abandon")
     """
@@ -312,7 +330,7 @@ def start(
     if not isinstance(workflow, Startable):
         raise UsageError(f"sf.start(): {workflow!r} is not a workflow or reducer: decorate it with @app.workflow")
     target = workflow.options(id=id, tenant=tenant, on_parent_end=on_parent_end)
-    return ChildStart(ChildCall(target, args, {}))
+    return ChildStart(ChildCall(target, args, kwargs))
 
 
 # --- facts about the run ----------------------------------------------------------------------------------------------
@@ -362,10 +380,7 @@ def patched(name: str) -> bool:
 
 def milliseconds(duration: float | timedelta, what: str) -> int:
     """`duration` in whole ms, rounded up, at least 0. Raises `UsageError`; `what` names the function in its message."""
-    try:
-        seconds = duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
-    except (TypeError, ValueError):
-        seconds = math.nan
-    if not math.isfinite(seconds) or seconds > 1e11:
+    seconds = seconds_of(duration)
+    if seconds is None:
         raise UsageError(f"sf.{what}: duration must be seconds or a timedelta, at most 1e11 seconds, got {duration!r}")
     return max(math.ceil(round(seconds * 1000, 3)), 0)  # rounded up, but 1.1 s is 1100 ms in spite of binary fractions

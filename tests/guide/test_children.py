@@ -183,6 +183,53 @@ async def test_by_default_children_are_cancelled_when_their_parent_ends(serve: S
             await client.run("the-child").result(10)
 
 
+@app.workflow
+async def keeps_options() -> list[str]:
+    first = await sf.start(patient.options(id="audit-1", tenant="acme", on_parent_end="abandon"))
+    second = await sf.start(patient.options(id="audit-2", tenant="acme"), on_parent_end="abandon")
+    third = await sf.start(patient.options(id="lost", tenant="lost", on_parent_end="abandon"), id="audit-3", tenant="b")
+    fourth = await sf.start(patient.options(id="audit-4").options(on_parent_end="abandon").options(tenant="acme"))
+    return [first.id, second.id, third.id, fourth.id]
+
+
+async def test_options_of_a_child_add_up_and_sf_start_keeps_them(serve: Serve) -> None:
+    async with serve(app) as client:
+        parent = await client.start(keeps_options)
+        assert await parent.result(10) == ["audit-1", "audit-2", "audit-3", "audit-4"]
+        assert [(await client.run(run_id).describe()).tenant for run_id in await parent.result(10)] == [
+            "acme",
+            "acme",
+            "b",
+            "acme",
+        ]
+        for run_id in await parent.result(10):
+            await client.run(run_id).signal("go", "on its own")
+            assert await client.run(run_id).result(10) == "on its own"
+
+
+@app.workflow
+async def by_name(*, customer: str, count: int = 1) -> str:
+    return f"{count} for {customer}"
+
+
+@app.workflow
+async def starts_by_name() -> str:
+    return await (await sf.start(by_name, count=3, customer="acme")).result()
+
+
+async def test_a_run_can_be_started_with_keyword_arguments(serve: Serve) -> None:
+    async with serve(app) as client:
+        run = await client.start(by_name.options(id="order-1", tenant="acme"), customer="acme", count=2)
+        assert (run.id, await run.result(10)) == ("order-1", "2 for acme")
+        assert (await run.describe()).tenant == "acme"
+        assert await (await client.start(by_name, customer="b")).result(10) == "1 for b"
+        assert await (await client.start(starts_by_name)).result(10) == "3 for acme"
+        with pytest.raises(TypeError, match="costumer"):
+            await client.start(by_name, customer="a", costumer="b")  # type: ignore[call-arg]
+        with pytest.raises(sf.UsageError, match="pass customer by position"):
+            await client.start("by_name", customer="acme")  # type: ignore[call-overload]
+
+
 async def test_a_run_can_have_ten_thousand_children(serve: Serve) -> None:
     local = sf.App()
 

@@ -40,6 +40,11 @@ async def leaf(n: int) -> str:
     return str(n)
 
 
+@app.workflow
+async def named(*, customer: str, n: int = 1) -> str:
+    return customer * n
+
+
 @app.workflow(version=2)
 async def digest(urls: list[str]) -> int:
     page = await fetch(urls[0])
@@ -80,7 +85,9 @@ async def digest(urls: list[str]) -> int:
     child = await sf.start(leaf, 3, on_parent_end="abandon")
     assert_type(child, sf.Child[str])
     assert_type(await child.result(), str)
-    await sf.start(leaf, "3")  # pyright: ignore[reportArgumentType]
+    await sf.start(leaf, "3")  # pyright: ignore[reportCallIssue, reportArgumentType]
+    assert_type(await sf.start(named, customer="acme"), sf.Child[str])
+    await sf.start(named, costumer="acme")  # pyright: ignore[reportCallIssue]
 
     async with sf.saga() as saga:
         saga.compensate(fetch, urls[0], depth=1)
@@ -93,6 +100,9 @@ async def use(client: sf.Client) -> None:
     assert_type(run, sf.Run[int])
     assert_type(await run.result(timeout=30), int)
     await client.start(digest, "https://example.org")  # pyright: ignore[reportCallIssue, reportArgumentType]
+    assert_type(await client.start(named.options(id="acme-1"), customer="acme", n=2), sf.Run[str])
+    await client.start(named, costumer="acme")  # pyright: ignore[reportCallIssue]
+
     assert_type(await client.start("digest", ["https://example.org"]), sf.Run[Any])
     assert_type(client.run("digest-1", int), sf.Run[int])
     assert_type(await client.start_many(leaf, [(1,), (2,)]), list[sf.Run[str]])
