@@ -103,6 +103,7 @@ async def use(client: sf.Client) -> None:
     assert_type(await client.start(named.options(id="acme-1"), customer="acme", n=2), sf.Run[str])
     await client.start(named, costumer="acme")  # pyright: ignore[reportCallIssue]
 
+    sf.no_such_thing()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     assert_type(await client.start("digest", ["https://example.org"]), sf.Run[Any])
     assert_type(client.run("digest-1", int), sf.Run[int])
     assert_type(await client.start_many(leaf, [(1,), (2,)]), list[sf.Run[str]])
