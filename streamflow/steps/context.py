@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import uuid
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from streamflow.errors import UsageError
 from streamflow.events import NOTHING
 from streamflow.model import codec
 from streamflow.workflow.actions import StepJob
+from streamflow.workflow.awaitable import active
 
 
 class StepInfo(msgspec.Struct, frozen=True):
@@ -61,11 +63,15 @@ class Running(msgspec.Struct):
 current: contextvars.ContextVar[Running] = contextvars.ContextVar("streamflow_step")
 
 
-def _running(name: str) -> Running:
-    try:
-        return current.get()
-    except LookupError:
-        raise UsageError(f"sf.{name}() can only be called inside a step that a daemon or worker runs") from None
+def _running(name: str) -> Running | None:
+    """The attempt that runs; None where a step's function is called as a plain one. Raises `UsageError` in a
+    workflow."""
+    running = current.get(None)
+    if running is None and active.get() is not None:
+        raise UsageError(
+            f"sf.{name}() was called in the code of a workflow: it works only in steps; sf.info() tells about the run"
+        )
+    return running
 
 
 def step_info() -> StepInfo:
@@ -75,13 +81,17 @@ def step_info() -> StepInfo:
     for all attempts of one call, and different for every other call. `details` is what the attempt before reported
     last with `sf.heartbeat`, as plain data.
 
-    Raises `UsageError` outside a step.
+    Where the step's function is called as a plain one, in a test or script, `run_id` and `step` are empty, `attempt` is
+    1, `details` is None, and `key` is random, another one each time: an outside system never takes two calls for one.
+    Raises `UsageError` in the code of a workflow.
 
     >>> @app.step
     ... async def charge(cents: int) -> str:
     ...     return await payments.charge(cents, idempotency_key=sf.step_info().key)
     """
     running = _running("step_info")
+    if running is None:
+        return StepInfo("", "", 1, f"outside/{uuid.uuid4().hex}")
     job = running.job
     details = msgspec.msgpack.decode(job.details)
     return StepInfo(running.run_id, job.step.name, job.attempt, f"{running.run_id}/{job.seq}", details)
@@ -96,7 +106,8 @@ def heartbeat(details: Any = None) -> None:
     the last second before its death may be lost. In a step without a queue the details are passed on when the attempt
     fails, but not when its daemon dies. May be called from any task or thread of the step that has its context.
 
-    Raises `UsageError` outside a step and in a step with `process=True`; `PayloadInvalid` and `PayloadTooLarge` for
+    Where the step's function is called as a plain one, in a test or script, `details` are only checked. Raises
+    `UsageError` in a step with `process=True` and in the code of a workflow; `PayloadInvalid` and `PayloadTooLarge` for
     `details` that can't be encoded or are too large.
 
     >>> for page in range(sf.step_info().details or 0, 100):
@@ -104,6 +115,9 @@ def heartbeat(details: Any = None) -> None:
     ...     sf.heartbeat(page + 1)
     """
     running = _running("heartbeat")
+    if running is None:
+        codec.encode(details, "heartbeat details")
+        return
     if running.in_process:
         raise UsageError(
             f"sf.heartbeat() doesn't reach the daemon from step {running.job.step.name}, which has process=True: "
@@ -120,7 +134,8 @@ def cancelled() -> bool:
     For plain functions, which run in threads and can't be stopped: return as soon as it is True. An async function
     gets `CancelledError` instead. Always False in a step with `process=True`, whose process is killed instead.
 
-    Raises `UsageError` outside a step.
+    False where the step's function is called as a plain one, in a test or script. Raises `UsageError` in the code of a
+    workflow.
 
     >>> @app.step
     ... def crunch(blocks: int) -> int:
@@ -130,4 +145,5 @@ def cancelled() -> bool:
     ...         crunch_block(number)
     ...     return blocks
     """
-    return _running("cancelled").over
+    running = _running("cancelled")
+    return running is not None and running.over

@@ -126,12 +126,6 @@ async def test_the_retry_policy_of_a_call_counts_wherever_it_runs(serve: Serve, 
         assert await (await client.start(attempts_by_options)).result(timeout=DEADLINE) == [1, 3, 3, 1, 1]
 
 
-def test_heartbeat_and_cancelled_are_refused_outside_a_step() -> None:
-    for call in (sf.heartbeat, sf.cancelled):
-        with pytest.raises(sf.UsageError, match="can only be called inside a step"):
-            call()
-
-
 async def test_details_that_cannot_be_recorded_are_an_error_of_the_step(serve: Serve) -> None:
     bad = sf.App()
 

@@ -382,9 +382,44 @@ async def test_all_attempts_of_one_call_have_the_same_key(serve: Serve) -> None:
         assert {(info.run_id, info.step) for info in seen} == {(run.id, "pay")}
 
 
-async def test_outside_a_step_there_is_no_step_info() -> None:
-    with pytest.raises(sf.UsageError, match=r"can only be called inside a step that a daemon or worker runs"):
-        sf.step_info()
+async def test_a_step_that_asks_about_its_attempt_can_be_called_in_a_plain_test() -> None:
+    app = sf.App()
+
+    @app.step
+    def resize(blocks: int) -> tuple[sf.StepInfo, bool]:
+        for block in range(sf.step_info().details or 0, blocks):
+            sf.heartbeat(block + 1)
+        return sf.step_info(), sf.cancelled()
+
+    @app.step
+    async def charge(cents: int) -> str:
+        return f"{cents} with {sf.step_info().key}"
+
+    info, cancelled = resize.function(3)
+    assert (info.run_id, info.step, info.attempt, info.details, cancelled) == ("", "", 1, None, False)
+    keys = [await charge.function(5) for _ in range(3)]
+    assert len({info.key, *keys}) == 4  # outside systems must not take them for one call
+    with pytest.raises(sf.PayloadInvalid):
+        sf.heartbeat(object())
+
+
+async def test_the_code_of_a_workflow_is_no_step(serve: Serve) -> None:
+    app = sf.App()
+
+    @app.workflow
+    async def flow() -> list[str]:
+        said: list[str] = []
+        for call in (sf.step_info, sf.heartbeat, sf.cancelled):
+            try:
+                call()
+            except sf.UsageError as error:
+                said.append(str(error).partition(":")[0])
+        return said
+
+    async with serve(app) as client:
+        assert await (await client.start(flow)).result(10) == [
+            f"sf.{name}() was called in the code of a workflow" for name in ("step_info", "heartbeat", "cancelled")
+        ]
 
 
 async def test_a_step_may_cancel_itself_without_harm(serve: Serve) -> None:
