@@ -180,6 +180,10 @@ class Parameters:
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isroutine(function) and not inspect.isclass(function) and not hasattr(function, "__wrapped__"):
+        function = type(function).__call__  # an object that can be called
     try:
         return typing.get_type_hints(function, include_extras=True)
     except NameError as error:

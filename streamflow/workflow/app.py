@@ -8,15 +8,19 @@ Called by: user modules, the machines, executor, client and CLI (which read the 
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import sys
 import typing
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
+from types import FrameType
 from typing import Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from msgspec import UNSET, UnsetType
 
-from streamflow.errors import UsageError
+from streamflow.errors import InvalidName, UsageError
 from streamflow.model import codec
 from streamflow.model.durations import seconds_of
 from streamflow.model.names import check_name, check_run_id
@@ -66,10 +70,11 @@ class Step(Generic[P, R]):
         queue: str | None = None,
         process: bool = False,
     ) -> None:
-        self.function = function
         self.name = check_name("step", name)
+        self.function: Callable[P, Any] = _check_form(function, f"step {name}")
+        function = self.function
         self.parameters = codec.Parameters(function, f"step {name}")
-        self.is_async = inspect.iscoroutinefunction(function)
+        self.is_async = _is_async(function)
         self.retry = _check_retry(name, retry)
         self.timeout = _check_timeout(name, timeout)
         self.queue = queue if queue is None else check_name("queue", queue)
@@ -207,7 +212,8 @@ class Workflow(Startable, Generic[P, R]):
     __slots__ = ()
 
     def __init__(self, function: Callable[P, Coroutine[Any, Any, R]], name: str, version: int = 0) -> None:
-        if not inspect.iscoroutinefunction(function):
+        function = _check_form(function, f"workflow {name}")
+        if not _is_async(function):
             raise UsageError(f"workflow {name} must be an `async def`, got a plain function")
         if isinstance(version, bool) or not isinstance(version, int) or version < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"workflow {name}: version must be an integer >= 0, got {version!r}")
@@ -265,6 +271,41 @@ class Reducer(Startable):
         return self._child((input,), {})
 
 
+def _is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine: an `async def`, also as a method, a partial, or an object's `__call__`."""
+    while isinstance(function, functools.partial):
+        function = cast("Any", function).func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def _check_form(function: Any, what: str) -> Any:
+    """The function itself, of a static method as well. Raises `UsageError` for a form that can't work, with what to
+    write instead."""
+    if isinstance(function, staticmethod):
+        function = cast("Any", function).__func__
+    if isinstance(function, classmethod) or not callable(function):
+        raise UsageError(f"{what} must be a function, got a {type(function).__name__}")  # pyright: ignore[reportUnknownArgumentType]
+    inner = inspect.unwrap(cast("Any", function))
+    while isinstance(inner, functools.partial):
+        inner = cast("Any", inner).func
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise UsageError(f"{what} is a generator (it has `yield`), and gives one result: return a list instead")
+    if _is_async(inner) and not _is_async(cast("Any", function)):
+        raise UsageError(
+            f"{what} is an `async def` under a decorator whose own function is a plain one, so it can't be seen "
+            "whether that awaits it: make the decorator's function an `async def` too, or call it from a function of "
+            "your own"
+        )
+    names = list(inspect.signature(cast("Any", function)).parameters)
+    owner = getattr(function, "__qualname__", "").rpartition(".")[0]  # pyright: ignore[reportUnknownArgumentType]
+    if inspect.isfunction(function) and names[:1] in (["self"], ["cls"]) and owner and not owner.endswith("<locals>"):
+        raise UsageError(
+            f"{what} is a method, and `{names[0]}` can't be recorded: make it a function or a static method, or "
+            f"register the method of one object, as in app.step(service.{function.__name__})"
+        )
+    return function  # pyright: ignore[reportUnknownVariableType]
+
+
 def _check_process(name: str, function: Callable[..., Any]) -> bool:
     """True if another process can find the function by its module and name. Raises `UsageError`."""
     reason = ""
@@ -309,10 +350,44 @@ class _WorkflowDecorator(Protocol):
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
 
 
+_MAIN = {"__main__", "__mp_main__"}
+"""Names under which Python, and a step's separate process, import the file that is run as a script."""
+_apps: dict[tuple[str, int], tuple[str, weakref.ref[App]]] = {}
+"""The apps that were made in the code of a module, by file and line, with the module's name."""
+
+
+def _twin(app: App, frame: FrameType) -> App | None:
+    """The app that the same line of the same file has made, when the file is imported as `__main__` and by its name."""
+    module, file = frame.f_globals.get("__name__", ""), frame.f_globals.get("__file__")
+    if frame.f_code.co_name != "<module>" or not isinstance(file, str):
+        return None
+    place = (file, frame.f_lineno)
+    other, reference = _apps.get(place, ("", None))
+    twin = reference() if reference is not None and other != module and _MAIN & {other, module} else None
+    if twin is None:
+        _apps[place] = (module, weakref.ref(app))
+    return twin
+
+
+def _is_copy(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether both are one function of a file that is imported as `__main__` and by its name."""
+    one, other = inspect.unwrap(one), inspect.unwrap(other)
+    modules = {getattr(one, "__module__", ""), getattr(other, "__module__", "")}
+    return len(modules) == 2 and bool(_MAIN & modules) and _place(one) == _place(other) is not None
+
+
+def _place(function: Any) -> tuple[str, int, str] | None:
+    code, scope = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    if code is None or not scope.get("__file__"):
+        return None
+    return scope["__file__"], code.co_firstlineno, function.__qualname__
+
+
 class App:
     """A registry of steps, workflows and reducers. Daemons and workers serve one app.
 
-    Names are unique in an app: all steps, and all workflows and reducers together.
+    Names are unique in an app: all steps, and all workflows and reducers together. A file that is run as a script and
+    imported by its name as well makes one app, although Python runs it twice.
 
     >>> app = sf.App()
     >>> @app.step
@@ -323,6 +398,10 @@ class App:
     """
 
     def __init__(self) -> None:
+        twin = _twin(self, sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
+        if twin is not None:
+            self.steps, self.workflows, self.versions = twin.steps, twin.workflows, twin.versions
+            return
         self.steps: dict[str, Step[..., Any]] = {}
         """By name."""
         self.workflows: dict[str, Workflow[..., Any] | Reducer] = {}
@@ -372,7 +451,10 @@ class App:
 
         def register(function: Callable[..., Any]) -> Step[..., Any]:
             step: Step[..., Any] = Step(function, name or _name_of(function), retry, timeout, queue, process)
-            if step.name in self.steps:
+            known = self.steps.get(step.name)
+            if known is not None and _is_copy(known.function, function):
+                return step
+            if known is not None:
                 raise UsageError(
                     f"two steps are named {step.name}: give one of them another name with @app.step(name=…)"
                 )
@@ -428,6 +510,9 @@ class App:
 
     def _add_version(self, workflow: Workflow[..., Any]) -> None:
         name, version = workflow.name, workflow.version
+        known = self.versions.get((name, version))
+        if known is not None and _is_copy(known.function, workflow.function):
+            return
         newest = self.workflows.get(name)
         if (name, version) in self.versions or isinstance(newest, Reducer):
             self._add(workflow)  # raises
@@ -444,7 +529,15 @@ class App:
                 return newest
         return definition
 
+    def has_copy_of(self, step: Step[..., Any]) -> bool:
+        """Whether its step of this name is the same code, imported as `__main__` and by its name."""
+        known = self.steps.get(step.name)
+        return known is not None and _is_copy(known.function, step.function)
+
     def _add(self, definition: Workflow[..., Any] | Reducer) -> None:
+        known = self.workflows.get(definition.name)
+        if known is not None and _is_copy(known.function, definition.function):
+            return
         if definition.name in self.workflows:
             raise UsageError(
                 f"two workflows or reducers are named {definition.name}: give one of them another name=, or another "
@@ -477,4 +570,8 @@ class App:
 
 
 def _name_of(function: Callable[..., Any]) -> str:
-    return cast("str", getattr(function, "__name__", type(function).__name__))
+    name = getattr(function, "__name__", "")
+    if not name or name == "<lambda>":
+        what = "a lambda" if name else f"a {type(function).__name__}"
+        raise InvalidName(f"{what} has no name of its own, and a step or workflow needs one: give it with name=…")
+    return cast("str", name)
