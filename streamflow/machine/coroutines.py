@@ -463,7 +463,7 @@ class CoroutineMachine(RunMachine):
 class _Closing:
     """Replaces a machine while its coroutines are closed: it can be read, and refuses decisions."""
 
-    REFUSED = frozenset({"decide", "take_seq", "start", "answer", "patched", "effects", "current", "send"})
+    REFUSED = frozenset({"decide", "take_seq", "start", "answer", "patched", "effects", "current", "send", "forgotten"})
 
     def __init__(self, machine: RunMachine) -> None:
         self._machine = machine

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from datetime import UTC, datetime
 from heapq import heappop
+from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -42,8 +43,10 @@ from streamflow.events import (
 from streamflow.machine.open_work import MAX_WORKER_LOSSES, WORKER_LOST, OpenWork
 from streamflow.machine.sealed import sealed
 from streamflow.machine.transition import Due, Effects, Ending, Input, Outcome, Outgoing
+from streamflow.machine.transition import Due, Effects, Ending, Forgotten, Input, Outcome, Outgoing
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, merged
+from streamflow.model.failures import line_of_call
 from streamflow.model.record import Status
 from streamflow.workflow.actions import ChildCall, SignalSend, SignalWait, StepCall
 from streamflow.workflow.awaitable import Fiber, Operation, active
@@ -146,6 +149,21 @@ class RunMachine(OpenWork):
     def warn(self, text: str) -> None:
         """Have the owner log a warning when the transition is committed."""
         self.effects.warnings.append(text)
+
+    def forgotten(self, what: str, names: tuple[str, ...], frame: FrameType | None) -> None:
+        """An awaitable was dropped that was never begun: warn once in a transition for each line. Not in a replay, and
+        not when the run ends: then nothing would have been awaited any more."""
+        effects = self.effects
+        if not self.live or self.ended or self.ending is not None or effects is _IDLE:
+            return
+        where = line_of_call(names, frame, self.current and self.current.coroutine)
+        if not any(isinstance(other, Forgotten) and f" at {where} " in other for other in effects.warnings):
+            effects.warnings.append(
+                Forgotten(
+                    f"{what} at {where} was never awaited, gathered or started, so it did nothing: write `await` "
+                    "before it"
+                )
+            )
 
     def add_child(self, call: ChildCall, event: ChildStarted) -> None:
         self.children[call.seq] = call

@@ -62,6 +62,12 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     body: bytes
 
 
+class Forgotten(str):
+    """The text of a warning: something was made that only works when it is awaited, and was dropped."""
+
+    __slots__ = ()
+
+
 class Effects:
     """What one advance did: the events to commit, and what to do once they are committed."""
 

@@ -7,12 +7,13 @@ awaits something that isn't streamflow's. Must not: raise. Called by: the machin
 from __future__ import annotations
 
 import functools
+import dis
 import os
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any, cast
 
 from streamflow.errors import Failure, ForeignAwait
@@ -106,30 +107,53 @@ def foreign_call(called: list[CodeType], where: str) -> ForeignAwait:
     )
 
 
-@functools.cache
-def _event_libraries() -> tuple[str, ...]:
-    names = ("asyncio", "anyio", "sniffio")
-    files = [getattr(sys.modules.get(name), "__file__", None) for name in names]
-    return tuple(str(Path(file).parent) + os.sep for file in files if file)
+MAX_CODES = 100
+"""Functions that `line_of_call` looks through."""
 
 
-_INSTEAD = {
-    "sf.sleep(…)": {"sleep", "__sleep0", "sleep_until", "sleep_forever", "call_later", "call_at"},
-    "`with sf.timeout(…):`": {"timeout", "timeout_at", "wait_for", "move_on_after", "fail_after", "move_on_at"},
-    "sf.gather(…), sf.race(…) or sf.map(…)": {"gather", "wait", "as_completed"},
-    "`async with sf.task_group() as group:`": {
-        "TaskGroup.__aenter__",
-        "create_task_group",
-        "create_task",
-        "ensure_future",
-    },
-    "a step: a plain function that is decorated with @app.step runs in a thread": {"to_thread", "run_sync"},
-    "sf.now()": {"time"},
-}
-"""What to write in place of a function of asyncio or anyio; for all others it is a step."""
+def line_of_call(names: tuple[str, ...], frame: FrameType | None, coroutine: Any) -> str:
+    """Where user code called one of `names` and dropped what that gave, as `file:line`.
+
+    `frame`: the innermost one when it was dropped. If that is the user's, and its line names the call, it is that line.
+    Else a variable held it, perhaps of a function that has ended: then it is the lines that name it in the function
+    that `frame` or `coroutine` runs, and in those of its module that it calls.
+    """
+    code, scope = getattr(coroutine, "cr_code", None), None
+    if frame is not None and not _is_library(frame.f_code.co_filename):
+        code, scope = frame.f_code, frame.f_globals
+        if frame.f_lineno in _lines(code, names):
+            return f"{code.co_filename}:{frame.f_lineno}"
+    if code is None:
+        return "an unknown line"
+    if scope is None:
+        modules = (module for module in sys.modules.values() if getattr(module, "__file__", "") == code.co_filename)
+        scope = vars(next(modules, sys))
+    found = list(dict.fromkeys(f"{c.co_filename}:{line}" for c in _called(code, scope) for line in _lines(c, names)))
+    return " or ".join(found[:3]) or f"{code.co_filename}:{code.co_firstlineno}"
 
 
-def _advice(called: list[CodeType], awaited: object) -> str:
+def _called(code: CodeType, scope: dict[str, Any]) -> list[CodeType]:
+    """`code`, what is defined in it, and the plain functions of its module that it names, and so on."""
+    codes = [code]
+    for current in codes:
+        inner = [const for const in current.co_consts if isinstance(const, CodeType)]
+        functions = (getattr(scope.get(name), "__code__", None) for name in current.co_names)
+        inner += [function for function in functions if isinstance(function, CodeType)]
+        codes += [other for other in dict.fromkeys(inner) if other not in codes][: MAX_CODES - len(codes)]
+    return codes
+
+
+def _lines(code: CodeType, names: tuple[str, ...]) -> Iterator[int]:
+    for instruction in dis.get_instructions(code):
+        position = instruction.positions
+        if position is not None and position.lineno is not None and instruction.argval in names:
+            yield position.lineno
+
+
+def _advice(codes: list[CodeType], awaited: object) -> str:
+    names = {code.co_name for code in codes if _is_library(code.co_filename)}
+    if names & {"sleep", "__sleep0", "sleep_until", "sleep_forever"}:
+        return "use sf.sleep(…) instead of asyncio.sleep or anyio.sleep."
     if type(awaited).__name__ == "_GatheringFuture":
         return "use sf.gather(…) instead of asyncio.gather."
     names = {code.co_qualname for code in called}

@@ -13,6 +13,7 @@ that an owner has in memory.
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from heapq import heappop, heappush
@@ -26,7 +27,7 @@ from streamflow.errors import Failure, RunError, UsageError
 from streamflow.events import AnyEvent, Transition, decode_history, encode_transition
 from streamflow.machine.factory import new_machine, rehydrate
 from streamflow.machine.run import RunMachine
-from streamflow.machine.transition import Due, Effects, Outcome
+from streamflow.machine.transition import Due, Effects, Forgotten, Outcome
 from streamflow.model.attributes import merged
 from streamflow.model.record import Header, Status, decode_header
 from streamflow.model.sharding import Partition
@@ -259,6 +260,9 @@ class World:
             self._plan(run_id)
         if effects.events and self.on_commit is not None:
             self.on_commit(run_id)
+        for warning in effects.warnings:
+            if isinstance(warning, Forgotten):
+                warnings.warn(f"run {run_id}: {warning}", RuntimeWarning, stacklevel=2)
 
     def _record(self, run_id: str, machine: RunMachine, effects: Effects) -> None:
         record = self.records[run_id]

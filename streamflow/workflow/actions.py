@@ -26,7 +26,7 @@ from streamflow.events import (
 )
 from streamflow.model import codec, sharding
 from streamflow.model.names import check_name, check_run_id
-from streamflow.workflow.awaitable import DONE, NEW, PENDING, Fiber, Operation, active_machine
+from streamflow.workflow.awaitable import DONE, NEW, PENDING, Fiber, Operation, active_machine, warn_if_forgotten
 
 if TYPE_CHECKING:
     from streamflow.workflow.app import Reducer, Step, Workflow
@@ -89,9 +89,14 @@ class StepCall(Operation):
     def job(self) -> StepJob:
         return StepJob(self.seq, self.attempt, self.step, self.payload, self.details)
 
+    __del__ = warn_if_forgotten
+
+    def label(self) -> tuple[str, tuple[str, ...]]:
+        return f"a call of step {self.step.name}", (getattr(self.step.function, "__name__", ""), self.step.name)
+
     def begin(self, machine: Machine) -> None:
         step = self.step
-        if machine.app.steps.get(step.name) is not step.origin:
+        if machine.app.steps.get(step.name) is not step.origin and not machine.app.has_copy_of(step):
             raise UsageError(machine.app.unknown_step(step.name))
         payload = Raw(step.parameters.encode(self.args or (), self.kwargs or {}))
         self.args = self.kwargs = None
@@ -128,6 +133,14 @@ class ChildCall(Operation):
         self.kwargs = kwargs
         self.run_id = ""
         self.on_parent_end = "cancel"
+
+    __del__ = warn_if_forgotten
+
+    def label(self) -> tuple[str, tuple[str, ...]]:
+        return f"a call of {self.target.kind} {self.target.name}", (
+            getattr(self.target.function, "__name__", ""),
+            self.target.name,
+        )
 
     def begin(self, machine: Machine) -> None:
         target = self.target
@@ -175,6 +188,8 @@ class Sleep(Operation):
         self.ms = ms
         self.tag = tag
 
+    __del__ = warn_if_forgotten
+
     def begin(self, machine: Machine) -> None:
         self.seq = machine.take_seq()
         self.state = PENDING
@@ -196,8 +211,8 @@ class Alarm(Sleep):
         self.interruption = interruption
 
     def begin(self, machine: Machine) -> None:
-        self.seq = machine.take_seq()
         self.state = PENDING
+        self.seq = machine.take_seq()
         event = machine.decide(TimerSet(self.seq, machine.at + self.ms, "timeout()"))
         machine.add_timer(self, event.due)
 
@@ -240,6 +255,11 @@ class SignalWait(Operation):
 
     def refuse(self, event: Any, error: PayloadInvalid, machine: Machine) -> None:
         machine.warn(f"run {machine.run_id} skipped a signal: {error}")
+
+    __del__ = warn_if_forgotten
+
+    def label(self) -> tuple[str, tuple[str, ...]]:
+        return f"sf.{self.what}({self.name!r})", (self.what,)
 
     def begin(self, machine: Machine) -> None:
         self.state = PENDING
@@ -323,10 +343,15 @@ class SignalSend(Operation):
     __slots__ = ("name", "payload", "target")
 
     def __init__(self, target: str, name: str, value: object) -> None:
-        super().__init__()
         self.target = check_run_id(target)
         self.name = check_name("signal", name)
         self.payload = Raw(codec.encode(value, f"value of signal {name}"))
+        super().__init__()
+
+    __del__ = warn_if_forgotten
+
+    def label(self) -> tuple[str, tuple[str, ...]]:
+        return f"a signal {self.name} to run {self.target}", ("send_signal", "signal")
 
     def begin(self, machine: Machine) -> None:
         self.seq = machine.take_seq()
@@ -344,8 +369,17 @@ class ChildStart(Operation):
         super().__init__()
         self.call = call
 
+    __del__ = warn_if_forgotten
+
+    def label(self) -> tuple[str, tuple[str, ...]]:
+        return f"sf.start({self.call.target.name}, …)", ("start",)
+
     def begin(self, machine: Machine) -> None:
-        self.call.begin(machine)
+        try:
+            self.call.begin(machine)
+        except BaseException:
+            self.call.state = DONE  # it was refused, not forgotten
+            raise
         self.settle(Child(self.call), None, machine.ready)
 
 
@@ -357,6 +391,11 @@ class Join(Operation):
     def __init__(self, operation: Operation) -> None:
         super().__init__()
         self.operation = operation
+
+    __del__ = warn_if_forgotten
+
+    def label(self) -> tuple[str, tuple[str, ...]]:
+        return "a wait for the result of a child", ("result",)
 
     def begin(self, machine: Machine) -> None:
         self.state = PENDING
@@ -382,6 +421,11 @@ class ChildCancel(Operation):
         super().__init__()
         self.call = call
         self.reason = reason
+
+    __del__ = warn_if_forgotten
+
+    def label(self) -> tuple[str, tuple[str, ...]]:
+        return f"cancel() of child {self.call.run_id}", ("cancel",)
 
     def begin(self, machine: Machine) -> None:
         if self.call.state != DONE:

@@ -26,6 +26,7 @@ from streamflow.workflow.awaitable import (
     Operation,
     Scope,
     active_machine,
+    warn_if_forgotten,
 )
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class Combinator(Operation):
     __slots__ = ("cause", "children", "remaining")
 
     what = ""
+
+    __del__ = warn_if_forgotten
 
     def __init__(self, children: list[Operation]) -> None:
         super().__init__()
