@@ -6,8 +6,8 @@ awaits something that isn't streamflow's. Must not: raise. Called by: the machin
 
 from __future__ import annotations
 
-import functools
 import dis
+import functools
 import os
 import sys
 import traceback
@@ -36,6 +36,14 @@ def failure_of(error: BaseException, skip: tuple[str, ...] = ()) -> Failure:
     return Failure(
         type(error).__name__, _clip(_encodable(message), MAX_MESSAGE), _traceback(error, (*_INTERNAL, *skip))
     )
+
+
+def text_of(error: BaseException) -> str:
+    """`str(error)`, whatever a `__str__` of user code does: recording an exception must not raise another one."""
+    try:
+        return str(error)
+    except Exception as broken:
+        return f"<{type(broken).__name__} in __str__>"
 
 
 MAX_KINDS = 32
@@ -119,7 +127,7 @@ def line_of_call(names: tuple[str, ...], frame: FrameType | None, coroutine: Any
     that `frame` or `coroutine` runs, and in those of its module that it calls.
     """
     code, scope = getattr(coroutine, "cr_code", None), None
-    if frame is not None and not _is_library(frame.f_code.co_filename):
+    if frame is not None and not is_library(frame.f_code.co_filename):
         code, scope = frame.f_code, frame.f_globals
         if frame.f_lineno in _lines(code, names):
             return f"{code.co_filename}:{frame.f_lineno}"
@@ -150,10 +158,30 @@ def _lines(code: CodeType, names: tuple[str, ...]) -> Iterator[int]:
             yield position.lineno
 
 
-def _advice(codes: list[CodeType], awaited: object) -> str:
-    names = {code.co_name for code in codes if _is_library(code.co_filename)}
-    if names & {"sleep", "__sleep0", "sleep_until", "sleep_forever"}:
-        return "use sf.sleep(…) instead of asyncio.sleep or anyio.sleep."
+@functools.cache
+def _event_libraries() -> tuple[str, ...]:
+    names = ("asyncio", "anyio", "sniffio")
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in names]
+    return tuple(str(Path(file).parent) + os.sep for file in files if file)
+
+
+_INSTEAD = {
+    "sf.sleep(…)": {"sleep", "__sleep0", "sleep_until", "sleep_forever", "call_later", "call_at"},
+    "`with sf.timeout(…):`": {"timeout", "timeout_at", "wait_for", "move_on_after", "fail_after", "move_on_at"},
+    "sf.gather(…), sf.race(…) or sf.map(…)": {"gather", "wait", "as_completed"},
+    "`async with sf.task_group() as group:`": {
+        "TaskGroup.__aenter__",
+        "create_task_group",
+        "create_task",
+        "ensure_future",
+    },
+    "a step: a plain function that is decorated with @app.step runs in a thread": {"to_thread", "run_sync"},
+    "sf.now()": {"time"},
+}
+"""What to write in place of a function of asyncio or anyio; for all others it is a step."""
+
+
+def _advice(called: list[CodeType], awaited: object) -> str:
     if type(awaited).__name__ == "_GatheringFuture":
         return "use sf.gather(…) instead of asyncio.gather."
     names = {code.co_qualname for code in called}

@@ -249,13 +249,28 @@ class StepExecutor:
         finally:
             current.reset(token)
 
-    async def _in_process(self, running: Running) -> Outcome:
-        if self._process_limit is None:
-            self._process_limit = anyio.CapacityLimiter(self._processes.limit)
-        result, failure, permanent, kinds = await call_in_process(running, self._process_limit)
-        if failure is None:
-            return Outcome(running.job.seq, running.job.attempt, _elapsed_ms(running), Raw(result))
-        return self._outcome_of(running, failure, permanent, kinds)
+    async def _in_process(self, running: Running) -> Outcome | None:
+        """None: the process died with this daemon or worker, so the attempt is for its successor."""
+        called = await self._process_pool.call(running)
+        if called.died:
+            await asyncio.sleep(SIGNAL_SETTLES)
+            if self.draining:
+                return None
+        if called.failure is None:
+            return Outcome(running.job.seq, running.job.attempt, _elapsed_ms(running), Raw(called.result))
+        return self._outcome_of(running, called.failure, called.permanent, called.kinds)
+
+    def _abandon(self, running: Running) -> None:
+        """End an attempt without an outcome."""
+        _log.info(
+            "step %s of run %s, attempt %d: its process ended while this process drains; it runs again elsewhere, "
+            "under the same attempt",
+            running.job.step.name,
+            running.run_id,
+            running.job.attempt,
+        )
+        self._finish(running)
+        self._on_free()
 
     def _returned(self, running: Running, done: asyncio.Future[Outcome]) -> None:
         """A thread is free again: only now, even if its attempt was over long before."""

@@ -36,15 +36,18 @@ from msgspec import Raw
 from streamflow.errors import Failure, UsageError
 from streamflow.machine.open_work import WORKER_LOST
 from streamflow.model import codec
-from streamflow.model.failures import failure_of
-from streamflow.steps import process_child
 from streamflow.model.failures import failure_of, kinds_of
+from streamflow.steps import process_child
 from streamflow.steps.context import Running, current
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
 
-CallResult = tuple[bytes, Failure | None, bool, tuple[str, ...]]
-"""The encoded result, or the failure, whether it is permanent, and the names of the error's classes."""
+MAX_IDLE = 300.0
+"""Seconds after which a process without a call is ended, when the next call comes."""
+LOOK_EVERY = 0.5
+"""Seconds between two looks whether a process has died whose copies still have its socket."""
+LONGEST_END = 1.0
+"""Seconds that `close` waits for killed processes."""
 
 
 class CallResult(msgspec.Struct, array_like=True):
@@ -55,6 +58,8 @@ class CallResult(msgspec.Struct, array_like=True):
     permanent: bool = False
     died: bool = False
     """The process died; `failure` says how."""
+    kinds: tuple[str, ...] = ()
+    """Names of the error's classes, for `never` of the call's retry policy."""
 
 
 class _Call(msgspec.Struct, array_like=True):
@@ -219,45 +224,105 @@ class ProcessPool:
                 bytes(job.details),
             )
         )
-    except anyio.BrokenWorkerProcess as error:
-        cause = f" ({error.__cause__})" if str(error.__cause__ or "") else ""
-        text = f"the process of step {job.step.name} died: it was killed, ran out of memory, or ended itself{cause}"
-        return b"", Failure("ProcessDied", text), False, ()
+        while True:
+            process = self._take_idle()
+            is_new = process is None
+            process = process or _Process()
+            self._busy.add(process)
+            has_begun = done = False
+            try:
+                failure = await process.connect() if is_new else None
+                if failure is not None:
+                    return CallResult(b"", failure)
+                await process.ask(call)
+                has_begun = True
+                result = _result_decoder.decode(await process.receive())
+                done = True
+                return result
+            except _Died:
+                how = await process.how_it_ended()
+                if not is_new and not has_begun:
+                    continue  # it died while it was idle: the step is not the reason
+                text = (
+                    f"the process of step {job.step.name} died ({how}): it was killed, ran out of memory, "
+                    "or ended itself"
+                )
+                return CallResult(b"", Failure(WORKER_LOST, text), died=True)
+            finally:
+                self._busy.discard(process)
+                if done:
+                    process.idle_since = time.monotonic()
+                    self._idle.append(process)
+                else:
+                    self._end(process)
+
+    def close(self) -> None:
+        """Kill all processes."""
+        for process in (*self._busy, *self._idle):
+            self._ending.append(process)
+            process.kill()
+        self._busy.clear()
+        self._idle.clear()
+        deadline = time.monotonic() + LONGEST_END
+        while self._reap() and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    def _take_idle(self) -> _Process | None:
+        self._reap()
+        old = time.monotonic() - MAX_IDLE
+        while self._idle and self._idle[0].idle_since < old:
+            self._end(self._idle.pop(0))
+        while self._idle:
+            process = self._idle.pop()
+            if process.usable:
+                return process
+            self._end(process)
+        return None
+
+    def _end(self, process: _Process) -> None:
+        process.kill()
+        if not process.is_over():
+            self._ending.append(process)
+            asyncio.get_running_loop().call_later(0.05, self._reap)
+
+    def _reap(self) -> bool:
+        """Whether killed processes still exist."""
+        self._ending = [process for process in self._ending if not process.is_over()]
+        return bool(self._ending)
 
 
-def _call(
-    location: tuple[str, str, str], name: str, run_id: str, number: tuple[int, int], args: bytes, details: bytes
-) -> CallResult:
-    """Runs in the process."""
-    # Ctrl-C goes to every process of a terminal: the parent drains, and decides when this one ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# --- in the process ---------------------------------------------------------------------------------------------------
+
+
+def load_main(file: str) -> bytes:
+    """Load the parent's main module under another name, so that what it guards with `__name__` doesn't run. Returns an
+    encoded failure, or nothing."""
+    if not Path(file).is_file():
+        return b""
+    main = ModuleType("__mp_main__")
     try:
-        step = _find(*location, name)
-        job = StepJob(*number, step, Raw(args), Raw(details))
-        current.set(Running(0, run_id, job, in_process=True))
-        values, keywords = step.parameters.decode(args)
-        with _own_streams():
-            value = step.function(*values, **keywords)
-        return codec.encode(value, f"result of step {name}"), None, False, ()
+        main.__dict__.update(runpy.run_path(file, run_name="__mp_main__"))
     except BaseException as error:
-        return b"", failure_of(error, (__file__,)), isinstance(error, UsageError), kinds_of(error)
+        return _encode(failure_of(error, (__file__,)))
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+    return b""
 
 
-@contextlib.contextmanager
-def _own_streams() -> Generator[None]:
-    """Calls and results travel through this process's stdin and stdout, which everything that the step starts would
-    inherit (`subprocess`, a C library that prints): while it runs, stdin is empty and stdout goes to stderr."""
-    pipes = os.dup(0), os.dup(1)
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.dup2(2, 1)
-    os.close(empty)
+def answer_call(call: bytes) -> bytes:
+    return _encode(_run(_call_decoder.decode(call)))
+
+
+def _run(call: _Call) -> CallResult:
     try:
-        yield
-    finally:
-        for number, pipe in enumerate(pipes):
-            os.dup2(pipe, number)
-            os.close(pipe)
+        step = _find(call.module, call.file, call.qualname, call.name)
+        job = StepJob(call.seq, call.attempt, step, Raw(call.args), Raw(call.details))
+        current.set(Running(0, call.run_id, job, in_process=True))
+        values, keywords = step.parameters.decode(call.args)
+        value = step.function(*values, **keywords)
+        return CallResult(codec.encode(value, f"result of step {call.name}"))
+    except BaseException as error:
+        permanent = isinstance(error, UsageError)
+        return CallResult(b"", failure_of(error, (__file__,)), permanent, kinds=kinds_of(error))
 
 
 def _find(module_name: str, file: str, qualname: str, name: str) -> Step[..., Any]:

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import streamflow as sf
 from streamflow.steps import executor
@@ -87,4 +88,5 @@ STEPS = {
 
 @app.workflow
 async def act(name: str, arguments: list[object]) -> object:
-    return await STEPS[name](*arguments)
+    step: Any = STEPS[name]
+    return await step(*arguments)

@@ -33,7 +33,7 @@ async def helper() -> None:
 
 
 async def helper_that_returns() -> None:
-    lost = act(1)  # here  # noqa: F841
+    _lost = act(1)  # here
 
 
 FORGOTTEN: dict[str, Callable[[], Any]] = {}
@@ -56,7 +56,7 @@ async def a_step_with_options() -> None:
 
 @forgotten
 async def a_step_in_a_variable() -> None:
-    lost = act(1)  # here  # noqa: F841
+    _lost = act(1)  # here
 
 
 @forgotten

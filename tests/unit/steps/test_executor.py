@@ -436,7 +436,8 @@ async def test_threads_that_hang_are_replaced_up_to_a_bound(
         hangs.go.set()
         while not outcomes or executor.hung:
             await anyio.lowlevel.checkpoint()
-        assert (executor.exhausted, executor.lingering, plain(outcomes[0].result)) == (False, 0, "waits")
+        assert (executor.exhausted, executor.lingering) == (False, 0)
+        assert plain(outcomes[0].result or b"") == "waits"
     finally:
         hangs.go.set()
         executor.close()

@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import anyio
 import pytest
@@ -49,7 +50,7 @@ def blocking_call(until: threading.Event) -> bool:
     return until.wait(10)  # the line that blocks
 
 
-async def run(step: sf.Step[..., object], watch: LoopWatch) -> None:
+async def run(step: Any, watch: LoopWatch) -> None:
     ended = asyncio.Event()
 
     def on_outcome(_: int, run_id: str, outcome: Outcome) -> None:

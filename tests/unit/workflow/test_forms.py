@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -102,7 +102,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "generator": (numbers, "return a list instead"),
     "async generator": (slow_numbers, "return a list instead"),
     "method": (Service.fetch, "make it a function or a static method"),
-    "class method": (classmethod(add), "must be a function, got a classmethod"),
+    "class method": (classmethod(cast("Any", add)), "must be a function, got a classmethod"),
     "a value": (5, "must be a function, got a int"),
 }
 
