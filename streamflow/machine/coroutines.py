@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import atexit
 from collections import deque
-from typing import Any, cast
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar, cast
 
 from msgspec import Raw
 
@@ -46,6 +47,8 @@ from streamflow.workflow.actions import SignalWait, message_key
 from streamflow.workflow.app import App, Workflow
 from streamflow.workflow.awaitable import DONE, NEW, PASSING, PENDING, Fiber, Operation, Unwinding, active
 
+T = TypeVar("T")
+
 DISCARDS = 100
 """How often a coroutine that awaits in `finally` blocks gets the exception that ends it."""
 
@@ -71,15 +74,42 @@ class _Discarded(Unwinding):
     `finally` block would refuse that, and its inner coroutines would be left to the garbage collector."""
 
 
+# User code is resumed from generators that never end, and have no caller while they wait: what keeps a frame of user
+# code keeps nothing else. For an exception keeps the frames that it left, and since CPython 3.12 the frame of a
+# coroutine that has ended keeps its caller's, that one its own caller's, and each its local variables: the machine, the
+# batch, the owner. An error that an operation of the run keeps would be a cycle with all of that, which only the
+# garbage collector frees; and a daemon runs it rarely.
+
+
+def _discarding() -> Generator[None, Any]:
+    """Ends each coroutine that is sent to it. If it awaits in a `finally` block, the exception is thrown again."""
+    while True:
+        coroutine = yield
+        for _ in range(DISCARDS):
+            try:
+                coroutine.throw(_Discarded())
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
+                break
+        coroutine = None
+
+
+def _send_to(generator: Generator[None, T]) -> Callable[[T], None]:
+    next(generator)
+    return generator.send
+
+
+# Lists, because user code may run or close another machine, and so may several threads. After an exception that
+# passes, a generator has ended and isn't put back.
+_resume_ready: list[Callable[[CoroutineMachine], None]] = []
+_discard_one: list[Callable[[Any], None]] = []
+
+
 def _discard(coroutine: Any) -> None:
-    """End it. If it awaits in a `finally` block, the exception is thrown there again."""
-    for _ in range(DISCARDS):
-        try:
-            coroutine.throw(_Discarded())
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            return
+    discard = _discard_one.pop() if _discard_one else _send_to(_discarding())
+    discard(coroutine)
+    _discard_one.append(discard)
 
 
 class CoroutineMachine(RunMachine):
@@ -178,14 +208,11 @@ class CoroutineMachine(RunMachine):
         generations = 0
         undelivered: CancelRequested | None = None
         while (root := self._root) is not None:
-            ready = self.ready
-            for fiber in ready:
-                if fiber.state != DONE:
-                    self._resume(fiber)
-                    if root.state == DONE and self._finalizers is None:
-                        break
-            ready.clear()
-            if root.state != DONE or self._is_finalizing():
+            resume_ready = _resume_ready.pop() if _resume_ready else _send_to(self._resuming())
+            resume_ready(self)
+            _resume_ready.append(resume_ready)
+            self.ready.clear()
+            if root.state != DONE:
                 break
             error, root.error = root.error, None
             if error is None:
@@ -205,34 +232,30 @@ class CoroutineMachine(RunMachine):
             self.effects.events.append(undelivered)
             self._cancel_requested(undelivered)
 
-    def finalize(self, generator: Any) -> None:
-        """Run the `finally` blocks of an async generator that was left early, beside the code that left it."""
-        if self._root is None:  # the run is being closed: the blocks run, and what they try to decide is refused
-            _discard(generator.aclose())
-            return
-        fiber = Fiber(generator.aclose())
-        fiber.state = PENDING
-        if self._finalizers is None:
-            self._finalizers = set()
-        self._finalizers.add(fiber)
-        self.spawn(fiber)
-
-    def _is_finalizing(self) -> bool:
-        finalizers = self._finalizers
-        if finalizers is None:
-            return False
-        finalizers.difference_update([fiber for fiber in finalizers if fiber.state == DONE])
-        if not finalizers:
-            self._finalizers = None
-        return bool(finalizers)
+    @staticmethod
+    def _resuming() -> Generator[None, CoroutineMachine]:
+        """Resumes the ready fibers of each machine that is sent to it, until all wait or the workflow has ended."""
+        machine: CoroutineMachine | None
+        root: Fiber | None
+        fiber: Fiber | None
+        while True:
+            machine = yield
+            root = machine._root
+            for fiber in machine.ready:
+                if fiber.state != DONE:
+                    machine._resume(fiber)
+                    if root is None or root.state == DONE:
+                        break
+            machine = root = fiber = None
 
     def _resume(self, fiber: Fiber) -> None:
         fiber.waiting_on = None
         self.current = fiber
         coroutine = fiber.coroutine
+        awaited: Any
         try:
             interrupt = None if fiber.interrupts is None else fiber.take_interrupt()
-            awaited: Any = coroutine.send(None) if interrupt is None else coroutine.throw(interrupt)
+            awaited = coroutine.send(None) if interrupt is None else coroutine.throw(interrupt)
             while True:
                 if not isinstance(awaited, Operation):
                     awaited = coroutine.throw(foreign_await(coroutine, awaited))
@@ -263,6 +286,9 @@ class CoroutineMachine(RunMachine):
         if self._fibers is not None:
             self._fibers.pop(fiber, None)
         fiber.settle(value, error, self.ready)
+        # If a frame of the coroutine is kept, this one is, too: it must not hold what keeps the exception.
+        awaited = interrupt = None
+        del self, fiber, coroutine, value, error
 
     def close(self) -> None:
         """Close the coroutines. Their `finally` blocks run, but can't make decisions."""
