@@ -212,7 +212,7 @@ class CoroutineMachine(RunMachine):
             resume_ready(self)
             _resume_ready.append(resume_ready)
             self.ready.clear()
-            if root.state != DONE:
+            if root.state != DONE or self._is_finalizing():
                 break
             error, root.error = root.error, None
             if error is None:
@@ -232,6 +232,27 @@ class CoroutineMachine(RunMachine):
             self.effects.events.append(undelivered)
             self._cancel_requested(undelivered)
 
+    def finalize(self, generator: Any) -> None:
+        """Run the `finally` blocks of an async generator that was left early, beside the code that left it."""
+        if self._root is None:  # the run is being closed: the blocks run, and what they try to decide is refused
+            _discard(generator.aclose())
+            return
+        fiber = Fiber(generator.aclose())
+        fiber.state = PENDING
+        if self._finalizers is None:
+            self._finalizers = set()
+        self._finalizers.add(fiber)
+        self.spawn(fiber)
+
+    def _is_finalizing(self) -> bool:
+        finalizers = self._finalizers
+        if finalizers is None:
+            return False
+        finalizers.difference_update([fiber for fiber in finalizers if fiber.state == DONE])
+        if not finalizers:
+            self._finalizers = None
+        return bool(finalizers)
+
     @staticmethod
     def _resuming() -> Generator[None, CoroutineMachine]:
         """Resumes the ready fibers of each machine that is sent to it, until all wait or the workflow has ended."""
@@ -244,7 +265,7 @@ class CoroutineMachine(RunMachine):
             for fiber in machine.ready:
                 if fiber.state != DONE:
                     machine._resume(fiber)
-                    if root is None or root.state == DONE:
+                    if root is None or (root.state == DONE and machine._finalizers is None):
                         break
             machine = root = fiber = None
 

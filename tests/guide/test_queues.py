@@ -95,10 +95,35 @@ async def test_a_retry_finds_the_heartbeat_details_of_the_attempt_before(serve: 
         assert (await names_of(run)).count("StepRetrying") == 4
 
 
-def test_the_retry_policy_of_a_call_counts_wherever_it_runs() -> None:
-    for call in (sf.heartbeat, sf.cancelled):
-        with pytest.raises(sf.UsageError, match="can only be called inside a step"):
-            call()
+class Busy(ValueError): ...
+
+
+@app.step(queue="gpu", retry=sf.Retry(attempts=3, initial=0.0, never=(ValueError,)))
+async def strict() -> None:
+    raise Busy
+
+
+@app.step(queue="gpu", retry=NOW)
+def lenient() -> None:
+    raise Busy
+
+
+@app.workflow
+async def attempts_by_options() -> list[int]:
+    calls = [
+        strict(),
+        strict.options(retry=NOW)(),
+        lenient(),
+        lenient.options(retry=sf.Retry(attempts=3, initial=0.0, never=(ValueError,)))(),
+        lenient.options(queue=None, retry=sf.Retry(attempts=3, initial=0.0, never="Busy"))(),
+    ]
+    failures = await sf.gather(*calls, return_exceptions=True)
+    return [failure.attempt for failure in failures if isinstance(failure, sf.StepFailed)]
+
+
+async def test_the_retry_policy_of_a_call_counts_wherever_it_runs(serve: Serve, work: Work) -> None:
+    async with serve(app) as client, work(app):
+        assert await (await client.start(attempts_by_options)).result(timeout=DEADLINE) == [1, 3, 3, 1, 1]
 
 
 async def test_details_that_cannot_be_recorded_are_an_error_of_the_step(serve: Serve) -> None:
