@@ -1,7 +1,7 @@
 """Every error that streamflow raises, as one tree.
 
 Owns: the exception classes and the text that says what happened, to which run, and what to do next.
-Must not: import anything from the rest of the package. Called by: every layer.
+Must not: import anything from the rest of the package but `text.py`. Called by: every layer.
 
     StreamflowError
     ├── UsageError                  the caller's code or options are wrong; nothing was sent
@@ -39,30 +39,105 @@ Two do not derive from `Exception`, so that an `except Exception` in a workflow 
 
 from __future__ import annotations
 
+import pickle
 from asyncio import CancelledError  # the class only: a cancelled workflow sees what any cancelled coroutine sees
-from typing import Any
+from typing import Any, Self, SupportsIndex, cast
 
 import msgspec
+
+from streamflow.text import recordable, text_of, type_name
+
+MAX_MESSAGE = 4096
+"""Bytes of a failure's message."""
+MAX_TRACEBACK = 8192
+"""Bytes of a failure's traceback."""
 
 
 class Failure(msgspec.Struct, array_like=True, frozen=True):
     """Why a step or run failed, as it is recorded in the history.
 
-    `str(failure)` is `kind: message`.
+    `str(failure)` is `kind: message`. All of it has at most about 24 KB; what is longer is cut.
     """
 
     kind: str
     """Name of the exception's class, for example `ValueError`."""
     message: str
-    """The exception's text, at most 4096 characters."""
+    """The exception's text, at most 4096 bytes. That of an exception group names the exceptions in it."""
     traceback: str = ""
-    """The frames of the user's code, at most 4096 characters; empty where there was no exception."""
+    """The frames of the user's code, with those of its causes and members as Python prints them, at most 8192 bytes;
+    empty where there was no exception."""
+    notes: tuple[str, ...] = ()
+    """What was added to the exception with `add_note`."""
+    fields: dict[str, Any] = {}
+    """The exception's own attributes that are plain data, as `{"code": "declined", "retry_after": 30}`: at most 16,
+    without those whose names begin with `_`."""
+    cause: Failure | None = None
+    """The exception that it was raised `from`; of a `StepFailed` or `ChildFailed` the failure of the step or child."""
+    context: Failure | None = None
+    """The exception that was being handled when it was raised, unless it was raised `from` something."""
+    members: tuple[Failure, ...] = ()
+    """The exceptions in an exception group: the first ten."""
+
+    def __post_init__(self) -> None:
+        # Every failure is encoded into a history, so what can't be encoded never gets into one.
+        for name, limit in (("kind", 256), ("message", MAX_MESSAGE), ("traceback", MAX_TRACEBACK)):
+            value: object = getattr(self, name)
+            text = recordable(value, limit)
+            if text is not value:
+                msgspec.structs.force_setattr(self, name, text)
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.message, self.traceback))
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}" if self.message else self.kind
 
 
-class StreamflowError(Exception):
+class _Portable(BaseException):
+    """Exceptions that can be copied, and pickled to another process, with their attributes, notes, cause and context.
+
+    The default calls the class with `args`, which are those of `BaseException`, not those of the class. What doesn't
+    pickle is replaced: an exception by a `StreamflowError` with its name and text, anything else by None.
+    """
+
+    def __copy__(self) -> Self:
+        return cast("Self", _rebuilt(type(self), self.args, self.__dict__, _chain_of(self)))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        args = tuple(_picklable(value) for value in self.args)
+        state = {name: _picklable(value) for name, value in self.__dict__.items()}
+        cause, context, suppress = _chain_of(self)
+        return _rebuilt, (type(self), args, state, (_picklable(cause), _picklable(context), suppress))
+
+
+_Chain = tuple[BaseException | None, BaseException | None, bool]
+
+
+def _chain_of(error: BaseException) -> _Chain:
+    return error.__cause__, error.__context__, error.__suppress_context__
+
+
+def _rebuilt(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any], chain: _Chain) -> BaseException:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    error.__cause__, error.__context__, error.__suppress_context__ = chain
+    return error
+
+
+def _picklable(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | Failure):
+        return value
+    if isinstance(value, list):
+        return [_picklable(item) for item in cast("list[Any]", value)]
+    try:
+        pickle.loads(pickle.dumps(value))
+    except Exception:
+        return StreamflowError(f"{type_name(value)}: {text_of(value)}") if isinstance(value, BaseException) else None
+    return value
+
+
+class StreamflowError(_Portable, Exception):
     """Root of every error that streamflow raises on purpose."""
 
 
@@ -135,7 +210,7 @@ class RunConflict(RunError):
 
 
 class RunFailed(RunError):
-    """Raised by `run.result()`: the run failed. `failure` has kind, message and traceback of the exception."""
+    """Raised by `run.result()`: the run failed. `failure` says why: kind, message, cause and more."""
 
     def __init__(self, run_id: str, failure: Failure) -> None:
         super().__init__(f"run {run_id} failed: {failure}", run_id)
@@ -149,12 +224,13 @@ class RunCancelled(RunError):
 class StepFailed(StreamflowError):
     """Raised at `await step(…)` inside a workflow: the step failed, and is not retried any more.
 
-    `step` is its name, `attempt` the number of its last attempt (from 1), `failure` has kind, message and traceback.
+    `step` is its name, `attempt` the number of its last attempt (from 1), `failure` is what was recorded of the
+    step's exception: kind, message, notes, fields, cause.
 
     >>> try:
     ...     await charge(card)
     ... except sf.StepFailed as error:
-    ...     return error.failure.kind
+    ...     return error.failure.fields.get("code")
     """
 
     def __init__(self, step: str, attempt: int, failure: Failure) -> None:
@@ -200,7 +276,7 @@ class CompensationFailed(StreamflowError):
 
     def __init__(self, errors: list[BaseException]) -> None:
         count = len(errors)
-        reasons = "; ".join(f"{type(error).__name__}: {error}" for error in errors)
+        reasons = "; ".join(f"{type_name(error)}: {text_of(error)}" for error in errors)
         super().__init__(f"{count} compensation{'s' * (count != 1)} failed: {reasons}")
         self.errors = errors
 
@@ -212,7 +288,7 @@ class HistoryTooLong(StreamflowError):
     """
 
 
-class Cancelled(CancelledError):
+class Cancelled(_Portable, CancelledError):
     """Raised at a workflow's current await when its run, or the block around it, is cancelled.
 
     Clean up and re-raise it; the clean-up may await steps. `reason` is the text that the canceller gave.
@@ -225,8 +301,8 @@ class Cancelled(CancelledError):
     """
 
     def __init__(self, reason: str = "", source: object = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
+        self.reason = recordable(reason)
+        super().__init__(self.reason)
         self.source = source
         """The scope (time-out, task group) that cancels its block; None if the run is cancelled."""
 
@@ -235,7 +311,7 @@ class Cancelled(CancelledError):
         return Cancelled(self.reason, self.source)
 
 
-class ContinueAs(BaseException):
+class ContinueAs(_Portable):
     """Raise it in a workflow to continue as new: under the same id, with these arguments and a new history.
 
     Signals and questions that the code has not taken yet are carried over. Open steps are cancelled; children are

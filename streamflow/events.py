@@ -23,7 +23,7 @@ Fields that many events have:
 - `attempt`: the number of a step's attempt, from 1.
 - `ms`: a duration in milliseconds. `due`, `started`, and `Transition.at` are points in time: milliseconds since the
   Unix epoch on the shard's clock. Within a run, `at` never decreases.
-- `failure`: a `streamflow.errors.Failure` with kind, message and traceback.
+- `failure`: a `streamflow.errors.Failure` with kind, message, traceback, notes, fields, cause and members.
 - `args`, `input`, `value`, `result`, `details`: payloads, as `msgspec.Raw` that holds MessagePack. Only the types of
   the workflow or step say what is in them; `msgspec.msgpack.decode(event.result)` gives plain data. `args` and `input`
   are an array of all arguments in the order of the parameters.

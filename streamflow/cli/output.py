@@ -64,11 +64,11 @@ def plain_value(value: Any) -> Any:
     return msgspec.to_builtins(value, str_keys=True, enc_hook=str)
 
 
-def plain_failure(failure: Failure | None) -> dict[str, str] | None:
-    """Its fields by name, because a recorded failure is an array."""
-    if failure is None:
-        return None
-    return {"kind": failure.kind, "message": failure.message, "traceback": failure.traceback}
+def plain_failure(failure: Failure | None) -> dict[str, Any] | None:
+    """Its fields by name, with notes, fields, causes and members if it has them."""
+    from streamflow.model import plain
+
+    return None if failure is None else plain.plain_failure(failure)
 
 
 def plain_run(run: RunSummary) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from streamflow.events import AnyEvent, AskAnswered, Transition, decode_transiti
 from streamflow.events import RunCompleted as CompletedEvent
 from streamflow.model import codec
 from streamflow.model.names import check_name
+from streamflow.text import recordable
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client
@@ -163,7 +164,9 @@ class Run(Generic[R]):
 
         Raises `RunEnded`, `PayloadTooLarge`.
         """
-        await self._client._post("cancel", self.id, codec.encode(reason, "reason of a cancel"))
+        await self._client._post(
+            "cancel", self.id, codec.encode(recordable(reason, codec.MAX_BYTES), "reason of a cancel")
+        )
 
     async def terminate(self, reason: str = "") -> None:
         """Force the run to end as cancelled, without running its clean-up code. Sagas are not compensated.
@@ -171,7 +174,9 @@ class Run(Generic[R]):
         For a run that doesn't end when it is cancelled. Returns when the server has the request, before it takes
         effect. Raises `RunEnded`, `PayloadTooLarge`.
         """
-        await self._client._post("terminate", self.id, codec.encode(reason, "reason of a terminate"))
+        await self._client._post(
+            "terminate", self.id, codec.encode(recordable(reason, codec.MAX_BYTES), "reason of a terminate")
+        )
 
     async def describe(self) -> RunDescription:
         """Status, workflow, tenant, times, attributes, and how the run ended: its result, failure or reason."""

@@ -44,6 +44,7 @@ from streamflow.machine.snapshot import (
 )
 from streamflow.model import codec
 from streamflow.model.failures import failure_of
+from streamflow.model.names import check_ask_id
 from streamflow.workflow.actions import ChildCall, SignalSend, SignalWait, Sleep, StepCall
 from streamflow.workflow.app import Reducer, Step, missing_step
 from streamflow.workflow.awaitable import PASSING, PENDING, Fiber, Operation
@@ -186,9 +187,9 @@ class ReducerMachine(RunMachine):
             self._fail(Failure("Fail", command.message))
         elif isinstance(command, Answer):
             payload = Raw(codec.encode(command.result, f"answer of reducer {self.workflow}"))
-            self.answer(AskAnswered(command.id, "", payload))
+            self.answer(AskAnswered(check_ask_id(command.id), "", payload))
         elif isinstance(command, Refuse):
-            self.answer(AskAnswered(command.id, "", failure=Failure("Refused", command.reason)))
+            self.answer(AskAnswered(check_ask_id(command.id), "", failure=Failure("Refused", command.reason)))
         elif isinstance(command, StepCall | ChildCall | Sleep | SignalSend):
             if command.state:
                 raise UsageError(f"reducer {self.workflow} returned the same command twice: make a new call for each")

@@ -47,6 +47,7 @@ from streamflow.model import codec
 from streamflow.model.attributes import Attribute, merged
 from streamflow.model.failures import line_of_call
 from streamflow.model.record import Status
+from streamflow.text import recordable
 from streamflow.workflow.actions import ChildCall, SignalSend, SignalWait, StepCall
 from streamflow.workflow.awaitable import Fiber, Operation, active
 
@@ -380,7 +381,7 @@ class RunMachine(OpenWork):
                 events.append(inputs[0])
                 inputs = inputs[1:]
             self.stuck = True
-            events.append(RunStuck(self.workflow, self.tenant, self.reason))
+            events.append(RunStuck(self.workflow, self.tenant, recordable(self.reason)))
         self.status = Status.STUCK
         return inputs
 

@@ -11,6 +11,7 @@ from msgspec import UNSET, Raw, UnsetType
 from streamflow import events
 from streamflow.errors import UsageError
 from streamflow.events import NOTHING, AnyEvent, RunCompleted
+from streamflow.text import recordable
 from streamflow.workflow.actions import ChildCall, Sleep, StepCall
 from streamflow.workflow.awaitable import Operation
 from streamflow.workflow.retry import Retry
@@ -85,9 +86,9 @@ def overrides_of(call: StepCall) -> Overrides | None:
     if step.timeout == registered.timeout and step.queue == registered.queue and step.retry == registered.retry:
         return None
     retry = step.retry
-    never = [name if isinstance(name, str) else name.__name__ for name in retry.never]
-    numbers = (retry.attempts or 0, retry.initial, retry.factor, retry.maximum, retry.jitter)
-    return Overrides(step.timeout, step.queue, (*numbers, never), retry.within)
+    never = [recordable(name if isinstance(name, str) else name.__name__, 256) for name in retry.never]
+    numbers = (retry.attempts, retry.initial, retry.factor, retry.maximum, retry.jitter)
+    return Overrides(step.timeout, step.queue, (*numbers, never))
 
 
 def retry_of(overrides: Overrides) -> Retry | UnsetType:

@@ -1,6 +1,7 @@
 """Failures as they are recorded, and the error for a foreign await.
 
-Owns: what is recorded of an exception (class name, message, the user's frames), and the advice for a workflow that
+Owns: what is recorded of an exception (its name, text, notes, fields, causes, members, and the user's frames), and the
+advice for a workflow that
 awaits something that isn't streamflow's. Must not: raise. Called by: the machines and the executor.
 """
 
@@ -8,18 +9,36 @@ from __future__ import annotations
 
 import dis
 import functools
+import enum
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from types import CodeType, FrameType
+from types import CodeType, MemberDescriptorType
 from typing import Any, cast
+from uuid import UUID
 
-from streamflow.errors import Failure, ForeignAwait
+import msgspec
 
-MAX_TRACEBACK = 4096
-MAX_MESSAGE = 4096
+from streamflow.errors import MAX_MESSAGE, MAX_TRACEBACK, Failure, ForeignAwait, StreamflowError
+from streamflow.text import recordable, text_of, type_name
+
+MAX_BYTES = 16 * 1024
+"""Bytes of all texts of one recorded failure, with its causes and members. A history has one for each attempt."""
+MAX_NODES = 24
+"""Exceptions of a recorded failure: itself, its causes, the members of groups, and theirs."""
+MAX_MEMBERS = 10
+MAX_DEPTH = 8
+MAX_NOTES = 8
+MAX_FIELDS = 16
+MAX_FIELD = 256
+"""Bytes of a text in a field."""
+MAX_FRAMES = 100
 
 _PACKAGE = Path(__file__).parents[1]
 _INTERNAL = tuple(f"{_PACKAGE / package}{os.sep}" for package in ("model", "workflow", "machine"))
@@ -28,54 +47,241 @@ _STDLIB = str(Path(os.__file__).parent) + os.sep
 
 
 def failure_of(error: BaseException, skip: tuple[str, ...] = ()) -> Failure:
-    """Class name, message, and the traceback without streamflow's own frames; 4096 characters of each are kept.
+    """What is recorded of an exception: class name, text, notes, fields, cause, context and members, and the traceback
+    without streamflow's own frames. Never raises, whatever the exception's own code does.
 
     `skip`: more path prefixes whose frames are left out.
     """
-    message = text_of(error) + _members(error)
-    return Failure(
-        type(error).__name__, _clip(_encodable(message), MAX_MESSAGE), _traceback(error, (*_INTERNAL, *skip))
-    )
-
-
-def text_of(error: BaseException) -> str:
-    """`str(error)`, whatever a `__str__` of user code does: recording an exception must not raise another one."""
     try:
-        return str(error)
-    except Exception as broken:
-        return f"<{type(broken).__name__} in __str__>"
+        return _Recorder((*_INTERNAL, *skip)).root(error)
+    except BaseException as broken:  # the last resort: for example no stack left
+        return Failure(type_name(error), f"<{type_name(broken)} while it was recorded>")
 
 
-MAX_KINDS = 32
+_CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
+_CONTEXT = "\nDuring handling of the above exception, another exception occurred:\n\n"
 
 
-def kinds_of(error: BaseException) -> tuple[str, ...]:
-    """The names of its class and of the classes that it derives from: what `never` of a retry policy is compared
-    with."""
-    return tuple(_clip(_encodable(cls.__name__), 256) for cls in type(error).__mro__[:-1][:MAX_KINDS])
+class _Recorder:
+    """Records one exception with everything around it, within `MAX_BYTES` and `MAX_NODES`.
+
+    The exception itself takes its part of the budget first, then its cause or context, then the members of a group.
+    """
+
+    def __init__(self, skip: tuple[str, ...]) -> None:
+        self._skip = skip
+        self._bytes = MAX_BYTES
+        self._nodes = MAX_NODES
+        self._seen: set[int] = set()
+        self._whole: dict[int, Failure] = {}
+        """Copies whose traceback has those of their causes and members already."""
+
+    def root(self, error: BaseException) -> Failure:
+        failure = self._record(error, 0, MAX_MESSAGE, MAX_OWN_FRAMES)
+        if failure.cause is None and failure.context is None and not failure.members and not failure.notes:
+            return failure
+        text = "".join(self._printed(failure))
+        while len(text.encode()) > MAX_TRACEBACK:  # the end has the exception itself
+            text = "…" + text[len(text) // 8 + 2 :]
+        return msgspec.structs.replace(failure, traceback=text)
+
+    def _record(self, error: BaseException, depth: int, message: int, frames: int) -> Failure:
+        self._nodes -= 1
+        self._seen.add(id(error))
+        kind = self._take(type_name(error), 256)
+        text = self._take(_message(error), message)
+        trace = self._take_end(_frames(error, self._skip), frames)
+        notes = self._notes(error)
+        fields = self._fields(error)
+        cause, context = None, None
+        below = (depth + 1, message // 2, frames // 2)
+        explicit, implicit = _CAUSE_OF(error), _CONTEXT_OF(error)
+        recorded = _recorded_in(error)
+        if explicit is not None:
+            cause = self._next(explicit, *below)
+        elif recorded is not None:
+            cause = self._copy(recorded, *below)
+        elif implicit is not None and not _SUPPRESSED_IN(error):
+            context = self._next(implicit, *below)
+        members = [self._next(member, *below) for member in _members_of(error)[:MAX_MEMBERS]]
+        kept = tuple(member for member in members if member is not None)
+        return Failure(kind, text, trace, notes, fields, cause, context, kept)
+
+    def _next(self, error: BaseException, depth: int, message: int, frames: int) -> Failure | None:
+        if id(error) in self._seen or depth > MAX_DEPTH or self._nodes <= 0 or self._bytes <= 0:
+            return None
+        return self._record(error, depth, max(message, 256), max(frames, 512))
+
+    def _copy(self, failure: Failure, depth: int, message: int, frames: int) -> Failure | None:
+        """A failure that was recorded before, with what fits of it: a step's is the cause of its `StepFailed`."""
+        if depth > MAX_DEPTH or self._nodes <= 0 or self._bytes <= 0:
+            return None
+        self._nodes -= 1
+        below = (depth + 1, message // 2, frames // 2)
+        kind = self._take(failure.kind, 256)
+        text = self._take(failure.message, max(message, 256))
+        trace = self._take_end(failure.traceback, max(frames, 512))
+        notes = tuple(self._take(note, MAX_FIELD) for note in failure.notes)
+        fields = failure.fields
+        self._bytes -= _size(fields)
+        copies = [self._copy(other, *below) for other in (failure.cause, failure.context) if other is not None]
+        members = (self._copy(member, *below) for member in failure.members)
+        kept = tuple(member for member in members if member is not None)
+        cause, context = (copies[0] if copies else None), None
+        if failure.cause is None:
+            cause, context = None, cause
+        copy = Failure(kind, text, trace, notes, fields, cause, context, kept)
+        if cause is not None or context is not None or kept or notes:
+            self._whole[id(copy)] = copy
+        return copy
+
+    def _printed(self, failure: Failure, indent: str = "") -> Iterator[str]:
+        """The lines of a traceback as Python prints it: causes first, then the exception, then a group's members."""
+        if id(failure) not in self._whole:
+            if failure.cause is not None:
+                yield from self._printed(failure.cause, indent)
+                yield textwrap.indent(_CAUSE, indent)
+            if failure.context is not None:
+                yield from self._printed(failure.context, indent)
+                yield textwrap.indent(_CONTEXT, indent)
+            lines = [failure.traceback.rstrip("\n")] if failure.traceback else []
+            yield textwrap.indent("\n".join([*lines, str(failure), *failure.notes]) + "\n", indent)
+            for number, member in enumerate(failure.members, 1):
+                yield f"{indent}  +---------------- {number} ----------------\n"
+                yield from self._printed(member, f"{indent}  | ")
+        else:
+            yield textwrap.indent(failure.traceback.rstrip("\n") + "\n", indent)
+
+    # --- the parts ----------------------------------------------------------------------------------------------------
+
+    def _take(self, text: object, limit: int) -> str:
+        taken = recordable(text, max(min(limit, self._bytes), 0))
+        self._bytes -= len(taken) if taken.isascii() else len(taken.encode())
+        return taken
+
+    def _take_end(self, text: str, limit: int) -> str:
+        limit = max(min(limit, self._bytes), 0)
+        data = text[-limit:].encode("utf-8", "backslashreplace")[-limit:] if limit else b""
+        self._bytes -= len(data)
+        return data.decode("utf-8", "ignore")
+
+    def _notes(self, error: BaseException) -> tuple[str, ...]:
+        try:
+            given: object = _own(error).get("__notes__")
+            notes = list(cast("list[object]", given)) if type(given) in (list, tuple) else []
+        except BaseException:
+            notes = []
+        return tuple(self._take(note, MAX_FIELD * 2) for note in notes[:MAX_NOTES])
+
+    def _fields(self, error: BaseException) -> dict[str, Any]:
+        """The exception's attributes that are plain data. No code of the user's runs: properties are not read."""
+        fields: dict[str, Any] = {}
+        try:
+            for name, value in _attributes(error):
+                if len(fields) == MAX_FIELDS or self._bytes <= 0:
+                    break
+                plain = _NOTHING if name.startswith("_") else _plain(value)
+                if plain is not _NOTHING:
+                    size = _size(plain)
+                    if size <= self._bytes:
+                        fields[recordable(name, 64)] = plain
+                        self._bytes -= size
+        except BaseException:
+            return fields
+        return fields
 
 
-def _members(error: BaseException) -> str:
-    """The exceptions in a group: the group's own text has only their number."""
-    if not isinstance(error, BaseExceptionGroup):
-        return ""
-    group = cast("BaseExceptionGroup[BaseException]", error)
-    return ": " + "; ".join(str(failure_of(member)) for member in group.exceptions)
+MAX_OWN_FRAMES = 4096
+_NOTHING = object()
+_TEXTUAL = (datetime, date, time, timedelta, Decimal, UUID)
 
 
-def _traceback(error: BaseException, skip: tuple[str, ...]) -> str:
+def _message(error: BaseException) -> str:
+    """The exception's text; of a group also the names and texts of its members, as its own has only their number."""
+    text = text_of(error)
+    members = _members_of(error)
+    if not members:
+        return text
+    shown = [f"{type_name(member)}: {recordable(text_of(member), 512)}" for member in members[:MAX_MEMBERS]]
+    more = [f"and {len(members) - MAX_MEMBERS:,} more"] if len(members) > MAX_MEMBERS else []
+    return f"{text}: {'; '.join([*shown, *more])}"
+
+
+# How to read an exception without running its code: `isinstance`, attributes and properties may be its own.
+
+_CAUSE_OF = BaseException.__dict__["__cause__"].__get__
+_CONTEXT_OF = BaseException.__dict__["__context__"].__get__
+_SUPPRESSED_IN = BaseException.__dict__["__suppress_context__"].__get__
+_TRACEBACK_OF = BaseException.__dict__["__traceback__"].__get__
+_own = BaseException.__dict__["__dict__"].__get__
+_MEMBERS_IN = BaseExceptionGroup.__dict__["exceptions"].__get__
+
+
+def _members_of(error: BaseException) -> tuple[BaseException, ...]:
+    return _MEMBERS_IN(error) if issubclass(type(error), BaseExceptionGroup) else ()
+
+
+def _recorded_in(error: BaseException) -> Failure | None:
+    """The failure that an error of streamflow's stands for: `StepFailed`, `ChildFailed`, `RunFailed`, `AskRefused`."""
+    failure = _own(error).get("failure")
+    return failure if issubclass(type(error), StreamflowError) and type(failure) is Failure else None
+
+
+def _attributes(error: BaseException) -> Iterator[tuple[str, Any]]:
+    """The instance's own attributes, then the members of classes with slots and of the built-in ones (`errno`)."""
+    yield from list(_own(error).items())
+    text = text_of(error)
+    for kind in type.__dict__["__mro__"].__get__(type(error)):
+        if kind in (BaseException, BaseExceptionGroup):
+            return
+        for name, member in list(kind.__dict__.items()):
+            if isinstance(member, MemberDescriptorType):
+                try:
+                    value = member.__get__(error)
+                except AttributeError:  # a slot that was never set
+                    continue
+                if value is not None and not (type(value) is str and value in text):  # OSError's text has its parts
+                    yield name, value
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """`value` if it is plain data, a copy within the limits; else `_NOTHING`."""
+    kind = cast("type[Any]", type(value))
+    if value is None or kind is bool or kind is float:
+        return value
+    if kind is int:
+        return value if -(2**63) <= value < 2**63 else _NOTHING
+    if kind is str:
+        return recordable(value, MAX_FIELD)
+    if kind is bytes:
+        return value[:MAX_FIELD]
+    if kind in _TEXTUAL:
+        return msgspec.to_builtins(value)
+    if depth < 3 and issubclass(kind, enum.Enum):
+        return _plain(object.__getattribute__(value, "_value_"), depth + 1)
+    if depth < 3 and kind in (list, tuple):
+        items = [_plain(item, depth + 1) for item in list(value)[:MAX_FIELDS]]
+        return _NOTHING if any(item is _NOTHING for item in items) else items
+    if depth < 3 and kind is dict:
+        pairs = [(name, _plain(item, depth + 1)) for name, item in list(value.items())[:MAX_FIELDS]]
+        if any(type(name) is not str or item is _NOTHING for name, item in pairs):
+            return _NOTHING
+        return {recordable(name, 64): item for name, item in pairs}
+    return _NOTHING
+
+
+def _size(value: object) -> int:
+    return len(msgspec.msgpack.encode(value))
+
+
+def _frames(error: BaseException, skip: tuple[str, ...]) -> str:
     # Reads source lines through linecache: the only access to files in this layer, and to files already imported.
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(skip)]
-    text = "".join(traceback.StackSummary.from_list(frames).format())
-    return _encodable(text[-MAX_TRACEBACK:])
-
-
-def _clip(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+    try:
+        trace = traceback.extract_tb(_TRACEBACK_OF(error), limit=-MAX_FRAMES)
+        frames = [frame for frame in trace if not frame.filename.startswith(skip)]
+        return "".join(traceback.StackSummary.from_list(frames).format())
+    except BaseException:  # a module's loader may raise while the source is read
+        return ""
 
 
 def foreign_await(coroutine: Any, awaited: object) -> ForeignAwait:
@@ -90,8 +296,8 @@ def foreign_await(coroutine: Any, awaited: object) -> ForeignAwait:
 
 
 def outside_loop(error: BaseException) -> BaseException:
-    """`error`, or the `ForeignAwait` that it means: what asyncio and anyio raise where there is no task or no loop."""
-    if not isinstance(error, RuntimeError | TypeError | AttributeError) or isinstance(error, ForeignAwait):
+    """`error`, or the `ForeignAwait` that explains it: calls of asyncio fail at once, because no event loop runs."""
+    if not (isinstance(error, RuntimeError) and any(text in text_of(error) for text in _NO_LOOP)):
         return error
     frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     last = max((number for number, (code, _) in enumerate(frames) if not is_library(code.co_filename)), default=-1)

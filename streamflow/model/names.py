@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import re
 
-from streamflow.errors import InvalidName
+from streamflow.errors import InvalidName, UsageError
+from streamflow.text import recordable, type_name
 
 MAX_ID = 256
 MAX_NAME = 128
+MAX_TEXT = 1024
+"""Characters of a tag."""
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*")
+_ASK_ID = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]*")
 
 
@@ -29,6 +33,28 @@ def check_name(kind: str, name: str) -> str:
     """`name` itself. Raises `InvalidName`; `kind` says in its message what was named: workflow, step, queue, …"""
     alphabet = "letters, digits and _ . : @ = + ~ -, starting with a letter, digit or _"
     return _check(kind, name, _NAME, MAX_NAME, alphabet)
+
+
+def check_ask_id(ask_id: str) -> str:
+    """`ask_id` itself: it becomes part of a key. Raises `UsageError`."""
+    if not isinstance(ask_id, str) or not _ASK_ID.fullmatch(ask_id):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(
+            f"the id of a question has 32 hex digits, as in Asked.id, got {recordable(ascii(ask_id), 100)}"
+        )
+    return ask_id
+
+
+def check_text(what: str, text: str) -> str:
+    """`text` itself if it can be recorded as it is. Raises `UsageError`."""
+    if type(text) is str and text.isascii() and len(text) <= MAX_TEXT:
+        return text
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"a {what} must be a str, got {type_name(text)}")
+    if len(text) > MAX_TEXT:
+        raise UsageError(f"a {what} has {len(text):,} characters; the limit is {MAX_TEXT:,}")
+    if recordable(text, 8 * MAX_TEXT) != text:
+        raise UsageError(f"a {what} is not valid Unicode: {text[:64]!a} contains a surrogate code point")
+    return str.__str__(text)
 
 
 def _check(kind: str, value: object, pattern: re.Pattern[str], limit: int, alphabet: str) -> str:

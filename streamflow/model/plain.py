@@ -11,6 +11,7 @@ from typing import Any, cast
 import msgspec
 from msgspec import Raw
 
+from streamflow.errors import Failure
 from streamflow.events import AnyEvent, HistoryEvent
 
 
@@ -21,6 +22,21 @@ def plain(payload: Raw | bytes) -> Any:
         return msgspec.to_builtins(value, str_keys=True, enc_hook=str)
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError):
         return {"bytes": len(memoryview(payload))}
+
+
+def plain_failure(failure: Failure) -> dict[str, Any]:
+    """A failure's fields by name, because it is recorded as an array; empty ones are left out."""
+    fields: dict[str, Any] = {"kind": failure.kind, "message": failure.message, "traceback": failure.traceback}
+    if failure.notes:
+        fields["notes"] = list(failure.notes)
+    if failure.fields:
+        fields["fields"] = msgspec.to_builtins(failure.fields, str_keys=True, enc_hook=str)
+    for name, other in (("cause", failure.cause), ("context", failure.context)):
+        if other is not None:
+            fields[name] = plain_failure(other)
+    if failure.members:
+        fields["members"] = [plain_failure(member) for member in failure.members]
+    return fields
 
 
 def event_json(at: int, run_id: str, event: AnyEvent) -> dict[str, Any]:
@@ -35,6 +51,8 @@ def _fields(event: HistoryEvent) -> dict[str, Any]:
         key = "child" if name == "run_id" else name
         if isinstance(value, Raw):
             fields[key] = plain(value)
+        elif isinstance(value, Failure):
+            fields[key] = plain_failure(value)
         elif isinstance(value, msgspec.Struct):
             fields[key] = msgspec.structs.asdict(value)
         elif isinstance(value, list):  # RunContinued: what it carries over

@@ -19,6 +19,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from streamflow import events
+from streamflow.errors import Failure
 from streamflow.events import RunCompleted, RunContinued, RunStarted, Transition
 from streamflow.model.record import Header
 from streamflow.screen.columns import Column, fit, table
@@ -47,6 +48,10 @@ MAX_CHILDREN = 20
 """Rows of the list of children."""
 TRACEBACK_LINES = 12
 """Last lines of a traceback that are printed."""
+CAUSE_LINES = 4
+"""The same of a cause or a member."""
+MAX_CAUSES = 6
+"""How many causes deep a failure is printed."""
 
 _GLYPHS = {"signal": "◆", "sent": "◇", "cancel": "■", "patch": "+", "continued": "↻", "limit": "!"}
 _STYLES = {
@@ -128,11 +133,27 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
             elif isinstance(event, events.RunCancelled):
                 lines.append(_fact("reason", safe_text(event.reason, WARN, 500), width))
             elif isinstance(event, events.RunFailed):
-                lines.append(
-                    _fact("error", safe_text(f"{event.failure.kind}: {event.failure.message}", BAD, 500), width)
-                )
-                trace = event.failure.traceback.rstrip().split("\n")[-TRACEBACK_LINES:]
-                lines.extend(_fact("", safe_text(line, FAINT, 500), width) for line in trace if line.strip())
+                lines.extend(_failure(event.failure, "error", width))
+    return lines
+
+
+def _failure(failure: Failure, label: str, width: int, depth: int = 0) -> list[Text]:
+    """What failed, its notes and fields, its last frames; then the same of what caused it, and of a group's members."""
+    lines = [_fact(label, safe_text(f"{failure.kind}: {failure.message}", BAD, 500), width)]
+    lines += [_fact("  note", safe_text(note, WARN, 500), width) for note in failure.notes]
+    if failure.fields:
+        lines.append(_fact("  fields", Text(preview(msgspec.msgpack.encode(failure.fields), 2 * width)), width))
+    chained = failure.cause is not None or failure.context is not None or failure.members or failure.notes
+    if not chained or depth:  # else the traceback repeats what follows
+        trace = failure.traceback.rstrip().split("\n")[-TRACEBACK_LINES if not depth else -CAUSE_LINES :]
+        lines += [_fact("", safe_text(line, FAINT, 500), width) for line in trace if line.strip()]
+    if depth < MAX_CAUSES:
+        if failure.cause is not None:
+            lines += _failure(failure.cause, "because of", width, depth + 1)
+        if failure.context is not None:
+            lines += _failure(failure.context, "while in", width, depth + 1)
+        for number, member in enumerate(failure.members, 1):
+            lines += _failure(member, f"  member {number}", width, depth + 1)
     return lines
 
 

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from streamflow.errors import Failure
 from streamflow.events import DECISIONS, ENDINGS, AnyEvent, RunContinued
 from streamflow.model.sharding import Partition
 from streamflow.testing.sandbox import Sandbox
@@ -153,6 +154,17 @@ def _comparison(expected: AnyEvent, found: AnyEvent) -> str:
     raise ValueError(f"{expected!r} and {found!r} are equal")
 
 
+def without_tracebacks(failure: Failure) -> Failure:
+    cause, context = failure.cause, failure.context
+    return msgspec.structs.replace(
+        failure,
+        traceback="",
+        cause=None if cause is None else without_tracebacks(cause),
+        context=None if context is None else without_tracebacks(context),
+        members=tuple(without_tracebacks(member) for member in failure.members),
+    )
+
+
 def _decisions(events: list[AnyEvent]) -> list[AnyEvent]:
     """The decisions, without the tracebacks of failures: a replayed coroutine has other frames below it."""
     decisions: list[AnyEvent] = []
@@ -161,6 +173,6 @@ def _decisions(events: list[AnyEvent]) -> list[AnyEvent]:
             continue
         failure = getattr(event, "failure", None)
         if failure is not None:
-            event = msgspec.structs.replace(event, failure=msgspec.structs.replace(failure, traceback=""))
+            event = msgspec.structs.replace(event, failure=without_tracebacks(failure))
         decisions.append(event)
     return decisions

@@ -27,6 +27,8 @@ from streamflow.events import (
 from streamflow.model import codec, sharding
 from streamflow.model.names import check_name, check_run_id
 from streamflow.workflow.awaitable import DONE, NEW, PENDING, Fiber, Operation, active_machine, warn_if_forgotten
+from streamflow.text import recordable
+from streamflow.workflow.awaitable import DONE, NEW, PENDING, Fiber, Operation, active_machine
 
 if TYPE_CHECKING:
     from streamflow.workflow.app import Reducer, Step, Workflow
@@ -172,7 +174,7 @@ class ChildCall(Operation):
 
     def ask_to_cancel(self, reason: str, machine: Machine) -> None:
         machine.decide(ChildCancelled(self.seq, self.target.name))
-        machine.send(self.run_id, "cancel", reason)
+        machine.send(self.run_id, "cancel", recordable(reason))
 
     def decode_result(self, payload: Raw) -> Any:
         return self.target.parameters.decode_result(payload)

@@ -23,6 +23,7 @@ from streamflow.model import codec
 from streamflow.model.attributes import Attribute, check_attributes
 from streamflow.model.durations import seconds_of
 from streamflow.model.names import check_name
+from streamflow.model.names import check_name, check_text
 from streamflow.workflow.actions import AskWait, Child, ChildCall, ChildStart, Question, SignalSend, SignalWait, Sleep
 from streamflow.workflow.app import OnParentEnd, Startable
 from streamflow.workflow.awaitable import active_machine
@@ -205,7 +206,7 @@ def sleep(duration: float | timedelta, *, tag: str = "") -> Awaitable[None]:
     >>> await sf.sleep(timedelta(days=30))
     """
     active_machine("sleep()")
-    return Sleep(milliseconds(duration, "sleep()"), tag)
+    return Sleep(milliseconds(duration, "sleep()"), check_text("tag", tag))
 
 
 @overload

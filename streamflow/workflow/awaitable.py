@@ -25,6 +25,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from streamflow.errors import Cancelled, UsageError
+from streamflow.text import text_of
 
 if TYPE_CHECKING:
     from streamflow.events import AnyEvent, AskAnswered, ChildStarted, SignalSent
@@ -295,7 +296,7 @@ class Fiber(Operation):
         pending.append(error)
         operation = self.waiting_on
         if operation is not None and operation.state != DONE and not self._is_shielded(error):
-            cause = error if isinstance(error, Cancelled) else Cancelled(str(error))
+            cause = error if isinstance(error, Cancelled) else Cancelled(text_of(error))
             operation.give_up(self, cause, machine)
 
     def take_interrupt(self) -> BaseException | None:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from streamflow.errors import Cancelled, CancelledError, UsageError
+from streamflow.text import text_of, type_name
 from streamflow.workflow.actions import Alarm
 from streamflow.workflow.awaitable import (
     DONE,
@@ -478,10 +479,10 @@ class TaskGroup(Scope):
         error = member.error
         if isinstance(error, Exception):
             self._errors.append(error)
-            self._abort(Cancelled(f"another task failed: {error}", self))
+            self._abort(Cancelled(f"another task failed: {text_of(error)}", self))
         elif error is not None and not isinstance(error, CancelledError):  # ContinueAs, SystemExit
             self._last = self._last or error
-            self._abort(Cancelled(f"another task ended with {type(error).__name__}", self))
+            self._abort(Cancelled(f"another task ended with {type_name(error)}", self))
         if not self._open and self._join is not None and self._join.state == PENDING:
             self._join.settle(None, None, machine.ready)
 

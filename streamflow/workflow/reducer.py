@@ -15,7 +15,7 @@ A reducer is called once for each event, in order, and returns the new state tog
 
 Fields that many events have: `seq` is the number of the decision that the event is the outcome of, from 1, unique in
 the run; `tag` is the text that was given with `options(tag=…)` or `sf.sleep(…, tag=…)`, else empty; `failure` is a
-`Failure` with kind, message and traceback.
+`Failure` with kind, message, traceback, notes, fields, cause and members.
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.errors import ForeignAwait
+from streamflow import events
+from streamflow.errors import Failure, ForeignAwait
+from streamflow.machine.transition import Outcome
 from streamflow.workflow.app import App
 from tests.support.machine_driver import Run, failure_in, kinds, result_of
 
@@ -198,3 +200,116 @@ def test_a_failed_run_starts_nothing_more() -> None:
     assert kinds(run.last) == ["RunStarted", "RunFailed"]
     assert run.done(1).ended
     assert not run.last.events
+
+
+class Unshowable(Exception):
+    """Every way in which an exception can resist being looked at."""
+
+    __notes__ = 3
+
+    def __str__(self) -> str:
+        raise SystemExit
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+class NumberAsText(Exception):
+    def __str__(self) -> str:
+        return 503  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("make", [Unshowable, NumberAsText, lambda: ValueError("half \ud83d")])
+def test_a_task_group_whose_task_can_not_be_shown_ends_its_run(make: Any) -> None:
+    error = make()
+
+    async def member() -> None:
+        raise error
+
+    async def flow() -> None:
+        async with sf.task_group() as group:
+            group.start_soon(member)
+            await sf.signal("never")
+
+    failure = failure_in(_flow(flow).last)
+    assert failure.kind == "ExceptionGroup"
+    assert [one.kind for one in failure.members] == [type(error).__name__]
+
+
+@pytest.mark.parametrize("make", [Unshowable, NumberAsText, lambda: ValueError("half \ud83d")])
+def test_a_saga_says_which_compensation_failed_whatever_it_can_show(make: Any) -> None:
+    error = make()
+
+    async def undo() -> None:
+        raise error
+
+    async def flow() -> None:
+        async with sf.saga() as saga:
+            saga.compensate(undo)
+            raise KeyError("why")
+
+    failure = failure_in(_flow(flow).last)
+    assert failure.kind == "CompensationFailed"
+    assert type(error).__name__ in failure.message
+    assert failure.cause is not None
+    assert failure.cause.kind == "KeyError"
+
+
+BAD = "no: \ud83d\0"
+
+
+@pytest.mark.parametrize("text", [BAD, "x" * 3_000_000, 7, None, object()])
+def test_a_reducer_may_fail_with_any_text(text: Any) -> None:
+    local = App()
+
+    @local.reducer
+    def flow(state: int, event: sf.Event) -> sf.Decision:
+        return sf.Decision(state, [sf.Fail(text)])
+
+    failure = failure_in(Run(local, "flow", None).last)
+    assert failure.kind == "Fail"
+    events.encode_transition(1, [events.RunFailed("flow", "", 1, failure)])
+
+
+@pytest.mark.parametrize("make", [lambda: sf.sleep(1, tag=BAD), lambda: sf.sleep(1, tag=7)])  # type: ignore[arg-type]
+def test_a_tag_that_can_not_be_recorded_is_refused_at_the_call(make: Any) -> None:
+    local = App()
+
+    @local.reducer
+    def flow(state: int, event: sf.Event) -> sf.Decision:
+        return sf.Decision(state, [make()])
+
+    failure = failure_in(Run(local, "flow", None).last)
+    assert failure.kind == "UsageError"
+    assert "a tag " in failure.message
+
+
+@pytest.mark.parametrize("command", [sf.Answer("7"), sf.Answer(7), sf.Refuse(BAD, "no")])  # type: ignore[arg-type]
+def test_an_answer_to_another_id_is_refused(command: Any) -> None:
+    local = App()
+
+    @local.reducer
+    def flow(state: int, event: sf.Event) -> sf.Decision:
+        return sf.Decision(state, [command])
+
+    failure = failure_in(Run(local, "flow", None).last)
+    assert "the id of a question has 32 hex digits" in failure.message
+
+
+def test_the_failure_of_a_step_is_the_cause_of_the_run_s() -> None:
+    local = App()
+
+    @local.step(retry=sf.NO_RETRY)
+    async def pay() -> None: ...
+
+    @local.workflow
+    async def flow() -> None:
+        await pay()
+
+    run = Run(local, "flow")
+    run.advance(Outcome(1, 1, 1.0, None, Failure("Declined", "no", "  line\n", fields={"code": 7}), True))
+    failure = failure_in(run.last)
+    assert failure.kind == "StepFailed"
+    assert failure.cause is not None
+    assert (failure.cause.kind, failure.cause.fields) == ("Declined", {"code": 7})
+    assert "Declined: no" in failure.traceback

@@ -366,3 +366,28 @@ def test_a_child_that_lost_a_race_is_over_for_its_parent() -> None:
     started = ChildStarted(1, "agent", "run-1.1", "", NOTHING)
     [span] = spans_of([Transition(NOW, [started]), Transition(NOW + 50, [ChildCancelled(1, "agent")])])
     assert (span.end, span.note) == (NOW + 50, "run-1.1 asked to cancel")
+
+
+def test_a_failure_is_shown_with_its_notes_fields_and_cause() -> None:
+    cause = Failure("KeyError", "'token'", '  File "pay.py", line 3, in pay\n')
+    failure = Failure("Declined", "no", "whole text\n", ("order 17",), {"code": "card_declined"}, cause)
+    group = Failure("ExceptionGroup", "two", "", members=(failure,))
+    ended = events.RunFailed("flow", "", 1, group)
+    detail = RunDetail(
+        run_id="run-1",
+        header=Header("failed", 1, "c", 1, 2, "flow", "", ""),
+        transitions=[events.Transition(1, [ended])],
+        now_ms=3,
+    )
+    text = "\n".join(line.plain for line in run_lines(detail, 100))
+    for part in (
+        "ExceptionGroup: two",
+        "member 1",
+        "Declined: no",
+        "order 17",
+        "card_declined",
+        "because of",
+        "KeyError",
+    ):
+        assert part in text
+    assert 'File "pay.py", line 3' in text
