@@ -44,6 +44,7 @@ from streamflow.machine.open_work import MAX_WORKER_LOSSES, WORKER_LOST, OpenWor
 from streamflow.machine.sealed import sealed
 from streamflow.machine.transition import Due, Effects, Ending, Forgotten, Input, Outcome, Outgoing
 from streamflow.model import codec
+from streamflow.machine.transition import Due, Effects, Ending, Input, Outcome, Outgoing
 from streamflow.model.attributes import Attribute, merged
 from streamflow.model.failures import line_of_call
 from streamflow.model.record import Status
@@ -483,7 +484,8 @@ class RunMachine(OpenWork):
             self._fail(Failure(UsageError.__name__, message))
             return
         try:
-            data = codec.encode(result, f"result of {self.workflow}")
+            definition = self.app.version(self.workflow, self.version) or self.app.workflows[self.workflow]
+            data = definition.parameters.encode_result(result)
         except (PayloadInvalid, PayloadTooLarge) as error:
             self._fail(Failure(type(error).__name__, str(error)))
         else:

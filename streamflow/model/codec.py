@@ -17,7 +17,18 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.errors import PayloadInvalid, PayloadTooLarge
-from streamflow.model.failures import text_of
+from streamflow.model.payload_types import (
+    SCALARS,
+    Declared,
+    advice_for,
+    decode_unknown,
+    encode_unknown,
+    examine,
+    has_set,
+    in_one_order,
+    lost,
+)
+from streamflow.text import recordable
 
 WARN_BYTES = 256 * 1024
 MAX_BYTES = 2 * 1024 * 1024
@@ -26,24 +37,33 @@ MAX_DEPTH = 64
 DECODE_ERRORS = (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError, ValueError)
 """Everything that decoding invalid data can raise: not all of it derives from `msgspec.DecodeError`."""
 
-_encoder = msgspec.msgpack.Encoder()
+_encoder = msgspec.msgpack.Encoder(enc_hook=encode_unknown)
+_ADVICE = "Use plain types, dataclasses, msgspec Structs, attrs classes or pydantic models"
 _log = logging.getLogger("streamflow.codec")
 
 
 def encode(value: object, what: str) -> bytes:
-    """MessagePack. `what` names the payload in errors: `result of step fetch`.
+    """MessagePack. `what` names the payload in errors: `result of step fetch`. Equal sets give equal bytes in every
+    process; dicts keep the order in which they were filled.
 
     Raises `PayloadInvalid`, `PayloadTooLarge`.
     """
+    return _encode(value, what, type(value) not in SCALARS and has_set(value))
+
+
+def _encode(value: object, what: str, sets: bool) -> bytes:
     try:
-        data = _encoder.encode(value)
+        data = _encoder.encode(in_one_order(value) if sets else value)
     except RecursionError:
         raise PayloadInvalid(f"the {what} is nested too deep (or contains itself); the limit is {MAX_DEPTH}") from None
-    except Exception as error:  # objects are user code
+    except UnicodeEncodeError as error:
         raise PayloadInvalid(
-            f"the {what} can't be encoded: {text_of(error)}. "
-            "Use msgspec Structs, dataclasses, attrs classes, or plain types."
+            f"the {what} can't be encoded: it has text that is not valid Unicode ({error.reason} at {error.start}). "
+            "Pass text.encode('utf-8', 'replace').decode(), or bytes."
         ) from error
+    except (TypeError, ValueError, OverflowError) as error:
+        advice = "Pass a larger int as text." if "serialize ints" in str(error) else f"{_ADVICE}."
+        raise PayloadInvalid(f"the {what} can't be encoded: {error}. {advice}") from error
     if len(data) > 64:
         check_payload(data, what)
     return data
@@ -80,13 +100,22 @@ def depth_exceeds(data: bytes | memoryview, limit: int) -> bool:
     return True
 
 
-@functools.lru_cache(maxsize=4096)
 def decoder_for(type_: Any) -> Callable[[Any], Any]:
-    """A decoder for `type_`, cached. Raises `PayloadInvalid` for a type that msgspec can't decode."""
+    """A decoder for `type_`, cached. Raises `PayloadInvalid` for a type of which no value can be decoded."""
     try:
-        return msgspec.msgpack.Decoder(type_).decode
-    except TypeError as error:
-        raise PayloadInvalid(f"{type_!r} can't be the type of a payload: {error}") from error
+        return _decoder_for(type_)[0]
+    except TypeError:  # not hashable, as Annotated[int, []]
+        return _decoder_for.__wrapped__(type_)[0]
+
+
+@functools.lru_cache(maxsize=4096)
+def _decoder_for(type_: Any) -> tuple[Callable[[Any], Any], Declared]:
+    try:
+        return msgspec.msgpack.Decoder(type_, dec_hook=decode_unknown).decode, examine(type_)
+    except Exception as error:  # also of metaclasses and of annotations that can't be resolved
+        raise PayloadInvalid(
+            f"{recordable(_type_name(type_), 200)} can't be the type of a payload: {advice_for(error)}"
+        ) from error
 
 
 def decode(data: Raw | bytes, type_: Any, what: str) -> Any:
@@ -103,6 +132,21 @@ def _type_name(type_: Any) -> str:
     return type_.__name__ if isinstance(type_, type) else str(type_)
 
 
+def declared_as(type_: Any) -> Declared:
+    try:
+        return _decoder_for(type_)[1]
+    except TypeError:
+        return _decoder_for.__wrapped__(type_)[1]
+
+
+def _is_same(value: object, decode: Callable[[Any], Any], data: bytes) -> bool:
+    """Whether the decoded value equals the original. Decoding and comparing is C; only a difference is looked into."""
+    try:
+        return bool(decode(data) == value)
+    except Exception:  # of user types: the receiver's decoding reports it
+        return False
+
+
 class Parameters:
     """The typed parameters of a step or workflow: turns the arguments of a call into one payload, and back.
 
@@ -110,8 +154,9 @@ class Parameters:
     keywords, and a parameter with a default may be added at the end later.
     """
 
-    def __init__(self, function: Callable[..., Any], what: str) -> None:
+    def __init__(self, function: Callable[..., Any], what: str, *, exact: bool = True) -> None:
         self.what = what
+        self._exact = exact
         signature = inspect.signature(function)
         hints = _hints(function)
         self.names: list[str] = []
@@ -130,6 +175,10 @@ class Parameters:
         self._count = len(types)
         self._decode = decoder_for(tuple[self.types] if self.types else tuple[()])
         self._decode_result = decoder_for(self.returns)
+        self._declared = [declared_as(type_) for type_ in types]
+        self._result = declared_as(self.returns)
+        self._scalar = all(declared.scalar for declared in self._declared)
+        self._sets = any(declared.sets for declared in self._declared)
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """The payload of a call. Raises `TypeError` as the call itself would, `PayloadInvalid`, `PayloadTooLarge`."""
@@ -140,7 +189,34 @@ class Parameters:
                 raise TypeError(f"{self.what} can't be called with these arguments: {error}") from None
             bound.apply_defaults()
             args = tuple(bound.arguments[name] for name in self.names)
-        return encode(args, f"input of {self.what}")
+        if not self._exact:
+            return encode(args, f"input of {self.what}")
+        data = _encode(args, f"input of {self.what}", self._sets)
+        if not self._scalar and not SCALARS.issuperset(map(type, args)):
+            self._check(args, data)
+        return data
+
+    def _check(self, args: tuple[Any, ...], data: bytes) -> None:
+        """Refuse arguments that would arrive as something else."""
+        if not _is_same(args, self._decode, data):
+            for name, value, declared in zip(self.names, args, self._declared, strict=True):
+                if reason := lost(value, declared.info, name):
+                    raise PayloadInvalid(f"the input of {self.what} would not arrive as it is: {reason}.")
+
+    def encode_result(self, value: object) -> bytes:
+        """The payload of a result. Raises `PayloadInvalid`, also if it would arrive as something else, and
+        `PayloadTooLarge`."""
+        what = f"result of {self.what}"
+        if type(value) in SCALARS:
+            return _encode(value, what, False)
+        if not self._exact:
+            return encode(value, what)
+        data = _encode(value, what, self._result.sets)
+        if not _is_same(value, self._decode_result, data):
+            reason = lost(value, self._result.info, "it")
+            if reason:
+                raise PayloadInvalid(f"the {what} would not arrive as it is: {reason}.")
+        return data
 
     def decode(self, payload: Raw | bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments. Raises `PayloadInvalid`."""

@@ -27,6 +27,7 @@ from streamflow.events import NOTHING
 from streamflow.machine.transition import Outcome
 from streamflow.model import codec
 from streamflow.model.failures import failure_of, kinds_of
+from streamflow.model.failures import failure_of
 from streamflow.steps.context import Running, current
 from streamflow.steps.processes import ProcessPool
 from streamflow.steps.stacks import user_line
@@ -322,7 +323,7 @@ class StepExecutor:
 
     def _success(self, running: Running, value: object) -> Outcome:
         job = running.job
-        data = codec.encode(value, f"result of step {job.step.name}")
+        data = job.step.parameters.encode_result(value)
         return Outcome(job.seq, job.attempt, _elapsed_ms(running), Raw(data))
 
     def _failed(self, running: Running, error: BaseException) -> Outcome:

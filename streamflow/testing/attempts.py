@@ -23,6 +23,7 @@ from streamflow.errors import Failure, UsageError
 from streamflow.machine.transition import Outcome
 from streamflow.model import codec
 from streamflow.model.failures import failure_of, kinds_of
+from streamflow.model.failures import failure_of
 from streamflow.steps import executor
 from streamflow.steps.context import Running, current
 from streamflow.testing.stubs import Stub, StubCall, Stubs
@@ -51,7 +52,7 @@ async def perform(stubs: Stubs, run_id: str, job: StepJob, at: datetime) -> tupl
         call = StubCall(args=args, kwargs=kwargs, run_id=run_id, seq=job.seq, attempt=job.attempt, at=at)
         stubs.called(step.name, call)
         value = await _value(stub, job, args, kwargs)
-        result = Raw(codec.encode(value, f"result of step {step.name}"))
+        result = Raw(step.parameters.encode_result(value))
         outcome = Outcome(job.seq, job.attempt, takes * 1000, result)
     except _TimedOut:
         return _timed_out(record, 0.0), 0

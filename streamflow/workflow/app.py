@@ -238,7 +238,7 @@ class Reducer(Startable):
         parameters = list(inspect.signature(function).parameters.values())
         if len(parameters) < 2 or any(p.default is p.empty for p in parameters[2:]):
             raise UsageError(f"reducer {name} must have two parameters (state, event), got {len(parameters)}")
-        super().__init__(function, name, codec.Parameters(_reducer_input, f"reducer {name}"))
+        super().__init__(function, name, codec.Parameters(_reducer_input, f"reducer {name}", exact=False))
         try:
             self.state_type: Any = typing.get_type_hints(function).get(parameters[0].name, Any)
         except NameError as error:
