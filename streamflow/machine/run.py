@@ -485,7 +485,7 @@ class RunMachine(OpenWork):
             return
         try:
             definition = self.app.version(self.workflow, self.version) or self.app.workflows[self.workflow]
-            data = definition.parameters.encode_result(result)
+            data = definition.parameters.encode_result(result, f"result of {self.workflow}")
         except (PayloadInvalid, PayloadTooLarge) as error:
             self._fail(Failure(type(error).__name__, str(error)))
         else:

@@ -203,10 +203,10 @@ class Parameters:
                 if reason := lost(value, declared.info, name):
                     raise PayloadInvalid(f"the input of {self.what} would not arrive as it is: {reason}.")
 
-    def encode_result(self, value: object) -> bytes:
+    def encode_result(self, value: object, what: str = "") -> bytes:
         """The payload of a result. Raises `PayloadInvalid`, also if it would arrive as something else, and
         `PayloadTooLarge`."""
-        what = f"result of {self.what}"
+        what = what or f"result of {self.what}"
         if type(value) in SCALARS:
             return _encode(value, what, False)
         if not self._exact:
