@@ -43,8 +43,6 @@ from streamflow.events import (
 from streamflow.machine.open_work import MAX_WORKER_LOSSES, WORKER_LOST, OpenWork
 from streamflow.machine.sealed import sealed
 from streamflow.machine.transition import Due, Effects, Ending, Forgotten, Input, Outcome, Outgoing
-from streamflow.model import codec
-from streamflow.machine.transition import Due, Effects, Ending, Input, Outcome, Outgoing
 from streamflow.model.attributes import Attribute, merged
 from streamflow.model.failures import line_of_call
 from streamflow.model.record import Status

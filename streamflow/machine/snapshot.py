@@ -87,8 +87,8 @@ def overrides_of(call: StepCall) -> Overrides | None:
         return None
     retry = step.retry
     never = [recordable(name if isinstance(name, str) else name.__name__, 256) for name in retry.never]
-    numbers = (retry.attempts, retry.initial, retry.factor, retry.maximum, retry.jitter)
-    return Overrides(step.timeout, step.queue, (*numbers, never))
+    numbers = (retry.attempts or 0, retry.initial, retry.factor, retry.maximum, retry.jitter)
+    return Overrides(step.timeout, step.queue, (*numbers, never), retry.within)
 
 
 def retry_of(overrides: Overrides) -> Retry | UnsetType:

@@ -28,7 +28,7 @@ from streamflow.model.payload_types import (
     in_one_order,
     lost,
 )
-from streamflow.text import recordable
+from streamflow.text import recordable, text_of
 
 WARN_BYTES = 256 * 1024
 MAX_BYTES = 2 * 1024 * 1024
@@ -61,9 +61,12 @@ def _encode(value: object, what: str, sets: bool) -> bytes:
             f"the {what} can't be encoded: it has text that is not valid Unicode ({error.reason} at {error.start}). "
             "Pass text.encode('utf-8', 'replace').decode(), or bytes."
         ) from error
-    except (TypeError, ValueError, OverflowError) as error:
-        advice = "Pass a larger int as text." if "serialize ints" in str(error) else f"{_ADVICE}."
-        raise PayloadInvalid(f"the {what} can't be encoded: {error}. {advice}") from error
+    except PayloadInvalid:
+        raise
+    except Exception as error:  # objects are user code
+        reason = text_of(error)
+        advice = "Pass a larger int as text." if "serialize ints" in reason else f"{_ADVICE}."
+        raise PayloadInvalid(f"the {what} can't be encoded: {reason}. {advice}") from error
     if len(data) > 64:
         check_payload(data, what)
     return data

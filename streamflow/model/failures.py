@@ -8,8 +8,8 @@ awaits something that isn't streamflow's. Must not: raise. Called by: the machin
 from __future__ import annotations
 
 import dis
-import functools
 import enum
+import functools
 import os
 import sys
 import textwrap
@@ -18,8 +18,7 @@ from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
-from types import CodeType, FrameType
-from types import CodeType, MemberDescriptorType
+from types import CodeType, FrameType, MemberDescriptorType
 from typing import Any, cast
 from uuid import UUID
 
@@ -56,6 +55,15 @@ def failure_of(error: BaseException, skip: tuple[str, ...] = ()) -> Failure:
         return _Recorder((*_INTERNAL, *skip)).root(error)
     except BaseException as broken:  # the last resort: for example no stack left
         return Failure(type_name(error), f"<{type_name(broken)} while it was recorded>")
+
+
+MAX_KINDS = 32
+
+
+def kinds_of(error: BaseException) -> tuple[str, ...]:
+    """The names of its class and of the classes that it derives from: what `never` of a retry policy is compared
+    with."""
+    return tuple(recordable(cls.__name__, 256) for cls in type(error).__mro__[:-1][:MAX_KINDS])
 
 
 _CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
@@ -296,8 +304,8 @@ def foreign_await(coroutine: Any, awaited: object) -> ForeignAwait:
 
 
 def outside_loop(error: BaseException) -> BaseException:
-    """`error`, or the `ForeignAwait` that explains it: calls of asyncio fail at once, because no event loop runs."""
-    if not (isinstance(error, RuntimeError) and any(text in text_of(error) for text in _NO_LOOP)):
+    """`error`, or the `ForeignAwait` that it means: what asyncio and anyio raise where there is no task or no loop."""
+    if not isinstance(error, RuntimeError | TypeError | AttributeError) or isinstance(error, ForeignAwait):
         return error
     frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     last = max((number for number, (code, _) in enumerate(frames) if not is_library(code.co_filename)), default=-1)

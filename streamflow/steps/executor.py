@@ -25,9 +25,7 @@ from msgspec import Raw
 from streamflow.errors import Failure, UsageError
 from streamflow.events import NOTHING
 from streamflow.machine.transition import Outcome
-from streamflow.model import codec
 from streamflow.model.failures import failure_of, kinds_of
-from streamflow.model.failures import failure_of
 from streamflow.steps.context import Running, current
 from streamflow.steps.processes import ProcessPool
 from streamflow.steps.stacks import user_line

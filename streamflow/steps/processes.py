@@ -35,10 +35,8 @@ from msgspec import Raw
 
 from streamflow.errors import Failure, UsageError
 from streamflow.machine.open_work import WORKER_LOST
-from streamflow.model import codec
 from streamflow.model.failures import failure_of, kinds_of
 from streamflow.steps import process_child
-from streamflow.model.failures import failure_of
 from streamflow.steps.context import Running, current
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
@@ -122,14 +120,71 @@ class _Process:
         """Send a frame, and return the next one. Raises `_Died`."""
         assert self._writer is not None
         try:
-            with _own_streams():
-                value = step.function(*values, **keywords)
-        except Exception as error:
-            gives_up = step.retry.gives_up_on(error)
-            raise
-        return step.parameters.encode_result(value), None, False
-    except BaseException as error:
-        return b"", failure_of(error, (__file__,)), gives_up or isinstance(error, UsageError)
+            self._writer.writelines((len(body).to_bytes(8, "big"), body))
+            await self._writer.drain()
+        except OSError as error:
+            raise _Died from error
+        return await self.receive()
+
+    async def receive(self) -> bytes:
+        """The next frame. Raises `_Died`."""
+        reading = asyncio.ensure_future(self._read_frame())
+        died = False
+        try:
+            while not reading.done():
+                await asyncio.wait({reading}, timeout=LOOK_EVERY)
+                if died and not reading.done():
+                    raise _Died
+                died = not self._is_alive()
+            return reading.result()
+        except (OSError, EOFError) as error:
+            raise _Died from error
+        finally:
+            reading.cancel()
+
+    async def _read_frame(self) -> bytes:
+        assert self._reader is not None
+        return await self._reader.readexactly(int.from_bytes(await self._reader.readexactly(8), "big"))
+
+    def _is_alive(self) -> bool:
+        """Without freeing its number, by which `kill` ends what it has started."""
+        try:
+            return os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
+
+    @property
+    def usable(self) -> bool:
+        return self._popen.returncode is None and self._is_alive()
+
+    def kill(self) -> None:
+        """End the process, and the commands that it has started."""
+        if self._popen.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+        if self._writer is not None:
+            self._writer.transport.abort()
+        else:
+            self._socket.close()
+
+    def is_over(self) -> bool:
+        """Whether a killed process has ended; the system frees it then."""
+        return self._popen.poll() is not None
+
+    async def how_it_ended(self) -> str:
+        pause = 0.001
+        while self._is_alive() and pause < LONGEST_END:
+            await asyncio.sleep(pause)
+            pause *= 2
+        code = self._popen.poll()
+        if code is None:
+            return "it closed its connection"
+        if code < 0:
+            try:
+                return f"ended by {signal.Signals(-code).name}"
+            except ValueError:
+                return f"ended by signal {-code}"
+        return f"exit status {code}"
 
 
 def _log_output() -> int:
@@ -263,7 +318,7 @@ def _run(call: _Call) -> CallResult:
         current.set(Running(0, call.run_id, job, in_process=True))
         values, keywords = step.parameters.decode(call.args)
         value = step.function(*values, **keywords)
-        return CallResult(codec.encode(value, f"result of step {call.name}"))
+        return CallResult(step.parameters.encode_result(value))
     except BaseException as error:
         permanent = isinstance(error, UsageError)
         return CallResult(b"", failure_of(error, (__file__,)), permanent, kinds=kinds_of(error))

@@ -21,9 +21,7 @@ from msgspec import UNSET, Raw
 
 from streamflow.errors import Failure, UsageError
 from streamflow.machine.transition import Outcome
-from streamflow.model import codec
 from streamflow.model.failures import failure_of, kinds_of
-from streamflow.model.failures import failure_of
 from streamflow.steps import executor
 from streamflow.steps.context import Running, current
 from streamflow.testing.stubs import Stub, StubCall, Stubs

@@ -26,9 +26,8 @@ from streamflow.events import (
 )
 from streamflow.model import codec, sharding
 from streamflow.model.names import check_name, check_run_id
-from streamflow.workflow.awaitable import DONE, NEW, PENDING, Fiber, Operation, active_machine, warn_if_forgotten
 from streamflow.text import recordable
-from streamflow.workflow.awaitable import DONE, NEW, PENDING, Fiber, Operation, active_machine
+from streamflow.workflow.awaitable import DONE, NEW, PENDING, Fiber, Operation, active_machine, warn_if_forgotten
 
 if TYPE_CHECKING:
     from streamflow.workflow.app import Reducer, Step, Workflow

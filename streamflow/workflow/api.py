@@ -22,7 +22,6 @@ from streamflow.errors import UsageError
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, check_attributes
 from streamflow.model.durations import seconds_of
-from streamflow.model.names import check_name
 from streamflow.model.names import check_name, check_text
 from streamflow.workflow.actions import AskWait, Child, ChildCall, ChildStart, Question, SignalSend, SignalWait, Sleep
 from streamflow.workflow.app import OnParentEnd, Startable

@@ -23,7 +23,6 @@ from msgspec import UNSET, UnsetType
 from streamflow.errors import InvalidName, UsageError
 from streamflow.model import codec
 from streamflow.model.durations import seconds_of
-from streamflow.model.names import check_name, check_run_id
 from streamflow.model.names import check_name, check_run_id, check_text
 from streamflow.workflow.actions import ON_PARENT_END, ChildCall, StepCall
 from streamflow.workflow.awaitable import active
@@ -116,7 +115,8 @@ class Step(Generic[P, R]):
             other.queue = queue if queue is None else check_name("queue", queue)
         if retry is not UNSET:
             other.retry = _check_retry(self.name, retry)
-        other.tag = check_text("tag", tag)
+        if tag is not UNSET:
+            other.tag = check_text("tag", tag)
         return other
 
     def __repr__(self) -> str:
@@ -170,10 +170,19 @@ class Startable:
         >>> receipt = await invoice.options(id=f"invoice-{order.id}")(order)
         """
         other = copy.copy(self)
-        other.on_parent_end = on_parent_end
-        other.child_id = check_run_id(id) if id else ""
-        other.child_tenant = check_name("tenant", tenant) if tenant else ""
-        other.tag = check_text("tag", tag)
+        if on_parent_end is not UNSET:
+            if on_parent_end not in ON_PARENT_END:
+                raise UsageError(
+                    f"{self.kind} {self.name}: on_parent_end must be one of {', '.join(ON_PARENT_END)}, "
+                    f"got {on_parent_end!r}"
+                )
+            other.on_parent_end = on_parent_end
+        if id is not UNSET:
+            other.child_id = check_run_id(id) if id else ""
+        if tenant is not UNSET:
+            other.child_tenant = check_name("tenant", tenant) if tenant else ""
+        if tag is not UNSET:
+            other.tag = check_text("tag", tag)
         return other
 
     def _child(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChildCall:
