@@ -134,9 +134,9 @@ NAMES: dict[str, Any] = {
 try:
     import pydantic
 except ImportError:
-    HAS_PYDANTIC = False
+    has_pydantic = False
 else:
-    HAS_PYDANTIC = True
+    has_pydantic = True
 
     class Model(pydantic.BaseModel):
         item: str
@@ -155,7 +155,7 @@ def rows() -> list[Any]:
     for line in PAGE.read_text().splitlines():
         match = re.fullmatch(r"\| `(.*?)` \| `(.*?)` \| (.*) \|", line)
         if match:
-            needs = [pytest.mark.skipif(not HAS_PYDANTIC, reason="no pydantic")] if "Model" in match[1] else []
+            needs = [pytest.mark.skipif(not has_pydantic, reason="no pydantic")] if "Model" in match[1] else []
             found.append(pytest.param(*match.groups(), id=f"{match[1]} {match[2]}"[:60], marks=needs))
     return found
 

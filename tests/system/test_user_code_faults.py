@@ -35,7 +35,7 @@ class Price:
 def make_app() -> sf.App:
     app = sf.App()
 
-    @app.step
+    @app.step(retry=sf.NO_RETRY)
     async def quote(amount: int) -> Price:
         return {"amount": amount}  # type: ignore[return-value]
 
@@ -99,15 +99,13 @@ async def start_innocents(client: sf.Client, count: int = 5) -> list[sf.Run[Any]
     return [await client.start("innocent", id=f"innocent-{number}") for number in range(count)]
 
 
-async def test_a_result_that_its_type_refuses_by_anything_parks_its_run_only(serve: Serve) -> None:
+async def test_a_result_that_its_type_refuses_by_anything_fails_its_run_only(serve: Serve) -> None:
     async with serve(make_app(), shards=1) as (client, _):
         runs = await start_innocents(client)
         bad = await client.start("asks", -1)
-        await until(lambda: is_stuck(bad))
-        await innocents_end(client, runs)
-        await bad.terminate()
-        with pytest.raises(sf.RunCancelled):
+        with pytest.raises(sf.RunFailed, match="a price of -1"):
             await bad.result(timeout=DEADLINE)
+        await innocents_end(client, runs)
 
 
 async def test_a_signal_that_its_type_refuses_by_anything_parks_its_run_only(serve: Serve) -> None:

@@ -205,7 +205,7 @@ def test_a_failed_run_starts_nothing_more() -> None:
 class Unshowable(Exception):
     """Every way in which an exception can resist being looked at."""
 
-    __notes__ = 3
+    __notes__: Any = 3
 
     def __str__(self) -> str:
         raise SystemExit

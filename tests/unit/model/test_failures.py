@@ -198,7 +198,7 @@ class OddText(str):
     def __len__(self) -> int:
         raise ZeroDivisionError
 
-    def encode(self, *args: Any) -> bytes:
+    def encode(self, *args: Any, **kwargs: Any) -> bytes:
         raise ZeroDivisionError
 
 
@@ -244,7 +244,8 @@ def long_chain() -> Exception:
 def nested_groups() -> Exception:
     error: Exception = ValueError("x" * 5000)
     for _ in range(50):
-        error = ExceptionGroup("group", [error] * 20)
+        members: list[Exception] = [error] * 20
+        error = ExceptionGroup("group", members)
     return error
 
 
