@@ -9,7 +9,9 @@ compares its decisions with the recorded ones.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import msgspec
 
 from streamflow import errors, events
 from streamflow.errors import Diverged, Failure, PayloadInvalid
@@ -20,6 +22,7 @@ from streamflow.events import (
     AskReceived,
     CancelRequested,
     ChildCompleted,
+    ChildStarted,
     HistoryLimitReached,
     Patched,
     RunContinued,
@@ -27,6 +30,7 @@ from streamflow.events import (
     RunStarted,
     RunStuck,
     SignalReceived,
+    SignalSent,
     StepCompleted,
     StepScheduled,
     TimerFired,
@@ -34,6 +38,7 @@ from streamflow.events import (
 )
 from streamflow.machine.coroutines import CoroutineMachine
 from streamflow.machine.transition import Effects, Ending
+from streamflow.model.plain import plain
 from streamflow.model.sharding import Partition
 from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import Operation, Unwinding, active
@@ -41,6 +46,8 @@ from streamflow.workflow.awaitable import Operation, Unwinding, active
 if TYPE_CHECKING:
     from streamflow.workflow.awaitable import D
 
+MAX_SHOWN = 200
+"""Characters of arguments in the report of a divergence."""
 _DELIVERED = (RunStarted, SignalReceived, AskReceived, StepCompleted, ChildCompleted, TimerFired)
 """Facts that are delivered to user code as they are; of the others only failures are."""
 
@@ -58,13 +65,15 @@ class _Divergence(Unwinding):
 class WorkflowMachine(CoroutineMachine):
     """A run whose code is coroutines, live or in a replay."""
 
-    __slots__ = ("_held", "_position", "_recorded", "_replayed")
+    __slots__ = ("_divergence", "_held", "_position", "_recorded", "_replayed")
 
     def __init__(self, app: App, partition: Partition, run_id: str, workflow: str = "") -> None:
         super().__init__(app, partition, run_id, workflow)
         self._recorded: list[AnyEvent] | None = None
         """The transition that is being replayed; None when live."""
         self._position = 0
+        self._divergence: _Divergence | None = None
+        """Where this replay has diverged."""
         self._replayed = 0
         """Number of events in the history before that transition."""
         self._held: list[tuple[AnyEvent, Operation | None]] | None = None
@@ -109,6 +118,8 @@ class WorkflowMachine(CoroutineMachine):
                 if self.ended:
                     raise _Divergence(self._position - 1, event.describe(), "end the run before this event")
                 self._replay_event(event)
+                if self._divergence is not None:  # it was raised in code of the run, which caught it
+                    raise self._divergence
             self._replayed += len(events)
 
     def _replay_event(self, event: AnyEvent) -> None:
@@ -214,9 +225,38 @@ class WorkflowMachine(CoroutineMachine):
             found = event.describe()
             if (failure := getattr(event, "failure", None)) is not None:
                 found = f"{found}: {failure}"
-            raise _Divergence(self._position, expected, found)
+            self._diverge(expected, found)
+        if not self._has_same_arguments(recorded, event):
+            self._diverge(_with_arguments(cast("AnyEvent", recorded)), _with_arguments(event))
         self._position += 1
         return cast("AnyEvent", recorded)
+
+    def _diverge(self, expected: str, found: str) -> NoReturn:
+        self._divergence = _Divergence(self._position, expected, found)
+        raise self._divergence
+
+    def _has_same_arguments(self, recorded: AnyEvent | None, event: AnyEvent) -> bool:
+        """Whether a decision is about the same. What only a later deploy adds (a parameter or a field with a default)
+        doesn't count: then the recorded arguments, decoded and encoded again by today's types, are the same."""
+        if isinstance(event, SignalSent):
+            return cast("SignalSent", recorded).target == event.target
+        if isinstance(event, StepScheduled):
+            before, now = cast("StepScheduled", recorded).args, event.args
+            definition = self.app.steps.get(event.name)
+        elif isinstance(event, ChildStarted):
+            before, now = cast("ChildStarted", recorded).input, event.input
+            definition = self.app.workflows.get(event.name)
+        else:
+            return True
+        if bytes(before) == bytes(now):
+            return True
+        if definition is None:
+            return False
+        parameters = definition.parameters
+        try:
+            return parameters.encode(*parameters.decode(before)) == bytes(now)
+        except Exception:  # types are user code
+            return False
 
     def _following(self, further: int = 0) -> AnyEvent | None:
         recorded, position = self._recorded, self._position + further
@@ -271,3 +311,12 @@ def _first_position(transition: Transition) -> int:
     """The position at which the history begins in its first transition: its last `RunContinued`, or 0."""
     events = transition.events
     return next((i for i in range(len(events) - 1, 0, -1) if isinstance(events[i], RunContinued)), 0)
+
+
+def _with_arguments(event: AnyEvent) -> str:
+    """A decision with its arguments, cut to a line."""
+    if isinstance(event, SignalSent):
+        return f"{event.describe()} to {event.target}"
+    payload = event.args if isinstance(event, StepScheduled) else cast("ChildStarted", event).input
+    text = msgspec.json.encode(plain(payload)).decode()
+    return f"{event.describe()} with {text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + '…'}"

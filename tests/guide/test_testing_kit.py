@@ -496,7 +496,7 @@ async def test_arguments_and_times_that_are_not_the_same_each_time_are_caught() 
 
         return play
 
-    with pytest.raises(AssertionError, match=r"run argues-1 decided StepScheduled\(1, take\) with args \[0\."):
+    with pytest.raises(AssertionError, match=r"the code did StepScheduled\(1, take\) with \[0\."):
         await sft.survives_crashes(unfit, scenario(argues))
     with pytest.raises(AssertionError, match=r"run dawdles-1 decided TimerSet\(1\) with due "):
         await sft.survives_crashes(unfit, scenario(dawdles))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
+
+import msgspec
 
 from streamflow.events import CancelRequested, RunStuck, SignalReceived
 from streamflow.machine.factory import rehydrate
@@ -277,3 +280,115 @@ def test_an_ended_run_is_not_replayed() -> None:
     assert machine.diverged is None
     assert not run.done(2, 2).events
     assert run.last.ended
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+
+def _calls(*arguments: Any) -> Any:
+    """A workflow that calls step `a` with each argument in turn, and then waits."""
+
+    def body(app: App) -> Any:
+        async def flow() -> None:
+            for argument in arguments:
+                await app.steps["a"](argument() if callable(argument) else argument)
+            await sf.signal("go")
+
+        return flow
+
+    return body
+
+
+def _replayed(run: Run, app: App) -> str:
+    """Why the run's history doesn't replay with the code of `app`; empty when it does."""
+    run.app = app
+    return run.reload().reason
+
+
+def test_other_arguments_are_a_divergence_that_shows_both() -> None:
+    run = Run(_app(_calls(1, 2)), "flow")
+    run.done(1, 1)
+    reason = _replayed(run, _app(_calls(1, 3)))
+    assert "the history has StepScheduled(2, a) with [2]" in reason
+    assert "the code did StepScheduled(2, a) with [3]" in reason
+
+
+def test_a_random_value_that_shifts_is_noticed() -> None:
+    """One `sf.uuid4()` more before it, and a step would be called with another id than the recorded one."""
+
+    def draws_first(app: App) -> Any:
+        async def flow() -> None:
+            sf.random()
+            await app.steps["a"](int(sf.random() * 1e6))
+            await sf.signal("go")
+
+        return flow
+
+    run = Run(_app(_calls(lambda: int(sf.random() * 1e6))), "flow")
+    assert not _replayed(run, _app(_calls(lambda: int(sf.random() * 1e6))))
+    assert "StepScheduled(1, a) with" in _replayed(run, _app(draws_first))
+
+
+def test_a_parameter_with_a_default_may_be_added() -> None:
+    run = Run(_app(_calls(1)), "flow")
+    app = App()
+
+    @app.step(name="a")
+    def act(x: int, unit: str = "EUR") -> int:
+        return x
+
+    app.workflow(name="flow")(_calls(1)(app))
+    assert not _replayed(run, app)
+    other = App()
+    other.step(name="a")(act.function)
+    other.workflow(name="flow")(_calls(2)(other))
+    assert 'with [2,"EUR"]' in _replayed(run, other)
+
+
+def test_a_field_with_a_default_may_be_added_to_an_argument() -> None:
+    def app_with(fields: list[Any]) -> App:
+        app = App()
+        order = msgspec.defstruct("Order", fields)
+
+        def act(x: Any) -> None: ...
+
+        act.__annotations__["x"] = order
+        app.step(name="a")(act)
+        app.workflow(name="flow")(_calls(order(1))(app))
+        return app
+
+    run = Run(app_with([("id", int)]), "flow")
+    assert not _replayed(run, app_with([("id", int), ("note", str, "")]))
+
+
+def test_code_cannot_swallow_a_divergence() -> None:
+    def swallows(argument: int) -> Any:
+        def body(app: App) -> Any:
+            async def flow() -> None:
+                async with sf.task_group() as group:
+                    with contextlib.suppress(BaseException):
+                        group.start_soon(app.steps["a"], argument)
+                    await sf.signal("go")
+
+            return flow
+
+        return body
+
+    run = Run(_app(swallows(1)), "flow")
+    assert not _replayed(run, _app(swallows(1)))
+    assert "with [2]" in _replayed(run, _app(swallows(2)))
+
+
+def test_a_signal_to_another_run_is_a_divergence() -> None:
+    def sends(target: str) -> Any:
+        def body(app: App) -> Any:
+            async def flow() -> None:
+                await sf.send_signal(target, "hello")
+                await sf.signal("go")
+
+            return flow
+
+        return body
+
+    run = Run(_app(sends("one")), "flow")
+    assert "SignalSent(1, hello) to two" in _replayed(run, _app(sends("two")))
