@@ -85,6 +85,7 @@ from streamflow.workflow.reducer import (
     TimerDone,
 )
 from streamflow.workflow.retry import NO_RETRY, Retry
+from streamflow.workflow.run_logger import logger
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client, connect
@@ -172,6 +173,7 @@ __all__ = [
     "heartbeat",
     "info",
     "local",
+    "logger",
     "map",
     "now",
     "patched",

@@ -69,6 +69,8 @@ class Machine(Protocol):
     parent: str
     version: int
     generation: int
+    live: bool
+    """False during a replay."""
     at: int
     app: App
     partition: Partition
