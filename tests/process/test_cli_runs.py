@@ -111,6 +111,7 @@ class Cli:
         """In this process: all is as in a separate one except the start of Python, which takes most of the time."""
         root = logging.getLogger()
         handlers, level = root.handlers[:], root.level
+        sys.modules.pop("flows", None)  # another test's file of that name
         try:
             with contextlib.chdir(self.directory):
                 result = CliRunner().invoke(group, list(arguments), input=input, env=self.own)
