@@ -17,6 +17,7 @@ from streamflow.errors import Failure, UsageError
 from streamflow.events import NOTHING, MessageQuarantined, RunStarted, Transition, encode_transition
 from streamflow.machine.coroutines import close_abandoned
 from streamflow.machine.factory import new_machine
+from streamflow.machine.sealed import enter_seal, leave_seal
 from streamflow.machine.transition import Effects, Input, Outcome
 from streamflow.model.attributes import Attribute, merged, same, value_text
 from streamflow.model.failures import failure_of
@@ -138,6 +139,21 @@ class ShardBatch:
     def reduce(self, app: App, namespace: Namespace, at: int, watch: Callable[[str], None]) -> None:
         """Let every run decide. `watch(run id)` is called before each, so that one that blocks can be named."""
         close_abandoned()
+        outside = enter_seal()  # once for all runs of the batch: it costs 1 µs
+        try:
+            self._reduce_runs(app, namespace, at, watch)
+        finally:
+            leave_seal(outside)
+        watch("")
+        for message in self.child_conflicts:
+            self._refuse_child(message, namespace)
+        for message, reason in self.poisoned:
+            run_id = message.run_id[:256] or "-"
+            event = encode_transition(at, [MessageQuarantined(message.id, reason, run_id)])
+            _log.error("message %s for run %s is quarantined: %s", message.id, message.run_id[:64], reason)
+            self.batch.poisons.append(Poison(message.id, run_id, reason, event, message.body))
+
+    def _reduce_runs(self, app: App, namespace: Namespace, at: int, watch: Callable[[str], None]) -> None:
         for run_id, run_work in self.work.items():
             watch(run_id)
             inputs = self._inputs(run_id, run_work, app, namespace.partition)
@@ -154,14 +170,6 @@ class ShardBatch:
                 if type(error) is KeyboardInterrupt:  # it stops the process, not a run
                     raise
                 self._leave_out(run_id, run_work, error)
-        watch("")
-        for message in self.child_conflicts:
-            self._refuse_child(message, namespace)
-        for message, reason in self.poisoned:
-            run_id = message.run_id[:256] or "-"
-            event = encode_transition(at, [MessageQuarantined(message.id, reason, run_id)])
-            _log.error("message %s for run %s is quarantined: %s", message.id, message.run_id[:64], reason)
-            self.batch.poisons.append(Poison(message.id, run_id, reason, event, message.body))
 
     def _leave_out(self, run_id: str, run_work: RunWork, error: BaseException) -> None:
         """Code of the run, or a defect in this code, raised what no run may: commit the other runs without it.
