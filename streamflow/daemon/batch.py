@@ -254,6 +254,7 @@ class ShardBatch:
             # What may fail comes before the first change of the batch: a run that can't be encoded leaves it unchanged.
             data = _encoder.encode(done.transition)
             state = machine.snapshot()
+            answers = [Put(shard.keys.answer(answer.id), "", _encoder.encode(answer)) for answer in effects.answers]
             attributes = old.attributes
             if effects.attributes is not None:
                 attributes = self._move_attributes(run_id, old, effects.attributes)
@@ -267,8 +268,7 @@ class ShardBatch:
             if effects.published is not None:
                 key = shard.keys.published(run_id)
                 batch.puts += [Put(key, field, value) for field, value in effects.published.items()]
-            for answer in effects.answers:
-                batch.puts.append(Put(shard.keys.answer(answer.id), "", _encoder.encode(answer)))
+            batch.puts += answers
             if status == Status.STUCK and old.status != Status.STUCK:
                 _log.error("run %s is stuck until a daemon has code that fits its history: %s", run_id, machine.reason)
             if listed_under(old.status) != status:
