@@ -9,7 +9,8 @@
 --
 -- KEYS   owner, inbox
 -- ARGV   expected (the token that the caller saw), nonce, holder, group, now
--- RETURNS OK token clock / CONFLICT token holder (of the present owner) / WRONGTYPE key
+-- RETURNS OK token clock delivered / CONFLICT token holder (of the present owner) / WRONGTYPE key
+-- `delivered`: the last message that the old owner had read, '' when it had read none
 -- @include shared/clock
 -- @include shared/holds
 local owner, inbox = KEYS[1], KEYS[2]
@@ -21,14 +22,25 @@ local stored = redis.call('HMGET', owner, 'token', 'holder', 'group', 'clock')
 local token = stored[1] or ''
 local clock = shard_clock(ARGV[5], stored[4])
 local epoch, holding = string.match(token, '^(%d+):(.*)$')
-if holding == nonce then return {'OK', token, string.format('%.0f', clock)} end
+if holding == nonce then
+  return {'OK', token, string.format('%.0f', clock), redis.call('HGET', owner, 'delivered') or ''}
+end
 if token ~= expected then return {'CONFLICT', token, stored[2] or ''} end
 
-if stored[3] and redis.call('EXISTS', inbox) == 1 then redis.call('XGROUP', 'DESTROY', inbox, stored[3]) end
+local delivered = ''
+if stored[3] and redis.call('EXISTS', inbox) == 1 then
+  for _, description in ipairs(redis.call('XINFO', 'GROUPS', inbox)) do
+    local facts = {}
+    for i = 1, #description, 2 do facts[description[i]] = description[i + 1] end
+    if facts.name == stored[3] then delivered = facts['last-delivered-id'] end
+  end
+  redis.call('XGROUP', 'DESTROY', inbox, stored[3])
+end
 if stored[3] ~= group then redis.pcall('XGROUP', 'DESTROY', inbox, group) end
 redis.call('XGROUP', 'CREATE', inbox, group, '0', 'MKSTREAM')
 local now = string.format('%.0f', clock)
 local next_token = string.format('%.0f', math.max(tonumber(epoch or 0) + 1, clock)) .. ':' .. nonce
-redis.call('HSET', owner, 'token', next_token, 'holder', holder, 'group', group, 'clock', now)
+redis.call('HSET', owner,
+  'token', next_token, 'holder', holder, 'group', group, 'clock', now, 'delivered', delivered)
 redis.call('HDEL', owner, 'commit')
-return {'OK', next_token, now}
+return {'OK', next_token, now, delivered}

@@ -8,7 +8,8 @@
 -- Safe to run twice: a commit id that the shard has as its last one answers DUP with the same facts.
 -- Reducers (state not empty) keep only the newest transitions in their record: their state is their snapshot. A state
 -- that begins with a dash (no snapshot does) replaces the record: header, the rest of the state, this transition.
--- A put sets a field of a hash; without a field it sets a string that expires after 15 minutes.
+-- A put sets a field of a hash, or deletes it when the value is ''; without a field it sets a string that expires after
+-- 15 minutes.
 --
 -- KEYS   owner,
 --        inbox,
@@ -144,6 +145,7 @@ end
 for i = last_index + 1, last_put do
   local field = #ARGV - PUT_ARGS * (last_put - i) - 1
   if ARGV[field] == '' then redis.call('SET', KEYS[i], ARGV[field + 1], 'EX', ANSWER_SECONDS)
+  elseif ARGV[field + 1] == '' then redis.call('HDEL', KEYS[i], ARGV[field])
   else redis.call('HSET', KEYS[i], ARGV[field], ARGV[field + 1]) end
 end
 

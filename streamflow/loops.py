@@ -88,6 +88,12 @@ def _uncancel() -> None:
         task.uncancel()
 
 
+async def wait_until(condition: Callable[[], bool], every: float) -> None:
+    """Look every so many seconds whether the condition holds: for rare waits that nobody could end with a signal."""
+    while not condition():  # noqa: ASYNC110
+        await anyio.sleep(every)
+
+
 async def retry_forever(
     run_once: Callable[[], Awaitable[object]],
     log: logging.Logger,

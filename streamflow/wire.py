@@ -23,7 +23,7 @@ from streamflow.events import (
     RunStarted,
     SignalReceived,
 )
-from streamflow.machine.transition import Input, Outcome
+from streamflow.machine.transition import Input, Outcome, Returned
 from streamflow.model import codec
 from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import Header
@@ -41,10 +41,17 @@ class InboxMessage(msgspec.Struct, frozen=True):
     header: bytes = b""
 
 
+def stream_order(entry_id: str) -> tuple[int, int]:
+    """By which the ids of a stream's entries are in order."""
+    ms, _, number = entry_id.partition("-")
+    return int(ms), int(number)
+
+
 _signal = msgspec.msgpack.Decoder(tuple[str, Raw])
 _ask = msgspec.msgpack.Decoder(tuple[str, Raw, str])
 _reason = msgspec.msgpack.Decoder(str)
 _event = msgspec.msgpack.Decoder(AnyEvent)
+_returned = msgspec.msgpack.Decoder(tuple[int, int, Raw])
 _start = msgspec.msgpack.Decoder(tuple[str, str, str, Raw])
 
 
@@ -54,11 +61,12 @@ class _Outcome(msgspec.Struct):
     seq: int
     attempt: int
     ms: float
-    result: Raw
+    result: Raw = NOTHING
     failure: Failure | None = None
     permanent: bool = False
     details: Raw = NOTHING
     kinds: tuple[str, ...] = ()
+    to_blame: bool = False
 
 
 _outcome = msgspec.msgpack.Decoder(_Outcome)
@@ -87,6 +95,10 @@ class QueuedStep(msgspec.Struct, array_like=True, frozen=True):
     details: Raw
     created: int
     """When the run was created (ms), as in its header."""
+    lost: int = 0
+    """Attempts before it that ended because their worker died."""
+    blamed: bool = False
+    """The last one is most probably what ended it."""
 
 
 _queued = msgspec.msgpack.Decoder(QueuedStep)
@@ -137,7 +149,11 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
                 outcome.permanent,
                 outcome.details.copy(),
                 outcome.kinds,
+                outcome.to_blame,
             )
+        if message.kind == "returned":
+            seq, attempt, details = _returned.decode(message.body)
+            return Returned(seq, attempt, details.copy())
     except BadMessage:
         raise
     except Exception as error:
@@ -157,7 +173,21 @@ def encode_job(job: StepJob, created: int, *, revoked: bool = False) -> bytes:
     """The body of an attempt for its step's queue, or of its revocation, which needs no arguments."""
     args, details = (NOTHING, NOTHING) if revoked else (job.args, job.details)
     queue = job.step.queue or ""
-    return _encode(QueuedStep(queue, job.seq, job.attempt, job.step.name, job.timeout, args, details, created))
+    return _encode(
+        QueuedStep(
+            queue, job.seq, job.attempt, job.step.name, job.timeout, args, details, created, job.lost, job.blamed
+        )
+    )
+
+
+def encode_outcome(outcome: Outcome) -> bytes:
+    """The body of an `outcome` message."""
+    return _encode(outcome)
+
+
+def encode_returned(seq: int, attempt: int, details: Raw) -> bytes:
+    """The body of a `returned` message: the attempt has not ended, and its host doesn't run it any more."""
+    return _encode((seq, attempt, details))
 
 
 def decode_job(body: bytes) -> QueuedStep:

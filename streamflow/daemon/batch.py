@@ -12,11 +12,13 @@ from collections.abc import Callable
 import msgspec
 
 from streamflow import events
-from streamflow.daemon.shard import LiveRun, OwnedShard
+from streamflow.daemon.shard import CODE, NOBODY, LiveRun, OwnedShard, RunWork, StepRecord
 from streamflow.errors import Failure, UsageError
 from streamflow.events import NOTHING, MessageQuarantined, RunStarted, Transition, encode_transition
 from streamflow.machine.coroutines import close_abandoned
 from streamflow.machine.factory import new_machine
+from streamflow.machine.open_work import MAX_WORKER_LOSSES
+from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import enter_seal, leave_seal
 from streamflow.machine.transition import Effects, Input, Outcome
 from streamflow.model.attributes import Attribute, merged, same, value_text
@@ -25,7 +27,7 @@ from streamflow.model.record import Header, Status, decode_header
 from streamflow.model.sharding import Partition, queue_partition_of
 from streamflow.store.kernel import FRESH, Batch, Poison, Put, RunWrite, Send, listed_under
 from streamflow.store.namespace import Namespace
-from streamflow.wire import BadMessage, InboxMessage, answer_name, decode_message, encode_job
+from streamflow.wire import BadMessage, InboxMessage, answer_name, decode_message, encode_job, stream_order
 from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import Interrupted
 
@@ -43,20 +45,6 @@ IN_FLIGHT = -1
 """Score on the agenda of a run whose steps run at the owner."""
 UNKNOWN = -2
 """Not a score: the plan of a loaded run until it is reduced. The agenda may still have the last owner's score."""
-
-
-class RunWork:
-    """The inputs of one run in this batch."""
-
-    __slots__ = ("inputs", "loaded", "messages", "started")
-
-    def __init__(self) -> None:
-        self.messages: list[InboxMessage] = []
-        self.inputs: list[Input] = []
-        self.started = False
-        """The run starts in this batch, by its start message, so it doesn't have to be loaded."""
-        self.loaded = False
-        """Its record was read: if the run isn't live now, it has ended or doesn't exist."""
 
 
 class Reduced:
@@ -87,11 +75,17 @@ class ShardBatch:
         self.child_conflicts: list[InboxMessage] = []
         """Messages of kind `taken`: the id of a child belongs to another run."""
         self.sent = 0
+        self.careful = ""
+        """The run that a former owner had in hand when its process ended: it is alone in this batch."""
+        self.applied = False
+        """The commit was accepted, or there was nothing to commit."""
 
     def collect(self) -> None:
         """Move the shard's waiting inputs into this batch, up to the limits. Messages of a run keep their order."""
         shard = self.shard
         work = self.work
+        if shard.was_lost:
+            self._set_aside()
         size = 0
         for run_id in list(shard.inputs):
             if len(work) >= RUNS or size >= BYTES:
@@ -107,12 +101,56 @@ class ShardBatch:
             if message.kind == "taken":
                 self.child_conflicts.append(message)
                 continue
-            run_work = work.get(message.run_id)
-            if run_work is None:
-                run_work = work[message.run_id] = RunWork()
-            run_work.messages.append(message)
-            if message.kind == "start" and message.header.startswith(NEW) and message.run_id not in shard.suspect:
-                run_work.started = True
+            self._add(work, message)
+        self._take_sent()
+
+    def collect_careful(self, run_id: str) -> None:
+        """Move what waits for the turn of this run into this batch, up to the limit."""
+        shard = self.shard
+        aside = shard.aside.pop(run_id)
+        work = self.work[run_id] = RunWork()
+        work.inputs, work.started = aside.inputs, aside.started
+        size = 0
+        while aside.messages and size < BYTES:
+            message = aside.messages.pop(0)
+            size += len(message.body)
+            work.messages.append(message)
+        if aside.messages:
+            aside.inputs, aside.started = [], False
+            shard.aside[run_id] = aside
+        self._take_sent()
+
+    def _set_aside(self) -> None:
+        """What the former owner had in hand when its process ended waits for its turn: that code is run one run at a
+        time."""
+        shard = self.shard
+        aside = shard.aside
+        for run_id in [run_id for run_id in shard.inputs if run_id in shard.careful]:
+            aside.setdefault(run_id, RunWork()).inputs += shard.inputs.pop(run_id)
+        kept: list[InboxMessage] = []
+        for message in shard.inbox:
+            if shard.delivered is not None and message.kind != "taken":
+                if stream_order(message.id) <= shard.delivered:
+                    shard.careful.setdefault(message.run_id, set())
+                else:
+                    shard.delivered = None
+            if message.run_id in shard.careful and message.kind != "taken":
+                self._add(aside, message)
+            else:
+                kept.append(message)
+        shard.inbox.clear()
+        shard.inbox.extend(kept)
+
+    def _add(self, work: dict[str, RunWork], message: InboxMessage) -> None:
+        run_work = work.get(message.run_id)
+        if run_work is None:
+            run_work = work[message.run_id] = RunWork()
+        run_work.messages.append(message)
+        if message.kind == "start" and message.header.startswith(NEW) and message.run_id not in self.shard.suspect:
+            run_work.started = True
+
+    def _take_sent(self) -> None:
+        shard = self.shard
         self.sent = len(shard.sent)
         self.batch.sent = shard.sent[:]
 
@@ -128,7 +166,7 @@ class ShardBatch:
         messages += [message for message, _ in self.poisoned]
         messages += self.child_conflicts
         seen: dict[str, InboxMessage] = {message.id: message for message in messages}
-        shard.inbox.extendleft(sorted(seen.values(), key=_stream_order, reverse=True))
+        shard.inbox.extendleft(sorted(seen.values(), key=lambda message: stream_order(message.id), reverse=True))
         for run_id, run_work in self.work.items():
             shard.live.pop(run_id, None)
             if run_work.inputs:
@@ -270,12 +308,16 @@ class ShardBatch:
                 batch.puts += [Put(key, field, value) for field, value in effects.published.items()]
             batch.puts += answers
             if status == Status.STUCK and old.status != Status.STUCK:
+                if run_id in shard.killers:
+                    self._record_killer(run_id, old.created)
                 _log.error("run %s is stuck until a daemon has code that fits its history: %s", run_id, machine.reason)
             if listed_under(old.status) != status:
                 shard.workflows.add(old.workflow)
                 keys = shard.keys
                 source = keys.index(listed_under(old.status), old.workflow)
                 batch.moves.append((run_id, source, keys.index(status, old.workflow), at))
+        if run_id in shard.records:
+            self._drop_records(run_id, machine, effects)
         if effects.ended:
             plan = None
         elif machine.in_flight:
@@ -298,6 +340,34 @@ class ShardBatch:
                 encode_job(job, live.header.created, revoked=True),
             )
         self.reduced.append(done)
+
+    def _drop_records(self, run_id: str, machine: RunMachine, effects: Effects) -> None:
+        """Delete what the server has about attempts of this run that are not current any more, or start here."""
+        keys = self.shard.keys
+        records = self.shard.records[run_id]
+        starting = {job.seq for job in effects.jobs}
+        for seq, record in list(records.items()):
+            if seq == CODE:
+                is_current = not effects.ended and (effects.status == Status.STUCK or run_id in self.shard.careful)
+            else:
+                call = machine.steps.get(seq)
+                is_current = call is not None and call.attempt == record.attempt and call.due is None
+            if record.host and (not is_current or seq in starting):
+                record.host = ""
+                self.batch.puts.append(Put(keys.steps, f"{run_id}/{seq}", b""))
+            if not is_current:
+                if record.details:
+                    self.batch.puts.append(Put(keys.details, f"{run_id}/{seq}", b""))
+                del records[seq]
+        if not records:
+            del self.shard.records[run_id]
+
+    def _record_killer(self, run_id: str, created: int) -> None:
+        """The run is parked because its code ends its process: the next owner tries it carefully."""
+        self.shard.killers.discard(run_id)
+        record = StepRecord(MAX_WORKER_LOSSES - 1, created, NOBODY)
+        self.shard.records.setdefault(run_id, {})[CODE] = record
+        self.batch.puts.append(Put(self.shard.keys.steps, f"{run_id}/{CODE}", record.encode()))
 
     def _send(self, target: int, kind: str, run_id: str, body: bytes) -> None:
         """Add to the commit's outbox. `target`: a shard, or for `step` and `revoke` the partition of a queue."""
@@ -354,11 +424,6 @@ class ShardBatch:
 
 def _notification(name: str, payload: bytes) -> tuple[str, bytes]:
     return name, payload if len(payload) <= NOTIFICATION_BYTES else b""
-
-
-def _stream_order(message: InboxMessage) -> tuple[int, int]:
-    ms, _, number = message.id.partition("-")
-    return int(ms), int(number)
 
 
 def reason_of(error: BaseException) -> str:

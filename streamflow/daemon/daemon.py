@@ -25,6 +25,7 @@ from streamflow.daemon.pulse import Pulse
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.retention import Retention
 from streamflow.daemon.rollup import Rollup
+from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.takeover import Takeover
 from streamflow.daemon.watchdog import Watchdog
 from streamflow.errors import StoreError
@@ -113,6 +114,10 @@ class Daemon:
             supervise = self.loops.run
             for name, loop in (
                 ("owner", owner.run),
+                ("trials of steps", owner.suspects.run),
+                ("notes on suspects", owner.suspects.run_notes),
+                ("details of steps", self.records.run),
+                ("outcomes for other daemons", self.records.run_reports),
                 ("relay", self.relay.run),
                 ("rollup", self.rollup.run),
                 ("retention", self.retention.run),
@@ -163,13 +168,18 @@ class Daemon:
         self.reader = InboxReader(connections, owner.shards, owner.wake, owner.lost)
         self.rollup = Rollup(context, owner)
         self.retention = Retention(context, owner)
-        takeover = Takeover(context, self.relay)
-        self.membership = Membership(context, owner, self.executor, self.reader, takeover, self.rollup, self._beat)
+        self.records = StepRecords(context, owner, self.executor)
+        takeover = Takeover(context, self.relay, owner.suspects)
+        self.membership = Membership(
+            context, owner, self.executor, self.reader, takeover, self.rollup, self.records, self._beat
+        )
+        owner.is_alive = self.membership.is_alive
         owner.on_lost = self.membership.rebalance_soon
         owner.on_caught_up = self.reader.caught_up
 
     def _on_outcome(self, shard: int, run_id: str, outcome: Outcome) -> None:
-        self.owner.outcome(shard, run_id, outcome)
+        if not self.records.outcome(run_id, outcome):
+            self.owner.outcome(shard, run_id, outcome)
 
     async def _announce(self, owns_something: anyio.Event) -> None:
         await owns_something.wait()
@@ -183,6 +193,7 @@ class Daemon:
                     await membership.run_once()
                     if owner.shards:
                         await anyio.sleep(0.05)
+                await membership.end_steps()
                 await membership.leave()
                 _log.info("drained")
         except StoreError as error:

@@ -7,9 +7,9 @@ Liveness: each daemon increases its heartbeat in one hash, and watches on its ow
 whether those of the others change. Every daemon computes the same owner of each shard from the members that are alive,
 so they don't have to agree by messages. When a daemon
 
-    joins   -> the present owners see it and hand over the shards that it wins (finish steps, release); it acquires the
-               free ones
-    leaves  -> it drains, releases all its shards, and deregisters
+    joins   -> the present owners see it and release the shards that it wins; it acquires them at once. Steps that run
+               go on where they are, and report to the new owner (`step_records.py`)
+    leaves  -> it releases all its shards, gives its steps time to end, and deregisters
     dies    -> after `dead_after` without a heartbeat the winners among the others acquire its shards at once
     pauses  -> as if it died; when it wakes, its next commit is refused and it drops the shards
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -31,17 +32,28 @@ from streamflow.daemon.context import Context
 from streamflow.daemon.inbox import InboxReader
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.rollup import Rollup
-from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.shard import CODE, NOBODY, OwnedShard
+from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.takeover import Takeover
 from streamflow.errors import StoreError, StoreUnavailable
-from streamflow.loops import Supervisor, retry_forever
+from streamflow.loops import Supervisor, retry_forever, wait_until
+from streamflow.machine.transition import Outcome
 from streamflow.model.sharding import winner_of
 from streamflow.steps.executor import StepExecutor
+from streamflow.steps.suspects import read_notes
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Reply
+from streamflow.store.kernel import LentStep, Reply
 from streamflow.wire import Heartbeat, decode_heartbeat
 
 _log = logging.getLogger("streamflow.membership")
+
+
+POLL = 0.1
+"""Seconds between two looks whether shards that this daemon wants are free..."""
+IMPATIENT = 3.0
+"""...for so many seconds; after that it looks with every heartbeat."""
+FINISH_BATCH = 1.0
+"""Seconds that a batch gets to end before its shard is released."""
 
 
 class _Seen(msgspec.Struct):
@@ -64,6 +76,7 @@ class Membership:
         reader: InboxReader,
         takeover: Takeover,
         rollup: Rollup,
+        records: StepRecords,
         describe: Callable[[], Heartbeat],
     ) -> None:
         self.member = context.member
@@ -78,6 +91,7 @@ class Membership:
         self._reader = reader
         self._takeover = takeover
         self._rollup = rollup
+        self._records = records
         self._describe = describe
         self._seen: dict[str, _Seen] = {}
         self._alive: list[str] = []
@@ -129,7 +143,10 @@ class Membership:
         await retry_forever(self._rebalance_when_needed, _log, "could not acquire or release shards")
 
     async def _rebalance_when_needed(self) -> None:
-        await self._rebalance_needed.wait()
+        # Shards that another daemon is about to release are waited for impatiently, but not forever.
+        soon = any(time.monotonic() - since < IMPATIENT for since in self._wanted_since.values())
+        with anyio.move_on_after(POLL if soon and not self.draining else math.inf):
+            await self._rebalance_needed.wait()
         await anyio.sleep(0.02)  # many shards may be lost at once
         self._rebalance_needed = anyio.Event()
         await self.rebalance()
@@ -157,6 +174,13 @@ class Membership:
     @property
     def alive(self) -> list[str]:
         return self._alive
+
+    def is_alive(self, member: str) -> bool:
+        """Whether a daemon still sends heartbeats, be it draining."""
+        seen = self._seen.get(member)
+        return member == self.member or (
+            seen is not None and time.monotonic() - seen.changed <= self._settings.dead_after
+        )
 
     # --- heartbeats ---------------------------------------------------------------------------------------------------
 
@@ -216,6 +240,9 @@ class Membership:
             for name, seen in self._seen.items()
             if not seen.draining and (seen.changed >= fresh or name == self.member)
         )
+        if gone := self._owner.gone_hosts():
+            for host, note in (await read_notes(self._store, self._kernel, gone)).items():
+                self._owner.steps_lost_with(host, note)
         if alive != self._alive:
             _log.info("daemons that share the shards: %s", ", ".join(alive) or "none")
             self._alive = alive
@@ -252,7 +279,7 @@ class Membership:
             return
         calls = [Call.plain("HMGET", self._kernel.keys.shard(n).owner, "token", "holder") for n in missing]
         records = await self._store.send(calls)
-        wanted: dict[int, str] = {}
+        wanted: dict[int, tuple[str, str]] = {}
         patience = self._settings.grace + self._settings.dead_after
         for number, record in zip(missing, records, strict=True):
             if isinstance(record, StoreError):
@@ -261,7 +288,7 @@ class Membership:
             token, holder = ((part or b"").decode() for part in record)
             waited = time.monotonic() - self._wanted_since[number]
             if not holder or holder == self.member or holder not in self._seen or waited > patience:
-                wanted[number] = token
+                wanted[number] = (token, holder)
         if not wanted:
             return
         acquired = await self._takeover.acquire(wanted)
@@ -272,39 +299,68 @@ class Membership:
             self.owns_something.set()
 
     async def _hand_over(self) -> None:
-        """Release shards that another daemon should own: first let their steps finish, for `grace` seconds at most."""
+        """Release shards that another daemon should own. Steps that run go on here; without another daemon they get
+        `grace` seconds first, so that their outcomes are recorded."""
         now = time.monotonic()
+        has_heir = any(name != self.member for name in self._alive)
         leaving = [
             shard
             for shard in self._owner.shards.values()
-            if (self.draining or shard.number not in self._desired) and not shard.draining
+            if (self.draining or shard.number not in self._desired)
+            and not shard.draining
+            and not shard.orphans  # only this daemon knows that these runs lost their steps: it records that first
         ]
         for shard in leaving:
             shard.draining = True
             self._draining_since[shard.number] = now
         if leaving:
-            _log.info(
-                "handing over %d shards, as soon as their steps end or after %g s (grace)",
-                len(leaving),
-                self._settings.grace,
-            )
+            _log.info("handing over %d shards%s", len(leaving), "" if has_heir else ", as soon as their steps end")
             await self._reader.shards_changed()  # no more messages are read, so those in memory get fewer
+        if has_heir:
+            for shard in self._owner.shards.values():
+                shard.leaving = shard.draining
+            with anyio.move_on_after(FINISH_BATCH):
+                await wait_until(lambda: not any(shard.busy for shard in leaving), 0.005)
         done: list[OwnedShard] = []
         for shard in [shard for shard in self._owner.shards.values() if shard.draining]:
             if shard.number in self._desired and not self.draining:
-                self._owner.drop(shard)  # it stays here: acquire it again, so that steps that were held back start
+                done.append(shard)  # it stays here: acquire it again, so that steps that were held back start
                 continue
-            overdue = now - self._draining_since[shard.number] > self._settings.grace
-            if overdue or not (shard.busy or shard.has_work or self._executor.of_shard(shard.number)):
+            overdue = time.monotonic() - self._draining_since[shard.number] > self._settings.grace
+            if overdue or (not shard.busy and (shard.leaving or not self._has_work(shard))):
                 done.append(shard)
         if done:
             await self.release(done)
 
+    def _has_work(self, shard: OwnedShard) -> bool:
+        return shard.has_work or bool(self._executor.of_shard(shard.number))
+
     async def release(self, shards: list[OwnedShard]) -> None:
         await self._rollup.store_partials(shards)
-        calls = [self._kernel.release_shard(shard.number, shard.token) for shard in shards]
+        shards = [shard for shard in shards if not shard.dropped]
+        calls: list[Call[Reply]] = []
         for shard in shards:
+            headers = {run_id: live.header for run_id, live in shard.live.items()}
+            ended = {
+                run_id: [outcome for outcome in inputs if isinstance(outcome, Outcome)]
+                for run_id, inputs in shard.inputs.items()
+            }
+            lent = self._records.lend(shard.number, headers, ended)
+            for run_id in shard.careful:
+                created = headers[run_id].created if run_id in headers else 0
+                deaths = max(1, self._owner.suspects.deaths(shard.number, run_id))
+                lent.append(LentStep(f"{run_id}/{CODE}", NOBODY, created, deaths))
+            calls.append(self._kernel.release_shard(shard.number, shard.token, lent))
             self._owner.drop(shard)
         answers = await self._store.send(calls)
         released = sum(answer is Reply.OK for answer in answers)
-        _log.info("released %d of %d shards", released, len(shards))
+        _log.info(
+            "released %d of %d shards; %d steps of theirs go on here", released, len(shards), self._records.running
+        )
+
+    async def end_steps(self) -> None:
+        """This daemon has released all shards: give steps that it still runs for others `grace` seconds, then return
+        them."""
+        with anyio.move_on_after(self._settings.grace):
+            await wait_until(lambda: not self._records.running, 0.02)
+        await self._records.return_rest()

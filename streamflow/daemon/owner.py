@@ -21,22 +21,26 @@ from collections.abc import Callable
 
 import anyio
 import msgspec
+from msgspec import Raw
 
 from streamflow.daemon.batch import UNKNOWN, Reduced, ShardBatch, reason_of
 from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
-from streamflow.daemon.shard import LiveRun, OwnedShard
+from streamflow.daemon.shard import NOBODY, UNKNOWN_ATTEMPT, LiveRun, OwnedShard
 from streamflow.daemon.watchdog import BlockedRun
-from streamflow.errors import StoreError
+from streamflow.errors import Failure, StoreError
 from streamflow.events import Transition, decode_history
 from streamflow.machine.factory import rehydrate
+from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import Due, Input, Outcome
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import OPEN, Header, decode_header
 from streamflow.steps.executor import StepExecutor
+from streamflow.steps.suspects import Note, Suspects
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Committed, DueRuns, Reply
+from streamflow.workflow.actions import StepJob
 
 _log = logging.getLogger("streamflow.owner")
 
@@ -47,8 +51,17 @@ RUNS = 1000
 """Runs after which no more shards are added to a pipeline: while the server works on it, the next is reduced."""
 DUE_LIMIT = 500
 """Due runs of a shard that are read at once."""
+LONGEST_TURN = 0.005
+"""Seconds of replays after which the event loop gets its turn."""
 RETRY_BROKEN = 5.0
 """Seconds until a shard that the server refused is tried again."""
+
+
+def _lost(job: StepJob, host: str, *, to_blame: bool = False) -> Outcome:
+    """How an attempt ends whose daemon died."""
+    text = f"daemon {host} died or sent no heartbeat while it ran step {job.step.name}"
+    failure = Failure(WORKER_LOST, text)
+    return Outcome(job.seq, job.attempt, 0.0, None, failure, details=job.details, to_blame=to_blame)
 
 
 def _ignore() -> None:
@@ -57,7 +70,8 @@ def _ignore() -> None:
 
 class Owner:
     """`on_lost` is called when a shard turns out to belong to another daemon, `on_caught_up` when batches have taken
-    messages from memory. The daemon connects both before it starts the loop."""
+    messages from memory; `is_alive(member)` says whether a daemon still runs the steps that it has kept. The daemon
+    connects them before it starts the loop."""
 
     def __init__(self, context: Context, executor: StepExecutor, relay: Relay) -> None:
         self.shards: dict[int, OwnedShard] = {}
@@ -73,6 +87,9 @@ class Owner:
         self._cache = context.settings.cache
         self._executor = executor
         self._relay = relay
+        self.suspects = Suspects(executor, context.store, context.kernel, context.member)
+        self.is_alive: Callable[[str], bool] = lambda _: False
+        self._careful_turn = False
         self._ready: dict[int, OwnedShard] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._wake = anyio.Event()
@@ -88,7 +105,7 @@ class Owner:
 
     def wake(self, shard: OwnedShard) -> None:
         """The shard has something to reduce or to commit."""
-        if not shard.busy and not shard.dropped:
+        if not shard.busy and not shard.dropped and not shard.leaving:
             self._ready[shard.number] = shard
             self._wake.set()
 
@@ -115,6 +132,7 @@ class Owner:
         if self.shards.get(shard.number) is shard:
             del self.shards[shard.number]
             self._executor.cancel_where(lambda running: running.shard == shard.number)
+            self.suspects.forget_shard(shard.number)
         self._ready.pop(shard.number, None)
         for run_id, live in shard.live.items():
             self._idle.pop(run_id, None)
@@ -157,16 +175,53 @@ class Owner:
         await self._slots.acquire()
         taken: list[OwnedShard] = []
         try:
-            batches = self._take_batches(taken)
-        except Exception:  # a defect: what these shards have in memory can't be trusted
+            batches = await self._take_careful_batch(taken) or self._take_batches(taken)
+        except BaseException as error:
             self._slots.release()
-            for shard in taken:
-                self.drop(shard)
+            if isinstance(error, Exception):  # a defect: what these shards have in memory can't be trusted
+                for shard in taken:
+                    self.drop(shard)
             raise
         self.on_caught_up()
         if not batches:
             self._slots.release()
         return batches
+
+    async def _take_careful_batch(self, taken: list[OwnedShard]) -> list[ShardBatch]:
+        """Every other time: the next run that a former owner had in hand when its process ended, if there is one. It
+        takes all slots, so that no other run's code is run before it is through."""
+        self._careful_turn = not self._careful_turn
+        if not self._careful_turn or not any(shard.aside for shard in self._ready.values()):
+            return []
+        for _ in range(BATCHES - 1):
+            await self._slots.acquire()
+        aside = [
+            (self.suspects.deaths(shard.number, run_id), shard.number, run_id)
+            for shard in self._ready.values()
+            if not (shard.dropped or shard.busy or shard.broken)
+            for run_id in shard.aside
+        ]
+        if not aside:
+            self._release_others()
+            return []
+        _, number, run_id = min(aside)
+        shard = self.shards[number]
+        taken.append(shard)
+        batch = self._begin(shard)
+        batch.careful = run_id
+        batch.collect_careful(run_id)
+        self._idle.pop(run_id, None)
+        return [batch]
+
+    def _release_others(self) -> None:
+        """The slots that a careful batch has taken besides its own."""
+        for _ in range(BATCHES - 1):
+            self._slots.release()
+
+    def _begin(self, shard: OwnedShard) -> ShardBatch:
+        del self._ready[shard.number]
+        shard.busy = True
+        return ShardBatch(shard, shard.next_commit(self._session))
 
     def _take_batches(self, taken: list[OwnedShard]) -> list[ShardBatch]:
         """Adds each shard to `taken` before it is touched."""
@@ -176,12 +231,11 @@ class Owner:
             if runs >= RUNS:
                 break
             taken.append(shard)
-            del self._ready[shard.number]
-            if shard.dropped or shard.busy or shard.broken:
+            if shard.dropped or shard.busy or shard.broken or shard.leaving:
+                del self._ready[shard.number]
                 taken.pop()
                 continue
-            shard.busy = True
-            batch = ShardBatch(shard, shard.next_commit(self._session))
+            batch = self._begin(shard)
             batch.collect()
             runs += len(batch.work)
             for run_id in batch.work:  # not idle now, so not to be evicted
@@ -239,6 +293,9 @@ class Owner:
                 self._clock.observe(answer.clock)
                 for run_id in answer.due:
                     shard.add_input(run_id, DUE)
+                    if shard.was_due:
+                        shard.careful.setdefault(run_id, set())
+                shard.was_due = False
                 if answer.next is not None:
                     self._plan(shard, answer.next)
                 if len(answer.due) == DUE_LIMIT:
@@ -269,7 +326,10 @@ class Owner:
 
     async def process(self, batches: list[ShardBatch]) -> None:
         """Load, reduce, commit, apply. Never raises; frees the shards, and a slot for the next batches."""
+        careful = batches[0].careful
         try:
+            if careful:
+                await self.suspects.mark_code(batches[0].shard.number, careful)
             await self._load(batches)
             at = self._clock.now_ms()
             calls: list[Call[Committed]] = []
@@ -301,12 +361,27 @@ class Owner:
                 self.drop(batch.shard)
             raise
         finally:
+            if careful:
+                self._settle(batches[0])
+                self.suspects.code_ended(more=any(shard.aside for shard in self.shards.values()))
+                self._release_others()
             self._slots.release()
             for batch in batches:
                 shard = batch.shard
                 shard.busy = False
                 if shard.has_work:
                     self.wake(shard)
+
+    def _settle(self, batch: ShardBatch) -> None:
+        """Code of a run was run that a former owner had in hand when it ended: this process still lives, so the run is
+        like any other, unless steps of it are open that ran at that time."""
+        shard, run_id = batch.shard, batch.careful
+        if not batch.applied:
+            return
+        live = shard.live.get(run_id)
+        if live is None or not shard.careful.get(run_id, set()) & live.machine.steps.keys():
+            shard.careful.pop(run_id, None)
+            self.suspects.acquit(shard.number, run_id)
 
     def _watch(self, run_id: str) -> None:
         self.watch.since = time.monotonic() if run_id else 0.0
@@ -321,7 +396,13 @@ class Owner:
             Call.plain("LRANGE", batch.shard.keys.run(run_id), 0, -1) for batch, run_id in wanted
         ]
         records = await self._store.send(calls, patience=math.inf)
+        began = time.monotonic()
         for (batch, run_id), record in zip(wanted, records, strict=True):
+            if time.monotonic() - began > LONGEST_TURN:  # thousands of replays: heartbeats must not wait for all
+                await asyncio.sleep(0)
+                began = time.monotonic()
+            if batch.shard.dropped:
+                continue
             batch.work[run_id].loaded = True
             if isinstance(record, StoreError):
                 self._unreadable(batch, run_id, str(record))
@@ -340,7 +421,7 @@ class Owner:
         shard.live[run_id] = LiveRun(machine, header, record[0], UNKNOWN)
         shard.workflows.add(header.workflow)
         if not shard.draining:
-            self._restart_running_steps(shard, run_id, machine, batch.work[run_id].inputs)
+            self._restart_running_steps(shard, run_id, shard.live[run_id], batch.work[run_id].inputs)
 
     def _machine(
         self, shard: OwnedShard, run_id: str, header: Header, state: bytes, history: list[Transition]
@@ -360,17 +441,66 @@ class Owner:
                 self._watch("")
         return rehydrate(self._app, partition, run_id, header, state, history, shard.parked[run_id])
 
-    def _restart_running_steps(self, shard: OwnedShard, run_id: str, machine: RunMachine, inputs: list[Input]) -> None:
-        """After a takeover: start the attempts again that ran at the last owner, under the same attempt numbers.
+    def _restart_running_steps(self, shard: OwnedShard, run_id: str, live: LiveRun, inputs: list[Input]) -> None:
+        """After a takeover: what becomes of the attempts that ran at the last owner.
 
-        Their runs are in flight on the agenda (score -1), which is how `takeover.py` finds them. Attempts whose outcome
-        has already arrived are not started.
+        Their runs are in flight on the agenda (score -1), which is how `takeover.py` finds them. After a release the
+        last owner goes on running them and reports their outcomes, or they start again here under the same numbers;
+        after its death they are lost, like those of a worker. Those whose outcome has already arrived are left alone.
         """
         arrived = inputs + shard.inputs.get(run_id, [])
         finished = {(outcome.seq, outcome.attempt) for outcome in arrived if isinstance(outcome, Outcome)}
-        for job in machine.running_jobs():
-            if (job.seq, job.attempt) not in finished:
-                self._executor.submit(shard.number, run_id, job)
+        records = shard.records.get(run_id, {})
+        is_orphan = run_id in shard.orphans
+        shard.orphans.discard(run_id)
+        machine = live.machine
+        for job in machine.begun_jobs(self._clock.now_ms()):
+            if (job.seq, job.attempt) in finished:
+                machine.note_begun(job.seq)
+                continue
+            record = records.get(job.seq)
+            host = ""
+            if record is not None and record.attempt in (job.attempt, UNKNOWN_ATTEMPT):
+                record.attempt = job.attempt
+                if record.host and record.created == live.header.created:
+                    if record.reported or self.is_alive(record.host):
+                        machine.note_begun(job.seq)
+                        continue
+                    host = record.host
+                job.details = Raw(record.details) if record.details else job.details
+            if host:
+                machine.note_begun(job.seq)
+                inputs.append(_lost(job, host))
+            elif is_orphan and (not job.lost or shard.note.has_begun(run_id, job.seq)):
+                machine.note_begun(job.seq)
+                inputs.append(_lost(job, shard.lost_with, to_blame=shard.note.blames(run_id, job.seq)))
+            elif machine.steps[job.seq].due is None:
+                self.suspects.submit(shard.number, run_id, job)
+        if run_id in shard.careful:
+            shard.careful[run_id] = set(machine.steps)
+
+    def gone_hosts(self) -> set[str]:
+        """The daemons that have gone and still ran steps for shards of this one."""
+        return {
+            record.host
+            for shard in self.shards.values()
+            for records in shard.records.values()
+            for record in records.values()
+            if not (record.reported or record.host in ("", NOBODY) or self.is_alive(record.host))
+        }
+
+    def steps_lost_with(self, host: str, note: Note) -> None:
+        """The attempts that a daemon still ran for shards of this one are lost. `note`: what it has left about them."""
+        for shard in self.shards.values():
+            for run_id, records in shard.records.items():
+                live = shard.live.get(run_id)
+                for seq, record in records.items():
+                    call = live.machine.steps.get(seq) if live is not None and record.host == host else None
+                    if call is not None and call.attempt == record.attempt and not record.reported:
+                        job = call.job()
+                        job.details = Raw(record.details) if record.details else job.details
+                        shard.add_input(run_id, _lost(job, host, to_blame=note.blames(run_id, seq)))
+                        self.wake(shard)
 
     def _unreadable(self, batch: ShardBatch, run_id: str, reason: str) -> None:
         work = batch.work.pop(run_id)
@@ -413,6 +543,7 @@ class Owner:
     def _apply(self, batch: ShardBatch, committed: Committed | None) -> None:
         """The decisions are durable now: steps may start, messages may leave, views may count them."""
         shard = batch.shard
+        batch.applied = True
         shard.acknowledged(batch.batch.acks)
         shard.acknowledged(poison.message_id for poison in batch.batch.poisons)
         del shard.sent[: batch.sent]
@@ -435,7 +566,7 @@ class Owner:
         live.header, live.header_bytes = done.header, done.header_bytes
         live.plan = done.plan
         for seq in effects.cancelled:
-            self._executor.cancel(run_id, seq)
+            self.suspects.cancel(run_id, seq)
         if effects.ended:
             shard.live.pop(run_id, None)
             shard.parked.pop(run_id, None)
@@ -444,7 +575,7 @@ class Owner:
         if effects.jobs and not shard.draining:
             for job in effects.jobs:
                 if job.step.queue is None:  # those of queues are in the outbox
-                    self._executor.submit(shard.number, run_id, job)
+                    (self.suspects if job.lost else self._executor).submit(shard.number, run_id, job)
         due = machine.next_due
         if machine.in_flight:
             self._idle.pop(run_id, None)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import Input
 from streamflow.model.record import Header
+from streamflow.steps.suspects import Note
 from streamflow.store.keys import ShardKeys
 from streamflow.views.shard_views import ShardViews
 from streamflow.wire import InboxMessage
@@ -30,6 +31,56 @@ class LiveRun:
         """The score on the agenda: -1 while steps run here, a due time in ms, or None."""
         self.timer: int | None = None
         """The due time (ms) that the owner's own timers have for it, while steps run here."""
+
+
+CODE = 0
+"""The number, which no step has, of the record that says that a run's own code may end its process: `attempt` is the
+number of processes that may have died of it."""
+NOBODY = "-"
+"""The host in such a record."""
+
+
+UNKNOWN_ATTEMPT = 0
+"""The number, which no attempt has, in a record of which only the details are known."""
+
+
+class RunWork:
+    """The inputs of one run that are reduced together."""
+
+    __slots__ = ("inputs", "loaded", "messages", "started")
+
+    def __init__(self) -> None:
+        self.messages: list[InboxMessage] = []
+        self.inputs: list[Input] = []
+        self.started = False
+        """The run starts with these, by its start message, so it doesn't have to be loaded."""
+        self.loaded = False
+        """Its record was read: if the run isn't live now, it has ended or doesn't exist."""
+
+
+class StepRecord:
+    """What the server has about one attempt in the shard's keys `steps` and `details`."""
+
+    __slots__ = ("attempt", "created", "details", "host", "reported")
+
+    def __init__(self, attempt: int, created: int = 0, host: str = "", *, reported: bool = False) -> None:
+        self.attempt = attempt
+        self.created = created
+        self.host = host
+        """The former owner that runs it; empty if it runs here."""
+        self.reported = reported
+        """Its outcome is in the inbox."""
+        self.details = b""
+
+    def encode(self) -> bytes:
+        """As `lua/shared/current_entry.lua` writes it."""
+        return f"{self.host} {self.created} {self.attempt} {'reported' if self.reported else 'wanted'}".encode()
+
+
+def decode_step_record(data: bytes) -> StepRecord:
+    """Raises `ValueError` if it is none."""
+    host, created, attempt, mark = data.decode().split(" ")
+    return StepRecord(int(attempt), int(created), host, reported=mark == "reported")
 
 
 class OwnedShard:
@@ -66,6 +117,29 @@ class OwnedShard:
         self.folded = "0-0"
         """The `offset` of the checkpoint that the server has."""
         self.unfolded = 0
+        self.records: dict[str, dict[int, StepRecord]] = {}
+        """By run and number: the steps about which the server has more than the run's history."""
+        self.lost_with = ""
+        """The former owner, if it ended without a release: what it had in hand may have been the reason."""
+        self.acquired = 0
+        """Shard-clock ms of its takeover, in that case."""
+        self.delivered: tuple[int, int] | None = None
+        """The last message that it had read."""
+        self.careful: dict[str, set[int]] = {}
+        """The runs that it, or owners before it, had in hand: their code is run one run at a time (`Owner`), until the
+        steps with these numbers have ended, too."""
+        self.was_due = False
+        """Runs that are due were due when it ended."""
+        self.note = Note()
+        """What it has left about that."""
+        self.killers: set[str] = set()
+        """Runs that are parked because their code has ended several processes, and that is not recorded yet."""
+        self.orphans: set[str] = set()
+        """Those of them whose steps it ran, and that have not been loaded yet."""
+        self.aside: dict[str, RunWork] = {}
+        """Inputs of such runs, until it is their turn."""
+        self.leaving = False
+        """To be handed over at once: nothing of it is reduced any more."""
         self.parked: dict[str, str] = {}
         """Runs whose code this daemon doesn't run any more, and why: run id -> reason."""
         self.workflows: set[str] = set()
@@ -78,7 +152,12 @@ class OwnedShard:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.inbox or self.inputs)
+        return bool(self.inbox or self.inputs or self.aside)
+
+    @property
+    def was_lost(self) -> bool:
+        """Whether there may be work that the former owner had in hand when it ended."""
+        return bool(self.careful or self.delivered)
 
     def acknowledged(self, ids: Iterable[str]) -> None:
         """These entries are no longer in the inbox."""
@@ -102,6 +181,14 @@ class OwnedShard:
     def next_outbox(self) -> str:
         self._outbox += 1
         return f"{self.epoch}-{self._outbox}"
+
+    def record_of(self, run_id: str, seq: int, attempt: int) -> StepRecord:
+        """The record of an attempt; a new one if there is none, or one of an earlier attempt."""
+        records = self.records.setdefault(run_id, {})
+        record = records.get(seq)
+        if record is None or record.attempt != attempt:
+            record = records[seq] = StepRecord(attempt)
+        return record
 
     def add_input(self, run_id: str, input_: Input) -> None:
         inputs = self.inputs.get(run_id)

@@ -3,10 +3,13 @@
 Owns: acquiring shards, and the reads that recover them. Must not: decide which shards to acquire (membership does).
 Called by: membership.
 
-What is recovered: runs whose steps were in flight (`Owner._restart_running_steps` starts those steps again when it
+What is recovered: runs whose steps were in flight (`Owner._restart_running_steps` decides about those steps when it
 loads the run), runs that are stuck (the code may be fixed), the next due time, messages that were not delivered from
 the outbox, and the log entries that the views don't count yet. Messages in the inbox need no recovery: the new consumer
 group reads them from the first one.
+
+When the last owner ended without a release, `OwnedShard.careful` gets the runs that it had in hand, and what its note
+says about the reason (`steps/suspects.py`).
 """
 
 from __future__ import annotations
@@ -15,17 +18,22 @@ import logging
 import secrets
 from collections.abc import Callable
 
+import msgspec
+
 from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
-from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.shard import CODE, UNKNOWN_ATTEMPT, OwnedShard, StepRecord, decode_step_record
 from streamflow.errors import StoreError
 from streamflow.events import decode_transition
+from streamflow.machine.open_work import MAX_WORKER_LOSSES
 from streamflow.machine.transition import Due
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import Status
+from streamflow.steps.suspects import Note, Suspect, Suspects, read_notes
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Acquired, Reply
 from streamflow.views.shard_views import ShardViews
+from streamflow.wire import stream_order
 
 _log = logging.getLogger("streamflow.takeover")
 
@@ -38,7 +46,7 @@ Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 class Takeover:
-    def __init__(self, context: Context, relay: Relay) -> None:
+    def __init__(self, context: Context, relay: Relay, suspects: Suspects) -> None:
         self._app = context.app
         self._store = context.store
         self._kernel = context.kernel
@@ -46,9 +54,10 @@ class Takeover:
         self._member = context.member
         self._session = context.session
         self._relay = relay
+        self._suspects = suspects
 
-    async def acquire(self, wanted: dict[int, str]) -> list[OwnedShard]:
-        """Acquire shards whose tokens are still the ones in `wanted`, and recover them.
+    async def acquire(self, wanted: dict[int, tuple[str, str]]) -> list[OwnedShard]:
+        """Acquire shards whose tokens are still the ones in `wanted` (token, holder), and recover them.
 
         Those that another daemon acquired first, or that can't be read completely, are left out: no daemon works for
         them until they are acquired again. Stuck runs of workflows that this app registers are tried again.
@@ -57,11 +66,16 @@ class Takeover:
         numbers = list(wanted)
         known: list[bytes] = await self._store.one(Call.plain("HKEYS", self._kernel.keys.workflows))
         all_names = {name.decode(errors="replace") for name in known} | set(names)
+        notes = await read_notes(
+            self._store, self._kernel, (holder for _, holder in wanted.values() if holder != self._member)
+        )
         owned: list[OwnedShard] = []
         for first in range(0, len(numbers), CHUNK):
             chunk = numbers[first : first + CHUNK]
             calls = [
-                self._kernel.acquire_shard(number, wanted[number], secrets.token_hex(16), self._member, self._session)
+                self._kernel.acquire_shard(
+                    number, wanted[number][0], secrets.token_hex(16), self._member, self._session
+                )
                 for number in chunk
             ]
             answers: list[Acquired | StoreError] = await self._store.send(calls)
@@ -74,12 +88,18 @@ class Takeover:
                     shard = OwnedShard(number, self._kernel.keys.shard(number), answer.token)
                     shard.workflows.update(all_names)
                     acquired.append(shard)
+                    holder = wanted[number][1]
+                    if holder in notes:
+                        shard.lost_with = holder
+                        shard.delivered = stream_order(answer.delivered) if answer.delivered else None
+                        shard.acquired = answer.clock
+                        self._blame(shard, notes[holder])
             owned += await self._recover(acquired, names)
         return owned
 
     async def _recover(self, shards: list[OwnedShard], workflows: list[str]) -> list[OwnedShard]:
         """Read what the last owner left. Returns the shards of which everything could be read."""
-        per_shard = 3 + len(workflows)
+        per_shard = 5 + len(workflows)
         calls: list[Call[object]] = []
         for shard in shards:
             keys = shard.keys
@@ -87,6 +107,8 @@ class Takeover:
                 Call.plain("ZRANGEBYSCORE", keys.agenda, "-inf", "(0"),
                 Call.plain("ZRANGEBYSCORE", keys.agenda, 0, "+inf", "WITHSCORES", "LIMIT", 0, 1),
                 Call.plain("HMGET", keys.views, "offset", "partial", "base_offset", "base"),
+                Call.plain("HGETALL", keys.steps),
+                Call.plain("HGETALL", keys.details),
                 *(Call.plain("ZRANGE", keys.index(Status.STUCK, name), 0, -1) for name in workflows),
             )
         answers = await self._store.send(calls) if calls else []
@@ -97,16 +119,62 @@ class Takeover:
             if error is not None:
                 _log_unreadable(shard, error)
                 continue
-            in_flight, upcoming, views, *stuck = state
+            in_flight, upcoming, views, steps, details, *stuck = state
             for run_id in (*in_flight, *(run_id for listing in stuck for run_id in listing)):
                 shard.inputs[run_id.decode(errors="replace")] = [Due()]
             if upcoming:
                 _, due = upcoming
                 shard.next_due = int(float(due))
+            self._restore_records(shard, steps, details)
+            if shard.lost_with:
+                shard.orphans.update(run_id.decode(errors="replace") for run_id in in_flight)
+                shard.careful.update((run_id, set[int]()) for run_id in shard.orphans)
+                shard.was_due = shard.next_due is not None and shard.next_due <= shard.acquired
             self._restore_views(shard, *views)
             readable.append(shard)
         readable = await self._fold_logs(readable)
         return await self._relay_outboxes(readable)
+
+    def _blame(self, shard: OwnedShard, note: Note) -> None:
+        """What the note of the last owner says about runs of this shard."""
+        shard.note = note
+        suspects = [suspect for suspect in note.waiting if not suspect.seq]
+        if note.code is not None:
+            suspects.append(msgspec.structs.replace(note.code, deaths=note.code.deaths + 1))
+        for suspect in suspects:
+            if suspect.shard != shard.number:
+                continue
+            shard.careful[suspect.run_id] = set()
+            self._suspects.learn(suspect)
+            if suspect.deaths >= MAX_WORKER_LOSSES:
+                reason = suspect.reason or (
+                    f"its code has ended the process of its daemon {suspect.deaths} times (killed, out of memory, or "
+                    "by itself): move what may do that into a step with process=True"
+                )
+                shard.parked[suspect.run_id] = reason
+                shard.killers.add(suspect.run_id)
+
+    def _restore_records(self, shard: OwnedShard, steps: dict[bytes, bytes], details: dict[bytes, bytes]) -> None:
+        """What the server has about steps that run: at which daemon after a release, and what they reported last."""
+        for field, value in steps.items():
+            try:
+                run_id, seq = _run_and_number(field)
+                shard.records.setdefault(run_id, {})[seq] = decode_step_record(value)
+            except ValueError as error:
+                _log.error("a step record of shard %d can't be read: %r, %s", shard.number, field[:100], error)
+                continue
+            if seq == CODE and run_id not in shard.parked:
+                shard.careful.setdefault(run_id, set())
+                deaths = shard.records[run_id][seq].attempt
+                if self._suspects.deaths(shard.number, run_id) < deaths:
+                    self._suspects.learn(Suspect(shard.number, run_id, 0, deaths))
+        for field, value in details.items():
+            try:
+                run_id, seq = _run_and_number(field)
+            except ValueError as error:
+                _log.error("details of a step of shard %d can't be read: %r, %s", shard.number, field[:100], error)
+                continue
+            shard.records.setdefault(run_id, {}).setdefault(seq, StepRecord(UNKNOWN_ATTEMPT)).details = value
 
     def _restore_views(
         self,
@@ -183,6 +251,12 @@ class Takeover:
                     more.append(shard)
             unfinished = more
         return list(readable.values())
+
+
+def _run_and_number(field: bytes) -> tuple[str, int]:
+    """Of `<run id>/<seq>`. Raises `ValueError` if it is something else."""
+    run_id, _, seq = field.decode().rpartition("/")
+    return run_id, int(seq)
 
 
 def _log_unreadable(shard: OwnedShard, error: StoreError) -> None:

@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from streamflow.model.sharding import Partition
 
 WORKER_LOST = "WorkerLost"
-"""Kind of the failure of an attempt whose worker died or sent no heartbeat."""
+"""Kind of the failure of an attempt whose daemon, worker or process died or sent no heartbeat."""
 NO_STEPS: Mapping[int, Step[..., Any]] = {}
 MAX_WORKER_LOSSES = 3
-"""Worker deaths during one step after which the step fails: it may be what kills them."""
+"""Deaths of its processes after which a step fails, if it was to blame for the last one."""
 
 
 class OpenWork:
@@ -150,8 +150,20 @@ class OpenWork:
         return None
 
     def running_jobs(self) -> list[StepJob]:
-        """After a rehydration: the attempts that the owner starts again, with the same numbers. Queues keep theirs."""
+        """After a rehydration: the attempts that ran, but for retries."""
         return [call.job() for call in self.steps.values() if call.due is None and call.is_local]
+
+    def begun_jobs(self, now: int) -> list[StepJob]:
+        """After a rehydration: the attempts that the last owner ran, or was about to. Retries among them are known by
+        their due time only, because no fact records that one has begun."""
+        return [call.job() for call in self.steps.values() if call.is_local and (call.due is None or call.due <= now)]
+
+    def note_begun(self, seq: int) -> None:
+        """The current attempt of a step runs, although it was due after a rehydration."""
+        call = self.steps[seq]
+        if call.due is not None:
+            call.due = None
+            self.in_steps += 1
 
     # --- opening -------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ from streamflow.events import (
 )
 from streamflow.machine.open_work import MAX_WORKER_LOSSES, WORKER_LOST, OpenWork
 from streamflow.machine.sealed import sealed
-from streamflow.machine.transition import Due, Effects, Ending, Forgotten, Input, Outcome, Outgoing
+from streamflow.machine.transition import Due, Effects, Ending, Forgotten, Input, Outcome, Outgoing, Returned
 from streamflow.model.attributes import Attribute, merged
 from streamflow.model.failures import line_of_call
 from streamflow.model.record import Status
@@ -272,6 +272,11 @@ class RunMachine(OpenWork):
                 self.effects.events.append(RunResumed(self.workflow, self.tenant))
             self.effects.events.append(item)
             self._cancel_requested(item)
+        elif isinstance(item, Returned):
+            call = self.steps.get(item.seq)
+            if call is not None and call.is_local and call.due is None and call.attempt == item.attempt:
+                call.details = item.details
+                self.effects.jobs.append(call.job())
         else:
             raise TypeError(f"{item!r} is not an input of a machine")
 
@@ -300,7 +305,7 @@ class RunMachine(OpenWork):
         tried = outcome.attempt - call.lost  # a worker's death is not a failure of the step, and has its own limit
         due = self.at
         if is_lost:
-            is_final = call.lost + 1 >= MAX_WORKER_LOSSES
+            is_final = outcome.to_blame and call.lost + 1 >= MAX_WORKER_LOSSES
         else:
             # Jitter has its own generator: user code's numbers must not depend on how often a step failed.
             rng = random.Random(f"{self.run_id}/{call.seq}/{outcome.attempt}")
@@ -320,6 +325,7 @@ class RunMachine(OpenWork):
         event = StepRetrying(call.seq, step.name, outcome.attempt, outcome.ms, failure, due, outcome.details)
         self.effects.events.append(event)
         self._track(event)
+        call.blamed = outcome.to_blame
 
     def _take_due(self) -> None:
         """Take what is due now, but not what is set meanwhile: a loop of `sleep(0)` must not block the daemon."""

@@ -29,11 +29,12 @@ from streamflow.workflow.actions import StepJob
 Ending = RunCompleted | events.RunFailed | events.RunCancelled
 
 
-class Outcome(msgspec.Struct, gc=False):
+class Outcome(msgspec.Struct, gc=False, omit_defaults=True):
     """How one attempt of a step ended. `ms`: how long it ran. `permanent`: no retry, whatever the policy says.
     `details`: the last value that it reported with `sf.heartbeat`; after a failure the next attempt gets it. `kinds`:
     the names of the error's class and of its bases; the run compares them with `never` of the call's retry policy,
-    which the process that ran the attempt doesn't know."""
+    which the process that ran the attempt doesn't know. `to_blame`: its process died, and nothing else that it ran is
+    suspect."""
 
     seq: int
     attempt: int
@@ -43,6 +44,16 @@ class Outcome(msgspec.Struct, gc=False):
     permanent: bool = False
     details: Raw = NOTHING
     kinds: tuple[str, ...] = ()
+    to_blame: bool = False
+
+
+class Returned(msgspec.Struct, frozen=True):
+    """An attempt did not end: the daemon that ran it for a former owner has stopped it, so it runs again under its
+    number. `details`: the last value that it reported."""
+
+    seq: int
+    attempt: int
+    details: Raw = NOTHING
 
 
 class Due(msgspec.Struct, frozen=True):
@@ -50,7 +61,15 @@ class Due(msgspec.Struct, frozen=True):
 
 
 Input = (
-    RunStarted | SignalReceived | AskReceived | CancelRequested | ChildCompleted | events.ChildFailed | Outcome | Due
+    RunStarted
+    | SignalReceived
+    | AskReceived
+    | CancelRequested
+    | ChildCompleted
+    | events.ChildFailed
+    | Outcome
+    | Returned
+    | Due
 )
 
 

@@ -56,6 +56,8 @@ class Running(msgspec.Struct):
     """Its thread is free again."""
     replaced: bool = False
     """Its thread hangs, and another one has its slot."""
+    lent: bool = False
+    """Its shard was handed over while it ran: another daemon waits for its outcome."""
     over: bool = False
     """It ended, timed out or was cancelled: an outcome that still comes is dropped."""
 

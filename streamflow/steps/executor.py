@@ -151,6 +151,11 @@ class StepExecutor:
         """Whether an attempt of this call runs or waits."""
         return (run_id, seq) in self._attempts
 
+    def runs(self, run_id: str, seq: int, attempt: int) -> bool:
+        """Whether this very attempt runs or waits."""
+        running = self._attempts.get((run_id, seq))
+        return running is not None and running.job.attempt == attempt
+
     def hold(self) -> None:
         """Start nothing more until `resume`: the other daemons may consider this one dead."""
         self.held = True
@@ -166,16 +171,33 @@ class StepExecutor:
             self._finish(running)
             self._start_waiting()
 
+    def lend(self, shard: int) -> list[Running]:
+        """The shard has another owner from now on: its attempts that run continue, and `cancel_where` doesn't find them
+        any more; those that wait for a slot are for the new owner. Returns the ones that continue."""
+        attempts = [running for running in self._attempts.values() if running.shard == shard and not running.lent]
+        for running in attempts:
+            if running.started == 0.0:
+                self._finish(running)
+            else:
+                running.lent = True
+                self._leave_shard(running)
+        return [running for running in attempts if running.lent]
+
+    def reporting(self) -> list[Running]:
+        """The attempts that run and have reported details."""
+        return [running for running in self._attempts.values() if running.details is not running.job.details]
+
     def cancel_where(self, wanted: Callable[[Running], bool]) -> None:
-        """Cancel all attempts for which `wanted` returns True, without outcomes."""
-        for running in [running for running in self._attempts.values() if wanted(running)]:
+        """Cancel all attempts for which `wanted` returns True, without outcomes; not those that are lent."""
+        for running in [running for running in self._attempts.values() if not running.lent and wanted(running)]:
             self._finish(running)
         self._start_waiting()
 
     def close(self) -> None:
         """Cancel all attempts; threads that run are not waited for."""
         self._closed = True
-        self.cancel_where(lambda _: True)
+        for running in list(self._attempts.values()):
+            self._finish(running)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._process_pool.close()
 
@@ -257,7 +279,9 @@ class StepExecutor:
                 return None
         if called.failure is None:
             return Outcome(running.job.seq, running.job.attempt, _elapsed_ms(running), Raw(called.result))
-        return self._outcome_of(running, called.failure, called.permanent, called.kinds)
+        outcome = self._outcome_of(running, called.failure, called.permanent, called.kinds)
+        outcome.to_blame = called.died
+        return outcome
 
     def _abandon(self, running: Running) -> None:
         """End an attempt without an outcome."""
@@ -351,11 +375,8 @@ class StepExecutor:
         """Remove an attempt, and cancel its task if it still runs."""
         running.over = True
         self._attempts.pop((running.run_id, running.job.seq), None)
-        others = self._by_shard[running.shard] - 1
-        if others:
-            self._by_shard[running.shard] = others
-        else:
-            del self._by_shard[running.shard]
+        if not running.lent:
+            self._leave_shard(running)
         if running.expiry is not None:
             running.expiry.cancel()
         slots = self._slots_of(running)
@@ -367,6 +388,13 @@ class StepExecutor:
             asyncio.get_running_loop().call_later(self._replace_after, self._replace, running)
         if running.task is not None:
             running.task.cancel()
+
+    def _leave_shard(self, running: Running) -> None:
+        others = self._by_shard[running.shard] - 1
+        if others:
+            self._by_shard[running.shard] = others
+        else:
+            del self._by_shard[running.shard]
 
 
 def _line_of(thread: int) -> str:

@@ -114,16 +114,29 @@ class ExpiredClaim(msgspec.Struct, frozen=True):
     details: bytes
 
 
+class LentStep(msgspec.Struct, frozen=True):
+    """An attempt that a former owner of its shard (`host`) still runs. `step` is `<run id>/<seq>`; `created`: ms, as in
+    the run's header; `details`: encoded, what the step has reported since the last call, empty for nothing."""
+
+    step: str
+    host: str
+    created: int
+    attempt: int
+    details: bytes = b""
+
+
 class Acquired(msgspec.Struct):
     """Reply of `acquire_shard`: OK or CONFLICT. `token`: ours when OK, else the present owner's.
 
-    `clock`: the shard's, in ms, when OK; `holder`: the present owner's member id when CONFLICT.
+    `clock`: the shard's, in ms, and `delivered`: the id of the last message that the former owner had read, empty if it
+    had read none; both when OK. `holder`: the present owner's member id when CONFLICT.
     """
 
     code: Reply
     token: str
     clock: int
     holder: str
+    delivered: str = ""
 
 
 class DueRuns(msgspec.Struct):
@@ -196,7 +209,7 @@ class Poison(msgspec.Struct, array_like=True):
 
 
 class Put(msgspec.Struct, array_like=True):
-    """A value for a field of a hash; without `field` a string that expires after 15 minutes."""
+    """A value for a field of a hash, empty to delete it; without `field` a string that expires after 15 minutes."""
 
     key: str
     field: str
@@ -268,6 +281,16 @@ class Kernel:
         keys = self.keys.shard(shard)
         return Call("report_outcome", [keys.inbox, keys.run(run_id)], [run_id, created, body], bytes.decode)
 
+    def report_step(self, shard: int, run_id: str, created: int, kind: str, step: str, body: bytes) -> Call[str]:
+        """Put the outcome of a step that a former owner of the shard has run into the inbox of its run.
+
+        `kind`: outcome or returned; `step`: `<run id>/<seq>`. Returns a (accepted), e (the run has ended) or m (no such
+        run, or one that was created at another time).
+        """
+        keys = self.keys.shard(shard)
+        args = [run_id, created, kind, step, body]
+        return Call("report_step", [keys.inbox, keys.run(run_id), keys.steps], args, bytes.decode)
+
     def deliver_messages(
         self, shard: int, source: int, deliveries: Sequence[Delivery], now: int | None = None
     ) -> Call[str]:
@@ -311,12 +334,28 @@ class Kernel:
         keys = self.keys.shard(shard)
         return Call("acquire_shard", [keys.owner, keys.inbox], [expected, nonce, holder, group, _time(now)], _acquired)
 
-    def release_shard(self, shard: int, token: str) -> Call[Reply]:
+    def release_shard(self, shard: int, token: str, lent: Sequence[LentStep] = ()) -> Call[Reply]:
         """Give up a shard, so that the next owner does not have to wait until this one is considered dead.
 
-        Returns OK, or FENCED when another owner has the shard.
+        `lent`: attempts that the caller goes on running. Returns OK, or FENCED when another owner has the
+        shard.
         """
-        return Call("release_shard", [self.keys.shard(shard).owner], [token], lambda reply: Reply(reply[0].decode()))
+        keys = self.keys.shard(shard)
+        args: list[Any] = [token]
+        for attempt in lent:
+            args += (attempt.step, attempt.host, attempt.created, attempt.attempt)
+        return Call("release_shard", [keys.owner, keys.steps], args, _code)
+
+    def extend_steps(self, shard: int, lent: Sequence[LentStep]) -> Call[str]:
+        """Ask whether attempts that a former owner of a shard still runs are needed, and store their details.
+
+        Returns a letter for each: k (kept), l (lost: stop it).
+        """
+        keys = self.keys.shard(shard)
+        args: list[Any] = []
+        for attempt in lent:
+            args += (attempt.step, attempt.host, attempt.created, attempt.attempt, attempt.details)
+        return Call("extend_steps", [keys.steps, keys.details], args, bytes.decode)
 
     # --- the owner's work ---------------------------------------------------------------------------------------------
 
@@ -379,6 +418,17 @@ class Kernel:
         for put in batch.puts:
             args += (put.field, put.value)
         return Call("commit", names, args, _committed)
+
+    def store_details(self, shard: int, token: str, details: Iterable[tuple[str, bytes]]) -> Call[Reply]:
+        """Store what running steps of a shard have reported last, for the attempts after them.
+
+        `details`: (`<run id>/<seq>`, encoded). Returns OK, or FENCED when another owner has the shard.
+        """
+        keys = self.keys.shard(shard)
+        args: list[Any] = [token]
+        for step, data in details:
+            args += (step, data)
+        return Call("store_details", [keys.owner, keys.details], args, _code)
 
     def forget_runs(self, shard: int, runs: Sequence[tuple[str, Header]]) -> Call[int]:
         """Delete ended runs with what they published, and remove them from the listings.
@@ -504,6 +554,13 @@ class Kernel:
             args += (dead_member, last_heartbeat)
         return Call("heartbeat", [self.keys.members], args, _mapping)
 
+    def mark_suspects(self, member: str, seconds: int, body: bytes) -> Call[bytes]:
+        """Note what a daemon or worker is about to run that may end its process, for its successor.
+
+        `body` is encoded, empty to delete the note; it stays for so many `seconds`. Returns `OK`.
+        """
+        return Call("mark_suspects", [self.keys.suspects(member)], [seconds, body])
+
     def create_namespace(self, shards: int, partition: Partition) -> Call[tuple[int, Partition, int]]:
         """Create the namespace's meta record unless it exists; the first caller decides.
 
@@ -546,9 +603,13 @@ def _mapping(reply: list[bytes]) -> dict[str, bytes]:
     return {name.decode(errors="replace"): value for name, value in _pairs(reply)}
 
 
+def _code(reply: list[bytes]) -> Reply:
+    return Reply(reply[0].decode())
+
+
 def _acquired(reply: list[bytes]) -> Acquired:
     if reply[0] == b"OK":
-        return Acquired(Reply.OK, reply[1].decode(), int(reply[2]), "")
+        return Acquired(Reply.OK, reply[1].decode(), int(reply[2]), "", reply[3].decode())
     return Acquired(Reply(reply[0].decode()), reply[1].decode(), 0, reply[2].decode())
 
 

@@ -14,6 +14,7 @@ class ShardKeys:
 
     __slots__ = (
         "agenda",
+        "details",
         "done",
         "inbox",
         "log",
@@ -24,6 +25,7 @@ class ShardKeys:
         "prefix",
         "run_prefix",
         "seen",
+        "steps",
         "views",
     )
 
@@ -41,11 +43,17 @@ class ShardKeys:
         self.outbox = f"{prefix}outbox"
         """Stream: messages for other shards; its ids are `<epoch>-<number>`."""
         self.owner = f"{prefix}owner"
-        """Hash: token, holder, group, clock, and of the last commit: commit (id), committed (clock), log (entry)."""
+        """Hash: token, holder, group, clock, delivered (the last message that the owner before had read), and of the
+        last commit: commit (id), committed (clock), log (entry)."""
         self.seen = f"{prefix}seen"
         """Hash: source (shard or client) -> last accepted number."""
         self.poison = f"{prefix}poison"
         """Stream: quarantined messages, with the reason."""
+        self.steps = f"{prefix}steps"
+        """Hash: `<run id>/<seq>` of attempts that a former owner still runs -> its member id, ms of the run's start,
+        attempt, and wanted or reported."""
+        self.details = f"{prefix}details"
+        """Hash: `<run id>/<seq>` -> the details that the step reported last with `sf.heartbeat`."""
         self.views = f"{prefix}views"
         """Hash: offset, partial, base_offset, base, base_entries (entries in the log when base was stored), oldest."""
         self.done = f"{prefix}done"
@@ -109,6 +117,11 @@ class NamespaceKeys:
         """Hash: queue name -> its number of partitions."""
         self._shards: dict[int, ShardKeys] = {}
         self._queues: dict[tuple[str, int], QueueKeys] = {}
+
+    def suspects(self, member: str) -> str:
+        """String that expires after a day: what a daemon or worker runs that may end its process (`steps/suspects.py`),
+        encoded."""
+        return f"{self.prefix}suspects:{member}"
 
     def view(self, name: str) -> str:
         """String: a merged view, JSON."""

@@ -36,6 +36,7 @@ from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.transition import Outcome
 from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.steps.executor import StepExecutor
+from streamflow.steps.suspects import Suspects, read_notes
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import ClaimRef, Kernel
 
@@ -101,6 +102,7 @@ class Claims:
         on_capacity: Callable[[], None],
     ) -> None:
         self.executor: StepExecutor | None = None
+        self.suspects: Suspects | None = None
         self.consumer = consumer
         self.partitions: list[Partition] = [(queue, number) for queue in queues for number in range(QUEUE_PARTITIONS)]
         self.expired = 0
@@ -190,8 +192,8 @@ class Claims:
         self._on_capacity()
 
     def _stop(self, claim: Claim) -> None:
-        if self.executor is not None and self._by_step.get((claim.run_id, claim.seq)) is claim:
-            self.executor.cancel(claim.run_id, claim.seq)
+        if self.suspects is not None and self._by_step.get((claim.run_id, claim.seq)) is claim:
+            self.suspects.cancel(claim.run_id, claim.seq)
 
     # --- outcomes -----------------------------------------------------------------------------------------------------
 
@@ -408,6 +410,11 @@ class Claims:
         self._checked_at = now
         if now < self._expires_from:
             return
+        notes = await read_notes(
+            self._store,
+            self._kernel,
+            (dead.consumer for answer in answers if not isinstance(answer, StoreError) for dead in answer),
+        )
         for partition, answer in zip(self.partitions, answers, strict=True):
             if isinstance(answer, StoreError):
                 queue, number = partition
@@ -418,9 +425,13 @@ class Claims:
                     answer,
                 )
                 continue
+            not_begun: dict[str, list[ClaimRef]] = {}
             for dead in answer:
                 if dead.consumer == self.consumer or self.has(partition, dead.entry):
                     continue  # ours: this process was paused, and extends the claim next
+                if notes[dead.consumer].is_waiting(dead.run_id, dead.seq):
+                    not_begun.setdefault(dead.consumer, []).append(ClaimRef(dead.entry, f"{dead.run_id}/{dead.seq}"))
+                    continue
                 text = f"worker {dead.consumer} died or sent no heartbeat for {self._timeout:g} s while it ran the step"
                 _log.warning(
                     "step %s/%d, attempt %d, is reported to its run as lost: %s",
@@ -433,8 +444,15 @@ class Claims:
                 self._claims[partition, dead.entry] = claim
                 details = msgspec.Raw(dead.details) if dead.details else NOTHING
                 self.expired += 1
+                to_blame = notes[dead.consumer].blames(dead.run_id, dead.seq)
+                failure = Failure(WORKER_LOST, text)
                 self.report(
-                    claim, Outcome(dead.seq, dead.attempt, 0.0, None, Failure(WORKER_LOST, text), details=details)
+                    claim,
+                    Outcome(dead.seq, dead.attempt, 0.0, None, failure, details=details, to_blame=to_blame),
+                )
+            if not_begun:
+                await self._store.send(
+                    [self._kernel.requeue_attempts(*partition, name, refs) for name, refs in not_begun.items()]
                 )
 
     # --- shutting down ------------------------------------------------------------------------------------------------

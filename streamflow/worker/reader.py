@@ -21,6 +21,7 @@ from streamflow.loops import retry_forever
 from streamflow.machine.transition import Outcome
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.steps.executor import StepExecutor
+from streamflow.steps.suspects import Suspects
 from streamflow.store.blocking_reads import Entry, GroupGone, InboxConnection
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import WORKERS, ClaimRef, Kernel
@@ -48,6 +49,7 @@ class QueueReader:
         connection: InboxConnection,
         claims: Claims,
         executor: StepExecutor,
+        suspects: Suspects,
         *,
         slots: int,
     ) -> None:
@@ -57,6 +59,7 @@ class QueueReader:
         self._connection = connection
         self._claims = claims
         self._executor = executor
+        self._suspects = suspects
         self._slots = slots
         self._partitions: dict[str, Partition] = {
             kernel.keys.queue(*partition).stream: partition for partition in claims.partitions
@@ -248,7 +251,8 @@ class QueueReader:
         job = StepJob(claim.seq, claim.attempt, step, queued.args.copy(), details.copy())
         job.timeout = queued.timeout
         job.created = claim.created
-        self._executor.submit(claim.partition[1], claim.run_id, job)
+        job.lost, job.blamed = queued.lost, queued.blamed
+        self._suspects.submit(claim.partition[1], claim.run_id, job)
 
     def _refuse(self, claim: Claim, kind: str, text: str, *, permanent: bool) -> None:
         failure = Failure(kind, text)

@@ -25,6 +25,7 @@ from streamflow.process import RESTART, stop_on_signal
 from streamflow.settings import Settings
 from streamflow.steps import loop_watch
 from streamflow.steps.executor import StepExecutor
+from streamflow.steps.suspects import Suspects
 from streamflow.store.blocking_reads import InboxConnection
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import WORKERS, Kernel
@@ -121,9 +122,10 @@ class Worker:
             on_free=claims.attempt_left,
         )
         claims.executor = executor
+        claims.suspects = suspects = Suspects(executor, store, kernel, self.name)
         connection = InboxConnection(store, WORKERS, BLOCK_MS, self.name)
         self.reader = reader = QueueReader(
-            self.app, store, kernel, connection, claims, executor, slots=settings.concurrency
+            self.app, store, kernel, connection, claims, executor, suspects, slots=settings.concurrency
         )
         await reader.create_groups()
         _log.info("worker %s serves %s of namespace %s", self.name, ", ".join(self.queues), settings.namespace)
@@ -139,6 +141,7 @@ class Worker:
                 ("reports", claims.run_reports),
                 ("heartbeats", claims.run_extending),
                 ("expired claims", claims.run_expiring),
+                ("trials of steps", suspects.run),
             ):
                 loops.start_soon(self.loops.run, name, loop)
             watch.start()

@@ -42,7 +42,7 @@ ON_PARENT_END = ("cancel", "abandon", "wait")
 class StepJob:
     """An attempt of a step that starts after the commit: at the owner, or in the queue `step.queue`."""
 
-    __slots__ = ("args", "attempt", "created", "details", "seq", "step", "timeout")
+    __slots__ = ("args", "attempt", "blamed", "created", "details", "lost", "seq", "step", "timeout")
 
     def __init__(self, seq: int, attempt: int, step: Step[..., Any], args: Raw, details: Raw = NOTHING) -> None:
         self.seq = seq
@@ -54,6 +54,10 @@ class StepJob:
         self.timeout = step.timeout
         self.created = 0
         """At a worker: when the run was created, to distinguish it from an earlier run with the same id."""
+        self.lost = 0
+        """Attempts of this call before it that ended because their daemon or worker died."""
+        self.blamed = False
+        """The last one is most probably what ended it."""
 
     def __repr__(self) -> str:
         return f"StepJob({self.seq}, {self.step.name}, attempt={self.attempt})"
@@ -62,7 +66,19 @@ class StepJob:
 class StepCall(Operation):
     """One call of a step. While it is open it also keeps the current attempt, and when the next one is due."""
 
-    __slots__ = ("args", "attempt", "details", "due", "is_local", "kwargs", "lost", "payload", "since", "step")
+    __slots__ = (
+        "args",
+        "attempt",
+        "blamed",
+        "details",
+        "due",
+        "is_local",
+        "kwargs",
+        "lost",
+        "payload",
+        "since",
+        "step",
+    )
 
     def __init__(self, step: Step[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> None:
         self.state = NEW
@@ -81,14 +97,18 @@ class StepCall(Operation):
         self.due: int | None = None
         """Shard-clock ms at which the next attempt starts; None while an attempt runs."""
         self.lost = 0
-        """Attempts that ended because their worker died."""
+        """Attempts that ended because their daemon, worker or process died."""
+        self.blamed = False
+        """The last of these is most probably what ended it. Not known after a rehydration."""
         self.since = 0
         """Shard-clock ms at which the first attempt that failed had started; 0 if none has failed."""
         self.details = NOTHING
         """The last value that the previous attempt reported."""
 
     def job(self) -> StepJob:
-        return StepJob(self.seq, self.attempt, self.step, self.payload, self.details)
+        job = StepJob(self.seq, self.attempt, self.step, self.payload, self.details)
+        job.lost, job.blamed = self.lost, self.blamed
+        return job
 
     __del__ = warn_if_forgotten
 

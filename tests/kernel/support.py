@@ -202,7 +202,8 @@ class Shard:
             kind = next((kind for pattern, kind in known if pattern.fullmatch(key)), None)
             assert kind, f"{key} is not a known key"
             assert key in self.planted or found.decode() == kind, f"{key} is a {found}"
-            assert (0 < ttl <= 900) if ":answer:" in key else ttl == -1, f"{key} has the TTL {ttl}"
+            limit = 900 if ":answer:" in key else 86_400 if ":suspects:" in key else 0
+            assert (0 < ttl <= limit) if limit else ttl == -1, f"{key} has the TTL {ttl}"
 
 
 def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
@@ -211,7 +212,7 @@ def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
     name = r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]*"
     patterns = {
         rf"{shard}(inbox|log|outbox|poison)": "stream",
-        rf"{shard}(owner|seen|views)": "hash",
+        rf"{shard}(owner|seen|views|steps|details)": "hash",
         rf"{shard}agenda": "zset",
         rf"{shard}run:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "list",
         rf"{shard}index:({'|'.join(LISTED)}):{name}": "zset",
@@ -223,6 +224,7 @@ def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
         rf"sf:\{{{keys.namespace}\.q/{name}/\d+\}}:(seen|steps|details)": "hash",
         rf"{re.escape(keys.prefix)}(meta|members|workflows|queues)": "hash",
         rf"{re.escape(keys.prefix)}view:{name}": "string",
+        rf"{re.escape(keys.prefix)}suspects:{name}": "string",
     }
     return [(re.compile(pattern), kind) for pattern, kind in patterns.items()]
 

@@ -22,7 +22,18 @@ async def read_new(shard: Shard, group: str) -> list[bytes]:
 async def test_a_shard_that_nobody_had_gets_an_owner_with_the_clock_as_epoch(shard: Shard) -> None:
     taken = await shard.do(shard.kernel.acquire_shard(0, "", "nonce", "member", "group", NOW))
     assert (taken.code, taken.token, taken.clock) == (Reply.OK, f"{NOW}:nonce", NOW)
-    assert await shard.owner() == {"token": f"{NOW}:nonce", "holder": "member", "group": "group", "clock": str(NOW)}
+    owner = {"token": f"{NOW}:nonce", "holder": "member", "group": "group", "clock": str(NOW), "delivered": ""}
+    assert await shard.owner() == owner
+
+
+async def test_the_next_owner_learns_what_the_last_one_had_read(shard: Shard) -> None:
+    assert (await shard.acquire("one")).delivered == ""
+    await shard.start("r1", "r2")
+    await shard.read("group-one")
+    entries = [entry_id for entry_id, _ in await shard.stream(shard.keys.inbox)]
+    await shard.start("r3")
+    take = shard.kernel.acquire_shard(0, shard.token, "two", "member-two", "group-two", NOW)
+    assert [(await shard.do(take)).delivered for _ in range(2)] == [entries[-1]] * 2
 
 
 async def test_an_acquire_that_is_sent_again_has_the_same_answer(shard: Shard) -> None:

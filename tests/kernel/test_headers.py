@@ -25,6 +25,7 @@ from streamflow.store.kernel import (
     ClaimRef,
     Delivery,
     Kernel,
+    LentStep,
     Message,
     Offer,
     Poison,
@@ -168,6 +169,11 @@ def claims(n: dict[str, int]) -> list[ClaimRef]:
     return [ClaimRef("<entry>", "<step>", b"<details>")] * n["claim"]
 
 
+def lent(n: dict[str, int]) -> list[LentStep]:
+    text: Any = lambda name: f"<{name}>"  # noqa: E731
+    return [LentStep("<step>", "<host>", text("created"), text("attempt"), b"<details>")] * n["lent"]
+
+
 OF_QUEUES = ("enqueue_attempts", "extend_claims", "expired_claims", "ack_attempts", "requeue_attempts")
 
 VERBS: dict[str, Verb] = {
@@ -196,7 +202,15 @@ VERBS: dict[str, Verb] = {
     ),
     "peek_runs": Verb(lambda n: KERNEL.peek_runs(0, ["<id>"] * n["run"]), {"run": ("run",)}),
     "acquire_shard": Verb(lambda _: KERNEL.acquire_shard(0, "<expected>", "<nonce>", "<holder>", "<group>", "<now>")),
-    "release_shard": Verb(lambda _: KERNEL.release_shard(0, "<token>")),
+    "release_shard": Verb(
+        lambda n: KERNEL.release_shard(0, "<token>", lent(n)), {"lent": ("lent step",)}, lambda _: {"step": "<step>"}
+    ),
+    "extend_steps": Verb(lambda n: KERNEL.extend_steps(0, lent(n)), {"lent": ("lent step",)}),
+    "report_step": Verb(lambda _: KERNEL.report_step(0, "<id>", "<created>", "<kind>", "<step>", b"<body>")),
+    "store_details": Verb(
+        lambda n: KERNEL.store_details(0, "<token>", [("<step>", b"<details>")] * n["step"]), {"step": ("step",)}
+    ),
+    "mark_suspects": Verb(lambda _: KERNEL.mark_suspects("<member>", "<seconds>", b"<body>")),
     "due_runs": Verb(lambda _: KERNEL.due_runs(0, "<token>", "<limit>", "<now>")),
     "commit": Verb(
         commit,
@@ -263,8 +277,10 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
             else {**REPEATED_KEYS, "index": SHARD.index("completed", "<workflow>")}
         )
         fixed = len(layout(path_of(name), "KEYS").fixed)
-        if name == "report_outcome":
-            assert call.keys == [SHARD.inbox, SHARD.run("<id>")]
+        if name in ("report_outcome", "report_step"):
+            assert call.keys == [SHARD.inbox, SHARD.run("<id>"), *([SHARD.steps] if name == "report_step" else [])]
+        elif name == "mark_suspects":
+            assert call.keys == [KEYS.suspects("<member>")]
         elif name in OF_QUEUES:
             assert call.keys == [getattr(QUEUE, key) for key in names]
         else:

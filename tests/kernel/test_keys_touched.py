@@ -20,7 +20,19 @@ from streamflow.embedded.server import EmbeddedServer
 from streamflow.model.record import decode_header
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
-from streamflow.store.kernel import WORKERS, Batch, ClaimRef, Delivery, Message, Offer, Poison, Put, Send, Start
+from streamflow.store.kernel import (
+    WORKERS,
+    Batch,
+    ClaimRef,
+    Delivery,
+    LentStep,
+    Message,
+    Offer,
+    Poison,
+    Put,
+    Send,
+    Start,
+)
 from streamflow.store.keys import QueueKeys
 from tests.kernel.support import NOW, Shard
 
@@ -115,7 +127,12 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     for offset in ("1-1", "1-2"):
         yield "checkpoint_views", kernel.checkpoint_views(0, shard.token, offset, b"partial", 1, ["flow", "other"])
     yield "forget_runs", kernel.forget_runs(0, [("r1", decode_header(await shard.header("r1")))])
-    yield "release_shard", kernel.release_shard(0, shard.token)
+    yield "store_details", kernel.store_details(0, shard.token, [("r2/1", b"half")])
+    lent = LentStep("r2/1", "one", NOW, 1, b"more")
+    yield "release_shard", kernel.release_shard(0, shard.token, [lent])
+    yield "extend_steps", kernel.extend_steps(0, [lent])
+    yield "report_step", kernel.report_step(0, "r2", NOW, "outcome", "r2/1", b"x")
+    yield "mark_suspects", kernel.mark_suspects("one", 60, b"x")
     stream = keys_of_queue(shard).stream
     offers = [Offer(f"5-{n}", "step", f"r{n}", 7, n, 1, b"", b"x") for n in (1, 2, 3, 4)]
     yield "enqueue_attempts", kernel.enqueue_attempts("gpu", 0, 3, offers)
@@ -177,6 +194,7 @@ async def test_all_keys_of_a_call_and_what_it_publishes_to_share_one_slot(real_s
     homes = {
         "create_namespace": namespace,
         "heartbeat": namespace,
+        "mark_suspects": namespace,
         **dict.fromkeys(
             ("enqueue_attempts", "extend_claims", "expired_claims", "ack_attempts", "requeue_attempts"), queue
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamflow.store.kernel import Batch, Reply
+from streamflow.store.kernel import Batch, LentStep, Reply
 from tests.kernel.support import NOW, Shard
 
 pytestmark = pytest.mark.anyio
@@ -46,6 +46,14 @@ async def test_the_next_owner_takes_the_released_shard_with_a_higher_epoch(shard
     await shard.do(shard.kernel.release_shard(0, shard.token))
     taken = await shard.do(shard.kernel.acquire_shard(0, f"{NOW}:", "two", "member", "group", NOW))
     assert (taken.code, taken.token) == (Reply.OK, f"{NOW + 1}:two")
+
+
+async def test_steps_that_go_on_are_recorded_with_their_host(shard: Shard) -> None:
+    await shard.acquire("one")
+    lent = [LentStep("r1/1", "one", NOW, 2), LentStep("r2/0", "-", 0, 1)]
+    assert await shard.do(shard.kernel.release_shard(0, shard.token, lent)) is Reply.OK
+    recorded = {b"r1/1": f"one {NOW} 2 wanted".encode(), b"r2/0": b"- 0 1 wanted"}
+    assert await shard.plain("HGETALL", shard.keys.steps) == recorded
 
 
 async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:

@@ -14,8 +14,9 @@ from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreUnavailable
 from streamflow.model.sharding import winner_of
 from streamflow.settings import Settings
+from streamflow.steps.suspects import Note
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Reply
+from streamflow.store.kernel import LentStep, Reply
 from streamflow.wire import Heartbeat
 from tests.support.fakes import FakeStore, context, owned
 
@@ -34,19 +35,30 @@ class Clock:
 
 
 class Parts:
-    """Owner, executor, reader, takeover and rollup, as far as membership asks them."""
+    """Owner, executor, reader, takeover, rollup and step records, as far as membership asks them."""
 
     def __init__(self) -> None:
         self.shards: dict[int, OwnedShard] = {}
         self.held = False
         self.leading = False
         self.others_folds = 0
-        self.running: dict[int, int] = {}
-        self.acquired: list[dict[int, str]] = []
+        self.running = 0
+        self.steps: dict[int, int] = {}
+        self.lent: list[int] = []
+        self.gone: set[str] = set()
+        self.lost_with: list[str] = []
+        self.acquired: list[dict[int, tuple[str, str]]] = []
         self.stored: list[int] = []
         self.dropped: list[int] = []
         self.retried = 0
         self.changes = 0
+
+    @property
+    def suspects(self) -> Any:
+        return self
+
+    def deaths(self, *_: Any) -> int:
+        return 2
 
     # owner
     def add(self, shard: OwnedShard) -> None:
@@ -59,6 +71,17 @@ class Parts:
     def retry_broken(self) -> None:
         self.retried += 1
 
+    def gone_hosts(self) -> set[str]:
+        return self.gone
+
+    def steps_lost_with(self, host: str, _: Note) -> None:
+        self.lost_with.append(host)
+
+    # step records
+    def lend(self, shard: int, *_: Any) -> list[LentStep]:
+        self.lent.append(shard)
+        return [LentStep("r/1", "me", 5, 1)] if self.steps.get(shard) else []
+
     # executor
     def hold(self) -> None:
         self.held = True
@@ -67,13 +90,13 @@ class Parts:
         self.held = False
 
     def of_shard(self, number: int) -> int:
-        return self.running.get(number, 0)
+        return self.steps.get(number, 0)
 
     # reader, takeover, rollup
     async def shards_changed(self) -> None:
         self.changes += 1
 
-    async def acquire(self, wanted: dict[int, str]) -> list[OwnedShard]:
+    async def acquire(self, wanted: dict[int, tuple[str, str]]) -> list[OwnedShard]:
         self.acquired.append(wanted)
         return [owned(number) for number in wanted]
 
@@ -94,6 +117,7 @@ class Bench:
         any_parts: Any = parts
         self.membership = Membership(
             context(self.store, shards=SHARDS, member="me", settings=SETTINGS),
+            any_parts,
             any_parts,
             any_parts,
             any_parts,
@@ -146,7 +170,7 @@ def won_by(member: str, *members: str) -> set[int]:
 async def test_the_only_member_takes_every_shard_by_the_token_that_it_saw(bench: Bench) -> None:
     bench.owners[3] = ("5:abc", "")
     await bench.turn()
-    assert bench.parts.acquired == [{n: "5:abc" if n == 3 else "" for n in range(SHARDS)}]
+    assert bench.parts.acquired == [{n: ("5:abc" if n == 3 else "", "") for n in range(SHARDS)}]
     assert set(bench.parts.shards) == set(range(SHARDS))
     assert bench.membership.owns_something.is_set()
     assert bench.parts.leading
@@ -233,7 +257,7 @@ async def test_a_shard_that_another_member_holds_is_awaited_but_not_forever(benc
 async def test_shards_of_a_member_that_is_gone_are_acquired_at_once(bench: Bench) -> None:
     bench.owners = dict.fromkeys(range(SHARDS), ("5:abc", "gone"))
     await bench.turn()
-    assert bench.parts.acquired == [dict.fromkeys(range(SHARDS), "5:abc")]
+    assert bench.parts.acquired == [dict.fromkeys(range(SHARDS), ("5:abc", "gone"))]
 
 
 # --- handing over ---------------------------------------------------------------------------------------------------
@@ -251,58 +275,99 @@ async def test_a_newcomer_gets_its_shards_when_nothing_runs_there(bench: Bench) 
     assert len(released) == len(theirs)
 
 
-async def test_a_shard_whose_steps_run_is_kept_until_they_finish(bench: Bench) -> None:
+async def test_steps_that_run_go_on_here_and_keep_no_shard(bench: Bench) -> None:
+    await bench.turn()
+    bench.other_beats("new", 1)
+    theirs = won_by("new", "me", "new")
+    busy = min(theirs)
+    bench.parts.steps[busy] = 1
+    await bench.turn(after=0.5)
+    assert set(bench.parts.shards) == set(range(SHARDS)) - theirs
+    assert set(bench.parts.lent) == theirs
+    with_steps = [call.args for call in bench.store.sent("release_shard") if len(call.args) > 1]
+    assert with_steps == [["7:nonce", "r/1", "me", 5, 1]]
+
+
+async def test_a_shard_that_is_being_reduced_is_released_afterwards(bench: Bench) -> None:
     await bench.turn()
     bench.other_beats("new", 1)
     busy = min(won_by("new", "me", "new"))
-    bench.parts.running[busy] = 1
+    bench.parts.shards[busy].busy = True
     await bench.turn(after=0.5)
-    assert bench.parts.shards[busy].draining
+    assert bench.parts.shards[busy].leaving
+    bench.parts.shards[busy].busy = False
     bench.other_beats("new", 2)
     await bench.turn(after=0.5)
-    assert busy in bench.parts.shards
-    bench.parts.running.clear()
-    bench.other_beats("new", 3)
-    await bench.turn(after=0.5)
     assert busy not in bench.parts.shards
 
 
-async def test_a_shard_is_not_kept_longer_than_the_grace(bench: Bench) -> None:
+async def test_a_shard_is_kept_while_only_this_daemon_knows_what_it_lost(bench: Bench) -> None:
     await bench.turn()
-    busy = min(won_by("new", "me", "new"))
-    bench.parts.running[busy] = 1
-    for beat in range(6):
-        bench.other_beats("new", beat)
-        await bench.turn(after=1.9)
-    assert busy in bench.parts.shards
-    bench.other_beats("new", 99)
-    await bench.turn(after=1.9)
-    assert busy not in bench.parts.shards
+    bench.other_beats("new", 1)
+    number = min(won_by("new", "me", "new"))
+    bench.parts.shards[number].orphans.add("r")
+    await bench.turn(after=0.5)
+    assert not bench.parts.shards[number].draining
+    bench.parts.shards[number].orphans.clear()
+    bench.other_beats("new", 2)
+    await bench.turn(after=0.5)
+    assert number not in bench.parts.shards
+
+
+async def test_runs_to_be_careful_with_are_named_in_the_release(bench: Bench) -> None:
+    await bench.turn()
+    bench.other_beats("new", 1)
+    number = min(won_by("new", "me", "new"))
+    bench.parts.shards[number].careful["r"] = set()
+    await bench.turn(after=0.5)
+    named = [call.args for call in bench.store.sent("release_shard") if len(call.args) > 1]
+    assert named == [["7:nonce", "r/0", "-", 0, 2]]
 
 
 async def test_a_shard_that_is_wanted_back_is_acquired_again(bench: Bench) -> None:
     await bench.turn()
     bench.other_beats("new", 1)
     busy = min(won_by("new", "me", "new"))
-    bench.parts.running[busy] = 1
+    bench.parts.shards[busy].busy = True
     await bench.turn(after=0.5)
+    bench.parts.shards[busy].busy = False
     await bench.turn(after=2.5)  # the newcomer is dead
     assert busy in bench.parts.dropped
     assert not bench.parts.shards[busy].draining
 
 
-async def test_a_leaving_member_releases_all_shards_and_then_deregisters(bench: Bench) -> None:
+async def test_the_last_member_gives_steps_time_before_it_releases(bench: Bench) -> None:
     await bench.turn()
     bench.membership.draining = True
-    bench.parts.running[4] = 1
+    bench.parts.steps[4] = 1
     await bench.turn()
-    assert list(bench.parts.shards) == [4]
-    bench.parts.running.clear()
+    assert list(bench.parts.shards) == [4], "nobody else could record their outcomes"
+    bench.parts.steps.clear()
     await bench.turn()
     assert not bench.parts.shards
     await bench.membership.leave()
     await bench.membership.heartbeat()
     assert bench.members == {}, "no later heartbeat puts it back"
+
+
+async def test_a_last_member_keeps_no_shard_longer_than_the_grace(bench: Bench) -> None:
+    await bench.turn()
+    bench.membership.draining = True
+    bench.parts.steps[4] = 1
+    await bench.turn(after=0.5)
+    await bench.turn(after=9.0)
+    assert list(bench.parts.shards) == [4]
+    await bench.turn(after=1.5)
+    assert not bench.parts.shards
+
+
+async def test_steps_at_a_host_that_is_gone_are_lost(bench: Bench) -> None:
+    bench.parts.gone = {"gone"}
+    bench.store.answers["GET"] = None
+    await bench.turn()
+    assert bench.parts.lost_with == ["gone"]
+    assert bench.membership.is_alive("me")
+    assert not bench.membership.is_alive("gone")
 
 
 # --- when the server is away ----------------------------------------------------------------------------------------
@@ -328,7 +393,7 @@ async def test_after_a_restart_of_the_server_all_shards_are_acquired_again(bench
     bench.store.server_generation += 1
     await bench.turn(after=0.5)
     assert sorted(bench.parts.dropped) == list(range(SHARDS))
-    assert bench.parts.acquired[-1] == dict.fromkeys(range(SHARDS), "7:nonce")
+    assert bench.parts.acquired[-1] == dict.fromkeys(range(SHARDS), ("7:nonce", "me"))
     await bench.turn(after=0.5)
     assert len(bench.parts.acquired) == 2
 

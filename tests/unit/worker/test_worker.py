@@ -18,6 +18,7 @@ from streamflow.events import NOTHING
 from streamflow.machine.transition import Outcome
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
+from streamflow.steps.suspects import Note, Suspect, Suspects, encode_note
 from streamflow.store.blocking_reads import Entry, GroupGone
 from streamflow.store.connection import Call
 from streamflow.store.kernel import ExpiredClaim
@@ -92,6 +93,12 @@ class Bench:
         )
         self.executor = StepExecutor(slots, slots, self.claims.outcome)
         self.claims.executor = self.executor
+        self.claims.suspects = suspects = Suspects(
+            self.executor,
+            self.store,  # type: ignore[arg-type]
+            KERNEL,
+            "me",
+        )
         self.reader = QueueReader(
             app,
             self.store,  # type: ignore[arg-type]
@@ -99,6 +106,7 @@ class Bench:
             self.connection,  # type: ignore[arg-type]
             self.claims,
             self.executor,
+            suspects,
             slots=slots,
         )
 
@@ -212,7 +220,7 @@ async def test_a_step_that_the_app_does_not_have_is_a_failure_with_retries(it: B
     [outcome] = it.completed()
     assert outcome["failure"][0] == "UnknownStep"
     assert "step other is not registered" in outcome["failure"][1]
-    assert not outcome["permanent"]
+    assert "permanent" not in outcome
 
 
 # --- the ends of claims -----------------------------------------------------------------------------------------------
@@ -308,6 +316,7 @@ async def test_claims_are_extended_in_the_place_of_a_blocked_loop(
 
 
 async def test_an_attempt_of_a_dead_worker_ends_as_lost_with_its_details(it: Bench) -> None:
+    it.store.answers["GET"] = None
     dead = ExpiredClaim("9-0", "gone", "a", CREATED, 4, 2, pack("half"))
     it.store.answers["expired_claims"] = lambda call: (
         [dead, ExpiredClaim("8-0", "me", "b", CREATED, 1, 1, b"")]
@@ -322,6 +331,20 @@ async def test_an_attempt_of_a_dead_worker_ends_as_lost_with_its_details(it: Ben
     assert outcome["details"] == "half"
     assert "worker gone died or sent no heartbeat for 8 s" in outcome["failure"][1]
     assert it.store.sent("ack_attempts")[0].args[1:] == ["9-0", "a/4"]
+
+
+async def test_the_note_of_a_dead_worker_says_what_was_to_blame_and_what_had_not_begun(it: Bench) -> None:
+    culprit, innocent, next_one = (Suspect(0, "a", seq, 1) for seq in (1, 2, 3))
+    note = Note(last=culprit, running=(innocent, culprit), waiting=(next_one,))
+    it.store.answers["GET"] = encode_note(note)
+    it.store.answers["requeue_attempts"] = 1
+    dead = [ExpiredClaim(f"{seq}-0", "gone", "a", CREATED, seq, 2, b"") for seq in (1, 2, 3)]
+    it.store.answers["expired_claims"] = lambda call: dead if call.keys[0] == KERNEL.keys.queue("gpu", 6).stream else []
+    await it.claims.expire_once()
+    await it.claims.report_once()
+    assert [(outcome["seq"], outcome.get("to_blame", False)) for outcome in it.completed()] == [(1, True), (2, False)]
+    [requeued] = it.store.sent("requeue_attempts")
+    assert requeued.args[1:] == ["gone", "3-0", "a/3", b""]
 
 
 async def test_a_returned_attempt_is_stopped_first_and_has_no_outcome(it: Bench) -> None:

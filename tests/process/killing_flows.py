@@ -1,0 +1,105 @@
+"""Flows whose code ends its own process, beside innocent ones. Each execution of a step is noted in a journal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import streamflow as sf
+
+app = sf.App()
+
+
+def note(journal: str, text: str) -> None:
+    with Path(journal).open("a") as file:
+        file.write(f"{text}\n")
+
+
+@app.step
+async def kill(journal: str, after: float) -> None:
+    """As the kernel does when memory is short."""
+    note(journal, "kill")
+    await asyncio.sleep(after)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.step(queue="killers")
+async def kill_worker(journal: str, after: float) -> None:
+    note(journal, "kill")
+    await asyncio.sleep(after)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.step
+async def work(journal: str, name: str, seconds: float) -> str:
+    note(journal, name)
+    await asyncio.sleep(seconds)
+    return name
+
+
+@app.step(queue="killers")
+async def work_in_queue(journal: str, name: str, seconds: float) -> str:
+    note(journal, name)
+    await asyncio.sleep(seconds)
+    return name
+
+
+@app.workflow
+async def killer(journal: str, after: float) -> None:
+    await kill(journal, after)
+
+
+@app.workflow
+async def killer_of_workers(journal: str, after: float) -> None:
+    await kill_worker(journal, after)
+
+
+@app.workflow
+async def killing_code(journal: str, step_first: bool) -> None:
+    """The code of the run itself ends the process: at its start, or after a step."""
+    if step_first:
+        await work(journal, "before", 0.1)
+    note(journal, "kill")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.workflow
+async def innocent(journal: str, name: str, seconds: float) -> str:
+    return await work(journal, name, seconds)
+
+
+@app.workflow
+async def innocent_of_queue(journal: str, name: str, seconds: float) -> str:
+    return await work_in_queue(journal, name, seconds)
+
+
+@app.step
+async def count(journal: str, until: int) -> int:
+    """Continues from what it reported last."""
+    began: int = sf.step_info().details or 0
+    note(journal, f"from {began}")
+    for number in range(began, until):
+        await asyncio.sleep(0.1)
+        sf.heartbeat(number + 1)
+    return began
+
+
+@app.workflow
+async def counting(journal: str, until: int) -> int:
+    return await count(journal, until)
+
+
+@app.step
+def hold(journal: str, name: str, seconds: float) -> str:
+    """In a thread."""
+    note(journal, name)
+    time.sleep(seconds)
+    return name
+
+
+@app.workflow
+async def holding(journal: str, name: str, seconds: float) -> str:
+    return await hold(journal, name, seconds)

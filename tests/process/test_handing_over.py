@@ -1,0 +1,167 @@
+"""A planned hand-over: shards move within a second, and no step that can end within the grace runs twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import streamflow as sf
+from streamflow.embedded.server import EmbeddedServer
+from tests.process import killing_flows as flows
+from tests.process.faults import ServingProcess, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+
+FLOWS = Path(flows.__file__)
+NAMES = [f"s{n}" for n in range(12)]
+THREADS = [f"t{n}" for n in range(12)]
+PROBES = [f"probe{n}" for n in range(32)]
+
+
+class Daemons:
+    def __init__(self, url: str, namespace: str, directory: Path) -> None:
+        self._url = url
+        self._namespace = namespace
+        self._directory = directory
+        self.all: list[ServingProcess] = []
+
+    async def start(self, *options: str) -> ServingProcess:
+        """Wait until it owns shards."""
+        log = self._directory / f"daemon-{len(self.all)}.log"
+        words = ["daemon", "--app", f"{FLOWS}:app", "--shards", "8", "--beat", "0.2", "--dead-after", "1.0", *options]
+        daemon = ServingProcess(*words, url=self._url, namespace=self._namespace, log=log)
+        self.all.append(daemon)
+
+        async def owns() -> bool:
+            return daemon.logged("acquired")
+
+        await until(owns, "it owns shards")
+        return daemon
+
+
+@pytest.fixture
+async def daemons(embedded_server: EmbeddedServer, namespace: str, tmp_path: Path) -> AsyncIterator[Daemons]:
+    daemons = Daemons(embedded_server.url, namespace, tmp_path)
+    try:
+        yield daemons
+    finally:
+        for daemon in daemons.all:
+            await daemon.end()
+
+
+@pytest.fixture
+async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[sf.Client]:
+    async with sf.connect(embedded_server.url, namespace=namespace) as client:
+        yield client
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    path = tmp_path / "journal"
+    path.touch()
+    return path
+
+
+def executions(journal: Path) -> Counter[str]:
+    return Counter(journal.read_text().split("\n")[:-1])
+
+
+async def begun(journal: Path, count: int) -> None:
+    async def all_run() -> bool:
+        return executions(journal).total() >= count
+
+    await until(all_run, f"{count} steps run")
+
+
+async def test_steps_in_flight_report_to_the_new_owner_and_run_once(
+    daemons: Daemons, client: sf.Client, journal: Path
+) -> None:
+    first = await daemons.start()
+    runs = [await client.start(flows.innocent, str(journal), name, 4.0) for name in NAMES]
+    runs += [await client.start(flows.holding, str(journal), name, 4.0) for name in THREADS]
+    await begun(journal, 24)
+    await daemons.start()
+
+    async def moved() -> bool:
+        return first.logged("released")
+
+    await until(moved, "shards have moved")
+    began = time.monotonic()
+    probes = [await client.start(flows.innocent, str(journal), name, 0.0) for name in PROBES]
+    await asyncio.gather(*(run.result(timeout=20) for run in probes))
+    assert time.monotonic() - began < 3.5, "nothing waits for the steps in flight"
+    assert [await run.result(timeout=20) for run in runs] == NAMES + THREADS
+    assert set(executions(journal).values()) == {1}
+    assert not first.logged("0 steps of theirs go on here"), "steps were in flight"
+
+
+async def test_a_rolling_deploy_runs_no_step_twice(daemons: Daemons, client: sf.Client, journal: Path) -> None:
+    old = [await daemons.start() for _ in range(2)]
+    runs = [await client.start(flows.innocent, str(journal), name, 5.0) for name in NAMES]
+    await begun(journal, len(NAMES))
+    for daemon in old:
+        await daemons.start()
+        daemon.process.terminate()
+        assert await daemon.wait() == 0
+    assert [await run.result(timeout=20) for run in runs] == NAMES
+    assert set(executions(journal).values()) == {1}
+
+
+async def test_steps_longer_than_the_grace_begin_again_with_their_details(
+    daemons: Daemons, client: sf.Client, journal: Path
+) -> None:
+    old = await daemons.start("--grace", "1")
+    run = await client.start(flows.counting, str(journal), 50)
+    await begun(journal, 1)
+    await daemons.start()
+    await asyncio.sleep(1.5)
+    old.process.terminate()
+    assert await old.wait() == 0
+    continued = await run.result(timeout=20)
+    assert continued > 10
+    assert executions(journal) == {"from 0": 1, f"from {continued}": 1}
+
+
+async def test_steps_of_a_host_that_dies_begin_again(daemons: Daemons, client: sf.Client, journal: Path) -> None:
+    host = await daemons.start()
+    runs = [await client.start(flows.innocent, str(journal), name, 4.0) for name in NAMES]
+    await begun(journal, len(NAMES))
+    await daemons.start()
+
+    async def moved() -> bool:
+        return host.logged("steps of theirs go on here")
+
+    await until(moved, "steps are lent")
+    host.process.kill()
+    assert [await run.result(timeout=20) for run in runs] == NAMES
+    assert set(executions(journal).values()) == {2}
+
+
+async def test_a_cancelled_run_stops_its_step_at_the_former_owner(
+    daemons: Daemons, client: sf.Client, journal: Path
+) -> None:
+    host = await daemons.start()
+    runs = [await client.start(flows.innocent, str(journal), name, 60.0) for name in NAMES]
+    await begun(journal, len(NAMES))
+    await daemons.start()
+
+    async def moved() -> bool:
+        return host.logged("steps of theirs go on here")
+
+    await until(moved, "steps are lent")
+    await asyncio.gather(*(run.cancel("not needed") for run in runs))
+    for run in runs:
+        with pytest.raises(sf.RunCancelled):
+            await run.result(timeout=10)
+
+    async def stopped() -> bool:
+        return host.logged("is no longer needed and is stopped")
+
+    await until(stopped, "the host has stopped them", 5)
+    host.process.terminate()
+    assert await host.wait(5.0) == 0, "it waits for no step"

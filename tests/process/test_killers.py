@@ -1,0 +1,174 @@
+"""Code that ends its own process harms itself: it is found by the second death and given up after the third."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import streamflow as sf
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.loops import wait_until
+from tests.process import killing_flows as flows
+from tests.process.faults import ServingProcess, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+
+FLOWS = Path(flows.__file__)
+SHARDS = 8
+NAMES = [f"i{n}" for n in range(8)]
+OPTIONS = ["--app", f"{FLOWS}:app"]
+DAEMON = ["daemon", *OPTIONS, "--shards", f"{SHARDS}", "--beat", "0.2", "--dead-after", "1.0"]
+WORKER = ["worker", *OPTIONS, "--queue", "killers", "--worker-timeout", "1.0"]
+
+
+class Fleet:
+    """Processes that are started again when they end, as a service manager does."""
+
+    def __init__(self, url: str, namespace: str, directory: Path) -> None:
+        self._url = url
+        self._namespace = namespace
+        self._directory = directory
+        self.deaths = 0
+        self.processes: list[ServingProcess] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def serve(self, *words: str) -> None:
+        self._tasks.append(asyncio.create_task(self._keep_running(words)))
+
+    def start(self, *words: str) -> ServingProcess:
+        log = self._directory / f"{words[0]}-{len(self.processes)}.log"
+        process = ServingProcess(*words, url=self._url, namespace=self._namespace, log=log)
+        self.processes.append(process)
+        return process
+
+    async def _keep_running(self, words: tuple[str, ...]) -> None:
+        while True:
+            process = self.start(*words)
+            await wait_until(lambda process=process: process.process.poll() is not None, 0.05)
+            self.deaths += 1
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for process in self.processes:
+            await process.end()
+
+
+@pytest.fixture
+async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[sf.Client]:
+    async with sf.connect(embedded_server.url, namespace=namespace) as client:
+        yield client
+
+
+@pytest.fixture
+async def fleet(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, client: sf.Client
+) -> AsyncIterator[Fleet]:
+    fleet = Fleet(embedded_server.url, namespace, tmp_path)
+    try:
+        yield fleet
+    finally:
+        await fleet.stop()
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    path = tmp_path / "journal"
+    path.touch()
+    return path
+
+
+def executions(journal: Path) -> Counter[str]:
+    return Counter(journal.read_text().split("\n")[:-1])
+
+
+async def ready(client: sf.Client) -> None:
+    async def exists() -> bool:
+        with contextlib.suppress(sf.NamespaceMissing):
+            await client.read_namespace()
+            return True
+        return False
+
+    await until(exists, "the first daemon has created the namespace")
+
+
+@pytest.mark.parametrize(("after", "most"), [(0.0, 3), (0.6, 7)])
+async def test_a_step_that_kills_its_daemon_fails_after_three(
+    fleet: Fleet, client: sf.Client, journal: Path, after: float, most: int
+) -> None:
+    """At once, it is found by the second death; later, by as many as it takes to tell it from the others."""
+    for _ in range(2):
+        fleet.serve(*DAEMON)
+    await ready(client)
+    path = str(journal)
+    innocents = [await client.start(flows.innocent, path, name, 2.0) for name in NAMES]
+    await until_all(journal, 8)
+    bad = await client.start(flows.killer, path, after)
+    with pytest.raises(sf.RunFailed, match="died or sent no heartbeat"):
+        await bad.result(timeout=60)
+    assert [await run.result(timeout=30) for run in innocents] == NAMES
+    kills = executions(journal)["kill"]
+    assert 3 <= kills <= most
+    assert fleet.deaths == kills, "the fault took place"
+
+
+@pytest.mark.parametrize("step_first", [False, True])
+async def test_a_run_whose_code_kills_its_daemon_is_parked_after_three(
+    fleet: Fleet, client: sf.Client, journal: Path, step_first: bool
+) -> None:
+    for _ in range(2):
+        fleet.serve(*DAEMON)
+    await ready(client)
+    path = str(journal)
+    innocents = [await client.start(flows.innocent, path, name, 1.0) for name in NAMES]
+    await until_all(journal, 8)
+    bad = await client.start(flows.killing_code, path, step_first, id="bad")
+
+    async def is_parked() -> bool:
+        return (await bad.describe()).status == "stuck"
+
+    await until(is_parked, "the run is parked", 60)
+    assert [await run.result(timeout=30) for run in innocents] == NAMES
+    assert executions(journal)["kill"] == 3
+    assert fleet.deaths == 3, "the fault took place"
+    assert "3 times" in str([event async for _, event in bad.events()])
+    await bad.terminate()
+
+
+async def test_a_step_that_kills_its_worker_fails_after_three(fleet: Fleet, client: sf.Client, journal: Path) -> None:
+    fleet.serve(*DAEMON)
+    await ready(client)
+    fleet.serve(*WORKER)
+    path = str(journal)
+    innocents = [await client.start(flows.innocent_of_queue, path, name, 3.0) for name in NAMES]
+    await until_all(journal, 8)
+    bad = await client.start(flows.killer_of_workers, path, 0.0)
+    with pytest.raises(sf.RunFailed, match="died or sent no heartbeat"):
+        await bad.result(timeout=90)
+    assert [await run.result(timeout=60) for run in innocents] == NAMES
+    assert executions(journal)["kill"] == 3
+    assert fleet.deaths == 3, "the fault took place"
+
+
+async def test_what_a_step_has_reported_survives_its_daemon(fleet: Fleet, client: sf.Client, journal: Path) -> None:
+    first = fleet.start(*DAEMON)
+    await ready(client)
+    run = await client.start(flows.counting, str(journal), 40)
+    await asyncio.sleep(3.0)
+    first.process.kill()
+    fleet.start(*DAEMON)
+    began = await run.result(timeout=30)
+    assert began > 5
+    assert executions(journal) == {"from 0": 1, f"from {began}": 1}
+
+
+async def until_all(journal: Path, count: int) -> None:
+    async def all_run() -> bool:
+        return len(executions(journal)) >= count
+
+    await until(all_run, "all innocent steps run")
