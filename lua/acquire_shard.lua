@@ -9,8 +9,8 @@
 --
 -- KEYS   owner, inbox
 -- ARGV   expected (the token that the caller saw), nonce, holder, group, now
--- RETURNS OK token clock delivered / CONFLICT token holder (of the present owner) / WRONGTYPE key
--- `delivered`: the last message that the old owner had read, '' when it had read none
+-- RETURNS OK token clock delivered final / CONFLICT token holder (of the present owner) / WRONGTYPE key
+-- `delivered`: the last message that the old owner had read, `final`: the id of its last commit; '' for none
 -- @include shared/clock
 -- @include shared/holds
 local owner, inbox = KEYS[1], KEYS[2]
@@ -18,16 +18,17 @@ local expected, nonce, holder, group = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
 if not holds(owner, 'hash') then return redis.error_reply('WRONGTYPE ' .. owner) end
 if not holds(inbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. inbox) end
-local stored = redis.call('HMGET', owner, 'token', 'holder', 'group', 'clock')
+local stored = redis.call('HMGET', owner, 'token', 'holder', 'group', 'clock', 'commit')
 local token = stored[1] or ''
 local clock = shard_clock(ARGV[5], stored[4])
 local epoch, holding = string.match(token, '^(%d+):(.*)$')
 if holding == nonce then
-  return {'OK', token, string.format('%.0f', clock), redis.call('HGET', owner, 'delivered') or ''}
+  local before = redis.call('HMGET', owner, 'delivered', 'final')
+  return {'OK', token, string.format('%.0f', clock), before[1] or '', before[2] or ''}
 end
 if token ~= expected then return {'CONFLICT', token, stored[2] or ''} end
 
-local delivered = ''
+local delivered, final = '', stored[5] or ''
 if stored[3] and redis.call('EXISTS', inbox) == 1 then
   for _, description in ipairs(redis.call('XINFO', 'GROUPS', inbox)) do
     local facts = {}
@@ -41,6 +42,6 @@ redis.call('XGROUP', 'CREATE', inbox, group, '0', 'MKSTREAM')
 local now = string.format('%.0f', clock)
 local next_token = string.format('%.0f', math.max(tonumber(epoch or 0) + 1, clock)) .. ':' .. nonce
 redis.call('HSET', owner,
-  'token', next_token, 'holder', holder, 'group', group, 'clock', now, 'delivered', delivered)
+  'token', next_token, 'holder', holder, 'group', group, 'clock', now, 'delivered', delivered, 'final', final)
 redis.call('HDEL', owner, 'commit')
-return {'OK', next_token, now, delivered}
+return {'OK', next_token, now, delivered, final}

@@ -198,7 +198,7 @@ class Owner:
         aside = [
             (self.suspects.deaths(shard.number, run_id), shard.number, run_id)
             for shard in self._ready.values()
-            if not (shard.dropped or shard.busy or shard.broken)
+            if not (shard.dropped or shard.busy or shard.broken or shard.leaving)
             for run_id in shard.aside
         ]
         if not aside:
@@ -329,7 +329,7 @@ class Owner:
         careful = batches[0].careful
         try:
             if careful:
-                await self.suspects.mark_code(batches[0].shard.number, careful)
+                await self.suspects.mark_code(batches[0].shard.number, careful, batches[0].batch.commit)
             await self._load(batches)
             at = self._clock.now_ms()
             calls: list[Call[Committed]] = []
@@ -340,6 +340,7 @@ class Owner:
                 batch.reduce(self._app, self._namespace, at, self._watch)
                 batch.finish()
                 if batch.is_empty:
+                    batch.applied = True
                     self._apply(batch, None)
                     continue
                 committing.append(batch)
@@ -538,12 +539,12 @@ class Owner:
             batch.put_back()
         else:
             self._clock.observe(answer.clock)
+            batch.applied = True
             self._apply(batch, answer)
 
     def _apply(self, batch: ShardBatch, committed: Committed | None) -> None:
         """The decisions are durable now: steps may start, messages may leave, views may count them."""
         shard = batch.shard
-        batch.applied = True
         shard.acknowledged(batch.batch.acks)
         shard.acknowledged(poison.message_id for poison in batch.batch.poisons)
         del shard.sent[: batch.sent]

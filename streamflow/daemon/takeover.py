@@ -93,7 +93,7 @@ class Takeover:
                         shard.lost_with = holder
                         shard.delivered = stream_order(answer.delivered) if answer.delivered else None
                         shard.acquired = answer.clock
-                        self._blame(shard, notes[holder])
+                        self._blame(shard, notes[holder], answer.final)
             owned += await self._recover(acquired, names)
         return owned
 
@@ -135,11 +135,11 @@ class Takeover:
         readable = await self._fold_logs(readable)
         return await self._relay_outboxes(readable)
 
-    def _blame(self, shard: OwnedShard, note: Note) -> None:
-        """What the note of the last owner says about runs of this shard."""
+    def _blame(self, shard: OwnedShard, note: Note, final: str) -> None:
+        """What the note of the last owner says about runs of this shard. `final`: the id of its last commit."""
         shard.note = note
         suspects = [suspect for suspect in note.waiting if not suspect.seq]
-        if note.code is not None:
+        if note.code is not None and note.code.commit != final:  # otherwise that code has got through
             suspects.append(msgspec.structs.replace(note.code, deaths=note.code.deaths + 1))
         for suspect in suspects:
             if suspect.shard != shard.number:

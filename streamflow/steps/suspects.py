@@ -63,6 +63,8 @@ class Suspect(msgspec.Struct, frozen=True):
     seq: int = 0
     deaths: int = 0
     reason: str = ""
+    commit: str = ""
+    """The id of the commit with what the code decides: it has got through if the shard's last commit is this one."""
 
     @property
     def step(self) -> tuple[str, int]:
@@ -83,6 +85,8 @@ class Note(msgspec.Struct, frozen=True):
 
     def blames(self, run_id: str, seq: int) -> bool:
         """Whether this step has most probably ended the process."""
+        if self.code is not None:
+            return False
         if self.last is not None:
             return self.last.step == (run_id, seq)
         return [suspect.step for suspect in self.running] == [(run_id, seq)]
@@ -179,9 +183,10 @@ class Suspects:
 
     # --- the code of a run --------------------------------------------------------------------------------------------
 
-    async def mark_code(self, shard: int, run_id: str) -> None:
-        """Note that code of this run is about to be run, until `code_ended`. Nothing else may run code meanwhile."""
-        self._code = Suspect(shard, run_id, 0, max(1, self.deaths(shard, run_id)))
+    async def mark_code(self, shard: int, run_id: str, commit: str) -> None:
+        """Note that code of this run is about to be run, until `code_ended`. Nothing else may run code meanwhile.
+        `commit`: the id of the commit that comes of it."""
+        self._code = Suspect(shard, run_id, 0, max(1, self.deaths(shard, run_id)), commit=commit)
         await self._note()
 
     def code_ended(self, *, more: bool) -> None:

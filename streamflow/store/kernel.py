@@ -128,8 +128,8 @@ class LentStep(msgspec.Struct, frozen=True):
 class Acquired(msgspec.Struct):
     """Reply of `acquire_shard`: OK or CONFLICT. `token`: ours when OK, else the present owner's.
 
-    `clock`: the shard's, in ms, and `delivered`: the id of the last message that the former owner had read, empty if it
-    had read none; both when OK. `holder`: the present owner's member id when CONFLICT.
+    When OK, `clock`: the shard's, in ms; `delivered`: the id of the last message that the former owner had read, and
+    `final`: the id of its last commit, both empty for none. `holder`: the present owner's member id when CONFLICT.
     """
 
     code: Reply
@@ -137,6 +137,7 @@ class Acquired(msgspec.Struct):
     clock: int
     holder: str
     delivered: str = ""
+    final: str = ""
 
 
 class DueRuns(msgspec.Struct):
@@ -609,7 +610,7 @@ def _code(reply: list[bytes]) -> Reply:
 
 def _acquired(reply: list[bytes]) -> Acquired:
     if reply[0] == b"OK":
-        return Acquired(Reply.OK, reply[1].decode(), int(reply[2]), "", reply[3].decode())
+        return Acquired(Reply.OK, reply[1].decode(), int(reply[2]), "", reply[3].decode(), reply[4].decode())
     return Acquired(Reply(reply[0].decode()), reply[1].decode(), 0, reply[2].decode())
 
 

@@ -43,8 +43,8 @@ class ShardKeys:
         self.outbox = f"{prefix}outbox"
         """Stream: messages for other shards; its ids are `<epoch>-<number>`."""
         self.owner = f"{prefix}owner"
-        """Hash: token, holder, group, clock, delivered (the last message that the owner before had read), and of the
-        last commit: commit (id), committed (clock), log (entry)."""
+        """Hash: token, holder, group, clock; of the owner before: delivered (the last message that it had read), final
+        (its last commit); of the last commit: commit (id), committed (clock), log (entry)."""
         self.seen = f"{prefix}seen"
         """Hash: source (shard or client) -> last accepted number."""
         self.poison = f"{prefix}poison"

@@ -22,7 +22,14 @@ async def read_new(shard: Shard, group: str) -> list[bytes]:
 async def test_a_shard_that_nobody_had_gets_an_owner_with_the_clock_as_epoch(shard: Shard) -> None:
     taken = await shard.do(shard.kernel.acquire_shard(0, "", "nonce", "member", "group", NOW))
     assert (taken.code, taken.token, taken.clock) == (Reply.OK, f"{NOW}:nonce", NOW)
-    owner = {"token": f"{NOW}:nonce", "holder": "member", "group": "group", "clock": str(NOW), "delivered": ""}
+    owner = {
+        "token": f"{NOW}:nonce",
+        "holder": "member",
+        "group": "group",
+        "clock": str(NOW),
+        "delivered": "",
+        "final": "",
+    }
     assert await shard.owner() == owner
 
 
@@ -34,6 +41,13 @@ async def test_the_next_owner_learns_what_the_last_one_had_read(shard: Shard) ->
     await shard.start("r3")
     take = shard.kernel.acquire_shard(0, shard.token, "two", "member-two", "group-two", NOW)
     assert [(await shard.do(take)).delivered for _ in range(2)] == [entries[-1]] * 2
+
+
+async def test_the_next_owner_learns_which_commit_was_the_last(shard: Shard) -> None:
+    assert (await shard.acquire("one")).final == ""
+    await shard.do(shard.commit(Batch("c7", plans=[("r1", NOW)])))
+    take = shard.kernel.acquire_shard(0, shard.token, "two", "member-two", "group-two", NOW)
+    assert [(await shard.do(take)).final for _ in range(2)] == ["c7"] * 2
 
 
 async def test_an_acquire_that_is_sent_again_has_the_same_answer(shard: Shard) -> None:

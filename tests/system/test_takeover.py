@@ -100,8 +100,12 @@ async def test_a_run_whose_daemon_dies_at_any_moment_ends_the_same(
         result = await run.result(10)
     assert result.pop("id")
     assert result == EXPECTED
-    recorded = Counter(type(event).__name__ for event in await events_of(run))
-    assert (recorded["StepCompleted"], recorded["ChildCompleted"], recorded["StepRetrying"]) == (7, 2, 2)
+    events = await events_of(run)
+    recorded = Counter(type(event).__name__ for event in events)
+    assert (recorded["StepCompleted"], recorded["ChildCompleted"]) == (7, 2)
+    retries = Counter(event.failure.kind for event in events if isinstance(event, StepRetrying))
+    assert retries["WorkerLost"] <= 5, "those that were in flight"
+    assert retries.total() - retries["WorkerLost"] in (1, 2), "the step counts its attempts, lost ones included"
 
 
 async def test_many_runs_on_many_shards_survive_two_deaths(serve: Serve) -> None:

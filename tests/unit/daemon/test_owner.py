@@ -114,7 +114,7 @@ class Bench:
     def _commit(self, call: Call[Any]) -> Any:
         answer = self.answers.pop(0) if self.answers else OK
         if isinstance(answer, Committed) and answer.code is Reply.OK:
-            runs = int((len(call.keys) - 6) - int(call.args[6]))
+            runs = len(call.keys) - 6 - int(call.args[6]) - int(call.args[13])  # without listings and puts
             for position in range(runs):
                 run_id, _, header, state, transition = call.args[14 + 5 * position : 19 + 5 * position]
                 self.records.setdefault(run_id, [b"", b""])[:2] = [header, state]

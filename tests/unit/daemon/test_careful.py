@@ -1,0 +1,255 @@
+"""After an owner's unclean end its successor runs what was in hand one run at a time, and counts what was lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from streamflow.daemon.batch import ShardBatch
+from streamflow.daemon.shard import CODE, NOBODY, OwnedShard, StepRecord, decode_step_record
+from streamflow.events import StepFailed, StepRetrying, decode_history
+from streamflow.machine.transition import Due, Outcome
+from streamflow.steps.suspects import Note, Suspect, decode_note
+from streamflow.store.connection import Call
+from streamflow.store.kernel import DueRuns, Reply
+from tests.support.fakes import NOTHING_DUE, owned, put, signal, start
+from tests.support.machine_driver import raw
+from tests.unit.daemon.test_owner import Bench as OwnerBench
+
+pytestmark = pytest.mark.anyio
+
+
+class Bench(OwnerBench):
+    """An owner that has acquired its shard from one that died, with what its note said."""
+
+    def __init__(self, before: OwnerBench | None = None, note: Note | None = None) -> None:
+        super().__init__(mark_suspects=b"OK", due_runs=NOTHING_DUE)
+        if before is not None:
+            self.records = before.records
+        self.shard.lost_with = "dead"
+        self.shard.note = note or Note()
+
+    def orphan(self, *run_ids: str) -> None:
+        """Steps of these runs were in flight."""
+        for run_id in run_ids:
+            self.shard.orphans.add(run_id)
+            self.shard.careful[run_id] = set()
+            self.shard.add_input(run_id, Due())
+
+    async def turns(self) -> None:
+        """Until nothing is ready."""
+        while self.shard.has_work:
+            await self.turn()
+
+    @property
+    def notes(self) -> list[Note]:
+        return [decode_note(call.args[1]) for call in self.store.sent("mark_suspects")]
+
+    def events(self, run_id: str) -> list[Any]:
+        return [event for transition in decode_history(self.records[run_id][2:]) for event in transition.events]
+
+
+async def in_flight(*run_ids: str) -> OwnerBench:
+    before = OwnerBench()
+    for number, run_id in enumerate(run_ids):
+        await before.take_in(start(f"1-{number}", run_id, "stepping", number))
+    return before
+
+
+async def test_each_run_that_was_in_hand_has_a_commit_of_its_own_behind_a_note() -> None:
+    bench = Bench(await in_flight("a", "b", "c"))
+    bench.orphan("a", "b", "c")
+    order: list[str] = []
+    for name in ("mark_suspects", "LRANGE", "commit"):
+        answer = bench.store.answers[name]
+
+        def called(call: Call[Any], name: str = name, answer: Any = answer) -> Any:
+            order.append(name)
+            return answer(call) if callable(answer) else answer
+
+        bench.store.answers[name] = called
+    await bench.turns()
+    assert order[:9] == ["mark_suspects", "LRANGE", "commit"] * 3
+    assert [note.code.run_id for note in bench.notes if note.code] == ["a", "b", "c"]
+
+
+async def test_steps_that_were_in_flight_are_lost_and_run_again_later() -> None:
+    bench = Bench(await in_flight("a"))
+    bench.orphan("a")
+    await bench.turns()
+    [retrying] = [event for event in bench.events("a") if isinstance(event, StepRetrying)]
+    assert (retrying.attempt, retrying.failure.kind) == (1, "WorkerLost")
+    assert "daemon dead died" in retrying.failure.message
+    assert bench.steps.started == [], "not before its trial"
+
+
+async def test_the_third_loss_of_a_step_that_is_to_blame_fails_it() -> None:
+    history = await in_flight("a")
+    bench = Bench(history)
+    for attempt, last in ((1, None), (2, Suspect(0, "a", 1, 1)), (3, Suspect(0, "a", 1, 2))):
+        note = Note(last=last, running=(last,)) if last else Note()
+        bench = Bench(history, note)
+        bench.clock.ms += attempt
+        bench.orphan("a")
+        await bench.turns()
+        history = bench
+    assert isinstance(bench.events("a")[-2], StepFailed)
+    assert bench.status("a") == "failed"
+
+
+async def test_a_step_that_is_not_to_blame_is_never_failed_for_it() -> None:
+    bench = Bench(await in_flight("a"))
+    for attempt in range(1, 6):
+        note = Note(running=(Suspect(0, "a", 1), Suspect(0, "other", 1))) if attempt > 1 else Note()
+        bench = Bench(bench, note)
+        bench.clock.ms += attempt
+        bench.orphan("a")
+        await bench.turns()
+    assert sum(isinstance(event, StepRetrying) for event in bench.events("a")) == 5
+
+
+async def test_a_step_that_had_not_begun_again_has_lost_nothing() -> None:
+    first = Bench(await in_flight("a"))
+    first.orphan("a")
+    await first.turns()
+    second = Bench(first, Note(running=(Suspect(0, "other", 1),)))
+    second.clock.ms += 1
+    second.orphan("a")
+    await second.turns()
+    assert sum(isinstance(event, StepRetrying) for event in second.events("a")) == 1
+
+
+async def test_messages_that_the_dead_owner_had_read_are_in_hand_and_newer_ones_are_not() -> None:
+    bench = Bench()
+    bench.shard.delivered = (1, 1)
+    put(bench.shard, *(start(f"1-{n}", f"r{n}", "listening") for n in range(4)))
+    await bench.turns()
+    assert {note.code.run_id for note in bench.notes if note.code} == {"r0", "r1"}
+    assert bench.shard.careful == {}
+    assert not bench.shard.was_lost
+    await bench.take_in(signal("2-0", "r0", "go", 1))
+    assert bench.status("r0") == "completed"
+
+
+async def test_a_run_stays_careful_until_the_steps_that_were_in_flight_have_ended() -> None:
+    bench = Bench(await in_flight("a"))
+    bench.orphan("a")
+    await bench.turns()
+    assert bench.shard.careful == {"a": {1}}
+    bench.store.answers["due_runs"] = DueRuns(Reply.OK, 1_000_000, None, ["a"])
+    await bench.turn()  # its trial begins
+    bench.owner.outcome(0, "a", Outcome(1, 2, 1.0, raw(5)))
+    await bench.turns()
+    assert bench.status("a") == "completed"
+    assert {note.code.run_id for note in bench.notes if note.code} == {"a"}
+    assert bench.shard.careful == {}
+
+
+async def test_known_culprits_come_last_and_are_named_until_then() -> None:
+    bench = Bench()
+    bench.owner.suspects.learn(Suspect(0, "bad", 0, 2))
+    put(bench.shard, start("1-0", "bad", "listening"), start("1-1", "good", "listening"))
+    bench.shard.delivered = (1, 1)
+    await bench.turns()
+    first, second = bench.notes[:2]
+    assert first.code == Suspect(0, "good", 0, 1, commit=bench.commits[0].args[1])
+    assert first.waiting == (Suspect(0, "bad", 0, 2),)
+    assert second.code == Suspect(0, "bad", 0, 2, commit=bench.commits[1].args[1])
+
+
+async def test_parked_code_that_ended_processes_is_recorded_for_the_next_owner() -> None:
+    bench = Bench(await in_flight("a"))
+    bench.orphan("a")
+    bench.shard.parked["a"] = "its code has ended the process"
+    bench.shard.killers.add("a")
+    await bench.turns()
+    assert bench.status("a") == "stuck"
+    puts = [call for call in bench.commits if bench.shard.keys.steps in call.keys]
+    assert puts[0].args[-2:] == ["a/0", StepRecord(2, 900, NOBODY).encode()]
+
+
+def test_a_record_is_read_as_it_is_written() -> None:
+    record = decode_step_record(StepRecord(3, 12345, "host-1", reported=True).encode())
+    assert (record.host, record.created, record.attempt, record.reported) == ("host-1", 12345, 3, True)
+    for garbage in (b"", b"host 1 2", b"host x 2 wanted", b"\xff 1 2 wanted"):
+        with pytest.raises(ValueError):  # noqa: PT011
+            decode_step_record(garbage)
+
+
+# --- steps that a former owner still runs -----------------------------------------------------------------------------
+
+
+def lent(shard: OwnedShard, run_id: str, *, reported: bool = False, details: bytes = b"") -> None:
+    record = StepRecord(1, 900, "host", reported=reported)
+    record.details = details
+    shard.records.setdefault(run_id, {})[1] = record
+
+
+async def released(before: OwnerBench, *, alive: bool) -> Bench:
+    bench = Bench(before)
+    bench.shard.lost_with = ""
+    bench.owner.is_alive = lambda member: alive and member == "host"
+    bench.shard.add_input("a", Due())
+    return bench
+
+
+async def test_a_step_that_its_host_still_runs_is_not_started() -> None:
+    bench = await released(await in_flight("a"), alive=True)
+    lent(bench.shard, "a")
+    await bench.turns()
+    assert bench.steps.started == []
+    assert bench.owner.gone_hosts() == set()
+    await bench.take_in(message("2-0", "a", "outcome", {"seq": 1, "attempt": 1, "ms": 1.0, "result": 5}))
+    assert bench.status("a") == "completed"
+    assert bench.commits[-1].args[-2:] == ["a/1", b""], "its record is deleted with the outcome"
+    assert bench.shard.records == {}
+
+
+async def test_a_step_whose_outcome_is_in_the_inbox_is_not_started_either() -> None:
+    bench = await released(await in_flight("a"), alive=False)
+    lent(bench.shard, "a", reported=True)
+    await bench.turns()
+    assert bench.steps.started == []
+
+
+async def test_a_step_that_comes_back_starts_under_its_number_with_its_details() -> None:
+    bench = await released(await in_flight("a"), alive=True)
+    lent(bench.shard, "a")
+    await bench.turns()
+    await bench.take_in(message("2-0", "a", "returned", (1, 1, "half")))
+    assert bench.steps.started == [(0, "a", 1, 1)]
+    assert bench.commits[-1].args[-2:] == ["a/1", b""]
+
+
+async def test_when_its_host_is_gone_the_step_is_lost_with_what_it_reported() -> None:
+    bench = await released(await in_flight("a"), alive=True)
+    lent(bench.shard, "a", details=msgspec.msgpack.encode("half"))
+    await bench.turns()
+    bench.owner.is_alive = lambda _: False
+    assert bench.owner.gone_hosts() == {"host"}
+    bench.owner.steps_lost_with("host", Note())
+    await bench.turns()
+    [retrying] = [event for event in bench.events("a") if isinstance(event, StepRetrying)]
+    assert retrying.failure.kind == "WorkerLost"
+    assert msgspec.msgpack.decode(retrying.details) == "half"
+    assert bench.owner.gone_hosts() == set()
+
+
+def message(entry_id: str, run_id: str, kind: str, body: object) -> Any:
+    return msgspec.structs.replace(signal(entry_id, run_id, "x"), kind=kind, body=msgspec.msgpack.encode(body))
+
+
+def test_a_careful_batch_takes_only_what_belongs_to_its_run() -> None:
+    shard = owned()
+    shard.careful["a"] = set()
+    put(shard, signal("1-0", "a", "go"), signal("1-1", "b", "go"), signal("1-2", "a", "go"))
+    batch = ShardBatch(shard, "c1")
+    batch.collect()
+    assert set(batch.work) == {"b"}
+    careful = ShardBatch(shard, "c2")
+    careful.collect_careful("a")
+    assert [entry.id for entry in careful.work["a"].messages] == ["1-0", "1-2"]
+    assert not shard.has_work
+    assert CODE == 0
