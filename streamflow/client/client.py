@@ -24,8 +24,8 @@ from msgspec import Raw
 from streamflow.client.listing import Filters, Listings, RunDescription, RunSummary, WorkflowInfo, describe
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.run import Decode, Run
-from streamflow.client.waiting import ResultWaiter, not_found
-from streamflow.errors import NamespaceMissing, RunConflict, RunEnded, RunError, StoreError, UsageError
+from streamflow.client.waiting import ResultWaiter, check_posted, not_found
+from streamflow.errors import NamespaceMissing, RunConflict, RunError, StoreError, UsageError
 from streamflow.events import AnyEvent, Transition
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, check_attributes
@@ -345,7 +345,9 @@ class Client:
 
     async def _answered(self, run_id: str, ask_id: str, body: bytes) -> bytes:
         shard = (await self.read_namespace()).shard_of(run_id)
-        return await self._waiter.answered(shard, run_id, ask_id, lambda: self._post("ask", run_id, body))
+        return await self._waiter.answered(
+            shard, run_id, ask_id, lambda: self._batcher.post(shard, Message("ask", run_id, body))
+        )
 
     async def _published(self, run_id: str, *keys: str) -> dict[str, Raw]:
         """What the run has published under these keys, or without keys under all. Raises `RunNotFound`."""
@@ -366,11 +368,7 @@ class Client:
 
     async def _post(self, kind: str, run_id: str, body: bytes) -> None:
         shard = (await self.read_namespace()).shard_of(run_id)
-        letter = await self._batcher.post(shard, Message(kind, run_id, body))
-        if letter == "m":
-            raise not_found(run_id)
-        if letter == "e":
-            raise RunEnded(f"run {run_id} has ended: it accepts no {kind} any more", run_id)
+        check_posted(await self._batcher.post(shard, Message(kind, run_id, body)), kind, run_id)
 
     async def _describe(self, run_id: str) -> RunDescription:
         line, last = await self._batcher.peek((await self.read_namespace()).shard_of(run_id), run_id)

@@ -5,11 +5,14 @@ notification reported. Must not: decode results (`run.py` does), poll for a sing
 
     result() ── subscribe to the run's shard (once) ── confirmed ── peek (batched) ── ended: its last transition
                                                                         └── open: the commit that ends it notifies
-    ask() ───── subscribe ── confirmed ── post ── the commit that answers notifies, or the one that ends the run
+    ask() ───── post ── subscribe ── confirmed ── read (only if it was not confirmed before) ── answered, or ended
+                                                                        └── else the commit that answers notifies
 
 This order makes it safe: what ends before the peek is found by the peek, what ends after it is published to a
-subscription that the server has confirmed. Notifications are lost only with their connection; then, and every few
-seconds in any case, all runs and answers that are waited for are read in one batch.
+subscription that the server has confirmed. An ask is posted first, so that it keeps its place among the client's other
+messages: one that had to wait for the subscription would be overtaken by all that don't. Notifications are lost only
+with their connection; then, and every few seconds in any case, all runs and answers that are waited for are read in one
+batch.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import msgspec
@@ -66,19 +69,31 @@ class ResultWaiter:
 
     async def ended(self, shard: int, run_id: str) -> bytes:
         """Wait for the encoded transition that ends the run. Raises `RunNotFound`, `StoreError`."""
-        async with self._waiting(shard, run_id) as [future]:
+        with self._registered(shard, run_id) as (watched, [future]):
+            await self._subscribed().add(watched.channel)
             header, last = await self._batcher.peek(shard, run_id)
             if not header:
                 raise not_found(run_id)
             return last or await future
 
-    async def answered(self, shard: int, run_id: str, ask_id: str, post: Callable[[], Awaitable[None]]) -> bytes:
-        """Post an ask, and wait for the run's answer: the encoded `AskAnswered`.
+    async def answered(self, shard: int, run_id: str, ask_id: str, post: Callable[[], asyncio.Future[str]]) -> bytes:
+        """Post an ask, and wait for the run's answer: the encoded `AskAnswered`. `post` queues the ask when it is
+        called, which is before the first await: so asks are received in the order of their calls.
 
-        Raises `RunEnded` when the run ends without one, `RunNotFound`, `StoreError`, and what posting raises.
+        Raises `RunEnded` when the run ends without one, `RunNotFound`, `StoreError`. When the server doesn't allow the
+        subscription, the ask has been posted all the same.
         """
-        async with self._waiting(shard, answer_name(ask_id), run_id) as [answer, end]:
-            await post()
+        with self._registered(shard, answer_name(ask_id), run_id) as (watched, [answer, end]):
+            posted = post()
+            subscription = self._subscribed()
+            was_confirmed = subscription.is_confirmed(watched.channel)
+            try:
+                await subscription.add(watched.channel)
+                check_posted(await posted, "ask", run_id)
+            finally:
+                _drop(posted)
+            if not was_confirmed:  # it may have been answered before
+                await self._read([(watched, answer_name(ask_id)), (watched, run_id)])
             await asyncio.wait((answer, end), return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
@@ -89,9 +104,9 @@ class ResultWaiter:
                 raise RunEnded(f"run {run_id} has ended without answering", run_id)
             return stored
 
-    @contextlib.asynccontextmanager
-    async def _waiting(self, shard: int, *names: str) -> AsyncGenerator[Sequence[asyncio.Future[bytes]]]:
-        """A future for each name, which the shard's notifications settle from now on: the subscription is confirmed."""
+    @contextlib.contextmanager
+    def _registered(self, shard: int, *names: str) -> Generator[tuple[_WatchedShard, Sequence[asyncio.Future[bytes]]]]:
+        """A future for each name, which the shard's notifications settle from now on, once it is subscribed to."""
         if self._closed:
             raise StoreError("the client is closed")
         watched = self._shards.get(shard)
@@ -103,8 +118,7 @@ class ResultWaiter:
             futures.append(asyncio.get_running_loop().create_future())
             watched.waiting.setdefault(name, []).append(futures[-1])
         try:
-            await self._subscribed().add(watched.channel)
-            yield futures
+            yield watched, futures
         finally:
             for name, future in zip(names, futures, strict=True):
                 self._remove(watched, name, future)
@@ -129,8 +143,7 @@ class ResultWaiter:
             futures.remove(future)
             if not futures:
                 del watched.waiting[name]
-        if not future.cancel() and not future.cancelled():
-            future.exception()  # read, so that asyncio doesn't log an error that no caller needed
+        _drop(future)
 
     def _subscribed(self) -> Subscription:
         if self._subscription is None:
@@ -207,6 +220,12 @@ class ResultWaiter:
                 _resolve(futures, found[1])
 
 
+def _drop(future: asyncio.Future[Any]) -> None:
+    """Its caller has ended: it waits for this no more."""
+    if not future.cancel() and not future.cancelled():
+        future.exception()  # read, so that asyncio doesn't log an error that no caller needed
+
+
 def _resolve(futures: list[asyncio.Future[bytes]], payload: bytes) -> None:
     for future in futures:
         if not future.done():
@@ -217,6 +236,14 @@ def _fail(futures: list[asyncio.Future[bytes]], error: StoreError | RunNotFound)
     for future in futures:
         if not future.done():
             future.set_exception(error)
+
+
+def check_posted(letter: str, kind: str, run_id: str) -> None:
+    """Raises `RunNotFound` or `RunEnded` if the run did not get the message."""
+    if letter == "m":
+        raise not_found(run_id)
+    if letter == "e":
+        raise RunEnded(f"run {run_id} has ended: it accepts no {kind} any more", run_id)
 
 
 def not_found(run_id: str) -> RunNotFound:

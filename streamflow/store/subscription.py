@@ -71,6 +71,11 @@ class Subscription:
                 del self._channels[channel]
             raise StoreMisconfigured(f"SSUBSCRIBE {channel}: {known.refusal}")
 
+    def is_confirmed(self, channel: str) -> bool:
+        """Whether what is published from now on arrives, without waiting for anything."""
+        known = self._channels.get(channel)
+        return known is not None and known.settled.is_set() and not known.refusal
+
     async def remove(self, channel: str) -> None:
         """Unsubscribe. Messages that are under way may still arrive."""
         if self._channels.pop(channel, None) is not None:

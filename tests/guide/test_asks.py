@@ -65,3 +65,25 @@ async def test_a_reducer_answers_by_commands(serve: Serve) -> None:
         assert await run.ask("enter", timeout=10) == 2
         with pytest.raises(sf.AskRefused, match="no such thing"):
             await run.ask("leave", timeout=10)
+
+
+@app.reducer
+def listener(state: list[int], event: sf.Event) -> sf.Decision:
+    """Answers with all that it has heard, in the order in which it was received."""
+    match event:
+        case sf.Asked(value=number):
+            return sf.Decision([*state, number], [sf.Answer(event.id, [*state, number])])
+        case sf.Signal(value=number):
+            return sf.Decision([*state, number])
+        case _:
+            return sf.Decision(state)
+
+
+async def test_asks_and_signals_are_received_in_the_order_of_the_calls(serve: Serve) -> None:
+    """Also by the first asks of a client, which have to subscribe to their answers."""
+    async with serve(app) as client:
+        run = await client.start(listener)
+        heard = await asyncio.gather(
+            *(run.ask("n", n, timeout=10) if n % 3 else run.signal("n", n) for n in range(1, 12)), run.ask("n", 12)
+        )
+        assert heard[-1] == list(range(1, 13))
