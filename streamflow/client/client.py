@@ -276,18 +276,7 @@ class Client:
 
         >>> await client.runs(status="running", attributes={"customer": "acme"})
         """
-        if limit < 1:
-            raise UsageError(f"limit must be an integer >= 1, got {limit}")
-        if workflow is not None:
-            check_name("workflow", workflow)
-        if tenant is not None:
-            check_name("tenant", tenant)
-        wanted: dict[str, Attribute] = {}
-        for name, value in check_attributes(attributes or {}).items():
-            if value is None:
-                raise UsageError(f"attributes: {name} is None, and no run has an attribute that is None; omit it")
-            wanted[name] = value
-        filters = Filters(_status(status), workflow, tenant, wanted)
+        filters = _filters(status, workflow, tenant, attributes, limit)
         return await self._listings.runs(await self.read_namespace(), filters, limit)
 
     async def workflows(self) -> dict[str, WorkflowInfo]:
@@ -435,3 +424,25 @@ def _status(status: Status | str | None) -> Status | None:
         return None if status is None else Status(status)
     except ValueError:
         raise UsageError(f"unknown status {status!r}: use one of {', '.join(Status)}") from None
+
+
+def _filters(
+    status: Status | str | None,
+    workflow: str | None,
+    tenant: str | None,
+    attributes: Mapping[str, Attribute] | None,
+    limit: int,
+) -> Filters:
+    """The filters of a listing, checked. Raises `UsageError`, `InvalidName`."""
+    if limit < 1:
+        raise UsageError(f"limit must be an integer >= 1, got {limit}")
+    if workflow is not None:
+        check_name("workflow", workflow)
+    if tenant is not None:
+        check_name("tenant", tenant)
+    wanted: dict[str, Attribute] = {}
+    for name, value in check_attributes(attributes or {}).items():
+        if value is None:
+            raise UsageError(f"attributes: {name} is None, and no run has an attribute that is None; omit it")
+        wanted[name] = value
+    return Filters(_status(status), workflow, tenant, wanted)

@@ -107,7 +107,7 @@ def describe(run_id: str, header_line: bytes, last: bytes) -> RunDescription:
                 reason = why
             case _:
                 pass
-    facts = msgspec.structs.asdict(_summary(run_id, header))
+    facts = msgspec.structs.asdict(summarize(run_id, header))
     return RunDescription(**facts, version=header.version, result=result, failure=failure, reason=reason)
 
 
@@ -121,7 +121,8 @@ def instant(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def _summary(run_id: str, header: Header) -> RunSummary:
+def summarize(run_id: str, header: Header) -> RunSummary:
+    """The entry of a listing from the run's header."""
     return RunSummary(
         id=run_id,
         status=Status(header.status),
@@ -198,7 +199,7 @@ class Listings:
         for run_id, answer in zip(run_ids, await settled(peeks), strict=True):
             line, _ = _checked(answer)
             if line:  # else it was forgotten in the meantime
-                summary = _summary(run_id, decode_header(line))
+                summary = summarize(run_id, decode_header(line))
                 if filters.match(summary):
                     found.append(summary)
         return found

@@ -7,6 +7,7 @@ Called by: user tests.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from streamflow.errors import Failure
 from streamflow.events import DECISIONS, ENDINGS, AnyEvent, RunContinued
 from streamflow.model.sharding import Partition
-from streamflow.testing.sandbox import Sandbox
+from streamflow.testing.sandbox import PATIENCE, Sandbox
 from streamflow.workflow.app import App
 
 T = TypeVar("T")
@@ -41,14 +42,19 @@ class _Played(msgspec.Struct):
 
 
 async def survives_crashes(
-    app: App, scenario: Callable[[Sandbox], Awaitable[T]], *, partition: Partition | str = Partition.RUN
+    app: App,
+    scenario: Callable[[Sandbox], Awaitable[T]],
+    *,
+    partition: Partition | str = Partition.RUN,
+    patience: float | timedelta = PATIENCE,
 ) -> Survived[T]:
     """Play a scenario without crashes, then with one crash after each transition in turn, then with a crash after every
     transition.
 
     A crash discards what the owner of the runs has in memory: histories are replayed, and steps that were running start
-    again. Each play has its own sandbox, so `scenario` sets its stubs itself; state that steps keep outside of it (such
-    as a global counter) is kept from play to play. A scenario with n transitions is played n + 2 times.
+    again. Each play has its own sandbox (with this `partition` and `patience`), so `scenario` sets its stubs itself;
+    state that steps keep outside of it (such as a global counter) is kept from play to play. A scenario with n
+    transitions is played n + 2 times.
 
     Raises `AssertionError`, which names the event after which it crashed, if the code diverges from its history, if the
     scenario fails or returns another result, or if a run makes any other decision, with other arguments or times.
@@ -59,24 +65,26 @@ async def survives_crashes(
     ...     return await run.result()
     >>> await sft.survives_crashes(app, approve)
     """
-    calm = await _play(app, scenario, partition, lambda _: False)
+
+    def sandbox() -> Sandbox:
+        return Sandbox(app, partition=partition, patience=patience)
+
+    calm = await _play(sandbox(), scenario, lambda _: False)
     points = calm.sandbox.world.transitions
     if not points:
         raise AssertionError("the scenario made no transition to crash after: it must start a run")
     for point in range(1, points + 1):
-        await _compare(app, scenario, partition, calm, lambda number, point=point: number == point, "a crash")
-    await _compare(app, scenario, partition, calm, lambda _: True, "crashes after every event, the first")
+        await _compare(sandbox(), scenario, calm, lambda number, point=point: number == point, "a crash")
+    await _compare(sandbox(), scenario, calm, lambda _: True, "crashes after every event, the first")
     return Survived(calm.result, points)
 
 
 async def _play(
-    app: App,
+    sandbox: Sandbox,
     scenario: Callable[[Sandbox], Awaitable[Any]],
-    partition: Partition | str,
     crashes_after: Callable[[int], bool],
     calm: _Played | None = None,
 ) -> _Played:
-    sandbox = Sandbox(app, partition=partition)
     world = sandbox.world
     played = _Played(sandbox)
 
@@ -100,19 +108,18 @@ async def _play(
             raise
         played.failure = played.failure or f"the scenario raised {type(error).__name__}: {error}"
     finally:
-        sandbox.close()
+        await sandbox.aclose()
     return played
 
 
 async def _compare(
-    app: App,
+    sandbox: Sandbox,
     scenario: Callable[[Sandbox], Awaitable[Any]],
-    partition: Partition | str,
     calm: _Played,
     crashes_after: Callable[[int], bool],
     what: str,
 ) -> None:
-    played = await _play(app, scenario, partition, crashes_after, calm)
+    played = await _play(sandbox, scenario, crashes_after, calm)
     failure = played.failure or _difference(calm, played)
     if failure:
         after = f"after {played.point}" if played.point else "before any event"

@@ -17,21 +17,23 @@ import asyncio
 import contextvars
 import inspect
 import itertools
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, cast, overload
 
+import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from streamflow.client.client import Client, Decode, Run, _decoder, _input, _options, _start, _status, _target
+from streamflow.client.client import Client, Decode, Run, _decoder, _filters, _input, _options, _start, _target
 from streamflow.client.histories import History
-from streamflow.client.listing import RunDescription, RunSummary, describe, instant
+from streamflow.client.listing import RunDescription, RunSummary, describe, instant, summarize
 from streamflow.client.waiting import not_found
 from streamflow.errors import RunConflict, RunEnded, UsageError
 from streamflow.events import AnyEvent, Transition, decode_history
 from streamflow.model import codec
-from streamflow.model.attributes import Attribute, same
+from streamflow.model.attributes import Attribute
 from streamflow.model.names import check_run_id
 from streamflow.model.record import Status, decode_header
 from streamflow.model.sharding import Partition, full_run_id
@@ -51,7 +53,20 @@ LIMIT = 100_000
 YIELDS = 5
 """How often the event loop runs before the virtual clock moves, so that a test's other tasks can act first."""
 
-_deadline: contextvars.ContextVar[int | None] = contextvars.ContextVar("streamflow_sandbox_deadline", default=None)
+PATIENCE = 5.0
+"""Real seconds after which the virtual clock waits no longer for the function of a step."""
+
+
+class _Deadline(msgspec.Struct, frozen=True):
+    """The end of a wait: the virtual ms at which it is over, and the message of the `TimeoutError`."""
+
+    at: int | None = None
+    late: str = ""
+
+
+NO_DEADLINE = _Deadline()
+
+_deadline: contextvars.ContextVar[_Deadline] = contextvars.ContextVar("streamflow_sandbox_deadline")
 
 
 class Sandbox:
@@ -62,6 +77,11 @@ class Sandbox:
 
     `partition` is that of the namespace: `run`, `tenant` or `workflow`.
 
+    A step's real function takes no virtual time if it ends at once. One that takes longer runs beside everything else,
+    and the virtual clock moves no faster than the real one meanwhile: what is due later than the step's end still comes
+    later. `patience`: real seconds after which the clock doesn't wait for it any more, so that a step that never ends
+    doesn't hold up what is due in a month.
+
     >>> async def test_digest() -> None:
     ...     async with sft.Sandbox(app) as sandbox:
     ...         sandbox.stub(fetch, returns="<p>")
@@ -70,12 +90,16 @@ class Sandbox:
     ...         assert await run.result() == 3
     """
 
-    def __init__(self, app: App, *, partition: Partition | str = Partition.RUN) -> None:
+    def __init__(
+        self, app: App, *, partition: Partition | str = Partition.RUN, patience: float | timedelta = PATIENCE
+    ) -> None:
         self.app = app
-        self.world = World(app, Partition(partition))
+        self.world = World(app, Partition(partition), _ms(patience) / 1000)
         self._meta = Namespace(1, self.world.partition)
         self._started: dict[str, int] = {}
         self._asked = 0
+        self._deadlines: list[int] = []
+        """When the waits are over that are under way: the clock stops at each."""
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> Sandbox:
@@ -84,11 +108,15 @@ class Sandbox:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        await self.aclose()
 
     def close(self) -> None:
-        """Close the coroutines of open runs. `async with` does it."""
+        """Close the coroutines of open runs, and stop the steps that still run. `async with` does it."""
         self.world.close()
+
+    async def aclose(self) -> None:
+        """As `close`, and let the functions of those steps end."""
+        await self.world.aclose()
 
     # --- as the client ------------------------------------------------------------------------------------------------
 
@@ -156,17 +184,15 @@ class Sandbox:
         limit: int = 20,
     ) -> list[RunSummary]:
         """The newest `limit` runs that match all filters, as `client.runs`: latest change of status first."""
-        selected = _status(status)
-        newest = sorted(self.world.records.items(), key=lambda item: item[1].changed, reverse=True)
-        summaries: list[RunSummary] = [describe(run_id, record.header, record.ending) for run_id, record in newest]
-        return [
-            run
-            for run in summaries
-            if (selected is None or run.status == selected)
-            and (workflow is None or run.workflow == workflow)
-            and (tenant is None or run.tenant == tenant)
-            and all(same(run.attributes.get(name), value) for name, value in (attributes or {}).items())
-        ][:limit]
+        filters = _filters(status, workflow, tenant, attributes, limit)
+        by_start = filters.tenant is not None or bool(filters.attributes)
+        newest = sorted(
+            self.world.records.items(),
+            key=lambda item: item[1].created if by_start else item[1].changed,
+            reverse=True,
+        )
+        summaries = [summarize(run_id, decode_header(record.header)) for run_id, record in newest]
+        return [run for run in summaries if filters.match(run)][:limit]
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
@@ -216,7 +242,7 @@ class Sandbox:
         """
         self._refuse_in_step("sleep")
         until = self.world.now + _ms(delay)
-        await self._drive(lambda: self.world.now >= until, "", until)
+        await self._drive(lambda: self.world.now >= until, "", _Deadline(until))
         await self._settle()
 
     def crash(self) -> None:
@@ -230,7 +256,7 @@ class Sandbox:
 
     async def _ended(self, run_id: str) -> bytes:
         record = self._record(run_id)
-        await self._drive(lambda: bool(record.ending), run_id, _deadline.get())
+        await self._drive(lambda: bool(record.ending), run_id, _deadline.get(NO_DEADLINE))
         return record.ending
 
     async def _answered(self, run_id: str, ask_id: str, body: bytes) -> bytes:
@@ -244,7 +270,9 @@ class Sandbox:
         answers = self.world.answers
         record = self._record(run_id)
         await self._post("ask", run_id, body)
-        await self._drive(lambda: ask_id in answers or bool(record.ending), run_id, _deadline.get(), "answered")
+        await self._drive(
+            lambda: ask_id in answers or bool(record.ending), run_id, _deadline.get(NO_DEADLINE), "answered"
+        )
         if ask_id not in answers:
             raise RunEnded(f"run {run_id} has ended without answering", run_id)
         return answers[ask_id]
@@ -272,7 +300,7 @@ class Sandbox:
             if number == len(record.log):
                 if not follow or record.ending:
                     return
-                await self._drive(lambda number=number: len(record.log) > number, run_id, None)
+                await self._drive(lambda number=number: len(record.log) > number, run_id, NO_DEADLINE)
             for event in record.log[number].events:
                 yield instant(record.log[number].at), event
 
@@ -299,30 +327,35 @@ class Sandbox:
                         "",
                     )
 
-    async def _drive(self, done: Callable[[], bool], run_id: str, until: int | None, what: str = "ended") -> None:
-        """Let things happen until `done`; when nothing can happen now, move the clock, but not past `until`.
+    async def _drive(self, done: Callable[[], bool], run_id: str, deadline: _Deadline, what: str = "ended") -> None:
+        """Let things happen until `done`; when nothing can happen now, move the clock to what is next: something that
+        is due, or the deadline of this or another wait.
 
-        Raises `Stalled`, and `TimeoutError` if it isn't done at `until`.
+        Raises `Stalled`, and `TimeoutError` if it isn't done at the deadline.
         """
         self._refuse_in_step(f"wait for run {run_id}")
+        if deadline.at is None:
+            await self._drive_on(done, run_id, deadline, what)
+            return
+        self._deadlines.append(deadline.at)
+        try:
+            await self._drive_on(done, run_id, deadline, what)
+        finally:
+            self._deadlines.remove(deadline.at)
+
+    async def _drive_on(self, done: Callable[[], bool], run_id: str, deadline: _Deadline, what: str) -> None:
         world = self.world
-        first, began_at = world.transitions, world.now
+        first = world.transitions
         while True:
             await self._settle()
             if done():
                 return
             if await self._other_tasks_act():
-                continue
-            at = world.next_at
-            if until is not None and (at is None or at > until):
-                world.now = until
-                if done():
-                    return
-                raise TimeoutError(
-                    f"run {run_id} has not {what} within {(until - began_at) / 1000:g} s; it continues, and waits for "
-                    f"{world.waits_for(run_id)}"
-                )
-            if at is None:
+                continue  # what they did may be what is waited for
+            if deadline.at is not None and world.now >= deadline.at:
+                raise TimeoutError(f"{deadline.late}, and waits for {world.waits_for(run_id)}")
+            at = min((at for at in (world.next_at, *self._deadlines) if at is not None), default=None)
+            if at is None and not world.has_slow_steps:
                 raise Stalled(
                     f"run {run_id} has not {what}, and never will: nothing runs, nothing is due, and it waits for "
                     f"{world.waits_for(run_id)}. Send what it waits for first, or give the wait a timeout.",
@@ -334,14 +367,18 @@ class Sandbox:
                     f"it waits for {world.waits_for(run_id)}. Give the wait a timeout, or use sleep().",
                     run_id,
                 )
-            world.now = at
+            wait = math.inf if at is None else world.real_wait(at)
+            if wait > 0:
+                await world.news(wait)
+            elif at is not None:
+                world.move_to(at)
 
     async def _other_tasks_act(self) -> bool:
-        """Let other tasks of the test run. True if one of them has called the sandbox."""
-        planned = self.world.planned
+        """Let other tasks of the test run. True if one of them has called the sandbox, or something has happened."""
+        changes = self.world.changes
         for _ in range(YIELDS):
             await asyncio.sleep(0)
-            if self._lock.locked() or self.world.planned != planned:
+            if self._lock.locked() or self.world.changes != changes:
                 return True
         return False
 
@@ -363,9 +400,13 @@ class SandboxRun(Run[R]):
         self._sandbox = sandbox
 
     async def _within(self, timeout: float | timedelta | None, answer: Awaitable[T], late: str) -> T:
-        """Move the virtual clock until the answer is there, by at most `timeout` seconds. `_drive` has a better message
-        than `late`. Also raises `Stalled`."""
-        token = _deadline.set(None if timeout is None else self._sandbox.world.now + _ms(timeout))
+        """Move the virtual clock until the answer is there, by at most `timeout` seconds. Also raises `Stalled`."""
+        if timeout is None:
+            deadline = NO_DEADLINE
+        else:
+            ms = _ms(timeout)
+            deadline = _Deadline(self._sandbox.world.now + ms, late.format(ms / 1000))
+        token = _deadline.set(deadline)
         try:
             return await answer
         finally:

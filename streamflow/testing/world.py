@@ -8,11 +8,18 @@ Everything that will happen is on one agenda, ordered by its virtual time and th
 at a time: a message, a due timer, the start of an attempt, its outcome. Each is at most one transition, so there are as
 many points to crash at as possible. Records are the bytes that a server would have; a crash discards everything else
 that an owner has in memory.
+
+The functions of steps are real, and take real time. One that ends at once (`AT_ONCE`) is waited for, so its outcome has
+the same place in the order each time, and takes no virtual time. One that takes longer is *slow*: everything else goes
+on beside it, and the virtual clock, for which what is due comes by skipping the time before it, moves no faster than
+the real one (`real_wait`) until the world's patience is over.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,12 +38,15 @@ from streamflow.machine.transition import Due, Effects, Forgotten, Outcome
 from streamflow.model.attributes import merged
 from streamflow.model.record import Header, Status, decode_header
 from streamflow.model.sharding import Partition
-from streamflow.testing.attempts import perform
+from streamflow.steps.context import Running
+from streamflow.testing.attempts import perform, timed_out
 from streamflow.testing.stubs import Stubs
 from streamflow.wire import InboxMessage, decode_message, to_delivery
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
 
+AT_ONCE = 0.25
+"""Real seconds in which the function of a step ends, unless it is slow."""
 BEGIN_MS = 1_767_225_600_000
 """2026-01-01 00:00 UTC: always the same, so that a test doesn't depend on when it runs."""
 
@@ -48,17 +58,17 @@ class Stalled(RunError):
 class Record:
     """The record of one run, as bytes, as the server keeps it."""
 
-    __slots__ = ("changed", "header", "log", "published", "state", "transitions")
+    __slots__ = ("changed", "created", "header", "log", "published", "state", "transitions")
 
-    def __init__(self, header: bytes) -> None:
+    def __init__(self, header: bytes, number: int) -> None:
         self.header = header
         self.state = b""
         self.transitions: list[bytes] = []
         self.log: list[Transition] = []
         """All transitions, also those of previous generations of a run that continued as new."""
         self.published: dict[str, bytes] = {}
-        self.changed = 0
-        """Number of the last transition that changed its status."""
+        self.created = self.changed = number
+        """`World.changes` at its start, and when its status changed last: the order of listings."""
 
     @property
     def head(self) -> Header:
@@ -73,7 +83,7 @@ class Record:
 class Attempt:
     """An attempt of a step that will start, or has started: then `outcome` is set, and not reduced yet."""
 
-    __slots__ = ("is_repeated", "job", "outcome", "run_id")
+    __slots__ = ("began", "began_at", "is_repeated", "job", "limit_at", "outcome", "record", "run_id", "task")
 
     def __init__(self, run_id: str, job: StepJob) -> None:
         self.run_id = run_id
@@ -82,23 +92,49 @@ class Attempt:
         self.is_repeated = False
         """Its first outcome was lost in a crash. The second one arrives when the first would have, so that a crash
         doesn't change who wins a race."""
+        self.record: Running | None = None
+        self.task: asyncio.Task[tuple[Outcome, int]] | None = None
+        """Its function runs in it; None before and after that."""
+        self.began = 0.0
+        """When its function was called (monotonic s)."""
+        self.began_at = 0
+        """The same in virtual ms."""
+        self.limit_at: int | None = None
+        """When its time-out is over, in virtual ms."""
 
     @property
     def key(self) -> tuple[str, int]:
         return self.run_id, self.job.seq
 
+    @property
+    def name(self) -> tuple[str, int, int]:
+        """What it has in common with the same attempt after a crash."""
+        return self.run_id, self.job.seq, self.job.attempt
 
-class Plan(msgspec.Struct, frozen=True):
-    """The run's earliest timer or retry is due, unless it was cancelled meanwhile."""
+
+class Plan(msgspec.Struct, eq=False):
+    """The run's earliest timer or retry is due. It counts as long as it is the run's present plan."""
 
     run_id: str
     due: int
 
 
-class World:
-    """All runs of a sandbox. `now` is the virtual time in ms since the Unix epoch."""
+class Limit(msgspec.Struct, eq=False):
+    """The time-out of a slow attempt is over, unless it has ended by then."""
 
-    def __init__(self, app: App, partition: Partition) -> None:
+    attempt: Attempt
+
+
+Item = InboxMessage | Attempt | Plan | Limit
+
+
+class World:
+    """All runs of a sandbox. `now` is the virtual time in ms since the Unix epoch.
+
+    `patience`: real seconds after which the virtual clock waits no longer for a slow step.
+    """
+
+    def __init__(self, app: App, partition: Partition, patience: float = math.inf) -> None:
         self.app = app
         self.partition = partition
         self.stubs = Stubs(app)
@@ -114,12 +150,20 @@ class World:
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._lost: dict[tuple[str, int], Attempt] = {}
         """Attempts that a crash ended and that haven't started again; each keeps its position on the agenda."""
-        self._running: Attempt | None = None
-        """The attempt whose function runs now."""
-        self._agenda: list[tuple[int, int, InboxMessage | Attempt | Plan]] = []
-        self._planned: dict[str, int] = {}
-        self.planned = 0
-        """Number of items that were put on the agenda so far."""
+        self._slow: set[Attempt] = set()
+        """Attempts whose functions didn't end at once, and run beside everything else."""
+        self._slow_before: dict[tuple[str, int, int], int | None] = {}
+        """Slow attempts by name, with the ends of their time-outs: after a crash they are not waited for again."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopping: set[asyncio.Task[Any]] = set()
+        """Tasks of attempts that were stopped since the last item of the agenda."""
+        self._agenda: list[tuple[int, int, Item]] = []
+        self._plans: dict[str, Plan] = {}
+        """The one plan of each run that counts; others on the agenda are obsolete."""
+        self._patience = patience
+        self.changes = 0
+        """Grows with everything that happens: messages, transitions, moves of the clock."""
+        self._news = asyncio.Event()
 
     # --- messages from outside --------------------------------------------------------------------------------------
 
@@ -129,17 +173,57 @@ class World:
         if record is not None:
             return record.header
         header = Header(Status.PENDING, 0, "-", self.now, 0, workflow, tenant, parent).encode()
-        self.records[run_id] = Record(header)
+        self.records[run_id] = Record(header, self.changes)
         self.post("start", run_id, payload, header)
         return b""
 
     def post(self, kind: str, run_id: str, body: bytes, header: bytes = b"") -> None:
-        self._later(self.now, InboxMessage(str(self.planned), kind, run_id, body, header))
+        self._later(self.now, InboxMessage(str(self.changes), kind, run_id, body, header))
 
     def close(self) -> None:
+        """Close the coroutines of open runs, and stop the steps that still run."""
+        for attempt in list(self._slow):
+            self._stop(attempt)
+        self._close_machines()
+
+    async def aclose(self) -> None:
+        """Also let the functions of those steps end."""
+        self.close()
+        await self._let_stopped_end()
+
+    def _close_machines(self) -> None:
         for machine in self._machines.values():
             machine.close()
         self._machines.clear()
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_slow_steps(self) -> bool:
+        return bool(self._slow)
+
+    def move_to(self, at: int) -> None:
+        """Move the virtual clock, never back."""
+        if at > self.now:
+            self.now = at
+            self._changed()
+
+    def real_wait(self, at: int) -> float:
+        """How long (real seconds) the clock may not move to `at` yet: a slow step may still end before that."""
+        now = time.monotonic()
+        waits = [a.began + min((at - a.began_at) / 1000, self._patience) - now for a in self._slow]
+        return max(waits, default=0.0)
+
+    async def news(self, seconds: float) -> None:
+        """Wait until something happens, for at most that long on the real clock."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if seconds == math.inf else seconds):
+                await self._news.wait()
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self._news.set()
+        self._news = asyncio.Event()
 
     # --- the agenda -------------------------------------------------------------------------------------------------
 
@@ -152,6 +236,8 @@ class World:
 
     async def step(self) -> bool:
         """Process the next item of the agenda that is due now. False if there is none."""
+        if self._stopping:
+            await self._let_stopped_end()
         at = self.next_at
         if at is None or at > self.now:
             return False
@@ -161,25 +247,29 @@ class World:
             return True
         heappop(self._agenda)
         if isinstance(item, Plan):
-            self._planned.pop(item.run_id, None)
+            del self._plans[item.run_id]
             self._reduce(item.run_id, Due())
         elif isinstance(item, InboxMessage):
             self._take(item)
+        elif isinstance(item, Limit):
+            self._expire(item.attempt)
         elif item.outcome is None:
             await self._begin(item)
         else:
             self._end(item, item.outcome)
         return True
 
-    def _later(self, at: int, item: InboxMessage | Attempt | Plan) -> None:
-        self.planned += 1
-        heappush(self._agenda, (at, self.planned, item))
+    def _later(self, at: int, item: Item) -> None:
+        self._changed()
+        heappush(self._agenda, (at, self.changes, item))
 
-    def _is_obsolete(self, item: InboxMessage | Attempt | Plan) -> bool:
+    def _is_obsolete(self, item: Item) -> bool:
         """Whether it is an attempt or a timer that nothing waits for any more: the clock doesn't move for it."""
         if isinstance(item, Attempt):
             return item is not self._attempts.get(item.key) and item is not self._lost.get(item.key)
-        return isinstance(item, Plan) and self._due(item.run_id) != item.due
+        if isinstance(item, Limit):
+            return item.attempt.task is None
+        return isinstance(item, Plan) and self._plans.get(item.run_id) is not item
 
     def _restart_lost(self, attempt: Attempt) -> None:
         """Have the machine start an attempt again that a crash ended. It was a retry: no history records that one has
@@ -191,23 +281,70 @@ class World:
             del self._lost[attempt.key]  # nothing waits for it any more
 
     async def _begin(self, attempt: Attempt) -> None:
-        at = instant(self.now)
-        self._running = attempt
+        """Call its function, and wait for it if it ends at once."""
+        job = attempt.job
+        attempt.record = Running(0, attempt.run_id, job, job.details)
+        attempt.began, attempt.began_at = time.monotonic(), self.now
+        was_slow = attempt.name in self._slow_before
+        at_once = 0.0 if was_slow else min(AT_ONCE, self._patience)
+        if job.timeout is not None:
+            at_once = min(at_once, job.timeout)
+            attempt.limit_at = self._slow_before.get(attempt.name) or self.now + round(job.timeout * 1000)
+        # A task, because the step must have its own context.
+        task = attempt.task = asyncio.create_task(perform(self.stubs, attempt.record, instant(self.now)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         try:
-            # A task, because the step must have its own context.
-            outcome, takes = await asyncio.create_task(perform(self.stubs, attempt.run_id, attempt.job, at))
-        except BaseException:
-            self._later(self.now, attempt)  # the test's wait was cancelled, not the run: the attempt starts again
-            raise
-        finally:
-            self._running = None
-        if self._attempts.get(attempt.key) is not attempt:
+            await asyncio.wait({task}, timeout=at_once)
+        finally:  # if the test's wait was cancelled, the step goes on all the same
+            if task.done():
+                self._performed(attempt, task)
+            elif attempt.task is task:
+                self._slow.add(attempt)
+                self._slow_before[attempt.name] = attempt.limit_at
+                task.add_done_callback(lambda task: self._performed(attempt, task))
+                if attempt.limit_at is not None:
+                    self._later(max(attempt.limit_at, self.now), Limit(attempt))
+
+    def _performed(self, attempt: Attempt, task: asyncio.Task[tuple[Outcome, int]]) -> None:
+        """Its function has ended; what it gave counts only if the attempt was not stopped meanwhile."""
+        if task.cancelled():
             return
-        if attempt.is_repeated:
+        outcome, takes = task.result()
+        if attempt.task is not task:
+            return
+        attempt.task = None
+        if attempt in self._slow:
+            self._slow.discard(attempt)
+            outcome.ms = max(outcome.ms, (time.monotonic() - attempt.began) * 1000)
+            takes = max(takes - (self.now - attempt.began_at), 0)
+        elif attempt.is_repeated:
             self._end(attempt, outcome)
-        else:
-            attempt.outcome = outcome
-            self._later(self.now + takes, attempt)
+            return
+        attempt.outcome = outcome
+        self._later(self.now + takes, attempt)
+
+    def _expire(self, attempt: Attempt) -> None:
+        assert attempt.record is not None
+        self._stop(attempt)
+        self._end(attempt, timed_out(attempt.record, (self.now - attempt.began_at) / 1000))
+
+    def _stop(self, attempt: Attempt) -> None:
+        """Nothing waits for the attempt any more: end its function, if it runs."""
+        task, attempt.task = attempt.task, None
+        if task is None or attempt.record is None:
+            return
+        attempt.record.over = True
+        self._slow.discard(attempt)
+        if task is not _current_task():  # else it is the step's own code that has led here
+            task.cancel()
+            self._stopping.add(task)
+
+    async def _let_stopped_end(self) -> None:
+        """A step that was stopped may clean up, in real time, before anything else happens."""
+        stopping, self._stopping = self._stopping, set()
+        if stopping := {task for task in stopping if not task.done()}:
+            await asyncio.wait(stopping, timeout=AT_ONCE)
 
     def _end(self, attempt: Attempt, outcome: Outcome) -> None:
         del self._attempts[attempt.key]
@@ -243,17 +380,17 @@ class World:
     def _commit(self, run_id: str, machine: RunMachine, effects: Effects) -> None:
         if effects.events:
             self._record(run_id, machine, effects)
-        for seq in effects.cancelled:
-            self._attempts.pop((run_id, seq), None)
+        for seq in (*effects.cancelled, *(job.seq for job in effects.revoked)):
             self._lost.pop((run_id, seq), None)
-        for job in effects.revoked:
-            self._attempts.pop((run_id, job.seq), None)
+            if (attempt := self._attempts.pop((run_id, seq), None)) is not None:
+                self._stop(attempt)
         for message in effects.outbox:
             self._deliver(message.target, message.kind, message.body)
         for answer in effects.answers:
             self.answers[answer.id] = msgspec.msgpack.encode(answer)
         if effects.ended:
             self._machines.pop(run_id, None)
+            self._plans.pop(run_id, None)
         else:
             for job in effects.jobs:
                 self._submit(run_id, job)
@@ -268,8 +405,9 @@ class World:
         record = self.records[run_id]
         old = record.head
         self.transitions += 1
+        self._changed()
         if old.status != effects.status:
-            record.changed = self.transitions
+            record.changed = self.changes
         changes: dict[str, Any] = {
             "status": effects.status,
             "version": old.version + 1,
@@ -314,10 +452,13 @@ class World:
         return None if machine is None or machine.ended else machine.next_due
 
     def _plan(self, run_id: str) -> None:
-        due = self._due(run_id)
-        if due is not None and self._planned.get(run_id) != due:
-            self._planned[run_id] = due
-            self._later(max(due, self.now), Plan(run_id, due))
+        """Called whenever the run's earliest due time may have changed."""
+        due, plan = self._due(run_id), self._plans.get(run_id)
+        if due is None:
+            self._plans.pop(run_id, None)
+        elif plan is None or plan.due != due:
+            plan = self._plans[run_id] = Plan(run_id, due)
+            self._later(max(due, self.now), plan)
 
     # --- crash ------------------------------------------------------------------------------------------------------
 
@@ -326,14 +467,16 @@ class World:
 
         Steps that ran at the owner start again, those of queues continue. Messages are on the server, so they stay.
         """
-        self.close()
+        self._close_machines()
         for key, attempt in list(self._attempts.items()):
             if attempt.job.step.queue is None:
                 del self._attempts[key]
+                if attempt.task is not None:  # it starts again, and what its function gives is dropped
+                    self._stop(attempt)
+                    continue
                 attempt.is_repeated = attempt.is_repeated or attempt.outcome is not None
                 attempt.outcome = None
-                if attempt is not self._running:  # else it starts again, and the outcome of its function is dropped
-                    self._lost[key] = attempt
+                self._lost[key] = attempt
         machines: list[RunMachine] = []
         for run_id, record in self.records.items():
             machine = self.machine(run_id)
@@ -370,9 +513,27 @@ class World:
         if machine.reason:
             return f"other code: it is stuck ({machine.reason})"
         waits = [f"question {key[1:]}" if key.startswith("?") else f"signal {key}" for key in machine.awaited_messages]
-        waits += [f"step {call.step.name} (number {call.seq})" for call in machine.steps.values()]
+        waits += [
+            f"step {call.step.name} (number {call.seq}{self._runs_for(run_id, call.seq)})"
+            for call in machine.steps.values()
+        ]
         waits += [
             f"child run {child.run_id}, which waits for {self.waits_for(child.run_id)}"
             for child in machine.children.values()
         ]
+        if machine.timers and machine.next_due is not None:
+            waits.append(f"a timer (what is next due is due at {instant(machine.next_due):%Y-%m-%d %H:%M:%S})")
         return ", ".join(waits) or "a signal: it has no step, timer or child"
+
+    def _runs_for(self, run_id: str, seq: int) -> str:
+        attempt = self._attempts.get((run_id, seq))
+        if attempt is None or attempt not in self._slow:
+            return ""
+        return f", whose function has been running for {time.monotonic() - attempt.began:.1f} s of real time"
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # in a thread
+        return None
