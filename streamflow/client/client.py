@@ -360,10 +360,12 @@ class Client:
         check_posted(await self._batcher.post(shard, Message(kind, run_id, body)), kind, run_id)
 
     async def _describe(self, run_id: str) -> RunDescription:
-        line, last = await self._batcher.peek((await self.read_namespace()).shard_of(run_id), run_id)
+        shard = (await self.read_namespace()).shard_of(run_id)
+        line, last = await self._batcher.peek(shard, run_id)
         if not line:
             raise not_found(run_id)
-        return describe(run_id, line, last)
+        is_stuck = decode_header(line).status == Status.STUCK
+        return describe(run_id, line, last, await self._listings.stuck_reason(shard, run_id) if is_stuck else "")
 
     async def _history(self, run_id: str) -> list[Transition]:
         return await self._listings.history((await self.read_namespace()).shard_of(run_id), run_id)

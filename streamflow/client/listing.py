@@ -6,6 +6,7 @@ Must not: change anything. Called by: client.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from streamflow import events
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.waiting import not_found
 from streamflow.errors import Failure, StoreError
-from streamflow.events import ENDINGS, AnyEvent, RunCompleted, Transition, decode_history, decode_transition
+from streamflow.events import ENDINGS, AnyEvent, RunCompleted, RunStuck, Transition, decode_history, decode_transition
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, same, value_text
 from streamflow.model.record import LISTED, Header, Status, decode_header
@@ -33,10 +34,13 @@ MAX_SCANNED = 20_000
 """Entries of each index that a filtered listing reads before it stops searching for more."""
 
 FOLLOW_BLOCK_MS = 2_000
+STUCK_PAGE = 100
+"""Transitions that are read at once, from the newest, until one says why the run is stuck."""
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One run in a listing. Times are aware, in UTC; `parent` is the id of the run that started it as its child."""
+    """One run in a listing. Times are aware, in UTC; `parent` is the id of the run that started it as its child;
+    `reason` says why a stuck run can't continue."""
 
     id: str
     status: Status
@@ -46,19 +50,19 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     ended: datetime | None
     parent: str | None
     attributes: dict[str, Attribute] = {}
+    reason: str = ""
 
 
 class RunDescription(RunSummary, frozen=True, kw_only=True):
     """All that is known about a run without its history.
 
     `version`: number of its transitions. `result` is the decoded result of a completed run (plain values, not the
-    workflow's declared type); `failure` why it failed; `reason` why it was cancelled.
+    workflow's declared type); `failure` why it failed; `reason` why it was cancelled, or is stuck.
     """
 
     version: int
     result: Any = None
     failure: Failure | None = None
-    reason: str = ""
 
 
 class Filters(msgspec.Struct, frozen=True):
@@ -92,11 +96,12 @@ class WorkflowInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     required: int | None = None
 
 
-def describe(run_id: str, header_line: bytes, last: bytes) -> RunDescription:
-    """The description from the header and, if the run has ended, its last transition (else empty)."""
+def describe(run_id: str, header_line: bytes, last: bytes, stuck: str = "") -> RunDescription:
+    """The description from the header and, if the run has ended, its last transition (else empty). `stuck`: why it is
+    stuck, if it is."""
     header = decode_header(header_line)
     result: Any = None
-    failure, reason = None, ""
+    failure, reason = None, stuck
     if last:
         match ending_of(decode_transition(last)):
             case RunCompleted(result=raw):
@@ -107,8 +112,8 @@ def describe(run_id: str, header_line: bytes, last: bytes) -> RunDescription:
                 reason = why
             case _:
                 pass
-    facts = msgspec.structs.asdict(summarize(run_id, header))
-    return RunDescription(**facts, version=header.version, result=result, failure=failure, reason=reason)
+    facts = msgspec.structs.asdict(summarize(run_id, header, reason))
+    return RunDescription(**facts, version=header.version, result=result, failure=failure)
 
 
 def ending_of(transition: Transition) -> RunCompleted | events.RunFailed | events.RunCancelled | None:
@@ -121,7 +126,16 @@ def instant(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def summarize(run_id: str, header: Header) -> RunSummary:
+def stuck_reason(transitions: Sequence[Transition]) -> str | None:
+    """Why the run is stuck, if these transitions of its history say it."""
+    for transition in reversed(transitions):
+        for event in reversed(transition.events):
+            if isinstance(event, RunStuck):
+                return event.reason
+    return None
+
+
+def summarize(run_id: str, header: Header, reason: str = "") -> RunSummary:
     """The entry of a listing from the run's header."""
     return RunSummary(
         id=run_id,
@@ -132,6 +146,7 @@ def summarize(run_id: str, header: Header) -> RunSummary:
         ended=instant(header.ended) if header.ended else None,
         parent=header.parent.rpartition("#")[0] or None,
         attributes=header.attributes,
+        reason=reason,
     )
 
 
@@ -161,7 +176,7 @@ class Listings:
             candidates, more = await self._newest(indexes, depth)
             found = await self._matching(namespace, candidates, filters)
             if len(found) >= limit or not more or depth >= MAX_SCANNED:
-                return found[:limit]
+                return await self._with_reasons(namespace, found[:limit])
             depth = min(depth * 8, MAX_SCANNED)
 
     async def _indexes(self, shards: Sequence[int], filters: Filters) -> list[str]:
@@ -203,6 +218,25 @@ class Listings:
                 if filters.match(summary):
                     found.append(summary)
         return found
+
+    async def _with_reasons(self, namespace: Namespace, found: list[RunSummary]) -> list[RunSummary]:
+        """The same, with the reasons of those that are stuck."""
+        stuck = [run.id for run in found if run.status is Status.STUCK]
+        reasons = await asyncio.gather(*(self.stuck_reason(namespace.shard_of(run_id), run_id) for run_id in stuck))
+        known = dict(zip(stuck, reasons, strict=True))
+        return [msgspec.structs.replace(run, reason=known.get(run.id, "")) for run in found]
+
+    async def stuck_reason(self, shard: int, run_id: str) -> str:
+        """Why a run is stuck: what was recorded last about it. Empty if it is stuck no more."""
+        last = -1
+        while True:
+            # Two more, which are dropped: before the first transition these are the header and the state.
+            read = Call.plain("LRANGE", self._keys.shard(shard).run(run_id), last - STUCK_PAGE - 1, last)
+            elements: list[bytes] = await self._batcher.call(read)
+            reason = stuck_reason(decode_history(elements[2:]))
+            if reason is not None or len(elements) < STUCK_PAGE + 2:
+                return reason or ""
+            last -= STUCK_PAGE
 
     async def history(self, shard: int, run_id: str) -> list[Transition]:
         peek = self._batcher.peek(shard, run_id)

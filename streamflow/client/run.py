@@ -179,7 +179,8 @@ class Run(Generic[R]):
         )
 
     async def describe(self) -> RunDescription:
-        """Status, workflow, tenant, times, attributes, and how the run ended: its result, failure or reason."""
+        """Status, workflow, tenant, times, attributes, and how the run ended (its result, failure or reason), or why it
+        is stuck."""
         return await self._client._describe(self.id)
 
     async def history(self) -> list[Transition]:

@@ -18,6 +18,7 @@ import msgspec
 
 from streamflow.daemon.clock import ServerClock
 from streamflow.daemon.context import Context
+from streamflow.daemon.deploy_check import DeployCheck
 from streamflow.daemon.inbox import BLOCK_MS, LANES, InboxReader
 from streamflow.daemon.membership import Membership
 from streamflow.daemon.owner import Owner
@@ -121,6 +122,7 @@ class Daemon:
                 ("relay", self.relay.run),
                 ("rollup", self.rollup.run),
                 ("retention", self.retention.run),
+                ("deploy check", self.deploy_check.run),
             ):
                 loops.start_soon(supervise, name, loop)
             loops.start_soon(self.reader.run, self.loops)
@@ -174,6 +176,7 @@ class Daemon:
             context, owner, self.executor, self.reader, takeover, self.rollup, self.records, self._beat
         )
         owner.is_alive = self.membership.is_alive
+        self.deploy_check = DeployCheck(context, owner)
         owner.on_lost = self.membership.rebalance_soon
         owner.on_caught_up = self.reader.caught_up
 

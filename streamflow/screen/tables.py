@@ -71,7 +71,7 @@ _STYLES: dict[type, str] = {
 
 
 class RunRow(msgspec.Struct, kw_only=True):
-    """One run in a listing. Times in ms; `ended` 0: still open."""
+    """One run in a listing. Times in ms; `ended` 0: still open. `reason`: why it is stuck."""
 
     run_id: str
     workflow: str
@@ -80,6 +80,7 @@ class RunRow(msgspec.Struct, kw_only=True):
     started: int
     ended: int = 0
     attributes: dict[str, Attribute] = {}
+    reason: str = ""
 
 
 def attributes_line(attributes: Mapping[str, Attribute]) -> str:
@@ -123,6 +124,16 @@ def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
             cells[0] = Text("\n").join([cells[0], safe_text(attributes_line(row.attributes), MUTED)])
         table.add_row(*cells)
     return table
+
+
+def reasons_of(rows: list[RunRow]) -> Text:
+    """Why runs of a listing are stuck, for below the table: one line each, or as many as its reason needs."""
+    lines = [
+        Text.assemble(safe_text(row.run_id, limit=256), (" is stuck: ", MUTED), safe_text(row.reason, WARN, 1000))
+        for row in rows
+        if row.reason
+    ]
+    return Text("\n").join(lines)
 
 
 def format_log_line(at: int, run_id: str, event: AnyEvent) -> Text:

@@ -44,7 +44,8 @@ class ShardKeys:
         """Stream: messages for other shards; its ids are `<epoch>-<number>`."""
         self.owner = f"{prefix}owner"
         """Hash: token, holder, group, clock; of the owner before: delivered (the last message that it had read), final
-        (its last commit); of the last commit: commit (id), committed (clock), log (entry)."""
+        (its last commit); of the last commit: commit (id), committed (clock), log (entry); code: the fingerprint of the
+        code that all runs were last checked with."""
         self.seen = f"{prefix}seen"
         """Hash: source (shard or client) -> last accepted number."""
         self.poison = f"{prefix}poison"

@@ -191,7 +191,7 @@ class Sandbox:
             key=lambda item: item[1].created if by_start else item[1].changed,
             reverse=True,
         )
-        summaries = [summarize(run_id, decode_header(record.header)) for run_id, record in newest]
+        summaries = [summarize(run_id, record.head, record.reason) for run_id, record in newest]
         return [run for run in summaries if filters.match(run)][:limit]
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -252,6 +252,19 @@ class Sandbox:
         """
         self.world.crash()
 
+    def deploy(self, app: App) -> None:
+        """Replace the app, as a deploy does: another owner takes over, with this code.
+
+        Runs that the new code doesn't fit are stuck from then on (`describe().reason` says why), and go on after a
+        deploy that fits. Stubs stay, for steps of the same name.
+
+        >>> sandbox.deploy(next_release)
+        >>> assert not await sandbox.runs(status="stuck")
+        """
+        self.app = self.world.app = app
+        self.world.stubs.deploy(app)
+        self.world.crash()
+
     # --- for Run: the methods of `Client` that it calls ---------------------------------------------------------------
 
     async def _ended(self, run_id: str) -> bytes:
@@ -289,7 +302,7 @@ class Sandbox:
 
     async def _describe(self, run_id: str) -> RunDescription:
         record = self._record(run_id)
-        return describe(run_id, record.header, record.ending)
+        return describe(run_id, record.header, record.ending, record.reason)
 
     async def _history(self, run_id: str) -> list[Transition]:
         return decode_history(self._record(run_id).transitions)

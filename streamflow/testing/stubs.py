@@ -75,6 +75,9 @@ class Stubs:
         self._stubs: dict[str, list[Stub]] = {}
         self._calls: dict[str, list[StubCall]] = {}
 
+    def deploy(self, app: App) -> None:
+        self._app = app
+
     def add(self, step: Step[..., Any] | str, stub: Stub) -> None:
         registered = self._registered(step)
         given = (stub.replacement is not None) + (stub.returns is not UNSET) + (stub.raises is not None)

@@ -29,7 +29,7 @@ from typing import Any
 import msgspec
 
 from streamflow import events
-from streamflow.client.listing import ending_of, instant
+from streamflow.client.listing import ending_of, instant, stuck_reason
 from streamflow.errors import Failure, RunError, UsageError
 from streamflow.events import AnyEvent, Transition, decode_history, encode_transition
 from streamflow.machine.factory import new_machine, rehydrate
@@ -73,6 +73,11 @@ class Record:
     @property
     def head(self) -> Header:
         return decode_header(self.header)
+
+    @property
+    def reason(self) -> str:
+        """Why the run is stuck, if it is."""
+        return (stuck_reason(self.log) or "") if self.head.status == Status.STUCK else ""
 
     @property
     def ending(self) -> bytes:
@@ -488,8 +493,8 @@ class World:
             for job in machine.running_jobs():
                 self._submit(run_id, job)
             self._plan(run_id)
-            if machine.resumable:
-                self._reduce(run_id)
+            if machine.resumable or (machine.reason and not machine.stuck):
+                self._reduce(run_id)  # it goes on, or is stuck from now on
         return machines
 
     # --- reading ----------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def runs(
     """List runs, newest first.
 
     Runs are ordered by their latest change of status; with --tenant or --attribute, by their start. A run is listed if
-    it matches all filters.
+    it matches all filters. Of stuck runs the reason stands below the table.
 
     \b
     Examples:
@@ -71,7 +71,7 @@ def runs(
         filtered = bool(wanted) or any(value is not None for value in (status, workflow, tenant))
         click.echo("no matching runs" if filtered else "no runs yet: start one with `streamflow enqueue`", err=True)
         return
-    from streamflow.screen.tables import RunRow, runs_table
+    from streamflow.screen.tables import RunRow, reasons_of, runs_table
 
     rows = [
         RunRow(
@@ -82,11 +82,14 @@ def runs(
             started=epoch_ms(run.created),
             ended=epoch_ms(run.ended) if run.ended else 0,
             attributes=run.attributes,
+            reason=run.reason,
         )
         for run in found
     ]
     console = make_console()
     print_drawn(console, runs_table(rows, now_ms, console.width))
+    if reasons := reasons_of(rows):
+        print_drawn(console, reasons)
 
 
 def _parse_attribute(text: str) -> tuple[str, Attribute]:

@@ -48,7 +48,7 @@ from streamflow.model.record import Header
 from streamflow.screen.payload import preview
 from streamflow.screen.run import RunDetail, run_lines
 from streamflow.screen.spans import MAX_ROWS, fold_spans, spans_of
-from streamflow.screen.tables import RunRow, format_log_line, print_line, runs_table
+from streamflow.screen.tables import RunRow, format_log_line, print_line, reasons_of, runs_table
 
 NOW = 1_700_000_000_000
 EVIL = "[/] [red]x \x1b[31m \x1b]52;c;aGk=\x07 \x9b2J \u202egnp \n"
@@ -341,6 +341,18 @@ def test_the_listing_shows_run_ids_whole_and_nothing_harmful(width: int) -> None
     assert "customer" in out.getvalue()
     assert "4.2 s" in out.getvalue()
     assert "1 m 00 s" in out.getvalue()
+    assert not HARMFUL.search(out.getvalue())
+
+
+def test_the_reasons_of_stuck_runs_stand_below_the_listing() -> None:
+    rows = [
+        RunRow(run_id=run_id, workflow="w", tenant="", status="stuck", started=NOW, reason=reason)
+        for run_id, reason in (("s-1", ""), ("s-2", f"it diverged{EVIL}"))
+    ]
+    out = io.StringIO()
+    Console(file=out, width=200, color_system=None).print(reasons_of(rows))
+    assert out.getvalue().startswith("s-2 is stuck: it diverged")
+    assert out.getvalue().count("\n") == 1
     assert not HARMFUL.search(out.getvalue())
 
 

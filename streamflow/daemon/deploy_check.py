@@ -1,0 +1,160 @@
+"""After a deploy: finds the runs that this daemon's code can't continue, before anything comes for them.
+
+Owns: which shards are checked, and how slowly. Must not: decide or commit anything (the owner parks the runs that are
+handed to it), delay other work. Called by: the daemon (runs the loop).
+
+A run that only waits isn't loaded when its shard changes hands, so nothing would show that a deploy broke it until its
+signal or timer came. So the daemon replays such runs in the background, throws the result away, and hands those that
+diverge, or whose workflow isn't registered, to the owner, which loads and parks them as it does all others.
+
+Which shards: those whose runs were last checked by a daemon with other code. The field `code` of the shard's `owner`
+hash has the fingerprint (`code_fingerprint.py`) of the last daemon that has checked all; it is removed when one with
+other code begins to. So a takeover after a crash, or a new daemon of the same release, costs one read a shard.
+
+How slowly: replays take at most a tenth of the time (`DUTY`), in portions of a few runs. 100,000 short histories take a
+few minutes. A run that is live, or gets an input meanwhile, is the owner's anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import anyio
+
+from streamflow.daemon.batch import reason_of
+from streamflow.daemon.code_fingerprint import fingerprint
+from streamflow.daemon.context import Context
+from streamflow.daemon.owner import Owner
+from streamflow.daemon.shard import OwnedShard
+from streamflow.errors import StoreError
+from streamflow.events import decode_history
+from streamflow.loops import retry_forever
+from streamflow.machine.factory import rehydrate
+from streamflow.machine.transition import Due
+from streamflow.model.codec import DECODE_ERRORS
+from streamflow.model.record import Status, decode_header
+from streamflow.store.connection import Call
+
+_log = logging.getLogger("streamflow.deploy")
+
+DUTY = 0.1
+"""The part of the time that replays may take."""
+PORTION = 16
+"""Runs that are read in one pipeline."""
+PAUSE = 0.002
+"""The least pause between two portions, in seconds."""
+PAGE = 200
+"""Run ids that are read from a listing at once, about."""
+FIELD = "code"
+
+
+class DeployCheck:
+    def __init__(self, context: Context, owner: Owner) -> None:
+        self._app = context.app
+        self._store = context.store
+        self._kernel = context.kernel
+        self._partition = context.namespace.partition
+        self._every = context.settings.beat
+        self._owner = owner
+        self._fingerprint = fingerprint(context.app)
+        self._checked: set[str] = set()
+        """Tokens of owned shards that are checked, or need no check."""
+
+    async def run(self) -> None:
+        await retry_forever(self.run_once, _log, "could not check whether the code fits all runs", every=self._every)
+
+    async def run_once(self) -> None:
+        """Check the shards that were acquired since the last time, one after the other."""
+        owned = list(self._owner.shards.values())
+        self._checked &= {shard.token for shard in owned}
+        new = [shard for shard in owned if shard.token not in self._checked and not shard.draining]
+        if not new:
+            return
+        codes = await self._store.send([Call.plain("HGET", shard.keys.owner, FIELD) for shard in new])
+        others: list[OwnedShard] = []
+        for shard, code in zip(new, codes, strict=True):
+            if code == self._fingerprint.encode():
+                self._checked.add(shard.token)
+            elif not isinstance(code, StoreError):
+                others.append(shard)
+        if others:
+            await self._store.send([Call.plain("HDEL", shard.keys.owner, FIELD) for shard in others])
+        misfits = 0
+        for shard in others:
+            misfits += await self._check(shard)
+        if misfits:
+            _log.error(
+                "%d runs don't fit the code of this daemon: they are stuck until code is deployed that fits, see "
+                "`streamflow runs --status stuck`",
+                misfits,
+            )
+
+    async def _check(self, shard: OwnedShard) -> int:
+        """Check all runs of a shard that are running. Returns how many don't fit."""
+        misfits = 0
+        cursors = dict.fromkeys(shard.workflows, 0)
+        while cursors:
+            # Every element that stays in a listing is returned at least once, whatever comes and goes meanwhile.
+            calls = [
+                Call.plain("ZSCAN", shard.keys.index(Status.RUNNING, name), cursor, "COUNT", PAGE)
+                for name, cursor in cursors.items()
+            ]
+            for name, page in zip(list(cursors), await self._store.send(calls), strict=True):
+                if isinstance(page, StoreError):
+                    raise page
+                cursor, entries = page
+                run_ids = [run_id.decode(errors="replace") for run_id, _ in entries]
+                for first in range(0, len(run_ids), PORTION):
+                    if self._is_over(shard):
+                        return misfits
+                    misfits += await self._check_portion(shard, run_ids[first : first + PORTION])
+                cursors[name] = int(cursor)
+            cursors = {name: cursor for name, cursor in cursors.items() if cursor}
+        if not self._is_over(shard):
+            await self._store.one(Call.plain("HSET", shard.keys.owner, FIELD, self._fingerprint))
+            self._checked.add(shard.token)
+        return misfits
+
+    @staticmethod
+    def _is_over(shard: OwnedShard) -> bool:
+        return shard.dropped or shard.draining
+
+    async def _check_portion(self, shard: OwnedShard, run_ids: list[str]) -> int:
+        unseen = [run_id for run_id in run_ids if run_id not in shard.live]
+        records = await self._store.send([Call.plain("LRANGE", shard.keys.run(run_id), 0, -1) for run_id in unseen])
+        misfits, busy = 0, 0.0
+        for run_id, record in zip(unseen, records, strict=True):
+            # One that can't be read is the owner's, when something comes for it.
+            if isinstance(record, StoreError) or not record or run_id in shard.live or self._is_over(shard):
+                continue
+            began = time.monotonic()
+            if not self._fits(shard, run_id, record):
+                misfits += 1
+                shard.add_input(run_id, Due())
+                self._owner.wake(shard)
+            busy += time.monotonic() - began
+            await asyncio.sleep(0)
+        await anyio.sleep(max(PAUSE, busy / DUTY))
+        return misfits
+
+    def _fits(self, shard: OwnedShard, run_id: str, record: list[bytes]) -> bool:
+        watch = self._owner.watch
+        watch.since, watch.run_id = time.monotonic(), run_id
+        try:
+            header = decode_header(record[0])
+            if not header.is_open or header.version == 0 or header.status == Status.STUCK:
+                return True
+            machine = rehydrate(self._app, self._partition, run_id, header, record[1], decode_history(record[2:]))
+            machine.close()
+        except (*DECODE_ERRORS, IndexError):
+            return True
+        except BaseException as error:
+            if type(error) is KeyboardInterrupt:
+                raise
+            shard.parked[run_id] = reason_of(error)  # the owner must not run this code again
+            return False
+        finally:
+            watch.since, watch.run_id = 0.0, ""
+        return not machine.reason
