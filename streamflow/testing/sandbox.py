@@ -309,7 +309,8 @@ class Sandbox:
 
     async def _events(self, run_id: str, follow: bool) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
         record = self._record(run_id)
-        for number in itertools.count():
+        # As on a server: those of the current generation, and then whatever comes.
+        for number in itertools.count(len(record.log) - len(record.transitions)):
             if number == len(record.log):
                 if not follow or record.ending:
                     return

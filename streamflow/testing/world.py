@@ -149,8 +149,10 @@ class World:
         """Answers to questions, by the question's id."""
         self.transitions = 0
         """Number of committed transitions of all runs."""
-        self.on_commit: Callable[[str], None] | None = None
-        """Called with the run's id after each commit."""
+        self.on_commit: Callable[[str, int], None] | None = None
+        """Called with the run's id and the number of the transition after each commit."""
+        self._committed: list[tuple[str, int]] | None = None
+        """During a takeover: commits that `on_commit` is called for when all runs are taken over."""
         self._machines: dict[str, RunMachine] = {}
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._lost: dict[tuple[str, int], Attempt] = {}
@@ -400,11 +402,17 @@ class World:
             for job in effects.jobs:
                 self._submit(run_id, job)
             self._plan(run_id)
-        if effects.events and self.on_commit is not None:
-            self.on_commit(run_id)
+        if effects.events:
+            self._report(run_id, self.transitions)
         for warning in effects.warnings:
             if isinstance(warning, Forgotten):
                 warnings.warn(f"run {run_id}: {warning}", RuntimeWarning, stacklevel=2)
+
+    def _report(self, run_id: str, number: int) -> None:
+        if self._committed is not None:
+            self._committed.append((run_id, number))
+        elif self.on_commit is not None:
+            self.on_commit(run_id, number)
 
     def _record(self, run_id: str, machine: RunMachine, effects: Effects) -> None:
         record = self.records[run_id]
@@ -483,7 +491,8 @@ class World:
                 attempt.outcome = None
                 self._lost[key] = attempt
         machines: list[RunMachine] = []
-        for run_id, record in self.records.items():
+        self._committed = []
+        for run_id, record in list(self.records.items()):
             machine = self.machine(run_id)
             if machine is None:
                 continue
@@ -495,6 +504,9 @@ class World:
             self._plan(run_id)
             if machine.resumable or (machine.reason and not machine.stuck):
                 self._reduce(run_id)  # it goes on, or is stuck from now on
+        committed, self._committed = self._committed, None
+        for run_id, number in committed:
+            self._report(run_id, number)
         return machines
 
     # --- reading ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,168 @@
+"""The sandbox is held against a server: the same scenarios give the same results, errors, runs, histories and times.
+
+Each scenario is played on a server with a daemon and a worker, in the sandbox, and in the sandbox with a crash after
+every transition. What is compared of each run:
+
+- its description, and the decisions in their order, with arguments, delays and failures (tracebacks included);
+- the facts, as a set: which of two steps is quicker, and what one transition has, is not the same each time;
+- the times: nothing happens earlier on the server than in the sandbox, nor later than a slow machine explains, and what
+  is at least `APART` apart in the sandbox has the same order on the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+import streamflow as sf
+import streamflow.testing as sft
+from streamflow.events import DECISIONS, ENDINGS, AnyEvent, RunContinued
+from tests.support.scenarios import SCENARIOS, Play, app
+from tests.support.waiting import until
+from tests.system.conftest import Serve, Work
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 0.05
+APART = 0.2
+"""Seconds: well below `T`, so that timers that are due one after the other are compared, and outcomes of steps not."""
+EARLY, LATE = 0.02, 5.0
+
+
+class InSandbox:
+    def __init__(self, sandbox: sft.Sandbox) -> None:
+        self.client = sandbox
+
+    async def pause(self, seconds: float) -> None:
+        await self.client.sleep(seconds)
+
+    async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        assert await condition()
+
+    async def deploy(self, app: sf.App) -> None:
+        self.client.deploy(app)
+
+
+class OnServer:
+    """`daemon` has the daemon that runs now."""
+
+    def __init__(self, serve: Serve, daemon: AsyncExitStack, client: sf.Client) -> None:
+        self._serve = serve
+        self._daemon = daemon
+        self.client = client
+
+    async def pause(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+
+    async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        await until(condition)
+
+    async def deploy(self, app: sf.App) -> None:
+        await self._daemon.aclose()
+        await self._daemon.enter_async_context(self._serve(app))
+
+
+@asynccontextmanager
+async def on_server(serve: Serve, work: Work, *, worker: bool) -> AsyncGenerator[OnServer]:
+    async with AsyncExitStack() as stack:
+        if worker:
+            async with serve(app):  # creates the namespace
+                pass
+            await stack.enter_async_context(work(app, "gpu"))
+        daemon = await stack.enter_async_context(AsyncExitStack())
+        client, _ = await daemon.enter_async_context(serve(app))
+        yield OnServer(serve, daemon, client)
+
+
+class Seen(msgspec.Struct):
+    """What is seen of a run. Times in seconds since its start."""
+
+    description: dict[str, Any]
+    decisions: list[str]
+    facts: list[str]
+    times: dict[str, float]
+
+
+async def seen(client: Any) -> dict[str, Seen]:
+    """All runs of a scenario, when it has been played."""
+    return {found.id: await _seen(client.run(found.id)) for found in await client.runs(limit=1000)}
+
+
+async def _seen(run: sf.Run[Any]) -> Seen:
+    description = msgspec.to_builtins(await run.describe(), str_keys=True)
+    for name in ("created", "ended", "version"):
+        del description[name]
+    decisions: list[str] = []
+    facts: list[str] = []
+    times: dict[str, float] = {}
+    history = await run.history()
+    recorded = [event for transition in history for event in transition.events]
+    assert [event async for _, event in run.events()] == recorded
+    for transition in history:
+        for event in transition.events:
+            text = _text(event, transition.at)
+            if isinstance(event, (*DECISIONS, *ENDINGS, RunContinued)):
+                decisions.append(text)
+            else:
+                facts.append(text)
+            number = 1
+            while (key := f"{text} #{number}") in times:
+                number += 1
+            times[key] = (transition.at - history[0].at) / 1000
+    return Seen(description, decisions, sorted(facts), times)
+
+
+def _text(event: AnyEvent, at: int) -> str:
+    """An event without what is another one in each play: durations, ids of questions, the time of day."""
+    fields: dict[str, Any] = {}
+    for name in event.__struct_fields__:
+        value = getattr(event, name)
+        if name in ("ms", "id", "started"):
+            continue
+        if name == "due":
+            value -= at
+        elif name == "carried":
+            value = [_text(message, at) for message in value]
+        elif isinstance(value, msgspec.Raw):
+            value = msgspec.msgpack.decode(value)
+        fields[name] = value
+    return f"{type(event).__name__} {fields}"
+
+
+def compare_times(sandbox: Seen, server: Seen) -> None:
+    for event, at in sandbox.times.items():
+        assert -EARLY <= server.times[event] - at <= LATE, (event, server.times[event], at)
+    in_order = sorted(sandbox.times.items(), key=lambda item: item[1])
+    for number, (event, at) in enumerate(in_order):
+        for later, later_at in in_order[number:]:
+            if later_at - at >= APART:
+                assert server.times[later] > server.times[event], f"{later} comes after {event}"
+
+
+@pytest.mark.parametrize("play", SCENARIOS.values(), ids=SCENARIOS)
+async def test_a_server_does_what_the_sandbox_does(play: Play, serve: Serve, work: Work) -> None:
+    async with sft.Sandbox(app, patience=PATIENCE) as sandbox:
+        expected = await play(InSandbox(sandbox))
+        runs = await seen(sandbox)
+    async with on_server(serve, work, worker=play is SCENARIOS["steps_of_queues"]) as stage:
+        async with asyncio.timeout(60):  # not a scope of anyio, in which no daemon could be replaced
+            assert await play(stage) == expected
+        found = await seen(stage.client)
+    assert found.keys() == runs.keys()
+    for run_id, run in runs.items():
+        assert found[run_id].description == run.description
+        assert found[run_id].decisions == run.decisions
+        assert found[run_id].facts == run.facts
+        compare_times(run, found[run_id])
+
+
+@pytest.mark.parametrize("play", SCENARIOS.values(), ids=SCENARIOS)
+async def test_crashes_change_nothing_in_the_sandbox(play: Play) -> None:
+    survived = await sft.survives_crashes(app, lambda sandbox: play(InSandbox(sandbox)), patience=PATIENCE)
+    assert survived.points > 1
