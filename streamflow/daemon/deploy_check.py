@@ -11,8 +11,9 @@ Which shards: those whose runs were last checked by a daemon with other code. Th
 hash has the fingerprint (`code_fingerprint.py`) of the last daemon that has checked all; it is removed when one with
 other code begins to. So a takeover after a crash, or a new daemon of the same release, costs one read a shard.
 
-How slowly: replays take at most a tenth of the time (`DUTY`), in portions of a few runs. 100,000 short histories take a
-few minutes. A run that is live, or gets an input meanwhile, is the owner's anyway.
+How slowly: replays take at most a tenth of the time (`DUTY`), in portions of a few runs. 10,000 short histories that
+fit took 15 s on two busy cores; the slowest hundredth of runs of three steps took 31 ms meanwhile, 30 ms afterwards.
+A run that is live, or gets an input meanwhile, is the owner's anyway.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ import msgspec
 
 from streamflow import events
 from streamflow.client.listing import ending_of, instant, stuck_reason
+from streamflow.daemon.batch import reason_of
 from streamflow.errors import Failure, RunError, UsageError
 from streamflow.events import AnyEvent, Transition, decode_history, encode_transition
 from streamflow.machine.factory import new_machine, rehydrate
@@ -154,6 +155,8 @@ class World:
         self._committed: list[tuple[str, int]] | None = None
         """During a takeover: commits that `on_commit` is called for when all runs are taken over."""
         self._machines: dict[str, RunMachine] = {}
+        self._parked: dict[str, str] = {}
+        """Runs whose code this owner doesn't run any more, and why."""
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._lost: dict[tuple[str, int], Attempt] = {}
         """Attempts that a crash ended and that haven't started again; each keeps its position on the agenda."""
@@ -372,21 +375,49 @@ class World:
         record = self.records.get(run_id)
         if machine is None and record is not None and (header := record.head).is_open:
             if header.version == 0:
-                machine = new_machine(self.app, self.partition, run_id, header.workflow)
+                reason = self._parked.get(run_id, "")
+                machine = new_machine(self.app, self.partition, run_id, header.workflow, reason)
             else:
-                history = decode_history(record.transitions)
-                machine = rehydrate(self.app, self.partition, run_id, header, record.state, history)
+                machine = self._rehydrate(run_id, header, record)
             self._machines[run_id] = machine
         return machine
 
-    def _reduce(self, run_id: str, *inputs: Any) -> None:
-        machine = self.machine(run_id)
-        if machine is not None:
-            self._commit(run_id, machine, machine.advance(list(inputs), self.now))
+    def _rehydrate(self, run_id: str, header: Header, record: Record) -> RunMachine:
+        history = decode_history(record.transitions)
+        if run_id not in self._parked:
+            try:
+                return rehydrate(self.app, self.partition, run_id, header, record.state, history)
+            except BaseException as error:
+                self._park(run_id, error)
+        return rehydrate(self.app, self.partition, run_id, header, record.state, history, self._parked[run_id])
 
-    def _commit(self, run_id: str, machine: RunMachine, effects: Effects) -> None:
+    def _reduce(self, run_id: str, *inputs: Any) -> None:
+        """Let a run decide, and commit. One whose code raises what no run may is parked, as a daemon does it: the
+        inputs are recorded, and none of its code is run any more."""
+        machine = self.machine(run_id)
+        if machine is None:
+            return
+        try:
+            effects = machine.advance(list(inputs), self.now)
+            encoded = encode_transition(machine.at, effects.events), machine.snapshot()
+        except BaseException as error:
+            if run_id in self._parked:
+                raise
+            self._park(run_id, error)
+            machine.close()
+            del self._machines[run_id]
+            self._reduce(run_id, *inputs)
+            return
+        self._commit(run_id, machine, effects, *encoded)
+
+    def _park(self, run_id: str, error: BaseException) -> None:
+        if type(error) is KeyboardInterrupt:  # it stops the test, not a run
+            raise error
+        self._parked[run_id] = reason_of(error)
+
+    def _commit(self, run_id: str, machine: RunMachine, effects: Effects, transition: bytes, state: bytes) -> None:
         if effects.events:
-            self._record(run_id, machine, effects)
+            self._record(run_id, machine, effects, transition, state)
         for seq in (*effects.cancelled, *(job.seq for job in effects.revoked)):
             self._lost.pop((run_id, seq), None)
             if (attempt := self._attempts.pop((run_id, seq), None)) is not None:
@@ -414,7 +445,7 @@ class World:
         elif self.on_commit is not None:
             self.on_commit(run_id, number)
 
-    def _record(self, run_id: str, machine: RunMachine, effects: Effects) -> None:
+    def _record(self, run_id: str, machine: RunMachine, effects: Effects, transition: bytes, state: bytes) -> None:
         record = self.records[run_id]
         old = record.head
         self.transitions += 1
@@ -431,11 +462,11 @@ class World:
             with suppress(UsageError):  # too many with those of the previous generation: none change, as in production
                 changes["attributes"] = merged(old.attributes, effects.attributes)
         record.header = msgspec.structs.replace(old, **changes).encode()
-        record.state = machine.snapshot()
+        record.state = state
         record.log.append(Transition(machine.at, effects.events))
         if effects.fresh:
             record.transitions.clear()
-        record.transitions.append(encode_transition(machine.at, effects.events))
+        record.transitions.append(transition)
         record.published.update(effects.published or {})
 
     def _deliver(self, target: str, kind: str, body: bytes) -> None:
@@ -481,6 +512,7 @@ class World:
         Steps that ran at the owner start again, those of queues continue. Messages are on the server, so they stay.
         """
         self._close_machines()
+        self._parked.clear()  # another owner tries their code again
         for key, attempt in list(self._attempts.items()):
             if attempt.job.step.queue is None:
                 del self._attempts[key]

@@ -721,6 +721,86 @@ async def input_that_does_not_fit(stage: Stage) -> Any:
     return [await caught(run.result()), await caught(short.result())]
 
 
+class Fatal(BaseException):
+    pass
+
+
+class Picky(msgspec.Struct):
+    number: int
+
+    def __post_init__(self) -> None:
+        if self.number < 0:
+            raise Fatal("a negative number")
+
+
+class Opaque:
+    def __str__(self) -> str:
+        raise Fatal("it has no text")
+
+
+@app.step
+async def make(number: int) -> Picky:
+    return Picky(number) if number >= 0 else {"number": number}  # type: ignore[return-value]
+
+
+def recursive(n: int) -> int:
+    return recursive(n + 1)
+
+
+@app.workflow
+async def poisonous(how: str) -> Any:
+    match how:
+        case "fatal":
+            raise Fatal("of the run")
+        case "late":
+            await sf.sleep(T)
+            raise Fatal("after a sleep")
+        case "exit":
+            raise SystemExit(3)
+        case "generator":
+            raise GeneratorExit
+        case "stop":
+            raise StopIteration("over")
+        case "recursion":
+            return recursive(0)
+        case "argument":
+            await note(Opaque())  # type: ignore[arg-type]
+        case "nan":
+            sf.publish("nan", float("nan"))
+            await note(float("nan"))  # type: ignore[arg-type]
+        case "half":
+            raise ValueError("half an emoji: \ud83d")
+        case "shown":
+            raise ValueError(Opaque())
+        case "signal":
+            await sf.signal("n", Picky)
+        case "step":
+            await make(-1)
+        case "large":
+            await note("x" * 3_000_000)
+        case _:
+            pass
+    return None
+
+
+POISONS = "fatal late exit generator stop recursion argument nan half shown signal step large"
+
+
+@scenario
+async def code_that_no_run_may_have(stage: Stage) -> Any:
+    client = stage.client
+    found: list[Any] = []
+    for how in POISONS.split():
+        run = await client.start(poisonous, how, id=f"r-{how}")
+        if how == "signal":
+            await run.signal("n", {"number": -1})
+        found.append([how, await caught(run.result(timeout=3 * T)), (await run.describe()).status])
+        if found[-1][-1] == "stuck":
+            await run.terminate("it is stuck")
+            found.append(await caught(run.result()))
+    return [*found, await (await client.start(nap, 0.0, id="innocent")).result()]
+
+
 # --- queues ---------------------------------------------------------------------------------------------------------
 
 

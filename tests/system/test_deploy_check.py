@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -135,7 +139,7 @@ async def test_the_same_code_checks_nothing_again(serve: Serve, monkeypatch: pyt
     assert replayed == [run.id]
 
 
-async def test_code_that_raises_or_blocks_in_a_replay_is_parked_once(serve: Serve) -> None:
+async def test_code_that_raises_in_a_replay_is_parked_once(serve: Serve) -> None:
     def failing(app: sf.App) -> sf.App:
         async def leave() -> None:
             raise KeyError("not found")
@@ -176,6 +180,42 @@ def test_the_fingerprint_follows_from_the_code_alone() -> None:
     assert fingerprint(release("pack")) == fingerprint(release("pack"))
     others = [release("weigh"), release("pack", name="other"), release("pack", wait=lambda: sf.sleep(1)), sf.App()]
     assert len({fingerprint(app) for app in (release("pack"), *others)}) == 5
+
+
+FLOWS = """
+import streamflow as sf
+app = sf.App()
+
+@app.workflow
+async def flow(kind: str = "a") -> bool:
+    return kind in {"a", "b", "c", "d"} and await sf.signal("go", bool)
+"""
+
+
+def test_the_fingerprint_is_the_same_in_every_process(tmp_path: Path) -> None:
+    """Sets have another order in each."""
+    flows = tmp_path / "flows_to_compare.py"
+    flows.write_text(FLOWS)
+
+    def found(seed: str) -> str:
+        code = (
+            "import flows_to_compare; from streamflow.daemon.code_fingerprint import fingerprint; "
+            "print(fingerprint(flows_to_compare.app))"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONHASHSEED": seed}
+        return subprocess.run(
+            [sys.executable, "-B", "-c", code],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    one = found("1")
+    assert found("2") == one
+    flows.write_text(f"{FLOWS}# a comment, which no function has\n")
+    assert found("1") != one
 
 
 async def printed(*args: str) -> str:
