@@ -13,7 +13,8 @@ other code begins to. So a takeover after a crash, or a new daemon of the same r
 
 How slowly: replays take at most a tenth of the time (`DUTY`), in portions of a few runs. 10,000 short histories that
 fit took 15 s on two busy cores; the slowest hundredth of runs of three steps took 31 ms meanwhile, 30 ms afterwards.
-A run that is live, or gets an input meanwhile, is the owner's anyway.
+A run that is live, or gets an input meanwhile, is the owner's anyway. So are all runs of a shard whose former owner
+ended without a release: a replay may have been the reason.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ PORTION = 16
 """Runs that are read in one pipeline."""
 PAUSE = 0.002
 """The least pause between two portions, in seconds."""
+CAREFUL_PAUSE = 0.2
+"""Seconds between two portions that the owner replays with care."""
 PAGE = 200
 """Run ids that are read from a listing at once, about."""
 FIELD = "code"
@@ -124,6 +127,13 @@ class DeployCheck:
 
     async def _check_portion(self, shard: OwnedShard, run_ids: list[str]) -> int:
         unseen = [run_id for run_id in run_ids if run_id not in shard.live]
+        if shard.lost_with:  # a replay may have ended the former owner: let the owner do them, one at a time
+            for run_id in unseen:
+                shard.careful.setdefault(run_id, set())
+                shard.add_input(run_id, Due())
+            self._owner.wake(shard)
+            await anyio.sleep(CAREFUL_PAUSE)
+            return 0
         records = await self._store.send([Call.plain("LRANGE", shard.keys.run(run_id), 0, -1) for run_id in unseen])
         misfits, busy = 0, 0.0
         for run_id, record in zip(unseen, records, strict=True):
