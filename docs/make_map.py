@@ -26,6 +26,7 @@ ROOMS = (
     "client",
     "worker",
     "daemon",
+    "watch",
     "steps",
     "store",
     "views",

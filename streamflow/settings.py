@@ -77,6 +77,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 5.0
+    interrupt_steps: Annotated[
+        float,
+        Meta(
+            description="seconds that an async step may block the event loop of its daemon or worker before it is "
+            "interrupted and fails; 0: never",
+            ge=0,
+        ),
+    ] = 30.0
 
 
 def load_settings(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:

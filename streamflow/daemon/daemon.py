@@ -22,26 +22,25 @@ from streamflow.daemon.deploy_check import DeployCheck
 from streamflow.daemon.inbox import BLOCK_MS, LANES, InboxReader
 from streamflow.daemon.membership import Membership
 from streamflow.daemon.owner import Owner
-from streamflow.daemon.pulse import Pulse
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.retention import Retention
 from streamflow.daemon.rollup import Rollup
+from streamflow.daemon.stand_in import StandIn
 from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.takeover import Takeover
-from streamflow.daemon.watchdog import Watchdog
 from streamflow.errors import StoreError
 from streamflow.loops import Supervisor
 from streamflow.machine.transition import Outcome
 from streamflow.process import RESTART, resident_bytes, stop_on_signal, tune_garbage_collection
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
-from streamflow.steps.loop_watch import LoopWatch
 from streamflow.store.blocking_reads import InboxConnection
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import check_server, open_namespace
 from streamflow.version import __version__
+from streamflow.watch.watch import EVERY, Watch
 from streamflow.wire import Heartbeat
 from streamflow.workflow.app import App
 
@@ -73,8 +72,9 @@ class Daemon:
         self._stop.set()
 
     async def run(self, *, signals: bool = False) -> None:
-        """With `signals=True` the process is this daemon's own: it may also end it, drained, with exit code 75, when so
-        many threads hang that only a restart helps."""
+        """With `signals=True` the process is this daemon's own: it may also end it with exit code 75, when only a
+        restart helps: drained when so many threads hang, at once when code blocks the loop that can't be
+        interrupted."""
         self._owns_process = signals
         if signals:
             tune_garbage_collection()
@@ -105,9 +105,17 @@ class Daemon:
             namespace.shards,
             namespace.partition,
         )
-        watchdog = Watchdog(owner.watch, settings.blocking, settings.interrupt)
-        pulse = Pulse(membership, settings)
-        watch = LoopWatch("daemon")
+        stand_in = StandIn(context, membership)
+        watch = Watch(
+            "daemon",
+            settings,
+            note=owner.watch,
+            every=min(EVERY, settings.dead_after / 5),
+            on_late=stand_in.on_late,
+            on_answer=stand_in.on_answer,
+            give_up=stand_in.give_up,
+            own_process=signals,
+        )
         async with anyio.create_task_group() as loops:
             if signals:
                 consequence = f"other daemons take over its shards after {settings.dead_after:g} s (dead_after)"
@@ -128,15 +136,11 @@ class Daemon:
             loops.start_soon(self.reader.run, self.loops)
             loops.start_soon(membership.run, self.loops)
             loops.start_soon(self._announce, membership.owns_something)
-            watchdog.start()
-            pulse.start()
             watch.start()
             try:
                 await self._stop.wait()
                 await self._drain(membership, owner)
             finally:
-                watchdog.stop()
-                pulse.stop()
                 watch.stop()
                 self.executor.close()
                 owner.close()

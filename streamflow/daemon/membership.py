@@ -100,7 +100,7 @@ class Membership:
         self._draining_since: dict[int, float] = {}
         self._confirmed = time.monotonic()
         self.turned = self._confirmed
-        """When the loop of heartbeats had its last turn (monotonic s): `pulse.py` notices that it is late."""
+        """When the loop of heartbeats had its last turn (monotonic s): `stand_in.py` notices that it is late."""
         self._numbers = itertools.count(1)
         self._last: Heartbeat | None = None
         self._server_generation = context.store.server_generation
@@ -191,7 +191,7 @@ class Membership:
                 await self._heartbeat()
 
     async def heartbeat_for_blocked_loop(self, store: Store) -> None:
-        """Repeat the last heartbeat with a new number, over another connection: from the thread of `pulse.py`."""
+        """Repeat the last heartbeat with a new number, over another connection: `stand_in.py`, in a thread."""
         last = self._last
         if last is None or self._left:
             return

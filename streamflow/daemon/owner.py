@@ -27,7 +27,6 @@ from streamflow.daemon.batch import UNKNOWN, Reduced, ShardBatch, reason_of
 from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import NOBODY, UNKNOWN_ATTEMPT, LiveRun, OwnedShard
-from streamflow.daemon.watchdog import BlockedRun
 from streamflow.errors import Failure, StoreError
 from streamflow.events import Transition, decode_history
 from streamflow.machine.factory import rehydrate
@@ -40,6 +39,7 @@ from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Note, Suspects
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Committed, DueRuns, Reply
+from streamflow.watch.blocker import RunNote
 from streamflow.workflow.actions import StepJob
 
 _log = logging.getLogger("streamflow.owner")
@@ -75,7 +75,7 @@ class Owner:
 
     def __init__(self, context: Context, executor: StepExecutor, relay: Relay) -> None:
         self.shards: dict[int, OwnedShard] = {}
-        self.watch = BlockedRun()
+        self.watch = RunNote()
         self.on_lost: Callable[[], None] = _ignore
         self.on_caught_up: Callable[[], None] = _ignore
         self._app = context.app
@@ -387,6 +387,8 @@ class Owner:
     def _watch(self, run_id: str) -> None:
         self.watch.since = time.monotonic() if run_id else 0.0
         self.watch.run_id = run_id
+        if self.watch.asleep:
+            self.watch.wake()
 
     async def _load(self, batches: list[ShardBatch]) -> None:
         """Bring runs into memory that are not live: read in one pipeline, then replayed."""

@@ -36,6 +36,18 @@ class StepInfo(msgspec.Struct, frozen=True):
     """What the attempt before reported last with `sf.heartbeat`, as plain data; None if nothing was reported."""
 
 
+class StepInterrupted(BaseException):
+    """Raised by the watch in an async step that blocks the event loop: that attempt fails. The text says why.
+
+    `timed_out`: the step's own time-out has passed, so its retry policy decides. Otherwise the call fails without a
+    retry: the same code would block all others again.
+    """
+
+    def __init__(self, text: str, *, timed_out: bool) -> None:
+        super().__init__(text)
+        self.timed_out = timed_out
+
+
 class Running(msgspec.Struct):
     """One attempt that runs or waits for a free slot."""
 
@@ -58,6 +70,8 @@ class Running(msgspec.Struct):
     """Its thread hangs, and another one has its slot."""
     lent: bool = False
     """Its shard was handed over while it ran: another daemon waits for its outcome."""
+    interrupted: StepInterrupted | None = None
+    """What was raised in its code, because that blocked the event loop."""
     over: bool = False
     """It ended, timed out or was cancelled: an outcome that still comes is dropped."""
 

@@ -20,13 +20,14 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 from msgspec import Raw
 
 from streamflow.errors import Failure, UsageError
 from streamflow.events import NOTHING
 from streamflow.machine.transition import Outcome
 from streamflow.model.failures import failure_of, kinds_of
-from streamflow.steps.context import Running, current
+from streamflow.steps.context import Running, StepInterrupted, current
 from streamflow.steps.processes import ProcessPool
 from streamflow.steps.stacks import user_line
 from streamflow.workflow.actions import StepJob
@@ -42,6 +43,8 @@ REPLACE_AFTER = 5.0
 LEAST_HUNG = 32
 HUNG_PER_THREAD = 4
 """Threads that may hang at once besides those that have slots: so many for each slot, or at least the number above."""
+STEP_BLOCKED = "StepBlocked"
+"""The kind of failure of an async step that blocked the event loop until it was interrupted."""
 SIGNAL_SETTLES = 0.2
 """Seconds to learn that a signal which has ended a step's process was meant for this one, too."""
 
@@ -349,7 +352,15 @@ class StepExecutor:
         return Outcome(job.seq, job.attempt, _elapsed_ms(running), Raw(data))
 
     def _failed(self, running: Running, error: BaseException) -> Outcome:
+        if running.interrupted is not None:
+            return self._interrupted(running, running.interrupted)
         return self._outcome_of(running, failure_of(error, (__file__,)), isinstance(error, UsageError), kinds_of(error))
+
+    def _interrupted(self, running: Running, error: StepInterrupted) -> Outcome:
+        """It blocked the event loop, and what its code has made of the interruption doesn't matter."""
+        kind = "TimeoutError" if error.timed_out else STEP_BLOCKED
+        failure = msgspec.structs.replace(failure_of(error, (__file__,)), kind=kind)
+        return self._outcome_of(running, failure, not error.timed_out, (kind,))
 
     @staticmethod
     def _outcome_of(running: Running, failure: Failure, permanent: bool, kinds: tuple[str, ...] = ()) -> Outcome:

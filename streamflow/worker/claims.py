@@ -19,7 +19,6 @@ current. Consecutive runs of one id have steps with the same numbers; `created` 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
@@ -38,6 +37,7 @@ from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Suspects, read_notes
 from streamflow.store.connection import Call, Store
+from streamflow.store.from_thread import ThreadStore
 from streamflow.store.kernel import ClaimRef, Kernel
 
 _log = logging.getLogger("streamflow.worker")
@@ -55,7 +55,8 @@ MAX_EXTEND_INTERVAL = 1.0
 FORGET_CONSUMER_AFTER = 60.0
 """Seconds without a read after which a consumer with nothing pending is deleted; workers read every few seconds."""
 LONGEST_BLOCK = 60.0
-"""Seconds for which a blocked event loop still counts as alive, or three times the time-out if that is longer."""
+"""Seconds for which a blocked event loop still counts as alive, or three times the time-out if that is longer. The
+watch gives up long before on a step that can't be interrupted."""
 RECONNECT_GRACE = 2.0
 """Seconds that other workers may need to notice that the server is back: clients pause up to a second."""
 RETRY_PAUSE = 1.0
@@ -128,6 +129,7 @@ class Claims:
         self._extended_late = 0.0
         """When claims were extended last in the place of the blocked loop (monotonic s)."""
         self._given_up = False
+        self._late_store = ThreadStore(store.url)
         self._details_sent: dict[tuple[Partition, str], bytes] = {}
         """Details that the server has already, by claim."""
 
@@ -356,18 +358,31 @@ class Claims:
         if not chunks:
             return
         try:
-            asyncio.run(self._send_once(self._extensions(chunks)))
-        except (StoreError, TimeoutError) as error:
+            self._send_late(self._extensions(chunks))
+        except StoreError as error:
             _log.warning("could not extend claims while the event loop is blocked, will retry: %s", error)
 
-    async def _send_once(self, calls: list[Call[str]]) -> None:
+    def on_answer(self) -> None:
+        """The loop turns again."""
+        self._late_store.close()
+
+    def give_up(self, run_id: str, seq: int, record: Call[Any] | None) -> None:
+        """The loop will never turn again because of this step, and the process exits: give all other attempts back, so
+        that other workers run them at once. That step's claim is left to expire: its run counts that as a death.
+        Called in another thread, like `extend_late`."""
+        self._given_up = True
+        calls = [] if record is None else [record]
+        for partition, claims, details in self._chunks(ended=False):
+            pairs = zip(claims, details, strict=True)
+            others = [claim.ref(new) for claim, new in pairs if (claim.run_id, claim.seq) != (run_id, seq)]
+            if others:
+                calls.append(self._kernel.requeue_attempts(*partition, self.consumer, others))
+        if calls:
+            self._send_late(calls)
+
+    def _send_late(self, calls: list[Call[Any]]) -> None:
         """On a connection of its own: that of the loop belongs to the loop."""
-        store = Store(self._store.url, connections=1, patience=self._timeout / 4)
-        try:
-            async with asyncio.timeout(self._timeout / 2):
-                await store.send(calls)
-        finally:
-            await store.close()
+        self._late_store.call(lambda store: store.send(calls), min(1.0, self._timeout / 4))
 
     def _chunks(self, *, ended: bool) -> Iterable[tuple[Partition, list[Claim], list[bytes]]]:
         """Claims by partition, with the new details of their steps."""

@@ -23,7 +23,6 @@ from streamflow.model.names import check_name
 from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.process import RESTART, stop_on_signal
 from streamflow.settings import Settings
-from streamflow.steps import loop_watch
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Suspects
 from streamflow.store.blocking_reads import InboxConnection
@@ -31,6 +30,8 @@ from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import WORKERS, Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, check_server, namespace_from, read_namespace
+from streamflow.watch.suspects import suspect_record
+from streamflow.watch.watch import EVERY, Culprit, Watch
 from streamflow.worker.claims import Claims
 from streamflow.worker.reader import QueueReader
 from streamflow.workflow.app import App
@@ -71,8 +72,9 @@ class Worker:
         self._stop.set()
 
     async def run(self, *, signals: bool = False) -> None:
-        """With `signals=True` the process is this worker's own: it may also end it, drained, with exit code 75, when so
-        many threads hang that only a restart helps."""
+        """With `signals=True` the process is this worker's own: it may also end it with exit code 75, when only a
+        restart helps: drained when so many threads hang, at once when code blocks the loop that can't be
+        interrupted."""
         self._owns_process = signals
         store = Store(self.settings.redis, connections=3, patience=10.0)
         try:
@@ -129,8 +131,20 @@ class Worker:
         )
         await reader.create_groups()
         _log.info("worker %s serves %s of namespace %s", self.name, ", ".join(self.queues), settings.namespace)
-        watch = loop_watch.LoopWatch(
-            "worker", every=min(settings.worker_timeout / 8, loop_watch.EVERY), on_late=claims.extend_late
+
+        def give_up(culprit: Culprit) -> None:
+            shard = namespace.shard_of(culprit.run_id) if culprit.run_id else 0
+            record = suspect_record(kernel.keys, self.name, shard, culprit) if culprit.run_id else None
+            claims.give_up(culprit.run_id, culprit.seq, record)
+
+        watch = Watch(
+            "worker",
+            settings,
+            every=min(settings.worker_timeout / 8, EVERY),
+            on_late=claims.extend_late,
+            on_answer=claims.on_answer,
+            give_up=give_up,
+            own_process=signals,
         )
         async with anyio.create_task_group() as loops:
             if signals:

@@ -50,7 +50,7 @@ class Unwinding(BaseException):
 
 
 class Interrupted(Unwinding):
-    """Raised by the watchdog in code that doesn't give way: the run is parked. The text says why."""
+    """Raised by the watch in code that doesn't give way: the run is parked. The text says why."""
 
 
 UNWINDING = (Unwinding, GeneratorExit, KeyboardInterrupt)

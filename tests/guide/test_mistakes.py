@@ -106,13 +106,13 @@ async def test_a_workflow_that_blocks_is_named_with_its_line(serve: Serve) -> No
     async def blocking() -> bool:
         return warnings.came.wait(DEADLINE)
 
-    logging.getLogger("streamflow.watchdog").addHandler(warnings)
+    logging.getLogger("streamflow.watch").addHandler(warnings)
     try:
         async with serve(app, blocking=0.02) as client:
             run = await client.start(blocking)
             assert await run.result(10) is True
     finally:
-        logging.getLogger("streamflow.watchdog").removeHandler(warnings)
+        logging.getLogger("streamflow.watch").removeHandler(warnings)
     line = blocking.function.__code__.co_firstlineno + 2
     [text] = warnings.texts
     assert f"run {run.id} has blocked its daemon for " in text

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
+import re
 import time
 from pathlib import Path
 
@@ -42,3 +45,78 @@ async def innocent(number: int) -> int:
 async def spins() -> None:
     while True:
         pass
+
+
+def deadlock() -> None:
+    """Waits in C for ever, and no signal ends that: as some drivers do."""
+    mutex = ctypes.create_string_buffer(128)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+
+def backtrack() -> None:
+    """Holds on to the interpreter: no other thread of the process runs meanwhile."""
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+@app.workflow
+async def deadlocks() -> None:
+    deadlock()
+
+
+@app.workflow
+async def backtracks() -> None:
+    backtrack()
+
+
+@app.step
+async def spin() -> None:
+    while True:
+        pass
+
+
+@app.step
+async def deadlock_in_step() -> None:
+    deadlock()
+
+
+@app.step
+async def backtrack_in_step() -> None:
+    backtrack()
+
+
+@app.step(queue="gpu")
+async def deadlock_queued(journal: str) -> None:
+    note(journal)
+    deadlock()
+
+
+@app.step(queue="gpu")
+async def wait_queued(journal: str, seconds: float) -> None:
+    note(journal)
+    await asyncio.sleep(seconds)
+
+
+@app.step(queue="gpu")
+async def spin_queued() -> None:
+    while True:
+        pass
+
+
+STEPS = {step.name: step for step in (spin, deadlock_in_step, backtrack_in_step, spin_queued)}
+
+
+@app.workflow
+async def calls(step: str) -> None:
+    await STEPS[step]()
+
+
+@app.workflow
+async def deadlocks_queued(journal: str) -> None:
+    await deadlock_queued(journal)
+
+
+@app.workflow
+async def waits_queued(journal: str, seconds: float) -> str:
+    await wait_queued(journal, seconds)
+    return "waited"

@@ -32,6 +32,7 @@ class FakeStore:
         self.answers = answers
         self.calls: list[list[Call[Any]]] = []
         self.server_generation = 0
+        self.url = "redis://nowhere.invalid"
 
     async def send(self, calls: Sequence[Call[Any]], patience: float | None = None) -> list[Any]:
         self.calls.append(list(calls))

@@ -286,10 +286,7 @@ async def test_claims_are_extended_in_the_place_of_a_blocked_loop(
     """From a quarter of the time-out on, and not without end: a loop that is stuck reports no outcome."""
     sent: list[list[Call[str]]] = []
 
-    async def send(calls: list[Call[str]]) -> None:
-        sent.append(calls)
-
-    monkeypatch.setattr(it.claims, "_send_once", send)
+    monkeypatch.setattr(it.claims, "_send_late", sent.append)
     monkeypatch.setattr("streamflow.worker.claims.time", clock := Clock())
 
     async def late(seconds: float) -> int:
@@ -313,6 +310,25 @@ async def test_claims_are_extended_in_the_place_of_a_blocked_loop(
     assert "blocked for 60 s" in line
     await it.claims.extend_once()  # it runs again
     assert await late(3.0) == 3
+
+
+async def test_a_worker_that_gives_up_on_a_step_gives_all_others_back(
+    it: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the claim of that step is left to expire, which its run counts as a death."""
+    sent: list[list[Call[Any]]] = []
+    monkeypatch.setattr(it.claims, "_send_late", sent.append)
+    await it.take(entry(1), entry(2, partition=1), entry(3))
+    record = Call.plain("SET", "suspect", b"[]")
+    it.claims.give_up("r", 1, record)
+    [calls] = sent
+    assert calls[0] is record
+    assert sorted((call.script, call.args[2]) for call in calls[1:]) == [
+        ("requeue_attempts", "2-0"),
+        ("requeue_attempts", "3-0"),
+    ]
+    it.claims.extend_late(11.0)
+    assert len(sent) == 1
 
 
 async def test_an_attempt_of_a_dead_worker_ends_as_lost_with_its_details(it: Bench) -> None:

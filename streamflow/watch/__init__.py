@@ -1,0 +1,1 @@
+"""Watching over an event loop from a thread: naming and interrupting what blocks it."""

@@ -1,0 +1,149 @@
+"""Steps and workflows that never give way: they are interrupted, or their process hands over and is started again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import streamflow as sf
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.store.connection import Call
+from streamflow.wire import Suspect
+from tests.process.blocking_flows import calls, deadlocks, deadlocks_queued, innocent, waits_queued
+from tests.process.faults import ServingProcess, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+
+FLOWS = Path(__file__).with_name("blocking_flows.py")
+Start = Callable[..., Awaitable[ServingProcess]]
+
+
+@pytest.fixture
+async def start(embedded_server: EmbeddedServer, namespace: str, tmp_path: Path) -> AsyncIterator[Start]:
+    """Daemons and workers that interrupt after a second."""
+    started: list[ServingProcess] = []
+
+    async def start(command: str, *options: str) -> ServingProcess:
+        words = [command, "--app", f"{FLOWS}:app", "--interrupt-steps", "1"]
+        words += ["--shards", "8", "--interrupt", "1"] if command == "daemon" else ["--queue", "gpu"]
+        words += options
+        log = tmp_path / f"{command}-{len(started)}.log"
+        process = ServingProcess(*words, url=embedded_server.url, namespace=namespace, log=log, TMPDIR=str(tmp_path))
+        started.append(process)
+
+        async def serves() -> bool:
+            return process.logged("acquired" if command == "daemon" else "serves")
+
+        await until(serves, f"the {command} serves")
+        return process
+
+    yield start
+    for process in started:
+        await process.end()
+
+
+@pytest.fixture
+async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[sf.Client]:
+    async with sf.connect(embedded_server.url, namespace=namespace) as client:
+        yield client
+
+
+async def suspects(client: sf.Client) -> list[Suspect]:
+    found: list[Suspect] = []
+    keys: Any = await client.store.one(Call.plain("KEYS", f"sf:{{{client.namespace}}}:suspect:*"))
+    for key in keys:
+        assert await client.store.one(Call.plain("TTL", key)) > 86_000
+        data: Any = await client.store.one(Call.plain("GET", key))
+        found += msgspec.json.decode(data, type=list[Suspect])
+    return found
+
+
+async def members(client: sf.Client) -> int:
+    count: Any = await client.store.one(Call.plain("HLEN", client.keys.members))
+    return count
+
+
+@pytest.mark.parametrize("step", ["spin", "backtrack_in_step"])
+async def test_a_step_that_never_gives_way_fails_alone(start: Start, client: sf.Client, step: str) -> None:
+    daemon = await start("daemon")
+    bad = await client.start(calls, step)
+    await until(lambda: logged_or_failed(daemon, bad, "blocked"), "the step blocks")
+    other = await client.start(innocent, 1)
+    assert await other.result(timeout=30) == 1
+    with pytest.raises(sf.RunFailed, match="StepBlocked") as failed:
+        await bad.result(timeout=30)
+    assert "blocking_flows.py:" in str(failed.value)
+    assert daemon.process.poll() is None
+
+
+async def logged_or_failed(process: ServingProcess, run: sf.Run[Any], text: str) -> bool:
+    return process.logged(text) or (await run.describe()).status == "failed"
+
+
+async def test_a_workflow_that_holds_on_to_the_interpreter_is_parked(start: Start, client: sf.Client) -> None:
+    daemon = await start("daemon", "--dead-after", "20")
+    bad = await client.start("backtracks")
+    other = await client.start(innocent, 1)
+
+    async def is_stuck() -> bool:
+        return (await bad.describe()).status == "stuck"
+
+    await until(is_stuck, "the run is parked")
+    assert await other.result(timeout=30) == 1
+    assert daemon.logged("did not give way for 1 s")
+
+
+async def test_a_step_of_a_worker_that_loops_fails_alone(start: Start, client: sf.Client) -> None:
+    await start("daemon")
+    worker = await start("worker")
+    bad = await client.start(calls, "spin_queued")
+    with pytest.raises(sf.RunFailed, match="blocked the event loop of its worker for 1 s"):
+        await bad.result(timeout=60)
+    assert worker.process.poll() is None
+
+
+async def test_a_daemon_exits_when_workflow_code_can_not_be_interrupted(start: Start, client: sf.Client) -> None:
+    daemon = await start("daemon")
+    await client.start(deadlocks, id="bad")
+    assert await daemon.wait(60) == 75
+    assert await members(client) == 0
+    [suspect] = await suspects(client)
+    assert (suspect.run_id, suspect.seq, suspect.deaths) == ("bad", 0, 2)
+    assert "blocking_flows.py" in suspect.reason
+    assert daemon.logged("run bad: its code has blocked its daemon")
+    assert not daemon.logged("could not hand over")
+
+
+async def test_a_daemon_exits_when_a_step_can_not_be_interrupted(start: Start, client: sf.Client) -> None:
+    daemon = await start("daemon")
+    run = await client.start(calls, "deadlock_in_step")
+    assert await daemon.wait(60) == 75
+    [suspect] = await suspects(client)
+    assert (suspect.run_id, suspect.deaths) == (run.id, 0)
+    assert suspect.seq > 0
+    assert daemon.logged(f"step deadlock_in_step of run {run.id} has blocked its daemon")
+
+
+async def test_a_worker_exits_and_gives_its_other_steps_back(start: Start, client: sf.Client, tmp_path: Path) -> None:
+    await start("daemon")
+    first = await start("worker")
+    waiting, bad = tmp_path / "waiting", tmp_path / "bad"
+    run = await client.start(waits_queued, str(waiting), 12.0)
+    await until(lambda: exists(waiting), "the other step runs")
+    await client.start(deadlocks_queued, str(bad))
+    await until(lambda: exists(bad), "the step runs")
+    second = await start("worker", "--worker-timeout", "60")
+    assert await first.wait(60) == 75
+    [suspect] = await suspects(client)
+    assert suspect.deaths == 0
+    assert await run.result(timeout=40) == "waited"
+    assert waiting.read_text() == "begun\n" * 2, "it was begun again at once, by the other worker"
+    assert second.process.poll() is None
+
+
+async def exists(path: Path) -> bool:
+    return path.exists()
