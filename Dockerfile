@@ -23,10 +23,10 @@ COPY --from=build /opt/streamflow /opt/streamflow
 COPY --chown=root:root examples /app/examples
 WORKDIR /app
 USER 10001:10001
-# Whether this container reaches its server and can read the namespace: set STREAMFLOW_REDIS (and STREAMFLOW_NAMESPACE)
-# rather than the options, so that the check asks the same server as the daemon.
-HEALTHCHECK --interval=15s --timeout=8s --start-period=20s --retries=3 \
-    CMD ["timeout", "6", "streamflow", "status", "--json"]
+# Whether the daemon or worker in this container is well: its event loop, its loops, its shards, its threads, and whether
+# the server confirms its heartbeats. It reads what that process writes to /tmp, which must be writable.
+HEALTHCHECK --interval=15s --timeout=8s --start-period=30s --retries=3 \
+    CMD ["streamflow", "health"]
 # SIGTERM makes a daemon hand its shards back: give `docker stop` more time than STREAMFLOW_GRACE (10 s).
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["streamflow"]

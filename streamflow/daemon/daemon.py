@@ -19,6 +19,7 @@ import msgspec
 from streamflow.daemon.clock import ServerClock
 from streamflow.daemon.context import Context
 from streamflow.daemon.deploy_check import DeployCheck
+from streamflow.daemon.health import Ownership
 from streamflow.daemon.inbox import BLOCK_MS, LANES, InboxReader
 from streamflow.daemon.membership import Membership
 from streamflow.daemon.owner import Owner
@@ -40,6 +41,7 @@ from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import check_server, open_namespace
 from streamflow.version import __version__
+from streamflow.watch.report import HealthReport
 from streamflow.watch.watch import EVERY, Watch
 from streamflow.wire import Heartbeat
 from streamflow.workflow.app import App
@@ -105,6 +107,12 @@ class Daemon:
             namespace.shards,
             namespace.partition,
         )
+        health: HealthReport | None = None
+        if signals:
+            own = Ownership(settings, owner, membership)
+            health = HealthReport(
+                "daemon", self.member, settings.namespace, self.executor, self.loops, own.problems, own.warnings
+            )
         stand_in = StandIn(context, membership)
         watch = Watch(
             "daemon",
@@ -114,6 +122,7 @@ class Daemon:
             on_late=stand_in.on_late,
             on_answer=stand_in.on_answer,
             give_up=stand_in.give_up,
+            on_look=health.report if health is not None else None,
             own_process=signals,
         )
         async with anyio.create_task_group() as loops:
@@ -142,6 +151,8 @@ class Daemon:
                 await self._drain(membership, owner)
             finally:
                 watch.stop()
+                if health is not None:
+                    health.close()
                 self.executor.close()
                 owner.close()
                 loops.cancel_scope.cancel()

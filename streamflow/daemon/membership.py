@@ -182,6 +182,16 @@ class Membership:
             seen is not None and time.monotonic() - seen.changed <= self._settings.dead_after
         )
 
+    @property
+    def unconfirmed(self) -> float:
+        """Seconds since the last heartbeat that the server has confirmed was sent."""
+        return time.monotonic() - self._confirmed
+
+    @property
+    def desired(self) -> int:
+        """Number of shards that this daemon should own."""
+        return len(self._desired)
+
     # --- heartbeats ---------------------------------------------------------------------------------------------------
 
     async def heartbeat(self) -> None:

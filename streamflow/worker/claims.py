@@ -334,6 +334,11 @@ class Claims:
             for partition, claims, details in chunks
         ]
 
+    @property
+    def unanswered(self) -> float:
+        """Seconds since the server has answered the last look for expired claims, which comes twice a time-out."""
+        return time.monotonic() - self._checked_at
+
     def extend_late(self, late: float) -> None:
         """The event loop has been blocked for `late` seconds, probably by a step: extend the claims in its place, from
         another thread. What is revoked or lost is stopped when the loop runs again.

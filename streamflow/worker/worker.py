@@ -30,6 +30,7 @@ from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import WORKERS, Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, check_server, namespace_from, read_namespace
+from streamflow.watch.report import HealthReport
 from streamflow.watch.suspects import suspect_record
 from streamflow.watch.watch import EVERY, Culprit, Watch
 from streamflow.worker.claims import Claims
@@ -131,6 +132,9 @@ class Worker:
         )
         await reader.create_groups()
         _log.info("worker %s serves %s of namespace %s", self.name, ", ".join(self.queues), settings.namespace)
+        health: HealthReport | None = None
+        if signals:
+            health = HealthReport("worker", self.name, settings.namespace, executor, self.loops, self._problems)
 
         def give_up(culprit: Culprit) -> None:
             shard = namespace.shard_of(culprit.run_id) if culprit.run_id else 0
@@ -144,6 +148,7 @@ class Worker:
             on_late=claims.extend_late,
             on_answer=claims.on_answer,
             give_up=give_up,
+            on_look=health.report if health is not None else None,
             own_process=signals,
         )
         async with anyio.create_task_group() as loops:
@@ -165,8 +170,16 @@ class Worker:
                 await self._drain(reader, claims)
             finally:
                 watch.stop()
+                if health is not None:
+                    health.close()
                 executor.close()
                 loops.cancel_scope.cancel()
+
+    def _problems(self) -> list[str]:
+        silent = self.claims.unanswered
+        if silent <= 1.5 * self.settings.worker_timeout:
+            return []
+        return [f"the server has answered nothing for {silent:.0f} s"]
 
     async def _wait_for_namespace(self, store: Store, kernel: Kernel) -> Namespace | None:
         """Shards and partition as the first daemon fixed them; None when this worker is stopped before that."""

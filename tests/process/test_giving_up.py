@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 
@@ -13,7 +16,7 @@ import streamflow as sf
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.store.connection import Call
 from streamflow.wire import Suspect
-from tests.process.blocking_flows import calls, deadlocks, deadlocks_queued, innocent, waits_queued
+from tests.process.blocking_flows import calls, deadlocks, deadlocks_queued, innocent, spins, waits_queued
 from tests.process.faults import ServingProcess, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
@@ -147,3 +150,26 @@ async def test_a_worker_exits_and_gives_its_other_steps_back(start: Start, clien
 
 async def exists(path: Path) -> bool:
     return path.exists()
+
+
+async def test_health_says_that_a_loop_is_blocked_and_by_what(start: Start, client: sf.Client, tmp_path: Path) -> None:
+    daemon = await start("daemon", "--interrupt", "60")
+
+    async def check() -> tuple[int, dict[str, Any]]:
+        command = [sys.executable, "-m", "streamflow", "health", "--json"]
+        done = await anyio.run_process(command, check=False, env={**os.environ, "TMPDIR": str(tmp_path)})
+        return done.returncode, msgspec.json.decode(done.stdout)
+
+    async def healthy() -> bool:
+        return (await check())[0] == 0
+
+    await until(healthy, "the daemon is healthy")
+    await client.start(spins, id="bad")
+
+    async def blocked() -> bool:
+        code, report = await check()
+        return code == 1 and "blocked by the code of run bad" in str(report["processes"][0]["problems"])
+
+    await until(blocked, "the check says what blocks it")
+    await daemon.end()
+    assert (await check()) == (1, {"healthy": False, "processes": []})

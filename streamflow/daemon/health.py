@@ -1,0 +1,41 @@
+"""What a daemon adds to the report on its health: its ownership and its server.
+
+Owns: what counts as a problem of those. Must not: look at other daemons (the status does). Called by: the report, in
+the watch's thread.
+"""
+
+from __future__ import annotations
+
+import time
+
+from streamflow.daemon.membership import Membership
+from streamflow.daemon.owner import Owner
+from streamflow.settings import Settings
+
+OWNS_WITHIN = 10.0
+"""Seconds to acquire a shard, beyond `grace` and `dead_after`, for which its last owner may still have it."""
+
+
+class Ownership:
+    def __init__(self, settings: Settings, owner: Owner, membership: Membership) -> None:
+        self._settings = settings
+        self._owner = owner
+        self._membership = membership
+        self._fine = time.monotonic()
+        """When it owned a shard last, or need not own one (monotonic s)."""
+
+    def problems(self) -> list[str]:
+        settings, membership = self._settings, self._membership
+        found: list[str] = []
+        if membership.unconfirmed > settings.dead_after:
+            found.append(f"the server has confirmed no heartbeat for {membership.unconfirmed:.1f} s")
+        now = time.monotonic()
+        if self._owner.shards or not membership.desired or membership.draining:
+            self._fine = now
+        elif now - self._fine > settings.grace + settings.dead_after + OWNS_WITHIN:
+            found.append(f"it owns no shard, although it should own {membership.desired}")
+        return found
+
+    def warnings(self) -> list[str]:
+        broken = [shard for shard in list(self._owner.shards.values()) if shard.broken]
+        return [f"shard {shard.number} is stopped, the server refuses it: {shard.broken}" for shard in broken]

@@ -1,0 +1,91 @@
+"""Reports on the health of a daemon or worker, for `streamflow health`: its event loop, its loops, its threads.
+
+Owns: what counts as a problem at both, and when a report is written. Must not: know ownership or claims (daemon and
+worker add what they know). Called by: the watch, in its thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from streamflow.health import Health, HealthFile
+from streamflow.loops import Supervisor
+from streamflow.steps.executor import StepExecutor
+
+_log = logging.getLogger("streamflow.watch")
+
+
+def _none() -> list[str]:
+    return []
+
+
+class HealthReport:
+    """`problems` and `warnings` add what only a daemon or a worker knows."""
+
+    def __init__(
+        self,
+        kind: Literal["daemon", "worker"],
+        name: str,
+        namespace: str,
+        executor: StepExecutor,
+        loops: Supervisor,
+        problems: Callable[[], list[str]] = _none,
+        warnings: Callable[[], list[str]] = _none,
+    ) -> None:
+        self._kind: Literal["daemon", "worker"] = kind
+        self._name = name
+        self._namespace = namespace
+        self._executor = executor
+        self._loops = loops
+        self._problems = problems
+        self._warnings = warnings
+        self._file = HealthFile(name)
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def report(self, blocked: str) -> None:
+        """Write it down when it is time to. `blocked`: what blocks the event loop, or empty."""
+        with self._lock:
+            if self._closed or not self._file.is_due:
+                return
+            try:
+                self._file.write(self.health(blocked))
+            except OSError as error:
+                self._closed = True
+                _log.warning(
+                    "`streamflow health` will find no report of this process, its file can't be written, set TMPDIR to "
+                    "a directory that can: %s",
+                    error,
+                )
+
+    def health(self, blocked: str) -> Health:
+        executor = self._executor
+        problems = [f"the event loop is blocked by {blocked}"] if blocked else []
+        problems += self._problems()
+        problems += [f"the loop {name!r} fails: {error}" for name, error in self._loops.failing.items()]
+        warnings = ["it is draining"] if executor.draining else []
+        if executor.exhausted:
+            problems.append(
+                f"{executor.hung} threads hang, no more can be added, plain steps wait: only a restart helps"
+            )
+        elif executor.hung:
+            warnings.append(f"{executor.hung} of the {executor.most_hung} threads hang that may")
+        return Health(
+            kind=self._kind,
+            name=self._name,
+            namespace=self._namespace,
+            pid=os.getpid(),
+            at=time.monotonic(),
+            problems=problems,
+            warnings=warnings + self._warnings(),
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._file.close()

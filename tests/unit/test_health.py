@@ -1,0 +1,154 @@
+"""The report on a daemon's or worker's health: written by its thread, read by `streamflow health`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from streamflow import health as module
+from streamflow.cli import cli
+from streamflow.daemon.health import Ownership
+from streamflow.health import Health, HealthFile, read_all
+from streamflow.loops import Supervisor
+from streamflow.settings import Settings
+from streamflow.steps.executor import StepExecutor
+from streamflow.watch.report import HealthReport
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"streamflow-{os.getuid()}"
+
+
+def report(name: str = "host-1-ab", **fields: Any) -> Health:
+    values: dict[str, Any] = {"kind": "daemon", "namespace": "default", "pid": 7, "at": time.monotonic()} | fields
+    return Health(name=name, **values)
+
+
+def test_a_report_is_read_as_it_was_written_last() -> None:
+    file = HealthFile("host-1-ab")
+    try:
+        file.write(report(problems=["a long problem " * 20]))
+        assert not file.is_due
+        file.write(report(warnings=["it is draining"]))
+        [read] = read_all()
+        assert (read.healthy, read.problems, read.warnings) == (True, [], ["it is draining"])
+        assert read_all(7) == [read]
+        assert read_all(8) == []
+    finally:
+        file.close()
+    assert read_all() == []
+
+
+def test_an_old_report_is_a_problem() -> None:
+    file = HealthFile("host-1-ab")
+    try:
+        file.write(report(at=time.monotonic() - 60))
+        [read] = read_all()
+        assert not read.healthy
+        assert read.problems[0].startswith("no report for 60 s")
+    finally:
+        file.close()
+
+
+def test_the_file_of_a_dead_process_is_deleted(directory: Path) -> None:
+    file = HealthFile("host-1-ab")
+    file.write(report())
+    os.close(file._file)  # as a kill does: with it goes the lock
+    file._file = -1
+    assert [path.name for path in directory.iterdir()] == ["host-1-ab.json"]
+    assert read_all() == []
+    assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("foreign", ["link", "writable"])
+def test_a_directory_that_others_can_write_to_is_not_used(directory: Path, foreign: str) -> None:
+    if foreign == "link":
+        directory.symlink_to(directory.parent)
+    else:
+        directory.mkdir()
+        directory.chmod(0o777)
+    with pytest.raises(OSError, match="not a directory that only this user can write to"):
+        HealthFile("host-1-ab").write(report())
+
+
+def run(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, ["health", *words])
+    return result.exit_code, result.output
+
+
+def test_the_command_says_why_and_exits_with_one() -> None:
+    assert run() == (1, "no daemon or worker runs here\n")
+    good, bad = HealthFile("good"), HealthFile("bad")
+    try:
+        good.write(report("good", pid=7, warnings=["it is draining"]))
+        assert run() == (0, "daemon good: healthy\ndaemon good: warning: it is draining\n")
+        bad.write(report("bad", kind="worker", pid=8, problems=["the loop 'reader' fails: boom\x1b"]))
+        code, text = run()
+        assert code == 1
+        assert "worker bad: the loop 'reader' fails: boom" in text
+        assert "\x1b" not in text
+        assert run("--pid", "7")[0] == 0
+        assert run("--pid", "9") == (1, "no daemon or worker runs as process 9\n")
+        code, text = run("--json", "--pid", "8")
+        assert code == 1
+        assert '"healthy":false' in text
+    finally:
+        good.close()
+        bad.close()
+
+
+class Member:
+    def __init__(self) -> None:
+        self.unconfirmed = 0.1
+        self.desired = 8
+        self.draining = False
+
+
+class Owning:
+    def __init__(self) -> None:
+        self.shards: dict[int, Any] = {}
+
+
+def test_a_daemon_knows_its_ownership_and_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    member, owner = Member(), Owning()
+    own = Ownership(Settings(grace=5.0), owner, member)  # type: ignore[arg-type]
+    assert own.problems() == [], "it has just started"
+    own._fine -= 18.0
+    assert own.problems() == ["it owns no shard, although it should own 8"]
+    member.draining = True
+    assert own.problems() == []
+    member.unconfirmed = 3.0
+    assert own.problems() == ["the server has confirmed no heartbeat for 3.0 s"]
+
+
+def test_loops_threads_and_the_event_loop_are_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    import logging
+
+    executor = StepExecutor(1, 1, lambda *_: None)
+    loops = Supervisor(logging.getLogger("streamflow.test"))
+    written = HealthReport("worker", "host-1-ab", "default", executor, loops, problems=lambda: ["its own"])
+    assert written.health("").problems == ["its own"]
+    loops._last["reader"] = (time.monotonic(), "ValueError: boom")
+    executor.hung = 3
+    health = written.health("step s of run r")
+    assert health.problems == [
+        "the event loop is blocked by step s of run r",
+        "its own",
+        "the loop 'reader' fails: ValueError: boom",
+    ]
+    assert health.warnings == ["3 of the 32 threads hang that may"]
+    executor.exhausted = True
+    assert "3 threads hang, no more can be added" in written.health("").problems[-1]
+    monkeypatch.setattr(module, "_make_directory", lambda _: (_ for _ in ()).throw(PermissionError(13, "read-only")))
+    written.report("")  # it is said once, and harms nothing
+    written.report("")
+    written.close()
+    executor.close()
