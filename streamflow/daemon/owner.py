@@ -385,10 +385,11 @@ class Owner:
             self.suspects.acquit(shard.number, run_id)
 
     def _watch(self, run_id: str) -> None:
-        self.watch.since = time.monotonic() if run_id else 0.0
-        self.watch.run_id = run_id
-        if self.watch.asleep:
-            self.watch.wake()
+        note = self.watch
+        note.since = time.monotonic() if run_id else 0.0
+        note.run_id = run_id
+        if note.asleep:
+            note.wake()
 
     async def _load(self, batches: list[ShardBatch]) -> None:
         """Bring runs into memory that are not live: read in one pipeline, then replayed."""

@@ -7,10 +7,14 @@ A thread can't raise in another one, but the handler of a signal runs in the mai
 interrupts, and what it raises is raised there. `SEND` is sent by the watch's thread. While code holds on to the
 interpreter (a regular expression without end) that thread can't run, so `TIMER` comes from the operating system, after
 some seconds of processor time without a look of the watch: such code looks for signals itself, or returns some time.
+`END` is for code that does neither. It ends the process, as it does by default, after a traceback of all threads: no
+code in Python can run any more. A process that is stopped uses no processor time, so neither timer runs out.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import signal
 import threading
 from types import FrameType
@@ -19,6 +23,7 @@ from typing import Any, Protocol
 SEND = signal.SIGURG
 """Ignored unless somebody handles it, so that one which comes late harms nobody."""
 TIMER = getattr(signal, "SIGVTALRM", None)
+END = getattr(signal, "SIGPROF", None)
 AGAIN = 1.0
 """Seconds of processor time after which the timer's signal is repeated."""
 
@@ -36,6 +41,10 @@ _listening: set[Interrupter] = set()
 """The watches of all loops that run in the main thread."""
 _before: list[tuple[signal.Signals, Any]] = []
 """Handlers to restore."""
+_ends = False
+"""Whether `END` may come."""
+_timers = threading.Lock()
+"""Held while timers are set: none may run on once nobody handles its signal, which ends the process then."""
 
 
 def listen(watch: Interrupter) -> bool:
@@ -46,26 +55,52 @@ def listen(watch: Interrupter) -> bool:
         numbers = (SEND,) if TIMER is None else (SEND, TIMER)
         _before.extend((number, signal.signal(number, _on_signal)) for number in numbers)
     _listening.add(watch)
-    arm()
     return True
 
 
 def ignore(watch: Interrupter) -> None:
     if watch not in _listening:
         return
-    _listening.discard(watch)
+    with _timers:
+        _listening.discard(watch)
+        if not _listening and TIMER is not None:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
     if not _listening and threading.current_thread() is threading.main_thread():
-        if TIMER is not None:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)  # before its handler goes: by default it ends the process
         while _before:
             number, handler = _before.pop()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def arm() -> None:
-    """Begin the timer again: called with each look of a watch."""
-    if TIMER is not None and _listening:
-        signal.setitimer(signal.ITIMER_VIRTUAL, min(watch.patience for watch in list(_listening)), AGAIN)
+    """Begin the timer of `TIMER` again: called with each look of a watch."""
+    with _timers:
+        if TIMER is not None and _listening:
+            signal.setitimer(signal.ITIMER_VIRTUAL, min(watch.patience for watch in _listening), AGAIN)
+
+
+def may_end_process() -> bool:
+    """Whether `END` can be used: nobody else (a profiler) does. Call it in the main thread."""
+    global _ends
+    if END is None or signal.getsignal(END) is not signal.SIG_DFL:
+        return False
+    with contextlib.suppress(Exception):  # stderr may be closed
+        faulthandler.register(END, all_threads=True, chain=True)
+    _ends = True
+    return True
+
+
+def end_process_after(seconds: float) -> None:
+    """End this process after so much processor time, unless this is called again before."""
+    with _timers:
+        if _ends:
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def never_end_process() -> None:
+    global _ends
+    with _timers:
+        _ends = False
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
 
 
 def send(thread: int) -> None:

@@ -20,6 +20,9 @@ What happens then depends on how long it takes:
     1 s (5 s for a step) later        code in C that can't be interrupted: `give_up`. The process hands everything over
                                       and exits, so that it is started again; in a process that isn't its own it only
                                       goes silent, so that others take over
+
+All of this needs the interpreter. Code in C that holds on to it is left to two timers of the operating system, see
+`signals.py`.
 """
 
 from __future__ import annotations
@@ -167,6 +170,12 @@ class Watch:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
         self._interrupts = False
+        self._ends_after = 0.0
+        """Seconds of processor time without a look after which the process ends itself; 0: never. Code in C that holds
+        the interpreter for so long, and doesn't look for signals, leaves no other way."""
+        if self._step_limit:
+            self._ends_after = max(self._step_limit + STEP_GIVES_WAY, self._limit + RUN_GIVES_WAY)
+        self._ends_process = False
         self._stopped = False
         self._woken = threading.Event()
         self._planned = time.monotonic()
@@ -191,6 +200,8 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._interrupts = signals.listen(self)
+        self._ends_process = self._own_process and self._ends_after > 0 and self._interrupts
+        self._ends_process = self._ends_process and signals.may_end_process()
         self._note.wake = self._wake
         threading.Thread(target=self._look_forever, name="streamflow-watch", daemon=True).start()
 
@@ -198,6 +209,8 @@ class Watch:
         self._stopped = True
         self._woken.set()
         signals.ignore(self)
+        if self._ends_process:
+            signals.never_end_process()
 
     def _wake(self) -> None:
         """The owner executes code again. Called in the loop."""
@@ -222,6 +235,8 @@ class Watch:
         overdue = now - self._planned
         if self._interrupts:
             signals.arm()
+        if self._ends_process:
+            signals.end_process_after(self._ends_after)
         noted = self._look_at_run(now, overdue)
         late = self._look_at_loop(now, overdue)
         if self._on_look is not None:

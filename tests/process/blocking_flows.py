@@ -59,6 +59,12 @@ def backtrack() -> None:
     re.match(r"(a+)+$", "a" * 60 + "b")
 
 
+@app.step
+async def add_up_in_step() -> None:
+    """Holds on to the interpreter, and never looks for signals."""
+    sum(range(10**15))
+
+
 @app.workflow
 async def deadlocks() -> None:
     deadlock()
@@ -103,7 +109,7 @@ async def spin_queued() -> None:
         pass
 
 
-STEPS = {step.name: step for step in (spin, deadlock_in_step, backtrack_in_step, spin_queued)}
+STEPS = {step.name: step for step in (spin, add_up_in_step, deadlock_in_step, backtrack_in_step, spin_queued)}
 
 
 @app.workflow

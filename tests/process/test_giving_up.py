@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -129,6 +130,16 @@ async def test_a_daemon_exits_when_a_step_can_not_be_interrupted(start: Start, c
     assert (suspect.run_id, suspect.deaths) == (run.id, 0)
     assert suspect.seq > 0
     assert daemon.logged(f"step deadlock_in_step of run {run.id} has blocked its daemon")
+
+
+async def test_a_daemon_ends_when_code_holds_the_interpreter(start: Start, client: sf.Client) -> None:
+    """And never looks for signals: no code in Python can run any more. Without a word about the culprit on the server,
+    but with its line in the log."""
+    daemon = await start("daemon")
+    await client.start(calls, "add_up_in_step")
+    assert await daemon.wait(60) == -signal.SIGPROF
+    assert daemon.logged("blocking_flows.py")
+    assert daemon.logged("in add_up_in_step")
 
 
 async def test_a_worker_exits_and_gives_its_other_steps_back(start: Start, client: sf.Client, tmp_path: Path) -> None:
