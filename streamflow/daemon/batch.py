@@ -182,7 +182,7 @@ class ShardBatch:
             self._reduce_runs(app, namespace, at, watch)
         finally:
             leave_seal(outside)
-        watch("")
+            watch("")
         for message in self.child_conflicts:
             self._refuse_child(message, namespace)
         for message, reason in self.poisoned:

@@ -19,7 +19,7 @@ from streamflow.errors import StoreError
 from streamflow.store.connection import Call, Store
 from streamflow.store.from_thread import ThreadStore
 from streamflow.watch.suspects import suspect_record
-from streamflow.watch.watch import LONGEST, STEP_GIVES_WAY, Culprit
+from streamflow.watch.watch import LONGEST, RUN_GIVES_WAY, STEP_GIVES_WAY, Culprit
 
 _log = logging.getLogger("streamflow.watch")
 
@@ -34,7 +34,7 @@ class StandIn:
         self._beat = settings.beat
         # Longer than a heartbeat that waits for the server: `Membership` gives up on it at half of dead_after.
         self._limit = max(1.5 * settings.beat, 0.55 * settings.dead_after)
-        self._longest = max(LONGEST, settings.interrupt_steps + STEP_GIVES_WAY)
+        self._longest = max(LONGEST, settings.interrupt + RUN_GIVES_WAY, settings.interrupt_steps + STEP_GIVES_WAY)
         """Seconds for which a blocked loop is spoken for: then the other daemons take over."""
         self._beaten = 0.0
         self._spoken_for = False

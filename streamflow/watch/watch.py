@@ -274,7 +274,7 @@ class Watch:
             return True
         if not run.next_warning:
             run.next_warning = 1.0
-            run.line = workflow_line(self._loop_frame())
+            run.line = self._line_of_run(since)
             _log.warning(
                 "run %s has blocked its daemon for %.0f ms at %s: a workflow only decides; move I/O and long "
                 "computation into a step",
@@ -287,12 +287,22 @@ class Watch:
         if self._interrupts:
             run.interrupted = run.interrupted or now
             self._insist(_Target(self._limit, since), TRIES)
-        if note.since == since and blocked >= self._limit + RUN_GIVES_WAY:
-            line = workflow_line(self._loop_frame())
+        stuck = self._late is not None and self._late.looks > 1  # else the note is an old one
+        if stuck and note.since == since and blocked >= self._limit + RUN_GIVES_WAY:
+            line = self._line_of_run(since)
             run.line = run.line if line == UNKNOWN_LINE else line
             text = f"its code has blocked its daemon for {blocked:.1f} s at {run.line} and can't be interrupted"
             self._give_up(Culprit(run_id, 0, text), f"run {run_id}: {text}")
         return True
+
+    def _line_of_run(self, since: float) -> str:
+        """Code that calls streamflow in a loop isn't in its own lines all the time."""
+        for _ in range(TRIES):
+            line = workflow_line(self._loop_frame())
+            if line != UNKNOWN_LINE or self._note.since != since:
+                return line
+            time.sleep(PAUSE)
+        return UNKNOWN_LINE
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -324,13 +334,13 @@ class Watch:
         if late >= self._late.next_warning:
             self._late.next_warning = 2 * late
             self._warn(blocker, late)
-        if not self._given_up:
-            self._on_late(late)
         if blocker.kind in ("step", "task"):
             self._look_at_step(blocker, self._call, blocked, now)
         elif blocker.kind == "own" and late >= LONGEST:
             text = f"the event loop of this {self._place} has been blocked for {late:.0f} s at {blocker.line}"
             self._give_up(Culprit("", 0, text), text)
+        if not self._given_up and self._asked:
+            self._on_late(late)
         return True
 
     def _look_at_step(self, blocker: Blocker, call: _Block, blocked: float, now: float) -> None:

@@ -89,7 +89,8 @@ class Claim(msgspec.Struct):
 
 class Claims:
     """`on_capacity()` is called when a claim has ended; `shard_of(run id)` finds the run's inbox. `timeout`: seconds
-    without an extension after which a claim is expired."""
+    without an extension after which a claim is expired. `longest_block`: seconds for which they are extended while the
+    event loop is blocked."""
 
     def __init__(
         self,
@@ -101,6 +102,7 @@ class Claims:
         timeout: float,
         shard_of: Callable[[str], int],
         on_capacity: Callable[[], None],
+        longest_block: float = LONGEST_BLOCK,
     ) -> None:
         self.executor: StepExecutor | None = None
         self.suspects: Suspects | None = None
@@ -128,6 +130,7 @@ class Claims:
         """No worker is considered dead before (monotonic s): after an outage, live workers have to extend first."""
         self._extended_late = 0.0
         """When claims were extended last in the place of the blocked loop (monotonic s)."""
+        self._longest_block = longest_block
         self._given_up = False
         self._late_store = ThreadStore(store.url)
         self._details_sent: dict[tuple[Partition, str], bytes] = {}
@@ -348,7 +351,7 @@ class Claims:
         now = time.monotonic()
         if late < self._timeout / 4 or now - self._extended_late < self._timeout / 4 or self._given_up:
             return
-        longest = max(LONGEST_BLOCK, 3 * self._timeout)
+        longest = max(self._longest_block, 3 * self._timeout)
         if late > longest:
             self._given_up = True
             _log.error(

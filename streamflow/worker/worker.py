@@ -32,7 +32,7 @@ from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, check_server, namespace_from, read_namespace
 from streamflow.watch.report import HealthReport
 from streamflow.watch.suspects import suspect_record
-from streamflow.watch.watch import EVERY, Culprit, Watch
+from streamflow.watch.watch import EVERY, LONGEST, STEP_GIVES_WAY, Culprit, Watch
 from streamflow.worker.claims import Claims
 from streamflow.worker.reader import QueueReader
 from streamflow.workflow.app import App
@@ -114,6 +114,7 @@ class Worker:
             timeout=settings.worker_timeout,
             shard_of=namespace.shard_of,
             on_capacity=lambda: reader.slot_freed(),
+            longest_block=max(LONGEST, settings.interrupt_steps + STEP_GIVES_WAY),
         )
         self.executor = executor = StepExecutor(
             settings.concurrency,

@@ -88,9 +88,12 @@ async def logged_or_failed(process: ServingProcess, run: sf.Run[Any], text: str)
     return process.logged(text) or (await run.describe()).status == "failed"
 
 
-async def test_a_workflow_that_holds_on_to_the_interpreter_is_parked(start: Start, client: sf.Client) -> None:
+@pytest.mark.parametrize("workflow", ["backtracks", "retries_at_once"])
+async def test_a_workflow_that_never_gives_way_is_parked_with_its_line(
+    start: Start, client: sf.Client, workflow: str
+) -> None:
     daemon = await start("daemon", "--dead-after", "20")
-    bad = await client.start("backtracks")
+    bad = await client.start(workflow)
     other = await client.start(innocent, 1)
 
     async def is_stuck() -> bool:
@@ -98,7 +101,8 @@ async def test_a_workflow_that_holds_on_to_the_interpreter_is_parked(start: Star
 
     await until(is_stuck, "the run is parked")
     assert await other.result(timeout=30) == 1
-    assert daemon.logged("did not give way for 1 s")
+    assert daemon.logged("did not give way for 1 s at")
+    assert not daemon.logged("an unknown line")
 
 
 async def test_a_step_of_a_worker_that_loops_fails_alone(start: Start, client: sf.Client) -> None:

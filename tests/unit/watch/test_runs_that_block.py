@@ -11,7 +11,7 @@ import pytest
 import streamflow as sf
 from streamflow.settings import Settings
 from streamflow.watch.blocker import RunNote, workflow_line
-from streamflow.watch.watch import Culprit, Watch
+from streamflow.watch.watch import Culprit, Watch, _Block
 from tests.support.machine_driver import Run
 
 
@@ -70,6 +70,11 @@ def test_a_run_that_can_not_be_interrupted_ends_the_process_once(warnings: pytes
     watch = watching(
         RunNote("bad", 100.0), interrupt=5.0, give_up=culprits.append, own_process=True, end_process=codes.append
     )
+    for tenths in range(1, 70):
+        watch._look_at_run(100.0 + tenths / 10, 0.0)
+    assert codes == [], "the loop answers: the note is an old one"
+    watch._run = None
+    watch._late = _Block(100.0, looks=2)
     for tenths in range(1, 59):
         watch._look_at_run(100.0 + tenths / 10, 0.0)
     assert codes == []
@@ -86,6 +91,7 @@ def test_a_process_that_others_share_goes_silent_instead(warnings: pytest.LogCap
     culprits: list[Culprit] = []
     codes: list[int] = []
     watch = watching(RunNote("bad", 100.0), interrupt=5.0, give_up=culprits.append, end_process=codes.append)
+    watch._late = _Block(100.0, looks=2)
     for tenths in range(1, 70):
         watch._look_at_run(100.0 + tenths / 10, 0.0)
     assert (culprits, codes) == ([], [])
@@ -95,6 +101,7 @@ def test_a_process_that_others_share_goes_silent_instead(warnings: pytest.LogCap
 def test_without_a_limit_nothing_is_interrupted_or_ended() -> None:
     codes: list[int] = []
     watch = watching(RunNote("bad", 100.0), interrupt=0.0, own_process=True, end_process=codes.append)
+    watch._late = _Block(100.0, looks=2)
     for look in range(1, 100):
         watch._look_at_run(100.0 + look, 0.0)
     assert codes == []
