@@ -271,18 +271,3 @@ def decode_heartbeat(raw: bytes) -> Heartbeat:
         return _heartbeat.decode(raw)
     except codec.DECODE_ERRORS:
         return Heartbeat()
-
-
-# --- suspects ---------------------------------------------------------------------------------------------------------
-
-
-class Suspect(msgspec.Struct):
-    """Code that has taken a daemon or worker down, as it has recorded itself before it exited (`NamespaceKeys.suspect`,
-    a JSON list). Who goes on with the run adds the death that follows."""
-
-    shard: int
-    run_id: str
-    seq: int
-    """The step's number; 0: the code of the run itself."""
-    deaths: int
-    reason: str

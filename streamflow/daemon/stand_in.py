@@ -18,7 +18,7 @@ from streamflow.daemon.membership import Membership
 from streamflow.errors import StoreError
 from streamflow.store.connection import Call, Store
 from streamflow.store.from_thread import ThreadStore
-from streamflow.watch.suspects import suspect_record
+from streamflow.watch.last_note import last_note
 from streamflow.watch.watch import LONGEST, RUN_GIVES_WAY, STEP_GIVES_WAY, Culprit
 
 _log = logging.getLogger("streamflow.watch")
@@ -78,7 +78,7 @@ class StandIn:
         calls: list[Call[Any]] = [kernel.heartbeat(member, b"")]
         if culprit.run_id:
             shard = self._context.namespace.shard_of(culprit.run_id)
-            calls.insert(0, suspect_record(kernel.keys, member, shard, culprit))
+            calls.insert(0, last_note(kernel, member, shard, culprit))
         for answer in await store.send(calls):
             if isinstance(answer, StoreError):
                 raise answer

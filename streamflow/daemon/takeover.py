@@ -139,8 +139,9 @@ class Takeover:
         """What the note of the last owner says about runs of this shard. `final`: the id of its last commit."""
         shard.note = note
         suspects = [suspect for suspect in note.waiting if not suspect.seq]
-        if note.code is not None and note.code.commit != final:  # otherwise that code has got through
-            suspects.append(msgspec.structs.replace(note.code, deaths=note.code.deaths + 1))
+        code = note.code
+        if code is not None and not (code.commit and code.commit == final):  # otherwise it has got through
+            suspects.append(msgspec.structs.replace(code, deaths=code.deaths + 1))
         for suspect in suspects:
             if suspect.shard != shard.number:
                 continue

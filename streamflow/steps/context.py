@@ -119,7 +119,8 @@ def heartbeat(details: Any = None) -> None:
 
     `details` can be anything that a step can return; only the newest counts, and None keeps what was reported before.
     A call only encodes `details`, so it is cheap. The daemon or worker stores the newest about once a second: what was
-    reported in the last second before its death may be lost. May be called from any task or thread of the step that has its context.
+    reported in the last second before its death may be lost. May be called from any task or thread of the step that has
+    its context.
 
     Where the step's function is called as a plain one, in a test or script, `details` are only checked. Raises
     `UsageError` in a step with `process=True` and in the code of a workflow; `PayloadInvalid` and `PayloadTooLarge` for

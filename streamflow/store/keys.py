@@ -128,10 +128,6 @@ class NamespaceKeys:
         """String: a merged view, JSON."""
         return f"{self.prefix}view:{name}"
 
-    def suspect(self, member: str) -> str:
-        """String that expires after a day, JSON: the code that a daemon or worker blames for its own end."""
-        return f"{self.prefix}suspect:{member}"
-
     def shard(self, number: int) -> ShardKeys:
         keys = self._shards.get(number)
         if keys is None:

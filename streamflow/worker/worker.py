@@ -30,8 +30,8 @@ from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import WORKERS, Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, check_server, namespace_from, read_namespace
+from streamflow.watch.last_note import last_note
 from streamflow.watch.report import HealthReport
-from streamflow.watch.suspects import suspect_record
 from streamflow.watch.watch import EVERY, LONGEST, STEP_GIVES_WAY, Culprit, Watch
 from streamflow.worker.claims import Claims
 from streamflow.worker.reader import QueueReader
@@ -139,7 +139,7 @@ class Worker:
 
         def give_up(culprit: Culprit) -> None:
             shard = namespace.shard_of(culprit.run_id) if culprit.run_id else 0
-            record = suspect_record(kernel.keys, self.name, shard, culprit) if culprit.run_id else None
+            record = last_note(kernel, self.name, shard, culprit) if culprit.run_id else None
             claims.give_up(culprit.run_id, culprit.seq, record)
 
         watch = Watch(

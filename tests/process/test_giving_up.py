@@ -15,8 +15,8 @@ import pytest
 
 import streamflow as sf
 from streamflow.embedded.server import EmbeddedServer
+from streamflow.steps.suspects import Note, decode_note
 from streamflow.store.connection import Call
-from streamflow.wire import Suspect
 from tests.process.blocking_flows import calls, deadlocks, deadlocks_queued, innocent, spins, waits_queued
 from tests.process.faults import ServingProcess, until
 
@@ -56,14 +56,11 @@ async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterat
         yield client
 
 
-async def suspects(client: sf.Client) -> list[Suspect]:
-    found: list[Suspect] = []
-    keys: Any = await client.store.one(Call.plain("KEYS", f"sf:{{{client.namespace}}}:suspect:*"))
-    for key in keys:
-        assert await client.store.one(Call.plain("TTL", key)) > 86_000
-        data: Any = await client.store.one(Call.plain("GET", key))
-        found += msgspec.json.decode(data, type=list[Suspect])
-    return found
+async def last_note(client: sf.Client) -> Note:
+    keys: Any = await client.store.one(Call.plain("KEYS", client.keys.suspects("*").replace("{", "\\{")))
+    [key] = keys
+    assert await client.store.one(Call.plain("TTL", key)) > 86_000
+    return decode_note(await client.store.one(Call.plain("GET", key)))
 
 
 async def members(client: sf.Client) -> int:
@@ -119,20 +116,26 @@ async def test_a_daemon_exits_when_workflow_code_can_not_be_interrupted(start: S
     await client.start(deadlocks, id="bad")
     assert await daemon.wait(60) == 75
     assert await members(client) == 0
-    [suspect] = await suspects(client)
-    assert (suspect.run_id, suspect.seq, suspect.deaths) == ("bad", 0, 2)
-    assert "blocking_flows.py" in suspect.reason
+    code = (await last_note(client)).code
+    assert code is not None
+    assert (code.run_id, code.deaths) == ("bad", 2)
+    assert "blocking_flows.py" in code.reason
     assert daemon.logged("run bad: its code has blocked its daemon")
     assert not daemon.logged("could not hand over")
+    await start("daemon")
+
+    async def is_stuck() -> bool:
+        return (await client.run("bad").describe()).status == "stuck"
+
+    await until(is_stuck, "the next daemon parks the run without running its code")
+    assert "blocking_flows.py" in (await client.run("bad").describe()).reason
 
 
 async def test_a_daemon_exits_when_a_step_can_not_be_interrupted(start: Start, client: sf.Client) -> None:
     daemon = await start("daemon")
     run = await client.start(calls, "deadlock_in_step")
     assert await daemon.wait(60) == 75
-    [suspect] = await suspects(client)
-    assert (suspect.run_id, suspect.deaths) == (run.id, 0)
-    assert suspect.seq > 0
+    assert (await last_note(client)).blames(run.id, 1)
     assert daemon.logged(f"step deadlock_in_step of run {run.id} has blocked its daemon")
 
 
@@ -156,8 +159,7 @@ async def test_a_worker_exits_and_gives_its_other_steps_back(start: Start, clien
     await until(lambda: exists(bad), "the step runs")
     second = await start("worker", "--worker-timeout", "60")
     assert await first.wait(60) == 75
-    [suspect] = await suspects(client)
-    assert suspect.deaths == 0
+    assert (await last_note(client)).last is not None
     assert await run.result(timeout=40) == "waited"
     assert waiting.read_text() == "begun\n" * 2, "it was begun again at once, by the other worker"
     assert second.process.poll() is None

@@ -168,7 +168,6 @@ def test_the_keys_are_those_of_the_code() -> None:
         (shard.run("<id>"), shard.index("<status>", "<workflow>"), shard.tenant("<tenant>"), namespace.view("<name>")),
         (namespace.suspects("<member>"),),
         (shard.attribute("<name>", "<value>"), shard.published("<id>"), shard.answer("<ask>")),
-        (namespace.suspect("<member>"),),
     )
     assert set(re.findall(r"^\| `(sf:[^`]+)` \|", text_of(KEYS), re.MULTILINE)) == set(strings)
 
