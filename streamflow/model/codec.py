@@ -37,9 +37,21 @@ MAX_DEPTH = 64
 DECODE_ERRORS = (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError, ValueError)
 """Everything that decoding invalid data can raise: not all of it derives from `msgspec.DecodeError`."""
 
+DECLINED = "StepDeclined"
+"""Name of a base of failures that don't count as failures of the step: the process that was to begin the attempt has
+code that doesn't fit it."""
+
 _encoder = msgspec.msgpack.Encoder(enc_hook=encode_unknown)
 _ADVICE = "Use plain types, dataclasses, msgspec Structs, attrs classes or pydantic models"
 _log = logging.getLogger("streamflow.codec")
+
+
+class StepDeclined(Exception):
+    """Base of what a process reports instead of beginning an attempt; its name is in the outcome's `kinds`."""
+
+
+class UnfitArguments(PayloadInvalid, StepDeclined):
+    """Recorded arguments don't fit the parameters of today's function."""
 
 
 def encode(value: object, what: str) -> bytes:
@@ -150,11 +162,34 @@ def _is_same(value: object, decode: Callable[[Any], Any], data: bytes) -> bool:
         return False
 
 
+def is_same_value(before: Raw, now: Raw, value: object) -> bool:
+    """Whether a recorded payload is what `value`, of which `now` is the payload, would have been before a deploy added
+    fields with defaults to its types."""
+    if bytes(before) == bytes(now):
+        return True
+    try:
+        return encode(_like(msgspec.msgpack.decode(before), value), "recorded value") == bytes(now)
+    except Exception:  # types are user code
+        return False
+
+
+def _like(plain: Any, value: Any) -> Any:
+    """Plain data as the types of `value`, item by item: only objects say what they have been made of."""
+    if isinstance(value, list | tuple):
+        items = typing.cast("list[Any]", value)
+        return [_like(one, like) for one, like in zip(plain, items, strict=True)]
+    if isinstance(value, dict):
+        likes = typing.cast("dict[Any, Any]", value)
+        return {key: _like(one, likes[key]) for key, one in plain.items()}
+    return msgspec.convert(plain, typing.cast("Any", type(value)), dec_hook=decode_unknown)
+
+
 class Parameters:
     """The typed parameters of a step or workflow: turns the arguments of a call into one payload, and back.
 
-    The payload is an array of all arguments in the order of the parameters, defaults filled in. So callers may use
-    keywords, and a parameter with a default may be added at the end later.
+    The payload is an array of all arguments in the order of the parameters, defaults filled in; of a call that uses
+    keywords it is a map by name. So a parameter with a default may be added at the end later, and what was passed by
+    keyword arrives under its name, also when a deploy has moved the parameters meanwhile.
     """
 
     def __init__(self, function: Callable[..., Any], what: str, *, exact: bool = True) -> None:
@@ -176,12 +211,31 @@ class Parameters:
         self._signature = signature
         self._keyword_only = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
         self._count = len(types)
-        self._decode = decoder_for(tuple[self.types] if self.types else tuple[()])
+        self.signature = ",".join(self.names)
+        """The names in order: two processes compare them before one runs what the other has decided."""
+        decoder_for(tuple[self.types] if self.types else tuple[()])  # refuses what can't be decoded
+        self._decode = self._decoder()
         self._decode_result = decoder_for(self.returns)
         self._declared = [declared_as(type_) for type_ in types]
         self._result = declared_as(self.returns)
         self._scalar = all(declared.scalar for declared in self._declared)
         self._sets = any(declared.sets for declared in self._declared)
+
+    def _decoder(self) -> Callable[[Any], Any]:
+        """Decodes both forms: an array to a tuple, a map to an object with a field for each parameter."""
+        fields: list[Any] = []
+        for name, type_, default in zip(self.names, self.types, self.defaults, strict=True):
+            if default is inspect.Parameter.empty:
+                fields.append((name, type_))
+            else:
+                fields.append((name, type_, msgspec.field(default_factory=functools.partial(_itself, default))))
+        by_name = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True, gc=False)
+        by_position: Any = tuple[self.types] if self.types else tuple[()]
+        return msgspec.msgpack.Decoder(by_position | by_name, dec_hook=decode_unknown).decode
+
+    def _values(self, payload: Raw | bytes) -> tuple[Any, ...]:
+        values: Any = self._decode(payload)
+        return typing.cast("tuple[Any, ...]", values) if type(values) is tuple else msgspec.structs.astuple(values)
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """The payload of a call. Raises `TypeError` as the call itself would, `PayloadInvalid`, `PayloadTooLarge`."""
@@ -192,16 +246,17 @@ class Parameters:
                 raise TypeError(f"{self.what} can't be called with these arguments: {error}") from None
             bound.apply_defaults()
             args = tuple(bound.arguments[name] for name in self.names)
+        value: Any = dict(zip(self.names, args, strict=True)) if kwargs else args
         if not self._exact:
-            return encode(args, f"input of {self.what}")
-        data = _encode(args, f"input of {self.what}", self._sets)
+            return encode(value, f"input of {self.what}")
+        data = _encode(value, f"input of {self.what}", self._sets)
         if not self._scalar and not SCALARS.issuperset(map(type, args)):
             self._check(args, data)
         return data
 
     def _check(self, args: tuple[Any, ...], data: bytes) -> None:
         """Refuse arguments that would arrive as something else."""
-        if not _is_same(args, self._decode, data):
+        if not _is_same(args, self._values, data):
             for name, value, declared in zip(self.names, args, self._declared, strict=True):
                 if reason := lost(value, declared.info, name):
                     raise PayloadInvalid(f"the input of {self.what} would not arrive as it is: {reason}.")
@@ -222,11 +277,15 @@ class Parameters:
         return data
 
     def decode(self, payload: Raw | bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments. Raises `PayloadInvalid`."""
+        """Positional and keyword arguments. Raises `UnfitArguments`."""
+        values: Any
         try:
             values = self._decode(payload)
         except Exception as error:
             values = self._decode_shorter(payload, error)
+        if type(values) is not tuple:  # they were passed by keyword
+            values = msgspec.structs.astuple(values)
+        values = typing.cast("tuple[Any, ...]", values)
         if self._keyword_only:
             split = self._count - len(self._keyword_only)
             return tuple(values[:split]), dict(zip(self._keyword_only, values[split:], strict=True))
@@ -235,7 +294,7 @@ class Parameters:
     def _decode_shorter(self, payload: Raw | bytes, error: Exception) -> tuple[Any, ...]:
         """Decode a payload that was recorded before a parameter with a default was added."""
         names = ", ".join(self.names) or "no parameters"
-        invalid = PayloadInvalid(f"the input of {self.what} does not match its parameters ({names}): {text_of(error)}")
+        invalid = UnfitArguments(f"the input of {self.what} does not match its parameters ({names}): {text_of(error)}")
         try:
             arguments = msgspec.msgpack.decode(payload, type=list[Raw])
         except DECODE_ERRORS:
@@ -243,10 +302,33 @@ class Parameters:
         missing = self.defaults[len(arguments) :]
         if len(arguments) >= self._count or any(default is inspect.Parameter.empty for default in missing):
             raise invalid from error
-        values = (
-            decode(raw, type_, f"input of {self.what}") for raw, type_ in zip(arguments, self.types, strict=False)
-        )
+        try:
+            values = [
+                decode(raw, type_, f"input of {self.what}") for raw, type_ in zip(arguments, self.types, strict=False)
+            ]
+        except PayloadInvalid as older:
+            raise UnfitArguments(str(older)) from older
         return (*values, *missing)
+
+    def is_same_call(self, one: Raw | bytes, other: Raw | bytes) -> bool:
+        """Whether two payloads are the same arguments for today's function: what a deploy has added with a default
+        doesn't count, nor whether they were passed by position or by keyword. Types are user code, so a payload that
+        can't be decoded is another one."""
+        try:
+            return self._canonical(one) == self._canonical(other)
+        except Exception:
+            return False
+
+    def _canonical(self, payload: Raw | bytes) -> bytes:
+        args, kwargs = self.decode(payload)
+        return _encode((*args, *kwargs.values()), f"input of {self.what}", self._sets)
+
+    def takes(self, payload: Raw | bytes, signature: str) -> bool:
+        """Whether arguments that a process with this `signature` has encoded mean the same here. By keyword they do, if
+        they can be decoded; by position only when the names are the same, apart from new ones at the end."""
+        if not signature or signature == self.signature or self.signature.startswith(f"{signature},"):
+            return True
+        return bytes(memoryview(payload)[:1]) in _MAPS
 
     def decode_result(self, payload: Raw | bytes) -> Any:
         """The result, checked against the return annotation. Raises `PayloadInvalid`."""
@@ -256,6 +338,14 @@ class Parameters:
             raise PayloadInvalid(
                 f"the result of {self.what} is not a {_type_name(self.returns)}: {text_of(error)}"
             ) from error
+
+
+_MAPS = frozenset(bytes([first]) for first in (*range(0x80, 0x90), 0xDE, 0xDF))
+"""First bytes of a map in MessagePack."""
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

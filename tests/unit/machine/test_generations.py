@@ -47,7 +47,7 @@ def test_a_run_continues_with_a_new_input_and_a_fresh_history(crash: bool) -> No
     assert run.last.fresh
     assert not run.last.ended
     assert len(run.elements) == 1
-    assert plain(run.history[-1].input) == [3, 2]  # type: ignore[union-attr]
+    assert plain(run.history[-1].input) == {"total": 3, "left": 2}  # type: ignore[union-attr]
     run.advance(signal("add", 0))
     assert result_of(run.last) == 3
 

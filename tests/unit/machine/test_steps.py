@@ -47,7 +47,7 @@ def test_a_step_is_scheduled_and_its_result_goes_to_the_await() -> None:
     assert run.machine.in_flight
     run.done(1, 10)
     assert kinds(run.last) == ["StepCompleted", "StepScheduled"]
-    assert plain(run.last.jobs[0].args) == [10, 1]
+    assert plain(run.last.jobs[0].args) == {"x": 10, "plus": 1}, "by name, because the call used a keyword"
     run.done(2, 21)
     assert kinds(run.last) == ["StepCompleted", "RunCompleted"]
     assert result_of(run.last) == [10, 21]

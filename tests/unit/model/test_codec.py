@@ -22,6 +22,7 @@ from streamflow.model.codec import (
     MAX_DEPTH,
     WARN_BYTES,
     Parameters,
+    UnfitArguments,
     check_payload,
     decode,
     depth_exceeds,
@@ -152,12 +153,45 @@ def ship(order: int, to: Point, *, express: bool = False) -> Point: ...
 def ship_positionally(order: int, to: Point, express: bool = False) -> Point: ...
 
 
-def test_a_call_is_one_payload_however_it_is_written() -> None:
+def ship_reordered(express: bool, to: Point, order: int, note: str = "") -> Point: ...
+
+
+def test_a_call_is_the_same_however_it_is_written() -> None:
     parameters = Parameters(ship_positionally, "step ship")
     payload = parameters.encode((7, Point(1, 2)), {})
-    assert parameters.encode((7,), {"to": Point(1, 2), "express": False}) == payload
-    assert parameters.encode((), {"to": Point(1, 2), "order": 7}) == payload
-    assert parameters.decode(payload) == ((7, Point(1, 2), False), {})
+    assert msgspec.msgpack.decode(payload) == [7, {"x": 1, "y": 2}, False]
+    for args, kwargs in (((7,), {"to": Point(1, 2), "express": False}), ((), {"to": Point(1, 2), "order": 7})):
+        by_name = parameters.encode(args, kwargs)
+        assert msgspec.msgpack.decode(by_name) == {"order": 7, "to": {"x": 1, "y": 2}, "express": False}
+        assert parameters.decode(by_name) == ((7, Point(1, 2), False), {})
+        assert parameters.is_same_call(payload, by_name)
+        assert not parameters.is_same_call(payload, parameters.encode(args, {**kwargs, "express": True}))
+
+
+def test_what_was_passed_by_keyword_arrives_under_its_name() -> None:
+    before, now = Parameters(ship_positionally, "step ship"), Parameters(ship_reordered, "step ship")
+    by_position = before.encode((7, Point(1, 2)), {})
+    by_name = before.encode((), {"to": Point(1, 2), "order": 7})
+    assert now.decode(by_name) == ((False, Point(1, 2), 7, ""), {})
+    assert (now.takes(by_name, before.signature), now.takes(by_position, before.signature)) == (True, False)
+    assert before.takes(by_position, "")
+    assert before.takes(by_position, before.signature)
+    longer = Parameters(lambda order, to, express, note="": None, "step ship")
+    assert longer.takes(by_position, before.signature), "a parameter was added at the end"
+
+
+@pytest.mark.parametrize(
+    ("function", "complaint"),
+    [
+        (lambda order, to: None, "unknown field `express`"),
+        (lambda order, to, express, currency: None, "missing required field `currency`"),
+        (lambda order, to, *, fast=False: None, "unknown field `express`"),
+    ],
+)
+def test_arguments_by_name_that_do_not_fit_are_refused(function: Any, complaint: str) -> None:
+    payload = Parameters(ship_positionally, "step ship").encode((7,), {"to": Point(1, 2)})
+    with pytest.raises(UnfitArguments, match=complaint):
+        Parameters(function, "step ship").decode(payload)
 
 
 def test_keyword_only_parameters_stay_keywords() -> None:

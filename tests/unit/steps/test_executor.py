@@ -15,6 +15,7 @@ from msgspec import Raw
 
 import streamflow as sf
 from streamflow.machine.transition import Outcome
+from streamflow.model.codec import DECLINED
 from streamflow.steps.executor import StepExecutor
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
@@ -176,7 +177,8 @@ async def test_a_failure_is_permanent_only_by_payload_and_names_its_classes() ->
             kinds[outcome.failure.kind] = (outcome.permanent, outcome.kinds)
         assert kinds["ValueError"] == (False, ("ValueError", "Exception", "BaseException"))
         assert kinds["KeyError"] == (False, ("KeyError", "LookupError", "Exception", "BaseException"))
-        assert kinds["PayloadInvalid"][0]
+        assert kinds["UnfitArguments"][1][:3] == ("UnfitArguments", "PayloadInvalid", "UsageError")
+        assert DECLINED in kinds["UnfitArguments"][1], "the run decides whose fault it is"
 
 
 async def test_no_more_than_the_limit_run_and_the_rest_start_in_order() -> None:
