@@ -26,7 +26,7 @@ Fields that many events have:
 - `failure`: a `streamflow.errors.Failure` with kind, message, traceback, notes, fields, cause and members.
 - `args`, `input`, `value`, `result`, `details`: payloads, as `msgspec.Raw` that holds MessagePack. Only the types of
   the workflow or step say what is in them; `msgspec.msgpack.decode(event.result)` gives plain data. `args` and `input`
-  are an array of all arguments in the order of the parameters.
+  are an array of all arguments in the order of the parameters, or a map by name if the call used keywords.
 
 Match on the class:
 
@@ -174,6 +174,10 @@ class StepRetrying(HistoryEvent, tag="step-retry", frozen=True, gc=False):
     """Fact: attempt number `attempt` failed after `ms`; the next one starts at `due`.
 
     `details` is the last value that the attempt reported with `sf.heartbeat`; the next attempt gets it.
+
+    `declined`: a process whose code doesn't fit the call has refused to begin the attempt, which counts for nothing.
+    `due` is 0 if the run was stuck: when it resumes, the call's policy decides about this failure, by `kinds` (the
+    names of the error's classes), and another event says what it has decided.
     """
 
     seq: int
@@ -183,6 +187,8 @@ class StepRetrying(HistoryEvent, tag="step-retry", frozen=True, gc=False):
     failure: Failure
     due: int
     details: Raw = NOTHING
+    declined: bool = False
+    kinds: tuple[str, ...] = ()
 
 
 class StepFailed(HistoryEvent, tag="step-failed", frozen=True, gc=False):
@@ -227,6 +233,15 @@ class SignalReceived(HistoryEvent, tag="signal", frozen=True, gc=False):
 
     name: str
     value: Raw
+
+
+class SignalSkipped(HistoryEvent, tag="signal-skipped", frozen=True, gc=False):
+    """Decision: the oldest signal of this name is dropped: its value is not of the type that the code asked for.
+
+    A replay drops it again, whatever type the code asks for by then.
+    """
+
+    name: str
 
 
 class SignalSent(HistoryEvent, tag="signal-sent", frozen=True, gc=False):
@@ -348,6 +363,7 @@ AnyEvent = (
     | TimerSet
     | TimerFired
     | SignalReceived
+    | SignalSkipped
     | SignalSent
     | AskReceived
     | AskAnswered
@@ -359,7 +375,16 @@ AnyEvent = (
 )
 """Any event of a history or a log."""
 
-DECISIONS = (StepScheduled, StepCancelled, TimerSet, SignalSent, AskAnswered, ChildStarted, ChildCancelled)
+DECISIONS = (
+    StepScheduled,
+    StepCancelled,
+    TimerSet,
+    SignalSkipped,
+    SignalSent,
+    AskAnswered,
+    ChildStarted,
+    ChildCancelled,
+)
 """Decisions that a replay must make again, in the same order and with the same numbers."""
 
 ENDINGS = (RunCompleted, RunFailed, RunCancelled)

@@ -99,6 +99,8 @@ class QueuedStep(msgspec.Struct, array_like=True, frozen=True):
     """Attempts before it that ended because their worker died."""
     blamed: bool = False
     """The last one is most probably what ended it."""
+    signature: str = ""
+    """The names of the step's parameters at the daemon; empty from an older one."""
 
 
 _queued = msgspec.msgpack.Decoder(QueuedStep)
@@ -173,9 +175,21 @@ def encode_job(job: StepJob, created: int, *, revoked: bool = False) -> bytes:
     """The body of an attempt for its step's queue, or of its revocation, which needs no arguments."""
     args, details = (NOTHING, NOTHING) if revoked else (job.args, job.details)
     queue = job.step.queue or ""
+    step = job.step
+    signature = "" if revoked else step.parameters.signature
     return _encode(
         QueuedStep(
-            queue, job.seq, job.attempt, job.step.name, job.timeout, args, details, created, job.lost, job.blamed
+            queue,
+            job.seq,
+            job.attempt,
+            step.name,
+            job.timeout,
+            args,
+            details,
+            created,
+            job.lost,
+            job.blamed,
+            signature,
         )
     )
 

@@ -41,6 +41,7 @@ from streamflow.events import (
 )
 from streamflow.machine.run import EVENTS_CONTINUE, EVENTS_FAIL, RunMachine
 from streamflow.machine.sealed import sealed
+from streamflow.model.codec import UnfitArguments
 from streamflow.model.failures import failure_of, foreign_await, outside_loop
 from streamflow.model.sharding import Partition
 from streamflow.workflow.actions import SignalWait, message_key
@@ -128,6 +129,8 @@ class CoroutineMachine(RunMachine):
         "_waits",
     )
 
+    replays = True
+
     def __init__(self, app: App, partition: Partition, run_id: str, workflow: str = "") -> None:
         super().__init__(app, partition, run_id, workflow)
         self._root: Fiber | None = None
@@ -190,6 +193,9 @@ class CoroutineMachine(RunMachine):
             coroutine = definition.function(*args, **kwargs)
         except PASSING:
             raise
+        except UnfitArguments as error:
+            self._fail(Failure("PayloadInvalid", str(error)))
+            return
         except BaseException as error:
             self._fail(failure_of(error))
             return
@@ -392,10 +398,10 @@ class CoroutineMachine(RunMachine):
             self._asked[event.id] = event.name
         return True
 
-    def answer(self, event: AskAnswered) -> None:
+    def answer(self, event: AskAnswered, result: object = None) -> None:
         if self._asked is not None:
             self._asked.pop(event.id, None)
-        super().answer(event)
+        super().answer(event, result)
 
     def forget_wait(self, wait: SignalWait) -> None:
         key = wait.key

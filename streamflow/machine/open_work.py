@@ -31,9 +31,10 @@ from streamflow.events import (
 from streamflow.machine.sealed import new_context
 from streamflow.machine.transition import Effects, Ending
 from streamflow.model.attributes import Attribute
+from streamflow.model.codec import UnfitArguments
 from streamflow.model.record import Status
 from streamflow.workflow.actions import ChildCall, Sleep, StepCall, StepJob
-from streamflow.workflow.app import App, Step, Workflow, missing_step
+from streamflow.workflow.app import App, Workflow, missing_step
 from streamflow.workflow.awaitable import PENDING, Fiber, Operation
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 
 WORKER_LOST = "WorkerLost"
 """Kind of the failure of an attempt whose daemon, worker or process died or sent no heartbeat."""
-NO_STEPS: Mapping[int, Step[..., Any]] = {}
+UNDECIDED = 1 << 62
+"""When the next attempt is due of a call whose attempt failed while the run was stuck: when that has resumed."""
 MAX_WORKER_LOSSES = 3
 """Deaths of its processes after which a step fails, if it was to blame for the last one."""
 
@@ -68,6 +70,7 @@ class OpenWork:
         "live",
         "parent",
         "partition",
+        "postponed",
         "ready",
         "reason",
         "run_id",
@@ -114,6 +117,8 @@ class OpenWork:
         self.children: dict[int, ChildCall] = {}
         self.schedule: list[tuple[int, int]] = []
         """A heap of (due, seq) of timers and retries; entries that are not open any more are skipped."""
+        self.postponed: dict[int, tuple[StepRetrying, int]] | None = None
+        """Attempts that failed while the run was stuck, by number, with the shard-clock ms of their failure."""
         self.in_steps = 0
         """Number of steps that run at the owner now."""
         self.current: Fiber | None = None
@@ -135,12 +140,13 @@ class OpenWork:
 
     @property
     def in_flight(self) -> bool:
-        """Whether a step runs at the owner now (not one that waits for a retry, not one of a queue)."""
-        return self.in_steps > 0
+        """Whether a step runs at the owner now (not one that waits for a retry, not one of a queue). A stuck run starts
+        nothing, so that its next owner has nothing to start again; what still runs reports its outcome all the same."""
+        return self.in_steps > 0 and not self.reason
 
     @property
     def next_due(self) -> int | None:
-        """Shard-clock ms of the earliest timer or retry."""
+        """Shard-clock ms of the earliest timer or retry. While the run is stuck, no retry is due."""
         schedule = self.schedule
         while schedule:
             due, seq = schedule[0]
@@ -150,7 +156,10 @@ class OpenWork:
         return None
 
     def running_jobs(self) -> list[StepJob]:
-        """After a rehydration: the attempts that ran, but for retries."""
+        """After a rehydration: the attempts that ran, but for retries. None if the run is stuck: only its code says with which
+        options, and for which parameters."""
+        if self.reason:
+            return []
         return [call.job() for call in self.steps.values() if call.due is None and call.is_local]
 
     def begun_jobs(self, now: int) -> list[StepJob]:
@@ -197,7 +206,7 @@ class OpenWork:
 
     def _is_due(self, seq: int, due: int) -> bool:
         call = self.steps.get(seq)
-        return seq in self.timers if call is None else call.due == due
+        return seq in self.timers if call is None else call.due == due and not self.reason
 
     def _close_step(self, call: StepCall) -> None:
         del self.steps[call.seq]
@@ -218,8 +227,13 @@ class OpenWork:
             if call is not None:
                 if call.due is None and call.is_local:
                     self.in_steps -= 1
+                if not retrying.due:
+                    self._postpone(call, retrying)
+                    return call
                 call.attempt = retrying.attempt + 1
-                if retrying.failure.kind == WORKER_LOST:
+                if retrying.declined:
+                    call.declined += 1
+                elif retrying.failure.kind == WORKER_LOST:
                     call.lost += 1
                 elif not call.since:
                     call.since = self.at - round(retrying.ms)
@@ -237,15 +251,33 @@ class OpenWork:
                 self._close_step(call)
         return None
 
-    def _track_blindly(self, event: AnyEvent, written: Mapping[int, Step[..., Any]] = NO_STEPS) -> None:
-        """As `_track`, for a history whose code can't be run: decisions open placeholders. `written`: steps by number,
-        with the options of their calls, as far as the code was run."""
+    def _postpone(self, call: StepCall, event: StepRetrying) -> None:
+        """The attempt failed while the run was stuck: what follows is decided when it resumes."""
+        if not call.since:
+            call.since = self.at - round(event.ms)
+        call.details = event.details
+        call.due = UNDECIDED
+        if self.postponed is None:
+            self.postponed = {}
+        self.postponed[event.seq] = event, self.at
+
+    def unfit_call(self) -> str:
+        """Why an open step can't be run by today's code; empty if each can."""
+        for call in self.steps.values():
+            if misfit := unfit(call):
+                return (
+                    f"step {call.step.name} (number {call.seq}) was called before a deploy, and doesn't fit now: "
+                    f"{misfit}. Deploy code with parameters that fit, and the run continues."
+                )
+        return ""
+
+    def _track_blindly(self, event: AnyEvent) -> None:
+        """As `_track`, for a history whose code can't be run: decisions open placeholders, of which no attempt is
+        started, because only the code knows with which options."""
         if isinstance(event, RunStarted):
             self._begin(event)
         elif isinstance(event, StepScheduled):
-            step = written.get(event.seq)
-            if step is None or step.name != event.name:
-                step = self.app.steps.get(event.name) or missing_step(event.name)
+            step = self.app.steps.get(event.name) or missing_step(event.name)
             call = StepCall(step if (step.queue or "") == event.queue else step.options(queue=event.queue or None))
             call.seq, call.state, call.payload, call.args = event.seq, PENDING, event.args, None
             self.add_step(call)
@@ -286,6 +318,15 @@ class OpenWork:
             self.effects.cancelled.append(call.seq)
         elif call.due is None or call.due <= self.at:  # a due attempt may have been enqueued: no fact records that
             self.effects.revoked.append(call.job())
+
+
+def unfit(call: StepCall) -> str:
+    """Why today's code can't run the step with the recorded arguments; empty if it can."""
+    try:
+        call.step.parameters.decode(call.payload)
+    except UnfitArguments as error:
+        return str(error)
+    return ""
 
 
 def unknown_child(name: str) -> Workflow[..., Any]:

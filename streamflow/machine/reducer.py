@@ -264,6 +264,7 @@ class ReducerMachine(RunMachine):
                         call.details,
                         call.step.queue or "",
                         call.since,
+                        call.declined,
                     )
                     for call in self.steps.values()
                 ],
@@ -313,6 +314,7 @@ class ReducerMachine(RunMachine):
             except PayloadInvalid as error:
                 self.reason = f"{error}. Deploy code whose state type can decode it, and the run continues."
             self._state = None
+            self.reason = self.reason or self.unfit_call()
         self.effects.jobs.clear()
         self._set_open_status()
 
@@ -329,6 +331,7 @@ class ReducerMachine(RunMachine):
         call.seq, call.state, call.payload, call.args = open_step.seq, PENDING, open_step.args, None
         call.attempt, call.due = open_step.attempt, open_step.due
         call.lost, call.details, call.since = open_step.lost, open_step.details, open_step.since
+        call.declined = open_step.declined
         self.restore_step(call)
 
     def _restore_unreduced(self, transitions: list[Transition]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import msgspec
+from msgspec import Raw
 
 from streamflow import errors, events
 from streamflow.errors import Diverged, Failure, PayloadInvalid
@@ -19,6 +20,7 @@ from streamflow.events import (
     DECISIONS,
     ENDINGS,
     AnyEvent,
+    AskAnswered,
     AskReceived,
     CancelRequested,
     ChildCompleted,
@@ -31,6 +33,7 @@ from streamflow.events import (
     RunStuck,
     SignalReceived,
     SignalSent,
+    SignalSkipped,
     StepCompleted,
     StepScheduled,
     TimerFired,
@@ -38,6 +41,7 @@ from streamflow.events import (
 )
 from streamflow.machine.coroutines import CoroutineMachine
 from streamflow.machine.transition import Effects, Ending
+from streamflow.model.codec import is_same_value
 from streamflow.model.plain import plain
 from streamflow.model.sharding import Partition
 from streamflow.workflow.app import App
@@ -92,6 +96,8 @@ class WorkflowMachine(CoroutineMachine):
         try:
             if not self.reason:
                 self._replay(transitions)
+                if not self.ended:
+                    self.reason = self.unfit_call()
         except _Divergence as divergence:
             number = self._replayed + divergence.position + 1
             self.diverged = Diverged(self.run_id, number, divergence.expected, divergence.found)
@@ -200,11 +206,11 @@ class WorkflowMachine(CoroutineMachine):
     def events_before(self) -> int:
         return self.events_count if self._recorded is None else self._replayed
 
-    def decide(self, event: D) -> D:
+    def decide(self, event: D, value: object = None) -> D:
         if self._recorded is None:
             self.effects.events.append(event)
             return event
-        return cast("D", self._compare(event))
+        return cast("D", self._compare(event, value))
 
     def record_ending(self, event: Ending) -> None:
         if self._recorded is None:
@@ -212,7 +218,7 @@ class WorkflowMachine(CoroutineMachine):
         else:
             self._compare(event)
 
-    def _compare(self, event: AnyEvent) -> AnyEvent:
+    def _compare(self, event: AnyEvent, value: object = None) -> AnyEvent:
         while isinstance(recorded := self._following(), Patched):
             self._skip_patch(recorded)
             self._position += 1
@@ -226,7 +232,7 @@ class WorkflowMachine(CoroutineMachine):
             if (failure := getattr(event, "failure", None)) is not None:
                 found = f"{found}: {failure}"
             self._diverge(expected, found)
-        if not self._has_same_arguments(recorded, event):
+        if not self._has_same_arguments(recorded, event, value):
             self._diverge(_with_arguments(cast("AnyEvent", recorded)), _with_arguments(event))
         self._position += 1
         return cast("AnyEvent", recorded)
@@ -235,28 +241,48 @@ class WorkflowMachine(CoroutineMachine):
         self._divergence = _Divergence(self._position, expected, found)
         raise self._divergence
 
-    def _has_same_arguments(self, recorded: AnyEvent | None, event: AnyEvent) -> bool:
+    def _has_same_arguments(self, recorded: AnyEvent | None, event: AnyEvent, value: object) -> bool:
         """Whether a decision is about the same. What only a later deploy adds (a parameter or a field with a default)
-        doesn't count: then the recorded arguments, decoded and encoded again by today's types, are the same."""
-        if isinstance(event, SignalSent):
-            return cast("SignalSent", recorded).target == event.target
+        doesn't count: then the recorded arguments, decoded and encoded again by today's types, are the same. `value` is
+        what was encoded, where no parameters declare its type. When a timer is due isn't compared: the recorded time
+        counts, so that a deploy may change it."""
+        before: Any = recorded
         if isinstance(event, StepScheduled):
-            before, now = cast("StepScheduled", recorded).args, event.args
-            definition = self.app.steps.get(event.name)
-        elif isinstance(event, ChildStarted):
-            before, now = cast("ChildStarted", recorded).input, event.input
-            definition = self.app.workflows.get(event.name)
-        else:
-            return True
+            return self._is_same_call(before.args, event.args, self.app.steps.get(event.name))
+        if isinstance(event, ChildStarted):
+            is_same_run = before.run_id == event.run_id
+            return is_same_run and self._is_same_call(before.input, event.input, self.app.workflows.get(event.name))
+        if isinstance(event, SignalSent):
+            return before.target == event.target and is_same_value(before.value, event.value, value)
+        if isinstance(event, AskAnswered):
+            refusals = [failure and failure.kind for failure in (before.failure, event.failure)]
+            is_same_ask = before.id == event.id and refusals[0] == refusals[1]
+            return is_same_ask and is_same_value(before.result, event.result, value)
+        return True
+
+    @staticmethod
+    def _is_same_call(before: Raw, now: Raw, definition: Any) -> bool:
         if bytes(before) == bytes(now):
             return True
-        if definition is None:
+        return definition is not None and definition.parameters.is_same_call(before, now)
+
+    def skip_signal(self, event: SignalReceived, error: PayloadInvalid) -> None:
+        following = self._following()
+        if self._recorded is not None and not (isinstance(following, SignalSkipped) and following.name == event.name):
+            self._diverge(f"a signal {event.name} that the code took", f"not accept it: {error}")
+        super().skip_signal(event, error)
+
+    def was_refused(self, event: SignalReceived | AskReceived) -> bool:
+        following = self._following()
+        if isinstance(following, SignalSkipped) and isinstance(event, SignalReceived):
+            is_refusal = following.name == event.name
+        elif isinstance(following, AskAnswered) and isinstance(event, AskReceived) and following.failure is not None:
+            is_refusal = following.id == event.id and following.failure.kind == PayloadInvalid.__name__
+        else:
             return False
-        parameters = definition.parameters
-        try:
-            return parameters.encode(*parameters.decode(before)) == bytes(now)
-        except Exception:  # types are user code
-            return False
+        if is_refusal:
+            self._position += 1
+        return is_refusal
 
     def _following(self, further: int = 0) -> AnyEvent | None:
         recorded, position = self._recorded, self._position + further
@@ -268,10 +294,9 @@ class WorkflowMachine(CoroutineMachine):
 
     def _replay_blindly(self, transitions: list[Transition]) -> None:
         """Find out what is open without running code, so that outcomes are still recorded and timers fire."""
-        written = {seq: call.step for seq, call in self.steps.items()}  # their own retry policies still count
         self.close()
         self._forget_open()
-        self._held = None
+        self._held = self.postponed = None
         self._rng = None
         self.seq = self.at = self.started = 0
         self.stuck = False
@@ -283,7 +308,7 @@ class WorkflowMachine(CoroutineMachine):
                     self.stuck = True
                 elif isinstance(event, RunResumed):
                     self.stuck = False
-                self._track_blindly(event, written)
+                self._track_blindly(event)
 
     def _is_patched(self, name: str) -> bool:
         """In a replay: whether the history has the patch here. Patches that the code doesn't ask for are skipped."""
@@ -315,8 +340,17 @@ def _first_position(transition: Transition) -> int:
 
 def _with_arguments(event: AnyEvent) -> str:
     """A decision with its arguments, cut to a line."""
-    if isinstance(event, SignalSent):
-        return f"{event.describe()} to {event.target}"
-    payload = event.args if isinstance(event, StepScheduled) else cast("ChildStarted", event).input
+    what = event.describe()
+    if isinstance(event, AskAnswered):
+        what = f"{what} of question {event.id}"
+        if event.failure is not None:
+            return f"{what} with a refusal, {event.failure}"
+        payload = event.result
+    elif isinstance(event, SignalSent):
+        what, payload = f"{what} to {event.target}", event.value
+    elif isinstance(event, ChildStarted):
+        what, payload = f"{what} as run {event.run_id}", event.input
+    else:
+        payload = cast("StepScheduled", event).args
     text = msgspec.json.encode(plain(payload)).decode()
-    return f"{event.describe()} with {text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + '…'}"
+    return f"{what} with {text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + '…'}"

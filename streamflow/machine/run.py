@@ -35,15 +35,17 @@ from streamflow.events import (
     RunStuck,
     SignalReceived,
     SignalSent,
+    SignalSkipped,
     StepCancelled,
     StepCompleted,
     StepRetrying,
     TimerFired,
 )
-from streamflow.machine.open_work import MAX_WORKER_LOSSES, WORKER_LOST, OpenWork
+from streamflow.machine.open_work import MAX_WORKER_LOSSES, UNDECIDED, WORKER_LOST, OpenWork, unfit
 from streamflow.machine.sealed import sealed
 from streamflow.machine.transition import Due, Effects, Ending, Forgotten, Input, Outcome, Outgoing, Returned
 from streamflow.model.attributes import Attribute, merged
+from streamflow.model.codec import DECLINED, UnfitArguments
 from streamflow.model.failures import line_of_call
 from streamflow.model.record import Status
 from streamflow.text import recordable
@@ -63,10 +65,16 @@ EVENTS_FAIL = 55_000
 """Events at which a run that hasn't continued as new fails."""
 
 
+UNFIT = UnfitArguments.__name__
+
+
 class RunMachine(OpenWork):
     """Base of the machines: one run, in memory."""
 
     __slots__ = ()
+
+    replays = False
+    """Whether the options of its calls are known from its code alone: not while that can't be run."""
 
     # --- for the owner ----------------------------------------------------------------------------------------------
 
@@ -140,8 +148,9 @@ class RunMachine(OpenWork):
         self.seq = seq = self.seq + 1
         return seq
 
-    def decide(self, event: D) -> D:
-        """Record a decision. Gives the recorded event, which in a replay is the one of the history."""
+    def decide(self, event: D, value: object = None) -> D:
+        """Record a decision. Gives the recorded event, which in a replay is the one of the history. `value`: what its
+        payload was encoded from, if no declared type says what it is."""
         self.effects.events.append(event)
         return event
 
@@ -181,9 +190,18 @@ class RunMachine(OpenWork):
         self._stop_attempt(call)
         self._close_step(call)
 
-    def answer(self, event: AskAnswered) -> None:
+    def skip_signal(self, event: SignalReceived, error: PayloadInvalid) -> None:
+        """The signal isn't of the type that the code asks for: drop it."""
+        self.decide(SignalSkipped(event.name))
+        self.warn(f"run {self.run_id} skipped a signal: {error}")
+
+    def was_refused(self, event: SignalReceived | AskReceived) -> bool:
+        """In a replay: whether the code of that time refused this message, which today's code would accept."""
+        return False
+
+    def answer(self, event: AskAnswered, result: object = None) -> None:
         """Record the answer to a question, and send it to the asker."""
-        answer = self.decide(event)
+        answer = self.decide(event, result)
         if self.live:
             self.effects.answers.append(answer)
 
@@ -283,7 +301,7 @@ class RunMachine(OpenWork):
     def _take_outcome(self, outcome: Outcome) -> None:
         """An outcome of an attempt that isn't the current one is ignored: the newer attempt counts."""
         call = self.steps.get(outcome.seq)
-        if call is None or call.attempt != outcome.attempt:
+        if call is None or call.attempt != outcome.attempt or call.due == UNDECIDED:
             return
         step = call.step
         failure = outcome.failure
@@ -300,10 +318,29 @@ class RunMachine(OpenWork):
                 self._close_step(call)
                 self._deliver(event, call, value, None)
                 return
+        if DECLINED in outcome.kinds:
+            misfit = unfit(call) if failure.kind == UNFIT and not self.reason else ""
+            if not misfit:
+                self._decline(call, outcome, failure)
+                return
+            failure, permanent = Failure("PayloadInvalid", misfit), True  # this very code is wrong
+        elif self.reason and self.replays and not permanent and failure.kind != WORKER_LOST:
+            event = StepRetrying(
+                call.seq, step.name, outcome.attempt, outcome.ms, failure, 0, outcome.details, kinds=outcome.kinds
+            )
+            self.effects.events.append(event)
+            self._track(event)
+            return
+        self._take_failure(call, outcome, failure, permanent, self.at)
+
+    def _take_failure(self, call: StepCall, outcome: Outcome, failure: Failure, permanent: bool, at: int) -> None:
+        """An attempt failed at `at`: retry the step, or fail it, as the policy of the call says."""
+        step = call.step
         retry = step.retry
         is_lost = failure.kind == WORKER_LOST
-        tried = outcome.attempt - call.lost  # a worker's death is not a failure of the step, and has its own limit
-        due = self.at
+        # A worker's death is not a failure of the step, and has its own limit.
+        tried = outcome.attempt - call.lost - call.declined
+        due = at
         if is_lost:
             is_final = outcome.to_blame and call.lost + 1 >= MAX_WORKER_LOSSES
         else:
@@ -326,6 +363,27 @@ class RunMachine(OpenWork):
         self.effects.events.append(event)
         self._track(event)
         call.blamed = outcome.to_blame
+
+    def _decline(self, call: StepCall, outcome: Outcome, failure: Failure) -> None:
+        """A process with other code, as in the middle of a deploy, has refused to begin the attempt: it is tried again,
+        as often as it takes."""
+        rng = random.Random(f"{self.run_id}/{call.seq}/{outcome.attempt}")
+        due = self.at + round(call.step.retry.delay(call.declined + 1, rng) * 1000)
+        event = StepRetrying(
+            call.seq, call.step.name, outcome.attempt, outcome.ms, failure, due, outcome.details, declined=True
+        )
+        self.effects.events.append(event)
+        self._track(event)
+
+    def _decide_postponed(self) -> None:
+        """The run resumes, so the policies of its calls are known again: decide about the attempts that failed while it
+        was stuck. The time that it was stuck for takes nothing from `within`."""
+        postponed, self.postponed = self.postponed, None
+        for event, at in (postponed or {}).values():
+            call = self.steps.get(event.seq)
+            if call is not None and call.due == UNDECIDED and not self.effects.ended:
+                outcome = Outcome(event.seq, event.attempt, event.ms, details=event.details, kinds=event.kinds)
+                self._take_failure(call, outcome, event.failure, False, at)
 
     def _take_due(self) -> None:
         """Take what is due now, but not what is set meanwhile: a loop of `sleep(0)` must not block the daemon."""
@@ -378,6 +436,7 @@ class RunMachine(OpenWork):
             self.status = Status.RUNNING
             events.append(RunResumed(self.workflow, self.tenant))
             self._resume_code()
+            self._decide_postponed()
             return [] if self.effects.ended else inputs
         if not self.stuck:
             if not self.started and inputs and isinstance(inputs[0], RunStarted):

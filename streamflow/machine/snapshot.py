@@ -40,6 +40,7 @@ class OpenStep(msgspec.Struct, array_like=True):
     queue: str | None = None
     """The queue of its attempt: a later deploy may name another one. Empty: at the owner; None: an older record."""
     since: int = 0
+    declined: int = 0
 
 
 class HeldFact(msgspec.Struct, array_like=True):

@@ -26,6 +26,7 @@ from streamflow.events import (
     RunStuck,
     SignalReceived,
     SignalSent,
+    SignalSkipped,
     StepCancelled,
     StepCompleted,
     StepRetrying,
@@ -112,6 +113,8 @@ def _begin(at: int, event: AnyEvent) -> Span | None:
             return Span("child", event.name, at, child=event.run_id, note=event.run_id)
         case SignalReceived():
             return Span("signal", event.name, at, at, note=preview(event.value, PREVIEW))
+        case SignalSkipped():
+            return Span("skipped", event.name, at, at, note="it isn't of the type that the code asked for")
         case SignalSent():
             return Span("sent", event.name, at, at, note=f"to {event.target}: {preview(event.value, PREVIEW)}")
         case AskReceived():

@@ -32,6 +32,7 @@ from streamflow.events import (
     RunStuck,
     SignalReceived,
     SignalSent,
+    SignalSkipped,
     StepCancelled,
     StepCompleted,
     StepRetrying,
@@ -188,7 +189,8 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             took = [(duration(event.ms), "")]
             return [(f"{event.name} #{event.seq}", "bold"), *took, *tries, (preview(event.result, PREVIEW), MUTED)]
         case StepRetrying():
-            retry = f"attempt {event.attempt} failed, next in {duration(max(0, event.due - at))}"
+            when = f"next in {duration(max(0, event.due - at))}" if event.due else "next when the run resumes"
+            retry = f"attempt {event.attempt} {'was declined' if event.declined else 'failed'}, {when}"
             return [(f"{event.name} #{event.seq}", "bold"), (retry, WARN), (_failure_text(event.failure), BAD)]
         case events.StepFailed():
             tries = f"after {event.attempt} attempt{'s' * (event.attempt != 1)}"
@@ -201,6 +203,8 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             return [(f"#{event.seq}", "bold")]
         case SignalReceived():
             return [(event.name, "bold"), (preview(event.value, PREVIEW), MUTED)]
+        case SignalSkipped():
+            return [(event.name, "bold"), ("dropped: it isn't of the type that the code asked for", WARN)]
         case SignalSent():
             return [(event.name, "bold"), (f"to {event.target}", ""), (preview(event.value, PREVIEW), MUTED)]
         case AskReceived():

@@ -19,7 +19,7 @@ import msgspec
 from streamflow.errors import Failure, StoreError
 from streamflow.loops import retry_forever
 from streamflow.machine.transition import Outcome
-from streamflow.model.codec import DECODE_ERRORS
+from streamflow.model.codec import DECLINED, DECODE_ERRORS, UnfitArguments
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Suspects
 from streamflow.store.blocking_reads import Entry, GroupGone, InboxConnection
@@ -244,7 +244,14 @@ class QueueReader:
             text = (
                 f"worker {self._claims.consumer} of queue {claim.partition[0]}: {self._app.unknown_step(queued.name)}"
             )
-            self._refuse(claim, "UnknownStep", text, permanent=False)
+            self._decline(claim, "UnknownStep", text)
+            return
+        if not step.parameters.takes(queued.args, queued.signature):
+            text = (
+                f"worker {self._claims.consumer} of queue {claim.partition[0]} has step {queued.name} with the "
+                f"parameters ({step.parameters.signature}), the daemon with ({queued.signature})"
+            )
+            self._decline(claim, UnfitArguments.__name__, text)
             return
         details = msgspec.Raw(newest) if newest else queued.details
         # Copies: a Raw is a window into the whole answer of the server, and a step may run for long.
@@ -257,3 +264,10 @@ class QueueReader:
     def _refuse(self, claim: Claim, kind: str, text: str, *, permanent: bool) -> None:
         failure = Failure(kind, text)
         self._claims.report(claim, Outcome(claim.seq, claim.attempt, 0.0, None, failure, permanent))
+
+    def _decline(self, claim: Claim, kind: str, text: str) -> None:
+        """This worker's code doesn't fit the attempt, as in the middle of a deploy: the run has it run elsewhere or
+        later, and it counts for nothing."""
+        _log.warning("step %s, attempt %d, is declined, and its run tries again: %s", claim.step, claim.attempt, text)
+        outcome = Outcome(claim.seq, claim.attempt, 0.0, None, Failure(kind, text), kinds=(kind, DECLINED))
+        self._claims.report(claim, outcome)

@@ -70,6 +70,7 @@ class StepCall(Operation):
         "args",
         "attempt",
         "blamed",
+        "declined",
         "details",
         "due",
         "is_local",
@@ -100,6 +101,8 @@ class StepCall(Operation):
         """Attempts that ended because their daemon, worker or process died."""
         self.blamed = False
         """The last of these is most probably what ended it. Not known after a rehydration."""
+        self.declined = 0
+        """Attempts that no process has begun, because its code didn't fit."""
         self.since = 0
         """Shard-clock ms at which the first attempt that failed had started; 0 if none has failed."""
         self.details = NOTHING
@@ -124,7 +127,7 @@ class StepCall(Operation):
         self.seq = seq = machine.take_seq()
         self.state = PENDING
         event = machine.decide(StepScheduled(seq, step.name, payload, step.queue or ""))
-        self.payload = event.args
+        self.payload = payload  # in a replay, too: it is what was recorded, in today's order and with today's defaults
         if event.queue != (step.queue or ""):  # replayed by code that names another queue: the attempt isn't moved
             self.step = step.options(queue=event.queue or None)
             self.is_local = not event.queue
@@ -268,6 +271,8 @@ class SignalWait(Operation):
         except PayloadInvalid as error:
             self.refuse(event, error, machine)
             return False
+        if machine.was_refused(event):
+            return False
         self.settle(self.wrap(event, value, machine), None, machine.ready)
         return True
 
@@ -275,7 +280,7 @@ class SignalWait(Operation):
         return value
 
     def refuse(self, event: Any, error: PayloadInvalid, machine: Machine) -> None:
-        machine.warn(f"run {machine.run_id} skipped a signal: {error}")
+        machine.skip_signal(event, error)
 
     __del__ = warn_if_forgotten
 
@@ -336,21 +341,21 @@ class Question(Generic[T]):
         Raises `PayloadInvalid`, `PayloadTooLarge`, and `UsageError` if the question is answered already.
         """
         payload = Raw(codec.encode(result, f"answer to question {self.name}"))
-        self._record(AskAnswered(self.id, self.name, payload))
+        self._record(AskAnswered(self.id, self.name, payload), result)
 
     def refuse(self, reason: str) -> None:
         """Refuse to answer: `run.ask` raises `AskRefused`, with `reason` as the failure's message.
 
         Raises `UsageError` if the question is answered already.
         """
-        self._record(AskAnswered(self.id, self.name, NOTHING, Failure("Refused", reason)))
+        self._record(AskAnswered(self.id, self.name, NOTHING, Failure("Refused", reason)), None)
 
-    def _record(self, answer: AskAnswered) -> None:
+    def _record(self, answer: AskAnswered, result: object) -> None:
         machine = active_machine("question()")
         if self._answered:
             raise UsageError(f"question {self.name} ({self.id}) is answered already: answer or refuse it once")
         self._answered = True
-        machine.answer(answer)
+        machine.answer(answer, result)
 
 
 def message_key(event: SignalReceived | AskReceived) -> str:
@@ -361,11 +366,12 @@ def message_key(event: SignalReceived | AskReceived) -> str:
 class SignalSend(Operation):
     """Sends a signal to another run. Settled at once: the outbox delivers it."""
 
-    __slots__ = ("name", "payload", "target")
+    __slots__ = ("content", "name", "payload", "target")
 
     def __init__(self, target: str, name: str, value: object) -> None:
         self.target = check_run_id(target)
         self.name = check_name("signal", name)
+        self.content: object = value
         self.payload = Raw(codec.encode(value, f"value of signal {name}"))
         super().__init__()
 
@@ -377,7 +383,8 @@ class SignalSend(Operation):
     def begin(self, machine: Machine) -> None:
         self.seq = machine.take_seq()
         self.state = PENDING
-        event = machine.decide(SignalSent(self.seq, self.name, self.target, self.payload))
+        event = machine.decide(SignalSent(self.seq, self.name, self.target, self.payload), self.content)
+        self.content = None
         machine.send_signal(self, event)
 
 

@@ -151,7 +151,7 @@ def test_never_of_the_call_decides_by_what_the_failure_derives_from(
     assert kinds(run.failed(1, "KeyError", bases=bases))[0] == event
 
 
-def test_while_a_run_is_stuck_the_options_of_its_open_calls_still_count() -> None:
+def test_the_policy_of_a_call_decides_when_a_stuck_run_resumes() -> None:
     old, new = with_steps_of(app), with_steps_of(app)
 
     async def flow() -> Any:
@@ -163,9 +163,18 @@ def test_while_a_run_is_stuck_the_options_of_its_open_calls_still_count() -> Non
     old.workflow(name="flow")(flow)
     new.workflow(name="flow")(changed)
     run = Run(old, "flow")
-    run.reload(new)
-    assert run.machine.reason
-    assert kinds(run.failed(1, "KeyError", bases=("LookupError",))) == ["RunStuck", "StepFailed"]
+    for resumed in (["StepFailed", "RunFailed"], ["StepRetrying"]):
+        run = Run(old, "flow")
+        run.reload(new)
+        assert run.machine.reason
+        base = "LookupError" if len(resumed) == 2 else "OSError"
+        assert kinds(run.failed(1, "Oops", bases=(base,))) == ["RunStuck", "StepRetrying"]
+        assert not run.failed(1, "Oops", bases=(base,)).events, "the same outcome again"
+        assert run.machine.next_due is None
+        run.reload(new)
+        run.reload(old)
+        assert kinds(run.advance(after=10**9)) == ["RunResumed", *resumed], "the time does not count"
+        assert not run.reload().reason
 
 
 def test_attempts_end_when_the_next_one_would_be_too_late(crash: bool) -> None:

@@ -16,6 +16,7 @@ import streamflow as sf
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.events import NOTHING
 from streamflow.machine.transition import Outcome
+from streamflow.model.codec import DECLINED
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Note, Suspect, Suspects, encode_note
@@ -213,7 +214,7 @@ async def test_an_entry_that_names_no_attempt_is_only_acknowledged(it: Bench, fi
     assert len(it.store.sent("ack_attempts")) == 1
 
 
-async def test_a_step_that_the_app_does_not_have_is_a_failure_with_retries(it: Bench) -> None:
+async def test_a_step_that_the_app_does_not_have_is_declined(it: Bench) -> None:
     body = pack(QueuedStep("gpu", 1, 1, "other", None, raw([]), NOTHING, CREATED))
     await it.take(entry(1, body=body))
     await it.claims.report_once()
@@ -221,6 +222,27 @@ async def test_a_step_that_the_app_does_not_have_is_a_failure_with_retries(it: B
     assert outcome["failure"][0] == "UnknownStep"
     assert "step other is not registered" in outcome["failure"][1]
     assert "permanent" not in outcome
+    assert DECLINED in outcome["kinds"], "it counts for nothing"
+
+
+@pytest.mark.parametrize(
+    ("signature", "args", "is_declined"),
+    [
+        ("", [1], False),
+        ("value", [1], False),
+        ("other", [1], True),
+        ("other,value", [1, 2], True),
+        ("other,value", {"value": 1}, False),
+    ],
+)
+async def test_an_attempt_for_other_parameters_is_declined(
+    it: Bench, signature: str, args: Any, is_declined: bool
+) -> None:
+    body = pack(QueuedStep("gpu", 1, 1, "forever", None, raw(args), NOTHING, CREATED, signature=signature))
+    await it.take(entry(1, body=body))
+    await it.claims.report_once()
+    assert [outcome["failure"][0] for outcome in it.completed()] == ["UnfitArguments"] * is_declined
+    assert all(DECLINED in outcome["kinds"] and f"({signature})" in outcome["failure"][1] for outcome in it.completed())
 
 
 # --- the ends of claims -----------------------------------------------------------------------------------------------
