@@ -265,62 +265,68 @@ class CoroutineMachine(RunMachine):
         machine: CoroutineMachine | None
         root: Fiber | None
         fiber: Fiber | None
+        awaited: Any
         while True:
             machine = yield
             root = machine._root
             for fiber in machine.ready:
-                if fiber.state != DONE:
-                    machine._resume(fiber)
-                    if root is None or (root.state == DONE and machine._finalizers is None):
-                        break
-            machine = root = fiber = None
-
-    def _resume(self, fiber: Fiber) -> None:
-        fiber.waiting_on = None
-        self.current = fiber
-        coroutine = fiber.coroutine
-        awaited: Any
-        try:
-            interrupt = None if fiber.interrupts is None else fiber.take_interrupt()
-            awaited = coroutine.send(None) if interrupt is None else coroutine.throw(interrupt)
-            while True:
-                if not isinstance(awaited, Operation):
-                    awaited = coroutine.throw(foreign_await(coroutine, awaited))
+                if fiber.state == DONE:
                     continue
-                if awaited is fiber:
-                    error = UsageError("a helper awaits its own result, and would wait forever")
-                    awaited = coroutine.throw(error)
+                fiber.waiting_on = None
+                machine.current = fiber
+                coroutine = fiber.coroutine
+                try:
+                    interrupt = None if fiber.interrupts is None else fiber.take_interrupt()
+                    awaited = coroutine.send(None) if interrupt is None else coroutine.throw(interrupt)
+                    while True:
+                        if not isinstance(awaited, Operation):
+                            awaited = coroutine.throw(foreign_await(coroutine, awaited))
+                            continue
+                        if awaited is fiber:
+                            error = UsageError("a helper awaits its own result, and would wait forever")
+                            awaited = coroutine.throw(error)
+                            continue
+                        if fiber.interrupts is not None and (interrupt := fiber.take_interrupt()) is not None:
+                            if awaited.state == NEW:
+                                awaited.cancel(Cancelled(str(interrupt)), machine)
+                            awaited = coroutine.throw(interrupt)
+                            continue
+                        if awaited.state == NEW:
+                            machine.start(awaited)
+                        if awaited.state != DONE:
+                            awaited.join(fiber)
+                            fiber.waiting_on = awaited
+                            break
+                        awaited = coroutine.send(None)
                     continue
-                if fiber.interrupts is not None and (interrupt := fiber.take_interrupt()) is not None:
-                    if awaited.state == NEW:
-                        awaited.cancel(Cancelled(str(interrupt)), self)
-                    awaited = coroutine.throw(interrupt)
-                    continue
-                if awaited.state == NEW:
-                    self.start(awaited)
-                if awaited.state != DONE:
-                    awaited.join(fiber)
-                    fiber.waiting_on = awaited
-                    return
-                awaited = coroutine.send(None)
-        except StopIteration as stop:
-            value, error = stop.value, None
-        except PASSING:
-            raise
-        except BaseException as raised:
-            # Without its outermost frame, this one, the traceback doesn't refer to itself through `error`.
-            value, error = None, raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
-        if self._fibers is not None:
-            self._fibers.pop(fiber, None)
-        fiber.settle(value, error, self.ready)
-        # If a frame of the coroutine is kept, this one is, too: it must not hold what keeps the exception.
-        awaited = interrupt = None
-        del self, fiber, coroutine, value, error
+                except StopIteration as stop:
+                    value, error = stop.value, None
+                except PASSING:
+                    raise
+                except BaseException as raised:
+                    # Without its outermost frame, this one, the traceback doesn't refer to itself through `error`.
+                    value, error = None, raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
+                if machine._fibers is not None:
+                    machine._fibers.pop(fiber, None)
+                fiber.settle(value, error, machine.ready)
+                value = error = None
+                if root is None or (root.state == DONE and machine._finalizers is None):
+                    break
+            # If a frame of a coroutine is kept, this one is, too: it must not hold what keeps the exception.
+            machine = root = fiber = coroutine = awaited = interrupt = None
 
     def close(self) -> None:
         """Close the coroutines. Their `finally` blocks run, but can't make decisions."""
-        fibers = [*(self._fibers or ()), *((self._root,) if self._root is not None else ())]
-        self._root = self._fibers = self._waits = self._buffered = self._asked = self.current = None
+        fibers = list(self._fibers or ())
+        root = self._root
+        if root is not None:
+            if root.state == DONE:  # it has ended by itself: no code is left to run
+                root.let_go()
+                root.waiting_on = root.scopes = None
+            else:
+                fibers.append(root)
+        self._root = self._fibers = self._waits = self._buffered = self._asked = None
+        self.current: Fiber | None = None
         self.ready.clear()
         self.too_deep.clear()
         if fibers:

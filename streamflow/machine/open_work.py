@@ -8,6 +8,7 @@ Called by: `run.py`, which builds on it; the owner reads what runs and what is d
 
 from __future__ import annotations
 
+import contextvars
 import random
 from collections.abc import Mapping
 from heapq import heappop, heappush
@@ -28,8 +29,7 @@ from streamflow.events import (
     TimerFired,
     TimerSet,
 )
-from streamflow.machine.sealed import new_context
-from streamflow.machine.transition import Effects, Ending
+from streamflow.machine.transition import IDLE, Effects, Ending
 from streamflow.model.attributes import Attribute
 from streamflow.model.codec import UnfitArguments
 from streamflow.model.record import Status
@@ -89,7 +89,7 @@ class OpenWork:
 
     def __init__(self, app: App, partition: Partition, run_id: str, workflow: str = "") -> None:
         self.app = app
-        self.context = new_context()
+        self.context = contextvars.Context()
         """The context variables of its code: empty at first, and its own."""
         self.partition = partition
         self.run_id = run_id
@@ -128,7 +128,7 @@ class OpenWork:
         """Depth of nested calls that cancel fibers."""
         self.too_deep: list[tuple[Fiber, Cancelled]] = []
         """Fibers below that depth, which the outermost call cancels when the others are."""
-        self.effects = Effects()
+        self.effects: Effects = IDLE
         self.attributes: Mapping[str, Attribute] | None = None
         """What the code has set so far, also during a replay; limits are checked against it."""
         self.stuck = False
@@ -164,7 +164,10 @@ class OpenWork:
 
     def begun_jobs(self, now: int) -> list[StepJob]:
         """After a rehydration: the attempts that the last owner ran, or was about to. Retries among them are known by
-        their due time only, because no fact records that one has begun."""
+        their due time only, because no fact records that one has begun. None if the run is stuck: its next owner
+        begins nothing, and what still runs elsewhere reports its outcome."""
+        if self.reason:
+            return []
         return [call.job() for call in self.steps.values() if call.is_local and (call.due is None or call.due <= now)]
 
     def note_begun(self, seq: int) -> None:

@@ -95,22 +95,27 @@ class WorkflowMachine(CoroutineMachine):
         token = active.set(self)
         try:
             if not self.reason:
-                self._replay(transitions)
-                if not self.ended:
-                    self.reason = self.unfit_call()
-        except _Divergence as divergence:
-            number = self._replayed + divergence.position + 1
-            self.diverged = Diverged(self.run_id, number, divergence.expected, divergence.found)
-            self.reason = str(self.diverged)
+                self._replay_or_park(transitions)
+            if self.reason:
+                self._replay_blindly(transitions)
         finally:
             active.reset(token)
-        if self.reason:
-            self._replay_blindly(transitions)
         self._recorded = None
         self.live = True
         self.effects = Effects()
         if not self.ended:
             self._set_open_status()
+
+    def _replay_or_park(self, transitions: list[Transition]) -> None:
+        try:
+            self._replay(transitions)
+        except _Divergence as divergence:
+            number = self._replayed + divergence.position + 1
+            self.diverged = Diverged(self.run_id, number, divergence.expected, divergence.found)
+            self.reason = str(self.diverged)
+        else:
+            if not self.ended:
+                self.reason = self.unfit_call()
 
     def _replay(self, transitions: list[Transition]) -> None:
         for transition in transitions:

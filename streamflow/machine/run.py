@@ -42,8 +42,8 @@ from streamflow.events import (
     TimerFired,
 )
 from streamflow.machine.open_work import MAX_WORKER_LOSSES, UNDECIDED, WORKER_LOST, OpenWork, unfit
-from streamflow.machine.sealed import sealed
-from streamflow.machine.transition import Due, Effects, Ending, Forgotten, Input, Outcome, Outgoing, Returned
+from streamflow.machine.sealed import SEALED, running_loop, sealed
+from streamflow.machine.transition import IDLE, Due, Effects, Ending, Forgotten, Input, Outcome, Outgoing, Returned
 from streamflow.model.attributes import Attribute, merged
 from streamflow.model.codec import DECLINED, UnfitArguments
 from streamflow.model.failures import line_of_call
@@ -101,7 +101,10 @@ class RunMachine(OpenWork):
             effects.status = self.status
             effects.ended = True
             return effects
-        sealed(self.context, self._advance, inputs)
+        if running_loop() is SEALED and active.get() is None:  # as `sealed` does: a batch has sealed all its runs
+            self.context.run(self._advance, inputs)
+        else:
+            sealed(self.context, self._advance, inputs)
         if effects.jobs and (effects.cancelled or effects.revoked):
             _drop_stopped(effects)
         effects.status = self.status
@@ -109,7 +112,7 @@ class RunMachine(OpenWork):
         self.events_count = count + len(effects.events)
         if count < EVENTS_WARN <= self.events_count:
             self._warn_of_history()
-        self.effects = _IDLE  # an idle machine must not hold its last transition in memory
+        self.effects = IDLE  # an idle machine must not hold its last transition in memory
         return effects
 
     def _advance(self, inputs: list[Any]) -> None:
@@ -162,7 +165,7 @@ class RunMachine(OpenWork):
         """An awaitable was dropped that was never begun: warn once in a transition for each line. Not in a replay, and
         not when the run ends: then nothing would have been awaited any more."""
         effects = self.effects
-        if not self.live or self.ended or self.ending is not None or effects is _IDLE:
+        if not self.live or self.ended or self.ending is not None or effects is IDLE:
             return
         where = line_of_call(names, frame, self.current and self.current.coroutine)
         if not any(isinstance(other, Forgotten) and f" at {where} " in other for other in effects.warnings):
@@ -236,12 +239,12 @@ class RunMachine(OpenWork):
         """Raises `UsageError` or `PayloadTooLarge`, in a replay as when it was live."""
         self.attributes = merged(self.attributes or {}, changes)
         effects = self.effects
-        if self.live and effects is not _IDLE:  # idle: the machine is only closed, which has no effects
+        if self.live and effects is not IDLE:  # idle: the machine is only closed, which has no effects
             effects.attributes = {**(effects.attributes or {}), **changes}
 
     def publish(self, key: str, data: bytes) -> None:
         effects = self.effects
-        if self.live and effects is not _IDLE:
+        if self.live and effects is not IDLE:
             if effects.published is None:
                 effects.published = {}
             effects.published[key] = data
@@ -261,15 +264,16 @@ class RunMachine(OpenWork):
 
     def _take_all(self, inputs: list[Any]) -> None:
         for item in inputs:
-            self._take(item)
+            if type(item) is Outcome:
+                self._take_outcome(item)
+            else:
+                self._take(item)
             if self.effects.ended:
                 return
 
     def _take(self, item: Input) -> None:
         kind = type(item)
-        if kind is Outcome:
-            self._take_outcome(cast("Outcome", item))
-        elif kind is SignalReceived or kind is AskReceived:
+        if kind is SignalReceived or kind is AskReceived:
             self.effects.events.append(cast("SignalReceived", item))
             self._deliver(cast("SignalReceived", item), None, None, None)
         elif kind is Due:
@@ -475,7 +479,7 @@ class RunMachine(OpenWork):
 
     def _end(self, event: Ending) -> None:
         """The code has ended. The run ends too, unless it waits for children: then nothing else stays open."""
-        if any(child.on_parent_end == "wait" for child in self.children.values()):
+        if self.children and any(child.on_parent_end == "wait" for child in self.children.values()):
             self.ending = event
             for call in list(self.steps.values()):  # recorded, because a history may be read without its code
                 self.cancel_step(call)
@@ -559,6 +563,3 @@ def _drop_stopped(effects: Effects) -> None:
     """Attempts that were scheduled and cancelled in the same transition never start."""
     stopped = {*effects.cancelled, *(job.seq for job in effects.revoked)}
     effects.jobs = [job for job in effects.jobs if job.seq not in stopped]
-
-
-_IDLE = Effects()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_running_loop = asyncio._get_running_loop
+running_loop = asyncio._get_running_loop
 _set_running_loop = asyncio._set_running_loop
 
 
@@ -92,20 +92,9 @@ for _name in dir(asyncio.AbstractEventLoop):
 SEALED = SealedLoop()
 
 
-_inside: contextvars.ContextVar[bool] = contextvars.ContextVar("streamflow_inside", default=False)
-"""Whether this is the context of a run."""
-
-
-def new_context() -> contextvars.Context:
-    """The context of a run's code, with no variable set: what the daemon's own context has depends on the daemon."""
-    context = contextvars.Context()
-    context.run(_inside.set, True)
-    return context
-
-
 def enter_seal() -> tuple[Any, Any, Any]:
     """Let asyncio find the sealed loop and no task until `leave_seal`. It costs 1 µs, so a batch of runs shares one."""
-    loop = _running_loop()
+    loop = running_loop()
     task = _leave_task(loop)
     hooks = sys.get_asyncgen_hooks()
     _set_running_loop(SEALED)
@@ -123,10 +112,10 @@ def leave_seal(outside: tuple[Any, Any, Any]) -> None:
 def sealed(context: contextvars.Context, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
     """Call `function` as code of a run is called: in the run's context, with no task and no loop of the daemon.
 
-    From inside a run's own code it is a plain call.
+    From inside a run's own code, where a machine is active, it is a plain call.
     """
-    if _running_loop() is SEALED:
-        return function(*args) if _inside.get() else context.run(function, *args)
+    if running_loop() is SEALED:
+        return context.run(function, *args) if active.get() is None else function(*args)
     outside = enter_seal()
     try:
         return context.run(function, *args)

@@ -87,40 +87,28 @@ class Forgotten(str):
     __slots__ = ()
 
 
-class Effects:
+class Effects(msgspec.Struct):
     """What one advance did: the events to commit, and what to do once they are committed."""
 
-    __slots__ = (
-        "answers",
-        "attributes",
-        "cancelled",
-        "ended",
-        "events",
-        "fresh",
-        "jobs",
-        "outbox",
-        "published",
-        "revoked",
-        "status",
-        "warnings",
-    )
+    events: list[AnyEvent] = []
+    jobs: list[StepJob] = []
+    """Attempts to start after the commit; those of a queue are sent with the commit's outbox."""
+    outbox: list[Outgoing] = []
+    cancelled: list[int] = []
+    """Numbers of steps at the owner whose attempts are to be stopped."""
+    revoked: list[StepJob] = []
+    """Attempts in queues that are to be revoked."""
+    published: dict[str, bytes] | None = None
+    """New values of `sf.publish` by key, encoded."""
+    attributes: dict[str, Attribute | None] | None = None
+    """Attributes that change; None removes one."""
+    answers: list[AskAnswered] = []
+    fresh: bool = False
+    """The history starts again with this transition (at its last `RunContinued`): the previous one is deleted."""
+    warnings: list[str] = []
+    status: Status = Status.RUNNING
+    ended: bool = False
 
-    def __init__(self) -> None:
-        self.events: list[AnyEvent] = []
-        self.jobs: list[StepJob] = []
-        """Attempts to start after the commit; those of a queue are sent with the commit's outbox."""
-        self.outbox: list[Outgoing] = []
-        self.cancelled: list[int] = []
-        """Numbers of steps at the owner whose attempts are to be stopped."""
-        self.revoked: list[StepJob] = []
-        """Attempts in queues that are to be revoked."""
-        self.published: dict[str, bytes] | None = None
-        """New values of `sf.publish` by key, encoded."""
-        self.attributes: dict[str, Attribute | None] | None = None
-        """Attributes that change; None removes one."""
-        self.answers: list[AskAnswered] = []
-        self.fresh = False
-        """The history starts again with this transition (at its last `RunContinued`): the previous one is deleted."""
-        self.warnings: list[str] = []
-        self.status = Status.RUNNING
-        self.ended = False
+
+IDLE = Effects()
+"""The effects of a machine that is not in an advance: nothing is ever added to them."""

@@ -33,6 +33,8 @@ from streamflow.text import recordable, text_of
 WARN_BYTES = 256 * 1024
 MAX_BYTES = 2 * 1024 * 1024
 MAX_DEPTH = 64
+SMALL = 64
+"""Bytes up to which a payload can neither be too large nor nested too deep."""
 
 DECODE_ERRORS = (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError, ValueError)
 """Everything that decoding invalid data can raise: not all of it derives from `msgspec.DecodeError`."""
@@ -79,7 +81,7 @@ def _encode(value: object, what: str, sets: bool) -> bytes:
         reason = text_of(error)
         advice = "Pass a larger int as text." if "serialize ints" in reason else f"{_ADVICE}."
         raise PayloadInvalid(f"the {what} can't be encoded: {reason}. {advice}") from error
-    if len(data) > 64:
+    if len(data) > SMALL:
         check_payload(data, what)
     return data
 
@@ -220,6 +222,7 @@ class Parameters:
         self._result = declared_as(self.returns)
         self._scalar = all(declared.scalar for declared in self._declared)
         self._sets = any(declared.sets for declared in self._declared)
+        self._quick = exact and self._scalar and not self._keyword_only
 
     def _decoder(self) -> Callable[[Any], Any]:
         """Decodes both forms: an array to a tuple, a map to an object with a field for each parameter."""
@@ -239,6 +242,18 @@ class Parameters:
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """The payload of a call. Raises `TypeError` as the call itself would, `PayloadInvalid`, `PayloadTooLarge`."""
+        if self._quick and len(args) == self._count and not kwargs:
+            # Nearly all calls. What is not so simple after all is encoded below, with all checks and messages.
+            for value in args:
+                if type(value) not in SCALARS:
+                    break
+            else:
+                try:
+                    data = _encoder.encode(args)
+                except Exception:
+                    data = b""
+                if 0 < len(data) <= SMALL:
+                    return data
         if kwargs or len(args) != self._count or self._keyword_only:
             try:
                 bound = self._signature.bind(*args, **kwargs)

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from streamflow.machine.sealed import SEALED, new_context, sealed
+from streamflow.machine.sealed import SEALED, sealed
 from streamflow.workflow import api as sf
 from streamflow.workflow.app import App
 from tests.support.machine_driver import Run, failure_in, make_app, result_of
@@ -189,7 +189,7 @@ def test_the_loop_comes_back_whatever_is_raised() -> None:
             raise SystemExit
 
         with pytest.raises(SystemExit):
-            sealed(new_context(), explode)
+            sealed(contextvars.Context(), explode)
         return asyncio.get_running_loop(), asyncio.current_task()
 
     loop, task = asyncio.run(drive())  # type: ignore[misc]
