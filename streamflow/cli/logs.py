@@ -29,13 +29,17 @@ _INVISIBLE = re.compile("[\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180
 
 
 def set_up(format: str | None, level: str, stream: TextIO | None = None) -> None:
-    """Replace the root logger's handlers by one that writes to `stream` (default: stderr).
+    """Replace the root logger's handlers by one that writes to `stream` (default: stderr), but not what code of a run
+    says again in a replay.
 
     Without a `format`: text on a terminal, else JSON.
     """
+    from streamflow.workflow.run_logger import is_not_replayed  # here, so that commands without a log don't load it
+
     stream = cast("TextIO", sys.stderr) if stream is None else stream
     as_json = format == "json" or (format is None and not stream.isatty())
     handler = logging.StreamHandler(stream)
+    handler.addFilter(is_not_replayed)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter(colours=stream.isatty()))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)

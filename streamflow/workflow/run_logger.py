@@ -1,7 +1,7 @@
 """`sf.logger`: a logger for workflow code, which is silent while a run is replayed.
 
 Owns: when a line is written, and the fields that it carries. Must not: set up logging (the process does).
-Called by: user workflows.
+Called by: user workflows; the log of the command line, for loggers of the standard library.
 """
 
 from __future__ import annotations
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     RunLoggerBase = logging.LoggerAdapter[logging.Logger]
 else:
     RunLoggerBase = logging.LoggerAdapter
+
+
+def is_not_replayed(_: logging.LogRecord) -> bool:
+    """A filter for handlers: drops what any logger is given, or `warnings.warn`, by code of a run that is replayed."""
+    machine = active.get()
+    return machine is None or machine.live
 
 
 class RunLogger(RunLoggerBase):

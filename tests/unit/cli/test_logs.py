@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamflow.cli.logs import JsonFormatter, TextFormatter, json_line, set_up, visible_json
+from streamflow.events import SignalReceived
+from streamflow.workflow import api as sf
+from streamflow.workflow.app import App
+from tests.support.machine_driver import Run, raw
 
 EVIL = "a\nb\x1b[31m\x9b2J\u202e\u2028\x7f\U000e0041 é日本"
 
@@ -78,3 +83,35 @@ def test_whatever_is_given_becomes_a_line(value: object) -> None:
 
 def test_escapes_beyond_the_first_plane_are_pairs() -> None:
     assert json.loads(visible_json('"\U000e0041"')) == "\U000e0041"
+
+
+app = App()
+plain = logging.getLogger("plain")
+
+
+@app.workflow
+async def says_much() -> str:
+    plain.info("before")
+    warnings.warn("careful", stacklevel=1)
+    await sf.signal("go")
+    plain.info("after")
+    return "done"
+
+
+def test_what_code_of_a_run_says_is_logged_once_though_it_is_replayed(stream: io.StringIO) -> None:
+    set_up("json", "info", stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(True)
+        run = Run(app, "says_much")
+        run.reload()
+        plain.info("from outside")
+        assert not run.reload().reason
+        run.advance(SignalReceived("go", raw(None)))
+    lines = [json.loads(line)["message"].strip() for line in stream.getvalue().splitlines()]
+    assert [line if "careful" not in line else "careful" for line in lines] == [
+        "before",
+        "careful",
+        "from outside",
+        "after",
+    ]
