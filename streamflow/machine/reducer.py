@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from typing import Any, cast
 
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from streamflow import events
 from streamflow.errors import Failure, PayloadInvalid, PayloadTooLarge, UsageError
@@ -66,9 +66,12 @@ from streamflow.workflow.reducer import (
     TimerDone,
 )
 
+KEPT = 4096
+"""Bytes up to which a state stays in memory decoded, not only encoded."""
+
 
 class ReducerMachine(RunMachine):
-    __slots__ = ("_data", "_held", "_state")
+    __slots__ = ("_data", "_held", "_next", "_state")
 
     def __init__(self, app: Any, partition: Any, run_id: str, workflow: str = "") -> None:
         super().__init__(app, partition, run_id, workflow)
@@ -76,6 +79,8 @@ class ReducerMachine(RunMachine):
         """The encoded state between transitions; None before the first event."""
         self._state: Any = None
         """The state during a transition."""
+        self._next: Any = UNSET
+        """The state for the next transition, decoded from `_data`, if it is small enough to be kept."""
         self._held: list[HeldFact] = []
 
     @property
@@ -103,15 +108,25 @@ class ReducerMachine(RunMachine):
 
     def _load(self) -> None:
         if self._data is not None:
-            self._state = codec.decode(self._data, self._definition.state_type, self._what)
+            self._state = self._decode(self._data) if self._next is UNSET else self._next
+        self._next = UNSET
 
     def _store(self) -> None:
+        """Encode the state. One that its own type can't read is refused here, before it is committed: no later code
+        could continue with it."""
         if not self.effects.ended and self.started:
             try:
-                self._data = Raw(codec.encode(self._state, self._what))
+                data = codec.encode(self._state, self._what)
+                state = self._decode(data)
             except (PayloadInvalid, PayloadTooLarge) as error:
                 self._fail(failure_of(error))
+            else:
+                self._data = Raw(data)
+                self._next = state if len(data) <= KEPT else UNSET
         self._state = None
+
+    def _decode(self, data: Raw | bytes) -> Any:
+        return codec.decode(data, self._definition.state_type, self._what)
 
     @property
     def _what(self) -> str:

@@ -7,6 +7,7 @@ awaits something that isn't streamflow's. Must not: raise. Called by: the machin
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import enum
 import functools
@@ -320,6 +321,7 @@ def foreign_call(called: list[CodeType], where: str) -> ForeignAwait:
     """The error of a workflow that called asyncio or anyio at `where`. `called`: the library's functions, outermost
     first."""
     name = "asyncio or anyio"
+    called = [code for code in called if code.co_filename != contextlib.__file__] or called
     if called:
         library = "anyio" if f"{os.sep}anyio{os.sep}" in called[0].co_filename else "asyncio"
         name = f"{library}.{called[0].co_qualname.removesuffix('.__aenter__').removesuffix('.__enter__')}"

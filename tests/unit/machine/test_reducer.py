@@ -139,6 +139,44 @@ def test_a_reducer_that_returns_no_decision_or_a_wrong_state_fails_the_run() -> 
     assert failure_in(Run(local, "odd").last).kind == "PayloadInvalid"
 
 
+def test_a_state_that_its_own_type_cannot_read_is_never_committed(crash: bool) -> None:
+    local = App()
+
+    @local.reducer
+    def total(state: Strict, event: Event) -> Decision:
+        if isinstance(event, Signal):
+            state.events.append(event.value)
+        return Decision(state)
+
+    run = Run(local, "total", None, crash=crash)
+    run.advance(SignalReceived("add", raw(1)))
+    failure = failure_in(run.advance(SignalReceived("add", raw(1.5))))
+    assert failure.kind == "PayloadInvalid"
+    assert "the state of reducer total is not a Strict: Expected `int`, got `float`" in failure.message
+    assert run.last.ended
+
+
+def test_a_state_in_memory_is_as_it_would_be_read_from_the_record(crash: bool) -> None:
+    """Also a large one, which isn't kept decoded."""
+    local = App()
+
+    @local.reducer
+    def collect(state: dict[str, Any], event: Event) -> Decision:
+        match event:
+            case Signal("end"):
+                return Decision(state, [Complete([type(value).__name__ for value in state.values()])])
+            case Signal(name, value):
+                return Decision({**state, name: (value,)})
+            case _:
+                return Decision(state)
+
+    for value in ("x", "x" * 5000):
+        run = Run(local, "collect", None, crash=crash)
+        run.advance(SignalReceived("one", raw(value)))
+        run.advance(SignalReceived("two", raw(value)), SignalReceived("end", raw(None)))
+        assert result_of(run.last) == ["list", "tuple"]
+
+
 def test_a_retry_and_its_overrides_survive_in_the_snapshot() -> None:
     local = App()
 

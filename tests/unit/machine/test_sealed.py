@@ -50,6 +50,11 @@ async def moves_on() -> None:
         await sf.sleep(1)
 
 
+async def fails_after() -> None:
+    with anyio.fail_after(5):
+        await sf.sleep(1)
+
+
 async def groups() -> None:
     async with asyncio.TaskGroup():
         pass
@@ -88,6 +93,7 @@ FOREIGN: dict[Callable[[], Any], str] = {
     limits: "use `with sf.timeout(…):` instead.",
     limits_in_the_past: "use `with sf.timeout(…):` instead.",
     moves_on: "use `with sf.timeout(…):` instead.",
+    fails_after: "use `with sf.timeout(…):` instead.",
     groups: "use `async with sf.task_group() as group:` instead.",
     groups_as_anyio: "use `async with sf.task_group() as group:` instead.",
     creates_a_task: "use `async with sf.task_group() as group:` instead.",
@@ -120,6 +126,7 @@ def test_what_needs_an_event_loop_fails_at_once_and_names_the_line(code: Callabl
     first = code.__code__.co_firstlineno
     assert any(f"{__file__}:{line}. " in failure.message for line in (first + 1, first + 2)), failure.message
     assert failure.message.endswith(FOREIGN[code])
+    assert "GeneratorContextManager" not in failure.message, "what the user wrote is named, not what that uses"
     assert left == 0
     assert loop is not SEALED
 
