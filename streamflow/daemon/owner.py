@@ -459,6 +459,7 @@ class Owner:
         shard.orphans.discard(run_id)
         machine = live.machine
         for job in machine.begun_jobs(self._clock.now_ms()):
+            job.created = live.header.created
             if (job.seq, job.attempt) in finished:
                 machine.note_begun(job.seq)
                 continue
@@ -579,6 +580,7 @@ class Owner:
         if effects.jobs and not shard.draining:
             for job in effects.jobs:
                 if job.step.queue is None:  # those of queues are in the outbox
+                    job.created = live.header.created
                     (self.suspects if job.lost else self._executor).submit(shard.number, run_id, job)
         due = machine.next_due
         if machine.in_flight:

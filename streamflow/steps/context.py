@@ -31,7 +31,8 @@ class StepInfo(msgspec.Struct, frozen=True):
     attempt: int
     """1 for the first attempt of this call."""
     key: str
-    """The same for all attempts of this call, and different for every other call: use it as an idempotency key."""
+    """The same for all attempts of this call, and different for every other call, also of another run that had the same
+    id before: use it as an idempotency key."""
     details: Any = None
     """What the attempt before reported last with `sf.heartbeat`, as plain data; None if nothing was reported."""
 
@@ -110,7 +111,8 @@ def step_info() -> StepInfo:
         return StepInfo("", "", 1, f"outside/{uuid.uuid4().hex}")
     job = running.job
     details = msgspec.msgpack.decode(job.details)
-    return StepInfo(running.run_id, job.step.name, job.attempt, f"{running.run_id}/{job.seq}", details)
+    run = f"{running.run_id}@{job.created}" if job.created else running.run_id
+    return StepInfo(running.run_id, job.step.name, job.attempt, f"{run}/{job.seq}", details)
 
 
 def heartbeat(details: Any = None) -> None:

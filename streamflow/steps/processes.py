@@ -71,6 +71,7 @@ class _Call(msgspec.Struct, array_like=True):
     attempt: int
     args: bytes
     details: bytes
+    created: int
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -221,6 +222,7 @@ class ProcessPool:
                 job.attempt,
                 bytes(job.args),
                 bytes(job.details),
+                job.created,
             )
         )
         while True:
@@ -315,6 +317,7 @@ def _run(call: _Call) -> CallResult:
     try:
         step = _find(call.module, call.file, call.qualname, call.name)
         job = StepJob(call.seq, call.attempt, step, Raw(call.args), Raw(call.details))
+        job.created = call.created
         current.set(Running(0, call.run_id, job, in_process=True))
         values, keywords = step.parameters.decode(call.args)
         value = step.function(*values, **keywords)

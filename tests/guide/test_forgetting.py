@@ -21,6 +21,21 @@ async def quick() -> int:
     return 1
 
 
+@app.step
+async def in_a_task() -> str:
+    return sf.step_info().key
+
+
+@app.step
+def in_a_thread() -> str:
+    return sf.step_info().key
+
+
+@app.workflow
+async def keys() -> list[str]:
+    return [await in_a_task(), await in_a_thread()]
+
+
 @app.workflow
 async def slow() -> None:
     await sf.sleep(3600)
@@ -46,3 +61,14 @@ async def test_waiting_for_a_forgotten_run_raises_run_not_found(serve: Serve) ->
         await client.forget(run.id)
         with pytest.raises(sf.RunNotFound), anyio.fail_after(10):
             await run.result()
+
+
+async def test_a_run_under_the_id_of_a_forgotten_one_has_other_idempotency_keys(serve: Serve) -> None:
+    """Else a receiver that knows the former's keys would drop the effects of this one."""
+    async with serve(app) as client:
+        seen: list[str] = []
+        for _ in range(2):
+            run = await client.start(keys, id="bill")
+            seen += await run.result(10)
+            await client.forget(run.id)
+        assert len(set(seen)) == 4, seen

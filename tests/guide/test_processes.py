@@ -97,7 +97,10 @@ async def test_cancelling_the_run_kills_the_process(serve: Serve, tmp_path: Path
 async def test_step_info_works_there_and_the_step_may_run_at_a_worker(serve: Serve, work: Work) -> None:
     async with serve(flows.app) as client, work(flows.app, "cpu", processes=1):
         run = await client.start(flows.knows)
-        assert await run.result(timeout=DEADLINE) == [run.id, "know", f"{run.id}/1", "False"]
+        run_id, step, key, cancelled = await run.result(timeout=DEADLINE)
+        assert (run_id, step, cancelled) == (run.id, "know", "False")
+        created = (await run.describe()).created
+        assert key == f"{run.id}@{round(created.timestamp() * 1000)}/1"
 
 
 async def test_a_heartbeat_in_a_process_is_refused_with_the_reason(serve: Serve) -> None:
