@@ -272,20 +272,25 @@ class WorkflowMachine(CoroutineMachine):
         return definition is not None and definition.parameters.is_same_call(before, now)
 
     def skip_signal(self, event: SignalReceived, error: PayloadInvalid) -> None:
-        following = self._following()
-        if self._recorded is not None and not (isinstance(following, SignalSkipped) and following.name == event.name):
+        if self._recorded is not None and not self.was_refused(event):
             self._diverge(f"a signal {event.name} that the code took", f"not accept it: {error}")
-        super().skip_signal(event, error)
+        if self._recorded is None:
+            super().skip_signal(event, error)
 
     def was_refused(self, event: SignalReceived | AskReceived) -> bool:
-        following = self._following()
+        further = 0
+        while isinstance(following := self._following(further), Patched):
+            further += 1
         if isinstance(following, SignalSkipped) and isinstance(event, SignalReceived):
             is_refusal = following.name == event.name
         elif isinstance(following, AskAnswered) and isinstance(event, AskReceived) and following.failure is not None:
             is_refusal = following.id == event.id and following.failure.kind == PayloadInvalid.__name__
         else:
-            return False
+            is_refusal = False
         if is_refusal:
+            for _ in range(further):
+                self._skip_patch(cast("Patched", self._following()))
+                self._position += 1
             self._position += 1
         return is_refusal
 

@@ -278,7 +278,8 @@ def _step_failure(durations: Durations, run_id: str, at: int, event: events.Step
 
 
 def _step_retry(durations: Durations, run_id: str, at: int, event: StepRetrying) -> None:
-    _timings(durations, event.name).retries += 1
+    if event.due:  # else it isn't decided yet, and another event says what becomes of the attempt
+        _timings(durations, event.name).retries += 1
 
 
 def _merge_durations(into: Durations, other: Durations) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.events import RunStuck, StepCompleted
-from tests.guide.conftest import Serve
-from tests.support.waiting import happened, names_of, status_of
+from streamflow.events import RunStuck, StepCompleted, StepRetrying
+from tests.guide.conftest import Serve, Work
+from tests.support.waiting import DEADLINE, happened, names_of, status_of
 
 pytestmark = pytest.mark.anyio
 
@@ -126,3 +126,76 @@ async def test_a_run_whose_version_is_gone_waits_for_a_deploy_that_has_it(serve:
         await status_of(run, sf.Status.STUCK)
     async with serve(versions(1, 2)):  # nobody does anything for it: it goes on by itself
         assert await run.result(10) == ["pack", 1]
+
+
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+
+def moving(*, parameters: str = "source, target", down: bool = False, queue: str | None = None) -> sf.App:
+    """A workflow that calls `move(source="A", target="B")`; its step has other parameters after a deploy."""
+    app = sf.App()
+
+    async def move(source: str, target: str) -> str:
+        if down:
+            raise ConnectionError
+        return f"from {source} to {target}"
+
+    async def reordered(target: str, source: str) -> str:
+        return await move(source, target)
+
+    async def added(source: str, target: str, vehicle: str) -> str:
+        return f"{await move(source, target)} by {vehicle}"
+
+    functions = {"source, target": move, "target, source": reordered, "source, target, vehicle": added}
+    retry = sf.Retry(attempts=1000, initial=0.05, factor=1.0)
+    step: Any = app.step(name="move", retry=retry, queue=queue)(functions[parameters])
+
+    @app.workflow
+    async def by_keyword() -> str:
+        return await (
+            step(source="A", target="B", vehicle="car") if "vehicle" in parameters else step(source="A", target="B")
+        )
+
+    @app.workflow
+    async def by_position() -> str:
+        return await step(*(["B", "A"] if parameters == "target, source" else ["A", "B"]))
+
+    return app
+
+
+async def test_arguments_by_keyword_arrive_under_their_names_after_a_deploy(serve: Serve) -> None:
+    async with serve(moving(down=True)) as client:
+        run: sf.Run[Any] = await client.start("by_keyword")
+        await happened(run, StepRetrying)
+    async with serve(moving(parameters="target, source")):
+        assert await run.result(DEADLINE) == "from A to B"
+
+
+@pytest.mark.parametrize(
+    ("workflow", "parameters"), [("by_keyword", "source, target, vehicle"), ("by_position", "target, source")]
+)
+async def test_a_step_whose_parameters_changed_waits_for_a_deploy_that_fits(
+    serve: Serve, workflow: str, parameters: str
+) -> None:
+    async with serve(moving(down=True)) as client:
+        run: sf.Run[Any] = await client.start(workflow)
+        await happened(run, StepRetrying)
+    async with serve(moving(parameters=parameters)):
+        assert "StepScheduled(1, move) with" in (await happened(run, RunStuck)).reason
+        await status_of(run, sf.Status.STUCK)
+    async with serve(moving()):
+        assert await run.result(DEADLINE) == "from A to B"
+
+
+async def test_a_worker_with_other_parameters_leaves_the_step_to_one_that_fits(serve: Serve, work: Work) -> None:
+    ours, theirs = moving(queue="trucks"), moving(queue="trucks", parameters="target, source")
+    async with serve(ours) as client:
+        run: sf.Run[Any] = await client.start("by_position")
+        async with work(theirs, "trucks"):
+            declined = await happened(run, StepRetrying, 2)
+            assert declined.declined
+            assert declined.failure.message.endswith(
+                "has step move with the parameters (target,source), the daemon with (source,target)"
+            )
+        async with work(ours, "trucks"):
+            assert await run.result(DEADLINE) == "from A to B"

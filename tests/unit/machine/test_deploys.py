@@ -336,6 +336,33 @@ def test_a_signal_that_was_dropped_stays_dropped_whatever_its_type_is_now() -> N
     assert result_of(run.advance(SignalReceived("n", raw(2)))) == [1, "y", 2]
 
 
+def test_a_dropped_signal_is_found_behind_a_patch_that_the_code_no_longer_asks_for() -> None:
+    def patched(_: App) -> Any:
+        async def flow() -> Any:
+            await sf.signal("begin")
+            sf.patched("strict")
+            return await sf.signal("n", int)
+
+        return flow
+
+    def cleaned(type_: Any) -> Body:
+        def body(_: App) -> Any:
+            async def flow() -> Any:
+                await sf.signal("begin")
+                return await sf.signal("n", type_)
+
+            return flow
+
+        return body
+
+    run = Run(app_of(patched), "flow")
+    run.advance(SignalReceived("n", raw("x")), SignalReceived("begin", raw(None)))
+    assert kinds(run.last)[-2:] == ["Patched", "SignalSkipped"]
+    for type_ in (int, Any):
+        assert not stuck_reason(run, app_of(cleaned(type_)))
+    assert result_of(run.advance(SignalReceived("n", raw(2)))) == 2
+
+
 def answers(type_: Any, value: Any, *, refuses: bool = False) -> Body:
     def body(_: App) -> Any:
         async def flow() -> None:
