@@ -79,7 +79,7 @@ def test_arguments_by_keyword_follow_parameters_that_a_deploy_moves() -> None:
     assert job.step.function(*args, **kwargs) == "from A to B"
 
 
-def test_a_history_that_has_arguments_by_position_replays_for_a_call_by_keyword() -> None:
+def test_arguments_recorded_by_position_replay_for_a_call_by_keyword() -> None:
     """Histories from before calls by keyword were recorded by name."""
     run = Run(app_of(by_position, move), "flow")
     assert plain(run.history[1].args) == ["A", "B"]  # type: ignore[union-attr]
@@ -279,9 +279,7 @@ def limits(seconds: float) -> Body:
         (limits(5), limits(500), "late"),
     ],
 )
-def test_a_deploy_may_change_a_duration_and_timers_that_are_set_keep_theirs(
-    before: Body, after: Body, result: str
-) -> None:
+def test_a_deploy_may_change_a_duration_and_set_timers_keep_theirs(before: Body, after: Body, result: str) -> None:
     run = Run(app_of(before), "flow")
     due = run.machine.next_due or math.inf
     assert not stuck_reason(run, app_of(after))
@@ -336,7 +334,7 @@ def test_a_signal_that_was_dropped_stays_dropped_whatever_its_type_is_now() -> N
     assert result_of(run.advance(SignalReceived("n", raw(2)))) == [1, "y", 2]
 
 
-def test_a_dropped_signal_is_found_behind_a_patch_that_the_code_no_longer_asks_for() -> None:
+def test_a_dropped_signal_is_found_behind_a_patch_without_a_question() -> None:
     def patched(_: App) -> Any:
         async def flow() -> Any:
             await sf.signal("begin")
@@ -393,7 +391,7 @@ def test_another_answer_is_a_divergence_that_shows_both() -> None:
     assert "with a refusal, PayloadInvalid" in stuck_reason(run, app_of(answers(int, {"n": 1})))
 
 
-def test_a_question_that_was_refused_stays_refused_whatever_its_type_is_now() -> None:
+def test_a_question_that_was_refused_stays_refused() -> None:
     run = Run(app_of(answers(int, 1)), "flow")
     run.advance(asked("x"))
     assert not stuck_reason(run, app_of(answers(Any, 1)))
