@@ -156,8 +156,8 @@ class OpenWork:
         return None
 
     def running_jobs(self) -> list[StepJob]:
-        """After a rehydration: the attempts that ran, but for retries. None if the run is stuck: only its code says with which
-        options, and for which parameters."""
+        """After a rehydration: the attempts that ran, but for retries. None if the run is stuck: only its code says
+        with which options, and for which parameters."""
         if self.reason:
             return []
         return [call.job() for call in self.steps.values() if call.due is None and call.is_local]
