@@ -37,7 +37,6 @@ from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.takeover import Takeover
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.loops import Supervisor, retry_forever, wait_until
-from streamflow.machine.transition import Outcome
 from streamflow.model.sharding import winner_of
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import read_notes
@@ -351,11 +350,7 @@ class Membership:
         calls: list[Call[Reply]] = []
         for shard in shards:
             headers = {run_id: live.header for run_id, live in shard.live.items()}
-            ended = {
-                run_id: [outcome for outcome in inputs if isinstance(outcome, Outcome)]
-                for run_id, inputs in shard.inputs.items()
-            }
-            lent = self._records.lend(shard.number, headers, ended)
+            lent = self._records.lend(shard.number, headers, shard.outcomes())
             for run_id in shard.careful:
                 created = headers[run_id].created if run_id in headers else 0
                 deaths = max(1, self._owner.suspects.deaths(shard.number, run_id))

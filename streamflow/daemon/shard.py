@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from streamflow.machine.run import RunMachine
-from streamflow.machine.transition import Input
+from streamflow.machine.transition import Input, Outcome
 from streamflow.model.record import Header
 from streamflow.steps.suspects import Note
 from streamflow.store.keys import ShardKeys
@@ -196,6 +196,14 @@ class OwnedShard:
             self.inputs[run_id] = [input_]
         else:
             inputs.append(input_)
+
+    def outcomes(self) -> dict[str, list[Outcome]]:
+        """Outcomes by run that no commit has recorded yet."""
+        waiting = [*self.inputs.items(), *((run_id, work.inputs) for run_id, work in self.aside.items())]
+        found: dict[str, list[Outcome]] = {}
+        for run_id, inputs in waiting:
+            found.setdefault(run_id, []).extend(item for item in inputs if isinstance(item, Outcome))
+        return found
 
     def plan_due(self, due: int) -> bool:
         """Note that a run is due at `due` (ms). Returns whether that is now the earliest due time."""

@@ -18,6 +18,7 @@ import math
 
 import anyio
 import msgspec
+from msgspec import Raw
 
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
@@ -74,7 +75,10 @@ class StepRecords:
     @property
     def running(self) -> int:
         """The attempts that run here for other daemons."""
-        return sum(lent.report is None and self._executor.has(lent.run_id, lent.seq) for lent in self._lent.values())
+        return sum(
+            lent.report is None and self._executor.runs(lent.run_id, lent.seq, lent.attempt)
+            for lent in self._lent.values()
+        )
 
     @property
     def unreported(self) -> int:
@@ -121,8 +125,8 @@ class StepRecords:
         """This daemon ends: stop what still runs here for others, which run it again. Raises `StoreError`."""
         for lent in self._lent.values():
             if lent.report is None:
-                details = self._executor.details_of(lent.run_id, lent.seq)
-                self._executor.cancel(lent.run_id, lent.seq)
+                details = self._details_of(lent)
+                self._executor.stop_lent(lent.run_id, lent.seq, lent.attempt)
                 lent.report = self._report(lent, "returned", encode_returned(lent.seq, lent.attempt, details))
         while self.unreported and await self.report_once():
             pass
@@ -222,11 +226,15 @@ class StepRecords:
                         lent.step,
                         lent.attempt,
                     )
-                    self._executor.cancel(lent.run_id, lent.seq)
+                    self._executor.stop_lent(lent.run_id, lent.seq, lent.attempt)
                     del self._lent[lent.run_id, lent.seq]
 
+    def _details_of(self, lent: _Lent) -> Raw:
+        is_current = self._executor.runs(lent.run_id, lent.seq, lent.attempt)
+        return self._executor.details_of(lent.run_id, lent.seq) if is_current else NOTHING
+
     def _new_details(self, lent: _Lent) -> bytes:
-        details = bytes(self._executor.details_of(lent.run_id, lent.seq))
+        details = bytes(self._details_of(lent))
         if details in (lent.stored, bytes(NOTHING)):
             return b""
         lent.stored = details

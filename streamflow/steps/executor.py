@@ -190,6 +190,13 @@ class StepExecutor:
         """The attempts that run and have reported details."""
         return [running for running in self._attempts.values() if running.details is not running.job.details]
 
+    def stop_lent(self, run_id: str, seq: int, attempt: int) -> None:
+        """Stop an attempt that `lend` has returned, without an outcome, if it still runs: not a newer one."""
+        running = self._attempts.get((run_id, seq))
+        if running is not None and running.lent and running.job.attempt == attempt:
+            self._finish(running)
+            self._start_waiting()
+
     def cancel_where(self, wanted: Callable[[Running], bool]) -> None:
         """Cancel all attempts for which `wanted` returns True, without outcomes; not those that are lent."""
         for running in [running for running in self._attempts.values() if not running.lent and wanted(running)]:

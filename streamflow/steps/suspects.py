@@ -85,8 +85,6 @@ class Note(msgspec.Struct, frozen=True):
 
     def blames(self, run_id: str, seq: int) -> bool:
         """Whether this step has most probably ended the process."""
-        if self.code is not None:
-            return False
         if self.last is not None:
             return self.last.step == (run_id, seq)
         return [suspect.step for suspect in self.running] == [(run_id, seq)]

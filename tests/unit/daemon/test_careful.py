@@ -121,7 +121,7 @@ async def test_a_step_that_had_not_begun_again_has_lost_nothing() -> None:
     assert sum(isinstance(event, StepRetrying) for event in second.events("a")) == 1
 
 
-async def test_messages_that_the_dead_owner_had_read_are_in_hand_and_newer_ones_are_not() -> None:
+async def test_messages_that_the_dead_owner_had_read_are_in_hand() -> None:
     bench = Bench()
     bench.shard.delivered = (1, 1)
     put(bench.shard, *(start(f"1-{n}", f"r{n}", "listening") for n in range(4)))
@@ -133,7 +133,7 @@ async def test_messages_that_the_dead_owner_had_read_are_in_hand_and_newer_ones_
     assert bench.status("r0") == "completed"
 
 
-async def test_a_run_stays_careful_until_the_steps_that_were_in_flight_have_ended() -> None:
+async def test_a_run_stays_careful_until_its_lost_steps_have_ended() -> None:
     bench = Bench(await in_flight("a"))
     bench.orphan("a")
     await bench.turns()

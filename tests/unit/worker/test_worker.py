@@ -371,7 +371,7 @@ async def test_an_attempt_of_a_dead_worker_ends_as_lost_with_its_details(it: Ben
     assert it.store.sent("ack_attempts")[0].args[1:] == ["9-0", "a/4"]
 
 
-async def test_the_note_of_a_dead_worker_says_what_was_to_blame_and_what_had_not_begun(it: Bench) -> None:
+async def test_the_note_of_a_dead_worker_says_what_was_to_blame(it: Bench) -> None:
     culprit, innocent, next_one = (Suspect(0, "a", seq, 1) for seq in (1, 2, 3))
     note = Note(last=culprit, running=(innocent, culprit), waiting=(next_one,))
     it.store.answers["GET"] = encode_note(note)

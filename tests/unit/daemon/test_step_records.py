@@ -1,0 +1,169 @@
+"""Steps that go on at a former owner: what it reports, what it asks, what it returns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+import streamflow as sf
+from streamflow.daemon.step_records import StepRecords
+from streamflow.errors import StoreError
+from streamflow.loops import wait_until
+from streamflow.machine.transition import Outcome
+from streamflow.model.record import Header
+from streamflow.steps.executor import StepExecutor
+from streamflow.store.kernel import LentStep, Reply
+from streamflow.workflow.actions import StepJob
+from tests.support.fakes import FakeOwner, FakeStore, context, owned
+from tests.support.machine_driver import raw
+
+pytestmark = pytest.mark.anyio
+
+app = sf.App()
+HEADERS = {"r": Header("running", 1, "c", 900, 0, "flow", "", "")}
+
+
+@app.step
+async def hang(details: int) -> None:
+    if details:
+        sf.heartbeat(details)
+    await asyncio.sleep(3600)
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.store = FakeStore(report_step="a", extend_steps="k", store_details=Reply.OK)
+        self.executor = StepExecutor(1, 1, self._outcome)
+        self.shard = owned()
+        any_owner: Any = FakeOwner(self.shard)
+        self.records = StepRecords(context(self.store, app, shards=8, member="me"), any_owner, self.executor)
+
+    def _outcome(self, _shard: int, run_id: str, outcome: Outcome) -> None:
+        self.records.outcome(run_id, outcome)
+
+    async def begin(self, seq: int = 1, attempt: int = 1, details: int = 0) -> None:
+        self.executor.submit(0, "r", StepJob(seq, attempt, app.steps["hang"], raw([details])))
+        await asyncio.sleep(0.01)
+
+    def lend(self, **ended: list[Outcome]) -> list[LentStep]:
+        return self.records.lend(0, HEADERS, ended)
+
+    @property
+    def reported(self) -> list[tuple[Any, ...]]:
+        return [tuple(call.args) for call in self.store.sent("report_step")]
+
+
+@pytest.fixture
+async def it() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.executor.close()
+
+
+async def test_what_runs_is_lent_and_what_waits_is_left_to_the_new_owner(it: Bench) -> None:
+    await it.begin(1)
+    await it.begin(2)  # waits: there is one slot
+    assert it.lend() == [LentStep("r/1", "me", 900, 1)]
+    assert it.records.running == 1
+    assert not it.executor.has("r", 2)
+    assert it.executor.of_shard(0) == 0
+    it.executor.cancel_where(lambda running: running.shard == 0)
+    assert it.executor.has("r", 1), "dropping the shard doesn't stop it"
+
+
+async def test_its_outcome_is_reported_to_the_run(it: Bench) -> None:
+    await it.begin()
+    it.lend()
+    assert it.records.outcome("r", Outcome(1, 1, 2.0, raw(7)))
+    assert not it.records.outcome("r", Outcome(1, 1, 2.0, raw(7))), "once"
+    assert it.records.unreported == 1
+    assert await it.records.report_once()
+    [(run_id, created, kind, step, body)] = it.reported
+    assert (run_id, created, kind, step) == ("r", 900, "outcome", "r/1")
+    assert msgspec.msgpack.decode(body)["result"] == 7
+    assert it.records.unreported == 0
+
+
+async def test_a_refused_report_is_sent_again(it: Bench) -> None:
+    await it.begin()
+    it.lend()
+    it.records.outcome("r", Outcome(1, 1, 2.0, raw(7)))
+    it.store.answers["report_step"] = StoreError("WRONGTYPE inbox")
+    assert not await it.records.report_once()
+    it.store.answers["report_step"] = "a"
+    assert await it.records.report_once()
+    assert len(it.reported) == 2
+
+
+async def test_outcomes_that_no_commit_has_recorded_go_to_the_new_owner(it: Bench) -> None:
+    assert it.lend(r=[Outcome(3, 1, 2.0, raw(7))]) == [LentStep("r/3", "me", 900, 1)]
+    assert await it.records.report_once()
+    assert [report[3] for report in it.reported] == ["r/3"]
+
+
+async def test_an_outcome_of_another_attempt_is_not_a_lent_one(it: Bench) -> None:
+    await it.begin()
+    it.lend()
+    assert not it.records.outcome("r", Outcome(1, 2, 2.0, raw(7)))
+    assert not it.records.outcome("r", Outcome(2, 1, 2.0, raw(7)))
+
+
+async def test_a_step_that_nobody_needs_is_stopped(it: Bench) -> None:
+    await it.begin()
+    it.lend()
+    await it.records.run_once()
+    assert it.executor.has("r", 1)
+    it.store.answers["extend_steps"] = "l"
+    await it.records.run_once()
+    assert not it.executor.has("r", 1)
+    assert it.records.running == 0
+
+
+async def test_but_not_a_newer_attempt_that_runs_here_since(it: Bench) -> None:
+    """The shard came back to this daemon, which counts the former attempt as lost."""
+    await it.begin()
+    it.lend()
+    await it.begin(attempt=2)
+    it.store.answers["extend_steps"] = "l"
+    await it.records.run_once()
+    assert it.executor.runs("r", 1, 2)
+    await it.records.return_rest()
+    assert it.executor.runs("r", 1, 2)
+    assert it.reported == []
+
+
+async def test_what_still_runs_at_the_end_is_returned_with_its_details(it: Bench) -> None:
+    await it.begin(details=5)
+    it.lend()
+    await it.records.return_rest()
+    [(_, _, kind, step, body)] = it.reported
+    assert (kind, step, msgspec.msgpack.decode(body)) == ("returned", "r/1", [1, 1, 5])
+    assert not it.executor.has("r", 1)
+
+
+async def test_new_details_are_stored_once(it: Bench) -> None:
+    await it.begin(details=5)
+    for _ in range(3):
+        await it.records.run_once()
+    [call] = it.store.sent("store_details")
+    assert call.args == ["7:nonce", "r/1", msgspec.msgpack.encode(5)]
+    assert it.shard.records["r"][1].details == msgspec.msgpack.encode(5), "the outcome's commit deletes them"
+    it.lend()
+    for _ in range(2):
+        await it.records.run_once()
+    assert [call.args[-1] for call in it.store.sent("extend_steps")] == [msgspec.msgpack.encode(5), b""]
+
+
+async def test_reports_are_sent_by_the_loop(it: Bench) -> None:
+    loop = asyncio.create_task(it.records.run_reports())
+    await it.begin()
+    it.lend()
+    it.records.outcome("r", Outcome(1, 1, 2.0, raw(7)))
+    with anyio.fail_after(10):
+        await wait_until(lambda: it.reported != [], 0.001)
+    loop.cancel()
