@@ -6,6 +6,7 @@ Must not: catch a command's errors. Called by: all commands that wait for someth
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import logging
 import os
@@ -36,8 +37,7 @@ def run_async(function: Callable[[], Coroutine[Any, Any, T]], *, fast: bool = Fa
 
 def run_service(service: Callable[[], Coroutine[Any, Any, None]], settings: Settings) -> None:
     """Run a daemon or worker until it ends, once the server has answered. Raises `StoreUnavailable`."""
-    import anyio
-
+    from streamflow.process import run_until_done
     from streamflow.steps.executor import STEP_THREAD
     from streamflow.store.connection import Store
 
@@ -51,7 +51,8 @@ def run_service(service: Callable[[], Coroutine[Any, Any, None]], settings: Sett
 
     code: object = 0
     try:
-        anyio.run(run, backend_options={"use_uvloop": _has_uvloop()})
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            run_until_done(runner.get_loop(), run())
     except SystemExit as ended:
         code = ended.code
     if any(thread.name.startswith(STEP_THREAD) for thread in threading.enumerate()):
@@ -61,6 +62,14 @@ def run_service(service: Callable[[], Coroutine[Any, Any, None]], settings: Sett
         os._exit(code if isinstance(code, int) else 1)
     if code:
         raise SystemExit(code)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if not _has_uvloop():
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
 
 
 def _has_uvloop() -> bool:

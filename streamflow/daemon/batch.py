@@ -29,7 +29,7 @@ from streamflow.store.kernel import FRESH, Batch, Poison, Put, RunWrite, Send, l
 from streamflow.store.namespace import Namespace
 from streamflow.wire import BadMessage, InboxMessage, answer_name, decode_message, encode_job, stream_order
 from streamflow.workflow.app import App
-from streamflow.workflow.awaitable import Interrupted
+from streamflow.workflow.awaitable import Interrupted, ends_process
 
 _log = logging.getLogger("streamflow.owner")
 _encoder = msgspec.msgpack.Encoder()
@@ -205,7 +205,7 @@ class ShardBatch:
                 effects = live.machine.advance(inputs, max(at, live.header.created))
                 self._record(run_id, live, effects, namespace)
             except BaseException as error:
-                if type(error) is KeyboardInterrupt:  # it stops the process, not a run
+                if ends_process(error):
                     raise
                 self._leave_out(run_id, run_work, error)
 

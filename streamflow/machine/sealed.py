@@ -1,7 +1,7 @@
 """The one place where code of a run is run: outside the daemon's event loop, task and context variables.
 
-Owns: what asyncio finds when a workflow asks for the running loop or the current task, and which context variables the
-code sees. Must not: drive coroutines (`coroutines.py` does), know redis.
+Owns: what asyncio finds when a workflow asks for the running loop or the current task, which tasks steps find, and
+which context variables the code sees. Must not: drive coroutines (`coroutines.py` does), know redis.
 Called by: `run.py` around every advance and every end, `factory.py` around every replay.
 
 A workflow has no task, and an event loop that refuses everything: what would attach to the daemon's own task
@@ -90,6 +90,23 @@ for _name in dir(asyncio.AbstractEventLoop):
         setattr(SealedLoop, _name, _refusal(_name))
 
 SEALED = SealedLoop()
+
+
+_hiding = False
+
+
+def hide_tasks() -> None:
+    """This process is a daemon's or worker's own: from now on `hide` hides."""
+    global _hiding
+    _hiding = True
+
+
+def hide(*tasks: asyncio.Task[Any]) -> None:
+    """Leave tasks out of `asyncio.all_tasks()`, so that steps which cancel all that they find there harm nobody else.
+    Without an argument: all that there are now."""
+    if _hiding:
+        for task in tasks or asyncio.all_tasks():
+            asyncio._unregister_task(task)
 
 
 def enter_seal() -> tuple[Any, Any, Any]:

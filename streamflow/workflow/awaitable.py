@@ -17,7 +17,9 @@ A fiber gets the exception at its current await, and is settled when it has clea
 from __future__ import annotations
 
 import contextvars
+import functools
 import random
+import signal
 import sys
 from collections.abc import Coroutine, Generator
 from datetime import datetime
@@ -59,6 +61,15 @@ UNWINDING = (Unwinding, GeneratorExit, KeyboardInterrupt)
 
 PASSING = (Unwinding, KeyboardInterrupt)
 """Exceptions that don't end a run. Any other that user code raises, of whatever base class, ends that run only."""
+
+
+def ends_process(error: BaseException) -> bool:
+    """Whether it is Ctrl-C. Where neither Python nor `asyncio.run` handles SIGINT, but a daemon does, only user code
+    raises KeyboardInterrupt, and that concerns its run only."""
+    if not isinstance(error, KeyboardInterrupt):
+        return False
+    handler = signal.getsignal(signal.SIGINT)
+    return handler is signal.default_int_handler or isinstance(handler, functools.partial)  # the latter: asyncio.run's
 
 
 class Machine(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,11 @@ def make_app() -> sf.App:
     async def raises() -> None:
         await sf.signal("go", int)
         raise Refused("enough")
+
+    @app.workflow
+    async def interrupts() -> None:
+        await sf.signal("go", int)
+        raise KeyboardInterrupt
 
     @app.workflow
     async def spins(stubborn: bool) -> None:
@@ -145,6 +151,26 @@ async def test_whatever_workflow_code_raises_ends_its_run_only(serve: Serve) -> 
         with pytest.raises(sf.RunFailed, match="Refused: enough"):
             await bad.result(timeout=DEADLINE)
         await innocents_end(client, runs)
+
+
+async def test_a_workflow_that_raises_keyboard_interrupt_is_parked(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where SIGINT has a handler that doesn't raise it, as in the process of a daemon."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        async with serve(make_app(), shards=1) as (client, _):
+            runs = await start_innocents(client)
+            bad = await client.start("interrupts")
+            await bad.signal("go", 1)
+            await until(lambda: is_stuck(bad))
+            assert "KeyboardInterrupt" in caplog.text
+            await innocents_end(client, runs)
+            await bad.terminate()
+            with pytest.raises(sf.RunCancelled):
+                await bad.result(timeout=DEADLINE)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
