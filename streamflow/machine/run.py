@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from datetime import UTC, datetime
 from heapq import heappop
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -546,17 +546,23 @@ class RunMachine(OpenWork):
         self._end(events.RunFailed(self.workflow, self.tenant, self.at - self.started, failure))
 
     def _complete(self, result: object) -> None:
+        definition = self.app.version(self.workflow, self.version) or self.app.workflows[self.workflow]
         if isinstance(result, ContinueAs):
             message = f"workflow {self.workflow} returned sf.ContinueAs(…): raise it"
-            self._fail(Failure(UsageError.__name__, message))
+            self._fail(Failure(UsageError.__name__, message, _beginning(definition.function)))
             return
         try:
-            definition = self.app.version(self.workflow, self.version) or self.app.workflows[self.workflow]
             data = definition.parameters.encode_result(result, f"result of {self.workflow}")
         except (PayloadInvalid, PayloadTooLarge) as error:
-            self._fail(Failure(type(error).__name__, str(error)))
+            self._fail(Failure(type(error).__name__, str(error), _beginning(definition.function)))
         else:
             self._end(RunCompleted(self.workflow, self.tenant, self.at - self.started, Raw(data)))
+
+
+def _beginning(function: object) -> str:
+    """The traceback of what is wrong with a result: no frame of the code is left, so the line where it begins."""
+    code: CodeType | None = getattr(function, "__code__", None)
+    return "" if code is None else f'  File "{code.co_filename}", line {code.co_firstlineno}, in {code.co_name}\n'
 
 
 def _drop_stopped(effects: Effects) -> None:

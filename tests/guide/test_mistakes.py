@@ -187,6 +187,7 @@ async def test_a_result_above_two_megabytes_fails_its_step_or_run(serve: Serve) 
         failure = await failure_of(client, big_result, 3 * 1024 * 1024)
         assert failure.kind == "PayloadTooLarge"
         assert "the result of big_result has 3,145,733 bytes" in failure.message
+        assert "test_mistakes.py" in failure.traceback, "where the workflow is"
 
 
 async def test_a_large_payload_is_accepted_with_a_warning(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
