@@ -18,6 +18,7 @@ import streamflow
 
 from .enqueue import bench_enqueue
 from .idle import bench_idle
+from .isolation_command import isolation
 from .parked import bench_parked
 from .queue import bench_queue
 from .report import Report
@@ -69,6 +70,8 @@ def command(
     process, as is each daemon; the client is this process. A figure that misses its target is marked; the exit code is
     0 all the same.
 
+    `streamflow bench isolation` is apart: it measures what harmful user code does to other runs, and has other options.
+
     \b
     Example:
       streamflow bench chain idle --json
@@ -105,5 +108,9 @@ async def run_bench(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code. Usage errors are click's, and raised."""
-    code: Any = command.main(list(arguments or ()), prog_name="streamflow bench", standalone_mode=False)
+    words = list(arguments or ())
+    if words[:1] == ["isolation"]:
+        code: Any = isolation.main(words[1:], prog_name="streamflow bench isolation", standalone_mode=False)
+    else:
+        code = command.main(words, prog_name="streamflow bench", standalone_mode=False)
     return code if isinstance(code, int) else 0

@@ -14,7 +14,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from streamflow.store.connection import Call
 APP = f"{Path(__file__).with_name('flows.py')}:app"
 READY_SECONDS = 30.0
 POLL_SECONDS = 0.01
+
+_NOTHING: Mapping[str, object] = {}
 
 
 @dataclass
@@ -91,13 +93,15 @@ class Deployment:
     client: Client
     namespace: str
     shards: int
+    app: str = APP
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
     daemons: list[DaemonProcess] = field(default_factory=list[DaemonProcess])
     workers: list[DaemonProcess] = field(default_factory=list[DaemonProcess])
 
     def add_daemon(self) -> DaemonProcess:
         log = self.rig.folder / f"{self.namespace}-{len(self.daemons)}.log"
-        settings = {"shards": self.shards, "log_format": "text", "log_level": "warning"}
-        daemon = DaemonProcess(APP, self.rig.url, self.namespace, log, settings)
+        settings = {"shards": self.shards, "log_format": "text", "log_level": "warning", **self.settings}
+        daemon = DaemonProcess(self.app, self.rig.url, self.namespace, log, settings)
         self.daemons.append(daemon)
         return daemon
 
@@ -105,7 +109,8 @@ class Deployment:
         """Start a worker, which ends with the deployment, as a daemon does. Its CPU is counted separately."""
         log = self.rig.folder / f"{self.namespace}-worker.log"
         command = ("worker", "--queue", queue, "--concurrency", str(concurrency))
-        worker = DaemonProcess(APP, self.rig.url, self.namespace, log, {"log_level": "warning"}, command)
+        settings = {"log_level": "warning", **self.settings}
+        worker = DaemonProcess(self.app, self.rig.url, self.namespace, log, settings, command)
         self.workers.append(worker)
         return worker
 
@@ -150,11 +155,13 @@ class Deployment:
 
 
 @contextlib.asynccontextmanager
-async def deployment(rig: Rig, shards: int, daemons: int = 1) -> AsyncGenerator[Deployment]:
-    """A new namespace, ready for work; deleted at the end."""
+async def deployment(
+    rig: Rig, shards: int, daemons: int = 1, app: str = APP, settings: Mapping[str, object] = _NOTHING
+) -> AsyncGenerator[Deployment]:
+    """A new namespace, ready for work; deleted at the end. `settings`: more fields of `Settings` for its processes."""
     namespace = f"bench-{secrets.token_hex(4)}"
     async with connect(rig.url, namespace=namespace) as client:
-        system = Deployment(rig, client, namespace, shards)
+        system = Deployment(rig, client, namespace, shards, app, settings)
         try:
             for _ in range(daemons):
                 system.add_daemon()

@@ -1,0 +1,70 @@
+"""What `streamflow bench isolation` measures, with short times: it checks what is right, not how fast."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from click.testing import CliRunner
+
+from bench.command import main
+from bench.isolation import Plan, bench_isolation
+from bench.isolation_command import as_object, isolation
+from bench.kinds import BY_NAME, KINDS
+from bench.poisons import app
+from bench.rig import rig
+from streamflow.embedded.server import EmbeddedServer
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(150)]
+
+POISONS = (
+    "workflow-loops",
+    "workflow-raises",
+    "workflow-group",
+    "result-undecodable",
+    "error-unshowable",
+    "diverges",
+    "async-stops-loop",
+    "callback-exits",
+    "process-killed",
+)
+
+
+async def test_poisons_harm_no_innocent_run_and_end_with_their_line(embedded_server: EmbeddedServer) -> None:
+    plan = Plan(
+        [BY_NAME[name] for name in POISONS], rate=30, seconds=1, limit=20, calm=0.5, patience=20, harm=3, interrupt=1
+    )
+    async with rig(embedded_server.url) as server:
+        results = await bench_isolation(server, plan, print)
+    assert [trial.kind.name for trial in results.trials] == list(POISONS)
+    for trial in results.trials:
+        what = f"{trial.kind.name}: {trial.ended}, {trial.reason}"
+        assert trial.innocents >= 20, what
+        assert trial.problems == [], what
+        assert trial.twice == 0, what
+        assert trial.ends == [], what
+        assert trial.right, what
+        assert trial.named or trial.kind.name == "diverges", what  # its reason names the event at which they differ
+    trials = {trial.kind.name: trial for trial in results.trials}
+    diverged, killed = trials["diverges"], trials["process-killed"]
+    assert trials["workflow-loops"].worst > 0.8, "the fault took place"
+    assert "stuck" in diverged.ended, "runs were evicted and replayed"
+    assert "WorkerLost" in killed.reason
+    shown = json.loads(json.dumps(as_object(results, plan, {})))
+    assert shown["poisons"]["diverges"]["completed_right"] == diverged.innocents
+    assert shown["poisons"]["process-killed"]["steps_twice"] == 0
+    assert trials["workflow-group"].faults(math.inf) == []
+
+
+def test_each_kind_is_listed_with_workflows_that_exist() -> None:
+    listed = json.loads(CliRunner().invoke(isolation, ["--list", "--json"]).stdout)
+    assert [kind["kind"] for kind in listed] == [kind.name for kind in KINDS]
+    assert len(BY_NAME) == len(KINDS) >= 25
+    names = {workflow for kind in KINDS for workflow, _ in kind.starts(("url", "namespace"))}
+    assert names <= set(app.workflows)
+
+
+def test_the_command_has_options_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["isolation", "--list", "--only", "forks"]) == 0
+    assert capsys.readouterr().out.startswith("forks")
