@@ -41,6 +41,8 @@ CALLERS = 32
 and find a rate at which a steady load takes all of the processor."""
 SHARE = 5
 """The load is one part in so many of what these callers get."""
+UNTOUCHED = 0.3
+"""Seconds before a poison in which innocent runs may be so late that it meets them: they count nowhere."""
 ENDS_WITHIN = 3.0
 """Seconds that a terminated poison has to end."""
 OPEN = ("pending", "running")
@@ -57,7 +59,7 @@ class Plan:
     rate: float | None = None
     seconds: float = 3.0
     limit: float = 12.0
-    calm: float = 1.0
+    calm: float = 1.3
     patience: float = 6.0
     calibration: float = 3.0
     harm: float = 8.0
@@ -350,7 +352,8 @@ async def measure(stage: Scene, kind: Kind, plan: Plan, calm: list[float]) -> Tr
             trial.again += 1
         else:
             trial.twice += 1
-    calm += [sample.latency for sample in stage.load.between(began, poisoned) if sample.latency is not None]
+    undisturbed = stage.load.between(began, poisoned - UNTOUCHED)
+    calm += [sample.latency for sample in undisturbed if sample.latency is not None]
     normal = 1.5 * quantile(calm, 0.99)
     trial.normal_after = _normal_after(stage.load.between(poisoned, now - SLICE / 2), poisoned, now, normal)
     return trial

@@ -115,8 +115,8 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         "plain-hangs-long",
-        "32 plain steps of 8 s, no time-out",
-        _one("plain_steps_hang_without_timeout", 32),
+        "16 plain steps of 8 s, no time-out",
+        _one("plain_steps_hang_without_timeout", 16),
         COMPLETED,
         soils=True,
     ),
@@ -164,6 +164,7 @@ KINDS: tuple[Kind, ...] = (
         "500 threads that an async step leaves behind",
         _one("step_starts_threads"),
         COMPLETED,
+        _BLOCKS,
         soils=True,
     ),
     # Payloads.

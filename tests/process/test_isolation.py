@@ -33,7 +33,7 @@ POISONS = (
 
 async def test_poisons_harm_no_innocent_run_and_end_with_their_line(embedded_server: EmbeddedServer) -> None:
     plan = Plan(
-        [BY_NAME[name] for name in POISONS], rate=30, seconds=1, limit=20, calm=0.5, patience=20, harm=3, interrupt=1
+        [BY_NAME[name] for name in POISONS], rate=30, seconds=1, limit=20, calm=0.6, patience=20, harm=3, interrupt=1
     )
     async with rig(embedded_server.url) as server:
         results = await bench_isolation(server, plan, print)
