@@ -38,6 +38,7 @@ from streamflow.machine.transition import Due
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import Status, decode_header
 from streamflow.store.connection import Call
+from streamflow.workflow.awaitable import ends_process
 
 _log = logging.getLogger("streamflow.deploy")
 
@@ -162,7 +163,7 @@ class DeployCheck:
         except (*DECODE_ERRORS, IndexError):
             return True
         except BaseException as error:
-            if type(error) is KeyboardInterrupt:
+            if ends_process(error):
                 raise
             shard.parked[run_id] = reason_of(error)  # the owner must not run this code again
             return False

@@ -32,6 +32,7 @@ from streamflow.events import Transition, decode_history
 from streamflow.machine.factory import rehydrate
 from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.run import RunMachine
+from streamflow.machine.sealed import hide
 from streamflow.machine.transition import Due, Input, Outcome
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import OPEN, Header, decode_header
@@ -41,6 +42,7 @@ from streamflow.store.connection import Call
 from streamflow.store.kernel import Committed, DueRuns, Reply
 from streamflow.watch.blocker import RunNote
 from streamflow.workflow.actions import StepJob
+from streamflow.workflow.awaitable import ends_process
 
 _log = logging.getLogger("streamflow.owner")
 
@@ -156,6 +158,7 @@ class Owner:
         """Batches that are under way survive an error of the loop, until `close`."""
         while True:
             batch = asyncio.create_task(self.process(await self.run_once()))
+            hide(batch)
             self._under_way.add(batch)
             batch.add_done_callback(self._under_way.discard)
 
@@ -437,7 +440,7 @@ class Owner:
             try:
                 return rehydrate(self._app, partition, run_id, header, state, history)
             except BaseException as error:
-                if type(error) is KeyboardInterrupt:
+                if ends_process(error):
                     raise
                 shard.parked[run_id] = reason_of(error)
                 _log.error("run %s is parked, its code can't be replayed: %s", run_id, shard.parked[run_id])

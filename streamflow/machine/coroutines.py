@@ -46,7 +46,17 @@ from streamflow.model.failures import failure_of, foreign_await, outside_loop
 from streamflow.model.sharding import Partition
 from streamflow.workflow.actions import SignalWait, message_key
 from streamflow.workflow.app import App, Workflow
-from streamflow.workflow.awaitable import DONE, NEW, PASSING, PENDING, Fiber, Operation, Unwinding, active
+from streamflow.workflow.awaitable import (
+    DONE,
+    NEW,
+    PASSING,
+    PENDING,
+    Fiber,
+    Operation,
+    Unwinding,
+    active,
+    ends_process,
+)
 
 T = TypeVar("T")
 
@@ -89,9 +99,9 @@ def _discarding() -> Generator[None, Any]:
         for _ in range(DISCARDS):
             try:
                 coroutine.throw(_Discarded())
-            except KeyboardInterrupt:
-                raise
-            except BaseException:
+            except BaseException as error:
+                if ends_process(error):
+                    raise
                 break
         coroutine = None
 

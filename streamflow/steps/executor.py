@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,12 +25,14 @@ from msgspec import Raw
 
 from streamflow.errors import Failure, UsageError
 from streamflow.events import NOTHING
+from streamflow.machine.sealed import hide
 from streamflow.machine.transition import Outcome
 from streamflow.model.failures import failure_of, kinds_of
 from streamflow.steps.context import Running, StepInterrupted, current
 from streamflow.steps.processes import ProcessPool
 from streamflow.steps.stacks import user_line
 from streamflow.workflow.actions import StepJob
+from streamflow.workflow.awaitable import ends_process
 
 _log = logging.getLogger("streamflow.steps")
 
@@ -45,21 +47,82 @@ HUNG_PER_THREAD = 4
 """Threads that may hang at once besides those that have slots: so many for each slot, or at least the number above."""
 STEP_BLOCKED = "StepBlocked"
 """The kind of failure of an async step that blocked the event loop until it was interrupted."""
+LEAST_SHARED = 4
+RESERVED_PART = 16
+"""Of so many slots or more, one of 16, at least one, is kept for runs that have none."""
 SIGNAL_SETTLES = 0.2
 """Seconds to learn that a signal which has ended a step's process was meant for this one, too."""
 
 
-class Slots:
-    """How many attempts of a kind may run at once, and those that wait for a free slot."""
+FORKED = 70
+"""Exit code of a process that a step has forked and that comes back from the step (EX_SOFTWARE of sysexits.h)."""
 
-    __slots__ = ("limit", "queue", "used", "waiting")
+_forks = 0
+"""How often this process and those before it were forked."""
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+class Slots:
+    """How many attempts of a kind may run at once, and those that wait for a free slot.
+
+    Runs take turns, and the last slots are for runs that have none: one that starts thousands of long steps doesn't
+    keep others from their first.
+    """
+
+    __slots__ = ("by_run", "limit", "queues", "unreserved", "used", "waiting")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.unreserved = limit if limit < LEAST_SHARED else limit - max(1, limit // RESERVED_PART)
         self.used = 0
-        self.queue: deque[Running] = deque()
+        self.by_run: dict[str, int] = {}
+        self.queues: OrderedDict[str, deque[Running]] = OrderedDict()
+        """By run; the run whose turn is next at the beginning."""
         self.waiting = 0
-        """Attempts in the queue that aren't over: cancelled ones stay in it until their turn comes."""
+        """Attempts in the queues that aren't over: cancelled ones stay there until their turn comes."""
+
+    def take(self, run_id: str) -> None:
+        self.used += 1
+        self.by_run[run_id] = self.by_run.get(run_id, 0) + 1
+
+    def free(self, run_id: str) -> None:
+        self.used -= 1
+        others = self.by_run[run_id] - 1
+        if others:
+            self.by_run[run_id] = others
+        else:
+            del self.by_run[run_id]
+
+    def has_room_for(self, run_id: str) -> bool:
+        return self.used < self.unreserved or (self.used < self.limit and run_id not in self.by_run)
+
+    def wait(self, running: Running) -> None:
+        self.queues.setdefault(running.run_id, deque()).append(running)
+        self.waiting += 1
+
+    def next_waiting(self) -> Running | None:
+        """Take the attempt whose turn it is out of its queue, if there is room for it."""
+        while self.queues:
+            run_id = next((run_id for run_id in self.queues if self.has_room_for(run_id)), None)
+            if run_id is None:
+                return None
+            queue = self.queues[run_id]
+            running = queue.popleft()
+            if queue:
+                self.queues.move_to_end(run_id)
+            else:
+                del self.queues[run_id]
+            if not running.over:
+                self.waiting -= 1
+                return running
+        return None
 
 
 class StepExecutor:
@@ -94,6 +157,7 @@ class StepExecutor:
         self.exhausted = False
         """As many threads hang as may, and one more."""
         self._closed = False
+        self._forks = _forks
         self._pool = ThreadPoolExecutor(max_workers=threads + self.most_hung, thread_name_prefix=STEP_THREAD)
         self._tasks = Slots(concurrency)
         self._threads = Slots(threads)
@@ -139,11 +203,10 @@ class StepExecutor:
         self._attempts[key] = running
         self._by_shard[shard] = self._by_shard.get(shard, 0) + 1
         slots = self._slots_of(running)
-        if slots.used < slots.limit and not slots.waiting and not self.held:
+        if not self.held and slots.has_room_for(run_id) and (not slots.waiting or run_id not in slots.queues):
             self._start(slots, running)
         else:
-            slots.queue.append(running)
-            slots.waiting += 1
+            slots.wait(running)
 
     def details_of(self, run_id: str, seq: int) -> Raw:
         """The encoded details that a step that runs or waits reported last."""
@@ -222,9 +285,10 @@ class StepExecutor:
         loop = asyncio.get_running_loop()
         running.started = time.perf_counter()
         self.started += 1
-        slots.used += 1
+        slots.take(running.run_id)
         if slots is not self._threads:
-            running.task = loop.create_task(self._run(running))
+            running.task = task = loop.create_task(self._run(running))
+            hide(task)
         else:
             future = loop.run_in_executor(self._pool, self._call, running)
             future.add_done_callback(lambda done: self._returned(running, done))
@@ -233,11 +297,11 @@ class StepExecutor:
 
     def _start_waiting(self) -> None:
         for slots in self._all_slots:
-            while slots.queue and slots.used < slots.limit and not self.held:
-                running = slots.queue.popleft()
-                if not running.over:
-                    slots.waiting -= 1
-                    self._start(slots, running)
+            while slots.queues and not self.held:
+                running = slots.next_waiting()
+                if running is None:
+                    break
+                self._start(slots, running)
 
     async def _run(self, running: Running) -> None:
         job = running.job
@@ -258,9 +322,9 @@ class StepExecutor:
             if running.over:
                 raise
             outcome = self._failed(running, error)
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # also sys.exit(): it ends only this attempt
+            if ends_process(error):
+                raise
             outcome = self._failed(running, error)
         if not running.over:
             running.task = None  # this very task, which must not be cancelled now
@@ -312,7 +376,7 @@ class StepExecutor:
             self.hung -= 1
             self.exhausted = False
             return
-        self._threads.used -= 1
+        self._threads.free(running.run_id)
         if not running.over and not done.cancelled():
             self._report(running, done.result())
         else:
@@ -340,7 +404,7 @@ class StepExecutor:
             return
         running.replaced = True
         self.hung += 1
-        self._threads.used -= 1
+        self._threads.free(running.run_id)
         _log.warning(
             "the thread of step %s of run %s has not returned since its attempt ended, and is at %s: another thread "
             "takes its place (%d threads hang, %d may)",
@@ -354,11 +418,13 @@ class StepExecutor:
         self._on_free()
 
     def _success(self, running: Running, value: object) -> Outcome:
+        self._end_copy()
         job = running.job
         data = job.step.parameters.encode_result(value)
         return Outcome(job.seq, job.attempt, _elapsed_ms(running), Raw(data))
 
     def _failed(self, running: Running, error: BaseException) -> Outcome:
+        self._end_copy()
         if running.interrupted is not None:
             return self._interrupted(running, running.interrupted)
         return self._outcome_of(running, failure_of(error, (__file__,)), isinstance(error, UsageError), kinds_of(error))
@@ -374,6 +440,13 @@ class StepExecutor:
         job = running.job
         return Outcome(job.seq, job.attempt, _elapsed_ms(running), None, failure, permanent, running.details, kinds)
 
+    def _end_copy(self) -> None:
+        """In a process that a step has forked, and that comes back as if it were the daemon or worker: it has the same
+        connections, and must not use them."""
+        if _forks != self._forks:
+            os.write(2, b"a process that a step has forked returned from the step, and ends: call os._exit() in it\n")
+            os._exit(FORKED)
+
     def _expire(self, running: Running) -> None:
         if running.over:
             return
@@ -385,7 +458,7 @@ class StepExecutor:
 
     def _report(self, running: Running, outcome: Outcome) -> None:
         self._finish(running)
-        if self._tasks.queue or self._threads.queue or self._processes.queue:
+        if self._tasks.queues or self._threads.queues or self._processes.queues:
             self._start_waiting()
         self._on_outcome(running.shard, running.run_id, outcome)
 
@@ -401,7 +474,7 @@ class StepExecutor:
         if running.started == 0.0:
             slots.waiting -= 1
         elif slots is not self._threads:
-            slots.used -= 1
+            slots.free(running.run_id)
         elif not running.returned and not self._closed:
             asyncio.get_running_loop().call_later(self._replace_after, self._replace, running)
         if running.task is not None:

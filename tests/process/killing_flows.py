@@ -77,6 +77,30 @@ async def innocent_of_queue(journal: str, name: str, seconds: float) -> str:
 
 
 @app.step
+async def fork_and_return(journal: str) -> int:
+    """The copy of the daemon comes back from the step, too."""
+    child = os.fork()
+    if child == 0:
+        note(journal, "child")
+        return -1
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])  # noqa: ASYNC222
+
+
+@app.step
+def fork_and_raise(journal: str) -> int:
+    child = os.fork()
+    if child == 0:
+        note(journal, "child")
+        raise ValueError("in the child")
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@app.workflow
+async def forks(journal: str) -> list[int]:
+    return [await fork_and_return(journal), await fork_and_raise(journal)]
+
+
+@app.step
 async def count(journal: str, until: int) -> int:
     """Continues from what it reported last."""
     began: int = sf.step_info().details or 0

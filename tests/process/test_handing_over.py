@@ -33,7 +33,7 @@ class Daemons:
     async def start(self, *options: str) -> ServingProcess:
         """Wait until it owns shards."""
         log = self._directory / f"daemon-{len(self.all)}.log"
-        words = ["daemon", "--app", f"{FLOWS}:app", "--shards", "8", "--beat", "0.2", "--dead-after", "1.0", *options]
+        words = ["daemon", "--app", f"{FLOWS}:app", "--shards", "32", "--beat", "0.2", "--dead-after", "1.0", *options]
         daemon = ServingProcess(*words, url=self._url, namespace=self._namespace, log=log)
         self.all.append(daemon)
 

@@ -13,6 +13,7 @@ import pytest
 import streamflow as sf
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.loops import wait_until
+from streamflow.steps.executor import FORKED
 from tests.process import killing_flows as flows
 from tests.process.faults import ServingProcess, until
 
@@ -153,6 +154,18 @@ async def test_a_step_that_kills_its_worker_fails_after_three(fleet: Fleet, clie
     assert [await run.result(timeout=60) for run in innocents] == NAMES
     assert executions(journal)["kill"] == 3
     assert fleet.deaths == 3, "the fault took place"
+
+
+async def test_a_copy_of_the_daemon_that_a_step_forks_ends_with_it(
+    fleet: Fleet, client: sf.Client, journal: Path
+) -> None:
+    daemon = fleet.start(*DAEMON)
+    await ready(client)
+    run = await client.start(flows.forks, str(journal))
+    assert await run.result(timeout=30) == [FORKED, FORKED]
+    assert executions(journal) == {"child": 2}
+    assert await (await client.start(flows.innocent, str(journal), "after", 0.0)).result(timeout=10) == "after"
+    assert daemon.logged("a process that a step has forked returned from the step")
 
 
 async def test_what_a_step_has_reported_survives_its_daemon(fleet: Fleet, client: sf.Client, journal: Path) -> None:

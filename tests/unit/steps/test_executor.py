@@ -463,3 +463,50 @@ async def test_a_thread_that_returns_in_time_is_not_replaced(caplog: pytest.LogC
         assert (executor.hung, executor.running, caplog.messages) == (0, 0, [])
     finally:
         executor.close()
+
+
+# --- fairness ---------------------------------------------------------------------------------------------------------
+
+
+async def test_runs_take_turns_when_slots_are_short() -> None:
+    async with bench(concurrency=1) as it:
+        gate = Gate()
+        for seq in (1, 2, 3):
+            it.submit(gate.wait, f"a{seq}", run="a", seq=seq)
+        it.submit(gate.wait, "b1", run="b")
+        await anyio.wait_all_tasks_blocked()
+        gate.go.set()
+        for _ in range(4):
+            await it.next()
+        assert gate.begun == ["a1", "a2", "b1", "a3"]
+
+
+async def test_the_last_slot_is_kept_for_a_run_that_has_none() -> None:
+    async with bench(concurrency=16) as it:
+        gate = Gate()
+        for seq in range(20):
+            it.submit(gate.wait, f"a{seq}", run="a", seq=seq)
+        await anyio.wait_all_tasks_blocked()
+        assert len(gate.begun) == 15
+        it.submit(gate.wait, "b", run="b")
+        it.submit(gate.wait, "c", run="c")
+        await anyio.wait_all_tasks_blocked()
+        assert gate.begun[15:] == ["b"]
+        assert (it.executor.running, it.executor.waiting) == (16, 6)
+        gate.go.set()
+        for _ in range(22):
+            await it.next()
+        assert gate.begun.index("c") < 18, "its turn comes before the last of the other run"
+        assert (it.executor.running, it.executor.waiting) == (0, 0)
+
+
+async def test_few_slots_are_all_for_everybody() -> None:
+    async with bench(concurrency=3) as it:
+        gate = Gate()
+        for seq in range(3):
+            it.submit(gate.wait, f"a{seq}", run="a", seq=seq)
+        await anyio.wait_all_tasks_blocked()
+        assert len(gate.begun) == 3
+        gate.go.set()
+        for _ in range(3):
+            await it.next()
