@@ -767,7 +767,7 @@ async def poisonous(how: str) -> Any:
             await note(Opaque())  # type: ignore[arg-type]
         case "nan":
             sf.publish("nan", float("nan"))
-            return float("nan")
+            await note("nan")
         case "half":
             raise ValueError("half an emoji: \ud83d")
         case "shown":
