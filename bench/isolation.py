@@ -58,7 +58,7 @@ class Plan:
     kinds: Sequence[Kind]
     rate: float | None = None
     seconds: float = 3.0
-    limit: float = 12.0
+    limit: float = 20.0
     calm: float = 1.3
     patience: float = 6.0
     calibration: float = 3.0
@@ -219,6 +219,7 @@ def _settings(journal: Journal, plan: Plan) -> dict[str, object]:
         "bench_journal": journal.path,
         "bench_harm": plan.harm,
         "interrupt": plan.interrupt,
+        "interrupt_steps": plan.interrupt,
         "cache": 64,  # so small that runs which wait are replayed
         "worker_timeout": 1.0,
     }

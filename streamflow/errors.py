@@ -331,14 +331,17 @@ class Diverged(StreamflowError):
     """Replayed code made a different decision from the recorded one. The run is parked as `stuck`; it does not fail.
 
     `number` is the event's number in the history (from 1), `expected` what is recorded there, `found` what the code
-    did. Deploy code that makes the recorded decisions, and the run continues.
+    did, `line` where it did so (`file:line`, empty if it had ended). Deploy code that makes the recorded decisions, and
+    the run continues.
     """
 
-    def __init__(self, run_id: str, number: int, expected: str, found: str) -> None:
+    def __init__(self, run_id: str, number: int, expected: str, found: str, line: str = "") -> None:
+        where = f" at {line}" if line else ""
         super().__init__(
-            f"run {run_id} diverged at event {number}: the history has {expected}, the code did {found}. "
+            f"run {run_id} diverged at event {number}: the history has {expected}, the code did {found}{where}. "
             "Deploy code that makes the recorded decisions, and the run continues."
         )
+        self.line = line
         self.run_id = run_id
         self.number = number
         self.expected = expected

@@ -42,6 +42,7 @@ from streamflow.events import (
 from streamflow.machine.coroutines import CoroutineMachine
 from streamflow.machine.transition import Effects, Ending
 from streamflow.model.codec import is_same_value
+from streamflow.model.failures import line_of_coroutine
 from streamflow.model.plain import plain
 from streamflow.model.sharding import Partition
 from streamflow.workflow.app import App
@@ -59,8 +60,9 @@ _DELIVERED = (RunStarted, SignalReceived, AskReceived, StepCompleted, ChildCompl
 class _Divergence(Unwinding):
     """Raised in a replay, and unwinds it."""
 
-    def __init__(self, position: int, expected: str, found: str) -> None:
+    def __init__(self, position: int, expected: str, found: str, line: str = "") -> None:
         super().__init__(expected, found)
+        self.line = line
         self.position = position
         self.expected = expected
         self.found = found
@@ -111,7 +113,7 @@ class WorkflowMachine(CoroutineMachine):
             self._replay(transitions)
         except _Divergence as divergence:
             number = self._replayed + divergence.position + 1
-            self.diverged = Diverged(self.run_id, number, divergence.expected, divergence.found)
+            self.diverged = Diverged(self.run_id, number, divergence.expected, divergence.found, divergence.line)
             self.reason = str(self.diverged)
         else:
             if not self.ended:
@@ -243,7 +245,8 @@ class WorkflowMachine(CoroutineMachine):
         return cast("AnyEvent", recorded)
 
     def _diverge(self, expected: str, found: str) -> NoReturn:
-        self._divergence = _Divergence(self._position, expected, found)
+        line = line_of_coroutine(self.current and self.current.coroutine)
+        self._divergence = _Divergence(self._position, expected, found, line)
         raise self._divergence
 
     def _has_same_arguments(self, recorded: AnyEvent | None, event: AnyEvent, value: object) -> bool:

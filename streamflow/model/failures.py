@@ -356,6 +356,17 @@ def line_of_call(names: tuple[str, ...], frame: FrameType | None, coroutine: Any
     return " or ".join(found[:3]) or f"{code.co_filename}:{code.co_firstlineno}"
 
 
+def line_of_coroutine(coroutine: Any) -> str:
+    """The innermost line of the user's at which a coroutine is, or waits, as `file:line`; empty if it has ended."""
+    line = ""
+    while coroutine is not None:
+        frame: FrameType | None = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
+        if frame is not None and not is_library(frame.f_code.co_filename):
+            line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
+    return line
+
+
 def _called(code: CodeType, scope: dict[str, Any]) -> list[CodeType]:
     """`code`, what is defined in it, and the plain functions of its module that it names, and so on."""
     codes = [code]

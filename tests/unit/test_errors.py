@@ -33,6 +33,7 @@ VALUES: dict[str, Any] = {
     "number": 3,
     "expected": "this",
     "found": "that",
+    "line": "flows.py:7",
 }
 
 
