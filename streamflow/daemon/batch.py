@@ -22,7 +22,7 @@ from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import enter_seal, leave_seal
 from streamflow.machine.transition import Effects, Input, Outcome
 from streamflow.model.attributes import Attribute, merged, same, value_text
-from streamflow.model.failures import failure_of
+from streamflow.model.failures import failure_of, line_of_function
 from streamflow.model.record import Header, Status, decode_header
 from streamflow.model.sharding import Partition, queue_partition_of
 from streamflow.store.kernel import FRESH, Batch, Poison, Put, RunWrite, Send, listed_under
@@ -262,7 +262,9 @@ class ShardBatch:
                 # The run exists, and a client may wait for it: it starts without input, which fails it.
                 input_ = RunStarted(header.workflow, header.tenant, NOTHING, header.parent)
             if header is not None and run_id not in self.shard.live:
-                machine = new_machine(app, partition, run_id, header.workflow, self.shard.parked.get(run_id, ""))
+                machine = new_machine(
+                    app, partition, run_id, header.workflow, parked_reason(self.shard, run_id, header.workflow, app)
+                )
                 self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
             inputs.append(input_)
             if not reason:
@@ -424,6 +426,14 @@ class ShardBatch:
 
 def _notification(name: str, payload: bytes) -> tuple[str, bytes]:
     return name, payload if len(payload) <= NOTIFICATION_BYTES else b""
+
+
+def parked_reason(shard: OwnedShard, run_id: str, name: str, app: App) -> str:
+    """Why this daemon doesn't run the code of a run; empty if it does. What ends a process leaves no line, so it names
+    that of its workflow."""
+    reason = shard.parked.get(run_id, "")
+    workflow = app.workflows.get(name) if run_id in shard.killers else None
+    return reason if workflow is None else f"{reason} (workflow {name} at {line_of_function(workflow.function)})"
 
 
 def reason_of(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from streamflow.daemon.clock import ServerClock
 from streamflow.daemon.context import Context
 from streamflow.daemon.deploy_check import DeployCheck
 from streamflow.daemon.health import Ownership
+from streamflow.daemon.heartbeat_process import HeartbeatProcess
 from streamflow.daemon.inbox import BLOCK_MS, LANES, InboxReader
 from streamflow.daemon.membership import Membership
 from streamflow.daemon.owner import Owner
@@ -113,6 +114,9 @@ class Daemon:
             health = HealthReport(
                 "daemon", self.member, settings.namespace, self.executor, self.loops, own.problems, own.warnings
             )
+            heart = HeartbeatProcess(context.kernel, settings, self.member)
+            membership.on_beat, membership.on_leave = heart.sent, heart.stop
+            heart.start()
         stand_in = StandIn(context, membership)
         watch = Watch(
             "daemon",
@@ -151,6 +155,7 @@ class Daemon:
                 await self._drain(membership, owner)
             finally:
                 watch.stop()
+                membership.on_leave()
                 if health is not None:
                     health.close()
                 self.executor.close()

@@ -65,7 +65,8 @@ class _Seen(msgspec.Struct):
 
 
 class Membership:
-    """`describe` makes this daemon's heartbeat."""
+    """`describe` makes this daemon's heartbeat. `on_beat(heartbeat)` is called when one is confirmed, `on_leave()`
+    before this daemon deregisters."""
 
     def __init__(
         self,
@@ -80,6 +81,8 @@ class Membership:
     ) -> None:
         self.member = context.member
         self.draining = False
+        self.on_beat: Callable[[bytes], None] = lambda _: None
+        self.on_leave: Callable[[], None] = lambda: None
         self.owns_something = anyio.Event()
         self._store = context.store
         self._kernel = context.kernel
@@ -168,6 +171,7 @@ class Membership:
         """Deregister this member, so that the others don't have to wait for `dead_after`. Ends its heartbeats."""
         async with self._heartbeat_lock:
             self._left = True
+            self.on_leave()
             await self._store.one(self._kernel.heartbeat(self.member, b""))
 
     @property
@@ -217,13 +221,15 @@ class Membership:
             if now - seen.changed > self._settings.dead_after and name != self.member
         ]
         last = self._last = msgspec.structs.replace(self._describe(), beat=next(self._numbers))
-        call = self._kernel.heartbeat(self.member, msgspec.json.encode(last), dead)
+        data = msgspec.json.encode(last)
+        call = self._kernel.heartbeat(self.member, data, dead)
         heartbeats: dict[str, bytes] | None = None
         with anyio.move_on_after(self._settings.dead_after / 2):
             heartbeats = await self._store.one(call)
         if heartbeats is None:
             raise StoreUnavailable(f"no answer within {self._settings.dead_after / 2:g} s")
         self._confirmed = now  # when it was sent: the others count from a later moment
+        self.on_beat(data)
         if self._executor.held:
             _log.info("heartbeats succeed again, so steps are started again")
             self._executor.resume()

@@ -23,7 +23,7 @@ import anyio
 import msgspec
 from msgspec import Raw
 
-from streamflow.daemon.batch import UNKNOWN, Reduced, ShardBatch, reason_of
+from streamflow.daemon.batch import UNKNOWN, Reduced, ShardBatch, parked_reason, reason_of
 from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import NOBODY, UNKNOWN_ATTEMPT, LiveRun, OwnedShard
@@ -36,7 +36,7 @@ from streamflow.machine.sealed import hide
 from streamflow.machine.transition import Due, Input, Outcome
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import OPEN, Header, decode_header
-from streamflow.steps.executor import StepExecutor
+from streamflow.steps.executor import STEP_BLOCKED, StepExecutor
 from streamflow.steps.suspects import Note, Suspects
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Committed, DueRuns, Reply
@@ -59,11 +59,15 @@ RETRY_BROKEN = 5.0
 """Seconds until a shard that the server refused is tried again."""
 
 
-def _lost(job: StepJob, host: str, *, to_blame: bool = False) -> Outcome:
-    """How an attempt ends whose daemon died."""
-    text = f"daemon {host} died or sent no heartbeat while it ran step {job.step.name}"
-    failure = Failure(WORKER_LOST, text)
-    return Outcome(job.seq, job.attempt, 0.0, None, failure, details=job.details, to_blame=to_blame)
+def _lost(job: StepJob, host: str, note: Note, run_id: str) -> Outcome:
+    """How an attempt ends whose daemon died, and left this note. What the daemon itself has given up on isn't tried
+    again."""
+    if proof := note.proof(run_id, job.seq):
+        failure = Failure(STEP_BLOCKED, proof)
+    else:
+        failure = Failure(WORKER_LOST, f"daemon {host} died or sent no heartbeat while it ran step {job.step.name}")
+    to_blame = note.blames(run_id, job.seq)
+    return Outcome(job.seq, job.attempt, 0.0, None, failure, bool(proof), job.details, to_blame=to_blame)
 
 
 def _ignore() -> None:
@@ -446,7 +450,8 @@ class Owner:
                 _log.error("run %s is parked, its code can't be replayed: %s", run_id, shard.parked[run_id])
             finally:
                 self._watch("")
-        return rehydrate(self._app, partition, run_id, header, state, history, shard.parked[run_id])
+        reason = parked_reason(shard, run_id, header.workflow, self._app)
+        return rehydrate(self._app, partition, run_id, header, state, history, reason)
 
     def _restart_running_steps(self, shard: OwnedShard, run_id: str, live: LiveRun, inputs: list[Input]) -> None:
         """After a takeover: what becomes of the attempts that ran at the last owner.
@@ -478,10 +483,10 @@ class Owner:
                 job.details = Raw(record.details) if record.details else job.details
             if host:
                 machine.note_begun(job.seq)
-                inputs.append(_lost(job, host))
+                inputs.append(_lost(job, host, Note(), run_id))
             elif is_orphan and (not job.lost or shard.note.has_begun(run_id, job.seq)):
                 machine.note_begun(job.seq)
-                inputs.append(_lost(job, shard.lost_with, to_blame=shard.note.blames(run_id, job.seq)))
+                inputs.append(_lost(job, shard.lost_with, shard.note, run_id))
             elif machine.steps[job.seq].due is None:
                 self.suspects.submit(shard.number, run_id, job)
         if run_id in shard.careful:
@@ -507,7 +512,7 @@ class Owner:
                     if call is not None and call.attempt == record.attempt and not record.reported:
                         job = call.job()
                         job.details = Raw(record.details) if record.details else job.details
-                        shard.add_input(run_id, _lost(job, host, to_blame=note.blames(run_id, seq)))
+                        shard.add_input(run_id, _lost(job, host, note, run_id))
                         self.wake(shard)
 
     def _unreadable(self, batch: ShardBatch, run_id: str, reason: str) -> None:

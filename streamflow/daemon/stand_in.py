@@ -71,6 +71,7 @@ class StandIn:
 
     def give_up(self, culprit: Culprit) -> None:
         """Record who has done it, and deregister, so that others need not wait for `dead_after`."""
+        self._membership.on_leave()
         self._store.call(lambda store: self._hand_over(store, culprit), max(1.0, self._context.settings.dead_after))
 
     async def _hand_over(self, store: Store, culprit: Culprit) -> None:

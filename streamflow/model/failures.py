@@ -356,6 +356,12 @@ def line_of_call(names: tuple[str, ...], frame: FrameType | None, coroutine: Any
     return " or ".join(found[:3]) or f"{code.co_filename}:{code.co_firstlineno}"
 
 
+def line_of_function(function: Any) -> str:
+    """Where a function is defined, as `file:line`."""
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if isinstance(code, CodeType) else "an unknown line"
+
+
 def line_of_coroutine(coroutine: Any) -> str:
     """The innermost line of the user's at which a coroutine is, or waits, as `file:line`; empty if it has ended."""
     line = ""

@@ -89,6 +89,10 @@ class Note(msgspec.Struct, frozen=True):
             return self.last.step == (run_id, seq)
         return [suspect.step for suspect in self.running] == [(run_id, seq)]
 
+    def proof(self, run_id: str, seq: int) -> str:
+        """What the process knew when it gave up on this step; empty if it is only suspect."""
+        return self.last.reason if self.last is not None and self.last.step == (run_id, seq) else ""
+
     def has_begun(self, run_id: str, seq: int) -> bool:
         return any(suspect.step == (run_id, seq) for suspect in self.running)
 

@@ -14,8 +14,8 @@ from streamflow.watch.watch import Culprit
 
 
 def last_note(kernel: Kernel, member: str, shard: int, culprit: Culprit) -> Call[bytes]:
-    """Code of a run that was seen blocking is proven: the next owner counts its third death, and parks it. A step is to
-    blame for this death, and has the usual three."""
+    """What was seen blocking is proven: the next owner parks a run whose code did, as after its third death, and fails
+    a step for the reason."""
     if culprit.seq:
         step = Suspect(shard, culprit.run_id, culprit.seq, 0, culprit.reason)
         note = Note(last=step, running=(step,))

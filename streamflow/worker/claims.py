@@ -34,7 +34,7 @@ from streamflow.loops import retry_forever
 from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.transition import Outcome
 from streamflow.model.sharding import QUEUE_PARTITIONS
-from streamflow.steps.executor import StepExecutor
+from streamflow.steps.executor import STEP_BLOCKED, StepExecutor
 from streamflow.steps.suspects import Suspects, read_notes
 from streamflow.store.connection import Call, Store
 from streamflow.store.from_thread import ThreadStore
@@ -468,10 +468,13 @@ class Claims:
                 details = msgspec.Raw(dead.details) if dead.details else NOTHING
                 self.expired += 1
                 to_blame = notes[dead.consumer].blames(dead.run_id, dead.seq)
-                failure = Failure(WORKER_LOST, text)
+                proof = notes[dead.consumer].proof(dead.run_id, dead.seq)
+                failure = Failure(STEP_BLOCKED, proof) if proof else Failure(WORKER_LOST, text)
                 self.report(
                     claim,
-                    Outcome(dead.seq, dead.attempt, 0.0, None, failure, details=details, to_blame=to_blame),
+                    Outcome(
+                        dead.seq, dead.attempt, 0.0, None, failure, bool(proof), details=details, to_blame=to_blame
+                    ),
                 )
             if not_begun:
                 await self._store.send(

@@ -26,6 +26,19 @@ async def block(journal: str, seconds: float) -> str:
     return "done"
 
 
+@app.step(retry=sf.NO_RETRY)
+async def hold_interpreter(journal: str, seconds: int) -> str:
+    """As a library in C that keeps the interpreter's lock: no thread of Python runs meanwhile."""
+    note(journal)
+    ctypes.PyDLL(None).sleep(seconds)
+    return "done"
+
+
+@app.workflow
+async def holds_interpreter(journal: str, seconds: int) -> str:
+    return await hold_interpreter(journal, seconds)
+
+
 @app.workflow
 async def blocks(journal: str, seconds: float) -> str:
     return await block(journal, seconds)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 import streamflow as sf
 from streamflow.embedded.server import EmbeddedServer
-from tests.process.blocking_flows import blocks, innocent, spins
+from streamflow.store.connection import Call
+from tests.process.blocking_flows import blocks, holds_interpreter, innocent, spins
 from tests.process.faults import ServingProcess, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -57,6 +60,25 @@ async def test_a_step_that_blocks_longer_than_dead_after_runs_once(
     run = await client.start(blocks, str(journal), 3 * DEAD_AFTER)
     assert await run.result(timeout=30) == "done"
     assert any(daemon.logged("its heartbeats are sent from a thread") for daemon in daemons), "the loop was blocked"
+    assert not any(daemon.logged("is considered dead") for daemon in daemons)
+    assert not any(daemon.logged("has another owner") for daemon in daemons)
+    assert journal.read_text() == "begun\n"
+
+
+async def test_code_that_holds_the_interpreter_makes_no_daemon_look_dead(
+    daemons: list[ServingProcess], client: sf.Client, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    run = await client.start(holds_interpreter, str(journal), 4)
+    beats: set[int] = set()
+
+    async def ended() -> bool:
+        members: Any = await client.store.one(Call.plain("HVALS", client.keys.members))
+        beats.update(msgspec.json.decode(member)["beat"] for member in members)
+        return (await run.describe()).ended is not None
+
+    await until(ended, "the run has ended")
+    assert min(beats) < 0, "another process has sent heartbeats"
     assert not any(daemon.logged("is considered dead") for daemon in daemons)
     assert not any(daemon.logged("has another owner") for daemon in daemons)
     assert journal.read_text() == "begun\n"

@@ -137,6 +137,9 @@ async def test_a_daemon_exits_when_a_step_can_not_be_interrupted(start: Start, c
     assert await daemon.wait(60) == 75
     assert (await last_note(client)).blames(run.id, 1)
     assert daemon.logged(f"step deadlock_in_step of run {run.id} has blocked its daemon")
+    await start("daemon")
+    with pytest.raises(sf.RunFailed, match=r"StepBlocked.*blocking_flows\.py"):
+        await run.result(timeout=30)
 
 
 async def test_a_daemon_ends_when_code_holds_the_interpreter(start: Start, client: sf.Client) -> None:
