@@ -84,7 +84,7 @@ class ShardBatch:
         """Move the shard's waiting inputs into this batch, up to the limits. Messages of a run keep their order."""
         shard = self.shard
         work = self.work
-        if shard.was_lost:
+        if shard.careful or shard.delivered is not None:
             self._set_aside()
         size = 0
         for run_id in list(shard.inputs):
@@ -294,7 +294,10 @@ class ShardBatch:
             # What may fail comes before the first change of the batch: a run that can't be encoded leaves it unchanged.
             data = _encoder.encode(done.transition)
             state = machine.snapshot()
-            answers = [Put(shard.keys.answer(answer.id), "", _encoder.encode(answer)) for answer in effects.answers]
+            answers: list[Put] = []
+            if effects.answers:
+                keys = shard.keys
+                answers = [Put(keys.answer(answer.id), "", _encoder.encode(answer)) for answer in effects.answers]
             attributes = old.attributes
             if effects.attributes is not None:
                 attributes = self._move_attributes(run_id, old, effects.attributes)

@@ -201,7 +201,7 @@ class Daemon:
         owner.on_caught_up = self.reader.caught_up
 
     def _on_outcome(self, shard: int, run_id: str, outcome: Outcome) -> None:
-        if not self.records.outcome(run_id, outcome):
+        if not (self.records.lends and self.records.outcome(run_id, outcome)):
             self.owner.outcome(shard, run_id, outcome)
 
     async def _announce(self, owns_something: anyio.Event) -> None:

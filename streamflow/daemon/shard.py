@@ -154,11 +154,6 @@ class OwnedShard:
     def has_work(self) -> bool:
         return bool(self.inbox or self.inputs or self.aside)
 
-    @property
-    def was_lost(self) -> bool:
-        """Whether there may be work that the former owner had in hand when it ended."""
-        return bool(self.careful or self.delivered)
-
     def acknowledged(self, ids: Iterable[str]) -> None:
         """These entries are no longer in the inbox."""
         if self._rereading:

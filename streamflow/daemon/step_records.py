@@ -67,7 +67,8 @@ class StepRecords:
         self._member = context.member
         self._owner = owner
         self._executor = executor
-        self._lent: dict[tuple[str, int], _Lent] = {}
+        self.lends: dict[tuple[str, int], _Lent] = {}
+        """The attempts that run here for other daemons, and outcomes of such that have not been reported."""
         self._stored: dict[tuple[str, int, int], bytes] = {}
         """Details of steps of owned shards that the server has, by run, number and attempt."""
         self._has_reports = anyio.Event()
@@ -77,12 +78,12 @@ class StepRecords:
         """The attempts that run here for other daemons."""
         return sum(
             lent.report is None and self._executor.runs(lent.run_id, lent.seq, lent.attempt)
-            for lent in self._lent.values()
+            for lent in self.lends.values()
         )
 
     @property
     def unreported(self) -> int:
-        return sum(lent.report is not None for lent in self._lent.values())
+        return sum(lent.report is not None for lent in self.lends.values())
 
     # --- handing over -------------------------------------------------------------------------------------------------
 
@@ -103,12 +104,12 @@ class StepRecords:
                 lent.append(_Lent(shard, run_id, header.created, outcome.seq, outcome.attempt))
                 self._ended(lent[-1], outcome)
         for attempt in lent:
-            self._lent[attempt.run_id, attempt.seq] = attempt
+            self.lends[attempt.run_id, attempt.seq] = attempt
         return [LentStep(attempt.step, self._member, attempt.created, attempt.attempt) for attempt in lent]
 
     def outcome(self, run_id: str, outcome: Outcome) -> bool:
         """An attempt has ended. False when it isn't a lent one."""
-        lent = self._lent.get((run_id, outcome.seq))
+        lent = self.lends.get((run_id, outcome.seq))
         if lent is None or lent.attempt != outcome.attempt or lent.report is not None:
             return False
         self._ended(lent, outcome)
@@ -123,7 +124,7 @@ class StepRecords:
 
     async def return_rest(self) -> None:
         """This daemon ends: stop what still runs here for others, which run it again. Raises `StoreError`."""
-        for lent in self._lent.values():
+        for lent in self.lends.values():
             if lent.report is None:
                 details = self._details_of(lent)
                 self._executor.stop_lent(lent.run_id, lent.seq, lent.attempt)
@@ -144,7 +145,7 @@ class StepRecords:
 
     async def report_once(self) -> bool:
         """Report lent attempts that have ended to their runs. False when some were refused."""
-        ended = [lent for lent in self._lent.values() if lent.report is not None][:REPORTS]
+        ended = [lent for lent in self.lends.values() if lent.report is not None][:REPORTS]
         if not ended:
             return True
         answers = await self._store.send([lent.report for lent in ended if lent.report is not None], patience=math.inf)
@@ -159,8 +160,8 @@ class StepRecords:
                     answer,
                 )
                 refused = True
-            elif self._lent.get((lent.run_id, lent.seq)) is lent:
-                del self._lent[lent.run_id, lent.seq]
+            elif self.lends.get((lent.run_id, lent.seq)) is lent:
+                del self.lends[lent.run_id, lent.seq]
         if not refused and self.unreported:
             self._has_reports.set()
         return not refused
@@ -172,7 +173,7 @@ class StepRecords:
         """Store what steps have reported since, and stop lent attempts that nobody needs any more."""
         if self._executor.running:
             await self._store_details()
-        if self._lent:
+        if self.lends:
             await self._extend()
 
     async def _store_details(self) -> None:
@@ -201,7 +202,7 @@ class StepRecords:
 
     async def _extend(self) -> None:
         by_shard: dict[int, list[_Lent]] = {}
-        for lent in self._lent.values():
+        for lent in self.lends.values():
             if lent.report is None:
                 by_shard.setdefault(lent.shard, []).append(lent)
         calls = [
@@ -220,14 +221,14 @@ class StepRecords:
                 _log.error("shard %d could not be asked about its steps, will retry: %s", attempts[0].shard, answer)
                 continue
             for lent, letter in zip(attempts, answer, strict=True):
-                if letter == "l" and lent.report is None and self._lent.get((lent.run_id, lent.seq)) is lent:
+                if letter == "l" and lent.report is None and self.lends.get((lent.run_id, lent.seq)) is lent:
                     _log.info(
                         "step %s, attempt %d, which runs here for another daemon, is no longer needed and is stopped",
                         lent.step,
                         lent.attempt,
                     )
                     self._executor.stop_lent(lent.run_id, lent.seq, lent.attempt)
-                    del self._lent[lent.run_id, lent.seq]
+                    del self.lends[lent.run_id, lent.seq]
 
     def _details_of(self, lent: _Lent) -> Raw:
         is_current = self._executor.runs(lent.run_id, lent.seq, lent.attempt)

@@ -246,7 +246,7 @@ class StepExecutor:
                 self._finish(running)
             else:
                 running.lent = True
-                self._leave_shard(running)
+        self._by_shard.pop(shard, None)
         return [running for running in attempts if running.lent]
 
     def reporting(self) -> list[Running]:
@@ -467,7 +467,11 @@ class StepExecutor:
         running.over = True
         self._attempts.pop((running.run_id, running.job.seq), None)
         if not running.lent:
-            self._leave_shard(running)
+            others = self._by_shard[running.shard] - 1
+            if others:
+                self._by_shard[running.shard] = others
+            else:
+                del self._by_shard[running.shard]
         if running.expiry is not None:
             running.expiry.cancel()
         slots = self._slots_of(running)
@@ -479,13 +483,6 @@ class StepExecutor:
             asyncio.get_running_loop().call_later(self._replace_after, self._replace, running)
         if running.task is not None:
             running.task.cancel()
-
-    def _leave_shard(self, running: Running) -> None:
-        others = self._by_shard[running.shard] - 1
-        if others:
-            self._by_shard[running.shard] = others
-        else:
-            del self._by_shard[running.shard]
 
 
 def _line_of(thread: int) -> str:

@@ -128,7 +128,7 @@ async def test_messages_that_the_dead_owner_had_read_are_in_hand() -> None:
     await bench.turns()
     assert {note.code.run_id for note in bench.notes if note.code} == {"r0", "r1"}
     assert bench.shard.careful == {}
-    assert not bench.shard.was_lost
+    assert bench.shard.delivered is None
     await bench.take_in(signal("2-0", "r0", "go", 1))
     assert bench.status("r0") == "completed"
 
