@@ -76,49 +76,60 @@ class Slots:
     keep others from their first.
     """
 
-    __slots__ = ("by_run", "limit", "queues", "unreserved", "used", "waiting")
+    __slots__ = ("by_run", "fresh", "limit", "served", "unreserved", "used", "waiting")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.unreserved = limit if limit < LEAST_SHARED else limit - max(1, limit // RESERVED_PART)
         self.used = 0
         self.by_run: dict[str, int] = {}
-        self.queues: OrderedDict[str, deque[Running]] = OrderedDict()
-        """By run; the run whose turn is next at the beginning."""
+        self.fresh: OrderedDict[str, deque[Running]] = OrderedDict()
+        """The attempts that wait by run, for runs that have no slot; the run whose turn is next at the beginning."""
+        self.served: OrderedDict[str, deque[Running]] = OrderedDict()
+        """The same for runs that have slots."""
         self.waiting = 0
-        """Attempts in the queues that aren't over: cancelled ones stay there until their turn comes."""
+        """Attempts that wait and aren't over: cancelled ones stay in the queues until their turn comes."""
 
     def take(self, run_id: str) -> None:
         self.used += 1
-        self.by_run[run_id] = self.by_run.get(run_id, 0) + 1
+        others = self.by_run.get(run_id, 0)
+        self.by_run[run_id] = others + 1
+        if not others and run_id in self.fresh:
+            self.served[run_id] = self.fresh.pop(run_id)
 
     def free(self, run_id: str) -> None:
         self.used -= 1
         others = self.by_run[run_id] - 1
         if others:
             self.by_run[run_id] = others
-        else:
-            del self.by_run[run_id]
+            return
+        del self.by_run[run_id]
+        if run_id in self.served:
+            self.fresh[run_id] = self.served.pop(run_id)
 
     def has_room_for(self, run_id: str) -> bool:
-        return self.used < self.unreserved or (self.used < self.limit and run_id not in self.by_run)
+        """Whether an attempt of the run may start before all that wait."""
+        if self.used >= self.unreserved and (self.used >= self.limit or run_id in self.by_run):
+            return False
+        return not self.waiting or (run_id not in self.fresh and run_id not in self.served)
 
     def wait(self, running: Running) -> None:
-        self.queues.setdefault(running.run_id, deque()).append(running)
+        queues = self.served if running.run_id in self.by_run else self.fresh
+        queues.setdefault(running.run_id, deque()).append(running)
         self.waiting += 1
 
     def next_waiting(self) -> Running | None:
         """Take the attempt whose turn it is out of its queue, if there is room for it."""
-        while self.queues:
-            run_id = next((run_id for run_id in self.queues if self.has_room_for(run_id)), None)
-            if run_id is None:
+        while self.used < self.limit:
+            queues = self.fresh or (self.served if self.used < self.unreserved else None)
+            if not queues:
                 return None
-            queue = self.queues[run_id]
+            run_id, queue = next(iter(queues.items()))
             running = queue.popleft()
             if queue:
-                self.queues.move_to_end(run_id)
+                queues.move_to_end(run_id)
             else:
-                del self.queues[run_id]
+                del queues[run_id]
             if not running.over:
                 self.waiting -= 1
                 return running
@@ -203,7 +214,7 @@ class StepExecutor:
         self._attempts[key] = running
         self._by_shard[shard] = self._by_shard.get(shard, 0) + 1
         slots = self._slots_of(running)
-        if not self.held and slots.has_room_for(run_id) and (not slots.waiting or run_id not in slots.queues):
+        if not self.held and slots.has_room_for(run_id):
             self._start(slots, running)
         else:
             slots.wait(running)
@@ -297,7 +308,7 @@ class StepExecutor:
 
     def _start_waiting(self) -> None:
         for slots in self._all_slots:
-            while slots.queues and not self.held:
+            while slots.waiting and not self.held:
                 running = slots.next_waiting()
                 if running is None:
                     break
@@ -458,7 +469,7 @@ class StepExecutor:
 
     def _report(self, running: Running, outcome: Outcome) -> None:
         self._finish(running)
-        if self._tasks.queues or self._threads.queues or self._processes.queues:
+        if self._tasks.waiting or self._threads.waiting or self._processes.waiting:
             self._start_waiting()
         self._on_outcome(running.shard, running.run_id, outcome)
 

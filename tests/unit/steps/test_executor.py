@@ -478,7 +478,7 @@ async def test_runs_take_turns_when_slots_are_short() -> None:
         gate.go.set()
         for _ in range(4):
             await it.next()
-        assert gate.begun == ["a1", "a2", "b1", "a3"]
+        assert gate.begun == ["a1", "b1", "a2", "a3"]
 
 
 async def test_the_last_slot_is_kept_for_a_run_that_has_none() -> None:
