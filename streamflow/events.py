@@ -178,6 +178,7 @@ class StepRetrying(HistoryEvent, tag="step-retry", frozen=True, gc=False):
     `declined`: a process whose code doesn't fit the call has refused to begin the attempt, which counts for nothing.
     `due` is 0 if the run was stuck: when it resumes, the call's policy decides about this failure, by `kinds` (the
     names of the error's classes), and another event says what it has decided.
+    `blamed`: the attempt was lost with its process, and most probably the reason for that: the next one is tried last.
     """
 
     seq: int
@@ -189,6 +190,7 @@ class StepRetrying(HistoryEvent, tag="step-retry", frozen=True, gc=False):
     details: Raw = NOTHING
     declined: bool = False
     kinds: tuple[str, ...] = ()
+    blamed: bool = False
 
 
 class StepFailed(HistoryEvent, tag="step-failed", frozen=True, gc=False):

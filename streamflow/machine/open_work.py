@@ -234,6 +234,7 @@ class OpenWork:
                     self._postpone(call, retrying)
                     return call
                 call.attempt = retrying.attempt + 1
+                call.blamed = retrying.blamed
                 if retrying.declined:
                     call.declined += 1
                 elif retrying.failure.kind == WORKER_LOST:

@@ -280,6 +280,7 @@ class ReducerMachine(RunMachine):
                         call.step.queue or "",
                         call.since,
                         call.declined,
+                        call.blamed,
                     )
                     for call in self.steps.values()
                 ],
@@ -346,7 +347,7 @@ class ReducerMachine(RunMachine):
         call.seq, call.state, call.payload, call.args = open_step.seq, PENDING, open_step.args, None
         call.attempt, call.due = open_step.attempt, open_step.due
         call.lost, call.details, call.since = open_step.lost, open_step.details, open_step.since
-        call.declined = open_step.declined
+        call.declined, call.blamed = open_step.declined, open_step.blamed
         self.restore_step(call)
 
     def _restore_unreduced(self, transitions: list[Transition]) -> None:

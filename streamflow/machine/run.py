@@ -363,10 +363,18 @@ class RunMachine(OpenWork):
             self._track(event)
             self._deliver(event, call, None, errors.StepFailed(step.name, outcome.attempt, failure))
             return
-        event = StepRetrying(call.seq, step.name, outcome.attempt, outcome.ms, failure, due, outcome.details)
+        event = StepRetrying(
+            call.seq,
+            step.name,
+            outcome.attempt,
+            outcome.ms,
+            failure,
+            due,
+            outcome.details,
+            blamed=is_lost and outcome.to_blame,
+        )
         self.effects.events.append(event)
         self._track(event)
-        call.blamed = outcome.to_blame
 
     def _decline(self, call: StepCall, outcome: Outcome, failure: Failure) -> None:
         """A process with other code, as in the middle of a deploy, has refused to begin the attempt: it is tried again,
@@ -374,7 +382,15 @@ class RunMachine(OpenWork):
         rng = random.Random(f"{self.run_id}/{call.seq}/{outcome.attempt}")
         due = self.at + round(call.step.retry.delay(call.declined + 1, rng) * 1000)
         event = StepRetrying(
-            call.seq, call.step.name, outcome.attempt, outcome.ms, failure, due, outcome.details, declined=True
+            call.seq,
+            call.step.name,
+            outcome.attempt,
+            outcome.ms,
+            failure,
+            due,
+            outcome.details,
+            declined=True,
+            blamed=call.blamed,
         )
         self.effects.events.append(event)
         self._track(event)

@@ -41,6 +41,7 @@ class OpenStep(msgspec.Struct, array_like=True):
     """The queue of its attempt: a later deploy may name another one. Empty: at the owner; None: an older record."""
     since: int = 0
     declined: int = 0
+    blamed: bool = False
 
 
 class HeldFact(msgspec.Struct, array_like=True):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from streamflow import errors
+from streamflow.errors import Failure
 from streamflow.events import CancelRequested, StepFailed, StepRetrying
 from streamflow.machine.transition import Due, Outcome
 from streamflow.workflow.api import gather, sleep
@@ -209,6 +210,18 @@ def test_lost_workers_take_nothing_from_the_time_of_a_policy() -> None:
     assert kinds(run.failed(1, "WorkerLost", after=3_600_000)) == ["StepRetrying"]
     run.advance(Due())
     assert kinds(run.failed(1, "ValueError", attempt=2, after=3_600_000)) == ["StepRetrying"]
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_step_that_is_to_blame_for_a_death_stays_so_through_others(crash: bool) -> None:
+    run = Run(app, "two", 5, crash=crash)
+    lost = Failure("WorkerLost", "no")
+    run.advance(Outcome(1, 1, 0.5, None, lost, to_blame=True))
+    [job] = run.advance(Due()).jobs
+    assert (job.lost, job.blamed) == (1, True)
+    run.advance(Outcome(1, 2, 0.5, None, lost))
+    [job] = run.advance(Due()).jobs
+    assert (job.lost, job.blamed) == (2, False)
 
 
 def test_a_result_of_the_wrong_type_fails_the_step_before_it_is_recorded() -> None:
