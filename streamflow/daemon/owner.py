@@ -95,7 +95,11 @@ class Owner:
         self._relay = relay
         self.suspects = Suspects(executor, context.store, context.kernel, context.member)
         self.is_alive: Callable[[str], bool] = lambda _: False
+        self.suspects.code_waits = self._has_careful_code
+        self.suspects.on_tried = self._wake_careful
         self._careful_turn = False
+        self._careful = False
+        """A careful batch is under way."""
         self._ready: dict[int, OwnedShard] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._wake = anyio.Event()
@@ -198,10 +202,24 @@ class Owner:
         """Every other time: the next run that a former owner had in hand when its process ended, if there is one. It
         takes all slots, so that no other run's code is run before it is through."""
         self._careful_turn = not self._careful_turn
-        if not self._careful_turn or not any(shard.aside for shard in self._ready.values()):
+        waits = self._careful_turn and any(shard.aside for shard in self._ready.values())
+        if not waits or self._careful or self.suspects.trying:
             return []
-        for _ in range(BATCHES - 1):
-            await self._slots.acquire()
+        self._careful = True  # from now on no trial of a step begins
+        slots, batches = 0, list[ShardBatch]()
+        try:
+            for _ in range(BATCHES - 1):
+                await self._slots.acquire()
+                slots += 1
+            batches = self._next_careful(taken)
+        finally:
+            if not batches:
+                self._careful = False
+                for _ in range(slots):
+                    self._slots.release()
+        return batches
+
+    def _next_careful(self, taken: list[OwnedShard]) -> list[ShardBatch]:
         aside = [
             (self.suspects.deaths(shard.number, run_id), shard.number, run_id)
             for shard in self._ready.values()
@@ -209,7 +227,6 @@ class Owner:
             for run_id in shard.aside
         ]
         if not aside:
-            self._release_others()
             return []
         _, number, run_id = min(aside)
         shard = self.shards[number]
@@ -220,10 +237,25 @@ class Owner:
         self._idle.pop(run_id, None)
         return [batch]
 
-    def _release_others(self) -> None:
-        """The slots that a careful batch has taken besides its own."""
+    def _end_careful(self, batch: ShardBatch) -> None:
+        """Also releases the slots that it has taken besides its own."""
+        self._careful = False
         for _ in range(BATCHES - 1):
             self._slots.release()
+        self._settle(batch)
+        self.suspects.code_ended(more=self._has_careful_code())
+
+    def _has_careful_code(self) -> bool:
+        """Whether code that a former owner had in hand waits for its turn, or is being run."""
+        return self._careful or any(
+            shard.aside and not (shard.dropped or shard.broken or shard.leaving) for shard in self.shards.values()
+        )
+
+    def _wake_careful(self) -> None:
+        """No step is in the first moment of its trial any more."""
+        for shard in self.shards.values():
+            if shard.aside:
+                self.wake(shard)
 
     def _begin(self, shard: OwnedShard) -> ShardBatch:
         del self._ready[shard.number]
@@ -240,6 +272,10 @@ class Owner:
             taken.append(shard)
             if shard.dropped or shard.busy or shard.broken or shard.leaving:
                 del self._ready[shard.number]
+                taken.pop()
+                continue
+            if self.suspects.trying and shard.aside and not (shard.inbox or shard.inputs or shard.sent):
+                del self._ready[shard.number]  # `_wake_careful` wakes it
                 taken.pop()
                 continue
             batch = self._begin(shard)
@@ -370,9 +406,7 @@ class Owner:
             raise
         finally:
             if careful:
-                self._settle(batches[0])
-                self.suspects.code_ended(more=any(shard.aside for shard in self.shards.values()))
-                self._release_others()
+                self._end_careful(batches[0])
             self._slots.release()
             for batch in batches:
                 shard = batch.shard

@@ -140,7 +140,7 @@ class Takeover:
         shard.note = note
         suspects = [suspect for suspect in note.waiting if not suspect.seq]
         code = note.code
-        if code is not None and not (code.commit and code.commit == final):  # otherwise it has got through
+        if code is not None and not _got_through(code.commit, final):
             suspects.append(msgspec.structs.replace(code, deaths=code.deaths + 1))
         for suspect in suspects:
             if suspect.shard != shard.number:
@@ -252,6 +252,16 @@ class Takeover:
                     more.append(shard)
             unfinished = more
         return list(readable.values())
+
+
+def _got_through(commit: str, final: str) -> bool:
+    """Whether the process survived the code whose commit was to be `commit`: the shard's last one is that or a later
+    one of the same session."""
+    session, _, number = commit.rpartition(".")
+    last_session, _, last = final.rpartition(".")
+    return (
+        bool(session) and session == last_session and number.isdigit() and last.isdigit() and int(last) >= int(number)
+    )
 
 
 def _run_and_number(field: bytes) -> tuple[str, int]:

@@ -8,7 +8,8 @@ the notes of processes that died).
 In normal operation nothing is noted: when a process dies, nobody knows what killed it. Then whatever it had in hand is
 suspect, and its successors go carefully. What they are about to run is noted first, so that another death tells more:
 
-    code of a run    one run at a time; it decides within milliseconds
+    code of a run    one run at a time; it decides within milliseconds. No step begins until it is through, and none of
+                     it is run in the first quarter of a second of a step's trial: one death has one culprit
     a step that      one after another, and only the note names the one that has begun last: what kills at once is
     was lost once    found by the second death
     one that was     when all others have ended or had their time: if the process dies once more as it begins, it
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 
 import anyio
@@ -84,7 +85,9 @@ class Note(msgspec.Struct, frozen=True):
     """Code that has not been run again yet, and steps that have not begun."""
 
     def blames(self, run_id: str, seq: int) -> bool:
-        """Whether this step has most probably ended the process."""
+        """Whether this step has most probably ended the process: not if code of a run was being run."""
+        if self.code is not None:
+            return False
         if self.last is not None:
             return self.last.step == (run_id, seq)
         return [suspect.step for suspect in self.running] == [(run_id, seq)]
@@ -143,10 +146,20 @@ async def read_notes(store: Store, kernel: Kernel, members: Iterable[str]) -> di
     }
 
 
+def _nothing() -> None:
+    """A callback that is not connected."""
+
+
 class Suspects:
-    """`member`: the name under which this process's note is kept."""
+    """`member`: the name under which this process's note is kept. `code_waits()`: whether code of suspect runs waits or
+    is being run; `on_tried()` is called when such code may be run again. The owner connects them; a worker runs no such
+    code."""
 
     def __init__(self, executor: StepExecutor, store: Store, kernel: Kernel, member: str) -> None:
+        self.code_waits: Callable[[], bool] = lambda: False
+        self.on_tried: Callable[[], None] = _nothing
+        self.trying = False
+        """Steps have begun a moment ago, and are the ones to blame if the process dies: no suspect code is run."""
         self._executor = executor
         self._store = store
         self._kernel = kernel
@@ -182,6 +195,7 @@ class Suspects:
         for trial in (*self._waiting, *self._started):
             trial.over = trial.over or trial.shard == shard
         self._waiting = [trial for trial in self._waiting if not trial.over]
+        self._stale.set()  # it may name code or steps of this shard, and have another owner's read it as true
 
     # --- the code of a run --------------------------------------------------------------------------------------------
 
@@ -239,13 +253,15 @@ class Suspects:
         if not self._waiting:
             await self._rest()
             return
+        with anyio.move_on_after(HOLD):  # code that waits for longer must not hold them up
+            await wait_until(lambda: not self.code_waits(), LOOK_EVERY)
         new = [trial for trial in self._waiting if not trial.job.blamed and trial.job.lost == 1]
         others = [trial for trial in self._waiting if not trial.job.blamed and trial.job.lost > 1]
         blamed = [trial for trial in self._waiting if trial.job.blamed]
         if new:
             await self._try_one(new[0], min(TRIAL, ALL_TRIALS / len(self._waiting)))
         elif others and blamed:
-            await self._begin(others)
+            await self._try(others, TRIAL)
         elif others:
             await self._try_half(others)
         else:
@@ -256,10 +272,24 @@ class Suspects:
 
     async def _try_one(self, trial: _Trial, seconds: float) -> None:
         self._last = trial
-        await self._begin([trial])
+        try:
+            await self._try([trial], seconds)
+        finally:
+            self._last = None
+
+    async def _try(self, trials: list[_Trial], seconds: float) -> None:
+        """Start steps, and give them so many seconds in which no suspect code is run."""
+        self.trying = True
+        try:
+            await self._begin(trials)
+            await self._end_or_time(trials, seconds)
+        finally:
+            self.trying = False
+            self.on_tried()
+
+    async def _end_or_time(self, trials: list[_Trial], seconds: float) -> None:
         with anyio.move_on_after(seconds):
-            await wait_until(lambda: not self._runs(trial), LOOK_EVERY)
-        self._last = None
+            await wait_until(lambda: not any(self._runs(trial) for trial in trials), LOOK_EVERY)
 
     async def _try_half(self, trials: list[_Trial]) -> None:
         """Those that were lost least often first. Each time it is another half: the attempt's number is part of the
@@ -268,9 +298,8 @@ class Suspects:
         tier = [trial for trial in trials if trial.job.lost == least]
         tier.sort(key=lambda trial: sha256(f"{trial.run_id}/{trial.job.seq}/{trial.job.attempt}".encode()).digest())
         half = tier[: len(tier) // 2] or tier
-        await self._begin(half)
-        with anyio.move_on_after(min(HALF_TIME * 2 ** (least - 2), LONGEST_HALF_TIME)):
-            await wait_until(lambda: not any(self._runs(trial) for trial in half), LOOK_EVERY)
+        await self._try(half, TRIAL)
+        await self._end_or_time(half, min(HALF_TIME * 2 ** (least - 2), LONGEST_HALF_TIME) - TRIAL)
 
     async def _begin(self, trials: list[_Trial]) -> None:
         """Start steps when the note names them."""

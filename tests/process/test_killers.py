@@ -118,6 +118,26 @@ async def test_a_step_that_kills_its_daemon_fails_after_three(
     assert fleet.deaths == kills, "the fault took place"
 
 
+async def test_the_only_step_beside_code_that_kills_does_not_fail(
+    fleet: Fleet, client: sf.Client, journal: Path
+) -> None:
+    """It is in its trial when it is that code's turn."""
+    for _ in range(2):
+        fleet.serve(*DAEMON, "--shards", "1")
+    await ready(client)
+    innocent = await client.start(flows.innocent, str(journal), "first", 4.0, id="a")
+    await until_all(journal, 1)
+    bad = await client.start(flows.killing_code, str(journal), False, id="z")
+
+    async def is_parked() -> bool:
+        return (await bad.describe()).status == "stuck"
+
+    await until(is_parked, "the run is parked", 60)
+    assert await innocent.result(timeout=30) == "first"
+    assert executions(journal)["kill"] == 3
+    await bad.terminate()
+
+
 @pytest.mark.parametrize("step_first", [False, True])
 async def test_a_run_whose_code_kills_its_daemon_is_parked_after_three(
     fleet: Fleet, client: sf.Client, journal: Path, step_first: bool

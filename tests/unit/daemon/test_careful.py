@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 
 from streamflow.daemon.batch import ShardBatch
 from streamflow.daemon.shard import CODE, NOBODY, OwnedShard, StepRecord, decode_step_record
+from streamflow.daemon.takeover import Takeover
 from streamflow.events import StepFailed, StepRetrying, decode_history
 from streamflow.machine.transition import Due, Outcome
-from streamflow.steps.suspects import Note, Suspect, decode_note
+from streamflow.steps.suspects import Note, Suspect, Suspects, decode_note
 from streamflow.store.connection import Call
 from streamflow.store.kernel import DueRuns, Reply
-from tests.support.fakes import NOTHING_DUE, owned, put, signal, start
+from tests.support.fakes import NOTHING_DUE, FakeStore, context, owned, put, signal, start
 from tests.support.machine_driver import raw
 from tests.unit.daemon.test_owner import Bench as OwnerBench
+from tests.unit.daemon.test_owner import Sends
 
 pytestmark = pytest.mark.anyio
 
@@ -157,6 +160,40 @@ async def test_known_culprits_come_last_and_are_named_until_then() -> None:
     assert first.code == Suspect(0, "good", 0, 1, commit=bench.commits[0].args[1])
     assert first.waiting == (Suspect(0, "bad", 0, 2),)
     assert second.code == Suspect(0, "bad", 0, 2, commit=bench.commits[1].args[1])
+
+
+async def test_no_such_code_is_run_in_the_first_moment_of_a_trial() -> None:
+    bench = Bench()
+    bench.shard.delivered = (1, 0)
+    put(bench.shard, start("1-0", "in hand", "listening"), start("1-1", "new", "listening"))
+    suspects = bench.owner.suspects
+    suspects.trying = True
+    assert not suspects.code_waits()
+    await bench.turn()
+    assert set(bench.records) == {"new"}
+    with anyio.move_on_after(0.03) as scope:
+        await bench.owner.run_once()
+    assert scope.cancelled_caught, "it doesn't turn in circles meanwhile"
+    assert suspects.code_waits()
+    suspects.trying = False
+    suspects.on_tried()
+    with anyio.fail_after(10):
+        while "in hand" not in bench.records:
+            await bench.owner.process(await bench.owner.run_once())
+    assert not suspects.code_waits()
+
+
+@pytest.mark.parametrize(
+    ("final", "deaths"), [("s.7", 0), ("s.8", 0), ("s.6", 2), ("", 2), ("t.9", 2), ("s.x", 2), ("s.10", 0)]
+)
+def test_code_whose_commit_arrived_is_not_blamed(final: str, deaths: int) -> None:
+    """Nor when the shard has committed more since."""
+    nothing: Any = None
+    suspects = Suspects(nothing, nothing, nothing, "me")
+    takeover = Takeover(context(FakeStore(), shards=8), Sends(), suspects)  # type: ignore[arg-type]
+    shard = owned()
+    takeover._blame(shard, Note(code=Suspect(0, "r", 0, 1, commit="s.7")), final)  # pyright: ignore[reportPrivateUsage]
+    assert suspects.deaths(0, "r") == deaths
 
 
 async def test_parked_code_that_ended_processes_is_recorded_for_the_next_owner() -> None:

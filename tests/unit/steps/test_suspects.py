@@ -190,6 +190,41 @@ async def test_the_code_of_a_run_is_noted_until_it_has_decided(it: Bench) -> Non
     await until(lambda: it.note == Note())
 
 
+async def test_no_step_begins_while_suspect_code_waits_or_runs(it: Bench) -> None:
+    code = [True]
+    it.suspects.code_waits = lambda: code[0]
+    it.submit(1)
+    await asyncio.sleep(0.03)
+    assert it.begun == set()
+    code[0] = False
+    await until(lambda: it.begun == {1})
+    assert it.suspects.trying
+
+
+async def test_suspect_code_may_run_again_after_a_trial(it: Bench) -> None:
+    tried: list[bool] = []
+    it.suspects.on_tried = lambda: tried.append(it.suspects.trying)
+    it.submit(1)
+    await until(lambda: it.begun == {1})
+    it.end(1)
+    await until(lambda: tried == [False])
+
+
+async def test_no_step_is_to_blame_when_code_was_being_run(it: Bench) -> None:
+    only = Suspect(0, "r", 1, 2)
+    assert Note(running=(only,)).blames("r", 1)
+    assert not Note(code=Suspect(0, "bad", 0, 1), running=(only,)).blames("r", 1)
+
+
+async def test_the_note_no_longer_names_what_belongs_to_another_owner(it: Bench) -> None:
+    it.suspects.learn(Suspect(4, "worse", 0, 2))
+    await it.suspects.mark_code(3, "bad", "c7")
+    it.suspects.code_ended(more=True)
+    it.suspects.forget_shard(3)
+    it.suspects.forget_shard(4)
+    await until(lambda: it.note == Note())
+
+
 async def test_what_is_known_of_other_code_is_carried_on(it: Bench) -> None:
     it.suspects.learn(Suspect(3, "bad", 0, 2))
     it.suspects.learn(Suspect(4, "worse", 0, 2))
