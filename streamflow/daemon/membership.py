@@ -39,7 +39,6 @@ from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.loops import Supervisor, retry_forever, wait_until
 from streamflow.model.sharding import winner_of
 from streamflow.steps.executor import StepExecutor
-from streamflow.steps.suspects import read_notes
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import LentStep, Reply
 from streamflow.wire import Heartbeat, decode_heartbeat
@@ -255,9 +254,7 @@ class Membership:
             for name, seen in self._seen.items()
             if not seen.draining and (seen.changed >= fresh or name == self.member)
         )
-        if gone := self._owner.gone_hosts():
-            for host, note in (await read_notes(self._store, self._kernel, gone)).items():
-                self._owner.steps_lost_with(host, note)
+        await self._records.lose_gone()
         if alive != self._alive:
             _log.info("daemons that share the shards: %s", ", ".join(alive) or "none")
             self._alive = alive

@@ -26,7 +26,7 @@ from msgspec import Raw
 from streamflow.daemon.batch import UNKNOWN, Reduced, ShardBatch, parked_reason, reason_of
 from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
-from streamflow.daemon.shard import NOBODY, UNKNOWN_ATTEMPT, LiveRun, OwnedShard
+from streamflow.daemon.shard import NOBODY, UNKNOWN_ATTEMPT, LiveRun, OwnedShard, StepRecord
 from streamflow.errors import Failure, StoreError
 from streamflow.events import Transition, decode_history
 from streamflow.machine.factory import rehydrate
@@ -493,6 +493,7 @@ class Owner:
         Their runs are in flight on the agenda (score -1), which is how `takeover.py` finds them. After a release the
         last owner goes on running them and reports their outcomes, or they start again here under the same numbers;
         after its death they are lost, like those of a worker. Those whose outcome has already arrived are left alone.
+        So are those that another daemon runs, alive or not: it may have reported them last (`StepRecords.lose_gone`).
         """
         arrived = inputs + shard.inputs.get(run_id, [])
         finished = {(outcome.seq, outcome.attempt) for outcome in arrived if isinstance(outcome, Outcome)}
@@ -506,19 +507,13 @@ class Owner:
                 machine.note_begun(job.seq)
                 continue
             record = records.get(job.seq)
-            host = ""
             if record is not None and record.attempt in (job.attempt, UNKNOWN_ATTEMPT):
                 record.attempt = job.attempt
                 if record.host and record.created == live.header.created:
-                    if record.reported or self.is_alive(record.host):
-                        machine.note_begun(job.seq)
-                        continue
-                    host = record.host
+                    machine.note_begun(job.seq)
+                    continue
                 job.details = Raw(record.details) if record.details else job.details
-            if host:
-                machine.note_begun(job.seq)
-                inputs.append(_lost(job, host, Note(), run_id))
-            elif is_orphan and (not job.lost or shard.note.has_begun(run_id, job.seq)):
+            if is_orphan and (not job.lost or shard.note.has_begun(run_id, job.seq)):
                 machine.note_begun(job.seq)
                 inputs.append(_lost(job, shard.lost_with, shard.note, run_id))
             elif machine.steps[job.seq].due is None:
@@ -526,23 +521,26 @@ class Owner:
         if run_id in shard.careful:
             shard.careful[run_id] = set(machine.steps)
 
-    def gone_hosts(self) -> set[str]:
-        """The daemons that have gone and still ran steps for shards of this one."""
-        return {
-            record.host
+    def gone_records(self) -> list[tuple[OwnedShard, str, int, StepRecord]]:
+        """Shard, run, number and record of the steps that daemons still ran for this one, and that have gone."""
+        return [
+            (shard, run_id, seq, record)
             for shard in self.shards.values()
-            for records in shard.records.values()
-            for record in records.values()
+            for run_id, records in shard.records.items()
+            for seq, record in records.items()
             if not (record.reported or record.host in ("", NOBODY) or self.is_alive(record.host))
-        }
+        ]
 
     def steps_lost_with(self, host: str, note: Note) -> None:
-        """The attempts that a daemon still ran for shards of this one are lost. `note`: what it has left about them."""
+        """The attempts that a daemon still ran for shards of this one, and has not reported, are lost. `note`: what it
+        has left about them."""
         for shard in self.shards.values():
             for run_id, records in shard.records.items():
                 live = shard.live.get(run_id)
                 for seq, record in records.items():
-                    call = live.machine.steps.get(seq) if live is not None and record.host == host else None
+                    if live is None or record.host != host or record.created != live.header.created:
+                        continue
+                    call = live.machine.steps.get(seq)
                     if call is not None and call.attempt == record.attempt and not record.reported:
                         job = call.job()
                         job.details = Raw(record.details) if record.details else job.details

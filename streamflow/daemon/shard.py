@@ -61,13 +61,15 @@ class RunWork:
 class StepRecord:
     """What the server has about one attempt in the shard's keys `steps` and `details`."""
 
-    __slots__ = ("attempt", "created", "details", "host", "reported")
+    __slots__ = ("attempt", "created", "details", "host", "lent", "reported")
 
     def __init__(self, attempt: int, created: int = 0, host: str = "", *, reported: bool = False) -> None:
         self.attempt = attempt
         self.created = created
         self.host = host
         """The former owner that runs it; empty if it runs here."""
+        self.lent = host not in ("", NOBODY)
+        """Another daemon runs or ran it, which may have stored details that this one hasn't read."""
         self.reported = reported
         """Its outcome is in the inbox."""
         self.details = b""

@@ -22,12 +22,14 @@ from msgspec import Raw
 
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
+from streamflow.daemon.shard import StepRecord, decode_step_record
 from streamflow.errors import StoreError
 from streamflow.events import NOTHING
 from streamflow.loops import retry_forever
 from streamflow.machine.transition import Outcome
 from streamflow.model.record import Header
 from streamflow.steps.executor import StepExecutor
+from streamflow.steps.suspects import read_notes
 from streamflow.store.connection import Call
 from streamflow.store.kernel import LentStep, Reply
 from streamflow.wire import encode_outcome, encode_returned
@@ -230,6 +232,36 @@ class StepRecords:
                     self._executor.stop_lent(lent.run_id, lent.seq, lent.attempt)
                     del self.lends[lent.run_id, lent.seq]
 
+    async def lose_gone(self) -> None:
+        """Steps of this daemon's runs that another one still ran when it went are lost, unless it has reported them.
+
+        What it did last is on the server only: its message may wait in the inbox, and a step must not be lost that has
+        ended.
+        """
+        gone = self._owner.gone_records()
+        if not gone:
+            return
+        calls: list[Call[list[bytes | None]]] = []
+        for shard, run_id, seq, _ in gone:
+            field = f"{run_id}/{seq}"
+            calls += (Call.plain("HMGET", key, field) for key in (shard.keys.steps, shard.keys.details))
+        answers = await self._store.send(calls)
+        for position, (shard, _, _, record) in enumerate(gone):
+            steps, details = answers[2 * position : 2 * position + 2]
+            for answer in (steps, details):
+                if isinstance(answer, StoreError):
+                    raise answer
+            [value], [reported] = steps, details
+            if shard.dropped or self._owner.shards.get(shard.number) is not shard:
+                continue
+            if value is not None and _is_reported(value, record):
+                record.reported = True
+            if reported:
+                record.details = reported
+        notes = await read_notes(self._store, self._kernel, {record.host for _, _, _, record in gone})
+        for host, note in notes.items():
+            self._owner.steps_lost_with(host, note)
+
     def _details_of(self, lent: _Lent) -> Raw:
         is_current = self._executor.runs(lent.run_id, lent.seq, lent.attempt)
         return self._executor.details_of(lent.run_id, lent.seq) if is_current else NOTHING
@@ -240,3 +272,12 @@ class StepRecords:
             return b""
         lent.stored = details
         return details
+
+
+def _is_reported(value: bytes, record: StepRecord) -> bool:
+    """Whether the server has `record` by now as that of an attempt whose outcome is in the inbox."""
+    try:
+        now = decode_step_record(value)
+    except ValueError:
+        return False
+    return now.reported and (now.created, now.attempt) == (record.created, record.attempt)

@@ -10,6 +10,7 @@ import pytest
 
 from streamflow.daemon.batch import ShardBatch
 from streamflow.daemon.shard import CODE, NOBODY, OwnedShard, StepRecord, decode_step_record
+from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.takeover import Takeover
 from streamflow.events import StepFailed, StepRetrying, decode_history
 from streamflow.machine.transition import Due, Outcome
@@ -19,7 +20,7 @@ from streamflow.store.kernel import DueRuns, Reply
 from tests.support.fakes import NOTHING_DUE, FakeStore, context, owned, put, signal, start
 from tests.support.machine_driver import raw
 from tests.unit.daemon.test_owner import Bench as OwnerBench
-from tests.unit.daemon.test_owner import Sends
+from tests.unit.daemon.test_owner import Sends, app
 
 pytestmark = pytest.mark.anyio
 
@@ -237,7 +238,7 @@ async def test_a_step_that_its_host_still_runs_is_not_started() -> None:
     lent(bench.shard, "a")
     await bench.turns()
     assert bench.steps.started == []
-    assert bench.owner.gone_hosts() == set()
+    assert bench.owner.gone_records() == []
     await bench.take_in(message("2-0", "a", "outcome", {"seq": 1, "attempt": 1, "ms": 1.0, "result": 5}))
     assert bench.status("a") == "completed"
     assert bench.commits[-1].args[-2:] == ["a/1", b""], "its record is deleted with the outcome"
@@ -260,18 +261,62 @@ async def test_a_step_that_comes_back_starts_under_its_number_with_its_details()
     assert bench.commits[-1].args[-2:] == ["a/1", b""]
 
 
-async def test_when_its_host_is_gone_the_step_is_lost_with_what_it_reported() -> None:
-    bench = await released(await in_flight("a"), alive=True)
-    lent(bench.shard, "a", details=msgspec.msgpack.encode("half"))
+@pytest.mark.parametrize("alive_at_first", [False, True])
+async def test_when_its_host_is_gone_the_step_is_lost_with_what_it_reported(alive_at_first: bool) -> None:
+    """Also with what it reported after the takeover."""
+    bench = await released(await in_flight("a"), alive=alive_at_first)
+    lent(bench.shard, "a", details=msgspec.msgpack.encode("a quarter"))
     await bench.turns()
+    assert bench.steps.started == []
     bench.owner.is_alive = lambda _: False
-    assert bench.owner.gone_hosts() == {"host"}
-    bench.owner.steps_lost_with("host", Note())
+    [(_, _, _, record)] = bench.owner.gone_records()
+    await lose_gone(bench, record.encode(), msgspec.msgpack.encode("half"))
     await bench.turns()
     [retrying] = [event for event in bench.events("a") if isinstance(event, StepRetrying)]
     assert retrying.failure.kind == "WorkerLost"
     assert msgspec.msgpack.decode(retrying.details) == "half"
-    assert bench.owner.gone_hosts() == set()
+    assert bench.owner.gone_records() == []
+    deleted = [call.args[-4:] for call in bench.commits if bench.shard.keys.details in call.keys]
+    assert deleted == [["a/1", b"", "a/1", b""]]
+
+
+async def test_a_step_that_its_host_reported_before_it_went_is_not_lost() -> None:
+    """Its outcome waits in the inbox: it mustn't run again."""
+    bench = await released(await in_flight("a"), alive=False)
+    lent(bench.shard, "a")
+    await bench.turns()
+    await lose_gone(bench, StepRecord(1, 900, "host", reported=True).encode(), None)
+    assert not bench.shard.has_work
+    assert bench.owner.gone_records() == [], "it isn't asked about again"
+    await bench.take_in(message("2-0", "a", "outcome", {"seq": 1, "attempt": 1, "ms": 1.0, "result": 5}))
+    assert bench.status("a") == "completed"
+
+
+async def test_a_step_of_a_run_with_the_same_id_is_not_lost_with_the_old_one() -> None:
+    bench = await released(await in_flight("a"), alive=False)
+    bench.shard.records["a"] = {1: StepRecord(1, 500, "host")}
+    await bench.turns()
+    assert bench.steps.started == [(0, "a", 1, 1)]
+    bench.owner.steps_lost_with("host", Note())
+    assert not bench.shard.has_work
+
+
+async def test_details_that_a_host_stored_unseen_are_deleted_with_the_record() -> None:
+    bench = await released(await in_flight("a"), alive=True)
+    lent(bench.shard, "a")
+    await bench.turns()
+    await bench.take_in(message("2-0", "a", "outcome", {"seq": 1, "attempt": 1, "ms": 1.0, "result": 5}))
+    last = bench.commits[-1]
+    assert bench.shard.keys.details in last.keys
+    assert last.args[-4:] == ["a/1", b"", "a/1", b""]
+
+
+async def lose_gone(bench: Bench, steps: bytes, details: bytes | None) -> None:
+    nothing: Any = None
+    bench.store.answers["HMGET"] = lambda call: [steps if call.args[1].endswith("steps") else details]
+    bench.store.answers["GET"] = None
+    records = StepRecords(context(bench.store, app, shards=8), bench.owner, nothing)
+    await records.lose_gone()
 
 
 def message(entry_id: str, run_id: str, kind: str, body: object) -> Any:

@@ -14,7 +14,6 @@ from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreUnavailable
 from streamflow.model.sharding import winner_of
 from streamflow.settings import Settings
-from streamflow.steps.suspects import Note
 from streamflow.store.connection import Call
 from streamflow.store.kernel import LentStep, Reply
 from streamflow.wire import Heartbeat
@@ -45,8 +44,7 @@ class Parts:
         self.running = 0
         self.steps: dict[int, int] = {}
         self.lent: list[int] = []
-        self.gone: set[str] = set()
-        self.lost_with: list[str] = []
+        self.looked = 0
         self.acquired: list[dict[int, tuple[str, str]]] = []
         self.stored: list[int] = []
         self.dropped: list[int] = []
@@ -71,13 +69,10 @@ class Parts:
     def retry_broken(self) -> None:
         self.retried += 1
 
-    def gone_hosts(self) -> set[str]:
-        return self.gone
-
-    def steps_lost_with(self, host: str, _: Note) -> None:
-        self.lost_with.append(host)
-
     # step records
+    async def lose_gone(self) -> None:
+        self.looked += 1
+
     def lend(self, shard: int, *_: Any) -> list[LentStep]:
         self.lent.append(shard)
         return [LentStep("r/1", "me", 5, 1)] if self.steps.get(shard) else []
@@ -361,11 +356,10 @@ async def test_a_last_member_keeps_no_shard_longer_than_the_grace(bench: Bench) 
     assert not bench.parts.shards
 
 
-async def test_steps_at_a_host_that_is_gone_are_lost(bench: Bench) -> None:
-    bench.parts.gone = {"gone"}
-    bench.store.answers["GET"] = None
+async def test_every_heartbeat_looks_for_steps_at_hosts_that_are_gone(bench: Bench) -> None:
     await bench.turn()
-    assert bench.parts.lost_with == ["gone"]
+    await bench.turn()
+    assert bench.parts.looked == 2
     assert bench.membership.is_alive("me")
     assert not bench.membership.is_alive("gone")
 
