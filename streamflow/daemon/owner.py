@@ -456,6 +456,7 @@ class Owner:
                     self._rehydrate(batch, run_id, record)
                 except (*DECODE_ERRORS, IndexError) as error:
                     self._unreadable(batch, run_id, f"{type(error).__name__}: {error}")
+            batch.shard.orphans.discard(run_id)  # also if it has ended or can't be read: the shard may be handed over
 
     def _rehydrate(self, batch: ShardBatch, run_id: str, record: list[bytes]) -> None:
         shard = batch.shard

@@ -89,6 +89,16 @@ async def test_steps_that_were_in_flight_are_lost_and_run_again_later() -> None:
     assert bench.steps.started == [], "not before its trial"
 
 
+@pytest.mark.parametrize("record", [[], [b"garbage", b""]])
+async def test_a_run_that_is_no_longer_there_does_not_keep_the_shard(record: list[bytes]) -> None:
+    """A shard whose lost steps aren't recorded yet isn't handed over."""
+    bench = Bench()
+    bench.records["gone"] = record
+    bench.orphan("gone")
+    await bench.turns()
+    assert bench.shard.orphans == set()
+
+
 async def test_the_third_loss_of_a_step_that_is_to_blame_fails_it() -> None:
     history = await in_flight("a")
     bench = Bench(history)
