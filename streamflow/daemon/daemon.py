@@ -12,6 +12,7 @@ import os
 import resource
 import secrets
 import socket
+import time
 
 import anyio
 import msgspec
@@ -48,6 +49,9 @@ from streamflow.wire import Heartbeat
 from streamflow.workflow.app import App
 
 _log = logging.getLogger("streamflow.daemon")
+
+RELEASE_SECONDS = 2.0
+"""Seconds after the grace in which a draining daemon still tries to release shards, before it gives up on them."""
 
 
 class Daemon:
@@ -210,13 +214,16 @@ class Daemon:
 
     async def _drain(self, membership: Membership, owner: Owner) -> None:
         membership.draining = self.executor.draining = True
+        over = time.monotonic() + self.settings.grace
         try:
             with anyio.move_on_after(self.settings.grace + 5):
-                while owner.shards:
-                    await membership.run_once()
+                while owner.shards and time.monotonic() < over + RELEASE_SECONDS:
+                    await self._release(membership)
                     if owner.shards:
                         await anyio.sleep(0.05)
-                await membership.end_steps()
+                if owner.shards:
+                    _log.warning("%d shards could not be released; other daemons take them over", len(owner.shards))
+                await membership.end_steps(over)
                 await membership.leave()
                 _log.info("drained")
         except StoreError as error:
@@ -227,6 +234,15 @@ class Daemon:
             )
         except Exception:
             _log.exception("could not drain; other daemons take over after %g s (dead_after)", self.settings.dead_after)
+
+    async def _release(self, membership: Membership) -> None:
+        """One turn of membership. A server that doesn't answer for a moment must not cost the steps their grace."""
+        try:
+            await membership.run_once()
+        except StoreError as error:
+            if membership.unconfirmed > self.settings.dead_after:  # others take over already
+                raise
+            _log.warning("a heartbeat or a release failed while draining, will retry: %s", error)
 
     async def _register(self, store: Store, kernel: Kernel) -> None:
         """Register the app's workflows, so that clients can list and call them."""

@@ -366,9 +366,9 @@ class Membership:
             "released %d of %d shards; %d steps of theirs go on here", released, len(shards), self._records.running
         )
 
-    async def end_steps(self) -> None:
-        """This daemon has released all shards: give steps that it still runs for others `grace` seconds, then return
-        them."""
-        with anyio.move_on_after(self._settings.grace):
+    async def end_steps(self, over: float) -> None:
+        """This daemon has released all shards: give steps that it still runs for others time until `over` (monotonic
+        s), then return them."""
+        with anyio.move_on_after(max(0.0, over - time.monotonic())):
             await wait_until(lambda: not self._records.running, 0.02)
         await self._records.return_rest()

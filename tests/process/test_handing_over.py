@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 import streamflow as sf
 from streamflow.embedded.server import EmbeddedServer
@@ -165,3 +166,37 @@ async def test_a_cancelled_run_stops_its_step_at_the_former_owner(
     await until(stopped, "the host has stopped them", 5)
     host.process.terminate()
     assert await host.wait(5.0) == 0, "it waits for no step"
+
+
+async def test_a_last_daemon_returns_what_it_still_runs_in_time(
+    daemons: Daemons, client: sf.Client, journal: Path
+) -> None:
+    """Its shards and its steps have one grace together, not one after the other: then nothing is taken for lost."""
+    last = await daemons.start("--grace", "6")
+    run = await client.start(flows.counting, str(journal), 80)
+    await begun(journal, 1)
+    last.process.terminate()
+    assert await last.wait() == 0
+    assert last.logged("drained")
+    await daemons.start()
+    continued = await run.result(timeout=20)
+    assert continued > 40
+    assert "WorkerLost" not in str([event async for _, event in run.events()])
+
+
+async def test_a_server_that_is_silent_for_a_moment_costs_no_grace(
+    embedded_server: EmbeddedServer, daemons: Daemons, client: sf.Client, journal: Path
+) -> None:
+    """A heartbeat of the draining daemon fails meanwhile."""
+    last = await daemons.start("--dead-after", "3")
+    runs = [await client.start(flows.innocent, str(journal), name, 5.0) for name in NAMES]
+    await begun(journal, len(NAMES))
+    async with Redis.from_url(embedded_server.url) as redis:
+        await redis.execute_command("CLIENT", "PAUSE", 2000)
+    last.process.terminate()
+    assert await last.wait() == 0
+    assert last.logged("a heartbeat or a release failed while draining"), "the fault took place"
+    assert last.logged("drained")
+    await daemons.start()
+    assert [await run.result(timeout=20) for run in runs] == NAMES
+    assert set(executions(journal).values()) == {1}
