@@ -12,7 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from streamflow import events
-from streamflow.daemon.shard import CODE, NOBODY, LiveRun, OwnedShard, RunWork, StepRecord
+from streamflow.daemon.shard import CODE, LiveRun, OwnedShard, RunWork, StepRecord, parked_by
 from streamflow.errors import Failure, UsageError
 from streamflow.events import NOTHING, MessageQuarantined, RunStarted, Transition, encode_transition
 from streamflow.machine.coroutines import close_abandoned
@@ -313,14 +313,14 @@ class ShardBatch:
                 batch.puts += [Put(key, field, value) for field, value in effects.published.items()]
             batch.puts += answers
             if status == Status.STUCK and old.status != Status.STUCK:
-                if run_id in shard.killers:
-                    self._record_killer(run_id, old.created)
                 _log.error("run %s is stuck until a daemon has code that fits its history: %s", run_id, machine.reason)
             if listed_under(old.status) != status:
                 shard.workflows.add(old.workflow)
                 keys = shard.keys
                 source = keys.index(listed_under(old.status), old.workflow)
                 batch.moves.append((run_id, source, keys.index(status, old.workflow), at))
+        if run_id in shard.killers and not effects.ended:
+            self._record_killer(run_id, live.header.created, machine.at)
         if run_id in shard.records:
             self._drop_records(run_id, machine, effects)
         if effects.ended:
@@ -367,10 +367,10 @@ class ShardBatch:
         if not records:
             del self.shard.records[run_id]
 
-    def _record_killer(self, run_id: str, created: int) -> None:
-        """The run is parked because its code ends its process: the next owner tries it carefully."""
+    def _record_killer(self, run_id: str, created: int, at: int) -> None:
+        """The run is parked because its code ends its process: the next owner with other code tries it carefully."""
         self.shard.killers.discard(run_id)
-        record = StepRecord(MAX_WORKER_LOSSES - 1, created, NOBODY)
+        record = StepRecord(MAX_WORKER_LOSSES - 1, created, parked_by(self.shard.code, at))
         self.shard.records.setdefault(run_id, {})[CODE] = record
         self.batch.puts.append(Put(self.shard.keys.steps, f"{run_id}/{CODE}", record.encode()))
 
@@ -424,7 +424,7 @@ class ShardBatch:
     @property
     def is_empty(self) -> bool:
         batch = self.batch
-        return not (batch.runs or batch.acks or batch.plans or batch.sends or batch.sent or batch.poisons)
+        return not (batch.runs or batch.acks or batch.plans or batch.sends or batch.sent or batch.poisons or batch.puts)
 
 
 def _notification(name: str, payload: bytes) -> tuple[str, bytes]:

@@ -201,6 +201,7 @@ class Daemon:
         )
         owner.is_alive = self.membership.is_alive
         self.deploy_check = DeployCheck(context, owner)
+        takeover.code = self.deploy_check.fingerprint
         owner.on_lost = self.membership.rebalance_soon
         owner.on_caught_up = self.reader.caught_up
 

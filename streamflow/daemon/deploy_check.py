@@ -63,7 +63,7 @@ class DeployCheck:
         self._partition = context.namespace.partition
         self._every = context.settings.beat
         self._owner = owner
-        self._fingerprint = fingerprint(context.app)
+        self.fingerprint = fingerprint(context.app)
         self._checked: set[str] = set()
         """Tokens of owned shards that are checked, or need no check."""
 
@@ -80,7 +80,7 @@ class DeployCheck:
         codes = await self._store.send([Call.plain("HGET", shard.keys.owner, FIELD) for shard in new])
         others: list[OwnedShard] = []
         for shard, code in zip(new, codes, strict=True):
-            if code == self._fingerprint.encode():
+            if code == self.fingerprint.encode():
                 self._checked.add(shard.token)
             elif not isinstance(code, StoreError):
                 others.append(shard)
@@ -118,7 +118,7 @@ class DeployCheck:
                 cursors[name] = int(cursor)
             cursors = {name: cursor for name, cursor in cursors.items() if cursor}
         if not self._is_over(shard):
-            await self._store.one(Call.plain("HSET", shard.keys.owner, FIELD, self._fingerprint))
+            await self._store.one(Call.plain("HSET", shard.keys.owner, FIELD, self.fingerprint))
             self._checked.add(shard.token)
         return misfits
 

@@ -355,6 +355,9 @@ class Membership:
             headers = {run_id: live.header for run_id, live in shard.live.items()}
             lent = self._records.lend(shard.number, headers, shard.outcomes())
             for run_id in shard.careful:
+                record = shard.records.get(run_id, {}).get(CODE)
+                if record is not None and record.host not in ("", NOBODY):
+                    continue  # it is parked, and its record says for which code
                 created = headers[run_id].created if run_id in headers else 0
                 deaths = max(1, self._owner.suspects.deaths(shard.number, run_id))
                 lent.append(LentStep(f"{run_id}/{CODE}", NOBODY, created, deaths))

@@ -26,7 +26,7 @@ from msgspec import Raw
 from streamflow.daemon.batch import UNKNOWN, Reduced, ShardBatch, parked_reason, reason_of
 from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
-from streamflow.daemon.shard import NOBODY, UNKNOWN_ATTEMPT, LiveRun, OwnedShard, StepRecord
+from streamflow.daemon.shard import CODE, UNKNOWN_ATTEMPT, LiveRun, OwnedShard, StepRecord
 from streamflow.errors import Failure, StoreError
 from streamflow.events import Transition, decode_history
 from streamflow.machine.factory import rehydrate
@@ -529,7 +529,7 @@ class Owner:
             for shard in self.shards.values()
             for run_id, records in shard.records.items()
             for seq, record in records.items()
-            if not (record.reported or record.host in ("", NOBODY) or self.is_alive(record.host))
+            if not (record.reported or seq == CODE or not record.host or self.is_alive(record.host))
         ]
 
     def steps_lost_with(self, host: str, note: Note) -> None:

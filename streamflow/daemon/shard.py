@@ -37,7 +37,20 @@ CODE = 0
 """The number, which no step has, of the record that says that a run's own code may end its process: `attempt` is the
 number of processes that may have died of it."""
 NOBODY = "-"
-"""The host in such a record."""
+"""With this begins what such a record has for a host, which a parked run's goes on with (`parked_by`)."""
+TRY_AGAIN = 3_600_000
+"""Ms after which parked code that has ended processes is tried again, although no other code was deployed."""
+
+
+def parked_by(code: str, at: int) -> str:
+    """The host in the record of a run that is parked because its code ends processes: which code, and since when."""
+    return f"{NOBODY}{at}-{code}"
+
+
+def is_parked_by(host: str, code: str, now: int) -> bool:
+    """Whether a run with such a record stays parked: this very code has ended processes a short while ago."""
+    at, _, of = host.removeprefix(NOBODY).partition("-")
+    return of == code != "" and at.isdigit() and now < int(at) + TRY_AGAIN
 
 
 UNKNOWN_ATTEMPT = 0
@@ -68,7 +81,7 @@ class StepRecord:
         self.created = created
         self.host = host
         """The former owner that runs it; empty if it runs here."""
-        self.lent = host not in ("", NOBODY)
+        self.lent = bool(host) and not host.startswith(NOBODY)
         """Another daemon runs or ran it, which may have stored details that this one hasn't read."""
         self.reported = reported
         """Its outcome is in the inbox."""
@@ -124,7 +137,9 @@ class OwnedShard:
         self.lost_with = ""
         """The former owner, if it ended without a release: what it had in hand may have been the reason."""
         self.acquired = 0
-        """Shard-clock ms of its takeover, in that case."""
+        """Shard-clock ms of its takeover."""
+        self.code = ""
+        """What identifies the code of this daemon (`code_fingerprint.py`)."""
         self.delivered: tuple[int, int] | None = None
         """The last message that it had read."""
         self.careful: dict[str, set[int]] = {}

@@ -22,7 +22,7 @@ import msgspec
 
 from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
-from streamflow.daemon.shard import CODE, UNKNOWN_ATTEMPT, OwnedShard, StepRecord, decode_step_record
+from streamflow.daemon.shard import CODE, UNKNOWN_ATTEMPT, OwnedShard, StepRecord, decode_step_record, is_parked_by
 from streamflow.errors import StoreError
 from streamflow.events import decode_transition
 from streamflow.machine.open_work import MAX_WORKER_LOSSES
@@ -55,6 +55,8 @@ class Takeover:
         self._session = context.session
         self._relay = relay
         self._suspects = suspects
+        self.code = ""
+        """What identifies this daemon's code. The daemon sets it."""
 
     async def acquire(self, wanted: dict[int, tuple[str, str]]) -> list[OwnedShard]:
         """Acquire shards whose tokens are still the ones in `wanted` (token, holder), and recover them.
@@ -87,12 +89,12 @@ class Takeover:
                     self._clock.observe(answer.clock)
                     shard = OwnedShard(number, self._kernel.keys.shard(number), answer.token)
                     shard.workflows.update(all_names)
+                    shard.acquired, shard.code = answer.clock, self.code
                     acquired.append(shard)
                     holder = wanted[number][1]
                     if holder in notes:
                         shard.lost_with = holder
                         shard.delivered = stream_order(answer.delivered) if answer.delivered else None
-                        shard.acquired = answer.clock
                         self._blame(shard, notes[holder], answer.final)
             owned += await self._recover(acquired, names)
         return owned
@@ -165,8 +167,15 @@ class Takeover:
                 _log.error("a step record of shard %d can't be read: %r, %s", shard.number, field[:100], error)
                 continue
             if seq == CODE and run_id not in shard.parked:
+                record = shard.records[run_id][seq]
+                if is_parked_by(record.host, shard.code, shard.acquired):
+                    shard.parked[run_id] = (
+                        "its code has ended the processes of daemons, and is tried again when other code is deployed, "
+                        "or after an hour"
+                    )
+                    continue
                 shard.careful.setdefault(run_id, set())
-                deaths = shard.records[run_id][seq].attempt
+                deaths = record.attempt
                 if self._suspects.deaths(shard.number, run_id) < deaths:
                     self._suspects.learn(Suspect(shard.number, run_id, 0, deaths))
         for field, value in details.items():

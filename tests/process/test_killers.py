@@ -160,6 +160,12 @@ async def test_a_run_whose_code_kills_its_daemon_is_parked_after_three(
     reason = (await bad.describe()).reason
     assert "has ended the process of its daemon 3 times" in reason
     assert "killing_flows.py:" in reason
+    for process in [process for process in fleet.processes if process.process.poll() is None]:
+        process.process.terminate()  # both are started again, and take over its shard
+        await process.wait()
+        await fresh(fleet)
+    assert executions(journal)["kill"] == 3, "a restart with the same code doesn't try it again"
+    assert (await bad.describe()).status == "stuck"
     await bad.terminate()
 
 
@@ -200,6 +206,16 @@ async def test_what_a_step_has_reported_survives_its_daemon(fleet: Fleet, client
     began = await run.result(timeout=30)
     assert began > 5
     assert executions(journal) == {"from 0": 1, f"from {began}": 1}
+
+
+async def fresh(fleet: Fleet) -> None:
+    """The process that was started last owns shards."""
+    count = sum(process.process.poll() is not None for process in fleet.processes) + 2
+
+    async def owns() -> bool:
+        return len(fleet.processes) >= count and fleet.processes[-1].logged("acquired")
+
+    await until(owns, "a new daemon owns shards")
 
 
 async def until_all(journal: Path, count: int) -> None:

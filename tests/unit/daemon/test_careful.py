@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from streamflow.daemon.batch import ShardBatch
-from streamflow.daemon.shard import CODE, NOBODY, OwnedShard, StepRecord, decode_step_record
+from streamflow.daemon.shard import CODE, NOBODY, TRY_AGAIN, OwnedShard, StepRecord, decode_step_record, parked_by
 from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.takeover import Takeover
 from streamflow.events import StepFailed, StepRetrying, decode_history
@@ -215,7 +215,46 @@ async def test_parked_code_that_ended_processes_is_recorded_for_the_next_owner()
     await bench.turns()
     assert bench.status("a") == "stuck"
     puts = [call for call in bench.commits if bench.shard.keys.steps in call.keys]
-    assert puts[0].args[-2:] == ["a/0", StepRecord(2, 900, NOBODY).encode()]
+    field, value = puts[0].args[-2:]
+    record = decode_step_record(value)
+    assert (field, record.attempt, record.created) == ("a/0", 2, 900)
+    assert record.host.startswith(NOBODY)
+    again = Bench(bench)
+    again.shard.parked["a"] = "the same code"
+    again.shard.records["a"] = {CODE: record}
+    again.shard.add_input("a", Due())
+    await again.turns()
+    assert again.shard.records["a"] == {CODE: record}, "as long as the run is stuck"
+    other = Bench(bench)
+    other.orphan("a")
+    other.shard.parked["a"] = "other code has done it, too"
+    other.shard.killers.add("a")
+    other.shard.code = "other"
+    await other.turns()
+    assert decode_step_record(other.commits[-1].args[-1]).host.endswith("-other")
+
+
+@pytest.mark.parametrize(
+    ("host", "parked"),
+    [
+        (parked_by("mine", 1000), True),
+        (parked_by("mine", 1000 - TRY_AGAIN), False),
+        (parked_by("other", 1000), False),
+        (parked_by("", 1000), False),
+        (NOBODY, False),
+    ],
+)
+def test_parked_code_that_ended_processes_is_tried_again_when_it_is_other_code(host: str, parked: bool) -> None:
+    """Or an hour later: not at each hand-over, which would end the new owner."""
+    nothing: Any = None
+    suspects = Suspects(nothing, nothing, nothing, "me")
+    takeover = Takeover(context(FakeStore(), shards=8), Sends(), suspects)  # type: ignore[arg-type]
+    shard = owned()
+    shard.code, shard.acquired = "mine", 1001
+    record = StepRecord(2, 900, host)
+    takeover._restore_records(shard, {b"a/0": record.encode()}, {})  # pyright: ignore[reportPrivateUsage]
+    assert ("a" in shard.parked, "a" in shard.careful) == (parked, not parked)
+    assert suspects.deaths(0, "a") == (0 if parked else 2)
 
 
 def test_a_record_is_read_as_it_is_written() -> None:

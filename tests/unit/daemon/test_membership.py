@@ -10,7 +10,7 @@ import pytest
 
 from streamflow.daemon import membership as module
 from streamflow.daemon.membership import Membership
-from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.shard import CODE, OwnedShard, StepRecord, parked_by
 from streamflow.errors import StoreUnavailable
 from streamflow.model.sharding import winner_of
 from streamflow.settings import Settings
@@ -313,7 +313,9 @@ async def test_runs_to_be_careful_with_are_named_in_the_release(bench: Bench) ->
     await bench.turn()
     bench.other_beats("new", 1)
     number = min(won_by("new", "me", "new"))
-    bench.parts.shards[number].careful["r"] = set()
+    shard = bench.parts.shards[number]
+    shard.careful.update(r=set(), parked={1})
+    shard.records["parked"] = {CODE: StepRecord(2, 900, parked_by("code", 1000))}  # has its record already
     await bench.turn(after=0.5)
     named = [call.args for call in bench.store.sent("release_shard") if len(call.args) > 1]
     assert named == [["7:nonce", "r/0", "-", 0, 2]]
