@@ -45,7 +45,7 @@ WORKER_LOST = "WorkerLost"
 UNDECIDED = 1 << 62
 """When the next attempt is due of a call whose attempt failed while the run was stuck: when that has resumed."""
 MAX_WORKER_LOSSES = 3
-"""Deaths of its processes after which a step fails, if it was to blame for the last one."""
+"""Deaths of its processes after which a step fails, if it was to blame for the last two."""
 
 
 class OpenWork:

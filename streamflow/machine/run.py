@@ -346,7 +346,8 @@ class RunMachine(OpenWork):
         tried = outcome.attempt - call.lost - call.declined
         due = at
         if is_lost:
-            is_final = outcome.to_blame and call.lost + 1 >= MAX_WORKER_LOSSES
+            # Twice in a row: a step that never died before may have done it, which no note names.
+            is_final = outcome.to_blame and call.blamed and call.lost + 1 >= MAX_WORKER_LOSSES
         else:
             # Jitter has its own generator: user code's numbers must not depend on how often a step failed.
             rng = random.Random(f"{self.run_id}/{call.seq}/{outcome.attempt}")

@@ -213,6 +213,16 @@ def test_lost_workers_take_nothing_from_the_time_of_a_policy() -> None:
 
 
 @pytest.mark.parametrize("crash", [False, True])
+def test_one_death_that_a_step_is_to_blame_for_does_not_fail_it(crash: bool) -> None:
+    run = Run(app, "two", 5, crash=crash)
+    lost = Failure("WorkerLost", "no")
+    for attempt, to_blame in ((1, False), (2, False), (3, True)):
+        assert kinds(run.advance(Outcome(1, attempt, 0.5, None, lost, to_blame=to_blame))) == ["StepRetrying"]
+        run.advance(Due())
+    assert kinds(run.advance(Outcome(1, 4, 0.5, None, lost, to_blame=True)))[0] == "StepFailed"
+
+
+@pytest.mark.parametrize("crash", [False, True])
 def test_a_step_that_is_to_blame_for_a_death_stays_so_through_others(crash: bool) -> None:
     run = Run(app, "two", 5, crash=crash)
     lost = Failure("WorkerLost", "no")
