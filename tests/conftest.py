@@ -6,6 +6,7 @@ Async tests run on asyncio through anyio's pytest plugin: mark a module with `py
 from __future__ import annotations
 
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from anyio.from_thread import start_blocking_portal
 from redis.asyncio import Redis
 
 from streamflow.embedded.server import EmbeddedServer
+from streamflow.machine import sealed
 
 REDIS_SERVER = shutil.which("redis-server")
 """Parametrise with `redis_server` only where this is set: a test that can't run isn't made, rather than skipped."""
@@ -60,3 +62,13 @@ async def clean_keys(url: str, namespace: str) -> list[str]:
         if keys:
             await redis.delete(*keys)
     return sorted(keys)
+
+
+@pytest.fixture(autouse=True)
+def no_task_is_hidden() -> Iterator[None]:
+    """A command that ran a daemon in this process has left it as a daemon's own, where nobody ends the tasks of
+    steps."""
+    interval = sys.getswitchinterval()
+    yield
+    sealed._hiding = False
+    sys.setswitchinterval(interval)

@@ -244,7 +244,7 @@ async def test_parked_code_that_ended_processes_is_recorded_for_the_next_owner()
         (NOBODY, False),
     ],
 )
-def test_parked_code_that_ended_processes_is_tried_again_when_it_is_other_code(host: str, parked: bool) -> None:
+def test_parked_code_that_ended_processes_is_tried_when_it_changed(host: str, parked: bool) -> None:
     """Or an hour later: not at each hand-over, which would end the new owner."""
     nothing: Any = None
     suspects = Suspects(nothing, nothing, nothing, "me")
