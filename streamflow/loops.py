@@ -80,7 +80,12 @@ class Supervisor:
                 exc_info=error if text != logged else None,
             )
             logged = text
-            await anyio.sleep(pause)
+            try:
+                await anyio.sleep(pause)
+            except asyncio.CancelledError:  # user code again: one that gets out of here would end all loops
+                if anyio.current_effective_deadline() == -math.inf:
+                    raise
+                _uncancel()
             pause = min(pause * 2, longest)
 
 

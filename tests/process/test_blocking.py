@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
 FLOWS = Path(__file__).with_name("blocking_flows.py")
 SHARDS = 8
-DEAD_AFTER = 1.0
+DEAD_AFTER = 2.0
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ async def test_code_that_holds_the_interpreter_makes_no_daemon_look_dead(
     daemons: list[ServingProcess], client: sf.Client, tmp_path: Path
 ) -> None:
     journal = tmp_path / "journal"
-    run = await client.start(holds_interpreter, str(journal), 4)
+    run = await client.start(holds_interpreter, str(journal), 6)
     beats: set[int] = set()
 
     async def ended() -> bool:

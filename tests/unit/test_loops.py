@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 
 import anyio
@@ -161,6 +162,29 @@ async def test_a_stray_cancel_does_not_end_a_loop(sleeps: list[float]) -> None:
             await ended.wait()
     assert len(runs) == 2
     assert supervisor.failing == {"relay": "asyncio.exceptions.CancelledError"}
+
+
+async def test_a_stray_cancel_during_the_pause_does_not_either() -> None:
+    """Nor does it end the loops beside it, as a cancelled task ends its group."""
+    supervisor = Supervisor(log)
+    runs: list[asyncio.Task[Any] | None] = []
+    ended = anyio.Event()
+
+    async def loop() -> None:
+        runs.append(asyncio.current_task())
+        if len(runs) == 1:
+            raise ValueError("a pause follows")
+        ended.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(supervisor.run, longest=60.0), "relay", loop)
+        await anyio.wait_all_tasks_blocked()
+        assert len(runs) == 1
+        assert runs[0] is not None
+        runs[0].cancel()
+        with anyio.fail_after(5):
+            await ended.wait()
+    assert len(runs) == 2
 
 
 async def test_a_cancelled_scope_ends_a_loop() -> None:
