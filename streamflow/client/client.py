@@ -24,6 +24,7 @@ from msgspec import Raw
 from streamflow.client.listing import Filters, Listings, RunDescription, RunSummary, WorkflowInfo, describe
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.run import Decode, Run
+from streamflow.client.session import Session, Sessions
 from streamflow.client.waiting import ResultWaiter, check_posted, not_found
 from streamflow.errors import NamespaceMissing, RunConflict, RunError, StoreError, UsageError
 from streamflow.events import AnyEvent, Transition
@@ -87,7 +88,9 @@ class Client:
     """Starts runs of one namespace and finds them. Created by `connect`.
 
     Any number of calls may wait at the same time: they share a few connections and pipelines. A client belongs to the
-    asyncio event loop of its first call.
+    asyncio event loop of its first call: in another one its methods raise `UsageError` while that one is open, and work
+    with new connections once it is closed (as when each task calls `asyncio.run`). After a fork, a client of the parent
+    works in each child, with connections and an identity of the child's own.
 
     Every method that sends something raises `StoreUnavailable` when the server could not be reached for 10 seconds,
     `StoreFull` when it is out of memory for new work, another `StoreError` when it refuses a call,
@@ -97,15 +100,26 @@ class Client:
 
     def __init__(self, store: Store, namespace: str) -> None:
         self.namespace = check_name("namespace", namespace)
-        self.store = store
         self.keys = NamespaceKeys(namespace)
         self.kernel = Kernel(self.keys)
-        self._batcher = Batcher(store, self.kernel)
-        self._waiter = ResultWaiter(store, self.keys, self._batcher)
-        self._listings = Listings(store, self.keys, self._batcher)
-        self._meta: Namespace | None = None
-        self._server_generation = 0
-        self._reading: asyncio.Task[Namespace] | None = None
+        self._sessions = Sessions(store, self.kernel, self.keys)
+
+    @property
+    def store(self) -> Store:
+        """The way to the server, for this process and event loop."""
+        return self._sessions.here().store
+
+    @property
+    def _batcher(self) -> Batcher:
+        return self._sessions.here().batcher
+
+    @property
+    def _waiter(self) -> ResultWaiter:
+        return self._sessions.here().waiter
+
+    @property
+    def _listings(self) -> Listings:
+        return self._sessions.here().listings
 
     async def __aenter__(self) -> Client:
         return self
@@ -117,9 +131,7 @@ class Client:
 
     async def close(self) -> None:
         """Close all connections. Calls that still wait raise `StoreError`; runs are not affected."""
-        await self._waiter.close()
-        await self._batcher.close()
-        await self.store.close()
+        await self._sessions.close()
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -306,26 +318,27 @@ class Client:
 
         Raises `NamespaceMissing`, or `NamespaceMismatch` for a namespace of another version of streamflow.
         """
-        namespace = self._meta
-        if namespace is not None and self._server_generation == self.store.server_generation:
+        session = self._sessions.here()
+        namespace = session.meta
+        if namespace is not None and session.server_generation == session.store.server_generation:
             return namespace
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read_namespace())
+        if session.reading is None or session.reading.done():
+            session.reading = asyncio.create_task(self._read_namespace(session))
         # Of a thousand first calls one reads, and all continue at the same moment: a lock would release them one after
         # the other, each with its own pipeline.
-        return await asyncio.shield(self._reading)
+        return await asyncio.shield(session.reading)
 
-    async def _read_namespace(self) -> Namespace:
-        server_generation = self.store.server_generation
-        namespace = namespace_from(self.namespace, await self._batcher.call(read_namespace(self.keys)))
+    async def _read_namespace(self, session: Session) -> Namespace:
+        server_generation = session.store.server_generation
+        namespace = namespace_from(self.namespace, await session.batcher.call(read_namespace(self.keys)))
         if namespace is None:
             raise NamespaceMissing(
-                f"there is no namespace {self.namespace!r} at {redacted(self.store.url)}. The first daemon creates it: "
-                f"streamflow daemon --app MODULE:app --namespace {self.namespace}"
+                f"there is no namespace {self.namespace!r} at {redacted(session.store.url)}. The first daemon creates "
+                f"it: streamflow daemon --app MODULE:app --namespace {self.namespace}"
             )
-        self._meta = namespace
-        self._server_generation = server_generation
-        return self._meta
+        session.meta = namespace
+        session.server_generation = server_generation
+        return namespace
 
     # --- for Run ------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ the whole pipeline is sent again, and every script is safe to run twice.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -25,14 +26,13 @@ from redis.asyncio.retry import Retry as RedisRetry
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
-from streamflow.errors import StoreError, StoreFull, StoreMisconfigured, StoreUnavailable, UsageError
+from streamflow.errors import StoreError, StoreFull, StoreMisconfigured, StoreUnavailable
 from streamflow.store.scripts import Script, load_scripts
+from streamflow.store.url import check_url, redacted
 
 T = TypeVar("T")
 
 _log = logging.getLogger("streamflow.store")
-
-SCHEMES = ("redis://", "rediss://", "unix://")
 
 # Temporary errors: wait and send again. All others are reported.
 _TEMPORARY = frozenset(
@@ -113,12 +113,15 @@ class Store:
         client: aioredis.Redis | None = None,
         scripts: Mapping[str, Script] | None = None,
     ) -> None:
+        check_url(url)
         self.url = url
         self.patience = patience
         self.server_generation = 0
         self._identity = ""
         self._scripts = scripts if scripts is not None else load_scripts()
+        self._given_client = client
         self._client = client or self._make_client(timeout=None)
+        self._connections = connections
         self._slots = anyio.Semaphore(connections, fast_acquire=True)
         self._free: list[Any] = []
         """Connections that no pipeline uses now, at most as many as slots."""
@@ -126,28 +129,17 @@ class Store:
         self._blocking: aioredis.Redis | None = None
 
     def _make_client(self, timeout: float | None) -> aioredis.Redis:
-        if not self.url.startswith(SCHEMES):
-            raise UsageError(
-                f"can't use the server URL {redacted(self.url)!r}: it must start with one of {', '.join(SCHEMES)}"
-            )
-        try:
-            client = aioredis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-                self.url,
-                socket_timeout=timeout,
-                socket_connect_timeout=5.0,
-                retry=RedisRetry(NoBackoff(), 0),
-                protocol=2,
-                socket_read_size=262_144,
-                driver_info=None,
-                maint_notifications_config=MaintNotificationsConfig(enabled=False),
-                redis_connect_func=self._on_connect,
-            )
-        except ValueError:
-            # Without the reason, which can quote a part of the password (one with a `/` is parsed as host:port).
-            raise UsageError(
-                f"can't use the server URL {redacted(self.url)!r}: it must look like "
-                "redis://user:password@host:6379/0, with the special characters of user and password percent-encoded"
-            ) from None
+        client = aioredis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+            self.url,
+            socket_timeout=timeout,
+            socket_connect_timeout=5.0,
+            retry=RedisRetry(NoBackoff(), 0),
+            protocol=2,
+            socket_read_size=262_144,
+            driver_info=None,
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+            redis_connect_func=self._on_connect,
+        )
         pool: Any = client.connection_pool
         pool.connection_class = type("Connection", (_PackingInC, pool.connection_class), {})
         return client
@@ -177,6 +169,23 @@ class Store:
             await connection.disconnect()
         for client in (self._client, *self._dedicated):
             await client.aclose()
+
+    def abandon(self) -> None:
+        """Close all connections after their event loop was closed. The store can't be used any more."""
+        pools = [client.connection_pool for client in (self._client, *self._dedicated)]
+        for connection in (*self._free, *(one for pool in pools for one in _connections_of(pool))):
+            with contextlib.suppress(Exception):  # whatever can't be closed here is closed when it is collected
+                _let_go(connection)
+
+    def renewed(self) -> Store:
+        """A store of the same server that shares nothing with this one: for another process or event loop."""
+        return Store(
+            self.url,
+            connections=self._connections,
+            patience=self.patience,
+            client=self._given_client,
+            scripts=self._scripts,
+        )
 
     async def one(self, call: Call[T]) -> T:
         """Send one call, and return its parsed reply. Raises `StoreError`."""
@@ -316,8 +325,19 @@ def _code(error: Exception) -> str:
     return str(getattr(error, "status_code", None) or str(error).partition(" ")[0])
 
 
-def redacted(url: str) -> str:
-    """The URL without user, password and options (which may include a password)."""
-    scheme, found, rest = url.rpartition("://")
-    _, at, host = rest.rpartition("@")
-    return f"{scheme}{found}{'***@' if at else ''}{host.partition('?')[0]}"
+def _connections_of(pool: Any) -> list[Any]:
+    return [*getattr(pool, "_available_connections", ()), *getattr(pool, "_in_use_connections", ())]
+
+
+def _let_go(connection: Any) -> None:
+    """Close a connection's socket without its event loop, which is closed: each way that asyncio has asks the loop."""
+    writer, transport = connection._writer, getattr(connection._writer, "transport", None)
+    connection._reader = connection._writer = None
+    if transport is None:
+        return
+    with contextlib.suppress(RuntimeError):
+        transport.abort()  # marks it as closed, then finds that the loop is closed
+    opened, transport._sock = getattr(transport, "_sock", None), None
+    if opened is not None:
+        opened.close()
+    del writer  # not before: what is collected while it is open warns of that

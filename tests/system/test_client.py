@@ -310,7 +310,7 @@ async def test_a_thousand_concurrent_calls_share_a_few_connections_and_pipelines
     async with EmbeddedServer(memory=True) as server, sf.connect(server.url) as client, Redis.from_url(server.url) as r:
         await client.store.one(client.kernel.create_namespace(16, Partition.RUN))
         await client.start(other)  # loads the scripts
-        client._meta = None
+        client._sessions.here().meta = None
         await r.config_resetstat()
         runs = await asyncio.gather(*(client.start(price, Order("tea")) for _ in range(1000)))
         await asyncio.gather(*(run.signal("go") for run in runs))

@@ -1,0 +1,144 @@
+"""The URL of a server: what may be in it, and how it is shown.
+
+Owns: the schemes and options that are allowed, the checks of their values, and leaving out what is secret.
+Must not: connect, or put a part of a URL into an error before it is known to be harmless. Called by: connection,
+the command line.
+
+redis-py takes every option of a URL as an argument of its connections. Most would break a promise of this package
+without a word (`decode_responses`, `protocol`, `retry_on_timeout`, `socket_timeout`), so only these are let through.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from streamflow.errors import UsageError
+
+SCHEMES = ("redis://", "rediss://", "unix://")
+
+_SHAPE = (
+    "it must look like redis://user:password@host:6379/0, with the special characters of user and password "
+    "percent-encoded"
+)
+_HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?(/\d*)?")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}://")
+_PASSWORD = re.compile(r"://\S*@|[?&](ssl_)?password=")
+_SERVER = re.compile(r"\b(?:redis|rediss|unix)://\S*[@?]\S*")
+
+
+def _number(value: str) -> str:
+    return "" if value.isascii() and value.isdigit() and len(value) < 6 else "a number"
+
+
+def _text(value: str) -> str:
+    return "" if value else "a value"
+
+
+def _file(value: str) -> str:
+    return "" if Path(value).is_file() else "a file that exists"
+
+
+def _directory(value: str) -> str:
+    return "" if Path(value).is_dir() else "a directory that exists"
+
+
+def _certificates(value: str) -> str:
+    return "" if value in ("none", "optional", "required") else "none, optional or required"
+
+
+def _switch(value: str) -> str:
+    return "" if value.lower() in ("true", "false", "yes", "no", "1", "0") else "true or false"
+
+
+_TLS = "ssl_"
+_OPTIONS: dict[str, Callable[[str], str]] = {
+    "db": _number,
+    "username": _text,
+    "password": _text,
+    "ssl_ca_certs": _file,
+    "ssl_ca_path": _directory,
+    "ssl_ca_data": _text,
+    "ssl_certfile": _file,
+    "ssl_keyfile": _file,
+    "ssl_password": _text,
+    "ssl_cert_reqs": _certificates,
+    "ssl_check_hostname": _switch,
+}
+"""Option -> its check: what the value must be if it isn't, else an empty string."""
+
+
+def check_url(url: str) -> None:
+    """Raises `UsageError` for a URL that can't be used: its scheme, its shape, or the name of the option is named."""
+    if not url.startswith(SCHEMES):
+        raise UsageError(f"can't use the server URL {redacted(url)!r}: it must start with one of {', '.join(SCHEMES)}")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+        options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        # Without the reason, which can quote a part of the password (one with a `/` is parsed as host:port).
+        raise UsageError(f"can't use the server URL {redacted(url)!r}: {_SHAPE}") from None
+    database = unquote(parts.path).removeprefix("/")
+    if parts.fragment or (parts.scheme != "unix" and "@" in parts.path):
+        raise UsageError(f"can't use the server URL {redacted(url)!r}: {_SHAPE}")  # a password with a `#`, `/` or `?`
+    if parts.scheme != "unix" and database and _number(database):
+        raise UsageError(f"can't use the server URL {redacted(url)!r}: behind the host stands the database, a number")
+    seen: set[str] = set()
+    for name, value in options:
+        _check_option(url, parts.scheme, name, value)
+        if name in seen:
+            raise UsageError(f"can't use the server URL {redacted(url)!r}: the option {name} is given twice")
+        seen.add(name)
+
+
+def _check_option(url: str, scheme: str, name: str, value: str) -> None:
+    check = _OPTIONS.get(name)
+    head = f"can't use the server URL {redacted(url)!r}"
+    if check is None:
+        # An unknown name may be a part of a password with a `?` or `&` in it.
+        shown = (
+            f"the option {name}"
+            if re.fullmatch(r"[a-z][a-z_]{0,39}", name) and "@" not in url.partition("?")[2]
+            else "an option"
+        )
+        allowed = ", ".join(known for known in _OPTIONS if scheme == "rediss" or not known.startswith(_TLS))
+        raise UsageError(f"{head}: {shown} is not allowed; allowed are {allowed}")
+    if name.startswith(_TLS) and scheme != "rediss":
+        raise UsageError(f"{head}: the option {name} needs TLS: use rediss://")
+    if wanted := check(value):
+        raise UsageError(f"{head}: the option {name} must be {wanted}")
+
+
+def redacted(url: str) -> str:
+    """The URL without user, password and options: scheme, host, port and database, or the path of a socket.
+
+    What could be a part of a password, because the URL is not well formed, is left out, too.
+    """
+    match = _SCHEME.match(url)
+    scheme, rest = (match[0], url[match.end() :]) if match else ("", url)
+    address, _, options = rest.partition("?")
+    user, at, host = address.rpartition("@")
+    if "@" in options and not at:
+        return f"{scheme}***"  # a `?` in the password, or an `@` in an option: which part is the host isn't clear
+    mark = "***@" if at else ""
+    if scheme == "unix://" and "@" not in options and not user.count("/"):
+        return f"{scheme}{mark}{host}"
+    return f"{scheme}{mark}{host if _HOST.fullmatch(host) and '@' not in options else '***'}"
+
+
+def masked(text: str) -> str:
+    """`text` without what is secret in the URLs of servers in it."""
+    return _SERVER.sub(lambda match: _shown(match[0]), text) if "://" in text else text
+
+
+def _shown(word: str) -> str:
+    url = word.rstrip(".,:;!'\")]}>")
+    return redacted(url) + word[len(url) :]
+
+
+def has_password(text: str) -> bool:
+    """Whether a text looks like a URL with a password in it."""
+    return _PASSWORD.search(text) is not None

@@ -1,0 +1,96 @@
+"""URLs of servers: the options that are allowed, and that no part of a password is ever shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from streamflow.errors import UsageError
+from streamflow.store.url import check_url, has_password, masked, redacted
+
+SECRET = "hunt@er2:/?#[secret"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://user:p%40ss@localhost:6379/3",
+        "redis://[::1]:6379/0?db=1",
+        "rediss://host?ssl_cert_reqs=none&ssl_check_hostname=false",
+        "unix:///run/redis.sock?db=1&username=me&password=p@ss",
+    ],
+)
+def test_a_url_with_allowed_options_is_taken(url: str) -> None:
+    check_url(url)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("decode_responses=true", "the option decode_responses is not allowed"),
+        ("socket_timeout=1", "the option socket_timeout is not allowed"),
+        ("retry_on_timeout=1", "the option retry_on_timeout is not allowed"),
+        ("protocol=3", "the option protocol is not allowed"),
+        ("db=one", "the option db must be a number"),
+        ("db=1&db=2", "the option db is given twice"),
+        ("password=", "the option password must be a value"),
+        ("ssl_cert_reqs=none", "the option ssl_cert_reqs needs TLS: use rediss://"),
+    ],
+)
+def test_another_option_is_refused_by_its_name(options: str, reason: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_url(f"redis://:hunter2@localhost:6379/0?{options}")
+    assert reason in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_ca_path"])
+def test_a_file_of_an_option_must_exist(option: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"{option} must be a .* that exists"):
+        check_url(f"rediss://localhost?{option}={tmp_path}/no-such-file")
+
+
+def test_a_database_that_is_not_a_number_is_refused() -> None:
+    with pytest.raises(UsageError, match="the database, a number"):
+        check_url("redis://localhost/jobs")
+
+
+@pytest.mark.parametrize("cut", range(1, len(SECRET) + 1))
+@pytest.mark.parametrize(
+    "shape",
+    ["redis://me:{}@host:6379/0", "redis://:{}@host", "redis://h?password={}", "unix:///s?password={}", "x:{}@h"],
+)
+def test_no_part_of_a_password_is_shown_however_it_is_written(shape: str, cut: int) -> None:
+    url = shape.format(SECRET[:cut])
+    texts = [redacted(url)]
+    if "://" in url:
+        texts.append(masked(f"could not connect to {url}, will retry"))
+    try:
+        check_url(url)
+    except UsageError as error:
+        texts.append(str(error))
+    for text in texts:
+        for part in ("hun", "er2", "sec"):
+            assert part not in text
+
+
+@pytest.mark.parametrize("url", ["redis://:secret", "redis://me:secret", "redis://host/secret", "redis://:secret@[::1"])
+def test_what_may_be_a_password_in_the_wrong_place_is_left_out(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_url(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_texts_keep_what_is_not_secret() -> None:
+    text = "see https://example.org/@me (redis://localhost:6379/0), 'redis://:secret@localhost:6379/1'; a@b"
+    assert masked(text) == text.replace(":secret@", "***@")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("redis://:a@b", True), ("redis://b", False), ("unix:///s?db=1&password=p", True), ("a@b", False)],
+)
+def test_a_url_with_a_password_is_recognised(text: str, found: bool) -> None:
+    assert has_password(text) is found
