@@ -1,10 +1,18 @@
 """Text of users, made recordable: the one door through which it enters events, messages, headers and logs.
 
-Owns: what becomes of text that can't be encoded, and how an exception is shown that can't show itself.
-Must not: raise, whatever it is given. Called by: every layer.
+Owns: what becomes of text that can't be encoded, how an exception is shown that can't show itself, and which characters
+can't be seen. Must not: raise, whatever it is given. Called by: every layer.
 """
 
 from __future__ import annotations
+
+import re
+
+BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\U000e0100-\U000e01ef]")
+"""Printable by their category, yet invisible: fillers, a joiner, and the variation selectors that can hide text."""
+
+_SELECTORS = re.compile("[\ufe00-\ufe0f]")
+"""The other variation selectors, without which a terminal shows many an emoji as a plain character."""
 
 MAX_REASON = 4096
 """Bytes of a reason that is recorded: of a cancel, a refusal, a stuck run."""
@@ -23,6 +31,23 @@ def recordable(value: object, limit: int = MAX_REASON) -> str:
         data = data[: max(limit - 3, 0)]
         return data.decode("utf-8", "ignore") + "…"
     return data.decode()
+
+
+def visible_json(text: str) -> str:
+    """JSON with all that can't be seen in it (control, bidi, zero-width and other invisible characters, blanks but the
+    space) as `\\u` escapes: they can only be in strings. Line breaks, which can't be in strings, stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join([char if char == "\n" or _is_visible(char) else _escape(char) for char in text])
+
+
+def _is_visible(char: str) -> bool:
+    return char.isprintable() and not BLANK.match(char) and not _SELECTORS.match(char)
+
+
+def _escape(char: str) -> str:
+    pairs = char.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{pairs[at : at + 2].hex()}" for at in range(0, len(pairs), 2))
 
 
 def text_of(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from typing import Any, cast
 import click
 
 from streamflow.cli.signals import take_signals
+from streamflow.cli.stdio import take_descriptors, write_failed
 from streamflow.cli.suggestions import did_you_mean
 from streamflow.errors import StreamflowError, UsageError
 from streamflow.version import __version__
@@ -112,6 +113,13 @@ class Commands(click.Group):
         except (StreamflowError, TimeoutError) as error:
             _print_error(str(error))
             code = 1
+        except OSError as error:
+            message = write_failed(error)
+            if message is None:
+                raise
+            if message:
+                _print_error(message)
+            code = 1
         code = code if isinstance(code, int) else 0
         if not standalone_mode:
             return code
@@ -153,4 +161,5 @@ def cli(ctx: click.Context) -> None:
 
 def main() -> None:
     take_signals()
+    take_descriptors()
     cli()

@@ -16,7 +16,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable
-from pathlib import Path
 from typing import IO, Any
 
 import click
@@ -29,6 +28,7 @@ from streamflow.cli.output import make_console, print_json
 from streamflow.cli.workflow_input import Arguments, find_workflow
 from streamflow.client.client import Client, NewRun, Run
 from streamflow.errors import RunConflict, StoreError, UsageError
+from streamflow.input_file import STDIN, open_input
 from streamflow.model import codec
 
 CHUNK = 4000
@@ -96,7 +96,7 @@ def _print_errors(tally: Tally, file: str) -> None:
 async def _load(
     workflow: str, file: str, redis: str | None, namespace: str | None, tenant: str, force: bool, tally: Tally
 ) -> float:
-    with _open_lines(file) as lines:
+    with open_input(file, "--file -" if file == STDIN else file) as lines:
         async with open_client(redis, namespace) as client:
             await client.read_namespace()
             arguments = Arguments(workflow, find_workflow(workflow, await client.workflows(), force))
@@ -105,19 +105,6 @@ async def _load(
             with _progress(lines) as advance:
                 await _send(client, _chunks(lines, workflow, tenant, arguments, tally, advance), tally)
             return time.monotonic() - began
-
-
-@contextlib.contextmanager
-def _open_lines(file: str) -> Generator[IO[bytes]]:
-    if file == "-":
-        yield sys.stdin.buffer
-        return
-    try:
-        stream = Path(file).open("rb")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UsageError(f"can't read {file}: {error.strerror}") from error
-    with stream:
-        yield stream
 
 
 # --- lines to runs --------------------------------------------------------------------------------------------------
@@ -131,7 +118,7 @@ def _chunks(
     decoder = msgspec.json.Decoder(FileLine)
     chunk: list[Numbered] = []
     read = size = 0
-    for number, raw in enumerate(_lines(lines), 1):
+    for number, raw in enumerate(lines, 1):
         read += len(raw)
         text = raw.strip()
         if not text:
@@ -156,12 +143,6 @@ def _chunks(
     advance(read)
     if chunk:
         yield chunk
-
-
-def _lines(lines: IO[bytes]) -> Iterable[bytes]:
-    """Without the byte order mark that some programs write at the start of a file."""
-    for number, line in enumerate(lines):
-        yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
 
 
 def line_id(workflow: str, number: int, text: bytes) -> str:

@@ -11,7 +11,6 @@ Fields: `ts` (UTC), `level`, `logger`, `message`, everything given as `extra=`, 
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -19,13 +18,13 @@ from typing import Any, TextIO, cast
 
 import msgspec
 
+from streamflow.text import visible_json
+
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 
 _STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {"message", "asctime"}
 _COLOURS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "31;1"}
-_INVISIBLE = re.compile("[\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e"
-                        "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]")  # fmt: skip
 
 
 def set_up(format: str | None, level: str, stream: TextIO | None = None) -> None:
@@ -57,16 +56,6 @@ def json_line(value: object) -> str:
     except (TypeError, ValueError, RecursionError):
         text = msgspec.json.encode(msgspec.to_builtins(_stringified(value), str_keys=True, enc_hook=str)).decode()
     return visible_json(text)
-
-
-def visible_json(text: str) -> str:
-    """JSON with its control, bidi and zero-width characters (they can only be in strings) as `\\u` escapes."""
-    return _INVISIBLE.sub(lambda match: _escape(match[0]), text)
-
-
-def _escape(char: str) -> str:
-    pairs = char.encode("utf-16-be")
-    return "".join(f"\\u{pairs[at : at + 2].hex()}" for at in range(0, len(pairs), 2))
 
 
 def _stringified(value: object) -> object:

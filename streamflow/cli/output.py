@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamflow.cli.logs import json_line, visible_json
+from streamflow.cli.logs import json_line
+from streamflow.text import visible_json
 
 if TYPE_CHECKING:
     from datetime import datetime

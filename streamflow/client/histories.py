@@ -19,6 +19,7 @@ from streamflow.client.listing import instant
 from streamflow.client.waiting import not_found
 from streamflow.errors import PayloadInvalid, UnknownWorkflow, UsageError
 from streamflow.events import Transition, decode_history
+from streamflow.input_file import read_input
 from streamflow.machine.factory import rehydrate
 from streamflow.machine.reducer import ReducerMachine
 from streamflow.model import codec
@@ -26,6 +27,7 @@ from streamflow.model.names import check_run_id
 from streamflow.model.record import Header, Status, decode_header
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
+from streamflow.text import visible_json
 from streamflow.workflow.app import App
 
 if TYPE_CHECKING:
@@ -111,7 +113,8 @@ def dump_history(history: History) -> bytes:
         events=events,
         record=_Record(history.header, history.state, history.transitions),
     )
-    return msgspec.json.format(msgspec.json.encode(file), indent=1) + b"\n"
+    text = msgspec.json.format(msgspec.json.encode(file), indent=1).decode()
+    return visible_json(text).encode() + b"\n"  # in a review's diff, a direction override shows another text
 
 
 def parse_history(data: bytes, what: str) -> History:
@@ -151,9 +154,9 @@ def save_history(history: History, path: str | Path) -> None:
 def load_history(path: str | Path) -> History:
     """Read a file of `save_history` or `streamflow export`. Raises `UsageError` when it can't be read or is damaged."""
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError(f"can't read the history {path}: {error.strerror}; {EXPORT_HINT}") from None
+        data = read_input(path, f"the history {path}")
+    except UsageError as error:
+        raise UsageError(f"{error}; {EXPORT_HINT}") from None
     return parse_history(data, str(path))
 
 

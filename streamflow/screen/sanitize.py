@@ -9,13 +9,11 @@ overrides through, and text with `[/]` used as markup raises.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 
 from rich.text import Text
 
-_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\U000e0100-\U000e01ef]")
-"""Printable by their category, yet invisible: fillers, a joiner, and the variation selectors that can hide text."""
+from streamflow.text import BLANK
 
 
 def safe(text: str, limit: int | None = None) -> str:
@@ -26,8 +24,8 @@ def safe(text: str, limit: int | None = None) -> str:
     """
     if limit is not None and len(text) > limit:
         text = text[: limit + 1]
-    if not text.isprintable() or _BLANK.search(text):
-        text = "".join([char if char.isprintable() and not _BLANK.match(char) else _visible(char) for char in text])
+    if not text.isprintable() or BLANK.search(text):
+        text = "".join([char if char.isprintable() and not BLANK.match(char) else _visible(char) for char in text])
     if limit is not None and len(text) > limit:
         text = text[: max(limit - 1, 0)] + "…"
     return text

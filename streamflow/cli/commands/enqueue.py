@@ -6,8 +6,6 @@ arguments are bound (workflow_input.py does). Called by: the group in `cli`.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +16,7 @@ from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import json_option, parse_json, server_options
 from streamflow.cli.output import plain_failure, plain_value, print_json
 from streamflow.errors import UsageError
+from streamflow.input_file import STDIN, read_input
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client, Run
@@ -109,13 +108,8 @@ def _check_options(file: str | None, text: str | None, run_id: str | None, wait:
 
 
 def _read(text: str) -> str | bytes:
-    try:
-        if text == "-":
-            return sys.stdin.buffer.read()
-        if text.startswith("@"):
-            return Path(text[1:]).read_bytes()
-    except OSError as error:
-        raise UsageError(f"can't read --input {text}: {error.strerror}") from error
+    if text == STDIN or text.startswith("@"):
+        return read_input(text.removeprefix("@"), f"--input {text}")
     return text
 
 

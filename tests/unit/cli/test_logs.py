@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow.cli.logs import JsonFormatter, TextFormatter, json_line, set_up, visible_json
+from streamflow.cli.logs import JsonFormatter, TextFormatter, json_line, set_up
 from streamflow.events import SignalReceived
+from streamflow.text import visible_json
 from streamflow.workflow import api as sf
 from streamflow.workflow.app import App
 from tests.support.machine_driver import Run, raw
