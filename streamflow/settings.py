@@ -16,10 +16,16 @@ import msgspec
 from msgspec import Meta
 
 from streamflow.errors import UsageError
+from streamflow.model.names import check_name
 from streamflow.model.sharding import Partition
+from streamflow.server_url import check_url, redacted
 
 WORKER_CONCURRENCY = 16
 """Default number of steps that a worker runs at the same time. It claims no more than it can run."""
+
+
+LONGEST = 1e9
+"""Seconds, 31 years: the limit of a duration. In ms it is still an exact number for the server."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +91,34 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 30.0
+
+    def __post_init__(self) -> None:
+        """Settings that exist are valid: nothing is taken on a server with others. Raises `UsageError`."""
+        check_url(self.redis)
+        check_name("namespace", self.namespace)
+        for field in msgspec.structs.fields(Settings):
+            _check(field, getattr(self, field.name))
+        if self.dead_after <= self.beat:
+            raise UsageError(
+                f"dead_after={self.dead_after:g} must be longer than beat={self.beat:g}, better four times as long: "
+                "else a daemon is considered dead between two of its heartbeats"
+            )
+
+    def __repr__(self) -> str:
+        fields = {name: getattr(self, name) for name in self.__struct_fields__} | {"redis": redacted(self.redis)}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+
+
+def _check(field: msgspec.structs.FieldInfo, value: object) -> None:
+    """Raises `UsageError` for a value outside its limits, which a struct doesn't check when it is made in Python."""
+    name = field.name
+    if isinstance(value, float) and not value <= LONGEST:  # also not a number
+        raise UsageError(f"{name} must be a number of seconds up to {LONGEST:g}, got {value:g}")
+    try:
+        msgspec.convert(value, field.type)
+    except msgspec.ValidationError as error:
+        reason = str(error)
+        raise UsageError(f"{name}={value!r}: {reason[:1].lower()}{reason[1:]}") from None
 
 
 def load_settings(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:

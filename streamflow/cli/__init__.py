@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import click
 
+from streamflow.cli.secrecy import hide_password, masked_arguments
 from streamflow.cli.signals import take_signals
 from streamflow.cli.stdio import take_descriptors, write_failed
 from streamflow.cli.suggestions import did_you_mean
@@ -130,6 +131,7 @@ def _print_error(message: str, hint: str = "") -> None:
     """On stderr, each line made harmless: names and reasons in it may come from anywhere."""
     from streamflow.screen.sanitize import safe
 
+    message = masked_arguments(message)
     head = click.style("error:", fg="red", bold=True)
     text = f"{message} ({hint})" if hint else message
     click.echo(f"{head} " + "\n".join(safe(line) for line in text.split("\n")), err=True)
@@ -160,6 +162,7 @@ def cli(ctx: click.Context) -> None:
 
 
 def main() -> None:
+    hide_password()
     take_signals()
     take_descriptors()
     cli()

@@ -18,6 +18,7 @@ from typing import Any, TextIO, cast
 
 import msgspec
 
+from streamflow.server_url import masked
 from streamflow.text import visible_json
 
 FORMATS = ("text", "json")
@@ -71,11 +72,11 @@ class JsonFormatter(logging.Formatter):
             "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": masked(record.getMessage()),
         }
         fields.update(_extra(record))
         if record.exc_info and record.exc_info[0] is not None:
-            fields["exception"] = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+            fields["exception"] = _trace(record.exc_info)
         return json_line(fields)
 
 
@@ -93,14 +94,21 @@ class TextFormatter(logging.Formatter):
         level, colour = f"{record.levelname:<7}", _COLOURS.get(record.levelname)
         if self._colours and colour:
             level = f"\x1b[{colour}m{level}\x1b[0m"
-        parts = [f"{time} {level} {record.name}: {safe(record.getMessage())}"]
+        parts = [f"{time} {level} {record.name}: {safe(masked(record.getMessage()))}"]
         parts += [f"{name}={safe(str(value), 500)}" for name, value in _extra(record).items()]
         lines = [" ".join(parts)]
         if record.exc_info and record.exc_info[0] is not None:
-            trace = "".join(traceback.format_exception(*record.exc_info)).rstrip()
-            lines += [f"    {safe(line)}" for line in trace.split("\n")]
+            lines += [f"    {safe(line)}" for line in _trace(record.exc_info).split("\n")]
         return "\n".join(lines)
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    return {
+        name: masked(value) if isinstance(value, str) else value
+        for name, value in vars(record).items()
+        if name not in _STANDARD
+    }
+
+
+def _trace(error: Any) -> str:
+    return masked("".join(traceback.format_exception(*error)).rstrip())

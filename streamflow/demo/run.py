@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import platform
-import sys
 import sysconfig
 import tempfile
 import time
@@ -29,7 +28,8 @@ from streamflow.client.client import Client, Run, connect
 from streamflow.demo import report as demo_report
 from streamflow.demo.flows import Survey, executions, files_of, packages_in, parse_file, survey
 from streamflow.demo.report import Facts
-from streamflow.embedded.daemon_process import DaemonProcess, own_environ
+from streamflow.embedded.child import own_environ, python_command
+from streamflow.embedded.daemon_process import DaemonProcess
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import NamespaceMissing, RunNotFound, StoreError, StreamflowError, UsageError
 from streamflow.events import ENDINGS, AnyEvent, ChildStarted, RunCompleted, StepCompleted, StepScheduled, Transition
@@ -170,7 +170,7 @@ async def _timed(run: Run[Survey], began: float) -> tuple[Survey, float]:
 
 async def count_in_process(root: str) -> Survey:
     """`count_directly` in a process of its own, which ends with this call."""
-    command = [sys.executable, "-m", "streamflow.demo.flows", root]
+    command = python_command("-m", "streamflow.demo.flows", root)
     done = await anyio.run_process(command, env=own_environ())
     return msgspec.json.decode(done.stdout, type=Survey)
 

@@ -9,17 +9,17 @@ pipe which only this process holds. Otherwise the daemon would wait forever for 
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import anyio
 
-import streamflow
+from streamflow.embedded.child import own_environ, start_python
+
+__all__ = ["DaemonProcess", "own_environ"]
 
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.01
@@ -27,12 +27,6 @@ _WATCHDOG = 'read -r _ || kill -9 "$1" 2>/dev/null'
 """A line disarms it; the end of its input ends the daemon."""
 
 _NOTHING: Mapping[str, object] = {}
-
-
-def own_environ() -> dict[str, str]:
-    """The environment for a child process that imports the same streamflow, however this process was started."""
-    above = str(Path(streamflow.__file__).parent.parent)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (above, os.environ.get("PYTHONPATH", ""))))}
 
 
 class DaemonProcess:
@@ -52,30 +46,8 @@ class DaemonProcess:
         arguments: Sequence[str] = ("daemon",),
     ) -> None:
         self.log = log
-        command = [
-            sys.executable,
-            "-m",
-            "streamflow",
-            *arguments,
-            "--app",
-            app,
-            "--redis",
-            url,
-            "--namespace",
-            namespace,
-        ]
-        environ = own_environ()
-        for name, value in settings.items():
-            environ[f"STREAMFLOW_{name.upper()}"] = str(value)
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=environ,
-                start_new_session=True,  # Ctrl-C goes to this process, which ends its daemons itself
-            )
+        words = ["-m", "streamflow", *arguments, "--app", app, "--namespace", namespace]
+        self.process = start_python(words, log, {**settings, "redis": url})
         self._watchdog = subprocess.Popen(
             ["/bin/sh", "-c", _WATCHDOG, "streamflow-watchdog", str(self.pid)],
             stdin=subprocess.PIPE,

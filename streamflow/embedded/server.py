@@ -29,6 +29,7 @@ from types import TracebackType
 import anyio
 import anyio.to_thread
 
+from streamflow.embedded.child import private_file
 from streamflow.errors import StoreUnavailable, UsageError
 
 LOOPBACK = "127.0.0.1"
@@ -220,8 +221,8 @@ class EmbeddedServer:
     async def _launch(self, binary: Path, port: int) -> bool:
         """Start the process and wait until it answers; False when the port was in use."""
         log = self.directory / "server.log"
-        with log.open("ab") as output:
-            begin = output.tell()
+        with private_file(log) as output:
+            begin = output.seek(0, os.SEEK_END)
             self._process = subprocess.Popen(  # noqa: ASYNC220 (a fork; anyio's Process would bind it to one event loop)
                 self._command(binary, port),
                 stdin=subprocess.DEVNULL,
@@ -229,6 +230,7 @@ class EmbeddedServer:
                 stderr=subprocess.STDOUT,
                 pass_fds=() if self._lock is None else (self._lock,),
                 start_new_session=True,  # Ctrl-C goes to this process, which stops the server after its daemons
+                umask=0o077,  # its data is only this user's
             )
         self._arm()
         if self._lock is not None:
@@ -288,9 +290,17 @@ class EmbeddedServer:
             )  # no other process knows it, so it needs no lock
             return
         directory = self._given_directory.expanduser().resolve()
-        directory.mkdir(parents=True, exist_ok=True)
+        _make_private(directory)
         self._lock = await _lock(directory)
         self._directory = directory
+
+
+def _make_private(directory: Path) -> None:
+    """Create it for this user only, and keep others out of the data in one that was created by an earlier version."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in (directory / "appendonly", directory / "server.log", directory / "daemon.log"):
+        if path.exists() and path.stat().st_uid == os.getuid():
+            path.chmod(0o700 if path.is_dir() else 0o600)
 
 
 async def _lock(directory: Path) -> int:

@@ -27,8 +27,8 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
 from streamflow.errors import StoreError, StoreFull, StoreMisconfigured, StoreUnavailable
+from streamflow.server_url import check_url, redacted
 from streamflow.store.scripts import Script, load_scripts
-from streamflow.store.url import check_url, redacted
 
 T = TypeVar("T")
 

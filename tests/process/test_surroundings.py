@@ -154,3 +154,76 @@ def test_an_export_with_a_byte_order_mark_is_replayed(shown: dict[str, str], tmp
     exported = shell("export e", tmp_path, shown).stdout
     (tmp_path / "e.json").write_bytes(b"\xef\xbb\xbf" + exported)
     assert shell("replay --app flows:app e.json", tmp_path, shown).returncode == 0
+
+
+SHADOWS = (
+    "anyio click hiredis logging msgspec queue random redis resource rich secrets select signal socket uuid uvloop"
+)
+
+
+def test_no_module_of_the_directory_shadows_ours_in_a_child(
+    embedded_server: EmbeddedServer, environ: dict[str, str], namespace: str, tmp_path: Path
+) -> None:
+    """As `dev` and `demo` start daemons: with a file for each module that one could import."""
+    (tmp_path / "flows.py").write_text(FLOWS.replace("(process=True)", ""))
+    for name in SHADOWS.split():
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} of the directory was imported')")
+    code = (
+        "import os, sys, pathlib; from streamflow.embedded.daemon_process import DaemonProcess; "
+        "os.chdir(sys.argv[3]); "
+        "print(DaemonProcess('flows:app', sys.argv[1], sys.argv[2], pathlib.Path('log')).pid, flush=True); "
+        "sys.stdin.read(); os._exit(0)"
+    )
+    command = [sys.executable, "-c", code, embedded_server.url, namespace, str(tmp_path)]
+    with subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        try:
+            assert asyncio.run(result_of(embedded_server.url, namespace, ODD)) == ODD, (tmp_path / "log").read_text()
+            assert embedded_server.url.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+            assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
+        finally:
+            parent.communicate(timeout=10)  # its end is that of the daemon
+
+
+SECRET = "hunt%40er2"
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="where else a command line could be read")
+def test_a_password_on_the_command_line_is_not_in_the_list_of_processes(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "flows.py").write_text(
+        "import os, pathlib, sys\n"
+        "print(pathlib.Path('/proc/self/cmdline').read_bytes(), os.getpid(), flush=True)\n"
+        "sys.exit(3)\n"
+    )
+    for option in (["--redis", f"redis://:{SECRET}@127.0.0.1:1"], [f"--redis=unix:///x?password={SECRET}"]):
+        command = [sys.executable, "-m", "streamflow", "daemon", *option, "--app", "flows:app"]
+        with subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as it:
+            out, err = it.communicate(timeout=30)
+        assert it.returncode == 2
+        assert out.startswith(b"b'")
+        assert b"streamflow\\x00daemon\\x00--app" in out
+        assert out.endswith(f" {it.pid}\n".encode()), "it is still the same process"
+        assert b"hunt" not in out + err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"runs redis://:{SECRET}@host",
+        f"runs --redis redis://:{SECRET}@127.0.0.1:1",
+        f"runs --redis=redis://:{SECRET}@127.0.0.1:1 --json",
+        f"runs --redis 'redis://:{SECRET}@host/0?timeout=1'",
+        f"runs --rediss redis://:{SECRET}@host",
+        f"daemon --app redis://:{SECRET}@host",
+        f"status --namespace redis://:{SECRET}@host",
+    ],
+)
+def test_no_error_shows_a_part_of_a_password(environ: dict[str, str], tmp_path: Path, command: str) -> None:
+    done = shell(command, tmp_path, environ)
+    assert done.returncode in (1, 2)
+    assert done.stderr.startswith(b"error: ")
+    for part in (b"hunt", b"er2"):
+        assert part not in done.stdout + done.stderr

@@ -68,3 +68,29 @@ def test_every_setting_is_described_and_its_default_is_allowed(field: msgspec.st
 
 def test_a_dead_daemon_is_noticed_within_three_seconds_by_default() -> None:
     assert Settings().beat * 2 < Settings().dead_after < 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"redis": "http://:secret@host"}, "can't use the server URL 'http://***@host'"),
+        ({"redis": "redis://host?protocol=3"}, "the option protocol is not allowed"),
+        ({"namespace": "a{b"}, "namespace"),
+        ({"shards": 0}, "shards=0: expected `int` >= 1"),
+        ({"concurrency": -1}, "concurrency=-1: "),
+        ({"grace": float("nan")}, "grace must be a number of seconds up to 1e+09, got nan"),
+        ({"retention": float("inf")}, "retention must be a number of seconds up to 1e+09, got inf"),
+        ({"beat": 2.0, "dead_after": 2.0}, "dead_after=2 must be longer than beat=2"),
+    ],
+)
+def test_settings_that_are_not_valid_can_t_be_made(fields: dict[str, Any], message: str) -> None:
+    for make in (lambda: Settings(**fields), lambda: msgspec.structs.replace(Settings(), **fields)):
+        with pytest.raises(UsageError) as caught:
+            make()
+        assert message in str(caught.value)
+
+
+def test_a_password_is_not_in_the_text_of_settings() -> None:
+    text = repr(Settings(redis="redis://:secret@host", namespace="other"))
+    assert "secret" not in text
+    assert "redis='redis://***@host', namespace='other'" in text

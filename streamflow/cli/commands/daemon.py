@@ -35,7 +35,7 @@ def daemon(app_target: str | None, log_format: str | None, log_level: str, **opt
     """
     settings = load_settings(options)
     set_up(log_format, log_level)
-    app = required_workflows(app_target)
+    app = required_workflows(app_target, "streamflow.daemon.daemon")
 
     async def serve() -> None:
         from streamflow.daemon.daemon import Daemon

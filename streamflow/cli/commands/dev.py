@@ -50,7 +50,10 @@ def dev(app_target: str | None, directory: Path, memory: bool, port: int | None,
     Example:
       streamflow dev --app flows:app
     """
-    app = required_workflows(app_target)  # also here, so that a mistake in it is reported before anything starts
+    # Also here, so that a mistake in it is reported before anything starts.
+    app = required_workflows(
+        app_target, "streamflow.daemon.daemon", "streamflow.screen.live", "streamflow.embedded.server"
+    )
     assert app_target is not None
     screen = make_console().is_terminal
 

@@ -58,7 +58,7 @@ def replay(
       streamflow replay --app flows:app tests/histories
       streamflow replay --app flows:app invoice-17
     """
-    app = required_workflows(app_target)
+    app = required_workflows(app_target, "streamflow.client.client", "streamflow.client.histories")
     files, runs = _split_sources(sources)
 
     async def replay_all() -> list[Replayed]:

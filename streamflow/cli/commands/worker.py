@@ -56,7 +56,7 @@ def worker(
     """
     settings = msgspec.structs.replace(load_settings(options), concurrency=concurrency)
     set_up(log_format, log_level)
-    app = required_app(app_target)
+    app = required_app(app_target, "streamflow.worker.worker")
     known = app.queues
     named = f"its steps name: {', '.join(known)}" if known else "its steps name none; write @app.step(queue=…)"
     if not queues:

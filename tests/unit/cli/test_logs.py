@@ -116,3 +116,15 @@ def test_what_code_of_a_run_says_is_logged_once_though_it_is_replayed(stream: io
         "from outside",
         "after",
     ]
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_no_line_shows_the_password_of_a_server(stream: io.StringIO, format: str) -> None:
+    set_up(format, "info", stream)
+    url = "redis://me:hunter2@host:6379/0"
+    try:
+        raise ValueError(f"could not use {url}")
+    except ValueError:
+        logging.getLogger("app").exception("lost %s, will reconnect", url, extra={"url": url})
+    assert "hunter2" not in stream.getvalue()
+    assert stream.getvalue().count("redis://***@host:6379/0") >= 3

@@ -193,3 +193,16 @@ async def test_the_server_dies_with_the_process_that_started_it(tmp_path: Path) 
     async with EmbeddedServer(tmp_path) as server:
         assert server.pid != pid
         assert await ask(server, "PING") is True
+
+
+async def test_its_directory_and_files_are_its_user_s_only(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir(mode=0o755)
+    (tmp_path / "old" / "server.log").touch(mode=0o644)
+    for directory in (tmp_path / "new", tmp_path / "old"):
+        async with EmbeddedServer(directory) as server:
+            await ask(server, "SET", "key", "value")
+            await ask(server, "BGREWRITEAOF")
+            files = [path for path in directory.rglob("*") if path.is_file()]
+            assert {path.name for path in files} >= {"server.log", "server.lock", "appendonly.aof.manifest"}
+            assert [path.name for path in files if path.stat().st_mode & 0o077] == []
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700

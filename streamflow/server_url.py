@@ -1,8 +1,8 @@
 """The URL of a server: what may be in it, and how it is shown.
 
 Owns: the schemes and options that are allowed, the checks of their values, and leaving out what is secret.
-Must not: connect, or put a part of a URL into an error before it is known to be harmless. Called by: connection,
-the command line.
+Must not: connect, or put a part of a URL into an error before it is known to be harmless. Called by: settings,
+connection, the command line.
 
 redis-py takes every option of a URL as an argument of its connections. Most would break a promise of this package
 without a word (`decode_responses`, `protocol`, `retry_on_timeout`, `socket_timeout`), so only these are let through.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from streamflow.errors import UsageError
-from streamflow.store.url import check_url, has_password, masked, redacted
+from streamflow.server_url import check_url, has_password, masked, redacted
 
 SECRET = "hunt@er2:/?#[secret"
 

@@ -1,0 +1,60 @@
+"""Starting children of streamflow: the one way to a new Python that imports the same streamflow.
+
+Owns: the command and environment of such a process, its log file, and that nothing secret is in its command line.
+Must not: wait for it. Called by: the daemons of demo, bench and dev, the demo's count.
+
+A child is started in the directory of the user, where a file may have the name of any module: `-P` keeps that directory
+out of its search path. Its app is found all the same, by `--app`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import streamflow
+
+
+def python_command(*words: str) -> list[str]:
+    """The command that runs this Python with these arguments, as `-m streamflow …`."""
+    return [sys.executable, "-P", *words]
+
+
+def own_environ(settings: Mapping[str, object] | None = None) -> dict[str, str]:
+    """The environment for a child process that imports the same streamflow, however this process was started.
+
+    `settings`: fields of `Settings` and options of the log, which override those of this process.
+    """
+    above = str(Path(streamflow.__file__).parent.parent)
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]  # '' is where it is started
+    if above not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        paths.insert(0, above)
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    environ.update({f"STREAMFLOW_{name.upper()}": str(value) for name, value in (settings or {}).items()})
+    return environ
+
+
+def private_file(path: Path) -> BinaryIO:
+    """Open for appending a file that only this user can read, also where it exists already."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return os.fdopen(descriptor, "ab")
+
+
+def start_python(words: list[str], log: Path, settings: Mapping[str, object]) -> subprocess.Popen[bytes]:
+    """Start this Python with these arguments, in a session of its own: Ctrl-C goes to this process only, which ends its
+    children itself. Its output is appended to `log`. What may be secret belongs into `settings`."""
+    with private_file(log) as output:
+        return subprocess.Popen(
+            python_command(*words),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=own_environ(settings),
+            start_new_session=True,
+        )
