@@ -20,6 +20,9 @@ from streamflow.model.names import check_name
 from streamflow.model.sharding import Partition
 from streamflow.server_url import check_url, redacted
 
+PREFIX = "STREAMFLOW_"
+"""Of the variables of the environment."""
+
 WORKER_CONCURRENCY = 16
 """Default number of steps that a worker runs at the same time. It claims no more than it can run."""
 
@@ -126,14 +129,38 @@ def load_settings(options: Mapping[str, Any], environ: Mapping[str, str] = os.en
 
     Raises `UsageError`, which names the option or variable whose value is wrong.
     """
+    return Settings(**_values(options, environ))
+
+
+def find_mistakes(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> list[str]:
+    """What is wrong with settings from options and variables: each value alone, then all together."""
+    mistakes: list[str] = []
+    for field in msgspec.structs.fields(Settings):
+        try:
+            values = _values({field.name: options.get(field.name)}, environ, field.name)
+            if field.name not in ("beat", "dead_after"):
+                Settings(**values)
+        except UsageError as error:
+            mistakes.append(str(error))
+    if not mistakes:
+        try:
+            load_settings(options, environ)
+        except UsageError as error:
+            mistakes.append(str(error))
+    return mistakes
+
+
+def _values(options: Mapping[str, Any], environ: Mapping[str, str], *only: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(Settings):
-        variable = f"STREAMFLOW_{field.name.upper()}"
+        variable = f"{PREFIX}{field.name.upper()}"
+        if only and field.name not in only:
+            continue
         if options.get(field.name) is not None:
             values[field.name] = _convert(field, options[field.name], f"--{field.name.replace('_', '-')}")
         elif variable in environ:
             values[field.name] = _convert(field, environ[variable], variable)
-    return Settings(**values)
+    return values
 
 
 def _convert(field: msgspec.structs.FieldInfo, value: object, source: str) -> Any:

@@ -10,10 +10,11 @@ import logging
 
 import msgspec
 
-from streamflow.errors import NamespaceMismatch, StoreMisconfigured
+from streamflow.errors import NamespaceMismatch, StoreError, StoreMisconfigured
 from streamflow.model.sharding import Partition, shard_of
 from streamflow.settings import Settings
 from streamflow.store.connection import Call, Store
+from streamflow.store.inspection import Finding, evicting, forgetful, too_old
 from streamflow.store.kernel import SCHEMA, Kernel
 from streamflow.store.keys import NamespaceKeys
 
@@ -54,13 +55,20 @@ async def open_namespace(store: Store, kernel: Kernel, settings: Settings) -> Na
     """
     shards, partition, schema = await store.one(kernel.create_namespace(settings.shards, settings.partition))
     _check_schema(settings.namespace, schema)
+    namespace = Namespace(shards, partition)
+    check_same(namespace, settings)
+    return namespace
+
+
+def check_same(namespace: Namespace, settings: Settings) -> None:
+    """Raises `NamespaceMismatch` with both values when the settings are not those of the namespace."""
+    shards, partition = namespace.shards, namespace.partition
     if (shards, partition) != (settings.shards, settings.partition):
         raise NamespaceMismatch(
             f"namespace {settings.namespace!r} has {shards} shards by {partition}, but {settings.shards} by "
             f"{settings.partition} were requested. They are fixed when a namespace is created: use --shards {shards} "
             f"--partition {partition}, or another --namespace."
         )
-    return Namespace(shards, partition)
 
 
 def _check_schema(name: str, schema: int) -> None:
@@ -71,20 +79,26 @@ def _check_schema(name: str, schema: int) -> None:
         )
 
 
+async def inspect_namespace(store: Store, settings: Settings) -> list[Finding]:
+    """What keeps a daemon with these settings from using the namespace."""
+    try:
+        stored = await store.one(read_namespace(NamespaceKeys(settings.namespace)))
+        namespace = namespace_from(settings.namespace, stored)
+        if namespace is not None:
+            check_same(namespace, settings)
+    except NamespaceMismatch as error:
+        return [Finding(True, "namespace", str(error))]
+    except StoreError as error:  # a permission is missing, or the server is loading
+        return [Finding(False, "namespace", f"not checked: {error}")]
+    return []
+
+
 async def check_server(store: Store) -> None:
     """Refuse a server that would lose data, warn of one that might. Raises `StoreMisconfigured`."""
     info: dict[str, object] = await store.one(Call.plain("INFO", "everything"))
-    version = str(info.get("valkey_version") or info.get("redis_version") or "0")
-    major = int(version.partition(".")[0] or 0)
-    if major < 7:
-        raise StoreMisconfigured(f"the server is version {version}; streamflow needs Redis 7.0 or any Valkey")
-    policy = str(info.get("maxmemory_policy", "noeviction"))
-    if policy != "noeviction":
-        raise StoreMisconfigured(
-            f"the server has maxmemory-policy {policy}: it would delete runs when memory is short. "
-            "Set `CONFIG SET maxmemory-policy noeviction`."
-        )
-    if not int(str(info.get("aof_enabled", 0))):
-        _log.warning(
-            "the server has no append-only file: a restart loses runs. `CONFIG SET appendonly yes` keeps them."
-        )
+    for problem in (too_old(info), evicting(info)):
+        if problem is not None:
+            raise StoreMisconfigured(problem)
+    warning = forgetful(info)
+    if warning is not None:
+        _log.warning("%s", warning)

@@ -20,8 +20,11 @@ from streamflow.settings import Settings, load_settings
 @click.command()
 @app_option
 @settings_options(*Settings.__struct_fields__)
+@click.option("--check", "only_check", is_flag=True, help="Check settings, app and server as `check` does, then exit.")
 @log_options
-def daemon(app_target: str | None, log_format: str | None, log_level: str, **options: Any) -> None:
+def daemon(
+    app_target: str | None, only_check: bool, log_format: str | None, log_level: str, **options: Any
+) -> int | None:
     """Run a daemon, which owns shards and runs workflows and steps.
 
     Start one daemon per core, on one machine or several: they share the shards. On SIGTERM or Ctrl-C a daemon lets its
@@ -33,6 +36,10 @@ def daemon(app_target: str | None, log_format: str | None, log_level: str, **opt
     Example:
       streamflow daemon --app flows:app --redis redis://127.0.0.1:6379
     """
+    if only_check:
+        from streamflow.cli.checks import run_checks
+
+        return run_checks(app_target, options, needs_app=True, as_json=log_format == "json")
     settings = load_settings(options)
     set_up(log_format, log_level)
     app = required_workflows(app_target, "streamflow.daemon.daemon")
@@ -43,3 +50,4 @@ def daemon(app_target: str | None, log_format: str | None, log_level: str, **opt
         await Daemon(app, settings).run(signals=True)
 
     run_service(serve, settings)
+    return None

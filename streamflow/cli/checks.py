@@ -1,0 +1,128 @@
+"""What `check` and `daemon --check` look at, in this order: settings, app, server, permissions, namespace.
+
+Owns: putting the findings together, and how they are printed. Must not: start, create or change anything.
+Called by: `check`, `daemon`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from streamflow.cli.app_option import required_workflows
+from streamflow.cli.connection import check_server
+from streamflow.cli.event_loop import run_async
+from streamflow.cli.output import print_json
+from streamflow.cli.suggestions import did_you_mean
+from streamflow.errors import StreamflowError, UsageError
+from streamflow.settings import PREFIX, Settings, find_mistakes, load_settings
+
+if TYPE_CHECKING:
+    from streamflow.store.inspection import Finding
+
+OTHER_VARIABLES = ("APP", "LOG_FORMAT", "LOG_LEVEL", "WORKER_CONCURRENCY")
+"""Of the command line, which are not settings."""
+
+
+def run_checks(app_target: str | None, options: Mapping[str, Any], *, needs_app: bool, as_json: bool) -> int:
+    """Check everything, print what was found, and return the exit code: 1 if something is wrong.
+
+    Without an app, none is checked, unless the command `needs_app`.
+    """
+    from streamflow.store.inspection import Finding
+
+    checked = ["settings"]
+    findings = _settings(options)
+    if app_target or needs_app:
+        checked.append("app")
+        findings += _app(app_target)
+    checked.append("server")
+    if any(finding.is_error and finding.about == "settings" for finding in findings):
+        findings.append(Finding(False, "server", "not checked, because the settings are wrong"))
+    else:
+        found, reached = run_async(lambda: _server(load_settings(options)))
+        checked += ["permissions", "namespace"] if reached else []
+        findings += found
+    if as_json:
+        _print_json(checked, findings)
+    else:
+        _print(checked, findings)
+    return 1 if any(finding.is_error for finding in findings) else 0
+
+
+def _settings(options: Mapping[str, Any]) -> list[Finding]:
+    from streamflow.store.inspection import Finding
+
+    known = [name.upper() for name in Settings.__struct_fields__] + list(OTHER_VARIABLES)
+    findings = [Finding(True, "settings", mistake) for mistake in find_mistakes(options)]
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(PREFIX)
+        if name != variable and name not in known and (hint := did_you_mean(name, known)):
+            hint = hint.replace("did you mean ", f"did you mean {PREFIX}")
+            findings.append(Finding(False, "settings", f"no setting is read from the variable {variable}{hint}"))
+    return findings
+
+
+def _app(app_target: str | None) -> list[Finding]:
+    from streamflow.store.inspection import Finding
+
+    try:
+        required_workflows(app_target, "streamflow.client.client")
+    except UsageError as error:
+        return [Finding(True, "app", str(error))]
+    return []
+
+
+async def _server(settings: Settings) -> tuple[list[Finding], bool]:
+    """What was found, and whether the server has answered."""
+    from streamflow.store.connection import Store
+    from streamflow.store.inspection import Finding, inspect
+    from streamflow.store.keys import NamespaceKeys
+    from streamflow.store.namespace import inspect_namespace
+
+    store = Store(settings.redis, connections=1)
+    try:
+        await check_server(store)
+        findings = await inspect(store, NamespaceKeys(settings.namespace))
+        return findings + await inspect_namespace(store, settings), True
+    except StreamflowError as error:
+        return [Finding(True, "server", str(error))], False
+    finally:
+        await store.close()
+
+
+def _print(checked: list[str], findings: list[Finding]) -> None:
+    from streamflow.cli.secrecy import masked_arguments
+    from streamflow.screen.sanitize import safe
+
+    for about in checked:
+        of_it = [finding for finding in findings if finding.about == about]
+        if not of_it:
+            click.echo(f"ok       {about}")
+        for finding in of_it:
+            first, *more = masked_arguments(finding.message).split("\n")
+            click.echo(f"{'error  ' if finding.is_error else 'warning'}  {about}: {safe(first)}")
+            for line in more:
+                click.echo(f"         {safe(line)}")
+
+
+def _print_json(checked: list[str], findings: list[Finding]) -> None:
+    from streamflow.cli.secrecy import masked_arguments
+
+    print_json(
+        {
+            "ok": not any(finding.is_error for finding in findings),
+            "checked": checked,
+            "findings": [
+                {
+                    "level": "error" if finding.is_error else "warning",
+                    "about": finding.about,
+                    "message": masked_arguments(finding.message),
+                }
+                for finding in findings
+            ],
+        }
+    )

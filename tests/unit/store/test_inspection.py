@@ -1,0 +1,49 @@
+"""What is said of a server, by its INFO."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from streamflow.store.inspection import _commands, _server
+from streamflow.store.scripts import load_scripts
+
+GOOD: dict[str, Any] = {"redis_version": "7.2.0", "aof_enabled": 1, "role": "master", "maxmemory": 0}
+
+
+@pytest.mark.parametrize(
+    ("info", "is_error", "reason"),
+    [
+        ({"redis_version": "6.2.7"}, True, "needs Redis 7.0"),
+        ({"maxmemory_policy": "allkeys-lru"}, True, "noeviction"),
+        ({"role": "slave"}, True, "use the address of its primary"),
+        ({"loading": 1}, True, "loading its data"),
+        ({"aof_last_write_status": "err"}, True, "append-only file and may refuse writes"),
+        ({"rdb_last_bgsave_status": "err"}, True, "snapshot and may refuse writes"),
+        ({"maxmemory": 100, "used_memory": 100}, True, "raise maxmemory"),
+        ({"maxmemory": 100, "used_memory": 85}, False, "85% of maxmemory"),
+        ({"aof_enabled": 0}, False, "appendonly yes"),
+        ({"cluster_enabled": 1}, False, "cluster"),
+    ],
+)
+def test_each_trouble_of_a_server_is_said_with_what_to_do(info: dict[str, Any], is_error: bool, reason: str) -> None:
+    (finding,) = _server({**GOOD, **info})
+    assert (finding.is_error, finding.about) == (is_error, "server")
+    assert reason in finding.message
+
+
+def test_nothing_is_said_of_a_good_server() -> None:
+    assert _server(GOOD) == []
+    assert _server({**GOOD, "valkey_version": "8.0.0", "maxmemory": 100, "used_memory": 50}) == []
+    assert _server({}) == [], "INFO may be forbidden, which is a finding of its own"
+
+
+def test_every_command_of_the_scripts_is_tried() -> None:
+    commands = {line.partition(" $KEY")[0].partition(" ")[0] for line in _commands()}
+    for script in load_scripts().values():
+        for number, line in enumerate(script.source.splitlines(), 1):
+            for call in line.partition("--")[0].split("redis.")[1:]:
+                if call.startswith(("call(", "pcall(")):
+                    name = call.partition("'")[2].partition("'")[0]
+                    assert name in commands | {"SPUBLISH"}, f"{script.name}:{number} calls what the check can't read"
