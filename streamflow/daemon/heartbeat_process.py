@@ -14,6 +14,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from streamflow.settings import Settings
@@ -25,18 +26,25 @@ from streamflow.watch.watch import LONGEST
 _log = logging.getLogger("streamflow.membership")
 
 
+RESTART_PAUSE = 60.0
+"""The least seconds between two starts: where it can't run, a daemon must not start one with each heartbeat."""
+
+
 class HeartbeatProcess:
     def __init__(self, kernel: Kernel, settings: Settings, member: str) -> None:
         self._kernel = kernel
         self._settings = settings
         self._member = member
         self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        """When it was started last (monotonic s)."""
         self._stopped = not Path("/proc/self/stat").exists()
 
     def start(self) -> None:
         if self._stopped:
             return
         settings = self._settings
+        self._started = time.monotonic()
         self._process = process = subprocess.Popen(
             [sys.executable, "-P", heartbeat_child.__file__],
             stdin=subprocess.PIPE,
@@ -65,8 +73,12 @@ class HeartbeatProcess:
     def sent(self, heartbeat: bytes) -> None:
         """This daemon has sent a heartbeat (JSON) itself."""
         process = self._process
-        if process is not None and process.poll() is not None:
-            _log.warning("the process for heartbeats ended (%d) and is started again", process.returncode)
+        if process is not None and process.poll() is not None and time.monotonic() - self._started > RESTART_PAUSE:
+            _log.warning(
+                "the process for heartbeats ended (%d) and is started again: without it, code in C that holds the "
+                "interpreter makes this daemon look dead",
+                process.returncode,
+            )
             self.start()
         self._write(heartbeat)
 

@@ -254,7 +254,6 @@ class Membership:
             for name, seen in self._seen.items()
             if not seen.draining and (seen.changed >= fresh or name == self.member)
         )
-        await self._records.lose_gone()
         if alive != self._alive:
             _log.info("daemons that share the shards: %s", ", ".join(alive) or "none")
             self._alive = alive
@@ -363,7 +362,8 @@ class Membership:
                 lent.append(LentStep(f"{run_id}/{CODE}", NOBODY, created, deaths))
             calls.append(self._kernel.release_shard(shard.number, shard.token, lent))
             self._owner.drop(shard)
-        answers = await self._store.send(calls)
+        # However long the server is away: it still has this daemon as their owner, which drops them here.
+        answers = await self._store.send(calls, patience=math.inf)
         released = sum(answer is Reply.OK for answer in answers)
         _log.info(
             "released %d of %d shards; %d steps of theirs go on here", released, len(shards), self._records.running

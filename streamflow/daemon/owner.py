@@ -532,21 +532,17 @@ class Owner:
             if not (record.reported or seq == CODE or not record.host or self.is_alive(record.host))
         ]
 
-    def steps_lost_with(self, host: str, note: Note) -> None:
-        """The attempts that a daemon still ran for shards of this one, and has not reported, are lost. `note`: what it
-        has left about them."""
-        for shard in self.shards.values():
-            for run_id, records in shard.records.items():
-                live = shard.live.get(run_id)
-                for seq, record in records.items():
-                    if live is None or record.host != host or record.created != live.header.created:
-                        continue
-                    call = live.machine.steps.get(seq)
-                    if call is not None and call.attempt == record.attempt and not record.reported:
-                        job = call.job()
-                        job.details = Raw(record.details) if record.details else job.details
-                        shard.add_input(run_id, _lost(job, host, note, run_id))
-                        self.wake(shard)
+    def lose_step(self, shard: OwnedShard, run_id: str, seq: int, record: StepRecord, note: Note) -> None:
+        """An attempt is lost that another daemon ran for this one, and has not reported. `note`: what that has left."""
+        live = shard.live.get(run_id)
+        if live is None or record.created != live.header.created:
+            return
+        call = live.machine.steps.get(seq)
+        if call is not None and call.attempt == record.attempt:
+            job = call.job()
+            job.details = Raw(record.details) if record.details else job.details
+            shard.add_input(run_id, _lost(job, record.host, note, run_id))
+            self.wake(shard)
 
     def _unreadable(self, batch: ShardBatch, run_id: str, reason: str) -> None:
         work = batch.work.pop(run_id)

@@ -172,7 +172,9 @@ class StepRecords:
         await retry_forever(self.run_once, _log, "could not store details of steps", every=EVERY)
 
     async def run_once(self) -> None:
-        """Store what steps have reported since, and stop lent attempts that nobody needs any more."""
+        """Lose steps of daemons that have gone, store what steps have reported since, and stop lent attempts that
+        nobody needs any more."""
+        await self.lose_gone()
         if self._executor.running:
             await self._store_details()
         if self.lends:
@@ -246,21 +248,21 @@ class StepRecords:
             field = f"{run_id}/{seq}"
             calls += (Call.plain("HMGET", key, field) for key in (shard.keys.steps, shard.keys.details))
         answers = await self._store.send(calls)
-        for position, (shard, _, _, record) in enumerate(gone):
+        notes = await read_notes(self._store, self._kernel, {record.host for _, _, _, record in gone})
+        for position, (shard, run_id, seq, record) in enumerate(gone):
             steps, details = answers[2 * position : 2 * position + 2]
-            for answer in (steps, details):
-                if isinstance(answer, StoreError):
-                    raise answer
-            [value], [reported] = steps, details
-            if shard.dropped or self._owner.shards.get(shard.number) is not shard:
+            if isinstance(steps, StoreError) or isinstance(details, StoreError):
+                _log.error("step records of shard %d can't be read, will retry: %s %s", shard.number, steps, details)
                 continue
-            if value is not None and _is_reported(value, record):
-                record.reported = True
+            [value], [reported] = steps, details
+            if shard.dropped:
+                continue
             if reported:
                 record.details = reported
-        notes = await read_notes(self._store, self._kernel, {record.host for _, _, _, record in gone})
-        for host, note in notes.items():
-            self._owner.steps_lost_with(host, note)
+            if value is not None and _is_reported(value, record):
+                record.reported = True
+            else:
+                self._owner.lose_step(shard, run_id, seq, record, notes[record.host])
 
     def _details_of(self, lent: _Lent) -> Raw:
         is_current = self._executor.runs(lent.run_id, lent.seq, lent.attempt)

@@ -46,7 +46,7 @@ HOLD = 3.0
 LOOK_EVERY = 0.005
 """Seconds between two looks whether steps have ended."""
 LONGEST_MARK = 60.0
-"""Seconds after its start for which a step is noted: later deaths are not its work, unless..."""
+"""Seconds after its start for which a step can be to blame: later deaths are not its work, unless..."""
 ALWAYS_AFTER = 5
 """...so many processes have died while it ran."""
 MOST_WAITING = 256
@@ -80,7 +80,9 @@ class Note(msgspec.Struct, frozen=True):
     last: Suspect | None = None
     """The step that has begun last."""
     running: tuple[Suspect, ...] = ()
-    """All steps that have begun, the last one included."""
+    """All steps that have begun, the last one included, but for..."""
+    older: tuple[Suspect, ...] = ()
+    """...those that have run for so long that they are not to blame."""
     waiting: tuple[Suspect, ...] = ()
     """Code that has not been run again yet, and steps that have not begun."""
 
@@ -97,7 +99,7 @@ class Note(msgspec.Struct, frozen=True):
         return self.last.reason if self.last is not None and self.last.step == (run_id, seq) else ""
 
     def has_begun(self, run_id: str, seq: int) -> bool:
-        return any(suspect.step == (run_id, seq) for suspect in self.running)
+        return any(suspect.step == (run_id, seq) for suspect in (*self.running, *self.older))
 
     def is_waiting(self, run_id: str, seq: int) -> bool:
         return any(suspect.step == (run_id, seq) for suspect in self.waiting)
@@ -240,10 +242,6 @@ class Suspects:
             self._waiting = [trial for trial in self._waiting if not trial.over]
         self._executor.cancel(run_id, seq)
 
-    def has(self, run_id: str, seq: int) -> bool:
-        """Whether an attempt of this call waits for its trial."""
-        return any((trial.run_id, trial.job.seq) == (run_id, seq) for trial in self._waiting)
-
     async def run(self) -> None:
         while True:
             await self.run_once()
@@ -330,10 +328,9 @@ class Suspects:
 
     def _present_note(self) -> Note:
         now = time.monotonic()
-        self._started = [
-            trial
-            for trial in self._started
-            if self._runs(trial) and (now - trial.since < LONGEST_MARK or trial.job.lost >= ALWAYS_AFTER)
+        self._started = [trial for trial in self._started if self._runs(trial)]
+        older = [
+            trial for trial in self._started if now - trial.since >= LONGEST_MARK and trial.job.lost < ALWAYS_AFTER
         ]
         code = [
             suspect
@@ -343,7 +340,8 @@ class Suspects:
         return Note(
             self._code,
             self._last.suspect if self._last is not None and self._last in self._started else None,
-            tuple(trial.suspect for trial in self._started),
+            tuple(trial.suspect for trial in self._started if trial not in older),
+            tuple(trial.suspect for trial in older),
             (*code, *(trial.suspect for trial in self._waiting[:MOST_WAITING])),
         )
 

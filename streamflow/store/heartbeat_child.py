@@ -33,6 +33,7 @@ def main() -> None:
     client: Any = redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
         settings["url"], socket_timeout=settings["every"], socket_connect_timeout=1.0
     )
+    script: Any = client.register_script(settings["script"])
     last: dict[str, Any] = {}
     heard, repeated = time.monotonic(), 0
     while True:
@@ -47,9 +48,7 @@ def main() -> None:
             repeated += 1
             number = -(1000 * int(last["beat"]) + repeated)
             with contextlib.suppress(redis.RedisError, OSError):
-                client.eval(
-                    settings["script"], 1, settings["key"], settings["member"], json.dumps({**last, "beat": number})
-                )
+                script(keys=[settings["key"]], args=[settings["member"], json.dumps({**last, "beat": number})])
 
 
 class Lines:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import streamflow as sf
@@ -16,6 +17,11 @@ app = sf.App()
 def note(journal: str, text: str) -> None:
     with Path(journal).open("a") as file:
         file.write(f"{text}\n")
+
+
+def executions(journal: Path) -> Counter[str]:
+    """How often each text was noted."""
+    return Counter(journal.read_text().split("\n")[:-1])
 
 
 @app.step

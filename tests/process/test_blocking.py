@@ -47,12 +47,6 @@ async def daemons(
             await daemon.end()
 
 
-@pytest.fixture
-async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[sf.Client]:
-    async with sf.connect(embedded_server.url, namespace=namespace) as client:
-        yield client
-
-
 async def test_a_step_that_blocks_longer_than_dead_after_runs_once(
     daemons: list[ServingProcess], client: sf.Client, tmp_path: Path
 ) -> None:

@@ -50,12 +50,6 @@ async def start(embedded_server: EmbeddedServer, namespace: str, tmp_path: Path)
         await process.end()
 
 
-@pytest.fixture
-async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[sf.Client]:
-    async with sf.connect(embedded_server.url, namespace=namespace) as client:
-        yield client
-
-
 async def last_note(client: sf.Client) -> Note:
     keys: Any = await client.store.one(Call.plain("KEYS", client.keys.suspects("*").replace("{", "\\{")))
     [key] = keys

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import streamflow as sf
 from streamflow.embedded.server import EmbeddedServer
 from tests.process import killing_flows as flows
 from tests.process.faults import ServingProcess, until
+from tests.process.killing_flows import executions
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -53,23 +53,6 @@ async def daemons(embedded_server: EmbeddedServer, namespace: str, tmp_path: Pat
     finally:
         for daemon in daemons.all:
             await daemon.end()
-
-
-@pytest.fixture
-async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[sf.Client]:
-    async with sf.connect(embedded_server.url, namespace=namespace) as client:
-        yield client
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Path:
-    path = tmp_path / "journal"
-    path.touch()
-    return path
-
-
-def executions(journal: Path) -> Counter[str]:
-    return Counter(journal.read_text().split("\n")[:-1])
 
 
 async def begun(journal: Path, count: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from streamflow.loops import wait_until
 from streamflow.steps.executor import FORKED
 from tests.process import killing_flows as flows
 from tests.process.faults import ServingProcess, until
+from tests.process.killing_flows import executions
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
@@ -61,12 +61,6 @@ class Fleet:
 
 
 @pytest.fixture
-async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[sf.Client]:
-    async with sf.connect(embedded_server.url, namespace=namespace) as client:
-        yield client
-
-
-@pytest.fixture
 async def fleet(
     embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, client: sf.Client
 ) -> AsyncIterator[Fleet]:
@@ -75,17 +69,6 @@ async def fleet(
         yield fleet
     finally:
         await fleet.stop()
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Path:
-    path = tmp_path / "journal"
-    path.touch()
-    return path
-
-
-def executions(journal: Path) -> Counter[str]:
-    return Counter(journal.read_text().split("\n")[:-1])
 
 
 async def ready(client: sf.Client) -> None:

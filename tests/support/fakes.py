@@ -104,6 +104,9 @@ class FakeOwner:
     def flush(self) -> None:
         self.flushed += 1
 
+    def gone_records(self) -> list[Any]:
+        return []
+
 
 def context(
     store: FakeStore,

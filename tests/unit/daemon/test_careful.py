@@ -12,6 +12,7 @@ from streamflow.daemon.batch import ShardBatch
 from streamflow.daemon.shard import CODE, NOBODY, TRY_AGAIN, OwnedShard, StepRecord, decode_step_record, parked_by
 from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.takeover import Takeover
+from streamflow.errors import StoreError
 from streamflow.events import StepFailed, StepRetrying, decode_history
 from streamflow.machine.transition import Due, Outcome
 from streamflow.steps.suspects import Note, Suspect, Suspects, decode_note
@@ -341,12 +342,24 @@ async def test_a_step_that_its_host_reported_before_it_went_is_not_lost() -> Non
     assert bench.status("a") == "completed"
 
 
+async def test_a_record_that_cannot_be_read_is_asked_for_again(caplog: pytest.LogCaptureFixture) -> None:
+    """And stops nothing else: a heartbeat doesn't depend on it."""
+    bench = await released(await in_flight("a"), alive=False)
+    lent(bench.shard, "a")
+    await bench.turns()
+    await lose_gone(bench, StoreError("WRONGTYPE steps"), None)
+    assert not bench.shard.has_work
+    assert "step records of shard 0 can't be read" in caplog.text
+    await lose_gone(bench, StepRecord(1, 900, "host").encode(), None)
+    assert bench.shard.has_work
+
+
 async def test_a_step_of_a_run_with_the_same_id_is_not_lost_with_the_old_one() -> None:
     bench = await released(await in_flight("a"), alive=False)
     bench.shard.records["a"] = {1: StepRecord(1, 500, "host")}
     await bench.turns()
     assert bench.steps.started == [(0, "a", 1, 1)]
-    bench.owner.steps_lost_with("host", Note())
+    bench.owner.lose_step(bench.shard, "a", 1, StepRecord(1, 500, "host"), Note())
     assert not bench.shard.has_work
 
 
@@ -360,9 +373,10 @@ async def test_details_that_a_host_stored_unseen_are_deleted_with_the_record() -
     assert last.args[-4:] == ["a/1", b"", "a/1", b""]
 
 
-async def lose_gone(bench: Bench, steps: bytes, details: bytes | None) -> None:
+async def lose_gone(bench: Bench, steps: bytes | StoreError, details: bytes | None) -> None:
     nothing: Any = None
-    bench.store.answers["HMGET"] = lambda call: [steps if call.args[1].endswith("steps") else details]
+    answer = steps if isinstance(steps, StoreError) else [steps]
+    bench.store.answers["HMGET"] = lambda call: answer if call.args[1].endswith("steps") else [details]
     bench.store.answers["GET"] = None
     records = StepRecords(context(bench.store, app, shards=8), bench.owner, nothing)
     await records.lose_gone()

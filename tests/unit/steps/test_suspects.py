@@ -128,6 +128,21 @@ async def test_a_step_that_outlives_its_trial_is_still_noted_but_not_blamed(
     await until(lambda: it.note == Note())
 
 
+async def test_a_step_that_has_run_for_long_has_begun_and_is_not_to_blame(
+    it: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So its process's death counts as its loss, and when it was lost often enough, it is suspected all the same."""
+    monkeypatch.setattr(module, "TRIAL", 0.02)
+    monkeypatch.setattr(module, "LONGEST_MARK", 0.05)
+    it.submit(1)
+    it.submit(2, lost=module.ALWAYS_AFTER)
+    await until(lambda: [suspect.seq for suspect in it.note.older] == [1])
+    await until(lambda: [suspect.seq for suspect in it.note.running] == [2])
+    assert it.note.has_begun("r", 1)
+    assert not it.note.blames("r", 1)
+    assert it.note.blames("r", 2)
+
+
 async def test_of_steps_that_were_lost_again_half_begin_first(it: Bench) -> None:
     it.submit(*range(8), lost=2)
     await until(lambda: len(it.begun) == 4)

@@ -44,9 +44,13 @@ def sent(
             return b"" if line is None else json.dumps(line).encode()
 
     class Client:
-        def eval(self, source: str, keys: int, key: str, member: str, heartbeat: str) -> None:
-            assert (source, keys, key, member) == ("a script", 1, "members", "me")
-            found.append(json.loads(heartbeat))
+        def register_script(self, source: str) -> Client:
+            assert source == "a script"
+            return self
+
+        def __call__(self, keys: list[str], args: list[str]) -> None:
+            assert (keys, args[0]) == (["members"], "me")
+            found.append(json.loads(args[1]))
 
     monkeypatch.setattr(heartbeat_child, "Lines", Lines)
     monkeypatch.setattr(heartbeat_child.redis.Redis, "from_url", lambda *_, **__: Client())
