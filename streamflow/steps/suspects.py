@@ -251,8 +251,6 @@ class Suspects:
         if not self._waiting:
             await self._rest()
             return
-        with anyio.move_on_after(HOLD):  # code that waits for longer must not hold them up
-            await wait_until(lambda: not self.code_waits(), LOOK_EVERY)
         new = [trial for trial in self._waiting if not trial.job.blamed and trial.job.lost == 1]
         others = [trial for trial in self._waiting if not trial.job.blamed and trial.job.lost > 1]
         blamed = [trial for trial in self._waiting if trial.job.blamed]
@@ -276,7 +274,9 @@ class Suspects:
             self._last = None
 
     async def _try(self, trials: list[_Trial], seconds: float) -> None:
-        """Start steps, and give them so many seconds in which no suspect code is run."""
+        """Start steps when no suspect code is run, and give them so many seconds in which none is."""
+        with anyio.move_on_after(HOLD):  # code that waits for longer must not hold them up
+            await wait_until(lambda: not self.code_waits(), LOOK_EVERY)
         self.trying = True
         try:
             await self._begin(trials)

@@ -133,6 +133,7 @@ async def test_a_step_that_has_run_for_long_has_begun_and_is_not_to_blame(
 ) -> None:
     """So its process's death counts as its loss, and when it was lost often enough, it is suspected all the same."""
     monkeypatch.setattr(module, "TRIAL", 0.02)
+    monkeypatch.setattr(module, "HALF_TIME", 0.0)
     monkeypatch.setattr(module, "LONGEST_MARK", 0.05)
     it.submit(1)
     it.submit(2, lost=module.ALWAYS_AFTER)
@@ -214,6 +215,21 @@ async def test_no_step_begins_while_suspect_code_waits_or_runs(it: Bench) -> Non
     code[0] = False
     await until(lambda: it.begun == {1})
     assert it.suspects.trying
+
+
+async def test_code_that_came_while_a_step_was_held_goes_first(it: Bench) -> None:
+    """Its death would otherwise have two culprits, and blame neither."""
+    code = [False]
+    it.suspects.code_waits = lambda: code[0]
+    it.submit(1, lost=0)
+    it.submit(2, lost=2, blamed=True)
+    await asyncio.sleep(0.03)
+    code[0] = True
+    it.end(1)
+    await asyncio.sleep(0.03)
+    assert it.begun == set()
+    code[0] = False
+    await until(lambda: it.begun == {2})
 
 
 async def test_suspect_code_may_run_again_after_a_trial(it: Bench) -> None:
