@@ -5,6 +5,7 @@ Async tests run on asyncio through anyio's pytest plugin: mark a module with `py
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import uuid
@@ -65,10 +66,11 @@ async def clean_keys(url: str, namespace: str) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def no_task_is_hidden() -> Iterator[None]:
-    """A command that ran a daemon in this process has left it as a daemon's own, where nobody ends the tasks of
-    steps."""
+def this_process_is_no_daemon() -> Iterator[None]:
+    """A command that ran a daemon in this process has left it as a daemon's own: there nobody ends the tasks of steps,
+    and warnings are logged."""
     interval = sys.getswitchinterval()
     yield
     sealed._hiding = False
+    logging.captureWarnings(False)
     sys.setswitchinterval(interval)
