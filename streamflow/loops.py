@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from streamflow.errors import StoreError
-from streamflow.machine.sealed import hide
+from streamflow.machine.sealed import hide_all
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 2.0
@@ -52,7 +52,7 @@ class Supervisor:
         doubles up to `longest` seconds. The traceback is logged once for a series of equal errors."""
         pause = min(FIRST_PAUSE, longest)
         logged = ""
-        hide()  # no step runs yet
+        hide_all()  # no step runs yet
         while True:
             began = time.monotonic()
             try:

@@ -70,6 +70,7 @@ class _Outcome(msgspec.Struct):
 
 
 _outcome = msgspec.msgpack.Decoder(_Outcome)
+_raw = msgspec.msgpack.Decoder(Raw)
 
 
 MAX_STEP_MS = 1e14
@@ -168,7 +169,7 @@ def _check_payload(body: bytes) -> None:
     if not body:
         raise BadMessage("a start message without input")
     codec.check_payload(body, "input of a start message")
-    msgspec.msgpack.decode(body, type=Raw)
+    _raw.decode(body)
 
 
 def encode_job(job: StepJob, created: int, *, revoked: bool = False) -> bytes:

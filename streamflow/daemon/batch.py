@@ -19,7 +19,7 @@ from streamflow.machine.coroutines import close_abandoned
 from streamflow.machine.factory import new_machine
 from streamflow.machine.open_work import MAX_WORKER_LOSSES
 from streamflow.machine.run import RunMachine
-from streamflow.machine.sealed import enter_seal, leave_seal
+from streamflow.machine.sealed import one_seal
 from streamflow.machine.transition import Effects, Input, Outcome
 from streamflow.model.attributes import Attribute, merged, same, value_text
 from streamflow.model.failures import failure_of, line_of_function
@@ -91,8 +91,8 @@ class ShardBatch:
             if len(work) >= RUNS or size >= BYTES:
                 break
             run_work = work[run_id] = RunWork()
-            run_work.inputs = shard.inputs.pop(run_id)
-            for input_ in run_work.inputs:
+            run_work.inputs = inputs = shard.inputs.pop(run_id)
+            for input_ in inputs:
                 if type(input_) is Outcome and input_.result is not None:
                     size += memoryview(input_.result).nbytes
         while shard.inbox and len(work) < RUNS and size < BYTES:
@@ -177,11 +177,10 @@ class ShardBatch:
     def reduce(self, app: App, namespace: Namespace, at: int, watch: Callable[[str], None]) -> None:
         """Let every run decide. `watch(run id)` is called before each, so that one that blocks can be named."""
         close_abandoned()
-        outside = enter_seal()  # once for all runs of the batch: it costs 1 µs
         try:
-            self._reduce_runs(app, namespace, at, watch)
+            with one_seal():
+                self._reduce_runs(app, namespace, at, watch)
         finally:
-            leave_seal(outside)
             watch("")
         for message in self.child_conflicts:
             self._refuse_child(message, namespace)

@@ -332,19 +332,18 @@ class Membership:
                 shard.leaving = shard.draining
             with anyio.move_on_after(FINISH_BATCH):
                 await wait_until(lambda: not any(shard.busy for shard in leaving), 0.005)
+        steps = self._executor.by_shard()
         done: list[OwnedShard] = []
         for shard in [shard for shard in self._owner.shards.values() if shard.draining]:
             if shard.number in self._desired and not self.draining:
                 done.append(shard)  # it stays here: acquire it again, so that steps that were held back start
                 continue
             overdue = time.monotonic() - self._draining_since[shard.number] > self._settings.grace
-            if overdue or (not shard.busy and (shard.leaving or not self._has_work(shard))):
+            has_work = shard.has_work or shard.number in steps
+            if overdue or (not shard.busy and (shard.leaving or not has_work)):
                 done.append(shard)
         if done:
             await self.release(done)
-
-    def _has_work(self, shard: OwnedShard) -> bool:
-        return shard.has_work or bool(self._executor.of_shard(shard.number))
 
     async def release(self, shards: list[OwnedShard]) -> None:
         await self._rollup.store_partials(shards)

@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import anyio
 import msgspec
@@ -32,7 +32,7 @@ from streamflow.events import Transition, decode_history
 from streamflow.machine.factory import rehydrate
 from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.run import RunMachine
-from streamflow.machine.sealed import hide
+from streamflow.machine.sealed import hide, one_seal
 from streamflow.machine.transition import Due, Input, Outcome
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import OPEN, Header, decode_header
@@ -144,9 +144,10 @@ class Owner:
             self._executor.cancel_where(lambda running: running.shard == shard.number)
             self.suspects.forget_shard(shard.number)
         self._ready.pop(shard.number, None)
-        for run_id, live in shard.live.items():
-            self._idle.pop(run_id, None)
-            live.machine.close()
+        with one_seal():
+            for run_id, live in shard.live.items():
+                self._idle.pop(run_id, None)
+                live.machine.close()
         shard.live.clear()
 
     def close(self) -> None:
@@ -441,33 +442,47 @@ class Owner:
             Call.plain("LRANGE", batch.shard.keys.run(run_id), 0, -1) for batch, run_id in wanted
         ]
         records = await self._store.send(calls, patience=math.inf)
-        began = time.monotonic()
-        for (batch, run_id), record in zip(wanted, records, strict=True):
-            if time.monotonic() - began > LONGEST_TURN:  # thousands of replays: heartbeats must not wait for all
-                await asyncio.sleep(0)
-                began = time.monotonic()
-            if batch.shard.dropped:
-                continue
-            batch.work[run_id].loaded = True
-            if isinstance(record, StoreError):
-                self._unreadable(batch, run_id, str(record))
-            elif record:
-                try:
-                    self._rehydrate(batch, run_id, record)
-                except (*DECODE_ERRORS, IndexError) as error:
-                    self._unreadable(batch, run_id, f"{type(error).__name__}: {error}")
-            batch.shard.orphans.discard(run_id)  # also if it has ended or can't be read: the shard may be handed over
+        left = zip(wanted, records, strict=True)
+        while not self._rehydrate_some(left):  # noqa: ASYNC110
+            await asyncio.sleep(0)  # thousands of replays: heartbeats must not wait for all
 
-    def _rehydrate(self, batch: ShardBatch, run_id: str, record: list[bytes]) -> None:
-        shard = batch.shard
+    def _rehydrate_some(self, left: Iterator[tuple[tuple[ShardBatch, str], list[bytes] | StoreError]]) -> bool:
+        """Take from `left` what one turn of the event loop may replay. True if that was all."""
+        ends = time.monotonic() + LONGEST_TURN
+        is_all = False
+        taken: list[tuple[ShardBatch, str]] = []
+        with one_seal():
+            for (batch, run_id), record in left:
+                if batch.shard.dropped:
+                    continue
+                taken.append((batch, run_id))
+                batch.work[run_id].loaded = True
+                if isinstance(record, StoreError):
+                    self._unreadable(batch, run_id, str(record))
+                elif record:
+                    try:
+                        self._rehydrate(batch.shard, run_id, record)
+                    except (*DECODE_ERRORS, IndexError) as error:
+                        self._unreadable(batch, run_id, f"{type(error).__name__}: {error}")
+                if time.monotonic() > ends:
+                    break
+            else:
+                is_all = True
+        for batch, run_id in taken:  # not in the seal: steps are started
+            shard = batch.shard
+            live = shard.live.get(run_id)
+            if live is not None and not shard.draining:
+                self._restart_running_steps(shard, run_id, live, batch.work[run_id].inputs)
+            shard.orphans.discard(run_id)  # also if it has ended or can't be read: the shard may be handed over
+        return is_all
+
+    def _rehydrate(self, shard: OwnedShard, run_id: str, record: list[bytes]) -> None:
         header = decode_header(record[0])
         if header.status not in OPEN or (header.version == 0 and run_id not in shard.suspect):
             return
         machine = self._machine(shard, run_id, header, record[1], decode_history(record[2:]))
         shard.live[run_id] = LiveRun(machine, header, record[0], UNKNOWN)
         shard.workflows.add(header.workflow)
-        if not shard.draining:
-            self._restart_running_steps(shard, run_id, shard.live[run_id], batch.work[run_id].inputs)
 
     def _machine(
         self, shard: OwnedShard, run_id: str, header: Header, state: bytes, history: list[Transition]
@@ -594,6 +609,7 @@ class Owner:
             if done.transition is not None:
                 views.fold(done.run_id, done.transition)
             self._apply_run(shard, done)
+        self._evict()
         for poison in batch.batch.poisons:
             views.fold(poison.run_id, msgspec.msgpack.decode(poison.event, type=Transition))
         if committed is not None and committed.entry:
@@ -632,11 +648,16 @@ class Owner:
             self._plan(shard, due)
         self._idle[run_id] = shard
         self._idle.move_to_end(run_id)
-        if len(self._idle) > self._cache:
-            evicted_id, evicted_shard = self._idle.popitem(last=False)
-            evicted = evicted_shard.live.pop(evicted_id, None)
-            if evicted is not None:
-                evicted.machine.close()
+
+    def _evict(self) -> None:
+        if len(self._idle) <= self._cache:
+            return
+        with one_seal():
+            while len(self._idle) > self._cache:
+                run_id, shard = self._idle.popitem(last=False)
+                live = shard.live.pop(run_id, None)
+                if live is not None:
+                    live.machine.close()
 
     def lost(self, shard: OwnedShard) -> None:
         """Its token or its consumer group is gone: drop it, and let membership find out which daemon owns it."""

@@ -13,10 +13,11 @@ context variable that it sets is seen by no other run, and can be reset in a lat
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import CodeType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -32,6 +33,7 @@ T = TypeVar("T")
 
 running_loop = asyncio._get_running_loop
 _set_running_loop = asyncio._set_running_loop
+_unregister = asyncio._unregister_task
 
 
 class SealedLoop(asyncio.AbstractEventLoop):
@@ -101,16 +103,30 @@ def hide_tasks() -> None:
     _hiding = True
 
 
-def hide(*tasks: asyncio.Task[Any]) -> None:
-    """Leave tasks out of `asyncio.all_tasks()`, so that steps which cancel all that they find there harm nobody else.
-    Without an argument: all that there are now."""
+def hide(task: asyncio.Task[Any]) -> None:
+    """Leave a task out of `asyncio.all_tasks()`: steps that cancel all which they find there harm nobody else."""
     if _hiding:
-        for task in tasks or asyncio.all_tasks():
-            asyncio._unregister_task(task)
+        _unregister(task)
+
+
+def hide_all() -> None:
+    """Hide all tasks that there are now."""
+    for task in asyncio.all_tasks():
+        hide(task)
+
+
+@contextlib.contextmanager
+def one_seal() -> Generator[None]:
+    """Code of many runs is run inside: entering and leaving once costs 2 µs, for each run it would cost 1.5."""
+    outside = enter_seal()
+    try:
+        yield
+    finally:
+        leave_seal(outside)
 
 
 def enter_seal() -> tuple[Any, Any, Any]:
-    """Let asyncio find the sealed loop and no task until `leave_seal`. It costs 1 µs, so a batch of runs shares one."""
+    """Let asyncio find the sealed loop and no task until `leave_seal`."""
     loop = running_loop()
     task = _leave_task(loop)
     hooks = sys.get_asyncgen_hooks()

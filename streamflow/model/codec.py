@@ -89,6 +89,8 @@ def _encode(value: object, what: str, sets: bool) -> bytes:
 def check_payload(data: bytes | memoryview, what: str) -> None:
     """Raises `PayloadTooLarge` above 2 MB and `PayloadInvalid` beyond 64 levels; warns above 256 KB."""
     size = len(data)
+    if size <= MAX_DEPTH:  # each level takes a byte
+        return
     if size > MAX_BYTES:
         raise PayloadTooLarge(
             f"the {what} has {size:,} bytes; the limit is {MAX_BYTES:,}. Store it elsewhere and pass a reference."

@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -50,6 +50,10 @@ STEP_BLOCKED = "StepBlocked"
 LEAST_SHARED = 4
 RESERVED_PART = 16
 """Of so many slots or more, one of 16, at least one, is kept for runs that have none."""
+TURN = 64
+TURN_SECONDS = 0.01
+"""A run's turn: so many attempts of it may start before those of others, if that many slots become free in this time.
+So where steps take long, runs get one slot after the other."""
 SIGNAL_SETTLES = 0.2
 """Seconds to learn that a signal which has ended a step's process was meant for this one, too."""
 
@@ -76,7 +80,18 @@ class Slots:
     keep others from their first.
     """
 
-    __slots__ = ("by_run", "fresh", "limit", "served", "unreserved", "used", "waiting")
+    __slots__ = (
+        "by_run",
+        "fresh",
+        "limit",
+        "served",
+        "turn",
+        "turn_ends",
+        "turn_left",
+        "unreserved",
+        "used",
+        "waiting",
+    )
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -89,6 +104,10 @@ class Slots:
         """The same for runs that have slots."""
         self.waiting = 0
         """Attempts that wait and aren't over: cancelled ones stay in the queues until their turn comes."""
+        self.turn = ""
+        """The run whose turn it is, for a while: outcomes that come together make one transition."""
+        self.turn_left = 0
+        self.turn_ends = 0.0
 
     def take(self, run_id: str) -> None:
         self.used += 1
@@ -121,19 +140,32 @@ class Slots:
     def next_waiting(self) -> Running | None:
         """Take the attempt whose turn it is out of its queue, if there is room for it."""
         while self.used < self.limit:
-            queues = self.fresh or (self.served if self.used < self.unreserved else None)
-            if not queues:
-                return None
-            run_id, queue = next(iter(queues.items()))
-            running = queue.popleft()
-            if queue:
+            now = time.perf_counter()
+            run_id = self.turn
+            queues = self._queues_of(run_id) if self.turn_left and now < self.turn_ends else None
+            if queues is None:
+                queues = self.fresh or (self.served if self.used < self.unreserved else None)
+                if not queues:
+                    return None
+                run_id = next(iter(queues))
                 queues.move_to_end(run_id)
-            else:
+                self.turn, self.turn_left, self.turn_ends = run_id, TURN, now + TURN_SECONDS
+            self.turn_left -= 1
+            queue = queues[run_id]
+            running = queue.popleft()
+            if not queue:
                 del queues[run_id]
             if not running.over:
                 self.waiting -= 1
                 return running
         return None
+
+    def _queues_of(self, run_id: str) -> OrderedDict[str, deque[Running]] | None:
+        """Where attempts of the run wait that may start now, in its turn. While others wait that have none, no slot is
+        kept free for them."""
+        if run_id in self.fresh:
+            return self.fresh
+        return self.served if run_id in self.served and (self.fresh or self.used < self.unreserved) else None
 
 
 class StepExecutor:
@@ -176,7 +208,6 @@ class StepExecutor:
         self._all_slots = (self._tasks, self._threads, self._processes)
         self._process_pool = ProcessPool()
         self._attempts: dict[tuple[str, int], Running] = {}
-        self._by_shard: dict[int, int] = {}
         self.started = 0
         self.held = False
         self.draining = False
@@ -198,9 +229,9 @@ class StepExecutor:
         attempts = (running for running in self._attempts.values() if self._slots_of(running) is self._threads)
         return self._threads.used - sum(running.started != 0.0 for running in attempts)
 
-    def of_shard(self, shard: int) -> int:
-        """Number of a shard's attempts that run or wait."""
-        return self._by_shard.get(shard, 0)
+    def by_shard(self) -> Counter[int]:
+        """Number of attempts that run or wait, by shard; not those that are lent."""
+        return Counter(running.shard for running in self._attempts.values() if not running.lent)
 
     def submit(self, shard: int, run_id: str, job: StepJob) -> None:
         """Start an attempt, now or when a slot is free. Ignored if it or a newer one runs or waits already."""
@@ -212,7 +243,6 @@ class StepExecutor:
             self._finish(known)
         running = Running(shard, run_id, job, job.details)
         self._attempts[key] = running
-        self._by_shard[shard] = self._by_shard.get(shard, 0) + 1
         slots = self._slots_of(running)
         if not self.held and slots.has_room_for(run_id):
             self._start(slots, running)
@@ -257,7 +287,6 @@ class StepExecutor:
                 self._finish(running)
             else:
                 running.lent = True
-        self._by_shard.pop(shard, None)
         return [running for running in attempts if running.lent]
 
     def reporting(self) -> list[Running]:
@@ -298,7 +327,8 @@ class StepExecutor:
         self.started += 1
         slots.take(running.run_id)
         if slots is not self._threads:
-            running.task = task = loop.create_task(self._run(running))
+            # As `loop.create_task` does it. A name of one's own costs less than the default one, which has a number.
+            running.task = task = asyncio.Task(self._run(running), loop=loop, name=job.step.name)
             hide(task)
         else:
             future = loop.run_in_executor(self._pool, self._call, running)
@@ -308,11 +338,15 @@ class StepExecutor:
 
     def _start_waiting(self) -> None:
         for slots in self._all_slots:
-            while slots.waiting and not self.held:
-                running = slots.next_waiting()
-                if running is None:
-                    break
-                self._start(slots, running)
+            self._start_next(slots)
+
+    def _start_next(self, slots: Slots) -> None:
+        """Start what waits for slots of this kind, as far as there are any."""
+        while slots.waiting and not self.held:
+            running = slots.next_waiting()
+            if running is None:
+                break
+            self._start(slots, running)
 
     async def _run(self, running: Running) -> None:
         job = running.job
@@ -468,21 +502,15 @@ class StepExecutor:
         self._report(running, self._outcome_of(running, Failure("TimeoutError", text), False))
 
     def _report(self, running: Running, outcome: Outcome) -> None:
-        self._finish(running)
-        if self._tasks.waiting or self._threads.waiting or self._processes.waiting:
-            self._start_waiting()
+        slots = self._finish(running)
+        if slots.waiting:
+            self._start_next(slots)
         self._on_outcome(running.shard, running.run_id, outcome)
 
-    def _finish(self, running: Running) -> None:
-        """Remove an attempt, and cancel its task if it still runs."""
+    def _finish(self, running: Running) -> Slots:
+        """Remove an attempt, and cancel its task if it still runs. Returns the slots of its kind."""
         running.over = True
         self._attempts.pop((running.run_id, running.job.seq), None)
-        if not running.lent:
-            others = self._by_shard[running.shard] - 1
-            if others:
-                self._by_shard[running.shard] = others
-            else:
-                del self._by_shard[running.shard]
         if running.expiry is not None:
             running.expiry.cancel()
         slots = self._slots_of(running)
@@ -494,6 +522,7 @@ class StepExecutor:
             asyncio.get_running_loop().call_later(self._replace_after, self._replace, running)
         if running.task is not None:
             running.task.cancel()
+        return slots
 
 
 def _line_of(thread: int) -> str:

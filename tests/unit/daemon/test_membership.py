@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -80,8 +81,8 @@ class Parts:
     def resume(self) -> None:
         self.held = False
 
-    def of_shard(self, number: int) -> int:
-        return self.steps.get(number, 0)
+    def by_shard(self) -> Counter[int]:
+        return Counter(self.steps)
 
     # reader, takeover, rollup
     async def shards_changed(self) -> None:

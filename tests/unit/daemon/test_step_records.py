@@ -71,7 +71,7 @@ async def test_what_runs_is_lent_and_what_waits_is_left_to_the_new_owner(it: Ben
     assert it.lend() == [LentStep("r/1", "me", 900, 1)]
     assert it.records.running == 1
     assert not it.executor.has("r", 2)
-    assert it.executor.of_shard(0) == 0
+    assert it.executor.by_shard()[0] == 0
     it.executor.cancel_where(lambda running: running.shard == 0)
     assert it.executor.has("r", 1), "dropping the shard doesn't stop it"
 

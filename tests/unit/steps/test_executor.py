@@ -194,7 +194,7 @@ async def test_no_more_than_the_limit_run_and_the_rest_start_in_order() -> None:
         assert gate.begun == ["0", "1", "2"]
         gate.go.set()
         assert [plain((await it.next()).result or b"") for _ in range(4)] == ["1", "2", "3", "4"]
-        assert (it.executor.running, it.executor.waiting, it.executor.of_shard(0)) == (0, 0, 0)
+        assert (it.executor.running, it.executor.waiting, it.executor.by_shard()[0]) == (0, 0, 0)
 
 
 async def test_threads_have_a_limit_of_their_own_and_do_not_hold_up_tasks() -> None:
@@ -276,7 +276,7 @@ async def test_cancelling_by_a_condition_leaves_the_others() -> None:
             it.submit(gate.wait, str(shard), run=f"r{shard}", shard=shard)
         await anyio.wait_all_tasks_blocked()
         it.executor.cancel_where(lambda running: running.shard == 1)
-        assert (it.executor.of_shard(1), it.executor.of_shard(2)) == (0, 1)
+        assert it.executor.by_shard() == {2: 1}
         gate.go.set()
         assert plain((await it.next()).result or b"") == "2"
         assert gate.cancelled == ["1"]
@@ -479,6 +479,44 @@ async def test_runs_take_turns_when_slots_are_short() -> None:
         for _ in range(4):
             await it.next()
         assert gate.begun == ["a1", "b1", "a2", "a3"]
+
+
+async def test_a_turn_lasts_for_some_steps_that_end_at_once() -> None:
+    """Outcomes of one run that come together make one transition: steps by turns would make one each."""
+    begun: list[str] = []
+    local = sf.App()
+
+    @local.step
+    async def short(name: str) -> str:
+        begun.append(name)
+        return name
+
+    async with bench(concurrency=16) as it:
+        gate = Gate()
+        for seq in range(16):  # a run that has slots, and two that have none
+            it.submit(gate.wait, f"a{seq}", run=f"a{seq}")
+        for run in ("b", "c"):
+            for seq in range(5):
+                it.submit(short, run, run=run, seq=seq)
+        await anyio.wait_all_tasks_blocked()
+        gate.go.set()
+        for _ in range(26):
+            await it.next()
+        assert begun == ["b"] * 5 + ["c"] * 5
+
+
+async def test_the_turn_of_slow_steps_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamflow.steps.executor.TURN_SECONDS", 0.0)
+    async with bench(concurrency=1) as it:
+        gate = Gate()
+        for seq in range(3):
+            for run in ("a", "b"):
+                it.submit(gate.wait, run, run=run, seq=seq)
+        await anyio.wait_all_tasks_blocked()
+        gate.go.set()
+        for _ in range(6):
+            await it.next()
+        assert gate.begun == ["a", "b"] * 3
 
 
 async def test_the_last_slot_is_kept_for_a_run_that_has_none() -> None:
