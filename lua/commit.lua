@@ -5,7 +5,8 @@
 -- and each run's header, byte for byte (it has the version and the last commit id). Then only writes that can't fail:
 -- records, log, agenda, listings, outbox, quarantine, puts; the inbox messages that were reduced are acknowledged and
 -- deleted.
--- Safe to run twice: a commit id that the shard has as its last one answers DUP with the same facts.
+-- Safe to run twice, and late: a commit id that the shard has as its last one, or that is before it, answers DUP with
+-- the facts of the last one, and changes nothing.
 -- Reducers (state not empty) keep only the newest transitions in their record: their state is their snapshot. A state
 -- that begins with a dash (no snapshot does) replaces the record: header, the rest of the state, this transition.
 -- A put sets a field of a hash, or deletes it when the value is ''; without a field it sets a string that expires after
@@ -55,6 +56,14 @@ local ANSWER_SECONDS = 900
 local IDS_PER_CALL, VALUES_PER_ENTRY = 1000, 4000 -- `unpack` fails at about 8,000 values
 local DASH = string.byte('-')
 
+-- Whether a commit id, `<session>.<number>`, is of the same session as another and has a lower number: it arrives late,
+-- behind newer ones, from a connection that was given up. It was applied at its time, or newer ones took its place.
+local function is_before(one, other)
+  local session, number = string.match(one, '^(.*)%.(%d+)$')
+  local other_session, other_number = string.match(other or '', '^(.*)%.(%d+)$')
+  return session ~= nil and session == other_session and tonumber(number) < tonumber(other_number)
+end
+
 -- Positions in KEYS of the last index and the last put; the runs are behind them.
 local last_index = FIXED_KEYS + indexes
 local last_put = last_index + tonumber(ARGV[14])
@@ -63,7 +72,7 @@ local runs = #KEYS - last_put
 if not holds(owner, 'hash') then return redis.error_reply('WRONGTYPE ' .. owner) end
 local stored = redis.call('HMGET', owner, 'token', 'commit', 'clock', 'log', 'committed')
 if stored[1] ~= token then return {'FENCED', stored[1] or ''} end
-if stored[2] == commit then return {'DUP', stored[5], stored[4]} end
+if stored[2] == commit or is_before(commit, stored[2]) then return {'DUP', stored[5], stored[4]} end
 if acks + poisons > 0 and not holds(inbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. inbox) end
 if runs + poisons > 0 and not holds(log, 'stream') then return redis.error_reply('WRONGTYPE ' .. log) end
 if plans > 0 and not holds(agenda, 'zset') then return redis.error_reply('WRONGTYPE ' .. agenda) end

@@ -36,6 +36,8 @@ ENTRIES_PER_PIPELINE = 4000
 BYTES_PER_PIPELINE = 8_000_000
 
 _START, _PEEK, _POST, _CALL = range(4)
+_REQUESTS = ("cancel", "terminate")
+"""Kinds of messages that are accepted also when memory is short."""
 
 
 class _Entry:
@@ -194,6 +196,8 @@ class Batcher:
         group = _Group(_POST, shard)
         posts = self._posts.pop(shard)
         while posts and (not group.entries or (not posts[0].alone and _fits(group, posts[0]))):
+            if group.entries and _is_request(posts[0]) != _is_request(group.entries[0]):
+                break  # they keep their order, and go into the next pipeline
             entry = posts.popleft()
             if entry.future.done():
                 continue
@@ -214,6 +218,8 @@ class Batcher:
         if group.kind == _PEEK:
             return self._kernel.peek_runs(group.shard, items)
         number = self._numbers[group.shard] = self._numbers.get(group.shard, 0) + 1
+        if _is_request(group.entries[0]):
+            return self._kernel.post_requests(group.shard, self._source, number, items)
         return self._kernel.post_messages(group.shard, self._source, number, items)
 
     async def _send_pipeline(self, groups: list[_Group]) -> None:
@@ -262,6 +268,10 @@ class Batcher:
 
 def _fits(group: _Group, entry: _Entry) -> bool:
     return len(group.entries) < RUNS_PER_SCRIPT and group.size + entry.size <= BYTES_PER_SCRIPT
+
+
+def _is_request(entry: _Entry) -> bool:
+    return entry.item.kind in _REQUESTS
 
 
 def _fail(entry: _Entry, error: Exception) -> None:

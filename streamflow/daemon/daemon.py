@@ -6,7 +6,6 @@ logic. Called by: the command line, the demo, tests.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import resource
@@ -15,7 +14,6 @@ import socket
 import time
 
 import anyio
-import msgspec
 
 from streamflow.daemon.clock import ServerClock
 from streamflow.daemon.context import Context
@@ -25,6 +23,7 @@ from streamflow.daemon.heartbeat_process import HeartbeatProcess
 from streamflow.daemon.inbox import BLOCK_MS, LANES, InboxReader
 from streamflow.daemon.membership import Membership
 from streamflow.daemon.owner import Owner
+from streamflow.daemon.registration import Registration, described
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.retention import Retention
 from streamflow.daemon.rollup import Rollup
@@ -100,6 +99,13 @@ class Daemon:
             self._restart = True
             self._stop.set()
 
+    def _on_mismatch(self) -> None:
+        """The namespace has other settings than this daemon now: only one that is started with them can serve it."""
+        for shard in list(self.owner.shards.values()):
+            self.owner.drop(shard)
+        self._restart = self._owns_process
+        self._stop.set()
+
     async def _serve(self, store: Store, *, signals: bool) -> None:
         context = await self._prepare(store)
         self._compose(context)
@@ -148,6 +154,7 @@ class Daemon:
                 ("rollup", self.rollup.run),
                 ("retention", self.retention.run),
                 ("deploy check", self.deploy_check.run),
+                ("namespace", self.registration.run),
             ):
                 loops.start_soon(supervise, name, loop)
             loops.start_soon(self.reader.run, self.loops)
@@ -170,8 +177,7 @@ class Daemon:
         """Check the server, open the namespace, and register the app's workflows in it."""
         kernel = Kernel(NamespaceKeys(self.settings.namespace))
         await check_server(store)
-        namespace = await open_namespace(store, kernel, self.settings)
-        await self._register(store, kernel)
+        namespace = await open_namespace(store, kernel, self.settings, described(self.app))
         clock = ServerClock()
         seconds, micros = await store.one(Call.plain("TIME"))
         clock.observe(int(seconds) * 1000 + int(micros) // 1000)
@@ -202,6 +208,9 @@ class Daemon:
         owner.is_alive = self.membership.is_alive
         self.deploy_check = DeployCheck(context, owner)
         takeover.code = self.deploy_check.fingerprint
+        self.registration = registration = Registration(context)
+        registration.on_other_data = self.membership.start_over
+        registration.on_mismatch = self._on_mismatch
         owner.on_lost = self.membership.rebalance_soon
         owner.on_caught_up = self.reader.caught_up
 
@@ -245,14 +254,6 @@ class Daemon:
                 raise
             _log.warning("a heartbeat or a release failed while draining, will retry: %s", error)
 
-    async def _register(self, store: Store, kernel: Kernel) -> None:
-        """Register the app's workflows, so that clients can list and call them."""
-        fields: list[object] = []
-        for name, workflow in self.app.workflows.items():
-            fields += (name, msgspec.json.encode(describe_workflow(self.app, workflow)))
-        if fields:
-            await store.one(Call.plain("HSET", kernel.keys.workflows, *fields))
-
     def _beat(self) -> Heartbeat:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         owner = self.owner
@@ -275,18 +276,3 @@ class Daemon:
             failing=self.loops.failing,
             broken={str(n): shard.broken for n, shard in owner.shards.items() if shard.broken},
         )
-
-
-def describe_workflow(app: App, workflow: object) -> dict[str, object]:
-    """What clients can see of a workflow: its kind, its parameters' names, the first line of its docstring."""
-    from streamflow.workflow.app import Reducer, Workflow
-
-    assert isinstance(workflow, Workflow | Reducer)
-    doc = (workflow.function.__doc__ or "").strip().partition("\n")[0]
-    return {
-        "kind": "reducer" if isinstance(workflow, Reducer) else "workflow",
-        "params": workflow.parameters.names,
-        "required": sum(default is inspect.Parameter.empty for default in workflow.parameters.defaults),
-        "doc": doc,
-        "steps": sorted(app.steps),
-    }

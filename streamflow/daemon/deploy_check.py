@@ -38,6 +38,7 @@ from streamflow.machine.transition import Due
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import Status, decode_header
 from streamflow.store.connection import Call
+from streamflow.store.kernel import Put
 from streamflow.workflow.awaitable import ends_process
 
 _log = logging.getLogger("streamflow.deploy")
@@ -118,7 +119,7 @@ class DeployCheck:
                 cursors[name] = int(cursor)
             cursors = {name: cursor for name, cursor in cursors.items() if cursor}
         if not self._is_over(shard):
-            await self._store.one(Call.plain("HSET", shard.keys.owner, FIELD, self.fingerprint))
+            await self._store.one(self._kernel.store_records([Put(shard.keys.owner, FIELD, self.fingerprint.encode())]))
             self._checked.add(shard.token)
         return misfits
 

@@ -159,7 +159,8 @@ class Membership:
 
     async def _rebalance(self) -> None:
         if self._server_generation != self._store.server_generation:
-            self._start_over()
+            _log.warning("the server restarted or was replaced")
+            self.start_over()
         self._owner.retry_broken()
         await self._hand_over()
         if not self.draining:
@@ -271,15 +272,17 @@ class Membership:
             )
             self._executor.hold()
 
-    def _start_over(self) -> None:
+    def start_over(self) -> None:
         """The server has another history: it may never have had the state in memory. Acquire all shards again."""
         self._server_generation = self._store.server_generation
         _log.warning(
-            "the server restarted or was replaced: dropping all %d shards, to acquire and read them again",
+            "dropping all %d shards with %d runs in memory, to acquire and read them again",
             len(self._owner.shards),
+            self._owner.live,
         )
         for shard in list(self._owner.shards.values()):
             self._owner.drop(shard)
+        self._rebalance_needed.set()
 
     # --- acquiring and handing over -----------------------------------------------------------------------------------
 

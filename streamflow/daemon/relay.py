@@ -23,6 +23,7 @@ from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Delivery, Kernel, Offer
+from streamflow.store.namespace import register_queues
 from streamflow.wire import to_delivery, to_offer
 
 _log = logging.getLogger("streamflow.relay")
@@ -135,8 +136,7 @@ class Relay:
         """Register queues to which this daemon sends for the first time, so that `status` can list them."""
         new = {target[0] for target in targets if not isinstance(target, int)} - self._known_queues
         if new:
-            fields = [argument for queue in sorted(new) for argument in (queue, QUEUE_PARTITIONS)]
-            await self._store.one(Call.plain("HSET", self._kernel.keys.queues, *fields))
+            await self._store.one(register_queues(self._kernel, new))
             self._known_queues |= new
 
 

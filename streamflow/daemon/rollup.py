@@ -27,7 +27,7 @@ from streamflow.errors import StoreError
 from streamflow.loops import retry_forever
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Checkpointed, Kernel, Reply
+from streamflow.store.kernel import Checkpointed, Kernel, Put, Reply
 from streamflow.views.shard_views import ShardViews, merge_oldest
 
 _log = logging.getLogger("streamflow.rollup")
@@ -168,7 +168,7 @@ async def merge_views(
     rendered["oldest"] = merge_oldest(oldest)
     await store.send(
         [
-            Call.plain("SET", keys.view(name), msgspec.json.encode({"as_of": now_ms, "value": value}))
+            kernel.store_records([Put(keys.view(name), "", msgspec.json.encode({"as_of": now_ms, "value": value}))])
             for name, value in rendered.items()
         ]
     )
@@ -198,7 +198,8 @@ async def rebuild_views(store: Store, kernel: Kernel, shards: int, now_ms: int) 
             if len(entries) < 1000:
                 break
         if offset is not None or position != "0-0":
-            await store.send([Call.plain("HSET", keys.views, "partial", views.encode(), "offset", position)])
+            records = [Put(keys.views, "partial", views.encode()), Put(keys.views, "offset", position.encode())]
+            await store.one(kernel.store_records(records))
     await merge_views(store, kernel, shards, now_ms)
     return folded
 

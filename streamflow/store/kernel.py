@@ -12,8 +12,9 @@ twice. `now` is the time in ms for tests; None: the server's.
 from __future__ import annotations
 
 import enum
+import secrets
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -37,13 +38,23 @@ class Reply(enum.StrEnum):
 
     OK = "OK"
     DUP = "DUP"
-    """This commit is the shard's last one already: the reply has the same facts as the first time."""
+    """This commit is the shard's last one already, or one before it that arrives late: the reply has the facts of the
+    last one."""
     CONFLICT = "CONFLICT"
     """What the caller expected is not what is stored: another owner, or other headers of runs."""
     FENCED = "FENCED"
     """The token is not the present owner's: another daemon has acquired the shard."""
     STALE = "STALE"
     """A later offset of the views is stored already."""
+
+
+class NamespaceRecord(NamedTuple):
+    """The meta record of a namespace. `identity` is that of its data: another one when they were deleted meanwhile."""
+
+    shards: int
+    partition: Partition
+    schema: int
+    identity: str
 
 
 class Start(msgspec.Struct):
@@ -261,18 +272,33 @@ class Kernel:
     def post_messages(
         self, shard: int, source: str, number: int, messages: Sequence[Message], now: int | None = None
     ) -> Call[str]:
-        """Put signals, asks, and requests to cancel or terminate into the inbox, for runs that are open.
+        """Put signals and asks into the inbox, for runs that are open.
 
         `number`: higher than that of the `source`'s post before to this shard; the same number again adds nothing and
         gets the same letters. Returns a letter for each message: a (accepted), e (the run has ended), m (no such run).
+        Refused when memory is short.
         """
+        return self._post("post_messages", shard, source, number, messages, now)
+
+    def post_requests(
+        self, shard: int, source: str, number: int, messages: Sequence[Message], now: int | None = None
+    ) -> Call[str]:
+        """Put requests to cancel or terminate into the inbox, for runs that are open; also when memory is short.
+
+        Arguments and letters are those of `post_messages`, whose numbers it shares.
+        """
+        return self._post("post_requests", shard, source, number, messages, now)
+
+    def _post(
+        self, verb: str, shard: int, source: str, number: int, messages: Sequence[Message], now: int | None
+    ) -> Call[str]:
         keys = self.keys.shard(shard)
         names = [keys.seen, keys.inbox, keys.owner]
         args: list[Any] = [source, number, _time(now)]
         for message in messages:
             names.append(keys.run(message.run_id))
             args += (message.kind, message.run_id, message.body)
-        return Call("post_messages", names, args, bytes.decode)
+        return Call(verb, names, args, bytes.decode)
 
     def report_outcome(self, shard: int, run_id: str, created: int, body: bytes) -> Call[str]:
         """Put the outcome of a queued step into the inbox of the run that waits for it.
@@ -562,17 +588,32 @@ class Kernel:
         """
         return Call("mark_suspects", [self.keys.suspects(member)], [seconds, body])
 
-    def create_namespace(self, shards: int, partition: Partition) -> Call[tuple[int, Partition, int]]:
-        """Create the namespace's meta record unless it exists; the first caller decides.
+    def open_namespace(
+        self, shards: int, partition: Partition, identity: str = "", workflows: Sequence[tuple[str, bytes]] = ()
+    ) -> Call[NamespaceRecord]:
+        """Create the namespace's meta record unless it exists, and register the workflows of an app.
 
-        Returns shards, partition and schema as they are stored.
+        `identity` is for new data; without one it is random. `workflows`: names and descriptions, JSON. Returns what is
+        stored.
         """
-        return Call(
-            "create_namespace",
-            [self.keys.meta],
-            [shards, str(partition), SCHEMA],
-            lambda reply: (int(reply[0]), Partition(reply[1].decode()), int(reply[2])),
-        )
+        args: list[Any] = [shards, str(partition), SCHEMA, identity or secrets.token_hex(8)]
+        for name, description in workflows:
+            args += (name, description)
+        return Call("open_namespace", [self.keys.meta, self.keys.workflows], args, _namespace_record)
+
+    def store_records(self, records: Sequence[Put]) -> Call[bytes]:
+        """Set fields of hashes, or strings (no field): writes of the draining side that belong to no commit.
+
+        All keys must be of one shard, of one queue partition, or of the namespace. Returns `OK`.
+        """
+        args: list[Any] = []
+        for record in records:
+            args += (record.field, record.value)
+        return Call("store_records", [record.key for record in records], args)
+
+    def create_group(self, queue: str, partition: int) -> Call[bytes]:
+        """Create the workers' consumer group of a queue partition, where it is missing. Returns `OK`."""
+        return Call("create_group", [self.keys.queue(queue, partition).stream], [WORKERS])
 
     @staticmethod
     def _listing_keys(keys: ShardKeys, run_id: str, status: str, workflow: str, tenant: str) -> tuple[str, str, str]:
@@ -581,6 +622,11 @@ class Kernel:
             keys.index(listed_under(status), workflow),
             keys.tenant(tenant or "-"),
         )
+
+
+def _namespace_record(reply: list[bytes]) -> NamespaceRecord:
+    shards, partition, schema, identity = reply
+    return NamespaceRecord(int(shards), Partition(partition.decode()), int(schema), identity.decode())
 
 
 def listed_under(status: str) -> str:

@@ -109,7 +109,7 @@ class NamespaceKeys:
         self.namespace = namespace
         self.prefix = f"sf:{{{namespace}}}:"
         self.meta = f"{self.prefix}meta"
-        """Hash: shards, partition, schema."""
+        """Hash: shards, partition, schema, identity."""
         self.members = f"{self.prefix}members"
         """Hash: member id -> its last heartbeat, JSON."""
         self.workflows = f"{self.prefix}workflows"

@@ -7,15 +7,16 @@ Must not: wait or retry. Called by: daemon (creates it), worker and client (read
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from streamflow.errors import NamespaceMismatch, StoreError, StoreMisconfigured
-from streamflow.model.sharding import Partition, shard_of
+from streamflow.model.sharding import QUEUE_PARTITIONS, Partition, shard_of
 from streamflow.settings import Settings
 from streamflow.store.connection import Call, Store
 from streamflow.store.inspection import Finding, evicting, forgetful, too_old
-from streamflow.store.kernel import SCHEMA, Kernel
+from streamflow.store.kernel import SCHEMA, Kernel, Put
 from streamflow.store.keys import NamespaceKeys
 
 _log = logging.getLogger("streamflow.namespace")
@@ -26,6 +27,8 @@ class Namespace(msgspec.Struct, frozen=True):
 
     shards: int
     partition: Partition
+    identity: str = ""
+    """That of its data, for daemons: another one when they were deleted meanwhile."""
 
     def shard_of(self, run_id: str) -> int:
         return shard_of(run_id, self.shards, self.partition)
@@ -48,16 +51,27 @@ def namespace_from(name: str, stored: list[bytes | None]) -> Namespace | None:
     return Namespace(int(shards), Partition(partition.decode()))
 
 
-async def open_namespace(store: Store, kernel: Kernel, settings: Settings) -> Namespace:
-    """Create the namespace with these settings, or check that the one that exists has them.
+async def open_namespace(
+    store: Store, kernel: Kernel, settings: Settings, workflows: Sequence[tuple[str, bytes]]
+) -> Namespace:
+    """Create the namespace with these settings, or check that the one that exists has them, and register workflows.
 
     Raises `NamespaceMismatch` with both values when it has others, `StoreError`.
     """
-    shards, partition, schema = await store.one(kernel.create_namespace(settings.shards, settings.partition))
-    _check_schema(settings.namespace, schema)
-    namespace = Namespace(shards, partition)
+    stored = await store.one(read_namespace(kernel.keys))
+    namespace = namespace_from(settings.namespace, stored)
+    if namespace is not None:
+        check_same(namespace, settings)  # before workflows are registered in it
+    record = await store.one(kernel.open_namespace(settings.shards, settings.partition, workflows=workflows))
+    _check_schema(settings.namespace, record.schema)
+    namespace = Namespace(record.shards, record.partition, record.identity)
     check_same(namespace, settings)
     return namespace
+
+
+def register_queues(kernel: Kernel, queues: Iterable[str]) -> Call[bytes]:
+    """Put queues into the namespace's list, so that `status` has them."""
+    return kernel.store_records([Put(kernel.keys.queues, name, b"%d" % QUEUE_PARTITIONS) for name in sorted(queues)])
 
 
 def check_same(namespace: Namespace, settings: Settings) -> None:

@@ -24,7 +24,7 @@ from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Suspects
 from streamflow.store.blocking_reads import Entry, GroupGone, InboxConnection
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import WORKERS, ClaimRef, Kernel
+from streamflow.store.kernel import ClaimRef, Kernel
 from streamflow.wire import QueuedStep, decode_job
 from streamflow.worker.claims import Claim, Claims, Partition
 from streamflow.workflow.actions import StepJob
@@ -112,9 +112,7 @@ class QueueReader:
     async def create_groups(self) -> None:
         """Create the consumer group where it is missing; it reads a stream from the first entry. A partition where that
         isn't possible is left alone for `RETRY_BROKEN` seconds."""
-        calls: list[Call[object]] = [
-            Call.plain("XGROUP", "CREATE", stream, WORKERS, "0", "MKSTREAM") for stream in self._partitions
-        ]
+        calls = [self._kernel.create_group(queue, number) for queue, number in self._partitions.values()]
         try:
             answers = await self._store.send(calls)
         except StoreError as error:
@@ -122,7 +120,7 @@ class QueueReader:
             return
         broken_before, self._broken, self._broken_since = self._broken, set(), time.monotonic()
         for (stream, (queue, number)), answer in zip(self._partitions.items(), answers, strict=True):
-            if isinstance(answer, StoreError) and "BUSYGROUP" not in str(answer):
+            if isinstance(answer, StoreError):
                 self._broken.add(stream)
                 if stream not in broken_before:
                     _log.error(

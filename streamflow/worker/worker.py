@@ -20,16 +20,15 @@ import anyio
 from streamflow.errors import StoreError, UsageError
 from streamflow.loops import Supervisor
 from streamflow.model.names import check_name
-from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.process import RESTART, stop_on_signal
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Suspects
 from streamflow.store.blocking_reads import InboxConnection
-from streamflow.store.connection import Call, Store
+from streamflow.store.connection import Store
 from streamflow.store.kernel import WORKERS, Kernel
 from streamflow.store.keys import NamespaceKeys
-from streamflow.store.namespace import Namespace, check_server, namespace_from, read_namespace
+from streamflow.store.namespace import Namespace, check_server, namespace_from, read_namespace, register_queues
 from streamflow.watch.last_note import last_note
 from streamflow.watch.report import HealthReport
 from streamflow.watch.watch import EVERY, LONGEST, STEP_GIVES_WAY, Culprit, Watch
@@ -99,13 +98,7 @@ class Worker:
         namespace = await self._wait_for_namespace(store, kernel)
         if namespace is None:
             return
-        await store.one(
-            Call.plain(
-                "HSET",
-                kernel.keys.queues,
-                *(argument for queue in self.queues for argument in (queue, QUEUE_PARTITIONS)),
-            )
-        )
+        await store.one(register_queues(kernel, self.queues))
         self.claims = claims = Claims(
             store,
             kernel,

@@ -250,6 +250,22 @@ async def test_a_commit_that_is_sent_again_answers_the_same_and_changes_nothing(
     assert (again.clock, again.entry) == (first.clock, first.entry)
 
 
+async def test_a_commit_that_arrives_behind_newer_ones_changes_nothing(shard: Shard) -> None:
+    """Its connection was given up, and its bytes come late. It may hold no run, whose header would protect it."""
+    await shard.acquire()
+    first = shard.commit(Batch("session.1", plans=[("r1", -1)]), NOW)
+    second = shard.commit(Batch("session.9", plans=[("r1", 5000)]), NOW + 1)
+    third = shard.commit(Batch("session.10", plans=[("r2", 7000)]), NOW + 2)
+    for call in (first, second, third):
+        assert (await shard.do(call)).code is Reply.OK
+    for late in (first, second):
+        answer = await shard.assert_changes_nothing(late)
+        assert answer.code is Reply.DUP
+    assert await shard.plain("ZSCORE", shard.keys.agenda, "r1") == 5000
+    other = shard.commit(Batch("other.1", plans=[("r1", 1)]), NOW + 3)
+    assert (await shard.do(other)).code is Reply.OK, "numbers of two sessions say nothing"
+
+
 async def test_the_facts_stay_the_same_when_the_clock_has_moved_since(shard: Shard) -> None:
     await shard.acquire()
     commit = shard.commit(Batch("c"), NOW + 1)

@@ -175,7 +175,7 @@ async def test_one_raises_what_send_puts_in_the_place_of_the_answer(shard: Shard
 
 
 async def test_short_memory_refuses_new_work_and_lets_running_work_finish(own: Shard) -> None:
-    await own.do(own.kernel.create_namespace(4, Partition.RUN))
+    await own.do(own.kernel.open_namespace(4, Partition.RUN))
     await own.acquire()
     await own.start("r1")
     write = await own.write_of("r1", "completed")

@@ -58,6 +58,7 @@ REPEATED_KEYS = {
     "published": SHARD.published("<id>"),
     "attribute_index": SHARD.attribute("name", "value"),
     "put": SHARD.published("<id>"),
+    "record": KEYS.queues,
 }
 """The key that a repeated name stands for when the item has the values below; fixed keys are attributes."""
 
@@ -127,6 +128,12 @@ def post_messages(n: dict[str, int]) -> Call[Any]:
     )
 
 
+def post_requests(n: dict[str, int]) -> Call[Any]:
+    return KERNEL.post_requests(
+        0, "<source>", "<number>", [Message("<kind>", "<id>", b"<body>")] * n["message"], "<now>"
+    )
+
+
 def deliver_messages(n: dict[str, int]) -> Call[Any]:
     delivery = Delivery("<number>", "<kind>", "<id>", b"<body>", "<workflow>", "<tenant>", "<parent>")
     return KERNEL.deliver_messages(0, 7, [delivery] * n["message"], "<now>")
@@ -174,11 +181,12 @@ def lent(n: dict[str, int]) -> list[LentStep]:
     return [LentStep("<step>", "<host>", text("created"), text("attempt"), b"<details>")] * n["lent"]
 
 
-OF_QUEUES = ("enqueue_attempts", "extend_claims", "expired_claims", "ack_attempts", "requeue_attempts")
+OF_QUEUES = ("create_group", "enqueue_attempts", "extend_claims", "expired_claims", "ack_attempts", "requeue_attempts")
 
 VERBS: dict[str, Verb] = {
     "start_runs": Verb(start_runs, {"run": ("run",)}),
     "post_messages": Verb(post_messages, {"message": ("message",)}),
+    "post_requests": Verb(post_requests, {"message": ("message",)}),
     "report_outcome": Verb(report_outcome),
     "deliver_messages": Verb(deliver_messages, {"message": ("message",)}, lambda _: {"source": "shard:7"}),
     "enqueue_attempts": Verb(
@@ -233,11 +241,18 @@ VERBS: dict[str, Verb] = {
         lambda n: KERNEL.heartbeat("<member>", b"<heartbeat>", [("<member>", b"<last_heartbeat>")] * n["dead"]),
         {"dead": ("dead member",)},
     ),
-    "create_namespace": Verb(
-        lambda _: KERNEL.create_namespace("<shards>", Partition.TENANT),
-        {},
+    "open_namespace": Verb(
+        lambda n: KERNEL.open_namespace(
+            "<shards>", Partition.TENANT, "<identity>", [("<workflow>", b"<description>")] * n["workflow"]
+        ),
+        {"workflow": ("workflow",)},
         lambda _: {"partition": "tenant", "schema": SCHEMA},
     ),
+    "store_records": Verb(
+        lambda n: KERNEL.store_records([Put(KEYS.queues, "<field>", b"<value>")] * n["record"]),
+        {"record": ("record",)},
+    ),
+    "create_group": Verb(lambda _: KERNEL.create_group("gpu", 3), {}, lambda _: {"group": WORKERS}),
 }
 
 
@@ -344,7 +359,6 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
     assert {name for name, line in first_lines.items() if line == "#!lua"} == {
         "start_runs",
         "post_messages",
-        "create_namespace",
     }
     assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {"peek_runs"}
 

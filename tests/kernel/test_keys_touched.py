@@ -87,7 +87,8 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     kernel, keys = shard.kernel, shard.keys
     running, completed = keys.index("running", "flow"), keys.index("completed", "flow")
     tagged = keys.attribute("customer", "acme")
-    yield "create_namespace", kernel.create_namespace(4, Partition.RUN)
+    yield "open_namespace", kernel.open_namespace(4, Partition.RUN, workflows=[("flow", b"{}")])
+    yield "store_records", kernel.store_records([Put(shard.namespace.queues, "gpu", b"8")])
     yield "heartbeat", kernel.heartbeat("one", b"1", [("two", b"1")])
     yield "acquire_shard", kernel.acquire_shard(0, "", "nonce", "member", "old-group", NOW)
     yield "acquire_shard", kernel.acquire_shard(0, f"{NOW}:nonce", "nonce-2", "member", "group", NOW)
@@ -97,6 +98,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         "post_messages",
         kernel.post_messages(0, "client", 1, [Message("signal", "r1", b"x"), Message("signal", "r9", b"x")], NOW),
     )
+    yield "post_requests", kernel.post_requests(0, "client", 2, [Message("cancel", "r2", b"x")], NOW)
     yield "report_outcome", kernel.report_outcome(0, "r1", 0, b"x")
     child = Delivery("5-1", "start", "child", b"x", "flow", "acme", "p#1")
     taken = Delivery("5-2", "start", "r1", b"x", "flow", "acme", "p#2")
@@ -134,6 +136,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     yield "report_step", kernel.report_step(0, "r2", NOW, "outcome", "r2/1", b"x")
     yield "mark_suspects", kernel.mark_suspects("one", 60, b"x")
     stream = keys_of_queue(shard).stream
+    yield "create_group", kernel.create_group("gpu", 0)
     offers = [Offer(f"5-{n}", "step", f"r{n}", 7, n, 1, b"", b"x") for n in (1, 2, 3, 4)]
     yield "enqueue_attempts", kernel.enqueue_attempts("gpu", 0, 3, offers)
     for consumer, count in (("one", 2), ("two", 1), ("quiet", 1)):
@@ -192,7 +195,9 @@ async def test_all_keys_of_a_call_and_what_it_publishes_to_share_one_slot(real_s
     shard = key_slot(real_shard.keys.owner.encode())
     queue = key_slot(keys_of_queue(real_shard).stream.encode())
     homes = {
-        "create_namespace": namespace,
+        "open_namespace": namespace,
+        "store_records": namespace,
+        "create_group": queue,
         "heartbeat": namespace,
         "mark_suspects": namespace,
         **dict.fromkeys(

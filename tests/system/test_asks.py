@@ -54,7 +54,7 @@ async def box_office(left: int) -> int:
 @pytest.fixture
 async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[sf.Client]:
     async with sf.connect(embedded_server.url, namespace=namespace) as client:
-        await client.store.one(client.kernel.create_namespace(8, Partition.RUN))
+        await client.store.one(client.kernel.open_namespace(8, Partition.RUN))
         yield client
 
 

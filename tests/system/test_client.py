@@ -68,7 +68,7 @@ def counter(state: int, event: Any) -> Any: ...
 @pytest.fixture
 async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[Client]:
     async with sf.connect(embedded_server.url, namespace=namespace) as client:
-        await client.store.one(client.kernel.create_namespace(8, Partition.RUN))
+        await client.store.one(client.kernel.open_namespace(8, Partition.RUN))
         yield client
 
 
@@ -164,7 +164,7 @@ async def test_a_partitioned_namespace_puts_the_prefix_before_the_id(
     embedded_server: EmbeddedServer, namespace: str, partition: Partition, full_id: str
 ) -> None:
     async with sf.connect(embedded_server.url, namespace=namespace) as client:
-        await client.store.one(client.kernel.create_namespace(8, partition))
+        await client.store.one(client.kernel.open_namespace(8, partition))
         run = await client.start(price, Order("tea"), id="invoice-17", tenant="acme")
         assert run.id == full_id
         assert (await client.run(full_id).describe()).tenant == "acme"
@@ -308,7 +308,7 @@ async def test_shards_that_nobody_waits_on_are_unsubscribed(client: Client, owne
 
 async def test_a_thousand_concurrent_calls_share_a_few_connections_and_pipelines() -> None:
     async with EmbeddedServer(memory=True) as server, sf.connect(server.url) as client, Redis.from_url(server.url) as r:
-        await client.store.one(client.kernel.create_namespace(16, Partition.RUN))
+        await client.store.one(client.kernel.open_namespace(16, Partition.RUN))
         await client.start(other)  # loads the scripts
         client._sessions.here().meta = None
         await r.config_resetstat()
@@ -331,7 +331,7 @@ async def test_a_thousand_concurrent_calls_share_a_few_connections_and_pipelines
 
 async def test_closing_ends_all_waiting(embedded_server: EmbeddedServer, namespace: str) -> None:
     client = sf.connect(embedded_server.url, namespace=namespace)
-    await client.store.one(client.kernel.create_namespace(8, Partition.RUN))
+    await client.store.one(client.kernel.open_namespace(8, Partition.RUN))
     run = await client.start(other)
     wait = asyncio.create_task(run.result())
     await waiting(client, 1)
@@ -487,7 +487,7 @@ async def test_following_reads_from_the_record_what_the_log_no_longer_has(
 
 async def test_a_restarted_server_that_kept_its_data_is_used_on(tmp_path: Path) -> None:
     async with EmbeddedServer(tmp_path, appendfsync="always") as server, sf.connect(server.url) as client:
-        await client.store.one(client.kernel.create_namespace(8, Partition.RUN))
+        await client.store.one(client.kernel.open_namespace(8, Partition.RUN))
         run = await client.start(price, Order("tea"))
         wait = asyncio.create_task(run.result(timeout=30))
         await waiting(client, 1)

@@ -70,7 +70,7 @@ def in_thread(work: Callable[[], T]) -> T:
 def created(embedded_server: EmbeddedServer, namespace: str) -> Any:
     async def create() -> None:
         async with sf.connect(embedded_server.url, namespace=namespace) as client:
-            await client.store.one(client.kernel.create_namespace(4, Partition.RUN))
+            await client.store.one(client.kernel.open_namespace(4, Partition.RUN))
             await client.start("flow", id="r")
 
     in_thread(lambda: asyncio.run(create()))

@@ -50,6 +50,7 @@ class Parts:
         self.dropped: list[int] = []
         self.retried = 0
         self.changes = 0
+        self.live = 0
 
     @property
     def suspects(self) -> Any:

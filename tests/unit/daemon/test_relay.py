@@ -158,7 +158,7 @@ def attempt(number: int, seq: int, *, partition: int = 3, queue: str = "gpu", re
 
 
 async def test_attempts_and_their_revocations_go_to_their_queue_in_one_order() -> None:
-    store = FakeStore(enqueue_attempts="", deliver_messages="", HSET=1)
+    store = FakeStore(enqueue_attempts="", deliver_messages="", store_records=b"OK")
     relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [attempt(1, 1), message(2, target=3), attempt(3, 2), attempt(4, 1, revoked=True)])
     assert await relay.run_once()
@@ -173,7 +173,7 @@ async def test_attempts_and_their_revocations_go_to_their_queue_in_one_order() -
 
 async def test_each_partition_of_a_queue_has_its_own_enqueue_call() -> None:
     """A queue is registered once."""
-    store = FakeStore(enqueue_attempts="", HSET=1)
+    store = FakeStore(enqueue_attempts="", store_records=b"OK")
     relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [attempt(1, 1), attempt(2, 2, partition=4), attempt(3, 3, queue="cpu")])
     assert await relay.run_once()
@@ -181,8 +181,9 @@ async def test_each_partition_of_a_queue_has_its_own_enqueue_call() -> None:
     assert await relay.run_once()
     streams = [KERNEL.keys.queue(*partition).stream for partition in (("gpu", 3), ("gpu", 4), ("cpu", 3), ("gpu", 3))]
     assert [call.keys[0] for call in store.sent("enqueue_attempts")] == streams
-    [registered] = store.sent("HSET")
-    assert registered.args == ["HSET", KERNEL.keys.queues, "cpu", 8, "gpu", 8]
+    [registered] = store.sent("store_records")
+    assert set(registered.keys) == {KERNEL.keys.queues}
+    assert registered.args == ["cpu", b"8", "gpu", b"8"]
 
 
 @pytest.mark.parametrize(

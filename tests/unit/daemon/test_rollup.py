@@ -123,7 +123,8 @@ async def test_a_lost_shard_stores_nothing() -> None:
 
 def views_in(store: FakeStore) -> dict[str, Any]:
     """The merged views as they were stored last."""
-    values = {call.args[1].rpartition(":")[2]: msgspec.json.decode(call.args[2]) for call in store.sent("SET")}
+    written = [call for call in store.sent("store_records") if ":view:" in call.keys[0]]
+    values = {call.keys[0].rpartition(":")[2]: msgspec.json.decode(call.args[1]) for call in written}
     return {name: value["value"] for name, value in values.items()}
 
 
@@ -133,10 +134,10 @@ async def test_only_the_leader_merges_its_own_parts_with_those_of_others() -> No
     def parts(call: Call[Any]) -> list[bytes | None]:
         return [b"r 1000 flow", theirs if ".2}" in call.args[1] else None]
 
-    store = FakeStore(checkpoint_views=Checkpointed(Reply.OK, 1), HMGET=parts, SET=True)
+    store = FakeStore(checkpoint_views=Checkpointed(Reply.OK, 1), HMGET=parts, store_records=b"OK")
     it = rollup(store, counting(owned(0), 2, "5-0"))
     await it.run_once()
-    assert store.sent("SET") == []
+    assert store.sent("store_records") == []
     it.leading = True
     await it.run_once()
     assert views_in(store)["runs"]["status"]["completed"] == 5
@@ -147,22 +148,22 @@ async def test_only_the_leader_merges_its_own_parts_with_those_of_others() -> No
 
 async def test_nothing_is_merged_when_nobody_has_stored_anything_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IDLE_ROUNDS", 3)
-    store = FakeStore(HMGET=no_parts, SET=True)
+    store = FakeStore(HMGET=no_parts, store_records=b"OK")
     it = rollup(store)
     it.leading = True
     merges = []
     for turn in range(10):
         it.others_folds += turn == 7
-        before = len(store.sent("SET"))
+        before = len(store.sent("store_records"))
         await it.run_once()
-        merges.append(len(store.sent("SET")) > before)
+        merges.append(len(store.sent("store_records")) > before)
     assert merges == [True, True, True, True, False, False, False, True, True, True]
 
 
 async def test_a_part_that_cannot_be_read_is_left_out_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     good = counting(owned(), 2, "5-0").views.encode()
     answers = iter([[None, b"\xc1"], StoreError("WRONGTYPE"), [b"not a row", None], [None, good]])
-    store = FakeStore(HMGET=lambda call: next(answers), SET=True)
+    store = FakeStore(HMGET=lambda call: next(answers), store_records=b"OK")
     await merge_views(store, KERNEL, SHARDS, 0)  # type: ignore[arg-type]
     assert views_in(store)["runs"]["status"]["completed"] == 2
     assert views_in(store)["oldest"] == []
@@ -172,7 +173,7 @@ async def test_a_part_that_cannot_be_read_is_left_out_and_reported(caplog: pytes
 
 async def test_the_oldest_runs_of_all_shards_are_merged_by_age() -> None:
     rows = iter([b"b 2000 flow\nd 4000 flow", b"", b"a 1000 flow", b"c 3000.0 flow"])
-    store = FakeStore(HMGET=lambda call: [next(rows), None], SET=True)
+    store = FakeStore(HMGET=lambda call: [next(rows), None], store_records=b"OK")
     await merge_views(store, KERNEL, SHARDS, 0)  # type: ignore[arg-type]
     assert [row[0] for row in views_in(store)["oldest"]] == ["a", "b", "c", "d"]
 
@@ -199,16 +200,17 @@ async def test_a_rebuild_is_the_base_and_all_that_the_log_has_behind_it() -> Non
 
     partials: list[bytes] = [b""]
 
-    def write(call: Call[Any]) -> int:
-        partials[0] = call.args[3]
-        return 1
+    def write(call: Call[Any]) -> bytes:
+        if call.keys[0] == KERNEL.keys.shard(0).views:
+            partials[0] = call.args[1]
+        return b"OK"
 
-    store = FakeStore(HMGET=stored, XRANGE=log, HSET=write, SET=True)
+    store = FakeStore(HMGET=stored, XRANGE=log, store_records=write)
     assert await rebuild_views(store, KERNEL, SHARDS, 0) == 3  # type: ignore[arg-type]
     status = views_in(store)["runs"]["status"]
     assert (status["completed"], status["failed"], status["running"]) == (3, 3, 0)
-    [call] = store.sent("HSET")
-    assert call.args[4:] == ["offset", "8-0"]
+    [call] = [call for call in store.sent("store_records") if call.keys[0] == KERNEL.keys.shard(0).views]
+    assert call.args[2:] == ["offset", b"8-0"]
 
 
 async def test_before_a_checkpoint_delivered_messages_are_flushed() -> None:

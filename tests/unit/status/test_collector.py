@@ -55,7 +55,7 @@ async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterat
 
 
 async def create_namespace(client: Client) -> None:
-    await client.store.one(client.kernel.create_namespace(SHARDS, Partition.RUN))
+    await client.store.one(client.kernel.open_namespace(SHARDS, Partition.RUN))
 
 
 async def heartbeat(client: Client, member: str, number: int, **facts: Any) -> None:

@@ -80,7 +80,7 @@ class Bench:
     def __init__(self, slots: int = 4, **answers: Any) -> None:
         letters = lambda call: "k" * (len(call.args) // 3)  # noqa: E731
         self.store = FakeStore(
-            **{"report_outcome": "a", "ack_attempts": b"OK", "extend_claims": letters, "XGROUP": b"OK", **answers}
+            **{"report_outcome": "a", "ack_attempts": b"OK", "extend_claims": letters, "create_group": b"OK", **answers}
         )
         self.connection = FakeConnection()
         self.claims = Claims(
@@ -190,10 +190,10 @@ async def test_a_missing_group_is_created_in_every_partition(it: Bench) -> None:
     it.connection.plan = [GroupGone("NOGROUP")]
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(it.reader.run)
-        while not it.store.sent("XGROUP"):
+        while not it.store.sent("create_group"):
             await anyio.lowlevel.checkpoint()
         tasks.cancel_scope.cancel()
-    assert len(it.store.sent("XGROUP")) == 8
+    assert len(it.store.sent("create_group")) == 8
 
 
 async def test_an_entry_whose_body_cannot_be_read_fails_its_attempt_permanently(it: Bench) -> None:

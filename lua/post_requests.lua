@@ -1,0 +1,12 @@
+#!lua flags=allow-oom
+-- post_requests: put requests to cancel or terminate into the inbox, for runs that are open; also when memory is short.
+--
+-- Like `post_messages`, whose numbers it shares: it is another verb because its messages end work, and so free memory.
+--
+-- KEYS   seen, inbox, owner, then for each message: run
+-- ARGV   source, number, now, then for each message: kind, id, body
+-- RETURNS a string with a letter for each message: a (accepted), e (the run has ended), m (no such run) / WRONGTYPE key
+-- @include shared/clock
+-- @include shared/holds
+-- @include shared/post
+return post_all(KEYS, ARGV)

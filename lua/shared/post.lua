@@ -1,0 +1,34 @@
+-- post: put messages into the inbox, for runs that are open, numbered by their source.
+local function post_all(keys, argv)
+  local seen, inbox, owner = keys[1], keys[2], keys[3]
+  local source, number = argv[1], tonumber(argv[2])
+
+  if not holds(inbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. inbox) end
+  local last = redis.call('HGET', seen, source)
+  if last then
+    local last_number, _, last_letters = string.match(last, '^(%d+) (%d+) (%a*)$')
+    if last_number and tonumber(last_number) >= number then return last_letters end
+  end
+  local letters = {}
+  for i = 4, #keys do
+    local header = redis.call('LINDEX', keys[i], 0)
+    local status = header and string.match(header, '^%a+')
+    if not status then
+      letters[i - 3] = 'm'
+    elseif status == 'pending' or status == 'running' or status == 'stuck' then
+      letters[i - 3] = 'a'
+    else
+      letters[i - 3] = 'e'
+    end
+  end
+  local clock = shard_clock(argv[3], redis.call('HGET', owner, 'clock'))
+
+  for i, letter in ipairs(letters) do
+    if letter == 'a' then
+      redis.call('XADD', inbox, '*', 'kind', argv[3 * i + 1], 'run', argv[3 * i + 2], 'body', argv[3 * i + 3])
+    end
+  end
+  local joined = table.concat(letters)
+  redis.call('HSET', seen, source, string.format('%.0f %.0f %s', number, clock, joined))
+  return joined
+end

@@ -1,0 +1,81 @@
+"""What a daemon has put down in its namespace: the meta record, and the workflows of its app.
+
+Owns: noticing that the namespace's data were deleted (FLUSHALL, a server without persistence that restarted), and
+writing these records again. Must not: know shards: dropping what was kept of the old data is for others.
+Called by: the daemon.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from streamflow.daemon.context import Context
+from streamflow.errors import NamespaceMismatch
+from streamflow.loops import retry_forever
+from streamflow.store.connection import Call
+from streamflow.store.namespace import Namespace, check_same
+from streamflow.workflow.app import App, Reducer, Workflow
+
+_log = logging.getLogger("streamflow.namespace")
+
+
+class Registration:
+    """`on_other_data()` is called when the namespace's data are not those that this daemon has read so far,
+    `on_mismatch()` when they are of a namespace that it can't serve. The daemon connects both."""
+
+    def __init__(self, context: Context) -> None:
+        self.on_other_data: Callable[[], None] = lambda: None
+        self.on_mismatch: Callable[[], None] = lambda: None
+        self._context = context
+        self._identity = context.namespace.identity
+
+    async def run(self) -> None:
+        failure = "could not check whether the namespace's data are still there"
+        await retry_forever(self.check, _log, failure, every=self._context.settings.beat)
+
+    async def check(self) -> None:
+        context = self._context
+        stored: bytes | None = await context.store.one(Call.plain("HGET", context.kernel.keys.meta, "identity"))
+        if stored == self._identity.encode():
+            return
+        record = await context.store.one(
+            context.kernel.open_namespace(
+                context.namespace.shards, context.namespace.partition, workflows=described(context.app)
+            )
+        )
+        name = context.settings.namespace
+        try:
+            check_same(Namespace(record.shards, record.partition), context.settings)
+        except NamespaceMismatch as error:
+            _log.error("namespace %s was deleted and created again with other settings: %s", name, error)
+            self.on_mismatch()
+            return
+        _log.error(
+            "the data of namespace %s were deleted, or the server was replaced by one without them: runs that were "
+            "open are lost, and the namespace begins again",
+            name,
+        )
+        self._identity = record.identity
+        self.on_other_data()
+
+
+def described(app: App) -> list[tuple[str, bytes]]:
+    """The workflows of an app as clients see them: name and JSON."""
+    return [(name, msgspec.json.encode(describe_workflow(app, workflow))) for name, workflow in app.workflows.items()]
+
+
+def describe_workflow(app: App, workflow: Workflow[..., Any] | Reducer) -> dict[str, object]:
+    """What clients can see of a workflow: its kind, its parameters' names, the first line of its docstring."""
+    doc = (workflow.function.__doc__ or "").strip().partition("\n")[0]
+    return {
+        "kind": "reducer" if isinstance(workflow, Reducer) else "workflow",
+        "params": workflow.parameters.names,
+        "required": sum(default is inspect.Parameter.empty for default in workflow.parameters.defaults),
+        "doc": doc,
+        "steps": sorted(app.steps),
+    }

@@ -1,0 +1,28 @@
+"""create_group: the workers' consumer group of a queue partition."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamflow.store.kernel import WORKERS, Offer
+from tests.kernel.support import Shard
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_missing_group_is_created_with_its_stream(shard: Shard) -> None:
+    await shard.do(shard.kernel.create_group("gpu", 0))
+    [group] = await shard.plain("XINFO", "GROUPS", shard.namespace.queue("gpu", 0).stream)
+    assert WORKERS.encode() in group
+
+
+async def test_an_existing_group_keeps_its_position(shard: Shard) -> None:
+    stream = shard.namespace.queue("gpu", 0).stream
+    await shard.do(shard.kernel.enqueue_attempts("gpu", 0, 3, [Offer("5-1", "step", "r1", 7, 1, 1, b"", b"x")]))
+    await shard.plain("XREADGROUP", "GROUP", WORKERS, "one", "STREAMS", stream, ">")
+    await shard.assert_changes_nothing(shard.kernel.create_group("gpu", 0))
+    assert not await shard.plain("XREADGROUP", "GROUP", WORKERS, "two", "STREAMS", stream, ">")
+
+
+async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
+    await shard.assert_wrong_types_leave_nothing_half_written(shard.kernel.create_group("gpu", 0))
