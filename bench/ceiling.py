@@ -72,7 +72,7 @@ def _loop(url: str, shape: Shape, runs: int) -> float:
     namespace = f"bench-{secrets.token_hex(4)}"
     with Redis.from_url(url) as redis:
         for shard in range(shape.shards):
-            redis.xgroup_create(f"sf:{{{namespace}.{shard}}}:inbox", "session", "0", mkstream=True)
+            redis.xgroup_create(f"sf:{{{namespace}/{shard}}}:inbox", "session", "0", mkstream=True)
         all_runs = [_RunKeys(namespace, number, shape.shards) for number in range(runs)]
         began = time.perf_counter()
         for first in range(0, runs, PIPELINE):
@@ -83,7 +83,7 @@ def _loop(url: str, shape: Shape, runs: int) -> float:
                 batch = sorted(all_runs[first : first + PIPELINE], key=lambda run: run.shard)
                 _send(redis, _commits(batch, shape, number))
         seconds = time.perf_counter() - began
-        for key in redis.scan_iter(match=f"sf:{{{namespace}.*}}:*", count=5000):
+        for key in redis.scan_iter(match=f"sf:{{{namespace}/*}}:*", count=5000):
             redis.unlink(key)
     return seconds
 
@@ -96,7 +96,7 @@ class _RunKeys:
     def __init__(self, namespace: str, number: int, shards: int) -> None:
         self.id = f"{number:032x}"
         self.shard = number % shards
-        self.prefix = f"sf:{{{namespace}.{self.shard}}}:"
+        self.prefix = f"sf:{{{namespace}/{self.shard}}}:"
         self.record = f"{self.prefix}run:{self.id}"
         self.message = f"1-{number + 1}"
 

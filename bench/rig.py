@@ -176,7 +176,7 @@ async def deployment(
 
 
 async def _delete(redis: Redis, namespace: str) -> None:
-    for pattern in (f"sf:{{{namespace}}}:*", f"sf:{{{namespace}.*}}:*"):
+    for pattern in (f"sf:{{{namespace}}}:*", f"sf:{{{namespace}/*}}:*"):
         keys: list[bytes] = []
         async for key in redis.scan_iter(match=pattern, count=5000):
             keys.append(key)

@@ -58,7 +58,7 @@ async def clean_keys(url: str, namespace: str) -> list[str]:
     """Delete every key of the namespace and return their names, sorted."""
     async with Redis.from_url(url, decode_responses=True) as redis:
         keys: list[str] = []
-        for pattern in (f"sf:{{{namespace}}}:*", f"sf:{{{namespace}.*}}:*"):
+        for pattern in (f"sf:{{{namespace}}}:*", f"sf:{{{namespace}/*}}:*"):
             keys += [key async for key in redis.scan_iter(match=pattern, count=1000)]
         if keys:
             await redis.delete(*keys)

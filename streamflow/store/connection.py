@@ -232,7 +232,12 @@ class Store:
     def _command(self, call: Call[Any]) -> list[Any]:
         if not call.script:
             return call.args
-        return ["EVALSHA", self._scripts[call.script].sha, len(call.keys), *call.keys, *call.args]
+        script = self._scripts[call.script]
+        return [script.evalsha, script.sha, len(call.keys), *call.keys, *call.args]
+
+    def _with_source(self, command: list[Any]) -> list[Any]:
+        _, sha, *rest = command
+        return ["EVAL_RO", next(script.source for script in self._scripts.values() if script.sha == sha), *rest]
 
     def _parsed(self, call: Call[T], reply: Any) -> T | StoreError:
         if not isinstance(reply, Exception):
@@ -265,7 +270,10 @@ class Store:
             if missing:
                 loaded = await self._pipeline([["SCRIPT", "LOAD", script.source] for script in self._scripts.values()])
                 refusal = next((reply for reply in loaded if isinstance(reply, Exception)), None)
-                again = [refusal] * len(missing) if refusal else await self._pipeline([commands[i] for i in missing])
+                calls = [commands[i] for i in missing]
+                if refusal is not None:  # a user who may only read can't load scripts
+                    calls = [self._with_source(command) for command in calls if command[0] == "EVALSHA_RO"]
+                again = await self._pipeline(calls) if len(calls) == len(missing) else [refusal] * len(missing)
                 for i, reply in zip(missing, again, strict=True):
                     replies[i] = reply
             return replies

@@ -163,7 +163,7 @@ async def _permissions(store: Store, keys: NamespaceKeys) -> list[Finding]:
         for line in denied:
             name = line.partition(" $KEY")[0].partition(" GROUP")[0].partition(" STREAMS")[0]
             if name.startswith("SPUBLISH"):
-                channels = f"&sf:{{{keys.namespace}.*}}:*"
+                channels = f"&sf:{{{keys.namespace}/*}}:*"
                 text = f"the user may not publish to the channels of the namespace: allow +spublish and {channels}"
             else:
                 text = f"the user may not use {name}: allow +{name.lower().replace(' ', '|')} and ~{_pattern(keys)}"
@@ -196,7 +196,7 @@ def _commands() -> list[str]:
 
 
 def _pattern(keys: NamespaceKeys) -> str:
-    return f"{keys.prefix}* ~sf:{{{keys.namespace}.*}}:*"
+    return f"{keys.prefix}* ~sf:{{{keys.namespace}/*}}:*"
 
 
 def _number(info: Mapping[str, Any], name: str) -> int:

@@ -24,7 +24,7 @@ from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys, QueueKeys, ShardKeys
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the format of keys, records and scripts; a namespace of another version is refused."""
 WORKERS = "workers"
 """The consumer group of every queue partition; each worker process is a consumer."""

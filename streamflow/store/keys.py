@@ -1,8 +1,9 @@
 """The only module that names keys.
 
-Every key of a shard has the hash tag `{<ns>.<shard>}`, so a script's keys share one slot; a partition of a queue has
-`{<ns>.q/<queue>/<partition>}` (no name has a slash, so this can't be the tag of a shard or of another namespace); what
-belongs to the whole namespace has the tag `{<ns>}`. Must not: talk to the server.
+Every key of a shard has the hash tag `{<ns>/<shard>}`, so a script's keys share one slot; a partition of a queue has
+`{<ns>/q/<queue>/<partition>}`; what belongs to the whole namespace has the tag `{<ns>}`. No name has a slash, so no tag
+is that of another namespace, and the patterns `sf:{<ns>}:*` and `sf:{<ns>/*` match this namespace's keys and no others.
+Must not: talk to the server.
 Called by: kernel, connection, client, owner, worker, CLI.
 """
 
@@ -31,7 +32,7 @@ class ShardKeys:
 
     def __init__(self, namespace: str, number: int) -> None:
         self.number = number
-        prefix = f"sf:{{{namespace}.{number}}}:"
+        prefix = f"sf:{{{namespace}/{number}}}:"
         self.prefix = prefix
         self.run_prefix = f"{prefix}run:"
         self.inbox = f"{prefix}inbox"
@@ -91,7 +92,7 @@ class QueueKeys:
     __slots__ = ("details", "seen", "steps", "stream")
 
     def __init__(self, namespace: str, queue: str, partition: int) -> None:
-        prefix = f"sf:{{{namespace}.q/{queue}/{partition}}}:"
+        prefix = f"sf:{{{namespace}/q/{queue}/{partition}}}:"
         self.stream = f"{prefix}stream"
         """Stream: attempts that wait for a worker or that a worker has claimed; read by a consumer group."""
         self.seen = f"{prefix}seen"

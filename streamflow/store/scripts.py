@@ -31,7 +31,8 @@ import msgspec
 
 from streamflow.errors import StreamflowError
 
-SHEBANGS = ("#!lua", "#!lua flags=allow-oom", "#!lua flags=no-writes")
+READS_ONLY = "#!lua flags=no-writes"
+SHEBANGS = ("#!lua", "#!lua flags=allow-oom", READS_ONLY)
 
 _INCLUDE = re.compile(r"\s*--\s*@include\b\s*(?P<path>.*?)\s*")
 _INCLUDE_PATH = re.compile(r"shared/[a-z][a-z0-9_]*")
@@ -56,6 +57,11 @@ class Script(msgspec.Struct, frozen=True):
     keys: list[str]
     argv: list[str]
     sha: str
+
+    @property
+    def evalsha(self) -> str:
+        """The command that calls it: one that only reads is allowed to users who may only read."""
+        return "EVALSHA_RO" if self.source.startswith(READS_ONLY) else "EVALSHA"
 
     def for_fake(self) -> Script:
         """The same script for fakeredis, which can't parse the `#!lua` line. Its `sha` differs."""

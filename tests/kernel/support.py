@@ -137,7 +137,7 @@ class Shard:
 
     async def key_names(self) -> list[str]:
         names: set[bytes] = set()
-        for pattern in (f"sf:{{{self.namespace.namespace}}}:*", f"sf:{{{self.namespace.namespace}.*}}:*"):
+        for pattern in (f"sf:{{{self.namespace.namespace}}}:*", f"sf:{{{self.namespace.namespace}/*}}:*"):
             cursor: Any = 0
             while True:
                 cursor, some = await self.plain("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
@@ -208,7 +208,7 @@ class Shard:
 
 def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
     """Patterns of all permanent keys, with their types."""
-    shard = rf"sf:\{{{keys.namespace}\.\d+\}}:"
+    shard = rf"sf:\{{{keys.namespace}/\d+\}}:"
     name = r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]*"
     patterns = {
         rf"{shard}(inbox|log|outbox|poison)": "stream",
@@ -220,8 +220,8 @@ def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
         rf"{shard}index:attribute:{name}:[A-Za-z0-9_.~%-]*": "zset",
         rf"{shard}published:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "hash",
         rf"{shard}answer:[0-9a-f]{{32}}": "string",
-        rf"sf:\{{{keys.namespace}\.q/{name}/\d+\}}:stream": "stream",
-        rf"sf:\{{{keys.namespace}\.q/{name}/\d+\}}:(seen|steps|details)": "hash",
+        rf"sf:\{{{keys.namespace}/q/{name}/\d+\}}:stream": "stream",
+        rf"sf:\{{{keys.namespace}/q/{name}/\d+\}}:(seen|steps|details)": "hash",
         rf"{re.escape(keys.prefix)}(meta|members|workflows|queues)": "hash",
         rf"{re.escape(keys.prefix)}view:{name}": "string",
         rf"{re.escape(keys.prefix)}suspects:{name}": "string",

@@ -12,8 +12,9 @@ pytestmark = pytest.mark.anyio
 
 async def test_a_missing_group_is_created_with_its_stream(shard: Shard) -> None:
     await shard.do(shard.kernel.create_group("gpu", 0))
-    [group] = await shard.plain("XINFO", "GROUPS", shard.namespace.queue("gpu", 0).stream)
-    assert WORKERS.encode() in group
+    stream = shard.namespace.queue("gpu", 0).stream
+    await shard.plain("XADD", stream, "1-1", "run", "r1")
+    assert await shard.plain("XREADGROUP", "GROUP", WORKERS, "one", "STREAMS", stream, ">")
 
 
 async def test_an_existing_group_keeps_its_position(shard: Shard) -> None:

@@ -113,7 +113,7 @@ class Cluster:
         count: dict[int, int] = {}
         async with Redis.from_url(self.url, decode_responses=True) as redis:
             for shard in range(self.shards):
-                holder: Any = await redis.hget(f"sf:{{{self.namespace}.{shard}}}:owner", "holder")
+                holder: Any = await redis.hget(f"sf:{{{self.namespace}/{shard}}}:owner", "holder")
                 if holder:
                     pid = int(holder.rsplit("-", 2)[1])
                     count[pid] = count.get(pid, 0) + 1
@@ -251,7 +251,7 @@ async def audit(url: str, namespace: str, shards: int) -> Audit:
     redis: Any  # its answers are typed as bytes or text
     async with Redis.from_url(url) as redis:
         for shard in range(shards):
-            prefix = f"sf:{{{namespace}.{shard}}}:"
+            prefix = f"sf:{{{namespace}/{shard}}}:"
             logged: dict[str, list[bytes]] = {}
             for _, fields in await redis.xrange(f"{prefix}log"):
                 fold_entry(merged, fields)

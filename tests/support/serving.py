@@ -94,7 +94,7 @@ def no_unknown_keys_are_left(embedded_server: EmbeddedServer, namespace: str) ->
     with Redis.from_url(embedded_server.url, decode_responses=True) as redis:
         names = {
             key
-            for pattern in (f"sf:{{{namespace}}}:*", f"sf:{{{namespace}.*}}:*")
+            for pattern in (f"sf:{{{namespace}}}:*", f"sf:{{{namespace}/*}}:*")
             for key in redis.scan_iter(match=pattern, count=1000)
         }
         if names:
@@ -126,7 +126,7 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
     return [
         re.compile(
             re.escape(name)
-            .replace(re.escape(f"{{{namespace}.0}}"), re.escape(f"{{{namespace}.") + r"\d+" + re.escape("}"))
+            .replace(re.escape(f"{{{namespace}/0}}"), re.escape(f"{{{namespace}/") + r"\d+" + re.escape("}"))
             .replace("/0" + re.escape("}"), r"/\d" + re.escape("}"))
             .replace(a_name, r"[\w.:@=+~-]+")
             .replace(an_id, r"[\w.:@=+~/-]+")

@@ -35,7 +35,7 @@ def admin(server: EmbeddedServer, namespace: str) -> Iterator[Redis]:
 
 def allow(admin: Redis, server: EmbeddedServer, namespace: str, *rules: str) -> str:
     """The URL of a user with all permissions on the namespace, changed by these rules."""
-    own = (f"~sf:{{{namespace}}}:*", f"~sf:{{{namespace}.*}}:*", f"&sf:{{{namespace}.*}}:*", "+@all")
+    own = (f"~sf:{{{namespace}}}:*", f"~sf:{{{namespace}/*}}:*", f"&sf:{{{namespace}/*}}:*", "+@all")
     admin.execute_command("ACL", "SETUSER", f"u{namespace}", "reset", "on", ">s3cret", *own, *rules)
     return server.url.replace("://", f"://u{namespace}:s3cret@")
 

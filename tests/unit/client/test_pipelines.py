@@ -62,7 +62,7 @@ async def test_calls_of_one_moment_travel_in_one_pipeline_grouped_by_shard() -> 
     await settled(everything)
     assert len(store.pipelines) == 1
     assert sorted(store.scripts) == ["peek_runs"] * 4 + ["post_messages"] * 4 + ["start_runs"] * 4
-    assert peeks[7].result()[0].decode() == "sf:{test.3}:run:r7"
+    assert peeks[7].result()[0].decode() == "sf:{test/3}:run:r7"
 
 
 async def test_a_lone_call_leaves_at_once() -> None:
@@ -122,7 +122,7 @@ async def test_a_refused_call_fails_only_its_own_callers() -> None:
         def answer(self, call: Call[Any]) -> Any:
             return (
                 StoreFull("no memory")
-                if call.script == "start_runs" and ".1}" in call.keys[0]
+                if call.script == "start_runs" and "/1}" in call.keys[0]
                 else super().answer(call)
             )
 

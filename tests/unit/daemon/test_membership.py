@@ -137,7 +137,7 @@ class Bench:
         return dict(self.members)
 
     def _record(self, call: Call[Any]) -> list[bytes | None]:
-        number = int(call.args[1].partition(".")[2].partition("}")[0])
+        number = int(call.args[1].partition("/")[2].partition("}")[0])
         token, holder = self.owners.get(number, ("", ""))
         return [token.encode() or None, holder.encode() or None]
 

@@ -58,7 +58,7 @@ async def test_refused_messages_are_retried_and_the_others_delivered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("streamflow.daemon.relay.RETRY_PAUSE", 0.0)
-    store = FakeStore(deliver_messages=lambda call: StoreError("full") if "ns.2" in call.keys[0] else "")
+    store = FakeStore(deliver_messages=lambda call: StoreError("full") if "ns/2" in call.keys[0] else "")
     relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [message(1, target=2), message(2, target=3), message(3, target=2)])
     assert not await relay.run_once()

@@ -132,7 +132,7 @@ async def test_only_the_leader_merges_its_own_parts_with_those_of_others() -> No
     theirs = counting(owned(2), 3, "9-0").views.encode()
 
     def parts(call: Call[Any]) -> list[bytes | None]:
-        return [b"r 1000 flow", theirs if ".2}" in call.args[1] else None]
+        return [b"r 1000 flow", theirs if "/2}" in call.args[1] else None]
 
     store = FakeStore(checkpoint_views=Checkpointed(Reply.OK, 1), HMGET=parts, store_records=b"OK")
     it = rollup(store, counting(owned(0), 2, "5-0"))
