@@ -306,11 +306,14 @@ def foreign_await(coroutine: Any, awaited: object) -> ForeignAwait:
 
 def outside_loop(error: BaseException) -> BaseException:
     """`error`, or the `ForeignAwait` that it means: what asyncio and anyio raise where there is no task or no loop."""
-    if not isinstance(error, RuntimeError | TypeError | AttributeError) or isinstance(error, ForeignAwait):
+    is_of_library = type(error).__module__.partition(".")[0] in ("anyio", "sniffio")
+    if not isinstance(error, RuntimeError | TypeError | AttributeError) and not is_of_library:
+        return error
+    if isinstance(error, ForeignAwait):
         return error
     frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     last = max((number for number, (code, _) in enumerate(frames) if not is_library(code.co_filename)), default=-1)
-    called = [code for code, _ in frames[last + 1 :]]
+    called = [code for code, _ in frames[last + 1 :] if code.co_filename != contextlib.__file__]
     if not called or not called[0].co_filename.startswith(_event_libraries()):
         return error
     where = f"{frames[last][0].co_filename}:{frames[last][1]}" if last >= 0 else "an unknown line"
