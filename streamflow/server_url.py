@@ -10,13 +10,17 @@ without a word (`decode_responses`, `protocol`, `retry_on_timeout`, `socket_time
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from streamflow.errors import UsageError
 
+USUAL = "redis://127.0.0.1:6379"
+FOLDER, SOCKET = ".streamflow", "server.sock"
+"""Where `streamflow dev` keeps its data in the working directory, and the socket of its server in there."""
 SCHEMES = ("redis://", "rediss://", "unix://")
 
 _SHAPE = (
@@ -68,6 +72,17 @@ _OPTIONS: dict[str, Callable[[str], str]] = {
     "ssl_check_hostname": _switch,
 }
 """Option -> its check: what the value must be if it isn't, else an empty string."""
+
+
+def default_url() -> str:
+    """The server of this user's `streamflow dev` in the working directory, if there is one, else `USUAL`."""
+    link = Path(FOLDER, SOCKET)
+    try:
+        path = link.resolve()
+        is_own = link.lstat().st_uid == path.stat().st_uid == os.geteuid() and path.is_socket()
+    except (OSError, AttributeError):  # there is none; no users on this system
+        return USUAL
+    return f"unix://{quote(str(path))}" if is_own else USUAL
 
 
 def check_url(url: str) -> None:

@@ -18,7 +18,7 @@ from msgspec import Meta
 from streamflow.errors import UsageError
 from streamflow.model.names import check_name
 from streamflow.model.sharding import Partition
-from streamflow.server_url import check_url, redacted
+from streamflow.server_url import USUAL, check_url, default_url, redacted
 
 PREFIX = "STREAMFLOW_"
 """Of the variables of the environment."""
@@ -34,7 +34,7 @@ LONGEST = 1e9
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Durations are seconds; memory is counted in entries."""
 
-    redis: Annotated[str, Meta(description="URL of the Redis or Valkey server")] = "redis://127.0.0.1:6379"
+    redis: Annotated[str, Meta(description="URL of the Redis or Valkey server")] = USUAL
     namespace: Annotated[
         str, Meta(description="prefix of every key on the server; daemons, workers and clients of one app share it")
     ] = "default"
@@ -125,11 +125,14 @@ def _check(field: msgspec.structs.FieldInfo, value: object) -> None:
 
 
 def load_settings(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
-    """Settings from options (None means not given), then `STREAMFLOW_*` variables, then defaults.
+    """Settings from options (None means not given), then `STREAMFLOW_*` variables, then defaults. The default server is
+    that of `streamflow dev` in the working directory, if one runs there.
 
     Raises `UsageError`, which names the option or variable whose value is wrong.
     """
-    return Settings(**_values(options, environ))
+    values = _values(options, environ)
+    values.setdefault("redis", default_url())
+    return Settings(**values)
 
 
 def find_mistakes(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> list[str]:

@@ -50,7 +50,8 @@ def connect(url: str | None = None, *, namespace: str | None = None) -> Client:
 
     Nothing is sent before the first call, so a server that can't be reached shows only then.
 
-    `url`: `redis://`, `rediss://` or `unix://`; by default `STREAMFLOW_REDIS`, else `redis://127.0.0.1:6379`.
+    `url`: `redis://`, `rediss://` or `unix://`; by default `STREAMFLOW_REDIS`, else the server of
+    `streamflow dev` in the working directory, else `redis://127.0.0.1:6379`.
     `namespace`: by default `STREAMFLOW_NAMESPACE`, else `default`.
 
     Raises `UsageError` for a URL or a namespace that is not valid.

@@ -110,7 +110,7 @@ async def _perform(root: str, files: int, progress: _Progress, daemons: int) -> 
     with tempfile.TemporaryDirectory(prefix="streamflow-demo-") as folder:
         journal = Path(folder, "journal")
         async with (
-            EmbeddedServer(Path(folder, "data")) as server,
+            EmbeddedServer(Path(folder, "data"), private=True) as server,
             _fleet(server.url, Path(folder), daemons) as fleet,
             connect(server.url, namespace=NAMESPACE) as client,
         ):

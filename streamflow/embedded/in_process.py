@@ -28,8 +28,9 @@ async def local(
 ) -> AsyncGenerator[Client]:
     """A complete streamflow for the length of an `async with` block, which gets a client of it.
 
-    Starts a Valkey or Redis server on a free local port and a daemon that serves `app` in this process; if steps of
-    `app` have queues, also a worker for all of them. For examples, scripts and tests, not for production.
+    Starts a Valkey or Redis server on a socket that only this user can open, and a daemon that serves `app` in this
+    process; if steps of `app` have queues, also a worker for all of them. For examples, scripts and tests, not for
+    production.
 
     `directory`: where the server keeps its data; runs that are open continue when the same directory is used again.
     Without it everything is deleted at the end of the block. `shards`: number of shards of a new namespace.
@@ -49,7 +50,7 @@ async def local(
     from streamflow.embedded.server import EmbeddedServer
     from streamflow.worker.worker import Worker
 
-    async with EmbeddedServer(directory) as server:
+    async with EmbeddedServer(directory, private=True) as server:
         fields: dict[str, Any] = {"redis": server.url, "shards": shards, "grace": GRACE_SECONDS, **settings}
         daemon = Daemon(app, Settings(**fields))
         # A separate task, not a task group, which would wrap an error of the block in an exception group.

@@ -25,17 +25,21 @@ from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import quote
 
 import anyio
 import anyio.to_thread
 
 from streamflow.embedded.child import private_file
 from streamflow.errors import StoreUnavailable, UsageError
+from streamflow.server_url import SOCKET
 
 LOOPBACK = "127.0.0.1"
 OLDEST_VERSION = (7, 0)
 
 _PORT_ATTEMPTS = 10
+_LONGEST_SOCKET = 100
+"""Bytes of a socket's path; systems allow 104 to 108."""
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.01
 _WATCHDOG = """
@@ -93,8 +97,10 @@ def _version(binary: Path) -> tuple[int, ...]:
 
 
 class EmbeddedServer:
-    """A server on loopback, in a child process: `async with EmbeddedServer(directory) as server: server.url`.
+    """A server on this machine, in a child process: `async with EmbeddedServer(directory) as server: server.url`.
 
+    `private`: on a Unix socket in its directory, which only this user can open; a `port` comes in addition. Otherwise
+    on a port of the loopback interface, which every user of the machine can reach.
     `directory`: where the data is kept; None: a temporary directory, removed by `stop`. `memory`: write only the log.
     `port`: None for a free one. `appendfsync`: as in the server's configuration. `binary`: None for `find_server()`.
     `extra`: more options of the server, such as `("--maxmemory", "64mb")`. `timeout`: seconds to wait until the server
@@ -111,6 +117,7 @@ class EmbeddedServer:
         binary: Path | None = None,
         extra: Sequence[str] = (),
         timeout: float = 60.0,
+        private: bool = False,
     ) -> None:
         self._given_directory = directory
         self._given_port = port
@@ -119,6 +126,8 @@ class EmbeddedServer:
         self._binary = binary
         self._extra = tuple(extra)
         self._timeout = timeout
+        self._private = private
+        self._socket: Path | None = None
         self._directory: Path | None = None
         self._lock: int | None = None
         self._port = port
@@ -129,6 +138,8 @@ class EmbeddedServer:
     def url(self) -> str:
         if self._port is None:
             raise UsageError("the embedded server has no URL before it is started")
+        if self._socket is not None:
+            return f"unix://{quote(str(self._socket))}"
         return f"redis://{LOOPBACK}:{self._port}"
 
     @property
@@ -173,7 +184,7 @@ class EmbeddedServer:
             await self._claim_directory()
             for attempt in range(1, _PORT_ATTEMPTS + 1):
                 # A port that is free now may be used by another process before the server starts.
-                port = self._port or _free_port()
+                port = self._port or (0 if self._private else _free_port())
                 if await self._launch(self._binary, port):
                     self._port = port
                     return
@@ -189,6 +200,9 @@ class EmbeddedServer:
             await self._end(kill=False)
         if self._given_directory is None and self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
+        elif self._socket is not None and self._socket.parent != self._directory:
+            shutil.rmtree(self._socket.parent, ignore_errors=True)
+        self._socket = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -213,6 +227,7 @@ class EmbeddedServer:
         return [
             str(binary),
             *("--bind", LOOPBACK, "--protected-mode", "yes", "--port", str(port)),
+            *(() if self._socket is None else ("--unixsocket", str(self._socket), "--unixsocketperm", "700")),
             *("--dir", str(self.directory), "--appenddirname", "appendonly", "--save", "", *durability),
             *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
             *self._extra,
@@ -237,7 +252,7 @@ class EmbeddedServer:
             os.pwrite(self._lock, f"{os.getpid()} {self._process.pid}\n".ljust(32).encode(), 0)
         with anyio.move_on_after(self._timeout):
             while self.running:
-                if await _is_serving(port, self._process.pid):
+                if await _is_serving(self._socket or port, self._process.pid):
                     return True
                 await anyio.sleep(_POLL_SECONDS)
         ended = not self.running
@@ -285,14 +300,26 @@ class EmbeddedServer:
         if self._directory is not None:
             return
         if self._given_directory is None:
-            self._directory = Path(
-                tempfile.mkdtemp(prefix="streamflow-")
-            )  # no other process knows it, so it needs no lock
-            return
-        directory = self._given_directory.expanduser().resolve()
-        _make_private(directory)
-        self._lock = await _lock(directory)
+            directory = Path(tempfile.mkdtemp(prefix="streamflow-"))  # no other process knows it, so it needs no lock
+        else:
+            directory = self._given_directory.expanduser().resolve()
+            _make_private(directory)
+            self._lock = await _lock(directory)
         self._directory = directory
+        if self._private:
+            self._socket = _socket_in(directory)
+
+
+def _socket_in(directory: Path) -> Path:
+    """Where the server's socket is: there, or in a temporary directory that a link there leads to if the path is too
+    long for a socket."""
+    path = directory / SOCKET
+    path.unlink(missing_ok=True)  # of a server that was killed
+    if len(os.fsencode(path)) <= _LONGEST_SOCKET:
+        return path
+    elsewhere = Path(tempfile.mkdtemp(prefix="streamflow-"), SOCKET)
+    path.symlink_to(elsewhere)
+    return elsewhere
 
 
 def _make_private(directory: Path) -> None:
@@ -349,11 +376,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def _is_serving(port: int, pid: int) -> bool:
-    """Whether the server with this pid answers at the port: another process may have got the port first."""
+async def _is_serving(address: int | Path, pid: int) -> bool:
+    """Whether the server with this pid answers at the port or socket: another process may have got the port first."""
     try:
         with anyio.fail_after(1):
-            async with await anyio.connect_tcp(LOOPBACK, port) as stream:
+            connect = anyio.connect_tcp(LOOPBACK, address) if isinstance(address, int) else anyio.connect_unix(address)
+            async with await connect as stream:
                 await stream.send(b"INFO server\r\nPING\r\n")
                 answer = b""
                 while b"+PONG\r\n" not in answer and b"-LOADING" not in answer:

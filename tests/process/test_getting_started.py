@@ -27,7 +27,8 @@ class Terminals:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._environ = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMFLOW_")}
+        self._environ = {**inherited, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
 
     def run(self, command: str) -> str:
         command = command.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
@@ -51,8 +52,7 @@ class Terminals:
         with log.open("wb") as output:
             process = subprocess.Popen(command, cwd=self.directory, env=self._environ, stdout=output, stderr=output)
         try:
-            found = self._wait_for(r"server: (\S+) [^\0]*serves namespace", log, process)
-            self._environ["STREAMFLOW_REDIS"] = found[1]  # its port is another one where 6379 is taken
+            self._wait_for(r"server: unix://\S+ [^\0]*serves namespace", log, process)
             yield
         finally:
             process.kill()

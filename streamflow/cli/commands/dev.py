@@ -6,8 +6,6 @@ Called by: the group in `cli`.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,33 +16,32 @@ from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import settings_options
 from streamflow.cli.output import make_console
-from streamflow.errors import StoreUnavailable, UsageError
+from streamflow.errors import StoreUnavailable
+from streamflow.server_url import FOLDER, default_url
 
 if TYPE_CHECKING:
     from streamflow.embedded.server import EmbeddedServer
     from streamflow.workflow.app import App
 
-USUAL_PORT = 6379
-"""The port of the default server URL: if `dev` gets it, other commands find the server without an option."""
-
 
 @click.command()
 @app_option
 @click.option(
-    "--dir", "directory", type=click.Path(file_okay=False, path_type=Path), default=Path(".streamflow"),
-    show_default=True, help="Directory of the server's data.",
+    "--dir", "directory", type=click.Path(file_okay=False, path_type=Path), default=Path(FOLDER),
+    show_default=True, help="Directory of the server's data and its socket.",
 )  # fmt: skip
 @click.option("--memory", is_flag=True, help="Keep the data in memory only; it is lost at exit.")
 @click.option(
-    "--port", type=click.IntRange(1, 65535), metavar="PORT", show_default="6379, or a free one",
-    help="Port of the server.",
+    "--port", type=click.IntRange(1, 65535), metavar="PORT",
+    help="Serve this port, too, on the loopback interface: every user of this machine can use it.",
 )  # fmt: skip
 @settings_options("namespace")
 def dev(app_target: str | None, directory: Path, memory: bool, port: int | None, namespace: str | None) -> int:
     """Start a server, a daemon and the status screen in one command.
 
-    The server listens on the loopback interface only. Without a terminal, the daemon's log is printed instead of the
-    screen. Ctrl-C stops everything; the data stays in --dir for the next start.
+    The server listens on a socket in --dir, which only you can open: commands, daemons and clients in the same
+    working directory find it, others need the URL that is printed. Without a terminal, the daemon's log is printed
+    instead of the screen. Ctrl-C stops everything; the data stays in --dir for the next start.
 
     \b
     Example:
@@ -54,12 +51,14 @@ def dev(app_target: str | None, directory: Path, memory: bool, port: int | None,
     app = required_workflows(
         app_target, "streamflow.daemon.daemon", "streamflow.screen.live", "streamflow.embedded.server"
     )
+    from streamflow.embedded.server import EmbeddedServer
+
     assert app_target is not None
     screen = make_console().is_terminal
 
     async def run() -> int:
-        async with _server(None if memory else directory, port) as server:
-            options = "" if server.url.endswith(f":{USUAL_PORT}") else f" --redis {server.url}"
+        async with EmbeddedServer(None if memory else directory, port, memory, private=True) as server:
+            options = "" if default_url() == server.url else f" --redis {server.url}"
             options += f" --namespace {namespace}" if namespace else ""
             storage = "in memory, nothing is kept" if memory else f"data in {server.directory}"
             click.echo(f"server: {server.url} ({storage})")
@@ -75,24 +74,6 @@ def dev(app_target: str | None, directory: Path, memory: bool, port: int | None,
         return run_async(run, fast=True, screen=screen)
     except KeyboardInterrupt:
         return 0
-
-
-@contextlib.asynccontextmanager
-async def _server(directory: Path | None, port: int | None) -> AsyncGenerator[EmbeddedServer]:
-    from streamflow.embedded.server import EmbeddedServer
-
-    server = EmbeddedServer(directory, port or USUAL_PORT, memory=directory is None)
-    try:
-        await server.start()
-    except UsageError as error:
-        if port is not None or "port" not in str(error):
-            raise
-        server = EmbeddedServer(directory, memory=directory is None)
-        await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop()
 
 
 async def _with_screen(app_target: str, server: EmbeddedServer, namespace: str | None) -> int:

@@ -15,9 +15,13 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
+import streamflow as sf
 from streamflow.embedded import server as embedded
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreUnavailable, UsageError
+from streamflow.server_url import FOLDER, USUAL, default_url
+from streamflow.settings import load_settings
+from streamflow.store.connection import Call
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +52,61 @@ async def test_is_on_loopback_durable_and_never_evicts() -> None:
         }
         async with Redis.from_url(server.url, decode_responses=True) as redis:
             assert await redis.config_get(*wanted) == wanted
+
+
+async def test_a_private_server_can_be_reached_by_its_user_only() -> None:
+    async with EmbeddedServer(private=True) as server:
+        assert server.url.startswith("unix:///")
+        assert await ask(server, "PING") is True
+        path = Path(server.url.removeprefix("unix://"))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        async with Redis.from_url(server.url, decode_responses=True) as redis:
+            assert await redis.config_get("port") == {"port": "0"}
+        await server.restart()
+        assert await ask(server, "PING") is True
+    assert not path.exists()
+
+
+async def test_a_private_server_is_also_on_the_port_that_it_is_given() -> None:
+    port = embedded._free_port()
+    async with EmbeddedServer(port=port, private=True) as server:
+        assert await ask(server, "PING") is True
+        async with Redis(host="127.0.0.1", port=port) as redis:
+            assert await redis.ping()
+
+
+async def test_a_path_that_is_too_long_for_a_socket_leads_to_a_shorter_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / ("x" * 100)
+    work.mkdir()
+    monkeypatch.chdir(work)
+    for _ in range(2):  # the link of a server that was killed is replaced
+        async with EmbeddedServer(Path(FOLDER), private=True) as server:
+            assert default_url() == server.url
+            assert len(server.url) < 100
+            assert await ask(server, "PING") is True
+            folder = Path(server.url.removeprefix("unix://")).parent
+            await server.kill()
+        assert not folder.exists()
+        assert default_url() == USUAL
+
+
+async def test_the_default_server_is_that_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STREAMFLOW_REDIS", raising=False)
+    assert load_settings({}).redis == USUAL
+    async with EmbeddedServer(Path(FOLDER), private=True) as server:
+        assert load_settings({}).redis == server.url
+        assert load_settings({"redis": "redis://elsewhere:6379"}).redis == "redis://elsewhere:6379"
+        async with sf.connect() as client:
+            await client.store.one(Call.plain("PING"))
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert load_settings({}).redis == USUAL, "another user has put it there"
+    assert load_settings({}).redis == USUAL
 
 
 async def test_in_memory_it_writes_nothing_but_its_log() -> None:
