@@ -198,6 +198,7 @@ class ShardBatch:
             if live is None:
                 # Ended or forgotten: its messages are acknowledged, and it leaves the agenda.
                 self.batch.plans.append((run_id, None))
+                self.shard.forget(run_id)
                 continue
             try:
                 # The estimate of the server's clock may be a little behind; no run begins before it was created.

@@ -12,7 +12,6 @@ when an answer is lost the same commit is sent again.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 import math
 import time
@@ -27,6 +26,7 @@ from streamflow.daemon.batch import UNKNOWN, Reduced, ShardBatch, parked_reason,
 from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import CODE, UNKNOWN_ATTEMPT, LiveRun, OwnedShard, StepRecord
+from streamflow.daemon.timers import Timers
 from streamflow.errors import Failure, StoreError
 from streamflow.events import Transition, decode_history
 from streamflow.machine.factory import rehydrate
@@ -104,10 +104,10 @@ class Owner:
         self._under_way: set[asyncio.Task[None]] = set()
         self._wake = anyio.Event()
         self._slots = anyio.Semaphore(BATCHES, fast_acquire=True)
-        self._shard_timers: list[tuple[int, int]] = []
-        """(due ms, shard): when to ask `due_runs` for runs that are not in flight."""
-        self._run_timers: list[tuple[int, int, str]] = []
-        """(due ms, shard, run id): timers of runs whose steps are in flight; the agenda only says that they are."""
+        self._shard_timers = Timers[int]()
+        """When to ask `due_runs` for runs of a shard that are not in flight."""
+        self._run_timers = Timers[tuple[int, str]]()
+        """Timers of runs (shard, run id) whose steps are in flight; the agenda only says that they are."""
         self._idle: OrderedDict[str, OwnedShard] = OrderedDict()
         """Live runs without running steps, least recently used first: the first one is evicted."""
 
@@ -130,7 +130,7 @@ class Owner:
         """Begin to work for a shard that was acquired and recovered."""
         self.shards[shard.number] = shard
         if shard.next_due is not None:
-            heapq.heappush(self._shard_timers, (shard.next_due, shard.number))
+            self._shard_timers.set(shard.number, shard.next_due)
         self.wake(shard)
         self._wake.set()
 
@@ -143,6 +143,9 @@ class Owner:
             del self.shards[shard.number]
             self._executor.cancel_where(lambda running: running.shard == shard.number)
             self.suspects.forget_shard(shard.number)
+            self._shard_timers.discard(shard.number)
+            for run_id in shard.live:
+                self._run_timers.discard((shard.number, run_id))
         self._ready.pop(shard.number, None)
         with one_seal():
             for run_id, live in shard.live.items():
@@ -179,7 +182,7 @@ class Owner:
                 return batches
 
     async def _collect(self) -> list[ShardBatch]:
-        if self._shard_timers and self._shard_timers[0][0] <= self._clock.now_ms():
+        if self._shard_timers.next <= self._clock.now_ms():
             await self._read_due_runs()
         self._wake_due_in_flight()
         if not self._ready:
@@ -291,10 +294,7 @@ class Owner:
         if self._ready:
             return
         self._wake = anyio.Event()
-        due = min(
-            self._shard_timers[0][0] if self._shard_timers else math.inf,
-            self._run_timers[0][0] if self._run_timers else math.inf,
-        )
+        due = min(self._shard_timers.next, self._run_timers.next)
         if due == math.inf:
             await self._wake.wait()
             return
@@ -307,8 +307,7 @@ class Owner:
         """Read which runs are due from the shards whose due time has come."""
         now = self._clock.now_ms()
         due: dict[int, OwnedShard] = {}
-        while self._shard_timers and self._shard_timers[0][0] <= now:
-            at, number = heapq.heappop(self._shard_timers)
+        for at, number in self._shard_timers.take(now):
             shard = self.shards.get(number)
             if shard is not None and shard.next_due is not None and shard.next_due <= at and not shard.draining:
                 due[number] = shard
@@ -351,20 +350,17 @@ class Owner:
         """Due times of runs whose steps are in flight, which are not on the agenda."""
         if not self._run_timers:
             return
-        now = self._clock.now_ms()
-        while self._run_timers and self._run_timers[0][0] <= now:
-            _, number, run_id = heapq.heappop(self._run_timers)
+        for _, (number, run_id) in self._run_timers.take(self._clock.now_ms()):
             shard = self.shards.get(number)
             live = shard.live.get(run_id) if shard is not None else None
             if shard is not None and live is not None:
+                live.timer = None
                 shard.add_input(run_id, DUE)
                 self.wake(shard)
 
     def _plan(self, shard: OwnedShard, due: int) -> None:
-        if shard.plan_due(due):
-            heapq.heappush(self._shard_timers, (due, shard.number))
-            if self._shard_timers[0][0] == due:
-                self._wake.set()  # the loop may be waiting for something later
+        if shard.plan_due(due) and self._shard_timers.set(shard.number, due):
+            self._wake.set()  # the loop may be waiting for something later
 
     # --- one batch ----------------------------------------------------------------------------------------------------
 
@@ -625,10 +621,13 @@ class Owner:
         live.plan = done.plan
         for seq in effects.cancelled:
             self.suspects.cancel(run_id, seq)
+        if shard.suspect:
+            shard.suspect.discard(run_id)
         if effects.ended:
             shard.live.pop(run_id, None)
-            shard.parked.pop(run_id, None)
+            shard.forget(run_id)
             self._idle.pop(run_id, None)
+            self._run_timers.discard((shard.number, run_id))
             return
         if effects.jobs and not shard.draining:
             for job in effects.jobs:
@@ -638,12 +637,16 @@ class Owner:
         due = machine.next_due
         if machine.in_flight:
             self._idle.pop(run_id, None)
-            if due is not None and due != live.timer:
+            if due != live.timer:
                 live.timer = due
-                heapq.heappush(self._run_timers, (due, shard.number, run_id))
-                if self._run_timers[0][0] == due:
+                if due is None:
+                    self._run_timers.discard((shard.number, run_id))
+                elif self._run_timers.set((shard.number, run_id), due):
                     self._wake.set()  # the loop may be waiting for something later
             return
+        if live.timer is not None:
+            live.timer = None
+            self._run_timers.discard((shard.number, run_id))
         if due is not None:
             self._plan(shard, due)
         self._idle[run_id] = shard

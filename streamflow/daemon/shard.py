@@ -186,6 +186,13 @@ class OwnedShard:
             self.known.difference_update(self._acknowledged)
             self._acknowledged.clear()
 
+    def forget(self, run_id: str) -> None:
+        """The run has ended, or doesn't exist: nothing that is known of it has a meaning any more."""
+        self.parked.pop(run_id, None)
+        self.killers.discard(run_id)
+        self.suspect.discard(run_id)
+        self.orphans.discard(run_id)
+
     def next_commit(self, session: str) -> str:
         self._commits += 1
         return f"{session}.{self._commits}"

@@ -230,6 +230,10 @@ class ReducerMachine(RunMachine):
 
     # --- stuck ------------------------------------------------------------------------------------------------------
 
+    @property
+    def _to_resume(self) -> int:
+        return len(self._held)
+
     def _resume_code(self) -> None:
         held, self._held = self._held, []
         self._rng = None

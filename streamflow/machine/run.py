@@ -135,6 +135,11 @@ class RunMachine(OpenWork):
     def _limit_history(self) -> None:
         """The history is long: a workflow gets `HistoryTooLong`."""
 
+    @property
+    def _to_resume(self) -> int:
+        """Number of events that its code has to go through again when the run resumes."""
+        return self.events_count
+
     def _warn_of_history(self) -> None:
         """The history has reached `EVENTS_WARN`."""
 
@@ -468,7 +473,24 @@ class RunMachine(OpenWork):
             self.stuck = True
             events.append(RunStuck(self.workflow, self.tenant, recordable(self.reason)))
         self.status = Status.STUCK
+        if self._to_resume >= EVENTS_FAIL:  # nothing else limits what comes for it
+            self._end_stuck()
         return inputs
+
+    def _end_stuck(self) -> None:
+        """So much has come while the run was stuck that no code could continue: it fails."""
+        text = (
+            f"run {self.run_id} has {self._to_resume:,} events, of which the last came while it was stuck "
+            f"({self.reason}): deploy code that fits earlier, or send less to a run that is stuck"
+        )
+        self._fail_now(Failure(errors.HistoryTooLong.__name__, text))
+
+    def _fail_now(self, failure: Failure) -> None:
+        """The run fails without its code, also if it is stuck or has children that it should wait for."""
+        if self.stuck:  # the views, which count stuck runs, need this event
+            self.stuck = False
+            self.effects.events.append(RunResumed(self.workflow, self.tenant))
+        self._end_now(events.RunFailed(self.workflow, self.tenant, self.at - self.started, failure))
 
     def _set_open_status(self) -> None:
         self.status = Status.STUCK if self.stuck else Status.RUNNING if self.started else Status.PENDING

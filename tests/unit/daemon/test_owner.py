@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import anyio
@@ -10,13 +11,15 @@ import pytest
 import streamflow as sf
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.timers import SLACK
 from streamflow.errors import StoreError
 from streamflow.machine.transition import Due, Outcome
 from streamflow.model.record import decode_header
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Committed, DueRuns, Reply
+from streamflow.wire import InboxMessage
 from streamflow.workflow.actions import StepJob
-from tests.support.fakes import OK, FakeClock, FakeStore, context, owned, put, signal, start
+from tests.support.fakes import OK, FakeClock, FakeStore, context, owned, pack, put, signal, start
 from tests.support.machine_driver import raw
 
 pytestmark = pytest.mark.anyio
@@ -57,6 +60,19 @@ async def step_with_limit() -> str:
 
     await sf.gather(act(1), limit())
     return "both"
+
+
+@app.workflow
+async def hurried(x: int) -> int:
+    with sf.timeout(86_400):
+        return await act(x)
+
+
+@app.workflow
+async def hurried_then_not() -> int:
+    with sf.timeout(86_400):
+        await act(1)
+    return await act(2)
 
 
 @app.workflow
@@ -311,6 +327,47 @@ async def test_a_timer_beside_a_running_step_needs_no_question() -> None:
     bench.owner.outcome(0, "r", Outcome(1, 1, 2.0, raw(1)))
     await bench.turn()
     assert bench.status("r") == "completed"
+
+
+async def test_a_timer_of_a_run_that_has_ended_is_not_in_memory() -> None:
+    bench = Bench()
+    for number in range(500):
+        await bench.take_in(start(f"1-{number}", f"r{number}", "hurried", number))
+        bench.owner.outcome(0, f"r{number}", Outcome(2, 1, 2.0, raw(number)))
+        await bench.turn()
+        assert bench.status(f"r{number}") == "completed"
+    assert len(bench.owner._run_timers) <= SLACK
+
+
+async def test_a_timer_that_is_not_due_any_more_while_a_step_runs_is_dropped() -> None:
+    bench = Bench()
+    await bench.take_in(start("1-0", "r", "hurried_then_not"))
+    assert bench.owner._run_timers.next == 1_000_000 + 86_400_000
+    bench.owner.outcome(0, "r", Outcome(2, 1, 2.0, raw(1)))
+    await bench.turn()
+    assert bench.steps.started == [(0, "r", 2, 1), (0, "r", 3, 1)]
+    assert bench.owner._run_timers.next == math.inf
+
+
+async def test_timers_of_a_shard_that_is_lost_are_dropped() -> None:
+    bench = Bench()
+    await bench.take_in(start("1-0", "r", "hurried", 1), start("1-1", "s", "sleeping", 5))
+    bench.owner.drop(bench.shard)
+    assert bench.owner._run_timers.next == bench.owner._shard_timers.next == math.inf
+
+
+async def test_what_is_known_of_a_run_ends_with_it() -> None:
+    bench = Bench()
+    await bench.take_in(start("1-0", "r", "listening"), start("1-1", "other", "listening"))
+    shard = bench.shard
+    for run_id in ("r", "gone"):
+        shard.parked[run_id] = "a reason"
+        shard.suspect.add(run_id)
+        shard.killers.add(run_id)
+    shard.suspect.add("other")
+    await bench.take_in(InboxMessage("2-0", "terminate", "r", pack("")), signal("2-1", "gone", "go"))
+    await bench.take_in(signal("2-2", "other", "unknown"))
+    assert (shard.parked, shard.suspect, shard.killers) == ({}, set(), set())
 
 
 async def test_the_earliest_of_what_is_due_later_is_waited_for_next() -> None:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from streamflow.events import AskReceived, ChildStarted, RunStuck, SignalReceived, StepRetrying, StepScheduled
+from streamflow.machine import run as running
 from streamflow.machine.transition import Due
 from streamflow.model.codec import DECLINED
 from streamflow.workflow import api as sf
@@ -473,3 +474,41 @@ def test_events_of_an_older_release_are_read() -> None:
     failure = ["ValueError", "no"]
     event: Any = decode(msgspec.msgpack.encode(["step-retry", 1, "a", 1, 0.5, failure, 1000, None]))
     assert (event.declined, event.kinds) == (False, ())
+
+
+# --- what comes for a stuck run has a limit ---------------------------------------------------------------------------
+
+
+def counting(app: App) -> App:
+    @app.reducer(name="flow")
+    def counts(state: int, event: Any) -> Decision:
+        return Decision(state + 1)
+
+    return app
+
+
+def waiting(app: App) -> App:
+    @app.workflow(name="flow")
+    async def flow() -> Any:
+        return await sf.signal("never")
+
+    return app
+
+
+@pytest.mark.parametrize("made", [waiting, counting])
+def test_a_run_that_gets_too_much_while_it_is_stuck_fails(
+    made: Callable[[App], App], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "EVENTS_FAIL", 30)
+    run = Run(made(App()), "flow", *([1] if made is counting else []), parent="p#3")
+    names: list[str] = []
+    while not run.last.ended:
+        assert stuck_reason(run, App())
+        names += kinds(run.advance(SignalReceived("other", raw(1))))
+        assert len(names) < 40
+    assert names[0] == "RunStuck"
+    assert names[-2:] == ["RunResumed", "RunFailed"], "the views count stuck runs"
+    failure = run.last.events[-1].failure  # type: ignore[union-attr]
+    assert failure.kind == "HistoryTooLong"
+    assert "deploy code that fits earlier" in failure.message
+    assert [(message.target, message.kind) for message in run.last.outbox] == [("p", "child")]
