@@ -1,7 +1,8 @@
 """Deletes ended runs whose retention is over, and the post numbers of clients that are gone.
 
 Owns: the sweep over owned shards, in bounded steps. Must not: delete an open run (`forget_runs` checks its header).
-Called by: the daemon (runs the loop), the `forget` command.
+A damaged key harms its run or shard, and is named.
+Called by: the daemon (runs the loop).
 """
 
 from __future__ import annotations
@@ -10,18 +11,25 @@ import logging
 
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
-from streamflow.errors import StoreError
+from streamflow.daemon.shard import OwnedShard
+from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.loops import retry_forever
-from streamflow.model.record import Status, decode_header
-from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Kernel
+from streamflow.model.codec import DECODE_ERRORS
+from streamflow.model.record import LISTED, Header, Status, decode_header
+from streamflow.store.connection import Call
 
 _log = logging.getLogger("streamflow.retention")
 
 SWEEP_EVERY = 60.0
 """Seconds between two checks for ended runs whose retention is over."""
 SWEEP_RUNS = 200
-"""Runs of one listing that are deleted at once."""
+"""Runs of one listing that are looked at at once."""
+FORGET = 50
+"""Runs that one call deletes."""
+PIPELINE = 64
+"""Listings or shards in one pipeline."""
+SCAN = 500
+"""Fields of a hash that are read at once, about."""
 SOURCES = 100
 """Clients whose post numbers a shard keeps, however old they are."""
 SOURCE_AGE_MS = 3_600_000
@@ -30,6 +38,7 @@ SOURCE_AGE_MS = 3_600_000
 
 class Retention:
     def __init__(self, context: Context, owner: Owner) -> None:
+        self._app = context.app
         self._store = context.store
         self._kernel = context.kernel
         self._clock = context.clock
@@ -44,50 +53,141 @@ class Retention:
     async def run_once(self) -> None:
         """Delete everything that is due: first post numbers of clients, then runs."""
         await self.drop_sources()
-        while self._settings.retention and await self.forget_once():
+        await self.drop_workflows()
+        kept: dict[str, int] = {}
+        while self._settings.retention and await self.forget_once(kept):
             pass
 
     async def drop_sources(self) -> None:
         """Drop the post numbers of clients that haven't posted for a while: they send none of their posts again."""
         owned = list(self._owner.shards.values())
-        sizes = await self._store.send([Call.plain("HLEN", shard.keys.seen) for shard in owned])
-        crowded = [shard for shard, size in zip(owned, sizes, strict=True) if size > self._shards + SOURCES]
         before = self._clock.now_ms() - SOURCE_AGE_MS
-        for shard in crowded:
-            seen: dict[bytes, bytes] = await self._store.one(Call.plain("HGETALL", shard.keys.seen))
-            old = [source for source, last in seen.items() if source.startswith(b"client:") and _posted(last) < before]
-            if old:
-                await self._store.one(Call.plain("HDEL", shard.keys.seen, *old[:5000]))
+        for first in range(0, len(owned), PIPELINE):
+            shards = owned[first : first + PIPELINE]
+            sizes = await self._store.send([Call.plain("HLEN", shard.keys.seen) for shard in shards])
+            for shard, size in zip(shards, sizes, strict=True):
+                try:
+                    if isinstance(size, StoreError):
+                        raise size
+                    if size > self._shards + SOURCES:
+                        await self._drop_sources_of(shard, before)
+                except StoreUnavailable:
+                    raise
+                except StoreError as error:
+                    _log.error("post numbers of clients stay in shard %d, because of its key: %s", shard.number, error)
 
-    async def forget_once(self) -> bool:
-        """Delete ended runs of owned shards whose retention is over. Returns whether there are more."""
+    async def _drop_sources_of(self, shard: OwnedShard, before: int) -> None:
+        cursor = 0
+        while True:
+            cursor, seen = await self._store.one(Call.plain("HSCAN", shard.keys.seen, cursor, "COUNT", SCAN))
+            old = [source for source, last in seen.items() if source.startswith(b"client:") and _posted(last) < before]
+            for first in range(0, len(old), SCAN):
+                await self._store.one(Call.plain("HDEL", shard.keys.seen, *old[first : first + SCAN]))
+            if not cursor:
+                return
+
+    async def drop_workflows(self) -> None:
+        """Drop names that this daemon's app doesn't have, and of which a shard has no runs any more: anybody can start
+        runs of any name."""
+        unknown = [
+            (shard, name)
+            for shard in self._owner.shards.values()
+            for name in sorted(shard.workflows - self._app.workflows.keys())
+        ]
+        for first in range(0, len(unknown), PIPELINE):
+            portion = unknown[first : first + PIPELINE]
+            sizes = await self._store.send(
+                [Call.plain("ZCARD", shard.keys.index(status, name)) for shard, name in portion for status in LISTED]
+            )
+            for position, (shard, name) in enumerate(portion):
+                if not any(sizes[position * len(LISTED) : (position + 1) * len(LISTED)]):
+                    shard.workflows.discard(name)
+
+    async def forget_once(self, kept: dict[str, int] | None = None) -> bool:
+        """Delete ended runs of owned shards whose retention is over. Returns whether there are more.
+
+        `kept`: by listing, how many at its beginning can't be deleted, from the calls before in this sweep.
+        """
+        kept = {} if kept is None else kept
         before = self._clock.now_ms() - int(self._settings.retention * 1000)
         listings = [
-            (shard, self._kernel.keys.shard(shard.number).index(status, name))
+            (shard, shard.keys.index(status, name))
             for shard in self._owner.shards.values()
             for name in shard.workflows
             for status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
         ]
-        answers = await self._store.send(
-            [Call.plain("ZRANGEBYSCORE", key, "-inf", before, "LIMIT", 0, SWEEP_RUNS) for _, key in listings]
-        )
         more = False
-        for (shard, key), listed in zip(listings, answers, strict=True):
-            if isinstance(listed, StoreError) or not listed:
-                continue
-            run_ids = [run_id.decode(errors="replace") for run_id in listed]
-            deleted = await forget_runs(self._store, self._kernel, shard.number, run_ids)
-            if not deleted:  # listed without a record: they would be found by every sweep forever
-                deleted = await self._store.one(Call.plain("ZREM", key, *listed))
-            more = more or (deleted > 0 and len(listed) == SWEEP_RUNS)
+        for first in range(0, len(listings), PIPELINE):
+            portion = listings[first : first + PIPELINE]
+            answers = await self._store.send(
+                [
+                    Call.plain("ZRANGEBYSCORE", key, "-inf", before, "LIMIT", kept.get(key, 0), SWEEP_RUNS)
+                    for _, key in portion
+                ]
+            )
+            for (shard, key), listed in zip(portion, answers, strict=True):
+                if isinstance(listed, StoreError):
+                    _log.error("ended runs of shard %d stay, because a listing can't be read: %s", shard.number, listed)
+                elif listed:
+                    gone, harmed = await self._forget_listed(shard, key, listed)
+                    kept[key] = kept.get(key, 0) + harmed
+                    more = more or (gone + harmed > 0 and len(listed) == SWEEP_RUNS)
         return more
 
+    async def _forget_listed(self, shard: OwnedShard, key: str, listed: list[bytes]) -> tuple[int, int]:
+        """Delete runs of one listing. Returns how many have left it, and how many stay because somebody has damaged
+        their keys."""
+        gone = harmed = 0
+        for first in range(0, len(listed), FORGET):
+            members = listed[first : first + FORGET]
+            run_ids = [member.decode(errors="replace") for member in members]
+            headers = await self._store.send([Call.plain("LINDEX", shard.keys.run(run_id), 0) for run_id in run_ids])
+            ended: list[tuple[str, Header]] = []
+            wrongly_listed: list[bytes] = []
+            for run_id, member, data in zip(run_ids, members, headers, strict=True):
+                try:
+                    header = _header(data)
+                except DECODE_ERRORS as error:
+                    harmed += 1
+                    _log.error(
+                        "the record of the ended run %s of shard %d can't be read, so it stays: %s",
+                        run_id,
+                        shard.number,
+                        error,
+                    )
+                    continue
+                if header is None or header.is_open:  # it would be found by every sweep forever
+                    wrongly_listed.append(member)
+                else:
+                    ended.append((run_id, header))
+            if wrongly_listed:
+                gone += await self._store.one(Call.plain("ZREM", key, *wrongly_listed))
+            if ended:
+                deleted, refused = await self._forget(shard, ended)
+                gone, harmed = gone + deleted, harmed + refused
+        return gone, harmed
 
-async def forget_runs(store: Store, kernel: Kernel, shard: int, run_ids: list[str]) -> int:
-    """Delete ended runs of one shard; open ones stay. Returns the number of deleted runs."""
-    peeked = await store.one(kernel.peek_runs(shard, run_ids))
-    headers = [(run_id, decode_header(header)) for run_id, (header, _) in zip(run_ids, peeked, strict=True) if header]
-    return await store.one(kernel.forget_runs(shard, headers)) if headers else 0
+    async def _forget(self, shard: OwnedShard, ended: list[tuple[str, Header]]) -> tuple[int, int]:
+        """Returns how many are deleted, and how many can't be."""
+        [answer] = await self._store.send([self._kernel.forget_runs(shard.number, ended)])
+        if not isinstance(answer, StoreError):
+            return answer, 0
+        deleted = refused = 0  # a key of at least one of them has another type: the others go without it
+        answers = await self._store.send([self._kernel.forget_runs(shard.number, [run]) for run in ended])
+        for (run_id, _), answer in zip(ended, answers, strict=True):
+            if isinstance(answer, StoreError):
+                refused += 1
+                _log.error("the ended run %s of shard %d stays, because of a key: %s", run_id, shard.number, answer)
+            else:
+                deleted += answer
+        return deleted, refused
+
+
+def _header(data: bytes | StoreError | None) -> Header | None:
+    """Of the first element of a record, None if there is none. Raises one of `DECODE_ERRORS`."""
+    if isinstance(data, StoreError):
+        raise ValueError(str(data))
+    return None if data is None else decode_header(data)
 
 
 def _posted(last: bytes) -> int:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from streamflow.daemon import retention as module
 from streamflow.daemon.retention import Retention
 from streamflow.daemon.shard import OwnedShard
+from streamflow.errors import StoreError
+from streamflow.store.connection import Call
 from tests.support.fakes import FakeOwner, FakeStore, context, owned
 
 pytestmark = pytest.mark.anyio
@@ -16,16 +21,28 @@ def retention(store: FakeStore, *shards: OwnedShard, keep: float = 0.0) -> Reten
     return Retention(context(store, shards=4, retention=keep), FakeOwner(*shards))  # type: ignore[arg-type]
 
 
-async def test_a_sweep_asks_for_ended_runs_that_are_old_enough_and_forgets_them() -> None:
+HEADER = b"completed 3 c 900 950 flow - -"
+
+
+def sweeping() -> OwnedShard:
     shard = owned()
     shard.workflows = {"flow"}
-    header = b"completed 3 c 900 950 flow - -"
+    return shard
+
+
+def completed(*run_ids: bytes) -> Callable[[Call[Any]], list[bytes]]:
+    """The answer of listings of which only that of completed runs has some, behind those that are passed over."""
+    return lambda call: list(run_ids[call.args[5] :]) if "completed" in call.args[1] else []
+
+
+async def test_a_sweep_asks_for_ended_runs_that_are_old_enough_and_forgets_them() -> None:
     store = FakeStore(
-        ZRANGEBYSCORE=lambda call: [b"a", b"b"] if "completed" in call.args[1] else [],
-        peek_runs=[(header, b"x"), (b"", b"")],
+        ZRANGEBYSCORE=completed(b"a", b"b"),
+        LINDEX=lambda call: HEADER if call.args[1].endswith(":a") else None,
         forget_runs=1,
+        ZREM=1,
     )
-    assert not await retention(store, shard, keep=100.0).forget_once()
+    assert not await retention(store, sweeping(), keep=100.0).forget_once()
     asked = store.sent("ZRANGEBYSCORE")
     assert {call.args[1].rpartition(":")[0].rpartition(":")[2] for call in asked} == {
         "completed",
@@ -34,20 +51,88 @@ async def test_a_sweep_asks_for_ended_runs_that_are_old_enough_and_forgets_them(
     }
     assert {call.args[3] for call in asked} == {900_000}
     [forgotten] = store.sent("forget_runs")
-    assert forgotten.args == [1, "a", header], "and b is gone already"
+    assert forgotten.args == [1, "a", HEADER]
+    [removed] = store.sent("ZREM")
+    assert removed.args[2:] == [b"b"], "it has no record, so every sweep would find it"
 
 
 async def test_a_sweep_says_when_there_is_more() -> None:
-    shard = owned()
-    shard.workflows = {"flow"}
     full = [f"r{n}".encode() for n in range(module.SWEEP_RUNS)]
-    store = FakeStore(ZRANGEBYSCORE=full, peek_runs=[(b"", b"")] * module.SWEEP_RUNS, ZREM=module.SWEEP_RUNS)
-    assert await retention(store, shard).forget_once()
+    store = FakeStore(ZRANGEBYSCORE=full, LINDEX=None, ZREM=module.FORGET)
+    assert await retention(store, sweeping()).forget_once()
 
 
 async def test_a_sweep_that_can_forget_nothing_ends() -> None:
-    shard = owned()
-    shard.workflows = {"flow"}
     full = [f"r{n}".encode() for n in range(module.SWEEP_RUNS)]
-    store = FakeStore(ZRANGEBYSCORE=full, peek_runs=[(b"", b"")] * module.SWEEP_RUNS, ZREM=0)
-    assert not await retention(store, shard).forget_once()
+    store = FakeStore(ZRANGEBYSCORE=full, LINDEX=None, ZREM=0)
+    assert not await retention(store, sweeping()).forget_once()
+
+
+async def test_calls_and_pipelines_of_a_sweep_are_bounded() -> None:
+    shard = sweeping()
+    shard.workflows = {f"flow{n}" for n in range(100)}
+    runs = [f"r{n}".encode() for n in range(module.SWEEP_RUNS)]
+    store = FakeStore(ZRANGEBYSCORE=lambda call: runs if "failed:flow7" in call.args[1] else [], LINDEX=HEADER)
+    store.answers["forget_runs"] = lambda call: call.args[0]
+    await retention(store, shard).forget_once()
+    assert sum(call.args[0] for call in store.sent("forget_runs")) == 10 * len(runs) + len(runs)
+    assert max(len(calls) for calls in store.calls) <= module.PIPELINE
+    assert max(call.args[0] for call in store.sent("forget_runs")) <= module.FORGET
+
+
+@pytest.mark.parametrize("record", [b"garbage", StoreError("LINDEX: WRONGTYPE")])
+async def test_a_run_whose_record_is_damaged_is_named_and_stays(
+    record: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "SWEEP_RUNS", 3)
+    store = FakeStore(
+        ZRANGEBYSCORE=completed(b"bad", b"a", b"b"),
+        LINDEX=lambda call: record if call.args[1].endswith("bad") else HEADER,
+        forget_runs=lambda call: call.args[0],
+    )
+    kept: dict[str, int] = {}
+    sweep = retention(store, sweeping())
+    assert await sweep.forget_once(kept)
+    assert "the record of the ended run bad of shard 0 can't be read" in caplog.text
+    assert store.sent("forget_runs")[0].args[1::2] == ["a", "b"]
+    assert list(kept.values()) == [1]
+    await sweep.forget_once(kept)
+    assert store.sent("ZRANGEBYSCORE")[3].args[5] == 1, "the next page begins behind it"
+
+
+async def test_a_run_with_another_damaged_key_does_not_keep_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    store = FakeStore(
+        ZRANGEBYSCORE=completed(b"bad", b"a"),
+        LINDEX=HEADER,
+        forget_runs=lambda call: StoreError("forget_runs: WRONGTYPE x") if "bad" in call.args else 1,
+    )
+    await retention(store, sweeping()).forget_once()
+    assert [call.args[1] for call in store.sent("forget_runs")] == ["bad", "bad", "a"]
+    assert "the ended run bad of shard 0 stays, because of a key: forget_runs: WRONGTYPE x" in caplog.text
+
+
+async def test_post_numbers_are_dropped_in_portions_and_a_damaged_key_is_named(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SOURCE_AGE_MS", 1000)
+    bad, good = owned(0), owned(1)
+    pages = {0: (7, {b"client:old": b"3 1 aa", b"shard:1": b"5-1"}), 7: (0, {b"client:new": b"4 999999 a"})}
+    store = FakeStore(
+        HLEN=lambda call: StoreError("HLEN: WRONGTYPE") if call.args[1] == bad.keys.seen else 10_000,
+        HSCAN=lambda call: pages[call.args[2]],
+        HDEL=1,
+    )
+    await retention(store, bad, good).drop_sources()
+    assert "post numbers of clients stay in shard 0" in caplog.text
+    [dropped] = store.sent("HDEL")
+    assert dropped.args[1:] == [good.keys.seen, b"client:old"]
+
+
+async def test_a_name_of_which_no_run_is_left_is_forgotten() -> None:
+    shard = owned()
+    shard.workflows = {"gone", "left", "damaged"}
+    store = FakeStore(
+        ZCARD=lambda call: StoreError("ZCARD: WRONGTYPE") if "damaged" in call.args[1] else int("left" in call.args[1])
+    )
+    await retention(store, shard).drop_workflows()
+    assert shard.workflows == {"left", "damaged"}
