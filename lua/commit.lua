@@ -119,16 +119,18 @@ end
 at = FIXED_ARGS
 for i = last_put + 1, #KEYS do
   local run, header, state, transition = KEYS[i], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
-  redis.call('LSET', run, 0, header)
-  redis.call('RPUSH', run, transition)
   if string.byte(state) == DASH then
-    redis.call('LTRIM', run, -1, -1)
-    redis.call('LPUSH', run, string.sub(state, 2), header)
-  elseif state ~= '' then
-    redis.call('LSET', run, 1, state)
-    if redis.call('LLEN', run) > 2 + 2 * REDUCER_TRANSITIONS then -- 2: header and state
-      redis.call('LTRIM', run, -REDUCER_TRANSITIONS, -1)
-      redis.call('LPUSH', run, state, header)
+    redis.call('UNLINK', run) -- the server frees a long one beside its work
+    redis.call('RPUSH', run, header, string.sub(state, 2), transition)
+  else
+    redis.call('LSET', run, 0, header)
+    redis.call('RPUSH', run, transition)
+    if state ~= '' then
+      redis.call('LSET', run, 1, state)
+      if redis.call('LLEN', run) > 2 + 2 * REDUCER_TRANSITIONS then -- 2: header and state
+        redis.call('LTRIM', run, -REDUCER_TRANSITIONS, -1)
+        redis.call('LPUSH', run, state, header)
+      end
     end
   end
   entry[#entry + 1], entry[#entry + 2] = ARGV[at + 1], transition

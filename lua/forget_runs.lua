@@ -27,10 +27,10 @@ local deleted, deleted_ids = 0, {}
 for i = 1, count do
   if is_forgotten[i] then
     deleted_ids[ARGV[2 * i]] = true
-    deleted = deleted + redis.call('DEL', KEYS[4 * i - 3])
+    deleted = deleted + redis.call('UNLINK', KEYS[4 * i - 3]) -- the server frees a long one beside its work
     redis.call('ZREM', KEYS[4 * i - 2], ARGV[2 * i])
     redis.call('ZREM', KEYS[4 * i - 1], ARGV[2 * i])
-    redis.call('DEL', KEYS[4 * i])
+    redis.call('UNLINK', KEYS[4 * i])
   end
 end
 for i = 4 * count + 1, #KEYS do

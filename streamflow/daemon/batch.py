@@ -20,7 +20,7 @@ from streamflow.machine.factory import new_machine
 from streamflow.machine.open_work import MAX_WORKER_LOSSES
 from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import one_seal
-from streamflow.machine.transition import Effects, Input, Outcome
+from streamflow.machine.transition import Effects, Input, Outcome, Oversize
 from streamflow.model.attributes import Attribute, merged, same, value_text
 from streamflow.model.failures import failure_of, line_of_function
 from streamflow.model.record import Header, Status, decode_header
@@ -28,6 +28,7 @@ from streamflow.model.sharding import Partition, queue_partition_of
 from streamflow.store.kernel import FRESH, Batch, Poison, Put, RunWrite, Send, listed_under
 from streamflow.store.namespace import Namespace
 from streamflow.wire import BadMessage, InboxMessage, answer_name, decode_message, encode_job, stream_order
+from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import Interrupted, ends_process
 
@@ -35,8 +36,19 @@ _log = logging.getLogger("streamflow.owner")
 _encoder = msgspec.msgpack.Encoder()
 
 RUNS = 500
-BYTES = 4 * 1024 * 1024
-"""Limits of one commit, so that its script stays short."""
+INPUTS = 4000
+BYTES = 2 * 1024 * 1024
+"""Limits of what goes into one commit, so that its script stays short: runs, and what comes for them. Runs whose
+transitions would make it write more bytes are reduced for the next one."""
+RUN_INPUTS = 2000
+"""Inputs of one run in a commit: one that gets thousands at once delays no other run by more than a batch."""
+WRITES = 1000
+"""Messages, queued attempts and values after which a commit has no more runs."""
+LARGEST = 8 * 1024 * 1024
+MOST_WRITES = 5000
+"""Bytes, and messages, attempts and values, that one transition of a run may write: it can't be divided."""
+SENT = 1000
+"""Delivered entries of the outbox that one commit deletes."""
 NOTIFICATION_BYTES = 4096
 """Outcomes and answers up to this size are part of the notification; clients that wait for a larger one fetch it."""
 NEW = b"pending 0 - "
@@ -45,6 +57,10 @@ IN_FLIGHT = -1
 """Score on the agenda of a run whose steps run at the owner."""
 UNKNOWN = -2
 """Not a score: the plan of a loaded run until it is reduced. The agenda may still have the last owner's score."""
+
+
+class _TooLarge(Exception):
+    """A transition writes more than one commit may; the text says how much, and what to do."""
 
 
 class Reduced:
@@ -75,6 +91,12 @@ class ShardBatch:
         self.child_conflicts: list[InboxMessage] = []
         """Messages of kind `taken`: the id of a child belongs to another run."""
         self.sent = 0
+        self.collected = 0
+        """Bytes of the inputs."""
+        self.divided: set[str] = set()
+        """Runs for which more waits than they get now."""
+        self.size = 0
+        """Bytes that the commit writes."""
         self.careful = ""
         """The run that a former owner had in hand when its process ended: it is alone in this batch."""
         self.applied = False
@@ -86,38 +108,83 @@ class ShardBatch:
         work = self.work
         if shard.careful or shard.delivered is not None:
             self._set_aside()
-        size = 0
+        size = count = 0
         for run_id in list(shard.inputs):
-            if len(work) >= RUNS or size >= BYTES:
+            if len(work) >= RUNS or size >= BYTES or count >= INPUTS:
                 break
             run_work = work[run_id] = RunWork()
             run_work.inputs = inputs = shard.inputs.pop(run_id)
+            before = size
             for input_ in inputs:
                 if type(input_) is Outcome and input_.result is not None:
                     size += memoryview(input_.result).nbytes
-        while shard.inbox and len(work) < RUNS and size < BYTES:
+            if size > BYTES or len(inputs) > RUN_INPUTS or shard.portions:
+                size = self._divide(run_id, run_work, before)
+            count += len(run_work.inputs)
+        later: list[InboxMessage] = []
+        while shard.inbox and len(work) < RUNS and size < BYTES and count < INPUTS:
             message = shard.inbox.popleft()
-            size += len(message.body)
             if message.kind == "taken":
                 self.child_conflicts.append(message)
                 continue
+            run_work = work.get(message.run_id)
+            if run_work is not None and self._has_enough(message.run_id, run_work):
+                later.append(message)
+                continue
+            size += len(message.body)
+            count += 1
             self._add(work, message)
+        shard.inbox.extendleft(reversed(later))
+        self.collected = size
         self._take_sent()
+
+    def _divide(self, run_id: str, run_work: RunWork, size: int) -> int:
+        """Leave inputs of a run for the next batch, if they are too many or too large. `size`: bytes in the batch
+        before. Returns those in the batch."""
+        shard, inputs = self.shard, run_work.inputs
+        kept = 0
+        for input_ in inputs[: shard.portions.get(run_id, RUN_INPUTS)]:
+            if type(input_) is Outcome and input_.result is not None:
+                size += memoryview(input_.result).nbytes
+            kept += 1
+            if size >= BYTES:
+                break
+        if kept < len(inputs):
+            self.divided.add(run_id)
+            run_work.inputs, shard.inputs[run_id] = inputs[:kept], inputs[kept:]
+        return size
+
+    def _has_enough(self, run_id: str, run_work: RunWork) -> bool:
+        count = len(run_work.messages)
+        portions = self.shard.portions
+        if portions and run_id in portions:
+            enough = count + len(run_work.inputs) >= portions[run_id]
+        else:
+            enough = count >= RUN_INPUTS
+        if enough:
+            self.divided.add(run_id)
+        return enough
 
     def collect_careful(self, run_id: str) -> None:
         """Move what waits for the turn of this run into this batch, up to the limit."""
         shard = self.shard
         aside = shard.aside.pop(run_id)
         work = self.work[run_id] = RunWork()
-        work.inputs, work.started = aside.inputs, aside.started
-        size = 0
-        while aside.messages and size < BYTES:
-            message = aside.messages.pop(0)
+        work.inputs = aside.inputs
+        size = self._divide(run_id, work, 0)
+        taken = 0
+        for message in aside.messages:
+            if size >= BYTES or self._has_enough(run_id, work):
+                break
             size += len(message.body)
+            taken += 1
             work.messages.append(message)
+        del aside.messages[:taken]
+        work.started = aside.started and taken > 0
         if aside.messages:
-            aside.inputs, aside.started = [], False
+            aside.inputs, aside.started = [], aside.started and not taken
             shard.aside[run_id] = aside
+        self.collected = size
         self._take_sent()
 
     def _set_aside(self) -> None:
@@ -150,9 +217,8 @@ class ShardBatch:
             run_work.started = True
 
     def _take_sent(self) -> None:
-        shard = self.shard
-        self.sent = len(shard.sent)
-        self.batch.sent = shard.sent[:]
+        self.batch.sent = self.shard.sent[:SENT]
+        self.sent = len(self.batch.sent)
 
     def missing(self) -> list[str]:
         """Runs that must be loaded first: not live, and not new."""
@@ -192,6 +258,9 @@ class ShardBatch:
 
     def _reduce_runs(self, app: App, namespace: Namespace, at: int, watch: Callable[[str], None]) -> None:
         for run_id, run_work in self.work.items():
+            if self.size >= BYTES or len(self.batch.sends) + len(self.batch.puts) >= WRITES:
+                self._put_back_from(run_id)
+                break
             watch(run_id)
             inputs = self._inputs(run_id, run_work, app, namespace.partition)
             live = self.shard.live.get(run_id)
@@ -204,10 +273,47 @@ class ShardBatch:
                 # The estimate of the server's clock may be a little behind; no run begins before it was created.
                 effects = live.machine.advance(inputs, max(at, live.header.created))
                 self._record(run_id, live, effects, namespace)
+            except _TooLarge as error:
+                self._divide_or_fail(run_id, run_work, str(error))
             except BaseException as error:
                 if ends_process(error):
                     raise
                 self._leave_out(run_id, run_work, error)
+
+    def _put_back_from(self, run_id: str) -> None:
+        """The commit is full: this run and those behind it are reduced in the next batch. They have decided nothing."""
+        runs = list(self.work)
+        later = {later_id: self.work.pop(later_id) for later_id in runs[runs.index(run_id) :]}
+        messages = [message for run_work in later.values() for message in run_work.messages]
+        messages.sort(key=lambda message: stream_order(message.id), reverse=True)
+        self.shard.inbox.extendleft(messages)
+        for later_id, run_work in later.items():
+            if run_work.inputs:
+                self.shard.inputs[later_id] = run_work.inputs + self.shard.inputs.get(later_id, [])
+
+    def _give_back(self, run_id: str, run_work: RunWork) -> None:
+        """Commit the other runs without this one, which has decided something that is not committed: it is read again,
+        and comes in the next batch."""
+        shard = self.shard
+        live = shard.live.pop(run_id)
+        own = {message.id for message in run_work.messages}
+        quarantined = {message.id for message, _ in self.poisoned}
+        self.batch.acks = [ack for ack in self.batch.acks if ack not in own]
+        shard.inbox.extendleft(reversed([message for message in run_work.messages if message.id not in quarantined]))
+        if run_work.inputs:
+            shard.inputs[run_id] = run_work.inputs + shard.inputs.get(run_id, [])
+        live.machine.close()
+
+    def _divide_or_fail(self, run_id: str, run_work: RunWork, reason: str) -> None:
+        """The transition is too large for a commit: give the run fewer inputs at once, or have it fail."""
+        shard = self.shard
+        count = len(run_work.inputs) + len(run_work.messages)
+        if count > 1:
+            shard.portions[run_id] = max(1, count // 4)
+        else:
+            shard.oversize[run_id] = reason
+            _log.error("run %s of shard %d fails, other runs continue: %s", run_id, shard.number, reason)
+        self._give_back(run_id, run_work)
 
     def _leave_out(self, run_id: str, run_work: RunWork, error: BaseException) -> None:
         """Code of the run, or a defect in this code, raised what no run may: commit the other runs without it.
@@ -216,12 +322,11 @@ class ShardBatch:
         fails, its messages are quarantined.
         """
         shard = self.shard
-        live = shard.live.pop(run_id)
-        own = {message.id for message in run_work.messages}
-        quarantined = {message.id for message, _ in self.poisoned}
-        self.batch.acks = [ack for ack in self.batch.acks if ack not in own]
         reason = reason_of(error)
         if run_id in shard.parked:
+            shard.live.pop(run_id)
+            own = {message.id for message in run_work.messages}
+            self.batch.acks = [ack for ack in self.batch.acks if ack not in own]
             _log.error(
                 "run %s of shard %d can't be recorded even as stuck; its %d messages are quarantined, other runs "
                 "continue: %s",
@@ -240,10 +345,7 @@ class ShardBatch:
             reason,
         )
         shard.parked[run_id] = reason
-        shard.inbox.extendleft(reversed([message for message in run_work.messages if message.id not in quarantined]))
-        if run_work.inputs:
-            shard.inputs[run_id] = run_work.inputs + shard.inputs.get(run_id, [])
-        live.machine.close()
+        self._give_back(run_id, run_work)
 
     def _inputs(self, run_id: str, run_work: RunWork, app: App, partition: Partition) -> list[Input]:
         inputs = run_work.inputs if not run_work.messages else run_work.inputs[:]
@@ -269,6 +371,8 @@ class ShardBatch:
             inputs.append(input_)
             if not reason:
                 self.batch.acks.append(message.id)
+        if run_id in self.shard.oversize:
+            inputs = [Oversize(self.shard.oversize[run_id]), *inputs]
         return inputs
 
     def _first_header(self, run_id: str, run_work: RunWork, message: InboxMessage) -> Header:
@@ -284,6 +388,15 @@ class ShardBatch:
         done = Reduced(run_id, live, effects)
         for warning in effects.warnings:
             _log.warning("run %s: %s", run_id, warning)
+        # What may fail comes before the first change of the batch: a run that can't be encoded leaves it unchanged.
+        created = live.header.created
+        size = 0
+        attempts: list[tuple[StepJob, bytes]] = []
+        if effects.jobs:
+            attempts = [(job, encode_job(job, created)) for job in effects.jobs if job.step.queue is not None]
+            size += sum([len(body) for _, body in attempts])
+        if effects.outbox:
+            size += sum([len(message.body) for message in effects.outbox])
         if effects.events:
             old = live.header
             at = machine.at
@@ -291,13 +404,21 @@ class ShardBatch:
             ended = at if effects.ended else 0
             version = old.version + 1
             done.transition = Transition(at, effects.events)
-            # What may fail comes before the first change of the batch: a run that can't be encoded leaves it unchanged.
             data = _encoder.encode(done.transition)
             state = machine.snapshot()
-            answers: list[Put] = []
+            keys = shard.keys
+            puts: list[Put] = []
+            if effects.published is not None:
+                key = keys.published(run_id)
+                puts = [Put(key, field, value) for field, value in effects.published.items()]
             if effects.answers:
-                keys = shard.keys
-                answers = [Put(keys.answer(answer.id), "", _encoder.encode(answer)) for answer in effects.answers]
+                puts += [Put(keys.answer(answer.id), "", _encoder.encode(answer)) for answer in effects.answers]
+            size += len(data) + len(state)
+            if puts:
+                size += sum([len(put.value) for put in puts])
+            writes = len(effects.outbox) + len(attempts) + len(puts)
+            if (size > LARGEST or (writes > MOST_WRITES and not effects.ended)) and run_id not in shard.oversize:
+                raise _TooLarge(_too_large(run_id, size, writes))
             attributes = old.attributes
             if effects.attributes is not None:
                 attributes = self._move_attributes(run_id, old, effects.attributes)
@@ -308,17 +429,14 @@ class ShardBatch:
             if effects.fresh:
                 state = FRESH + state
             batch.runs.append(RunWrite(run_id, live.header_bytes, done.header_bytes, state, data))
-            if effects.published is not None:
-                key = shard.keys.published(run_id)
-                batch.puts += [Put(key, field, value) for field, value in effects.published.items()]
-            batch.puts += answers
+            batch.puts += puts
             if status == Status.STUCK and old.status != Status.STUCK:
                 _log.error("run %s is stuck until a daemon has code that fits its history: %s", run_id, machine.reason)
             if listed_under(old.status) != status:
                 shard.workflows.add(old.workflow)
-                keys = shard.keys
                 source = keys.index(listed_under(old.status), old.workflow)
                 batch.moves.append((run_id, source, keys.index(status, old.workflow), at))
+        self.size += size
         if run_id in shard.killers and not effects.ended:
             self._record_killer(run_id, live.header.created, machine.at)
         if run_id in shard.records:
@@ -334,16 +452,17 @@ class ShardBatch:
             done.plan = plan
         for message in effects.outbox:
             self._send(namespace.shard_of(message.target), message.kind, message.target, message.body)
-        for job in effects.jobs:
-            if job.step.queue is not None:
-                self._send(queue_partition_of(run_id, job.seq), "step", run_id, encode_job(job, live.header.created))
+        for job, body in attempts:
+            self._send(queue_partition_of(run_id, job.seq), "step", run_id, body)
         for job in effects.revoked:  # behind the attempts: one may have been decided in this very transition
             self._send(
                 queue_partition_of(run_id, job.seq),
                 "revoke",
                 run_id,
-                encode_job(job, live.header.created, revoked=True),
+                encode_job(job, created, revoked=True),
             )
+        if shard.portions and run_id not in self.divided:
+            shard.portions.pop(run_id, None)
         self.reduced.append(done)
 
     def _drop_records(self, run_id: str, machine: RunMachine, effects: Effects) -> None:
@@ -425,6 +544,16 @@ class ShardBatch:
     def is_empty(self) -> bool:
         batch = self.batch
         return not (batch.runs or batch.acks or batch.plans or batch.sends or batch.sent or batch.poisons or batch.puts)
+
+
+def _too_large(run_id: str, size: int, writes: int) -> str:
+    what = f"{size / 1024 / 1024:.1f} MB" if size > LARGEST else f"{writes:,} messages, queued attempts and values"
+    limit = f"{LARGEST // 1024 // 1024} MB" if size > LARGEST else f"{MOST_WRITES:,}"
+    return (
+        f"run {run_id} decided {what} at once, and the limit is {limit}: start fewer steps or children at the same "
+        "time (`sf.map` with `concurrency=`), split the work among child runs, or store large values elsewhere and "
+        "pass references"
+    )
 
 
 def _notification(name: str, payload: bytes) -> tuple[str, bytes]:

@@ -39,6 +39,8 @@ HOT_COUNT = 2048
 together."""
 HOT_BYTES = 256 * 1024
 """An answer of this size means that entries are large: the next one gets no more of them."""
+ANSWER_BYTES = 4 * 1024 * 1024
+"""After a larger answer, the next ones get fewer entries, until they are smaller."""
 HIGH_WATER = 10_000
 """Messages in memory at which reading pauses until the owner has caught up."""
 
@@ -165,8 +167,7 @@ class Lane:
             await self._read_pending(streams)
         else:
             entries = await self._connection.read(list(streams), self._count, pending=False)
-            self._count = _next_count(entries)
-            self._buffer(streams, entries)
+            self._count = _next_count(entries, self._count, self._buffer(streams, entries))
             await anyio.sleep(READ_PAUSE)
 
     async def _read_pending(self, streams: dict[str, OwnedShard]) -> None:
@@ -180,7 +181,9 @@ class Lane:
             for shard in streams.values():
                 shard.rereading(False)
 
-    def _buffer(self, streams: dict[str, OwnedShard], entries: list[Entry]) -> None:
+    def _buffer(self, streams: dict[str, OwnedShard], entries: list[Entry]) -> int:
+        """Returns the bytes of the messages."""
+        size = 0
         for stream, entry_id, fields in entries:
             shard = streams[stream]
             if shard.dropped:
@@ -190,22 +193,29 @@ class Lane:
                 continue
             shard.known.add(entry_id)
             fields = fields or {}
+            body = fields.get(b"body", b"")
+            size += len(body)
             shard.inbox.append(
                 InboxMessage(
                     entry_id,
                     fields.get(b"kind", b"").decode(errors="replace"),
                     fields.get(b"run", b"").decode(errors="replace"),
-                    fields.get(b"body", b""),
+                    body,
                     fields.get(b"header", b""),
                 )
             )
             self._on_messages(shard)
+        return size
 
 
-def _next_count(entries: list[Entry]) -> int:
-    """How many entries of a shard the next answer may have: more than usual if a few shards had that many."""
+def _next_count(entries: list[Entry], count: int, size: int) -> int:
+    """How many entries of a shard the next answer may have: more than usual if a few shards had that many, fewer if
+    they were large. `count`: how many this one could have; `size`: its bytes."""
+    if size > ANSWER_BYTES:
+        return max(1, min(count, COUNT) * ANSWER_BYTES // size)
+    if count < COUNT:
+        return min(COUNT, 2 * count)
     if len(entries) < COUNT:
         return COUNT
     full = sum(n >= COUNT for n in Counter(stream for stream, _, _ in entries).values())
-    size = sum(len((fields or {}).get(b"body", b"")) for _, _, fields in entries)
     return max(COUNT, HOT_COUNT // full) if full and size < HOT_BYTES else COUNT

@@ -22,7 +22,7 @@ import anyio
 import msgspec
 from msgspec import Raw
 
-from streamflow.daemon.batch import UNKNOWN, Reduced, ShardBatch, parked_reason, reason_of
+from streamflow.daemon.batch import BYTES, SENT, UNKNOWN, Reduced, ShardBatch, parked_reason, reason_of
 from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import CODE, UNKNOWN_ATTEMPT, LiveRun, OwnedShard, StepRecord
@@ -53,6 +53,10 @@ RUNS = 1000
 """Runs after which no more shards are added to a pipeline: while the server works on it, the next is reduced."""
 DUE_LIMIT = 500
 """Due runs of a shard that are read at once."""
+DUE_SHARDS = 64
+"""Shards that are asked for due runs in one pipeline."""
+LEAST = 16 * 1024
+"""Bytes of records that are read from a shard at once at least, however many shards are read."""
 LONGEST_TURN = 0.005
 """Seconds of replays after which the event loop gets its turn."""
 RETRY_BROKEN = 5.0
@@ -269,9 +273,9 @@ class Owner:
     def _take_batches(self, taken: list[OwnedShard]) -> list[ShardBatch]:
         """Adds each shard to `taken` before it is touched."""
         batches: list[ShardBatch] = []
-        runs = 0
+        runs = size = 0
         for shard in list(self._ready.values()):
-            if runs >= RUNS:
+            if runs >= RUNS or size >= BYTES:
                 break
             taken.append(shard)
             if shard.dropped or shard.busy or shard.broken or shard.leaving:
@@ -285,6 +289,7 @@ class Owner:
             batch = self._begin(shard)
             batch.collect()
             runs += len(batch.work)
+            size += batch.collected
             for run_id in batch.work:  # not idle now, so not to be evicted
                 self._idle.pop(run_id, None)
             batches.append(batch)
@@ -314,19 +319,21 @@ class Owner:
         if not due:
             return
         try:
-            await self._take_due_runs(due)
+            shards = list(due.values())
+            for first in range(0, len(shards), DUE_SHARDS):
+                await self._take_due_runs(shards[first : first + DUE_SHARDS])
         except Exception:  # a defect: nothing else knows when these shards are due
             for shard in due.values():
                 self.drop(shard)
             raise
 
-    async def _take_due_runs(self, due: dict[int, OwnedShard]) -> None:
-        calls = [self._kernel.due_runs(shard.number, shard.token, DUE_LIMIT) for shard in due.values()]
+    async def _take_due_runs(self, due: list[OwnedShard]) -> None:
+        calls = [self._kernel.due_runs(shard.number, shard.token, DUE_LIMIT) for shard in due]
         try:
             answers: list[DueRuns | StoreError] = await self._store.send(calls, patience=math.inf)
         except StoreError as error:
             answers = [error] * len(calls)
-        for shard, answer in zip(due.values(), answers, strict=True):
+        for shard, answer in zip(due, answers, strict=True):
             shard.next_due = None
             if isinstance(answer, StoreError):
                 self._stop_broken(shard, answer)
@@ -374,6 +381,7 @@ class Owner:
             at = self._clock.now_ms()
             calls: list[Call[Committed]] = []
             committing: list[ShardBatch] = []
+            size = 0
             for batch in batches:
                 if batch.shard.dropped:
                     continue
@@ -385,10 +393,12 @@ class Owner:
                     continue
                 committing.append(batch)
                 calls.append(self._kernel.commit(batch.shard.number, batch.shard.token, self._session, batch.batch))
+                size += batch.size
+                if size >= BYTES:  # one pipeline doesn't take much more
+                    await self._commit(committing, calls)
+                    calls, committing, size = [], [], 0
             if calls:
-                answers = await self._store.send(calls, patience=math.inf)
-                for batch, answer in zip(committing, answers, strict=True):
-                    self._answered(batch, answer)
+                await self._commit(committing, calls)
         except Exception:
             # A defect in this code. The state of these shards in memory can't be trusted.
             _log.exception(
@@ -408,8 +418,13 @@ class Owner:
             for batch in batches:
                 shard = batch.shard
                 shard.busy = False
-                if shard.has_work:
+                if shard.has_work or len(shard.sent) >= SENT:
                     self.wake(shard)
+
+    async def _commit(self, batches: list[ShardBatch], calls: list[Call[Committed]]) -> None:
+        answers = await self._store.send(calls, patience=math.inf)
+        for batch, answer in zip(batches, answers, strict=True):
+            self._answered(batch, answer)
 
     def _settle(self, batch: ShardBatch) -> None:
         """Code of a run was run that a former owner had in hand when it ended: this process still lives, so the run is
@@ -434,13 +449,49 @@ class Owner:
         wanted = [(batch, run_id) for batch in batches for run_id in batch.missing()]
         if not wanted:
             return
-        calls: list[Call[list[bytes]]] = [
-            Call.plain("LRANGE", batch.shard.keys.run(run_id), 0, -1) for batch, run_id in wanted
+        parts: dict[tuple[int, str], list[bytes]] = {}
+        while wanted:
+            complete: list[tuple[tuple[ShardBatch, str], list[bytes] | StoreError]] = []
+            rest: list[tuple[ShardBatch, str]] = []
+            for (batch, run_id), answer in await self._read_some(wanted, parts):
+                record = parts.setdefault((batch.shard.number, run_id), [])
+                if isinstance(answer, StoreError):
+                    complete.append(((batch, run_id), answer))
+                    continue
+                following, elements = answer
+                record += elements
+                if following is None:
+                    complete.append(((batch, run_id), parts.pop((batch.shard.number, run_id))))
+                else:
+                    rest.append((batch, run_id))
+            left = iter(complete)
+            while not self._rehydrate_some(left):  # noqa: ASYNC110
+                await asyncio.sleep(0)  # thousands of replays: heartbeats must not wait for all
+            wanted = rest
+
+    async def _read_some(
+        self, wanted: list[tuple[ShardBatch, str]], parts: dict[tuple[int, str], list[bytes]]
+    ) -> list[tuple[tuple[ShardBatch, str], tuple[int | None, list[bytes]] | StoreError]]:
+        """Read on in the records of runs, each behind the part that was read before; about `BYTES` in one pipeline."""
+        by_batch: dict[int, list[tuple[ShardBatch, str]]] = {}
+        for batch, run_id in wanted:
+            by_batch.setdefault(batch.shard.number, []).append((batch, run_id))
+        limit = max(LEAST, BYTES // len(by_batch))
+        calls = [
+            self._kernel.read_runs(
+                number, [(run_id, len(parts.get((number, run_id), ()))) for _, run_id in runs], limit
+            )
+            for number, runs in by_batch.items()
         ]
-        records = await self._store.send(calls, patience=math.inf)
-        left = zip(wanted, records, strict=True)
-        while not self._rehydrate_some(left):  # noqa: ASYNC110
-            await asyncio.sleep(0)  # thousands of replays: heartbeats must not wait for all
+        answers: list[list[tuple[int | None, list[bytes]] | StoreError] | StoreError] = await self._store.send(
+            calls, patience=math.inf
+        )
+        found: list[tuple[tuple[ShardBatch, str], tuple[int | None, list[bytes]] | StoreError]] = []
+        for runs, answer in zip(by_batch.values(), answers, strict=True):
+            if isinstance(answer, StoreError):
+                answer = [answer] * len(runs)
+            found += zip(runs, answer, strict=True)
+        return found
 
     def _rehydrate_some(self, left: Iterator[tuple[tuple[ShardBatch, str], list[bytes] | StoreError]]) -> bool:
         """Take from `left` what one turn of the event loop may replay. True if that was all."""

@@ -31,6 +31,8 @@ _log = logging.getLogger("streamflow.relay")
 MESSAGES = 200
 BYTES = 1024 * 1024
 """Limits of one delivery, so that a script stays short."""
+PIPELINE_BYTES = 4 * 1024 * 1024
+"""Bytes after which a pipeline has no more deliveries; the others follow, each pair in its turn."""
 RETRY_PAUSE = 1.0
 """Seconds until a target that refused a delivery gets it again; other targets don't wait for it."""
 
@@ -80,9 +82,10 @@ class Relay:
                 self._has_messages.set()
 
     async def run_once(self) -> bool:
-        """Deliver all waiting messages, in one pipeline. False when some must be delivered again."""
+        """Deliver waiting messages in one pipeline. False when some must be delivered again."""
         batches: list[tuple[tuple[int, Target], OwnedShard, list[Delivery | Offer]]] = []
         now = time.monotonic()
+        total = 0
         self._refused = {pair: until for pair, until in self._refused.items() if until > now}
         for pair, (source, deliveries) in list(self._waiting.items()):
             if source.dropped:  # the next owner finds them in the outbox
@@ -90,7 +93,11 @@ class Relay:
                 continue
             if pair in self._refused:
                 continue
-            chunk = _first_chunk(deliveries)
+            if total >= PIPELINE_BYTES:
+                self._has_messages.set()
+                break
+            chunk, size = _first_chunk(deliveries)
+            total += size
             batches.append((pair, source, chunk))
         calls = [self._call(target, source, chunk) for (_, target), source, chunk in batches]
         if not calls:
@@ -120,10 +127,10 @@ class Relay:
             queue = self._waiting[pair][1]
             source.sent.extend(delivery.number for delivery in chunk)
             del queue[: len(chunk)]
+            del self._waiting[pair]
             if queue:
+                self._waiting[pair] = source, queue  # behind the others
                 self._has_messages.set()
-            else:
-                del self._waiting[pair]
         return not self._refused
 
     def _call(self, target: Target, source: OwnedShard, chunk: list[Any]) -> Call[str]:
@@ -136,7 +143,9 @@ class Relay:
         """Register queues to which this daemon sends for the first time, so that `status` can list them."""
         new = {target[0] for target in targets if not isinstance(target, int)} - self._known_queues
         if new:
-            await self._store.one(register_queues(self._kernel, new))
+            [answer] = await self._store.send([register_queues(self._kernel, new)])
+            if isinstance(answer, StoreError):  # messages don't wait for a key that only `status` reads
+                _log.error("%s can't be registered, so `status` doesn't list them: %s", ", ".join(sorted(new)), answer)
             self._known_queues |= new
 
 
@@ -154,10 +163,12 @@ def _name_of(target: Target) -> str:
     return f"shard {target}" if isinstance(target, int) else f"partition {target[1]} of queue {target[0]}"
 
 
-def _first_chunk(deliveries: list[Delivery | Offer]) -> list[Delivery | Offer]:
-    size = 0
+def _first_chunk(deliveries: list[Delivery | Offer]) -> tuple[list[Delivery | Offer], int]:
+    """What one delivery takes of the messages that wait, and its bytes."""
+    total = 0
     for count, delivery in enumerate(deliveries):
-        size += len(delivery.body)
-        if count == MESSAGES or (count and size > BYTES):
-            return deliveries[:count]
-    return deliveries[:]
+        size = len(delivery.body)
+        if count == MESSAGES or (count and total + size > BYTES):
+            return deliveries[:count], total
+        total += size
+    return deliveries[:], total

@@ -117,6 +117,11 @@ class OwnedShard:
         self.inputs: dict[str, list[Input]] = {}
         """Step outcomes and due times by run."""
         self.live: dict[str, LiveRun] = {}
+        self.portions: dict[str, int] = {}
+        """Runs that get only so many inputs at once, because more made a transition that was too large for a commit;
+        until no more than that wait."""
+        self.oversize: dict[str, str] = {}
+        """Runs that fail with their next transition, because a single input made one that was too large, and why."""
         self.busy = False
         """A batch is being loaded, reduced or committed: one at a time, so that commits have an order."""
         self.draining = False
@@ -189,6 +194,8 @@ class OwnedShard:
     def forget(self, run_id: str) -> None:
         """The run has ended, or doesn't exist: nothing that is known of it has a meaning any more."""
         self.parked.pop(run_id, None)
+        self.portions.pop(run_id, None)
+        self.oversize.pop(run_id, None)
         self.killers.discard(run_id)
         self.suspect.discard(run_id)
         self.orphans.discard(run_id)

@@ -43,7 +43,18 @@ from streamflow.events import (
 )
 from streamflow.machine.open_work import MAX_WORKER_LOSSES, UNDECIDED, WORKER_LOST, OpenWork, unfit
 from streamflow.machine.sealed import SEALED, running_loop, sealed
-from streamflow.machine.transition import IDLE, Due, Effects, Ending, Forgotten, Input, Outcome, Outgoing, Returned
+from streamflow.machine.transition import (
+    IDLE,
+    Due,
+    Effects,
+    Ending,
+    Forgotten,
+    Input,
+    Outcome,
+    Outgoing,
+    Oversize,
+    Returned,
+)
 from streamflow.model.attributes import Attribute, merged
 from streamflow.model.codec import DECLINED, UnfitArguments
 from streamflow.model.failures import line_of_call
@@ -118,7 +129,9 @@ class RunMachine(OpenWork):
     def _advance(self, inputs: list[Any]) -> None:
         token = active.set(self)
         try:
-            if self.stuck or self.reason:
+            if inputs and type(inputs[0]) is Oversize:
+                self._fail_oversize(inputs[0], inputs[1:])
+            elif self.stuck or self.reason:
                 inputs = self._park_or_resume(inputs)
             elif self.events_count >= EVENTS_WARN:
                 self._limit_history()
@@ -484,6 +497,14 @@ class RunMachine(OpenWork):
             f"({self.reason}): deploy code that fits earlier, or send less to a run that is stuck"
         )
         self._fail_now(Failure(errors.HistoryTooLong.__name__, text))
+
+    def _fail_oversize(self, oversize: Oversize, inputs: list[Any]) -> None:
+        """Only its start is recorded, if it has none yet, so that views count it."""
+        for item in inputs:
+            if isinstance(item, RunStarted) and not self.started:
+                self._begin(item)
+                self.effects.events.append(item)
+        self._fail_now(Failure("TransitionTooLarge", oversize.reason))
 
     def _fail_now(self, failure: Failure) -> None:
         """The run fails without its code, also if it is stuck or has children that it should wait for."""

@@ -60,6 +60,13 @@ class Due(msgspec.Struct, frozen=True):
     """Time has passed: timers that are due fire, and retries that are due start."""
 
 
+class Oversize(msgspec.Struct, frozen=True):
+    """What the run has decided from these inputs is too large for one commit: it fails, and none of its code is run.
+    The first of its inputs. `reason`: how large, and what to do."""
+
+    reason: str
+
+
 Input = (
     RunStarted
     | SignalReceived
@@ -70,6 +77,7 @@ Input = (
     | Outcome
     | Returned
     | Due
+    | Oversize
 )
 
 

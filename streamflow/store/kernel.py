@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from streamflow.errors import StoreError
 from streamflow.model.attributes import value_text
 from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition
@@ -349,6 +350,18 @@ class Kernel:
         keys = self.keys.shard(shard)
         return Call("peek_runs", [keys.run(run_id) for run_id in run_ids], [], _pairs)
 
+    def read_runs(
+        self, shard: int, runs: Sequence[tuple[str, int]], limit: int
+    ) -> Call[list[tuple[int | None, list[bytes]] | StoreError]]:
+        """Read the records of runs, each from a position on, as much of them as fits into a reply of `limit` bytes.
+
+        `runs`: (run id, position). Returns for each run (next position, elements), or a `StoreError`; the position is
+        None when the record ends with these elements, else the rest is read by another call.
+        """
+        keys = self.keys.shard(shard)
+        names = [keys.run(run_id) for run_id, _ in runs]
+        return Call("read_runs", names, [limit, *(first for _, first in runs)], _records)
+
     # --- ownership ----------------------------------------------------------------------------------------------------
 
     def acquire_shard(
@@ -644,6 +657,15 @@ def _claim_keys(keys: QueueKeys) -> list[str]:
 
 def _pairs(reply: list[bytes]) -> list[tuple[bytes, bytes]]:
     return list(zip(reply[::2], reply[1::2], strict=True))
+
+
+def _records(reply: list[Any]) -> list[tuple[int | None, list[bytes]] | StoreError]:
+    return [
+        StoreError(f"read_runs: {elements[0].decode(errors='replace')}")
+        if following == b"!"
+        else (int(following) if following else None, elements)
+        for following, elements in zip(reply[::2], reply[1::2], strict=True)
+    ]
 
 
 def _mapping(reply: list[bytes]) -> dict[str, bytes]:

@@ -209,6 +209,7 @@ VERBS: dict[str, Verb] = {
         lambda _: KERNEL.expired_claims("gpu", 3, "<idle>", "<quiet>", "<limit>"), {}, lambda _: {"group": WORKERS}
     ),
     "peek_runs": Verb(lambda n: KERNEL.peek_runs(0, ["<id>"] * n["run"]), {"run": ("run",)}),
+    "read_runs": Verb(lambda n: KERNEL.read_runs(0, [("<id>", "<first>")] * n["run"], "<limit>"), {"run": ("run",)}),
     "acquire_shard": Verb(lambda _: KERNEL.acquire_shard(0, "<expected>", "<nonce>", "<holder>", "<group>", "<now>")),
     "release_shard": Verb(
         lambda n: KERNEL.release_shard(0, "<token>", lent(n)), {"lent": ("lent step",)}, lambda _: {"step": "<step>"}
@@ -360,7 +361,7 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
         "start_runs",
         "post_messages",
     }
-    assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {"peek_runs"}
+    assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {"peek_runs", "read_runs"}
 
 
 def test_a_header_that_lost_a_name_would_be_noticed(tmp_path: Path) -> None:

@@ -63,6 +63,20 @@ async def family(count: int) -> None:
     await sf.gather(*(quick(n) for n in range(count)), sf.send_signal("friend", "hello"))
 
 
+@app.step
+async def swallow(data: bytes) -> None: ...
+
+
+@app.workflow
+async def passing_on(size: int) -> None:
+    await swallow(b"x" * size)
+
+
+@app.workflow
+async def spreading(width: int) -> None:
+    await sf.gather(*(swallow(b"x" * 1000) for _ in range(width)))
+
+
 def batch_of(shard: OwnedShard, at: int = NOW, watched: list[str] | None = None) -> ShardBatch:
     """Collect what waits at the shard and reduce it."""
     batch = ShardBatch(shard, shard.next_commit("session"))
@@ -497,3 +511,133 @@ def test_bad_messages_and_refusals_are_put_back_too() -> None:
     put(shard, InboxMessage("1-0", "joke", "r", b""), InboxMessage("1-1", "taken", "x", b"", b"p#1"))
     batch_of(shard).put_back()
     assert [message.id for message in shard.inbox] == ["1-0", "1-1"]
+
+
+# --- what a commit may write ------------------------------------------------------------------------------------------
+
+
+def committed(batch: ShardBatch) -> ShardBatch:
+    """As `applied`, with what ends with a run."""
+    for done in batch.reduced:
+        if done.effects.ended:
+            batch.shard.live.pop(done.run_id)
+            batch.shard.forget(done.run_id)
+    return applied(batch)
+
+
+def all_batches(shard: OwnedShard) -> list[ShardBatch]:
+    batches: list[ShardBatch] = []
+    while shard.has_work:
+        batches.append(committed(batch_of(shard)))
+        assert len(batches) < 100
+    return batches
+
+
+def test_runs_that_decide_much_together_are_divided_among_commits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "WRITES", 20)
+    shard = owned()
+    put(shard, *(start(f"1-{n}", f"r{n}", "family", 9) for n in range(6)), signal("1-9", "r0", "item", 1))
+    shard.add_input("r5", Due())
+    batches = all_batches(shard)
+    assert [len(batch.batch.sends) for batch in batches] == [20, 20, 20]
+    assert [[write.run_id for write in batch.batch.runs] for batch in batches] == [
+        ["r5", "r0"],
+        ["r1", "r2"],
+        ["r3", "r4"],
+    ]
+    acks = [ack for batch in batches for ack in batch.batch.acks]
+    assert sorted(acks) == sorted({*acks}) == [*(f"1-{n}" for n in range(6)), "1-9"]
+    numbers = [int(send.number.partition("-")[2]) for batch in batches for send in batch.batch.sends]
+    assert numbers == sorted(numbers)
+
+
+def test_bytes_that_runs_write_together_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "BYTES", 3000)
+    shard = owned()
+    put(shard, *(start(f"1-{n}", f"r{n}", "passing_on", 1000) for n in range(5)))
+    sizes = [sum(len(write.transition) for write in batch.batch.runs) for batch in all_batches(shard)]
+    assert len(sizes) == 2
+    assert max(sizes) < 3000 + 1100, "one run more"
+
+
+def test_what_was_not_reduced_is_reduced_once_and_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "WRITES", 1)
+    shard = owned()
+    put(shard, start("1-0", "a", "family", 3), start("1-1", "b", "collecting", 1))
+    committed(batch_of(shard))
+    assert [message.id for message in shard.inbox] == ["1-1"]
+    put(shard, signal("2-0", "b", "item", 5))
+    assert kinds_in(committed(batch_of(shard))) == ["RunStarted", "SignalReceived", "RunCompleted"]
+    assert not shard.has_work
+
+
+def test_a_transition_that_is_too_large_fails_its_run_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(batch_module, "LARGEST", 5000)
+    shard = owned()
+    put(shard, start("1-0", "huge", "spreading", 10, parent="p#1", tenant="t"), start("1-1", "r", "quick", 1))
+    first, second = all_batches(shard)
+    assert [write.run_id for write in first.batch.runs] == ["r"]
+    assert first.batch.acks == ["1-1"]
+    assert kinds_in(second) == ["RunStarted", "RunFailed"]
+    assert second.batch.acks == ["1-0"]
+    failed = decode_transition(second.batch.runs[0].transition).events[-1]
+    assert isinstance(failed, events.RunFailed)
+    failure = failed.failure
+    assert failure.kind == "TransitionTooLarge"
+    assert "start fewer steps or children" in failure.message
+    assert decode_header(second.batch.runs[0].header).status == Status.FAILED
+    assert [(send.kind, send.run_id) for send in second.batch.sends] == [("child", "p")]
+    assert "run huge of shard 0 fails, other runs continue" in caplog.text
+    assert (shard.portions, shard.oversize, shard.live) == ({}, {}, {})
+
+
+def test_a_fan_out_that_is_too_wide_fails_but_an_end_never_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "MOST_WRITES", 15)
+    shard = owned()
+    put(shard, start("1-0", "r", "family", 10))
+    committed(batch_of(shard))
+    put(shard, signal("2-0", "r", "item"), start("2-1", "wide", "family", 20))
+    all_batches(shard)
+    monkeypatch.setattr(batch_module, "MOST_WRITES", 5)
+    put(shard, InboxMessage("3-0", "cancel", "r", pack("enough")))
+    [batch] = all_batches(shard)
+    assert kinds_in(batch)[-1] == "RunCancelled"
+    assert len(batch.batch.sends) == 10
+
+
+def test_one_run_with_thousands_of_inputs_delays_others_by_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "RUN_INPUTS", 10)
+    shard = owned()
+    put(shard, start("1-0", "hot", "collecting", 100), *(signal(f"2-{n}", "hot", "item", n) for n in range(35)))
+    for seq in range(12):
+        shard.add_input("hot", Outcome(seq + 50, 1, 0.0))
+    put(shard, start("3-0", "r", "quick", 1))
+    batches = all_batches(shard)
+    assert "r" in [write.run_id for write in batches[0].batch.runs]
+    signals = [ack for batch in batches for ack in batch.batch.acks if ack.startswith("2-")]
+    assert signals == [f"2-{n}" for n in range(35)], "its own stay in order"
+    assert len(batches) == 4
+
+
+def test_large_outcomes_of_one_run_are_divided_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "BYTES", 1000)
+    shard = owned()
+    for seq in range(5):
+        shard.add_input("r", Outcome(seq, 1, 0.0, raw(b"x" * 400)))
+    taken: list[int] = []
+    while shard.inputs:
+        batch = ShardBatch(shard, "c")
+        batch.collect()
+        taken += [len(batch.work["r"].inputs)]
+    assert taken == [3, 2]
+
+
+def test_delivered_entries_are_deleted_a_thousand_at_a_time() -> None:
+    shard = owned()
+    shard.sent = [f"7-{n}" for n in range(2500)]
+    batch = ShardBatch(shard, "c")
+    batch.collect()
+    assert batch.batch.sent == [f"7-{n}" for n in range(1000)]
+    assert batch.sent == 1000

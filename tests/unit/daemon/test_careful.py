@@ -67,7 +67,7 @@ async def test_each_run_that_was_in_hand_has_a_commit_of_its_own_behind_a_note()
     bench = Bench(await in_flight("a", "b", "c"))
     bench.orphan("a", "b", "c")
     order: list[str] = []
-    for name in ("mark_suspects", "LRANGE", "commit"):
+    for name in ("mark_suspects", "read_runs", "commit"):
         answer = bench.store.answers[name]
 
         def called(call: Call[Any], name: str = name, answer: Any = answer) -> Any:
@@ -76,7 +76,7 @@ async def test_each_run_that_was_in_hand_has_a_commit_of_its_own_behind_a_note()
 
         bench.store.answers[name] = called
     await bench.turns()
-    assert order[:9] == ["mark_suspects", "LRANGE", "commit"] * 3
+    assert order[:9] == ["mark_suspects", "read_runs", "commit"] * 3
     assert [note.code.run_id for note in bench.notes if note.code] == ["a", "b", "c"]
 
 

@@ -220,3 +220,28 @@ async def test_a_hot_shard_is_read_in_larger_answers_until_it_has_cooled() -> No
     for _ in range(6):
         await it.lane.run_once()
     assert it.connection.counts[1:] == [usual, hot, hot, hot // 2, usual, usual]
+
+
+async def test_large_messages_are_read_in_smaller_answers_until_they_are_through() -> None:
+    shard = owned(1)
+    it = Bench(shard)
+    await it.reader.shards_changed()
+    await it.lane.run_once()
+    numbers = iter(range(100_000))
+    usual = inbox.COUNT
+
+    def of(size: int, count: int) -> list[Entry]:
+        fields = {b"kind": b"signal", b"run": b"r", b"body": b"x" * size}
+        return [(shard.keys.inbox, f"1-{next(numbers)}", fields) for _ in range(count)]
+
+    it.connection.answers += [
+        of(inbox.ANSWER_BYTES // 8, usual),
+        of(inbox.ANSWER_BYTES // 8, usual // 8),
+        [],
+        [],
+        [],
+        [],
+    ]
+    for _ in range(6):
+        await it.lane.run_once()
+    assert it.connection.counts[1:] == [usual, usual // 8, usual // 4, usual // 2, usual, usual]

@@ -6,13 +6,16 @@ import math
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 import streamflow as sf
+from streamflow.daemon.batch import BYTES
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.timers import SLACK
 from streamflow.errors import StoreError
+from streamflow.events import SignalSent, decode_history
 from streamflow.machine.transition import Due, Outcome
 from streamflow.model.record import decode_header
 from streamflow.store.connection import Call
@@ -40,6 +43,15 @@ async def quick(x: int) -> int:
 @app.workflow
 async def stepping(x: int) -> int:
     return await act(x)
+
+
+@app.step
+async def take(data: str) -> None: ...
+
+
+@app.workflow
+async def stepping_with(data: str) -> None:
+    await take(data)
 
 
 @app.workflow
@@ -73,6 +85,13 @@ async def hurried_then_not() -> int:
     with sf.timeout(86_400):
         await act(1)
     return await act(2)
+
+
+@app.workflow
+async def relaying(count: int) -> None:
+    """Each item is sent on, so an input of some size decides as much again."""
+    for _ in range(count):
+        await sf.send_signal("friend", "item", await sf.signal("item"))
 
 
 @app.workflow
@@ -112,7 +131,8 @@ class Bench:
     def __init__(self, cache: int = 100, **answers: Any) -> None:
         self.records: dict[str, list[bytes]] = {}
         self.answers: list[Any] = []
-        self.store = FakeStore(**{"commit": self._commit, "LRANGE": self._record, **answers})
+        self.page = 1000
+        self.store = FakeStore(**{"commit": self._commit, "read_runs": self._read, **answers})
         self.steps, self.sends, self.clock = Steps(), Sends(), FakeClock()
         self.lost = 0
         self.owner = Owner(
@@ -137,8 +157,14 @@ class Bench:
                 self.records[run_id].append(transition)
         return answer
 
-    def _record(self, call: Call[Any]) -> Any:
-        return self.records.get(call.args[1].rpartition(":")[2], [])
+    def _read(self, call: Call[Any]) -> Any:
+        """Of each record one page of at most `page` elements."""
+        firsts = zip(call.keys, call.args[1:], strict=True)
+        found = [(first, self.records.get(key.rpartition(":")[2], [])) for key, first in firsts]
+        return [
+            (None if first + self.page >= len(record) else first + self.page, record[first : first + self.page])
+            for first, record in found
+        ]
 
     @property
     def commits(self) -> list[Call[Any]]:
@@ -184,7 +210,7 @@ async def test_an_outcome_is_processed_in_the_next_batch_from_memory() -> None:
     bench.owner.outcome(0, "r", Outcome(1, 1, 2.0, raw(5)))
     await bench.turn()
     assert bench.status("r") == "completed"
-    assert bench.store.sent("LRANGE") == []
+    assert bench.store.sent("read_runs") == []
     assert bench.owner.live == 0
 
 
@@ -204,6 +230,64 @@ async def test_a_run_that_is_not_in_memory_is_read_and_its_steps_start_again() -
     assert bench.steps.started == [(0, "r", 1, 1)]
     (commit,) = bench.commits
     assert not [key for key in commit.keys if ":run:" in key], "reading it again adds no event; only the agenda is set"
+
+
+async def test_a_long_record_is_read_in_pages_and_replayed_once() -> None:
+    bench = Bench(cache=1)
+    await bench.take_in(start("1-0", "r", "relaying", 9), start("1-1", "s", "listening"))
+    for number in range(8):
+        await bench.take_in(signal(f"2-{number}", "r", "item", number))
+    await bench.take_in(signal("3-0", "s", "other"))
+    assert set(bench.shard.live) == {"s"}
+    bench.page = 3
+    calls = len(bench.store.sent("read_runs"))
+    await bench.take_in(signal("4-0", "r", "item", 8))
+    assert bench.status("r") == "completed"
+    firsts = [call.args[1] for call in bench.store.sent("read_runs")[calls:]]
+    assert firsts == [0, 3, 6, 9]
+
+
+async def test_records_of_many_shards_share_the_limit_of_a_pipeline() -> None:
+    bench = Bench(cache=100)
+    shards = [owned(number) for number in range(1, 7)]
+    for shard in shards:
+        bench.owner.add(shard)
+        shard.add_input(f"r{shard.number}", Due())
+    await bench.turn()
+    limits = [call.args[0] for call in bench.store.sent("read_runs")]
+    assert limits == [BYTES // 6] * 6
+
+
+async def test_inputs_that_are_too_much_together_are_taken_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamflow.daemon.batch.LARGEST", 5000)
+    bench = Bench()
+    await bench.take_in(start("1-0", "r", "relaying", 12))
+    put(bench.shard, *(signal(f"2-{n}", "r", "item", [n, "x" * 900]) for n in range(12)))
+    turns = 0
+    while bench.shard.has_work:
+        await bench.turn()
+        turns += 1
+    assert bench.status("r") == "completed"
+    history = [event for transition in decode_history(bench.records["r"][2:]) for event in transition.events]
+    sent = [msgspec.msgpack.decode(event.value)[0] for event in history if isinstance(event, SignalSent)]
+    assert sent == list(range(12))
+    assert turns <= 14, "one that was too large, then one for each"
+    assert max(map(len, bench.records["r"])) < 5000
+    assert (bench.shard.portions, bench.shard.oversize) == ({}, {})
+
+
+async def test_commits_of_several_shards_are_divided_among_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamflow.daemon.owner.BYTES", 1500)
+    bench = Bench()
+    for number in range(1, 6):
+        shard = owned(number)
+        bench.owner.add(shard)
+        put(shard, start("1-0", f"r{number}", "stepping_with", "x" * 1000))
+    while bench.owner._ready:
+        await bench.turn()
+    pipelines = [len(calls) for calls in bench.store.calls if calls[0].script == "commit"]
+    assert sum(pipelines) == 5
+    assert max(pipelines) <= 2
 
 
 async def test_views_count_what_was_committed_and_the_checkpoint_moves() -> None:
@@ -241,7 +325,7 @@ async def test_after_a_conflict_the_run_is_read_again_and_nothing_is_lost() -> N
     assert [bench.status("r"), bench.status("other")] == ["running", "running"]
     await bench.turn()
     assert [bench.status("r"), bench.status("other")] == ["completed", "completed"]
-    assert {call.args[1].rpartition(":")[2] for call in bench.store.sent("LRANGE")} == {"r", "other"}
+    assert {key.rpartition(":")[2] for call in bench.store.sent("read_runs") for key in call.keys} == {"r", "other"}
     [condition] = bench.steps.conditions
     assert condition(type("Running", (), {"run_id": "r"}))
     assert not condition(type("Running", (), {"run_id": "other"}))

@@ -69,6 +69,33 @@ async def test_refused_messages_are_retried_and_the_others_delivered(
     assert [numbers(call) for call in store.calls[-1]] == [["7-1", "7-3"]]
 
 
+async def test_a_pipeline_has_a_limit_and_each_pair_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "PIPELINE_BYTES", 1500)
+    monkeypatch.setattr(relay_module, "BYTES", 1000)
+    store = FakeStore(deliver_messages="")
+    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    for target in (1, 2, 3):
+        relay.hand_over(source, [message(10 * target + n, target, b"x" * 800) for n in range(2)])
+    while relay.waiting:
+        assert await relay.run_once()
+    assert [[numbers(call) for call in calls] for calls in store.calls] == [
+        [["7-10"], ["7-20"]],
+        [["7-30"], ["7-11"]],
+        [["7-21"], ["7-31"]],
+    ]
+
+
+async def test_messages_go_on_without_the_list_of_queues(caplog: pytest.LogCaptureFixture) -> None:
+    """`status` reads it, and somebody has damaged it."""
+    store = FakeStore(enqueue_attempts="7-1", HSET=StoreError("HSET: WRONGTYPE"))
+    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    job = StepJob(1, 1, Step(lambda: None, "act", queue="gpu"), Raw(b"\x90"), Raw(b"\xc0"))
+    relay.hand_over(source, [("7-1", 3, "step", "r", encode_job(job, 5))])
+    assert await relay.run_once()
+    assert source.sent == ["7-1"]
+    assert "gpu can't be registered" in caplog.text
+
+
 async def test_nothing_is_lost_when_the_server_is_away() -> None:
     store = FakeStore()
 

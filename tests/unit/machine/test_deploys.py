@@ -9,7 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamflow.events import AskReceived, ChildStarted, RunStuck, SignalReceived, StepRetrying, StepScheduled
+from streamflow.events import (
+    AskReceived,
+    ChildStarted,
+    RunFailed,
+    RunStuck,
+    SignalReceived,
+    StepRetrying,
+    StepScheduled,
+)
 from streamflow.machine import run as running
 from streamflow.machine.transition import Due
 from streamflow.model.codec import DECLINED
@@ -508,7 +516,8 @@ def test_a_run_that_gets_too_much_while_it_is_stuck_fails(
         assert len(names) < 40
     assert names[0] == "RunStuck"
     assert names[-2:] == ["RunResumed", "RunFailed"], "the views count stuck runs"
-    failure = run.last.events[-1].failure  # type: ignore[union-attr]
-    assert failure.kind == "HistoryTooLong"
-    assert "deploy code that fits earlier" in failure.message
+    failed = run.last.events[-1]
+    assert isinstance(failed, RunFailed)
+    assert failed.failure.kind == "HistoryTooLong"
+    assert "deploy code that fits earlier" in failed.failure.message
     assert [(message.target, message.kind) for message in run.last.outbox] == [("p", "child")]
