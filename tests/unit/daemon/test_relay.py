@@ -87,7 +87,7 @@ async def test_a_pipeline_has_a_limit_and_each_pair_its_turn(monkeypatch: pytest
 
 async def test_messages_go_on_without_the_list_of_queues(caplog: pytest.LogCaptureFixture) -> None:
     """`status` reads it, and somebody has damaged it."""
-    store = FakeStore(enqueue_attempts="7-1", HSET=StoreError("HSET: WRONGTYPE"))
+    store = FakeStore(enqueue_attempts="7-1", store_records=StoreError("store_records: WRONGTYPE"))
     relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
     job = StepJob(1, 1, Step(lambda: None, "act", queue="gpu"), Raw(b"\x90"), Raw(b"\xc0"))
     relay.hand_over(source, [("7-1", 3, "step", "r", encode_job(job, 5))])
