@@ -136,8 +136,12 @@ async def test_a_namespace_whose_data_are_gone_begins_again(
             return found not in (None, identity)
 
         await until(is_there_again)
+
+        async def is_said() -> bool:
+            return "the data of namespace hostile were deleted" in caplog.text
+
+        await until(is_said)
         await owning(daemon, FAST["shards"])
-        assert "the data of namespace hostile were deleted" in caplog.text
         assert set(await client.workflows()) == {"child", "naps", "waits"}
         again = await client.start(naps, "queue", id="lost")
         assert await again.result(DEADLINE) == "queued"
