@@ -4,6 +4,8 @@
 -- The last accepted number of each source is kept, so redelivery is harmless and memory is O(shards). A number is
 -- `<epoch>-<n>` of the owner that decided the message: both only grow, also when a failover has lost the newest ones.
 -- A start whose id belongs to a run of another parent becomes a `taken` message: the owner reports it to the parent.
+-- `parent` is the link of a start's parent, with its incarnation (streamflow/model/record.py). A signal or cancel that has
+-- one is for the child of that link only, and dropped if that doesn't exist.
 --
 -- KEYS   seen, inbox, owner, then for each message: run, index, tenant_index (used by starts)
 -- ARGV   source, now, then for each message: number, kind, id, workflow, tenant, parent, body
@@ -36,12 +38,17 @@ for i = 1, count do
   if is_newer(message_epoch, message_number, epoch, number) then
     epoch, number = message_epoch, message_number
     local run, kind, id, body = KEYS[3 * i + 1], ARGV[at + 1], ARGV[at + 2], ARGV[at + 6]
+    local parent = ARGV[at + 5]
+    local header = (kind == 'start' or parent ~= '') and redis.call('LINDEX', run, 0)
+    local is_child_of_parent = header and string.match(header, PARENT) == parent
     if kind ~= 'start' then
-      redis.call('XADD', inbox, '*', 'kind', kind, 'run', id, 'body', body)
-    elseif redis.call('EXISTS', run) == 0 then
-      open_run(run, inbox, KEYS[3 * i + 2], KEYS[3 * i + 3], clock, id, ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], body)
-    elseif string.match(redis.call('LINDEX', run, 0), PARENT) ~= ARGV[at + 5] then
-      redis.call('XADD', inbox, '*', 'kind', 'taken', 'run', id, 'body', body, 'header', ARGV[at + 5])
+      if parent == '' or is_child_of_parent then
+        redis.call('XADD', inbox, '*', 'kind', kind, 'run', id, 'body', body)
+      end
+    elseif not header then
+      open_run(run, inbox, KEYS[3 * i + 2], KEYS[3 * i + 3], clock, id, ARGV[at + 3], ARGV[at + 4], parent, body)
+    elseif not is_child_of_parent then
+      redis.call('XADD', inbox, '*', 'kind', 'taken', 'run', id, 'body', body, 'header', parent)
     end
   end
 end

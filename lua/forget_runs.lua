@@ -3,38 +3,47 @@
 --
 -- A run is deleted only if its header is byte for byte the one that the caller decided on: an open run, or a newer run
 -- of the same id, stays. Its attributes are in that header, so the caller knows those listings too.
+-- The shard's clock is set behind the end of each deleted run. So a run that is started later under the same id was
+-- created later by that clock, which tells the two apart, also while the server's clock stands still or goes back.
 -- Safe to run twice.
 --
--- KEYS   for each run: run, index, tenant_index, published; for each attribute: attribute_index
+-- KEYS   owner, then for each run: run, index, tenant_index, published; for each attribute: attribute_index
 -- ARGV   runs (how many), then for each run: id, header; for each attribute: id
 -- RETURNS the number of deleted runs / WRONGTYPE key
 -- @include shared/holds
 local count = tonumber(ARGV[1])
+local owner = KEYS[1]
 local TYPES = {'list', 'zset', 'zset', 'hash'}
-for i, key in ipairs(KEYS) do
-  local wanted = i > 4 * count and 'zset' or TYPES[(i - 1) % 4 + 1]
-  if not holds(key, wanted) then return redis.error_reply('WRONGTYPE ' .. key) end
+if not holds(owner, 'hash') then return redis.error_reply('WRONGTYPE ' .. owner) end
+for i = 2, #KEYS do
+  local wanted = i > 4 * count + 1 and 'zset' or TYPES[(i - 2) % 4 + 1]
+  if not holds(KEYS[i], wanted) then return redis.error_reply('WRONGTYPE ' .. KEYS[i]) end
 end
-local is_forgotten = {}
+local clock = tonumber(redis.call('HGET', owner, 'clock') or 0) or 0
+local is_forgotten, is_behind = {}, false
 for i = 1, count do
-  local header = redis.call('LINDEX', KEYS[4 * i - 3], 0)
+  local header = redis.call('LINDEX', KEYS[4 * i - 2], 0)
   local status = header and string.match(header, '^%a+')
   local ended = status == 'completed' or status == 'failed' or status == 'cancelled'
   is_forgotten[i] = ended and header == ARGV[2 * i + 1]
+  local end_ms = is_forgotten[i] and tonumber(string.match(header, '^%a+ %d+ %S+ %d+ (%d+)'))
+  if end_ms and end_ms >= clock then clock, is_behind = end_ms + 1, true end
 end
+
+if is_behind then redis.call('HSET', owner, 'clock', string.format('%.0f', clock)) end
 
 local deleted, deleted_ids = 0, {}
 for i = 1, count do
   if is_forgotten[i] then
     deleted_ids[ARGV[2 * i]] = true
-    deleted = deleted + redis.call('UNLINK', KEYS[4 * i - 3]) -- the server frees a long one beside its work
-    redis.call('ZREM', KEYS[4 * i - 2], ARGV[2 * i])
+    deleted = deleted + redis.call('UNLINK', KEYS[4 * i - 2]) -- the server frees a long one beside its work
     redis.call('ZREM', KEYS[4 * i - 1], ARGV[2 * i])
-    redis.call('UNLINK', KEYS[4 * i])
+    redis.call('ZREM', KEYS[4 * i], ARGV[2 * i])
+    redis.call('UNLINK', KEYS[4 * i + 1])
   end
 end
-for i = 4 * count + 1, #KEYS do
-  local id = ARGV[1 + 2 * count + i - 4 * count]
+for i = 4 * count + 2, #KEYS do
+  local id = ARGV[2 * count + i - 4 * count]
   if deleted_ids[id] then redis.call('ZREM', KEYS[i], id) end
 end
 return deleted

@@ -67,8 +67,9 @@ class HistoryEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class RunStarted(HistoryEvent, tag="started", frozen=True, gc=False):
     """Fact: the run was started.
 
-    `parent` is `<run id>#<seq>` of the parent, or empty. `version` is the version of the workflow's code that the run
-    keeps.
+    `parent` is `<run id>#<seq>@<created>` of the parent, or empty. `version` is the version of the workflow's code that
+    the run keeps. `created` tells this run from others that had its id before: ms, as in its header; 0 if it began
+    under a release that didn't record it.
     """
 
     workflow: str
@@ -76,6 +77,7 @@ class RunStarted(HistoryEvent, tag="started", frozen=True, gc=False):
     input: Raw
     parent: str = ""
     version: int = 0
+    created: int = 0
 
 
 class RunCompleted(HistoryEvent, tag="completed", frozen=True, gc=False):
@@ -320,7 +322,8 @@ class RunContinued(HistoryEvent, tag="continued", frozen=True, gc=False):
     - `started`: the time of the very first start;
     - `generation`: how often the run has continued as new, this one included;
     - `carried`: signals and questions that were received and not taken yet;
-    - `children`: `(seq, workflow, run id)` of the children with `on_parent_end="wait"`.
+    - `children`: `(seq, workflow, run id)` of the children with `on_parent_end="wait"`;
+    - `created`: as in the `RunStarted` of the first generation.
     """
 
     workflow: str
@@ -332,6 +335,7 @@ class RunContinued(HistoryEvent, tag="continued", frozen=True, gc=False):
     generation: int
     carried: list[SignalReceived | AskReceived]
     children: list[tuple[int, str, str]] = []
+    created: int = 0
 
 
 class MessageQuarantined(HistoryEvent, tag="quarantined", frozen=True, gc=False):

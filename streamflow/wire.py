@@ -12,21 +12,18 @@ import re
 import msgspec
 from msgspec import Raw
 
-from streamflow import events
 from streamflow.errors import Failure, InvalidName
 from streamflow.events import (
     NOTHING,
-    AnyEvent,
     AskReceived,
     CancelRequested,
-    ChildCompleted,
     RunStarted,
     SignalReceived,
 )
-from streamflow.machine.transition import Input, Outcome, Returned
+from streamflow.machine.transition import CompletedChild, FailedChild, Input, Outcome, Returned
 from streamflow.model import codec
 from streamflow.model.names import check_name, check_run_id
-from streamflow.model.record import Header
+from streamflow.model.record import Header, ParentLink
 from streamflow.store.kernel import Delivery, Offer
 from streamflow.workflow.actions import StepJob
 
@@ -50,7 +47,8 @@ def stream_order(entry_id: str) -> tuple[int, int]:
 _signal = msgspec.msgpack.Decoder(tuple[str, Raw])
 _ask = msgspec.msgpack.Decoder(tuple[str, Raw, str])
 _reason = msgspec.msgpack.Decoder(str)
-_event = msgspec.msgpack.Decoder(AnyEvent)
+_child = msgspec.msgpack.Decoder(CompletedChild | FailedChild)
+_to_child = msgspec.msgpack.Decoder(tuple[str, str, Raw])
 _returned = msgspec.msgpack.Decoder(tuple[int, int, Raw])
 _start = msgspec.msgpack.Decoder(tuple[str, str, str, Raw])
 
@@ -120,7 +118,8 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
             if header is None:
                 raise BadMessage("a start message without a header")
             _check_payload(message.body)
-            return RunStarted(header.workflow, header.tenant, Raw(message.body), header.parent)
+            parent = header.parent
+            return RunStarted(header.workflow, header.tenant, Raw(message.body), parent, created=header.created)
         if message.kind == "signal":
             name, value = _signal.decode(message.body)
             codec.check_payload(memoryview(value), f"value of signal {name}")
@@ -134,10 +133,7 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
         if message.kind in ("cancel", "terminate"):
             return CancelRequested(_reason.decode(message.body), message.kind == "terminate")
         if message.kind == "child":
-            event = _event.decode(message.body)
-            if isinstance(event, ChildCompleted | events.ChildFailed):
-                return event
-            raise BadMessage(f"expected the outcome of a child, got {type(event).__name__}")
+            return _child.decode(message.body)
         if message.kind == "outcome":
             outcome = _outcome.decode(message.body)
             if not 0 <= outcome.ms <= MAX_STEP_MS:  # false for NaN, too: the views add durations up
@@ -221,9 +217,18 @@ def to_offer(number: str, kind: str, run_id: str, body: bytes) -> tuple[str, Off
     return step.queue, Offer(number, kind, run_id, step.created, step.seq, step.attempt, bytes(step.details), body)
 
 
+def refused_child(run_id: str, parent: ParentLink) -> bytes:
+    """The body of a `child` message that tells the parent that the id of its child is another run's."""
+    failure = Failure("RunConflict", f"the run id {run_id} belongs to another run")
+    return _encode(FailedChild(parent.seq, "", failure, created=parent.created))
+
+
 def to_delivery(number: str, kind: str, run_id: str, body: bytes) -> Delivery:
     """An outbox entry as a delivery for `Kernel.deliver_messages`. Raises one of `DECODE_ERRORS` when the entry was not
     written by this code."""
+    if kind == "to-child":
+        kind, parent, inner = _to_child.decode(body)
+        return Delivery(number, kind, run_id, bytes(inner), parent=parent)
     if kind != "start":
         return Delivery(number, kind, run_id, body)
     workflow, tenant, parent, input_ = _start.decode(body)

@@ -11,9 +11,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from streamflow import events
 from streamflow.daemon.shard import CODE, LiveRun, OwnedShard, RunWork, StepRecord, parked_by
-from streamflow.errors import Failure, UsageError
+from streamflow.errors import UsageError
 from streamflow.events import NOTHING, MessageQuarantined, RunStarted, Transition, encode_transition
 from streamflow.machine.coroutines import close_abandoned
 from streamflow.machine.factory import new_machine
@@ -23,11 +22,19 @@ from streamflow.machine.sealed import one_seal
 from streamflow.machine.transition import Effects, Input, Outcome, Oversize
 from streamflow.model.attributes import Attribute, merged, same, value_text
 from streamflow.model.failures import failure_of, line_of_function
-from streamflow.model.record import Header, Status, decode_header
+from streamflow.model.record import Header, Status, decode_header, parent_link
 from streamflow.model.sharding import Partition, queue_partition_of
 from streamflow.store.kernel import FRESH, Batch, Poison, Put, RunWrite, Send, listed_under
 from streamflow.store.namespace import Namespace
-from streamflow.wire import BadMessage, InboxMessage, answer_name, decode_message, encode_job, stream_order
+from streamflow.wire import (
+    BadMessage,
+    InboxMessage,
+    answer_name,
+    decode_message,
+    encode_job,
+    refused_child,
+    stream_order,
+)
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import Interrupted, ends_process
@@ -348,7 +355,11 @@ class ShardBatch:
         self._give_back(run_id, run_work)
 
     def _inputs(self, run_id: str, run_work: RunWork, app: App, partition: Partition) -> list[Input]:
+        """What the run gets. Messages before its start were for an earlier run of its id, or for none: they are checked
+        as all are, and acknowledged."""
         inputs = run_work.inputs if not run_work.messages else run_work.inputs[:]
+        live = self.shard.live.get(run_id)
+        has_started = live is not None and live.header.version > 0
         for message in run_work.messages:
             header: Header | None = None
             reason = ""
@@ -362,13 +373,18 @@ class ShardBatch:
                 if header is None:
                     continue
                 # The run exists, and a client may wait for it: it starts without input, which fails it.
-                input_ = RunStarted(header.workflow, header.tenant, NOTHING, header.parent)
-            if header is not None and run_id not in self.shard.live:
-                machine = new_machine(
-                    app, partition, run_id, header.workflow, parked_reason(self.shard, run_id, header.workflow, app)
-                )
-                self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
-            inputs.append(input_)
+                parent = header.parent
+                input_ = RunStarted(header.workflow, header.tenant, NOTHING, parent, created=header.created)
+            if header is not None:
+                has_started = True
+                if run_id not in self.shard.live:
+                    inputs = []
+                    machine = new_machine(
+                        app, partition, run_id, header.workflow, parked_reason(self.shard, run_id, header.workflow, app)
+                    )
+                    self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
+            if has_started:
+                inputs.append(input_)
             if not reason:
                 self.batch.acks.append(message.id)
         if run_id in self.shard.oversize:
@@ -519,13 +535,11 @@ class ShardBatch:
 
     def _refuse_child(self, message: InboxMessage, namespace: Namespace) -> None:
         """A child's id belongs to another run: report that to the parent, which is in the message's header."""
-        parent, _, seq = message.header.decode(errors="replace").rpartition("#")
+        parent = parent_link(message.header.decode(errors="replace"))
         self.batch.acks.append(message.id)
-        if not parent or not seq.isdigit():
-            return
-        failure = Failure("RunConflict", f"the run id {message.run_id} belongs to another run")
-        body = _encoder.encode(events.ChildFailed(int(seq), "", failure))
-        self._send(namespace.shard_of(parent), "child", parent, body)
+        if parent is not None:
+            body = refused_child(message.run_id, parent)
+            self._send(namespace.shard_of(parent.run_id), "child", parent.run_id, body)
 
     def finish(self) -> None:
         """Fill in the notifications for waiting clients: answers to asks, and runs that have ended."""

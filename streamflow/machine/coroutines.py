@@ -506,6 +506,7 @@ class CoroutineMachine(RunMachine):
                 self.generation + 1,
                 carried,
                 [(call.seq, call.target.name, call.run_id) for call in awaited_children],
+                self.created,
             )
         )
         self._let_go("wait")
@@ -519,6 +520,7 @@ class CoroutineMachine(RunMachine):
         self.started = event.started
         self.version = event.version
         self.generation = event.generation
+        self.created = event.created
         self._rng = self._patches = self._cancelling = None
         self.attributes = None  # a replay of this generation doesn't see the previous ones; the header has them all
         self._limited = False

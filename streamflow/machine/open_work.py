@@ -59,6 +59,7 @@ class OpenWork:
         "cancelling",
         "children",
         "context",
+        "created",
         "current",
         "diverged",
         "effects",
@@ -106,6 +107,8 @@ class OpenWork:
         """How often the run has continued as new."""
         self.live = True
         """False during a replay, whose effects have been applied already."""
+        self.created = 0
+        """What tells this run from others that had its id before: ms, as recorded in its first event."""
         self.started = 0
         """Shard-clock ms of the start; 0 before."""
         self.at = 0
@@ -204,6 +207,7 @@ class OpenWork:
         self.tenant = event.tenant
         self.parent = event.parent
         self.version = event.version
+        self.created = event.created
         self.started = self.at
         self.status = Status.RUNNING
 
@@ -296,6 +300,7 @@ class OpenWork:
             self.started = event.started
             self.version = event.version
             self.generation = event.generation
+            self.created = event.created
             for seq, name, run_id in event.children:
                 self.children[seq] = self.open_child(seq, name, run_id, "wait")
         else:

@@ -301,6 +301,7 @@ class ReducerMachine(RunMachine):
                 self.stuck,
                 self._held,
                 self.ending,
+                self.created,
             )
         )
 
@@ -319,6 +320,7 @@ class ReducerMachine(RunMachine):
         self.tenant, self.parent = snapshot.tenant, snapshot.parent
         self.events_count, self.stuck, self._held = snapshot.events_count, snapshot.stuck, snapshot.held
         self.ending = snapshot.ending
+        self.created = snapshot.created
         for step in snapshot.steps:
             self._restore_step(step)
         for seq, due, tag in snapshot.timers:

@@ -45,9 +45,11 @@ from streamflow.machine.open_work import MAX_WORKER_LOSSES, UNDECIDED, WORKER_LO
 from streamflow.machine.sealed import SEALED, running_loop, sealed
 from streamflow.machine.transition import (
     IDLE,
+    CompletedChild,
     Due,
     Effects,
     Ending,
+    FailedChild,
     Forgotten,
     Input,
     Outcome,
@@ -58,7 +60,7 @@ from streamflow.machine.transition import (
 from streamflow.model.attributes import Attribute, merged
 from streamflow.model.codec import DECLINED, UnfitArguments
 from streamflow.model.failures import line_of_call
-from streamflow.model.record import Status
+from streamflow.model.record import ParentLink, Status, parent_link
 from streamflow.text import recordable
 from streamflow.workflow.actions import ChildCall, SignalSend, SignalWait, StepCall
 from streamflow.workflow.awaitable import Fiber, Operation, active
@@ -196,11 +198,14 @@ class RunMachine(OpenWork):
 
     def add_child(self, call: ChildCall, event: ChildStarted) -> None:
         self.children[call.seq] = call
-        body = [event.name, event.tenant, f"{self.run_id}#{call.seq}", event.input]
-        self.send(event.run_id, "start", body)
+        self.send(event.run_id, "start", [event.name, event.tenant, str(self._link(call)), event.input])
 
     def send_signal(self, operation: SignalSend, event: SignalSent) -> None:
-        self.send(event.target, "signal", [event.name, event.value])
+        body = [event.name, event.value]
+        if operation.child is None:
+            self.send(event.target, "signal", body)
+        else:
+            self.send_to_child(operation.child, "signal", body)
         operation.settle(None, None, self.ready)
 
     def cancel_step(self, call: StepCall) -> None:
@@ -253,6 +258,16 @@ class RunMachine(OpenWork):
         if self.live:
             self.effects.outbox.append(Outgoing(target, kind, _encode(body)))
 
+    def send_to_child(self, child: ChildCall, kind: str, body: object) -> None:
+        """For this child only: its id may be another run's, now or by the time that the message arrives."""
+        if self.created:
+            self.send(child.run_id, "to-child", [kind, str(self._link(child)), Raw(_encode(body))])
+        else:
+            self.send(child.run_id, kind, body)
+
+    def _link(self, child: ChildCall) -> ParentLink:
+        return ParentLink(self.run_id, child.seq, self.created)
+
     def set_attributes(self, changes: dict[str, Attribute | None]) -> None:
         """Raises `UsageError` or `PayloadTooLarge`, in a replay as when it was live."""
         self.attributes = merged(self.attributes or {}, changes)
@@ -304,8 +319,9 @@ class RunMachine(OpenWork):
                 self._begin(item)
                 self.effects.events.append(item)
                 self._deliver(item, None, None, None)
-        elif isinstance(item, ChildCompleted | events.ChildFailed):
-            self._take_child(item)
+        elif isinstance(item, CompletedChild | FailedChild):
+            if item.created == self.created:  # else it was a child of an earlier run that had this id
+                self._take_child(item.event)
         elif isinstance(item, CancelRequested):
             if self.stuck:  # it ends without its code; the views, which count stuck runs, need this event
                 self.stuck = False
@@ -529,7 +545,7 @@ class RunMachine(OpenWork):
             self._cancel(event)
         else:
             for child in self.children.values():
-                self.send(child.run_id, "cancel", event.reason)
+                self.send_to_child(child, "cancel", event.reason)
 
     def _cancel(self, event: CancelRequested) -> None:
         raise NotImplementedError
@@ -564,7 +580,7 @@ class RunMachine(OpenWork):
             if child.on_parent_end == keep:
                 kept[child.seq] = child
             elif child.on_parent_end != "abandon":
-                self.send(child.run_id, "cancel", reason)
+                self.send_to_child(child, "cancel", reason)
         for call in self.steps.values():
             self._stop_attempt(call)
         # Scheduled in this same transition: they don't have to start.
@@ -577,19 +593,17 @@ class RunMachine(OpenWork):
         """The run ends: send its outcome to the parent, stop what is open."""
         effects = self.effects
         self.record_ending(event)
-        parent, _, number = self.parent.rpartition("#")
-        seq = int(number or 0)
+        parent = parent_link(self.parent) or ParentLink("", 0, 0)
         if isinstance(event, RunCompleted):
             self.status = Status.COMPLETED
-            outcome = ChildCompleted(seq, self.workflow, event.result)
-        elif isinstance(event, events.RunFailed):
-            self.status = Status.FAILED
-            outcome = events.ChildFailed(seq, self.workflow, event.failure)
+            outcome = CompletedChild(parent.seq, self.workflow, event.result, parent.created)
         else:
-            self.status = Status.CANCELLED
-            outcome = events.ChildFailed(seq, self.workflow, Failure("RunCancelled", event.reason), cancelled=True)
-        if parent:
-            self.send(parent, "child", outcome)
+            is_cancelled = isinstance(event, events.RunCancelled)
+            self.status = Status.CANCELLED if is_cancelled else Status.FAILED
+            failure = Failure("RunCancelled", event.reason) if is_cancelled else event.failure
+            outcome = FailedChild(parent.seq, self.workflow, failure, is_cancelled, parent.created)
+        if parent.run_id:
+            self.send(parent.run_id, "child", outcome)
         self._let_go()
         effects.ended = self.ended = True
 

@@ -66,6 +66,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     stuck: bool
     held: list[HeldFact]
     ending: RunCompleted | events.RunFailed | events.RunCancelled | None = None
+    created: int = 0
 
 
 encode_snapshot = msgspec.msgpack.Encoder().encode

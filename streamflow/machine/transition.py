@@ -47,6 +47,34 @@ class Outcome(msgspec.Struct, gc=False, omit_defaults=True):
     to_blame: bool = False
 
 
+class CompletedChild(msgspec.Struct, array_like=True, frozen=True, gc=False, tag="child-done"):
+    """A child has completed: a `ChildCompleted`, and behind its fields the incarnation of the parent that it is for, as
+    in the `ParentLink`. Earlier releases send and read the event alone."""
+
+    seq: int
+    name: str
+    result: Raw
+    created: int = 0
+
+    @property
+    def event(self) -> ChildCompleted:
+        return ChildCompleted(self.seq, self.name, self.result)
+
+
+class FailedChild(msgspec.Struct, array_like=True, frozen=True, gc=False, tag="child-failed"):
+    """A child has failed, or was cancelled: as `CompletedChild`, of a `ChildFailed`."""
+
+    seq: int
+    name: str
+    failure: Failure
+    cancelled: bool = False
+    created: int = 0
+
+    @property
+    def event(self) -> events.ChildFailed:
+        return events.ChildFailed(self.seq, self.name, self.failure, self.cancelled)
+
+
 class Returned(msgspec.Struct, frozen=True):
     """An attempt did not end: the daemon that ran it for a former owner has stopped it, so it runs again under its
     number. `details`: the last value that it reported."""
@@ -72,8 +100,8 @@ Input = (
     | SignalReceived
     | AskReceived
     | CancelRequested
-    | ChildCompleted
-    | events.ChildFailed
+    | CompletedChild
+    | FailedChild
     | Outcome
     | Returned
     | Due
@@ -82,7 +110,8 @@ Input = (
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
-    """A message to another run: `start`, `signal`, `cancel` or `child` (a child's outcome). The outbox delivers it."""
+    """A message to another run: `start`, `signal`, `cancel`, `child` (a child's outcome) or `to-child` (a signal or
+    cancel that only the child of this link may get). The outbox delivers it."""
 
     target: str
     kind: str

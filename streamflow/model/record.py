@@ -8,11 +8,16 @@ Called by: kernel, owner, client, listings.
 
 The header *is* the version: a commit names the header that it expects, byte for byte. It has the number of transitions
 and the id of the commit that wrote it, so that two histories that only look alike (after a failover) never match.
+
+`created` is the run's incarnation: it tells a run from every other one that had its id before. `forget_runs` sets the
+shard's clock behind the end of each run that it deletes, so a later run of that id has a later `created`, also while
+the server's clock stands still or goes back.
 """
 
 from __future__ import annotations
 
 import enum
+from typing import NamedTuple
 
 import msgspec
 
@@ -43,7 +48,7 @@ LISTED = (Status.RUNNING, Status.STUCK, Status.COMPLETED, Status.FAILED, Status.
 
 class Header(msgspec.Struct, frozen=True, gc=False):
     """`version` is the number of transitions, `commit` the id of the commit that wrote the header; `created` and
-    `ended` are shard-clock ms (`ended` is 0 while the run is open); `parent` is `<run id>#<seq>` or empty."""
+    `ended` are shard-clock ms (`ended` is 0 while the run is open); `parent` is an encoded `ParentLink` or empty."""
 
     status: str
     version: int
@@ -65,6 +70,28 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     @property
     def is_open(self) -> bool:
         return self.ended == 0
+
+
+class ParentLink(NamedTuple):
+    """Who started a run as its child: a decision of one incarnation of a run. As text `<run id>#<seq>@<created>`;
+    without `@<created>` if the parent began under a release whose links had none (then it is 0)."""
+
+    run_id: str
+    seq: int
+    created: int
+
+    def __str__(self) -> str:
+        link = f"{self.run_id}#{self.seq}"
+        return f"{link}@{self.created}" if self.created else link
+
+
+def parent_link(text: str) -> ParentLink | None:
+    """None if the text is empty, or not a link."""
+    run_id, _, rest = text.rpartition("#")
+    seq, at, created = rest.partition("@")
+    if not (run_id and seq.isdecimal() and (created if at else "0").isdecimal()):
+        return None
+    return ParentLink(run_id, int(seq), int(created or 0))
 
 
 def decode_header(data: bytes) -> Header:

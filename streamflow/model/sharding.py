@@ -7,8 +7,10 @@ Called by: client and kernel (`shard_of`), batch and worker (`queue_partition_of
 
 from __future__ import annotations
 
+import base64
 import enum
 import hashlib
+import re
 import zlib
 from collections.abc import Iterable
 
@@ -41,6 +43,11 @@ def queue_partition_of(run_id: str, seq: int) -> int:
     return zlib.crc32(f"{run_id}/{seq}".encode()) % QUEUE_PARTITIONS
 
 
+_OF_PARENT = re.compile("~[a-z2-7]{13}$")
+"""What stands for the parent in a child's id. A grandchild's id has it once, as it covers the whole id of its parent:
+ids must not grow with each level."""
+
+
 def full_run_id(run_id: str, partition: Partition, tenant: str, workflow: str) -> str:
     """`run_id` with the prefix of its partition, added if it isn't there: `acme/invoice-17`."""
     if partition is Partition.RUN:
@@ -49,12 +56,22 @@ def full_run_id(run_id: str, partition: Partition, tenant: str, workflow: str) -
     return run_id if run_id.startswith(f"{prefix}/") else f"{prefix}/{run_id}"
 
 
-def child_run_id(parent: str, seq: int, partition: Partition, tenant: str, workflow: str) -> str:
-    """The id of a child without its own: the parent's id and the decision's number, with the child's prefix."""
-    if partition is Partition.RUN:
-        return f"{parent}.{seq}"
-    _, _, rest = parent.partition("/")
-    return full_run_id(f"{rest}.{seq}", partition, tenant, workflow)
+def child_run_id(parent: str, created: int, seq: int, partition: Partition, tenant: str, workflow: str) -> str:
+    """The id of a child without its own: the parent's id and the decision's number, with the child's prefix, and behind
+    a `~` 13 characters that stand for the parent: `invoice-17.3~k2xq5f7ahn4sw`.
+
+    `created` is the parent's, in ms. The characters are 65 bits of a hash of the parent's full id and of that. So no
+    other run has such a child: not an earlier or later one of the parent's id, and not one whose id differs in what the
+    child's prefix replaces. `created` is 0 for a parent that began under a release that had ids without them.
+    """
+    rest = parent if partition is Partition.RUN else parent.partition("/")[2]
+    if created:
+        digest = hashlib.blake2b(f"{parent}@{created}".encode(), digest_size=10).digest()
+        own = base64.b32encode(digest)[:13].decode().lower()
+        rest = f"{_OF_PARENT.sub('', rest)}.{seq}~{own}"
+    else:
+        rest = f"{rest}.{seq}"
+    return full_run_id(rest, partition, tenant, workflow)
 
 
 def winner_of(shard: int, members: Iterable[str]) -> str:

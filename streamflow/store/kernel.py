@@ -76,7 +76,8 @@ class Message(msgspec.Struct):
 
 
 class Delivery(msgspec.Struct):
-    """A message from a shard's outbox. `number` is `<epoch>-<n>`; workflow, tenant and parent are those of a start."""
+    """A message from a shard's outbox. `number` is `<epoch>-<n>`; workflow, tenant and parent are those of a start. A
+    signal or cancel with a `parent` is only for the child of that link."""
 
     number: str
     kind: str
@@ -473,10 +474,11 @@ class Kernel:
     def forget_runs(self, shard: int, runs: Sequence[tuple[str, Header]]) -> Call[int]:
         """Delete ended runs with what they published, and remove them from the listings.
 
-        Open runs and runs whose header has changed stay. Returns the number of deleted runs.
+        Open runs and runs whose header has changed stay. The shard's clock is behind the end of each deleted run
+        afterwards. Returns the number of deleted runs.
         """
         keys = self.keys.shard(shard)
-        names: list[str] = []
+        names = [keys.owner]
         attribute_indexes: list[str] = []
         args: list[Any] = [len(runs)]
         attribute_ids: list[str] = []

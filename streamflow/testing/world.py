@@ -28,21 +28,20 @@ from typing import Any
 
 import msgspec
 
-from streamflow import events
 from streamflow.client.listing import ending_of, instant, stuck_reason
 from streamflow.daemon.batch import reason_of
-from streamflow.errors import Failure, RunError, UsageError
+from streamflow.errors import RunError, UsageError
 from streamflow.events import AnyEvent, Transition, decode_history, encode_transition
 from streamflow.machine.factory import new_machine, rehydrate
 from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import Due, Effects, Forgotten, Outcome
 from streamflow.model.attributes import merged
-from streamflow.model.record import Header, Status, decode_header
+from streamflow.model.record import Header, Status, decode_header, parent_link
 from streamflow.model.sharding import Partition
 from streamflow.steps.context import Running
 from streamflow.testing.attempts import perform, timed_out
 from streamflow.testing.stubs import Stubs
-from streamflow.wire import InboxMessage, decode_message, to_delivery
+from streamflow.wire import InboxMessage, decode_message, refused_child, to_delivery
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
 
@@ -471,15 +470,16 @@ class World:
 
     def _deliver(self, target: str, kind: str, body: bytes) -> None:
         """Deliver a message between runs, as `lua/deliver_messages` does."""
-        if kind != "start":
-            self.post(kind, target, body)
-            return
-        start = to_delivery("", kind, target, body)
-        header = self.start(target, start.workflow, start.tenant, start.body, start.parent)
-        if header and decode_header(header).parent != start.parent:
-            parent, _, seq = start.parent.rpartition("#")
-            failure = Failure("RunConflict", f"the run id {target} belongs to another run")
-            self.post("child", parent, msgspec.msgpack.encode(events.ChildFailed(int(seq), "", failure)))
+        message = to_delivery("", kind, target, body)
+        record = self.records.get(target)
+        is_other = record is not None and record.head.parent != message.parent
+        if message.kind != "start":
+            if not (message.parent and (record is None or is_other)):
+                self.post(message.kind, target, message.body)
+        elif record is None:
+            self.start(target, message.workflow, message.tenant, message.body, message.parent)
+        elif is_other and (parent := parent_link(message.parent)):
+            self.post("child", parent.run_id, refused_child(target, parent))
 
     def _submit(self, run_id: str, job: StepJob) -> None:
         key = (run_id, job.seq)

@@ -175,12 +175,12 @@ class ChildCall(Operation):
         self.args = self.kwargs = None
         tenant = target.child_tenant or machine.tenant
         partition = machine.partition
+        seq = machine.take_seq()
         if target.child_id:
-            seq = machine.take_seq()
-            run_id = check_run_id(sharding.full_run_id(target.child_id, partition, tenant, name))
+            run_id = sharding.full_run_id(target.child_id, partition, tenant, name)
         else:
-            seq = machine.take_seq()
-            run_id = check_run_id(sharding.child_run_id(machine.run_id, seq, partition, tenant, name))
+            run_id = sharding.child_run_id(machine.run_id, machine.created, seq, partition, tenant, name)
+        check_run_id(run_id)
         self.seq = seq
         self.state = PENDING
         event = machine.decide(ChildStarted(seq, name, run_id, tenant, payload, target.on_parent_end))
@@ -196,7 +196,7 @@ class ChildCall(Operation):
 
     def ask_to_cancel(self, reason: str, machine: Machine) -> None:
         machine.decide(ChildCancelled(self.seq, self.target.name))
-        machine.send(self.run_id, "cancel", recordable(reason))
+        machine.send_to_child(self, "cancel", recordable(reason))
 
     def decode_result(self, payload: Raw) -> Any:
         return self.target.parameters.decode_result(payload)
@@ -364,12 +364,14 @@ def message_key(event: SignalReceived | AskReceived) -> str:
 
 
 class SignalSend(Operation):
-    """Sends a signal to another run. Settled at once: the outbox delivers it."""
+    """Sends a signal to another run. Settled at once: the outbox delivers it. With a `child` it is for that child only,
+    not for another run that has its id."""
 
-    __slots__ = ("content", "name", "payload", "target")
+    __slots__ = ("child", "content", "name", "payload", "target")
 
-    def __init__(self, target: str, name: str, value: object) -> None:
+    def __init__(self, target: str, name: str, value: object, child: ChildCall | None = None) -> None:
         self.target = check_run_id(target)
+        self.child = child
         self.name = check_name("signal", name)
         self.content: object = value
         self.payload = Raw(codec.encode(value, f"value of signal {name}"))
@@ -484,7 +486,7 @@ class Child(Generic[T]):
 
     def signal(self, name: str, value: object = None) -> Awaitable[None]:
         """Send it a signal, as `sf.send_signal`. Raises `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`."""
-        return SignalSend(self.id, name, value)
+        return SignalSend(self.id, name, value, self._call)
 
     def cancel(self, reason: str = "") -> Awaitable[None]:
         """Ask it to cancel, without waiting for that: `result()` waits for its end. No effect if it has ended."""

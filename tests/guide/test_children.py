@@ -8,9 +8,8 @@ import pytest
 
 import streamflow as sf
 from streamflow import events
-from streamflow.events import ChildStarted
 from tests.guide.conftest import Serve
-from tests.support.waiting import happened, reduced
+from tests.support.waiting import child_of, happened, reduced
 
 pytestmark = pytest.mark.anyio
 
@@ -102,24 +101,25 @@ async def test_children_have_children(serve: Serve) -> None:
 async def test_a_child_knows_its_id_its_workflow_and_its_parent(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(asks_who, id="p")
-        assert await run.result(10) == ["p.1", "p", "who"]
+        assert await run.result(10) == [await child_of(client, "p", 1), "p", "who"]
 
 
 async def test_the_failure_of_a_child_is_an_exception_with_its_id_and_error(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(parent_of_doomed, id="p")
-        assert await run.result(10) == ["p.1", "doomed", "ValueError: no way"]
-        assert (await client.run("p.1").describe()).status is sf.Status.FAILED
+        run_id = await child_of(client, "p", 1)
+        assert run_id.startswith("p.1~")
+        assert await run.result(10) == [run_id, "doomed", "ValueError: no way"]
+        assert (await client.run(run_id).describe()).status is sf.Status.FAILED
 
 
 async def test_the_end_of_a_child_by_cancelling_is_a_failure_for_its_parent(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(waits_for_grandchild, id="p")
-        await happened(run, ChildStarted)
-        child = client.run("p.1")
-        await reduced(client, "p.1")
+        child = client.run(await child_of(client, "p", 1))
+        await reduced(client, child.id)
         await child.cancel("not needed")
-        with pytest.raises(sf.RunFailed, match=r"child run p\.1 \(patient\) failed: RunCancelled: not needed"):
+        with pytest.raises(sf.RunFailed, match=rf"child run {child.id} \(patient\) failed: RunCancelled: not needed"):
             await run.result(10)
         assert (await happened(run, events.ChildFailed)).cancelled
 
@@ -127,7 +127,7 @@ async def test_the_end_of_a_child_by_cancelling_is_a_failure_for_its_parent(serv
 async def test_cancelling_a_parent_cancels_all_below_it(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(waits_for_children, id="p")
-        below = ["p.1", "p.2", "p.3", "p.3.1"]
+        below = [await child_of(client, "p", *numbers) for numbers in [(1,), (2,), (3,), (3, 1)]]
         for run_id in below:
             await reduced(client, run_id)
         await run.cancel("enough")
@@ -149,7 +149,7 @@ async def test_a_parent_that_fails_cancels_the_children_that_still_run(serve: Se
         with pytest.raises(sf.RunFailed, match="no way"):
             await run.result(10)
         with pytest.raises(sf.RunCancelled):
-            await client.run("p.1").result(10)
+            await client.run(await child_of(client, "p", 1)).result(10)
 
 
 @app.workflow

@@ -101,6 +101,28 @@ async def test_a_parent_whose_name_only_ends_the_same_is_another_parent(shard: S
     assert [message["kind"] for message in await shard.inbox()] == [b"start", b"taken"]
 
 
+async def test_another_life_of_the_parent_is_another_parent(shard: Shard) -> None:
+    await shard.do(shard.kernel.deliver_messages(0, 3, [child("5-1", parent="p#1@900")], NOW))
+    await shard.do(shard.kernel.deliver_messages(0, 3, [child("5-2", parent="p#1@901")], NOW))
+    assert [message["kind"] for message in await shard.inbox()] == [b"start", b"taken"]
+
+
+async def test_a_message_for_a_child_reaches_no_other_run_that_has_its_id(shard: Shard) -> None:
+    await shard.do(shard.kernel.deliver_messages(0, 3, [child("5-1", parent="p#1@900")], NOW))
+
+    def cancel(number: str, parent: str, run_id: str = "child") -> Delivery:
+        return Delivery(number, "cancel", run_id, number.encode(), parent=parent)
+
+    for_others = [cancel("5-2", "p#1@901"), cancel("5-3", "p#1"), cancel("5-4", "p#1@900", "nobody")]
+    assert await shard.do(shard.kernel.deliver_messages(0, 3, for_others, NOW)) == "5-4"
+    await shard.do(shard.kernel.deliver_messages(0, 3, [cancel("5-5", "p#1@900"), cancel("5-6", "")], NOW))
+    assert [(message["kind"], message["body"]) for message in await shard.inbox()] == [
+        (b"start", b"input"),
+        (b"cancel", b"5-5"),
+        (b"cancel", b"5-6"),
+    ]
+
+
 async def test_the_parent_is_known_also_when_the_child_has_attributes(shard: Shard) -> None:
     await shard.do(shard.kernel.deliver_messages(0, 3, [child("5-1")], NOW))
     tagged = (await shard.header("child")) + b' {"customer":"acme"}'

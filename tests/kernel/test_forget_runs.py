@@ -8,7 +8,7 @@ import pytest
 from streamflow.model.attributes import value_text
 from streamflow.model.record import Header, decode_header
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Batch, Put
+from streamflow.store.kernel import Batch, Put, Start
 from tests.kernel.support import NOW, Shard
 
 pytestmark = pytest.mark.anyio
@@ -84,6 +84,24 @@ async def test_a_run_that_was_started_again_under_the_same_id_stays(shard: Shard
     await shard.do(call)
     await ended(shard, "r1")
     assert await shard.assert_changes_nothing(call) == 0
+
+
+@pytest.mark.parametrize("behind", [0, 3_600_000])
+async def test_a_later_run_of_the_id_is_created_later_whatever_the_clock(shard: Shard, behind: int) -> None:
+    """Also when it stands still, or was set back."""
+    await shard.acquire()
+    seen: list[int] = []
+    for life in range(3):
+        at = NOW - behind * life
+        await shard.do(shard.kernel.start_runs(0, [Start("r1", "flow", "", b"x")], at))
+        created = decode_header(await shard.header("r1")).created
+        write = await shard.write_of("r1", "completed")
+        header = msgspec.structs.replace(decode_header(write.header), ended=created + 5)
+        write.header = header.encode()
+        await shard.do(shard.commit(Batch(f"c{life}", runs=[write]), now=at))
+        assert await shard.do(await forget(shard, "r1")) == 1
+        seen += [created, header.ended]
+    assert seen == sorted(set(seen))
 
 
 async def test_others_in_the_listings_stay_and_each_run_is_judged_alone(shard: Shard) -> None:

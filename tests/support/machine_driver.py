@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from streamflow import events
 from streamflow.errors import Failure
-from streamflow.events import AnyEvent, RunStarted, Transition, decode_transition, encode_transition
+from streamflow.events import AnyEvent, ChildCompleted, RunStarted, Transition, decode_transition, encode_transition
 from streamflow.machine.factory import new_machine, rehydrate
 from streamflow.machine.run import RunMachine
-from streamflow.machine.transition import Effects, Outcome
+from streamflow.machine.transition import CompletedChild, Effects, FailedChild, Outcome
 from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition
 from streamflow.workflow.app import App
@@ -62,8 +63,10 @@ class Run:
         at: int = 1000,
         partition: Partition = Partition.RUN,
         crash: bool = False,
+        created: int = 0,
     ) -> None:
         self.app = app
+        self.created = created
         self.run_id = run_id
         self.workflow = workflow
         self.partition = partition
@@ -77,14 +80,14 @@ class Run:
         """Before every transition the machine is thrown away and made again from the record."""
         self.at = at
         self.machine: RunMachine = new_machine(app, partition, run_id, workflow)
-        self.last = self.advance(RunStarted(workflow, tenant, raw(args), parent))
+        self.last = self.advance(RunStarted(workflow, tenant, raw(args), parent, created=created))
 
     def advance(self, *inputs: Any, after: int = 0) -> Effects:
         self.at += after
         if self.crash and self.elements:
             self.machine.close()
             assert not self.reload().reason
-        effects = self.machine.advance(list(inputs), self.at)
+        effects = self.machine.advance([self._sent(input_) for input_ in inputs], self.at)
         self.ever += kinds(effects)
         if effects.events:
             if effects.fresh:
@@ -93,6 +96,14 @@ class Run:
             self.state = self.machine.snapshot()
         self.last = effects
         return effects
+
+    def _sent(self, input_: Any) -> Any:
+        """The outcome of a child of this very run, given as the event that is recorded of it, as it is sent."""
+        if isinstance(input_, ChildCompleted):
+            return CompletedChild(input_.seq, input_.name, input_.result, self.created)
+        if isinstance(input_, events.ChildFailed):
+            return FailedChild(input_.seq, input_.name, input_.failure, input_.cancelled, self.created)
+        return input_
 
     def done(self, seq: int, result: object = None, attempt: int = 1, after: int = 1) -> Effects:
         return self.advance(Outcome(seq, attempt, 0.5, raw(result)), after=after)

@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 
 import streamflow as sf
-from streamflow.events import AnyEvent
+from streamflow.events import AnyEvent, ChildStarted
 
 DEADLINE = 15.0
 """Seconds until a test that waits for something gives up."""
@@ -29,6 +29,21 @@ async def happened(run: sf.Run[Any], kind: type[E], count: int = 1) -> E:
                     if not count:
                         return event
     raise AssertionError(f"run {run.id} ended without {kind.__name__}")
+
+
+async def child_of(client: sf.Client, run_id: str, *numbers: int) -> str:
+    """The id of the child that is this decision of a run, which is waited for. More numbers: of that child's child."""
+    for number in numbers:
+        with anyio.fail_after(DEADLINE):
+            await reduced(client, run_id)
+            async with aclosing(client.run(run_id).events(follow=True)) as events:
+                async for _, event in events:
+                    if isinstance(event, ChildStarted) and event.seq == number:
+                        run_id = event.run_id
+                        break
+                else:
+                    raise AssertionError(f"run {run_id} ended without a child {number}")
+    return run_id
 
 
 async def until(condition: Callable[[], Awaitable[T]]) -> T:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from streamflow import events
 from streamflow.errors import Failure
-from streamflow.events import AskReceived, CancelRequested, ChildCompleted, RunStarted, SignalReceived
-from streamflow.machine.transition import Outcome
+from streamflow.events import AnyEvent, AskReceived, CancelRequested, ChildCompleted, RunStarted, SignalReceived
+from streamflow.machine.transition import CompletedChild, FailedChild, Outcome
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import decode_header
 from streamflow.store.kernel import Delivery
@@ -27,7 +27,9 @@ def of_kind(kind: str, body: bytes, run_id: str = "r") -> InboxMessage:
 
 def test_a_start_takes_workflow_tenant_and_parent_from_the_header() -> None:
     message = start("1-0", "r", "flow", 5, tenant="acme", parent="p#3")
-    assert decode_message(message, decode_header(message.header)) == RunStarted("flow", "acme", raw((5,)), "p#3")
+    assert decode_message(message, decode_header(message.header)) == RunStarted(
+        "flow", "acme", raw((5,)), "p#3", created=900
+    )
 
 
 def test_a_signal_has_its_name_and_its_value_as_bytes() -> None:
@@ -37,10 +39,23 @@ def test_a_signal_has_its_name_and_its_value_as_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [ChildCompleted(3, "child", raw(1)), events.ChildFailed(3, "child", Failure("E", "no"), cancelled=True)]
+    ("event", "sent"),
+    [
+        (ChildCompleted(3, "child", raw(1)), CompletedChild(3, "child", raw(1), 900)),
+        (
+            events.ChildFailed(3, "child", Failure("E", "no"), cancelled=True),
+            FailedChild(3, "child", Failure("E", "no"), True, 900),
+        ),
+    ],
 )
-def test_a_childs_end_is_the_event_itself(event: ChildCompleted | events.ChildFailed) -> None:
-    assert decode_message(of_kind("child", pack(event)), None) == event
+def test_a_childs_end_is_its_event_and_the_life_of_the_parent_behind_it(
+    event: ChildCompleted | events.ChildFailed, sent: CompletedChild | FailedChild
+) -> None:
+    assert decode_message(of_kind("child", pack(sent)), None) == sent
+    assert sent.event == event
+    assert msgspec.msgpack.decode(pack(sent), type=AnyEvent) == event, "as an earlier release reads it"
+    earlier = decode_message(of_kind("child", pack(event)), None)
+    assert earlier == msgspec.structs.replace(sent, created=0), "as an earlier release has sent it"
 
 
 def test_an_ask_has_its_id_its_name_and_its_value_as_bytes() -> None:
@@ -73,7 +88,7 @@ def test_a_cancel_has_a_reason_and_an_outcome_is_an_outcome() -> None:
         (of_kind("ask", pack(("go", 1, "0" * 31 + "}"))), "the id of an ask must be 32 hex digits"),
         (of_kind("ask", pack(("a b", 1, "0" * 32))), "ask 'a b' is not allowed"),
         (of_kind("ask", pack(("go", 1))), "length 3"),
-        (of_kind("child", pack(RunStarted("w", "", raw(1)))), "expected the outcome of a child, got RunStarted"),
+        (of_kind("child", pack(RunStarted("w", "", raw(1)))), "Invalid value 'started'"),
         (of_kind("outcome", pack(Outcome(1, 1, float("nan"), raw(1)))), "an outcome with a duration of nan ms"),
         (of_kind("outcome", pack(Outcome(1, 1, float("inf"), raw(1)))), "an outcome with a duration of inf ms"),
         (of_kind("outcome", pack(Outcome(1, 1, -1.0, raw(1)))), "an outcome with a duration of -1.0 ms"),
@@ -106,6 +121,8 @@ def test_a_start_from_the_outbox_is_taken_apart_and_others_go_as_they_are() -> N
     body = pack(["leaf", "acme", "p#1", msgspec.Raw(pack([5]))])
     assert to_delivery("7-1", "start", "p.1", body) == Delivery("7-1", "start", "p.1", pack([5]), "leaf", "acme", "p#1")
     assert to_delivery("7-2", "signal", "r", b"\xff") == Delivery("7-2", "signal", "r", b"\xff")
+    body = pack(["cancel", "p#1@900", "enough"])
+    assert to_delivery("7-3", "to-child", "c", body) == Delivery("7-3", "cancel", "c", pack("enough"), parent="p#1@900")
 
 
 @given(st.binary())

@@ -8,13 +8,13 @@ import msgspec
 import pytest
 
 import streamflow as sf
-from streamflow import events
 from streamflow.daemon import batch as batch_module
 from streamflow.daemon.batch import IN_FLIGHT, ShardBatch
-from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.shard import LiveRun, OwnedShard
 from streamflow.errors import Failure
 from streamflow.events import NOTHING, AskAnswered, MessageQuarantined, RunCompleted, SignalReceived, decode_transition
-from streamflow.machine.transition import Due, Effects, Outcome
+from streamflow.machine.factory import new_machine
+from streamflow.machine.transition import Due, Effects, FailedChild, Outcome
 from streamflow.model.record import Status, decode_header
 from streamflow.model.sharding import Partition, queue_partition_of, shard_of
 from streamflow.store.kernel import FRESH, Put
@@ -164,6 +164,34 @@ def test_messages_of_one_run_fold_into_one_transition_in_order() -> None:
     assert batch.batch.acks == ["1-0", "2-0", "2-1", "2-2"]
 
 
+def test_what_came_for_an_earlier_run_of_the_id_is_dropped() -> None:
+    """It is in the inbox before the start. What is not a message is quarantined all the same."""
+    shard = owned()
+    shard.add_input("r", Outcome(1, 1, 0.5, raw(1)))
+    joke = InboxMessage("1-1", "joke", "r", b"")
+    put(shard, signal("1-0", "r", "item", "old"), joke, start("1-2", "r", "collecting", 1))
+    put(shard, signal("1-3", "r", "item", "new"))
+    batch = batch_of(shard)
+    assert kinds_in(batch) == ["RunStarted", "SignalReceived", "RunCompleted"]
+    ending = decode_transition(batch.batch.runs[0].transition).events[-1]
+    assert isinstance(ending, RunCompleted)
+    assert plain(ending.result) == ["new"]
+    assert batch.batch.acks == ["1-0", "1-2", "1-3"]
+    assert [poison.message_id for poison in batch.batch.poisons] == ["1-1"]
+
+
+def test_what_came_before_the_start_of_a_run_read_again_is_dropped() -> None:
+    """A run is read that isn't trusted to be new: it is in memory before its start message comes."""
+    shard = owned()
+    begin = start("1-1", "r", "collecting", 1)
+    machine = new_machine(app, Partition.RUN, "r", "collecting")
+    shard.live["r"] = LiveRun(machine, decode_header(begin.header), begin.header, None)
+    put(shard, signal("1-0", "r", "item", "old"), begin)
+    batch = batch_of(shard)
+    assert kinds_in(batch) == ["RunStarted"]
+    assert batch.batch.acks == ["1-0", "1-1"]
+
+
 def test_many_runs_are_one_commit_and_each_is_watched_while_it_is_reduced() -> None:
     shard = owned()
     put(shard, *(start(f"1-{n}", f"r{n}", "quick", n) for n in range(5)))
@@ -216,7 +244,7 @@ def test_messages_for_others_are_numbered_in_order_and_say_their_shard() -> None
     put(shard, start("1-0", "r", "family", 3))
     batch = batch_of(shard)
     assert [send.number for send in batch.batch.sends] == ["7-1", "7-2", "7-3", "7-4"]
-    assert [(send.kind, send.run_id) for send in batch.batch.sends] == [
+    assert [(send.kind, send.run_id.partition("~")[0]) for send in batch.batch.sends] == [
         ("start", "r.1"),
         ("start", "r.2"),
         ("start", "r.3"),
@@ -364,12 +392,12 @@ def test_a_new_run_that_is_parked_starts_as_stuck() -> None:
 
 def test_a_child_whose_id_is_taken_is_refused_to_its_parent() -> None:
     shard = owned()
-    put(shard, InboxMessage("1-0", "taken", "theirs", b"", b"parent#4"))
+    put(shard, InboxMessage("1-0", "taken", "theirs", b"", b"parent#4@900"))
     batch = batch_of(shard)
     [send] = batch.batch.sends
     assert (send.kind, send.run_id, send.target) == ("child", "parent", shard_of("parent", SHARDS, Partition.RUN))
     failure = Failure("RunConflict", "the run id theirs belongs to another run")
-    assert msgspec.msgpack.decode(send.body, type=events.ChildFailed) == events.ChildFailed(4, "", failure)
+    assert msgspec.msgpack.decode(send.body, type=FailedChild) == FailedChild(4, "", failure, created=900)
     assert batch.batch.acks == ["1-0"]
 
 

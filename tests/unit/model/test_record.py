@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow.model.record import LISTED, OPEN, Header, Status, decode_header
+from streamflow.model.record import LISTED, OPEN, Header, ParentLink, Status, decode_header, parent_link
 
 names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]{0,40}", fullmatch=True).filter(lambda name: name != "-")
 moments = st.integers(min_value=0, max_value=2**53)
@@ -28,6 +28,17 @@ headers = st.builds(
     parent=st.just("") | st.builds(lambda run_id, seq: f"{run_id}#{seq}", names, st.integers(0, 10**6)),
     attributes=st.dictionaries(names, values, max_size=4),
 )
+
+
+@given(st.builds(ParentLink, names, st.integers(0, 10**6), moments))
+def test_a_parents_link_survives_its_encoding_and_fits_into_a_header(link: ParentLink) -> None:
+    header = Header("pending", 0, "-", 1, 0, "w", "", str(link))
+    assert parent_link(decode_header(header.encode()).parent) == link
+
+
+@pytest.mark.parametrize("text", ["", "p", "p#", "#1", "p#x", "p#1@", "p#1@x", "p#-1", "p#1@-1"])
+def test_what_is_not_a_link_has_no_parent(text: str) -> None:
+    assert parent_link(text) is None
 
 
 @given(headers)

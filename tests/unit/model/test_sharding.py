@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -56,6 +57,9 @@ def test_the_partition_is_put_before_the_id_once(partition: Partition, tenant: s
     assert full_run_id(full, partition, tenant, "billing") == full
 
 
+CREATED = 1_767_225_600_000
+
+
 @pytest.mark.parametrize(
     ("partition", "parent", "child"),
     [
@@ -66,8 +70,35 @@ def test_the_partition_is_put_before_the_id_once(partition: Partition, tenant: s
     ],
 )
 def test_a_child_is_named_after_its_parent_in_its_own_partition(partition: Partition, parent: str, child: str) -> None:
-    assert child_run_id(parent, 3, partition, "acme", "summarise") == child
-    assert check_run_id(child) == child
+    """One that began under an earlier release goes on with the ids that such a release gives."""
+    assert child_run_id(parent, 0, 3, partition, "acme", "summarise") == child
+    now = child_run_id(parent, CREATED, 3, partition, "acme", "summarise")
+    assert re.fullmatch(re.escape(child) + "~[a-z2-7]{13}", now)
+    assert check_run_id(now) == now
+
+
+@pytest.mark.parametrize("partition", Partition)
+@given(st.data())
+def test_no_two_runs_have_a_child_of_the_same_id(partition: Partition, data: st.DataObject) -> None:
+    """Not lives of an id, nor ids that differ in their prefix only or look like a child's."""
+    parts = st.sampled_from(["a", "b", "a/b", "a.1", "a.1.2", "a/a", "a~aaaaaaaaaaaaa"])
+    parents = st.tuples(parts, st.sampled_from([CREATED, CREATED + 1]), st.sampled_from([1, 2, 12]))
+    one, other = data.draw(parents), data.draw(parents)
+    owners = st.sampled_from(["a", "b"])
+    first, second = (
+        child_run_id(parent, created, seq, partition, data.draw(owners), data.draw(owners))
+        for parent, created, seq in (one, other)
+    )
+    if one != other:
+        assert first != second
+
+
+def test_the_ids_of_descendants_grow_by_their_numbers_alone() -> None:
+    run_id = "nightly"
+    for level in range(1, 41):
+        run_id = child_run_id(run_id, CREATED + level, 7, Partition.RUN, "", "w")
+        assert len(run_id) == len("nightly") + 2 * level + 14
+    assert check_run_id(run_id) == run_id
 
 
 @given(st.integers(0, 16383), member_sets, ids)
