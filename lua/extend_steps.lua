@@ -2,7 +2,7 @@
 -- extend_steps: ask whether attempts that a former owner of a shard still runs are needed, and store their details.
 --
 -- The counterpart of `extend_claims` for steps without a queue: `steps` names the host of each such attempt. Details
--- that its step has reported since are stored for the next attempt. Safe to run twice.
+-- that its step has reported since are stored for the next attempt, behind `created` of its run. Safe to run twice.
 --
 -- KEYS   steps, details
 -- ARGV   for each lent step: step, host, created, attempt, details ('' when there is nothing new)
@@ -20,7 +20,7 @@ for i = 1, #ARGV, 5 do
   local runs_at, created, attempt = current_entry(steps, step)
   local letter = 'l'
   if runs_at == ARGV[i + 1] and created == tonumber(ARGV[i + 2]) and attempt == tonumber(ARGV[i + 3]) then
-    if reported ~= '' then redis.call('HSET', details, step, reported) end
+    if reported ~= '' then redis.call('HSET', details, step, ARGV[i + 2] .. ' ' .. reported) end
     letter = 'k'
   end
   letters[#letters + 1] = letter

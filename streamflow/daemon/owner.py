@@ -570,6 +570,8 @@ class Owner:
                 machine.note_begun(job.seq)
                 continue
             record = records.get(job.seq)
+            if record is not None and record.created not in (0, live.header.created):
+                record = None  # of an earlier run of this id
             if record is not None and record.attempt in (job.attempt, UNKNOWN_ATTEMPT):
                 record.attempt = job.attempt
                 if record.host and record.created == live.header.created:

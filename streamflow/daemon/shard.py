@@ -98,6 +98,18 @@ def decode_step_record(data: bytes) -> StepRecord:
     return StepRecord(int(attempt), int(created), host, reported=mark == "reported")
 
 
+def stored_details(created: int, details: bytes) -> bytes:
+    """What the server keeps of what a step has reported: behind the incarnation of its run, because an earlier run of
+    the id had steps of the same numbers. `lua/extend_steps.lua` writes it, too."""
+    return b"%d %b" % (created, details)
+
+
+def decode_details(stored: bytes) -> tuple[int, bytes]:
+    """The incarnation, 0 if an earlier release has stored them, and the details. No MessagePack begins so."""
+    created, _, details = stored.partition(b" ")
+    return (int(created), details) if details and created.isdigit() else (0, stored)
+
+
 class OwnedShard:
     """A shard that this daemon holds with `token`. Everything here may be thrown away: the server has the truth."""
 
@@ -208,12 +220,12 @@ class OwnedShard:
         self._outbox += 1
         return f"{self.epoch}-{self._outbox}"
 
-    def record_of(self, run_id: str, seq: int, attempt: int) -> StepRecord:
-        """The record of an attempt; a new one if there is none, or one of an earlier attempt."""
+    def record_of(self, run_id: str, created: int, seq: int, attempt: int) -> StepRecord:
+        """The record of an attempt; a new one if there is none, or one of an earlier attempt or run."""
         records = self.records.setdefault(run_id, {})
         record = records.get(seq)
-        if record is None or record.attempt != attempt:
-            record = records[seq] = StepRecord(attempt)
+        if record is None or (record.created or created, record.attempt) != (created, attempt):
+            record = records[seq] = StepRecord(attempt, created)
         return record
 
     def add_input(self, run_id: str, input_: Input) -> None:

@@ -22,7 +22,7 @@ from msgspec import Raw
 
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
-from streamflow.daemon.shard import StepRecord, decode_step_record
+from streamflow.daemon.shard import StepRecord, decode_details, decode_step_record, stored_details
 from streamflow.errors import StoreError
 from streamflow.events import NOTHING
 from streamflow.loops import retry_forever
@@ -71,8 +71,8 @@ class StepRecords:
         self._executor = executor
         self.lends: dict[tuple[str, int], _Lent] = {}
         """The attempts that run here for other daemons, and outcomes of such that have not been reported."""
-        self._stored: dict[tuple[str, int, int], bytes] = {}
-        """Details of steps of owned shards that the server has, by run, number and attempt."""
+        self._stored: dict[tuple[str, int, int, int], bytes] = {}
+        """Details of steps of owned shards that the server has, by run, its incarnation, number and attempt."""
         self._has_reports = anyio.Event()
 
     @property
@@ -182,17 +182,18 @@ class StepRecords:
 
     async def _store_details(self) -> None:
         new: dict[int, list[tuple[str, bytes]]] = {}
-        stored: dict[tuple[str, int, int], bytes] = {}
+        stored: dict[tuple[str, int, int, int], bytes] = {}
         for running in self._executor.reporting():
             shard = self._owner.shards.get(running.shard)
             if running.lent or shard is None:
                 continue
             job = running.job
-            key, details = (running.run_id, job.seq, job.attempt), bytes(running.details)
+            key, details = (running.run_id, job.created, job.seq, job.attempt), bytes(running.details)
             stored[key] = details
             if self._stored.get(key) != details:
-                new.setdefault(shard.number, []).append((f"{running.run_id}/{job.seq}", details))
-                shard.record_of(running.run_id, job.seq, job.attempt).details = details
+                stored_as = stored_details(job.created, details)
+                new.setdefault(shard.number, []).append((f"{running.run_id}/{job.seq}", stored_as))
+                shard.record_of(running.run_id, job.created, job.seq, job.attempt).details = details
         self._stored = stored
         shards = [shard for shard in (self._owner.shards.get(number) for number in new) if shard is not None]
         calls = [self._kernel.store_details(shard.number, shard.token, new[shard.number]) for shard in shards]
@@ -258,7 +259,9 @@ class StepRecords:
             if shard.dropped:
                 continue
             if reported:
-                record.details = reported
+                created, details_now = decode_details(reported)
+                if created in (0, record.created):
+                    record.details = details_now
             if value is not None and _is_reported(value, record):
                 record.reported = True
             else:

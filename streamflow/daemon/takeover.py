@@ -22,7 +22,15 @@ import msgspec
 
 from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
-from streamflow.daemon.shard import CODE, UNKNOWN_ATTEMPT, OwnedShard, StepRecord, decode_step_record, is_parked_by
+from streamflow.daemon.shard import (
+    CODE,
+    UNKNOWN_ATTEMPT,
+    OwnedShard,
+    StepRecord,
+    decode_details,
+    decode_step_record,
+    is_parked_by,
+)
 from streamflow.errors import StoreError
 from streamflow.events import decode_transition
 from streamflow.machine.open_work import MAX_WORKER_LOSSES
@@ -184,7 +192,10 @@ class Takeover:
             except ValueError as error:
                 _log.error("details of a step of shard %d can't be read: %r, %s", shard.number, field[:100], error)
                 continue
-            shard.records.setdefault(run_id, {}).setdefault(seq, StepRecord(UNKNOWN_ATTEMPT)).details = value
+            created, reported = decode_details(value)
+            record = shard.records.setdefault(run_id, {}).setdefault(seq, StepRecord(UNKNOWN_ATTEMPT, created))
+            if created in (0, record.created):
+                record.details = reported
 
     def _restore_views(
         self,

@@ -55,7 +55,8 @@ class ShardKeys:
         """Hash: `<run id>/<seq>` of attempts that a former owner still runs -> its member id, ms of the run's start,
         attempt, and wanted or reported."""
         self.details = f"{prefix}details"
-        """Hash: `<run id>/<seq>` -> the details that the step reported last with `sf.heartbeat`."""
+        """Hash: `<run id>/<seq>` -> ms of the run's start, a space, and the details that the step reported last with
+        `sf.heartbeat`."""
         self.views = f"{prefix}views"
         """Hash: offset, partial, base_offset, base, base_entries (entries in the log when base was stored), oldest."""
         self.done = f"{prefix}done"

@@ -12,7 +12,15 @@ from streamflow.daemon import batch as batch_module
 from streamflow.daemon.batch import IN_FLIGHT, ShardBatch
 from streamflow.daemon.shard import LiveRun, OwnedShard
 from streamflow.errors import Failure
-from streamflow.events import NOTHING, AskAnswered, MessageQuarantined, RunCompleted, SignalReceived, decode_transition
+from streamflow.events import (
+    NOTHING,
+    AskAnswered,
+    MessageQuarantined,
+    RunCompleted,
+    RunFailed,
+    SignalReceived,
+    decode_transition,
+)
 from streamflow.machine.factory import new_machine
 from streamflow.machine.transition import Due, Effects, FailedChild, Outcome
 from streamflow.model.record import Status, decode_header
@@ -611,7 +619,7 @@ def test_a_transition_that_is_too_large_fails_its_run_alone(
     assert kinds_in(second) == ["RunStarted", "RunFailed"]
     assert second.batch.acks == ["1-0"]
     failed = decode_transition(second.batch.runs[0].transition).events[-1]
-    assert isinstance(failed, events.RunFailed)
+    assert isinstance(failed, RunFailed)
     failure = failed.failure
     assert failure.kind == "TransitionTooLarge"
     assert "start fewer steps or children" in failure.message

@@ -9,11 +9,21 @@ import msgspec
 import pytest
 
 from streamflow.daemon.batch import ShardBatch
-from streamflow.daemon.shard import CODE, NOBODY, TRY_AGAIN, OwnedShard, StepRecord, decode_step_record, parked_by
+from streamflow.daemon.shard import (
+    CODE,
+    NOBODY,
+    TRY_AGAIN,
+    OwnedShard,
+    StepRecord,
+    decode_details,
+    decode_step_record,
+    parked_by,
+    stored_details,
+)
 from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.takeover import Takeover
 from streamflow.errors import StoreError
-from streamflow.events import StepFailed, StepRetrying, decode_history
+from streamflow.events import NOTHING, StepFailed, StepRetrying, decode_history
 from streamflow.machine.transition import Due, Outcome
 from streamflow.steps.suspects import Note, Suspect, Suspects, decode_note
 from streamflow.store.connection import Call
@@ -320,7 +330,7 @@ async def test_when_its_host_is_gone_the_step_is_lost_with_what_it_reported(aliv
     assert bench.steps.started == []
     bench.owner.is_alive = lambda _: False
     [(_, _, _, record)] = bench.owner.gone_records()
-    await lose_gone(bench, record.encode(), msgspec.msgpack.encode("half"))
+    await lose_gone(bench, record.encode(), stored_details(900, msgspec.msgpack.encode("half")))
     await bench.turns()
     [retrying] = [event for event in bench.events("a") if isinstance(event, StepRetrying)]
     assert retrying.failure.kind == "WorkerLost"
@@ -361,6 +371,40 @@ async def test_a_step_of_a_run_with_the_same_id_is_not_lost_with_the_old_one() -
     assert bench.steps.started == [(0, "a", 1, 1)]
     bench.owner.lose_step(bench.shard, "a", 1, StepRecord(1, 500, "host"), Note())
     assert not bench.shard.has_work
+
+
+async def test_a_parked_run_that_ends_leaves_no_mark_for_a_later_one_of_its_id() -> None:
+    bench = Bench(await in_flight("a"))
+    bench.shard.lost_with = ""
+    bench.shard.parked["a"] = "its code has ended the process of its daemon 3 times"
+    bench.shard.killers.add("a")
+    await bench.take_in(message("2-0", "a", "terminate", "enough"))
+    assert bench.status("a") == "cancelled"
+    del bench.records["a"]
+    await bench.take_in(start("3-0", "a", "stepping", 1))
+    assert bench.status("a") == "running"
+    assert bench.shard.killers == set()
+    assert bench.shard.records == {}
+
+
+@pytest.mark.parametrize("created", [900, 500])
+async def test_a_step_begins_with_details_of_its_own_run_only(created: int) -> None:
+    """An earlier run of the id may have left some, that were stored behind the commit of its end."""
+    bench = await released(await in_flight("a"), alive=False)
+    nothing: Any = None
+    takeover = Takeover(context(FakeStore(), shards=8), Sends(), nothing)  # type: ignore[arg-type]
+    half = bytes(raw("half"))
+    takeover._restore_records(bench.shard, {}, {b"a/1": stored_details(created, half)})  # pyright: ignore[reportPrivateUsage]
+    await bench.turns()
+    [job] = bench.steps.jobs
+    assert bytes(job.details) == (half if created == 900 else bytes(NOTHING))
+
+
+def test_details_are_read_as_they_are_stored_and_as_they_were_before() -> None:
+    for value in (None, 7, 5.5, "9 lives", b"1 2", [1], {"1 ": 2}):
+        data = msgspec.msgpack.encode(value)
+        assert decode_details(stored_details(900, data)) == (900, data)
+        assert decode_details(data) == (0, data)
 
 
 async def test_details_that_a_host_stored_unseen_are_deleted_with_the_record() -> None:

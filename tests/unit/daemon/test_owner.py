@@ -104,11 +104,13 @@ class Steps:
 
     def __init__(self) -> None:
         self.started: list[tuple[int, str, int, int]] = []
+        self.jobs: list[StepJob] = []
         self.cancelled: list[tuple[str, int]] = []
         self.conditions: list[Any] = []
 
     def submit(self, shard: int, run_id: str, job: StepJob) -> None:
         self.started.append((shard, run_id, job.seq, job.attempt))
+        self.jobs.append(job)
 
     def cancel(self, run_id: str, seq: int) -> None:
         self.cancelled.append((run_id, seq))

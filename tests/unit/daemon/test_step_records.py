@@ -47,7 +47,9 @@ class Bench:
         self.records.outcome(run_id, outcome)
 
     async def begin(self, seq: int = 1, attempt: int = 1, details: int = 0) -> None:
-        self.executor.submit(0, "r", StepJob(seq, attempt, app.steps["hang"], raw([details])))
+        job = StepJob(seq, attempt, app.steps["hang"], raw([details]))
+        job.created = 900
+        self.executor.submit(0, "r", job)
         await asyncio.sleep(0.01)
 
     def lend(self, **ended: list[Outcome]) -> list[LentStep]:
@@ -151,7 +153,8 @@ async def test_new_details_are_stored_once(it: Bench) -> None:
     for _ in range(3):
         await it.records.run_once()
     [call] = it.store.sent("store_details")
-    assert call.args == ["7:nonce", "r/1", msgspec.msgpack.encode(5)]
+    assert call.args == ["7:nonce", "r/1", b"900 " + msgspec.msgpack.encode(5)]
+    assert it.shard.records["r"][1].created == 900
     assert it.shard.records["r"][1].details == msgspec.msgpack.encode(5), "the outcome's commit deletes them"
     it.lend()
     for _ in range(2):
