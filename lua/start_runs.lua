@@ -6,7 +6,8 @@
 --
 -- KEYS   owner, inbox, then for each run: run, index, tenant_index
 -- ARGV   now, then for each run: id, workflow, tenant, body
--- RETURNS for each run: '' (created) or the header of the run that has the id / WRONGTYPE key
+-- RETURNS for each run: header (of the run that has the id, with a plus before it if this call created it)
+--         / WRONGTYPE key
 -- @include shared/clock
 -- @include shared/holds
 -- @include shared/open_run
@@ -32,8 +33,9 @@ for i = 1, count do
       headers[i] = created[run]
     else
       local at = 4 * i - 2 -- of the run's first argument
-      created[run] = open_run(run, inbox, KEYS[3 * i + 1], KEYS[3 * i + 2], clock,
+      local header = open_run(run, inbox, KEYS[3 * i + 1], KEYS[3 * i + 2], clock,
         ARGV[at], ARGV[at + 1], ARGV[at + 2], '', ARGV[at + 3])
+      created[run], headers[i] = header, '+' .. header
     end
   end
 end

@@ -82,6 +82,29 @@ def answer_name(ask_id: str) -> str:
     return f"?{ask_id}"
 
 
+class _Ending(msgspec.Struct, array_like=True, frozen=True):
+    """A transition in a notification: what identifies the run is behind its fields, where other readers of transitions
+    don't look."""
+
+    at: int
+    events: Raw
+    created: int = 0
+
+
+def notified_ending(transition: bytes, created: int) -> bytes:
+    """The encoded transition that ended a run, with the run's `created`, for the notification of waiting clients."""
+    ending = _ending.decode(transition)
+    return _encode(_Ending(ending.at, ending.events, created))
+
+
+def ending_incarnation(notified: bytes) -> int:
+    """`created` of the run that a notified transition has ended; 0 if that can't be known."""
+    try:
+        return _ending.decode(notified).created if notified else 0
+    except codec.DECODE_ERRORS:
+        return 0
+
+
 class QueuedStep(msgspec.Struct, array_like=True, frozen=True):
     """An attempt on its way to a worker: the body of `step` and `revoke` messages, and of a queue's entries."""
 
@@ -102,6 +125,7 @@ class QueuedStep(msgspec.Struct, array_like=True, frozen=True):
     """The names of the step's parameters at the daemon; empty from an older one."""
 
 
+_ending = msgspec.msgpack.Decoder(_Ending)
 _queued = msgspec.msgpack.Decoder(QueuedStep)
 _encode = msgspec.msgpack.Encoder().encode
 

@@ -12,8 +12,9 @@ local function post_all(keys, argv)
   local letters = {}
   for i = 4, #keys do
     local header = redis.call('LINDEX', keys[i], 0)
-    local status = header and string.match(header, '^%a+')
-    if not status then
+    local status, created = string.match(header or '', '^(%a+) %d+ %S+ (%d+)')
+    local wanted = argv[4 * (i - 3) + 3]
+    if not status or (wanted ~= '' and wanted ~= created) then
       letters[i - 3] = 'm'
     elseif status == 'pending' or status == 'running' or status == 'stuck' then
       letters[i - 3] = 'a'
@@ -25,7 +26,7 @@ local function post_all(keys, argv)
 
   for i, letter in ipairs(letters) do
     if letter == 'a' then
-      redis.call('XADD', inbox, '*', 'kind', argv[3 * i + 1], 'run', argv[3 * i + 2], 'body', argv[3 * i + 3])
+      redis.call('XADD', inbox, '*', 'kind', argv[4 * i], 'run', argv[4 * i + 1], 'body', argv[4 * i + 2])
     end
   end
   local joined = table.concat(letters)

@@ -25,7 +25,7 @@ from streamflow.client.listing import Filters, Listings, RunDescription, RunSumm
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.run import Decode, Run
 from streamflow.client.session import Session, Sessions
-from streamflow.client.waiting import ResultWaiter, check_posted, not_found
+from streamflow.client.waiting import ResultWaiter, check_posted, found_header
 from streamflow.errors import NamespaceMissing, RunConflict, RunError, StoreError, UsageError
 from streamflow.events import AnyEvent, Transition
 from streamflow.model import codec
@@ -239,14 +239,15 @@ class Client:
         return runs
 
     def _started(self, start: Start, header: bytes, decode: Decode | None) -> Run[Any]:
-        if header:
-            other = decode_header(header).workflow
-            if other != start.workflow:
-                raise RunConflict(
-                    f"the id {start.run_id} belongs to a run of workflow {other}, not {start.workflow}: use another id",
-                    start.run_id,
-                )
-        return Run(self, start.run_id, decode, created=not header)
+        created = header.startswith(b"+")
+        found = decode_header(header[1:] if created else header)
+        if found.workflow != start.workflow:
+            raise RunConflict(
+                f"the id {start.run_id} belongs to a run of workflow {found.workflow}, not {start.workflow}: use "
+                "another id",
+                start.run_id,
+            )
+        return Run(self, start.run_id, decode, created, found.created)
 
     # --- finding ------------------------------------------------------------------------------------------------------
 
@@ -257,7 +258,8 @@ class Client:
     def run(self, run_id: str, returns: Any = Any) -> Run[Any]:
         """The handle of an existing run. Nothing is sent: that there is no such run shows in the handle's first call.
 
-        `run_id`: the full id, with its prefix if the namespace is partitioned by tenant or workflow.
+        `run_id`: the full id, with its prefix if the namespace is partitioned by tenant or workflow. Each call of the
+        handle is for the run that has the id then: after `forget`, that may be another one.
         `returns`: the type as which `result` decodes the result; by default it returns plain data.
 
         Raises `InvalidName`, and `PayloadInvalid` for a type that can't be decoded.
@@ -343,16 +345,17 @@ class Client:
 
     # --- for Run ------------------------------------------------------------------------------------------------------
 
-    async def _ended(self, run_id: str) -> bytes:
-        return await self._waiter.ended((await self.read_namespace()).shard_of(run_id), run_id)
+    # `created` tells the run of a handle from others of its id; 0: whichever has the id.
 
-    async def _answered(self, run_id: str, ask_id: str, body: bytes) -> bytes:
+    async def _ended(self, run_id: str, created: int) -> bytes:
+        return await self._waiter.ended((await self.read_namespace()).shard_of(run_id), run_id, created)
+
+    async def _answered(self, run_id: str, created: int, ask_id: str, body: bytes) -> bytes:
         shard = (await self.read_namespace()).shard_of(run_id)
-        return await self._waiter.answered(
-            shard, run_id, ask_id, lambda: self._batcher.post(shard, Message("ask", run_id, body))
-        )
+        message = Message("ask", run_id, body, created)
+        return await self._waiter.answered(shard, run_id, created, ask_id, lambda: self._batcher.post(shard, message))
 
-    async def _published(self, run_id: str, *keys: str) -> dict[str, Raw]:
+    async def _published(self, run_id: str, created: int, *keys: str) -> dict[str, Raw]:
         """What the run has published under these keys, or without keys under all. Raises `RunNotFound`."""
         shard = (await self.read_namespace()).shard_of(run_id)
         key = self.keys.shard(shard).published(run_id)
@@ -363,30 +366,27 @@ class Client:
             if isinstance(reply, StoreError):
                 raise reply
         (line, _), values = cast("tuple[tuple[bytes, bytes], Any]", tuple(replies))
-        if not line:
-            raise not_found(run_id)
+        found_header(line, run_id, created)
         if keys:
             return {key: Raw(value) for key, value in zip(keys, values, strict=True) if value is not None}
         return {name.decode(): Raw(value) for name, value in sorted(values.items())}
 
-    async def _post(self, kind: str, run_id: str, body: bytes) -> None:
+    async def _post(self, kind: str, run_id: str, created: int, body: bytes) -> None:
         shard = (await self.read_namespace()).shard_of(run_id)
-        check_posted(await self._batcher.post(shard, Message(kind, run_id, body)), kind, run_id)
+        check_posted(await self._batcher.post(shard, Message(kind, run_id, body, created)), kind, run_id)
 
-    async def _describe(self, run_id: str) -> RunDescription:
+    async def _describe(self, run_id: str, created: int) -> RunDescription:
         shard = (await self.read_namespace()).shard_of(run_id)
         line, last = await self._batcher.peek(shard, run_id)
-        if not line:
-            raise not_found(run_id)
-        is_stuck = decode_header(line).status == Status.STUCK
+        is_stuck = found_header(line, run_id, created).status == Status.STUCK
         return describe(run_id, line, last, await self._listings.stuck_reason(shard, run_id) if is_stuck else "")
 
-    async def _history(self, run_id: str) -> list[Transition]:
-        return await self._listings.history((await self.read_namespace()).shard_of(run_id), run_id)
+    async def _history(self, run_id: str, created: int) -> list[Transition]:
+        return await self._listings.history((await self.read_namespace()).shard_of(run_id), run_id, created)
 
-    async def _events(self, run_id: str, follow: bool) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
+    async def _events(self, run_id: str, created: int, follow: bool) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
         shard = (await self.read_namespace()).shard_of(run_id)
-        async for event in self._listings.events(shard, run_id, follow):
+        async for event in self._listings.events(shard, run_id, created, follow):
             yield event
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from streamflow import events
 from streamflow.client.pipelines import Batcher, settled
-from streamflow.client.waiting import not_found
+from streamflow.client.waiting import found_header
 from streamflow.errors import Failure, StoreError
 from streamflow.events import ENDINGS, AnyEvent, RunCompleted, RunStuck, Transition, decode_history, decode_transition
 from streamflow.model import codec
@@ -238,15 +238,16 @@ class Listings:
                 return reason or ""
             last -= STUCK_PAGE
 
-    async def history(self, shard: int, run_id: str) -> list[Transition]:
+    async def history(self, shard: int, run_id: str, created: int) -> list[Transition]:
         peek = self._batcher.peek(shard, run_id)
         elements = self._batcher.call(Call.plain("LRANGE", self._keys.shard(shard).run(run_id), 2, -1))
         answers = await settled([peek, elements])
-        if not _checked(answers[0])[0]:
-            raise not_found(run_id)
+        found_header(_checked(answers[0])[0], run_id, created)
         return decode_history(_checked(answers[1]))
 
-    async def events(self, shard: int, run_id: str, follow: bool) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
+    async def events(
+        self, shard: int, run_id: str, created: int, follow: bool
+    ) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
         """The history's events; with `follow` then those of the log, until the run has ended.
 
         The log may be trimmed faster than we read. The header has the number of transitions, so those that the log no
@@ -254,8 +255,8 @@ class Listings:
         """
         log = self._keys.shard(shard).log
         field = run_id.encode()
-        header, transitions, position = await self._recorded(shard, run_id)
-        known = header.version
+        header, transitions, position = await self._recorded(shard, run_id, created)
+        created, known = header.created, header.version
         while True:
             for transition in decode_history(transitions):
                 for event in transition.events:
@@ -269,12 +270,12 @@ class Listings:
                 position = entries[-1][0]
                 transitions = [fields[field] for _, fields in entries if field in fields]
             else:
-                header, transitions, position = await self._recorded(shard, run_id)
+                header, transitions, position = await self._recorded(shard, run_id, created)
                 missed = header.version - known
                 transitions = transitions[-missed:] if missed > 0 else []
             known += len(transitions)
 
-    async def _recorded(self, shard: int, run_id: str) -> tuple[Header, list[bytes], str]:
+    async def _recorded(self, shard: int, run_id: str, created: int) -> tuple[Header, list[bytes], str]:
         """Header, transitions, and the log entry up to which they reach.
 
         The reads of one pipeline are consistent if the end of the log was the same before and after.
@@ -285,10 +286,9 @@ class Listings:
         reads = [log_end, Call.plain("LINDEX", run, 0), Call.plain("LRANGE", run, 2, -1), log_end]
         while True:
             before, line, transitions, after = [_checked(answer) for answer in await self._store.send(reads)]
-            if line is None:
-                raise not_found(run_id)
+            header = found_header(line or b"", run_id, created)
             if before == after:
-                return decode_header(line), transitions, before
+                return header, transitions, before
 
 
 def _shards_of(namespace: Namespace, filters: Filters) -> list[int]:

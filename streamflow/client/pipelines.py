@@ -87,7 +87,7 @@ class Batcher:
         self._closed = False
 
     def start(self, shard: int, start: Start) -> asyncio.Future[bytes]:
-        """Start a run: the reply is empty when it was created, else the header of the run that has the id."""
+        """Start a run: the reply is the header of the run that has the id, with a `+` before it if it was created."""
         return self._add(_START, shard, start, len(start.body) + 200)
 
     def peek(self, shard: int, run_id: str) -> asyncio.Future[tuple[bytes, bytes]]:

@@ -48,14 +48,17 @@ class Run(Generic[R]):
     `id`: the run's full id. `created`: whether this `start` created the run; False when it existed already, and also
     when the reply to `start` was lost and the call was sent again.
 
-    Every method raises `RunNotFound` when there is no such run (or it was forgotten), and the errors of `Client`.
+    Every method raises `RunNotFound` when there is no such run (or it was forgotten), and the errors of `Client`. A
+    handle from `start` is of the run that the start found or created, and of no other that gets its id later.
     """
 
-    __slots__ = ("_client", "_decode", "created", "id")
+    __slots__ = ("_client", "_decode", "_incarnation", "created", "id")
 
-    def __init__(self, client: Client, run_id: str, decode: Decode | None, created: bool) -> None:
+    def __init__(self, client: Client, run_id: str, decode: Decode | None, created: bool, incarnation: int = 0) -> None:
         self.id = run_id
         self.created = created
+        self._incarnation = incarnation
+        """When the run was created (ms), as in its header: what tells it from others of its id. 0: whichever has it."""
         self._client = client
         self._decode = decode
 
@@ -75,7 +78,7 @@ class Run(Generic[R]):
 
         >>> total = await run.result(timeout=30)
         """
-        ended = self._client._ended(self.id)
+        ended = self._client._ended(self.id, self._incarnation)
         last = await self._within(timeout, ended, f"run {self.id} has not ended within {{:g}} s; it goes on")
         match ending_of(decode_transition(last)):
             case CompletedEvent(result=raw):
@@ -97,7 +100,7 @@ class Run(Generic[R]):
         """
         payload = codec.encode(value, f"value of signal {check_name('signal', name)}")
         body = msgspec.msgpack.encode((name, Raw(payload)))
-        await self._client._post("signal", self.id, body)
+        await self._client._post("signal", self.id, self._incarnation, body)
 
     @overload
     async def ask(
@@ -124,7 +127,8 @@ class Run(Generic[R]):
         codec.decoder_for(type)  # refused before anything is sent
         payload = codec.encode(value, f"value of ask {check_name('ask', name)}")
         ask_id = os.urandom(16).hex()
-        answered = self._client._answered(self.id, ask_id, msgspec.msgpack.encode((name, Raw(payload), ask_id)))
+        body = msgspec.msgpack.encode((name, Raw(payload), ask_id))
+        answered = self._client._answered(self.id, self._incarnation, ask_id, body)
         late = f"run {self.id} has not answered {name} within {{:g}} s; it may still do so"
         answer = msgspec.msgpack.decode(await self._within(timeout, answered, late), type=AskAnswered)
         if answer.failure is not None:
@@ -147,12 +151,12 @@ class Run(Generic[R]):
         >>> done = await run.read("done", int, default=0)
         """
         codec.decoder_for(type)
-        values = await self._client._published(self.id, check_name("key", key))
+        values = await self._client._published(self.id, self._incarnation, check_name("key", key))
         return codec.decode(values[key], type, f"published value {key} of run {self.id}") if key in values else default
 
     async def published(self) -> dict[str, Any]:
         """All values that the run has published, by key, as plain data."""
-        values = await self._client._published(self.id)
+        values = await self._client._published(self.id, self._incarnation)
         return {key: codec.decode(raw, Any, f"published value {key} of run {self.id}") for key, raw in values.items()}
 
     async def cancel(self, reason: str = "") -> None:
@@ -164,9 +168,8 @@ class Run(Generic[R]):
 
         Raises `RunEnded`, `PayloadTooLarge`.
         """
-        await self._client._post(
-            "cancel", self.id, codec.encode(recordable(reason, codec.MAX_BYTES), "reason of a cancel")
-        )
+        body = codec.encode(recordable(reason, codec.MAX_BYTES), "reason of a cancel")
+        await self._client._post("cancel", self.id, self._incarnation, body)
 
     async def terminate(self, reason: str = "") -> None:
         """Force the run to end as cancelled, without running its clean-up code. Sagas are not compensated.
@@ -174,21 +177,20 @@ class Run(Generic[R]):
         For a run that doesn't end when it is cancelled. Returns when the server has the request, before it takes
         effect. Raises `RunEnded`, `PayloadTooLarge`.
         """
-        await self._client._post(
-            "terminate", self.id, codec.encode(recordable(reason, codec.MAX_BYTES), "reason of a terminate")
-        )
+        body = codec.encode(recordable(reason, codec.MAX_BYTES), "reason of a terminate")
+        await self._client._post("terminate", self.id, self._incarnation, body)
 
     async def describe(self) -> RunDescription:
         """Status, workflow, tenant, times, attributes, and how the run ended (its result, failure or reason), or why it
         is stuck."""
-        return await self._client._describe(self.id)
+        return await self._client._describe(self.id, self._incarnation)
 
     async def history(self) -> list[Transition]:
         """All transitions in order, each with its events and its time `at`: the shard's clock, in ms since 1970 (UTC).
 
         Of a reducer only the newest are kept, of a run that continued as new those of its current generation.
         """
-        return await self._client._history(self.id)
+        return await self._client._history(self.id, self._incarnation)
 
     def events(self, follow: bool = False) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
         """The events of the history in order, with their times (aware, UTC).
@@ -199,7 +201,7 @@ class Run(Generic[R]):
         >>> async for at, event in run.events(follow=True):
         ...     print(at, event.describe())
         """
-        return self._client._events(self.id, follow)
+        return self._client._events(self.id, self._incarnation, follow)
 
     async def _within(self, timeout: float | timedelta | None, answer: Awaitable[T], late: str) -> T:
         """Wait at most `timeout` seconds (a sandbox counts its own time). `late`: the message of the `TimeoutError`,

@@ -1,7 +1,8 @@
 """Waiting for the ends and the answers of runs: one subscription per shard, for any number of runs.
 
 Owns: which callers wait for which run or answer, the shards that are subscribed to, and the sweep that finds what no
-notification reported. Must not: decode results (`run.py` does), poll for a single run. Called by: client.
+notification reported, and that none is given the end of another run of its id. Must not: decode results (`run.py`
+does), poll for a single run. Called by: client.
 
     result() ── subscribe to the run's shard (once) ── confirmed ── peek (batched) ── ended: its last transition
                                                                         └── open: the commit that ends it notifies
@@ -27,10 +28,11 @@ import msgspec
 
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.errors import RunEnded, RunNotFound, StoreError
+from streamflow.model.record import Header, decode_header
 from streamflow.store.connection import Call, Store
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.subscription import Subscription
-from streamflow.wire import answer_name
+from streamflow.wire import answer_name, ending_incarnation
 
 SWEEP_SECONDS = 5.0
 PEEKS_PER_SECOND = 2000
@@ -42,6 +44,16 @@ _log = logging.getLogger("streamflow.client")
 _notification = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
 
 
+class _Wait:
+    """A caller's wait. `created` tells the run that it is for from others of its id; 0 as long as that isn't known."""
+
+    __slots__ = ("created", "future")
+
+    def __init__(self, created: int) -> None:
+        self.created = created
+        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+
 class _WatchedShard:
     """A shard that is subscribed to, and what is waited for there: runs by id, answers by `answer_name`."""
 
@@ -50,7 +62,7 @@ class _WatchedShard:
     def __init__(self, number: int, channel: str) -> None:
         self.number = number
         self.channel = channel
-        self.waiting: dict[str, list[asyncio.Future[bytes]]] = {}
+        self.waiting: dict[str, list[_Wait]] = {}
 
 
 class ResultWaiter:
@@ -67,23 +79,28 @@ class ResultWaiter:
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def ended(self, shard: int, run_id: str) -> bytes:
+    async def ended(self, shard: int, run_id: str, created: int) -> bytes:
         """Wait for the encoded transition that ends the run. Raises `RunNotFound`, `StoreError`."""
-        with self._registered(shard, run_id) as (watched, [future]):
+        with self._registered(shard, created, run_id) as (watched, [wait]):
             await self._subscribed().add(watched.channel)
-            header, last = await self._batcher.peek(shard, run_id)
-            if not header:
-                raise not_found(run_id)
-            return last or await future
+            line, last = await self._batcher.peek(shard, run_id)
+            if not wait.future.done():
+                wait.created = found_header(line, run_id, created).created
+                if last:
+                    return last
+            return await wait.future
 
-    async def answered(self, shard: int, run_id: str, ask_id: str, post: Callable[[], asyncio.Future[str]]) -> bytes:
+    async def answered(
+        self, shard: int, run_id: str, created: int, ask_id: str, post: Callable[[], asyncio.Future[str]]
+    ) -> bytes:
         """Post an ask, and wait for the run's answer: the encoded `AskAnswered`. `post` queues the ask when it is
         called, which is before the first await: so asks are received in the order of their calls.
 
         Raises `RunEnded` when the run ends without one, `RunNotFound`, `StoreError`. When the server doesn't allow the
         subscription, the ask has been posted all the same.
         """
-        with self._registered(shard, answer_name(ask_id), run_id) as (watched, [answer, end]):
+        with self._registered(shard, created, answer_name(ask_id), run_id) as (watched, waits):
+            answer, end = (wait.future for wait in waits)
             posted = post()
             subscription = self._subscribed()
             was_confirmed = subscription.is_confirmed(watched.channel)
@@ -105,23 +122,22 @@ class ResultWaiter:
             return stored
 
     @contextlib.contextmanager
-    def _registered(self, shard: int, *names: str) -> Generator[tuple[_WatchedShard, Sequence[asyncio.Future[bytes]]]]:
-        """A future for each name, which the shard's notifications settle from now on, once it is subscribed to."""
+    def _registered(self, shard: int, created: int, *names: str) -> Generator[tuple[_WatchedShard, Sequence[_Wait]]]:
+        """A wait for each name, which the shard's notifications end from now on, once it is subscribed to."""
         if self._closed:
             raise StoreError("the client is closed")
         watched = self._shards.get(shard)
         if watched is None:
             watched = self._shards[shard] = _WatchedShard(shard, self._keys.shard(shard).done)
             self._channels[watched.channel.encode()] = watched
-        futures: list[asyncio.Future[bytes]] = []
-        for name in names:
-            futures.append(asyncio.get_running_loop().create_future())
-            watched.waiting.setdefault(name, []).append(futures[-1])
+        waits = [_Wait(created) for _ in names]
+        for name, wait in zip(names, waits, strict=True):
+            watched.waiting.setdefault(name, []).append(wait)
         try:
-            yield watched, futures
+            yield watched, waits
         finally:
-            for name, future in zip(names, futures, strict=True):
-                self._remove(watched, name, future)
+            for name, wait in zip(names, waits, strict=True):
+                self._remove(watched, name, wait)
 
     def _stored_answer(self, shard: int, ask_id: str) -> Call[bytes | None]:
         return Call.plain("GET", self._keys.shard(shard).answer(ask_id))
@@ -134,16 +150,16 @@ class ResultWaiter:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for watched in self._shards.values():
-            for futures in watched.waiting.values():
-                _fail(futures, StoreError("the client was closed"))
+            for waits in watched.waiting.values():
+                _fail(waits, StoreError("the client was closed"))
 
-    def _remove(self, watched: _WatchedShard, name: str, future: asyncio.Future[bytes]) -> None:
-        futures = watched.waiting.get(name)
-        if futures is not None and future in futures:
-            futures.remove(future)
-            if not futures:
+    def _remove(self, watched: _WatchedShard, name: str, wait: _Wait) -> None:
+        waits = watched.waiting.get(name)
+        if waits is not None and wait in waits:
+            waits.remove(wait)
+            if not waits:
                 del watched.waiting[name]
-        _drop(future)
+        _drop(wait.future)
 
     def _subscribed(self) -> Subscription:
         if self._subscription is None:
@@ -168,12 +184,17 @@ class ResultWaiter:
             _log.warning("ignored a message on %s that is not a notification of streamflow: %s", watched.channel, error)
             return
         for name, payload in notification:
-            futures = watched.waiting.get(name)
-            if futures is None:
+            waits = watched.waiting.get(name)
+            if waits is None:
                 continue
-            if payload:
-                _resolve(futures, payload)
-            else:  # too large for a notification
+            if name.startswith(ANSWER_PREFIX):
+                is_proven = bool(payload)
+            else:
+                created = ending_incarnation(payload)
+                is_proven = bool(created) and all(wait.created == created for wait in waits)
+            if is_proven:
+                _resolve(waits, payload)
+            else:  # too large for a notification, or perhaps the end of another run of this id
                 self._spawn(asyncio.create_task(self._read([(watched, name)])))
 
     def _on_reconnected(self) -> None:
@@ -207,17 +228,26 @@ class ResultWaiter:
             else:
                 reads.append(self._batcher.peek(watched.number, name))
         for (watched, name), found in zip(wanted, await settled(reads), strict=True):
-            futures = watched.waiting.get(name)
-            if futures is None or found is None:
+            waits = watched.waiting.get(name)
+            if waits is None or found is None:
                 continue
             if isinstance(found, StoreError):
-                _fail(futures, found)
+                _fail(waits, found)
             elif isinstance(found, bytes):
-                _resolve(futures, found)
-            elif not found[0]:
-                _fail(futures, not_found(name))
-            elif found[1]:
-                _resolve(futures, found[1])
+                _resolve(waits, found)
+            else:
+                _settle_peeked(waits, name, *found)
+
+
+def _settle_peeked(waits: list[_Wait], run_id: str, line: bytes, last: bytes) -> None:
+    for wait in waits:
+        try:
+            wait.created = found_header(line, run_id, wait.created).created
+        except RunNotFound as error:
+            _fail([wait], error)
+        else:
+            if last:
+                _resolve([wait], last)
 
 
 def _drop(future: asyncio.Future[Any]) -> None:
@@ -226,16 +256,27 @@ def _drop(future: asyncio.Future[Any]) -> None:
         future.exception()  # read, so that asyncio doesn't log an error that no caller needed
 
 
-def _resolve(futures: list[asyncio.Future[bytes]], payload: bytes) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(payload)
+def _resolve(waits: list[_Wait], payload: bytes) -> None:
+    for wait in waits:
+        if not wait.future.done():
+            wait.future.set_result(payload)
 
 
-def _fail(futures: list[asyncio.Future[bytes]], error: StoreError | RunNotFound) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_exception(error)
+def _fail(waits: list[_Wait], error: StoreError | RunNotFound) -> None:
+    for wait in waits:
+        if not wait.future.done():
+            wait.future.set_exception(error)
+
+
+def found_header(line: bytes, run_id: str, created: int) -> Header:
+    """The header of a run that was looked for. Raises `RunNotFound` if there is none, or another run has the id:
+    `created` is 0, or that of the run that is meant."""
+    if not line:
+        raise not_found(run_id)
+    header = decode_header(line)
+    if created and header.created != created:
+        raise RunNotFound(f"run {run_id} was forgotten, and another run has its id since", run_id)
+    return header
 
 
 def check_posted(letter: str, kind: str, run_id: str) -> None:

@@ -32,6 +32,7 @@ from streamflow.wire import (
     answer_name,
     decode_message,
     encode_job,
+    notified_ending,
     refused_child,
     stream_order,
 )
@@ -550,7 +551,9 @@ class ShardBatch:
                     _notification(answer_name(answer.id), _encoder.encode(answer)) for answer in done.effects.answers
                 ]
             if done.effects.ended:
-                notifications.append(_notification(done.run_id, write.transition))
+                is_small = len(write.transition) <= NOTIFICATION_BYTES
+                ending = notified_ending(write.transition, done.header.created) if is_small else b""
+                notifications.append((done.run_id, ending))
         if notifications:
             self.batch.notification = _encoder.encode(notifications)
 

@@ -68,11 +68,13 @@ class Start(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    """A message from a client for an open run. `kind`: signal, ask, cancel or terminate."""
+    """A message from a client for an open run. `kind`: signal, ask, cancel or terminate. `created`: ms, as in the
+    header of the run that it is for, 0 for whichever run has the id."""
 
     kind: str
     run_id: str
     body: bytes
+    created: int = 0
 
 
 class Delivery(msgspec.Struct):
@@ -261,7 +263,7 @@ class Kernel:
     def start_runs(self, shard: int, starts: Sequence[Start], now: int | None = None) -> Call[list[bytes]]:
         """Create runs that don't exist yet, each with its first message; a run that exists stays as it is.
 
-        Returns for each run: empty (created) or the header of the run that has the id.
+        Returns for each run the header of the run that has the id, with a `+` before it if this call created it.
         """
         keys = self.keys.shard(shard)
         names = [keys.owner, keys.inbox]
@@ -277,8 +279,8 @@ class Kernel:
         """Put signals and asks into the inbox, for runs that are open.
 
         `number`: higher than that of the `source`'s post before to this shard; the same number again adds nothing and
-        gets the same letters. Returns a letter for each message: a (accepted), e (the run has ended), m (no such run).
-        Refused when memory is short.
+        gets the same letters. Returns a letter for each message: a (accepted), e (the run has ended), m (no such run,
+        or it was created at another time). Refused when memory is short.
         """
         return self._post("post_messages", shard, source, number, messages, now)
 
@@ -299,7 +301,7 @@ class Kernel:
         args: list[Any] = [source, number, _time(now)]
         for message in messages:
             names.append(keys.run(message.run_id))
-            args += (message.kind, message.run_id, message.body)
+            args += (message.kind, message.run_id, message.body, message.created or "")
         return Call(verb, names, args, bytes.decode)
 
     def report_outcome(self, shard: int, run_id: str, created: int, body: bytes) -> Call[str]:

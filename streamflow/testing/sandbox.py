@@ -266,13 +266,14 @@ class Sandbox:
         self.world.crash()
 
     # --- for Run: the methods of `Client` that it calls ---------------------------------------------------------------
+    # `created` is always 0: no run of a sandbox is forgotten.
 
-    async def _ended(self, run_id: str) -> bytes:
+    async def _ended(self, run_id: str, created: int) -> bytes:
         record = self._record(run_id)
         await self._drive(lambda: bool(record.ending), run_id, _deadline.get(NO_DEADLINE))
         return record.ending
 
-    async def _answered(self, run_id: str, ask_id: str, body: bytes) -> bytes:
+    async def _answered(self, run_id: str, created: int, ask_id: str, body: bytes) -> bytes:
         """A run's answer to a question, encoded. Raises `RunEnded` if it ends without answering.
 
         The question's id is a count: the random one of the handle would differ in each play of a scenario.
@@ -282,7 +283,7 @@ class Sandbox:
         ask_id = f"{self._asked:032x}"
         answers = self.world.answers
         record = self._record(run_id)
-        await self._post("ask", run_id, body)
+        await self._post("ask", run_id, created, body)
         await self._drive(
             lambda: ask_id in answers or bool(record.ending), run_id, _deadline.get(NO_DEADLINE), "answered"
         )
@@ -290,24 +291,24 @@ class Sandbox:
             raise RunEnded(f"run {run_id} has ended without answering", run_id)
         return answers[ask_id]
 
-    async def _published(self, run_id: str, *keys: str) -> dict[str, Raw]:
+    async def _published(self, run_id: str, created: int, *keys: str) -> dict[str, Raw]:
         values = self._record(run_id).published
         return {key: Raw(values[key]) for key in keys or sorted(values) if key in values}
 
-    async def _post(self, kind: str, run_id: str, body: bytes) -> None:
+    async def _post(self, kind: str, run_id: str, created: int, body: bytes) -> None:
         if self._record(run_id).ending:
             raise RunEnded(f"run {run_id} has ended: it accepts no {kind} any more", run_id)
         self.world.post(kind, run_id, body)
         await self._settle()
 
-    async def _describe(self, run_id: str) -> RunDescription:
+    async def _describe(self, run_id: str, created: int) -> RunDescription:
         record = self._record(run_id)
         return describe(run_id, record.header, record.ending, record.reason)
 
-    async def _history(self, run_id: str) -> list[Transition]:
+    async def _history(self, run_id: str, created: int) -> list[Transition]:
         return decode_history(self._record(run_id).transitions)
 
-    async def _events(self, run_id: str, follow: bool) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
+    async def _events(self, run_id: str, created: int, follow: bool) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
         record = self._record(run_id)
         # As on a server: those of the current generation, and then whatever comes.
         for number in itertools.count(len(record.log) - len(record.transitions)):

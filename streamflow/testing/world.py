@@ -177,7 +177,7 @@ class World:
     # --- messages from outside --------------------------------------------------------------------------------------
 
     def start(self, run_id: str, workflow: str, tenant: str, payload: bytes, parent: str = "") -> bytes:
-        """Start a run. Gives nothing, or the header of the run that has this id already, as `lua/start_runs` does."""
+        """Start a run. Gives nothing, or the header of the run that has this id already, which stays as it is."""
         record = self.records.get(run_id)
         if record is not None:
             return record.header

@@ -152,3 +152,5 @@ async def test_a_forgotten_id_is_free_again(serve: Serve) -> None:
         with pytest.raises(sf.RunNotFound):
             await run.result(10)
         assert await (await client.start(invoice, 18, id="invoice-17")).result(10) == 18
+        with pytest.raises(sf.RunNotFound, match="another run has its id"):
+            await run.result(10)

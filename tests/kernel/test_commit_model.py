@@ -152,14 +152,16 @@ class Differential:
         clock = max(self.now, model.clock)
         expected: list[bytes] = []
         for run in command.runs:
-            expected.append(model.records[run][0] if run in model.records else b"")
-            if run not in model.records:
+            if run in model.records:
+                expected.append(model.records[run][0])
+            else:
                 model.records[run] = [f"pending 0 - {clock} 0 flow - -".encode(), b""]
+                expected.append(b"+" + model.records[run][0])
                 model.listings.setdefault("running", {})[run] = clock
                 model.messages.append(("start", run))
         assert answers[0] == expected
         assert all(again == [model.records[run][0] for run in command.runs] for again in answers[1:])
-        self.answers.update("known" if header else "created" for header in expected)
+        self.answers.update("created" if header.startswith(b"+") else "known" for header in expected)
 
     async def post(self, command: Post) -> None:
         messages = [Message("signal", run, b"") for run in command.runs]
@@ -290,6 +292,7 @@ class Differential:
         for run in forgotten:
             self.forgotten[run] = model.records.pop(run)[0]
             header = decode_header(self.forgotten[run])
+            model.clock = max(model.clock, header.ended + 1)
             model.listings[header.status].pop(run)
             model.published.pop(run, None)
             for tag in header.attributes.values():

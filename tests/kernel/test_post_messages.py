@@ -30,6 +30,14 @@ async def test_a_letter_for_each_message_says_what_became_of_it(shard: Shard) ->
     ]
 
 
+async def test_a_message_for_another_run_of_the_id_finds_no_run(shard: Shard) -> None:
+    await shard.start("r1", "r2")
+    messages = [Message("signal", "r1", b"1", NOW), Message("signal", "r1", b"2", NOW - 1)]
+    messages += [Message("signal", "r2", b"3", NOW + 1), Message("signal", "none", b"4", NOW)]
+    assert await shard.do(shard.kernel.post_messages(0, "client", 1, messages, NOW)) == "ammm"
+    assert await inbox_of_posts(shard) == [(b"signal", b"r1", b"1")]
+
+
 async def test_the_kind_of_a_message_reaches_the_inbox(shard: Shard) -> None:
     await shard.start("r1")
     await shard.do(shard.kernel.post_messages(0, "client", 1, [Message("cancel", "r1", b"why")], NOW))

@@ -14,9 +14,9 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_new_run_gets_a_pending_record_two_listings_and_a_message(shard: Shard) -> None:
-    assert await shard.do(shard.kernel.start_runs(0, [Start("r1", "flow", "acme", b"\x00input")], NOW)) == [b""]
-
+    [answer] = await shard.do(shard.kernel.start_runs(0, [Start("r1", "flow", "acme", b"\x00input")], NOW))
     header, state = await shard.record("r1")
+    assert answer == b"+" + header
     decoded = decode_header(header)
     assert (decoded.status, decoded.version, decoded.commit) == (Status.PENDING, 0, "-")
     assert (decoded.created, decoded.ended) == (NOW, 0)
@@ -49,13 +49,14 @@ async def test_a_start_that_is_sent_again_answers_with_the_header(shard: Shard) 
 async def test_existing_runs_in_a_batch_stop_no_other_run(shard: Shard) -> None:
     await shard.start("r2")
     known = await shard.header("r2")
-    assert await shard.start("r1", "r2", "r3") == [b"", known, b""]
+    answers = await shard.start("r1", "r2", "r3")
+    assert answers == [b"+" + await shard.header("r1"), known, b"+" + await shard.header("r3")]
     assert [message["run"] for message in await shard.inbox()] == [b"r2", b"r1", b"r3"]
 
 
 async def test_an_id_that_is_twice_in_one_batch_makes_one_run(shard: Shard) -> None:
     first, second = await shard.start("r1", "r1")
-    assert (first, second) == (b"", await shard.header("r1"))
+    assert (first, second) == (b"+" + second, await shard.header("r1"))
     assert len(await shard.inbox()) == 1
 
 

@@ -14,7 +14,7 @@ from streamflow.events import AnyEvent, AskAnswered, AskReceived, RunCompleted, 
 from streamflow.model.record import Header, Status, decode_header
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Batch, Put, Reply, RunWrite, listed_under
-from streamflow.wire import InboxMessage, answer_name, decode_message
+from streamflow.wire import InboxMessage, answer_name, decode_message, notified_ending
 from tests.support.waiting import until
 
 
@@ -54,7 +54,7 @@ class Owner:
                 batch.puts.append(Put(keys.answer(event.id), "", answer))
                 notifications.append((answer_name(event.id), answer))
         if ended:
-            notifications.append((run_id, transition))
+            notifications.append((run_id, notified_ending(transition, old.created)))
         if notifications:
             batch.notification = msgspec.msgpack.encode(
                 [(name, payload if payloads else b"") for name, payload in notifications]
@@ -77,6 +77,12 @@ class Owner:
         ask = await until(newest)
         assert ask is not None
         return ask
+
+    async def inbox(self, run_id: str) -> list[str]:
+        """The kinds of the messages in the inbox of the run's shard."""
+        inbox = self.client.keys.shard((await self.client.read_namespace()).shard_of(run_id)).inbox
+        entries: list[Any] = await self.client.store.one(Call.plain("XRANGE", inbox, "-", "+"))
+        return [fields[b"kind"].decode() for _, fields in entries]
 
     async def complete(self, run_id: str, result: object = None, payloads: bool = True) -> None:
         raw = Raw(msgspec.msgpack.encode(result))

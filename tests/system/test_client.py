@@ -35,10 +35,11 @@ from streamflow.errors import (
     StoreUnavailable,
     UsageError,
 )
-from streamflow.events import RunCompleted, SignalReceived, decode_transition
+from streamflow.events import RunCompleted, SignalReceived, decode_transition, encode_transition
 from streamflow.model.record import Status
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call, Store
+from streamflow.wire import notified_ending
 from streamflow.workflow.app import App
 from tests.system.owner_by_hand import Owner, waiting
 
@@ -279,6 +280,72 @@ async def test_a_lost_message_is_found_by_the_sweep(client: Client, owner: Owner
     await owner.complete(run.id, 1.0)
     await client._waiter.sweep()
     assert await wait == 1.0
+
+
+async def forgotten_and_started_again(client: Client, owner: Owner, run: Run[Any], result: float) -> Run[Any]:
+    await owner.complete(run.id, result)
+    assert await client.forget(run.id)
+    again = await client.start(price, Order("tea"), id=run.id)
+    assert again.created
+    return again
+
+
+@pytest.mark.parametrize("found", ["created", "found"])
+async def test_a_handle_is_of_one_run_and_not_of_a_later_one_of_its_id(
+    client: Client, owner: Owner, found: str
+) -> None:
+    """Whether its start created the run or found it."""
+    run: Run[Any] = await client.start(price, Order("tea"), id="r")
+    if found == "found":
+        run = await client.start(price, Order("tea"), id="r")
+    again = await forgotten_and_started_again(client, owner, run, 1.0)
+    calls = (
+        run.result(1),
+        run.signal("go"),
+        run.ask("price", timeout=1),
+        run.cancel(),
+        run.terminate(),
+        run.describe(),
+        run.history(),
+        run.read("progress"),
+        anext(run.events(follow=True)),
+    )
+    for call in calls:
+        with pytest.raises(RunNotFound, match="run r"):
+            await call
+    assert await owner.inbox(again.id) == ["start", "start"], "also the former one's, which no owner has acknowledged"
+    await owner.complete(again.id, 2.0)
+    assert await again.result(10) == 2.0
+    assert await client.run("r").result(10) == 2.0, "this names an id, and not one run"
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+async def test_a_wait_for_a_run_does_not_end_with_a_later_one(client: Client, owner: Owner, by_id: bool) -> None:
+    """Although it has missed that its run ended."""
+    run: Run[Any] = await client.start(price, Order("tea"), id="r")
+    wait = asyncio.create_task((client.run("r") if by_id else run).result(10))
+    await waiting(client, 1)
+    await client._waiter.sweep()  # behind the wait's own look at the run
+    client._waiter._channels.clear()  # as if no message had come
+    again = await forgotten_and_started_again(client, owner, run, 1.0)
+    await owner.complete(again.id, 2.0)
+    await client._waiter.sweep()
+    with pytest.raises(RunNotFound, match="run r was forgotten, and another run has its id since"):
+        await wait
+
+
+async def test_a_notification_that_does_not_name_the_run_is_only_a_hint(client: Client, owner: Owner) -> None:
+    """As from another database of the server: channels are the same in all of them."""
+    run = await client.start(price, Order("tea"))
+    wait = asyncio.create_task(run.result(10))
+    await waiting(client, 1)
+    forged = encode_transition(5, [RunCompleted("price", "", 5, Raw(msgspec.msgpack.encode(666.0)))])
+    channel = client.keys.shard((await client.read_namespace()).shard_of(run.id)).done
+    for ending in (forged, notified_ending(forged, 5), b"\xff", b""):
+        message = msgspec.msgpack.encode([(run.id, ending)])
+        assert await client.store.one(Call.plain("SPUBLISH", channel, message)) == 1
+    await owner.complete(run.id, 2.0)
+    assert await wait == 2.0
 
 
 async def test_waiting_survives_the_loss_of_all_connections(client: Client, owner: Owner) -> None:
