@@ -83,26 +83,30 @@ def answer_name(ask_id: str) -> str:
 
 
 class _Ending(msgspec.Struct, array_like=True, frozen=True):
-    """A transition in a notification: what identifies the run is behind its fields, where other readers of transitions
+    """A transition in a notification: where it comes from is behind its fields, where other readers of transitions
     don't look."""
 
     at: int
     events: Raw
     created: int = 0
+    identity: str = ""
 
 
-def notified_ending(transition: bytes, created: int) -> bytes:
-    """The encoded transition that ended a run, with the run's `created`, for the notification of waiting clients."""
+def notified_ending(transition: bytes, created: int, identity: str) -> bytes:
+    """The encoded transition that ended a run, for the notification of waiting clients: with the run's `created` and
+    the `identity` of the namespace's data, because channels are the same in all databases of a server."""
     ending = _ending.decode(transition)
-    return _encode(_Ending(ending.at, ending.events, created))
+    return _encode(_Ending(ending.at, ending.events, created, identity))
 
 
-def ending_incarnation(notified: bytes) -> int:
-    """`created` of the run that a notified transition has ended; 0 if that can't be known."""
+def origin_of(notified: bytes) -> tuple[int, str]:
+    """`created` of the run that a notified transition has ended, and its namespace's identity; 0 and empty if that
+    can't be known."""
     try:
-        return _ending.decode(notified).created if notified else 0
+        ending = _ending.decode(notified) if notified else None
     except codec.DECODE_ERRORS:
-        return 0
+        ending = None
+    return (0, "") if ending is None else (ending.created, ending.identity)
 
 
 class QueuedStep(msgspec.Struct, array_like=True, frozen=True):

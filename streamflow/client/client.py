@@ -340,6 +340,7 @@ class Client:
                 f"it: streamflow daemon --app MODULE:app --namespace {self.namespace}"
             )
         session.meta = namespace
+        session.waiter.identity = namespace.identity
         session.server_generation = server_generation
         return namespace
 

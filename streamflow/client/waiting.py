@@ -32,7 +32,7 @@ from streamflow.model.record import Header, decode_header
 from streamflow.store.connection import Call, Store
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.subscription import Subscription
-from streamflow.wire import answer_name, ending_incarnation
+from streamflow.wire import answer_name, origin_of
 
 SWEEP_SECONDS = 5.0
 PEEKS_PER_SECOND = 2000
@@ -69,6 +69,8 @@ class ResultWaiter:
     """`ended` waits for one run, `answered` for one answer; any number of them share a connection and a sweep."""
 
     def __init__(self, store: Store, keys: NamespaceKeys, batcher: Batcher) -> None:
+        self.identity = ""
+        """That of the namespace's data, as the client has read it."""
         self._store = store
         self._keys = keys
         self._batcher = batcher
@@ -190,11 +192,12 @@ class ResultWaiter:
             if name.startswith(ANSWER_PREFIX):
                 is_proven = bool(payload)
             else:
-                created = ending_incarnation(payload)
-                is_proven = bool(created) and all(wait.created == created for wait in waits)
+                created, identity = origin_of(payload)
+                is_ours = created != 0 and identity == self.identity
+                is_proven = is_ours and all(wait.created == created for wait in waits)
             if is_proven:
                 _resolve(waits, payload)
-            else:  # too large for a notification, or perhaps the end of another run of this id
+            else:  # too large for a notification, or perhaps of another run of this id, or of another database
                 self._spawn(asyncio.create_task(self._read([(watched, name)])))
 
     def _on_reconnected(self) -> None:

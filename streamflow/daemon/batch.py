@@ -105,6 +105,8 @@ class ShardBatch:
         """Runs for which more waits than they get now."""
         self.size = 0
         """Bytes that the commit writes."""
+        self.identity = ""
+        """That of the namespace's data."""
         self.careful = ""
         """The run that a former owner had in hand when its process ended: it is alone in this batch."""
         self.applied = False
@@ -251,6 +253,7 @@ class ShardBatch:
     def reduce(self, app: App, namespace: Namespace, at: int, watch: Callable[[str], None]) -> None:
         """Let every run decide. `watch(run id)` is called before each, so that one that blocks can be named."""
         close_abandoned()
+        self.identity = namespace.identity
         try:
             with one_seal():
                 self._reduce_runs(app, namespace, at, watch)
@@ -552,7 +555,8 @@ class ShardBatch:
                 ]
             if done.effects.ended:
                 is_small = len(write.transition) <= NOTIFICATION_BYTES
-                ending = notified_ending(write.transition, done.header.created) if is_small else b""
+                created, identity = done.header.created, self.identity
+                ending = notified_ending(write.transition, created, identity) if is_small else b""
                 notifications.append((done.run_id, ending))
         if notifications:
             self.batch.notification = _encoder.encode(notifications)

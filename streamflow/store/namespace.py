@@ -28,7 +28,7 @@ class Namespace(msgspec.Struct, frozen=True):
     shards: int
     partition: Partition
     identity: str = ""
-    """That of its data, for daemons: another one when they were deleted meanwhile."""
+    """That of its data: another one when they were deleted meanwhile. Empty if an earlier release has created them."""
 
     def shard_of(self, run_id: str) -> int:
         return shard_of(run_id, self.shards, self.partition)
@@ -36,7 +36,7 @@ class Namespace(msgspec.Struct, frozen=True):
 
 def read_namespace(keys: NamespaceKeys) -> Call[list[bytes | None]]:
     """The command whose reply `namespace_from` parses."""
-    return Call.plain("HMGET", keys.meta, "shards", "partition", "schema")
+    return Call.plain("HMGET", keys.meta, "shards", "partition", "schema", "identity")
 
 
 def namespace_from(name: str, stored: list[bytes | None]) -> Namespace | None:
@@ -44,11 +44,11 @@ def namespace_from(name: str, stored: list[bytes | None]) -> Namespace | None:
 
     Raises `NamespaceMismatch` for a namespace of another version of streamflow.
     """
-    shards, partition, schema = stored
+    shards, partition, schema, identity = stored
     if shards is None or partition is None or schema is None:
         return None
     _check_schema(name, int(schema))
-    return Namespace(int(shards), Partition(partition.decode()))
+    return Namespace(int(shards), Partition(partition.decode()), (identity or b"").decode())
 
 
 async def open_namespace(

@@ -123,15 +123,16 @@ def start_runs(n: dict[str, int]) -> Call[Any]:
 
 
 def post_messages(n: dict[str, int]) -> Call[Any]:
+    return KERNEL.post_messages(0, "<source>", "<number>", [message()] * n["message"], "<now>")
+
+
+def message() -> Message:
     created: Any = "<created>"
-    message = Message("<kind>", "<id>", b"<body>", created)
-    return KERNEL.post_messages(0, "<source>", "<number>", [message] * n["message"], "<now>")
+    return Message("<kind>", "<id>", b"<body>", created)
 
 
 def post_requests(n: dict[str, int]) -> Call[Any]:
-    return KERNEL.post_requests(
-        0, "<source>", "<number>", [Message("<kind>", "<id>", b"<body>")] * n["message"], "<now>"
-    )
+    return KERNEL.post_requests(0, "<source>", "<number>", [message()] * n["message"], "<now>")
 
 
 def deliver_messages(n: dict[str, int]) -> Call[Any]:

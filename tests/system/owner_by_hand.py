@@ -54,7 +54,8 @@ class Owner:
                 batch.puts.append(Put(keys.answer(event.id), "", answer))
                 notifications.append((answer_name(event.id), answer))
         if ended:
-            notifications.append((run_id, notified_ending(transition, old.created)))
+            identity = (await client.read_namespace()).identity
+            notifications.append((run_id, notified_ending(transition, old.created, identity)))
         if notifications:
             batch.notification = msgspec.msgpack.encode(
                 [(name, payload if payloads else b"") for name, payload in notifications]

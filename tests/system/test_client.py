@@ -341,7 +341,11 @@ async def test_a_notification_that_does_not_name_the_run_is_only_a_hint(client: 
     await waiting(client, 1)
     forged = encode_transition(5, [RunCompleted("price", "", 5, Raw(msgspec.msgpack.encode(666.0)))])
     channel = client.keys.shard((await client.read_namespace()).shard_of(run.id)).done
-    for ending in (forged, notified_ending(forged, 5), b"\xff", b""):
+    created = round((await run.describe()).created.timestamp() * 1000)
+    identity = (await client.read_namespace()).identity
+    assert identity
+    others = [notified_ending(forged, *origin) for origin in ((created, "another"), (created - 1, identity), (0, ""))]
+    for ending in (forged, *others, b"\xff", b""):
         message = msgspec.msgpack.encode([(run.id, ending)])
         assert await client.store.one(Call.plain("SPUBLISH", channel, message)) == 1
     await owner.complete(run.id, 2.0)

@@ -27,7 +27,7 @@ from streamflow.model.record import Status, decode_header
 from streamflow.model.sharding import Partition, queue_partition_of, shard_of
 from streamflow.store.kernel import FRESH, Put
 from streamflow.store.namespace import Namespace
-from streamflow.wire import InboxMessage, decode_job, ending_incarnation
+from streamflow.wire import InboxMessage, decode_job, origin_of
 from tests.support.fakes import owned, pack, put, signal, start
 from tests.support.machine_driver import plain, raw
 
@@ -89,7 +89,9 @@ def batch_of(shard: OwnedShard, at: int = NOW, watched: list[str] | None = None)
     """Collect what waits at the shard and reduce it."""
     batch = ShardBatch(shard, shard.next_commit("session"))
     batch.collect()
-    batch.reduce(app, Namespace(SHARDS, Partition.RUN), at, (watched if watched is not None else []).append)
+    batch.reduce(
+        app, Namespace(SHARDS, Partition.RUN, "of the data"), at, (watched if watched is not None else []).append
+    )
     batch.finish()
     return batch
 
@@ -284,7 +286,7 @@ def test_notifications_are_of_ended_runs_without_large_results() -> None:
     notifications = dict(msgspec.msgpack.decode(batch.batch.notification))
     small = notifications["small"]
     assert decode_transition(small) == decode_transition(batch.batch.runs[0].transition), "as earlier releases read it"
-    assert ending_incarnation(small) == 900
+    assert origin_of(small) == (900, "of the data")
     assert notifications["large"] == b""
 
 
