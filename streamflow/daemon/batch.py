@@ -53,7 +53,7 @@ RUN_INPUTS = 2000
 WRITES = 1000
 """Messages, queued attempts and values after which a commit has no more runs."""
 LARGEST = 8 * 1024 * 1024
-MOST_WRITES = 5000
+MOST_WRITES = 12_000
 """Bytes, and messages, attempts and values, that one transition of a run may write: it can't be divided."""
 SENT = 1000
 """Delivered entries of the outbox that one commit deletes."""
@@ -273,7 +273,11 @@ class ShardBatch:
                 self._put_back_from(run_id)
                 break
             watch(run_id)
-            inputs = self._inputs(run_id, run_work, app, namespace.partition)
+            try:
+                inputs = self._inputs(run_id, run_work, app, namespace.partition)
+            except Exception as error:  # whatever somebody has written into the inbox is the trouble of this run
+                self._quarantine(run_id, run_work, f"it can't be read: {reason_of(error)}")
+                continue
             live = self.shard.live.get(run_id)
             if live is None:
                 # Ended or forgotten: its messages are acknowledged, and it leaves the agenda.
@@ -336,8 +340,6 @@ class ShardBatch:
         reason = reason_of(error)
         if run_id in shard.parked:
             shard.live.pop(run_id)
-            own = {message.id for message in run_work.messages}
-            self.batch.acks = [ack for ack in self.batch.acks if ack not in own]
             _log.error(
                 "run %s of shard %d can't be recorded even as stuck; its %d messages are quarantined, other runs "
                 "continue: %s",
@@ -347,7 +349,7 @@ class ShardBatch:
                 reason,
                 exc_info=error,
             )
-            self.poisoned += [(message, f"reducing failed: {reason}"[:500]) for message in run_work.messages]
+            self._quarantine(run_id, run_work, f"reducing failed: {reason}")
             return
         _log.error(
             "run %s of shard %d is parked until its code is mended, other runs continue: %s",
@@ -357,6 +359,14 @@ class ShardBatch:
         )
         shard.parked[run_id] = reason
         self._give_back(run_id, run_work)
+
+    def _quarantine(self, run_id: str, run_work: RunWork, reason: str) -> None:
+        """Quarantine all messages that the run would have got."""
+        self.shard.live.pop(run_id, None)
+        own = {message.id for message in run_work.messages}
+        self.batch.acks = [ack for ack in self.batch.acks if ack not in own]
+        quarantined = {message.id for message, _ in self.poisoned}
+        self.poisoned += [(message, reason[:500]) for message in run_work.messages if message.id not in quarantined]
 
     def _inputs(self, run_id: str, run_work: RunWork, app: App, partition: Partition) -> list[Input]:
         """What the run gets. Messages before its start were for an earlier run of its id, or for none: they are checked

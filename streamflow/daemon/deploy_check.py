@@ -30,7 +30,7 @@ from streamflow.daemon.code_fingerprint import fingerprint
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
-from streamflow.errors import StoreError
+from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.events import decode_history
 from streamflow.loops import retry_forever
 from streamflow.machine.factory import rehydrate
@@ -89,7 +89,13 @@ class DeployCheck:
             await self._store.send([Call.plain("HDEL", shard.keys.owner, FIELD) for shard in others])
         misfits = 0
         for shard in others:
-            misfits += await self._check(shard)
+            try:
+                misfits += await self._check(shard)
+            except StoreUnavailable:
+                raise
+            except StoreError as error:
+                self._checked.add(shard.token)
+                _log.error("runs of shard %d are not checked before something comes for them: %s", shard.number, error)
         if misfits:
             _log.error(
                 "%d runs don't fit the code of this daemon: they are stuck until code is deployed that fits, see "

@@ -299,7 +299,7 @@ class Membership:
             if isinstance(record, StoreError):
                 _log.error("the owner of shard %d can't be read, so it is not acquired, will retry: %s", number, record)
                 continue
-            token, holder = ((part or b"").decode() for part in record)
+            token, holder = ((part or b"").decode(errors="replace") for part in record)
             waited = time.monotonic() - self._wanted_since[number]
             if not holder or holder == self.member or holder not in self._seen or waited > patience:
                 wanted[number] = (token, holder)

@@ -34,7 +34,6 @@ from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import hide, one_seal
 from streamflow.machine.transition import Due, Input, Outcome
-from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import OPEN, Header, decode_header
 from streamflow.steps.executor import STEP_BLOCKED, StepExecutor
 from streamflow.steps.suspects import Note, Suspects
@@ -509,7 +508,7 @@ class Owner:
                 elif record:
                     try:
                         self._rehydrate(batch.shard, run_id, record)
-                    except (*DECODE_ERRORS, IndexError) as error:
+                    except Exception as error:  # a record of somebody else is its run's trouble, whatever it raises
                         self._unreadable(batch, run_id, f"{type(error).__name__}: {error}")
                 if time.monotonic() > ends:
                     break

@@ -18,7 +18,7 @@ from streamflow.daemon.context import Context
 from streamflow.errors import NamespaceMismatch
 from streamflow.loops import retry_forever
 from streamflow.store.connection import Call
-from streamflow.store.namespace import Namespace, check_same
+from streamflow.store.namespace import Namespace, check_same, write_records
 from streamflow.workflow.app import App, Reducer, Workflow
 
 _log = logging.getLogger("streamflow.namespace")
@@ -43,10 +43,9 @@ class Registration:
         stored: bytes | None = await context.store.one(Call.plain("HGET", context.kernel.keys.meta, "identity"))
         if stored == self._identity.encode():
             return
-        record = await context.store.one(
-            context.kernel.open_namespace(
-                context.namespace.shards, context.namespace.partition, workflows=described(context.app)
-            )
+        namespace = context.namespace
+        record = await write_records(
+            context.store, context.kernel, namespace.shards, namespace.partition, described(context.app)
         )
         name = context.settings.namespace
         try:

@@ -23,7 +23,7 @@ from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.takeover import fold_entry
-from streamflow.errors import StoreError
+from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.loops import retry_forever
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.store.connection import Call, Store
@@ -36,6 +36,8 @@ CHUNK = 32
 """Shards in one pipeline, and..."""
 MERGES = 16
 """...merges in a row: a daemon serves runs in between."""
+LOG_ENTRIES = 200
+"""Entries of a log in one answer."""
 IDLE_ROUNDS = 130
 """Rollups after the last change during which views are still merged, because rates are still falling."""
 
@@ -157,7 +159,7 @@ async def merge_views(
         elif answer[1] is not None:
             try:
                 merged.merge(ShardViews.decode(answer[1]))
-            except DECODE_ERRORS as error:
+            except Exception as error:  # what somebody else has written may be decoded, and still be invalid
                 _log.error(
                     "the stored views of shard %d can't be decoded and are left out; rebuild them with "
                     "`streamflow views rebuild`: %s",
@@ -182,25 +184,36 @@ async def rebuild_views(store: Store, kernel: Kernel, shards: int, now_ms: int) 
     """
     folded = 0
     for number in range(shards):
-        keys = kernel.keys.shard(number)
-        base, base_offset, offset = await store.one(Call.plain("HMGET", keys.views, "base", "base_offset", "offset"))
-        views, after = ShardViews(), "0-0"
-        if base is not None and base_offset is not None:
-            views, after = ShardViews.decode(base), base_offset.decode()
-        position = after
-        while True:
-            start = f"({position}" if position != "0-0" else "-"
-            entries = await store.one(Call.plain("XRANGE", keys.log, start, "+", "COUNT", 1000))
-            for entry_id, fields in entries:
-                fold_entry(views, fields)
-                position = entry_id.decode()
-                folded += 1
-            if len(entries) < 1000:
-                break
-        if offset is not None or position != "0-0":
-            records = [Put(keys.views, "partial", views.encode()), Put(keys.views, "offset", position.encode())]
-            await store.one(kernel.store_records(records))
+        try:
+            folded += await _rebuild_part(store, kernel, number)
+        except StoreUnavailable:
+            raise
+        except (StoreError, *DECODE_ERRORS) as error:
+            _log.error("the views of shard %d can't be rebuilt and stay as they are: %s", number, error)
     await merge_views(store, kernel, shards, now_ms)
+    return folded
+
+
+async def _rebuild_part(store: Store, kernel: Kernel, number: int) -> int:
+    keys = kernel.keys.shard(number)
+    base, base_offset, offset = await store.one(Call.plain("HMGET", keys.views, "base", "base_offset", "offset"))
+    views, after = ShardViews(), "0-0"
+    if base is not None and base_offset is not None:
+        views, after = ShardViews.decode(base), base_offset.decode()
+    position = after
+    folded = 0
+    while True:
+        start = f"({position}" if position != "0-0" else "-"
+        entries = await store.one(Call.plain("XRANGE", keys.log, start, "+", "COUNT", LOG_ENTRIES))
+        for entry_id, fields in entries:
+            fold_entry(views, fields)
+            position = entry_id.decode()
+            folded += 1
+        if len(entries) < LOG_ENTRIES:
+            break
+    if offset is not None or position != "0-0":
+        records = [Put(keys.views, "partial", views.encode()), Put(keys.views, "offset", position.encode())]
+        await store.one(kernel.store_records(records))
     return folded
 
 
@@ -210,6 +223,6 @@ def _decode_oldest(shard: int, data: bytes | None) -> list[tuple[str, str, int]]
         for line in (data or b"").decode().splitlines():
             run_id, score, workflow = line.split(" ", 2)
             rows.append((run_id, workflow, int(float(score))))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         _log.error("the list of oldest runs of shard %d can't be decoded and is incomplete: %s", shard, error)
     return rows

@@ -50,6 +50,11 @@ CHUNK = 64
 PAGE = 1000
 """Entries of a log or outbox in one answer."""
 
+NEVER = 1e15
+"""Ms: no due time is as late as this, 30,000 years."""
+MAX_DIGITS = 5
+"""Of the number of a shard."""
+
 Entry = tuple[bytes, dict[bytes, bytes]]
 
 
@@ -74,8 +79,14 @@ class Takeover:
         """
         names = list(self._app.workflows)
         numbers = list(wanted)
-        known: list[bytes] = await self._store.one(Call.plain("HKEYS", self._kernel.keys.workflows))
-        all_names = {name.decode(errors="replace") for name in known} | set(names)
+        known: list[list[bytes] | StoreError] = await self._store.send(
+            [Call.plain("HKEYS", self._kernel.keys.workflows)]
+        )
+        all_names = set(names)
+        if isinstance(known[0], StoreError):
+            _log.error("the names of other apps' workflows can't be read, so their runs aren't swept: %s", known[0])
+        else:
+            all_names.update(name.decode(errors="replace") for name in known[0])
         notes = await read_notes(
             self._store, self._kernel, (holder for _, holder in wanted.values() if holder != self._member)
         )
@@ -134,7 +145,7 @@ class Takeover:
                 shard.inputs[run_id.decode(errors="replace")] = [Due()]
             if upcoming:
                 _, due = upcoming
-                shard.next_due = int(float(due))
+                shard.next_due = int(float(due)) if float(due) < NEVER else None  # not written by streamflow
             self._restore_records(shard, steps, details)
             if shard.lost_with:
                 shard.orphans.update(run_id.decode(errors="replace") for run_id in in_flight)
@@ -210,6 +221,7 @@ class Takeover:
             if at is None or data is None:
                 continue
             try:
+                stream_order(at.decode())
                 shard.views = ShardViews.decode(data)
             except DECODE_ERRORS as error:
                 _log.error(
@@ -300,7 +312,7 @@ def fold_entry(views: ShardViews, fields: dict[bytes, bytes]) -> None:
     for run_id, data in fields.items():
         try:
             views.fold(run_id.decode(), decode_transition(data))
-        except DECODE_ERRORS as error:
+        except Exception as error:  # what somebody else has written may be decoded, and still be invalid
             _log.error(
                 "a log entry of run %s can't be decoded and is not counted in the views: %s",
                 run_id[:64].decode(errors="replace"),
@@ -312,7 +324,7 @@ def _outbox_message(entry_id: bytes, fields: dict[bytes, bytes]) -> tuple[str, i
     target = fields.get(b"target", b"")
     return (
         entry_id.decode(),
-        int(target) if target.isdigit() else -1,
+        int(target) if target.isdigit() and len(target) <= MAX_DIGITS else -1,
         fields.get(b"kind", b"").decode(errors="replace"),
         fields.get(b"run", b"").decode(errors="replace"),
         fields.get(b"body", b""),

@@ -30,6 +30,7 @@ import msgspec
 
 from streamflow.errors import StoreError
 from streamflow.loops import wait_until
+from streamflow.model.codec import DECODE_ERRORS
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel
@@ -118,7 +119,7 @@ def decode_note(data: bytes | None) -> Note:
     """An empty note for nothing, and for what another version wrote."""
     try:
         return _decoder.decode(data) if data else Note()
-    except msgspec.DecodeError:
+    except DECODE_ERRORS:
         return Note()
 
 

@@ -245,12 +245,7 @@ class Store:
                 reply = callback(reply)
             try:
                 return call.parse(reply)
-            except (
-                ValueError,
-                TypeError,
-                IndexError,
-                KeyError,
-            ) as error:  # not written by streamflow
+            except Exception as error:  # not written by streamflow: whatever that raises is about this call only
                 return StoreError(f"{call.script or call.args[0]}: could not parse the reply: {error}")
         text = str(reply)
         command = call.script or call.args[0]

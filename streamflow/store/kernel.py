@@ -29,6 +29,8 @@ SCHEMA = 2
 """Version of the format of keys, records and scripts; a namespace of another version is refused."""
 WORKERS = "workers"
 """The consumer group of every queue partition; each worker process is a consumer."""
+MAX_DIGITS = 15
+"""Of a number in an entry of a queue."""
 FRESH = b"-"
 """Prefix of a state in a `RunWrite` that replaces the whole record. No snapshot begins with it: a snapshot is a
 MessagePack array."""
@@ -713,10 +715,15 @@ def _expired_claims(reply: list[bytes]) -> list[ExpiredClaim]:
             entry.decode(),
             consumer.decode(errors="replace"),
             run.decode(errors="replace"),
-            int(created),
-            int(seq),
-            int(attempt),
+            _number(created),
+            _number(seq),
+            _number(attempt),
             details,
         )
         for entry, consumer, run, created, seq, attempt, details in zip(*[iter(reply)] * 7, strict=True)
     ]
+
+
+def _number(text: bytes) -> int:
+    """0, which no run, step or attempt has, for what streamflow has not written: no answer is unreadable for it."""
+    return int(text) if text.isdigit() and len(text) <= MAX_DIGITS else 0

@@ -16,7 +16,7 @@ from streamflow.model.sharding import QUEUE_PARTITIONS, Partition, shard_of
 from streamflow.settings import Settings
 from streamflow.store.connection import Call, Store
 from streamflow.store.inspection import Finding, evicting, forgetful, too_old
-from streamflow.store.kernel import SCHEMA, Kernel, Put
+from streamflow.store.kernel import SCHEMA, Kernel, NamespaceRecord, Put
 from streamflow.store.keys import NamespaceKeys
 
 _log = logging.getLogger("streamflow.namespace")
@@ -62,11 +62,26 @@ async def open_namespace(
     namespace = namespace_from(settings.namespace, stored)
     if namespace is not None:
         check_same(namespace, settings)  # before workflows are registered in it
-    record = await store.one(kernel.open_namespace(settings.shards, settings.partition, workflows=workflows))
+    record = await write_records(store, kernel, settings.shards, settings.partition, workflows)
     _check_schema(settings.namespace, record.schema)
     namespace = Namespace(record.shards, record.partition, record.identity)
     check_same(namespace, settings)
     return namespace
+
+
+async def write_records(
+    store: Store, kernel: Kernel, shards: int, partition: Partition, workflows: Sequence[tuple[str, bytes]]
+) -> NamespaceRecord:
+    """Create the namespace unless it exists, and register workflows. A damaged list of workflows is an error in the log:
+    only clients read it."""
+    try:
+        return await store.one(kernel.open_namespace(shards, partition, workflows=workflows))
+    except StoreMisconfigured:
+        raise
+    except StoreError as error:
+        record = await store.one(kernel.open_namespace(shards, partition))
+        _log.error("the workflows can't be registered, so clients can't look up their parameters: %s", error)
+        return record
 
 
 def register_queues(kernel: Kernel, queues: Iterable[str]) -> Call[bytes]:

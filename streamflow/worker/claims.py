@@ -35,7 +35,7 @@ from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.transition import Outcome
 from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.steps.executor import STEP_BLOCKED, StepExecutor
-from streamflow.steps.suspects import Suspects, read_notes
+from streamflow.steps.suspects import Note, Suspects, read_notes
 from streamflow.store.connection import Call, Store
 from streamflow.store.from_thread import ThreadStore
 from streamflow.store.kernel import ClaimRef, Kernel
@@ -452,7 +452,8 @@ class Claims:
             for dead in answer:
                 if dead.consumer == self.consumer or self.has(partition, dead.entry):
                     continue  # ours: this process was paused, and extends the claim next
-                if notes[dead.consumer].is_waiting(dead.run_id, dead.seq):
+                note = notes.get(dead.consumer, Note())
+                if note.is_waiting(dead.run_id, dead.seq):
                     not_begun.setdefault(dead.consumer, []).append(ClaimRef(dead.entry, f"{dead.run_id}/{dead.seq}"))
                     continue
                 text = f"worker {dead.consumer} died or sent no heartbeat for {self._timeout:g} s while it ran the step"
@@ -467,8 +468,8 @@ class Claims:
                 self._claims[partition, dead.entry] = claim
                 details = msgspec.Raw(dead.details) if dead.details else NOTHING
                 self.expired += 1
-                to_blame = notes[dead.consumer].blames(dead.run_id, dead.seq)
-                proof = notes[dead.consumer].proof(dead.run_id, dead.seq)
+                to_blame = note.blames(dead.run_id, dead.seq)
+                proof = note.proof(dead.run_id, dead.seq)
                 failure = Failure(STEP_BLOCKED, proof) if proof else Failure(WORKER_LOST, text)
                 self.report(
                     claim,

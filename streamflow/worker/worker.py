@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import anyio
 
-from streamflow.errors import StoreError, UsageError
+from streamflow.errors import StoreError, StoreMisconfigured, UsageError
 from streamflow.loops import Supervisor
 from streamflow.model.names import check_name
 from streamflow.process import RESTART, stop_on_signal
@@ -98,7 +98,11 @@ class Worker:
         namespace = await self._wait_for_namespace(store, kernel)
         if namespace is None:
             return
-        await store.one(register_queues(kernel, self.queues))
+        [answer] = await store.send([register_queues(kernel, self.queues)])
+        if isinstance(answer, StoreMisconfigured):
+            raise answer
+        if isinstance(answer, StoreError):
+            _log.error("the queues can't be registered, so `status` doesn't list them: %s", answer)
         self.claims = claims = Claims(
             store,
             kernel,

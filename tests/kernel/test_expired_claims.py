@@ -37,6 +37,22 @@ async def test_an_expired_entry_is_reported_until_it_is_acknowledged(real_shard:
     assert await queue.expired() == []
 
 
+async def test_an_entry_with_garbage_keeps_no_other_from_being_reported(real_shard: Shard) -> None:
+    queue = QueuePartition(real_shard)
+    [claim] = await queue.taken(queue.step())
+    fields = ("run", b"\xff", "created", "soon", "seq", 2, "attempt", b"\xb2" * 3, "body", "x")
+    entry: bytes = await real_shard.plain("XADD", queue.keys.stream, "*", *fields)
+    await real_shard.plain("HSET", queue.keys.steps, b"\xff/2", f"{entry.decode()} 7 1 wanted")
+    await queue.read()
+    found = await queue.expired()
+    assert [(dead.run_id, dead.created, dead.seq, dead.attempt) for dead in found] == [
+        ("r1", 7, 1, 1),
+        ("\ufffd", 0, 2, 0),
+    ]
+    await queue.ack(claim, ClaimRef(entry.decode(), "\ufffd/2"))
+    await real_shard.plain("HDEL", queue.keys.steps, b"\xff/2")
+
+
 async def test_at_most_limit_entries_are_reported(real_shard: Shard) -> None:
     queue = QueuePartition(real_shard)
     await queue.taken(*[queue.step(seq=n) for n in range(1, 6)])

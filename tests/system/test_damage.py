@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 import streamflow as sf
@@ -36,6 +37,14 @@ DAMAGE: dict[str, Callable[[NamespaceKeys], Words]] = {
     "views replaced": lambda keys: ("SET", keys.shard(0).views, "x"),
     "views with garbage": lambda keys: ("HSET", keys.shard(0).views, "partial", b"\xc1", "oldest", "a b"),
     "listing with garbage": lambda keys: ("ZADD", keys.shard(0).index("stuck", "listens"), 0, b"\xff"),
+    "agenda with infinity": lambda keys: ("ZADD", keys.shard(0).agenda, "inf", "nobody"),
+    "views with a bad offset": lambda keys: ("HSET", keys.shard(0).views, "offset", b"\xff", "partial", b"\x80"),
+    "oldest with infinity": lambda keys: ("HSET", keys.shard(0).views, "oldest", "r inf listens"),
+    "holder with garbage": lambda keys: ("HSET", keys.shard(0).owner, "holder", b"\xff"),
+    "seen replaced": lambda keys: ("SET", keys.shard(0).seen, "x"),
+    "steps replaced": lambda keys: ("SET", keys.shard(0).steps, "x"),
+    "list of workflows overwritten": lambda keys: ("SET", keys.workflows, "x"),
+    "list of queues overwritten": lambda keys: ("SET", keys.queues, "x"),
     "members with garbage": lambda keys: ("HSET", keys.members, "x", b"\xff", b"\xff", "{}"),
 }
 HARMLESS = {name for name in DAMAGE if "replaced" not in name}
@@ -84,3 +93,31 @@ async def test_a_shard_that_was_stopped_goes_on_when_its_keys_are_repaired(
         await until(stopped)
         await client.store.one(Call.plain("RENAME", f"{log}:aside", log))
         assert await run.result(10) == 1
+
+
+async def test_a_sweep_passes_over_a_damaged_run_and_its_shard(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    async with serve(app, shards=2, retention=3600) as (client, daemon):
+        runs = [await client.start(listens) for _ in range(12)]
+        for run in runs:
+            await run.signal("go", 1)
+            await run.result(10)
+        shard_of = (await client.read_namespace()).shard_of
+        bad = [next(run for run in runs if shard_of(run.id) == number) for number in (0, 1)]
+        records = [client.keys.shard(number).run(run.id) for number, run in enumerate(bad)]
+        damage = [("LSET", records[0], 0, "garbage"), ("DEL", records[1]), ("SET", records[1], "x")]
+        damage += [("DEL", client.keys.shard(0).seen), ("SET", client.keys.shard(0).seen, "x")]
+        await client.store.send([Call.plain(*words) for words in damage])
+        daemon.retention._settings = msgspec.structs.replace(daemon.settings, retention=0.001)
+
+        async def swept() -> bool:
+            await daemon.retention.run_once()
+            keys = [client.keys.shard(shard_of(run.id)).run(run.id) for run in runs]
+            return sum(await client.store.send([Call.plain("EXISTS", key) for key in keys])) == 2
+
+        await until(swept)
+        for run in bad:
+            assert f"the record of the ended run {run.id}" in caplog.text
+        assert "post numbers of clients stay in shard 0" in caplog.text
+        await client.store.send([Call.plain("DEL", key) for key in (*records, client.keys.shard(0).seen)])
+        await daemon.retention.run_once()
+        assert await client.runs() == []

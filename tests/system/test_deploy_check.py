@@ -105,6 +105,23 @@ async def test_a_workflow_that_is_no_longer_registered(serve: Serve) -> None:
         assert [found.id for found in await client.runs(status="stuck")] == [run.id]
 
 
+async def test_a_listing_that_cannot_be_read_keeps_no_other_shard_unchecked(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve(release("pack"), shards=4) as (client, _):
+        runs = [await client.start("flow") for _ in range(16)]
+        for run in runs:
+            await happened(run, StepCompleted)
+        listing = client.keys.shard(0).index("running", "flow")
+    await client.store.send([Call.plain("DEL", listing), Call.plain("SET", listing, "x")])
+    async with serve(release("send"), shards=4):
+        shard_of = (await client.read_namespace()).shard_of
+        for run in runs:
+            if shard_of(run.id) != 0:
+                await happened(run, RunStuck)
+    assert "runs of shard 0 are not checked before something comes for them" in caplog.text
+
+
 async def test_runs_that_fit_are_left_alone(serve: Serve) -> None:
     """Neither loaded nor changed."""
     async with serve(release("pack")) as (client, _):

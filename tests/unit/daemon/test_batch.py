@@ -380,6 +380,25 @@ def test_a_run_whose_code_raises_anything_is_left_out_with_its_messages() -> Non
     assert broken.closed == 1
 
 
+def test_a_message_that_nobody_has_thought_of_harms_its_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = batch_module.decode_message
+
+    def decoded(message: InboxMessage, header: Any) -> Any:
+        if message.id == "1-2":
+            raise KeyError("a defect")
+        return decode(message, header)
+
+    monkeypatch.setattr(batch_module, "decode_message", decoded)
+    shard = owned()
+    put(shard, start("1-0", "a", "collecting", 1), signal("1-1", "a", "item"), signal("1-2", "a", "item"))
+    put(shard, start("1-3", "b", "collecting", 1))
+    batch = batch_of(shard)
+    assert [poison.message_id for poison in batch.batch.poisons] == ["1-0", "1-1", "1-2"]
+    assert "KeyError: 'a defect'" in batch.batch.poisons[0].reason
+    assert ([write.run_id for write in batch.batch.runs], batch.batch.acks) == (["b"], ["1-3"])
+    assert set(shard.live) == {"b"}
+
+
 def test_a_run_that_cannot_even_be_parked_is_quarantined() -> None:
     shard = owned()
     put(shard, start("1-0", "broken", "collecting", 1), start("1-1", "fine", "collecting", 1))

@@ -293,6 +293,25 @@ async def test_commits_of_several_shards_are_divided_among_pipelines(monkeypatch
     assert max(pipelines) <= 2
 
 
+async def test_a_record_that_makes_no_sense_harms_its_run_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(cache=1)
+    await bench.take_in(start("1-0", "bad", "listening"), start("1-1", "r", "listening"))
+    bench.shard.live.clear()
+    made = bench.owner._machine
+
+    def machine(shard: OwnedShard, run_id: str, *rest: Any) -> Any:
+        if run_id == "bad":
+            raise KeyError("a fact about nothing")
+        return made(shard, run_id, *rest)
+
+    monkeypatch.setattr(bench.owner, "_machine", machine)
+    await bench.take_in(signal("2-0", "bad", "go", 1), signal("2-1", "r", "go", 2))
+    assert bench.status("r") == "completed"
+    assert "the record of run bad in shard 0 can't be read; its 1 messages are quarantined: KeyError" in caplog.text
+
+
 async def test_views_count_what_was_committed_and_the_checkpoint_moves() -> None:
     bench = Bench()
     await bench.take_in(start("1-0", "r", "quick", 5))

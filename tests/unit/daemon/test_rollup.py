@@ -171,6 +171,27 @@ async def test_a_part_that_cannot_be_read_is_left_out_and_reported(caplog: pytes
     assert "the views of shard 1 can't be read and are left out, will retry: WRONGTYPE" in caplog.text
 
 
+async def test_a_part_or_list_that_makes_no_sense_is_left_out_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = counting(owned(), 2, "5-0").views.encode()
+    answers = iter([[b"r inf flow", None], [b"a 1000 flow", good], [None, b"bad"], [None, None]])
+    store = FakeStore(HMGET=lambda call: next(answers), SET=True)
+    decode = ShardViews.decode
+
+    def decoded(data: bytes) -> ShardViews:
+        if data == b"bad":
+            raise IndexError("a histogram that has no slots")
+        return decode(data)
+
+    monkeypatch.setattr(ShardViews, "decode", decoded)
+    await merge_views(store, KERNEL, SHARDS, 0)  # type: ignore[arg-type]
+    assert views_in(store)["runs"]["status"]["completed"] == 2
+    assert [row[0] for row in views_in(store)["oldest"]] == ["a"]
+    assert "the list of oldest runs of shard 0 can't be decoded" in caplog.text
+    assert "the stored views of shard 2 can't be decoded" in caplog.text
+
+
 async def test_the_oldest_runs_of_all_shards_are_merged_by_age() -> None:
     rows = iter([b"b 2000 flow\nd 4000 flow", b"", b"a 1000 flow", b"c 3000.0 flow"])
     store = FakeStore(HMGET=lambda call: [next(rows), None], store_records=b"OK")
@@ -211,6 +232,22 @@ async def test_a_rebuild_is_the_base_and_all_that_the_log_has_behind_it() -> Non
     assert (status["completed"], status["failed"], status["running"]) == (3, 3, 0)
     [call] = [call for call in store.sent("store_records") if call.keys[0] == KERNEL.keys.shard(0).views]
     assert call.args[2:] == ["offset", b"8-0"]
+
+
+async def test_a_rebuild_leaves_out_what_cannot_be_read(caplog: pytest.LogCaptureFixture) -> None:
+    good = counting(owned(), 2, "5-0").views.encode()
+
+    def stored(call: Call[Any]) -> Any:
+        bad = {KERNEL.keys.shard(0).views: StoreError("HMGET: WRONGTYPE"), KERNEL.keys.shard(1).views: [b"\xc1"] * 3}
+        if call.args[1] in bad and call.args[2] == "base":
+            return bad[call.args[1]]
+        return [good, b"5-0", b"5-0"] if call.args[2] == "base" else [None, None]
+
+    store = FakeStore(HMGET=stored, XRANGE=[], HSET=1, SET=True)
+    assert await rebuild_views(store, KERNEL, SHARDS, 0) == 0  # type: ignore[arg-type]
+    assert len(store.sent("HSET")) == 2
+    assert "the views of shard 0 can't be rebuilt and stay as they are: HMGET: WRONGTYPE" in caplog.text
+    assert "the views of shard 1 can't be rebuilt" in caplog.text
 
 
 async def test_before_a_checkpoint_delivered_messages_are_flushed() -> None:

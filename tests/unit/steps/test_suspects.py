@@ -271,5 +271,6 @@ async def test_what_is_known_of_other_code_is_carried_on(it: Bench) -> None:
 async def test_notes_of_the_dead_are_read_and_garbage_is_an_empty_one() -> None:
     note = Note(code=Suspect(1, "r", 0, 2, "why"))
     stored = {KERNEL.keys.suspects("a"): encode_note(note), KERNEL.keys.suspects("b"): b"{garbage"}
+    stored[KERNEL.keys.suspects("c")] = b"[" * 100_000
     store: Any = FakeStore(GET=lambda call: stored.get(call.args[1]))
     assert await read_notes(store, KERNEL, ["a", "b", "c", "a", ""]) == {"a": note, "b": Note(), "c": Note()}
