@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Generator
 
 import anyio
 
@@ -33,7 +34,8 @@ from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.events import decode_history
 from streamflow.loops import retry_forever
-from streamflow.machine.factory import rehydrate
+from streamflow.machine.factory import rehydrating
+from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import Due
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import Status, decode_header
@@ -47,6 +49,8 @@ DUTY = 0.1
 """The part of the time that replays may take."""
 PORTION = 16
 """Runs that are read in one pipeline."""
+LONGEST_TURN = 0.005
+"""Seconds of a replay after which it pauses."""
 PAUSE = 0.002
 """The least pause between two portions, in seconds."""
 CAREFUL_PAUSE = 0.2
@@ -65,6 +69,8 @@ class DeployCheck:
         self._every = context.settings.beat
         self._owner = owner
         self.fingerprint = fingerprint(context.app)
+        self._busy = 0.0
+        """Seconds of replays since the last pause."""
         self._checked: set[str] = set()
         """Tokens of owned shards that are checked, or need no check."""
 
@@ -143,29 +149,31 @@ class DeployCheck:
             await anyio.sleep(CAREFUL_PAUSE)
             return 0
         records = await self._store.send([Call.plain("LRANGE", shard.keys.run(run_id), 0, -1) for run_id in unseen])
-        misfits, busy = 0, 0.0
+        misfits = 0
+        self._busy = 0.0
         for run_id, record in zip(unseen, records, strict=True):
             # One that can't be read is the owner's, when something comes for it.
             if isinstance(record, StoreError) or not record or run_id in shard.live or self._is_over(shard):
                 continue
-            began = time.monotonic()
-            if not self._fits(shard, run_id, record):
+            if not await self._fits(shard, run_id, record) and run_id not in shard.live and not self._is_over(shard):
                 misfits += 1
                 shard.add_input(run_id, Due())
                 self._owner.wake(shard)
-            busy += time.monotonic() - began
             await asyncio.sleep(0)
-        await anyio.sleep(max(PAUSE, busy / DUTY))
+        await anyio.sleep(max(PAUSE, self._busy / DUTY))
         return misfits
 
-    def _fits(self, shard: OwnedShard, run_id: str, record: list[bytes]) -> bool:
-        watch = self._owner.watch
-        watch.since, watch.run_id = time.monotonic(), run_id
+    async def _fits(self, shard: OwnedShard, run_id: str, record: list[bytes]) -> bool:
         try:
             header = decode_header(record[0])
             if not header.is_open or header.version == 0 or header.status == Status.STUCK:
                 return True
-            machine = rehydrate(self._app, self._partition, run_id, header, record[1], decode_history(record[2:]))
+            history = decode_history(record[2:])
+            pieces = rehydrating(self._app, self._partition, run_id, header, record[1], history)
+            while (machine := self._next_piece(run_id, pieces)) is None:
+                if self._busy > LONGEST_TURN:
+                    await anyio.sleep(self._busy / DUTY)
+                    self._busy = 0.0
             machine.close()
         except (*DECODE_ERRORS, IndexError):
             return True
@@ -174,6 +182,17 @@ class DeployCheck:
                 raise
             shard.parked[run_id] = reason_of(error)  # the owner must not run this code again
             return False
+        return not machine.reason
+
+    def _next_piece(self, run_id: str, pieces: Generator[None, None, RunMachine]) -> RunMachine | None:
+        """Replay on. The machine when that was all."""
+        watch = self._owner.watch
+        watch.since, watch.run_id = began, _ = time.monotonic(), run_id
+        try:
+            next(pieces)
+        except StopIteration as done:
+            return done.value
         finally:
             watch.since, watch.run_id = 0.0, ""
-        return not machine.reason
+            self._busy += time.monotonic() - began
+        return None

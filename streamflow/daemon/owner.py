@@ -16,7 +16,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import anyio
 import msgspec
@@ -29,7 +29,7 @@ from streamflow.daemon.shard import CODE, UNKNOWN_ATTEMPT, LiveRun, OwnedShard, 
 from streamflow.daemon.timers import Timers
 from streamflow.errors import Failure, StoreError
 from streamflow.events import Transition, decode_history
-from streamflow.machine.factory import rehydrate
+from streamflow.machine.factory import rehydrating
 from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import hide, one_seal
@@ -463,9 +463,9 @@ class Owner:
                     complete.append(((batch, run_id), parts.pop((batch.shard.number, run_id))))
                 else:
                     rest.append((batch, run_id))
-            left = iter(complete)
-            while not self._rehydrate_some(left):  # noqa: ASYNC110
-                await asyncio.sleep(0)  # thousands of replays: heartbeats must not wait for all
+            turns = self._rehydrate_all(complete)
+            while not self._take_turn(turns):  # noqa: ASYNC110
+                await asyncio.sleep(0)  # heartbeats must not wait for thousands of replays, nor for a long one
             wanted = rest
 
     async def _read_some(
@@ -492,62 +492,84 @@ class Owner:
             found += zip(runs, answer, strict=True)
         return found
 
-    def _rehydrate_some(self, left: Iterator[tuple[tuple[ShardBatch, str], list[bytes] | StoreError]]) -> bool:
-        """Take from `left` what one turn of the event loop may replay. True if that was all."""
-        ends = time.monotonic() + LONGEST_TURN
-        is_all = False
-        taken: list[tuple[ShardBatch, str]] = []
+    def _take_turn(self, turns: Iterator[list[tuple[ShardBatch, str]]]) -> bool:
+        """Bring runs into memory for one turn of the event loop. True if that was all."""
         with one_seal():
-            for (batch, run_id), record in left:
-                if batch.shard.dropped:
-                    continue
-                taken.append((batch, run_id))
-                batch.work[run_id].loaded = True
-                if isinstance(record, StoreError):
-                    self._unreadable(batch, run_id, str(record))
-                elif record:
-                    try:
-                        self._rehydrate(batch.shard, run_id, record)
-                    except Exception as error:  # a record of somebody else is its run's trouble, whatever it raises
-                        self._unreadable(batch, run_id, f"{type(error).__name__}: {error}")
-                if time.monotonic() > ends:
-                    break
-            else:
-                is_all = True
-        for batch, run_id in taken:  # not in the seal: steps are started
+            loaded = next(turns, None)
+        for batch, run_id in loaded or ():  # not in the seal: steps are started
             shard = batch.shard
             live = shard.live.get(run_id)
             if live is not None and not shard.draining:
                 self._restart_running_steps(shard, run_id, live, batch.work[run_id].inputs)
             shard.orphans.discard(run_id)  # also if it has ended or can't be read: the shard may be handed over
-        return is_all
+        return loaded is None
 
-    def _rehydrate(self, shard: OwnedShard, run_id: str, record: list[bytes]) -> None:
+    def _rehydrate_all(
+        self, records: list[tuple[tuple[ShardBatch, str], list[bytes] | StoreError]]
+    ) -> Generator[list[tuple[ShardBatch, str]]]:
+        """Gives the runs that were loaded in each turn, and at the end of each lets the others go on."""
+        ends = time.monotonic() + LONGEST_TURN
+        loaded: list[tuple[ShardBatch, str]] = []
+        for (batch, run_id), record in records:
+            shard = batch.shard
+            if shard.dropped:
+                continue
+            batch.work[run_id].loaded = True
+            if isinstance(record, StoreError):
+                self._unreadable(batch, run_id, str(record))
+            elif record:
+                try:
+                    for _ in self._rehydrate(shard, run_id, record):
+                        if time.monotonic() > ends:
+                            yield loaded
+                            loaded, ends = [], time.monotonic() + LONGEST_TURN
+                            if shard.dropped:
+                                break
+                except Exception as error:  # a record of somebody else is its run's trouble, whatever it raises
+                    self._unreadable(batch, run_id, f"{type(error).__name__}: {error}")
+            if shard.dropped:
+                continue
+            loaded.append((batch, run_id))
+            if time.monotonic() > ends:
+                yield loaded
+                loaded, ends = [], time.monotonic() + LONGEST_TURN
+        yield loaded
+
+    def _rehydrate(self, shard: OwnedShard, run_id: str, record: list[bytes]) -> Generator[None]:
         header = decode_header(record[0])
         if header.status not in OPEN or (header.version == 0 and run_id not in shard.suspect):
             return
-        machine = self._machine(shard, run_id, header, record[1], decode_history(record[2:]))
+        machine = yield from self._machine(shard, run_id, header, record[1], decode_history(record[2:]))
+        if shard.dropped:  # meanwhile
+            machine.close()
+            return
         shard.live[run_id] = LiveRun(machine, header, record[0], UNKNOWN)
         shard.workflows.add(header.workflow)
 
     def _machine(
         self, shard: OwnedShard, run_id: str, header: Header, state: bytes, history: list[Transition]
-    ) -> RunMachine:
+    ) -> Generator[None, None, RunMachine]:
         """The machine of a record. A run whose code raises what no run may is parked, and its code isn't run."""
         partition = self._namespace.partition
         if run_id not in shard.parked:
-            self._watch(run_id)
-            try:
-                return rehydrate(self._app, partition, run_id, header, state, history)
-            except BaseException as error:
-                if ends_process(error):
-                    raise
-                shard.parked[run_id] = reason_of(error)
-                _log.error("run %s is parked, its code can't be replayed: %s", run_id, shard.parked[run_id])
-            finally:
-                self._watch("")
+            pieces = rehydrating(self._app, partition, run_id, header, state, history)
+            while True:
+                self._watch(run_id)
+                try:
+                    next(pieces)
+                except StopIteration as done:
+                    return done.value
+                except BaseException as error:
+                    if ends_process(error):
+                        raise
+                    shard.parked[run_id] = reason_of(error)
+                    _log.error("run %s is parked, its code can't be replayed: %s", run_id, shard.parked[run_id])
+                    break
+                finally:
+                    self._watch("")
+                yield
         reason = parked_reason(shard, run_id, header.workflow, self._app)
-        return rehydrate(self._app, partition, run_id, header, state, history, reason)
+        return (yield from rehydrating(self._app, partition, run_id, header, state, history, reason))
 
     def _restart_running_steps(self, shard: OwnedShard, run_id: str, live: LiveRun, inputs: list[Input]) -> None:
         """After a takeover: what becomes of the attempts that ran at the last owner.

@@ -6,6 +6,7 @@ that replays a history.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import cast
 
 from streamflow.events import Transition
@@ -16,6 +17,7 @@ from streamflow.machine.sealed import sealed
 from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition
 from streamflow.workflow.app import App, Reducer
+from streamflow.workflow.awaitable import active
 
 
 def new_machine(app: App, partition: Partition, run_id: str, workflow_name: str, reason: str = "") -> RunMachine:
@@ -49,6 +51,24 @@ def rehydrate(
     With a `reason` it is parked for that, and none of its code is run. Without one, what its code raises that no run
     can end with is raised here: call again with that as the reason.
     """
+    pieces = rehydrating(app, partition, run_id, header, state, transitions, reason)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as done:
+            return done.value
+
+
+def rehydrating(
+    app: App,
+    partition: Partition,
+    run_id: str,
+    header: Header,
+    state: bytes,
+    transitions: list[Transition],
+    reason: str = "",
+) -> Generator[None, None, RunMachine]:
+    """As `rehydrate`, in pieces: a long history takes a second, and the caller has other things to do in between."""
     machine = _machine_for(app, partition, run_id, header.workflow, is_reducer=bool(state))
     machine.reason = machine.reason or reason
     machine.tenant = header.tenant
@@ -60,5 +80,19 @@ def rehydrate(
         machine.attributes = header.attributes  # nothing is replayed that would set them again
         sealed(machine.context, machine.restore, state, transitions)
     else:
-        sealed(machine.context, cast("WorkflowMachine", machine).replay, transitions)
+        replay = cast("WorkflowMachine", machine).replay(transitions)
+        while sealed(machine.context, _replay_piece, machine, replay):
+            yield
     return machine
+
+
+def _replay_piece(machine: RunMachine, replay: Generator[None]) -> bool:
+    """Whether more is left."""
+    token = active.set(machine)
+    try:
+        next(replay)
+    except StopIteration:
+        return False
+    finally:
+        active.reset(token)
+    return True

@@ -143,9 +143,9 @@ async def test_the_same_code_checks_nothing_again(serve: Serve, monkeypatch: pyt
     replayed: list[str] = []
     fits = DeployCheck._fits
 
-    def noted(self: DeployCheck, shard: Any, run_id: str, record: list[bytes]) -> bool:
+    async def noted(self: DeployCheck, shard: Any, run_id: str, record: list[bytes]) -> bool:
         replayed.append(run_id)
-        return fits(self, shard, run_id, record)
+        return await fits(self, shard, run_id, record)
 
     monkeypatch.setattr(DeployCheck, "_fits", noted)
     async with serve(release("pack")) as (_, daemon):

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 
@@ -16,6 +17,7 @@ from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.timers import SLACK
 from streamflow.errors import StoreError
 from streamflow.events import SignalSent, decode_history
+from streamflow.machine.replay import PIECE
 from streamflow.machine.transition import Due, Outcome
 from streamflow.model.record import decode_header
 from streamflow.store.connection import Call
@@ -248,6 +250,51 @@ async def test_a_long_record_is_read_in_pages_and_replayed_once() -> None:
     assert bench.status("r") == "completed"
     firsts = [call.args[1] for call in bench.store.sent("read_runs")[calls:]]
     assert firsts == [0, 3, 6, 9]
+
+
+async def test_a_long_replay_lets_the_event_loop_have_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamflow.daemon.owner.LONGEST_TURN", 0.0)
+    bench = Bench(cache=1)
+    await bench.take_in(start("1-0", "r", "relaying", 500), start("1-1", "s", "listening"))
+    await bench.take_in(*(signal(f"2-{number}", "r", "item", number) for number in range(400)))
+    await bench.take_in(signal("3-0", "s", "other"))
+    assert set(bench.shard.live) == {"s"}
+    turns, watched = 0, list[str]()
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            watched.append(bench.owner.watch.run_id)
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(other)
+        await bench.take_in(signal("4-0", "r", "item", 400))
+        tasks.cancel_scope.cancel()
+    assert turns > 400 // PIECE
+    assert set(watched) == {""}, "in its pauses it blocks nobody"
+    assert bench.shard.live["r"].header.version == 3
+
+
+async def test_a_shard_that_is_lost_during_a_replay_keeps_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamflow.daemon.owner.LONGEST_TURN", 0.0)
+    bench = Bench(cache=1)
+    await bench.take_in(start("1-0", "r", "relaying", 500), start("1-1", "s", "listening"))
+    await bench.take_in(*(signal(f"2-{number}", "r", "item", number) for number in range(400)))
+    await bench.take_in(signal("3-0", "s", "other"))
+    commits = len(bench.commits)
+
+    async def lose() -> None:
+        for _ in range(3):
+            await anyio.lowlevel.checkpoint()
+        bench.owner.drop(bench.shard)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lose)
+        await bench.take_in(signal("4-0", "r", "item", 400))
+    assert bench.shard.live == {}
+    assert len(bench.commits) == commits
 
 
 async def test_records_of_many_shards_share_the_limit_of_a_pipeline() -> None:

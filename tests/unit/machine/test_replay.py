@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from typing import Any
 
 import msgspec
 
 from streamflow.events import CancelRequested, RunStuck, SignalReceived
-from streamflow.machine.factory import rehydrate
+from streamflow.machine.coroutines import close_abandoned
+from streamflow.machine.factory import rehydrate, rehydrating
+from streamflow.machine.replay import PIECE
 from streamflow.machine.transition import Due
 from streamflow.model.record import Header
 from streamflow.model.sharding import Partition
 from streamflow.workflow import api as sf
 from streamflow.workflow.app import App
+from streamflow.workflow.awaitable import active
 from tests.support.machine_driver import Run, kinds, raw, result_of
 
 
@@ -390,3 +394,63 @@ def test_a_signal_to_another_run_is_a_divergence() -> None:
 
     run = Run(_app(sends("one")), "flow")
     assert "SignalSent(1, hello) to two" in _replayed(run, _app(sends("two")))
+
+
+def test_a_long_replay_has_pauses_and_comes_to_the_same() -> None:
+    app = _app(_two_steps)
+
+    @app.workflow(name="adds")
+    async def adds(count: int) -> int:
+        total = 0
+        for _ in range(count):
+            total += await sf.signal("add", int)
+        return total
+
+    run = Run(app, "adds", 1000)
+    for number in range(10):  # many facts in one transition, and one in each of many
+        run.advance(*[SignalReceived("add", raw(number))] * 50)
+    for number in range(400):
+        run.advance(SignalReceived("add", raw(number)))
+    header = Header("running", 1, "c", 1000, 0, "adds", "", "")
+    pieces = rehydrating(app, Partition.RUN, "r", header, b"", run.transitions())
+    pauses = 0
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as done:
+            machine = done.value
+            break
+        pauses += 1
+        assert active.get() is None, "what runs in a pause is not this run's code"
+    assert pauses == 901 // PIECE
+    assert not machine.reason
+    assert machine.seq == run.machine.seq
+    run.machine = machine
+    assert kinds(run.advance(*[SignalReceived("add", raw(1))] * 100))[-1] == "RunCompleted"
+
+
+def test_a_replay_that_is_given_up_in_a_pause_leaves_nothing_behind() -> None:
+    app = _app(_two_steps)
+    ended: list[str] = []
+
+    @app.workflow(name="waits")
+    async def waits() -> None:
+        try:
+            while True:
+                await sf.signal("go")
+        finally:
+            ended.append("closed")
+
+    run = Run(app, "waits")
+    for number in range(100):
+        run.advance(SignalReceived("go", raw(number)))
+    header = Header("running", 1, "c", 1000, 0, "waits", "", "")
+    pieces = rehydrating(app, Partition.RUN, "r", header, b"", run.transitions())
+    next(pieces)
+    next(pieces)
+    pieces.close()
+    del pieces
+    gc.collect()
+    close_abandoned()
+    assert ended == ["closed"]
+    assert active.get() is None
