@@ -25,13 +25,13 @@ from streamflow.client.listing import Filters, Listings, RunDescription, RunSumm
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.run import Decode, Run
 from streamflow.client.session import Session, Sessions
-from streamflow.client.waiting import ResultWaiter, check_posted, found_header
+from streamflow.client.waiting import ResultWaiter, check_found, check_posted
 from streamflow.errors import NamespaceMissing, RunConflict, RunError, StoreError, UsageError
 from streamflow.events import AnyEvent, Transition
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, check_attributes
 from streamflow.model.names import check_name, check_run_id
-from streamflow.model.record import Status, decode_header
+from streamflow.model.record import Status, decode_header, incarnation_of
 from streamflow.model.sharding import full_run_id
 from streamflow.settings import load_settings
 from streamflow.store.connection import Call, Store, redacted
@@ -240,14 +240,14 @@ class Client:
 
     def _started(self, start: Start, header: bytes, decode: Decode | None) -> Run[Any]:
         created = header.startswith(b"+")
-        found = decode_header(header[1:] if created else header)
-        if found.workflow != start.workflow:
-            raise RunConflict(
-                f"the id {start.run_id} belongs to a run of workflow {found.workflow}, not {start.workflow}: use "
-                "another id",
-                start.run_id,
-            )
-        return Run(self, start.run_id, decode, created, found.created)
+        if not created:
+            other = decode_header(header).workflow
+            if other != start.workflow:
+                raise RunConflict(
+                    f"the id {start.run_id} belongs to a run of workflow {other}, not {start.workflow}: use another id",
+                    start.run_id,
+                )
+        return Run(self, start.run_id, decode, created, incarnation_of(header))
 
     # --- finding ------------------------------------------------------------------------------------------------------
 
@@ -367,7 +367,7 @@ class Client:
             if isinstance(reply, StoreError):
                 raise reply
         (line, _), values = cast("tuple[tuple[bytes, bytes], Any]", tuple(replies))
-        found_header(line, run_id, created)
+        check_found(line, run_id, created)
         if keys:
             return {key: Raw(value) for key, value in zip(keys, values, strict=True) if value is not None}
         return {name.decode(): Raw(value) for name, value in sorted(values.items())}
@@ -379,7 +379,8 @@ class Client:
     async def _describe(self, run_id: str, created: int) -> RunDescription:
         shard = (await self.read_namespace()).shard_of(run_id)
         line, last = await self._batcher.peek(shard, run_id)
-        is_stuck = found_header(line, run_id, created).status == Status.STUCK
+        check_found(line, run_id, created)
+        is_stuck = decode_header(line).status == Status.STUCK
         return describe(run_id, line, last, await self._listings.stuck_reason(shard, run_id) if is_stuck else "")
 
     async def _history(self, run_id: str, created: int) -> list[Transition]:

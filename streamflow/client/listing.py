@@ -16,7 +16,7 @@ import msgspec
 
 from streamflow import events
 from streamflow.client.pipelines import Batcher, settled
-from streamflow.client.waiting import found_header
+from streamflow.client.waiting import check_found
 from streamflow.errors import Failure, StoreError
 from streamflow.events import ENDINGS, AnyEvent, RunCompleted, RunStuck, Transition, decode_history, decode_transition
 from streamflow.model import codec
@@ -242,7 +242,7 @@ class Listings:
         peek = self._batcher.peek(shard, run_id)
         elements = self._batcher.call(Call.plain("LRANGE", self._keys.shard(shard).run(run_id), 2, -1))
         answers = await settled([peek, elements])
-        found_header(_checked(answers[0])[0], run_id, created)
+        check_found(_checked(answers[0])[0], run_id, created)
         return decode_history(_checked(answers[1]))
 
     async def events(
@@ -286,9 +286,9 @@ class Listings:
         reads = [log_end, Call.plain("LINDEX", run, 0), Call.plain("LRANGE", run, 2, -1), log_end]
         while True:
             before, line, transitions, after = [_checked(answer) for answer in await self._store.send(reads)]
-            header = found_header(line or b"", run_id, created)
+            check_found(line or b"", run_id, created)
             if before == after:
-                return header, transitions, before
+                return decode_header(line), transitions, before
 
 
 def _shards_of(namespace: Namespace, filters: Filters) -> list[int]:

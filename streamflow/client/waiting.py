@@ -28,7 +28,7 @@ import msgspec
 
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.errors import RunEnded, RunNotFound, StoreError
-from streamflow.model.record import Header, decode_header
+from streamflow.model.record import incarnation_of
 from streamflow.store.connection import Call, Store
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.subscription import Subscription
@@ -44,14 +44,12 @@ _log = logging.getLogger("streamflow.client")
 _notification = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
 
 
-class _Wait:
+class _Wait(asyncio.Future[bytes]):
     """A caller's wait. `created` tells the run that it is for from others of its id; 0 as long as that isn't known."""
 
-    __slots__ = ("created", "future")
+    __slots__ = ("created",)
 
-    def __init__(self, created: int) -> None:
-        self.created = created
-        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    created: int
 
 
 class _WatchedShard:
@@ -86,11 +84,11 @@ class ResultWaiter:
         with self._registered(shard, created, run_id) as (watched, [wait]):
             await self._subscribed().add(watched.channel)
             line, last = await self._batcher.peek(shard, run_id)
-            if not wait.future.done():
-                wait.created = found_header(line, run_id, created).created
+            if not wait.done():
+                wait.created = check_found(line, run_id, created)
                 if last:
                     return last
-            return await wait.future
+            return await wait
 
     async def answered(
         self, shard: int, run_id: str, created: int, ask_id: str, post: Callable[[], asyncio.Future[str]]
@@ -101,8 +99,7 @@ class ResultWaiter:
         Raises `RunEnded` when the run ends without one, `RunNotFound`, `StoreError`. When the server doesn't allow the
         subscription, the ask has been posted all the same.
         """
-        with self._registered(shard, created, answer_name(ask_id), run_id) as (watched, waits):
-            answer, end = (wait.future for wait in waits)
+        with self._registered(shard, created, answer_name(ask_id), run_id) as (watched, [answer, end]):
             posted = post()
             subscription = self._subscribed()
             was_confirmed = subscription.is_confirmed(watched.channel)
@@ -132,8 +129,12 @@ class ResultWaiter:
         if watched is None:
             watched = self._shards[shard] = _WatchedShard(shard, self._keys.shard(shard).done)
             self._channels[watched.channel.encode()] = watched
-        waits = [_Wait(created) for _ in names]
-        for name, wait in zip(names, waits, strict=True):
+        loop = asyncio.get_running_loop()
+        waits: list[_Wait] = []
+        for name in names:
+            wait = _Wait(loop=loop)
+            wait.created = created
+            waits.append(wait)
             watched.waiting.setdefault(name, []).append(wait)
         try:
             yield watched, waits
@@ -161,7 +162,7 @@ class ResultWaiter:
             waits.remove(wait)
             if not waits:
                 del watched.waiting[name]
-        _drop(wait.future)
+        _drop(wait)
 
     def _subscribed(self) -> Subscription:
         if self._subscription is None:
@@ -245,7 +246,7 @@ class ResultWaiter:
 def _settle_peeked(waits: list[_Wait], run_id: str, line: bytes, last: bytes) -> None:
     for wait in waits:
         try:
-            wait.created = found_header(line, run_id, wait.created).created
+            wait.created = check_found(line, run_id, wait.created)
         except RunNotFound as error:
             _fail([wait], error)
         else:
@@ -261,25 +262,25 @@ def _drop(future: asyncio.Future[Any]) -> None:
 
 def _resolve(waits: list[_Wait], payload: bytes) -> None:
     for wait in waits:
-        if not wait.future.done():
-            wait.future.set_result(payload)
+        if not wait.done():
+            wait.set_result(payload)
 
 
 def _fail(waits: list[_Wait], error: StoreError | RunNotFound) -> None:
     for wait in waits:
-        if not wait.future.done():
-            wait.future.set_exception(error)
+        if not wait.done():
+            wait.set_exception(error)
 
 
-def found_header(line: bytes, run_id: str, created: int) -> Header:
-    """The header of a run that was looked for. Raises `RunNotFound` if there is none, or another run has the id:
-    `created` is 0, or that of the run that is meant."""
+def check_found(line: bytes, run_id: str, created: int) -> int:
+    """`created` of the run whose header this is. Raises `RunNotFound` if there is none, or if it is another run than
+    the one that was created then; `created` is 0 for whichever has the id."""
     if not line:
         raise not_found(run_id)
-    header = decode_header(line)
-    if created and header.created != created:
+    found = incarnation_of(line)
+    if created and found != created:
         raise RunNotFound(f"run {run_id} was forgotten, and another run has its id since", run_id)
-    return header
+    return found
 
 
 def check_posted(letter: str, kind: str, run_id: str) -> None:

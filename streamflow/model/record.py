@@ -72,6 +72,11 @@ class Header(msgspec.Struct, frozen=True, gc=False):
         return self.ended == 0
 
 
+def incarnation_of(line: bytes) -> int:
+    """`created` of an encoded header, without decoding the rest."""
+    return int(line.split(b" ", 4)[3])
+
+
 class ParentLink(NamedTuple):
     """Who started a run as its child: a decision of one incarnation of a run. As text `<run id>#<seq>@<created>`;
     without `@<created>` if the parent began under a release whose links had none (then it is 0)."""

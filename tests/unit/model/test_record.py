@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow.model.record import LISTED, OPEN, Header, ParentLink, Status, decode_header, parent_link
+from streamflow.model.record import LISTED, OPEN, Header, ParentLink, Status, decode_header, incarnation_of, parent_link
 
 names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]{0,40}", fullmatch=True).filter(lambda name: name != "-")
 moments = st.integers(min_value=0, max_value=2**53)
@@ -44,6 +44,8 @@ def test_what_is_not_a_link_has_no_parent(text: str) -> None:
 @given(headers)
 def test_a_header_survives_its_encoding(header: Header) -> None:
     assert decode_header(header.encode()) == header
+    assert incarnation_of(header.encode()) == header.created
+    assert incarnation_of(b"+" + header.encode()) == header.created, "as `start_runs` gives that of a new run"
 
 
 @given(headers)
