@@ -74,6 +74,7 @@ class StepRecords:
         self._stored: dict[tuple[str, int, int, int], bytes] = {}
         """Details of steps of owned shards that the server has, by run, its incarnation, number and attempt."""
         self._has_reports = anyio.Event()
+        executor.on_replaced = self._replaced
 
     @property
     def running(self) -> int:
@@ -116,6 +117,13 @@ class StepRecords:
             return False
         self._ended(lent, outcome)
         return True
+
+    def _replaced(self, run_id: str, seq: int) -> None:
+        """A newer attempt begins here, perhaps of a later run of the id, under the same numbers: its outcome must not
+        be taken for that of the lent one."""
+        lent = self.lends.get((run_id, seq))
+        if lent is not None and lent.report is None:
+            del self.lends[run_id, seq]
 
     def _ended(self, lent: _Lent, outcome: Outcome) -> None:
         lent.report = self._report(lent, "outcome", encode_outcome(outcome))

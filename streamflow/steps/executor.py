@@ -190,6 +190,8 @@ class StepExecutor:
         on_free: Callable[[], None] = lambda: None,
         on_exhausted: Callable[[], None] = lambda: None,
     ) -> None:
+        self.on_replaced: Callable[[str, int], None] = lambda _run_id, _seq: None
+        """A lent attempt was stopped, because a newer one of this run and number begins here."""
         self._on_outcome = on_outcome
         self._on_free = on_free
         self._on_exhausted = on_exhausted
@@ -241,6 +243,8 @@ class StepExecutor:
             if (known.job.created, known.job.attempt) >= (job.created, job.attempt):
                 return
             self._finish(known)
+            if known.lent:
+                self.on_replaced(run_id, job.seq)
         running = Running(shard, run_id, job, job.details)
         self._attempts[key] = running
         slots = self._slots_of(running)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -418,11 +419,11 @@ async def test_details_that_a_host_stored_unseen_are_deleted_with_the_record() -
 
 
 async def lose_gone(bench: Bench, steps: bytes | StoreError, details: bytes | None) -> None:
-    nothing: Any = None
+    executor: Any = SimpleNamespace()
     answer = steps if isinstance(steps, StoreError) else [steps]
     bench.store.answers["HMGET"] = lambda call: answer if call.args[1].endswith("steps") else [details]
     bench.store.answers["GET"] = None
-    records = StepRecords(context(bench.store, app, shards=8), bench.owner, nothing)
+    records = StepRecords(context(bench.store, app, shards=8), bench.owner, executor)
     await records.lose_gone()
 
 

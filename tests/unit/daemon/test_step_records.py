@@ -139,6 +139,16 @@ async def test_but_not_a_newer_attempt_that_runs_here_since(it: Bench) -> None:
     assert it.reported == []
 
 
+async def test_the_outcome_of_a_later_run_of_the_id_is_not_that_of_a_lent_step(it: Bench) -> None:
+    await it.begin()
+    it.lend()
+    job = StepJob(1, 1, app.steps["hang"], raw([0]))
+    job.created = 901
+    it.executor.submit(0, "r", job)  # the shard came back, and its run was forgotten and started again
+    assert not it.records.outcome("r", Outcome(1, 1, 2.0, raw(7)))
+    assert it.records.lends == {}
+
+
 async def test_what_still_runs_at_the_end_is_returned_with_its_details(it: Bench) -> None:
     await it.begin(details=5)
     it.lend()
