@@ -225,7 +225,7 @@ class Membership:
         call = self._kernel.heartbeat(self.member, data, dead)
         heartbeats: dict[str, bytes] | None = None
         with anyio.move_on_after(self._settings.dead_after / 2):
-            heartbeats = await self._store.one(call)
+            heartbeats = await self._store.one(call, urgent=True)
         if heartbeats is None:
             raise StoreUnavailable(f"no answer within {self._settings.dead_after / 2:g} s")
         self._confirmed = now  # when it was sent: the others count from a later moment

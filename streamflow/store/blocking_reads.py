@@ -9,15 +9,14 @@ One XREADGROUP over many streams works on one server only; on a cluster its stre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
-
-from redis import exceptions as redis_errors
 
 from streamflow.errors import StoreUnavailable
-from streamflow.store.connection import Call, Store, redacted
+from streamflow.store.connection import LOST, Call, Store, redacted, stream_entries
 
 CONSUMER = "owner"
 """The consumer name of every owner: the consumer group of an owner's session has no other consumer."""
+
+_GONE = ("NOGROUP", "UNBLOCKED", "WRONGTYPE")
 
 Entry = tuple[str, str, dict[bytes, bytes] | None]
 """Stream, entry id, fields (None when the entry was deleted while it was pending)."""
@@ -39,8 +38,8 @@ class InboxConnection:
         self._group = group
         self._consumer = consumer
         self._block_ms = block_ms
-        self._client = store.dedicated(timeout=block_ms / 1000 + 5)
-        self._client_id: int | None = None
+        self._link = store.link()
+        self._link.wants_id = True
         self._blocked = False
 
     async def read(self, streams: Sequence[str], count: int, *, pending: bool, wait: bool = True) -> list[Entry]:
@@ -52,29 +51,29 @@ class InboxConnection:
         """
         block = ["BLOCK", self._block_ms] if wait and not pending else []
         starts = ["0" if pending else ">"] * len(streams)
+        group = ("GROUP", self._group, self._consumer)
+        command = ["XREADGROUP", *group, "COUNT", count, *block, "STREAMS", *streams, *starts]
+        self._blocked = bool(block)
         try:
-            if self._client_id is None:
-                self._client_id = int(await self._client.client_id())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-            self._blocked = bool(block)
-            group = ("GROUP", self._group, self._consumer)
-            command = ["XREADGROUP", *group, "COUNT", count, *block, "STREAMS", *streams, *starts]
-            reply = cast("Any", await self._client.execute_command(*command))  # pyright: ignore[reportUnknownMemberType]
-        except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as error:
-            self._client_id = None
+            (reply,) = await self._link.exchange([command], self._block_ms / 1000 if block else 0.0)
+        except LOST as error:
+            self._store.note_refusal(error)
             raise StoreUnavailable(f"could not read streams from {redacted(self._store.url)}: {error}") from error
-        except redis_errors.ResponseError as error:
-            if "NOGROUP" in str(error) or "UNBLOCKED" in str(error) or "WRONGTYPE" in str(error):
-                raise GroupGone(str(error)) from error
-            raise StoreUnavailable(f"could not read streams: {error}") from error
         finally:
             self._blocked = False
+        if isinstance(reply, Exception):
+            text = str(reply)
+            if not self._store.note_refusal(reply) and any(word in text for word in _GONE):
+                raise GroupGone(text) from reply
+            raise StoreUnavailable(f"could not read streams: {text}") from reply
         return [
             (stream.decode(), entry_id.decode(), fields)
-            for stream, entries in reply or ()
+            for stream, entries in stream_entries(reply)
             for entry_id, fields in entries
         ]
 
     async def interrupt(self) -> None:
         """Make a blocked `read` return at once, without entries."""
-        if self._client_id is not None and self._blocked:
-            await self._store.send([Call.plain("CLIENT", "UNBLOCK", self._client_id)])
+        client_id = self._link.client_id
+        if client_id is not None and self._blocked and self._link.is_open:
+            await self._store.send([Call.plain("CLIENT", "UNBLOCK", client_id)])

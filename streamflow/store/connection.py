@@ -1,7 +1,7 @@
 """The way to the server: pipelines of calls, retries, reloading of scripts, and noticing that the server was replaced.
 
-Owns: redis-py clients, the retry policy, and the translation of server errors. Must not: know what a call means.
-Called by: kernel (builds calls), owner, inbox reader, client.
+Owns: which connections there are and when all of them are replaced, the retry policy, and the translation of server
+errors. Must not: know what a call means. Called by: kernel (builds calls), owner, inbox reader, client.
 
 redis-py's own retries are switched off: after a lost reply they would run a command twice without our knowledge. Here
 the whole pipeline is sent again, and every script is safe to run twice.
@@ -14,12 +14,12 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
 import msgspec
-from hiredis import pack_command  # pyright: ignore[reportUnknownVariableType]
 from redis import asyncio as aioredis
 from redis import exceptions as redis_errors
 from redis.asyncio.retry import Retry as RedisRetry
@@ -27,24 +27,35 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
 from streamflow.errors import StoreError, StoreFull, StoreMisconfigured, StoreUnavailable
+from streamflow.machine.sealed import hide
 from streamflow.server_url import check_url, redacted
+from streamflow.store.link import Link
 from streamflow.store.scripts import Script, load_scripts
 
 T = TypeVar("T")
 
 _log = logging.getLogger("streamflow.store")
 
-# Temporary errors: wait and send again. All others are reported.
-_TEMPORARY = frozenset(
-    {"LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY", "NOREPLICAS", "MISCONF"}
-)
+# Temporary errors: wait and send again. All others are reported, and concern one call only.
+_TEMPORARY = frozenset({"BUSY", "TRYAGAIN"})
+# Temporary, and what this server says of itself: another one may serve in its place, after a failover. (A BUSY one
+# serves a script that takes long; were its connection closed, the script would be sent again, and take as long.)
+_ELSEWHERE = frozenset({"LOADING", "CLUSTERDOWN", "MASTERDOWN", "READONLY", "NOREPLICAS", "MISCONF"})
+_DEMOTED = "instance state changed"
+"""In the reply to those that were blocked when a server became a replica."""
 
 # The connection is lost. redis-py's errors of this kind don't inherit from Python's.
 LOST = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError)
 
-TIMEOUT = 5.0
-"""Seconds that one pipeline may take; then its outcome is unknown, and it is sent again."""
+LOOK_EVERY = 3.0
+"""Seconds after which the next pipeline also asks whether the server is still the one that it was."""
+REPLACE_EVERY = 0.5
+"""Seconds between two replacements of all connections, at least."""
 
+URGENT = 4
+"""Urgent pipelines at the same time, whose callers may have given up."""
+
+_INFO = ("INFO", "server", "replication")
 _LONGEST_BLOCK_MS = 10_000
 
 
@@ -66,34 +77,13 @@ class Call(msgspec.Struct, Generic[T]):
         return Call("", [], list(command), parse)
 
 
-class _PackingInC:
-    """Mixed into redis-py's connection classes, which pack in Python: that was half of what a `start` cost."""
+class _Lane:
+    """Links for pipelines, at most `width` at the same time. `free`: those that no pipeline uses now."""
 
-    def pack_command(self, *command: Any) -> list[bytes]:
-        if isinstance(command[0], str) and " " in command[0]:
-            command = (*command[0].split(), *command[1:])
-        return [pack_command(command)]
-
-    def pack_commands(self, commands: Iterable[Sequence[Any]]) -> list[bytes]:
-        return [part for command in commands for part in self.pack_command(*command)]
-
-    async def send_packed_command(self: Any, command: Any, check_health: bool = True) -> None:
-        """Without redis-py's `asyncio.wait_for`, which creates a task for each send, and in Python 3.11 loses a
-        cancellation that arrives while the send ends: a loop that has lost its cancellation runs forever."""
-        if not self.is_connected:
-            await self.connect_check_health(check_health=False)
-        if check_health:
-            await self.check_health()
-        try:
-            async with asyncio.timeout(self.socket_timeout):
-                await self._send_packed_command([command] if isinstance(command, bytes) else command)
-        except BaseException as error:
-            await self.disconnect(nowait=True)  # half a command may have been sent
-            if isinstance(error, TimeoutError):
-                raise redis_errors.TimeoutError("time-out while sending") from error
-            if isinstance(error, OSError):
-                raise redis_errors.ConnectionError(f"error while sending: {error}") from error
-            raise
+    def __init__(self, width: int, *, urgent: bool = False) -> None:
+        self.urgent = urgent
+        self.slots = anyio.Semaphore(width, fast_acquire=True)
+        self.free: list[Any] = []
 
 
 class Store:
@@ -102,6 +92,11 @@ class Store:
     `server_generation` grows when the server was restarted or replaced (failover) and may have another history than
     before: copies of its state must be dropped. `connections`: pipelines at the same time. `patience`: seconds to keep
     trying before `StoreUnavailable`.
+
+    All its connections are to one server. When one of them learns that this server can't serve any more (it was
+    demoted, it loads its data, it is silent) or that the name now leads to another one, all are closed, also those that
+    wait for entries: after a failover that keeps connections open, a blocked read would wait on the former server
+    forever. The next use of each resolves the name again.
     """
 
     def __init__(
@@ -117,65 +112,115 @@ class Store:
         self.url = url
         self.patience = patience
         self.server_generation = 0
-        self._identity = ""
+        self._run_id = ""
+        self._promoted_from: str = ""
         self._scripts = scripts if scripts is not None else load_scripts()
         self._given_client = client
-        self._client = client or self._make_client(timeout=None)
+        self._client = client or self._make_client()
         self._connections = connections
-        self._slots = anyio.Semaphore(connections, fast_acquire=True)
-        self._free: list[Any] = []
-        """Connections that no pipeline uses now, at most as many as slots."""
-        self._dedicated: list[aioredis.Redis] = []
-        self._blocking: aioredis.Redis | None = None
+        self._links: list[Any] = []
+        self._bulk = _Lane(connections)
+        self._urgent = _Lane(URGENT, urgent=True)
+        self._under_way: set[asyncio.Task[list[Any]]] = set()
+        self._log_readers: list[Link] = []
+        self._replaced = -math.inf
+        self._look_at = time.monotonic() + LOOK_EVERY if client is None else math.inf
+        """When the server is asked again whether it is still the one that it was (monotonic s)."""
 
-    def _make_client(self, timeout: float | None) -> aioredis.Redis:
+    def _make_client(self) -> aioredis.Redis:
         client = aioredis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
             self.url,
-            socket_timeout=timeout,
+            socket_timeout=None,
             socket_connect_timeout=5.0,
             retry=RedisRetry(NoBackoff(), 0),
             protocol=2,
-            socket_read_size=262_144,
             driver_info=None,
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
             redis_connect_func=self._on_connect,
         )
         pool: Any = client.connection_pool
-        pool.connection_class = type("Connection", (_PackingInC, pool.connection_class), {})
+        pool.connection_class = type("Connection", (Link, pool.connection_class), {})
         return client
 
-    def dedicated(self, timeout: float) -> aioredis.Redis:
-        """A client for blocking reads, closed with the store. `timeout`: seconds for a read, longer than the block."""
-        client = self._make_client(timeout)
-        self._dedicated.append(client)
-        return client
+    def link(self) -> Link:
+        """A connection for one reader, which is closed with the store, or when the server can't serve any more."""
+        made: Any = self._client.connection_pool.make_connection()
+        self._links.append(made)
+        if isinstance(made, Link):
+            made.neighbours = lambda: [link.progress() for link in self._links]
+            made.on_silence = lambda: self.replace_connections("the server is silent")
+        return cast("Link", made)
 
     async def _on_connect(self, connection: Any) -> None:
+        connection.reached = ""
+        connection.client_id = None
         await connection.on_connect()
-        await connection.send_command("INFO", "server")
-        try:
-            info: bytes = await connection.read_response()
-        except redis_errors.ResponseError:
-            return  # an ACL may forbid INFO; then a restart is noticed by refused commits only
-        lines = (line.partition(":") for line in info.decode().splitlines())
-        identity = next((value for name, _, value in lines if name == "run_id"), "")
-        if self._identity and identity != self._identity:
+        if connection.wants_id:
+            await connection.send_command("CLIENT", "ID")
+            connection.client_id = await connection.read_response()
+        if not connection.introduce:
+            await connection.send_command(*_INFO)
+            try:
+                self._introduced(connection, await connection.read_response())
+            except redis_errors.ResponseError as error:
+                self._introduced(connection, error)
+
+    def _introduced(self, connection: Any, reply: Any) -> None:
+        if not isinstance(reply, Exception):  # an ACL may forbid INFO; then only refused commits tell of a restart
+            info = _facts(reply)
+            connection.reached = info.get("run_id", "")
+            self._heard(info)
+
+    def _heard(self, info: Mapping[str, str]) -> None:
+        """Compare with what was known. A server that was promoted, perhaps after it had been demoted, has another
+        history, and another second replication id. (The first one also changes when a replica is attached.)"""
+        run_id = info.get("run_id", "")
+        promoted_from = info.get("master_replid2", "").strip("0")
+        is_other = run_id != self._run_id
+        if self._run_id and (is_other or promoted_from not in ("", self._promoted_from)):
             self.server_generation += 1
             _log.warning("the server restarted or was replaced; its state is read again")
-        self._identity = identity
+        self._run_id, self._promoted_from = run_id, promoted_from
+        if is_other:
+            for link in self._links:
+                if link.reached not in ("", run_id):
+                    link.drop()
+
+    def replace_connections(self, reason: str) -> None:
+        """Close all connections, also those that wait: what uses one next resolves the server's name again. Not more
+        often than every half a second: a server that stays as it is isn't flooded."""
+        now = time.monotonic()
+        if now - self._replaced < REPLACE_EVERY:
+            return
+        if now - self._replaced > 60:
+            _log.warning("%s: all connections to %s are opened again", reason, redacted(self.url))
+        self._replaced = now
+        for link in self._links:
+            if isinstance(link, Link):
+                link.drop()
+
+    def note_refusal(self, error: BaseException) -> bool:
+        """Replace all connections if the server says of itself that it can't serve. Returns whether the same is to be
+        sent again."""
+        code = _code(error)
+        if code in _ELSEWHERE or _DEMOTED in str(error):
+            self.replace_connections(f"the server can't serve now ({code or error})")
+            return True
+        return code in _TEMPORARY
 
     async def close(self) -> None:
-        for connection in self._free:
-            await connection.disconnect()
-        for client in (self._client, *self._dedicated):
-            await client.aclose()
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+        for link in self._links:
+            await link.disconnect()
+        await self._client.aclose()
 
     def abandon(self) -> None:
         """Close all connections after their event loop was closed. The store can't be used any more."""
-        pools = [client.connection_pool for client in (self._client, *self._dedicated)]
-        for connection in (*self._free, *(one for pool in pools for one in _connections_of(pool))):
+        for link in self._links:
             with contextlib.suppress(Exception):  # whatever can't be closed here is closed when it is collected
-                _let_go(connection)
+                _let_go(link)
 
     def renewed(self) -> Store:
         """A store of the same server that shares nothing with this one: for another process or event loop."""
@@ -187,40 +232,57 @@ class Store:
             scripts=self._scripts,
         )
 
-    async def one(self, call: Call[T]) -> T:
+    async def one(self, call: Call[T], *, urgent: bool = False) -> T:
         """Send one call, and return its parsed reply. Raises `StoreError`."""
-        (reply,) = await self.send([call])
+        (reply,) = await self.send([call], urgent=urgent)
         if isinstance(reply, BaseException):
             raise reply
         return cast("T", reply)
 
-    async def send(self, calls: Sequence[Call[Any]], patience: float | None = None) -> list[Any]:
+    async def send(
+        self, calls: Sequence[Call[Any]], patience: float | None = None, *, urgent: bool = False
+    ) -> list[Any]:
         """Send calls in one pipeline; returns the parsed replies in the same order.
 
         For a call that the server refuses the reply is a `StoreError`; the other calls are not affected. When the
         connection is lost or an error is temporary, the whole pipeline is sent again, until `patience` seconds
         (default: the store's) have passed.
 
+        `urgent` is for heartbeats: they have connections that bulk never uses, and a caller that gives up leaves the
+        reply to them, so that the next heartbeat doesn't have to connect first. On a line that is filled by others,
+        heartbeats then arrive as often as they are sent, however late the replies are.
+
         Raises `StoreUnavailable`.
         """
         patience = self.patience if patience is None else patience
         commands = [self._command(call) for call in calls]
         started = time.monotonic()
+        is_looking = started >= self._look_at
+        if is_looking:
+            self._look_at = started + LOOK_EVERY
+            commands.append([*_INFO])
         pause = 0.02
         while True:
             try:
-                replies = await self._execute(commands)
+                if urgent:
+                    replies = await self._detached(commands)
+                else:
+                    async with self._bulk.slots:
+                        replies = await self._execute(commands, self._bulk)
             except LOST as error:
                 if isinstance(error, redis_errors.AuthenticationError) and patience != math.inf:
                     raise StoreUnavailable(f"{redacted(self.url)} refuses the credentials: {error}") from error
+                self.note_refusal(error)  # LOADING, for example
                 if time.monotonic() - started + pause > patience:
                     raise StoreUnavailable(
                         f"no answer from {redacted(self.url)} for {time.monotonic() - started:.1f} s: "
                         f"{str(error).rstrip('.')}. Is the server running? `streamflow dev` starts one."
                     ) from error
             else:
-                temporary = next((r for r in replies if isinstance(r, Exception) and _code(r) in _TEMPORARY), None)
+                temporary = next((r for r in replies if isinstance(r, Exception) and self.note_refusal(r)), None)
                 if temporary is None:
+                    if is_looking:
+                        self._looked(replies.pop())
                     return [self._parsed(call, reply) for call, reply in zip(calls, replies, strict=True)]
                 if time.monotonic() - started + pause > patience:
                     raise StoreUnavailable(
@@ -228,6 +290,17 @@ class Store:
                     ) from temporary
             await anyio.sleep(pause)
             pause = min(pause * 2, 1.0)
+
+    def _looked(self, reply: Any) -> None:
+        """A client that only reads gets answers from a demoted server, too, and never an error."""
+        if isinstance(reply, Exception):
+            self._look_at = math.inf  # an ACL may forbid it
+            return
+        info = _facts(reply)
+        if info.get("run_id") == self._run_id:
+            self._heard(info)
+        if info.get("role") == "slave":
+            self.replace_connections("the server is a replica now")
 
     def _command(self, call: Call[Any]) -> list[Any]:
         if not call.script:
@@ -257,45 +330,49 @@ class Store:
             return StoreMisconfigured(f"{command}: the server's ACL doesn't allow this: {text}")
         return StoreError(f"{command}: {text}")
 
-    async def _execute(self, commands: list[list[Any]]) -> list[Any]:
-        """One pipeline on one connection. Scripts that the server doesn't know are loaded and called again."""
-        async with self._slots:
-            replies = await self._pipeline(commands)
-            missing = [i for i, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]
-            if missing:
-                loaded = await self._pipeline([["SCRIPT", "LOAD", script.source] for script in self._scripts.values()])
-                refusal = next((reply for reply in loaded if isinstance(reply, Exception)), None)
-                calls = [commands[i] for i in missing]
-                if refusal is not None:  # a user who may only read can't load scripts
-                    calls = [self._with_source(command) for command in calls if command[0] == "EVALSHA_RO"]
-                again = await self._pipeline(calls) if len(calls) == len(missing) else [refusal] * len(missing)
-                for i, reply in zip(missing, again, strict=True):
-                    replies[i] = reply
-            return replies
+    async def _detached(self, commands: list[list[Any]]) -> list[Any]:
+        """Once a connection is free, `_execute` in a task that goes on when the caller gives up."""
+        await self._urgent.slots.acquire()
+        task = asyncio.create_task(self._execute(commands, self._urgent))
+        hide(task)
+        self._under_way.add(task)
+        task.add_done_callback(self._has_ended)
+        return await asyncio.shield(task)
 
-    async def _pipeline(self, commands: list[list[Any]]) -> list[Any]:
-        """Without redis-py's pipeline object, which costs as much as the round trip itself."""
-        pool = self._client.connection_pool
-        connection: Any = self._free.pop() if self._free else pool.make_connection()
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                await connection.connect()
-                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-                replies: list[Any] = []
-                for _ in commands:
-                    try:
-                        replies.append(await connection.read_response(timeout=math.inf))
-                    except redis_errors.ResponseError as error:
-                        replies.append(error)
-        except BaseException as error:
-            # Replies that were not read would be mistaken for the next pipeline's.
-            await connection.disconnect(nowait=True)
-            if isinstance(error, TimeoutError):
-                raise redis_errors.TimeoutError(f"no answer within {TIMEOUT:g} s") from error
-            raise
-        finally:
-            self._free.append(connection)
+    def _has_ended(self, task: asyncio.Task[list[Any]]) -> None:
+        self._under_way.discard(task)
+        self._urgent.slots.release()
+
+    async def _execute(self, commands: list[list[Any]], lane: _Lane) -> list[Any]:
+        """One pipeline on one connection. Scripts that the server doesn't know are loaded and called again."""
+        replies = await self._pipeline(commands, lane)
+        missing = [i for i, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]
+        if missing:
+            load = [["SCRIPT", "LOAD", script.source] for script in self._scripts.values()]
+            loaded = await self._pipeline(load, lane)
+            refusal = next((reply for reply in loaded if isinstance(reply, Exception)), None)
+            calls = [commands[i] for i in missing]
+            if refusal is not None:  # a user who may only read can't load scripts
+                calls = [self._with_source(command) for command in calls if command[0] == "EVALSHA_RO"]
+            again = await self._pipeline(calls, lane) if len(calls) == len(missing) else [refusal] * len(missing)
+            for i, reply in zip(missing, again, strict=True):
+                replies[i] = reply
         return replies
+
+    async def _pipeline(self, commands: list[list[Any]], lane: _Lane) -> list[Any]:
+        """Without redis-py's pipeline object, which costs as much as the round trip itself."""
+        link: Any = lane.free.pop() if lane.free else self._pipeline_link(lane)
+        try:
+            return await (link.exchange(commands) if isinstance(link, Link) else _exchange(link, commands))
+        finally:
+            lane.free.append(link)
+
+    def _pipeline_link(self, lane: _Lane) -> Link:
+        link = self.link()
+        if lane.urgent:
+            link.introduce = _INFO
+            link.on_introduced = partial(self._introduced, link)
+        return link
 
     async def read_logs(
         self, after: Mapping[str, str], block_ms: int, count: int = 1000, patience: float | None = None
@@ -303,33 +380,75 @@ class Store:
         """Entries of streams behind the given ids, at most `count` of each; waits up to `block_ms` (at most 10,000).
 
         `after`: entry id by key. Returns (entry id, fields) by key, without the streams that have no new entries. Each
-        call that waits holds a dedicated connection, which later calls use again. Raises `StoreError`.
+        call that waits holds a connection of its own, which later calls use again. Raises `StoreError`.
         """
-        if self._blocking is None:
-            self._blocking = self.dedicated(timeout=_LONGEST_BLOCK_MS / 1000 + 5)
         patience = self.patience if patience is None else patience
         block_ms = max(1, min(block_ms, _LONGEST_BLOCK_MS))  # 0 would wait forever
         command = ["XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", *after.keys(), *after.values()]
         started = time.monotonic()
-        while True:
-            try:
-                reply = cast("Any", await self._blocking.execute_command(*command))  # pyright: ignore[reportUnknownMemberType]
-                return {key.decode(): [(id_.decode(), fields) for id_, fields in entries] for key, entries in reply}
-            except LOST as error:
+        link = self._log_readers.pop() if self._log_readers else self.link()
+        try:
+            while True:
+                if started >= self._look_at:  # an XREAD succeeds on a demoted server, too
+                    await self.send([], patience)
+                try:
+                    (reply,) = await link.exchange([command], block_ms / 1000)
+                except LOST as error:
+                    reply = error
+                if not isinstance(reply, Exception):
+                    return {
+                        key.decode(): [(id_.decode(), fields or {}) for id_, fields in entries]
+                        for key, entries in stream_entries(reply)
+                    }
+                if not self.note_refusal(reply) and not isinstance(reply, LOST):
+                    raise StoreError(f"XREAD: {reply}") from reply
                 if time.monotonic() - started > patience + block_ms / 1000:
-                    raise StoreUnavailable(f"no answer from {redacted(self.url)}: {error}") from error
+                    raise StoreUnavailable(f"no answer from {redacted(self.url)}: {reply}") from reply
+                await anyio.sleep(0.2)
+        finally:
+            self._log_readers.append(link)
+
+
+def stream_entries(reply: Any) -> list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes] | None]]]]:
+    """What XREAD and XREADGROUP reply: stream, and entries of id and fields (None when the entry was deleted)."""
+    return [
+        (
+            stream,
+            [
+                (entry_id, None if fields is None else dict(zip(fields[::2], fields[1::2], strict=True)))
+                for entry_id, fields in entries
+            ],
+        )
+        for stream, entries in reply or ()
+    ]
+
+
+async def _exchange(connection: Any, commands: list[list[Any]]) -> list[Any]:
+    """`Link.exchange` for a connection of a given client, such as fakeredis's."""
+    try:
+        await connection.connect()
+        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(await connection.read_response(timeout=math.inf))
             except redis_errors.ResponseError as error:
-                raise StoreError(f"XREAD: {error}") from error
-            await anyio.sleep(0.2)
+                replies.append(error)
+        return replies
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
 
 
-def _code(error: Exception) -> str:
+def _code(error: BaseException) -> str:
     """READONLY of `READONLY You can't write …`. redis-py removes this word from the text when it has a class for it."""
     return str(getattr(error, "status_code", None) or str(error).partition(" ")[0])
 
 
-def _connections_of(pool: Any) -> list[Any]:
-    return [*getattr(pool, "_available_connections", ()), *getattr(pool, "_in_use_connections", ())]
+def _facts(info: bytes) -> dict[str, str]:
+    """What INFO says, by name."""
+    lines = (line.partition(":") for line in info.decode(errors="replace").splitlines())
+    return {name: value for name, _, value in lines}
 
 
 def _let_go(connection: Any) -> None:

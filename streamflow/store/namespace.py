@@ -72,8 +72,8 @@ async def open_namespace(
 async def write_records(
     store: Store, kernel: Kernel, shards: int, partition: Partition, workflows: Sequence[tuple[str, bytes]]
 ) -> NamespaceRecord:
-    """Create the namespace unless it exists, and register workflows. A damaged list of workflows is only logged: clients
-    read it."""
+    """Create the namespace unless it exists, and register workflows. A damaged list of workflows is only logged:
+    clients read it."""
     try:
         return await store.one(kernel.open_namespace(shards, partition, workflows=workflows))
     except StoreMisconfigured:

@@ -6,10 +6,8 @@ Called by: `client/waiting.py`.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -19,6 +17,9 @@ from streamflow.errors import StoreMisconfigured, StoreUnavailable
 from streamflow.store.connection import LOST, Store, redacted
 
 _log = logging.getLogger("streamflow.store")
+
+SILENCE = 15.0
+"""Seconds without a message after which the server is pinged, and after as many more given up."""
 
 
 class _Channel:
@@ -41,14 +42,14 @@ class Subscription:
     def __init__(self, store: Store, on_message: Callable[[bytes, bytes], None], on_lost: Callable[[], None]) -> None:
         self._store = store
         # Not redis-py's PubSub: `add` promises that the server has confirmed, and that class does not wait for it.
-        self._pool: Any = store.dedicated(timeout=60.0).connection_pool
-        self._connection: Any = None
+        self._link = store.link()
         self._on_message = on_message
         self._on_lost = on_lost
         self._channels: dict[str, _Channel] = {}
         self._unsent: list[tuple[str, str]] = []
         self._has_channels = anyio.Event()
         self._lost = False
+        self._subscribed = False
 
     async def add(self, channel: str) -> None:
         """Subscribe to a channel. Returns when the server has confirmed: what is published from then on arrives.
@@ -86,12 +87,9 @@ class Subscription:
         self._unsent.append((command, channel))
         self._has_channels.set()
         await anyio.lowlevel.checkpoint()
-        connection = self._connection
-        if connection is None or not self._unsent:
-            return
-        commands, self._unsent = self._unsent, []
-        with contextlib.suppress(*LOST):  # `run` notices, and subscribes to all channels again
-            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        if self._subscribed:
+            commands, self._unsent = self._unsent, []
+            self._link.post(commands)
 
     async def run(self) -> None:
         """Never returns. Connects when the first channel is added."""
@@ -105,52 +103,44 @@ class Subscription:
             except (*LOST, redis_errors.RedisError) as error:
                 _log.warning("lost the subscription to %s, will reconnect: %s", redacted(self._store.url), error)
             finally:
-                await self._disconnect()
+                self._subscribed = False
+                self._lost = True
+                self._link.drop()
             await anyio.sleep(pause)
             pause = min(pause * 2, 1.0)
 
     async def _connect(self) -> None:
-        connection = await self._pool.get_connection()
+        await self._link.open()
         self._unsent = []
         for channel in self._channels:
             self._channels[channel] = _unsettled(self._channels[channel])
-        commands = [("SSUBSCRIBE", channel) for channel in self._channels]
-        self._connection = connection
-        if commands:
-            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-
-    async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        self._lost = True
-        if connection is not None:
-            with anyio.CancelScope(shield=True):
-                await connection.disconnect(nowait=True)
-                await self._pool.release(connection)
+        self._subscribed = True
+        self._link.post([("SSUBSCRIBE", channel) for channel in self._channels])
 
     async def _read(self) -> None:
-        connection = self._connection
         is_silent = False
         while True:
             if self._lost and all(channel.settled.is_set() for channel in self._channels.values()):
                 self._lost = False
                 self._on_lost()
             try:
-                reply = await connection.read_response(timeout=15.0, disconnect_on_error=False)
-            except redis_errors.ResponseError as error:
-                for channel in self._channels.values():
-                    if not channel.settled.is_set():
-                        channel.refusal = str(error)
-                        channel.settled.set()
-                continue
-            if reply is None:
+                reply = await self._link.next_reply(SILENCE)
+            except TimeoutError:
                 # A connection whose other end has vanished looks the same as one without messages: ping it.
                 if is_silent:
-                    raise redis_errors.ConnectionError("no answer to PING")
+                    raise redis_errors.ConnectionError("no answer to PING") from None
                 is_silent = True
-                await connection.send_command("PING", check_health=False)
+                self._link.post([("PING",)])
                 continue
             is_silent = False
-            if reply[0] == b"smessage":
+            if isinstance(reply, redis_errors.ResponseError):
+                if self._store.note_refusal(reply):
+                    raise reply
+                for channel in self._channels.values():
+                    if not channel.settled.is_set():
+                        channel.refusal = str(reply)
+                        channel.settled.set()
+            elif reply[0] == b"smessage":
                 self._on_message(reply[1], reply[2])
             elif reply[0] == b"ssubscribe":
                 channel = self._channels.get(reply[1].decode())

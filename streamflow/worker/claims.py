@@ -299,7 +299,7 @@ class Claims:
         chunks = list(self._chunks(ended=False))
         if not chunks:
             return
-        answers = await self._store.send(self._extensions(chunks))
+        answers = await self._store.send(self._extensions(chunks), urgent=True)
         for (partition, claims, details), answer in zip(chunks, answers, strict=True):
             if isinstance(answer, StoreError):
                 queue, number = partition

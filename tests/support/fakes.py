@@ -34,12 +34,14 @@ class FakeStore:
         self.server_generation = 0
         self.url = "redis://nowhere.invalid"
 
-    async def send(self, calls: Sequence[Call[Any]], patience: float | None = None) -> list[Any]:
+    async def send(
+        self, calls: Sequence[Call[Any]], patience: float | None = None, *, urgent: bool = False
+    ) -> list[Any]:
         self.calls.append(list(calls))
         return [self._answer(call) for call in calls]
 
-    async def one(self, call: Call[Any]) -> Any:
-        [answer] = await self.send([call])
+    async def one(self, call: Call[Any], *, urgent: bool = False) -> Any:
+        [answer] = await self.send([call], urgent=urgent)
         if isinstance(answer, StoreError):
             raise answer
         return answer

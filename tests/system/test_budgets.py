@@ -69,7 +69,9 @@ class Traffic:
         """Messages of each commit."""
         send = Store.send
 
-        async def counted(store: Store, calls: Sequence[Call[Any]], patience: float | None = None) -> list[Any]:
+        async def counted(
+            store: Store, calls: Sequence[Call[Any]], patience: float | None = None, *, urgent: bool = False
+        ) -> list[Any]:
             total = 0
             for call in calls:
                 name = call.script or str(call.args[0])
@@ -79,7 +81,7 @@ class Traffic:
                 self.pipelines[name] = max(self.pipelines.get(name, 0), total)
                 if name == "commit":
                     self.outbox.append(int(call.args[10]))
-            answers = await send(store, calls, patience)
+            answers = await send(store, calls, patience, urgent=urgent)
             for call, answer in zip(calls, answers, strict=True):
                 name = call.script or str(call.args[0])
                 self.replies[name] = max(self.replies.get(name, 0), size_of(answer))

@@ -519,7 +519,9 @@ async def test_following_repeats_nothing_that_is_committed_while_it_begins(
     send = client.store.send
     torn = False
 
-    async def send_torn(calls: Sequence[Call[Any]], patience: float | None = None) -> list[Any]:
+    async def send_torn(
+        calls: Sequence[Call[Any]], patience: float | None = None, *, urgent: bool = False
+    ) -> list[Any]:
         nonlocal torn
         if torn or len(calls) != 4:
             return await send(calls, patience)
