@@ -11,7 +11,6 @@ number, for `longest` seconds at most. The numbers are negative, so that they ar
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -47,8 +46,10 @@ def main() -> None:
         if last and settings["limit"] <= late < settings["longest"] and not is_stopped(parent):
             repeated += 1
             number = -(1000 * int(last["beat"]) + repeated)
-            with contextlib.suppress(redis.RedisError, OSError):
+            try:
                 script(keys=[settings["key"]], args=[settings["member"], json.dumps({**last, "beat": number})])
+            except (redis.RedisError, OSError):
+                client.close()  # the server may have been demoted: the next one resolves its name again
 
 
 class Lines:

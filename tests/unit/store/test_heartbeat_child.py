@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,9 +28,14 @@ class Over(Exception):
 
 
 def sent(
-    monkeypatch: pytest.MonkeyPatch, *lines: tuple[float, dict[str, Any] | None], **settings: Any
+    monkeypatch: pytest.MonkeyPatch,
+    *lines: tuple[float, dict[str, Any] | None],
+    is_primary: Callable[[], bool] = lambda: True,
+    on_close: Callable[[], None] = lambda: None,
+    **settings: Any,
 ) -> list[dict[str, Any]]:
-    """What is sent when these lines come at these times (None: none came)."""
+    """What is sent when these lines come at these times (None: none came). `is_primary`: whether the server that the
+    connection leads to takes it."""
     clock = 0.0
     script = iter([(0.0, SETTINGS | settings), *lines])
     found: list[dict[str, Any]] = []
@@ -50,7 +56,12 @@ def sent(
 
         def __call__(self, keys: list[str], args: list[str]) -> None:
             assert (keys, args[0]) == (["members"], "me")
+            if not is_primary():
+                raise heartbeat_child.redis.ReadOnlyError("You can't write against a read only replica.")
             found.append(json.loads(args[1]))
+
+        def close(self) -> None:
+            on_close()
 
     monkeypatch.setattr(heartbeat_child, "Lines", Lines)
     monkeypatch.setattr(heartbeat_child.redis.Redis, "from_url", lambda *_, **__: Client())
@@ -65,6 +76,13 @@ def test_the_last_heartbeat_is_repeated_with_numbers_of_its_own(monkeypatch: pyt
     beat = {"beat": 7, "name": "me"}
     found = sent(monkeypatch, (0.0, beat), (0.5, None), (1.0, None), (1.5, None))
     assert found == [{"beat": -7001, "name": "me"}, {"beat": -7002, "name": "me"}]
+
+
+def test_a_connection_to_a_demoted_server_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+    lines: list[tuple[float, dict[str, Any] | None]] = [(0.0, {"beat": 7}), (1.0, None), (1.5, None)]
+    found = sent(monkeypatch, *lines, is_primary=lambda: bool(closed), on_close=lambda: closed.append(True))
+    assert (found, closed) == ([{"beat": -7002}], [True])
 
 
 def test_it_is_silent_when_the_daemon_is_heard_again_or_stays_silent(monkeypatch: pytest.MonkeyPatch) -> None:
