@@ -176,7 +176,7 @@ async def test_a_part_or_list_that_makes_no_sense_is_left_out_too(
 ) -> None:
     good = counting(owned(), 2, "5-0").views.encode()
     answers = iter([[b"r inf flow", None], [b"a 1000 flow", good], [None, b"bad"], [None, None]])
-    store = FakeStore(HMGET=lambda call: next(answers), SET=True)
+    store = FakeStore(HMGET=lambda call: next(answers), store_records=b"OK")
     decode = ShardViews.decode
 
     def decoded(data: bytes) -> ShardViews:
@@ -243,9 +243,10 @@ async def test_a_rebuild_leaves_out_what_cannot_be_read(caplog: pytest.LogCaptur
             return bad[call.args[1]]
         return [good, b"5-0", b"5-0"] if call.args[2] == "base" else [None, None]
 
-    store = FakeStore(HMGET=stored, XRANGE=[], HSET=1, SET=True)
+    store = FakeStore(HMGET=stored, XRANGE=[], store_records=b"OK")
     assert await rebuild_views(store, KERNEL, SHARDS, 0) == 0  # type: ignore[arg-type]
-    assert len(store.sent("HSET")) == 2
+    written = [call.keys[0] for call in store.sent("store_records") if ":view:" not in call.keys[0]]
+    assert written == [KERNEL.keys.shard(2).views, KERNEL.keys.shard(3).views]
     assert "the views of shard 0 can't be rebuilt and stay as they are: HMGET: WRONGTYPE" in caplog.text
     assert "the views of shard 1 can't be rebuilt" in caplog.text
 
