@@ -738,7 +738,7 @@ class Opaque:
         raise Fatal("it has no text")
 
 
-@app.step
+@app.step(retry=sf.Retry(attempts=1))
 async def make(number: int) -> Picky:
     return Picky(number) if number >= 0 else {"number": number}  # type: ignore[return-value]
 
