@@ -268,8 +268,9 @@ class ShardBatch:
             self.batch.poisons.append(Poison(message.id, run_id, reason, event, message.body))
 
     def _reduce_runs(self, app: App, namespace: Namespace, at: int, watch: Callable[[str], None]) -> None:
+        sends, puts = self.batch.sends, self.batch.puts
         for run_id, run_work in self.work.items():
-            if self.size >= BYTES or len(self.batch.sends) + len(self.batch.puts) >= WRITES:
+            if self.size >= BYTES or len(sends) + len(puts) >= WRITES:
                 self._put_back_from(run_id)
                 break
             watch(run_id)
@@ -401,7 +402,7 @@ class ShardBatch:
                 inputs.append(input_)
             if not reason:
                 self.batch.acks.append(message.id)
-        if run_id in self.shard.oversize:
+        if self.shard.oversize and run_id in self.shard.oversize:
             inputs = [Oversize(self.shard.oversize[run_id]), *inputs]
         return inputs
 
@@ -420,12 +421,15 @@ class ShardBatch:
             _log.warning("run %s: %s", run_id, warning)
         # What may fail comes before the first change of the batch: a run that can't be encoded leaves it unchanged.
         created = live.header.created
-        size = 0
+        size = writes = 0
         attempts: list[tuple[StepJob, bytes]] = []
-        if effects.jobs:
-            attempts = [(job, encode_job(job, created)) for job in effects.jobs if job.step.queue is not None]
-            size += sum([len(body) for _, body in attempts])
+        for job in effects.jobs:
+            if job.step.queue is not None:
+                body = encode_job(job, created)
+                attempts.append((job, body))
+                size += len(body)
         if effects.outbox:
+            writes = len(effects.outbox)
             size += sum([len(message.body) for message in effects.outbox])
         if effects.events:
             old = live.header
@@ -436,19 +440,19 @@ class ShardBatch:
             done.transition = Transition(at, effects.events)
             data = _encoder.encode(done.transition)
             state = machine.snapshot()
-            keys = shard.keys
             puts: list[Put] = []
             if effects.published is not None:
-                key = keys.published(run_id)
+                key = shard.keys.published(run_id)
                 puts = [Put(key, field, value) for field, value in effects.published.items()]
             if effects.answers:
-                puts += [Put(keys.answer(answer.id), "", _encoder.encode(answer)) for answer in effects.answers]
+                puts += [Put(shard.keys.answer(answer.id), "", _encoder.encode(answer)) for answer in effects.answers]
             size += len(data) + len(state)
             if puts:
                 size += sum([len(put.value) for put in puts])
-            writes = len(effects.outbox) + len(attempts) + len(puts)
-            if (size > LARGEST or (writes > MOST_WRITES and not effects.ended)) and run_id not in shard.oversize:
-                raise _TooLarge(_too_large(run_id, size, writes))
+            if size > LARGEST or writes + len(attempts) + len(puts) > MOST_WRITES:
+                writes += len(attempts) + len(puts)
+                if (size > LARGEST or not effects.ended) and run_id not in shard.oversize:
+                    raise _TooLarge(_too_large(run_id, size, writes))
             attributes = old.attributes
             if effects.attributes is not None:
                 attributes = self._move_attributes(run_id, old, effects.attributes)
@@ -459,11 +463,13 @@ class ShardBatch:
             if effects.fresh:
                 state = FRESH + state
             batch.runs.append(RunWrite(run_id, live.header_bytes, done.header_bytes, state, data))
-            batch.puts += puts
+            if puts:
+                batch.puts += puts
             if status == Status.STUCK and old.status != Status.STUCK:
                 _log.error("run %s is stuck until a daemon has code that fits its history: %s", run_id, machine.reason)
             if listed_under(old.status) != status:
                 shard.workflows.add(old.workflow)
+                keys = shard.keys
                 source = keys.index(listed_under(old.status), old.workflow)
                 batch.moves.append((run_id, source, keys.index(status, old.workflow), at))
         self.size += size
