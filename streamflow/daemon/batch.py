@@ -57,6 +57,8 @@ MOST_WRITES = 12_000
 """Bytes, and messages, attempts and values, that one transition of a run may write: it can't be divided."""
 SENT = 1000
 """Delivered entries of the outbox that one commit deletes."""
+CREATED_AHEAD = 1000
+"""Ms by which a run may have been created ahead of its owner's clock and still not begin before that."""
 NOTIFICATION_BYTES = 4096
 """Outcomes and answers up to this size are part of the notification; clients that wait for a larger one fetch it."""
 NEW = b"pending 0 - "
@@ -286,8 +288,8 @@ class ShardBatch:
                 self.shard.forget(run_id)
                 continue
             try:
-                # The estimate of the server's clock may be a little behind; no run begins before it was created.
-                effects = live.machine.advance(inputs, max(at, live.header.created))
+                created = live.header.created  # by the server's clock: if that is far ahead, runs don't follow it
+                effects = live.machine.advance(inputs, at, created if created - at < CREATED_AHEAD else 0)
                 self._record(run_id, live, effects, namespace)
             except _TooLarge as error:
                 self._divide_or_fail(run_id, run_work, str(error))

@@ -58,6 +58,7 @@ class OpenWork:
         "attributes",
         "cancelling",
         "children",
+        "clock",
         "context",
         "created",
         "current",
@@ -110,9 +111,11 @@ class OpenWork:
         self.created = 0
         """What tells this run from others that had its id before: ms, as recorded in its first event."""
         self.started = 0
-        """Shard-clock ms of the start; 0 before."""
+        """Ms of the start, like `at`; 0 before."""
         self.at = 0
-        """Shard-clock ms of the last transition. It never goes backwards."""
+        """Ms of the last transition, on its owner's clock. It never goes backwards."""
+        self.clock = 0
+        """Its owner's clock at that transition: earlier than `at` if a former owner's was ahead. Timers go by it."""
         self.events_count = 0
         self.seq = 0
         self.steps: dict[int, StepCall] = {}
@@ -325,7 +328,7 @@ class OpenWork:
         """Nothing needs the step's current attempt, if there is one: stop it."""
         if call.step.queue is None:
             self.effects.cancelled.append(call.seq)
-        elif call.due is None or call.due <= self.at:  # a due attempt may have been enqueued: no fact records that
+        elif call.due is None or call.due <= self.clock:  # a due attempt may have been enqueued: no fact records that
             self.effects.revoked.append(call.job())
 
 

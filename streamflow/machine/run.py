@@ -102,13 +102,15 @@ class RunMachine(OpenWork):
         """The messages that user code waits for now: names of signals, and of questions after a question mark."""
         return []
 
-    def advance(self, inputs: list[Any], at: int) -> Effects:
-        """Reduce inputs to one transition at shard-clock ms `at`. Without events there is nothing to commit.
+    def advance(self, inputs: list[Any], clock: int, not_before: int = 0) -> Effects:
+        """Reduce inputs to one transition at `clock` (ms), its owner's time. Without events there is nothing to commit.
 
-        The caller commits `encode_transition(at, effects.events)`, then starts the jobs.
+        The transition's time `at` is later if the run's last one was, or `not_before`; timers don't depend on that.
+
+        The caller commits `encode_transition(machine.at, effects.events)`, then starts the jobs.
         """
-        if at > self.at:
-            self.at = at
+        self.clock = clock
+        self.at = max(self.at, clock, not_before)
         effects = self.effects = Effects()
         if self.ended:
             effects.status = self.status
@@ -369,7 +371,7 @@ class RunMachine(OpenWork):
             self.effects.events.append(event)
             self._track(event)
             return
-        self._take_failure(call, outcome, failure, permanent, self.at)
+        self._take_failure(call, outcome, failure, permanent, self.clock)
 
     def _take_failure(self, call: StepCall, outcome: Outcome, failure: Failure, permanent: bool, at: int) -> None:
         """An attempt failed at `at`: retry the step, or fail it, as the policy of the call says."""
@@ -389,7 +391,7 @@ class RunMachine(OpenWork):
             is_final = (
                 permanent
                 or (retry.attempts is not None and tried >= retry.attempts)
-                or (retry.within is not None and due - (call.since or self.at - outcome.ms) > retry.within * 1000)
+                or (retry.within is not None and due - (call.since or at - outcome.ms) > retry.within * 1000)
                 or retry.gives_up_on((failure.kind, *outcome.kinds))
             )
         if is_final:
@@ -415,7 +417,7 @@ class RunMachine(OpenWork):
         """A process with other code, as in the middle of a deploy, has refused to begin the attempt: it is tried again,
         as often as it takes."""
         rng = random.Random(f"{self.run_id}/{call.seq}/{outcome.attempt}")
-        due = self.at + round(call.step.retry.delay(call.declined + 1, rng) * 1000)
+        due = self.clock + round(call.step.retry.delay(call.declined + 1, rng) * 1000)
         event = StepRetrying(
             call.seq,
             call.step.name,
@@ -444,7 +446,7 @@ class RunMachine(OpenWork):
         """Take what is due now, but not what is set meanwhile: a loop of `sleep(0)` must not block the daemon."""
         timers: list[int] = []
         schedule = self.schedule
-        while schedule and schedule[0][0] <= self.at:
+        while schedule and schedule[0][0] <= self.clock:
             due, seq = heappop(schedule)
             if not self._is_due(seq, due):
                 continue

@@ -217,7 +217,7 @@ class Sleep(Operation):
     def begin(self, machine: Machine) -> None:
         self.seq = machine.take_seq()
         self.state = PENDING
-        event = machine.decide(TimerSet(self.seq, machine.at + self.ms))
+        event = machine.decide(TimerSet(self.seq, machine.clock + self.ms))
         machine.add_timer(self, event.due)
 
     def take_back(self, cause: Cancelled, machine: Machine) -> None:
@@ -237,7 +237,7 @@ class Alarm(Sleep):
     def begin(self, machine: Machine) -> None:
         self.state = PENDING
         self.seq = machine.take_seq()
-        event = machine.decide(TimerSet(self.seq, machine.at + self.ms, "timeout()"))
+        event = machine.decide(TimerSet(self.seq, machine.clock + self.ms, "timeout()"))
         machine.add_timer(self, event.due)
 
     def settle(self, value: Any, error: BaseException | None, ready: list[Fiber]) -> None:
@@ -293,7 +293,7 @@ class SignalWait(Operation):
             return
         if self.ms is not None:
             self.seq = machine.take_seq()
-            event = machine.decide(TimerSet(self.seq, machine.at + self.ms, self.name))
+            event = machine.decide(TimerSet(self.seq, machine.clock + self.ms, self.name))
             machine.add_timer(self, event.due)
 
     def take_back(self, cause: Cancelled, machine: Machine) -> None:

@@ -85,6 +85,8 @@ class Machine(Protocol):
     live: bool
     """False during a replay."""
     at: int
+    clock: int
+    """The owner's time: `at`, or earlier. Timers go by it."""
     app: App
     partition: Partition
     children: dict[int, ChildCall]

@@ -163,6 +163,20 @@ def test_a_start_is_one_write_that_expects_the_header_of_its_message() -> None:
     assert batch.batch.acks == ["1-0"]
 
 
+@pytest.mark.parametrize(
+    ("created", "at"),
+    [(NOW - 5, NOW), (NOW + 900, NOW + 900), (NOW + 3_600_000, NOW), (NOW - 3_600_000, NOW)],
+)
+def test_no_run_follows_a_server_whose_clock_was_ahead_when_it_was_created(created: int, at: int) -> None:
+    """But none begins before it was created, as far as that is only how far clocks may differ."""
+    shard = owned()
+    message = start("1-0", "r", "sleeping", 5)
+    put(shard, msgspec.structs.replace(message, header=message.header.replace(b" 900 ", b" %d " % created)))
+    batch = batch_of(shard)
+    assert decode_transition(batch.batch.runs[0].transition).at == at
+    assert batch.batch.plans == [("r", NOW + 5000)]
+
+
 def test_messages_of_one_run_fold_into_one_transition_in_order() -> None:
     shard = owned()
     put(shard, start("1-0", "r", "collecting", 3), *(signal(f"2-{n}", "r", "item", n) for n in range(3)))
@@ -357,7 +371,7 @@ class Broken:
 
     closed = 0
 
-    def advance(self, inputs: Any, at: int) -> Any:
+    def advance(self, inputs: Any, clock: int, not_before: int) -> Any:
         raise SystemExit("a defect")
 
     def close(self) -> None:
@@ -447,7 +461,7 @@ class Deciding:
         for name, value in effects.items():
             setattr(self.decided, name, value)
 
-    def advance(self, inputs: list[Any], at: int) -> Effects:
+    def advance(self, inputs: list[Any], clock: int, not_before: int) -> Effects:
         return self.decided
 
     def snapshot(self) -> bytes:

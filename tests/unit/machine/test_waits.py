@@ -6,6 +6,7 @@ import gc
 from typing import Any
 
 import msgspec
+import pytest
 
 from streamflow import errors, events
 from streamflow.errors import Failure
@@ -14,6 +15,7 @@ from streamflow.machine.transition import Due
 from streamflow.model.sharding import Partition
 from streamflow.workflow import api as sf
 from streamflow.workflow.app import App
+from streamflow.workflow.retry import Retry
 from tests.support.machine_driver import Run, failure_in, kinds, plain, raw, result_of, with_steps_of
 
 app = App()
@@ -296,6 +298,37 @@ def test_a_machine_that_is_dropped_runs_no_step_of_a_finally_block() -> None:
     del run.machine
     gc.collect()
     assert not ran
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_an_owner_whose_clock_was_ahead_makes_no_later_timer_late(crash: bool) -> None:
+    """The run's own time stands still until it is caught up with; what it waits for goes by the present owner's."""
+    local = App()
+
+    @local.step(retry=Retry(attempts=2, initial=10, jitter=0))
+    async def flaky() -> None: ...
+
+    @local.workflow
+    async def flow() -> list[float]:
+        times = [sf.now().timestamp()]
+        await sf.signal("go")
+        await sf.sleep(10)
+        times.append(sf.now().timestamp())
+        await flaky()
+        return [*times, sf.now().timestamp()]
+
+    run = Run(local, "flow", crash=crash, at=3_600_000)
+    run.at = 5_000
+    assert kinds(run.advance(SignalReceived("go", raw(None)))) == ["SignalReceived", "TimerSet"]
+    assert run.machine.next_due == 15_000
+    assert kinds(run.advance(Due(), after=9_999)) == []
+    assert kinds(run.advance(Due(), after=1)) == ["TimerFired", "StepScheduled"]
+    assert kinds(run.failed(2, after=0)) == ["StepRetrying"]
+    assert run.machine.next_due == 25_000
+    assert run.advance(Due(), after=9_999).jobs == []
+    assert [job.attempt for job in run.advance(Due(), after=1).jobs] == [2]
+    run.done(2, attempt=2)
+    assert result_of(run.last) == [3600.0, 3600.0, 3600.0], "its own time didn't go back"
 
 
 def test_random_values_and_the_time_are_the_same_in_a_replay() -> None:

@@ -54,8 +54,8 @@ class Scripted(RunMachine):
         self.scripts = list(scripts)
         self.inputs: list[Any] = []
 
-    def advance(self, inputs: list[Any], at: int) -> Effects:
-        self.at = at
+    def advance(self, inputs: list[Any], clock: int, not_before: int = 0) -> Effects:
+        self.at = clock
         self.inputs += inputs
         effects = Effects()
         if self.scripts:
