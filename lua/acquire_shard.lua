@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- acquire_shard: become a shard's owner, if its owner is still the one that the caller saw.
 --
--- The new token is `epoch:nonce`; every later commit with an older token is refused. The epoch follows the clock, so
--- that it still grows when a failover has lost the newest ones; the nonce distinguishes two owners to whom a failover
+-- The new token is `epoch:nonce`; every later commit with an older token is refused. The epoch follows the daemons'
+-- clocks, so that it still grows when a failover has lost the newest ones, also to a server whose clock is behind; the nonce distinguishes two owners to whom a failover
 -- gave the same epoch. The old owner's consumer group is destroyed: a blocked read of a paused process would otherwise
 -- be served first and swallow messages. The new group starts at 0, so all that isn't committed is read again.
 -- Safe to run twice: a nonce that already holds the shard gets the same answer.

@@ -23,7 +23,7 @@
 --        for each run: run
 -- ARGV   token, (of the owner)
 --        commit, (id of this commit)
---        now,
+--        now, (the owner's time)
 --        group, (the owner's consumer group of the inbox)
 --        channel,
 --        notification, (published to the channel; '' for none)

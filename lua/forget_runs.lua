@@ -3,8 +3,9 @@
 --
 -- A run is deleted only if its header is byte for byte the one that the caller decided on: an open run, or a newer run
 -- of the same id, stays. Its attributes are in that header, so the caller knows those listings too.
--- The shard's clock is set behind the end of each deleted run. So a run that is started later under the same id was
--- created later by that clock, which tells the two apart, also while the server's clock stands still or goes back.
+-- The shard's clock is set behind creation and end of each deleted run. So a run that is started later under the same id
+-- was created later by that clock, which tells the two apart, also while the server's clock stands still or goes back.
+-- (Its end may be before its creation: the one is by its owner's clock, the other by the server's.)
 -- Safe to run twice.
 --
 -- KEYS   owner, then for each run: run, index, tenant_index, published; for each attribute: attribute_index
@@ -26,8 +27,11 @@ for i = 1, count do
   local status = header and string.match(header, '^%a+')
   local ended = status == 'completed' or status == 'failed' or status == 'cancelled'
   is_forgotten[i] = ended and header == ARGV[2 * i + 1]
-  local end_ms = is_forgotten[i] and tonumber(string.match(header, '^%a+ %d+ %S+ %d+ (%d+)'))
-  if end_ms and end_ms >= clock then clock, is_behind = end_ms + 1, true end
+  if is_forgotten[i] then
+    local created, end_ms = string.match(header, '^%a+ %d+ %S+ (%d+) (%d+)')
+    local last = math.max(tonumber(created or 0), tonumber(end_ms or 0))
+    if last >= clock then clock, is_behind = last + 1, true end
+  end
 end
 
 if is_behind then redis.call('HSET', owner, 'clock', string.format('%.0f', clock)) end

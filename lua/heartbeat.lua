@@ -2,11 +2,12 @@
 -- heartbeat: store a daemon's heartbeat, remove members that the caller considers dead, and return all heartbeats.
 --
 -- Liveness only: each daemon watches the others' heartbeats change on its own monotonic clock. A member is removed only
--- if its heartbeat is still the one that was watched. Safe to run twice.
+-- if its heartbeat is still the one that was watched. The server's time is what a daemon compares its own clock with
+-- (`daemon/clock.py`). Safe to run twice.
 --
 -- KEYS   members
 -- ARGV   member, heartbeat ('' removes the member), then for each dead member: member, last_heartbeat
--- RETURNS member heartbeat… of all members / WRONGTYPE key
+-- RETURNS ms (the server's time), then member heartbeat… of all members / WRONGTYPE key
 -- @include shared/holds
 local members = KEYS[1]
 if not holds(members, 'hash') then return redis.error_reply('WRONGTYPE ' .. members) end
@@ -15,4 +16,6 @@ if ARGV[2] == '' then redis.call('HDEL', members, ARGV[1]) else redis.call('HSET
 for i = 3, #ARGV, 2 do
   if redis.call('HGET', members, ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', members, ARGV[i]) end
 end
-return redis.call('HGETALL', members)
+local time, reply = redis.call('TIME'), redis.call('HGETALL', members)
+table.insert(reply, 1, string.format('%.0f', tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)))
+return reply

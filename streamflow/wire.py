@@ -275,7 +275,7 @@ class Heartbeat(msgspec.Struct, kw_only=True):
 
     name: str = ""
     started: int = 0
-    """Server clock, ms. Another value: another process, whose counters began at 0."""
+    """The daemon's clock, ms. Another value: another process, whose counters began at 0."""
     shards: list[int] = []
     """The shards that it owns."""
     running: int = 0
@@ -307,6 +307,10 @@ class Heartbeat(msgspec.Struct, kw_only=True):
     """Its loops that have failed within the last minute: name -> error."""
     hung: int = 0
     """Threads that still run steps whose attempts ended long ago; others have taken their places."""
+    clock: int = 0
+    """The daemon's clock when it sent this, ms; 0: a version that has none of its own."""
+    ahead: int = 0
+    """By how many ms its clock is ahead of the server's, as measured last."""
 
 
 _heartbeat = msgspec.json.Decoder(Heartbeat)

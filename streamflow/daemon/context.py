@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from streamflow.daemon.clock import ServerClock
+from streamflow.daemon.clock import DaemonClock
 from streamflow.settings import Settings
 from streamflow.store.connection import Store
 from streamflow.store.kernel import Kernel
@@ -23,7 +23,7 @@ class Context:
     app: App
     store: Store
     kernel: Kernel
-    clock: ServerClock
+    clock: DaemonClock
     settings: Settings
     namespace: Namespace
     member: str

@@ -15,7 +15,7 @@ import time
 
 import anyio
 
-from streamflow.daemon.clock import ServerClock
+from streamflow.daemon.clock import DaemonClock, start_clock
 from streamflow.daemon.context import Context
 from streamflow.daemon.deploy_check import DeployCheck
 from streamflow.daemon.health import Ownership
@@ -37,7 +37,7 @@ from streamflow.process import RESTART, resident_bytes, stop_on_signal, tune_gar
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.blocking_reads import InboxConnection
-from streamflow.store.connection import Call, Store
+from streamflow.store.connection import Store
 from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import check_server, open_namespace
@@ -72,6 +72,7 @@ class Daemon:
         self._owns_process = False
         self._restart = False
         self._started = 0
+        self._clock: DaemonClock
 
     def stop(self) -> None:
         """Drain and return from `run`: steps get the grace period, then shards are released."""
@@ -178,16 +179,14 @@ class Daemon:
         kernel = Kernel(NamespaceKeys(self.settings.namespace))
         await check_server(store)
         namespace = await open_namespace(store, kernel, self.settings, described(self.app))
-        clock = ServerClock()
-        seconds, micros = await store.one(Call.plain("TIME"))
-        clock.observe(int(seconds) * 1000 + int(micros) // 1000)
+        clock = self._clock = await start_clock(store, kernel, namespace.shards, self.settings.beat)
         self._started = clock.now_ms()
         return Context(self.app, store, kernel, clock, self.settings, namespace, self.member, self.session)
 
     def _compose(self, context: Context) -> None:
         """Create all loops and connect them. Nothing runs yet."""
         settings = context.settings
-        self.relay = Relay(context.store, context.kernel)
+        self.relay = Relay(context.store, context.kernel, context.clock)
         self.executor = StepExecutor(
             settings.concurrency,
             settings.threads,
@@ -274,5 +273,7 @@ class Daemon:
             version=__version__,
             hung=self.executor.hung,
             failing=self.loops.failing,
+            clock=self._clock.now_ms(),
+            ahead=self._clock.ahead,
             broken={str(n): shard.broken for n, shard in owner.shards.items() if shard.broken},
         )

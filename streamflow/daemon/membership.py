@@ -40,7 +40,7 @@ from streamflow.loops import Supervisor, retry_forever, wait_until
 from streamflow.model.sharding import winner_of
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import LentStep, Reply
+from streamflow.store.kernel import Heartbeats, LentStep, Reply
 from streamflow.wire import Heartbeat, decode_heartbeat
 
 _log = logging.getLogger("streamflow.membership")
@@ -55,12 +55,14 @@ FINISH_BATCH = 1.0
 
 
 class _Seen(msgspec.Struct):
-    """The newest heartbeat of a member. `changed`: when it changed last (monotonic s)."""
+    """The newest heartbeat of a member. `changed`: when it changed last (monotonic s); `ahead`: by how many ms its
+    clock is ahead of the server's; None if it has none."""
 
     raw: bytes
     changed: float
     draining: bool
     folds: int
+    ahead: int | None
 
 
 class Membership:
@@ -86,6 +88,7 @@ class Membership:
         self._store = context.store
         self._kernel = context.kernel
         self._settings = context.settings
+        self._clock = context.clock
         self._shards = context.namespace.shards
         self._owner = owner
         self._executor = executor
@@ -223,12 +226,16 @@ class Membership:
         last = self._last = msgspec.structs.replace(self._describe(), beat=next(self._numbers))
         data = msgspec.json.encode(last)
         call = self._kernel.heartbeat(self.member, data, dead)
-        heartbeats: dict[str, bytes] | None = None
+        answer: Heartbeats | None = None
         with anyio.move_on_after(self._settings.dead_after / 2):
-            heartbeats = await self._store.one(call, urgent=True)
-        if heartbeats is None:
+            answer = await self._store.one(call, urgent=True)
+        if answer is None:
             raise StoreUnavailable(f"no answer within {self._settings.dead_after / 2:g} s")
         self._confirmed = now  # when it was sent: the others count from a later moment
+        heartbeats = answer.members
+        others = [seen.ahead for name, seen in self._seen.items() if seen.ahead is not None and name != self.member]
+        self._clock.measure(answer.clock, time.monotonic() - now, others)
+        self._owner.look_at_clock()
         self.on_beat(data)
         if self._executor.held:
             _log.info("heartbeats succeed again, so steps are started again")
@@ -239,7 +246,8 @@ class Membership:
             seen = self._seen.get(name)
             if seen is None or seen.raw != raw:
                 heartbeat = decode_heartbeat(raw)
-                self._seen[name] = _Seen(raw, time.monotonic(), heartbeat.draining, heartbeat.folds)
+                ahead = heartbeat.ahead if heartbeat.clock else None
+                self._seen[name] = _Seen(raw, time.monotonic(), heartbeat.draining, heartbeat.folds, ahead)
         self._rollup.others_folds = sum(seen.folds for name, seen in self._seen.items() if name != self.member)
         for name, _ in dead:
             if name not in heartbeats:

@@ -307,6 +307,12 @@ class Owner:
 
     # --- due times ----------------------------------------------------------------------------------------------------
 
+    def look_at_clock(self) -> None:
+        """The loop waits by the monotonic clock: wake it if that was too long, because the host was suspended or the
+        daemon's clock moved. Called with every heartbeat."""
+        if min(self._shard_timers.next, self._run_timers.next) <= self._clock.now_ms():
+            self._wake.set()
+
     async def _read_due_runs(self) -> None:
         """Read which runs are due from the shards whose due time has come."""
         now = self._clock.now_ms()
@@ -327,7 +333,8 @@ class Owner:
             raise
 
     async def _take_due_runs(self, due: list[OwnedShard]) -> None:
-        calls = [self._kernel.due_runs(shard.number, shard.token, DUE_LIMIT) for shard in due]
+        now = self._clock.now_ms()
+        calls = [self._kernel.due_runs(shard.number, shard.token, DUE_LIMIT, now) for shard in due]
         try:
             answers: list[DueRuns | StoreError] = await self._store.send(calls, patience=math.inf)
         except StoreError as error:
@@ -339,7 +346,6 @@ class Owner:
             elif answer.code is Reply.FENCED:
                 self.lost(shard)
             else:
-                self._clock.observe(answer.clock)
                 for run_id in answer.due:
                     shard.add_input(run_id, DUE)
                     if shard.was_due:
@@ -349,7 +355,7 @@ class Owner:
                     self._plan(shard, answer.next)
                 if len(answer.due) == DUE_LIMIT:
                     # More are due. They are read after these have left the agenda.
-                    self._plan(shard, answer.clock + 20)
+                    self._plan(shard, now + 20)
                 self.wake(shard)
 
     def _wake_due_in_flight(self) -> None:
@@ -360,7 +366,7 @@ class Owner:
             shard = self.shards.get(number)
             live = shard.live.get(run_id) if shard is not None else None
             if shard is not None and live is not None:
-                live.timer = None
+                live.timer = None  # noted again if the run finds that it isn't due: the clock may go back by a ms
                 shard.add_input(run_id, DUE)
                 self.wake(shard)
 
@@ -391,7 +397,7 @@ class Owner:
                     self._apply(batch, None)
                     continue
                 committing.append(batch)
-                calls.append(self._kernel.commit(batch.shard.number, batch.shard.token, self._session, batch.batch))
+                calls.append(self._kernel.commit(batch.shard.number, batch.shard.token, self._session, batch.batch, at))
                 size += batch.size
                 if size >= BYTES:  # one pipeline doesn't take much more
                     await self._commit(committing, calls)
@@ -664,7 +670,6 @@ class Owner:
             shard.suspect.update(answer.conflicts)
             batch.put_back()
         else:
-            self._clock.observe(answer.clock)
             batch.applied = True
             self._apply(batch, answer)
 

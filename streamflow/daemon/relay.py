@@ -17,6 +17,7 @@ from typing import Any
 
 import anyio
 
+from streamflow.daemon.clock import DaemonClock
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreError
 from streamflow.model.codec import DECODE_ERRORS
@@ -41,9 +42,10 @@ Target = int | tuple[str, int]
 
 
 class Relay:
-    def __init__(self, store: Store, kernel: Kernel) -> None:
+    def __init__(self, store: Store, kernel: Kernel, clock: DaemonClock) -> None:
         self._store = store
         self._kernel = kernel
+        self._clock = clock
         self._waiting: dict[tuple[int, Target], tuple[OwnedShard, list[Delivery | Offer]]] = {}
         self._refused: dict[tuple[int, Target], float] = {}
         """When (monotonic s) a pair whose target refused its messages is tried again."""
@@ -136,7 +138,7 @@ class Relay:
     def _call(self, target: Target, source: OwnedShard, chunk: list[Any]) -> Call[str]:
         """All messages of a pair have one type: deliveries for a shard, offers for a queue."""
         if isinstance(target, int):
-            return self._kernel.deliver_messages(target, source.number, chunk)
+            return self._kernel.deliver_messages(target, source.number, chunk, self._clock.now_ms())
         return self._kernel.enqueue_attempts(*target, source.number, chunk)
 
     async def _register_queues(self, targets: Iterable[Target]) -> None:

@@ -59,9 +59,12 @@ class Retention:
             pass
 
     async def drop_sources(self) -> None:
-        """Drop the post numbers of clients that haven't posted for a while: they send none of their posts again."""
+        """Drop the post numbers of clients that haven't posted for a while: they send none of their posts again. Their
+        times are the server's, so none is dropped while its clock may have been another one then."""
+        if self._clock.since_jump * 1000 < SOURCE_AGE_MS:
+            return
         owned = list(self._owner.shards.values())
-        before = self._clock.now_ms() - SOURCE_AGE_MS
+        before = self._clock.server_ms() - SOURCE_AGE_MS
         for first in range(0, len(owned), PIPELINE):
             shards = owned[first : first + PIPELINE]
             sizes = await self._store.send([Call.plain("HLEN", shard.keys.seen) for shard in shards])

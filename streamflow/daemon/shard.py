@@ -154,7 +154,7 @@ class OwnedShard:
         self.lost_with = ""
         """The former owner, if it ended without a release: what it had in hand may have been the reason."""
         self.acquired = 0
-        """Shard-clock ms of its takeover."""
+        """When it was taken over, ms on the daemon's clock."""
         self.code = ""
         """What identifies the code of this daemon (`code_fingerprint.py`)."""
         self.delivered: tuple[int, int] | None = None

@@ -93,9 +93,10 @@ class Takeover:
         owned: list[OwnedShard] = []
         for first in range(0, len(numbers), CHUNK):
             chunk = numbers[first : first + CHUNK]
+            now = self._clock.now_ms()
             calls = [
                 self._kernel.acquire_shard(
-                    number, wanted[number][0], secrets.token_hex(16), self._member, self._session
+                    number, wanted[number][0], secrets.token_hex(16), self._member, self._session, now
                 )
                 for number in chunk
             ]
@@ -105,10 +106,9 @@ class Takeover:
                 if isinstance(answer, StoreError):
                     _log.error("shard %d could not be acquired, will retry: %s", number, answer)
                 elif answer.code is Reply.OK:
-                    self._clock.observe(answer.clock)
                     shard = OwnedShard(number, self._kernel.keys.shard(number), answer.token)
                     shard.workflows.update(all_names)
-                    shard.acquired, shard.code = answer.clock, self.code
+                    shard.acquired, shard.code = now, self.code
                     acquired.append(shard)
                     holder = wanted[number][1]
                     if holder in notes:

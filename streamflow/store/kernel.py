@@ -6,7 +6,7 @@ Called by: daemon, worker and client; the table of verbs in `lua/README.md` name
 
 Each method builds a `Call`, which sends nothing; its docstring says what the script promises, and what the call returns
 once it was sent. Many calls share one pipeline: `await store.send([kernel.commit(…), …])`. Every call is safe to send
-twice. `now` is the time in ms for tests; None: the server's.
+twice. `now` is a time in ms: an owner's own, which decides what is due; for clients None, the server's, but in tests.
 """
 
 from __future__ import annotations
@@ -158,13 +158,12 @@ class Acquired(msgspec.Struct):
 
 
 class DueRuns(msgspec.Struct):
-    """Reply of `due_runs`: OK or FENCED. `clock`: the shard's, in ms; `due`: run ids, the earliest first.
+    """Reply of `due_runs`: OK or FENCED. `due`: run ids, the earliest first.
 
     `next`: ms when the next run is due, None when no other run has a due time.
     """
 
     code: Reply
-    clock: int
     next: int | None
     due: list[str]
 
@@ -180,6 +179,13 @@ class Committed(msgspec.Struct):
     clock: int
     entry: str
     conflicts: list[str]
+
+
+class Heartbeats(msgspec.Struct):
+    """Reply of `heartbeat`. `clock`: the server's, in ms; `members`: the heartbeats of all by member id."""
+
+    clock: int
+    members: dict[str, bytes]
 
 
 class Checkpointed(msgspec.Struct):
@@ -324,16 +330,14 @@ class Kernel:
         args = [run_id, created, kind, step, body]
         return Call("report_step", [keys.inbox, keys.run(run_id), keys.steps], args, bytes.decode)
 
-    def deliver_messages(
-        self, shard: int, source: int, deliveries: Sequence[Delivery], now: int | None = None
-    ) -> Call[str]:
+    def deliver_messages(self, shard: int, source: int, deliveries: Sequence[Delivery], now: int) -> Call[str]:
         """Accept messages from another shard's outbox: child starts and outcomes, signals, cancel requests.
 
         Returns the last number that is accepted from the `source` shard.
         """
         keys = self.keys.shard(shard)
         names = [keys.seen, keys.inbox, keys.owner]
-        args: list[Any] = [f"shard:{source}", _time(now)]
+        args: list[Any] = [f"shard:{source}", now]
         for delivery in deliveries:
             names += self._listing_keys(keys, delivery.run_id, Status.RUNNING, delivery.workflow, delivery.tenant)
             args += (
@@ -369,15 +373,13 @@ class Kernel:
 
     # --- ownership ----------------------------------------------------------------------------------------------------
 
-    def acquire_shard(
-        self, shard: int, expected: str, nonce: str, holder: str, group: str, now: int | None = None
-    ) -> Call[Acquired]:
+    def acquire_shard(self, shard: int, expected: str, nonce: str, holder: str, group: str, now: int) -> Call[Acquired]:
         """Become a shard's owner, if its owner is still the one that the caller saw (the token `expected`).
 
         Returns OK with the new token and the clock, or CONFLICT with the present owner's token and holder.
         """
         keys = self.keys.shard(shard)
-        return Call("acquire_shard", [keys.owner, keys.inbox], [expected, nonce, holder, group, _time(now)], _acquired)
+        return Call("acquire_shard", [keys.owner, keys.inbox], [expected, nonce, holder, group, now], _acquired)
 
     def release_shard(self, shard: int, token: str, lent: Sequence[LentStep] = ()) -> Call[Reply]:
         """Give up a shard, so that the next owner does not have to wait until this one is considered dead.
@@ -404,15 +406,15 @@ class Kernel:
 
     # --- the owner's work ---------------------------------------------------------------------------------------------
 
-    def due_runs(self, shard: int, token: str, limit: int, now: int | None = None) -> Call[DueRuns]:
-        """Return which runs of a shard are due now (at most `limit`), and when the next one is.
+    def due_runs(self, shard: int, token: str, limit: int, now: int) -> Call[DueRuns]:
+        """Return which runs of a shard are due at `now` (at most `limit`), and when the next one is.
 
-        Returns OK with clock, due runs and next due time, or FENCED. The runs stay on the agenda until a commit.
+        Returns OK with due runs and next due time, or FENCED. The runs stay on the agenda until a commit.
         """
         keys = self.keys.shard(shard)
-        return Call("due_runs", [keys.owner, keys.agenda], [token, _time(now), limit], _due_runs)
+        return Call("due_runs", [keys.owner, keys.agenda], [token, now, limit], _due_runs)
 
-    def commit(self, shard: int, token: str, group: str, batch: Batch, now: int | None = None) -> Call[Committed]:
+    def commit(self, shard: int, token: str, group: str, batch: Batch, now: int) -> Call[Committed]:
         """Store one batch of transitions of one shard, for many runs at once, all or nothing.
 
         `group`: the owner's consumer group of the inbox. Returns OK or DUP with clock and log entry, CONFLICT with the
@@ -433,7 +435,7 @@ class Kernel:
         args: list[Any] = [
             token,
             batch.commit,
-            _time(now),
+            now,
             group,
             keys.done,
             batch.notification,
@@ -588,18 +590,16 @@ class Kernel:
 
     # --- the namespace ------------------------------------------------------------------------------------------------
 
-    def heartbeat(
-        self, member: str, heartbeat: bytes, dead: Iterable[tuple[str, bytes]] = ()
-    ) -> Call[dict[str, bytes]]:
+    def heartbeat(self, member: str, heartbeat: bytes, dead: Iterable[tuple[str, bytes]] = ()) -> Call[Heartbeats]:
         """Store a daemon's heartbeat, remove members that the caller considers dead, and return all heartbeats.
 
         An empty `heartbeat` removes the member itself. `dead`: (member, heartbeat that was seen last). Returns the
-        heartbeats of all members by member id.
+        heartbeats of all members, and the server's time.
         """
         args: list[Any] = [member, heartbeat]
         for dead_member, last_heartbeat in dead:
             args += (dead_member, last_heartbeat)
-        return Call("heartbeat", [self.keys.members], args, _mapping)
+        return Call("heartbeat", [self.keys.members], args, _heartbeats)
 
     def mark_suspects(self, member: str, seconds: int, body: bytes) -> Call[bytes]:
         """Note what a daemon or worker is about to run that may end its process, for its successor.
@@ -675,8 +675,8 @@ def _records(reply: list[Any]) -> list[tuple[int | None, list[bytes]] | StoreErr
     ]
 
 
-def _mapping(reply: list[bytes]) -> dict[str, bytes]:
-    return {name.decode(errors="replace"): value for name, value in _pairs(reply)}
+def _heartbeats(reply: list[bytes]) -> Heartbeats:
+    return Heartbeats(int(reply[0]), {name.decode(errors="replace"): value for name, value in _pairs(reply[1:])})
 
 
 def _code(reply: list[bytes]) -> Reply:
@@ -691,10 +691,10 @@ def _acquired(reply: list[bytes]) -> Acquired:
 
 def _due_runs(reply: list[bytes]) -> DueRuns:
     if reply[0] != b"OK":
-        return DueRuns(Reply(reply[0].decode()), 0, None, [])
+        return DueRuns(Reply(reply[0].decode()), None, [])
     # Scores come back as the text of a double; a due time is whole ms.
-    upcoming = int(float(reply[2])) if reply[2] else None
-    return DueRuns(Reply.OK, int(reply[1]), upcoming, [run_id.decode(errors="replace") for run_id in reply[3:]])
+    upcoming = int(float(reply[1])) if reply[1] else None
+    return DueRuns(Reply.OK, upcoming, [run_id.decode(errors="replace") for run_id in reply[2:]])
 
 
 def _committed(reply: list[bytes]) -> Committed:

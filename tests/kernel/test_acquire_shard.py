@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import anyio
 import pytest
 
@@ -80,13 +78,6 @@ async def test_the_epoch_grows_with_the_clock_even_if_the_stored_owner_was_lost(
     await shard.plain("DEL", shard.keys.owner)
     taken = await shard.acquire("two", now=NOW + 1000)
     assert taken.token == f"{NOW + 1000}:two"
-
-
-async def test_without_an_override_the_epoch_is_the_servers_time(shard: Shard) -> None:
-    before = int(time.time() * 1000)
-    taken = await shard.do(shard.kernel.acquire_shard(0, "", "nonce", "member", "group"))
-    assert before <= taken.clock <= int(time.time() * 1000)
-    assert taken.token == f"{taken.clock}:nonce"
 
 
 async def test_the_clock_never_goes_behind_what_the_last_owner_stored(shard: Shard) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from streamflow.store.kernel import Batch, Reply
@@ -20,7 +18,7 @@ async def plan(shard: Shard, **due: int) -> None:
 async def test_an_empty_agenda_has_nothing_due_and_nothing_next(shard: Shard) -> None:
     await shard.acquire()
     fired = await shard.do(shard.kernel.due_runs(0, shard.token, 10, NOW))
-    assert (fired.code, fired.clock, fired.due, fired.next) == (Reply.OK, NOW, [], None)
+    assert (fired.code, fired.due, fired.next) == (Reply.OK, [], None)
 
 
 async def test_runs_are_due_at_their_time_and_not_before(shard: Shard) -> None:
@@ -29,7 +27,7 @@ async def test_runs_are_due_at_their_time_and_not_before(shard: Shard) -> None:
     steps = [(5, [], 10), (9, [], 10), (10, ["early"], 20), (20, ["early", "soon"], 50)]
     for step, due, upcoming in steps:
         fired = await shard.do(shard.kernel.due_runs(0, shard.token, 10, NOW + step))
-        assert (fired.clock, fired.due, fired.next) == (NOW + step, due, NOW + upcoming)
+        assert (fired.due, fired.next) == (due, NOW + upcoming)
     fired = await shard.do(shard.kernel.due_runs(0, shard.token, 10, NOW + 60))
     assert (fired.due, fired.next) == (["early", "soon", "late"], None)
 
@@ -58,24 +56,16 @@ async def test_the_limit_bounds_the_answer_and_the_earliest_come_first(shard: Sh
     assert (fired.due, fired.next) == (["a", "b"], NOW + 100)
 
 
-async def test_the_clock_is_kept_and_never_goes_back(shard: Shard) -> None:
-    await shard.acquire()
-    await plan(shard, r1=FUTURE)
-    await shard.do(shard.kernel.due_runs(0, shard.token, 10, FUTURE))
-    assert (await shard.owner())["clock"] == str(FUTURE)
-    for now in (NOW, None):
-        fired = await shard.do(shard.kernel.due_runs(0, shard.token, 10, now))
-        assert (fired.clock, fired.due) == (FUTURE, ["r1"])
+@pytest.mark.parametrize("stored", [NOW - 3_600_000, FUTURE])
+async def test_only_the_owners_time_decides_what_is_due(shard: Shard, stored: int) -> None:
+    """Not what a former owner's clock was, nor the server's, which is between `NOW` and `FUTURE`."""
+    await shard.acquire(now=stored)
+    await plan(shard, r1=NOW, r2=NOW + 1)
+    fired = await shard.assert_changes_nothing(shard.kernel.due_runs(0, shard.token, 10, NOW))
+    assert (fired.due, fired.next) == (["r1"], NOW + 1)
 
 
-async def test_without_an_override_the_clock_is_the_servers(shard: Shard) -> None:
-    await shard.acquire()
-    before = int(time.time() * 1000)
-    fired = await shard.do(shard.kernel.due_runs(0, shard.token, 10))
-    assert before <= fired.clock <= int(time.time() * 1000)
-
-
-async def test_a_stale_owner_is_fenced_and_does_not_even_move_the_clock(shard: Shard) -> None:
+async def test_a_stale_owner_is_fenced(shard: Shard) -> None:
     old = await shard.acquire("one")
     await plan(shard, r1=NOW)
     await shard.acquire("two")

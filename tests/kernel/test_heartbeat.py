@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.kernel.support import Shard
@@ -10,35 +12,40 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_each_heartbeat_answers_with_those_of_all_members(shard: Shard) -> None:
-    assert await shard.do(shard.kernel.heartbeat("one", b"1")) == {"one": b"1"}
-    assert await shard.do(shard.kernel.heartbeat("two", b"\x00\xff")) == {"one": b"1", "two": b"\x00\xff"}
-    assert await shard.do(shard.kernel.heartbeat("one", b"2")) == {"one": b"2", "two": b"\x00\xff"}
+    assert (await shard.do(shard.kernel.heartbeat("one", b"1"))).members == {"one": b"1"}
+    assert (await shard.do(shard.kernel.heartbeat("two", b"\x00\xff"))).members == {"one": b"1", "two": b"\x00\xff"}
+    assert (await shard.do(shard.kernel.heartbeat("one", b"2"))).members == {"one": b"2", "two": b"\x00\xff"}
 
 
 async def test_the_same_heartbeat_again_changes_nothing(shard: Shard) -> None:
-    beat = shard.kernel.heartbeat("one", b"1")
-    first = await shard.do(beat)
-    assert await shard.assert_changes_nothing(beat) == first
+    call = shard.kernel.heartbeat("one", b"1")
+    first = await shard.do(call)
+    assert (await shard.assert_changes_nothing(call)).members == first.members
+
+
+async def test_a_heartbeat_answers_with_the_servers_time(shard: Shard) -> None:
+    before = int(time.time() * 1000)
+    assert before <= (await shard.do(shard.kernel.heartbeat("one", b"1"))).clock <= int(time.time() * 1000)
 
 
 async def test_an_empty_heartbeat_removes_the_member(shard: Shard) -> None:
     await shard.do(shard.kernel.heartbeat("one", b"1"))
     await shard.do(shard.kernel.heartbeat("two", b"1"))
     off = shard.kernel.heartbeat("one", b"")
-    assert await shard.do(off) == {"two": b"1"}
-    assert await shard.assert_changes_nothing(off) == {"two": b"1"}
+    assert (await shard.do(off)).members == {"two": b"1"}
+    assert (await shard.assert_changes_nothing(off)).members == {"two": b"1"}
 
 
 async def test_a_member_whose_heartbeat_does_not_change_is_removed(shard: Shard) -> None:
     for member in ("one", "two", "three"):
         await shard.do(shard.kernel.heartbeat(member, b"7"))
     dead = [("two", b"7"), ("three", b"7"), ("unknown", b"7")]
-    assert await shard.do(shard.kernel.heartbeat("one", b"8", dead)) == {"one": b"8"}
+    assert (await shard.do(shard.kernel.heartbeat("one", b"8", dead))).members == {"one": b"8"}
 
 
 async def test_a_member_whose_heartbeat_changed_after_all_stays(shard: Shard) -> None:
     await shard.do(shard.kernel.heartbeat("two", b"8"))
-    assert await shard.do(shard.kernel.heartbeat("one", b"1", [("two", b"7")])) == {"one": b"1", "two": b"8"}
+    assert (await shard.do(shard.kernel.heartbeat("one", b"1", [("two", b"7")]))).members == {"one": b"1", "two": b"8"}
 
 
 async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -58,18 +59,26 @@ class FakeStore:
 class FakeClock:
     def __init__(self, now_ms: int = 1_000_000) -> None:
         self.ms = now_ms
+        self.measured: list[tuple[int, list[int]]] = []
 
     def now_ms(self) -> int:
         return self.ms
 
-    def observe(self, server_ms: int) -> None: ...
+    ahead = 0
+    since_jump = math.inf
+
+    def server_ms(self) -> int:
+        return self.ms - self.ahead
+
+    def measure(self, server_ms: int, took: float, others: Iterable[int] = ()) -> None:
+        self.measured.append((server_ms, list(others)))
 
     def seconds_until(self, due_ms: float) -> float:
         return max(0.0, (due_ms - self.ms) / 1000)
 
 
 OK = Committed(Reply.OK, 1_000_000, "5-0", [])
-NOTHING_DUE = DueRuns(Reply.OK, 1_000_000, None, [])
+NOTHING_DUE = DueRuns(Reply.OK, None, [])
 
 
 def owned(number: int = 0) -> OwnedShard:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from typing import Any
 
 import msgspec
@@ -30,8 +31,11 @@ class Owner:
         """As a daemon would, with a notification of answers and endings; `payloads=False`: without what they are."""
         client, kernel = self.client, self.client.kernel
         shard = (await client.read_namespace()).shard_of(run_id)
+        now = int(time.time() * 1000)
         if shard not in self.tokens:
-            taken = await client.store.one(kernel.acquire_shard(shard, "", secrets.token_hex(4), "test", f"g{shard}"))
+            taken = await client.store.one(
+                kernel.acquire_shard(shard, "", secrets.token_hex(4), "test", f"g{shard}", now)
+            )
             assert taken.code is Reply.OK
             self.tokens[shard] = taken.token
         [(line, _)] = await client.store.one(kernel.peek_runs(shard, [run_id]))
@@ -60,7 +64,7 @@ class Owner:
             batch.notification = msgspec.msgpack.encode(
                 [(name, payload if payloads else b"") for name, payload in notifications]
             )
-        committed = await client.store.one(kernel.commit(shard, self.tokens[shard], f"g{shard}", batch))
+        committed = await client.store.one(kernel.commit(shard, self.tokens[shard], f"g{shard}", batch, now))
         assert committed.code is Reply.OK
 
     async def asked(self, run_id: str) -> AskReceived:

@@ -18,14 +18,15 @@ from streamflow.screen.panels import daemons
 from streamflow.settings import Settings
 from streamflow.status.model import DaemonRow, NamespaceStatus, status_json
 from streamflow.wire import Heartbeat, decode_heartbeat
+from tests.support.fakes import FakeClock
 
 ON_THE_SERVER = {
     *("beat", "name", "started", "shards", "running", "waiting", "live", "inbox", "unfolded", "folds", "steps", "rss"),
-    *("cpu", "version", "draining", "broken", "hung", "failing"),
+    *("cpu", "version", "draining", "broken", "hung", "failing", "clock", "ahead"),
 }
 PRINTED = [
     *("id", "name", "shards", "running", "waiting", "live", "inbox", "unfolded", "steps_per_s", "rss", "cpu_percent"),
-    *("beat_age", "draining", "version", "failing", "hung"),
+    *("beat_age", "draining", "version", "failing", "hung", "clock", "ahead"),
 ]
 
 
@@ -52,6 +53,7 @@ def test_the_daemon_fills_in_every_field(monkeypatch: pytest.MonkeyPatch) -> Non
     daemon.reader = SimpleNamespace(buffered=lambda: 4)
     daemon.rollup = SimpleNamespace(unfolded=5, folds=6)
     daemon.membership = SimpleNamespace(draining=True)
+    daemon._clock = FakeClock()
     monkeypatch.setattr(inspect.getmodule(Daemon), "Heartbeat", record)
     heartbeat = daemon._beat()
     assert set(fields) == set(Heartbeat.__struct_fields__) - {"beat"}, "its number is given when it is sent"

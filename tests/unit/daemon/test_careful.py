@@ -164,7 +164,7 @@ async def test_a_run_stays_careful_until_its_lost_steps_have_ended() -> None:
     bench.orphan("a")
     await bench.turns()
     assert bench.shard.careful == {"a": {1}}
-    bench.store.answers["due_runs"] = DueRuns(Reply.OK, 1_000_000, None, ["a"])
+    bench.store.answers["due_runs"] = DueRuns(Reply.OK, None, ["a"])
     await bench.turn()  # its trial begins
     bench.owner.outcome(0, "a", Outcome(1, 2, 1.0, raw(5)))
     await bench.turns()

@@ -16,9 +16,9 @@ from streamflow.errors import StoreUnavailable
 from streamflow.model.sharding import winner_of
 from streamflow.settings import Settings
 from streamflow.store.connection import Call
-from streamflow.store.kernel import LentStep, Reply
+from streamflow.store.kernel import Heartbeats, LentStep, Reply
 from streamflow.wire import Heartbeat
-from tests.support.fakes import FakeStore, context, owned
+from tests.support.fakes import FakeClock, FakeStore, context, owned
 
 pytestmark = pytest.mark.anyio
 
@@ -49,6 +49,7 @@ class Parts:
         self.stored: list[int] = []
         self.dropped: list[int] = []
         self.retried = 0
+        self.looked = 0
         self.changes = 0
         self.live = 0
 
@@ -69,6 +70,9 @@ class Parts:
 
     def retry_broken(self) -> None:
         self.retried += 1
+
+    def look_at_clock(self) -> None:
+        self.looked += 1
 
     # step records
     def lend(self, shard: int, *_: Any) -> list[LentStep]:
@@ -102,6 +106,7 @@ class Bench:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
+        self.daemon_clock = FakeClock()
         self.members: dict[str, bytes] = {}
         self.owners: dict[int, tuple[str, str]] = {}
         self.beats = 0
@@ -109,7 +114,7 @@ class Bench:
         self.store = FakeStore(heartbeat=self._beat, HMGET=self._record, release_shard=Reply.OK)
         any_parts: Any = parts
         self.membership = Membership(
-            context(self.store, shards=SHARDS, member="me", settings=SETTINGS),
+            context(self.store, clock=self.daemon_clock, shards=SHARDS, member="me", settings=SETTINGS),
             any_parts,
             any_parts,
             any_parts,
@@ -134,7 +139,7 @@ class Bench:
             self.members[member] = beat
         else:
             self.members.pop(member, None)
-        return dict(self.members)
+        return Heartbeats(5_000, dict(self.members))
 
     def _record(self, call: Call[Any]) -> list[bytes | None]:
         number = int(call.args[1].partition("/")[2].partition("}")[0])
@@ -364,6 +369,15 @@ async def test_a_member_counts_as_alive_while_its_heartbeats_change(bench: Bench
     bench.clock.now += 2.5
     assert not bench.membership.is_alive("other")
     assert bench.membership.is_alive("me")
+
+
+async def test_each_heartbeat_measures_the_clock_by_server_and_other_daemons(bench: Bench) -> None:
+    bench.other_beats("other", 1, clock=7_000, ahead=-300)
+    bench.other_beats("old", 1)
+    await bench.turn()
+    await bench.turn()
+    assert bench.daemon_clock.measured == [(5_000, []), (5_000, [-300])]
+    assert bench.parts.looked == 2
 
 
 # --- when the server is away ----------------------------------------------------------------------------------------

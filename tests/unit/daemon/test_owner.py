@@ -461,7 +461,7 @@ async def test_a_run_with_steps_in_flight_stays_in_memory() -> None:
 
 
 async def test_when_a_time_is_due_the_shard_is_asked_which_runs_are() -> None:
-    bench = Bench(due_runs=DueRuns(Reply.OK, 1_005_000, None, ["r"]))
+    bench = Bench(due_runs=DueRuns(Reply.OK, None, ["r"]))
     await bench.take_in(start("1-0", "r", "sleeping", 5))
     assert bench.store.sent("due_runs") == []
     bench.clock.ms += 5000
@@ -480,6 +480,45 @@ async def test_a_timer_beside_a_running_step_needs_no_question() -> None:
     bench.owner.outcome(0, "r", Outcome(1, 1, 2.0, raw(1)))
     await bench.turn()
     assert bench.status("r") == "completed"
+
+
+async def test_what_is_due_and_when_a_commit_is_made_is_said_by_the_owners_clock() -> None:
+    bench = Bench(due_runs=DueRuns(Reply.OK, None, ["r"]))
+    bench.answers = [Committed(Reply.OK, 9_999_999, "5-0", [])]  # what the shard has stored is no news for the owner
+    await bench.take_in(start("1-0", "r", "sleeping", 5))
+    bench.clock.ms += 5000
+    await bench.turn()
+    assert [call.args[1] for call in bench.store.sent("due_runs")] == [1_005_000]
+    assert [call.args[2] for call in bench.commits] == [1_000_000, 1_005_000]
+
+
+async def test_a_timer_beside_a_running_step_survives_a_clock_that_goes_back() -> None:
+    bench = Bench()
+    await bench.take_in(start("1-0", "r", "step_with_limit"))
+    bench.clock.ms += 5000
+    batches = await bench.owner.run_once()
+    bench.clock.ms -= 1
+    await bench.owner.process(batches)
+    assert len(bench.records["r"]) == 3, "it isn't due yet"
+    bench.clock.ms += 1
+    await bench.turn()
+    assert len(bench.records["r"]) == 4
+
+
+async def test_a_look_at_the_clock_ends_a_wait_that_became_too_long() -> None:
+    """The host was suspended, or the daemon's clock was moved."""
+    bench = Bench(due_runs=DueRuns(Reply.OK, None, ["r"]))
+    await bench.take_in(start("1-0", "r", "sleeping", 5))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bench.owner.run_once)
+        await anyio.wait_all_tasks_blocked()
+        bench.owner.look_at_clock()
+        await anyio.wait_all_tasks_blocked()
+        assert bench.store.sent("due_runs") == []
+        bench.clock.ms += 5000
+        bench.owner.look_at_clock()
+        await anyio.wait_all_tasks_blocked()
+        assert len(bench.store.sent("due_runs")) == 1
 
 
 async def test_a_timer_of_a_run_that_has_ended_is_not_in_memory() -> None:
@@ -524,7 +563,7 @@ async def test_what_is_known_of_a_run_ends_with_it() -> None:
 
 
 async def test_the_earliest_of_what_is_due_later_is_waited_for_next() -> None:
-    bench = Bench(due_runs=DueRuns(Reply.OK, 1_005_000, 1_009_000, []))
+    bench = Bench(due_runs=DueRuns(Reply.OK, 1_009_000, []))
     await bench.take_in(start("1-0", "r", "sleeping", 5))
     bench.clock.ms += 5000
     await bench.turn()

@@ -15,7 +15,7 @@ from streamflow.store.kernel import WORKERS
 from streamflow.wire import encode_job
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
-from tests.support.fakes import KERNEL, FakeStore, owned
+from tests.support.fakes import KERNEL, FakeClock, FakeStore, owned
 
 pytestmark = pytest.mark.anyio
 
@@ -33,20 +33,21 @@ def numbers(call: Call[Any]) -> list[str]:
 
 async def test_messages_for_one_shard_are_delivered_together_and_then_deleted() -> None:
     store = FakeStore(deliver_messages="7-3")
-    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [message(1), message(2)])
     relay.hand_over(source, [message(3)])
     assert relay.waiting == 3
     assert await relay.run_once()
     [call] = store.sent("deliver_messages")
     assert numbers(call) == ["7-1", "7-2", "7-3"]
+    assert call.args[1] == 1_000_000, "the owner's time"
     assert source.sent == ["7-1", "7-2", "7-3"]
     assert relay.waiting == 0
 
 
 async def test_each_pair_of_shards_has_one_delivery_and_all_go_in_one_pipeline() -> None:
     store = FakeStore(deliver_messages="")
-    relay, one, two = Relay(store, KERNEL), owned(0), owned(1)  # type: ignore[arg-type]
+    relay, one, two = Relay(store, KERNEL, FakeClock()), owned(0), owned(1)  # type: ignore[arg-type]
     relay.hand_over(one, [message(1, target=2), message(2, target=3)])
     relay.hand_over(two, [message(1, target=2)])
     assert await relay.run_once()
@@ -59,7 +60,7 @@ async def test_refused_messages_are_retried_and_the_others_delivered(
 ) -> None:
     monkeypatch.setattr("streamflow.daemon.relay.RETRY_PAUSE", 0.0)
     store = FakeStore(deliver_messages=lambda call: StoreError("full") if "ns/2" in call.keys[0] else "")
-    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [message(1, target=2), message(2, target=3), message(3, target=2)])
     assert not await relay.run_once()
     assert source.sent == ["7-2"]
@@ -73,7 +74,7 @@ async def test_a_pipeline_has_a_limit_and_each_pair_its_turn(monkeypatch: pytest
     monkeypatch.setattr(relay_module, "PIPELINE_BYTES", 1500)
     monkeypatch.setattr(relay_module, "BYTES", 1000)
     store = FakeStore(deliver_messages="")
-    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
     for target in (1, 2, 3):
         relay.hand_over(source, [message(10 * target + n, target, b"x" * 800) for n in range(2)])
     while relay.waiting:
@@ -88,7 +89,7 @@ async def test_a_pipeline_has_a_limit_and_each_pair_its_turn(monkeypatch: pytest
 async def test_messages_go_on_without_the_list_of_queues(caplog: pytest.LogCaptureFixture) -> None:
     """`status` reads it, and somebody has damaged it."""
     store = FakeStore(enqueue_attempts="7-1", store_records=StoreError("store_records: WRONGTYPE"))
-    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
     job = StepJob(1, 1, Step(lambda: None, "act", queue="gpu"), Raw(b"\x90"), Raw(b"\xc0"))
     relay.hand_over(source, [("7-1", 3, "step", "r", encode_job(job, 5))])
     assert await relay.run_once()
@@ -102,7 +103,7 @@ async def test_nothing_is_lost_when_the_server_is_away() -> None:
     async def away(calls: Any, patience: Any = None, *, urgent: bool = False) -> Any:
         raise StoreUnavailable("away")
 
-    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [message(1)])
     send, store.send = store.send, away
     assert not await relay.run_once()
@@ -116,7 +117,7 @@ async def test_a_delivery_has_limits_and_the_rest_follows_in_order(monkeypatch: 
     monkeypatch.setattr(relay_module, "MESSAGES", 2)
     monkeypatch.setattr(relay_module, "BYTES", 1000)
     store = FakeStore(deliver_messages="")
-    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
     bodies = [b"x", b"x", b"x", b"x" * 900, b"x" * 900, b"x" * 5000]
     relay.hand_over(source, [message(n, body=body) for n, body in enumerate(bodies)])
     while relay.waiting:
@@ -127,7 +128,7 @@ async def test_a_delivery_has_limits_and_the_rest_follows_in_order(monkeypatch: 
 
 async def test_messages_of_a_shard_that_was_lost_are_left_to_its_next_owner() -> None:
     store = FakeStore(deliver_messages="")
-    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [message(1)])
     source.dropped = True
     assert await relay.run_once()
@@ -137,7 +138,7 @@ async def test_messages_of_a_shard_that_was_lost_are_left_to_its_next_owner() ->
 
 async def test_a_shard_acquired_again_starts_from_its_outbox_and_not_twice() -> None:
     store = FakeStore(deliver_messages="")
-    relay, before, after = Relay(store, KERNEL), owned(), owned()  # type: ignore[arg-type]
+    relay, before, after = Relay(store, KERNEL, FakeClock()), owned(), owned()  # type: ignore[arg-type]
     relay.hand_over(before, [message(1), message(2)])
     before.dropped = True
     relay.hand_over(after, [message(1), message(2)])
@@ -156,7 +157,7 @@ async def test_a_shard_acquired_again_during_a_delivery_keeps_its_messages() -> 
         return ""
 
     store = FakeStore(deliver_messages=meanwhile)
-    relay = Relay(store, KERNEL)  # type: ignore[arg-type]
+    relay = Relay(store, KERNEL, FakeClock())  # type: ignore[arg-type]
     relay.hand_over(before, [message(1)])
     assert await relay.run_once()
     assert (relay.waiting, after.sent) == (2, [])
@@ -186,7 +187,7 @@ def attempt(number: int, seq: int, *, partition: int = 3, queue: str = "gpu", re
 
 async def test_attempts_and_their_revocations_go_to_their_queue_in_one_order() -> None:
     store = FakeStore(enqueue_attempts="", deliver_messages="", store_records=b"OK")
-    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [attempt(1, 1), message(2, target=3), attempt(3, 2), attempt(4, 1, revoked=True)])
     assert await relay.run_once()
     [offer] = store.sent("enqueue_attempts")
@@ -201,7 +202,7 @@ async def test_attempts_and_their_revocations_go_to_their_queue_in_one_order() -
 async def test_each_partition_of_a_queue_has_its_own_enqueue_call() -> None:
     """A queue is registered once."""
     store = FakeStore(enqueue_attempts="", store_records=b"OK")
-    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [attempt(1, 1), attempt(2, 2, partition=4), attempt(3, 3, queue="cpu")])
     assert await relay.run_once()
     relay.hand_over(source, [attempt(4, 4)])
@@ -234,7 +235,7 @@ async def test_a_corrupt_entry_is_dropped_and_the_others_are_delivered(
     spoilt: Message, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = FakeStore(deliver_messages="")
-    relay, source = Relay(store, KERNEL), owned()  # type: ignore[arg-type]
+    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [spoilt, message(2)])
     assert await relay.run_once()
     assert source.sent == ["7-1", "7-2"]

@@ -12,7 +12,7 @@ from streamflow.daemon.retention import Retention
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import StoreError
 from streamflow.store.connection import Call
-from tests.support.fakes import FakeOwner, FakeStore, context, owned
+from tests.support.fakes import FakeClock, FakeOwner, FakeStore, context, owned
 
 pytestmark = pytest.mark.anyio
 
@@ -136,3 +136,23 @@ async def test_a_name_of_which_no_run_is_left_is_forgotten() -> None:
     )
     await retention(store, shard).drop_workflows()
     assert shard.workflows == {"left", "damaged"}
+
+
+async def test_post_numbers_are_dropped_after_an_hour_by_the_servers_clock() -> None:
+    """That clock is 500 s ahead of the daemon's."""
+    clock = FakeClock(10_000_000)
+    clock.ahead = -500_000
+    seen = {b"client:old": b"3 6899999 a", b"client:new": b"3 6900000 a", b"shard:1": b"5-1"}
+    store = FakeStore(HLEN=module.SOURCES + 5, HSCAN=(0, seen), HDEL=1)
+    sweep = Retention(context(store, clock=clock, shards=4), FakeOwner(owned()))  # type: ignore[arg-type]
+    await sweep.drop_sources()
+    [dropped] = store.sent("HDEL")
+    assert dropped.args[2:] == [b"client:old"]
+
+
+async def test_no_post_number_is_dropped_soon_after_the_servers_clock_jumped() -> None:
+    clock = FakeClock()
+    clock.since_jump = 3599.0
+    store = FakeStore(HLEN=module.SOURCES + 5, HSCAN=(0, {b"client:old": b"3 0 a"}), HDEL=1)
+    await Retention(context(store, clock=clock, shards=4), FakeOwner(owned())).drop_sources()  # type: ignore[arg-type]
+    assert store.calls == []

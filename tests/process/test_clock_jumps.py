@@ -1,0 +1,170 @@
+"""A server whose wall clock is set an hour ahead or back, and set right again, while runs wait for their timers.
+
+The server process gets its clock through a preloaded shim, which adds what a file says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import struct
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+import streamflow as sf
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.store.connection import Call
+from tests.support.serving import running_daemon
+from tests.support.waiting import until
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="the shim that shifts the server's clock needs gcc"),
+]
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+static int64_t shift(void) {
+  static volatile int64_t *seconds;
+  if (!seconds) {
+    const char *path = getenv("SHIFTED_CLOCK");
+    int file = path ? open(path, O_RDONLY) : -1;
+    void *mapped = file < 0 ? MAP_FAILED : mmap(0, 8, PROT_READ, MAP_SHARED, file, 0);
+    if (mapped == MAP_FAILED) return 0;
+    seconds = mapped;
+  }
+  return *seconds;
+}
+int clock_gettime(clockid_t clock, struct timespec *now) {
+  int failed = syscall(SYS_clock_gettime, clock, now);
+  if (!failed && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += shift();
+  return failed;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+  struct timespec precise;
+  clock_gettime(CLOCK_REALTIME, &precise);
+  now->tv_sec = precise.tv_sec;
+  now->tv_usec = precise.tv_nsec / 1000;
+  return 0;
+}
+time_t time(time_t *now) {
+  struct timespec precise;
+  clock_gettime(CLOCK_REALTIME, &precise);
+  if (now) *now = precise.tv_sec;
+  return precise.tv_sec;
+}
+"""
+HOUR = 3600
+NAP, LONG = 0.3, 2.5
+SETTINGS = {"shards": 16, "beat": 0.2, "dead_after": 1.0, "rollup": 1.0}
+Shift = Callable[[int], None]
+
+app = sf.App()
+
+
+@app.workflow
+async def nap(seconds: float) -> None:
+    await sf.sleep(seconds)
+
+
+@pytest.fixture
+async def shifted_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[EmbeddedServer, Shift]]:
+    """A server, and a function that sets its clock: by so many seconds ahead."""
+    source, library, clock = tmp_path / "shim.c", tmp_path / "shim.so", tmp_path / "clock"
+    source.write_text(SHIM)
+    clock.write_bytes(struct.pack("q", 0))
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", library, source], check=True)
+
+    def shift(seconds: int) -> None:
+        with clock.open("r+b") as file:
+            file.write(struct.pack("q", seconds))
+
+    server = EmbeddedServer(memory=True)
+    with monkeypatch.context() as environ:
+        environ.setenv("LD_PRELOAD", str(library))
+        environ.setenv("SHIFTED_CLOCK", str(clock))
+        await server.start()
+    try:
+        yield server, shift
+    finally:
+        await server.stop()
+
+
+async def timed(run: sf.Run[None]) -> float:
+    await run.result(timeout=60)
+    return time.monotonic()
+
+
+async def check_naps(client: sf.Client, count: int = 6) -> None:
+    """Runs that are started now end on time."""
+    began = time.monotonic()
+    runs = await client.start_many(nap, [(NAP,)] * count)
+    for ended in await asyncio.gather(*(timed(run) for run in runs)):
+        assert NAP <= ended - began < NAP + 1
+
+
+async def is_ahead(client: sf.Client, seconds: int) -> bool:
+    """The server's clock was set."""
+    answer, _ = await client.store.one(Call.plain("TIME"))
+    return abs(int(answer) - time.time() - seconds) < 5
+
+
+async def scripts_called(client: sf.Client) -> int:
+    answer = await client.store.one(Call.plain("INFO", "commandstats"))
+    return int(answer["cmdstat_evalsha"]["calls"])
+
+
+async def test_no_timer_follows_a_server_whose_clock_jumps_by_an_hour(
+    shifted_server: tuple[EmbeddedServer, Shift], namespace: str
+) -> None:
+    server, shift = shifted_server
+    connected = sf.connect(server.url, namespace=namespace)
+    async with connected as client, running_daemon(app, server, namespace, crash=False, **SETTINGS):
+        began = time.monotonic()
+        long = asyncio.create_task(timed(await client.start(nap, LONG)))
+        for seconds in (HOUR, 0, -HOUR, 0):
+            shift(seconds)
+            await until(lambda seconds=seconds: is_ahead(client, seconds))
+            await check_naps(client)
+        before = await scripts_called(client)
+        ended = await long
+        assert LONG <= ended - began < LONG + 1
+        # Nothing but heartbeats and rollups, and what the end of the long nap takes.
+        assert await scripts_called(client) - before < 100
+
+
+@pytest.mark.parametrize("jump", [HOUR, -HOUR])
+async def test_a_daemon_that_starts_while_the_server_is_wrong_keeps_time(
+    shifted_server: tuple[EmbeddedServer, Shift], namespace: str, jump: int
+) -> None:
+    server, shift = shifted_server
+    async with sf.connect(server.url, namespace=namespace) as client:
+        began = time.monotonic()
+        async with running_daemon(app, server, namespace, crash=False, **SETTINGS):
+            run = await client.start(nap, LONG)
+            await check_naps(client, 1)
+            shift(jump)
+            await until(lambda: is_ahead(client, jump))
+            async with running_daemon(app, server, namespace, crash=False, **SETTINGS) as second:
+                await check_naps(client)
+                assert second.owner.shards
+        # Alone it has only the server, this host, and what the two have left.
+        async with running_daemon(app, server, namespace, crash=False, **SETTINGS):
+            assert LONG <= await timed(run) - began < LONG + 1
+            shift(0)
+            await check_naps(client)
