@@ -65,7 +65,7 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
 
     namespace: str
     as_of: int
-    """Server clock, ms."""
+    """The daemons' clock, ms; the server's if there are none."""
     server: Server | None = None
     daemons: list[DaemonRow] = []
     shards_total: int = 0

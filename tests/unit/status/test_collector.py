@@ -105,6 +105,17 @@ async def test_every_field_of_a_heartbeat_is_in_the_row(client: Client) -> None:
     assert daemon.heartbeat == sent
 
 
+async def test_now_is_by_the_daemons_clocks(client: Client) -> None:
+    """So ages and rates are right while the server's clock is an hour behind."""
+    await create_namespace(client)
+    hour = 3_600_000
+    await heartbeat(client, "old", 1)
+    before = (await StatusCollector(client).collect()).as_of
+    for member, ahead in (("a", hour - 20), ("b", hour), ("c", 2 * hour)):
+        await heartbeat(client, member, 1, clock=1, ahead=ahead)
+    assert (await StatusCollector(client).collect()).as_of == pytest.approx(before + hour, abs=10_000)
+
+
 async def test_a_member_whose_heartbeat_does_not_change_owns_nothing(client: Client) -> None:
     await create_namespace(client)
     await own(client, 1, "dead")
