@@ -11,6 +11,7 @@ continue, the next fact is taken. So the order of decisions follows from the ord
 from __future__ import annotations
 
 import atexit
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar, cast
@@ -536,10 +537,11 @@ class _Closing:
 
     REFUSED = frozenset({"decide", "take_seq", "start", "answer", "patched", "effects", "current", "send", "forgotten"})
 
-    def __init__(self, machine: RunMachine) -> None:
-        self._machine = machine
+    def __init__(self, machine: CoroutineMachine) -> None:
+        # An error that code keeps has frames which have this object: they must not hold the machine, too.
+        self._machine = weakref.ref(machine)
 
     def __getattr__(self, name: str) -> Any:
-        if name in self.REFUSED:
-            raise UsageError("this run has ended or is being evicted: its finally blocks can't start steps or timers")
-        return getattr(self._machine, name)
+        if name not in self.REFUSED and (machine := self._machine()) is not None:
+            return getattr(machine, name)
+        raise UsageError("this run has ended or is being evicted: its finally blocks can't start steps or timers")

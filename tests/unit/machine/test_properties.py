@@ -361,6 +361,11 @@ def test_a_reducer_restored_before_every_transition_decides_the_same(turns: Any)
 
 
 _TIMED_OUT_WHILE_STUCK = ("seq", [("step", 1), ("timeout", 0, ("step", 0)), ("step", 2)])
+_REFUSED_IN_A_GROUP: Any = (
+    "seq",
+    [("step", 1), ("group", [("step", 0)], ("finally", ("step", 0), ("loop", "a", 1))), ("step", 2)],
+)
+"""Its `finally` block waits for a signal while the machine is closed: that error is kept in the group's frames."""
 _SHIELDED_FROM_A_CANCEL = ("seq", [("step", 1), ("race", [("step", 0), ("shield", ("step", 0))]), ("step", 2)])
 
 
@@ -395,6 +400,7 @@ def test_a_run_that_is_stuck_at_times_resumes_and_its_history_replays(
 
 @settings(max_examples=100, deadline=None)
 @given(programs, moves)
+@example(_REFUSED_IN_A_GROUP, [[("s", 0)]])
 def test_a_dropped_machine_is_freed_at_once_and_its_code_stops(program: Program, turns: Any) -> None:
     """No cycle holds it: else the garbage collector would close its coroutines in any order, with no machine active,
     and their `finally` blocks would run steps as plain functions. Such an error would be an unraisable one here."""
