@@ -11,7 +11,7 @@
 -- @include shared/holds
 local meta, workflows = KEYS[1], KEYS[2]
 if not holds(meta, 'hash') then return redis.error_reply('WRONGTYPE ' .. meta) end
-if not holds(workflows, 'hash') then return redis.error_reply('WRONGTYPE ' .. workflows) end
+if #ARGV > 4 and not holds(workflows, 'hash') then return redis.error_reply('WRONGTYPE ' .. workflows) end
 if redis.call('EXISTS', meta) == 0 then
   redis.call('HSET', meta, 'shards', ARGV[1], 'partition', ARGV[2], 'schema', ARGV[3])
 end

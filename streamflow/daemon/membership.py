@@ -300,14 +300,20 @@ class Membership:
         if not missing:
             return
         calls = [Call.plain("HMGET", self._kernel.keys.shard(n).owner, "token", "holder") for n in missing]
-        records = await self._store.send(calls)
-        wanted: dict[int, tuple[str, str]] = {}
-        patience = self._settings.grace + self._settings.dead_after
-        for number, record in zip(missing, records, strict=True):
+        owners: dict[int, tuple[str, str]] = {}
+        for number, record in zip(missing, await self._store.send(calls), strict=True):
             if isinstance(record, StoreError):
                 _log.error("the owner of shard %d can't be read, so it is not acquired, will retry: %s", number, record)
                 continue
             token, holder = ((part or b"").decode(errors="replace") for part in record)
+            owners[number] = token, holder
+        if {holder for _, holder in owners.values()} - self._seen.keys() - {"", self.member}:
+            await self.heartbeat()  # it has died, or it has joined since the last one: an owner has sent one before
+        wanted: dict[int, tuple[str, str]] = {}
+        patience = self._settings.grace + self._settings.dead_after
+        for number, (token, holder) in owners.items():
+            if number not in self._desired:
+                continue
             waited = time.monotonic() - self._wanted_since[number]
             if not holder or holder == self.member or holder not in self._seen or waited > patience:
                 wanted[number] = (token, holder)

@@ -142,7 +142,7 @@ def _text(event: AnyEvent, at: int) -> str:
         if name == "parent":
             value = value.partition("@")[0]
         if name == "due":
-            value -= at
+            value = round(value - at, -1)  # the owner's clock may be a few ms behind the time of the transition
         elif name == "carried":
             value = [_text(message, at) for message in value]
         elif isinstance(value, msgspec.Raw):

@@ -182,6 +182,21 @@ async def test_members_divide_the_shards_without_asking_each_other(bench: Bench)
     assert 0 < len(bench.parts.shards) < SHARDS
 
 
+async def test_shards_of_a_member_that_joined_a_moment_ago_are_left_to_it(bench: Bench) -> None:
+    """It has sent its first heartbeat, and acquired, since this daemon has read those of the others."""
+    read = bench.store.answers["HMGET"]
+
+    def acquired_meanwhile(call: Call[Any]) -> Any:
+        bench.other_beats("other", 1)
+        bench.owners = dict.fromkeys(range(SHARDS), ("7:nonce", "other"))
+        return read(call)
+
+    bench.store.answers["HMGET"] = acquired_meanwhile
+    await bench.turn()
+    assert not bench.parts.acquired
+    assert bench.membership.alive == ["me", "other"]
+
+
 async def test_only_one_of_them_leads(bench: Bench) -> None:
     names = ["me", "a", "b", "c"]
     for name in names[1:]:
