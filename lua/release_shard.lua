@@ -2,8 +2,8 @@
 -- release_shard: give up a shard, so that the next owner does not have to wait until this one is considered dead.
 --
 -- Attempts of steps that the caller goes on running are recorded with it as their host: the next owner doesn't start
--- them again, but waits for their outcomes. So are runs whose code may end its process. The epoch stays; only the nonce is removed. Safe to run twice: the second
--- time the token doesn't match any more.
+-- them again, but waits for their outcomes. So are runs whose code may end its process. The epoch stays; only the nonce
+-- is removed. Safe to run twice: the second time the token doesn't match any more.
 --
 -- KEYS   owner, steps
 -- ARGV   token, then for each lent step: step, host, created, attempt

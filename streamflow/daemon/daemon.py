@@ -100,6 +100,12 @@ class Daemon:
             self._restart = True
             self._stop.set()
 
+    def _on_other_data(self, identity: str) -> None:
+        """The namespace's data were deleted: nothing that was kept of them is true any more."""
+        self.owner.adopt(identity)
+        self.relay.forget_queues()
+        self.membership.start_over()
+
     def _on_mismatch(self) -> None:
         """The namespace has other settings than this daemon now: only one that is started with them can serve it."""
         for shard in list(self.owner.shards.values()):
@@ -208,7 +214,7 @@ class Daemon:
         self.deploy_check = DeployCheck(context, owner)
         takeover.code = self.deploy_check.fingerprint
         self.registration = registration = Registration(context)
-        registration.on_other_data = self.membership.start_over
+        registration.on_other_data = self._on_other_data
         registration.on_mismatch = self._on_mismatch
         owner.on_lost = self.membership.rebalance_soon
         owner.on_caught_up = self.reader.caught_up

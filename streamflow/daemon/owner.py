@@ -156,6 +156,10 @@ class Owner:
                 live.machine.close()
         shard.live.clear()
 
+    def adopt(self, identity: str) -> None:
+        """The namespace's data are other ones from now on: notifications carry this identity of theirs."""
+        self._namespace = msgspec.structs.replace(self._namespace, identity=identity)
+
     def close(self) -> None:
         """Forget all shards and the batches that are under way, when this daemon stops."""
         for batch in self._under_way:

@@ -25,11 +25,11 @@ _log = logging.getLogger("streamflow.namespace")
 
 
 class Registration:
-    """`on_other_data()` is called when the namespace's data are not those that this daemon has read so far,
+    """`on_other_data(identity)` is called when the namespace's data are not those that this daemon has read so far,
     `on_mismatch()` when they are of a namespace that it can't serve. The daemon connects both."""
 
     def __init__(self, context: Context) -> None:
-        self.on_other_data: Callable[[], None] = lambda: None
+        self.on_other_data: Callable[[str], None] = lambda _: None
         self.on_mismatch: Callable[[], None] = lambda: None
         self._context = context
         self._identity = context.namespace.identity
@@ -60,7 +60,7 @@ class Registration:
             name,
         )
         self._identity = record.identity
-        self.on_other_data()
+        self.on_other_data(record.identity)
 
 
 def described(app: App) -> list[tuple[str, bytes]]:

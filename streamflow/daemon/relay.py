@@ -141,6 +141,10 @@ class Relay:
             return self._kernel.deliver_messages(target, source.number, chunk, self._clock.now_ms())
         return self._kernel.enqueue_attempts(*target, source.number, chunk)
 
+    def forget_queues(self) -> None:
+        """Register each queue again: the list of them was deleted."""
+        self._known_queues.clear()
+
     async def _register_queues(self, targets: Iterable[Target]) -> None:
         """Register queues to which this daemon sends for the first time, so that `status` can list them."""
         new = {target[0] for target in targets if not isinstance(target, int)} - self._known_queues

@@ -1,7 +1,7 @@
 """An embedded Valkey or Redis server, for `dev`, `demo`, `sf.local`, benchmarks and tests.
 
-Owns: finding the binary, the server's process, its data directory and its port.
-Must not: be used by a daemon in production, listen anywhere but on loopback, or use a client library (one PING over a
+Owns: finding the binary, the server's process, its data directory, and its socket or port.
+Must not: be used by a daemon in production, be reached from another machine, or use a client library (one PING over a
 plain socket shows whether the server is up).
 
 How it ends: `stop` lets the server save and waits for it. When this process dies without `stop`, by SIGKILL too, a

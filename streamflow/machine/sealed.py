@@ -104,7 +104,7 @@ def hide_tasks() -> None:
 
 
 def hide(task: asyncio.Task[Any]) -> None:
-    """Leave a task out of `asyncio.all_tasks()`: steps that cancel all which they find there harm nobody else."""
+    """Leave a task out of `asyncio.all_tasks()`, so that a step which cancels all of these harms nobody else."""
     if _hiding:
         _unregister(task)
 

@@ -123,6 +123,7 @@ async def test_a_namespace_whose_data_are_gone_begins_again(
         worker(server),
         sf.connect(server.url, namespace=NAMESPACE) as client,
     ):
+        assert await (await client.start(naps, "queue")).result(DEADLINE) == "queued"
         lost = await client.start(waits, "child", id="lost")
         await reduced(client, lost.id)
         identity = await client.store.one(Call.plain("HGET", client.keys.meta, "identity"))
@@ -145,6 +146,11 @@ async def test_a_namespace_whose_data_are_gone_begins_again(
         assert set(await client.workflows()) == {"child", "naps", "waits"}
         again = await client.start(naps, "queue", id="lost")
         assert await again.result(DEADLINE) == "queued"
+        assert await client.store.one(Call.plain("HKEYS", client.keys.queues)) == [b"gpu"], (
+            "the queues are listed again"
+        )
+        found = await client.store.one(Call.plain("HGET", client.keys.meta, "identity"))
+        assert daemon.owner._namespace.identity == found.decode(), "notifications prove that they are of these data"
 
         async def counted() -> bool:
             runs = await view(client, "runs")
