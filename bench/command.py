@@ -16,6 +16,7 @@ from rich.console import Console
 
 import streamflow
 
+from .burst import bench_burst
 from .enqueue import bench_enqueue
 from .idle import bench_idle
 from .isolation_command import isolation
@@ -39,6 +40,7 @@ WORKLOADS: dict[str, Workload] = {
     "enqueue": bench_enqueue,
     "signals": bench_signals,
     "queue": bench_queue,
+    "burst": bench_burst,
 }
 
 
@@ -64,7 +66,7 @@ def command(
     as_json: bool,
 ) -> int:
     """Measure throughput and latency on this machine: chain, fanout, shards, idle, parked, takeover, enqueue, signals,
-    queue.
+    queue, burst.
 
     Without a WORKLOAD, all of them. The server is an embedded Valkey with an append-only file (everysec), in its own
     process, as is each daemon; the client is this process. A figure that misses its target is marked; the exit code is

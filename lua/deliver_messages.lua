@@ -7,22 +7,26 @@
 -- `parent` is the link of a start's parent, with its incarnation (streamflow/model/record.py). A signal or cancel that has
 -- one is for the child of that link only, and dropped if that doesn't exist.
 --
--- KEYS   seen, inbox, owner, then for each message: run, index, tenant_index (used by starts)
+-- KEYS   seen, inbox, owner, waiting, turns, then for each message: run, index, tenant_index (used by starts)
 -- ARGV   source, now, then for each message: number, kind, id, workflow, tenant, parent, body
 -- RETURNS the last accepted number / WRONGTYPE key / BADNUMBER number
 -- @include shared/clock
 -- @include shared/holds
 -- @include shared/number
 -- @include shared/open_run
-local seen, inbox, owner = KEYS[1], KEYS[2], KEYS[3]
+local seen, inbox, owner, waiting, turns = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local FIXED_KEYS = 5
 local source = ARGV[1]
-local count = (#KEYS - 3) / 3
+local count = (#KEYS - FIXED_KEYS) / 3
 local PARENT = '^' .. string.rep('%S+ ', 7) .. '(%S+)' -- the eighth word of a header
 
 if not holds(seen, 'hash') then return redis.error_reply('WRONGTYPE ' .. seen) end
 if not holds(inbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. inbox) end
+local door = look_at_door(inbox, waiting, turns)
+if door.err then return door end
 for i = 1, count do
-  local run, index, tenant_index = KEYS[3 * i + 1], KEYS[3 * i + 2], KEYS[3 * i + 3]
+  local key = FIXED_KEYS + 3 * i - 2 -- of the message's first key
+  local run, index, tenant_index = KEYS[key], KEYS[key + 1], KEYS[key + 2]
   if not holds(run, 'list') then return redis.error_reply('WRONGTYPE ' .. run) end
   if not holds(index, 'zset') then return redis.error_reply('WRONGTYPE ' .. index) end
   if not holds(tenant_index, 'zset') then return redis.error_reply('WRONGTYPE ' .. tenant_index) end
@@ -37,7 +41,8 @@ for i = 1, count do
   local message_epoch, message_number = parse_number(ARGV[at])
   if is_newer(message_epoch, message_number, epoch, number) then
     epoch, number = message_epoch, message_number
-    local run, kind, id, body = KEYS[3 * i + 1], ARGV[at + 1], ARGV[at + 2], ARGV[at + 6]
+    local key = FIXED_KEYS + 3 * i - 2
+    local run, kind, id, body = KEYS[key], ARGV[at + 1], ARGV[at + 2], ARGV[at + 6]
     local parent = ARGV[at + 5]
     local header = (kind == 'start' or parent ~= '') and redis.call('LINDEX', run, 0)
     local is_child_of_parent = header and string.match(header, PARENT) == parent
@@ -46,7 +51,7 @@ for i = 1, count do
         redis.call('XADD', inbox, '*', 'kind', kind, 'run', id, 'body', body)
       end
     elseif not header then
-      open_run(run, inbox, KEYS[3 * i + 2], KEYS[3 * i + 3], clock, id, ARGV[at + 3], ARGV[at + 4], parent, body)
+      open_run(door, run, KEYS[key + 1], KEYS[key + 2], clock, id, ARGV[at + 3], ARGV[at + 4], parent, body)
     elseif not is_child_of_parent then
       redis.call('XADD', inbox, '*', 'kind', 'taken', 'run', id, 'body', body, 'header', parent)
     end

@@ -32,7 +32,7 @@ LONGEST = 1e9
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Durations are seconds; memory is counted in entries."""
+    """Durations are seconds."""
 
     redis: Annotated[str, Meta(description="URL of the Redis or Valkey server")] = USUAL
     namespace: Annotated[
@@ -55,6 +55,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cache: Annotated[
         int, Meta(description="maximum number of idle runs in a daemon's memory; others are replayed when needed", ge=1)
     ] = 4096
+    memory: Annotated[
+        int,
+        Meta(
+            description="MB of runs in a daemon's memory, about; above it idle ones are replayed when needed, and "
+            "starts wait",
+            ge=1,
+        ),
+    ] = 256
+    admission: Annotated[
+        int,
+        Meta(
+            description="runs that a daemon takes into one round of commits before it begins others, while several "
+            "tenants or workflows start runs: fewer make one's burst delay the others less, more make it go through "
+            "faster",
+            ge=1,
+        ),
+    ] = 16
     beat: Annotated[float, Meta(description="seconds between two heartbeats of a daemon", gt=0)] = 0.5
     dead_after: Annotated[
         float,

@@ -37,6 +37,11 @@ class InboxMessage(msgspec.Struct, frozen=True):
     body: bytes
     header: bytes = b""
 
+    @property
+    def waited(self) -> bool:
+        """A start that has waited for its turn, outside the inbox (`OwnedShard.next_waited`)."""
+        return self.id.startswith("0-")
+
 
 def stream_order(entry_id: str) -> tuple[int, int]:
     """By which the ids of a stream's entries are in order."""
@@ -286,6 +291,8 @@ class Heartbeat(msgspec.Struct, kw_only=True):
     """Runs in memory."""
     inbox: int = 0
     """Messages that it has read from the inboxes and not processed yet."""
+    starts: int = 0
+    """Starts that wait for their turn."""
     unfolded: int = 0
     """Log entries that the stored views don't cover yet."""
     folds: int = 0

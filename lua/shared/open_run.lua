@@ -1,14 +1,55 @@
--- open_run: write the first header of a new run, list it, and put its start into the inbox.
+-- open_run: write the first header of a new run, list it, and put its start where its owner finds it: into the inbox, or
+-- behind the starts that wait.
 -- The header's format is that of streamflow/model/record.py; the start message carries it, so that the owner does not
--- have to load the run.
-local function open_run(run, inbox, index, tenant_index, clock, id, workflow, tenant, parent, body)
+-- have to load the run. A start that waits has its input in the run's record, in the place of the state.
+--
+-- Starts wait when the inbox has many messages, when others wait, or when their input is large. Tenants (workflows, for
+-- runs without tenant) take turns: the turn of a start is one after the last of its tenant, or after the turn that the
+-- owner has reached (in `turns`, under ''), whichever is later. The first few of a tenant for which nothing waits join
+-- the inbox all the same, so that nobody's burst makes them wait.
+local STRAIGHT = 64 -- messages in the inbox, up to which starts join them
+local SHARE = 16 -- starts of a tenant that join a longer inbox, ahead of its turn
+local LARGE = 4096 -- bytes of an input that the inbox doesn't take
+
+-- How full the shard is. An error reply if a key is of another type.
+local function look_at_door(inbox, waiting, turns)
+  local waits = redis.pcall('ZCARD', waiting)
+  if type(waits) ~= 'number' then return redis.error_reply('WRONGTYPE ' .. waiting) end
+  if not holds(turns, 'zset') then return redis.error_reply('WRONGTYPE ' .. turns) end
+  return {inbox = inbox, waiting = waiting, turns = turns, waits = waits, length = redis.call('XLEN', inbox)}
+end
+
+-- The turn for which a start waits; nil if it joins the inbox.
+local function turn_of(door, workflow, tenant, body)
+  local is_large = #body > LARGE
+  if door.waits == 0 and door.length < STRAIGHT and not is_large then return nil end
+  local class = tenant == '' and 'w/' .. workflow or 't/' .. tenant
+  local reached = tonumber(redis.call('ZSCORE', door.turns, '') or 0)
+  local turn = math.max(reached, tonumber(redis.call('ZSCORE', door.turns, class) or 0)) + 1
+  redis.call('ZADD', door.turns, turn, class)
+  if turn <= reached + SHARE and not is_large then return nil end
+  return turn
+end
+
+local function open_run(door, run, index, tenant_index, clock, id, workflow, tenant, parent, body)
   local header = table.concat({
     'pending', '0', '-', string.format('%.0f', clock), '0',
     workflow, tenant == '' and '-' or tenant, parent == '' and '-' or parent,
   }, ' ')
-  redis.call('RPUSH', run, header, '')
+  local turn = turn_of(door, workflow, tenant, body)
+  redis.call('RPUSH', run, header, turn and body or '')
   redis.call('ZADD', index, clock, id)
   if tenant ~= '' then redis.call('ZADD', tenant_index, clock, id) end
-  redis.call('XADD', inbox, '*', 'kind', 'start', 'run', id, 'header', header, 'body', body)
+  if not turn then
+    redis.call('XADD', door.inbox, '*', 'kind', 'start', 'run', id, 'header', header, 'body', body)
+    door.length = door.length + 1
+    return header
+  end
+  if door.waits == 0 then -- the owner looks at those that wait until there are none
+    redis.call('XADD', door.inbox, '*', 'kind', 'waiting', 'run', '', 'body', '')
+    door.length = door.length + 1
+  end
+  redis.call('ZADD', door.waiting, turn, id)
+  door.waits = door.waits + 1
   return header
 end

@@ -89,6 +89,8 @@ async def read_history(client: Client, run_id: str) -> History:
     if not elements:
         raise not_found(run_id)
     header, state, *transitions = elements
+    if not transitions:
+        state = b""  # of a run that has not begun: its input
     return History(run_id=run_id, partition=namespace.partition, header=header, state=state, transitions=transitions)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from streamflow.daemon.shard import CODE, LiveRun, OwnedShard, RunWork, StepRecord, parked_by
+from streamflow.daemon.shard import CODE, RUN_BYTES, LiveRun, OwnedShard, RunWork, StepRecord, parked_by
 from streamflow.errors import UsageError
 from streamflow.events import NOTHING, MessageQuarantined, RunStarted, Transition, encode_transition
 from streamflow.machine.coroutines import close_abandoned
@@ -76,7 +76,7 @@ class _TooLarge(Exception):
 class Reduced:
     """A run that was reduced: what to apply when the commit has been accepted."""
 
-    __slots__ = ("effects", "header", "header_bytes", "live", "plan", "run_id", "transition")
+    __slots__ = ("effects", "header", "header_bytes", "live", "plan", "run_id", "size", "transition")
 
     def __init__(self, run_id: str, live: LiveRun, effects: Effects) -> None:
         self.run_id = run_id
@@ -86,6 +86,7 @@ class Reduced:
         self.header_bytes = live.header_bytes
         self.plan = live.plan
         self.transition: Transition | None = None
+        self.size = live.size
 
 
 class ShardBatch:
@@ -100,6 +101,10 @@ class ShardBatch:
         self.poisoned: list[tuple[InboxMessage, str]] = []
         self.child_conflicts: list[InboxMessage] = []
         """Messages of kind `taken`: the id of a child belongs to another run."""
+        self.hints: list[InboxMessage] = []
+        """Messages of kind `waiting`: starts wait on the server, which the reader has noted."""
+        self.admitted: set[str] = set()
+        """Runs that begin here after their starts have waited."""
         self.sent = 0
         self.collected = 0
         """Bytes of the inputs."""
@@ -138,6 +143,10 @@ class ShardBatch:
             message = shard.inbox.popleft()
             if message.kind == "taken":
                 self.child_conflicts.append(message)
+                continue
+            if message.kind == "waiting":
+                self.hints.append(message)
+                self.batch.acks.append(message.id)
                 continue
             run_work = work.get(message.run_id)
             if run_work is not None and self._has_enough(message.run_id, run_work):
@@ -208,12 +217,13 @@ class ShardBatch:
             aside.setdefault(run_id, RunWork()).inputs += shard.inputs.pop(run_id)
         kept: list[InboxMessage] = []
         for message in shard.inbox:
-            if shard.delivered is not None and message.kind != "taken":
+            is_for_run = message.kind not in ("taken", "waiting")
+            if shard.delivered is not None and is_for_run and not message.waited:
                 if stream_order(message.id) <= shard.delivered:
                     shard.careful.setdefault(message.run_id, set())
                 else:
                     shard.delivered = None
-            if message.run_id in shard.careful and message.kind != "taken":
+            if message.run_id in shard.careful and is_for_run:
                 self._add(aside, message)
             else:
                 kept.append(message)
@@ -242,7 +252,7 @@ class ShardBatch:
         shard = self.shard
         messages = [message for run_work in self.work.values() for message in run_work.messages]
         messages += [message for message, _ in self.poisoned]
-        messages += self.child_conflicts
+        messages += self.child_conflicts + self.hints
         seen: dict[str, InboxMessage] = {message.id: message for message in messages}
         shard.inbox.extendleft(sorted(seen.values(), key=lambda message: stream_order(message.id), reverse=True))
         for run_id, run_work in self.work.items():
@@ -317,6 +327,9 @@ class ShardBatch:
         own = {message.id for message in run_work.messages}
         quarantined = {message.id for message, _ in self.poisoned}
         self.batch.acks = [ack for ack in self.batch.acks if ack not in own]
+        if run_id in self.admitted:
+            self.admitted.discard(run_id)
+            self.batch.moves = [move for move in self.batch.moves if move[:2] != (run_id, shard.keys.waiting)]
         shard.inbox.extendleft(reversed([message for message in run_work.messages if message.id not in quarantined]))
         if run_work.inputs:
             shard.inputs[run_id] = run_work.inputs + shard.inputs.get(run_id, [])
@@ -370,6 +383,24 @@ class ShardBatch:
         self.batch.acks = [ack for ack in self.batch.acks if ack not in own]
         quarantined = {message.id for message, _ in self.poisoned}
         self.poisoned += [(message, reason[:500]) for message in run_work.messages if message.id not in quarantined]
+        if any(message.waited for message in run_work.messages):
+            self._admit(run_id)
+
+    def begin_waiting(self, run_id: str, record: list[bytes]) -> bool:
+        """Begin a run whose start waits on the server, because something has come for it. False: it doesn't wait."""
+        header, body = (*record, b"")[:2]
+        if not (header.startswith(NEW) and body):
+            return False
+        messages = self.work[run_id].messages
+        if not any(message.kind == "start" for message in messages):
+            messages.insert(0, InboxMessage(self.shard.next_waited(), "start", run_id, body, header))
+        return True
+
+    def _admit(self, run_id: str) -> None:
+        """The commit takes a start off those that wait."""
+        if run_id not in self.admitted:
+            self.admitted.add(run_id)
+            self.batch.moves.append((run_id, self.shard.keys.waiting, "", 0))
 
     def _inputs(self, run_id: str, run_work: RunWork, app: App, partition: Partition) -> list[Input]:
         """What the run gets. Messages before its start were for an earlier run of its id, or for none: they are checked
@@ -386,6 +417,10 @@ class ShardBatch:
                 input_ = decode_message(message, header)
             except (BadMessage, ValueError) as error:
                 reason = str(error)
+                if message.waited:
+                    self._admit(run_id)
+                    if header is None:  # something came for the run while its start waited, so it has begun
+                        continue
                 self.poisoned.append((message, reason))
                 if header is None:
                     continue
@@ -402,7 +437,9 @@ class ShardBatch:
                     self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
             if has_started:
                 inputs.append(input_)
-            if not reason:
+            if message.waited:
+                self._admit(run_id)
+            elif not reason:
                 self.batch.acks.append(message.id)
         if self.shard.oversize and run_id in self.shard.oversize:
             inputs = [Oversize(self.shard.oversize[run_id]), *inputs]
@@ -462,7 +499,9 @@ class ShardBatch:
                 status, version, batch.commit, old.created, ended, old.workflow, old.tenant, old.parent, attributes
             )
             done.header, done.header_bytes = header, header.encode()
-            if effects.fresh:
+            kept = RUN_BYTES if state or effects.fresh else max(RUN_BYTES, live.size)  # a reducer keeps its state only
+            done.size = kept + len(data) + len(state)
+            if effects.fresh or run_id in self.admitted:  # then the input is in the place of the state
                 state = FRESH + state
             batch.runs.append(RunWrite(run_id, live.header_bytes, done.header_bytes, state, data))
             if puts:
@@ -582,7 +621,16 @@ class ShardBatch:
     @property
     def is_empty(self) -> bool:
         batch = self.batch
-        return not (batch.runs or batch.acks or batch.plans or batch.sends or batch.sent or batch.poisons or batch.puts)
+        return not (
+            batch.runs
+            or batch.acks
+            or batch.plans
+            or batch.moves
+            or batch.sends
+            or batch.sent
+            or batch.poisons
+            or batch.puts
+        )
 
 
 def _too_large(run_id: str, size: int, writes: int) -> str:

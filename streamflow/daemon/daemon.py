@@ -15,6 +15,7 @@ import time
 
 import anyio
 
+from streamflow.daemon.admission import Admission
 from streamflow.daemon.clock import DaemonClock, start_clock
 from streamflow.daemon.context import Context
 from streamflow.daemon.deploy_check import DeployCheck
@@ -153,6 +154,7 @@ class Daemon:
             supervise = self.loops.run
             for name, loop in (
                 ("owner", owner.run),
+                ("admission", self.admission.run),
                 ("trials of steps", owner.suspects.run),
                 ("notes on suspects", owner.suspects.run_notes),
                 ("details of steps", self.records.run),
@@ -202,7 +204,8 @@ class Daemon:
         )
         self.owner = owner = Owner(context, self.executor, self.relay)
         connections = [InboxConnection(context.store, self.session, BLOCK_MS) for _ in range(LANES)]
-        self.reader = InboxReader(connections, owner.shards, owner.wake, owner.lost)
+        self.reader = InboxReader(connections, owner.shards, owner.starts, owner.wake, owner.lost)
+        self.admission = Admission(context, owner)
         self.rollup = Rollup(context, owner)
         self.retention = Retention(context, owner)
         self.records = StepRecords(context, owner, self.executor)
@@ -270,6 +273,7 @@ class Daemon:
             waiting=self.executor.waiting,
             live=owner.live,
             inbox=self.reader.buffered(),
+            starts=self.admission.waiting(),
             unfolded=self.rollup.unfolded,
             folds=self.rollup.folds,
             steps=self.executor.started,

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 import anyio
 
 from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.starts import Starts
 from streamflow.errors import StoreError
 from streamflow.loops import Supervisor, retry_forever
 from streamflow.store.blocking_reads import Entry, GroupGone, InboxConnection
@@ -42,23 +43,28 @@ HOT_BYTES = 256 * 1024
 ANSWER_BYTES = 4 * 1024 * 1024
 """After a larger answer, the next ones get fewer entries, until they are smaller."""
 HIGH_WATER = 10_000
-"""Messages in memory at which reading pauses until the owner has caught up."""
+HIGH_WATER_BYTES = 32 * 1024 * 1024
+"""Messages in memory, and their bytes, at which reading pauses until the owner has caught up."""
 
 
 class InboxReader:
-    """`shards` is the daemon's table of owned shards; `on_messages(shard)` is called when one has new messages;
-    `on_group_gone(shard)` when this daemon's consumer group no longer exists in its inbox. One lane for each
-    connection."""
+    """`shards` is the daemon's table of owned shards; `starts` takes the starts that have to wait; `on_messages(shard)`
+    is called when one has new messages; `on_group_gone(shard)` when this daemon's consumer group no longer exists in
+    its inbox. One lane for each connection."""
 
     def __init__(
         self,
         connections: Sequence[InboxConnection],
         shards: dict[int, OwnedShard],
+        starts: Starts,
         on_messages: Callable[[OwnedShard], None],
         on_group_gone: Callable[[OwnedShard], None],
     ) -> None:
+        self.starts = starts
         self._shards = shards
         self._caught_up = anyio.Event()
+        self._has_large = False
+        """The last answer had messages of which fewer than `HIGH_WATER` are too much."""
         self._lanes = [Lane(self, connection, on_messages, on_group_gone) for connection in connections]
 
     async def run(self, supervisor: Supervisor) -> None:
@@ -85,9 +91,21 @@ class InboxReader:
         """Messages in memory that no batch has collected yet."""
         return sum(len(shard.inbox) for shard in self._shards.values())
 
+    def note_size(self, count: int, size: int) -> None:
+        """An answer had so many messages with so many bytes."""
+        self._has_large = size * HIGH_WATER > count * HIGH_WATER_BYTES
+
+    def _is_above_limit(self) -> bool:
+        if self.buffered() > HIGH_WATER or len(self.starts.held) > 4 * HIGH_WATER:
+            return True
+        if not self._has_large:
+            return False
+        size = sum(len(message.body) for shard in self._shards.values() for message in shard.inbox)
+        return size > HIGH_WATER_BYTES
+
     async def wait_for_capacity(self) -> None:
-        """Wait until fewer messages than the limit are in memory."""
-        while self.buffered() > HIGH_WATER:
+        """Wait until fewer messages than the limit are in memory, and fewer bytes."""
+        while self._is_above_limit():
             if self._caught_up.is_set():  # otherwise another lane already waits for the same event
                 self._caught_up = anyio.Event()
             await self._caught_up.wait()
@@ -183,6 +201,7 @@ class Lane:
 
     def _buffer(self, streams: dict[str, OwnedShard], entries: list[Entry]) -> int:
         """Returns the bytes of the messages."""
+        starts = self._reader.starts
         size = 0
         for stream, entry_id, fields in entries:
             shard = streams[stream]
@@ -195,16 +214,17 @@ class Lane:
             fields = fields or {}
             body = fields.get(b"body", b"")
             size += len(body)
-            shard.inbox.append(
-                InboxMessage(
-                    entry_id,
-                    fields.get(b"kind", b"").decode(errors="replace"),
-                    fields.get(b"run", b"").decode(errors="replace"),
-                    body,
-                    fields.get(b"header", b""),
-                )
-            )
+            kind = fields.get(b"kind", b"").decode(errors="replace")
+            run_id = fields.get(b"run", b"").decode(errors="replace")
+            message = InboxMessage(entry_id, kind, run_id, body, fields.get(b"header", b""))
+            if kind == "waiting":
+                shard.waits = True
+                starts.look_for_more()
+            elif (kind == "start" or run_id in starts.held) and starts.offer(shard, message):
+                continue
+            shard.inbox.append(message)
             self._on_messages(shard)
+        self._reader.note_size(len(entries), size)
         return size
 
 

@@ -25,7 +25,8 @@ from msgspec import Raw
 from streamflow.daemon.batch import BYTES, SENT, UNKNOWN, Reduced, ShardBatch, parked_reason, reason_of
 from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
-from streamflow.daemon.shard import CODE, UNKNOWN_ATTEMPT, LiveRun, OwnedShard, StepRecord
+from streamflow.daemon.shard import CODE, RUN_BYTES, UNKNOWN_ATTEMPT, LiveRun, OwnedShard, StepRecord
+from streamflow.daemon.starts import Starts
 from streamflow.daemon.timers import Timers
 from streamflow.errors import Failure, StoreError
 from streamflow.events import Transition, decode_history
@@ -58,6 +59,8 @@ LEAST = 16 * 1024
 """Bytes of records that are read from a shard at once at least, however many shards are read."""
 LONGEST_TURN = 0.005
 """Seconds of replays after which the event loop gets its turn."""
+LEAST_WAITING = 64
+"""Steps may wait for free slots, this many or a quarter of the slots, before starts wait instead."""
 RETRY_BROKEN = 5.0
 """Seconds until a shard that the server refused is tried again."""
 
@@ -84,6 +87,7 @@ class Owner:
 
     def __init__(self, context: Context, executor: StepExecutor, relay: Relay) -> None:
         self.shards: dict[int, OwnedShard] = {}
+        self.starts = Starts(context.settings.admission)
         self.watch = RunNote()
         self.on_lost: Callable[[], None] = _ignore
         self.on_caught_up: Callable[[], None] = _ignore
@@ -94,6 +98,11 @@ class Owner:
         self._session = context.session
         self._namespace = context.namespace
         self._cache = context.settings.cache
+        self._memory = context.settings.memory * 1024 * 1024
+        self._waiting_steps = max(LEAST_WAITING, context.settings.concurrency // 4)
+        self._counted = 0.0
+        self._bytes = 0
+        """Of the records of live runs; more, because what leaves a batch isn't subtracted, until they are counted."""
         self._executor = executor
         self._relay = relay
         self.suspects = Suspects(executor, context.store, context.kernel, context.member)
@@ -135,6 +144,11 @@ class Owner:
         if shard.next_due is not None:
             self._shard_timers.set(shard.number, shard.next_due)
         self.wake(shard)
+        self.wake_up()
+        self.starts.look_for_more()
+
+    def wake_up(self) -> None:
+        """Let the loop look at what there is to do."""
         self._wake.set()
 
     def drop(self, shard: OwnedShard) -> None:
@@ -153,6 +167,7 @@ class Owner:
         with one_seal():
             for run_id, live in shard.live.items():
                 self._idle.pop(run_id, None)
+                self._bytes -= live.size
                 live.machine.close()
         shard.live.clear()
 
@@ -166,6 +181,16 @@ class Owner:
             batch.cancel()
         for shard in list(self.shards.values()):
             self.drop(shard)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether starts have to wait: many steps wait for a free slot, or the runs in memory are as large as they may
+        be."""
+        if self._executor.waiting >= self._waiting_steps:
+            return True
+        if self._bytes > self._memory:
+            self._count_bytes()
+        return self._bytes > self._memory
 
     @property
     def live(self) -> int:
@@ -192,11 +217,13 @@ class Owner:
         if self._shard_timers.next <= self._clock.now_ms():
             await self._read_due_runs()
         self._wake_due_in_flight()
-        if not self._ready:
+        if not self._ready and not self.starts.held:
             return []
         await self._slots.acquire()
         taken: list[OwnedShard] = []
         try:
+            if self.starts.used:
+                self._take_starts()
             batches = await self._take_careful_batch(taken) or self._take_batches(taken)
         except BaseException as error:
             self._slots.release()
@@ -208,6 +235,13 @@ class Owner:
         if not batches:
             self._slots.release()
         return batches
+
+    def _take_starts(self) -> None:
+        """Let the starts begin for which there is room in this round."""
+        load = sum(len(shard.inputs) + len(shard.inbox) for shard in self._ready.values())
+        for held in self.starts.take(load, is_full=self.is_full):
+            held.shard.inbox.extend(held.messages)
+            self.wake(held.shard)
 
     async def _take_careful_batch(self, taken: list[OwnedShard]) -> list[ShardBatch]:
         """Every other time: the next run that a former owner had in hand when its process ended, if there is one. It
@@ -314,8 +348,10 @@ class Owner:
     def look_at_clock(self) -> None:
         """The loop waits by the monotonic clock: wake it if that was too long, because the host was suspended or the
         daemon's clock moved. Called with every heartbeat."""
-        if min(self._shard_timers.next, self._run_timers.next) <= self._clock.now_ms():
+        if self.starts.held or min(self._shard_timers.next, self._run_timers.next) <= self._clock.now_ms():
             self._wake.set()
+        if self.starts.more:
+            self.starts.wanted.set()
 
     async def _read_due_runs(self) -> None:
         """Read which runs are due from the shards whose due time has come."""
@@ -346,7 +382,7 @@ class Owner:
         for shard, answer in zip(due, answers, strict=True):
             shard.next_due = None
             if isinstance(answer, StoreError):
-                self._stop_broken(shard, answer)
+                self.refused(shard, answer)
             elif answer.code is Reply.FENCED:
                 self.lost(shard)
             else:
@@ -527,6 +563,8 @@ class Owner:
             batch.work[run_id].loaded = True
             if isinstance(record, StoreError):
                 self._unreadable(batch, run_id, str(record))
+            elif record and batch.begin_waiting(run_id, record):
+                batch.work[run_id].loaded = False
             elif record:
                 try:
                     for _ in self._rehydrate(shard, run_id, record):
@@ -553,7 +591,9 @@ class Owner:
         if shard.dropped:  # meanwhile
             machine.close()
             return
-        shard.live[run_id] = LiveRun(machine, header, record[0], UNKNOWN)
+        live = shard.live[run_id] = LiveRun(machine, header, record[0], UNKNOWN)
+        live.size = RUN_BYTES + sum([len(element) for element in record])
+        self._bytes += live.size
         shard.workflows.add(header.workflow)
 
     def _machine(
@@ -659,7 +699,7 @@ class Owner:
             return
         if isinstance(answer, StoreError):
             batch.put_back()
-            self._stop_broken(shard, answer)
+            self.refused(shard, answer)
         elif answer.code is Reply.FENCED:
             self.lost(shard)
         elif answer.code is Reply.CONFLICT:
@@ -682,6 +722,9 @@ class Owner:
         shard = batch.shard
         shard.acknowledged(batch.batch.acks)
         shard.acknowledged(poison.message_id for poison in batch.batch.poisons)
+        if batch.admitted:
+            shard.admitted(batch.admitted)
+            self.starts.wanted.set()
         del shard.sent[: batch.sent]
         views = shard.views
         for done in batch.reduced:
@@ -706,7 +749,10 @@ class Owner:
             self.suspects.cancel(run_id, seq)
         if shard.suspect:
             shard.suspect.discard(run_id)
+        self._bytes += done.size - live.size
+        live.size = done.size
         if effects.ended:
+            self._bytes -= live.size
             shard.live.pop(run_id, None)
             shard.forget(run_id)
             self._idle.pop(run_id, None)
@@ -736,14 +782,29 @@ class Owner:
         self._idle.move_to_end(run_id)
 
     def _evict(self) -> None:
-        if len(self._idle) <= self._cache:
+        if len(self._idle) <= self._cache and self._bytes <= self._memory:
             return
         with one_seal():
             while len(self._idle) > self._cache:
-                run_id, shard = self._idle.popitem(last=False)
-                live = shard.live.pop(run_id, None)
-                if live is not None:
-                    live.machine.close()
+                self._evict_next()
+            if self._bytes > self._memory:
+                self._count_bytes()
+            while self._bytes > self._memory and self._idle:
+                self._evict_next()
+
+    def _evict_next(self) -> None:
+        run_id, shard = self._idle.popitem(last=False)
+        live = shard.live.pop(run_id, None)
+        if live is not None:
+            self._bytes -= live.size
+            live.machine.close()
+
+    def _count_bytes(self) -> None:
+        """Once a second at most: exactly how large the runs in memory are."""
+        now = time.monotonic()
+        if now - self._counted >= 1.0:
+            self._counted = now
+            self._bytes = sum(live.size for shard in self.shards.values() for live in shard.live.values())
 
     def lost(self, shard: OwnedShard) -> None:
         """Its token or its consumer group is gone: drop it, and let membership find out which daemon owns it."""
@@ -754,7 +815,7 @@ class Owner:
         self.drop(shard)
         self.on_lost()
 
-    def _stop_broken(self, shard: OwnedShard, error: StoreError) -> None:
+    def refused(self, shard: OwnedShard, error: StoreError) -> None:
         """The server refuses this shard's commits (a key of a wrong type, an ACL): log it, stop, and retry later."""
         _log.error(
             "shard %d is stopped for %g s, then retried, because the server refused a command: %s",

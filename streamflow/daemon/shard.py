@@ -17,14 +17,19 @@ from streamflow.store.keys import ShardKeys
 from streamflow.views.shard_views import ShardViews
 from streamflow.wire import InboxMessage
 
+RUN_BYTES = 3000
+"""What a run with one step takes in memory besides its record."""
+
 
 class LiveRun:
     """A run in memory: its machine, the header that the server has, and its entry on the agenda."""
 
-    __slots__ = ("header", "header_bytes", "machine", "plan", "timer")
+    __slots__ = ("header", "header_bytes", "machine", "plan", "size", "timer")
 
     def __init__(self, machine: RunMachine, header: Header, header_bytes: bytes, plan: int | None) -> None:
         self.machine = machine
+        self.size = 0
+        """Bytes, about, of what is in memory: of its record or a reducer's state, and what every run takes."""
         self.header = header
         self.header_bytes = header_bytes
         self.plan = plan
@@ -174,6 +179,15 @@ class OwnedShard:
         """Inputs of such runs, until it is their turn."""
         self.leaving = False
         """To be handed over at once: nothing of it is reduced any more."""
+        self.waits = True
+        """Starts may wait on the server (`admission.py`)."""
+        self.left = 0
+        """How many did when that was read last; those in memory included, until their commits."""
+        self.fetched: set[str] = set()
+        """The runs of those that were read, until their commits."""
+        self.reached: int | None = None
+        """The turn up to which the former owner had read them."""
+        self._waited = 0
         self.parked: dict[str, str] = {}
         """Runs whose code this daemon doesn't run any more, and why: run id -> reason."""
         self.workflows: set[str] = set()
@@ -211,6 +225,22 @@ class OwnedShard:
         self.killers.discard(run_id)
         self.suspect.discard(run_id)
         self.orphans.discard(run_id)
+
+    @property
+    def is_going(self) -> bool:
+        """Nothing new begins here: it was lost, or is to be handed over."""
+        return self.dropped or self.draining or self.leaving
+
+    def next_waited(self) -> str:
+        """The id of a message that was not in the inbox: the start of a run that has waited (`InboxMessage.waited`)."""
+        self._waited += 1
+        return f"0-{self._waited}"
+
+    def admitted(self, run_ids: Iterable[str]) -> None:
+        """Starts that have waited are committed: they wait no more on the server either."""
+        for run_id in run_ids:
+            self.left -= 1
+            self.fetched.discard(run_id)
 
     def next_commit(self, session: str) -> str:
         self._commits += 1

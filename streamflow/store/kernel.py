@@ -25,7 +25,7 @@ from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys, QueueKeys, ShardKeys
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the format of keys, records and scripts; a namespace of another version is refused."""
 WORKERS = "workers"
 """The consumer group of every queue partition; each worker process is a consumer."""
@@ -168,6 +168,16 @@ class DueRuns(msgspec.Struct):
     due: list[str]
 
 
+class NextStarts(msgspec.Struct):
+    """Reply of `next_starts`: OK or FENCED. `left`: how many starts wait, those of `runs` (run id, turn) included.
+    `reached`: the turn up to which they had been read before."""
+
+    code: Reply
+    left: int
+    reached: int
+    runs: list[tuple[str, int]]
+
+
 class Committed(msgspec.Struct):
     """Reply of `commit`: OK, DUP, CONFLICT or FENCED.
 
@@ -271,10 +281,11 @@ class Kernel:
     def start_runs(self, shard: int, starts: Sequence[Start], now: int | None = None) -> Call[list[bytes]]:
         """Create runs that don't exist yet, each with its first message; a run that exists stays as it is.
 
+        The message goes into the inbox, or waits for its turn when there is much.
         Returns for each run the header of the run that has the id, with a `+` before it if this call created it.
         """
         keys = self.keys.shard(shard)
-        names = [keys.owner, keys.inbox]
+        names = [keys.owner, keys.inbox, keys.waiting, keys.turns]
         args: list[Any] = [_time(now)]
         for start in starts:
             names += self._listing_keys(keys, start.run_id, Status.RUNNING, start.workflow, start.tenant)
@@ -336,7 +347,7 @@ class Kernel:
         Returns the last number that is accepted from the `source` shard.
         """
         keys = self.keys.shard(shard)
-        names = [keys.seen, keys.inbox, keys.owner]
+        names = [keys.seen, keys.inbox, keys.owner, keys.waiting, keys.turns]
         args: list[Any] = [f"shard:{source}", now]
         for delivery in deliveries:
             names += self._listing_keys(keys, delivery.run_id, Status.RUNNING, delivery.workflow, delivery.tenant)
@@ -413,6 +424,14 @@ class Kernel:
         """
         keys = self.keys.shard(shard)
         return Call("due_runs", [keys.owner, keys.agenda], [token, now, limit], _due_runs)
+
+    def next_starts(self, shard: int, token: str, limit: int) -> Call[NextStarts]:
+        """Return the runs whose starts wait, the next ones first (at most `limit`), and note which turn was reached.
+
+        Returns OK with how many wait, or FENCED. They wait until a commit has removed them from the key `waiting`.
+        """
+        keys = self.keys.shard(shard)
+        return Call("next_starts", [keys.owner, keys.waiting, keys.turns], [token, limit], _next_starts)
 
     def commit(self, shard: int, token: str, group: str, batch: Batch, now: int) -> Call[Committed]:
         """Store one batch of transitions of one shard, for many runs at once, all or nothing.
@@ -695,6 +714,13 @@ def _due_runs(reply: list[bytes]) -> DueRuns:
     # Scores come back as the text of a double; a due time is whole ms.
     upcoming = int(float(reply[1])) if reply[1] else None
     return DueRuns(Reply.OK, upcoming, [run_id.decode(errors="replace") for run_id in reply[2:]])
+
+
+def _next_starts(reply: list[Any]) -> NextStarts:
+    if reply[0] != b"OK":
+        return NextStarts(Reply(reply[0].decode()), 0, 0, [])
+    runs = [(run_id.decode(errors="replace"), int(float(turn))) for run_id, turn in _pairs(reply[3:])]
+    return NextStarts(Reply.OK, int(reply[1]), int(reply[2]), runs)
 
 
 def _committed(reply: list[bytes]) -> Committed:

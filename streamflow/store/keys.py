@@ -27,7 +27,9 @@ class ShardKeys:
         "run_prefix",
         "seen",
         "steps",
+        "turns",
         "views",
+        "waiting",
     )
 
     def __init__(self, namespace: str, number: int) -> None:
@@ -37,6 +39,11 @@ class ShardKeys:
         self.run_prefix = f"{prefix}run:"
         self.inbox = f"{prefix}inbox"
         """Stream: messages that are not reduced yet."""
+        self.waiting = f"{prefix}waiting"
+        """Sorted set by their turn of the ids of runs whose starts wait: their inputs are in their records."""
+        self.turns = f"{prefix}turns"
+        """Sorted set: `t/<tenant>` or `w/<workflow>` -> the turn of its last start; empty: the turn that the owner has
+        reached."""
         self.log = f"{prefix}log"
         """Stream: one entry per commit; its fields are run ids, its values transitions."""
         self.agenda = f"{prefix}agenda"
@@ -63,7 +70,7 @@ class ShardKeys:
         """Sharded pub/sub channel (not a key): outcomes of runs and answers to asks, as they are committed."""
 
     def run(self, run_id: str) -> str:
-        """List: header, state, transitions."""
+        """List: header, state (the input, while the start waits), transitions."""
         return self.run_prefix + run_id
 
     def index(self, status: str, workflow: str) -> str:

@@ -213,7 +213,7 @@ def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
     patterns = {
         rf"{shard}(inbox|log|outbox|poison)": "stream",
         rf"{shard}(owner|seen|views|steps|details)": "hash",
-        rf"{shard}agenda": "zset",
+        rf"{shard}(agenda|waiting|turns)": "zset",
         rf"{shard}run:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "list",
         rf"{shard}index:({'|'.join(LISTED)}):{name}": "zset",
         rf"{shard}index:tenant:{name}": "zset",

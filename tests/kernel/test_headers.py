@@ -222,6 +222,7 @@ VERBS: dict[str, Verb] = {
     ),
     "mark_suspects": Verb(lambda _: KERNEL.mark_suspects("<member>", "<seconds>", b"<body>")),
     "due_runs": Verb(lambda _: KERNEL.due_runs(0, "<token>", "<limit>", "<now>")),
+    "next_starts": Verb(lambda _: KERNEL.next_starts(0, "<token>", "<limit>")),
     "commit": Verb(
         commit,
         {name: (name,) for name in ("run", "ack", "plan", "send", "sent", "poison", "put")}

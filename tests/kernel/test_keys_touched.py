@@ -124,6 +124,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         notification=b"news",
     )
     yield "commit", shard.commit(batch)
+    yield "next_starts", kernel.next_starts(0, shard.token, 10)
     yield "due_runs", kernel.due_runs(0, shard.token, 10, NOW)
     yield "peek_runs", kernel.peek_runs(0, ["r1", "r2", "r9"])
     yield "read_runs", kernel.read_runs(0, [("r1", 0), ("r9", 0)], 1_000_000)

@@ -21,12 +21,12 @@ from streamflow.wire import Heartbeat, decode_heartbeat
 from tests.support.fakes import FakeClock
 
 ON_THE_SERVER = {
-    *("beat", "name", "started", "shards", "running", "waiting", "live", "inbox", "unfolded", "folds", "steps", "rss"),
-    *("cpu", "version", "draining", "broken", "hung", "failing", "clock", "ahead"),
+    *("beat", "name", "started", "shards", "running", "waiting", "live", "inbox", "starts", "unfolded", "folds"),
+    *("steps", "rss", "cpu", "version", "draining", "broken", "hung", "failing", "clock", "ahead"),
 }
 PRINTED = [
-    *("id", "name", "shards", "running", "waiting", "live", "inbox", "unfolded", "steps_per_s", "rss", "cpu_percent"),
-    *("beat_age", "draining", "version", "failing", "hung", "clock", "ahead"),
+    *("id", "name", "shards", "running", "waiting", "live", "inbox", "starts", "unfolded", "steps_per_s", "rss"),
+    *("cpu_percent", "beat_age", "draining", "version", "failing", "hung", "clock", "ahead"),
 ]
 
 
@@ -51,6 +51,7 @@ def test_the_daemon_fills_in_every_field(monkeypatch: pytest.MonkeyPatch) -> Non
     daemon.owner = SimpleNamespace(shards={3: SimpleNamespace(broken="WRONGTYPE")}, live=7)
     daemon.executor = SimpleNamespace(running=1, waiting=2, started=9, hung=3)
     daemon.reader = SimpleNamespace(buffered=lambda: 4)
+    daemon.admission = SimpleNamespace(waiting=lambda: 8)
     daemon.rollup = SimpleNamespace(unfolded=5, folds=6)
     daemon.membership = SimpleNamespace(draining=True)
     daemon._clock = FakeClock()

@@ -34,6 +34,7 @@ COLUMNS: tuple[tuple[Column, Callable[[DaemonRow], Text]], ...] = (
     (Column("running", drop_order=3), lambda daemon: count_cell(daemon.heartbeat.running)),
     (Column("waiting", drop_order=5), lambda daemon: count_cell(daemon.heartbeat.waiting)),
     (Column("inbox", drop_order=4), lambda daemon: _backlog_cell(daemon.heartbeat.inbox)),
+    (Column("starts", drop_order=6), lambda daemon: _backlog_cell(daemon.heartbeat.starts)),
     (Column("lag", drop_order=3), lambda daemon: _backlog_cell(daemon.heartbeat.unfolded)),
     (Column("cached", drop_order=9), lambda daemon: count_cell(daemon.heartbeat.live)),
     (Column("steps/s", drop_order=4), lambda daemon: _steps_cell(daemon.steps_per_s)),

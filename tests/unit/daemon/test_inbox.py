@@ -10,6 +10,7 @@ import pytest
 from streamflow.daemon import inbox
 from streamflow.daemon.inbox import InboxReader
 from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.starts import Starts
 from streamflow.errors import StoreUnavailable
 from streamflow.store.blocking_reads import Entry, GroupGone
 from tests.support.fakes import owned
@@ -51,9 +52,11 @@ class Bench:
         self.connection = FakeConnection()
         self.notified: list[int] = []
         self.gone: list[int] = []
+        self.starts = Starts(16)
         self.reader = InboxReader(
             [self.connection],  # type: ignore[list-item]
             self.shards,
+            self.starts,
             lambda shard: self.notified.append(shard.number),
             lambda shard: self.gone.append(shard.number),
         )
@@ -172,7 +175,7 @@ async def test_a_change_of_shards_interrupts_the_read_and_no_change_does_not() -
 async def test_shards_are_dealt_to_lanes_by_number() -> None:
     shards = {number: owned(number) for number in range(8)}
     connections = [FakeConnection() for _ in range(4)]
-    reader = InboxReader(connections, shards, lambda shard: None, lambda shard: None)  # type: ignore[arg-type]
+    reader = InboxReader(connections, shards, Starts(16), lambda _: None, lambda _: None)  # type: ignore[arg-type]
     await reader.shards_changed()
     for lane in reader._lanes:
         await lane.run_once()
@@ -222,6 +225,22 @@ async def test_a_hot_shard_is_read_in_larger_answers_until_it_has_cooled() -> No
     assert it.connection.counts[1:] == [usual, hot, hot, hot // 2, usual, usual]
 
 
+async def test_reading_pauses_while_too_many_bytes_wait_in_memory() -> None:
+    shard = owned(1)
+    it = Bench(shard)
+    await it.reader.shards_changed()
+    await it.lane.run_once()
+    fields = {b"kind": b"signal", b"run": b"r", b"body": b"x" * (inbox.HIGH_WATER_BYTES // 4)}
+    it.connection.answers.append([(shard.keys.inbox, f"1-{number}", fields) for number in range(5)])
+    await it.lane.run_once()
+    with anyio.move_on_after(0.05) as paused:
+        await it.lane.run_once()
+    assert paused.cancelled_caught
+    shard.inbox.clear()
+    it.reader.caught_up()
+    await it.lane.run_once()
+
+
 async def test_large_messages_are_read_in_smaller_answers_until_they_are_through() -> None:
     shard = owned(1)
     it = Bench(shard)
@@ -244,4 +263,5 @@ async def test_large_messages_are_read_in_smaller_answers_until_they_are_through
     ]
     for _ in range(6):
         await it.lane.run_once()
+        shard.inbox.clear()
     assert it.connection.counts[1:] == [usual, usual // 8, usual // 4, usual // 2, usual, usual]

@@ -1,0 +1,157 @@
+"""Starts that wait in memory: whose turn it is, and how many begin in a round of commits.
+
+Owns: the starts that were read and that no batch has collected yet. Must not: talk to the server, decode inputs,
+reduce. Called by: the inbox reader (offers what it has read), admission (holds what it has read), the owner (takes).
+
+What is under way comes first: a round of commits has the runs that have something to do, and as many starts as there is
+room for beside them. Tenants, and workflows for runs that have none, take turns. Rounds are short (`admission`) while
+starts of several tenants come, and otherwise as long as commits are cheapest.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+
+import anyio
+
+from streamflow.daemon.shard import OwnedShard
+from streamflow.wire import InboxMessage
+
+ALONE = 250
+"""Runs that a round has beside which starts still begin, if all that begin are of one tenant."""
+SEVERAL_SECONDS = 10.0
+"""Seconds for which rounds stay short after a start of another tenant."""
+LEAST_PART = 8
+"""Of so many starts that a round may have, it has one in any case, however many runs are under way."""
+TRICKLE = 1.0
+"""Seconds between two starts of a tenant while the daemon is full: each still gets on."""
+TRICKLED = 1000
+"""Tenants for which the last such start is remembered."""
+
+
+class HeldStart:
+    """A start that waits in memory, with the messages for its run that have come since."""
+
+    __slots__ = ("messages", "shard")
+
+    def __init__(self, shard: OwnedShard, message: InboxMessage) -> None:
+        self.shard = shard
+        self.messages = [message]
+
+
+class Starts:
+    """The starts in memory that wait for their turn. `several`: runs that a round of commits has while several tenants
+    start runs."""
+
+    def __init__(self, several: int) -> None:
+        self._several = several
+        self.limit = max(ALONE, several)
+        """Runs that this round has, if so many have something to do."""
+        self.room = self.limit
+        """How many may still begin in this round."""
+        self.held: dict[str, HeldStart] = {}
+        self.more = True
+        """Some may wait on the server."""
+        self.wanted = anyio.Event()
+        """Set when those could be read."""
+        self._turns: OrderedDict[bytes, deque[str]] = OrderedDict()
+        """Tenant or workflow -> ids of runs; the next one at the beginning."""
+        self._newest = b""
+        """Of which tenant a start has come last."""
+        self._several_until = 0.0
+        self._trickled: dict[bytes, float] = {}
+        """Tenant -> when its last start began while the daemon was full."""
+
+    @property
+    def used(self) -> bool:
+        """Whether a start has come since the last round, or waits."""
+        return self.room != self.limit or bool(self.held)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the next rounds could use more than there are."""
+        return len(self.held) < 4 * self.limit
+
+    def offer(self, shard: OwnedShard, message: InboxMessage) -> bool:
+        """Keep a message, if it is a start that has to wait, or is for a run whose start does. False: the caller passes
+        it on."""
+        if message.kind != "start" and message.run_id not in self.held:
+            return False
+        if self.held or self.room <= 0:
+            self.hold(shard, message)
+            return True
+        self.room -= 1
+        self._note(_class_of(message.header))
+        return False
+
+    def _note(self, name: bytes) -> None:
+        """A start of this tenant has come."""
+        if name != self._newest:
+            if self._newest:
+                self._several_until = time.monotonic() + SEVERAL_SECONDS
+            self._newest = name
+
+    def hold(self, shard: OwnedShard, message: InboxMessage) -> None:
+        """Let a start wait for its turn, or a message behind the start of its run."""
+        held = self.held.get(message.run_id)
+        if held is not None:
+            if held.shard is not shard:  # it was lost and acquired again, so all of it is read again
+                held.shard, held.messages = shard, []
+            held.messages.append(message)
+            return
+        name = _class_of(message.header)
+        self._note(name)
+        self.held[message.run_id] = HeldStart(shard, message)
+        self._turns.setdefault(name, deque()).append(message.run_id)
+
+    def look_for_more(self) -> None:
+        """Starts may wait on the server."""
+        self.more = True
+        self.wanted.set()
+
+    def take(self, load: int, *, is_full: bool) -> list[HeldStart]:
+        """Begin a round: the starts whose turn it is. `load`: runs under way that have something to do now."""
+        taken: list[HeldStart] = []
+        self.limit = self._several if time.monotonic() < self._several_until else max(ALONE, self._several)
+        if is_full:
+            self.room = 0
+            taken.extend(self._trickle())
+        else:
+            self.room = max(self.limit - load, self.limit // LEAST_PART, 1)
+            while self.room > 0 and self._turns:
+                name, waiting = self._turns.popitem(last=False)
+                held = self.held.pop(waiting.popleft())
+                if waiting:
+                    self._turns[name] = waiting
+                if not held.shard.is_going:
+                    self.room -= 1
+                    taken.append(held)
+        if self.more and not is_full and self.is_short:
+            self.wanted.set()
+        return taken
+
+    def _trickle(self) -> Iterator[HeldStart]:
+        now = time.monotonic()
+        if len(self._trickled) > TRICKLED:
+            self._trickled = {name: at for name, at in self._trickled.items() if now - at < TRICKLE}
+        for name in list(self._turns):
+            if now - self._trickled.get(name, -math.inf) < TRICKLE or len(self._trickled) > TRICKLED:
+                continue
+            self._trickled[name] = now
+            waiting = self._turns[name]
+            held = self.held.pop(waiting.popleft())
+            if not waiting:
+                del self._turns[name]
+            if not held.shard.is_going:
+                yield held
+
+
+def _class_of(header: bytes) -> bytes:
+    """Whose turn a start takes: its tenant's, or its workflow's if it has none. Headers: `model/record.py`."""
+    words = header.split(b" ", 7)
+    if len(words) < 8:
+        return b""
+    return b"w/" + words[5] if words[6] == b"-" else b"t/" + words[6]
