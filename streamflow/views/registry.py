@@ -14,9 +14,12 @@ view changes, give it a new name, so that old partials are not read as new ones.
 
 from __future__ import annotations
 
+import heapq
+import zlib
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -53,6 +56,8 @@ MAX_TEXT = 500
 """Characters of a text in such a row."""
 MAX_TENANTS = 500
 """Tenants that a rendered view lists, the largest first; the others are added up under `…`."""
+KEPT_TENANTS = 1000
+"""Tenants that are counted one by one: a partial is stored every second, so it must not grow with their number."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +104,23 @@ class Counts(msgspec.Struct, array_like=True):
         return self.running + self.stuck + self.completed + self.failed + self.cancelled
 
 
+@lru_cache(2 * KEPT_TENANTS)
+def _rank(tenant: str) -> str:
+    """The order in which tenants are kept: any order does that depends on nothing but the name. `-` is always kept."""
+    return "" if tenant == "-" else f"{zlib.crc32(tenant.encode()):08x}{tenant}"
+
+
 class Runs(msgspec.Struct, array_like=True):
+    """Of all tenants that it has seen, the `KEPT_TENANTS` of the lowest rank are counted one by one, exactly: since
+    ranks don't change, a tenant that was left out once is never among them again, however a log is split and merged.
+    Of the largest ones the same can't be said."""
+
     workflows: dict[str, Counts] = {}
     tenants: dict[str, Counts] = {}
+    others: Counts = msgspec.field(default_factory=Counts)
+    """All other tenants together."""
+    highest: str = ""
+    """The highest rank of those that are kept; empty while there is room for more."""
 
     def of(
         self, event: RunStarted | RunCompleted | events.RunFailed | events.RunCancelled | RunStuck | RunResumed
@@ -112,8 +131,24 @@ class Runs(msgspec.Struct, array_like=True):
         name = event.tenant or "-"
         tenant = self.tenants.get(name)
         if tenant is None:
-            tenant = self.tenants[name] = Counts()
+            tenant = self._other_tenant(name)
         return workflow, tenant
+
+    def _other_tenant(self, name: str) -> Counts:
+        if self.highest and _rank(name) > self.highest:
+            return self.others
+        counts = self.tenants[name] = Counts()
+        if len(self.tenants) >= KEPT_TENANTS:
+            self.keep_lowest()
+        return counts
+
+    def keep_lowest(self) -> None:
+        """Add tenants that are too many to the others."""
+        if len(self.tenants) < KEPT_TENANTS:
+            return
+        for name in heapq.nlargest(len(self.tenants) - KEPT_TENANTS, self.tenants, key=_rank):
+            self.others.add(self.tenants.pop(name))
+        self.highest = max(map(_rank, self.tenants))
 
 
 def _run_started(runs: Runs, run_id: str, at: int, event: RunStarted) -> None:
@@ -161,6 +196,8 @@ def _merge_counts(into: dict[str, Counts], other: dict[str, Counts]) -> None:
 def _merge_runs(into: Runs, other: Runs) -> None:
     _merge_counts(into.workflows, other.workflows)
     _merge_counts(into.tenants, other.tenants)
+    into.others.add(other.others)
+    into.keep_lowest()
 
 
 def _render_runs(runs: Runs, now_ms: int) -> JSON:
@@ -170,8 +207,9 @@ def _render_runs(runs: Runs, now_ms: int) -> JSON:
         total.add(counts)
     ranked = sorted(runs.tenants.items(), key=lambda item: (-item[1].total, item[0]))
     tenants = dict(ranked[:MAX_TENANTS])
-    if len(ranked) > MAX_TENANTS:
+    if runs.highest or len(ranked) > MAX_TENANTS:
         tenants["…"] = rest = Counts()
+        rest.add(runs.others)
         for _, counts in ranked[MAX_TENANTS:]:
             rest.add(counts)
     return {

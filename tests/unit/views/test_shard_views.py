@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -24,8 +25,9 @@ from streamflow.events import (
     StepScheduled,
     Transition,
 )
+from streamflow.views import registry
 from streamflow.views.histogram import Timings, bucket_of, middle_of
-from streamflow.views.registry import LATEST, MAX_TENANTS, MAX_TEXT
+from streamflow.views.registry import KEPT_TENANTS, LATEST, MAX_TENANTS, MAX_TEXT
 from streamflow.views.shard_views import VIEWS, ShardViews, merge_oldest
 
 NOW = 1_700_000_000_000
@@ -98,6 +100,44 @@ def test_merge_is_associative(a: Any, b: Any, c: Any) -> None:
     left = merged(merged(folded(*a), folded(*b)), folded(*c))
     right = merged(folded(*a), merged(folded(*b), folded(*c)))
     assert left.partials == right.partials
+
+
+many_tenants = st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=40)
+
+
+@given(many_tenants, st.data())
+@settings(deadline=None)
+def test_tenants_above_the_limit_are_exact_however_a_log_is_split(
+    runs: list[tuple[int, bool]], data: st.DataObject
+) -> None:
+    log = [
+        (
+            "run",
+            Transition(
+                NOW, [RunStarted("w", f"t{n}", NOTHING), *([RunCompleted("w", f"t{n}", 1, NOTHING)] if done else [])]
+            ),
+        )
+        for n, done in runs
+    ]
+    cut = data.draw(st.integers(0, len(log)))
+    with mock.patch.object(registry, "KEPT_TENANTS", 3):
+        whole = folded(*log).partials["runs"]
+        assert merged(folded(*log[:cut]), folded(*log[cut:])).partials["runs"] == whole
+        assert merged(folded(*log[cut:]), folded(*log[:cut])).partials["runs"] == whole
+    assert len(whole.tenants) <= 3
+    assert whole.others.total + sum(counts.total for counts in whole.tenants.values()) == len(runs)
+    for tenant, counts in whole.tenants.items():
+        assert counts.total == sum(f"t{n}" == tenant for n, _ in runs)
+
+
+def test_a_partial_stays_small_however_many_tenants_there_are() -> None:
+    views = of(
+        *(RunStarted("w", f"customer-{n}", NOTHING) for n in range(10 * KEPT_TENANTS)), RunStarted("w", "", NOTHING)
+    )
+    assert len(views.encode()) < 50 * KEPT_TENANTS
+    tenants = rendered(ShardViews.decode(views.encode()), "runs")["tenants"]
+    assert tenants["-"]["running"] == 1
+    assert sum(counts["running"] for counts in tenants.values()) == 10 * KEPT_TENANTS + 1
 
 
 @given(logs)
