@@ -6,8 +6,8 @@ that replays a history.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import cast
+from collections.abc import Callable, Generator
+from typing import ParamSpec, cast
 
 from streamflow.events import Transition
 from streamflow.machine.reducer import ReducerMachine
@@ -18,6 +18,8 @@ from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition
 from streamflow.workflow.app import App, Reducer
 from streamflow.workflow.awaitable import active
+
+P = ParamSpec("P")
 
 
 def new_machine(app: App, partition: Partition, run_id: str, workflow_name: str, reason: str = "") -> RunMachine:
@@ -37,28 +39,6 @@ def _machine_for(app: App, partition: Partition, run_id: str, workflow_name: str
     return machine
 
 
-def rehydrate(
-    app: App,
-    partition: Partition,
-    run_id: str,
-    header: Header,
-    state: bytes,
-    transitions: list[Transition],
-    reason: str = "",
-) -> RunMachine:
-    """The machine of a run with this record. A run that can't continue is parked, see `RunMachine.reason`.
-
-    With a `reason` it is parked for that, and none of its code is run. Without one, what its code raises that no run
-    can end with is raised here: call again with that as the reason.
-    """
-    pieces = rehydrating(app, partition, run_id, header, state, transitions, reason)
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as done:
-            return done.value
-
-
 def rehydrating(
     app: App,
     partition: Partition,
@@ -68,7 +48,12 @@ def rehydrating(
     transitions: list[Transition],
     reason: str = "",
 ) -> Generator[None, None, RunMachine]:
-    """As `rehydrate`, in pieces: a long history takes a second, and the caller has other things to do in between."""
+    """The machine of a run with this record, in pieces: a long history takes a second, and the caller has other things
+    to do in between. A run that can't continue is parked, see `RunMachine.reason`.
+
+    With a `reason` it is parked for that, and none of its code is run. Without one, what its code raises that no run
+    can end with is raised here: call again with that as the reason.
+    """
     machine = _machine_for(app, partition, run_id, header.workflow, is_reducer=bool(state))
     machine.reason = machine.reason or reason
     machine.tenant = header.tenant
@@ -84,6 +69,22 @@ def rehydrating(
         while sealed(machine.context, _replay_piece, machine, replay):
             yield
     return machine
+
+
+def _at_once(pieces: Callable[P, Generator[None, None, RunMachine]]) -> Callable[P, RunMachine]:
+    def whole(*args: P.args, **kwargs: P.kwargs) -> RunMachine:
+        generator = pieces(*args, **kwargs)
+        while True:
+            try:
+                next(generator)
+            except StopIteration as done:
+                return done.value
+
+    return whole
+
+
+rehydrate = _at_once(rehydrating)
+"""As `rehydrating`, for callers that have nothing else to do in between."""
 
 
 def _replay_piece(machine: RunMachine, replay: Generator[None]) -> bool:
