@@ -2,5 +2,5 @@
 
 from streamflow.cli import main
 
-if __name__ == "__main__":  # the processes of `process=True` steps load this module, too
+if __name__ == "__main__":  # `multiprocessing` loads this module in each process, too
     main()

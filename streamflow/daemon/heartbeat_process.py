@@ -13,10 +13,10 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+from streamflow.interpreter import python_command
 from streamflow.settings import Settings
 from streamflow.store import heartbeat_child
 from streamflow.store.kernel import Kernel
@@ -46,7 +46,7 @@ class HeartbeatProcess:
         settings = self._settings
         self._started = time.monotonic()
         self._process = process = subprocess.Popen(
-            [sys.executable, "-P", heartbeat_child.__file__],
+            python_command(heartbeat_child.__file__),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

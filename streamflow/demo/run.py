@@ -28,11 +28,12 @@ from streamflow.client.client import Client, Run, connect
 from streamflow.demo import report as demo_report
 from streamflow.demo.flows import Survey, executions, files_of, packages_in, parse_file, survey
 from streamflow.demo.report import Facts
-from streamflow.embedded.child import own_environ, python_command
+from streamflow.embedded.child import own_environ
 from streamflow.embedded.daemon_process import DaemonProcess
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import NamespaceMissing, RunNotFound, StoreError, StreamflowError, UsageError
 from streamflow.events import ENDINGS, AnyEvent, ChildStarted, RunCompleted, StepCompleted, StepScheduled, Transition
+from streamflow.interpreter import python_command
 from streamflow.model.record import decode_header
 from streamflow.screen.live import watch
 from streamflow.status.collector import StatusCollector

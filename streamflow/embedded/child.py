@@ -1,28 +1,23 @@
 """Starting children of streamflow: the one way to a new Python that imports the same streamflow.
 
-Owns: the command and environment of such a process, its log file, and that nothing secret is in its command line.
+Owns: the environment of such a process, its log file, and that nothing secret is in its command line.
 Must not: wait for it. Called by: the daemons of demo, bench and dev, the demo's count.
 
-A child is started in the directory of the user, where a file may have the name of any module: `-P` keeps that directory
-out of its search path. Its app is found all the same, by `--app`.
+`python_command` keeps the directory in which a child is started out of its search path. Its app is found all the same,
+by `--app`.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import streamflow
-
-
-def python_command(*words: str) -> list[str]:
-    """The command that runs this Python with these arguments, as `-m streamflow …`."""
-    return [sys.executable, "-P", *words]
+from streamflow.interpreter import python_command
 
 
 def own_environ(settings: Mapping[str, object] | None = None) -> dict[str, str]:

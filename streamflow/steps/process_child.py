@@ -33,9 +33,11 @@ def main() -> None:
     _leave_signals_to_the_parent()
     _die_with_the_parent(connection, int(sys.argv[2]))
     try:
-        sys.path[:], main_file = json.loads(_receive(connection))
-
+        paths, main_file = json.loads(_receive(connection))
+        # A daemon's path begins with the directory of its app, which it has added after its own imports: so does this.
+        sys.path += [path for path in paths if path not in sys.path]
         processes = importlib.import_module("streamflow.steps.processes")
+        sys.path[:] = paths
         _send(connection, processes.load_main(main_file))
         while True:
             call = _receive(connection)

@@ -34,6 +34,7 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.errors import Failure, UsageError
+from streamflow.interpreter import python_command
 from streamflow.machine.open_work import WORKER_LOST
 from streamflow.model.failures import failure_of, kinds_of
 from streamflow.steps import process_child
@@ -98,7 +99,7 @@ class _Process:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, process_child.FOR_THE_PARENT)
             try:
                 self._popen = subprocess.Popen(
-                    [sys.executable, "-P", process_child.__file__, str(theirs.fileno()), str(os.getpid())],
+                    python_command(process_child.__file__, str(theirs.fileno()), str(os.getpid())),
                     stdin=subprocess.DEVNULL,
                     stdout=_log_output(),
                     stderr=_log_output(),
@@ -113,8 +114,7 @@ class _Process:
         Raises `_Died`."""
         self._socket.setblocking(False)
         self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
-        main_file = getattr(sys.modules.get("__main__"), "__file__", None) or ""
-        answer = await self.ask(json.dumps([sys.path, main_file]).encode())
+        answer = await self.ask(json.dumps([sys.path, _main_file()]).encode())
         return _failure_decoder.decode(answer) if answer else None
 
     async def ask(self, body: bytes) -> bytes:
@@ -186,6 +186,14 @@ class _Process:
             except ValueError:
                 return f"ended by signal {-code}"
         return f"exit status {code}"
+
+
+def _main_file() -> str:
+    """The file of the main module, if that may be a user's. Ours has nothing that a step needs, and would import the
+    whole command line in each process, where the directory of the app stands first in the path."""
+    main = sys.modules.get("__main__")
+    is_ours = getattr(getattr(main, "main", None), "__module__", "") == "streamflow.cli"
+    return "" if is_ours else getattr(main, "__file__", None) or ""
 
 
 def _log_output() -> int:

@@ -165,7 +165,7 @@ def test_no_module_of_the_directory_shadows_ours_in_a_child(
     embedded_server: EmbeddedServer, environ: dict[str, str], namespace: str, tmp_path: Path
 ) -> None:
     """As `dev` and `demo` start daemons: with a file for each module that one could import."""
-    (tmp_path / "flows.py").write_text(FLOWS.replace("(process=True)", ""))
+    (tmp_path / "flows.py").write_text(FLOWS)
     for name in SHADOWS.split():
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} of the directory was imported')")
     code = (
