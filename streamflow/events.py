@@ -323,7 +323,9 @@ class RunContinued(HistoryEvent, tag="continued", frozen=True, gc=False):
     - `generation`: how often the run has continued as new, this one included;
     - `carried`: signals and questions that were received and not taken yet;
     - `children`: `(seq, workflow, run id)` of the children with `on_parent_end="wait"`;
-    - `created`: as in the `RunStarted` of the first generation.
+    - `created`: as in the `RunStarted` of the first generation;
+    - `dropped`: how many signals and questions were not carried over, by name: those that the generation before never
+      waited for are bounded in number and bytes.
     """
 
     workflow: str
@@ -336,6 +338,7 @@ class RunContinued(HistoryEvent, tag="continued", frozen=True, gc=False):
     carried: list[SignalReceived | AskReceived]
     children: list[tuple[int, str, str]] = []
     created: int = 0
+    dropped: dict[str, int] = {}
 
 
 class MessageQuarantined(HistoryEvent, tag="quarantined", frozen=True, gc=False):

@@ -11,6 +11,7 @@ continue, the next fact is taken. So the order of decisions follows from the ord
 from __future__ import annotations
 
 import atexit
+import heapq
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator
@@ -63,6 +64,11 @@ T = TypeVar("T")
 
 DISCARDS = 100
 """How often a coroutine that awaits in `finally` blocks gets the exception that ends it."""
+
+UNTAKEN_BYTES = 3 * 1024 * 1024
+"""Of the messages that a generation has never waited for, so many bytes are carried over to the next one..."""
+UNTAKEN_OVERHEAD = 100
+"""...where each counts this much more than its value."""
 
 GENERATIONS_AT_ONCE = 1000
 """How often a run may continue as new within one transition: more is considered an endless loop."""
@@ -137,6 +143,7 @@ class CoroutineMachine(RunMachine):
         "_limited",
         "_patches",
         "_root",
+        "_waited",
         "_waits",
     )
 
@@ -150,6 +157,8 @@ class CoroutineMachine(RunMachine):
         self._waits: dict[str, list[SignalWait]] | None = None
         self._buffered: dict[str, deque[SignalReceived | AskReceived]] | None = None
         """Messages that no code has waited for yet, by `message_key`."""
+        self._waited: set[str] | None = None
+        """The keys of all messages that the code has waited for in this generation."""
         self._asked: dict[str, str] | None = None
         """Questions that the code has received and not answered yet: id -> name."""
         self._patches: dict[str, bool] | None = None
@@ -394,6 +403,9 @@ class CoroutineMachine(RunMachine):
 
     def take_message(self, wait: SignalWait) -> bool:
         key = wait.key
+        if self._waited is None:
+            self._waited = set()
+        self._waited.add(key)
         queue = self._buffered.get(key) if self._buffered else None
         while queue:
             event = queue.popleft()
@@ -426,6 +438,32 @@ class CoroutineMachine(RunMachine):
             waits.remove(wait)
             if not waits:
                 del self._waits[key]
+
+    def _drop_untaken(self) -> dict[str, int]:
+        """Drop messages that no code has waited for in this generation, if they are so many that they would be carried
+        on forever: of the name that takes most bytes the oldest. Returns how many, by name."""
+        queues = {key: queue for key, queue in (self._buffered or {}).items() if key not in (self._waited or ())}
+        largest = [(-sum(map(_weight, queue)), key) for key, queue in queues.items()]
+        excess = -sum(size for size, _ in largest) - UNTAKEN_BYTES
+        dropped: dict[str, int] = {}
+        heapq.heapify(largest)
+        while excess > 0:
+            size, key = largest[0]
+            message = queues[key].popleft()
+            weight = _weight(message)
+            excess -= weight
+            heapq.heapreplace(largest, (size + weight, key))
+            dropped[message.name] = dropped.get(message.name, 0) + 1
+            if isinstance(message, AskReceived):
+                text = f"run {self.run_id} has continued as new without waiting for {message.name}"
+                self.answer(AskAnswered(message.id, message.name, failure=Failure("ContinuedAsNew", text)))
+        if dropped:
+            counts = ", ".join(f"{count:,} x {name}" for name, count in sorted(dropped.items()))
+            self.effects.warnings.append(
+                f"it continues as new, and its oldest signals and questions that it has never waited for in this "
+                f"generation are dropped, since they take more than {UNTAKEN_BYTES >> 20} MB: {counts}"
+            )
+        return dropped
 
     # --- cancelling, limits, continuing as new ------------------------------------------------------------------------
 
@@ -494,6 +532,7 @@ class CoroutineMachine(RunMachine):
         refusal = Failure("ContinuedAsNew", f"run {self.run_id} continued as new before it answered")
         for ask_id, name in list((self._asked or {}).items()):
             self.answer(AskAnswered(ask_id, name, failure=refusal))
+        dropped = self._drop_untaken()
         carried = [event for queue in (self._buffered or {}).values() for event in queue]
         awaited_children = [call for call in self.children.values() if call.on_parent_end == "wait"]
         event = self.decide(
@@ -508,6 +547,7 @@ class CoroutineMachine(RunMachine):
                 carried,
                 [(call.seq, call.target.name, call.run_id) for call in awaited_children],
                 self.created,
+                dropped,
             )
         )
         self._let_go("wait")
@@ -522,7 +562,7 @@ class CoroutineMachine(RunMachine):
         self.version = event.version
         self.generation = event.generation
         self.created = event.created
-        self._rng = self._patches = self._cancelling = None
+        self._rng = self._patches = self._cancelling = self._waited = None
         self.attributes = None  # a replay of this generation doesn't see the previous ones; the header has them all
         self._limited = False
         for message in event.carried:
@@ -530,6 +570,10 @@ class CoroutineMachine(RunMachine):
         for seq, name, run_id in event.children:
             self.children[seq] = self.open_child(seq, name, run_id, "wait")
         self._start_code(event.input)
+
+
+def _weight(message: SignalReceived | AskReceived) -> int:
+    return len(message.value) + UNTAKEN_OVERHEAD
 
 
 class _Closing:

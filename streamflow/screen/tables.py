@@ -174,7 +174,7 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
         case RunResumed():
             return [(event.workflow, "bold")]
         case RunContinued():
-            generation = [(f"generation {event.generation + 1}", ""), *_carried(len(event.carried))]
+            generation = [(f"generation {event.generation + 1}", ""), *_carried(event)]
             return [(event.workflow, "bold"), *generation, (preview(event.input, PREVIEW), MUTED)]
         case CancelRequested():
             return [*([("terminate", "bold")] if event.terminate else []), (event.reason, MUTED)]
@@ -223,8 +223,12 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             return [(f"message {event.message}", "bold"), (event.reason, WARN)]
 
 
-def _carried(count: int) -> list[tuple[str, str]]:
-    return [(f"{plural(count, 'message')} carried over", MUTED)] if count else []
+def _carried(event: RunContinued) -> list[tuple[str, str]]:
+    carried, dropped = len(event.carried), sum(event.dropped.values())
+    return [
+        *([(f"{plural(carried, 'message')} carried over", MUTED)] if carried else []),
+        *([(f"{plural(dropped, 'message')} dropped that it had never waited for", WARN)] if dropped else []),
+    ]
 
 
 def _failure_text(failure: Failure) -> str:

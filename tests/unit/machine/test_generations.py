@@ -60,6 +60,45 @@ def test_signals_that_nobody_took_are_carried_over(crash: bool) -> None:
     assert result_of(run.last) == 1 + 2 + 3 + 4 + 5 + 6
 
 
+def test_messages_that_no_generation_waits_for_do_not_grow_without_end(
+    crash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the name that takes most are dropped, the oldest first; what the code waits for is not."""
+    monkeypatch.setattr(driving, "UNTAKEN_BYTES", 10 * (driving.UNTAKEN_OVERHEAD + 3))
+    run = Run(counter_app(), "counter", 0, 1, crash=crash)
+    warnings: list[str] = []
+    for n in range(1, 30):
+        numbers = [signal("number", 1000 + n) for _ in range(3)]
+        run.advance(*numbers, signal("rare", 2000), signal("add", 1) if n < 29 else signal("number", 1000))
+        warnings += run.last.warnings
+        begun = run.history[-1] if n < 29 else run.history[0]
+        assert isinstance(begun, RunContinued) or n == 29
+    begun = next(event for event in reversed(run.history) if isinstance(event, RunContinued))
+    assert len(begun.carried) == 10
+    assert sum(message.name == "rare" for message in begun.carried) == 5
+    assert [plain(message.value) for message in begun.carried if message.name == "number"] == [1027] * 2 + [1028] * 3
+    assert begun.dropped == {"number": 3, "rare": 1}
+    assert "3 x number, 1 x rare" in warnings[-1]
+    adds = [signal("add", 1) for _ in range(50)]
+    run.advance(*adds, signal("add", 0))
+    assert result_of(run.last) == 28 + 50, "what it waits for is carried over, however much it is"
+
+
+def test_a_question_that_is_not_carried_over_is_refused(crash: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driving, "UNTAKEN_BYTES", 2 * (driving.UNTAKEN_OVERHEAD + 1))
+    run = Run(counter_app(), "counter", 0, 1, crash=crash)
+    run.advance(*(ask("why", n, n) for n in range(3)), signal("add", 1))
+    [refused] = run.last.answers
+    assert refused.id == f"{0:032x}"
+    assert refused.failure is not None
+    assert refused.failure.kind == "ContinuedAsNew"
+    assert "without waiting for why" in refused.failure.message
+    begun = run.history[-1]
+    assert isinstance(begun, RunContinued)
+    assert begun.dropped == {"why": 1}
+    assert [message.id for message in begun.carried if isinstance(message, AskReceived)] == [f"{1:032x}", f"{2:032x}"]
+
+
 def test_a_new_generation_uses_new_numbers(crash: bool) -> None:
     """So a late outcome of the one before matches no step."""
     app = make_app()

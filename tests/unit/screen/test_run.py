@@ -203,6 +203,9 @@ def test_a_continued_run_shows_its_new_input_and_what_it_carries_over() -> None:
     assert "1 message carried over" not in format_log_line(NOW, "run-1", begun).plain
     assert "2 messages carried over" in format_log_line(NOW, "run-1", begun).plain
     assert event_json(NOW, "run-1", begun)["carried"][0] == {"event": "signal", "name": "go", "value": 7}
+    less = msgspec.structs.replace(begun, dropped={"go": 2, "may I": 1})
+    assert "3 messages dropped that it had never waited for" in format_log_line(NOW, "run-1", less).plain
+    assert event_json(NOW, "run-1", less)["dropped"] == {"go": 2, "may I": 1}
 
 
 def test_attributes_and_published_values_are_shown() -> None:
