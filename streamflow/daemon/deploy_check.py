@@ -48,7 +48,9 @@ _log = logging.getLogger("streamflow.deploy")
 DUTY = 0.1
 """The part of the time that replays may take."""
 PORTION = 16
-"""Runs that are read in one pipeline."""
+"""Runs that are read and replayed between two pauses..."""
+BYTES = 1024 * 1024
+"""...of which about so many bytes are read at once, and are in memory unless a single record is larger."""
 LONGEST_TURN = 0.005
 """Seconds of a replay after which it pauses."""
 PAUSE = 0.002
@@ -148,20 +150,37 @@ class DeployCheck:
             self._owner.wake(shard)
             await anyio.sleep(CAREFUL_PAUSE)
             return 0
-        records = await self._store.send([Call.plain("LRANGE", shard.keys.run(run_id), 0, -1) for run_id in unseen])
         misfits = 0
         self._busy = 0.0
-        for run_id, record in zip(unseen, records, strict=True):
-            # One that can't be read is the owner's, when something comes for it.
-            if isinstance(record, StoreError) or not record or run_id in shard.live or self._is_over(shard):
-                continue
-            if not await self._fits(shard, run_id, record) and run_id not in shard.live and not self._is_over(shard):
-                misfits += 1
-                shard.add_input(run_id, Due())
-                self._owner.wake(shard)
-            await asyncio.sleep(0)
+        record: list[bytes] = []
+        """Of the first run that is left, as far as it is read."""
+        while unseen and not self._is_over(shard):
+            runs = [(run_id, 0 if number else len(record)) for number, run_id in enumerate(unseen)]
+            for answer in await self._store.one(self._kernel.read_runs(shard.number, runs, BYTES)):
+                run_id = unseen[0]
+                if isinstance(answer, StoreError) or run_id in shard.live:
+                    record = []  # one that can't be read is the owner's, when something comes for it
+                else:
+                    following, elements = answer
+                    record += elements
+                    if following is not None:
+                        break  # the rest of it, and those behind it, come with the next answer
+                    if record and not await self._fits_or_is_live(shard, run_id, record):
+                        misfits += 1
+                    record = []
+                del unseen[0]
         await anyio.sleep(max(PAUSE, self._busy / DUTY))
         return misfits
+
+    async def _fits_or_is_live(self, shard: OwnedShard, run_id: str, record: list[bytes]) -> bool:
+        """A run that doesn't fit is handed to the owner."""
+        fits = await self._fits(shard, run_id, record)
+        await asyncio.sleep(0)
+        if fits or run_id in shard.live or self._is_over(shard):
+            return True
+        shard.add_input(run_id, Due())
+        self._owner.wake(shard)
+        return False
 
     async def _fits(self, shard: OwnedShard, run_id: str, record: list[bytes]) -> bool:
         try:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import streamflow as sf
+from streamflow.daemon import deploy_check
 from streamflow.daemon.batch import BYTES, LARGEST, WRITES
 from streamflow.store.connection import Call, Store
-from tests.support.waiting import reduced
+from tests.support.waiting import reduced, status_of
 from tests.system.conftest import Serve
 
 pytestmark = pytest.mark.anyio
@@ -45,6 +46,11 @@ async def collecting(size: int) -> int:
     parts = [await blob(size) for _ in range(5)]
     await sf.signal("go", int)
     return sum(len(part) for part in parts)
+
+
+@app.workflow
+async def waiting(n: int) -> int:
+    return await sf.signal("go", int)
 
 
 @app.workflow
@@ -125,6 +131,32 @@ async def test_records_of_many_runs_are_read_in_portions(serve: Serve, traffic: 
         assert [await run.result(60) for run in large] == [5 * size] * runs
     assert traffic.replies["read_runs"] < BYTES + size + 1000
     assert traffic.pipelines["commit"] < 3 * BYTES
+
+
+async def test_the_check_after_a_deploy_reads_in_portions(serve: Serve, traffic: Traffic) -> None:
+    """Runs that fit, runs that don't, and one whose record is larger than a portion."""
+    size = 50_000
+    async with serve(app, shards=1) as (client, _):
+        runs = [*await client.start_many(collecting, [(size,)] * 30), await client.start(collecting, 1_000_000)]
+        gone = await client.start_many(waiting, [(n,) for n in range(3)])
+        for run in runs:
+            while (await run.describe()).version < 6:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        for run in gone:
+            await reduced(client, run.id)
+    traffic.replies.clear()
+    later = sf.App()
+    later.steps["blob"], later.workflows["collecting"] = blob, collecting
+    async with serve(later, shards=1) as (client, daemon):
+        for run in gone:
+            await status_of(run, sf.Status.STUCK)
+        shard = daemon.owner.shards[0]
+        code = Call.plain("HGET", shard.keys.owner, "code")
+        while await client.store.one(code) != daemon.deploy_check.fingerprint.encode():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert {(await run.describe()).status for run in runs} == {sf.Status.RUNNING}
+    assert traffic.replies["read_runs"] < deploy_check.BYTES + 1_000_000 + 1000
+    assert traffic.replies.get("LRANGE", 0) < size, "only that of who asks why a run is stuck"
 
 
 async def test_a_fan_out_that_no_commit_takes_fails_alone(serve: Serve, traffic: Traffic) -> None:
