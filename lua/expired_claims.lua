@@ -4,36 +4,47 @@
 -- Nothing is given to another worker here: the caller reports to the run that the attempt is over, and the run decides
 -- about another one. So a reply that is lost, or two callers at once, do no harm. Entries that were superseded are
 -- deleted; consumers that were idle for `quiet` ms and have nothing pending are removed.
+-- About a megabyte of entries is looked at in one call. `after` is the `last` of the call before: '' for the first.
 --
 -- KEYS   stream, steps, details
--- ARGV   group, idle (ms), quiet (ms), limit
--- RETURNS for each expired entry: entry consumer id created seq attempt details / WRONGTYPE key
+-- ARGV   group, idle (ms), quiet (ms), limit, after
+-- RETURNS last (the entry behind which more are, '' if there are none)
+--         then for each expired entry: entry consumer id created seq attempt details / WRONGTYPE key
 -- @include shared/holds
 -- @include shared/current_entry
 local stream, steps, details = KEYS[1], KEYS[2], KEYS[3]
-local group, idle, quiet, limit = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local group, idle, quiet, limit, after = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local BYTES = 1024 * 1024
 
 if not holds(stream, 'stream') then return redis.error_reply('WRONGTYPE ' .. stream) end
 if not holds(steps, 'hash') then return redis.error_reply('WRONGTYPE ' .. steps) end
 if not holds(details, 'hash') then return redis.error_reply('WRONGTYPE ' .. details) end
-local pending = redis.pcall('XPENDING', stream, group, 'IDLE', idle, '-', '+', limit)
-if pending.err then return {} end
+local pending = redis.pcall('XPENDING', stream, group, 'IDLE', idle, after == '' and '-' or '(' .. after, '+', limit)
+if pending.err then return {''} end
 
-local reply = {}
-for _, claim in ipairs(pending) do
+local reply, bytes = {''}, 0
+for n, claim in ipairs(pending) do
   local entry, consumer = claim[1], claim[2]
   local fields = {}
   local found = redis.call('XRANGE', stream, entry, entry)[1]
-  for i = 1, found and #found[2] or 0, 2 do fields[found[2][i]] = found[2][i + 1] end
+  for i = 1, found and #found[2] or 0, 2 do
+    fields[found[2][i]] = found[2][i + 1]
+    bytes = bytes + #found[2][i + 1]
+  end
   local current = found and current_entry(steps, (fields.run or '') .. '/' .. (fields.seq or ''))
   if current == entry then
     local reported = redis.call('HGET', details, entry) or fields.details or ''
     local created = fields.created or '0'
+    bytes = bytes + #reported
     for _, value in ipairs({entry, consumer, fields.run, created, fields.seq, fields.attempt, reported}) do
       reply[#reply + 1] = value
     end
   else
     drop_entry(stream, details, group, entry)
+  end
+  if n == limit or bytes >= BYTES then
+    reply[1] = entry
+    break
   end
 end
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import anyio
 import msgspec
@@ -34,12 +36,16 @@ from streamflow.store.connection import Call
 from streamflow.store.kernel import LentStep, Reply
 from streamflow.wire import encode_outcome, encode_returned
 
+T = TypeVar("T")
+
 _log = logging.getLogger("streamflow.steps")
 
 EVERY = 1.0
 """Seconds between two looks at what steps have reported, and whether lent ones are still needed."""
 REPORTS = 200
 """Outcomes in one pipeline."""
+BYTES = 1024 * 1024
+"""Details of steps in one call, about."""
 RETRY_PAUSE = 1.0
 """Seconds until outcomes that a shard refused are reported again."""
 
@@ -203,37 +209,39 @@ class StepRecords:
                 new.setdefault(shard.number, []).append((f"{running.run_id}/{job.seq}", stored_as))
                 shard.record_of(running.run_id, job.created, job.seq, job.attempt).details = details
         self._stored = stored
-        shards = [shard for shard in (self._owner.shards.get(number) for number in new) if shard is not None]
-        calls = [self._kernel.store_details(shard.number, shard.token, new[shard.number]) for shard in shards]
+        portions = [
+            (shard, portion)
+            for shard in (self._owner.shards.get(number) for number in new)
+            if shard is not None
+            for portion in _portions(new[shard.number], lambda stored: len(stored[1]))
+        ]
+        calls = [self._kernel.store_details(shard.number, shard.token, portion) for shard, portion in portions]
         if not calls:
             return
-        for shard, answer in zip(shards, await self._store.send(calls), strict=True):
+        for (shard, _), answer in zip(portions, await self._store.send(calls), strict=True):
             if answer is Reply.FENCED:
                 self._owner.lost(shard)
             elif isinstance(answer, StoreError):
                 _log.error("details of steps of shard %d could not be stored: %s", shard.number, answer)
 
     async def _extend(self) -> None:
-        by_shard: dict[int, list[_Lent]] = {}
+        by_shard: dict[int, list[tuple[_Lent, LentStep]]] = {}
         for lent in self.lends.values():
             if lent.report is None:
-                by_shard.setdefault(lent.shard, []).append(lent)
+                asked = LentStep(lent.step, self._member, lent.created, lent.attempt, self._new_details(lent))
+                by_shard.setdefault(lent.shard, []).append((lent, asked))
+        portions = [
+            portion for steps in by_shard.values() for portion in _portions(steps, lambda step: len(step[1].details))
+        ]
         calls = [
-            self._kernel.extend_steps(
-                shard,
-                [
-                    LentStep(lent.step, self._member, lent.created, lent.attempt, self._new_details(lent))
-                    for lent in attempts
-                ],
-            )
-            for shard, attempts in by_shard.items()
+            self._kernel.extend_steps(portion[0][0].shard, [asked for _, asked in portion]) for portion in portions
         ]
         answers = await self._store.send(calls) if calls else []
-        for attempts, answer in zip(by_shard.values(), answers, strict=True):
+        for portion, answer in zip(portions, answers, strict=True):
             if isinstance(answer, StoreError):
-                _log.error("shard %d could not be asked about its steps, will retry: %s", attempts[0].shard, answer)
+                _log.error("shard %d could not be asked about its steps, will retry: %s", portion[0][0].shard, answer)
                 continue
-            for lent, letter in zip(attempts, answer, strict=True):
+            for (lent, _), letter in zip(portion, answer, strict=True):
                 if letter == "l" and lent.report is None and self.lends.get((lent.run_id, lent.seq)) is lent:
                     _log.info(
                         "step %s, attempt %d, which runs here for another daemon, is no longer needed and is stopped",
@@ -285,6 +293,19 @@ class StepRecords:
             return b""
         lent.stored = details
         return details
+
+
+def _portions(items: list[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """In lists of about `BYTES`."""
+    portion, size = list[T](), 0
+    for item in items:
+        portion.append(item)
+        size += size_of(item)
+        if size >= BYTES:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
 
 
 def _is_reported(value: bytes, record: StepRecord) -> bool:

@@ -131,6 +131,13 @@ class ExpiredClaim(msgspec.Struct, frozen=True):
     details: bytes
 
 
+class ExpiredClaims(msgspec.Struct, frozen=True):
+    """`last`: the entry behind which there are more; empty if these are all."""
+
+    last: str = ""
+    claims: list[ExpiredClaim] = []
+
+
 class LentStep(msgspec.Struct, frozen=True):
     """An attempt that a former owner of its shard (`host`) still runs. `step` is `<run id>/<seq>`; `created`: ms, as in
     the run's header; `details`: encoded, what the step has reported since the last call, empty for nothing."""
@@ -577,14 +584,15 @@ class Kernel:
         return Call("extend_claims", _claim_keys(self.keys.queue(queue, partition)), args, bytes.decode)
 
     def expired_claims(
-        self, queue: str, partition: int, idle_ms: int, quiet_ms: int, limit: int
-    ) -> Call[list[ExpiredClaim]]:
+        self, queue: str, partition: int, idle_ms: int, quiet_ms: int, limit: int, after: str
+    ) -> Call[ExpiredClaims]:
         """Return entries whose workers are considered dead, with the details that their steps reported last.
 
         These are entries, at most `limit`, whose claim was not renewed for `idle_ms`; they stay until they are acked.
-        Consumers that have no entry and were idle for `quiet_ms` are removed.
+        Consumers that have no entry and were idle for `quiet_ms` are removed. `after`: the `last` of the call before,
+        or empty.
         """
-        args = [WORKERS, idle_ms, quiet_ms, limit]
+        args = [WORKERS, idle_ms, quiet_ms, limit, after]
         return Call("expired_claims", _claim_keys(self.keys.queue(queue, partition)), args, _expired_claims)
 
     def ack_attempts(self, queue: str, partition: int, claims: Sequence[ClaimRef]) -> Call[bytes]:
@@ -735,8 +743,8 @@ def _checkpointed(reply: list[Any]) -> Checkpointed:
     return Checkpointed(code, int(reply[1]) if code is Reply.OK else 0)
 
 
-def _expired_claims(reply: list[bytes]) -> list[ExpiredClaim]:
-    return [
+def _expired_claims(reply: list[bytes]) -> ExpiredClaims:
+    claims = [
         ExpiredClaim(
             entry.decode(),
             consumer.decode(errors="replace"),
@@ -746,8 +754,9 @@ def _expired_claims(reply: list[bytes]) -> list[ExpiredClaim]:
             _number(attempt),
             details,
         )
-        for entry, consumer, run, created, seq, attempt, details in zip(*[iter(reply)] * 7, strict=True)
+        for entry, consumer, run, created, seq, attempt, details in zip(*[iter(reply[1:])] * 7, strict=True)
     ]
+    return ExpiredClaims(reply[0].decode(), claims)
 
 
 def _number(text: bytes) -> int:

@@ -38,7 +38,7 @@ from streamflow.steps.executor import STEP_BLOCKED, StepExecutor
 from streamflow.steps.suspects import Note, Suspects, read_notes
 from streamflow.store.connection import Call, Store
 from streamflow.store.from_thread import ThreadStore
-from streamflow.store.kernel import ClaimRef, Kernel
+from streamflow.store.kernel import ClaimRef, ExpiredClaim, ExpiredClaims, Kernel
 
 _log = logging.getLogger("streamflow.worker")
 _encode = msgspec.msgpack.Encoder().encode
@@ -47,7 +47,7 @@ REPORTS = 200
 BYTES = 1024 * 1024
 """Limits of one pipeline of outcomes."""
 CLAIMS = 500
-"""Claims in one `extend_claims` or `requeue_attempts`."""
+"""Claims in one `extend_claims` or `requeue_attempts`, and about `BYTES` of new details."""
 EXPIRED = 100
 """Expired claims of a partition that are read at once."""
 MAX_EXTEND_INTERVAL = 1.0
@@ -399,9 +399,16 @@ class Claims:
             if claim.ended == ended:
                 by_partition.setdefault(claim.partition, []).append(claim)
         for partition, claims in by_partition.items():
-            for first in range(0, len(claims), CLAIMS):
-                chunk = claims[first : first + CLAIMS]
-                yield partition, chunk, [self._new_details(claim) for claim in chunk]
+            chunk, details, size = list[Claim](), list[bytes](), 0
+            for claim in claims:
+                chunk.append(claim)
+                details.append(self._new_details(claim))
+                size += len(details[-1])
+                if len(chunk) >= CLAIMS or size >= BYTES:
+                    yield partition, chunk, details
+                    chunk, details, size = [], [], 0
+            if chunk:
+                yield partition, chunk, details
 
     def _new_details(self, claim: Claim) -> bytes:
         """The newest details that the step has reported, if the server doesn't have them yet."""
@@ -422,23 +429,30 @@ class Claims:
         Not while the server may have been the reason: a check that comes late, because the server was away or this
         process was paused, says nothing about other workers. They get one time-out to extend their claims first.
         """
+        after = dict.fromkeys(self.partitions, "")
+        while after:
+            answers = await self._read_expired(after)
+            if time.monotonic() < self._expires_from:
+                return
+            for partition, expired in answers.items():
+                await self._lose(partition, expired.claims)
+            after = {partition: expired.last for partition, expired in answers.items() if expired.last}
+            while after and self._reports and await self.report_once():  # else all of them would be in memory
+                pass
+
+    async def _read_expired(self, after: dict[Partition, str]) -> dict[Partition, ExpiredClaims]:
+        """The next expired claims of each partition, behind the entry that is given for it."""
         idle, quiet = round(self._timeout * 1000), round(max(FORGET_CONSUMER_AFTER, 3 * self._timeout) * 1000)
         calls: list[Call[Any]] = [
-            self._kernel.expired_claims(*partition, idle, quiet, EXPIRED) for partition in self.partitions
+            self._kernel.expired_claims(*partition, idle, quiet, EXPIRED, last) for partition, last in after.items()
         ]
-        answers = await self._store.send(calls)
+        answers: list[ExpiredClaims | StoreError] = await self._store.send(calls)
         now = time.monotonic()
         if now - self._checked_at > max(0.75 * self._timeout, 0.5 * self._timeout + 1.0):
             self._expires_from = now + self._timeout + RECONNECT_GRACE
         self._checked_at = now
-        if now < self._expires_from:
-            return
-        notes = await read_notes(
-            self._store,
-            self._kernel,
-            (dead.consumer for answer in answers if not isinstance(answer, StoreError) for dead in answer),
-        )
-        for partition, answer in zip(self.partitions, answers, strict=True):
+        found: dict[Partition, ExpiredClaims] = {}
+        for partition, answer in zip(after, answers, strict=True):
             if isinstance(answer, StoreError):
                 queue, number = partition
                 _log.error(
@@ -447,40 +461,44 @@ class Claims:
                     queue,
                     answer,
                 )
+            else:
+                found[partition] = answer
+        return found
+
+    async def _lose(self, partition: Partition, expired: list[ExpiredClaim]) -> None:
+        """Report these attempts as lost; those that had not begun are returned to the queue."""
+        notes = await read_notes(self._store, self._kernel, (dead.consumer for dead in expired))
+        not_begun: dict[str, list[ClaimRef]] = {}
+        for dead in expired:
+            if dead.consumer == self.consumer or self.has(partition, dead.entry):
+                continue  # ours: this process was paused, and extends the claim next
+            note = notes.get(dead.consumer, Note())
+            if note.is_waiting(dead.run_id, dead.seq):
+                not_begun.setdefault(dead.consumer, []).append(ClaimRef(dead.entry, f"{dead.run_id}/{dead.seq}"))
                 continue
-            not_begun: dict[str, list[ClaimRef]] = {}
-            for dead in answer:
-                if dead.consumer == self.consumer or self.has(partition, dead.entry):
-                    continue  # ours: this process was paused, and extends the claim next
-                note = notes.get(dead.consumer, Note())
-                if note.is_waiting(dead.run_id, dead.seq):
-                    not_begun.setdefault(dead.consumer, []).append(ClaimRef(dead.entry, f"{dead.run_id}/{dead.seq}"))
-                    continue
-                text = f"worker {dead.consumer} died or sent no heartbeat for {self._timeout:g} s while it ran the step"
-                _log.warning(
-                    "step %s/%d, attempt %d, is reported to its run as lost: %s",
-                    dead.run_id,
-                    dead.seq,
-                    dead.attempt,
-                    text,
-                )
-                claim = Claim(partition, dead.entry, dead.run_id, dead.created, dead.seq, dead.attempt, ended=True)
-                self._claims[partition, dead.entry] = claim
-                details = msgspec.Raw(dead.details) if dead.details else NOTHING
-                self.expired += 1
-                to_blame = note.blames(dead.run_id, dead.seq)
-                proof = note.proof(dead.run_id, dead.seq)
-                failure = Failure(STEP_BLOCKED, proof) if proof else Failure(WORKER_LOST, text)
-                self.report(
-                    claim,
-                    Outcome(
-                        dead.seq, dead.attempt, 0.0, None, failure, bool(proof), details=details, to_blame=to_blame
-                    ),
-                )
-            if not_begun:
-                await self._store.send(
-                    [self._kernel.requeue_attempts(*partition, name, refs) for name, refs in not_begun.items()]
-                )
+            text = f"worker {dead.consumer} died or sent no heartbeat for {self._timeout:g} s while it ran the step"
+            _log.warning(
+                "step %s/%d, attempt %d, is reported to its run as lost: %s",
+                dead.run_id,
+                dead.seq,
+                dead.attempt,
+                text,
+            )
+            claim = Claim(partition, dead.entry, dead.run_id, dead.created, dead.seq, dead.attempt, ended=True)
+            self._claims[partition, dead.entry] = claim
+            details = msgspec.Raw(dead.details) if dead.details else NOTHING
+            self.expired += 1
+            to_blame = note.blames(dead.run_id, dead.seq)
+            proof = note.proof(dead.run_id, dead.seq)
+            failure = Failure(STEP_BLOCKED, proof) if proof else Failure(WORKER_LOST, text)
+            self.report(
+                claim,
+                Outcome(dead.seq, dead.attempt, 0.0, None, failure, bool(proof), details=details, to_blame=to_blame),
+            )
+        if not_begun:
+            await self._store.send(
+                [self._kernel.requeue_attempts(*partition, name, refs) for name, refs in not_begun.items()]
+            )
 
     # --- shutting down ------------------------------------------------------------------------------------------------
 

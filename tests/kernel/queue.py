@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamflow.store.kernel import WORKERS, ClaimRef, Offer
+from streamflow.store.kernel import WORKERS, ClaimRef, ExpiredClaim, Offer
 from tests.kernel.support import Shard
 
 
@@ -18,6 +18,7 @@ class QueuePartition:
         self.keys = shard.namespace.queue(queue, number)
         self.at = (queue, number)
         self._numbers = 0
+        self.last = ""
 
     def step(
         self,
@@ -53,8 +54,13 @@ class QueuePartition:
     async def extend(self, *claims: ClaimRef, consumer: str = "one") -> str:
         return await self.shard.do(self.kernel.extend_claims(*self.at, consumer, claims))
 
-    async def expired(self, idle_ms: int = 0, quiet_ms: int = 3_600_000, limit: int = 100) -> list[Any]:
-        return await self.shard.do(self.kernel.expired_claims(*self.at, idle_ms, quiet_ms, limit))
+    async def expired(
+        self, idle_ms: int = 0, quiet_ms: int = 3_600_000, limit: int = 100, after: str = ""
+    ) -> list[ExpiredClaim]:
+        """Also gives in `last` behind which entry there are more."""
+        found = await self.shard.do(self.kernel.expired_claims(*self.at, idle_ms, quiet_ms, limit, after))
+        self.last = found.last
+        return found.claims
 
     async def ack(self, *claims: ClaimRef) -> None:
         await self.shard.do(self.kernel.ack_attempts(*self.at, claims))

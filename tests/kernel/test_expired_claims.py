@@ -57,6 +57,21 @@ async def test_at_most_limit_entries_are_reported(real_shard: Shard) -> None:
     queue = QueuePartition(real_shard)
     await queue.taken(*[queue.step(seq=n) for n in range(1, 6)])
     assert [dead.seq for dead in await queue.expired(limit=2)] == [1, 2]
+    assert [dead.seq for dead in await queue.expired(limit=2, after=queue.last)] == [3, 4]
+    assert [dead.seq for dead in await queue.expired(limit=2, after=queue.last)] == [5]
+    assert queue.last == ""
+
+
+async def test_large_entries_are_looked_at_in_portions(real_shard: Shard) -> None:
+    """What the step had got counts as well as what it reported: the server reads both."""
+    queue = QueuePartition(real_shard)
+    small, large = b"x" * 1000, b"x" * 600_000
+    bodies = [(large, small), (small, large), (small, small), (large, large), (small, small)]
+    await queue.taken(*[queue.step(seq=n, details=one, body=two) for n, (one, two) in enumerate(bodies)])
+    portions: list[list[int]] = []
+    while not portions or queue.last:
+        portions.append([dead.seq for dead in await queue.expired(after=queue.last)])
+    assert portions == [[0], [1, 2, 3], [4]]
 
 
 async def test_an_entry_that_waits_for_a_worker_has_not_expired(real_shard: Shard) -> None:
@@ -92,5 +107,5 @@ async def test_wrong_key_types_leave_nothing_half_written(real_shard: Shard) -> 
     queue = QueuePartition(real_shard)
     await queue.taken(queue.step())
     await real_shard.assert_wrong_types_leave_nothing_half_written(
-        real_shard.kernel.expired_claims("gpu", 0, 0, 1000, 10)
+        real_shard.kernel.expired_claims("gpu", 0, 0, 1000, 10, "")
     )

@@ -207,7 +207,9 @@ VERBS: dict[str, Verb] = {
         lambda n: KERNEL.ack_attempts("gpu", 3, claims(n)), {"claim": ("claim",)}, lambda _: {"group": WORKERS}
     ),
     "expired_claims": Verb(
-        lambda _: KERNEL.expired_claims("gpu", 3, "<idle>", "<quiet>", "<limit>"), {}, lambda _: {"group": WORKERS}
+        lambda _: KERNEL.expired_claims("gpu", 3, "<idle>", "<quiet>", "<limit>", "<after>"),
+        {},
+        lambda _: {"group": WORKERS},
     ),
     "peek_runs": Verb(lambda n: KERNEL.peek_runs(0, ["<id>"] * n["run"]), {"run": ("run",)}),
     "read_runs": Verb(lambda n: KERNEL.read_runs(0, [("<id>", "<first>")] * n["run"], "<limit>"), {"run": ("run",)}),

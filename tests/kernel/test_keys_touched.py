@@ -154,7 +154,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         "extend_claims",
         kernel.extend_claims("gpu", 0, "one", [ClaimRef(first, "r1/1", b"told"), ClaimRef(third, "r3/3")]),
     )
-    yield "expired_claims", kernel.expired_claims("gpu", 0, 0, -1, 10)
+    yield "expired_claims", kernel.expired_claims("gpu", 0, 0, -1, 10, "")
     yield (
         "requeue_attempts",
         kernel.requeue_attempts("gpu", 0, "one", [ClaimRef(first, "r1/1"), ClaimRef(second, "r2/2")]),

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 import streamflow as sf
+from streamflow.daemon import step_records
 from streamflow.daemon.step_records import StepRecords
 from streamflow.errors import StoreError
 from streamflow.loops import wait_until
@@ -36,9 +37,9 @@ async def hang(details: int) -> None:
 
 
 class Bench:
-    def __init__(self) -> None:
+    def __init__(self, concurrency: int = 1) -> None:
         self.store = FakeStore(report_step="a", extend_steps="k", store_details=Reply.OK)
-        self.executor = StepExecutor(1, 1, self._outcome)
+        self.executor = StepExecutor(concurrency, 1, self._outcome)
         self.shard = owned()
         any_owner: Any = FakeOwner(self.shard)
         self.records = StepRecords(context(self.store, app, shards=8, member="me"), any_owner, self.executor)
@@ -65,6 +66,25 @@ async def it() -> AsyncIterator[Bench]:
     bench = Bench()
     yield bench
     bench.executor.close()
+
+
+async def test_large_details_are_stored_in_calls_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of steps of owned shards, and those of lent steps."""
+    it = Bench(concurrency=8)
+    for seq in range(1, 6):
+        await it.begin(seq, details=100_000)  # five bytes, with the ms before them nine
+    monkeypatch.setattr(step_records, "BYTES", 15)
+    await it.records.run_once()
+    stored = [call.args[1::2] for call in it.store.sent("store_details")]
+    assert stored == [["r/1", "r/2"], ["r/3", "r/4"], ["r/5"]]
+    it.lend()
+    monkeypatch.setattr(step_records, "BYTES", 10)
+    it.store.answers["extend_steps"] = lambda call: "k" * (len(call.args) // 5)
+    await it.records.run_once()
+    asked = [call.args[::5] for call in it.store.sent("extend_steps")]
+    assert asked == [["r/1", "r/2"], ["r/3", "r/4"], ["r/5"]]
+    assert it.records.running == 5
+    it.executor.close()
 
 
 async def test_what_runs_is_lent_and_what_waits_is_left_to_the_new_owner(it: Bench) -> None:

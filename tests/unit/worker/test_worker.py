@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
@@ -22,7 +22,7 @@ from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Note, Suspect, Suspects, encode_note
 from streamflow.store.blocking_reads import Entry, GroupGone
 from streamflow.store.connection import Call
-from streamflow.store.kernel import ExpiredClaim
+from streamflow.store.kernel import ExpiredClaim, ExpiredClaims
 from streamflow.wire import QueuedStep, encode_job
 from streamflow.worker.claims import Claim, Claims
 from streamflow.worker.reader import QueueReader
@@ -353,14 +353,18 @@ async def test_a_worker_that_gives_up_on_a_step_gives_all_others_back(
     assert len(sent) == 1
 
 
+def in_partition_6(*answers: ExpiredClaims) -> Callable[[Call[Any]], ExpiredClaims]:
+    """Gives these expired claims for one partition, each behind the last of the one before, and none for the others."""
+    by_position = dict(zip(("", *(answer.last for answer in answers)), answers, strict=False))
+    stream = KERNEL.keys.queue("gpu", 6).stream
+    return lambda call: by_position[call.args[4]] if call.keys[0] == stream else ExpiredClaims()
+
+
 async def test_an_attempt_of_a_dead_worker_ends_as_lost_with_its_details(it: Bench) -> None:
     it.store.answers["GET"] = None
     dead = ExpiredClaim("9-0", "gone", "a", CREATED, 4, 2, pack("half"))
-    it.store.answers["expired_claims"] = lambda call: (
-        [dead, ExpiredClaim("8-0", "me", "b", CREATED, 1, 1, b"")]
-        if call.keys[0] == KERNEL.keys.queue("gpu", 6).stream
-        else []
-    )
+    found = ExpiredClaims("", [dead, ExpiredClaim("8-0", "me", "b", CREATED, 1, 1, b"")])
+    it.store.answers["expired_claims"] = in_partition_6(found)
     await it.claims.expire_once()
     await it.claims.expire_once()  # before it is reported: not reported twice
     await it.claims.report_once()
@@ -371,13 +375,44 @@ async def test_an_attempt_of_a_dead_worker_ends_as_lost_with_its_details(it: Ben
     assert it.store.sent("ack_attempts")[0].args[1:] == ["9-0", "a/4"]
 
 
+async def test_claims_with_large_details_are_read_and_reported_in_portions(it: Bench) -> None:
+    it.store.answers["GET"] = None
+    portions = [
+        ExpiredClaims(
+            f"{n}-0" if n < 3 else "", [ExpiredClaim(f"{n}-0", "gone", "a", CREATED, n, 1, pack(b"x" * 900_000))]
+        )
+        for n in (1, 2, 3)
+    ]
+    it.store.answers["expired_claims"] = in_partition_6(*portions)
+    most = 0
+
+    def report(_: Call[Any]) -> str:
+        nonlocal most
+        most = max(most, it.claims.unreported)
+        return "a"
+
+    it.store.answers["report_outcome"] = report
+    await it.claims.expire_once()
+    assert (most, it.claims.unreported) == (1, 1)
+    await it.claims.report_once()
+    assert [outcome["seq"] for outcome in it.completed()] == [1, 2, 3]
+
+
+async def test_large_details_are_stored_in_calls_of_bounded_size(it: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await it.take(*(entry(seq) for seq in range(1, 8)))
+    monkeypatch.setattr(it.executor, "details_of", lambda run_id, seq: Raw(pack(b"x" * 400_000)))
+    it.store.answers["extend_claims"] = lambda call: "k" * (len(call.args) // 3)
+    await it.claims.extend_once()
+    assert [len(call.args) // 3 for call in it.store.sent("extend_claims")] == [3, 3, 1]
+
+
 async def test_the_note_of_a_dead_worker_says_what_was_to_blame(it: Bench) -> None:
     culprit, innocent, next_one = (Suspect(0, "a", seq, 1) for seq in (1, 2, 3))
     note = Note(last=culprit, running=(innocent, culprit), waiting=(next_one,))
     it.store.answers["GET"] = encode_note(note)
     it.store.answers["requeue_attempts"] = 1
     dead = [ExpiredClaim(f"{seq}-0", "gone", "a", CREATED, seq, 2, b"") for seq in (1, 2, 3)]
-    it.store.answers["expired_claims"] = lambda call: dead if call.keys[0] == KERNEL.keys.queue("gpu", 6).stream else []
+    it.store.answers["expired_claims"] = in_partition_6(ExpiredClaims("", dead))
     await it.claims.expire_once()
     await it.claims.report_once()
     assert [(outcome["seq"], outcome.get("to_blame", False)) for outcome in it.completed()] == [(1, True), (2, False)]
