@@ -285,7 +285,8 @@ class Client:
         `attributes`: runs that have all of these, as set by `sf.set_attributes` (`1` is not `"1"`).
         Ordered by the last change of status, newest first; with `tenant` or `attributes` by start, newest first. Only
         runs of workflows that daemons have registered are found, unless `workflow` names another one. With filters that
-        few runs match, only the newest 20,000 runs of each listing are searched.
+        few runs match, only the newest 20,000 runs of each listing are searched. A run or listing whose key somebody
+        has damaged is left out, with a warning in the log.
 
         Raises `UsageError` for an unknown status, a limit below 1, or an attribute that no run can have; `InvalidName`.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -29,6 +30,8 @@ from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace
 
 T = TypeVar("T")
+
+_log = logging.getLogger("streamflow.client")
 
 MAX_SCANNED = 20_000
 """Entries of each index that a filtered listing reads before it stops searching for more."""
@@ -197,14 +200,17 @@ class Listings:
     async def _shortest(self, listings: list[list[str]]) -> list[str]:
         """Of several attributes the listing of the one that fewest runs have; those runs are checked for the others."""
         calls = [self._batcher.call(Call.plain("ZCARD", index)) for indexes in listings for index in indexes]
-        lengths = iter([_checked(answer) for answer in await settled(calls)])
+        lengths = iter([_unless_damaged(answer, "a listing of runs") or 0 for answer in await settled(calls)])
         totals = [sum(itertools.islice(lengths, len(indexes))) for indexes in listings]
         return listings[totals.index(min(totals))]
 
     async def _newest(self, indexes: Sequence[str], depth: int) -> tuple[list[str], bool]:
         """The `depth` newest run ids over all indexes, newest first, and whether there are more."""
         calls = [self._batcher.call(_newest_call(index, depth)) for index in indexes]
-        lists = [_checked(answer) for answer in await settled(calls)]
+        lists = [
+            _unless_damaged(answer, f"listing {index}") or []
+            for index, answer in zip(indexes, await settled(calls), strict=True)
+        ]
         scored = sorted((pair for pairs in lists for pair in pairs), reverse=True)
         return list(dict.fromkeys(run_id for _, run_id in scored[:depth])), len(scored) >= depth
 
@@ -212,11 +218,16 @@ class Listings:
         peeks = [self._batcher.peek(namespace.shard_of(run_id), run_id) for run_id in run_ids]
         found: list[RunSummary] = []
         for run_id, answer in zip(run_ids, await settled(peeks), strict=True):
-            line, _ = _checked(answer)
-            if line:  # else it was forgotten in the meantime
+            line, _ = _unless_damaged(answer, f"run {run_id}") or (b"", b"")
+            if not line:  # it was forgotten in the meantime
+                continue
+            try:
                 summary = summarize(run_id, decode_header(line))
-                if filters.match(summary):
-                    found.append(summary)
+            except codec.DECODE_ERRORS as error:
+                _log_damaged(f"run {run_id}", error)
+                continue
+            if filters.match(summary):
+                found.append(summary)
         return found
 
     async def _with_reasons(self, namespace: Namespace, found: list[RunSummary]) -> list[RunSummary]:
@@ -233,7 +244,10 @@ class Listings:
             # Two more, which are dropped: before the first transition these are the header and the state.
             read = Call.plain("LRANGE", self._keys.shard(shard).run(run_id), last - STUCK_PAGE - 1, last)
             elements: list[bytes] = await self._batcher.call(read)
-            reason = stuck_reason(decode_history(elements[2:]))
+            try:
+                reason = stuck_reason(decode_history(elements[2:]))
+            except codec.DECODE_ERRORS as error:
+                return f"unknown: the history of this run can't be decoded: {error}"
             if reason is not None or len(elements) < STUCK_PAGE + 2:
                 return reason or ""
             last -= STUCK_PAGE
@@ -305,11 +319,27 @@ def _newest_call(index: str, depth: int) -> Call[list[tuple[float, str]]]:
 
 
 def _scored(reply: list[bytes]) -> list[tuple[float, str]]:
-    return [(float(score), member.decode()) for member, score in zip(reply[::2], reply[1::2], strict=True)]
+    return [
+        (float(score), member.decode(errors="replace")) for member, score in zip(reply[::2], reply[1::2], strict=True)
+    ]
 
 
 def _entry_id(reply: list[tuple[bytes, Any]]) -> str:
     return reply[0][0].decode() if reply else "0-0"
+
+
+def _unless_damaged(answer: T | StoreError, what: str) -> T | None:
+    """None if the key is of another type, because somebody has overwritten it: that harms no other run of a listing."""
+    if not isinstance(answer, StoreError):
+        return answer
+    if "WRONGTYPE" not in str(answer):
+        raise answer
+    _log_damaged(what, answer)
+    return None
+
+
+def _log_damaged(what: str, error: Exception) -> None:
+    _log.warning("%s is damaged on the server and left out of the list: %s", what, error)
 
 
 def _checked(answer: T | StoreError) -> T:

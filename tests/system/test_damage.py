@@ -95,6 +95,27 @@ async def test_a_shard_that_was_stopped_goes_on_when_its_keys_are_repaired(
         assert await run.result(10) == 1
 
 
+async def test_listings_leave_out_damaged_runs_and_say_so(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    async with serve(app, shards=2) as (client, _):
+        runs = [await client.start(listens, tenant="t") for _ in range(12)]
+        for run in runs:
+            await reduced(client, run.id)
+        shard_of = (await client.read_namespace()).shard_of
+        bad = [run.id for run in runs if shard_of(run.id) == 0][:2]
+        records = [client.keys.shard(0).run(run_id) for run_id in bad]
+        listing = client.keys.shard(1).index("running", "listens")
+        await client.store.one(Call.plain("LSET", records[0], 0, "garbage"))
+        await client.store.send([Call.plain("DEL", records[1]), Call.plain("SET", records[1], "x")])
+        rest = {run.id for run in runs} - set(bad)
+        assert {run.id for run in await client.runs()} == rest
+        assert {run.id for run in await client.runs(tenant="t")} == rest
+        for run_id in bad:
+            assert f"run {run_id} is damaged on the server and left out of the list" in caplog.text
+        await client.store.send([Call.plain("DEL", listing), Call.plain("SET", listing, "x")])
+        assert {run.id for run in await client.runs()} == {run_id for run_id in rest if shard_of(run_id) == 0}
+        assert f"listing {listing} is damaged on the server" in caplog.text
+
+
 async def test_a_sweep_passes_over_a_damaged_run_and_its_shard(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     async with serve(app, shards=2, retention=3600) as (client, daemon):
         runs = [await client.start(listens) for _ in range(12)]
