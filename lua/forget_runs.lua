@@ -11,6 +11,7 @@
 -- KEYS   owner, then for each run: run, index, tenant_index, published; for each attribute: attribute_index
 -- ARGV   runs (how many), then for each run: id, header; for each attribute: id
 -- RETURNS the number of deleted runs / WRONGTYPE key
+-- @include shared/clock
 -- @include shared/holds
 local count = tonumber(ARGV[1])
 local owner = KEYS[1]
@@ -20,7 +21,7 @@ for i = 2, #KEYS do
   local wanted = i > 4 * count + 1 and 'zset' or TYPES[(i - 2) % 4 + 1]
   if not holds(KEYS[i], wanted) then return redis.error_reply('WRONGTYPE ' .. KEYS[i]) end
 end
-local clock = tonumber(redis.call('HGET', owner, 'clock') or 0) or 0
+local clock = stored_clock(redis.call('HGET', owner, 'clock'))
 local is_forgotten, is_behind = {}, false
 for i = 1, count do
   local header = redis.call('LINDEX', KEYS[4 * i - 2], 0)

@@ -236,7 +236,7 @@ async def _ask(store: Store, kernel: Kernel) -> tuple[Any, Any, float]:
 async def _clocks(store: Store, kernel: Kernel, shards: int) -> list[int]:
     """What the owners' clocks were when they wrote last (ms)."""
     answers = await store.send([Call.plain("HGET", kernel.keys.shard(n).owner, "clock") for n in range(shards)])
-    return [int(answer) for answer in answers if isinstance(answer, bytes) and answer.isdigit()]
+    return [int(answer) for answer in answers if isinstance(answer, bytes) and answer.isdigit() and len(answer) < 16]
 
 
 def _server_ms(answer: Sequence[bytes]) -> float:

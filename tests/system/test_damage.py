@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,14 @@ app = sf.App()
 @app.workflow
 async def listens() -> int:
     return await sf.signal("go", int)
+
+
+@app.workflow
+async def naps() -> float:
+    """How many seconds a short timer took."""
+    begun = sf.now()
+    await sf.sleep(0.05)
+    return (sf.now() - begun).total_seconds()
 
 
 Words = tuple[str | bytes | int, ...]
@@ -65,6 +74,27 @@ async def test_damage_to_one_shard_leaves_the_others_alone(serve: Serve, what: s
         await client.store.one(Call.plain(*words))
         async with serve(app):
             await finish(client, runs, what)
+
+
+FAR = "4102444800000"
+"""The year 2100: a number, so it can't be told from a clock that was right. It is the time of that shard's new runs."""
+
+
+@pytest.mark.parametrize("clock", ["x", "inf", "-inf", "nan", "1e300", "-5", "0x7fffffffffffffff", "9" * 30, "", FAR])
+async def test_a_damaged_clock_of_a_shard_moves_no_daemons_clock(serve: Serve, clock: str) -> None:
+    """Neither a running daemon's, nor that of one that starts; timers of that shard keep their time, too."""
+    for _ in ("while running", "before the start"):
+        async with serve(app, shards=2) as (client, daemon):
+            damage = Call.plain("HSET", client.keys.shard(0).owner, "clock", clock)
+            await client.store.one(damage)
+            runs = [await client.start(naps) for _ in range(8)]
+            assert max([await run.result(10) for run in runs]) < 5
+            shard_of = (await client.read_namespace()).shard_of
+            for run in runs:
+                created = (await run.describe()).created.timestamp()
+                assert abs(created - time.time()) < 60 or (clock == FAR and shard_of(run.id) == 0)
+            assert abs(daemon._clock.now_ms() - time.time() * 1000) < 5000
+            await client.store.one(damage)
 
 
 async def finish(client: sf.Client, runs: list[sf.Run[Any]], what: str) -> None:
