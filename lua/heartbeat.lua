@@ -2,18 +2,23 @@
 -- heartbeat: store a daemon's heartbeat, remove members that the caller considers dead, and return all heartbeats.
 --
 -- Liveness only: each daemon watches the others' heartbeats change on its own monotonic clock. A member is removed only
--- if its heartbeat is still the one that was watched. The server's time is what a daemon compares its own clock with
+-- if its heartbeat is still the one that was watched. Only a heartbeat that `joins` makes a member: one that arrives
+-- late, after its daemon has left, changes nothing, and a daemon that was removed joins again. The server's time is what a daemon compares its own clock with
 -- (`daemon/clock.py`). Safe to run twice.
 --
 -- KEYS   members
--- ARGV   member, heartbeat ('' removes the member), then for each dead member: member, last_heartbeat
+-- ARGV   member, heartbeat ('' removes the member), joins ('' if it is a member already), then for each dead member: member, last_heartbeat
 -- RETURNS ms (the server's time), then member heartbeat… of all members / WRONGTYPE key
 -- @include shared/holds
 local members = KEYS[1]
 if not holds(members, 'hash') then return redis.error_reply('WRONGTYPE ' .. members) end
 
-if ARGV[2] == '' then redis.call('HDEL', members, ARGV[1]) else redis.call('HSET', members, ARGV[1], ARGV[2]) end
-for i = 3, #ARGV, 2 do
+if ARGV[2] == '' then
+  redis.call('HDEL', members, ARGV[1])
+elseif ARGV[3] ~= '' or redis.call('HEXISTS', members, ARGV[1]) == 1 then
+  redis.call('HSET', members, ARGV[1], ARGV[2])
+end
+for i = 4, #ARGV, 2 do
   if redis.call('HGET', members, ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', members, ARGV[i]) end
 end
 local time, reply = redis.call('TIME'), redis.call('HGETALL', members)

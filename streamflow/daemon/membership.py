@@ -112,6 +112,7 @@ class Membership:
         self._heartbeat_lock = anyio.Lock()
         self._rebalance_lock = anyio.Lock()
         self._left = False
+        self._has_joined = False
 
     def rebalance_soon(self) -> None:
         """A shard was lost or may be free: don't wait for the next heartbeat."""
@@ -213,7 +214,7 @@ class Membership:
             return
         now = time.monotonic()
         raw = msgspec.json.encode(msgspec.structs.replace(last, beat=next(self._numbers)))
-        await store.one(self._kernel.heartbeat(self.member, raw))
+        await store.one(self._kernel.heartbeat(self.member, raw, joins=False))
         self._confirmed = now
 
     async def _heartbeat(self) -> None:
@@ -225,12 +226,17 @@ class Membership:
         ]
         last = self._last = msgspec.structs.replace(self._describe(), beat=next(self._numbers))
         data = msgspec.json.encode(last)
-        call = self._kernel.heartbeat(self.member, data, dead)
         answer: Heartbeats | None = None
         with anyio.move_on_after(self._settings.dead_after / 2):
+            call = self._kernel.heartbeat(self.member, data, dead, joins=not self._has_joined)
             answer = await self._store.one(call, urgent=True)
+            if self.member not in answer.members:  # the others have removed it, or the data were deleted
+                self._has_joined = False
+                answer = None
+                answer = await self._store.one(self._kernel.heartbeat(self.member, data), urgent=True)
         if answer is None:
             raise StoreUnavailable(f"no answer within {self._settings.dead_after / 2:g} s")
+        self._has_joined = True
         self._confirmed = now  # when it was sent: the others count from a later moment
         heartbeats = answer.members
         others = [seen.ahead for name, seen in self._seen.items() if seen.ahead is not None and name != self.member]

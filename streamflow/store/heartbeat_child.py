@@ -47,7 +47,7 @@ def main() -> None:
             repeated += 1
             number = -(1000 * int(last["beat"]) + repeated)
             try:
-                script(keys=[settings["key"]], args=[settings["member"], json.dumps({**last, "beat": number})])
+                script(keys=[settings["key"]], args=[settings["member"], json.dumps({**last, "beat": number}), ""])
             except (redis.RedisError, OSError):
                 client.close()  # the server may have been demoted: the next one resolves its name again
 

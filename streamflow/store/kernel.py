@@ -617,13 +617,16 @@ class Kernel:
 
     # --- the namespace ------------------------------------------------------------------------------------------------
 
-    def heartbeat(self, member: str, heartbeat: bytes, dead: Iterable[tuple[str, bytes]] = ()) -> Call[Heartbeats]:
+    def heartbeat(
+        self, member: str, heartbeat: bytes, dead: Iterable[tuple[str, bytes]] = (), *, joins: bool = True
+    ) -> Call[Heartbeats]:
         """Store a daemon's heartbeat, remove members that the caller considers dead, and return all heartbeats.
 
-        An empty `heartbeat` removes the member itself. `dead`: (member, heartbeat that was seen last). Returns the
-        heartbeats of all members, and the server's time.
+        An empty `heartbeat` removes the member itself. `dead`: (member, heartbeat that was seen last). Without `joins`
+        it is stored only if the caller is a member already. Returns the heartbeats of all members, and the server's
+        time.
         """
-        args: list[Any] = [member, heartbeat]
+        args: list[Any] = [member, heartbeat, "1" if joins else ""]
         for dead_member, last_heartbeat in dead:
             args += (dead_member, last_heartbeat)
         return Call("heartbeat", [self.keys.members], args, _heartbeats)

@@ -36,6 +36,17 @@ async def test_an_empty_heartbeat_removes_the_member(shard: Shard) -> None:
     assert (await shard.assert_changes_nothing(off)).members == {"two": b"1"}
 
 
+async def test_only_a_heartbeat_that_joins_makes_a_member(shard: Shard) -> None:
+    """One that arrives late, after its daemon has left, must not make it look alive."""
+    late = shard.kernel.heartbeat("one", b"2", joins=False)
+    await shard.do(shard.kernel.heartbeat("two", b"1"))
+    assert (await shard.assert_changes_nothing(late)).members == {"two": b"1"}
+    await shard.do(shard.kernel.heartbeat("one", b"1"))
+    assert (await shard.do(late)).members == {"one": b"2", "two": b"1"}
+    await shard.do(shard.kernel.heartbeat("one", b""))
+    assert (await shard.assert_changes_nothing(late)).members == {"two": b"1"}
+
+
 async def test_a_member_whose_heartbeat_does_not_change_is_removed(shard: Shard) -> None:
     for member in ("one", "two", "three"):
         await shard.do(shard.kernel.heartbeat(member, b"7"))

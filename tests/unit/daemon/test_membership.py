@@ -131,14 +131,14 @@ class Bench:
 
     def _beat(self, call: Call[Any]) -> Any:
         """What `lua/heartbeat.lua` does: a dead member goes if its beat is still the one that was seen."""
-        member, beat, *dead = call.args
+        member, beat, joins, *dead = call.args
         for name, last in zip(dead[::2], dead[1::2], strict=True):
             if self.members.get(name) == last:
                 del self.members[name]
-        if beat:
-            self.members[member] = beat
-        else:
+        if not beat:
             self.members.pop(member, None)
+        elif joins or member in self.members:
+            self.members[member] = beat
         return Heartbeats(5_000, dict(self.members))
 
     def _record(self, call: Call[Any]) -> list[bytes | None]:
@@ -234,7 +234,7 @@ async def test_a_member_that_resumes_in_time_is_not_removed(bench: Bench) -> Non
 async def test_a_dead_member_that_cannot_be_removed_owns_nothing(bench: Bench) -> None:
     bench.other_beats("\ufffd", 1)
     remove = bench.store.answers["heartbeat"]
-    bench.store.answers["heartbeat"] = lambda call: remove(Call(call.script, call.keys, call.args[:2]))
+    bench.store.answers["heartbeat"] = lambda call: remove(Call(call.script, call.keys, call.args[:3]))
     for _ in range(6):
         await bench.turn(after=0.5)
     assert "\ufffd" in bench.members
@@ -363,6 +363,26 @@ async def test_the_last_member_gives_steps_time_before_it_releases(bench: Bench)
     await bench.membership.leave()
     await bench.membership.heartbeat()
     assert bench.members == {}, "no later heartbeat puts it back"
+
+
+async def test_a_heartbeat_that_arrives_after_the_good_bye_changes_nothing(bench: Bench) -> None:
+    """It was sent over a connection that was given up, or by the thread for a blocked loop."""
+    await bench.turn()
+    await bench.turn()
+    late = bench.store.sent("heartbeat")[-1]
+    await bench.membership.leave()
+    bench.store.answers["heartbeat"](late)
+    assert bench.members == {}
+
+
+async def test_a_member_that_the_others_have_removed_joins_again_at_once(bench: Bench) -> None:
+    await bench.turn()
+    bench.members.clear()
+    bench.other_beats("other", 1)
+    await bench.turn()
+    assert bench.members.keys() == {"me", "other"}
+    assert bench.membership.alive == ["me", "other"]
+    assert [call.args[2] for call in bench.store.sent("heartbeat")][-2:] == ["", "1"]
 
 
 async def test_a_last_member_keeps_no_shard_longer_than_the_grace(bench: Bench) -> None:

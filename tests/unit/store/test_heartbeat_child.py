@@ -55,7 +55,7 @@ def sent(
             return self
 
         def __call__(self, keys: list[str], args: list[str]) -> None:
-            assert (keys, args[0]) == (["members"], "me")
+            assert (keys, args[0], args[2]) == (["members"], "me", ""), "it makes nobody a member"
             if not is_primary():
                 raise heartbeat_child.redis.ReadOnlyError("You can't write against a read only replica.")
             found.append(json.loads(args[1]))
