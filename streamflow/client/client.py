@@ -44,6 +44,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
+READ_AGAIN_SECONDS = 5.0
+"""Seconds for which a client goes by the namespace's record that it has read: one read more in that time."""
+
 
 def connect(url: str | None = None, *, namespace: str | None = None) -> Client:
     """A client of one namespace, to be used as an async context manager or closed with `close`.
@@ -318,29 +321,41 @@ class Client:
                 return True
 
     async def read_namespace(self) -> Namespace:
-        """Shards and partition of the namespace: read once, and again after the server was restarted or replaced.
+        """Shards and partition of the namespace: read once, and again after the server was restarted or replaced. Every
+        few seconds it is also read beside the calls, because somebody may have deleted the data.
 
         Raises `NamespaceMissing`, or `NamespaceMismatch` for a namespace of another version of streamflow.
         """
         session = self._sessions.here()
         namespace = session.meta
         if namespace is not None and session.server_generation == session.store.server_generation:
+            if time.monotonic() >= session.read_again_at:
+                session.read_again_at = time.monotonic() + READ_AGAIN_SECONDS
+                self._begin_to_read(session)
             return namespace
-        if session.reading is None or session.reading.done():
-            session.reading = asyncio.create_task(self._read_namespace(session))
+        self._begin_to_read(session)
         # Of a thousand first calls one reads, and all continue at the same moment: a lock would release them one after
         # the other, each with its own pipeline.
+        assert session.reading is not None
         return await asyncio.shield(session.reading)
+
+    def _begin_to_read(self, session: Session) -> None:
+        if session.reading is None or session.reading.done():
+            session.reading = asyncio.create_task(self._read_namespace(session))
+            session.reading.add_done_callback(_retrieve)
 
     async def _read_namespace(self, session: Session) -> Namespace:
         server_generation = session.store.server_generation
-        namespace = namespace_from(self.namespace, await session.batcher.call(read_namespace(self.keys)))
+        record = await session.batcher.call(read_namespace(self.keys))
+        session.meta = None  # until it is known to be right: the next call raises what is raised here
+        namespace = namespace_from(self.namespace, record)
         if namespace is None:
             raise NamespaceMissing(
                 f"there is no namespace {self.namespace!r} at {redacted(session.store.url)}. The first daemon creates "
                 f"it: streamflow daemon --app MODULE:app --namespace {self.namespace}"
             )
         session.meta = namespace
+        session.read_again_at = time.monotonic() + READ_AGAIN_SECONDS
         session.waiter.identity = namespace.identity
         session.server_generation = server_generation
         return namespace
@@ -425,6 +440,12 @@ def _options(workflow: object, run_id: str | None, tenant: str) -> tuple[str | N
     if isinstance(workflow, Startable):
         return (workflow.child_id or None) if run_id is None else run_id, tenant or workflow.child_tenant
     return run_id, tenant
+
+
+def _retrieve(reading: asyncio.Task[Namespace]) -> None:
+    """Of a read beside the calls nobody needs the error: the next one says the same."""
+    if not reading.cancelled():
+        reading.exception()
 
 
 def _start(namespace: Namespace, workflow: str, payload: bytes, run_id: str | None, tenant: str) -> Start:

@@ -60,6 +60,8 @@ class Session:
         self.meta: Namespace | None = None
         self.server_generation = 0
         self.reading: asyncio.Task[Namespace] | None = None
+        self.read_again_at = 0.0
+        """When `meta` is read again while it is used (monotonic s)."""
 
 
 class Sessions:

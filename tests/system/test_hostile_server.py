@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 import streamflow as sf
+from streamflow.client import client as client_module
 from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreFull
@@ -157,6 +158,35 @@ async def test_a_namespace_whose_data_are_gone_begins_again(
             return runs is not None and runs["status"]["completed"] == 1 and runs["status"]["running"] == 0
 
         await until(counted)
+
+
+async def test_a_client_follows_a_namespace_that_was_deleted_and_created_again(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it has another number of shards then: a start in the wrong one would never be found."""
+    monkeypatch.setattr(client_module, "READ_AGAIN_SECONDS", 0.05)
+    async with sf.connect(server.url, namespace=NAMESPACE) as client:
+        async with running_daemon(app, server, NAMESPACE, crash=False, shards=4):
+            before = await client.read_namespace()
+            lost = await client.start(waits, "child", id="lost")
+            await reduced(client, lost.id)
+        await client.store.one(Call.plain("FLUSHALL"))
+        async with running_daemon(app, server, NAMESPACE, crash=False, shards=8):
+
+            async def is_known() -> bool:
+                try:
+                    return (await client.read_namespace()).identity != before.identity
+                except sf.NamespaceMissing:
+                    return False
+
+            await until(is_known)
+            runs = [await client.start(waits, "child", id=f"r{n}") for n in range(8)]
+            for run in runs:
+                await run.signal("go", 1)
+                assert await run.result(DEADLINE) == "child"
+            with pytest.raises(sf.RunNotFound):
+                await lost.result(DEADLINE)
+            assert client._waiter.identity == (await client.read_namespace()).identity
 
 
 async def test_a_namespace_that_comes_back_with_other_settings_ends_the_daemon(
