@@ -215,12 +215,12 @@ class ResultWaiter:
 
     async def sweep(self) -> None:
         """Read all that is waited for in one batch, and unsubscribe from shards for which no caller waits."""
-        for watched in list(self._shards.values()):
-            if watched.waiting:  # checked again each time: a caller may come while the loop awaits
-                continue
-            del self._shards[watched.number]
-            del self._channels[watched.channel.encode()]
-            if self._subscription is not None:
+        idle = [watched for watched in self._shards.values() if not watched.waiting]
+        for watched in idle:  # without an await: a caller may come meanwhile, and another sweep
+            self._shards.pop(watched.number, None)
+            self._channels.pop(watched.channel.encode(), None)
+        for watched in idle:
+            if self._subscription is not None and watched.number not in self._shards:
                 await self._subscription.remove(watched.channel)
         await self._read(self._all_waiting())
 

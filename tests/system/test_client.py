@@ -377,6 +377,42 @@ async def test_shards_that_nobody_waits_on_are_unsubscribed(client: Client, owne
     assert await wait == 3.0
 
 
+async def test_sweeps_at_once_lose_no_caller_that_comes_between(
+    client: Client, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sweep unsubscribes from several shards, one after the other; callers come for some of these meanwhile."""
+    runs = [await client.start(price, Order("tea")) for _ in range(20)]
+    for run in runs:
+        await owner.complete(run.id, 1.0)
+        await run.result()
+    waiter = client._waiter
+    assert waiter._subscription is not None
+    remove = waiter._subscription.remove
+    gate = asyncio.Event()
+
+    async def remove_slowly(channel: str) -> None:
+        await remove(channel)
+        await gate.wait()
+
+    monkeypatch.setattr(waiter._subscription, "remove", remove_slowly)
+    assert len(waiter._shards) > 2
+    sweeps = [asyncio.create_task(waiter.sweep())]
+    await asyncio.sleep(0)
+    sweeps.append(asyncio.create_task(waiter.sweep()))
+    await asyncio.sleep(0.01)
+    others = [await client.start(price, Order("tea")) for _ in range(20)]
+    waits = [asyncio.create_task(run.result(10)) for run in others]
+    await waiting(client, 20)
+    gate.set()
+    await asyncio.gather(*sweeps)
+    assert sum(len(watched.waiting) for watched in waiter._shards.values()) == 20, "all are looked for by a sweep"
+    await asyncio.gather(*(waiter._subscribed().add(watched.channel) for watched in waiter._shards.values()))
+    for run in others:
+        await owner.complete(run.id, 2.0)
+    async with asyncio.timeout(4):  # less than the seconds between two sweeps: by the notifications
+        assert await asyncio.gather(*waits) == [2.0] * 20
+
+
 async def test_a_thousand_concurrent_calls_share_a_few_connections_and_pipelines() -> None:
     async with EmbeddedServer(memory=True) as server, sf.connect(server.url) as client, Redis.from_url(server.url) as r:
         await client.store.one(client.kernel.open_namespace(16, Partition.RUN))
