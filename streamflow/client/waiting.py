@@ -152,6 +152,8 @@ class ResultWaiter:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._subscription is not None:
+            self._subscription.close()
         for watched in self._shards.values():
             for waits in watched.waiting.values():
                 _fail(waits, StoreError("the client was closed"))

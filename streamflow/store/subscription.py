@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 from redis import exceptions as redis_errors
 
-from streamflow.errors import StoreMisconfigured, StoreUnavailable
+from streamflow.errors import StoreError, StoreMisconfigured, StoreUnavailable
 from streamflow.store.connection import LOST, Store, redacted
 
 _log = logging.getLogger("streamflow.store")
@@ -50,11 +50,13 @@ class Subscription:
         self._has_channels = anyio.Event()
         self._lost = False
         self._subscribed = False
+        self._closed = False
 
     async def add(self, channel: str) -> None:
         """Subscribe to a channel. Returns when the server has confirmed: what is published from then on arrives.
 
-        Adding a channel again costs nothing. Raises `StoreUnavailable` or `StoreMisconfigured`.
+        Adding a channel again costs nothing. Raises `StoreUnavailable` or `StoreMisconfigured`, or `StoreError` after
+        `close`.
         """
         known = self._channels.get(channel)
         if known is None:
@@ -67,10 +69,18 @@ class Subscription:
                 raise StoreUnavailable(
                     f"no answer from {redacted(self._store.url)} to SSUBSCRIBE. Is the server running?"
                 )
+        if self._closed:
+            raise StoreError("the client was closed")
         if known.refusal:
             if self._channels.get(channel) is known:
                 del self._channels[channel]
             raise StoreMisconfigured(f"SSUBSCRIBE {channel}: {known.refusal}")
+
+    def close(self) -> None:
+        """Callers that still wait for the server to confirm a channel get `StoreError`. `run` has ended."""
+        self._closed = True
+        for channel in self._channels.values():
+            channel.settled.set()
 
     def is_confirmed(self, channel: str) -> bool:
         """Whether what is published from now on arrives, without waiting for anything."""

@@ -19,6 +19,7 @@ from streamflow.events import AskAnswered, RunCompleted
 from streamflow.model.record import Status
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
+from streamflow.store.subscription import Subscription
 from tests.support.waiting import names_of
 from tests.system.conftest import Serve
 from tests.system.owner_by_hand import Owner, waiting
@@ -217,10 +218,22 @@ async def test_the_command_prints_the_answer_as_json(client: sf.Client, owner: O
     assert msgspec.json.decode((await asking).stdout) == {"left": 3}
 
 
-async def test_closing_the_client_ends_asking(client: sf.Client, owner: Owner) -> None:
+@pytest.mark.parametrize("is_confirmed", [True, False])
+async def test_closing_the_client_ends_asking(
+    client: sf.Client, owner: Owner, is_confirmed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the subscription to the answer is not confirmed yet."""
+
+    async def send_nothing(*_: object) -> None:
+        pass
+
+    if not is_confirmed:
+        monkeypatch.setattr(Subscription, "_send", send_nothing)
     run = await client.start(cinema)
     asking = asyncio.create_task(run.ask("reserve"))
     await owner.asked(run.id)
+    if is_confirmed:
+        await waiting(client, 2)
     await client.close()
     with pytest.raises(sf.StoreError, match="closed"):
         await asking
