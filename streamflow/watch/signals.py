@@ -7,6 +7,7 @@ A thread can't raise in another one, but the handler of a signal runs in the mai
 interrupts, and what it raises is raised there. `SEND` is sent by the watch's thread. While code holds on to the
 interpreter (a regular expression without end) that thread can't run, so `TIMER` comes from the operating system, after
 some seconds of processor time without a look of the watch: such code looks for signals itself, or returns some time.
+A step may have replaced one of their handlers: the other is used then, until the loop has put ours back.
 `END` is for code that does neither. It ends the process, as it does by default, after a traceback of all threads: no
 code in Python can run any more. A process that is stopped uses no processor time, so neither timer runs out.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import logging
 import signal
 import threading
 from types import FrameType
@@ -24,8 +26,12 @@ SEND = signal.SIGURG
 """Ignored unless somebody handles it, so that one which comes late harms nobody."""
 TIMER = getattr(signal, "SIGVTALRM", None)
 END = getattr(signal, "SIGPROF", None)
+_NUMBERS = (SEND,) if TIMER is None else (SEND, TIMER)
 AGAIN = 1.0
 """Seconds of processor time after which the timer's signal is repeated."""
+
+
+_log = logging.getLogger("streamflow.watch")
 
 
 class Interrupter(Protocol):
@@ -52,8 +58,7 @@ def listen(watch: Interrupter) -> bool:
     if threading.current_thread() is not threading.main_thread():
         return False
     if not _listening:
-        numbers = (SEND,) if TIMER is None else (SEND, TIMER)
-        _before.extend((number, signal.signal(number, _on_signal)) for number in numbers)
+        _before.extend((number, signal.signal(number, _on_signal)) for number in _NUMBERS)
     _listening.add(watch)
     return True
 
@@ -69,6 +74,18 @@ def ignore(watch: Interrupter) -> None:
         while _before:
             number, handler = _before.pop()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def keep_listening() -> None:
+    """Put our handlers back, if somebody has replaced them. Only the main thread can: each answer of its loop does."""
+    for number in _NUMBERS:
+        if signal.getsignal(number) is not _on_signal and _listening:
+            signal.signal(number, _on_signal)
+            _log.warning(
+                "the handler of %s was replaced, probably by a step, and is put back: code that blocks the event loop "
+                "is interrupted by it",
+                number.name,
+            )
 
 
 def arm() -> None:
@@ -104,7 +121,10 @@ def never_end_process() -> None:
 
 
 def send(thread: int) -> None:
-    signal.pthread_kill(thread, SEND)
+    for number in _NUMBERS:
+        if signal.getsignal(number) is _on_signal:
+            signal.pthread_kill(thread, number)
+            return
 
 
 def _on_signal(_: int, frame: FrameType | None) -> None:

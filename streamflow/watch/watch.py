@@ -372,6 +372,8 @@ class Watch:
 
     def _answer(self) -> None:
         self._asked = 0.0
+        if self._interrupts:
+            signals.keep_listening()
 
     def _loop_frame(self) -> FrameType | None:
         return sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage]

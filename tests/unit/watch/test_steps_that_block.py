@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from streamflow.machine.transition import Outcome
 from streamflow.settings import Settings
 from streamflow.steps.context import StepInterrupted
 from streamflow.steps.executor import StepExecutor
+from streamflow.watch import signals
 from streamflow.watch import watch as module
 from streamflow.watch.watch import Culprit, Watch
 from streamflow.workflow.actions import StepJob
@@ -169,6 +171,31 @@ async def test_a_step_in_a_blocking_call_is_interrupted() -> None:
     kind, message, _ = fails(await outcome_of(calls, watching(interrupt_steps=0.2)))
     assert kind == "StepBlocked"
     assert "(time.sleep(30)" in message
+
+
+@pytest.mark.parametrize("also_ignored", [False, True])
+async def test_a_step_that_has_replaced_the_handler_is_interrupted(also_ignored: bool) -> None:
+    """And what it has replaced is put back when the loop has its next turn."""
+
+    @app.step(name=f"takes-{also_ignored}")
+    async def takes() -> None:
+        signal.signal(signal.SIGURG, signal.SIG_IGN if also_ignored else lambda *_: None)
+        spin()
+
+    async def put_back() -> None:
+        while signal.getsignal(signal.SIGURG) is not signals._on_signal:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    watch = watching(interrupt_steps=0.2)
+    other = watching()
+    other.start()  # so that somebody listens when the first one has stopped
+    try:
+        kind, message, permanent = fails(await outcome_of(takes, watch))
+        assert (kind, permanent) == ("StepBlocked", True)
+        assert f"step takes-{also_ignored} blocked the event loop" in message
+        await asyncio.wait_for(put_back(), 10)
+    finally:
+        other.stop()
 
 
 async def test_a_step_past_its_time_out_is_interrupted_then() -> None:
