@@ -55,6 +55,8 @@ WRITES = 1000
 LARGEST = 8 * 1024 * 1024
 MOST_WRITES = 12_000
 """Bytes, and messages, attempts and values, that one transition of a run may write: it can't be divided."""
+SMALL = 4096
+"""Bytes up to which a transition is within these limits for sure: each of its writes has at least one."""
 SENT = 1000
 """Delivered entries of the outbox that one commit deletes."""
 CREATED_AHEAD = 1000
@@ -73,20 +75,17 @@ class _TooLarge(Exception):
     """A transition writes more than one commit may; the text says how much, and what to do."""
 
 
-class Reduced:
+class Reduced(msgspec.Struct):
     """A run that was reduced: what to apply when the commit has been accepted."""
 
-    __slots__ = ("effects", "header", "header_bytes", "live", "plan", "run_id", "size", "transition")
-
-    def __init__(self, run_id: str, live: LiveRun, effects: Effects) -> None:
-        self.run_id = run_id
-        self.live = live
-        self.effects = effects
-        self.header = live.header
-        self.header_bytes = live.header_bytes
-        self.plan = live.plan
-        self.transition: Transition | None = None
-        self.size = live.size
+    run_id: str
+    live: LiveRun
+    effects: Effects
+    header: Header
+    header_bytes: bytes
+    plan: int | None
+    size: int
+    transition: Transition | None
 
 
 class ShardBatch:
@@ -112,6 +111,8 @@ class ShardBatch:
         """Runs for which more waits than they get now."""
         self.size = 0
         """Bytes that the commit writes."""
+        self.notifications: list[tuple[str, bytes]] = []
+        """For waiting clients: answers to asks, and runs that have ended."""
         self.identity = ""
         """That of the namespace's data."""
         self.careful = ""
@@ -126,15 +127,15 @@ class ShardBatch:
         if shard.careful or shard.delivered is not None:
             self._set_aside()
         size = count = 0
-        for run_id in list(shard.inputs):
-            if len(work) >= RUNS or size >= BYTES or count >= INPUTS:
+        for run_id in list(shard.inputs)[:RUNS]:
+            if size >= BYTES or count >= INPUTS:
                 break
-            run_work = work[run_id] = RunWork()
-            run_work.inputs = inputs = shard.inputs.pop(run_id)
+            inputs = shard.inputs.pop(run_id)
+            run_work = work[run_id] = RunWork([], inputs)
             before = size
             for input_ in inputs:
                 if type(input_) is Outcome and input_.result is not None:
-                    size += memoryview(input_.result).nbytes
+                    size += len(input_.result)
             if size > BYTES or len(inputs) > RUN_INPUTS or shard.portions:
                 size = self._divide(run_id, run_work, before)
             count += len(run_work.inputs)
@@ -166,7 +167,7 @@ class ShardBatch:
         kept = 0
         for input_ in inputs[: shard.portions.get(run_id, RUN_INPUTS)]:
             if type(input_) is Outcome and input_.result is not None:
-                size += memoryview(input_.result).nbytes
+                size += len(input_.result)
             kept += 1
             if size >= BYTES:
                 break
@@ -281,17 +282,20 @@ class ShardBatch:
 
     def _reduce_runs(self, app: App, namespace: Namespace, at: int, watch: Callable[[str], None]) -> None:
         sends, puts = self.batch.sends, self.batch.puts
+        live_runs, oversize = self.shard.live, self.shard.oversize
         for run_id, run_work in self.work.items():
-            if self.size >= BYTES or len(sends) + len(puts) >= WRITES:
+            if self.size >= BYTES or ((sends or puts) and len(sends) + len(puts) >= WRITES):
                 self._put_back_from(run_id)
                 break
             watch(run_id)
-            try:
-                inputs = self._inputs(run_id, run_work, app, namespace.partition)
-            except Exception as error:  # whatever somebody has written into the inbox is the trouble of this run
-                self._quarantine(run_id, run_work, f"it can't be read: {reason_of(error)}")
-                continue
-            live = self.shard.live.get(run_id)
+            inputs = run_work.inputs
+            if run_work.messages or oversize:
+                try:
+                    inputs = self._inputs(run_id, run_work, app, namespace.partition)
+                except Exception as error:  # whatever somebody has written into the inbox is the trouble of this run
+                    self._quarantine(run_id, run_work, f"it can't be read: {reason_of(error)}")
+                    continue
+            live = live_runs.get(run_id)
             if live is None:
                 # Ended or forgotten: its messages are acknowledged, and it leaves the agenda.
                 self.batch.plans.append((run_id, None))
@@ -405,7 +409,7 @@ class ShardBatch:
     def _inputs(self, run_id: str, run_work: RunWork, app: App, partition: Partition) -> list[Input]:
         """What the run gets. Messages before its start were for an earlier run of its id, or for none: they are checked
         as all are, and acknowledged."""
-        inputs = run_work.inputs if not run_work.messages else run_work.inputs[:]
+        inputs = run_work.inputs[:]
         live = self.shard.live.get(run_id)
         has_started = live is not None and live.header.version > 0
         for message in run_work.messages:
@@ -454,69 +458,66 @@ class ShardBatch:
 
     def _record(self, run_id: str, live: LiveRun, effects: Effects, namespace: Namespace) -> None:
         shard, batch = self.shard, self.batch
-        machine = live.machine
-        done = Reduced(run_id, live, effects)
+        machine, old = live.machine, live.header
         for warning in effects.warnings:
             _log.warning("run %s: %s", run_id, warning)
         # What may fail comes before the first change of the batch: a run that can't be encoded leaves it unchanged.
-        created = live.header.created
-        size = writes = 0
+        size = 0
         attempts: list[tuple[StepJob, bytes]] = []
         for job in effects.jobs:
             if job.step.queue is not None:
-                body = encode_job(job, created)
+                body = encode_job(job, old.created)
                 attempts.append((job, body))
                 size += len(body)
         if effects.outbox:
-            writes = len(effects.outbox)
             size += sum([len(message.body) for message in effects.outbox])
+        transition: Transition | None = None
+        header, header_bytes, memory = old, live.header_bytes, live.size
         if effects.events:
-            old = live.header
             at = machine.at
             status = effects.status
-            ended = at if effects.ended else 0
-            version = old.version + 1
-            done.transition = Transition(at, effects.events)
-            data = _encoder.encode(done.transition)
+            transition = Transition(at, effects.events)
+            data = _encoder.encode(transition)
             state = machine.snapshot()
-            puts: list[Put] = []
-            if effects.published is not None:
-                key = shard.keys.published(run_id)
-                puts = [Put(key, field, value) for field, value in effects.published.items()]
-            if effects.answers:
-                puts += [Put(shard.keys.answer(answer.id), "", _encoder.encode(answer)) for answer in effects.answers]
             size += len(data) + len(state)
-            if puts:
+            puts: list[Put] = []
+            if effects.published is not None or effects.answers:
+                puts = self._puts(run_id, effects)
                 size += sum([len(put.value) for put in puts])
-            if size > LARGEST or writes + len(attempts) + len(puts) > MOST_WRITES:
-                writes += len(attempts) + len(puts)
-                if (size > LARGEST or not effects.ended) and run_id not in shard.oversize:
-                    raise _TooLarge(_too_large(run_id, size, writes))
+            if size > SMALL:
+                writes = len(effects.outbox) + len(attempts) + len(puts)
+                self._check_size(run_id, size, writes, can_fail=size > LARGEST or not effects.ended)
             attributes = old.attributes
             if effects.attributes is not None:
                 attributes = self._move_attributes(run_id, old, effects.attributes)
+            ended = at if effects.ended else 0
             header = Header(
-                status, version, batch.commit, old.created, ended, old.workflow, old.tenant, old.parent, attributes
+                status,
+                old.version + 1,
+                batch.commit,
+                old.created,
+                ended,
+                old.workflow,
+                old.tenant,
+                old.parent,
+                attributes,
             )
-            done.header, done.header_bytes = header, header.encode()
-            kept = RUN_BYTES if state or effects.fresh else max(RUN_BYTES, live.size)  # a reducer keeps its state only
-            done.size = kept + len(data) + len(state)
+            header_bytes = header.encode()
+            kept = RUN_BYTES if state or effects.fresh else max(RUN_BYTES, memory)  # a reducer keeps its state only
+            memory = kept + len(data) + len(state)
             if effects.fresh or run_id in self.admitted:  # then the input is in the place of the state
                 state = FRESH + state
-            batch.runs.append(RunWrite(run_id, live.header_bytes, done.header_bytes, state, data))
+            batch.runs.append(RunWrite(run_id, live.header_bytes, header_bytes, state, data))
             if puts:
                 batch.puts += puts
-            if status == Status.STUCK and old.status != Status.STUCK:
-                _log.error("run %s is stuck until a daemon has code that fits its history: %s", run_id, machine.reason)
-            if listed_under(old.status) != status:
-                shard.workflows.add(old.workflow)
-                keys = shard.keys
-                source = keys.index(listed_under(old.status), old.workflow)
-                batch.moves.append((run_id, source, keys.index(status, old.workflow), at))
+            if status != old.status:
+                self._move_status(run_id, old, status, machine)
+            if ended or effects.answers:
+                self._notify(run_id, old.created, effects, data)
         self.size += size
-        if run_id in shard.killers and not effects.ended:
-            self._record_killer(run_id, live.header.created, machine.at)
-        if run_id in shard.records:
+        if shard.killers and run_id in shard.killers and not effects.ended:
+            self._record_killer(run_id, old.created, machine.at)
+        if shard.records and run_id in shard.records:
             self._drop_records(run_id, machine, effects)
         if effects.ended:
             plan = None
@@ -526,21 +527,48 @@ class ShardBatch:
             plan = machine.next_due
         if plan != live.plan:
             batch.plans.append((run_id, plan))
-            done.plan = plan
         for message in effects.outbox:
             self._send(namespace.shard_of(message.target), message.kind, message.target, message.body)
         for job, body in attempts:
             self._send(queue_partition_of(run_id, job.seq), "step", run_id, body)
         for job in effects.revoked:  # behind the attempts: one may have been decided in this very transition
             self._send(
-                queue_partition_of(run_id, job.seq),
-                "revoke",
-                run_id,
-                encode_job(job, created, revoked=True),
+                queue_partition_of(run_id, job.seq), "revoke", run_id, encode_job(job, old.created, revoked=True)
             )
         if shard.portions and run_id not in self.divided:
             shard.portions.pop(run_id, None)
-        self.reduced.append(done)
+        self.reduced.append(Reduced(run_id, live, effects, header, header_bytes, plan, memory, transition))
+
+    def _puts(self, run_id: str, effects: Effects) -> list[Put]:
+        """What the run has published, and its answers to asks."""
+        keys = self.shard.keys
+        puts = [Put(keys.published(run_id), field, value) for field, value in (effects.published or {}).items()]
+        return puts + [Put(keys.answer(answer.id), "", _encoder.encode(answer)) for answer in effects.answers]
+
+    def _check_size(self, run_id: str, size: int, writes: int, *, can_fail: bool) -> None:
+        """Raises `_TooLarge`, unless the run fails for that already."""
+        if (size > LARGEST or writes > MOST_WRITES) and can_fail and run_id not in self.shard.oversize:
+            raise _TooLarge(_too_large(run_id, size, writes))
+
+    def _move_status(self, run_id: str, old: Header, status: Status, machine: RunMachine) -> None:
+        """Add the move between the listings by status to the batch."""
+        if status == Status.STUCK:
+            _log.error("run %s is stuck until a daemon has code that fits its history: %s", run_id, machine.reason)
+        source = listed_under(old.status)
+        if source != status:
+            self.shard.workflows.add(old.workflow)
+            keys = self.shard.keys
+            move = run_id, keys.index(source, old.workflow), keys.index(status, old.workflow), machine.at
+            self.batch.moves.append(move)
+
+    def _notify(self, run_id: str, created: int, effects: Effects, transition: bytes) -> None:
+        self.notifications += [
+            _notification(answer_name(answer.id), _encoder.encode(answer)) for answer in effects.answers
+        ]
+        if effects.ended:
+            is_small = len(transition) <= NOTIFICATION_BYTES
+            ending = notified_ending(transition, created, self.identity) if is_small else b""
+            self.notifications.append((run_id, ending))
 
     def _drop_records(self, run_id: str, machine: RunMachine, effects: Effects) -> None:
         """Delete what the server has about attempts of this run that are not current any more, or start here."""
@@ -603,20 +631,9 @@ class ShardBatch:
             self._send(namespace.shard_of(parent.run_id), "child", parent.run_id, body)
 
     def finish(self) -> None:
-        """Fill in the notifications for waiting clients: answers to asks, and runs that have ended."""
-        notifications: list[tuple[str, bytes]] = []
-        for done, write in zip((d for d in self.reduced if d.transition), self.batch.runs, strict=True):
-            if done.effects.answers:
-                notifications += [
-                    _notification(answer_name(answer.id), _encoder.encode(answer)) for answer in done.effects.answers
-                ]
-            if done.effects.ended:
-                is_small = len(write.transition) <= NOTIFICATION_BYTES
-                created, identity = done.header.created, self.identity
-                ending = notified_ending(write.transition, created, identity) if is_small else b""
-                notifications.append((done.run_id, ending))
-        if notifications:
-            self.batch.notification = _encoder.encode(notifications)
+        """Fill in the notifications."""
+        if self.notifications:
+            self.batch.notification = _encoder.encode(self.notifications)
 
     @property
     def is_empty(self) -> bool:

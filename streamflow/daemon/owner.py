@@ -22,7 +22,7 @@ import anyio
 import msgspec
 from msgspec import Raw
 
-from streamflow.daemon.batch import BYTES, SENT, UNKNOWN, Reduced, ShardBatch, parked_reason, reason_of
+from streamflow.daemon.batch import BYTES, IN_FLIGHT, SENT, UNKNOWN, Reduced, ShardBatch, parked_reason, reason_of
 from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import CODE, RUN_BYTES, UNKNOWN_ATTEMPT, LiveRun, OwnedShard, StepRecord
@@ -127,9 +127,10 @@ class Owner:
 
     def wake(self, shard: OwnedShard) -> None:
         """The shard has something to reduce or to commit."""
-        if not shard.busy and not shard.dropped and not shard.leaving:
-            self._ready[shard.number] = shard
-            self._wake.set()
+        if shard.busy or shard.number in self._ready or shard.dropped or shard.leaving:
+            return
+        self._ready[shard.number] = shard
+        self._wake.set()
 
     def outcome(self, number: int, run_id: str, outcome: Outcome) -> None:
         """A step's attempt has ended."""
@@ -327,8 +328,9 @@ class Owner:
             batch.collect()
             runs += len(batch.work)
             size += batch.collected
-            for run_id in batch.work:  # not idle now, so not to be evicted
-                self._idle.pop(run_id, None)
+            if self._idle:
+                for run_id in batch.work:  # not idle now, so not to be evicted
+                    self._idle.pop(run_id, None)
             batches.append(batch)
         return batches
 
@@ -755,7 +757,6 @@ class Owner:
             self._bytes -= live.size
             shard.live.pop(run_id, None)
             shard.forget(run_id)
-            self._idle.pop(run_id, None)
             self._run_timers.discard((shard.number, run_id))
             return
         if effects.jobs and not shard.draining:
@@ -764,8 +765,7 @@ class Owner:
                     job.created = live.header.created
                     (self.suspects if job.lost else self._executor).submit(shard.number, run_id, job)
         due = machine.next_due
-        if machine.in_flight:
-            self._idle.pop(run_id, None)
+        if done.plan == IN_FLIGHT:
             if due != live.timer:
                 live.timer = due
                 if due is None:

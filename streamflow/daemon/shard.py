@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+import msgspec
+
 from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import Input, Outcome
 from streamflow.model.record import Header
@@ -62,18 +64,15 @@ UNKNOWN_ATTEMPT = 0
 """The number, which no attempt has, in a record of which only the details are known."""
 
 
-class RunWork:
+class RunWork(msgspec.Struct):
     """The inputs of one run that are reduced together."""
 
-    __slots__ = ("inputs", "loaded", "messages", "started")
-
-    def __init__(self) -> None:
-        self.messages: list[InboxMessage] = []
-        self.inputs: list[Input] = []
-        self.started = False
-        """The run starts with these, by its start message, so it doesn't have to be loaded."""
-        self.loaded = False
-        """Its record was read: if the run isn't live now, it has ended or doesn't exist."""
+    messages: list[InboxMessage] = []
+    inputs: list[Input] = []
+    started: bool = False
+    """The run starts with these, by its start message, so it doesn't have to be loaded."""
+    loaded: bool = False
+    """Its record was read: if the run isn't live now, it has ended or doesn't exist."""
 
 
 class StepRecord:

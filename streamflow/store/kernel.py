@@ -266,14 +266,14 @@ class Batch(msgspec.Struct):
     """
 
     commit: str
-    runs: list[RunWrite] = msgspec.field(default_factory=list[RunWrite])
-    acks: list[str] = msgspec.field(default_factory=list[str])
-    plans: list[tuple[str, int | None]] = msgspec.field(default_factory=list[tuple[str, int | None]])
-    moves: list[tuple[str, str, str, int]] = msgspec.field(default_factory=list[tuple[str, str, str, int]])
-    sends: list[Send] = msgspec.field(default_factory=list[Send])
-    sent: list[str] = msgspec.field(default_factory=list[str])
-    poisons: list[Poison] = msgspec.field(default_factory=list[Poison])
-    puts: list[Put] = msgspec.field(default_factory=list[Put])
+    runs: list[RunWrite] = []
+    acks: list[str] = []
+    plans: list[tuple[str, int | None]] = []
+    moves: list[tuple[str, str, str, int]] = []
+    sends: list[Send] = []
+    sent: list[str] = []
+    poisons: list[Poison] = []
+    puts: list[Put] = []
     notification: bytes = b""
 
 
