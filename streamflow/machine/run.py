@@ -120,12 +120,12 @@ class RunMachine(OpenWork):
             self.context.run(self._advance, inputs)
         else:
             sealed(self.context, self._advance, inputs)
-        if effects.jobs and (effects.cancelled or effects.revoked):
+        if effects.cancelled or effects.revoked:
             _drop_stopped(effects)
         effects.status = self.status
-        count = self.events_count
-        self.events_count = count + len(effects.events)
-        if count < EVENTS_WARN <= self.events_count:
+        before = self.events_count
+        self.events_count = count = before + len(effects.events)
+        if count >= EVENTS_WARN and before < EVENTS_WARN:
             self._warn_of_history()
         self.effects = IDLE  # an idle machine must not hold its last transition in memory
         return effects

@@ -242,9 +242,9 @@ class Parameters:
         values: Any = self._decode(payload)
         return typing.cast("tuple[Any, ...]", values) if type(values) is tuple else msgspec.structs.astuple(values)
 
-    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> bytes:
         """The payload of a call. Raises `TypeError` as the call itself would, `PayloadInvalid`, `PayloadTooLarge`."""
-        if self._quick and len(args) == self._count and not kwargs:
+        if self._quick and not kwargs and len(args) == self._count:
             # Nearly all calls. What is not so simple after all is encoded below, with all checks and messages.
             for value in args:
                 if type(value) not in SCALARS:
@@ -256,6 +256,7 @@ class Parameters:
                     data = b""
                 if 0 < len(data) <= SMALL:
                     return data
+        kwargs = kwargs or {}
         if kwargs or len(args) != self._count or self._keyword_only:
             try:
                 bound = self._signature.bind(*args, **kwargs)
@@ -281,6 +282,13 @@ class Parameters:
     def encode_result(self, value: object, what: str = "") -> bytes:
         """The payload of a result. Raises `PayloadInvalid`, also if it would arrive as something else, and
         `PayloadTooLarge`."""
+        if type(value) in SCALARS:
+            try:
+                data = _encoder.encode(value)
+            except Exception:
+                data = b""
+            if 0 < len(data) <= SMALL:
+                return data
         what = what or f"result of {self.what}"
         if type(value) in SCALARS:
             return _encode(value, what, False)
@@ -295,17 +303,16 @@ class Parameters:
 
     def decode(self, payload: Raw | bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments. Raises `UnfitArguments`."""
-        values: Any
+        values: tuple[Any, ...]
         try:
             values = self._decode(payload)
         except Exception as error:
             values = self._decode_shorter(payload, error)
         if type(values) is not tuple:  # they were passed by keyword
-            values = msgspec.structs.astuple(values)
-        values = typing.cast("tuple[Any, ...]", values)
+            values = msgspec.structs.astuple(typing.cast("Any", values))
         if self._keyword_only:
             split = self._count - len(self._keyword_only)
-            return tuple(values[:split]), dict(zip(self._keyword_only, values[split:], strict=True))
+            return values[:split], dict(zip(self._keyword_only, values[split:], strict=True))
         return values, {}
 
     def _decode_shorter(self, payload: Raw | bytes, error: Exception) -> tuple[Any, ...]:

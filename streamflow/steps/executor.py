@@ -467,13 +467,15 @@ class StepExecutor:
         self._on_free()
 
     def _success(self, running: Running, value: object) -> Outcome:
-        self._end_copy()
+        if _forks != self._forks:
+            self._end_copy()
         job = running.job
         data = job.step.parameters.encode_result(value)
         return Outcome(job.seq, job.attempt, _elapsed_ms(running), Raw(data))
 
     def _failed(self, running: Running, error: BaseException) -> Outcome:
-        self._end_copy()
+        if _forks != self._forks:
+            self._end_copy()
         if running.interrupted is not None:
             return self._interrupted(running, running.interrupted)
         return self._outcome_of(running, failure_of(error, (__file__,)), isinstance(error, UsageError), kinds_of(error))
@@ -492,9 +494,8 @@ class StepExecutor:
     def _end_copy(self) -> None:
         """In a process that a step has forked, and that comes back as if it were the daemon or worker: it has the same
         connections, and must not use them."""
-        if _forks != self._forks:
-            os.write(2, b"a process that a step has forked returned from the step, and ends: call os._exit() in it\n")
-            os._exit(FORKED)
+        os.write(2, b"a process that a step has forked returned from the step, and ends: call os._exit() in it\n")
+        os._exit(FORKED)
 
     def _expire(self, running: Running) -> None:
         if running.over:

@@ -324,8 +324,9 @@ def answer_call(call: bytes) -> bytes:
 def _run(call: _Call) -> CallResult:
     try:
         step = _find(call.module, call.file, call.qualname, call.name)
-        job = StepJob(call.seq, call.attempt, step, Raw(call.args), Raw(call.details))
-        job.created = call.created
+        job = StepJob(
+            call.seq, call.attempt, step, Raw(call.args), Raw(call.details), step.timeout, created=call.created
+        )
         current.set(Running(0, call.run_id, job, in_process=True))
         values, keywords = step.parameters.decode(call.args)
         value = step.function(*values, **keywords)

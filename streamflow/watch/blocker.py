@@ -73,18 +73,21 @@ def _nobody() -> None:
     pass
 
 
-class RunNote(msgspec.Struct):
+class RunNote:
     """Which run's code the owner executes, and since when (monotonic s; 0: none). The watch reads it from its thread.
 
     Writing it is all that the owner does for the watch, some million times an hour: `run_id` and `since`, and `wake()`
     when the watch is `asleep`.
     """
 
-    run_id: str = ""
-    since: float = 0.0
-    asleep: bool = False
-    """The watch doesn't look often enough to see a run that blocks."""
-    wake: Callable[[], None] = _nobody
+    __slots__ = ("asleep", "run_id", "since", "wake")
+
+    def __init__(self, run_id: str = "", since: float = 0.0) -> None:
+        self.run_id = run_id
+        self.since = since
+        self.asleep = False
+        """The watch doesn't look often enough to see a run that blocks."""
+        self.wake: Callable[[], None] = _nobody
 
 
 class Blocker(msgspec.Struct):

@@ -253,10 +253,17 @@ class QueueReader:
             return
         details = msgspec.Raw(newest) if newest else queued.details
         # Copies: a Raw is a window into the whole answer of the server, and a step may run for long.
-        job = StepJob(claim.seq, claim.attempt, step, queued.args.copy(), details.copy())
-        job.timeout = queued.timeout
-        job.created = claim.created
-        job.lost, job.blamed = queued.lost, queued.blamed
+        job = StepJob(
+            claim.seq,
+            claim.attempt,
+            step,
+            queued.args.copy(),
+            details.copy(),
+            queued.timeout,
+            queued.lost,
+            queued.blamed,
+            claim.created,
+        )
         self._suspects.submit(claim.partition[1], claim.run_id, job)
 
     def _refuse(self, claim: Claim, kind: str, text: str, *, permanent: bool) -> None:

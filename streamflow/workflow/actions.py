@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import msgspec
 from msgspec import Raw
 
 from streamflow.errors import Cancelled, Failure, PayloadInvalid, UsageError
@@ -39,25 +40,23 @@ ON_PARENT_END = ("cancel", "abandon", "wait")
 """What can happen to a child when its parent ends first, or stops awaiting it."""
 
 
-class StepJob:
+class StepJob(msgspec.Struct, eq=False):
     """An attempt of a step that starts after the commit: at the owner, or in the queue `step.queue`."""
 
-    __slots__ = ("args", "attempt", "blamed", "created", "details", "lost", "seq", "step", "timeout")
-
-    def __init__(self, seq: int, attempt: int, step: Step[..., Any], args: Raw, details: Raw = NOTHING) -> None:
-        self.seq = seq
-        self.attempt = attempt
-        self.step = step
-        self.args = args
-        self.details = details
-        """The last value that the previous attempt reported with `sf.heartbeat`."""
-        self.timeout = step.timeout
-        self.created = 0
-        """At a worker: when the run was created, to distinguish it from an earlier run with the same id."""
-        self.lost = 0
-        """Attempts of this call before it that ended because their daemon or worker died."""
-        self.blamed = False
-        """The last one is most probably what ended it."""
+    seq: int
+    attempt: int
+    step: Step[..., Any]
+    args: Raw
+    details: Raw = NOTHING
+    """The last value that the previous attempt reported with `sf.heartbeat`."""
+    timeout: float | None = None
+    """Seconds; None for no limit."""
+    lost: int = 0
+    """Attempts of this call before it that ended because their daemon or worker died."""
+    blamed: bool = False
+    """The last one is most probably what ended it."""
+    created: int = 0
+    """At a worker: when the run was created, to distinguish it from an earlier run with the same id."""
 
     def __repr__(self) -> str:
         return f"StepJob({self.seq}, {self.step.name}, attempt={self.attempt})"
@@ -109,9 +108,8 @@ class StepCall(Operation):
         """The last value that the previous attempt reported."""
 
     def job(self) -> StepJob:
-        job = StepJob(self.seq, self.attempt, self.step, self.payload, self.details)
-        job.lost, job.blamed = self.lost, self.blamed
-        return job
+        step = self.step
+        return StepJob(self.seq, self.attempt, step, self.payload, self.details, step.timeout, self.lost, self.blamed)
 
     __del__ = warn_if_forgotten
 
@@ -122,7 +120,7 @@ class StepCall(Operation):
         step = self.step
         if machine.app.steps.get(step.name) is not step.origin and not machine.app.has_copy_of(step):
             raise UsageError(machine.app.unknown_step(step.name))
-        payload = Raw(step.parameters.encode(self.args or (), self.kwargs or {}))
+        payload = Raw(step.parameters.encode(self.args or (), self.kwargs))
         self.args = self.kwargs = None
         self.seq = seq = machine.take_seq()
         self.state = PENDING

@@ -46,7 +46,7 @@ class Bench:
     def submit(
         self, step: Step[..., Any], *args: Any, run: str = "r", seq: int = 1, attempt: int = 1, shard: int = 0
     ) -> None:
-        self.executor.submit(shard, run, StepJob(seq, attempt, step, raw(args)))
+        self.executor.submit(shard, run, StepJob(seq, attempt, step, raw(args), timeout=step.timeout))
 
     async def next(self) -> Outcome:
         with anyio.fail_after(10):

@@ -70,7 +70,7 @@ async def outcome_of(step: Any, watch: Watch) -> Outcome:
     executor = StepExecutor(10, 4, lambda _, __, outcome: ended.set_result(outcome))
     watch.start()
     try:
-        executor.submit(0, "order-7", StepJob(1, 1, step, raw([])))
+        executor.submit(0, "order-7", StepJob(1, 1, step, raw([]), timeout=step.timeout))
         return await asyncio.wait_for(ended, 20)
     finally:
         watch.stop()
