@@ -12,6 +12,7 @@ harmless, and after a crash the next owner folds what is missing from the log.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,8 +39,11 @@ MERGES = 16
 """...merges in a row: a daemon serves runs in between."""
 LOG_ENTRIES = 200
 """Entries of a log in one answer."""
-IDLE_ROUNDS = 130
-"""Rollups after the last change during which views are still merged, because rates are still falling."""
+STILL_SECONDS = 3.0
+"""For so long after the last change views are still merged: the last second before a merge isn't in the rates. Later it
+is known that nothing happens, and who reads the rates moves them on (`rates_at`)."""
+RETRY_ROUNDS = 130
+"""Rollups after the last change in which parts that couldn't be read are read again."""
 
 
 class Rollup:
@@ -58,6 +62,9 @@ class Rollup:
         self._owner = owner
         self._merged_folds = -1
         self._idle_rounds = 0
+        self._complete = True
+        """No part was left out of the last merge."""
+        self._still_rounds = math.ceil(STILL_SECONDS / context.settings.rollup)
 
     @property
     def unfolded(self) -> int:
@@ -121,11 +128,13 @@ class Rollup:
         folds = self.folds + self.others_folds
         if folds == self._merged_folds:
             self._idle_rounds += 1
-            if self._idle_rounds > IDLE_ROUNDS:
+            if self._idle_rounds > (self._still_rounds if self._complete else RETRY_ROUNDS):
                 return
         else:
             self._idle_rounds = 0
-        await merge_views(self._store, self._kernel, self._shards, self._clock.now_ms(), self._own_partials())
+        self._complete = await merge_views(
+            self._store, self._kernel, self._shards, self._clock.now_ms(), self._own_partials()
+        )
         self._merged_folds = folds
 
     def _own_partials(self) -> dict[int, ShardViews]:
@@ -135,10 +144,11 @@ class Rollup:
 
 async def merge_views(
     store: Store, kernel: Kernel, shards: int, now_ms: int, known: dict[int, ShardViews] | None = None
-) -> None:
+) -> bool:
     """Merge the parts of all shards into the cross-shard views and store those. `known`: parts by shard that don't have
-    to be read."""
+    to be read. Returns whether all could be read."""
     known = known or {}
+    complete = True
     keys = kernel.keys
     fields = [("oldest",) if n in known else ("oldest", "partial") for n in range(shards)]
     answers: list[Any] = []
@@ -152,6 +162,7 @@ async def merge_views(
             await anyio.lowlevel.checkpoint()  # runs must not wait for a thousand merges
         if isinstance(answer, StoreError):
             _log.error("the views of shard %d can't be read and are left out, will retry: %s", number, answer)
+            complete = False
             continue
         oldest.append(_decode_oldest(number, answer[0]))
         if number in known:
@@ -174,6 +185,7 @@ async def merge_views(
             for name, value in rendered.items()
         ]
     )
+    return complete
 
 
 async def rebuild_views(store: Store, kernel: Kernel, shards: int, now_ms: int) -> int:

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from streamflow import events
-from streamflow.daemon import rollup as module
 from streamflow.daemon.rollup import Rollup, merge_views, rebuild_views
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import Failure, StoreError
@@ -146,8 +145,7 @@ async def test_only_the_leader_merges_its_own_parts_with_those_of_others() -> No
     assert asked[KERNEL.keys.shard(0).views] == ["oldest"], "what is in memory isn't read back"
 
 
-async def test_nothing_is_merged_when_nobody_has_stored_anything_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IDLE_ROUNDS", 3)
+async def test_nothing_is_merged_when_nobody_has_stored_anything_for_long() -> None:
     store = FakeStore(HMGET=no_parts, store_records=b"OK")
     it = rollup(store)
     it.leading = True
@@ -158,6 +156,21 @@ async def test_nothing_is_merged_when_nobody_has_stored_anything_for_long(monkey
         await it.run_once()
         merges.append(len(store.sent("store_records")) > before)
     assert merges == [True, True, True, True, False, False, False, True, True, True]
+
+
+async def test_a_part_that_could_not_be_read_is_read_again_until_it_can() -> None:
+    answer: Any = StoreError("NOPERM")
+    store = FakeStore(HMGET=lambda call: answer, store_records=b"OK")
+    it = rollup(store)
+    it.leading = True
+    for _ in range(10):
+        await it.run_once()
+    asked = len(store.sent("HMGET"))
+    assert asked == 10 * SHARDS
+    answer = [None, None]
+    for _ in range(10):
+        await it.run_once()
+    assert len(store.sent("HMGET")) == asked + SHARDS
 
 
 async def test_a_part_that_cannot_be_read_is_left_out_and_reported(caplog: pytest.LogCaptureFixture) -> None:
