@@ -13,7 +13,6 @@ delivered, nothing is received.
 from __future__ import annotations
 
 import asyncio
-import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -118,7 +117,7 @@ class Link:
         except BaseException as error:
             await self.disconnect(nowait=True)  # type: ignore[attr-defined]
             if watch is not None and watch.expired:
-                raise redis_errors.TimeoutError(f"no byte came or went for {watch.limit * TICK:g} s") from error
+                raise redis_errors.TimeoutError(f"no byte came or went for {watch.limit:g} s") from error
             raise
         finally:
             if watch is not None:
@@ -187,20 +186,22 @@ class Link:
 
 
 class _SilenceWatch:
-    """Closes a link on which no byte moves while a reply is waited for. Costs a timer; looks only after a second."""
+    """Closes a link on which no byte moves while a reply is waited for. Costs a timer; looks only after a second, and
+    after the time for which the server was told to block."""
 
     __slots__ = ("_link", "_loop", "_neighbours", "_seen", "_silent", "_timer", "_wait", "expired", "limit")
 
     def __init__(self, link: Link, wait: float) -> None:
         self.expired = False
-        self.limit = 0
+        self.limit = 0.0
+        """Seconds of silence, when it has expired."""
         self._link = link
         self._wait = wait
         self._seen: Progress | None = None
         self._silent = 0
         self._neighbours: Sequence[Progress] = ()
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(TICK, self._look)
+        self._timer = self._loop.call_later(wait + TICK, self._look)
 
     def stop(self) -> None:
         self._timer.cancel()
@@ -210,13 +211,12 @@ class _SilenceWatch:
         if progress != self._seen:
             self._seen, self._silent, self._neighbours = progress, 0, self._link.neighbours()
         self._silent += 1
-        allowed = math.ceil(self._wait / TICK)
-        if self._silent >= SILENT_TICKS + allowed:
+        if self._silent >= SILENT_TICKS:
             pairs = zip(self._neighbours, self._link.neighbours(), strict=False)
             alone = not any(_has_moved(before, after) for before, after in pairs)
-            if alone or self._silent >= CROWDED_TICKS + allowed:
+            if alone or self._silent >= CROWDED_TICKS:
                 self.expired = True
-                self.limit = self._silent
+                self.limit = self._wait + self._silent * TICK
                 self._link.drop()
                 if alone:
                     self._link.on_silence()

@@ -296,6 +296,32 @@ async def test_a_silent_server_costs_all_connections_within_the_limit(soon: None
         tasks.cancel_scope.cancel()
 
 
+async def test_a_blocking_read_is_not_looked_at_while_it_may_wait(
+    soon: None, monkeypatch: pytest.MonkeyPatch, server: EmbeddedServer
+) -> None:
+    looks: list[link.Link] = []
+    progress = link.Link.progress
+
+    def looked_at(self: link.Link) -> link.Progress:
+        looks.append(self)
+        return progress(self)
+
+    monkeypatch.setattr(link.Link, "progress", looked_at)
+    async with opened(server.url) as store:
+        assert await store.read_logs({"no-such-stream": "0"}, block_ms=800) == {}
+    assert len(looks) < 8, "it answers up to a tenth of a second late; without that there is none"
+
+
+async def test_a_blocking_read_on_a_silent_line_ends_after_its_wait(soon: None, line: Line) -> None:
+    async with opened(line.url) as store:
+        await store.read_logs({"no-such-stream": "0"}, block_ms=1)
+        line.frozen = True
+        started = time.monotonic()
+        with anyio.fail_after(5), pytest.raises(StoreUnavailable, match="no byte came or went"):
+            await store.read_logs({"no-such-stream": "0"}, block_ms=300, patience=-1)
+        assert time.monotonic() - started > 0.5, "the wait, and a quarter of a second of silence"
+
+
 async def test_a_blocked_event_loop_is_no_silence(soon: None, server: EmbeddedServer) -> None:
     async with opened(server.url, connections=1) as store:
         number = await store.one(Call.plain("CLIENT", "ID"))
