@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -27,6 +28,8 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 2.0
 """Seconds between two tries of a loop that has no interval; the pause doubles with each consecutive failure."""
 
+_PHASE = random.random()
+"""Seconds: another phase for each process, so that those of a host don't have their turns at the same moments."""
 FAILING_FOR = 60.0
 """Seconds without an error after which a loop no longer counts as failing, and its pauses are short again."""
 
@@ -111,14 +114,15 @@ async def retry_forever(
     until: Callable[[], bool] = lambda: False,
     on_failure: Callable[[], object] | None = None,
 ) -> None:
-    """Call `run_once` repeatedly, `every` seconds apart (the first time `at_once`), whatever the server answers.
+    """Call `run_once` repeatedly, `every` seconds apart (the first time `at_once`), whatever the server answers. Loops
+    of one interval, or of multiples, have their turns at the same moments: an idle process is woken up less often.
 
     After a `StoreError` it logs `failure` and the reason, once for a series of errors, calls `on_failure`, and tries
     again: after the interval, or without one after a growing pause. Any other error is for the supervisor.
     Returns when `until()` is true.
     """
     if every and not at_once:
-        await anyio.sleep(every)
+        await anyio.sleep(_until_turn(every))
     pause = FIRST_PAUSE
     failing = False
     while not until():
@@ -130,7 +134,7 @@ async def retry_forever(
             failing = True
             if on_failure is not None:
                 on_failure()
-            await anyio.sleep(every or pause)
+            await anyio.sleep(_until_turn(every) if every else pause)
             pause = min(pause * 2, LONGEST_PAUSE)
         else:
             if failing:
@@ -138,4 +142,10 @@ async def retry_forever(
             failing = False
             pause = FIRST_PAUSE
             if every:
-                await anyio.sleep(every)
+                await anyio.sleep(_until_turn(every))
+
+
+def _until_turn(every: float) -> float:
+    """Seconds until the next turn of loops with this interval: a quarter of it at least."""
+    rest = every - (time.monotonic() - _PHASE) % every
+    return rest if rest > every / 4 else rest + every

@@ -74,14 +74,13 @@ class InboxReader:
 
     async def shards_changed(self) -> None:
         """Call when shards may have been acquired or lost: the running reads continue with the new set."""
-        for number, lane in enumerate(self._lanes):
-            await lane.set_streams(
-                {
-                    shard.keys.inbox: shard
-                    for shard in self._shards.values()
-                    if shard.number % len(self._lanes) == number and not shard.draining and not shard.broken
-                }
-            )
+        lanes = self._lanes
+        streams: list[dict[str, OwnedShard]] = [{} for _ in lanes]
+        for shard in self._shards.values():
+            if not shard.draining and not shard.broken:
+                streams[shard.number % len(lanes)][shard.keys.inbox] = shard
+        for lane, its_streams in zip(lanes, streams, strict=True):
+            await lane.set_streams(its_streams)
 
     def caught_up(self) -> None:
         """The owner has taken messages out of memory."""
@@ -186,7 +185,8 @@ class Lane:
         else:
             entries = await self._connection.read(list(streams), self._count, pending=False)
             self._count = _next_count(entries, self._count, self._buffer(streams, entries))
-            await anyio.sleep(READ_PAUSE)
+            if entries:
+                await anyio.sleep(READ_PAUSE)
 
     async def _read_pending(self, streams: dict[str, OwnedShard]) -> None:
         """Read entries again that were delivered and not committed, except those that are in memory."""

@@ -109,6 +109,7 @@ class Membership:
         self._last: Heartbeat | None = None
         self._server_generation = context.store.server_generation
         self._rebalance_needed = anyio.Event()
+        self._is_losing = False
         self._heartbeat_lock = anyio.Lock()
         self._rebalance_lock = anyio.Lock()
         self._left = False
@@ -116,6 +117,7 @@ class Membership:
 
     def rebalance_soon(self) -> None:
         """A shard was lost or may be free: don't wait for the next heartbeat."""
+        self._is_losing = True
         self._rebalance_needed.set()
 
     async def run(self, supervisor: Supervisor) -> None:
@@ -152,7 +154,9 @@ class Membership:
         soon = any(time.monotonic() - since < IMPATIENT for since in self._wanted_since.values())
         with anyio.move_on_after(POLL if soon and not self.draining else math.inf):
             await self._rebalance_needed.wait()
-        await anyio.sleep(0.02)  # many shards may be lost at once
+        if self._is_losing:
+            await anyio.sleep(0.02)  # many shards may be lost at once
+        self._is_losing = False
         self._rebalance_needed = anyio.Event()
         await self.rebalance()
 

@@ -73,10 +73,34 @@ async def test_pauses_grow_with_consecutive_failures_and_have_a_limit(sleeps: li
 
 
 @pytest.mark.parametrize(("at_once", "slept"), [(False, [5, 5, 5]), (True, [5, 5])])
-async def test_an_interval_is_kept_whatever_happens(sleeps: list[float], at_once: bool, slept: list[float]) -> None:
+async def test_an_interval_is_kept_whatever_happens(
+    sleeps: list[float], monkeypatch: pytest.MonkeyPatch, at_once: bool, slept: list[float]
+) -> None:
+    monkeypatch.setattr(loops.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(loops, "_PHASE", 0.0)
     once = Once(None, StoreError("away"))
     await retry_forever(once, log, "could not look", every=5, at_once=at_once, until=once.over)
     assert sleeps == slept
+
+
+async def test_loops_of_one_interval_have_their_turns_together(
+    sleeps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.7
+    monkeypatch.setattr(loops.time, "monotonic", lambda: now)
+    monkeypatch.setattr(loops, "_PHASE", 0.2)
+    turns: list[float] = []
+
+    async def takes(seconds: float) -> None:
+        nonlocal now
+        now += sum(sleeps)
+        sleeps.clear()
+        turns.append(round(now, 6))
+        now += seconds
+
+    durations = iter([0.1, 1.8, 2.1, 0.0])
+    await retry_forever(lambda: takes(next(durations)), log, "x", every=2.0, until=lambda: len(turns) == 4)
+    assert turns == [1002.2, 1004.2, 1008.2, 1012.2], "each two seconds, and not at once after a turn that took long"
 
 
 async def test_a_defect_is_for_the_supervisor(sleeps: list[float]) -> None:
