@@ -127,17 +127,17 @@ class Owner:
 
     def wake(self, shard: OwnedShard) -> None:
         """The shard has something to reduce or to commit."""
-        if shard.busy or shard.number in self._ready or shard.dropped or shard.leaving:
-            return
-        self._ready[shard.number] = shard
-        self._wake.set()
+        if not shard.busy and not shard.dropped and not shard.leaving:
+            self._ready[shard.number] = shard
+            self._wake.set()
 
     def outcome(self, number: int, run_id: str, outcome: Outcome) -> None:
         """A step's attempt has ended."""
         shard = self.shards.get(number)
         if shard is not None:
             shard.add_input(run_id, outcome)
-            self.wake(shard)
+            if number not in self._ready:
+                self.wake(shard)
 
     def add(self, shard: OwnedShard) -> None:
         """Begin to work for a shard that was acquired and recovered."""
@@ -743,9 +743,12 @@ class Owner:
             self._relay.hand_over(shard, batch.sends)
 
     def _apply_run(self, shard: OwnedShard, done: Reduced) -> None:
-        live, effects, run_id = done.live, done.effects, done.run_id
+        live = done.live
+        effects = done.effects
+        run_id = done.run_id
         machine = live.machine
-        live.header, live.header_bytes = done.header, done.header_bytes
+        live.header = done.header
+        live.header_bytes = done.header_bytes
         live.plan = done.plan
         for seq in effects.cancelled:
             self.suspects.cancel(run_id, seq)

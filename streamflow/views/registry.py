@@ -258,7 +258,8 @@ def _rate_failure(rates: Rates, run_id: str, at: int, event: events.RunFailed) -
 
 
 def _rate_step(rates: Rates, run_id: str, at: int, event: StepCompleted) -> None:
-    _second(rates, at).steps += 1
+    second = rates.get(at // 1000)  # as `_second`, here because this runs once a step
+    (_second(rates, at) if second is None else second).steps += 1
 
 
 def _merge_rates(into: Rates, other: Rates) -> None:
@@ -308,7 +309,8 @@ def _run_failure(durations: Durations, run_id: str, at: int, event: events.RunFa
 
 
 def _step_time(durations: Durations, run_id: str, at: int, event: StepCompleted) -> None:
-    _timings(durations, event.name).add(event.ms)
+    timings = durations.get(event.name)  # as `_timings`, here because this runs once a step
+    (_timings(durations, event.name) if timings is None else timings).add(event.ms)
 
 
 def _step_failure(durations: Durations, run_id: str, at: int, event: events.StepFailed) -> None:
