@@ -303,7 +303,8 @@ class ShardBatch:
                 continue
             try:
                 created = live.header.created  # by the server's clock: if that is far ahead, runs don't follow it
-                effects = live.machine.advance(inputs, at, created if created - at < CREATED_AHEAD else 0)
+                not_before = created if created - at < CREATED_AHEAD else 0
+                effects = live.machine.advance(inputs, at, not_before, in_seal=True)
                 self._record(run_id, live, effects, namespace)
             except _TooLarge as error:
                 self._divide_or_fail(run_id, run_work, str(error))

@@ -42,7 +42,7 @@ from streamflow.events import (
     TimerFired,
 )
 from streamflow.machine.open_work import MAX_WORKER_LOSSES, UNDECIDED, WORKER_LOST, OpenWork, unfit
-from streamflow.machine.sealed import SEALED, running_loop, sealed
+from streamflow.machine.sealed import sealed
 from streamflow.machine.transition import (
     IDLE,
     CompletedChild,
@@ -102,10 +102,11 @@ class RunMachine(OpenWork):
         """The messages that user code waits for now: names of signals, and of questions after a question mark."""
         return []
 
-    def advance(self, inputs: list[Any], clock: int, not_before: int = 0) -> Effects:
+    def advance(self, inputs: list[Any], clock: int, not_before: int = 0, *, in_seal: bool = False) -> Effects:
         """Reduce inputs to one transition at `clock` (ms), its owner's time. Without events there is nothing to commit.
 
         The transition's time `at` is later if the run's last one was, or `not_before`; timers don't depend on that.
+        `in_seal`: the caller has sealed code off already, for many runs (`one_seal`).
 
         The caller commits `encode_transition(machine.at, effects.events)`, then starts the jobs.
         """
@@ -116,7 +117,7 @@ class RunMachine(OpenWork):
             effects.status = self.status
             effects.ended = True
             return effects
-        if running_loop() is SEALED and active.get() is None:  # as `sealed` does: a batch has sealed all its runs
+        if in_seal:
             self.context.run(self._advance, inputs)
         else:
             sealed(self.context, self._advance, inputs)

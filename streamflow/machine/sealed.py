@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-running_loop = asyncio._get_running_loop
+_running_loop = asyncio._get_running_loop
 _set_running_loop = asyncio._set_running_loop
 _unregister = asyncio._unregister_task
 
@@ -127,7 +127,7 @@ def one_seal() -> Generator[None]:
 
 def enter_seal() -> tuple[Any, Any, Any]:
     """Let asyncio find the sealed loop and no task until `leave_seal`."""
-    loop = running_loop()
+    loop = _running_loop()
     task = _leave_task(loop)
     hooks = sys.get_asyncgen_hooks()
     _set_running_loop(SEALED)
@@ -147,7 +147,7 @@ def sealed(context: contextvars.Context, function: Callable[[Unpack[Ts]], T], *a
 
     From inside a run's own code, where a machine is active, it is a plain call.
     """
-    if running_loop() is SEALED:
+    if _running_loop() is SEALED:
         return context.run(function, *args) if active.get() is None else function(*args)
     outside = enter_seal()
     try:

@@ -201,6 +201,7 @@ class StepExecutor:
         """Threads whose slots others have, and that have not returned."""
         self.exhausted = False
         """As many threads hang as may, and one more."""
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._forks = _forks
         self._pool = ThreadPoolExecutor(max_workers=threads + self.most_hung, thread_name_prefix=STEP_THREAD)
@@ -326,7 +327,9 @@ class StepExecutor:
 
     def _start(self, slots: Slots, running: Running) -> None:
         job = running.job
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:  # kept, because in Python 3.11 each look-up asks the system for the process's id
+            loop = self._loop = asyncio.get_running_loop()
         running.started = time.perf_counter()
         self.started += 1
         slots.take(running.run_id)

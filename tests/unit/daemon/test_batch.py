@@ -371,7 +371,7 @@ class Broken:
 
     closed = 0
 
-    def advance(self, inputs: Any, clock: int, not_before: int) -> Any:
+    def advance(self, inputs: Any, clock: int, not_before: int, **_: Any) -> Any:
         raise SystemExit("a defect")
 
     def close(self) -> None:
@@ -461,7 +461,7 @@ class Deciding:
         for name, value in effects.items():
             setattr(self.decided, name, value)
 
-    def advance(self, inputs: list[Any], clock: int, not_before: int) -> Effects:
+    def advance(self, inputs: list[Any], clock: int, not_before: int, *, in_seal: bool) -> Effects:
         return self.decided
 
     def snapshot(self) -> bytes:

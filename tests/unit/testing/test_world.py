@@ -54,7 +54,7 @@ class Scripted(RunMachine):
         self.scripts = list(scripts)
         self.inputs: list[Any] = []
 
-    def advance(self, inputs: list[Any], clock: int, not_before: int = 0) -> Effects:
+    def advance(self, inputs: list[Any], clock: int, not_before: int = 0, *, in_seal: bool = False) -> Effects:
         self.at = clock
         self.inputs += inputs
         effects = Effects()
