@@ -327,11 +327,12 @@ class Client:
         Raises `NamespaceMissing`, or `NamespaceMismatch` for a namespace of another version of streamflow.
         """
         session = self._sessions.here()
+        if (namespace := session.namespace) is not None:
+            return namespace
         namespace = session.meta
         if namespace is not None and session.server_generation == session.store.server_generation:
-            if time.monotonic() >= session.read_again_at:
-                session.read_again_at = time.monotonic() + READ_AGAIN_SECONDS
-                self._begin_to_read(session)
+            session.read_again_at = time.monotonic() + READ_AGAIN_SECONDS
+            self._begin_to_read(session)
             return namespace
         self._begin_to_read(session)
         # Of a thousand first calls one reads, and all continue at the same moment: a lock would release them one after
@@ -365,7 +366,9 @@ class Client:
     # `created` tells the run of a handle from others of its id; 0: whichever has the id.
 
     async def _ended(self, run_id: str, created: int) -> bytes:
-        return await self._waiter.ended((await self.read_namespace()).shard_of(run_id), run_id, created)
+        session = self._sessions.here()
+        namespace = session.namespace or await self.read_namespace()
+        return await session.waiter.ended(namespace.shard_of(run_id), run_id, created)
 
     async def _answered(self, run_id: str, created: int, ask_id: str, body: bytes) -> bytes:
         shard = (await self.read_namespace()).shard_of(run_id)

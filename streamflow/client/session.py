@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 
 from streamflow.client.listing import Listings
 from streamflow.client.pipelines import Batcher
@@ -62,6 +63,13 @@ class Session:
         self.reading: asyncio.Task[Namespace] | None = None
         self.read_again_at = 0.0
         """When `meta` is read again while it is used (monotonic s)."""
+
+    @property
+    def namespace(self) -> Namespace | None:
+        """`meta`, unless it is to be read again, or the server was restarted or replaced since it was read."""
+        if time.monotonic() >= self.read_again_at or self.server_generation != self.store.server_generation:
+            return None
+        return self.meta
 
 
 class Sessions:

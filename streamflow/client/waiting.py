@@ -44,12 +44,16 @@ _log = logging.getLogger("streamflow.client")
 _notification = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
 
 
-class _Wait(asyncio.Future[bytes]):
-    """A caller's wait. `created` tells the run that it is for from others of its id; 0 as long as that isn't known."""
+class _Wait:
+    """A caller's wait. `created` tells the run that it is for from others of its id; 0 as long as that isn't known.
 
-    __slots__ = ("created",)
+    Not a subclass of a future: to wait for one of those costs 1.7 µs more."""
 
-    created: int
+    __slots__ = ("created", "future")
+
+    def __init__(self, created: int, future: asyncio.Future[bytes]) -> None:
+        self.created = created
+        self.future = future
 
 
 class _WatchedShard:
@@ -84,11 +88,11 @@ class ResultWaiter:
         with self._registered(shard, created, run_id) as (watched, [wait]):
             await self._subscribed().add(watched.channel)
             line, last = await self._batcher.peek(shard, run_id)
-            if not wait.done():
+            if not wait.future.done():
                 wait.created = check_found(line, run_id, created)
                 if last:
                     return last
-            return await wait
+            return await wait.future
 
     async def answered(
         self, shard: int, run_id: str, created: int, ask_id: str, post: Callable[[], asyncio.Future[str]]
@@ -110,10 +114,10 @@ class ResultWaiter:
                 _drop(posted)
             if not was_confirmed:  # it may have been answered before
                 await self._read([(watched, answer_name(ask_id)), (watched, run_id)])
-            await asyncio.wait((answer, end), return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
-            end.result()  # raises, if it is an error
+            await asyncio.wait((answer.future, end.future), return_when=asyncio.FIRST_COMPLETED)
+            if answer.future.done():
+                return answer.future.result()
+            end.future.result()  # raises, if it is an error
             # The run has ended, and may have answered before: the notification was lost, or came without the answer.
             stored = await self._batcher.call(self._stored_answer(shard, ask_id))
             if stored is None:
@@ -132,8 +136,7 @@ class ResultWaiter:
         loop = asyncio.get_running_loop()
         waits: list[_Wait] = []
         for name in names:
-            wait = _Wait(loop=loop)
-            wait.created = created
+            wait = _Wait(created, loop.create_future())
             waits.append(wait)
             watched.waiting.setdefault(name, []).append(wait)
         try:
@@ -164,7 +167,7 @@ class ResultWaiter:
             waits.remove(wait)
             if not waits:
                 del watched.waiting[name]
-        _drop(wait)
+        _drop(wait.future)
 
     def _subscribed(self) -> Subscription:
         if self._subscription is None:
@@ -264,14 +267,14 @@ def _drop(future: asyncio.Future[Any]) -> None:
 
 def _resolve(waits: list[_Wait], payload: bytes) -> None:
     for wait in waits:
-        if not wait.done():
-            wait.set_result(payload)
+        if not wait.future.done():
+            wait.future.set_result(payload)
 
 
 def _fail(waits: list[_Wait], error: StoreError | RunNotFound) -> None:
     for wait in waits:
-        if not wait.done():
-            wait.set_exception(error)
+        if not wait.future.done():
+            wait.future.set_exception(error)
 
 
 def check_found(line: bytes, run_id: str, created: int) -> int:
