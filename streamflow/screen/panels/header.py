@@ -71,6 +71,8 @@ def _facts(status: NamespaceStatus) -> Text:
         facts.append(f"{size(server.memory)}{limit}")
         facts.append(f"aof {server.aof or 'off'}")
         facts.append(f"{number(server.ops_per_s)} ops/s")
+    if starts := sum(daemon.heartbeat.starts for daemon in status.daemons):
+        facts.append(f"{plural(starts, 'start')} waiting")
     lag = sum(daemon.heartbeat.unfolded for daemon in status.daemons)
     facts.append(f"views {f'{number(lag)} behind' if lag else 'up to date'}")
     facts.extend(status.warnings)

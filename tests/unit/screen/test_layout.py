@@ -286,6 +286,13 @@ def test_the_header_names_what_a_daemon_reports_about_itself() -> None:
     assert "● loop inbox 3 and 1 more failing · 3 threads hung" in text(current)
 
 
+def test_the_second_line_says_how_many_starts_wait_at_any_width() -> None:
+    daemons = [DaemonRow(id=name, heartbeat=Heartbeat(name=name, starts=18_000)) for name in ("a", "b")]
+    for width in (60, 80, 200):
+        second = status_lines(NamespaceStatus(namespace="ns", as_of=0, daemons=daemons), width)[1].plain
+        assert "36,000 starts waiting" in second
+
+
 def test_the_header_names_a_queue_in_which_steps_wait_for_no_worker() -> None:
     queues = [Queue(name="idle"), Queue(name="gpu", waiting=3), Queue(name="cpu", waiting=9, workers=1)]
     assert "● no workers for queue gpu\n" in text(status(views={}, queues=queues)) + "\n"
