@@ -101,6 +101,26 @@ async def test_a_step_that_kills_its_daemon_fails_after_three(
     assert fleet.deaths == kills, "the fault took place"
 
 
+async def test_code_that_kills_is_found_also_if_its_start_has_waited(
+    fleet: Fleet, client: sf.Client, journal: Path
+) -> None:
+    """Which starts its daemon had read when it died is known by the turn that it had reached."""
+    path = str(journal)
+    fleet.serve(*DAEMON, "--shards", "1")
+    await ready(client)
+    runs = await client.start_many(flows.innocent, [(path, f"i{n}", 0.0) for n in range(500)], tenant="acme")
+    bad = await client.start(flows.killing_code, path, False, tenant="acme")
+    assert (await bad.describe()).status == "pending"
+
+    async def is_parked() -> bool:
+        return (await bad.describe()).status == "stuck"
+
+    await until(is_parked, "the run is parked", 90)
+    assert executions(journal)["kill"] == 3
+    assert fleet.deaths == 3, "the fault took place"
+    assert [await run.result(timeout=60) for run in runs] == [f"i{n}" for n in range(500)]
+
+
 async def test_the_only_step_beside_code_that_kills_does_not_fail(
     fleet: Fleet, client: sf.Client, journal: Path
 ) -> None:
