@@ -4,12 +4,14 @@
 -- Nothing is given to another worker here: the caller reports to the run that the attempt is over, and the run decides
 -- about another one. So a reply that is lost, or two callers at once, do no harm. Entries that were superseded are
 -- deleted; consumers that were idle for `quiet` ms and have nothing pending are removed.
+-- `clock` is the server's, by which claims are timed: callers compare it with their own.
 -- About a megabyte of entries is looked at in one call. `after` is the `last` of the call before: '' for the first.
 --
 -- KEYS   stream, steps, details
 -- ARGV   group, idle (ms), quiet (ms), limit, after
--- RETURNS last (the entry behind which more are, '' if there are none)
+-- RETURNS clock (ms) last (the entry behind which more are, '' if there are none)
 --         then for each expired entry: entry consumer id created seq attempt details / WRONGTYPE key
+-- @include shared/clock
 -- @include shared/holds
 -- @include shared/current_entry
 local stream, steps, details = KEYS[1], KEYS[2], KEYS[3]
@@ -20,9 +22,10 @@ if not holds(stream, 'stream') then return redis.error_reply('WRONGTYPE ' .. str
 if not holds(steps, 'hash') then return redis.error_reply('WRONGTYPE ' .. steps) end
 if not holds(details, 'hash') then return redis.error_reply('WRONGTYPE ' .. details) end
 local pending = redis.pcall('XPENDING', stream, group, 'IDLE', idle, after == '' and '-' or '(' .. after, '+', limit)
-if pending.err then return {''} end
+local clock = string.format('%.0f', shard_clock('', nil))
+if pending.err then return {clock, ''} end
 
-local reply, bytes = {''}, 0
+local reply, bytes = {clock, ''}, 0
 for n, claim in ipairs(pending) do
   local entry, consumer = claim[1], claim[2]
   local fields = {}
@@ -43,7 +46,7 @@ for n, claim in ipairs(pending) do
     drop_entry(stream, details, group, entry)
   end
   if n == limit or bytes >= BYTES then
-    reply[1] = entry
+    reply[2] = entry
     break
   end
 end

@@ -132,10 +132,11 @@ class ExpiredClaim(msgspec.Struct, frozen=True):
 
 
 class ExpiredClaims(msgspec.Struct, frozen=True):
-    """`last`: the entry behind which there are more; empty if these are all."""
+    """`last`: the entry behind which there are more; empty if these are all. `clock`: the server's, ms."""
 
     last: str = ""
     claims: list[ExpiredClaim] = []
+    clock: int = 0
 
 
 class LentStep(msgspec.Struct, frozen=True):
@@ -595,6 +596,14 @@ class Kernel:
         args = [WORKERS, idle_ms, quiet_ms, limit, after]
         return Call("expired_claims", _claim_keys(self.keys.queue(queue, partition)), args, _expired_claims)
 
+    def restart_claims(self, queue: str, partition: int, limit: int, after: str = "") -> Call[str]:
+        """Let all claims on the entries of a queue partition begin a new idle time, whichever worker has them.
+
+        At most `limit`, behind the entry `after`. Returns the last one, if there may be more behind it, else ''.
+        """
+        stream = self.keys.queue(queue, partition).stream
+        return Call("restart_claims", [stream], [WORKERS, limit, after], bytes.decode)
+
     def ack_attempts(self, queue: str, partition: int, claims: Sequence[ClaimRef]) -> Call[bytes]:
         """Remove entries from a queue partition: their outcomes are reported, or they are not needed any more.
 
@@ -757,9 +766,9 @@ def _expired_claims(reply: list[bytes]) -> ExpiredClaims:
             _number(attempt),
             details,
         )
-        for entry, consumer, run, created, seq, attempt, details in zip(*[iter(reply[1:])] * 7, strict=True)
+        for entry, consumer, run, created, seq, attempt, details in zip(*[iter(reply[2:])] * 7, strict=True)
     ]
-    return ExpiredClaims(reply[0].decode(), claims)
+    return ExpiredClaims(reply[1].decode(), claims, int(reply[0]))
 
 
 def _number(text: bytes) -> int:

@@ -57,6 +57,9 @@ FORGET_CONSUMER_AFTER = 60.0
 LONGEST_BLOCK = 60.0
 """Seconds for which a blocked event loop still counts as alive, or three times the time-out if that is longer. The
 watch gives up long before on a step that can't be interrupted."""
+JUMP = 1.0
+"""Seconds by which the server's clock may differ from this process's between two looks, at most a quarter of the
+time-out."""
 RECONNECT_GRACE = 2.0
 """Seconds that other workers may need to notice that the server is back: clients pause up to a second."""
 RETRY_PAUSE = 1.0
@@ -128,6 +131,8 @@ class Claims:
         """When expired claims were looked for last (monotonic s)."""
         self._expires_from = self._checked_at
         """No worker is considered dead before (monotonic s): after an outage, live workers have to extend first."""
+        self._server_clock: tuple[float, float] | None = None
+        """The server's clock at the last look for expired claims, and when that was (monotonic): seconds."""
         self._extended_late = 0.0
         """When claims were extended last in the place of the blocked loop (monotonic s)."""
         self._longest_block = longest_block
@@ -446,8 +451,12 @@ class Claims:
         calls: list[Call[Any]] = [
             self._kernel.expired_claims(*partition, idle, quiet, EXPIRED, last) for partition, last in after.items()
         ]
+        asked = time.monotonic()
         answers: list[ExpiredClaims | StoreError] = await self._store.send(calls)
         now = time.monotonic()
+        clocks = [answer.clock for answer in answers if not isinstance(answer, StoreError)]
+        if clocks and clocks[-1]:
+            await self._compare_clocks(clocks[-1] / 1000, asked, now)
         if now - self._checked_at > max(0.75 * self._timeout, 0.5 * self._timeout + 1.0):
             self._expires_from = now + self._timeout + RECONNECT_GRACE
         self._checked_at = now
@@ -464,6 +473,32 @@ class Claims:
             else:
                 found[partition] = answer
         return found
+
+    async def _compare_clocks(self, server: float, asked: float, now: float) -> None:
+        """Claims are timed by the server's clock: if it was set, its times say nothing until live workers have extended
+        theirs. If it was set back, the claims of dead workers begin a new time-out: else they would not expire for as
+        long."""
+        before, self._server_clock = self._server_clock, (server, now)
+        if before is None:
+            return
+        jump = server - before[0] - (now - before[1])
+        if abs(jump) < min(JUMP, self._timeout / 4) + now - asked:
+            return
+        _log.warning(
+            "the server's clock was set by %+.0f s: for %g s no worker is considered dead", jump, self._timeout
+        )
+        self._expires_from = now + self._timeout + RECONNECT_GRACE
+        if jump > 0:
+            return
+        after = dict.fromkeys(self.partitions, "")
+        while after:
+            calls = [self._kernel.restart_claims(*partition, EXPIRED, last) for partition, last in after.items()]
+            lasts: list[str | StoreError] = await self._store.send(calls)
+            after = {
+                partition: last
+                for partition, last in zip(after, lasts, strict=True)
+                if last and not isinstance(last, StoreError)
+            }
 
     async def _lose(self, partition: Partition, expired: list[ExpiredClaim]) -> None:
         """Report these attempts as lost; those that had not begun are returned to the queue."""

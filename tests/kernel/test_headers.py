@@ -182,7 +182,15 @@ def lent(n: dict[str, int]) -> list[LentStep]:
     return [LentStep("<step>", "<host>", text("created"), text("attempt"), b"<details>")] * n["lent"]
 
 
-OF_QUEUES = ("create_group", "enqueue_attempts", "extend_claims", "expired_claims", "ack_attempts", "requeue_attempts")
+OF_QUEUES = (
+    "create_group",
+    "enqueue_attempts",
+    "extend_claims",
+    "expired_claims",
+    "restart_claims",
+    "ack_attempts",
+    "requeue_attempts",
+)
 
 VERBS: dict[str, Verb] = {
     "start_runs": Verb(start_runs, {"run": ("run",)}),
@@ -210,6 +218,9 @@ VERBS: dict[str, Verb] = {
         lambda _: KERNEL.expired_claims("gpu", 3, "<idle>", "<quiet>", "<limit>", "<after>"),
         {},
         lambda _: {"group": WORKERS},
+    ),
+    "restart_claims": Verb(
+        lambda _: KERNEL.restart_claims("gpu", 3, "<limit>", "<after>"), {}, lambda _: {"group": WORKERS}
     ),
     "peek_runs": Verb(lambda n: KERNEL.peek_runs(0, ["<id>"] * n["run"]), {"run": ("run",)}),
     "read_runs": Verb(lambda n: KERNEL.read_runs(0, [("<id>", "<first>")] * n["run"], "<limit>"), {"run": ("run",)}),

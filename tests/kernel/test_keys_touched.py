@@ -154,6 +154,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         "extend_claims",
         kernel.extend_claims("gpu", 0, "one", [ClaimRef(first, "r1/1", b"told"), ClaimRef(third, "r3/3")]),
     )
+    yield "restart_claims", kernel.restart_claims("gpu", 0, 10)
     yield "expired_claims", kernel.expired_claims("gpu", 0, 0, -1, 10, "")
     yield (
         "requeue_attempts",
@@ -203,7 +204,15 @@ async def test_all_keys_of_a_call_and_what_it_publishes_to_share_one_slot(real_s
         "heartbeat": namespace,
         "mark_suspects": namespace,
         **dict.fromkeys(
-            ("enqueue_attempts", "extend_claims", "expired_claims", "ack_attempts", "requeue_attempts"), queue
+            (
+                "enqueue_attempts",
+                "extend_claims",
+                "expired_claims",
+                "restart_claims",
+                "ack_attempts",
+                "requeue_attempts",
+            ),
+            queue,
         ),
     }
     async for verb, call in calls(real_shard):

@@ -10,14 +10,18 @@ import shutil
 import struct
 import subprocess
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import anyio
 import pytest
 
 import streamflow as sf
 from streamflow.embedded.server import EmbeddedServer
+from streamflow.settings import Settings
 from streamflow.store.connection import Call
+from streamflow.worker.worker import Worker
 from tests.support.serving import running_daemon
 from tests.support.waiting import until
 
@@ -80,6 +84,20 @@ async def nap(seconds: float) -> None:
     await sf.sleep(seconds)
 
 
+begun: Counter[str] = Counter()
+
+
+@app.step(queue="slow")
+async def slow_nap(name: str, seconds: float) -> None:
+    begun[name] += 1
+    await asyncio.sleep(seconds)
+
+
+@app.workflow
+async def naps_in_queue(name: str, seconds: float) -> None:
+    await slow_nap(name, seconds)
+
+
 @pytest.fixture
 async def shifted_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -127,6 +145,48 @@ async def is_ahead(client: sf.Client, seconds: int) -> bool:
 async def scripts_called(client: sf.Client) -> int:
     answer = await client.store.one(Call.plain("INFO", "commandstats"))
     return int(answer["cmdstat_evalsha"]["calls"])
+
+
+@pytest.mark.parametrize("seconds", [HOUR, -HOUR])
+async def test_a_jump_makes_no_queued_step_run_twice_and_none_of_a_dead_worker_wait(
+    shifted_server: tuple[EmbeddedServer, Shift], namespace: str, seconds: int
+) -> None:
+    """Claims are timed by the server's clock."""
+    server, shift = shifted_server
+    begun.clear()
+    settings = Settings(redis=server.url, namespace=namespace, worker_timeout=1.0, dead_after=1.0, beat=0.2)
+    connected = sf.connect(server.url, namespace=namespace)
+    async with connected as client, running_daemon(app, server, namespace, crash=False, **SETTINGS):
+        async with anyio.create_task_group() as workers:
+            for _ in range(2):
+                workers.start_soon(Worker(app, settings, ["slow"]).run)
+            runs = await client.start_many(naps_in_queue, [(f"live {n}", 5.0) for n in range(4)])
+
+            async def all_begun() -> bool:
+                return len(begun) == 4
+
+            await until(all_begun)
+            await asyncio.sleep(1.0)
+            shift(seconds)
+            [await run.result(timeout=60) for run in runs]
+            assert sorted(begun) == [f"live {n}" for n in range(4)]
+            workers.cancel_scope.cancel()  # killed: neither reports nor returns anything
+        run = await client.start(naps_in_queue, "dead", 2.0)
+        async with anyio.create_task_group() as workers:
+            workers.start_soon(Worker(app, settings, ["slow"]).run)
+
+            async def has_begun() -> bool:
+                return "dead" in begun
+
+            await until(has_begun)
+            workers.cancel_scope.cancel()
+        async with anyio.create_task_group() as workers:
+            workers.start_soon(Worker(app, settings, ["slow"]).run)
+            await asyncio.sleep(0.7)  # it has looked for claims once
+            shift(0)
+            await run.result(timeout=60)
+            assert begun["dead"] == 2
+            workers.cancel_scope.cancel()
 
 
 async def test_no_timer_follows_a_server_whose_clock_jumps_by_an_hour(

@@ -375,6 +375,43 @@ async def test_an_attempt_of_a_dead_worker_ends_as_lost_with_its_details(it: Ben
     assert it.store.sent("ack_attempts")[0].args[1:] == ["9-0", "a/4"]
 
 
+@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+async def test_a_jump_of_the_servers_clock_makes_no_worker_dead(
+    it: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, jump: float
+) -> None:
+    """Those that live extend their claims first. Set back, the claims of dead ones have to begin a new time-out."""
+    clock = Clock()
+    monkeypatch.setattr("streamflow.worker.claims.time", clock)
+    it.store.answers |= {"GET": None, "restart_claims": lambda _: ""}
+    ahead = 1_700_000_000.0
+    dead = [ExpiredClaim("9-0", "gone", "a", CREATED, 4, 2, b"")]
+    expired: list[ExpiredClaim] = []
+
+    def answer(call: Call[Any]) -> ExpiredClaims:
+        return ExpiredClaims(
+            "", expired if call.keys[0].endswith("/6}:stream") else [], round((clock.now + ahead) * 1000)
+        )
+
+    it.store.answers["expired_claims"] = answer
+    it.claims._checked_at = it.claims._expires_from = clock.now
+
+    async def look() -> int:
+        clock.now += 4
+        await it.claims.expire_once()
+        return it.claims.unreported
+
+    assert await look() == 0
+    ahead += jump
+    expired = dead
+    assert await look() == 0
+    assert len(it.store.sent("restart_claims")) == (8 if jump < 0 else 0), "one for each partition"
+    assert await look() == 0
+    assert await look() == 0
+    assert await look() == 1, "a time-out later it is dead"
+    [line] = [line for line in caplog.messages if "clock was set" in line]
+    assert f"{jump:+.0f} s" in line
+
+
 async def test_claims_with_large_details_are_read_and_reported_in_portions(it: Bench) -> None:
     it.store.answers["GET"] = None
     portions = [
