@@ -59,6 +59,8 @@ LEAST = 16 * 1024
 """Bytes of records that are read from a shard at once at least, however many shards are read."""
 LONGEST_TURN = 0.005
 """Seconds of replays after which the event loop gets its turn."""
+RESULTS_PART = 4
+"""Results that wait for their commits may take one of so many parts of the memory, before no more steps are started."""
 LEAST_WAITING = 64
 """Steps may wait for free slots, this many or a quarter of the slots, before starts wait instead."""
 RETRY_BROKEN = 5.0
@@ -99,7 +101,10 @@ class Owner:
         self._namespace = context.namespace
         self._cache = context.settings.cache
         self._memory = context.settings.memory * 1024 * 1024
+        self._most_results = self._memory // RESULTS_PART
         self._waiting_steps = max(LEAST_WAITING, context.settings.concurrency // 4)
+        self._results = 0
+        """Bytes of the results of steps that no batch has collected; more, until they are counted."""
         self._counted = 0.0
         self._bytes = 0
         """Of the records of live runs; more, because what leaves a batch isn't subtracted, until they are counted."""
@@ -136,6 +141,10 @@ class Owner:
         shard = self.shards.get(number)
         if shard is not None:
             shard.add_input(run_id, outcome)
+            if outcome.result is not None:
+                self._results += len(outcome.result)
+                if self._results > self._most_results and not self._executor.crowded:
+                    self._executor.crowded = self._count_results() > self._most_results
             if number not in self._ready:
                 self.wake(shard)
 
@@ -233,6 +242,8 @@ class Owner:
                     self.drop(shard)
             raise
         self.on_caught_up()
+        if self._executor.crowded and self._count_results() < self._most_results // 2:
+            self._executor.crowded = False
         if not batches:
             self._slots.release()
         return batches
@@ -801,6 +812,17 @@ class Owner:
         if live is not None:
             self._bytes -= live.size
             live.machine.close()
+
+    def _count_results(self) -> int:
+        """Exactly how many bytes of results wait in memory."""
+        self._results = sum(
+            len(input_.result)
+            for shard in self.shards.values()
+            for inputs in shard.inputs.values()
+            for input_ in inputs
+            if type(input_) is Outcome and input_.result is not None
+        )
+        return self._results
 
     def _count_bytes(self) -> None:
         """Once a second at most: exactly how large the runs in memory are."""

@@ -213,6 +213,9 @@ class StepExecutor:
         self._attempts: dict[tuple[str, int], Running] = {}
         self.started = 0
         self.held = False
+        self._crowded = False
+        self._paused = False
+        """Nothing that waits is started: held or crowded."""
         self.draining = False
         """This daemon or worker is ending: the death of a step's process may be a part of that."""
 
@@ -249,7 +252,7 @@ class StepExecutor:
         running = Running(shard, run_id, job, job.details)
         self._attempts[key] = running
         slots = self._slots_of(running)
-        if not self.held and slots.has_room_for(run_id):
+        if not self._paused and slots.has_room_for(run_id):
             self._start(slots, running)
         else:
             slots.wait(running)
@@ -270,10 +273,22 @@ class StepExecutor:
 
     def hold(self) -> None:
         """Start nothing more until `resume`: the other daemons may consider this one dead."""
-        self.held = True
+        self.held = self._paused = True
 
     def resume(self) -> None:
         self.held = False
+        self._paused = self._crowded
+        self._start_waiting()
+
+    @property
+    def crowded(self) -> bool:
+        return self._crowded
+
+    @crowded.setter
+    def crowded(self, crowded: bool) -> None:
+        """While the results that wait for their commits are many bytes, nothing more is started."""
+        self._crowded = crowded
+        self._paused = self.held or crowded
         self._start_waiting()
 
     def cancel(self, run_id: str, seq: int) -> None:
@@ -349,7 +364,7 @@ class StepExecutor:
 
     def _start_next(self, slots: Slots) -> None:
         """Start what waits for slots of this kind, as far as there are any."""
-        while slots.waiting and not self.held:
+        while slots.waiting and not self._paused:
             running = slots.next_waiting()
             if running is None:
                 break

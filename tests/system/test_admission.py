@@ -77,6 +77,17 @@ async def child(number: int) -> int:
     return await plus_one(number) - 1
 
 
+@app.step
+async def produce(size: int) -> bytes:
+    return b"x" * size
+
+
+@app.workflow
+async def producing(size: int) -> int:
+    parts = await sf.gather(*(produce(size) for _ in range(3)))
+    return sum(len(part) for part in parts) // 3
+
+
 @app.workflow
 async def keeping(data: bytes) -> int:
     await sf.signal("go", int)
@@ -155,6 +166,26 @@ async def test_while_steps_wait_for_slots_each_tenant_still_gets_on(serve: Serve
         await other.signal("more", 2)
         assert await other.result(30) == 3
         gate.open.set()
+
+
+async def test_results_that_wait_for_their_commits_hold_back_other_steps(serve: Serve) -> None:
+    """The commits are slow: the results in memory stay within a part of the budget, and a step's of each slot."""
+    count, slots, size = 60, 4, 500_000
+    async with serve(app, shards=1, memory=4, concurrency=slots) as (client, daemon):
+        runs = await client.start_many(producing, [(size,)] * count)
+        most = 0
+        process = daemon.owner.process
+
+        async def slow(batches: Any) -> None:
+            nonlocal most
+            await asyncio.sleep(0.02)
+            most = max(most, daemon.owner._count_results())
+            await process(batches)
+
+        daemon.owner.process = slow
+        assert await asyncio.gather(*(run.result(60) for run in runs)) == [size] * count
+        assert size < most <= (1 << 20) + 2 * slots * size
+        assert not daemon.executor.crowded
 
 
 async def test_runs_in_memory_have_a_budget_in_bytes(serve: Serve) -> None:

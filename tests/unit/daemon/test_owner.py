@@ -105,6 +105,7 @@ class Steps:
     """In place of the executor: notes what is started and cancelled."""
 
     def __init__(self) -> None:
+        self.crowded = False
         self.started: list[tuple[int, str, int, int]] = []
         self.jobs: list[StepJob] = []
         self.cancelled: list[tuple[str, int]] = []

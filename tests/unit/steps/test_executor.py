@@ -313,6 +313,24 @@ async def test_while_held_nothing_starts_and_what_runs_goes_on() -> None:
         assert (await it.next()).seq == 2
 
 
+async def test_while_crowded_nothing_starts_whether_or_not_it_is_held_too() -> None:
+    gate = Gate()
+    gate.go.set()
+    async with bench() as it:
+        it.executor.crowded = True
+        it.submit(gate.wait, "waits", seq=1)
+        it.executor.hold()
+        it.executor.resume()
+        await anyio.wait_all_tasks_blocked()
+        assert gate.begun == []
+        it.executor.hold()
+        it.executor.crowded = False
+        await anyio.wait_all_tasks_blocked()
+        assert gate.begun == []
+        it.executor.resume()
+        assert (await it.next()).seq == 1
+
+
 async def test_a_step_that_waits_can_be_cancelled_and_its_turn_goes_to_the_next() -> None:
     gate = Gate()
     async with bench(concurrency=1) as it:
