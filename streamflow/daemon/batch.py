@@ -480,7 +480,8 @@ class ShardBatch:
             transition = Transition(at, effects.events)
             data = _encoder.encode(transition)
             state = machine.snapshot()
-            size += len(data) + len(state)
+            written = len(data) + len(state)
+            size += written
             puts: list[Put] = []
             if effects.published is not None or effects.answers:
                 puts = self._puts(run_id, effects)
@@ -505,7 +506,7 @@ class ShardBatch:
             )
             header_bytes = header.encode()
             kept = RUN_BYTES if state or effects.fresh else max(RUN_BYTES, memory)  # a reducer keeps its state only
-            memory = kept + len(data) + len(state)
+            memory = kept + written
             if effects.fresh or run_id in self.admitted:  # then the input is in the place of the state
                 state = FRESH + state
             batch.runs.append(RunWrite(run_id, live.header_bytes, header_bytes, state, data))
