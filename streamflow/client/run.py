@@ -206,6 +206,8 @@ class Run(Generic[R]):
     async def _within(self, timeout: float | timedelta | None, answer: Awaitable[T], late: str) -> T:
         """Wait at most `timeout` seconds (a sandbox counts its own time). `late`: the message of the `TimeoutError`,
         a format for the seconds."""
+        if timeout is None:
+            return await answer
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = asyncio.timeout(seconds)
         try:
