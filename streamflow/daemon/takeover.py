@@ -39,7 +39,7 @@ from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import Status
 from streamflow.steps.suspects import Note, Suspect, Suspects, read_notes
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Acquired, Reply
+from streamflow.store.kernel import Acquired, Reply, StreamEntry
 from streamflow.views.shard_views import ShardViews
 from streamflow.wire import stream_order
 
@@ -47,15 +47,15 @@ _log = logging.getLogger("streamflow.takeover")
 
 CHUNK = 64
 """Shards that are recovered in one pipeline."""
-PAGE = 1000
-"""Entries of a log or outbox in one answer."""
+BYTES = 4 * 1024 * 1024
+"""Of logs or outboxes in one pipeline, about, and one entry of each..."""
+LEAST = 64 * 1024
+"""...but at least so many of each."""
 
 NEVER = 1e15
 """Ms: no due time is as late as this, 30,000 years."""
 MAX_DIGITS = 5
 """Of the number of a shard."""
-
-Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 class Takeover:
@@ -238,7 +238,7 @@ class Takeover:
     async def _fold_logs(self, shards: list[OwnedShard]) -> list[OwnedShard]:
         """Fold the log entries that were committed after the last stored checkpoint."""
 
-        def fold(shard: OwnedShard, entries: list[Entry]) -> None:
+        def fold(shard: OwnedShard, entries: list[StreamEntry]) -> None:
             for entry_id, fields in entries:
                 fold_entry(shard.views, fields)
                 shard.offset = entry_id.decode()
@@ -250,7 +250,7 @@ class Takeover:
         """Pass undelivered messages to the relay, oldest first: targets drop those that arrive after a later one."""
         positions: dict[int, str] = {}
 
-        def hand_over(shard: OwnedShard, entries: list[Entry]) -> None:
+        def hand_over(shard: OwnedShard, entries: list[StreamEntry]) -> None:
             self._relay.hand_over(shard, [_outbox_message(entry_id, fields) for entry_id, fields in entries])
             if entries:
                 positions[shard.number] = entries[-1][0].decode()
@@ -264,25 +264,27 @@ class Takeover:
         shards: list[OwnedShard],
         stream: Callable[[OwnedShard], str],
         position: Callable[[OwnedShard], str],
-        on_page: Callable[[OwnedShard, list[Entry]], None],
+        on_page: Callable[[OwnedShard, list[StreamEntry]], None],
     ) -> list[OwnedShard]:
         """Read each shard's stream from its position to the end, by pages. Returns the shards that could be read."""
         readable = {shard.number: shard for shard in shards}
         unfinished = shards
         while unfinished:
-            pages: list[list[Entry] | StoreError] = await self._store.send(
-                [Call.plain("XRANGE", stream(shard), f"({position(shard)}", "+", "COUNT", PAGE) for shard in unfinished]
+            limit = max(LEAST, BYTES // len(unfinished))
+            pages: list[tuple[bool, list[StreamEntry]] | StoreError] = await self._store.send(
+                [self._kernel.read_stream(stream(shard), position(shard), limit) for shard in unfinished]
             )
-            more: list[OwnedShard] = []
-            for shard, entries in zip(unfinished, pages, strict=True):
-                if isinstance(entries, StoreError):
-                    _log_unreadable(shard, entries)
+            rest: list[OwnedShard] = []
+            for shard, page in zip(unfinished, pages, strict=True):
+                if isinstance(page, StoreError):
+                    _log_unreadable(shard, page)
                     del readable[shard.number]
                     continue
+                more, entries = page
                 on_page(shard, entries)
-                if len(entries) == PAGE:
-                    more.append(shard)
-            unfinished = more
+                if more:
+                    rest.append(shard)
+            unfinished = rest
         return list(readable.values())
 
 

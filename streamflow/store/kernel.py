@@ -119,6 +119,10 @@ class ClaimRef(msgspec.Struct, frozen=True):
     details: bytes = b""
 
 
+StreamEntry = tuple[bytes, dict[bytes, bytes]]
+"""Its id, and its fields."""
+
+
 class ExpiredClaim(msgspec.Struct, frozen=True):
     """An entry whose worker is considered dead, with the details that its step reported last (encoded)."""
 
@@ -389,6 +393,14 @@ class Kernel:
         keys = self.keys.shard(shard)
         names = [keys.run(run_id) for run_id, _ in runs]
         return Call("read_runs", names, [limit, *(first for _, first in runs)], _records)
+
+    def read_stream(self, log: str, after: str, limit: int) -> Call[tuple[bool, list[StreamEntry]]]:
+        """Read entries of a stream, as much of them as fits into one reply.
+
+        `log`: the key of a log or an outbox. Returns whether there may be more, and the entries behind `after` with
+        about `limit` bytes: one at least, if there is one.
+        """
+        return Call("read_stream", [log], [after, limit], _stream_entries)
 
     # --- ownership ----------------------------------------------------------------------------------------------------
 
@@ -712,6 +724,14 @@ def _records(reply: list[Any]) -> list[tuple[int | None, list[bytes]] | StoreErr
         else (int(following) if following else None, elements)
         for following, elements in zip(reply[::2], reply[1::2], strict=True)
     ]
+
+
+def _stream_entries(reply: list[Any]) -> tuple[bool, list[StreamEntry]]:
+    entries = [
+        (entry, dict(zip(words[::2], words[1::2], strict=True)))
+        for entry, words in zip(reply[1::2], reply[2::2], strict=True)
+    ]
+    return reply[0] == b"1", entries
 
 
 def _heartbeats(reply: list[bytes]) -> Heartbeats:

@@ -224,6 +224,7 @@ VERBS: dict[str, Verb] = {
     ),
     "peek_runs": Verb(lambda n: KERNEL.peek_runs(0, ["<id>"] * n["run"]), {"run": ("run",)}),
     "read_runs": Verb(lambda n: KERNEL.read_runs(0, [("<id>", "<first>")] * n["run"], "<limit>"), {"run": ("run",)}),
+    "read_stream": Verb(lambda _: KERNEL.read_stream(KERNEL.keys.shard(0).log, "<after>", "<limit>"), {}),
     "acquire_shard": Verb(lambda _: KERNEL.acquire_shard(0, "<expected>", "<nonce>", "<holder>", "<group>", "<now>")),
     "release_shard": Verb(
         lambda n: KERNEL.release_shard(0, "<token>", lent(n)), {"lent": ("lent step",)}, lambda _: {"step": "<step>"}
@@ -377,7 +378,11 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
         "start_runs",
         "post_messages",
     }
-    assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {"peek_runs", "read_runs"}
+    assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {
+        "peek_runs",
+        "read_runs",
+        "read_stream",
+    }
 
 
 def test_a_header_that_lost_a_name_would_be_noticed(tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     yield "due_runs", kernel.due_runs(0, shard.token, 10, NOW)
     yield "peek_runs", kernel.peek_runs(0, ["r1", "r2", "r9"])
     yield "read_runs", kernel.read_runs(0, [("r1", 0), ("r9", 0)], 1_000_000)
+    yield "read_stream", kernel.read_stream(keys.log, "0-0", 1_000_000)
     for offset in ("1-1", "1-2"):
         yield "checkpoint_views", kernel.checkpoint_views(0, shard.token, offset, b"partial", 1, ["flow", "other"])
     yield "forget_runs", kernel.forget_runs(0, [("r1", decode_header(await shard.header("r1")))])
