@@ -20,7 +20,7 @@ from typing import Any
 
 import anyio
 
-from streamflow.machine.sealed import hide_tasks
+from streamflow.machine.sealed import hide, hide_tasks
 from streamflow.workflow.awaitable import ends_process
 
 RESTART = 75
@@ -30,6 +30,10 @@ RESTART = 75
 SWITCH_SECONDS = 0.0005
 """For how long a thread keeps the interpreter if others wait for it (Python: 5 ms). The event loop releases it at each
 of its calls to the system: beside one plain step that computed, other runs of five steps took 380 ms instead of 25."""
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+KEEP_EVERY = 1.0
+"""Seconds between two looks whether they still have our handlers."""
 
 _log = logging.getLogger("streamflow.process")
 
@@ -73,13 +77,28 @@ def run_until_done(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, No
 async def stop_on_signal(stopping: anyio.Event, grace: float, log: logging.Logger, consequence: str) -> None:
     """Set `stopping` at the first signal, exit at the second. `consequence` of the exit (who continues the work, and
     when) is logged with it; `grace` is in seconds."""
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
-        async for number in received:
-            if stopping.is_set():
-                log.warning("second signal: exiting at once, without draining; %s", consequence)
-                raise ExitAtOnce(1)
-            log.info("%s: draining, running steps get %g s to finish", signal.Signals(number).name, grace)
-            stopping.set()
+    with anyio.open_signal_receiver(*STOPPING) as received:
+        keeping = asyncio.create_task(_keep_handlers({number: signal.getsignal(number) for number in STOPPING}))
+        hide(keeping)
+        try:
+            async for number in received:
+                if stopping.is_set():
+                    log.warning("second signal: exiting at once, without draining; %s", consequence)
+                    raise ExitAtOnce(1)
+                log.info("%s: draining, running steps get %g s to finish", signal.Signals(number).name, grace)
+                stopping.set()
+        finally:
+            keeping.cancel()
+
+
+async def _keep_handlers(handlers: dict[signal.Signals, Any]) -> None:
+    """A step, or a library that it uses, may replace them: then the process could no longer be drained."""
+    while True:
+        await asyncio.sleep(KEEP_EVERY)
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+                _log.warning("the handler of %s was replaced, probably by a step, and is put back", number.name)
 
 
 def tune_garbage_collection() -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+import streamflow as sf
 from streamflow.embedded.server import EmbeddedServer
 from tests.process.faults import ROOT, ServingProcess, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 APP = """
-import os, time
+import asyncio, os, signal, time
 from pathlib import Path
 import streamflow as sf
 Path(__file__).with_suffix(".imported").touch()
@@ -28,6 +29,20 @@ async def step() -> None: ...
 @app.workflow
 async def job() -> None:
     await step()
+@app.step
+async def last() -> None:
+    Path(__file__).with_suffix(".begun").touch()
+    await asyncio.sleep(60)
+@app.workflow
+async def lasts() -> None:
+    await last()
+@app.step
+async def take(what: str) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, getattr(signal, what))
+@app.workflow
+async def takes(what: str) -> None:
+    await take(what)
 """
 UNSHARE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 """The command becomes process 1 of a namespace of its own, as in a container."""
@@ -76,6 +91,43 @@ async def test_sigterm_ends_a_worker_that_is_process_1(
 
 async def _mentions(log: Path, text: str) -> bool:
     return text in log.read_text()
+
+
+@pytest.mark.parametrize("what", ["SIG_IGN", "SIG_DFL"])
+async def test_a_step_that_replaces_the_handlers_keeps_no_daemon_from_draining(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, flows: Path, what: str
+) -> None:
+    words = ("daemon", "--app", f"{flows}:app", "--shards", "4")
+    daemon = ServingProcess(*words, url=embedded_server.url, namespace=namespace, log=tmp_path / "log")
+    try:
+        await until(lambda: _mentions(daemon.log, "acquired 4 shards"), "it serves")
+        async with sf.connect(embedded_server.url, namespace=namespace) as client:
+            await (await client.start("takes", what)).result(20)
+        await until(lambda: _mentions(daemon.log, "the handler of SIGINT was replaced"), "it is put back")
+        daemon.send(signal.SIGTERM)
+        assert await daemon.wait(20) == 0
+        assert await _mentions(daemon.log, "SIGTERM: draining")
+    finally:
+        await daemon.end()
+
+
+async def test_the_second_signal_ends_the_process_at_once(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, flows: Path
+) -> None:
+    words = ("daemon", "--app", f"{flows}:app", "--shards", "4", "--grace", "60")
+    daemon = ServingProcess(*words, url=embedded_server.url, namespace=namespace, log=tmp_path / "log")
+    try:
+        await until(lambda: _mentions(daemon.log, "acquired 4 shards"), "it serves")
+        async with sf.connect(embedded_server.url, namespace=namespace) as client:
+            run = await client.start("lasts")
+            await until(lambda: _exists(flows.with_suffix(".begun")), "its step runs")
+            daemon.send(signal.SIGTERM)
+            await until(lambda: _mentions(daemon.log, "SIGTERM: draining"), "it drains")
+            daemon.send(signal.SIGTERM)
+            assert await daemon.wait(20) == 1
+            assert (await run.describe()).status is sf.Status.RUNNING
+    finally:
+        await daemon.end()
 
 
 @pytest.fixture
