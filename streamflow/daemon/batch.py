@@ -6,6 +6,7 @@ notifications. Must not: talk to the server or start steps. Called by: the owner
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -21,6 +22,7 @@ from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import one_seal
 from streamflow.machine.transition import Effects, Input, Outcome, Oversize
 from streamflow.model.attributes import Attribute, merged, same, value_text
+from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.failures import failure_of, line_of_function
 from streamflow.model.record import Header, Status, decode_header, parent_link
 from streamflow.model.sharding import Partition, queue_partition_of
@@ -247,6 +249,18 @@ class ShardBatch:
         """Runs that must be loaded first: not live, and not new."""
         live = self.shard.live
         return [run_id for run_id, run_work in self.work.items() if run_id not in live and not run_work.started]
+
+    def created_of(self, run_id: str) -> int:
+        """When a run of this batch was created (ms), which tells it from others of its id; 0 as long as it has to be
+        loaded."""
+        live, run_work = self.shard.live.get(run_id), self.work[run_id]
+        if live is not None:
+            return live.header.created
+        begun = next((message for message in run_work.messages if message.kind == "start"), None)
+        if run_work.started and begun is not None:
+            with contextlib.suppress(*DECODE_ERRORS):
+                return decode_header(begun.header).created
+        return 0
 
     def put_back(self) -> None:
         """Nothing was committed: put all inputs back where they were, before those that have arrived since."""

@@ -434,7 +434,7 @@ class Owner:
         careful = batches[0].careful
         try:
             if careful:
-                await self.suspects.mark_code(batches[0].shard.number, careful, batches[0].batch.commit)
+                await self._mark_code(batches[0])
             await self._load(batches)
             at = self._clock.now_ms()
             calls: list[Call[Committed]] = []
@@ -478,6 +478,15 @@ class Owner:
                 shard.busy = False
                 if shard.has_work or len(shard.sent) >= SENT:
                     self.wake(shard)
+
+    async def _mark_code(self, batch: ShardBatch) -> None:
+        shard, run_id = batch.shard, batch.careful
+        created = batch.created_of(run_id)
+        if self.suspects.is_of_another_run(shard.number, run_id, created):
+            shard.parked.pop(run_id, None)
+            shard.killers.discard(run_id)
+            self.suspects.acquit(shard.number, run_id)
+        await self.suspects.mark_code(shard.number, run_id, batch.batch.commit, created)
 
     async def _commit(self, batches: list[ShardBatch], calls: list[Call[Committed]]) -> None:
         answers = await self._store.send(calls, patience=math.inf)

@@ -196,7 +196,7 @@ class Takeover:
                 shard.careful.setdefault(run_id, set())
                 deaths = record.attempt
                 if self._suspects.deaths(shard.number, run_id) < deaths:
-                    self._suspects.learn(Suspect(shard.number, run_id, 0, deaths))
+                    self._suspects.learn(Suspect(shard.number, run_id, 0, deaths, created=record.created))
         for field, value in details.items():
             try:
                 run_id, seq = _run_and_number(field)

@@ -67,6 +67,8 @@ class Suspect(msgspec.Struct, frozen=True):
     reason: str = ""
     commit: str = ""
     """The id of the commit with what the code decides: it has got through if the shard's last commit is this one."""
+    created: int = 0
+    """Of the run, ms as in its header: a later run of the id is not to blame. 0: not known."""
 
     @property
     def step(self) -> tuple[str, int]:
@@ -202,10 +204,18 @@ class Suspects:
 
     # --- the code of a run --------------------------------------------------------------------------------------------
 
-    async def mark_code(self, shard: int, run_id: str, commit: str) -> None:
+    def is_of_another_run(self, shard: int, run_id: str, created: int) -> bool:
+        """Whether what is known about this id is about an earlier run of it. `created`: of the present one, 0 if that
+        isn't known."""
+        known = self._known.get((shard, run_id))
+        return known is not None and 0 not in (created, known.created) and created != known.created
+
+    async def mark_code(self, shard: int, run_id: str, commit: str, created: int = 0) -> None:
         """Note that code of this run is about to be run, until `code_ended`. Nothing else may run code meanwhile.
-        `commit`: the id of the commit that comes of it."""
-        self._code = Suspect(shard, run_id, 0, max(1, self.deaths(shard, run_id)), commit=commit)
+        `commit`: the id of the commit that comes of it; `created`: of the run, 0 if that isn't known."""
+        known = self._known.get((shard, run_id))
+        created = created or (0 if known is None else known.created)
+        self._code = Suspect(shard, run_id, 0, max(1, self.deaths(shard, run_id)), commit=commit, created=created)
         await self._note()
 
     def code_ended(self, *, more: bool) -> None:

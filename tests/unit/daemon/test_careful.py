@@ -180,9 +180,24 @@ async def test_known_culprits_come_last_and_are_named_until_then() -> None:
     bench.shard.delivered = (1, 1)
     await bench.turns()
     first, second = bench.notes[:2]
-    assert first.code == Suspect(0, "good", 0, 1, commit=bench.commits[0].args[1])
+    assert first.code == Suspect(0, "good", 0, 1, commit=bench.commits[0].args[1], created=900)
     assert first.waiting == (Suspect(0, "bad", 0, 2),)
-    assert second.code == Suspect(0, "bad", 0, 2, commit=bench.commits[1].args[1])
+    assert second.code == Suspect(0, "bad", 0, 2, commit=bench.commits[1].args[1], created=900)
+
+
+@pytest.mark.parametrize(("created", "status", "deaths"), [(900, "stuck", 3), (0, "stuck", 3), (800, "running", 1)])
+async def test_a_run_is_not_suspected_for_an_earlier_one_of_its_id(created: int, status: str, deaths: int) -> None:
+    """Its predecessor, created at 800, has ended three processes, and was forgotten before the takeover."""
+    bench = Bench()
+    suspects = bench.owner.suspects
+    takeover = Takeover(context(bench.store, shards=8), Sends(), suspects)  # type: ignore[arg-type]
+    takeover._blame(bench.shard, Note(waiting=(Suspect(0, "bad", 0, 3, created=created),)), "")  # pyright: ignore[reportPrivateUsage]
+    assert "bad" in bench.shard.parked
+    put(bench.shard, start("1-0", "bad", "listening"))
+    await bench.turns()
+    assert bench.status("bad") == status
+    assert [note.code.deaths for note in bench.notes if note.code] == [deaths]
+    assert suspects.deaths(0, "bad") == 0
 
 
 async def test_no_such_code_is_run_in_the_first_moment_of_a_trial() -> None:
