@@ -1,50 +1,67 @@
 #!lua flags=allow-oom
 -- checkpoint_views: store a shard's part of the views with the log entry up to which it counts, and trim the log.
 --
--- What is trimmed is always counted in `base`: once the log has `keep` entries more than when the base was made, all up
--- to the base's offset are removed, and the present partial becomes the next base. So at any time base + the log behind
--- its offset = partial, views can be rebuilt exactly, and at least `keep` entries stay.
+-- What is trimmed is always counted in `base`: when as many bytes were logged since the base was made as half of `most`,
+-- or half of `age` has passed, all up to the base's offset is removed, and the present partial becomes the next base. So
+-- at any time base + the log behind its offset = partial, and views can be rebuilt exactly. The log has at most about
+-- `most` bytes, none of its entries is older than `age`, and at least half of either stays. What `forget_runs` wants
+-- removed goes as soon as it is counted. One call removes a bounded number of entries.
 -- Also stores the oldest open runs, from the listings of running runs.
 -- Safe to run twice: an offset that is stored already changes nothing.
 --
 -- KEYS   owner, views, log, then: running_index for each workflow
--- ARGV   token, offset, partial, keep, oldest, then: workflow for each running_index
--- RETURNS OK entries (left in the log) / FENCED token / STALE offset
+-- ARGV   token,
+--        offset,
+--        partial,
+--        now, (the owner's time)
+--        logged, (bytes of the entries behind the offset that is stored)
+--        most, (bytes)
+--        age, (ms)
+--        oldest,
+--        then: workflow for each running_index
+-- RETURNS OK entries (left in the log) again (ms by the owner's clock, when there is more to trim: 0 at once, '' never)
+--         / FENCED token / STALE offset
 -- @include shared/holds
+-- @include shared/trim_log
 local owner, views, log = KEYS[1], KEYS[2], KEYS[3]
-local token, offset, partial, oldest = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[5])
-local keep = math.max(tonumber(ARGV[4]), 1)
-
-local function before(a, b)
-  local a_ms, a_n = string.match(a, '^(%d+)-(%d+)$')
-  local b_ms, b_n = string.match(b, '^(%d+)-(%d+)$')
-  a_ms, a_n, b_ms, b_n = tonumber(a_ms), tonumber(a_n), tonumber(b_ms), tonumber(b_n)
-  return a_ms < b_ms or (a_ms == b_ms and a_n < b_n)
-end
+local token, offset, partial, now, logged = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local half, half_age, oldest = tonumber(ARGV[6]) / 2, tonumber(ARGV[7]) / 2, tonumber(ARGV[8])
+local FIXED_KEYS, FIXED_ARGS = 3, 8
 
 local stored_token = redis.call('HGET', owner, 'token') or ''
 if stored_token ~= token then return {'FENCED', stored_token} end
 if not holds(views, 'hash') then return redis.error_reply('WRONGTYPE ' .. views) end
 if not holds(log, 'stream') then return redis.error_reply('WRONGTYPE ' .. log) end
-for i = 4, #KEYS do
+for i = FIXED_KEYS + 1, #KEYS do
   if not holds(KEYS[i], 'zset') then return redis.error_reply('WRONGTYPE ' .. KEYS[i]) end
 end
-local stored = redis.call('HMGET', views, 'offset', 'base_offset', 'base_entries')
+local stored = redis.call('HMGET', views, 'offset', 'base_offset', 'base_at', 'since', 'trim', 'forget')
+local base_offset, base_at, since = stored[2], tonumber(stored[3] or 0), tonumber(stored[4] or 0)
 if stored[1] and before(offset, stored[1]) then return {'STALE', stored[1]} end
 
 local open = {}
-for i = 4, #KEYS do
+for i = FIXED_KEYS + 1, #KEYS do
   local first = redis.call('ZRANGE', KEYS[i], 0, oldest - 1, 'WITHSCORES')
-  for n = 1, #first, 2 do open[#open + 1] = first[n] .. ' ' .. first[n + 1] .. ' ' .. ARGV[i + 2] end
+  local workflow = ARGV[i - FIXED_KEYS + FIXED_ARGS]
+  for n = 1, #first, 2 do open[#open + 1] = first[n] .. ' ' .. first[n + 1] .. ' ' .. workflow end
 end
-redis.call('HSET', views, 'offset', offset, 'partial', partial, 'oldest', table.concat(open, '\n'))
+if stored[1] ~= offset then since = since + logged end -- else this call is sent again, or only trims
+redis.call('HSET', views, 'offset', offset, 'partial', partial, 'oldest', table.concat(open, '\n'), 'since', since)
+
 local entries = redis.call('XLEN', log)
-if not stored[2] or entries - tonumber(stored[3] or 0) >= keep then
-  if stored[2] then
-    local ms, n = string.match(stored[2], '^(%d+)-(%d+)$')
-    redis.call('XTRIM', log, 'MINID', ms .. '-' .. string.format('%.0f', tonumber(n) + 1))
-    entries = redis.call('XLEN', log)
-  end
-  redis.call('HSET', views, 'base', partial, 'base_offset', offset, 'base_entries', entries)
+if not base_offset then
+  redis.call('HSET', views, 'base', partial, 'base_offset', offset, 'base_at', ARGV[4], 'since', 0)
+  base_at = now
+elseif entries > 0 and (since >= half or math.abs(now - base_at) >= half_age) then -- or the clock was set back
+  move_base(views, partial, offset, base_offset, stored[5])
+  redis.call('HSET', views, 'base_at', ARGV[4])
+  base_at = now
 end
-return {'OK', entries}
+if stored[6] and not before(offset, stored[6]) then
+  move_base(views, partial, offset, stored[6], redis.call('HGET', views, 'trim'))
+  redis.call('HDEL', views, 'forget')
+end
+local unfinished = trim_log(log, views)
+entries = redis.call('XLEN', log)
+local again = unfinished and '0' or entries == 0 and '' or string.format('%.0f', base_at + half_age)
+return {'OK', entries, again}

@@ -9,6 +9,7 @@
 -- the facts of the last one, and changes nothing.
 -- Reducers (state not empty) keep only the newest transitions in their record: their state is their snapshot. A state
 -- that begins with a dash (no snapshot does) replaces the record: header, the rest of the state, this transition.
+-- The log gets the transitions as they are, but for those that have a cut: in its place, without large payloads.
 -- A put sets a field of a hash, or deletes it when the value is ''; without a field it sets a string that expires after
 -- 15 minutes.
 --
@@ -27,7 +28,7 @@
 --        group, (the owner's consumer group of the inbox)
 --        channel,
 --        notification, (published to the channel; '' for none)
---        indexes, acks, plans, moves, sends, sent, poisons, puts, (how many of each)
+--        indexes, acks, plans, moves, sends, sent, poisons, cuts, puts, (how many of each)
 --        then for each run: id, expected, header, state, transition;
 --        for each ack: inbox id;
 --        for each plan: id, score ('' removes the run from the agenda);
@@ -35,6 +36,7 @@
 --        for each send: number, target, kind, id, body;
 --        for each sent: outbox number;
 --        for each poison: inbox id, id, reason, event, body;
+--        for each cut: position (of its run among the runs, from 1), logged (in place of the transition);
 --        for each put: field, value
 -- RETURNS OK clock entry (of the log, '' when nothing was logged)
 --         / DUP clock entry
@@ -43,30 +45,24 @@
 --         / WRONGTYPE key
 -- @include shared/clock
 -- @include shared/holds
+-- @include shared/is_before
 local owner, inbox, log, agenda, outbox, poison = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local token, commit, group, channel, notification = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6]
 local indexes, acks, plans = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local moves, sends, sent, poisons = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
+local cuts, puts = tonumber(ARGV[14]), tonumber(ARGV[15])
 
-local FIXED_KEYS, FIXED_ARGS = 6, 14
-local RUN_ARGS, PLAN_ARGS, MOVE_ARGS, SEND_ARGS, POISON_ARGS, PUT_ARGS = 5, 2, 4, 5, 5, 2 -- of one item
+local FIXED_KEYS, FIXED_ARGS = 6, 15
+local RUN_ARGS, PLAN_ARGS, MOVE_ARGS, SEND_ARGS, POISON_ARGS, CUT_ARGS, PUT_ARGS = 5, 2, 4, 5, 5, 2, 2 -- of one item
 local REDUCER_TRANSITIONS = 200 -- that a reducer's record keeps; it is trimmed when it has twice as many
 local QUARANTINED_MESSAGES = 1000 -- about so many are kept
 local ANSWER_SECONDS = 900
 local IDS_PER_CALL, VALUES_PER_ENTRY = 1000, 4000 -- `unpack` fails at about 8,000 values
 local DASH = string.byte('-')
 
--- Whether a commit id, `<session>.<number>`, is of the same session as another and has a lower number: it arrives late,
--- behind newer ones, from a connection that was given up. It was applied at its time, or newer ones took its place.
-local function is_before(one, other)
-  local session, number = string.match(one, '^(.*)%.(%d+)$')
-  local other_session, other_number = string.match(other or '', '^(.*)%.(%d+)$')
-  return session ~= nil and session == other_session and tonumber(number) < tonumber(other_number)
-end
-
 -- Positions in KEYS of the last index and the last put; the runs are behind them.
 local last_index = FIXED_KEYS + indexes
-local last_put = last_index + tonumber(ARGV[14])
+local last_put = last_index + puts
 local runs = #KEYS - last_put
 
 if not holds(owner, 'hash') then return redis.error_reply('WRONGTYPE ' .. owner) end
@@ -115,6 +111,11 @@ for _ = 1, poisons do
   entry[#entry + 1], entry[#entry + 2] = '-' .. ARGV[at + 1], ARGV[at + 4] -- no run id begins with a dash
   at = at + POISON_ARGS
 end
+local logged = {}
+for _ = 1, cuts do
+  logged[tonumber(ARGV[at + 1])] = ARGV[at + 2]
+  at = at + CUT_ARGS
+end
 
 at = FIXED_ARGS
 for i = last_put + 1, #KEYS do
@@ -133,7 +134,7 @@ for i = last_put + 1, #KEYS do
       end
     end
   end
-  entry[#entry + 1], entry[#entry + 2] = ARGV[at + 1], transition
+  entry[#entry + 1], entry[#entry + 2] = ARGV[at + 1], logged[i - last_put] or transition
   at = at + RUN_ARGS
 end
 for first = 1, acks, IDS_PER_CALL do -- many at once: a hot run reduces thousands of messages in one transition

@@ -28,6 +28,11 @@ Fields that many events have:
   the workflow or step say what is in them; `msgspec.msgpack.decode(event.result)` gives plain data. `args` and `input`
   are an array of all arguments in the order of the parameters, or a map by name if the call used keywords.
 
+Payloads above 512 bytes are stored once, in the run's record. Who follows a run or the log (`events(follow=True)`,
+`tail`) gets them from there, and may come too late: the run was forgotten or has continued as new, or a reducer's
+record has only newer transitions. Then `gone_bytes(payload)` is its size, and 0 for one that is there. Of a large
+failure, kind and the beginning of its message are left then, and a note of its size; of a long `reason` its beginning.
+
 Match on the class:
 
 >>> async for at, event in run.events():
@@ -49,6 +54,19 @@ from streamflow.errors import Failure
 
 NOTHING = Raw(b"\xc0")
 """The payload of `None`."""
+_GONE = b"\xd7\x73"
+"""How the MessagePack of a payload that is gone begins: extension type 115, then its size in eight bytes."""
+
+
+def gone_payload(size: int) -> Raw:
+    """What stands for a payload of so many bytes that is not there."""
+    return Raw(_GONE + size.to_bytes(8, "big"))
+
+
+def gone_bytes(payload: Raw | bytes) -> int:
+    """The size of a payload that went with its run's record before it was read; 0 for one that is there."""
+    view = memoryview(payload)
+    return int.from_bytes(view[2:], "big") if len(view) == 10 and view[:2].tobytes() == _GONE else 0
 
 
 class HistoryEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):

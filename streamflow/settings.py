@@ -89,9 +89,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention: Annotated[
         float, Meta(description="seconds after which an ended run is deleted; 0: keep it forever", ge=0)
     ] = 604_800.0
-    log_entries: Annotated[
-        int, Meta(description="minimum number of entries of a shard's log that are kept for readers", ge=1)
-    ] = 1000
+    log_bytes: Annotated[
+        int, Meta(description="bytes that the logs of all shards keep for readers, about; each an equal part", ge=1)
+    ] = 268_435_456
+    log_age: Annotated[
+        float, Meta(description="seconds after which an entry of a log is deleted, also when nothing happens", gt=0)
+    ] = 86_400.0
     blocking: Annotated[
         float, Meta(description="seconds of workflow code without an await after which a warning is logged", gt=0)
     ] = 0.1

@@ -10,22 +10,25 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
 
 from streamflow import events
+from streamflow.client.joining import Logged, join_payloads
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.waiting import check_found
 from streamflow.errors import Failure, StoreError
 from streamflow.events import ENDINGS, AnyEvent, RunCompleted, RunStuck, Transition, decode_history, decode_transition
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, same, value_text
+from streamflow.model.logged import decode_logged
 from streamflow.model.record import LISTED, Header, Status, decode_header
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import listed_under
+from streamflow.store.kernel import Kernel, listed_under
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace
 
@@ -160,6 +163,7 @@ class Listings:
         self._store = store
         self._keys = keys
         self._batcher = batcher
+        self._kernel = Kernel(keys)
 
     async def workflows(self) -> dict[str, WorkflowInfo]:
         found: dict[bytes, bytes] = await self._batcher.call(Call.plain("HGETALL", self._keys.workflows))
@@ -262,7 +266,8 @@ class Listings:
     async def events(
         self, shard: int, run_id: str, created: int, follow: bool
     ) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
-        """The history's events; with `follow` then those of the log, until the run has ended.
+        """The history's events; with `follow` then those of the log, until the run has ended. Large payloads, which the
+        log doesn't have, are read from the record.
 
         The log may be trimmed faster than we read. The header has the number of transitions, so those that the log no
         longer has are read from the run's record (a reducer's record has only its newest ones).
@@ -271,23 +276,25 @@ class Listings:
         field = run_id.encode()
         header, transitions, position = await self._recorded(shard, run_id, created)
         created, known = header.created, header.version
+        logged = _as_logged(shard, run_id, transitions)
         while True:
-            for transition in decode_history(transitions):
-                for event in transition.events:
-                    yield instant(transition.at), event
-                if ending_of(transition) is not None:
-                    return
+            async with aclosing(join_payloads(self._store, self._kernel, logged)) as joined:
+                async for transition in joined:
+                    for event in transition.events:
+                        yield instant(transition.at), event
+                    if ending_of(transition) is not None:
+                        return
             if not follow or not header.is_open:
                 return
             entries = (await self._store.read_logs({log: position}, FOLLOW_BLOCK_MS)).get(log, [])
             if entries:
                 position = entries[-1][0]
-                transitions = [fields[field] for _, fields in entries if field in fields]
+                logged = _as_logged(shard, run_id, [fields[field] for _, fields in entries if field in fields])
             else:
                 header, transitions, position = await self._recorded(shard, run_id, created)
                 missed = header.version - known
-                transitions = transitions[-missed:] if missed > 0 else []
-            known += len(transitions)
+                logged = _as_logged(shard, run_id, transitions[-missed:] if missed > 0 else [])
+            known += len(logged)
 
     async def _recorded(self, shard: int, run_id: str, created: int) -> tuple[Header, list[bytes], str]:
         """Header, transitions, and the log entry up to which they reach.
@@ -303,6 +310,10 @@ class Listings:
             check_found(line or b"", run_id, created)
             if before == after:
                 return decode_header(line), transitions, before
+
+
+def _as_logged(shard: int, run_id: str, transitions: Sequence[bytes]) -> list[Logged]:
+    return [Logged(shard, run_id, decode_logged(data)) for data in transitions]
 
 
 def _shards_of(namespace: Namespace, filters: Filters) -> list[int]:

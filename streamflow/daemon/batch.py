@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from streamflow.daemon.shard import CODE, RUN_BYTES, LiveRun, OwnedShard, RunWork, StepRecord, parked_by
+from streamflow.daemon.shard import CODE, IN_LOG, RUN_BYTES, LiveRun, OwnedShard, RunWork, StepRecord, parked_by
 from streamflow.errors import UsageError
 from streamflow.events import NOTHING, MessageQuarantined, RunStarted, Transition, encode_transition
 from streamflow.machine.coroutines import close_abandoned
@@ -24,6 +24,7 @@ from streamflow.machine.transition import Effects, Input, Outcome, Oversize
 from streamflow.model.attributes import Attribute, merged, same, value_text
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.failures import failure_of, line_of_function
+from streamflow.model.logged import LARGE, encode_logged
 from streamflow.model.record import Header, Status, decode_header, parent_link
 from streamflow.model.sharding import Partition, queue_partition_of
 from streamflow.store.kernel import FRESH, Batch, Poison, Put, RunWrite, Send, listed_under
@@ -115,6 +116,8 @@ class ShardBatch:
         """Bytes that the commit writes."""
         self.notifications: list[tuple[str, bytes]] = []
         """For waiting clients: answers to asks, and runs that have ended."""
+        self.logged = 0
+        """Bytes of run ids and transitions in its log entry."""
         self.identity = ""
         """That of the namespace's data."""
         self.careful = ""
@@ -293,6 +296,7 @@ class ShardBatch:
             event = encode_transition(at, [MessageQuarantined(message.id, reason, run_id)])
             _log.error("message %s for run %s is quarantined: %s", message.id, message.run_id[:64], reason)
             self.batch.poisons.append(Poison(message.id, run_id, reason, event, message.body))
+            self.logged += len(event) + IN_LOG
 
     def _reduce_runs(self, app: App, namespace: Namespace, at: int, watch: Callable[[str], None]) -> None:
         sends, puts = self.batch.sends, self.batch.puts
@@ -493,6 +497,7 @@ class ShardBatch:
             status = effects.status
             transition = Transition(at, effects.events)
             data = _encoder.encode(transition)
+            logged = encode_logged(transition, old.version + 1, old.created) if len(data) > LARGE else b""
             state = machine.snapshot()
             written = len(data) + len(state)
             size += written
@@ -523,6 +528,9 @@ class ShardBatch:
             memory = kept + written
             if effects.fresh or run_id in self.admitted:  # then the input is in the place of the state
                 state = FRESH + state
+            if logged:
+                batch.cuts.append((len(batch.runs), logged))
+            self.logged += len(logged or data) + IN_LOG
             batch.runs.append(RunWrite(run_id, live.header_bytes, header_bytes, state, data))
             if puts:
                 batch.puts += puts

@@ -759,6 +759,7 @@ class Owner:
         if committed is not None and committed.entry:
             shard.offset = committed.entry
             shard.unfolded += 1
+            shard.logged += batch.logged
         if batch.sends:
             self._relay.hand_over(shard, batch.sends)
 

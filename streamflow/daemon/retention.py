@@ -54,6 +54,7 @@ class Retention:
         """Delete everything that is due: first post numbers of clients, then runs."""
         await self.drop_sources()
         await self.drop_workflows()
+        await self.resume_trimming()
         kept: dict[str, int] = {}
         while self._settings.retention and await self.forget_once(kept):
             pass
@@ -105,6 +106,17 @@ class Retention:
             for position, (shard, name) in enumerate(portion):
                 if not any(sizes[position * len(LISTED) : (position + 1) * len(LISTED)]):
                     shard.workflows.discard(name)
+
+    async def resume_trimming(self) -> None:
+        """Have logs trimmed from which a client's `forget` has more to remove than one call does, if nothing is
+        committed there since: the owner doesn't learn of it otherwise."""
+        owned = list(self._owner.shards.values())
+        for first in range(0, len(owned), PIPELINE):
+            shards = owned[first : first + PIPELINE]
+            calls = [Call.plain("HMGET", shard.keys.views, "trimming", "forget") for shard in shards]
+            for shard, marks in zip(shards, await self._store.send(calls), strict=True):
+                if not isinstance(marks, StoreError) and any(marks):
+                    shard.trim_again = 0
 
     async def forget_once(self, kept: dict[str, int] | None = None) -> bool:
         """Delete ended runs of owned shards whose retention is over. Returns whether there are more.

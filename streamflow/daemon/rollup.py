@@ -28,7 +28,7 @@ from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.loops import retry_forever
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Checkpointed, Kernel, Put, Reply
+from streamflow.store.kernel import Checkpointed, Kernel, LogLimits, Put, Reply
 from streamflow.views.shard_views import ShardViews, merge_oldest
 
 _log = logging.getLogger("streamflow.rollup")
@@ -37,6 +37,8 @@ CHUNK = 32
 """Shards in one pipeline, and..."""
 MERGES = 16
 """...merges in a row: a daemon serves runs in between."""
+TRIM_RETRY = 60_000
+"""Ms until a log is trimmed again after a refusal."""
 LOG_ENTRIES = 200
 """Entries of a log in one answer."""
 STILL_SECONDS = 3.0
@@ -59,6 +61,8 @@ class Rollup:
         self._clock = context.clock
         self._settings = context.settings
         self._shards = context.namespace.shards
+        settings = context.settings
+        self._limits = LogLimits(max(1, settings.log_bytes // self._shards), int(settings.log_age * 1000))
         self._owner = owner
         self._merged_folds = -1
         self._idle_rounds = 0
@@ -76,35 +80,46 @@ class Rollup:
 
     async def run_once(self) -> None:
         self._owner.flush()
-        await self.store_partials([shard for shard in self._owner.shards.values() if shard.offset != shard.folded])
+        now = self._clock.now_ms()
+        await self.store_partials(
+            [shard for shard in self._owner.shards.values() if shard.offset != shard.folded or shard.trim_again <= now]
+        )
         if self.leading:
             await self._merge_if_changed()
 
     async def store_partials(self, shards: Iterable[OwnedShard]) -> None:
-        """Store the parts of these shards, each with the log entry up to which it counts."""
-        changed = [shard for shard in shards if shard.offset != shard.folded and not shard.dropped]
-        for first in range(0, len(changed), CHUNK):
-            await self._store_chunk(changed[first : first + CHUNK])
+        """Store the parts of these shards, each with the log entry up to which it counts, and trim their logs."""
+        now = self._clock.now_ms()
+        wanted = [shard for shard in shards if shard.offset != shard.folded or shard.trim_again <= now]
+        while wanted := [shard for shard in wanted if not shard.dropped]:
+            unfinished: list[OwnedShard] = []
+            for first in range(0, len(wanted), CHUNK):
+                unfinished += await self._store_chunk(wanted[first : first + CHUNK])
+            wanted = unfinished
 
-    async def _store_chunk(self, shards: list[OwnedShard]) -> None:
+    async def _store_chunk(self, shards: list[OwnedShard]) -> list[OwnedShard]:
+        """Returns the shards whose logs are to be trimmed further: one call removes only so many entries."""
         now = self._clock.now_ms()
         calls: list[Call[Checkpointed]] = []
-        counted: list[tuple[str, int]] = []
+        counted: list[tuple[str, int, int]] = []
         for shard in shards:
             shard.views.prune(now)
-            counted.append((shard.offset, shard.unfolded))
+            counted.append((shard.offset, shard.unfolded, shard.logged))
+            shard.trim_again = now + TRIM_RETRY  # unless the answer says otherwise
             calls.append(
                 self._kernel.checkpoint_views(
                     shard.number,
                     shard.token,
                     shard.offset,
                     shard.views.encode(),
-                    self._settings.log_entries,
+                    now,
+                    shard.logged,
+                    self._limits,
                     sorted(shard.workflows),
                 )
             )
         answers: list[Checkpointed | StoreError] = await self._store.send(calls)
-        for shard, (offset, unfolded), answer in zip(shards, counted, answers, strict=True):
+        for shard, (offset, unfolded, logged), answer in zip(shards, counted, answers, strict=True):
             if isinstance(answer, StoreError):
                 _log.error(
                     "the views of shard %d could not be stored; the next rollup or the next owner does it: %s",
@@ -120,9 +135,13 @@ class Rollup:
                 )
                 shard.folded = offset
             elif answer.code is Reply.OK:
+                if shard.folded != offset:
+                    self.folds += 1  # else it was only trimmed
                 shard.folded = offset
                 shard.unfolded -= unfolded
-                self.folds += 1
+                shard.logged -= logged
+                shard.trim_again = math.inf if answer.again is None else answer.again
+        return [shard for shard in shards if shard.trim_again == 0]
 
     async def _merge_if_changed(self) -> None:
         folds = self.folds + self.others_folds

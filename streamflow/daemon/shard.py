@@ -6,6 +6,7 @@ reduce, or decide. Called by: owner, inbox reader, membership, relay, rollup.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
@@ -40,6 +41,8 @@ class LiveRun:
         """The due time (ms) that the owner's own timers have for it, while steps run here."""
 
 
+IN_LOG = 40
+"""Bytes that a transition takes in the log besides its own, about: run id, field, and its part of the entry."""
 CODE = 0
 """The number, which no step has, of the record that says that a run's own code may end its process: `attempt` is the
 number of processes that may have died of it."""
@@ -153,6 +156,11 @@ class OwnedShard:
         self.folded = "0-0"
         """The `offset` of the checkpoint that the server has."""
         self.unfolded = 0
+        """Entries between the two, and..."""
+        self.logged = 0
+        """...their bytes, about."""
+        self.trim_again = math.inf
+        """When its log is to be trimmed again, though nothing is committed (ms)."""
         self.records: dict[str, dict[int, StepRecord]] = {}
         """By run and number: the steps about which the server has more than the run's history."""
         self.lost_with = ""

@@ -24,6 +24,7 @@ from streamflow.daemon.context import Context
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import (
     CODE,
+    IN_LOG,
     UNKNOWN_ATTEMPT,
     OwnedShard,
     StepRecord,
@@ -233,6 +234,7 @@ class Takeover:
                 )
             else:
                 shard.offset = shard.folded = at.decode()
+                shard.trim_again = 0  # the first checkpoint tells when
                 return
 
     async def _fold_logs(self, shards: list[OwnedShard]) -> list[OwnedShard]:
@@ -243,6 +245,7 @@ class Takeover:
                 fold_entry(shard.views, fields)
                 shard.offset = entry_id.decode()
                 shard.unfolded += 1
+                shard.logged += sum(map(len, fields.values())) + IN_LOG * len(fields)
 
         return await self._read_streams(shards, lambda shard: shard.keys.log, lambda shard: shard.offset, fold)
 

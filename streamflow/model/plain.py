@@ -12,11 +12,14 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.errors import Failure
-from streamflow.events import AnyEvent, HistoryEvent
+from streamflow.events import AnyEvent, HistoryEvent, gone_bytes
 
 
 def plain(payload: Raw | bytes) -> Any:
-    """Data for `json.dumps`: values without a JSON type become text, an undecodable payload `{"bytes": size}`."""
+    """Data for `json.dumps`: values without a JSON type become text, an undecodable payload `{"bytes": size}`, and one
+    that went with its run's record `{"gone": size}`."""
+    if gone := gone_bytes(payload):
+        return {"gone": gone}
     try:
         value = msgspec.msgpack.decode(payload)
         return msgspec.to_builtins(value, str_keys=True, enc_hook=str)

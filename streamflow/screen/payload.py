@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw
 
+from streamflow.events import gone_bytes
 from streamflow.model.plain import plain
 from streamflow.screen.sanitize import safe
 from streamflow.screen.style import size
@@ -19,6 +20,8 @@ PREVIEW_BYTES = 16 * 1024
 
 def preview(payload: Raw | bytes, limit: int) -> str:
     """One safe line of compact JSON, at most `limit` characters."""
+    if gone := gone_bytes(payload):
+        return safe(f"⟨{size(gone)}, gone⟩", limit)
     length = len(memoryview(payload))
     if length > PREVIEW_BYTES:
         return safe(f"⟨{size(length)}⟩", limit)

@@ -154,6 +154,13 @@ class LentStep(msgspec.Struct, frozen=True):
     details: bytes = b""
 
 
+class LogLimits(NamedTuple):
+    """What a shard's log keeps: at most about so many bytes, and nothing older than so many ms; at least half of it."""
+
+    most: int
+    age: int
+
+
 class Acquired(msgspec.Struct):
     """Reply of `acquire_shard`: OK or CONFLICT. `token`: ours when OK, else the present owner's.
 
@@ -211,10 +218,12 @@ class Heartbeats(msgspec.Struct):
 
 
 class Checkpointed(msgspec.Struct):
-    """Reply of `checkpoint_views`: OK, FENCED or STALE. `entries`: how many are left in the log, when OK."""
+    """Reply of `checkpoint_views`: OK, FENCED or STALE. When OK, `entries`: how many are left in the log, and `again`:
+    when there is more to trim (ms on the owner's clock; 0: at once), None if the log is empty."""
 
     code: Reply
     entries: int
+    again: int | None = None
 
 
 class RunWrite(msgspec.Struct, array_like=True):
@@ -265,7 +274,8 @@ class Put(msgspec.Struct, array_like=True):
 class Batch(msgspec.Struct):
     """All that one commit of one shard does.
 
-    `commit`: its id. `acks`: ids of inbox messages that were reduced. `plans`: (run id, score on the agenda, None to
+    `commit`: its id. `cuts`: (position in `runs`, what the log gets instead of that transition). `acks`: ids of inbox
+    messages that were reduced. `plans`: (run id, score on the agenda, None to
     remove it). `moves`: (run id, from key, to key, score) between listings, an empty key for none. `sent`: numbers of
     outbox messages that were delivered. `notification`: encoded, for the subscribers of the shard's channel.
     """
@@ -278,6 +288,7 @@ class Batch(msgspec.Struct):
     sends: list[Send] = []
     sent: list[str] = []
     poisons: list[Poison] = []
+    cuts: list[tuple[int, bytes]] = []
     puts: list[Put] = []
     notification: bytes = b""
 
@@ -402,6 +413,20 @@ class Kernel:
         """
         return Call("read_stream", [log], [after, limit], _stream_entries)
 
+    def read_transitions(
+        self, shard: int, transitions: Sequence[tuple[str, int, int]], limit: int
+    ) -> Call[list[bytes | None]]:
+        """Read transitions of runs by their numbers, as many as fit into a reply of `limit` bytes, at least one.
+
+        `transitions`: (run id, ms when it was created, version of the header that the transition has made). Returns for
+        each its bytes, empty if it is gone, None if it is for another call.
+        """
+        keys = self.keys.shard(shard)
+        args: list[Any] = [limit]
+        for _, created, number in transitions:
+            args += (created, number)
+        return Call("read_transitions", [keys.run(run_id) for run_id, _, _ in transitions], args, _transitions)
+
     # --- ownership ----------------------------------------------------------------------------------------------------
 
     def acquire_shard(self, shard: int, expected: str, nonce: str, holder: str, group: str, now: int) -> Call[Acquired]:
@@ -485,6 +510,7 @@ class Kernel:
             len(batch.sends),
             len(batch.sent),
             len(batch.poisons),
+            len(batch.cuts),
             len(batch.puts),
         ]
         names += [put.key for put in batch.puts]
@@ -501,6 +527,8 @@ class Kernel:
         args += batch.sent
         for poison in batch.poisons:
             args += (poison.message_id, poison.run_id, poison.reason, poison.event, poison.body)
+        for position, logged in batch.cuts:
+            args += (position + 1, logged)
         for put in batch.puts:
             args += (put.field, put.value)
         return Call("commit", names, args, _committed)
@@ -521,10 +549,11 @@ class Kernel:
         """Delete ended runs with what they published, and remove them from the listings.
 
         Open runs and runs whose header has changed stay. The shard's clock is behind the end of each deleted run
-        afterwards. Returns the number of deleted runs.
+        afterwards, and the log has nothing of it, or is trimmed by the next checkpoint. Returns the number of deleted
+        runs.
         """
         keys = self.keys.shard(shard)
-        names = [keys.owner]
+        names = [keys.owner, keys.views, keys.log]
         attribute_indexes: list[str] = []
         args: list[Any] = [len(runs)]
         attribute_ids: list[str] = []
@@ -545,14 +574,17 @@ class Kernel:
         token: str,
         offset: str,
         partial: bytes,
-        keep: int,
+        now: int,
+        logged: int,
+        limits: LogLimits,
         workflows: Iterable[str],
         oldest: int = 10,
     ) -> Call[Checkpointed]:
         """Store a shard's part of the views with the log entry up to which it counts (`offset`), and trim the log.
 
-        At least `keep` entries stay in the log. `workflows`: whose `oldest` open runs are stored, too. Returns OK with
-        the number of entries left in the log, FENCED, or STALE when a later offset is stored.
+        `logged`: bytes of the entries behind the offset that was stored before. `workflows`: whose `oldest` open runs
+        are stored, too. Returns OK with the number of entries left in the log and when to call again, FENCED, or STALE
+        when a later offset is stored.
         """
         keys = self.keys.shard(shard)
         names = list(workflows)
@@ -560,7 +592,7 @@ class Kernel:
         return Call(
             "checkpoint_views",
             [keys.owner, keys.views, keys.log, *listings],
-            [token, offset, partial, keep, oldest, *names],
+            [token, offset, partial, now, logged, limits.most, limits.age, oldest, *names],
             _checkpointed,
         )
 
@@ -772,7 +804,13 @@ def _committed(reply: list[bytes]) -> Committed:
 
 def _checkpointed(reply: list[Any]) -> Checkpointed:
     code = Reply(reply[0].decode())
-    return Checkpointed(code, int(reply[1]) if code is Reply.OK else 0)
+    if code is not Reply.OK:
+        return Checkpointed(code, 0)
+    return Checkpointed(code, int(reply[1]), int(reply[2]) if reply[2] else None)
+
+
+def _transitions(reply: list[bytes]) -> list[bytes | None]:
+    return [None if transition == b"-" else transition for transition in reply]
 
 
 def _expired_claims(reply: list[bytes]) -> ExpiredClaims:

@@ -45,7 +45,7 @@ class ShardKeys:
         """Sorted set: `t/<tenant>` or `w/<workflow>` -> the turn of its last start; empty: the turn that the owner has
         reached."""
         self.log = f"{prefix}log"
-        """Stream: one entry per commit; its fields are run ids, its values transitions."""
+        """Stream: one entry per commit; its fields are run ids, its values transitions, without large payloads."""
         self.agenda = f"{prefix}agenda"
         """Sorted set of run ids: score -1 while the owner runs their steps, else the ms when the run is due."""
         self.outbox = f"{prefix}outbox"
@@ -65,7 +65,8 @@ class ShardKeys:
         """Hash: `<run id>/<seq>` -> ms of the run's start, a space, and the details that the step reported last with
         `sf.heartbeat`."""
         self.views = f"{prefix}views"
-        """Hash: offset, partial, base_offset, base, base_entries (entries in the log when base was stored), oldest."""
+        """Hash: offset, partial, base_offset, base, base_at (when it was stored), since (bytes logged since), trim,
+        trimming, forget (up to where the log is trimmed), oldest."""
         self.done = f"{prefix}done"
         """Sharded pub/sub channel (not a key): outcomes of runs and answers to asks, as they are committed."""
 

@@ -31,6 +31,7 @@ async def full_batch(shard: Shard, commit: str = "full") -> Batch:
         sends=[Send("7-1", 3, "signal", "elsewhere", b"\x00one"), Send("7-2", 4, "start", "child", b"two")],
         sent=[entry_id for entry_id, _ in outbox],
         poisons=[Poison(third, "r3", "no such signal", b"event", b"\xffbody")],
+        cuts=[(1, b"short")],
         puts=[Put(keys.published("r1"), "progress", b"half")],
         notification=b"news",
     )
@@ -58,7 +59,7 @@ async def test_every_part_of_a_batch_is_written(shard: Shard) -> None:
     assert [await shard.record(run) for run in ("r1", "r2")] == [[run.header, b"", NOTE] for run in batch.runs]
     assert len(await shard.record("r3")) == 2
     assert await shard.stream(keys.log) == [
-        (committed.entry, {f"-{batch.poisons[0].message_id}": b"event", "r1": NOTE, "r2": NOTE})
+        (committed.entry, {f"-{batch.poisons[0].message_id}": b"event", "r1": NOTE, "r2": b"short"})
     ]
     assert await shard.inbox() == []
     assert await shard.pending(shard.group) == 0

@@ -8,7 +8,7 @@ import pytest
 from streamflow.model.attributes import value_text
 from streamflow.model.record import Header, decode_header
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Batch, Put, Start
+from streamflow.store.kernel import Batch, Checkpointed, LogLimits, Put, Start
 from tests.kernel.support import NOW, Shard
 
 pytestmark = pytest.mark.anyio
@@ -52,6 +52,72 @@ async def test_what_it_published_and_its_attributes_listings_go_with_it(shard: S
     assert not await shard.plain("EXISTS", shard.keys.published("r1"))
     assert await shard.plain("HGETALL", shard.keys.published("r2")) == {b"progress": b"x"}
     await shard.assert_wrong_types_leave_nothing_half_written(await forget(shard, "r2"))
+
+
+async def logged(shard: Shard) -> set[str]:
+    """The runs of which the log has something."""
+    return {run_id for _, fields in await shard.stream(shard.keys.log) for run_id in fields}
+
+
+async def checkpoint(shard: Shard, entry: str, partial: bytes = b"partial") -> Checkpointed:
+    limits = LogLimits(10**9, 10**12)
+    call = shard.kernel.checkpoint_views(0, shard.token, entry, partial, NOW, 100, limits, ["flow"])
+    return await shard.do(call)
+
+
+async def end_late(shard: Shard, run_id: str, at: int) -> str:
+    """Bring a run to its end then, by the owner's clock; the log entry."""
+    await shard.start(run_id)
+    write = await shard.write_of(run_id, "completed")
+    write.header = msgspec.structs.replace(decode_header(write.header), ended=at).encode()
+    running, target = shard.keys.index("running", "flow"), shard.keys.index("completed", "flow")
+    moves = [(run_id, running, target, at)]
+    return (await shard.do(shard.commit(Batch(f"end-{run_id}", runs=[write], moves=moves)))).entry
+
+
+async def server_ms(shard: Shard) -> int:
+    seconds, _ = await shard.plain("TIME")
+    return int(seconds) * 1000
+
+
+async def test_nothing_of_it_stays_in_the_log_that_is_counted(shard: Shard) -> None:
+    await shard.acquire()
+    entry = await end_late(shard, "secret", await server_ms(shard))
+    await checkpoint(shard, entry, b"counted")
+    assert await logged(shard) == {"secret"}
+    assert await shard.do(await forget(shard, "secret")) == 1
+    assert await logged(shard) == set()
+    stored = await shard.plain("HMGET", shard.keys.views, "base", "base_offset", "offset", "forget")
+    assert stored == [b"counted", entry.encode(), entry.encode(), None], "the base counts what was trimmed"
+
+
+async def test_what_is_not_counted_yet_goes_with_the_next_checkpoint(shard: Shard) -> None:
+    await shard.acquire()
+    first = await end_late(shard, "counted", await server_ms(shard))
+    await checkpoint(shard, first, b"one")
+    second = await end_late(shard, "secret", await server_ms(shard))
+    await shard.do(await forget(shard, "secret"))
+    assert "secret" in await logged(shard), "a log that no view counts is not trimmed"
+    await checkpoint(shard, first, b"one")
+    assert "secret" in await logged(shard)
+    third = await end_late(shard, "later", await server_ms(shard) + 3_600_000)
+    assert (await checkpoint(shard, third, b"three")).entries == 1
+    assert await logged(shard) == {"later"}
+    stored = await shard.plain("HMGET", shard.keys.views, "base", "base_offset", "trim", "forget")
+    assert stored == [b"three", third.encode(), second.encode(), None]
+
+
+async def test_a_run_that_ended_long_ago_leaves_the_log_alone(shard: Shard) -> None:
+    await shard.acquire()
+    now = await server_ms(shard)
+    await end_late(shard, "old", now)
+    entry = await end_late(shard, "young", now)
+    await checkpoint(shard, entry)
+    headers = {run_id: decode_header(await shard.header(run_id)) for run_id in ("old", "young")}
+    long_ago = msgspec.structs.replace(headers["old"], created=now - 7_200_000, ended=now - 3_600_000)
+    await shard.plain("LSET", shard.keys.run("old"), 0, long_ago.encode())
+    assert await shard.do(shard.kernel.forget_runs(0, [("old", long_ago)])) == 1
+    assert await logged(shard) == {"old", "young"}
 
 
 async def test_forgotten_twice_changes_nothing(shard: Shard) -> None:

@@ -26,6 +26,7 @@ from streamflow.store.kernel import (
     Delivery,
     Kernel,
     LentStep,
+    LogLimits,
     Message,
     Offer,
     Poison,
@@ -151,6 +152,7 @@ def commit(n: dict[str, int]) -> Call[Any]:
         sends=[Send("<number>", text("target"), "<kind>", "<id>", b"<body>")] * n["send"],
         sent=["<outbox_number>"] * n["sent"],
         poisons=[Poison("<inbox_id>", "<id>", "<reason>", b"<event>", b"<body>")] * n["poison"],
+        cuts=[(0, b"<logged>")] * n["cut"],
         puts=[Put(SHARD.published("<id>"), "<field>", b"<value>")] * n["put"],
         notification=b"<notification>",
     )
@@ -158,8 +160,9 @@ def commit(n: dict[str, int]) -> Call[Any]:
 
 
 def commit_values(n: dict[str, int]) -> dict[str, Any]:
-    counts = {f"{name}s": n[name] for name in ("ack", "plan", "move", "send", "poison", "put")}
-    return {"channel": SHARD.done, "indexes": 2 if n["move"] else 0, "sent": n["sent"], "from": 1, "to": 2, **counts}
+    counts = {f"{name}s": n[name] for name in ("ack", "plan", "move", "send", "poison", "cut", "put")}
+    fixed = {"channel": SHARD.done, "from": 1, "to": 2, "position": 1}
+    return {**fixed, "indexes": 2 if n["move"] else 0, "sent": n["sent"], **counts}
 
 
 def report_outcome(_: dict[str, int]) -> Call[Any]:
@@ -180,6 +183,10 @@ def claims(n: dict[str, int]) -> list[ClaimRef]:
 def lent(n: dict[str, int]) -> list[LentStep]:
     text: Any = lambda name: f"<{name}>"  # noqa: E731
     return [LentStep("<step>", "<host>", text("created"), text("attempt"), b"<details>")] * n["lent"]
+
+
+def text_limits(most: Any, age: Any) -> LogLimits:
+    return LogLimits(most, age)
 
 
 OF_QUEUES = (
@@ -225,6 +232,10 @@ VERBS: dict[str, Verb] = {
     "peek_runs": Verb(lambda n: KERNEL.peek_runs(0, ["<id>"] * n["run"]), {"run": ("run",)}),
     "read_runs": Verb(lambda n: KERNEL.read_runs(0, [("<id>", "<first>")] * n["run"], "<limit>"), {"run": ("run",)}),
     "read_stream": Verb(lambda _: KERNEL.read_stream(KERNEL.keys.shard(0).log, "<after>", "<limit>"), {}),
+    "read_transitions": Verb(
+        lambda n: KERNEL.read_transitions(0, [("<id>", "<created>", "<number>")] * n["transition"], "<limit>"),
+        {"transition": ("transition",)},
+    ),
     "acquire_shard": Verb(lambda _: KERNEL.acquire_shard(0, "<expected>", "<nonce>", "<holder>", "<group>", "<now>")),
     "release_shard": Verb(
         lambda n: KERNEL.release_shard(0, "<token>", lent(n)), {"lent": ("lent step",)}, lambda _: {"step": "<step>"}
@@ -239,7 +250,7 @@ VERBS: dict[str, Verb] = {
     "next_starts": Verb(lambda _: KERNEL.next_starts(0, "<token>", "<limit>")),
     "commit": Verb(
         commit,
-        {name: (name,) for name in ("run", "ack", "plan", "send", "sent", "poison", "put")}
+        {name: (name,) for name in ("run", "ack", "plan", "send", "sent", "poison", "cut", "put")}
         | {"move": ("move", "listing")},
         commit_values,
     ),
@@ -250,7 +261,15 @@ VERBS: dict[str, Verb] = {
     ),
     "checkpoint_views": Verb(
         lambda n: KERNEL.checkpoint_views(
-            0, "<token>", "<offset>", b"<partial>", "<keep>", ["<workflow>"] * n["workflow"], "<oldest>"
+            0,
+            "<token>",
+            "<offset>",
+            b"<partial>",
+            "<now>",
+            "<logged>",
+            text_limits("<most>", "<age>"),
+            ["<workflow>"] * n["workflow"],
+            "<oldest>",
         ),
         {"workflow": ("workflow", "running_index")},
     ),
@@ -382,6 +401,7 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
         "peek_runs",
         "read_runs",
         "read_stream",
+        "read_transitions",
     }
 
 

@@ -26,6 +26,7 @@ from streamflow.store.kernel import (
     ClaimRef,
     Delivery,
     LentStep,
+    LogLimits,
     Message,
     Offer,
     Poison,
@@ -121,6 +122,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         sends=[Send("5-1", 1, "signal", "x", b"x")],
         sent=["1-1"],
         poisons=[Poison(second, "r9", "reason", b"event", b"x")],
+        cuts=[(0, b"logged")],
         notification=b"news",
     )
     yield "commit", shard.commit(batch)
@@ -129,8 +131,12 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     yield "peek_runs", kernel.peek_runs(0, ["r1", "r2", "r9"])
     yield "read_runs", kernel.read_runs(0, [("r1", 0), ("r9", 0)], 1_000_000)
     yield "read_stream", kernel.read_stream(keys.log, "0-0", 1_000_000)
+    yield "read_transitions", kernel.read_transitions(0, [("r1", NOW, 1), ("r9", NOW, 1)], 1_000_000)
     for offset in ("1-1", "1-2"):
-        yield "checkpoint_views", kernel.checkpoint_views(0, shard.token, offset, b"partial", 1, ["flow", "other"])
+        yield (
+            "checkpoint_views",
+            kernel.checkpoint_views(0, shard.token, offset, b"partial", NOW, 1, LogLimits(1, 1), ["flow", "other"]),
+        )
     yield "forget_runs", kernel.forget_runs(0, [("r1", decode_header(await shard.header("r1")))])
     yield "store_details", kernel.store_details(0, shard.token, [("r2/1", b"half")])
     lent = LentStep("r2/1", "one", NOW, 1, b"more")

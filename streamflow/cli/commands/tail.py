@@ -1,6 +1,7 @@
 """`tail`: the events of all shards, live, merged by time.
 
-Owns: reading the logs with one blocking read, the merge, the filters. Must not: change anything, skip an entry.
+Owns: reading the logs with one blocking read, the merge, the filters. Must not: change anything, skip an entry, read
+what the log doesn't have (`client/joining.py`).
 Called by: the group in `cli`.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -22,6 +24,7 @@ from streamflow.errors import UsageError
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client
+    from streamflow.client.joining import Logged
     from streamflow.events import AnyEvent
 
 READ_ENTRIES = 200
@@ -39,9 +42,13 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class LogLine(NamedTuple):
+    """An event, and of what it is a part, if large payloads are missing in that."""
+
     at: int
     run_id: str
     event: AnyEvent
+    of: Logged | None = None
+    position: int = 0
 
 
 @click.command()
@@ -73,7 +80,7 @@ def tail(
             shards = await _shards(client, run)
             line_filter = _LineFilter(client, run, workflow)
             async for lines in merged(client, shards, ago):
-                for line in await line_filter.matching(lines):
+                async for line in with_payloads(client, await line_filter.matching(lines)):
                     emit(line)
 
     try:
@@ -133,6 +140,7 @@ async def merged(client: Client, shards: Sequence[int], ago: float | None) -> As
     import anyio
 
     positions = await _start_positions(client, shards, ago)
+    numbers = {client.keys.shard(number).log: number for number in shards}
     held: list[LogLine] = []
     while True:
         block_ms = 1 if held else BLOCK_MS
@@ -140,7 +148,7 @@ async def merged(client: Client, shards: Sequence[int], ago: float | None) -> As
         until = float("inf")
         for log, entries in logs.items():
             positions[log] = entries[-1][0]
-            lines = _lines(entries)
+            lines = _lines(numbers[log], entries)
             held += lines
             if len(entries) >= READ_ENTRIES and lines:
                 until = min(until, lines[-1].at)
@@ -169,9 +177,24 @@ async def _start_positions(client: Client, shards: Sequence[int], ago: float | N
     return dict.fromkeys(logs, f"{first}-0")
 
 
-def _lines(entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> list[LogLine]:
-    from streamflow.events import MessageQuarantined, decode_transition
+async def with_payloads(client: Client, lines: Sequence[LogLine]) -> AsyncGenerator[LogLine]:
+    """The same lines, with the payloads that the log doesn't have, as far as the runs still have them."""
+    from streamflow.client.joining import join_payloads
+
+    parts = list({id(line.of): line.of for line in lines if line.of is not None}.values())
+    async with aclosing(join_payloads(client.store, client.kernel, parts)) as joined:
+        known, whole = None, None
+        for line in lines:
+            if line.of is not None and line.of is not known:  # the lines of one transition are together
+                known, whole = line.of, await anext(joined)
+            yield line if line.of is None or whole is None else line._replace(event=whole.events[line.position])
+
+
+def _lines(shard: int, entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> list[LogLine]:
+    from streamflow.client.joining import Logged
+    from streamflow.events import MessageQuarantined
     from streamflow.model.codec import DECODE_ERRORS
+    from streamflow.model.logged import decode_logged
 
     lines: list[LogLine] = []
     for entry_id, fields in entries:
@@ -180,13 +203,16 @@ def _lines(entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> list[LogLine]:
             if run_id.startswith("-"):  # a quarantined message; the event says for which run it was
                 run_id = "-"
             try:
-                transition = decode_transition(data)
+                transition = decode_logged(data)
             except DECODE_ERRORS as error:
                 # Perhaps of a newer version: report it as an event of its run, and continue.
                 event = MessageQuarantined(f"log entry {entry_id}", f"can't be read: {error}")
                 lines.append(LogLine(int(entry_id.partition("-")[0]), run_id, event))
                 continue
-            lines += [LogLine(transition.at, run_id, event) for event in transition.events]
+            of = Logged(shard, run_id, transition) if transition.number else None
+            lines += [
+                LogLine(transition.at, run_id, event, of, position) for position, event in enumerate(transition.events)
+            ]
     return lines
 
 

@@ -155,9 +155,9 @@ class Bench:
     def _commit(self, call: Call[Any]) -> Any:
         answer = self.answers.pop(0) if self.answers else OK
         if isinstance(answer, Committed) and answer.code is Reply.OK:
-            runs = len(call.keys) - 6 - int(call.args[6]) - int(call.args[13])  # without listings and puts
+            runs = len(call.keys) - 6 - int(call.args[6]) - int(call.args[14])  # without listings and puts
             for position in range(runs):
-                run_id, _, header, state, transition = call.args[14 + 5 * position : 19 + 5 * position]
+                run_id, _, header, state, transition = call.args[15 + 5 * position : 20 + 5 * position]
                 self.records.setdefault(run_id, [b"", b""])[:2] = [header, state]
                 self.records[run_id].append(transition)
         return answer

@@ -156,3 +156,10 @@ async def test_no_post_number_is_dropped_soon_after_the_servers_clock_jumped() -
     store = FakeStore(HLEN=module.SOURCES + 5, HSCAN=(0, {b"client:old": b"3 0 a"}), HDEL=1)
     await Retention(context(store, clock=clock, shards=4), FakeOwner(owned())).drop_sources()  # type: ignore[arg-type]
     assert store.calls == []
+
+
+async def test_a_log_that_forget_has_not_trimmed_whole_is_trimmed_soon() -> None:
+    marks = iter([[None, None], [b"1", None], [None, b"5-0"], StoreError("HMGET: WRONGTYPE")])
+    shards = [owned(number) for number in range(4)]
+    await retention(FakeStore(HMGET=lambda call: next(marks)), *shards).resume_trimming()
+    assert [shard.trim_again == 0 for shard in shards] == [False, True, True, False]

@@ -8,14 +8,14 @@ import msgspec
 import pytest
 
 from streamflow import events
-from streamflow.daemon.rollup import Rollup, merge_views, rebuild_views
+from streamflow.daemon.rollup import TRIM_RETRY, Rollup, merge_views, rebuild_views
 from streamflow.daemon.shard import OwnedShard
 from streamflow.errors import Failure, StoreError
 from streamflow.events import RunCompleted, RunStarted, Transition
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Checkpointed, Reply
 from streamflow.views.shard_views import ShardViews
-from tests.support.fakes import KERNEL, FakeOwner, FakeStore, context, owned, pack
+from tests.support.fakes import KERNEL, FakeClock, FakeOwner, FakeStore, context, owned, pack
 from tests.support.machine_driver import raw
 
 pytestmark = pytest.mark.anyio
@@ -33,6 +33,7 @@ def counting(shard: OwnedShard, runs: int, entry: str) -> OwnedShard:
         events: list[Any] = [RunStarted("flow", "", raw(())), RunCompleted("flow", "", 5, raw(None))]
         shard.views.fold(f"r{number}", Transition(1_000_000, events))
         shard.unfolded += 1
+        shard.logged += 100
     shard.offset = entry
     shard.workflows.add("flow")
     return shard
@@ -52,11 +53,12 @@ def no_parts(call: Call[Any]) -> list[None]:
 async def test_a_checkpoint_has_what_the_shard_counts_and_up_to_where() -> None:
     store = FakeStore(checkpoint_views=Checkpointed(Reply.OK, 3))
     shard = counting(owned(), 2, "5-0")
-    it = rollup(store, shard, log_entries=50)
+    it = rollup(store, shard, log_bytes=SHARDS * 700, log_age=20)
     await it.run_once()
     [call] = store.sent("checkpoint_views")
-    token, offset, partial, keep, *_ = call.args
-    assert (token, offset, keep) == ("7:nonce", "5-0", 50)
+    token, offset, partial, _, logged, most, age, *_ = call.args
+    assert (token, offset, logged, most, age) == ("7:nonce", "5-0", 200, 700, 20_000)
+    assert shard.logged == 0
     assert completed(ShardViews.decode(partial)) == 2
     assert KERNEL.keys.shard(0).index("running", "flow") in call.keys
     assert (shard.folded, shard.unfolded, it.unfolded, it.folds) == ("5-0", 0, 0, 1)
@@ -109,10 +111,52 @@ async def test_a_stored_part_that_is_ahead_is_reported_and_not_overwritten(
     assert "the stored views of shard 0 are ahead of its log" in caplog.text
 
 
+async def test_a_quiet_shard_is_trimmed_when_its_time_has_come() -> None:
+    clock = FakeClock()
+    store = FakeStore(checkpoint_views=Checkpointed(Reply.OK, 3, clock.ms + 500))
+    shard = counting(owned(), 2, "5-0")
+    it = Rollup(context(store, shards=SHARDS, clock=clock), FakeOwner(shard))  # type: ignore[arg-type]
+    await it.run_once()
+    clock.ms += 499
+    await it.run_once()
+    assert len(store.sent("checkpoint_views")) == 1
+    clock.ms += 1
+    store.answers["checkpoint_views"] = Checkpointed(Reply.OK, 0, None)
+    await it.run_once()
+    clock.ms += 10**9
+    await it.run_once()
+    first, second = store.sent("checkpoint_views")
+    assert (first.args[4], second.args[4]) == (200, 0), "no byte is counted twice"
+    assert it.folds == 1, "nothing new was stored"
+
+
+async def test_a_long_log_is_trimmed_by_as_many_calls_as_it_takes() -> None:
+    answers = iter(
+        [Checkpointed(Reply.OK, 9000, 0), Checkpointed(Reply.OK, 4000, 0), Checkpointed(Reply.OK, 10, 10**12)]
+    )
+    store = FakeStore(checkpoint_views=lambda call: next(answers))
+    await rollup(store, counting(owned(), 2, "5-0")).run_once()
+    assert len(store.sent("checkpoint_views")) == 3
+
+
+async def test_trimming_that_is_refused_is_tried_again_later() -> None:
+    clock = FakeClock()
+    store = FakeStore(checkpoint_views=StoreError("refused"))
+    shard = owned()
+    shard.trim_again = 0
+    it = Rollup(context(store, shards=SHARDS, clock=clock), FakeOwner(shard))  # type: ignore[arg-type]
+    await it.run_once()
+    await it.run_once()
+    assert len(store.sent("checkpoint_views")) == 1
+    clock.ms += TRIM_RETRY
+    await it.run_once()
+    assert len(store.sent("checkpoint_views")) == 2
+
+
 async def test_a_lost_shard_stores_nothing() -> None:
     store = FakeStore()
     shard = counting(owned(), 2, "5-0")
-    shard.dropped = True
+    shard.dropped, shard.trim_again = True, 0
     await rollup(store, shard).store_partials([shard])
     assert store.calls == []
 

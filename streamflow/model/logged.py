@@ -1,0 +1,159 @@
+"""The form of a transition in a shard's log: what happened, and how large it was.
+
+Owns: which parts of events are too large for the log, what stands there in their place, and which element of the run's
+record has them. Must not: read anything.
+Called by: the owner's batches (encode), followers of a run and `tail` (decode).
+
+A transition without large parts is logged as it is, in the bytes of the record, and costs nothing here. Any other is
+encoded a second time, and its payloads are only in the record: they go when the run is forgotten. Which fields of
+events may be large follows from their types, so a new event needs nothing here.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from streamflow.errors import Failure
+from streamflow.events import AnyEvent, HistoryEvent, Transition, gone_payload
+
+LARGE = 512
+"""Bytes of a payload, or of a failure, above which the log has only its size."""
+TEXT = 500
+"""Characters of a reason, and of the message of a large failure, that the log has: as many as the views show."""
+FEW = 8
+"""Payloads that are looked at one by one."""
+
+
+class LoggedTransition(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A transition as the log has it. With a `number`, parts of it are only in the record of the run that was `created`
+    then (ms): in the transition that made the version `number` of its header. Decoded as a `Transition` it is one."""
+
+    at: int
+    events: list[AnyEvent]
+    number: int = 0
+    created: int = 0
+
+    def is_of(self, transition: Transition) -> bool:
+        """Whether that is the whole of it. After a failover another one may have its number."""
+        return self.at == transition.at and [type(event) for event in self.events] == [
+            type(event) for event in transition.events
+        ]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(LoggedTransition)
+_type_of: Callable[[AnyEvent], Any] = type
+
+
+def encode_logged(transition: Transition, number: int, created: int) -> bytes:
+    """The bytes for the log if they are not those of the transition itself, else empty.
+
+    `number`, `created`: as in `LoggedTransition`. Only worth a call if the encoded transition is larger than `LARGE`.
+    """
+    if not _has_large(transition.events):
+        return b""
+    events = [_without_large(event) for event in transition.events]
+    return _encoder.encode(LoggedTransition(transition.at, events, number, created))
+
+
+def decode_logged(data: bytes) -> LoggedTransition:
+    """Raises `msgspec.DecodeError`, `RecursionError` or `UnicodeDecodeError` if `data` is not a logged transition."""
+    return _decoder.decode(data)
+
+
+def _has_large(events: Sequence[AnyEvent]) -> bool:
+    """Whether any part is too large. Transitions of many small events come here, too: hundreds of one type in a row."""
+    for kind, group in groupby(events, _type_of):
+        payload_of = _PAYLOAD.get(kind)
+        if payload_of is None:
+            if kind in _PARTS and any(_without_large(event) is not event for event in group):
+                return True
+            continue
+        payloads = list(map(payload_of, group))
+        if len(payloads) > FEW and len(b"".join(payloads)) <= LARGE:
+            continue
+        if max(map(len, map(memoryview, payloads))) > LARGE:
+            return True
+    return False
+
+
+def _without_large(event: Any) -> Any:
+    """The event itself if nothing of it is too large."""
+    changed: dict[str, Any] = {}
+    for name, cut in _PARTS.get(event.__class__, ()):
+        value = getattr(event, name)
+        kept = cut(value)
+        if kept is not value:
+            changed[name] = kept
+    return msgspec.structs.replace(event, **changed) if changed else event
+
+
+# --- what is kept of each kind of part --------------------------------------------------------------------------------
+
+
+def _cut_payload(payload: Raw) -> Raw:
+    size = len(memoryview(payload))
+    return gone_payload(size) if size > LARGE else payload
+
+
+def _cut_failure(failure: Failure | None) -> Failure | None:
+    if failure is None:
+        return None
+    size = len(_encoder.encode(failure))
+    if size <= LARGE:
+        return failure
+    note = f"the rest of this error's {size:,} bytes is gone with the history of its run"
+    return Failure(failure.kind, failure.message[:TEXT], notes=(note,))
+
+
+def _cut_text(text: str) -> str:
+    return text[:TEXT] if len(text) > TEXT else text
+
+
+def _cut_events(events: list[HistoryEvent]) -> list[HistoryEvent]:
+    kept = [_without_large(event) for event in events]
+    return kept if any(new is not old for new, old in zip(kept, events, strict=True)) else events
+
+
+Cut = Callable[[Any], Any]
+
+
+def _cut_for(name: str, type_: Any) -> Cut | None:
+    """What cuts a field of an event; None if it can't be large."""
+    if type_ is Raw:
+        return _cut_payload
+    if type_ is Failure or Failure in typing.get_args(type_):
+        return _cut_failure
+    if type_ is str and name == "reason":
+        return _cut_text
+    of = typing.get_args(type_)
+    is_events = typing.get_origin(type_) is list and any(
+        isinstance(member, type) and issubclass(member, HistoryEvent)
+        for item in of
+        for member in (item, *typing.get_args(item))
+    )
+    return _cut_events if is_events else None
+
+
+def _parts() -> dict[type, tuple[tuple[str, Cut], ...]]:
+    found: dict[type, tuple[tuple[str, Cut], ...]] = {}
+    for kind in typing.get_args(AnyEvent):
+        cuts = [(field.name, _cut_for(field.name, field.type)) for field in msgspec.structs.fields(kind)]
+        if parts := tuple((name, cut) for name, cut in cuts if cut is not None):
+            found[kind] = parts
+    return found
+
+
+_PARTS = _parts()
+"""By type of event: its fields that may be large, and what cuts them."""
+_PAYLOAD: dict[type, Callable[[Any], Raw]] = {
+    kind: attrgetter(parts[0][0]) for kind, parts in _PARTS.items() if len(parts) == 1 and parts[0][1] is _cut_payload
+}
+"""By type of event, for those of which only one payload may be large: how to get it."""
