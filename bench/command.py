@@ -21,6 +21,7 @@ from .enqueue import bench_enqueue
 from .idle import bench_idle
 from .isolation_command import isolation
 from .parked import bench_parked
+from .payload import bench_payload
 from .queue import bench_queue
 from .report import Report
 from .rig import Options, Rig, rig
@@ -41,6 +42,7 @@ WORKLOADS: dict[str, Workload] = {
     "signals": bench_signals,
     "queue": bench_queue,
     "burst": bench_burst,
+    "payload": bench_payload,
 }
 
 
@@ -66,7 +68,7 @@ def command(
     as_json: bool,
 ) -> int:
     """Measure throughput and latency on this machine: chain, fanout, shards, idle, parked, takeover, enqueue, signals,
-    queue, burst.
+    queue, burst, payload.
 
     Without a WORKLOAD, all of them. The server is an embedded Valkey with an append-only file (everysec), in its own
     process, as is each daemon; the client is this process. A figure that misses its target is marked; the exit code is

@@ -43,6 +43,20 @@ async def fanout(width: int) -> int:
     return sum(await sf.gather(*(noop(number) for number in range(width))))
 
 
+@app.step
+async def report(size: int) -> bytes:
+    return bytes(size)
+
+
+@app.workflow
+async def reports(count: int, size: int) -> int:
+    """Large results, one after the other."""
+    total = 0
+    for _ in range(count):
+        total += len(await report(size))
+    return total
+
+
 @app.workflow
 async def park(number: int) -> int:
     """Waits for a signal."""
