@@ -240,8 +240,12 @@ class ShardBatch:
         run_work = work.get(message.run_id)
         if run_work is None:
             run_work = work[message.run_id] = RunWork()
-        run_work.messages.append(message)
-        if message.kind == "start" and message.header.startswith(NEW) and message.run_id not in self.shard.suspect:
+        if message.kind != "start":
+            run_work.messages.append(message)
+            return
+        # What has come while a start waited is behind it, also if that was read first.
+        run_work.messages.insert(0 if message.waited else len(run_work.messages), message)
+        if message.header.startswith(NEW) and message.run_id not in self.shard.suspect:
             run_work.started = True
 
     def _take_sent(self) -> None:

@@ -107,6 +107,16 @@ def kinds_in(batch: ShardBatch, number: int = 0) -> list[str]:
     return [type(event).__name__ for event in decode_transition(batch.batch.runs[number].transition).events]
 
 
+def test_a_start_that_has_waited_is_before_what_came_for_its_run_meanwhile() -> None:
+    """Its messages go past it in the inbox, and may be read before it has its turn."""
+    shard = owned()
+    late = msgspec.structs.replace(start("1-0", "r", "collecting", 2), id=shard.next_waited())
+    put(shard, signal("1-1", "r", "item", 1), signal("1-2", "r", "item", 2), late)
+    batch = batch_of(shard)
+    assert kinds_in(batch) == ["RunStarted", "SignalReceived", "SignalReceived", "RunCompleted"]
+    assert batch.batch.acks == ["1-1", "1-2"]
+
+
 # --- steps of queues --------------------------------------------------------------------------------------------------
 
 
