@@ -6,9 +6,6 @@ The server process gets its clock through a preloaded shim, which adds what a fi
 from __future__ import annotations
 
 import asyncio
-import shutil
-import struct
-import subprocess
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +15,7 @@ import anyio
 import pytest
 
 import streamflow as sf
+from bench.faults import ShiftedClock
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.settings import Settings
 from streamflow.store.connection import Call
@@ -28,49 +26,9 @@ from tests.support.waiting import until
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.timeout(120),
-    pytest.mark.skipif(shutil.which("gcc") is None, reason="the shim that shifts the server's clock needs gcc"),
+    pytest.mark.skipif(not ShiftedClock.is_possible(), reason="the shim that shifts the server's clock needs gcc"),
 ]
 
-SHIM = r"""
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <sys/time.h>
-#include <time.h>
-#include <unistd.h>
-static int64_t shift(void) {
-  static volatile int64_t *seconds;
-  if (!seconds) {
-    const char *path = getenv("SHIFTED_CLOCK");
-    int file = path ? open(path, O_RDONLY) : -1;
-    void *mapped = file < 0 ? MAP_FAILED : mmap(0, 8, PROT_READ, MAP_SHARED, file, 0);
-    if (mapped == MAP_FAILED) return 0;
-    seconds = mapped;
-  }
-  return *seconds;
-}
-int clock_gettime(clockid_t clock, struct timespec *now) {
-  int failed = syscall(SYS_clock_gettime, clock, now);
-  if (!failed && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += shift();
-  return failed;
-}
-int gettimeofday(struct timeval *now, void *zone) {
-  struct timespec precise;
-  clock_gettime(CLOCK_REALTIME, &precise);
-  now->tv_sec = precise.tv_sec;
-  now->tv_usec = precise.tv_nsec / 1000;
-  return 0;
-}
-time_t time(time_t *now) {
-  struct timespec precise;
-  clock_gettime(CLOCK_REALTIME, &precise);
-  if (now) *now = precise.tv_sec;
-  return precise.tv_sec;
-}
-"""
 HOUR = 3600
 NAP, LONG = 0.3, 2.5
 SETTINGS = {"shards": 16, "beat": 0.2, "dead_after": 1.0, "rollup": 1.0}
@@ -99,26 +57,13 @@ async def naps_in_queue(name: str, seconds: float) -> None:
 
 
 @pytest.fixture
-async def shifted_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[tuple[EmbeddedServer, Shift]]:
+async def shifted_server(tmp_path: Path) -> AsyncIterator[tuple[EmbeddedServer, Shift]]:
     """A server, and a function that sets its clock: by so many seconds ahead."""
-    source, library, clock = tmp_path / "shim.c", tmp_path / "shim.so", tmp_path / "clock"
-    source.write_text(SHIM)
-    clock.write_bytes(struct.pack("q", 0))
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", library, source], check=True)
-
-    def shift(seconds: int) -> None:
-        with clock.open("r+b") as file:
-            file.write(struct.pack("q", seconds))
-
+    clock = ShiftedClock(tmp_path)
     server = EmbeddedServer(memory=True)
-    with monkeypatch.context() as environ:
-        environ.setenv("LD_PRELOAD", str(library))
-        environ.setenv("SHIFTED_CLOCK", str(clock))
-        await server.start()
+    await clock.start(server)
     try:
-        yield server, shift
+        yield server, clock.shift
     finally:
         await server.stop()
 
