@@ -7,7 +7,8 @@
 -- `most` bytes, none of its entries is older than `age`, and at least half of either stays. What `forget_runs` wants
 -- removed goes as soon as it is counted. One call removes a bounded number of entries.
 -- Also stores the oldest open runs, from the listings of running runs.
--- Safe to run twice: an offset that is stored already changes nothing.
+-- Safe to run twice: an offset that is stored already changes nothing. A partial that counts an entry which the log never
+-- had, because this server has lost it, is refused.
 --
 -- KEYS   owner, views, log, then: running_index for each workflow
 -- ARGV   token,
@@ -20,7 +21,7 @@
 --        oldest,
 --        then: workflow for each running_index
 -- RETURNS OK entries (left in the log) again (ms by the owner's clock, when there is more to trim: 0 at once, '' never)
---         / FENCED token / STALE offset
+--         / FENCED token / STALE offset / BEHIND offset
 -- @include shared/holds
 -- @include shared/trim_log
 local owner, views, log = KEYS[1], KEYS[2], KEYS[3]
@@ -38,6 +39,7 @@ end
 local stored = redis.call('HMGET', views, 'offset', 'base_offset', 'base_at', 'since', 'trim', 'forget')
 local base_offset, base_at, since = stored[2], tonumber(stored[3] or 0), tonumber(stored[4] or 0)
 if stored[1] and before(offset, stored[1]) then return {'STALE', stored[1]} end
+if offset ~= stored[1] and #redis.call('XRANGE', log, offset, offset) == 0 then return {'BEHIND', stored[1] or ''} end
 
 local open = {}
 for i = FIXED_KEYS + 1, #KEYS do

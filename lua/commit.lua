@@ -7,6 +7,9 @@
 -- deleted.
 -- Safe to run twice, and late: a commit id that the shard has as its last one, or that is before it, answers DUP with
 -- the facts of the last one, and changes nothing.
+-- The commits of an owner are numbered without gaps, from 1 for each token. One whose number is not the next one comes
+-- from an owner that knows of commits that this server has lost, or doesn't know of one that it has: BEHIND, and nothing
+-- is decided from what that owner remembers.
 -- Reducers (state not empty) keep only the newest transitions in their record: their state is their snapshot. A state
 -- that begins with a dash (no snapshot does) replaces the record: header, the rest of the state, this transition.
 -- The log gets the transitions as they are, but for those that have a cut: in its place, without large payloads.
@@ -42,8 +45,10 @@
 --         / DUP clock entry
 --         / CONFLICT id… (the runs whose header is not the expected one)
 --         / FENCED token (of the present owner)
+--         / BEHIND commit (the shard's last one, '' for none)
 --         / WRONGTYPE key
 -- @include shared/clock
+-- @include shared/commit_distance
 -- @include shared/holds
 -- @include shared/is_before
 local owner, inbox, log, agenda, outbox, poison = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
@@ -68,7 +73,9 @@ local runs = #KEYS - last_put
 if not holds(owner, 'hash') then return redis.error_reply('WRONGTYPE ' .. owner) end
 local stored = redis.call('HMGET', owner, 'token', 'commit', 'clock', 'log', 'committed')
 if stored[1] ~= token then return {'FENCED', stored[1] or ''} end
-if stored[2] == commit or is_before(commit, stored[2]) then return {'DUP', stored[5], stored[4]} end
+local ahead = commit_distance(commit, stored[2])
+if stored[2] == commit or (ahead and ahead < 0) then return {'DUP', stored[5], stored[4]} end
+if ahead and ahead ~= 1 then return {'BEHIND', stored[2] or ''} end
 if acks + poisons > 0 and not holds(inbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. inbox) end
 if runs + poisons > 0 and not holds(log, 'stream') then return redis.error_reply('WRONGTYPE ' .. log) end
 if plans > 0 and not holds(agenda, 'zset') then return redis.error_reply('WRONGTYPE ' .. agenda) end

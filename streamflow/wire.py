@@ -318,6 +318,8 @@ class Heartbeat(msgspec.Struct, kw_only=True):
     """The daemon's clock when it sent this, ms; 0: a version that has none of its own."""
     ahead: int = 0
     """By how many ms its clock is ahead of the server's, as measured last."""
+    lost: int = 0
+    """Runs in its memory that the server has lost or set back within the last hour: its log names them."""
 
 
 _heartbeat = msgspec.json.Decoder(Heartbeat)

@@ -220,6 +220,7 @@ class Daemon:
         registration.on_other_data = self._on_other_data
         registration.on_mismatch = self._on_mismatch
         owner.on_lost = self.membership.rebalance_soon
+        owner.on_other_history = context.store.on_other_history = self.membership.start_over
         owner.on_caught_up = self.reader.caught_up
 
     def _on_outcome(self, shard: int, run_id: str, outcome: Outcome) -> None:
@@ -285,5 +286,6 @@ class Daemon:
             failing=self.loops.failing,
             clock=self._clock.now_ms(),
             ahead=self._clock.ahead,
+            lost=owner.lost_writes.recent_count,
             broken={str(n): shard.broken for n, shard in owner.shards.items() if shard.broken},
         )

@@ -37,5 +37,7 @@ class Ownership:
         return found
 
     def warnings(self) -> list[str]:
+        lost = self._owner.lost_writes.recent_count
+        said = [f"the server has lost or set back {lost} runs within the last hour: the log names them"] if lost else []
         broken = [shard for shard in list(self._owner.shards.values()) if shard.broken]
-        return [f"shard {shard.number} is stopped, the server refuses it: {shard.broken}" for shard in broken]
+        return said + [f"shard {shard.number} is stopped, the server refuses it: {shard.broken}" for shard in broken]

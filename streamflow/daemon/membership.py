@@ -170,6 +170,7 @@ class Membership:
             _log.warning("the server restarted or was replaced")
             self.start_over()
         self._owner.retry_broken()
+        await self._owner.lost_writes.report()
         await self._hand_over()
         if not self.draining:
             await self._acquire()
@@ -291,7 +292,8 @@ class Membership:
             self._executor.hold()
 
     def start_over(self) -> None:
-        """The server has another history: it may never have had the state in memory. Acquire all shards again."""
+        """The server has another history: it may never have had the state in memory. Acquire all shards again. Nothing
+        is awaited: when this returns, nothing can be decided from what was in memory."""
         self._server_generation = self._store.server_generation
         _log.warning(
             "dropping all %d shards with %d runs in memory, to acquire and read them again",
@@ -300,6 +302,8 @@ class Membership:
         )
         for shard in list(self._owner.shards.values()):
             self._owner.drop(shard)
+        self._owner.lost_writes.history_changed()
+        self._rollup.merge_again()
         self._rebalance_needed.set()
 
     # --- acquiring and handing over -----------------------------------------------------------------------------------
@@ -329,7 +333,11 @@ class Membership:
                 wanted[number] = (token, holder)
         if not wanted:
             return
+        generation = self._store.server_generation
         acquired = await self._takeover.acquire(wanted)
+        if generation != self._store.server_generation:  # what was read is of two histories
+            self._rebalance_needed.set()
+            return
         for shard in acquired:
             self._owner.add(shard)
         if acquired:

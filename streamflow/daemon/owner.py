@@ -24,11 +24,12 @@ from msgspec import Raw
 
 from streamflow.daemon.batch import BYTES, IN_FLIGHT, SENT, UNKNOWN, Reduced, ShardBatch, parked_reason, reason_of
 from streamflow.daemon.context import Context
+from streamflow.daemon.lost_writes import LostWrites
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import CODE, RUN_BYTES, UNKNOWN_ATTEMPT, LiveRun, OwnedShard, StepRecord
 from streamflow.daemon.starts import Starts
 from streamflow.daemon.timers import Timers
-from streamflow.errors import Failure, StoreError
+from streamflow.errors import Failure, StoreError, StoreUnavailable
 from streamflow.events import Transition, decode_history
 from streamflow.machine.factory import rehydrating
 from streamflow.machine.open_work import WORKER_LOST
@@ -83,13 +84,15 @@ def _ignore() -> None:
 
 
 class Owner:
-    """`on_lost` is called when a shard turns out to belong to another daemon, `on_caught_up` when batches have taken
-    messages from memory; `is_alive(member)` says whether a daemon still runs the steps that it has kept. The daemon
+    """`on_lost` is called when a shard turns out to belong to another daemon, `on_other_history` when the server turns
+    out to have lost what it had acknowledged, and `on_caught_up` when batches have taken messages from memory;
+    `is_alive(member)` says whether a daemon still runs the steps that it has kept. The daemon
     connects them before it starts the loop."""
 
     def __init__(self, context: Context, executor: StepExecutor, relay: Relay) -> None:
         self.shards: dict[int, OwnedShard] = {}
         self.starts = Starts(context.settings.admission)
+        self.lost_writes = LostWrites(context.store, context.kernel, self.starts.held)
         self.watch = RunNote()
         self.on_lost: Callable[[], None] = _ignore
         self.on_caught_up: Callable[[], None] = _ignore
@@ -110,6 +113,7 @@ class Owner:
         """Of the records of live runs; more, because what leaves a batch isn't subtracted, until they are counted."""
         self._executor = executor
         self._relay = relay
+        self.on_other_history: Callable[[], None] = _ignore
         self.suspects = Suspects(executor, context.store, context.kernel, context.member)
         self.is_alive: Callable[[str], bool] = lambda _: False
         self.suspects.code_waits = self._has_careful_code
@@ -166,6 +170,7 @@ class Owner:
         if shard.dropped:
             return
         shard.dropped = True
+        self.lost_writes.dropped(shard)
         if self.shards.get(shard.number) is shard:
             del self.shards[shard.number]
             self._executor.cancel_where(lambda running: running.shard == shard.number)
@@ -489,7 +494,12 @@ class Owner:
         await self.suspects.mark_code(shard.number, run_id, batch.batch.commit, created)
 
     async def _commit(self, batches: list[ShardBatch], calls: list[Call[Committed]]) -> None:
-        answers = await self._store.send(calls, patience=math.inf)
+        try:
+            answers = await self._store.send(calls, patience=math.inf, same_history=True)
+        except StoreUnavailable:  # another history: these shards were dropped within that change
+            for batch in batches:
+                self.drop(batch.shard)
+            return
         for batch, answer in zip(batches, answers, strict=True):
             self._answered(batch, answer)
 
@@ -724,8 +734,10 @@ class Owner:
             self.refused(shard, answer)
         elif answer.code is Reply.FENCED:
             self.lost(shard)
+        elif answer.code is Reply.BEHIND:
+            self.other_history(shard)
         elif answer.code is Reply.CONFLICT:
-            # The server has other versions of these runs (a failover lost commits): the ones in memory are wrong.
+            # The server has other versions of these runs (somebody has changed them): the ones in memory are wrong.
             _log.warning(
                 "runs of shard %d have another version on the server than in memory, so they are read again: %s",
                 shard.number,
@@ -756,10 +768,12 @@ class Owner:
         self._evict()
         for poison in batch.batch.poisons:
             views.fold(poison.run_id, msgspec.msgpack.decode(poison.event, type=Transition))
-        if committed is not None and committed.entry:
-            shard.offset = committed.entry
-            shard.unfolded += 1
-            shard.logged += batch.logged
+        if committed is not None:
+            shard.commit_accepted()
+            if committed.entry:
+                shard.offset = committed.entry
+                shard.unfolded += 1
+                shard.logged += batch.logged
         if batch.sends:
             self._relay.hand_over(shard, batch.sends)
 
@@ -780,6 +794,7 @@ class Owner:
         if effects.ended:
             self._bytes -= live.size
             shard.live.pop(run_id, None)
+            self.lost_writes.left_memory(shard.number, run_id, done.header_bytes)
             shard.forget(run_id)
             self._run_timers.discard((shard.number, run_id))
             return
@@ -821,6 +836,7 @@ class Owner:
         live = shard.live.pop(run_id, None)
         if live is not None:
             self._bytes -= live.size
+            self.lost_writes.left_memory(shard.number, run_id, live.header_bytes)
             live.machine.close()
 
     def _count_results(self) -> int:
@@ -840,6 +856,13 @@ class Owner:
         if now - self._counted >= 1.0:
             self._counted = now
             self._bytes = sum(live.size for shard in self.shards.values() for live in shard.live.values())
+
+    def other_history(self, shard: OwnedShard) -> None:
+        """The server doesn't have what it had acknowledged for this shard, and it wasn't noticed otherwise: nothing in
+        memory can be trusted."""
+        _log.error("the server has lost commits of shard %d that it had acknowledged", shard.number)
+        self.drop(shard)
+        self.on_other_history()
 
     def lost(self, shard: OwnedShard) -> None:
         """Its token or its consumer group is gone: drop it, and let membership find out which daemon owns it."""

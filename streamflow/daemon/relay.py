@@ -106,7 +106,7 @@ class Relay:
             return not self._refused
         try:
             await self._register_queues(target for (_, target), _, _ in batches)
-            answers = await self._store.send(calls)
+            answers = await self._store.send(calls, same_history=True)
         except StoreError as error:
             _log.warning(
                 "could not deliver %d batches of messages to shards and queues, will retry: %s", len(calls), error

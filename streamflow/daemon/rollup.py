@@ -75,6 +75,11 @@ class Rollup:
         """Log entries of this daemon's shards that the stored views don't count yet."""
         return sum(shard.unfolded for shard in self._owner.shards.values())
 
+    def merge_again(self) -> None:
+        """The merged views may be older than the parts, or gone: the server has another history."""
+        self._merged_folds = -1
+        self._idle_rounds = 0
+
     async def run(self) -> None:
         await retry_forever(self.run_once, _log, "views not updated", every=self._settings.rollup)
 
@@ -118,7 +123,7 @@ class Rollup:
                     sorted(shard.workflows),
                 )
             )
-        answers: list[Checkpointed | StoreError] = await self._store.send(calls)
+        answers: list[Checkpointed | StoreError] = await self._store.send(calls, same_history=True)
         for shard, (offset, unfolded, logged), answer in zip(shards, counted, answers, strict=True):
             if isinstance(answer, StoreError):
                 _log.error(
@@ -134,6 +139,8 @@ class Rollup:
                     shard.number,
                 )
                 shard.folded = offset
+            elif answer.code is Reply.BEHIND and not shard.dropped:
+                self._owner.other_history(shard)
             elif answer.code is Reply.OK:
                 if shard.folded != offset:
                     self.folds += 1  # else it was only trimmed

@@ -203,6 +203,7 @@ class OwnedShard:
         """Why the server refuses this shard; it is left alone for `RETRY_BROKEN` seconds."""
         self.broken_since = 0.0
         self._commits = 0
+        self._tried = 0
         self._outbox = 0
 
     @property
@@ -250,8 +251,15 @@ class OwnedShard:
             self.fetched.discard(run_id)
 
     def next_commit(self, session: str) -> str:
+        """The id of the commit behind those that were accepted: the server refuses one that leaves a gap. No two have
+        the same id, also not when one was refused: a copy of it may still arrive."""
+        number, tried = self._commits + 1, self._tried
+        self._tried += 1
+        return f"{session}.{number}.{tried}" if tried else f"{session}.{number}"
+
+    def commit_accepted(self) -> None:
         self._commits += 1
-        return f"{session}.{self._commits}"
+        self._tried = 0
 
     def next_outbox(self) -> str:
         self._outbox += 1

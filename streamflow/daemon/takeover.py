@@ -294,8 +294,8 @@ class Takeover:
 def _got_through(commit: str, final: str) -> bool:
     """Whether the process survived the code whose commit was to be `commit`: the shard's last one is that or a later
     one of the same session."""
-    session, _, number = commit.rpartition(".")
-    last_session, _, last = final.rpartition(".")
+    session, number, *_ = [*commit.split("."), ""]
+    last_session, last, *_ = [*final.split("."), ""]
     return (
         bool(session) and session == last_session and number.isdigit() and last.isdigit() and int(last) >= int(number)
     )

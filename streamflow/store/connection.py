@@ -112,6 +112,8 @@ class Store:
         self.url = url
         self.patience = patience
         self.server_generation = 0
+        self.on_other_history: Callable[[], None] = lambda: None
+        """Called when `server_generation` has grown, before anything is sent to that server."""
         self._run_id = ""
         self._promoted_from: str = ""
         self._scripts = scripts if scripts is not None else load_scripts()
@@ -180,6 +182,11 @@ class Store:
         if self._run_id and (is_other or promoted_from not in ("", self._promoted_from)):
             self.server_generation += 1
             _log.warning("the server restarted or was replaced; its state is read again")
+            self._run_id, self._promoted_from = run_id, promoted_from
+            try:
+                self.on_other_history()
+            except Exception:  # a defect there must not cost the connection
+                _log.exception("what was in memory could not be dropped")
         self._run_id, self._promoted_from = run_id, promoted_from
         if is_other:
             for link in self._links:
@@ -240,7 +247,12 @@ class Store:
         return cast("T", reply)
 
     async def send(
-        self, calls: Sequence[Call[Any]], patience: float | None = None, *, urgent: bool = False
+        self,
+        calls: Sequence[Call[Any]],
+        patience: float | None = None,
+        *,
+        urgent: bool = False,
+        same_history: bool = False,
     ) -> list[Any]:
         """Send calls in one pipeline; returns the parsed replies in the same order.
 
@@ -252,11 +264,15 @@ class Store:
         reply to them, so that the next heartbeat doesn't have to connect first. On a line that is filled by others,
         heartbeats then arrive as often as they are sent, however late the replies are.
 
+        `same_history` is for what was decided from memory: it is not sent, nor sent again, to a server that has another
+        history than the one that was known when this was called.
+
         Raises `StoreUnavailable`.
         """
         patience = self.patience if patience is None else patience
         commands = [self._command(call) for call in calls]
         started = time.monotonic()
+        generation = self.server_generation if same_history else None
         is_looking = started >= self._look_at
         if is_looking:
             self._look_at = started + LOOK_EVERY
@@ -268,7 +284,7 @@ class Store:
                     replies = await self._detached(commands)
                 else:
                     async with self._bulk.slots:
-                        replies = await self._execute(commands, self._bulk)
+                        replies = await self._execute(commands, self._bulk, generation)
             except LOST as error:
                 if isinstance(error, redis_errors.AuthenticationError) and patience != math.inf:
                     raise StoreUnavailable(f"{redacted(self.url)} refuses the credentials: {error}") from error
@@ -343,9 +359,9 @@ class Store:
         self._under_way.discard(task)
         self._urgent.slots.release()
 
-    async def _execute(self, commands: list[list[Any]], lane: _Lane) -> list[Any]:
+    async def _execute(self, commands: list[list[Any]], lane: _Lane, generation: int | None = None) -> list[Any]:
         """One pipeline on one connection. Scripts that the server doesn't know are loaded and called again."""
-        replies = await self._pipeline(commands, lane)
+        replies = await self._pipeline(commands, lane, generation)
         missing = [i for i, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]
         if missing:
             load = [["SCRIPT", "LOAD", script.source] for script in self._scripts.values()]
@@ -354,15 +370,22 @@ class Store:
             calls = [commands[i] for i in missing]
             if refusal is not None:  # a user who may only read can't load scripts
                 calls = [self._with_source(command) for command in calls if command[0] == "EVALSHA_RO"]
-            again = await self._pipeline(calls, lane) if len(calls) == len(missing) else [refusal] * len(missing)
+            is_complete = len(calls) == len(missing)
+            again = await self._pipeline(calls, lane, generation) if is_complete else [refusal] * len(missing)
             for i, reply in zip(missing, again, strict=True):
                 replies[i] = reply
         return replies
 
-    async def _pipeline(self, commands: list[list[Any]], lane: _Lane) -> list[Any]:
-        """Without redis-py's pipeline object, which costs as much as the round trip itself."""
+    async def _pipeline(self, commands: list[list[Any]], lane: _Lane, generation: int | None = None) -> list[Any]:
+        """Without redis-py's pipeline object, which costs as much as the round trip itself. `generation`: that of the
+        server's history in which the commands may be sent."""
         link: Any = lane.free.pop() if lane.free else self._pipeline_link(lane)
         try:
+            if generation is not None:
+                if isinstance(link, Link) and not link.is_open:
+                    await link.open()  # learns which server it is
+                if generation != self.server_generation:
+                    raise StoreUnavailable("the server has another history since, so what was decided before is void")
             return await (link.exchange(commands) if isinstance(link, Link) else _exchange(link, commands))
         finally:
             lane.free.append(link)

@@ -49,6 +49,8 @@ class Reply(enum.StrEnum):
     """The token is not the present owner's: another daemon has acquired the shard."""
     STALE = "STALE"
     """A later offset of the views is stored already."""
+    BEHIND = "BEHIND"
+    """The caller, which is the owner, knows of commits that the server has lost: what it has in memory is wrong."""
 
 
 class NamespaceRecord(NamedTuple):
@@ -198,10 +200,11 @@ class NextStarts(msgspec.Struct):
 
 
 class Committed(msgspec.Struct):
-    """Reply of `commit`: OK, DUP, CONFLICT or FENCED.
+    """Reply of `commit`: OK, DUP, CONFLICT, FENCED or BEHIND.
 
     `clock`: the shard's, in ms, and `entry`: the id of the log entry, empty when nothing was logged; both when OK or
-    DUP. `conflicts`: when CONFLICT the ids of runs whose header has changed, when FENCED the present owner's token.
+    DUP. `conflicts`: when CONFLICT the ids of runs whose header has changed, when FENCED the present owner's token,
+    when BEHIND the last commit that the shard has.
     """
 
     code: Reply
@@ -218,7 +221,7 @@ class Heartbeats(msgspec.Struct):
 
 
 class Checkpointed(msgspec.Struct):
-    """Reply of `checkpoint_views`: OK, FENCED or STALE. When OK, `entries`: how many are left in the log, and `again`:
+    """Reply of `checkpoint_views`: OK, FENCED, STALE or BEHIND. When OK, `entries`: how many are left in the log, and `again`:
     when there is more to trim (ms on the owner's clock; 0: at once), None if the log is empty."""
 
     code: Reply
@@ -481,8 +484,10 @@ class Kernel:
     def commit(self, shard: int, token: str, group: str, batch: Batch, now: int) -> Call[Committed]:
         """Store one batch of transitions of one shard, for many runs at once, all or nothing.
 
-        `group`: the owner's consumer group of the inbox. Returns OK or DUP with clock and log entry, CONFLICT with the
-        runs whose header is not the expected one, or FENCED with the present owner's token.
+        `group`: the owner's consumer group of the inbox. The owner numbers what it commits with one token without gaps:
+        `<session>.1`, `<session>.2` and so on, and after one that was refused `<session>.2.1`. Returns OK or DUP with
+        clock and log entry, CONFLICT with the runs whose header is not the expected one, FENCED with the present
+        owner's token, or BEHIND when the one before is missing.
         """
         keys = self.keys.shard(shard)
         indexes: dict[str, int] = {"": 0}
@@ -583,8 +588,8 @@ class Kernel:
         """Store a shard's part of the views with the log entry up to which it counts (`offset`), and trim the log.
 
         `logged`: bytes of the entries behind the offset that was stored before. `workflows`: whose `oldest` open runs
-        are stored, too. Returns OK with the number of entries left in the log and when to call again, FENCED, or STALE
-        when a later offset is stored.
+        are stored, too. Returns OK with the number of entries left in the log and when to call again, FENCED,
+        STALE when a later offset is stored, or BEHIND when the log has no such entry.
         """
         keys = self.keys.shard(shard)
         names = list(workflows)

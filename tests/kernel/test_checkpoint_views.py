@@ -96,9 +96,22 @@ async def test_an_offset_behind_the_stored_one_is_stale_and_changes_nothing(shar
 @pytest.mark.parametrize(("older", "newer"), [("9-0", "10-0"), ("5-9", "5-10")])
 async def test_offsets_are_compared_as_numbers(shard: Shard, older: str, newer: str) -> None:
     await shard.acquire()
+    for entry in (older, newer):
+        await shard.plain("XADD", shard.keys.log, entry, "r1", "transition")
     assert (await checkpoint(shard, older)).code is Reply.OK
     assert (await checkpoint(shard, newer)).code is Reply.OK
     assert (await checkpoint(shard, older)).code is Reply.STALE
+
+
+async def test_a_part_that_counts_what_the_server_has_lost_is_refused(shard: Shard) -> None:
+    await ready(shard)
+    first, second = await entries(shard, 2)
+    await shard.plain("XDEL", shard.keys.log, second)
+    call = shard.kernel.checkpoint_views(0, shard.token, second, b"counts too much", 100, [])
+    assert (await shard.assert_changes_nothing(call)).code is Reply.BEHIND
+    assert (await checkpoint(shard, first)).code is Reply.OK
+    await shard.plain("XTRIM", shard.keys.log, "MAXLEN", 0)
+    assert (await checkpoint(shard, first)).code is Reply.OK, "what is stored already was trimmed, not lost"
 
 
 async def test_a_stale_owner_is_fenced_and_changes_nothing(shard: Shard) -> None:
@@ -238,6 +251,7 @@ async def test_the_oldest_open_runs_of_each_workflow_are_kept_with_their_start(s
     await shard.acquire()
     for age, run in enumerate(("first", "second", "third")):
         await shard.start(run, now=NOW + age)
+    await shard.plain("XADD", shard.keys.log, "1-1", "first", "transition")
     await shard.start("other", now=NOW + 9, workflow="slow")
     limits = LogLimits(1000, NEVER)
     names = ["flow", "slow", "none"]
@@ -248,6 +262,7 @@ async def test_the_oldest_open_runs_of_each_workflow_are_kept_with_their_start(s
 
 async def test_without_open_runs_the_oldest_are_none(shard: Shard) -> None:
     await shard.acquire()
+    await shard.plain("XADD", shard.keys.log, "1-1", "first", "transition")
     await checkpoint(shard, "1-1")
     assert (await views(shard))["oldest"] == ""
 

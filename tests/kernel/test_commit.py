@@ -254,16 +254,47 @@ async def test_a_commit_that_arrives_behind_newer_ones_changes_nothing(shard: Sh
     """Its connection was given up, and its bytes come late. It may hold no run, whose header would protect it."""
     await shard.acquire()
     first = shard.commit(Batch("session.1", plans=[("r1", -1)]), NOW)
-    second = shard.commit(Batch("session.9", plans=[("r1", 5000)]), NOW + 1)
-    third = shard.commit(Batch("session.10", plans=[("r2", 7000)]), NOW + 2)
-    for call in (first, second, third):
+    others = [shard.commit(Batch(f"session.{number}"), NOW) for number in range(2, 9)]
+    ninth = shard.commit(Batch("session.9", plans=[("r1", 5000)]), NOW + 1)
+    tenth = shard.commit(Batch("session.10", plans=[("r2", 7000)]), NOW + 2)
+    for call in (first, *others, ninth, tenth):
         assert (await shard.do(call)).code is Reply.OK
-    for late in (first, second):
+    for late in (first, ninth):
         answer = await shard.assert_changes_nothing(late)
         assert answer.code is Reply.DUP
     assert await shard.plain("ZSCORE", shard.keys.agenda, "r1") == 5000
     other = shard.commit(Batch("other.1", plans=[("r1", 1)]), NOW + 3)
     assert (await shard.do(other)).code is Reply.OK, "numbers of two sessions say nothing"
+
+
+async def test_a_commit_behind_one_that_the_server_has_lost_changes_nothing(shard: Shard) -> None:
+    """The owner knows more than the server: what it decides is not about what is stored."""
+    await shard.acquire()
+    (_, second) = [shard.commit(Batch(f"session.{number}", plans=[("r1", number)])) for number in (1, 2)]
+    answer = await shard.assert_changes_nothing(second)
+    assert (answer.code, answer.conflicts) == (Reply.BEHIND, [""])
+    await shard.do(shard.commit(Batch("session.1")))
+    lost = shard.commit(Batch("session.3", plans=[("r1", 3)]))
+    answer = await shard.assert_changes_nothing(lost)
+    assert (answer.code, answer.conflicts) == (Reply.BEHIND, ["session.1"])
+    await shard.do(second)
+    assert (await shard.do(lost)).code is Reply.OK
+
+
+async def test_a_copy_of_a_refused_commit_is_not_taken_for_the_next_one(shard: Shard) -> None:
+    """It arrives late, when what it had been refused for is gone. Its owner has sent another one with its number."""
+    await shard.acquire()
+    refused = shard.commit(Batch("session.1", plans=[("r1", 1)]))
+    following = shard.commit(Batch("session.1.1", plans=[("r1", 2)]))
+    await shard.do(refused)
+    assert (await shard.assert_changes_nothing(following)).code is Reply.BEHIND, "its owner reads the shard again"
+    await shard.acquire("again")
+    following = shard.commit(Batch("session.1.1", plans=[("r1", 2)]))
+    late = shard.commit(Batch("session.1", plans=[("r1", 1)]))
+    await shard.do(following)
+    assert (await shard.assert_changes_nothing(late)).code is Reply.BEHIND
+    assert (await shard.assert_changes_nothing(following)).code is Reply.DUP
+    assert (await shard.do(shard.commit(Batch("session.2")))).code is Reply.OK
 
 
 async def test_the_facts_stay_the_same_when_the_clock_has_moved_since(shard: Shard) -> None:

@@ -278,6 +278,21 @@ async def test_the_generation_grows_once_when_the_server_has_restarted(own_serve
     await store.close()
 
 
+async def test_what_was_decided_before_a_restart_is_not_sent_after_it(own_server: EmbeddedServer) -> None:
+    store = Store(own_server.url, connections=1)
+    known: list[int] = []
+    store.on_other_history = lambda: known.append(store.server_generation)
+    await store.one(Call.plain("SET", "key", "before"))
+    await own_server.restart()
+    with pytest.raises(StoreUnavailable, match="another history"):
+        await store.send([Call.plain("SET", "key", "decided before")], same_history=True)
+    assert known == [1], "said before anything was sent"
+    assert await store.one(Call.plain("GET", "key")) != b"decided before"
+    await store.send([Call.plain("SET", "key", "decided since")], same_history=True)
+    assert await store.one(Call.plain("GET", "key")) == b"decided since"
+    await store.close()
+
+
 async def test_a_broken_connection_to_the_same_server_is_no_new_generation(own: Shard, other: Store) -> None:
     await own.plain("PING")
     await other.one(Call.plain("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"))

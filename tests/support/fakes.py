@@ -36,7 +36,12 @@ class FakeStore:
         self.url = "redis://nowhere.invalid"
 
     async def send(
-        self, calls: Sequence[Call[Any]], patience: float | None = None, *, urgent: bool = False
+        self,
+        calls: Sequence[Call[Any]],
+        patience: float | None = None,
+        *,
+        urgent: bool = False,
+        same_history: bool = False,
     ) -> list[Any]:
         self.calls.append(list(calls))
         return [self._answer(call) for call in calls]

@@ -115,6 +115,8 @@ class Member:
 class Owning:
     def __init__(self) -> None:
         self.shards: dict[int, Any] = {}
+        self.lost_writes = self
+        self.recent_count = 0
 
 
 def test_a_daemon_knows_its_ownership_and_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +129,9 @@ def test_a_daemon_knows_its_ownership_and_its_server(monkeypatch: pytest.MonkeyP
     assert own.problems() == []
     member.unconfirmed = 3.0
     assert own.problems() == ["the server has confirmed no heartbeat for 3.0 s"]
+    assert own.warnings() == []
+    owner.recent_count = 7
+    assert own.warnings() == ["the server has lost or set back 7 runs within the last hour: the log names them"]
 
 
 def test_loops_threads_and_the_event_loop_are_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:

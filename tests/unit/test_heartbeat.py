@@ -22,11 +22,11 @@ from tests.support.fakes import FakeClock
 
 ON_THE_SERVER = {
     *("beat", "name", "started", "shards", "running", "waiting", "live", "inbox", "starts", "unfolded", "folds"),
-    *("steps", "rss", "cpu", "version", "draining", "broken", "hung", "failing", "clock", "ahead"),
+    *("steps", "rss", "cpu", "version", "draining", "broken", "hung", "failing", "clock", "ahead", "lost"),
 }
 PRINTED = [
     *("id", "name", "shards", "running", "waiting", "live", "inbox", "starts", "unfolded", "steps_per_s", "rss"),
-    *("cpu_percent", "beat_age", "draining", "version", "failing", "hung", "clock", "ahead"),
+    *("cpu_percent", "beat_age", "draining", "version", "failing", "hung", "clock", "ahead", "lost"),
 ]
 
 
@@ -48,7 +48,9 @@ def test_the_daemon_fills_in_every_field(monkeypatch: pytest.MonkeyPatch) -> Non
         return Heartbeat(**values)
 
     daemon: Any = Daemon(sf.App(), Settings())
-    daemon.owner = SimpleNamespace(shards={3: SimpleNamespace(broken="WRONGTYPE")}, live=7)
+    daemon.owner = SimpleNamespace(
+        shards={3: SimpleNamespace(broken="WRONGTYPE")}, live=7, lost_writes=SimpleNamespace(recent_count=8)
+    )
     daemon.executor = SimpleNamespace(running=1, waiting=2, started=9, hung=3)
     daemon.reader = SimpleNamespace(buffered=lambda: 4)
     daemon.admission = SimpleNamespace(waiting=lambda: 8)

@@ -40,6 +40,8 @@ def health(status: NamespaceStatus) -> list[tuple[str, str]]:
     server = status.server
     if server is not None and server.maxmemory and server.memory >= 0.8 * server.maxmemory:
         problems.append((BAD, f"memory {100 * server.memory / server.maxmemory:.0f} % full"))
+    if lost := sum(daemon.heartbeat.lost for daemon in status.daemons):
+        problems.append((BAD, f"{plural(lost, 'run')} lost or set back by the server"))
     if failing := sorted({loop for daemon in status.daemons for loop in daemon.heartbeat.failing}):
         more = f" and {len(failing) - 1} more" if len(failing) > 1 else ""
         problems.append((BAD, f"loop {failing[0]}{more} failing"))

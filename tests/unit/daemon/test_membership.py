@@ -52,6 +52,7 @@ class Parts:
         self.looked = 0
         self.changes = 0
         self.live = 0
+        self.reported: list[str] = []
 
     @property
     def suspects(self) -> Any:
@@ -59,6 +60,18 @@ class Parts:
 
     def deaths(self, *_: Any) -> int:
         return 2
+
+    @property
+    def lost_writes(self) -> Any:
+        return self
+
+    # lost writes
+    def history_changed(self) -> None:
+        self.reported.append("changed")
+
+    async def report(self) -> None:
+        if "changed" in self.reported:
+            self.reported.append(f"compared after {len(self.acquired)}")
 
     # owner
     def add(self, shard: OwnedShard) -> None:
@@ -96,6 +109,9 @@ class Parts:
     async def acquire(self, wanted: dict[int, tuple[str, str]]) -> list[OwnedShard]:
         self.acquired.append(wanted)
         return [owned(number) for number in wanted]
+
+    def merge_again(self) -> None:
+        self.reported.append("merged again")
 
     async def store_partials(self, shards: Iterable[OwnedShard]) -> None:
         self.stored += [shard.number for shard in shards]
@@ -439,8 +455,26 @@ async def test_after_a_restart_of_the_server_all_shards_are_acquired_again(bench
     await bench.turn(after=0.5)
     assert sorted(bench.parts.dropped) == list(range(SHARDS))
     assert bench.parts.acquired[-1] == dict.fromkeys(range(SHARDS), ("7:nonce", "me"))
+    assert bench.parts.reported == ["changed", "merged again", "compared after 1"], (
+        "before they are acquired, and change again"
+    )
     await bench.turn(after=0.5)
     assert len(bench.parts.acquired) == 2
+
+
+async def test_shards_whose_state_was_read_across_a_restart_are_not_served(bench: Bench) -> None:
+    acquire = bench.parts.acquire
+
+    async def acquire_meanwhile(wanted: dict[int, tuple[str, str]]) -> list[OwnedShard]:
+        bench.store.server_generation += 1
+        return await acquire(wanted)
+
+    bench.parts.acquire = acquire_meanwhile  # type: ignore[method-assign]
+    await bench.turn()
+    assert bench.parts.shards == {}
+    bench.parts.acquire = acquire  # type: ignore[method-assign]
+    await bench.turn(after=0.5)
+    assert sorted(bench.parts.shards) == list(range(SHARDS))
 
 
 async def test_the_leader_learns_when_others_have_stored_something(bench: Bench) -> None:

@@ -15,7 +15,7 @@ from streamflow.daemon.batch import BYTES
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.timers import SLACK
-from streamflow.errors import StoreError
+from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.events import SignalSent, decode_history
 from streamflow.machine.replay import PIECE
 from streamflow.machine.transition import Due, Outcome
@@ -385,6 +385,44 @@ async def test_a_fenced_commit_means_that_the_shard_is_lost() -> None:
     assert bench.lost == 1
     assert bench.steps.started == []
     assert bench.shard.views.render(0)["runs"]["status"]["running"] == 0, "nothing of it is counted"
+
+
+async def test_when_the_server_has_lost_commits_everything_is_dropped_at_once() -> None:
+    bench = Bench()
+    dropped: list[bool] = []
+    bench.owner.on_other_history = lambda: dropped.append(bench.shard.dropped)
+    bench.answers = [Committed(Reply.BEHIND, 0, "", [""])]
+    await bench.take_in(start("1-0", "r", "stepping", 5))
+    assert dropped == [True]
+    assert bench.owner.shards == {}
+    assert bench.steps.started == []
+
+
+async def test_commits_that_were_decided_before_the_history_changed_are_not_sent() -> None:
+    bench = Bench()
+    bench.store.answers["commit"] = _other_history
+    await bench.take_in(start("1-0", "r", "stepping", 5))
+    assert bench.shard.dropped
+    assert bench.steps.started == []
+
+
+def _other_history(_: Any) -> Any:
+    raise StoreUnavailable("another history")
+
+
+async def test_the_numbers_of_commits_have_no_gaps() -> None:
+    """A batch that was refused, or had nothing to commit, has not used up its number."""
+    bench = Bench()
+    await bench.take_in(start("1-0", "r", "listening"))
+    bench.answers = [Committed(Reply.CONFLICT, 0, "", ["r"])]
+    await bench.take_in(signal("2-0", "r", "other", 7))
+    await bench.turn()
+    bench.shard.add_input("r", Due())
+    await bench.turn()
+    await bench.take_in(signal("3-0", "r", "go", 7))
+    ids = [call.args[1].partition(".")[2] for call in bench.commits]
+    assert [number.partition(".")[0] for number in ids] == ["1", "2", "2", "3"]
+    assert len(set(ids)) == 4, "a copy of the one that was refused is not taken for the one after it"
 
 
 async def test_after_a_conflict_the_run_is_read_again_and_nothing_is_lost() -> None:

@@ -153,6 +153,17 @@ async def test_trimming_that_is_refused_is_tried_again_later() -> None:
     assert len(store.sent("checkpoint_views")) == 2
 
 
+async def test_a_part_that_counts_lost_entries_shows_another_history() -> None:
+    store = FakeStore(checkpoint_views=Checkpointed(Reply.BEHIND, 0, None))
+    shard = counting(owned(), 2, "5-0")
+    it = rollup(store, shard)
+    found: list[OwnedShard] = []
+    it._owner.other_history = found.append  # type: ignore[method-assign]
+    await it.run_once()
+    assert found == [shard]
+    assert shard.folded == "0-0"
+
+
 async def test_a_lost_shard_stores_nothing() -> None:
     store = FakeStore()
     shard = counting(owned(), 2, "5-0")
@@ -215,6 +226,19 @@ async def test_a_part_that_could_not_be_read_is_read_again_until_it_can() -> Non
     for _ in range(10):
         await it.run_once()
     assert len(store.sent("HMGET")) == asked + SHARDS
+
+
+async def test_after_the_servers_history_has_changed_views_are_merged_again() -> None:
+    store = FakeStore(HMGET=no_parts, store_records=b"OK")
+    it = rollup(store)
+    it.leading = True
+    it._still_rounds = 0
+    await it.run_once()
+    await it.run_once()
+    merged = len(store.sent("store_records"))
+    it.merge_again()
+    await it.run_once()
+    assert len(store.sent("store_records")) == 2 * merged
 
 
 async def test_a_part_that_cannot_be_read_is_left_out_and_reported(caplog: pytest.LogCaptureFixture) -> None:

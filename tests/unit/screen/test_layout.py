@@ -284,6 +284,8 @@ def test_the_header_names_what_a_daemon_reports_about_itself() -> None:
     current.daemons[1].heartbeat.failing = {"relay": "KeyError: 1", "inbox 3": "KeyError: 1"}
     current.daemons[0].heartbeat.hung = 3
     assert "● loop inbox 3 and 1 more failing · 3 threads hung" in text(current)
+    current.daemons[0].heartbeat.lost = 7
+    assert "● 7 runs lost or set back by the server · loop inbox 3" in text(current, 200)
 
 
 def test_the_second_line_says_how_many_starts_wait_at_any_width() -> None:

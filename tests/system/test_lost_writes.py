@@ -1,0 +1,245 @@
+"""A server that has lost its newest writes: what it still has goes on, and what is gone is said with run ids."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import streamflow as sf
+from bench.faults import Backup
+from streamflow.daemon.rollup import rebuild_views
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.store.connection import Call
+from streamflow.store.kernel import Kernel
+from tests.support.lines import line_to, port_of
+from tests.support.serving import FAST, running_daemon, view
+from tests.support.waiting import DEADLINE, until
+from tests.system.test_failover import replicated, tell
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
+
+NAMESPACE = "lossy"
+SLOW_BEAT: dict[str, Any] = {"beat": 1.0, "dead_after": 6.0}
+"""So that nothing waits for a heartbeat: what is in memory must be dropped before the next one."""
+
+app = sf.App()
+executed: list[str] = []
+
+
+@app.step
+async def note(name: str) -> str:
+    executed.append(name)
+    return name
+
+
+@app.workflow
+async def waits(name: str) -> str:
+    value = await note(name)
+    await sf.signal("go", int)
+    return value
+
+
+@app.workflow
+async def chain(number: int) -> int:
+    for _ in range(3):
+        number += len(await note("x"))
+    return number
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
+    async with EmbeddedServer(tmp_path / "data", appendfsync="everysec") as server:
+        yield server
+
+
+async def status_of_all(client: sf.Client, ids: Sequence[str]) -> dict[str, str]:
+    """Those that exist."""
+    found: dict[str, str] = {}
+    for run_id in ids:
+        try:
+            found[run_id] = str((await client.run(run_id).describe()).status)
+        except sf.RunNotFound:
+            continue
+    return found
+
+
+def named(text: str, what: str) -> str:
+    """All that the log says about runs that are gone, or were set back."""
+    return "\n".join(re.findall(rf"runs that are {what}: (.*)", text))
+
+
+def check_said(text: str, started: Sequence[str], left: Collection[str]) -> None:
+    """The log has the ids of runs that are gone, but for the last starts: no daemon may have read them."""
+    said = set(re.split(r"[\n,] ?", named(text, "gone")))
+    assert {run_id for run_id in started[:-20] if run_id not in left} <= said
+
+
+@asynccontextmanager
+async def load(client: sf.Client, prefix: str) -> AsyncGenerator[list[str]]:
+    """Starts of runs, one after the other; gives the ids that were acknowledged so far."""
+    acknowledged: list[str] = []
+
+    async def start() -> None:
+        while True:
+            run = await client.start(chain, 1, id=f"{prefix}-{len(acknowledged)}")
+            acknowledged.append(run.id)
+
+    async with anyio.create_task_group() as starts:
+        starts.start_soon(start)
+        try:
+            yield acknowledged
+        finally:
+            starts.cancel_scope.cancel()
+
+
+async def check_all_complete(client: sf.Client, ids: Sequence[str]) -> None:
+    """Every run that the server has ends, with nobody doing anything about it."""
+
+    async def all_have() -> bool:
+        statuses = set((await status_of_all(client, ids)).values())
+        return statuses <= {"completed"}
+
+    await until(all_have)
+
+
+async def check_views(client: sf.Client) -> None:
+    """The views come to rest at what a recount of the logs gives."""
+    shards = FAST["shards"]
+    calls = [Call.plain("XLEN", client.keys.shard(number).log) for number in range(shards)]
+    open_runs = len(await client.runs(status="running", limit=1000)) + len(
+        await client.runs(status="pending", limit=1000)
+    )
+    completed = len(await client.runs(status="completed", limit=100_000))
+
+    async def counted() -> bool:
+        runs = await view(client, "runs")
+        return runs is not None and runs["status"]["completed"] == completed and runs["status"]["running"] == open_runs
+
+    await until(counted)
+    before = [await view(client, "runs"), await view(client, "step_durations")]
+    assert sum(await client.store.send(calls)) > 0
+    await rebuild_views(client.store, Kernel(client.keys), shards, 0)
+    after = [await view(client, "runs"), await view(client, "step_durations")]
+    assert after[0]["status"] == before[0]["status"], "the recount"
+    assert steps_in(after[1]) == steps_in(before[1])
+
+
+def steps_in(durations: Any) -> dict[str, int]:
+    return {name: row["count"] for name, row in durations.items()}
+
+
+async def test_what_was_set_back_goes_on_and_what_is_gone_is_said(
+    server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    executed.clear()
+    async with (
+        running_daemon(app, server, NAMESPACE, crash=False, **SLOW_BEAT) as daemon,
+        sf.connect(server.url, namespace=NAMESPACE) as client,
+    ):
+        kept, ended, advanced = [
+            await client.start(waits, name, id=name) for name in ("kept", "has-ended", "has-advanced")
+        ]
+        for run in (kept, ended, advanced):
+            await until(lambda run=run: has_version(run, 2))
+        backup = Backup(server)
+        gone = await client.start(waits, "gone", id="is-gone")
+        await until(lambda: has_version(gone, 2))
+        await ended.signal("go", 1)
+        assert await ended.result(DEADLINE) == "has-ended"
+        await advanced.signal("other", 1)
+        await until(lambda: has_version(advanced, 3))
+        waiting: list[Exception] = []
+
+        async def wait_for_gone() -> None:
+            try:
+                await gone.result(DEADLINE)
+            except sf.RunNotFound as error:
+                waiting.append(error)
+
+        async with anyio.create_task_group() as waiters:
+            waiters.start_soon(wait_for_gone)
+            assert await backup.restore() > 0, "something was lost"
+
+            async def is_said() -> bool:
+                return "the server has lost writes that it had acknowledged" in caplog.text
+
+            await until(is_said)
+        assert len(waiting) == 1, "who waits for a run that is gone learns it"
+        assert named(caplog.text, "gone") == "is-gone"
+        set_back = named(caplog.text, "set back")
+        assert set(set_back.split(", ")) == {
+            "has-ended (from transition 3 to 2)",
+            "has-advanced (from transition 3 to 2)",
+        }
+        assert daemon.owner.lost_writes.recent_count == 3
+        with pytest.raises(sf.RunNotFound):
+            await gone.describe()
+        for run in (kept, ended, advanced):
+            await run.signal("go", 1)
+            assert await run.result(DEADLINE) == run.id
+        assert sorted(executed) == ["gone", "has-advanced", "has-ended", "kept"], "no step ran twice: results are kept"
+        await check_views(client)
+
+
+async def has_version(run: sf.Run[Any], version: int) -> bool:
+    return (await run.describe()).version >= version
+
+
+async def test_starts_that_were_acknowledged_never_stay_pending(
+    server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Messages that an owner has taken from its inbox, and that are there again."""
+    caplog.set_level(logging.INFO)
+    async with (
+        running_daemon(app, server, NAMESPACE, crash=False, **SLOW_BEAT) as daemon,
+        sf.connect(server.url, namespace=NAMESPACE) as client,
+    ):
+        for prefix in ("first", "second"):
+            async with load(client, prefix) as acknowledged:
+                while len(acknowledged) < 50:  # noqa: ASYNC110
+                    await anyio.sleep(0.001)
+                backup = Backup(server)
+                await anyio.sleep(0.3)
+                ids = list(acknowledged)
+            assert await backup.restore() > 0
+            left = await status_of_all(client, ids)
+            assert 50 <= len(left) < len(ids), "the newest starts are gone"
+            await check_all_complete(client, ids)
+            await check_views(client)
+            assert len(daemon.owner.shards) == FAST["shards"]
+            check_said(caplog.text, ids, left)
+
+
+async def test_a_replica_that_lacks_the_newest_writes_is_promoted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    quick = ("--repl-diskless-sync-delay", "0")
+    async with (
+        EmbeddedServer(memory=True, extra=quick) as former,
+        EmbeddedServer(memory=True, extra=quick) as new,
+        line_to(former.url) as line,
+        sf.connect(line.url, namespace=NAMESPACE) as client,
+        running_daemon(app, line, NAMESPACE, crash=False, **SLOW_BEAT),  # type: ignore[arg-type]
+    ):
+        await tell(new.url, "REPLICAOF", "127.0.0.1", port_of(former.url))
+        await replicated(former.url)
+        async with load(client, "run") as acknowledged:
+            while len(acknowledged) < 50:  # noqa: ASYNC110
+                await anyio.sleep(0.001)
+            await tell(new.url, "REPLICAOF", "NO", "ONE")
+            await anyio.sleep(0.3)
+            ids = list(acknowledged)
+        line.target = port_of(new.url)
+        await tell(former.url, "REPLICAOF", "127.0.0.1", port_of(new.url))
+        assert await (await client.start(chain, 1)).result(DEADLINE) == 4, "the client is at the new one"
+        await check_all_complete(client, ids)
+        left = await status_of_all(client, ids)
+        assert 50 <= len(left) < len(ids), "the newest starts are gone"
+        await check_views(client)
+        check_said(caplog.text, ids, left)
