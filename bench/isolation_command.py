@@ -23,6 +23,10 @@ from .isolation import Plan, Results, Trial, bench_isolation
 from .kinds import BY_NAME, KINDS, Kind
 from .report import Report, machine
 from .rig import rig
+from .surrounding_kinds import BY_NAME as SURROUNDINGS
+from .surroundings import Plan as SurroundingsPlan
+from .surroundings import Surrounding
+from .surroundings_command import listing, run_surroundings
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,11 +34,23 @@ from .rig import rig
     "--only",
     "only",
     multiple=True,
-    type=click.Choice(list(BY_NAME)),
+    type=click.Choice([*BY_NAME, *SURROUNDINGS]),
     metavar="KIND",
     help="This kind; may be repeated.",
 )
-@click.option("--rate", type=click.FloatRange(1, 10_000), help="Innocent runs per second.  [default: a fifth]")
+@click.option(
+    "--surroundings", is_flag=True, help="Measure hostile surroundings instead: of server, clock, line, other tenants."
+)
+@click.option(
+    "--scale",
+    type=click.FloatRange(0.001, 10),
+    default=1.0,
+    show_default=True,
+    help="Size of the largest surroundings.",
+)
+@click.option(
+    "--rate", type=click.FloatRange(1, 10_000), help="Innocent runs per second.  [default: a fifth; surroundings: 40]"
+)
 @click.option(
     "--seconds", type=click.FloatRange(1, 600), default=3.0, show_default=True, help="Minimum length of a window."
 )
@@ -50,6 +66,8 @@ from .rig import rig
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def isolation(
     only: tuple[str, ...],
+    surroundings: bool,
+    scale: float,
     rate: float | None,
     seconds: float,
     limit: float,
@@ -63,17 +81,52 @@ def isolation(
     poison after another is started beside it; ten minutes for all of them. A goal that is missed is marked; the exit
     code is 0 all the same.
 
+    With --surroundings, faults of what is around daemons are done instead, one after another: a clock that is set, a
+    full server, a failover, lost data, a thin line, other tenants' bursts. Each has a server of its own; five minutes
+    for all of them, more on a small machine: see --scale.
+
     \b
-    Example:
+    Examples:
       streamflow bench isolation --only workflow-loops --only async-exits
+      streamflow bench isolation --surroundings --only lost-suffix
     """
+    table_of = SURROUNDINGS if surroundings else BY_NAME
+    if unknown := [name for name in only if name not in table_of]:
+        raise click.UsageError(
+            f"{unknown[0]} is a kind of the other table: {'omit' if surroundings else 'add'} --surroundings"
+        )
+    if surroundings:
+        return _surroundings(
+            [SURROUNDINGS[name] for name in only or SURROUNDINGS], rate, seconds, scale, redis, listed, as_json
+        )
     kinds = [BY_NAME[name] for name in only] or list(KINDS)
     if listed:
         click.echo(json.dumps([_described(kind) for kind in kinds]) if as_json else _listing(kinds))
         return 0
     plan = Plan(kinds, rate, seconds, limit)
-    uvloop = importlib.util.find_spec("uvloop") is not None
-    return anyio.run(_run, plan, redis, as_json, backend_options={"use_uvloop": uvloop})
+    return anyio.run(_run, plan, redis, as_json, backend_options=_backend())
+
+
+def _surroundings(
+    kinds: list[Surrounding],
+    rate: float | None,
+    seconds: float,
+    scale: float,
+    redis: str | None,
+    listed: bool,
+    as_json: bool,
+) -> int:
+    if redis is not None:
+        raise click.UsageError("--surroundings does harm to its servers, so it starts its own: omit --redis")
+    if listed:
+        click.echo(listing(kinds, as_json))
+        return 0
+    plan = SurroundingsPlan(kinds, rate or 40.0, seconds=seconds, scale=scale)
+    return anyio.run(run_surroundings, plan, as_json, backend_options=_backend())
+
+
+def _backend() -> dict[str, bool]:
+    return {"use_uvloop": importlib.util.find_spec("uvloop") is not None}
 
 
 async def _run(plan: Plan, redis: str | None, as_json: bool) -> int:

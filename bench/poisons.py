@@ -810,3 +810,32 @@ async def workflow_logs_much() -> None:
 def line_is_in(text: str) -> bool:
     """Whether a text names a line of this file."""
     return re.search(rf"{re.escape(Path(__file__).name)}\W+(?:line )?\d+", text) is not None
+
+
+# --- for hostile surroundings: nothing of this harms by itself --------------------------------------------------------
+
+
+@app.workflow
+async def naps(seconds: float) -> None:
+    await sf.sleep(seconds)
+
+
+@app.workflow
+async def parks() -> None:
+    await sf.signal("go", Any)
+
+
+@app.step
+async def give_bytes(size: int) -> bytes:
+    return bytes(size)
+
+
+@app.workflow
+async def keeps_bytes(steps: int, size: int, waits: bool) -> int:
+    """A history of so many results of that size, which is replayed for a signal if it `waits`."""
+    total = 0
+    for _ in range(steps):
+        total += len(await give_bytes(size))
+    if waits:
+        await sf.signal("go", Any)
+    return total

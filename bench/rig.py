@@ -156,9 +156,16 @@ class Deployment:
 
 @contextlib.asynccontextmanager
 async def deployment(
-    rig: Rig, shards: int, daemons: int = 1, app: str = APP, settings: Mapping[str, object] = _NOTHING
+    rig: Rig,
+    shards: int,
+    daemons: int = 1,
+    app: str = APP,
+    settings: Mapping[str, object] = _NOTHING,
+    *,
+    keep: bool = False,
 ) -> AsyncGenerator[Deployment]:
-    """A new namespace, ready for work; deleted at the end. `settings`: more fields of `Settings` for its processes."""
+    """A new namespace, ready for work; deleted at the end unless `keep`, when the server ends with it. `settings`: more
+    fields of `Settings` for its processes."""
     namespace = f"bench-{secrets.token_hex(4)}"
     async with connect(rig.url, namespace=namespace) as client:
         system = Deployment(rig, client, namespace, shards, app, settings)
@@ -171,7 +178,8 @@ async def deployment(
             with anyio.CancelScope(shield=True):
                 for daemon in [*system.workers, *system.daemons]:
                     await daemon.end(kill=True)
-                await _delete(rig.redis, namespace)
+                if not keep:
+                    await _delete(rig.redis, namespace)
     gc.collect()
 
 
