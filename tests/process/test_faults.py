@@ -6,6 +6,7 @@ Each test proves that its fault took place, and audits every record, log and vie
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 import time
@@ -15,6 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 import streamflow as sf
+from bench.faults import Backup
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.store.scripts import load_scripts
 from tests.process.chaos_flows import chain, mixed
@@ -189,6 +191,57 @@ async def test_a_killed_server_that_restarts_with_its_aof_loses_nothing(
             await check(made, journal, 300)
     finally:
         await server.stop()
+
+
+async def test_a_server_that_loses_its_newest_writes_keeps_the_rest_whole(
+    namespace: str, tmp_path: Path, journal: Path
+) -> None:
+    """What it still has goes on, with children, timers and messages between shards, and views count what is there."""
+    server = EmbeddedServer(tmp_path / "data", appendfsync="everysec")
+    await server.start()
+    try:
+        async with cluster(server.url, namespace, tmp_path) as made:
+            first, second = made.start(), made.start()
+            await made.shared_by(first, second)
+            async with sf.connect(server.url, namespace=namespace) as client:
+                started: list[sf.Run[int]] = []
+                enough = asyncio.Event()
+                starting = asyncio.create_task(_start_until(enough, client, journal, started))
+                for _ in range(2):
+                    size = journal.stat().st_size if journal.exists() else 0
+                    await until(lambda size=size: _grown(journal, size + 1000), "steps are being executed")
+                    backup = Backup(server)
+                    await asyncio.sleep(0.3)
+                    assert await backup.restore() > 0, "it has lost something"
+                enough.set()
+                await starting
+                await until(lambda: _says(first, "runs that are"), "it was said which runs are gone or were set back")
+                for status in ("pending", "running"):
+                    for found in await client.runs(status=status, workflow="mixed", limit=100_000):
+                        with contextlib.suppress(sf.RunEnded):  # its signal may be gone
+                            await client.run(found.id).signal("extra", 0)
+                await until(lambda: _all_ended(client), "all that is left has ended")
+            seen = await audit(server.url, namespace, made.shards)
+            assert {header.status for header in seen.runs.values()} == {"completed"}
+            parents = [run for run in seen.runs if run.startswith("mixed-") and "." not in run]
+            assert 0 < len(parents) < len(started), "some starts are gone"
+            assert len(seen.runs) == 3 * len(parents), "each with both children"
+            assert seen.recorded_steps == STEPS * len(parents)
+    finally:
+        await server.stop()
+
+
+async def _start_until(enough: asyncio.Event, client: sf.Client, journal: Path, started: list[sf.Run[int]]) -> None:
+    while not enough.is_set():
+        number = len(started)
+        with contextlib.suppress(sf.StreamflowError):
+            run = await client.start(mixed, str(journal), number, id=f"mixed-{number}")
+            started.append(run)
+            await run.signal("extra", 0)
+
+
+async def _all_ended(client: sf.Client) -> bool:
+    return not (await client.runs(status="running", limit=1) or await client.runs(status="pending", limit=1))
 
 
 async def test_a_flushed_script_cache_is_noticed_by_nobody(

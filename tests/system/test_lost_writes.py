@@ -16,7 +16,7 @@ import streamflow as sf
 from bench.faults import Backup
 from streamflow.daemon.rollup import rebuild_views
 from streamflow.embedded.server import EmbeddedServer
-from streamflow.store.connection import Call
+from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel
 from tests.support.lines import line_to, port_of
 from tests.support.serving import FAST, running_daemon, view
@@ -192,11 +192,15 @@ async def has_version(run: sf.Run[Any], version: int) -> bool:
     return (await run.describe()).version >= version
 
 
+@pytest.mark.parametrize("noticed", ["by a connection", "by a commit"])
 async def test_starts_that_were_acknowledged_never_stay_pending(
-    server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+    server: EmbeddedServer, noticed: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Messages that an owner has taken from its inbox, and that are there again."""
+    """Messages that an owner has taken from its inbox, and that are there again. A proxy that keeps connections, or a
+    user who may not call INFO, hides the change from them."""
     caplog.set_level(logging.INFO)
+    if noticed == "by a commit":
+        monkeypatch.setattr(Store, "_heard", lambda *_: None)
     async with (
         running_daemon(app, server, NAMESPACE, crash=False, **SLOW_BEAT) as daemon,
         sf.connect(server.url, namespace=NAMESPACE) as client,
@@ -211,8 +215,12 @@ async def test_starts_that_were_acknowledged_never_stay_pending(
             assert await backup.restore() > 0
             left = await status_of_all(client, ids)
             assert 50 <= len(left) < len(ids), "the newest starts are gone"
+            for number in range(20):  # any commit finds it, and then all shards are read again
+                await client.start(chain, 1, id=f"after-{prefix}-{number}")
             await check_all_complete(client, ids)
             await check_views(client)
+            is_found_by_commit = "has lost commits of shard" in caplog.text
+            assert is_found_by_commit == (noticed == "by a commit")
             assert len(daemon.owner.shards) == FAST["shards"]
             check_said(caplog.text, ids, left)
 
