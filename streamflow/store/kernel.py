@@ -221,8 +221,8 @@ class Heartbeats(msgspec.Struct):
 
 
 class Checkpointed(msgspec.Struct):
-    """Reply of `checkpoint_views`: OK, FENCED, STALE or BEHIND. When OK, `entries`: how many are left in the log, and `again`:
-    when there is more to trim (ms on the owner's clock; 0: at once), None if the log is empty."""
+    """Reply of `checkpoint_views`: OK, FENCED, STALE or BEHIND. When OK, `entries`: how many are left in the log, and
+    `again`: when there is more to trim (ms on the owner's clock; 0: at once), None if the log is empty."""
 
     code: Reply
     entries: int
