@@ -56,13 +56,11 @@ local token, commit, group, channel, notification = ARGV[1], ARGV[2], ARGV[4], A
 local indexes, acks, plans = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local moves, sends, sent, poisons = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
 local cuts, puts = tonumber(ARGV[14]), tonumber(ARGV[15])
-
 local FIXED_KEYS, FIXED_ARGS = 6, 15
 local RUN_ARGS, PLAN_ARGS, MOVE_ARGS, SEND_ARGS, POISON_ARGS, CUT_ARGS, PUT_ARGS = 5, 2, 4, 5, 5, 2, 2 -- of one item
 local REDUCER_TRANSITIONS = 200 -- that a reducer's record keeps; it is trimmed when it has twice as many
 local QUARANTINED_MESSAGES = 1000 -- about so many are kept
-local ANSWER_SECONDS = 900
-local IDS_PER_CALL, VALUES_PER_ENTRY = 1000, 4000 -- `unpack` fails at about 8,000 values
+local ANSWER_SECONDS, IDS_PER_CALL, VALUES_PER_ENTRY = 900, 1000, 4000 -- `unpack` fails at about 8,000 values
 local DASH = string.byte('-')
 
 -- Positions in KEYS of the last index and the last put; the runs are behind them.

@@ -93,7 +93,7 @@ async def scripts_called(client: sf.Client) -> int:
 
 
 @pytest.mark.parametrize("seconds", [HOUR, -HOUR])
-async def test_a_jump_makes_no_queued_step_run_twice_and_none_of_a_dead_worker_wait(
+async def test_a_jump_neither_runs_queued_steps_twice_nor_delays_lost_ones(
     shifted_server: tuple[EmbeddedServer, Shift], namespace: str, seconds: int
 ) -> None:
     """Claims are timed by the server's clock."""
