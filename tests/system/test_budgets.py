@@ -76,7 +76,7 @@ class Traffic:
         send = Store.send
 
         async def counted(
-            store: Store, calls: Sequence[Call[Any]], patience: float | None = None, *, urgent: bool = False
+            store: Store, calls: Sequence[Call[Any]], patience: float | None = None, **options: bool
         ) -> list[Any]:
             total = 0
             for call in calls:
@@ -87,7 +87,7 @@ class Traffic:
                 self.pipelines[name] = max(self.pipelines.get(name, 0), total)
                 if name == "commit":
                     self.outbox.append(int(call.args[10]))
-            answers = await send(store, calls, patience, urgent=urgent)
+            answers = await send(store, calls, patience, **options)
             for call, answer in zip(calls, answers, strict=True):
                 name = call.script or str(call.args[0])
                 self.replies[name] = max(self.replies.get(name, 0), size_of(answer))
