@@ -5,7 +5,7 @@ reduce. Called by: the inbox reader (offers what it has read), admission (holds 
 
 What is under way comes first: a round of commits has the runs that have something to do, and as many starts as there is
 room for beside them. Tenants, and workflows for runs that have none, take turns. Rounds are short (`admission`) while
-starts of several tenants come, and otherwise as long as commits are cheapest.
+starts of several tenants wait, and otherwise as long as commits are cheapest.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from streamflow.daemon.shard import OwnedShard
 from streamflow.wire import InboxMessage
 
 ALONE = 250
-"""Runs that a round has beside which starts still begin, if all that begin are of one tenant."""
+"""Runs that a round has beside which starts still begin, if all that wait are of one tenant."""
 SEVERAL_SECONDS = 10.0
-"""Seconds for which rounds stay short after a start of another tenant."""
+"""Seconds for which rounds stay short after starts of several tenants have waited at the same time."""
 LEAST_PART = 8
 """Of so many starts that a round may have, it has one in any case, however many runs are under way."""
 TRICKLE = 1.0
@@ -59,9 +59,8 @@ class Starts:
         """Set when those could be read."""
         self._turns: OrderedDict[bytes, deque[str]] = OrderedDict()
         """Tenant or workflow -> ids of runs; the next one at the beginning."""
-        self._newest = b""
-        """Of which tenant a start has come last."""
         self._several_until = 0.0
+        """Until when rounds are short (monotonic s)."""
         self._trickled: dict[bytes, float] = {}
         """Tenant -> when its last start began while the daemon was full."""
 
@@ -84,15 +83,7 @@ class Starts:
             self.hold(shard, message)
             return True
         self.room -= 1
-        self._note(_class_of(message.header))
         return False
-
-    def _note(self, name: bytes) -> None:
-        """A start of this tenant has come."""
-        if name != self._newest:
-            if self._newest:
-                self._several_until = time.monotonic() + SEVERAL_SECONDS
-            self._newest = name
 
     def hold(self, shard: OwnedShard, message: InboxMessage) -> None:
         """Let a start wait for its turn, or a message behind the start of its run."""
@@ -102,10 +93,8 @@ class Starts:
                 held.shard, held.messages = shard, []
             held.messages.append(message)
             return
-        name = _class_of(message.header)
-        self._note(name)
         self.held[message.run_id] = HeldStart(shard, message)
-        self._turns.setdefault(name, deque()).append(message.run_id)
+        self._turns.setdefault(_class_of(message.header), deque()).append(message.run_id)
 
     def look_for_more(self) -> None:
         """Starts may wait on the server."""
@@ -115,6 +104,8 @@ class Starts:
     def take(self, load: int, *, is_full: bool) -> list[HeldStart]:
         """Begin a round: the starts whose turn it is. `load`: runs under way that have something to do now."""
         taken: list[HeldStart] = []
+        if len(self._turns) > 1:
+            self._several_until = time.monotonic() + SEVERAL_SECONDS
         self.limit = self._several if time.monotonic() < self._several_until else max(ALONE, self._several)
         if is_full:
             self.room = 0
