@@ -50,7 +50,6 @@
 -- @include shared/clock
 -- @include shared/commit_distance
 -- @include shared/holds
--- @include shared/is_before
 local owner, inbox, log, agenda, outbox, poison = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local token, commit, group, channel, notification = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6]
 local indexes, acks, plans = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
