@@ -368,7 +368,7 @@ async def _judge(trial: Trial, world: World, innocents: Sequence[Sample], napper
 
 
 def _has_completed(sample: Sample) -> bool:
-    return sample.latency is not None and sample.acknowledged and not (sample.told or sample.problem)
+    return sample.latency is not None and sample.acknowledged and not (sample.told or sample.refused or sample.problem)
 
 
 async def _statuses(client: sf.Client, ids: Sequence[str]) -> dict[str, str | None]:
