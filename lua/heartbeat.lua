@@ -3,11 +3,14 @@
 --
 -- Liveness only: each daemon watches the others' heartbeats change on its own monotonic clock. A member is removed only
 -- if its heartbeat is still the one that was watched. Only a heartbeat that `joins` makes a member: one that arrives
--- late, after its daemon has left, changes nothing, and a daemon that was removed joins again. The server's time is what a daemon compares its own clock with
--- (`daemon/clock.py`). Safe to run twice.
+-- late, after its daemon has left, changes nothing, and a daemon that was removed joins again. The server's time is
+-- what a daemon compares its own clock with (`daemon/clock.py`). Safe to run twice.
 --
 -- KEYS   members
--- ARGV   member, heartbeat ('' removes the member), joins ('' if it is a member already), then for each dead member: member, last_heartbeat
+-- ARGV   member,
+--        heartbeat, ('' removes the member)
+--        joins, ('' if it is a member already)
+--        then for each dead member: member, last_heartbeat
 -- RETURNS ms (the server's time), then member heartbeat… of all members / WRONGTYPE key
 -- @include shared/holds
 local members = KEYS[1]
