@@ -11,6 +11,8 @@ from streamflow.model.record import Header, Status
 from streamflow.wire import InboxMessage
 from tests.support.fakes import owned
 
+pytestmark = pytest.mark.anyio
+
 SEVERAL = 8
 
 
@@ -32,7 +34,7 @@ def held(starts: Starts, shard: OwnedShard, *messages: InboxMessage) -> None:
         starts.hold(shard, message)
 
 
-def test_a_start_passes_while_there_is_room_and_waits_when_there_is_none() -> None:
+async def test_a_start_passes_while_there_is_room_and_waits_when_there_is_none() -> None:
     starts, shard = Starts(SEVERAL), owned()
     offered = [starts.offer(shard, start(f"r{number}")) for number in range(ALONE + 2)]
     assert offered == [False] * ALONE + [True] * 2
@@ -41,7 +43,7 @@ def test_a_start_passes_while_there_is_room_and_waits_when_there_is_none() -> No
     assert not starts.held
 
 
-def test_what_is_under_way_comes_first_and_one_eighth_begins_in_any_case() -> None:
+async def test_what_is_under_way_comes_first_and_one_eighth_begins_in_any_case() -> None:
     starts, shard = Starts(SEVERAL), owned()
     held(starts, shard, *(start(f"r{number}") for number in range(500)))
     assert len(starts.take(0, is_full=False)) == ALONE
@@ -49,14 +51,14 @@ def test_what_is_under_way_comes_first_and_one_eighth_begins_in_any_case() -> No
     assert len(starts.take(5000, is_full=False)) == 31
 
 
-def test_tenants_take_turns_and_rounds_are_short_while_there_are_several() -> None:
+async def test_tenants_take_turns_and_rounds_are_short_while_there_are_several() -> None:
     starts, shard = Starts(SEVERAL), owned()
     held(starts, shard, *(start(f"a{number}", "acme") for number in range(50)))
     held(starts, shard, start("b0", "globex"), start("w0", workflow="one"), start("w1", workflow="two"))
     assert ids(starts.take(0, is_full=False)) == ["a0", "b0", "w0", "w1", "a1", "a2", "a3", "a4"]
 
 
-def test_rounds_are_long_again_some_time_after_the_last_other_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rounds_are_long_again_some_time_after_the_last_other_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(starts_module.time, "monotonic", lambda: now)
     starts, shard = Starts(SEVERAL), owned()
@@ -68,7 +70,7 @@ def test_rounds_are_long_again_some_time_after_the_last_other_tenant(monkeypatch
     assert len(starts.take(0, is_full=False)) == ALONE
 
 
-def test_while_the_daemon_is_full_each_tenant_gets_one_start_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_while_the_daemon_is_full_each_tenant_gets_one_start_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(starts_module.time, "monotonic", lambda: now)
     starts, shard = Starts(SEVERAL), owned()
@@ -80,7 +82,7 @@ def test_while_the_daemon_is_full_each_tenant_gets_one_start_a_second(monkeypatc
     assert ids(starts.take(0, is_full=True)) == ["a1", "c0"]
 
 
-def test_the_tenants_that_are_remembered_for_that_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_tenants_that_are_remembered_for_that_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(starts_module.time, "monotonic", lambda: now)
     starts, shard = Starts(SEVERAL), owned()
@@ -90,7 +92,7 @@ def test_the_tenants_that_are_remembered_for_that_are_bounded(monkeypatch: pytes
     assert len(starts.take(0, is_full=True)) == starts_module.TRICKLED + 1
 
 
-def test_messages_for_a_run_wait_behind_its_start() -> None:
+async def test_messages_for_a_run_wait_behind_its_start() -> None:
     starts, shard = Starts(SEVERAL), owned()
     held(starts, shard, start("r1"))
     assert starts.offer(shard, signal("r1"))
@@ -99,7 +101,7 @@ def test_messages_for_a_run_wait_behind_its_start() -> None:
     assert [message.kind for message in taken.messages] == ["start", "signal"]
 
 
-def test_a_shard_that_is_leaving_begins_nothing() -> None:
+async def test_a_shard_that_is_leaving_begins_nothing() -> None:
     starts, leaving, staying = Starts(SEVERAL), owned(1), owned(2)
     held(starts, leaving, start("r1"))
     held(starts, staying, start("r2"))
@@ -108,7 +110,7 @@ def test_a_shard_that_is_leaving_begins_nothing() -> None:
     assert not starts.held, "its next owner reads them"
 
 
-def test_a_shard_that_was_acquired_again_is_the_one_that_begins_them() -> None:
+async def test_a_shard_that_was_acquired_again_is_the_one_that_begins_them() -> None:
     starts, before, now = Starts(SEVERAL), owned(1), owned(1)
     held(starts, before, start("r1"))
     starts.offer(before, signal("r1"))
@@ -118,7 +120,7 @@ def test_a_shard_that_was_acquired_again_is_the_one_that_begins_them() -> None:
     assert (taken.shard, len(taken.messages)) == (now, 1)
 
 
-def test_a_header_that_is_none_takes_a_turn_too() -> None:
+async def test_a_header_that_is_none_takes_a_turn_too() -> None:
     starts, shard = Starts(SEVERAL), owned()
     held(starts, shard, InboxMessage("0-1", "start", "r1", b"", b""))
     assert ids(starts.take(0, is_full=False)) == ["r1"]
