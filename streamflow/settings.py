@@ -66,12 +66,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     admission: Annotated[
         int,
         Meta(
-            description="runs that a daemon takes into one round of commits before it begins others, while several "
-            "tenants or workflows start runs: fewer make one's burst delay the others less, more make it go through "
-            "faster",
+            description="runs that a daemon takes into one round of commits before it begins others, while tenants (or "
+            "workflows) with few starts wait beside one with many: fewer make its burst delay the others less, more "
+            "make it go through faster",
             ge=1,
         ),
-    ] = 16
+    ] = 8
     beat: Annotated[float, Meta(description="seconds between two heartbeats of a daemon", gt=0)] = 0.5
     dead_after: Annotated[
         float,

@@ -4,8 +4,8 @@ Owns: the starts that were read and that no batch has collected yet. Must not: t
 reduce. Called by: the inbox reader (offers what it has read), admission (holds what it has read), the owner (takes).
 
 What is under way comes first: a round of commits has the runs that have something to do, and as many starts as there is
-room for beside them. Tenants, and workflows for runs that have none, take turns. Rounds are short (`admission`) while
-starts of several tenants wait, and otherwise as long as commits are cheapest.
+room for beside them. Tenants, and workflows for runs that have none, take turns. Rounds are short (`admission`) while a
+tenant with few starts waits beside one with many, and otherwise as long as commits are cheapest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from streamflow.wire import InboxMessage
 ALONE = 250
 """Runs that a round has beside which starts still begin, if all that wait are of one tenant."""
 SEVERAL_SECONDS = 10.0
-"""Seconds for which rounds stay short after starts of several tenants have waited at the same time."""
+"""Seconds for which rounds stay short after a small tenant has waited beside a large one..."""
+SMALL, LARGE, LARGE_PART = 4, 16, 0.9
+"""...which are those with so few and so many starts in memory; the large ones have this part of all that wait..."""
+MOST_SEVERAL = 64
+"""...of so many tenants at most."""
 LEAST_PART = 8
 """Of so many starts that a round may have, it has one in any case, however many runs are under way."""
 TRICKLE = 1.0
@@ -43,8 +47,8 @@ class HeldStart:
 
 
 class Starts:
-    """The starts in memory that wait for their turn. `several`: runs that a round of commits has while several tenants
-    start runs."""
+    """The starts in memory that wait for their turn. `several`: runs that a round of commits has while a small
+    tenant waits beside a large one."""
 
     def __init__(self, several: int) -> None:
         self._several = several
@@ -104,7 +108,7 @@ class Starts:
     def take(self, load: int, *, is_full: bool) -> list[HeldStart]:
         """Begin a round: the starts whose turn it is. `load`: runs under way that have something to do now."""
         taken: list[HeldStart] = []
-        if len(self._turns) > 1:
+        if 1 < len(self._turns) <= MOST_SEVERAL and self._has_small_beside_large():
             self._several_until = time.monotonic() + SEVERAL_SECONDS
         self.limit = self._several if time.monotonic() < self._several_until else max(ALONE, self._several)
         if is_full:
@@ -123,6 +127,12 @@ class Starts:
         if self.more and not is_full and self.is_short:
             self.wanted.set()
         return taken
+
+    def _has_small_beside_large(self) -> bool:
+        """Whether a tenant with few starts waits beside those whose many make up nearly all that wait. If all have
+        many, short rounds would be nobody's gain."""
+        sizes = [len(waiting) for waiting in self._turns.values()]
+        return min(sizes) <= SMALL and sum(size for size in sizes if size >= LARGE) >= LARGE_PART * sum(sizes)
 
     def _trickle(self) -> Iterator[HeldStart]:
         now = time.monotonic()

@@ -51,11 +51,24 @@ async def test_what_is_under_way_comes_first_and_one_eighth_begins_in_any_case()
     assert len(starts.take(5000, is_full=False)) == 31
 
 
-async def test_tenants_take_turns_and_rounds_are_short_while_there_are_several() -> None:
+async def test_tenants_take_turns_and_rounds_are_short_while_small_ones_wait() -> None:
     starts, shard = Starts(SEVERAL), owned()
     held(starts, shard, *(start(f"a{number}", "acme") for number in range(50)))
     held(starts, shard, start("b0", "globex"), start("w0", workflow="one"), start("w1", workflow="two"))
     assert ids(starts.take(0, is_full=False)) == ["a0", "b0", "w0", "w1", "a1", "a2", "a3", "a4"]
+
+
+async def test_rounds_are_long_if_all_tenants_have_many_or_all_have_few() -> None:
+    starts, shard = Starts(SEVERAL), owned()
+    for tenant in ("acme", "globex", "initech"):
+        held(starts, shard, *(start(f"{tenant}{number}", tenant) for number in range(100)))
+    assert len(starts.take(0, is_full=False)) == ALONE
+    starts = Starts(SEVERAL)
+    held(starts, shard, *(start(f"r{number}", f"t{number}") for number in range(60)))
+    held(starts, shard, *(start(f"a{number}", "acme") for number in range(100)))
+    assert len(starts.take(0, is_full=False)) == 160
+    held(starts, shard, *(start(f"a{number}", "acme") for number in range(100)), start("b0", "globex"))
+    assert len(starts.take(0, is_full=False)) == SEVERAL
 
 
 async def test_rounds_are_long_again_some_time_after_the_last_other_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
