@@ -37,8 +37,10 @@ async def daemons(
     try:
 
         async def shared() -> bool:
-            released = any(daemon.logged("released") for daemon in both)
-            return released and all(daemon.logged("acquired") for daemon in both)
+            keys = client.keys
+            calls = [Call.plain("HGET", keys.shard(number).owner, "holder") for number in range(SHARDS)]
+            holders = await client.store.send(calls)
+            return None not in holders and len(set(holders)) == 2
 
         await until(shared, "both daemons own shards")
         yield both
