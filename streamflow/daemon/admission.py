@@ -35,9 +35,7 @@ may be of tenants whose turn it is."""
 COUNT_SECONDS = 1.0
 """Seconds between two counts of those that wait."""
 FETCH_BYTES = 2 * 1024 * 1024
-"""Bytes of inputs in one answer."""
-RECORD_TRIES = 64
-"""Portions in which an input is read at most; more than a server takes at once have no input."""
+"""Bytes of inputs that are read at once, about: of each shard one start at least."""
 
 
 class Admission:
@@ -130,47 +128,36 @@ class Admission:
         return [run_id for run_id, _ in answer.runs if run_id not in shard.fetched]
 
     async def _hold(self, found: list[tuple[OwnedShard, str]]) -> None:
-        """Read the inputs of runs, and let their starts wait for their turns in memory."""
-        records: dict[tuple[int, str], list[bytes]] = {}
-        wanted = found
-        for _ in range(RECORD_TRIES):
-            if not wanted:
-                break
-            wanted = await self._read_some(wanted, records)
+        """Read the inputs of runs, as many as fit into one answer, and let these starts wait for their turns in memory.
+        The others are found again by the next read, and so are those of a shard that can't be read now."""
+        by_shard: dict[OwnedShard, list[str]] = {}
         for shard, run_id in found:
-            record = records.get((shard.number, run_id), [])
-            if shard.dropped or run_id in shard.fetched:
-                continue
-            header, body = (*record, b"", b"")[:2]  # a commit removes one that has gone, too
-            shard.fetched.add(run_id)
-            self._owner.starts.hold(shard, InboxMessage(shard.next_waited(), "start", run_id, body, header))
-        self._owner.wake_up()
-
-    async def _read_some(
-        self, wanted: list[tuple[OwnedShard, str]], records: dict[tuple[int, str], list[bytes]]
-    ) -> list[tuple[OwnedShard, str]]:
-        """Returns what could not be read yet. An unreadable record counts as read."""
-        by_shard: dict[int, list[tuple[OwnedShard, str]]] = {}
-        for shard, run_id in wanted:
-            by_shard.setdefault(shard.number, []).append((shard, run_id))
+            by_shard.setdefault(shard, []).append(run_id)
+        if not by_shard:
+            return
         limit = FETCH_BYTES // len(by_shard)
         calls = [
-            self._kernel.read_runs(
-                number, [(run_id, len(records.get((number, run_id), ()))) for _, run_id in runs], limit
-            )
-            for number, runs in by_shard.items()
+            self._kernel.read_runs(shard.number, [(run_id, 0) for run_id in run_ids], limit)
+            for shard, run_ids in by_shard.items()
         ]
         answers: list[list[tuple[int | None, list[bytes]] | StoreError] | StoreError] = await self._store.send(calls)
-        rest: list[tuple[OwnedShard, str]] = []
-        for (number, runs), answer in zip(by_shard.items(), answers, strict=True):
+        for (shard, run_ids), answer in zip(by_shard.items(), answers, strict=True):
             if isinstance(answer, StoreError):
+                self._owner.refused(shard, answer)
                 continue
-            for (shard, run_id), part in zip(runs, answer, strict=True):
-                if isinstance(part, StoreError):
-                    continue
-                following, elements = part
-                record = records.setdefault((number, run_id), [])
-                record += elements
-                if following is not None and len(record) < 2:  # header and input
-                    rest.append((shard, run_id))
-        return rest
+            for run_id, record in zip(run_ids, answer, strict=True):
+                if not shard.dropped and run_id not in shard.fetched:
+                    self._hold_one(shard, run_id, record)
+        self._owner.wake_up()
+
+    def _hold_one(self, shard: OwnedShard, run_id: str, record: tuple[int | None, list[bytes]] | StoreError) -> None:
+        elements: list[bytes] = []
+        if isinstance(record, StoreError):  # somebody has put another key in its place
+            _log.error("run %s, whose start waits, can't begin, its record can't be read: %s", run_id, record)
+        else:
+            following, elements = record
+            if following is not None and len(elements) < 2:  # header and input: there was no room for it
+                return
+        header, body = (*elements, b"", b"")[:2]  # of one that has gone nothing is left: a commit removes its start
+        shard.fetched.add(run_id)
+        self._owner.starts.hold(shard, InboxMessage(shard.next_waited(), "start", run_id, body, header))

@@ -315,7 +315,7 @@ class ShardBatch:
                 try:
                     inputs = self._inputs(run_id, run_work, app, namespace.partition)
                 except Exception as error:  # whatever somebody has written into the inbox is the trouble of this run
-                    self._quarantine(run_id, run_work, f"it can't be read: {reason_of(error)}")
+                    self.quarantine(run_id, run_work, f"it can't be read: {reason_of(error)}")
                     continue
             live = live_runs.get(run_id)
             if live is None:
@@ -392,7 +392,7 @@ class ShardBatch:
                 reason,
                 exc_info=error,
             )
-            self._quarantine(run_id, run_work, f"reducing failed: {reason}")
+            self.quarantine(run_id, run_work, f"reducing failed: {reason}")
             return
         _log.error(
             "run %s of shard %d is parked until its code is mended, other runs continue: %s",
@@ -403,7 +403,7 @@ class ShardBatch:
         shard.parked[run_id] = reason
         self._give_back(run_id, run_work)
 
-    def _quarantine(self, run_id: str, run_work: RunWork, reason: str) -> None:
+    def quarantine(self, run_id: str, run_work: RunWork, reason: str) -> None:
         """Quarantine all messages that the run would have got."""
         self.shard.live.pop(run_id, None)
         own = {message.id for message in run_work.messages}

@@ -95,7 +95,8 @@ class InboxReader:
         self._has_large = size * HIGH_WATER > count * HIGH_WATER_BYTES
 
     def _is_above_limit(self) -> bool:
-        if self.buffered() > HIGH_WATER or len(self.starts.held) > 4 * HIGH_WATER:
+        starts = self.starts
+        if self.buffered() > HIGH_WATER or len(starts.held) > 4 * HIGH_WATER or starts.size > HIGH_WATER_BYTES:
             return True
         if not self._has_large:
             return False

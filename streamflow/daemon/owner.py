@@ -720,7 +720,7 @@ class Owner:
             len(work.messages),
             reason,
         )
-        batch.poisoned += [(message, f"the run's record can't be read: {reason}"[:500]) for message in work.messages]
+        batch.quarantine(run_id, work, f"the run's record can't be read: {reason}")
         batch.batch.plans.append((run_id, None))
 
     # --- after the commit ---------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from streamflow.daemon.shard import OwnedShard
 from streamflow.wire import InboxMessage
 
 ALONE = 250
-"""Runs that a round has beside which starts still begin, if all that wait are of one tenant."""
+"""Runs that a round has beside which starts still begin, unless rounds are short."""
 SEVERAL_SECONDS = 10.0
 """Seconds for which rounds stay short after a small tenant has waited beside a large one..."""
 SMALL, LARGE, LARGE_PART = 4, 16, 0.9
@@ -30,6 +30,8 @@ MOST_SEVERAL = 64
 """...of so many tenants at most."""
 LEAST_PART = 8
 """Of so many starts that a round may have, it has one in any case, however many runs are under way."""
+ENOUGH_BYTES = 8 * 1024 * 1024
+"""Bytes of starts in memory with which no more are read from the server."""
 TRICKLE = 1.0
 """Seconds between two starts of a tenant while the daemon is full: each still gets on."""
 TRICKLED = 1000
@@ -45,6 +47,11 @@ class HeldStart:
         self.shard = shard
         self.messages = [message]
 
+    @property
+    def size(self) -> int:
+        """Bytes of the messages."""
+        return sum([len(message.body) for message in self.messages])
+
 
 class Starts:
     """The starts in memory that wait for their turn. `several`: runs that a round of commits has while a small
@@ -57,6 +64,8 @@ class Starts:
         self.room = self.limit
         """How many may still begin in this round."""
         self.held: dict[str, HeldStart] = {}
+        self.size = 0
+        """Bytes of what is held."""
         self.more = True
         """Some may wait on the server."""
         self.wanted = anyio.Event()
@@ -76,7 +85,7 @@ class Starts:
     @property
     def is_short(self) -> bool:
         """Whether the next rounds could use more than there are."""
-        return len(self.held) < 4 * self.limit
+        return len(self.held) < 4 * self.limit and self.size < ENOUGH_BYTES
 
     def offer(self, shard: OwnedShard, message: InboxMessage) -> bool:
         """Keep a message, if it is a start that has to wait, or is for a run whose start does. False: the caller passes
@@ -91,9 +100,11 @@ class Starts:
 
     def hold(self, shard: OwnedShard, message: InboxMessage) -> None:
         """Let a start wait for its turn, or a message behind the start of its run."""
+        self.size += len(message.body)
         held = self.held.get(message.run_id)
         if held is not None:
             if held.shard is not shard:  # it was lost and acquired again, so all of it is read again
+                self.size -= held.size
                 held.shard, held.messages = shard, []
             held.messages.append(message)
             return
@@ -118,7 +129,7 @@ class Starts:
             self.room = max(self.limit - load, self.limit // LEAST_PART, 1)
             while self.room > 0 and self._turns:
                 name, waiting = self._turns.popitem(last=False)
-                held = self.held.pop(waiting.popleft())
+                held = self._pop(waiting)
                 if waiting:
                     self._turns[name] = waiting
                 if not held.shard.is_going:
@@ -134,6 +145,11 @@ class Starts:
         sizes = [len(waiting) for waiting in self._turns.values()]
         return min(sizes) <= SMALL and sum(size for size in sizes if size >= LARGE) >= LARGE_PART * sum(sizes)
 
+    def _pop(self, waiting: deque[str]) -> HeldStart:
+        held = self.held.pop(waiting.popleft())
+        self.size -= held.size
+        return held
+
     def _trickle(self) -> Iterator[HeldStart]:
         now = time.monotonic()
         if len(self._trickled) > TRICKLED:
@@ -143,7 +159,7 @@ class Starts:
                 continue
             self._trickled[name] = now
             waiting = self._turns[name]
-            held = self.held.pop(waiting.popleft())
+            held = self._pop(waiting)
             if not waiting:
                 del self._turns[name]
             if not held.shard.is_going:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import streamflow as sf
+from streamflow.daemon.admission import FETCH_BYTES
 from streamflow.daemon.daemon import Daemon
-from streamflow.daemon.starts import ALONE
+from streamflow.daemon.starts import ALONE, ENOUGH_BYTES
 from streamflow.store.connection import Call
 from tests.support.waiting import events_of, names_of, status_of, until
 from tests.system.conftest import Serve
@@ -212,6 +213,21 @@ async def test_inputs_of_any_size_arrive(serve: Serve, size: int) -> None:
         assert await run.result(30) == size
         assert (await names_of(run))[0] == "RunStarted"
         assert await left(client) == 0
+
+
+async def test_large_inputs_that_wait_are_read_by_and_by(serve: Serve) -> None:
+    size, count = 900_000, 60
+    async with serve(app, shards=1, concurrency=4) as (client, daemon):
+        await client.start_many(job, [(number,) for number in range(200)], tenant="acme")
+        await full(client, daemon)
+        runs = [await client.start(measure, b"x" * size, tenant="globex") for _ in range(count)]
+        gate.open.set()
+        most = 0
+        while not all([(await run.describe()).status is sf.Status.COMPLETED for run in runs]):
+            most = max(most, daemon.owner.starts.size)
+            await asyncio.sleep(0.005)
+        assert most < ENOUGH_BYTES + FETCH_BYTES + size
+        assert daemon.owner.starts.size == 0
 
 
 async def test_a_signal_never_passes_its_runs_start(serve: Serve) -> None:
