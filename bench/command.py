@@ -6,7 +6,6 @@ Owns: the list of workloads. Must not: measure. Called by: `streamflow bench`, `
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from .isolation_command import isolation
 from .parked import bench_parked
 from .payload import bench_payload
 from .queue import bench_queue
-from .report import Report
+from .report import Report, show
 from .rig import Options, Rig, rig
 from .signals import bench_signals
 from .takeover import bench_takeover
@@ -101,12 +100,7 @@ async def run_bench(
             "daemons": options.daemons,
             "shards": options.shards,
         }
-    if as_json:
-        click.echo(json.dumps(report.as_json(facts)))
-    else:
-        console = Console(markup=False, highlight=False)
-        console.width = max(console.width, 110)
-        console.print(report.table(facts))
+    show(report.as_json(facts), report.table(facts), 110, as_json=as_json)
     return 0
 
 

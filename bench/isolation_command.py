@@ -21,7 +21,7 @@ from streamflow.screen.sanitize import safe
 
 from .isolation import Plan, Results, Trial, bench_isolation
 from .kinds import BY_NAME, KINDS, Kind
-from .report import Report, machine
+from .report import Report, machine, show
 from .rig import rig
 from .surrounding_kinds import BY_NAME as SURROUNDINGS
 from .surroundings import Plan as SurroundingsPlan
@@ -134,12 +134,7 @@ async def _run(plan: Plan, redis: str | None, as_json: bool) -> int:
     async with rig(redis) as server:
         results = await bench_isolation(server, plan, progress)
         facts: dict[str, Any] = machine() | {"streamflow": streamflow.__version__, "server": server.version}
-    if as_json:
-        click.echo(json.dumps(as_object(results, plan, facts)))
-    else:
-        console = Console(markup=False, highlight=False)
-        console.width = max(console.width, 140)
-        console.print(table(results, plan, facts))
+    show(as_object(results, plan, facts), table(results, plan, facts), 140, as_json=as_json)
     return 0
 
 

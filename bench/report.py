@@ -5,11 +5,13 @@ Owns: `Figure`, the table, the JSON. Must not: measure. Called by: workloads (ad
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from dataclasses import dataclass, field
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -91,6 +93,16 @@ class Report:
             verdict = Text("") if met is None else Text("met", style="green") if met else Text("MISSED", style="red")
             table.add_row(figure.name, _short(figure.value), figure.unit, figure.target, verdict, Text(figure.detail))
         return table
+
+
+def show(figures: dict[str, Any], table: Table, width: int, *, as_json: bool) -> None:
+    """Print a result on stdout: as one JSON object, or as a table at least `width` wide."""
+    if as_json:
+        click.echo(json.dumps(figures))
+        return
+    console = Console(markup=False, highlight=False)
+    console.width = max(console.width, width)
+    console.print(table)
 
 
 def machine() -> dict[str, Any]:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +18,7 @@ from rich.text import Text
 import streamflow
 from streamflow.screen.sanitize import safe
 
-from .report import Report, machine
+from .report import Report, machine, show
 from .surroundings import Plan, Surrounding, Trial, bench_surroundings
 
 
@@ -28,12 +27,7 @@ async def run_surroundings(plan: Plan, as_json: bool) -> int:
     with tempfile.TemporaryDirectory(prefix="streamflow-bench-") as folder:
         trials = await bench_surroundings(plan, Path(folder), progress)
     facts: dict[str, Any] = machine() | {"streamflow": streamflow.__version__}
-    if as_json:
-        click.echo(json.dumps(as_object(trials, plan, facts)))
-    else:
-        console = Console(markup=False, highlight=False)
-        console.width = max(console.width, 150)
-        console.print(table(trials, plan, facts))
+    show(as_object(trials, plan, facts), table(trials, plan, facts), 150, as_json=as_json)
     return 0
 
 

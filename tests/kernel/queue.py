@@ -10,6 +10,17 @@ from typing import Any
 from streamflow.store.kernel import WORKERS, ClaimRef, ExpiredClaim, Offer
 from tests.kernel.support import Shard
 
+OF_QUEUES = (
+    "create_group",
+    "enqueue_attempts",
+    "extend_claims",
+    "expired_claims",
+    "restart_claims",
+    "ack_attempts",
+    "requeue_attempts",
+)
+"""The verbs of a queue partition."""
+
 
 class QueuePartition:
     def __init__(self, shard: Shard, queue: str = "gpu", number: int = 0) -> None:

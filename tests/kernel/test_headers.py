@@ -38,6 +38,7 @@ from streamflow.store.kernel import (
 )
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.scripts import load_scripts, lua_directory
+from tests.kernel.queue import OF_QUEUES
 
 README = lua_directory() / "README.md"
 PACKAGE = Path(streamflow.__file__).parent
@@ -188,16 +189,6 @@ def lent(n: dict[str, int]) -> list[LentStep]:
 def text_limits(most: Any, age: Any) -> LogLimits:
     return LogLimits(most, age)
 
-
-OF_QUEUES = (
-    "create_group",
-    "enqueue_attempts",
-    "extend_claims",
-    "expired_claims",
-    "restart_claims",
-    "ack_attempts",
-    "requeue_attempts",
-)
 
 VERBS: dict[str, Verb] = {
     "start_runs": Verb(start_runs, {"run": ("run",)}),

@@ -35,6 +35,7 @@ from streamflow.store.kernel import (
     Start,
 )
 from streamflow.store.keys import QueueKeys
+from tests.kernel.queue import OF_QUEUES
 from tests.kernel.support import NOW, Shard
 
 pytestmark = pytest.mark.anyio
@@ -207,20 +208,9 @@ async def test_all_keys_of_a_call_and_what_it_publishes_to_share_one_slot(real_s
     homes = {
         "open_namespace": namespace,
         "store_records": namespace,
-        "create_group": queue,
         "heartbeat": namespace,
         "mark_suspects": namespace,
-        **dict.fromkeys(
-            (
-                "enqueue_attempts",
-                "extend_claims",
-                "expired_claims",
-                "restart_claims",
-                "ack_attempts",
-                "requeue_attempts",
-            ),
-            queue,
-        ),
+        **dict.fromkeys(OF_QUEUES, queue),
     }
     async for verb, call in calls(real_shard):
         slots = {key_slot(key.encode()) for key in {*call.keys, *await watcher.touched(call)}}
