@@ -10,7 +10,7 @@
 -- The commits of an owner are numbered without gaps, from 1 for each token. One whose number is not the next one comes
 -- from an owner that knows of commits that this server has lost, or doesn't know of one that it has: BEHIND, and nothing
 -- is decided from what that owner remembers.
--- Reducers (state not empty) keep only the newest transitions in their record: their state is their snapshot. A state
+-- Reducers (they have a state) keep only the newest transitions in their record: their state is their snapshot. A state
 -- that begins with a dash (no snapshot does) replaces the record: header, the rest of the state, this transition.
 -- The log gets the transitions as they are, but for those that have a cut: in its place, without large payloads.
 -- A put sets a field of a hash, or deletes it when the value is ''; without a field it sets a string that expires after
@@ -31,15 +31,16 @@
 --        group, (the owner's consumer group of the inbox)
 --        channel,
 --        notification, (published to the channel; '' for none)
---        indexes, acks, plans, moves, sends, sent, poisons, cuts, puts, (how many of each)
---        then for each run: id, expected, header, state, transition;
+--        counts, (of listings, acks, plans, moves, sends, sent, poisons, cuts, states and puts: 4 bytes each)
+--        then for each run: expected, header, transition;
 --        for each ack: inbox id;
 --        for each plan: id, score ('' removes the run from the agenda);
 --        for each move: id, from, to, score (from and to: positions among the index keys, 0 for none);
---        for each send: number, target, kind, id, body;
+--        for each send: number, messages (an entry of the outbox, with one message or many);
 --        for each sent: outbox number;
 --        for each poison: inbox id, id, reason, event, body;
 --        for each cut: position (of its run among the runs, from 1), logged (in place of the transition);
+--        for each state: position, state;
 --        for each put: field, value
 -- RETURNS OK clock entry (of the log, '' when nothing was logged)
 --         / DUP clock entry
@@ -49,14 +50,14 @@
 --         / WRONGTYPE key
 -- @include shared/clock
 -- @include shared/commit_distance
+-- @include shared/counts
 -- @include shared/holds
 local owner, inbox, log, agenda, outbox, poison = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local token, commit, group, channel, notification = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6]
-local indexes, acks, plans = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
-local moves, sends, sent, poisons = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
-local cuts, puts = tonumber(ARGV[14]), tonumber(ARGV[15])
-local FIXED_KEYS, FIXED_ARGS = 6, 15
-local RUN_ARGS, PLAN_ARGS, MOVE_ARGS, SEND_ARGS, POISON_ARGS, CUT_ARGS, PUT_ARGS = 5, 2, 4, 5, 5, 2, 2 -- of one item
+local indexes, acks, plans, moves, sends, sent, poisons, cuts, states, puts = unpack_counts(ARGV[7])
+local FIXED_KEYS, FIXED_ARGS = 6, 7
+local RUN_ARGS, PLAN_ARGS, MOVE_ARGS, SEND_ARGS, POISON_ARGS, PAIR_ARGS, PUT_ARGS = 3, 2, 4, 2, 5, 2, 2 -- of one item
+local RUN_ID = #owner - #'owner' + #'run:' + 1 -- where the id begins in the key of a run
 local REDUCER_TRANSITIONS = 200 -- that a reducer's record keeps; it is trimmed when it has twice as many
 local QUARANTINED_MESSAGES = 1000 -- about so many are kept
 local ANSWER_SECONDS, IDS_PER_CALL, VALUES_PER_ENTRY = 900, 1000, 4000 -- `unpack` fails at about 8,000 values
@@ -67,8 +68,8 @@ local last_index = FIXED_KEYS + indexes
 local last_put = last_index + puts
 local runs = #KEYS - last_put
 
-if not holds(owner, 'hash') then return redis.error_reply('WRONGTYPE ' .. owner) end
-local stored = redis.call('HMGET', owner, 'token', 'commit', 'clock', 'log', 'committed')
+local stored = redis.pcall('HMGET', owner, 'token', 'commit', 'clock', 'log', 'committed')
+if stored.err then return redis.error_reply('WRONGTYPE ' .. owner) end
 if stored[1] ~= token then return {'FENCED', stored[1] or ''} end
 local ahead = commit_distance(commit, stored[2])
 if stored[2] == commit or (ahead and ahead < 0) then return {'DUP', stored[5], stored[4]} end
@@ -88,7 +89,7 @@ end
 local conflict = {'CONFLICT'}
 local at = FIXED_ARGS
 for i = last_put + 1, #KEYS do
-  if redis.pcall('LINDEX', KEYS[i], 0) ~= ARGV[at + 2] then conflict[#conflict + 1] = ARGV[at + 1] end
+  if redis.pcall('LINDEX', KEYS[i], 0) ~= ARGV[at + 1] then conflict[#conflict + 1] = string.sub(KEYS[i], RUN_ID) end
   at = at + RUN_ARGS
 end
 if #conflict > 1 then return conflict end
@@ -97,14 +98,13 @@ local clock = string.format('%.0f', shard_clock(ARGV[3], stored[3]))
 -- The outbox first: its numbers are the caller's, and if one were refused, nothing else would have been written.
 at = FIXED_ARGS + RUN_ARGS * runs + acks + PLAN_ARGS * plans + MOVE_ARGS * moves
 for _ = 1, sends do
-  redis.call('XADD', outbox, ARGV[at + 1],
-    'target', ARGV[at + 2], 'kind', ARGV[at + 3], 'run', ARGV[at + 4], 'body', ARGV[at + 5])
+  redis.call('XADD', outbox, ARGV[at + 1], 'messages', ARGV[at + 2])
   at = at + SEND_ARGS
 end
-for _ = 1, sent do
-  redis.call('XDEL', outbox, ARGV[at + 1])
-  at = at + 1
+for first = 1, sent, IDS_PER_CALL do
+  redis.call('XDEL', outbox, unpack(ARGV, at + first, at + math.min(first + IDS_PER_CALL - 1, sent)))
 end
+at = at + sent
 
 local entry = {} -- the log entry: id and transition of each run
 for _ = 1, poisons do
@@ -115,22 +115,23 @@ for _ = 1, poisons do
   entry[#entry + 1], entry[#entry + 2] = '-' .. ARGV[at + 1], ARGV[at + 4] -- no run id begins with a dash
   at = at + POISON_ARGS
 end
-local logged = {}
-for _ = 1, cuts do
-  logged[tonumber(ARGV[at + 1])] = ARGV[at + 2]
-  at = at + CUT_ARGS
+local logged, state_of = {}, {} -- by position
+for i = 1, cuts + states do
+  local by_position = i <= cuts and logged or state_of
+  by_position[tonumber(ARGV[at + 1])] = ARGV[at + 2]
+  at = at + PAIR_ARGS
 end
 
 at = FIXED_ARGS
 for i = last_put + 1, #KEYS do
-  local run, header, state, transition = KEYS[i], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
-  if string.byte(state) == DASH then
+  local run, header, transition, state = KEYS[i], ARGV[at + 2], ARGV[at + 3], state_of[i - last_put]
+  if state and string.byte(state) == DASH then
     redis.call('UNLINK', run) -- the server frees a long one beside its work
     redis.call('RPUSH', run, header, string.sub(state, 2), transition)
   else
     redis.call('LSET', run, 0, header)
     redis.call('RPUSH', run, transition)
-    if state ~= '' then
+    if state then
       redis.call('LSET', run, 1, state)
       if redis.call('LLEN', run) > 2 + 2 * REDUCER_TRANSITIONS then -- 2: header and state
         redis.call('LTRIM', run, -REDUCER_TRANSITIONS, -1)
@@ -138,7 +139,7 @@ for i = last_put + 1, #KEYS do
       end
     end
   end
-  entry[#entry + 1], entry[#entry + 2] = ARGV[at + 1], logged[i - last_put] or transition
+  entry[#entry + 1], entry[#entry + 2] = string.sub(run, RUN_ID), logged[i - last_put] or transition
   at = at + RUN_ARGS
 end
 for first = 1, acks, IDS_PER_CALL do -- many at once: a hot run reduces thousands of messages in one transition

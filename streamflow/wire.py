@@ -239,8 +239,8 @@ def decode_job(body: bytes) -> QueuedStep:
 
 
 def to_offer(number: str, kind: str, run_id: str, body: bytes) -> tuple[str, Offer]:
-    """The queue of an outbox entry, and its offer for `Kernel.enqueue_attempts`. Raises one of `DECODE_ERRORS` when
-    the entry was not written by this code."""
+    """The queue of a message in an outbox, and its offer for `Kernel.enqueue_attempts`. Raises one of `DECODE_ERRORS`
+    when it was not written by this code."""
     step = decode_job(body)
     try:
         check_name("queue", step.queue)
@@ -256,7 +256,7 @@ def refused_child(run_id: str, parent: ParentLink) -> bytes:
 
 
 def to_delivery(number: str, kind: str, run_id: str, body: bytes) -> Delivery:
-    """An outbox entry as a delivery for `Kernel.deliver_messages`. Raises one of `DECODE_ERRORS` when the entry was not
+    """A message in an outbox as a delivery for `Kernel.deliver_messages`. Raises one of `DECODE_ERRORS` when it was not
     written by this code."""
     if kind == "to-child":
         kind, parent, inner = _to_child.decode(body)
@@ -265,6 +265,28 @@ def to_delivery(number: str, kind: str, run_id: str, body: bytes) -> Delivery:
         return Delivery(number, kind, run_id, body)
     workflow, tenant, parent, input_ = _start.decode(body)
     return Delivery(number, kind, run_id, bytes(input_), workflow, tenant, parent)
+
+
+class OutboxMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A message in an outbox. `target`: a shard, or for the kinds `step` and `revoke` a partition of a queue."""
+
+    target: int
+    kind: str
+    run_id: str
+    body: bytes
+
+
+_outbox = msgspec.msgpack.Decoder(list[OutboxMessage])
+
+
+def encode_outbox(messages: list[OutboxMessage]) -> bytes:
+    """The messages of an entry of an outbox."""
+    return _encode(messages)
+
+
+def decode_outbox(data: bytes) -> list[OutboxMessage]:
+    """Raises one of `DECODE_ERRORS`."""
+    return _outbox.decode(data)
 
 
 # --- heartbeats -------------------------------------------------------------------------------------------------------

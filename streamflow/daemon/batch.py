@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from streamflow.daemon.relay import OutboxEntry
 from streamflow.daemon.shard import CODE, IN_LOG, RUN_BYTES, LiveRun, OwnedShard, RunWork, StepRecord, parked_by
 from streamflow.errors import UsageError
 from streamflow.events import NOTHING, MessageQuarantined, RunStarted, Transition, encode_transition
@@ -32,9 +33,11 @@ from streamflow.store.namespace import Namespace
 from streamflow.wire import (
     BadMessage,
     InboxMessage,
+    OutboxMessage,
     answer_name,
     decode_message,
     encode_job,
+    encode_outbox,
     notified_ending,
     refused_child,
     stream_order,
@@ -60,6 +63,9 @@ MOST_WRITES = 12_000
 """Bytes, and messages, attempts and values, that one transition of a run may write: it can't be divided."""
 SMALL = 4096
 """Bytes up to which a transition is within these limits for sure: each of its writes has at least one."""
+ENTRY = 200
+ENTRY_BYTES = 64 * 1024
+"""Messages, and bytes of them, after which they are not added to an entry of the outbox."""
 SENT = 1000
 """Delivered entries of the outbox that one commit deletes."""
 CREATED_AHEAD = 1000
@@ -99,7 +105,9 @@ class ShardBatch:
         self.work: dict[str, RunWork] = {}
         self.batch = Batch(commit)
         self.reduced: list[Reduced] = []
-        self.sends: list[tuple[str, int, str, str, bytes]] = []
+        self.sends: list[OutboxMessage] = []
+        self.outbox: list[OutboxEntry] = []
+        """All of `sends`, as the outbox gets them."""
         self.poisoned: list[tuple[InboxMessage, str]] = []
         self.child_conflicts: list[InboxMessage] = []
         """Messages of kind `taken`: the id of a child belongs to another run."""
@@ -303,7 +311,7 @@ class ShardBatch:
             self.logged += len(event) + IN_LOG
 
     def _reduce_runs(self, app: App, namespace: Namespace, at: int, watch: Callable[[str], None]) -> None:
-        sends, puts = self.batch.sends, self.batch.puts
+        sends, puts = self.sends, self.batch.puts
         live_runs, oversize = self.shard.live, self.shard.oversize
         for run_id, run_work in self.work.items():
             if self.size >= BYTES or ((sends or puts) and len(sends) + len(puts) >= WRITES):
@@ -628,9 +636,7 @@ class ShardBatch:
 
     def _send(self, target: int, kind: str, run_id: str, body: bytes) -> None:
         """Add to the commit's outbox. `target`: a shard, or for `step` and `revoke` the partition of a queue."""
-        number = self.shard.next_outbox()
-        self.sends.append((number, target, kind, run_id, body))
-        self.batch.sends.append(Send(number, target, kind, run_id, body))
+        self.sends.append(OutboxMessage(target, kind, run_id, body))
 
     def _move_attributes(self, run_id: str, old: Header, changes: dict[str, Attribute | None]) -> dict[str, Attribute]:
         """The attributes after the change. Adds the moves between their listings to the batch."""
@@ -659,9 +665,18 @@ class ShardBatch:
             self._send(namespace.shard_of(parent.run_id), "child", parent.run_id, body)
 
     def finish(self) -> None:
-        """Fill in the notifications."""
+        """Fill in the notifications, and pack the messages for the outbox: its entries cost the server time."""
         if self.notifications:
             self.batch.notification = _encoder.encode(self.notifications)
+        first = size = 0
+        for count, message in enumerate(self.sends, 1):
+            size += len(message.body)
+            if count == len(self.sends) or count - first == ENTRY or size >= ENTRY_BYTES:
+                messages = self.sends[first:count]
+                number = self.shard.next_outbox(len(messages))
+                self.outbox.append(OutboxEntry(number, messages))
+                self.batch.sends.append(Send(number, encode_outbox(messages)))
+                first, size = count, 0
 
     @property
     def is_empty(self) -> bool:
@@ -671,7 +686,7 @@ class ShardBatch:
             or batch.acks
             or batch.plans
             or batch.moves
-            or batch.sends
+            or self.sends
             or batch.sent
             or batch.poisons
             or batch.puts

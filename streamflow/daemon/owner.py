@@ -774,8 +774,8 @@ class Owner:
                 shard.offset = committed.entry
                 shard.unfolded += 1
                 shard.logged += batch.logged
-        if batch.sends:
-            self._relay.hand_over(shard, batch.sends)
+        if batch.outbox:
+            self._relay.hand_over(shard, batch.outbox)
 
     def _apply_run(self, shard: OwnedShard, done: Reduced) -> None:
         live = done.live

@@ -25,7 +25,7 @@ from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Delivery, Kernel, Offer
 from streamflow.store.namespace import register_queues
-from streamflow.wire import to_delivery, to_offer
+from streamflow.wire import OutboxMessage, to_delivery, to_offer
 
 _log = logging.getLogger("streamflow.relay")
 
@@ -41,12 +41,27 @@ Target = int | tuple[str, int]
 """A shard, or a queue and its partition."""
 
 
+class OutboxEntry:
+    """An entry of an outbox. `number` is that of its last message; those before have the numbers before. It is deleted
+    when all have been delivered; `left`: how many have not."""
+
+    __slots__ = ("left", "messages", "number")
+
+    def __init__(self, number: str, messages: list[OutboxMessage]) -> None:
+        self.number = number
+        self.messages = messages
+        self.left = len(messages)
+
+
+Waiting = tuple[Delivery | Offer, OutboxEntry]
+
+
 class Relay:
     def __init__(self, store: Store, kernel: Kernel, clock: DaemonClock) -> None:
         self._store = store
         self._kernel = kernel
         self._clock = clock
-        self._waiting: dict[tuple[int, Target], tuple[OwnedShard, list[Delivery | Offer]]] = {}
+        self._waiting: dict[tuple[int, Target], tuple[OwnedShard, list[Waiting]]] = {}
         self._refused: dict[tuple[int, Target], float] = {}
         """When (monotonic s) a pair whose target refused its messages is tried again."""
         self._known_queues: set[str] = set()
@@ -56,21 +71,31 @@ class Relay:
     def waiting(self) -> int:
         return sum(len(deliveries) for _, deliveries in self._waiting.values())
 
-    def hand_over(self, source: OwnedShard, messages: Iterable[tuple[str, int, str, str, bytes]]) -> None:
-        """Messages of `source`'s outbox in order: (number, shard or partition, kind, run id, body)."""
-        for number, target, kind, run_id, body in messages:
-            try:
-                if target < 0:
-                    raise ValueError("the entry names no target")
-                message, destination = _addressed(number, target, kind, run_id, body)
-            except DECODE_ERRORS as error:
-                _log.error("outbox entry %s of shard %d can't be read and is dropped: %s", number, source.number, error)
-                source.sent.append(number)
-                continue
-            pair = (source.number, destination)
-            if pair not in self._waiting or self._waiting[pair][0] is not source:  # the shard was acquired again
-                self._waiting[pair] = (source, [])
-            self._waiting[pair][1].append(message)
+    def hand_over(self, source: OwnedShard, entries: Iterable[OutboxEntry]) -> None:
+        """Entries of `source`'s outbox, in order."""
+        for entry in entries:
+            epoch, _, last = entry.number.partition("-")
+            number = int(last) - len(entry.messages)
+            for sent in entry.messages:
+                number += 1
+                try:
+                    message, destination = _addressed(f"{epoch}-{number}", sent)
+                except DECODE_ERRORS as error:
+                    _log.error(
+                        "message %s-%d in the outbox of shard %d can't be read and is dropped: %s",
+                        epoch,
+                        number,
+                        source.number,
+                        error,
+                    )
+                    entry.left -= 1
+                    continue
+                pair = (source.number, destination)
+                if pair not in self._waiting or self._waiting[pair][0] is not source:  # the shard was acquired again
+                    self._waiting[pair] = (source, [])
+                self._waiting[pair][1].append((message, entry))
+            if not entry.left:
+                source.sent.append(entry.number)
         self._has_messages.set()
 
     async def run(self) -> None:
@@ -85,7 +110,7 @@ class Relay:
 
     async def run_once(self) -> bool:
         """Deliver waiting messages in one pipeline. False when some must be delivered again."""
-        batches: list[tuple[tuple[int, Target], OwnedShard, list[Delivery | Offer]]] = []
+        batches: list[tuple[tuple[int, Target], OwnedShard, list[Waiting]]] = []
         now = time.monotonic()
         total = 0
         self._refused = {pair: until for pair, until in self._refused.items() if until > now}
@@ -127,7 +152,10 @@ class Relay:
             if pair not in self._waiting or self._waiting[pair][0] is not source:
                 continue  # acquired again meanwhile: the outbox was read again, and targets drop repeated messages
             queue = self._waiting[pair][1]
-            source.sent.extend(delivery.number for delivery in chunk)
+            for _, entry in chunk:
+                entry.left -= 1
+                if not entry.left:
+                    source.sent.append(entry.number)
             del queue[: len(chunk)]
             del self._waiting[pair]
             if queue:
@@ -135,11 +163,12 @@ class Relay:
                 self._has_messages.set()
         return not self._refused
 
-    def _call(self, target: Target, source: OwnedShard, chunk: list[Any]) -> Call[str]:
+    def _call(self, target: Target, source: OwnedShard, chunk: list[Waiting]) -> Call[str]:
         """All messages of a pair have one type: deliveries for a shard, offers for a queue."""
+        messages: list[Any] = [message for message, _ in chunk]
         if isinstance(target, int):
-            return self._kernel.deliver_messages(target, source.number, chunk, self._clock.now_ms())
-        return self._kernel.enqueue_attempts(*target, source.number, chunk)
+            return self._kernel.deliver_messages(target, source.number, messages, self._clock.now_ms())
+        return self._kernel.enqueue_attempts(*target, source.number, messages)
 
     def forget_queues(self) -> None:
         """Register each queue again: the list of them was deleted."""
@@ -155,26 +184,29 @@ class Relay:
             self._known_queues |= new
 
 
-def _addressed(number: str, target: int, kind: str, run_id: str, body: bytes) -> tuple[Delivery | Offer, Target]:
+def _addressed(number: str, sent: OutboxMessage) -> tuple[Delivery | Offer, Target]:
     """Raises one of `DECODE_ERRORS`."""
-    if kind in ("step", "revoke"):
-        queue, offer = to_offer(number, kind, run_id, body)
+    target = sent.target
+    if target < 0:
+        raise ValueError("it names no target")
+    if sent.kind in ("step", "revoke"):
+        queue, offer = to_offer(number, sent.kind, sent.run_id, sent.body)
         if target >= QUEUE_PARTITIONS:
             raise ValueError(f"partition {target} of queue {queue} does not exist: there are {QUEUE_PARTITIONS}")
         return offer, (queue, target)
-    return to_delivery(number, kind, run_id, body), target
+    return to_delivery(number, sent.kind, sent.run_id, sent.body), target
 
 
 def _name_of(target: Target) -> str:
     return f"shard {target}" if isinstance(target, int) else f"partition {target[1]} of queue {target[0]}"
 
 
-def _first_chunk(deliveries: list[Delivery | Offer]) -> tuple[list[Delivery | Offer], int]:
+def _first_chunk(waiting: list[Waiting]) -> tuple[list[Waiting], int]:
     """What one delivery takes of the messages that wait, and its bytes."""
     total = 0
-    for count, delivery in enumerate(deliveries):
-        size = len(delivery.body)
+    for count, (message, _) in enumerate(waiting):
+        size = len(message.body)
         if count == MESSAGES or (count and total + size > BYTES):
-            return deliveries[:count], total
+            return waiting[:count], total
         total += size
-    return deliveries[:], total
+    return waiting[:], total

@@ -149,7 +149,7 @@ class OwnedShard:
         """No longer owned: nothing of it is committed or stored."""
         self.next_due: int | None = None
         self.sent: list[str] = []
-        """Outbox numbers that their targets have accepted: the next commit deletes them."""
+        """Numbers of outbox entries whose targets have accepted all messages: the next commit deletes them."""
         self.views = ShardViews()
         self.offset = "0-0"
         """The log entry up to which `views` counts."""
@@ -261,8 +261,9 @@ class OwnedShard:
         self._commits += 1
         self._tried = 0
 
-    def next_outbox(self) -> str:
-        self._outbox += 1
+    def next_outbox(self, messages: int) -> str:
+        """The number of the last of so many messages: that of their entry."""
+        self._outbox += messages
         return f"{self.epoch}-{self._outbox}"
 
     def record_of(self, run_id: str, created: int, seq: int, attempt: int) -> StepRecord:

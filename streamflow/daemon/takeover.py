@@ -21,7 +21,7 @@ from collections.abc import Callable
 import msgspec
 
 from streamflow.daemon.context import Context
-from streamflow.daemon.relay import Relay
+from streamflow.daemon.relay import OutboxEntry, Relay
 from streamflow.daemon.shard import (
     CODE,
     IN_LOG,
@@ -42,7 +42,7 @@ from streamflow.steps.suspects import Note, Suspect, Suspects, read_notes
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Acquired, Reply, StreamEntry
 from streamflow.views.shard_views import ShardViews
-from streamflow.wire import stream_order
+from streamflow.wire import decode_outbox, stream_order
 
 _log = logging.getLogger("streamflow.takeover")
 
@@ -254,7 +254,7 @@ class Takeover:
         positions: dict[int, str] = {}
 
         def hand_over(shard: OwnedShard, entries: list[StreamEntry]) -> None:
-            self._relay.hand_over(shard, [_outbox_message(entry_id, fields) for entry_id, fields in entries])
+            self._relay.hand_over(shard, [_outbox_entry(shard, entry_id, fields) for entry_id, fields in entries])
             if entries:
                 positions[shard.number] = entries[-1][0].decode()
 
@@ -325,12 +325,14 @@ def fold_entry(views: ShardViews, fields: dict[bytes, bytes]) -> None:
             )
 
 
-def _outbox_message(entry_id: bytes, fields: dict[bytes, bytes]) -> tuple[str, int, str, str, bytes]:
-    target = fields.get(b"target", b"")
-    return (
-        entry_id.decode(),
-        int(target) if target.isdigit() and len(target) <= MAX_DIGITS else -1,
-        fields.get(b"kind", b"").decode(errors="replace"),
-        fields.get(b"run", b"").decode(errors="replace"),
-        fields.get(b"body", b""),
-    )
+def _outbox_entry(shard: OwnedShard, entry_id: bytes, fields: dict[bytes, bytes]) -> OutboxEntry:
+    """One without messages, which is deleted, if it can't be read."""
+    number = entry_id.decode()
+    try:
+        messages = decode_outbox(fields.get(b"messages", b""))
+        if not 0 < len(messages) <= int(number.partition("-")[2]):
+            raise ValueError(f"it has {len(messages)} messages")
+    except DECODE_ERRORS as error:
+        _log.error("outbox entry %s of shard %d can't be read and is dropped: %s", number, shard.number, error)
+        messages = []
+    return OutboxEntry(number, messages)

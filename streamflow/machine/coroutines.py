@@ -459,9 +459,9 @@ class CoroutineMachine(RunMachine):
                 self.answer(AskAnswered(message.id, message.name, failure=Failure("ContinuedAsNew", text)))
         if dropped:
             counts = ", ".join(f"{count:,} x {name}" for name, count in sorted(dropped.items()))
-            self.effects.warnings.append(
+            self.warn(
                 f"it continues as new, and its oldest signals and questions that it has never waited for in this "
-                f"generation are dropped, since they take more than {UNTAKEN_BYTES >> 20} MB: {counts}"
+                f"generation are dropped, since they take more than {UNTAKEN_BYTES >> 20} MB: {counts}",
             )
         return dropped
 
@@ -498,9 +498,9 @@ class CoroutineMachine(RunMachine):
             self._interrupt(error)
 
     def _warn_of_history(self) -> None:
-        self.effects.warnings.append(
+        self.warn(
             f"its history has {self.events_count:,} events; at {EVENTS_CONTINUE:,} sf.HistoryTooLong is raised in its "
-            "code, which must then continue as new (sf.ContinueAs)"
+            "code, which must then continue as new (sf.ContinueAs)",
         )
 
     def patched(self, name: str) -> bool:

@@ -29,7 +29,7 @@ from streamflow.events import (
     TimerFired,
     TimerSet,
 )
-from streamflow.machine.transition import IDLE, Effects, Ending
+from streamflow.machine.transition import IDLE, Effects, Ending, appended
 from streamflow.model.attributes import Attribute
 from streamflow.model.codec import UnfitArguments
 from streamflow.model.record import Status
@@ -327,9 +327,9 @@ class OpenWork:
     def _stop_attempt(self, call: StepCall) -> None:
         """Nothing needs the step's current attempt, if there is one: stop it."""
         if call.step.queue is None:
-            self.effects.cancelled.append(call.seq)
+            self.effects.cancelled = appended(self.effects.cancelled, call.seq)
         elif call.due is None or call.due <= self.clock:  # a due attempt may have been enqueued: no fact records that
-            self.effects.revoked.append(call.job())
+            self.effects.revoked = appended(self.effects.revoked, call.job())
 
 
 def unfit(call: StepCall) -> str:

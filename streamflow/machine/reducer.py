@@ -157,7 +157,7 @@ class ReducerMachine(RunMachine):
                 try:
                     plain = codec.decode(event.value, Any, f"value of signal {event.name}")
                 except PayloadInvalid as invalid:
-                    self.effects.warnings.append(f"run {self.run_id} skipped a signal: {invalid}")
+                    self.warn(f"run {self.run_id} skipped a signal: {invalid}")
                     return
                 self._react(Signal(event.name, plain))
             case AskReceived():

@@ -56,6 +56,7 @@ from streamflow.machine.transition import (
     Outgoing,
     Oversize,
     Returned,
+    appended,
 )
 from streamflow.model.attributes import Attribute, merged
 from streamflow.model.codec import DECLINED, UnfitArguments
@@ -182,7 +183,7 @@ class RunMachine(OpenWork):
 
     def warn(self, text: str) -> None:
         """Have the owner log a warning when the transition is committed."""
-        self.effects.warnings.append(text)
+        self.effects.warnings = appended(self.effects.warnings, text)
 
     def forgotten(self, what: str, names: tuple[str, ...], frame: FrameType | None) -> None:
         """An awaitable was dropped that was never begun: warn once in a transition for each line. Not in a replay, and
@@ -192,11 +193,12 @@ class RunMachine(OpenWork):
             return
         where = line_of_call(names, frame, self.current and self.current.coroutine)
         if not any(isinstance(other, Forgotten) and f" at {where} " in other for other in effects.warnings):
-            effects.warnings.append(
+            effects.warnings = appended(
+                effects.warnings,
                 Forgotten(
                     f"{what} at {where} was never awaited, gathered or started, so it did nothing: write `await` "
                     "before it"
-                )
+                ),
             )
 
     def add_child(self, call: ChildCall, event: ChildStarted) -> None:
@@ -232,7 +234,7 @@ class RunMachine(OpenWork):
         """Record the answer to a question, and send it to the asker."""
         answer = self.decide(event, result)
         if self.live:
-            self.effects.answers.append(answer)
+            self.effects.answers = appended(self.effects.answers, answer)
 
     def take_message(self, wait: SignalWait) -> bool:
         """Settle `wait` with an early signal or question, or register it."""
@@ -259,7 +261,7 @@ class RunMachine(OpenWork):
 
     def send(self, target: str, kind: str, body: object) -> None:
         if self.live:
-            self.effects.outbox.append(Outgoing(target, kind, _encode(body)))
+            self.effects.outbox = appended(self.effects.outbox, Outgoing(target, kind, _encode(body)))
 
     def send_to_child(self, child: ChildCall, kind: str, body: object) -> None:
         """For this child only: its id may be another run's, now or by the time that the message arrives."""

@@ -6,6 +6,9 @@ Must not: reduce. Called by: the machines make effects, the owner commits them; 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import msgspec
 from msgspec import Raw
 
@@ -25,6 +28,8 @@ from streamflow.events import (
 from streamflow.model.attributes import Attribute
 from streamflow.model.record import Status
 from streamflow.workflow.actions import StepJob
+
+T = TypeVar("T")
 
 Ending = RunCompleted | events.RunFailed | events.RunCancelled
 
@@ -124,25 +129,34 @@ class Forgotten(str):
     __slots__ = ()
 
 
+def appended(items: Sequence[T], item: T) -> list[T]:
+    """The items with one more at the end. Most transitions have none: so the first one makes the list."""
+    if isinstance(items, list):
+        items.append(item)
+        return items
+    return [*items, item]
+
+
 class Effects(msgspec.Struct):
-    """What one advance did: the events to commit, and what to do once they are committed."""
+    """What one advance did: the events to commit, and what to do once they are committed. What most advances don't have
+    is added by `appended`."""
 
     events: list[AnyEvent] = []
     jobs: list[StepJob] = []
     """Attempts to start after the commit; those of a queue are sent with the commit's outbox."""
-    outbox: list[Outgoing] = []
-    cancelled: list[int] = []
+    outbox: Sequence[Outgoing] = ()
+    cancelled: Sequence[int] = ()
     """Numbers of steps at the owner whose attempts are to be stopped."""
-    revoked: list[StepJob] = []
+    revoked: Sequence[StepJob] = ()
     """Attempts in queues that are to be revoked."""
     published: dict[str, bytes] | None = None
     """New values of `sf.publish` by key, encoded."""
     attributes: dict[str, Attribute | None] | None = None
     """Attributes that change; None removes one."""
-    answers: list[AskAnswered] = []
+    answers: Sequence[AskAnswered] = ()
     fresh: bool = False
     """The history starts again with this transition (at its last `RunContinued`): the previous one is deleted."""
-    warnings: list[str] = []
+    warnings: Sequence[str] = ()
     status: Status = Status.RUNNING
     ended: bool = False
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import secrets
+import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,12 +26,14 @@ from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys, QueueKeys, ShardKeys
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the format of keys, records and scripts; a namespace of another version is refused."""
 WORKERS = "workers"
 """The consumer group of every queue partition; each worker process is a consumer."""
 MAX_DIGITS = 15
 """Of a number in an entry of a queue."""
+_COUNTS = struct.Struct(">10I")
+"""How many items of each kind a commit has."""
 FRESH = b"-"
 """Prefix of a state in a `RunWrite` that replaces the whole record. No snapshot begins with it: a snapshot is a
 MessagePack array."""
@@ -244,16 +247,11 @@ class RunWrite(msgspec.Struct, array_like=True):
 
 
 class Send(msgspec.Struct, array_like=True):
-    """A message for the outbox. `number`: `<epoch>-<n>`, higher than every earlier one.
-
-    `target`: a shard, or for the kinds `step` and `revoke` a partition of a queue.
-    """
+    """An entry for the outbox. `number`: `<epoch>-<n>`, that of its last message, higher than every earlier one.
+    `messages`: encoded by `wire.encode_outbox`."""
 
     number: str
-    target: int
-    kind: str
-    run_id: str
-    body: bytes
+    messages: bytes
 
 
 class Poison(msgspec.Struct, array_like=True):
@@ -280,7 +278,7 @@ class Batch(msgspec.Struct):
     `commit`: its id. `cuts`: (position in `runs`, what the log gets instead of that transition). `acks`: ids of inbox
     messages that were reduced. `plans`: (run id, score on the agenda, None to
     remove it). `moves`: (run id, from key, to key, score) between listings, an empty key for none. `sent`: numbers of
-    outbox messages that were delivered. `notification`: encoded, for the subscribers of the shard's channel.
+    outbox entries whose messages were delivered. `notification`: encoded, for the subscribers of the shard's channel.
     """
 
     commit: str
@@ -501,13 +499,30 @@ class Kernel:
             )
         del indexes[""]
         names = [keys.owner, keys.inbox, keys.log, keys.agenda, keys.outbox, keys.poison, *indexes]
-        args: list[Any] = [
-            token,
-            batch.commit,
-            now,
-            group,
-            keys.done,
-            batch.notification,
+        args: list[Any] = []
+        states: list[Any] = []
+        names += [put.key for put in batch.puts]
+        prefix = keys.run_prefix
+        for position, run in enumerate(batch.runs, 1):
+            names.append(prefix + run.run_id)
+            args += (run.expected, run.header, run.transition)
+            if run.state:
+                states += (position, run.state)
+        args += batch.acks
+        for run_id, due in batch.plans:
+            args += (run_id, "" if due is None else due)
+        args += move_args
+        for send in batch.sends:
+            args += (send.number, send.messages)
+        args += batch.sent
+        for poison in batch.poisons:
+            args += (poison.message_id, poison.run_id, poison.reason, poison.event, poison.body)
+        for position, logged in batch.cuts:
+            args += (position + 1, logged)
+        args += states
+        for put in batch.puts:
+            args += (put.field, put.value)
+        counts = _COUNTS.pack(
             len(indexes),
             len(batch.acks),
             len(batch.plans),
@@ -516,27 +531,11 @@ class Kernel:
             len(batch.sent),
             len(batch.poisons),
             len(batch.cuts),
+            len(states) // 2,
             len(batch.puts),
-        ]
-        names += [put.key for put in batch.puts]
-        prefix = keys.run_prefix
-        for run in batch.runs:
-            names.append(prefix + run.run_id)
-            args += (run.run_id, run.expected, run.header, run.state, run.transition)
-        args += batch.acks
-        for run_id, due in batch.plans:
-            args += (run_id, "" if due is None else due)
-        args += move_args
-        for send in batch.sends:
-            args += (send.number, send.target, send.kind, send.run_id, send.body)
-        args += batch.sent
-        for poison in batch.poisons:
-            args += (poison.message_id, poison.run_id, poison.reason, poison.event, poison.body)
-        for position, logged in batch.cuts:
-            args += (position + 1, logged)
-        for put in batch.puts:
-            args += (put.field, put.value)
-        return Call("commit", names, args, _committed)
+        )
+        fixed = [token, batch.commit, now, group, keys.done, batch.notification, counts]
+        return Call("commit", names, fixed + args, _committed)
 
     def store_details(self, shard: int, token: str, details: Iterable[tuple[str, bytes]]) -> Call[Reply]:
         """Store what running steps of a shard have reported last, for the attempts after them.

@@ -28,7 +28,7 @@ async def full_batch(shard: Shard, commit: str = "full") -> Batch:
         acks=[first, second],
         plans=[("r1", NOW + 500), ("r2", None)],
         moves=[("r2", keys.index("running", "flow"), keys.index("completed", "flow"), NOW + 1)],
-        sends=[Send("7-1", 3, "signal", "elsewhere", b"\x00one"), Send("7-2", 4, "start", "child", b"two")],
+        sends=[Send("7-1", b"\x00one"), Send("7-4", b"three messages")],
         sent=[entry_id for entry_id, _ in outbox],
         poisons=[Poison(third, "r3", "no such signal", b"event", b"\xffbody")],
         cuts=[(1, b"short")],
@@ -42,7 +42,7 @@ async def prepared(shard: Shard) -> Batch:
     await shard.acquire()
     await shard.start("r1", "r2", "r3")
     await shard.read(shard.group)
-    before = Batch("before", plans=[("r2", -1)], sends=[Send("6-1", 1, "signal", "x", b"old")])
+    before = Batch("before", plans=[("r2", -1)], sends=[Send("6-1", b"old")])
     assert (await shard.do(shard.commit(before))).code is Reply.OK
     return await full_batch(shard)
 
@@ -67,8 +67,8 @@ async def test_every_part_of_a_batch_is_written(shard: Shard) -> None:
     assert await shard.listed(keys.index("running", "flow")) == {"r1": NOW, "r3": NOW}
     assert await shard.listed(keys.index("completed", "flow")) == {"r2": NOW + 1}
     assert await shard.stream(keys.outbox) == [
-        ("7-1", {"target": b"3", "kind": b"signal", "run": b"elsewhere", "body": b"\x00one"}),
-        ("7-2", {"target": b"4", "kind": b"start", "run": b"child", "body": b"two"}),
+        ("7-1", {"messages": b"\x00one"}),
+        ("7-4", {"messages": b"three messages"}),
     ]
     ((_, poison),) = await shard.stream(keys.poison)
     assert poison == {"run": b"r3", "reason": b"no such signal", "body": b"\xffbody"}
@@ -378,7 +378,7 @@ async def test_a_shard_that_nobody_took_fences_every_commit(shard: Shard) -> Non
 
 async def test_an_outbox_number_that_is_not_new_refuses_the_commit_whole(shard: Shard) -> None:
     batch = await prepared(shard)
-    batch.sends = [Send("6-1", 1, "signal", "x", b"again")]
+    batch.sends = [Send("6-1", b"again")]
     answer = await shard.assert_changes_nothing(shard.commit(batch))
     assert isinstance(answer, StoreError)
 

@@ -204,7 +204,7 @@ class Differential:
         entries = await self.shard.stream(self.shard.keys.inbox)
         batch.acks = [entry for entry, _ in entries[: command.acks]]
         batch.plans = [(run, due if due is None or due < 0 else self.now + due) for run, due in command.plans.items()]
-        batch.sends = [Send(f"{number}-{n}", 1, "signal", "x", b"") for n in range(1, command.sends + 1)]
+        batch.sends = [Send(f"{number}-{n}", b"") for n in range(1, command.sends + 1)]
         batch.sent = model.outbox[: command.sent]
         token = self.tokens[-2] if command.late and len(self.tokens) > 1 else self.tokens[-1]
         call = self.shard.kernel.commit(0, token, self.shard.group, batch, self.now)

@@ -7,9 +7,12 @@ The table of verbs in `lua/README.md` is held against the headers and the caller
 from __future__ import annotations
 
 import re
+import struct
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import msgspec
 import pytest
@@ -144,13 +147,14 @@ def deliver_messages(n: dict[str, int]) -> Call[Any]:
 
 def commit(n: dict[str, int]) -> Call[Any]:
     text: Any = lambda name: f"<{name}>"  # noqa: E731 (outside of tests a number)
+    states = [b""] * n["run"] + [b"<state>"] * n["reducer"]
     batch = Batch(
         "<commit>",
-        runs=[RunWrite("<id>", b"<expected>", b"<header>", b"<state>", b"<transition>")] * n["run"],
+        runs=[RunWrite("<id>", b"<expected>", b"<header>", state, b"<transition>") for state in states],
         acks=["<inbox_id>"] * n["ack"],
         plans=[("<id>", text("score"))] * n["plan"],
         moves=[("<id>", BEFORE, AFTER, text("score"))] * n["move"],
-        sends=[Send("<number>", text("target"), "<kind>", "<id>", b"<body>")] * n["send"],
+        sends=[Send("<number>", b"<messages>")] * n["send"],
         sent=["<outbox_number>"] * n["sent"],
         poisons=[Poison("<inbox_id>", "<id>", "<reason>", b"<event>", b"<body>")] * n["poison"],
         cuts=[(0, b"<logged>")] * n["cut"],
@@ -161,9 +165,9 @@ def commit(n: dict[str, int]) -> Call[Any]:
 
 
 def commit_values(n: dict[str, int]) -> dict[str, Any]:
-    counts = {f"{name}s": n[name] for name in ("ack", "plan", "move", "send", "poison", "cut", "put")}
-    fixed = {"channel": SHARD.done, "from": 1, "to": 2, "position": 1}
-    return {**fixed, "indexes": 2 if n["move"] else 0, "sent": n["sent"], **counts}
+    items = ("ack", "plan", "move", "send", "sent", "poison", "cut", "reducer", "put")
+    counts = struct.pack(">10I", 2 if n["move"] else 0, *[n[name] for name in items])
+    return {"channel": SHARD.done, "from": 1, "to": 2, "position": ANY, "counts": counts}
 
 
 def report_outcome(_: dict[str, int]) -> Call[Any]:
@@ -242,7 +246,7 @@ VERBS: dict[str, Verb] = {
     "commit": Verb(
         commit,
         {name: (name,) for name in ("run", "ack", "plan", "send", "sent", "poison", "cut", "put")}
-        | {"move": ("move", "listing")},
+        | {"move": ("move", "listing"), "reducer": ("run", "state")},
         commit_values,
     ),
     "forget_runs": Verb(
@@ -304,7 +308,9 @@ def path_of(name: str) -> Path:
 def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numbers: dict[str, int]) -> None:
     verb = VERBS[name]
     call = verb.call(numbers)
-    counts = {label: n for item, n in numbers.items() for label in verb.items[item]}
+    counts: Counter[str] = Counter()
+    for item, n in numbers.items():
+        counts.update(dict.fromkeys(verb.items[item], n))
     assert call.script == name
 
     names = layout(path_of(name), "KEYS").expected(counts)
@@ -312,7 +318,7 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
         expected = [getattr(SHARD, key) for key in names if key not in ("index", "put", "run")]
         expected += [BEFORE, AFTER] if numbers["move"] else []
         expected += [REPEATED_KEYS["put"]] * numbers["put"]
-        assert call.keys == [*expected, *[SHARD.run("<id>")] * numbers["run"]]
+        assert call.keys == [*expected, *[SHARD.run("<id>")] * (numbers["run"] + numbers["reducer"])]
     else:
         repeated = (
             REPEATED_KEYS

@@ -120,7 +120,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         plans=[("r1", None), ("r2", NOW)],
         moves=[("r1", running, completed, NOW), ("r1", "", tagged, NOW)],
         puts=[Put(keys.published("r1"), "progress", b"x"), Put(keys.answer("0" * 32), "", b"x")],
-        sends=[Send("5-1", 1, "signal", "x", b"x")],
+        sends=[Send("5-1", b"x")],
         sent=["1-1"],
         poisons=[Poison(second, "r9", "reason", b"event", b"x")],
         cuts=[(0, b"logged")],
@@ -198,7 +198,7 @@ async def test_a_commit_that_puts_nothing_runs_not_one_command_for_it(real_shard
     commit = shard.commit(Batch("c1", runs=[await shard.write_of("r1")]))
     await watcher.commands(shard.kernel.peek_runs(0, ["r1"]))  # what ran before is passed over
     ran = [words[0] for words in await watcher.commands(commit)]
-    assert ran == ["TYPE", "HMGET", "TYPE", "LINDEX", "LSET", "RPUSH", "XADD", "HSET"]
+    assert ran == ["HMGET", "TYPE", "LINDEX", "LSET", "RPUSH", "XADD", "HSET"]
 
 
 async def test_all_keys_of_a_call_and_what_it_publishes_to_share_one_slot(real_shard: Shard, watcher: Watcher) -> None:

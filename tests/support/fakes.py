@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -145,3 +146,31 @@ def context(
         member,
         "s",
     )
+
+
+class CommitCounts(NamedTuple):
+    """How many items of each kind a call of `commit` has."""
+
+    indexes: int
+    acks: int
+    plans: int
+    moves: int
+    sends: int
+    sent: int
+    poisons: int
+    cuts: int
+    states: int
+    puts: int
+
+
+def counts_of(commit: Call[Any]) -> CommitCounts:
+    return CommitCounts(*struct.unpack(">10I", commit.args[6]))
+
+
+def runs_of(commit: Call[Any]) -> dict[str, tuple[bytes, bytes, bytes]]:
+    """The new header, the state and the transition of each run."""
+    counts, args = counts_of(commit), commit.args
+    ids = [key.rpartition(":")[2] for key in commit.keys[6 + counts.indexes + counts.puts :]]
+    first = len(args) - 2 * (counts.states + counts.puts)
+    states = {args[first + 2 * n]: args[first + 2 * n + 1] for n in range(counts.states)}
+    return {run_id: (args[8 + 3 * n], states.get(n + 1, b""), args[9 + 3 * n]) for n, run_id in enumerate(ids)}

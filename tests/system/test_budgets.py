@@ -12,6 +12,8 @@ import streamflow as sf
 from streamflow.daemon import deploy_check
 from streamflow.daemon.batch import BYTES, LARGEST, WRITES
 from streamflow.store.connection import Call, Store
+from streamflow.wire import decode_outbox
+from tests.support.fakes import counts_of, runs_of
 from tests.support.waiting import reduced, status_of
 from tests.system.conftest import Serve
 
@@ -86,7 +88,7 @@ class Traffic:
                 self.requests[name] = max(self.requests.get(name, 0), size)
                 self.pipelines[name] = max(self.pipelines.get(name, 0), total)
                 if name == "commit":
-                    self.outbox.append(int(call.args[10]))
+                    self.outbox.append(messages_of(call))
             answers = await send(store, calls, patience, **options)
             for call, answer in zip(calls, answers, strict=True):
                 name = call.script or str(call.args[0])
@@ -94,6 +96,13 @@ class Traffic:
             return answers
 
         monkeypatch.setattr(Store, "send", counted)
+
+
+def messages_of(commit: Call[Any]) -> int:
+    """How many messages its entries for the outbox have."""
+    counts = counts_of(commit)
+    first = 7 + 3 * len(runs_of(commit)) + counts.acks + 2 * counts.plans + 4 * counts.moves
+    return sum(len(decode_outbox(entry)) for entry in commit.args[first + 1 : first + 2 * counts.sends : 2])
 
 
 def size_of(answer: Any) -> int:

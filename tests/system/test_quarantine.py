@@ -11,6 +11,7 @@ import streamflow as sf
 from streamflow.events import SignalReceived, TimerSet
 from streamflow.store.connection import Call
 from streamflow.store.keys import ShardKeys
+from streamflow.wire import OutboxMessage, encode_outbox
 from tests.support.serving import view
 from tests.support.waiting import happened, reduced, until
 from tests.system.conftest import Serve
@@ -205,10 +206,18 @@ async def test_an_outbox_entry_that_is_garbage_is_dropped_and_the_others_go(serv
         run = await client.start(listens, id="r")
         await reduced(client, "r")
     keys = client.keys.shard(0)
-    for kind, body in (("start", b"\xc1"), ("start", b"\x94\xa1\xff\xa0\xa0\xc0"), ("signal", SIGNAL)):
-        words = ["target", "0", "kind", kind, "run", "r", "body", body]
-        await client.store.one(Call.plain("XADD", keys.outbox, "*", *words))
-    await client.store.one(Call.plain("XADD", keys.outbox, "*", "target", "nowhere", "kind", "signal"))
+    contents = ("start", b"\xc1"), ("start", b"\x94\xa1\xff\xa0\xa0\xc0"), ("signal", SIGNAL)
+    good = encode_outbox([OutboxMessage(0, kind, "r", body) for kind, body in contents])
+    nowhere = encode_outbox([OutboxMessage(-1, "signal", "r", SIGNAL)])
+    for number, field, data in (
+        ("1-1", "messages", b"\xc1"),
+        ("2-1", "messages", b"\x90"),
+        ("3-1", "messages", good),  # it has more messages than its number allows
+        ("4-9", "messages", nowhere),
+        ("5-9", "messages", good),
+        ("6-1", "body", b"x"),
+    ):
+        await client.store.one(Call.plain("XADD", keys.outbox, number, field, data))
     async with serve(app, shards=1):
         assert await run.result(10) == 1
 

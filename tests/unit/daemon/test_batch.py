@@ -25,9 +25,9 @@ from streamflow.machine.factory import new_machine
 from streamflow.machine.transition import Due, Effects, FailedChild, Outcome
 from streamflow.model.record import Status, decode_header
 from streamflow.model.sharding import Partition, queue_partition_of, shard_of
-from streamflow.store.kernel import FRESH, Put
+from streamflow.store.kernel import FRESH, Put, Send
 from streamflow.store.namespace import Namespace
-from streamflow.wire import InboxMessage, decode_job, origin_of
+from streamflow.wire import InboxMessage, decode_job, encode_outbox, origin_of
 from tests.support.fakes import owned, pack, put, signal, start
 from tests.support.machine_driver import plain, raw
 
@@ -124,11 +124,13 @@ def test_an_attempt_for_a_queue_is_in_the_outbox_of_its_commit() -> None:
     shard = owned()
     put(shard, start("1-0", "r", "queueing", 5))
     batch = batch_of(shard)
-    [send] = batch.batch.sends
-    assert (send.number, send.kind, send.run_id, send.target) == ("7-1", "step", "r", queue_partition_of("r", 1))
+    [send] = batch.sends
+    assert (send.kind, send.run_id, send.target) == ("step", "r", queue_partition_of("r", 1))
     job = decode_job(send.body)
     assert (job.queue, job.seq, job.attempt, job.name, job.timeout, plain(job.args)) == ("gpu", 1, 1, "act", 3, [5])
-    assert batch.sends == [(send.number, send.target, send.kind, send.run_id, send.body)]
+    [entry] = batch.outbox
+    assert (entry.number, entry.messages) == ("7-1", [send])
+    assert batch.batch.sends == [Send("7-1", encode_outbox([send]))]
     assert batch.batch.plans == []  # nothing of the run is in flight at the owner
 
 
@@ -139,7 +141,7 @@ def test_a_retry_of_a_queued_step_carries_the_earlier_heartbeat_details() -> Non
     shard.add_input("r", Outcome(1, 1, 0.0, None, Failure("ValueError", "no"), details=raw("half")))
     due = applied(batch_of(shard)).batch.plans
     shard.add_input("r", Due())
-    [send] = batch_of(shard, at=due[0][1] or 0).batch.sends
+    [send] = batch_of(shard, at=due[0][1] or 0).sends
     job = decode_job(send.body)
     assert (send.kind, job.attempt, plain(job.details)) == ("step", 2, "half")
     assert send.target == queue_partition_of("r", 1)
@@ -150,9 +152,11 @@ def test_a_run_that_ends_revokes_its_attempts_in_queues_behind_them() -> None:
     put(shard, start("1-0", "r", "queueing", 5))
     applied(batch_of(shard))
     put(shard, InboxMessage("2-0", "cancel", "r", pack("enough")))
-    [send] = batch_of(shard).batch.sends
+    batch = batch_of(shard)
+    [send] = batch.sends
     job = decode_job(send.body)
-    assert (send.number, send.kind, job.queue, job.seq, job.attempt) == ("7-2", "revoke", "gpu", 1, 1)
+    assert (send.kind, job.queue, job.seq, job.attempt) == ("revoke", "gpu", 1, 1)
+    assert batch.outbox[0].number == "7-2"
     assert send.target == queue_partition_of("r", 1)
 
 
@@ -277,15 +281,29 @@ def test_messages_for_others_are_numbered_in_order_and_say_their_shard() -> None
     shard = owned()
     put(shard, start("1-0", "r", "family", 3))
     batch = batch_of(shard)
-    assert [send.number for send in batch.batch.sends] == ["7-1", "7-2", "7-3", "7-4"]
-    assert [(send.kind, send.run_id.partition("~")[0]) for send in batch.batch.sends] == [
+    assert [(send.kind, send.run_id.partition("~")[0]) for send in batch.sends] == [
         ("start", "r.1"),
         ("start", "r.2"),
         ("start", "r.3"),
         ("signal", "friend"),
     ]
-    assert all(send.target == shard_of(send.run_id, SHARDS, Partition.RUN) for send in batch.batch.sends)
-    assert [sent[0] for sent in batch.sends] == [send.number for send in batch.batch.sends]
+    assert all(send.target == shard_of(send.run_id, SHARDS, Partition.RUN) for send in batch.sends)
+    assert [(entry.number, entry.messages) for entry in batch.outbox] == [("7-4", batch.sends)]
+    put(shard, start("1-1", "s", "family", 2))
+    assert [entry.number for entry in batch_of(shard).outbox] == ["7-7"]
+
+
+@pytest.mark.parametrize(("limit", "value"), [("ENTRY", 2), ("ENTRY_BYTES", 1)])
+def test_entries_of_the_outbox_have_limits(limit: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, limit, value)
+    shard = owned()
+    put(shard, start("1-0", "r", "family", 4))
+    batch = batch_of(shard)
+    sizes = [2, 2, 1] if limit == "ENTRY" else [1] * 5
+    assert [len(entry.messages) for entry in batch.outbox] == sizes
+    assert [sent for entry in batch.outbox for sent in entry.messages] == batch.sends
+    assert [send.number for send in batch.batch.sends] == [entry.number for entry in batch.outbox]
+    assert batch.outbox[-1].number == "7-5"
 
 
 def test_what_was_delivered_is_deleted_with_the_next_commit() -> None:
@@ -450,7 +468,7 @@ def test_a_child_whose_id_is_taken_is_refused_to_its_parent() -> None:
     shard = owned()
     put(shard, InboxMessage("1-0", "taken", "theirs", b"", b"parent#4@900"))
     batch = batch_of(shard)
-    [send] = batch.batch.sends
+    [send] = batch.sends
     assert (send.kind, send.run_id, send.target) == ("child", "parent", shard_of("parent", SHARDS, Partition.RUN))
     failure = Failure("RunConflict", "the run id theirs belongs to another run")
     assert msgspec.msgpack.decode(send.body, type=FailedChild) == FailedChild(4, "", failure, created=900)
@@ -623,7 +641,7 @@ def test_runs_that_decide_much_together_are_divided_among_commits(monkeypatch: p
     put(shard, *(start(f"1-{n}", f"r{n}", "family", 9) for n in range(6)), signal("1-9", "r0", "item", 1))
     shard.add_input("r5", Due())
     batches = all_batches(shard)
-    assert [len(batch.batch.sends) for batch in batches] == [20, 20, 20]
+    assert [len(batch.sends) for batch in batches] == [20, 20, 20]
     assert [[write.run_id for write in batch.batch.runs] for batch in batches] == [
         ["r5", "r0"],
         ["r1", "r2"],
@@ -672,7 +690,7 @@ def test_a_transition_that_is_too_large_fails_its_run_alone(
     assert failure.kind == "TransitionTooLarge"
     assert "start fewer steps or children" in failure.message
     assert decode_header(second.batch.runs[0].header).status == Status.FAILED
-    assert [(send.kind, send.run_id) for send in second.batch.sends] == [("child", "p")]
+    assert [(send.kind, send.run_id) for send in second.sends] == [("child", "p")]
     assert "run huge of shard 0 fails, other runs continue" in caplog.text
     assert (shard.portions, shard.oversize, shard.live) == ({}, {}, {})
 
@@ -688,7 +706,7 @@ def test_a_fan_out_that_is_too_wide_fails_but_an_end_never_does(monkeypatch: pyt
     put(shard, InboxMessage("3-0", "cancel", "r", pack("enough")))
     [batch] = all_batches(shard)
     assert kinds_in(batch)[-1] == "RunCancelled"
-    assert len(batch.batch.sends) == 10
+    assert len(batch.sends) == 10
 
 
 def test_one_run_with_thousands_of_inputs_delays_others_by_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:

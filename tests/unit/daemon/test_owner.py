@@ -13,6 +13,7 @@ import pytest
 import streamflow as sf
 from streamflow.daemon.batch import BYTES
 from streamflow.daemon.owner import Owner
+from streamflow.daemon.relay import OutboxEntry
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.timers import SLACK
 from streamflow.errors import StoreError, StoreUnavailable
@@ -24,7 +25,7 @@ from streamflow.store.connection import Call
 from streamflow.store.kernel import Committed, DueRuns, Reply
 from streamflow.wire import InboxMessage
 from streamflow.workflow.actions import StepJob
-from tests.support.fakes import OK, FakeClock, FakeStore, context, owned, pack, put, signal, start
+from tests.support.fakes import OK, FakeClock, FakeStore, context, counts_of, owned, pack, put, runs_of, signal, start
 from tests.support.machine_driver import raw
 
 pytestmark = pytest.mark.anyio
@@ -126,8 +127,8 @@ class Sends:
     def __init__(self) -> None:
         self.handed_over: list[tuple[int, str, str]] = []
 
-    def hand_over(self, source: OwnedShard, messages: Any) -> None:
-        self.handed_over += [(source.number, kind, run_id) for _, _, kind, run_id, _ in messages]
+    def hand_over(self, source: OwnedShard, entries: list[OutboxEntry]) -> None:
+        self.handed_over += [(source.number, sent.kind, sent.run_id) for entry in entries for sent in entry.messages]
 
 
 class Bench:
@@ -155,9 +156,7 @@ class Bench:
     def _commit(self, call: Call[Any]) -> Any:
         answer = self.answers.pop(0) if self.answers else OK
         if isinstance(answer, Committed) and answer.code is Reply.OK:
-            runs = len(call.keys) - 6 - int(call.args[6]) - int(call.args[14])  # without listings and puts
-            for position in range(runs):
-                run_id, _, header, state, transition = call.args[15 + 5 * position : 20 + 5 * position]
+            for run_id, (header, state, transition) in runs_of(call).items():
                 self.records.setdefault(run_id, [b"", b""])[:2] = [header, state]
                 self.records[run_id].append(transition)
         return answer
@@ -448,7 +447,7 @@ async def test_a_forged_start_costs_one_conflict_and_not_an_endless_loop() -> No
     await bench.turn()
     assert len(bench.commits) == 3
     assert not bench.shard.has_work
-    assert bench.commits[-1].args[12] == 1, "it is quarantined"
+    assert counts_of(bench.commits[-1]).poisons == 1, "it is quarantined"
     await bench.take_in(signal("3-0", "r", "go", 7))
     assert bench.status("r") == "completed"
 
@@ -640,7 +639,7 @@ async def test_a_run_whose_record_cannot_be_read_does_not_hold_up_the_others() -
     bench.records["worse"] = [b"running 1 c 900 0 listening - -", b"", b"\x91" * 5000]
     await bench.take_in(signal("1-0", "bad", "go"), signal("1-1", "worse", "go"), start("1-2", "r", "quick", 1))
     assert bench.status("r") == "completed"
-    assert bench.commits[0].args[12] == 2
+    assert counts_of(bench.commits[0]).poisons == 2
 
 
 async def test_delivered_messages_are_deleted_when_the_rollup_asks() -> None:
@@ -650,5 +649,5 @@ async def test_delivered_messages_are_deleted_when_the_rollup_asks() -> None:
     bench.shard.sent = ["7-1"]
     bench.owner.flush()
     await bench.turn()
-    assert bench.commits[0].args[11] == 1
+    assert counts_of(bench.commits[0]).sent == 1
     assert bench.shard.sent == []

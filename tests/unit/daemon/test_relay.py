@@ -8,22 +8,20 @@ import pytest
 from msgspec import Raw
 
 from streamflow.daemon import relay as relay_module
-from streamflow.daemon.relay import Relay
+from streamflow.daemon.relay import OutboxEntry, Relay
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.store.connection import Call
 from streamflow.store.kernel import WORKERS
-from streamflow.wire import encode_job
+from streamflow.wire import OutboxMessage, encode_job
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
 from tests.support.fakes import KERNEL, FakeClock, FakeStore, owned
 
 pytestmark = pytest.mark.anyio
 
-Message = tuple[str, int, str, str, bytes]
 
-
-def message(number: int, target: int = 1, body: bytes = b"x") -> Message:
-    return f"7-{number}", target, "signal", f"r{number}", body
+def message(number: int, target: int = 1, body: bytes = b"x") -> OutboxEntry:
+    return OutboxEntry(f"7-{number}", [OutboxMessage(target, "signal", f"r{number}", body)])
 
 
 def numbers(call: Call[Any]) -> list[str]:
@@ -91,7 +89,7 @@ async def test_messages_go_on_without_the_list_of_queues(caplog: pytest.LogCaptu
     store = FakeStore(enqueue_attempts="7-1", store_records=StoreError("store_records: WRONGTYPE"))
     relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
     job = StepJob(1, 1, Step(lambda: None, "act", queue="gpu"), Raw(b"\x90"), Raw(b"\xc0"))
-    relay.hand_over(source, [("7-1", 3, "step", "r", encode_job(job, 5))])
+    relay.hand_over(source, [OutboxEntry("7-1", [OutboxMessage(3, "step", "r", encode_job(job, 5))])])
     assert await relay.run_once()
     assert source.sent == ["7-1"]
     assert "gpu can't be registered" in caplog.text
@@ -175,14 +173,10 @@ def job(seq: int, queue: str = "gpu") -> StepJob:
     return StepJob(seq, 1, _step(queue), Raw(b"\x90"))
 
 
-def attempt(number: int, seq: int, *, partition: int = 3, queue: str = "gpu", revoked: bool = False) -> Message:
-    return (
-        f"7-{number}",
-        partition,
-        "revoke" if revoked else "step",
-        "r",
-        encode_job(job(seq, queue), 7, revoked=revoked),
-    )
+def attempt(number: int, seq: int, *, partition: int = 3, queue: str = "gpu", revoked: bool = False) -> OutboxEntry:
+    kind = "revoke" if revoked else "step"
+    body = encode_job(job(seq, queue), 7, revoked=revoked)
+    return OutboxEntry(f"7-{number}", [OutboxMessage(partition, kind, "r", body)])
 
 
 async def test_attempts_and_their_revocations_go_to_their_queue_in_one_order() -> None:
@@ -217,27 +211,37 @@ async def test_each_partition_of_a_queue_has_its_own_enqueue_call() -> None:
 @pytest.mark.parametrize(
     "spoilt",
     [
-        ("7-1", 1, "step", "r", b"\xc1"),
-        ("7-1", 8, "step", "r", encode_job(job(1), 7)),
-        (
-            "7-1",
-            1,
-            "revoke",
-            "r",
-            encode_job(job(1, ""), 7),
-        ),
-        ("7-1", 1, "start", "r", b"\xc1"),
-        ("7-1", 1, "start", "r", b"\x94\xa1\xff"),
-        ("7-1", -1, "signal", "r", b""),
+        OutboxMessage(1, "step", "r", b"\xc1"),
+        OutboxMessage(8, "step", "r", encode_job(job(1), 7)),
+        OutboxMessage(1, "revoke", "r", encode_job(job(1, ""), 7)),
+        OutboxMessage(1, "start", "r", b"\xc1"),
+        OutboxMessage(1, "start", "r", b"\x94\xa1\xff"),
+        OutboxMessage(-1, "signal", "r", b""),
     ],
 )
-async def test_a_corrupt_entry_is_dropped_and_the_others_are_delivered(
-    spoilt: Message, caplog: pytest.LogCaptureFixture
+async def test_a_corrupt_message_is_dropped_and_the_others_are_delivered(
+    spoilt: OutboxMessage, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = FakeStore(deliver_messages="")
     relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
-    relay.hand_over(source, [spoilt, message(2)])
+    relay.hand_over(source, [OutboxEntry("7-1", [spoilt]), message(2)])
+    relay.hand_over(source, [OutboxEntry("7-4", [OutboxMessage(1, "signal", "r3", b"x"), spoilt])])
     assert await relay.run_once()
-    assert source.sent == ["7-1", "7-2"]
-    assert [numbers(call) for call in store.sent("deliver_messages")] == [["7-2"]]
-    assert "outbox entry 7-1 of shard 0 can't be read and is dropped" in caplog.text
+    assert source.sent == ["7-1", "7-2", "7-4"]
+    assert [numbers(call) for call in store.sent("deliver_messages")] == [["7-2", "7-3"]]
+    for number in ("7-1", "7-4"):
+        assert f"message {number} in the outbox of shard 0 can't be read and is dropped" in caplog.text
+
+
+async def test_an_entry_is_deleted_when_all_of_its_messages_are_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamflow.daemon.relay.RETRY_PAUSE", 0.0)
+    store = FakeStore(deliver_messages=lambda call: StoreError("full") if "ns/3" in call.keys[0] else "")
+    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
+    messages = [OutboxMessage(target, "signal", "r", b"x") for target in (2, 3, 2)]
+    relay.hand_over(source, [OutboxEntry("7-5", messages)])
+    assert not await relay.run_once()
+    assert source.sent == []
+    store.answers["deliver_messages"] = ""
+    assert await relay.run_once()
+    assert source.sent == ["7-5"]
+    assert [numbers(call) for call in store.sent("deliver_messages")] == [["7-3", "7-5"], ["7-4"], ["7-4"]]

@@ -176,9 +176,9 @@ async def waits_first() -> None:
 def test_a_run_that_leaves_memory_or_is_cancelled_has_forgotten_nothing() -> None:
     run = Run(app, "waits_first")
     run.machine.close()
-    assert run.last.warnings == []
+    assert not run.last.warnings
     run.reload()
-    assert run.advance(Due(), after=1000).warnings == []
+    assert not run.advance(Due(), after=1000).warnings
     assert list(run.machine.steps) == [2]
 
 
@@ -191,7 +191,7 @@ async def refused() -> None:
 
 
 def test_what_was_refused_was_not_forgotten() -> None:
-    assert Run(app, "refused").last.warnings == []
+    assert not Run(app, "refused").last.warnings
 
 
 def test_a_replay_says_nothing_again() -> None:
@@ -206,7 +206,7 @@ def test_a_replay_says_nothing_again() -> None:
     run = Run(app, "flow")
     assert len(run.last.warnings) == 1
     run.reload()
-    assert run.advance(Due(), after=1000).warnings == []
+    assert not run.advance(Due(), after=1000).warnings
 
 
 def test_a_reducer_forgets_a_command_that_it_does_not_return() -> None:
@@ -223,7 +223,7 @@ def test_a_reducer_forgets_a_command_that_it_does_not_return() -> None:
     run = Run(app, "machine")
     (warning,) = _warnings(run)
     assert "sf.sleep() at " in warning
-    assert run.done(1).warnings == []
+    assert not run.done(1).warnings
     assert run.machine.ended
 
 
