@@ -166,6 +166,7 @@ def has_set(value: Any) -> bool:
     """Whether a set with more than one element is in a value: its order differs from process to process."""
     # Signals of any size come here, so there is no `cast` and no union of types in this loop.
     waiting: list[Any] = [value]
+    limit = 100_000
     for one in waiting:
         kind: Any = type(one)  # pyright: ignore[reportUnknownVariableType]
         if kind in SCALARS:
@@ -187,8 +188,21 @@ def has_set(value: Any) -> bool:
                 waiting.extend(one.values())
         else:
             waiting.extend([getattr(one, name, None) for name in _field_names(kind)])
-        if len(waiting) > 10_000_000:  # contains itself: encoding it fails
-            return False
+        if len(waiting) > limit:
+            if limit > 100_000 or _is_endless(value):
+                return False  # encoding it fails
+            limit = 10_000_000
+    return False
+
+
+def _is_endless(value: Any) -> bool:
+    """Whether a value contains itself, as encoding finds out within microseconds."""
+    try:
+        _bytes(value)
+    except RecursionError:
+        return True
+    except Exception:  # it is reported where the value is encoded
+        return False
     return False
 
 

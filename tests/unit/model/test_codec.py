@@ -9,6 +9,7 @@ import decimal
 import enum
 import logging
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ from streamflow.model.codec import (
     depth_exceeds,
     encode,
 )
+from streamflow.model.payload_types import has_set
 
 
 class Color(enum.Enum):
@@ -87,6 +89,21 @@ def test_a_value_that_contains_itself_is_refused() -> None:
     circle.append(circle)
     with pytest.raises(PayloadInvalid, match="nested too deep"):
         encode(circle, "value")
+
+
+def test_the_search_for_sets_ends_early_only_in_what_contains_itself() -> None:
+    class Circle(list[Any]):
+        looks = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            Circle.looks += 1
+            return super().__iter__()
+
+    circle = Circle()
+    circle.append(circle)
+    assert not has_set(circle)
+    assert Circle.looks < 1_000_000
+    assert has_set([*([[0]] * 200_000), {1, 2}])
 
 
 def test_a_payload_above_the_limit_is_refused_with_size_and_limit() -> None:
