@@ -593,7 +593,7 @@ _numbers = itertools.count()
 async def diverges() -> int:
     """Another argument at each replay. It waits, so that it is evicted and replayed: the bench's cache is small."""
     value = await double(next(_numbers))
-    await sf.sleep(1.0)
+    await sf.sleep(3.0)
     return await double(value)
 
 

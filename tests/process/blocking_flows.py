@@ -111,9 +111,11 @@ async def deadlock_queued(journal: str) -> None:
 
 
 @app.step(queue="gpu")
-async def wait_queued(journal: str, seconds: float) -> None:
+async def wait_queued(journal: str) -> None:
+    """Ends only if it is begun again."""
     note(journal)
-    await asyncio.sleep(seconds)
+    while Path(journal).read_text() == "begun\n":  # noqa: ASYNC110 - another process writes it
+        await asyncio.sleep(0.1)
 
 
 @app.step(queue="gpu")
@@ -136,8 +138,8 @@ async def deadlocks_queued(journal: str) -> None:
 
 
 @app.workflow
-async def waits_queued(journal: str, seconds: float) -> str:
-    await wait_queued(journal, seconds)
+async def waits_queued(journal: str) -> str:
+    await wait_queued(journal)
     return "waited"
 
 

@@ -122,14 +122,33 @@ async def counting(journal: str, until: int) -> int:
     return await count(journal, until)
 
 
+def released(journal: str | Path) -> Path:
+    """The file whose creation ends the steps below."""
+    return Path(f"{journal}.released")
+
+
 @app.step
-def hold(journal: str, name: str, seconds: float) -> str:
-    """In a thread."""
+async def wait(journal: str, name: str) -> str:
     note(journal, name)
-    time.sleep(seconds)
+    while not released(journal).exists():  # noqa: ASYNC110 - another process makes it
+        await asyncio.sleep(0.05)
     return name
 
 
 @app.workflow
-async def holding(journal: str, name: str, seconds: float) -> str:
-    return await hold(journal, name, seconds)
+async def waiting(journal: str, name: str) -> str:
+    return await wait(journal, name)
+
+
+@app.step
+def hold(journal: str, name: str) -> str:
+    """In a thread."""
+    note(journal, name)
+    while not released(journal).exists():
+        time.sleep(0.05)
+    return name
+
+
+@app.workflow
+async def holding(journal: str, name: str) -> str:
+    return await hold(journal, name)

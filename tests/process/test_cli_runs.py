@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -526,11 +527,11 @@ def test_views_can_be_rebuilt(cli: Cli) -> None:
 
 @pytest.mark.parametrize("arguments", [["status"], ["runs"], ["enqueue", "echo"], ["daemon", "--app", "flows:app"]])
 def test_an_unreachable_server_is_reported_in_seconds_without_its_password(cli: Cli, arguments: list[str]) -> None:
-    began = time.monotonic()
     done = cli.process(*arguments, "--redis", "redis://user:secret@127.0.0.1:1/0")
-    assert time.monotonic() - began < 8  # two seconds, and the start of Python on a busy machine
     assert (done.code, done.out) == (1, "")
-    assert "error: no answer from redis://***@127.0.0.1:1/0" in done.err
+    tried = re.search(r"error: no answer from redis://\*\*\*@127\.0\.0\.1:1/0 for ([\d.]+) s: ", done.err)
+    assert tried, done.err
+    assert float(tried[1]) < 5  # two seconds; others try for ten
     assert "secret" not in done.err
     assert "Traceback" not in done.err
 

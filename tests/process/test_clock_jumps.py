@@ -31,6 +31,8 @@ pytestmark = [
 
 HOUR = 3600
 NAP, LONG = 0.3, 2.5
+SLACK = 3.0
+"""Seconds that a busy machine may take: a timer that follows the clock is late by an hour, or ends at once."""
 SETTINGS = {"shards": 16, "beat": 0.2, "dead_after": 1.0, "rollup": 1.0}
 Shift = Callable[[int], None]
 
@@ -78,7 +80,7 @@ async def check_naps(client: sf.Client, count: int = 6) -> None:
     began = time.monotonic()
     runs = await client.start_many(nap, [(NAP,)] * count)
     for ended in await asyncio.gather(*(timed(run) for run in runs)):
-        assert NAP <= ended - began < NAP + 1
+        assert NAP <= ended - began < NAP + SLACK
 
 
 async def is_ahead(client: sf.Client, seconds: int) -> bool:
@@ -148,7 +150,7 @@ async def test_no_timer_follows_a_server_whose_clock_jumps_by_an_hour(
             await check_naps(client)
         before = await scripts_called(client)
         ended = await long
-        assert LONG <= ended - began < LONG + 1
+        assert LONG <= ended - began < LONG + SLACK
         # Nothing but heartbeats and rollups, and what the end of the long nap takes.
         assert await scripts_called(client) - before < 100
 
@@ -170,6 +172,6 @@ async def test_a_daemon_that_starts_while_the_server_is_wrong_keeps_time(
                 assert second.owner.shards
         # Alone it has only the server, this host, and what the two have left.
         async with running_daemon(app, server, namespace, crash=False, **SETTINGS):
-            assert LONG <= await timed(run) - began < LONG + 1
+            assert LONG <= await timed(run) - began < LONG + SLACK
             shift(0)
             await check_naps(client)

@@ -150,7 +150,7 @@ async def test_a_worker_exits_and_gives_its_other_steps_back(start: Start, clien
     await start("daemon")
     first = await start("worker")
     waiting, bad = tmp_path / "waiting", tmp_path / "bad"
-    run = await client.start(waits_queued, str(waiting), 12.0)
+    run = await client.start(waits_queued, str(waiting))
     await until(lambda: exists(waiting), "the other step runs")
     await client.start(deadlocks_queued, str(bad))
     await until(lambda: exists(bad), "the step runs")

@@ -17,6 +17,8 @@ from streamflow.embedded.server import EmbeddedServer
 from tests.conftest import clean_keys
 from tests.support.waiting import DEADLINE
 
+pytestmark = pytest.mark.timeout(180)  # some start Python two dozen times
+
 ODD = "wért 🎉 → ✓ \u202e\u200b"
 
 FLOWS = """
