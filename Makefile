@@ -16,7 +16,7 @@ setup: ## Create .venv with everything that development needs
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 
 .PHONY: check
-check: ## Run everything that has to pass before a merge, as CI does (18 minutes)
+check: ## Run everything that has to pass before a merge, as CI does (11 minutes)
 	.ci/run
 
 .PHONY: test
@@ -45,7 +45,7 @@ types: ## Check types
 .PHONY: coverage
 coverage: ## Measure which lines and branches the tests run that need no processes (4 minutes)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -q --ignore=tests/process -k "not fakeredis" $(ARGS)
+	$(BIN)/coverage run -m pytest -q -n 3 --ignore=tests/process -k "not fakeredis" $(ARGS)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --skip-covered --sort=cover
 

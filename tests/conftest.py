@@ -6,12 +6,14 @@ Async tests run on asyncio through anyio's pytest plugin: mark a module with `py
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from anyio.from_thread import start_blocking_portal
 from redis.asyncio import Redis
@@ -21,6 +23,30 @@ from streamflow.machine import sealed
 
 REDIS_SERVER = shutil.which("redis-server")
 """Parametrise with `redis_server` only where this is set: a test that can't run isn't made, rather than skipped."""
+
+# A busy machine is no error of what is tested. How long one test may take is said in pyproject.toml.
+hypothesis.settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy machine")
+
+MAX_PROCESSES = 8
+"""Of tests, on machines with many cores: each has a server, and starts daemons."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """What `-n auto` of pyproject.toml is: one process more than there are cores, because many tests wait for others.
+
+    0, which is this process, for single files or tests, and for what needs the terminal. A number after `-n`, or in the
+    variable of pytest-xdist, has precedence.
+    """
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    option = config.option
+    single = option.keyword or option.lf or any(".py" in argument for argument in config.args)
+    if single or option.capture == "no" or option.trace:
+        return 0
+    return min((os.cpu_count() or 1) + 1, MAX_PROCESSES)
 
 
 @pytest.fixture(scope="session")

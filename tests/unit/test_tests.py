@@ -1,4 +1,4 @@
-"""The tests as documentation: the manual uses the public API only, and names can be read at a glance."""
+"""The tests as documentation: the manual uses the public API only, names are short, one test runs in one process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import pytest_xdist_auto_num_workers
+
+pytest_plugins = ["pytester"]
 
 TESTS = Path(__file__).parents[1]
 GUIDE = sorted(file for file in (TESTS / "guide").glob("*.py") if file.name != "conftest.py")
@@ -49,3 +53,33 @@ def test_names_of_tests_have_at_most_seventy_characters(file: Path) -> None:
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     names = [node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, functions)]
     assert [name for name in names if name.startswith("test_") and len(name) > LONGEST_NAME] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "divided"),
+    [
+        ("", True),
+        ("tests/unit tests/kernel", True),
+        ("-x --durations=5 -m server", True),
+        ("tests/unit/test_wire.py", False),
+        ("tests/unit/test_wire.py::test_it", False),
+        ("tests/unit -k commit", False),
+        ("--lf", False),
+        ("-s", False),
+        ("--trace", False),
+    ],
+)
+def test_folders_are_divided_among_processes_and_a_single_test_is_not(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, words: str, divided: bool
+) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_AUTO_NUM_WORKERS", raising=False)
+    processes = pytest_xdist_auto_num_workers(pytester.parseconfig(*words.split()))
+    assert processes is not None
+    assert (processes > 1) if divided else (processes == 0)
+
+
+def test_a_number_of_processes_that_was_asked_for_is_respected(
+    pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "5")
+    assert pytest_xdist_auto_num_workers(pytestconfig) is None
