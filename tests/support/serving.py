@@ -99,7 +99,8 @@ def no_unknown_keys_are_left(embedded_server: EmbeddedServer, namespace: str) ->
         }
         if names:
             redis.delete(*names)
-    unknown = sorted(name for name in names if not any(pattern.fullmatch(name) for pattern in _permanent(namespace)))
+    permanent = _permanent(namespace)
+    unknown = sorted(name for name in names if not any(pattern.fullmatch(name) for pattern in permanent))
     assert not unknown
 
 
