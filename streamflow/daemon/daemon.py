@@ -219,6 +219,7 @@ class Daemon:
         self.registration = registration = Registration(context)
         registration.on_other_data = self._on_other_data
         registration.on_mismatch = self._on_mismatch
+        self.membership.on_identity = registration.compare
         owner.on_lost = self.membership.rebalance_soon
         owner.on_other_history = context.store.on_other_history = self.membership.start_over
         owner.on_caught_up = self.reader.caught_up

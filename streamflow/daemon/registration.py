@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import msgspec
 
 from streamflow.daemon.context import Context
@@ -33,10 +34,20 @@ class Registration:
         self.on_mismatch: Callable[[], None] = lambda: None
         self._context = context
         self._identity = context.namespace.identity
+        self._differs = anyio.Event()
+
+    def compare(self, stored: bytes | None) -> None:
+        """Called with the identity that the namespace's record has now, by each heartbeat."""
+        if stored != self._identity.encode():
+            self._differs.set()
 
     async def run(self) -> None:
-        failure = "could not check whether the namespace's data are still there"
-        await retry_forever(self.check, _log, failure, every=self._context.settings.beat)
+        await retry_forever(self._run_once, _log, "could not check whether the namespace's data are still there")
+
+    async def _run_once(self) -> None:
+        await self._differs.wait()
+        self._differs = anyio.Event()
+        await self.check()
 
     async def check(self) -> None:
         context = self._context

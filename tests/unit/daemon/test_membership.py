@@ -127,7 +127,7 @@ class Bench:
         self.owners: dict[int, tuple[str, str]] = {}
         self.beats = 0
         self.parts = parts = Parts()
-        self.store = FakeStore(heartbeat=self._beat, HMGET=self._record, release_shard=Reply.OK)
+        self.store = FakeStore(heartbeat=self._beat, HMGET=self._record, HGET=b"identity", release_shard=Reply.OK)
         any_parts: Any = parts
         self.membership = Membership(
             context(self.store, clock=self.daemon_clock, shards=SHARDS, member="me", settings=SETTINGS),
