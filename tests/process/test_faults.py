@@ -49,7 +49,8 @@ async def check(made: Cluster, journal: Path, runs: int, server_url: str | None 
     assert len(seen.runs) == runs * 3, "every run and both children of each are there"
     assert {header.status for header in seen.runs.values()} == {"completed"}
     assert seen.recorded_steps == runs * STEPS
-    assert journal.stat().st_size >= runs * (STEPS + 1), "each step and each first stumble was executed at least once"
+    # A first stumble that had no slot yet when its daemon died counts as lost, and was not executed.
+    assert journal.stat().st_size >= runs * STEPS, "each step was executed at least once"
     assert seen.poison == 0
 
 
