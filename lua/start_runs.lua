@@ -6,7 +6,7 @@
 -- script's line has no allow-oom.
 --
 -- KEYS   owner, inbox, waiting, turns, then for each run: run, index, tenant_index
--- ARGV   now, then for each run: id, workflow, tenant, body
+-- ARGV   now, then for each run: id, workflow, tenant, trace, body
 -- RETURNS for each run: header (of the run that has the id, with a plus before it if this call created it)
 --         / WRONGTYPE key
 -- @include shared/clock
@@ -38,9 +38,9 @@ for i = 1, count do
     if created[run] then
       headers[i] = created[run]
     else
-      local at = 4 * i - 2 -- of the run's first argument
+      local at = 5 * i - 3 -- of the run's first argument
       local header = open_run(door, run, KEYS[key + 1], KEYS[key + 2], clock,
-        ARGV[at], ARGV[at + 1], ARGV[at + 2], '', ARGV[at + 3])
+        ARGV[at], ARGV[at + 1], ARGV[at + 2], '', ARGV[at + 3], ARGV[at + 4])
       created[run], headers[i] = header, '+' .. header
     end
   end

@@ -24,6 +24,7 @@ from streamflow.machine.transition import CompletedChild, FailedChild, Input, Ou
 from streamflow.model import codec
 from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import Header, ParentLink
+from streamflow.model.trace_context import checked
 from streamflow.store.kernel import Delivery, Offer
 from streamflow.workflow.actions import StepJob
 
@@ -49,13 +50,41 @@ def stream_order(entry_id: str) -> tuple[int, int]:
     return int(ms), int(number)
 
 
-_signal = msgspec.msgpack.Decoder(tuple[str, Raw])
-_ask = msgspec.msgpack.Decoder(tuple[str, Raw, str])
+class Signal(msgspec.Struct, array_like=True, frozen=True):
+    """The body of a `signal` message. `trace`: the packed trace context of its sender; only encoded if there is one, as
+    in all messages, so that nothing is spent where nothing is traced."""
+
+    name: str
+    value: Raw
+    trace: str = ""
+
+
+class Ask(msgspec.Struct, array_like=True, frozen=True):
+    """The body of an `ask` message."""
+
+    name: str
+    value: Raw
+    id: str
+    trace: str = ""
+
+
+class _Start(msgspec.Struct, array_like=True, frozen=True):
+    """The start of a child, in the outbox."""
+
+    workflow: str
+    tenant: str
+    parent: str
+    input: Raw
+    trace: str = ""
+
+
+_signal = msgspec.msgpack.Decoder(Signal)
+_ask = msgspec.msgpack.Decoder(Ask)
 _reason = msgspec.msgpack.Decoder(str)
 _child = msgspec.msgpack.Decoder(CompletedChild | FailedChild)
 _to_child = msgspec.msgpack.Decoder(tuple[str, str, Raw])
 _returned = msgspec.msgpack.Decoder(tuple[int, int, Raw])
-_start = msgspec.msgpack.Decoder(tuple[str, str, str, Raw])
+_start = msgspec.msgpack.Decoder(_Start)
 
 
 class _Outcome(msgspec.Struct):
@@ -131,6 +160,10 @@ class QueuedStep(msgspec.Struct, array_like=True, frozen=True):
     """The last one is most probably what ended it."""
     signature: str = ""
     """The names of the step's parameters at the daemon; empty from an older one."""
+    workflow: str = ""
+    """The run's, for log lines."""
+    trace: str = ""
+    """The packed trace context of the run; empty if it isn't traced."""
 
 
 _ending = msgspec.msgpack.Decoder(_Ending)
@@ -153,15 +186,15 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
             parent = header.parent
             return RunStarted(header.workflow, header.tenant, Raw(message.body), parent, created=header.created)
         if message.kind == "signal":
-            name, value = _signal.decode(message.body)
-            codec.check_payload(memoryview(value), f"value of signal {name}")
-            return SignalReceived(check_name("signal", name), value.copy())
+            signal = _signal.decode(message.body)
+            codec.check_payload(memoryview(signal.value), f"value of signal {signal.name}")
+            return SignalReceived(check_name("signal", signal.name), signal.value.copy())
         if message.kind == "ask":
-            name, value, ask_id = _ask.decode(message.body)
-            codec.check_payload(memoryview(value), f"value of ask {name}")
-            if not ASK_ID.fullmatch(ask_id):
-                raise BadMessage(f"the id of an ask must be 32 hex digits, got {ask_id[:64]!r}")
-            return AskReceived(ask_id, check_name("ask", name), value.copy())
+            ask = _ask.decode(message.body)
+            codec.check_payload(memoryview(ask.value), f"value of ask {ask.name}")
+            if not ASK_ID.fullmatch(ask.id):
+                raise BadMessage(f"the id of an ask must be 32 hex digits, got {ask.id[:64]!r}")
+            return AskReceived(ask.id, check_name("ask", ask.name), ask.value.copy())
         if message.kind in ("cancel", "terminate"):
             return CancelRequested(_reason.decode(message.body), message.kind == "terminate")
         if message.kind == "child":
@@ -200,7 +233,14 @@ def _check_payload(body: bytes) -> None:
     _raw.decode(body)
 
 
-def encode_job(job: StepJob, created: int, *, revoked: bool = False) -> bytes:
+def trace_of(message: InboxMessage) -> str:
+    """The packed trace context of who has sent a signal or an ask; empty for none, and for other messages."""
+    if message.kind not in ("signal", "ask"):
+        return ""
+    return (_signal if message.kind == "signal" else _ask).decode(message.body).trace
+
+
+def encode_job(job: StepJob, created: int, workflow: str = "", trace: str = "", *, revoked: bool = False) -> bytes:
     """The body of an attempt for its step's queue, or of its revocation, which needs no arguments."""
     args, details = (NOTHING, NOTHING) if revoked else (job.args, job.details)
     queue = job.step.queue or ""
@@ -219,6 +259,8 @@ def encode_job(job: StepJob, created: int, *, revoked: bool = False) -> bytes:
             job.lost,
             job.blamed,
             signature,
+            workflow,
+            trace,
         )
     )
 
@@ -263,8 +305,10 @@ def to_delivery(number: str, kind: str, run_id: str, body: bytes) -> Delivery:
         return Delivery(number, kind, run_id, bytes(inner), parent=parent)
     if kind != "start":
         return Delivery(number, kind, run_id, body)
-    workflow, tenant, parent, input_ = _start.decode(body)
-    return Delivery(number, kind, run_id, bytes(input_), workflow, tenant, parent)
+    start = _start.decode(body)
+    return Delivery(
+        number, kind, run_id, bytes(start.input), start.workflow, start.tenant, start.parent, checked(start.trace)
+    )
 
 
 class OutboxMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -1,5 +1,5 @@
 -- open_run: write the first header of a new run, list it, and put its start where its owner finds it: into the inbox, or
--- behind the starts that wait.
+-- behind the starts that wait. `trace` is the trace context that the run belongs to, '' for none.
 -- The header's format is that of streamflow/model/record.py; the start message carries it, so that the owner does not
 -- have to load the run. A start that waits has its input in the run's record, in the place of the state.
 --
@@ -31,11 +31,12 @@ local function turn_of(door, workflow, tenant, body)
   return turn
 end
 
-local function open_run(door, run, index, tenant_index, clock, id, workflow, tenant, parent, body)
+local function open_run(door, run, index, tenant_index, clock, id, workflow, tenant, parent, trace, body)
   local header = table.concat({
     'pending', '0', '-', string.format('%.0f', clock), '0',
     workflow, tenant == '' and '-' or tenant, parent == '' and '-' or parent,
   }, ' ')
+  if trace ~= '' then header = header .. ' - ' .. trace end
   local turn = turn_of(door, workflow, tenant, body)
   redis.call('RPUSH', run, header, turn and body or '')
   redis.call('ZADD', index, clock, id)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from typing import ParamSpec, cast
 
 from streamflow.events import Transition
+from streamflow.machine.open_work import Trace
 from streamflow.machine.reducer import ReducerMachine
 from streamflow.machine.replay import WorkflowMachine
 from streamflow.machine.run import RunMachine
@@ -22,10 +23,13 @@ from streamflow.workflow.awaitable import active
 P = ParamSpec("P")
 
 
-def new_machine(app: App, partition: Partition, run_id: str, workflow_name: str, reason: str = "") -> RunMachine:
+def new_machine(
+    app: App, partition: Partition, run_id: str, workflow_name: str, reason: str = "", trace: Trace | None = None
+) -> RunMachine:
     """The machine of a run that has no history yet. For an unknown workflow, or with a `reason` why its code can't be
     run, it records that the run is stuck."""
     machine = _machine_for(app, partition, run_id, workflow_name, is_reducer=False)
+    machine.be_traced(trace)
     machine.reason = machine.reason or reason
     return machine
 
@@ -47,6 +51,7 @@ def rehydrating(
     state: bytes,
     transitions: list[Transition],
     reason: str = "",
+    trace: Trace | None = None,
 ) -> Generator[None, None, RunMachine]:
     """The machine of a run with this record, in pieces: a long history takes a second, and the caller has other things
     to do in between. A run that can't continue is parked, see `RunMachine.reason`.
@@ -56,6 +61,7 @@ def rehydrating(
     """
     machine = _machine_for(app, partition, run_id, header.workflow, is_reducer=bool(state))
     machine.reason = machine.reason or reason
+    machine.be_traced(trace)
     machine.tenant = header.tenant
     machine.parent = header.parent
     if not header.is_open:

@@ -12,7 +12,7 @@ import contextvars
 import random
 from collections.abc import Mapping
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from streamflow import events
 from streamflow.errors import Cancelled, Diverged
@@ -46,6 +46,18 @@ UNDECIDED = 1 << 62
 """When the next attempt is due of a call whose attempt failed while the run was stuck: when that has resumed."""
 MAX_WORKER_LOSSES = 3
 """Deaths of its processes after which a step fails, if it was to blame for the last two."""
+
+
+class Trace(Protocol):
+    """What a machine needs of its run's trace. `tracing/run_trace.py` implements it."""
+
+    def enter(self) -> None:
+        """Make it the current one in this context, which is that of the run's code."""
+        ...
+
+    def text(self, generation: int) -> str:
+        """The packed trace context of what this generation of the run sends and starts."""
+        ...
 
 
 class OpenWork:
@@ -85,6 +97,7 @@ class OpenWork:
         "tenant",
         "timers",
         "too_deep",
+        "trace",
         "version",
         "workflow",
     )
@@ -143,6 +156,14 @@ class OpenWork:
         """Why user code can't run; empty if it can."""
         self.diverged: Diverged | None = None
         self._rng: random.Random | None = None
+        self.trace: Trace | None = None
+        """The run's part of a trace; None if it isn't traced here."""
+
+    def be_traced(self, trace: Trace | None) -> None:
+        """Before any of its code is run: what the run sends and starts is a part of this trace."""
+        self.trace = trace
+        if trace is not None:
+            self.context.run(trace.enter)
 
     @property
     def in_flight(self) -> bool:

@@ -203,10 +203,15 @@ class RunMachine(OpenWork):
 
     def add_child(self, call: ChildCall, event: ChildStarted) -> None:
         self.children[call.seq] = call
-        self.send(event.run_id, "start", [event.name, event.tenant, str(self._link(call)), event.input])
+        body = [event.name, event.tenant, str(self._link(call)), event.input]
+        if self.trace is not None:
+            body.append(self.trace.text(self.generation))
+        self.send(event.run_id, "start", body)
 
     def send_signal(self, operation: SignalSend, event: SignalSent) -> None:
         body = [event.name, event.value]
+        if self.trace is not None:
+            body.append(self.trace.text(self.generation))
         if operation.child is None:
             self.send(event.target, "signal", body)
         else:

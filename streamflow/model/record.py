@@ -1,8 +1,8 @@
 """The header of a run's record: one line that the kernel compares as a whole.
 
 Owns: the header's format. A run's record is a list `[header, state, transition, transition, …]`.
-The line has eight fields with a space between them, and a ninth if the run has attributes (`attributes.py` has that
-field's format).
+The line has eight fields with a space between them, a ninth if the run has attributes (`attributes.py` has that field's
+format), and a tenth if it is traced (`trace_context.py`); then the ninth is `-` if it has no attributes.
 Must not: know keys or scripts (`lua/shared/open_run.lua` writes the first header, in the same format).
 Called by: kernel, owner, client, listings.
 
@@ -48,7 +48,8 @@ LISTED = (Status.RUNNING, Status.STUCK, Status.COMPLETED, Status.FAILED, Status.
 
 class Header(msgspec.Struct, frozen=True, gc=False):
     """`version` is the number of transitions, `commit` the id of the commit that wrote the header; `created` and
-    `ended` are shard-clock ms (`ended` is 0 while the run is open); `parent` is an encoded `ParentLink` or empty."""
+    `ended` are shard-clock ms (`ended` is 0 while the run is open); `parent` is an encoded `ParentLink` or empty;
+    `trace` is a packed trace context or empty."""
 
     status: str
     version: int
@@ -59,12 +60,15 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     tenant: str
     parent: str
     attributes: dict[str, Attribute] = {}
+    trace: str = ""
 
     def encode(self) -> bytes:
         line = (
             f"{self.status} {self.version} {self.commit} {self.created} {self.ended} "
             f"{self.workflow} {self.tenant or '-'} {self.parent or '-'}"
         )
+        if self.trace:
+            return f"{line} {encode_attributes(self.attributes) or '-'} {self.trace}".encode()
         return (f"{line} {encode_attributes(self.attributes)}" if self.attributes else line).encode()
 
     @property
@@ -102,8 +106,8 @@ def parent_link(text: str) -> ParentLink | None:
 def decode_header(data: bytes) -> Header:
     """Raises `ValueError` if the line is not a header."""
     status, version, commit, created, ended, workflow, tenant, parent, *rest = data.decode().split(" ")
-    if len(rest) > 1:
-        raise ValueError(f"a header has eight or nine fields, got {8 + len(rest)}")
+    if len(rest) > 2:
+        raise ValueError(f"a header has eight to ten fields, got {8 + len(rest)}")
     return Header(
         status,
         int(version),
@@ -113,5 +117,6 @@ def decode_header(data: bytes) -> Header:
         workflow,
         "" if tenant == "-" else tenant,
         "" if parent == "-" else parent,
-        decode_attributes(rest[0]) if rest else {},
+        decode_attributes(rest[0]) if rest and rest[0] != "-" else {},
+        rest[1] if len(rest) > 1 else "",
     )

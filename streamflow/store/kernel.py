@@ -66,12 +66,13 @@ class NamespaceRecord(NamedTuple):
 
 
 class Start(msgspec.Struct):
-    """A run to create. `body`: its encoded input; `tenant` empty for none."""
+    """A run to create. `body`: its encoded input; `tenant` empty for none; `trace`: a packed trace context or empty."""
 
     run_id: str
     workflow: str
     tenant: str
     body: bytes
+    trace: str = ""
 
 
 class Message(msgspec.Struct):
@@ -85,8 +86,8 @@ class Message(msgspec.Struct):
 
 
 class Delivery(msgspec.Struct):
-    """A message from a shard's outbox. `number` is `<epoch>-<n>`; workflow, tenant and parent are those of a start. A
-    signal or cancel with a `parent` is only for the child of that link."""
+    """A message from a shard's outbox. `number` is `<epoch>-<n>`; workflow, tenant, parent and trace are those of a
+    start. A signal or cancel with a `parent` is only for the child of that link."""
 
     number: str
     kind: str
@@ -95,6 +96,7 @@ class Delivery(msgspec.Struct):
     workflow: str = ""
     tenant: str = ""
     parent: str = ""
+    trace: str = ""
 
 
 class Offer(msgspec.Struct):
@@ -313,7 +315,7 @@ class Kernel:
         args: list[Any] = [_time(now)]
         for start in starts:
             names += self._listing_keys(keys, start.run_id, Status.RUNNING, start.workflow, start.tenant)
-            args += (start.run_id, start.workflow, start.tenant, start.body)
+            args += (start.run_id, start.workflow, start.tenant, start.trace, start.body)
         return Call("start_runs", names, args)
 
     def post_messages(
@@ -382,6 +384,7 @@ class Kernel:
                 delivery.workflow,
                 delivery.tenant,
                 delivery.parent,
+                delivery.trace,
                 delivery.body,
             )
         return Call("deliver_messages", names, args, bytes.decode)

@@ -56,7 +56,11 @@ class StepJob(msgspec.Struct, eq=False):
     blamed: bool = False
     """The last one is most probably what ended it."""
     created: int = 0
-    """At a worker: when the run was created, to distinguish it from an earlier run with the same id."""
+    """When the run was created, to distinguish it from an earlier run with the same id."""
+    workflow: str = ""
+    """The run's."""
+    trace: str = ""
+    """The packed trace context of the run; empty if it isn't traced."""
 
     def __repr__(self) -> str:
         return f"StepJob({self.seq}, {self.step.name}, attempt={self.attempt})"

@@ -124,7 +124,7 @@ class Verb(msgspec.Struct):
 
 
 def start_runs(n: dict[str, int]) -> Call[Any]:
-    return KERNEL.start_runs(0, [Start("<id>", "<workflow>", "<tenant>", b"<body>")] * n["run"], "<now>")
+    return KERNEL.start_runs(0, [Start("<id>", "<workflow>", "<tenant>", b"<body>", "<trace>")] * n["run"], "<now>")
 
 
 def post_messages(n: dict[str, int]) -> Call[Any]:
@@ -141,7 +141,7 @@ def post_requests(n: dict[str, int]) -> Call[Any]:
 
 
 def deliver_messages(n: dict[str, int]) -> Call[Any]:
-    delivery = Delivery("<number>", "<kind>", "<id>", b"<body>", "<workflow>", "<tenant>", "<parent>")
+    delivery = Delivery("<number>", "<kind>", "<id>", b"<body>", "<workflow>", "<tenant>", "<parent>", "<trace>")
     return KERNEL.deliver_messages(0, 7, [delivery] * n["message"], "<now>")
 
 
@@ -403,7 +403,7 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
 
 
 def test_a_header_that_lost_a_name_would_be_noticed(tmp_path: Path) -> None:
-    text = path_of("start_runs").read_text().replace("id, workflow, tenant, body", "id, workflow, body")
+    text = path_of("start_runs").read_text().replace("id, workflow, tenant, trace, body", "id, workflow, trace, body")
     (tmp_path / "start_runs.lua").write_text(text)
     names = layout(tmp_path / "start_runs.lua", "ARGV").expected({"run": 1})
     assert len(names) == len(start_runs({"run": 1}).args) - 1

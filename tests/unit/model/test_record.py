@@ -86,7 +86,7 @@ def test_the_order_in_which_attributes_were_set_makes_no_difference() -> None:
         b"running 1 c 5 0 digest - - {",
         b'running 1 c 5 0 digest - - {"a":[]}',
         b"running 1 c 5 0 digest - - %ff",
-        b"running 1 c 5 0 digest - - {} more",
+        b"running 1 c 5 0 digest - - {} trace more",
         b"",
         b"running 1 c 5 0 digest -",
         b"running one c 5 0 digest - -",
