@@ -28,6 +28,7 @@ ROOMS = (
     "daemon",
     "watch",
     "steps",
+    "tracing",
     "store",
     "views",
     "machine",

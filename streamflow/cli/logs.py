@@ -1,7 +1,7 @@
 """The log of a process: one JSON object per line on stderr, or text for people.
 
 Owns: both formats, and setting them up. Must not: be needed by a user of the library.
-Called by: the command line only.
+Called by: the command line; the processes of steps of its daemons and workers.
 
 What comes from users (ids, reasons, payloads) may contain anything. In JSON it is escaped until every character is
 printable, in text it is made visible, so no value can end its line, start another or reach the terminal as a command.
@@ -30,19 +30,21 @@ _COLOURS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "31;1"}
 
 def set_up(format: str | None, level: str, stream: TextIO | None = None) -> None:
     """Replace the root logger's handlers by one that writes to `stream` (default: stderr), but not what code of a run
-    says again in a replay.
+    says again in a replay. Lines of workflows and steps have fields that say whose they are; in the processes of steps,
+    too, which set up their log in the same way.
 
     Without a `format`: text on a terminal, else JSON.
     """
-    from streamflow.workflow.run_logger import is_not_replayed  # here, so that commands without a log don't load it
+    from streamflow import logs  # here, so that commands without a log don't load it
 
     stream = cast("TextIO", sys.stderr) if stream is None else stream
     as_json = format == "json" or (format is None and not stream.isatty())
     handler = logging.StreamHandler(stream)
-    handler.addFilter(is_not_replayed)
+    handler.addFilter(logs.RunFilter())
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter(colours=stream.isatty()))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    logs.in_children = ["json" if as_json else "text", level]
 
 
 def silence() -> None:

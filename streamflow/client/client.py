@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar, TypeVarTuple, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, cast, overload
 
 import msgspec
 from msgspec import Raw
@@ -39,6 +39,9 @@ from streamflow.store.kernel import Kernel, Message, Start
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, namespace_from, read_namespace
 from streamflow.workflow.app import Reducer, Startable, Workflow
+
+if TYPE_CHECKING:
+    from streamflow.tracing.spans import Tracing
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -122,6 +125,10 @@ class Client:
         return self._sessions.here().waiter
 
     @property
+    def _tracing(self) -> Tracing | None:
+        return self._sessions.here().tracing
+
+    @property
     def _listings(self) -> Listings:
         return self._sessions.here().listings
 
@@ -176,7 +183,13 @@ class Client:
         name, parameters = _target(workflow)
         payload = _input(name, parameters, args, kwargs)
         start = _start(namespace, name, payload, *_options(workflow, id, tenant))
-        header = await self._batcher.start(namespace.shard_of(start.run_id), start)
+        shard = namespace.shard_of(start.run_id)
+        tracing = self._tracing
+        if tracing is None:
+            header = await self._batcher.start(shard, start)
+        else:
+            with tracing.calling(f"start {name}", workflow=name, run_id=start.run_id) as start.trace:
+                header = await self._batcher.start(shard, start)
         return self._started(start, header, _decoder(name, parameters))
 
     async def start_many(
@@ -232,14 +245,26 @@ class Client:
         for run in new:
             codec.check_payload(run.payload, f"input of {run.workflow}")
             starts.append(_start(namespace, check_name("workflow", run.workflow), run.payload, run.id, run.tenant))
-        futures = [self._batcher.start(namespace.shard_of(start.run_id), start) for start in starts]
+        tracing = self._tracing
+        if tracing is None or not starts:
+            headers = await self._send_starts(namespace, starts)
+        else:
+            names = dict.fromkeys(start.workflow for start in starts)
+            name = next(iter(names)) if len(names) == 1 else "runs"
+            with tracing.calling(f"start {name}", workflow=" ".join(names)[:1000], count=len(starts)) as trace:
+                for start in starts:
+                    start.trace = trace
+                headers = await self._send_starts(namespace, starts)
         runs: list[Run[Any] | StoreError | RunConflict] = []
-        for start, header in zip(starts, await settled(futures), strict=True):
+        for start, header in zip(starts, headers, strict=True):
             try:
                 runs.append(header if isinstance(header, StoreError) else self._started(start, header, decode))
             except RunConflict as conflict:
                 runs.append(conflict)
         return runs
+
+    async def _send_starts(self, namespace: Namespace, starts: list[Start]) -> list[bytes | StoreError]:
+        return await settled([self._batcher.start(namespace.shard_of(start.run_id), start) for start in starts])
 
     def _started(self, start: Start, header: bytes, decode: Decode | None) -> Run[Any]:
         created = header.startswith(b"+")

@@ -28,6 +28,7 @@ from streamflow.model.record import Header, Status, decode_header
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.text import visible_json
+from streamflow.tracing.setup import silence
 from streamflow.workflow.app import App
 
 if TYPE_CHECKING:
@@ -183,7 +184,9 @@ def replay(app: App, history: History) -> None:
         raise UnknownWorkflow(app.unknown_workflow(head.workflow))
     # For an ended run the factory builds no machine that checks anything, so its record is read as that of an open run.
     opened = msgspec.structs.replace(head, status=Status.RUNNING, ended=0)
-    machine = rehydrate(app, history.partition, history.run_id, opened, history.state, history.decoded())
+    machine = rehydrate(
+        app, history.partition, history.run_id, opened, history.state, history.decoded(), trace=silence()
+    )
     machine.close()
     if machine.diverged is not None:
         raise machine.diverged

@@ -27,6 +27,7 @@ from streamflow.model.attributes import Attribute, same, value_text
 from streamflow.model.logged import decode_logged
 from streamflow.model.record import LISTED, Header, Status, decode_header
 from streamflow.model.sharding import Partition
+from streamflow.model.trace_context import trace_id_of
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel, listed_under
 from streamflow.store.keys import NamespaceKeys
@@ -46,7 +47,7 @@ STUCK_PAGE = 100
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One run in a listing. Times are aware, in UTC; `parent` is the id of the run that started it as its child;
-    `reason` says why a stuck run can't continue."""
+    `reason` says why a stuck run can't continue; `trace_id` (32 hex digits) is empty for a run that isn't traced."""
 
     id: str
     status: Status
@@ -57,6 +58,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None
     attributes: dict[str, Attribute] = {}
     reason: str = ""
+    trace_id: str = ""
 
 
 class RunDescription(RunSummary, frozen=True, kw_only=True):
@@ -153,6 +155,7 @@ def summarize(run_id: str, header: Header, reason: str = "") -> RunSummary:
         parent=header.parent.rpartition("#")[0] or None,
         attributes=header.attributes,
         reason=reason,
+        trace_id=trace_id_of(header.trace),
     )
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import msgspec
 from msgspec import Raw
 
-from streamflow import errors, events
+from streamflow import errors, events, wire
 from streamflow.client.listing import RunDescription, ending_of
 from streamflow.errors import AskRefused
 from streamflow.events import AnyEvent, AskAnswered, Transition, decode_transition
@@ -99,8 +99,14 @@ class Run(Generic[R]):
         >>> await run.signal("approve", True)
         """
         payload = codec.encode(value, f"value of signal {check_name('signal', name)}")
-        body = msgspec.msgpack.encode((name, Raw(payload)))
-        await self._client._post("signal", self.id, self._incarnation, body)
+        tracing = self._client._tracing
+        if tracing is None:
+            body = msgspec.msgpack.encode((name, Raw(payload)))
+            await self._client._post("signal", self.id, self._incarnation, body)
+            return
+        with tracing.calling(f"signal {name}", signal=name, run_id=self.id) as trace:
+            body = msgspec.msgpack.encode(wire.Signal(name, Raw(payload), trace))
+            await self._client._post("signal", self.id, self._incarnation, body)
 
     @overload
     async def ask(
@@ -127,10 +133,17 @@ class Run(Generic[R]):
         codec.decoder_for(type)  # refused before anything is sent
         payload = codec.encode(value, f"value of ask {check_name('ask', name)}")
         ask_id = os.urandom(16).hex()
-        body = msgspec.msgpack.encode((name, Raw(payload), ask_id))
-        answered = self._client._answered(self.id, self._incarnation, ask_id, body)
         late = f"run {self.id} has not answered {name} within {{:g}} s; it may still do so"
-        answer = msgspec.msgpack.decode(await self._within(timeout, answered, late), type=AskAnswered)
+        tracing = self._client._tracing
+        if tracing is None:
+            body = msgspec.msgpack.encode((name, Raw(payload), ask_id))
+            answered = self._client._answered(self.id, self._incarnation, ask_id, body)
+            answer = msgspec.msgpack.decode(await self._within(timeout, answered, late), type=AskAnswered)
+        else:
+            with tracing.asking(f"ask {name}", ask=name, run_id=self.id) as trace:
+                body = msgspec.msgpack.encode(wire.Ask(name, Raw(payload), ask_id, trace))
+                answered = self._client._answered(self.id, self._incarnation, ask_id, body)
+                answer = msgspec.msgpack.decode(await self._within(timeout, answered, late), type=AskAnswered)
         if answer.failure is not None:
             raise AskRefused(self.id, name, answer.failure)
         return codec.decode(answer.result, type, f"answer of run {self.id} to {name}")

@@ -21,6 +21,7 @@ import asyncio
 import os
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from streamflow.client.listing import Listings
 from streamflow.client.pipelines import Batcher
@@ -30,6 +31,10 @@ from streamflow.store.connection import Store
 from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace
+from streamflow.tracing.setup import find_tracing
+
+if TYPE_CHECKING:
+    from streamflow.tracing.spans import Tracing
 
 _of_parents: list[Session] = []
 """Never finalised here: closing a connection of the parent's event loop would take it from the loop's poll, which a
@@ -61,6 +66,8 @@ class Session:
         self.meta: Namespace | None = None
         self.server_generation = 0
         self.reading: asyncio.Task[Namespace] | None = None
+        self.tracing: Tracing | None = None
+        """Makes the spans of calls; decided at the first call in its event loop."""
         self.read_again_at = 0.0
         """When `meta` is read again while it is used (monotonic s)."""
 
@@ -99,6 +106,7 @@ class Sessions:
         forked = session.pid != os.getpid()
         if not forked and session.loop is None:
             session.loop = loop
+            session.tracing = find_tracing()
         elif forked or (session.loop is not loop and session.loop is not None and session.loop.is_closed()):
             if self._closed:
                 raise StoreError("the client is closed")
@@ -108,6 +116,7 @@ class Sessions:
                 session.store.abandon()
             self._session = session = Session(session.store.renewed(), self._kernel, self._keys)
             session.loop = loop
+            session.tracing = find_tracing()
         elif session.loop is not loop:
             raise UsageError(
                 "this client belongs to another event loop, that of its first call, which is still open: connect a "

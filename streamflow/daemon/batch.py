@@ -9,13 +9,22 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from streamflow.daemon.relay import OutboxEntry
 from streamflow.daemon.shard import CODE, IN_LOG, RUN_BYTES, LiveRun, OwnedShard, RunWork, StepRecord, parked_by
 from streamflow.errors import UsageError
-from streamflow.events import NOTHING, MessageQuarantined, RunStarted, Transition, encode_transition
+from streamflow.events import (
+    NOTHING,
+    AskReceived,
+    MessageQuarantined,
+    RunStarted,
+    SignalReceived,
+    Transition,
+    encode_transition,
+)
 from streamflow.machine.coroutines import close_abandoned
 from streamflow.machine.factory import new_machine
 from streamflow.machine.open_work import MAX_WORKER_LOSSES
@@ -41,10 +50,14 @@ from streamflow.wire import (
     notified_ending,
     refused_child,
     stream_order,
+    trace_of,
 )
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import Interrupted, ends_process
+
+if TYPE_CHECKING:
+    from streamflow.tracing.spans import Tracing
 
 _log = logging.getLogger("streamflow.owner")
 _encoder = msgspec.msgpack.Encoder()
@@ -100,8 +113,11 @@ class Reduced(msgspec.Struct):
 class ShardBatch:
     """A batch from its collection to its commit. `work` by run id; `batch` is filled by `reduce`."""
 
-    def __init__(self, shard: OwnedShard, commit: str) -> None:
+    def __init__(self, shard: OwnedShard, commit: str, tracing: Tracing | None = None) -> None:
         self.shard = shard
+        self.tracing = tracing
+        self.received: list[tuple[str, str, str, str, int]] = []
+        """Signals and questions of traced runs: run id, kind, name, trace of the sender, ms of arrival."""
         self.work: dict[str, RunWork] = {}
         self.batch = Batch(commit)
         self.reduced: list[Reduced] = []
@@ -466,12 +482,17 @@ class ShardBatch:
                 has_started = True
                 if run_id not in self.shard.live:
                     inputs = []
-                    machine = new_machine(
-                        app, partition, run_id, header.workflow, parked_reason(self.shard, run_id, header.workflow, app)
-                    )
+                    reason_to_park = parked_reason(self.shard, run_id, header.workflow, app)
+                    trace = None
+                    if self.tracing is not None:
+                        trace, header = self.tracing.begin(run_id, header)
+                    machine = new_machine(app, partition, run_id, header.workflow, reason_to_park, trace)
                     self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
             if has_started:
                 inputs.append(input_)
+                if self.tracing is not None and isinstance(input_, SignalReceived | AskReceived):
+                    arrived = stream_order(message.id)[0]
+                    self.received.append((run_id, message.kind, input_.name, trace_of(message), arrived))
             if message.waited:
                 self._admit(run_id)
             elif not reason:
@@ -497,7 +518,8 @@ class ShardBatch:
         attempts: list[tuple[StepJob, bytes]] = []
         for job in effects.jobs:
             if job.step.queue is not None:
-                body = encode_job(job, old.created)
+                trace = "" if machine.trace is None else machine.trace.text(machine.generation)
+                body = encode_job(job, old.created, old.workflow, trace)
                 attempts.append((job, body))
                 size += len(body)
         if effects.outbox:
@@ -534,6 +556,7 @@ class ShardBatch:
                 old.tenant,
                 old.parent,
                 attributes,
+                old.trace,
             )
             header_bytes = header.encode()
             kept = RUN_BYTES if state or effects.fresh else max(RUN_BYTES, memory)  # a reducer keeps its state only
@@ -663,6 +686,15 @@ class ShardBatch:
         if parent is not None:
             body = refused_child(message.run_id, parent)
             self._send(namespace.shard_of(parent.run_id), "child", parent.run_id, body)
+
+    def make_spans(self, tracing: Tracing) -> None:
+        """The batch is committed: make the spans that end with it."""
+        by_id = {done.run_id: done.live.machine for done in self.reduced}
+        for run_id, kind, name, sender, arrived in self.received:
+            if run_id in by_id:  # else it comes again with the next batch
+                tracing.received(by_id[run_id], kind, name, sender, arrived)
+        for done in self.reduced:
+            tracing.committed(done.live.machine, done.header, done.effects.events)
 
     def finish(self) -> None:
         """Fill in the notifications, and pack the messages for the outbox: its entries cost the server time."""

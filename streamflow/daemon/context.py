@@ -7,6 +7,7 @@ Called by: the daemon creates it, every loop reads it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from streamflow.daemon.clock import DaemonClock
 from streamflow.settings import Settings
@@ -14,6 +15,9 @@ from streamflow.store.connection import Store
 from streamflow.store.kernel import Kernel
 from streamflow.store.namespace import Namespace
 from streamflow.workflow.app import App
+
+if TYPE_CHECKING:
+    from streamflow.tracing.spans import Tracing
 
 
 @dataclass(frozen=True)
@@ -28,3 +32,4 @@ class Context:
     namespace: Namespace
     member: str
     session: str
+    tracing: Tracing | None = None

@@ -42,6 +42,7 @@ from streamflow.store.connection import Store
 from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import check_server, open_namespace
+from streamflow.tracing.setup import find_tracing, set_up_from_environment, shut_down
 from streamflow.version import __version__
 from streamflow.watch.report import HealthReport
 from streamflow.watch.watch import EVERY, Watch
@@ -86,12 +87,16 @@ class Daemon:
         self._owns_process = signals
         if signals:
             tune_garbage_collection()
+            if source := set_up_from_environment():
+                _log.info("spans are made, and exported %s", source)
         store = Store(self.settings.redis, connections=3, patience=10.0)
         try:
             await self._serve(store, signals=signals)
         finally:
             with anyio.CancelScope(shield=True):  # cancelled or not, no connection is left open
                 await store.close()
+            if signals:
+                shut_down(self.settings.grace)
         if self._restart:
             raise SystemExit(RESTART)
 
@@ -189,7 +194,8 @@ class Daemon:
         namespace = await open_namespace(store, kernel, self.settings, described(self.app))
         clock = self._clock = await start_clock(store, kernel, namespace.shards, self.settings.beat)
         self._started = clock.now_ms()
-        return Context(self.app, store, kernel, clock, self.settings, namespace, self.member, self.session)
+        tracing = find_tracing()
+        return Context(self.app, store, kernel, clock, self.settings, namespace, self.member, self.session, tracing)
 
     def _compose(self, context: Context) -> None:
         """Create all loops and connect them. Nothing runs yet."""
@@ -202,6 +208,7 @@ class Daemon:
             processes=settings.processes,
             on_exhausted=self._on_exhausted,
         )
+        self.executor.tracing = context.tracing
         self.owner = owner = Owner(context, self.executor, self.relay)
         connections = [InboxConnection(context.store, self.session, BLOCK_MS) for _ in range(LANES)]
         self.reader = InboxReader(connections, owner.shards, owner.starts, owner.wake, owner.lost)

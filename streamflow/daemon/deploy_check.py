@@ -41,6 +41,7 @@ from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import Status, decode_header
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Put
+from streamflow.tracing.setup import silence
 from streamflow.workflow.awaitable import ends_process
 
 _log = logging.getLogger("streamflow.deploy")
@@ -188,7 +189,7 @@ class DeployCheck:
             if not header.is_open or header.version == 0 or header.status == Status.STUCK:
                 return True
             history = decode_history(record[2:])
-            pieces = rehydrating(self._app, self._partition, run_id, header, record[1], history)
+            pieces = rehydrating(self._app, self._partition, run_id, header, record[1], history, trace=silence())
             while (machine := self._next_piece(run_id, pieces)) is None:
                 if self._busy > LONGEST_TURN:
                     await anyio.sleep(self._busy / DUTY)

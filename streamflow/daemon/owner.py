@@ -30,9 +30,9 @@ from streamflow.daemon.shard import CODE, RUN_BYTES, UNKNOWN_ATTEMPT, LiveRun, O
 from streamflow.daemon.starts import Starts
 from streamflow.daemon.timers import Timers
 from streamflow.errors import Failure, StoreError, StoreUnavailable
-from streamflow.events import Transition, decode_history
+from streamflow.events import RunContinued, Transition, decode_history
 from streamflow.machine.factory import rehydrating
-from streamflow.machine.open_work import WORKER_LOST
+from streamflow.machine.open_work import WORKER_LOST, Trace
 from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import hide, one_seal
 from streamflow.machine.transition import Due, Input, Outcome
@@ -79,6 +79,19 @@ def _lost(job: StepJob, host: str, note: Note, run_id: str) -> Outcome:
     return Outcome(job.seq, job.attempt, 0.0, None, failure, bool(proof), job.details, to_blame=to_blame)
 
 
+def _describe(job: StepJob, live: LiveRun) -> None:
+    """What a job needs to know of its run besides its call."""
+    machine = live.machine
+    job.created, job.workflow = live.header.created, machine.workflow
+    if machine.trace is not None:
+        job.trace = machine.trace.text(machine.generation)
+
+
+def generation_began(history: list[Transition]) -> int:
+    """When (ms) the run has continued as new, if this is the history since then, else 0."""
+    return next((history[0].at for event in history[0].events if isinstance(event, RunContinued)), 0) if history else 0
+
+
 def _ignore() -> None:
     """A callback that is not connected."""
 
@@ -113,6 +126,7 @@ class Owner:
         """Of the records of live runs; more, because what leaves a batch isn't subtracted, until they are counted."""
         self._executor = executor
         self._relay = relay
+        self._tracing = context.tracing
         self.on_other_history: Callable[[], None] = _ignore
         self.suspects = Suspects(executor, context.store, context.kernel, context.member)
         self.is_alive: Callable[[str], bool] = lambda _: False
@@ -322,7 +336,7 @@ class Owner:
     def _begin(self, shard: OwnedShard) -> ShardBatch:
         del self._ready[shard.number]
         shard.busy = True
-        return ShardBatch(shard, shard.next_commit(self._session))
+        return ShardBatch(shard, shard.next_commit(self._session), self._tracing)
 
     def _take_batches(self, taken: list[OwnedShard]) -> list[ShardBatch]:
         """Adds each shard to `taken` before it is touched."""
@@ -619,7 +633,11 @@ class Owner:
         header = decode_header(record[0])
         if header.status not in OPEN or (header.version == 0 and run_id not in shard.suspect):
             return
-        machine = yield from self._machine(shard, run_id, header, record[1], decode_history(record[2:]))
+        history = decode_history(record[2:])
+        trace: Trace | None = None
+        if self._tracing is not None:
+            trace, header = self._tracing.begin(run_id, header, generation_began(history))
+        machine = yield from self._machine(shard, run_id, header, record[1], history, trace)
         if shard.dropped:  # meanwhile
             machine.close()
             return
@@ -629,12 +647,18 @@ class Owner:
         shard.workflows.add(header.workflow)
 
     def _machine(
-        self, shard: OwnedShard, run_id: str, header: Header, state: bytes, history: list[Transition]
+        self,
+        shard: OwnedShard,
+        run_id: str,
+        header: Header,
+        state: bytes,
+        history: list[Transition],
+        trace: Trace | None,
     ) -> Generator[None, None, RunMachine]:
         """The machine of a record. A run whose code raises what no run may is parked, and its code isn't run."""
         partition = self._namespace.partition
         if run_id not in shard.parked:
-            pieces = rehydrating(self._app, partition, run_id, header, state, history)
+            pieces = rehydrating(self._app, partition, run_id, header, state, history, trace=trace)
             while True:
                 self._watch(run_id)
                 try:
@@ -651,7 +675,7 @@ class Owner:
                     self._watch("")
                 yield
         reason = parked_reason(shard, run_id, header.workflow, self._app)
-        return (yield from rehydrating(self._app, partition, run_id, header, state, history, reason))
+        return (yield from rehydrating(self._app, partition, run_id, header, state, history, reason, trace))
 
     def _restart_running_steps(self, shard: OwnedShard, run_id: str, live: LiveRun, inputs: list[Input]) -> None:
         """After a takeover: what becomes of the attempts that ran at the last owner.
@@ -668,7 +692,7 @@ class Owner:
         shard.orphans.discard(run_id)
         machine = live.machine
         for job in machine.begun_jobs(self._clock.now_ms()):
-            job.created = live.header.created
+            _describe(job, live)
             if (job.seq, job.attempt) in finished:
                 machine.note_begun(job.seq)
                 continue
@@ -776,6 +800,8 @@ class Owner:
                 shard.logged += batch.logged
         if batch.outbox:
             self._relay.hand_over(shard, batch.outbox)
+        if self._tracing is not None:
+            batch.make_spans(self._tracing)
 
     def _apply_run(self, shard: OwnedShard, done: Reduced) -> None:
         live = done.live
@@ -801,7 +827,9 @@ class Owner:
         if effects.jobs and not shard.draining:
             for job in effects.jobs:
                 if job.step.queue is None:  # those of queues are in the outbox
-                    job.created = live.header.created
+                    job.created, job.workflow = live.header.created, machine.workflow
+                    if machine.trace is not None:
+                        job.trace = machine.trace.text(machine.generation)
                     (self.suspects if job.lost else self._executor).submit(shard.number, run_id, job)
         due = machine.next_due
         if done.plan == IN_FLIGHT:

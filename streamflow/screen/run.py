@@ -78,6 +78,7 @@ class RunDetail(msgspec.Struct, kw_only=True):
     children: dict[str, str] = {}
     published: dict[str, Any] = {}
     now_ms: int
+    trace_id: str = ""
 
 
 def render_run(detail: RunDetail, width: int) -> RenderableType:
@@ -120,6 +121,7 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
         ("started", Text(moment(header.created))),
         ("ended" if header.ended else "open for", _ended(header, ended)),
         ("attributes", safe_text(attributes_line(header.attributes), limit=500) if header.attributes else None),
+        ("trace", safe_text(detail.trace_id) if detail.trace_id else None),
         ("history", Text(" · ".join(size))),
     ]
     lines = [fit(title, width)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from msgspec import Raw
@@ -19,6 +19,10 @@ from streamflow.events import NOTHING
 from streamflow.model import codec
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.awaitable import active
+from streamflow.workflow.log_fields import attempt
+
+if TYPE_CHECKING:
+    from streamflow.tracing.spans import Attempt
 
 
 class StepInfo(msgspec.Struct, frozen=True):
@@ -73,11 +77,14 @@ class Running(msgspec.Struct):
     """Its shard was handed over while it ran: another daemon waits for its outcome."""
     interrupted: StepInterrupted | None = None
     """What was raised in its code, because that blocked the event loop."""
+    span: Attempt | None = None
+    """Of the attempt, if it is traced here and has not ended."""
     over: bool = False
     """It ended, timed out or was cancelled: an outcome that still comes is dropped."""
 
 
-current: contextvars.ContextVar[Running] = contextvars.ContextVar("streamflow_step")
+current = cast("contextvars.ContextVar[Running]", attempt)
+"""The attempt that the calling task or thread belongs to."""
 
 
 def _running(name: str) -> Running | None:

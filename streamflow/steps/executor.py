@@ -19,6 +19,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Raw
@@ -33,6 +34,9 @@ from streamflow.steps.processes import ProcessPool
 from streamflow.steps.stacks import user_line
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.awaitable import ends_process
+
+if TYPE_CHECKING:
+    from streamflow.tracing.spans import Tracing
 
 _log = logging.getLogger("streamflow.steps")
 
@@ -190,6 +194,8 @@ class StepExecutor:
         on_free: Callable[[], None] = lambda: None,
         on_exhausted: Callable[[], None] = lambda: None,
     ) -> None:
+        self.tracing: Tracing | None = None
+        """Makes the spans of attempts, if that is on in this process."""
         self.on_replaced: Callable[[str, int], None] = lambda _run_id, _seq: None
         """A lent attempt was stopped, because a newer one of this run and number begins here."""
         self._on_outcome = on_outcome
@@ -348,6 +354,8 @@ class StepExecutor:
         running.started = time.perf_counter()
         self.started += 1
         slots.take(running.run_id)
+        if self.tracing is not None and job.trace:
+            running.span = self.tracing.attempt(running.run_id, job)
         if slots is not self._threads:
             # As `loop.create_task` does it. A name of one's own costs less than the default one, which has a number.
             running.task = task = asyncio.Task(self._run(running), loop=loop, name=job.step.name)
@@ -374,6 +382,8 @@ class StepExecutor:
         job = running.job
         step = job.step
         current.set(running)
+        if running.span is not None:
+            running.span.attach()  # this task's context ends with it
         try:
             if step.process:
                 outcome = await self._in_process(running)
@@ -403,6 +413,8 @@ class StepExecutor:
         job = running.job
         step = job.step
         token = current.set(running)
+        span = running.span
+        attached = None if span is None else span.attach()
         try:
             args, kwargs = step.parameters.decode(job.args)
             return self._success(running, step.function(*args, **kwargs))
@@ -410,6 +422,8 @@ class StepExecutor:
             return self._failed(running, error)
         finally:
             current.reset(token)
+            if span is not None:
+                span.detach(attached)
 
     async def _in_process(self, running: Running) -> Outcome | None:
         """None: the process died with this daemon or worker, so the attempt is for its successor."""
@@ -525,6 +539,9 @@ class StepExecutor:
         self._report(running, self._outcome_of(running, Failure("TimeoutError", text), False))
 
     def _report(self, running: Running, outcome: Outcome) -> None:
+        if running.span is not None:
+            running.span.end(outcome)
+            running.span = None
         slots = self._finish(running)
         if slots.waiting:
             self._start_next(slots)
@@ -533,6 +550,9 @@ class StepExecutor:
     def _finish(self, running: Running) -> Slots:
         """Remove an attempt, and cancel its task if it still runs. Returns the slots of its kind."""
         running.over = True
+        if running.span is not None:
+            running.span.end(None)
+            running.span = None
         self._attempts.pop((running.run_id, running.job.seq), None)
         if running.expiry is not None:
             running.expiry.cancel()

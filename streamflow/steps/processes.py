@@ -33,12 +33,14 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from streamflow import logs
 from streamflow.errors import Failure, UsageError
 from streamflow.interpreter import python_command
 from streamflow.machine.open_work import WORKER_LOST
 from streamflow.model.failures import failure_of, kinds_of
 from streamflow.steps import process_child
 from streamflow.steps.context import Running, current
+from streamflow.tracing.setup import enter, set_up_in_process
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
 
@@ -73,6 +75,9 @@ class _Call(msgspec.Struct, array_like=True):
     args: bytes
     details: bytes
     created: int
+    workflow: str
+    trace: str
+    """Of the attempt's span; empty if it isn't traced."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -114,7 +119,7 @@ class _Process:
         Raises `_Died`."""
         self._socket.setblocking(False)
         self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
-        answer = await self.ask(json.dumps([sys.path, _main_file()]).encode())
+        answer = await self.ask(json.dumps([sys.path, _main_file(), logs.in_children]).encode())
         return _failure_decoder.decode(answer) if answer else None
 
     async def ask(self, body: bytes) -> bytes:
@@ -231,6 +236,8 @@ class ProcessPool:
                 bytes(job.args),
                 bytes(job.details),
                 job.created,
+                job.workflow,
+                "" if running.span is None else running.span.text,
             )
         )
         while True:
@@ -325,9 +332,19 @@ def _run(call: _Call) -> CallResult:
     try:
         step = _find(call.module, call.file, call.qualname, call.name)
         job = StepJob(
-            call.seq, call.attempt, step, Raw(call.args), Raw(call.details), step.timeout, created=call.created
+            call.seq,
+            call.attempt,
+            step,
+            Raw(call.args),
+            Raw(call.details),
+            step.timeout,
+            created=call.created,
+            workflow=call.workflow,
         )
         current.set(Running(0, call.run_id, job, in_process=True))
+        if call.trace:
+            set_up_in_process()
+        enter(call.trace)
         values, keywords = step.parameters.decode(call.args)
         value = step.function(*values, **keywords)
         return CallResult(step.parameters.encode_result(value))

@@ -90,6 +90,9 @@ class Sandbox:
     ...         assert await run.result() == 3
     """
 
+    _tracing = None
+    """A sandbox makes no spans."""
+
     def __init__(
         self, app: App, *, partition: Partition | str = Partition.RUN, patience: float | timedelta = PATIENCE
     ) -> None:

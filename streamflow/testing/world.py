@@ -430,6 +430,7 @@ class World:
             self._plans.pop(run_id, None)
         else:
             for job in effects.jobs:
+                job.workflow = machine.workflow
                 self._submit(run_id, job)
             self._plan(run_id)
         if effects.events:

@@ -25,7 +25,7 @@ from streamflow.steps.suspects import Suspects
 from streamflow.store.blocking_reads import Entry, GroupGone, InboxConnection
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import ClaimRef, Kernel
-from streamflow.wire import QueuedStep, decode_job
+from streamflow.wire import QueuedStep, decode_job, stream_order
 from streamflow.worker.claims import Claim, Claims, Partition
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
@@ -263,7 +263,13 @@ class QueueReader:
             queued.lost,
             queued.blamed,
             claim.created,
+            queued.workflow,
+            queued.trace,
         )
+        tracing = self._executor.tracing
+        if tracing is not None and queued.trace:
+            entered, _ = stream_order(claim.entry)
+            tracing.waited(claim.partition[0], claim.run_id, job, entered)
         self._suspects.submit(claim.partition[1], claim.run_id, job)
 
     def _refuse(self, claim: Claim, kind: str, text: str, *, permanent: bool) -> None:

@@ -29,6 +29,7 @@ from streamflow.store.connection import Store
 from streamflow.store.kernel import WORKERS, Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, check_server, namespace_from, read_namespace, register_queues
+from streamflow.tracing.setup import find_tracing, set_up_from_environment, shut_down
 from streamflow.watch.last_note import last_note
 from streamflow.watch.report import HealthReport
 from streamflow.watch.watch import EVERY, LONGEST, STEP_GIVES_WAY, Culprit, Watch
@@ -76,12 +77,16 @@ class Worker:
         restart helps: drained when so many threads hang, at once when code blocks the loop that can't be
         interrupted."""
         self._owns_process = signals
+        if signals and (source := set_up_from_environment()):
+            _log.info("spans are made, and exported %s", source)
         store = Store(self.settings.redis, connections=3, patience=10.0)
         try:
             await self._serve(store, signals=signals)
         finally:
             with anyio.CancelScope(shield=True):  # cancelled or not, no connection is left open
                 await store.close()
+            if signals:
+                shut_down(self.settings.grace)
         if self._restart:
             raise SystemExit(RESTART)
 
@@ -123,6 +128,7 @@ class Worker:
             on_free=claims.attempt_left,
         )
         claims.executor = executor
+        executor.tracing = find_tracing()
         claims.suspects = suspects = Suspects(executor, store, kernel, self.name)
         connection = InboxConnection(store, WORKERS, BLOCK_MS, self.name)
         self.reader = reader = QueueReader(

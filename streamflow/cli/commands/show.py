@@ -78,7 +78,13 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
     )
     console = make_console()
     detail = RunDetail(
-        run_id=run, header=header, transitions=history, children=children, published=published, now_ms=now_ms
+        run_id=run,
+        header=header,
+        transitions=history,
+        children=children,
+        published=published,
+        now_ms=now_ms,
+        trace_id=described.trace_id,
     )
     print_drawn(console, render_run(detail, console.width))
 

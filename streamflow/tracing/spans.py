@@ -1,0 +1,343 @@
+"""The spans that streamflow makes: of runs, attempts of steps, waits in queues, messages and a client's calls.
+
+Owns: which spans there are, their names, kinds, attributes, times and parents. Must not: raise, whatever a processor or
+exporter of the application does; keep anything of a run (`run_trace.py` does).
+Called by: client, owner and its batches, worker, executor.
+
+    start invoice        PRODUCER   in the client
+    └─ run invoice       CONSUMER   a generation of a run: made when it ends, by the owner, after that commit
+       ├─ wait gpu       INTERNAL   from the entry in the queue until a worker takes it
+       ├─ step charge    INTERNAL   an attempt, where it runs
+       ├─ signal approve CONSUMER   from its arrival until its run has it; linked to the span of its sender
+       └─ run audit      CONSUMER   a child
+
+Names and times of errors follow OpenTelemetry's semantic conventions, what is streamflow's own begins with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import time
+from collections.abc import Generator, Mapping
+from typing import Any, cast
+
+import msgspec
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+)
+
+from streamflow import events
+from streamflow.errors import Failure
+from streamflow.events import ENDINGS, AnyEvent, RunContinued, StepRetrying
+from streamflow.machine.open_work import WORKER_LOST
+from streamflow.machine.run import RunMachine
+from streamflow.machine.transition import Outcome
+from streamflow.model.record import Header
+from streamflow.tracing.run_trace import RunTrace, derived_span_id, extract, inject
+from streamflow.version import __version__
+from streamflow.workflow.actions import StepJob
+
+_log = logging.getLogger("streamflow.tracing")
+
+COMPLAIN_EVERY = 60.0
+"""Seconds between two log lines about spans that can't be made."""
+NS_PER_MS = 1_000_000
+SAMPLED = TraceFlags.SAMPLED
+RANDOM = 0x02
+"""The flag of W3C Trace Context, level 2, that says that the id of the trace is random."""
+
+
+def tracing_with(provider: trace.TracerProvider) -> Tracing | None:
+    """None for a provider that makes no spans."""
+    if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
+        return None
+    tracer = provider.get_tracer("streamflow", __version__)
+    return None if isinstance(tracer, trace.NoOpTracer) else Tracing(tracer)
+
+
+class _Ids:
+    """An id generator whose next ids can be given to it: in the event loop, which is where the spans of runs are
+    made. A tracer of its own has it, because others ask for ids in other threads."""
+
+    def __init__(self, usual: Any) -> None:
+        self._usual = usual
+        self.trace_id = self.span_id = 0
+
+    def generate_trace_id(self) -> int:
+        return self.trace_id or self._usual.generate_trace_id()
+
+    def generate_span_id(self) -> int:
+        return self.span_id or self._usual.generate_span_id()
+
+    def is_trace_id_random(self) -> bool:
+        return getattr(self._usual, "is_trace_id_random", lambda: False)()
+
+
+class Attempt:
+    """The span of one attempt of a step. `context`: in which its code runs."""
+
+    __slots__ = ("_tracing", "context", "span")
+
+    def __init__(self, tracing: Tracing, span: Span, parent: Context) -> None:
+        self._tracing = tracing
+        self.span = span
+        self.context = trace.set_span_in_context(span, parent)
+
+    def attach(self) -> object:
+        """Make it the current one, in this task or thread. Gives what `detach` needs."""
+        return otel_context.attach(self.context)
+
+    def detach(self, token: object) -> None:
+        otel_context.detach(cast("Any", token))
+
+    @property
+    def text(self) -> str:
+        """For the process that runs it."""
+        return inject(self.context)
+
+    def end(self, outcome: Outcome | None) -> None:
+        """None: it was stopped, because nothing needs it here any more."""
+        with self._tracing.unharmed():
+            if outcome is None:
+                self.span.set_attribute("streamflow.cancelled", True)
+            elif outcome.failure is not None:
+                _mark_failed(self.span, outcome.failure)
+            self.span.end()
+
+
+class Tracing:
+    """Makes the spans of one process. None of its methods raises."""
+
+    def __init__(self, tracer: trace.Tracer) -> None:
+        self._tracer = tracer
+        self._sampler: Any = getattr(tracer, "sampler", None)
+        self._ids = _Ids(getattr(tracer, "id_generator", None))
+        self._own = copy.copy(tracer)
+        cast("Any", self._own).id_generator = self._ids
+        self._complained = -COMPLAIN_EVERY
+        self._foreign_ids = False
+
+    @contextlib.contextmanager
+    def unharmed(self) -> Generator[None]:
+        """What tracing raises is logged, and nobody's trouble."""
+        try:
+            yield
+        except Exception as error:
+            now = time.monotonic()
+            if now - self._complained >= COMPLAIN_EVERY:
+                self._complained = now
+                _log.warning(
+                    "a span could not be made, and everything else goes on: %s: %s", type(error).__name__, error
+                )
+
+    # --- in a client --------------------------------------------------------------------------------------------------
+
+    def calling(self, what: str, **attributes: str | int) -> contextlib.AbstractContextManager[str]:
+        """A span around the sending of something by a client; gives the packed context to send with it."""
+        return self._call(what, SpanKind.PRODUCER, attributes)
+
+    def asking(self, what: str, **attributes: str | int) -> contextlib.AbstractContextManager[str]:
+        """The same, until there is an answer."""
+        return self._call(what, SpanKind.CLIENT, attributes)
+
+    @contextlib.contextmanager
+    def _call(self, what: str, kind: SpanKind, attributes: Mapping[str, str | int]) -> Generator[str]:
+        span, text = self._begin_call(what, kind, attributes)
+        failed: Exception | None = None
+        try:
+            yield text
+        except Exception as error:
+            failed = error
+            raise
+        finally:
+            with self.unharmed():
+                if failed is not None:
+                    span.record_exception(failed)
+                    span.set_attribute("error.type", type(failed).__qualname__)
+                    span.set_status(Status(StatusCode.ERROR, str(failed)))
+                span.end()
+
+    def _begin_call(self, what: str, kind: SpanKind, attributes: Mapping[str, str | int]) -> tuple[Span, str]:
+        with self.unharmed():
+            span = self._tracer.start_span(what, kind=kind, attributes=_named(attributes))
+            return span, inject(trace.set_span_in_context(span))
+        return INVALID_SPAN, ""
+
+    # --- at the owner of a run ----------------------------------------------------------------------------------------
+
+    def begin(self, run_id: str, header: Header, begun: int = 0) -> tuple[RunTrace | None, Header]:
+        """The trace of a run with this header, and the header to commit: with the context, if nobody has sent one.
+        `begun`: when its generation began (ms), if it is not the first."""
+        with self.unharmed():
+            run = self._run(run_id, header, (begun or header.created) * NS_PER_MS)
+            return run, header if header.trace else msgspec.structs.replace(header, trace=run.text(0))
+        return None, header
+
+    def _run(self, run_id: str, header: Header, begun: int) -> RunTrace:
+        parent = extract(header.trace)
+        sent = trace.get_current_span(parent).get_span_context()
+        created = header.created
+        if sent.is_valid:
+            trace_id = sent.trace_id
+            if sent.span_id == derived_span_id(trace_id, run_id, created, 0):  # the run's own: it has no parent
+                root = trace.set_span_in_context(INVALID_SPAN, parent)
+                return RunTrace(run_id, created, root, trace_id, sent.trace_flags, sent.trace_state, begun)
+            flags = sent.trace_flags
+        else:
+            trace_id = self._ids.generate_trace_id()
+            flags = TraceFlags(SAMPLED | (RANDOM if self._ids.is_trace_id_random() else 0))
+        state = sent.trace_state
+        if self._sampler is not None:  # of a provider that isn't the SDK's it isn't known
+            kind, attributes = SpanKind.CONSUMER, _of_run(run_id, header)
+            sampled = self._sampler.should_sample(parent, trace_id, f"run {header.workflow}", kind, attributes, ())
+            flags = TraceFlags(flags & ~SAMPLED | (SAMPLED if sampled.decision.is_sampled() else 0))
+            state = sampled.trace_state or state
+        return RunTrace(run_id, created, parent, trace_id, flags, state, begun)
+
+    def committed(self, machine: RunMachine, header: Header, made: list[AnyEvent]) -> None:
+        """The events of one transition of a traced run are committed: make the spans that end with them."""
+        run = cast("RunTrace | None", machine.trace)
+        if run is None:
+            return
+        with self.unharmed():
+            at = machine.at * NS_PER_MS + NS_PER_MS - 1  # the end of that ms: an attempt may have ended in it
+            continued = [event for event in made if isinstance(event, RunContinued)]
+            generation = machine.generation - len(continued)
+            for event in made:
+                if isinstance(event, RunContinued):
+                    self._end_run(run, header, generation, event, at)
+                    generation, run.begun = event.generation, at
+                elif isinstance(event, ENDINGS):
+                    self._end_run(run, header, generation, event, at)
+                elif (
+                    isinstance(event, StepRetrying | events.StepFailed)
+                    and event.failure.kind == WORKER_LOST
+                    and not event.ms
+                ):
+                    self._lost_attempt(run, header, generation, event, at)
+
+    def _end_run(self, run: RunTrace, header: Header, generation: int, event: AnyEvent, at: int) -> None:
+        attributes = _of_run(run.run_id, header)
+        links: list[Link] = []
+        if generation:
+            attributes["streamflow.generation"] = generation
+            links.append(Link(run.span_context(generation - 1)))
+        own = run.span_context(generation)
+        self._ids.trace_id, self._ids.span_id = own.trace_id, own.span_id
+        try:
+            span = self._own.start_span(
+                f"run {header.workflow}", run.parent, SpanKind.CONSUMER, attributes, links, min(run.begun, at)
+            )
+        finally:
+            self._ids.trace_id = self._ids.span_id = 0
+        if span.get_span_context().span_id != own.span_id and not self._foreign_ids:
+            self._foreign_ids = True
+            _log.warning(
+                "this TracerProvider chooses the ids of all spans itself: the spans of steps will have no parent in "
+                "their trace"
+            )
+        if isinstance(event, events.RunFailed):
+            _mark_failed(span, event.failure)
+        status = "continued" if isinstance(event, RunContinued) else header.status
+        span.set_attribute("streamflow.status", str(status))
+        if isinstance(event, events.RunCancelled) and event.reason:
+            span.set_attribute("streamflow.reason", event.reason[:1000])
+        span.end(at)
+
+    def _lost_attempt(
+        self, run: RunTrace, header: Header, generation: int, event: StepRetrying | events.StepFailed, at: int
+    ) -> None:
+        """The process that ran it has ended, and its span with it: one without a duration is made in its place."""
+        attributes = {
+            **_named({"run_id": run.run_id, "workflow": header.workflow}),
+            **_named({"step": event.name, "seq": event.seq, "attempt": event.attempt}),
+        }
+        parent = trace.set_span_in_context(NonRecordingSpan(run.span_context(generation)), run.parent)
+        span = self._tracer.start_span(f"step {event.name}", parent, attributes=attributes, start_time=at)
+        _mark_failed(span, event.failure)
+        span.end(at)
+
+    def received(self, machine: RunMachine, kind: str, name: str, sender: str, arrived_ms: int) -> None:
+        """A signal or question was taken into a traced run, and that is committed."""
+        run = cast("RunTrace | None", machine.trace)
+        if run is None:
+            return
+        with self.unharmed():
+            sent = trace.get_current_span(extract(sender)).get_span_context()
+            links = [Link(sent)] if sent.is_valid else []
+            parent = trace.set_span_in_context(NonRecordingSpan(run.span_context(machine.generation)), run.parent)
+            attributes = _named({"run_id": run.run_id, "workflow": machine.workflow, kind: name})
+            now = time.time_ns()
+            start = min(arrived_ms * NS_PER_MS or now, now)
+            self._tracer.start_span(f"{kind} {name}", parent, SpanKind.CONSUMER, attributes, links, start).end(now)
+
+    # --- where steps run ----------------------------------------------------------------------------------------------
+
+    def waited(self, queue: str, run_id: str, job: StepJob, entered_ms: int) -> None:
+        """A worker has taken an attempt from its queue. `entered_ms`: when it came there, on the server's clock."""
+        with self.unharmed():
+            now = time.time_ns()
+            start = min(entered_ms * NS_PER_MS or now, now)
+            attributes = {
+                **_of_attempt(run_id, job),
+                "streamflow.queue": queue,
+                "messaging.system": "streamflow",
+                "messaging.destination.name": queue,
+            }
+            self._tracer.start_span(f"wait {queue}", extract(job.trace), attributes=attributes, start_time=start).end(
+                now
+            )
+
+    def attempt(self, run_id: str, job: StepJob) -> Attempt | None:
+        """An attempt begins here."""
+        with self.unharmed():
+            parent = extract(job.trace)
+            attributes = _of_attempt(run_id, job)
+            if job.step.queue:
+                attributes["streamflow.queue"] = job.step.queue
+            function = job.step.function
+            name = getattr(function, "__qualname__", job.step.name)
+            attributes["code.function.name"] = f"{function.__module__}.{name}"
+            return Attempt(
+                self, self._tracer.start_span(f"step {job.step.name}", parent, attributes=attributes), parent
+            )
+        return None
+
+
+def _named(facts: Mapping[str, str | int]) -> dict[str, str | int]:
+    return {f"streamflow.{name}": value for name, value in facts.items() if value != ""}
+
+
+def _of_run(run_id: str, header: Header) -> dict[str, str | int]:
+    return _named({"run_id": run_id, "workflow": header.workflow, "tenant": header.tenant})
+
+
+def _of_attempt(run_id: str, job: StepJob) -> dict[str, str | int]:
+    facts = {"run_id": run_id, "workflow": job.workflow, "step": job.step.name, "seq": job.seq, "attempt": job.attempt}
+    return _named(facts)
+
+
+def _mark_failed(span: Span, failure: Failure) -> None:
+    """As `Span.record_exception` does it; the exception itself may have happened in another process."""
+    span.set_attribute("error.type", failure.kind)
+    span.add_event(
+        "exception",
+        {
+            "exception.type": failure.kind,
+            "exception.message": failure.message,
+            "exception.stacktrace": failure.traceback,
+        },
+    )
+    span.set_status(Status(StatusCode.ERROR, f"{failure.kind}: {failure.message}"))
