@@ -14,6 +14,7 @@ not, the first daemon has made one of the run itself, and it names the span of t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 from opentelemetry import context as otel_context
@@ -24,10 +25,17 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Trace
 from streamflow.model.trace_context import pack, unpack
 from streamflow.workflow.awaitable import active
 
+KNOWN = 2048
+"""Contexts that are kept as they were extracted, which takes longer than starting a span that isn't sampled."""
+
 
 def extract(text: str) -> Context:
     """The context that was packed; an empty one for an empty text, or one that isn't understood."""
     return propagate.extract(unpack(text), context=Context())
+
+
+extract_again = functools.lru_cache(KNOWN)(extract)
+"""As `extract`, for what comes many times: all steps of a run have its context. It is never changed."""
 
 
 def inject(context: Context) -> str:

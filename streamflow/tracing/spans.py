@@ -45,7 +45,7 @@ from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import Outcome
 from streamflow.model.record import Header
-from streamflow.tracing.run_trace import RunTrace, derived_span_id, extract, inject
+from streamflow.tracing.run_trace import RunTrace, derived_span_id, extract, extract_again, inject
 from streamflow.version import __version__
 from streamflow.workflow.actions import StepJob
 
@@ -296,14 +296,14 @@ class Tracing:
                 "messaging.system": "streamflow",
                 "messaging.destination.name": queue,
             }
-            self._tracer.start_span(f"wait {queue}", extract(job.trace), attributes=attributes, start_time=start).end(
-                now
-            )
+            self._tracer.start_span(
+                f"wait {queue}", extract_again(job.trace), attributes=attributes, start_time=start
+            ).end(now)
 
     def attempt(self, run_id: str, job: StepJob) -> Attempt | None:
         """An attempt begins here."""
         with self.unharmed():
-            parent = extract(job.trace)
+            parent = extract_again(job.trace)
             attributes = _of_attempt(run_id, job)
             if job.step.queue:
                 attributes["streamflow.queue"] = job.step.queue
