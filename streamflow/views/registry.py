@@ -328,7 +328,8 @@ def _merge_durations(into: Durations, other: Durations) -> None:
 
 
 def _render_durations(durations: Durations, now_ms: int) -> JSON:
-    """`{name: {"count", "p50", "p95", "p99", "max", "failures", "retries"}}`; times in ms, of the successes."""
+    """`{name: {"count", "p50", "p95", "p99", "max", "failures", "retries", "sum", "powers"}}`; times in ms, of the
+    successes. `powers`: counts for a coarser histogram, see `Timings.by_power`."""
     rendered: dict[str, JSON] = {}
     for name, timings in sorted(durations.items()):
         p50, p95, p99 = timings.percentiles_ms(0.5, 0.95, 0.99)
@@ -340,6 +341,8 @@ def _render_durations(durations: Durations, now_ms: int) -> JSON:
             "max": timings.max_us / 1000,
             "failures": timings.failures,
             "retries": timings.retries,
+            "sum": round(timings.sum_ms, 3),
+            "powers": timings.by_power(),
         }
     return rendered
 
