@@ -18,6 +18,7 @@ import random
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 
 import anyio
 
@@ -34,6 +35,24 @@ FAILING_FOR = 60.0
 """Seconds without an error after which a loop no longer counts as failing, and its pauses are short again."""
 
 
+TURN = 120.0
+"""Seconds for a turn of a loop that only asks the server something: then the loop counts as one that hangs."""
+
+
+class _Turn:
+    """The turn of a loop that is under way."""
+
+    __slots__ = ("began", "limit")
+
+    def __init__(self) -> None:
+        self.began = 0.0
+        """Monotonic s; 0: none is under way."""
+        self.limit = math.inf
+
+
+_turn: ContextVar[_Turn | None] = ContextVar("streamflow_turn", default=None)
+
+
 class Supervisor:
     """The loops of one daemon or worker. Each runs in a task of its own, as `run(name, loop)`."""
 
@@ -43,12 +62,21 @@ class Supervisor:
         self._log = log
         self._last: dict[str, tuple[float, str]] = {}
         """When each loop failed last (monotonic s), and how."""
+        self._turns: dict[str, _Turn] = {}
 
     @property
     def failing(self) -> dict[str, str]:
         """The loops that have failed within the last minute, with their errors."""
         since = time.monotonic() - FAILING_FOR
-        return {name: text for name, (at, text) in self._last.items() if at > since}
+        last = list(self._last.items())  # other threads ask, too
+        return {name: text for name, (at, text) in last if at > since}
+
+    @property
+    def hanging(self) -> dict[str, float]:
+        """The loops whose turn takes longer than it may, with its seconds. Only of those that have a limit."""
+        now = time.monotonic()
+        taken = {name: (now - turn.began, turn.limit) for name, turn in list(self._turns.items()) if turn.began}
+        return {name: seconds for name, (seconds, limit) in taken.items() if seconds > limit}
 
     async def run(self, name: str, loop: Callable[[], Awaitable[object]], *, longest: float = LONGEST_PAUSE) -> None:
         """Run `loop` until it returns or is cancelled with its scope; after any error run it again, after a pause that
@@ -56,6 +84,7 @@ class Supervisor:
         pause = min(FIRST_PAUSE, longest)
         logged = ""
         hide_all()  # no step runs yet
+        _turn.set(self._turns.setdefault(name, _Turn()))
         while True:
             began = time.monotonic()
             try:
@@ -73,6 +102,7 @@ class Supervisor:
             if time.monotonic() - began > FAILING_FOR:
                 pause, logged = min(FIRST_PAUSE, longest), ""
             text = traceback.format_exception_only(error)[-1].strip()
+            self._turns[name].began = 0.0
             self.errors += 1
             self._last[name] = (time.monotonic(), text)
             self._log.error(
@@ -113,22 +143,28 @@ async def retry_forever(
     at_once: bool = False,
     until: Callable[[], bool] = lambda: False,
     on_failure: Callable[[], object] | None = None,
+    within: float = math.inf,
 ) -> None:
     """Call `run_once` repeatedly, `every` seconds apart (the first time `at_once`), whatever the server answers. Loops
     of one interval, or of multiples, have their turns at the same moments: an idle process is woken up less often.
 
     After a `StoreError` it logs `failure` and the reason, once for a series of errors, calls `on_failure`, and tries
     again: after the interval, or without one after a growing pause. Any other error is for the supervisor.
+    `within`: seconds in which a turn has to end, or the health of the process names the loop.
     Returns when `until()` is true.
     """
+    turn = _turn.get() or _Turn()
+    turn.limit = within
     if every and not at_once:
         await anyio.sleep(_until_turn(every))
     pause = FIRST_PAUSE
     failing = False
     while not until():
+        turn.began = time.monotonic()
         try:
             await run_once()
         except StoreError as error:
+            turn.began = 0.0
             if not failing:
                 log.warning("%s, will retry: %s", failure, error)
             failing = True
@@ -137,6 +173,7 @@ async def retry_forever(
             await anyio.sleep(_until_turn(every) if every else pause)
             pause = min(pause * 2, LONGEST_PAUSE)
         else:
+            turn.began = 0.0
             if failing:
                 log.info("recovered from: %s", failure)
             failing = False

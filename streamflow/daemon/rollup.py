@@ -25,7 +25,7 @@ from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.takeover import fold_entry
 from streamflow.errors import StoreError, StoreUnavailable
-from streamflow.loops import retry_forever
+from streamflow.loops import TURN, retry_forever
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Checkpointed, Kernel, LogLimits, Put, Reply
@@ -81,7 +81,7 @@ class Rollup:
         self._idle_rounds = 0
 
     async def run(self) -> None:
-        await retry_forever(self.run_once, _log, "views not updated", every=self._settings.rollup)
+        await retry_forever(self.run_once, _log, "views not updated", every=self._settings.rollup, within=TURN)
 
     async def run_once(self) -> None:
         self._owner.flush()

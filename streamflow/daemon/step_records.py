@@ -27,7 +27,7 @@ from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import StepRecord, decode_details, decode_step_record, stored_details
 from streamflow.errors import StoreError
 from streamflow.events import NOTHING
-from streamflow.loops import retry_forever
+from streamflow.loops import TURN, retry_forever
 from streamflow.machine.transition import Outcome
 from streamflow.model.record import Header
 from streamflow.steps.executor import StepExecutor
@@ -183,7 +183,7 @@ class StepRecords:
         return not refused
 
     async def run(self) -> None:
-        await retry_forever(self.run_once, _log, "could not store details of steps", every=EVERY)
+        await retry_forever(self.run_once, _log, "could not store details of steps", every=EVERY, within=TURN)
 
     async def run_once(self) -> None:
         """Lose steps of daemons that have gone, store what steps have reported since, and stop lent attempts that

@@ -68,6 +68,8 @@ class HealthReport:
         problems = [f"the event loop is blocked by {blocked}"] if blocked else []
         problems += self._problems()
         problems += [f"the loop {name!r} fails: {error}" for name, error in self._loops.failing.items()]
+        hanging = self._loops.hanging.items()
+        problems += [f"the loop {name!r} hangs: its turn has taken {seconds:.0f} s" for name, seconds in hanging]
         warnings = ["it is draining"] if executor.draining else []
         if executor.exhausted:
             problems.append(

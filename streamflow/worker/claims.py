@@ -30,7 +30,7 @@ import msgspec
 
 from streamflow.errors import Failure, StoreError
 from streamflow.events import NOTHING
-from streamflow.loops import retry_forever
+from streamflow.loops import TURN, retry_forever
 from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.transition import Outcome
 from streamflow.model.sharding import QUEUE_PARTITIONS
@@ -143,7 +143,7 @@ class Claims:
 
     @property
     def running(self) -> int:
-        return sum(not claim.ended for claim in self._claims.values())
+        return sum(not claim.ended for claim in list(self._claims.values()))  # also called in the HTTP server's thread
 
     @property
     def unfinished(self) -> bool:
@@ -296,7 +296,7 @@ class Claims:
 
     async def run_extending(self) -> None:
         interval = min(self._timeout / 4, MAX_EXTEND_INTERVAL)
-        await retry_forever(self.extend_once, _log, "could not extend claims", every=interval)
+        await retry_forever(self.extend_once, _log, "could not extend claims", every=interval, within=TURN)
 
     async def extend_once(self) -> None:
         """Extend the claims of all running steps, and stop those that are revoked or lost."""
@@ -426,7 +426,9 @@ class Claims:
     # --- expired claims -----------------------------------------------------------------------------------------------
 
     async def run_expiring(self) -> None:
-        await retry_forever(self.expire_once, _log, "could not look for expired claims", every=self._timeout / 2)
+        await retry_forever(
+            self.expire_once, _log, "could not look for expired claims", every=self._timeout / 2, within=TURN
+        )
 
     async def expire_once(self) -> None:
         """Report the attempts of dead workers to their runs as lost.

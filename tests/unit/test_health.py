@@ -15,7 +15,7 @@ from streamflow import health as module
 from streamflow.cli import cli
 from streamflow.daemon.health import Ownership
 from streamflow.health import Health, HealthFile, read_all
-from streamflow.loops import Supervisor
+from streamflow.loops import TURN, Supervisor, _Turn
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.watch.report import HealthReport
@@ -142,12 +142,15 @@ def test_loops_threads_and_the_event_loop_are_in_the_report(monkeypatch: pytest.
     written = HealthReport("worker", "host-1-ab", "default", executor, loops, problems=lambda: ["its own"])
     assert written.health("").problems == ["its own"]
     loops._last["reader"] = (time.monotonic(), "ValueError: boom")
+    loops._turns["expired claims"] = turn = _Turn()
+    turn.began, turn.limit = time.monotonic() - 130.0, TURN
     executor.hung = 3
     health = written.health("step s of run r")
     assert health.problems == [
         "the event loop is blocked by step s of run r",
         "its own",
         "the loop 'reader' fails: ValueError: boom",
+        "the loop 'expired claims' hangs: its turn has taken 130 s",
     ]
     assert health.warnings == ["3 of the 32 threads hang that may"]
     executor.exhausted = True

@@ -227,3 +227,46 @@ async def test_what_is_to_end_the_process_does(error: BaseException) -> None:
     next(step)
     with pytest.raises(type(error)):
         next(step)
+
+
+async def test_a_loop_is_named_while_its_turn_takes_too_long(sleeps: list[float]) -> None:
+    supervisor = Supervisor(log)
+    hanging, unlimited = anyio.Event(), anyio.Event()
+    once = Once(None, StoreError("away"), None)
+
+    async def hang() -> None:
+        if once.over():
+            hanging.set()
+            await anyio.sleep_forever()
+        await once()
+
+    async def wait() -> None:
+        unlimited.set()
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as running:
+        running.start_soon(supervisor.run, "rollup", partial(retry_forever, hang, log, "could not", within=0.0))
+        running.start_soon(supervisor.run, "owner", partial(retry_forever, wait, log, "could not"))
+        await hanging.wait()
+        await unlimited.wait()
+        await asyncio.sleep(0.01)
+        assert list(supervisor.hanging) == ["rollup"]
+        running.cancel_scope.cancel()
+
+
+async def test_a_loop_between_its_turns_is_not_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = Supervisor(log)
+    asleep = anyio.Event()
+
+    async def sleep(seconds: float) -> None:
+        asleep.set()
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(loops.anyio, "sleep", sleep)
+    once = Once(ValueError("a defect"))
+    async with anyio.create_task_group() as running:
+        running.start_soon(supervisor.run, "rollup", partial(retry_forever, once, log, "could not", within=0.0))
+        await asleep.wait()
+        assert supervisor.errors == 1
+        assert supervisor.hanging == {}
+        running.cancel_scope.cancel()
