@@ -27,6 +27,7 @@ ROOMS = (
     "worker",
     "daemon",
     "watch",
+    "http",
     "steps",
     "tracing",
     "store",

@@ -114,11 +114,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 30.0
+    http: Annotated[
+        str,
+        Meta(
+            description="HOST:PORT at which this process answers /health, /ready and /metrics; empty: it doesn't, port "
+            "0: any free one"
+        ),
+    ] = ""
 
     def __post_init__(self) -> None:
         """Settings that exist are valid: nothing is taken on a server with others. Raises `UsageError`."""
         check_url(self.redis)
         check_name("namespace", self.namespace)
+        split_address(self.http)
         for field in msgspec.structs.fields(Settings):
             _check(field, getattr(self, field.name))
         if self.dead_after <= self.beat:
@@ -130,6 +138,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         fields = {name: getattr(self, name) for name in self.__struct_fields__} | {"redis": redacted(self.redis)}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+
+
+def split_address(address: str) -> tuple[str, int] | None:
+    """Host and port of `HOST:PORT`, with an IPv6 address in brackets; None for an empty one. Raises `UsageError`."""
+    if not address:
+        return None
+    host, _, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    is_bare_ipv6 = ":" in host and bare == host
+    if not bare or is_bare_ipv6 or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise UsageError(
+            f"http={address!r} is not HOST:PORT: write 127.0.0.1:9464, 0.0.0.0:9464 for all interfaces, or [::]:9464"
+        )
+    return bare, int(port)
 
 
 def _check(field: msgspec.structs.FieldInfo, value: object) -> None:

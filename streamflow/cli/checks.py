@@ -54,6 +54,7 @@ def run_checks(app_target: str | None, options: Mapping[str, Any], *, needs_app:
 
 
 def _settings(options: Mapping[str, Any]) -> list[Finding]:
+    from streamflow.http.exposition import MISSING, can_be_exposed
     from streamflow.store.inspection import Finding
 
     known = [name.upper() for name in Settings.__struct_fields__] + list(OTHER_VARIABLES)
@@ -63,6 +64,8 @@ def _settings(options: Mapping[str, Any]) -> list[Finding]:
         if name != variable and name not in known and (hint := did_you_mean(name, known)):
             hint = hint.replace("did you mean ", f"did you mean {PREFIX}")
             findings.append(Finding(False, "settings", f"no setting is read from the variable {variable}{hint}"))
+    if (options.get("http") or os.environ.get(f"{PREFIX}HTTP")) and not can_be_exposed():
+        findings.append(Finding(False, "settings", MISSING))
     return findings
 
 

@@ -23,7 +23,7 @@ from streamflow.settings import Settings
 F = TypeVar("F", bound=Callable[..., Any])
 
 _FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
-_METAVARS = {"redis": "URL", "namespace": "NAME"}
+_METAVARS = {"redis": "URL", "namespace": "NAME", "http": "HOST:PORT"}
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
@@ -46,6 +46,7 @@ def settings_options(*names: str) -> Callable[[F], F]:
 def _settings_option(field: msgspec.structs.FieldInfo) -> Callable[[F], F]:
     kind: type = field.type.__origin__
     default = f"{field.default:g}" if isinstance(field.default, float) else field.default
+    default = "none" if default == "" else default
     value_type: Any = kind
     metavar = _METAVARS.get(field.name, "SECONDS" if kind is float else "N")  # every float among them is a duration
     if issubclass(kind, enum.Enum):

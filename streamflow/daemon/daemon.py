@@ -19,10 +19,12 @@ from streamflow.daemon.admission import Admission
 from streamflow.daemon.clock import DaemonClock, start_clock
 from streamflow.daemon.context import Context
 from streamflow.daemon.deploy_check import DeployCheck
+from streamflow.daemon.figures import DaemonFigures
 from streamflow.daemon.health import Ownership
 from streamflow.daemon.heartbeat_process import HeartbeatProcess
 from streamflow.daemon.inbox import BLOCK_MS, LANES, InboxReader
 from streamflow.daemon.membership import Membership
+from streamflow.daemon.metrics import DaemonMetrics
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.registration import Registration, described
 from streamflow.daemon.relay import Relay
@@ -32,6 +34,9 @@ from streamflow.daemon.stand_in import StandIn
 from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.takeover import Takeover
 from streamflow.errors import StoreError
+from streamflow.http.loop_lag import LoopLag
+from streamflow.http.pages import Pages, Part
+from streamflow.http.server import HttpServer, serving_http
 from streamflow.loops import Supervisor
 from streamflow.machine.transition import Outcome
 from streamflow.process import RESTART, resident_bytes, stop_on_signal, tune_garbage_collection
@@ -59,7 +64,8 @@ class Daemon:
     """`await Daemon(app, settings).run()` serves until `stop()` or, with `signals=True`, SIGTERM or SIGINT.
 
     Raises `StoreError` when the server can't be used at start: unreachable, too old, configured to lose data, or with a
-    namespace that has another number of shards. Once running, a daemon survives all of these and retries.
+    namespace that has another number of shards. Once running, a daemon survives all of these and retries. Raises
+    `UsageError` when it can't listen at `settings.http`, before it asks the server for anything.
     """
 
     def __init__(self, app: App, settings: Settings) -> None:
@@ -70,6 +76,9 @@ class Daemon:
         self.ready = anyio.Event()
         """Set when this daemon owns its first shards."""
         self.loops = Supervisor(_log)
+        self.http: HttpServer | None = None
+        """With `settings.http`, while it runs."""
+        self._pages = Pages("daemon", self.member, settings.namespace) if settings.http else None
         self._stop = anyio.Event()
         self._owns_process = False
         self._restart = False
@@ -89,14 +98,15 @@ class Daemon:
             tune_garbage_collection()
             if source := set_up_from_environment():
                 _log.info("spans are made, and exported %s", source)
-        store = Store(self.settings.redis, connections=3, patience=10.0)
-        try:
-            await self._serve(store, signals=signals)
-        finally:
-            with anyio.CancelScope(shield=True):  # cancelled or not, no connection is left open
-                await store.close()
-            if signals:
-                shut_down(self.settings.grace)
+        with serving_http(self.settings.http, self._pages) as self.http:
+            store = Store(self.settings.redis, connections=3, patience=10.0)
+            try:
+                await self._serve(store, signals=signals)
+            finally:
+                with anyio.CancelScope(shield=True):  # cancelled or not, no connection is left open
+                    await store.close()
+                if signals:
+                    shut_down(self.settings.grace)
         if self._restart:
             raise SystemExit(RESTART)
 
@@ -132,11 +142,19 @@ class Daemon:
             namespace.partition,
         )
         health: HealthReport | None = None
-        if signals:
+        if signals or self._pages is not None:
             own = Ownership(settings, owner, membership)
             health = HealthReport(
-                "daemon", self.member, settings.namespace, self.executor, self.loops, own.problems, own.warnings
+                "daemon",
+                self.member,
+                settings.namespace,
+                self.executor,
+                self.loops,
+                own.problems,
+                own.warnings,
+                in_file=signals,
             )
+        if signals:
             heart = HeartbeatProcess(context.kernel, settings, self.member)
             membership.on_beat, membership.on_leave = heart.sent, heart.stop
             heart.start()
@@ -174,6 +192,8 @@ class Daemon:
             loops.start_soon(self.reader.run, self.loops)
             loops.start_soon(membership.run, self.loops)
             loops.start_soon(self._announce, membership.owns_something)
+            if self._pages is not None and health is not None:
+                loops.start_soon(supervise, "loop lag", self._open_pages(self._pages, context, health).run)
             watch.start()
             try:
                 await self._stop.wait()
@@ -230,6 +250,15 @@ class Daemon:
         owner.on_lost = self.membership.rebalance_soon
         owner.on_other_history = context.store.on_other_history = self.membership.start_over
         owner.on_caught_up = self.reader.caught_up
+
+    def _open_pages(self, pages: Pages, context: Context, health: HealthReport) -> LoopLag:
+        """From now on the HTTP server says how this daemon is. Returns the loop that it needs."""
+        counted = DaemonFigures(self.owner, self.relay, self.rollup)
+        self.owner.on_committed = counted.committed
+        lag = LoopLag(counted.look)
+        facts = DaemonMetrics(context, self.owner, self.membership, self.executor, self.loops, counted, lag)
+        pages.part = Part(health.now, facts.unready, facts.add_figures, facts.close)
+        return lag
 
     def _on_outcome(self, shard: int, run_id: str, outcome: Outcome) -> None:
         if not (self.records.lends and self.records.outcome(run_id, outcome)):

@@ -52,6 +52,8 @@ class LostWrites:
         self._recent: deque[tuple[float, int, str, bytes]] = deque(maxlen=RECENT)
         self._has_changed = False
         self._count = 0
+        self.total = 0
+        """Runs that were lost or set back since this daemon started."""
         self._said = 0.0
 
     def dropped(self, shard: OwnedShard) -> None:
@@ -104,6 +106,7 @@ class LostWrites:
             _log.info("the server has all of the %d runs that this daemon had in memory, as they were", len(known))
             return
         self._count = self.recent_count + len(gone) + len(set_back)
+        self.total += len(gone) + len(set_back)
         self._said = time.monotonic()
         _log.error(
             "the server has lost writes that it had acknowledged: of %d runs that this daemon had in memory, %d are "

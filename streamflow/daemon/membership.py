@@ -37,7 +37,7 @@ from streamflow.daemon.shard import CODE, NOBODY, OwnedShard
 from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.takeover import Takeover
 from streamflow.errors import StoreError, StoreUnavailable
-from streamflow.loops import Supervisor, retry_forever, wait_until
+from streamflow.loops import TURN, Supervisor, retry_forever, wait_until
 from streamflow.model.sharding import winner_of
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.connection import Call, Store
@@ -137,7 +137,7 @@ class Membership:
 
     async def _run_heartbeats(self) -> None:
         await retry_forever(
-            self._heartbeat_and_check, _log, "heartbeat failed", every=self._settings.beat, at_once=True
+            self._heartbeat_and_check, _log, "heartbeat failed", every=self._settings.beat, at_once=True, within=TURN
         )
 
     async def _heartbeat_and_check(self) -> None:
@@ -185,6 +185,16 @@ class Membership:
             self._left = True
             self.on_leave()
             await self._store.one(self._kernel.heartbeat(self.member, b""))
+
+    @property
+    def last(self) -> Heartbeat | None:
+        """The heartbeat that was sent last, or is being sent."""
+        return self._last
+
+    @property
+    def missing(self) -> list[int] | None:
+        """The shards that this daemon should own and doesn't; None as long as it isn't a member."""
+        return sorted(self._desired - self._owner.shards.keys()) if self._has_joined else None
 
     @property
     def alive(self) -> list[str]:

@@ -107,6 +107,8 @@ class Owner:
         self.starts = Starts(context.settings.admission)
         self.lost_writes = LostWrites(context.store, context.kernel, self.starts.held)
         self.watch = RunNote()
+        self.on_committed: Callable[[list[ShardBatch], list[Committed | StoreError], float], None] | None = None
+        """Called once a pipeline: the batches, their answers, and when it was sent (monotonic s)."""
         self.on_lost: Callable[[], None] = _ignore
         self.on_caught_up: Callable[[], None] = _ignore
         self._app = context.app
@@ -220,6 +222,12 @@ class Owner:
         if self._bytes > self._memory:
             self._count_bytes()
         return self._bytes > self._memory
+
+    @property
+    def overdue(self) -> float:
+        """Seconds for which something is due that the loop has not looked at yet."""
+        due = min(self._shard_timers.next, self._run_timers.next)
+        return 0.0 if due == math.inf else max(0.0, (self._clock.now_ms() - due) / 1000)
 
     @property
     def live(self) -> int:
@@ -508,12 +516,15 @@ class Owner:
         await self.suspects.mark_code(shard.number, run_id, batch.batch.commit, created)
 
     async def _commit(self, batches: list[ShardBatch], calls: list[Call[Committed]]) -> None:
+        began = time.monotonic()
         try:
             answers = await self._store.send(calls, patience=math.inf, same_history=True)
         except StoreUnavailable:  # another history: these shards were dropped within that change
             for batch in batches:
                 self.drop(batch.shard)
             return
+        if self.on_committed is not None:
+            self.on_committed(batches, answers, began)
         for batch, answer in zip(batches, answers, strict=True):
             self._answered(batch, answer)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import anyio
@@ -70,6 +70,12 @@ class Relay:
     @property
     def waiting(self) -> int:
         return sum(len(deliveries) for _, deliveries in self._waiting.values())
+
+    def heads(self) -> Iterator[tuple[tuple[int, Target], str]]:
+        """The first message of each line that waits: source and target, and its number."""
+        for pair, (source, waiting) in self._waiting.items():
+            if waiting and not source.dropped:
+                yield pair, waiting[0][0].number
 
     def hand_over(self, source: OwnedShard, entries: Iterable[OutboxEntry]) -> None:
         """Entries of `source`'s outbox, in order."""

@@ -11,6 +11,7 @@ have a bucket each. Only buckets that are in use are stored.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import msgspec
 
@@ -51,11 +52,10 @@ class Timings(msgspec.Struct, array_like=True):
     def by_power(self) -> list[int]:
         """How many durations have so many binary digits in µs: at `n` those from 2**(n-1) to 2**n - 1. Exact, because
         no bucket holds values of two powers."""
-        counts: list[int] = []
-        for bucket, count in sorted(self.buckets.items()):
-            digits = bucket.bit_length() if bucket < 16 else (bucket >> 3) + 3
-            counts += [0] * (digits + 1 - len(counts))
-            counts[digits] += count
+        highest = max(self.buckets, default=-1)
+        counts = [0] * (_digits_of(highest) + 1)
+        for bucket, count in self.buckets.items():
+            counts[_digits_of(bucket)] += count
         return counts
 
     @property
@@ -82,12 +82,19 @@ def bucket_of(us: int) -> int:
     return (shift << 3) + (us >> shift) if shift > 0 else us
 
 
+@lru_cache(1024)
 def middle_of(bucket: int) -> float:
     """The middle of a bucket, in µs; exact below 16."""
     if bucket < 16:
         return float(bucket)
     shift = (bucket >> 3) - 1
     return float(((bucket & 7) + 8) << shift) + (1 << shift) / 2
+
+
+@lru_cache(1024)
+def _digits_of(bucket: int) -> int:
+    """Binary digits of the values in a bucket: all have as many."""
+    return max(0, bucket).bit_length() if bucket < 16 else (bucket >> 3) + 3
 
 
 def _clamped(ms: float) -> int:

@@ -1,7 +1,7 @@
-"""Reports on the health of a daemon or worker, for `streamflow health`: its event loop, its loops, its threads.
+"""Reports on the health of a daemon or worker, for `streamflow health` and /health: its loops, its threads.
 
 Owns: what counts as a problem at both, and when a report is written. Must not: know ownership or claims (daemon and
-worker add what they know). Called by: the watch, in its thread.
+worker add what they know). Called by: the watch, in its thread; the HTTP server, in its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from streamflow.health import Health, HealthFile
+from streamflow.health import STALE, Health, HealthFile
 from streamflow.loops import Supervisor
 from streamflow.steps.executor import StepExecutor
 
@@ -25,7 +25,7 @@ def _none() -> list[str]:
 
 
 class HealthReport:
-    """`problems` and `warnings` add what only a daemon or a worker knows."""
+    """`problems` and `warnings` add what only a daemon or a worker knows. `in_file`: for `streamflow health`."""
 
     def __init__(
         self,
@@ -36,6 +36,8 @@ class HealthReport:
         loops: Supervisor,
         problems: Callable[[], list[str]] = _none,
         warnings: Callable[[], list[str]] = _none,
+        *,
+        in_file: bool = True,
     ) -> None:
         self._kind: Literal["daemon", "worker"] = kind
         self._name = name
@@ -45,11 +47,15 @@ class HealthReport:
         self._problems = problems
         self._warnings = warnings
         self._file = HealthFile(name)
-        self._closed = False
+        self._closed = not in_file
+        self._blocked = ""
+        self._looked = time.monotonic()
+        """When the watch has looked last."""
         self._lock = threading.Lock()
 
     def report(self, blocked: str) -> None:
         """Write it down when it is time to. `blocked`: what blocks the event loop, or empty."""
+        self._blocked, self._looked = blocked, time.monotonic()
         with self._lock:
             if self._closed or not self._file.is_due:
                 return
@@ -63,13 +69,23 @@ class HealthReport:
                     error,
                 )
 
+    def now(self) -> Health:
+        """By what the watch has seen last."""
+        health = self.health(self._blocked)
+        silent = time.monotonic() - self._looked
+        if silent > STALE:
+            health.problems.insert(0, f"nothing has looked after the event loop for {silent:.0f} s")
+        return health
+
     def health(self, blocked: str) -> Health:
         executor = self._executor
         problems = [f"the event loop is blocked by {blocked}"] if blocked else []
         problems += self._problems()
         problems += [f"the loop {name!r} fails: {error}" for name, error in self._loops.failing.items()]
-        hanging = self._loops.hanging.items()
-        problems += [f"the loop {name!r} hangs: its turn has taken {seconds:.0f} s" for name, seconds in hanging]
+        problems += [
+            f"the loop {name!r} hangs: its turn has taken {seconds:.0f} s"
+            for name, seconds in self._loops.hanging.items()
+        ]
         warnings = ["it is draining"] if executor.draining else []
         if executor.exhausted:
             problems.append(

@@ -1,4 +1,4 @@
-"""The thread that watches over the event loop of a daemon or worker: the only one besides those of steps.
+"""The thread that watches over the event loop of a daemon or worker.
 
 Owns: the thread, when it looks, warnings that name who blocks, interrupting, and the decision to give up.
 Must not: touch what belongs to the loop, except to ask whether it still runs; know keys, shards or claims.

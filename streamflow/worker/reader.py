@@ -67,11 +67,18 @@ class QueueReader:
         self._broken: set[str] = set()
         """Streams that can't be read: left out, so that the others can be."""
         self._broken_since = 0.0
+        self.reads = False
+        """The loop runs, and its last read has not failed."""
         self._turn = 0
         self._slot_freed = anyio.Event()
         self._check_pending = False
         self._stopped = False
         self._done = anyio.Event()
+
+    @property
+    def broken(self) -> int:
+        """Partitions that can't be read."""
+        return len(self._broken)
 
     def slot_freed(self) -> None:
         """A step has ended, or a thread has returned whose attempt had ended before it."""
@@ -88,14 +95,20 @@ class QueueReader:
 
     async def run(self) -> None:
         self._read_again()  # what ended the loop before may have lost an answer
+        self.reads = True
         await retry_forever(
             self._read_or_create_groups,
             _log,
             "could not read queues",
-            on_failure=self._read_again,
+            on_failure=self._read_failed,
             until=lambda: self._stopped,
         )
+        self.reads = False
         self._done.set()
+
+    def _read_failed(self) -> None:
+        self.reads = False
+        self._read_again()
 
     def _read_again(self) -> None:
         """A lost answer may have carried entries: read the pending ones before new ones."""
@@ -108,6 +121,7 @@ class QueueReader:
             _log.info("the consumer group of a queue is missing, creating it: %s", error)
             self._read_again()
             await self.create_groups()
+        self.reads = True
 
     async def create_groups(self) -> None:
         """Create the consumer group where it is missing; it reads a stream from the first entry. A partition where that

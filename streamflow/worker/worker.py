@@ -18,6 +18,9 @@ from collections.abc import Sequence
 import anyio
 
 from streamflow.errors import StoreError, StoreMisconfigured, UsageError
+from streamflow.http.loop_lag import LoopLag
+from streamflow.http.pages import Pages, Part
+from streamflow.http.server import HttpServer, serving_http
 from streamflow.loops import Supervisor
 from streamflow.model.names import check_name
 from streamflow.process import RESTART, stop_on_signal
@@ -34,6 +37,7 @@ from streamflow.watch.last_note import last_note
 from streamflow.watch.report import HealthReport
 from streamflow.watch.watch import EVERY, LONGEST, STEP_GIVES_WAY, Culprit, Watch
 from streamflow.worker.claims import Claims
+from streamflow.worker.metrics import WorkerMetrics
 from streamflow.worker.reader import QueueReader
 from streamflow.workflow.app import App
 
@@ -51,7 +55,8 @@ class Worker:
     """`await Worker(app, settings, ["gpu"]).run()` serves until `stop()` or, with `signals=True`, SIGTERM or SIGINT.
 
     `settings.concurrency` is how many steps it runs at once, in tasks or threads. It waits for a namespace that no
-    daemon has created yet. Raises `UsageError` without a queue, `StoreError` when the server can't be used at start.
+    daemon has created yet. Raises `UsageError` without a queue, or when it can't listen at `settings.http`, and
+    `StoreError` when the server can't be used at start.
     """
 
     def __init__(self, app: App, settings: Settings, queues: Sequence[str]) -> None:
@@ -64,6 +69,9 @@ class Worker:
         self.ready = anyio.Event()
         """Set when this worker reads its queues."""
         self.loops = Supervisor(_log)
+        self.http: HttpServer | None = None
+        """With `settings.http`, while it runs."""
+        self._pages = Pages("worker", self.name, settings.namespace) if settings.http else None
         self._stop = anyio.Event()
         self._owns_process = False
         self._restart = False
@@ -79,14 +87,15 @@ class Worker:
         self._owns_process = signals
         if signals and (source := set_up_from_environment()):
             _log.info("spans are made, and exported %s", source)
-        store = Store(self.settings.redis, connections=3, patience=10.0)
-        try:
-            await self._serve(store, signals=signals)
-        finally:
-            with anyio.CancelScope(shield=True):  # cancelled or not, no connection is left open
-                await store.close()
-            if signals:
-                shut_down(self.settings.grace)
+        with serving_http(self.settings.http, self._pages) as self.http:
+            store = Store(self.settings.redis, connections=3, patience=10.0)
+            try:
+                await self._serve(store, signals=signals)
+            finally:
+                with anyio.CancelScope(shield=True):  # cancelled or not, no connection is left open
+                    await store.close()
+                if signals:
+                    shut_down(self.settings.grace)
         if self._restart:
             raise SystemExit(RESTART)
 
@@ -137,8 +146,10 @@ class Worker:
         await reader.create_groups()
         _log.info("worker %s serves %s of namespace %s", self.name, ", ".join(self.queues), settings.namespace)
         health: HealthReport | None = None
-        if signals:
-            health = HealthReport("worker", self.name, settings.namespace, executor, self.loops, self._problems)
+        if signals or self._pages is not None:
+            health = HealthReport(
+                "worker", self.name, settings.namespace, executor, self.loops, self._problems, in_file=signals
+            )
 
         def give_up(culprit: Culprit) -> None:
             shard = namespace.shard_of(culprit.run_id) if culprit.run_id else 0
@@ -167,6 +178,11 @@ class Worker:
                 ("trials of steps", suspects.run),
             ):
                 loops.start_soon(self.loops.run, name, loop)
+            if self._pages is not None and health is not None:
+                lag = LoopLag()
+                facts = WorkerMetrics(settings, claims, reader, executor, self.loops, lag)
+                self._pages.part = Part(health.now, facts.unready, facts.add_figures, facts.close)
+                loops.start_soon(self.loops.run, "loop lag", lag.run)
             watch.start()
             self.ready.set()
             try:

@@ -151,3 +151,15 @@ async def retries_at_once() -> None:
             await work(object())  # type: ignore[arg-type]
         except Exception:
             continue
+
+
+@app.step(retry=sf.NO_RETRY)
+async def wait_for_file(journal: str) -> None:
+    note(journal)
+    while not Path(f"{journal}.go").exists():  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+
+
+@app.workflow
+async def waits(journal: str) -> None:
+    await wait_for_file(journal)

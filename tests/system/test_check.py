@@ -14,6 +14,7 @@ from redis import Redis
 
 from streamflow.cli import cli
 from streamflow.embedded.server import EmbeddedServer
+from streamflow.http import exposition
 from tests.conftest import REDIS_SERVER, clean_keys
 
 KINDS = ["embedded_server", *(["redis_server"] if REDIS_SERVER else [])]
@@ -136,3 +137,11 @@ def test_a_daemon_checks_its_app_too(
     for wrong, reason in (((), "missing --app"), (("--app", "checked_flows.py:nothing"), "no such attribute")):
         [(about, message)] = findings(invoke(*words, *wrong))
         assert (about, reason in message) == ("app", True)
+
+
+def test_a_package_that_metrics_need_and_is_not_there_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exposition, "can_be_exposed", lambda: False)
+    words = ("check", "--redis", "redis://127.0.0.1:1", "--json")
+    assert findings(invoke(*words), "warning") == []
+    [(about, message)] = findings(invoke(*words, STREAMFLOW_HTTP="127.0.0.1:9464"), "warning")
+    assert (about, "install streamflowd[metrics]" in message) == ("settings", True)

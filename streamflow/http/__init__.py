@@ -1,0 +1,1 @@
+"""Health, readiness and metrics over HTTP, from a thread of its own."""
