@@ -1,17 +1,19 @@
-"""`--app`: the option, and the app that it names.
+"""`--app` and `--path`: the options, and the app that they name.
 
-Owns: the error when the option is missing, and the check that an app has a workflow.
-Must not: know how an app is found (app_loader.py does). Called by: `dev`, `replay`, `daemon`, `worker`.
+Owns: both options, the error when the option is missing, and the check that an app has a workflow.
+Must not: know how an app is found (app_loader.py does). Called by: `dev`, `replay`, `daemon`, `worker`, `check`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from streamflow import search_path
 from streamflow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,10 +22,27 @@ if TYPE_CHECKING:
 _LATE = ("anyio._backends._asyncio", "uvloop", "streamflow.cli.connection", "streamflow.screen.sanitize")
 """What every command with an app imports only when it is needed."""
 
-app_option = click.option(
-    "--app", "app_target", metavar="APP", envvar="STREAMFLOW_APP", show_envvar=True,
-    help="The app, as MODULE:app or FILE.py:app.",
-)  # fmt: skip
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def app_option(command: F) -> F:
+    """`--app`, and `--path`, which is done with before the command begins."""
+    command = click.option(
+        "--path", multiple=True, metavar="DIR", envvar="STREAMFLOW_PATH", show_envvar=True, expose_value=False,
+        type=click.Path(), callback=_search_too,
+        help="Directory of packages that the app imports, such as the site-packages of a virtual environment; may be "
+        "repeated.",
+    )(command)  # fmt: skip
+    return click.option(
+        "--app", "app_target", metavar="APP", envvar="STREAMFLOW_APP", show_envvar=True,
+        help="The app, as MODULE:app or FILE.py:app.",
+    )(command)  # fmt: skip
+
+
+def _search_too(context: click.Context, parameter: click.Parameter, directories: tuple[str, ...]) -> None:
+    for directory in directories:
+        if directory:  # not between two colons of the variable
+            search_path.add(directory)
 
 
 def required_app(app_target: str | None, *first: str) -> App:

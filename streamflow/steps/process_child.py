@@ -5,8 +5,8 @@ anything (`processes.py` does, imported once the parent's `sys.path` is known).
 Called by: `processes.py` starts it as a script, with the number of a socket and its own process id as arguments.
 
 A frame on the socket is its length in eight bytes, then that many bytes. The parent sends one JSON frame with its
-`sys.path`, the file of its main module and how its log is set up, and then calls, one after the other; each is
-confirmed by an empty frame before it begins, and answered by a frame.
+`sys.path`, the file of its main module, how its log is set up and the directories of `--path`, and then calls, one
+after the other; each is confirmed by an empty frame before it begins, and answered by a frame.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def main() -> None:
     _leave_signals_to_the_parent()
     _die_with_the_parent(connection, int(sys.argv[2]))
     try:
-        paths, main_file, log = json.loads(_receive(connection))
+        paths, main_file, log, directories = json.loads(_receive(connection))
         # A daemon's path begins with the directory of its app, which it has added after its own imports: so does this.
         sys.path += [path for path in paths if path not in sys.path]
         processes = importlib.import_module("streamflow.steps.processes")
         if log is not None:  # as its daemon or worker; by name, because all that the command line has is above this
             importlib.import_module("streamflow.cli.logs").set_up(*log)
         sys.path[:] = paths
-        _send(connection, processes.load_main(main_file))
+        _send(connection, processes.load_main(main_file, directories))
         while True:
             call = _receive(connection)
             _send(connection, b"")

@@ -33,7 +33,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from streamflow import logs
+from streamflow import logs, search_path
 from streamflow.errors import Failure, UsageError
 from streamflow.interpreter import python_command
 from streamflow.machine.open_work import WORKER_LOST
@@ -119,7 +119,7 @@ class _Process:
         Raises `_Died`."""
         self._socket.setblocking(False)
         self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
-        answer = await self.ask(json.dumps([sys.path, _main_file(), logs.in_children]).encode())
+        answer = await self.ask(json.dumps([sys.path, _main_file(), logs.in_children, search_path.added()]).encode())
         return _failure_decoder.decode(answer) if answer else None
 
     async def ask(self, body: bytes) -> bytes:
@@ -310,9 +310,11 @@ class ProcessPool:
 # --- in the process ---------------------------------------------------------------------------------------------------
 
 
-def load_main(file: str) -> bytes:
+def load_main(file: str, directories: list[str]) -> bytes:
     """Load the parent's main module under another name, so that what it guards with `__name__` doesn't run. Returns an
-    encoded failure, or nothing."""
+    encoded failure, or nothing. `directories`: those of `--path`, which may have `.pth` files."""
+    for directory in directories:
+        search_path.add(directory)
     if not Path(file).is_file():
         return b""
     main = ModuleType("__mp_main__")

@@ -6,11 +6,13 @@ Called by: the group in `cli`.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from streamflow import search_path
 from streamflow.cli.app_option import app_option, required_workflows
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
@@ -87,7 +89,8 @@ async def _with_screen(app_target: str, server: EmbeddedServer, namespace: str |
 
     settings = load_settings({"namespace": namespace})
     log = server.directory / "daemon.log"
-    daemon = DaemonProcess(app_target, server.url, settings.namespace, log, {"log_format": "text"})
+    inherited = {"log_format": "text", "path": os.pathsep.join(search_path.added())}
+    daemon = DaemonProcess(app_target, server.url, settings.namespace, log, inherited)
     ended = anyio.Event()
 
     async def wait_for_exit() -> None:
