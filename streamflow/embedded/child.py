@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import streamflow
+from streamflow import binary
 from streamflow.interpreter import python_command
 
 
@@ -27,7 +28,7 @@ def own_environ(settings: Mapping[str, object] | None = None) -> dict[str, str]:
     """
     above = str(Path(streamflow.__file__).parent.parent)
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]  # '' is where it is started
-    if above not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+    if binary.root() is None and above not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         paths.insert(0, above)
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     environ.update({f"STREAMFLOW_{name.upper()}": str(value) for name, value in (settings or {}).items()})
