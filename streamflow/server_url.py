@@ -107,6 +107,8 @@ def check_url(url: str) -> None:
         if name in seen:
             raise UsageError(f"can't use the server URL {redacted(url)!r}: the option {name} is given twice")
         seen.add(name)
+    if "ssl_keyfile" in seen and "ssl_certfile" not in seen:
+        raise UsageError(f"can't use the server URL {redacted(url)!r}: the option ssl_keyfile needs ssl_certfile")
 
 
 def _check_option(url: str, scheme: str, name: str, value: str) -> None:

@@ -31,6 +31,7 @@ from streamflow.machine.sealed import hide
 from streamflow.server_url import check_url, redacted
 from streamflow.store.link import Link
 from streamflow.store.scripts import Script, load_scripts
+from streamflow.store.tls import TlsContext, advice
 
 T = TypeVar("T")
 
@@ -118,6 +119,7 @@ class Store:
         self._promoted_from: str = ""
         self._scripts = scripts if scripts is not None else load_scripts()
         self._given_client = client
+        self._tls = TlsContext(url) if client is None and url.startswith("rediss://") else None
         self._client = client or self._make_client()
         self._connections = connections
         self._links: list[Any] = []
@@ -151,6 +153,8 @@ class Store:
         if isinstance(made, Link):
             made.neighbours = lambda: [link.progress() for link in self._links]
             made.on_silence = lambda: self.replace_connections("the server is silent")
+            if self._tls is not None:
+                cast("Any", made).ssl_context = self._tls
         return cast("Link", made)
 
     async def _on_connect(self, connection: Any) -> None:
@@ -292,7 +296,7 @@ class Store:
                 if time.monotonic() - started + pause > patience:
                     raise StoreUnavailable(
                         f"no answer from {redacted(self.url)} for {time.monotonic() - started:.1f} s: "
-                        f"{str(error).rstrip('.')}. Is the server running? `streamflow dev` starts one."
+                        f"{str(error).rstrip('.')}. {advice(self.url, error)}."
                     ) from error
             else:
                 temporary = next((r for r in replies if isinstance(r, Exception) and self.note_refusal(r)), None)

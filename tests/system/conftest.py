@@ -11,6 +11,7 @@ import pytest
 import streamflow as sf
 from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.server import EmbeddedServer
+from tests.support.secure import Certificates
 from tests.support.serving import Work, client, no_unknown_keys_are_left, running_daemon, work
 
 __all__ = ["Serve", "Work", "client", "no_unknown_keys_are_left", "serve", "work"]
@@ -25,6 +26,11 @@ class Serve(Protocol):
     def __call__(
         self, app: sf.App, *, crash: bool = False, **settings: Any
     ) -> AbstractAsyncContextManager[tuple[sf.Client, Daemon]]: ...
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture
