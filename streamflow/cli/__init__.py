@@ -50,6 +50,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "daemon": "Run a daemon, which owns shards and runs workflows and steps.",
         "worker": "Run a worker, which runs the steps of queues.",
         "check": "Check settings, app, server and permissions without starting anything.",
+        "acl": "Print the server's user for a role: exactly what it needs in one namespace.",
         "health": "Check the daemons and workers on this machine; the exit code says it.",
         "status": "Show daemons, shards, throughput, latencies and failures.",
         "tail": "Follow the events of all shards, live.",

@@ -27,10 +27,12 @@ OTHER_VARIABLES = ("APP", "LOG_FORMAT", "LOG_LEVEL", "PATH", "UNPACK_DIR", "WORK
 """Of the command line, which are not settings."""
 
 
-def run_checks(app_target: str | None, options: Mapping[str, Any], *, needs_app: bool, as_json: bool) -> int:
+def run_checks(
+    app_target: str | None, options: Mapping[str, Any], *, needs_app: bool, as_json: bool, role: str = "daemon"
+) -> int:
     """Check everything, print what was found, and return the exit code: 1 if something is wrong.
 
-    Without an app, none is checked, unless the command `needs_app`.
+    Without an app, none is checked, unless the command `needs_app`. `role`: whose permissions the user must have.
     """
     from streamflow.store.inspection import Finding
 
@@ -43,7 +45,7 @@ def run_checks(app_target: str | None, options: Mapping[str, Any], *, needs_app:
     if any(finding.is_error and finding.about == "settings" for finding in findings):
         findings.append(Finding(False, "server", "not checked, because the settings are wrong"))
     else:
-        found, reached = run_async(lambda: _server(load_settings(options)))
+        found, reached = run_async(lambda: _server(load_settings(options), role))
         checked += ["permissions", "namespace"] if reached else []
         findings += found
     if as_json:
@@ -79,17 +81,18 @@ def _app(app_target: str | None) -> list[Finding]:
     return []
 
 
-async def _server(settings: Settings) -> tuple[list[Finding], bool]:
+async def _server(settings: Settings, role: str) -> tuple[list[Finding], bool]:
     """What was found, and whether the server has answered."""
     from streamflow.store.connection import Store
     from streamflow.store.inspection import Finding, inspect
     from streamflow.store.keys import NamespaceKeys
     from streamflow.store.namespace import inspect_namespace
+    from streamflow.store.roles import Role
 
     store = Store(settings.redis, connections=1)
     try:
         await check_server(store)
-        findings = await inspect(store, NamespaceKeys(settings.namespace))
+        findings = await inspect(store, NamespaceKeys(settings.namespace), Role(role))
         return findings + await inspect_namespace(store, settings), True
     except StreamflowError as error:
         return [Finding(True, "server", str(error))], False

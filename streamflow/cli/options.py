@@ -25,6 +25,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 _FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
 _METAVARS = {"redis": "URL", "namespace": "NAME", "http": "HOST:PORT"}
 
+ROLES = ("daemon", "worker", "client", "viewer")
+"""As `store/roles.py` has them."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 

@@ -47,6 +47,7 @@ from streamflow.store.connection import Store
 from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import check_server, open_namespace
+from streamflow.store.roles import Role
 from streamflow.tracing.setup import find_tracing, set_up_from_environment, shut_down
 from streamflow.version import __version__
 from streamflow.watch.report import HealthReport
@@ -210,7 +211,7 @@ class Daemon:
     async def _prepare(self, store: Store) -> Context:
         """Check the server, open the namespace, and register the app's workflows in it."""
         kernel = Kernel(NamespaceKeys(self.settings.namespace))
-        await check_server(store)
+        await check_server(store, self.settings.namespace, Role.DAEMON)
         namespace = await open_namespace(store, kernel, self.settings, described(self.app))
         clock = self._clock = await start_clock(store, kernel, namespace.shards, self.settings.beat)
         self._started = clock.now_ms()

@@ -57,6 +57,10 @@ class _Sample(NamedTuple):
     heartbeat: Heartbeat
 
 
+_NOTHING: Call[Any] = Call.plain("TIME")
+"""In the place of a command that the server doesn't allow."""
+
+
 class StatusCollector:
     """Collects one namespace's status repeatedly. A daemon without a heartbeat for `dead_after` seconds owns nothing.
 
@@ -71,6 +75,8 @@ class StatusCollector:
         """Of each member, one for each change of its heartbeat, within about the last `RATE_SECONDS`."""
         self._changed: set[str] = set()
         """Members whose heartbeat has changed between two samples."""
+        self._hidden: set[str] = set()
+        """INFO and CONFIG, if the server doesn't allow them: asked once, since each try is an entry in its ACL log."""
 
     async def settled(self) -> NamespaceStatus:
         """A status without earlier samples: waits until every member's heartbeat has changed, or is late."""
@@ -89,8 +95,8 @@ class StatusCollector:
         shards = [keys.shard(n) for n in range(namespace.shards)] if namespace.shards <= MAX_SHARDS_READ else []
         calls: list[Call[Any]] = [
             Call.plain("TIME"),
-            Call.plain("INFO"),
-            Call.plain("CONFIG", "GET", "appendfsync"),
+            _NOTHING if "INFO" in self._hidden else Call.plain("INFO"),
+            _NOTHING if "CONFIG" in self._hidden else Call.plain("CONFIG", "GET", "appendfsync"),
             Call.plain("HGETALL", keys.members),
             Call.plain("HKEYS", keys.queues),
             Call.plain("MGET", *(keys.view(name) for name in _VIEW_NAMES)),
@@ -102,12 +108,15 @@ class StatusCollector:
             if isinstance(answer, StoreError):
                 raise answer
         owners, inboxes = rest[: len(shards)], rest[len(shards) :]
+        self._hidden |= {name for name, answer in (("INFO", info), ("CONFIG", fsync)) if isinstance(answer, StoreError)}
         status = NamespaceStatus(
             namespace=client.namespace,
             as_of=int(clock[0]) * 1000 + int(clock[1]) // 1000,
-            server=None if isinstance(info, StoreError) else _server(info, fsync),
+            server=None if "INFO" in self._hidden else _server(info, None if "CONFIG" in self._hidden else fsync),
             shards_total=namespace.shards,
         )
+        if "INFO" in self._hidden:
+            status.warnings.append("the server doesn't allow INFO: its version, memory and persistence aren't shown")
         self._put_members(status, cast("Mapping[bytes, bytes]", members))
         status.as_of += self._ahead(status)
         _put_views(status, cast("Sequence[bytes | None]", merged))
@@ -200,8 +209,7 @@ def _server(info: Any, fsync: Any) -> Server:
     facts = cast("dict[str, Any]", info) if isinstance(info, dict) else _parsed(info)
     aof = "off"
     if int(facts.get("aof_enabled", 0)):
-        known = not isinstance(fsync, StoreError) and fsync
-        aof = str(_pairs(fsync).get("appendfsync", "on")) if known else "on"
+        aof = str(_pairs(fsync).get("appendfsync", "on")) if fsync else "on"
     return Server(
         product="valkey" if "valkey_version" in facts else "redis",
         version=str(facts.get("valkey_version") or facts.get("redis_version") or ""),

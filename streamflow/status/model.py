@@ -16,7 +16,8 @@ from streamflow.wire import Heartbeat
 
 
 class Server(msgspec.Struct, kw_only=True):
-    """The Redis or Valkey server. Memory in bytes; `maxmemory` 0: no limit. `aof`: everysec, always, no, or off."""
+    """The Redis or Valkey server. Memory in bytes; `maxmemory` 0: no limit. `aof`: everysec, always, no, on
+    (the policy isn't known: the user may not use CONFIG GET), or off."""
 
     product: str = "redis"
     version: str = ""
@@ -78,7 +79,7 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
     """When the views were merged, ms; 0: never."""
     oldest: list[tuple[str, str, int]] = []
     warnings: list[str] = []
-    """Messages about server settings that would lose data, and the like."""
+    """What can't be shown, and why."""
 
     def view(self, name: str) -> dict[str, Any]:
         """A view as rendered; empty when it was never merged."""

@@ -367,7 +367,12 @@ class Store:
         """One pipeline on one connection. Scripts that the server doesn't know are loaded and called again."""
         replies = await self._pipeline(commands, lane, generation)
         missing = [i for i, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]
-        if missing:
+        if missing and all(commands[i][0] == "EVALSHA_RO" for i in missing):
+            # Not loaded: a user who may only read can't do that, and each try would be an entry in the server's log.
+            again = await self._pipeline([self._with_source(commands[i]) for i in missing], lane, generation)
+            for i, reply in zip(missing, again, strict=True):
+                replies[i] = reply
+        elif missing:
             load = [["SCRIPT", "LOAD", script.source] for script in self._scripts.values()]
             loaded = await self._pipeline(load, lane)
             refusal = next((reply for reply in loaded if isinstance(reply, Exception)), None)

@@ -1,65 +1,66 @@
 """What a server and its user must be like for streamflow, found out without changing anything.
 
-Owns: the demands on a server's version, memory, persistence and role, and on a user's permissions, and a sentence with
-what to do for each that isn't met. Must not: write, or refuse anything by itself.
-Called by: the check at a daemon's start (`namespace.py`), `streamflow check`.
+Owns: the demands on a server's version, memory, persistence and role, the trial of a user's permissions, and a sentence
+with what to do for each that isn't met. Must not: write, refuse anything by itself, or know what a role needs
+(`roles.py`). Called by: the check at the start of a daemon or worker (`namespace.py`), `streamflow check`.
 
-Permissions are tried by a script that may only read (`no-writes`): the server looks at the permission first, so a
-command that would write is refused either way, and the reason tells which it was.
+Permissions are tried without `ACL DRYRUN`, which such a user may not use, by calls that do nothing: a script that may
+only read (`no-writes`) calls each command, and a script that doesn't exist, or does nothing, is called with a key of
+each pattern. The server looks at permissions first, so the reason tells whether they were missing.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from redis import exceptions as redis_errors
 
-from streamflow.errors import StoreError
-from streamflow.store.connection import Call, Store
+from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.server_url import redacted
+from streamflow.store.connection import LOST, Call, Store
 from streamflow.store.keys import NamespaceKeys
-from streamflow.store.scripts import load_scripts
+from streamflow.store.link import Link
+from streamflow.store.roles import Rights, Role, commands_of, rights, rule_of
 
 OLDEST = 7
 FULL_SHARE = 0.8
 """Of maxmemory: from here on a server is nearly full."""
 
-_CALL = re.compile(r"redis\.p?call\('([A-Z]+)'(?:,\s*'([A-Z]+)')?")
-_WITH_SUBCOMMAND = frozenset({"XGROUP", "XINFO"})
-_WITHOUT_KEY = frozenset({"TIME"})
-
-_OUTSIDE_SCRIPTS = (
-    *(
-        "XRANGE $KEY",
-        "XREVRANGE $KEY",
-        "ZRANGE $KEY",
-        "ZREVRANGE $KEY",
-        "ZRANGEBYSCORE $KEY",
-        "ZSCAN $KEY",
-        "ZREM $KEY",
-    ),
-    *("ZCARD $KEY", "LINDEX $KEY", "LRANGE $KEY", "HGET $KEY", "HMGET $KEY", "HGETALL $KEY", "HKEYS $KEY", "HLEN $KEY"),
-    "HSCAN $KEY",
-    *("HSET $KEY", "HDEL $KEY", "SET $KEY", "GET $KEY", "MGET $KEY", "XLEN $KEY", "XINFO CONSUMERS $KEY"),
-    *("XREADGROUP GROUP 1 1 STREAMS $KEY >", "XREAD STREAMS $KEY 0"),
-)
-"""What daemons, workers and clients send without a script; `docs/operations.md` lists the same."""
+_WITHOUT_KEY = frozenset({"PING", "TIME"})
+_FORMS = {
+    "XREADGROUP": "XREADGROUP GROUP 1 1 STREAMS $KEY >",
+    "XREAD": "XREAD STREAMS $KEY 0",
+    "SPUBLISH": "SPUBLISH $CHANNEL",
+}
+"""Those whose key is not the first argument."""
+NO_SUCH_SCRIPT = "0" * 40
+_OUTSIDE_SCRIPTS: dict[str, tuple[Any, ...]] = {
+    "CLIENT ID": ("CLIENT", "ID"),
+    "CLIENT UNBLOCK": ("CLIENT", "UNBLOCK", 0),
+    "EVALSHA": ("EVALSHA", NO_SUCH_SCRIPT, 0),
+    "EVALSHA_RO": ("EVALSHA_RO", NO_SUCH_SCRIPT, 0),
+    "EVAL_RO": ("EVAL_RO", "return 1", 0),
+    "SCRIPT LOAD": ("SCRIPT", "LOAD", "not a script"),
+}
+"""Commands that scripts can't call, as calls that do nothing."""
+_TRIED_ELSEWHERE = frozenset({"INFO", "SELECT", "SSUBSCRIBE", "SUNSUBSCRIBE"})
+"""INFO may be hidden; SELECT is sent with each connection to a database other than 0."""
 
 _PROBE = """#!lua flags=no-writes
 local denied = {}
 for _, line in ipairs(ARGV) do
   local words = {}
-  for word in string.gmatch(line, '%S+') do
-    words[#words + 1] = word == '$KEY' and KEYS[1] or word
-  end
+  for word in string.gmatch(line, '%S+') do words[#words + 1] = word end
   for _ = 1, 6 do
     local reply = redis.pcall(unpack(words))
     local text = type(reply) == 'table' and reply.err and string.lower(reply.err) or ''
     if not string.find(text, 'number of arg') then
       if string.find(text, 'permission') or string.find(text, "can't run") or string.find(text, "can't access")
-        or string.find(text, "can't publish") then
+        or string.find(text, "can't publish") or string.find(text, 'unknown') then
         denied[#denied + 1] = line
+        denied[#denied + 1] = text
       end
       break
     end
@@ -109,7 +110,15 @@ def forgetful(info: Mapping[str, Any]) -> str | None:
     return "the server has no append-only file: a restart loses runs. `CONFIG SET appendonly yes` keeps them."
 
 
-async def inspect(store: Store, keys: NamespaceKeys) -> list[Finding]:
+def hidden_info(error: object) -> str:
+    """What to say of a server that doesn't tell what it is."""
+    return (
+        f"{error}. So it is not known whether the server keeps its data (maxmemory-policy, appendonly) and whether it "
+        "was restarted: allow +info if you can"
+    )
+
+
+async def inspect(store: Store, keys: NamespaceKeys, role: Role = Role.DAEMON) -> list[Finding]:
     """Everything that is wrong with the server, and with what its user may do in a namespace.
 
     Raises `StoreUnavailable` when the server can't be reached.
@@ -119,11 +128,12 @@ async def inspect(store: Store, keys: NamespaceKeys) -> list[Finding]:
     try:
         info = await store.one(Call.plain("INFO", "everything"))
     except StoreError as error:
-        findings.append(Finding(True, "permissions", f"{error}. Allow +info"))
+        findings.append(Finding(False, "server", hidden_info(error)))
     findings += _server(info)
     if _number(info, "loading") or (info and too_old(info)):
         return [*findings, Finding(False, "permissions", "not checked")]
-    return findings + await _permissions(store, keys)
+    missing = await missing_permissions(store, keys.namespace, role)
+    return [*findings, *(Finding(True, "permissions", _sentence(rule, keys.namespace)) for rule in missing)]
 
 
 def _server(info: Mapping[str, Any]) -> list[Finding]:
@@ -151,53 +161,93 @@ def _server(info: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-async def _permissions(store: Store, keys: NamespaceKeys) -> list[Finding]:
-    findings: list[Finding] = []
+async def missing_permissions(store: Store, namespace: str, role: Role) -> list[str]:
+    """The rules for `ACL SETUSER` that the user of `store` lacks for a role: `+xadd`, `~sf:{shop}:*`.
+
+    Raises `StoreUnavailable`.
+    """
+    link = store.link()  # of its own: what a script that doesn't exist gets as an answer would make others load theirs
     try:
-        sha = await store.one(Call.plain("SCRIPT", "LOAD", _PROBE))
-        denied: dict[str, None] = {}
-        for prefix, channel in ((keys.prefix, keys.shard(0).done), (keys.shard(0).prefix, keys.shard(0).done)):
-            key = f"{prefix}check"
-            lines = [*(_commands()), f"SPUBLISH {channel}"]
-            reply: list[bytes] = await store.one(Call.plain("EVALSHA", sha, 1, key, *lines))
-            denied |= dict.fromkeys(line.decode() for line in reply)
-        for line in denied:
-            name = line.partition(" $KEY")[0].partition(" GROUP")[0].partition(" STREAMS")[0]
-            if name.startswith("SPUBLISH"):
-                channels = f"&sf:{{{keys.namespace}/*}}:*"
-                text = f"the user may not publish to the channels of the namespace: allow +spublish and {channels}"
-            else:
-                text = f"the user may not use {name}: allow +{name.lower().replace(' ', '|')} and ~{_pattern(keys)}"
-            findings.append(Finding(True, "permissions", text))
-    except StoreError as error:
-        text = (
-            f"the user may not run scripts on the keys of the namespace: allow +script +evalsha and ~{_pattern(keys)}"
+        return await _missing_rules(link, rights(role, namespace), commands_of(role))
+    except LOST as error:
+        raise StoreUnavailable(f"the connection to {redacted(store.url)} was lost: {error}") from error
+    finally:
+        link.drop()
+
+
+async def _missing_rules(link: Link, needed: Rights, commands: Sequence[str]) -> list[str]:
+    outside = [command for command in commands if command in _OUTSIDE_SCRIPTS]
+    answers = await link.exchange([_OUTSIDE_SCRIPTS[command] for command in outside])
+    denied = [command for command, answer in zip(outside, answers, strict=True) if _is_denied(answer)]
+    missing = [f"+{rule_of(command)}" for command in denied]
+    keys = [
+        (f"{sign}{pattern}", (verb, script, 1, _example(pattern)))
+        for verb, script, sign, patterns in (
+            ("EVALSHA", NO_SUCH_SCRIPT, "~", needed.writes),
+            ("EVAL_RO", "return 1", "%R~", needed.reads),
         )
-        findings.append(Finding(True, "permissions", f"{text} ({error})"))
-    for command in (("CLIENT", "ID"), ("TIME",)):
-        try:
-            await store.one(Call.plain(*command))
-        except StoreError:
-            name = " ".join(command)
-            text = f"the user may not use {name}: allow +{name.lower().replace(' ', '|')}"
-            findings.append(Finding(True, "permissions", text))
-    return findings
+        for pattern in patterns
+        if verb not in denied
+    ]
+    answers = await link.exchange([call for _, call in keys]) if keys else []
+    closed = [rule for (rule, _), answer in zip(keys, answers, strict=True) if _is_denied(answer)]
+    inside = [command for command in commands if command not in {*_OUTSIDE_SCRIPTS, *_TRIED_ELSEWHERE}]
+    if not closed:  # else the keys would be the reason for every command
+        missing += await _denied_in_script(link, needed, inside, "EVAL_RO" in denied)
+    if "SSUBSCRIBE" in commands:
+        missing += await _denied_to_subscriber(link, needed.channels[0])
+    return [*sorted(dict.fromkeys(missing)), *closed]
 
 
-def _commands() -> list[str]:
-    """All that the scripts call, and what is sent without one."""
-    found: dict[str, None] = {}
-    for script in load_scripts().values():
-        for command, word in _CALL.findall(script.source):
-            if command == "SPUBLISH":
-                continue
-            name = f"{command} {word}" if command in _WITH_SUBCOMMAND else command
-            found[name if command in _WITHOUT_KEY else f"{name} $KEY"] = None
-    return [*found, *(line for line in _OUTSIDE_SCRIPTS if line not in found)]
+def _sentence(rule: str, namespace: str) -> str:
+    if rule.startswith("+"):
+        return f"the user may not use {rule[1:].upper().replace('|', ' ')}: allow {rule}"
+    what = "channels" if rule.startswith("&") else "keys"
+    return f"the user may not use these {what} of namespace {namespace}: allow {rule}"
 
 
-def _pattern(keys: NamespaceKeys) -> str:
-    return f"{keys.prefix}* ~sf:{{{keys.namespace}/*}}:*"
+async def _denied_in_script(link: Link, needed: Rights, commands: Sequence[str], load: bool) -> list[str]:
+    """Of commands that a script may call, the rules that are missing, for a user who may use the keys."""
+    places = {"$KEY": _example((*needed.writes, *needed.reads)[0]), "$CHANNEL": _example("".join(needed.channels))}
+    lines: dict[str, str] = {}
+    for command in commands:
+        line = _FORMS.get(command, command if command in _WITHOUT_KEY else f"{command} $KEY")
+        lines[" ".join(places.get(word, word) for word in line.split())] = command
+    call: tuple[Any, ...] = ("EVAL_RO", _PROBE, 0, *lines)
+    if load:
+        [sha] = await link.exchange([("SCRIPT", "LOAD", _PROBE)])
+        call = ("EVALSHA", sha.decode() if isinstance(sha, bytes) else NO_SUCH_SCRIPT, 0, *lines)
+    [reply] = await link.exchange([call])
+    if isinstance(reply, Exception):
+        return []  # the user may run no script at all: that is said already
+    pairs = zip(reply[::2], reply[1::2], strict=True)
+    return [
+        f"&{needed.channels[0]}" if b"channel" in reason else f"+{rule_of(lines[line.decode()])}"
+        for line, reason in pairs
+    ]
+
+
+async def _denied_to_subscriber(link: Link, pattern: str) -> list[str]:
+    """The rules that are missing for a subscription, after which the connection can do nothing else."""
+    verbs = ("SSUBSCRIBE", "SUNSUBSCRIBE")
+    replies = await link.exchange([(verb, _example(pattern)) for verb in verbs])
+    return [
+        f"&{pattern}" if "channel" in str(reply) else f"+{rule_of(verb)}"
+        for verb, reply in zip(verbs, replies, strict=True)
+        if _is_denied(reply)
+    ]
+
+
+def _is_denied(answer: object) -> bool:
+    """By its user's rules, or because the server has no such command: it is renamed, or the service hides it."""
+    return isinstance(answer, redis_errors.NoPermissionError) or (
+        isinstance(answer, Exception) and "unknown" in str(answer).lower()
+    )
+
+
+def _example(pattern: str) -> str:
+    """A key or channel that a pattern of a namespace matches."""
+    return pattern.replace("*", "0")
 
 
 def _number(info: Mapping[str, Any], name: str) -> int:

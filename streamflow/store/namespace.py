@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from streamflow.errors import NamespaceMismatch, StoreError, StoreMisconfigured
+from streamflow.errors import NamespaceMismatch, StoreError, StoreMisconfigured, StoreUnavailable
 from streamflow.model.sharding import QUEUE_PARTITIONS, Partition, shard_of
 from streamflow.settings import Settings
 from streamflow.store.connection import Call, Store
-from streamflow.store.inspection import Finding, evicting, forgetful, too_old
+from streamflow.store.inspection import Finding, evicting, forgetful, hidden_info, missing_permissions, too_old
 from streamflow.store.kernel import SCHEMA, Kernel, NamespaceRecord, Put
 from streamflow.store.keys import NamespaceKeys
+from streamflow.store.roles import Role
 
 _log = logging.getLogger("streamflow.namespace")
 
@@ -122,12 +123,27 @@ async def inspect_namespace(store: Store, settings: Settings) -> list[Finding]:
     return []
 
 
-async def check_server(store: Store) -> None:
-    """Refuse a server that would lose data, warn of one that might. Raises `StoreMisconfigured`."""
-    info: dict[str, object] = await store.one(Call.plain("INFO", "everything"))
-    for problem in (too_old(info), evicting(info)):
-        if problem is not None:
-            raise StoreMisconfigured(problem)
-    warning = forgetful(info)
-    if warning is not None:
-        _log.warning("%s", warning)
+async def check_server(store: Store, namespace: str, role: Role) -> None:
+    """Refuse a server that would lose data, and a user who lacks a permission for `role`; warn of a server that might.
+
+    Raises `StoreMisconfigured`, `StoreUnavailable`.
+    """
+    try:
+        info: dict[str, object] = await store.one(Call.plain("INFO", "everything"))
+    except StoreUnavailable:
+        raise
+    except StoreError as error:  # as some managed services do
+        _log.warning("%s", hidden_info(error))
+    else:
+        for problem in (too_old(info), evicting(info)):
+            if problem is not None:
+                raise StoreMisconfigured(problem)
+        warning = forgetful(info)
+        if warning is not None:
+            _log.warning("%s", warning)
+    missing = await missing_permissions(store, namespace, role)
+    if missing:
+        raise StoreMisconfigured(
+            f"the server's user lacks what a {role} of namespace {namespace} needs: {' '.join(missing)}. "
+            f"`streamflow acl --role {role} --namespace {namespace}` prints all its rules"
+        )

@@ -32,6 +32,7 @@ from streamflow.store.connection import Store
 from streamflow.store.kernel import WORKERS, Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, check_server, namespace_from, read_namespace, register_queues
+from streamflow.store.roles import Role
 from streamflow.tracing.setup import find_tracing, set_up_from_environment, shut_down
 from streamflow.watch.last_note import last_note
 from streamflow.watch.report import HealthReport
@@ -108,7 +109,7 @@ class Worker:
     async def _serve(self, store: Store, *, signals: bool) -> None:
         settings = self.settings
         kernel = Kernel(NamespaceKeys(settings.namespace))
-        await check_server(store)
+        await check_server(store, settings.namespace, Role.WORKER)
         namespace = await self._wait_for_namespace(store, kernel)
         if namespace is None:
             return

@@ -69,11 +69,11 @@ def test_a_user_with_exactly_the_needed_keys_passes(admin: Redis, server: Embedd
         (["-xgroup|create"], ["may not use XGROUP CREATE: allow +xgroup|create"]),
         (["-hset", "-zrem"], ["HSET", "ZREM"]),
         (["-xreadgroup"], ["may not use XREADGROUP"]),
-        (["-client"], ["may not use CLIENT ID: allow +client|id"]),
-        (["resetchannels"], ["may not publish to the channels"]),
-        (["resetkeys", "~other*"], ["may not run scripts on the keys of the namespace"]),
-        (["-evalsha"], ["may not run scripts"]),
-        (["-info"], ["Allow +info"]),
+        (["-client"], ["may not use CLIENT ID: allow +client|id", "CLIENT UNBLOCK"]),
+        (["resetchannels"], ["may not use these channels"]),
+        (["resetkeys", "~other*"], ["may not use these keys", "may not use these keys"]),
+        (["-evalsha"], ["may not use EVALSHA: allow +evalsha"]),
+        (["-eval_ro", "-xadd"], ["may not use EVAL_RO", "may not use XADD"]),
     ],
 )
 def test_each_permission_that_is_missing_is_named(

@@ -10,15 +10,22 @@ from typing import Any
 import click
 
 from streamflow.cli.app_option import app_option
-from streamflow.cli.options import json_option, settings_options
+from streamflow.cli.options import ROLES, json_option, settings_options
 from streamflow.settings import Settings
 
 
 @click.command()
 @app_option
 @settings_options(*Settings.__struct_fields__)
+@click.option(
+    "--role",
+    type=click.Choice(ROLES),
+    default="daemon",
+    show_default=True,
+    help="Whose permissions the user must have.",
+)
 @json_option
-def check(app_target: str | None, as_json: bool, **options: Any) -> int:
+def check(app_target: str | None, role: str, as_json: bool, **options: Any) -> int:
     """Check settings, app, server and permissions without starting anything.
 
     Says in a sentence what is wrong and what to do: settings and variables, the app (if one is given), the server's
@@ -31,4 +38,4 @@ def check(app_target: str | None, as_json: bool, **options: Any) -> int:
     """
     from streamflow.cli.checks import run_checks
 
-    return run_checks(app_target, options, needs_app=False, as_json=as_json)
+    return run_checks(app_target, options, needs_app=False, as_json=as_json, role=role)

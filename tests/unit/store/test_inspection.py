@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from streamflow.store.inspection import _commands, _server
-from streamflow.store.scripts import load_scripts
+from streamflow.store.inspection import _server
 
 GOOD: dict[str, Any] = {"redis_version": "7.2.0", "aof_enabled": 1, "role": "master", "maxmemory": 0}
 
@@ -37,13 +36,3 @@ def test_nothing_is_said_of_a_good_server() -> None:
     assert _server(GOOD) == []
     assert _server({**GOOD, "valkey_version": "8.0.0", "maxmemory": 100, "used_memory": 50}) == []
     assert _server({}) == [], "INFO may be forbidden, which is a finding of its own"
-
-
-def test_every_command_of_the_scripts_is_tried() -> None:
-    commands = {line.partition(" $KEY")[0].partition(" ")[0] for line in _commands()}
-    for script in load_scripts().values():
-        for number, line in enumerate(script.source.splitlines(), 1):
-            for call in line.partition("--")[0].split("redis.")[1:]:
-                if call.startswith(("call(", "pcall(")):
-                    name = call.partition("'")[2].partition("'")[0]
-                    assert name in commands | {"SPUBLISH"}, f"{script.name}:{number} calls what the check can't read"

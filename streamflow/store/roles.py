@@ -1,0 +1,226 @@
+"""What a user of the server needs to be a daemon, a worker, a client or a viewer of one namespace.
+
+Owns: the one table of verbs, commands, keys and channels by role, and the rules for `ACL SETUSER` that follow from it.
+Must not: talk to a server. Called by: the check of permissions (`inspection.py`), the command `acl`.
+
+A verb is a script, and what it calls needs the permission of its user, too: those commands are read from the scripts,
+so that a branch that is rarely taken isn't denied in the middle, which would leave half a write. `EVALSHA` demands that
+the user may read and write all keys that a verb declares, also those that it only looks at; `EVALSHA_RO` only reading.
+
+`tests/system/test_roles.py` holds the table against what MONITOR shows of each role.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import re
+from collections.abc import Callable
+
+import msgspec
+
+from streamflow.store.keys import NamespaceKeys, ShardKeys
+from streamflow.store.scripts import load_scripts
+
+
+class Role(enum.StrEnum):
+    DAEMON = "daemon"
+    WORKER = "worker"
+    CLIENT = "client"
+    VIEWER = "viewer"
+
+
+class Access(msgspec.Struct, frozen=True):
+    """`verbs`: scripts that it calls. `commands`: what it sends besides. `writes`, `reads`: the keys that it may read
+    and write, or only read, as patterns of a namespace. `channels`: whether it publishes or subscribes."""
+
+    about: str
+    verbs: tuple[str, ...]
+    commands: tuple[str, ...]
+    writes: Callable[[NamespaceKeys], list[str]]
+    reads: Callable[[NamespaceKeys], list[str]]
+    channels: bool
+    rare: dict[str, str] = {}
+    """Verbs and commands that a usual flow doesn't show -> when they are used."""
+
+
+class Rights(msgspec.Struct, frozen=True):
+    """What a role needs in one namespace. `writes` and `reads`: patterns of keys that it may read and write, or only
+    read. `commands` are written as in `ACL SETUSER`: `xgroup|create`."""
+
+    commands: list[str]
+    writes: list[str]
+    reads: list[str]
+    channels: list[str]
+
+    @property
+    def rules(self) -> list[str]:
+        """For `ACL SETUSER`, behind what is said of the password."""
+        return [
+            *(f"~{pattern}" for pattern in self.writes),
+            *(f"%R~{pattern}" for pattern in self.reads),
+            *(f"&{pattern}" for pattern in self.channels),
+            *(f"+{command}" for command in self.commands),
+        ]
+
+
+_LOOKS = (
+    *("MGET", "HGET", "HMGET", "HGETALL", "HKEYS", "LINDEX", "LRANGE", "ZCARD", "ZREVRANGE"),
+    *("XLEN", "XRANGE", "XREVRANGE", "XREAD", "XINFO CONSUMERS"),
+    *("INFO", "TIME", "PING", "SSUBSCRIBE", "SUNSUBSCRIBE", "SELECT"),
+)
+"""What the client sends to see runs, results, histories, logs and the status. Not CONFIG GET, with which `status` would
+learn the policy of the append-only file: it also shows the passwords in the server's configuration."""
+
+_READS_OF_DAEMON = (
+    *("GET", "HGET", "HMGET", "HGETALL", "HKEYS", "HLEN", "HSCAN", "LINDEX"),
+    *("XRANGE", "ZCARD", "ZRANGE", "ZRANGEBYSCORE", "ZSCAN"),
+)
+_BLOCKED_READS = ("XREADGROUP", "CLIENT ID", "CLIENT UNBLOCK")
+
+
+def _everything(keys: NamespaceKeys) -> list[str]:
+    return [f"{keys.prefix}*", f"sf:{{{keys.namespace}/*}}:*"]
+
+
+def _nothing(keys: NamespaceKeys) -> list[str]:
+    return []
+
+
+def _of_all_shards(keys: NamespaceKeys, names: Callable[[ShardKeys], list[str]]) -> list[str]:
+    """The keys of shard 0, with a star in the place of its number: no name has a slash."""
+    return [key.replace("/0}", "/*}", 1) for key in names(keys.shard(0))]
+
+
+def _written_by_worker(keys: NamespaceKeys) -> list[str]:
+    return [
+        keys.queues,
+        keys.suspects("*"),
+        keys.queue("*", 0).stream.replace("/0}:stream", "}:*"),
+        *_of_all_shards(keys, lambda shard: [shard.inbox, shard.run("*")]),
+    ]
+
+
+def _read_by_worker(keys: NamespaceKeys) -> list[str]:
+    return [keys.meta]
+
+
+def _written_by_client(keys: NamespaceKeys) -> list[str]:
+    """By starts, messages and `forget`."""
+    return _of_all_shards(
+        keys,
+        lambda shard: [
+            *(shard.owner, shard.inbox, shard.seen, shard.waiting, shard.turns, shard.log, shard.views),
+            *(shard.run("*"), shard.published("*"), f"{shard.prefix}index:*"),
+        ],
+    )
+
+
+_ALWAYS = ("SCRIPT LOAD", "INFO", "SELECT")
+_RARE_ALWAYS = {
+    "SELECT": "the URL names another database than 0",
+    "SCRIPT LOAD": "the server is new, was restarted, or has replaced another one, and nobody has loaded them yet",
+}
+_RARE_READS = {
+    **_RARE_ALWAYS,
+    "CLIENT UNBLOCK": "what is read has changed, so that a blocked read has to begin again",
+}
+_RARE_LOOKS = {
+    "SELECT": _RARE_ALWAYS["SELECT"],
+    "read_transitions": "a large payload of a run that is followed, or in `tail`",
+    "PING": "nothing was published for 15 s",
+    "SUNSUBSCRIBE": "no call waits for runs of a shard any more",
+    "XRANGE": "`status --shards`, while the views of a shard lag behind its log",
+}
+_SEEN_BY_CLIENTS = ("peek_runs", "read_transitions")
+
+ACCESS: dict[Role, Access] = {
+    Role.DAEMON: Access(
+        about="`daemon`, and `views rebuild`",
+        verbs=(
+            *("open_namespace", "store_records", "heartbeat", "acquire_shard", "release_shard", "mark_suspects"),
+            *("read_runs", "read_stream", "deliver_messages", "due_runs", "next_starts", "commit", "checkpoint_views"),
+            *("forget_runs", "enqueue_attempts", "report_step", "extend_steps", "store_details"),
+        ),
+        commands=(*_ALWAYS, "TIME", *_READS_OF_DAEMON, *_BLOCKED_READS, "HDEL", "ZREM"),
+        writes=_everything,
+        reads=_nothing,
+        channels=True,
+        rare={
+            **_RARE_READS,
+            "mark_suspects": "a step may have ended its process: it is noted before it is tried again",
+            "GET": "the note of a daemon that has died",
+            "HSCAN": "a shard knows many clients: those that are gone are dropped",
+            "HLEN": "the same, in a sweep every minute; and `views rebuild`",
+            "ZCARD": "how many starts wait, and whether a workflow that the app doesn't have has runs",
+            "ZREM": "a listing that lost writes have left wrong",
+        },
+    ),
+    Role.WORKER: Access(
+        about="`worker`",
+        verbs=(
+            *("store_records", "mark_suspects", "create_group", "extend_claims", "expired_claims", "restart_claims"),
+            *("report_outcome", "ack_attempts", "requeue_attempts"),
+        ),
+        commands=(*_ALWAYS, "HMGET", "GET", *_BLOCKED_READS),
+        writes=_written_by_worker,
+        reads=_read_by_worker,
+        channels=False,
+        rare={
+            **_RARE_READS,
+            "restart_claims": "the server was away, or its clock has jumped",
+            "mark_suspects": "a step may have ended its process: it is noted before it is tried again",
+        },
+    ),
+    Role.CLIENT: Access(
+        about="starts runs, sends signals, asks, cancels and forgets, and whatever a viewer does",
+        verbs=("start_runs", "post_messages", "post_requests", "forget_runs", *_SEEN_BY_CLIENTS),
+        commands=("SCRIPT LOAD", "GET", *_LOOKS),
+        writes=_written_by_client,
+        reads=_everything,
+        channels=True,
+        rare={**_RARE_ALWAYS, **_RARE_LOOKS, "GET": "an answer to an ask whose notification was lost"},
+    ),
+    Role.VIEWER: Access(
+        about="`status`, `runs`, `show`, `tail`, `read`, `export`, and results; changes nothing",
+        verbs=_SEEN_BY_CLIENTS,
+        commands=_LOOKS,
+        writes=_nothing,
+        reads=_everything,
+        channels=True,
+        rare=_RARE_LOOKS,
+    ),
+}
+"""The table. A change of it is a change of the users of a release: `docs/operations.md`, Users and permissions."""
+
+_CALL = re.compile(r"redis\.p?call\('([A-Z]+)'(?:,\s*'([A-Z]+)')?")
+_WITH_SUBCOMMAND = frozenset({"MEMORY", "XGROUP", "XINFO"})
+
+
+@functools.cache
+def commands_in(verb: str) -> frozenset[str]:
+    """The commands that a verb's script calls, as `XADD` or `XGROUP CREATE`."""
+    found = _CALL.findall(load_scripts()[verb].source)
+    return frozenset(f"{name} {word}" if name in _WITH_SUBCOMMAND else name for name, word in found)
+
+
+def commands_of(role: Role) -> list[str]:
+    """All commands that a role needs, sorted, as `XADD` or `XGROUP CREATE`."""
+    access = ACCESS[role]
+    callers = {load_scripts()[verb].evalsha for verb in access.verbs} | {"EVAL_RO"}
+    return sorted(callers.union(access.commands, *(commands_in(verb) for verb in access.verbs)))
+
+
+def rule_of(command: str) -> str:
+    """A command as `ACL SETUSER` wants it: `xgroup|create`."""
+    return command.lower().replace(" ", "|")
+
+
+def rights(role: Role, namespace: str) -> Rights:
+    access, keys = ACCESS[role], NamespaceKeys(namespace)
+    return Rights(
+        commands=[rule_of(command) for command in commands_of(role)],
+        writes=access.writes(keys),
+        reads=access.reads(keys),
+        channels=_of_all_shards(keys, lambda shard: [shard.done]) if access.channels else [],
+    )

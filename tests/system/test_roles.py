@@ -1,0 +1,408 @@
+"""The users that `streamflow acl` prints: a whole flow runs as them, over TLS, and they are allowed nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from click.testing import CliRunner
+from redis import Redis
+from redis.exceptions import ResponseError
+
+import streamflow as sf
+from streamflow.cli import cli
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.events import RunCompleted
+from streamflow.settings import Settings
+from streamflow.store.connection import Store
+from streamflow.store.inspection import NO_SUCH_SCRIPT, missing_permissions
+from streamflow.store.roles import ACCESS, Rights, Role, commands_of, rights
+from streamflow.store.scripts import load_scripts
+from streamflow.worker import claims
+from streamflow.worker.worker import Worker
+from tests.support.secure import Certificates, Doors, Monitor, tls_server
+from tests.support.serving import FAST, running_daemon
+from tests.support.waiting import DEADLINE, happened, until
+
+pytestmark = pytest.mark.anyio
+
+PASSWORD = "s3cret"
+PATIENT: dict[str, Any] = FAST | {"beat": 0.1, "dead_after": 5.0}
+"""All daemons and workers are in this process, with commands beside them."""
+VERBS = {script.sha: name for name, script in load_scripts().items()}
+
+
+class Flows:
+    """An app with something of everything. `begun`: executions of its long steps, which wait for `go`."""
+
+    def __init__(self) -> None:
+        self.app = app = sf.App()
+        self.begun: dict[str, int] = {"here": 0, "queued": 0}
+        self.go = anyio.Event()
+
+        @app.step
+        async def double(n: int) -> int:
+            return 2 * n
+
+        @app.step(queue="gpu")
+        async def train(n: int) -> int:
+            return n + 1
+
+        async def wait(where: str) -> int:
+            self.begun[where] += 1
+            sf.heartbeat(self.begun[where])
+            await self.go.wait()
+            return 1
+
+        @app.step
+        async def here() -> int:
+            return await wait("here")
+
+        @app.step(queue="gpu", retry=sf.Retry(attempts=9, initial=0.0))
+        async def queued() -> int:
+            return await wait("queued")
+
+        @app.workflow
+        async def child(n: int) -> int:
+            return await double(n)
+
+        @app.workflow
+        async def flow(n: int) -> int:
+            sf.set_attributes(size=n, large=False)
+            sf.publish("progress", n)
+            await sf.sleep(0.01)
+            values = await sf.gather(double(n), train(n), child(n))
+            question = await sf.question("name", str)
+            question.answer(f"you are {question.value}")
+            return sum(values) + await sf.signal("more", int)
+
+        @app.workflow
+        async def large() -> str:
+            """Its result is larger than what the log has of it."""
+            return "x" * 1000
+
+        @app.workflow
+        async def waits() -> int:
+            return sum(await sf.gather(here(), queued()))
+
+        @app.reducer
+        def tally(state: int, event: sf.Event) -> sf.Decision:
+            return sf.Decision(state + 1)
+
+        self.waits = waits
+
+
+class Site:
+    """A server, and a URL for each role: of a user with the rules that `acl` prints, through a door of its own."""
+
+    def __init__(self, admin: Redis, doors: Doors, namespace: str, scheme: str, options: str) -> None:
+        self.admin = admin
+        self.doors = doors
+        self.namespace = namespace
+        self._scheme, self._options = scheme, options
+        self.urls: dict[Role, str] = {}
+
+    async def open(self) -> None:
+        for role in Role:
+            port = await self.doors.open(role)
+            user = f"{self.namespace}-{role}"
+            line = await anyio.to_thread.run_sync(self._printed, role)
+            self.admin.execute_command(*line.split())
+            self.urls[role] = f"{self._scheme}://{user}:{PASSWORD}@127.0.0.1:{port}{self._options}"
+
+    def _printed(self, role: Role) -> str:
+        words = ("acl", "--role", role.value, "--namespace", self.namespace, "--password-stdin")
+        result = CliRunner().invoke(cli, words, input=f"{PASSWORD}\n")
+        assert result.exit_code == 0, result.output
+        assert PASSWORD not in result.output
+        return result.stdout
+
+    def named(self, role: Role) -> Any:
+        """What `running_daemon` takes for a server."""
+        return type("Server", (), {"url": self.urls[role]})
+
+    async def run(self, role: Role, *words: str) -> str:
+        """A command as this role; what it printed."""
+        environ = {"STREAMFLOW_APP": None, "STREAMFLOW_REDIS": self.urls[role], "STREAMFLOW_NAMESPACE": self.namespace}
+        result = await anyio.to_thread.run_sync(lambda: CliRunner().invoke(cli, words, env=environ))
+        assert result.exit_code == 0, (words, result.output)
+        assert PASSWORD not in result.output
+        return result.stdout
+
+    def denied(self) -> list[tuple[str, str]]:
+        """User and what it was denied, of all entries in the server's log, but CONFIG GET, which `status` tries."""
+        entries: Any = self.admin.acl_log()
+        found = {(entry["username"].removeprefix(f"{self.namespace}-"), entry["object"]) for entry in entries}
+        return sorted(found - {("viewer", "config|get"), ("client", "config|get")})
+
+    def close(self) -> None:
+        for role in Role:
+            self.admin.acl_deluser(f"{self.namespace}-{role}")
+
+
+@pytest.fixture(params=["plain", "tls"])
+async def site(request: pytest.FixtureRequest, certificates: Certificates, namespace: str) -> AsyncIterator[Site]:
+    async with contextlib.AsyncExitStack() as stack:
+        if request.param == "tls":
+            server, port = await stack.enter_async_context(tls_server(certificates))
+            scheme, options = "rediss", f"/1?ssl_ca_certs={certificates.path('ca.pem')}"
+        else:
+            server = await stack.enter_async_context(EmbeddedServer(memory=True))
+            scheme, options, port = "redis", "", int(server.url.rpartition(":")[2])
+        doors = Doors(port)
+        with Redis.from_url(server.url, decode_responses=True) as admin:
+            made = Site(admin, doors, namespace, scheme, options)
+            try:
+                await made.open()
+                yield made
+            finally:
+                await doors.close()
+                made.close()
+
+
+@contextlib.asynccontextmanager
+async def working(site: Site, app: sf.App, *, crash: bool = False, **settings: Any) -> AsyncGenerator[Worker]:
+    chosen: dict[str, Any] = PATIENT | {"concurrency": 8, "worker_timeout": 1.0} | settings
+    worker = Worker(app, Settings(redis=site.urls[Role.WORKER], namespace=site.namespace, **chosen), ("gpu",))
+    async with anyio.create_task_group() as workers:
+        workers.start_soon(worker.run)
+        with anyio.fail_after(DEADLINE):
+            await worker.ready.wait()
+        yield worker
+        if crash:
+            workers.cancel_scope.cancel()
+        else:
+            worker.stop()
+
+
+async def whole_flow(site: Site) -> None:
+    """What the documentation has a word for, each by the role that does it."""
+    flows = Flows()
+    server = site.named(Role.DAEMON)
+    serving: dict[str, Any] = {"app": flows.app, "server": server, "namespace": site.namespace, **PATIENT}
+    site.admin.script_flush()
+    async with (
+        running_daemon(**serving, crash=False) as daemon,
+        sf.connect(site.urls[Role.CLIENT], namespace=site.namespace) as client,
+    ):
+        shard_of = (await client.read_namespace()).shard_of
+        ids = {shard_of(name): name for name in (f"wait-{n}" for n in range(200))}
+        assert len(ids) == FAST["shards"]
+        runs = [await client.start(flows.waits, id=name) for name in ids.values()]
+        async with working(site, flows.app, crash=True) as dead:
+            await _reached(flows, here=8, queued=8)
+            await dead.claims.extend_once()
+            await daemon.records.run_once()
+        async with working(site, flows.app, grace=0.0):
+            await _reached(flows, queued=16)
+        async with running_daemon(**serving, crash=False), working(site, flows.app):
+            await _reached(flows, queued=24)
+            await until(lambda: _is(daemon.records.running > 0))  # steps of shards that the second daemon owns now
+            await daemon.records.run_once()
+            flows.go.set()
+            assert [await run.result(DEADLINE) for run in runs] == [2] * 8
+            await _commands_of_a_client(site, client)
+            await _looks(site, Role.VIEWER)
+            await anyio.to_thread.run_sync(_tail, site)
+            await _refused_to_viewer(site)
+            await _looks(site, Role.CLIENT)
+    async with running_daemon(**serving, crash=False, retention=0.001) as last:
+        await last.retention.run_once()
+    await site.run(Role.DAEMON, "views", "rebuild")
+
+
+async def _is(fact: bool) -> bool:
+    return fact
+
+
+async def _reached(flows: Flows, **begun: int) -> None:
+    async def reached() -> bool:
+        return all(flows.begun[where] >= count for where, count in begun.items())
+
+    await until(reached)
+
+
+async def _commands_of_a_client(site: Site, client: sf.Client) -> None:
+    async def run(*words: str) -> str:
+        return await site.run(Role.CLIENT, *words)
+
+    await run("enqueue", "flow", "--id", "one", "--input", "3")
+    async with anyio.create_task_group() as following:
+        following.start_soon(happened, client.run("one"), RunCompleted)
+        assert "you are me" in await run("ask", "one", "name", '"me"', "--timeout", "9")
+        await run("signal", "one", "more", "5")
+    assert await client.run("one").result(DEADLINE) == 6 + 4 + 6 + 5
+    await run("enqueue", "large", "--wait")
+    await run("enqueue", "tally", "--id", "count", "--input", "0")
+    await run("signal", "count", "x", "1")
+    await run("cancel", "count")
+    await run("enqueue", "flow", "--id", "two", "--input", "4")
+    await run("terminate", "two")
+    with contextlib.suppress(sf.StreamflowError):
+        await client.run("two").result(DEADLINE)
+    await run("forget", "two")
+
+
+async def _looks(site: Site, role: Role) -> None:
+    async def run(*words: str) -> str:
+        return await site.run(role, *words)
+
+    status = json.loads(await run("status", "--json", "--shards"))
+    assert status["server"]["version"]
+    await run("status")
+    await run("runs", "--json")
+    await run("runs", "--attribute", "size=3", "--attribute", "large=false")
+    assert "double" in await run("show", "one")
+    assert await run("read", "one", "progress") == "3\n"
+    async with sf.connect(site.urls[role], namespace=site.namespace) as client:
+        assert await client.run("one").result(DEADLINE) == 21
+        assert [event async for _, event in client.run("one").events(follow=True)]
+
+
+def _tail(site: Site) -> None:
+    """Until the end of the run with a large result; it runs until Ctrl-C."""
+    words = [sys.executable, "-m", "streamflow", "tail", "--since", "all", "--json", "--namespace", site.namespace]
+    environ = {**os.environ, "STREAMFLOW_REDIS": site.urls[Role.VIEWER]}
+    with subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        deadline = threading.Timer(DEADLINE, process.kill)
+        deadline.start()
+        try:
+            assert any("x" * 1000 in line for line in process.stdout)
+        finally:
+            deadline.cancel()
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=DEADLINE)
+
+
+async def _refused_to_viewer(site: Site) -> None:
+    async with sf.connect(site.urls[Role.VIEWER], namespace=site.namespace) as viewer:
+        with pytest.raises(sf.StoreError, match="ACL"):
+            await viewer.start("flow", 1)
+    assert site.denied() == [("viewer", "evalsha")]
+    site.admin.acl_log_reset()
+
+
+class Used:
+    """What a role was seen to use."""
+
+    def __init__(self) -> None:
+        self.verbs: set[str] = set()
+        self.commands: set[str] = set()
+        self.inside: set[str] = set()
+        """Commands that its scripts called."""
+        self.keys: dict[str, set[str]] = {}
+        """Key -> the commands with which it was used."""
+        self.channels: set[str] = set()
+
+    def add(self, words: list[str], keys: list[str], *, in_script: bool) -> None:
+        name = words[0].upper()
+        if name in ("XGROUP", "XINFO", "MEMORY", "CLIENT", "SCRIPT", "CONFIG"):
+            name = f"{name} {words[1].upper()}"
+        if name in ("EVALSHA", "EVALSHA_RO") and words[1] != NO_SUCH_SCRIPT:  # by which permissions are tried
+            self.verbs.add(VERBS.get(words[1], "another script"))
+        (self.inside if in_script else self.commands).add(name)
+        if name in ("SSUBSCRIBE", "SUNSUBSCRIBE", "SPUBLISH"):
+            self.channels.add(words[1])
+            return
+        for key in keys:
+            self.keys.setdefault(key, set()).add(name)
+
+
+def used_by_role(site: Site, seen: list[tuple[str, list[str]]]) -> dict[Role, Used]:
+    """What a script calls stands behind the call of the script."""
+    found = {role: Used() for role in Role}
+    caller: Used | None = None
+    calls: list[tuple[Used, list[str], bool]] = []
+    for who, words in seen:
+        if who != "lua":
+            door = site.doors.names.get(who)
+            caller = None if door is None else found[Role(door)]
+        if caller is not None:
+            calls.append((caller, words, who == "lua"))
+    answers = keys_of(site.admin, [words for _, words, _ in calls])
+    for (used, words, in_script), keys in zip(calls, answers, strict=True):
+        used.add(words, keys, in_script=in_script)
+    return found
+
+
+def keys_of(admin: Redis, commands: list[list[str]]) -> list[list[str]]:
+    """The keys of each command, as the server sees them."""
+    connection: Any = admin.connection_pool.get_connection()
+    found: list[list[str]] = []
+    for first in range(0, len(commands), 500):
+        portion = commands[first : first + 500]
+        connection.send_packed_command(connection.pack_commands([("COMMAND", "GETKEYS", *words) for words in portion]))
+        for _ in portion:
+            try:
+                found.append(connection.read_response())
+            except ResponseError:  # it has none
+                found.append([])
+    admin.connection_pool.release(connection)
+    return found
+
+
+def matches(text: str, patterns: list[str]) -> bool:
+    """As the server does; no pattern of a role has brackets or question marks."""
+    return any(fnmatchcase(text, pattern) for pattern in patterns)
+
+
+async def test_a_whole_flow_runs_as_these_users_with_all_that_they_may(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "RECONNECT_GRACE", 0.1)
+    with Monitor(site.admin) as monitor:
+        await whole_flow(site)
+        found = used_by_role(site, monitor.seen())
+    assert site.denied() == []
+    for role, used in found.items():
+        access, needed = ACCESS[role], rights(role, site.namespace)
+        assert used.verbs <= set(access.verbs), role
+        assert used.commands - {"AUTH"} <= set(commands_of(role)), role
+        assert used.inside <= set(commands_of(role)), role
+        assert all(matches(channel, needed.channels) for channel in used.channels), role
+        for key, commands in used.keys.items():
+            assert matches(key, needed.writes + ([] if "EVALSHA" in commands else needed.reads)), (role, key, commands)
+        unused = set(access.verbs) - used.verbs | set(access.commands) - used.commands
+        assert unused <= access.rare.keys(), (role, "neither used nor said to be rare", unused - access.rare.keys())
+        for pattern in needed.writes + needed.reads:
+            assert any(matches(key, [pattern]) for key in used.keys), (role, pattern)
+        assert bool(used.channels) == bool(needed.channels), role
+
+
+def rules_without(needed: Rights, rule: str) -> list[str]:
+    return [other for other in needed.rules if other != rule]
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_each_rule_that_is_missing_is_named(embedded_server: EmbeddedServer, namespace: str, role: Role) -> None:
+    """INFO may be hidden, and SELECT is refused by its own error."""
+    needed, user = rights(role, namespace), f"{namespace}-{role}"
+    url = embedded_server.url.replace("://", f"://{user}:{PASSWORD}@")
+    with Redis.from_url(embedded_server.url, decode_responses=True) as admin:
+        try:
+            for rule in ["", *needed.rules]:
+                admin.execute_command(
+                    *("ACL", "SETUSER", user, "reset", "on", f">{PASSWORD}", "resetchannels"),
+                    *rules_without(needed, rule),
+                )
+                store = Store(url, connections=1)
+                missing = await missing_permissions(store, namespace, role)
+                await store.close()
+                if rule in ("", "+info", "+select"):
+                    assert missing == []
+                else:
+                    assert missing == [rule]
+        finally:
+            admin.acl_deluser(user)
