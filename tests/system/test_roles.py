@@ -31,6 +31,7 @@ from streamflow.store.roles import ACCESS, Rights, Role, commands_of, rights
 from streamflow.store.scripts import load_scripts
 from streamflow.worker import claims
 from streamflow.worker.worker import Worker
+from tests.conftest import REDIS_SERVER, SERVERS
 from tests.support.secure import Certificates, Doors, Monitor, tls_server
 from tests.support.serving import FAST, running_daemon
 from tests.support.waiting import DEADLINE, happened, until
@@ -151,14 +152,15 @@ class Site:
             self.admin.acl_deluser(f"{self.namespace}-{role}")
 
 
-@pytest.fixture(params=["plain", "tls"])
+@pytest.fixture(params=["tls", "wheel", *(name for name, path in SERVERS.items() if str(path) != REDIS_SERVER)])
 async def site(request: pytest.FixtureRequest, certificates: Certificates, namespace: str) -> AsyncIterator[Site]:
     async with contextlib.AsyncExitStack() as stack:
         if request.param == "tls":
             server, port = await stack.enter_async_context(tls_server(certificates))
             scheme, options = "rediss", f"/1?ssl_ca_certs={certificates.path('ca.pem')}"
         else:
-            server = await stack.enter_async_context(EmbeddedServer(memory=True))
+            binary = SERVERS.get(request.param)
+            server = await stack.enter_async_context(EmbeddedServer(memory=True, binary=binary))
             scheme, options, port = "redis", "", int(server.url.rpartition(":")[2])
         doors = Doors(port)
         with Redis.from_url(server.url, decode_responses=True) as admin:
