@@ -1,16 +1,18 @@
 """Every setting once: its name, default, unit and effect.
 
-Owns: defaults, and the help texts of the options. The command line makes its options from this struct;
-`STREAMFLOW_<NAME>` overrides a default, an option overrides both. What every daemon must share (shards, partition) is
-stored in the namespace's meta record; the values here only apply when a namespace is created.
-Must not: read files. Called by: the command line, daemons, workers.
+Owns: defaults, the help texts of the options, and which of the places where a setting can be given counts: an option
+overrides `STREAMFLOW_<NAME>`, which overrides the settings file, which overrides the default. The command line makes
+its options from `Settings`. What every daemon must share (shards, partition) is stored in the namespace's meta record;
+the values here only apply when a namespace is created.
+Must not: know which file it is, or how it is written (settings_file.py does). Called by: the command line, daemons,
+workers, clients.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -18,15 +20,23 @@ from msgspec import Meta
 from streamflow.errors import UsageError
 from streamflow.model.names import check_name
 from streamflow.model.sharding import Partition
-from streamflow.server_url import USUAL, check_url, default_url, redacted
+from streamflow.server_url import USUAL, check_url, default_url, masked, redacted
+from streamflow.settings_file import PROJECT, TABLE, SettingsFile, read_settings_file
+from streamflow.suggestions import did_you_mean
 
 PREFIX = "STREAMFLOW_"
 """Of the variables of the environment."""
 
+CONFIG = f"{PREFIX}CONFIG"
+"""The variable that names the settings file; `--config` sets it for its command and the processes that this starts."""
+
 WORKER_CONCURRENCY = 16
 """Default number of steps that a worker runs at the same time. It claims no more than it can run."""
 
-
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LOG_FORMATS: tuple[str, ...] = get_args(LogFormat)
+LOG_LEVELS: tuple[str, ...] = get_args(LogLevel)
 LONGEST = 1e9
 """Seconds, 31 years: the limit of a duration. In ms it is still an exact number for the server."""
 
@@ -166,25 +176,79 @@ def _check(field: msgspec.structs.FieldInfo, value: object) -> None:
         raise UsageError(f"{name}={value!r}: {reason[:1].lower()}{reason[1:]}") from None
 
 
-def load_settings(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
-    """Settings from options (None means not given), then `STREAMFLOW_*` variables, then defaults. The default server is
-    that of `streamflow dev` in the working directory, if one runs there.
+class CommandSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What only commands take: given in the same places, used before a daemon or worker is made. None: it depends."""
 
-    Raises `UsageError`, which names the option or variable whose value is wrong.
+    app: Annotated[str | None, Meta(description="the app, as MODULE:app or FILE.py:app")] = None
+    log_format: Annotated[LogFormat | None, Meta(description="log as text, or as one JSON object per line")] = None
+    log_level: Annotated[LogLevel, Meta(description="minimum log level")] = "info"
+    worker_concurrency: Annotated[
+        int, Meta(description="maximum number of steps that one worker runs at the same time", ge=1)
+    ] = WORKER_CONCURRENCY
+
+
+_FIELDS = {field.name: field for kind in (Settings, CommandSettings) for field in msgspec.structs.fields(kind)}
+VARIABLES = (CONFIG, f"{PREFIX}PATH", f"{PREFIX}UNPACK_DIR", *(f"{PREFIX}{name.upper()}" for name in _FIELDS))
+"""Every variable of the environment that is read."""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A setting's value, and where it comes from."""
+
+    value: Any
+    source: Literal["default", "file", "environment", "option"]
+    place: str = ""
+    """The file with its line, the variable, or the option. Empty for a default, or what the default depends on."""
+
+
+def load_settings(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from options (None means not given), then `STREAMFLOW_*` variables, then the settings file, then
+    defaults. The default server is that of `streamflow dev` in the working directory, if one runs there.
+
+    Raises `UsageError`, which names the option, the variable, or the file with its line, whose value is wrong.
     """
-    values = _values(options, environ)
-    values.setdefault("redis", default_url())
-    return Settings(**values)
+    file = settings_file(environ)
+    _check_keys(file)
+    return _settings({name: found for name, found in _find(options, environ, file) if name in _SETTINGS})
+
+
+def find_settings(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> dict[str, Found]:
+    """Every setting by its name, those of commands too, with where it comes from. Raises `UsageError`."""
+    file = settings_file(environ)
+    _check_keys(file)
+    found = dict(_find(options, environ, file))
+    _settings({name: one for name, one in found.items() if name in _SETTINGS})
+    for name, field in _FIELDS.items():
+        found.setdefault(name, Found(field.default, "default"))
+    if found["redis"].source == "default" and (url := default_url()) != USUAL:
+        found["redis"] = Found(url, "default", "the server of `streamflow dev` here")
+    return {name: found[name] for name in _FIELDS}
+
+
+def file_values(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """What the settings file has for commands, by the names of `CommandSettings`. Raises `UsageError`."""
+    file = settings_file(environ)
+    _check_keys(file)
+    return {name: found.value for name, found in _find({}, {}, file) if name not in _SETTINGS}
+
+
+def settings_file(environ: Mapping[str, str] = os.environ) -> SettingsFile | None:
+    """The settings file that counts here, its values unchecked. Raises `UsageError` if it can't be read."""
+    return read_settings_file(environ.get(CONFIG) or None)
 
 
 def find_mistakes(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> list[str]:
-    """What is wrong with settings from options and variables: each value alone, then all together."""
+    """What is wrong with settings from options, variables and the file: each value alone, then all together."""
     mistakes: list[str] = []
-    for field in msgspec.structs.fields(Settings):
+    file: SettingsFile | None = None
+    try:
+        file = settings_file(environ)
+    except UsageError as error:
+        mistakes.append(str(error))
+    mistakes += _unknown_keys(file)
+    for name in _FIELDS:
         try:
-            values = _values({field.name: options.get(field.name)}, environ, field.name)
-            if field.name not in ("beat", "dead_after"):
-                Settings(**values)
+            dict(_find(options, environ, file, name))
         except UsageError as error:
             mistakes.append(str(error))
     if not mistakes:
@@ -195,21 +259,87 @@ def find_mistakes(options: Mapping[str, Any], environ: Mapping[str, str] = os.en
     return mistakes
 
 
-def _values(options: Mapping[str, Any], environ: Mapping[str, str], *only: str) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for field in msgspec.structs.fields(Settings):
-        variable = f"{PREFIX}{field.name.upper()}"
-        if only and field.name not in only:
-            continue
-        if options.get(field.name) is not None:
-            values[field.name] = _convert(field, options[field.name], f"--{field.name.replace('_', '-')}")
-        elif variable in environ:
-            values[field.name] = _convert(field, environ[variable], variable)
-    return values
+_SETTINGS = Settings.__struct_fields__
 
 
-def _convert(field: msgspec.structs.FieldInfo, value: object, source: str) -> Any:
+def _settings(found: Mapping[str, Found]) -> Settings:
+    values = {name: one.value for name, one in found.items()}
+    values.setdefault("redis", default_url())
     try:
-        return msgspec.convert(value, field.type, strict=False)
+        return Settings(**values)
+    except UsageError as error:  # values that are right alone, and don't fit together
+        places = [f"{name} is from {found[name].place}" for name in ("beat", "dead_after") if name in found]
+        raise UsageError(f"{error} ({', '.join(places)})" if places else str(error)) from None
+
+
+def _find(
+    options: Mapping[str, Any], environ: Mapping[str, str], file: SettingsFile | None, *only: str
+) -> Iterator[tuple[str, Found]]:
+    """What is given somewhere, from the place that counts, converted and checked."""
+    for name, field in _FIELDS.items():
+        variable = f"{PREFIX}{name.upper()}"
+        if only and name not in only:
+            continue
+        if options.get(name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            yield name, Found(_convert(field, options[name], option), "option", option)
+        elif variable in environ:
+            yield name, Found(_convert(field, environ[variable], variable), "environment", variable)
+        elif file is not None and name in file.values:
+            place = file.place_of(name)
+            yield name, Found(_convert(field, file.values[name], f"{place}: {name}", strict=True), "file", place)
+
+
+def _convert(field: msgspec.structs.FieldInfo, value: object, source: str, strict: bool = False) -> Any:
+    try:
+        converted = msgspec.convert(value, field.type, strict=strict)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{source}={value!r}: {error}") from error
+        raise UsageError(f"{source}={masked(repr(value))}: {error}{_allowed(field)}") from None
+    try:
+        if field.name == "redis":
+            check_url(converted)
+        elif field.name == "namespace":
+            check_name("namespace", converted)
+        elif field.name in _SETTINGS:
+            _check(field, converted)
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from None
+    return converted
+
+
+def _allowed(field: msgspec.structs.FieldInfo) -> str:
+    """What a setting may be that has a few values."""
+    values = _values(msgspec.inspect.type_info(field.type))
+    return f"; allowed are {', '.join(values)}" if values else ""
+
+
+def _values(kind: msgspec.inspect.Type) -> list[str]:
+    match kind:
+        case msgspec.inspect.Metadata(type=inner):
+            return _values(inner)
+        case msgspec.inspect.UnionType(types=kinds):
+            return [value for inner in kinds for value in _values(inner)]
+        case msgspec.inspect.LiteralType(values=values):
+            return [str(value) for value in values]
+        case msgspec.inspect.EnumType(cls=cls):
+            return [str(member.value) for member in cls]
+        case _:
+            return []
+
+
+def _check_keys(file: SettingsFile | None) -> None:
+    if mistakes := _unknown_keys(file):
+        raise UsageError("\n".join(mistakes))
+
+
+def _unknown_keys(file: SettingsFile | None) -> list[str]:
+    mistakes: list[str] = []
+    for key in file.values if file is not None else ():
+        if key in _FIELDS:
+            continue
+        hint = did_you_mean(key, _FIELDS)
+        if not hint and key == TABLE.partition(".")[0]:
+            hint = f"; the table [{TABLE}] is for a file of the name {PROJECT}, in others settings stand at the top"
+        assert file is not None
+        mistakes.append(f"{file.place_of(key)}: unknown setting {key}{hint}")
+    return mistakes

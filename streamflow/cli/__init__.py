@@ -12,6 +12,7 @@ what to do next; only a bug shows a traceback.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, cast
@@ -22,8 +23,9 @@ from streamflow import binary
 from streamflow.cli.secrecy import hide_password, masked_arguments
 from streamflow.cli.signals import take_signals
 from streamflow.cli.stdio import take_descriptors, write_failed
-from streamflow.cli.suggestions import did_you_mean
 from streamflow.errors import StreamflowError, UsageError
+from streamflow.settings import CONFIG
+from streamflow.suggestions import did_you_mean
 from streamflow.version import __version__
 
 SECTIONS: dict[str, dict[str, str]] = {
@@ -49,6 +51,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Operations": {
         "daemon": "Run a daemon, which owns shards and runs workflows and steps.",
         "worker": "Run a worker, which runs the steps of queues.",
+        "config": "Print the effective settings, and where each comes from.",
         "check": "Check settings, app, server and permissions without starting anything.",
         "acl": "Print the server's user for a role: exactly what it needs in one namespace.",
         "health": "Check the daemons and workers on this machine; the exit code says it.",
@@ -99,6 +102,7 @@ class Commands(click.Group):
         **extra: Any,
     ) -> Any:
         """A command's `int` is the exit code. Ends with `SystemExit`, unless `standalone_mode` is off."""
+        config = os.environ.get(CONFIG)
         try:
             code = cast("Any", super()).main(
                 args, prog_name or "streamflow", complete_var, False, windows_expand_args, **extra
@@ -125,6 +129,11 @@ class Commands(click.Group):
             if message:
                 _print_error(message)
             code = 1
+        finally:  # `--config` is of one command
+            if config is None:
+                os.environ.pop(CONFIG, None)
+            else:
+                os.environ[CONFIG] = config
         code = code if isinstance(code, int) else 0
         if not standalone_mode:
             return code
@@ -159,7 +168,8 @@ def cli(ctx: click.Context) -> None:
       streamflow enqueue greet --input '"world"' --wait
 
     `streamflow COMMAND --help` shows a command's options and an example. An option overrides its environment variable
-    (STREAMFLOW_REDIS, STREAMFLOW_NAMESPACE, …), which overrides the default.
+    (STREAMFLOW_REDIS, STREAMFLOW_NAMESPACE, …), which overrides the settings file (--config FILE), which overrides the
+    default.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -6,8 +6,10 @@ Called by: `check`, `daemon`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,15 +18,13 @@ from streamflow.cli.app_option import required_workflows
 from streamflow.cli.connection import check_server
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.output import print_json
-from streamflow.cli.suggestions import did_you_mean
 from streamflow.errors import StreamflowError, UsageError
-from streamflow.settings import PREFIX, Settings, find_mistakes, load_settings
+from streamflow.server_url import has_password
+from streamflow.settings import PREFIX, VARIABLES, Settings, find_mistakes, load_settings, settings_file
+from streamflow.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from streamflow.store.inspection import Finding
-
-OTHER_VARIABLES = ("APP", "LOG_FORMAT", "LOG_LEVEL", "PATH", "UNPACK_DIR", "WORKER_CONCURRENCY")
-"""Of the command line, which are not settings."""
 
 
 def run_checks(
@@ -59,16 +59,26 @@ def _settings(options: Mapping[str, Any]) -> list[Finding]:
     from streamflow.http.exposition import MISSING, can_be_exposed
     from streamflow.store.inspection import Finding
 
-    known = [name.upper() for name in Settings.__struct_fields__] + list(OTHER_VARIABLES)
     findings = [Finding(True, "settings", mistake) for mistake in find_mistakes(options)]
     for variable in sorted(os.environ):
-        name = variable.removeprefix(PREFIX)
-        if name != variable and name not in known and (hint := did_you_mean(name, known)):
-            hint = hint.replace("did you mean ", f"did you mean {PREFIX}")
+        if not variable.startswith(PREFIX) or variable in VARIABLES:
+            continue
+        if hint := did_you_mean(variable, VARIABLES):
             findings.append(Finding(False, "settings", f"no setting is read from the variable {variable}{hint}"))
     if (options.get("http") or os.environ.get(f"{PREFIX}HTTP")) and not can_be_exposed():
         findings.append(Finding(False, "settings", MISSING))
+    if exposed := _exposed_file():
+        findings.append(Finding(False, "settings", exposed))
     return findings
+
+
+def _exposed_file() -> str:
+    """What is wrong with a settings file that has a password, if other users can read it."""
+    with contextlib.suppress(UsageError, OSError):
+        file = settings_file()
+        if file is not None and has_password(file.text) and Path(file.path).stat().st_mode & 0o004:
+            return f"{file.path} has a password, and every user of this machine can read it: chmod 600 {file.path}"
+    return ""
 
 
 def _app(app_target: str | None) -> list[Finding]:

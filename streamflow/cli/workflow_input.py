@@ -16,10 +16,10 @@ from typing import Any, cast
 
 from msgspec import UNSET
 
-from streamflow.cli.suggestions import did_you_mean
 from streamflow.client.listing import WorkflowInfo
 from streamflow.errors import UnknownWorkflow, UsageError
 from streamflow.model.names import check_name
+from streamflow.suggestions import did_you_mean
 
 
 def find_workflow(name: str, known: Mapping[str, WorkflowInfo], force: bool) -> WorkflowInfo | None:

@@ -33,7 +33,7 @@ from streamflow.model.attributes import Attribute, check_attributes
 from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import Status, decode_header, incarnation_of
 from streamflow.model.sharding import full_run_id
-from streamflow.settings import load_settings
+from streamflow.settings import Settings, load_settings
 from streamflow.store.connection import Call, Store, redacted
 from streamflow.store.kernel import Kernel, Message, Start
 from streamflow.store.keys import NamespaceKeys
@@ -56,17 +56,21 @@ def connect(url: str | None = None, *, namespace: str | None = None) -> Client:
 
     Nothing is sent before the first call, so a server that can't be reached shows only then.
 
-    `url`: `redis://`, `rediss://` or `unix://`; by default `STREAMFLOW_REDIS`, else the server of
-    `streamflow dev` in the working directory, else `redis://127.0.0.1:6379`.
-    `namespace`: by default `STREAMFLOW_NAMESPACE`, else `default`.
+    `url`: `redis://`, `rediss://` or `unix://`; by default `STREAMFLOW_REDIS`, else `redis` in the settings file
+    (`STREAMFLOW_CONFIG`, or `[tool.streamflow]` of the `pyproject.toml` in the working directory), else the server of
+    `streamflow dev` there, else `redis://127.0.0.1:6379`.
+    `namespace`: by default `STREAMFLOW_NAMESPACE`, else `namespace` in that file, else `default`.
 
-    Raises `UsageError` for a URL or a namespace that is not valid.
+    Raises `UsageError` for a URL, a namespace or a settings file that is not valid.
 
     >>> async with sf.connect() as client:
     ...     run = await client.start(digest, ["https://example.org"], id="digest-1")
     ...     print(await run.result(timeout=30))
     """
-    settings = load_settings({"redis": url, "namespace": namespace})
+    if url is not None and namespace is not None:  # what else is set here doesn't matter
+        settings = Settings(redis=url, namespace=namespace)
+    else:
+        settings = load_settings({"redis": url, "namespace": namespace})
     return Client(Store(settings.redis), settings.namespace)
 
 

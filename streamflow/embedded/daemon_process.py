@@ -9,6 +9,7 @@ pipe which only this process holds. Otherwise the daemon would wait forever for 
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -33,7 +34,8 @@ class DaemonProcess:
     """A daemon or worker in a child process. The constructor starts it.
 
     `app`: as for `--app`. `log`: the file to which its output is appended. `settings`: fields of `Settings`, which
-    override the environment. `arguments`: the command and its options.
+    override the environment; they have no settings file unless `config` names one, or is empty for that of the
+    directory: what demo and bench do doesn't depend on where they are started. `arguments`: command and options.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class DaemonProcess:
     ) -> None:
         self.log = log
         words = ["-m", "streamflow", *arguments, "--app", app, "--namespace", namespace]
-        self.process = start_python(words, log, {**settings, "redis": url})
+        self.process = start_python(words, log, {"config": os.devnull, **settings, "redis": url})
         self._watchdog = subprocess.Popen(
             ["/bin/sh", "-c", _WATCHDOG, "streamflow-watchdog", str(self.pid)],
             stdin=subprocess.PIPE,

@@ -13,7 +13,7 @@ import click
 from streamflow.cli.app_option import app_option, required_workflows
 from streamflow.cli.event_loop import run_service
 from streamflow.cli.logs import set_up
-from streamflow.cli.options import log_options, settings_options
+from streamflow.cli.options import log_options, log_settings_file, settings_options
 from streamflow.settings import Settings, load_settings
 
 
@@ -42,6 +42,7 @@ def daemon(
         return run_checks(app_target, options, needs_app=True, as_json=log_format == "json")
     settings = load_settings(options)
     set_up(log_format, log_level)
+    log_settings_file()
     app = required_workflows(app_target, "streamflow.daemon.daemon")
 
     async def serve() -> None:

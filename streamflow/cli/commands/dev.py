@@ -84,12 +84,16 @@ async def _with_screen(app_target: str, server: EmbeddedServer, namespace: str |
 
     from streamflow.embedded.daemon_process import DaemonProcess
     from streamflow.screen.live import watch
-    from streamflow.settings import load_settings
+    from streamflow.settings import CONFIG, load_settings
     from streamflow.status.collector import StatusCollector
 
     settings = load_settings({"namespace": namespace})
     log = server.directory / "daemon.log"
-    inherited = {"log_format": "text", "path": os.pathsep.join(search_path.added())}
+    inherited = {
+        "log_format": "text",
+        "path": os.pathsep.join(search_path.added()),
+        "config": os.environ.get(CONFIG, ""),
+    }
     daemon = DaemonProcess(app_target, server.url, settings.namespace, log, inherited)
     ended = anyio.Event()
 

@@ -14,11 +14,11 @@ import msgspec
 from streamflow.cli.app_option import app_option, required_app
 from streamflow.cli.event_loop import run_service
 from streamflow.cli.logs import set_up
-from streamflow.cli.options import log_options, settings_options
-from streamflow.cli.suggestions import did_you_mean
+from streamflow.cli.options import log_options, log_settings_file, settings_options
 from streamflow.errors import UsageError
 from streamflow.model.names import check_name
 from streamflow.settings import WORKER_CONCURRENCY, load_settings
+from streamflow.suggestions import did_you_mean
 
 
 @click.command()
@@ -56,6 +56,7 @@ def worker(
     """
     settings = msgspec.structs.replace(load_settings(options), concurrency=concurrency)
     set_up(log_format, log_level)
+    log_settings_file()
     app = required_app(app_target, "streamflow.worker.worker")
     known = app.queues
     named = f"its steps name: {', '.join(known)}" if known else "its steps name none; write @app.step(queue=…)"

@@ -24,7 +24,7 @@ from streamflow.settings import Settings
 
 COMMANDS = [name for section in SECTIONS.values() for name in section]
 PRINT_DATA = [
-    *("check", "demo", "enqueue", "runs", "show", "status", "tail", "views", "export", "replay"),
+    *("config", "check", "demo", "enqueue", "runs", "show", "status", "tail", "views", "export", "replay"),
     *("signal", "ask", "read", "cancel", "terminate", "forget", "acl"),
 ]
 QUEUE_FLOWS = Path(__file__).parents[2] / "process" / "queue_flows.py"

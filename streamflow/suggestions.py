@@ -1,7 +1,7 @@
 """The known name that is most like a mistyped one.
 
 Owns: `did_you_mean`. Must not: load `difflib` before something was mistyped.
-Called by: the group, `--app`, `worker`, `enqueue`.
+Called by: settings, the group, `--app`, `worker`, `enqueue`.
 """
 
 from __future__ import annotations
