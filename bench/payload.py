@@ -13,8 +13,6 @@ import time
 
 import anyio
 
-from streamflow.store.connection import Call
-
 from .flows import reports
 from .report import Figure, Report
 from .rig import Deployment, Options, Rig, Stopwatch, deployment
@@ -41,7 +39,7 @@ async def bench_payload(rig: Rig, options: Options, report: Report) -> None:
     async with deployment(rig, options.shards, options.daemons) as system:
         await _run(system, min(runs, CHUNK))
         await anyio.sleep(SETTLE_SECONDS)
-        empty, logged = await rig.used_memory(), await _log_bytes(system)
+        empty, logged = await rig.used_memory(), await system.log_bytes()
         report.progress(f"payload: {runs:,} runs of {STEPS} results of {SIZE:,} bytes, {results / MB:,.0f} MB")
         watch = await Stopwatch.start(system)
         ids: list[str] = []
@@ -49,7 +47,7 @@ async def bench_payload(rig: Rig, options: Options, report: Report) -> None:
             ids += await _run(system, min(CHUNK, runs - first))
         spent = await watch.stop()
         await anyio.sleep(SETTLE_SECONDS)
-        full, log = await rig.used_memory(), await _log_bytes(system) - logged
+        full, log = await rig.used_memory(), await system.log_bytes() - logged
         began = time.perf_counter()
         for first in range(0, runs, CHUNK):
             await asyncio.gather(*(system.client.forget(run_id) for run_id in ids[first : first + CHUNK]))
@@ -73,12 +71,6 @@ async def _run(system: Deployment, runs: int) -> list[str]:
     started = await system.client.start_many(reports, [(STEPS, SIZE)] * runs)
     assert set(await asyncio.gather(*(run.result() for run in started))) == {STEPS * SIZE}
     return [run.id for run in started]
-
-
-async def _log_bytes(system: Deployment) -> int:
-    keys = system.client.keys
-    calls = [Call.plain("MEMORY", "USAGE", keys.shard(n).log, "SAMPLES", 0) for n in range(system.shards)]
-    return sum(answer for answer in await system.client.store.send(calls) if isinstance(answer, int))
 
 
 async def _until_freed(rig: Rig, most: float) -> tuple[float, int]:

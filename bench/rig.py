@@ -67,6 +67,10 @@ class Rig:
     async def used_memory(self) -> int:
         return int((await self.redis.info("memory"))["used_memory"])
 
+    async def appended(self) -> int:
+        """Bytes of the append-only file; 0 without one."""
+        return int((await self.redis.info("persistence")).get("aof_current_size", 0))
+
 
 @contextlib.asynccontextmanager
 async def rig(url: str | None) -> AsyncGenerator[Rig]:
@@ -113,6 +117,12 @@ class Deployment:
         worker = DaemonProcess(self.app, self.rig.url, self.namespace, log, settings, command)
         self.workers.append(worker)
         return worker
+
+    async def log_bytes(self) -> int:
+        """Server memory of the logs of all shards."""
+        keys = self.client.keys
+        calls = [Call.plain("MEMORY", "USAGE", keys.shard(n).log, "SAMPLES", 0) for n in range(self.shards)]
+        return sum(answer for answer in await self.client.store.send(calls) if isinstance(answer, int))
 
     async def holders(self) -> list[str]:
         keys = self.client.keys

@@ -11,6 +11,8 @@ import asyncio
 import statistics
 from dataclasses import dataclass
 
+import anyio
+
 from .ceiling import Shape, ceiling, shape_of
 from .flows import chain, fanout
 from .report import Figure, Report
@@ -20,6 +22,10 @@ CHAIN_STEPS = 5
 CHAIN_RUNS = 5000
 FANOUT_STEPS = 100
 FANOUT_RUNS = 250
+SIZED_RUNS = 2000
+"""So few that the server doesn't rewrite its append-only file meanwhile."""
+SETTLE_SECONDS = 3.0
+"""For checkpoints of the views."""
 
 
 @dataclass
@@ -39,6 +45,24 @@ async def bench_chain(rig: Rig, options: Options, report: Report) -> None:
     runs = options.scaled(CHAIN_RUNS)
     rate = await _with_ceiling("chain", rig, options, report, runs, CHAIN_STEPS)
     report.remember("chain", rate)
+    await _sizes(rig, options, report, min(runs, SIZED_RUNS))
+
+
+async def _sizes(rig: Rig, options: Options, report: Report, runs: int) -> None:
+    """What a run that has ended keeps, and what it writes: figures of the worksheet in docs/operations.md."""
+    async with deployment(rig, options.shards, options.daemons) as system:
+        await _burst(system, "chain", max(runs // 4, 1), CHAIN_STEPS)
+        await anyio.sleep(SETTLE_SECONDS)
+        before = (await rig.used_memory(), await system.log_bytes(), await rig.appended())
+        await _burst(system, "chain", runs, CHAIN_STEPS)
+        await anyio.sleep(SETTLE_SECONDS)
+        after = (await rig.used_memory(), await system.log_bytes(), await rig.appended())
+    memory, log, appended = (new - old for new, old in zip(after, before, strict=True))
+    what = f"of an ended run of {CHAIN_STEPS} steps, small payloads"
+    report.add(Figure("chain.memory", (memory - log) / runs, "bytes/run", f"{what}; its entries in the log are apart"))
+    report.add(Figure("chain.log", log / runs, "bytes/run", "of the logs, if runs come in bursts"))
+    if appended > 0:  # there is an append-only file, and it wasn't rewritten meanwhile
+        report.add(Figure("chain.aof", appended / runs, "bytes/run", "appended to the server's file"))
 
 
 async def bench_fanout(rig: Rig, options: Options, report: Report) -> None:

@@ -260,6 +260,8 @@ def find_mistakes(options: Mapping[str, Any], environ: Mapping[str, str] = os.en
 
 
 _SETTINGS = Settings.__struct_fields__
+_TOGETHER = ("beat", "dead_after")
+"""Checked against each other, when both are known."""
 
 
 def _settings(found: Mapping[str, Found]) -> Settings:
@@ -268,7 +270,7 @@ def _settings(found: Mapping[str, Found]) -> Settings:
     try:
         return Settings(**values)
     except UsageError as error:  # values that are right alone, and don't fit together
-        places = [f"{name} is from {found[name].place}" for name in ("beat", "dead_after") if name in found]
+        places = [f"{name} is from {found[name].place}" for name in _TOGETHER if name in found]
         raise UsageError(f"{error} ({', '.join(places)})" if places else str(error)) from None
 
 
@@ -295,15 +297,11 @@ def _convert(field: msgspec.structs.FieldInfo, value: object, source: str, stric
         converted = msgspec.convert(value, field.type, strict=strict)
     except msgspec.ValidationError as error:
         raise UsageError(f"{source}={masked(repr(value))}: {error}{_allowed(field)}") from None
-    try:
-        if field.name == "redis":
-            check_url(converted)
-        elif field.name == "namespace":
-            check_name("namespace", converted)
-        elif field.name in _SETTINGS:
-            _check(field, converted)
-    except UsageError as error:
-        raise UsageError(f"{source}: {error}") from None
+    if field.name in _SETTINGS and field.name not in _TOGETHER:
+        try:
+            Settings(**{field.name: converted})  # with all its checks
+        except UsageError as error:
+            raise UsageError(f"{source}: {error}") from None
     return converted
 
 

@@ -29,6 +29,12 @@ from streamflow.store.scripts import load_scripts
 from streamflow.views.registry import VIEWS
 from streamflow.worker.worker import Worker
 
+RUNBOOKS = """
+    daemon-down, shards-without-owner, views-lag, inbox-lag, queue-depth, oldest-waiting-step, server-memory,
+    stuck-runs, quarantined-messages, loop-lag, lost-writes, starts-waiting, commit-latency, fenced-commits
+"""
+"""Headings in docs/operations.md that alert rules link to."""
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -73,6 +79,19 @@ def rows(name: str, columns: int) -> list[list[str]]:
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def section(name: str, heading: str) -> str:
+    """The text below a heading (`## Views`), up to the next one of the same or a higher level."""
+    level = heading.partition(" ")[0]
+    below = text_of(name).partition(f"\n{heading}\n")[2]
+    assert below, f"{name} has no {heading}"
+    return re.split(rf"^#{{2,{len(level)}}} ", below, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def commands(text: str) -> list[str]:
+    """Its blocks of shell commands."""
+    return re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
@@ -243,6 +262,33 @@ def test_the_messages_that_operations_explains_are_those_of_the_code() -> None:
     for message in messages:
         for part in message.split("…"):  # what stands between the values
             assert part.strip() in spoken, f"nothing says {message!r}"
+
+
+def test_every_alert_has_a_runbook_with_the_same_four_parts() -> None:
+    text = section("docs/operations.md", "## Alerts, and what to do")
+    books = dict(re.findall(r"^### ([a-z-]+)\n(.*?)(?=^### |\Z)", text, re.MULTILINE | re.DOTALL))
+    assert list(books) == [" ".join(name.split()) for name in RUNBOOKS.split(",")]
+    for name, book in books.items():
+        parts = re.findall(r"^\*\*(\w+)\.\*\*", book, re.MULTILINE)
+        assert parts == ["Symptoms", "Meaning", "Look", "Do"], name
+        assert len(commands(book)) == 1, f"{name}: what to look at is one block of commands"
+
+
+def test_the_worksheet_is_worked_through_correctly() -> None:
+    cells = rows("docs/operations.md", 4)
+    values = {
+        symbol.strip("`"): float(example.strip("`"))
+        for symbol, _, _, example in cells
+        if re.fullmatch(r"`[A-Za-z]`", symbol)
+    }
+    assert len(values) == 11
+    formulas = [
+        row for row in rows("docs/operations.md", 3) if re.fullmatch(r"`[\w .*+/()]+`", row[1]) and "1e6" in row[1]
+    ]
+    formulas += [row for row in rows("docs/operations.md", 3) if row[1].endswith("/ 1000`")]
+    assert len(formulas) == 9
+    for what, formula, example in formulas:
+        assert eval(formula.strip("`"), {}, values) == pytest.approx(float(example), rel=0.02), what
 
 
 def test_every_command_is_in_the_guide_and_no_other() -> None:
