@@ -1,24 +1,34 @@
 # The daemon, the workers and the command line in one image: `docker run … daemon --app /app/flows.py:app`.
 # Workflow code comes in as a volume below /app, or in an image built FROM this one.
+#
+#   docker build --tag streamflow .
+#   docker build --tag streamflow --build-arg BASE_IMAGE=registry.example.org/python:3.13-slim .
+#
+# The base needs Python 3.11 or newer as `python3`, its `venv`, and `useradd`: the official Python images (not Alpine's),
+# or Debian with python3 and python3-venv.
 
-FROM python:3.12-slim AS build
+ARG BASE_IMAGE=python:3.12-slim
+
+FROM ${BASE_IMAGE} AS build
 WORKDIR /src
-RUN python -m venv /opt/streamflow && pip install --no-cache-dir build
+RUN python3 -m venv /opt/streamflow
 # The dependencies first, so that a change of the code keeps their layer.
 COPY pyproject.toml ./
-RUN python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]))' \
+RUN python3 -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]))' \
     > requirements.txt \
     && /opt/streamflow/bin/pip install --no-cache-dir -r requirements.txt
 COPY . .
-RUN python -m build --wheel --outdir dist . \
-    && /opt/streamflow/bin/pip install --no-cache-dir --no-deps dist/*.whl
+RUN /opt/streamflow/bin/pip install --no-cache-dir --no-deps . \
+    && /opt/streamflow/bin/pip check
 
-FROM python:3.12-slim
+FROM ${BASE_IMAGE}
+LABEL org.opencontainers.image.title="streamflow" \
+    org.opencontainers.image.licenses="Apache-2.0"
 ENV PATH=/opt/streamflow/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
-RUN groupadd --system --gid 10001 streamflow \
-    && useradd --system --uid 10001 --gid streamflow --home-dir /app --no-create-home --shell /usr/sbin/nologin streamflow
+RUN groupadd --gid 10001 streamflow \
+    && useradd --uid 10001 --gid streamflow --home-dir /app --no-create-home --shell /usr/sbin/nologin streamflow
 COPY --from=build /opt/streamflow /opt/streamflow
 COPY --chown=root:root examples /app/examples
 WORKDIR /app

@@ -28,6 +28,7 @@ EXAMPLES = {
         "run b-2.desk was cancelled",
     ],
     "research": ["honey bees: 4 topics, 4 sources", "what https://example.org/honey-bees-future says"],
+    "indexing": ["ants: 5 numbers", "honey bees: 6 numbers"],
     "approval": ["Grace said yes", "of 420.00 to Ada", "an expense still waits for you", "refused", "expired"],
     "saga": [
         "done: parcel with anvil to Norway",
