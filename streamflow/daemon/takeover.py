@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -40,16 +41,18 @@ from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import Status
 from streamflow.steps.suspects import Note, Suspect, Suspects, read_notes
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Acquired, Reply, StreamEntry
+from streamflow.store.kernel import FIRST_FIELD, Acquired, Reply, StreamEntry
 from streamflow.views.shard_views import ShardViews
 from streamflow.wire import decode_outbox, stream_order
+
+Page = TypeVar("Page")
 
 _log = logging.getLogger("streamflow.takeover")
 
 CHUNK = 64
 """Shards that are recovered in one pipeline."""
 BYTES = 4 * 1024 * 1024
-"""Of logs or outboxes in one pipeline, about, and one entry of each..."""
+"""Of logs, outboxes or hashes in one pipeline, about, and one entry or field of each..."""
 LEAST = 64 * 1024
 """...but at least so many of each."""
 
@@ -121,7 +124,7 @@ class Takeover:
 
     async def _recover(self, shards: list[OwnedShard], workflows: list[str]) -> list[OwnedShard]:
         """Read what the last owner left. Returns the shards of which everything could be read."""
-        per_shard = 5 + len(workflows)
+        per_shard = 3 + len(workflows)
         calls: list[Call[object]] = []
         for shard in shards:
             keys = shard.keys
@@ -129,8 +132,6 @@ class Takeover:
                 Call.plain("ZRANGEBYSCORE", keys.agenda, "-inf", "(0"),
                 Call.plain("ZRANGEBYSCORE", keys.agenda, 0, "+inf", "WITHSCORES", "LIMIT", 0, 1),
                 Call.plain("HMGET", keys.views, "offset", "partial", "base_offset", "base"),
-                Call.plain("HGETALL", keys.steps),
-                Call.plain("HGETALL", keys.details),
                 *(Call.plain("ZRANGE", keys.index(Status.STUCK, name), 0, -1) for name in workflows),
             )
         answers = await self._store.send(calls) if calls else []
@@ -141,19 +142,20 @@ class Takeover:
             if error is not None:
                 _log_unreadable(shard, error)
                 continue
-            in_flight, upcoming, views, steps, details, *stuck = state
+            in_flight, upcoming, views, *stuck = state
             for run_id in (*in_flight, *(run_id for listing in stuck for run_id in listing)):
                 shard.inputs[run_id.decode(errors="replace")] = [Due()]
             if upcoming:
                 _, due = upcoming
                 shard.next_due = int(float(due)) if float(due) < NEVER else None  # not written by streamflow
-            self._restore_records(shard, steps, details)
             if shard.lost_with:
                 shard.orphans.update(run_id.decode(errors="replace") for run_id in in_flight)
                 shard.careful.update((run_id, set[int]()) for run_id in shard.orphans)
                 shard.was_due = shard.next_due is not None and shard.next_due <= shard.acquired
             self._restore_views(shard, *views)
             readable.append(shard)
+        readable = await self._read_hashes(readable, lambda shard: shard.keys.steps, self._restore_steps)
+        readable = await self._read_hashes(readable, lambda shard: shard.keys.details, self._restore_details)
         readable = await self._fold_logs(readable)
         return await self._relay_outboxes(readable)
 
@@ -177,9 +179,9 @@ class Takeover:
                 shard.parked[suspect.run_id] = reason
                 shard.killers.add(suspect.run_id)
 
-    def _restore_records(self, shard: OwnedShard, steps: dict[bytes, bytes], details: dict[bytes, bytes]) -> None:
-        """What the server has about steps that run: at which daemon after a release, and what they reported last."""
-        for field, value in steps.items():
+    def _restore_steps(self, shard: OwnedShard, steps: list[tuple[bytes, bytes]]) -> None:
+        """Which steps a former owner still runs, and which code may end its process. A field may come twice."""
+        for field, value in steps:
             try:
                 run_id, seq = _run_and_number(field)
                 shard.records.setdefault(run_id, {})[seq] = decode_step_record(value)
@@ -198,7 +200,10 @@ class Takeover:
                 deaths = record.attempt
                 if self._suspects.deaths(shard.number, run_id) < deaths:
                     self._suspects.learn(Suspect(shard.number, run_id, 0, deaths, created=record.created))
-        for field, value in details.items():
+
+    def _restore_details(self, shard: OwnedShard, details: list[tuple[bytes, bytes]]) -> None:
+        """What running steps reported last, of shards whose steps are restored. A field may come twice."""
+        for field, value in details:
             try:
                 run_id, seq = _run_and_number(field)
             except ValueError as error:
@@ -269,23 +274,58 @@ class Takeover:
         position: Callable[[OwnedShard], str],
         on_page: Callable[[OwnedShard, list[StreamEntry]], None],
     ) -> list[OwnedShard]:
-        """Read each shard's stream from its position to the end, by pages. Returns the shards that could be read."""
+        """Read each shard's stream from its position to the end. Returns the shards that could be read."""
+
+        def call(shard: OwnedShard, limit: int) -> Call[tuple[bool, list[StreamEntry]]]:
+            return self._kernel.read_stream(stream(shard), position(shard), limit)
+
+        def take(shard: OwnedShard, page: tuple[bool, list[StreamEntry]]) -> bool:
+            more, entries = page
+            on_page(shard, entries)
+            return more
+
+        return await self._read_pages(shards, call, take)
+
+    async def _read_hashes(
+        self,
+        shards: list[OwnedShard],
+        key: Callable[[OwnedShard], str],
+        on_page: Callable[[OwnedShard, list[tuple[bytes, bytes]]], None],
+    ) -> list[OwnedShard]:
+        """Read a hash of each shard. Returns the shards that could be read."""
+        positions: dict[int, list[bytes]] = {}
+
+        def call(shard: OwnedShard, limit: int) -> Call[tuple[list[bytes], list[tuple[bytes, bytes]]]]:
+            return self._kernel.read_hash(key(shard), positions.get(shard.number, FIRST_FIELD), limit)
+
+        def take(shard: OwnedShard, page: tuple[list[bytes], list[tuple[bytes, bytes]]]) -> bool:
+            positions[shard.number], fields = page
+            on_page(shard, fields)
+            return bool(positions[shard.number])
+
+        return await self._read_pages(shards, call, take)
+
+    async def _read_pages(
+        self,
+        shards: list[OwnedShard],
+        call: Callable[[OwnedShard, int], Call[Page]],
+        take: Callable[[OwnedShard, Page], bool],
+    ) -> list[OwnedShard]:
+        """Read something of each shard by pages. Returns the shards of which all could be read.
+
+        `call(shard, bytes)` reads the next page, `take(shard, page)` returns whether there may be more.
+        """
         readable = {shard.number: shard for shard in shards}
         unfinished = shards
         while unfinished:
             limit = max(LEAST, BYTES // len(unfinished))
-            pages: list[tuple[bool, list[StreamEntry]] | StoreError] = await self._store.send(
-                [self._kernel.read_stream(stream(shard), position(shard), limit) for shard in unfinished]
-            )
+            pages: list[Page | StoreError] = await self._store.send([call(shard, limit) for shard in unfinished])
             rest: list[OwnedShard] = []
             for shard, page in zip(unfinished, pages, strict=True):
                 if isinstance(page, StoreError):
                     _log_unreadable(shard, page)
                     del readable[shard.number]
-                    continue
-                more, entries = page
-                on_page(shard, entries)
-                if more:
+                elif take(shard, page):
                     rest.append(shard)
             unfinished = rest
         return list(readable.values())

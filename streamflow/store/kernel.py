@@ -32,6 +32,8 @@ WORKERS = "workers"
 """The consumer group of every queue partition; each worker process is a consumer."""
 MAX_DIGITS = 15
 """Of a number in an entry of a queue."""
+FIRST_FIELD = (b"0",)
+"""The position at which a hash is read from its beginning."""
 _COUNTS = struct.Struct(">10I")
 """How many items of each kind a commit has."""
 FRESH = b"-"
@@ -409,6 +411,17 @@ class Kernel:
         names = [keys.run(run_id) for run_id, _ in runs]
         return Call("read_runs", names, [limit, *(first for _, first in runs)], _records)
 
+    def read_hash(
+        self, key: str, position: Sequence[bytes], limit: int
+    ) -> Call[tuple[list[bytes], list[tuple[bytes, bytes]]]]:
+        """Read fields of a hash from a position on, as much of them as fits into one reply.
+
+        `key`: of a shard's steps or details; `position`: `FIRST_FIELD`, or what the call before has returned. Returns
+        the next position, empty at the end, and fields with values of at most `limit` bytes: one at least, if there is
+        one. A field may come twice.
+        """
+        return Call("read_hash", [key], [limit, *position], _hash_fields)
+
     def read_stream(self, log: str, after: str, limit: int) -> Call[tuple[bool, list[StreamEntry]]]:
         """Read entries of a stream, as much of them as fits into one reply.
 
@@ -763,6 +776,10 @@ def _records(reply: list[Any]) -> list[tuple[int | None, list[bytes]] | StoreErr
         else (int(following) if following else None, elements)
         for following, elements in zip(reply[::2], reply[1::2], strict=True)
     ]
+
+
+def _hash_fields(reply: list[Any]) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
+    return reply[0], _pairs(reply[1:])
 
 
 def _stream_entries(reply: list[Any]) -> tuple[bool, list[StreamEntry]]:

@@ -139,8 +139,8 @@ ACCESS: dict[Role, Access] = {
         about="`daemon`, and `views rebuild`",
         verbs=(
             *("open_namespace", "store_records", "heartbeat", "acquire_shard", "release_shard", "mark_suspects"),
-            *("read_runs", "read_stream", "deliver_messages", "due_runs", "next_starts", "commit", "checkpoint_views"),
-            *("forget_runs", "enqueue_attempts", "report_step", "extend_steps", "store_details"),
+            *("read_runs", "read_stream", "read_hash", "deliver_messages", "due_runs", "next_starts", "commit"),
+            *("checkpoint_views", "forget_runs", "enqueue_attempts", "report_step", "extend_steps", "store_details"),
         ),
         commands=(*_ALWAYS, "TIME", *_READS_OF_DAEMON, *_BLOCKED_READS, "HDEL", "ZREM"),
         writes=_everything,

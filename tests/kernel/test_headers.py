@@ -226,6 +226,10 @@ VERBS: dict[str, Verb] = {
     ),
     "peek_runs": Verb(lambda n: KERNEL.peek_runs(0, ["<id>"] * n["run"]), {"run": ("run",)}),
     "read_runs": Verb(lambda n: KERNEL.read_runs(0, [("<id>", "<first>")] * n["run"], "<limit>"), {"run": ("run",)}),
+    "read_hash": Verb(
+        lambda n: KERNEL.read_hash(SHARD.steps, [b"<cursor>", *[b"<field>"] * n["left field"]], "<limit>"),
+        {"left field": ("left field",)},
+    ),
     "read_stream": Verb(lambda _: KERNEL.read_stream(KERNEL.keys.shard(0).log, "<after>", "<limit>"), {}),
     "read_transitions": Verb(
         lambda n: KERNEL.read_transitions(0, [("<id>", "<created>", "<number>")] * n["transition"], "<limit>"),
@@ -396,6 +400,7 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
     }
     assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {
         "peek_runs",
+        "read_hash",
         "read_runs",
         "read_stream",
         "read_transitions",

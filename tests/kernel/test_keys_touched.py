@@ -21,6 +21,7 @@ from streamflow.model.record import decode_header
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.kernel import (
+    FIRST_FIELD,
     WORKERS,
     Batch,
     ClaimRef,
@@ -140,6 +141,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         )
     yield "forget_runs", kernel.forget_runs(0, [("r1", decode_header(await shard.header("r1")))])
     yield "store_details", kernel.store_details(0, shard.token, [("r2/1", b"half")])
+    yield "read_hash", kernel.read_hash(keys.details, [*FIRST_FIELD, b"r2/1"], 1_000_000)
     lent = LentStep("r2/1", "one", NOW, 1, b"more")
     yield "release_shard", kernel.release_shard(0, shard.token, [lent])
     yield "extend_steps", kernel.extend_steps(0, [lent])

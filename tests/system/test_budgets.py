@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.daemon import deploy_check
+from streamflow.daemon import deploy_check, takeover
 from streamflow.daemon.batch import BYTES, LARGEST, WRITES
 from streamflow.store.connection import Call, Store
 from streamflow.wire import decode_outbox
@@ -65,6 +65,27 @@ async def together(width: int, size: int) -> int:
     return sum(len(part) for part in await sf.gather(*(blob(size) for _ in range(width))))
 
 
+DETAILS = 500_000
+"""Bytes that each step of `reporting` reports."""
+
+reported: dict[int, bytes | None] = {}
+"""What each step of it got from the attempt before."""
+
+
+@app.step
+async def report(n: int) -> int:
+    reported[n] = sf.step_info().details
+    sf.heartbeat(bytes([n]) * DETAILS)
+    if reported[n] is None:
+        await asyncio.sleep(1000)
+    return n
+
+
+@app.workflow
+async def reporting(width: int) -> int:
+    return sum(await sf.gather(*(report(n) for n in range(width))))
+
+
 class Traffic:
     """Sizes of what this process sends to the server and gets from it, by verb: the largest, and the largest pipeline
     of it."""
@@ -106,6 +127,8 @@ def messages_of(commit: Call[Any]) -> int:
 
 
 def size_of(answer: Any) -> int:
+    if isinstance(answer, dict):
+        return sum(map(size_of, answer.items()))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     if isinstance(answer, list | tuple):
         return sum(map(size_of, answer))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     return len(answer) if isinstance(answer, bytes | str) else 0
@@ -166,6 +189,22 @@ async def test_the_check_after_a_deploy_reads_in_portions(serve: Serve, traffic:
         assert {(await run.describe()).status for run in runs} == {sf.Status.RUNNING}
     assert traffic.replies["read_runs"] < deploy_check.BYTES + 1_000_000 + 1000
     assert traffic.replies.get("LRANGE", 0) < size, "only that of who asks why a run is stuck"
+
+
+async def test_details_of_steps_are_read_in_portions_at_a_takeover(serve: Serve, traffic: Traffic) -> None:
+    width = 60
+    reported.clear()
+    async with serve(app, shards=1, crash=True) as (client, daemon):
+        run = await client.start(reporting, width)
+        stored = Call.plain("HLEN", daemon.owner.shards[0].keys.details)
+        while await client.store.one(stored) < width:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    traffic.replies.clear()
+    async with serve(app, shards=1):
+        assert await run.result(60) == sum(range(width))
+    assert reported == {n: bytes([n]) * DETAILS for n in range(width)}
+    assert DETAILS < traffic.replies["read_hash"] <= takeover.BYTES
+    assert max(traffic.replies.values()) <= takeover.BYTES
 
 
 async def test_a_fan_out_that_no_commit_takes_fails_alone(serve: Serve, traffic: Traffic) -> None:

@@ -52,6 +52,7 @@ DAMAGE: dict[str, Callable[[NamespaceKeys], Words]] = {
     "holder with garbage": lambda keys: ("HSET", keys.shard(0).owner, "holder", b"\xff"),
     "seen replaced": lambda keys: ("SET", keys.shard(0).seen, "x"),
     "steps replaced": lambda keys: ("SET", keys.shard(0).steps, "x"),
+    "details replaced": lambda keys: ("SET", keys.shard(0).details, "x"),
     "list of workflows overwritten": lambda keys: ("SET", keys.workflows, "x"),
     "list of queues overwritten": lambda keys: ("SET", keys.queues, "x"),
     "members with garbage": lambda keys: ("HSET", keys.members, "x", b"\xff", b"\xff", "{}"),

@@ -279,7 +279,7 @@ def test_parked_code_that_ended_processes_is_tried_when_it_changed(host: str, pa
     shard = owned()
     shard.code, shard.acquired = "mine", 1001
     record = StepRecord(2, 900, host)
-    takeover._restore_records(shard, {b"a/0": record.encode()}, {})  # pyright: ignore[reportPrivateUsage]
+    takeover._restore_steps(shard, [(b"a/0", record.encode())])  # pyright: ignore[reportPrivateUsage]
     assert ("a" in shard.parked, "a" in shard.careful) == (parked, not parked)
     assert suspects.deaths(0, "a") == (0 if parked else 2)
 
@@ -410,7 +410,7 @@ async def test_a_step_begins_with_details_of_its_own_run_only(created: int) -> N
     nothing: Any = None
     takeover = Takeover(context(FakeStore(), shards=8), Sends(), nothing)  # type: ignore[arg-type]
     half = bytes(raw("half"))
-    takeover._restore_records(bench.shard, {}, {b"a/1": stored_details(created, half)})  # pyright: ignore[reportPrivateUsage]
+    takeover._restore_details(bench.shard, [(b"a/1", stored_details(created, half))])  # pyright: ignore[reportPrivateUsage]
     await bench.turns()
     [job] = bench.steps.jobs
     assert bytes(job.details) == (half if created == 900 else bytes(NOTHING))
