@@ -74,7 +74,9 @@ WRITES = 1000
 LARGEST = 8 * 1024 * 1024
 MOST_WRITES = 12_000
 """Bytes, and messages, attempts and values, that one transition of a run may write: it can't be divided."""
-SMALL = 4096
+MOST_PUBLISHED = 2000
+"""Published values among them: each takes the server 10 us; messages are packed. Answers don't count: others ask."""
+SMALL = MOST_PUBLISHED
 """Bytes up to which a transition is within these limits for sure: each of its writes has at least one."""
 ENTRY = 200
 ENTRY_BYTES = 64 * 1024
@@ -541,7 +543,7 @@ class ShardBatch:
                 size += sum([len(put.value) for put in puts])
             if size > SMALL:
                 writes = len(effects.outbox) + len(attempts) + len(puts)
-                self._check_size(run_id, size, writes, can_fail=size > LARGEST or not effects.ended)
+                self._check_size(run_id, size, writes, effects)
             attributes = old.attributes
             if effects.attributes is not None:
                 attributes = self._move_attributes(run_id, old, effects.attributes)
@@ -604,10 +606,15 @@ class ShardBatch:
         puts = [Put(keys.published(run_id), field, value) for field, value in (effects.published or {}).items()]
         return puts + [Put(keys.answer(answer.id), "", _encoder.encode(answer)) for answer in effects.answers]
 
-    def _check_size(self, run_id: str, size: int, writes: int, *, can_fail: bool) -> None:
-        """Raises `_TooLarge`, unless the run fails for that already."""
-        if (size > LARGEST or writes > MOST_WRITES) and can_fail and run_id not in self.shard.oversize:
-            raise _TooLarge(_too_large(run_id, size, writes))
+    def _check_size(self, run_id: str, size: int, writes: int, effects: Effects) -> None:
+        """Raises `_TooLarge`, unless the run fails for that already.
+
+        An end with many messages is never refused: a failure would have the same ones, to children that are cancelled.
+        """
+        published = len(effects.published or ())
+        is_too_large = size > LARGEST or published > MOST_PUBLISHED or (writes > MOST_WRITES and not effects.ended)
+        if is_too_large and run_id not in self.shard.oversize:
+            raise _TooLarge(_too_large(run_id, size, writes, published))
 
     def _move_status(self, run_id: str, old: Header, status: Status, machine: RunMachine) -> None:
         """Add the move between the listings by status to the batch."""
@@ -725,7 +732,12 @@ class ShardBatch:
         )
 
 
-def _too_large(run_id: str, size: int, writes: int) -> str:
+def _too_large(run_id: str, size: int, writes: int, published: int) -> str:
+    if size <= LARGEST and published > MOST_PUBLISHED:
+        return (
+            f"run {run_id} published {published:,} values at once, and the limit is {MOST_PUBLISHED:,}: publish them "
+            "under fewer keys (as a dict, say), or in portions with a step or `sf.sleep` in between"
+        )
     what = f"{size / 1024 / 1024:.1f} MB" if size > LARGEST else f"{writes:,} messages, queued attempts and values"
     limit = f"{LARGEST // 1024 // 1024} MB" if size > LARGEST else f"{MOST_WRITES:,}"
     return (

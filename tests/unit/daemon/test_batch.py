@@ -71,6 +71,21 @@ async def family(count: int) -> None:
     await sf.gather(*(quick(n) for n in range(count)), sf.send_signal("friend", "hello"))
 
 
+@app.workflow
+async def publishing(count: int, waits: bool) -> None:
+    for n in range(count):
+        sf.publish(f"n{n}", None)
+    if waits:
+        await sf.signal("item")
+
+
+@app.workflow
+async def republishing(count: int) -> None:
+    for _ in range(count):
+        n = await sf.signal("item", int)
+        sf.publish(f"n{n}", n)
+
+
 @app.step
 async def swallow(data: bytes) -> None: ...
 
@@ -707,6 +722,37 @@ def test_a_fan_out_that_is_too_wide_fails_but_an_end_never_does(monkeypatch: pyt
     [batch] = all_batches(shard)
     assert kinds_in(batch)[-1] == "RunCancelled"
     assert len(batch.sends) == 10
+
+
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize(("waits", "end"), [(True, "RunStarted"), (False, "RunCompleted")])
+def test_a_run_that_publishes_too_many_values_at_once_fails(
+    more: int, waits: bool, end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However small they are: each is a write of its own for the server. Also if the run ends with them."""
+    shard = owned()
+    put(shard, start("1-0", "r", "publishing", batch_module.MOST_PUBLISHED + more, waits))
+    batches = all_batches(shard)
+    assert [kinds_in(batch)[-1] for batch in batches if batch.batch.runs] == ["RunFailed" if more else end]
+    assert sum(len(batch.batch.puts) for batch in batches) == (0 if more else batch_module.MOST_PUBLISHED)
+    if more:
+        failed = decode_transition(batches[-1].batch.runs[0].transition).events[-1]
+        assert isinstance(failed, RunFailed)
+        assert failed.failure.kind == "TransitionTooLarge"
+        assert "published 2,001 values at once, and the limit is 2,000" in failed.failure.message
+        assert "under fewer keys" in failed.failure.message
+        assert "run r of shard 0 fails, other runs continue" in caplog.text
+
+
+def test_values_published_because_of_many_inputs_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "MOST_PUBLISHED", 5)
+    monkeypatch.setattr(batch_module, "SMALL", 5)
+    shard = owned()
+    put(shard, start("1-0", "r", "republishing", 12), *(signal(f"2-{n}", "r", "item", n) for n in range(12)))
+    batches = [batch for batch in all_batches(shard) if batch.batch.runs]
+    assert max(len(batch.batch.puts) for batch in batches) <= 5
+    assert [put.field for batch in batches for put in batch.batch.puts] == [f"n{n}" for n in range(12)]
+    assert kinds_in(batches[-1])[-1] == "RunCompleted"
 
 
 def test_one_run_with_thousands_of_inputs_delays_others_by_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
