@@ -180,6 +180,7 @@ class CommandSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What only commands take: given in the same places, used before a daemon or worker is made. None: it depends."""
 
     app: Annotated[str | None, Meta(description="the app, as MODULE:app or FILE.py:app")] = None
+    path: Annotated[str | None, Meta(description="directories of packages of the app, separated as in PATH")] = None
     log_format: Annotated[LogFormat | None, Meta(description="log as text, or as one JSON object per line")] = None
     log_level: Annotated[LogLevel, Meta(description="minimum log level")] = "info"
     worker_concurrency: Annotated[
@@ -188,7 +189,7 @@ class CommandSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _FIELDS = {field.name: field for kind in (Settings, CommandSettings) for field in msgspec.structs.fields(kind)}
-VARIABLES = (CONFIG, f"{PREFIX}PATH", f"{PREFIX}UNPACK_DIR", *(f"{PREFIX}{name.upper()}" for name in _FIELDS))
+VARIABLES = (CONFIG, f"{PREFIX}UNPACK_DIR", *(f"{PREFIX}{name.upper()}" for name in _FIELDS))
 """Every variable of the environment that is read."""
 
 

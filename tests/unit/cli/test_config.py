@@ -129,6 +129,11 @@ def test_options_of_commands_come_from_the_file_too(here: Path) -> None:
     assert "no module 'no_such_module'" in invoke("daemon", "--config", "s.toml").stderr
     assert "no module 'other'" in invoke("daemon", "--config", "s.toml", STREAMFLOW_APP="other:app").stderr
     assert "no module 'third'" in invoke("daemon", "--config", "s.toml", "--app", "third:app").stderr
+    (here / "s.toml").write_text(f"app = 'flows:app'\npath = 'nowhere{os.pathsep}elsewhere'\n")
+    refused = invoke("daemon", "--config", "s.toml")
+    assert refused.exit_code == 2
+    assert "nowhere" in refused.stderr
+    assert "elsewhere" not in refused.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)
