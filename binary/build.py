@@ -37,7 +37,7 @@ NEWEST_GLIBC = (2, 36)
 """That of Debian 12: nothing inside may need a newer one."""
 COMPRESSION = 9
 
-NOT_EXTRAS = {"binary", "dev", "docs", "test"}
+NOT_EXTRAS = {"binary", "dev", "docs", "release", "test"}
 """Extras that are for developers; the binary has all others."""
 
 DISPLAY = ("tkinter", "_tkinter", "turtle", "turtledemo", "idlelib")

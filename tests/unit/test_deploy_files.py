@@ -1,6 +1,6 @@
 """compose.yaml, the Kubernetes manifests, the systemd units: each fits its schema, and what they say fits together.
 
-The checkers are those of the extra `deploy-test`, and systemd's and Kubernetes' own where they are installed. Whether
+The checkers are those of the extra `dev`, and systemd's and Kubernetes' own where they are installed. Whether
 the image and compose.yaml run is seen in tests/process/test_containers.py.
 """
 
@@ -33,7 +33,7 @@ AFTER_GRACE = 5.0
 
 def needs(module: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(
-        find_spec(module) is None, reason=f"{module} isn't installed: it is in the extra `deploy-test`"
+        find_spec(module) is None, reason=f"{module} isn't installed: it is in the extra `dev`"
     )
 
 
