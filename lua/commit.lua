@@ -52,12 +52,13 @@
 -- @include shared/commit_distance
 -- @include shared/counts
 -- @include shared/holds
+-- @include shared/run_id
 local owner, inbox, log, agenda, outbox, poison = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local token, commit, group, channel, notification = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6]
 local indexes, acks, plans, moves, sends, sent, poisons, cuts, states, puts = unpack_counts(ARGV[7])
 local FIXED_KEYS, FIXED_ARGS = 6, 7
 local RUN_ARGS, PLAN_ARGS, MOVE_ARGS, SEND_ARGS, POISON_ARGS, PAIR_ARGS, PUT_ARGS = 3, 2, 4, 2, 5, 2, 2 -- of one item
-local RUN_ID = #owner - #'owner' + #'run:' + 1 -- where the id begins in the key of a run
+local RUN_ID = run_id_begins(owner)
 local REDUCER_TRANSITIONS = 200 -- that a reducer's record keeps; it is trimmed when it has twice as many
 local QUARANTINED_MESSAGES = 1000 -- about so many are kept
 local ANSWER_SECONDS, IDS_PER_CALL, VALUES_PER_ENTRY = 900, 1000, 4000 -- `unpack` fails at about 8,000 values

@@ -8,12 +8,13 @@
 -- one is for the child of that link only, and dropped if that doesn't exist.
 --
 -- KEYS   seen, inbox, owner, waiting, turns, then for each message: run, index, tenant_index (used by starts)
--- ARGV   source, now, then for each message: number, kind, id, workflow, tenant, parent, trace, body
+-- ARGV   source, now, then for each message: number, kind, workflow, tenant, parent, trace, body
 -- RETURNS the last accepted number / WRONGTYPE key / BADNUMBER number
 -- @include shared/clock
 -- @include shared/holds
 -- @include shared/number
 -- @include shared/open_run
+-- @include shared/run_id
 local seen, inbox, owner, waiting, turns = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FIXED_KEYS = 5
 local source = ARGV[1]
@@ -30,20 +31,20 @@ for i = 1, count do
   if not holds(run, 'list') then return redis.error_reply('WRONGTYPE ' .. run) end
   if not holds(index, 'zset') then return redis.error_reply('WRONGTYPE ' .. index) end
   if not holds(tenant_index, 'zset') then return redis.error_reply('WRONGTYPE ' .. tenant_index) end
-  if not parse_number(ARGV[8 * i - 5]) then return redis.error_reply('BADNUMBER ' .. ARGV[8 * i - 5]) end
+  if not parse_number(ARGV[7 * i - 4]) then return redis.error_reply('BADNUMBER ' .. ARGV[7 * i - 4]) end
 end
 local epoch, number = parse_number(redis.call('HGET', seen, source) or '0-0')
 epoch, number = epoch or 0, number or 0
 local clock = shard_clock(ARGV[2], redis.call('HGET', owner, 'clock'))
 
 for i = 1, count do
-  local at = 8 * i - 5 -- of the message's first argument
+  local at = 7 * i - 4 -- of the message's first argument
   local message_epoch, message_number = parse_number(ARGV[at])
   if is_newer(message_epoch, message_number, epoch, number) then
     epoch, number = message_epoch, message_number
     local key = FIXED_KEYS + 3 * i - 2
-    local run, kind, id, body = KEYS[key], ARGV[at + 1], ARGV[at + 2], ARGV[at + 7]
-    local parent = ARGV[at + 5]
+    local run, kind, parent, body = KEYS[key], ARGV[at + 1], ARGV[at + 4], ARGV[at + 6]
+    local id = string.sub(run, run_id_begins(owner))
     local header = (kind == 'start' or parent ~= '') and redis.call('LINDEX', run, 0)
     local is_child_of_parent = header and string.match(header, PARENT) == parent
     if kind ~= 'start' then
@@ -52,7 +53,7 @@ for i = 1, count do
       end
     elseif not header then
       open_run(door, run, KEYS[key + 1], KEYS[key + 2], clock,
-        id, ARGV[at + 3], ARGV[at + 4], parent, ARGV[at + 6], body)
+        id, ARGV[at + 2], ARGV[at + 3], parent, ARGV[at + 5], body)
     elseif not is_child_of_parent then
       redis.call('XADD', inbox, '*', 'kind', 'taken', 'run', id, 'body', body, 'header', parent)
     end

@@ -6,12 +6,13 @@
 -- script's line has no allow-oom.
 --
 -- KEYS   owner, inbox, waiting, turns, then for each run: run, index, tenant_index
--- ARGV   now, then for each run: id, workflow, tenant, trace, body
+-- ARGV   now, then for each run: workflow, tenant, trace, body
 -- RETURNS for each run: header (of the run that has the id, with a plus before it if this call created it)
 --         / WRONGTYPE key
 -- @include shared/clock
 -- @include shared/holds
 -- @include shared/open_run
+-- @include shared/run_id
 local owner, inbox, waiting, turns = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local FIXED_KEYS = 4
 local count = (#KEYS - FIXED_KEYS) / 3
@@ -23,10 +24,10 @@ if door.err then return door end
 for i = 1, count do
   local at = FIXED_KEYS + 3 * i - 2 -- of the run's first key
   local run, index, tenant_index = KEYS[at], KEYS[at + 1], KEYS[at + 2]
-  if not holds(run, 'list') then return redis.error_reply('WRONGTYPE ' .. run) end
+  headers[i] = redis.pcall('LINDEX', run, 0) or ''
+  if type(headers[i]) == 'table' then return redis.error_reply('WRONGTYPE ' .. run) end
   if not holds(index, 'zset') then return redis.error_reply('WRONGTYPE ' .. index) end
   if not holds(tenant_index, 'zset') then return redis.error_reply('WRONGTYPE ' .. tenant_index) end
-  headers[i] = redis.call('LINDEX', run, 0) or ''
 end
 local clock = shard_clock(ARGV[1], redis.call('HGET', owner, 'clock'))
 
@@ -38,9 +39,9 @@ for i = 1, count do
     if created[run] then
       headers[i] = created[run]
     else
-      local at = 5 * i - 3 -- of the run's first argument
+      local at = 4 * i - 2 -- of the run's first argument
       local header = open_run(door, run, KEYS[key + 1], KEYS[key + 2], clock,
-        ARGV[at], ARGV[at + 1], ARGV[at + 2], '', ARGV[at + 3], ARGV[at + 4])
+        string.sub(run, run_id_begins(owner)), ARGV[at], ARGV[at + 1], '', ARGV[at + 2], ARGV[at + 3])
       created[run], headers[i] = header, '+' .. header
     end
   end

@@ -317,7 +317,7 @@ class Kernel:
         args: list[Any] = [_time(now)]
         for start in starts:
             names += self._listing_keys(keys, start.run_id, Status.RUNNING, start.workflow, start.tenant)
-            args += (start.run_id, start.workflow, start.tenant, start.trace, start.body)
+            args += (start.workflow, start.tenant, start.trace, start.body)
         return Call("start_runs", names, args)
 
     def post_messages(
@@ -382,7 +382,6 @@ class Kernel:
             args += (
                 delivery.number,
                 delivery.kind,
-                delivery.run_id,
                 delivery.workflow,
                 delivery.tenant,
                 delivery.parent,

@@ -408,7 +408,7 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
 
 
 def test_a_header_that_lost_a_name_would_be_noticed(tmp_path: Path) -> None:
-    text = path_of("start_runs").read_text().replace("id, workflow, tenant, trace, body", "id, workflow, trace, body")
+    text = path_of("start_runs").read_text().replace("workflow, tenant, trace, body", "workflow, trace, body")
     (tmp_path / "start_runs.lua").write_text(text)
     names = layout(tmp_path / "start_runs.lua", "ARGV").expected({"run": 1})
     assert len(names) == len(start_runs({"run": 1}).args) - 1

@@ -26,7 +26,7 @@ def message(number: int, target: int = 1, body: bytes = b"x") -> OutboxEntry:
 
 def numbers(call: Call[Any]) -> list[str]:
     """The outbox numbers that a delivery carries: `source, now`, then seven words a message."""
-    return call.args[2::8]
+    return call.args[2::7]
 
 
 async def test_messages_for_one_shard_are_delivered_together_and_then_deleted() -> None:
