@@ -6,11 +6,13 @@ Owns: its options, and how a setting is printed without what is secret. Must not
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from streamflow import search_path
 from streamflow.cli.app_option import app_option
 from streamflow.cli.options import json_option, log_options, setting_of, settings_options
 from streamflow.cli.output import print_json
@@ -40,8 +42,9 @@ def config(ctx: click.Context, as_json: bool, **_: Any) -> None:
     options: dict[str, Any] = {}
     for parameter in ctx.command.params:
         name = parameter.name or ""
-        if name in ctx.params and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            options[setting_of(parameter) or name] = ctx.params[name]
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            # `--path` isn't passed on: it is done with already
+            options[setting_of(parameter) or name] = ctx.params.get(name, os.pathsep.join(search_path.added()))
     if mistakes := find_mistakes(options):
         raise UsageError("\n".join(mistakes))
     found = find_settings(options)

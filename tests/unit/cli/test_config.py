@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from streamflow import search_path
 from streamflow.cli import SECTIONS, cli
 from streamflow.cli.options import setting_of
 from streamflow.settings import VARIABLES, CommandSettings, Settings
@@ -60,6 +62,17 @@ def test_config_prints_every_setting_with_its_source(here: Path) -> None:
     }
     for name, (value, source, place) in expected.items():
         assert found["settings"][name] == {"value": value, "source": source, "place": place}
+
+
+def test_config_names_directories_of_packages_that_were_given_as_options(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(search_path, "_added", [])
+    for name in ("one", "two"):
+        (here / name).mkdir()
+    found = printed("--path", "one", "--path", "two")["settings"]["path"]
+    assert found == {"value": f"{here}/one{os.pathsep}{here}/two", "source": "option", "place": "--path"}
 
 
 def test_config_prints_the_same_as_text_and_no_password(here: Path) -> None:
