@@ -32,9 +32,7 @@ AFTER_GRACE = 5.0
 
 
 def needs(module: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(
-        find_spec(module) is None, reason=f"{module} isn't installed: it is in the extra `dev`"
-    )
+    return pytest.mark.skipif(find_spec(module) is None, reason=f"{module} isn't installed: it is in the extra `dev`")
 
 
 def documents(file: Path) -> list[dict[str, Any]]:
