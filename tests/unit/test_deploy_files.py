@@ -7,6 +7,7 @@ the image and compose.yaml run is seen in tests/process/test_containers.py.
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from streamflow.http.catalog import METRICS
 from streamflow.settings import Settings
 from streamflow.version import __version__
 
@@ -100,11 +102,18 @@ def test_kustomize_knows_every_manifest_except_the_secret() -> None:
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl isn't installed")
-def test_kustomize_builds_what_is_applied() -> None:
-    done = subprocess.run(["kubectl", "kustomize", KUBERNETES], capture_output=True, text=True, timeout=50, check=False)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_kustomize_builds_what_is_applied(scaled: bool, tmp_path: Path) -> None:
+    folder = shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    if scaled:
+        file = folder / "kustomization.yaml"
+        file.write_text(file.read_text().replace("# components:\n#   -", "components:\n  -"))
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"image: streamflow:{__version__}") == 2
     assert "namespace:" not in done.stdout
+    assert len(re.findall(r"^  replicas:", done.stdout, re.MULTILINE)) == (1 if scaled else 2)
+    assert ("kind: ScaledObject" in done.stdout) == scaled
 
 
 @needs("yaml")
@@ -147,6 +156,21 @@ def test_each_deployment_is_selected_by_its_disruption_budget() -> None:
         assert deployment["spec"]["template"]["metadata"]["labels"] == labels
         for constraint in deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]:
             assert constraint["labelSelector"]["matchLabels"] == labels
+
+
+@needs("yaml")
+def test_the_scaled_deployment_and_its_queue_are_those_of_the_manifests() -> None:
+    (scaled,) = documents(KUBERNETES / "keda/workers.yaml")
+    deployment, _ = documents(KUBERNETES / "workers.yaml")
+    (settings,) = documents(KUBERNETES / "settings.yaml")
+    arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert scaled["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    (trigger,) = scaled["spec"]["triggers"]
+    query = trigger["metadata"]["query"]
+    assert set(re.findall(r"streamflow_\w+", query)) <= {metric.name for metric in METRICS}
+    assert set(re.findall(r'queue="([^"]*)"', query)) == {arguments[arguments.index("--queue") + 1]}
+    assert set(re.findall(r'sf_namespace="([^"]*)"', query)) == {settings["data"]["STREAMFLOW_NAMESPACE"]}
+    assert trigger["metadata"]["threshold"] == arguments[arguments.index("--concurrency") + 1]
 
 
 # --- systemd ----------------------------------------------------------------------------------------------------------
