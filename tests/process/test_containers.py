@@ -110,6 +110,7 @@ def deployment(engine: Engine) -> Engine:
 def _start(engine: Engine) -> None:
     # An engine without systemd runs no health checks by itself, and compose waits for that of the server.
     compose(engine, "up", "--no-build", "--detach", "server")
+    engine.keep_bridges_addresses()
     until(lambda: engine.exit_code("healthcheck", "run", "streamflow_server_1") == 0, "the server is healthy")
     compose(engine, "up", "--no-build", "--detach")
 
@@ -209,7 +210,13 @@ class Containers:
             *("--cap-drop=all", "--security-opt=no-new-privileges", "--tmpfs=/tmp"),
             *("--volume", f"{FLOWS}:/app/flows.py:ro", "--env=STREAMFLOW_REDIS=redis://server:6379"),
             *("--env=STREAMFLOW_APP=/app/flows.py:app", f"--env=STREAMFLOW_NAMESPACE={self._namespace}"),
-            *("--env=STREAMFLOW_SHARDS=8", f"--env=STREAMFLOW_GRACE={GRACE:g}", IMAGE, *words),
+            *(
+                "--env=STREAMFLOW_SHARDS=8",
+                f"--env=STREAMFLOW_GRACE={GRACE:g}",
+                "--env=STREAMFLOW_HTTP=0.0.0.0:9464",
+                IMAGE,
+                *words,
+            ),
         )
         return name
 
@@ -219,7 +226,8 @@ class Containers:
 
     def begin(self, name: str, workflow: str, place: str) -> None:
         """Start a run whose first step waits in another container."""
-        self._exec(name, "streamflow", "enqueue", workflow, "--id", workflow)
+        start = ["exec", name, "streamflow", "enqueue", workflow, "--id", workflow]
+        until(lambda: self.engine.exit_code(*start) == 0, "the run is started")
         until(lambda: self.engine.exit_code("exec", place, "test", "-e", str(BEGUN)) == 0, "its step runs")
 
     def result(self, name: str, workflow: str) -> Any:
@@ -286,6 +294,15 @@ def test_the_health_check_tells_a_stopped_process_from_a_working_one(containers:
     until(lambda: not containers.healthy(daemon), "no report for a while is a problem")
     containers.engine.podman("kill", "--signal=CONT", daemon)
     until(lambda: containers.healthy(daemon), "it is healthy again")
+
+
+def test_a_container_answers_the_probes_of_kubernetes(containers: Containers) -> None:
+    daemon = containers.start("daemon")
+    for path in ("health", "ready", "metrics"):
+        ask = f"import urllib.request as u; u.urlopen('http://127.0.0.1:9464/{path}', timeout=5)"
+        until(
+            lambda ask=ask: containers.engine.exit_code("exec", daemon, "python3", "-c", ask) == 0, f"/{path} says 200"
+        )
 
 
 def test_a_container_without_a_daemon_or_worker_is_unhealthy(containers: Containers) -> None:

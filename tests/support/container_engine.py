@@ -23,8 +23,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = "localhost/stand-in"
-TOOLS = ("podman", "runc", "mmdebstrap", "unshare", "nsenter", "iptables")
-"""Debian's packages of the same names; podman also needs netavark, aardvark-dns and catatonit."""
+TOOLS = ("podman", "runc", "mmdebstrap", "unshare", "nsenter", "ip", "iptables")
+"""Debian's packages of the same names (`ip`: iproute2); podman also needs netavark, aardvark-dns and catatonit."""
 HELPERS = ("netavark", "aardvark-dns", "catatonit")
 HELPER_FOLDERS = (Path("/usr/lib/podman"), Path("/usr/libexec/podman"), Path("/usr/bin"))
 PACKAGES = (
@@ -150,6 +150,14 @@ class Engine:
     def logs(self, name: str) -> str:
         done = self._run("podman", "logs", name)
         return done.stdout + done.stderr
+
+    def keep_bridges_addresses(self) -> None:
+        """A bridge has the lowest hardware address of what is attached, so it changes as containers leave. The others
+        then don't find it for up to half a minute, nor with it each other's names, unless the address was set."""
+        for line in self._run("ip", "-oneline", "link", "show", "type", "bridge").stdout.splitlines():
+            words = line.split()
+            address = words[words.index("link/ether") + 1]
+            self._run("ip", "link", "set", "dev", words[1].rstrip(":"), "address", address)
 
     def exit_code(self, *words: str) -> int:
         return self._run("podman", *words, check=False).returncode
