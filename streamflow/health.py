@@ -31,7 +31,8 @@ MAX_BYTES = 64 * 1024
 
 
 class Health(msgspec.Struct, kw_only=True):
-    """One report. `problems` make it unhealthy; `warnings` don't."""
+    """One report. `problems` are those of this process, against which a restart helps, and `outside` those of its
+    server and its shards, against which it doesn't. Both make it unhealthy, `warnings` don't."""
 
     kind: Literal["daemon", "worker"]
     name: str
@@ -40,11 +41,38 @@ class Health(msgspec.Struct, kw_only=True):
     at: float
     """Monotonic s, which all processes of a machine share."""
     problems: list[str] = []
+    outside: list[str] = []
     warnings: list[str] = []
 
     @property
     def healthy(self) -> bool:
-        return not self.problems
+        return not self.problems and not self.outside
+
+    def judged(self, *, live: bool) -> Judged:
+        """`live`: whether a restart would help is all that counts, and what is outside is a warning."""
+        return Judged(
+            healthy=not self.problems if live else self.healthy,
+            kind=self.kind,
+            name=self.name,
+            namespace=self.namespace,
+            pid=self.pid,
+            at=self.at,
+            problems=self.problems if live else [*self.problems, *self.outside],
+            warnings=[*self.outside, *self.warnings] if live else self.warnings,
+        )
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """A report as it is shown: each thing that is wrong is a problem or a warning."""
+
+    healthy: bool
+    kind: Literal["daemon", "worker"]
+    name: str
+    namespace: str
+    pid: int
+    at: float
+    problems: list[str]
+    warnings: list[str]
 
 
 class HealthFile:

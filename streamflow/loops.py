@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from typing import cast
 
 import anyio
 
@@ -37,6 +38,9 @@ FAILING_FOR = 60.0
 
 TURN = 120.0
 """Seconds for a turn of a loop that only asks the server something: then the loop counts as one that hangs."""
+
+HEARTBEATS = "heartbeats"
+"""The loop whose turns end soon whether the server answers or not: when it hangs, the server is not to blame."""
 
 
 class _Turn:
@@ -62,6 +66,8 @@ class Supervisor:
         self._log = log
         self._last: dict[str, tuple[float, str]] = {}
         """When each loop failed last (monotonic s), and how."""
+        self.unserved: set[str] = set()
+        """The loops whose last error was the server's: it didn't answer, or refused."""
         self._turns: dict[str, _Turn] = {}
 
     @property
@@ -105,6 +111,7 @@ class Supervisor:
             self._turns[name].began = 0.0
             self.errors += 1
             self._last[name] = (time.monotonic(), text)
+            (self.unserved.add if _is_of_server(error) else self.unserved.discard)(name)
             self._log.error(
                 "the loop %r failed, will run again in %g s: %s",
                 name,
@@ -120,6 +127,13 @@ class Supervisor:
                     raise
                 _uncancel()
             pause = min(pause * 2, longest)
+
+
+def _is_of_server(error: BaseException) -> bool:
+    """Also in the group that a task group makes of it."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_of_server(one) for one in cast("BaseExceptionGroup[BaseException]", error).exceptions)
+    return isinstance(error, StoreError)
 
 
 def _uncancel() -> None:

@@ -153,6 +153,7 @@ class Daemon:
                 self.loops,
                 own.problems,
                 own.warnings,
+                is_away=lambda: context.store.is_away,
                 in_file=signals,
             )
         if signals:

@@ -22,7 +22,7 @@ class Ownership:
         self._owner = owner
         self._membership = membership
         self._fine = time.monotonic()
-        """When it owned a shard last, or need not own one (monotonic s)."""
+        """When it owned a shard last, or need not own one, or couldn't without the server (monotonic s)."""
 
     def problems(self) -> list[str]:
         settings, membership = self._settings, self._membership
@@ -30,7 +30,7 @@ class Ownership:
         if membership.unconfirmed > settings.dead_after:
             found.append(f"the server has confirmed no heartbeat for {membership.unconfirmed:.1f} s")
         now = time.monotonic()
-        if self._owner.shards or not membership.desired or membership.draining:
+        if self._owner.shards or not membership.desired or membership.draining or found:
             self._fine = now
         elif now - self._fine > settings.grace + settings.dead_after + OWNS_WITHIN:
             found.append(f"it owns no shard, although it should own {membership.desired}")

@@ -37,7 +37,7 @@ from streamflow.daemon.shard import CODE, NOBODY, OwnedShard
 from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.takeover import Takeover
 from streamflow.errors import StoreError, StoreUnavailable
-from streamflow.loops import TURN, Supervisor, retry_forever, wait_until
+from streamflow.loops import HEARTBEATS, TURN, Supervisor, retry_forever, wait_until
 from streamflow.model.sharding import winner_of
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.connection import Call, Store
@@ -127,7 +127,7 @@ class Membership:
         """Heartbeats and rebalancing have separate loops: a daemon that acquires many shards must not look dead."""
         async with anyio.create_task_group() as loops:
             supervise = supervisor.run
-            loops.start_soon(partial(supervise, longest=self._settings.beat), "heartbeats", self._run_heartbeats)
+            loops.start_soon(partial(supervise, longest=self._settings.beat), HEARTBEATS, self._run_heartbeats)
             loops.start_soon(supervise, "rebalancing", self._run_rebalancing)
 
     async def run_once(self) -> None:

@@ -63,8 +63,8 @@ class Pages:
 
     async def answer(self, path: str, accept: str) -> Answer:
         if path == "/health":
-            health = self._health()
-            return _json(health.healthy, {"healthy": health.healthy, **msgspec.to_builtins(health)})
+            health = self._health().judged(live=True)
+            return _json(health.healthy, msgspec.to_builtins(health))
         if path == "/ready":
             reasons = self._unready()
             return _json(not reasons, {"ready": not reasons, "reasons": reasons})
@@ -101,7 +101,7 @@ class Pages:
 
     async def _read(self) -> Figures:
         figures = Figures()
-        health = self._health()
+        health = self._health().judged(live=True)
         figures.set(BUILD_INFO, 1, health.kind, __version__)
         figures.set(HEALTH_PROBLEMS, len(health.problems))
         figures.set(HEALTH_WARNINGS, len(health.warnings))

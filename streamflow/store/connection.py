@@ -50,6 +50,8 @@ LOST = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError)
 
 LOOK_EVERY = 3.0
 """Seconds after which the next pipeline also asks whether the server is still the one that it was."""
+AWAY = 30.0
+"""Seconds after an attempt that got no answer for which the server counts as away: longer than one may last."""
 REPLACE_EVERY = 0.5
 """Seconds between two replacements of all connections, at least."""
 
@@ -128,6 +130,8 @@ class Store:
         self._under_way: set[asyncio.Task[list[Any]]] = set()
         self._log_readers: list[Link] = []
         self._replaced = -math.inf
+        self._lost = -math.inf
+        """When something was sent last and not answered, or not served (monotonic s)."""
         self._look_at = time.monotonic() + LOOK_EVERY if client is None else math.inf
         """When the server is asked again whether it is still the one that it was (monotonic s)."""
 
@@ -243,6 +247,11 @@ class Store:
             scripts=self._scripts,
         )
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the server has lately not answered: who waits for it may wait for long."""
+        return time.monotonic() - self._lost < AWAY
+
     async def one(self, call: Call[T], *, urgent: bool = False) -> T:
         """Send one call, and return its parsed reply. Raises `StoreError`."""
         (reply,) = await self.send([call], urgent=urgent)
@@ -290,6 +299,7 @@ class Store:
                     async with self._bulk.slots:
                         replies = await self._execute(commands, self._bulk, generation)
             except LOST as error:
+                self._lost = time.monotonic()
                 if isinstance(error, redis_errors.AuthenticationError) and patience != math.inf:
                     raise StoreUnavailable(f"{redacted(self.url)} refuses the credentials: {error}") from error
                 self.note_refusal(error)  # LOADING, for example
@@ -304,7 +314,8 @@ class Store:
                     if is_looking:
                         self._looked(replies.pop())
                     return [self._parsed(call, reply) for call, reply in zip(calls, replies, strict=True)]
-                if time.monotonic() - started + pause > patience:
+                self._lost = time.monotonic()
+                if self._lost - started + pause > patience:
                     raise StoreUnavailable(
                         f"{redacted(self.url)} can't serve now: {_code(temporary)}: {temporary}"
                     ) from temporary

@@ -1,7 +1,11 @@
 """Reports on the health of a daemon or worker, for `streamflow health` and /health: its loops, its threads.
 
-Owns: what counts as a problem at both, and when a report is written. Must not: know ownership or claims (daemon and
-worker add what they know). Called by: the watch, in its thread; the HTTP server, in its own.
+Owns: what counts as a problem at both, which of them the absence of the server explains, and when a report is written.
+Must not: know ownership or claims (daemon and worker add what they know). Called by: the watch, in its thread; the HTTP
+server, in its own.
+
+While the server is away, loops fail or wait because of it, in all processes: restarting them would help nobody, and
+would lose what they have in memory. So that is kept apart from what is wrong with the process itself.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from streamflow.health import STALE, Health, HealthFile
-from streamflow.loops import Supervisor
+from streamflow.loops import HEARTBEATS, Supervisor
 from streamflow.steps.executor import StepExecutor
 
 _log = logging.getLogger("streamflow.watch")
@@ -25,7 +29,8 @@ def _none() -> list[str]:
 
 
 class HealthReport:
-    """`problems` and `warnings` add what only a daemon or a worker knows. `in_file`: for `streamflow health`."""
+    """`outside` and `warnings` add what only a daemon or a worker knows. `is_away`: whether the server doesn't answer.
+    `in_file`: for `streamflow health`."""
 
     def __init__(
         self,
@@ -34,9 +39,10 @@ class HealthReport:
         namespace: str,
         executor: StepExecutor,
         loops: Supervisor,
-        problems: Callable[[], list[str]] = _none,
+        outside: Callable[[], list[str]] = _none,
         warnings: Callable[[], list[str]] = _none,
         *,
+        is_away: Callable[[], bool] = lambda: False,
         in_file: bool = True,
     ) -> None:
         self._kind: Literal["daemon", "worker"] = kind
@@ -44,7 +50,8 @@ class HealthReport:
         self._namespace = namespace
         self._executor = executor
         self._loops = loops
-        self._problems = problems
+        self._outside = outside
+        self._is_away = is_away
         self._warnings = warnings
         self._file = HealthFile(name)
         self._closed = not in_file
@@ -80,12 +87,13 @@ class HealthReport:
     def health(self, blocked: str) -> Health:
         executor = self._executor
         problems = [f"the event loop is blocked by {blocked}"] if blocked else []
-        problems += self._problems()
-        problems += [f"the loop {name!r} fails: {error}" for name, error in self._loops.failing.items()]
-        problems += [
-            f"the loop {name!r} hangs: its turn has taken {seconds:.0f} s"
-            for name, seconds in self._loops.hanging.items()
-        ]
+        outside = list(self._outside())
+        for name, error in self._loops.failing.items():
+            of_server = name in self._loops.unserved
+            (outside if of_server else problems).append(f"the loop {name!r} fails: {error}")
+        for name, seconds in self._loops.hanging.items():
+            waits = name != HEARTBEATS and self._is_away()
+            (outside if waits else problems).append(f"the loop {name!r} hangs: its turn has taken {seconds:.0f} s")
         warnings = ["it is draining"] if executor.draining else []
         if executor.exhausted:
             problems.append(
@@ -100,6 +108,7 @@ class HealthReport:
             pid=os.getpid(),
             at=time.monotonic(),
             problems=problems,
+            outside=outside,
             warnings=warnings + self._warnings(),
         )
 

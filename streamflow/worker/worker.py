@@ -21,7 +21,7 @@ from streamflow.errors import StoreError, StoreMisconfigured, UsageError
 from streamflow.http.loop_lag import LoopLag
 from streamflow.http.pages import Pages, Part
 from streamflow.http.server import HttpServer, serving_http
-from streamflow.loops import Supervisor
+from streamflow.loops import HEARTBEATS, Supervisor
 from streamflow.model.names import check_name
 from streamflow.process import RESTART, stop_on_signal
 from streamflow.settings import Settings
@@ -149,7 +149,14 @@ class Worker:
         health: HealthReport | None = None
         if signals or self._pages is not None:
             health = HealthReport(
-                "worker", self.name, settings.namespace, executor, self.loops, self._problems, in_file=signals
+                "worker",
+                self.name,
+                settings.namespace,
+                executor,
+                self.loops,
+                self._problems,
+                is_away=lambda: store.is_away,
+                in_file=signals,
             )
 
         def give_up(culprit: Culprit) -> None:
@@ -174,7 +181,7 @@ class Worker:
             for name, loop in (
                 ("reader", reader.run),
                 ("reports", claims.run_reports),
-                ("heartbeats", claims.run_extending),
+                (HEARTBEATS, claims.run_extending),
                 ("expired claims", claims.run_expiring),
                 ("trials of steps", suspects.run),
             ):

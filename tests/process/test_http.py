@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import socket
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 import streamflow as sf
 from streamflow.embedded.server import EmbeddedServer
 from tests.process.blocking_flows import blocks, spins
-from tests.process.faults import ServingProcess, until
+from tests.process.faults import ROOT, ServingProcess, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -31,10 +34,10 @@ async def start(embedded_server: EmbeddedServer, namespace: str, tmp_path: Path)
     """Starts a command that serves; all end with the test."""
     started: list[ServingProcess] = []
 
-    def start(*words: str, **environ: str) -> ServingProcess:
+    def start(*words: str, server: EmbeddedServer = embedded_server, **environ: str) -> ServingProcess:
         log = tmp_path / f"{len(started)}.log"
         command = [*words, "--app", f"{FLOWS}:app"]
-        process = ServingProcess(*command, url=embedded_server.url, namespace=namespace, log=log, **environ)
+        process = ServingProcess(*command, url=server.url, namespace=namespace, log=log, **environ)
         started.append(process)
         return process
 
@@ -114,6 +117,62 @@ async def test_a_daemon_that_drains_lives_and_is_not_ready(start: Start, client:
     (tmp_path / "journal.go").touch()
     assert await daemon.wait() == 0
     assert (await run.describe()).status is sf.Status.COMPLETED
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+async def test_without_its_server_a_process_lives_and_is_not_ready(
+    start: Start, namespace: str, tmp_path: Path, how: str
+) -> None:
+    """Else a probe would restart all of them, in every outage that is longer than its patience."""
+    environ = {"TMPDIR": str(tmp_path), "STREAMFLOW_WORKER_TIMEOUT": "2"}
+
+    async def health(process: ServingProcess, *words: str) -> tuple[int, Any]:
+        command = [sys.executable, "-m", "streamflow", "health", "--pid", str(process.pid), "--json", *words]
+        done = await anyio.run_process(command, env={**os.environ, **environ}, cwd=ROOT, check=False)
+        return done.returncode, json.loads(done.stdout)["processes"][0]
+
+    async with EmbeddedServer(tmp_path / "data") as server:
+        own = {**environ, "STREAMFLOW_REDIS": server.url}
+        daemon = start(
+            "daemon", "--shards", "4", "--http", "127.0.0.1:0", "--interrupt-steps", "0", server=server, **own
+        )
+        where = await address(daemon)
+        await answers(f"{where}/ready", 200)
+        worker = start("worker", "--queue", "gpu", "--force", "--http", "127.0.0.1:0", server=server, **own)
+        there = await address(worker)
+        await answers(f"{there}/ready", 200)
+        async with sf.connect(server.url, namespace=namespace) as client:
+            await client.start(blocks, str(tmp_path / "journal"), 5.0)
+
+        async def begun() -> bool:
+            return (tmp_path / "journal").exists()
+
+        await until(begun, "the step has begun")
+        os.kill(server.pid, signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
+        try:
+            [problem] = (await answers(f"{where}/health", 503))["problems"]
+            assert problem.startswith("the event loop is blocked by step block")
+            for process, url in ((daemon, where), (worker, there)):
+                await answers(f"{url}/ready", 503)
+                said = await answers(f"{url}/health", 200)
+                assert said["problems"] == []
+                assert any(
+                    re.match("the server has (confirmed no heartbeat|answered nothing)", w) for w in said["warnings"]
+                )
+
+                async def silent(process: ServingProcess = process) -> bool:
+                    code, whole = await health(process)  # as it was written last, perhaps while the step blocked
+                    return code == 1 and [problem[:14] for problem in whole["problems"]] == ["the server has"]
+
+                await until(silent, "the command says that the server is silent, and no more")
+                code, live = await health(process, "--live")
+                assert (code, live["problems"]) == (0, [])
+        finally:
+            if how == "stopped":
+                os.kill(server.pid, signal.SIGCONT)
+        if how == "stopped":
+            for url in (where, there):
+                await answers(f"{url}/ready", 200)
 
 
 async def test_a_port_that_is_taken_ends_the_command_at_once(start: Start) -> None:

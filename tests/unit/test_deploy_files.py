@@ -145,6 +145,8 @@ def test_pods_are_restricted_as_the_pod_security_standard_wants() -> None:
         }
         assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/tmp"]
         assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys()
+        assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
+        assert container["livenessProbe"]["httpGet"]["path"] == "/health", "not /ready: the server may be away"
 
 
 @needs("yaml")

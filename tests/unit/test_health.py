@@ -15,7 +15,7 @@ from streamflow import health as module
 from streamflow.cli import cli
 from streamflow.daemon.health import Ownership
 from streamflow.health import Health, HealthFile, read_all
-from streamflow.loops import TURN, Supervisor, _Turn
+from streamflow.loops import HEARTBEATS, TURN, Supervisor, _Turn
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.watch.report import HealthReport
@@ -134,13 +134,56 @@ def test_a_daemon_knows_its_ownership_and_its_server(monkeypatch: pytest.MonkeyP
     assert own.warnings() == ["the server has lost or set back 7 runs within the last hour: the log names them"]
 
 
+def test_what_the_server_causes_is_kept_apart_from_the_process() -> None:
+    import logging
+
+    executor = StepExecutor(1, 1, lambda *_: None)
+    loops = Supervisor(logging.getLogger("streamflow.test"))
+    away = False
+    written = HealthReport("daemon", "host-1-ab", "shop", executor, loops, lambda: ["silent"], is_away=lambda: away)
+    loops._last["relay"] = (time.monotonic(), "StoreUnavailable: no answer")
+    loops._last["rollup"] = (time.monotonic(), "ValueError: boom")
+    loops.unserved.add("relay")
+    for name in ("details of steps", HEARTBEATS):
+        loops._turns[name] = turn = _Turn()
+        turn.began, turn.limit = time.monotonic() - 130.0, TURN
+    fails, waits, beats = (
+        "the loop 'rollup' fails: ValueError: boom",
+        "the loop 'details of steps' hangs: its turn has taken 130 s",
+        "the loop 'heartbeats' hangs: its turn has taken 130 s",
+    )
+    of_server = ["silent", "the loop 'relay' fails: StoreUnavailable: no answer"]
+    health = written.health("")
+    assert (health.problems, health.outside) == ([fails, waits, beats], of_server)
+    away = True
+    health = written.health("")
+    assert (health.problems, health.outside) == ([fails, beats], [*of_server, waits]), "heartbeats never wait so long"
+    executor.close()
+
+
+def test_only_what_a_restart_helps_against_counts_for_liveness() -> None:
+    health = report(outside=["the server is silent"], warnings=["it is draining"])
+    whole, live = health.judged(live=False), health.judged(live=True)
+    assert (whole.healthy, whole.problems, whole.warnings) == (False, ["the server is silent"], ["it is draining"])
+    assert (live.healthy, live.problems, live.warnings) == (True, [], ["the server is silent", "it is draining"])
+    health.problems = ["hung"]
+    assert not health.judged(live=True).healthy
+    file = HealthFile("host-1-ab")
+    try:
+        file.write(report(outside=["the server is silent"]))
+        assert run() == (1, "daemon host-1-ab: the server is silent\n")
+        assert run("--live") == (0, "daemon host-1-ab: healthy\ndaemon host-1-ab: warning: the server is silent\n")
+    finally:
+        file.close()
+
+
 def test_loops_threads_and_the_event_loop_are_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
     import logging
 
     executor = StepExecutor(1, 1, lambda *_: None)
     loops = Supervisor(logging.getLogger("streamflow.test"))
-    written = HealthReport("worker", "host-1-ab", "default", executor, loops, problems=lambda: ["its own"])
-    assert written.health("").problems == ["its own"]
+    written = HealthReport("worker", "host-1-ab", "default", executor, loops, lambda: ["its own"])
+    assert written.health("").outside == ["its own"]
     loops._last["reader"] = (time.monotonic(), "ValueError: boom")
     loops._turns["expired claims"] = turn = _Turn()
     turn.began, turn.limit = time.monotonic() - 130.0, TURN
@@ -148,7 +191,6 @@ def test_loops_threads_and_the_event_loop_are_in_the_report(monkeypatch: pytest.
     health = written.health("step s of run r")
     assert health.problems == [
         "the event loop is blocked by step s of run r",
-        "its own",
         "the loop 'reader' fails: ValueError: boom",
         "the loop 'expired claims' hangs: its turn has taken 130 s",
     ]

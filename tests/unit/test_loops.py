@@ -270,3 +270,12 @@ async def test_a_loop_between_its_turns_is_not_one_that_hangs(monkeypatch: pytes
         assert supervisor.errors == 1
         assert supervisor.hanging == {}
         running.cancel_scope.cancel()
+
+
+async def test_a_loop_that_the_server_has_failed_is_told_from_a_defect(sleeps: list[float]) -> None:
+    group = ExceptionGroup("of a task group", [StoreError("away")])
+    for errors, of_server in (([StoreError("away")], True), ([group], True), ([group, ValueError("boom")], False)):
+        supervisor = Supervisor(log)
+        await supervisor.run("reader", Once(*errors, None))
+        assert ("reader" in supervisor.unserved) is of_server
+        assert "reader" in supervisor.failing

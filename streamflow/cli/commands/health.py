@@ -14,14 +14,16 @@ from streamflow.cli.output import print_json
 
 @click.command()
 @click.option("--pid", type=click.IntRange(min=1), metavar="PID", help="Only this process; default: all of them.")
+@click.option("--live", is_flag=True, help="Count only what a restart helps against, as /health does.")
 @json_option
-def health(pid: int | None, as_json: bool) -> None:
+def health(pid: int | None, live: bool, as_json: bool) -> None:
     """Check the daemons and workers on this machine; the exit code says it.
 
     Exit code 0: there is at least one, and each is healthy. 1: one has a problem, hangs, or there is none. A line says
     why. Problems are: an event loop that is blocked, loops that fail, hung threads without end, heartbeats that the
-    server doesn't confirm, a daemon that owns no shard although it should. It asks no server, and finds processes of
-    the same user with the same TMPDIR.
+    server doesn't confirm, a daemon that owns no shard although it should. With --live, what is wrong with the server
+    or the shards is a warning: for probes whose failure restarts the process. It asks no server, and finds processes
+    of the same user with the same TMPDIR.
 
     \b
     Example:
@@ -32,15 +34,10 @@ def health(pid: int | None, as_json: bool) -> None:
     from streamflow.health import read_all
     from streamflow.screen.sanitize import safe
 
-    found = read_all(pid)
+    found = [one.judged(live=live) for one in read_all(pid)]
     healthy = bool(found) and all(one.healthy for one in found)
     if as_json:
-        print_json(
-            {
-                "healthy": healthy,
-                "processes": [{"healthy": one.healthy, **msgspec.to_builtins(one)} for one in found],
-            }
-        )
+        print_json({"healthy": healthy, "processes": msgspec.to_builtins(found)})
     elif not found:
         click.echo("no daemon or worker runs here" if pid is None else f"no daemon or worker runs as process {pid}")
     else:

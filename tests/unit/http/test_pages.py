@@ -22,6 +22,7 @@ class Process:
 
     def __init__(self) -> None:
         self.problems: list[str] = []
+        self.outside: list[str] = []
         self.reasons: list[str] = []
         self.asked = 0
 
@@ -30,7 +31,13 @@ class Process:
 
     def _health(self) -> Health:
         return Health(
-            kind="daemon", name="host-1-ab", namespace="shop", pid=7, at=time.monotonic(), problems=self.problems
+            kind="daemon",
+            name="host-1-ab",
+            namespace="shop",
+            pid=7,
+            at=time.monotonic(),
+            problems=self.problems,
+            outside=self.outside,
         )
 
     async def _add(self, figures: Figures) -> None:
@@ -68,6 +75,13 @@ async def test_problems_and_reasons_decide_the_status() -> None:
     assert (status, body["healthy"], body["problems"]) == (503, False, ["the loop 'rollup' fails: boom"])
     assert await answer(pages, "/ready") == (503, {"ready": False, "reasons": ["it is draining"]})
     assert (await answer(pages, "/"))[0] == 404
+    process.problems, process.outside = [], ["the server has confirmed no heartbeat for 3.0 s"]
+    status, body = await answer(pages, "/health")
+    assert (status, body["healthy"], body["problems"]) == (200, True, []), "a restart would not bring it back"
+    assert body["warnings"] == process.outside
+    _, text = await answer(pages, "/metrics")
+    assert 'streamflow_health_problems{sf_namespace="shop"} 0.0' in text
+    assert 'streamflow_health_warnings{sf_namespace="shop"} 1.0' in text
 
 
 async def test_many_scrapers_cost_as_much_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
