@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -45,8 +46,14 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def environ(folder: Path) -> dict[str, str]:
-    """Everything that the demo starts has this folder in its environment."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+    """Everything that the demo starts has this folder in its environment, and a port that only one process can have."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "STREAMFLOW_HTTP": f"127.0.0.1:{free_port()}"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def left_behind(folder: Path) -> list[str]:

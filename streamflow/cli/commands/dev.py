@@ -121,4 +121,4 @@ async def _with_log(app: App, server: EmbeddedServer, namespace: str | None) -> 
     from streamflow.settings import load_settings
 
     set_up("text", "info")
-    await Daemon(app, load_settings({"redis": server.url, "namespace": namespace})).run(signals=True)
+    await Daemon(app, load_settings({"redis": server.url, "namespace": namespace, "http": ""})).run(signals=True)
