@@ -61,21 +61,14 @@ class HttpServer:
     def __init__(self, address: str, site: Site) -> None:
         self._site = site
         self._sockets = _listen(address)
+        host, self.port = self._sockets[0].getsockname()[:2]
+        self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._run, name="streamflow-http", daemon=True)
         self._reading: dict[asyncio.StreamWriter, None] = {}
         """Connections whose request has not arrived yet, the oldest first."""
         self._open: set[asyncio.StreamWriter] = set()
-
-    @property
-    def port(self) -> int:
-        return self._sockets[0].getsockname()[1]
-
-    @property
-    def url(self) -> str:
-        host = self._sockets[0].getsockname()[0]
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def start(self) -> None:
         _log.info("answers at %s/health, /ready and /metrics", self.url)

@@ -228,6 +228,9 @@ class Store:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
         for link in self._links:
+            if isinstance(link, Link):
+                link.drop()  # else a silent server is waited for, which doesn't take part in ending TLS
+        for link in self._links:
             await link.disconnect()
         await self._client.aclose()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -139,3 +140,15 @@ async def test_renewed_files_are_used_from_the_next_connection_on(certificates: 
         assert await store.one(Call.plain("ECHO", "hello")) == b"hello"
     finally:
         await store.close()
+
+
+async def test_a_store_is_closed_although_its_server_is_silent(certificates: Certificates) -> None:
+    """The server's part in ending TLS would be waited for until redis-py raises."""
+    async with tls_server(certificates) as (server, port):
+        store = Store(url_of(certificates, port).replace(":s3cret@", ""))
+        assert await store.one(Call.plain("ECHO", "hello")) == b"hello"
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            await store.close()
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
