@@ -76,6 +76,8 @@ _READS_OF_DAEMON = (
     *("GET", "HGET", "HMGET", "HGETALL", "HKEYS", "HLEN", "HSCAN", "LINDEX"),
     *("XRANGE", "ZCARD", "ZRANGE", "ZRANGEBYSCORE", "ZSCAN"),
 )
+_FIGURES = ("MGET", "XLEN", "XPENDING", "XINFO CONSUMERS", "XINFO GROUPS")
+"""What a daemon with `http` sends when it is asked for metrics, besides what it reads anyway."""
 _BLOCKED_READS = ("XREADGROUP", "CLIENT ID", "CLIENT UNBLOCK")
 
 
@@ -142,7 +144,7 @@ ACCESS: dict[Role, Access] = {
             *("read_runs", "read_stream", "read_hash", "deliver_messages", "due_runs", "next_starts", "commit"),
             *("checkpoint_views", "forget_runs", "enqueue_attempts", "report_step", "extend_steps", "store_details"),
         ),
-        commands=(*_ALWAYS, "TIME", *_READS_OF_DAEMON, *_BLOCKED_READS, "HDEL", "ZREM"),
+        commands=(*_ALWAYS, "TIME", *_READS_OF_DAEMON, *_FIGURES, *_BLOCKED_READS, "HDEL", "ZREM"),
         writes=_everything,
         reads=_nothing,
         channels=True,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator
 from fnmatch import fnmatchcase
 from typing import Any
@@ -22,8 +24,11 @@ from redis.exceptions import ResponseError
 
 import streamflow as sf
 from streamflow.cli import cli
+from streamflow.daemon import namespace_figures
+from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.events import RunCompleted
+from streamflow.http import pages
 from streamflow.settings import Settings
 from streamflow.store.connection import Store
 from streamflow.store.inspection import NO_SUCH_SCRIPT, missing_permissions
@@ -39,6 +44,7 @@ from tests.support.waiting import DEADLINE, happened, until
 pytestmark = pytest.mark.anyio
 
 PASSWORD = "s3cret"
+SHOWN = (b"streamflow_shards_owned", b"streamflow_namespace_queue_steps_waiting")
 PATIENT: dict[str, Any] = FAST | {"beat": 0.1, "dead_after": 5.0}
 """All daemons and workers are in this process, with commands beside them."""
 VERBS = {script.sha: name for name, script in load_scripts().items()}
@@ -195,13 +201,14 @@ async def whole_flow(site: Site) -> None:
     serving: dict[str, Any] = {"app": flows.app, "server": server, "namespace": site.namespace, **PATIENT}
     site.admin.script_flush()
     async with (
-        running_daemon(**serving, crash=False) as daemon,
+        running_daemon(**serving, crash=False, http="127.0.0.1:0") as daemon,
         sf.connect(site.urls[Role.CLIENT], namespace=site.namespace) as client,
     ):
         shard_of = (await client.read_namespace()).shard_of
         ids = {shard_of(name): name for name in (f"wait-{n}" for n in range(200))}
         assert len(ids) == FAST["shards"]
         runs = [await client.start(flows.waits, id=name) for name in ids.values()]
+        await _scraped(daemon)
         async with working(site, flows.app, crash=True) as dead:
             await _reached(flows, here=8, queued=8)
             await dead.claims.extend_once()
@@ -226,6 +233,22 @@ async def whole_flow(site: Site) -> None:
 
 async def _is(fact: bool) -> bool:
     return fact
+
+
+async def _scraped(daemon: Daemon) -> None:
+    """Its metrics, when it has said that it owns shards, and while steps wait in a queue."""
+    assert daemon.http is not None
+    url = f"{daemon.http.url}/metrics"
+
+    def waiting() -> bool:
+        with urllib.request.urlopen(url, timeout=DEADLINE) as response:
+            text = response.read()
+        return all(re.search(rb"\n%b{.*} [1-9]" % name, text) for name in SHOWN)
+
+    async def shown() -> bool:
+        return await anyio.to_thread.run_sync(waiting)
+
+    await until(shown)
 
 
 async def _reached(flows: Flows, **begun: int) -> None:
@@ -364,6 +387,8 @@ async def test_a_whole_flow_runs_as_these_users_with_all_that_they_may(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims, "RECONNECT_GRACE", 0.1)
+    for module in (pages, namespace_figures):
+        monkeypatch.setattr(module, "KEPT", 0.0)
     with Monitor(site.admin) as monitor:
         await whole_flow(site)
         found = used_by_role(site, monitor.seen())
