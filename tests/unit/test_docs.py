@@ -29,12 +29,6 @@ from streamflow.store.scripts import load_scripts
 from streamflow.views.registry import VIEWS
 from streamflow.worker.worker import Worker
 
-RUNBOOKS = """
-    daemon-down, shards-without-owner, views-lag, inbox-lag, queue-depth, oldest-waiting-step, server-memory,
-    stuck-runs, quarantined-messages, loop-lag, lost-writes, starts-waiting, commit-latency, fenced-commits
-"""
-"""Headings in docs/operations.md that alert rules link to."""
-
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -264,13 +258,15 @@ def test_the_messages_that_operations_explains_are_those_of_the_code() -> None:
             assert part.strip() in spoken, f"nothing says {message!r}"
 
 
-def test_every_alert_has_a_runbook_with_the_same_four_parts() -> None:
+def test_every_runbook_has_the_same_five_parts() -> None:
+    """Which alerts lead to them: `http/test_deploy.py`."""
     text = section("docs/operations.md", "## Alerts, and what to do")
-    books = dict(re.findall(r"^### ([a-z-]+)\n(.*?)(?=^### |\Z)", text, re.MULTILINE | re.DOTALL))
-    assert list(books) == [" ".join(name.split()) for name in RUNBOOKS.split(",")]
+    books = dict(re.findall(r"^### (.*?)\n(.*?)(?=^### |\Z)", text, re.MULTILINE | re.DOTALL))
+    assert len(books) > 20
     for name, book in books.items():
+        assert re.fullmatch(r"[a-z-]+", name), "the anchor that alerts link to"
         parts = re.findall(r"^\*\*(\w+)\.\*\*", book, re.MULTILINE)
-        assert parts == ["Symptoms", "Meaning", "Look", "Do"], name
+        assert parts == ["Alerts", "Symptoms", "Meaning", "Look", "Do"], name
         assert len(commands(book)) == 1, f"{name}: what to look at is one block of commands"
 
 

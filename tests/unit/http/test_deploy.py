@@ -87,8 +87,18 @@ def test_every_alert_says_what_to_do_and_where_that_is_written() -> None:
     for rule in alerts():
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert len(rule["annotations"]["summary"]) > 50
-        anchor = rule["alert"].lower()
-        assert rule["annotations"]["runbook_url"].endswith(f"/docs/operations.md#{anchor}")
+        assert rule["annotations"]["runbook_url"].startswith("https://")
+
+
+def test_each_alert_leads_to_the_runbook_that_names_it() -> None:
+    page = (ROOT / "docs/operations.md").read_text().partition("\n## Alerts, and what to do\n")[2].partition("\n## ")[0]
+    books = re.findall(r"^### (\S+)\n\n\*\*Alerts\.\*\* (.*)\.\n", page, re.MULTILINE)
+    assert len(books) == page.count("\n### "), "each begins with the alerts that lead to it"
+    named = {alert: anchor for anchor, alerts in books for alert in re.findall(r"`(\w+)`", alerts)}
+    assert named.keys() == {rule["alert"] for rule in alerts()}
+    for rule in alerts():
+        assert rule["annotations"]["runbook_url"].endswith(f"/docs/operations.md#{named[rule['alert']]}")
+    assert {anchor for anchor, _ in books} == set(named.values()), "an alert leads to each"
 
 
 def test_values_of_labels_in_expressions_exist() -> None:
