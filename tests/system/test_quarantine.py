@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import msgspec
@@ -63,7 +64,8 @@ GARBAGE: dict[str, tuple[dict[str, bytes], str]] = {
     ),
     "a signal nested without end": (
         {"kind": b"signal", "run": b"r", "body": b"\x92\xa2go" + DEEP},
-        "signal: RecursionError",
+        # Python 3.14 limits C code by the size of the stack, which this fits into.
+        "signal: RecursionError" if sys.version_info < (3, 14) else "is nested more than 64 levels deep",
     ),
     "a start nested without end": (
         {"kind": b"start", "run": b"new", "header": b"pending 0 - 1 0 listens - -", "body": DEEP},
