@@ -23,7 +23,6 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,8 +36,8 @@ NEWEST_GLIBC = (2, 36)
 """That of Debian 12: nothing inside may need a newer one."""
 COMPRESSION = 9
 
-NOT_EXTRAS = {"binary", "dev", "docs", "release", "test"}
-"""Extras that are for developers; the binary has all others."""
+EXTRAS = ("embedded", "metrics", "otel")
+"""What users may install beside streamflow is inside; what developers need is not, whose licenses may forbid it."""
 
 DISPLAY = ("tkinter", "_tkinter", "turtle", "turtledemo", "idlelib")
 LEFT_OUT = re.compile(
@@ -215,13 +214,11 @@ def copy(source: Path, target: Path) -> None:
 
 def install_packages(tree: Path, scratch: Path) -> None:
     """Streamflow from these sources, with its extras, and certifi."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    wanted = ",".join(sorted(set(extras) - NOT_EXTRAS))
     packages = packages_of(tree)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "-q"]
     run(*pip, "wheel", "--no-deps", "-w", str(scratch / "wheels"), str(ROOT))
     wheel = next((scratch / "wheels").glob("*.whl"))
-    run(*pip, "install", "--no-compile", "--target", str(packages), f"{wheel}[{wanted}]", "certifi")
+    run(*pip, "install", "--no-compile", "--target", str(packages), f"{wheel}[{','.join(EXTRAS)}]", "certifi")
     shutil.rmtree(packages / "bin", ignore_errors=True)  # scripts with the path of this Python
     for file in packages.glob("*.dist-info/direct_url.json"):  # says where the wheel was
         file.unlink()
