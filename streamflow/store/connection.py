@@ -361,7 +361,10 @@ class Store:
                 f"{command}: the server is out of memory. Runs that are open continue; free memory or raise maxmemory."
             )
         if isinstance(reply, redis_errors.NoPermissionError) or text.startswith("NOPERM"):
-            return StoreMisconfigured(f"{command}: the server's ACL doesn't allow this: {text}")
+            return StoreMisconfigured(
+                f"{command}: the server's ACL doesn't allow this: {text}. `streamflow check --role ROLE` names all "
+                "that the user lacks for a role, `streamflow acl` prints its rules"
+            )
         return StoreError(f"{command}: {text}")
 
     async def _detached(self, commands: list[list[Any]]) -> list[Any]:

@@ -138,18 +138,20 @@ _SEEN_BY_CLIENTS = ("peek_runs", "read_transitions")
 
 ACCESS: dict[Role, Access] = {
     Role.DAEMON: Access(
-        about="`daemon`, and `views rebuild`",
+        about="`daemon`, `views rebuild`, and whatever a viewer does",
         verbs=(
             *("open_namespace", "store_records", "heartbeat", "acquire_shard", "release_shard", "mark_suspects"),
             *("read_runs", "read_stream", "read_hash", "deliver_messages", "due_runs", "next_starts", "commit"),
             *("checkpoint_views", "forget_runs", "enqueue_attempts", "report_step", "extend_steps", "store_details"),
+            *_SEEN_BY_CLIENTS,
         ),
-        commands=(*_ALWAYS, "TIME", *_READS_OF_DAEMON, *_FIGURES, *_BLOCKED_READS, "HDEL", "ZREM"),
+        commands=(*_ALWAYS, *_READS_OF_DAEMON, *_FIGURES, *_BLOCKED_READS, "HDEL", "ZREM", *_LOOKS),
         writes=_everything,
         reads=_nothing,
         channels=True,
         rare={
             **_RARE_READS,
+            **_RARE_LOOKS,
             "mark_suspects": "a step may have ended its process: it is noted before it is tried again",
             "GET": "the note of a daemon that has died",
             "HSCAN": "a shard knows many clients: those that are gone are dropped",

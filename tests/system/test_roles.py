@@ -151,7 +151,7 @@ class Site:
         """User and what it was denied, of all entries in the server's log, but CONFIG GET, which `status` tries."""
         entries: Any = self.admin.acl_log()
         found = {(entry["username"].removeprefix(f"{self.namespace}-"), entry["object"]) for entry in entries}
-        return sorted(found - {("viewer", "config|get"), ("client", "config|get")})
+        return sorted(found - {(role, "config|get") for role in ("daemon", "client", "viewer")})
 
     def close(self) -> None:
         for role in Role:
@@ -223,9 +223,11 @@ async def whole_flow(site: Site) -> None:
             assert [await run.result(DEADLINE) for run in runs] == [2] * 8
             await _commands_of_a_client(site, client)
             await _looks(site, Role.VIEWER)
-            await anyio.to_thread.run_sync(_tail, site)
+            await anyio.to_thread.run_sync(_tail, site, Role.VIEWER)
             await _refused_to_viewer(site)
             await _looks(site, Role.CLIENT)
+            await _looks(site, Role.DAEMON)
+            await anyio.to_thread.run_sync(_tail, site, Role.DAEMON)
     async with running_daemon(**serving, crash=False, retention=0.001) as last:
         await last.retention.run_once()
     await site.run(Role.DAEMON, "views", "rebuild")
@@ -295,10 +297,10 @@ async def _looks(site: Site, role: Role) -> None:
         assert [event async for _, event in client.run("one").events(follow=True)]
 
 
-def _tail(site: Site) -> None:
+def _tail(site: Site, role: Role) -> None:
     """Until the end of the run with a large result; it runs until Ctrl-C."""
     words = [sys.executable, "-m", "streamflow", "tail", "--since", "all", "--json", "--namespace", site.namespace]
-    environ = {**os.environ, "STREAMFLOW_REDIS": site.urls[Role.VIEWER]}
+    environ = {**os.environ, "STREAMFLOW_REDIS": site.urls[role]}
     with subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         deadline = threading.Timer(DEADLINE, process.kill)

@@ -48,7 +48,7 @@ def acl(
 
     \b
     Roles:
-      daemon   runs daemons, and `views rebuild`
+      daemon   runs daemons, `views rebuild`, and whatever a viewer does
       worker   runs workers
       client   starts runs, sends signals, asks, cancels and forgets, and whatever a viewer does
       viewer   status, runs, show, tail, read, export; changes nothing
