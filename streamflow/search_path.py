@@ -30,7 +30,8 @@ def add(directory: str | Path) -> None:
     environment, in which the app itself is installed as editable. Adding twice does nothing. Raises `UsageError`."""
     path = Path(directory).expanduser().absolute()
     if not path.is_dir():
-        raise UsageError(f"--path {directory}: there is no such directory")
+        reason = "it is a file; name the directory that it is in" if path.is_file() else "there is no such directory"
+        raise UsageError(f"--path {directory}: {reason}")
     if (path / "pyvenv.cfg").is_file():
         packages = next(iter(sorted(path.glob("lib/python3*/site-packages"))), path / "lib/python3.…/site-packages")
         raise UsageError(f"--path {directory} is a virtual environment: name the packages in it, --path {packages}")

@@ -333,12 +333,17 @@ def _check_keys(file: SettingsFile | None) -> None:
 
 def _unknown_keys(file: SettingsFile | None) -> list[str]:
     mistakes: list[str] = []
-    for key in file.values if file is not None else ():
+    if file is None:
+        return mistakes
+    for key, value in file.values.items():
         if key in _FIELDS:
             continue
         hint = did_you_mean(key, _FIELDS)
         if not hint and key == TABLE.partition(".")[0]:
             hint = f"; the table [{TABLE}] is for a file of the name {PROJECT}, in others settings stand at the top"
-        assert file is not None
+        elif not hint and isinstance(value, dict):
+            hint = "; settings stand in no table of their own"
+        elif not hint:
+            hint = "; `streamflow config` lists the settings"
         mistakes.append(f"{file.place_of(key)}: unknown setting {key}{hint}")
     return mistakes

@@ -104,6 +104,9 @@ def _parse(data: bytes) -> dict[str, Any]:
         raise ValueError(f"byte {error.start} is not UTF-8") from None
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
+    except tomllib.TOMLDecodeError as error:
+        hint = "; a text stands in quotes" if str(error).startswith("Invalid value") else ""
+        raise ValueError(f"{error}{hint}") from None
 
 
 def _table(path: str, document: dict[str, Any]) -> dict[str, Any]:

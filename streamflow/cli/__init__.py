@@ -111,6 +111,8 @@ class Commands(click.Group):
             command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
             message = " ".join(error.format_message().split())  # click spreads a list of choices over several lines
             message = message[:1].lower() + message[1:].removesuffix(".")
+            if isinstance(error, click.NoSuchOption) and error.ctx and error.ctx.parent is None:
+                message += "; options of a command stand behind it: streamflow COMMAND [OPTIONS]"
             _print_error(message, f"see {command} --help" if command else "")
             code = error.exit_code
         except (KeyboardInterrupt, click.Abort):

@@ -55,8 +55,8 @@ def required_app(app_target: str | None, *first: str) -> App:
 
     if not app_target:
         raise UsageError(
-            f"missing --app: {TARGET_FORMS}, or set STREAMFLOW_APP. The module defines `app = streamflow.App()` and "
-            "registers workflows and steps with it"
+            f"missing --app: {TARGET_FORMS}, or set STREAMFLOW_APP, or app in the settings file. The module defines "
+            "`app = streamflow.App()` and registers workflows and steps with it"
         )
     for name in (*first, *_LATE):
         with contextlib.suppress(ModuleNotFoundError):  # uvloop, on Windows

@@ -70,6 +70,12 @@ def test_every_command_with_an_app_refuses_a_path_that_is_not_there(command: str
     assert result.stderr == "error: --path nowhere: there is no such directory\n"
 
 
+def test_a_file_in_the_place_of_a_directory_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "flows.py").touch()
+    with pytest.raises(UsageError, match="it is a file; name the directory that it is in"):
+        search_path.add(tmp_path / "flows.py")
+
+
 def test_the_variable_has_several_separated_as_in_path(directory: Path) -> None:
     (directory / "one").mkdir()
     (directory / "two").mkdir()

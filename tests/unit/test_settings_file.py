@@ -150,7 +150,8 @@ def test_what_only_commands_take_is_checked_and_given_to_them() -> None:
     ("text", "message"),
     [
         ("\nredsi = 'x'\n", ":2: unknown setting redsi; did you mean redis?"),
-        ("wholly-unknown = 1\n", ":1: unknown setting wholly-unknown"),
+        ("wholly-unknown = 1\n", ":1: unknown setting wholly-unknown; `streamflow config` lists the settings"),
+        ("[streamflow]\nshards = 1\n", ": unknown setting streamflow; settings stand in no table of their own"),
         ("[tool.streamflow]\nshards = 1\n", ": unknown setting tool; the table [tool.streamflow] is for a file of"),
         ("shards = '64'\n", ":1: shards='64': Expected `int`, got `str`"),
         ("shards = true\n", ":1: shards=True: Expected `int`, got `bool`"),
@@ -168,7 +169,7 @@ def test_what_only_commands_take_is_checked_and_given_to_them() -> None:
         ("redis = ['redis://:s3cret@host']\n", ":1: redis=['redis://***@host']: Expected `str`, got `array`"),
         ("[redis]\nhost = 'x'\n", ": redis={'host': 'x'}: Expected `str`, got `object`"),
         ("beat = 5.0\n", "(beat is from "),
-        ("a = \n", " is not valid TOML: Invalid value (at line 1, column 5)"),
+        ("a = \n", " is not valid TOML: Invalid value (at line 1, column 5); a text stands in quotes"),
         ("beat = 1\nbeat = 2\n", " is not valid TOML: Cannot overwrite a value"),
         (f"beat = {'[' * 5000}", " is not valid TOML: "),
     ],

@@ -142,6 +142,10 @@ def test_completion_knows_the_commands() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["--redis", "redis://x", "status"],
+            "no such option '--redis'; options of a command stand behind it: streamflow COMMAND [OPTIONS]",
+        ),
         (["enqeue"], "unknown command 'enqeue'; did you mean enqueue? (see streamflow --help)"),
         (["status", "--what"], "--what"),
         (["runs", "--status", "odd"], "'odd'"),
