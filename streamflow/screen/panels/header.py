@@ -14,6 +14,10 @@ from streamflow.screen.sanitize import safe_text
 from streamflow.screen.style import BAD, FAINT, MUTED, OK, TITLE, VALUE, WARN, number, plural, size
 from streamflow.status.model import NamespaceStatus
 
+QUARANTINE_MS = 24 * 3600 * 1000
+"""For how long a quarantined message is a problem here: nothing repairs it, and a warning that stays hides the next one.
+Below, among the latest failures, it stays."""
+
 
 def header_lines(status: NamespaceStatus, width: int, problem: str) -> list[Text]:
     """`problem`, if there is one, stands where the health messages do."""
@@ -58,8 +62,9 @@ def health(status: NamespaceStatus) -> list[tuple[str, str]]:
     draining = sum(daemon.heartbeat.draining for daemon in status.daemons)
     if draining:
         problems.append((WARN, f"{draining} draining"))
-    quarantined = status.view("quarantine").get("count", 0)
-    if quarantined:
+    quarantine = status.view("quarantine")
+    quarantined, latest = quarantine.get("count", 0), quarantine.get("latest", [])
+    if latest and latest[0]["at"] > status.as_of - QUARANTINE_MS:
         problems.append((WARN, f"{plural(quarantined, 'message')} quarantined"))
     return problems or [(OK, "healthy")]
 

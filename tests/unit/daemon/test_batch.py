@@ -363,7 +363,7 @@ def test_a_message_for_a_run_that_does_not_exist_is_dropped() -> None:
     assert batch.batch.runs == []
 
 
-def test_a_bad_message_is_quarantined_and_its_run_and_others_go_on() -> None:
+def test_a_bad_message_is_quarantined_and_its_run_and_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
     shard = owned()
     put(
         shard,
@@ -375,6 +375,7 @@ def test_a_bad_message_is_quarantined_and_its_run_and_others_go_on() -> None:
     batch = batch_of(shard)
     [poison] = batch.batch.poisons
     assert (poison.message_id, poison.run_id, poison.body) == ("1-1", "r", b"\xc1")
+    assert "message 1-1 of shard 0 for run r is quarantined: " in caplog.text
     [event] = decode_transition(poison.event).events
     assert isinstance(event, MessageQuarantined)
     assert event.reason == poison.reason

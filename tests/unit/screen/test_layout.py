@@ -295,6 +295,13 @@ def test_the_second_line_says_how_many_starts_wait_at_any_width() -> None:
         assert "36,000 starts waiting" in second
 
 
+def test_a_quarantined_message_is_a_problem_for_a_day() -> None:
+    row = {"run_id": "r", "message": "1-0", "reason": "message: not msgpack"}
+    for age, said in ((1, "● 2 messages quarantined"), (24 * 3600 * 1000, "● healthy")):
+        view = {"count": 2, "latest": [{"at": NOW - age, **row}]}
+        assert said in text(status(views={"quarantine": view}))
+
+
 def test_the_header_names_a_queue_in_which_steps_wait_for_no_worker() -> None:
     queues = [Queue(name="idle"), Queue(name="gpu", waiting=3), Queue(name="cpu", waiting=9, workers=1)]
     assert "● no workers for queue gpu\n" in text(status(views={}, queues=queues)) + "\n"
