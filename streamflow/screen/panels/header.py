@@ -15,8 +15,8 @@ from streamflow.screen.style import BAD, FAINT, MUTED, OK, TITLE, VALUE, WARN, n
 from streamflow.status.model import NamespaceStatus
 
 QUARANTINE_MS = 24 * 3600 * 1000
-"""For how long a quarantined message is a problem here: nothing repairs it, and a warning that stays hides the next one.
-Below, among the latest failures, it stays."""
+"""For how long a quarantined message is a problem here: nothing repairs it, and a warning that stays hides the next
+one. Below, among the latest failures, it stays."""
 
 
 def header_lines(status: NamespaceStatus, width: int, problem: str) -> list[Text]:
