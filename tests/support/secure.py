@@ -94,17 +94,24 @@ async def tls_server(
 
 
 class Doors:
-    """Ports that lead to one port of the server: whoever came through a door is known by its name."""
+    """Ports that lead to one port of the server: whoever came through a door is known by its name. Each door has a
+    loopback address of its own: ports are used again."""
 
     def __init__(self, target: int) -> None:
         self._target = target
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self.names: dict[str, str] = {}
-        """Address at the server -> the door's name."""
+        self._names: dict[str, str] = {}
+        """Host at the server -> the door's name."""
+
+    def name_of(self, address: str) -> str | None:
+        """Through which door a connection came, by its address at the server."""
+        return self._names.get(address.rpartition(":")[0])
 
     async def open(self, name: str) -> int:
         """Returns the door's port."""
+        host = f"127.0.0.{10 + len(self._names)}"
+        self._names[host] = name
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
@@ -113,10 +120,8 @@ class Doors:
             task.add_done_callback(self._tasks.discard)
             writers = [writer]
             try:
-                upstream, downstream = await asyncio.open_connection("127.0.0.1", self._target)
+                upstream, downstream = await asyncio.open_connection("127.0.0.1", self._target, local_addr=(host, 0))
                 writers.append(downstream)
-                host, port = downstream.get_extra_info("sockname")
-                self.names[f"{host}:{port}"] = name
                 async with asyncio.TaskGroup() as copying:
                     copying.create_task(_copy(reader, downstream))
                     copying.create_task(_copy(upstream, writer))
