@@ -36,6 +36,8 @@ ANSWER_SECONDS = 10.0
 """To make an answer, and for the client to take it."""
 CLOSE_SECONDS = 2.0
 STOP_SECONDS = 5.0
+TURNS = 5
+"""Of the event loop, in which a connection is made or ended."""
 
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
@@ -101,9 +103,22 @@ class HttpServer:
         try:
             await self._stopping.wait()
         finally:
+            await self._end_connections()
             for server in servers:
                 server.close()
             await self._site.close()
+
+    async def _end_connections(self) -> None:
+        """Accept no more, and close what is open, also what was accepted a moment ago: asyncio makes the transports and
+        tasks of these in the next turns, and would leave their sockets open if its server were closed before."""
+        for listening in self._sockets:
+            asyncio.get_running_loop().remove_reader(listening)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        for writer in list(self._open):
+            self._close(writer)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import http.client
 import socket
 import threading
@@ -171,3 +172,16 @@ def test_after_the_stop_the_port_is_free_and_the_site_closed() -> None:
     assert site.closed
     assert not server._thread.is_alive()
     HttpServer(f"127.0.0.1:{port}", site).stop()
+
+
+def test_connections_that_come_while_it_stops_are_closed() -> None:
+    """A socket that is left open is a ResourceWarning, which fails this test."""
+    for _ in range(20):
+        server = HttpServer("127.0.0.1:0", Echo())
+        server.start()
+        assert ask(server, "/health")[0] == 200
+        clients = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(8)]
+        server.stop()
+        for client in clients:
+            client.close()
+        gc.collect()
