@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[3]
 ALERTS = ROOT / "deploy/prometheus/alerts.yml"
 DASHBOARD = ROOT / "deploy/grafana/streamflow.json"
 BY_SERIES = {series: metric for metric in METRICS for series in metric.series}
-OTHERS = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
-"""Of the client library."""
+OTHERS = {"process_resident_memory_bytes", "process_cpu_seconds_total", "up"}
+"""Of the client library, and of the scraper."""
 TARGET = {"instance", "job"}
 """Labels that the scraper adds."""
 WORDS = {
@@ -56,7 +56,7 @@ def test_each_expression_names_metrics_and_labels_that_exist() -> None:
     found: set[str] = set()
     for where, expression in expressions():
         bare = re.sub(r"\[[^\]]*\]", "", re.sub(r'"[^"]*"', '""', expression))
-        names = re.findall(r"\b(?:streamflow|process|python)_\w+", bare)
+        names = re.findall(r"\b(?:(?:streamflow|process|python)_\w+|up\b)", bare)
         assert names, where
         assert set(names) <= BY_SERIES.keys() | OTHERS, where
         found.update(names)
@@ -64,7 +64,7 @@ def test_each_expression_names_metrics_and_labels_that_exist() -> None:
         for name in names:
             labels.update(BY_SERIES[name].labels if name in BY_SERIES else ())
         for name, matchers in re.findall(r"(\w+)\{([^}]*)\}", bare):
-            own = {COMMON, *TARGET, *BY_SERIES[name].labels}
+            own = {COMMON, *TARGET, *(BY_SERIES[name].labels if name in BY_SERIES else ())}
             assert set(re.findall(r"(\w+)\s*[=!]", matchers)) <= own, where
         for listed in re.findall(r"\b(?:by|on|group_left|ignoring|without)\s*\(([^)]*)\)", bare):
             assert {label.strip() for label in listed.split(",") if label.strip()} <= labels, where
