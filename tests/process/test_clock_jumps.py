@@ -128,8 +128,14 @@ async def test_a_jump_neither_runs_queued_steps_twice_nor_delays_lost_ones(
             await until(has_begun)
             workers.cancel_scope.cancel()
         async with anyio.create_task_group() as workers:
-            workers.start_soon(Worker(app, settings, ["slow"]).run)
-            await asyncio.sleep(0.7)  # it has looked for claims once
+            successor = Worker(app, settings, ["slow"])
+            workers.start_soon(successor.run)
+
+            async def has_looked() -> bool:
+                """For expired claims: from then on it notices that the clock is set."""
+                return hasattr(successor, "claims") and successor.claims._server_clock is not None
+
+            await until(has_looked)
             shift(0)
             await run.result(timeout=60)
             assert begun["dead"] == 2
