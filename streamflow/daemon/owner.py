@@ -15,7 +15,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Iterator
 
 import anyio
@@ -27,7 +27,7 @@ from streamflow.daemon.context import Context
 from streamflow.daemon.lost_writes import LostWrites
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import CODE, RUN_BYTES, UNKNOWN_ATTEMPT, LiveRun, OwnedShard, StepRecord
-from streamflow.daemon.starts import Starts
+from streamflow.daemon.starts import Starts, class_of
 from streamflow.daemon.timers import Timers
 from streamflow.errors import Failure, StoreError, StoreUnavailable
 from streamflow.events import RunContinued, Transition, decode_history
@@ -63,7 +63,9 @@ LONGEST_TURN = 0.005
 RESULTS_PART = 4
 """Results that wait for their commits may take one of so many parts of the memory, before no more steps are started."""
 LEAST_WAITING = 64
-"""Steps may wait for free slots, this many or a quarter of the slots, before starts wait instead."""
+"""Runs may have steps that wait for free slots, this many or a quarter of the slots, before starts wait instead..."""
+FEW_WAITING = 4
+"""...those of tenants of which more runs wait than so few."""
 RETRY_BROKEN = 5.0
 """Seconds until a shard that the server refused is tried again."""
 
@@ -105,6 +107,7 @@ class Owner:
     def __init__(self, context: Context, executor: StepExecutor, relay: Relay) -> None:
         self.shards: dict[int, OwnedShard] = {}
         self.starts = Starts(context.settings.admission)
+        self.starts.on_held = self.wake_up
         self.lost_writes = LostWrites(context.store, context.kernel, self.starts.held)
         self.watch = RunNote()
         self.on_committed: Callable[[list[ShardBatch], list[Committed | StoreError], float], None] | None = None
@@ -120,7 +123,7 @@ class Owner:
         self._cache = context.settings.cache
         self._memory = context.settings.memory * 1024 * 1024
         self._most_results = self._memory // RESULTS_PART
-        self._waiting_steps = max(LEAST_WAITING, context.settings.concurrency // 4)
+        self._waiting_runs = max(LEAST_WAITING, context.settings.concurrency // 4)
         self._results = 0
         """Bytes of the results of steps that no batch has collected; more, until they are counted."""
         self._counted = 0.0
@@ -215,13 +218,26 @@ class Owner:
 
     @property
     def is_full(self) -> bool:
-        """Whether starts have to wait: many steps wait for a free slot, or the runs in memory are as large as they may
-        be."""
-        if self._executor.waiting >= self._waiting_steps:
-            return True
+        """Whether starts have to wait: the runs in memory are as large as they may be."""
         if self._bytes > self._memory:
             self._count_bytes()
         return self._bytes > self._memory
+
+    def crowding(self) -> set[bytes]:
+        """The tenants of whose runs many wait for a free slot, if all together are as many as may: their starts have to
+        wait. A run counts once, however many steps of it wait: other runs are served before its second one."""
+        if self._executor.waiting < self._waiting_runs:
+            return set()
+        runs = self._executor.waiting_runs()
+        if len(runs) < self._waiting_runs:
+            return set()
+        counts: Counter[bytes] = Counter()
+        for number, run_id in runs:
+            shard = self.shards.get(number)
+            live = shard.live.get(run_id) if shard is not None else None
+            if live is not None:
+                counts[class_of(live.header_bytes)] += 1
+        return {name for name, count in counts.items() if count > FEW_WAITING}
 
     @property
     def overdue(self) -> float:
@@ -278,7 +294,7 @@ class Owner:
     def _take_starts(self) -> None:
         """Let the starts begin for which there is room in this round."""
         load = sum(len(shard.inputs) + len(shard.inbox) for shard in self._ready.values())
-        for held in self.starts.take(load, is_full=self.is_full):
+        for held in self.starts.take(load, is_full=self.is_full, crowding=self.crowding()):
             held.shard.inbox.extend(held.messages)
             self.wake(held.shard)
 

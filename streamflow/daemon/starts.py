@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import anyio
 
@@ -30,10 +30,11 @@ MOST_SEVERAL = 64
 """...of so many tenants at most."""
 LEAST_PART = 8
 """Of so many starts that a round may have, it has one in any case, however many runs are under way."""
-ENOUGH_BYTES = 8 * 1024 * 1024
-"""Bytes of starts in memory with which no more are read from the server."""
+ENOUGH, MOST, ENOUGH_BYTES = 4, 40, 8 * 1024 * 1024
+"""Rounds of starts in memory with which no more are read from the server, of tenants that may begin and of all; and
+bytes of them."""
 TRICKLE = 1.0
-"""Seconds between two starts of a tenant while the daemon is full: each still gets on."""
+"""Seconds between two starts of a tenant while it, or the daemon, is full: each still gets on."""
 TRICKLED = 1000
 """Tenants for which the last such start is remembered."""
 
@@ -72,10 +73,18 @@ class Starts:
         """Set when those could be read."""
         self._turns: OrderedDict[bytes, deque[str]] = OrderedDict()
         """Tenant or workflow -> ids of runs; the next one at the beginning."""
+        self._crowding = 0
+        """How many of those held may not begin in this round, because their tenants' runs crowd the slots."""
+        self._is_blocked = False
+        """Some tenants may not begin in this round, so that no other round may follow by itself."""
+        self.on_held: Callable[[], None] = lambda: None
+        """Called when a start has come that waits while rounds don't follow each other."""
+        self._summoned: list[str] = []
+        """Runs for which something has come while their starts are held."""
         self._several_until = 0.0
         """Until when rounds are short (monotonic s)."""
         self._trickled: dict[bytes, float] = {}
-        """Tenant -> when its last start began while the daemon was full."""
+        """Tenant -> when its last such start began."""
 
     @property
     def used(self) -> bool:
@@ -85,7 +94,8 @@ class Starts:
     @property
     def is_short(self) -> bool:
         """Whether the next rounds could use more than there are."""
-        return len(self.held) < 4 * self.limit and self.size < ENOUGH_BYTES
+        others = len(self.held) - self._crowding
+        return others < ENOUGH * self.limit and len(self.held) < MOST * self.limit and self.size < ENOUGH_BYTES
 
     def offer(self, shard: OwnedShard, message: InboxMessage) -> bool:
         """Keep a message, if it is a start that has to wait, or is for a run whose start does. False: the caller passes
@@ -94,6 +104,8 @@ class Starts:
             return False
         if self.held or self.room <= 0:
             self.hold(shard, message)
+            if self._is_blocked:
+                self.on_held()
             return True
         self.room -= 1
         return False
@@ -107,34 +119,48 @@ class Starts:
                 self.size -= held.size
                 held.shard, held.messages = shard, []
             held.messages.append(message)
+            self._summoned.append(message.run_id)
             return
         self.held[message.run_id] = HeldStart(shard, message)
-        self._turns.setdefault(_class_of(message.header), deque()).append(message.run_id)
+        self._turns.setdefault(class_of(message.header), deque()).append(message.run_id)
 
     def look_for_more(self) -> None:
         """Starts may wait on the server."""
         self.more = True
         self.wanted.set()
 
-    def take(self, load: int, *, is_full: bool) -> list[HeldStart]:
-        """Begin a round: the starts whose turn it is. `load`: runs under way that have something to do now."""
+    def take(self, load: int, *, is_full: bool, crowding: Collection[bytes] = ()) -> list[HeldStart]:
+        """Begin a round: the starts whose turn it is. `load`: runs under way that have something to do now; `crowding`:
+        tenants of whose runs so many wait for a free slot that no more may begin."""
         taken: list[HeldStart] = []
         if 1 < len(self._turns) <= MOST_SEVERAL and self._has_small_beside_large():
             self._several_until = time.monotonic() + SEVERAL_SECONDS
         self.limit = self._several if time.monotonic() < self._several_until else max(ALONE, self._several)
+        self._is_blocked = is_full or bool(crowding)
+        if self._is_blocked:
+            taken.extend(self._take_summoned())
+        self._summoned.clear()
+        self._crowding = 0
         if is_full:
             self.room = 0
-            taken.extend(self._trickle())
+            taken.extend(self._trickle(list(self._turns)))
         else:
             self.room = max(self.limit - load, self.limit // LEAST_PART, 1)
+            crowded = [name for name in crowding if name in self._turns]
+            taken.extend(self._trickle(crowded))
+            apart = {name: self._turns.pop(name) for name in crowded if name in self._turns}
+            self._crowding = sum([len(waiting) for waiting in apart.values()])
             while self.room > 0 and self._turns:
                 name, waiting = self._turns.popitem(last=False)
                 held = self._pop(waiting)
                 if waiting:
                     self._turns[name] = waiting
-                if not held.shard.is_going:
+                if held is not None and not held.shard.is_going:
                     self.room -= 1
                     taken.append(held)
+            self._turns.update(apart)
+            if crowding:
+                self.room = 0  # also those that come meanwhile wait for the next round, which knows whose they are
         if self.more and not is_full and self.is_short:
             self.wanted.set()
         return taken
@@ -145,28 +171,42 @@ class Starts:
         sizes = [len(waiting) for waiting in self._turns.values()]
         return min(sizes) <= SMALL and sum(size for size in sizes if size >= LARGE) >= LARGE_PART * sum(sizes)
 
-    def _pop(self, waiting: deque[str]) -> HeldStart:
-        held = self.held.pop(waiting.popleft())
-        self.size -= held.size
+    def _pop(self, waiting: deque[str]) -> HeldStart | None:
+        """The next of a tenant; None if it has begun already."""
+        return self._let_go(waiting.popleft())
+
+    def _let_go(self, run_id: str) -> HeldStart | None:
+        held = self.held.pop(run_id, None)
+        if held is not None:
+            self.size -= held.size
         return held
 
-    def _trickle(self) -> Iterator[HeldStart]:
+    def _take_summoned(self) -> Iterator[HeldStart]:
+        """What comes for a run begins it, also when there is no room: a cancel must not wait, nor a signal for long."""
+        for run_id in self._summoned:
+            held = self._let_go(run_id)
+            if held is not None and not held.shard.is_going:
+                yield held
+
+    def _trickle(self, names: Iterable[bytes]) -> Iterator[HeldStart]:
         now = time.monotonic()
         if len(self._trickled) > TRICKLED:
             self._trickled = {name: at for name, at in self._trickled.items() if now - at < TRICKLE}
-        for name in list(self._turns):
+        for name in names:
             if now - self._trickled.get(name, -math.inf) < TRICKLE or len(self._trickled) > TRICKLED:
                 continue
             self._trickled[name] = now
             waiting = self._turns[name]
-            held = self._pop(waiting)
+            held = None
+            while waiting and held is None:
+                held = self._pop(waiting)
             if not waiting:
                 del self._turns[name]
-            if not held.shard.is_going:
+            if held is not None and not held.shard.is_going:
                 yield held
 
 
-def _class_of(header: bytes) -> bytes:
+def class_of(header: bytes) -> bytes:
     """Whose turn a start takes: its tenant's, or its workflow's if it has none. Headers: `model/record.py`."""
     words = header.split(b" ", 7)
     if len(words) < 8:

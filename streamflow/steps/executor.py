@@ -54,7 +54,7 @@ STEP_BLOCKED = "StepBlocked"
 LEAST_SHARED = 4
 RESERVED_PART = 16
 """Of so many slots or more, one of 16, at least one, is kept for runs that have none."""
-TURN = 64
+TURN = 128
 TURN_SECONDS = 0.01
 """A run's turn: so many attempts of it may start before those of others, if that many slots become free in this time.
 So where steps take long, runs get one slot after the other."""
@@ -233,6 +233,15 @@ class StepExecutor:
     def waiting(self) -> int:
         return sum(slots.waiting for slots in self._all_slots)
 
+    def waiting_runs(self) -> list[tuple[int, str]]:
+        """Shard and id of the runs of which attempts wait, each once for tasks, threads and processes."""
+        return [
+            (queue[0].shard, run_id)
+            for slots in self._all_slots
+            for queues in (slots.fresh, slots.served)
+            for run_id, queue in queues.items()
+        ]
+
     @property
     def lingering(self) -> int:
         """Threads whose attempts are over, but that can't be stopped: they keep their slots for a while."""
@@ -372,7 +381,7 @@ class StepExecutor:
 
     def _start_next(self, slots: Slots) -> None:
         """Start what waits for slots of this kind, as far as there are any."""
-        while slots.waiting and not self._paused:
+        while slots.waiting and slots.used < slots.limit and not self._paused:
             running = slots.next_waiting()
             if running is None:
                 break

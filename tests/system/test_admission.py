@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -43,6 +44,24 @@ async def gated(number: int) -> int:
 @app.workflow
 async def job(number: int) -> int:
     return await gated(number)
+
+
+@app.workflow
+async def wide(width: int) -> int:
+    return sum(await sf.gather(*(gated(number) for number in range(width))))
+
+
+plain_gate = threading.Event()
+
+
+@app.step(timeout=None)
+def plain() -> None:
+    plain_gate.wait(60)
+
+
+@app.workflow
+async def slow_plain() -> None:
+    await plain()
 
 
 @app.step
@@ -121,7 +140,7 @@ async def full(client: sf.Client, daemon: Daemon) -> None:
     """Wait until the daemon has begun what it begins now: its steps take all slots, and more wait."""
 
     async def settled() -> bool:
-        return daemon.owner.is_full and daemon.executor.waiting > 0
+        return bool(daemon.owner.crowding())
 
     await until(settled)
 
@@ -167,6 +186,32 @@ async def test_while_steps_wait_for_slots_each_tenant_still_gets_on(serve: Serve
         await other.signal("more", 2)
         assert await other.result(30) == 3
         gate.open.set()
+
+
+async def test_other_tenants_begin_while_runs_of_one_crowd_the_slots(serve: Serve) -> None:
+    """Those of the other tenant need slots, too: one is kept free for runs that have none."""
+    async with serve(app, shards=1, concurrency=16) as (client, daemon):
+        await client.start_many(slow_plain, [()] * 400, tenant="acme")
+        await full(client, daemon)
+        others = [await client.start(chain, 5, tenant="globex") for _ in range(40)]
+        assert await asyncio.gather(*(run.result(30) for run in others)) == [5] * 40
+        assert daemon.owner.crowding() == {b"t/acme"}, "the steps of acme's runs still wait"
+        plain_gate.set()
+
+
+async def test_the_many_steps_of_one_run_hold_up_no_other_run(serve: Serve) -> None:
+    async with serve(app, shards=1, concurrency=16) as (client, daemon):
+        run = await client.start(wide, 1000)
+
+        async def crowded() -> bool:
+            return daemon.executor.waiting > 500
+
+        await until(crowded)
+        others = [await client.start(chain, 5) for _ in range(40)]
+        assert await asyncio.gather(*(other.result(30) for other in others)) == [5] * 40
+        assert daemon.executor.waiting > 500
+        gate.open.set()
+        assert await run.result(60) == sum(range(1000))
 
 
 async def test_results_that_wait_for_their_commits_hold_back_other_steps(serve: Serve) -> None:

@@ -95,6 +95,20 @@ async def test_while_the_daemon_is_full_each_tenant_gets_one_start_a_second(monk
     assert ids(starts.take(0, is_full=True)) == ["a1", "c0"]
 
 
+async def test_only_starts_of_tenants_whose_runs_crowd_the_slots_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(starts_module.time, "monotonic", lambda: now)
+    starts, shard = Starts(SEVERAL), owned()
+    held(starts, shard, *(start(f"a{n}", "acme") for n in range(9)), *(start(f"b{n}", "globex") for n in range(3)))
+    assert ids(starts.take(0, is_full=False, crowding={b"t/acme"})) == ["a0", "b0", "b1", "b2"]
+    assert starts.offer(shard, start("a9", "acme")), "it waits for a round that knows whose it is"
+    assert starts.offer(shard, start("c0", "initech"))
+    assert ids(starts.take(0, is_full=False, crowding={b"t/acme"})) == ["c0"]
+    now += starts_module.TRICKLE
+    assert ids(starts.take(0, is_full=False, crowding={b"t/acme", b"t/gone"})) == ["a1"]
+    assert ids(starts.take(0, is_full=False)) == [f"a{number}" for number in range(2, 10)]
+
+
 async def test_the_tenants_that_are_remembered_for_that_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(starts_module.time, "monotonic", lambda: now)
