@@ -51,6 +51,8 @@ POLL = 0.1
 """Seconds between two looks whether shards that this daemon wants are free..."""
 IMPATIENT = 3.0
 """...for so many seconds; after that it looks with every heartbeat."""
+CHECK_EVERY = 20
+"""Heartbeats after which shards are compared with what this daemon should own, also if nothing has changed."""
 FINISH_BATCH = 1.0
 """Seconds that a batch gets to end before its shard is released."""
 
@@ -112,6 +114,8 @@ class Membership:
         self._last: Heartbeat | None = None
         self._server_generation = context.store.server_generation
         self._rebalance_needed = anyio.Event()
+        self._unchecked = 0
+        """Heartbeats since shards were compared with what this daemon should own."""
         self._is_losing = False
         self._heartbeat_lock = anyio.Lock()
         self._rebalance_lock = anyio.Lock()
@@ -147,7 +151,19 @@ class Membership:
         finally:
             self.turned = time.monotonic()
             self.hold_if_unconfirmed()
-            self._rebalance_needed.set()
+            self._unchecked += 1
+            if self._unchecked >= CHECK_EVERY or not self._is_settled():
+                self._rebalance_needed.set()
+
+    def _is_settled(self) -> bool:
+        """Whether this daemon has just the shards that it should have, and can work for all."""
+        shards = self._owner.shards
+        return (
+            not self.draining
+            and self._server_generation == self._store.server_generation
+            and self._desired == shards.keys()
+            and not any(shard.broken or shard.draining for shard in shards.values())
+        )
 
     async def _run_rebalancing(self) -> None:
         await retry_forever(self._rebalance_when_needed, _log, "could not acquire or release shards")
@@ -169,6 +185,7 @@ class Membership:
             await self._rebalance()
 
     async def _rebalance(self) -> None:
+        self._unchecked = 0
         if self._server_generation != self._store.server_generation:
             _log.warning("the server restarted or was replaced")
             self.start_over()
