@@ -88,6 +88,7 @@ class Slots:
         "by_run",
         "fresh",
         "limit",
+        "paced",
         "served",
         "turn",
         "turn_ends",
@@ -108,6 +109,9 @@ class Slots:
         """The same for runs that have slots."""
         self.waiting = 0
         """Attempts that wait and aren't over: cancelled ones stay in the queues until their turn comes."""
+        self.paced: dict[str, int] = {}
+        """How many attempts of runs with `TURN` slots or more were started in this turn of the event loop: `TURN` at
+        most, so that thousands of quick ones don't make it long for everybody."""
         self.turn = ""
         """The run whose turn it is, for a while: outcomes that come together make one transition."""
         self.turn_left = 0
@@ -117,8 +121,11 @@ class Slots:
         self.used += 1
         others = self.by_run.get(run_id, 0)
         self.by_run[run_id] = others + 1
-        if not others and run_id in self.fresh:
-            self.served[run_id] = self.fresh.pop(run_id)
+        if not others:
+            if run_id in self.fresh:
+                self.served[run_id] = self.fresh.pop(run_id)
+        elif others >= TURN:
+            self.paced[run_id] = self.paced.get(run_id, 0) + 1
 
     def free(self, run_id: str) -> None:
         self.used -= 1
@@ -134,6 +141,8 @@ class Slots:
         """Whether an attempt of the run may start before all that wait."""
         if self.used >= self.unreserved and (self.used >= self.limit or run_id in self.by_run):
             return False
+        if self.paced and self.paced.get(run_id, 0) >= TURN:
+            return False
         return not self.waiting or (run_id not in self.fresh and run_id not in self.served)
 
     def wait(self, running: Running) -> None:
@@ -146,12 +155,15 @@ class Slots:
         while self.used < self.limit:
             now = time.perf_counter()
             run_id = self.turn
-            queues = self._queues_of(run_id) if self.turn_left and now < self.turn_ends else None
+            goes_on = self.turn_left and now < self.turn_ends and self.paced.get(run_id, 0) < TURN
+            queues = self._queues_of(run_id) if goes_on else None
             if queues is None:
                 queues = self.fresh or (self.served if self.used < self.unreserved else None)
                 if not queues:
                     return None
-                run_id = next(iter(queues))
+                run_id = next(iter(queues)) if not self.paced else self._next_unpaced(queues)
+                if not run_id:
+                    return None
                 queues.move_to_end(run_id)
                 self.turn, self.turn_left, self.turn_ends = run_id, TURN, now + TURN_SECONDS
             self.turn_left -= 1
@@ -163,6 +175,9 @@ class Slots:
                 self.waiting -= 1
                 return running
         return None
+
+    def _next_unpaced(self, queues: OrderedDict[str, deque[Running]]) -> str:
+        return next((run_id for run_id in queues if self.paced.get(run_id, 0) < TURN), "")
 
     def _queues_of(self, run_id: str) -> OrderedDict[str, deque[Running]] | None:
         """Where attempts of the run wait that may start now, in its turn. While others wait that have none, no slot is
@@ -222,6 +237,7 @@ class StepExecutor:
         self._crowded = False
         self._paused = False
         """Nothing that waits is started: held or crowded."""
+        self._is_pacing = False
         self.draining = False
         """This daemon or worker is ending: the death of a step's process may be a part of that."""
 
@@ -363,6 +379,9 @@ class StepExecutor:
         running.started = time.perf_counter()
         self.started += 1
         slots.take(running.run_id)
+        if slots.paced and not self._is_pacing:
+            self._is_pacing = True
+            loop.call_soon(self._next_turn)
         if self.tracing is not None and job.trace:
             running.span = self.tracing.attempt(running.run_id, job)
         if slots is not self._threads:
@@ -386,6 +405,13 @@ class StepExecutor:
             if running is None:
                 break
             self._start(slots, running)
+
+    def _next_turn(self) -> None:
+        """Another turn of the event loop: runs with many slots may start more."""
+        self._is_pacing = False
+        for slots in self._all_slots:
+            slots.paced.clear()
+        self._start_waiting()
 
     async def _run(self, running: Running) -> None:
         job = running.job

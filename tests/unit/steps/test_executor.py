@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from msgspec import Raw
 import streamflow as sf
 from streamflow.machine.transition import Outcome
 from streamflow.model.codec import DECLINED
-from streamflow.steps.executor import StepExecutor
+from streamflow.steps.executor import TURN, StepExecutor
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
 from tests.support.machine_driver import plain, raw
@@ -554,6 +555,34 @@ async def test_the_last_slot_is_kept_for_a_run_that_has_none() -> None:
             await it.next()
         assert gate.begun.index("c") < 18, "its turn comes before the last of the other run"
         assert (it.executor.running, it.executor.waiting) == (0, 0)
+
+
+async def test_many_quick_steps_of_one_run_do_not_fill_a_turn_of_the_loop() -> None:
+    turn = 0
+    begun: dict[int, int] = {}
+    local = sf.App()
+
+    @local.step
+    async def quick() -> None:
+        begun[turn] = begun.get(turn, 0) + 1
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    count = 900
+    async with bench(concurrency=1000) as it:
+        counting = asyncio.create_task(count_turns())
+        for seq in range(count):
+            it.submit(quick, run="a", seq=seq)
+        it.submit(quick, run="b")
+        for _ in range(count + 1):
+            await it.next()
+        counting.cancel()
+    assert sum(begun.values()) == count + 1
+    assert max(begun.values()) <= 2 * TURN + 1, "those that have few slots are not counted"
 
 
 async def test_few_slots_are_all_for_everybody() -> None:
