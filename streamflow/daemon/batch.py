@@ -625,7 +625,8 @@ class ShardBatch:
         if source != status:
             self.shard.workflows.add(old.workflow)
             keys = self.shard.keys
-            move = run_id, keys.index(source, old.workflow), keys.index(status, old.workflow), machine.at
+            at = old.created if status == Status.RUNNING else machine.at  # the oldest open runs are by their start
+            move = run_id, keys.index(source, old.workflow), keys.index(status, old.workflow), at
             self.batch.moves.append(move)
 
     def _notify(self, run_id: str, created: int, effects: Effects, transition: bytes) -> None:

@@ -75,7 +75,8 @@ class ShardKeys:
         return self.run_prefix + run_id
 
     def index(self, status: str, workflow: str) -> str:
-        """Sorted set of run ids by the ms of their last change of status. Pending runs are under `running`."""
+        """Sorted set of run ids by the ms of their last change of status; under `running`, where pending runs are, too,
+        by that of their start."""
         return f"{self.prefix}index:{status}:{workflow}"
 
     def tenant(self, tenant: str) -> str:

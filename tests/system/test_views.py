@@ -9,7 +9,7 @@ import pytest
 
 import streamflow as sf
 from streamflow.daemon.rollup import rebuild_views
-from streamflow.events import RunStuck, StepCompleted
+from streamflow.events import RunResumed, RunStuck, StepCompleted
 from streamflow.store.connection import Call
 from tests.support.serving import view
 from tests.support.waiting import happened, until
@@ -220,3 +220,17 @@ async def test_stuck_runs_are_listed_and_counted(serve: Serve) -> None:
             return (status["stuck"], status["running"], status["completed"]) == (0, 0, 1)
 
         await until(counted_again)
+
+
+async def test_a_run_that_was_stuck_is_as_old_as_its_start(serve: Serve) -> None:
+    async with serve(app_with(["pack"])) as (client, _):
+        run: sf.Run[Any] = await client.start("flow")
+        await happened(run, StepCompleted)
+    async with serve(app_with(["weigh"])):
+        await happened(run, RunStuck)
+    async with serve(app_with(["pack"])):
+        await happened(run, RunResumed)
+        began = round((await run.describe()).created.timestamp() * 1000)
+        indexes = [client.keys.shard(n).index("running", "flow") for n in range((await client.read_namespace()).shards)]
+        scores = await client.store.send([Call.plain("ZSCORE", index, run.id) for index in indexes])
+        assert [score for score in scores if score is not None] == [began], "the oldest open runs are sorted by it"
