@@ -30,6 +30,7 @@ WORDS = {
     "histogram_quantile",
     "increase",
     "max",
+    "max_over_time",
     "or",
     "rate",
     "sum",
