@@ -364,11 +364,13 @@ class MessageQuarantined(HistoryEvent, tag="quarantined", frozen=True, gc=False)
 
     It is not part of a history: only the shard's log (`streamflow tail`) has it, under the run id `-<message>`.
     `message` is the message's id in the inbox. `run_id` is the run that it was addressed to, and is not validated.
+    `shard` is the number of the shard; -1: a release wrote it that didn't say.
     """
 
     message: str
     reason: str
     run_id: str = ""
+    shard: int = -1
 
 
 AnyEvent = (

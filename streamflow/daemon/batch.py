@@ -323,8 +323,8 @@ class ShardBatch:
             self._refuse_child(message, namespace)
         for message, reason in self.poisoned:
             run_id = message.run_id[:256] or "-"
-            event = encode_transition(at, [MessageQuarantined(message.id, reason, run_id)])
             shard = self.shard.number
+            event = encode_transition(at, [MessageQuarantined(message.id, reason, run_id, shard)])
             _log.error("message %s of shard %d for run %s is quarantined: %s", message.id, shard, run_id[:64], reason)
             self.batch.poisons.append(Poison(message.id, run_id, reason, event, message.body))
             self.logged += len(event) + IN_LOG

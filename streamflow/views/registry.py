@@ -381,7 +381,8 @@ def _stuck(latest: Latest, run_id: str, at: int, event: RunStuck) -> None:
 
 
 def _quarantined(latest: Latest, run_id: str, at: int, event: MessageQuarantined) -> None:
-    latest.add((at, event.run_id or run_id, event.message[:MAX_TEXT], event.reason[:MAX_TEXT], ""))
+    shard = str(event.shard) if event.shard >= 0 else ""
+    latest.add((at, event.run_id or run_id, event.message[:MAX_TEXT], event.reason[:MAX_TEXT], shard))
 
 
 def _latest_view(name: str, columns: Sequence[str], event: type[HistoryEvent], fold: Any) -> View[Latest]:
@@ -444,5 +445,5 @@ VIEWS: tuple[View[Any], ...] = (
     ),
     _latest_view("failures", ("workflow", "kind", "message"), events.RunFailed, _failed),
     _latest_view("stuck", ("workflow", "reason"), RunStuck, _stuck),
-    _latest_view("quarantine", ("message", "reason"), MessageQuarantined, _quarantined),
+    _latest_view("quarantine", ("message", "reason", "shard"), MessageQuarantined, _quarantined),
 )

@@ -21,7 +21,7 @@ def failures_panel(status: NamespaceStatus, width: int) -> Panel:
     failures: list[tuple[int, str, str, str, str]] = [
         *((row["at"], BAD, row["run_id"], row["kind"], row["message"]) for row in failed),
         *((row["at"], WARN, row["run_id"], "stuck", row["reason"]) for row in stuck),
-        *((row["at"], WARN, f"message {row['message']}", "quarantined", row["reason"]) for row in quarantined),
+        *((row["at"], WARN, f"message {row['message']}", _quarantined(row), row["reason"]) for row in quarantined),
     ]
     failures.sort(key=lambda failure: failure[0], reverse=True)
     if not failures:
@@ -37,3 +37,9 @@ def failures_panel(status: NamespaceStatus, width: int) -> Panel:
         age = Text(duration(max(0, status.as_of - at)), style=MUTED)
         rows.append([safe_text(subject, limit=256), details, age])
     return Panel(table(_TITLE, columns, rows, width), min_rows=2)
+
+
+def _quarantined(row: dict[str, str]) -> str:
+    """With the shard in whose quarantine the message is, unless a release has stored the view that didn't say it."""
+    shard = row.get("shard")
+    return f"quarantined in shard {shard}" if shard else "quarantined"

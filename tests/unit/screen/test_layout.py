@@ -302,6 +302,15 @@ def test_a_quarantined_message_is_a_problem_for_a_day() -> None:
         assert said in text(status(views={"quarantine": view}))
 
 
+@pytest.mark.parametrize(
+    ("shard", "said"), [("17", "quarantined in shard 17 not msgpack"), ("", "quarantined not msgpack")]
+)
+def test_a_quarantined_message_is_shown_with_its_shard(shard: str, said: str) -> None:
+    row = {"at": NOW, "run_id": "r", "message": "1-0", "reason": "not msgpack", "shard": shard}
+    shown = text(status(views={"quarantine": {"count": 1, "latest": [row]}}), 120)
+    assert said in shown
+
+
 def test_the_header_names_a_queue_in_which_steps_wait_for_no_worker() -> None:
     queues = [Queue(name="idle"), Queue(name="gpu", waiting=3), Queue(name="cpu", waiting=9, workers=1)]
     assert "● no workers for queue gpu\n" in text(status(views={}, queues=queues)) + "\n"

@@ -331,13 +331,13 @@ def test_long_failure_messages_are_cut() -> None:
 
 
 def test_stuck_runs_and_quarantined_messages_are_kept_with_their_reasons() -> None:
-    views = of(RunStuck("w", "", "diverged at 3"), MessageQuarantined("7-1", "not MessagePack"))
+    views = of(RunStuck("w", "", "diverged at 3"), MessageQuarantined("7-1", "not MessagePack", shard=3))
     assert rendered(views, "stuck")["latest"] == [
         {"at": NOW, "run_id": "run-1", "workflow": "w", "reason": "diverged at 3"}
     ]
     assert rendered(views, "quarantine") == {
         "count": 1,
-        "latest": [{"at": NOW, "run_id": "run-1", "message": "7-1", "reason": "not MessagePack"}],
+        "latest": [{"at": NOW, "run_id": "run-1", "message": "7-1", "reason": "not MessagePack", "shard": "3"}],
     }
 
 
