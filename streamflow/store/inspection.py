@@ -25,6 +25,8 @@ from streamflow.store.link import Link
 from streamflow.store.roles import Rights, Role, commands_of, rights, rule_of
 
 OLDEST = 7
+FEW_RULES = 8
+"""A user who lacks more is for something else: that is said once, instead of each rule in a line."""
 FULL_SHARE = 0.8
 """Of maxmemory: from here on a server is nearly full."""
 
@@ -133,7 +135,28 @@ async def inspect(store: Store, keys: NamespaceKeys, role: Role = Role.DAEMON) -
     if _number(info, "loading") or (info and too_old(info)):
         return [*findings, Finding(False, "permissions", "not checked")]
     missing = await missing_permissions(store, keys.namespace, role)
+    if len(missing) > FEW_RULES:
+        return [*findings, Finding(True, "permissions", await _other_user(store, keys.namespace, role, missing))]
     return [*findings, *(Finding(True, "permissions", _sentence(rule, keys.namespace)) for rule in missing)]
+
+
+async def _other_user(store: Store, namespace: str, role: Role, missing: Sequence[str]) -> str:
+    """What to say of a user who lacks so much that it is not meant for this role, or for this namespace."""
+    fitting = [other for other in Role if other is not role and not await missing_permissions(store, namespace, other)]
+    if fitting:
+        has = (
+            f"the user has what a {fitting[0]} needs in namespace {namespace}, and not what a {role} needs. "
+            f"`streamflow check --role {fitting[0]}` checks it as that; a {role}"
+        )
+    else:
+        has = (
+            f"the user lacks {len(missing)} rules of what a {role} needs in namespace {namespace}. If it is for "
+            "another namespace, use its --namespace; a user for this one"
+        )
+    return (
+        f"{has} needs the rules that `streamflow acl --role {role} --namespace {namespace}` prints (`--add` for a user "
+        f"that exists).\nmissing: {' '.join(missing)}"
+    )
 
 
 def _server(info: Mapping[str, Any]) -> list[Finding]:

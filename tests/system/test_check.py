@@ -15,6 +15,7 @@ from redis import Redis
 from streamflow.cli import cli
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.http import exposition
+from streamflow.store.roles import Role, rights
 from tests.conftest import REDIS_SERVER, clean_keys
 
 KINDS = ["embedded_server", *(["redis_server"] if REDIS_SERVER else [])]
@@ -84,6 +85,23 @@ def test_each_permission_that_is_missing_is_named(
     assert [about for about, _ in found] == ["permissions"] * len(expected)
     for part in expected:
         assert any(part in message for _, message in found), found
+
+
+def test_the_user_of_another_role_is_told_in_one_line(admin: Redis, server: EmbeddedServer, namespace: str) -> None:
+    admin.execute_command(
+        "ACL", "SETUSER", f"u{namespace}", "reset", "on", ">s3cret", *rights(Role.VIEWER, namespace).rules
+    )
+    url = server.url.replace("://", f"://u{namespace}:s3cret@")
+    [(about, message)] = findings(invoke("check", "--redis", url, "--namespace", namespace, "--json"))
+    assert about == "permissions"
+    assert f"has what a viewer needs in namespace {namespace}, and not what a daemon needs" in message
+    assert "`streamflow check --role viewer`" in message
+    assert f"`streamflow acl --role daemon --namespace {namespace}`" in message
+    assert {"+xadd", "+evalsha"} <= set(message.rpartition("missing: ")[2].split())
+    other = f"{namespace}x"
+    [(about, message)] = findings(invoke("check", "--redis", url, "--namespace", other, "--json"))
+    assert about == "permissions"
+    assert f"what a daemon needs in namespace {other}. If it is for another namespace" in message
 
 
 def test_the_namespace_must_fit(admin: Redis, server: EmbeddedServer, namespace: str) -> None:
