@@ -59,6 +59,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "tail": "Follow the events of all shards, live.",
         "views": "Rebuild the cross-shard views from the shards' logs.",
         "bench": "Measure throughput and latency on this machine.",
+        "files": "List or write files for systemd, Prometheus, Grafana, Kubernetes.",
         "licenses": "List the licenses of everything that is installed with streamflow.",
         "completion": "Print the completion script for your shell.",
     },

@@ -243,6 +243,14 @@ def test_extensions_for_another_python_are_named_with_both_versions(
     )
 
 
+def test_the_files_of_a_deployment_are_inside(file: Path, unpacked: dict[str, str], tmp_path: Path) -> None:
+    done = run(file, unpacked, "files", "--output", str(tmp_path))
+    deploy = ROOT / "deploy"
+    shipped = {path.relative_to(deploy) for path in deploy.rglob("*") if path.is_file()}
+    assert {Path(line).relative_to(tmp_path) for line in done.stdout.splitlines()} == shipped
+    assert all((tmp_path / name).read_bytes() == (deploy / name).read_bytes() for name in shipped)
+
+
 def test_the_licenses_of_everything_inside_are_listed(file: Path, unpacked: dict[str, str]) -> None:
     rows = {row["name"]: row for row in json.loads(run(file, unpacked, "licenses", "--full", "--json").stdout)}
     assert set(rows) >= MUST_FIND
