@@ -4,9 +4,10 @@
 -- Attempts of steps that the caller goes on running are recorded with it as their host: the next owner doesn't start
 -- them again, but waits for their outcomes. So are runs whose code may end its process. The epoch stays; only the nonce
 -- is removed. Safe to run twice: the second time the token doesn't match any more.
+-- `last` is '' for a call that only records: thousands of steps are recorded before, in portions.
 --
 -- KEYS   owner, steps
--- ARGV   token, then for each lent step: step, host, created, attempt
+-- ARGV   token, last, then for each lent step: step, host, created, attempt
 -- RETURNS OK / FENCED token / WRONGTYPE key
 -- @include shared/holds
 -- @include shared/current_entry
@@ -17,9 +18,9 @@ if not holds(owner, 'hash') then return redis.error_reply('WRONGTYPE ' .. owner)
 if not holds(steps, 'hash') then return redis.error_reply('WRONGTYPE ' .. steps) end
 local stored = redis.call('HGET', owner, 'token') or ''
 if stored ~= token then return {'FENCED', stored} end
-for i = 2, #ARGV, 4 do
+for i = 3, #ARGV, 4 do
   redis.call('HSET', steps, ARGV[i],
     encode_current_entry(ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), 'wanted'))
 end
-redis.call('HSET', owner, 'token', string.match(stored, '^%d+') .. ':', 'holder', '')
+if ARGV[2] ~= '' then redis.call('HSET', owner, 'token', string.match(stored, '^%d+') .. ':', 'holder', '') end
 return {'OK'}

@@ -53,6 +53,8 @@ IMPATIENT = 3.0
 """...for so many seconds; after that it looks with every heartbeat."""
 CHECK_EVERY = 20
 """Heartbeats after which shards are compared with what this daemon should own, also if nothing has changed."""
+LENT = 1000
+"""Steps that one call records at the release of a shard: 2.5 ms of the server."""
 FINISH_BATCH = 1.0
 """Seconds that a batch gets to end before its shard is released."""
 
@@ -371,6 +373,8 @@ class Membership:
             return
         generation = self._store.server_generation
         acquired = await self._takeover.acquire(wanted)
+        if self._hosts_of(acquired) - self._seen.keys():
+            await self.heartbeat()  # a daemon may have joined since the last one, and have lent steps: it isn't gone
         if generation != self._store.server_generation:  # what was read is of two histories
             self._rebalance_needed.set()
             return
@@ -379,6 +383,12 @@ class Membership:
         if acquired:
             _log.info("acquired %d shards, now %d of %d", len(acquired), len(self._owner.shards), self._shards)
             self.owns_something.set()
+
+    @staticmethod
+    def _hosts_of(shards: list[OwnedShard]) -> set[str]:
+        """Daemons that still run steps of these shards."""
+        records = (record for shard in shards for steps in shard.records.values() for record in steps.values())
+        return {record.host for record in records if record.lent and not record.reported}
 
     async def _hand_over(self) -> None:
         """Release shards that another daemon should own. Steps that run go on here; without another daemon they get
@@ -419,7 +429,7 @@ class Membership:
     async def release(self, shards: list[OwnedShard]) -> None:
         await self._rollup.store_partials(shards)
         shards = [shard for shard in shards if not shard.dropped]
-        calls: list[Call[Reply]] = []
+        calls, last = list[Call[Reply]](), list[int]()
         for shard in shards:
             headers = {run_id: live.header for run_id, live in shard.live.items()}
             lent = self._records.lend(shard.number, headers, shard.outcomes())
@@ -430,11 +440,18 @@ class Membership:
                 created = headers[run_id].created if run_id in headers else 0
                 deaths = max(1, self._owner.suspects.deaths(shard.number, run_id))
                 lent.append(LentStep(f"{run_id}/{CODE}", NOBODY, created, deaths))
+            while len(lent) > LENT:
+                calls.append(self._kernel.release_shard(shard.number, shard.token, lent[:LENT], last=False))
+                del lent[:LENT]
             calls.append(self._kernel.release_shard(shard.number, shard.token, lent))
+            last.append(len(calls) - 1)
             self._owner.drop(shard)
         # However long the server is away: it still has this daemon as their owner, which drops them here.
-        answers = await self._store.send(calls, patience=math.inf)
-        released = sum(answer is Reply.OK for answer in answers)
+        try:
+            answers = await self._store.send(calls, patience=math.inf)
+        finally:
+            self._records.released(shard.number for shard in shards)
+        released = sum(answers[position] is Reply.OK for position in last)
         _log.info(
             "released %d of %d shards; %d steps of theirs go on here", released, len(shards), self._records.running
         )

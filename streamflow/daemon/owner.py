@@ -741,14 +741,20 @@ class Owner:
             shard.careful[run_id] = set(machine.steps)
 
     def gone_records(self) -> list[tuple[OwnedShard, str, int, StepRecord]]:
-        """Shard, run, number and record of the steps that daemons still ran for this one, and that have gone."""
-        return [
-            (shard, run_id, seq, record)
-            for shard in self.shards.values()
-            for run_id, records in shard.records.items()
-            for seq, record in records.items()
-            if not (record.reported or seq == CODE or not record.host or self.is_alive(record.host))
-        ]
+        """Shard, run, number and record of the steps that daemons still ran for this one, and that have gone. Those of
+        runs that are not in memory follow when something comes for these; those whose outcome waits here are over."""
+        found: list[tuple[OwnedShard, str, int, StepRecord]] = []
+        for shard in self.shards.values():
+            for run_id, records in shard.records.items():
+                gone = [
+                    (shard, run_id, seq, record)
+                    for seq, record in records.items()
+                    if not (record.reported or seq == CODE or not record.host or self.is_alive(record.host))
+                ]
+                if gone and run_id in shard.live:
+                    waiting = shard.outcomes_of(run_id)
+                    found += [item for item in gone if (item[2], item[3].attempt) not in waiting]
+        return found
 
     def lose_step(self, shard: OwnedShard, run_id: str, seq: int, record: StepRecord, note: Note) -> None:
         """An attempt is lost that another daemon ran for this one, and has not reported. `note`: what that has left."""

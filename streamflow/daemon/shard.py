@@ -289,6 +289,12 @@ class OwnedShard:
             found.setdefault(run_id, []).extend(item for item in inputs if isinstance(item, Outcome))
         return found
 
+    def outcomes_of(self, run_id: str) -> set[tuple[int, int]]:
+        """The attempts of a run, by number and attempt, whose outcomes no commit has recorded yet."""
+        aside = self.aside.get(run_id)
+        waiting = [*self.inputs.get(run_id, ()), *(aside.inputs if aside else ())]
+        return {(item.seq, item.attempt) for item in waiting if isinstance(item, Outcome)}
+
     def plan_due(self, due: int) -> bool:
         """Note that a run is due at `due` (ms). Returns whether that is now the earliest due time."""
         if self.next_due is None or due < self.next_due:

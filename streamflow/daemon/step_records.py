@@ -9,13 +9,17 @@ daemon as its host, so that the new owner doesn't start it again but waits for i
 inbox like that of a queued step. The new owner deletes the record when it doesn't need the attempt any more, or takes
 the host for dead; the host stops the attempt within a second of that. What still runs when this daemon ends is
 *returned*: the new owner starts it again under the same number.
+
+Until the server has answered to the release there is no record that could be asked about or marked: what is lent with
+it is neither reported nor extended before. If the server loses the release, and this daemon acquires the shard again,
+the executor goes on with the attempt when it is submitted.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import anyio
@@ -24,19 +28,21 @@ from msgspec import Raw
 
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
-from streamflow.daemon.shard import StepRecord, decode_details, decode_step_record, stored_details
+from streamflow.daemon.shard import OwnedShard, StepRecord, decode_details, decode_step_record, stored_details
 from streamflow.errors import StoreError
 from streamflow.events import NOTHING
 from streamflow.loops import TURN, retry_forever
 from streamflow.machine.transition import Outcome
 from streamflow.model.record import Header
 from streamflow.steps.executor import StepExecutor
-from streamflow.steps.suspects import read_notes
+from streamflow.steps.suspects import Note, read_notes
 from streamflow.store.connection import Call
 from streamflow.store.kernel import LentStep, Reply
 from streamflow.wire import encode_outcome, encode_returned
 
 T = TypeVar("T")
+_Key = tuple[str, int, int, int]
+"""Of an attempt: run, its incarnation, number and attempt."""
 
 _log = logging.getLogger("streamflow.steps")
 
@@ -44,8 +50,15 @@ EVERY = 1.0
 """Seconds between two looks at what steps have reported, and whether lent ones are still needed."""
 REPORTS = 200
 """Outcomes in one pipeline."""
+STEPS = 500
+"""Steps in one call: a millisecond of the server..."""
 BYTES = 1024 * 1024
-"""Details of steps in one call, about."""
+"""...and bytes of their details, about."""
+PIPELINE_BYTES = 4 * 1024 * 1024
+"""Details or outcomes in one pipeline, about, and one step's more."""
+PIPELINE_CALLS = 32
+FEWEST_READ, MOST_READ = 4, 256
+"""Records of steps that are read in one pipeline: how large their details are is only known afterwards."""
 RETRY_PAUSE = 1.0
 """Seconds until outcomes that a shard refused are reported again."""
 
@@ -62,6 +75,8 @@ class _Lent(msgspec.Struct):
     """The details that the server has."""
     report: Call[str] | None = None
     """How it ended, while that has not been reported."""
+    size: int = 0
+    """Bytes of the report."""
 
     @property
     def step(self) -> str:
@@ -77,8 +92,10 @@ class StepRecords:
         self._executor = executor
         self.lends: dict[tuple[str, int], _Lent] = {}
         """The attempts that run here for other daemons, and outcomes of such that have not been reported."""
-        self._stored: dict[tuple[str, int, int, int], bytes] = {}
+        self._stored: dict[_Key, bytes] = {}
         """Details of steps of owned shards that the server has, by run, its incarnation, number and attempt."""
+        self._releasing: set[int] = set()
+        """Shards whose release the server has not answered to."""
         self._has_reports = anyio.Event()
         executor.on_replaced = self._replaced
 
@@ -97,14 +114,18 @@ class StepRecords:
     # --- handing over -------------------------------------------------------------------------------------------------
 
     def lend(self, shard: int, headers: dict[str, Header], ended: dict[str, list[Outcome]]) -> list[LentStep]:
-        """The shard is about to be released: its attempts that run continue, with this daemon as their host.
+        """The shard is about to be released: its attempts that run continue, with this daemon as their host. Until
+        `released`, the server isn't asked about them.
 
         `headers`: of its live runs; `ended`: outcomes that no commit has recorded, which the new owner gets, too.
         """
+        self._releasing.add(shard)
         lent: list[_Lent] = []
         for running in self._executor.lend(shard):
             header, job = headers.get(running.run_id), running.job
-            if header is not None:
+            if header is None or job.created != header.created:  # nobody would ever ask for it
+                self._executor.stop_lent(running.run_id, job.seq, job.attempt)
+            else:
                 lent.append(_Lent(shard, running.run_id, header.created, job.seq, job.attempt))
         for run_id, outcomes in ended.items():
             header = headers.get(run_id)
@@ -116,6 +137,11 @@ class StepRecords:
             self.lends[attempt.run_id, attempt.seq] = attempt
         return [LentStep(attempt.step, self._member, attempt.created, attempt.attempt) for attempt in lent]
 
+    def released(self, shards: Iterable[int]) -> None:
+        """The server has answered to the releases of these shards, or won't."""
+        self._releasing.difference_update(shards)
+        self._has_reports.set()
+
     def outcome(self, run_id: str, outcome: Outcome) -> bool:
         """An attempt has ended. False when it isn't a lent one."""
         lent = self.lends.get((run_id, outcome.seq))
@@ -125,18 +151,19 @@ class StepRecords:
         return True
 
     def _replaced(self, run_id: str, seq: int) -> None:
-        """A newer attempt begins here, perhaps of a later run of the id, under the same numbers: its outcome must not
-        be taken for that of the lent one."""
+        """Another attempt begins here, perhaps of a later run of the id, under the same numbers, or this one is this
+        daemon's again: its outcome is not that of a lent one."""
         lent = self.lends.get((run_id, seq))
         if lent is not None and lent.report is None:
             del self.lends[run_id, seq]
 
     def _ended(self, lent: _Lent, outcome: Outcome) -> None:
-        lent.report = self._report(lent, "outcome", encode_outcome(outcome))
+        self._report(lent, "outcome", encode_outcome(outcome))
         self._has_reports.set()
 
-    def _report(self, lent: _Lent, kind: str, body: bytes) -> Call[str]:
-        return self._kernel.report_step(lent.shard, lent.run_id, lent.created, kind, lent.step, body)
+    def _report(self, lent: _Lent, kind: str, body: bytes) -> None:
+        attempt = LentStep(lent.step, self._member, lent.created, lent.attempt)
+        lent.report, lent.size = self._kernel.report_step(lent.shard, lent.run_id, kind, attempt, body), len(body)
 
     async def return_rest(self) -> None:
         """This daemon ends: stop what still runs here for others, which run it again. Raises `StoreError`."""
@@ -144,7 +171,7 @@ class StepRecords:
             if lent.report is None:
                 details = self._details_of(lent)
                 self._executor.stop_lent(lent.run_id, lent.seq, lent.attempt)
-                lent.report = self._report(lent, "returned", encode_returned(lent.seq, lent.attempt, details))
+                self._report(lent, "returned", encode_returned(lent.seq, lent.attempt, details))
         while self.unreported and await self.report_once():
             pass
 
@@ -161,7 +188,7 @@ class StepRecords:
 
     async def report_once(self) -> bool:
         """Report lent attempts that have ended to their runs. False when some were refused."""
-        ended = [lent for lent in self.lends.values() if lent.report is not None][:REPORTS]
+        ended = self._next_reports()
         if not ended:
             return True
         answers = await self._store.send([lent.report for lent in ended if lent.report is not None], patience=math.inf)
@@ -178,9 +205,19 @@ class StepRecords:
                 refused = True
             elif self.lends.get((lent.run_id, lent.seq)) is lent:
                 del self.lends[lent.run_id, lent.seq]
-        if not refused and self.unreported:
+        if not refused and self._next_reports():
             self._has_reports.set()
         return not refused
+
+    def _next_reports(self) -> list[_Lent]:
+        ended, size = list[_Lent](), 0
+        for lent in self.lends.values():
+            if lent.report is not None and lent.shard not in self._releasing:
+                ended.append(lent)
+                size += lent.size
+                if size >= PIPELINE_BYTES or len(ended) == REPORTS:
+                    break
+        return ended
 
     async def run(self) -> None:
         await retry_forever(self.run_once, _log, "could not store details of steps", every=EVERY, within=TURN)
@@ -195,8 +232,8 @@ class StepRecords:
             await self._extend()
 
     async def _store_details(self) -> None:
-        new: dict[int, list[tuple[str, bytes]]] = {}
-        stored: dict[tuple[str, int, int, int], bytes] = {}
+        new: dict[int, list[tuple[_Key, str, bytes]]] = {}
+        stored: dict[_Key, bytes] = {}
         for running in self._executor.reporting():
             shard = self._owner.shards.get(running.shard)
             if running.lent or shard is None:
@@ -206,50 +243,64 @@ class StepRecords:
             stored[key] = details
             if self._stored.get(key) != details:
                 stored_as = stored_details(job.created, details)
-                new.setdefault(shard.number, []).append((f"{running.run_id}/{job.seq}", stored_as))
+                new.setdefault(shard.number, []).append((key, f"{running.run_id}/{job.seq}", stored_as))
                 shard.record_of(running.run_id, job.created, job.seq, job.attempt).details = details
-        self._stored = stored
+        self._stored = {key: details for key, details in stored.items() if self._stored.get(key) == details}
         portions = [
-            (shard, portion)
-            for shard in (self._owner.shards.get(number) for number in new)
-            if shard is not None
-            for portion in _portions(new[shard.number], lambda stored: len(stored[1]))
+            (self._owner.shards[number], portion)
+            for number, details in new.items()
+            for portion in _portions(details, lambda stored: len(stored[2]))
         ]
-        calls = [self._kernel.store_details(shard.number, shard.token, portion) for shard, portion in portions]
-        if not calls:
-            return
-        for (shard, _), answer in zip(portions, await self._store.send(calls), strict=True):
-            if answer is Reply.FENCED:
-                self._owner.lost(shard)
-            elif isinstance(answer, StoreError):
-                _log.error("details of steps of shard %d could not be stored: %s", shard.number, answer)
+        for pipeline in _pipelines(portions, lambda portion: sum(len(stored[2]) for stored in portion[1])):
+            calls = [
+                self._kernel.store_details(shard.number, shard.token, [(step, data) for _, step, data in portion])
+                for shard, portion in pipeline
+            ]
+            for (shard, portion), answer in zip(pipeline, await self._store.send(calls), strict=True):
+                if answer is Reply.FENCED:
+                    self._owner.lost(shard)
+                elif isinstance(answer, StoreError):
+                    _log.error(
+                        "details of %d steps of shard %d could not be stored, will retry: %s",
+                        len(portion),
+                        shard.number,
+                        answer,
+                    )
+                else:
+                    self._stored.update((key, stored[key]) for key, _, _ in portion)
 
     async def _extend(self) -> None:
         by_shard: dict[int, list[tuple[_Lent, LentStep]]] = {}
         for lent in self.lends.values():
-            if lent.report is None:
+            if lent.report is None and lent.shard not in self._releasing:
                 asked = LentStep(lent.step, self._member, lent.created, lent.attempt, self._new_details(lent))
                 by_shard.setdefault(lent.shard, []).append((lent, asked))
         portions = [
             portion for steps in by_shard.values() for portion in _portions(steps, lambda step: len(step[1].details))
         ]
-        calls = [
-            self._kernel.extend_steps(portion[0][0].shard, [asked for _, asked in portion]) for portion in portions
-        ]
-        answers = await self._store.send(calls) if calls else []
-        for portion, answer in zip(portions, answers, strict=True):
-            if isinstance(answer, StoreError):
-                _log.error("shard %d could not be asked about its steps, will retry: %s", portion[0][0].shard, answer)
-                continue
-            for (lent, _), letter in zip(portion, answer, strict=True):
-                if letter == "l" and lent.report is None and self.lends.get((lent.run_id, lent.seq)) is lent:
-                    _log.info(
-                        "step %s, attempt %d, which runs here for another daemon, is no longer needed and is stopped",
-                        lent.step,
-                        lent.attempt,
-                    )
-                    self._executor.stop_lent(lent.run_id, lent.seq, lent.attempt)
-                    del self.lends[lent.run_id, lent.seq]
+        for pipeline in _pipelines(portions, lambda portion: sum(len(asked.details) for _, asked in portion)):
+            calls = [
+                self._kernel.extend_steps(portion[0][0].shard, [asked for _, asked in portion]) for portion in pipeline
+            ]
+            for portion, answer in zip(pipeline, await self._store.send(calls), strict=True):
+                if isinstance(answer, StoreError):
+                    shard = portion[0][0].shard
+                    _log.error("shard %d could not be asked about its steps, will retry: %s", shard, answer)
+                    continue
+                for (lent, asked), letter in zip(portion, answer, strict=True):
+                    self._extended(lent, asked, letter)
+
+    def _extended(self, lent: _Lent, asked: LentStep, letter: str) -> None:
+        if letter != "l":
+            lent.stored = asked.details or lent.stored
+        elif lent.report is None and self.lends.get((lent.run_id, lent.seq)) is lent:
+            _log.info(
+                "step %s, attempt %d, which runs here for another daemon, is no longer needed and is stopped",
+                lent.step,
+                lent.attempt,
+            )
+            self._executor.stop_lent(lent.run_id, lent.seq, lent.attempt)
+            del self.lends[lent.run_id, lent.seq]
 
     async def lose_gone(self) -> None:
         """Steps of this daemon's runs that another one still ran when it went are lost, unless it has reported them.
@@ -260,12 +311,22 @@ class StepRecords:
         gone = self._owner.gone_records()
         if not gone:
             return
+        notes = await read_notes(self._store, self._kernel, {record.host for _, _, _, record in gone})
+        first, count = 0, FEWEST_READ
+        while first < len(gone):
+            portion = gone[first : first + count]
+            size = await self._lose_some(portion, notes)
+            first += len(portion)
+            count = max(FEWEST_READ, min(MOST_READ, 2 * count, count * PIPELINE_BYTES // max(1, size)))
+
+    async def _lose_some(self, gone: list[tuple[OwnedShard, str, int, StepRecord]], notes: Mapping[str, Note]) -> int:
+        """Returns how many bytes were read."""
         calls: list[Call[list[bytes | None]]] = []
         for shard, run_id, seq, _ in gone:
             field = f"{run_id}/{seq}"
             calls += (Call.plain("HMGET", key, field) for key in (shard.keys.steps, shard.keys.details))
         answers = await self._store.send(calls)
-        notes = await read_notes(self._store, self._kernel, {record.host for _, _, _, record in gone})
+        size = 0
         for position, (shard, run_id, seq, record) in enumerate(gone):
             steps, details = answers[2 * position : 2 * position + 2]
             if isinstance(steps, StoreError) or isinstance(details, StoreError):
@@ -275,6 +336,7 @@ class StepRecords:
             if shard.dropped:
                 continue
             if reported:
+                size += len(reported)
                 created, details_now = decode_details(reported)
                 if created in (0, record.created):
                     record.details = details_now
@@ -282,6 +344,7 @@ class StepRecords:
                 record.reported = True
             else:
                 self._owner.lose_step(shard, run_id, seq, record, notes[record.host])
+        return size
 
     def _details_of(self, lent: _Lent) -> Raw:
         is_current = self._executor.runs(lent.run_id, lent.seq, lent.attempt)
@@ -289,23 +352,28 @@ class StepRecords:
 
     def _new_details(self, lent: _Lent) -> bytes:
         details = bytes(self._details_of(lent))
-        if details in (lent.stored, bytes(NOTHING)):
-            return b""
-        lent.stored = details
-        return details
+        return b"" if details in (lent.stored, bytes(NOTHING)) else details
 
 
-def _portions(items: list[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
-    """In lists of about `BYTES`."""
-    portion, size = list[T](), 0
+def _portions(items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """What one call takes: some `STEPS`, of about `BYTES`."""
+    return _lists(items, size_of, STEPS, BYTES)
+
+
+def _pipelines(portions: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    return _lists(portions, size_of, PIPELINE_CALLS, PIPELINE_BYTES)
+
+
+def _lists(items: Iterable[T], size_of: Callable[[T], int], most: int, most_bytes: int) -> Iterator[list[T]]:
+    found, size = list[T](), 0
     for item in items:
-        portion.append(item)
+        found.append(item)
         size += size_of(item)
-        if size >= BYTES:
-            yield portion
-            portion, size = [], 0
-    if portion:
-        yield portion
+        if size >= most_bytes or len(found) == most:
+            yield found
+            found, size = [], 0
+    if found:
+        yield found
 
 
 def _is_reported(value: bytes, record: StepRecord) -> bool:

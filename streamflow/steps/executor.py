@@ -212,7 +212,7 @@ class StepExecutor:
         self.tracing: Tracing | None = None
         """Makes the spans of attempts, if that is on in this process."""
         self.on_replaced: Callable[[str, int], None] = lambda _run_id, _seq: None
-        """A lent attempt was stopped, because a newer one of this run and number begins here."""
+        """A lent attempt of this run and number is no longer that: it is submitted here again, or another one is."""
         self._on_outcome = on_outcome
         self._on_free = on_free
         self._on_exhausted = on_exhausted
@@ -271,15 +271,25 @@ class StepExecutor:
         return Counter(running.shard for running in self._attempts.values() if not running.lent)
 
     def submit(self, shard: int, run_id: str, job: StepJob) -> None:
-        """Start an attempt, now or when a slot is free. Ignored if it or a newer one runs or waits already."""
+        """Start an attempt, now or when a slot is free. Ignored if it or a newer one runs or waits already.
+
+        One that was lent is this daemon's again: the shard has come back, and the server doesn't know that it was lent.
+        It goes on; another one is stopped, be it newer: the server knows nothing of it either.
+        """
         key = (run_id, job.seq)
         known = self._attempts.get(key)
         if known is not None:
-            if (known.job.created, known.job.attempt) >= (job.created, job.attempt):
-                return
-            self._finish(known)
+            attempt, of_known = (job.created, job.attempt), (known.job.created, known.job.attempt)
             if known.lent:
                 self.on_replaced(run_id, job.seq)
+                known.lent = False
+                if attempt == of_known:
+                    return
+                self._finish(known)
+            elif of_known >= attempt:
+                return
+            else:
+                self._finish(known)
         running = Running(shard, run_id, job, job.details)
         self._attempts[key] = running
         slots = self._slots_of(running)

@@ -359,15 +359,15 @@ class Kernel:
         keys = self.keys.shard(shard)
         return Call("report_outcome", [keys.inbox, keys.run(run_id)], [run_id, created, body], bytes.decode)
 
-    def report_step(self, shard: int, run_id: str, created: int, kind: str, step: str, body: bytes) -> Call[str]:
+    def report_step(self, shard: int, run_id: str, kind: str, lent: LentStep, body: bytes) -> Call[str]:
         """Put the outcome of a step that a former owner of the shard has run into the inbox of its run.
 
-        `kind`: outcome or returned; `step`: `<run id>/<seq>`. Returns a (accepted), e (the run has ended) or m (no such
-        run, or one that was created at another time).
+        `kind`: outcome or returned. Returns a (accepted), e (the run has ended) or m (no such run, or one that was
+        created at another time). What was accepted before, and what is returned without a record, adds nothing.
         """
         keys = self.keys.shard(shard)
-        args = [run_id, created, kind, step, body]
-        return Call("report_step", [keys.inbox, keys.run(run_id), keys.steps], args, bytes.decode)
+        args = [run_id, lent.created, kind, lent.step, lent.host, lent.attempt, body]
+        return Call("report_step", [keys.inbox, keys.run(run_id), keys.steps, keys.details], args, bytes.decode)
 
     def deliver_messages(self, shard: int, source: int, deliveries: Sequence[Delivery], now: int) -> Call[str]:
         """Accept messages from another shard's outbox: child starts and outcomes, signals, cancel requests.
@@ -453,14 +453,14 @@ class Kernel:
         keys = self.keys.shard(shard)
         return Call("acquire_shard", [keys.owner, keys.inbox], [expected, nonce, holder, group, now], _acquired)
 
-    def release_shard(self, shard: int, token: str, lent: Sequence[LentStep] = ()) -> Call[Reply]:
+    def release_shard(self, shard: int, token: str, lent: Sequence[LentStep] = (), *, last: bool = True) -> Call[Reply]:
         """Give up a shard, so that the next owner does not have to wait until this one is considered dead.
 
-        `lent`: attempts that the caller goes on running. Returns OK, or FENCED when another owner has the
-        shard.
+        `lent`: attempts that the caller goes on running. Not the `last` call: they are only recorded. Returns OK, or
+        FENCED when another owner has the shard.
         """
         keys = self.keys.shard(shard)
-        args: list[Any] = [token]
+        args: list[Any] = [token, "1" if last else ""]
         for attempt in lent:
             args += (attempt.step, attempt.host, attempt.created, attempt.attempt)
         return Call("release_shard", [keys.owner, keys.steps], args, _code)

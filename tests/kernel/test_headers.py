@@ -237,10 +237,12 @@ VERBS: dict[str, Verb] = {
     ),
     "acquire_shard": Verb(lambda _: KERNEL.acquire_shard(0, "<expected>", "<nonce>", "<holder>", "<group>", "<now>")),
     "release_shard": Verb(
-        lambda n: KERNEL.release_shard(0, "<token>", lent(n)), {"lent": ("lent step",)}, lambda _: {"step": "<step>"}
+        lambda n: KERNEL.release_shard(0, "<token>", lent(n)),
+        {"lent": ("lent step",)},
+        lambda _: {"step": "<step>", "last": "1"},
     ),
     "extend_steps": Verb(lambda n: KERNEL.extend_steps(0, lent(n)), {"lent": ("lent step",)}),
-    "report_step": Verb(lambda _: KERNEL.report_step(0, "<id>", "<created>", "<kind>", "<step>", b"<body>")),
+    "report_step": Verb(lambda _: KERNEL.report_step(0, "<id>", "<kind>", lent({"lent": 1})[0], b"<body>")),
     "store_details": Verb(
         lambda n: KERNEL.store_details(0, "<token>", [("<step>", b"<details>")] * n["step"]), {"step": ("step",)}
     ),
@@ -331,7 +333,8 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
         )
         fixed = len(layout(path_of(name), "KEYS").fixed)
         if name in ("report_outcome", "report_step"):
-            assert call.keys == [SHARD.inbox, SHARD.run("<id>"), *([SHARD.steps] if name == "report_step" else [])]
+            of_steps = [SHARD.steps, SHARD.details] if name == "report_step" else []
+            assert call.keys == [SHARD.inbox, SHARD.run("<id>"), *of_steps]
         elif name == "mark_suspects":
             assert call.keys == [KEYS.suspects("<member>")]
         elif name in OF_QUEUES:

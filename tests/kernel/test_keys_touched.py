@@ -145,7 +145,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     lent = LentStep("r2/1", "one", NOW, 1, b"more")
     yield "release_shard", kernel.release_shard(0, shard.token, [lent])
     yield "extend_steps", kernel.extend_steps(0, [lent])
-    yield "report_step", kernel.report_step(0, "r2", NOW, "outcome", "r2/1", b"x")
+    yield "report_step", kernel.report_step(0, "r2", "outcome", lent, b"x")
     yield "mark_suspects", kernel.mark_suspects("one", 60, b"x")
     stream = keys_of_queue(shard).stream
     yield "create_group", kernel.create_group("gpu", 0)

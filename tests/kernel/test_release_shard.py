@@ -56,6 +56,16 @@ async def test_steps_that_go_on_are_recorded_with_their_host(shard: Shard) -> No
     assert await shard.plain("HGETALL", shard.keys.steps) == recorded
 
 
+async def test_many_of_them_are_recorded_before(shard: Shard) -> None:
+    await shard.acquire("one")
+    first = shard.kernel.release_shard(0, shard.token, [LentStep("r1/1", "one", NOW, 2)], last=False)
+    assert await shard.do(first) is Reply.OK
+    assert (await shard.owner())["token"] == shard.token
+    assert await shard.do(shard.kernel.release_shard(0, shard.token, [LentStep("r1/2", "one", NOW, 2)])) is Reply.OK
+    assert set(await shard.plain("HGETALL", shard.keys.steps)) == {b"r1/1", b"r1/2"}
+    assert await shard.assert_changes_nothing(first) is Reply.FENCED
+
+
 async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
     await shard.acquire("one")
     await shard.assert_wrong_types_leave_nothing_half_written(shard.kernel.release_shard(0, shard.token))

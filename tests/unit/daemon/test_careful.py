@@ -368,6 +368,29 @@ async def test_a_step_that_its_host_reported_before_it_went_is_not_lost() -> Non
     assert bench.status("a") == "completed"
 
 
+async def test_a_step_is_lost_once_while_its_run_waits_for_its_turn() -> None:
+    bench = await released(await in_flight("a"), alive=False)
+    lent(bench.shard, "a")
+    await bench.turns()
+    for _ in range(3):
+        await lose_gone(bench, StepRecord(1, 900, "host").encode(), None)
+    assert [type(item).__name__ for item in bench.shard.inputs["a"]] == ["Outcome"]
+
+
+async def test_many_lost_steps_are_read_in_pipelines_of_bounded_size() -> None:
+    """How large their details are is known from the answers only."""
+    bench = await released(await in_flight("a"), alive=False)
+    lent(bench.shard, "a")
+    await bench.turns()
+    bench.shard.records["a"] = {seq: StepRecord(1, 900, "host") for seq in range(1, 1001)}
+    for size, most in ((0, 2 * 256), (1_000_000, 2 * 4)):
+        bench.store.calls.clear()
+        await lose_gone(bench, StepRecord(2, 900, "other").encode(), b"900 " + b"x" * size)
+        bench.shard.inputs.clear()
+        assert max(map(len, bench.store.calls)) == most
+        assert len(bench.store.sent("HMGET")) == 2 * 1000
+
+
 async def test_a_record_that_cannot_be_read_is_asked_for_again(caplog: pytest.LogCaptureFixture) -> None:
     """And stops nothing else: a heartbeat doesn't depend on it."""
     bench = await released(await in_flight("a"), alive=False)

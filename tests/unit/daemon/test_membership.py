@@ -45,6 +45,9 @@ class Parts:
         self.running = 0
         self.steps: dict[int, int] = {}
         self.lent: list[int] = []
+        self.told: list[int] = []
+        """Shards whose release was answered."""
+        self.records: dict[str, dict[int, StepRecord]] = {}
         self.acquired: list[dict[int, tuple[str, str]]] = []
         self.stored: list[int] = []
         self.dropped: list[int] = []
@@ -90,7 +93,10 @@ class Parts:
     # step records
     def lend(self, shard: int, *_: Any) -> list[LentStep]:
         self.lent.append(shard)
-        return [LentStep("r/1", "me", 5, 1)] if self.steps.get(shard) else []
+        return [LentStep(f"r/{seq}", "me", 5, 1) for seq in range(1, self.steps.get(shard, 0) + 1)]
+
+    def released(self, shards: Iterable[int]) -> None:
+        self.told += shards
 
     # executor
     def hold(self) -> None:
@@ -108,7 +114,10 @@ class Parts:
 
     async def acquire(self, wanted: dict[int, tuple[str, str]]) -> list[OwnedShard]:
         self.acquired.append(wanted)
-        return [owned(number) for number in wanted]
+        shards = [owned(number) for number in wanted]
+        for shard in shards:
+            shard.records.update(self.records)
+        return shards
 
     def merge_again(self) -> None:
         self.reported.append("merged again")
@@ -313,8 +322,9 @@ async def test_steps_that_run_go_on_here_and_keep_no_shard(bench: Bench) -> None
     await bench.turn(after=0.5)
     assert set(bench.parts.shards) == set(range(SHARDS)) - theirs
     assert set(bench.parts.lent) == theirs
-    with_steps = [call.args for call in bench.store.sent("release_shard") if len(call.args) > 1]
-    assert with_steps == [["7:nonce", "r/1", "me", 5, 1]]
+    assert bench.parts.told == bench.parts.lent
+    with_steps = [call.args for call in bench.store.sent("release_shard") if len(call.args) > 2]
+    assert with_steps == [["7:nonce", "1", "r/1", "me", 5, 1]]
 
 
 async def test_a_shard_that_is_being_reduced_is_released_afterwards(bench: Bench) -> None:
@@ -351,8 +361,21 @@ async def test_runs_to_be_careful_with_are_named_in_the_release(bench: Bench) ->
     shard.careful.update(r=set(), parked={1})
     shard.records["parked"] = {CODE: StepRecord(2, 900, parked_by("code", 1000))}  # has its record already
     await bench.turn(after=0.5)
-    named = [call.args for call in bench.store.sent("release_shard") if len(call.args) > 1]
-    assert named == [["7:nonce", "r/0", "-", 0, 2]]
+    named = [call.args for call in bench.store.sent("release_shard") if len(call.args) > 2]
+    assert named == [["7:nonce", "1", "r/0", "-", 0, 2]]
+
+
+async def test_thousands_of_steps_are_recorded_before_the_release_in_portions(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LENT", 2)
+    await bench.turn()
+    bench.other_beats("new", 1)
+    number = min(won_by("new", "me", "new"))
+    bench.parts.steps[number] = 5
+    await bench.turn(after=0.5)
+    calls = [call.args for call in bench.store.sent("release_shard") if len(call.args) > 2]
+    assert [(call[1], call[2::4]) for call in calls] == [("", ["r/1", "r/2"]), ("", ["r/3", "r/4"]), ("1", ["r/5"])]
 
 
 async def test_a_shard_that_is_wanted_back_is_acquired_again(bench: Bench) -> None:
@@ -410,6 +433,21 @@ async def test_a_last_member_keeps_no_shard_longer_than_the_grace(bench: Bench) 
     assert list(bench.parts.shards) == [4]
     await bench.turn(after=1.5)
     assert not bench.parts.shards
+
+
+async def test_a_host_that_has_joined_since_the_last_heartbeat_is_alive(bench: Bench) -> None:
+    """It has acquired and released a shard within one: its steps, which go on there, must not be lost."""
+    bench.parts.records["r"] = {1: StepRecord(1, 900, "quick")}
+    acquire = bench.parts.acquire
+
+    async def joins(wanted: dict[int, tuple[str, str]]) -> list[OwnedShard]:
+        bench.other_beats("quick", 1, draining=True)
+        return await acquire(wanted)
+
+    bench.parts.acquire = joins
+    await bench.turn()
+    assert bench.parts.shards
+    assert bench.membership.is_alive("quick")
 
 
 async def test_a_member_counts_as_alive_while_its_heartbeats_change(bench: Bench) -> None:

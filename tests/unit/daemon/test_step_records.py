@@ -54,7 +54,9 @@ class Bench:
         await asyncio.sleep(0.01)
 
     def lend(self, **ended: list[Outcome]) -> list[LentStep]:
-        return self.records.lend(0, HEADERS, ended)
+        lent = self.records.lend(0, HEADERS, ended)
+        self.records.released([0])
+        return lent
 
     @property
     def reported(self) -> list[tuple[Any, ...]]:
@@ -98,6 +100,65 @@ async def test_what_runs_is_lent_and_what_waits_is_left_to_the_new_owner(it: Ben
     assert it.executor.has("r", 1), "dropping the shard doesn't stop it"
 
 
+async def test_nothing_is_asked_or_reported_before_the_release_is_answered(it: Bench) -> None:
+    """There is no record before: the server would call the attempt lost, or leave it unmarked, and the release would
+    name a host then that doesn't run it, for which the run would wait forever."""
+    it.store.answers["extend_steps"] = "l"
+    await it.begin()
+    ended = it.records.lend(0, HEADERS, {"r": [Outcome(3, 1, 2.0, raw(7))]})
+    assert [lent.step for lent in ended] == ["r/1", "r/3"]
+    await it.records.run_once()
+    assert await it.records.report_once()
+    assert it.executor.runs("r", 1, 1)
+    assert it.store.calls == []
+    it.records.released([0])
+    assert await it.records.report_once()
+    await it.records.run_once()
+    assert [report[3] for report in it.reported] == ["r/3"]
+    assert not it.executor.runs("r", 1, 1)
+
+
+async def test_a_step_of_a_run_that_is_not_there_any_more_is_not_lent(it: Bench) -> None:
+    await it.begin()
+    assert it.records.lend(0, {}, {}) == []
+    assert not it.executor.has("r", 1)
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+async def test_a_lent_attempt_that_comes_back_goes_on_as_an_owned_one(attempt: int) -> None:
+    """The server has lost the release, and the attempts behind it: the shard's owner starts what its history says."""
+    it = Bench()
+    await it.begin(attempt=attempt)
+    it.lend()
+    await it.begin(attempt=1)
+    it.store.answers["extend_steps"] = "l"
+    await it.records.run_once()
+    assert it.executor.runs("r", 1, 1)
+    assert it.executor.started == attempt, "the same one goes on"
+    assert it.executor.by_shard()[0] == 1
+    assert it.records.running == 0
+    it.executor.close()
+
+
+async def test_reports_go_in_pipelines_of_bounded_size(it: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_records, "PIPELINE_BYTES", 2500)
+    it.lend(r=[Outcome(seq, 1, 2.0, raw("x" * 1000)) for seq in range(1, 8)])
+    while it.records.unreported:
+        assert await it.records.report_once()
+    assert [len(calls) for calls in it.store.calls] == [3, 3, 1]
+
+
+async def test_thousands_of_lent_steps_are_asked_for_in_portions(it: Bench) -> None:
+    await it.begin()
+    it.lend()
+    [one] = it.records.lends.values()
+    it.records.lends = {("r", seq): msgspec.structs.replace(one, seq=seq) for seq in range(1, 20_001)}
+    it.store.answers["extend_steps"] = lambda call: "k" * (len(call.args) // 5)
+    await it.records.run_once()
+    assert {len(call.args) // 5 for call in it.store.sent("extend_steps")} == {step_records.STEPS}
+    assert max(map(len, it.store.calls)) == step_records.PIPELINE_CALLS
+
+
 async def test_its_outcome_is_reported_to_the_run(it: Bench) -> None:
     await it.begin()
     it.lend()
@@ -105,8 +166,8 @@ async def test_its_outcome_is_reported_to_the_run(it: Bench) -> None:
     assert not it.records.outcome("r", Outcome(1, 1, 2.0, raw(7))), "once"
     assert it.records.unreported == 1
     assert await it.records.report_once()
-    [(run_id, created, kind, step, body)] = it.reported
-    assert (run_id, created, kind, step) == ("r", 900, "outcome", "r/1")
+    [(*words, body)] = it.reported
+    assert words == ["r", 900, "outcome", "r/1", "me", 1]
     assert msgspec.msgpack.decode(body)["result"] == 7
     assert it.records.unreported == 0
 
@@ -173,7 +234,7 @@ async def test_what_still_runs_at_the_end_is_returned_with_its_details(it: Bench
     await it.begin(details=5)
     it.lend()
     await it.records.return_rest()
-    [(_, _, kind, step, body)] = it.reported
+    [(_, _, kind, step, _, _, body)] = it.reported
     assert (kind, step, msgspec.msgpack.decode(body)) == ("returned", "r/1", [1, 1, 5])
     assert not it.executor.has("r", 1)
 
@@ -190,6 +251,23 @@ async def test_new_details_are_stored_once(it: Bench) -> None:
     for _ in range(2):
         await it.records.run_once()
     assert [call.args[-1] for call in it.store.sent("extend_steps")] == [msgspec.msgpack.encode(5), b""]
+
+
+@pytest.mark.parametrize("verb", ["store_details", "extend_steps"])
+async def test_details_that_were_refused_are_stored_again(it: Bench, verb: str) -> None:
+    """Also if the step reports nothing new: the next attempt would begin from the start."""
+    await it.begin(details=5)
+    if verb == "extend_steps":
+        it.lend()
+    answer = it.store.answers[verb]
+    it.store.answers[verb] = StoreError("WRONGTYPE details")
+    await it.records.run_once()
+    it.store.answers[verb] = answer
+    for _ in range(2):
+        await it.records.run_once()
+    half = msgspec.msgpack.encode(5)
+    sent = [call.args[-1] for call in it.store.sent(verb)]
+    assert sent == ([half, half, b""] if verb == "extend_steps" else [b"900 " + half] * 2)
 
 
 async def test_reports_are_sent_by_the_loop(it: Bench) -> None:
