@@ -57,6 +57,10 @@ from streamflow.workflow.app import App
 
 _log = logging.getLogger("streamflow.daemon")
 
+OUTBOX_PART = 8
+"""Messages for other shards and for queues may take one of so many parts of the memory..."""
+LEAST_OUTBOX = 4 * 1024 * 1024
+"""...and at least so many bytes."""
 RELEASE_SECONDS = 2.0
 """Seconds after the grace in which a draining daemon still tries to release shards, before it gives up on them."""
 
@@ -222,7 +226,8 @@ class Daemon:
     def _compose(self, context: Context) -> None:
         """Create all loops and connect them. Nothing runs yet."""
         settings = context.settings
-        self.relay = Relay(context.store, context.kernel, context.clock)
+        most = max(LEAST_OUTBOX, context.settings.memory * 1024 * 1024 // OUTBOX_PART)
+        self.relay = Relay(context.store, context.kernel, context.clock, most)
         self.executor = StepExecutor(
             settings.concurrency,
             settings.threads,

@@ -6,6 +6,9 @@ takeover (those that the last owner left), the daemon (runs the loop).
 
 A target is a shard's inbox, or a partition of a queue. Each (source, target) pair is in order and has one delivery in
 flight; `lua/deliver_messages.lua` and `lua/enqueue_attempts.lua` drop messages that they have accepted before.
+
+Memory is bounded: above `most` bytes, targets with much to deliver keep only what one delivery takes. The rest of their
+messages, and at a takeover all but the beginning of an outbox, is read from the server when it is needed (`unread.py`).
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ import anyio
 
 from streamflow.daemon.clock import DaemonClock
 from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.unread import Order, Reading, Target, Unread
 from streamflow.errors import StoreError
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Delivery, Kernel, Offer
+from streamflow.store.kernel import Delivery, Kernel, Offer, StreamEntry
 from streamflow.store.namespace import register_queues
-from streamflow.wire import OutboxMessage, to_delivery, to_offer
+from streamflow.wire import OutboxMessage, decode_outbox, stream_order, to_delivery, to_offer
 
 _log = logging.getLogger("streamflow.relay")
 
@@ -36,9 +40,14 @@ PIPELINE_BYTES = 4 * 1024 * 1024
 """Bytes after which a pipeline has no more deliveries; the others follow, each pair in its turn."""
 RETRY_PAUSE = 1.0
 """Seconds until a target that refused a delivery gets it again; other targets don't wait for it."""
-
-Target = int | tuple[str, int]
-"""A shard, or a queue and its partition."""
+MOST = 32 * 1024 * 1024
+"""Bytes of messages in memory, about."""
+OVERHEAD = 500
+"""Bytes that a message takes in memory besides its body, about."""
+SOURCES = 4
+"""Outboxes that are read in one pipeline, each..."""
+PAGE_BYTES = 1024 * 1024
+"""...about so many bytes, and one entry."""
 
 
 class OutboxEntry:
@@ -57,18 +66,30 @@ Waiting = tuple[Delivery | Offer, OutboxEntry]
 
 
 class Relay:
-    def __init__(self, store: Store, kernel: Kernel, clock: DaemonClock) -> None:
+    """`most`: bytes of messages in memory, about, and some deliveries more."""
+
+    def __init__(self, store: Store, kernel: Kernel, clock: DaemonClock, most: int = MOST) -> None:
         self._store = store
         self._kernel = kernel
         self._clock = clock
         self._waiting: dict[tuple[int, Target], tuple[OwnedShard, list[Waiting]]] = {}
         self._refused: dict[tuple[int, Target], float] = {}
         """When (monotonic s) a pair whose target refused its messages is tried again."""
+        self._unread: dict[int, Unread] = {}
+        """By source: where its outbox is read on, if not all of it is in memory."""
+        self._most = most
+        self._held = 0
+        """Bytes of the messages in memory."""
         self._known_queues: set[str] = set()
         self._has_messages = anyio.Event()
 
     @property
+    def is_full(self) -> bool:
+        return self._held >= self._most
+
+    @property
     def waiting(self) -> int:
+        """Messages in memory: of a long backlog only its beginning."""
         return sum(len(deliveries) for _, deliveries in self._waiting.values())
 
     def heads(self) -> Iterator[tuple[tuple[int, Target], str]]:
@@ -76,9 +97,17 @@ class Relay:
         for pair, (source, waiting) in self._waiting.items():
             if waiting and not source.dropped:
                 yield pair, waiting[0][0].number
+        for number, unread in self._unread.items():
+            for target, (epoch, first) in unread.positions.items():
+                if not unread.source.dropped and (number, target) not in self._waiting:
+                    yield (number, target), f"{epoch}-{first}"
 
     def hand_over(self, source: OwnedShard, entries: Iterable[OutboxEntry]) -> None:
         """Entries of `source`'s outbox, in order."""
+        unread = self._unread.get(source.number) if self._unread else None
+        if unread is not None and unread.source is not source:  # the shard was acquired again
+            del self._unread[source.number]
+            unread = None
         for entry in entries:
             epoch, _, last = entry.number.partition("-")
             number = int(last) - len(entry.messages)
@@ -96,12 +125,23 @@ class Relay:
                     )
                     entry.left -= 1
                     continue
+                if unread is not None and unread.first_of(destination) is not None:
+                    unread.last = int(epoch), number  # behind others that are not in memory either
+                    continue
                 pair = (source.number, destination)
                 if pair not in self._waiting or self._waiting[pair][0] is not source:  # the shard was acquired again
                     self._waiting[pair] = (source, [])
                 self._waiting[pair][1].append((message, entry))
+                self._held += len(message.body) + OVERHEAD
             if not entry.left:
                 source.sent.append(entry.number)
+        self._has_messages.set()
+
+    def read_on(self, source: OwnedShard, after: str) -> None:
+        """The outbox has more behind this entry, which is read when there is room for it."""
+        unread = self._unread[source.number] = Unread(source)
+        epoch, number = stream_order(after)
+        unread.rest = epoch, number + 1
         self._has_messages.set()
 
     async def run(self) -> None:
@@ -120,8 +160,12 @@ class Relay:
         now = time.monotonic()
         total = 0
         self._refused = {pair: until for pair, until in self._refused.items() if until > now}
+        if self.is_full:
+            self._keep_less()
+        is_read = not self._unread or await self._read_some()
         for pair, (source, deliveries) in list(self._waiting.items()):
             if source.dropped:  # the next owner finds them in the outbox
+                self._held -= _size(deliveries)
                 del self._waiting[pair]
                 continue
             if pair in self._refused:
@@ -134,7 +178,7 @@ class Relay:
             batches.append((pair, source, chunk))
         calls = [self._call(target, source, chunk) for (_, target), source, chunk in batches]
         if not calls:
-            return not self._refused
+            return self._ended_round(is_read=is_read)
         try:
             await self._register_queues(target for (_, target), _, _ in batches)
             answers = await self._store.send(calls, same_history=True)
@@ -162,12 +206,130 @@ class Relay:
                 entry.left -= 1
                 if not entry.left:
                     source.sent.append(entry.number)
+            self._held -= _size(chunk)
             del queue[: len(chunk)]
             del self._waiting[pair]
             if queue:
                 self._waiting[pair] = source, queue  # behind the others
                 self._has_messages.set()
-        return not self._refused
+        return self._ended_round(is_read=is_read)
+
+    # --- what is not in memory ----------------------------------------------------------------------------------------
+
+    def _keep_less(self) -> None:
+        """Leave messages to the server until half of what may be in memory is: the longest lines first, of which one
+        delivery stays, and then whole lines, first of those that are refused."""
+        self._held = sum(_size(waiting) for _, waiting in self._waiting.values())
+        enough = self._most // 2
+        for keep_chunk in (True, False):
+            by_size = sorted(
+                ((pair not in self._refused, -_size(waiting), pair) for pair, (_, waiting) in self._waiting.items()),
+                key=lambda item: (0, item[1]) if keep_chunk else item[:2],
+            )
+            for _, _, pair in by_size:
+                if self._held <= enough:
+                    return
+                source, waiting = self._waiting[pair]
+                kept = _first_chunk(waiting)[0] if keep_chunk else []
+                if len(kept) == len(waiting):
+                    continue
+                unread = self._unread.get(source.number)
+                if unread is None or unread.source is not source:
+                    unread = self._unread[source.number] = Unread(source)
+                unread.stop(pair[1], stream_order(waiting[len(kept)][0].number))
+                self._held -= _size(waiting[len(kept) :])
+                del waiting[len(kept) :]
+                if not waiting:
+                    del self._waiting[pair]
+
+    def _ended_round(self, *, is_read: bool) -> bool:
+        if is_read and any(unread.rest is not None or self._ready(unread) for unread in self._unread.values()):
+            self._has_messages.set()
+        return is_read and not self._refused
+
+    def _ready(self, unread: Unread) -> list[Target]:
+        """The targets that have got all of their messages that are in memory."""
+        pairs = ((unread.source.number, target) for target in unread.positions)
+        return [pair[1] for pair in pairs if not (pair in self._refused or pair in self._waiting)]
+
+    async def _read_some(self) -> bool:
+        """Read on in some outboxes, as far as there is room. False when one can't be read."""
+        readings: list[tuple[Unread, Reading, Call[tuple[bool, list[StreamEntry]]]]] = []
+        for number, unread in list(self._unread.items()):
+            if unread.source.dropped or not unread:
+                del self._unread[number]
+                continue
+            if self.is_full or len(readings) == SOURCES:
+                continue
+            reading = unread.begin(self._ready(unread))
+            if reading is not None and reading.after is not None:
+                call = self._kernel.read_stream(unread.source.keys.outbox, reading.after, PAGE_BYTES)
+                readings.append((unread, reading, call))
+                self._unread[number] = self._unread.pop(number)  # behind the others
+        if not readings:
+            return True
+        try:
+            answers = await self._store.send([call for _, _, call in readings])
+        except StoreError as error:
+            _log.warning("could not read %d outboxes, will retry: %s", len(readings), error)
+            return False
+        is_read = True
+        for (unread, reading, _), answer in zip(readings, answers, strict=True):
+            source = unread.source
+            if isinstance(answer, StoreError):
+                _log.error("the outbox of shard %d can't be read, will retry: %s", source.number, answer)
+                is_read = False
+            elif not source.dropped and self._unread.get(source.number) is unread:
+                more, entries = answer
+                self._take(unread, reading, entries, more=more)
+        return is_read
+
+    def _take(self, unread: Unread, reading: Reading, entries: list[StreamEntry], *, more: bool) -> None:
+        """What was read of an outbox."""
+        source = unread.source
+        known = {entry.number: entry for of, waiting in self._waiting.values() if of is source for _, entry in waiting}
+        sizes: dict[Target, int] = {}
+        end: Order = (0, 0)
+        for entry_id, fields in entries:
+            read = read_entry(source, entry_id, fields)
+            epoch, last = end = stream_order(read.number)
+            addressed: list[tuple[Order, Delivery | Offer, Target]] = []
+            for number, sent in enumerate(read.messages, last - len(read.messages) + 1):
+                try:
+                    addressed.append(((epoch, number), *_addressed(f"{epoch}-{number}", sent)))
+                except DECODE_ERRORS as error:
+                    if reading.is_new((epoch, number)):
+                        _log.error(
+                            "message %d-%d in the outbox of shard %d can't be read and is dropped: %s",
+                            *(epoch, number, source.number, error),
+                        )
+            entry = known.get(read.number)
+            if entry is None:
+                entry = read
+                entry.left = sum(self._is_undelivered(unread, target, at) for at, _, target in addressed)
+                if not entry.left and reading.is_new(end):
+                    source.sent.append(entry.number)
+            for at, message, target in addressed:
+                if not reading.takes(target, at):
+                    continue
+                pair = (source.number, target)
+                if pair not in self._waiting or self._waiting[pair][0] is not source:
+                    self._waiting[pair] = (source, [])
+                waiting = self._waiting[pair][1]
+                if target not in sizes:
+                    sizes[target] = sum(len(other.body) for other, _ in waiting)
+                sizes[target] += len(message.body)
+                if waiting and (len(waiting) >= MESSAGES or sizes[target] > BYTES):
+                    reading.full(target, at)
+                    continue
+                waiting.append((message, entry))
+                self._held += len(message.body) + OVERHEAD
+        reading.end(end, more=more)
+
+    def _is_undelivered(self, unread: Unread, target: Target, at: Order) -> bool:
+        line = self._waiting.get((unread.source.number, target))
+        first = stream_order(line[1][0][0].number) if line and line[1] else unread.first_of(target)
+        return first is not None and at >= first
 
     def _call(self, target: Target, source: OwnedShard, chunk: list[Waiting]) -> Call[str]:
         """All messages of a pair have one type: deliveries for a shard, offers for a queue."""
@@ -205,6 +367,24 @@ def _addressed(number: str, sent: OutboxMessage) -> tuple[Delivery | Offer, Targ
 
 def _name_of(target: Target) -> str:
     return f"shard {target}" if isinstance(target, int) else f"partition {target[1]} of queue {target[0]}"
+
+
+def _size(waiting: list[Waiting]) -> int:
+    """Bytes that they take in memory, about."""
+    return sum(len(message.body) for message, _ in waiting) + OVERHEAD * len(waiting)
+
+
+def read_entry(source: OwnedShard, entry_id: bytes, fields: dict[bytes, bytes]) -> OutboxEntry:
+    """An entry as the outbox has it: one without messages, which is deleted, if it can't be read."""
+    number = entry_id.decode()
+    try:
+        messages = decode_outbox(fields.get(b"messages", b""))
+        if not 0 < len(messages) <= int(number.partition("-")[2]):
+            raise ValueError(f"it has {len(messages)} messages")
+    except DECODE_ERRORS as error:
+        _log.error("outbox entry %s of shard %d can't be read and is dropped: %s", number, source.number, error)
+        messages = []
+    return OutboxEntry(number, messages)
 
 
 def _first_chunk(waiting: list[Waiting]) -> tuple[list[Waiting], int]:

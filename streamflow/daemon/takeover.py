@@ -22,7 +22,7 @@ from typing import TypeVar
 import msgspec
 
 from streamflow.daemon.context import Context
-from streamflow.daemon.relay import OutboxEntry, Relay
+from streamflow.daemon.relay import Relay, read_entry
 from streamflow.daemon.shard import (
     CODE,
     IN_LOG,
@@ -43,7 +43,7 @@ from streamflow.steps.suspects import Note, Suspect, Suspects, read_notes
 from streamflow.store.connection import Call
 from streamflow.store.kernel import FIRST_FIELD, Acquired, Reply, StreamEntry
 from streamflow.views.shard_views import ShardViews
-from streamflow.wire import decode_outbox, stream_order
+from streamflow.wire import stream_order
 
 Page = TypeVar("Page")
 
@@ -55,6 +55,14 @@ BYTES = 4 * 1024 * 1024
 """Of logs, outboxes or hashes in one pipeline, about, and one entry or field of each..."""
 LEAST = 64 * 1024
 """...but at least so many of each."""
+
+LISTINGS = 256
+"""Listings of runs in one pipeline..."""
+ID_BYTES = 300
+"""...of which each takes so many bytes at most..."""
+FEWEST_IDS = 32
+"""...but at least so many of each listing are read."""
+DUE = Due()
 
 NEVER = 1e15
 """Ms: no due time is as late as this, 30,000 years."""
@@ -124,15 +132,13 @@ class Takeover:
 
     async def _recover(self, shards: list[OwnedShard], workflows: list[str]) -> list[OwnedShard]:
         """Read what the last owner left. Returns the shards of which everything could be read."""
-        per_shard = 3 + len(workflows)
+        per_shard = 2
         calls: list[Call[object]] = []
         for shard in shards:
             keys = shard.keys
             calls += (
-                Call.plain("ZRANGEBYSCORE", keys.agenda, "-inf", "(0"),
                 Call.plain("ZRANGEBYSCORE", keys.agenda, 0, "+inf", "WITHSCORES", "LIMIT", 0, 1),
                 Call.plain("HMGET", keys.views, "offset", "partial", "base_offset", "base"),
-                *(Call.plain("ZRANGE", keys.index(Status.STUCK, name), 0, -1) for name in workflows),
             )
         answers = await self._store.send(calls) if calls else []
         readable: list[OwnedShard] = []
@@ -142,22 +148,54 @@ class Takeover:
             if error is not None:
                 _log_unreadable(shard, error)
                 continue
-            in_flight, upcoming, views, *stuck = state
-            for run_id in (*in_flight, *(run_id for listing in stuck for run_id in listing)):
-                shard.inputs[run_id.decode(errors="replace")] = [Due()]
+            upcoming, views = state
             if upcoming:
                 _, due = upcoming
                 shard.next_due = int(float(due)) if float(due) < NEVER else None  # not written by streamflow
             if shard.lost_with:
-                shard.orphans.update(run_id.decode(errors="replace") for run_id in in_flight)
-                shard.careful.update((run_id, set[int]()) for run_id in shard.orphans)
                 shard.was_due = shard.next_due is not None and shard.next_due <= shard.acquired
             self._restore_views(shard, *views)
             readable.append(shard)
+        readable = await self._read_listings(readable, workflows)
         readable = await self._read_hashes(readable, lambda shard: shard.keys.steps, self._restore_steps)
         readable = await self._read_hashes(readable, lambda shard: shard.keys.details, self._restore_details)
         readable = await self._fold_logs(readable)
         return await self._relay_outboxes(readable)
+
+    async def _read_listings(self, shards: list[OwnedShard], workflows: list[str]) -> list[OwnedShard]:
+        """Let the runs decide whose steps were in flight, and those that are stuck. Returns the shards of which all
+        could be read.
+
+        A listing is read by positions: nobody changes it before its new owner begins to work.
+        """
+        readable = {shard.number: shard for shard in shards}
+        left = [(shard, name, 0) for shard in shards for name in ("", *workflows)]
+        """Shard, workflow (empty: the agenda), and where to read on."""
+        while left:
+            some = left[:LISTINGS]
+            del left[:LISTINGS]
+            count = max(FEWEST_IDS, BYTES // (ID_BYTES * len(some)))
+            calls = [
+                Call[list[bytes]].plain("ZRANGE", shard.keys.index(Status.STUCK, name), first, first + count - 1)
+                if name
+                else Call[list[bytes]].plain("ZRANGEBYSCORE", shard.keys.agenda, "-inf", "(0", "LIMIT", first, count)
+                for shard, name, first in some
+            ]
+            answers: list[list[bytes] | StoreError] = await self._store.send(calls)
+            for (shard, name, first), page in zip(some, answers, strict=True):
+                if isinstance(page, StoreError):
+                    if readable.pop(shard.number, None) is not None:
+                        _log_unreadable(shard, page)
+                    continue
+                for run_id in page:
+                    text = run_id.decode(errors="replace")
+                    shard.inputs[text] = [DUE]
+                    if shard.lost_with and not name:
+                        shard.orphans.add(text)
+                        shard.careful[text] = set()
+                if len(page) == count:
+                    left.append((shard, name, first + count))
+        return list(readable.values())
 
     def _blame(self, shard: OwnedShard, note: Note, final: str) -> None:
         """What the note of the last owner says about runs of this shard. `final`: the id of its last commit."""
@@ -255,17 +293,22 @@ class Takeover:
         return await self._read_streams(shards, lambda shard: shard.keys.log, lambda shard: shard.offset, fold)
 
     async def _relay_outboxes(self, shards: list[OwnedShard]) -> list[OwnedShard]:
-        """Pass undelivered messages to the relay, oldest first: targets drop those that arrive after a later one."""
-        positions: dict[int, str] = {}
+        """Pass the first undelivered messages to the relay, oldest first: targets drop those that arrive after a later
+        one. It reads those behind them when it has room for them."""
 
-        def hand_over(shard: OwnedShard, entries: list[StreamEntry]) -> None:
-            self._relay.hand_over(shard, [_outbox_entry(shard, entry_id, fields) for entry_id, fields in entries])
-            if entries:
-                positions[shard.number] = entries[-1][0].decode()
+        def call(shard: OwnedShard, limit: int) -> Call[tuple[bool, list[StreamEntry]]]:
+            return self._kernel.read_stream(shard.keys.outbox, "0-0", limit)
 
-        return await self._read_streams(
-            shards, lambda shard: shard.keys.outbox, lambda shard: positions.get(shard.number, "0-0"), hand_over
-        )
+        def take(shard: OwnedShard, page: tuple[bool, list[StreamEntry]]) -> bool:
+            more, entries = page
+            if entries and self._relay.is_full:
+                entries, more = [], True
+            self._relay.hand_over(shard, [read_entry(shard, entry_id, fields) for entry_id, fields in entries])
+            if more:
+                self._relay.read_on(shard, entries[-1][0].decode() if entries else "0-0")
+            return False
+
+        return await self._read_pages(shards, call, take)
 
     async def _read_streams(
         self,
@@ -363,16 +406,3 @@ def fold_entry(views: ShardViews, fields: dict[bytes, bytes]) -> None:
                 run_id[:64].decode(errors="replace"),
                 error,
             )
-
-
-def _outbox_entry(shard: OwnedShard, entry_id: bytes, fields: dict[bytes, bytes]) -> OutboxEntry:
-    """One without messages, which is deleted, if it can't be read."""
-    number = entry_id.decode()
-    try:
-        messages = decode_outbox(fields.get(b"messages", b""))
-        if not 0 < len(messages) <= int(number.partition("-")[2]):
-            raise ValueError(f"it has {len(messages)} messages")
-    except DECODE_ERRORS as error:
-        _log.error("outbox entry %s of shard %d can't be read and is dropped: %s", number, shard.number, error)
-        messages = []
-    return OutboxEntry(number, messages)

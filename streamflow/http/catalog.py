@@ -124,7 +124,7 @@ AGENDA_LAG = Metric(
     "streamflow_agenda_lag_seconds", "gauge", "daemon", "For how long a run has been due that no commit has taken yet."
 )
 OUTBOX_MESSAGES = Metric(
-    "streamflow_outbox_messages", "gauge", "daemon", "Messages to shards and queues that are not delivered yet."
+    "streamflow_outbox_messages", "gauge", "daemon", "Undelivered messages to shards and queues, in memory."
 )
 OUTBOX_LAG = Metric(
     "streamflow_outbox_lag_seconds", "gauge", "daemon", "For how long the oldest of them has been first in its line."

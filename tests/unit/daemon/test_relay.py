@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec import Raw
 
 from streamflow.daemon import relay as relay_module
@@ -12,7 +15,7 @@ from streamflow.daemon.relay import OutboxEntry, Relay
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.store.connection import Call
 from streamflow.store.kernel import WORKERS
-from streamflow.wire import OutboxMessage, encode_job
+from streamflow.wire import OutboxMessage, encode_job, encode_outbox, stream_order
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
 from tests.support.fakes import KERNEL, FakeClock, FakeStore, owned
@@ -245,3 +248,160 @@ async def test_an_entry_is_deleted_when_all_of_its_messages_are_delivered(monkey
     assert await relay.run_once()
     assert source.sent == ["7-5"]
     assert [numbers(call) for call in store.sent("deliver_messages")] == [["7-3", "7-5"], ["7-4"], ["7-4"]]
+
+
+# --- a backlog --------------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """The outbox of one shard on the server, and what its targets have accepted; those in `broken` refuse."""
+
+    def __init__(self, most: int = 20 * 600) -> None:
+        self.outbox: dict[str, list[OutboxMessage]] = {}
+        self.everything: dict[str, list[OutboxMessage]] = {}
+        self.accepted: dict[int, list[str]] = {}
+        self.broken: set[int] = set()
+        self.store = FakeStore(deliver_messages=self._deliver, read_stream=self._read)
+        self.relay = Relay(self.store, KERNEL, FakeClock(), most)  # type: ignore[arg-type]
+        self.source = owned()
+        self.number = 0
+        self.largest = 0
+
+    def commit(self, *targets: int, size: int = 100, handed_over: bool = True) -> None:
+        self.number += len(targets)
+        messages = [OutboxMessage(target, "signal", "r", b"x" * size) for target in targets]
+        self.outbox[f"7-{self.number}"] = self.everything[f"7-{self.number}"] = messages
+        if handed_over:
+            self.relay.hand_over(self.source, [OutboxEntry(f"7-{self.number}", messages)])
+
+    def _deliver(self, call: Call[Any]) -> Any:
+        target = next(n for n in range(10) if f"ns/{n}}}" in call.keys[0])
+        if target in self.broken:
+            return StoreError("full")
+        last = self.accepted.setdefault(target, ["7-0"])
+        for number in numbers(call):
+            if stream_order(number) > stream_order(last[-1]):
+                last.append(number)
+        return last[-1]
+
+    def _read(self, call: Call[Any]) -> Any:
+        after, limit = call.args
+        found: list[Any] = []
+        for number, messages in self.outbox.items():
+            if stream_order(number) > stream_order(after):
+                found.append((number.encode(), {b"messages": encode_outbox(messages)}))
+                limit -= sum(len(message.body) for message in messages)
+                if limit <= 0:
+                    return True, found
+        return False, found
+
+    async def turn(self) -> None:
+        await self.relay.run_once()
+        self.largest = max(self.largest, self.relay.waiting)
+        for number in self.source.sent:  # the next commit deletes them
+            self.outbox.pop(number, None)
+        self.source.sent.clear()
+
+    async def deliver_all(self) -> None:
+        for _ in range(10_000):
+            if not self.outbox:
+                return
+            await self.turn()
+        raise AssertionError(f"{len(self.outbox)} entries are left")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    monkeypatch.setattr(relay_module, "RETRY_PAUSE", -1.0)
+    monkeypatch.setattr(relay_module, "PAGE_BYTES", 1000)
+    monkeypatch.setattr(relay_module, "MESSAGES", 5)
+    return Server()
+
+
+async def test_a_broken_target_costs_bounded_memory_and_delays_no_other(server: Server) -> None:
+    server.broken = {2}
+    for _ in range(500):
+        server.commit(1, 2, 2, 3)
+        await server.turn()
+    assert server.largest <= 40, "messages in memory"
+    assert [len(server.accepted[target]) for target in (1, 3)] == [501, 501]
+    assert len(server.outbox) == 500
+    server.broken = set()
+    await server.deliver_all()
+    assert server.accepted[2][1:] == [f"7-{4 * n + m}" for n in range(500) for m in (2, 3)]
+    assert server.largest <= 40
+    assert server.relay.waiting == 0
+    assert not server.relay._held
+    server.commit(1, 2)
+    await server.turn()
+    assert not server.outbox, "delivered from memory, without a read"
+
+
+async def test_a_takeover_holds_only_the_beginning_of_a_long_outbox(server: Server) -> None:
+    for _ in range(500):
+        server.commit(1, 2, handed_over=False)
+    server.relay.read_on(server.source, "0-0")
+    server.commit(1)
+    await server.deliver_all()
+    assert server.largest <= 30
+    assert server.accepted[1][-1] == "7-1001"
+    assert [len(accepted) for accepted in server.accepted.values()] == [502, 501]
+
+
+async def test_an_outbox_that_cannot_be_read_stops_no_other_delivery(server: Server, caplog: Any) -> None:
+    server.relay.read_on(server.source, "0-0")
+    server.store.answers["read_stream"] = StoreError("WRONGTYPE")
+    other = owned(5)
+    server.relay.hand_over(other, [message(1)])
+    assert not await server.relay.run_once()
+    assert other.sent == ["7-1"]
+    assert "the outbox of shard 0 can't be read, will retry" in caplog.text
+
+
+class Ticks:
+    """A clock that moves with each look at it."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def monotonic(self) -> int:
+        self.now += 1
+        return self.now
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_each_target_gets_its_messages_in_order_whatever_is_broken(data: st.DataObject) -> None:
+    """Nothing is left out, memory is bounded, and every entry is deleted in the end."""
+
+    async def play() -> None:
+        server = Server(most=data.draw(st.integers(2, 30)) * 600)
+        for _ in range(data.draw(st.integers(0, 30))):
+            server.commit(*data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=6)), handed_over=False)
+        if server.outbox:
+            server.relay.read_on(server.source, "0-0")
+        for _ in range(data.draw(st.integers(0, 30))):
+            server.broken = data.draw(st.sets(st.integers(1, 4)))
+            for _ in range(data.draw(st.integers(0, 5))):
+                server.commit(*data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=6)))
+            await server.turn()
+        server.broken = set()
+        sent = {
+            target: [
+                f"7-{int(last[2:]) - len(messages) + n + 1}"
+                for last, messages in server.everything.items()
+                for n, message in enumerate(messages)
+                if message.target == target
+            ]
+            for target in range(1, 5)
+        }
+        await server.deliver_all()
+        assert {target: server.accepted.get(target, [""])[1:] for target in sent} == sent
+        assert (server.relay.waiting, server.relay._held) == (0, 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(relay_module, "time", Ticks())
+        patch.setattr(relay_module, "RETRY_PAUSE", data.draw(st.integers(-1, 12)))
+        patch.setattr(relay_module, "PAGE_BYTES", 1000)
+        patch.setattr(relay_module, "MESSAGES", 5)
+        anyio.run(play)
