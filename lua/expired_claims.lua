@@ -4,12 +4,14 @@
 -- Nothing is given to another worker here: the caller reports to the run that the attempt is over, and the run decides
 -- about another one. So a reply that is lost, or two callers at once, do no harm. Entries that were superseded are
 -- deleted; consumers that were idle for `quiet` ms and have nothing pending are removed.
--- `clock` is the server's, by which claims are timed: callers compare it with their own.
+-- `clock` is the server's, by which claims are timed: callers compare it with their own. While there are claims, it is
+-- kept beside the details: `before` is that of the last look of any worker, and tells a caller's first one that the
+-- clock was set back. It stays until `restart_claims` has done its work, since a reply may be lost.
 -- About a megabyte of entries is looked at in one call. `after` is the `last` of the call before: '' for the first.
 --
 -- KEYS   stream, steps, details
 -- ARGV   group, idle (ms), quiet (ms), limit, after
--- RETURNS clock (ms) last (the entry behind which more are, '' if there are none)
+-- RETURNS clock (ms) last (the entry behind which more are, '' if there are none) before (ms, '' for none)
 --         then for each expired entry: entry consumer id created seq attempt details / WRONGTYPE key
 -- @include shared/clock
 -- @include shared/holds
@@ -17,15 +19,17 @@
 local stream, steps, details = KEYS[1], KEYS[2], KEYS[3]
 local group, idle, quiet, limit, after = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local BYTES = 1024 * 1024
+local SLACK = 1000 -- ms by which clocks may go back that are not set
 
 if not holds(stream, 'stream') then return redis.error_reply('WRONGTYPE ' .. stream) end
 if not holds(steps, 'hash') then return redis.error_reply('WRONGTYPE ' .. steps) end
 if not holds(details, 'hash') then return redis.error_reply('WRONGTYPE ' .. details) end
 local pending = redis.pcall('XPENDING', stream, group, 'IDLE', idle, after == '' and '-' or '(' .. after, '+', limit)
 local clock = string.format('%.0f', shard_clock('', nil))
-if pending.err then return {clock, ''} end
+if pending.err then return {clock, '', ''} end
 
-local reply, bytes = {clock, ''}, 0
+local before = redis.call('HGET', details, 'clock') or ''
+local reply, bytes = {clock, '', before}, 0
 for n, claim in ipairs(pending) do
   local entry, consumer = claim[1], claim[2]
   local fields = {}
@@ -49,6 +53,11 @@ for n, claim in ipairs(pending) do
     reply[2] = entry
     break
   end
+end
+if redis.call('XPENDING', stream, group)[1] == 0 then
+  if before ~= '' then redis.call('HDEL', details, 'clock') end
+elseif (tonumber(before) or 0) <= tonumber(clock) + SLACK then
+  redis.call('HSET', details, 'clock', clock)
 end
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
   local facts = {}

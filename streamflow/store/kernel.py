@@ -145,11 +145,13 @@ class ExpiredClaim(msgspec.Struct, frozen=True):
 
 
 class ExpiredClaims(msgspec.Struct, frozen=True):
-    """`last`: the entry behind which there are more; empty if these are all. `clock`: the server's, ms."""
+    """`last`: the entry behind which there are more; empty if these are all. `clock`: the server's, ms; `before`: what
+    it was when somebody looked last, 0 for unknown."""
 
     last: str = ""
     claims: list[ExpiredClaim] = []
     clock: int = 0
+    before: int = 0
 
 
 class LentStep(msgspec.Struct, frozen=True):
@@ -664,8 +666,8 @@ class Kernel:
 
         At most `limit`, behind the entry `after`. Returns the last one, if there may be more behind it, else ''.
         """
-        stream = self.keys.queue(queue, partition).stream
-        return Call("restart_claims", [stream], [WORKERS, limit, after], bytes.decode)
+        keys = self.keys.queue(queue, partition)
+        return Call("restart_claims", [keys.stream, keys.details], [WORKERS, limit, after], bytes.decode)
 
     def ack_attempts(self, queue: str, partition: int, claims: Sequence[ClaimRef]) -> Call[bytes]:
         """Remove entries from a queue partition: their outcomes are reported, or they are not needed any more.
@@ -847,9 +849,9 @@ def _expired_claims(reply: list[bytes]) -> ExpiredClaims:
             _number(attempt),
             details,
         )
-        for entry, consumer, run, created, seq, attempt, details in zip(*[iter(reply[2:])] * 7, strict=True)
+        for entry, consumer, run, created, seq, attempt, details in zip(*[iter(reply[3:])] * 7, strict=True)
     ]
-    return ExpiredClaims(reply[1].decode(), claims, int(reply[0]))
+    return ExpiredClaims(reply[1].decode(), claims, int(reply[0]), _number(reply[2]))
 
 
 def _number(text: bytes) -> int:

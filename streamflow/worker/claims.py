@@ -456,9 +456,12 @@ class Claims:
         asked = time.monotonic()
         answers: list[ExpiredClaims | StoreError] = await self._store.send(calls)
         now = time.monotonic()
-        clocks = [answer.clock for answer in answers if not isinstance(answer, StoreError)]
-        if clocks and clocks[-1]:
-            await self._compare_clocks(clocks[-1] / 1000, asked, now)
+        clocks = [(answer.clock, answer.before) for answer in answers if not isinstance(answer, StoreError)]
+        if clocks and clocks[-1][0]:
+            server = clocks[-1][0] / 1000
+            if self._server_clock is None:  # the first look: another worker may have looked before
+                self._server_clock = max(server, *(before / 1000 for _, before in clocks)), now
+            await self._compare_clocks(server, asked, now)
         if now - self._checked_at > max(0.75 * self._timeout, 0.5 * self._timeout + 1.0):
             self._expires_from = now + self._timeout + RECONNECT_GRACE
         self._checked_at = now

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamflow.store.kernel import WORKERS, ClaimRef, ExpiredClaim, Offer
+from streamflow.store.kernel import WORKERS, ClaimRef, ExpiredClaim, ExpiredClaims, Offer
 from tests.kernel.support import Shard
 
 OF_QUEUES = (
@@ -69,9 +69,14 @@ class QueuePartition:
         self, idle_ms: int = 0, quiet_ms: int = 3_600_000, limit: int = 100, after: str = ""
     ) -> list[ExpiredClaim]:
         """Also gives in `last` behind which entry there are more."""
-        found = await self.shard.do(self.kernel.expired_claims(*self.at, idle_ms, quiet_ms, limit, after))
+        found = await self.look(idle_ms, quiet_ms, limit, after)
         self.last = found.last
         return found.claims
+
+    async def look(
+        self, idle_ms: int = 0, quiet_ms: int = 3_600_000, limit: int = 100, after: str = ""
+    ) -> ExpiredClaims:
+        return await self.shard.do(self.kernel.expired_claims(*self.at, idle_ms, quiet_ms, limit, after))
 
     async def ack(self, *claims: ClaimRef) -> None:
         await self.shard.do(self.kernel.ack_attempts(*self.at, claims))

@@ -8,7 +8,7 @@ import pytest
 
 from streamflow.store.kernel import WORKERS, ClaimRef, ExpiredClaim
 from tests.kernel.queue import QueuePartition
-from tests.kernel.support import Shard
+from tests.kernel.support import FUTURE, Shard
 
 pytestmark = pytest.mark.anyio
 
@@ -72,6 +72,28 @@ async def test_large_entries_are_looked_at_in_portions(real_shard: Shard) -> Non
     while not portions or queue.last:
         portions.append([dead.seq for dead in await queue.expired(after=queue.last)])
     assert portions == [[0], [1, 2, 3], [4]]
+
+
+async def test_while_there_are_claims_the_clock_of_the_last_look_is_kept(real_shard: Shard) -> None:
+    queue = QueuePartition(real_shard)
+    [claim] = await queue.taken(queue.step())
+    first, second = [await queue.look(idle_ms=60_000) for _ in range(2)]
+    assert (first.before, second.before) == (0, first.clock)
+    await queue.ack(claim)
+    await queue.look(idle_ms=60_000)
+    assert await queue.is_empty()
+
+
+async def test_a_clock_set_back_is_noticed_until_claims_are_restarted(real_shard: Shard) -> None:
+    """Also by a worker that has not got the reply of its first look."""
+    queue = QueuePartition(real_shard)
+    await queue.taken(queue.step(seq=1), queue.step(seq=2))
+    await real_shard.plain("HSET", queue.keys.details, "clock", str(FUTURE))
+    assert [(await queue.look(idle_ms=60_000)).before for _ in range(2)] == [FUTURE, FUTURE]
+    last = await real_shard.do(queue.kernel.restart_claims(*queue.at, 1))
+    assert (await queue.look(idle_ms=60_000)).before == FUTURE
+    assert await real_shard.do(queue.kernel.restart_claims(*queue.at, 10, last)) == ""
+    assert (await queue.look(idle_ms=60_000)).before == 0
 
 
 async def test_an_entry_that_waits_for_a_worker_has_not_expired(real_shard: Shard) -> None:

@@ -375,6 +375,22 @@ async def test_an_attempt_of_a_dead_worker_ends_as_lost_with_its_details(it: Ben
     assert it.store.sent("ack_attempts")[0].args[1:] == ["9-0", "a/4"]
 
 
+@pytest.mark.parametrize("back", [3_600_000, 100, -3_600_000])
+async def test_the_first_look_notices_that_the_servers_clock_was_set_back(
+    it: Bench, monkeypatch: pytest.MonkeyPatch, back: int
+) -> None:
+    """No worker was there then: claims of dead ones would not expire for as long as it was set back."""
+    monkeypatch.setattr("streamflow.worker.claims.time", Clock())
+    now = 1_700_000_000_000
+    it.store.answers |= {
+        "restart_claims": lambda _: "",
+        "expired_claims": lambda call: ExpiredClaims("", [], now, now + back if "/2}" in call.keys[0] else 0),
+    }
+    for _ in range(2):
+        await it.claims.expire_once()
+    assert len(it.store.sent("restart_claims")) == (8 if back > 1000 else 0)
+
+
 @pytest.mark.parametrize("jump", [3600.0, -3600.0])
 async def test_a_jump_of_the_servers_clock_makes_no_worker_dead(
     it: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, jump: float
