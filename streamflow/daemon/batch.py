@@ -698,10 +698,11 @@ class ShardBatch:
 
     def make_spans(self, tracing: Tracing) -> None:
         """The batch is committed: make the spans that end with it."""
-        by_id = {done.run_id: done.live.machine for done in self.reduced}
-        for run_id, kind, name, sender, arrived in self.received:
-            if run_id in by_id:  # else it comes again with the next batch
-                tracing.received(by_id[run_id], kind, name, sender, arrived)
+        if self.received:
+            by_id = {done.run_id: done.live.machine for done in self.reduced}
+            for run_id, kind, name, sender, arrived in self.received:
+                if run_id in by_id:  # else it comes again with the next batch
+                    tracing.received(by_id[run_id], kind, name, sender, arrived)
         for done in self.reduced:
             tracing.committed(done.live.machine, done.header, done.effects.events)
 

@@ -31,7 +31,7 @@ KNOWN = 2048
 
 def extract(text: str) -> Context:
     """The context that was packed; an empty one for an empty text, or one that isn't understood."""
-    return propagate.extract(unpack(text), context=Context())
+    return propagate.extract(unpack(text), context=Context()) if text else Context()
 
 
 extract_again = functools.lru_cache(KNOWN)(extract)
@@ -51,9 +51,22 @@ def derived_span_id(trace_id: int, run_id: str, created: int, generation: int) -
 
 
 class RunTrace:
-    """`parent` is the context in which the run was started; `begun` when its generation began, ns since 1970."""
+    """`parent` is the context in which the run was started; `begun` when its generation began, ns since 1970.
+    `dropped`: the sampler wants no span of this run, nor of what belongs to it."""
 
-    __slots__ = ("_base", "_contexts", "_flags", "_state", "begun", "created", "parent", "run_id", "trace_id")
+    __slots__ = (
+        "_flags",
+        "_generation",
+        "_own",
+        "_state",
+        "_text",
+        "begun",
+        "created",
+        "dropped",
+        "parent",
+        "run_id",
+        "trace_id",
+    )
 
     def __init__(
         self,
@@ -64,31 +77,42 @@ class RunTrace:
         flags: TraceFlags,
         state: TraceState | None,
         begun: int,
+        *,
+        dropped: bool = False,
     ) -> None:
         self.run_id = run_id
         self.created = created
         self.parent = parent
         self.trace_id = trace_id
         self.begun = begun
+        self.dropped = dropped
         self._flags = flags
         self._state = state
-        self._contexts: dict[int, tuple[SpanContext, str]] = {}
+        self._of(0)
 
-    def _of(self, generation: int) -> tuple[SpanContext, str]:
-        known = self._contexts.get(generation)
-        if known is None:
-            span_id = derived_span_id(self.trace_id, self.run_id, self.created, generation)
-            own = SpanContext(self.trace_id, span_id, is_remote=False, trace_flags=self._flags, trace_state=self._state)
-            text = inject(trace.set_span_in_context(NonRecordingSpan(own), self.parent))
-            self._contexts = {generation: (own, text)}
-            known = own, text
-        return known
+    def _of(self, generation: int) -> None:
+        span_id = derived_span_id(self.trace_id, self.run_id, self.created, generation)
+        self._own = own = SpanContext(
+            self.trace_id, span_id, is_remote=False, trace_flags=self._flags, trace_state=self._state
+        )
+        self._text = inject(trace.set_span_in_context(NonRecordingSpan(own), self.parent))
+        self._generation = generation
 
     def span_context(self, generation: int) -> SpanContext:
-        return self._of(generation)[0]
+        if generation != self._generation:
+            self._of(generation)
+        return self._own
 
     def text(self, generation: int) -> str:
-        return self._of(generation)[1]
+        if generation != self._generation:
+            self._of(generation)
+        return self._text
+
+    def remote(self) -> Context:
+        """What others extract from `text`, where that is a `traceparent` alone."""
+        own = self._own
+        remote = SpanContext(own.trace_id, own.span_id, is_remote=True, trace_flags=own.trace_flags)
+        return trace.set_span_in_context(NonRecordingSpan(remote), Context())
 
     def enter(self) -> None:
         otel_context.attach(trace.set_span_in_context(_CodeSpan(self), self.parent))

@@ -45,7 +45,8 @@ from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import Outcome
 from streamflow.model.record import Header
-from streamflow.tracing.run_trace import RunTrace, derived_span_id, extract, extract_again, inject
+from streamflow.model.trace_context import TRACEPARENT
+from streamflow.tracing.run_trace import KNOWN, RunTrace, derived_span_id, extract, extract_again, inject
 from streamflow.version import __version__
 from streamflow.workflow.actions import StepJob
 
@@ -55,6 +56,10 @@ COMPLAIN_EVERY = 60.0
 """Seconds between two log lines about spans that can't be made."""
 NS_PER_MS = 1_000_000
 SAMPLED = TraceFlags.SAMPLED
+ASKS_THE_PARENT = (
+    "remoteParentNotSampled:AlwaysOffSampler,localParentSampled:AlwaysOnSampler,localParentNotSampled:AlwaysOffSampler}"
+)
+"""How the description ends of a sampler that drops all that belongs to a span that isn't sampled, as the usual ones."""
 RANDOM = 0x02
 """The flag of W3C Trace Context, level 2, that says that the id of the trace is random."""
 
@@ -117,6 +122,26 @@ class Attempt:
             self.span.end()
 
 
+class _Dropped(Attempt):
+    """In the place of the spans of all attempts with this parent, which isn't sampled: their code runs in the context
+    of the parent, so that what it opens is dropped, too."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, tracing: Tracing, text: str, parent: Context) -> None:
+        self._tracing = tracing
+        self._text = text
+        self.span = trace.get_current_span(parent)
+        self.context = parent
+
+    @property
+    def text(self) -> str:
+        return self._text
+
+    def end(self, outcome: Outcome | None) -> None:
+        pass
+
+
 class Tracing:
     """Makes the spans of one process. None of its methods raises."""
 
@@ -126,6 +151,11 @@ class Tracing:
         self._ids = _Ids(getattr(tracer, "id_generator", None))
         self._own = copy.copy(tracer)
         cast("Any", self._own).id_generator = self._ids
+        description = "" if self._sampler is None else str(self._sampler.get_description())
+        self._asks_the_parent = description.startswith("ParentBased{") and description.endswith(ASKS_THE_PARENT)
+        """The sampler decides once in a trace; what it has dropped costs nothing more from there on."""
+        self._dropped: dict[str, _Dropped] = {}
+        """By the packed context of the parent, which all steps of a run have."""
         self._complained = -COMPLAIN_EVERY
         self._foreign_ids = False
 
@@ -182,7 +212,11 @@ class Tracing:
         `begun`: when its generation began (ms), if it is not the first."""
         with self.unharmed():
             run = self._run(run_id, header, (begun or header.created) * NS_PER_MS)
-            return run, header if header.trace else msgspec.structs.replace(header, trace=run.text(0))
+            if not header.trace:
+                header = msgspec.structs.replace(header, trace=run.text(0))
+                if run.dropped and TRACEPARENT.fullmatch(header.trace):  # else more than the span is in the context
+                    self._drop(header.trace, run.remote())
+            return run, header
         return None, header
 
     def _run(self, run_id: str, header: Header, begun: int) -> RunTrace:
@@ -199,17 +233,34 @@ class Tracing:
             trace_id = self._ids.generate_trace_id()
             flags = TraceFlags(SAMPLED | (RANDOM if self._ids.is_trace_id_random() else 0))
         state = sent.trace_state
+        dropped = False
         if self._sampler is not None:  # of a provider that isn't the SDK's it isn't known
             kind, attributes = SpanKind.CONSUMER, _of_run(run_id, header)
             sampled = self._sampler.should_sample(parent, trace_id, f"run {header.workflow}", kind, attributes, ())
             flags = TraceFlags(flags & ~SAMPLED | (SAMPLED if sampled.decision.is_sampled() else 0))
             state = sampled.trace_state or state
-        return RunTrace(run_id, created, parent, trace_id, flags, state, begun)
+            dropped = self._asks_the_parent and not sampled.decision.is_recording()
+        return RunTrace(run_id, created, parent, trace_id, flags, state, begun, dropped=dropped)
+
+    def _drop(self, text: str, parent: Context) -> _Dropped:
+        if len(self._dropped) >= KNOWN:
+            self._dropped.clear()
+        made = self._dropped[text] = _Dropped(self, text, parent)
+        return made
+
+    def _parent(self, text: str) -> tuple[Context, _Dropped | None]:
+        """The context of what a run has sent; and if the sampler drops whatever belongs to it, what to have instead."""
+        parent = extract_again(text)
+        if self._asks_the_parent:
+            sent = trace.get_current_span(parent).get_span_context()
+            if sent.is_valid and not sent.trace_flags.sampled:
+                return parent, self._drop(text, parent)
+        return parent, None
 
     def committed(self, machine: RunMachine, header: Header, made: list[AnyEvent]) -> None:
         """The events of one transition of a traced run are committed: make the spans that end with them."""
         run = cast("RunTrace | None", machine.trace)
-        if run is None:
+        if run is None or run.dropped:
             return
         with self.unharmed():
             at = machine.at * NS_PER_MS + NS_PER_MS - 1  # the end of that ms: an attempt may have ended in it
@@ -272,7 +323,7 @@ class Tracing:
     def received(self, machine: RunMachine, kind: str, name: str, sender: str, arrived_ms: int) -> None:
         """A signal or question was taken into a traced run, and that is committed."""
         run = cast("RunTrace | None", machine.trace)
-        if run is None:
+        if run is None or run.dropped:
             return
         with self.unharmed():
             sent = trace.get_current_span(extract(sender)).get_span_context()
@@ -287,7 +338,12 @@ class Tracing:
 
     def waited(self, queue: str, run_id: str, job: StepJob, entered_ms: int) -> None:
         """A worker has taken an attempt from its queue. `entered_ms`: when it came there, on the server's clock."""
+        if job.trace in self._dropped:
+            return
         with self.unharmed():
+            parent, dropped = self._parent(job.trace)
+            if dropped is not None:
+                return
             now = time.time_ns()
             start = min(entered_ms * NS_PER_MS or now, now)
             attributes = {
@@ -296,14 +352,17 @@ class Tracing:
                 "messaging.system": "streamflow",
                 "messaging.destination.name": queue,
             }
-            self._tracer.start_span(
-                f"wait {queue}", extract_again(job.trace), attributes=attributes, start_time=start
-            ).end(now)
+            self._tracer.start_span(f"wait {queue}", parent, attributes=attributes, start_time=start).end(now)
 
     def attempt(self, run_id: str, job: StepJob) -> Attempt | None:
         """An attempt begins here."""
+        known = self._dropped.get(job.trace)
+        if known is not None:
+            return known
         with self.unharmed():
-            parent = extract_again(job.trace)
+            parent, dropped = self._parent(job.trace)
+            if dropped is not None:
+                return dropped
             attributes = _of_attempt(run_id, job)
             if job.step.queue:
                 attributes["streamflow.queue"] = job.step.queue
