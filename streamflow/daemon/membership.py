@@ -117,7 +117,7 @@ class Membership:
         self._server_generation = context.store.server_generation
         self._rebalance_needed = anyio.Event()
         self._unchecked = 0
-        """Heartbeats since shards were compared with what this daemon should own."""
+        """Heartbeats since shards were last compared with what this daemon should own, without an error."""
         self._is_losing = False
         self._heartbeat_lock = anyio.Lock()
         self._rebalance_lock = anyio.Lock()
@@ -187,7 +187,7 @@ class Membership:
             await self._rebalance()
 
     async def _rebalance(self) -> None:
-        self._unchecked = 0
+        self._unchecked = CHECK_EVERY  # if this fails, the next heartbeat leads here again
         if self._server_generation != self._store.server_generation:
             _log.warning("the server restarted or was replaced")
             self.start_over()
@@ -197,6 +197,7 @@ class Membership:
         if not self.draining:
             await self._acquire()
         await self._reader.shards_changed()
+        self._unchecked = 0
 
     async def leave(self) -> None:
         """Deregister this member, so that the others don't have to wait for `dead_after`. Ends its heartbeats."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 
@@ -188,6 +189,40 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def won_by(member: str, *members: str) -> set[int]:
     return {number for number in range(SHARDS) if winner_of(number, members) == member}
+
+
+async def test_shards_are_looked_through_only_when_something_has_changed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wants_a_look() -> bool:
+        bench.clock.now += 0.5
+        bench.membership._rebalance_needed = anyio.Event()
+        await bench.membership._heartbeat_and_check()
+        return bench.membership._rebalance_needed.is_set()
+
+    assert await wants_a_look(), "it owns nothing yet"
+    await bench.turn()
+    assert not await wants_a_look()
+    bench.parts.shards[3].broken = "a key of a wrong type"
+    assert await wants_a_look()
+    bench.parts.shards[3].broken = ""
+    bench.parts.drop(bench.parts.shards[5])
+    assert await wants_a_look()
+    await bench.turn()
+    assert not await wants_a_look()
+    bench.other_beats("other", 1)
+    assert await wants_a_look(), "half of them are for the other one"
+    del bench.members["other"]
+    await bench.turn(0.5)
+    assert sum([await wants_a_look() for _ in range(2 * module.CHECK_EVERY)]) > 0, "now and then in any case"
+
+    async def fails() -> None:
+        raise StoreUnavailable("no answer")
+
+    monkeypatch.setattr(bench.parts, "shards_changed", fails)
+    with pytest.raises(StoreUnavailable):
+        await bench.turn()
+    assert await wants_a_look(), "the readers don't know of all shards yet"
 
 
 async def test_the_only_member_takes_every_shard_by_the_token_that_it_saw(bench: Bench) -> None:
