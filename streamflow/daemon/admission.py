@@ -66,7 +66,8 @@ class Admission:
             return
         if time.monotonic() - self._counted > COUNT_SECONDS:
             await self._count()
-        if not self._owner.is_full and (shards := self._next_shards(LOOK_MOST)):
+        most = math.inf if starts.may_look else LOOK_MOST
+        if not self._owner.is_full and (shards := self._next_shards(most)):
             await self._fetch(shards, LOOK)
 
     def waiting(self) -> int:

@@ -31,8 +31,8 @@ MOST_SEVERAL = 64
 LEAST_PART = 8
 """Of so many starts that a round may have, it has one in any case, however many runs are under way."""
 ENOUGH, MOST, ENOUGH_BYTES = 4, 40, 8 * 1024 * 1024
-"""Rounds of starts in memory with which no more are read from the server, of tenants that may begin and of all; and
-bytes of them."""
+"""Rounds of starts in memory with which no more are read from the server, usually and while some tenants may not begin;
+and bytes of them."""
 TRICKLE = 1.0
 """Seconds between two starts of a tenant while it, or the daemon, is full: each still gets on."""
 TRICKLED = 1000
@@ -73,9 +73,7 @@ class Starts:
         """Set when those could be read."""
         self._turns: OrderedDict[bytes, deque[str]] = OrderedDict()
         """Tenant or workflow -> ids of runs; the next one at the beginning."""
-        self._crowding = 0
-        """How many of those held may not begin in this round, because their tenants' runs crowd the slots."""
-        self._is_blocked = False
+        self.is_blocked = False
         """Some tenants may not begin in this round, so that no other round may follow by itself."""
         self.on_held: Callable[[], None] = lambda: None
         """Called when a start has come that waits while rounds don't follow each other."""
@@ -93,9 +91,14 @@ class Starts:
 
     @property
     def is_short(self) -> bool:
-        """Whether the next rounds could use more than there are."""
-        others = len(self.held) - self._crowding
-        return others < ENOUGH * self.limit and len(self.held) < MOST * self.limit and self.size < ENOUGH_BYTES
+        """Whether the next rounds could use more than there are. Not while some tenants may not begin: most of what is
+        read would be theirs."""
+        return not self.is_blocked and len(self.held) < ENOUGH * self.limit and self.size < ENOUGH_BYTES
+
+    @property
+    def may_look(self) -> bool:
+        """Whether some may be read while some tenants may not begin, to find those of others behind theirs."""
+        return self.is_blocked and len(self.held) < MOST * self.limit and self.size < ENOUGH_BYTES
 
     def offer(self, shard: OwnedShard, message: InboxMessage) -> bool:
         """Keep a message, if it is a start that has to wait, or is for a run whose start does. False: the caller passes
@@ -104,7 +107,7 @@ class Starts:
             return False
         if self.held or self.room <= 0:
             self.hold(shard, message)
-            if self._is_blocked:
+            if self.is_blocked:
                 self.on_held()
             return True
         self.room -= 1
@@ -136,11 +139,10 @@ class Starts:
         if 1 < len(self._turns) <= MOST_SEVERAL and self._has_small_beside_large():
             self._several_until = time.monotonic() + SEVERAL_SECONDS
         self.limit = self._several if time.monotonic() < self._several_until else max(ALONE, self._several)
-        self._is_blocked = is_full or bool(crowding)
-        if self._is_blocked:
+        self.is_blocked = is_full or bool(crowding)
+        if self.is_blocked:
             taken.extend(self._take_summoned())
         self._summoned.clear()
-        self._crowding = 0
         if is_full:
             self.room = 0
             taken.extend(self._trickle(list(self._turns)))
@@ -149,7 +151,6 @@ class Starts:
             crowded = [name for name in crowding if name in self._turns]
             taken.extend(self._trickle(crowded))
             apart = {name: self._turns.pop(name) for name in crowded if name in self._turns}
-            self._crowding = sum([len(waiting) for waiting in apart.values()])
             while self.room > 0 and self._turns:
                 name, waiting = self._turns.popitem(last=False)
                 held = self._pop(waiting)
@@ -161,7 +162,7 @@ class Starts:
             self._turns.update(apart)
             if crowding:
                 self.room = 0  # also those that come meanwhile wait for the next round, which knows whose they are
-        if self.more and not is_full and self.is_short:
+        if self.more and self.is_short:
             self.wanted.set()
         return taken
 
