@@ -122,6 +122,17 @@ async def clean_keys(url: str, namespace: str) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
+def modules_of_a_test_go_with_it(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests write apps of the same names, `flows` above all, and each must import its own."""
+    yield
+    written_by_tests = str(tmp_path_factory.getbasetemp())
+    for name, module in list(sys.modules.items()):
+        places = [getattr(module, "__file__", None), *getattr(module, "__path__", [])]
+        if any(place and place.startswith(written_by_tests) for place in places):
+            del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
 def this_process_is_no_daemon() -> Iterator[None]:
     """A command that ran a daemon in this process has left it as a daemon's own: there nobody ends the tasks of steps,
     and warnings are logged."""
