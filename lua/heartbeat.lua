@@ -1,17 +1,19 @@
 #!lua flags=allow-oom
--- heartbeat: store a daemon's heartbeat, remove members that the caller considers dead, and return all heartbeats.
+-- heartbeat: store a daemon's or worker's heartbeat, remove members that are considered dead, and return all heartbeats.
 --
 -- Liveness only: each daemon watches the others' heartbeats change on its own monotonic clock. A member is removed only
 -- if its heartbeat is still the one that was watched. Only a heartbeat that `joins` makes a member: one that arrives
 -- late, after its daemon has left, changes nothing, and a daemon that was removed joins again. The server's time is
--- what a daemon compares its own clock with (`daemon/clock.py`). Safe to run twice.
+-- what a daemon compares its own clock with (`daemon/clock.py`). There may be many workers, and they need not know each
+-- other: without `others` a heartbeat costs the same, however many there are. Safe to run twice.
 --
 -- KEYS   members
 -- ARGV   member,
 --        heartbeat, ('' removes the member)
 --        joins, ('' if it is a member already)
+--        others, ('' if only the caller's own heartbeat is wanted)
 --        then for each dead member: member, last_heartbeat
--- RETURNS ms (the server's time), then member heartbeat… of all members / WRONGTYPE key
+-- RETURNS ms (the server's time), then member heartbeat… of all members, or of the caller if it is one / WRONGTYPE key
 -- @include shared/holds
 local members = KEYS[1]
 if not holds(members, 'hash') then return redis.error_reply('WRONGTYPE ' .. members) end
@@ -21,9 +23,15 @@ if ARGV[2] == '' then
 elseif ARGV[3] ~= '' or redis.call('HEXISTS', members, ARGV[1]) == 1 then
   redis.call('HSET', members, ARGV[1], ARGV[2])
 end
-for i = 4, #ARGV, 2 do
+for i = 5, #ARGV, 2 do
   if redis.call('HGET', members, ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', members, ARGV[i]) end
 end
-local time, reply = redis.call('TIME'), redis.call('HGETALL', members)
+local time, reply = redis.call('TIME'), {}
+if ARGV[4] ~= '' then
+  reply = redis.call('HGETALL', members)
+else
+  local own = redis.call('HGET', members, ARGV[1])
+  if own then reply = {ARGV[1], own} end
+end
 table.insert(reply, 1, string.format('%.0f', tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)))
 return reply

@@ -21,7 +21,6 @@ from streamflow.daemon.context import Context
 from streamflow.daemon.deploy_check import DeployCheck
 from streamflow.daemon.figures import DaemonFigures
 from streamflow.daemon.health import Ownership
-from streamflow.daemon.heartbeat_process import HeartbeatProcess
 from streamflow.daemon.inbox import BLOCK_MS, LANES, InboxReader
 from streamflow.daemon.membership import Membership
 from streamflow.daemon.metrics import DaemonMetrics
@@ -50,6 +49,7 @@ from streamflow.store.namespace import check_server, open_namespace
 from streamflow.store.roles import Role
 from streamflow.tracing.setup import find_tracing, set_up_from_environment, shut_down
 from streamflow.version import __version__
+from streamflow.watch.heartbeat_process import HeartbeatProcess
 from streamflow.watch.report import HealthReport
 from streamflow.watch.watch import EVERY, Watch
 from streamflow.wire import Heartbeat
@@ -161,7 +161,13 @@ class Daemon:
                 in_file=signals,
             )
         if signals:
-            heart = HeartbeatProcess(context.kernel, settings, self.member)
+            heart = HeartbeatProcess(
+                settings.redis,
+                context.kernel.keys.members,
+                self.member,
+                every=settings.beat,
+                timeout=settings.dead_after,
+            )
             membership.on_beat, membership.on_leave = heart.sent, heart.stop
             heart.start()
         stand_in = StandIn(context, membership)

@@ -10,7 +10,8 @@ so they don't have to agree by messages. When a daemon
     joins   -> the present owners see it and release the shards that it wins; it acquires them at once. Steps that run
                go on where they are, and report to the new owner (`step_records.py`)
     leaves  -> it releases all its shards, gives its steps time to end, and deregisters
-    dies    -> after `dead_after` without a heartbeat the winners among the others acquire its shards at once
+    dies    -> the process beside it (`watch/heartbeat_process.py`) sees that and removes it, else the others do after
+               `dead_after` without a heartbeat; the winners among them acquire its shards at once
     pauses  -> as if it died; when it wakes, its next commit is refused and it drops the shards
 
 A daemon whose own heartbeats fail for two thirds of `dead_after` starts no more steps until one succeeds.
@@ -290,8 +291,11 @@ class Membership:
         if self._executor.held:
             _log.info("heartbeats succeed again, so steps are started again")
             self._executor.resume()
+        dead_names = {name for name, _ in dead}
         for name in [name for name in self._seen if name not in heartbeats]:
-            del self._seen[name]
+            gone = self._seen.pop(name)
+            if not gone.draining and name not in dead_names:
+                _log.warning("daemon %s has ended without handing over: its shards are taken over", name)
         for name, raw in heartbeats.items():
             seen = self._seen.get(name)
             if seen is None or seen.raw != raw:

@@ -692,18 +692,26 @@ class Kernel:
     # --- the namespace ------------------------------------------------------------------------------------------------
 
     def heartbeat(
-        self, member: str, heartbeat: bytes, dead: Iterable[tuple[str, bytes]] = (), *, joins: bool = True
+        self,
+        member: str,
+        heartbeat: bytes,
+        dead: Iterable[tuple[str, bytes]] = (),
+        *,
+        joins: bool = True,
+        others: bool = True,
+        members: str = "",
     ) -> Call[Heartbeats]:
-        """Store a daemon's heartbeat, remove members that the caller considers dead, and return all heartbeats.
+        """Store a heartbeat of a daemon or worker, remove members that the caller considers dead, and return all
+        heartbeats; without `others` only the caller's.
 
         An empty `heartbeat` removes the member itself. `dead`: (member, heartbeat that was seen last). Without `joins`
-        it is stored only if the caller is a member already. Returns the heartbeats of all members, and the server's
-        time.
+        it is stored only if the caller is a member already. `members`: the key that has them, unless it is that of the
+        daemons. Returns the heartbeats, and the server's time.
         """
-        args: list[Any] = [member, heartbeat, "1" if joins else ""]
+        args: list[Any] = [member, heartbeat, "1" if joins else "", "1" if others else ""]
         for dead_member, last_heartbeat in dead:
             args += (dead_member, last_heartbeat)
-        return Call("heartbeat", [self.keys.members], args, _heartbeats)
+        return Call("heartbeat", [members or self.keys.members], args, _heartbeats)
 
     def mark_suspects(self, member: str, seconds: int, body: bytes) -> Call[bytes]:
         """Note what a daemon or worker is about to run that may end its process, for its successor.

@@ -277,7 +277,7 @@ VERBS: dict[str, Verb] = {
     "heartbeat": Verb(
         lambda n: KERNEL.heartbeat("<member>", b"<heartbeat>", [("<member>", b"<last_heartbeat>")] * n["dead"]),
         {"dead": ("dead member",)},
-        lambda _: {"joins": "1"},
+        lambda _: {"joins": "1", "others": "1"},
     ),
     "open_namespace": Verb(
         lambda n: KERNEL.open_namespace(

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -81,6 +82,29 @@ async def test_runs_go_on_when_daemons_are_killed(
 
 async def _grown(journal: Path, size: int) -> bool:
     return journal.exists() and journal.stat().st_size >= size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a death is seen in /proc")
+async def test_the_death_of_a_daemon_is_reported_long_before_dead_after(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, journal: Path
+) -> None:
+    """The runs that it had in hand are taken over carefully, as after `dead_after`."""
+    async with cluster(embedded_server.url, namespace, tmp_path) as made:
+        slow = {"STREAMFLOW_DEAD_AFTER": "60"}
+        first = made.start(**slow)
+        await made.shared_by(first)
+        second = made.start(**slow)
+        await made.shared_by(first, second)
+        async with sf.connect(embedded_server.url, namespace=namespace) as client:
+            starting = asyncio.create_task(start_mixed(client, journal, 300))
+            await until(lambda: _grown(journal, 100), "steps are being executed")
+            first.send(signal.SIGKILL)
+            assert await first.wait() == -signal.SIGKILL
+            await made.shared_by(second, seconds=30)
+            assert second.logged("has ended without handing over")
+            assert not second.logged("is considered dead")
+            await finish_mixed(await starting)
+        await check(made, journal, 300)
 
 
 async def test_a_paused_daemon_loses_its_shards_and_drops_what_it_had(

@@ -157,7 +157,7 @@ class Bench:
 
     def _beat(self, call: Call[Any]) -> Any:
         """What `lua/heartbeat.lua` does: a dead member goes if its beat is still the one that was seen."""
-        member, beat, joins, *dead = call.args
+        member, beat, joins, _, *dead = call.args
         for name, last in zip(dead[::2], dead[1::2], strict=True):
             if self.members.get(name) == last:
                 del self.members[name]
@@ -294,7 +294,7 @@ async def test_a_member_that_resumes_in_time_is_not_removed(bench: Bench) -> Non
 async def test_a_dead_member_that_cannot_be_removed_owns_nothing(bench: Bench) -> None:
     bench.other_beats("\ufffd", 1)
     remove = bench.store.answers["heartbeat"]
-    bench.store.answers["heartbeat"] = lambda call: remove(Call(call.script, call.keys, call.args[:3]))
+    bench.store.answers["heartbeat"] = lambda call: remove(Call(call.script, call.keys, call.args[:4]))
     for _ in range(6):
         await bench.turn(after=0.5)
     assert "\ufffd" in bench.members

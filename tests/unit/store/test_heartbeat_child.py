@@ -1,9 +1,13 @@
-"""When the process for heartbeats repeats the last one of its daemon, and when it is silent."""
+"""When the process for heartbeats repeats the last one of its daemon, and what it reports of a death."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +24,9 @@ SETTINGS = {
     "every": 0.5,
     "limit": 1.0,
     "longest": 60.0,
+    "patience": 2.0,
+    "ended": "",
 }
-
-
-class Over(Exception):
-    """Nothing comes on the standard input any more."""
 
 
 def sent(
@@ -32,21 +34,27 @@ def sent(
     *lines: tuple[float, dict[str, Any] | None],
     is_primary: Callable[[], bool] = lambda: True,
     on_close: Callable[[], None] = lambda: None,
+    states: str = "S",
     **settings: Any,
-) -> list[dict[str, Any]]:
+) -> list[Any]:
     """What is sent when these lines come at these times (None: none came). `is_primary`: whether the server that the
-    connection leads to takes it."""
+    connection leads to takes it. `states`: of the parent in /proc, once the lines have ended; without a "Z" among them
+    it never ends."""
     clock = 0.0
     script = iter([(0.0, SETTINGS | settings), *lines])
-    found: list[dict[str, Any]] = []
+    following = iter(states)
+    found: list[Any] = []
 
     class Lines:
+        ended = False
+
         def next(self, _: float | None) -> bytes:
             nonlocal clock
             try:
                 clock, line = next(script)
             except StopIteration:
-                raise Over from None
+                self.ended = True
+                return b""
             return b"" if line is None else json.dumps(line).encode()
 
     class Client:
@@ -55,10 +63,14 @@ def sent(
             return self
 
         def __call__(self, keys: list[str], args: list[str]) -> None:
-            assert (keys, args[0], args[2]) == (["members"], "me", ""), "it makes nobody a member"
             if not is_primary():
                 raise heartbeat_child.redis.ReadOnlyError("You can't write against a read only replica.")
-            found.append(json.loads(args[1]))
+            assert (args[0], args[3]) == ("me", "")
+            if keys == ["members"]:
+                assert args[2] == "", "it makes nobody a member"
+                found.append(json.loads(args[1]) if args[1] else "removed")
+            else:
+                found.append((*keys, json.loads(args[1]), args[2]))
 
         def close(self) -> None:
             on_close()
@@ -67,8 +79,17 @@ def sent(
     monkeypatch.setattr(heartbeat_child.redis.Redis, "from_url", lambda *_, **__: Client())
     monkeypatch.setattr(heartbeat_child.signal, "signal", lambda *_: None)
     monkeypatch.setattr(heartbeat_child.time, "monotonic", lambda: clock)
-    with pytest.raises(Over):
-        heartbeat_child.main()
+
+    def has_ended(_: object) -> bool:
+        return next(following, "Z" if "Z" in states else "S") == "Z"
+
+    def sleep(seconds: float) -> None:
+        nonlocal clock
+        clock += seconds
+
+    monkeypatch.setattr(heartbeat_child.Parent, "has_ended", has_ended)
+    monkeypatch.setattr(heartbeat_child.time, "sleep", sleep)
+    heartbeat_child.main()
     return found
 
 
@@ -92,13 +113,78 @@ def test_it_is_silent_when_the_daemon_is_heard_again_or_stays_silent(monkeypatch
 
 
 def test_it_is_silent_for_a_daemon_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat_child, "is_stopped", lambda _: True)
+    monkeypatch.setattr(heartbeat_child.Parent, "is_stopped", lambda _: True)
     assert sent(monkeypatch, (0.0, {"beat": 7}), (1.5, None)) == []
 
 
-def test_a_process_that_runs_is_not_stopped_and_one_that_is_gone_is() -> None:
-    assert not heartbeat_child.is_stopped(os.getpid())
-    assert heartbeat_child.is_stopped(2**30)
+def test_a_worker_says_when_each_was_sent_by_the_servers_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sent(monkeypatch, (0.0, {"beat": 7, "sent": 5000}), (1.25, None)) == [{"beat": -7001, "sent": 6250}]
+
+
+def test_a_death_removes_the_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sent(monkeypatch, (0.0, {"beat": 7}), states="SSZ") == ["removed"]
+    assert sent(monkeypatch, (0.0, {"beat": 7}), (0.5, None), states="Z") == ["removed"], "its end of the pipe is open"
+    assert sent(monkeypatch, states="Z") == [], "it was not a member yet"
+
+
+def test_the_death_of_a_worker_is_noted_before_its_heartbeat_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = sent(monkeypatch, (0.0, {"beat": 7, "sent": 5000}), states="SSZ", ended="ended")
+    assert found == [("ended", {"beat": 7, "sent": 5020}, "1"), "removed"]
+
+
+def test_a_death_is_reported_until_the_server_takes_it_or_others_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+
+    def is_primary() -> bool:
+        return len(closed) == 3
+
+    def on_close() -> None:
+        closed.append(True)
+
+    assert sent(monkeypatch, (0.0, {"beat": 7}), states="Z", is_primary=is_primary, on_close=on_close) == ["removed"]
+    closed.clear()
+    assert sent(monkeypatch, (0.0, {"beat": 7}), states="Z", is_primary=lambda: False, on_close=on_close) == []
+    assert 10 <= len(closed) <= 12, "for two seconds"
+
+
+def test_a_daemon_that_has_closed_the_pipe_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sent(monkeypatch, (0.0, {"beat": 7}), states="S") == []
+
+
+def test_what_proc_says_of_a_process() -> None:
+    me = heartbeat_child.Parent(os.getpid())
+    assert (me.has_ended(), me.is_stopped()) == (False, False)
+    assert heartbeat_child.Parent(2**30).has_ended()
+
+
+def test_a_zombie_has_ended_and_a_stopped_process_has_not() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        seen = heartbeat_child.Parent(process.pid)
+        assert not seen.has_ended()
+        process.send_signal(signal.SIGSTOP)
+        wait_for(seen.is_stopped)
+        assert not seen.has_ended()
+        process.kill()
+        wait_for(seen.has_ended)
+        process.wait()
+        assert seen.has_ended()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_later_process_with_the_number_of_the_parent_is_not_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    me = heartbeat_child.Parent(os.getpid())
+    monkeypatch.setattr(me, "_began", "1")
+    assert me.has_ended()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    over = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < over
+        time.sleep(0.01)
 
 
 def test_lines_come_whole_from_the_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,5 +199,7 @@ def test_lines_come_whole_from_the_standard_input(monkeypatch: pytest.MonkeyPatc
     assert lines.next(1.0) == b"three"
     monkeypatch.setattr(heartbeat_child.select, "select", lambda *_: ([], [], []))
     assert lines.next(0.0) == b""
-    os.close(reader)
+    monkeypatch.setattr(heartbeat_child.select, "select", lambda *_: ([0], [], []))
     os.close(writer)
+    assert (lines.next(0.0), lines.ended) == (b"", True)
+    os.close(reader)

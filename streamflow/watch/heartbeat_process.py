@@ -1,9 +1,10 @@
-"""A second process that sends a daemon's heartbeats while code in C holds on to the daemon's interpreter.
+"""A second process beside a daemon or worker: sends its heartbeats while code in C holds on to its interpreter, and
+reports its death.
 
 Owns: that process, and what is written to it. Must not: decide when it beats (`store/heartbeat_child.py` does).
-Called by: the daemon (starts and stops it), membership (each heartbeat that was confirmed).
+Called by: daemon and worker (start and stop it), membership and claims (each heartbeat that was confirmed).
 
-Only for a daemon with a process of its own, on Linux: the other process has to see whether that is stopped.
+Only for one with a process of its own, on Linux: the other process has to see whether that is stopped, or gone.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ import time
 from pathlib import Path
 
 from streamflow.interpreter import python_command
-from streamflow.settings import Settings
 from streamflow.store import heartbeat_child
-from streamflow.store.kernel import Kernel
 from streamflow.store.scripts import load_scripts
 from streamflow.watch.watch import LONGEST
 
-_log = logging.getLogger("streamflow.membership")
+_log = logging.getLogger("streamflow.watch")
 
 
 RESTART_PAUSE = 60.0
@@ -31,10 +30,33 @@ RESTART_PAUSE = 60.0
 
 
 class HeartbeatProcess:
-    def __init__(self, kernel: Kernel, settings: Settings, member: str) -> None:
-        self._kernel = kernel
-        self._settings = settings
-        self._member = member
+    """`members`: the key with the heartbeats, of which this is `member`, every `every` seconds. `timeout`: seconds
+    without one after which it is considered dead. `ended`: the key in which its death is noted, if it is noted."""
+
+    def __init__(
+        self,
+        url: str,
+        members: str,
+        member: str,
+        *,
+        every: float,
+        timeout: float,
+        longest: float = LONGEST,
+        ended: str = "",
+    ) -> None:
+        self._settings = {
+            "url": url,
+            "script": load_scripts()["heartbeat"].source,
+            "key": members,
+            "member": member,
+            "ended": ended,
+            "parent": os.getpid(),
+            "every": every,
+            # Later than the thread that beats for a blocked event loop, which suffices in most cases.
+            "limit": max(1.75 * every, 0.65 * timeout),
+            "longest": longest,
+            "patience": timeout,
+        }
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         """When it was started last (monotonic s)."""
@@ -43,7 +65,6 @@ class HeartbeatProcess:
     def start(self) -> None:
         if self._stopped:
             return
-        settings = self._settings
         self._started = time.monotonic()
         self._process = process = subprocess.Popen(
             python_command(heartbeat_child.__file__),
@@ -54,36 +75,22 @@ class HeartbeatProcess:
         )
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)
-        self._write(
-            json.dumps(
-                {
-                    "url": settings.redis,
-                    "script": load_scripts()["heartbeat"].source,
-                    "key": self._kernel.keys.members,
-                    "member": self._member,
-                    "parent": os.getpid(),
-                    "every": settings.beat,
-                    # Later than the thread that beats for a blocked event loop, which suffices in most cases.
-                    "limit": max(1.75 * settings.beat, 0.65 * settings.dead_after),
-                    "longest": LONGEST,
-                }
-            ).encode()
-        )
+        self._write(json.dumps(self._settings).encode())
 
     def sent(self, heartbeat: bytes) -> None:
-        """This daemon has sent a heartbeat (JSON) itself."""
+        """The daemon or worker has sent a heartbeat (JSON) itself."""
         process = self._process
         if process is not None and process.poll() is not None and time.monotonic() - self._started > RESTART_PAUSE:
             _log.warning(
                 "the process for heartbeats ended (%d) and is started again: without it, code in C that holds the "
-                "interpreter makes this daemon look dead",
+                "interpreter makes this process look dead, and its death is noticed later",
                 process.returncode,
             )
             self.start()
         self._write(heartbeat)
 
     def stop(self) -> None:
-        """Before this daemon deregisters: no heartbeat of it comes later."""
+        """Before it deregisters: no heartbeat of it comes later, and its end is not reported as a death."""
         self._stopped = True
         process, self._process = self._process, None
         if process is not None:
