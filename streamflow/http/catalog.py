@@ -221,7 +221,11 @@ QUEUE_OLDEST = Metric(
     ("queue",),
 )
 QUEUE_WORKERS = Metric(
-    "streamflow_namespace_queue_workers", "gauge", "namespace", "Workers that have read the queue lately.", ("queue",)
+    "streamflow_namespace_queue_workers",
+    "gauge",
+    "namespace",
+    "Workers of the queue that live and are not draining.",
+    ("queue",),
 )
 QUEUES = Metric("streamflow_namespace_queues", "gauge", "namespace", "Queues that are registered.")
 DAEMONS = Metric("streamflow_namespace_daemons", "gauge", "namespace", "Daemons that are members.")

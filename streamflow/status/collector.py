@@ -3,7 +3,7 @@
 Owns: what is read for it, who counts as alive, rates between two samples, and moving an old rates view up to now.
 Must not: draw (`screen/`), change anything. Called by: `status`, `dev`, `demo`.
 
-    collect:  TIME, INFO, members, queue names, merged views, and for each shard its owner and inbox   (one pipeline)
+    collect:  TIME, INFO, members, workers, queue names, merged views, each shard's owner and inbox    (one pipeline)
               if there are queues, what is in them                                                     (a second one)
               with `shards=True` the log entries that each shard's views don't cover      (two, if there are any)
 
@@ -25,10 +25,12 @@ import msgspec
 from streamflow.client.client import Client
 from streamflow.errors import StoreError
 from streamflow.model.codec import DECODE_ERRORS
-from streamflow.status.model import DaemonRow, NamespaceStatus, Server, Shard, daemon_from, shards_from
+from streamflow.status.model import DaemonRow, NamespaceStatus, Server, Shard, WorkerRow, daemon_from, shards_from
 from streamflow.status.queues import queues_of
 from streamflow.store.connection import Call
 from streamflow.store.namespace import Namespace
+from streamflow.store.queues import clock_of
+from streamflow.store.workers import WorkerHeartbeat, live_workers
 from streamflow.views.registry import AVERAGE_S, SETTLE_S, VIEWS
 from streamflow.wire import Heartbeat, decode_heartbeat
 
@@ -98,12 +100,13 @@ class StatusCollector:
             _NOTHING if "INFO" in self._hidden else Call.plain("INFO"),
             _NOTHING if "CONFIG" in self._hidden else Call.plain("CONFIG", "GET", "appendfsync"),
             Call.plain("HGETALL", keys.members),
+            Call.plain("HGETALL", keys.workers),
             Call.plain("HKEYS", keys.queues),
             Call.plain("MGET", *(keys.view(name) for name in _VIEW_NAMES)),
             *(Call.plain("HMGET", shard.owner, "holder", "log") for shard in shards),
             *(Call.plain("XLEN", shard.inbox) for shard in shards),
         ]
-        clock, info, fsync, members, queues, merged, *rest = await client.store.send(calls, PATIENCE)
+        clock, info, fsync, members, workers, queues, merged, *rest = await client.store.send(calls, PATIENCE)
         for answer in (clock, members, merged):
             if isinstance(answer, StoreError):
                 raise answer
@@ -111,12 +114,14 @@ class StatusCollector:
         self._hidden |= {name for name, answer in (("INFO", info), ("CONFIG", fsync)) if isinstance(answer, StoreError)}
         status = NamespaceStatus(
             namespace=client.namespace,
-            as_of=int(clock[0]) * 1000 + int(clock[1]) // 1000,
+            as_of=clock_of(clock),
             server=None if "INFO" in self._hidden else _server(info, None if "CONFIG" in self._hidden else fsync),
             shards_total=namespace.shards,
         )
         if "INFO" in self._hidden:
             status.warnings.append("the server doesn't allow INFO: its version, memory and persistence aren't shown")
+        if not isinstance(workers, StoreError):
+            status.workers = [_worker(worker, status.as_of) for worker in live_workers(workers, status.as_of)]
         self._put_members(status, cast("Mapping[bytes, bytes]", members))
         status.as_of += self._ahead(status)
         _put_views(status, cast("Sequence[bytes | None]", merged))
@@ -237,6 +242,21 @@ def _text(value: object) -> str:
 
 
 # --- views ----------------------------------------------------------------------------------------------------------
+
+
+def _worker(worker: WorkerHeartbeat, clock: int) -> WorkerRow:
+    return WorkerRow(
+        name=worker.name,
+        host=worker.host,
+        pid=worker.pid,
+        started=worker.started,
+        queues=worker.queues,
+        concurrency=worker.concurrency,
+        running=worker.running,
+        draining=worker.draining,
+        version=worker.version,
+        beat_age=max(0.0, worker.age(clock)),
+    )
 
 
 def _put_views(status: NamespaceStatus, merged: Sequence[bytes | None]) -> None:

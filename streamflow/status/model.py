@@ -61,6 +61,25 @@ class Queue(msgspec.Struct, kw_only=True):
     workers: int = 0
 
 
+class WorkerRow(msgspec.Struct, kw_only=True):
+    """A worker that lives, as its last heartbeat says."""
+
+    name: str
+    host: str = ""
+    pid: int = 0
+    started: int = 0
+    """The server's clock, ms."""
+    queues: list[str] = []
+    concurrency: int = 0
+    """Steps that it runs at once, at most."""
+    running: int = 0
+    """Attempts that it has."""
+    draining: bool = False
+    version: str = ""
+    beat_age: float = 0.0
+    """Seconds since its heartbeat was sent, by the server's clock."""
+
+
 class NamespaceStatus(msgspec.Struct, kw_only=True):
     """`views`: merged and rendered, see `views/registry.py`. `oldest` rows: [run id, workflow, started ms]."""
 
@@ -74,6 +93,7 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
     shards: list[Shard] = []
     """Empty: not read."""
     queues: list[Queue] = []
+    workers: list[WorkerRow] = []
     views: dict[str, Any] = {}
     views_as_of: int = 0
     """When the views were merged, ms; 0: never."""

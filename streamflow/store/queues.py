@@ -1,6 +1,7 @@
 """What waits and runs in each queue, and how many workers serve it, read from the server.
 
-Owns: the reads, and what their answers mean. Must not: change anything. Called by: the status, a daemon's metrics.
+Owns: the reads, and what their answers mean. Must not: change anything.
+Called by: the status, a daemon's metrics, workers.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import WORKERS
 from streamflow.store.keys import NamespaceKeys, QueueKeys
+from streamflow.store.workers import live_workers
 
-QUIET_MS = 15_000
-"""A worker reads from its queues, or extends its claims, every few seconds: one that was idle for longer is not
-counted."""
 OLDEST = 32
 """Entries that are read at once to learn their age: each may be large."""
 
@@ -30,6 +29,7 @@ class QueueFigures(msgspec.Struct, kw_only=True):
     running: int = 0
     """Attempts that workers have."""
     workers: int = 0
+    """Workers that live and take attempts."""
     oldest: int | None = None
     """When the oldest that waits was put in, by the server's clock (ms); None: none waits, or it wasn't asked."""
 
@@ -39,29 +39,44 @@ async def read_queues(
 ) -> list[QueueFigures]:
     """In the order of the names. A queue that can't be read counts as empty. Raises `StoreError`."""
     partitions = [keys.queue(name, number) for name in names for number in range(QUEUE_PARTITIONS)]
-    calls: list[Call[Any]] = []
+    if not partitions:
+        return []
+    calls: list[Call[Any]] = [Call.plain("TIME"), Call.plain("HGETALL", keys.workers)]
     for partition in partitions:
         calls += (Call.plain("XLEN", partition.stream), Call.plain("XINFO", "CONSUMERS", partition.stream, WORKERS))
-    answers = await store.send(calls, patience) if calls else []
+    time, members, *answers = await store.send(calls, patience)
     queues = [QueueFigures(name=name) for name in names]
-    workers: list[set[object]] = [set() for _ in names]
     waiting: list[tuple[QueueFigures, QueueKeys]] = []
     for position, (entries, consumers) in enumerate(zip(answers[::2], answers[1::2], strict=True)):
         queue = queues[position // QUEUE_PARTITIONS]
         running = 0
         for facts in [] if isinstance(consumers, StoreError) else _rows(consumers):
             running += facts[b"pending"]
-            if facts[b"idle"] <= QUIET_MS:
-                workers[position // QUEUE_PARTITIONS].add(facts[b"name"])
         queue.running += running
         if not isinstance(entries, StoreError) and entries > running:
             queue.waiting += entries - running
             waiting.append((queue, partitions[position]))
-    for queue, names_of_workers in zip(queues, workers, strict=True):
-        queue.workers = len(names_of_workers)
+    if not isinstance(time, StoreError) and not isinstance(members, StoreError):
+        serving = [worker for worker in live_workers(members, clock_of(time)) if not worker.draining]
+        for queue in queues:
+            queue.workers = sum(queue.name in worker.queues for worker in serving)
     if oldest:
         await _read_oldest(store, waiting, patience)
     return queues
+
+
+async def partitions_claimed_by(
+    store: Store, keys: NamespaceKeys, partitions: Sequence[tuple[str, int]], worker: str
+) -> list[tuple[str, int]]:
+    """Those (queue, number) in which this worker has claims. Raises `StoreError`."""
+    calls = [Call.plain("XINFO", "CONSUMERS", keys.queue(*partition).stream, WORKERS) for partition in partitions]
+    answers = await store.send(calls)
+    return [
+        partition
+        for partition, answer in zip(partitions, answers, strict=True)
+        if not isinstance(answer, StoreError)  # it is not there any more
+        and any(facts[b"name"] == worker.encode() and facts[b"pending"] for facts in _rows(answer))
+    ]
 
 
 async def _read_oldest(store: Store, waiting: Sequence[tuple[QueueFigures, QueueKeys]], patience: float) -> None:
@@ -85,6 +100,11 @@ def _behind(groups: list[list[Any]] | StoreError) -> str:
         if facts[b"name"] == WORKERS.encode():
             return f"({facts[b'last-delivered-id'].decode()}"
     return "-"
+
+
+def clock_of(time: Any) -> int:
+    """What TIME answers, in ms."""
+    return int(time[0]) * 1000 + int(time[1]) // 1000
 
 
 def _rows(answer: Any) -> list[dict[bytes, Any]]:

@@ -97,6 +97,8 @@ def _of_all_shards(keys: NamespaceKeys, names: Callable[[ShardKeys], list[str]])
 def _written_by_worker(keys: NamespaceKeys) -> list[str]:
     return [
         keys.queues,
+        keys.workers,
+        keys.ended,
         keys.suspects("*"),
         keys.queue("*", 0).stream.replace("/0}:stream", "}:*"),
         *_of_all_shards(keys, lambda shard: [shard.inbox, shard.run("*")]),
@@ -164,14 +166,15 @@ ACCESS: dict[Role, Access] = {
         about="`worker`",
         verbs=(
             *("store_records", "mark_suspects", "create_group", "extend_claims", "expired_claims", "restart_claims"),
-            *("report_outcome", "ack_attempts", "requeue_attempts"),
+            *("report_outcome", "ack_attempts", "requeue_attempts", "heartbeat"),
         ),
-        commands=(*_ALWAYS, "HMGET", "GET", *_BLOCKED_READS),
+        commands=(*_ALWAYS, "HMGET", "HGETALL", "XINFO CONSUMERS", "GET", *_BLOCKED_READS),
         writes=_written_by_worker,
         reads=_read_by_worker,
         channels=False,
         rare={
             **_RARE_READS,
+            "XINFO CONSUMERS": "another worker has died: which partitions it had claims in",
             "restart_claims": "the server was away, or its clock has jumped",
             "mark_suspects": "a step may have ended its process: it is noted before it is tried again",
         },

@@ -39,6 +39,9 @@ from streamflow.steps.suspects import Note, Suspects, read_notes
 from streamflow.store.connection import Call, Store
 from streamflow.store.from_thread import ThreadStore
 from streamflow.store.kernel import ClaimRef, ExpiredClaim, ExpiredClaims, Kernel
+from streamflow.store.queues import partitions_claimed_by
+from streamflow.store.workers import decode_worker
+from streamflow.worker.heartbeats import WorkerHeartbeats
 
 _log = logging.getLogger("streamflow.worker")
 _encode = msgspec.msgpack.Encoder().encode
@@ -109,6 +112,7 @@ class Claims:
     ) -> None:
         self.executor: StepExecutor | None = None
         self.suspects: Suspects | None = None
+        self.heartbeats: WorkerHeartbeats | None = None
         self.consumer = consumer
         self.partitions: list[Partition] = [(queue, number) for queue in queues for number in range(QUEUE_PARTITIONS)]
         self.expired = 0
@@ -137,9 +141,16 @@ class Claims:
         """When claims were extended last in the place of the blocked loop (monotonic s)."""
         self._longest_block = longest_block
         self._given_up = False
+        self._kept: set[str] = set()
+        """Workers that extend nothing, and whose claims are kept all the same."""
         self._late_store = ThreadStore(store.url)
         self._details_sent: dict[tuple[Partition, str], bytes] = {}
         """Details that the server has already, by claim."""
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two extensions, which are heartbeats, too."""
+        return min(self._timeout / 4, MAX_EXTEND_INTERVAL)
 
     @property
     def running(self) -> int:
@@ -295,17 +306,22 @@ class Claims:
     # --- extending claims ---------------------------------------------------------------------------------------------
 
     async def run_extending(self) -> None:
-        interval = min(self._timeout / 4, MAX_EXTEND_INTERVAL)
-        await retry_forever(self.extend_once, _log, "could not extend claims", every=interval, within=TURN)
+        await retry_forever(self.extend_once, _log, "could not extend claims", every=self.interval, within=TURN)
 
     async def extend_once(self) -> None:
-        """Extend the claims of all running steps, and stop those that are revoked or lost."""
+        """Extend the claims of all running steps, and stop those that are revoked or lost; behind that, a heartbeat:
+        where it is new, the claims are."""
         self._given_up = False
         chunks = list(self._chunks(ended=False))
-        if not chunks:
+        calls: list[Call[Any]] = [*self._extensions(chunks)]
+        if self.heartbeats is not None:
+            calls += self.heartbeats.calls()
+        if not calls:
             return
-        answers = await self._store.send(self._extensions(chunks), urgent=True)
-        for (partition, claims, details), answer in zip(chunks, answers, strict=True):
+        answers = await self._store.send(calls, urgent=True)
+        if self.heartbeats is not None:
+            self.heartbeats.answered(answers[len(chunks) :])
+        for (partition, claims, details), answer in zip(chunks, answers[: len(chunks)], strict=True):
             if isinstance(answer, StoreError):
                 queue, number = partition
                 _log.error(
@@ -367,11 +383,13 @@ class Claims:
             )
             return
         self._extended_late = now
-        chunks = list(self._chunks(ended=False))
-        if not chunks:
+        calls: list[Call[Any]] = [*self._extensions(list(self._chunks(ended=False)))]
+        if self.heartbeats is not None:
+            calls += self.heartbeats.repeat()
+        if not calls:
             return
         try:
-            self._send_late(self._extensions(chunks))
+            self._send_late(calls)
         except StoreError as error:
             _log.warning("could not extend claims while the event loop is blocked, will retry: %s", error)
 
@@ -438,18 +456,68 @@ class Claims:
         """
         after = dict.fromkeys(self.partitions, "")
         while after:
-            answers = await self._read_expired(after)
+            answers = await self._read_expired(after, self._timeout)
             if time.monotonic() < self._expires_from:
                 return
+            consumers = {dead.consumer for expired in answers.values() for dead in expired.claims}
+            kept = await self._kept_by_their_processes(consumers)
             for partition, expired in answers.items():
-                await self._lose(partition, expired.claims)
+                text = f"died or sent no heartbeat for {self._timeout:g} s"
+                await self._lose(partition, [dead for dead in expired.claims if dead.consumer not in kept], text)
             after = {partition: expired.last for partition, expired in answers.items() if expired.last}
             while after and self._reports and await self.report_once():  # else all of them would be in memory
                 pass
 
-    async def _read_expired(self, after: dict[Partition, str]) -> dict[Partition, ExpiredClaims]:
-        """The next expired claims of each partition, behind the entry that is given for it."""
-        idle, quiet = round(self._timeout * 1000), round(max(FORGET_CONSUMER_AFTER, 3 * self._timeout) * 1000)
+    async def run_losing(self) -> None:
+        await retry_forever(self._lose_died, _log, "could not report what workers that died had claimed")
+
+    async def _lose_died(self) -> None:
+        if self.heartbeats is not None:
+            await self.heartbeats.death()
+            await self.lose_died()
+
+    async def lose_died(self) -> None:
+        """Report the attempts of workers of which it is known that their processes have died, without waiting until
+        their claims expire."""
+        assert self.heartbeats is not None
+        for name in list(self.heartbeats.died):
+            _log.warning("worker %s has died: what it had claimed is reported to its runs as lost", name)
+            claimed = await partitions_claimed_by(self._store, self._kernel.keys, self.partitions, name)
+            after = dict.fromkeys(claimed, "")
+            while after:
+                found = await self._read_expired(after, 0.0)
+                for partition, claims in found.items():
+                    await self._lose(partition, [dead for dead in claims.claims if dead.consumer == name], "died")
+                after = {partition: claims.last for partition, claims in found.items() if claims.last}
+                while after and self._reports and await self.report_once():
+                    pass
+            self.heartbeats.died.discard(name)
+
+    async def _kept_by_their_processes(self, consumers: set[str]) -> set[str]:
+        """Workers that don't extend their claims because code in C holds their interpreters: the process beside each
+        says that it lives, for a minute at most. One that sends its heartbeats itself has dropped what it doesn't
+        extend."""
+        names = sorted(consumers - {self.consumer})
+        if not names or self.heartbeats is None:
+            self._kept = set()
+            return set()
+        [records] = await self._store.send([Call.plain("HMGET", self._kernel.keys.workers, *names)])
+        if isinstance(records, StoreError):
+            return set()
+        clock = self.heartbeats.clock()
+        workers = {name: decode_worker(raw) for name, raw in zip(names, records, strict=True) if raw}
+        kept = {name for name, worker in workers.items() if worker.is_repeated and worker.is_fresh(clock)}
+        for name in kept - self._kept:
+            _log.warning(
+                "worker %s extends no claims, and its process lives: code in C holds its interpreter; others wait", name
+            )
+        self._kept = kept
+        return kept
+
+    async def _read_expired(self, after: dict[Partition, str], idle_s: float) -> dict[Partition, ExpiredClaims]:
+        """The next claims of each partition that have not been extended for so long, behind the entry that is given for
+        it."""
+        idle, quiet = round(idle_s * 1000), round(max(FORGET_CONSUMER_AFTER, 3 * self._timeout) * 1000)
         calls: list[Call[Any]] = [
             self._kernel.expired_claims(*partition, idle, quiet, EXPIRED, last) for partition, last in after.items()
         ]
@@ -505,8 +573,9 @@ class Claims:
                 if last and not isinstance(last, StoreError)
             }
 
-    async def _lose(self, partition: Partition, expired: list[ExpiredClaim]) -> None:
-        """Report these attempts as lost; those that had not begun are returned to the queue."""
+    async def _lose(self, partition: Partition, expired: list[ExpiredClaim], reason: str) -> None:
+        """Report these attempts as lost; those that had not begun are returned to the queue. `reason`: what happened to
+        their workers."""
         notes = await read_notes(self._store, self._kernel, (dead.consumer for dead in expired))
         not_begun: dict[str, list[ClaimRef]] = {}
         for dead in expired:
@@ -516,7 +585,7 @@ class Claims:
             if note.is_waiting(dead.run_id, dead.seq):
                 not_begun.setdefault(dead.consumer, []).append(ClaimRef(dead.entry, f"{dead.run_id}/{dead.seq}"))
                 continue
-            text = f"worker {dead.consumer} died or sent no heartbeat for {self._timeout:g} s while it ran the step"
+            text = f"worker {dead.consumer} {reason} while it ran the step"
             _log.warning(
                 "step %s/%d, attempt %d, is reported to its run as lost: %s",
                 dead.run_id,

@@ -9,6 +9,7 @@ inboxes. On SIGTERM it takes no more entries, gives its steps `grace` seconds, a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -33,11 +34,15 @@ from streamflow.store.kernel import WORKERS, Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, check_server, namespace_from, read_namespace, register_queues
 from streamflow.store.roles import Role
+from streamflow.store.workers import WorkerHeartbeat
 from streamflow.tracing.setup import find_tracing, set_up_from_environment, shut_down
+from streamflow.version import __version__
+from streamflow.watch.heartbeat_process import HeartbeatProcess
 from streamflow.watch.last_note import last_note
 from streamflow.watch.report import HealthReport
 from streamflow.watch.watch import EVERY, LONGEST, STEP_GIVES_WAY, Culprit, Watch
 from streamflow.worker.claims import Claims
+from streamflow.worker.heartbeats import WorkerHeartbeats
 from streamflow.worker.metrics import WorkerMetrics
 from streamflow.worker.reader import QueueReader
 from streamflow.workflow.app import App
@@ -48,6 +53,8 @@ BLOCK_MS = 5000
 REPLACE_AFTER = 30.0
 """Seconds after which another thread gets the slot of one that hangs. Longer than at a daemon: `--concurrency` may
 stand for something of which there is no more (a GPU), and other workers take over meanwhile."""
+DEREGISTER = 2.0
+"""Seconds for the last call."""
 NAMESPACE_POLL = 0.5
 """Seconds between two checks for a namespace that doesn't exist yet."""
 
@@ -118,6 +125,7 @@ class Worker:
             raise answer
         if isinstance(answer, StoreError):
             _log.error("the queues can't be registered, so `status` doesn't list them: %s", answer)
+        longest_block = max(LONGEST, settings.interrupt_steps + STEP_GIVES_WAY)
         self.claims = claims = Claims(
             store,
             kernel,
@@ -126,7 +134,7 @@ class Worker:
             timeout=settings.worker_timeout,
             shard_of=namespace.shard_of,
             on_capacity=lambda: reader.slot_freed(),
-            longest_block=max(LONGEST, settings.interrupt_steps + STEP_GIVES_WAY),
+            longest_block=longest_block,
         )
         self.executor = executor = StepExecutor(
             settings.concurrency,
@@ -144,7 +152,24 @@ class Worker:
         self.reader = reader = QueueReader(
             self.app, store, kernel, connection, claims, executor, suspects, slots=settings.concurrency
         )
+        claims.heartbeats = heartbeats = WorkerHeartbeats(kernel, self.name, self.queues, self._describe)
+        heart: HeartbeatProcess | None = None
+        if signals:
+            heart = HeartbeatProcess(
+                settings.redis,
+                kernel.keys.workers,
+                self.name,
+                every=claims.interval,
+                timeout=settings.worker_timeout,
+                longest=max(longest_block, 3 * settings.worker_timeout),
+                ended=kernel.keys.ended,
+            )
+            heartbeats.on_beat = heart.sent
+            heart.start()
         await reader.create_groups()
+        with contextlib.suppress(StoreError):  # the loop tries again
+            await claims.extend_once()
+            await claims.extend_once()  # the first one didn't know the server's time
         _log.info("worker %s serves %s of namespace %s", self.name, ", ".join(self.queues), settings.namespace)
         health: HealthReport | None = None
         if signals or self._pages is not None:
@@ -183,6 +208,7 @@ class Worker:
                 ("reports", claims.run_reports),
                 (HEARTBEATS, claims.run_extending),
                 ("expired claims", claims.run_expiring),
+                ("claims of dead workers", claims.run_losing),
                 ("trials of steps", suspects.run),
             ):
                 loops.start_soon(self.loops.run, name, loop)
@@ -196,8 +222,13 @@ class Worker:
             try:
                 await self._stop.wait()
                 await self._drain(reader, claims)
+                if heart is not None:
+                    heart.stop()
+                await self._deregister(store, heartbeats)
             finally:
                 watch.stop()
+                if heart is not None:
+                    heart.stop()
                 if health is not None:
                     health.close()
                 executor.close()
@@ -208,6 +239,28 @@ class Worker:
         if silent <= 1.5 * self.settings.worker_timeout:
             return []
         return [f"the server has answered nothing for {silent:.0f} s"]
+
+    def _describe(self) -> WorkerHeartbeat:
+        return WorkerHeartbeat(
+            name=self.name,
+            host=socket.gethostname()[:64],
+            pid=os.getpid(),
+            timeout=self.settings.worker_timeout,
+            queues=self.queues,
+            concurrency=self.settings.concurrency,
+            running=self.claims.running,
+            draining=self.executor.draining,
+            version=__version__,
+        )
+
+    async def _deregister(self, store: Store, heartbeats: WorkerHeartbeats) -> None:
+        try:
+            with anyio.fail_after(DEREGISTER):
+                for answer in await store.send(heartbeats.leave(), urgent=True):
+                    if isinstance(answer, StoreError):
+                        raise answer
+        except (StoreError, TimeoutError) as error:
+            _log.warning("could not deregister: %s; `status` counts this worker until worker_timeout is over", error)
 
     async def _wait_for_namespace(self, store: Store, kernel: Kernel) -> Namespace | None:
         """Shards and partition as the first daemon fixed them; None when this worker is stopped before that."""

@@ -222,7 +222,7 @@ def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
         rf"{shard}answer:[0-9a-f]{{32}}": "string",
         rf"sf:\{{{keys.namespace}/q/{name}/\d+\}}:stream": "stream",
         rf"sf:\{{{keys.namespace}/q/{name}/\d+\}}:(seen|steps|details)": "hash",
-        rf"{re.escape(keys.prefix)}(meta|members|workflows|queues)": "hash",
+        rf"{re.escape(keys.prefix)}(meta|members|workers|ended|workflows|queues)": "hash",
         rf"{re.escape(keys.prefix)}view:{name}": "string",
         rf"{re.escape(keys.prefix)}suspects:{name}": "string",
     }

@@ -47,6 +47,21 @@ async def test_only_a_heartbeat_that_joins_makes_a_member(shard: Shard) -> None:
     assert (await shard.assert_changes_nothing(late)).members == {"two": b"1"}
 
 
+async def test_without_the_others_only_the_callers_heartbeat_is_answered(shard: Shard) -> None:
+    """A worker need not know the other workers, of which there may be many."""
+    await shard.do(shard.kernel.heartbeat("two", b"1"))
+    assert (await shard.do(shard.kernel.heartbeat("one", b"1", others=False))).members == {"one": b"1"}
+    assert (await shard.do(shard.kernel.heartbeat("three", b"1", joins=False, others=False))).members == {}
+    assert (await shard.do(shard.kernel.heartbeat("one", b"", [("two", b"1")], others=False))).members == {}
+    assert (await shard.do(shard.kernel.heartbeat("three", b"2"))).members == {"three": b"2"}
+
+
+async def test_workers_have_heartbeats_of_their_own(shard: Shard) -> None:
+    workers = shard.kernel.keys.workers
+    assert (await shard.do(shard.kernel.heartbeat("one", b"1", members=workers))).members == {"one": b"1"}
+    assert (await shard.do(shard.kernel.heartbeat("two", b"1"))).members == {"two": b"1"}
+
+
 async def test_a_member_whose_heartbeat_does_not_change_is_removed(shard: Shard) -> None:
     for member in ("one", "two", "three"):
         await shard.do(shard.kernel.heartbeat(member, b"7"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -34,6 +35,19 @@ async def wait_for(file: str) -> list[object]:
     while not await go.exists():  # noqa: ASYNC110 (the test that lets it go is another process)
         await anyio.sleep(0.02)
     return [os.getpid(), info.attempt, info.details]
+
+
+@app.step(queue="gpu", retry=sf.Retry(attempts=5, initial=0.0))
+async def hold_interpreter(file: str, seconds: int) -> int:
+    """As a library in C that keeps the interpreter's lock: no thread of Python runs meanwhile."""
+    Path(f"{file}.{os.getpid()}").touch()
+    ctypes.PyDLL(None).sleep(seconds)
+    return sf.step_info().attempt
+
+
+@app.workflow
+async def holds_interpreter(file: str, seconds: int) -> int:
+    return await hold_interpreter(file, seconds)
 
 
 @app.step(queue="gpu")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +20,9 @@ from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.events import StepCompleted, StepRetrying
 from streamflow.settings import Settings
+from streamflow.status.collector import StatusCollector
 from streamflow.store.connection import Call
+from streamflow.store.queues import read_queues
 from tests.process import queue_flows as flows
 from tests.process.faults import ServingProcess, until
 
@@ -119,6 +122,67 @@ async def test_a_step_of_a_killed_worker_runs_again_with_its_heartbeat_details(
         assert await run.result(timeout=30) == [other.pid, 2, 10]
         [lost] = await events_of(run, StepRetrying)
         assert (lost.failure.kind, f"-{victim.pid}-" in lost.failure.message) == ("WorkerLost", True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a death is seen in /proc")
+async def test_the_death_of_a_worker_is_reported_long_before_its_time_out(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, start_worker: Start
+) -> None:
+    file = tmp_path / "step"
+    victim, other = start_worker("--concurrency", "1", timeout=120.0), start_worker("--concurrency", "1", timeout=120.0)
+    async with daemon(embedded_server, namespace) as client:
+        runs = [await client.start(flows.waits, str(file)) for _ in range(2)]
+        assert await begun(file, 2) == {victim.pid, other.pid}
+        await until(lambda: _workers(client, 2), "both have sent heartbeats")
+        victim.send(signal.SIGKILL)
+        assert await victim.wait() == -signal.SIGKILL
+        await until(lambda: _logged(other, "has died: what it had claimed is reported"), "its death was reported")
+        await until(lambda: _workers(client, 1), "it is counted no more")
+        (tmp_path / "step.go").touch()
+        results: list[Any] = [await run.result(timeout=60) for run in runs]
+        assert [pid for pid, *_ in results] == [other.pid, other.pid]
+        assert sorted(attempt for _, attempt, _ in results) == [1, 2]
+        [lost] = [event for run in runs for event in await events_of(run, StepRetrying)]
+        assert lost.failure.kind == "WorkerLost"
+        assert f"-{victim.pid}-" in lost.failure.message
+        assert "died while it ran the step" in lost.failure.message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="whether a process is stopped is seen in /proc")
+async def test_a_worker_whose_interpreter_is_held_loses_no_claim(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, start_worker: Start
+) -> None:
+    file = tmp_path / "step"
+    workers = [start_worker("--concurrency", "1", timeout=2.0) for _ in range(2)]
+    async with daemon(embedded_server, namespace) as client:
+        await until(lambda: _workers(client, 2), "both have sent heartbeats")
+        run = await client.start(flows.holds_interpreter, str(file), 8)
+        assert await run.result(timeout=60) == 1
+        assert len(who_runs(file)) == 1, "it ran once"
+        assert await events_of(run, StepRetrying) == []
+        assert any(worker.logged("code in C holds its interpreter; others wait") for worker in workers), "they looked"
+        await until(lambda: _workers(client, 2), "both serve")
+
+
+async def test_an_idle_worker_is_counted_until_it_ends(
+    embedded_server: EmbeddedServer, namespace: str, start_worker: Start
+) -> None:
+    worker = start_worker("--concurrency", "3", timeout=40.0)
+    async with daemon(embedded_server, namespace) as client:
+        await until(lambda: _workers(client, 1), "it serves")
+        [found] = (await StatusCollector(client).settled()).workers
+        assert (found.pid, found.queues, found.concurrency, found.running) == (worker.pid, ["gpu"], 3, 0)
+        worker.send(signal.SIGTERM)
+        assert await worker.wait() == 0
+        assert await _workers(client, 0)
+        keys = client.keys.workers, client.keys.ended
+        left: Any = await client.store.send([Call.plain("HLEN", key) for key in keys])
+        assert left == [0, 0], "it was not a death"
+
+
+async def _workers(client: sf.Client, count: int) -> bool:
+    [queue] = await read_queues(client.store, client.keys, ["gpu"], 5.0)
+    return queue.workers == count
 
 
 async def test_a_paused_worker_is_considered_dead_and_its_late_outcome_dropped(

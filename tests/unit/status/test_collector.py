@@ -161,7 +161,14 @@ async def test_queues_show_what_waits_what_runs_and_who_works(client: Client) ->
             await client.store.one(
                 Call.plain("XREADGROUP", "GROUP", WORKERS, consumer, "COUNT", 1, "STREAMS", stream, ">")
             )
-    assert (await StatusCollector(client).collect()).queues == [
+    [seconds, _] = await client.store.one(Call.plain("TIME"))
+    for name, facts in (("one", {}), ("two", {}), ("gone", {"sent": 1}), ("ends", {"draining": True})):
+        heartbeat = {"name": name, "queues": ["gpu"], "timeout": 10.0, "sent": 1000 * int(seconds)} | facts
+        await client.store.one(Call.plain("HSET", client.keys.workers, name, msgspec.json.encode(heartbeat)))
+    await client.store.one(Call.plain("HSET", client.keys.workers, "garbage", "?"))
+    status = await StatusCollector(client).collect()
+    assert [worker.name for worker in status.workers] == ["ends", "one", "two"]
+    assert status.queues == [
         Queue(name="gpu", waiting=1, running=5, workers=2),
         Queue(name="idle"),
     ]
