@@ -112,6 +112,8 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
     names = [
         keys.meta,
         keys.members,
+        keys.workers,
+        keys.ended,
         keys.workflows,
         keys.queues,
         keys.suspects(a_name),
