@@ -379,6 +379,8 @@ class Store:
     def _has_ended(self, task: asyncio.Task[list[Any]]) -> None:
         self._under_way.discard(task)
         self._urgent.slots.release()
+        if not task.cancelled():
+            task.exception()  # its caller may have given up: asyncio would report it as forgotten
 
     async def _execute(self, commands: list[list[Any]], lane: _Lane, generation: int | None = None) -> list[Any]:
         """One pipeline on one connection. Scripts that the server doesn't know are loaded and called again."""

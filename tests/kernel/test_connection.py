@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -434,3 +436,28 @@ async def test_adding_a_channel_without_a_server_ends_with_the_patience(own_serv
 def test_a_call_without_a_script_is_its_words() -> None:
     call: Call[Any] = Call.plain("GET", "x")
     assert (call.script, call.keys, call.args) == ("", [], ["GET", "x"])
+
+
+async def test_an_urgent_call_that_was_given_up_fails_without_a_report() -> None:
+    """asyncio reports an exception that nobody has read when its task is collected."""
+    reported: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    closing, closed = anyio.Event(), anyio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        await closing.wait()
+        writer.close()
+        closed.set()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        store = Store(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with anyio.move_on_after(0.1):
+            await store.send([Call.plain("PING")], urgent=True)
+        closing.set()
+        with anyio.fail_after(10):
+            await closed.wait()
+        await anyio.sleep(0.1)  # the call fails meanwhile; later, it would be cancelled, and the test say nothing
+        gc.collect()
+        await store.close()
+    assert not reported
