@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import socket
 import time
@@ -444,7 +445,10 @@ async def test_an_urgent_call_that_was_given_up_fails_without_a_report() -> None
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
     closing, closed = anyio.Event(), anyio.Event()
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         await reader.read(1)
         await closing.wait()
         writer.close()
@@ -460,4 +464,8 @@ async def test_an_urgent_call_that_was_given_up_fails_without_a_report() -> None
         await anyio.sleep(0.1)  # the call fails meanwhile; later, it would be cancelled, and the test say nothing
         gc.collect()
         await store.close()
+        for writer in writers:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
     assert not reported
