@@ -93,7 +93,7 @@ async def test_a_step_that_kills_its_daemon_fails_after_three(
     innocents = [await client.start(flows.innocent, path, name, 2.0) for name in NAMES]
     await until_all(journal, 8)
     bad = await client.start(flows.killer, path, after)
-    with pytest.raises(sf.RunFailed, match="died while it ran the step|died or sent no heartbeat"):
+    with pytest.raises(sf.RunFailed, match=r"died while it ran the step|died or sent no heartbeat"):
         await bad.result(timeout=60)
     assert [await run.result(timeout=30) for run in innocents] == NAMES
     kills = executions(journal)["kill"]
@@ -180,7 +180,7 @@ async def test_a_step_that_kills_its_worker_fails_after_three(fleet: Fleet, clie
     innocents = [await client.start(flows.innocent_of_queue, path, name, 3.0) for name in NAMES]
     await until_all(journal, 8)
     bad = await client.start(flows.killer_of_workers, path, 0.0)
-    with pytest.raises(sf.RunFailed, match="died while it ran the step|died or sent no heartbeat"):
+    with pytest.raises(sf.RunFailed, match=r"died while it ran the step|died or sent no heartbeat"):
         await bad.result(timeout=90)
     assert [await run.result(timeout=60) for run in innocents] == NAMES
     assert executions(journal)["kill"] == 3
