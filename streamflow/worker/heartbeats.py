@@ -63,7 +63,7 @@ class WorkerHeartbeats:
         self._vanished: list[tuple[str, bytes]] = []
         self._old_notes: list[tuple[str, bytes]] = []
         self._refused = False
-        self._has_died = anyio.Event()
+        self._has_died: anyio.Event | None = None
 
     async def death(self) -> None:
         """Wait until there is another one in `died`."""
@@ -155,7 +155,8 @@ class WorkerHeartbeats:
             worker = decode_worker(ended[name])
             if not worker.queues or self._queues.intersection(worker.queues):
                 self.died.add(name)
-                self._has_died.set()
+                if self._has_died is not None:
+                    self._has_died.set()
         self._noted = set(ended)
         self._old_notes = [(name, raw) for name, raw in ended.items() if _is_old(decode_worker(raw), clock)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import socket
 import time
@@ -20,6 +19,7 @@ from streamflow.store.connection import Call, Store, redacted
 from streamflow.store.kernel import Batch, Reply, Start
 from streamflow.store.subscription import Subscription
 from tests.kernel.support import NOW, Shard, until
+from tests.support.listening import Listening
 
 pytestmark = pytest.mark.anyio
 
@@ -445,27 +445,21 @@ async def test_an_urgent_call_that_was_given_up_fails_without_a_report() -> None
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
     closing, closed = anyio.Event(), anyio.Event()
 
-    writers: list[asyncio.StreamWriter] = []
-
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
         await reader.read(1)
         await closing.wait()
         writer.close()
         closed.set()
 
-    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
-        store = Store(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        with anyio.move_on_after(0.1):
-            await store.send([Call.plain("PING")], urgent=True)
-        closing.set()
-        with anyio.fail_after(10):
-            await closed.wait()
-        await anyio.sleep(0.1)  # the call fails meanwhile; later, it would be cancelled, and the test say nothing
-        gc.collect()
-        await store.close()
-        for writer in writers:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+    listening = Listening(silent)
+    store = Store(f"redis://127.0.0.1:{await listening.start()}")
+    with anyio.move_on_after(0.1):
+        await store.send([Call.plain("PING")], urgent=True)
+    closing.set()
+    with anyio.fail_after(10):
+        await closed.wait()
+    await anyio.sleep(0.1)  # the call fails meanwhile; later, it would be cancelled, and the test say nothing
+    gc.collect()
+    await store.close()
+    await listening.stop()
     assert not reported

@@ -26,6 +26,7 @@ from streamflow.model.sharding import Partition
 from streamflow.store.keys import NamespaceKeys
 from streamflow.views.shard_views import ShardViews
 from tests.process import chaos_flows
+from tests.support.listening import Listening
 
 ROOT = Path(__file__).parents[2]
 FLOWS = Path(__file__).with_name("chaos_flows.py")
@@ -149,8 +150,7 @@ class Proxy:
     def __init__(self, target_port: int, commit_sha: str) -> None:
         self._target = target_port
         self._mark = commit_sha.encode()
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._listening = Listening(self._serve)
         self._drop = 0
         self._hold = False
         self._released = asyncio.Event()
@@ -159,16 +159,10 @@ class Proxy:
         self.held_answers = bytearray()
 
     async def start(self) -> str:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        return f"redis://127.0.0.1:{port}"
+        return f"redis://127.0.0.1:{await self._listening.start()}"
 
     async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._listening.stop()
 
     def drop_replies(self, count: int) -> None:
         self._drop += count
@@ -180,27 +174,18 @@ class Proxy:
         self._released.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        cut = asyncio.Event()
+        watch: dict[str, bool] = {"held": False}
+        up = asyncio.create_task(self._upstream(reader, server_writer, cut, watch))
+        down = asyncio.create_task(self._downstream(server_reader, writer, cut, watch))
         try:
-            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
-            cut = asyncio.Event()
-            watch: dict[str, bool] = {"held": False}
-            up = asyncio.create_task(self._upstream(reader, server_writer, cut, watch))
-            down = asyncio.create_task(self._downstream(server_reader, writer, cut, watch))
-            try:
-                await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for one in (up, down):
-                    one.cancel()
-                await asyncio.gather(up, down, return_exceptions=True)
-                for one in (writer, server_writer):
-                    one.close()
-        except OSError:
-            writer.close()
+            await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._tasks.discard(task)
+            for one in (up, down):
+                one.cancel()
+            await asyncio.gather(up, down, return_exceptions=True)
+            server_writer.transport.abort()
 
     async def _upstream(
         self, reader: asyncio.StreamReader, server: asyncio.StreamWriter, cut: asyncio.Event, watch: dict[str, bool]

@@ -24,6 +24,7 @@ from redis import Redis
 
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreUnavailable
+from tests.support.listening import Listening
 
 LONG_AGO = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 
@@ -99,8 +100,7 @@ class Doors:
 
     def __init__(self, target: int) -> None:
         self._target = target
-        self._servers: list[asyncio.Server] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._listening: list[Listening] = []
         self._names: dict[str, str] = {}
         """Host at the server -> the door's name."""
 
@@ -114,36 +114,21 @@ class Doors:
         self._names[host] = name
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            writers = [writer]
+            upstream, downstream = await asyncio.open_connection("127.0.0.1", self._target, local_addr=(host, 0))
             try:
-                upstream, downstream = await asyncio.open_connection("127.0.0.1", self._target, local_addr=(host, 0))
-                writers.append(downstream)
                 async with asyncio.TaskGroup() as copying:
                     copying.create_task(_copy(reader, downstream))
                     copying.create_task(_copy(upstream, writer))
-            except (OSError, asyncio.CancelledError):  # the latter by `close`
-                pass
             finally:
-                for one in writers:
-                    one.close()
-                for one in writers:
-                    with contextlib.suppress(OSError):
-                        await one.wait_closed()
+                downstream.transport.abort()
 
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        self._servers.append(server)
-        return server.sockets[0].getsockname()[1]
+        listening = Listening(serve)
+        self._listening.append(listening)
+        return await listening.start()
 
     async def close(self) -> None:
-        for server in self._servers:
-            server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for listening in self._listening:
+            await listening.stop()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
