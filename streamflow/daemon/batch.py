@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -58,6 +57,7 @@ from streamflow.workflow.awaitable import Interrupted, ends_process
 
 if TYPE_CHECKING:
     from streamflow.tracing.spans import Tracing
+    from streamflow.watch.blocker import RunNote
 
 _log = logging.getLogger("streamflow.owner")
 _encoder = msgspec.msgpack.Encoder()
@@ -310,15 +310,15 @@ class ShardBatch:
 
     # --- reducing -----------------------------------------------------------------------------------------------------
 
-    def reduce(self, app: App, namespace: Namespace, at: int, watch: Callable[[str], None]) -> None:
-        """Let every run decide. `watch(run id)` is called before each, so that one that blocks can be named."""
+    def reduce(self, app: App, namespace: Namespace, at: int, watch: RunNote) -> None:
+        """Let every run decide. Each is noted in `watch` before, so that one that blocks can be named."""
         close_abandoned()
         self.identity = namespace.identity
         try:
             with one_seal():
                 self._reduce_runs(app, namespace, at, watch)
         finally:
-            watch("")
+            watch.code_of("", 0)
         for message in self.child_conflicts:
             self._refuse_child(message, namespace)
         for message, reason in self.poisoned:
@@ -329,14 +329,14 @@ class ShardBatch:
             self.batch.poisons.append(Poison(message.id, run_id, reason, event, message.body))
             self.logged += len(event) + IN_LOG
 
-    def _reduce_runs(self, app: App, namespace: Namespace, at: int, watch: Callable[[str], None]) -> None:
+    def _reduce_runs(self, app: App, namespace: Namespace, at: int, watch: RunNote) -> None:
         sends, puts = self.sends, self.batch.puts
-        live_runs, oversize = self.shard.live, self.shard.oversize
+        live_runs, oversize, number = self.shard.live, self.shard.oversize, self.shard.number
         for run_id, run_work in self.work.items():
             if self.size >= BYTES or ((sends or puts) and len(sends) + len(puts) >= WRITES):
                 self._put_back_from(run_id)
                 break
-            watch(run_id)
+            watch.code_of(run_id, number)
             inputs = run_work.inputs
             if run_work.messages or oversize:
                 try:

@@ -6,6 +6,7 @@ logic. Called by: the command line, the demo, tests.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import resource
@@ -51,6 +52,7 @@ from streamflow.tracing.setup import find_tracing, set_up_from_environment, shut
 from streamflow.version import __version__
 from streamflow.watch.heartbeat_process import HeartbeatProcess
 from streamflow.watch.report import HealthReport
+from streamflow.watch.shared_note import SharedNote
 from streamflow.watch.watch import EVERY, Watch
 from streamflow.wire import Heartbeat
 from streamflow.workflow.app import App
@@ -168,6 +170,10 @@ class Daemon:
                 every=settings.beat,
                 timeout=settings.dead_after,
             )
+            if settings.interrupt:
+                with contextlib.suppress(OSError, AttributeError):  # only Linux has what it needs
+                    owner.watch.shared = SharedNote()
+                    heart.ends_held(owner.watch.shared, context.kernel, settings.interrupt)
             membership.on_beat, membership.on_leave = heart.sent, heart.stop
             heart.start()
         stand_in = StandIn(context, membership)

@@ -190,7 +190,7 @@ class DeployCheck:
                 return True
             history = decode_history(record[2:])
             pieces = rehydrating(self._app, self._partition, run_id, header, record[1], history, trace=silence())
-            while (machine := self._next_piece(run_id, pieces)) is None:
+            while (machine := self._next_piece(run_id, shard.number, pieces)) is None:
                 if self._busy > LONGEST_TURN:
                     await anyio.sleep(self._busy / DUTY)
                     self._busy = 0.0
@@ -204,15 +204,16 @@ class DeployCheck:
             return False
         return not machine.reason
 
-    def _next_piece(self, run_id: str, pieces: Generator[None, None, RunMachine]) -> RunMachine | None:
+    def _next_piece(self, run_id: str, shard: int, pieces: Generator[None, None, RunMachine]) -> RunMachine | None:
         """Replay on. The machine when that was all."""
         watch = self._owner.watch
-        watch.since, watch.run_id = began, _ = time.monotonic(), run_id
+        began = time.monotonic()
+        watch.code_of(run_id, shard)
         try:
             next(pieces)
         except StopIteration as done:
             return done.value
         finally:
-            watch.since, watch.run_id = 0.0, ""
+            watch.code_of("", 0)
             self._busy += time.monotonic() - began
         return None

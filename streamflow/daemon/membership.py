@@ -295,7 +295,8 @@ class Membership:
         for name in [name for name in self._seen if name not in heartbeats]:
             gone = self._seen.pop(name)
             if not gone.draining and name not in dead_names:
-                _log.warning("daemon %s has ended without handing over: its shards are taken over", name)
+                # It has ended, as the process beside it says, or has left so soon that it wasn't seen draining.
+                _log.info("daemon %s is gone", name)
         for name, raw in heartbeats.items():
             seen = self._seen.get(name)
             if seen is None or seen.raw != raw:

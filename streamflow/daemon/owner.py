@@ -486,7 +486,7 @@ class Owner:
             for batch in batches:
                 if batch.shard.dropped:
                     continue
-                batch.reduce(self._app, self._namespace, at, self._watch)
+                batch.reduce(self._app, self._namespace, at, self.watch)
                 batch.finish()
                 if batch.is_empty:
                     batch.applied = True
@@ -554,13 +554,6 @@ class Owner:
         if live is None or not shard.careful.get(run_id, set()) & live.machine.steps.keys():
             shard.careful.pop(run_id, None)
             self.suspects.acquit(shard.number, run_id)
-
-    def _watch(self, run_id: str) -> None:
-        note = self.watch
-        note.since = time.monotonic() if run_id else 0.0
-        note.run_id = run_id
-        if note.asleep:
-            note.wake()
 
     async def _load(self, batches: list[ShardBatch]) -> None:
         """Bring runs into memory that are not live: read in one pipeline, then replayed."""
@@ -687,7 +680,7 @@ class Owner:
         if run_id not in shard.parked:
             pieces = rehydrating(self._app, partition, run_id, header, state, history, trace=trace)
             while True:
-                self._watch(run_id)
+                self.watch.code_of(run_id, shard.number)
                 try:
                     next(pieces)
                 except StopIteration as done:
@@ -699,7 +692,7 @@ class Owner:
                     _log.error("run %s is parked, its code can't be replayed: %s", run_id, shard.parked[run_id])
                     break
                 finally:
-                    self._watch("")
+                    self.watch.code_of("", 0)
                 yield
         reason = parked_reason(shard, run_id, header.workflow, self._app)
         return (yield from rehydrating(self._app, partition, run_id, header, state, history, reason, trace))

@@ -13,14 +13,21 @@ A death is seen here within milliseconds, at the end of the standard input; when
 keeps that open, after `every` seconds in /proc. Then the parent's heartbeat is removed, so that others need not wait
 for a time-out, and a worker's is put among the `ended` first. A parent that ends in peace has killed this process
 before. A stopped one (SIGSTOP, a debugger) may go on, and is left to the time-out.
+
+Where code of a run is what holds the interpreter, and longer than it may block its daemon, nobody else can end it: this
+process notes for the next owner whose code it is (`watch/shared_note.py`), and ends its parent.
 """
 
 from __future__ import annotations
 
 import json
+import linecache
+import mmap
 import os
+import re
 import select
 import signal
+import struct
 import sys
 import time
 from pathlib import Path
@@ -32,6 +39,11 @@ LOOK_AGAIN = 0.01
 """Seconds between two looks whether a process whose end of the pipe is closed has ended."""
 TRY_AGAIN = 0.2
 """Seconds between two tries to report a death."""
+MOST_WAITS = 20
+"""How often a second a thread may wait that is said to sleep in one call."""
+SHOWN_WITHIN = 0.1
+ENDS_WITHIN = 2.0
+"""Seconds for writing the stacks, and the traceback with which the parent ends."""
 
 
 def main() -> None:
@@ -46,6 +58,7 @@ def main() -> None:
         settings["url"], socket_timeout=settings["every"], socket_connect_timeout=1.0
     )
     script: Any = client.register_script(settings["script"])
+    held = Held(settings["held"] | {"every": settings["every"]}, parent, client) if settings["held"] else None
     last: dict[str, Any] = {}
     heard, repeated = time.monotonic(), 0
     while True:
@@ -61,6 +74,8 @@ def main() -> None:
             heartbeat = later(last, late) | {"beat": -(1000 * int(last["beat"]) + repeated)}
             try:
                 script(keys=[settings["key"]], args=[settings["member"], json.dumps(heartbeat), "", ""])
+                if held is not None:
+                    held.look()
             except (redis.RedisError, OSError):
                 client.close()  # the server may have been demoted: the next one resolves its name again
     over = time.monotonic() + settings["patience"]
@@ -85,6 +100,83 @@ def main() -> None:
 def later(heartbeat: dict[str, Any], seconds: float) -> dict[str, Any]:
     """`sent` of a worker's heartbeat is when it was sent."""
     return heartbeat | {"sent": heartbeat["sent"] + round(1000 * seconds)} if heartbeat.get("sent") else heartbeat
+
+
+class Held:
+    """Code of a run, in C, that holds on to the interpreter of the parent."""
+
+    def __init__(self, settings: dict[str, Any], parent: Parent, client: Any) -> None:
+        self._settings = settings
+        self._parent = parent
+        self._memory = mmap.mmap(settings["note"], struct.calcsize(settings["format"]), prot=mmap.PROT_READ)
+        self._mark: Any = client.register_script(settings["script"])
+        self._seen: tuple[float, float] = (0.0, 0.0)
+        """When the parent's watch looked last, and since when the code runs."""
+        self._held = 0.0
+        """Seconds for which the interpreter has been held since."""
+        self._now = 0.0
+        self._used = 0.0
+        self._waits = 0
+        """The time of the last look, and what the parent had used and how often it had waited (`Parent.use`)."""
+
+    def look(self) -> None:
+        """Note the culprit and end the parent, if it is time. Raises `RedisError`: then nothing has ended."""
+        found = self._culprit()
+        if not found:
+            return
+        os.kill(self._parent.number, self._settings["show"])
+        time.sleep(SHOWN_WITHIN)
+        run_id, shard = found
+        line = workflow_line(os.pread(self._settings["stack"], 1 << 16, 0).decode(errors="replace"), self._settings)
+        seconds = time.monotonic() - self._seen[1]
+        reason = f"its code has blocked its daemon for {seconds:.1f} s at {line}, in C, and can't be interrupted"
+        note = self._settings["body"]
+        note["code"] |= {"run_id": run_id, "shard": shard, "reason": reason}
+        self._mark(keys=[self._settings["key"]], args=[self._settings["seconds"], json.dumps(note)])
+        if self._culprit() == found:
+            self._end()
+        else:  # it has given way, as a call does that a signal interrupts
+            self._mark(keys=[self._settings["key"]], args=[self._settings["seconds"], ""])
+
+    def _culprit(self) -> tuple[str, int] | None:
+        """The id of the run and its shard.
+
+        Only the processor time of the parent's main thread counts, since a machine may be without any, and time in
+        which that thread sleeps in one call: while another thread holds the interpreter, it wakes many times a second.
+        """
+        looked, since, shard, run_id = struct.unpack_from(self._settings["format"], self._memory)
+        now, (state, used, waits) = time.monotonic(), self._parent.use()
+        passed, before = now - self._now, self._used
+        if self._seen != (looked, since):
+            self._seen, self._held = (looked, since), 0.0
+        elif used > before:
+            self._held += min(used - before, passed)
+        elif state == "S" and waits - self._waits <= MOST_WAITS * passed:
+            self._held += min(passed, 2 * self._settings["every"])  # this process may have been paused, too
+        self._now, self._used, self._waits = now, used, waits
+        if not since or min(now - since, self._held) < self._settings["after"]:
+            return None
+        return run_id.rstrip(b"\0").decode(errors="replace"), shard
+
+    def _end(self) -> None:
+        for number in (self._settings["end"], signal.SIGKILL):
+            os.kill(self._parent.number, number)
+            over = time.monotonic() + ENDS_WITHIN
+            while time.monotonic() < over:
+                if self._parent.has_ended():
+                    return
+                time.sleep(LOOK_AGAIN)
+
+
+def workflow_line(stacks: str, settings: dict[str, Any]) -> str:
+    """The first line of a workflow, as `watch/blocker.py` finds it."""
+    for stack in stacks.split("\n\n"):
+        inside = False
+        for name, number in reversed(re.findall(r'^  File "(.*)", line (\d+) in ', stack, re.MULTILINE)):
+            if inside and not name.startswith(settings["package"]):
+                return f"{name}:{number} ({linecache.getline(name, int(number)).strip()})"
+            inside = inside or name.startswith(settings["machine"])
+    return "an unknown line"
 
 
 class Lines:
@@ -114,7 +206,7 @@ class Parent:
     """A process, distinguished from a later one with its number by when it began."""
 
     def __init__(self, number: int) -> None:
-        self._number = number
+        self.number = number
         self._began = self._look()[1]
 
     def has_ended(self) -> bool:
@@ -126,16 +218,27 @@ class Parent:
         """By SIGSTOP or a debugger: to the others it is dead then."""
         return self._look()[0] in "TtZX"
 
+    def use(self) -> tuple[str, float, int]:
+        """Of its main thread: the state, the processor time (s), and how often it has waited."""
+        thread = Path(f"/proc/{self.number}/task/{self.number}")
+        try:
+            fields = (thread / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            waits = re.search(r"^voluntary_ctxt_switches:\t(\d+)", (thread / "status").read_text(), re.MULTILINE)
+            used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            return fields[0], used, int(waits[1]) if waits else 0
+        except (OSError, IndexError):
+            return "X", 0.0, 0
+
     def _look(self) -> tuple[str, str]:
         try:
-            fields = Path(f"/proc/{self._number}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            fields = Path(f"/proc/{self.number}/stat").read_text(errors="replace").rpartition(")")[2].split()
             return fields[0], fields[19]
         except (OSError, IndexError):
             return "X", ""
 
     def _is_dumped(self) -> bool:
         try:
-            return "CoreDumping:\t1" in Path(f"/proc/{self._number}/status").read_text(errors="replace")
+            return "CoreDumping:\t1" in Path(f"/proc/{self.number}/status").read_text(errors="replace")
         except OSError:
             return True
 

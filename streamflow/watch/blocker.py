@@ -1,7 +1,7 @@
 """What an event loop's thread is executing: the code of a run, of a step, of something that a step has left behind.
 
 Owns: telling from a stack whose code it is, its line, and which code may be interrupted. Must not: log, send signals,
-look at a clock. Called by: the watch (from its thread), its signal handler (from the loop's thread).
+decide by a clock. Called by: the watch (from its thread), its signal handler (from the loop's thread).
 
 A stack begins with the program, down to the event loop. What the loop has called is behind that, outermost first:
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import traceback
 from asyncio import base_events, events, runners
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from streamflow.model.failures import failure_of
 from streamflow.steps.context import Running, current
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.stacks import PACKAGE, frames, user_line
+from streamflow.watch.shared_note import SharedNote
 
 UNKNOWN_LINE = "an unknown line"
 
@@ -74,13 +76,13 @@ def _nobody() -> None:
 
 
 class RunNote:
-    """Which run's code the owner executes, and since when (monotonic s; 0: none). The watch reads it from its thread.
+    """Which run's code the owner executes, and since when (monotonic s; 0: none). The watch reads it from its thread,
+    and the process beside this one what is `shared`.
 
-    Writing it is all that the owner does for the watch, some million times an hour: `run_id` and `since`, and `wake()`
-    when the watch is `asleep`.
+    Writing it is all that the owner does for both, some million times an hour.
     """
 
-    __slots__ = ("asleep", "run_id", "since", "wake")
+    __slots__ = ("asleep", "run_id", "shared", "since", "wake")
 
     def __init__(self, run_id: str = "", since: float = 0.0) -> None:
         self.run_id = run_id
@@ -88,6 +90,16 @@ class RunNote:
         self.asleep = False
         """The watch doesn't look often enough to see a run that blocks."""
         self.wake: Callable[[], None] = _nobody
+        self.shared: SharedNote | None = None
+
+    def code_of(self, run_id: str, shard: int) -> None:
+        """The code of this run is executed from now on; none is if it is empty."""
+        self.since = time.monotonic() if run_id else 0.0
+        self.run_id = run_id
+        if self.shared is not None:
+            self.shared.code_of(run_id, shard, self.since)
+        if self.asleep:
+            self.wake()
 
 
 class Blocker(msgspec.Struct):

@@ -16,15 +16,24 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from streamflow.interpreter import python_command
+from streamflow.steps.stacks import PACKAGE
 from streamflow.store import heartbeat_child
+from streamflow.store.kernel import Kernel
 from streamflow.store.scripts import load_scripts
-from streamflow.watch.watch import LONGEST
+from streamflow.watch import signals
+from streamflow.watch.last_note import last_note
+from streamflow.watch.shared_note import FORMAT, SharedNote
+from streamflow.watch.watch import LONGEST, Culprit
 
 _log = logging.getLogger("streamflow.watch")
 
 
+GIVES_WAY = 0.5
+"""Seconds after `interrupt` after which code in C that holds the interpreter counts as one that can't be interrupted:
+the operating system's timer has sent its signal then (`signals.py`)."""
 RESTART_PAUSE = 60.0
 """The least seconds between two starts: where it can't run, a daemon must not start one with each heartbeat."""
 
@@ -44,7 +53,7 @@ class HeartbeatProcess:
         longest: float = LONGEST,
         ended: str = "",
     ) -> None:
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "url": url,
             "script": load_scripts()["heartbeat"].source,
             "key": members,
@@ -56,11 +65,34 @@ class HeartbeatProcess:
             "limit": max(1.75 * every, 0.65 * timeout),
             "longest": longest,
             "patience": timeout,
+            "held": None,
         }
+        self._files: tuple[int, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         """When it was started last (monotonic s)."""
         self._stopped = not Path("/proc/self/stat").exists()
+
+    def ends_held(self, note: SharedNote, kernel: Kernel, interrupt: float) -> None:
+        """Let it end this process, when code in C of the run in `note` has held the interpreter for longer than
+        `interrupt` seconds. Call it before `start`."""
+        signals.show_stacks_in(note.stack)
+        proof = last_note(kernel, self._settings["member"], 0, Culprit("", 0, ""))
+        self._files = (note.file, note.stack)
+        self._settings["held"] = {
+            "note": note.file,
+            "stack": note.stack,
+            "format": FORMAT,
+            "after": interrupt + GIVES_WAY,
+            "script": load_scripts()[proof.script].source,
+            "key": proof.keys[0],
+            "seconds": proof.args[0],
+            "body": json.loads(proof.args[1]),
+            "show": signals.STACK,
+            "end": signals.END,
+            "package": PACKAGE,
+            "machine": PACKAGE + "machine" + os.sep,
+        }
 
     def start(self) -> None:
         if self._stopped:
@@ -72,6 +104,7 @@ class HeartbeatProcess:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=self._files,
         )
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)

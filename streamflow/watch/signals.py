@@ -9,7 +9,8 @@ interpreter (a regular expression without end) that thread can't run, so `TIMER`
 some seconds of processor time without a look of the watch: such code looks for signals itself, or returns some time.
 A step may have replaced one of their handlers: the other is used then, until the loop has put ours back.
 `END` is for code that does neither. It ends the process, as it does by default, after a traceback of all threads: no
-code in Python can run any more. A process that is stopped uses no processor time, so neither timer runs out.
+code in Python can run any more. A process that is stopped uses no processor time, so neither timer runs out. `STACK`
+and an earlier `END` come from the process beside a daemon, which asks for the stack before it decides.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ SEND = signal.SIGURG
 """Ignored unless somebody handles it, so that one which comes late harms nobody."""
 TIMER = getattr(signal, "SIGVTALRM", None)
 END = getattr(signal, "SIGPROF", None)
+STACK = getattr(signal, "SIGRTMIN", None)
+"""Writes the stacks of all threads into a file, without any code in Python."""
 _NUMBERS = (SEND,) if TIMER is None else (SEND, TIMER)
 AGAIN = 1.0
 """Seconds of processor time after which the timer's signal is repeated."""
@@ -104,6 +107,12 @@ def may_end_process() -> bool:
         faulthandler.register(END, all_threads=True, chain=True)
     _ends = True
     return True
+
+
+def show_stacks_in(file: int) -> None:
+    """At each `STACK`. Raises what `faulthandler.register` does."""
+    if STACK is not None:
+        faulthandler.register(STACK, file=file, all_threads=True)
 
 
 def end_process_after(seconds: float) -> None:

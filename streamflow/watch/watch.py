@@ -233,6 +233,8 @@ class Watch:
         """Returns the seconds until the next look."""
         now = time.monotonic()
         overdue = now - self._planned
+        if self._note.shared is not None:
+            self._note.shared.looked(now)
         if self._interrupts:
             signals.arm()
         if self._ends_process:

@@ -35,6 +35,17 @@ async def hold_interpreter(journal: str, seconds: int) -> str:
 
 
 @app.workflow
+async def holds_interpreter_itself(computes: bool) -> None:
+    """Without a look for signals: for about a minute, or for ever."""
+    if computes:
+        sum(range(3_000_000_000))
+    else:
+        mutex = ctypes.create_string_buffer(256)
+        for _ in range(2):
+            ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+
+@app.workflow
 async def holds_interpreter(journal: str, seconds: int) -> str:
     return await hold_interpreter(journal, seconds)
 

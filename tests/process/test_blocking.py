@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import streamflow as sf
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.store.connection import Call
-from tests.process.blocking_flows import blocks, holds_interpreter, innocent, spins
+from tests.process.blocking_flows import blocks, holds_interpreter, holds_interpreter_itself, innocent, spins
 from tests.process.faults import ServingProcess, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -78,6 +79,29 @@ async def test_code_that_holds_the_interpreter_makes_no_daemon_look_dead(
     assert not any(daemon.logged("is considered dead") for daemon in daemons)
     assert not any(daemon.logged("has another owner") for daemon in daemons)
     assert journal.read_text() == "begun\n"
+
+
+@pytest.mark.parametrize("computes", [False, True])
+async def test_a_workflow_that_holds_the_interpreter_is_parked_by_one_death(
+    daemons: list[ServingProcess], client: sf.Client, computes: bool
+) -> None:
+    runs = await asyncio.gather(*(client.start(innocent, number) for number in range(32)))
+    bad = await client.start(holds_interpreter_itself, computes, id="bad")
+    more = await asyncio.gather(*(client.start(innocent, number) for number in range(32)))
+    results = await asyncio.gather(*(run.result(timeout=15) for run in (*runs, *more)))
+    assert results == [*range(32), *range(32)]
+
+    async def is_stuck() -> bool:
+        return (await bad.describe()).status == "stuck"
+
+    await until(is_stuck, "the run is parked by the first death", 15)
+    reason = (await bad.describe()).reason
+    assert "blocking_flows.py:" in reason, reason
+    assert "in C, and can't be interrupted" in reason
+    ended = [daemon for daemon in daemons if daemon.process.poll() is not None]
+    assert [daemon.process.returncode for daemon in ended] == [-signal.SIGPROF]
+    assert ended[0].logged("holds_interpreter_itself"), "the traceback"
+    await bad.terminate()
 
 
 async def test_a_workflow_that_loops_harms_no_run_for_longer_than_the_limit(

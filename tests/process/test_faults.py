@@ -101,7 +101,7 @@ async def test_the_death_of_a_daemon_is_reported_long_before_dead_after(
             first.send(signal.SIGKILL)
             assert await first.wait() == -signal.SIGKILL
             await made.shared_by(second, seconds=30)
-            assert second.logged("has ended without handing over")
+            assert second.logged(" is gone")
             assert not second.logged("is considered dead")
             await finish_mixed(await starting)
         await check(made, journal, 300)

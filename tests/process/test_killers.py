@@ -86,7 +86,7 @@ async def ready(client: sf.Client) -> None:
     await until(exists, "the first daemon has created the namespace")
 
 
-@pytest.mark.parametrize(("after", "most"), [(0.0, 3), (0.6, 7)])
+@pytest.mark.parametrize(("after", "most"), [(0.0, 3), (0.6, 10)])
 async def test_a_step_that_kills_its_daemon_fails_after_three(
     fleet: Fleet, client: sf.Client, journal: Path, after: float, most: int
 ) -> None:

@@ -27,6 +27,7 @@ from streamflow.model.record import Status, decode_header
 from streamflow.model.sharding import Partition, queue_partition_of, shard_of
 from streamflow.store.kernel import FRESH, Put, Send
 from streamflow.store.namespace import Namespace
+from streamflow.watch.blocker import RunNote
 from streamflow.wire import InboxMessage, decode_job, encode_outbox, origin_of
 from tests.support.fakes import owned, pack, put, signal, start
 from tests.support.machine_driver import plain, raw
@@ -100,13 +101,23 @@ async def spreading(width: int) -> None:
     await sf.gather(*(swallow(b"x" * 1000) for _ in range(width)))
 
 
+class Noted(RunNote):
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: list[str] = []
+
+    def code_of(self, run_id: str, shard: int) -> None:
+        self.runs.append(run_id)
+
+
 def batch_of(shard: OwnedShard, at: int = NOW, watched: list[str] | None = None) -> ShardBatch:
     """Collect what waits at the shard and reduce it."""
     batch = ShardBatch(shard, shard.next_commit("session"))
     batch.collect()
-    batch.reduce(
-        app, Namespace(SHARDS, Partition.RUN, "of the data"), at, (watched if watched is not None else []).append
-    )
+    note = Noted()
+    batch.reduce(app, Namespace(SHARDS, Partition.RUN, "of the data"), at, note)
+    if watched is not None:
+        watched += note.runs
     batch.finish()
     return batch
 
@@ -405,7 +416,7 @@ def test_a_start_is_trusted_only_until_its_run_proves_to_be_another() -> None:
     batch.collect()
     assert batch.missing() == ["r", "forged"]
     batch.work["r"].loaded = True  # and nothing was found
-    batch.reduce(app, Namespace(SHARDS, Partition.RUN), NOW, [].append)
+    batch.reduce(app, Namespace(SHARDS, Partition.RUN), NOW, RunNote())
     assert [poison.message_id for poison in batch.batch.poisons] == ["1-0", "1-1"]
     assert batch.batch.runs == []
 

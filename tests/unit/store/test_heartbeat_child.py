@@ -26,6 +26,7 @@ SETTINGS = {
     "longest": 60.0,
     "patience": 2.0,
     "ended": "",
+    "held": None,
 }
 
 

@@ -1,0 +1,141 @@
+"""When the process beside a daemon says that code in C holds the interpreter, and what it does about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from streamflow.store import heartbeat_child
+from streamflow.store.heartbeat_child import Held, Parent, workflow_line
+from streamflow.watch.shared_note import FORMAT, SharedNote
+
+PACKAGE = "/lib/streamflow/"
+
+
+class Daemon:
+    """Its main thread, as it is seen in /proc each half a second."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.state, self.used, self.waits = "R", 0.0, 0
+        self.note = SharedNote()
+        self.marks: list[str] = []
+        self.signals: list[int] = []
+        self.gives_way = False
+        self.ended = False
+        monkeypatch.setattr(heartbeat_child.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(heartbeat_child.time, "sleep", self._sleep)
+        monkeypatch.setattr(heartbeat_child.os, "kill", self._kill)
+        monkeypatch.setattr(Parent, "use", lambda _: (self.state, self.used, self.waits))
+        monkeypatch.setattr(Parent, "has_ended", lambda _: self.ended)
+        settings = {
+            "note": self.note.file,
+            "stack": self.note.stack,
+            "format": FORMAT,
+            "after": 5.5,
+            "every": 0.5,
+            "script": "",
+            "key": "suspects",
+            "seconds": 60,
+            "body": {"code": {"run_id": "", "shard": 0, "deaths": 2}},
+            "show": 50,
+            "end": int(signal.SIGPROF),
+            "package": PACKAGE,
+            "machine": f"{PACKAGE}machine/",
+        }
+        self._held = Held(settings, Parent(os.getpid()), self)
+
+    def register_script(self, _: str) -> Any:
+        return lambda keys, args: self.marks.append(args[1])
+
+    def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def _kill(self, _: int, number: int) -> None:
+        self.signals.append(number)
+        if number == 50 and self.gives_way:
+            self.note.code_of("", 0, self.now)
+        self.ended = number == signal.SIGPROF
+
+    def runs(self, seconds: float, used: float = 1.0, waits: float = 0.0) -> None:
+        """For so long, `used` of each second on a processor, waiting so many times a second."""
+        for _ in range(round(2 * seconds)):
+            if self.signals:
+                return
+            self.now, self.used, self.waits = self.now + 0.5, self.used + used / 2, self.waits + round(waits / 2)
+            self._held.look()
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    made = Daemon(monkeypatch)
+    made.note.looked(made.now)
+    made.note.code_of("bad", 7, made.now)
+    return made
+
+
+def test_code_that_computes_is_noted_and_its_process_ended(daemon: Daemon) -> None:
+    daemon.runs(5)
+    assert daemon.signals == []
+    daemon.runs(2)
+    assert daemon.signals == [50, signal.SIGPROF]
+    [note] = daemon.marks
+    code = json.loads(note)["code"]
+    assert (code["run_id"], code["shard"], code["deaths"]) == ("bad", 7, 2)
+    assert "blocked its daemon for 6" in code["reason"]
+
+
+def test_code_that_sleeps_in_one_call_is_noted_too(daemon: Daemon) -> None:
+    daemon.state = "S"
+    daemon.runs(7, used=0.0)
+    assert daemon.signals == [50, signal.SIGPROF]
+
+
+def test_a_daemon_without_processor_time_is_left_alone(daemon: Daemon) -> None:
+    daemon.runs(10, used=0.2)
+    daemon.state = "D"
+    daemon.runs(10, used=0.0)
+    daemon.state = "T"
+    daemon.runs(10, used=0.0)
+    assert daemon.signals == []
+
+
+def test_one_that_waits_for_another_thread_is_left_alone(daemon: Daemon) -> None:
+    """A plain step holds the interpreter: the main thread wakes again and again to ask for it."""
+    daemon.state = "S"
+    daemon.runs(30, used=0.0, waits=200.0)
+    assert daemon.signals == []
+
+
+def test_one_whose_watch_still_looks_is_left_alone(daemon: Daemon) -> None:
+    for _ in range(10):
+        daemon.note.looked(daemon.now)
+        daemon.runs(4)
+    daemon.note.code_of("", 0, 0.0)
+    daemon.runs(30)
+    assert daemon.signals == []
+
+
+def test_code_that_gives_way_when_it_is_looked_at_is_acquitted(daemon: Daemon) -> None:
+    daemon.gives_way = True
+    daemon.runs(7)
+    assert daemon.signals == [50]
+    assert daemon.marks[1:] == [""]
+
+
+def test_the_line_is_the_first_one_of_the_workflow() -> None:
+    stacks = (
+        'Thread 0x1 (most recent call first):\n  File "/lib/python/threading.py", line 1 in wait\n\n'
+        "Current thread 0x2 (most recent call first):\n"
+        '  File "/home/me/deep.py", line 3 in helper\n'
+        '  File "/home/me/flows.py", line 5 in my flow\n'
+        f'  File "{PACKAGE}machine/run.py", line 7 in _advance\n'
+        '  File "/lib/python/asyncio/runners.py", line 9 in run\n'
+    )
+    settings = {"package": PACKAGE, "machine": f"{PACKAGE}machine/"}
+    assert workflow_line(stacks, settings) == "/home/me/flows.py:5 ()"
+    assert workflow_line("", settings) == "an unknown line"
