@@ -5,9 +5,10 @@ redis), or outlive its parent for longer than the report takes.
 Called by: `watch/heartbeat_process.py` starts it as a script and writes to its standard input.
 
 Code in C that holds on to the interpreter stops every thread of its process, also the one that sends heartbeats for a
-blocked event loop. The parent writes each heartbeat that it has sent as a line, after one line of settings. When none
-comes for `limit` seconds, although the parent exists and isn't stopped, this process repeats the last one with another
-number, for `longest` seconds at most. The numbers are negative, so that they are never those of the parent.
+blocked event loop. The parent writes each heartbeat that it has sent as a line, behind the time (monotonic s), after
+one line of settings. When none comes for `limit` seconds, although the parent exists and isn't stopped, this process
+repeats the last one with another number, for `longest` seconds at most. The numbers are negative, so that they are
+never those of the parent.
 
 A death is seen here within milliseconds, at the end of the standard input; when something that the parent has forked
 keeps that open, after `every` seconds in /proc. Then the parent's heartbeat is removed, so that others need not wait
@@ -64,7 +65,8 @@ def main() -> None:
     while True:
         line = lines.next(settings["every"])
         if line:
-            last, heard, repeated = json.loads(line), time.monotonic(), 0
+            at, _, heartbeat = line.partition(b" ")
+            last, heard, repeated = json.loads(heartbeat), float(at), 0
             continue
         if lines.ended or parent.has_ended():
             break

@@ -120,7 +120,7 @@ class HeartbeatProcess:
                 process.returncode,
             )
             self.start()
-        self._write(heartbeat)
+        self._write(b"%f %b" % (time.monotonic(), heartbeat))
 
     def stop(self) -> None:
         """Before it deregisters: no heartbeat of it comes later, and its end is not reported as a death."""

@@ -36,12 +36,13 @@ def sent(
     is_primary: Callable[[], bool] = lambda: True,
     on_close: Callable[[], None] = lambda: None,
     states: str = "S",
+    delay: float = 0.0,
     **settings: Any,
 ) -> list[Any]:
     """What is sent when these lines come at these times (None: none came). `is_primary`: whether the server that the
     connection leads to takes it. `states`: of the parent in /proc, once the lines have ended; without a "Z" among them
-    it never ends."""
-    clock = 0.0
+    it never ends. `delay`: from the time at which a line was written until it was read."""
+    clock: float | None = None
     script = iter([(0.0, SETTINGS | settings), *lines])
     following = iter(states)
     found: list[Any] = []
@@ -51,12 +52,15 @@ def sent(
 
         def next(self, _: float | None) -> bytes:
             nonlocal clock
+            is_first = clock is None
             try:
                 clock, line = next(script)
             except StopIteration:
                 self.ended = True
                 return b""
-            return b"" if line is None else json.dumps(line).encode()
+            if line is None:
+                return b""
+            return json.dumps(line).encode() if is_first else f"{clock - delay} {json.dumps(line)}".encode()
 
     class Client:
         def register_script(self, source: str) -> Client:
@@ -79,14 +83,14 @@ def sent(
     monkeypatch.setattr(heartbeat_child, "Lines", Lines)
     monkeypatch.setattr(heartbeat_child.redis.Redis, "from_url", lambda *_, **__: Client())
     monkeypatch.setattr(heartbeat_child.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(heartbeat_child.time, "monotonic", lambda: clock)
+    monkeypatch.setattr(heartbeat_child.time, "monotonic", lambda: clock or 0.0)
 
     def has_ended(_: object) -> bool:
         return next(following, "Z" if "Z" in states else "S") == "Z"
 
     def sleep(seconds: float) -> None:
         nonlocal clock
-        clock += seconds
+        clock = (clock or 0.0) + seconds
 
     monkeypatch.setattr(heartbeat_child.Parent, "has_ended", has_ended)
     monkeypatch.setattr(heartbeat_child.time, "sleep", sleep)
@@ -98,6 +102,10 @@ def test_the_last_heartbeat_is_repeated_with_numbers_of_its_own(monkeypatch: pyt
     beat = {"beat": 7, "name": "me"}
     found = sent(monkeypatch, (0.0, beat), (0.5, None), (1.0, None), (1.5, None))
     assert found == [{"beat": -7001, "name": "me"}, {"beat": -7002, "name": "me"}]
+
+
+def test_one_that_starts_late_knows_how_long_its_daemon_has_been_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sent(monkeypatch, (0.0, {"beat": 7}), (0.1, None), delay=1.0) == [{"beat": -7001}]
 
 
 def test_a_connection_to_a_demoted_server_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
