@@ -181,7 +181,7 @@ class Daemon:
             "daemon",
             settings,
             note=owner.watch,
-            every=min(EVERY, settings.dead_after / 5),
+            every=min(EVERY, settings.dead_after / 4),
             on_late=stand_in.on_late,
             on_answer=stand_in.on_answer,
             give_up=stand_in.give_up,

@@ -57,7 +57,7 @@ from streamflow.workflow.awaitable import Interrupted
 
 _log = logging.getLogger("streamflow.watch")
 
-EVERY = 0.4
+EVERY = 0.5
 """Seconds between two looks while all is well."""
 LATE_EVERY = 0.1
 """Seconds between two looks while the loop doesn't answer."""
