@@ -21,6 +21,12 @@ from streamflow.embedded.server import EmbeddedServer
 # --- lines ------------------------------------------------------------------------------------------------------------
 
 
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+TURNS = 5
+"""Turns of the loop in which asyncio makes the transport and the task of what it has accepted."""
+
+
 class Line:
     """`target`: the port that new connections lead to. `rate`: bytes per second in each direction, 0 for no limit.
     `frozen`: no byte moves, on old and new connections. `moved`: bytes so far, to the server and from it."""
@@ -34,12 +40,15 @@ class Line:
         self._free_at = [0.0, 0.0]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Small, so that what is slow or frozen here is felt by the sender at once.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target, limit=16_384)
         try:
             await asyncio.gather(self._carry(0, reader, far_writer), self._carry(1, far_reader, writer))
-        finally:
-            far_writer.close()
-            writer.close()
+        except BaseException:
+            far_writer.transport.abort()
+            raise
+        far_writer.close()
 
     async def _carry(self, way: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
@@ -67,34 +76,61 @@ def port_of(url: str) -> int:
     return int(url.rsplit(":", 1)[1])
 
 
-@contextlib.asynccontextmanager
-async def listening(
-    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
-) -> AsyncGenerator[str]:
-    """`serve` for each connection, on a free port of this machine; gives the URL. All end with the block."""
-    tasks: set[asyncio.Task[None]] = set()
+class Listening:
+    """`serve(reader, writer)` is called for each connection, which is closed when it returns, or raises `OSError`."""
 
-    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Small, so that what is slow or frozen here is felt by the sender at once.
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+    def __init__(self, serve: Serve) -> None:
+        self._serve = serve
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> int:
+        """Returns the port."""
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, limit=16_384)
+        return self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Also what was accepted a moment ago: asyncio would leave that open if its server were closed before."""
+        if self._server is None:
+            return
+        for listening in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        await _turns()
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _turns()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        tasks.add(task)
+        self._tasks.add(task)
         try:
-            with contextlib.suppress(asyncio.CancelledError, OSError):
-                await serve(reader, writer)
+            with contextlib.suppress(OSError):
+                await self._serve(reader, writer)
+                writer.close()
+                await writer.wait_closed()
+        except asyncio.CancelledError:  # by `stop`
+            pass
         finally:
-            tasks.discard(task)
-            writer.close()
+            self._tasks.discard(task)
+            writer.transport.abort()
 
-    server = await asyncio.start_server(serve_one, "127.0.0.1", 0, limit=16_384)
+
+async def _turns() -> None:
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def listening(serve: Serve) -> AsyncGenerator[str]:
+    """`serve` for each connection, on a free port of this machine; gives the URL. All end with the block."""
+    server = Listening(serve)
     try:
-        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"redis://127.0.0.1:{await server.start()}"
     finally:
-        server.close()
-        for task in list(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.stop()
 
 
 # --- clocks -----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
+from bench.faults import Listening
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreError, StoreFull, StoreMisconfigured, StoreUnavailable, UsageError
 from streamflow.model.sharding import Partition
@@ -19,7 +20,6 @@ from streamflow.store.connection import Call, Store, redacted
 from streamflow.store.kernel import Batch, Reply, Start
 from streamflow.store.subscription import Subscription
 from tests.kernel.support import NOW, Shard, until
-from tests.support.listening import Listening
 
 pytestmark = pytest.mark.anyio
 

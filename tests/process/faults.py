@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
+from bench.faults import Listening
 from streamflow.daemon.takeover import fold_entry
 from streamflow.events import StepCompleted, decode_history
 from streamflow.machine.factory import rehydrate
@@ -26,7 +27,6 @@ from streamflow.model.sharding import Partition
 from streamflow.store.keys import NamespaceKeys
 from streamflow.views.shard_views import ShardViews
 from tests.process import chaos_flows
-from tests.support.listening import Listening
 
 ROOT = Path(__file__).parents[2]
 FLOWS = Path(__file__).with_name("chaos_flows.py")

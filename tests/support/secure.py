@@ -22,9 +22,9 @@ import pytest
 import trustme
 from redis import Redis
 
+from bench.faults import Listening
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreUnavailable
-from tests.support.listening import Listening
 
 LONG_AGO = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 
