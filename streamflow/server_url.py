@@ -14,23 +14,33 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from typing import NamedTuple
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from streamflow.errors import UsageError
 
 USUAL = "redis://127.0.0.1:6379"
 FOLDER, SOCKET = ".streamflow", "server.sock"
 """Where `streamflow dev` keeps its data in the working directory, and the socket of its server in there."""
-SCHEMES = ("redis://", "rediss://", "unix://")
+SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://")
+SENTINEL = "redis+sentinel"
+"""The scheme of a URL that names Sentinels and a service, whose primary is the server."""
+SENTINEL_PORT = 26379
 
 _SHAPE = (
     "it must look like redis://user:password@host:6379/0, with the special characters of user and password "
     "percent-encoded"
 )
-_HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?(/\d*)?")
+_SENTINELS = (
+    "it must look like redis+sentinel://user:password@host:26379,host:26379/service, with the special characters of "
+    "user and password percent-encoded"
+)
+_ADDRESS = r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?"
+_HOST = re.compile(rf"{_ADDRESS}(/\d*)?")
+_HOSTS = re.compile(rf"{_ADDRESS}(,{_ADDRESS})*/[\w.-]+")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}://")
-_PASSWORD = re.compile(r"://\S*@|[?&](ssl_)?password=")
-_SERVER = re.compile(r"\b(?:redis|rediss|unix)://\S*[@?]\S*")
+_PASSWORD = re.compile(r"://\S*@|[?&](ssl_|sentinel_)?password=")
+_SERVER = re.compile(r"\b(?:redis|rediss|unix|redis\+sentinel)://\S*[@?]\S*")
 
 
 def _number(value: str) -> str:
@@ -58,6 +68,7 @@ def _switch(value: str) -> str:
 
 
 _TLS = "ssl_"
+_OF_SENTINELS = "sentinel_"
 _OPTIONS: dict[str, Callable[[str], str]] = {
     "db": _number,
     "username": _text,
@@ -70,8 +81,39 @@ _OPTIONS: dict[str, Callable[[str], str]] = {
     "ssl_password": _text,
     "ssl_cert_reqs": _certificates,
     "ssl_check_hostname": _switch,
+    "sentinel_username": _text,
+    "sentinel_password": _text,
 }
 """Option -> its check: what the value must be if it isn't, else an empty string."""
+
+
+class SentinelUrl(NamedTuple):
+    """What a URL with Sentinels says. `server`: the URL for the service's primary, with the first Sentinel's address in
+    the place of its own. `username` and `password`: those for the Sentinels, empty for none."""
+
+    addresses: tuple[tuple[str, int], ...]
+    service: str
+    server: str
+    username: str
+    password: str
+
+
+def sentinels_of(url: str) -> SentinelUrl | None:
+    """Of a URL that `check_url` has accepted; None when it isn't one with Sentinels."""
+    parts = urlsplit(url)
+    if parts.scheme != SENTINEL:
+        return None
+    credentials, at, hosts = parts.netloc.rpartition("@")
+    addresses = tuple(_address(host) for host in hosts.split(","))
+    options = dict(parse_qsl(parts.query))
+    username, password = (options.pop(f"{_OF_SENTINELS}{name}", "") for name in ("username", "password"))
+    server = f"redis://{credentials}{at}{hosts.partition(',')[0]}?{urlencode(options)}".rstrip("?")
+    return SentinelUrl(addresses, unquote(parts.path)[1:], server, username, password)
+
+
+def _address(host: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{host}")
+    return parts.hostname or "", parts.port or SENTINEL_PORT
 
 
 def default_url() -> str:
@@ -91,15 +133,18 @@ def check_url(url: str) -> None:
         raise UsageError(f"can't use the server URL {redacted(url)!r}: it must start with one of {', '.join(SCHEMES)}")
     try:
         parts = urlsplit(url)
-        _ = parts.port
+        _check_addresses(parts)
         options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
         # Without the reason, which can quote a part of the password (one with a `/` is parsed as host:port).
-        raise UsageError(f"can't use the server URL {redacted(url)!r}: {_SHAPE}") from None
+        is_sentinel = url.startswith(f"{SENTINEL}://")
+        raise UsageError(
+            f"can't use the server URL {redacted(url)!r}: {_SENTINELS if is_sentinel else _SHAPE}"
+        ) from None
     database = unquote(parts.path).removeprefix("/")
     if parts.fragment or (parts.scheme != "unix" and "@" in parts.path):
         raise UsageError(f"can't use the server URL {redacted(url)!r}: {_SHAPE}")  # a password with a `#`, `/` or `?`
-    if parts.scheme != "unix" and database and _number(database):
+    if parts.scheme not in ("unix", SENTINEL) and database and _number(database):
         raise UsageError(f"can't use the server URL {redacted(url)!r}: behind the host stands the database, a number")
     seen: set[str] = set()
     for name, value in options:
@@ -109,6 +154,18 @@ def check_url(url: str) -> None:
         seen.add(name)
     if "ssl_keyfile" in seen and "ssl_certfile" not in seen:
         raise UsageError(f"can't use the server URL {redacted(url)!r}: the option ssl_keyfile needs ssl_certfile")
+
+
+def _check_addresses(parts: SplitResult) -> None:
+    """Raises `ValueError`."""
+    if parts.scheme != SENTINEL:
+        _ = parts.port
+        return
+    hosts = parts.netloc.rpartition("@")[2]
+    if not _HOSTS.fullmatch(f"{hosts}{parts.path}"):
+        raise ValueError("not addresses and a service")
+    for host in hosts.split(","):
+        _address(host)
 
 
 def _check_option(url: str, scheme: str, name: str, value: str) -> None:
@@ -121,16 +178,20 @@ def _check_option(url: str, scheme: str, name: str, value: str) -> None:
             if re.fullmatch(r"[a-z][a-z_]{0,39}", name) and "@" not in url.partition("?")[2]
             else "an option"
         )
-        allowed = ", ".join(known for known in _OPTIONS if scheme == "rediss" or not known.startswith(_TLS))
+        others = tuple(prefix for prefix, of in ((_TLS, "rediss"), (_OF_SENTINELS, SENTINEL)) if scheme != of)
+        allowed = ", ".join(known for known in _OPTIONS if not known.startswith(others))
         raise UsageError(f"{head}: {shown} is not allowed; allowed are {allowed}")
     if name.startswith(_TLS) and scheme != "rediss":
         raise UsageError(f"{head}: the option {name} needs TLS: use rediss://")
+    if name.startswith(_OF_SENTINELS) and scheme != SENTINEL:
+        raise UsageError(f"{head}: the option {name} needs Sentinels: use redis+sentinel://")
     if wanted := check(value):
         raise UsageError(f"{head}: the option {name} must be {wanted}")
 
 
 def redacted(url: str) -> str:
-    """The URL without user, password and options: scheme, host, port and database, or the path of a socket.
+    """The URL without user, password and options: scheme, host, port and database, or the path of a socket,
+    or the addresses of Sentinels and the service.
 
     What could be a part of a password, because the URL is not well formed, is left out, too.
     """
@@ -143,7 +204,8 @@ def redacted(url: str) -> str:
     mark = "***@" if at else ""
     if scheme == "unix://" and "@" not in options and not user.count("/"):
         return f"{scheme}{mark}{host}"
-    return f"{scheme}{mark}{host if _HOST.fullmatch(host) and '@' not in options else '***'}"
+    shape = _HOSTS if scheme == f"{SENTINEL}://" else _HOST
+    return f"{scheme}{mark}{host if shape.fullmatch(host) and '@' not in options else '***'}"
 
 
 def masked(text: str) -> str:

@@ -28,9 +28,10 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from streamflow.errors import StoreError, StoreFull, StoreMisconfigured, StoreUnavailable
 from streamflow.machine.sealed import hide
-from streamflow.server_url import check_url, redacted
+from streamflow.server_url import check_url, redacted, sentinels_of
 from streamflow.store.link import Link
 from streamflow.store.scripts import Script, load_scripts
+from streamflow.store.sentinels import Sentinels
 from streamflow.store.tls import TlsContext, advice
 
 T = TypeVar("T")
@@ -99,7 +100,7 @@ class Store:
     All its connections are to one server. When one of them learns that this server can't serve any more (it was
     demoted, it loads its data, it is silent) or that the name now leads to another one, all are closed, also those that
     wait for entries: after a failover that keeps connections open, a blocked read would wait on the former server
-    forever. The next use of each resolves the name again.
+    forever. The next use of each resolves the name again. With Sentinels in the URL, they are asked instead.
     """
 
     def __init__(
@@ -121,6 +122,9 @@ class Store:
         self._promoted_from: str = ""
         self._scripts = scripts if scripts is not None else load_scripts()
         self._given_client = client
+        addressed = sentinels_of(url) if client is None else None
+        self._sentinels = Sentinels(addressed) if addressed is not None else None
+        self._server_url = url if addressed is None else addressed.server
         self._tls = TlsContext(url) if client is None and url.startswith("rediss://") else None
         self._client = client or self._make_client()
         self._connections = connections
@@ -128,6 +132,8 @@ class Store:
         self._bulk = _Lane(connections)
         self._urgent = _Lane(URGENT, urgent=True)
         self._under_way: set[asyncio.Task[list[Any]]] = set()
+        self._asking: asyncio.Task[None] | None = None
+        """Asks the Sentinels whether another server is the primary now."""
         self._log_readers: list[Link] = []
         self._replaced = -math.inf
         self._lost = -math.inf
@@ -137,7 +143,7 @@ class Store:
 
     def _make_client(self) -> aioredis.Redis:
         client = aioredis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-            self.url,
+            self._server_url,
             socket_timeout=None,
             socket_connect_timeout=5.0,
             retry=RedisRetry(NoBackoff(), 0),
@@ -159,6 +165,8 @@ class Store:
             made.on_silence = lambda: self.replace_connections("the server is silent")
             if self._tls is not None:
                 cast("Any", made).ssl_context = self._tls
+            if self._sentinels is not None:
+                made.locate = self._sentinels.primary
         return cast("Link", made)
 
     async def _on_connect(self, connection: Any) -> None:
@@ -179,6 +187,9 @@ class Store:
         if not isinstance(reply, Exception):  # an ACL may forbid INFO; then only refused commits tell of a restart
             info = _facts(reply)
             connection.reached = info.get("run_id", "")
+            if self._sentinels is not None and info.get("role") == "slave":
+                # Its Sentinels are late, or it has just been demoted: its data are old, and it takes no writes.
+                raise redis_errors.ConnectionError("the Sentinels named a server that is a replica")
             self._heard(info)
 
     def _heard(self, info: Mapping[str, str]) -> None:
@@ -223,10 +234,20 @@ class Store:
             return True
         return code in _TEMPORARY
 
+    async def _look_elsewhere(self, sentinels: Sentinels) -> None:
+        """A former primary that is cut off from its Sentinels goes on serving as one, until they reach it."""
+        with contextlib.suppress(*LOST):
+            primary = await sentinels.primary()
+            if any(link.is_open and (link.host, link.port) != primary for link in self._links):
+                self.replace_connections("the Sentinels have another primary")
+
     async def close(self) -> None:
-        for task in self._under_way:
+        tasks: list[asyncio.Task[Any]] = [*self._under_way]
+        if self._asking is not None:
+            tasks.append(self._asking)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for link in self._links:
             if isinstance(link, Link):
                 link.drop()  # else a silent server is waited for, which doesn't take part in ending TLS
@@ -335,6 +356,9 @@ class Store:
             self._heard(info)
         if info.get("role") == "slave":
             self.replace_connections("the server is a replica now")
+        elif self._sentinels is not None and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.create_task(self._look_elsewhere(self._sentinels))
+            hide(self._asking)
 
     def _command(self, call: Call[Any]) -> list[Any]:
         if not call.script:

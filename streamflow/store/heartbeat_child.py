@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis import sentinel
 
 LOOK_AGAIN = 0.01
 """Seconds between two looks whether a process whose end of the pipe is closed has ended."""
@@ -55,9 +56,7 @@ def main() -> None:
     if not settings:
         return
     parent = Parent(int(settings["parent"]))
-    client: Any = redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-        settings["url"], socket_timeout=settings["every"], socket_connect_timeout=1.0
-    )
+    client = client_for(settings)
     script: Any = client.register_script(settings["script"])
     held = Held(settings["held"] | {"every": settings["every"]}, parent, client) if settings["held"] else None
     last: dict[str, Any] = {}
@@ -102,6 +101,21 @@ def main() -> None:
 def later(heartbeat: dict[str, Any], seconds: float) -> dict[str, Any]:
     """`sent` of a worker's heartbeat is when it was sent."""
     return heartbeat | {"sent": heartbeat["sent"] + round(1000 * seconds)} if heartbeat.get("sent") else heartbeat
+
+
+def client_for(settings: dict[str, Any]) -> Any:
+    """Of the server that the URL names, or of the primary that its Sentinels name."""
+    limits = {"socket_timeout": settings["every"], "socket_connect_timeout": 1.0}
+    found = settings.get("sentinels")
+    client: Any = redis.Redis.from_url(settings["url"], **limits)  # pyright: ignore[reportUnknownMemberType]
+    if not found:
+        return client
+    options = {name: value for name, value in client.get_connection_kwargs().items() if name not in ("host", "port")}
+    credentials = {"username": found["username"] or None, "password": found["password"] or None}
+    asked: Any = sentinel.Sentinel(
+        [tuple(address) for address in found["addresses"]], sentinel_kwargs={**limits, **credentials}
+    )
+    return asked.master_for(found["service"], **options)
 
 
 class Held:

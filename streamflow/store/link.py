@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import hiredis
@@ -60,6 +60,8 @@ class Link:
     """A command to send before the first ones of each connection, without a round trip of its own..."""
     on_introduced: Callable[[Any], None]
     """...and what takes the reply to it."""
+    locate: Callable[[], Awaitable[tuple[str, int]]] | None = None
+    """What finds host and port before each connection, where they aren't those of the URL."""
     wants_id = False
     """Whether to ask for `client_id` with each connection."""
     client_id: int | None = None
@@ -83,6 +85,8 @@ class Link:
             if self._writer is not None:  # dropped
                 await me.disconnect(nowait=True)
             async with asyncio.timeout(SILENT_TICKS * TICK):
+                if self.locate is not None:
+                    me.host, me.port = await self.locate()
                 await me.connect()
         except BaseException as error:
             await me.disconnect(nowait=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from streamflow.errors import UsageError
-from streamflow.server_url import check_url, has_password, masked, redacted
+from streamflow.server_url import check_url, has_password, masked, redacted, sentinels_of
 
 SECRET = "hunt@er2:/?#[secret"
 
@@ -20,6 +20,7 @@ SECRET = "hunt@er2:/?#[secret"
         "redis://[::1]:6379/0?db=1",
         "rediss://host?ssl_cert_reqs=none&ssl_check_hostname=false",
         "unix:///run/redis.sock?db=1&username=me&password=p@ss",
+        "redis+sentinel://a:26379,[::1]:26380,c/jobs?db=1&sentinel_username=me&sentinel_password=pass",
     ],
 )
 def test_a_url_with_allowed_options_is_taken(url: str) -> None:
@@ -37,6 +38,7 @@ def test_a_url_with_allowed_options_is_taken(url: str) -> None:
         ("db=1&db=2", "the option db is given twice"),
         ("password=", "the option password must be a value"),
         ("ssl_cert_reqs=none", "the option ssl_cert_reqs needs TLS: use rediss://"),
+        ("sentinel_password=x", "the option sentinel_password needs Sentinels: use redis+sentinel://"),
     ],
 )
 def test_another_option_is_refused_by_its_name(options: str, reason: str) -> None:
@@ -94,3 +96,29 @@ def test_texts_keep_what_is_not_secret() -> None:
 )
 def test_a_url_with_a_password_is_recognised(text: str, found: bool) -> None:
     assert has_password(text) is found
+
+
+def test_a_url_with_sentinels_is_taken_apart() -> None:
+    url = sentinels_of("redis+sentinel://me:p%40ss@a:1,[::1]:2,c/jobs?db=3&sentinel_password=of-them")
+    assert url is not None
+    assert url.addresses == (("a", 1), ("::1", 2), ("c", 26379))
+    assert (url.service, url.server) == ("jobs", "redis://me:p%40ss@a:1?db=3")
+    assert (url.username, url.password) == ("", "of-them")
+    assert sentinels_of("redis://me@a:1/3") is None
+
+
+@pytest.mark.parametrize(
+    "rest", ["a:1,b:2", "a:1,,b:2/jobs", "a:99999/jobs", "a:1/jo:bs", "hunt/er2@a:1/jobs", "hunt,er2/@a:1/jobs"]
+)
+def test_sentinels_without_a_service_or_with_odd_addresses_are_refused(rest: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_url(f"redis+sentinel://{rest}")
+    assert "host:26379/service" in str(caught.value)
+    assert "er2" not in str(caught.value)
+
+
+def test_the_password_of_sentinels_is_never_shown() -> None:
+    url = "redis+sentinel://me:hunter2@a:1,b:2/jobs?sentinel_password=hunter2"
+    assert redacted(url) == "redis+sentinel://***@a:1,b:2/jobs"
+    assert masked(f"no answer from {url}.") == "no answer from redis+sentinel://***@a:1,b:2/jobs."
+    assert has_password("redis+sentinel://a:1/jobs?sentinel_password=x")

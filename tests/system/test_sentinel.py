@@ -1,0 +1,203 @@
+"""A namespace whose URL names Sentinels: they tell which server is the primary, also after it was lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anyio
+import pytest
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+
+import streamflow as sf
+from streamflow.daemon.daemon import Daemon
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.errors import StoreUnavailable
+from streamflow.server_url import sentinels_of
+from streamflow.settings import Settings
+from streamflow.store import heartbeat_child
+from streamflow.store.connection import Call, Store
+from streamflow.worker.worker import Worker
+from tests.support.lines import port_of
+from tests.support.sentinels import PASSWORD, SERVICE, sentinels
+from tests.support.serving import FAST
+from tests.support.waiting import DEADLINE
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+
+app = sf.App()
+
+
+@app.step(queue="gpu")
+async def double(number: int) -> int:
+    return 2 * number
+
+
+@app.workflow
+async def doubles(number: int) -> int:
+    return await double(number)
+
+
+class Pair(NamedTuple):
+    primary: EmbeddedServer
+    replica: EmbeddedServer
+    url: str
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+    quick = ("--repl-diskless-sync-delay", "0")
+    async with (
+        EmbeddedServer(tmp_path / "a", extra=quick) as primary,
+        EmbeddedServer(tmp_path / "b", extra=quick) as replica,
+        Redis.from_url(replica.url) as redis,
+    ):
+        await redis.execute_command("REPLICAOF", "127.0.0.1", port_of(primary.url))
+        while (await redis.info("replication"))["master_link_status"] != "up":  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+        async with sentinels(tmp_path, primary, password=PASSWORD) as url:
+            yield Pair(primary, replica, url)
+
+
+async def becomes(server: EmbeddedServer, role: str, seconds: float = DEADLINE) -> None:
+    """Each time over a connection of its own: Sentinels close all when they change a server's role."""
+    with anyio.fail_after(seconds):
+        while True:
+            with contextlib.suppress(redis_errors.ConnectionError):
+                async with Redis.from_url(server.url) as redis:
+                    if (await redis.info("replication"))["role"] == role:
+                        return
+            await anyio.sleep(0.05)
+
+
+async def own_clients(server: EmbeddedServer) -> int:
+    """Connections of daemons, workers and clients, by what they have sent last."""
+    clients: Any = []
+    with contextlib.suppress(redis_errors.ConnectionError):
+        async with Redis.from_url(server.url) as redis:
+            clients = await redis.execute_command("CLIENT LIST")
+    return len([one for one in clients if one["cmd"].startswith(("evalsha", "xread", "ssubscribe"))])
+
+
+@pytest.mark.parametrize("loss", ["killed", "frozen"])
+async def test_work_goes_on_at_the_primary_that_is_promoted(pair: Pair, loss: str) -> None:
+    """The former primary then comes back and still thinks that it is one: nobody stays with it."""
+    chosen: dict[str, Any] = FAST | {"beat": 0.2, "dead_after": 3.0}
+    settings = Settings(redis=pair.url, **chosen)
+    daemon, worker = Daemon(app, settings), Worker(app, settings, ("gpu",))
+    started: dict[int, sf.Run[int]] = {}
+    under_load = anyio.Event()
+    enough = False
+
+    async def load(client: sf.Client) -> None:
+        number = 0
+        while not enough:
+            try:
+                started[number] = await client.start(doubles, number, id=f"run-{number}")
+            except StoreUnavailable:
+                continue  # the same start again
+            number += 1
+            if number == 50:
+                under_load.set()
+            await anyio.sleep(0.01)
+
+    async with sf.connect(pair.url) as client, anyio.create_task_group() as tasks:
+        tasks.start_soon(daemon.run)
+        tasks.start_soon(worker.run)
+        with anyio.fail_after(DEADLINE):
+            await daemon.ready.wait()
+            await worker.ready.wait()
+        tasks.start_soon(load, client)
+        await under_load.wait()
+        os.kill(pair.primary.pid, signal.SIGKILL if loss == "killed" else signal.SIGSTOP)
+        try:
+            with anyio.fail_after(60):
+                await becomes(pair.replica, "master")
+                before = len(started)
+                while len(started) < before + 50:  # noqa: ASYNC110
+                    await anyio.sleep(0.05)
+        finally:
+            if loss == "frozen":
+                os.kill(pair.primary.pid, signal.SIGCONT)
+        if loss == "killed":
+            await pair.primary.kill()
+            await pair.primary.start()
+        before = len(started)
+        with anyio.fail_after(60):
+            while len(started) < before + 50:  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+            while await own_clients(pair.primary):  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+            enough = True
+            for number in list(started):  # the newest starts may not have reached the replica: they are repeated
+                run = await client.start(doubles, number, id=f"run-{number}")
+                assert await run.result() == 2 * number
+            await becomes(pair.primary, "slave", 60)
+        daemon.stop()
+        worker.stop()
+
+
+async def port_of_server(store: Store) -> int:
+    info: dict[str, Any] = await store.one(Call.plain("INFO", "server"))
+    return int(info["tcp_port"])
+
+
+async def test_a_primary_that_was_replaced_in_good_health_is_left(pair: Pair) -> None:
+    """Cut off from its Sentinels, it would go on as a primary: only they tell that it isn't one any more."""
+    store = Store(pair.url)
+    try:
+        await store.one(Call.plain("SET", "mark", "1"))
+        first = sentinels_of(pair.url)
+        assert first is not None
+        host, port = first.addresses[0]
+        async with Redis(host=host, port=port, password=PASSWORD) as redis:
+            await redis.execute_command("SENTINEL", "FAILOVER", SERVICE)
+        with anyio.fail_after(DEADLINE):
+            while await port_of_server(store) != port_of(pair.replica.url):  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+        await store.one(Call.plain("SET", "mark", "2"))
+    finally:
+        await store.close()
+
+
+async def test_sentinels_that_are_down_are_passed_over(pair: Pair) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{unused.getsockname()[1]}"
+        store = Store(pair.url.replace("redis+sentinel://", f"redis+sentinel://{dead},"))
+        try:
+            assert await store.one(Call.plain("PING")) in (True, b"PONG")
+        finally:
+            await store.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [((f"/{SERVICE}", "/others"), "No such master"), ((PASSWORD, "wrong"), "(?i)password|auth")],
+)
+async def test_the_error_says_what_the_sentinels_answer(pair: Pair, change: tuple[str, str], reason: str) -> None:
+    store = Store(pair.url.replace(*change), patience=0.5)
+    try:
+        with pytest.raises(StoreUnavailable, match=reason) as caught:
+            await store.one(Call.plain("PING"))
+        assert PASSWORD not in str(caught.value)
+        assert "names a primary of" in str(caught.value)
+    finally:
+        await store.close()
+
+
+async def test_the_heartbeat_process_finds_the_primary(pair: Pair) -> None:
+    asked = sentinels_of(pair.url)
+    assert asked is not None
+    client = heartbeat_child.client_for({"url": asked.server, "sentinels": asked._asdict(), "every": 1.0})
+    try:
+        port = await anyio.to_thread.run_sync(lambda: client.config_get("port")["port"])
+        assert int(port) == port_of(pair.primary.url)
+    finally:
+        client.close()
