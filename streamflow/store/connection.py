@@ -167,6 +167,7 @@ class Store:
                 cast("Any", made).ssl_context = self._tls
             if self._sentinels is not None:
                 made.locate = self._sentinels.primary
+                made.on_late = partial(self._ask, self._sentinels)
         return cast("Link", made)
 
     async def _on_connect(self, connection: Any) -> None:
@@ -179,17 +180,28 @@ class Store:
         if not connection.introduce:
             await connection.send_command(*_INFO)
             try:
-                self._introduced(connection, await connection.read_response())
+                reply = await connection.read_response()
             except redis_errors.ResponseError as error:
-                self._introduced(connection, error)
+                reply = error
+            else:
+                if self._sentinels is not None:
+                    await self._check_primary(self._sentinels, connection, _facts(reply))
+            self._introduced(connection, reply)
+
+    async def _check_primary(self, sentinels: Sentinels, connection: Any, info: Mapping[str, str]) -> None:
+        """Raises `ConnectionError` if this isn't the primary. To believe a former one costs what is written there."""
+        if info.get("role") == "slave":
+            # Its Sentinels are late, or it has just been demoted: its data are old, and it takes no writes.
+            raise redis_errors.ConnectionError("the Sentinels named a server that is a replica")
+        is_other = self._run_id not in ("", info.get("run_id"))
+        if is_other and await sentinels.primary() != (connection.host, connection.port):
+            # It was frozen or cut off while it was connected to, and there was a failover meanwhile.
+            raise redis_errors.ConnectionError("the Sentinels have named another primary meanwhile")
 
     def _introduced(self, connection: Any, reply: Any) -> None:
         if not isinstance(reply, Exception):  # an ACL may forbid INFO; then only refused commits tell of a restart
             info = _facts(reply)
             connection.reached = info.get("run_id", "")
-            if self._sentinels is not None and info.get("role") == "slave":
-                # Its Sentinels are late, or it has just been demoted: its data are old, and it takes no writes.
-                raise redis_errors.ConnectionError("the Sentinels named a server that is a replica")
             self._heard(info)
 
     def _heard(self, info: Mapping[str, str]) -> None:
@@ -234,8 +246,15 @@ class Store:
             return True
         return code in _TEMPORARY
 
+    def _ask(self, sentinels: Sentinels) -> None:
+        """In a task of its own, and not while the last one is under way."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._look_elsewhere(sentinels))
+            hide(self._asking)
+
     async def _look_elsewhere(self, sentinels: Sentinels) -> None:
-        """A former primary that is cut off from its Sentinels goes on serving as one, until they reach it."""
+        """A former primary that is cut off from its Sentinels goes on serving as one, until they reach it. One that
+        was switched off, or is frozen, is only silent."""
         with contextlib.suppress(*LOST):
             primary = await sentinels.primary()
             if any(link.is_open and (link.host, link.port) != primary for link in self._links):
@@ -356,9 +375,8 @@ class Store:
             self._heard(info)
         if info.get("role") == "slave":
             self.replace_connections("the server is a replica now")
-        elif self._sentinels is not None and (self._asking is None or self._asking.done()):
-            self._asking = asyncio.create_task(self._look_elsewhere(self._sentinels))
-            hide(self._asking)
+        elif self._sentinels is not None:
+            self._ask(self._sentinels)
 
     def _command(self, call: Call[Any]) -> list[Any]:
         if not call.script:
@@ -444,7 +462,7 @@ class Store:
 
     def _pipeline_link(self, lane: _Lane) -> Link:
         link = self.link()
-        if lane.urgent:
+        if lane.urgent and self._sentinels is None:
             link.introduce = _INFO
             link.on_introduced = partial(self._introduced, link)
         return link

@@ -61,7 +61,9 @@ class Link:
     on_introduced: Callable[[Any], None]
     """...and what takes the reply to it."""
     locate: Callable[[], Awaitable[tuple[str, int]]] | None = None
-    """What finds host and port before each connection, where they aren't those of the URL."""
+    """What finds host and port before each connection, where they aren't those of the URL..."""
+    on_late: Callable[[], None] | None = None
+    """...and what is called every second in which no byte moves although a reply is due: it may find others by now."""
     wants_id = False
     """Whether to ask for `client_id` with each connection."""
     client_id: int | None = None
@@ -215,6 +217,8 @@ class _SilenceWatch:
         if progress != self._seen:
             self._seen, self._silent, self._neighbours = progress, 0, self._link.neighbours()
         self._silent += 1
+        if self._silent > 1 and self._link.on_late is not None:
+            self._link.on_late()
         if self._silent >= SILENT_TICKS:
             pairs = zip(self._neighbours, self._link.neighbours(), strict=False)
             alone = not any(_has_moved(before, after) for before, after in pairs)

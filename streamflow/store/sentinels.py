@@ -4,7 +4,8 @@ Owns: which Sentinel is believed. Must not: connect to the server itself, or dec
 Called by: `connection.py` (before each connection, and now and then).
 
 All Sentinels are asked at once. One that was cut off, or has just been started, names a former primary: the answer with
-the highest epoch counts, of all those that come shortly after the first one. Each failover has a higher epoch.
+the highest epoch counts, of all those that come shortly after the first one that isn't older than what is known. Each
+failover has a higher epoch.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Sentinels:
     def __init__(self, url: SentinelUrl) -> None:
         self._url = url
         self._pending: asyncio.Task[tuple[str, int]] | None = None
+        self._epoch = 0
+        """That of the last answer."""
 
     async def primary(self) -> tuple[str, int]:
         """Host and port of the service's primary. Raises redis-py's `ConnectionError`.
@@ -44,13 +47,13 @@ class Sentinels:
     async def _ask(self) -> tuple[str, int]:
         tasks = [asyncio.create_task(self._ask_one(host, port)) for host, port in self._url.addresses]
         try:
-            answers = await _first_answers(tasks)
+            answers = await _first_answers(tasks, self._epoch)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if answers:
-            _, host, port = max(answers)
+            self._epoch, host, port = max(answers)  # lower than before if all Sentinels were set up again
             return host, port
         names = ", ".join(f"{host}:{port}" for host, port in self._url.addresses)
         reasons = [str(task.exception()) for task in tasks if not task.cancelled() and task.exception() is not None]
@@ -81,8 +84,8 @@ class Sentinels:
             await connection.disconnect(nowait=True)
 
 
-async def _first_answers(tasks: list[asyncio.Task[tuple[int, str, int]]]) -> list[tuple[int, str, int]]:
-    """What has been answered a little after the first answer; empty if there is none."""
+async def _first_answers(tasks: list[asyncio.Task[tuple[int, str, int]]], epoch: int) -> list[tuple[int, str, int]]:
+    """What has been answered a little after the first answer of that epoch or a later one; empty if there is none."""
     loop = asyncio.get_running_loop()
     left: set[asyncio.Task[tuple[int, str, int]]] = set(tasks)
     answers: list[tuple[int, str, int]] = []
@@ -90,7 +93,7 @@ async def _first_answers(tasks: list[asyncio.Task[tuple[int, str, int]]]) -> lis
     while left and loop.time() < end:
         done, left = await asyncio.wait(left, timeout=end - loop.time(), return_when=asyncio.FIRST_COMPLETED)
         answers += [task.result() for task in done if task.exception() is None]
-        if answers:
+        if answers and max(answers)[0] >= epoch:
             end = min(end, loop.time() + GRACE_SECONDS)
     return answers
 
