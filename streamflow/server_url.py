@@ -22,9 +22,12 @@ from streamflow.errors import UsageError
 USUAL = "redis://127.0.0.1:6379"
 FOLDER, SOCKET = ".streamflow", "server.sock"
 """Where `streamflow dev` keeps its data in the working directory, and the socket of its server in there."""
-SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://")
-SENTINEL = "redis+sentinel"
-"""The scheme of a URL that names Sentinels and a service, whose primary is the server."""
+SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
+SENTINEL = ("redis+sentinel", "rediss+sentinel")
+"""The schemes of URLs that name Sentinels and a service, whose primary is the server; the second one with TLS to all
+of them."""
+SECURE = ("rediss", "rediss+sentinel")
+"""The schemes with TLS."""
 SENTINEL_PORT = 26379
 
 _SHAPE = (
@@ -40,7 +43,7 @@ _HOST = re.compile(rf"{_ADDRESS}(/\d*)?")
 _HOSTS = re.compile(rf"{_ADDRESS}(,{_ADDRESS})*/[\w.-]+")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}://")
 _PASSWORD = re.compile(r"://\S*@|[?&](ssl_|sentinel_)?password=")
-_SERVER = re.compile(r"\b(?:redis|rediss|unix|redis\+sentinel)://\S*[@?]\S*")
+_SERVER = re.compile(r"\b(?:rediss?(?:\+sentinel)?|unix)://\S*[@?]\S*")
 
 
 def _number(value: str) -> str:
@@ -89,26 +92,36 @@ _OPTIONS: dict[str, Callable[[str], str]] = {
 
 class SentinelUrl(NamedTuple):
     """What a URL with Sentinels says. `server`: the URL for the service's primary, with the first Sentinel's address in
-    the place of its own. `username` and `password`: those for the Sentinels, empty for none."""
+    the place of its own. `username` and `password`: those for the Sentinels, empty for none. `is_secure`: with TLS."""
 
     addresses: tuple[tuple[str, int], ...]
     service: str
     server: str
     username: str
     password: str
+    is_secure: bool
 
 
 def sentinels_of(url: str) -> SentinelUrl | None:
     """Of a URL that `check_url` has accepted; None when it isn't one with Sentinels."""
     parts = urlsplit(url)
-    if parts.scheme != SENTINEL:
+    if parts.scheme not in SENTINEL:
         return None
     credentials, at, hosts = parts.netloc.rpartition("@")
     addresses = tuple(_address(host) for host in hosts.split(","))
     options = dict(parse_qsl(parts.query))
     username, password = (options.pop(f"{_OF_SENTINELS}{name}", "") for name in ("username", "password"))
-    server = f"redis://{credentials}{at}{hosts.partition(',')[0]}?{urlencode(options)}".rstrip("?")
-    return SentinelUrl(addresses, unquote(parts.path)[1:], server, username, password)
+    server = (
+        f"{parts.scheme.partition('+')[0]}://{credentials}{at}{hosts.partition(',')[0]}?{urlencode(options)}".rstrip(
+            "?"
+        )
+    )
+    return SentinelUrl(addresses, unquote(parts.path)[1:], server, username, password, is_secure(url))
+
+
+def is_secure(url: str) -> bool:
+    """Whether it is a URL with TLS."""
+    return url.partition("://")[0] in SECURE
 
 
 def _address(host: str) -> tuple[str, int]:
@@ -137,14 +150,12 @@ def check_url(url: str) -> None:
         options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
         # Without the reason, which can quote a part of the password (one with a `/` is parsed as host:port).
-        is_sentinel = url.startswith(f"{SENTINEL}://")
-        raise UsageError(
-            f"can't use the server URL {redacted(url)!r}: {_SENTINELS if is_sentinel else _SHAPE}"
-        ) from None
+        shape = _SENTINELS if url.partition("://")[0] in SENTINEL else _SHAPE
+        raise UsageError(f"can't use the server URL {redacted(url)!r}: {shape}") from None
     database = unquote(parts.path).removeprefix("/")
     if parts.fragment or (parts.scheme != "unix" and "@" in parts.path):
         raise UsageError(f"can't use the server URL {redacted(url)!r}: {_SHAPE}")  # a password with a `#`, `/` or `?`
-    if parts.scheme not in ("unix", SENTINEL) and database and _number(database):
+    if parts.scheme not in ("unix", *SENTINEL) and database and _number(database):
         raise UsageError(f"can't use the server URL {redacted(url)!r}: behind the host stands the database, a number")
     seen: set[str] = set()
     for name, value in options:
@@ -158,7 +169,7 @@ def check_url(url: str) -> None:
 
 def _check_addresses(parts: SplitResult) -> None:
     """Raises `ValueError`."""
-    if parts.scheme != SENTINEL:
+    if parts.scheme not in SENTINEL:
         _ = parts.port
         return
     hosts = parts.netloc.rpartition("@")[2]
@@ -178,13 +189,17 @@ def _check_option(url: str, scheme: str, name: str, value: str) -> None:
             if re.fullmatch(r"[a-z][a-z_]{0,39}", name) and "@" not in url.partition("?")[2]
             else "an option"
         )
-        others = tuple(prefix for prefix, of in ((_TLS, "rediss"), (_OF_SENTINELS, SENTINEL)) if scheme != of)
+        others = tuple(prefix for prefix, of in ((_TLS, SECURE), (_OF_SENTINELS, SENTINEL)) if scheme not in of)
         allowed = ", ".join(known for known in _OPTIONS if not known.startswith(others))
         raise UsageError(f"{head}: {shown} is not allowed; allowed are {allowed}")
-    if name.startswith(_TLS) and scheme != "rediss":
-        raise UsageError(f"{head}: the option {name} needs TLS: use rediss://")
-    if name.startswith(_OF_SENTINELS) and scheme != SENTINEL:
-        raise UsageError(f"{head}: the option {name} needs Sentinels: use redis+sentinel://")
+    if name.startswith(_TLS) and scheme not in SECURE:
+        raise UsageError(
+            f"{head}: the option {name} needs TLS: use {'rediss+sentinel' if scheme in SENTINEL else 'rediss'}://"
+        )
+    if name.startswith(_OF_SENTINELS) and scheme not in SENTINEL:
+        raise UsageError(
+            f"{head}: the option {name} needs Sentinels: use {'rediss' if scheme in SECURE else 'redis'}+sentinel://"
+        )
     if wanted := check(value):
         raise UsageError(f"{head}: the option {name} must be {wanted}")
 
@@ -204,7 +219,7 @@ def redacted(url: str) -> str:
     mark = "***@" if at else ""
     if scheme == "unix://" and "@" not in options and not user.count("/"):
         return f"{scheme}{mark}{host}"
-    shape = _HOSTS if scheme == f"{SENTINEL}://" else _HOST
+    shape = _HOSTS if scheme.removesuffix("://") in SENTINEL else _HOST
     return f"{scheme}{mark}{host if shape.fullmatch(host) and '@' not in options else '***'}"
 
 

@@ -35,7 +35,6 @@ async def check_server(store: Store) -> None:
     import anyio
 
     from streamflow.store.connection import Call, redacted
-    from streamflow.store.tls import advice
 
     with anyio.move_on_after(FIRST_ANSWER_SECONDS + 1):
         try:
@@ -46,7 +45,7 @@ async def check_server(store: Store) -> None:
             raise StoreUnavailable(f"{redacted(store.url)} is not a Redis or Valkey server: {error}") from error
         return
     raise StoreUnavailable(
-        f"no answer from {redacted(store.url)} within {FIRST_ANSWER_SECONDS + 1:g} s. {advice(store.url, None)}."
+        f"no answer from {redacted(store.url)} within {FIRST_ANSWER_SECONDS + 1:g} s. {store.advice(None)}."
     )
 
 

@@ -56,9 +56,10 @@ def connect(url: str | None = None, *, namespace: str | None = None) -> Client:
 
     Nothing is sent before the first call, so a server that can't be reached shows only then.
 
-    `url`: `redis://`, `rediss://`, `unix://` or `redis+sentinel://`; by default `STREAMFLOW_REDIS`, else `redis` in the
-    settings file (`STREAMFLOW_CONFIG`, or `[tool.streamflow]` of the `pyproject.toml` in the working directory), else
-    the server of `streamflow dev` there, else `redis://127.0.0.1:6379`.
+    `url`: `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `rediss+sentinel://`; by default
+    `STREAMFLOW_REDIS`, else `redis` in the settings file (`STREAMFLOW_CONFIG`, or `[tool.streamflow]` of the
+    `pyproject.toml` in the working directory), else the server of `streamflow dev` there, else
+    `redis://127.0.0.1:6379`.
     `namespace`: by default `STREAMFLOW_NAMESPACE`, else `namespace` in that file, else `default`.
 
     Raises `UsageError` for a URL, a namespace or a settings file that is not valid.

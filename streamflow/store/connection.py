@@ -28,11 +28,11 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from streamflow.errors import StoreError, StoreFull, StoreMisconfigured, StoreUnavailable
 from streamflow.machine.sealed import hide
-from streamflow.server_url import check_url, redacted, sentinels_of
+from streamflow.server_url import check_url, is_secure, redacted, sentinels_of
 from streamflow.store.link import Link
 from streamflow.store.scripts import Script, load_scripts
 from streamflow.store.sentinels import Sentinels
-from streamflow.store.tls import TlsContext, advice
+from streamflow.store.tls import IS_SENTINEL, TlsContext, advice
 
 T = TypeVar("T")
 
@@ -123,9 +123,9 @@ class Store:
         self._scripts = scripts if scripts is not None else load_scripts()
         self._given_client = client
         addressed = sentinels_of(url) if client is None else None
-        self._sentinels = Sentinels(addressed) if addressed is not None else None
         self._server_url = url if addressed is None else addressed.server
-        self._tls = TlsContext(url) if client is None and url.startswith("rediss://") else None
+        self._tls = TlsContext(url) if client is None and is_secure(url) else None
+        self._sentinels = Sentinels(addressed, url, self._tls) if addressed is not None else None
         self._client = client or self._make_client()
         self._connections = connections
         self._links: list[Any] = []
@@ -202,6 +202,8 @@ class Store:
         if not isinstance(reply, Exception):  # an ACL may forbid INFO; then only refused commits tell of a restart
             info = _facts(reply)
             connection.reached = info.get("run_id", "")
+            if "sentinel" in (info.get("redis_mode"), info.get("server_mode")):
+                raise redis_errors.ConnectionError(IS_SENTINEL)
             self._heard(info)
 
     def _heard(self, info: Mapping[str, str]) -> None:
@@ -290,6 +292,14 @@ class Store:
             scripts=self._scripts,
         )
 
+    def advice(self, error: BaseException | None) -> str:
+        """What to do about a connection that failed; `error` None: nothing was answered in time."""
+        return advice(self.url, error) if self._sentinels is None else self._sentinels.advice(error)
+
+    async def sentinel_doubts(self) -> list[str]:
+        """What a user should know of the Sentinels in the URL."""
+        return [] if self._sentinels is None else await self._sentinels.doubts()
+
     @property
     def is_away(self) -> bool:
         """Whether the server has lately not answered: who waits for it may wait for long."""
@@ -349,7 +359,7 @@ class Store:
                 if time.monotonic() - started + pause > patience:
                     raise StoreUnavailable(
                         f"no answer from {redacted(self.url)} for {time.monotonic() - started:.1f} s: "
-                        f"{str(error).rstrip('.')}. {advice(self.url, error)}."
+                        f"{str(error).rstrip('.')}. {self.advice(error)}."
                     ) from error
             else:
                 temporary = next((r for r in replies if isinstance(r, Exception) and self.note_refusal(r)), None)

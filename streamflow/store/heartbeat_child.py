@@ -77,6 +77,8 @@ def main() -> None:
                 script(keys=[settings["key"]], args=[settings["member"], json.dumps(heartbeat), "", ""])
                 if held is not None:
                     held.look()
+                if settings.get("sentinels"):
+                    client.close()  # the next one asks them again: a former primary goes on serving for a while
             except (redis.RedisError, OSError):
                 client.close()  # the server may have been demoted: the next one resolves its name again
     over = time.monotonic() + settings["patience"]
@@ -111,11 +113,34 @@ def client_for(settings: dict[str, Any]) -> Any:
     if not found:
         return client
     options = {name: value for name, value in client.get_connection_kwargs().items() if name not in ("host", "port")}
+    tls = {name: value for name, value in options.items() if name.startswith("ssl")}
+    if found["is_secure"]:
+        tls["ssl"] = options["ssl"] = True
     credentials = {"username": found["username"] or None, "password": found["password"] or None}
-    asked: Any = sentinel.Sentinel(
-        [tuple(address) for address in found["addresses"]], sentinel_kwargs={**limits, **credentials}
+    asked: Any = Sentinels(
+        [tuple(address) for address in found["addresses"]], sentinel_kwargs={**limits, **credentials, **tls}
     )
     return asked.master_for(found["service"], **options)
+
+
+class Sentinels(sentinel.Sentinel):
+    """redis-py's believes the first one that answers, which may have been cut off, and asks for all services, which not
+    every user may."""
+
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        answers: list[tuple[int, str, int]] = []
+        errors: list[Exception] = []
+        sentinels: list[Any] = self.sentinels  # pyright: ignore[reportUnknownMemberType]
+        for asked in sentinels:
+            try:
+                state = asked.execute_command("SENTINEL MASTER", service_name)
+                answers.append((int(state["config-epoch"]), str(state["ip"]), int(state["port"])))
+            except (redis.RedisError, OSError) as error:
+                errors.append(error)
+        if not answers:
+            raise sentinel.MasterNotFoundError(f"no Sentinel names a primary of {service_name}: {errors}")
+        _, host, port = max(answers)
+        return host, port
 
 
 class Held:

@@ -132,6 +132,7 @@ async def inspect(store: Store, keys: NamespaceKeys, role: Role = Role.DAEMON) -
     except StoreError as error:
         findings.append(Finding(False, "server", hidden_info(error)))
     findings += _server(info)
+    findings += [Finding(False, "server", text) for text in await store.sentinel_doubts()]
     if _number(info, "loading") or (info and too_old(info)):
         return [*findings, Finding(False, "permissions", "not checked")]
     missing = await missing_permissions(store, keys.namespace, role)

@@ -19,13 +19,14 @@ from redis import exceptions as redis_errors
 from redis.asyncio.connection import RedisSSLContext
 
 from streamflow.errors import UsageError
-from streamflow.server_url import redacted
+from streamflow.server_url import is_secure, redacted
 
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _EXPIRED, _NOT_YET, _OTHER_NAME, _OTHER_ADDRESS = 10, 9, 62, 64
 """OpenSSL's verification codes that have an advice of their own: with all others the CA isn't the one."""
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST")
 _DENIED = "no permissions"
+IS_SENTINEL = "it is a Sentinel, not a server"
 
 
 class TlsContext:
@@ -79,23 +80,31 @@ def _about_files(error: OSError | ValueError) -> str:
     return f"the files for TLS can't be read: {error}"
 
 
-def advice(url: str, error: BaseException | None) -> str:
-    """What to do about a connection that failed; `error` None: nothing was answered in time. Begins with a capital."""
+def advice(
+    url: str, error: BaseException | None, otherwise: str = "Is the server running? `streamflow dev` starts one"
+) -> str:
+    """What to do about a connection that failed; `error` None: nothing was answered in time. Begins with a capital.
+
+    `otherwise`: what to say where the error doesn't tell more."""
     causes = list(_chain(error))
-    is_tls = url.startswith("rediss://")
+    is_tls = is_secure(url)
+    kind = "+sentinel" if "+sentinel://" in url else ""
+    plain, secure = f"redis{kind}://", f"rediss{kind}://"
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _about_certificate(cause)
         if isinstance(cause, ssl.SSLError) and str(cause.reason).startswith(_NOT_TLS):
-            return "This port doesn't speak TLS: use the server's TLS port, or redis://"
+            return f"This port doesn't speak TLS: use the server's TLS port, or {plain}"
     text = str(error)
     if _DENIED in text:
         return "`streamflow acl` prints the rules that the user needs"
+    if IS_SENTINEL in text:
+        return f"Use {'rediss' if is_tls else 'redis'}+sentinel://HOST:PORT/SERVICE"
     if is_tls and (error is None or "in time" in text or "imeout" in text):
-        return "Is it the server's TLS port? If it is the plain one, use redis://"
+        return f"Is it the server's TLS port? If it is the plain one, use {plain}"
     if any(word in text for word in ("reset by peer", "closed", "EOF", "alert", "ALERT", "Broken pipe")):
         if not is_tls:
-            return "Is the server running? If this is its TLS port, use rediss://"
+            return f"Is the server running? If this is its TLS port, use {secure}"
         if "ssl_certfile=" in url:
             return (
                 "Is the server running? It may refuse the client certificate: that must be signed by a CA in the "
@@ -105,7 +114,7 @@ def advice(url: str, error: BaseException | None) -> str:
             "Is the server running? It may demand a client certificate: add ssl_certfile=FILE and ssl_keyfile=FILE to "
             "the URL"
         )
-    return "Is the server running? `streamflow dev` starts one"
+    return otherwise
 
 
 def _about_certificate(error: ssl.SSLCertVerificationError) -> str:

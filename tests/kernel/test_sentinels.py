@@ -12,8 +12,9 @@ import anyio
 import pytest
 
 from streamflow.embedded.server import EmbeddedServer
+from streamflow.errors import StoreUnavailable
 from streamflow.server_url import sentinels_of
-from streamflow.store import link
+from streamflow.store import link, sentinels
 from streamflow.store.connection import Call, Store
 from streamflow.store.sentinels import Sentinels
 from tests.support.lines import port_of
@@ -71,9 +72,10 @@ def url_of(*fakes: FakeSentinel) -> str:
 
 
 def asked(*fakes: FakeSentinel) -> Sentinels:
-    url = sentinels_of(url_of(*fakes))
+    text = url_of(*fakes)
+    url = sentinels_of(text)
     assert url is not None
-    return Sentinels(url)
+    return Sentinels(url, text)
 
 
 async def port_of_server(store: Store) -> int:
@@ -169,4 +171,54 @@ async def test_a_silent_primary_is_left_as_soon_as_another_is_named(
             assert await port_of_server(store) == port_of(promoted.url)
     finally:
         os.kill(silent.pid, signal.SIGCONT)
+        await store.close()
+
+
+async def test_doubts_about_sentinels_are_said(trio: list[FakeSentinel]) -> None:
+    trio[0].ports, trio[0].epoch = [1001], 2
+    trio[1].ports = [1002]
+    trio[2].refusal = "ERR No such master with that name"
+    behind, unknowing, alone = await asked(*trio).doubts()
+    assert f"{trio[1].address} names 127.0.0.1:1002, and another one, with a higher epoch, 127.0.0.1:1001" in behind
+    assert f"{trio[2].address} can't be asked: No such master" in unknowing
+    assert "no replica" in alone
+
+
+async def test_a_sentinel_that_never_answers_is_named(
+    trio: list[FakeSentinel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sentinels, "ANSWER_SECONDS", 0.3)
+    trio[1].delay = 60
+    silent, _ = await asked(*trio).doubts()
+    assert f"{trio[1].address} gives no answer" in silent
+
+
+@pytest.mark.parametrize(
+    ("refusal", "advice"),
+    [
+        ("NOAUTH Authentication required.", "Add sentinel_password=PASSWORD"),
+        ("NOPERM this user has no permissions to run the 'sentinel|master' command", r"right \+sentinel\|master"),
+        ("ERR No such master with that name", "`SENTINEL MASTERS` at one of them lists"),
+        ("ERR unknown command 'SENTINEL', with args beginning with: 'MASTER'", "servers, not Sentinels"),
+    ],
+)
+async def test_what_a_sentinel_refuses_comes_with_advice(trio: list[FakeSentinel], refusal: str, advice: str) -> None:
+    for fake in trio:
+        fake.refusal = refusal
+    store = Store(url_of(*trio), patience=0.1)
+    try:
+        with pytest.raises(StoreUnavailable, match=advice) as caught:
+            await store.one(Call.plain("PING"))
+        assert "names a primary of 'jobs'" in str(caught.value)
+    finally:
+        await store.close()
+
+
+async def test_a_primary_that_cannot_be_reached_is_named(trio: list[FakeSentinel]) -> None:
+    """Sentinels in containers name addresses that are valid among them."""
+    store = Store(url_of(*trio), patience=0.1)
+    try:
+        with pytest.raises(StoreUnavailable, match=r"that 127\.0\.0\.1:1, which the Sentinels name .*announce"):
+            await store.one(Call.plain("PING"))
+    finally:
         await store.close()

@@ -19,7 +19,7 @@ from tests.support.secure import free_port
 from tests.support.waiting import DEADLINE
 
 SERVICE = "jobs"
-PASSWORD = "of-the-sentinels"
+USER, PASSWORD = "streamflow", "of-the-sentinels"
 
 
 @asynccontextmanager
@@ -34,7 +34,8 @@ async def sentinels(directory: Path, server: EmbeddedServer, *, password: str = 
     options = ""
     if password:
         lines += [f"requirepass {password}", f"sentinel sentinel-pass {password}"]
-        options = f"?sentinel_password={password}"
+        lines.append(f"user {USER} on >{password} +sentinel|master")
+        options = f"?sentinel_username={USER}&sentinel_password={password}"
     processes: list[subprocess.Popen[bytes]] = []
     try:
         processes += [start_sentinel(directory / str(port), [f"port {port}", *lines]) for port in ports]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -25,7 +26,8 @@ from streamflow.store import heartbeat_child
 from streamflow.store.connection import Call, Store
 from streamflow.worker.worker import Worker
 from tests.support.lines import port_of
-from tests.support.sentinels import PASSWORD, SERVICE, command_sentinels, sentinels
+from tests.support.secure import Certificates, free_port, tls_options, tls_server
+from tests.support.sentinels import PASSWORD, SERVICE, command_sentinels, sentinels, start_sentinel
 from tests.support.serving import FAST
 from tests.support.waiting import DEADLINE
 
@@ -182,6 +184,18 @@ async def test_sentinels_that_are_down_are_passed_over(pair: Pair) -> None:
             await store.close()
 
 
+async def test_a_sentinel_in_the_place_of_a_server_is_recognised(pair: Pair) -> None:
+    found = sentinels_of(pair.url)
+    assert found is not None
+    host, port = found.addresses[0]
+    store = Store(f"redis://:{PASSWORD}@{host}:{port}", patience=0.3)
+    try:
+        with pytest.raises(StoreUnavailable, match=r"is a Sentinel.* Use redis\+sentinel://HOST:PORT/SERVICE"):
+            await store.one(Call.plain("PING"))
+    finally:
+        await store.close()
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [((f"/{SERVICE}", "/others"), "No such master"), ((PASSWORD, "wrong"), "(?i)password|auth")],
@@ -197,12 +211,48 @@ async def test_the_error_says_what_the_sentinels_answer(pair: Pair, change: tupl
         await store.close()
 
 
-async def test_the_heartbeat_process_finds_the_primary(pair: Pair) -> None:
-    asked = sentinels_of(pair.url)
+async def port_of_heartbeats(url: str) -> int:
+    """Of the server to which the process beside a daemon connects."""
+    asked = sentinels_of(url)
     assert asked is not None
     client = heartbeat_child.client_for({"url": asked.server, "sentinels": asked._asdict(), "every": 1.0})
     try:
-        port = await anyio.to_thread.run_sync(lambda: client.config_get("port")["port"])
-        assert int(port) == port_of(pair.primary.url)
+        return int(await anyio.to_thread.run_sync(lambda: client.info("server")["tcp_port"]))
     finally:
         client.close()
+
+
+async def test_the_heartbeat_process_finds_the_primary(pair: Pair) -> None:
+    assert await port_of_heartbeats(pair.url) == port_of(pair.primary.url)
+
+
+async def test_sentinels_and_their_server_may_demand_tls(certificates: Certificates, tmp_path: Path) -> None:
+    async with tls_server(certificates) as (server, port):
+        sentinel_port = free_port()
+        options = " ".join(tls_options(certificates, sentinel_port)).split(" --")
+        lines = [
+            *(option.removeprefix("--") for option in options),
+            "port 0",
+            "tls-replication yes",
+            f"sentinel monitor {SERVICE} 127.0.0.1 {port} 1",
+        ]
+        binary = shutil.which(Path(f"/proc/{server.pid}/comm").read_text().strip())  # it has TLS
+        assert binary is not None
+        process = start_sentinel(tmp_path / "sentinel", lines, Path(binary))
+        url = f"rediss+sentinel://127.0.0.1:{sentinel_port}/{SERVICE}?ssl_ca_certs={certificates.path('ca.pem')}"
+        store = Store(url)
+        try:
+            assert await port_of_server(store) == port_of(server.url)
+            assert await port_of_heartbeats(url) == port_of(server.url)
+            untrusting = Store(url.partition("?")[0], patience=0.3)
+            with pytest.raises(StoreUnavailable, match="add ssl_ca_certs=FILE"):
+                await untrusting.one(Call.plain("PING"))
+            await untrusting.close()
+            plain = Store(f"redis+sentinel://127.0.0.1:{sentinel_port}/{SERVICE}", patience=0.3)
+            with pytest.raises(StoreUnavailable, match=r"use rediss\+sentinel://"):
+                await plain.one(Call.plain("PING"))
+            await plain.close()
+        finally:
+            await store.close()
+            process.kill()
+            process.wait()

@@ -103,8 +103,14 @@ def test_a_url_with_sentinels_is_taken_apart() -> None:
     assert url is not None
     assert url.addresses == (("a", 1), ("::1", 2), ("c", 26379))
     assert (url.service, url.server) == ("jobs", "redis://me:p%40ss@a:1?db=3")
-    assert (url.username, url.password) == ("", "of-them")
+    assert (url.username, url.password, url.is_secure) == ("", "of-them", False)
     assert sentinels_of("redis://me@a:1/3") is None
+
+
+def test_sentinels_with_tls_lead_to_a_server_with_tls() -> None:
+    url = sentinels_of("rediss+sentinel://me:p@a:1,b:2/jobs?ssl_cert_reqs=none")
+    assert url is not None
+    assert (url.server, url.is_secure) == ("rediss://me:p@a:1?ssl_cert_reqs=none", True)
 
 
 @pytest.mark.parametrize(
