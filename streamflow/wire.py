@@ -374,7 +374,11 @@ class Heartbeat(msgspec.Struct, kw_only=True):
     draining: bool = False
     version: str = ""
     broken: dict[str, str] = {}
-    """Shards that are stopped because the server refuses their commits: number -> reason."""
+    """Shards that stand still, the first of them, and why: `shard 5` -> reason."""
+    stopped: int = 0
+    """How many these are in all."""
+    impaired: dict[str, str] = {}
+    """Shards and queues for which something else fails: `shard 5`, `partition 3 of queue gpu` -> reason."""
 
     failing: dict[str, str] = {}
     """Its loops that have failed within the last minute: name -> error."""

@@ -6,10 +6,11 @@ Called by: the daemon creates it, every loop reads it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from streamflow.daemon.clock import DaemonClock
+from streamflow.daemon.troubles import Troubles
 from streamflow.settings import Settings
 from streamflow.store.connection import Store
 from streamflow.store.kernel import Kernel
@@ -33,3 +34,4 @@ class Context:
     member: str
     session: str
     tracing: Tracing | None = None
+    troubles: Troubles = field(default_factory=Troubles)

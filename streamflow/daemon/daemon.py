@@ -33,6 +33,7 @@ from streamflow.daemon.rollup import Rollup
 from streamflow.daemon.stand_in import StandIn
 from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.takeover import Takeover
+from streamflow.daemon.troubles import Troubles, for_heartbeat
 from streamflow.errors import StoreError
 from streamflow.http.loop_lag import LoopLag
 from streamflow.http.pages import Pages, Part
@@ -91,6 +92,7 @@ class Daemon:
         self._restart = False
         self._started = 0
         self._clock: DaemonClock
+        self._troubles: Troubles
 
     def stop(self) -> None:
         """Drain and return from `run`: steps get the grace period, then shards are released."""
@@ -150,7 +152,7 @@ class Daemon:
         )
         health: HealthReport | None = None
         if signals or self._pages is not None:
-            own = Ownership(settings, owner, membership)
+            own = Ownership(settings, owner, membership, context.troubles)
             health = HealthReport(
                 "daemon",
                 self.member,
@@ -239,7 +241,7 @@ class Daemon:
         """Create all loops and connect them. Nothing runs yet."""
         settings = context.settings
         most = max(LEAST_OUTBOX, context.settings.memory * 1024 * 1024 // OUTBOX_PART)
-        self.relay = Relay(context.store, context.kernel, context.clock, most)
+        self.relay = Relay(context.store, context.kernel, context.clock, most, context.troubles)
         self.executor = StepExecutor(
             settings.concurrency,
             settings.threads,
@@ -266,13 +268,14 @@ class Daemon:
         registration.on_other_data = self._on_other_data
         registration.on_mismatch = self._on_mismatch
         self.membership.on_identity = registration.compare
+        self._troubles = context.troubles
         owner.on_lost = self.membership.rebalance_soon
         owner.on_other_history = context.store.on_other_history = self.membership.start_over
         owner.on_caught_up = self.reader.caught_up
 
     def _open_pages(self, pages: Pages, context: Context, health: HealthReport) -> LoopLag:
         """From now on the HTTP server says how this daemon is. Returns the loop that it needs."""
-        counted = DaemonFigures(self.owner, self.relay, self.rollup)
+        counted = DaemonFigures(self.owner, self.relay)
         self.owner.on_committed = counted.committed
         lag = LoopLag(counted.look)
         facts = DaemonMetrics(context, self.owner, self.membership, self.executor, self.loops, counted, lag)
@@ -322,6 +325,8 @@ class Daemon:
     def _beat(self) -> Heartbeat:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         owner = self.owner
+        self._troubles.settle()
+        stopped = self._troubles.current(stops=True)
         return Heartbeat(
             name=self.member,
             started=self._started,
@@ -343,5 +348,7 @@ class Daemon:
             clock=self._clock.now_ms(),
             ahead=self._clock.ahead,
             lost=owner.lost_writes.recent_count,
-            broken={str(n): shard.broken for n, shard in owner.shards.items() if shard.broken},
+            broken=for_heartbeat(stopped),
+            stopped=len(stopped),
+            impaired=for_heartbeat(self._troubles.current(stops=False)),
         )

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from streamflow.daemon.batch import ShardBatch
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.relay import Relay, Target
-from streamflow.daemon.rollup import Rollup
 from streamflow.errors import StoreError
 from streamflow.http.figures import Powers
 from streamflow.store.kernel import Committed, Reply
@@ -31,7 +30,7 @@ REFUSED = "refused"
 class DaemonFigures:
     """Its numbers are read in another thread, one by one: each is assigned as a whole."""
 
-    def __init__(self, owner: Owner, relay: Relay, rollup: Rollup) -> None:
+    def __init__(self, owner: Owner, relay: Relay) -> None:
         self.commits = dict.fromkeys((*RESULTS.values(), REFUSED), 0)
         self.runs = Powers()
         """Runs of a commit."""
@@ -44,14 +43,13 @@ class DaemonFigures:
         self.agenda_lag = 0.0
         """Seconds for which a run is due that this daemon has not even looked at."""
         self.views_lag = 0.0
-        """Seconds for which log entries wait that no stored view counts, and none was stored."""
+        """Seconds for which log entries of a shard wait that its stored views don't count, and none was counted."""
         self._owner = owner
         self._relay = relay
-        self._rollup = rollup
         self._heads: dict[tuple[int, Target], tuple[str, float]] = {}
         """The number of the first message of each line, and since when it is the first (monotonic s)."""
-        self._folds = -1
-        self._folded = time.monotonic()
+        self._behind: dict[int, tuple[str, float]] = {}
+        """By shard whose log has entries that the stored views don't count: up to where they count, and since when."""
 
     def committed(self, batches: Sequence[ShardBatch], answers: Sequence[Committed | StoreError], began: float) -> None:
         """A pipeline of commits, sent at `began` (monotonic s), has been answered."""
@@ -80,6 +78,9 @@ class DaemonFigures:
         self.outbox = self._relay.waiting
         self.outbox_lag = now - min((since for _, since in heads.values()), default=now)
         self.agenda_lag = self._owner.overdue
-        if self._rollup.folds != self._folds or not self._rollup.unfolded:
-            self._folds, self._folded = self._rollup.folds, now
-        self.views_lag = now - self._folded
+        behind = {number: shard.folded for number, shard in self._owner.shards.items() if shard.unfolded}
+        self._behind = {
+            number: (folded, self._behind[number][1] if self._behind.get(number, ("",))[0] == folded else now)
+            for number, folded in behind.items()
+        }
+        self.views_lag = now - min((since for _, since in self._behind.values()), default=now)

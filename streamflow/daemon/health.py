@@ -10,6 +10,7 @@ import time
 
 from streamflow.daemon.membership import Membership
 from streamflow.daemon.owner import Owner
+from streamflow.daemon.troubles import Troubles
 from streamflow.settings import Settings
 
 OWNS_WITHIN = 10.0
@@ -17,10 +18,11 @@ OWNS_WITHIN = 10.0
 
 
 class Ownership:
-    def __init__(self, settings: Settings, owner: Owner, membership: Membership) -> None:
+    def __init__(self, settings: Settings, owner: Owner, membership: Membership, troubles: Troubles) -> None:
         self._settings = settings
         self._owner = owner
         self._membership = membership
+        self._troubles = troubles
         self._fine = time.monotonic()
         """When it owned a shard last, or need not own one, or couldn't without the server (monotonic s)."""
 
@@ -39,5 +41,5 @@ class Ownership:
     def warnings(self) -> list[str]:
         lost = self._owner.lost_writes.recent_count
         said = [f"the server has lost or set back {lost} runs within the last hour: the log names them"] if lost else []
-        broken = [shard for shard in list(self._owner.shards.values()) if shard.broken]
-        return said + [f"shard {shard.number} is stopped, the server refuses it: {shard.broken}" for shard in broken]
+        troubles = {**self._troubles.current(stops=True), **self._troubles.current(stops=False)}
+        return said + [f"{subject} {text}" for subject, text in troubles.items()]

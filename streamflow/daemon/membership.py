@@ -32,11 +32,12 @@ import msgspec
 
 from streamflow.daemon.context import Context
 from streamflow.daemon.inbox import InboxReader
-from streamflow.daemon.owner import Owner
+from streamflow.daemon.owner import DEFECT, Owner
 from streamflow.daemon.rollup import Rollup
 from streamflow.daemon.shard import CODE, NOBODY, OwnedShard
 from streamflow.daemon.step_records import StepRecords
-from streamflow.daemon.takeover import Takeover
+from streamflow.daemon.takeover import NOT_ACQUIRED, Takeover
+from streamflow.daemon.troubles import shard_name
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.loops import HEARTBEATS, TURN, Supervisor, retry_forever, wait_until
 from streamflow.model.sharding import winner_of
@@ -98,6 +99,7 @@ class Membership:
         self._settings = context.settings
         self._clock = context.clock
         self._shards = context.namespace.shards
+        self._troubles = context.troubles
         self._owner = owner
         self._executor = executor
         self._reader = reader
@@ -355,13 +357,15 @@ class Membership:
     async def _acquire(self) -> None:
         missing = sorted(self._desired - self._owner.shards.keys())
         self._wanted_since = {n: self._wanted_since.get(n, time.monotonic()) for n in missing}
+        if self._troubles:
+            missing = [n for n in missing if not self._is_paused(n)]
         if not missing:
             return
         calls = [Call.plain("HMGET", self._kernel.keys.shard(n).owner, "token", "holder") for n in missing]
         owners: dict[int, tuple[str, str]] = {}
         for number, record in zip(missing, await self._store.send(calls), strict=True):
             if isinstance(record, StoreError):
-                _log.error("the owner of shard %d can't be read, so it is not acquired, will retry: %s", number, record)
+                self._troubles.failed(shard_name(number), NOT_ACQUIRED, record, stops=True)
                 continue
             token, holder = ((part or b"").decode(errors="replace") for part in record)
             owners[number] = token, holder
@@ -389,6 +393,10 @@ class Membership:
         if acquired:
             _log.info("acquired %d shards, now %d of %d", len(acquired), len(self._owner.shards), self._shards)
             self.owns_something.set()
+
+    def _is_paused(self, number: int) -> bool:
+        """Whether it failed a short while ago to acquire this shard, or to work for it."""
+        return any(self._troubles.waits(shard_name(number), what) for what in (NOT_ACQUIRED, DEFECT))
 
     @staticmethod
     def _hosts_of(shards: list[OwnedShard]) -> set[str]:
@@ -457,6 +465,14 @@ class Membership:
             answers = await self._store.send(calls, patience=math.inf)
         finally:
             self._records.released(shard.number for shard in shards)
+        for shard, position in zip(shards, last, strict=True):
+            if isinstance(answers[position], StoreError):
+                _log.error(
+                    "shard %d could not be released, so its next owner waits up to %g s for it: %s",
+                    shard.number,
+                    self._settings.grace + self._settings.dead_after,
+                    answers[position],
+                )
         released = sum(answers[position] is Reply.OK for position in last)
         _log.info(
             "released %d of %d shards; %d steps of theirs go on here", released, len(shards), self._records.running

@@ -34,6 +34,7 @@ class DaemonMetrics:
         lag: LoopLag,
     ) -> None:
         self._settings: Settings = context.settings
+        self._troubles = context.troubles
         self._owner = owner
         self._membership = membership
         self._executor = executor
@@ -60,7 +61,8 @@ class DaemonMetrics:
         if membership.unconfirmed > self._settings.dead_after:
             return [f"the server has confirmed no heartbeat for {membership.unconfirmed:.1f} s"]
         if missing:
-            return [f"it does not own {len(missing)} of the {membership.desired} shards that it should own"]
+            reasons = [f"it does not own {len(missing)} of the {membership.desired} shards that it should own"]
+            return reasons + [f"{subject} {text}" for subject, text in self._troubles.current(stops=True).items()]
         return []
 
     async def add_figures(self, figures: Figures) -> None:
@@ -69,6 +71,8 @@ class DaemonMetrics:
         figures.set(catalog.DRAINING, membership.draining)
         figures.set(catalog.HEARTBEAT_AGE, membership.unconfirmed)
         figures.set(catalog.SHARDS_WANTED, membership.desired)
+        figures.set(catalog.SHARDS_STOPPED, len(self._troubles.current(stops=True)))
+        figures.set(catalog.SHARDS_IMPAIRED, len(self._troubles.current(stops=False)))
         figures.set(catalog.RUNS_LOST, owner.lost_writes.total)
         for result, count in counted.commits.items():
             figures.set(catalog.COMMITS, count, result)
@@ -81,7 +85,6 @@ class DaemonMetrics:
         if (last := membership.last) is not None:
             own = last.shards
             figures.set(catalog.SHARDS_OWNED, len(last.shards))
-            figures.set(catalog.SHARDS_STOPPED, len(last.broken))
             figures.set(catalog.RUNS_LIVE, last.live)
             figures.set(catalog.STARTS_WAITING, last.starts)
             figures.set(catalog.VIEWS_ENTRIES, last.unfolded)

@@ -29,6 +29,7 @@ from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import CODE, RUN_BYTES, UNKNOWN_ATTEMPT, LiveRun, OwnedShard, StepRecord
 from streamflow.daemon.starts import Starts, class_of
 from streamflow.daemon.timers import Timers
+from streamflow.daemon.troubles import shard_name
 from streamflow.errors import Failure, StoreError, StoreUnavailable
 from streamflow.events import RunContinued, Transition, decode_history
 from streamflow.machine.factory import rehydrating
@@ -66,8 +67,9 @@ LEAST_WAITING = 64
 """Runs may have steps that wait for free slots, this many or a quarter of the slots, before starts wait instead..."""
 FEW_WAITING = 4
 """...those of tenants of which more runs wait than so few."""
-RETRY_BROKEN = 5.0
-"""Seconds until a shard that the server refused is tried again."""
+REFUSED = "is stopped, because the server refuses a command"
+DEFECT = "is stopped by an unexpected error, and is acquired and read again"
+"""What may be wrong with a single shard (`Troubles`)."""
 
 
 def _lost(job: StepJob, host: str, note: Note, run_id: str) -> Outcome:
@@ -120,6 +122,7 @@ class Owner:
         self._clock = context.clock
         self._session = context.session
         self._namespace = context.namespace
+        self._troubles = context.troubles
         self._cache = context.settings.cache
         self._memory = context.settings.memory * 1024 * 1024
         self._most_results = self._memory // RESULTS_PART
@@ -486,28 +489,28 @@ class Owner:
             for batch in batches:
                 if batch.shard.dropped:
                     continue
-                batch.reduce(self._app, self._namespace, at, self.watch)
-                batch.finish()
-                if batch.is_empty:
-                    batch.applied = True
-                    self._apply(batch, None)
+                try:
+                    batch.reduce(self._app, self._namespace, at, self.watch)
+                    batch.finish()
+                    if batch.is_empty:
+                        batch.applied = True
+                        self._apply(batch, None)
+                        continue
+                    call = self._kernel.commit(batch.shard.number, batch.shard.token, self._session, batch.batch, at)
+                except Exception as error:
+                    self._defect(batch.shard, error)
                     continue
                 committing.append(batch)
-                calls.append(self._kernel.commit(batch.shard.number, batch.shard.token, self._session, batch.batch, at))
+                calls.append(call)
                 size += batch.size
                 if size >= BYTES:  # one pipeline doesn't take much more
                     await self._commit(committing, calls)
                     calls, committing, size = [], [], 0
             if calls:
                 await self._commit(committing, calls)
-        except Exception:
-            # A defect in this code. The state of these shards in memory can't be trusted.
-            _log.exception(
-                "a batch of shards %s failed; they are dropped, acquired and read again",
-                ", ".join(str(batch.shard.number) for batch in batches),
-            )
+        except Exception as error:  # it isn't known which shard is to blame
             for batch in batches:
-                self.drop(batch.shard)
+                self._defect(batch.shard, error)
         except asyncio.CancelledError:  # by `close`, or by user code that cancels all tasks that it finds
             for batch in batches:
                 self.drop(batch.shard)
@@ -521,6 +524,12 @@ class Owner:
                 shard.busy = False
                 if shard.has_work or len(shard.sent) >= SENT:
                     self.wake(shard)
+
+    def _defect(self, shard: OwnedShard, error: Exception) -> None:
+        """An error in this code, or from data that nobody thought of: what is in memory can't be trusted."""
+        if not shard.dropped:
+            self._troubles.failed(shard_name(shard.number), DEFECT, error, stops=True)
+            self.drop(shard)
 
     async def _mark_code(self, batch: ShardBatch) -> None:
         shard, run_id = batch.shard, batch.careful
@@ -542,7 +551,10 @@ class Owner:
         if self.on_committed is not None:
             self.on_committed(batches, answers, began)
         for batch, answer in zip(batches, answers, strict=True):
-            self._answered(batch, answer)
+            try:
+                self._answered(batch, answer)
+            except Exception as error:
+                self._defect(batch.shard, error)
 
     def _settle(self, batch: ShardBatch) -> None:
         """Code of a run was run that a former owner had in hand when it ended: this process still lives, so the run is
@@ -612,7 +624,10 @@ class Owner:
             shard = batch.shard
             live = shard.live.get(run_id)
             if live is not None and not shard.draining:
-                self._restart_running_steps(shard, run_id, live, batch.work[run_id].inputs)
+                try:
+                    self._restart_running_steps(shard, run_id, live, batch.work[run_id].inputs)
+                except Exception as error:
+                    self._defect(shard, error)
             shard.orphans.discard(run_id)  # also if it has ended or can't be read: the shard may be handed over
         return loaded is None
 
@@ -921,28 +936,23 @@ class Owner:
     def lost(self, shard: OwnedShard) -> None:
         """Its token or its consumer group is gone: drop it, and let membership find out which daemon owns it."""
         _log.warning(
-            "shard %d has another owner: this daemon drops its state of the shard and cancels the steps it ran for it",
+            "shard %d has another owner, or its inbox is not what it was: this daemon drops its state of the shard and "
+            "cancels the steps it ran for it",
             shard.number,
         )
         self.drop(shard)
         self.on_lost()
 
     def refused(self, shard: OwnedShard, error: StoreError) -> None:
-        """The server refuses this shard's commits (a key of a wrong type, an ACL): log it, stop, and retry later."""
-        _log.error(
-            "shard %d is stopped for %g s, then retried, because the server refused a command: %s",
-            shard.number,
-            RETRY_BROKEN,
-            error,
-        )
+        """The server refuses this shard's commits (a key of a wrong type, an ACL): stop, and retry later."""
         shard.broken = str(error)
-        shard.broken_since = time.monotonic()
+        shard.retry_at = time.monotonic() + self._troubles.failed(shard_name(shard.number), REFUSED, error, stops=True)
         self._ready.pop(shard.number, None)
 
     def retry_broken(self) -> None:
-        """Retry shards that the server refused `RETRY_BROKEN` seconds ago. Called with every heartbeat."""
+        """Retry shards that the server refused a while ago. Called with every heartbeat."""
         for shard in self.shards.values():
-            if shard.broken and time.monotonic() - shard.broken_since > RETRY_BROKEN:
+            if shard.broken and time.monotonic() >= shard.retry_at:
                 shard.broken = ""
                 self._plan(shard, self._clock.now_ms())
                 self.wake(shard)

@@ -22,6 +22,7 @@ import anyio
 
 from streamflow.daemon.clock import DaemonClock
 from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.troubles import Troubles, shard_name
 from streamflow.daemon.unread import Order, Reading, Target, Unread
 from streamflow.errors import StoreError
 from streamflow.model.codec import DECODE_ERRORS
@@ -38,8 +39,11 @@ BYTES = 1024 * 1024
 """Limits of one delivery, so that a script stays short."""
 PIPELINE_BYTES = 4 * 1024 * 1024
 """Bytes after which a pipeline has no more deliveries; the others follow, each pair in its turn."""
+REFUSES = "takes no messages, which wait in the outboxes of those that send them"
+NOT_READ = "has an outbox that can't be read"
+"""What may be wrong with a single target or source (`Troubles`). Other targets don't wait for one that refuses."""
 RETRY_PAUSE = 1.0
-"""Seconds until a target that refused a delivery gets it again; other targets don't wait for it."""
+"""Seconds between two rounds while some target has refused a delivery, or an outbox can't be read."""
 MOST = 32 * 1024 * 1024
 """Bytes of messages in memory, about."""
 OVERHEAD = 500
@@ -68,7 +72,10 @@ Waiting = tuple[Delivery | Offer, OutboxEntry]
 class Relay:
     """`most`: bytes of messages in memory, about, and some deliveries more."""
 
-    def __init__(self, store: Store, kernel: Kernel, clock: DaemonClock, most: int = MOST) -> None:
+    def __init__(
+        self, store: Store, kernel: Kernel, clock: DaemonClock, most: int = MOST, troubles: Troubles | None = None
+    ) -> None:
+        self._troubles = Troubles() if troubles is None else troubles
         self._store = store
         self._kernel = kernel
         self._clock = clock
@@ -189,16 +196,12 @@ class Relay:
             return False
         for (pair, source, chunk), answer in zip(batches, answers, strict=True):
             if isinstance(answer, Exception):
-                _log.error(
-                    "%s refused %d messages from shard %d, will retry in %g s: %s",
-                    _name_of(pair[1]),
-                    len(chunk),
-                    pair[0],
-                    RETRY_PAUSE,
-                    answer,
+                self._refused[pair] = time.monotonic() + self._troubles.failed(
+                    _name_of(pair[1]), REFUSES, answer, stops=False
                 )
-                self._refused[pair] = time.monotonic() + RETRY_PAUSE
                 continue
+            if self._troubles:
+                self._troubles.works(_name_of(pair[1]), REFUSES)
             if pair not in self._waiting or self._waiting[pair][0] is not source:
                 continue  # acquired again meanwhile: the outbox was read again, and targets drop repeated messages
             queue = self._waiting[pair][1]
@@ -277,7 +280,7 @@ class Relay:
         for (unread, reading, _), answer in zip(readings, answers, strict=True):
             source = unread.source
             if isinstance(answer, StoreError):
-                _log.error("the outbox of shard %d can't be read, will retry: %s", source.number, answer)
+                self._troubles.failed(shard_name(source.number), NOT_READ, answer, stops=False)
                 is_read = False
             elif not source.dropped and self._unread.get(source.number) is unread:
                 more, entries = answer

@@ -1,7 +1,7 @@
 """Deletes ended runs whose retention is over, and the post numbers of clients that are gone.
 
 Owns: the sweep over owned shards, in bounded steps. Must not: delete an open run (`forget_runs` checks its header).
-A damaged key harms its run or shard, and is named.
+A damaged key harms its run or shard, and is named; now and then it looks whether any shard has such a key.
 Called by: the daemon (runs the loop).
 """
 
@@ -12,6 +12,7 @@ import logging
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.troubles import shard_name
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.loops import retry_forever
 from streamflow.model.codec import DECODE_ERRORS
@@ -26,6 +27,9 @@ SWEEP_RUNS = 200
 """Runs of one listing that are looked at at once."""
 FORGET = 50
 """Runs that one call deletes."""
+CHECK_EVERY = 5
+"""Sweeps between two checks whether each shard's keys have their types: most are used rarely, and a shard whose keys
+somebody has overwritten is to be seen before it matters, which may be a takeover."""
 PIPELINE = 64
 """Listings or shards in one pipeline."""
 SCAN = 500
@@ -46,18 +50,40 @@ class Retention:
         self._shards = context.namespace.shards
         """As many of the sources in a shard's `seen` are shards, which are never dropped."""
         self._owner = owner
+        self._troubles = context.troubles
+        self._sweeps = 0
 
     async def run(self) -> None:
         await retry_forever(self.run_once, _log, "could not delete ended runs", every=SWEEP_EVERY)
 
     async def run_once(self) -> None:
         """Delete everything that is due: first post numbers of clients, then runs."""
+        if self._sweeps % CHECK_EVERY == 0:
+            await self.check_types()
+        self._sweeps += 1
         await self.drop_sources()
         await self.drop_workflows()
         await self.resume_trimming()
         kept: dict[str, int] = {}
         while self._settings.retention and await self.forget_once(kept):
             pass
+
+    async def check_types(self) -> None:
+        """Report the shards whose keys have another type than they should have."""
+        owned = list(self._owner.shards.values())
+        for first in range(0, len(owned), PIPELINE):
+            calls: list[tuple[OwnedShard, Call[int]]] = []
+            for shard in owned[first : first + PIPELINE]:
+                keys = shard.keys
+                hashes = (keys.owner, keys.seen, keys.steps, keys.details, keys.views)
+                sorted_sets = (keys.agenda, keys.waiting, keys.turns)
+                streams = (keys.inbox, keys.log, keys.outbox, keys.poison)
+                for command, names in (("HLEN", hashes), ("ZCARD", sorted_sets), ("XLEN", streams)):
+                    calls += [(shard, Call[int].plain(command, name)) for name in names]
+            answers: list[int | StoreError] = await self._store.send([call for _, call in calls])
+            for (shard, _), answer in zip(calls, answers, strict=True):
+                if isinstance(answer, StoreError):
+                    self._failed(shard, "has a key that somebody has overwritten", answer, CHECK_EVERY)
 
     async def drop_sources(self) -> None:
         """Drop the post numbers of clients that haven't posted for a while: they send none of their posts again. Their
@@ -78,7 +104,11 @@ class Retention:
                 except StoreUnavailable:
                     raise
                 except StoreError as error:
-                    _log.error("post numbers of clients stay in shard %d, because of its key: %s", shard.number, error)
+                    self._failed(shard, "keeps the post numbers of clients that have gone", error)
+
+    def _failed(self, shard: OwnedShard, what: str, error: StoreError, sweeps: int = 1) -> None:
+        """`sweeps`: after so many it is tried again."""
+        self._troubles.failed(shard_name(shard.number), what, error, stops=False, kept=(sweeps + 0.5) * SWEEP_EVERY)
 
     async def _drop_sources_of(self, shard: OwnedShard, before: int) -> None:
         cursor = 0
@@ -142,7 +172,7 @@ class Retention:
             )
             for (shard, key), listed in zip(portion, answers, strict=True):
                 if isinstance(listed, StoreError):
-                    _log.error("ended runs of shard %d stay, because a listing can't be read: %s", shard.number, listed)
+                    self._failed(shard, "keeps ended runs, because a listing can't be read", listed)
                 elif listed:
                     gone, harmed = await self._forget_listed(shard, key, listed)
                     kept[key] = kept.get(key, 0) + harmed

@@ -24,6 +24,7 @@ from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.takeover import fold_entry
+from streamflow.daemon.troubles import Troubles, shard_name
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.loops import TURN, retry_forever
 from streamflow.model.codec import DECODE_ERRORS
@@ -33,6 +34,10 @@ from streamflow.views.shard_views import ShardViews, merge_oldest
 
 _log = logging.getLogger("streamflow.rollup")
 
+NOT_STORED = "has views that could not be stored, so its log is not trimmed"
+NOT_READ = "has stored views that can't be read, so they are left out"
+NOT_DECODED = "has stored views that can't be decoded and are left out; rebuild them with `streamflow views rebuild`"
+"""What may be wrong with a single shard (`Troubles`)."""
 CHUNK = 32
 """Shards in one pipeline, and..."""
 MERGES = 16
@@ -64,6 +69,7 @@ class Rollup:
         settings = context.settings
         self._limits = LogLimits(max(1, settings.log_bytes // self._shards), int(settings.log_age * 1000))
         self._owner = owner
+        self._troubles = context.troubles
         self._merged_folds = -1
         self._idle_rounds = 0
         self._complete = True
@@ -96,6 +102,8 @@ class Rollup:
         """Store the parts of these shards, each with the log entry up to which it counts, and trim their logs."""
         now = self._clock.now_ms()
         wanted = [shard for shard in shards if shard.offset != shard.folded or shard.trim_again <= now]
+        if self._troubles:
+            wanted = [shard for shard in wanted if not self._troubles.waits(shard_name(shard.number), NOT_STORED)]
         while wanted := [shard for shard in wanted if not shard.dropped]:
             unfinished: list[OwnedShard] = []
             for first in range(0, len(wanted), CHUNK):
@@ -106,31 +114,32 @@ class Rollup:
         """Returns the shards whose logs are to be trimmed further: one call removes only so many entries."""
         now = self._clock.now_ms()
         calls: list[Call[Checkpointed]] = []
-        counted: list[tuple[str, int, int]] = []
+        counted: list[tuple[OwnedShard, str, int, int]] = []
         for shard in shards:
-            shard.views.prune(now)
-            counted.append((shard.offset, shard.unfolded, shard.logged))
             shard.trim_again = now + TRIM_RETRY  # unless the answer says otherwise
+            try:
+                shard.views.prune(now)
+                encoded = shard.views.encode()
+            except Exception as error:  # what somebody else has written may be decoded, and still be invalid
+                self._troubles.failed(shard_name(shard.number), NOT_STORED, error, stops=False)
+                continue
+            counted.append((shard, shard.offset, shard.unfolded, shard.logged))
             calls.append(
                 self._kernel.checkpoint_views(
                     shard.number,
                     shard.token,
                     shard.offset,
-                    shard.views.encode(),
+                    encoded,
                     now,
                     shard.logged,
                     self._limits,
                     sorted(shard.workflows),
                 )
             )
-        answers: list[Checkpointed | StoreError] = await self._store.send(calls, same_history=True)
-        for shard, (offset, unfolded, logged), answer in zip(shards, counted, answers, strict=True):
+        answers: list[Checkpointed | StoreError] = await self._store.send(calls, same_history=True) if calls else []
+        for (shard, offset, unfolded, logged), answer in zip(counted, answers, strict=True):
             if isinstance(answer, StoreError):
-                _log.error(
-                    "the views of shard %d could not be stored; the next rollup or the next owner does it: %s",
-                    shard.number,
-                    answer,
-                )
+                self._troubles.failed(shard_name(shard.number), NOT_STORED, answer, stops=False)
             elif answer.code is Reply.STALE:
                 # A failover lost log entries that the stored part counts: the log is authoritative.
                 _log.warning(
@@ -148,6 +157,8 @@ class Rollup:
                 shard.unfolded -= unfolded
                 shard.logged -= logged
                 shard.trim_again = math.inf if answer.again is None else answer.again
+                if self._troubles:
+                    self._troubles.works(shard_name(shard.number), NOT_STORED)
         return [shard for shard in shards if shard.trim_again == 0]
 
     async def _merge_if_changed(self) -> None:
@@ -159,7 +170,7 @@ class Rollup:
         else:
             self._idle_rounds = 0
         self._complete = await merge_views(
-            self._store, self._kernel, self._shards, self._clock.now_ms(), self._own_partials()
+            self._store, self._kernel, self._shards, self._clock.now_ms(), self._own_partials(), self._troubles
         )
         self._merged_folds = folds
 
@@ -169,11 +180,17 @@ class Rollup:
 
 
 async def merge_views(
-    store: Store, kernel: Kernel, shards: int, now_ms: int, known: dict[int, ShardViews] | None = None
+    store: Store,
+    kernel: Kernel,
+    shards: int,
+    now_ms: int,
+    known: dict[int, ShardViews] | None = None,
+    troubles: Troubles | None = None,
 ) -> bool:
     """Merge the parts of all shards into the cross-shard views and store those. `known`: parts by shard that don't have
     to be read. Returns whether all could be read."""
     known = known or {}
+    troubles = Troubles() if troubles is None else troubles
     complete = True
     keys = kernel.keys
     fields = [("oldest",) if n in known else ("oldest", "partial") for n in range(shards)]
@@ -187,22 +204,17 @@ async def merge_views(
         if number % MERGES == 0:
             await anyio.lowlevel.checkpoint()  # runs must not wait for a thousand merges
         if isinstance(answer, StoreError):
-            _log.error("the views of shard %d can't be read and are left out, will retry: %s", number, answer)
+            troubles.failed(shard_name(number), NOT_READ, answer, stops=False)
             complete = False
             continue
         oldest.append(_decode_oldest(number, answer[0]))
-        if number in known:
-            merged.merge(known[number])
-        elif answer[1] is not None:
-            try:
+        try:
+            if number in known:
+                merged.merge(known[number])
+            elif answer[1] is not None:
                 merged.merge(ShardViews.decode(answer[1]))
-            except Exception as error:  # what somebody else has written may be decoded, and still be invalid
-                _log.error(
-                    "the stored views of shard %d can't be decoded and are left out; rebuild them with "
-                    "`streamflow views rebuild`: %s",
-                    number,
-                    error,
-                )
+        except Exception as error:  # what somebody else has written may be decoded, and still be invalid
+            troubles.failed(shard_name(number), NOT_DECODED, error, stops=False)
     rendered: dict[str, Any] = merged.render(now_ms)
     rendered["oldest"] = merge_oldest(oldest)
     await store.send(

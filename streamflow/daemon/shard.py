@@ -200,8 +200,9 @@ class OwnedShard:
         self.workflows: set[str] = set()
         """Names of workflows with runs here, for the listings that `checkpoint_views` reads."""
         self.broken = ""
-        """Why the server refuses this shard; it is left alone for `RETRY_BROKEN` seconds."""
-        self.broken_since = 0.0
+        """Why the server refuses this shard; it is left alone until..."""
+        self.retry_at = 0.0
+        """...this moment (monotonic s)."""
         self._commits = 0
         self._tried = 0
         self._outbox = 0

@@ -29,6 +29,7 @@ from msgspec import Raw
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard, StepRecord, decode_details, decode_step_record, stored_details
+from streamflow.daemon.troubles import shard_name
 from streamflow.errors import StoreError
 from streamflow.events import NOTHING
 from streamflow.loops import TURN, retry_forever
@@ -90,6 +91,7 @@ class StepRecords:
         self._member = context.member
         self._owner = owner
         self._executor = executor
+        self._troubles = context.troubles
         self.lends: dict[tuple[str, int], _Lent] = {}
         """The attempts that run here for other daemons, and outcomes of such that have not been reported."""
         self._stored: dict[_Key, bytes] = {}
@@ -195,19 +197,18 @@ class StepRecords:
         refused = False
         for lent, answer in zip(ended, answers, strict=True):
             if isinstance(answer, StoreError):
-                _log.error(
-                    "the outcome of step %s, attempt %d, could not be reported to its run, will retry in %g s: %s",
-                    lent.step,
-                    lent.attempt,
-                    RETRY_PAUSE,
-                    answer,
-                )
+                self._failed(lent.shard, "takes no outcomes of steps that run here for it", answer)
                 refused = True
+                if self.lends.get((lent.run_id, lent.seq)) is lent:  # others go before it the next time
+                    self.lends[lent.run_id, lent.seq] = self.lends.pop((lent.run_id, lent.seq))
             elif self.lends.get((lent.run_id, lent.seq)) is lent:
                 del self.lends[lent.run_id, lent.seq]
         if not refused and self._next_reports():
             self._has_reports.set()
         return not refused
+
+    def _failed(self, shard: int, what: str, error: StoreError) -> None:
+        self._troubles.failed(shard_name(shard), what, error, stops=False)
 
     def _next_reports(self) -> list[_Lent]:
         ended, size = list[_Lent](), 0
@@ -260,12 +261,7 @@ class StepRecords:
                 if answer is Reply.FENCED:
                     self._owner.lost(shard)
                 elif isinstance(answer, StoreError):
-                    _log.error(
-                        "details of %d steps of shard %d could not be stored, will retry: %s",
-                        len(portion),
-                        shard.number,
-                        answer,
-                    )
+                    self._failed(shard.number, "takes no details of its steps", answer)
                 else:
                     self._stored.update((key, stored[key]) for key, _, _ in portion)
 
@@ -284,8 +280,7 @@ class StepRecords:
             ]
             for portion, answer in zip(pipeline, await self._store.send(calls), strict=True):
                 if isinstance(answer, StoreError):
-                    shard = portion[0][0].shard
-                    _log.error("shard %d could not be asked about its steps, will retry: %s", shard, answer)
+                    self._failed(portion[0][0].shard, "can't be asked about steps that run here for it", answer)
                     continue
                 for (lent, asked), letter in zip(portion, answer, strict=True):
                     self._extended(lent, asked, letter)
@@ -329,8 +324,8 @@ class StepRecords:
         size = 0
         for position, (shard, run_id, seq, record) in enumerate(gone):
             steps, details = answers[2 * position : 2 * position + 2]
-            if isinstance(steps, StoreError) or isinstance(details, StoreError):
-                _log.error("step records of shard %d can't be read, will retry: %s %s", shard.number, steps, details)
+            if isinstance(error := steps, StoreError) or isinstance(error := details, StoreError):
+                self._failed(shard.number, "has step records that can't be read, so lost steps don't run again", error)
                 continue
             [value], [reported] = steps, details
             if shard.dropped:

@@ -33,6 +33,7 @@ from streamflow.daemon.shard import (
     decode_step_record,
     is_parked_by,
 )
+from streamflow.daemon.troubles import shard_name
 from streamflow.errors import StoreError
 from streamflow.events import decode_transition
 from streamflow.machine.open_work import MAX_WORKER_LOSSES
@@ -62,6 +63,8 @@ ID_BYTES = 300
 """...of which each takes so many bytes at most..."""
 FEWEST_IDS = 32
 """...but at least so many of each listing are read."""
+NOT_ACQUIRED = "could not be acquired, so its runs stand still"
+"""What may be wrong with a single shard (`Troubles`)."""
 DUE = Due()
 
 NEVER = 1e15
@@ -78,6 +81,7 @@ class Takeover:
         self._clock = context.clock
         self._member = context.member
         self._session = context.session
+        self._troubles = context.troubles
         self._relay = relay
         self._suspects = suspects
         self.code = ""
@@ -116,19 +120,31 @@ class Takeover:
             acquired: list[OwnedShard] = []
             for number, answer in zip(chunk, answers, strict=True):
                 if isinstance(answer, StoreError):
-                    _log.error("shard %d could not be acquired, will retry: %s", number, answer)
+                    self._failed(number, answer)
                 elif answer.code is Reply.OK:
                     shard = OwnedShard(number, self._kernel.keys.shard(number), answer.token)
                     shard.workflows.update(all_names)
                     shard.acquired, shard.code = now, self.code
-                    acquired.append(shard)
                     holder = wanted[number][1]
-                    if holder in notes:
-                        shard.lost_with = holder
-                        shard.delivered = stream_order(answer.delivered) if answer.delivered else None
-                        self._blame(shard, notes[holder], answer.final)
+                    try:
+                        if holder in notes:
+                            shard.lost_with = holder
+                            shard.delivered = stream_order(answer.delivered) if answer.delivered else None
+                            self._blame(shard, notes[holder], answer.final)
+                    except Exception as error:
+                        self._failed(number, error)
+                    else:
+                        acquired.append(shard)
             owned += await self._recover(acquired, names)
+        if self._troubles:
+            for shard in owned:
+                self._troubles.works(shard_name(shard.number), NOT_ACQUIRED)
         return owned
+
+    def _failed(self, number: int, error: Exception) -> None:
+        """This shard can't be acquired now. Whatever it is, the others are not affected: what somebody else has written
+        may raise anything."""
+        self._troubles.failed(shard_name(number), NOT_ACQUIRED, error, stops=True)
 
     async def _recover(self, shards: list[OwnedShard], workflows: list[str]) -> list[OwnedShard]:
         """Read what the last owner left. Returns the shards of which everything could be read."""
@@ -146,16 +162,20 @@ class Takeover:
             state = answers[position * per_shard : (position + 1) * per_shard]
             error = next((answer for answer in state if isinstance(answer, StoreError)), None)
             if error is not None:
-                _log_unreadable(shard, error)
+                self._failed(shard.number, error)
                 continue
             upcoming, views = state
-            if upcoming:
-                _, due = upcoming
-                shard.next_due = int(float(due)) if float(due) < NEVER else None  # not written by streamflow
-            if shard.lost_with:
-                shard.was_due = shard.next_due is not None and shard.next_due <= shard.acquired
-            self._restore_views(shard, *views)
-            readable.append(shard)
+            try:
+                if upcoming:
+                    _, due = upcoming
+                    shard.next_due = int(float(due)) if float(due) < NEVER else None  # not written by streamflow
+                if shard.lost_with:
+                    shard.was_due = shard.next_due is not None and shard.next_due <= shard.acquired
+                self._restore_views(shard, *views)
+            except Exception as error:
+                self._failed(shard.number, error)
+            else:
+                readable.append(shard)
         readable = await self._read_listings(readable, workflows)
         readable = await self._read_hashes(readable, lambda shard: shard.keys.steps, self._restore_steps)
         readable = await self._read_hashes(readable, lambda shard: shard.keys.details, self._restore_details)
@@ -185,7 +205,7 @@ class Takeover:
             for (shard, name, first), page in zip(some, answers, strict=True):
                 if isinstance(page, StoreError):
                     if readable.pop(shard.number, None) is not None:
-                        _log_unreadable(shard, page)
+                        self._failed(shard.number, page)
                     continue
                 for run_id in page:
                     text = run_id.decode(errors="replace")
@@ -365,11 +385,14 @@ class Takeover:
             pages: list[Page | StoreError] = await self._store.send([call(shard, limit) for shard in unfinished])
             rest: list[OwnedShard] = []
             for shard, page in zip(unfinished, pages, strict=True):
-                if isinstance(page, StoreError):
-                    _log_unreadable(shard, page)
+                try:
+                    if isinstance(page, StoreError):
+                        raise page
+                    if take(shard, page):
+                        rest.append(shard)
+                except Exception as error:
+                    self._failed(shard.number, error)
                     del readable[shard.number]
-                elif take(shard, page):
-                    rest.append(shard)
             unfinished = rest
         return list(readable.values())
 
@@ -388,10 +411,6 @@ def _run_and_number(field: bytes) -> tuple[str, int]:
     """Of `<run id>/<seq>`. Raises `ValueError` if it is something else."""
     run_id, _, seq = field.decode().rpartition("/")
     return run_id, int(seq)
-
-
-def _log_unreadable(shard: OwnedShard, error: StoreError) -> None:
-    _log.error("shard %d can't be read, so its runs make no progress, will retry: %s", shard.number, error)
 
 
 def fold_entry(views: ShardViews, fields: dict[bytes, bytes]) -> None:

@@ -89,7 +89,16 @@ THREADS_HUNG = Metric(
 SHARDS_OWNED = Metric("streamflow_shards_owned", "gauge", "daemon", "Shards that this daemon owns.")
 SHARDS_WANTED = Metric("streamflow_shards_wanted", "gauge", "daemon", "Shards that this daemon should own.")
 SHARDS_STOPPED = Metric(
-    "streamflow_shards_stopped", "gauge", "daemon", "Shards of this daemon that the server refuses."
+    "streamflow_shards_stopped",
+    "gauge",
+    "daemon",
+    "Shards whose runs stand still, because this daemon can't acquire them or work for them; /health says why.",
+)
+SHARDS_IMPAIRED = Metric(
+    "streamflow_shards_impaired",
+    "gauge",
+    "daemon",
+    "Shards and partitions of queues for which something else fails, such as views or deliveries; /health says what.",
 )
 RUNS_LIVE = Metric("streamflow_runs_live", "gauge", "daemon", "Runs in memory.")
 STARTS_WAITING = Metric("streamflow_starts_waiting", "gauge", "daemon", "Starts that wait for their turn (admission).")
@@ -133,7 +142,10 @@ VIEWS_ENTRIES = Metric(
     "streamflow_views_lag_entries", "gauge", "daemon", "Log entries that the stored views don't count yet."
 )
 VIEWS_LAG = Metric(
-    "streamflow_views_lag_seconds", "gauge", "daemon", "Seconds for which such entries wait and none was counted."
+    "streamflow_views_lag_seconds",
+    "gauge",
+    "daemon",
+    "Seconds for which such entries of a shard wait and none of them was counted.",
 )
 RUNS_LOST = Metric(
     "streamflow_runs_lost_total", "counter", "daemon", "Runs that the server has lost or set back; the log names them."

@@ -138,7 +138,7 @@ def shards_from(heartbeats: Mapping[str, Heartbeat], total: int, alive: Iterable
 
 # --- as JSON ----------------------------------------------------------------------------------------------------------
 
-_NOT_PRINTED = frozenset({"started", "folds", "broken"})
+_NOT_PRINTED = frozenset({"started", "folds"})
 _PRINTED_AS: dict[str, tuple[str, Callable[[DaemonRow], object]]] = {
     "name": ("name", lambda row: row.name),
     "shards": ("shards", lambda row: len(row.heartbeat.shards)),

@@ -417,6 +417,8 @@ class Store:
                 f"{command}: the server's ACL doesn't allow this: {text}. `streamflow check --role ROLE` names all "
                 "that the user lacks for a role, `streamflow acl` prints its rules"
             )
+        if text.startswith("WRONGTYPE") and not call.script and len(call.args) > 1:
+            return StoreError(f"{command} {call.args[1]}: {text}")  # scripts name the key by themselves
         return StoreError(f"{command}: {text}")
 
     async def _detached(self, commands: list[list[Any]]) -> list[Any]:

@@ -14,6 +14,8 @@ from click.testing import CliRunner
 from streamflow import health as module
 from streamflow.cli import cli
 from streamflow.daemon.health import Ownership
+from streamflow.daemon.troubles import Troubles
+from streamflow.errors import StoreError
 from streamflow.health import Health, HealthFile, read_all
 from streamflow.loops import HEARTBEATS, TURN, Supervisor, _Turn
 from streamflow.settings import Settings
@@ -121,7 +123,8 @@ class Owning:
 
 def test_a_daemon_knows_its_ownership_and_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
     member, owner = Member(), Owning()
-    own = Ownership(Settings(grace=5.0), owner, member)  # type: ignore[arg-type]
+    troubles = Troubles()
+    own = Ownership(Settings(grace=5.0), owner, member, troubles)  # type: ignore[arg-type]
     assert own.problems() == [], "it has just started"
     own._fine -= 18.0
     assert own.problems() == ["it owns no shard, although it should own 8"]
@@ -131,7 +134,14 @@ def test_a_daemon_knows_its_ownership_and_its_server(monkeypatch: pytest.MonkeyP
     assert own.problems() == ["the server has confirmed no heartbeat for 3.0 s"]
     assert own.warnings() == []
     owner.recent_count = 7
-    assert own.warnings() == ["the server has lost or set back 7 runs within the last hour: the log names them"]
+    troubles.failed("shard 5", "is stopped", StoreError("commit: WRONGTYPE"), stops=True)
+    troubles.failed("shard 5", "has views that could not be stored", StoreError("WRONGTYPE"), stops=False)
+    troubles.failed("partition 3 of queue gpu", "takes no messages", StoreError("NOPERM"), stops=False)
+    assert own.warnings() == [
+        "the server has lost or set back 7 runs within the last hour: the log names them",
+        "shard 5 is stopped: commit: WRONGTYPE",
+        "partition 3 of queue gpu takes no messages: NOPERM",
+    ]
 
 
 def test_what_the_server_causes_is_kept_apart_from_the_process() -> None:

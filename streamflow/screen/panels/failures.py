@@ -1,6 +1,6 @@
-"""The latest failures: failed runs, stuck runs and quarantined messages, newest first.
+"""The latest failures: what fails for shards and queues now, failed and stuck runs, quarantined messages, newest first.
 
-Owns: merging the three views. Must not: keep failures (the views do). Called by: `layout.py`.
+Owns: merging the three views and the heartbeats. Must not: keep failures (the views do). Called by: `layout.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ _TITLE = "LATEST FAILURES"
 
 def failures_panel(status: NamespaceStatus, width: int) -> Panel:
     failed, stuck, quarantined = (status.view(name).get("latest", []) for name in ("failures", "stuck", "quarantine"))
+    now = {
+        (subject, text): style
+        for daemon in status.daemons
+        for style, troubles in ((BAD, daemon.heartbeat.broken), (WARN, daemon.heartbeat.impaired))
+        for subject, text in troubles.items()
+    }
     failures: list[tuple[int, str, str, str, str]] = [
+        *((status.as_of, style, subject, "", text) for (subject, text), style in now.items()),
         *((row["at"], BAD, row["run_id"], row["kind"], row["message"]) for row in failed),
         *((row["at"], WARN, row["run_id"], "stuck", row["reason"]) for row in stuck),
         *((row["at"], WARN, f"message {row['message']}", _quarantined(row), row["reason"]) for row in quarantined),
@@ -33,8 +40,11 @@ def failures_panel(status: NamespaceStatus, width: int) -> Panel:
     ]
     rows: list[list[Text]] = []
     for at, style, subject, kind, message in failures:
-        details = Text.assemble(safe_text(kind, style, 60), " ", safe_text(message, limit=500), end="")
-        age = Text(duration(max(0, status.as_of - at)), style=MUTED)
+        if (subject, message) in now:
+            details = safe_text(message, style, limit=500)
+        else:
+            details = Text.assemble(safe_text(kind, style, 60), " ", safe_text(message, limit=500), end="")
+        age = Text("now" if (subject, message) in now else duration(max(0, status.as_of - at)), style=MUTED)
         rows.append([safe_text(subject, limit=256), details, age])
     return Panel(table(_TITLE, columns, rows, width), min_rows=2)
 

@@ -41,12 +41,16 @@ def health(status: NamespaceStatus) -> list[tuple[str, str]]:
         problems.append((BAD, "no daemons"))
     elif status.shards_unowned:
         problems.append((BAD, f"{plural(status.shards_unowned, 'shard')} without owner"))
+    beats = [daemon.heartbeat for daemon in status.daemons]
+    if stopped := sum(max(beat.stopped, len(beat.broken)) for beat in beats):
+        first = next((subject for beat in beats for subject in beat.broken), "")
+        problems.append((BAD, f"{first if stopped == 1 else plural(stopped, 'shard')} stopped"))
     server = status.server
     if server is not None and server.maxmemory and server.memory >= 0.8 * server.maxmemory:
         problems.append((BAD, f"memory {100 * server.memory / server.maxmemory:.0f} % full"))
-    if lost := sum(daemon.heartbeat.lost for daemon in status.daemons):
+    if lost := sum(beat.lost for beat in beats):
         problems.append((BAD, f"{plural(lost, 'run')} lost or set back by the server"))
-    if failing := sorted({loop for daemon in status.daemons for loop in daemon.heartbeat.failing}):
+    if failing := sorted({loop for beat in beats for loop in beat.failing}):
         more = f" and {len(failing) - 1} more" if len(failing) > 1 else ""
         problems.append((BAD, f"loop {failing[0]}{more} failing"))
     stuck = status.view("runs").get("status", {}).get("stuck", 0)
@@ -57,9 +61,12 @@ def health(status: NamespaceStatus) -> list[tuple[str, str]]:
     if unserved := sorted(queue.name for queue in status.queues if queue.waiting and not queue.workers):
         more = f" and {len(unserved) - 1} more" if len(unserved) > 1 else ""
         problems.append((WARN, f"no workers for queue {unserved[0]}{more}"))
-    if hung := sum(daemon.heartbeat.hung for daemon in status.daemons):
+    if impaired := sorted({subject for beat in beats for subject in beat.impaired}):
+        more = f" and {len(impaired) - 1} more" if len(impaired) > 1 else ""
+        problems.append((WARN, f"{impaired[0]}{more} impaired"))
+    if hung := sum(beat.hung for beat in beats):
         problems.append((WARN, f"{plural(hung, 'thread')} hung"))
-    draining = sum(daemon.heartbeat.draining for daemon in status.daemons)
+    draining = sum(beat.draining for beat in beats)
     if draining:
         problems.append((WARN, f"{draining} draining"))
     quarantine = status.view("quarantine")

@@ -12,8 +12,10 @@ import pytest
 
 from streamflow.daemon import membership as module
 from streamflow.daemon.membership import Membership
+from streamflow.daemon.owner import DEFECT
 from streamflow.daemon.shard import CODE, OwnedShard, StepRecord, parked_by
-from streamflow.errors import StoreUnavailable
+from streamflow.daemon.takeover import NOT_ACQUIRED
+from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.model.sharding import winner_of
 from streamflow.settings import Settings
 from streamflow.store.connection import Call
@@ -189,6 +191,31 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def won_by(member: str, *members: str) -> set[int]:
     return {number for number in range(SHARDS) if winner_of(number, members) == member}
+
+
+@pytest.mark.parametrize("what", [NOT_ACQUIRED, DEFECT])
+async def test_a_shard_that_failed_is_acquired_again_after_its_pause(bench: Bench, what: str) -> None:
+    await bench.turn()
+    troubles = bench.membership._troubles
+    for number in (3, 5):
+        bench.parts.drop(bench.parts.shards[number])
+    pause = troubles.failed("shard 3", what, StoreError("acquire_shard: WRONGTYPE"), stops=True)
+    assert 0.5 < pause <= 1.0
+    await bench.turn()
+    assert 3 not in bench.parts.shards
+    assert 5 in bench.parts.shards, "the other one at once"
+    troubles._all["shard 3", what].until -= 1.0
+    await bench.turn()
+    assert 3 in bench.parts.shards
+
+
+async def test_a_shard_whose_owner_cannot_be_read_is_named(bench: Bench) -> None:
+    bench.store.answers["HMGET"] = lambda call: (
+        StoreError("HMGET: WRONGTYPE") if "/3}" in call.args[1] else bench._record(call)
+    )
+    await bench.turn()
+    assert len(bench.parts.shards) == SHARDS - 1
+    assert bench.membership._troubles.current(stops=True) == {"shard 3": f"{NOT_ACQUIRED}: HMGET: WRONGTYPE"}
 
 
 async def test_shards_are_looked_through_only_when_something_has_changed(

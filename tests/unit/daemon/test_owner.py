@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 import streamflow as sf
-from streamflow.daemon.batch import BYTES
+from streamflow.daemon.batch import BYTES, ShardBatch
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.relay import OutboxEntry
 from streamflow.daemon.shard import OwnedShard
@@ -452,17 +452,18 @@ async def test_a_forged_start_costs_one_conflict_and_not_an_endless_loop() -> No
     assert bench.status("r") == "completed"
 
 
-async def test_a_refused_commit_stops_the_shard_and_is_retried_later(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_refused_commit_stops_the_shard_and_is_retried_later(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
     bench.answers = [StoreError("commit: WRONGTYPE log")]
     await bench.take_in(start("1-0", "r", "quick", 5))
-    assert "shard 0 is stopped" in caplog.text
+    assert "shard 0 is stopped, because the server refuses a command, will retry in" in caplog.text
+    assert bench.owner._troubles.current(stops=True) == {
+        "shard 0": "is stopped, because the server refuses a command: commit: WRONGTYPE log"
+    }
     assert bench.shard.broken == "commit: WRONGTYPE log"
     bench.owner.retry_broken()
     assert bench.shard.broken, "not at once"
-    monkeypatch.setattr("streamflow.daemon.owner.RETRY_BROKEN", -1.0)
+    bench.shard.retry_at = 0.0
     bench.owner.retry_broken()
     bench.clock.ms -= 1  # nothing is due
     await bench.turn()
@@ -478,7 +479,46 @@ async def test_a_defect_in_a_batch_costs_its_shards_and_not_the_daemon(caplog: p
     bench.store.answers["commit"] = explode
     await bench.take_in(start("1-0", "r", "quick", 5))
     assert bench.shard.dropped
-    assert "a batch of shards 0 failed" in caplog.text
+    assert "shard 0 is stopped by an unexpected error" in caplog.text
+    assert "in explode" in caplog.text, "with its traceback"
+
+
+@pytest.mark.parametrize("where", ["reduce", "apply", "load"])
+async def test_a_defect_in_one_shard_costs_none_that_is_in_the_same_pipeline(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    bench, other = Bench(), owned(3)
+    bench.owner.add(other)
+    if where == "load":  # a run that isn't live, and whose steps ran at the former owner
+        await bench.take_in(start("1-0", "r", "stepping", 5))
+        bench.shard.live.clear()
+        put(bench.shard, signal("2-0", "r", "go", 1))
+    else:
+        put(bench.shard, start("1-0", "r", "quick", 5))
+
+    owner, method = {
+        "reduce": (ShardBatch, "reduce"),
+        "apply": (Owner, "_apply"),
+        "load": (Owner, "_restart_running_steps"),
+    }[where]
+    real = getattr(owner, method)
+
+    def explode(self: Any, first: Any, *rest: Any) -> Any:
+        shard = next(
+            one.shard if isinstance(one, ShardBatch) else one for one in (self, first) if one is not bench.owner
+        )
+        if shard is bench.shard:
+            raise ZeroDivisionError("a defect")
+        return real(self, first, *rest)
+
+    monkeypatch.setattr(owner, method, explode)
+    put(other, start("1-0", "r3", "quick", 6))
+    bench.owner.wake(other)
+    await bench.turn()
+    assert bench.shard.dropped
+    assert not other.dropped
+    assert bench.status("r3") == "completed"
+    assert list(bench.owner._troubles.current(stops=True)) == ["shard 0"]
 
 
 async def test_runs_beyond_the_cache_are_evicted_the_longest_idle_first() -> None:

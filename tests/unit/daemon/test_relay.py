@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from streamflow.daemon import relay as relay_module
+from streamflow.daemon import troubles as troubles_module
 from streamflow.daemon.relay import OutboxEntry, Relay
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.store.connection import Call
@@ -59,7 +60,7 @@ async def test_each_pair_of_shards_has_one_delivery_and_all_go_in_one_pipeline()
 async def test_refused_messages_are_retried_and_the_others_delivered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("streamflow.daemon.relay.RETRY_PAUSE", 0.0)
+    monkeypatch.setattr("streamflow.daemon.troubles.FIRST_PAUSE", 0.0)
     store = FakeStore(deliver_messages=lambda call: StoreError("full") if "ns/2" in call.keys[0] else "")
     relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
     relay.hand_over(source, [message(1, target=2), message(2, target=3), message(3, target=2)])
@@ -237,7 +238,7 @@ async def test_a_corrupt_message_is_dropped_and_the_others_are_delivered(
 
 
 async def test_an_entry_is_deleted_when_all_of_its_messages_are_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamflow.daemon.relay.RETRY_PAUSE", 0.0)
+    monkeypatch.setattr("streamflow.daemon.troubles.FIRST_PAUSE", 0.0)
     store = FakeStore(deliver_messages=lambda call: StoreError("full") if "ns/3" in call.keys[0] else "")
     relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
     messages = [OutboxMessage(target, "signal", "r", b"x") for target in (2, 3, 2)]
@@ -312,7 +313,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    monkeypatch.setattr(relay_module, "RETRY_PAUSE", -1.0)
+    monkeypatch.setattr(troubles_module, "FIRST_PAUSE", 0.0)
     monkeypatch.setattr(relay_module, "PAGE_BYTES", 1000)
     monkeypatch.setattr(relay_module, "MESSAGES", 5)
     return Server()
@@ -355,7 +356,7 @@ async def test_an_outbox_that_cannot_be_read_stops_no_other_delivery(server: Ser
     server.relay.hand_over(other, [message(1)])
     assert not await server.relay.run_once()
     assert other.sent == ["7-1"]
-    assert "the outbox of shard 0 can't be read, will retry" in caplog.text
+    assert "shard 0 has an outbox that can't be read, will retry" in caplog.text
 
 
 class Ticks:
@@ -400,8 +401,11 @@ def test_each_target_gets_its_messages_in_order_whatever_is_broken(data: st.Data
         assert (server.relay.waiting, server.relay._held) == (0, 0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(relay_module, "time", Ticks())
-        patch.setattr(relay_module, "RETRY_PAUSE", data.draw(st.integers(-1, 12)))
+        ticks = Ticks()
+        patch.setattr(relay_module, "time", ticks)
+        patch.setattr(troubles_module, "time", ticks)
+        patch.setattr(troubles_module, "FIRST_PAUSE", data.draw(st.integers(0, 12)))
+        patch.setattr(troubles_module, "JITTER", 1.0)
         patch.setattr(relay_module, "PAGE_BYTES", 1000)
         patch.setattr(relay_module, "MESSAGES", 5)
         anyio.run(play)

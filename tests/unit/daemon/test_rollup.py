@@ -89,7 +89,8 @@ async def test_what_was_committed_during_a_checkpoint_is_for_the_next_one() -> N
 
 
 @pytest.mark.parametrize("answer", [StoreError("refused"), Checkpointed(Reply.FENCED, 0)])
-async def test_a_checkpoint_that_is_refused_is_tried_again(answer: Any) -> None:
+async def test_a_checkpoint_that_is_refused_is_tried_again(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamflow.daemon.troubles.FIRST_PAUSE", 0.0)
     store = FakeStore(checkpoint_views=answer)
     shard = counting(owned(), 2, "5-0")
     it = rollup(store, shard)
@@ -139,7 +140,8 @@ async def test_a_long_log_is_trimmed_by_as_many_calls_as_it_takes() -> None:
     assert len(store.sent("checkpoint_views")) == 3
 
 
-async def test_trimming_that_is_refused_is_tried_again_later() -> None:
+async def test_trimming_that_is_refused_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamflow.daemon.troubles.FIRST_PAUSE", 0.0)
     clock = FakeClock()
     store = FakeStore(checkpoint_views=StoreError("refused"))
     shard = owned()
@@ -248,8 +250,8 @@ async def test_a_part_that_cannot_be_read_is_left_out_and_reported(caplog: pytes
     await merge_views(store, KERNEL, SHARDS, 0)  # type: ignore[arg-type]
     assert views_in(store)["runs"]["status"]["completed"] == 2
     assert views_in(store)["oldest"] == []
-    assert "the stored views of shard 0 can't be decoded and are left out; rebuild them" in caplog.text
-    assert "the views of shard 1 can't be read and are left out, will retry: WRONGTYPE" in caplog.text
+    assert "shard 0 has stored views that can't be decoded and are left out; rebuild them" in caplog.text
+    assert "shard 1 has stored views that can't be read, so they are left out, will retry" in caplog.text
 
 
 async def test_a_part_or_list_that_makes_no_sense_is_left_out_too(
@@ -270,7 +272,7 @@ async def test_a_part_or_list_that_makes_no_sense_is_left_out_too(
     assert views_in(store)["runs"]["status"]["completed"] == 2
     assert [row[0] for row in views_in(store)["oldest"]] == ["a"]
     assert "the list of oldest runs of shard 0 can't be decoded" in caplog.text
-    assert "the stored views of shard 2 can't be decoded" in caplog.text
+    assert "shard 2 has stored views that can't be decoded" in caplog.text
 
 
 async def test_the_oldest_runs_of_all_shards_are_merged_by_age() -> None:

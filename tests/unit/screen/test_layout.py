@@ -288,6 +288,18 @@ def test_the_header_names_what_a_daemon_reports_about_itself() -> None:
     assert "● 7 runs lost or set back by the server · loop inbox 3" in text(current, 200)
 
 
+def test_what_fails_for_single_shards_is_named_with_its_reason() -> None:
+    current = status(daemons=2, views={})
+    current.daemons[1].heartbeat.broken = {"shard 5": "is stopped: commit: WRONGTYPE sf:{ns/5}:log"}
+    current.daemons[1].heartbeat.stopped = 1
+    assert "● shard 5 stopped" in text(current)
+    assert re.search(r"\nshard 5 +is stopped: commit: WRONGTYPE sf:{ns/5}:log +now", text(current, 200))
+    current.daemons[0].heartbeat.stopped = 40
+    current.daemons[0].heartbeat.impaired = {"shard 7": "takes no messages: NOPERM", "partition 3 of queue gpu": "x"}
+    assert "● 41 shards stopped · partition 3 of queue gpu and 1 more impaired" in text(current, 200)
+    assert "takes no messages: NOPERM" in text(current, 200)
+
+
 def test_the_second_line_says_how_many_starts_wait_at_any_width() -> None:
     daemons = [DaemonRow(id=name, heartbeat=Heartbeat(name=name, starts=18_000)) for name in ("a", "b")]
     for width in (60, 80, 200):
