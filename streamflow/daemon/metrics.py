@@ -73,6 +73,7 @@ class DaemonMetrics:
         figures.set(catalog.SHARDS_WANTED, membership.desired)
         figures.set(catalog.SHARDS_STOPPED, len(self._troubles.current(stops=True)))
         figures.set(catalog.SHARDS_IMPAIRED, len(self._troubles.current(stops=False)))
+        figures.set(catalog.SHARDS_LOST, owner.shards_lost)
         figures.set(catalog.RUNS_LOST, owner.lost_writes.total)
         for result, count in counted.commits.items():
             figures.set(catalog.COMMITS, count, result)

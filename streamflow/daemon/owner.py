@@ -112,6 +112,8 @@ class Owner:
         self.starts.on_held = self.wake_up
         self.lost_writes = LostWrites(context.store, context.kernel, self.starts.held)
         self.watch = RunNote()
+        self.shards_lost = 0
+        """How often `lost` was called."""
         self.on_committed: Callable[[list[ShardBatch], list[Committed | StoreError], float], None] | None = None
         """Called once a pipeline: the batches, their answers, and when it was sent (monotonic s)."""
         self.on_lost: Callable[[], None] = _ignore
@@ -935,6 +937,7 @@ class Owner:
 
     def lost(self, shard: OwnedShard) -> None:
         """Its token or its consumer group is gone: drop it, and let membership find out which daemon owns it."""
+        self.shards_lost += 1
         _log.warning(
             "shard %d has another owner, or its inbox is not what it was: this daemon drops its state of the shard and "
             "cancels the steps it ran for it",

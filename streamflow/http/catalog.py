@@ -100,6 +100,12 @@ SHARDS_IMPAIRED = Metric(
     "daemon",
     "Shards and partitions of queues for which something else fails, such as views or deliveries; /health says what.",
 )
+SHARDS_LOST = Metric(
+    "streamflow_shards_lost_total",
+    "counter",
+    "daemon",
+    "Shards that this daemon worked for when it found that they have another owner, or that their inbox has changed.",
+)
 RUNS_LIVE = Metric("streamflow_runs_live", "gauge", "daemon", "Runs in memory.")
 STARTS_WAITING = Metric("streamflow_starts_waiting", "gauge", "daemon", "Starts that wait for their turn (admission).")
 COMMITS = Metric(

@@ -26,6 +26,7 @@ TARGET = {"instance", "job"}
 WORDS = {
     "absent",
     "and",
+    "changes",
     "count",
     "histogram_quantile",
     "increase",
