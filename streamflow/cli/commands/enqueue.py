@@ -6,9 +6,11 @@ arguments are bound (workflow_input.py does). Called by: the group in `cli`.
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 from msgspec import UNSET
 
 from streamflow.cli.connection import open_client
@@ -25,7 +27,37 @@ WAIT_PATIENCE = 60.0
 """Seconds that --wait continues while the server can't be reached: its restart must not end the wait for a long run."""
 
 
-@click.command()
+class _Enqueue(click.Command):
+    """`signal` and `ask` take their values as arguments: the error for those who do the same here names the option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            hint = ""
+            if ctx.params.get("text") is None and ctx.params.get("file") is None:
+                hint = f": the input of a run is an option, --input {shlex.quote(_as_input(rest))}"
+            few = "argument" if len(rest) == 1 else "arguments"
+            ctx.fail(f"Got unexpected extra {few} ({' '.join(rest)}){hint}")
+        return rest
+
+
+def _as_input(values: list[str]) -> str:
+    """JSON of what was given: several values are several arguments; what is not JSON is text."""
+    items = [_as_json(value) for value in values]
+    return items[0] if len(items) == 1 else f"[{', '.join(items)}]"
+
+
+def _as_json(value: str) -> str:
+    text = value.encode(errors="replace").decode()  # bytes that are not UTF-8 are surrogates
+    try:
+        parse_json(text, "")
+    except UsageError:
+        return msgspec.json.encode(text).decode()
+    return text
+
+
+@click.command(cls=_Enqueue)
 @click.argument("workflow")
 @click.option("--input", "text", metavar="JSON", help="Input of the run: JSON, @FILE, or - for stdin.")
 @click.option(
