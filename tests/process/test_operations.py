@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from streamflow.embedded.server import find_server
+from tests.support.secure import Certificates, tls_server
 from tests.unit.test_docs import ROOT, commands, section
 
 SECONDS = 60.0
@@ -44,7 +45,10 @@ async def approval(name: str) -> str:
 """
 MISSING = [tool for tool in ("redis-cli", "redis-check-rdb", "redis-check-aof") if shutil.which(tool) is None]
 
+CLIENT_FILES = {"ca_certs": "ca.pem", "certfile": "client.pem", "keyfile": "client.key"}
+
 pytestmark = [
+    pytest.mark.anyio,
     pytest.mark.timeout(180),
     pytest.mark.skipif(bool(MISSING), reason=f"not on PATH: {', '.join(MISSING)} (apt-get install redis-server)"),
 ]
@@ -189,6 +193,28 @@ def test_every_command_of_the_runbooks_works_as_it_stands(machine: Machine) -> N
     assert len(lines) > 12
     for line in lines:
         machine.run(line)
+
+
+async def test_the_commands_of_the_page_work_with_tls(machine: Machine) -> None:
+    """By the few lines that the page has for redis-cli, at a server that demands a certificate."""
+    certificates = Certificates(machine.directory)
+    lines = commands(section("docs/operations.md", "### TLS"))[-1]
+    tool = shutil.which("redis-cli")
+    assert tool is not None
+    async with tls_server(certificates, clients="yes") as (_, port):
+        files = {f"ssl_{name}": certificates.path(path) for name, path in CLIENT_FILES.items()}
+        options = "&".join(f"{name}={path}" for name, path in files.items())
+        machine.environ |= {
+            "HOME": str(machine.directory / "home"),
+            "STREAMFLOW_REDIS": f"rediss://127.0.0.1:{port}/0?{options}",
+        }
+        lines = lines.replace("/usr/bin/redis-cli", tool).replace("/etc/streamflow", str(machine.directory))
+        for command in (
+            'timeout 5 redis-cli -u "$STREAMFLOW_REDIS" PING',
+            'echo PING | redis-cli -u "$STREAMFLOW_REDIS"',
+        ):
+            assert machine.run(f"{lines}\n{command}").split()[-1] == "PONG"
+        assert "permissions" in machine.run("streamflow check")
 
 
 def test_an_old_namespace_is_deleted_and_no_other(machine: Machine) -> None:
