@@ -67,8 +67,8 @@ LEAST_WAITING = 64
 """Runs may have steps that wait for free slots, this many or a quarter of the slots, before starts wait instead..."""
 FEW_WAITING = 4
 """...those of tenants of which more runs wait than so few."""
-REFUSED = "is stopped, because the server refuses a command"
-DEFECT = "is stopped by an unexpected error, and is acquired and read again"
+REFUSED = "is stopped"
+DEFECT = "is stopped by an unexpected error"
 """What may be wrong with a single shard (`Troubles`)."""
 
 

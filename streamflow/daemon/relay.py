@@ -39,7 +39,7 @@ BYTES = 1024 * 1024
 """Limits of one delivery, so that a script stays short."""
 PIPELINE_BYTES = 4 * 1024 * 1024
 """Bytes after which a pipeline has no more deliveries; the others follow, each pair in its turn."""
-REFUSES = "takes no messages, which wait in the outboxes of those that send them"
+REFUSES = "takes no messages"
 NOT_READ = "has an outbox that can't be read"
 """What may be wrong with a single target or source (`Troubles`). Other targets don't wait for one that refuses."""
 RETRY_PAUSE = 1.0

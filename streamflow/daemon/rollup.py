@@ -34,8 +34,8 @@ from streamflow.views.shard_views import ShardViews, merge_oldest
 
 _log = logging.getLogger("streamflow.rollup")
 
-NOT_STORED = "has views that could not be stored, so its log is not trimmed"
-NOT_READ = "has stored views that can't be read, so they are left out"
+NOT_STORED = "has views that could not be stored"
+NOT_READ = "has stored views that can't be read"
 NOT_DECODED = "has stored views that can't be decoded and are left out; rebuild them with `streamflow views rebuild`"
 """What may be wrong with a single shard (`Troubles`)."""
 CHUNK = 32

@@ -325,7 +325,7 @@ class StepRecords:
         for position, (shard, run_id, seq, record) in enumerate(gone):
             steps, details = answers[2 * position : 2 * position + 2]
             if isinstance(error := steps, StoreError) or isinstance(error := details, StoreError):
-                self._failed(shard.number, "has step records that can't be read, so lost steps don't run again", error)
+                self._failed(shard.number, "has step records that can't be read", error)
                 continue
             [value], [reported] = steps, details
             if shard.dropped:

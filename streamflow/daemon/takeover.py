@@ -63,7 +63,7 @@ ID_BYTES = 300
 """...of which each takes so many bytes at most..."""
 FEWEST_IDS = 32
 """...but at least so many of each listing are read."""
-NOT_ACQUIRED = "could not be acquired, so its runs stand still"
+NOT_ACQUIRED = "could not be acquired"
 """What may be wrong with a single shard (`Troubles`)."""
 DUE = Due()
 

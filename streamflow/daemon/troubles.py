@@ -115,6 +115,8 @@ class Troubles:
 
     def current(self, *, stops: bool) -> dict[str, str]:
         """By subject, what fails for it and why. A shard that stands still is not also named as one that doesn't."""
+        if not self._all:
+            return {}
         entries = list(self._all.values())
         stopped = {entry.subject for entry in entries if entry.stops}
         wanted = [entry for entry in entries if entry.stops == stops and (stops or entry.subject not in stopped)]
