@@ -29,6 +29,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import (
     INVALID_SPAN,
+    INVALID_SPAN_CONTEXT,
     Link,
     NonRecordingSpan,
     Span,
@@ -45,7 +46,6 @@ from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import Outcome
 from streamflow.model.record import Header
-from streamflow.model.trace_context import TRACEPARENT
 from streamflow.tracing.run_trace import KNOWN, RunTrace, derived_span_id, extract, extract_again, inject
 from streamflow.version import __version__
 from streamflow.workflow.actions import StepJob
@@ -60,6 +60,7 @@ ASKS_THE_PARENT = (
     "remoteParentNotSampled:AlwaysOffSampler,localParentSampled:AlwaysOnSampler,localParentNotSampled:AlwaysOffSampler}"
 )
 """How the description ends of a sampler that drops all that belongs to a span that isn't sampled, as the usual ones."""
+_NOTHING = Context()
 RANDOM = 0x02
 """The flag of W3C Trace Context, level 2, that says that the id of the trace is random."""
 
@@ -79,6 +80,8 @@ class _Ids:
     def __init__(self, usual: Any) -> None:
         self._usual = usual
         self.trace_id = self.span_id = 0
+        self.flags = TraceFlags(SAMPLED | (RANDOM if self.is_trace_id_random() else 0))
+        """Of a trace that begins here."""
 
     def generate_trace_id(self) -> int:
         return self.trace_id or self._usual.generate_trace_id()
@@ -165,12 +168,13 @@ class Tracing:
         try:
             yield
         except Exception as error:
-            now = time.monotonic()
-            if now - self._complained >= COMPLAIN_EVERY:
-                self._complained = now
-                _log.warning(
-                    "a span could not be made, and everything else goes on: %s: %s", type(error).__name__, error
-                )
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        now = time.monotonic()
+        if now - self._complained >= COMPLAIN_EVERY:
+            self._complained = now
+            _log.warning("a span could not be made, and everything else goes on: %s: %s", type(error).__name__, error)
 
     # --- in a client --------------------------------------------------------------------------------------------------
 
@@ -210,18 +214,23 @@ class Tracing:
     def begin(self, run_id: str, header: Header, begun: int = 0) -> tuple[RunTrace | None, Header]:
         """The trace of a run with this header, and the header to commit: with the context, if nobody has sent one.
         `begun`: when its generation began (ms), if it is not the first."""
-        with self.unharmed():
+        try:
             run = self._run(run_id, header, (begun or header.created) * NS_PER_MS)
             if not header.trace:
                 header = msgspec.structs.replace(header, trace=run.text(0))
-                if run.dropped and TRACEPARENT.fullmatch(header.trace):  # else more than the span is in the context
+                if run.dropped and run.is_plain:  # else more than the span is in the context
                     self._drop(header.trace, run.remote())
             return run, header
-        return None, header
+        except Exception as error:
+            self._complain(error)
+            return None, header
 
     def _run(self, run_id: str, header: Header, begun: int) -> RunTrace:
-        parent = extract(header.trace)
-        sent = trace.get_current_span(parent).get_span_context()
+        if header.trace:
+            parent = extract(header.trace)
+            sent = trace.get_current_span(parent).get_span_context()
+        else:
+            parent, sent = _NOTHING, INVALID_SPAN_CONTEXT
         created = header.created
         if sent.is_valid:
             trace_id = sent.trace_id
@@ -231,15 +240,19 @@ class Tracing:
             flags = sent.trace_flags
         else:
             trace_id = self._ids.generate_trace_id()
-            flags = TraceFlags(SAMPLED | (RANDOM if self._ids.is_trace_id_random() else 0))
+            flags = self._ids.flags
         state = sent.trace_state
         dropped = False
         if self._sampler is not None:  # of a provider that isn't the SDK's it isn't known
             kind, attributes = SpanKind.CONSUMER, _of_run(run_id, header)
             sampled = self._sampler.should_sample(parent, trace_id, f"run {header.workflow}", kind, attributes, ())
-            flags = TraceFlags(flags & ~SAMPLED | (SAMPLED if sampled.decision.is_sampled() else 0))
+            is_recording = sampled.decision.is_recording()
+            if not (is_recording and sampled.decision.is_sampled()):
+                flags = TraceFlags(flags & ~SAMPLED)
+            elif not flags & SAMPLED:
+                flags = TraceFlags(flags | SAMPLED)
             state = sampled.trace_state or state
-            dropped = self._asks_the_parent and not sampled.decision.is_recording()
+            dropped = self._asks_the_parent and not is_recording
         return RunTrace(run_id, created, parent, trace_id, flags, state, begun, dropped=dropped)
 
     def _drop(self, text: str, parent: Context) -> _Dropped:
