@@ -36,6 +36,7 @@ from streamflow.errors import (
     StoreMisconfigured,
     StoreUnavailable,
     StreamflowError,
+    Unconfirmed,
     UnknownWorkflow,
     UsageError,
 )
@@ -163,6 +164,7 @@ __all__ = [
     "StreamflowError",
     "TaskGroup",
     "TimerDone",
+    "Unconfirmed",
     "UnknownWorkflow",
     "UsageError",
     "__version__",

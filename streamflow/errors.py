@@ -173,6 +173,11 @@ class StoreUnavailable(StoreError):
     """No connection, or no definite answer after every retry."""
 
 
+class Unconfirmed(StoreUnavailable):
+    """The server has executed it, and didn't confirm within the patience that it is as safe as the namespace's
+    `durability` asks for. It may be lost in a failure; to call again is safe."""
+
+
 class StoreFull(StoreError):
     """The server has no memory for new work: nothing was started. Running work continues and frees memory."""
 

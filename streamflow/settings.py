@@ -55,6 +55,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Partition,
         Meta(description="which runs share a shard if this daemon creates the namespace; fixed after that"),
     ] = Partition.RUN
+    durability: Annotated[
+        str,
+        Meta(
+            description="how safe a write has to be before it counts: server (it has executed it), disk (its "
+            "append-only file is on the disk) or replicas:N (so many have received it); a daemon that says it changes "
+            "it for the namespace; empty: as the namespace has it, server at first"
+        ),
+    ] = ""
     concurrency: Annotated[
         int, Meta(description="maximum number of steps that one daemon runs at the same time; others queue", ge=1)
     ] = 1000

@@ -35,6 +35,7 @@ from streamflow.model.record import Status, decode_header, incarnation_of
 from streamflow.model.sharding import full_run_id
 from streamflow.settings import Settings, load_settings
 from streamflow.store.connection import Call, Store, redacted
+from streamflow.store.durability import confirmation_for
 from streamflow.store.kernel import Kernel, Message, Start
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, namespace_from, read_namespace
@@ -386,6 +387,7 @@ class Client:
                 f"it: streamflow daemon --app MODULE:app --namespace {self.namespace}"
             )
         session.meta = namespace
+        session.store.confirmation = confirmation_for(session.store, self.kernel, namespace.durability)
         session.read_again_at = time.monotonic() + READ_AGAIN_SECONDS
         session.waiter.identity = namespace.identity
         session.server_generation = server_generation
@@ -398,12 +400,22 @@ class Client:
     async def _ended(self, run_id: str, created: int) -> bytes:
         session = self._sessions.here()
         namespace = session.namespace or await self.read_namespace()
-        return await session.waiter.ended(namespace.shard_of(run_id), run_id, created)
+        ended = await session.waiter.ended(namespace.shard_of(run_id), run_id, created)
+        await self._safe()
+        return ended
 
     async def _answered(self, run_id: str, created: int, ask_id: str, body: bytes) -> bytes:
         shard = (await self.read_namespace()).shard_of(run_id)
         message = Message("ask", run_id, body, created)
-        return await self._waiter.answered(shard, run_id, created, ask_id, lambda: self._batcher.post(shard, message))
+        answer = await self._waiter.answered(shard, run_id, created, ask_id, lambda: self._batcher.post(shard, message))
+        await self._safe()
+        return answer
+
+    async def _safe(self) -> None:
+        """A result that was read counts when what it came from is as safe as the namespace's `durability` asks for."""
+        store = self.store
+        if store.confirmation is not None:
+            await store.confirmation.wait(store.patience)
 
     async def _published(self, run_id: str, created: int, *keys: str) -> dict[str, Raw]:
         """What the run has published under these keys, or without keys under all. Raises `RunNotFound`."""

@@ -224,7 +224,8 @@ class Batcher:
 
     async def _send_pipeline(self, groups: list[_Group]) -> None:
         try:
-            replies = await self._store.send([self._call_for(group) for group in groups])
+            writes = any(group.kind in (_START, _POST) for group in groups)
+            replies = await self._store.send([self._call_for(group) for group in groups], confirmed=writes)
         except asyncio.CancelledError:  # by `close`, or by an event loop that ends
             self._fail_all(groups, StoreError("the client was closed"))
             self._drop_queued()

@@ -45,6 +45,7 @@ from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.blocking_reads import InboxConnection
 from streamflow.store.connection import Store
+from streamflow.store.durability import confirmation_for
 from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import check_server, open_namespace
@@ -152,7 +153,7 @@ class Daemon:
         )
         health: HealthReport | None = None
         if signals or self._pages is not None:
-            own = Ownership(settings, owner, membership, context.troubles)
+            own = Ownership(settings, owner, membership, context.troubles, context.store.confirmation)
             health = HealthReport(
                 "daemon",
                 self.member,
@@ -232,6 +233,9 @@ class Daemon:
         kernel = Kernel(NamespaceKeys(self.settings.namespace))
         await check_server(store, self.settings.namespace, Role.DAEMON)
         namespace = await open_namespace(store, kernel, self.settings, described(self.app))
+        store.confirmation = confirmation_for(store, kernel, namespace.durability)
+        if store.confirmation is not None:
+            await store.confirmation.check()
         clock = self._clock = await start_clock(store, kernel, namespace.shards, self.settings.beat)
         self._started = clock.now_ms()
         tracing = find_tracing()

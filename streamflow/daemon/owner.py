@@ -545,7 +545,7 @@ class Owner:
     async def _commit(self, batches: list[ShardBatch], calls: list[Call[Committed]]) -> None:
         began = time.monotonic()
         try:
-            answers = await self._store.send(calls, patience=math.inf, same_history=True)
+            answers = await self._store.send(calls, patience=math.inf, same_history=True, confirmed=True)
         except StoreUnavailable:  # another history: these shards were dropped within that change
             for batch in batches:
                 self.drop(batch.shard)

@@ -56,7 +56,12 @@ class Registration:
             return
         namespace = context.namespace
         record = await write_records(
-            context.store, context.kernel, namespace.shards, namespace.partition, described(context.app)
+            context.store,
+            context.kernel,
+            namespace.shards,
+            namespace.partition,
+            described(context.app),
+            namespace.durability,
         )
         name = context.settings.namespace
         try:

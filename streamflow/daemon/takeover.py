@@ -116,7 +116,8 @@ class Takeover:
                 )
                 for number in chunk
             ]
-            answers: list[Acquired | StoreError] = await self._store.send(calls)
+            # Also of what the last owner had decided: steps may start without another decision.
+            answers: list[Acquired | StoreError] = await self._store.send(calls, confirmed=True)
             acquired: list[OwnedShard] = []
             for number, answer in zip(chunk, answers, strict=True):
                 if isinstance(answer, StoreError):

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
 import msgspec
@@ -33,6 +33,9 @@ from streamflow.store.link import Link
 from streamflow.store.scripts import Script, load_scripts
 from streamflow.store.sentinels import Sentinels
 from streamflow.store.tls import IS_SENTINEL, TlsContext, advice
+
+if TYPE_CHECKING:
+    from streamflow.store.durability import Confirmation
 
 T = TypeVar("T")
 
@@ -118,6 +121,8 @@ class Store:
         self.server_generation = 0
         self.on_other_history: Callable[[], None] = lambda: None
         """Called when `server_generation` has grown, before anything is sent to that server."""
+        self.confirmation: Confirmation | None = None
+        """What waits until writes are safe; None: an answer of the server is enough."""
         self._run_id = ""
         self._promoted_from: str = ""
         self._scripts = scripts if scripts is not None else load_scripts()
@@ -263,6 +268,8 @@ class Store:
                 self.replace_connections("the Sentinels have another primary")
 
     async def close(self) -> None:
+        if self.confirmation is not None:
+            await self.confirmation.close()
         tasks: list[asyncio.Task[Any]] = [*self._under_way]
         if self._asking is not None:
             tasks.append(self._asking)
@@ -319,6 +326,7 @@ class Store:
         *,
         urgent: bool = False,
         same_history: bool = False,
+        confirmed: bool = False,
     ) -> list[Any]:
         """Send calls in one pipeline; returns the parsed replies in the same order.
 
@@ -333,9 +341,13 @@ class Store:
         `same_history` is for what was decided from memory: it is not sent, nor sent again, to a server that has another
         history than the one that was known when this was called.
 
+        `confirmed`: the replies are returned when all is as safe as the namespace's `durability` asks for.
+
         Raises `StoreUnavailable`.
         """
         patience = self.patience if patience is None else patience
+        if confirmed and self.confirmation is not None:
+            return await self.confirmation.send(calls, patience, same_history=same_history)
         commands = [self._command(call) for call in calls]
         started = time.monotonic()
         generation = self.server_generation if same_history else None

@@ -30,6 +30,8 @@ class Namespace(msgspec.Struct, frozen=True):
     partition: Partition
     identity: str = ""
     """That of its data: another one when they were deleted meanwhile. Empty if an earlier release has created them."""
+    durability: str = "server"
+    """How safe a write has to be before it counts (`durability.py`)."""
 
     def shard_of(self, run_id: str) -> int:
         return shard_of(run_id, self.shards, self.partition)
@@ -37,7 +39,7 @@ class Namespace(msgspec.Struct, frozen=True):
 
 def read_namespace(keys: NamespaceKeys) -> Call[list[bytes | None]]:
     """The command whose reply `namespace_from` parses."""
-    return Call.plain("HMGET", keys.meta, "shards", "partition", "schema", "identity")
+    return Call.plain("HMGET", keys.meta, "shards", "partition", "schema", "identity", "durability")
 
 
 def namespace_from(name: str, stored: list[bytes | None]) -> Namespace | None:
@@ -45,11 +47,13 @@ def namespace_from(name: str, stored: list[bytes | None]) -> Namespace | None:
 
     Raises `NamespaceMismatch` for a namespace of another version of streamflow.
     """
-    shards, partition, schema, identity = stored
+    shards, partition, schema, identity, durability = stored
     if shards is None or partition is None or schema is None:
         return None
     _check_schema(name, int(schema))
-    return Namespace(int(shards), Partition(partition.decode()), (identity or b"").decode())
+    return Namespace(
+        int(shards), Partition(partition.decode()), (identity or b"").decode(), (durability or b"server").decode()
+    )
 
 
 async def open_namespace(
@@ -61,22 +65,40 @@ async def open_namespace(
     """
     stored = await store.one(read_namespace(kernel.keys))
     namespace = namespace_from(settings.namespace, stored)
+    before = "server"
     if namespace is not None:
         check_same(namespace, settings)  # before workflows are registered in it
-    record = await write_records(store, kernel, settings.shards, settings.partition, workflows)
+        before = namespace.durability
+    durability = settings.durability or before
+    record = await write_records(store, kernel, settings.shards, settings.partition, workflows, durability)
     _check_schema(settings.namespace, record.schema)
-    namespace = Namespace(record.shards, record.partition, record.identity)
+    namespace = Namespace(record.shards, record.partition, record.identity, durability)
     check_same(namespace, settings)
+    if durability != before:
+        _log.warning(
+            "the durability of namespace %s is %s from now on, before it was %s: other daemons and workers have to be "
+            "started again, clients notice within seconds",
+            settings.namespace,
+            durability,
+            before,
+        )
     return namespace
 
 
 async def write_records(
-    store: Store, kernel: Kernel, shards: int, partition: Partition, workflows: Sequence[tuple[str, bytes]]
+    store: Store,
+    kernel: Kernel,
+    shards: int,
+    partition: Partition,
+    workflows: Sequence[tuple[str, bytes]],
+    durability: str,
 ) -> NamespaceRecord:
-    """Create the namespace unless it exists, and register workflows. A damaged list of workflows is only logged:
-    clients read it."""
+    """Create the namespace unless it exists, write its durability, and register workflows. A damaged list of workflows
+    is only logged: clients read it."""
     try:
-        return await store.one(kernel.open_namespace(shards, partition, workflows=workflows))
+        record = await store.one(kernel.open_namespace(shards, partition, workflows=workflows))
+        await store.one(kernel.store_records([Put(kernel.keys.meta, "durability", durability.encode())]))
+        return record
     except StoreMisconfigured:
         raise
     except StoreError as error:

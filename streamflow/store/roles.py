@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from streamflow.store.durability import Durability
 from streamflow.store.keys import NamespaceKeys, ShardKeys
 from streamflow.store.scripts import load_scripts
 
@@ -223,11 +224,16 @@ def rule_of(command: str) -> str:
     return command.lower().replace(" ", "|")
 
 
-def rights(role: Role, namespace: str) -> Rights:
+def rights(role: Role, namespace: str, durability: Durability | None = None) -> Rights:
+    """`durability`: of the namespace, for who waits for it. A server that is older than WAITAOF refuses that rule."""
     access, keys = ACCESS[role], NamespaceKeys(namespace)
+    commands, writes = commands_of(role), access.writes(keys)
+    if durability is not None and role in (Role.DAEMON, Role.CLIENT):
+        commands = sorted({*commands, *commands_in("store_records"), durability.command[0]})
+        writes = writes if role is Role.DAEMON else [*writes, keys.fence]
     return Rights(
-        commands=[rule_of(command) for command in commands_of(role)],
-        writes=access.writes(keys),
+        commands=[rule_of(command) for command in commands],
+        writes=writes,
         reads=access.reads(keys),
         channels=_of_all_shards(keys, lambda shard: [shard.done]) if access.channels else [],
     )

@@ -43,6 +43,7 @@ class FakeStore:
         *,
         urgent: bool = False,
         same_history: bool = False,
+        confirmed: bool = False,
     ) -> list[Any]:
         self.calls.append(list(calls))
         return [self._answer(call) for call in calls]

@@ -114,6 +114,7 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
         keys.members,
         keys.workers,
         keys.ended,
+        keys.fence,
         keys.workflows,
         keys.queues,
         keys.suspects(a_name),

@@ -20,7 +20,9 @@ from streamflow.health import Health, HealthFile, read_all
 from streamflow.loops import HEARTBEATS, TURN, Supervisor, _Turn
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
+from streamflow.store.durability import Confirmation, Durability
 from streamflow.watch.report import HealthReport
+from tests.support.fakes import KERNEL, FakeStore
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +126,7 @@ class Owning:
 def test_a_daemon_knows_its_ownership_and_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
     member, owner = Member(), Owning()
     troubles = Troubles()
-    own = Ownership(Settings(grace=5.0), owner, member, troubles)  # type: ignore[arg-type]
+    own = Ownership(Settings(grace=5.0), owner, member, troubles, None)  # type: ignore[arg-type]
     assert own.problems() == [], "it has just started"
     own._fine -= 18.0
     assert own.problems() == ["it owns no shard, although it should own 8"]
@@ -212,3 +214,14 @@ def test_loops_threads_and_the_event_loop_are_in_the_report(monkeypatch: pytest.
     written.report("")
     written.close()
     executor.close()
+
+
+def test_decisions_that_wait_for_replicas_are_a_warning() -> None:
+    confirmation = Confirmation(FakeStore(), KERNEL, Durability(2), None)  # type: ignore[arg-type]
+    own = Ownership(Settings(), Owning(), Member(), Troubles(), confirmation)  # type: ignore[arg-type]
+    assert own.warnings() == []
+    confirmation._since = time.monotonic() - 7
+    [warning] = own.warnings()
+    assert warning.startswith(
+        "nothing was confirmed for 7 s (durability replicas:2): fewer than 2 replicas have confirmed"
+    )

@@ -24,6 +24,9 @@ PLACEHOLDER = "#SHA256_OF_PASSWORD"
 @click.command()
 @click.option("--role", type=click.Choice(ROLES), required=True, help="What the user is for.")
 @settings_options("namespace")
+@click.option(
+    "--durability", metavar="LEVEL", default="server", help="That of the namespace: server, disk or replicas:N."
+)
 @click.option("--user", metavar="NAME", help="Name of the user.  [default: NAMESPACE-ROLE]")
 @click.option("--hash", "hashed", metavar="HEX", help="SHA-256 of the password, in hexadecimal.")
 @click.option(
@@ -34,6 +37,7 @@ PLACEHOLDER = "#SHA256_OF_PASSWORD"
 def acl(
     role: str,
     namespace: str | None,
+    durability: str,
     user: str | None,
     hashed: str | None,
     reads: bool,
@@ -57,6 +61,7 @@ def acl(
     Example:
       streamflow acl --role worker --namespace shop --password-stdin | redis-cli --askpass
     """
+    from streamflow.store.durability import Durability
     from streamflow.store.roles import ACCESS, Role, rights
 
     space = load_settings({"namespace": namespace}).namespace
@@ -72,7 +77,7 @@ def acl(
         secret = f"#{hashed.lower()}"
     elif reads:
         secret = f"#{hashlib.sha256(_password().encode()).hexdigest()}"
-    needed = rights(Role(role), space)
+    needed = rights(Role(role), space, Durability.of(durability))
     words = [name, *(() if only_add else ("reset", "on", secret, "resetchannels")), *needed.rules]
     line = " ".join(["ACL", "SETUSER", *words])
     if as_json:

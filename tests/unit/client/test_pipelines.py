@@ -25,7 +25,7 @@ class FakeStore:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def send(self, calls: Sequence[Call[Any]]) -> list[Any]:
+    async def send(self, calls: Sequence[Call[Any]], *, confirmed: bool = False) -> list[Any]:
         self.pipelines.append(list(calls))
         await self.gate.wait()
         return [self.answer(call) for call in calls]
@@ -155,7 +155,7 @@ async def test_a_run_that_fails_a_shared_call_is_separated_from_the_others(verb:
 
 async def test_without_a_server_all_callers_get_the_error() -> None:
     class Gone(FakeStore):
-        async def send(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        async def send(self, calls: Sequence[Call[Any]], *, confirmed: bool = False) -> list[Any]:
             raise StoreUnavailable("no answer")
 
     batcher = batcher_on(Gone())

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 import pytest
 
 from streamflow.cli.options import ROLES
+from streamflow.store.durability import Durability
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.roles import ACCESS, Role, commands_in, rights
 from streamflow.store.scripts import load_scripts
@@ -58,3 +59,12 @@ def test_a_viewer_may_write_nothing() -> None:
     needed = rights(Role.VIEWER, "default")
     assert needed.writes == []
     assert not {"evalsha", "script|load", "spublish"} & set(needed.commands)
+
+
+def test_a_durability_needs_more_of_who_waits_for_it() -> None:
+    for role, level, command in ((Role.CLIENT, "disk", "waitaof"), (Role.DAEMON, "replicas:2", "wait")):
+        usual, more = rights(role, "ns"), rights(role, "ns", Durability.of(level))
+        assert command in set(more.commands) - set(usual.commands)
+        assert {"set", "hset", "evalsha"} <= set(more.commands)
+        assert any(fnmatchcase("sf:{ns}:fence", pattern) for pattern in more.writes)
+    assert rights(Role.WORKER, "ns", Durability.of("disk")) == rights(Role.WORKER, "ns")

@@ -1,0 +1,201 @@
+"""How safe a write has to be before it counts: the levels of a namespace, and the wait until it is.
+
+Owns: the levels, and the wait. Must not: decide which writes wait (owner, takeover and client do).
+Called by: daemon and client (choose the level of their store), the store (`send(confirmed=True)`), `streamflow check`.
+
+    server      the server has executed it: what every reply says
+    disk        it is in the append-only file, and that on the disk (`WAITAOF`)
+    replicas:N  so many replicas have received it (`WAIT`)
+
+Both commands count what their own connection has written. Calls that are sent again may find that they took effect
+before, and write nothing, so a record is written before each wait: the server's writes have one order, and what is
+confirmed of the last one is so of all before it. That holds for one history of the server's only. After a failover,
+everything is sent again, and found or written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from streamflow.errors import StoreError, StoreMisconfigured, StoreUnavailable, Unconfirmed, UsageError
+from streamflow.machine.sealed import hide
+from streamflow.store.connection import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamflow.store.connection import Store
+    from streamflow.store.kernel import Kernel
+
+_log = logging.getLogger("streamflow.durability")
+
+LEVEL = r"server|disk|replicas:[1-9][0-9]?"
+WAIT_MS = 1000
+"""For which the server waits at most: then it is asked again."""
+SAID_EVERY = 10.0
+"""Seconds between two warnings that nothing is confirmed."""
+
+
+class Durability(msgspec.Struct, frozen=True):
+    """`replicas`: how many have to confirm; 0 for the level `disk`."""
+
+    replicas: int = 0
+
+    @staticmethod
+    def of(level: str) -> Durability | None:
+        """From its name; None for `server`, where nothing is waited for. Raises `UsageError`."""
+        if re.fullmatch(LEVEL, level) is None:
+            raise UsageError(f"there is no durability {level!r}: server, disk, or replicas:N")
+        if level == "server":
+            return None
+        return Durability(int(level.partition(":")[2] or 0))
+
+    def __str__(self) -> str:
+        return f"replicas:{self.replicas}" if self.replicas else "disk"
+
+    @property
+    def command(self) -> list[Any]:
+        return ["WAIT", self.replicas, WAIT_MS] if self.replicas else ["WAITAOF", 1, 0, WAIT_MS]
+
+    def is_met(self, reply: Any) -> bool:
+        """By the number of replicas, or those of local and other files."""
+        return reply >= self.replicas if self.replicas else reply[0] >= 1
+
+    @property
+    def lack(self) -> str:
+        if self.replicas:
+            return f"fewer than {self.replicas} replicas have confirmed it"
+        return "it is not on the server's disk"
+
+
+def confirmation_for(store: Store, kernel: Kernel, level: str) -> Confirmation | None:
+    """What the store's `confirmation` has to be. Raises `UsageError`."""
+    durability, present = Durability.of(level), store.confirmation
+    if durability is None or (present is not None and present.durability == durability):
+        return present if durability else None
+    return Confirmation(store, kernel, durability, present)
+
+
+class Confirmation:
+    """The waits of one store, in one event loop. Callers that wait at the same time share one."""
+
+    def __init__(self, store: Store, kernel: Kernel, durability: Durability, former: Confirmation | None) -> None:
+        self.durability = durability
+        self._former = former
+        self._store = store
+        self._calls = [kernel.fence(), Call.plain(*durability.command)]
+        self._next: asyncio.Task[bool] | None = None
+        """Begins when the one before has ended, and is for all who come until then."""
+        self._current: asyncio.Task[bool] | None = None
+        self._since = 0.0
+        """When the wait began that is under way (monotonic s)."""
+
+    @property
+    def overdue(self) -> float:
+        """Seconds for which nothing was confirmed, although somebody waits for it."""
+        return time.monotonic() - self._since if self._since else 0.0
+
+    async def check(self) -> None:
+        """Whether the server knows the command, and allows it here. Raises `StoreMisconfigured`, `StoreUnavailable`."""
+        fenced, answer = await self._store.send(self._calls)
+        answer = fenced if isinstance(fenced, StoreError) else answer
+        if isinstance(answer, StoreError):
+            raise StoreMisconfigured(
+                f"durability {self.durability}: {answer}. `disk` needs Redis 7.2 or Valkey with appendonly yes; a "
+                "restricted user needs what `streamflow acl --durability` prints; choose another level with "
+                "`daemon --durability`"
+            )
+        if not self.durability.is_met(answer):
+            _log.warning(
+                "durability %s: %s within %g s, so starts and decisions will wait",
+                self.durability,
+                self.durability.lack,
+                WAIT_MS / 1000,
+            )
+
+    async def send(self, calls: Sequence[Call[Any]], patience: float, *, same_history: bool) -> list[Any]:
+        """`Store.send`, and wait. Raises `Unconfirmed` when `patience` is over, and what that raises."""
+        over = time.monotonic() + patience
+        while True:
+            generation = self._store.server_generation
+            answers = await self._store.send(calls, over - time.monotonic(), same_history=same_history)
+            if await self._is_safe(over - time.monotonic()) and generation == self._store.server_generation:
+                return answers
+            if same_history:
+                raise StoreUnavailable("the server has another history since, so what was decided before is void")
+
+    async def wait(self, patience: float) -> None:
+        """Until all that this reader has seen is confirmed, if it may wait: a viewer can't. Raises `Unconfirmed`."""
+        over = time.monotonic() + patience
+        with contextlib.suppress(StoreMisconfigured):
+            while not await self._is_safe(over - time.monotonic()):
+                pass
+
+    async def _is_safe(self, patience: float) -> bool:
+        """When all that was written before is confirmed; False if the server has another history since. Raises
+        `Unconfirmed`, and `StoreMisconfigured` when the server doesn't allow to wait and somebody has to know that."""
+        while True:
+            try:
+                return await self._joined(patience)
+            except StoreMisconfigured as error:
+                if patience != math.inf:
+                    raise
+                _log.error("writes wait for durability %s, and that isn't allowed: %s", self.durability, error)
+                await asyncio.sleep(SAID_EVERY)
+
+    async def _joined(self, patience: float) -> bool:
+        if self._next is None:
+            self._next = asyncio.create_task(self._confirmed(self._current))
+            hide(self._next)
+        try:
+            async with asyncio.timeout(None if patience == math.inf else patience):
+                return await asyncio.shield(self._next)
+        except TimeoutError:
+            raise Unconfirmed(
+                f"the server has it, but {self.durability.lack} for {patience:.1f} s (durability {self.durability}): "
+                "it may be lost in a failure. To call again is safe."
+            ) from None
+
+    async def close(self) -> None:
+        tasks = [task for task in (self._current, self._next) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._former is not None:
+            await self._former.close()
+
+    async def _confirmed(self, before: asyncio.Task[bool] | None) -> bool:
+        if before is not None:
+            await asyncio.wait([before])
+        self._current, self._next = self._next, None
+        self._since, said = time.monotonic(), time.monotonic()
+        try:
+            while True:
+                try:
+                    fenced, answer = await self._store.send(self._calls, math.inf, same_history=True)
+                except StoreUnavailable:
+                    return False
+                for one in (fenced, answer):
+                    if isinstance(one, StoreMisconfigured):
+                        raise one
+                answer = fenced if isinstance(fenced, StoreError) else answer
+                if not isinstance(answer, StoreError) and self.durability.is_met(answer):
+                    return True
+                if time.monotonic() - said > SAID_EVERY:
+                    said = time.monotonic()
+                    lack = answer if isinstance(answer, StoreError) else self.durability.lack
+                    _log.warning(
+                        "writes have waited for durability %s for %.0f s: %s", self.durability, self.overdue, lack
+                    )
+                if isinstance(answer, StoreError):
+                    await asyncio.sleep(1.0)
+        finally:
+            self._since = 0.0

@@ -1,0 +1,216 @@
+"""Writes count when they are as safe as the namespace asks for: nothing is acknowledged, begun or reported before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Generator
+
+import anyio
+import pytest
+
+import streamflow as sf
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.errors import StoreMisconfigured
+from streamflow.store.connection import Store
+from tests.support.lines import Line, line_to, port_of
+from tests.support.serving import FAST, running_daemon
+from tests.support.waiting import DEADLINE
+from tests.system.test_failover import tell
+
+pytestmark = pytest.mark.anyio
+
+NAMESPACE = "safe"
+QUICK = ("--repl-diskless-sync-delay", "0")
+SLOW_BEAT = {"dead_after": 4.0}
+app = sf.App()
+executed: list[str] = []
+go_on: dict[str, anyio.Event] = {}
+
+
+@app.step
+async def effect(name: str) -> str:
+    executed.append(name)
+    return name
+
+
+@app.step
+async def held(name: str) -> str:
+    executed.append(name)
+    await go_on[name].wait()
+    return name
+
+
+@app.workflow
+async def two_effects(name: str) -> str:
+    await effect(name)
+    return await effect(f"{name}-last")
+
+
+@app.workflow
+async def holding(name: str) -> str:
+    return await held(name)
+
+
+@app.workflow
+async def answering(name: str) -> str:
+    return f"{name} {await sf.signal('go', str)}"
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    executed.clear()
+    go_on.clear()
+
+
+async def happens(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(DEADLINE):
+        while not condition():  # noqa: ASYNC110
+            await anyio.sleep(0.005)
+
+
+async def ended(run: sf.Run[str]) -> str:
+    while True:
+        try:
+            return await run.result(DEADLINE)
+        except sf.StoreUnavailable:  # until the new primary has a replica
+            await anyio.sleep(0.05)
+
+
+@contextlib.contextmanager
+def frozen(stream: Line) -> Generator[None]:
+    stream.frozen = True
+    yield
+    stream.frozen = False
+
+
+@contextlib.asynccontextmanager
+async def with_a_replica() -> AsyncGenerator[tuple[EmbeddedServer, EmbeddedServer, Line]]:
+    """Both, and the line between them."""
+    async with (
+        EmbeddedServer(memory=True, extra=QUICK) as primary,
+        EmbeddedServer(memory=True, extra=QUICK) as replica,
+        line_to(primary.url) as stream,
+    ):
+        await tell(replica.url, "REPLICAOF", "127.0.0.1", port_of(stream.url))
+        with anyio.fail_after(DEADLINE):
+            while await tell(primary.url, "WAIT", 1, 100) < 1:
+                pass
+        yield primary, replica, stream
+
+
+async def test_what_no_replica_has_is_neither_acknowledged_nor_begun() -> None:
+    async with (
+        with_a_replica() as (primary, _, stream),
+        sf.Client(Store(primary.url, patience=1.5), NAMESPACE) as client,
+        running_daemon(app, primary, NAMESPACE, crash=False, durability="replicas:1", **SLOW_BEAT),
+    ):
+        assert await (await client.start(two_effects, "before")).result(DEADLINE) == "before-last"
+        with frozen(stream):
+            with pytest.raises(sf.Unconfirmed, match=r"fewer than 1 replicas have confirmed it for 1\.5 s"):
+                await client.start(two_effects, "late", id="late")
+            assert (await client.run("late").describe()).status in ("pending", "running")
+            assert "late" not in executed
+        again = await client.start(two_effects, "late", id="late")
+        assert not again.created
+        assert await again.result(DEADLINE) == "late-last"
+    assert executed == ["before", "before-last", "late", "late-last"]
+
+
+async def test_signals_and_results_wait_too() -> None:
+    async with (
+        with_a_replica() as (primary, _, stream),
+        sf.Client(Store(primary.url, patience=1.5), NAMESPACE) as client,
+        running_daemon(app, primary, NAMESPACE, crash=False, durability="replicas:1", **SLOW_BEAT),
+    ):
+        go_on["a"] = anyio.Event()
+        run = await client.start(holding, "a")
+        other = await client.start(answering, "b", id="b")
+        await happens(lambda: "a" in executed)
+        with frozen(stream):
+            with pytest.raises(sf.Unconfirmed):
+                await other.signal("go", "on")
+            go_on["a"].set()
+            with pytest.raises((sf.Unconfirmed, TimeoutError)):
+                await run.result(timeout=1.0)
+        assert await run.result(DEADLINE) == "a"
+        assert await other.result(DEADLINE) == "b on"
+    assert executed == ["a"]
+
+
+async def test_no_acknowledged_start_is_lost_when_a_replica_is_promoted() -> None:
+    acknowledged: list[str] = []
+    unconfirmed: list[str] = []
+    async with (
+        with_a_replica() as (primary, replica, stream),
+        line_to(primary.url) as line,
+        sf.Client(Store(line.url, patience=0.5), NAMESPACE) as client,
+        running_daemon(app, line, NAMESPACE, crash=False, durability="replicas:1", **SLOW_BEAT),  # type: ignore[arg-type]
+        anyio.create_task_group() as starts,
+    ):
+
+        async def load(worker: int) -> None:
+            for number in range(10_000):
+                run_id = f"run-{worker}-{number}"
+                try:
+                    await client.start(two_effects, run_id, id=run_id)
+                except sf.StoreError:
+                    unconfirmed.append(run_id)
+                    return
+                acknowledged.append(run_id)
+
+        for worker in range(8):
+            starts.start_soon(load, worker)
+        await happens(lambda: len(acknowledged) > 100)
+        stream.frozen = True
+        await happens(lambda: len(unconfirmed) == 8)
+        with pytest.raises(sf.Unconfirmed):
+            await client.start(two_effects, "missing", id="missing")
+        await primary.kill()
+        await tell(replica.url, "REPLICAOF", "NO", "ONE")
+        async with EmbeddedServer(memory=True, extra=QUICK) as next_replica:
+            await tell(next_replica.url, "REPLICAOF", "127.0.0.1", port_of(replica.url))
+            line.target = port_of(replica.url)
+            with anyio.fail_after(2 * DEADLINE):
+                for run_id in acknowledged:
+                    assert await ended(client.run(run_id)) == f"{run_id}-last"
+            known = {summary.id for summary in await client.runs(limit=100_000)}
+        assert "missing" not in known, "writes were missing at the replica"
+        starts.cancel_scope.cancel()
+
+
+async def test_what_is_not_on_the_disk_is_not_acknowledged(tmp_path: object) -> None:
+    async with (
+        EmbeddedServer(tmp_path, appendfsync="always") as server,  # type: ignore[arg-type]
+        sf.Client(Store(server.url, patience=1.5), NAMESPACE) as client,
+        running_daemon(app, server, NAMESPACE, crash=False, durability="disk", **SLOW_BEAT),
+    ):
+        assert await (await client.start(two_effects, "before")).result(DEADLINE) == "before-last"
+        await tell(server.url, "CONFIG", "SET", "appendfsync", "no")
+        with pytest.raises(sf.Unconfirmed, match="it is not on the server's disk"):
+            await client.start(two_effects, "late", id="late")
+        await tell(server.url, "CONFIG", "SET", "appendfsync", "always")
+        assert await (await client.start(two_effects, "late", id="late")).result(DEADLINE) == "late-last"
+    assert executed == ["before", "before-last", "late", "late-last"]
+
+
+async def test_a_server_that_can_not_confirm_is_refused(embedded_server: EmbeddedServer, namespace: str) -> None:
+    with pytest.raises((StoreMisconfigured, ExceptionGroup)) as raised:
+        async with running_daemon(app, embedded_server, namespace, crash=False, durability="disk"):
+            pass
+    error = raised.value
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, StoreMisconfigured)
+    assert "appendonly" in str(error)
+
+
+async def test_a_daemon_changes_the_level_and_others_keep_it(tmp_path: object) -> None:
+    async with (
+        EmbeddedServer(tmp_path) as server,  # type: ignore[arg-type]
+        sf.connect(server.url, namespace=NAMESPACE) as client,
+    ):
+        for level, stored in (("", "server"), ("disk", "disk"), ("", "disk"), ("server", "server")):
+            async with running_daemon(app, server, NAMESPACE, crash=False, durability=level) as daemon:
+                assert (await client.read_namespace()).shards == FAST["shards"]
+                assert await tell(server.url, "HGET", client.keys.meta, "durability") == stored.encode()
+                assert (daemon.owner._store.confirmation is None) == (stored == "server")  # pyright: ignore[reportPrivateUsage]

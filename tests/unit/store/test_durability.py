@@ -1,0 +1,122 @@
+"""The wait until writes are safe: what is shared, what is sent again, and what is said when nothing is confirmed."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import pytest
+
+from streamflow.errors import StoreError, StoreMisconfigured, StoreUnavailable, Unconfirmed, UsageError
+from streamflow.store import durability as module
+from streamflow.store.connection import Call
+from streamflow.store.durability import Confirmation, Durability, confirmation_for
+from tests.support.fakes import KERNEL
+
+pytestmark = pytest.mark.anyio
+WRITE: Call[Any] = Call.plain("SET", "a", "b")
+
+
+class Server:
+    """A store whose server answers waits from `replies`, the last one for ever."""
+
+    def __init__(self, *replies: Any, fence: Any = b"OK") -> None:
+        self.replies = list(replies)
+        self.fence = fence
+        self.server_generation = 0
+        self.confirmation: Confirmation | None = None
+        self.sent: list[str] = []
+        self.turn = asyncio.Event()
+        self.turn.set()
+
+    async def send(self, calls: Any, patience: float | None = None, *, same_history: bool = False) -> list[Any]:
+        await asyncio.sleep(0)
+        name = "wait" if calls[-1].args[0] in ("WAIT", "WAITAOF") else "write"
+        self.sent.append(name)
+        if name == "write":
+            return [b"OK"]
+        await self.turn.wait()
+        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if isinstance(reply, StoreUnavailable):
+            self.server_generation += 1
+            raise reply
+        return [self.fence, reply]
+
+
+def made(server: Server, level: str = "replicas:2") -> Confirmation:
+    confirmation = confirmation_for(server, KERNEL, level)  # type: ignore[arg-type]
+    assert confirmation is not None
+    return confirmation
+
+
+def test_levels_have_names() -> None:
+    assert Durability.of("server") is None
+    assert [str(Durability.of(level)) for level in ("disk", "replicas:3")] == ["disk", "replicas:3"]
+    for level in ("", "replicas", "replicas:0", "replicas:-1", "DISK", "disk\n"):
+        with pytest.raises(UsageError, match="server, disk, or replicas:N"):
+            Durability.of(level)
+
+
+async def test_too_few_confirmations_are_waited_for_again() -> None:
+    server = Server(0, 1, 2)
+    assert await made(server).send([WRITE], 10.0, same_history=False) == [b"OK"]
+    assert server.sent == ["write", "wait", "wait", "wait"]
+    server = Server([0, 0], [1, 0])
+    await made(server, "disk").send([WRITE], 10.0, same_history=False)
+    assert server.sent == ["write", "wait", "wait"]
+
+
+async def test_after_a_failover_all_is_sent_again_but_what_was_decided_before() -> None:
+    server = Server(StoreUnavailable("another history"), 2)
+    await made(server).send([WRITE], 10.0, same_history=False)
+    assert server.sent == ["write", "wait", "write", "wait"]
+    server = Server(StoreUnavailable("another history"), 2)
+    with pytest.raises(StoreUnavailable, match="void"):
+        await made(server).send([WRITE], math.inf, same_history=True)
+    assert server.sent == ["write", "wait"]
+
+
+async def test_those_who_come_during_a_wait_share_the_next_one() -> None:
+    server = Server(2)
+    server.turn.clear()
+    confirmation = made(server)
+    first = asyncio.create_task(confirmation.wait(10.0))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert server.sent == ["wait"]
+    others = [asyncio.create_task(confirmation.wait(10.0)) for _ in range(100)]
+    await asyncio.sleep(0)
+    server.turn.set()
+    await asyncio.gather(first, *others)
+    assert server.sent == ["wait", "wait"], "what was written during the first one isn't covered by it"
+
+
+async def test_without_confirmation_a_caller_gives_up_and_others_go_on() -> None:
+    server = Server(1)
+    confirmation = made(server)
+    with pytest.raises(Unconfirmed, match=r"fewer than 2 replicas have confirmed it for 0\.0 s"):
+        await confirmation.send([WRITE], 0.02, same_history=False)
+    assert confirmation.overdue > 0
+    server.replies = [2]
+    await confirmation.send([WRITE], 10.0, same_history=False)
+    assert confirmation.overdue == 0
+    await confirmation.close()
+
+
+async def test_a_user_who_may_not_wait_can_read_and_not_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SAID_EVERY", 0.0)
+    denied = StoreMisconfigured("no permission")
+    confirmation = made(Server(2, fence=denied))
+    await confirmation.wait(10.0)
+    with pytest.raises(StoreMisconfigured):
+        await confirmation.send([WRITE], 10.0, same_history=False)
+    server = Server(denied, denied, 2)
+    await made(server).send([WRITE], math.inf, same_history=False)
+    assert server.sent == ["write", "wait", "wait", "wait"], "an owner waits until it is allowed again"
+
+
+async def test_a_server_that_can_not_wait_is_refused_before_anything_begins() -> None:
+    with pytest.raises(StoreMisconfigured, match=r"durability disk: unknown command.*needs Redis 7\.2"):
+        await made(Server(StoreError("unknown command")), "disk").check()
+    await made(Server([0, 0]), "disk").check()
