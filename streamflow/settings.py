@@ -11,6 +11,7 @@ workers, clients.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
@@ -60,7 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             description="how safe a write has to be before it counts: server (it has executed it), disk (its "
             "append-only file is on the disk) or replicas:N (so many have received it); a daemon that says it changes "
-            "it for the namespace; empty: as the namespace has it, server at first"
+            "it for the namespace; empty: as the namespace has it, server at first",
         ),
     ] = ""
     concurrency: Annotated[
@@ -147,6 +148,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         split_address(self.http)
         for field in msgspec.structs.fields(Settings):
             _check(field, getattr(self, field.name))
+        if self.durability and not is_level(self.durability):
+            raise UsageError(f"durability={self.durability!r}: it is server, disk or replicas:N")
         if self.dead_after <= self.beat:
             raise UsageError(
                 f"dead_after={self.dead_after:g} must be longer than beat={self.beat:g}, better four times as long: "
@@ -156,6 +159,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         fields = {name: getattr(self, name) for name in self.__struct_fields__} | {"redis": redacted(self.redis)}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+
+
+def is_level(durability: str) -> bool:
+    return re.fullmatch(r"server|disk|replicas:[1-9][0-9]?", durability) is not None
 
 
 def split_address(address: str) -> tuple[str, int] | None:

@@ -232,14 +232,21 @@ class Daemon:
         """Check the server, open the namespace, and register the app's workflows in it."""
         kernel = Kernel(NamespaceKeys(self.settings.namespace))
         await check_server(store, self.settings.namespace, Role.DAEMON)
+        if self.settings.durability:
+            await self._use_durability(store, kernel, self.settings.durability)  # before it is the namespace's
         namespace = await open_namespace(store, kernel, self.settings, described(self.app))
-        store.confirmation = confirmation_for(store, kernel, namespace.durability)
-        if store.confirmation is not None:
-            await store.confirmation.check()
+        await self._use_durability(store, kernel, namespace.durability)
         clock = self._clock = await start_clock(store, kernel, namespace.shards, self.settings.beat)
         self._started = clock.now_ms()
         tracing = find_tracing()
         return Context(self.app, store, kernel, clock, self.settings, namespace, self.member, self.session, tracing)
+
+    async def _use_durability(self, store: Store, kernel: Kernel, level: str) -> None:
+        """Raises `StoreMisconfigured` if the server can't confirm that a write is so safe."""
+        present = store.confirmation
+        store.confirmation = confirmation_for(store, kernel, level)
+        if store.confirmation is not None and store.confirmation is not present:
+            await store.confirmation.check()
 
     def _compose(self, context: Context) -> None:
         """Create all loops and connect them. Nothing runs yet."""

@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ import msgspec
 
 from streamflow.errors import StoreError, StoreMisconfigured, StoreUnavailable, Unconfirmed, UsageError
 from streamflow.machine.sealed import hide
+from streamflow.settings import is_level
 from streamflow.store.connection import Call
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("streamflow.durability")
 
-LEVEL = r"server|disk|replicas:[1-9][0-9]?"
 WAIT_MS = 1000
 """For which the server waits at most: then it is asked again."""
 SAID_EVERY = 10.0
@@ -52,7 +51,7 @@ class Durability(msgspec.Struct, frozen=True):
     @staticmethod
     def of(level: str) -> Durability | None:
         """From its name; None for `server`, where nothing is waited for. Raises `UsageError`."""
-        if re.fullmatch(LEVEL, level) is None:
+        if not is_level(level):
             raise UsageError(f"there is no durability {level!r}: server, disk, or replicas:N")
         if level == "server":
             return None

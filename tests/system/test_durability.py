@@ -202,6 +202,7 @@ async def test_a_server_that_can_not_confirm_is_refused(embedded_server: Embedde
         error = error.exceptions[0]
     assert isinstance(error, StoreMisconfigured)
     assert "appendonly" in str(error)
+    assert not await tell(embedded_server.url, "EXISTS", f"sf:{{{namespace}}}:meta"), "nothing was changed before"
 
 
 async def test_a_daemon_changes_the_level_and_others_keep_it(tmp_path: object) -> None:
