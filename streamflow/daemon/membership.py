@@ -14,7 +14,9 @@ so they don't have to agree by messages. When a daemon
                `dead_after` without a heartbeat; the winners among them acquire its shards at once
     pauses  -> as if it died; when it wakes, its next commit is refused and it drops the shards
 
-A daemon whose own heartbeats fail for two thirds of `dead_after` starts no more steps until one succeeds.
+A daemon whose own heartbeats fail for two thirds of `dead_after` starts no more steps until one succeeds. It doesn't
+see those of the others meanwhile, so when it does again, each has `dead_after` for the next one: after an outage of the
+server the first daemon to be back must not take the others for dead.
 """
 
 from __future__ import annotations
@@ -112,7 +114,7 @@ class Membership:
         self._desired: set[int] = set()
         self._wanted_since: dict[int, float] = {}
         self._draining_since: dict[int, float] = {}
-        self._confirmed = time.monotonic()
+        self._confirmed = self._looked = time.monotonic()
         self.turned = self._confirmed
         """When the loop of heartbeats had its last turn (monotonic s): `stand_in.py` notices that it is late."""
         self._numbers = itertools.count(1)
@@ -226,9 +228,21 @@ class Membership:
     def is_alive(self, member: str) -> bool:
         """Whether a daemon still sends heartbeats, be it draining."""
         seen = self._seen.get(member)
-        return member == self.member or (
-            seen is not None and time.monotonic() - seen.changed <= self._settings.dead_after
-        )
+        return member == self.member or (seen is not None and self._silence(seen) <= self._settings.dead_after)
+
+    def _silence(self, seen: _Seen) -> float:
+        """Seconds for which a member has sent no heartbeat that this daemon could see."""
+        since = min(time.monotonic() - self._looked, self._settings.dead_after / 2)
+        return self._looked - seen.changed + since
+
+    def _look(self) -> None:
+        """The heartbeats of all members are known now. If that is long ago, theirs may have failed as this daemon's
+        have."""
+        now = time.monotonic()
+        if now - self._looked > self._settings.dead_after / 2:
+            for seen in self._seen.values():
+                seen.changed = now
+        self._looked = now
 
     @property
     def unconfirmed(self) -> float:
@@ -263,7 +277,7 @@ class Membership:
         dead = [
             (name, seen.raw)
             for name, seen in self._seen.items()
-            if now - seen.changed > self._settings.dead_after and name != self.member
+            if self._silence(seen) > self._settings.dead_after and name != self.member
         ]
         last = self._last = msgspec.structs.replace(self._describe(), beat=next(self._numbers))
         data = msgspec.json.encode(last)
@@ -285,6 +299,7 @@ class Membership:
             raise StoreUnavailable(f"no answer within {self._settings.dead_after / 2:g} s")
         self._has_joined = True
         self._confirmed = now  # when it was sent: the others count from a later moment
+        self._look()
         heartbeats = answer.members
         others = [seen.ahead for name, seen in self._seen.items() if seen.ahead is not None and name != self.member]
         self._clock.measure(answer.clock, time.monotonic() - now, others)
@@ -314,12 +329,7 @@ class Membership:
                     self._settings.dead_after,
                 )
         # A dead member that can't be deregistered (its name is not valid text) must not own shards either.
-        fresh = now - self._settings.dead_after
-        alive = sorted(
-            name
-            for name, seen in self._seen.items()
-            if not seen.draining and (seen.changed >= fresh or name == self.member)
-        )
+        alive = sorted(name for name, seen in self._seen.items() if not seen.draining and self.is_alive(name))
         if alive != self._alive:
             _log.info("daemons that share the shards: %s", ", ".join(alive) or "none")
             self._alive = alive
