@@ -348,6 +348,7 @@ class ShardBatch:
             if live is None:
                 # Ended or forgotten: its messages are acknowledged, and it leaves the agenda.
                 self.batch.plans.append((run_id, None))
+                self._delete_records(run_id)
                 self.shard.forget(run_id)
                 continue
             try:
@@ -658,6 +659,12 @@ class ShardBatch:
                 del records[seq]
         if not records:
             del self.shard.records[run_id]
+
+    def _delete_records(self, run_id: str) -> None:
+        """Delete what the server has about steps of a run that has ended, or doesn't exist."""
+        keys = self.shard.keys
+        for seq in self.shard.records.pop(run_id, ()):
+            self.batch.puts += (Put(key, f"{run_id}/{seq}", b"") for key in (keys.steps, keys.details))
 
     def _record_killer(self, run_id: str, created: int, at: int) -> None:
         """The run is parked because its code ends its process: the next owner with other code tries it carefully."""

@@ -267,6 +267,14 @@ class OwnedShard:
         self._outbox += messages
         return f"{self.epoch}-{self._outbox}"
 
+    def has_closed(self, run_id: str, created: int, seq: int, attempt: int) -> bool | None:
+        """Whether the run has recorded an outcome of this attempt, or is about to; None if it isn't in memory."""
+        live = self.live.get(run_id)
+        if live is None:
+            return None
+        call = live.machine.steps.get(seq)
+        return live.header.created != created or call is None or call.attempt != attempt or call.due is not None
+
     def record_of(self, run_id: str, created: int, seq: int, attempt: int) -> StepRecord:
         """The record of an attempt; a new one if there is none, or one of an earlier attempt or run."""
         records = self.records.setdefault(run_id, {})

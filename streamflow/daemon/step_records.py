@@ -96,6 +96,8 @@ class StepRecords:
         """The attempts that run here for other daemons, and outcomes of such that have not been reported."""
         self._stored: dict[_Key, bytes] = {}
         """Details of steps of owned shards that the server has, by run, its incarnation, number and attempt."""
+        self._outdated: list[tuple[OwnedShard, str]] = []
+        """Steps of which the server got details behind the commit with their outcomes: to be deleted."""
         self._releasing: set[int] = set()
         """Shards whose release the server has not answered to."""
         self._has_reports = anyio.Event()
@@ -227,13 +229,17 @@ class StepRecords:
         """Lose steps of daemons that have gone, store what steps have reported since, and stop lent attempts that
         nobody needs any more."""
         await self.lose_gone()
-        if self._executor.running:
+        if self._executor.running or self._outdated:
             await self._store_details()
         if self.lends:
             await self._extend()
 
     async def _store_details(self) -> None:
-        new: dict[int, list[tuple[_Key, str, bytes]]] = {}
+        new: dict[int, list[tuple[_Key | None, str, bytes]]] = {}
+        for shard, step in self._outdated:  # before details of a newer attempt
+            if not shard.dropped:
+                new.setdefault(shard.number, []).append((None, step, b""))
+        self._outdated.clear()
         stored: dict[_Key, bytes] = {}
         for running in self._executor.reporting():
             shard = self._owner.shards.get(running.shard)
@@ -263,7 +269,18 @@ class StepRecords:
                 elif isinstance(answer, StoreError):
                     self._failed(shard.number, "takes no details of its steps", answer)
                 else:
-                    self._stored.update((key, stored[key]) for key, _, _ in portion)
+                    for key, step, _ in portion:
+                        if key is not None:
+                            self._stored[key] = stored[key]
+                            if self._has_ended(shard, key):
+                                self._outdated.append((shard, step))
+
+    def _has_ended(self, shard: OwnedShard, key: _Key) -> bool:
+        """Whether a commit has deleted the details of this attempt, or is about to, that was perhaps before the call
+        that has stored them: they would stay forever."""
+        run_id, created, seq, attempt = key
+        closed = shard.has_closed(run_id, created, seq, attempt)
+        return not self._executor.runs(run_id, seq, attempt) if closed is None else closed
 
     async def _extend(self) -> None:
         by_shard: dict[int, list[tuple[_Lent, LentStep]]] = {}

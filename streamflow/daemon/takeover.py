@@ -180,6 +180,8 @@ class Takeover:
         readable = await self._read_listings(readable, workflows)
         readable = await self._read_hashes(readable, lambda shard: shard.keys.steps, self._restore_steps)
         readable = await self._read_hashes(readable, lambda shard: shard.keys.details, self._restore_details)
+        for shard in readable:
+            self._look_at_strays(shard)
         readable = await self._fold_logs(readable)
         return await self._relay_outboxes(readable)
 
@@ -272,6 +274,13 @@ class Takeover:
             record = shard.records.setdefault(run_id, {}).setdefault(seq, StepRecord(UNKNOWN_ATTEMPT, created))
             if created in (0, record.created):
                 record.details = reported
+
+    def _look_at_strays(self, shard: OwnedShard) -> None:
+        """Load also the runs that have records of steps although none is in flight: a call of the last owner has
+        arrived behind its commits, and nothing else would ever delete these."""
+        for run_id, records in shard.records.items():
+            if run_id not in shard.inputs and records.keys() - {CODE}:
+                shard.inputs[run_id] = [DUE]
 
     def _restore_views(
         self,

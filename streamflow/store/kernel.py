@@ -557,8 +557,8 @@ class Kernel:
     def store_details(self, shard: int, token: str, details: Iterable[tuple[str, bytes]]) -> Call[Reply]:
         """Store what running steps of a shard have reported last, for the attempts after them.
 
-        `details`: (`<run id>/<seq>`, encoded, behind the run's `created`). Returns OK, or FENCED when another owner has
-        the shard.
+        `details`: (`<run id>/<seq>`, encoded, behind the run's `created`); empty ones are deleted. Returns OK, or
+        FENCED when another owner has the shard.
         """
         keys = self.keys.shard(shard)
         args: list[Any] = [token]

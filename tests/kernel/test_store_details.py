@@ -18,6 +18,15 @@ async def test_the_newest_details_of_each_step_are_kept(shard: Shard) -> None:
     assert await shard.plain("HGETALL", shard.keys.details) == {b"r1/1": b"more", b"r2/7": b"x"}
 
 
+async def test_empty_details_are_deleted_before_newer_ones_are_stored(shard: Shard) -> None:
+    await shard.acquire()
+    await shard.do(shard.kernel.store_details(0, shard.token, [("r1/1", b"late"), ("r1/2", b"late")]))
+    call = shard.kernel.store_details(0, shard.token, [("r1/1", b""), ("r1/2", b""), ("r1/3", b""), ("r1/2", b"new")])
+    for _ in range(2):
+        assert await shard.do(call) is Reply.OK
+    assert await shard.plain("HGETALL", shard.keys.details) == {b"r1/2": b"new"}
+
+
 async def test_a_former_owner_stores_nothing(shard: Shard) -> None:
     old = await shard.acquire("one")
     await shard.acquire("two")

@@ -9,7 +9,8 @@ import anyio.lowlevel
 import pytest
 
 import streamflow as sf
-from streamflow.events import TimerSet
+from streamflow.events import StepScheduled, TimerSet
+from streamflow.store.connection import Call
 from tests.support.waiting import happened, until
 from tests.system.conftest import Serve
 
@@ -91,3 +92,30 @@ async def test_a_sleeping_run_holds_nothing_in_the_executor(serve: Serve) -> Non
     async with serve(blocked.app) as (client, daemon):
         await happened(await client.start(blocked.sleeps), TimerSet)
         assert (daemon.executor.running, daemon.executor.waiting) == (0, 0)
+
+
+async def test_what_calls_left_behind_a_runs_end_goes_with_the_next_takeover(serve: Serve) -> None:
+    """Details and records of lent steps that arrived behind the commits that delete them."""
+    blocked = Blocked()
+    async with serve(blocked.app, crash=True) as (client, _):
+        ended, waits = await client.start(blocked.gathers, 0), await client.start(blocked.gathers, 1)
+        await ended.result(10)
+        await happened(waits, StepScheduled)
+        sleeps = await client.start(blocked.sleeps)
+        await happened(sleeps, TimerSet)
+        shard_of = (await client.read_namespace()).shard_of
+    fields: dict[str, list[str]] = {}
+    for run_id in (ended.id, sleeps.id, waits.id, "nobody"):
+        keys = client.keys.shard(shard_of(run_id))
+        for key, value in ((keys.details, b"900 \7"), (keys.steps, b"gone 900 1 wanted")):
+            await client.store.one(Call.plain("HSET", key, f"{run_id}/9", value))
+            fields.setdefault(run_id, []).append(key)
+
+    async def only_deleted() -> bool:
+        lost = [Call.plain("HEXISTS", key, f"{run_id}/9") for run_id, keys in fields.items() for key in keys]
+        return not any(await client.store.send(lost))
+
+    async with serve(blocked.app) as (client, _):
+        await until(only_deleted)
+        blocked.go_on.set()
+        assert await waits.result(10) == [0]

@@ -253,6 +253,21 @@ async def test_new_details_are_stored_once(it: Bench) -> None:
     assert [call.args[-1] for call in it.store.sent("extend_steps")] == [msgspec.msgpack.encode(5), b""]
 
 
+async def test_details_that_arrive_behind_the_outcomes_commit_are_deleted(it: Bench) -> None:
+    """The commit can't delete them: it was there before, and nobody would ever ask for them again."""
+
+    def late(_: object) -> Reply:
+        it.executor.cancel("r", 1)
+        return Reply.OK
+
+    await it.begin(details=5)
+    it.store.answers["store_details"] = late
+    for _ in range(3):
+        await it.records.run_once()
+    sent = [call.args[1:] for call in it.store.sent("store_details")]
+    assert sent == [["r/1", b"900 " + msgspec.msgpack.encode(5)], ["r/1", b""]]
+
+
 @pytest.mark.parametrize("verb", ["store_details", "extend_steps"])
 async def test_details_that_were_refused_are_stored_again(it: Bench, verb: str) -> None:
     """Also if the step reports nothing new: the next attempt would begin from the start."""
