@@ -359,6 +359,7 @@ class Membership:
         for shard in list(self._owner.shards.values()):
             self._owner.drop(shard)
         self._owner.lost_writes.history_changed()
+        self._records.look_for_forgotten()
         self._rollup.merge_again()
         self._rebalance_needed.set()
 

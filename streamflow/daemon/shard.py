@@ -105,6 +105,12 @@ def decode_step_record(data: bytes) -> StepRecord:
     return StepRecord(int(attempt), int(created), host, reported=mark == "reported")
 
 
+def run_and_number(field: bytes) -> tuple[str, int]:
+    """Of the field `<run id>/<seq>` of a step. Raises `ValueError` if it is something else."""
+    run_id, _, seq = field.decode().rpartition("/")
+    return run_id, int(seq)
+
+
 def stored_details(created: int, details: bytes) -> bytes:
     """What the server keeps of what a step has reported: behind the incarnation of its run, because an earlier run of
     the id had steps of the same numbers. `lua/extend_steps.lua` writes it, too."""

@@ -10,6 +10,10 @@ inbox like that of a queued step. The new owner deletes the record when it doesn
 the host for dead; the host stops the attempt within a second of that. What still runs when this daemon ends is
 *returned*: the new owner starts it again under the same number.
 
+A server that has lost its newest writes may have a record again whose attempt was reported or stopped since: nobody
+would ever report it. So when its history has changed, the hosts look through all records for their own, and return what
+they don't run.
+
 Until the server has answered to the release there is no record that could be asked about or marked: what is lent with
 it is neither reported nor extended before. If the server loses the release, and this daemon acquires the shard again,
 the executor goes on with the attempt when it is submitted.
@@ -28,7 +32,14 @@ from msgspec import Raw
 
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
-from streamflow.daemon.shard import OwnedShard, StepRecord, decode_details, decode_step_record, stored_details
+from streamflow.daemon.shard import (
+    OwnedShard,
+    StepRecord,
+    decode_details,
+    decode_step_record,
+    run_and_number,
+    stored_details,
+)
 from streamflow.daemon.troubles import shard_name
 from streamflow.errors import StoreError
 from streamflow.events import NOTHING
@@ -38,7 +49,7 @@ from streamflow.model.record import Header
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Note, read_notes
 from streamflow.store.connection import Call
-from streamflow.store.kernel import LentStep, Reply
+from streamflow.store.kernel import FIRST_FIELD, LentStep, Reply
 from streamflow.wire import encode_outcome, encode_returned
 
 T = TypeVar("T")
@@ -60,6 +71,11 @@ PIPELINE_BYTES = 4 * 1024 * 1024
 PIPELINE_CALLS = 32
 FEWEST_READ, MOST_READ = 4, 256
 """Records of steps that are read in one pipeline: how large their details are is only known afterwards."""
+SHARDS_READ = 64
+LEAST_READ = 64 * 1024
+"""Shards whose records are read in one pipeline, and bytes of each at least."""
+DETAILS = 16 * 1024
+"""Bytes that are expected of the details of a step, when many are read: 64 in a pipeline."""
 RETRY_PAUSE = 1.0
 """Seconds until outcomes that a shard refused are reported again."""
 
@@ -88,6 +104,7 @@ class StepRecords:
     def __init__(self, context: Context, owner: Owner, executor: StepExecutor) -> None:
         self._store = context.store
         self._kernel = context.kernel
+        self._shards = context.namespace.shards
         self._member = context.member
         self._owner = owner
         self._executor = executor
@@ -100,6 +117,8 @@ class StepRecords:
         """Steps of which the server got details behind the commit with their outcomes: to be deleted."""
         self._releasing: set[int] = set()
         """Shards whose release the server has not answered to."""
+        self._history_changed = False
+        """The records that name this daemon may be of attempts that it doesn't run."""
         self._has_reports = anyio.Event()
         executor.on_replaced = self._replaced
 
@@ -145,6 +164,10 @@ class StepRecords:
         """The server has answered to the releases of these shards, or won't."""
         self._releasing.difference_update(shards)
         self._has_reports.set()
+
+    def look_for_forgotten(self) -> None:
+        """The server may have lost what it had acknowledged."""
+        self._history_changed = True
 
     def outcome(self, run_id: str, outcome: Outcome) -> bool:
         """An attempt has ended. False when it isn't a lent one."""
@@ -228,6 +251,8 @@ class StepRecords:
     async def run_once(self) -> None:
         """Lose steps of daemons that have gone, store what steps have reported since, and stop lent attempts that
         nobody needs any more."""
+        if self._history_changed:
+            await self._return_forgotten()
         await self.lose_gone()
         if self._executor.running or self._outdated:
             await self._store_details()
@@ -357,6 +382,71 @@ class StepRecords:
             else:
                 self._owner.lose_step(shard, run_id, seq, record, notes[record.host])
         return size
+
+    async def _return_forgotten(self) -> None:
+        """The server has another history: return the attempts that run here by its records, and don't."""
+        self._history_changed = False
+        try:
+            count = 0
+            for first in range(0, self._shards, SHARDS_READ):
+                count += await self._return_forgotten_of(range(first, min(first + SHARDS_READ, self._shards)))
+        except BaseException:
+            self._history_changed = True  # look again
+            raise
+        if count:
+            _log.warning(
+                "%d steps run here by records of which the server has lost what followed: they are returned to the "
+                "owners of their runs, which run them again",
+                count,
+            )
+
+    async def _return_forgotten_of(self, shards: Iterable[int]) -> int:
+        positions = dict.fromkeys(shards, FIRST_FIELD)
+        count = 0
+        while positions:
+            numbers = list(positions)
+            limit = max(LEAST_READ, PIPELINE_BYTES // len(numbers))
+            pages = await self._store.send(
+                [self._kernel.read_hash(self._kernel.keys.shard(n).steps, positions[n], limit) for n in numbers]
+            )
+            forgotten: list[tuple[int, str, StepRecord]] = []
+            for number, page in zip(numbers, pages, strict=True):
+                if isinstance(page, StoreError):
+                    raise page
+                positions[number], fields = page
+                if not positions[number]:
+                    del positions[number]
+                forgotten += ((number, field.decode(), record) for field, record in self._forgotten(fields))
+            for portion in _portions(forgotten, lambda _: DETAILS):
+                await self._return(portion)
+                count += len(portion)
+        return count
+
+    def _forgotten(self, fields: list[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, StepRecord]]:
+        for field, value in fields:
+            try:
+                key, record = run_and_number(field), decode_step_record(value)
+            except ValueError:
+                continue  # the owner logs it at its takeover
+            lent = self.lends.get(key)
+            is_ours = record.host == self._member and not record.reported
+            if is_ours and (lent is None or (lent.created, lent.attempt) != (record.created, record.attempt)):
+                yield field, record
+
+    async def _return(self, forgotten: list[tuple[int, str, StepRecord]]) -> None:
+        """Of these steps (shard, field, record), with what they have reported last."""
+        shards = self._kernel.keys.shard
+        details = await self._store.send([Call.plain("HGET", shards(n).details, field) for n, field, _ in forgotten])
+        calls: list[Call[str]] = []
+        for (number, field, record), reported in zip(forgotten, details, strict=True):
+            run_id, seq = run_and_number(field.encode())
+            created, last = decode_details(reported) if isinstance(reported, bytes) else (0, b"")
+            body = encode_returned(seq, record.attempt, Raw(last) if last and created == record.created else NOTHING)
+            lent = LentStep(field, self._member, record.created, record.attempt)
+            calls.append(self._kernel.report_step(number, run_id, "returned", lent, body))
+        for answer in await self._store.send(calls):
+            if isinstance(answer, StoreError):
+                raise answer
 
     def _details_of(self, lent: _Lent) -> Raw:
         is_current = self._executor.runs(lent.run_id, lent.seq, lent.attempt)

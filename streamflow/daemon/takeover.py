@@ -32,6 +32,7 @@ from streamflow.daemon.shard import (
     decode_details,
     decode_step_record,
     is_parked_by,
+    run_and_number,
 )
 from streamflow.daemon.troubles import shard_name
 from streamflow.errors import StoreError
@@ -244,7 +245,7 @@ class Takeover:
         """Which steps a former owner still runs, and which code may end its process. A field may come twice."""
         for field, value in steps:
             try:
-                run_id, seq = _run_and_number(field)
+                run_id, seq = run_and_number(field)
                 shard.records.setdefault(run_id, {})[seq] = decode_step_record(value)
             except ValueError as error:
                 _log.error("a step record of shard %d can't be read: %r, %s", shard.number, field[:100], error)
@@ -266,7 +267,7 @@ class Takeover:
         """What running steps reported last, of shards whose steps are restored. A field may come twice."""
         for field, value in details:
             try:
-                run_id, seq = _run_and_number(field)
+                run_id, seq = run_and_number(field)
             except ValueError as error:
                 _log.error("details of a step of shard %d can't be read: %r, %s", shard.number, field[:100], error)
                 continue
@@ -415,12 +416,6 @@ def _got_through(commit: str, final: str) -> bool:
     return (
         bool(session) and session == last_session and number.isdigit() and last.isdigit() and int(last) >= int(number)
     )
-
-
-def _run_and_number(field: bytes) -> tuple[str, int]:
-    """Of `<run id>/<seq>`. Raises `ValueError` if it is something else."""
-    run_id, _, seq = field.decode().rpartition("/")
-    return run_id, int(seq)
 
 
 def fold_entry(views: ShardViews, fields: dict[bytes, bytes]) -> None:

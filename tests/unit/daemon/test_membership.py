@@ -59,6 +59,8 @@ class Parts:
         self.changes = 0
         self.live = 0
         self.reported: list[str] = []
+        self.forgotten = 0
+        """How often it looked for steps of which the server has lost the reports."""
 
     @property
     def suspects(self) -> Any:
@@ -97,6 +99,9 @@ class Parts:
     def lend(self, shard: int, *_: Any) -> list[LentStep]:
         self.lent.append(shard)
         return [LentStep(f"r/{seq}", "me", 5, 1) for seq in range(1, self.steps.get(shard, 0) + 1)]
+
+    def look_for_forgotten(self) -> None:
+        self.forgotten += 1
 
     def released(self, shards: Iterable[int]) -> None:
         self.told += shards
@@ -581,6 +586,7 @@ async def test_after_a_restart_of_the_server_all_shards_are_acquired_again(bench
     assert bench.parts.reported == ["changed", "merged again", "compared after 1"], (
         "before they are acquired, and change again"
     )
+    assert bench.parts.forgotten == 1
     await bench.turn(after=0.5)
     assert len(bench.parts.acquired) == 2
 

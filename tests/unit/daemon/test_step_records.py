@@ -14,11 +14,13 @@ import streamflow as sf
 from streamflow.daemon import step_records
 from streamflow.daemon.step_records import StepRecords
 from streamflow.errors import StoreError
+from streamflow.events import NOTHING
 from streamflow.loops import wait_until
 from streamflow.machine.transition import Outcome
 from streamflow.model.record import Header
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.kernel import LentStep, Reply
+from streamflow.wire import encode_returned
 from streamflow.workflow.actions import StepJob
 from tests.support.fakes import FakeOwner, FakeStore, context, owned
 from tests.support.machine_driver import raw
@@ -283,6 +285,41 @@ async def test_details_that_were_refused_are_stored_again(it: Bench, verb: str) 
     half = msgspec.msgpack.encode(5)
     sent = [call.args[-1] for call in it.store.sent(verb)]
     assert sent == ([half, half, b""] if verb == "extend_steps" else [b"900 " + half] * 2)
+
+
+async def test_attempts_are_returned_whose_reports_the_server_has_lost(it: Bench) -> None:
+    """Its records name this daemon again, which doesn't run them any more: their runs would wait forever."""
+    await it.begin(1)
+    it.lend(r=[Outcome(2, 1, 2.0, raw(7))])
+    assert await it.records.report_once()
+    records = {
+        b"r/1": b"me 900 1 wanted",  # runs here
+        b"r/2": b"me 900 1 wanted",
+        b"r/3": b"me 900 2 reported",
+        b"r/4": b"other 900 1 wanted",
+        b"r/5": b"me 900 3 wanted",
+        b"r": b"me",
+    }
+    pages = [([], list(records.items())), *[([], [])] * 7]
+    details = {"r/2": b"800 " + raw(1), "r/5": b"900 " + raw([50])}
+    it.store.answers |= {"read_hash": lambda _: pages.pop(0), "HGET": lambda call: details.get(call.args[2])}
+    it.records.look_for_forgotten()
+    for _ in range(2):
+        await it.records.run_once()
+    returned = [call.args for call in it.store.sent("report_step")[1:]]
+    assert [args[2:6] for args in returned] == [["returned", "r/2", "me", 1], ["returned", "r/5", "me", 3]]
+    assert [args[6] for args in returned] == [encode_returned(2, 1, NOTHING), encode_returned(5, 3, raw([50]))]
+    assert len(it.store.sent("read_hash")) == 8, "once"
+
+
+async def test_records_that_cannot_be_read_are_looked_through_again(it: Bench) -> None:
+    it.store.answers["read_hash"] = StoreError("away")
+    it.records.look_for_forgotten()
+    with pytest.raises(StoreError):
+        await it.records.run_once()
+    it.store.answers["read_hash"] = ([], [])
+    await it.records.run_once()
+    assert len(it.store.sent("read_hash")) == 16
 
 
 async def test_reports_are_sent_by_the_loop(it: Bench) -> None:
