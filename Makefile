@@ -49,6 +49,11 @@ coverage: ## Measure which lines and branches the tests run that need no process
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --skip-covered --sort=cover
 
+ROUNDS ?= 60
+.PHONY: chaos
+chaos: ## Attack steps at hand-overs with random faults, 8 seconds a round: make chaos ROUNDS=200 SEED=7
+	STREAMFLOW_CHAOS=$(ROUNDS) STREAMFLOW_CHAOS_SEED=$(SEED) $(BIN)/pytest -s tests/process/test_lending.py $(ARGS)
+
 .PHONY: bench
 bench: ## Measure throughput and latency: make bench ARGS="chain idle --quick"
 	$(BIN)/streamflow bench $(ARGS)
