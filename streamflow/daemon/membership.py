@@ -235,13 +235,19 @@ class Membership:
         since = min(time.monotonic() - self._looked, self._settings.dead_after / 2)
         return self._looked - seen.changed + since
 
+    @property
+    def _is_blind(self) -> bool:
+        """Whether this daemon has not seen for long how the others are: it was paused, or cut off."""
+        return time.monotonic() - self._looked > self._settings.dead_after / 2
+
     def _look(self) -> None:
-        """The heartbeats of all members are known now. If that is long ago, theirs may have failed as this daemon's
-        have."""
+        """The heartbeats of all members are known now. If this daemon was blind before, others may have been, too, and
+        that it has waited for their shards says nothing about them."""
         now = time.monotonic()
-        if now - self._looked > self._settings.dead_after / 2:
+        if self._is_blind:
             for seen in self._seen.values():
                 seen.changed = now
+            self._wanted_since = dict.fromkeys(self._wanted_since, now)
         self._looked = now
 
     @property
@@ -366,6 +372,8 @@ class Membership:
     # --- acquiring and handing over -----------------------------------------------------------------------------------
 
     async def _acquire(self) -> None:
+        if self._is_blind:
+            await self.heartbeat()  # what it knows of the others is old
         missing = sorted(self._desired - self._owner.shards.keys())
         self._wanted_since = {n: self._wanted_since.get(n, time.monotonic()) for n in missing}
         if self._troubles:

@@ -350,12 +350,31 @@ async def test_a_draining_member_gets_nothing_any_more(bench: Bench) -> None:
 
 async def test_a_shard_that_another_member_holds_is_awaited_but_not_forever(bench: Bench) -> None:
     bench.owners = dict.fromkeys(range(SHARDS), ("5:abc", "other"))
-    for beat in range(7):
+    for beat in range(13):
         bench.other_beats("other", beat)
-        await bench.turn(after=1.9)
+        await bench.turn(after=0.95)
     assert bench.parts.acquired == []
     bench.other_beats("other", 99)
-    await bench.turn(after=1.9)
+    await bench.turn(after=0.95)
+    assert set(bench.parts.shards) == won_by("me", "me", "other")
+
+
+async def test_a_pause_while_it_waits_for_a_shard_is_no_reason_to_take_it(bench: Bench) -> None:
+    bench.owners = dict.fromkeys(range(SHARDS), ("5:abc", "other"))
+    bench.other_beats("other", 1)
+    await bench.turn()
+    bench.clock.now += 1000.0
+    bench.other_beats("other", 2)
+    for _ in range(2):
+        await bench.membership.rebalance()  # it has lost another shard, and its next heartbeat is not due
+    assert bench.parts.acquired == []
+    for beat in range(3, 13):
+        bench.other_beats("other", beat)
+        await bench.turn(after=1.0)
+        assert bench.parts.acquired == []
+    for beat in range(13, 16):
+        bench.other_beats("other", beat)
+        await bench.turn(after=1.0)
     assert set(bench.parts.shards) == won_by("me", "me", "other")
 
 
