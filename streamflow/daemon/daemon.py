@@ -32,6 +32,7 @@ from streamflow.daemon.retention import Retention
 from streamflow.daemon.rollup import Rollup
 from streamflow.daemon.stand_in import StandIn
 from streamflow.daemon.step_records import StepRecords
+from streamflow.daemon.stuck_runs import StuckRuns
 from streamflow.daemon.takeover import Takeover
 from streamflow.daemon.troubles import Troubles, for_heartbeat
 from streamflow.errors import StoreError
@@ -207,6 +208,7 @@ class Daemon:
                 ("rollup", self.rollup.run),
                 ("retention", self.retention.run),
                 ("deploy check", self.deploy_check.run),
+                ("stuck runs", self.stuck_runs.run),
                 ("namespace", self.registration.run),
             ):
                 loops.start_soon(supervise, name, loop)
@@ -274,6 +276,7 @@ class Daemon:
         )
         owner.is_alive = self.membership.is_alive
         self.deploy_check = DeployCheck(context, owner)
+        self.stuck_runs = StuckRuns(context, owner)
         takeover.code = self.deploy_check.fingerprint
         self.registration = registration = Registration(context)
         registration.on_other_data = self._on_other_data

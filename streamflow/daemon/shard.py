@@ -177,6 +177,8 @@ class OwnedShard:
         """What identifies the code of this daemon (`code_fingerprint.py`)."""
         self.delivered: tuple[int, int] | None = None
         """The last message that it had read."""
+        self.stuck: dict[str, int] = {}
+        """Workflows of which not all stuck runs were read, and the cursor from which to read on (`stuck_runs.py`)."""
         self.careful: dict[str, set[int]] = {}
         """The runs that it, or owners before it, had in hand: their code is run one run at a time (`Owner`), until the
         steps with these numbers have ended, too."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -34,13 +34,13 @@ from streamflow.daemon.shard import (
     is_parked_by,
     run_and_number,
 )
+from streamflow.daemon.stuck_runs import stuck_page
 from streamflow.daemon.troubles import shard_name
 from streamflow.errors import StoreError
 from streamflow.events import decode_transition
 from streamflow.machine.open_work import MAX_WORKER_LOSSES
 from streamflow.machine.transition import Due
 from streamflow.model.codec import DECODE_ERRORS
-from streamflow.model.record import Status
 from streamflow.steps.suspects import Note, Suspect, Suspects, read_notes
 from streamflow.store.connection import Call
 from streamflow.store.kernel import FIRST_FIELD, Acquired, Reply, StreamEntry
@@ -63,7 +63,9 @@ LISTINGS = 256
 ID_BYTES = 300
 """...of which each takes so many bytes at most..."""
 FEWEST_IDS = 32
-"""...but at least so many of each listing are read."""
+"""...but at least so many of each listing are read..."""
+STUCK_IDS = 32
+"""...and of those of stuck runs about so many."""
 NOT_ACQUIRED = "could not be acquired"
 """What may be wrong with a single shard (`Troubles`)."""
 DUE = Due()
@@ -190,7 +192,8 @@ class Takeover:
         """Let the runs decide whose steps were in flight, and those that are stuck. Returns the shards of which all
         could be read.
 
-        A listing is read by positions: nobody changes it before its new owner begins to work.
+        The agenda is read by positions: nobody changes it before its new owner begins to work. Of the stuck runs only
+        the first ones are read here, the others when these are through (`stuck_runs.py`).
         """
         readable = {shard.number: shard for shard in shards}
         left = [(shard, name, 0) for shard in shards for name in ("", *workflows)]
@@ -199,26 +202,32 @@ class Takeover:
             some = left[:LISTINGS]
             del left[:LISTINGS]
             count = max(FEWEST_IDS, BYTES // (ID_BYTES * len(some)))
-            calls = [
-                Call[list[bytes]].plain("ZRANGE", shard.keys.index(Status.STUCK, name), first, first + count - 1)
+            calls: list[Call[Any]] = [
+                stuck_page(shard, name, 0, STUCK_IDS)
                 if name
-                else Call[list[bytes]].plain("ZRANGEBYSCORE", shard.keys.agenda, "-inf", "(0", "LIMIT", first, count)
+                else Call.plain("ZRANGEBYSCORE", shard.keys.agenda, "-inf", "(0", "LIMIT", first, count)
                 for shard, name, first in some
             ]
-            answers: list[list[bytes] | StoreError] = await self._store.send(calls)
+            answers: list[Any] = await self._store.send(calls)
             for (shard, name, first), page in zip(some, answers, strict=True):
                 if isinstance(page, StoreError):
                     if readable.pop(shard.number, None) is not None:
                         self._failed(shard.number, page)
                     continue
-                for run_id in page:
+                ids: list[bytes] = page
+                if name:
+                    cursor, entries = page
+                    ids = [run_id for run_id, _ in entries]
+                    if int(cursor):
+                        shard.stuck[name] = int(cursor)
+                elif len(ids) == count:
+                    left.append((shard, name, first + count))
+                for run_id in ids:
                     text = run_id.decode(errors="replace")
                     shard.inputs[text] = [DUE]
                     if shard.lost_with and not name:
                         shard.orphans.add(text)
                         shard.careful[text] = set()
-                if len(page) == count:
-                    left.append((shard, name, first + count))
         return list(readable.values())
 
     def _blame(self, shard: OwnedShard, note: Note, final: str) -> None:
@@ -273,7 +282,7 @@ class Takeover:
                 continue
             created, reported = decode_details(value)
             record = shard.records.setdefault(run_id, {}).setdefault(seq, StepRecord(UNKNOWN_ATTEMPT, created))
-            if created in (0, record.created):
+            if created in (0, record.created) and not record.lent:  # its host's last ones are read if it dies
                 record.details = reported
 
     def _look_at_strays(self, shard: OwnedShard) -> None:

@@ -75,7 +75,7 @@ learn the policy of the append-only file: it also shows the passwords in the ser
 
 _READS_OF_DAEMON = (
     *("GET", "HGET", "HMGET", "HGETALL", "HKEYS", "HLEN", "HSCAN", "LINDEX"),
-    *("XRANGE", "ZCARD", "ZRANGE", "ZRANGEBYSCORE", "ZSCAN"),
+    *("XRANGE", "ZCARD", "ZRANGEBYSCORE", "ZSCAN"),
 )
 _FIGURES = ("MGET", "XLEN", "XPENDING", "XINFO CONSUMERS", "XINFO GROUPS")
 """What a daemon with `http` sends when it is asked for metrics, besides what it reads anyway."""

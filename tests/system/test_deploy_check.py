@@ -19,6 +19,8 @@ from streamflow.cli import cli
 from streamflow.daemon.code_fingerprint import fingerprint
 from streamflow.daemon.daemon import Daemon
 from streamflow.daemon.deploy_check import DeployCheck
+from streamflow.daemon.stuck_runs import PAGE
+from streamflow.daemon.takeover import STUCK_IDS
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.events import RunStuck, SignalReceived, StepCompleted
 from streamflow.store.connection import Call
@@ -84,6 +86,23 @@ async def test_runs_that_wait_are_stuck_from_the_deploy_on(
         assert await runs[1].result(10) == ["pack", "later"]
         assert [run.reason for run in await client.runs(workflow="flow")] == [""] * 20
         assert (await runs[2].describe()).reason == ""
+
+
+async def test_hundreds_of_stuck_runs_of_a_shard_continue_after_a_deploy(serve: Serve) -> None:
+    """More than are read at the takeover, and more than a page of those that follow."""
+    many = STUCK_IDS + 2 * PAGE
+
+    async def have(client: sf.Client, status: str) -> bool:
+        return len(await client.runs(status=status, limit=2 * many)) == many
+
+    async with serve(release("pack"), shards=1) as (client, _):
+        runs = [await client.start("flow", id=f"r{n}") for n in range(many)]
+        for run in runs:
+            await happened(run, StepCompleted)
+    async with serve(release("weigh"), shards=1):
+        await until(lambda: have(client, "stuck"))
+    async with serve(release("pack"), shards=1):
+        await until(lambda: have(client, "running"))
 
 
 @pytest.mark.parametrize("wait", [lambda: sf.sleep(3600), lambda: sf.question("name")])

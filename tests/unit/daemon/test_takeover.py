@@ -36,13 +36,18 @@ class Bench:
 
 
 def _limit(call: Call[Any]) -> int:
-    name, _, *rest = call.args
-    return int(rest[1]) - int(rest[0]) + 1 if name == "ZRANGE" else int(rest[-1])
+    return int(call.args[-1])
 
 
 def _page(call: Call[Any], ids: list[bytes]) -> list[bytes]:
-    first = int(call.args[2] if call.args[0] == "ZRANGE" else call.args[-2])
+    first = int(call.args[-2])
     return ids[first : first + _limit(call)]
+
+
+def _scanned(call: Call[Any], ids: list[bytes]) -> tuple[bytes, list[tuple[bytes, float]]]:
+    first, count = int(call.args[2]), _limit(call)
+    following = first + count if first + count < len(ids) else 0
+    return b"%d" % following, [(run_id, 1.0) for run_id in ids[first : first + count]]
 
 
 @pytest.mark.parametrize("many", [1, SHARDS])
@@ -51,7 +56,7 @@ async def test_listings_of_runs_are_read_in_pipelines_of_bounded_size(many: int)
     stuck = [b"stuck%d" % n for n in range(100_000 // many)]
     in_flight = [b"flying%d" % n for n in range(30_000 // many)]
     bench = Bench(
-        ZRANGE=lambda call: _page(call, stuck if "flow1" in call.args[1] else []),
+        ZSCAN=lambda call: _scanned(call, stuck if "flow1" in call.args[1] else []),
         ZRANGEBYSCORE=lambda call: _page(call, in_flight),
     )
     shards = bench.shards[:many]
@@ -59,7 +64,9 @@ async def test_listings_of_runs_are_read_in_pipelines_of_bounded_size(many: int)
     assert await bench.takeover._read_listings(shards, [f"flow{n}" for n in range(5)]) == shards
     assert bench.largest() * module.ID_BYTES <= module.BYTES + module.ID_BYTES
     for shard in shards:
-        assert shard.inputs.keys() == {run_id.decode() for run_id in (*stuck, *in_flight)}
+        first = stuck[: module.STUCK_IDS]
+        assert shard.inputs.keys() == {run_id.decode() for run_id in (*first, *in_flight)}
+        assert shard.stuck == {"flow1": module.STUCK_IDS}, "the others are read when these are through"
     assert shards[0].orphans == shards[0].careful.keys() == {run_id.decode() for run_id in in_flight}
 
 
@@ -81,12 +88,23 @@ async def test_what_raises_for_one_shard_does_not_stop_the_others(caplog: pytest
 
 async def test_a_shard_whose_listing_cannot_be_read_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     def answer(call: Call[Any]) -> Any:
-        return StoreError("WRONGTYPE") if "/3}" in call.args[1] else []
+        if "/3}" in call.args[1]:
+            return StoreError("WRONGTYPE")
+        return (b"0", []) if call.args[0] == "ZSCAN" else []
 
-    bench = Bench(ZRANGE=answer, ZRANGEBYSCORE=answer)
+    bench = Bench(ZSCAN=answer, ZRANGEBYSCORE=answer)
     found = await bench.takeover._read_listings(bench.shards[:5], ["one", "two"])
     assert [shard.number for shard in found] == [0, 1, 2, 4]
     assert caplog.text.count("shard 3 could not be acquired") == 1
+
+
+async def test_details_of_lent_steps_stay_on_the_server() -> None:
+    """They are read when the host dies; those of steps that are to run here are needed at once."""
+    bench = Bench()
+    shard = bench.shards[0]
+    bench.takeover._restore_steps(shard, [(b"lent/1", b"host 900 1 wanted")])
+    bench.takeover._restore_details(shard, [(b"lent/1", b"900 " + b"x" * 1000), (b"own/1", b"900 half")])
+    assert (shard.records["lent"][1].details, shard.records["own"][1].details) == (b"", b"half")
 
 
 async def test_of_a_long_outbox_only_the_beginning_is_read() -> None:

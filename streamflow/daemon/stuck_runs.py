@@ -1,0 +1,75 @@
+"""Reads on in the listings of stuck runs after a takeover: this daemon's code may continue them.
+
+Owns: how many of a shard's stuck runs wait in memory for their turn. Must not: load or decide anything (the owner
+does), or read the first ones (takeover does). Called by: the daemon (runs the loop).
+
+A deploy that breaks a workflow may leave millions of them. The next daemon tries each again, a few hundred of a shard
+at a time, beside its other work; what has been tried and is idle is evicted like any other run.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from streamflow.daemon.context import Context
+from streamflow.daemon.owner import Owner
+from streamflow.daemon.shard import OwnedShard
+from streamflow.errors import StoreError
+from streamflow.loops import retry_forever, wait_until
+from streamflow.machine.transition import Due
+from streamflow.model.record import Status
+from streamflow.store.connection import Call
+
+_log = logging.getLogger("streamflow.takeover")
+
+PAGE = 200
+"""Ids that are read at once, about..."""
+FEW = 100
+"""...when not more runs of the shard than so many have something to decide."""
+LOOK_EVERY = 0.02
+"""Seconds between two looks whether that is so."""
+DUE = Due()
+
+
+class StuckRuns:
+    def __init__(self, context: Context, owner: Owner) -> None:
+        self._store = context.store
+        self._every = context.settings.beat
+        self._owner = owner
+
+    async def run(self) -> None:
+        await retry_forever(self.run_once, _log, "could not read which runs are stuck", every=self._every)
+
+    async def run_once(self) -> None:
+        """Have all stuck runs tried again of the shards that were acquired since the last time."""
+        for shard in list(self._owner.shards.values()):
+            while shard.stuck and not (shard.is_going or shard.broken):
+                await self._read_page(shard)
+                await wait_until(lambda shard=shard: _has_room(shard), LOOK_EVERY)
+
+    async def _read_page(self, shard: OwnedShard) -> None:
+        name, cursor = next(iter(shard.stuck.items()))
+        [page] = await self._store.send([stuck_page(shard, name, cursor, PAGE)])
+        if isinstance(page, StoreError):
+            raise page
+        following, entries = page
+        for run_id, _ in entries:
+            text = run_id.decode(errors="replace")
+            if text not in shard.live:
+                shard.add_input(text, DUE)
+        if int(following):
+            shard.stuck[name] = int(following)
+        else:
+            del shard.stuck[name]
+        self._owner.wake(shard)
+
+
+def stuck_page(
+    shard: OwnedShard, workflow: str, cursor: int, count: int
+) -> Call[tuple[bytes, list[tuple[bytes, float]]]]:
+    """Every run that stays stuck is returned at least once, whatever comes and goes meanwhile."""
+    return Call.plain("ZSCAN", shard.keys.index(Status.STUCK, workflow), cursor, "COUNT", count)
+
+
+def _has_room(shard: OwnedShard) -> bool:
+    return shard.is_going or bool(shard.broken) or len(shard.inputs) + len(shard.aside) <= FEW

@@ -1,0 +1,101 @@
+"""Stuck runs are tried again after a takeover in portions: few of a shard are in memory at once, none is left out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import anyio
+import pytest
+
+from streamflow.daemon import stuck_runs as module
+from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.stuck_runs import StuckRuns
+from streamflow.errors import StoreError
+from streamflow.store.connection import Call
+from tests.support.fakes import FakeOwner, FakeStore, context, owned
+
+pytestmark = pytest.mark.anyio
+
+
+class Owner(FakeOwner):
+    """Takes what waits when it is woken, but for shards that the server refuses."""
+
+    def __init__(self, *shards: OwnedShard) -> None:
+        super().__init__(*shards)
+        self.tried: list[str] = []
+        self.most = 0
+
+    def wake(self, shard: OwnedShard) -> None:
+        self.most = max(self.most, len(shard.inputs))
+        if not shard.broken:
+            asyncio.get_running_loop().call_later(0.001, self._take, shard)
+
+    def _take(self, shard: OwnedShard) -> None:
+        self.tried += shard.inputs
+        shard.inputs.clear()
+
+
+def listed(call: Call[Any], count: int = 1000) -> tuple[bytes, list[tuple[bytes, float]]]:
+    first, size = int(call.args[2]), int(call.args[-1])
+    following = first + size if first + size < count else 0
+    return b"%d" % following, [(b"%d" % n, 1.0) for n in range(first, min(first + size, count))]
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.shard, self.other = owned(1), owned(2)
+        self.shard.stuck["flow"], self.other.stuck["flow"] = 32, 960
+        self.owner: Any = Owner(self.shard, self.other)
+        self.store = FakeStore(ZSCAN=listed)
+        self.stuck = StuckRuns(context(self.store, shards=8), self.owner)
+
+    async def turn(self) -> None:
+        with anyio.fail_after(10):
+            await self.stuck.run_once()
+            await asyncio.sleep(0.01)  # the last ones are taken
+
+
+FIRST = [str(n) for n in range(32, 1000)]
+SECOND = [str(n) for n in range(960, 1000)]
+
+
+async def test_each_is_tried_and_few_wait_in_memory() -> None:
+    it = Bench()
+    await it.turn()
+    assert it.owner.tried == FIRST + SECOND
+    assert it.owner.most <= module.PAGE
+    assert it.shard.stuck == it.other.stuck == {}
+
+
+async def test_a_shard_that_is_refused_delays_no_other() -> None:
+    """It goes on when the server takes it again."""
+    it = Bench()
+    it.shard.broken = "WRONGTYPE"
+    await it.turn()
+    assert it.owner.tried == SECOND
+    it.shard.broken = ""
+    await it.turn()
+    assert it.owner.tried == SECOND + FIRST
+
+
+async def test_a_shard_that_is_lost_meanwhile_is_left() -> None:
+    it = Bench()
+
+    def lost(call: Call[Any]) -> Any:
+        it.shard.dropped = True
+        return listed(call)
+
+    it.store.answers["ZSCAN"] = lost
+    await it.turn()
+    assert len(it.store.sent("ZSCAN")) == 2, "a page of each"
+
+
+async def test_a_page_that_cannot_be_read_is_read_again() -> None:
+    it = Bench()
+    it.store.answers["ZSCAN"] = StoreError("away")
+    with pytest.raises(StoreError):
+        await it.turn()
+    it.store.answers["ZSCAN"] = listed
+    await it.turn()
+    assert it.owner.tried == FIRST + SECOND
