@@ -158,7 +158,8 @@ class Attack:
     # --- faults -------------------------------------------------------------------------------------------------------
 
     def _leaves(self, member: Member) -> None:
-        self.faults.append(Fault("leave", member.pid, time.monotonic()))
+        now = time.monotonic()
+        self.faults.append(Fault("leave", member.pid, now, now + GRACE))  # then it returns what still runs
         member.send(signal.SIGTERM)
 
     async def _do(self, kind: str, victims: list[Member]) -> None:
