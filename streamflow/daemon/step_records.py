@@ -71,6 +71,8 @@ PIPELINE_BYTES = 4 * 1024 * 1024
 PIPELINE_CALLS = 32
 FEWEST_READ, MOST_READ = 4, 256
 """Records of steps that are read in one pipeline: how large their details are is only known afterwards."""
+UNREAD = "can't be asked which steps run here"
+"""What may be wrong with a single shard (`Troubles`)."""
 SHARDS_READ = 64
 LEAST_READ = 64 * 1024
 """Shards whose records are read in one pipeline, and bytes of each at least."""
@@ -117,8 +119,8 @@ class StepRecords:
         """Steps of which the server got details behind the commit with their outcomes: to be deleted."""
         self._releasing: set[int] = set()
         """Shards whose release the server has not answered to."""
-        self._history_changed = False
-        """The records that name this daemon may be of attempts that it doesn't run."""
+        self._doubtful: set[int] = set()
+        """Shards whose records that name this daemon may be of attempts that it doesn't run."""
         self._has_reports = anyio.Event()
         executor.on_replaced = self._replaced
 
@@ -167,7 +169,7 @@ class StepRecords:
 
     def look_for_forgotten(self) -> None:
         """The server may have lost what it had acknowledged."""
-        self._history_changed = True
+        self._doubtful.update(range(self._shards))
 
     def outcome(self, run_id: str, outcome: Outcome) -> bool:
         """An attempt has ended. False when it isn't a lent one."""
@@ -251,7 +253,7 @@ class StepRecords:
     async def run_once(self) -> None:
         """Lose steps of daemons that have gone, store what steps have reported since, and stop lent attempts that
         nobody needs any more."""
-        if self._history_changed:
+        if self._doubtful:
             await self._return_forgotten()
         await self.lose_gone()
         if self._executor.running or self._outdated:
@@ -385,14 +387,10 @@ class StepRecords:
 
     async def _return_forgotten(self) -> None:
         """The server has another history: return the attempts that run here by its records, and don't."""
-        self._history_changed = False
-        try:
-            count = 0
-            for first in range(0, self._shards, SHARDS_READ):
-                count += await self._return_forgotten_of(range(first, min(first + SHARDS_READ, self._shards)))
-        except BaseException:
-            self._history_changed = True  # look again
-            raise
+        numbers = [n for n in sorted(self._doubtful) if not self._troubles.waits(shard_name(n), UNREAD)]
+        count = 0
+        for first in range(0, len(numbers), SHARDS_READ):
+            count += await self._return_forgotten_of(numbers[first : first + SHARDS_READ])
         if count:
             _log.warning(
                 "%d steps run here by records of which the server has lost what followed: they are returned to the "
@@ -410,16 +408,22 @@ class StepRecords:
                 [self._kernel.read_hash(self._kernel.keys.shard(n).steps, positions[n], limit) for n in numbers]
             )
             forgotten: list[tuple[int, str, StepRecord]] = []
+            read: list[int] = []
             for number, page in zip(numbers, pages, strict=True):
                 if isinstance(page, StoreError):
-                    raise page
+                    self._failed(number, UNREAD, page)
+                    del positions[number]
+                    continue
                 positions[number], fields = page
                 if not positions[number]:
                     del positions[number]
+                    read.append(number)
                 forgotten += ((number, field.decode(), record) for field, record in self._forgotten(fields))
+            refused: set[int] = set()
             for portion in _portions(forgotten, lambda _: DETAILS):
-                await self._return(portion)
+                refused |= await self._return(portion)
                 count += len(portion)
+            self._doubtful -= set(read) - refused
         return count
 
     def _forgotten(self, fields: list[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, StepRecord]]:
@@ -433,8 +437,8 @@ class StepRecords:
             if is_ours and (lent is None or (lent.created, lent.attempt) != (record.created, record.attempt)):
                 yield field, record
 
-    async def _return(self, forgotten: list[tuple[int, str, StepRecord]]) -> None:
-        """Of these steps (shard, field, record), with what they have reported last."""
+    async def _return(self, forgotten: list[tuple[int, str, StepRecord]]) -> set[int]:
+        """Of these steps (shard, field, record), with what they have reported last. Gives the shards that refuse it."""
         shards = self._kernel.keys.shard
         details = await self._store.send([Call.plain("HGET", shards(n).details, field) for n, field, _ in forgotten])
         calls: list[Call[str]] = []
@@ -444,9 +448,12 @@ class StepRecords:
             body = encode_returned(seq, record.attempt, Raw(last) if last and created == record.created else NOTHING)
             lent = LentStep(field, self._member, record.created, record.attempt)
             calls.append(self._kernel.report_step(number, run_id, "returned", lent, body))
-        for answer in await self._store.send(calls):
+        refused: set[int] = set()
+        for (number, _, _), answer in zip(forgotten, await self._store.send(calls), strict=True):
             if isinstance(answer, StoreError):
-                raise answer
+                self._failed(number, UNREAD, answer)
+                refused.add(number)
+        return refused
 
     def _details_of(self, lent: _Lent) -> Raw:
         is_current = self._executor.runs(lent.run_id, lent.seq, lent.attempt)

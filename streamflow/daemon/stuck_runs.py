@@ -14,6 +14,7 @@ import logging
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.troubles import shard_name
 from streamflow.errors import StoreError
 from streamflow.loops import retry_forever, wait_until
 from streamflow.machine.transition import Due
@@ -22,6 +23,8 @@ from streamflow.store.connection import Call
 
 _log = logging.getLogger("streamflow.takeover")
 
+UNREAD = "can't be asked which runs are stuck"
+"""What may be wrong with a single shard (`Troubles`)."""
 PAGE = 200
 """Ids that are read at once, about..."""
 FEW = 100
@@ -34,6 +37,7 @@ DUE = Due()
 class StuckRuns:
     def __init__(self, context: Context, owner: Owner) -> None:
         self._store = context.store
+        self._troubles = context.troubles
         self._every = context.settings.beat
         self._owner = owner
 
@@ -44,14 +48,17 @@ class StuckRuns:
         """Have all stuck runs tried again of the shards that were acquired since the last time."""
         for shard in list(self._owner.shards.values()):
             while shard.stuck and not (shard.is_going or shard.broken):
-                await self._read_page(shard)
+                if self._troubles.waits(shard_name(shard.number), UNREAD) or not await self._read_page(shard):
+                    break
                 await wait_until(lambda shard=shard: _has_room(shard), LOOK_EVERY)
 
-    async def _read_page(self, shard: OwnedShard) -> None:
+    async def _read_page(self, shard: OwnedShard) -> bool:
+        """False if it can't be read."""
         name, cursor = next(iter(shard.stuck.items()))
         [page] = await self._store.send([stuck_page(shard, name, cursor, PAGE)])
         if isinstance(page, StoreError):
-            raise page
+            self._troubles.failed(shard_name(shard.number), UNREAD, page, stops=False)
+            return False
         following, entries = page
         for run_id, _ in entries:
             text = run_id.decode(errors="replace")
@@ -62,6 +69,7 @@ class StuckRuns:
         else:
             del shard.stuck[name]
         self._owner.wake(shard)
+        return True
 
 
 def stuck_page(
