@@ -28,6 +28,7 @@ from streamflow.errors import StoreError, StoreMisconfigured, StoreUnavailable, 
 from streamflow.machine.sealed import hide
 from streamflow.settings import is_level
 from streamflow.store.connection import Call
+from streamflow.store.kernel import Put
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +91,8 @@ class Confirmation:
         self.durability = durability
         self._former = former
         self._store = store
-        self._calls = [kernel.fence(), Call.plain(*durability.command)]
+        fence = kernel.store_records([Put(kernel.keys.fence, "", b"")])
+        self._calls: list[Call[Any]] = [fence, Call.plain(*durability.command)]
         self._next: asyncio.Task[bool] | None = None
         """Begins when the one before has ended, and is for all who come until then."""
         self._current: asyncio.Task[bool] | None = None

@@ -743,10 +743,6 @@ class Kernel:
             args += (record.field, record.value)
         return Call("store_records", [record.key for record in records], args)
 
-    def fence(self) -> Call[bytes]:
-        """A write that changes nothing, for the wait until all that was written before it is safe. Returns `OK`."""
-        return self.store_records([Put(self.keys.fence, "", b"")])
-
     def create_group(self, queue: str, partition: int) -> Call[bytes]:
         """Create the workers' consumer group of a queue partition, where it is missing. Returns `OK`."""
         return Call("create_group", [self.keys.queue(queue, partition).stream], [WORKERS])
