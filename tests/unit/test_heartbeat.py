@@ -12,6 +12,8 @@ from rich.text import Text
 
 import streamflow as sf
 from streamflow.daemon.daemon import Daemon
+from streamflow.daemon.troubles import Troubles
+from streamflow.errors import StoreError
 from streamflow.screen.columns import Column
 from streamflow.screen.layout import status_lines
 from streamflow.screen.panels import daemons
@@ -22,11 +24,38 @@ from tests.support.fakes import FakeClock
 
 ON_THE_SERVER = {
     *("beat", "name", "started", "shards", "running", "waiting", "live", "inbox", "starts", "unfolded", "folds"),
-    *("steps", "rss", "cpu", "version", "draining", "broken", "hung", "failing", "clock", "ahead", "lost"),
+    *(
+        "steps",
+        "rss",
+        "cpu",
+        "version",
+        "draining",
+        "broken",
+        "stopped",
+        "impaired",
+        "hung",
+        "failing",
+        "clock",
+        "ahead",
+        "lost",
+    ),
 }
 PRINTED = [
     *("id", "name", "shards", "running", "waiting", "live", "inbox", "starts", "unfolded", "steps_per_s", "rss"),
-    *("cpu_percent", "beat_age", "draining", "version", "failing", "hung", "clock", "ahead", "lost"),
+    *(
+        "cpu_percent",
+        "beat_age",
+        "draining",
+        "version",
+        "broken",
+        "stopped",
+        "impaired",
+        "failing",
+        "hung",
+        "clock",
+        "ahead",
+        "lost",
+    ),
 ]
 
 
@@ -48,19 +77,21 @@ def test_the_daemon_fills_in_every_field(monkeypatch: pytest.MonkeyPatch) -> Non
         return Heartbeat(**values)
 
     daemon: Any = Daemon(sf.App(), Settings())
-    daemon.owner = SimpleNamespace(
-        shards={3: SimpleNamespace(broken="WRONGTYPE")}, live=7, lost_writes=SimpleNamespace(recent_count=8)
-    )
+    daemon.owner = SimpleNamespace(shards={3: SimpleNamespace()}, live=7, lost_writes=SimpleNamespace(recent_count=8))
     daemon.executor = SimpleNamespace(running=1, waiting=2, started=9, hung=3)
     daemon.reader = SimpleNamespace(buffered=lambda: 4)
     daemon.admission = SimpleNamespace(waiting=lambda: 8)
     daemon.rollup = SimpleNamespace(unfolded=5, folds=6)
     daemon.membership = SimpleNamespace(draining=True)
     daemon._clock = FakeClock()
+    daemon._troubles = Troubles()
+    daemon._troubles.failed("shard 3", "can't be read", StoreError("WRONGTYPE"), stops=True)
+    daemon._troubles.failed("shard 4", "can't be relayed", StoreError("full"), stops=False)
     monkeypatch.setattr(inspect.getmodule(Daemon), "Heartbeat", record)
     heartbeat = daemon._beat()
     assert set(fields) == set(Heartbeat.__struct_fields__) - {"beat"}, "its number is given when it is sent"
-    assert (heartbeat.shards, heartbeat.broken, heartbeat.steps) == ([3], {"3": "WRONGTYPE"}, 9)
+    assert (heartbeat.shards, heartbeat.stopped, heartbeat.steps) == ([3], 1, 9)
+    assert (list(heartbeat.broken), list(heartbeat.impaired)) == (["shard 3"], ["shard 4"])
     assert decode_heartbeat(msgspec.json.encode(heartbeat)) == heartbeat
 
 
