@@ -78,6 +78,8 @@ LEAST_READ = 64 * 1024
 """Shards whose records are read in one pipeline, and bytes of each at least."""
 DETAILS = 16 * 1024
 """Bytes that are expected of the details of a step, when many are read: 64 in a pipeline."""
+RELEASED_EVERY = 0.02
+"""Seconds between two looks whether the server has answered to a release, for a daemon that leaves."""
 RETRY_PAUSE = 1.0
 """Seconds until outcomes that a shard refused are reported again."""
 
@@ -201,8 +203,11 @@ class StepRecords:
                 details = self._details_of(lent)
                 self._executor.stop_lent(lent.run_id, lent.seq, lent.attempt)
                 self._report(lent, "returned", encode_returned(lent.seq, lent.attempt, details))
-        while self.unreported and await self.report_once():
-            pass
+        while self.unreported:
+            if not self._next_reports():
+                await anyio.sleep(RELEASED_EVERY)  # until the server has answered to the release of their shards
+            elif not await self.report_once():
+                break
 
     # --- the loops ----------------------------------------------------------------------------------------------------
 

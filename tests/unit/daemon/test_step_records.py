@@ -122,6 +122,18 @@ async def test_nothing_is_asked_or_reported_before_the_release_is_answered(it: B
     assert not it.executor.runs("r", 1, 1)
 
 
+async def test_a_daemon_that_leaves_waits_for_the_answer_to_a_release(it: Bench) -> None:
+    """In turns: the release is another task's."""
+    await it.begin()
+    it.records.lend(0, HEADERS, {"r": [Outcome(3, 1, 2.0, raw(7))]})
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(it.records.return_rest)
+        await anyio.sleep(0.05)
+        assert it.reported == []
+        it.records.released([0])
+    assert [report[3] for report in it.reported] == ["r/1", "r/3"]
+
+
 async def test_a_step_of_a_run_that_is_not_there_any_more_is_not_lent(it: Bench) -> None:
     await it.begin()
     assert it.records.lend(0, {}, {}) == []
