@@ -182,10 +182,10 @@ class Proxy:
         try:
             await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            server_writer.transport.abort()  # first: `stop` may cancel this while it waits
             for one in (up, down):
                 one.cancel()
             await asyncio.gather(up, down, return_exceptions=True)
-            server_writer.transport.abort()
 
     async def _upstream(
         self, reader: asyncio.StreamReader, server: asyncio.StreamWriter, cut: asyncio.Event, watch: dict[str, bool]
