@@ -7,7 +7,7 @@ Called by: `client/waiting.py`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import anyio
 import anyio.lowlevel
@@ -36,15 +36,22 @@ class Subscription:
     """Sharded pub/sub on one connection that reconnects by itself. `run()` is a loop for a task group.
 
     Messages arrive as `on_message(channel, data)`. `on_lost()` is called when all channels are subscribed again after a
-    reconnection: messages may have been missed.
+    reconnection: messages may have been missed. `silence`: seconds, as `SILENCE`.
     """
 
-    def __init__(self, store: Store, on_message: Callable[[bytes, bytes], None], on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        on_message: Callable[[bytes, bytes], None],
+        on_lost: Callable[[], None],
+        silence: float | None = None,
+    ) -> None:
         self._store = store
         # Not redis-py's PubSub: `add` promises that the server has confirmed, and that class does not wait for it.
         self._link = store.link()
         self._on_message = on_message
         self._on_lost = on_lost
+        self._silence = silence
         self._channels: dict[str, _Channel] = {}
         self._unsent: list[tuple[str, str]] = []
         self._has_channels = anyio.Event()
@@ -58,23 +65,32 @@ class Subscription:
         Adding a channel again costs nothing. Raises `StoreUnavailable` or `StoreMisconfigured`, or `StoreError` after
         `close`.
         """
-        known = self._channels.get(channel)
-        if known is None:
-            known = self._channels[channel] = _Channel()
-            await self._send("SSUBSCRIBE", channel)
-        if not known.settled.is_set():
-            with anyio.move_on_after(self._store.patience):
-                await known.settled.wait()
-            if not known.settled.is_set():
-                raise StoreUnavailable(
-                    f"no answer from {redacted(self._store.url)} to SSUBSCRIBE. Is the server running?"
-                )
+        if self._closed or not self.is_confirmed(channel):  # nearly always it is: clients ask for each run
+            await self.add_all([channel])
+
+    async def add_all(self, channels: Iterable[str]) -> None:
+        """`add` several channels at once."""
+        known: dict[str, _Channel] = {}
+        for channel in channels:
+            if channel not in self._channels:
+                self._channels[channel] = _Channel()
+                self._unsent.append(("SSUBSCRIBE", channel))
+            known[channel] = self._channels[channel]
+        if self._unsent:
+            await self._send()
+        with anyio.move_on_after(self._store.patience):
+            for one in known.values():
+                await one.settled.wait()
+        if not all(one.settled.is_set() for one in known.values()):
+            raise StoreUnavailable(f"no answer from {redacted(self._store.url)} to SSUBSCRIBE. Is the server running?")
         if self._closed:
             raise StoreError("the client was closed")
-        if known.refusal:
-            if self._channels.get(channel) is known:
+        refused = {channel: one for channel, one in known.items() if one.refusal}
+        for channel, one in refused.items():
+            if self._channels.get(channel) is one:
                 del self._channels[channel]
-            raise StoreMisconfigured(f"SSUBSCRIBE {channel}: {known.refusal}")
+        for channel, one in refused.items():
+            raise StoreMisconfigured(f"SSUBSCRIBE {channel}: {one.refusal}")
 
     def close(self) -> None:
         """Callers that still wait for the server to confirm a channel get `StoreError`. `run` has ended."""
@@ -90,11 +106,11 @@ class Subscription:
     async def remove(self, channel: str) -> None:
         """Unsubscribe. Messages that are under way may still arrive."""
         if self._channels.pop(channel, None) is not None:
-            await self._send("SUNSUBSCRIBE", channel)
+            self._unsent.append(("SUNSUBSCRIBE", channel))
+            await self._send()
 
-    async def _send(self, command: str, channel: str) -> None:
+    async def _send(self) -> None:
         """Send together with the other commands of this turn of the event loop. Without a connection `run` sends it."""
-        self._unsent.append((command, channel))
         self._has_channels.set()
         await anyio.lowlevel.checkpoint()
         if self._subscribed:
@@ -134,7 +150,7 @@ class Subscription:
                 self._lost = False
                 self._on_lost()
             try:
-                reply = await self._link.next_reply(SILENCE)
+                reply = await self._link.next_reply(SILENCE if self._silence is None else self._silence)
             except TimeoutError:
                 # A connection whose other end has vanished looks the same as one without messages: ping it.
                 if is_silent:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from streamflow.embedded.server import EmbeddedServer
@@ -293,6 +294,26 @@ async def test_a_silent_server_costs_all_connections_within_the_limit(soon: None
         with anyio.fail_after(5):
             await lost.wait()
             await store.one(Call.plain("PING"))
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_subscription_without_an_answer_to_its_ping_begins_anew(
+    line: Line, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connection alone is dead, as behind a firewall that has forgotten it: nothing else has to be sent."""
+    lost = anyio.Event()
+    async with opened(line.url, patience=30) as store, anyio.create_task_group() as tasks:
+        subscription = Subscription(store, lambda *_: None, lost.set, silence=0.1)
+        tasks.start_soon(subscription.run)
+        await subscription.add("channel")
+        line.frozen = True
+        with anyio.fail_after(5):
+            while "no answer to PING" not in caplog.text:
+                await anyio.lowlevel.checkpoint()
+        line.frozen = False
+        with anyio.fail_after(5):
+            await lost.wait()
+        assert subscription.is_confirmed("channel")
         tasks.cancel_scope.cancel()
 
 
