@@ -3,8 +3,7 @@
 --
 -- The central verb. First every check: the owner's token, the commit's id, the types of all keys that will be written,
 -- and each run's header, byte for byte (it has the version and the last commit id). Then only writes that can't fail:
--- records, log, agenda, listings, outbox, quarantine, puts; the inbox messages that were reduced are acknowledged and
--- deleted.
+-- records, log, agenda, listings, outbox, quarantine, puts; the inbox messages that were reduced are deleted.
 -- Safe to run twice, and late: a commit id that the shard has as its last one, or that is before it, answers DUP with
 -- the facts of the last one, and changes nothing.
 -- The commits of an owner are numbered without gaps, from 1 for each token. One whose number is not the next one comes
@@ -18,6 +17,7 @@
 --
 -- KEYS   owner,
 --        inbox,
+--        kept,
 --        log,
 --        agenda,
 --        outbox,
@@ -28,7 +28,6 @@
 -- ARGV   token, (of the owner)
 --        commit, (id of this commit)
 --        now, (the owner's time)
---        group, (the owner's consumer group of the inbox)
 --        channel,
 --        notification, (published to the channel; '' for none)
 --        counts, (of listings, acks, plans, moves, sends, sent, poisons, cuts, states and puts: 4 bytes each)
@@ -52,11 +51,12 @@
 -- @include shared/commit_distance
 -- @include shared/counts
 -- @include shared/holds
+-- @include shared/kept
 -- @include shared/run_id
-local owner, inbox, log, agenda, outbox, poison = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local token, commit, group, channel, notification = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6]
-local indexes, acks, plans, moves, sends, sent, poisons, cuts, states, puts = unpack_counts(ARGV[7])
-local FIXED_KEYS, FIXED_ARGS = 6, 7
+local owner, inbox, kept, log, agenda, outbox, poison = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local token, commit, channel, notification = ARGV[1], ARGV[2], ARGV[4], ARGV[5]
+local indexes, acks, plans, moves, sends, sent, poisons, cuts, states, puts = unpack_counts(ARGV[6])
+local FIXED_KEYS, FIXED_ARGS = 7, 6
 local RUN_ARGS, PLAN_ARGS, MOVE_ARGS, SEND_ARGS, POISON_ARGS, PAIR_ARGS, PUT_ARGS = 3, 2, 4, 2, 5, 2, 2 -- of one item
 local RUN_ID = run_id_begins(owner)
 local REDUCER_TRANSITIONS = 200 -- that a reducer's record keeps; it is trimmed when it has twice as many
@@ -76,6 +76,8 @@ local ahead = commit_distance(commit, stored[2])
 if stored[2] == commit or (ahead and ahead < 0) then return {'DUP', stored[5], stored[4]} end
 if ahead and ahead ~= 1 then return {'BEHIND', stored[2] or ''} end
 if acks + poisons > 0 and not holds(inbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. inbox) end
+local noted = acks + poisons > 0 and redis.pcall('GET', kept) or '' -- how many the owner has read, and the last
+if type(noted) == 'table' then return redis.error_reply('WRONGTYPE ' .. kept) end
 if runs + poisons > 0 and not holds(log, 'stream') then return redis.error_reply('WRONGTYPE ' .. log) end
 if plans > 0 and not holds(agenda, 'zset') then return redis.error_reply('WRONGTYPE ' .. agenda) end
 if sends + sent > 0 and not holds(outbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. outbox) end
@@ -108,11 +110,11 @@ end
 at = at + sent
 
 local entry = {} -- the log entry: id and transition of each run
+local removed = 0 -- messages
 for _ = 1, poisons do
   redis.call('XADD', poison, 'MAXLEN', '~', QUARANTINED_MESSAGES, '*',
     'run', ARGV[at + 2], 'reason', ARGV[at + 3], 'body', ARGV[at + 5])
-  redis.call('XACK', inbox, group, ARGV[at + 1])
-  redis.call('XDEL', inbox, ARGV[at + 1])
+  removed = removed + redis.call('XDEL', inbox, ARGV[at + 1])
   entry[#entry + 1], entry[#entry + 2] = '-' .. ARGV[at + 1], ARGV[at + 4] -- no run id begins with a dash
   at = at + POISON_ARGS
 end
@@ -144,10 +146,9 @@ for i = last_put + 1, #KEYS do
   at = at + RUN_ARGS
 end
 for first = 1, acks, IDS_PER_CALL do -- many at once: a hot run reduces thousands of messages in one transition
-  local last = math.min(first + IDS_PER_CALL - 1, acks)
-  redis.call('XACK', inbox, group, unpack(ARGV, at + first, at + last))
-  redis.call('XDEL', inbox, unpack(ARGV, at + first, at + last))
+  removed = removed + redis.call('XDEL', inbox, unpack(ARGV, at + first, at + math.min(first + IDS_PER_CALL - 1, acks)))
 end
+count_down(kept, noted, removed)
 at = at + acks
 for _ = 1, plans do
   if ARGV[at + 2] == '' then redis.call('ZREM', agenda, ARGV[at + 1])

@@ -7,22 +7,24 @@
 -- `parent` is the link of a start's parent, with its incarnation (streamflow/model/record.py). A signal or cancel that has
 -- one is for the child of that link only, and dropped if that doesn't exist.
 --
--- KEYS   seen, inbox, owner, waiting, turns, then for each message: run, index, tenant_index (used by starts)
+-- KEYS   seen, inbox, kept, owner, waiting, turns, then for each message: run, index, tenant_index (used by starts)
 -- ARGV   source, now, then for each message: number, kind, workflow, tenant, parent, trace, body
 -- RETURNS the last accepted number / WRONGTYPE key / BADNUMBER number
 -- @include shared/clock
 -- @include shared/holds
+-- @include shared/inbox
 -- @include shared/number
 -- @include shared/open_run
 -- @include shared/run_id
-local seen, inbox, owner, waiting, turns = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local FIXED_KEYS = 5
+local seen, owner, waiting, turns = KEYS[1], KEYS[4], KEYS[5], KEYS[6]
+local FIXED_KEYS = 6
 local source = ARGV[1]
 local count = (#KEYS - FIXED_KEYS) / 3
 local PARENT = '^' .. string.rep('%S+ ', 7) .. '(%S+)' -- the eighth word of a header
 
 if not holds(seen, 'hash') then return redis.error_reply('WRONGTYPE ' .. seen) end
-if not holds(inbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. inbox) end
+local inbox = open_inbox(KEYS[2], KEYS[3])
+if inbox.err then return inbox end
 local door = look_at_door(inbox, waiting, turns)
 if door.err then return door end
 for i = 1, count do
@@ -49,13 +51,13 @@ for i = 1, count do
     local is_child_of_parent = header and string.match(header, PARENT) == parent
     if kind ~= 'start' then
       if parent == '' or is_child_of_parent then
-        redis.call('XADD', inbox, '*', 'kind', kind, 'run', id, 'body', body)
+        put_message(inbox, 'kind', kind, 'run', id, 'body', body)
       end
     elseif not header then
       open_run(door, run, KEYS[key + 1], KEYS[key + 2], clock,
         id, ARGV[at + 2], ARGV[at + 3], parent, ARGV[at + 5], body)
     elseif not is_child_of_parent then
-      redis.call('XADD', inbox, '*', 'kind', 'taken', 'run', id, 'body', body, 'header', parent)
+      put_message(inbox, 'kind', 'taken', 'run', id, 'body', body, 'header', parent)
     end
   end
 end

@@ -5,10 +5,10 @@
 -- after a lost reply adds nothing and gets the same letters, and one that arrives behind newer ones adds nothing.
 -- `created` is that of the run that a message is for, '' for whichever has the id: a newer run of the id is another one.
 --
--- KEYS   seen, inbox, owner, then for each message: run
+-- KEYS   seen, inbox, kept, owner, then for each message: run
 -- ARGV   source, number, now, then for each message: kind, id, body, created
 -- RETURNS a string with a letter for each message: a (accepted), e (the run has ended), m (no such run) / WRONGTYPE key
 -- @include shared/clock
--- @include shared/holds
+-- @include shared/inbox
 -- @include shared/post
 return post_all(KEYS, ARGV)

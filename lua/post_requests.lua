@@ -3,10 +3,10 @@
 --
 -- Like `post_messages`, whose numbers it shares: it is another verb because its messages end work, and so free memory.
 --
--- KEYS   seen, inbox, owner, then for each message: run
+-- KEYS   seen, inbox, kept, owner, then for each message: run
 -- ARGV   source, number, now, then for each message: kind, id, body, created
 -- RETURNS a string with a letter for each message: a (accepted), e (the run has ended), m (no such run) / WRONGTYPE key
 -- @include shared/clock
--- @include shared/holds
+-- @include shared/inbox
 -- @include shared/post
 return post_all(KEYS, ARGV)

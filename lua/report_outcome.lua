@@ -5,18 +5,19 @@
 -- for its own. Safe to run twice: the outcome carries its attempt, and the run drops every outcome of an attempt that
 -- isn't current.
 --
--- KEYS   inbox, run
+-- KEYS   inbox, kept, run
 -- ARGV   id, created, body
 -- RETURNS a (accepted), e (the run has ended) or m (no such run, or it is another one) / WRONGTYPE key
--- @include shared/holds
-local inbox, run = KEYS[1], KEYS[2]
+-- @include shared/inbox
+local run = KEYS[3]
 
-if not holds(inbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. inbox) end
+local inbox = open_inbox(KEYS[1], KEYS[2])
+if inbox.err then return inbox end
 local header = redis.call('LINDEX', run, 0)
 if not header then return 'm' end
 local status, created = string.match(header, '^(%a+) %d+ %S+ (%d+)')
 if created ~= ARGV[2] then return 'm' end
 if status ~= 'pending' and status ~= 'running' and status ~= 'stuck' then return 'e' end
 
-redis.call('XADD', inbox, '*', 'kind', 'outcome', 'run', ARGV[1], 'body', ARGV[3])
+put_message(inbox, 'kind', 'outcome', 'run', ARGV[1], 'body', ARGV[3])
 return 'a'

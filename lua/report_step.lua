@@ -7,14 +7,16 @@
 -- or doesn't need it. Of a run that has ended nobody else would delete a record that was written behind its end.
 -- Safe to run twice: what is marked already adds nothing.
 --
--- KEYS   inbox, run, steps, details
+-- KEYS   inbox, kept, run, steps, details
 -- ARGV   id, created, kind, step, host, attempt, body
 -- RETURNS a (accepted), e (the run has ended) or m (no such run, or it is another one) / WRONGTYPE key
 -- @include shared/holds
-local inbox, run, steps, details = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+-- @include shared/inbox
+local run, steps, details = KEYS[3], KEYS[4], KEYS[5]
 local created, kind, step = ARGV[2], ARGV[3], ARGV[4]
 
-if not holds(inbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. inbox) end
+local inbox = open_inbox(KEYS[1], KEYS[2])
+if inbox.err then return inbox end
 if not holds(steps, 'hash') then return redis.error_reply('WRONGTYPE ' .. steps) end
 if not holds(details, 'hash') then return redis.error_reply('WRONGTYPE ' .. details) end
 local attempt = ARGV[5] .. ' ' .. created .. ' ' .. ARGV[6] .. ' '
@@ -33,7 +35,7 @@ end
 
 local is_lent = stored == attempt .. 'wanted'
 if stored ~= attempt .. 'reported' and (is_lent or kind == 'outcome') then
-  redis.call('XADD', inbox, '*', 'kind', kind, 'run', ARGV[1], 'body', ARGV[7])
+  put_message(inbox, 'kind', kind, 'run', ARGV[1], 'body', ARGV[7])
 end
 if is_lent then redis.call('HSET', steps, step, attempt .. 'reported') end
 return 'a'

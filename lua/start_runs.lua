@@ -5,20 +5,22 @@
 -- Safe to run twice: the second time every run exists. Refused as a whole when memory is short (admission), because the
 -- script's line has no allow-oom.
 --
--- KEYS   owner, inbox, waiting, turns, then for each run: run, index, tenant_index
+-- KEYS   owner, inbox, kept, waiting, turns, then for each run: run, index, tenant_index
 -- ARGV   now, then for each run: workflow, tenant, trace, body
 -- RETURNS for each run: header (of the run that has the id, with a plus before it if this call created it)
 --         / WRONGTYPE key
 -- @include shared/clock
 -- @include shared/holds
+-- @include shared/inbox
 -- @include shared/open_run
 -- @include shared/run_id
-local owner, inbox, waiting, turns = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local FIXED_KEYS = 4
+local owner, waiting, turns = KEYS[1], KEYS[4], KEYS[5]
+local FIXED_KEYS = 5
 local count = (#KEYS - FIXED_KEYS) / 3
 
 local headers = {}
-if not holds(inbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. inbox) end
+local inbox = open_inbox(KEYS[2], KEYS[3])
+if inbox.err then return inbox end
 local door = look_at_door(inbox, waiting, turns)
 if door.err then return door end
 for i = 1, count do

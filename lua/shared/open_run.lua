@@ -11,18 +11,18 @@ local STRAIGHT = 64 -- messages in the inbox, up to which starts join them
 local SHARE = 16 -- starts of a tenant that join a longer inbox, ahead of its turn
 local LARGE = 4096 -- bytes of an input that the inbox doesn't take
 
--- How full the shard is. An error reply if a key is of another type.
+-- How full the shard is; `inbox`: opened. An error reply if a key is of another type.
 local function look_at_door(inbox, waiting, turns)
   local waits = redis.pcall('ZCARD', waiting)
   if type(waits) ~= 'number' then return redis.error_reply('WRONGTYPE ' .. waiting) end
   if not holds(turns, 'zset') then return redis.error_reply('WRONGTYPE ' .. turns) end
-  return {inbox = inbox, waiting = waiting, turns = turns, waits = waits, length = redis.call('XLEN', inbox)}
+  return {inbox = inbox, waiting = waiting, turns = turns, waits = waits}
 end
 
 -- The turn for which a start waits; nil if it joins the inbox.
 local function turn_of(door, workflow, tenant, body)
   local is_large = #body > LARGE
-  if door.waits == 0 and door.length < STRAIGHT and not is_large then return nil end
+  if door.waits == 0 and door.inbox.length < STRAIGHT and not is_large then return nil end
   local class = tenant == '' and 'w/' .. workflow or 't/' .. tenant
   local reached = tonumber(redis.call('ZSCORE', door.turns, '') or 0)
   local turn = math.max(reached, tonumber(redis.call('ZSCORE', door.turns, class) or 0)) + 1
@@ -42,13 +42,11 @@ local function open_run(door, run, index, tenant_index, clock, id, workflow, ten
   redis.call('ZADD', index, clock, id)
   if tenant ~= '' then redis.call('ZADD', tenant_index, clock, id) end
   if not turn then
-    redis.call('XADD', door.inbox, '*', 'kind', 'start', 'run', id, 'header', header, 'body', body)
-    door.length = door.length + 1
+    put_message(door.inbox, 'kind', 'start', 'run', id, 'header', header, 'body', body)
     return header
   end
   if door.waits == 0 then -- the owner looks at those that wait until there are none
-    redis.call('XADD', door.inbox, '*', 'kind', 'waiting', 'run', '', 'body', '')
-    door.length = door.length + 1
+    put_message(door.inbox, 'kind', 'waiting', 'run', '', 'body', '')
   end
   redis.call('ZADD', door.waiting, turn, id)
   door.waits = door.waits + 1

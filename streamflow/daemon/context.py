@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """`member` is this daemon's name among the others; `session` names its consumer groups and commits."""
+    """`member` is this daemon's name among the others; `session` names its commits."""
 
     app: App
     store: Store

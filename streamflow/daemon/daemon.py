@@ -22,7 +22,7 @@ from streamflow.daemon.context import Context
 from streamflow.daemon.deploy_check import DeployCheck
 from streamflow.daemon.figures import DaemonFigures
 from streamflow.daemon.health import Ownership
-from streamflow.daemon.inbox import BLOCK_MS, LANES, InboxReader
+from streamflow.daemon.inbox import InboxReader
 from streamflow.daemon.membership import Membership
 from streamflow.daemon.metrics import DaemonMetrics
 from streamflow.daemon.owner import Owner
@@ -44,7 +44,6 @@ from streamflow.machine.transition import Outcome
 from streamflow.process import RESTART, resident_bytes, stop_on_signal, tune_garbage_collection
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
-from streamflow.store.blocking_reads import InboxConnection
 from streamflow.store.connection import Store
 from streamflow.store.durability import confirmation_for
 from streamflow.store.kernel import Kernel
@@ -110,7 +109,7 @@ class Daemon:
             if source := set_up_from_environment():
                 _log.info("spans are made, and exported %s", source)
         with serving_http(self.settings.http, self._pages) as self.http:
-            store = Store(self.settings.redis, connections=3, patience=10.0)
+            store = Store(self.settings.redis, connections=4, patience=10.0)
             try:
                 await self._serve(store, signals=signals)
             finally:
@@ -264,8 +263,7 @@ class Daemon:
         )
         self.executor.tracing = context.tracing
         self.owner = owner = Owner(context, self.executor, self.relay)
-        connections = [InboxConnection(context.store, self.session, BLOCK_MS) for _ in range(LANES)]
-        self.reader = InboxReader(connections, owner.shards, owner.starts, owner.wake, owner.lost)
+        self.reader = InboxReader(context.store, context.kernel, owner.shards, owner.starts, owner.wake, owner.lost)
         self.admission = Admission(context, owner)
         self.rollup = Rollup(context, owner)
         self.retention = Retention(context, owner)

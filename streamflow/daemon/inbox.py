@@ -1,22 +1,24 @@
-"""Reads the inboxes of all owned shards, with a few blocking commands.
+"""Reads the inboxes of all owned shards: those for which the doorbell has rung.
 
-Owns: which inboxes are read, and when pending entries are read again. Must not: decode messages or acknowledge them
-(the commit does both). Called by: the daemon (runs the loop), membership (reports that the set of shards has changed).
+Owns: which inboxes are read, and when. Must not: decode messages or remove them from an inbox (the commit does both).
+Called by: the daemon (runs the loops), membership (reports that the set of shards has changed).
 
-All shards of a daemon use the same group name, which is this session's: `acquire_shard` destroys the last owner's group
-and creates this one from the first entry, so every message that was never committed is read again. After an error,
-entries that a lost answer carried are pending; only reading from `0` returns them again.
+Who adds a message to an inbox of which the owner has read all rings on the shard's channel (`lua/shared/inbox.lua`),
+and one connection listens to the channels of all shards. What rang is read in one pipeline that doesn't block. No
+message waits forever, because
 
-A blocked XREADGROUP checks each of its streams again when one of them gets an entry: 2 to 3 µs a stream, before any
-client is answered. So the shards are divided among a few lanes, each with a connection: a start wakes one eighth of
-them.
+- the server keeps how many messages of an inbox were read, so what stays there has no part in whether one rings,
+- an inbox is read until a reply says that there are no more, also when a reply was lost,
+- rings may be lost before a channel is subscribed: each inbox is looked at *after* that, also after a reconnection.
+
+`tests/unit/daemon/test_doorbell_model.py` goes through all orders of events, and shows that none of these can be left
+out. A message that somebody has added who may not publish is found by the round, once a minute.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import anyio
 
@@ -24,63 +26,87 @@ from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.starts import Starts
 from streamflow.errors import StoreError
 from streamflow.loops import Supervisor, retry_forever
-from streamflow.store.blocking_reads import Entry, GroupGone, InboxConnection
+from streamflow.store.connection import Store
+from streamflow.store.kernel import InboxPage, Kernel, Reply, StreamEntry
+from streamflow.store.subscription import Subscription
 from streamflow.wire import InboxMessage
 
 _log = logging.getLogger("streamflow.inbox")
 
-LANES = 8
-BLOCK_MS = 5000
 READ_PAUSE = 0.001
-"""Seconds between two reads: entries are committed before the server has to check all streams again."""
+"""Seconds between two reads: entries are committed, and more inboxes ring, before the next one."""
+SHARDS = 256
+"""Inboxes that are read in one pipeline, and fewer after larger replies than..."""
 COUNT = 64
-"""Entries of one shard in one answer, unless..."""
+"""Messages of one shard in one reply, if many are read; if few, this many of all together: a hot run's messages become
+one transition if they come together."""
 HOT_COUNT = 2048
-"""...some shards had that many: then this, divided among those. A hot run's messages become one transition if they come
-together."""
-HOT_BYTES = 256 * 1024
-"""An answer of this size means that entries are large: the next one gets no more of them."""
-ANSWER_BYTES = 4 * 1024 * 1024
-"""After a larger answer, the next ones get fewer entries, until they are smaller."""
+REPLY_BYTES = 4 * 1024 * 1024
+"""...this, which each inbox has its part of; but one message of each is read, however large."""
 HIGH_WATER = 10_000
 HIGH_WATER_BYTES = 32 * 1024 * 1024
 """Messages in memory, and their bytes, at which reading pauses until the owner has caught up."""
+SILENCE = 5.0
+"""Seconds without a ring after which it is asked whether the connection is there, and after as many more given up."""
+ROUND_EVERY = 10.0
+ROUNDS = 6
+"""Every so many seconds one of so many parts of the inboxes is read although nothing has rung."""
 
 
 class InboxReader:
     """`shards` is the daemon's table of owned shards; `starts` takes the starts that have to wait; `on_messages(shard)`
-    is called when one has new messages; `on_group_gone(shard)` when this daemon's consumer group no longer exists in
-    its inbox. One lane for each connection."""
+    is called when one has new messages; `on_lost(shard)` when its inbox can't be read, because another daemon owns it
+    or its keys are damaged."""
 
     def __init__(
         self,
-        connections: Sequence[InboxConnection],
+        store: Store,
+        kernel: Kernel,
         shards: dict[int, OwnedShard],
         starts: Starts,
         on_messages: Callable[[OwnedShard], None],
-        on_group_gone: Callable[[OwnedShard], None],
+        on_lost: Callable[[OwnedShard], None],
     ) -> None:
         self.starts = starts
+        self._store = store
+        self._kernel = kernel
         self._shards = shards
+        self._on_messages = on_messages
+        self._on_lost = on_lost
+        self._bell = Subscription(store, self._rung, self.look_everywhere, SILENCE)
+        self._heard: dict[int, OwnedShard] = {}
+        """The shards whose channels were subscribed before they were read for the first time."""
+        self._numbers: dict[bytes, int] = {}
+        """Their channels."""
+        self._changed = anyio.Event()
+        self._unread: dict[int, OwnedShard] = {}
+        """The shards whose inboxes have to be read."""
+        self._work = anyio.Event()
+        self._unasked: set[int] = set()
+        """Those of them that are read only because it is their turn in the round..."""
+        self._unannounced: dict[int, int] = {}
+        """...which has found so many messages there, whose ring has not come yet."""
+        self._width = SHARDS
+        """How many of them the next pipeline may read."""
+        self._round = 0
         self._caught_up = anyio.Event()
+        self._at_most = 0
+        """Messages in memory; more, until they are counted."""
         self._has_large = False
-        """The last answer had messages of which fewer than `HIGH_WATER` are too much."""
-        self._lanes = [Lane(self, connection, on_messages, on_group_gone) for connection in connections]
+        """The last replies had messages of which fewer than `HIGH_WATER` are too much."""
 
     async def run(self, supervisor: Supervisor) -> None:
-        async with anyio.create_task_group() as lanes:
-            for number, lane in enumerate(self._lanes):
-                lanes.start_soon(supervisor.run, f"inbox {number}", lane.run)
+        async with anyio.create_task_group() as loops:
+            loops.start_soon(supervisor.run, "doorbell", self._bell.run)
+            loops.start_soon(supervisor.run, "inbox subscriptions", self._subscribe)
+            loops.start_soon(supervisor.run, "inbox", self._read)
+            loops.start_soon(supervisor.run, "inbox round", self._go_round)
 
-    async def shards_changed(self) -> None:
-        """Call when shards may have been acquired or lost: the running reads continue with the new set."""
-        lanes = self._lanes
-        streams: list[dict[str, OwnedShard]] = [{} for _ in lanes]
-        for shard in self._shards.values():
-            if not shard.draining and not shard.broken:
-                streams[shard.number % len(lanes)][shard.keys.inbox] = shard
-        for lane, its_streams in zip(lanes, streams, strict=True):
-            await lane.set_streams(its_streams)
+    def shards_changed(self) -> None:
+        """Call when shards may have been acquired or lost, or are to be read again."""
+        self._changed.set()
+        if self._unread:
+            self._work.set()
 
     def caught_up(self) -> None:
         """The owner has taken messages out of memory."""
@@ -90,14 +116,177 @@ class InboxReader:
         """Messages in memory that no batch has collected yet."""
         return sum(len(shard.inbox) for shard in self._shards.values())
 
-    def note_size(self, count: int, size: int) -> None:
-        """An answer had so many messages with so many bytes."""
-        self._has_large = size * HIGH_WATER > count * HIGH_WATER_BYTES
+    # --- which inboxes are to be read ---------------------------------------------------------------------------------
+
+    def _rung(self, channel: bytes, _: bytes) -> None:
+        number = self._numbers.get(channel)
+        shard = None if number is None else self._shards.get(number)
+        if shard is not None:
+            self._unasked.discard(shard.number)
+            self._unannounced.pop(shard.number, None)
+            self._ask(shard)
+
+    def _ask(self, shard: OwnedShard) -> None:
+        self._unread[shard.number] = shard
+        self._work.set()
+
+    def look_everywhere(self) -> None:
+        """Read all inboxes: the channels are subscribed again, or refused, and what came meanwhile has not been heard.
+        Or other daemons may have acquired shards: then a read is refused."""
+        for number, shard in list(self._heard.items()):
+            if not self._bell.is_confirmed(shard.keys.inbox):
+                del self._heard[number]
+                self._changed.set()
+        self._unasked.clear()
+        self._unannounced.clear()
+        for shard in self._shards.values():
+            self._ask(shard)
+
+    async def _subscribe(self) -> None:
+        self._changed.set()
+        await retry_forever(self.subscribe_once, _log, "could not subscribe to inboxes", on_failure=self._changed.set)
+
+    async def subscribe_once(self) -> None:
+        """Wait for a change of the shards; subscribe to the channels of those that are new, then let them be read."""
+        await self._changed.wait()
+        self._changed = anyio.Event()
+        for number in [number for number in self._heard if number not in self._shards]:
+            channel = self._heard.pop(number).keys.inbox
+            del self._numbers[channel.encode()]
+            await self._bell.remove(channel)
+        new = [shard for shard in self._shards.values() if self._heard.get(shard.number) is not shard]
+        if not new:
+            return
+        for shard in new:
+            self._numbers[shard.keys.inbox.encode()] = shard.number
+        await self._bell.add_all([shard.keys.inbox for shard in new])
+        for shard in new:
+            self._heard[shard.number] = shard
+            if not shard.dropped:
+                self._ask(shard)
+
+    async def _go_round(self) -> None:
+        while True:
+            await anyio.sleep(ROUND_EVERY)
+            self.begin_round()
+
+    def begin_round(self) -> None:
+        """Let the next part of the inboxes be read, and report what the one before has found."""
+        for number, count in self._unannounced.items():
+            _log.warning(
+                "%d messages in the inbox of shard %d were found late, because no ring has announced them: does "
+                "everybody who adds messages have the right to publish? `streamflow check` tells",
+                count,
+                number,
+            )
+        self._unannounced.clear()
+        self._round = (self._round + 1) % ROUNDS
+        for number, shard in self._shards.items():
+            if number % ROUNDS == self._round and number not in self._unread:
+                self._unasked.add(number)
+                self._ask(shard)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        await retry_forever(self.run_once, _log, "could not read inboxes")
+
+    async def run_once(self) -> None:
+        """Wait until something is to be read, and read it in one pipeline."""
+        await self._work.wait()
+        await self.wait_for_capacity()
+        shards = self._take()
+        if not shards:
+            return
+        count = max(COUNT, HOT_COUNT // len(shards))
+        limit = REPLY_BYTES // len(shards)
+        calls = [self._kernel.read_inbox(shard.number, shard.token, shard.position, count, limit) for shard in shards]
+        try:
+            messages = self._received(shards, await self._store.send(calls))
+        except BaseException:
+            for shard in shards:  # a reply that was lost may have carried messages
+                self._ask(shard)
+            raise
+        if messages:
+            await anyio.sleep(READ_PAUSE)
+
+    def _received(self, shards: list[OwnedShard], pages: list[InboxPage | StoreError]) -> int:
+        """Returns the number of messages."""
+        messages = size = 0
+        for shard, page in zip(shards, pages, strict=True):
+            if shard.dropped:
+                continue
+            if isinstance(page, StoreError) or page.code is Reply.FENCED:
+                _log.warning(
+                    "the inbox of shard %d can't be read, checking who owns it: %s",
+                    shard.number,
+                    page if isinstance(page, StoreError) else "another daemon has acquired it",
+                )
+                self._on_lost(shard)
+                continue
+            messages += len(page.entries)
+            size += self._buffer(shard, page.entries)
+            if page.more:
+                self._ask(shard)
+        if messages:
+            self._at_most += messages
+            self._has_large = size * HIGH_WATER > messages * HIGH_WATER_BYTES
+        if size > REPLY_BYTES:
+            self._width = max(1, len(shards) * REPLY_BYTES // size)
+        elif self._width < SHARDS:
+            self._width = min(SHARDS, 2 * self._width)
+        return messages
+
+    def _take(self) -> list[OwnedShard]:
+        """The shards to read now. One that rings from now on is read again."""
+        self._work = anyio.Event()
+        taken: list[OwnedShard] = []
+        for shard in list(self._unread.values()):
+            if shard.dropped or self._shards.get(shard.number) is not shard:
+                del self._unread[shard.number]
+            elif not shard.draining and not shard.broken:
+                if len(taken) == self._width:
+                    self._work.set()
+                    break
+                del self._unread[shard.number]
+                taken.append(shard)
+        return taken
+
+    def _buffer(self, shard: OwnedShard, entries: list[StreamEntry]) -> int:
+        """Returns the bytes of the messages."""
+        starts = self.starts
+        size = 0
+        if shard.number in self._unasked:
+            self._unasked.discard(shard.number)
+            if entries:
+                self._unannounced[shard.number] = len(entries)
+        for entry, fields in entries:
+            body = fields.get(b"body", b"")
+            size += len(body)
+            kind = fields.get(b"kind", b"").decode(errors="replace")
+            run_id = fields.get(b"run", b"").decode(errors="replace")
+            message = InboxMessage(entry.decode(), kind, run_id, body, fields.get(b"header", b""))
+            shard.position = message.id
+            if kind == "waiting":
+                shard.waits = True
+                starts.look_for_more()
+            elif (kind == "start" or run_id in starts.held) and starts.offer(shard, message):
+                continue
+            shard.inbox.append(message)
+            self._on_messages(shard)
+        return size
+
+    # --- back-pressure ------------------------------------------------------------------------------------------------
 
     def _is_above_limit(self) -> bool:
         starts = self.starts
-        if self.buffered() > HIGH_WATER or len(starts.held) > 4 * HIGH_WATER or starts.size > HIGH_WATER_BYTES:
+        if len(starts.held) > 4 * HIGH_WATER or starts.size > HIGH_WATER_BYTES:
             return True
+        if self._at_most > HIGH_WATER:
+            buffered = self.buffered()
+            self._at_most = buffered + len(starts.held)
+            if buffered > HIGH_WATER:
+                return True
         if not self._has_large:
             return False
         size = sum(len(message.body) for shard in self._shards.values() for message in shard.inbox)
@@ -106,137 +295,5 @@ class InboxReader:
     async def wait_for_capacity(self) -> None:
         """Wait until fewer messages than the limit are in memory, and fewer bytes."""
         while self._is_above_limit():
-            if self._caught_up.is_set():  # otherwise another lane already waits for the same event
-                self._caught_up = anyio.Event()
+            self._caught_up = anyio.Event()
             await self._caught_up.wait()
-
-
-class Lane:
-    """Some of the shards, and the connection that reads them."""
-
-    def __init__(
-        self,
-        reader: InboxReader,
-        connection: InboxConnection,
-        on_messages: Callable[[OwnedShard], None],
-        on_group_gone: Callable[[OwnedShard], None],
-    ) -> None:
-        self._reader = reader
-        self._connection = connection
-        self._on_messages = on_messages
-        self._on_group_gone = on_group_gone
-        self._streams: dict[str, OwnedShard] = {}
-        self._reading: dict[str, OwnedShard] = {}
-        """The streams of the running read; differs from `_streams` when an interruption came too early."""
-        self._changed = anyio.Event()
-        self._check_pending = False
-        self._count = COUNT
-
-    async def set_streams(self, streams: dict[str, OwnedShard]) -> None:
-        if streams != self._streams:
-            self._streams = streams
-            # The answer to a running read may be for a shard that was dropped and acquired again meanwhile.
-            self._check_pending = True
-            self._changed.set()
-            self._changed = anyio.Event()
-        if self._reading is not self._streams:
-            await self._connection.interrupt()
-
-    async def run(self) -> None:
-        self._read_again()  # what ended the loop before may have lost an answer
-        await retry_forever(self._read_or_find_gone, _log, "could not read inboxes", on_failure=self._read_again)
-
-    def _read_again(self) -> None:
-        """A lost answer may have carried entries: read the pending ones before new ones."""
-        self._check_pending = True
-
-    async def _read_or_find_gone(self) -> None:
-        try:
-            await self.run_once()
-        except GroupGone as error:
-            _log.info("a consumer group of this daemon is gone, checking which shards were lost: %s", error)
-            self._read_again()
-            await self._find_gone()
-
-    async def _find_gone(self) -> None:
-        """Another daemon acquired a shard, or its inbox was deleted or damaged: read the inboxes one by one to find
-        which, so that reading the others can continue."""
-        for stream, shard in self._streams.items():
-            try:
-                if not shard.dropped:
-                    await self._connection.read([stream], 1, pending=True)
-            except GroupGone:
-                self._on_group_gone(shard)
-            except StoreError:
-                return  # the next read fails and is retried
-
-    async def run_once(self) -> None:
-        """One read: of new entries or, after an error, of pending ones."""
-        if not self._streams:
-            await self._changed.wait()
-            return
-        await self._reader.wait_for_capacity()
-        self._reading = self._streams
-        # A dropped shard may have been acquired again: its entries are for the new `OwnedShard`.
-        streams = {stream: shard for stream, shard in self._streams.items() if not shard.dropped}
-        if not streams:
-            await self._changed.wait()
-        elif self._check_pending:
-            await self._read_pending(streams)
-        else:
-            entries = await self._connection.read(list(streams), self._count, pending=False)
-            self._count = _next_count(entries, self._count, self._buffer(streams, entries))
-            if entries:
-                await anyio.sleep(READ_PAUSE)
-
-    async def _read_pending(self, streams: dict[str, OwnedShard]) -> None:
-        """Read entries again that were delivered and not committed, except those that are in memory."""
-        self._check_pending = False  # before the read: a request from now on needs another one
-        for shard in streams.values():
-            shard.rereading(True)
-        try:
-            self._buffer(streams, await self._connection.read(list(streams), HIGH_WATER, pending=True))
-        finally:
-            for shard in streams.values():
-                shard.rereading(False)
-
-    def _buffer(self, streams: dict[str, OwnedShard], entries: list[Entry]) -> int:
-        """Returns the bytes of the messages."""
-        starts = self._reader.starts
-        size = 0
-        for stream, entry_id, fields in entries:
-            shard = streams[stream]
-            if shard.dropped:
-                self._check_pending = True
-                continue
-            if entry_id in shard.known:
-                continue
-            shard.known.add(entry_id)
-            fields = fields or {}
-            body = fields.get(b"body", b"")
-            size += len(body)
-            kind = fields.get(b"kind", b"").decode(errors="replace")
-            run_id = fields.get(b"run", b"").decode(errors="replace")
-            message = InboxMessage(entry_id, kind, run_id, body, fields.get(b"header", b""))
-            if kind == "waiting":
-                shard.waits = True
-                starts.look_for_more()
-            elif (kind == "start" or run_id in starts.held) and starts.offer(shard, message):
-                continue
-            shard.inbox.append(message)
-            self._on_messages(shard)
-        self._reader.note_size(len(entries), size)
-        return size
-
-
-def _next_count(entries: list[Entry], count: int, size: int) -> int:
-    """How many entries of a shard the next answer may have: more than usual if a few shards had that many, fewer if
-    they were large. `count`: how many this one could have; `size`: its bytes."""
-    if size > ANSWER_BYTES:
-        return max(1, min(count, COUNT) * ANSWER_BYTES // size)
-    if count < COUNT:
-        return min(COUNT, 2 * count)
-    if len(entries) < COUNT:
-        return COUNT
-    full = sum(n >= COUNT for n in Counter(stream for stream, _, _ in entries).values())
-    return max(COUNT, HOT_COUNT // full) if full and size < HOT_BYTES else COUNT

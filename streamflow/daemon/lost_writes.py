@@ -6,7 +6,7 @@ lets runs go), membership (reports before shards are acquired again), the daemon
 
 A server that was killed with its machine, or a replica that was promoted, lacks the last writes, and FLUSHALL all of
 them. Only the daemon that had them in memory can tell which they were. A shard may be dropped before it is known why
-(its consumer group is gone), so each is remembered for a while. Runs that had ended, or were evicted, shortly before
+(its owner's record is gone), so each is remembered for a while. Runs that had ended, or were evicted, shortly before
 the change are among those compared; one of them that somebody has deleted since counts as lost, too.
 """
 

@@ -128,6 +128,8 @@ class Membership:
         self._rebalance_lock = anyio.Lock()
         self._left = False
         self._has_joined = False
+        self._looks: list[float] = []
+        """When to look whether others have acquired shards of this daemon: it was removed (monotonic s)."""
 
     def rebalance_soon(self) -> None:
         """A shard was lost or may be free: don't wait for the next heartbeat."""
@@ -201,7 +203,7 @@ class Membership:
         await self._hand_over()
         if not self.draining:
             await self._acquire()
-        await self._reader.shards_changed()
+        self._reader.shards_changed()
         self._unchecked = 0
 
     async def leave(self) -> None:
@@ -299,11 +301,15 @@ class Membership:
                 self.on_identity(answers[1])
             if self.member not in answer.members:  # the others have removed it, or the data were deleted
                 self._has_joined = False
+                self._looks = [now, now + self._settings.dead_after]
                 answer = None
                 answer = await self._store.one(self._kernel.heartbeat(self.member, data), urgent=True)
         if answer is None:
             raise StoreUnavailable(f"no answer within {self._settings.dead_after / 2:g} s")
         self._has_joined = True
+        while self._looks and self._looks[0] <= now:
+            self._looks.pop(0)
+            self._reader.look_everywhere()
         self._confirmed = now  # when it was sent: the others count from a later moment
         self._look()
         heartbeats = answer.members
@@ -440,7 +446,7 @@ class Membership:
             self._draining_since[shard.number] = now
         if leaving:
             _log.info("handing over %d shards%s", len(leaving), "" if has_heir else ", as soon as their steps end")
-            await self._reader.shards_changed()  # no more messages are read, so those in memory get fewer
+            self._reader.shards_changed()  # no more messages are read, so those in memory get fewer
         if has_heir:
             for shard in self._owner.shards.values():
                 shard.leaving = shard.draining

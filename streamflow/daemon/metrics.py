@@ -45,7 +45,6 @@ class DaemonMetrics:
             context.settings.redis,
             context.kernel.keys,
             context.namespace.shards,
-            context.session,
             context.app,
             context.clock,
         )

@@ -26,6 +26,7 @@ from streamflow.http import catalog
 from streamflow.http.figures import Figures, Names
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.store.connection import Call, Store
+from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.queues import QueueFigures, read_queues
 from streamflow.workflow.app import App
@@ -84,13 +85,13 @@ _decode_latest = msgspec.json.Decoder(_View[_Latest]).decode
 
 
 class NamespaceFigures:
-    """`session`: the daemon's, which names its consumer groups. Used in one thread and event loop."""
+    """Used in one thread and event loop."""
 
-    def __init__(self, url: str, keys: NamespaceKeys, shards: int, session: str, app: App, clock: DaemonClock) -> None:
+    def __init__(self, url: str, keys: NamespaceKeys, shards: int, app: App, clock: DaemonClock) -> None:
         self._url = url
         self._keys = keys
         self._shards = shards
-        self._session = session
+        self._kernel = Kernel(keys)
         self._clock = clock
         self._app_queues = app.queues
         self._workflows = Names(app.workflows)
@@ -137,8 +138,7 @@ class NamespaceFigures:
             Call.plain("HKEYS", keys.queues),
             Call.plain("MGET", *(keys.view(name) for name in _VIEWS)),
             *(Call.plain("HGET", keys.shard(n).owner, "holder") for n in shards),
-            *(Call.plain("XLEN", keys.shard(n).inbox) for n in own),
-            *(Call.plain("XPENDING", keys.shard(n).inbox, self._session) for n in own),
+            *(self._kernel.peek_inbox(n) for n in own),
             *(Call.plain("ZRANGEBYSCORE", keys.shard(n).agenda, 0, "+inf", "WITHSCORES", "LIMIT", 0, 1) for n in own),
         ]
         clock, info, members, queues, views, *rest = await self._store.send(calls)
@@ -159,18 +159,17 @@ class NamespaceFigures:
             self._put_views(figures, views)
         rest = rest[len(shards) :]
         if own:
-            self._put_own(figures, now, rest[: len(own)], rest[len(own) : 2 * len(own)], rest[2 * len(own) :])
+            self._put_own(figures, now, rest[: len(own)], rest[len(own) :])
         if not isinstance(queues, StoreError):
             await self._put_queues(figures, now, [name.decode(errors="replace") for name in queues])
         return figures
 
-    def _put_own(
-        self, figures: Figures, now: int, lengths: Sequence[Any], pending: Sequence[Any], due: Sequence[Any]
-    ) -> None:
+    def _put_own(self, figures: Figures, now: int, inboxes: Sequence[Any], due: Sequence[Any]) -> None:
         """Of the shards of this daemon. Ids of an inbox are on the server's clock, the agenda is on the daemons'."""
-        figures.set(catalog.INBOX_MESSAGES, sum(length for length in lengths if not isinstance(length, StoreError)))
-        oldest = [_first_pending(answer) for answer in pending if not isinstance(answer, StoreError)]
-        figures.set(catalog.INBOX_LAG, max(0.0, (now - min((at for at in oldest if at), default=now)) / 1000))
+        inboxes = [answer for answer in inboxes if not isinstance(answer, StoreError)]
+        figures.set(catalog.INBOX_MESSAGES, sum(count for count, _ in inboxes))
+        oldest = min((int(first.partition("-")[0]) for _, first in inboxes if first), default=now)
+        figures.set(catalog.INBOX_LAG, max(0.0, (now - oldest) / 1000))
         clock = self._clock.now_ms()
         first = min((_first_due(answer, clock) for answer in due if not isinstance(answer, StoreError)), default=clock)
         figures.set(catalog.AGENDA_LAG, max(0.0, (clock - first) / 1000))
@@ -241,12 +240,6 @@ def _put_memory(figures: Figures, info: Any) -> None:
 def _parsed(info: bytes) -> dict[str, Any]:
     lines = (line.partition(":") for line in info.decode(errors="replace").splitlines() if ":" in line)
     return {name: value for name, _, value in lines}
-
-
-def _first_pending(answer: Any) -> int:
-    """When the oldest message was put in that was delivered and not acknowledged (ms); 0: there is none."""
-    first: bytes | None = cast("dict[str, Any]", answer)["min"] if isinstance(answer, dict) else answer[1]
-    return int(first.partition(b"-")[0]) if first else 0
 
 
 def _first_due(answer: Any, otherwise: int) -> int:

@@ -498,7 +498,7 @@ class Owner:
                         batch.applied = True
                         self._apply(batch, None)
                         continue
-                    call = self._kernel.commit(batch.shard.number, batch.shard.token, self._session, batch.batch, at)
+                    call = self._kernel.commit(batch.shard.number, batch.shard.token, batch.batch, at)
                 except Exception as error:
                     self._defect(batch.shard, error)
                     continue
@@ -821,8 +821,6 @@ class Owner:
     def _apply(self, batch: ShardBatch, committed: Committed | None) -> None:
         """The decisions are durable now: steps may start, messages may leave, views may count them."""
         shard = batch.shard
-        shard.acknowledged(batch.batch.acks)
-        shard.acknowledged(poison.message_id for poison in batch.batch.poisons)
         if batch.admitted:
             shard.admitted(batch.admitted)
             self.starts.wanted.set()
@@ -936,7 +934,7 @@ class Owner:
         self.on_other_history()
 
     def lost(self, shard: OwnedShard) -> None:
-        """Its token or its consumer group is gone: drop it, and let membership find out which daemon owns it."""
+        """Its token is gone: drop it, and let membership find out which daemon owns it."""
         self.shards_lost += 1
         _log.warning(
             "shard %d has another owner, or its inbox is not what it was: this daemon drops its state of the shard and "

@@ -132,11 +132,8 @@ class OwnedShard:
         self.token = token
         self.epoch = token.partition(":")[0]
         self.inbox: deque[InboxMessage] = deque()
-        self.known: set[str] = set()
-        """Ids of inbox entries in memory, so that reading pending ones again adds none twice."""
-        self._rereading = False
-        self._acknowledged: list[str] = []
-        """Ids that were acknowledged while pending entries are read again."""
+        self.position = "0-0"
+        """The last message of the inbox that was read."""
         self.suspect: set[str] = set()
         """Runs whose record differs from their start message: it is read before another start message is trusted."""
         self.inputs: dict[str, list[Input]] = {}
@@ -218,21 +215,6 @@ class OwnedShard:
     @property
     def has_work(self) -> bool:
         return bool(self.inbox or self.inputs or self.aside)
-
-    def acknowledged(self, ids: Iterable[str]) -> None:
-        """These entries are no longer in the inbox."""
-        if self._rereading:
-            self._acknowledged += ids
-        else:
-            self.known.difference_update(ids)
-
-    def rereading(self, active: bool) -> None:
-        """Whether pending entries are being read: those that are committed meanwhile stay known until the read ends,
-        because its answer may still contain them."""
-        self._rereading = active
-        if not active:
-            self.known.difference_update(self._acknowledged)
-            self._acknowledged.clear()
 
     def forget(self, run_id: str) -> None:
         """The run has ended, or doesn't exist: nothing that is known of it has a meaning any more."""

@@ -5,8 +5,8 @@ Called by: membership.
 
 What is recovered: runs whose steps were in flight (`Owner._restart_running_steps` decides about those steps when it
 loads the run), runs that are stuck (the code may be fixed), the next due time, messages that were not delivered from
-the outbox, and the log entries that the views don't count yet. Messages in the inbox need no recovery: the new consumer
-group reads them from the first one.
+the outbox, and the log entries that the views don't count yet. Messages in the inbox need no recovery: a new owner
+reads them from the first one.
 
 When the last owner ended without a release, `OwnedShard.careful` gets the runs that it had in hand, and what its note
 says about the reason (`steps/suspects.py`).
@@ -83,7 +83,6 @@ class Takeover:
         self._kernel = context.kernel
         self._clock = context.clock
         self._member = context.member
-        self._session = context.session
         self._troubles = context.troubles
         self._relay = relay
         self._suspects = suspects
@@ -114,9 +113,7 @@ class Takeover:
             chunk = numbers[first : first + CHUNK]
             now = self._clock.now_ms()
             calls = [
-                self._kernel.acquire_shard(
-                    number, wanted[number][0], secrets.token_hex(16), self._member, self._session, now
-                )
+                self._kernel.acquire_shard(number, wanted[number][0], secrets.token_hex(16), self._member, now)
                 for number in chunk
             ]
             # Also of what the last owner had decided: steps may start without another decision.

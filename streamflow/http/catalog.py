@@ -132,9 +132,7 @@ COMMIT_DURATION = Metric(
 INBOX_MESSAGES = Metric(
     "streamflow_inbox_messages", "gauge", "daemon", "Messages for runs of its shards that no commit has taken yet."
 )
-INBOX_LAG = Metric(
-    "streamflow_inbox_lag_seconds", "gauge", "daemon", "Age of the oldest of them that this daemon has read."
-)
+INBOX_LAG = Metric("streamflow_inbox_lag_seconds", "gauge", "daemon", "Age of the oldest of them.")
 AGENDA_LAG = Metric(
     "streamflow_agenda_lag_seconds", "gauge", "daemon", "For how long a run has been due that no commit has taken yet."
 )

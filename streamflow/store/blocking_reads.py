@@ -1,7 +1,7 @@
-"""Blocking reads of many inboxes, or of a queue's partitions, on a dedicated connection.
+"""Blocking reads of a queue's partitions, on a dedicated connection.
 
 Owns: XREADGROUP and how to interrupt it. Must not: know what the entries mean.
-Called by: `daemon/inbox.py`, `worker/reader.py`.
+Called by: `worker/reader.py`.
 
 One XREADGROUP over many streams works on one server only; on a cluster its streams would have to share a slot.
 """
@@ -13,9 +13,6 @@ from collections.abc import Sequence
 from streamflow.errors import StoreUnavailable
 from streamflow.store.connection import LOST, Call, Store, redacted, stream_entries
 
-CONSUMER = "owner"
-"""The consumer name of every owner: the consumer group of an owner's session has no other consumer."""
-
 _GONE = ("NOGROUP", "UNBLOCKED", "WRONGTYPE")
 
 Entry = tuple[str, str, dict[bytes, bytes] | None]
@@ -23,17 +20,16 @@ Entry = tuple[str, str, dict[bytes, bytes] | None]
 
 
 class GroupGone(Exception):
-    """A stream's consumer group doesn't exist any more: another daemon acquired the shard, or the keys were deleted."""
+    """A stream's consumer group doesn't exist any more: the keys were deleted."""
 
 
-class InboxConnection:
+class QueueConnection:
     """A dedicated connection that reads streams as one consumer of a consumer group.
 
-    `group` has the same name in every stream: a daemon's is that of its session, with one consumer; a worker is one
-    `consumer` of many. A read waits at most `block_ms`.
+    `group` has the same name in every stream. A read waits at most `block_ms`.
     """
 
-    def __init__(self, store: Store, group: str, block_ms: int, consumer: str = CONSUMER) -> None:
+    def __init__(self, store: Store, group: str, block_ms: int, consumer: str) -> None:
         self._store = store
         self._group = group
         self._consumer = consumer

@@ -219,7 +219,8 @@ async def _missing_rules(link: Link, needed: Rights, commands: Sequence[str]) ->
     if not closed:  # else the keys would be the reason for every command
         missing += await _denied_in_script(link, needed, inside, "EVAL_RO" in denied)
     if "SSUBSCRIBE" in commands:
-        missing += await _denied_to_subscriber(link, needed.channels[0])
+        for pattern in needed.channels:
+            missing += await _denied_to_subscriber(link, pattern)
     return [*sorted(dict.fromkeys(missing)), *closed]
 
 
@@ -232,11 +233,13 @@ def _sentence(rule: str, namespace: str) -> str:
 
 async def _denied_in_script(link: Link, needed: Rights, commands: Sequence[str], load: bool) -> list[str]:
     """Of commands that a script may call, the rules that are missing, for a user who may use the keys."""
-    places = {"$KEY": _example((*needed.writes, *needed.reads)[0]), "$CHANNEL": _example("".join(needed.channels))}
-    lines: dict[str, str] = {}
+    key = _example((*needed.writes, *needed.reads)[0])
+    lines: dict[str, tuple[str, str]] = {}  # -> command, pattern of the channel that it names
     for command in commands:
         line = _FORMS.get(command, command if command in _WITHOUT_KEY else f"{command} $KEY")
-        lines[" ".join(places.get(word, word) for word in line.split())] = command
+        for pattern in needed.channels if "$CHANNEL" in line else [""]:
+            places = {"$KEY": key, "$CHANNEL": _example(pattern)}
+            lines[" ".join(places.get(word, word) for word in line.split())] = command, pattern
     call: tuple[Any, ...] = ("EVAL_RO", _PROBE, 0, *lines)
     if load:
         [sha] = await link.exchange([("SCRIPT", "LOAD", _PROBE)])
@@ -246,7 +249,7 @@ async def _denied_in_script(link: Link, needed: Rights, commands: Sequence[str],
         return []  # the user may run no script at all: that is said already
     pairs = zip(reply[::2], reply[1::2], strict=True)
     return [
-        f"&{needed.channels[0]}" if b"channel" in reason else f"+{rule_of(lines[line.decode()])}"
+        f"&{lines[line.decode()][1]}" if b"channel" in reason else f"+{rule_of(lines[line.decode()][0])}"
         for line, reason in pairs
     ]
 

@@ -26,7 +26,7 @@ from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys, QueueKeys, ShardKeys
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of the format of keys, records and scripts; a namespace of another version is refused."""
 WORKERS = "workers"
 """The consumer group of every queue partition; each worker process is a consumer."""
@@ -198,6 +198,14 @@ class DueRuns(msgspec.Struct):
     due: list[str]
 
 
+class InboxPage(msgspec.Struct):
+    """Reply of `read_inbox`: OK or FENCED. `more`: whether there may be more behind these."""
+
+    code: Reply
+    more: bool = False
+    entries: list[StreamEntry] = []
+
+
 class NextStarts(msgspec.Struct):
     """Reply of `next_starts`: OK or FENCED. `left`: how many starts wait, those of `runs` (run id, turn) included.
     `reached`: the turn up to which they had been read before."""
@@ -315,7 +323,7 @@ class Kernel:
         Returns for each run the header of the run that has the id, with a `+` before it if this call created it.
         """
         keys = self.keys.shard(shard)
-        names = [keys.owner, keys.inbox, keys.waiting, keys.turns]
+        names = [keys.owner, keys.inbox, keys.kept, keys.waiting, keys.turns]
         args: list[Any] = [_time(now)]
         for start in starts:
             names += self._listing_keys(keys, start.run_id, Status.RUNNING, start.workflow, start.tenant)
@@ -346,7 +354,7 @@ class Kernel:
         self, verb: str, shard: int, source: str, number: int, messages: Sequence[Message], now: int | None
     ) -> Call[str]:
         keys = self.keys.shard(shard)
-        names = [keys.seen, keys.inbox, keys.owner]
+        names = [keys.seen, keys.inbox, keys.kept, keys.owner]
         args: list[Any] = [source, number, _time(now)]
         for message in messages:
             names.append(keys.run(message.run_id))
@@ -359,7 +367,8 @@ class Kernel:
         Returns a (accepted), e (the run has ended) or m (no such run, or one that was created at another time).
         """
         keys = self.keys.shard(shard)
-        return Call("report_outcome", [keys.inbox, keys.run(run_id)], [run_id, created, body], bytes.decode)
+        names = [keys.inbox, keys.kept, keys.run(run_id)]
+        return Call("report_outcome", names, [run_id, created, body], bytes.decode)
 
     def report_step(self, shard: int, run_id: str, kind: str, lent: LentStep, body: bytes) -> Call[str]:
         """Put the outcome of a step that a former owner of the shard has run into the inbox of its run.
@@ -369,7 +378,8 @@ class Kernel:
         """
         keys = self.keys.shard(shard)
         args = [run_id, lent.created, kind, lent.step, lent.host, lent.attempt, body]
-        return Call("report_step", [keys.inbox, keys.run(run_id), keys.steps, keys.details], args, bytes.decode)
+        names = [keys.inbox, keys.kept, keys.run(run_id), keys.steps, keys.details]
+        return Call("report_step", names, args, bytes.decode)
 
     def deliver_messages(self, shard: int, source: int, deliveries: Sequence[Delivery], now: int) -> Call[str]:
         """Accept messages from another shard's outbox: child starts and outcomes, signals, cancel requests.
@@ -377,7 +387,7 @@ class Kernel:
         Returns the last number that is accepted from the `source` shard.
         """
         keys = self.keys.shard(shard)
-        names = [keys.seen, keys.inbox, keys.owner, keys.waiting, keys.turns]
+        names = [keys.seen, keys.inbox, keys.kept, keys.owner, keys.waiting, keys.turns]
         args: list[Any] = [f"shard:{source}", now]
         for delivery in deliveries:
             names += self._listing_keys(keys, delivery.run_id, Status.RUNNING, delivery.workflow, delivery.tenant)
@@ -399,6 +409,10 @@ class Kernel:
         """
         keys = self.keys.shard(shard)
         return Call("peek_runs", [keys.run(run_id) for run_id in run_ids], [], _pairs)
+
+    def peek_inbox(self, shard: int) -> Call[tuple[int, str]]:
+        """Return how many messages a shard's inbox has, and which is the first ('' for none), without reading them."""
+        return Call("peek_inbox", [self.keys.shard(shard).inbox], [], _count_and_entry)
 
     def read_runs(
         self, shard: int, runs: Sequence[tuple[str, int]], limit: int
@@ -447,13 +461,13 @@ class Kernel:
 
     # --- ownership ----------------------------------------------------------------------------------------------------
 
-    def acquire_shard(self, shard: int, expected: str, nonce: str, holder: str, group: str, now: int) -> Call[Acquired]:
+    def acquire_shard(self, shard: int, expected: str, nonce: str, holder: str, now: int) -> Call[Acquired]:
         """Become a shard's owner, if its owner is still the one that the caller saw (the token `expected`).
 
         Returns OK with the new token and the clock, or CONFLICT with the present owner's token and holder.
         """
         keys = self.keys.shard(shard)
-        return Call("acquire_shard", [keys.owner, keys.inbox], [expected, nonce, holder, group, now], _acquired)
+        return Call("acquire_shard", [keys.owner, keys.inbox, keys.kept], [expected, nonce, holder, now], _acquired)
 
     def release_shard(self, shard: int, token: str, lent: Sequence[LentStep] = (), *, last: bool = True) -> Call[Reply]:
         """Give up a shard, so that the next owner does not have to wait until this one is considered dead.
@@ -496,10 +510,19 @@ class Kernel:
         keys = self.keys.shard(shard)
         return Call("next_starts", [keys.owner, keys.waiting, keys.turns], [token, limit], _next_starts)
 
-    def commit(self, shard: int, token: str, group: str, batch: Batch, now: int) -> Call[Committed]:
+    def read_inbox(self, shard: int, token: str, after: str, count: int, limit: int) -> Call[InboxPage]:
+        """Read the messages behind the last one that the owner has read, as many as fit into one reply.
+
+        At most `count`, of about `limit` bytes: one at least, if there is one. Returns OK with messages, or FENCED.
+        They stay in the inbox until a commit. When these are all, the next message rings.
+        """
+        keys = self.keys.shard(shard)
+        return Call("read_inbox", [keys.owner, keys.inbox, keys.kept], [token, after, count, limit], _inbox_page)
+
+    def commit(self, shard: int, token: str, batch: Batch, now: int) -> Call[Committed]:
         """Store one batch of transitions of one shard, for many runs at once, all or nothing.
 
-        `group`: the owner's consumer group of the inbox. The owner numbers what it commits with one token without gaps:
+        The owner numbers what it commits with one token without gaps:
         `<session>.1`, `<session>.2` and so on, and after one that was refused `<session>.2.1`. Returns OK or DUP with
         clock and log entry, CONFLICT with the runs whose header is not the expected one, FENCED with the present
         owner's token, or BEHIND when the one before is missing.
@@ -515,7 +538,7 @@ class Kernel:
                 score,
             )
         del indexes[""]
-        names = [keys.owner, keys.inbox, keys.log, keys.agenda, keys.outbox, keys.poison, *indexes]
+        names = [keys.owner, keys.inbox, keys.kept, keys.log, keys.agenda, keys.outbox, keys.poison, *indexes]
         args: list[Any] = []
         states: list[Any] = []
         names += [put.key for put in batch.puts]
@@ -551,7 +574,7 @@ class Kernel:
             len(states) // 2,
             len(batch.puts),
         )
-        fixed = [token, batch.commit, now, group, keys.done, batch.notification, counts]
+        fixed = [token, batch.commit, now, keys.done, batch.notification, counts]
         return Call("commit", names, fixed + args, _committed)
 
     def store_details(self, shard: int, token: str, details: Iterable[tuple[str, bytes]]) -> Call[Reply]:
@@ -799,6 +822,13 @@ def _stream_entries(reply: list[Any]) -> tuple[bool, list[StreamEntry]]:
     return reply[0] == b"1", entries
 
 
+def _inbox_page(reply: list[Any]) -> InboxPage:
+    if reply[0] != b"OK":
+        return InboxPage(Reply(reply[0].decode()))
+    more, entries = _stream_entries(reply[1:])
+    return InboxPage(Reply.OK, more, entries)
+
+
 def _heartbeats(reply: list[bytes]) -> Heartbeats:
     return Heartbeats(int(reply[0]), {name.decode(errors="replace"): value for name, value in _pairs(reply[1:])})
 
@@ -811,6 +841,10 @@ def _acquired(reply: list[bytes]) -> Acquired:
     if reply[0] == b"OK":
         return Acquired(Reply.OK, reply[1].decode(), int(reply[2]), "", reply[3].decode(), reply[4].decode())
     return Acquired(Reply(reply[0].decode()), reply[1].decode(), 0, reply[2].decode())
+
+
+def _count_and_entry(reply: list[Any]) -> tuple[int, str]:
+    return reply[0], reply[1].decode()
 
 
 def _due_runs(reply: list[bytes]) -> DueRuns:

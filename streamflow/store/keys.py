@@ -18,6 +18,7 @@ class ShardKeys:
         "details",
         "done",
         "inbox",
+        "kept",
         "log",
         "number",
         "outbox",
@@ -38,7 +39,10 @@ class ShardKeys:
         self.prefix = prefix
         self.run_prefix = f"{prefix}run:"
         self.inbox = f"{prefix}inbox"
-        """Stream: messages that are not reduced yet."""
+        """Stream: messages that are not committed yet. Also a sharded pub/sub channel: who adds one rings there."""
+        self.kept = f"{prefix}kept"
+        """String: how many messages of the inbox its owner has read, and which was the last; they stay there until
+        they are committed."""
         self.waiting = f"{prefix}waiting"
         """Sorted set by their turn of the ids of runs whose starts wait: their inputs are in their records."""
         self.turns = f"{prefix}turns"
@@ -51,7 +55,7 @@ class ShardKeys:
         self.outbox = f"{prefix}outbox"
         """Stream: messages for other shards; its ids are `<epoch>-<number>`."""
         self.owner = f"{prefix}owner"
-        """Hash: token, holder, group, clock; of the owner before: delivered (the last message that it had read), final
+        """Hash: token, holder, clock; of the owner before: delivered (the last message that it had read), final
         (its last commit); of the last commit: commit (id), committed (clock), log (entry); code: the fingerprint of the
         code that all runs were last checked with."""
         self.seen = f"{prefix}seen"

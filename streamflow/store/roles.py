@@ -33,14 +33,14 @@ class Role(enum.StrEnum):
 
 class Access(msgspec.Struct, frozen=True):
     """`verbs`: scripts that it calls. `commands`: what it sends besides. `writes`, `reads`: the keys that it may read
-    and write, or only read, as patterns of a namespace. `channels`: whether it publishes or subscribes."""
+    and write, or only read, as patterns of a namespace. `channels`: those that it publishes or subscribes to."""
 
     about: str
     verbs: tuple[str, ...]
     commands: tuple[str, ...]
     writes: Callable[[NamespaceKeys], list[str]]
     reads: Callable[[NamespaceKeys], list[str]]
-    channels: bool
+    channels: Callable[[ShardKeys], list[str]]
     rare: dict[str, str] = {}
     """Verbs and commands that a usual flow doesn't show -> when they are used."""
 
@@ -77,7 +77,7 @@ _READS_OF_DAEMON = (
     *("GET", "HGET", "HMGET", "HGETALL", "HKEYS", "HLEN", "HSCAN", "LINDEX"),
     *("XRANGE", "ZCARD", "ZRANGEBYSCORE", "ZSCAN"),
 )
-_FIGURES = ("MGET", "XLEN", "XPENDING", "XINFO CONSUMERS", "XINFO GROUPS")
+_FIGURES = ("MGET", "XLEN", "XINFO CONSUMERS", "XINFO GROUPS")
 """What a daemon with `http` sends when it is asked for metrics, besides what it reads anyway."""
 _BLOCKED_READS = ("XREADGROUP", "CLIENT ID", "CLIENT UNBLOCK")
 
@@ -102,7 +102,7 @@ def _written_by_worker(keys: NamespaceKeys) -> list[str]:
         keys.ended,
         keys.suspects("*"),
         keys.queue("*", 0).stream.replace("/0}:stream", "}:*"),
-        *_of_all_shards(keys, lambda shard: [shard.inbox, shard.run("*")]),
+        *_of_all_shards(keys, lambda shard: [shard.inbox, shard.kept, shard.run("*")]),
     ]
 
 
@@ -115,20 +115,29 @@ def _written_by_client(keys: NamespaceKeys) -> list[str]:
     return _of_all_shards(
         keys,
         lambda shard: [
-            *(shard.owner, shard.inbox, shard.seen, shard.waiting, shard.turns, shard.log, shard.views),
+            *(shard.owner, shard.inbox, shard.kept, shard.seen, shard.waiting, shard.turns, shard.log, shard.views),
             *(shard.run("*"), shard.published("*"), f"{shard.prefix}index:*"),
         ],
     )
+
+
+def _rung(shard: ShardKeys) -> list[str]:
+    """Who adds messages rings."""
+    return [shard.inbox]
+
+
+def _done(shard: ShardKeys) -> list[str]:
+    return [shard.done]
+
+
+def _rung_and_done(shard: ShardKeys) -> list[str]:
+    return [shard.inbox, shard.done]
 
 
 _ALWAYS = ("SCRIPT LOAD", "INFO", "SELECT")
 _RARE_ALWAYS = {
     "SELECT": "the URL names another database than 0",
     "SCRIPT LOAD": "the server is new, was restarted, or has replaced another one, and nobody has loaded them yet",
-}
-_RARE_READS = {
-    **_RARE_ALWAYS,
-    "CLIENT UNBLOCK": "what is read has changed, so that a blocked read has to begin again",
 }
 _RARE_LOOKS = {
     "SELECT": _RARE_ALWAYS["SELECT"],
@@ -144,16 +153,26 @@ ACCESS: dict[Role, Access] = {
         about="`daemon`, `views rebuild`, and whatever a viewer does",
         verbs=(
             *("open_namespace", "store_records", "heartbeat", "acquire_shard", "release_shard", "mark_suspects"),
-            *("read_runs", "read_stream", "read_hash", "deliver_messages", "due_runs", "next_starts", "commit"),
-            *("checkpoint_views", "forget_runs", "enqueue_attempts", "report_step", "extend_steps", "store_details"),
+            *(
+                "peek_inbox",
+                "read_inbox",
+                "read_runs",
+                "read_stream",
+                "read_hash",
+                "deliver_messages",
+                "due_runs",
+                "next_starts",
+            ),
+            *("commit", "checkpoint_views", "forget_runs", "enqueue_attempts", "report_step", "extend_steps"),
+            "store_details",
             *_SEEN_BY_CLIENTS,
         ),
-        commands=(*_ALWAYS, *_READS_OF_DAEMON, *_FIGURES, *_BLOCKED_READS, "HDEL", "ZREM", *_LOOKS),
+        commands=(*_ALWAYS, *_READS_OF_DAEMON, *_FIGURES, "HDEL", "ZREM", *_LOOKS),
         writes=_everything,
         reads=_nothing,
-        channels=True,
+        channels=_rung_and_done,
         rare={
-            **_RARE_READS,
+            **_RARE_ALWAYS,
             **_RARE_LOOKS,
             "mark_suspects": "a step may have ended its process: it is noted before it is tried again",
             "GET": "the note of a daemon that has died",
@@ -172,9 +191,10 @@ ACCESS: dict[Role, Access] = {
         commands=(*_ALWAYS, "HMGET", "HGETALL", "XINFO CONSUMERS", "GET", *_BLOCKED_READS),
         writes=_written_by_worker,
         reads=_read_by_worker,
-        channels=False,
+        channels=_rung,
         rare={
-            **_RARE_READS,
+            **_RARE_ALWAYS,
+            "CLIENT UNBLOCK": "what is read has changed, so that a blocked read has to begin again",
             "XINFO CONSUMERS": "another worker has died: which partitions it had claims in",
             "restart_claims": "the server was away, or its clock has jumped",
             "mark_suspects": "a step may have ended its process: it is noted before it is tried again",
@@ -186,7 +206,7 @@ ACCESS: dict[Role, Access] = {
         commands=("SCRIPT LOAD", "GET", *_LOOKS),
         writes=_written_by_client,
         reads=_everything,
-        channels=True,
+        channels=_rung_and_done,
         rare={**_RARE_ALWAYS, **_RARE_LOOKS, "GET": "an answer to an ask whose notification was lost"},
     ),
     Role.VIEWER: Access(
@@ -195,7 +215,7 @@ ACCESS: dict[Role, Access] = {
         commands=_LOOKS,
         writes=_nothing,
         reads=_everything,
-        channels=True,
+        channels=_done,
         rare=_RARE_LOOKS,
     ),
 }
@@ -235,5 +255,5 @@ def rights(role: Role, namespace: str, durability: Durability | None = None) -> 
         commands=[rule_of(command) for command in commands],
         writes=writes,
         reads=access.reads(keys),
-        channels=_of_all_shards(keys, lambda shard: [shard.done]) if access.channels else [],
+        channels=_of_all_shards(keys, access.channels),
     )

@@ -1,7 +1,7 @@
 """Sharded pub/sub: messages of some channels, on one connection that reconnects by itself.
 
 Owns: SSUBSCRIBE, and subscribing again after a reconnection. Must not: know what the messages mean.
-Called by: `client/waiting.py`.
+Called by: `client/waiting.py`, `daemon/inbox.py`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from streamflow.machine.transition import Outcome
 from streamflow.model.codec import DECLINED, DECODE_ERRORS, UnfitArguments
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Suspects
-from streamflow.store.blocking_reads import Entry, GroupGone, InboxConnection
+from streamflow.store.blocking_reads import Entry, GroupGone, QueueConnection
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import ClaimRef, Kernel
 from streamflow.wire import QueuedStep, decode_job, stream_order
@@ -46,7 +46,7 @@ class QueueReader:
         app: App,
         store: Store,
         kernel: Kernel,
-        connection: InboxConnection,
+        connection: QueueConnection,
         claims: Claims,
         executor: StepExecutor,
         suspects: Suspects,

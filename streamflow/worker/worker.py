@@ -28,7 +28,7 @@ from streamflow.process import RESTART, stop_on_signal
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Suspects
-from streamflow.store.blocking_reads import InboxConnection
+from streamflow.store.blocking_reads import QueueConnection
 from streamflow.store.connection import Store
 from streamflow.store.kernel import WORKERS, Kernel
 from streamflow.store.keys import NamespaceKeys
@@ -148,7 +148,7 @@ class Worker:
         claims.executor = executor
         executor.tracing = find_tracing()
         claims.suspects = suspects = Suspects(executor, store, kernel, self.name)
-        connection = InboxConnection(store, WORKERS, BLOCK_MS, self.name)
+        connection = QueueConnection(store, WORKERS, BLOCK_MS, self.name)
         self.reader = reader = QueueReader(
             self.app, store, kernel, connection, claims, executor, suspects, slots=settings.concurrency
         )

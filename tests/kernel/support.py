@@ -41,7 +41,6 @@ class Shard:
         self.keys = self.namespace.shard(0)
         self.planted: set[str] = set()
         self.token = ""
-        self.group = ""
         self._commits = 0
 
     # --- to the server ------------------------------------------------------------------------------------------------
@@ -63,13 +62,13 @@ class Shard:
     async def acquire(self, nonce: str = "one", now: int = NOW) -> Acquired:
         """Take the shard from whoever has it; later commits use the token."""
         expected = (await self.plain("HGET", self.keys.owner, "token") or b"").decode()
-        taken = await self.do(self.kernel.acquire_shard(0, expected, nonce, f"member-{nonce}", f"group-{nonce}", now))
+        taken = await self.do(self.kernel.acquire_shard(0, expected, nonce, f"member-{nonce}", now))
         assert taken.code is Reply.OK
-        self.token, self.group = taken.token, f"group-{nonce}"
+        self.token = taken.token
         return taken
 
     def commit(self, batch: Batch, now: int = NOW) -> Call[Committed]:
-        return self.kernel.commit(0, self.token, self.group, batch, now)
+        return self.kernel.commit(0, self.token, batch, now)
 
     def commit_id(self) -> str:
         self._commits += 1
@@ -115,18 +114,15 @@ class Shard:
         ]
         return [group[b"name"].decode() for group in named]
 
-    async def read(self, group: str) -> list[tuple[str, dict[str, bytes]]]:
-        """What `>` gives to the group: from then on it is pending there."""
-        reply: Any = await self.plain("XREADGROUP", "GROUP", group, "me", "STREAMS", self.keys.inbox, ">")
-        return [
-            (entry_id.decode(), {name.decode(): value for name, value in fields.items()})
-            for _, entries in reply or []
-            for entry_id, fields in entries
-        ]
+    async def read(self, after: str = "0-0", count: int = 100, limit: int = 1_000_000) -> list[str]:
+        """What the owner reads behind a message: ids."""
+        page = await self.do(self.kernel.read_inbox(0, self.token, after, count, limit))
+        assert page.code is Reply.OK
+        return [entry.decode() for entry, _ in page.entries]
 
-    async def pending(self, group: str) -> int:
-        summary: Any = await self.plain("XPENDING", self.keys.inbox, group)
-        return summary["pending"] if isinstance(summary, dict) else summary[0]
+    async def kept(self) -> str:
+        """How many messages the owner has read that are in the inbox, and the last that it has read."""
+        return (await self.plain("GET", self.keys.kept) or b"").decode()
 
     async def inbox(self) -> list[dict[str, bytes]]:
         return [fields for _, fields in await self.stream(self.keys.inbox)]
@@ -178,16 +174,16 @@ class Shard:
         return answer
 
     async def assert_wrong_types_leave_nothing_half_written(self, call: Call[Any]) -> None:
-        """Send the call once for each of its keys, with a string in that key's place."""
+        """Send the call once for each of its keys, with a string in that key's place, or a list in that of a string."""
         for key in dict.fromkeys(call.keys):
             existed = await self.plain("EXISTS", key)
             if existed:
                 await self.plain("RENAME", key, f"{key}~aside")
             self.planted.add(key)
-            await self.plain("SET", key, "a string")
+            await self.plain(*(("RPUSH", key, "a list") if key == self.keys.kept else ("SET", key, "a string")))
             answer = await self.assert_changes_nothing(call)
             if not (isinstance(answer, Committed) and answer.code is Reply.CONFLICT):
-                assert isinstance(answer, Exception), f"{key} as a string: {answer}"
+                assert isinstance(answer, Exception), f"{key} of another type: {answer}"
                 assert "WRONGTYPE" in str(answer)
             await self.plain("DEL", key)
             if existed:
@@ -214,6 +210,7 @@ def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
         rf"{shard}(inbox|log|outbox|poison)": "stream",
         rf"{shard}(owner|seen|views|steps|details)": "hash",
         rf"{shard}(agenda|waiting|turns)": "zset",
+        rf"{shard}kept": "string",
         rf"{shard}run:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "list",
         rf"{shard}index:({'|'.join(LISTED)}):{name}": "zset",
         rf"{shard}index:tenant:{name}": "zset",

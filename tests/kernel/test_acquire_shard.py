@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import anyio
 import pytest
 
 from streamflow.store.kernel import Batch, Reply
-from tests.kernel.support import FUTURE, NOW, Shard, until
+from tests.kernel.support import FUTURE, NOW, Shard
 
 pytestmark = pytest.mark.anyio
 
 
-async def read_new(shard: Shard, group: str) -> list[bytes]:
-    """Ids of the runs whose messages `>` gives to the group."""
-    return [fields["run"] for _, fields in await shard.read(group)]
+async def read_new(shard: Shard) -> list[bytes]:
+    """Ids of the runs whose messages the present owner reads."""
+    page = await shard.do(shard.kernel.read_inbox(0, shard.token, "0-0", 100, 1_000_000))
+    return [fields[b"run"] for _, fields in page.entries]
 
 
 async def test_a_shard_that_nobody_had_gets_an_owner_with_the_clock_as_epoch(shard: Shard) -> None:
-    taken = await shard.do(shard.kernel.acquire_shard(0, "", "nonce", "member", "group", NOW))
+    taken = await shard.do(shard.kernel.acquire_shard(0, "", "nonce", "member", NOW))
     assert (taken.code, taken.token, taken.clock) == (Reply.OK, f"{NOW}:nonce", NOW)
     owner = {
         "token": f"{NOW}:nonce",
         "holder": "member",
-        "group": "group",
         "clock": str(NOW),
         "delivered": "",
         "final": "",
@@ -33,38 +32,37 @@ async def test_a_shard_that_nobody_had_gets_an_owner_with_the_clock_as_epoch(sha
 async def test_the_next_owner_learns_what_the_last_one_had_read(shard: Shard) -> None:
     assert (await shard.acquire("one")).delivered == ""
     await shard.start("r1", "r2")
-    await shard.read("group-one")
+    await shard.read()
     entries = [entry_id for entry_id, _ in await shard.stream(shard.keys.inbox)]
     await shard.start("r3")
-    take = shard.kernel.acquire_shard(0, shard.token, "two", "member-two", "group-two", NOW)
+    take = shard.kernel.acquire_shard(0, shard.token, "two", "member-two", NOW)
     assert [(await shard.do(take)).delivered for _ in range(2)] == [entries[-1]] * 2
 
 
 async def test_the_next_owner_learns_which_commit_was_the_last(shard: Shard) -> None:
     assert (await shard.acquire("one")).final == ""
     await shard.do(shard.commit(Batch("c7", plans=[("r1", NOW)])))
-    take = shard.kernel.acquire_shard(0, shard.token, "two", "member-two", "group-two", NOW)
+    take = shard.kernel.acquire_shard(0, shard.token, "two", "member-two", NOW)
     assert [(await shard.do(take)).final for _ in range(2)] == ["c7"] * 2
 
 
 async def test_an_acquire_that_is_sent_again_has_the_same_answer(shard: Shard) -> None:
     await shard.start("r1")
-    take = shard.kernel.acquire_shard(0, "", "nonce", "member", "group", NOW)
+    take = shard.kernel.acquire_shard(0, "", "nonce", "member", NOW)
     first = await shard.do(take)
-    await read_new(shard, "group")
+    shard.token = first.token
+    await read_new(shard)
     assert await shard.assert_changes_nothing(take) == first
 
 
 async def test_an_owner_that_the_caller_did_not_see_is_a_conflict_that_names_it(shard: Shard) -> None:
     await shard.acquire("one")
-    answer = await shard.assert_changes_nothing(
-        shard.kernel.acquire_shard(0, "", "two", "member-two", "group-two", NOW)
-    )
+    answer = await shard.assert_changes_nothing(shard.kernel.acquire_shard(0, "", "two", "member-two", NOW))
     assert (answer.code, answer.token, answer.holder) == (Reply.CONFLICT, f"{NOW}:one", "member-one")
 
 
 async def test_an_expected_owner_of_a_shard_that_has_none_is_a_conflict(shard: Shard) -> None:
-    answer = await shard.assert_changes_nothing(shard.kernel.acquire_shard(0, "5:gone", "two", "member", "group", NOW))
+    answer = await shard.assert_changes_nothing(shard.kernel.acquire_shard(0, "5:gone", "two", "member", NOW))
     assert (answer.code, answer.token, answer.holder) == (Reply.CONFLICT, "", "")
 
 
@@ -89,10 +87,10 @@ async def test_the_clock_never_goes_behind_what_the_last_owner_stored(shard: Sha
 async def test_what_the_old_owner_had_read_is_new_for_the_next_one(shard: Shard) -> None:
     await shard.acquire("one")
     await shard.start("r1", "r2")
-    assert await read_new(shard, "group-one") == [b"r1", b"r2"]
+    assert await read_new(shard) == [b"r1", b"r2"]
     await shard.start("r3")
     await shard.acquire("two")
-    assert await read_new(shard, "group-two") == [b"r1", b"r2", b"r3"]
+    assert await read_new(shard) == [b"r1", b"r2", b"r3"]
 
 
 async def test_what_the_old_owner_had_committed_does_not_come_again(shard: Shard) -> None:
@@ -101,32 +99,26 @@ async def test_what_the_old_owner_had_committed_does_not_come_again(shard: Shard
     (first, _), _ = await shard.stream(shard.keys.inbox)
     await shard.do(shard.commit(Batch("c", acks=[first])))
     await shard.acquire("two")
-    assert await read_new(shard, "group-two") == [b"r2"]
+    assert await read_new(shard) == [b"r2"]
 
 
-async def test_the_old_owners_group_is_deleted_so_it_reads_nothing_more(shard: Shard) -> None:
+async def test_the_old_owner_reads_nothing_more(shard: Shard) -> None:
     await shard.acquire("one")
+    old = shard.token
+    await shard.start("r1")
     await shard.acquire("two")
-    assert await shard.groups(shard.keys.inbox) == ["group-two"]
+    page = await shard.assert_changes_nothing(shard.kernel.read_inbox(0, old, "0-0", 100, 1_000_000))
+    assert (page.code, page.entries) == (Reply.FENCED, [])
+    assert await read_new(shard) == [b"r1"]
 
 
 async def test_an_owner_that_acquires_its_shard_again_reads_uncommitted_entries(shard: Shard) -> None:
-    await shard.do(shard.kernel.acquire_shard(0, "", "one", "member", "group", NOW))
-    await shard.start("r1")
-    await read_new(shard, "group")
-    again = await shard.do(shard.kernel.acquire_shard(0, f"{NOW}:one", "two", "member", "group", NOW))
-    assert again.code is Reply.OK
-    assert await read_new(shard, "group") == [b"r1"]
-
-
-async def test_a_group_that_outlived_the_owner_record_is_no_obstacle(shard: Shard) -> None:
     await shard.acquire("one")
     await shard.start("r1")
-    await read_new(shard, "group-one")
-    await shard.plain("DEL", shard.keys.owner)
-    taken = await shard.do(shard.kernel.acquire_shard(0, "", "next", "member", "group-one", NOW))
-    assert taken.code is Reply.OK
-    assert await read_new(shard, "group-one") == [b"r1"]
+    assert await read_new(shard) == [b"r1"]
+    await shard.acquire("two")
+    assert await shard.kept() == "", "nothing counts as read"
+    assert await read_new(shard) == [b"r1"]
 
 
 async def test_the_last_commit_of_the_old_owner_is_no_duplicate_for_the_next(shard: Shard) -> None:
@@ -136,31 +128,7 @@ async def test_the_last_commit_of_the_old_owner_is_no_duplicate_for_the_next(sha
     assert (await shard.do(shard.commit(Batch("same id")))).code is Reply.OK
 
 
-async def test_a_blocked_read_of_the_old_owner_ends_and_swallows_nothing(real_shard: Shard) -> None:
-    shard = real_shard
-    await shard.acquire("one")
-    old = shard.store.link()
-    refusals: list[str] = []
-
-    async def read_as_a_paused_owner() -> None:
-        command = ("XREADGROUP", "GROUP", "group-one", "me", "BLOCK", 20_000, "STREAMS", shard.keys.inbox, ">")
-        refusals.extend(str(reply) for reply in await old.exchange([command], wait=20))
-
-    async def blocked() -> bool:
-        return b"cmd=xreadgroup" in await shard.plain("CLIENT", "LIST")
-
-    with anyio.fail_after(10):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(read_as_a_paused_owner)
-            await until(blocked, "the old owner's read is blocked")
-            await shard.acquire("two")
-    assert len(refusals) == 1
-    assert "NOGROUP" in refusals[0]
-    await shard.start("r1")
-    assert await read_new(shard, "group-two") == [b"r1"]
-
-
 async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
     await shard.acquire("one")
-    take = shard.kernel.acquire_shard(0, shard.token, "two", "member", "group-two", NOW)
+    take = shard.kernel.acquire_shard(0, shard.token, "two", "member", NOW)
     await shard.assert_wrong_types_leave_nothing_half_written(take)

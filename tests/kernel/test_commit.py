@@ -41,7 +41,7 @@ async def prepared(shard: Shard) -> Batch:
     """A shard with an owner, three runs whose starts have been read, one message in the outbox, and a full batch."""
     await shard.acquire()
     await shard.start("r1", "r2", "r3")
-    await shard.read(shard.group)
+    await shard.read()
     before = Batch("before", plans=[("r2", -1)], sends=[Send("6-1", b"old")])
     assert (await shard.do(shard.commit(before))).code is Reply.OK
     return await full_batch(shard)
@@ -62,7 +62,7 @@ async def test_every_part_of_a_batch_is_written(shard: Shard) -> None:
         (committed.entry, {f"-{batch.poisons[0].message_id}": b"event", "r1": NOTE, "r2": b"short"})
     ]
     assert await shard.inbox() == []
-    assert await shard.pending(shard.group) == 0
+    assert (await shard.kept()).startswith("0 ")
     assert await shard.listed(keys.agenda) == {"r1": NOW + 500}
     assert await shard.listed(keys.index("running", "flow")) == {"r1": NOW, "r3": NOW}
     assert await shard.listed(keys.index("completed", "flow")) == {"r2": NOW + 1}
@@ -149,10 +149,10 @@ async def test_moves_add_a_run_to_a_listing_remove_it_or_do_both(shard: Shard) -
 async def test_a_message_that_was_acknowledged_is_not_read_again(shard: Shard) -> None:
     await shard.acquire()
     await shard.start("r1", "r2")
-    (first, _), _ = await shard.read(shard.group)
+    first, second = await shard.read()
     await shard.do(shard.commit(Batch("c", acks=[first])))
     assert [message["run"] for message in await shard.inbox()] == [b"r2"]
-    assert await shard.pending(shard.group) == 1
+    assert await shard.kept() == f"1 {second}"
 
 
 async def test_the_quarantine_keeps_about_its_newest_thousand(shard: Shard) -> None:
@@ -367,12 +367,12 @@ async def test_a_stale_owner_is_fenced_even_with_a_commit_that_it_had_done(shard
 async def test_an_owner_of_the_same_epoch_with_another_nonce_is_fenced(shard: Shard) -> None:
     batch = await prepared(shard)
     epoch = shard.token.partition(":")[0]
-    answer = await shard.assert_changes_nothing(shard.kernel.commit(0, f"{epoch}:zombie", shard.group, batch, NOW))
+    answer = await shard.assert_changes_nothing(shard.kernel.commit(0, f"{epoch}:zombie", batch, NOW))
     assert answer.code is Reply.FENCED
 
 
 async def test_a_shard_that_nobody_took_fences_every_commit(shard: Shard) -> None:
-    answer = await shard.assert_changes_nothing(shard.kernel.commit(0, "1:x", "group", Batch("c"), NOW))
+    answer = await shard.assert_changes_nothing(shard.kernel.commit(0, "1:x", Batch("c"), NOW))
     assert (answer.code, answer.conflicts) == (Reply.FENCED, [""])
 
 
@@ -401,7 +401,7 @@ async def test_the_clock_is_the_owners_and_never_goes_back(shard: Shard) -> None
     await shard.acquire()
     steps = [(NOW + 1, NOW + 1), (FUTURE, FUTURE), (FUTURE + 1, FUTURE + 1), (NOW, FUTURE + 1)]
     for number, (now, clock) in enumerate(steps):
-        committed = await shard.do(shard.kernel.commit(0, shard.token, shard.group, Batch(f"c{number}"), now))
+        committed = await shard.do(shard.kernel.commit(0, shard.token, Batch(f"c{number}"), now))
         assert committed.clock == clock
         assert (await shard.owner())["clock"] == str(clock)
 
@@ -474,8 +474,8 @@ async def test_a_transition_of_many_messages_takes_them_all_out_of_the_inbox(sha
     await shard.start("r1")
     posts = [Message("signal", "r1", b"x")] * 2500
     await shard.do(shard.kernel.post_messages(0, "client", 1, posts, NOW))
-    acks = [entry for entry, _ in await shard.read(shard.group)]
+    acks = await shard.read(count=3000)
     assert len(acks) == 2501
     await shard.advance("r1", acks=acks[:2400])
     assert [entry for entry, _ in await shard.stream(shard.keys.inbox)] == acks[2400:]
-    assert await shard.pending(shard.group) == 101
+    assert (await shard.kept()).startswith("101 ")

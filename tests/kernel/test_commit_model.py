@@ -207,7 +207,7 @@ class Differential:
         batch.sends = [Send(f"{number}-{n}", b"") for n in range(1, command.sends + 1)]
         batch.sent = model.outbox[: command.sent]
         token = self.tokens[-2] if command.late and len(self.tokens) > 1 else self.tokens[-1]
-        call = self.shard.kernel.commit(0, token, self.shard.group, batch, self.now)
+        call = self.shard.kernel.commit(0, token, batch, self.now)
         first, *again = await self.send(call, command.resend)
         self.answers.update(answer.code for answer in (first, *again))
 
@@ -300,13 +300,12 @@ class Differential:
 
     async def acquire(self, command: Acquire) -> None:
         model, nonce = self.model, f"n{next(self.numbers)}"
-        call = self.shard.kernel.acquire_shard(0, model.token, nonce, "member", f"g{nonce}", self.now)
+        call = self.shard.kernel.acquire_shard(0, model.token, nonce, "member", self.now)
         answers = await self.send(call, command.resend)
         epoch = int(model.token.partition(":")[0] or 0)
         model.clock = max(model.clock, self.now)
         model.token = f"{max(epoch + 1, model.clock)}:{nonce}"
         assert {answer.token for answer in answers} == {model.token}
-        self.shard.group = f"g{nonce}"
         self.tokens.append(model.token)
 
     async def stored(self) -> Model:

@@ -183,14 +183,14 @@ async def test_short_memory_refuses_new_work_and_lets_running_work_finish(own: S
     await own.acquire()
     await own.start("r1")
     write = await own.write_of("r1", "completed")
-    entries = await own.read(own.group)
+    entries = await own.read()
     await own.plain("CONFIG", "SET", "maxmemory", 1)
 
     before = await own.dump()
     with pytest.raises(StoreFull, match="start_runs: the server is out of memory"):
         await own.start("r2")
     assert await own.dump() == before
-    batch = Batch("finish", runs=[write], acks=[entry for entry, _ in entries])
+    batch = Batch("finish", runs=[write], acks=entries)
     committed = await own.do(own.commit(batch))
     assert committed.code is Reply.OK
     assert await own.inbox() == []

@@ -161,7 +161,7 @@ def commit(n: dict[str, int]) -> Call[Any]:
         puts=[Put(SHARD.published("<id>"), "<field>", b"<value>")] * n["put"],
         notification=b"<notification>",
     )
-    return KERNEL.commit(0, "<token>", "<group>", batch, "<now>")
+    return KERNEL.commit(0, "<token>", batch, "<now>")
 
 
 def commit_values(n: dict[str, int]) -> dict[str, Any]:
@@ -235,7 +235,7 @@ VERBS: dict[str, Verb] = {
         lambda n: KERNEL.read_transitions(0, [("<id>", "<created>", "<number>")] * n["transition"], "<limit>"),
         {"transition": ("transition",)},
     ),
-    "acquire_shard": Verb(lambda _: KERNEL.acquire_shard(0, "<expected>", "<nonce>", "<holder>", "<group>", "<now>")),
+    "acquire_shard": Verb(lambda _: KERNEL.acquire_shard(0, "<expected>", "<nonce>", "<holder>", "<now>")),
     "release_shard": Verb(
         lambda n: KERNEL.release_shard(0, "<token>", lent(n)),
         {"lent": ("lent step",)},
@@ -248,6 +248,8 @@ VERBS: dict[str, Verb] = {
     ),
     "mark_suspects": Verb(lambda _: KERNEL.mark_suspects("<member>", "<seconds>", b"<body>")),
     "due_runs": Verb(lambda _: KERNEL.due_runs(0, "<token>", "<limit>", "<now>")),
+    "peek_inbox": Verb(lambda _: KERNEL.peek_inbox(0)),
+    "read_inbox": Verb(lambda _: KERNEL.read_inbox(0, "<token>", "<after>", "<count>", "<limit>")),
     "next_starts": Verb(lambda _: KERNEL.next_starts(0, "<token>", "<limit>")),
     "commit": Verb(
         commit,
@@ -334,7 +336,7 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
         fixed = len(layout(path_of(name), "KEYS").fixed)
         if name in ("report_outcome", "report_step"):
             of_steps = [SHARD.steps, SHARD.details] if name == "report_step" else []
-            assert call.keys == [SHARD.inbox, SHARD.run("<id>"), *of_steps]
+            assert call.keys == [SHARD.inbox, SHARD.kept, SHARD.run("<id>"), *of_steps]
         elif name == "mark_suspects":
             assert call.keys == [KEYS.suspects("<member>")]
         elif name in OF_QUEUES:
@@ -402,6 +404,7 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
         "post_messages",
     }
     assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {
+        "peek_inbox",
         "peek_runs",
         "read_hash",
         "read_runs",

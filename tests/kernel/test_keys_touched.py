@@ -93,9 +93,9 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     yield "open_namespace", kernel.open_namespace(4, Partition.RUN, workflows=[("flow", b"{}")])
     yield "store_records", kernel.store_records([Put(shard.namespace.queues, "gpu", b"8")])
     yield "heartbeat", kernel.heartbeat("one", b"1", [("two", b"1")])
-    yield "acquire_shard", kernel.acquire_shard(0, "", "nonce", "member", "old-group", NOW)
-    yield "acquire_shard", kernel.acquire_shard(0, f"{NOW}:nonce", "nonce-2", "member", "group", NOW)
-    shard.token, shard.group = f"{NOW + 1}:nonce-2", "group"
+    yield "acquire_shard", kernel.acquire_shard(0, "", "nonce", "member", NOW)
+    yield "acquire_shard", kernel.acquire_shard(0, f"{NOW}:nonce", "nonce-2", "member", NOW)
+    shard.token = f"{NOW + 1}:nonce-2"
     yield "start_runs", kernel.start_runs(0, [Start("r1", "flow", "acme", b"x"), Start("r2", "other", "", b"x")], NOW)
     yield (
         "post_messages",
@@ -127,6 +127,8 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         cuts=[(0, b"logged")],
         notification=b"news",
     )
+    yield "peek_inbox", kernel.peek_inbox(0)
+    yield "read_inbox", kernel.read_inbox(0, shard.token, "0-0", 100, 1_000_000)
     yield "commit", shard.commit(batch)
     yield "next_starts", kernel.next_starts(0, shard.token, 10)
     yield "due_runs", kernel.due_runs(0, shard.token, 10, NOW)

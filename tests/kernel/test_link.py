@@ -15,7 +15,7 @@ import pytest
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.store import connection, link
-from streamflow.store.blocking_reads import InboxConnection
+from streamflow.store.blocking_reads import QueueConnection
 from streamflow.store.connection import Call, Store
 from streamflow.store.subscription import Subscription
 from tests.kernel.support import until
@@ -105,7 +105,7 @@ async def test_blocked_reads_leave_a_demoted_server(
     found: list[str] = []
     lost = anyio.Event()
     async with opened(line.url) as store, anyio.create_task_group() as tasks:
-        reads = InboxConnection(store, "group", 20_000)
+        reads = QueueConnection(store, "group", 20_000, "consumer")
         subscription = Subscription(store, lambda _, data: messages.append(data), lost.set)
 
         async def read_inbox() -> None:

@@ -44,7 +44,7 @@ async def test_after_the_release_the_old_token_commits_nothing(shard: Shard) -> 
 async def test_the_next_owner_takes_the_released_shard_with_a_higher_epoch(shard: Shard) -> None:
     await shard.acquire("one")
     await shard.do(shard.kernel.release_shard(0, shard.token))
-    taken = await shard.do(shard.kernel.acquire_shard(0, f"{NOW}:", "two", "member", "group", NOW))
+    taken = await shard.do(shard.kernel.acquire_shard(0, f"{NOW}:", "two", "member", NOW))
     assert (taken.code, taken.token) == (Reply.OK, f"{NOW + 1}:two")
 
 

@@ -110,7 +110,6 @@ def signal(entry_id: str, run_id: str, name: str, value: object = None) -> Inbox
 def put(shard: OwnedShard, *messages: InboxMessage) -> None:
     """Into the shard's memory, as the inbox reader does it."""
     for message in messages:
-        shard.known.add(message.id)
         shard.inbox.append(message)
 
 
@@ -165,13 +164,13 @@ class CommitCounts(NamedTuple):
 
 
 def counts_of(commit: Call[Any]) -> CommitCounts:
-    return CommitCounts(*struct.unpack(">10I", commit.args[6]))
+    return CommitCounts(*struct.unpack(">10I", commit.args[5]))
 
 
 def runs_of(commit: Call[Any]) -> dict[str, tuple[bytes, bytes, bytes]]:
     """The new header, the state and the transition of each run."""
     counts, args = counts_of(commit), commit.args
-    ids = [key.rpartition(":")[2] for key in commit.keys[6 + counts.indexes + counts.puts :]]
+    ids = [key.rpartition(":")[2] for key in commit.keys[7 + counts.indexes + counts.puts :]]
     first = len(args) - 2 * (counts.states + counts.puts)
     states = {args[first + 2 * n]: args[first + 2 * n + 1] for n in range(counts.states)}
-    return {run_id: (args[8 + 3 * n], states.get(n + 1, b""), args[9 + 3 * n]) for n, run_id in enumerate(ids)}
+    return {run_id: (args[7 + 3 * n], states.get(n + 1, b""), args[8 + 3 * n]) for n, run_id in enumerate(ids)}

@@ -121,7 +121,17 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
         keys.view("oldest"),
         *(keys.view(view.name) for view in VIEWS),
     ]
-    names += [shard.inbox, shard.log, shard.agenda, shard.outbox, shard.owner, shard.seen, shard.poison, shard.views]
+    names += [
+        shard.inbox,
+        shard.kept,
+        shard.log,
+        shard.agenda,
+        shard.outbox,
+        shard.owner,
+        shard.seen,
+        shard.poison,
+        shard.views,
+    ]
     names += [shard.steps, shard.details, shard.waiting, shard.turns]
     names += [shard.published(an_id), shard.answer(an_id), shard.attribute(a_name, a_value)]
     names += [shard.run(an_id), shard.tenant(a_name), *(shard.index(status, a_name) for status in LISTED)]

@@ -33,9 +33,7 @@ class Owner:
         shard = (await client.read_namespace()).shard_of(run_id)
         now = int(time.time() * 1000)
         if shard not in self.tokens:
-            taken = await client.store.one(
-                kernel.acquire_shard(shard, "", secrets.token_hex(4), "test", f"g{shard}", now)
-            )
+            taken = await client.store.one(kernel.acquire_shard(shard, "", secrets.token_hex(4), "test", now))
             assert taken.code is Reply.OK
             self.tokens[shard] = taken.token
         [(line, _)] = await client.store.one(kernel.peek_runs(shard, [run_id]))
@@ -64,7 +62,7 @@ class Owner:
             batch.notification = msgspec.msgpack.encode(
                 [(name, payload if payloads else b"") for name, payload in notifications]
             )
-        committed = await client.store.one(kernel.commit(shard, self.tokens[shard], f"g{shard}", batch, now))
+        committed = await client.store.one(kernel.commit(shard, self.tokens[shard], batch, now))
         assert committed.code is Reply.OK
 
     async def asked(self, run_id: str) -> AskReceived:

@@ -122,7 +122,7 @@ class Traffic:
 def messages_of(commit: Call[Any]) -> int:
     """How many messages its entries for the outbox have."""
     counts = counts_of(commit)
-    first = 7 + 3 * len(runs_of(commit)) + counts.acks + 2 * counts.plans + 4 * counts.moves
+    first = 6 + 3 * len(runs_of(commit)) + counts.acks + 2 * counts.plans + 4 * counts.moves
     return sum(len(decode_outbox(entry)) for entry in commit.args[first + 1 : first + 2 * counts.sends : 2])
 
 

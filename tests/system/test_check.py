@@ -69,9 +69,11 @@ def test_a_user_with_exactly_the_needed_keys_passes(admin: Redis, server: Embedd
         (["-xadd"], ["may not use XADD: allow +xadd"]),
         (["-xgroup|create"], ["may not use XGROUP CREATE: allow +xgroup|create"]),
         (["-hset", "-zrem"], ["HSET", "ZREM"]),
-        (["-xreadgroup"], ["may not use XREADGROUP"]),
-        (["-client"], ["may not use CLIENT ID: allow +client|id", "CLIENT UNBLOCK"]),
-        (["resetchannels"], ["may not use these channels"]),
+        (["-xrange"], ["may not use XRANGE"]),
+        (["-ssubscribe"], ["may not use SSUBSCRIBE: allow +ssubscribe"]),
+        (["-spublish"], ["may not use SPUBLISH: allow +spublish"]),
+        (["resetchannels"], [":inbox", ":done"]),
+        (["resetchannels", "&sf:{*}:done"], ["may not use these channels"]),
         (["resetkeys", "~other*"], ["may not use these keys", "may not use these keys"]),
         (["-evalsha"], ["may not use EVALSHA: allow +evalsha"]),
         (["-eval_ro", "-xadd"], ["may not use EVAL_RO", "may not use XADD"]),
@@ -85,6 +87,15 @@ def test_each_permission_that_is_missing_is_named(
     assert [about for about, _ in found] == ["permissions"] * len(expected)
     for part in expected:
         assert any(part in message for _, message in found), found
+
+
+def test_what_only_a_worker_needs_is_asked_of_a_worker(admin: Redis, server: EmbeddedServer, namespace: str) -> None:
+    url = allow(admin, server, namespace, "-xreadgroup", "-client")
+    words = ("check", "--redis", url, "--namespace", namespace, "--json")
+    assert findings(invoke(*words)) == []
+    lacking = ("CLIENT ID: allow +client|id", "CLIENT UNBLOCK: allow +client|unblock", "XREADGROUP: allow +xreadgroup")
+    expected = [("permissions", f"the user may not use {command}") for command in lacking]
+    assert findings(invoke(*words, "--role", "worker")) == expected
 
 
 def test_the_user_of_another_role_is_told_in_one_line(admin: Redis, server: EmbeddedServer, namespace: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 import streamflow as sf
 from streamflow import loops
 from streamflow.daemon import retention
-from streamflow.daemon.inbox import Lane
+from streamflow.daemon.inbox import InboxReader
 from streamflow.daemon.membership import Membership
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.relay import Relay
@@ -73,8 +73,9 @@ DAEMON: list[tuple[str, type, str]] = [
     ("owner", Owner, "run_once"),
     ("owner", Owner, "_take_batches"),
     ("owner", Owner, "_take_due_runs"),
-    ("inbox", Lane, "run_once"),
-    ("inbox", Lane, "_buffer"),
+    ("inbox", InboxReader, "run_once"),
+    ("inbox", InboxReader, "_buffer"),
+    ("inbox subscriptions", InboxReader, "subscribe_once"),
     ("relay", Relay, "run_once"),
     ("heartbeats", Membership, "_heartbeat"),
     ("rebalancing", Membership, "_hand_over"),

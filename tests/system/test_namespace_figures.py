@@ -20,7 +20,6 @@ from streamflow.wire import Heartbeat
 
 pytestmark = pytest.mark.anyio
 
-SESSION = "s1"
 app = sf.App()
 
 
@@ -34,7 +33,7 @@ async def figures(
     client: sf.Client, embedded_server: EmbeddedServer, namespace: str
 ) -> AsyncIterator[NamespaceFigures]:
     clock = DaemonClock(time.time() * 1000)
-    made = NamespaceFigures(embedded_server.url, client.keys, 4, SESSION, app, clock)
+    made = NamespaceFigures(embedded_server.url, client.keys, 4, app, clock)
     yield made
     await made.close()
 
@@ -59,8 +58,6 @@ async def test_lags_are_those_of_the_shards_that_it_owns(client: sf.Client, figu
         keys = client.keys.shard(shard)
         await send(client, "XADD", keys.inbox, f"{now - seconds * 1000}-0", "kind", "signal")
         await send(client, "XADD", keys.inbox, f"{now - 1000}-0", "kind", "signal")
-        await send(client, "XGROUP", "CREATE", keys.inbox, SESSION, "0")
-        await send(client, "XREADGROUP", "GROUP", SESSION, "c", "COUNT", 1, "STREAMS", keys.inbox, ">")
         await send(client, "ZADD", keys.agenda, now - seconds * 2000, "late", now + 10**9, "later", -1, "in-flight")
     found = await read(figures, 0, 1)
     assert value(found, catalog.INBOX_MESSAGES) == 4

@@ -85,6 +85,7 @@ GARBAGE: dict[str, tuple[dict[str, bytes], str]] = {
 async def put(client: sf.Client, keys: ShardKeys, fields: dict[str, bytes]) -> None:
     words = [word for pair in fields.items() for word in pair]
     await client.store.one(Call.plain("XADD", keys.inbox, "*", *words))
+    await client.store.one(Call.plain("SPUBLISH", keys.inbox, ""))
 
 
 async def quarantined(client: sf.Client, keys: ShardKeys, count: int = 1) -> list[dict[bytes, bytes]]:

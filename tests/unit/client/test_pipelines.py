@@ -32,11 +32,11 @@ class FakeStore:
 
     def answer(self, call: Call[Any]) -> Any:
         if call.script == "start_runs":
-            return [b""] * ((len(call.keys) - 2) // 3)
+            return [b""] * ((len(call.keys) - 5) // 3)
         if call.script == "peek_runs":
             return [(key.encode(), b"") for key in call.keys]
         if call.script == "post_messages":
-            return "a" * (len(call.keys) - 3)
+            return "a" * (len(call.keys) - 4)
         return call.args[0]
 
     @property

@@ -1,8 +1,9 @@
-"""Reading inboxes: what is new, what is pending after an error, and whose group is gone."""
+"""Reading inboxes: what rang, what a lost reply carried, and whose shard is lost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import anyio
 import pytest
@@ -11,257 +12,385 @@ from streamflow.daemon import inbox
 from streamflow.daemon.inbox import InboxReader
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.starts import Starts
-from streamflow.errors import StoreUnavailable
-from streamflow.store.blocking_reads import Entry, GroupGone
-from tests.support.fakes import owned
+from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.store.connection import Call
+from streamflow.store.kernel import InboxPage, Reply, StreamEntry
+from tests.support.fakes import KERNEL, owned
 
 pytestmark = pytest.mark.anyio
 
+FENCED = InboxPage(Reply.FENCED)
 
-class FakeConnection:
-    """Answers reads from a list, then waits; notes what was asked for."""
+
+class FakeStore:
+    """Answers reads from a list for each inbox, then with nothing; notes what was asked for."""
 
     def __init__(self) -> None:
-        self.answers: list[list[Entry] | Exception] = []
-        self.asked: list[tuple[list[str], bool]] = []
-        self.counts: list[int] = []
-        self.gone: set[str] = set()
-        self.interrupted = 0
-        self.during = lambda: None
+        self.pages: dict[str, list[InboxPage | StoreError]] = {}
+        self.asked: list[list[str]] = []
+        self.after: list[list[str]] = []
+        self.limits: list[tuple[int, int]] = []
+        self.cut = False
+        self.during: Callable[[], object] = lambda: None
 
-    async def read(self, streams: Sequence[str], count: int, *, pending: bool) -> list[Entry]:
-        self.asked.append((list(streams), pending))
-        self.counts.append(count)
+    async def send(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        self.asked.append([call.keys[1] for call in calls])
+        self.after.append([call.args[1] for call in calls])
+        self.limits.append((calls[0].args[2], calls[0].args[3]))
         self.during()
-        if self.gone & set(streams):
-            raise GroupGone("NOGROUP")
-        if not self.answers:
-            return []
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        if self.cut:
+            raise StoreUnavailable("cut")
+        return [self.pages[key].pop(0) if self.pages.get(key) else InboxPage(Reply.OK) for key in self.asked[-1]]
 
-    async def interrupt(self) -> None:
-        self.interrupted += 1
+    def link(self) -> Any:
+        return None
+
+
+class FakeBell:
+    """A subscription that is confirmed at once."""
+
+    def __init__(self) -> None:
+        self.channels: list[str] = []
+        self.refusal: StoreError | None = None
+        self.refused: set[str] = set()
+
+    def is_confirmed(self, channel: str) -> bool:
+        return channel not in self.refused
+
+    async def add_all(self, channels: list[str]) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.channels += [channel for channel in channels if channel not in self.channels]
+
+    async def remove(self, channel: str) -> None:
+        self.channels.remove(channel)
 
 
 class Bench:
     def __init__(self, *shards: OwnedShard) -> None:
         self.shards = {shard.number: shard for shard in shards}
-        self.connection = FakeConnection()
+        self.store = FakeStore()
+        self.bell = FakeBell()
         self.notified: list[int] = []
-        self.gone: list[int] = []
+        self.lost: list[int] = []
         self.starts = Starts(16)
         self.reader = InboxReader(
-            [self.connection],  # type: ignore[list-item]
+            self.store,  # type: ignore[arg-type]
+            KERNEL,
             self.shards,
             self.starts,
             lambda shard: self.notified.append(shard.number),
-            lambda shard: self.gone.append(shard.number),
+            lambda shard: self.lost.append(shard.number),
         )
-        [self.lane] = self.reader._lanes
+        self.reader._bell = self.bell  # type: ignore[assignment]
+
+    async def subscribed(self) -> None:
+        self.reader.shards_changed()
+        await self.reader.subscribe_once()
+
+    def ring(self, shard: OwnedShard) -> None:
+        self.reader._rung(shard.keys.inbox.encode(), b"")
+
+    def answer(self, shard: OwnedShard, *entries: StreamEntry, more: bool = False) -> None:
+        self.store.pages.setdefault(shard.keys.inbox, []).append(InboxPage(Reply.OK, more, list(entries)))
+
+    async def read(self) -> None:
+        with anyio.fail_after(10):
+            await self.reader.run_once()
+
+    async def is_idle(self) -> bool:
+        with anyio.move_on_after(0.02) as waiting:
+            await self.reader.run_once()
+        return waiting.cancelled_caught
 
 
-def entry(shard: OwnedShard, entry_id: str, run: str = "r") -> Entry:
-    return shard.keys.inbox, entry_id, {b"kind": b"signal", b"run": run.encode(), b"body": b"x"}
+def entry(entry_id: str, run: str = "r", body: bytes = b"x") -> StreamEntry:
+    return entry_id.encode(), {b"kind": b"signal", b"run": run.encode(), b"body": body}
 
 
 def ids(shard: OwnedShard) -> list[str]:
     return [message.id for message in shard.inbox]
 
 
-async def test_what_is_read_goes_to_its_shard_and_the_owner_is_notified() -> None:
+async def ready(*shards: OwnedShard) -> Bench:
+    """All channels are subscribed, and all inboxes were read once."""
+    it = Bench(*shards)
+    await it.subscribed()
+    await it.read()
+    it.store.asked.clear()
+    it.store.after.clear()
+    it.store.limits.clear()
+    return it
+
+
+async def test_a_shard_is_read_for_the_first_time_once_its_channel_is_subscribed() -> None:
     one, two = owned(1), owned(2)
     it = Bench(one, two)
-    await it.reader.shards_changed()
-    await it.lane.run_once()
-    it.connection.answers.append([entry(one, "1-0", "a"), entry(two, "2-0", "b"), entry(one, "1-1", "a")])
-    await it.lane.run_once()
+    it.reader.shards_changed()
+    assert await it.is_idle()
+    await it.reader.subscribe_once()
+    assert it.bell.channels == [one.keys.inbox, two.keys.inbox]
+    await it.read()
+    assert it.store.asked == [[one.keys.inbox, two.keys.inbox]]
+    assert it.store.after == [["0-0", "0-0"]]
+    assert await it.is_idle()
+
+
+async def test_what_is_read_goes_to_its_shard_and_the_owner_is_notified() -> None:
+    one, two = owned(1), owned(2)
+    it = await ready(one, two, owned(3))
+    it.ring(one)
+    it.ring(two)
+    it.answer(one, entry("1-0", "a"), entry("1-1", "a"))
+    it.answer(two, entry("2-0", "b"))
+    await it.read()
+    assert it.store.asked == [[one.keys.inbox, two.keys.inbox]], "only those that rang"
     assert (ids(one), ids(two)) == (["1-0", "1-1"], ["2-0"])
     assert set(it.notified) == {1, 2}
-    both = [one.keys.inbox, two.keys.inbox]
-    assert it.connection.asked == [(both, True), (both, False)], "what is pending comes first"
     message = one.inbox[0]
     assert (message.kind, message.run_id, message.body, message.header) == ("signal", "a", b"x", b"")
+    it.ring(one)
+    await it.read()
+    assert it.store.after[-1] == ["1-1"], "behind what it has"
 
 
 async def test_bytes_that_are_not_utf_8_do_not_stop_the_reading() -> None:
     shard = owned()
-    it = Bench(shard)
-    await it.reader.shards_changed()
-    bad: Entry = (shard.keys.inbox, "1-0", {b"kind": b"\xff", b"run": b"\xfe"})
-    it.connection.answers.append([bad, (shard.keys.inbox, "1-1", None)])
-    await it.lane.run_once()
+    it = await ready(shard)
+    it.ring(shard)
+    it.answer(shard, (b"1-0", {b"kind": b"\xff", b"run": b"\xfe"}), (b"1-1", {}))
+    await it.read()
     assert [(message.kind, message.run_id) for message in shard.inbox] == [("\ufffd", "\ufffd"), ("", "")]
 
 
-async def test_after_an_error_pending_entries_are_read_and_none_is_taken_twice() -> None:
+async def test_an_inbox_with_more_is_read_on_without_a_ring() -> None:
     shard = owned()
-    it = Bench(shard)
-    await it.reader.shards_changed()
-    it.connection.answers.append([])
-    await it.lane.run_once()
-    it.connection.answers.append([entry(shard, "1-0")])
-    await it.lane.run_once()
-    it.connection.answers.append(StoreUnavailable("cut"))
-    with pytest.raises(StoreUnavailable):
-        await it.lane.run_once()
-    it.lane._check_pending = True  # as `run` does
-    it.connection.answers.append([entry(shard, "1-0"), entry(shard, "1-1")])
-    await it.lane.run_once()
+    it = await ready(shard)
+    it.ring(shard)
+    it.answer(shard, entry("1-0"), more=True)
+    it.answer(shard, entry("1-1"))
+    await it.read()
+    await it.read()
     assert ids(shard) == ["1-0", "1-1"]
-    assert it.connection.asked[-1][1] is True
-    await it.lane.run_once()
-    assert it.connection.asked[-1][1] is False, "and then what is new again"
+    assert await it.is_idle()
 
 
-async def test_entries_committed_during_a_pending_read_are_not_taken_again() -> None:
+async def test_after_a_lost_reply_the_same_messages_are_asked_for_again() -> None:
     shard = owned()
-    it = Bench(shard)
-    await it.reader.shards_changed()
-    shard.known.add("1-0")
-    # The server answered before the commit, and the answer is seen after it.
-    it.connection.during = lambda: shard.acknowledged(["1-0"])
-    it.connection.answers.append([entry(shard, "1-0"), entry(shard, "1-1")])
-    await it.lane.run_once()
-    assert ids(shard) == ["1-1"]
-    assert shard.known == {"1-1"}, "what was committed is forgotten afterwards"
+    it = await ready(shard)
+    it.ring(shard)
+    it.store.cut = True
+    with pytest.raises(StoreUnavailable):
+        await it.read()
+    it.store.cut = False
+    it.answer(shard, entry("1-0"))
+    await it.read()
+    assert it.store.after == [["0-0"], ["0-0"]]
+    assert ids(shard) == ["1-0"]
 
 
-async def test_a_dropped_shard_is_not_read_for() -> None:
-    one, two = owned(1), owned(2)
-    it = Bench(one, two)
-    await it.reader.shards_changed()
-    one.dropped = True
-    await it.lane.run_once()
-    assert it.connection.asked == [([two.keys.inbox], True)]
+async def test_a_ring_during_a_read_makes_another_one() -> None:
+    shard = owned()
+    it = await ready(shard)
+    it.ring(shard)
+    it.store.during = lambda: it.ring(shard)
+    await it.read()
+    it.store.during = lambda: None
+    await it.read()
+    assert len(it.store.asked) == 2
+    assert await it.is_idle()
 
 
-async def test_only_the_shard_whose_group_is_gone_is_given_up() -> None:
-    shards = [owned(number) for number in range(4)]
-    it = Bench(*shards)
-    await it.reader.shards_changed()
-    it.connection.gone = {shards[2].keys.inbox}
-    await it.lane._find_gone()
-    assert it.gone == [2]
-    assert [streams for streams, _ in it.connection.asked] == [[shard.keys.inbox] for shard in shards]
-
-
-async def test_draining_and_broken_shards_are_not_read() -> None:
+async def test_all_inboxes_are_looked_at_when_the_channels_are_subscribed_again() -> None:
     shards = [owned(number) for number in range(3)]
+    it = await ready(*shards)
+    it.reader.look_everywhere()
+    await it.read()
+    assert it.store.asked == [[shard.keys.inbox for shard in shards]]
+
+
+async def test_channels_that_are_refused_after_a_cut_are_subscribed_again() -> None:
+    """Rules of the user have changed meanwhile: until they are changed back, the round finds messages."""
+    one, two = owned(1), owned(2)
+    it = await ready(one, two)
+    it.bell.refused = {two.keys.inbox}
+    it.bell.channels.remove(two.keys.inbox)
+    it.reader.look_everywhere()
+    await it.read()
+    assert it.store.asked == [[one.keys.inbox, two.keys.inbox]]
+    with anyio.fail_after(10):
+        await it.reader.subscribe_once()
+    assert it.bell.channels == [one.keys.inbox, two.keys.inbox]
+    await it.read()
+    assert it.store.asked[1:] == [[two.keys.inbox]]
+
+
+async def test_a_shard_that_was_acquired_again_is_read_from_its_beginning() -> None:
+    shard, again = owned(1), owned(1)
+    it = await ready(shard)
+    shard.dropped = True
+    it.shards[1] = again
+    it.ring(shard)
+    await it.subscribed()
+    await it.read()
+    assert it.store.after == [["0-0"]]
+    del it.shards[1]
+    await it.subscribed()
+    assert shard.keys.inbox not in it.bell.channels
+    it.ring(again)
+    assert await it.is_idle()
+
+
+async def test_a_reply_for_a_shard_that_was_dropped_meanwhile_is_not_taken() -> None:
+    shard = owned(1)
+    it = await ready(shard)
+    it.ring(shard)
+    it.answer(shard, entry("1-0"))
+
+    def drop() -> None:
+        shard.dropped = True
+
+    it.store.during = drop
+    await it.read()
+    assert ids(shard) == []
+    assert it.lost == []
+
+
+async def test_only_the_shards_that_cannot_be_read_are_given_up() -> None:
+    shards = [owned(number) for number in range(4)]
+    it = await ready(*shards)
+    for shard in shards:
+        it.ring(shard)
+    it.store.pages[shards[1].keys.inbox] = [FENCED]
+    it.store.pages[shards[2].keys.inbox] = [StoreError("WRONGTYPE")]
+    it.answer(shards[3], entry("1-0"))
+    await it.read()
+    assert it.lost == [1, 2]
+    assert ids(shards[3]) == ["1-0"]
+
+
+async def test_draining_and_broken_shards_are_not_read_until_they_serve_again() -> None:
+    shards = [owned(number) for number in range(3)]
+    it = await ready(*shards)
     shards[0].draining = True
     shards[1].broken = "refused"
+    for shard in shards:
+        it.ring(shard)
+    await it.read()
+    assert it.store.asked == [[shards[2].keys.inbox]]
+    assert await it.is_idle()
+    shards[1].broken = ""
+    await it.subscribed()
+    await it.read()
+    assert it.store.asked[-1] == [shards[1].keys.inbox]
+
+
+async def test_after_a_refused_subscription_it_is_tried_again() -> None:
+    it = Bench(owned(1))
+    it.bell.refusal = StoreError("NOPERM")
+    with pytest.raises(StoreError):
+        await it.subscribed()
+    assert await it.is_idle()
+    it.bell.refusal = None
+    await it.subscribed()
+    await it.read()
+    assert len(it.store.asked) == 1
+
+
+async def test_many_inboxes_are_read_in_several_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox, "SHARDS", 2)
+    shards = [owned(number) for number in range(5)]
     it = Bench(*shards)
-    await it.reader.shards_changed()
-    await it.lane.run_once()
-    assert it.connection.asked[0][0] == [shards[2].keys.inbox]
+    await it.subscribed()
+    for _ in range(3):
+        await it.read()
+    assert [len(asked) for asked in it.store.asked] == [2, 2, 1]
 
 
-async def test_a_change_of_shards_interrupts_the_read_and_no_change_does_not() -> None:
-    it = Bench(owned(0))
-    await it.reader.shards_changed()
-    await it.lane.run_once()
-    before = it.connection.interrupted
-    await it.reader.shards_changed()
-    assert it.connection.interrupted == before
-    it.shards[1] = owned(1)
-    await it.reader.shards_changed()
-    assert it.connection.interrupted == before + 1
-    await it.lane.run_once()
-    assert len(it.connection.asked[-1][0]) == 2
+async def test_fewer_inboxes_are_read_in_one_pipeline_after_a_large_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox, "REPLY_BYTES", 1000)
+    shards = [owned(number) for number in range(8)]
+    it = await ready(*shards)
+    for shard in shards:
+        it.ring(shard)
+        it.answer(shard, entry("1-1", body=b"x" * 500), more=True)
+    for _ in range(4):
+        await it.read()
+    assert [len(asked) for asked in it.store.asked] == [8, 2, 4, 2]
 
 
-async def test_shards_are_dealt_to_lanes_by_number() -> None:
-    shards = {number: owned(number) for number in range(8)}
-    connections = [FakeConnection() for _ in range(4)]
-    reader = InboxReader(connections, shards, Starts(16), lambda _: None, lambda _: None)  # type: ignore[arg-type]
-    await reader.shards_changed()
-    for lane in reader._lanes:
-        await lane.run_once()
-    expected = [[shards[n].keys.inbox, shards[n + 4].keys.inbox] for n in range(4)]
-    assert [connection.asked[0][0] for connection in connections] == expected
+async def test_few_inboxes_are_read_in_larger_replies_than_many() -> None:
+    shards = [owned(number) for number in range(64)]
+    it = await ready(*shards)
+    it.ring(shards[0])
+    await it.read()
+    for shard in shards:
+        it.ring(shard)
+    await it.read()
+    assert it.store.limits == [(inbox.HOT_COUNT, inbox.REPLY_BYTES), (inbox.COUNT, inbox.REPLY_BYTES // 64)]
 
 
 async def test_reading_pauses_while_too_much_waits_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbox, "HIGH_WATER", 2)
     shard = owned()
-    it = Bench(shard)
-    await it.reader.shards_changed()
-    it.connection.answers.append([entry(shard, f"1-{n}") for n in range(3)])
-    await it.lane.run_once()
+    it = await ready(shard)
+    it.ring(shard)
+    it.answer(shard, *(entry(f"1-{n}") for n in range(3)))
+    await it.read()
+    it.ring(shard)
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(it.lane.run_once)
+            tasks.start_soon(it.reader.run_once)
             await anyio.wait_all_tasks_blocked()
-            assert len(it.connection.asked) == 1
+            assert len(it.store.asked) == 1
             shard.inbox.clear()
             it.reader.caught_up()
-    assert len(it.connection.asked) == 2
-
-
-async def test_a_hot_shard_is_read_in_larger_answers_until_it_has_cooled() -> None:
-    one, two = owned(1), owned(2)
-    it = Bench(one, two)
-    await it.reader.shards_changed()
-    await it.lane.run_once()
-    numbers = iter(range(100_000))
-
-    def many(shard: OwnedShard, count: int, size: int = 1) -> list[Entry]:
-        fields = {b"kind": b"signal", b"run": b"r", b"body": b"x" * size}
-        return [(shard.keys.inbox, f"1-{next(numbers)}", fields) for _ in range(count)]
-
-    usual, hot = inbox.COUNT, inbox.HOT_COUNT
-    it.connection.answers += [
-        many(one, usual),
-        many(one, hot),
-        many(one, usual) + many(two, usual),
-        many(one, usual - 1) + many(two, usual - 1),
-        many(one, usual, size=inbox.HOT_BYTES // usual),
-        [],
-    ]
-    for _ in range(6):
-        await it.lane.run_once()
-    assert it.connection.counts[1:] == [usual, hot, hot, hot // 2, usual, usual]
+    assert len(it.store.asked) == 2
 
 
 async def test_reading_pauses_while_too_many_bytes_wait_in_memory() -> None:
     shard = owned(1)
-    it = Bench(shard)
-    await it.reader.shards_changed()
-    await it.lane.run_once()
-    fields = {b"kind": b"signal", b"run": b"r", b"body": b"x" * (inbox.HIGH_WATER_BYTES // 4)}
-    it.connection.answers.append([(shard.keys.inbox, f"1-{number}", fields) for number in range(5)])
-    await it.lane.run_once()
-    with anyio.move_on_after(0.05) as paused:
-        await it.lane.run_once()
-    assert paused.cancelled_caught
+    it = await ready(shard)
+    it.ring(shard)
+    it.answer(shard, *(entry(f"1-{n}", body=b"x" * (inbox.HIGH_WATER_BYTES // 4)) for n in range(5)))
+    await it.read()
+    it.ring(shard)
+    assert await it.is_idle()
     shard.inbox.clear()
     it.reader.caught_up()
-    await it.lane.run_once()
+    await it.read()
 
 
-async def test_large_messages_are_read_in_smaller_answers_until_they_are_through() -> None:
-    shard = owned(1)
-    it = Bench(shard)
-    await it.reader.shards_changed()
-    await it.lane.run_once()
-    numbers = iter(range(100_000))
-    usual = inbox.COUNT
+async def test_messages_that_no_ring_has_announced_are_found_and_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(inbox, "ROUNDS", 2)
+    shards = [owned(number) for number in range(4)]
+    it = await ready(*shards)
+    it.answer(shards[3], entry("1-0"))
+    for _ in range(2):
+        it.reader.begin_round()
+        await it.read()
+    assert it.store.asked == [[shards[n].keys.inbox for n in part] for part in ((1, 3), (0, 2))]
+    assert ids(shards[3]) == ["1-0"]
+    [record] = [record for record in caplog.records if "no ring" in record.message]
+    assert "shard 3" in record.message
 
-    def of(size: int, count: int) -> list[Entry]:
-        fields = {b"kind": b"signal", b"run": b"r", b"body": b"x" * size}
-        return [(shard.keys.inbox, f"1-{next(numbers)}", fields) for _ in range(count)]
 
-    it.connection.answers += [
-        of(inbox.ANSWER_BYTES // 8, usual),
-        of(inbox.ANSWER_BYTES // 8, usual // 8),
-        [],
-        [],
-        [],
-        [],
-    ]
-    for _ in range(6):
-        await it.lane.run_once()
-        shard.inbox.clear()
-    assert it.connection.counts[1:] == [usual, usual // 8, usual // 4, usual // 2, usual, usual]
+@pytest.mark.parametrize("comes", ["its ring", "a reconnection"])
+async def test_a_message_that_the_round_finds_before_its_ring_comes_is_not_late(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, comes: str
+) -> None:
+    monkeypatch.setattr(inbox, "ROUNDS", 1)
+    shard = owned()
+    it = await ready(shard)
+    it.answer(shard, entry("1-0"))
+    it.reader.begin_round()
+    await it.read()
+    if comes == "its ring":
+        it.ring(shard)
+    else:
+        it.reader.look_everywhere()
+    it.reader.begin_round()
+    assert ids(shard) == ["1-0"]
+    assert "no ring" not in caplog.text

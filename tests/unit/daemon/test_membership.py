@@ -57,6 +57,7 @@ class Parts:
         self.retried = 0
         self.looked = 0
         self.changes = 0
+        self.looks = 0
         self.live = 0
         self.reported: list[str] = []
         self.forgotten = 0
@@ -117,8 +118,11 @@ class Parts:
         return Counter(self.steps)
 
     # reader, takeover, rollup
-    async def shards_changed(self) -> None:
+    def shards_changed(self) -> None:
         self.changes += 1
+
+    def look_everywhere(self) -> None:
+        self.looks += 1
 
     async def acquire(self, wanted: dict[int, tuple[str, str]]) -> list[OwnedShard]:
         self.acquired.append(wanted)
@@ -251,10 +255,10 @@ async def test_shards_are_looked_through_only_when_something_has_changed(
     async def fails() -> None:
         raise StoreUnavailable("no answer")
 
-    monkeypatch.setattr(bench.parts, "shards_changed", fails)
+    monkeypatch.setattr(bench.membership, "_hand_over", fails)
     with pytest.raises(StoreUnavailable):
         await bench.turn()
-    assert await wants_a_look(), "the readers don't know of all shards yet"
+    assert await wants_a_look(), "shards may still have to move"
 
 
 async def test_the_only_member_takes_every_shard_by_the_token_that_it_saw(bench: Bench) -> None:
@@ -509,6 +513,22 @@ async def test_a_member_that_the_others_have_removed_joins_again_at_once(bench: 
     assert bench.members.keys() == {"me", "other"}
     assert bench.membership.alive == ["me", "other"]
     assert [call.args[2] for call in bench.store.sent("heartbeat")][-2:] == ["", "1"]
+
+
+async def test_a_member_that_was_removed_looks_which_shards_others_have(bench: Bench) -> None:
+    """At once, and again when they must have acquired what they want: its reads of those shards are refused."""
+    await bench.turn()
+    await bench.turn()
+    assert bench.parts.looks == 0
+    bench.members.clear()
+    await bench.turn()
+    assert bench.parts.looks == 1
+    await bench.turn(SETTINGS.dead_after / 2)
+    assert bench.parts.looks == 1
+    await bench.turn(SETTINGS.dead_after)
+    assert bench.parts.looks == 2
+    await bench.turn(SETTINGS.dead_after * 2)
+    assert bench.parts.looks == 2
 
 
 async def test_a_last_member_keeps_no_shard_longer_than_the_grace(bench: Bench) -> None:
