@@ -70,17 +70,17 @@ def main() -> None:
         if lines.ended or parent.has_ended():
             break
         late = time.monotonic() - heard
-        if last and settings["limit"] <= late < settings["longest"] and not parent.is_stopped():
-            repeated += 1
-            heartbeat = later(last, late) | {"beat": -(1000 * int(last["beat"]) + repeated)}
-            try:
+        try:
+            if last and settings["limit"] <= late < settings["longest"] and not parent.is_stopped():
+                repeated += 1
+                heartbeat = later(last, late) | {"beat": -(1000 * int(last["beat"]) + repeated)}
                 script(keys=[settings["key"]], args=[settings["member"], json.dumps(heartbeat), "", ""])
-                if held is not None:
-                    held.look()
                 if settings.get("sentinels"):
                     client.close()  # the next one asks them again: a former primary goes on serving for a while
-            except (redis.RedisError, OSError):
-                client.close()  # the server may have been demoted: the next one resolves its name again
+            if held is not None:
+                held.look()
+        except (redis.RedisError, OSError):
+            client.close()  # the server may have been demoted: the next one resolves its name again
     over = time.monotonic() + settings["patience"]
     while not parent.has_ended():
         if time.monotonic() > over:
