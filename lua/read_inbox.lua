@@ -11,10 +11,9 @@
 -- RETURNS OK more ('1' if there may be more messages, '' if these are all), then for each message: entry,
 --         then a list of fields and values
 --         / FENCED token (of the present owner) / WRONGTYPE key
+-- @include shared/entries
 local owner, inbox, kept = KEYS[1], KEYS[2], KEYS[3]
 local token, after, count, limit = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local FIRST_PAGE = 16 -- entries that are read at once: more, if they are small
-local OVERHEAD = 100 -- bytes that a message costs besides its own
 
 local stored = redis.pcall('HGET', owner, 'token') or ''
 if type(stored) == 'table' then return redis.error_reply('WRONGTYPE ' .. owner) end
@@ -24,27 +23,11 @@ if type(length) == 'table' then return redis.error_reply('WRONGTYPE ' .. inbox) 
 local noted = redis.pcall('GET', kept) or ''
 if type(noted) == 'table' then return redis.error_reply('WRONGTYPE ' .. kept) end
 
-local reply, bytes, page_size = {'OK', ''}, 0, math.min(FIRST_PAGE, count)
-while true do
-  local page = redis.call('XRANGE', inbox, '(' .. after, '+', 'COUNT', page_size)
-  for n = 1, #page do
-    after = page[n][1]
-    reply[#reply + 1], reply[#reply + 2] = after, page[n][2]
-    bytes = bytes + OVERHEAD
-    for _, word in ipairs(page[n][2]) do bytes = bytes + #word end
-    if bytes >= limit then
-      reply[2] = '1'
-      break
-    end
-  end
-  local read = (#reply - 2) / 2
-  if reply[2] == '' and #page == page_size and read >= count then reply[2] = '1' end
-  if reply[2] == '1' or #page < page_size then break end
-  page_size = math.max(1, math.min(count - read, 4 * page_size, math.floor((limit - bytes) * read / bytes)))
-end
+local reply = {'OK', ''}
+local more, last = append_entries(reply, inbox, after, limit, 16, count)
+if more then reply[2] = '1' end
 
-local in_hand = string.match(noted, '^(%d+) ') or '0'
-if reply[2] == '' then in_hand = string.format('%.0f', length) end
-local note = in_hand .. ' ' .. after
+local in_hand = more and (string.match(noted, '^(%d+) ') or '0') or string.format('%.0f', length)
+local note = in_hand .. ' ' .. last
 if note ~= noted and (noted ~= '' or note ~= '0 0-0') then redis.call('SET', kept, note) end
 return reply
