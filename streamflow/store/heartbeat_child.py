@@ -165,6 +165,8 @@ class Held:
         found = self._culprit()
         if not found:
             return
+        os.ftruncate(self._settings["stack"], 0)
+        os.lseek(self._settings["stack"], 0, os.SEEK_SET)  # where the parent writes, too
         os.kill(self._parent.number, self._settings["show"])
         time.sleep(SHOWN_WITHIN)
         run_id, shard = found

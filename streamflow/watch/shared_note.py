@@ -1,7 +1,7 @@
 """A piece of memory in which the process beside a daemon sees whose code the daemon executes.
 
-Owns: that memory, and a file in it for the stack of the thread that runs. Must not: decide anything
-(`store/heartbeat_child.py` does). Called by: the daemon (creates it), the owner's note and the watch (write).
+Owns: that memory, and a file for the stacks of all threads. Must not: decide anything (`store/heartbeat_child.py`
+does). Called by: the daemon (creates it), the owner's note and the watch (write).
 
 Nothing else can be seen of a process whose interpreter is held by code in C: no thread of it runs any more.
 """

@@ -26,6 +26,7 @@ class Daemon:
         self.marks: list[str] = []
         self.signals: list[int] = []
         self.gives_way = False
+        self.stack = ""
         self.ended = False
         monkeypatch.setattr(heartbeat_child.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(heartbeat_child.time, "sleep", self._sleep)
@@ -57,6 +58,8 @@ class Daemon:
 
     def _kill(self, _: int, number: int) -> None:
         self.signals.append(number)
+        if number == 50:
+            os.write(self.note.stack, self.stack.encode())
         if number == 50 and self.gives_way:
             self.note.code_of("", 0, self.now)
         self.ended = number == signal.SIGPROF
@@ -125,6 +128,17 @@ def test_code_that_gives_way_when_it_is_looked_at_is_acquitted(daemon: Daemon) -
     daemon.runs(7)
     assert daemon.signals == [50]
     assert daemon.marks[1:] == [""]
+
+
+def test_the_line_is_that_of_the_last_look(daemon: Daemon) -> None:
+    frames = '  File "{}", line 1 in flow\n' + f'  File "{PACKAGE}machine/run.py", line 7 in _advance\n'
+    daemon.gives_way, daemon.stack = True, frames.format("/a much longer name/first.py")
+    daemon.runs(7)
+    daemon.signals.clear()
+    daemon.gives_way, daemon.stack = False, frames.format("/second.py")
+    daemon.note.code_of("bad", 7, daemon.now)
+    daemon.runs(7)
+    assert "at /second.py:1 (), in C" in json.loads(daemon.marks[-1])["code"]["reason"]
 
 
 def test_the_line_is_the_first_one_of_the_workflow() -> None:
