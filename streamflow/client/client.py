@@ -386,8 +386,8 @@ class Client:
                 f"there is no namespace {self.namespace!r} at {redacted(session.store.url)}. The first daemon creates "
                 f"it: streamflow daemon --app MODULE:app --namespace {self.namespace}"
             )
-        session.meta = namespace
         session.store.confirmation = confirmation_for(session.store, self.kernel, namespace.durability)
+        session.meta = namespace
         session.read_again_at = time.monotonic() + READ_AGAIN_SECONDS
         session.waiter.identity = namespace.identity
         session.server_generation = server_generation

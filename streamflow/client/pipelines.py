@@ -36,6 +36,7 @@ ENTRIES_PER_PIPELINE = 4000
 BYTES_PER_PIPELINE = 8_000_000
 
 _START, _PEEK, _POST, _CALL = range(4)
+_WRITES = (_START, _POST)
 _REQUESTS = ("cancel", "terminate")
 """Kinds of messages that are accepted also when memory is short."""
 
@@ -150,9 +151,18 @@ class Batcher:
             groups = self._next_groups()
             if not groups:
                 return
-            task = loop.create_task(self._send_pipeline(groups))
-            self._under_way.add(task)
-            task.add_done_callback(self._on_returned)
+            for part in self._parts(groups):
+                task = loop.create_task(self._send_pipeline(part))
+                self._under_way.add(task)
+                task.add_done_callback(self._on_returned)
+
+    def _parts(self, groups: list[_Group]) -> list[list[_Group]]:
+        """Reads neither wait until writes are safe, nor fail when they aren't."""
+        if self._store.confirmation is None:
+            return [groups]
+        writes = [group for group in groups if group.kind in _WRITES]
+        reads = [group for group in groups if group.kind not in _WRITES]
+        return [part for part in (writes, reads) if part]
 
     def _on_returned(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
@@ -224,7 +234,7 @@ class Batcher:
 
     async def _send_pipeline(self, groups: list[_Group]) -> None:
         try:
-            writes = any(group.kind in (_START, _POST) for group in groups)
+            writes = any(group.kind in _WRITES for group in groups)
             replies = await self._store.send([self._call_for(group) for group in groups], confirmed=writes)
         except asyncio.CancelledError:  # by `close`, or by an event loop that ends
             self._fail_all(groups, StoreError("the client was closed"))

@@ -1,7 +1,7 @@
 """How safe a write has to be before it counts: the levels of a namespace, and the wait until it is.
 
 Owns: the levels, and the wait. Must not: decide which writes wait (owner, takeover and client do).
-Called by: daemon and client (choose the level of their store), the store (`send(confirmed=True)`), `streamflow check`.
+Called by: daemon and client (choose the level of their store), the store (`send(confirmed=True)`).
 
     server      the server has executed it: what every reply says
     disk        it is in the append-only file, and that on the disk (`WAITAOF`)
@@ -71,9 +71,11 @@ class Durability(msgspec.Struct, frozen=True):
 
     @property
     def lack(self) -> str:
-        if self.replicas:
-            return f"fewer than {self.replicas} replicas have confirmed it"
-        return "it is not on the server's disk"
+        """What is said when it isn't met."""
+        if not self.replicas:
+            return "it is not on the server's disk"
+        who = "no replica has" if self.replicas == 1 else f"fewer than {self.replicas} replicas have"
+        return f"{who} confirmed it"
 
 
 def confirmation_for(store: Store, kernel: Kernel, level: str) -> Confirmation | None:
@@ -106,8 +108,7 @@ class Confirmation:
 
     async def check(self) -> None:
         """Whether the server knows the command, and allows it here. Raises `StoreMisconfigured`, `StoreUnavailable`."""
-        fenced, answer = await self._store.send(self._calls)
-        answer = fenced if isinstance(fenced, StoreError) else answer
+        answer = await self._ask(self._store.patience)
         if isinstance(answer, StoreError):
             raise StoreMisconfigured(
                 f"durability {self.durability}: {answer}. `disk` needs Redis 7.2 or Valkey with appendonly yes; a "
@@ -116,14 +117,14 @@ class Confirmation:
             )
         if not self.durability.is_met(answer):
             _log.warning(
-                "durability %s: %s within %g s, so starts and decisions will wait",
+                "durability %s: within %g s, %s, so starts and decisions wait",
                 self.durability,
-                self.durability.lack,
                 WAIT_MS / 1000,
+                self.durability.lack,
             )
 
     async def send(self, calls: Sequence[Call[Any]], patience: float, *, same_history: bool) -> list[Any]:
-        """`Store.send`, and wait. Raises `Unconfirmed` when `patience` is over, and what that raises."""
+        """`Store.send`, and wait. Raises `Unconfirmed` when `patience` (s) is over, and what `Store.send` raises."""
         over = time.monotonic() + patience
         while True:
             generation = self._store.server_generation
@@ -155,15 +156,21 @@ class Confirmation:
     async def _joined(self, patience: float) -> bool:
         if self._next is None:
             self._next = asyncio.create_task(self._confirmed(self._current))
+            self._next.add_done_callback(_retrieve)
             hide(self._next)
+        task = self._next
         try:
             async with asyncio.timeout(None if patience == math.inf else patience):
-                return await asyncio.shield(self._next)
+                return await asyncio.shield(task)
         except TimeoutError:
             raise Unconfirmed(
-                f"the server has it, but {self.durability.lack} for {patience:.1f} s (durability {self.durability}): "
-                "it may be lost in a failure. To call again is safe."
+                f"the server has it, but within {max(0.0, patience):.1f} s {self.durability.lack} (durability "
+                f"{self.durability}): it may be lost in a failure. To call again is safe."
             ) from None
+        except asyncio.CancelledError:
+            if task.cancelled():  # not this caller
+                raise StoreError("the client was closed") from None
+            raise
 
     async def close(self) -> None:
         tasks = [task for task in (self._current, self._next) if task is not None]
@@ -173,6 +180,11 @@ class Confirmation:
         if self._former is not None:
             await self._former.close()
 
+    async def _ask(self, patience: float, *, same_history: bool = False) -> Any:
+        """What the server answers, or why it can't be asked: a `StoreError`. Raises `StoreUnavailable`."""
+        fenced, answer = await self._store.send(self._calls, patience, same_history=same_history)
+        return fenced if isinstance(fenced, StoreError) else answer
+
     async def _confirmed(self, before: asyncio.Task[bool] | None) -> bool:
         if before is not None:
             await asyncio.wait([before])
@@ -181,13 +193,11 @@ class Confirmation:
         try:
             while True:
                 try:
-                    fenced, answer = await self._store.send(self._calls, math.inf, same_history=True)
+                    answer = await self._ask(math.inf, same_history=True)
                 except StoreUnavailable:
                     return False
-                for one in (fenced, answer):
-                    if isinstance(one, StoreMisconfigured):
-                        raise one
-                answer = fenced if isinstance(fenced, StoreError) else answer
+                if isinstance(answer, StoreMisconfigured):
+                    raise answer
                 if not isinstance(answer, StoreError) and self.durability.is_met(answer):
                     return True
                 if time.monotonic() - said > SAID_EVERY:
@@ -200,3 +210,9 @@ class Confirmation:
                     await asyncio.sleep(1.0)
         finally:
             self._since = 0.0
+
+
+def _retrieve(task: asyncio.Task[bool]) -> None:
+    """All who waited may have given up: asyncio would report the error as forgotten."""
+    if not task.cancelled():
+        task.exception()

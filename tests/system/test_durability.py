@@ -106,7 +106,7 @@ async def test_what_no_replica_has_is_neither_acknowledged_nor_begun() -> None:
     ):
         assert await (await client.start(two_effects, "before")).result(DEADLINE) == "before-last"
         with frozen(stream):
-            with pytest.raises(sf.Unconfirmed, match=r"fewer than 1 replicas have confirmed it for 1\.5 s"):
+            with pytest.raises(sf.Unconfirmed, match=r"within 1\.5 s no replica has confirmed it"):
                 await client.start(two_effects, "late", id="late")
             assert (await client.run("late").describe()).status in ("pending", "running")
             assert "late" not in executed

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from streamflow.client.pipelines import RUNS_PER_SCRIPT, Batcher, settled
-from streamflow.errors import StoreError, StoreFull, StoreUnavailable
+from streamflow.errors import StoreError, StoreFull, StoreUnavailable, Unconfirmed
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel, Message, Start
 from streamflow.store.keys import NamespaceKeys
@@ -19,6 +19,8 @@ pytestmark = pytest.mark.anyio
 
 class FakeStore:
     """Answers each call by `answer`; keeps the pipelines; holds them back while `gate` is closed."""
+
+    confirmation: Any = None
 
     def __init__(self) -> None:
         self.pipelines: list[list[Call[Any]]] = []
@@ -161,6 +163,26 @@ async def test_without_a_server_all_callers_get_the_error() -> None:
     batcher = batcher_on(Gone())
     answers = await settled([batcher.peek(number, "r") for number in range(3)])
     assert [type(answer) for answer in answers] == [StoreUnavailable] * 3
+
+
+async def test_reads_do_not_fail_with_writes_that_are_not_safe() -> None:
+    class Unsafe(FakeStore):
+        confirmation = "of the namespace's durability"
+
+        async def send(self, calls: Sequence[Call[Any]], *, confirmed: bool = False) -> list[Any]:
+            if confirmed:
+                raise Unconfirmed("no replica has confirmed it")
+            return await super().send(calls)
+
+    batcher = batcher_on(Unsafe())
+    futures: list[asyncio.Future[Any]] = [
+        batcher.start(0, start("r")),
+        batcher.post(0, Message("signal", "r", b"")),
+        batcher.peek(0, "r"),
+    ]
+    started, posted, seen = await settled(futures)
+    assert [type(started), type(posted)] == [Unconfirmed] * 2
+    assert not isinstance(seen, StoreError)
 
 
 async def test_a_cancelled_caller_affects_no_other() -> None:

@@ -26,6 +26,7 @@ class Server:
         self.fence = fence
         self.server_generation = 0
         self.confirmation: Confirmation | None = None
+        self.patience = 10.0
         self.sent: list[str] = []
         self.turn = asyncio.Event()
         self.turn.set()
@@ -95,7 +96,7 @@ async def test_those_who_come_during_a_wait_share_the_next_one() -> None:
 async def test_without_confirmation_a_caller_gives_up_and_others_go_on() -> None:
     server = Server(1)
     confirmation = made(server)
-    with pytest.raises(Unconfirmed, match=r"fewer than 2 replicas have confirmed it for 0\.0 s"):
+    with pytest.raises(Unconfirmed, match=r"within 0\.0 s fewer than 2 replicas have"):
         await confirmation.send([WRITE], 0.02, same_history=False)
     assert confirmation.overdue > 0
     server.replies = [2]
@@ -120,3 +121,13 @@ async def test_a_server_that_can_not_wait_is_refused_before_anything_begins() ->
     with pytest.raises(StoreMisconfigured, match=r"durability disk: unknown command.*needs Redis 7\.2"):
         await made(Server(StoreError("unknown command")), "disk").check()
     await made(Server([0, 0]), "disk").check()
+
+
+async def test_who_waits_when_the_client_is_closed_gets_an_error() -> None:
+    confirmation = made(Server(0))
+    waiting = asyncio.create_task(confirmation.wait(math.inf))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    await confirmation.close()
+    with pytest.raises(StoreError, match="the client was closed"):
+        await waiting
