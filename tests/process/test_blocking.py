@@ -20,7 +20,8 @@ from tests.process.faults import ServingProcess, until
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
 FLOWS = Path(__file__).with_name("blocking_flows.py")
-SHARDS = 8
+SHARDS = 64
+"""So many that each of two daemons wins some of them, whatever their names are."""
 DEAD_AFTER = 2.0
 
 

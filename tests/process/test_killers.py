@@ -20,7 +20,8 @@ from tests.process.killing_flows import executions
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 FLOWS = Path(flows.__file__)
-SHARDS = 8
+SHARDS = 64
+"""So many that each of two daemons wins some of them, whatever their names are."""
 NAMES = [f"i{n}" for n in range(8)]
 OPTIONS = ["--app", f"{FLOWS}:app"]
 DAEMON = ["daemon", *OPTIONS, "--shards", f"{SHARDS}", "--beat", "0.2", "--dead-after", "1.0"]
