@@ -22,12 +22,23 @@ from streamflow.errors import UsageError
 USUAL = "redis://127.0.0.1:6379"
 FOLDER, SOCKET = ".streamflow", "server.sock"
 """Where `streamflow dev` keeps its data in the working directory, and the socket of its server in there."""
-SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
+SCHEMES = (
+    "redis://",
+    "rediss://",
+    "unix://",
+    "redis+sentinel://",
+    "rediss+sentinel://",
+    "redis+cluster://",
+    "rediss+cluster://",
+)
 SENTINEL = ("redis+sentinel", "rediss+sentinel")
 """The schemes of URLs that name Sentinels and a service, whose primary is the server; the second one with TLS to all
 of them."""
-SECURE = ("rediss", "rediss+sentinel")
+CLUSTER = ("redis+cluster", "rediss+cluster")
+"""The schemes of URLs that name some nodes of a cluster; the second one with TLS to all nodes."""
+SECURE = ("rediss", "rediss+sentinel", "rediss+cluster")
 """The schemes with TLS."""
+SERVER_PORT = 6379
 SENTINEL_PORT = 26379
 
 _SHAPE = (
@@ -38,12 +49,18 @@ _SENTINELS = (
     "it must look like redis+sentinel://user:password@host:26379,host:26379/service, with the special characters of "
     "user and password percent-encoded"
 )
+_NODES = (
+    "it must look like redis+cluster://user:password@host:6379,host:6379, with the special characters of user and "
+    "password percent-encoded"
+)
+_ONE_DATABASE = "a cluster has only the database 0, so leave it out"
 _ADDRESS = r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?"
 _HOST = re.compile(rf"{_ADDRESS}(/\d*)?")
 _HOSTS = re.compile(rf"{_ADDRESS}(,{_ADDRESS})*/[\w.-]+")
+_CLUSTER_HOSTS = re.compile(rf"{_ADDRESS}(,{_ADDRESS})*(/\d*)?")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}://")
 _PASSWORD = re.compile(r"://\S*@|[?&](ssl_|sentinel_)?password=")
-_SERVER = re.compile(r"\b(?:rediss?(?:\+sentinel)?|unix)://\S*[@?]\S*")
+_SERVER = re.compile(r"\b(?:rediss?(?:\+sentinel|\+cluster)?|unix)://\S*[@?]\S*")
 
 
 def _number(value: str) -> str:
@@ -108,7 +125,7 @@ def sentinels_of(url: str) -> SentinelUrl | None:
     if parts.scheme not in SENTINEL:
         return None
     credentials, at, hosts = parts.netloc.rpartition("@")
-    addresses = tuple(_address(host) for host in hosts.split(","))
+    addresses = tuple(_address(host, SENTINEL_PORT) for host in hosts.split(","))
     options = dict(parse_qsl(parts.query))
     username, password = (options.pop(f"{_OF_SENTINELS}{name}", "") for name in ("username", "password"))
     server = (
@@ -119,14 +136,41 @@ def sentinels_of(url: str) -> SentinelUrl | None:
     return SentinelUrl(addresses, unquote(parts.path)[1:], server, username, password, is_secure(url))
 
 
+class ClusterUrl(NamedTuple):
+    """What a URL with nodes of a cluster says. `addresses`: the nodes that are asked which others there are. `before`
+    and `after`: what is around the address in the URL of one node: scheme and credentials, options."""
+
+    addresses: tuple[tuple[str, int], ...]
+    before: str
+    after: str
+    is_secure: bool
+
+    def node(self, host: str, port: int) -> str:
+        """The URL of one node, with the credentials and options of this one."""
+        return f"{self.before}{f'[{host}]' if ':' in host else host}:{port}{self.after}"
+
+
+def cluster_of(url: str) -> ClusterUrl | None:
+    """Of a URL that `check_url` has accepted; None when it isn't one with nodes of a cluster."""
+    parts = urlsplit(url)
+    if parts.scheme not in CLUSTER:
+        return None
+    credentials, at, hosts = parts.netloc.rpartition("@")
+    addresses = tuple(_address(host, SERVER_PORT) for host in hosts.split(","))
+    options = [(name, value) for name, value in parse_qsl(parts.query) if name != "db"]  # 0, the only one
+    after = f"?{urlencode(options)}" if options else ""
+    return ClusterUrl(addresses, f"{parts.scheme.partition('+')[0]}://{credentials}{at}", after, is_secure(url))
+
+
 def is_secure(url: str) -> bool:
     """Whether it is a URL with TLS."""
     return url.partition("://")[0] in SECURE
 
 
-def _address(host: str) -> tuple[str, int]:
+def _address(host: str, usual_port: int) -> tuple[str, int]:
+    """Raises `ValueError`."""
     parts = urlsplit(f"//{host}")
-    return parts.hostname or "", parts.port or SENTINEL_PORT
+    return parts.hostname or "", parts.port or usual_port
 
 
 def default_url() -> str:
@@ -150,13 +194,16 @@ def check_url(url: str) -> None:
         options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
         # Without the reason, which can quote a part of the password (one with a `/` is parsed as host:port).
-        shape = _SENTINELS if url.partition("://")[0] in SENTINEL else _SHAPE
-        raise UsageError(f"can't use the server URL {redacted(url)!r}: {shape}") from None
+        raise UsageError(f"can't use the server URL {redacted(url)!r}: {_shape(url)}") from None
     database = unquote(parts.path).removeprefix("/")
     if parts.fragment or (parts.scheme != "unix" and "@" in parts.path):
-        raise UsageError(f"can't use the server URL {redacted(url)!r}: {_SHAPE}")  # a password with a `#`, `/` or `?`
+        raise UsageError(
+            f"can't use the server URL {redacted(url)!r}: {_shape(url)}"
+        )  # a password with a `#`, `/` or `?`
     if parts.scheme not in ("unix", *SENTINEL) and database and _number(database):
         raise UsageError(f"can't use the server URL {redacted(url)!r}: behind the host stands the database, a number")
+    if parts.scheme in CLUSTER and database.strip("0"):
+        raise UsageError(f"can't use the server URL {redacted(url)!r}: {_ONE_DATABASE}")
     seen: set[str] = set()
     for name, value in options:
         _check_option(url, parts.scheme, name, value)
@@ -167,16 +214,22 @@ def check_url(url: str) -> None:
         raise UsageError(f"can't use the server URL {redacted(url)!r}: the option ssl_keyfile needs ssl_certfile")
 
 
+def _shape(url: str) -> str:
+    """What such a URL must look like."""
+    scheme = url.partition("://")[0]
+    return _SENTINELS if scheme in SENTINEL else _NODES if scheme in CLUSTER else _SHAPE
+
+
 def _check_addresses(parts: SplitResult) -> None:
     """Raises `ValueError`."""
-    if parts.scheme not in SENTINEL:
+    if parts.scheme not in (*SENTINEL, *CLUSTER):
         _ = parts.port
         return
     hosts = parts.netloc.rpartition("@")[2]
-    if not _HOSTS.fullmatch(f"{hosts}{parts.path}"):
-        raise ValueError("not addresses and a service")
+    if not (_HOSTS if parts.scheme in SENTINEL else _CLUSTER_HOSTS).fullmatch(f"{hosts}{parts.path}"):
+        raise ValueError("not addresses, and a service or the database")
     for host in hosts.split(","):
-        _address(host)
+        _address(host, SERVER_PORT)
 
 
 def _check_option(url: str, scheme: str, name: str, value: str) -> None:
@@ -194,7 +247,7 @@ def _check_option(url: str, scheme: str, name: str, value: str) -> None:
         raise UsageError(f"{head}: {shown} is not allowed; allowed are {allowed}")
     if name.startswith(_TLS) and scheme not in SECURE:
         raise UsageError(
-            f"{head}: the option {name} needs TLS: use {'rediss+sentinel' if scheme in SENTINEL else 'rediss'}://"
+            f"{head}: the option {name} needs TLS: use rediss{scheme.removeprefix('redis').removeprefix('unix')}://"
         )
     if name.startswith(_OF_SENTINELS) and scheme not in SENTINEL:
         raise UsageError(
@@ -202,11 +255,13 @@ def _check_option(url: str, scheme: str, name: str, value: str) -> None:
         )
     if wanted := check(value):
         raise UsageError(f"{head}: the option {name} must be {wanted}")
+    if name == "db" and scheme in CLUSTER and value.strip("0"):
+        raise UsageError(f"{head}: {_ONE_DATABASE}")
 
 
 def redacted(url: str) -> str:
     """The URL without user, password and options: scheme, host, port and database, or the path of a socket,
-    or the addresses of Sentinels and the service.
+    or the addresses of Sentinels and the service, or those of a cluster's nodes.
 
     What could be a part of a password, because the URL is not well formed, is left out, too.
     """
@@ -219,7 +274,8 @@ def redacted(url: str) -> str:
     mark = "***@" if at else ""
     if scheme == "unix://" and "@" not in options and not user.count("/"):
         return f"{scheme}{mark}{host}"
-    shape = _HOSTS if scheme.removesuffix("://") in SENTINEL else _HOST
+    kind = scheme.removesuffix("://")
+    shape = _HOSTS if kind in SENTINEL else _CLUSTER_HOSTS if kind in CLUSTER else _HOST
     return f"{scheme}{mark}{host if shape.fullmatch(host) and '@' not in options else '***'}"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from streamflow.errors import UsageError
-from streamflow.server_url import check_url, has_password, masked, redacted, sentinels_of
+from streamflow.server_url import check_url, cluster_of, has_password, masked, redacted, sentinels_of
 
 SECRET = "hunt@er2:/?#[secret"
 
@@ -21,6 +21,8 @@ SECRET = "hunt@er2:/?#[secret"
         "rediss://host?ssl_cert_reqs=none&ssl_check_hostname=false",
         "unix:///run/redis.sock?db=1&username=me&password=p@ss",
         "redis+sentinel://a:26379,[::1]:26380,c/jobs?db=1&sentinel_username=me&sentinel_password=pass",
+        "redis+cluster://user:p%40ss@a:6379,[::1]:6380,c",
+        "redis+cluster://a/0?db=0&username=me&password=pass",
     ],
 )
 def test_a_url_with_allowed_options_is_taken(url: str) -> None:
@@ -62,7 +64,15 @@ def test_a_database_that_is_not_a_number_is_refused() -> None:
 @pytest.mark.parametrize("cut", range(1, len(SECRET) + 1))
 @pytest.mark.parametrize(
     "shape",
-    ["redis://me:{}@host:6379/0", "redis://:{}@host", "redis://h?password={}", "unix:///s?password={}", "x:{}@h"],
+    [
+        "redis://me:{}@host:6379/0",
+        "redis://:{}@host",
+        "redis://h?password={}",
+        "unix:///s?password={}",
+        "redis+cluster://me:{}@a:1,b:2",
+        "redis+cluster://a:1,b?password={}",
+        "x:{}@h",
+    ],
 )
 def test_no_part_of_a_password_is_shown_however_it_is_written(shape: str, cut: int) -> None:
     url = shape.format(SECRET[:cut])
@@ -128,3 +138,59 @@ def test_the_password_of_sentinels_is_never_shown() -> None:
     assert redacted(url) == "redis+sentinel://***@a:1,b:2/jobs"
     assert masked(f"no answer from {url}.") == "no answer from redis+sentinel://***@a:1,b:2/jobs."
     assert has_password("redis+sentinel://a:1/jobs?sentinel_password=x")
+
+
+def test_a_url_with_nodes_of_a_cluster_is_taken_apart() -> None:
+    url = cluster_of("redis+cluster://me:p%40ss@a:1,[::1]:2,c/0?db=0")
+    assert url is not None
+    assert url.addresses == (("a", 1), ("::1", 2), ("c", 6379))
+    assert not url.is_secure
+    assert url.node("10.0.0.1", 7000) == "redis://me:p%40ss@10.0.0.1:7000"
+    assert url.node("::1", 7000) == "redis://me:p%40ss@[::1]:7000"
+    for other in ("redis://me@a:1/0", "redis+sentinel://a:1/jobs", "unix:///run/redis.sock"):
+        assert cluster_of(other) is None
+
+
+def test_each_node_of_a_cluster_gets_the_options_of_the_url() -> None:
+    url = cluster_of("rediss+cluster://a:1,b:2?username=me&password=p%26ss&db=0&ssl_cert_reqs=none")
+    assert url is not None
+    assert url.is_secure
+    node = url.node("c", 3)
+    assert node == "rediss://c:3?username=me&password=p%26ss&ssl_cert_reqs=none"
+    check_url(node)
+
+
+@pytest.mark.parametrize("rest", ["a:1,,b:2", "a:1,", "a:99999", "a:1/jobs", "hunt/er2@a:1", "a:1,hunt er2", ""])
+def test_a_cluster_with_odd_addresses_is_refused(rest: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_url(f"redis+cluster://{rest}")
+    assert "redis+cluster://user:password@host:6379,host:6379" in str(caught.value)
+    assert "er2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rest", ["a:1,b:2/3", "a:1?db=3"])
+def test_a_cluster_has_no_database_but_the_first(rest: str) -> None:
+    with pytest.raises(UsageError, match="a cluster has only the database 0"):
+        check_url(f"redis+cluster://{rest}")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("protocol=3", "the option protocol is not allowed"),
+        ("ssl_cert_reqs=none", "the option ssl_cert_reqs needs TLS: use rediss+cluster://"),
+        ("sentinel_password=x", "the option sentinel_password needs Sentinels: use redis+sentinel://"),
+    ],
+)
+def test_an_option_that_is_none_of_a_cluster_is_refused(options: str, reason: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_url(f"redis+cluster://me:hunter2@a:1,b:2?{options}")
+    assert reason in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_password_of_a_cluster_is_never_shown() -> None:
+    url = "rediss+cluster://me:hunter2@a:1,b:2?password=hunter2"
+    assert redacted(url) == "rediss+cluster://***@a:1,b:2"
+    assert masked(f"no answer from {url}.") == "no answer from rediss+cluster://***@a:1,b:2."
+    assert has_password(url)
