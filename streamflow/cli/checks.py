@@ -93,13 +93,13 @@ def _app(app_target: str | None) -> list[Finding]:
 
 async def _server(settings: Settings, role: str) -> tuple[list[Finding], bool]:
     """What was found, and whether the server has answered."""
-    from streamflow.store.connection import Store
     from streamflow.store.inspection import Finding, inspect
     from streamflow.store.keys import NamespaceKeys
     from streamflow.store.namespace import inspect_namespace
     from streamflow.store.roles import Role
+    from streamflow.store.router import open_store
 
-    store = Store(settings.redis, connections=1)
+    store = open_store(settings.redis, connections=1)
     try:
         await check_server(store)
         findings = await inspect(store, NamespaceKeys(settings.namespace), Role(role))

@@ -34,7 +34,8 @@ async def check_server(store: Store) -> None:
     """Return once the server answers INFO, which it does even while it loads its data. Raises `StoreUnavailable`."""
     import anyio
 
-    from streamflow.store.connection import Call, redacted
+    from streamflow.server_url import redacted
+    from streamflow.store.connection import Call
 
     with anyio.move_on_after(FIRST_ANSWER_SECONDS + 1):
         try:

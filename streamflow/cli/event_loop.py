@@ -39,10 +39,10 @@ def run_service(service: Callable[[], Coroutine[Any, Any, None]], settings: Sett
     """Run a daemon or worker until it ends, once the server has answered. Raises `StoreUnavailable`."""
     from streamflow.process import run_until_done
     from streamflow.steps.executor import STEP_THREAD
-    from streamflow.store.connection import Store
+    from streamflow.store.router import open_store
 
     async def run() -> None:
-        probe = Store(settings.redis, connections=1)
+        probe = open_store(settings.redis, connections=1)
         try:
             await check_server(probe)
         finally:

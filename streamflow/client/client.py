@@ -33,12 +33,14 @@ from streamflow.model.attributes import Attribute, check_attributes
 from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import Status, decode_header, incarnation_of
 from streamflow.model.sharding import full_run_id
+from streamflow.server_url import redacted
 from streamflow.settings import Settings, load_settings
-from streamflow.store.connection import Call, Store, redacted
+from streamflow.store.connection import Call, Store
 from streamflow.store.durability import confirmation_for
 from streamflow.store.kernel import Kernel, Message, Start
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, namespace_from, read_namespace
+from streamflow.store.router import open_store
 from streamflow.workflow.app import Reducer, Startable, Workflow
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def connect(url: str | None = None, *, namespace: str | None = None) -> Client:
         settings = Settings(redis=url, namespace=namespace)
     else:
         settings = load_settings({"redis": url, "namespace": namespace})
-    return Client(Store(settings.redis), settings.namespace)
+    return Client(open_store(settings.redis), settings.namespace)
 
 
 class NewRun(msgspec.Struct, frozen=True):

@@ -29,6 +29,7 @@ import msgspec
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.errors import RunEnded, RunNotFound, StoreError
 from streamflow.model.record import incarnation_of
+from streamflow.store.cluster_subscription import open_subscription
 from streamflow.store.connection import Call, Store
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.subscription import Subscription
@@ -171,7 +172,7 @@ class ResultWaiter:
 
     def _subscribed(self) -> Subscription:
         if self._subscription is None:
-            self._subscription = Subscription(self._store, self._on_message, self._on_reconnected)
+            self._subscription = open_subscription(self._store, self._on_message, self._on_reconnected)
             self._spawn(asyncio.create_task(self._subscription.run()))
         if self._sweeper is None or self._sweeper.done():
             self._sweeper = asyncio.create_task(self._sweep_forever())

@@ -50,6 +50,7 @@ from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import check_server, open_namespace
 from streamflow.store.roles import Role
+from streamflow.store.router import open_store
 from streamflow.tracing.setup import find_tracing, set_up_from_environment, shut_down
 from streamflow.version import __version__
 from streamflow.watch.heartbeat_process import HeartbeatProcess
@@ -109,7 +110,7 @@ class Daemon:
             if source := set_up_from_environment():
                 _log.info("spans are made, and exported %s", source)
         with serving_http(self.settings.http, self._pages) as self.http:
-            store = Store(self.settings.redis, connections=4, patience=10.0)
+            store = open_store(self.settings.redis, connections=4, patience=10.0)
             try:
                 await self._serve(store, signals=signals)
             finally:

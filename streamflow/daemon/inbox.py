@@ -26,9 +26,9 @@ from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.starts import Starts
 from streamflow.errors import StoreError
 from streamflow.loops import Supervisor, retry_forever
+from streamflow.store.cluster_subscription import open_subscription
 from streamflow.store.connection import Store
 from streamflow.store.kernel import InboxPage, Kernel, Reply, StreamEntry
-from streamflow.store.subscription import Subscription
 from streamflow.wire import InboxMessage
 
 _log = logging.getLogger("streamflow.inbox")
@@ -73,7 +73,7 @@ class InboxReader:
         self._shards = shards
         self._on_messages = on_messages
         self._on_lost = on_lost
-        self._bell = Subscription(store, self._rung, self.look_everywhere, SILENCE)
+        self._bell = open_subscription(store, self._rung, self.look_everywhere, SILENCE)
         self._heard: dict[int, OwnedShard] = {}
         """The shards whose channels were subscribed before they were read for the first time."""
         self._numbers: dict[bytes, int] = {}

@@ -29,6 +29,7 @@ from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.queues import QueueFigures, read_queues
+from streamflow.store.router import open_store
 from streamflow.workflow.app import App
 
 T = TypeVar("T")
@@ -128,7 +129,7 @@ class NamespaceFigures:
         if len(own) > MAX_SHARDS_READ:
             own = ()
         if self._store is None:
-            self._store = Store(self._url, connections=1, patience=PATIENCE)
+            self._store = open_store(self._url, connections=1, patience=PATIENCE)
         keys = self._keys
         shards = range(self._shards if self._shards <= MAX_SHARDS_READ else 0)
         calls: list[Call[Any]] = [

@@ -30,7 +30,7 @@ from streamflow.daemon.shard import CODE, RUN_BYTES, UNKNOWN_ATTEMPT, LiveRun, O
 from streamflow.daemon.starts import Starts, class_of
 from streamflow.daemon.timers import Timers
 from streamflow.daemon.troubles import shard_name
-from streamflow.errors import Failure, StoreError, StoreUnavailable
+from streamflow.errors import Failure, StoreError
 from streamflow.events import RunContinued, Transition, decode_history
 from streamflow.machine.factory import rehydrating
 from streamflow.machine.open_work import WORKER_LOST, Trace
@@ -40,7 +40,7 @@ from streamflow.machine.transition import Due, Input, Outcome
 from streamflow.model.record import OPEN, Header, decode_header
 from streamflow.steps.executor import STEP_BLOCKED, StepExecutor
 from streamflow.steps.suspects import Note, Suspects
-from streamflow.store.connection import Call
+from streamflow.store.connection import Call, OtherHistory
 from streamflow.store.kernel import Committed, DueRuns, Reply
 from streamflow.watch.blocker import RunNote
 from streamflow.workflow.actions import StepJob
@@ -544,12 +544,7 @@ class Owner:
 
     async def _commit(self, batches: list[ShardBatch], calls: list[Call[Committed]]) -> None:
         began = time.monotonic()
-        try:
-            answers = await self._store.send(calls, patience=math.inf, same_history=True, confirmed=True)
-        except StoreUnavailable:  # another history: these shards were dropped within that change
-            for batch in batches:
-                self.drop(batch.shard)
-            return
+        answers = await self._store.send(calls, patience=math.inf, same_history=True, confirmed=True)
         if self.on_committed is not None:
             self.on_committed(batches, answers, began)
         for batch, answer in zip(batches, answers, strict=True):
@@ -796,7 +791,9 @@ class Owner:
         shard = batch.shard
         if shard.dropped:
             return
-        if isinstance(answer, StoreError):
+        if isinstance(answer, OtherHistory):
+            self.drop(shard)
+        elif isinstance(answer, StoreError):
             batch.put_back()
             self.refused(shard, answer)
         elif answer.code is Reply.FENCED:

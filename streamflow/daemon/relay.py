@@ -27,7 +27,7 @@ from streamflow.daemon.unread import Order, Reading, Target, Unread
 from streamflow.errors import StoreError
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.sharding import QUEUE_PARTITIONS
-from streamflow.store.connection import Call, Store
+from streamflow.store.connection import Call, OtherHistory, Store
 from streamflow.store.kernel import Delivery, Kernel, Offer, StreamEntry
 from streamflow.store.namespace import register_queues
 from streamflow.wire import OutboxMessage, decode_outbox, stream_order, to_delivery, to_offer
@@ -195,6 +195,8 @@ class Relay:
             )
             return False
         for (pair, source, chunk), answer in zip(batches, answers, strict=True):
+            if isinstance(answer, OtherHistory):
+                continue  # the source was dropped, or its target has forgotten: its outbox is read again
             if isinstance(answer, Exception):
                 self._refused[pair] = time.monotonic() + self._troubles.failed(
                     _name_of(pair[1]), REFUSES, answer, stops=False

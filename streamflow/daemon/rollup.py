@@ -28,7 +28,7 @@ from streamflow.daemon.troubles import Troubles, shard_name
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.loops import TURN, retry_forever
 from streamflow.model.codec import DECODE_ERRORS
-from streamflow.store.connection import Call, Store
+from streamflow.store.connection import Call, OtherHistory, Store
 from streamflow.store.kernel import Checkpointed, Kernel, LogLimits, Put, Reply
 from streamflow.views.shard_views import ShardViews, merge_oldest
 
@@ -138,6 +138,8 @@ class Rollup:
             )
         answers: list[Checkpointed | StoreError] = await self._store.send(calls, same_history=True) if calls else []
         for (shard, offset, unfolded, logged), answer in zip(counted, answers, strict=True):
+            if isinstance(answer, OtherHistory):
+                continue  # the shard was dropped within that change
             if isinstance(answer, StoreError):
                 self._troubles.failed(shard_name(shard.number), NOT_STORED, answer, stops=False)
             elif answer.code is Reply.STALE:

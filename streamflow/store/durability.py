@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from streamflow.errors import StoreError, StoreMisconfigured, StoreUnavailable, Unconfirmed, UsageError
+from streamflow.errors import StoreError, StoreMisconfigured, Unconfirmed, UsageError
 from streamflow.machine.sealed import hide
 from streamflow.settings import is_level
-from streamflow.store.connection import Call
+from streamflow.store.connection import Call, OtherHistory
 from streamflow.store.kernel import Put
 
 if TYPE_CHECKING:
@@ -129,10 +129,12 @@ class Confirmation:
         while True:
             generation = self._store.server_generation
             answers = await self._store.send(calls, over - time.monotonic(), same_history=same_history)
+            if any(isinstance(answer, OtherHistory) for answer in answers):
+                return answers
             if await self._is_safe(over - time.monotonic()) and generation == self._store.server_generation:
                 return answers
             if same_history:
-                raise StoreUnavailable("the server has another history since, so what was decided before is void")
+                return [OtherHistory("the server has another history since, so what was decided is void")] * len(calls)
 
     async def wait(self, patience: float) -> None:
         """Until all that this reader has seen is confirmed, if it may wait: a viewer can't. Raises `Unconfirmed`."""
@@ -192,9 +194,8 @@ class Confirmation:
         self._since, said = time.monotonic(), time.monotonic()
         try:
             while True:
-                try:
-                    answer = await self._ask(math.inf, same_history=True)
-                except StoreUnavailable:
+                answer = await self._ask(math.inf, same_history=True)
+                if isinstance(answer, OtherHistory):
                     return False
                 if isinstance(answer, StoreMisconfigured):
                     raise answer

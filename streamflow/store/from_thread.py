@@ -11,7 +11,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from streamflow.errors import StoreUnavailable
-from streamflow.store.connection import Store, redacted
+from streamflow.server_url import redacted
+from streamflow.store.connection import Store
+from streamflow.store.router import open_store
 
 T = TypeVar("T")
 
@@ -28,7 +30,7 @@ class ThreadStore:
         """`await function(store)`, for `seconds` at most. Raises `StoreError`."""
         if self._runner is None or self._store is None:
             self._runner = asyncio.Runner()
-            self._store = Store(self._url, connections=1, patience=seconds)
+            self._store = open_store(self._url, connections=1, patience=seconds)
         return self._runner.run(self._limited(self._store, function, seconds))
 
     async def _limited(self, store: Store, function: Callable[[Store], Awaitable[T]], seconds: float) -> T:

@@ -23,6 +23,7 @@ from streamflow.store.connection import LOST, Call, Store
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.link import Link
 from streamflow.store.roles import Rights, Role, commands_of, rights, rule_of
+from streamflow.store.router import Cluster, servers_of
 
 OLDEST = 7
 FEW_RULES = 8
@@ -125,15 +126,21 @@ async def inspect(store: Store, keys: NamespaceKeys, role: Role = Role.DAEMON) -
 
     Raises `StoreUnavailable` when the server can't be reached.
     """
-    info: dict[str, Any] = {}
     findings: list[Finding] = []
-    try:
-        info = await store.one(Call.plain("INFO", "everything"))
-    except StoreError as error:
-        findings.append(Finding(False, "server", hidden_info(error)))
-    findings += _server(info)
-    findings += [Finding(False, "server", text) for text in await store.sentinel_doubts()]
-    if _number(info, "loading") or (info and too_old(info)):
+    servers = await servers_of(store)
+    is_single = not isinstance(store, Cluster)
+    infos: list[dict[str, Any]] = []
+    for address, server in servers:
+        try:
+            info: dict[str, Any] = await server.one(Call.plain("INFO", "everything"))
+        except StoreError as error:
+            findings.append(Finding(False, "server", about(address, hidden_info(error))))
+            continue
+        infos.append(info)
+        found = _server(info, is_single=is_single)
+        findings += [Finding(one.is_error, one.about, about(address, one.message)) for one in found]
+    findings += [Finding(False, "server", text) for text in await store.doubts()]
+    if any(_number(info, "loading") or too_old(info) for info in infos):
         return [*findings, Finding(False, "permissions", "not checked")]
     missing = await missing_permissions(store, keys.namespace, role)
     if len(missing) > FEW_RULES:
@@ -160,7 +167,12 @@ async def _other_user(store: Store, namespace: str, role: Role, missing: Sequenc
     )
 
 
-def _server(info: Mapping[str, Any]) -> list[Finding]:
+def about(address: str, message: str) -> str:
+    """The message, said of one server of several."""
+    return f"{address}: {message}" if address else message
+
+
+def _server(info: Mapping[str, Any], *, is_single: bool = True) -> list[Finding]:
     errors = [text for text in (too_old(info), evicting(info)) if text is not None] if info else []
     warnings = [text for text in (forgetful(info),) if text is not None] if info else []
     if info.get("role") == "slave":
@@ -172,8 +184,8 @@ def _server(info: Mapping[str, Any]) -> list[Finding]:
             errors.append(
                 f"the server could not write its {what} and may refuse writes: look at its log, and at its disk"
             )
-    if _number(info, "cluster_enabled"):
-        warnings.append("the server is part of a cluster, which this version doesn't support: use one that is not")
+    if is_single and _number(info, "cluster_enabled"):
+        errors.append("the server is part of a cluster: use redis+cluster://HOST:PORT (or rediss+cluster://)")
     used, limit = _number(info, "used_memory"), _number(info, "maxmemory")
     if limit and used >= limit:
         errors.append("the server is out of memory and takes no new runs: raise maxmemory, or shorten `retention`")
@@ -190,7 +202,9 @@ async def missing_permissions(store: Store, namespace: str, role: Role) -> list[
 
     Raises `StoreUnavailable`.
     """
-    link = store.link()  # of its own: what a script that doesn't exist gets as an answer would make others load theirs
+    link = (await servers_of(store))[0][
+        1
+    ].link()  # of its own: what a script that doesn't exist gets as an answer would make others load theirs
     try:
         return await _missing_rules(link, rights(role, namespace), commands_of(role))
     except LOST as error:

@@ -15,10 +15,11 @@ from streamflow.errors import NamespaceMismatch, StoreError, StoreMisconfigured,
 from streamflow.model.sharding import QUEUE_PARTITIONS, Partition, shard_of
 from streamflow.settings import Settings
 from streamflow.store.connection import Call, Store
-from streamflow.store.inspection import Finding, evicting, forgetful, hidden_info, missing_permissions, too_old
+from streamflow.store.inspection import Finding, about, evicting, forgetful, hidden_info, missing_permissions, too_old
 from streamflow.store.kernel import SCHEMA, Kernel, NamespaceRecord, Put
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.roles import Role
+from streamflow.store.router import servers_of
 
 _log = logging.getLogger("streamflow.namespace")
 
@@ -150,19 +151,22 @@ async def check_server(store: Store, namespace: str, role: Role) -> None:
 
     Raises `StoreMisconfigured`, `StoreUnavailable`.
     """
-    try:
-        info: dict[str, object] = await store.one(Call.plain("INFO", "everything"))
-    except StoreUnavailable:
-        raise
-    except StoreError as error:  # as some managed services do
-        _log.warning("%s", hidden_info(error))
-    else:
+    for address, server in await servers_of(store):
+        try:
+            info: dict[str, object] = await server.one(Call.plain("INFO", "everything"))
+        except StoreUnavailable:
+            if address:
+                continue  # one of several may be away; the others take over what it has
+            raise
+        except StoreError as error:  # as some managed services do
+            _log.warning("%s", about(address, hidden_info(error)))
+            continue
         for problem in (too_old(info), evicting(info)):
             if problem is not None:
-                raise StoreMisconfigured(problem)
+                raise StoreMisconfigured(about(address, problem))
         warning = forgetful(info)
         if warning is not None:
-            _log.warning("%s", warning)
+            _log.warning("%s", about(address, warning))
     missing = await missing_permissions(store, namespace, role)
     if missing:
         raise StoreMisconfigured(

@@ -1,11 +1,13 @@
 """Sharded pub/sub: messages of some channels, on one connection that reconnects by itself.
 
-Owns: SSUBSCRIBE, and subscribing again after a reconnection. Must not: know what the messages mean.
-Called by: `client/waiting.py`, `daemon/inbox.py`.
+Owns: SSUBSCRIBE, subscribing again after a reconnection, and noticing that a channel's slot has moved. Must not: know
+what the messages mean. Called by: `cluster_subscription.py` (one a server), which `client/waiting.py` and
+`daemon/inbox.py` call.
 """
 
 from __future__ import annotations
 
+import abc
 import logging
 from collections.abc import Callable, Iterable
 
@@ -14,7 +16,10 @@ import anyio.lowlevel
 from redis import exceptions as redis_errors
 
 from streamflow.errors import StoreError, StoreMisconfigured, StoreUnavailable
-from streamflow.store.connection import LOST, Store, redacted
+from streamflow.server_url import redacted
+from streamflow.store.connection import LOST
+from streamflow.store.node import Node
+from streamflow.store.topology import slot_of
 
 _log = logging.getLogger("streamflow.store")
 
@@ -22,26 +27,65 @@ SILENCE = 15.0
 """Seconds without a message after which the server is pinged, and after as many more given up."""
 
 
-class _Channel:
-    """`settled` is set when the server has replied; `refusal` is its error when it doesn't allow the channel."""
+class ChannelMoved(StoreUnavailable):
+    """Another server has the channel now."""
 
-    __slots__ = ("refusal", "settled")
+
+class _Channel:
+    """`settled` is set when the server has replied; `refusal` is its error when it doesn't allow the channel; `moved`:
+    another server has it."""
+
+    __slots__ = ("moved", "refusal", "settled")
 
     def __init__(self) -> None:
         self.settled = anyio.Event()
         self.refusal = ""
+        self.moved = False
 
 
-class Subscription:
-    """Sharded pub/sub on one connection that reconnects by itself. `run()` is a loop for a task group.
+class Subscription(abc.ABC):
+    """Messages of channels, wherever they are. `run()` is a loop for a task group.
 
     Messages arrive as `on_message(channel, data)`. `on_lost()` is called when all channels are subscribed again after a
-    reconnection: messages may have been missed. `silence`: seconds, as `SILENCE`.
+    reconnection: messages may have been missed.
     """
+
+    @abc.abstractmethod
+    async def add_all(self, channels: Iterable[str]) -> None:
+        """Subscribe to channels. Returns when the server has confirmed: what is published from then on arrives.
+
+        Adding a channel again costs nothing. Raises `StoreUnavailable` or `StoreMisconfigured`, or `StoreError` after
+        `close`.
+        """
+
+    async def add(self, channel: str) -> None:
+        """`add_all` of one channel."""
+        if not self.is_confirmed(channel):  # nearly always it is: clients ask for each run
+            await self.add_all([channel])
+
+    @abc.abstractmethod
+    def is_confirmed(self, channel: str) -> bool:
+        """Whether what is published from now on arrives, without waiting for anything."""
+
+    @abc.abstractmethod
+    async def remove(self, channel: str) -> None:
+        """Unsubscribe. Messages that are under way may still arrive."""
+
+    @abc.abstractmethod
+    async def run(self) -> None:
+        """Never returns. Connects when the first channel is added."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Callers that still wait for the server to confirm a channel get `StoreError`. `run` has ended."""
+
+
+class NodeSubscription(Subscription):
+    """On one connection to one server, that reconnects by itself. `silence`: seconds, as `SILENCE`."""
 
     def __init__(
         self,
-        store: Store,
+        store: Node,
         on_message: Callable[[bytes, bytes], None],
         on_lost: Callable[[], None],
         silence: float | None = None,
@@ -52,6 +96,10 @@ class Subscription:
         self._on_message = on_message
         self._on_lost = on_lost
         self._silence = silence
+        self.on_moved: Callable[[], None] | None = None
+        """Called when channels turn out to be another server's: they are none of this subscription's any more."""
+        self.on_broken: Callable[[], None] = lambda: None
+        """Called when the connection was lost."""
         self._channels: dict[str, _Channel] = {}
         self._unsent: list[tuple[str, str]] = []
         self._has_channels = anyio.Event()
@@ -59,17 +107,7 @@ class Subscription:
         self._subscribed = False
         self._closed = False
 
-    async def add(self, channel: str) -> None:
-        """Subscribe to a channel. Returns when the server has confirmed: what is published from then on arrives.
-
-        Adding a channel again costs nothing. Raises `StoreUnavailable` or `StoreMisconfigured`, or `StoreError` after
-        `close`.
-        """
-        if self._closed or not self.is_confirmed(channel):  # nearly always it is: clients ask for each run
-            await self.add_all([channel])
-
     async def add_all(self, channels: Iterable[str]) -> None:
-        """`add` several channels at once."""
         known: dict[str, _Channel] = {}
         for channel in channels:
             if channel not in self._channels:
@@ -85,6 +123,8 @@ class Subscription:
             raise StoreUnavailable(f"no answer from {redacted(self._store.url)} to SSUBSCRIBE. Is the server running?")
         if self._closed:
             raise StoreError("the client was closed")
+        if any(one.moved for one in known.values()):
+            raise ChannelMoved("another server has the channel now")
         refused = {channel: one for channel, one in known.items() if one.refusal}
         for channel, one in refused.items():
             if self._channels.get(channel) is one:
@@ -93,18 +133,15 @@ class Subscription:
             raise StoreMisconfigured(f"SSUBSCRIBE {channel}: {one.refusal}")
 
     def close(self) -> None:
-        """Callers that still wait for the server to confirm a channel get `StoreError`. `run` has ended."""
         self._closed = True
         for channel in self._channels.values():
             channel.settled.set()
 
     def is_confirmed(self, channel: str) -> bool:
-        """Whether what is published from now on arrives, without waiting for anything."""
         known = self._channels.get(channel)
-        return known is not None and known.settled.is_set() and not known.refusal
+        return not self._closed and known is not None and known.settled.is_set() and not known.refusal
 
     async def remove(self, channel: str) -> None:
-        """Unsubscribe. Messages that are under way may still arrive."""
         if self._channels.pop(channel, None) is not None:
             self._unsent.append(("SUNSUBSCRIBE", channel))
             await self._send()
@@ -118,7 +155,6 @@ class Subscription:
             self._link.post(commands)
 
     async def run(self) -> None:
-        """Never returns. Connects when the first channel is added."""
         await self._has_channels.wait()
         pause = 0.05
         while True:
@@ -128,6 +164,7 @@ class Subscription:
                 await self._read()
             except (*LOST, redis_errors.RedisError) as error:
                 _log.warning("lost the subscription to %s, will reconnect: %s", redacted(self._store.url), error)
+                self.on_broken()
             finally:
                 self._subscribed = False
                 self._lost = True
@@ -159,7 +196,9 @@ class Subscription:
                 self._link.post([("PING",)])
                 continue
             is_silent = False
-            if isinstance(reply, redis_errors.ResponseError):
+            if isinstance(reply, redis_errors.MovedError) and self.on_moved is not None:
+                self._gone([channel for channel in self._channels if slot_of(channel) == reply.slot_id])
+            elif isinstance(reply, redis_errors.ResponseError):
                 if self._store.note_refusal(reply):
                     raise reply
                 for channel in self._channels.values():
@@ -172,6 +211,30 @@ class Subscription:
                 channel = self._channels.get(reply[1].decode())
                 if channel is not None:
                     channel.settled.set()
+            elif reply[0] == b"sunsubscribe" and self.on_moved is not None:
+                name = reply[1].decode()  # the slot was moved; what was removed here isn't known any more, or not yet
+                if name in self._channels and self._channels[name].settled.is_set():
+                    self._gone([name])
+
+    @property
+    def channels(self) -> list[str]:
+        return list(self._channels)
+
+    def __contains__(self, channel: str) -> bool:
+        return channel in self._channels
+
+    def forget(self, channels: Iterable[str]) -> None:
+        """Another server has these channels. Who waits for one gets `ChannelMoved`."""
+        for name in channels:
+            channel = self._channels.pop(name, None)
+            if channel is not None:
+                channel.moved = True
+                channel.settled.set()
+
+    def _gone(self, channels: list[str]) -> None:
+        self.forget(channels)
+        if self.on_moved is not None:
+            self.on_moved()
 
 
 def _unsettled(channel: _Channel) -> _Channel:

@@ -28,12 +28,13 @@ from streamflow.process import RESTART, stop_on_signal
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Suspects
-from streamflow.store.blocking_reads import QueueConnection
+from streamflow.store.blocking_reads import open_queue_connection
 from streamflow.store.connection import Store
 from streamflow.store.kernel import WORKERS, Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, check_server, namespace_from, read_namespace, register_queues
 from streamflow.store.roles import Role
+from streamflow.store.router import open_store
 from streamflow.store.workers import WorkerHeartbeat
 from streamflow.tracing.setup import find_tracing, set_up_from_environment, shut_down
 from streamflow.version import __version__
@@ -96,7 +97,7 @@ class Worker:
         if signals and (source := set_up_from_environment()):
             _log.info("spans are made, and exported %s", source)
         with serving_http(self.settings.http, self._pages) as self.http:
-            store = Store(self.settings.redis, connections=3, patience=10.0)
+            store = open_store(self.settings.redis, connections=3, patience=10.0)
             try:
                 await self._serve(store, signals=signals)
             finally:
@@ -148,7 +149,7 @@ class Worker:
         claims.executor = executor
         executor.tracing = find_tracing()
         claims.suspects = suspects = Suspects(executor, store, kernel, self.name)
-        connection = QueueConnection(store, WORKERS, BLOCK_MS, self.name)
+        connection = open_queue_connection(store, WORKERS, BLOCK_MS, self.name)
         self.reader = reader = QueueReader(
             self.app, store, kernel, connection, claims, executor, suspects, slots=settings.concurrency
         )

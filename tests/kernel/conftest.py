@@ -12,7 +12,7 @@ import pytest
 from fakeredis import FakeAsyncRedis
 
 from streamflow.embedded.server import EmbeddedServer
-from streamflow.store.connection import Store
+from streamflow.store.node import Node
 from streamflow.store.scripts import load_scripts
 from tests.conftest import SERVERS
 from tests.kernel.support import Shard
@@ -46,21 +46,21 @@ def _server(request: pytest.FixtureRequest, name: str) -> EmbeddedServer:
     return request.getfixturevalue("other_server")(name)
 
 
-def fake_store() -> Store:
+def fake_store() -> Node:
     """A store on a server of its own in this process."""
     scripts = {name: script.for_fake() for name, script in load_scripts().items()}
-    return Store("redis://fake", client=FakeAsyncRedis(version=(7,)), scripts=scripts)
+    return Node("redis://fake", client=FakeAsyncRedis(version=(7,)), scripts=scripts)
 
 
 @pytest.fixture
-async def store(url: str) -> AsyncIterator[Store]:
-    store = Store(url) if url else fake_store()
+async def store(url: str) -> AsyncIterator[Node]:
+    store = Node(url) if url else fake_store()
     yield store
     await store.close()
 
 
 @pytest.fixture
-async def shard(store: Store, namespace: str) -> AsyncIterator[Shard]:
+async def shard(store: Node, namespace: str) -> AsyncIterator[Shard]:
     shard = Shard(store, namespace)
     yield shard
     await leave_clean(shard)
@@ -68,7 +68,7 @@ async def shard(store: Store, namespace: str) -> AsyncIterator[Shard]:
 
 @pytest.fixture
 async def real_shard(server: EmbeddedServer, namespace: str) -> AsyncIterator[Shard]:
-    store = Store(server.url)
+    store = Node(server.url)
     shard = Shard(store, namespace)
     yield shard
     await leave_clean(shard)

@@ -15,9 +15,10 @@ import msgspec
 
 from streamflow.events import NOTHING, SignalReceived, encode_transition
 from streamflow.model.record import LISTED, decode_header
-from streamflow.store.connection import Call, Store
+from streamflow.store.connection import Call
 from streamflow.store.kernel import Acquired, Batch, Committed, Kernel, Reply, RunWrite, Start
 from streamflow.store.keys import NamespaceKeys
+from streamflow.store.node import Node
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ NOTE = encode_transition(NOW, [SignalReceived("note", NOTHING)])
 class Shard:
     """Shard 0 of a namespace of the test's own."""
 
-    def __init__(self, store: Store, namespace: str) -> None:
+    def __init__(self, store: Node, namespace: str) -> None:
         self.store = store
         self.namespace = NamespaceKeys(namespace)
         self.kernel = Kernel(self.namespace)

@@ -11,7 +11,7 @@ from streamflow.errors import StoreError
 from streamflow.model.record import decode_header
 from streamflow.store.connection import Call
 from streamflow.store.kernel import FRESH, Batch, Message, Poison, Put, Reply, RunWrite, Send
-from streamflow.store.subscription import Subscription
+from streamflow.store.subscription import NodeSubscription
 from tests.kernel.support import FUTURE, NOTE, NOW, Shard, next_header
 
 pytestmark = pytest.mark.anyio
@@ -175,7 +175,7 @@ async def test_the_outcome_notification_is_published_once(real_shard: Shard) -> 
         if data == b"last":
             arrived.set()
 
-    subscription = Subscription(shard.store, on_message, lambda: None)
+    subscription = NodeSubscription(shard.store, on_message, lambda: None)
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(subscription.run)

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.model.record import decode_header
-from streamflow.store.connection import Call, Store
+from streamflow.store.connection import Call
 from streamflow.store.kernel import FRESH, Batch, Message, Put, Reply, RunWrite, Send, Start
+from streamflow.store.node import Node
 from tests.kernel.conftest import fake_store
 from tests.kernel.support import NOTE, NOW, Shard, next_header
 
@@ -334,7 +335,7 @@ class Differential:
         return stored
 
 
-async def play(store: Store, script: list[Any], answers: Counter[str]) -> None:
+async def play(store: Node, script: list[Any], answers: Counter[str]) -> None:
     shard = Shard(store, f"model{next(NAMES)}")
     try:
         differential = Differential(shard, answers)
@@ -386,7 +387,7 @@ def test_a_real_server_agrees_with_the_model_too(server: EmbeddedServer) -> None
     @given(st.lists(commands, min_size=10, max_size=25))
     def examples(script: list[Any]) -> None:
         async def main() -> None:
-            await play(Store(server.url), script, answers)
+            await play(Node(server.url), script, answers)
 
         anyio.run(main)
 

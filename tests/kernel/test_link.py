@@ -14,10 +14,11 @@ import pytest
 
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreError, StoreUnavailable
-from streamflow.store import connection, link
-from streamflow.store.blocking_reads import QueueConnection
-from streamflow.store.connection import Call, Store
-from streamflow.store.subscription import Subscription
+from streamflow.store import link, node
+from streamflow.store.blocking_reads import NodeQueueConnection
+from streamflow.store.connection import Call
+from streamflow.store.node import Node
+from streamflow.store.subscription import NodeSubscription
 from tests.kernel.support import until
 from tests.support.lines import Line, line_to, port_of, refusing
 
@@ -45,8 +46,8 @@ async def line(server: EmbeddedServer) -> AsyncIterator[Line]:
 
 
 @contextlib.asynccontextmanager
-async def opened(url: str, **options: Any) -> AsyncGenerator[Store]:
-    store = Store(url, **options)
+async def opened(url: str, **options: Any) -> AsyncGenerator[Node]:
+    store = Node(url, **options)
     try:
         yield store
     finally:
@@ -105,8 +106,8 @@ async def test_blocked_reads_leave_a_demoted_server(
     found: list[str] = []
     lost = anyio.Event()
     async with opened(line.url) as store, anyio.create_task_group() as tasks:
-        reads = QueueConnection(store, "group", 20_000, "consumer")
-        subscription = Subscription(store, lambda _, data: messages.append(data), lost.set)
+        reads = NodeQueueConnection(store, "group", 20_000, "consumer")
+        subscription = NodeSubscription(store, lambda _, data: messages.append(data), lost.set)
 
         async def read_inbox() -> None:
             while not found:
@@ -136,7 +137,7 @@ async def test_blocked_reads_leave_a_demoted_server(
 async def test_who_only_reads_leaves_a_demoted_server_too(
     monkeypatch: pytest.MonkeyPatch, server: EmbeddedServer, successor: EmbeddedServer, line: Line
 ) -> None:
-    monkeypatch.setattr(connection, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(node, "LOOK_EVERY", 0.1)
     await plain(server.url, "SET", "whose", "former")
     await plain(successor.url, "SET", "whose", "new")
     async with opened(line.url) as store:
@@ -155,7 +156,7 @@ async def test_who_only_reads_leaves_a_demoted_server_too(
 async def test_a_server_that_is_promoted_again_is_another_generation(
     monkeypatch: pytest.MonkeyPatch, server: EmbeddedServer, successor: EmbeddedServer
 ) -> None:
-    monkeypatch.setattr(connection, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(node, "LOOK_EVERY", 0.05)
     async with opened(server.url) as store:
         await store.one(Call.plain("PING"))
         await plain(server.url, "REPLICAOF", "127.0.0.1", port_of(successor.url))
@@ -171,7 +172,7 @@ async def test_a_server_that_is_promoted_again_is_another_generation(
 async def test_a_replica_that_is_attached_changes_no_generation(
     monkeypatch: pytest.MonkeyPatch, server: EmbeddedServer, successor: EmbeddedServer
 ) -> None:
-    monkeypatch.setattr(connection, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(node, "LOOK_EVERY", 0.0)
     async with opened(server.url) as store:
         before = await store.one(Call.plain("INFO", "replication"))
         await plain(successor.url, "REPLICAOF", "127.0.0.1", port_of(server.url))
@@ -283,7 +284,7 @@ async def test_urgent_connections_notice_another_server_too(server: EmbeddedServ
 async def test_a_silent_server_costs_all_connections_within_the_limit(soon: None, line: Line) -> None:
     lost = anyio.Event()
     async with opened(line.url, patience=30) as store, anyio.create_task_group() as tasks:
-        subscription = Subscription(store, lambda *_: None, lost.set)
+        subscription = NodeSubscription(store, lambda *_: None, lost.set)
         tasks.start_soon(subscription.run)
         await subscription.add("channel")
         await store.one(Call.plain("PING"))
@@ -303,7 +304,7 @@ async def test_a_subscription_without_an_answer_to_its_ping_begins_anew(
     """Its connection alone is dead, as behind a firewall that has forgotten it: nothing else has to be sent."""
     lost = anyio.Event()
     async with opened(line.url, patience=30) as store, anyio.create_task_group() as tasks:
-        subscription = Subscription(store, lambda *_: None, lost.set, silence=0.1)
+        subscription = NodeSubscription(store, lambda *_: None, lost.set, silence=0.1)
         tasks.start_soon(subscription.run)
         await subscription.add("channel")
         line.frozen = True

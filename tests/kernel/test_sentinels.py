@@ -16,6 +16,7 @@ from streamflow.errors import StoreUnavailable
 from streamflow.server_url import sentinels_of
 from streamflow.store import link, sentinels
 from streamflow.store.connection import Call, Store
+from streamflow.store.node import Node
 from streamflow.store.sentinels import Sentinels
 from tests.support.lines import port_of
 from tests.support.waiting import DEADLINE
@@ -119,7 +120,7 @@ async def test_a_former_primary_that_was_just_connected_to_is_left(
     primary, former = (port_of(server.url) for server in servers)
     fake = trio[0]
     fake.ports = [primary]
-    store = Store(url_of(fake))
+    store = Node(url_of(fake))
     dropped = 0
 
     def other_history() -> None:
@@ -143,7 +144,7 @@ async def test_a_heartbeat_does_not_believe_a_former_primary_either(
     primary, former = (port_of(server.url) for server in servers)
     fake = trio[0]
     fake.ports = [primary]
-    store = Store(url_of(fake))
+    store = Node(url_of(fake))
     try:
         await store.one(Call.plain("PING"), urgent=True)
         store.replace_connections("the test wants it")
@@ -162,7 +163,7 @@ async def test_a_silent_primary_is_left_as_soon_as_another_is_named(
     silent, promoted = servers
     fake = trio[0]
     fake.ports = [port_of(silent.url)]
-    store = Store(url_of(fake), patience=60)
+    store = Node(url_of(fake), patience=60)
     try:
         await store.one(Call.plain("PING"))
         os.kill(silent.pid, signal.SIGSTOP)
@@ -205,7 +206,7 @@ async def test_a_sentinel_that_never_answers_is_named(
 async def test_what_a_sentinel_refuses_comes_with_advice(trio: list[FakeSentinel], refusal: str, advice: str) -> None:
     for fake in trio:
         fake.refusal = refusal
-    store = Store(url_of(*trio), patience=0.1)
+    store = Node(url_of(*trio), patience=0.1)
     try:
         with pytest.raises(StoreUnavailable, match=advice) as caught:
             await store.one(Call.plain("PING"))
@@ -216,7 +217,7 @@ async def test_what_a_sentinel_refuses_comes_with_advice(trio: list[FakeSentinel
 
 async def test_a_primary_that_cannot_be_reached_is_named(trio: list[FakeSentinel]) -> None:
     """Sentinels in containers name addresses that are valid among them."""
-    store = Store(url_of(*trio), patience=0.1)
+    store = Node(url_of(*trio), patience=0.1)
     try:
         with pytest.raises(StoreUnavailable, match=r"that 127\.0\.0\.1:1, which the Sentinels name .*announce"):
             await store.one(Call.plain("PING"))

@@ -36,6 +36,12 @@ class FakeStore:
         self.server_generation = 0
         self.url = "redis://nowhere.invalid"
 
+    def history_of(self, key: str) -> int:
+        return self.server_generation
+
+    def server_of(self, key: str) -> int:
+        return 0
+
     async def send(
         self,
         calls: Sequence[Call[Any]],

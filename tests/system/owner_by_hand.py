@@ -97,11 +97,11 @@ async def waiting(client: Client, runs: int) -> None:
     outcomes = client._waiter
 
     def settled() -> bool:
-        channels = outcomes._subscription._channels if outcomes._subscription else {}
+        subscription = outcomes._subscription
         return (
             sum(len(watched.waiting) for watched in outcomes._shards.values()) >= runs
             and not client._batcher._under_way
-            and all(w.channel in channels and channels[w.channel].settled.is_set() for w in outcomes._shards.values())
+            and all(subscription and subscription.is_confirmed(w.channel) for w in outcomes._shards.values())
         )
 
     while not settled():  # noqa: ASYNC110

@@ -19,7 +19,7 @@ from streamflow.events import AskAnswered, RunCompleted
 from streamflow.model.record import Status
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
-from streamflow.store.subscription import Subscription
+from streamflow.store.subscription import NodeSubscription
 from tests.support.waiting import names_of
 from tests.system.conftest import Serve
 from tests.system.owner_by_hand import Owner, waiting
@@ -228,7 +228,7 @@ async def test_closing_the_client_ends_asking(
         pass
 
     if not is_confirmed:
-        monkeypatch.setattr(Subscription, "_send", send_nothing)
+        monkeypatch.setattr(NodeSubscription, "_send", send_nothing)
     run = await client.start(cinema)
     asking = asyncio.create_task(run.ask("reserve"))
     await owner.asked(run.id)

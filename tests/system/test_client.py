@@ -38,7 +38,8 @@ from streamflow.errors import (
 from streamflow.events import RunCompleted, SignalReceived, decode_transition, encode_transition
 from streamflow.model.record import Status
 from streamflow.model.sharding import Partition
-from streamflow.store.connection import Call, Store
+from streamflow.store.connection import Call
+from streamflow.store.node import Node
 from streamflow.wire import notified_ending
 from streamflow.workflow.app import App
 from tests.system.owner_by_hand import Owner, waiting
@@ -449,7 +450,7 @@ async def test_closing_ends_all_waiting(embedded_server: EmbeddedServer, namespa
 
 
 async def test_an_unreachable_server_is_an_error_after_the_patience() -> None:
-    client = Client(Store("redis://127.0.0.1:1", patience=0.05), "default")
+    client = Client(Node("redis://127.0.0.1:1", patience=0.05), "default")
     with pytest.raises(StoreUnavailable):
         await client.start(other)
     await client.close()

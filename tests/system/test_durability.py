@@ -11,7 +11,7 @@ import pytest
 import streamflow as sf
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreMisconfigured
-from streamflow.store.connection import Store
+from streamflow.store.node import Node
 from tests.support.lines import Line, line_to, port_of
 from tests.support.serving import FAST, running_daemon
 from tests.support.waiting import DEADLINE
@@ -101,7 +101,7 @@ async def with_a_replica() -> AsyncGenerator[tuple[EmbeddedServer, EmbeddedServe
 async def test_what_no_replica_has_is_neither_acknowledged_nor_begun() -> None:
     async with (
         with_a_replica() as (primary, _, stream),
-        sf.Client(Store(primary.url, patience=1.5), NAMESPACE) as client,
+        sf.Client(Node(primary.url, patience=1.5), NAMESPACE) as client,
         running_daemon(app, primary, NAMESPACE, crash=False, durability="replicas:1", **SLOW_BEAT),
     ):
         assert await (await client.start(two_effects, "before")).result(DEADLINE) == "before-last"
@@ -119,7 +119,7 @@ async def test_what_no_replica_has_is_neither_acknowledged_nor_begun() -> None:
 async def test_signals_and_results_wait_too() -> None:
     async with (
         with_a_replica() as (primary, _, stream),
-        sf.Client(Store(primary.url, patience=1.5), NAMESPACE) as client,
+        sf.Client(Node(primary.url, patience=1.5), NAMESPACE) as client,
         running_daemon(app, primary, NAMESPACE, crash=False, durability="replicas:1", **SLOW_BEAT),
     ):
         go_on["a"] = anyio.Event()
@@ -143,7 +143,7 @@ async def test_no_acknowledged_start_is_lost_when_a_replica_is_promoted() -> Non
     async with (
         with_a_replica() as (primary, replica, stream),
         line_to(primary.url) as line,
-        sf.Client(Store(line.url, patience=0.5), NAMESPACE) as client,
+        sf.Client(Node(line.url, patience=0.5), NAMESPACE) as client,
         running_daemon(app, line, NAMESPACE, crash=False, durability="replicas:1", **SLOW_BEAT),  # type: ignore[arg-type]
         anyio.create_task_group() as starts,
     ):
@@ -181,7 +181,7 @@ async def test_no_acknowledged_start_is_lost_when_a_replica_is_promoted() -> Non
 async def test_what_is_not_on_the_disk_is_not_acknowledged(tmp_path: object) -> None:
     async with (
         EmbeddedServer(tmp_path, appendfsync="always") as server,  # type: ignore[arg-type]
-        sf.Client(Store(server.url, patience=1.5), NAMESPACE) as client,
+        sf.Client(Node(server.url, patience=1.5), NAMESPACE) as client,
         running_daemon(app, server, NAMESPACE, crash=False, durability="disk", **SLOW_BEAT),
     ):
         assert await (await client.start(two_effects, "before")).result(DEADLINE) == "before-last"

@@ -31,8 +31,8 @@ from streamflow.events import RunCompleted
 from streamflow.http import pages
 from streamflow.model.sharding import Partition, shard_of
 from streamflow.settings import Settings
-from streamflow.store.connection import Store
 from streamflow.store.inspection import NO_SUCH_SCRIPT, missing_permissions
+from streamflow.store.node import Node
 from streamflow.store.roles import ACCESS, Rights, Role, commands_of, rights
 from streamflow.store.scripts import load_scripts
 from streamflow.worker import claims
@@ -438,7 +438,7 @@ async def test_each_rule_that_is_missing_is_named(embedded_server: EmbeddedServe
                     *("ACL", "SETUSER", user, "reset", "on", f">{PASSWORD}", "resetchannels"),
                     *rules_without(needed, rule),
                 )
-                store = Store(url, connections=1)
+                store = Node(url, connections=1)
                 missing = await missing_permissions(store, namespace, role)
                 await store.close()
                 if rule in ("", "+info", "+select"):

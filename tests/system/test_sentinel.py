@@ -24,6 +24,7 @@ from streamflow.server_url import sentinels_of
 from streamflow.settings import Settings
 from streamflow.store import heartbeat_child
 from streamflow.store.connection import Call, Store
+from streamflow.store.node import Node
 from streamflow.worker.worker import Worker
 from tests.support.lines import port_of
 from tests.support.secure import Certificates, free_port, tls_options, tls_server
@@ -161,7 +162,7 @@ async def port_of_server(store: Store) -> int:
 
 async def test_a_primary_that_was_replaced_in_good_health_is_left(pair: Pair) -> None:
     """Cut off from its Sentinels, it would go on as a primary: only they tell that it isn't one any more."""
-    store = Store(pair.url)
+    store = Node(pair.url)
     try:
         await store.one(Call.plain("SET", "mark", "1"))
         await command_sentinels(pair.url, "SENTINEL", "FAILOVER", SERVICE, how_many=1)
@@ -177,7 +178,7 @@ async def test_sentinels_that_are_down_are_passed_over(pair: Pair) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{unused.getsockname()[1]}"
-        store = Store(pair.url.replace("redis+sentinel://", f"redis+sentinel://{dead},"))
+        store = Node(pair.url.replace("redis+sentinel://", f"redis+sentinel://{dead},"))
         try:
             assert await store.one(Call.plain("PING")) in (True, b"PONG")
         finally:
@@ -188,7 +189,7 @@ async def test_a_sentinel_in_the_place_of_a_server_is_recognised(pair: Pair) -> 
     found = sentinels_of(pair.url)
     assert found is not None
     host, port = found.addresses[0]
-    store = Store(f"redis://:{PASSWORD}@{host}:{port}", patience=0.3)
+    store = Node(f"redis://:{PASSWORD}@{host}:{port}", patience=0.3)
     try:
         with pytest.raises(StoreUnavailable, match=r"is a Sentinel.* Use redis\+sentinel://HOST:PORT/SERVICE"):
             await store.one(Call.plain("PING"))
@@ -201,7 +202,7 @@ async def test_a_sentinel_in_the_place_of_a_server_is_recognised(pair: Pair) -> 
     [((f"/{SERVICE}", "/others"), "No such master"), ((PASSWORD, "wrong"), "(?i)password|auth")],
 )
 async def test_the_error_says_what_the_sentinels_answer(pair: Pair, change: tuple[str, str], reason: str) -> None:
-    store = Store(pair.url.replace(*change), patience=0.5)
+    store = Node(pair.url.replace(*change), patience=0.5)
     try:
         with pytest.raises(StoreUnavailable, match=reason) as caught:
             await store.one(Call.plain("PING"))
@@ -240,15 +241,15 @@ async def test_sentinels_and_their_server_may_demand_tls(certificates: Certifica
         assert binary is not None
         process = start_sentinel(tmp_path / "sentinel", lines, Path(binary))
         url = f"rediss+sentinel://127.0.0.1:{sentinel_port}/{SERVICE}?ssl_ca_certs={certificates.path('ca.pem')}"
-        store = Store(url)
+        store = Node(url)
         try:
             assert await port_of_server(store) == port_of(server.url)
             assert await port_of_heartbeats(url) == port_of(server.url)
-            untrusting = Store(url.partition("?")[0], patience=0.3)
+            untrusting = Node(url.partition("?")[0], patience=0.3)
             with pytest.raises(StoreUnavailable, match="add ssl_ca_certs=FILE"):
                 await untrusting.one(Call.plain("PING"))
             await untrusting.close()
-            plain = Store(f"redis+sentinel://127.0.0.1:{sentinel_port}/{SERVICE}", patience=0.3)
+            plain = Node(f"redis+sentinel://127.0.0.1:{sentinel_port}/{SERVICE}", patience=0.3)
             with pytest.raises(StoreUnavailable, match=r"use rediss\+sentinel://"):
                 await plain.one(Call.plain("PING"))
             await plain.close()

@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 import streamflow as sf
 from streamflow.cli import cli
-from streamflow.store.connection import Call, Store
+from streamflow.store.connection import Call
+from streamflow.store.node import Node
 from tests.support.secure import Certificates, tls_server
 
 pytestmark = pytest.mark.anyio
@@ -53,7 +54,7 @@ def url_of(certificates: Certificates, port: int, *, ca: str = "ca", client: str
 
 
 async def ping(url: str) -> Any:
-    store = Store(url.replace(":s3cret@", ""), patience=0.3)
+    store = Node(url.replace(":s3cret@", ""), patience=0.3)
     try:
         return await store.one(Call.plain("ECHO", "hello"))
     finally:
@@ -119,17 +120,17 @@ def test_files_that_cannot_be_used_are_refused_before_anything_is_sent(certifica
         ({"more": f"ssl_keyfile={certificates.path('client.key')}"}, "the option ssl_keyfile needs ssl_certfile"),
     ):
         with pytest.raises(sf.UsageError) as caught:
-            Store(url_of(certificates, 1, **options))
+            Node(url_of(certificates, 1, **options))
         assert reason in str(caught.value)
         assert "s3cret" not in str(caught.value)
         assert "hunter" not in str(caught.value)
-    Store(url_of(certificates, 1, client="locked", more="&ssl_password=hunter2"))
+    Node(url_of(certificates, 1, client="locked", more="&ssl_password=hunter2"))
 
 
 async def test_renewed_files_are_used_from_the_next_connection_on(certificates: Certificates, ports: Ports) -> None:
     for kind in ("pem", "key"):
         certificates.path(f"renewed.{kind}").write_bytes(certificates.path(f"stranger.{kind}").read_bytes())
-    store = Store(url_of(certificates, ports.tls["demanding"], client="renewed").replace(":s3cret@", ""), patience=0.3)
+    store = Node(url_of(certificates, ports.tls["demanding"], client="renewed").replace(":s3cret@", ""), patience=0.3)
     try:
         with pytest.raises(sf.StoreUnavailable):
             await store.one(Call.plain("PING"))
@@ -145,7 +146,7 @@ async def test_renewed_files_are_used_from_the_next_connection_on(certificates: 
 async def test_a_store_is_closed_although_its_server_is_silent(certificates: Certificates) -> None:
     """The server's part in ending TLS would be waited for until redis-py raises."""
     async with tls_server(certificates) as (server, port):
-        store = Store(url_of(certificates, port).replace(":s3cret@", ""))
+        store = Node(url_of(certificates, port).replace(":s3cret@", ""))
         assert await store.one(Call.plain("ECHO", "hello")) == b"hello"
         os.kill(server.pid, signal.SIGSTOP)
         try:

@@ -23,7 +23,7 @@ GOOD: dict[str, Any] = {"redis_version": "7.2.0", "aof_enabled": 1, "role": "mas
         ({"maxmemory": 100, "used_memory": 100}, True, "raise maxmemory"),
         ({"maxmemory": 100, "used_memory": 85}, False, "85% of maxmemory"),
         ({"aof_enabled": 0}, False, "appendonly yes"),
-        ({"cluster_enabled": 1}, False, "cluster"),
+        ({"cluster_enabled": 1}, True, "redis+cluster"),
     ],
 )
 def test_each_trouble_of_a_server_is_said_with_what_to_do(info: dict[str, Any], is_error: bool, reason: str) -> None:

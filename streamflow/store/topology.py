@@ -1,0 +1,125 @@
+"""The map of a cluster: which server has which slot, as its servers say.
+
+Owns: what `CLUSTER NODES` means, whom to believe when answers differ, and whether a slot was moved with its data or
+went to a replica, which may lack some. Must not: connect, or know what is in a slot. Called by: `router.py`.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+SLOTS = 16_384
+
+Address = tuple[str, int]
+
+
+def slot_of(key: str) -> int:
+    """The slot of a key: of what is between its first braces, if there is something."""
+    start = key.find("{")
+    if start >= 0:
+        end = key.find("}", start + 1)
+        if end > start + 1:
+            key = key[start + 1 : end]
+    return binascii.crc_hqx(key.encode(), 0) % SLOTS
+
+
+class Server(NamedTuple):
+    """A server of a cluster, as one of them has described it. `of`: the id of the primary of which it is a replica,
+    empty for a primary. `epoch`: the newer of two claims to a slot has the higher one. `slots`: first and last of each
+    range. `failing`: others can't reach it, or are not sure."""
+
+    id: str
+    address: Address
+    of: str
+    epoch: int
+    slots: tuple[tuple[int, int], ...] = ()
+    failing: bool = False
+
+
+def read_servers(text: str, asked: Address) -> list[Server]:
+    """From the reply to `CLUSTER NODES` of the server at `asked`. Those without an address are left out.
+
+    Raises `ValueError` for a reply of another shape.
+    """
+    servers: list[Server] = []
+    for line in text.splitlines():
+        identity, place, marks, of, _, _, epoch, _, *ranges = line.split(" ")
+        flags = marks.split(",")
+        host, _, port = place.partition(",")[0].partition("@")[0].rpartition(":")
+        if "noaddr" in flags or "handshake" in flags:
+            continue
+        if not host and "myself" not in flags:
+            continue
+        address = (host or asked[0], int(port))
+        slots = tuple(_range(part) for part in ranges if not part.startswith("["))  # those are being moved
+        failing = "fail" in flags or "fail?" in flags
+        servers.append(Server(identity, address, "" if of == "-" else of, int(epoch), slots, failing))
+    return servers
+
+
+def _range(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    return int(first), int(last or first)
+
+
+class Topology:
+    """A map that is complete or not: `primary_of(slot)` is None for a slot that nobody has."""
+
+    def __init__(self, servers: Iterable[Server] = ()) -> None:
+        self.servers = {server.id: server for server in servers}
+        self._by_slot: list[Server | None] = [None] * SLOTS
+        for server in self.servers.values():
+            for first, last in server.slots:
+                self._by_slot[first : last + 1] = [server] * (last + 1 - first)
+
+    @staticmethod
+    def merged(answers: Sequence[Sequence[Server]]) -> Topology:
+        """The map by the newest claim to each slot, as the servers themselves decide it. One that is cut off from the
+        others goes on saying what was true before."""
+        newest: dict[str, Server] = {}
+        for server in (server for answer in answers for server in answer):
+            known = newest.get(server.id)
+            if known is None or server.epoch > known.epoch or (server.epoch == known.epoch and known.failing):
+                newest[server.id] = server
+        found = Topology(newest.values())
+        for server in sorted((server for answer in answers for server in answer), key=lambda one: one.epoch):
+            for first, last in server.slots:
+                found._by_slot[first : last + 1] = [newest[server.id]] * (last + 1 - first)
+        return found
+
+    @property
+    def primaries(self) -> list[Server]:
+        """The servers that have slots."""
+        return list({server.id: server for server in self._by_slot if server is not None}.values())
+
+    @property
+    def unserved(self) -> int:
+        """How many slots nobody has."""
+        return self._by_slot.count(None)
+
+    def primary_of(self, slot: int) -> Server | None:
+        return self._by_slot[slot]
+
+    def replicas_of(self, identity: str) -> list[Server]:
+        return [server for server in self.servers.values() if server.of == identity]
+
+    def changed_since(self, before: Topology) -> Iterator[tuple[int, bool]]:
+        """The slots that another server has than before, and whether it may lack some of what the former one had.
+
+        A slot is moved with all its data, from one primary to another that both go on. Only a server that was known as
+        a primary before can have got it in that way; whatever else took it over was a replica, for all that is known.
+        """
+        verdicts: dict[tuple[str, str], bool] = {}
+        for slot, (old, new) in enumerate(zip(before._by_slot, self._by_slot, strict=True)):
+            if old is None or new is None or (old.id == new.id and old.address == new.address):
+                continue
+            pair = old.id, new.id
+            if pair not in verdicts:
+                verdicts[pair] = not self._was_moved(before, old, new)
+            yield slot, verdicts[pair]
+
+    def _was_moved(self, before: Topology, old: Server, new: Server) -> bool:
+        known, still = before.servers.get(new.id), self.servers.get(old.id)
+        return old.id != new.id and known is not None and not known.of and (still is None or not still.of)
