@@ -40,6 +40,8 @@ OLDEST_VERSION = (7, 0)
 _PORT_ATTEMPTS = 10
 _LONGEST_SOCKET = 100
 """Bytes of a socket's path; systems allow 104 to 108."""
+_SECRETS = "secrets.conf"
+"""The part of a server's configuration that only its user may read."""
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.01
 _WATCHDOG = """
@@ -100,7 +102,8 @@ class EmbeddedServer:
     """A server on this machine, in a child process: `async with EmbeddedServer(directory) as server: server.url`.
 
     `private`: on a Unix socket in its directory, which only this user can open; a `port` comes in addition. Otherwise
-    on a port of the loopback interface, which every user of the machine can reach.
+    on a port of the loopback interface, which every user of the machine can reach. `password`: demanded of everybody,
+    part of the URL, and sent to a server that it replicates.
     `directory`: where the data is kept; None: a temporary directory, removed by `stop`. `memory`: write only the log.
     `port`: None for a free one. `appendfsync`: as in the server's configuration. `binary`: None for `find_server()`.
     `extra`: more options of the server, such as `("--maxmemory", "64mb")`. `timeout`: seconds to wait until the server
@@ -118,6 +121,7 @@ class EmbeddedServer:
         extra: Sequence[str] = (),
         timeout: float = 60.0,
         private: bool = False,
+        password: str = "",
     ) -> None:
         self._given_directory = directory
         self._given_port = port
@@ -127,6 +131,7 @@ class EmbeddedServer:
         self._extra = tuple(extra)
         self._timeout = timeout
         self._private = private
+        self._password = password
         self._socket: Path | None = None
         self._directory: Path | None = None
         self._lock: int | None = None
@@ -139,8 +144,10 @@ class EmbeddedServer:
         if self._port is None:
             raise UsageError("the embedded server has no URL before it is started")
         if self._socket is not None:
-            return f"unix://{quote(str(self._socket))}"
-        return f"redis://{LOOPBACK}:{self._port}"
+            secret = f"?password={quote(self._password, safe='')}" if self._password else ""
+            return f"unix://{quote(str(self._socket))}{secret}"
+        secret = f":{quote(self._password, safe='')}@" if self._password else ""
+        return f"redis://{secret}{LOOPBACK}:{self._port}"
 
     @property
     def pid(self) -> int:
@@ -230,12 +237,14 @@ class EmbeddedServer:
             *(() if self._socket is None else ("--unixsocket", str(self._socket), "--unixsocketperm", "700")),
             *("--dir", str(self.directory), "--appenddirname", "appendonly", "--save", "", *durability),
             *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
+            *(("--include", str(self.directory / _SECRETS)) if self._password else ()),
             *self._extra,
         ]
 
     async def _launch(self, binary: Path, port: int) -> bool:
         """Start the process and wait until it answers; False when the port was in use."""
         log = self.directory / "server.log"
+        self._write_secrets()
         with private_file(log) as output:
             begin = output.seek(0, os.SEEK_END)
             self._process = subprocess.Popen(  # noqa: ASYNC220 (a fork; anyio's Process would bind it to one event loop)
@@ -252,7 +261,7 @@ class EmbeddedServer:
             os.pwrite(self._lock, f"{os.getpid()} {self._process.pid}\n".ljust(32).encode(), 0)
         with anyio.move_on_after(self._timeout):
             while self.running:
-                if await _is_serving(self._socket or port, self._process.pid):
+                if await _is_serving(self._socket or port, self._process.pid, self._password):
                     return True
                 await anyio.sleep(_POLL_SECONDS)
         ended = not self.running
@@ -263,6 +272,15 @@ class EmbeddedServer:
         problem = "ended at once" if ended else f"didn't answer within {self._timeout:g} s"
         last_lines = "\n".join(output_text.splitlines()[-5:]).strip()
         raise StoreUnavailable(f"the embedded server {binary} {problem}; the end of its log:\n{last_lines}")
+
+    def _write_secrets(self) -> None:
+        """Into a file, because every user can read the arguments of a process."""
+        if not self._password:
+            return
+        path = self.directory / _SECRETS
+        with private_file(path) as secrets:
+            secrets.truncate(0)
+            secrets.write(f'requirepass "{self._password}"\nmasterauth "{self._password}"\n'.encode())
 
     async def _end(self, kill: bool) -> None:
         if not self.running or self._process is None:
@@ -376,13 +394,14 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def _is_serving(address: int | Path, pid: int) -> bool:
+async def _is_serving(address: int | Path, pid: int, password: str) -> bool:
     """Whether the server with this pid answers at the port or socket: another process may have got the port first."""
     try:
         with anyio.fail_after(1):
             connect = anyio.connect_tcp(LOOPBACK, address) if isinstance(address, int) else anyio.connect_unix(address)
             async with await connect as stream:
-                await stream.send(b"INFO server\r\nPING\r\n")
+                login = f'AUTH "{password}"\r\n' if password else ""
+                await stream.send(f"{login}INFO server\r\nPING\r\n".encode())
                 answer = b""
                 while b"+PONG\r\n" not in answer and b"-LOADING" not in answer:
                     answer += await stream.receive()

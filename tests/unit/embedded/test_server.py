@@ -13,13 +13,16 @@ from pathlib import Path
 
 import anyio
 import pytest
+from redis import exceptions as redis_errors
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 import streamflow as sf
 from streamflow.embedded import server as embedded
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreUnavailable, UsageError
-from streamflow.server_url import FOLDER, USUAL, default_url
+from streamflow.server_url import FOLDER, USUAL, check_url, default_url
 from streamflow.settings import load_settings
 from streamflow.store.connection import Call
 
@@ -74,6 +77,22 @@ async def test_a_private_server_is_also_on_the_port_that_it_is_given() -> None:
         assert await ask(server, "PING") is True
         async with Redis(host="127.0.0.1", port=port) as redis:
             assert await redis.ping()
+
+
+@pytest.mark.parametrize("private", [False, True])
+async def test_a_password_is_demanded_and_is_no_argument_of_the_process(private: bool) -> None:
+    async with EmbeddedServer(private=private, password="se cret") as server:
+        assert await ask(server, "PING") is True
+        await server.restart()
+        assert await ask(server, "CONFIG", "GET", "masterauth") == {"masterauth": "se cret"}
+        assert b"se cret" not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+        files = [path for path in server.directory.iterdir() if path.is_file() and b"se cret" in path.read_bytes()]
+        assert [stat.S_IMODE(path.stat().st_mode) for path in files] == [0o600]
+        check_url(server.url)
+        without = server.url.partition("?")[0] if private else f"redis://127.0.0.1:{server.url.rpartition(':')[2]}"
+        async with Redis.from_url(without, protocol=2, retry=Retry(NoBackoff(), 0)) as stranger:
+            with pytest.raises(redis_errors.ConnectionError, match="Authentication required"):
+                await stranger.ping()
 
 
 async def test_a_path_that_is_too_long_for_a_socket_leads_to_a_shorter_one(
