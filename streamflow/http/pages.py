@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -51,7 +52,7 @@ class Pages:
         self.part: Part | None = None
         self._starting = Health(kind=kind, name=name, namespace=namespace, pid=os.getpid(), at=0.0, warnings=[STARTING])
         self._namespace = namespace
-        self._read_at = -KEPT
+        self._read_at = -math.inf
         """When the figures of the texts were read (monotonic s)."""
         self._figures = Figures()
         self._texts: dict[str, bytes] = {}
