@@ -115,8 +115,10 @@ class Reduced(msgspec.Struct):
 class ShardBatch:
     """A batch from its collection to its commit. `work` by run id; `batch` is filled by `reduce`."""
 
-    def __init__(self, shard: OwnedShard, commit: str, tracing: Tracing | None = None) -> None:
+    def __init__(self, shard: OwnedShard, commit: str, tracing: Tracing | None = None, server: int = 0) -> None:
         self.shard = shard
+        self.server = server
+        """That of the shard (`Store.server_of`)."""
         self.tracing = tracing
         self.received: list[tuple[str, str, str, str, int]] = []
         """Signals and questions of traced runs: run id, kind, name, trace of the sender, ms of arrival."""

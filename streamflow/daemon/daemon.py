@@ -131,7 +131,7 @@ class Daemon:
         """The namespace's data were deleted: nothing that was kept of them is true any more."""
         self.owner.adopt(identity)
         self.relay.forget_queues()
-        self.membership.start_over()
+        self.membership.start_over(everywhere=True)
 
     def _on_mismatch(self) -> None:
         """The namespace has other settings than this daemon now: only one that is started with them can serve it."""

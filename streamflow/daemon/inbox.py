@@ -17,6 +17,7 @@ out. A message that somebody has added who may not publish is found by the round
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -26,6 +27,7 @@ from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.starts import Starts
 from streamflow.errors import StoreError
 from streamflow.loops import Supervisor, retry_forever
+from streamflow.machine.sealed import hide
 from streamflow.store.cluster_subscription import open_subscription
 from streamflow.store.connection import Store
 from streamflow.store.kernel import InboxPage, Kernel, Reply, StreamEntry
@@ -33,6 +35,8 @@ from streamflow.wire import InboxMessage
 
 _log = logging.getLogger("streamflow.inbox")
 
+RETRY = 0.5
+"""Seconds after which a server that could not be read is read again, while others are."""
 READ_PAUSE = 0.001
 """Seconds between two reads: entries are committed, and more inboxes ring, before the next one."""
 SHARDS = 256
@@ -86,6 +90,8 @@ class InboxReader:
         """Those of them that are read only because it is their turn in the round..."""
         self._unannounced: dict[int, int] = {}
         """...which has found so many messages there, whose ring has not come yet."""
+        self._reading: dict[int, asyncio.Task[None]] = {}
+        """Pipelines under way, by server, if there are several."""
         self._width = SHARDS
         """How many of them the next pipeline may read."""
         self._round = 0
@@ -189,15 +195,41 @@ class InboxReader:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        await retry_forever(self.run_once, _log, "could not read inboxes")
+        try:
+            await retry_forever(self.run_once, _log, "could not read inboxes")
+        finally:
+            for reading in list(self._reading.values()):
+                reading.cancel()
 
     async def run_once(self) -> None:
-        """Wait until something is to be read, and read it in one pipeline."""
+        """Wait until something is to be read, and read it: in one pipeline from each server."""
         await self._work.wait()
         await self.wait_for_capacity()
         shards = self._take()
         if not shards:
             return
+        if self._store.is_single:
+            await self._read_from(shards)
+            return
+        by_server: dict[int, list[OwnedShard]] = {}
+        for shard in shards:
+            by_server.setdefault(self._store.server_of(shard.keys.owner), []).append(shard)
+        for server, some in by_server.items():  # one that doesn't answer must not hold up the others
+            self._reading[server] = reading = asyncio.create_task(self._read_apart(server, some))
+            hide(reading)
+
+    async def _read_apart(self, server: int, shards: list[OwnedShard]) -> None:
+        """`_read_from` one server in a task of its own."""
+        try:
+            await self._read_from(shards)
+        except StoreError as error:
+            _log.warning("could not read inboxes, will retry: %s", error)
+            await anyio.sleep(RETRY)
+        finally:
+            del self._reading[server]
+            self._work.set()
+
+    async def _read_from(self, shards: list[OwnedShard]) -> None:
         count = max(COUNT, HOT_COUNT // len(shards))
         limit = REPLY_BYTES // len(shards)
         calls = [self._kernel.read_inbox(shard.number, shard.token, shard.position, count, limit) for shard in shards]
@@ -244,13 +276,17 @@ class InboxReader:
         for shard in list(self._unread.values()):
             if shard.dropped or self._shards.get(shard.number) is not shard:
                 del self._unread[shard.number]
-            elif not shard.draining and not shard.broken:
+            elif not shard.draining and not shard.broken and not self._is_being_read(shard):
                 if len(taken) == self._width:
                     self._work.set()
                     break
                 del self._unread[shard.number]
                 taken.append(shard)
         return taken
+
+    def _is_being_read(self, shard: OwnedShard) -> bool:
+        """Whether a pipeline is under way to its server."""
+        return bool(self._reading) and self._store.server_of(shard.keys.owner) in self._reading
 
     def _buffer(self, shard: OwnedShard, entries: list[StreamEntry]) -> int:
         """Returns the bytes of the messages."""

@@ -359,16 +359,22 @@ class Membership:
             )
             self._executor.hold()
 
-    def start_over(self) -> None:
-        """The server has another history: it may never have had the state in memory. Acquire all shards again. Nothing
-        is awaited: when this returns, nothing can be decided from what was in memory."""
+    def start_over(self, *, everywhere: bool = False) -> None:
+        """A server has another history: it may never have had the state in memory. Acquire its shards again, or all.
+        Nothing is awaited: when this returns, nothing can be decided from what was in memory."""
         self._server_generation = self._store.server_generation
+        shards = [
+            shard
+            for shard in self._owner.shards.values()
+            if everywhere or shard.history != self._store.history_of(shard.keys.owner)
+        ]
         _log.warning(
-            "dropping all %d shards with %d runs in memory, to acquire and read them again",
+            "dropping %d of %d shards with %d runs in memory, to acquire and read them again",
+            len(shards),
             len(self._owner.shards),
-            self._owner.live,
+            sum(len(shard.live) for shard in shards),
         )
-        for shard in list(self._owner.shards.values()):
+        for shard in shards:
             self._owner.drop(shard)
         self._owner.lost_writes.history_changed()
         self._records.look_for_forgotten()
@@ -406,18 +412,22 @@ class Membership:
                 wanted[number] = (token, holder)
         if not wanted:
             return
-        generation = self._store.server_generation
+        histories = {number: self._history_of(number) for number in wanted}
         acquired = await self._takeover.acquire(wanted)
         if self._hosts_of(acquired) - self._seen.keys():
             await self.heartbeat()  # a daemon may have joined since the last one, and have lent steps: it isn't gone
-        if generation != self._store.server_generation:  # what was read is of two histories
-            self._rebalance_needed.set()
-            return
+        if any(self._history_of(shard.number) != histories[shard.number] for shard in acquired):
+            self._rebalance_needed.set()  # what was read of some is of two histories
+            acquired = [shard for shard in acquired if self._history_of(shard.number) == histories[shard.number]]
         for shard in acquired:
+            shard.history = histories[shard.number]
             self._owner.add(shard)
         if acquired:
             _log.info("acquired %d shards, now %d of %d", len(acquired), len(self._owner.shards), self._shards)
             self.owns_something.set()
+
+    def _history_of(self, number: int) -> int:
+        return self._store.history_of(self._kernel.keys.shard(number).owner)
 
     def _is_paused(self, number: int) -> bool:
         """Whether it failed a short while ago to acquire this shard, or to work for it."""

@@ -27,6 +27,7 @@ from streamflow.daemon.context import Context
 from streamflow.daemon.lost_writes import LostWrites
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import CODE, RUN_BYTES, UNKNOWN_ATTEMPT, LiveRun, OwnedShard, StepRecord
+from streamflow.daemon.slots import Slots
 from streamflow.daemon.starts import Starts, class_of
 from streamflow.daemon.timers import Timers
 from streamflow.daemon.troubles import shard_name
@@ -148,7 +149,7 @@ class Owner:
         self._ready: dict[int, OwnedShard] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._wake = anyio.Event()
-        self._slots = anyio.Semaphore(BATCHES, fast_acquire=True)
+        self._slots = Slots(BATCHES)
         self._shard_timers = Timers[int]()
         """When to ask `due_runs` for runs of a shard that are not in flight."""
         self._run_timers = Timers[tuple[int, str]]()
@@ -277,24 +278,41 @@ class Owner:
         self._wake_due_in_flight()
         if not self._ready and not self.starts.held:
             return []
-        await self._slots.acquire()
+        while self._is_occupied():
+            if not self._store.is_single:
+                return []  # `_wait` also looks whether others become ready, on another server
+            await self._slots.freed()
         taken: list[OwnedShard] = []
         try:
             if self.starts.used:
                 self._take_starts()
             batches = await self._take_careful_batch(taken) or self._take_batches(taken)
-        except BaseException as error:
-            self._slots.release()
-            if isinstance(error, Exception):  # a defect: what these shards have in memory can't be trusted
-                for shard in taken:
-                    self.drop(shard)
+        except Exception:  # a defect: what these shards have in memory can't be trusted
+            for shard in taken:
+                self.drop(shard)
             raise
         self.on_caught_up()
         if self._executor.crowded and self._count_results() < self._most_results // 2:
             self._executor.crowded = False
-        if not batches:
-            self._slots.release()
+        if batches:
+            self._slots.take(batches[0].server)
         return batches
+
+    def _is_occupied(self) -> bool:
+        """Whether no batch may begin now of any shard that is ready."""
+        if self._careful:
+            return True
+        return self._free_server() is None if self._ready else self._slots.all_taken()
+
+    def _free_server(self) -> int | None:
+        """That of a shard which is ready, for which one more batch may begin."""
+        for shard in self._ready.values():
+            server = self._store.server_of(shard.keys.owner)
+            if self._slots.is_free(server):
+                return server
+            if self._store.is_single:
+                break
+        return None
 
     def _take_starts(self) -> None:
         """Let the starts begin for which there is room in this round."""
@@ -304,24 +322,19 @@ class Owner:
             self.wake(held.shard)
 
     async def _take_careful_batch(self, taken: list[OwnedShard]) -> list[ShardBatch]:
-        """Every other time: the next run that a former owner had in hand when its process ended, if there is one. It
-        takes all slots, so that no other run's code is run before it is through."""
+        """Every other time: the next run that a former owner had in hand when its process ended, if there is one. No
+        other run's code is run before it is through."""
         self._careful_turn = not self._careful_turn
         waits = self._careful_turn and any(shard.aside for shard in self._ready.values())
         if not waits or self._careful or self.suspects.trying:
             return []
         self._careful = True  # from now on no trial of a step begins
-        slots, batches = 0, list[ShardBatch]()
+        batches = list[ShardBatch]()
         try:
-            for _ in range(BATCHES - 1):
-                await self._slots.acquire()
-                slots += 1
+            await self._slots.all_free()
             batches = self._next_careful(taken)
         finally:
-            if not batches:
-                self._careful = False
-                for _ in range(slots):
-                    self._slots.release()
+            self._careful = bool(batches)
         return batches
 
     def _next_careful(self, taken: list[OwnedShard]) -> list[ShardBatch]:
@@ -343,10 +356,7 @@ class Owner:
         return [batch]
 
     def _end_careful(self, batch: ShardBatch) -> None:
-        """Also releases the slots that it has taken besides its own."""
         self._careful = False
-        for _ in range(BATCHES - 1):
-            self._slots.release()
         self._settle(batch)
         self.suspects.code_ended(more=self._has_careful_code())
 
@@ -365,15 +375,19 @@ class Owner:
     def _begin(self, shard: OwnedShard) -> ShardBatch:
         del self._ready[shard.number]
         shard.busy = True
-        return ShardBatch(shard, shard.next_commit(self._session), self._tracing)
+        server = self._store.server_of(shard.keys.owner)
+        return ShardBatch(shard, shard.next_commit(self._session), self._tracing, server)
 
     def _take_batches(self, taken: list[OwnedShard]) -> list[ShardBatch]:
-        """Adds each shard to `taken` before it is touched."""
+        """Of shards that are on one server. Adds each shard to `taken` before it is touched."""
         batches: list[ShardBatch] = []
         runs = size = 0
+        server, several = self._free_server(), not self._store.is_single
         for shard in list(self._ready.values()):
             if runs >= RUNS or size >= BYTES:
                 break
+            if several and self._store.server_of(shard.keys.owner) != server:
+                continue
             taken.append(shard)
             if shard.dropped or shard.busy or shard.broken or shard.leaving:
                 del self._ready[shard.number]
@@ -394,9 +408,11 @@ class Owner:
         return batches
 
     async def _wait(self) -> None:
-        if self._ready:
+        if self._ready and self._store.is_single:
             return
         self._wake = anyio.Event()
+        if self._ready and not self._is_occupied():
+            return
         due = min(self._shard_timers.next, self._run_timers.next)
         if due == math.inf:
             await self._wake.wait()
@@ -424,24 +440,47 @@ class Owner:
                 due[number] = shard
         if not due:
             return
+        if self._store.is_single:
+            await self._read_due(list(due.values()))
+            return
+        by_server: dict[int, list[OwnedShard]] = {}
+        for shard in due.values():
+            by_server.setdefault(self._store.server_of(shard.keys.owner), []).append(shard)
+        for shards in by_server.values():  # one that doesn't answer must not hold up the others
+            reading = asyncio.create_task(self._read_due_apart(shards))
+            hide(reading)
+            self._under_way.add(reading)
+            reading.add_done_callback(self._under_way.discard)
+
+    async def _read_due_apart(self, shards: list[OwnedShard]) -> None:
+        """`_read_due` in a task of its own."""
         try:
-            shards = list(due.values())
+            await self._read_due(shards)
+        except Exception as error:
+            for shard in shards:
+                self._troubles.failed(shard_name(shard.number), DEFECT, error, stops=True)
+
+    async def _read_due(self, shards: list[OwnedShard]) -> None:
+        try:
             for first in range(0, len(shards), DUE_SHARDS):
                 await self._take_due_runs(shards[first : first + DUE_SHARDS])
         except Exception:  # a defect: nothing else knows when these shards are due
-            for shard in due.values():
+            for shard in shards:
                 self.drop(shard)
             raise
 
     async def _take_due_runs(self, due: list[OwnedShard]) -> None:
         now = self._clock.now_ms()
         calls = [self._kernel.due_runs(shard.number, shard.token, DUE_LIMIT, now) for shard in due]
+        for shard in due:
+            shard.next_due = None  # what is planned from now on is not in the answer
         try:
             answers: list[DueRuns | StoreError] = await self._store.send(calls, patience=math.inf)
         except StoreError as error:
             answers = [error] * len(calls)
         for shard, answer in zip(due, answers, strict=True):
-            shard.next_due = None
+            if shard.dropped:
+                continue
             if isinstance(answer, StoreError):
                 self.refused(shard, answer)
             elif answer.code is Reply.FENCED:
@@ -520,7 +559,9 @@ class Owner:
         finally:
             if careful:
                 self._end_careful(batches[0])
-            self._slots.release()
+            self._slots.free(batches[0].server)
+            if not self._store.is_single:
+                self._wake.set()
             for batch in batches:
                 shard = batch.shard
                 shard.busy = False
@@ -928,6 +969,7 @@ class Owner:
         memory can be trusted."""
         _log.error("the server has lost commits of shard %d that it had acknowledged", shard.number)
         self.drop(shard)
+        self._store.history_lost(shard.keys.owner)
         self.on_other_history()
 
     def lost(self, shard: OwnedShard) -> None:

@@ -148,6 +148,8 @@ class OwnedShard:
         """A batch is being loaded, reduced or committed: one at a time, so that commits have an order."""
         self.draining = False
         """To be handed over: nothing new is read or started, outcomes of running steps are still committed."""
+        self.history = 0
+        """`Store.history_of` its keys: what is in memory is of that history."""
         self.dropped = False
         """No longer owned: nothing of it is committed or stored."""
         self.next_due: int | None = None

@@ -102,8 +102,8 @@ class ClusterNode:
         await self.server.start()
 
     async def command(self, *words: object) -> Any:
-        """The reply to one command, texts as `str`. Raises `StoreError` for an error, and `StoreUnavailable` when nothing
-        is answered within `ANSWER_SECONDS`."""
+        """The reply to one command, texts as `str`. Raises `StoreError` for an error, and `StoreUnavailable` when
+        nothing is answered within `ANSWER_SECONDS`."""
         (reply,) = await self.commands([words])
         return reply
 

@@ -70,9 +70,18 @@ class Store(abc.ABC):
         """`server_generation` of the server that has this key: unchanged, what was read of the key is still true."""
 
     @abc.abstractmethod
+    def history_lost(self, key: str) -> None:
+        """The server that has this key turned out to have lost what it had acknowledged: it has another history."""
+
+    @abc.abstractmethod
     def server_of(self, key: str) -> int:
         """A number for the server that has this key. What is sent to different servers at the same time doesn't have to
         wait for each of them."""
+
+    @property
+    @abc.abstractmethod
+    def is_single(self) -> bool:
+        """Whether there is one server only, for all keys."""
 
     @property
     @abc.abstractmethod

@@ -98,6 +98,9 @@ class Node(Store):
         self._generation = 0
         self._run_id = ""
         self._promoted_from: str = ""
+        self._is_replica = False
+        self.is_member = False
+        """It is one of a cluster's servers: what is replicated to it counts from the time when slots are its own."""
         self._scripts = scripts if scripts is not None else load_scripts()
         self._given_client = client
         addressed = sentinels_of(url) if client is None else None
@@ -190,6 +193,9 @@ class Node(Store):
         run_id = info.get("run_id", "")
         promoted_from = info.get("master_replid2", "").strip("0")
         is_other = run_id != self._run_id
+        was_replica, self._is_replica = self._is_replica, info.get("role") == "slave"
+        if was_replica and not is_other and self.is_member:
+            self._promoted_from = promoted_from  # the map of the cluster tells what that means
         if self._run_id and (is_other or promoted_from not in ("", self._promoted_from)):
             self._generation += 1
             _log.warning("the server restarted or was replaced; its state is read again")
@@ -283,8 +289,16 @@ class Node(Store):
     def history_of(self, key: str) -> int:
         return self._generation
 
+    def history_lost(self, key: str) -> None:
+        self._generation += 1
+        self.on_other_history()
+
     def server_of(self, key: str) -> int:
         return 0
+
+    @property
+    def is_single(self) -> bool:
+        return True
 
     @property
     def is_away(self) -> bool:

@@ -107,9 +107,18 @@ class Cluster(Store):
     def history_of(self, key: str) -> int:
         return self._histories[slot_of(key)]
 
+    def history_lost(self, key: str) -> None:
+        server = self._map.primary_of(slot_of(key))
+        if server is not None:
+            self._restarted(server.address)
+
     def server_of(self, key: str) -> int:
         server = self._map.primary_of(slot_of(key))
         return -1 if server is None else self._numbers.setdefault(server.address, len(self._numbers))
+
+    @property
+    def is_single(self) -> bool:
+        return False
 
     @property
     def is_away(self) -> bool:
@@ -156,17 +165,13 @@ class Cluster(Store):
         if node is None:
             url = self._url.node(*address)
             node = self._nodes[address] = Node(url, connections=self._connections, patience=self.patience)
+            node.is_member = True
             node.on_other_history = partial(self._restarted, address)
         return node
 
     def _restarted(self, address: Address) -> None:
         """This server has another history than before."""
-        slots = [
-            slot
-            for slot in range(SLOTS)
-            if (server := self._map.primary_of(slot)) is not None and server.address == address
-        ]
-        if slots:
+        if slots := self._map.slots_at(address):
             self._other_history(slots)
 
     def _other_history(self, slots: Iterable[int]) -> None:
@@ -294,10 +299,10 @@ class Cluster(Store):
                     again += part
                     continue
                 for i, reply in zip(part, result, strict=True):
-                    if isinstance(reply, redis_errors.AskError):
-                        asked[i] = _redirected(reply, address)
-                    elif isinstance(reply, redis_errors.MovedError):
+                    if isinstance(reply, redis_errors.MovedError):  # which redis-py has made a kind of AskError
                         redirected = True
+                    elif isinstance(reply, redis_errors.AskError):
+                        asked[i] = _redirected(reply, address)
                     elif isinstance(reply, Exception) and _code(reply) in _TEMPORARY:
                         problem, redirected = reply, redirected or _code(reply) not in ("TRYAGAIN", "BUSY")
                     else:

@@ -102,6 +102,9 @@ class Topology:
     def primary_of(self, slot: int) -> Server | None:
         return self._by_slot[slot]
 
+    def slots_at(self, address: Address) -> list[int]:
+        return [slot for slot, server in enumerate(self._by_slot) if server is not None and server.address == address]
+
     def replicas_of(self, identity: str) -> list[Server]:
         return [server for server in self.servers.values() if server.of == identity]
 

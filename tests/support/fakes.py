@@ -34,10 +34,14 @@ class FakeStore:
         self.answers = answers
         self.calls: list[list[Call[Any]]] = []
         self.server_generation = 0
+        self.is_single = True
         self.url = "redis://nowhere.invalid"
 
     def history_of(self, key: str) -> int:
         return self.server_generation
+
+    def history_lost(self, key: str) -> None:
+        self.server_generation += 1
 
     def server_of(self, key: str) -> int:
         return 0

@@ -11,7 +11,8 @@ import pytest
 import streamflow as sf
 from streamflow.daemon import deploy_check, takeover
 from streamflow.daemon.batch import BYTES, LARGEST, WRITES
-from streamflow.store.connection import Call, Store
+from streamflow.store.connection import Call
+from streamflow.store.node import Node
 from streamflow.wire import decode_outbox
 from tests.support.fakes import counts_of, runs_of
 from tests.support.waiting import reduced, status_of
@@ -96,10 +97,10 @@ class Traffic:
         self.pipelines: dict[str, int] = {}
         self.outbox: list[int] = []
         """Messages of each commit."""
-        send = Store.send
+        send = Node.send
 
         async def counted(
-            store: Store, calls: Sequence[Call[Any]], patience: float | None = None, **options: bool
+            store: Node, calls: Sequence[Call[Any]], patience: float | None = None, **options: bool
         ) -> list[Any]:
             total = 0
             for call in calls:
@@ -116,7 +117,7 @@ class Traffic:
                 self.replies[name] = max(self.replies.get(name, 0), size_of(answer))
             return answers
 
-        monkeypatch.setattr(Store, "send", counted)
+        monkeypatch.setattr(Node, "send", counted)
 
 
 def messages_of(commit: Call[Any]) -> int:

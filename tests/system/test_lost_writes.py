@@ -17,8 +17,9 @@ from bench.faults import Backup
 from streamflow.daemon.daemon import Daemon
 from streamflow.daemon.rollup import rebuild_views
 from streamflow.embedded.server import EmbeddedServer
-from streamflow.store.connection import Call, Store
+from streamflow.store.connection import Call
 from streamflow.store.kernel import Kernel
+from streamflow.store.node import Node
 from tests.support.lines import line_to, port_of
 from tests.support.serving import FAST, running_daemon, view
 from tests.support.waiting import DEADLINE, until
@@ -212,7 +213,7 @@ async def test_starts_that_were_acknowledged_never_stay_pending(
     user who may not call INFO, hides the change from them."""
     caplog.set_level(logging.INFO)
     if noticed == "by a commit":
-        monkeypatch.setattr(Store, "_heard", lambda *_: None)
+        monkeypatch.setattr(Node, "_heard", lambda *_: None)
     async with (
         running_daemon(app, server, NAMESPACE, crash=False, **SLOW_BEAT) as daemon,
         sf.connect(server.url, namespace=NAMESPACE) as client,

@@ -42,6 +42,8 @@ class FakeStore:
             raise StoreUnavailable("cut")
         return [self.pages[key].pop(0) if self.pages.get(key) else InboxPage(Reply.OK) for key in self.asked[-1]]
 
+    is_single = True
+
     def link(self) -> Any:
         return None
 
