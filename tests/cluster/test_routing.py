@@ -118,8 +118,8 @@ async def test_a_slot_that_is_half_moved_is_asked_for_at_both_servers(
     assert await move.keys(3) == 3
     assert await store.send([Call.plain("GET", key) for key in keys]) == [b"0"] * 6 + [None] * 2
     assert await store.send([Call.plain("SET", key, "1") for key in keys]) == [True] * 8, "there, here, and new ones"
+    answers: list[Any] = []
     async with anyio.create_task_group() as tasks:
-        answers: list[Any] = []
 
         async def read_both() -> None:
             # Keys of which one is there and one is here: the servers answer TRYAGAIN until all have moved.

@@ -14,6 +14,7 @@ from redis import Redis
 
 import streamflow as sf
 from streamflow.daemon.daemon import Daemon
+from streamflow.embedded.cluster import EmbeddedCluster
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.model.record import LISTED
 from streamflow.model.sharding import Partition
@@ -40,7 +41,7 @@ class Work(Protocol):
 
 @asynccontextmanager
 async def running_daemon(
-    app: sf.App, server: EmbeddedServer, namespace: str, *, crash: bool, **settings: Any
+    app: sf.App, server: EmbeddedServer | EmbeddedCluster, namespace: str, *, crash: bool, **settings: Any
 ) -> AsyncGenerator[Daemon, None]:
     """A daemon in this process that is ready; leaving drains it, or with `crash=True` cancels its loops on the spot."""
     chosen: dict[str, Any] = FAST | settings | {"partition": Partition(settings.get("partition", "run"))}
