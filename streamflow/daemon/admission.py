@@ -72,8 +72,8 @@ class Admission:
 
     def waiting(self) -> int:
         """How many starts wait, on the server as far as that was read, and in memory."""
-        fetched = sum(len(shard.fetched) for shard in self._owner.shards.values())
-        left = sum(shard.left for shard in self._owner.shards.values())
+        fetched = sum(len(shard.fetched) for shard in self._owner.active.values())
+        left = sum(shard.left for shard in self._owner.active.values())
         return max(left - fetched, 0) + len(self._owner.starts.held)
 
     async def _count(self) -> None:
@@ -86,6 +86,7 @@ class Admission:
         for shard, count in zip(shards, counts, strict=True):
             if not isinstance(count, StoreError):
                 shard.left = count
+                self._owner.touch(shard)
 
     def _next_shards(self, most: float) -> list[OwnedShard]:
         """Those with no more than `most` starts that were read."""
@@ -119,6 +120,7 @@ class Admission:
         if shard.reached is None:
             shard.reached = answer.reached
         shard.left = answer.left
+        self._owner.touch(shard)
         if not answer.left:
             shard.waits = False
             shard.fetched.clear()

@@ -264,7 +264,9 @@ class Daemon:
         )
         self.executor.tracing = context.tracing
         self.owner = owner = Owner(context, self.executor, self.relay)
-        self.reader = InboxReader(context.store, context.kernel, owner.shards, owner.starts, owner.wake, owner.lost)
+        self.reader = InboxReader(
+            context.store, context.kernel, owner.shards, owner.active, owner.starts, owner.wake, owner.lost
+        )
         self.admission = Admission(context, owner)
         self.rollup = Rollup(context, owner)
         self.retention = Retention(context, owner)
@@ -338,6 +340,7 @@ class Daemon:
     def _beat(self) -> Heartbeat:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         owner = self.owner
+        owner.let_rest()
         self._troubles.settle()
         stopped = self._troubles.current(stops=True)
         return Heartbeat(

@@ -74,24 +74,20 @@ class DeployCheck:
         self.fingerprint = fingerprint(context.app)
         self._busy = 0.0
         """Seconds of replays since the last pause."""
-        self._checked: set[str] = set()
-        """Tokens of owned shards that are checked, or need no check."""
 
     async def run(self) -> None:
         await retry_forever(self.run_once, _log, "could not check whether the code fits all runs", every=self._every)
 
     async def run_once(self) -> None:
         """Check the shards that were acquired since the last time, one after the other."""
-        owned = list(self._owner.shards.values())
-        self._checked &= {shard.token for shard in owned}
-        new = [shard for shard in owned if shard.token not in self._checked and not shard.draining]
+        new = [shard for shard in self._owner.active.values() if not (shard.is_checked or shard.draining)]
         if not new:
             return
         codes = await self._store.send([Call.plain("HGET", shard.keys.owner, FIELD) for shard in new])
         others: list[OwnedShard] = []
         for shard, code in zip(new, codes, strict=True):
             if code == self.fingerprint.encode():
-                self._checked.add(shard.token)
+                shard.is_checked = True
             elif not isinstance(code, StoreError):
                 others.append(shard)
         if others:
@@ -103,7 +99,7 @@ class DeployCheck:
             except StoreUnavailable:
                 raise
             except StoreError as error:
-                self._checked.add(shard.token)
+                shard.is_checked = True
                 _log.error("runs of shard %d are not checked before something comes for them: %s", shard.number, error)
         if misfits:
             _log.error(
@@ -135,7 +131,7 @@ class DeployCheck:
             cursors = {name: cursor for name, cursor in cursors.items() if cursor}
         if not self._is_over(shard):
             await self._store.one(self._kernel.store_records([Put(shard.keys.owner, FIELD, self.fingerprint.encode())]))
-            self._checked.add(shard.token)
+            shard.is_checked = True
         return misfits
 
     @staticmethod

@@ -78,7 +78,7 @@ class DaemonFigures:
         self.outbox = self._relay.waiting
         self.outbox_lag = now - min((since for _, since in heads.values()), default=now)
         self.agenda_lag = self._owner.overdue
-        behind = {number: shard.folded for number, shard in self._owner.shards.items() if shard.unfolded}
+        behind = {number: shard.folded for number, shard in self._owner.active.items() if shard.unfolded}
         self._behind = {
             number: (folded, self._behind[number][1] if self._behind.get(number, ("",))[0] == folded else now)
             for number, folded in behind.items()

@@ -58,15 +58,16 @@ ROUNDS = 6
 
 
 class InboxReader:
-    """`shards` is the daemon's table of owned shards; `starts` takes the starts that have to wait; `on_messages(shard)`
-    is called when one has new messages; `on_lost(shard)` when its inbox can't be read, because another daemon owns it
-    or its keys are damaged."""
+    """`shards` is the daemon's table of owned shards, `active` that of those which may have something in memory;
+    `starts` takes the starts that have to wait; `on_messages(shard)` is called when one has new messages;
+    `on_lost(shard)` when its inbox can't be read, because another daemon owns it or its keys are damaged."""
 
     def __init__(
         self,
         store: Store,
         kernel: Kernel,
         shards: dict[int, OwnedShard],
+        active: dict[int, OwnedShard],
         starts: Starts,
         on_messages: Callable[[OwnedShard], None],
         on_lost: Callable[[OwnedShard], None],
@@ -75,6 +76,7 @@ class InboxReader:
         self._store = store
         self._kernel = kernel
         self._shards = shards
+        self._active = active
         self._on_messages = on_messages
         self._on_lost = on_lost
         self._bell = open_subscription(store, self._rung, self.look_everywhere, SILENCE)
@@ -120,7 +122,7 @@ class InboxReader:
 
     def buffered(self) -> int:
         """Messages in memory that no batch has collected yet."""
-        return sum(len(shard.inbox) for shard in self._shards.values())
+        return sum(len(shard.inbox) for shard in self._active.values())
 
     # --- which inboxes are to be read ---------------------------------------------------------------------------------
 
@@ -325,7 +327,7 @@ class InboxReader:
                 return True
         if not self._has_large:
             return False
-        size = sum(len(message.body) for shard in self._shards.values() for message in shard.inbox)
+        size = sum(len(message.body) for shard in self._active.values() for message in shard.inbox)
         return size > HIGH_WATER_BYTES
 
     async def wait_for_capacity(self) -> None:

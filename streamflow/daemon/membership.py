@@ -171,7 +171,7 @@ class Membership:
             not self.draining
             and self._server_generation == self._store.server_generation
             and self._desired == shards.keys()
-            and not any(shard.broken or shard.draining for shard in shards.values())
+            and not any(shard.broken or shard.draining for shard in self._owner.active.values())
         )
 
     async def _run_rebalancing(self) -> None:
@@ -329,7 +329,7 @@ class Membership:
         for name, raw in heartbeats.items():
             seen = self._seen.get(name)
             if seen is None or seen.raw != raw:
-                heartbeat = decode_heartbeat(raw)
+                heartbeat = last if raw == data else decode_heartbeat(raw)
                 ahead = heartbeat.ahead if heartbeat.clock else None
                 self._seen[name] = _Seen(raw, time.monotonic(), heartbeat.draining, heartbeat.folds, ahead)
         self._rollup.others_folds = sum(seen.folds for name, seen in self._seen.items() if name != self.member)
@@ -453,18 +453,19 @@ class Membership:
         ]
         for shard in leaving:
             shard.draining = True
+            self._owner.touch(shard)
             self._draining_since[shard.number] = now
         if leaving:
             _log.info("handing over %d shards%s", len(leaving), "" if has_heir else ", as soon as their steps end")
             self._reader.shards_changed()  # no more messages are read, so those in memory get fewer
         if has_heir:
-            for shard in self._owner.shards.values():
+            for shard in self._owner.active.values():
                 shard.leaving = shard.draining
             with anyio.move_on_after(FINISH_BATCH):
                 await wait_until(lambda: not any(shard.busy for shard in leaving), 0.005)
         steps = self._executor.by_shard()
         done: list[OwnedShard] = []
-        for shard in [shard for shard in self._owner.shards.values() if shard.draining]:
+        for shard in [shard for shard in self._owner.active.values() if shard.draining]:
             if shard.number in self._desired and not self.draining:
                 done.append(shard)  # it stays here: acquire it again, so that steps that were held back start
                 continue

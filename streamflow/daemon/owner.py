@@ -109,6 +109,8 @@ class Owner:
 
     def __init__(self, context: Context, executor: StepExecutor, relay: Relay) -> None:
         self.shards: dict[int, OwnedShard] = {}
+        self.active: dict[int, OwnedShard] = {}
+        """Those of them that may not be at rest: what loops look at again and again, however many are owned."""
         self.starts = Starts(context.settings.admission)
         self.starts.on_held = self.wake_up
         self.lost_writes = LostWrites(context.store, context.kernel, self.starts.held)
@@ -137,6 +139,7 @@ class Owner:
         """Of the records of live runs; more, because what leaves a batch isn't subtracted, until they are counted."""
         self._executor = executor
         self._relay = relay
+        relay.on_sent = self.touch
         self._tracing = context.tracing
         self.on_other_history: Callable[[], None] = _ignore
         self.suspects = Suspects(executor, context.store, context.kernel, context.member)
@@ -161,9 +164,21 @@ class Owner:
 
     def wake(self, shard: OwnedShard) -> None:
         """The shard has something to reduce or to commit."""
+        self.touch(shard)
         if not shard.busy and not shard.dropped and not shard.leaving:
             self._ready[shard.number] = shard
             self._wake.set()
+
+    def touch(self, shard: OwnedShard) -> None:
+        """The shard may not be at rest any more."""
+        if self.shards.get(shard.number) is shard:  # not dropped, nor still being acquired
+            self.active[shard.number] = shard
+
+    def let_rest(self) -> None:
+        """Find out which shards are at rest again. Called with every heartbeat."""
+        resting = [number for number, shard in self.active.items() if shard.is_at_rest and number not in self._ready]
+        for number in resting:
+            del self.active[number]
 
     def outcome(self, number: int, run_id: str, outcome: Outcome) -> None:
         """A step's attempt has ended."""
@@ -198,6 +213,7 @@ class Owner:
         self.lost_writes.dropped(shard)
         if self.shards.get(shard.number) is shard:
             del self.shards[shard.number]
+            self.active.pop(shard.number, None)
             self._executor.cancel_where(lambda running: running.shard == shard.number)
             self.suspects.forget_shard(shard.number)
             self._shard_timers.discard(shard.number)
@@ -253,7 +269,7 @@ class Owner:
 
     @property
     def live(self) -> int:
-        return sum(len(shard.live) for shard in self.shards.values())
+        return sum(len(shard.live) for shard in self.active.values())
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -363,12 +379,12 @@ class Owner:
     def _has_careful_code(self) -> bool:
         """Whether code that a former owner had in hand waits for its turn, or is being run."""
         return self._careful or any(
-            shard.aside and not (shard.dropped or shard.broken or shard.leaving) for shard in self.shards.values()
+            shard.aside and not (shard.dropped or shard.broken or shard.leaving) for shard in self.active.values()
         )
 
     def _wake_careful(self) -> None:
         """No step is in the first moment of its trial any more."""
-        for shard in self.shards.values():
+        for shard in list(self.active.values()):
             if shard.aside:
                 self.wake(shard)
 
@@ -790,7 +806,7 @@ class Owner:
         """Shard, run, number and record of the steps that daemons still ran for this one, and that have gone. Those of
         runs that are not in memory follow when something comes for these; those whose outcome waits here are over."""
         found: list[tuple[OwnedShard, str, int, StepRecord]] = []
-        for shard in self.shards.values():
+        for shard in self.active.values():
             for run_id, records in shard.records.items():
                 gone = [
                     (shard, run_id, seq, record)
@@ -874,6 +890,8 @@ class Owner:
         if committed is not None:
             shard.commit_accepted()
             if committed.entry:
+                if shard.forget_at == math.inf:
+                    shard.forget_at = 0.0  # a run may have ended
                 shard.offset = committed.entry
                 shard.unfolded += 1
                 shard.logged += batch.logged
@@ -950,7 +968,7 @@ class Owner:
         """Exactly how many bytes of results wait in memory."""
         self._results = sum(
             len(input_.result)
-            for shard in self.shards.values()
+            for shard in self.active.values()
             for inputs in shard.inputs.values()
             for input_ in inputs
             if type(input_) is Outcome and input_.result is not None
@@ -962,7 +980,7 @@ class Owner:
         now = time.monotonic()
         if now - self._counted >= 1.0:
             self._counted = now
-            self._bytes = sum(live.size for shard in self.shards.values() for live in shard.live.values())
+            self._bytes = sum(live.size for shard in self.active.values() for live in shard.live.values())
 
     def other_history(self, shard: OwnedShard) -> None:
         """The server doesn't have what it had acknowledged for this shard, and it wasn't noticed otherwise: nothing in
@@ -988,10 +1006,11 @@ class Owner:
         shard.broken = str(error)
         shard.retry_at = time.monotonic() + self._troubles.failed(shard_name(shard.number), REFUSED, error, stops=True)
         self._ready.pop(shard.number, None)
+        self.touch(shard)
 
     def retry_broken(self) -> None:
         """Retry shards that the server refused a while ago. Called with every heartbeat."""
-        for shard in self.shards.values():
+        for shard in list(self.active.values()):
             if shard.broken and time.monotonic() >= shard.retry_at:
                 shard.broken = ""
                 self._plan(shard, self._clock.now_ms())
@@ -999,6 +1018,6 @@ class Owner:
 
     def flush(self) -> None:
         """Let shards commit whose only work is to delete delivered outbox entries. Called with every rollup."""
-        for shard in self.shards.values():
+        for shard in list(self.active.values()):
             if shard.sent:
                 self.wake(shard)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import anyio
@@ -89,6 +89,8 @@ class Relay:
         """Bytes of the messages in memory."""
         self._known_queues: set[str] = set()
         self._has_messages = anyio.Event()
+        self.on_sent: Callable[[OwnedShard], None] = lambda _: None
+        """Called when a commit of the shard may delete another entry of its outbox."""
 
     @property
     def is_full(self) -> bool:
@@ -141,8 +143,12 @@ class Relay:
                 self._waiting[pair][1].append((message, entry))
                 self._held += len(message.body) + OVERHEAD
             if not entry.left:
-                source.sent.append(entry.number)
+                self._sent(source, entry)
         self._has_messages.set()
+
+    def _sent(self, source: OwnedShard, entry: OutboxEntry) -> None:
+        source.sent.append(entry.number)
+        self.on_sent(source)
 
     def read_on(self, source: OwnedShard, after: str) -> None:
         """The outbox has more behind this entry, which is read when there is room for it."""
@@ -210,7 +216,7 @@ class Relay:
             for _, entry in chunk:
                 entry.left -= 1
                 if not entry.left:
-                    source.sent.append(entry.number)
+                    self._sent(source, entry)
             self._held -= _size(chunk)
             del queue[: len(chunk)]
             del self._waiting[pair]
@@ -313,7 +319,7 @@ class Relay:
                 entry = read
                 entry.left = sum(self._is_undelivered(unread, target, at) for at, _, target in addressed)
                 if not entry.left and reading.is_new(end):
-                    source.sent.append(entry.number)
+                    self._sent(source, entry)
             for at, message, target in addressed:
                 if not reading.takes(target, at):
                     continue

@@ -8,6 +8,8 @@ Called by: the daemon (runs the loop).
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Iterable
 
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
@@ -65,6 +67,8 @@ class Retention:
         await self.drop_workflows()
         await self.resume_trimming()
         kept: dict[str, int] = {}
+        if self._settings.retention:
+            await self.look_for_ended()
         while self._settings.retention and await self.forget_once(kept):
             pass
 
@@ -147,6 +151,39 @@ class Retention:
             for shard, marks in zip(shards, await self._store.send(calls), strict=True):
                 if not isinstance(marks, StoreError) and any(marks):
                     shard.trim_again = 0
+                    self._owner.touch(shard)
+
+    async def look_for_ended(self) -> None:
+        """Find out when the first ended run of each shard is due: until then its listings are not asked again. Runs
+        that end later are due later, and `Owner` notes when something is committed in a shard that had none."""
+        now = self._clock.now_ms()
+        unknown = [shard for shard in self._owner.shards.values() if shard.forget_at <= now]
+        for shard in unknown:
+            shard.forget_at = math.inf  # a commit that is accepted from now on changes it
+        listings = self._listings(unknown)
+        for first in range(0, len(listings), PIPELINE):
+            portion = listings[first : first + PIPELINE]
+            try:
+                oldest = await self._store.send([Call.plain("ZRANGE", key, 0, 0, "WITHSCORES") for _, key in portion])
+            except StoreError:
+                for shard, _ in listings[first:]:
+                    shard.forget_at = 0.0
+                raise
+            for (shard, _), found in zip(portion, oldest, strict=True):
+                if isinstance(found, StoreError):
+                    shard.forget_at = 0.0  # `forget_once` reports it
+                elif found:
+                    shard.forget_at = min(shard.forget_at, float(found[1]) + self._settings.retention * 1000)
+
+    @staticmethod
+    def _listings(shards: Iterable[OwnedShard]) -> list[tuple[OwnedShard, str]]:
+        """Those of ended runs."""
+        return [
+            (shard, shard.keys.index(status, name))
+            for shard in shards
+            for name in shard.workflows
+            for status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+        ]
 
     async def forget_once(self, kept: dict[str, int] | None = None) -> bool:
         """Delete ended runs of owned shards whose retention is over. Returns whether there are more.
@@ -154,13 +191,9 @@ class Retention:
         `kept`: by listing, how many at its beginning can't be deleted, from the calls before in this sweep.
         """
         kept = {} if kept is None else kept
-        before = self._clock.now_ms() - int(self._settings.retention * 1000)
-        listings = [
-            (shard, shard.keys.index(status, name))
-            for shard in self._owner.shards.values()
-            for name in shard.workflows
-            for status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
-        ]
+        now = self._clock.now_ms()
+        before = now - int(self._settings.retention * 1000)
+        listings = self._listings(shard for shard in self._owner.shards.values() if shard.forget_at <= now)
         more = False
         for first in range(0, len(listings), PIPELINE):
             portion = listings[first : first + PIPELINE]

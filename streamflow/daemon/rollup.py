@@ -24,6 +24,7 @@ from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.takeover import fold_entry
+from streamflow.daemon.timers import Timers
 from streamflow.daemon.troubles import Troubles, shard_name
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.loops import TURN, retry_forever
@@ -70,6 +71,8 @@ class Rollup:
         self._limits = LogLimits(max(1, settings.log_bytes // self._shards), int(settings.log_age * 1000))
         self._owner = owner
         self._troubles = context.troubles
+        self._trims = Timers[int]()
+        """When the logs of shards at rest are to be trimmed."""
         self._merged_folds = -1
         self._idle_rounds = 0
         self._complete = True
@@ -79,7 +82,7 @@ class Rollup:
     @property
     def unfolded(self) -> int:
         """Log entries of this daemon's shards that the stored views don't count yet."""
-        return sum(shard.unfolded for shard in self._owner.shards.values())
+        return sum(shard.unfolded for shard in self._owner.active.values())
 
     def merge_again(self) -> None:
         """The merged views may be older than the parts, or gone: the server has another history."""
@@ -91,10 +94,11 @@ class Rollup:
 
     async def run_once(self) -> None:
         self._owner.flush()
-        now = self._clock.now_ms()
-        await self.store_partials(
-            [shard for shard in self._owner.shards.values() if shard.offset != shard.folded or shard.trim_again <= now]
-        )
+        for _, number in self._trims.take(self._clock.now_ms()):
+            if (shard := self._owner.shards.get(number)) is not None:
+                shard.trim_again = 0
+                self._owner.touch(shard)
+        await self.store_partials(self._owner.active.values())
         if self.leading:
             await self._merge_if_changed()
 
@@ -116,7 +120,7 @@ class Rollup:
         calls: list[Call[Checkpointed]] = []
         counted: list[tuple[OwnedShard, str, int, int]] = []
         for shard in shards:
-            shard.trim_again = now + TRIM_RETRY  # unless the answer says otherwise
+            self._trim_at(shard, now + TRIM_RETRY)  # unless the answer says otherwise
             try:
                 shard.views.prune(now)
                 encoded = shard.views.encode()
@@ -158,10 +162,17 @@ class Rollup:
                 shard.folded = offset
                 shard.unfolded -= unfolded
                 shard.logged -= logged
-                shard.trim_again = math.inf if answer.again is None else answer.again
+                self._trim_at(shard, answer.again)
                 if self._troubles:
                     self._troubles.works(shard_name(shard.number), NOT_STORED)
         return [shard for shard in shards if shard.trim_again == 0]
+
+    def _trim_at(self, shard: OwnedShard, at: int | None) -> None:
+        shard.trim_again = math.inf if at is None else at
+        if at:
+            self._trims.set(shard.number, at)
+        else:
+            self._trims.discard(shard.number)
 
     async def _merge_if_changed(self) -> None:
         folds = self.folds + self.others_folds

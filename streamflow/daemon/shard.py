@@ -165,11 +165,15 @@ class OwnedShard:
         self.logged = 0
         """...their bytes, about."""
         self.trim_again = math.inf
-        """When its log is to be trimmed again, though nothing is committed (ms)."""
+        """When its log is to be trimmed again, though nothing is committed (ms); 0: at once."""
         self.records: dict[str, dict[int, StepRecord]] = {}
         """By run and number: the steps about which the server has more than the run's history."""
         self.lost_with = ""
         """The former owner, if it ended without a release: what it had in hand may have been the reason."""
+        self.forget_at = 0.0
+        """When the retention of its oldest ended run is over (ms); infinite if it has none, 0 if that isn't known."""
+        self.is_checked = False
+        """Its runs were checked against this daemon's code, or need not be (`deploy_check.py`)."""
         self.acquired = 0
         """When it was taken over, ms on the daemon's clock."""
         self.code = ""
@@ -217,6 +221,26 @@ class OwnedShard:
     @property
     def has_work(self) -> bool:
         return bool(self.inbox or self.inputs or self.aside)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Nothing of it is in memory that a loop has to look at, or a heartbeat to count, until something happens.
+        Code that makes this false calls `Owner.touch`."""
+        return not (
+            self.live
+            or self.has_work
+            or self.busy
+            or self.sent
+            or self.offset != self.folded
+            or self.trim_again == 0
+            or self.records
+            or self.stuck
+            or self.left
+            or self.fetched
+            or self.broken
+            or self.draining
+            or not self.is_checked
+        )
 
     def forget(self, run_id: str) -> None:
         """The run has ended, or doesn't exist: nothing that is known of it has a meaning any more."""

@@ -46,7 +46,7 @@ class StuckRuns:
 
     async def run_once(self) -> None:
         """Have all stuck runs tried again of the shards that were acquired since the last time."""
-        for shard in list(self._owner.shards.values()):
+        for shard in list(self._owner.active.values()):
             while shard.stuck and not (shard.is_going or shard.broken):
                 if self._troubles.waits(shard_name(shard.number), UNREAD) or not await self._read_page(shard):
                     break

@@ -126,7 +126,13 @@ def put(shard: OwnedShard, *messages: InboxMessage) -> None:
 class FakeOwner:
     def __init__(self, *shards: OwnedShard) -> None:
         self.shards = {shard.number: shard for shard in shards}
+        self.active = dict(self.shards)
         self.flushed = 0
+        self.touched: list[int] = []
+
+    def touch(self, shard: OwnedShard) -> None:
+        self.touched.append(shard.number)
+        self.active[shard.number] = shard
 
     def flush(self) -> None:
         self.flushed += 1

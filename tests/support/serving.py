@@ -46,15 +46,30 @@ async def running_daemon(
     """A daemon in this process that is ready; leaving drains it, or with `crash=True` cancels its loops on the spot."""
     chosen: dict[str, Any] = FAST | settings | {"partition": Partition(settings.get("partition", "run"))}
     daemon = Daemon(app, Settings(redis=server.url, namespace=namespace, **chosen))
+    unseen = set[int]()
     async with anyio.create_task_group() as daemons:
         daemons.start_soon(daemon.run)
         with anyio.fail_after(DEADLINE):
             await daemon.ready.wait()
+        _note_shards_that_nobody_looks_at(daemon, unseen)
         yield daemon
         if crash:
             daemons.cancel_scope.cancel()
         else:
             daemon.stop()
+    assert not unseen, f"shards {unseen} were not at rest, and not active either: no loop looks at them"
+
+
+def _note_shards_that_nobody_looks_at(daemon: Daemon, unseen: set[int]) -> None:
+    """From now on, each heartbeat adds those that are neither at rest nor active."""
+    owner = daemon.owner
+    let_rest = owner.let_rest
+
+    def checked() -> None:
+        let_rest()
+        unseen.update(n for n, shard in owner.shards.items() if n not in owner.active and not shard.is_at_rest)
+
+    owner.let_rest = checked  # type: ignore[method-assign]
 
 
 async def view(client: sf.Client, name: str) -> Any:

@@ -267,7 +267,7 @@ async def checked(client: sf.Client, daemon: Daemon) -> None:
     assert shards
 
     async def all_done() -> bool:
-        return daemon.deploy_check._checked >= {shard.token for shard in shards}
+        return all(shard.is_checked for shard in shards)
 
     await until(all_done)
     codes = await client.store.send([Call.plain("HGET", shard.keys.owner, "code") for shard in shards])

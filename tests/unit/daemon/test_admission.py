@@ -36,6 +36,7 @@ class Bench:
             is_full=False,
             refused=lambda shard, _: self.refused.append(shard),
             wake_up=lambda: None,
+            touch=lambda _: None,
         )
         self.admission = Admission(context(self.store, shards=2), owner)
 

@@ -15,7 +15,7 @@ class Parts:
     """An owner and a relay, as far as they are looked at."""
 
     def __init__(self) -> None:
-        self.shards = {number: owned(number) for number in range(3)}
+        self.active = {number: owned(number) for number in range(3)}
         self.overdue = 0.0
         self.waiting = 0
 
@@ -39,11 +39,11 @@ def test_one_shard_whose_views_are_not_stored_is_seen(monkeypatch: pytest.Monkey
     for second in range(20):
         clock.now += 1
         for number in (0, 1):  # something is always new, and these two are stored
-            parts.shards[number].folded = f"{second}-0"
-            parts.shards[number].unfolded = 1
-        parts.shards[2].unfolded += 1
+            parts.active[number].folded = f"{second}-0"
+            parts.active[number].unfolded = 1
+        parts.active[2].unfolded += 1
         figures.look()
     assert figures.views_lag == 19
-    parts.shards[2].unfolded = 0
+    parts.active[2].unfolded = 0
     figures.look()
     assert figures.views_lag == 0

@@ -80,6 +80,7 @@ class Bench:
             self.store,  # type: ignore[arg-type]
             KERNEL,
             self.shards,
+            self.shards,
             self.starts,
             lambda shard: self.notified.append(shard.number),
             lambda shard: self.lost.append(shard.number),

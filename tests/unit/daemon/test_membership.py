@@ -86,6 +86,13 @@ class Parts:
     def add(self, shard: OwnedShard) -> None:
         self.shards[shard.number] = shard
 
+    def touch(self, _: OwnedShard) -> None:
+        pass
+
+    @property
+    def active(self) -> dict[int, OwnedShard]:
+        return self.shards
+
     def drop(self, shard: OwnedShard) -> None:
         self.dropped.append(shard.number)
         self.shards.pop(shard.number, None)

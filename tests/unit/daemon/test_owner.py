@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -126,6 +127,7 @@ class Steps:
 class Sends:
     def __init__(self) -> None:
         self.handed_over: list[tuple[int, str, str]] = []
+        self.on_sent: Callable[[OwnedShard], None] = lambda _: None
 
     def hand_over(self, source: OwnedShard, entries: list[OutboxEntry]) -> None:
         self.handed_over += [(source.number, sent.kind, sent.run_id) for entry in entries for sent in entry.messages]
@@ -182,6 +184,12 @@ class Bench:
         self.owner.wake(self.shard)
         with anyio.fail_after(10):
             await self.owner.process(await self.owner.run_once())
+
+    async def owner_has_nothing_to_do(self) -> None:
+        """Everything that was ready is looked at."""
+        with anyio.move_on_after(0.02):
+            while True:
+                await self.owner.process(await self.owner.run_once())
 
     async def take_in(self, *messages: Any) -> None:
         put(self.shard, *messages)
@@ -689,3 +697,76 @@ async def test_delivered_messages_are_deleted_when_the_rollup_asks() -> None:
     await bench.turn()
     assert counts_of(bench.commits[0]).sent == 1
     assert bench.shard.sent == []
+
+
+# --- shards at rest -------------------------------------------------------------------------------------------------
+
+
+async def test_a_shard_of_which_nothing_is_in_memory_is_at_rest() -> None:
+    bench = Bench()
+    bench.shard.is_checked = True
+    bench.owner.let_rest()
+    assert bench.owner.active, "it waits for its first batch"
+    await bench.owner_has_nothing_to_do()
+    bench.owner.let_rest()
+    assert not bench.owner.active
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("live", {"r": None}),
+        ("inputs", {"r": []}),
+        ("aside", {"r": None}),
+        ("sent", ["7-1"]),
+        ("offset", "5-0"),
+        ("trim_again", 0),
+        ("records", {"r": {}}),
+        ("stuck", {"flow": 0}),
+        ("left", 1),
+        ("fetched", {"r"}),
+        ("broken", "refused"),
+        ("draining", True),
+        ("busy", True),
+        ("is_checked", False),
+    ],
+)
+async def test_a_shard_with_this_is_not_at_rest(name: str, value: Any) -> None:
+    bench = Bench()
+    bench.shard.is_checked = True
+    await bench.owner_has_nothing_to_do()
+    setattr(bench.shard, name, value)
+    bench.owner.let_rest()
+    assert bench.owner.active
+
+
+async def test_what_happens_to_a_shard_at_rest_makes_it_active() -> None:
+    bench = Bench()
+    owner, shard = bench.owner, bench.shard
+
+    async def at_rest() -> None:
+        shard.is_checked, shard.broken, shard.sent = True, "", []
+        await bench.owner_has_nothing_to_do()
+        owner.let_rest()
+        assert not owner.active
+
+    await at_rest()
+    shard.forget_at = math.inf
+    put(shard, start("1-0", "r", "quick", 1))
+    owner.wake(shard)
+    assert owner.active == {0: shard}
+    await bench.turn()
+    owner.let_rest()
+    assert owner.active, "its views are not stored yet"
+    shard.folded = shard.offset
+    assert shard.forget_at == 0.0, "the run has ended, so retention has to look"
+    await at_rest()
+    owner.refused(shard, StoreError("WRONGTYPE"))
+    assert owner.active == {0: shard}
+    await at_rest()
+    bench.sends.on_sent(shard)
+    assert owner.active == {0: shard}
+    await at_rest()
+    owner.drop(shard)
+    owner.touch(shard)
+    assert not owner.active, "this daemon doesn't own it any more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from streamflow.daemon import retention as module
 from streamflow.daemon.retention import Retention
 from streamflow.daemon.shard import OwnedShard
-from streamflow.errors import StoreError
+from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.store.connection import Call
 from tests.support.fakes import FakeClock, FakeOwner, FakeStore, context, owned
 
@@ -54,6 +55,56 @@ async def test_a_sweep_asks_for_ended_runs_that_are_old_enough_and_forgets_them(
     assert forgotten.args == [1, "a", HEADER]
     [removed] = store.sent("ZREM")
     assert removed.args[2:] == [b"b"], "it has no record, so every sweep would find it"
+
+
+async def test_a_shard_is_not_asked_for_ended_runs_before_one_is_due() -> None:
+    clock = FakeClock()
+    empty, full = owned(0), owned(1)
+    for shard in (empty, full):
+        shard.workflows = {"flow", "other"}
+    oldest: list[Any] = [b"a", b"%d" % (clock.ms - 99_000)]
+    store = FakeStore(
+        ZRANGE=lambda call: oldest if call.args[1] == full.keys.index("failed", "flow") else [],
+        ZRANGEBYSCORE=[],
+        HLEN=0,
+        HMGET=[None, None],
+        ZCARD=1,
+        XLEN=0,
+    )
+    sweep = Retention(context(store, clock=clock, shards=4, retention=100.0), FakeOwner(empty, full))  # type: ignore[arg-type]
+    await sweep.run_once()
+    assert (empty.forget_at, full.forget_at) == (math.inf, clock.ms + 1000)
+    assert (len(store.sent("ZRANGE")), store.sent("ZRANGEBYSCORE")) == (12, [])
+    await sweep.run_once()
+    assert len(store.sent("ZRANGE")) == 12
+    clock.ms += 1000
+    await sweep.run_once()
+    assert (len(store.sent("ZRANGE")), len(store.sent("ZRANGEBYSCORE"))) == (18, 6)
+    assert {call.args[1].split(":")[1] for call in store.sent("ZRANGEBYSCORE")} == {full.keys.log.split(":")[1]}
+
+
+async def test_a_commit_during_the_look_for_ended_runs_is_not_missed() -> None:
+    shard = sweeping()
+    store = FakeStore(ZRANGE=lambda _: setattr(shard, "forget_at", 0.0) or [])
+    await retention(store, shard, keep=100.0).look_for_ended()
+    assert shard.forget_at == 0.0
+
+
+@pytest.mark.parametrize("failure", [StoreError("ZRANGE: WRONGTYPE"), StoreUnavailable("away")])
+async def test_a_listing_that_cannot_be_read_is_asked_again(failure: StoreError) -> None:
+    async def away(_: Any) -> Any:
+        raise failure
+
+    shard = sweeping()
+    store = FakeStore(ZRANGE=failure)
+    sweep = retention(store, shard, keep=100.0)
+    if isinstance(failure, StoreUnavailable):
+        sweep._store.send = away  # type: ignore[method-assign]
+        with pytest.raises(StoreUnavailable):
+            await sweep.look_for_ended()
+    else:
+        await sweep.look_for_ended()
+    assert shard.forget_at == 0.0
 
 
 async def test_a_sweep_says_when_there_is_more() -> None:
@@ -161,5 +212,7 @@ async def test_no_post_number_is_dropped_soon_after_the_servers_clock_jumped() -
 async def test_a_log_that_forget_has_not_trimmed_whole_is_trimmed_soon() -> None:
     marks = iter([[None, None], [b"1", None], [None, b"5-0"], StoreError("HMGET: WRONGTYPE")])
     shards = [owned(number) for number in range(4)]
-    await retention(FakeStore(HMGET=lambda call: next(marks)), *shards).resume_trimming()
+    sweep = retention(FakeStore(HMGET=lambda call: next(marks)), *shards)
+    await sweep.resume_trimming()
     assert [shard.trim_again == 0 for shard in shards] == [False, True, True, False]
+    assert sweep._owner.touched == [1, 2], "the rollup looks at these again"  # type: ignore[attr-defined]

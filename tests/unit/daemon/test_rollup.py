@@ -155,6 +155,22 @@ async def test_trimming_that_is_refused_is_tried_again_later(monkeypatch: pytest
     assert len(store.sent("checkpoint_views")) == 2
 
 
+async def test_a_log_at_rest_is_trimmed_when_its_time_has_come() -> None:
+    clock = FakeClock()
+    store = FakeStore(checkpoint_views=Checkpointed(Reply.OK, 3, clock.ms + 500))
+    shard = counting(owned(2), 1, "5-0")
+    owner = FakeOwner(shard)
+    it = Rollup(context(store, shards=SHARDS, clock=clock), owner)  # type: ignore[arg-type]
+    await it.run_once()
+    owner.active = {}
+    clock.ms += 499
+    await it.run_once()
+    assert (len(store.sent("checkpoint_views")), owner.touched) == (1, [])
+    clock.ms += 1
+    await it.run_once()
+    assert (len(store.sent("checkpoint_views")), owner.touched) == (2, [2])
+
+
 async def test_a_part_that_counts_lost_entries_shows_another_history() -> None:
     store = FakeStore(checkpoint_views=Checkpointed(Reply.BEHIND, 0, None))
     shard = counting(owned(), 2, "5-0")
