@@ -5,7 +5,8 @@ script with. Must not: know workflows or payloads, wait on a clock. Called by: c
 
 A single call is sent at the end of the same turn of the event loop; while `MAX_PIPELINES` are under way, further calls
 wait until one returns. So latency is one round trip, and throughput grows with the load. No task is created for a call,
-only for a pipeline: a call costs a future.
+only for a pipeline: a call costs a future. Where writes wait until they are safe, as the namespace's durability asks
+for, reads have pipelines of their own: those of the writes may be under way for as long as the store has patience.
 
 Posts are numbered for each shard, and the server keeps only the last number of a client: so at most one post for a
 shard is under way, and a pipeline that is sent again finds its own number.
@@ -26,7 +27,7 @@ from streamflow.store.kernel import Kernel, Message, Start
 T = TypeVar("T")
 
 MAX_PIPELINES = 4
-"""Pipelines under way at the same time; each uses a connection."""
+"""Pipelines under way at the same time; each uses a connection. As many more of reads, where writes wait to be safe."""
 
 RUNS_PER_SCRIPT = 200
 BYTES_PER_SCRIPT = 1_000_000
@@ -79,11 +80,15 @@ class Batcher:
         self._kernel = kernel
         self._max_pipelines = max_pipelines
         self._queue: deque[_Entry] = deque()
+        self._reads: deque[_Entry] = deque()
+        """Those that must not wait for writes."""
         self._posts: dict[int, deque[_Entry]] = {}
         self._posting: set[int] = set()
         self._numbers: dict[int, int] = {}
         self._source = f"client:{secrets.token_hex(16)}"
         self._under_way: set[asyncio.Task[None]] = set()
+        self._reading: set[asyncio.Task[None]] = set()
+        """Those under way of `_reads`."""
         self._is_scheduled = False
         self._closed = False
 
@@ -114,7 +119,7 @@ class Batcher:
     async def close(self) -> None:
         """Drop calls that are queued or under way: their callers get `StoreError`; the calls may have taken effect."""
         self._closed = True  # before the pipelines are cancelled, or the next ones would be sent
-        under_way = list(self._under_way)
+        under_way = [*self._under_way, *self._reading]
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
@@ -122,17 +127,21 @@ class Batcher:
 
     def _drop_queued(self) -> None:
         self._closed = True
-        for entry in [*self._queue, *(entry for posts in self._posts.values() for entry in posts)]:
+        for entry in [*self._queue, *self._reads, *(entry for posts in self._posts.values() for entry in posts)]:
             _fail(entry, StoreError("the client was closed"))
         self._queue.clear()
+        self._reads.clear()
         self._posts.clear()
 
     def _add(self, kind: int, shard: int, item: Any, size: int) -> asyncio.Future[Any]:
         future = self._future()
-        self._queue.append(_Entry(kind, shard, item, size, future))
+        self._queue_of(kind).append(_Entry(kind, shard, item, size, future))
         if not self._is_scheduled:
             self._schedule()
         return future
+
+    def _queue_of(self, kind: int) -> deque[_Entry]:
+        return self._queue if kind in _WRITES or self._store.confirmation is None else self._reads
 
     def _future(self) -> asyncio.Future[Any]:
         if self._closed:
@@ -146,18 +155,25 @@ class Batcher:
 
     def _send_queued(self) -> None:
         self._is_scheduled = False
-        loop = asyncio.get_running_loop()
         while len(self._under_way) < self._max_pipelines and not self._closed:
-            groups = self._next_groups()
+            groups = self._next_posts_and_starts()
             if not groups:
-                return
+                break
             for part in self._parts(groups):
-                task = loop.create_task(self._send_pipeline(part))
-                self._under_way.add(task)
-                task.add_done_callback(self._on_returned)
+                self._begin(part, self._under_way)
+        while self._reads and len(self._reading) < self._max_pipelines and not self._closed:
+            groups = self._next_groups(self._reads, ENTRIES_PER_PIPELINE, BYTES_PER_PIPELINE)
+            if groups:  # not all of their callers were cancelled
+                self._begin(groups, self._reading)
+
+    def _begin(self, groups: list[_Group], under_way: set[asyncio.Task[None]]) -> None:
+        task = asyncio.get_running_loop().create_task(self._send_pipeline(groups))
+        under_way.add(task)
+        task.add_done_callback(self._on_returned)
 
     def _parts(self, groups: list[_Group]) -> list[list[_Group]]:
-        """Reads neither wait until writes are safe, nor fail when they aren't."""
+        """Reads neither wait until writes are safe, nor fail when they aren't: also those that were queued before it
+        was known that the writes have to wait."""
         if self._store.confirmation is None:
             return [groups]
         writes = [group for group in groups if group.kind in _WRITES]
@@ -166,10 +182,11 @@ class Batcher:
 
     def _on_returned(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
-        if self._queue or self._posts:
+        self._reading.discard(task)
+        if self._queue or self._posts or self._reads:
             self._send_queued()
 
-    def _next_groups(self) -> list[_Group]:
+    def _next_posts_and_starts(self) -> list[_Group]:
         """Groups for one pipeline: all queued calls, up to the limits; posts at most half, so that none starve."""
         groups: list[_Group] = []
         entries_left, bytes_left = ENTRIES_PER_PIPELINE, BYTES_PER_PIPELINE
@@ -182,8 +199,11 @@ class Batcher:
                 bytes_left -= group.size
                 self._posting.add(shard)
                 groups.append(group)
+        return groups + self._next_groups(self._queue, entries_left, bytes_left)
+
+    def _next_groups(self, queue: deque[_Entry], entries_left: int, bytes_left: int) -> list[_Group]:
+        groups: list[_Group] = []
         open_groups: dict[tuple[int, int], _Group] = {}
-        queue = self._queue
         while queue and entries_left > 0 and bytes_left > 0:
             entry = queue.popleft()
             if entry.future.done():  # its caller was cancelled
@@ -269,7 +289,7 @@ class Batcher:
         if group.kind == _POST:
             self._posts.setdefault(group.shard, deque()).extendleft(reversed(group.entries))
         else:
-            self._queue.extendleft(reversed(group.entries))
+            self._queue_of(group.kind).extendleft(reversed(group.entries))
 
     def _fail_all(self, groups: list[_Group], error: Exception) -> None:
         for group in groups:

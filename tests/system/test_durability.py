@@ -116,6 +116,31 @@ async def test_what_no_replica_has_is_neither_acknowledged_nor_begun() -> None:
     assert executed == ["before", "before-last", "late", "late-last"]
 
 
+async def test_reads_do_not_wait_for_starts_that_wait_for_a_replica() -> None:
+    async def start(client: sf.Client, name: str) -> None:
+        with pytest.raises(sf.Unconfirmed):
+            await client.start(two_effects, name, id=name)
+        given_up.append(name)
+
+    given_up: list[str] = []
+    async with (
+        with_a_replica() as (primary, _, stream),
+        sf.Client(Store(primary.url, patience=3.0), NAMESPACE) as client,
+        running_daemon(app, primary, NAMESPACE, crash=False, durability="replicas:1", **SLOW_BEAT),
+    ):
+        before = await client.start(two_effects, "before")
+        await before.result(DEADLINE)
+        with frozen(stream):
+            async with anyio.create_task_group() as starts:
+                for number in range(8):
+                    starts.start_soon(start, client, f"late-{number}")
+                    await anyio.sleep(0.01)  # so that each has a pipeline of its own, as long as there are some
+                assert (await before.describe()).status == "completed"
+                assert (await client.run("late-0").describe()).status in ("pending", "running")
+                assert given_up == []
+        assert len(given_up) == 8
+
+
 async def test_signals_and_results_wait_too() -> None:
     async with (
         with_a_replica() as (primary, _, stream),

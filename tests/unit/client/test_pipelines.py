@@ -185,6 +185,36 @@ async def test_reads_do_not_fail_with_writes_that_are_not_safe() -> None:
     assert not isinstance(seen, StoreError)
 
 
+async def test_reads_do_not_wait_for_writes_that_wait_to_be_safe() -> None:
+    class Slow(FakeStore):
+        confirmation = "of the namespace's durability"
+
+        async def send(self, calls: Sequence[Call[Any]], *, confirmed: bool = False) -> list[Any]:
+            if confirmed:
+                writing.append(len(calls))
+                await asyncio.Event().wait()
+            return await super().send(calls)
+
+    writing: list[int] = []
+    store = Slow()
+    batcher = batcher_on(store)
+    starts: list[asyncio.Future[bytes]] = []
+    for name in range(6):
+        starts.append(batcher.start(0, start(f"w{name}")))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert len(writing) == 4
+    async with asyncio.timeout(5):
+        for name in range(6):  # each alone: none of them keeps a pipeline from the others
+            assert b"r" in (await batcher.peek(1, f"r{name}"))[0]
+        assert await batcher.call(Call[str].plain("PING")) == "PING"
+    assert len(writing) == 4, "the others wait for one of these to return"
+    late = batcher.peek(2, "late")
+    await batcher.close()
+    answers = await settled([*starts, late])  # type: ignore[list-item]
+    assert [str(answer) for answer in answers] == ["the client was closed"] * 7
+
+
 async def test_a_cancelled_caller_affects_no_other() -> None:
     """If its call still waited, it is not sent."""
     store = FakeStore()
