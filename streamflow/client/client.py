@@ -36,7 +36,7 @@ from streamflow.model.sharding import full_run_id
 from streamflow.server_url import redacted
 from streamflow.settings import Settings, load_settings
 from streamflow.store.connection import Call, Store
-from streamflow.store.durability import confirmation_for
+from streamflow.store.durability import use_durability
 from streamflow.store.kernel import Kernel, Message, Start
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, namespace_from, read_namespace
@@ -388,7 +388,7 @@ class Client:
                 f"there is no namespace {self.namespace!r} at {redacted(session.store.url)}. The first daemon creates "
                 f"it: streamflow daemon --app MODULE:app --namespace {self.namespace}"
             )
-        session.store.confirmation = confirmation_for(session.store, self.kernel, namespace.durability)
+        use_durability(session.store, self.kernel, namespace.durability)
         session.meta = namespace
         session.read_again_at = time.monotonic() + READ_AGAIN_SECONDS
         session.waiter.identity = namespace.identity

@@ -45,7 +45,7 @@ from streamflow.process import RESTART, resident_bytes, stop_on_signal, tune_gar
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.connection import Store
-from streamflow.store.durability import confirmation_for
+from streamflow.store.durability import use_durability
 from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import check_server, open_namespace
@@ -154,7 +154,7 @@ class Daemon:
         )
         health: HealthReport | None = None
         if signals or self._pages is not None:
-            own = Ownership(settings, owner, membership, context.troubles, context.store.confirmation)
+            own = Ownership(settings, owner, membership, context.troubles, context.store)
             health = HealthReport(
                 "daemon",
                 self.member,
@@ -245,9 +245,7 @@ class Daemon:
 
     async def _use_durability(self, store: Store, kernel: Kernel, level: str) -> None:
         """Raises `StoreMisconfigured` if the server can't confirm that a write is so safe."""
-        present = store.confirmation
-        store.confirmation = confirmation_for(store, kernel, level)
-        if store.confirmation is not None and store.confirmation is not present:
+        if use_durability(store, kernel, level) and store.confirmation is not None:
             await store.confirmation.check()
 
     def _compose(self, context: Context) -> None:
@@ -282,7 +280,7 @@ class Daemon:
         self.registration = registration = Registration(context)
         registration.on_other_data = self._on_other_data
         registration.on_mismatch = self._on_mismatch
-        self.membership.on_identity = registration.compare
+        self.membership.on_record = registration.compare
         self._troubles = context.troubles
         owner.on_lost = self.membership.rebalance_soon
         owner.on_other_history = context.store.on_other_history = self.membership.start_over

@@ -12,7 +12,7 @@ from streamflow.daemon.membership import Membership
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.troubles import Troubles
 from streamflow.settings import Settings
-from streamflow.store.durability import Confirmation
+from streamflow.store.connection import Store
 
 OVERDUE = 5.0
 """Seconds for which decisions have waited until they are as safe as the namespace's durability asks for."""
@@ -27,13 +27,13 @@ class Ownership:
         owner: Owner,
         membership: Membership,
         troubles: Troubles,
-        confirmation: Confirmation | None,
+        store: Store,
     ) -> None:
         self._settings = settings
         self._owner = owner
         self._membership = membership
         self._troubles = troubles
-        self._confirmation = confirmation
+        self._store = store
         self._fine = time.monotonic()
         """When it owned a shard last, or need not own one, or couldn't without the server (monotonic s)."""
 
@@ -52,11 +52,12 @@ class Ownership:
     def warnings(self) -> list[str]:
         lost = self._owner.lost_writes.recent_count
         said = [f"the server has lost or set back {lost} runs within the last hour: the log names them"] if lost else []
-        confirmation = self._confirmation
-        if confirmation is not None and confirmation.overdue > OVERDUE:
+        confirmation = self._store.confirmation
+        durability = None if confirmation is None else confirmation.durability
+        if confirmation is not None and durability is not None and confirmation.overdue > OVERDUE:
             said.append(
-                f"nothing was confirmed for {confirmation.overdue:.0f} s (durability {confirmation.durability}): "
-                f"{confirmation.durability.lack}, so decisions wait"
+                f"nothing was confirmed for {confirmation.overdue:.0f} s (durability {durability}): {durability.lack}, "
+                "so decisions wait"
             )
         troubles = {**self._troubles.current(stops=True), **self._troubles.current(stops=False)}
         return said + [f"{subject} {text}" for subject, text in troubles.items()]

@@ -76,7 +76,7 @@ class _Seen(msgspec.Struct):
 
 class Membership:
     """`describe` makes this daemon's heartbeat. `on_beat(heartbeat)` is called when one is confirmed, `on_leave()`
-    before this daemon deregisters, and `on_identity(identity)` with what the namespace's record says of its data: it is
+    before this daemon deregisters, and `on_record(identity, durability)` with what the namespace's record says: it is
     read with each heartbeat, because a turn of the event loop costs an idle daemon more than a command."""
 
     def __init__(
@@ -94,7 +94,7 @@ class Membership:
         self.draining = False
         self.on_beat: Callable[[bytes], None] = lambda _: None
         self.on_leave: Callable[[], None] = lambda: None
-        self.on_identity: Callable[[bytes | None], None] = lambda _: None
+        self.on_record: Callable[[bytes | None, bytes | None], None] = lambda identity, durability: None
         self.owns_something = anyio.Event()
         self._store = context.store
         self._kernel = context.kernel
@@ -292,13 +292,13 @@ class Membership:
         answer: Heartbeats | None = None
         with anyio.move_on_after(self._settings.dead_after / 2):
             call = self._kernel.heartbeat(self.member, data, dead, joins=not self._has_joined)
-            identity = Call.plain("HGET", self._kernel.keys.meta, "identity")
-            answers: list[Any] = await self._store.send([call, identity], urgent=True)
+            record = Call.plain("HMGET", self._kernel.keys.meta, "identity", "durability")
+            answers: list[Any] = await self._store.send([call, record], urgent=True)
             if isinstance(answers[0], StoreError):
                 raise answers[0]
             answer = cast("Heartbeats", answers[0])
             if not isinstance(answers[1], StoreError):
-                self.on_identity(answers[1])
+                self.on_record(*answers[1])
             if self.member not in answer.members:  # the others have removed it, or the data were deleted
                 self._has_joined = False
                 self._looks = [now, now + self._settings.dead_after]

@@ -1,7 +1,8 @@
 """What a daemon has put down in its namespace: the meta record, and the workflows of its app.
 
 Owns: noticing that the namespace's data were deleted (FLUSHALL, a server without persistence that restarted), and
-writing these records again. Must not: know shards: dropping what was kept of the old data is for others.
+writing these records again; noticing that another daemon has changed the namespace's durability, and following it.
+Must not: know shards: dropping what was kept of the old data is for others.
 Called by: the daemon.
 """
 
@@ -16,9 +17,10 @@ import anyio
 import msgspec
 
 from streamflow.daemon.context import Context
-from streamflow.errors import NamespaceMismatch
+from streamflow.errors import NamespaceMismatch, StoreMisconfigured, UsageError
 from streamflow.loops import retry_forever
 from streamflow.store.connection import Call
+from streamflow.store.durability import use_durability
 from streamflow.store.namespace import Namespace, check_same, write_records
 from streamflow.workflow.app import App, Reducer, Workflow
 
@@ -34,11 +36,12 @@ class Registration:
         self.on_mismatch: Callable[[], None] = lambda: None
         self._context = context
         self._identity = context.namespace.identity
+        self._durability = context.namespace.durability
         self._differs = anyio.Event()
 
-    def compare(self, stored: bytes | None) -> None:
-        """Called with the identity that the namespace's record has now, by each heartbeat."""
-        if stored != self._identity.encode():
+    def compare(self, identity: bytes | None, durability: bytes | None) -> None:
+        """Called by each heartbeat with what the namespace's record has now."""
+        if identity != self._identity.encode() or (durability or b"server") != self._durability.encode():
             self._differs.set()
 
     async def run(self) -> None:
@@ -51,8 +54,13 @@ class Registration:
 
     async def check(self) -> None:
         context = self._context
-        stored: bytes | None = await context.store.one(Call.plain("HGET", context.kernel.keys.meta, "identity"))
-        if stored == self._identity.encode():
+        stored: list[bytes | None] = await context.store.one(
+            Call.plain("HMGET", context.kernel.keys.meta, "identity", "durability")
+        )
+        identity, durability = stored
+        if identity is not None:
+            await self._follow((durability or b"server").decode(errors="replace"))
+        if identity == self._identity.encode():
             return
         namespace = context.namespace
         record = await write_records(
@@ -61,7 +69,7 @@ class Registration:
             namespace.shards,
             namespace.partition,
             described(context.app),
-            namespace.durability,
+            self._durability,
         )
         name = context.settings.namespace
         try:
@@ -77,6 +85,25 @@ class Registration:
         )
         self._identity = record.identity
         self.on_other_data(record.identity)
+
+    async def _follow(self, level: str) -> None:
+        """Writes wait for this level from now on, whether the server can confirm it or not: that nothing goes on is
+        what was asked for, and is said."""
+        if level == self._durability:
+            return
+        context, before, self._durability = self._context, self._durability, level
+        name = context.settings.namespace
+        try:
+            use_durability(context.store, context.kernel, level)
+        except UsageError as error:  # of a later release
+            _log.error("namespace %s has another durability, which this release can't give: %s", name, error)
+            return
+        _log.warning("the durability of namespace %s is %s from now on, before it was %s", name, level, before)
+        if context.store.confirmation is not None:
+            try:
+                await context.store.confirmation.check()
+            except StoreMisconfigured as error:
+                _log.error("decisions of this daemon wait, because the server can't confirm them: %s", error)
 
 
 def described(app: App) -> list[tuple[str, bytes]]:

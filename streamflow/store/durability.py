@@ -78,28 +78,46 @@ class Durability(msgspec.Struct, frozen=True):
         return f"{who} confirmed it"
 
 
-def confirmation_for(store: Store, kernel: Kernel, level: str) -> Confirmation | None:
-    """What the store's `confirmation` has to be. Raises `UsageError`."""
+def use_durability(store: Store, kernel: Kernel, level: str) -> bool:
+    """Let the writes of this store wait for that level from now on, also those that wait already. Returns whether it is
+    another level than before. Raises `UsageError`."""
     durability, present = Durability.of(level), store.confirmation
-    if durability is None or (present is not None and present.durability == durability):
-        return present if durability else None
-    return Confirmation(store, kernel, durability, present)
+    if durability == (present and present.durability):
+        return False
+    if present is None:
+        assert durability is not None
+        store.confirmation = Confirmation(store, kernel, durability)
+    else:
+        present.change(durability)
+    return True
 
 
 class Confirmation:
-    """The waits of one store, in one event loop. Callers that wait at the same time share one."""
+    """The waits of one store, in one event loop. Callers that wait at the same time share one. `durability`: None while
+    waits end because nothing is to be waited for any more; then it isn't its store's."""
 
-    def __init__(self, store: Store, kernel: Kernel, durability: Durability, former: Confirmation | None) -> None:
-        self.durability = durability
-        self._former = former
+    def __init__(self, store: Store, kernel: Kernel, durability: Durability) -> None:
+        self.durability: Durability | None = durability
         self._store = store
-        fence = kernel.store_records([Put(kernel.keys.fence, "", b"")])
-        self._calls: list[Call[Any]] = [fence, Call.plain(*durability.command)]
+        self._fence = kernel.store_records([Put(kernel.keys.fence, "", b"")])
         self._next: asyncio.Task[bool] | None = None
         """Begins when the one before has ended, and is for all who come until then."""
         self._current: asyncio.Task[bool] | None = None
+        self._changed = asyncio.Event()
         self._since = 0.0
         """When the wait began that is under way (monotonic s)."""
+
+    def change(self, durability: Durability | None) -> None:
+        """Those who wait see it when the server has answered, within about a second."""
+        self.durability = durability
+        self._changed.set()
+        self._changed = asyncio.Event()
+        self._leave_if_unused()
+
+    def _leave_if_unused(self) -> None:
+        is_used = self._current is not None or self._next is not None
+        if self.durability is None and not is_used and self._store.confirmation is self:
+            self._store.confirmation = None
 
     @property
     def overdue(self) -> float:
@@ -108,19 +126,22 @@ class Confirmation:
 
     async def check(self) -> None:
         """Whether the server knows the command, and allows it here. Raises `StoreMisconfigured`, `StoreUnavailable`."""
-        answer = await self._ask(self._store.patience)
+        durability = self.durability
+        if durability is None:
+            return
+        answer = await self._ask(durability, self._store.patience)
         if isinstance(answer, StoreError):
             raise StoreMisconfigured(
-                f"durability {self.durability}: {answer}. `disk` needs Redis 7.2 or Valkey with appendonly yes; a "
+                f"durability {durability}: {answer}. `disk` needs Redis 7.2 or Valkey with appendonly yes; a "
                 "restricted user needs what `streamflow acl --durability` prints; choose another level with "
                 "`daemon --durability`"
             )
-        if not self.durability.is_met(answer):
+        if not durability.is_met(answer):
             _log.warning(
                 "durability %s: within %g s, %s, so starts and decisions wait",
-                self.durability,
+                durability,
                 WAIT_MS / 1000,
-                self.durability.lack,
+                durability.lack,
             )
 
     async def send(self, calls: Sequence[Call[Any]], patience: float, *, same_history: bool) -> list[Any]:
@@ -146,14 +167,17 @@ class Confirmation:
     async def _is_safe(self, patience: float) -> bool:
         """When all that was written before is confirmed; False if the server has another history since. Raises
         `Unconfirmed`, and `StoreMisconfigured` when the server doesn't allow to wait and somebody has to know that."""
-        while True:
+        while self.durability is not None:
             try:
                 return await self._joined(patience)
             except StoreMisconfigured as error:
                 if patience != math.inf:
                     raise
                 _log.error("writes wait for durability %s, and that isn't allowed: %s", self.durability, error)
-                await asyncio.sleep(SAID_EVERY)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(SAID_EVERY):
+                        await self._changed.wait()
+        return True
 
     async def _joined(self, patience: float) -> bool:
         if self._next is None:
@@ -161,13 +185,15 @@ class Confirmation:
             self._next.add_done_callback(_retrieve)
             hide(self._next)
         task = self._next
+        durability = self.durability
         try:
             async with asyncio.timeout(None if patience == math.inf else patience):
                 return await asyncio.shield(task)
         except TimeoutError:
+            lack = "nothing has" if durability is None else durability.lack
             raise Unconfirmed(
-                f"the server has it, but within {max(0.0, patience):.1f} s {self.durability.lack} (durability "
-                f"{self.durability}): it may be lost in a failure. To call again is safe."
+                f"the server has it, but within {max(0.0, patience):.1f} s {lack} (durability {durability}): it may be "
+                "lost in a failure. To call again is safe."
             ) from None
         except asyncio.CancelledError:
             if task.cancelled():  # not this caller
@@ -179,12 +205,11 @@ class Confirmation:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._former is not None:
-            await self._former.close()
 
-    async def _ask(self, patience: float, *, same_history: bool = False) -> Any:
+    async def _ask(self, durability: Durability, patience: float, *, same_history: bool = False) -> Any:
         """What the server answers, or why it can't be asked: a `StoreError`. Raises `StoreUnavailable`."""
-        fenced, answer = await self._store.send(self._calls, patience, same_history=same_history)
+        calls: list[Call[Any]] = [self._fence, Call.plain(*durability.command)]
+        fenced, answer = await self._store.send(calls, patience, same_history=same_history)
         return fenced if isinstance(fenced, StoreError) else answer
 
     async def _confirmed(self, before: asyncio.Task[bool] | None) -> bool:
@@ -193,24 +218,27 @@ class Confirmation:
         self._current, self._next = self._next, None
         self._since, said = time.monotonic(), time.monotonic()
         try:
-            while True:
-                answer = await self._ask(math.inf, same_history=True)
+            while (durability := self.durability) is not None:
+                answer = await self._ask(durability, math.inf, same_history=True)
                 if isinstance(answer, OtherHistory):
                     return False
+                if durability != self.durability:
+                    continue  # changed meanwhile
                 if isinstance(answer, StoreMisconfigured):
                     raise answer
-                if not isinstance(answer, StoreError) and self.durability.is_met(answer):
+                if not isinstance(answer, StoreError) and durability.is_met(answer):
                     return True
                 if time.monotonic() - said > SAID_EVERY:
                     said = time.monotonic()
-                    lack = answer if isinstance(answer, StoreError) else self.durability.lack
-                    _log.warning(
-                        "writes have waited for durability %s for %.0f s: %s", self.durability, self.overdue, lack
-                    )
+                    lack = answer if isinstance(answer, StoreError) else durability.lack
+                    _log.warning("writes have waited for durability %s for %.0f s: %s", durability, self.overdue, lack)
                 if isinstance(answer, StoreError):
                     await asyncio.sleep(1.0)
+            return True
         finally:
             self._since = 0.0
+            self._current = None
+            self._leave_if_unused()
 
 
 def _retrieve(task: asyncio.Task[bool]) -> None:

@@ -77,8 +77,8 @@ async def open_namespace(
     check_same(namespace, settings)
     if durability != before:
         _log.warning(
-            "the durability of namespace %s is %s from now on, before it was %s: other daemons and workers have to be "
-            "started again, clients notice within seconds",
+            "the durability of namespace %s is %s from now on, before it was %s: other daemons and clients follow "
+            "within seconds",
             settings.namespace,
             durability,
             before,

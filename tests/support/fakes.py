@@ -36,6 +36,8 @@ class FakeStore:
         self.server_generation = 0
         self.is_single = True
         self.url = "redis://nowhere.invalid"
+        self.confirmation: Any = None
+        self.patience = 10.0
 
     def history_of(self, key: str) -> int:
         return self.server_generation

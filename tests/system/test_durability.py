@@ -72,7 +72,7 @@ async def ended(run: sf.Run[str]) -> str:
     while True:
         try:
             return await run.result(DEADLINE)
-        except sf.StoreUnavailable:  # until the new primary has a replica
+        except (sf.StoreUnavailable, sf.Unconfirmed):  # until the new primary has a replica, or it needs none
             await anyio.sleep(0.05)
 
 
@@ -228,6 +228,34 @@ async def test_a_server_that_can_not_confirm_is_refused(embedded_server: Embedde
     assert isinstance(error, StoreMisconfigured)
     assert "appendonly" in str(error)
     assert not await tell(embedded_server.url, "EXISTS", f"sf:{{{namespace}}}:meta"), "nothing was changed before"
+
+
+async def test_a_running_daemon_follows_a_level_that_another_has_changed() -> None:
+    fast = {"dead_after": 4.0, "partition": "tenant"}  # a prefix chooses the shard
+    async with (
+        with_a_replica() as (primary, _, stream),
+        sf.Client(Store(primary.url, patience=1.5), NAMESPACE) as client,
+        running_daemon(app, primary, NAMESPACE, crash=False, **fast) as first,
+    ):
+        store = first.owner._store  # pyright: ignore[reportPrivateUsage]
+        assert store.confirmation is None
+        async with running_daemon(app, primary, NAMESPACE, crash=False, durability="replicas:1", **fast):
+            await happens(lambda: store.confirmation is not None)
+        assert store.confirmation is not None
+        assert str(store.confirmation.durability) == "replicas:1"
+        go_on["a"] = anyio.Event()
+        run = await client.start(holding, "a")
+        await happens(lambda: "a" in executed)
+        with frozen(stream):
+            go_on["a"].set()
+            with pytest.raises((sf.Unconfirmed, TimeoutError)):
+                await run.result(timeout=1.0)
+            waits = store.confirmation
+            await happens(lambda: waits.overdue > 0)
+            async with running_daemon(app, primary, NAMESPACE, crash=False, durability="server", **fast):
+                with anyio.fail_after(DEADLINE):
+                    assert await ended(run) == "a", "what waited for a replica waits no more"
+                await happens(lambda: store.confirmation is None)
 
 
 async def test_a_daemon_changes_the_level_and_others_keep_it(tmp_path: object) -> None:

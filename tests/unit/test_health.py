@@ -126,7 +126,7 @@ class Owning:
 def test_a_daemon_knows_its_ownership_and_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
     member, owner = Member(), Owning()
     troubles = Troubles()
-    own = Ownership(Settings(grace=5.0), owner, member, troubles, None)  # type: ignore[arg-type]
+    own = Ownership(Settings(grace=5.0), owner, member, troubles, FakeStore())  # type: ignore[arg-type]
     assert own.problems() == [], "it has just started"
     own._fine -= 18.0
     assert own.problems() == ["it owns no shard, although it should own 8"]
@@ -217,8 +217,9 @@ def test_loops_threads_and_the_event_loop_are_in_the_report(monkeypatch: pytest.
 
 
 def test_decisions_that_wait_for_replicas_are_a_warning() -> None:
-    confirmation = Confirmation(FakeStore(), KERNEL, Durability(2), None)  # type: ignore[arg-type]
-    own = Ownership(Settings(), Owning(), Member(), Troubles(), confirmation)  # type: ignore[arg-type]
+    store = FakeStore()
+    confirmation = store.confirmation = Confirmation(store, KERNEL, Durability(2))  # type: ignore[arg-type]
+    own = Ownership(Settings(), Owning(), Member(), Troubles(), store)  # type: ignore[arg-type]
     assert own.warnings() == []
     confirmation._since = time.monotonic() - 7
     [warning] = own.warnings()

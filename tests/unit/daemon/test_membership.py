@@ -21,7 +21,7 @@ from streamflow.settings import Settings
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Heartbeats, LentStep, Reply
 from streamflow.wire import Heartbeat
-from tests.support.fakes import FakeClock, FakeStore, context, owned
+from tests.support.fakes import KERNEL, FakeClock, FakeStore, context, owned
 
 pytestmark = pytest.mark.anyio
 
@@ -155,7 +155,7 @@ class Bench:
         self.owners: dict[int, tuple[str, str]] = {}
         self.beats = 0
         self.parts = parts = Parts()
-        self.store = FakeStore(heartbeat=self._beat, HMGET=self._record, HGET=b"identity", release_shard=Reply.OK)
+        self.store = FakeStore(heartbeat=self._beat, HMGET=self._record, release_shard=Reply.OK)
         any_parts: Any = parts
         self.membership = Membership(
             context(self.store, clock=self.daemon_clock, shards=SHARDS, member="me", settings=SETTINGS),
@@ -186,6 +186,8 @@ class Bench:
         return Heartbeats(5_000, dict(self.members))
 
     def _record(self, call: Call[Any]) -> list[bytes | None]:
+        if call.args[1] == KERNEL.keys.meta:
+            return [b"identity", b"server"]
         number = int(call.args[1].partition("/")[2].partition("}")[0])
         token, holder = self.owners.get(number, ("", ""))
         return [token.encode() or None, holder.encode() or None]

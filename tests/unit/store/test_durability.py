@@ -11,7 +11,7 @@ import pytest
 from streamflow.errors import StoreError, StoreMisconfigured, Unconfirmed, UsageError
 from streamflow.store import durability as module
 from streamflow.store.connection import Call, OtherHistory
-from streamflow.store.durability import Confirmation, Durability, confirmation_for
+from streamflow.store.durability import Confirmation, Durability, use_durability
 from tests.support.fakes import KERNEL
 
 pytestmark = pytest.mark.anyio
@@ -46,9 +46,9 @@ class Server:
 
 
 def made(server: Server, level: str = "replicas:2") -> Confirmation:
-    confirmation = confirmation_for(server, KERNEL, level)  # type: ignore[arg-type]
-    assert confirmation is not None
-    return confirmation
+    assert use_durability(server, KERNEL, level)  # type: ignore[arg-type]
+    assert server.confirmation is not None
+    return server.confirmation
 
 
 def test_levels_have_names() -> None:
@@ -131,3 +131,73 @@ async def test_who_waits_when_the_client_is_closed_gets_an_error() -> None:
     await confirmation.close()
     with pytest.raises(StoreError, match="the client was closed"):
         await waiting
+
+
+# --- another level while somebody waits -----------------------------------------------------------------------------
+
+
+async def test_a_lower_level_ends_the_waits_that_are_under_way() -> None:
+    server = Server(0)
+    confirmation = made(server)
+    first = asyncio.create_task(confirmation.send([WRITE], math.inf, same_history=True))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    second = asyncio.create_task(confirmation.send([WRITE], math.inf, same_history=True))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not first.done()
+    assert use_durability(server, KERNEL, "server")  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        assert await first == await second == [b"OK"]
+    assert server.confirmation is None, "nothing is waited for any more"
+    assert not use_durability(server, KERNEL, "server")  # type: ignore[arg-type]
+    await confirmation.close()
+
+
+async def test_another_level_is_what_is_waited_for_next() -> None:
+    server = Server(1)
+    confirmation = made(server)
+    waiting = asyncio.create_task(confirmation.wait(math.inf))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    assert use_durability(server, KERNEL, "replicas:1")  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        await waiting
+    assert server.confirmation is confirmation
+    assert str(confirmation.durability) == "replicas:1"
+
+
+async def test_a_higher_level_counts_from_the_moment_it_is_set() -> None:
+    server = Server(1, 1, 2)
+    server.turn.clear()
+    confirmation = made(server, "replicas:1")
+    waiting = asyncio.create_task(confirmation.wait(math.inf))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert use_durability(server, KERNEL, "replicas:2")  # type: ignore[arg-type]
+    server.turn.set()
+    await waiting
+    assert server.sent == ["wait"] * 3
+
+
+async def test_a_level_that_is_not_allowed_can_be_lowered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SAID_EVERY", 1000.0)
+    server = Server(2, fence=StoreMisconfigured("no permission"))
+    waiting = asyncio.create_task(made(server).send([WRITE], math.inf, same_history=True))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert use_durability(server, KERNEL, "server")  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        assert await waiting == [b"OK"]
+
+
+async def test_a_former_wait_takes_no_later_level_away() -> None:
+    server = Server(2)
+    former = made(server)
+    use_durability(server, KERNEL, "server")  # type: ignore[arg-type]
+    assert server.confirmation is None
+    present = made(server, "replicas:1")
+    await former.wait(10.0)
+    former.change(None)
+    assert server.confirmation is present
