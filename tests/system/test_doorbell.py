@@ -16,7 +16,7 @@ from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.settings import Settings
 from streamflow.store.roles import Role, rights
-from tests.support.serving import FAST
+from tests.support.serving import FAST, running_daemon
 from tests.support.waiting import DEADLINE, until
 from tests.system.conftest import Serve
 
@@ -25,6 +25,8 @@ pytestmark = pytest.mark.anyio
 app = sf.App()
 
 CUTS = 30
+FLOOD = "local n = 0 for _ = 1, 2000 do n = math.max(n, redis.call('SPUBLISH', KEYS[1], KEYS[1])) end return n"
+"""Messages of about 200 KB: the server writes none of them before the script has ended. Returns who listens."""
 SLOW = 600.0
 """Seconds between two rounds, so that none of them finds anything."""
 
@@ -81,6 +83,45 @@ async def test_no_message_waits_for_the_round_while_connections_are_cut(
             await becomes_true(lambda seen=seen: len(results) > seen)
         done.set()
     assert len(results) >= CUTS / 2  # a cut may have hit the daemon's connection and that of the client
+
+
+async def test_no_message_waits_while_the_server_cuts_those_who_read_slowly(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its limit for what a subscriber has not read: a flood of rings reaches it when a daemon is paused."""
+    monkeypatch.setattr(inbox, "ROUND_EVERY", SLOW)
+    results: list[int] = []
+    limit = ("--client-output-buffer-limit", "pubsub", "65536", "0", "0")
+
+    async def one_after_the_other(client: sf.Client, first: int) -> None:
+        while not done.is_set():
+            run = await client.start(echo, first + len(results))
+            results.append(await run.result(DEADLINE))
+
+    async def cut() -> int:
+        return int((await redis.info("stats"))["client_output_buffer_limit_disconnections"])
+
+    done = anyio.Event()
+    async with (
+        EmbeddedServer(memory=True, extra=limit) as server,
+        sf.connect(server.url, namespace=namespace) as client,
+        running_daemon(app, server, namespace, crash=False),
+        AsyncRedis.from_url(server.url) as redis,
+        anyio.create_task_group() as tasks,
+    ):
+        for first in range(0, 4000, 1000):
+            tasks.start_soon(one_after_the_other, client, first)
+        await becomes_true(lambda: len(results) > 0)
+        channels = [client.keys.shard(0).inbox, client.keys.shard(0).done]
+        before, listened = await cut(), [0, 0]
+        while min(listened) < CUTS:
+            seen = len(results)
+            for which, channel in enumerate(channels):
+                listened[which] += await redis.eval(FLOOD, 1, channel)
+            await becomes_true(lambda seen=seen: len(results) > seen)
+        assert await cut() - before == sum(listened), "each listener that a flood has reached was cut"
+        done.set()
+    assert len(results) >= CUTS
 
 
 async def test_messages_of_a_user_who_may_not_ring_are_found_and_reported(
