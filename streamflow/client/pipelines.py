@@ -14,6 +14,7 @@ shard is under way, and a pipeline that is sent again finds its own number.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import secrets
 from collections import deque
@@ -68,14 +69,108 @@ class _Group:
         self.size = 0
 
 
-class Batcher:
+class Numbers:
+    """Those of the last posts, by shard, and who posts. Shared by the parts of one client."""
+
+    def __init__(self) -> None:
+        self.source = f"client:{secrets.token_hex(16)}"
+        self._last: dict[int, int] = {}
+
+    def next(self, shard: int) -> int:
+        number = self._last[shard] = self._last.get(shard, 0) + 1
+        return number
+
+
+class Batcher(abc.ABC):
     """Sends all calls of one client. Its methods queue a call and return a future at once; await it in the same loop.
 
     Futures raise `StoreError`. A caller may be cancelled at any time: a call that isn't sent yet is dropped, one that
     was sent takes effect, and other callers are not affected.
     """
 
-    def __init__(self, store: Store, kernel: Kernel, max_pipelines: int = MAX_PIPELINES) -> None:
+    @abc.abstractmethod
+    def start(self, shard: int, start: Start) -> asyncio.Future[bytes]:
+        """Start a run: the reply is the header of the run that has the id, with a `+` before it if it was created."""
+
+    @abc.abstractmethod
+    def peek(self, shard: int, run_id: str) -> asyncio.Future[tuple[bytes, bytes]]:
+        """Read a run: header (empty when there is no such run) and last transition (empty while it is open)."""
+
+    @abc.abstractmethod
+    def call(self, call: Call[T]) -> asyncio.Future[T]:
+        """Send any other call that is safe to send twice: it shares the pipeline."""
+
+    @abc.abstractmethod
+    def post(self, shard: int, message: Message) -> asyncio.Future[str]:
+        """Post a message: the reply is a letter of `Kernel.post_messages`. Posts to a shard keep their order."""
+
+    @property
+    @abc.abstractmethod
+    def is_sending(self) -> bool:
+        """Whether pipelines are under way."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Drop calls that are queued or under way: their callers get `StoreError`; the calls may have taken effect."""
+
+
+def open_batcher(store: Store, kernel: Kernel) -> Batcher:
+    return ServerBatcher(store, kernel) if store.is_single else ClusterBatcher(store, kernel)
+
+
+class ClusterBatcher(Batcher):
+    """A batcher for each server: pipelines to one that doesn't answer must not keep those to others from being sent."""
+
+    def __init__(self, store: Store, kernel: Kernel) -> None:
+        self._store = store
+        self._kernel = kernel
+        self._numbers = Numbers()
+        self._parts: dict[int, ServerBatcher] = {}
+        self._posting: dict[int, ServerBatcher] = {}
+        """Through which of them a shard's posts go: until all have returned, so that they keep their order."""
+        self._closed = False
+
+    def start(self, shard: int, start: Start) -> asyncio.Future[bytes]:
+        return self._part_of(shard).start(shard, start)
+
+    def peek(self, shard: int, run_id: str) -> asyncio.Future[tuple[bytes, bytes]]:
+        return self._part_of(shard).peek(shard, run_id)
+
+    def call(self, call: Call[T]) -> asyncio.Future[T]:
+        return self._part(self._store.server_for(call)).call(call)
+
+    def post(self, shard: int, message: Message) -> asyncio.Future[str]:
+        part = self._posting.get(shard)
+        if part is None or not part.is_posting(shard):
+            part = self._posting[shard] = self._part_of(shard)
+        return part.post(shard, message)
+
+    @property
+    def is_sending(self) -> bool:
+        return any(part.is_sending for part in self._parts.values())
+
+    async def close(self) -> None:
+        self._closed = True
+        await asyncio.gather(*(part.close() for part in self._parts.values()))
+
+    def _part_of(self, shard: int) -> ServerBatcher:
+        return self._part(self._store.server_of(self._kernel.keys.shard(shard).owner))
+
+    def _part(self, server: int) -> ServerBatcher:
+        if self._closed:
+            raise StoreError("the client is closed")
+        part = self._parts.get(server)
+        if part is None:
+            part = self._parts[server] = ServerBatcher(self._store, self._kernel, numbers=self._numbers)
+        return part
+
+
+class ServerBatcher(Batcher):
+    """For all that goes to one server."""
+
+    def __init__(
+        self, store: Store, kernel: Kernel, max_pipelines: int = MAX_PIPELINES, numbers: Numbers | None = None
+    ) -> None:
         self._store = store
         self._kernel = kernel
         self._max_pipelines = max_pipelines
@@ -84,8 +179,7 @@ class Batcher:
         """Those that must not wait for writes."""
         self._posts: dict[int, deque[_Entry]] = {}
         self._posting: set[int] = set()
-        self._numbers: dict[int, int] = {}
-        self._source = f"client:{secrets.token_hex(16)}"
+        self._numbers = numbers or Numbers()
         self._under_way: set[asyncio.Task[None]] = set()
         self._reading: set[asyncio.Task[None]] = set()
         """Those under way of `_reads`."""
@@ -93,19 +187,15 @@ class Batcher:
         self._closed = False
 
     def start(self, shard: int, start: Start) -> asyncio.Future[bytes]:
-        """Start a run: the reply is the header of the run that has the id, with a `+` before it if it was created."""
         return self._add(_START, shard, start, len(start.body) + 200)
 
     def peek(self, shard: int, run_id: str) -> asyncio.Future[tuple[bytes, bytes]]:
-        """Read a run: header (empty when there is no such run) and last transition (empty while it is open)."""
         return self._add(_PEEK, shard, run_id, 100)
 
     def call(self, call: Call[T]) -> asyncio.Future[T]:
-        """Send any other call that is safe to send twice: it shares the pipeline."""
         return self._add(_CALL, 0, call, 100)
 
     def post(self, shard: int, message: Message) -> asyncio.Future[str]:
-        """Post a message: the reply is a letter of `Kernel.post_messages`. Posts to a shard keep their order."""
         future: asyncio.Future[str] = self._future()
         entry = _Entry(_POST, shard, message, len(message.body) + 100, future)
         posts = self._posts.get(shard)
@@ -117,13 +207,20 @@ class Batcher:
         return future
 
     async def close(self) -> None:
-        """Drop calls that are queued or under way: their callers get `StoreError`; the calls may have taken effect."""
         self._closed = True  # before the pipelines are cancelled, or the next ones would be sent
         under_way = [*self._under_way, *self._reading]
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
         self._drop_queued()
+
+    @property
+    def is_sending(self) -> bool:
+        return bool(self._under_way or self._reading)
+
+    def is_posting(self, shard: int) -> bool:
+        """Whether posts to a shard are queued or under way."""
+        return shard in self._posting or shard in self._posts
 
     def _drop_queued(self) -> None:
         self._closed = True
@@ -247,10 +344,10 @@ class Batcher:
             return self._kernel.start_runs(group.shard, items)
         if group.kind == _PEEK:
             return self._kernel.peek_runs(group.shard, items)
-        number = self._numbers[group.shard] = self._numbers.get(group.shard, 0) + 1
+        number, source = self._numbers.next(group.shard), self._numbers.source
         if _is_request(group.entries[0]):
-            return self._kernel.post_requests(group.shard, self._source, number, items)
-        return self._kernel.post_messages(group.shard, self._source, number, items)
+            return self._kernel.post_requests(group.shard, source, number, items)
+        return self._kernel.post_messages(group.shard, source, number, items)
 
     async def _send_pipeline(self, groups: list[_Group]) -> None:
         try:

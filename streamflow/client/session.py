@@ -24,7 +24,7 @@ import time
 from typing import TYPE_CHECKING
 
 from streamflow.client.listing import Listings
-from streamflow.client.pipelines import Batcher
+from streamflow.client.pipelines import open_batcher
 from streamflow.client.waiting import ResultWaiter
 from streamflow.errors import StoreError, UsageError
 from streamflow.store.connection import Store
@@ -60,7 +60,7 @@ class Session:
         self.pid = os.getpid()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.store = store
-        self.batcher = Batcher(store, kernel)
+        self.batcher = open_batcher(store, kernel)
         self.waiter = ResultWaiter(store, keys, self.batcher)
         self.listings = Listings(store, keys, self.batcher)
         self.meta: Namespace | None = None

@@ -78,6 +78,10 @@ class Store(abc.ABC):
         """A number for the server that has this key. What is sent to different servers at the same time doesn't have to
         wait for each of them."""
 
+    @abc.abstractmethod
+    def server_for(self, call: Call[Any]) -> int:
+        """`server_of` the keys of a call."""
+
     @property
     @abc.abstractmethod
     def is_single(self) -> bool:

@@ -99,6 +99,8 @@ class Node(Store):
         self._run_id = ""
         self._promoted_from: str = ""
         self._is_replica = False
+        self.on_late: Callable[[], None] | None = None
+        """Called every second in which no byte moves although a reply is due. To be set before it is used."""
         self.is_member = False
         """It is one of a cluster's servers: what is replicated to it counts from the time when slots are its own."""
         self._scripts = scripts if scripts is not None else load_scripts()
@@ -149,6 +151,8 @@ class Node(Store):
             if self._sentinels is not None:
                 made.locate = self._sentinels.primary
                 made.on_late = partial(self._ask, self._sentinels)
+            elif self.on_late is not None:
+                made.on_late = self.on_late
         return cast("Link", made)
 
     async def _on_connect(self, connection: Any) -> None:
@@ -294,6 +298,9 @@ class Node(Store):
         self.on_other_history()
 
     def server_of(self, key: str) -> int:
+        return 0
+
+    def server_for(self, call: Call[Any]) -> int:
         return 0
 
     @property

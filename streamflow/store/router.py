@@ -113,7 +113,13 @@ class Cluster(Store):
             self._restarted(server.address)
 
     def server_of(self, key: str) -> int:
-        server = self._map.primary_of(slot_of(key))
+        return self._number_of(slot_of(key))
+
+    def server_for(self, call: Call[Any]) -> int:
+        return self._number_of(_slot(call))
+
+    def _number_of(self, slot: int) -> int:
+        server = None if slot == _ANYWHERE else self._map.primary_of(slot)
         return -1 if server is None else self._numbers.setdefault(server.address, len(self._numbers))
 
     @property
@@ -166,6 +172,7 @@ class Cluster(Store):
             url = self._url.node(*address)
             node = self._nodes[address] = Node(url, connections=self._connections, patience=self.patience)
             node.is_member = True
+            node.on_late = self.suspect
             node.on_other_history = partial(self._restarted, address)
         return node
 
@@ -254,6 +261,9 @@ class Cluster(Store):
             hide(task)
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
+        former = {server.address for slot in lost if (server := before.primary_of(slot)) is not None}
+        for address in former & self._nodes.keys():  # its answers are void from now on
+            self._nodes[address].replace_connections("it has lost its slots in a failover")
         if lost:
             _log.warning("%d slots have another server since a failover; their state is read again", len(lost))
             self._other_history(lost)
@@ -288,6 +298,7 @@ class Cluster(Store):
                     answers[i] = OtherHistory("the server has another history since, so what was decided is void")
                     left.remove(i)
             parts, unserved = self._deal(left, slots, asked)
+            dealt = {i: self._histories[slots[i]] for i in left}
             results = await self._attempt_all(parts, calls, urgent=urgent, same_history=same_history)
             again, asked = list(unserved), {}
             redirected = bool(unserved)
@@ -305,10 +316,10 @@ class Cluster(Store):
                         asked[i] = _redirected(reply, address)
                     elif isinstance(reply, Exception) and _code(reply) in _TEMPORARY:
                         problem, redirected = reply, redirected or _code(reply) not in ("TRYAGAIN", "BUSY")
-                    else:
+                    elif self._histories[slots[i]] == dealt[i]:
                         answers[i] = self._node(address).parsed(calls[i], reply)
                         continue
-                    again.append(i)
+                    again.append(i)  # also what a server has answered that is not this slot's primary any more
             left = self._with_reads_of_same_time(again, left, calls, slots) if again else []
             if not left:
                 break

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from typing import NamedTuple
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
 
 import anyio
 import pytest
 
 import streamflow as sf
-from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.cluster import ClusterNode, EmbeddedCluster
+from streamflow.store.keys import NamespaceKeys
 from streamflow.store.topology import slot_of
 from tests.support.cluster import frozen, move_slots_at_once
 from tests.support.serving import running_daemon
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
+NAMESPACE = "failover"
+PATIENT: dict[str, Any] = {"dead_after": 6.0, "beat": 0.2}
 STEPS = 4
 EVERY = 0.02
 """Seconds between two starts."""
@@ -55,11 +58,11 @@ class Ended(NamedTuple):
 
 
 class Load:
-    """Starts runs at a steady pace until it is stopped, and waits for all results."""
+    """Runs that were started at a steady pace."""
 
-    def __init__(self, client: sf.Client, *, parents: bool = False) -> None:
+    def __init__(self, client: sf.Client, workflow: str) -> None:
         self._client = client
-        self._parents = parents
+        self._workflow = workflow
         self.ended: list[Ended] = []
         self.wrong: list[object] = []
         self.stopped = False
@@ -74,11 +77,22 @@ class Load:
 
     async def _one(self, number: int) -> None:
         began = time.monotonic()
-        run = await self._client.start("parent" if self._parents else "chain", number)
-        expected = right(number) + (number + 1 if self._parents else 0)
+        run = await self._client.start(self._workflow, number)
+        expected = right(number) + (number + 1 if self._workflow == "parent" else 0)
         if (result := await run.result()) != expected:
             self.wrong.append((run.id, result, expected))
         self.ended.append(Ended(run.id, began, time.monotonic() - began))
+
+
+@asynccontextmanager
+async def loaded(client: sf.Client, workflow: str = "chain") -> AsyncGenerator[Load]:
+    """While the body runs, runs are started; at its end all have ended."""
+    load = Load(client, workflow)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(load.run)
+        await anyio.sleep(0.5)
+        yield load
+        load.stopped = True
 
 
 @pytest.fixture
@@ -87,41 +101,30 @@ async def cluster() -> AsyncIterator[EmbeddedCluster]:
         yield cluster
 
 
-async def home_of(cluster: EmbeddedCluster, daemon: Daemon, run_id: str) -> ClusterNode:
-    """The server that has a run."""
-    kernel = daemon.membership._kernel
-    shard = daemon.owner._namespace.shard_of(run_id)
-    return await cluster.owner(slot_of(kernel.keys.shard(shard).owner))
+def a_slot_of(node: ClusterNode, homes: dict[int, ClusterNode]) -> int:
+    """The slot of a shard that is on this server."""
+    keys = NamespaceKeys(NAMESPACE)
+    return next(slot_of(keys.shard(number).owner) for number, home in homes.items() if home is node)
 
 
 async def test_a_primary_that_is_killed_costs_time_only_its_own_runs(cluster: EmbeddedCluster) -> None:
     lost = cluster.nodes[0]
     async with (
-        running_daemon(app, cluster, "failover", crash=False, shards=24, dead_after=4.0, beat=0.2) as daemon,
-        sf.connect(cluster.url, namespace="failover") as client,
+        running_daemon(app, cluster, NAMESPACE, crash=False, shards=24, **PATIENT) as daemon,
+        sf.connect(cluster.url, namespace=NAMESPACE) as client,
     ):
-        load = Load(client)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(load.run)
-            await anyio.sleep(1.0)
-            homes = {n: await cluster.owner(slot_of(shard.keys.owner)) for n, shard in daemon.owner.shards.items()}
-            shard_of = daemon.owner._namespace.shard_of
+        homes = {n: await cluster.owner(slot_of(shard.keys.owner)) for n, shard in daemon.owner.shards.items()}
+        async with loaded(client) as load:
             killed = time.monotonic()
             await lost.kill()
-            heir = await cluster.wait_for_failover(
-                lost,
-                slot_of(
-                    daemon.membership._kernel.keys.shard(next(n for n, home in homes.items() if home is lost)).owner
-                ),
-            )
+            assert await cluster.wait_for_failover(lost, a_slot_of(lost, homes)) is not lost
             over = time.monotonic()
             await anyio.sleep(1.0)
-            load.stopped = True
-        assert heir is not lost
         assert not load.wrong
-        during = [run for run in load.ended if killed - 0.05 < run.began < over]
-        own = [run.seconds for run in during if homes[shard_of(run.run_id)] is lost]
-        others = sorted(run.seconds for run in during if homes[shard_of(run.run_id)] is not lost)
+        at = [(homes[daemon.owner._namespace.shard_of(run.run_id)], run) for run in load.ended]
+        during = [(home, run.seconds) for home, run in at if killed - 0.05 < run.began < over]
+        own = [seconds for home, seconds in during if home is lost]
+        others = sorted(seconds for home, seconds in during if home is not lost)
         assert len(own) > 5, "runs were started on the server that was away"
         assert max(own) > 0.5, "and had to wait for the failover"
         assert len(others) > 20
@@ -131,20 +134,16 @@ async def test_a_primary_that_is_killed_costs_time_only_its_own_runs(cluster: Em
 
 async def test_children_and_their_parents_survive_every_primary_in_turn(cluster: EmbeddedCluster) -> None:
     async with (
-        running_daemon(app, cluster, "turns", crash=False, shards=16, dead_after=4.0, beat=0.2),
-        sf.connect(cluster.url, namespace="turns") as client,
+        running_daemon(app, cluster, NAMESPACE, crash=False, shards=16, **PATIENT),
+        sf.connect(cluster.url, namespace=NAMESPACE) as client,
     ):
-        load = Load(client, parents=True)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(load.run)
+        async with loaded(client, "parent") as load:
             for node in cluster.nodes[:2]:
-                await anyio.sleep(0.5)
                 slot = next(iter((await node.view())[node.id].slots)).start
                 await node.kill()
                 await cluster.wait_for_failover(node, slot)
                 await node.start()
                 await cluster.wait_ready()
-            load.stopped = True
         assert not load.wrong
         assert len(load.ended) > 100
 
@@ -152,40 +151,32 @@ async def test_children_and_their_parents_survive_every_primary_in_turn(cluster:
 async def test_a_primary_that_was_frozen_comes_back_as_a_replica_and_writes_nothing(cluster: EmbeddedCluster) -> None:
     node = cluster.nodes[1]
     async with (
-        running_daemon(app, cluster, "frozen", crash=False, shards=16, dead_after=6.0, beat=0.2),
-        sf.connect(cluster.url, namespace="frozen") as client,
+        running_daemon(app, cluster, NAMESPACE, crash=False, shards=16, **PATIENT),
+        sf.connect(cluster.url, namespace=NAMESPACE) as client,
     ):
-        load = Load(client)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(load.run)
-            await anyio.sleep(0.5)
+        async with loaded(client) as load:
             slot = next(iter((await node.view())[node.id].slots)).start
             with frozen(node):
                 await cluster.wait_for_failover(node, slot)
                 await anyio.sleep(0.5)
             await cluster.wait_ready()
             await anyio.sleep(0.5)
-            load.stopped = True
         assert not load.wrong
 
 
 async def test_slots_that_move_under_load_cost_no_run_and_no_shard(cluster: EmbeddedCluster) -> None:
     first, second, _ = cluster.nodes[:3]
     async with (
-        running_daemon(app, cluster, "moving", crash=False, shards=24, dead_after=4.0, beat=0.2) as daemon,
-        sf.connect(cluster.url, namespace="moving") as client,
+        running_daemon(app, cluster, NAMESPACE, crash=False, shards=24, **PATIENT) as daemon,
+        sf.connect(cluster.url, namespace=NAMESPACE) as client,
     ):
-        load = Load(client, parents=True)
         lost = daemon.owner.shards_lost
         tokens = {n: shard.token for n, shard in daemon.owner.shards.items()}
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(load.run)
+        async with loaded(client, "parent") as load:
+            await move_slots_at_once(cluster, 0, 4000, second)
             await anyio.sleep(0.5)
-            await move_slots_at_once(cluster, 0, 5460, second)
+            await move_slots_at_once(cluster, 0, 4000, first)
             await anyio.sleep(0.5)
-            await move_slots_at_once(cluster, 0, 5460, first)
-            await anyio.sleep(0.5)
-            load.stopped = True
         assert not load.wrong
         assert daemon.owner.shards_lost == lost
         assert {n: shard.token for n, shard in daemon.owner.shards.items()} == tokens, "nobody has dropped a shard"

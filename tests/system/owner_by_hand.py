@@ -100,7 +100,7 @@ async def waiting(client: Client, runs: int) -> None:
         subscription = outcomes._subscription
         return (
             sum(len(watched.waiting) for watched in outcomes._shards.values()) >= runs
-            and not client._batcher._under_way
+            and not client._batcher.is_sending
             and all(subscription and subscription.is_confirmed(w.channel) for w in outcomes._shards.values())
         )
 

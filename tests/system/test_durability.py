@@ -125,7 +125,7 @@ async def test_reads_do_not_wait_for_starts_that_wait_for_a_replica() -> None:
     given_up: list[str] = []
     async with (
         with_a_replica() as (primary, _, stream),
-        sf.Client(Store(primary.url, patience=3.0), NAMESPACE) as client,
+        sf.Client(Node(primary.url, patience=3.0), NAMESPACE) as client,
         running_daemon(app, primary, NAMESPACE, crash=False, durability="replicas:1", **SLOW_BEAT),
     ):
         before = await client.start(two_effects, "before")
@@ -234,7 +234,7 @@ async def test_a_running_daemon_follows_a_level_that_another_has_changed() -> No
     fast = {"dead_after": 4.0, "partition": "tenant"}  # a prefix chooses the shard
     async with (
         with_a_replica() as (primary, _, stream),
-        sf.Client(Store(primary.url, patience=1.5), NAMESPACE) as client,
+        sf.Client(Node(primary.url, patience=1.5), NAMESPACE) as client,
         running_daemon(app, primary, NAMESPACE, crash=False, **fast) as first,
     ):
         store = first.owner._store  # pyright: ignore[reportPrivateUsage]

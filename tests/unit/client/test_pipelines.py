@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from streamflow.client.pipelines import RUNS_PER_SCRIPT, Batcher, settled
+from streamflow.client.pipelines import RUNS_PER_SCRIPT, ServerBatcher, settled
 from streamflow.errors import StoreError, StoreFull, StoreUnavailable, Unconfirmed
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel, Message, Start
@@ -46,8 +46,8 @@ class FakeStore:
         return [call.script for pipeline in self.pipelines for call in pipeline]
 
 
-def batcher_on(store: FakeStore) -> Batcher:
-    return Batcher(cast("Store", store), Kernel(NamespaceKeys("test")))
+def batcher_on(store: FakeStore) -> ServerBatcher:
+    return ServerBatcher(cast("Store", store), Kernel(NamespaceKeys("test")))
 
 
 def start(name: str, body: bytes = b"\x90") -> Start:
