@@ -6,7 +6,7 @@
 -- script's line has no allow-oom.
 --
 -- KEYS   owner, inbox, kept, waiting, turns, then for each run: run, index, tenant_index
--- ARGV   now, then for each run: workflow, tenant, trace, body
+-- ARGV   now (ms; with = before it: when these runs began, which the server has lost), then for each run: workflow, tenant, trace, body
 -- RETURNS for each run: header (of the run that has the id, with a plus before it if this call created it)
 --         / WRONGTYPE key
 -- @include shared/clock
@@ -31,7 +31,8 @@ for i = 1, count do
   if not holds(index, 'zset') then return redis.error_reply('WRONGTYPE ' .. index) end
   if not holds(tenant_index, 'zset') then return redis.error_reply('WRONGTYPE ' .. tenant_index) end
 end
-local clock = shard_clock(ARGV[1], redis.call('HGET', owner, 'clock'))
+local exactly = string.match(ARGV[1], '^=(%d+)$') -- of a run that the server has lost: it is the same one again
+local clock = tonumber(exactly) or shard_clock(ARGV[1], redis.call('HGET', owner, 'clock'))
 
 local created = {}
 for i = 1, count do

@@ -351,6 +351,7 @@ class Client:
                     f"run {run_id} is {header.status}; only ended runs can be forgotten: cancel it first", run_id
                 )
             if await self._batcher.call(self.kernel.forget_runs(shard, [(run_id, header)])):
+                self._sessions.here().recent.settled(run_id)
                 return True
 
     async def read_namespace(self) -> Namespace:
@@ -403,6 +404,7 @@ class Client:
         session = self._sessions.here()
         namespace = session.namespace or await self.read_namespace()
         ended = await session.waiter.ended(namespace.shard_of(run_id), run_id, created)
+        session.recent.settled(run_id)
         await self._safe()
         return ended
 

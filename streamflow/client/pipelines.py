@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from streamflow.client.recent_starts import RecentStarts
 from streamflow.errors import StoreError, StoreFull
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel, Message, Start
@@ -114,16 +115,17 @@ class Batcher(abc.ABC):
         """Drop calls that are queued or under way: their callers get `StoreError`; the calls may have taken effect."""
 
 
-def open_batcher(store: Store, kernel: Kernel) -> Batcher:
-    return ServerBatcher(store, kernel) if store.is_single else ClusterBatcher(store, kernel)
+def open_batcher(store: Store, kernel: Kernel, recent: RecentStarts) -> Batcher:
+    return (ServerBatcher if store.is_single else ClusterBatcher)(store, kernel, recent)
 
 
 class ClusterBatcher(Batcher):
     """A batcher for each server: pipelines to one that doesn't answer must not keep those to others from being sent."""
 
-    def __init__(self, store: Store, kernel: Kernel) -> None:
+    def __init__(self, store: Store, kernel: Kernel, recent: RecentStarts) -> None:
         self._store = store
         self._kernel = kernel
+        self._recent = recent
         self._numbers = Numbers()
         self._parts: dict[int, ServerBatcher] = {}
         self._posting: dict[int, ServerBatcher] = {}
@@ -161,7 +163,7 @@ class ClusterBatcher(Batcher):
             raise StoreError("the client is closed")
         part = self._parts.get(server)
         if part is None:
-            part = self._parts[server] = ServerBatcher(self._store, self._kernel, numbers=self._numbers)
+            part = self._parts[server] = ServerBatcher(self._store, self._kernel, self._recent, numbers=self._numbers)
         return part
 
 
@@ -169,10 +171,16 @@ class ServerBatcher(Batcher):
     """For all that goes to one server."""
 
     def __init__(
-        self, store: Store, kernel: Kernel, max_pipelines: int = MAX_PIPELINES, numbers: Numbers | None = None
+        self,
+        store: Store,
+        kernel: Kernel,
+        recent: RecentStarts,
+        max_pipelines: int = MAX_PIPELINES,
+        numbers: Numbers | None = None,
     ) -> None:
         self._store = store
         self._kernel = kernel
+        self._recent = recent
         self._max_pipelines = max_pipelines
         self._queue: deque[_Entry] = deque()
         self._reads: deque[_Entry] = deque()
@@ -350,9 +358,15 @@ class ServerBatcher(Batcher):
         return self._kernel.post_messages(group.shard, source, number, items)
 
     async def _send_pipeline(self, groups: list[_Group]) -> None:
+        posting = [group.shard for group in groups if group.kind == _POST]
         try:
             writes = any(group.kind in _WRITES for group in groups)
+            if self._recent.is_needed:
+                await self._recent.restored()
             replies = await self._store.send([self._call_for(group) for group in groups], confirmed=writes)
+            if self._recent.is_needed:
+                await self._recent.restored()
+                groups, replies = await self._ask_again(groups, replies)
         except asyncio.CancelledError:  # by `close`, or by an event loop that ends
             self._fail_all(groups, StoreError("the client was closed"))
             self._drop_queued()
@@ -363,7 +377,29 @@ class ServerBatcher(Batcher):
             for group, reply in zip(groups, replies, strict=True):
                 self._settle(group, reply)
         finally:
-            self._posting.difference_update(group.shard for group in groups if group.kind == _POST)
+            self._posting.difference_update(posting)
+
+    async def _ask_again(self, groups: list[_Group], replies: list[Any]) -> tuple[list[_Group], list[Any]]:
+        """A server had lost runs when it was asked for them, or had them not yet: read all again, and post again what
+        no run has got. Returns what there is to settle."""
+        reads = [group for group in groups if group.kind in (_PEEK, _CALL)]
+        answered = [(group, reply) for group, reply in zip(groups, replies, strict=True) if group.kind == _START]
+        for group, reply in zip(groups, replies, strict=True):
+            if group.kind == _POST:
+                answered.append((group, reply))
+                if isinstance(reply, str) and "m" in reply:
+                    self._post_again(group, reply)
+                    answered.pop()
+        if reads:
+            answered += zip(reads, await self._store.send([self._call_for(group) for group in reads]), strict=True)
+        return [group for group, _ in answered], [reply for _, reply in answered]
+
+    def _post_again(self, group: _Group, letters: str) -> None:
+        for entry, letter in zip(reversed(group.entries), reversed(letters), strict=True):
+            if letter == "m":
+                self._posts.setdefault(group.shard, deque()).appendleft(entry)
+            elif not entry.future.done():
+                entry.future.set_result(letter)
 
     def _settle(self, group: _Group, reply: Any) -> None:
         if isinstance(reply, Exception):
@@ -373,6 +409,8 @@ class ServerBatcher(Batcher):
                 self._fail_all([group], reply)
             return
         for entry, result in zip(group.entries, [reply] if group.kind == _CALL else reply, strict=True):
+            if group.kind == _START and result[:1] == b"+":
+                self._recent.acknowledged(group.shard, entry.item, result)
             if not entry.future.done():
                 entry.future.set_result(result)
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from streamflow.client.listing import Listings
 from streamflow.client.pipelines import open_batcher
+from streamflow.client.recent_starts import RecentStarts
 from streamflow.client.waiting import ResultWaiter
 from streamflow.errors import StoreError, UsageError
 from streamflow.store.connection import Store
@@ -60,7 +61,9 @@ class Session:
         self.pid = os.getpid()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.store = store
-        self.batcher = open_batcher(store, kernel)
+        self.recent = RecentStarts(store, kernel)
+        store.on_other_history = self.recent.restore_soon
+        self.batcher = open_batcher(store, kernel, self.recent)
         self.waiter = ResultWaiter(store, keys, self.batcher)
         self.listings = Listings(store, keys, self.batcher)
         self.meta: Namespace | None = None
@@ -137,6 +140,7 @@ class Sessions:
         session = self.here()
         await session.waiter.close()
         await session.batcher.close()
+        await session.recent.close()
         await session.store.close()
 
 

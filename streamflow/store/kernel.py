@@ -316,15 +316,18 @@ class Kernel:
 
     # --- starts, messages, outcomes -----------------------------------------------------------------------------------
 
-    def start_runs(self, shard: int, starts: Sequence[Start], now: int | None = None) -> Call[list[bytes]]:
+    def start_runs(
+        self, shard: int, starts: Sequence[Start], now: int | None = None, *, created: int = 0
+    ) -> Call[list[bytes]]:
         """Create runs that don't exist yet, each with its first message; a run that exists stays as it is.
 
-        The message goes into the inbox, or waits for its turn when there is much.
+        The message goes into the inbox, or waits for its turn when there is much. `created`: ms, when these runs began
+        that a server may have lost since; they become the same runs again.
         Returns for each run the header of the run that has the id, with a `+` before it if this call created it.
         """
         keys = self.keys.shard(shard)
         names = [keys.owner, keys.inbox, keys.kept, keys.waiting, keys.turns]
-        args: list[Any] = [_time(now)]
+        args: list[Any] = [f"={created}" if created else _time(now)]
         for start in starts:
             names += self._listing_keys(keys, start.run_id, Status.RUNNING, start.workflow, start.tenant)
             args += (start.workflow, start.tenant, start.trace, start.body)

@@ -148,7 +148,7 @@ async def test_children_and_their_parents_survive_every_primary_in_turn(cluster:
         assert len(load.ended) > 100
 
 
-async def test_a_primary_that_was_frozen_comes_back_as_a_replica_and_writes_nothing(cluster: EmbeddedCluster) -> None:
+async def test_a_primary_that_was_frozen_acknowledges_nothing_that_is_lost(cluster: EmbeddedCluster) -> None:
     node = cluster.nodes[1]
     async with (
         running_daemon(app, cluster, NAMESPACE, crash=False, shards=16, **PATIENT),
@@ -181,3 +181,30 @@ async def test_slots_that_move_under_load_cost_no_run_and_no_shard(cluster: Embe
         assert daemon.owner.shards_lost == lost
         assert {n: shard.token for n, shard in daemon.owner.shards.items()} == tokens, "nobody has dropped a shard"
         assert sorted(run.seconds for run in load.ended)[len(load.ended) * 99 // 100] < 1.0
+
+
+async def test_starts_that_a_failover_loses_are_started_again_by_their_client(
+    cluster: EmbeddedCluster,
+) -> None:
+    lost = cluster.nodes[0]
+    async with (
+        running_daemon(app, cluster, NAMESPACE, crash=False, shards=24, **PATIENT) as daemon,
+        sf.connect(cluster.url, namespace=NAMESPACE) as client,
+    ):
+        homes = {n: await cluster.owner(slot_of(shard.keys.owner)) for n, shard in daemon.owner.shards.items()}
+        first = await client.start("chain", 1)
+        assert await first.result() == right(1)
+        (replica,) = await cluster.replicas(lost)
+        await replica.command("CONFIG", "SET", "masterauth", "a password that nobody has")
+        await replica.command("CLIENT", "KILL", "TYPE", "primary")  # from now on it follows no more
+        runs = [await client.start("chain", number) for number in range(40)]
+        results = [await run.result() for run in runs]
+        late = [await client.start("chain", number, id=f"late-{number}") for number in range(40)]
+        shard_of = daemon.owner._namespace.shard_of
+        there = [run for run in late if homes[shard_of(run.id)] is lost]
+        assert len(there) > 5
+        await lost.kill()
+        assert await cluster.wait_for_failover(lost, a_slot_of(lost, homes)) is replica
+        assert [await run.result() for run in late] == results == [right(number) for number in range(40)]
+        recent = client._sessions.here().recent
+        assert recent.again >= len(there), "they were missing on the server that was promoted"

@@ -155,7 +155,7 @@ async def test_what_was_not_answered_is_sent_again_until_a_frozen_server_is_back
     assert answers == [2, 2, 1], "what was answered is not sent again"
 
 
-async def test_a_server_that_restarts_without_data_has_another_history_for_its_slots_only(
+async def test_a_server_that_restarts_without_data_voids_its_own_slots_only(
     movable: tuple[EmbeddedCluster, Cluster],
 ) -> None:
     cluster, store = movable

@@ -81,3 +81,12 @@ async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
     await shard.acquire()
     starts = [Start("r1", "flow", "acme", b"1"), Start("r2", "other", "globex", b"2")]
     await shard.assert_wrong_types_leave_nothing_half_written(shard.kernel.start_runs(0, starts, NOW))
+
+
+async def test_a_run_that_was_lost_is_the_same_one_again_whatever_the_time_is(shard: Shard) -> None:
+    await shard.plain("HSET", shard.keys.owner, "clock", FUTURE)
+    lost = shard.kernel.start_runs(0, [Start("r1", "flow", "", b"")], created=NOW)
+    [answer] = await shard.do(lost)
+    assert answer[:1] == b"+"
+    assert decode_header(await shard.header("r1")).created == NOW
+    assert await shard.assert_changes_nothing(lost) == [await shard.header("r1")]

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from streamflow.client.pipelines import RUNS_PER_SCRIPT, ServerBatcher, settled
+from streamflow.client.recent_starts import RecentStarts
 from streamflow.errors import StoreError, StoreFull, StoreUnavailable, Unconfirmed
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel, Message, Start
@@ -21,6 +22,11 @@ class FakeStore:
     """Answers each call by `answer`; keeps the pipelines; holds them back while `gate` is closed."""
 
     confirmation: Any = None
+    server_generation = 0
+    is_single = True
+
+    def history_of(self, key: str) -> int:
+        return self.server_generation
 
     def __init__(self) -> None:
         self.pipelines: list[list[Call[Any]]] = []
@@ -47,7 +53,8 @@ class FakeStore:
 
 
 def batcher_on(store: FakeStore) -> ServerBatcher:
-    return ServerBatcher(cast("Store", store), Kernel(NamespaceKeys("test")))
+    kernel = Kernel(NamespaceKeys("test"))
+    return ServerBatcher(cast("Store", store), kernel, RecentStarts(cast("Store", store), kernel))
 
 
 def start(name: str, body: bytes = b"\x90") -> Start:

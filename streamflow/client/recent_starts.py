@@ -1,0 +1,153 @@
+"""Starts that a server has acknowledged a short while ago, sent again when it turns out to have lost them.
+
+Owns: what is kept, for how long, and sending it again. Must not: decide that a server has another history (the store
+does). Called by: the pipelines (report what was acknowledged, and wait), the session.
+
+Replication is asynchronous: a server that is promoted may lack the newest writes, starts among them that clients know
+to be safe. A client that still lives has their inputs. It sends them again before anything else that it asks for, with the
+time of their first start, so that each is the same run; a run that the server has stays as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import NamedTuple
+
+from streamflow.errors import StoreError
+from streamflow.machine.sealed import hide
+from streamflow.model.record import incarnation_of
+from streamflow.store.connection import Call, Store
+from streamflow.store.kernel import Kernel, Start
+
+_log = logging.getLogger("streamflow.client")
+
+KEEP_SECONDS = 10.0
+KEEP_BYTES = 16 * 1024 * 1024
+"""What is kept at most: the oldest go first. A replica that is further behind is not promoted, or has lost more."""
+STARTS_AT_ONCE = 200
+TRY_AGAIN = 0.2
+NAMED = 20
+
+
+class _Kept(NamedTuple):
+    at: float
+    shard: int
+    history: int
+    created: int
+    start: Start
+    size: int
+
+
+class RecentStarts:
+    """Those of one client. `restored` returns at once as long as no server has another history."""
+
+    def __init__(self, store: Store, kernel: Kernel) -> None:
+        self._store = store
+        self._kernel = kernel
+        self._kept: dict[str, _Kept] = {}
+        """By run id, in the order of their starts."""
+        self._bytes = 0
+        self._generation = store.server_generation
+        self._restoring: asyncio.Task[None] | None = None
+        self.again = 0
+        """Starts that were lost, and are there again."""
+
+    def acknowledged(self, shard: int, start: Start, header: bytes) -> None:
+        """The server has created this run."""
+        now, size = time.monotonic(), len(start.body) + 200
+        history = self._store.history_of(self._kernel.keys.shard(shard).owner)
+        self.settled(start.run_id)
+        self._kept[start.run_id] = _Kept(now, shard, history, incarnation_of(header), start, size)
+        self._bytes += size
+        while self._kept:
+            oldest = next(iter(self._kept.values()))
+            if oldest.at >= now - KEEP_SECONDS and self._bytes <= KEEP_BYTES:
+                break
+            self.settled(oldest.start.run_id)
+
+    def settled(self, run_id: str) -> None:
+        """The run has ended, and its caller knows the result, or it was forgotten: it must not begin again."""
+        kept = self._kept.pop(run_id, None)
+        if kept is not None:
+            self._bytes -= kept.size
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether a server may have lost what it had acknowledged, and it was not sent again yet."""
+        return self._generation != self._store.server_generation
+
+    async def restored(self) -> None:
+        """Until all that was lost is there again."""
+        while self.is_needed:
+            if self._restoring is None or self._restoring.done():
+                self._restoring = asyncio.create_task(self._restore())
+                hide(self._restoring)
+            await asyncio.shield(self._restoring)
+
+    def restore_soon(self) -> None:
+        """Also when nobody asks for anything: called when a server has another history."""
+        if self._kept and (self._restoring is None or self._restoring.done()):
+            self._restoring = asyncio.create_task(self._restore())
+            hide(self._restoring)
+
+    async def close(self) -> None:
+        if self._restoring is not None:
+            self._restoring.cancel()
+            await asyncio.gather(self._restoring, return_exceptions=True)
+
+    async def _restore(self) -> None:
+        while True:
+            generation = self._store.server_generation
+            over = time.monotonic() - KEEP_SECONDS
+            doubtful: dict[tuple[int, int], list[_Kept]] = {}
+            for kept in self._kept.values():
+                history = self._store.history_of(self._kernel.keys.shard(kept.shard).owner)
+                if kept.history != history and kept.at > over:
+                    doubtful.setdefault((kept.shard, kept.created), []).append(kept)
+            try:
+                lost = await self._send(doubtful)
+            except StoreError as error:
+                _log.warning("could not send recent starts again, will retry: %s", error)
+                await asyncio.sleep(TRY_AGAIN)
+                continue
+            if generation == self._store.server_generation:
+                break
+        self._generation = generation
+        self._renew(doubtful)
+        if lost:
+            self.again += len(lost)
+            _log.warning(
+                "a server had lost %d runs that it had acknowledged, and they were started again: %s%s",
+                len(lost),
+                ", ".join(lost[:NAMED]),
+                ", …" if len(lost) > NAMED else "",
+            )
+
+    async def _send(self, doubtful: dict[tuple[int, int], list[_Kept]]) -> list[str]:
+        """Returns the ids of the runs that were created by this."""
+        calls: list[Call[list[bytes]]] = []
+        sent: list[list[_Kept]] = []
+        for (shard, created), all_kept in doubtful.items():
+            for first in range(0, len(all_kept), STARTS_AT_ONCE):
+                part = all_kept[first : first + STARTS_AT_ONCE]
+                calls.append(self._kernel.start_runs(shard, [kept.start for kept in part], created=created))
+                sent.append(part)
+        lost: list[str] = []
+        if not calls:
+            return lost
+        for part, reply in zip(sent, await self._store.send(calls, confirmed=True), strict=True):
+            if isinstance(reply, StoreError):
+                _log.error("starts that a server may have lost could not be sent again: %s", reply)
+                continue
+            lost += (kept.start.run_id for kept, header in zip(part, reply, strict=True) if header.startswith(b"+"))
+        return lost
+
+    def _renew(self, doubtful: dict[tuple[int, int], list[_Kept]]) -> None:
+        """They are of the present history now."""
+        for kept in (kept for all_kept in doubtful.values() for kept in all_kept):
+            run_id = kept.start.run_id
+            if run_id in self._kept:
+                history = self._store.history_of(self._kernel.keys.shard(kept.shard).owner)
+                self._kept[run_id] = self._kept[run_id]._replace(history=history)

@@ -1,0 +1,132 @@
+"""Starts that a server loses after it has acknowledged them, and the clients that still have them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from streamflow.client import recent_starts
+from streamflow.client.pipelines import ServerBatcher
+from streamflow.client.recent_starts import RecentStarts
+from streamflow.store.connection import Call, Store
+from streamflow.store.kernel import Kernel, Message, Start
+from streamflow.store.keys import NamespaceKeys
+
+pytestmark = pytest.mark.anyio
+
+HEADER = b"0 pending flow %d - 0"
+
+
+class Server:
+    """Has runs by id, and loses them when it is told to, in the middle of a pipeline if `loses_in` says which."""
+
+    confirmation: Any = None
+    is_single = True
+
+    def __init__(self) -> None:
+        self.server_generation = 0
+        self.runs: dict[str, int] = {}
+        self.clock = 100
+        self.starts: list[list[str]] = []
+        self.posted: list[tuple[int, str]] = []
+        self.loses_in = ""
+
+    def history_of(self, key: str) -> int:
+        return self.server_generation
+
+    def lose(self, *run_ids: str) -> None:
+        self.server_generation += 1
+        for run_id in run_ids:
+            del self.runs[run_id]
+
+    async def send(self, calls: Sequence[Call[Any]], *, confirmed: bool = False) -> list[Any]:
+        if self.loses_in in [call.script for call in calls]:
+            self.loses_in = ""
+            self.lose(*list(self.runs))
+        return [self._answer(call) for call in calls]
+
+    def _answer(self, call: Call[Any]) -> Any:
+        ids = [key.rpartition(":")[2] for key in call.keys if ":run:" in key]
+        if call.script == "start_runs":
+            self.starts.append(ids)
+            return [self._start(run_id, call.args[0]) for run_id in ids]
+        if call.script == "peek_runs":
+            return [(HEADER % self.runs[run_id] if run_id in self.runs else b"", b"") for run_id in ids]
+        self.posted += [(call.args[1], run_id) for run_id in ids]
+        return "".join("a" if run_id in self.runs else "m" for run_id in ids)
+
+    def _start(self, run_id: str, now: int | str) -> bytes:
+        if run_id in self.runs:
+            return HEADER % self.runs[run_id]
+        self.clock += 1
+        self.runs[run_id] = int(str(now).lstrip("=") or self.clock)
+        return b"+" + HEADER % self.runs[run_id]
+
+
+def client_of(server: Server) -> tuple[ServerBatcher, RecentStarts]:
+    kernel, store = Kernel(NamespaceKeys("ns")), cast("Store", server)
+    recent = RecentStarts(store, kernel)
+    return ServerBatcher(store, kernel, recent), recent
+
+
+def start(run_id: str) -> Start:
+    return Start(run_id, "flow", "", b"input")
+
+
+async def test_a_lost_start_is_there_again_before_it_is_asked_for() -> None:
+    server = Server()
+    batcher, recent = client_of(server)
+    for run_id in ("a", "b", "c"):
+        await batcher.start(0, start(run_id))
+    created = dict(server.runs)
+    server.lose("b", "c")
+    line, _ = await batcher.peek(0, "c")
+    assert line, "nobody learns that it was lost"
+    assert server.runs == created, "each with the time of its first start: it is the same run"
+    assert recent.again == 2
+    await batcher.peek(0, "b")
+    assert len(server.starts) == 6, "sent again once"
+
+
+@pytest.mark.parametrize("script", ["peek_runs", "post_messages"])
+async def test_a_pipeline_under_way_while_starts_are_lost_is_asked_again(script: str) -> None:
+    server = Server()
+    batcher, _ = client_of(server)
+    await batcher.start(0, start("a"))
+    server.loses_in = script
+    if script == "peek_runs":
+        line, _ = await batcher.peek(0, "a")
+        assert line
+    else:
+        assert await batcher.post(0, Message("signal", "a", b"")) == "a"
+        assert server.posted == [(1, "a"), (2, "a")], "what no run has got is posted under another number"
+
+
+async def test_what_was_not_created_here_is_not_started_again() -> None:
+    server = Server()
+    batcher, recent = client_of(server)
+    server.runs["other"] = 7
+    await batcher.start(0, start("other"))
+    await batcher.start(0, start("gone"))
+    recent.settled("gone")
+    server.lose("other", "gone")
+    assert await batcher.peek(0, "other") == (b"", b"")
+    assert await batcher.peek(0, "gone") == (b"", b"")
+    assert server.runs == {}
+
+
+async def test_little_is_kept_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent_starts, "KEEP_BYTES", 1_000)
+    server = Server()
+    batcher, _ = client_of(server)
+    for number in range(10):
+        await batcher.start(0, start(f"run-{number}"))
+    server.lose(*list(server.runs))
+    await batcher.peek(0, "run-9")
+    assert sorted(server.runs) == ["run-6", "run-7", "run-8", "run-9"]
+    monkeypatch.setattr(recent_starts, "KEEP_SECONDS", 0.0)
+    server.lose(*list(server.runs))
+    await batcher.peek(0, "run-9")
+    assert server.runs == {}
