@@ -15,6 +15,19 @@ from streamflow.screen.sanitize import safe, safe_text
 from streamflow.screen.style import BAD, MUTED, OK, TITLE, duration
 
 
+class MasterFacts(msgspec.Struct, kw_only=True):
+    """The master of a cluster that was killed. `*_s`: seconds from its kill."""
+
+    address: str
+    shards: int
+    promoted: str
+    """The address of its replica."""
+    promoted_s: float
+    """Until all nodes knew that the replica has its slots."""
+    recovery_s: float
+    """Until a run of one of its shards had advanced."""
+
+
 class Facts(msgspec.Struct, kw_only=True):
     """What `--json` prints. `*_s` are seconds of elapsed time. None: no daemon was killed."""
 
@@ -34,6 +47,9 @@ class Facts(msgspec.Struct, kw_only=True):
     """From the kill until every shard had a live owner again."""
     recovery_s: float | None
     """From the kill until, in addition, a run of one of the lost shards had advanced."""
+    masters: int | None
+    """None: it wasn't a cluster."""
+    killed_master: MasterFacts | None
     wall_s: float
     direct_s: float
     equal: bool
@@ -80,13 +96,18 @@ def _facts(facts: Facts) -> Table:
     table.add_column()
     table.add_row("runs completed", f"{facts.runs_completed:,}")
     repeated = facts.steps_executed - facts.steps_recorded
+    kills = "the kill" if facts.killed_master is None else "the kills"
     table.add_row("steps recorded", f"{facts.steps_recorded:,}, each exactly once")
-    table.add_row("steps executed", f"{facts.steps_executed:,}, {repeated:,} of them run again after the kill")
+    table.add_row("steps executed", f"{facts.steps_executed:,}, {repeated:,} of them run again after {kills}")
     if facts.recovery_s is not None and facts.shards_recovered_s is not None:
         at = f"{facts.files_recorded_at_kill:,} of {facts.files:,} files recorded"
         table.add_row("killed with SIGKILL", f"one of {facts.daemons} daemons, {facts.killed_shards} shards, at {at}")
         owned = duration(facts.shards_recovered_s * 1000)
         table.add_row("recovered after", f"{duration(facts.recovery_s * 1000)} (all shards owned: {owned})")
+    if (master := facts.killed_master) is not None:
+        table.add_row("and with SIGKILL", f"one of {facts.masters} masters, {master.shards} shards, at the same time")
+        promoted = f"its replica took over after {duration(master.promoted_s * 1000)}"
+        table.add_row("recovered after", f"{duration(master.recovery_s * 1000)} ({promoted})")
     totals = facts.result.totals
     table.add_row("files", f"{totals.files:,} parsed, {totals.skipped:,} not valid in this Python version")
     took = f"{duration(facts.wall_s * 1000)}; the direct count took {duration(facts.direct_s * 1000)}"

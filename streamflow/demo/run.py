@@ -1,9 +1,10 @@
 """`streamflow demo`: map a real source tree with three daemons, kill one midway, and check the result.
 
-Owns: the server and the daemons of the demo, the kill, what is measured, and that nothing is left behind.
+Owns: the server and the daemons of the demo, the kills, what is measured, and that nothing is left behind.
 Must not: know how a status is drawn or a step is run; the app is in `flows.py`. Called by: the command line, tests.
 
-    server, 3 daemons -> survey started -> 40 % parsed -> SIGKILL of the busiest daemon -> recovered -> result
+    server or cluster, -> survey started -> 40 % parsed -> SIGKILL of the busiest daemon -> recovered -> result
+    3 daemons                                              (and the busiest master)
                                                           facts from the histories, and a direct count to compare with
 """
 
@@ -27,8 +28,9 @@ from rich.console import Console
 from streamflow.client.client import Client, Run, connect
 from streamflow.demo import report as demo_report
 from streamflow.demo.flows import Survey, executions, files_of, packages_in, parse_file, survey
-from streamflow.demo.report import Facts
+from streamflow.demo.report import Facts, MasterFacts
 from streamflow.embedded.child import own_environ
+from streamflow.embedded.cluster import ClusterNode, EmbeddedCluster
 from streamflow.embedded.daemon_process import DaemonProcess
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import NamespaceMissing, RunNotFound, StoreError, StreamflowError, UsageError
@@ -37,11 +39,15 @@ from streamflow.interpreter import python_command
 from streamflow.model.record import decode_header
 from streamflow.screen.live import watch
 from streamflow.status.collector import StatusCollector
+from streamflow.status.model import NamespaceStatus
 from streamflow.store.connection import Call
+from streamflow.store.topology import slot_of
 
 NAMESPACE = "demo"
 KILL_AT = 0.4
-"""Share of the files that are parsed when a daemon is killed."""
+"""Share of the files that are parsed when a daemon (and a master) is killed."""
+MASTERS = 3
+"""Of a cluster, each with a replica."""
 TIMEOUT_SECONDS = 600.0
 READY_SECONDS = 30.0
 POLL_SECONDS = 0.02
@@ -58,10 +64,15 @@ class Recovery(msgspec.Struct):
     shards: int
     owned_s: float
     advanced_s: float
+    master: MasterFacts | None
 
 
-async def run_demo(path: Path | None, *, as_json: bool, console: Console, daemons: int = 3) -> int:
+async def run_demo(
+    path: Path | None, *, as_json: bool, console: Console, daemons: int = 3, cluster: bool = False
+) -> int:
     """Run the demo on `path`, by default on the interpreter's standard library. 0 when the totals are equal, else 1.
+
+    `cluster`: on a cluster of three masters with a replica each, one of which is killed, too, instead of one server.
 
     Raises `UsageError` when the tree has no Python files, `TimeoutError` after ten minutes, and other
     `StreamflowError`s with the end of a daemon's log. However it ends, it leaves no server and no daemons running.
@@ -72,7 +83,7 @@ async def run_demo(path: Path | None, *, as_json: bool, console: Console, daemon
     progress(f"{root}: {files:,} files")
     try:
         with anyio.fail_after(TIMEOUT_SECONDS):
-            facts = await _perform(root, files, progress, daemons)
+            facts = await _perform(root, files, progress, daemons, cluster)
     except TimeoutError as error:
         raise TimeoutError(f"the demo took longer than {TIMEOUT_SECONDS:g} s and was stopped") from error
     if as_json:
@@ -92,33 +103,58 @@ def _count_files(root: str) -> int:
 
 
 class _Progress:
-    """Prints lines of progress; nothing without a console."""
+    """Prints lines of progress; nothing without a console. While a live screen is shown, its second line ends with the
+    newest one, and all of them are printed when it is gone."""
 
     def __init__(self, console: Console | None) -> None:
         self.console = console
         self._began = time.monotonic()
+        self._held: list[tuple[float, str]] | None = None
 
     def __call__(self, line: str) -> None:
-        if self.console is not None:
+        if self._held is not None:
+            self._held.append((time.monotonic() - self._began, line))
+        elif self.console is not None:
             demo_report.print_progress(self.console, time.monotonic() - self._began, line)
 
     @property
     def has_screen(self) -> bool:
         return self.console is not None and self.console.is_terminal
 
+    async def watch(self, collector: StatusCollector, finished: anyio.Event) -> None:
+        """The live screen, until the demo has finished."""
+        assert self.console is not None
+        held: list[tuple[float, str]] = []
+        self._held = held
 
-async def _perform(root: str, files: int, progress: _Progress, daemons: int) -> Facts:
+        async def fetch() -> NamespaceStatus:
+            status = await collector.collect()
+            status.warnings.extend(line for _, line in held[-1:])
+            return status
+
+        try:
+            await watch(fetch, self.console, 0.5, finished)
+        finally:
+            self._held = None
+            for seconds, line in held:
+                demo_report.print_progress(self.console, seconds, line)
+
+
+async def _perform(root: str, files: int, progress: _Progress, daemons: int, is_cluster: bool) -> Facts:
     with tempfile.TemporaryDirectory(prefix="streamflow-demo-") as folder:
         journal = Path(folder, "journal")
         async with (
-            EmbeddedServer(Path(folder, "data"), private=True) as server,
+            _server(Path(folder, "data"), progress, is_cluster) as server,
             _fleet(server.url, Path(folder), daemons) as fleet,
             connect(server.url, namespace=NAMESPACE) as client,
         ):
             collector = StatusCollector(client, shards=True)
             shards = await fleet.balanced(client)
             product = (await collector.collect()).server
-            progress(f"{daemons} daemons share {shards} shards; kill -9 of one daemon at {KILL_AT:.0%}")
+            cluster = server if isinstance(server, EmbeddedCluster) else None
+            where = "" if cluster is None else f" on {MASTERS} masters with a replica each"
+            killed = "one daemon" if cluster is None else "one daemon and one master"
+            progress(f"{daemons} daemons share {shards} shards{where}; kill -9 of {killed} at {KILL_AT:.0%}")
             began = time.monotonic()
             run = await client.start(survey, root, str(journal))
             result = asyncio.create_task(_timed(run, began))
@@ -126,7 +162,7 @@ async def _perform(root: str, files: int, progress: _Progress, daemons: int) -> 
             display = asyncio.create_task(_show_progress(progress, collector, journal, files, finished))
             try:
                 await fleet.wait_for(result, lambda: executions(journal) >= KILL_AT * files)
-                recovery = await _kill_busiest(client, run, fleet) if daemons > 1 else None
+                recovery = await _kill_busiest(client, run, fleet, cluster, progress) if daemons > 1 else None
                 await fleet.wait_for(result)
                 finished.set()
                 await asyncio.wait({display})
@@ -157,12 +193,21 @@ async def _perform(root: str, files: int, progress: _Progress, daemons: int) -> 
         killed_shards=recovery and recovery.shards,
         shards_recovered_s=recovery and round(recovery.owned_s, 3),
         recovery_s=recovery and round(recovery.advanced_s, 3),
+        masters=MASTERS if is_cluster else None,
+        killed_master=recovery and recovery.master,
         wall_s=round(wall, 3),
         direct_s=round(time.monotonic() - began, 3),
         equal=merged == direct,
         result=merged,
         direct=direct,
     )
+
+
+def _server(folder: Path, progress: _Progress, is_cluster: bool) -> EmbeddedServer | EmbeddedCluster:
+    if not is_cluster:
+        return EmbeddedServer(folder, private=True)
+    progress(f"starting a cluster of {MASTERS} masters with a replica each")
+    return EmbeddedCluster(folder, masters=MASTERS, replicas=1, private=True)
 
 
 async def _timed(run: Run[Survey], began: float) -> tuple[Survey, float]:
@@ -245,36 +290,94 @@ async def holders(client: Client) -> list[str]:
 # --- the kill ---------------------------------------------------------------------------------------------------------
 
 
-async def _kill_busiest(client: Client, run: Run[Survey], fleet: _Fleet) -> Recovery:
-    """SIGKILL the daemon with the most open steps; wait until its shards have owners and a run of them has advanced."""
+async def _kill_busiest(
+    client: Client, run: Run[Survey], fleet: _Fleet, cluster: EmbeddedCluster | None, progress: _Progress
+) -> Recovery:
+    """SIGKILL the daemon with the most open steps, and of a cluster the master with the most; wait until the shards
+    have owners and a run of each has advanced."""
     namespace = await client.read_namespace()
     before = await holders(client)
+    work = await _open_work(client, run)
     open_steps: dict[int, int] = dict.fromkeys((daemon.pid for daemon in fleet.alive), 0)
-    for number, steps in await _open_work(client, run):
+    for number, steps in work:
         owner = fleet.of(before[number])
         if owner is not None:
             open_steps[owner.pid] += steps
     victim = max(fleet.alive, key=lambda daemon: (open_steps[daemon.pid], sum(map(daemon.is_member, before))))
     lost = {number for number, holder in enumerate(before) if victim.is_member(holder)}
+    master = None if cluster is None else await _Master.busiest(cluster, client, work, namespace.shards)
 
     killed = time.monotonic()
     await victim.end(kill=True)
     histories = await _histories(client, run)
-    halted = {  # runs that only the next owner can advance, with the number of their transitions
-        run_id: len(history)
-        for run_id, history in histories.items()
-        if namespace.shard_of(run_id) in lost and not _ended(history)
-    }
-    owned = 0.0
-    while True:
-        if not owned:
-            if all(fleet.of(holder) for holder in await holders(client)):
+    versions = {run_id: len(history) for run_id, history in histories.items() if not _ended(history)}
+    """Of runs that aren't done, the number of their transitions."""
+    halted = {run_id: version for run_id, version in versions.items() if namespace.shard_of(run_id) in lost}
+    """Those that only the next owner can advance."""
+    owned = advanced = 0.0
+    async with anyio.create_task_group() as waiting:
+        if master is not None:
+            master.killed = time.monotonic()
+            await master.node.kill()
+            progress(f"killed a daemon that owned {len(lost)} shards, and the master {master.node.address}")
+            waiting.start_soon(master.wait_for_replica)
+        while not owned or not advanced or (master is not None and not master.advanced_s):
+            if not owned and all(fleet.of(holder) for holder in await holders(client)):
                 owned = time.monotonic() - killed
-        elif not halted or await _any_advanced(client, halted):
-            recorded = sum(_recorded_files(history) for history in histories.values())
-            return Recovery(recorded, len(lost), owned, time.monotonic() - killed)
-        fleet.check()
-        await anyio.sleep(POLL_SECONDS)
+            if not advanced and (not halted or await _any_advanced(client, halted)):
+                advanced = time.monotonic() - killed
+            if master is not None and not master.advanced_s and master.promoted_s:
+                its = {id_: version for id_, version in versions.items() if namespace.shard_of(id_) in master.shards}
+                if not its or await _any_advanced(client, its):
+                    master.advanced_s = time.monotonic() - master.killed
+            fleet.check()
+            await anyio.sleep(POLL_SECONDS)
+    if master is not None:
+        progress(f"all goes on: {master.promoted} was promoted after {master.promoted_s:.1f} s")
+    recorded = sum(_recorded_files(history) for history in histories.values())
+    return Recovery(recorded, len(lost), owned, max(owned, advanced), None if master is None else master.facts())
+
+
+class _Master:
+    """The master that is killed, and the shards that it has. `promoted`: the address of the node that has them then."""
+
+    def __init__(self, cluster: EmbeddedCluster, node: ClusterNode, shards: dict[int, int]) -> None:
+        self._cluster = cluster
+        self.node = node
+        self.shards = shards
+        """Number of a shard -> its slot."""
+        self.killed = 0.0
+        """When (monotonic s)."""
+        self.promoted = ""
+        self.promoted_s = 0.0
+        self.advanced_s = 0.0
+
+    @classmethod
+    async def busiest(
+        cls, cluster: EmbeddedCluster, client: Client, work: Iterable[tuple[int, int]], shards: int
+    ) -> _Master:
+        steps = dict(work)
+        slots = {number: slot_of(client.keys.shard(number).owner) for number in range(shards)}
+        found: list[tuple[int, _Master]] = []
+        for node in await cluster.masters():
+            own = (await node.view())[node.id]
+            its = {number: slot for number, slot in slots.items() if own.has(slot)}
+            if its:
+                found.append((sum(steps.get(number, 0) for number in its), cls(cluster, node, its)))
+        return max(found, key=lambda pair: pair[0])[1]
+
+    async def wait_for_replica(self) -> None:
+        promoted = await self._cluster.wait_for_failover(self.node, next(iter(self.shards.values())))
+        self.promoted, self.promoted_s = promoted.address, time.monotonic() - self.killed
+
+    def facts(self) -> MasterFacts:
+        return MasterFacts(
+            address=self.node.address,
+            shards=len(self.shards),
+            promoted=self.promoted,
+            promoted_s=round(self.promoted_s, 3),
+            recovery_s=round(self.advanced_s, 3),
+        )
 
 
 async def _open_work(client: Client, run: Run[Survey]) -> list[tuple[int, int]]:
@@ -337,8 +440,8 @@ async def _show_progress(
     progress: _Progress, collector: StatusCollector, journal: Path, files: int, finished: anyio.Event
 ) -> None:
     """The live screen in a terminal, else a line every `PROGRESS_SECONDS`, until the demo has finished."""
-    if progress.has_screen and progress.console is not None:
-        await watch(collector.collect, progress.console, 0.5, finished)
+    if progress.has_screen:
+        await progress.watch(collector, finished)
         return
     while not finished.is_set():
         with anyio.move_on_after(PROGRESS_SECONDS):

@@ -87,6 +87,25 @@ async def test_the_totals_equal_a_direct_count_although_a_daemon_was_killed(tree
     assert left_behind(tmp_path) == []
 
 
+async def test_the_totals_are_equal_although_a_master_was_killed_too(tree: Path, tmp_path: Path) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run, command(tree, "--cluster", "--json"), capture_output=True, env=environ(tmp_path), timeout=100
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    facts = json.loads(done.stdout)
+    assert facts["equal"] is True
+    assert facts["result"] == msgspec.to_builtins(count_directly(str(tree)))
+    assert facts["runs_completed"] == 1 + PACKAGES + 1
+    assert facts["steps_recorded"] == 1 + (PACKAGES + 1) + facts["files"]
+    assert 0 < facts["killed_shards"] < facts["shards"]
+    killed = facts["killed_master"]
+    assert facts["masters"] == 3
+    assert 0 < killed["shards"] < facts["shards"]
+    assert killed["promoted"] not in ("", killed["address"])
+    assert 0 < killed["promoted_s"] <= killed["recovery_s"]
+    assert left_behind(tmp_path) == []
+
+
 async def test_a_difference_is_shown_and_the_exit_code_is_1(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def miscount(root: str) -> Survey:
         survey = count_directly(root)
