@@ -21,21 +21,26 @@ process notes for the next owner whose code it is (`watch/shared_note.py`), and 
 
 from __future__ import annotations
 
+import functools
 import json
 import linecache
 import mmap
 import os
+import random
 import re
 import select
 import signal
 import struct
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import redis
-from redis import sentinel
+from redis import backoff, crc, sentinel
+from redis import exceptions as redis_errors
+from redis import retry as redis_retry
 
 LOOK_AGAIN = 0.01
 """Seconds between two looks whether a process whose end of the pipe is closed has ended."""
@@ -43,6 +48,10 @@ TRY_AGAIN = 0.2
 """Seconds between two tries to report a death."""
 MOST_WAITS = 20
 """How often a second a thread may wait that is said to sleep in one call."""
+ASKED = 2
+"""Of so many nodes of a cluster the map is read: one may be cut off."""
+REDIRECTIONS = 3
+"""How often a node of a cluster may send a call on to another one."""
 SHOWN_WITHIN = 0.1
 ENDS_WITHIN = 2.0
 """Seconds for writing the stacks, and the traceback with which the parent ends."""
@@ -75,7 +84,7 @@ def main() -> None:
                 repeated += 1
                 heartbeat = later(last, late) | {"beat": -(1000 * int(last["beat"]) + repeated)}
                 script(keys=[settings["key"]], args=[settings["member"], json.dumps(heartbeat), "", ""])
-                if settings.get("sentinels"):
+                if settings.get("sentinels") or settings.get("cluster"):
                     client.close()  # the next one asks them again: a former primary goes on serving for a while
             if held is not None:
                 held.look()
@@ -106,8 +115,10 @@ def later(heartbeat: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def client_for(settings: dict[str, Any]) -> Any:
-    """Of the server that the URL names, or of the primary that its Sentinels name."""
+    """Of the server that the URL names, or of the primary that its Sentinels name, or of a cluster."""
     limits = {"socket_timeout": settings["every"], "socket_connect_timeout": 1.0}
+    if settings.get("cluster"):
+        return Cluster(settings["cluster"], limits)
     found = settings.get("sentinels")
     client: Any = redis.Redis.from_url(settings["url"], **limits)  # pyright: ignore[reportUnknownMemberType]
     if not found:
@@ -141,6 +152,99 @@ class Sentinels(sentinel.Sentinel):
             raise sentinel.MasterNotFoundError(f"no Sentinel names a primary of {service_name}: {errors}")
         _, host, port = max(answers)
         return host, port
+
+
+class Cluster:
+    """The nodes of a cluster, as much as scripts need of them that have one key each. redis-py's asks for more than
+    this user may, CLUSTER NODES, and for the commands of the server.
+
+    `settings`: `addresses` of some nodes, and what stands `before` and `after` the address in the URL of one.
+    """
+
+    def __init__(self, settings: dict[str, Any], limits: dict[str, Any]) -> None:
+        self._named = [(str(host), int(port)) for host, port in settings["addresses"]]
+        self._known: list[tuple[str, int]] = []
+        """The primaries and replicas that answered or were named by others, when the map was read last."""
+        self._settings = settings
+        self._limits = limits
+        self._owners: dict[int, tuple[str, int]] = {}
+        self._nodes: dict[tuple[str, int], Any] = {}
+
+    def register_script(self, source: str) -> Callable[..., None]:
+        return functools.partial(self._run, source)
+
+    def close(self) -> None:
+        """Forget who has what, too."""
+        for node in self._nodes.values():
+            node.close()
+        self._nodes.clear()
+        self._owners.clear()
+
+    def _run(self, source: str, keys: list[str], args: list[Any]) -> None:
+        """Raises `RedisError` or `OSError`."""
+        slot = crc.key_slot(keys[0].encode())
+        address, is_moving = self._owners.get(slot) or self._owner(slot), False
+        for _ in range(REDIRECTIONS):
+            node = self._node(address)
+            script: Any = node.register_script(source)
+            try:
+                if not is_moving:
+                    script(keys=keys, args=args)
+                else:
+                    node.script_load(source)
+                    with node.pipeline(transaction=False) as asking:
+                        asking.execute_command("ASKING")
+                        asking.evalsha(script.sha, len(keys), *keys, *args)
+                        asking.execute()
+                return
+            except redis_errors.AskError as error:  # or MOVED, which is a kind of it
+                told: Any = error
+                address = str(told.host) or address[0], int(told.port)
+                is_moving = not isinstance(error, redis_errors.MovedError)
+                if not is_moving:
+                    self._owners[slot] = address
+        raise redis.ConnectionError(f"slot {slot} was sent on {REDIRECTIONS} times")
+
+    def _owner(self, slot: int) -> tuple[str, int]:
+        """By the newest claim to it among the answers."""
+        claims: list[tuple[int, tuple[str, int]]] = []
+        answers = 0
+        known = random.sample(self._known, len(self._known))
+        for address in dict.fromkeys([*known, *self._named]):
+            try:
+                found: dict[str, Any] = self._node(address).execute_command("CLUSTER NODES")
+            except (redis.RedisError, OSError):
+                continue
+            places = {name: self._address(name, address) for name in found}
+            self._known = [place for place in places.values() if place[1]]
+            claims += [
+                (int(node["epoch"]), places[name])
+                for name, node in found.items()
+                if any(int(part[0]) <= slot <= int(part[-1]) for part in node["slots"])
+            ]
+            answers += 1
+            if answers == ASKED:
+                break
+        if not claims:
+            raise redis.ConnectionError(f"nobody is known to have slot {slot}")
+        self._owners[slot] = max(claims)[1]
+        return self._owners[slot]
+
+    @staticmethod
+    def _address(name: str, asked: tuple[str, int]) -> tuple[str, int]:
+        """An empty host is the one that was asked. Port 0: it has no address now."""
+        host, _, port = name.rpartition(":")
+        return host or asked[0], int(port or 0)
+
+    def _node(self, address: tuple[str, int]) -> Any:
+        if address not in self._nodes:
+            host, port = address
+            place = f"{f'[{host}]' if ':' in host else host}:{port}"
+            url = f"{self._settings['before']}{place}{self._settings['after']}"
+            # The next try of `main` may find another node: redis-py would try this one for seconds.
+            never = redis_retry.Retry(backoff.NoBackoff(), 0)
+            self._nodes[address] = redis.Redis.from_url(url, retry=never, **self._limits)  # pyright: ignore[reportUnknownMemberType]
+        return self._nodes[address]
 
 
 class Held:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from streamflow.interpreter import python_command
-from streamflow.server_url import sentinels_of
+from streamflow.server_url import cluster_of, sentinels_of
 from streamflow.steps.stacks import PACKAGE
 from streamflow.store import heartbeat_child
 from streamflow.store.kernel import Kernel
@@ -54,10 +54,11 @@ class HeartbeatProcess:
         longest: float = LONGEST,
         ended: str = "",
     ) -> None:
-        sentinels = sentinels_of(url)
+        sentinels, cluster = sentinels_of(url), cluster_of(url)
         self._settings: dict[str, Any] = {
             "url": url if sentinels is None else sentinels.server,
             "sentinels": sentinels and sentinels._asdict(),
+            "cluster": cluster and cluster._asdict(),
             "script": load_scripts()["heartbeat"].source,
             "key": members,
             "member": member,
