@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from streamflow.errors import StoreUnavailable, StreamflowError
+from streamflow.errors import StoreMisconfigured, StoreUnavailable, StreamflowError
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client
@@ -31,19 +31,25 @@ async def open_client(redis: str | None, namespace: str | None) -> AsyncGenerato
 
 
 async def check_server(store: Store) -> None:
-    """Return once the server answers INFO, which it does even while it loads its data. Raises `StoreUnavailable`."""
+    """Return once the server answers INFO, which it does even while it loads its data. Raises `StoreUnavailable`, and
+    `StoreMisconfigured` for one of a cluster with the URL of a single one."""
     import anyio
 
-    from streamflow.server_url import redacted
+    from streamflow.server_url import cluster_of, redacted
     from streamflow.store.connection import Call
 
     with anyio.move_on_after(FIRST_ANSWER_SECONDS + 1):
         try:
-            await store.send([Call.plain("INFO", "server")], patience=FIRST_ANSWER_SECONDS)
+            [info] = await store.send([Call.plain("INFO", "server")], patience=FIRST_ANSWER_SECONDS)
         except StreamflowError:
             raise
         except Exception as error:  # what answers speaks another protocol
             raise StoreUnavailable(f"{redacted(store.url)} is not a Redis or Valkey server: {error}") from error
+        facts = cast("dict[str, object]", info if isinstance(info, dict) else {})
+        if "cluster" in (facts.get("redis_mode"), facts.get("server_mode")) and cluster_of(store.url) is None:
+            from streamflow.store.inspection import PART_OF_CLUSTER
+
+            raise StoreMisconfigured(f"{redacted(store.url)}: {PART_OF_CLUSTER}")
         return
     raise StoreUnavailable(
         f"no answer from {redacted(store.url)} within {FIRST_ANSWER_SECONDS + 1:g} s. {store.advice(None)}."

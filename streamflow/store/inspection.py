@@ -11,19 +11,23 @@ each pattern. The server looks at permissions first, so the reason tells whether
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import contextlib
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import anyio
 import msgspec
 from redis import exceptions as redis_errors
 
 from streamflow.errors import StoreError, StoreUnavailable
-from streamflow.server_url import redacted
+from streamflow.server_url import cluster_of
 from streamflow.store.connection import LOST, Call, Store
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.link import Link
-from streamflow.store.roles import Rights, Role, commands_of, rights, rule_of
+from streamflow.store.node import Node
+from streamflow.store.roles import IN_CLUSTER, Rights, Role, commands_of, rights, rule_of
 from streamflow.store.router import Cluster, servers_of
+from streamflow.store.topology import read_servers
 
 OLDEST = 7
 FEW_RULES = 8
@@ -46,10 +50,15 @@ _OUTSIDE_SCRIPTS: dict[str, tuple[Any, ...]] = {
     "EVALSHA_RO": ("EVALSHA_RO", NO_SUCH_SCRIPT, 0),
     "EVAL_RO": ("EVAL_RO", "return 1", 0),
     "SCRIPT LOAD": ("SCRIPT", "LOAD", "not a script"),
+    "CLUSTER NODES": ("CLUSTER", "NODES"),
+    "ASKING": ("ASKING",),
 }
 """Commands that scripts can't call, as calls that do nothing."""
 _TRIED_ELSEWHERE = frozenset({"INFO", "SELECT", "SSUBSCRIBE", "SUNSUBSCRIBE"})
 """INFO may be hidden; SELECT is sent with each connection to a database other than 0."""
+
+_ANSWER_SECONDS = 2.0
+"""Within which a server of a cluster has to say what it is."""
 
 _PROBE = """#!lua flags=no-writes
 local denied = {}
@@ -72,6 +81,9 @@ for _, line in ipairs(ARGV) do
 end
 return denied
 """
+
+
+PART_OF_CLUSTER = "the server is part of a cluster: use redis+cluster://HOST:PORT (or rediss+cluster://)"
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -121,31 +133,108 @@ def hidden_info(error: object) -> str:
     )
 
 
+class _Server(NamedTuple):
+    """`address`: empty for a single one."""
+
+    address: str
+    node: Node
+    is_replica: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"the replica {self.address}" if self.is_replica else self.address
+
+
+@contextlib.asynccontextmanager
+async def _all_servers(store: Store) -> AsyncGenerator[list[_Server]]:
+    """Those of a store, and of a cluster the replicas, too: one day they are primaries. Raises `StoreUnavailable`."""
+    servers = [_Server(address, node) for address, node in await servers_of(store)]
+    named, replicas = cluster_of(store.url), list[_Server]()
+    try:
+        if named is not None:
+            for host, port in await _replicas(servers):
+                node = Node(named.node(host, port), connections=1)
+                replicas.append(_Server(f"{host}:{port}", node, is_replica=True))
+        yield [*servers, *replicas]
+    finally:
+        for server in replicas:
+            await server.node.close()
+
+
+async def _replicas(servers: Sequence[_Server]) -> list[tuple[str, int]]:
+    """As the first primary that answers knows them."""
+    for server in servers:
+        host, _, port = server.address.rpartition(":")
+        with contextlib.suppress(*LOST, TimeoutError):
+            text = await server.node.one(Call.plain("CLUSTER", "NODES"))
+            return sorted(
+                one.address for one in read_servers(text.decode(errors="replace"), (host, int(port))) if one.of
+            )
+    return []
+
+
 async def inspect(store: Store, keys: NamespaceKeys, role: Role = Role.DAEMON) -> list[Finding]:
     """Everything that is wrong with the server, and with what its user may do in a namespace.
 
     Raises `StoreUnavailable` when the server can't be reached.
     """
     findings: list[Finding] = []
-    servers = await servers_of(store)
     is_single = not isinstance(store, Cluster)
-    infos: list[dict[str, Any]] = []
-    for address, server in servers:
+    async with _all_servers(store) as servers:
+        infos: list[dict[str, Any]] = []
+        answering: list[_Server] = []
+        for server in servers:
+            try:
+                info = await _info(server)
+            except redis_errors.AuthenticationError:
+                answering.append(server)  # that is said among the permissions
+                continue
+            except (*LOST, TimeoutError) as error:
+                text = str(error) or f"no answer within {_ANSWER_SECONDS:g} s"
+                findings.append(Finding(not server.is_replica, "server", f"{server.name} is away: {text}"))
+                continue
+            answering.append(server)
+            if isinstance(info, StoreError):
+                findings.append(Finding(False, "server", about(server.name, hidden_info(info))))
+                continue
+            infos.append(info)
+            found = _server(info, is_single=is_single, is_replica=server.is_replica)
+            findings += [Finding(one.is_error, one.about, about(server.name, one.message)) for one in found]
+        findings += [Finding(False, "server", text) for text in await store.doubts()]
+        if any(_number(info, "loading") or too_old(info) for info in infos):
+            return [*findings, Finding(False, "permissions", "not checked")]
+        lacking, refused = await _lacking(answering, keys.namespace, role)
+        findings += [Finding(True, "permissions", _unknown_user(server, refused[server])) for server in refused]
+    if len(lacking) > FEW_RULES:
+        return [*findings, Finding(True, "permissions", await _other_user(store, keys.namespace, role, [*lacking]))]
+    count = len(answering) - len(refused)
+    for rule, where in lacking.items():
+        at = "" if len(where) == count else f"{', '.join(server.name for server in where)}: "
+        findings.append(Finding(True, "permissions", f"{at}{_sentence(rule, keys.namespace)}"))
+    return findings
+
+
+async def _info(server: _Server) -> dict[str, Any] | StoreError:
+    """What the server says of itself. Raises `LOST` or `TimeoutError` for one of a cluster that doesn't answer now, and
+    for a single one `StoreUnavailable` when it hasn't for long."""
+    call = Call.plain("INFO", "everything")
+    if not server.address:
         try:
-            info: dict[str, Any] = await server.one(Call.plain("INFO", "everything"))
+            return await server.node.one(call)
+        except StoreUnavailable:
+            raise
         except StoreError as error:
-            findings.append(Finding(False, "server", about(address, hidden_info(error))))
-            continue
-        infos.append(info)
-        found = _server(info, is_single=is_single)
-        findings += [Finding(one.is_error, one.about, about(address, one.message)) for one in found]
-    findings += [Finding(False, "server", text) for text in await store.doubts()]
-    if any(_number(info, "loading") or too_old(info) for info in infos):
-        return [*findings, Finding(False, "permissions", "not checked")]
-    missing = await missing_permissions(store, keys.namespace, role)
-    if len(missing) > FEW_RULES:
-        return [*findings, Finding(True, "permissions", await _other_user(store, keys.namespace, role, missing))]
-    return [*findings, *(Finding(True, "permissions", _sentence(rule, keys.namespace)) for rule in missing)]
+            return error
+    with anyio.fail_after(_ANSWER_SECONDS):
+        [reply] = await server.node.attempt([call])
+    return server.node.parsed(call, reply)
+
+
+def _unknown_user(server: _Server, error: str) -> str:
+    return (
+        f"{server.name} refuses the credentials: {error}. A cluster's servers don't tell each other their users: "
+        "create them on each server, also on replicas"
+    )
 
 
 async def _other_user(store: Store, namespace: str, role: Role, missing: Sequence[str]) -> str:
@@ -172,10 +261,11 @@ def about(address: str, message: str) -> str:
     return f"{address}: {message}" if address else message
 
 
-def _server(info: Mapping[str, Any], *, is_single: bool = True) -> list[Finding]:
+def _server(info: Mapping[str, Any], *, is_single: bool = True, is_replica: bool = False) -> list[Finding]:
+    """`is_replica`: it is one of a cluster, as it should be."""
     errors = [text for text in (too_old(info), evicting(info)) if text is not None] if info else []
     warnings = [text for text in (forgetful(info),) if text is not None] if info else []
-    if info.get("role") == "slave":
+    if info.get("role") == "slave" and not is_replica:
         errors.append("the server is a replica and takes no writes: use the address of its primary")
     if _number(info, "loading"):
         errors.append("the server is loading its data: wait until it has finished, then check again")
@@ -185,7 +275,7 @@ def _server(info: Mapping[str, Any], *, is_single: bool = True) -> list[Finding]
                 f"the server could not write its {what} and may refuse writes: look at its log, and at its disk"
             )
     if is_single and _number(info, "cluster_enabled"):
-        errors.append("the server is part of a cluster: use redis+cluster://HOST:PORT (or rediss+cluster://)")
+        errors.append(PART_OF_CLUSTER)
     used, limit = _number(info, "used_memory"), _number(info, "maxmemory")
     if limit and used >= limit:
         errors.append("the server is out of memory and takes no new runs: raise maxmemory, or shorten `retention`")
@@ -198,19 +288,50 @@ def _server(info: Mapping[str, Any], *, is_single: bool = True) -> list[Finding]
 
 
 async def missing_permissions(store: Store, namespace: str, role: Role) -> list[str]:
-    """The rules for `ACL SETUSER` that the user of `store` lacks for a role: `+xadd`, `~sf:{shop}:*`.
+    """The rules for `ACL SETUSER` that the user of `store` lacks for a role, on any server: `+xadd`, `~sf:{shop}:*`.
 
-    Raises `StoreUnavailable`.
+    Raises `StoreUnavailable` when no server answers, or when one refuses the credentials.
     """
-    link = (await servers_of(store))[0][
-        1
-    ].link()  # of its own: what a script that doesn't exist gets as an answer would make others load theirs
-    try:
-        return await _missing_rules(link, rights(role, namespace), commands_of(role))
-    except LOST as error:
-        raise StoreUnavailable(f"the connection to {redacted(store.url)} was lost: {error}") from error
-    finally:
-        link.drop()
+    async with _all_servers(store) as servers:
+        lacking, refused = await _lacking(servers, namespace, role)
+    for server, error in refused.items():
+        raise StoreUnavailable(_unknown_user(server, error))
+    return [*lacking]
+
+
+async def _lacking(
+    servers: Sequence[_Server], namespace: str, role: Role
+) -> tuple[dict[str, list[_Server]], dict[_Server, str]]:
+    """The rules that are missing, each with the servers on which it is, and the servers that refuse the credentials,
+    with what they say. Raises `StoreUnavailable` when none answers."""
+    needed, commands = rights(role, namespace), commands_of(role)
+    if not servers[0].address:
+        commands = [command for command in commands if command not in IN_CLUSTER]
+    lacking: dict[str, list[_Server]] = {}
+    refused: dict[_Server, str] = {}
+    lost: Exception | None = None
+    answered = False
+    for server in servers:
+        # Of its own: what a script that doesn't exist gets as an answer would make others load theirs.
+        link = server.node.link()
+        try:
+            missing = await _missing_rules(link, needed, commands)
+        except redis_errors.AuthenticationError as error:
+            if not server.address:
+                raise StoreUnavailable(f"the server refuses the credentials: {error}") from error
+            refused[server] = str(error)
+            continue
+        except LOST as error:
+            lost = error
+            continue
+        finally:
+            link.drop()
+        answered = True
+        for rule in missing:
+            lacking.setdefault(rule, []).append(server)
+    if lost is not None and not answered:
+        raise StoreUnavailable(f"the connection to the server was lost: {lost}") from lost
+    return lacking, refused
 
 
 async def _missing_rules(link: Link, needed: Rights, commands: Sequence[str]) -> list[str]:

@@ -65,10 +65,12 @@ class Rights(msgspec.Struct, frozen=True):
         ]
 
 
+IN_CLUSTER = ("CLUSTER NODES", "ASKING")
+"""What a cluster is asked besides. Also for users of a single server, which may become one of a cluster."""
 _LOOKS = (
     *("MGET", "HGET", "HMGET", "HGETALL", "HKEYS", "LINDEX", "LRANGE", "ZCARD", "ZREVRANGE"),
     *("XLEN", "XRANGE", "XREVRANGE", "XREAD", "XINFO CONSUMERS"),
-    *("INFO", "TIME", "PING", "SSUBSCRIBE", "SUNSUBSCRIBE", "SELECT"),
+    *("INFO", "TIME", "PING", "SSUBSCRIBE", "SUNSUBSCRIBE", "SELECT", *IN_CLUSTER),
 )
 """What the client sends to see runs, results, histories, logs and the status. Not CONFIG GET, with which `status` would
 learn the policy of the append-only file: it also shows the passwords in the server's configuration."""
@@ -134,12 +136,18 @@ def _rung_and_done(shard: ShardKeys) -> list[str]:
     return [shard.inbox, shard.done]
 
 
-_ALWAYS = ("SCRIPT LOAD", "INFO", "SELECT")
+_ALWAYS = ("SCRIPT LOAD", "INFO", "SELECT", *IN_CLUSTER)
+_RARE_IN_CLUSTER = {
+    "CLUSTER NODES": "the URL names a cluster: which server has which slot",
+    "ASKING": "the same, and a slot is just being moved to another server",
+}
 _RARE_ALWAYS = {
+    **_RARE_IN_CLUSTER,
     "SELECT": "the URL names another database than 0",
     "SCRIPT LOAD": "the server is new, was restarted, or has replaced another one, and nobody has loaded them yet",
 }
 _RARE_LOOKS = {
+    **_RARE_IN_CLUSTER,
     "SELECT": _RARE_ALWAYS["SELECT"],
     "read_transitions": "a large payload of a run that is followed, or in `tail`",
     "PING": "nothing was published for 15 s",

@@ -88,7 +88,7 @@ def advice(
     `otherwise`: what to say where the error doesn't tell more."""
     causes = list(_chain(error))
     is_tls = is_secure(url)
-    kind = "+sentinel" if "+sentinel://" in url else ""
+    kind = next((kind for kind in ("+sentinel", "+cluster") if f"{kind}://" in url), "")
     plain, secure = f"redis{kind}://", f"rediss{kind}://"
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):

@@ -13,7 +13,7 @@ import threading
 import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.to_thread
@@ -26,6 +26,7 @@ import streamflow as sf
 from streamflow.cli import cli
 from streamflow.daemon import namespace_figures
 from streamflow.daemon.daemon import Daemon
+from streamflow.embedded.cluster import EmbeddedCluster
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.events import RunCompleted
 from streamflow.http import pages
@@ -157,6 +158,33 @@ class Site:
     def close(self) -> None:
         for role in Role:
             self.admin.acl_deluser(f"{self.namespace}-{role}")
+
+
+class All:
+    """Administrators of all servers of a cluster: each command goes to all."""
+
+    def __init__(self, admins: list[Redis]) -> None:
+        self._admins = admins
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *words: [getattr(admin, name)(*words) for admin in self._admins]
+
+    def acl_log(self) -> list[Any]:
+        return [entry for admin in self._admins for entry in cast("list[Any]", admin.acl_log())]
+
+
+class ClusterSite(Site):
+    """A cluster, with the users on each server. Its clients find the servers by themselves, so there are no doors."""
+
+    def __init__(self, cluster: EmbeddedCluster, admins: list[Redis], namespace: str) -> None:
+        super().__init__(cast("Redis", All(admins)), Doors(0), namespace, "", "")
+        self._cluster = cluster
+
+    async def open(self) -> None:
+        for role in Role:
+            line = await anyio.to_thread.run_sync(self._printed, role)
+            self.admin.execute_command(*line.split())
+            self.urls[role] = self._cluster.url.replace("://", f"://{self.namespace}-{role}:{PASSWORD}@")
 
 
 @pytest.fixture(params=["tls", "wheel", *(name for name, path in SERVERS.items() if str(path) != REDIS_SERVER)])
@@ -422,13 +450,64 @@ async def test_a_whole_flow_runs_as_these_users_with_all_that_they_may(
         assert bool(used.channels) == bool(needed.channels), role
 
 
+async def test_a_whole_flow_runs_on_a_cluster_as_these_users(namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "RECONNECT_GRACE", 0.1)
+    for module in (pages, namespace_figures):
+        monkeypatch.setattr(module, "KEPT", 0.0)
+    async with EmbeddedCluster(memory=True) as cluster:
+        admins = [Redis.from_url(node.url, decode_responses=True) for node in cluster.nodes]
+        with contextlib.ExitStack() as stack:
+            for admin in admins:
+                stack.enter_context(admin)
+            site = ClusterSite(cluster, admins, namespace)
+            await site.open()
+            await whole_flow(site)
+            assert site.denied() == []
+
+
+async def test_what_a_user_lacks_on_some_servers_of_a_cluster_is_said(namespace: str) -> None:
+    """Users aren't copied from one server to another, also not to a replica."""
+    async with EmbeddedCluster(replicas=1, memory=True) as cluster:
+        needed, user = rights(Role.CLIENT, namespace), f"{namespace}-client"
+        for node in cluster.nodes:
+            await node.command(*("ACL", "SETUSER", user, "reset", "on", f">{PASSWORD}", "resetchannels"), *needed.rules)
+
+        async def found() -> list[str]:
+            url = cluster.url.replace("://", f"://{user}:{PASSWORD}@")
+            words = ("check", "--redis", url, "--namespace", namespace, "--role", "client", "--json")
+            result = await anyio.to_thread.run_sync(lambda: CliRunner().invoke(cli, words))
+            findings = json.loads(result.stdout)["findings"]
+            assert result.exit_code == any(one["level"] == "error" for one in findings)
+            return [one["message"] for one in findings if "append-only" not in one["message"]]
+
+        assert await found() == []
+        replica = cluster.nodes[4]
+        for rule, command in (("cluster|nodes", "CLUSTER NODES"), ("asking", "ASKING")):
+            await replica.command("ACL", "SETUSER", user, f"-{rule}")
+            expected = f"the replica {replica.address}: the user may not use {command}: allow +{rule}"
+            assert await found() == [expected]
+            await replica.command("ACL", "SETUSER", user, f"+{rule}")
+        for node in cluster.nodes:
+            await node.command("ACL", "SETUSER", user, "-hget")
+        assert await found() == ["the user may not use HGET: allow +hget"]
+        for node in cluster.nodes:
+            await node.command("ACL", "SETUSER", user, "+hget")
+        await replica.command("ACL", "DELUSER", user)
+        [message] = await found()
+        assert message.startswith(f"the replica {replica.address} refuses the credentials")
+        assert "create them on each server" in message
+        await replica.kill()
+        [away] = [message for message in await found() if "is away" in message]
+        assert replica.address in away
+
+
 def rules_without(needed: Rights, rule: str) -> list[str]:
     return [other for other in needed.rules if other != rule]
 
 
 @pytest.mark.parametrize("role", Role)
 async def test_each_rule_that_is_missing_is_named(embedded_server: EmbeddedServer, namespace: str, role: Role) -> None:
-    """INFO may be hidden, and SELECT is refused by its own error."""
+    """INFO may be hidden, SELECT is refused by its own error, and a single server is asked nothing about a cluster."""
     needed, user = rights(role, namespace), f"{namespace}-{role}"
     url = embedded_server.url.replace("://", f"://{user}:{PASSWORD}@")
     with Redis.from_url(embedded_server.url, decode_responses=True) as admin:
@@ -441,7 +520,7 @@ async def test_each_rule_that_is_missing_is_named(embedded_server: EmbeddedServe
                 store = Node(url, connections=1)
                 missing = await missing_permissions(store, namespace, role)
                 await store.close()
-                if rule in ("", "+info", "+select"):
+                if rule in ("", "+info", "+select", "+cluster|nodes", "+asking"):
                     assert missing == []
                 else:
                     assert missing == [rule]
