@@ -60,5 +60,5 @@ async def server_time_ms(client: Client) -> int:
     """Now, in ms since the epoch, by the server's clock."""
     from streamflow.store.connection import Call
 
-    seconds, micros = await client.store.one(Call.plain("TIME"))
+    seconds, micros = await client.store.one(Call.plain("TIME", near=client.keys.members))
     return int(seconds) * 1000 + int(micros) // 1000

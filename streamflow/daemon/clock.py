@@ -229,7 +229,9 @@ async def start_clock(store: Store, kernel: Kernel, shards: int, beat: float) ->
 async def _ask(store: Store, kernel: Kernel) -> tuple[Any, Any, float]:
     """The server's time, all heartbeats, and how many seconds the answer took."""
     asked = time.monotonic()
-    answer, members = await store.send([Call.plain("TIME"), Call.plain("HGETALL", kernel.keys.members)])
+    answer, members = await store.send(
+        [Call.plain("TIME", near=kernel.keys.members), Call.plain("HGETALL", kernel.keys.members)]
+    )
     return answer, members, time.monotonic() - asked
 
 

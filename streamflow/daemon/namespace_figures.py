@@ -7,15 +7,15 @@ Each daemon says the same of the namespace, so a scraper may lose any of them. I
 again for `KEPT` seconds: a scraper every second, or ten of them, cost as much as one.
 
     first pipeline     TIME, INFO, members, names of queues, views; of each shard its holder, of each own shard also its
-                       inbox and what is due first
+    to each server     inbox and what is due first
     the others         what is in the queues, if there are any
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import anyio
 import msgspec
@@ -30,6 +30,7 @@ from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.queues import QueueFigures, read_queues
 from streamflow.store.router import open_store
+from streamflow.store.servers import facts_of, fullness, key_of_each, memory_of, send_to_each
 from streamflow.workflow.app import App
 
 T = TypeVar("T")
@@ -132,24 +133,30 @@ class NamespaceFigures:
             self._store = open_store(self._url, connections=1, patience=PATIENCE)
         keys = self._keys
         shards = range(self._shards if self._shards <= MAX_SHARDS_READ else 0)
-        calls: list[Call[Any]] = [
-            Call.plain("TIME"),
-            Call.plain("INFO"),
-            Call.plain("HKEYS", keys.members),
-            Call.plain("HKEYS", keys.queues),
-            Call.plain("MGET", *(keys.view(name) for name in _VIEWS)),
-            *(Call.plain("HGET", keys.shard(n).owner, "holder") for n in shards),
-            *(self._kernel.peek_inbox(n) for n in own),
-            *(Call.plain("ZRANGEBYSCORE", keys.shard(n).agenda, 0, "+inf", "WITHSCORES", "LIMIT", 0, 1) for n in own),
+        owners = [keys.shard(n).owner for n in range(min(self._shards, MAX_SHARDS_READ))]
+        asked = await key_of_each(self._store, owners, PATIENCE)
+        of_shard = [keys.shard(n) for n in own]
+        calls: list[tuple[str, Call[Any]]] = [
+            (keys.members, Call.plain("TIME", near=keys.members)),
+            (keys.members, Call.plain("HKEYS", keys.members)),
+            (keys.queues, Call.plain("HKEYS", keys.queues)),
+            (keys.view(_VIEWS[0]), Call.plain("MGET", *(keys.view(name) for name in _VIEWS))),
+            *((key, Call.plain("INFO", near=key)) for key in asked),
+            *((owner := keys.shard(n).owner, Call.plain("HGET", owner, "holder")) for n in shards),
+            *((shard.inbox, self._kernel.peek_inbox(n)) for n, shard in zip(own, of_shard, strict=True)),
+            *(
+                (one.agenda, Call.plain("ZRANGEBYSCORE", one.agenda, 0, "+inf", "WITHSCORES", "LIMIT", 0, 1))
+                for one in of_shard
+            ),
         ]
-        clock, info, members, queues, views, *rest = await self._store.send(calls)
+        clock, members, queues, views, *rest = await send_to_each(self._store, calls, PATIENCE)
         if isinstance(clock, StoreError):
             raise clock
+        infos, rest = rest[: len(asked)], rest[len(asked) :]
         now = int(clock[0]) * 1000 + int(clock[1]) // 1000
         figures = Figures()
         figures.set(catalog.SHARDS, self._shards)
-        if not isinstance(info, StoreError):
-            _put_memory(figures, info)
+        _put_memory(figures, [facts for info in infos if (facts := facts_of(info))])
         if not isinstance(members, StoreError):
             figures.set(catalog.DAEMONS, len(members))
             if shards:
@@ -231,16 +238,14 @@ def _value(decode: Callable[[bytes], _View[T]], data: bytes | None, otherwise: T
         return otherwise
 
 
-def _put_memory(figures: Figures, info: Any) -> None:
-    facts = cast("dict[str, Any]", info) if isinstance(info, dict) else _parsed(info)
-    figures.set(catalog.SERVER_MEMORY, int(facts.get("used_memory", 0)))
-    if limit := int(facts.get("maxmemory", 0)):
+def _put_memory(figures: Figures, servers: Sequence[Mapping[str, Any]]) -> None:
+    """Of the one that is nearest to its limit: a sum would hide it."""
+    if not servers:
+        return
+    used, limit = max(map(memory_of, servers), key=fullness)
+    figures.set(catalog.SERVER_MEMORY, used)
+    if limit:
         figures.set(catalog.SERVER_MEMORY_LIMIT, limit)
-
-
-def _parsed(info: bytes) -> dict[str, Any]:
-    lines = (line.partition(":") for line in info.decode(errors="replace").splitlines() if ":" in line)
-    return {name: value for name, _, value in lines}
 
 
 def _first_due(answer: Any, otherwise: int) -> int:

@@ -248,7 +248,10 @@ DAEMONS = Metric("streamflow_namespace_daemons", "gauge", "namespace", "Daemons 
 SHARDS = Metric("streamflow_namespace_shards", "gauge", "namespace", "Shards of the namespace.")
 SHARDS_UNOWNED = Metric("streamflow_namespace_shards_unowned", "gauge", "namespace", "Shards that no member owns.")
 SERVER_MEMORY = Metric(
-    "streamflow_server_memory_used_bytes", "gauge", "namespace", "Memory that the Redis or Valkey server uses."
+    "streamflow_server_memory_used_bytes",
+    "gauge",
+    "namespace",
+    "Memory that the Redis or Valkey server uses; of a cluster, the master that is nearest to its maxmemory.",
 )
 SERVER_MEMORY_LIMIT = Metric(
     "streamflow_server_memory_limit_bytes", "gauge", "namespace", "Its maxmemory; not there if it has none."

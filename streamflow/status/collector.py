@@ -3,8 +3,8 @@
 Owns: what is read for it, who counts as alive, rates between two samples, and moving an old rates view up to now.
 Must not: draw (`screen/`), change anything. Called by: `status`, `dev`, `demo`.
 
-    collect:  TIME, INFO, members, workers, queue names, merged views, each shard's owner and inbox    (one pipeline)
-              if there are queues, what is in them                                                     (a second one)
+    collect:  TIME, INFO, members, workers, queue names, merged views, each shard's owner and inbox   (one pipeline to
+              if there are queues, what is in them                                (a second one)       each server)
               with `shards=True` the log entries that each shard's views don't cover      (two, if there are any)
 
 A heartbeat is a counter without a time (wall clocks jump), so only a second sample shows whether a daemon is alive:
@@ -23,13 +23,14 @@ import anyio
 import msgspec
 
 from streamflow.client.client import Client
-from streamflow.errors import StoreError
+from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.status.model import DaemonRow, NamespaceStatus, Server, Shard, WorkerRow, daemon_from, shards_from
 from streamflow.status.queues import queues_of
 from streamflow.store.connection import Call
 from streamflow.store.namespace import Namespace
 from streamflow.store.queues import clock_of
+from streamflow.store.servers import facts_of, fullness, key_of_each, memory_of, send_to_each
 from streamflow.store.workers import WorkerHeartbeat, live_workers
 from streamflow.views.registry import AVERAGE_S, SETTLE_S, VIEWS
 from streamflow.wire import Heartbeat, decode_heartbeat
@@ -59,8 +60,7 @@ class _Sample(NamedTuple):
     heartbeat: Heartbeat
 
 
-_NOTHING: Call[Any] = Call.plain("TIME")
-"""In the place of a command that the server doesn't allow."""
+_WEAKEST_FIRST = ("off", "no", "on", "everysec", "always")
 
 
 class StatusCollector:
@@ -95,31 +95,46 @@ class StatusCollector:
         namespace = await client.read_namespace()
         keys = client.keys
         shards = [keys.shard(n) for n in range(namespace.shards)] if namespace.shards <= MAX_SHARDS_READ else []
-        calls: list[Call[Any]] = [
-            Call.plain("TIME"),
-            _NOTHING if "INFO" in self._hidden else Call.plain("INFO"),
-            _NOTHING if "CONFIG" in self._hidden else Call.plain("CONFIG", "GET", "appendfsync"),
-            Call.plain("HGETALL", keys.members),
-            Call.plain("HGETALL", keys.workers),
-            Call.plain("HKEYS", keys.queues),
-            Call.plain("MGET", *(keys.view(name) for name in _VIEW_NAMES)),
-            *(Call.plain("HMGET", shard.owner, "holder", "log") for shard in shards),
-            *(Call.plain("XLEN", shard.inbox) for shard in shards),
+        holders = [keys.shard(n).owner for n in range(min(namespace.shards, MAX_SHARDS_READ))]
+        asked = await key_of_each(client.store, holders, PATIENCE)
+        infos = [] if "INFO" in self._hidden else [(key, Call.plain("INFO", near=key)) for key in asked]
+        policies = [
+            (key, Call.plain("CONFIG", "GET", "appendfsync", near=key))
+            for key in ([] if "CONFIG" in self._hidden else asked)
         ]
-        clock, info, fsync, members, workers, queues, merged, *rest = await client.store.send(calls, PATIENCE)
+        calls: list[tuple[str, Call[Any]]] = [
+            (keys.members, Call.plain("TIME", near=keys.members)),
+            (keys.members, Call.plain("HGETALL", keys.members)),
+            (keys.workers, Call.plain("HGETALL", keys.workers)),
+            (keys.queues, Call.plain("HKEYS", keys.queues)),
+            (keys.view(_VIEW_NAMES[0]), Call.plain("MGET", *(keys.view(name) for name in _VIEW_NAMES))),
+            *infos,
+            *policies,
+            *((shard.owner, Call.plain("HMGET", shard.owner, "holder", "log")) for shard in shards),
+            *((shard.inbox, Call.plain("XLEN", shard.inbox)) for shard in shards),
+        ]
+        clock, members, workers, queues, merged, *rest = await send_to_each(client.store, calls, PATIENCE)
         for answer in (clock, members, merged):
             if isinstance(answer, StoreError):
                 raise answer
+        info, rest = rest[: len(infos)], rest[len(infos) :]
+        fsync, rest = rest[: len(policies)], rest[len(policies) :]
         owners, inboxes = rest[: len(shards)], rest[len(shards) :]
-        self._hidden |= {name for name, answer in (("INFO", info), ("CONFIG", fsync)) if isinstance(answer, StoreError)}
+        self._hidden |= {
+            name for name, answers in (("INFO", info), ("CONFIG", fsync)) if any(map(_is_refused, answers))
+        }
         status = NamespaceStatus(
             namespace=client.namespace,
             as_of=clock_of(clock),
-            server=None if "INFO" in self._hidden else _server(info, None if "CONFIG" in self._hidden else fsync),
+            server=None if "INFO" in self._hidden else _server(info, [] if "CONFIG" in self._hidden else fsync),
             shards_total=namespace.shards,
         )
         if "INFO" in self._hidden:
             status.warnings.append("the server doesn't allow INFO: its version, memory and persistence aren't shown")
+        if status.server is not None and (away := status.server.away):
+            status.warnings.append(
+                f"{away} of {status.server.servers} servers {'does' if away == 1 else 'do'}n't answer"
+            )
         if not isinstance(workers, StoreError):
             status.workers = [_worker(worker, status.as_of) for worker in live_workers(workers, status.as_of)]
         self._put_members(status, cast("Mapping[bytes, bytes]", members))
@@ -196,38 +211,55 @@ class StatusCollector:
     async def _put_lag(self, status: NamespaceStatus, owners: Sequence[Any]) -> None:
         """Log entries that the stored views don't cover, counted up to `COUNT_LAG_TO`."""
         keys = [self._client.keys.shard(shard.number) for shard in status.shards]
-        send = self._client.store.send
-        offsets = await send([Call.plain("HGET", shard.views, "offset") for shard in keys])
-        behind: list[tuple[Shard, Call[Any]]] = []
+        store = self._client.store
+        offsets = await send_to_each(
+            store, [(shard.views, Call.plain("HGET", shard.views, "offset")) for shard in keys], PATIENCE
+        )
+        behind: list[tuple[Shard, tuple[str, Call[Any]]]] = []
         for shard, key, owner, offset in zip(status.shards, keys, owners, offsets, strict=True):
             last = None if isinstance(owner, StoreError) else owner[1]
             if not last or isinstance(offset, StoreError) or last == offset:
                 continue
             start = f"({offset.decode()}" if offset else "-"
-            behind.append((shard, Call.plain("XRANGE", key.log, start, "+", "COUNT", COUNT_LAG_TO, parse=len)))
+            call = Call.plain("XRANGE", key.log, start, "+", "COUNT", COUNT_LAG_TO, parse=len)
+            behind.append((shard, (key.log, call)))
         if behind:
-            for (shard, _), count in zip(behind, await send([call for _, call in behind]), strict=True):
+            counts = await send_to_each(store, [call for _, call in behind], PATIENCE)
+            for (shard, _), count in zip(behind, counts, strict=True):
                 shard.lag = 0 if isinstance(count, StoreError) else count
 
 
-def _server(info: Any, fsync: Any) -> Server:
-    facts = cast("dict[str, Any]", info) if isinstance(info, dict) else _parsed(info)
-    aof = "off"
-    if int(facts.get("aof_enabled", 0)):
-        aof = str(_pairs(fsync).get("appendfsync", "on")) if fsync else "on"
+def _server(infos: Sequence[Any], policies: Sequence[Any]) -> Server | None:
+    """Of what each server has answered to INFO and CONFIG GET; None if none has. Sums, and of what isn't the same
+    everywhere the worst."""
+    told = [facts for info in infos if (facts := facts_of(info))]
+    if not told:
+        return None
+    memory = [memory_of(facts) for facts in told]
+    versions = sorted({str(facts.get("valkey_version") or facts.get("redis_version") or "") for facts in told})
+    aof = [_aof(facts, policies) for facts in told]
     return Server(
-        product="valkey" if "valkey_version" in facts else "redis",
-        version=str(facts.get("valkey_version") or facts.get("redis_version") or ""),
-        memory=int(facts.get("used_memory", 0)),
-        maxmemory=int(facts.get("maxmemory", 0)),
-        aof=aof,
-        ops_per_s=float(facts.get("instantaneous_ops_per_sec", 0)),
+        product="valkey" if "valkey_version" in told[0] else "redis",
+        version="/".join(versions),
+        memory=sum(used for used, _ in memory),
+        maxmemory=sum(limit for _, limit in memory) if all(limit for _, limit in memory) else 0,
+        aof=min(aof, key=lambda policy: _WEAKEST_FIRST.index(policy) if policy in _WEAKEST_FIRST else 0),
+        ops_per_s=sum(float(facts.get("instantaneous_ops_per_sec", 0)) for facts in told),
+        servers=len(infos),
+        away=len(infos) - len(told),
+        fullest=round(max(fullness(one)[0] for one in memory), 3),
     )
 
 
-def _parsed(info: bytes) -> dict[str, Any]:
-    lines = (line.partition(":") for line in info.decode(errors="replace").splitlines() if ":" in line)
-    return {name: value for name, _, value in lines}
+def _aof(facts: Mapping[str, Any], policies: Sequence[Any]) -> str:
+    if not int(facts.get("aof_enabled", 0)):
+        return "off"
+    known = {_pairs(policy).get("appendfsync", "on") for policy in policies if not isinstance(policy, StoreError)}
+    return min(known or {"on"}, key=lambda policy: _WEAKEST_FIRST.index(policy) if policy in _WEAKEST_FIRST else 0)
+
+
+def _is_refused(answer: Any) -> bool:
+    return isinstance(answer, StoreError) and not isinstance(answer, StoreUnavailable)
 
 
 def _pairs(reply: Any) -> dict[str, str]:

@@ -16,8 +16,10 @@ from streamflow.wire import Heartbeat
 
 
 class Server(msgspec.Struct, kw_only=True):
-    """The Redis or Valkey server. Memory in bytes; `maxmemory` 0: no limit. `aof`: everysec, always, no, on
-    (the policy isn't known: the user may not use CONFIG GET), or off."""
+    """The Redis or Valkey server, or the masters of a cluster together. Memory in bytes, all summed up; `maxmemory` 0:
+    no limit. `aof`: everysec, always, no, on (the policy isn't known: the user may not use CONFIG GET), or off; of
+    several the one that keeps least. `servers`: how many there are, of which `away` don't answer and are left out.
+    `fullest`: the largest share of its maxmemory that one of them uses."""
 
     product: str = "redis"
     version: str = ""
@@ -25,6 +27,9 @@ class Server(msgspec.Struct, kw_only=True):
     maxmemory: int = 0
     aof: str = ""
     ops_per_s: float = 0.0
+    servers: int = 1
+    away: int = 0
+    fullest: float = 0.0
 
 
 class DaemonRow(msgspec.Struct, kw_only=True):

@@ -16,6 +16,7 @@ from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import WORKERS
 from streamflow.store.keys import NamespaceKeys, QueueKeys
+from streamflow.store.servers import send_to_each
 from streamflow.store.workers import live_workers
 
 OLDEST = 32
@@ -41,10 +42,14 @@ async def read_queues(
     partitions = [keys.queue(name, number) for name in names for number in range(QUEUE_PARTITIONS)]
     if not partitions:
         return []
-    calls: list[Call[Any]] = [Call.plain("TIME"), Call.plain("HGETALL", keys.workers)]
-    for partition in partitions:
-        calls += (Call.plain("XLEN", partition.stream), Call.plain("XINFO", "CONSUMERS", partition.stream, WORKERS))
-    time, members, *answers = await store.send(calls, patience)
+    calls: list[tuple[str, Call[Any]]] = [
+        (keys.workers, Call.plain("TIME", near=keys.workers)),
+        (keys.workers, Call.plain("HGETALL", keys.workers)),
+    ]
+    for stream in (partition.stream for partition in partitions):
+        calls.append((stream, Call.plain("XLEN", stream)))
+        calls.append((stream, Call.plain("XINFO", "CONSUMERS", stream, WORKERS)))
+    time, members, *answers = await send_to_each(store, calls, patience)
     queues = [QueueFigures(name=name) for name in names]
     waiting: list[tuple[QueueFigures, QueueKeys]] = []
     for position, (entries, consumers) in enumerate(zip(answers[::2], answers[1::2], strict=True)):
@@ -83,12 +88,13 @@ async def _read_oldest(store: Store, waiting: Sequence[tuple[QueueFigures, Queue
     """The first entry of a partition that was never delivered: those before it are claimed, or were."""
     for first in range(0, len(waiting), OLDEST):
         chunk = waiting[first : first + OLDEST]
-        groups = await store.send([Call.plain("XINFO", "GROUPS", keys.stream) for _, keys in chunk], patience)
+        streams = [keys.stream for _, keys in chunk]
+        groups = await send_to_each(store, [(one, Call.plain("XINFO", "GROUPS", one)) for one in streams], patience)
         calls = [
-            Call.plain("XRANGE", keys.stream, _behind(answer), "+", "COUNT", 1)
-            for (_, keys), answer in zip(chunk, groups, strict=True)
+            (one, Call.plain("XRANGE", one, _behind(answer), "+", "COUNT", 1))
+            for one, answer in zip(streams, groups, strict=True)
         ]
-        for (queue, _), entries in zip(chunk, await store.send(calls, patience), strict=True):
+        for (queue, _), entries in zip(chunk, await send_to_each(store, calls, patience), strict=True):
             if not isinstance(entries, StoreError) and entries:
                 since = int(entries[0][0].partition(b"-")[0])
                 queue.oldest = since if queue.oldest is None else min(queue.oldest, since)

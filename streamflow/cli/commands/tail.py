@@ -172,7 +172,7 @@ async def _start_positions(client: Client, shards: Sequence[int], ago: float | N
         if refusal is not None:
             raise refusal
         return {log: end[0][0].decode() if end else "0-0" for log, end in zip(logs, ends, strict=True)}
-    seconds, _ = await client.store.one(Call.plain("TIME"))
+    seconds, _ = await client.store.one(Call.plain("TIME", near=client.keys.members))
     first = max(0, int((int(seconds) - ago) * 1000)) if ago != float("inf") else 0
     return dict.fromkeys(logs, f"{first}-0")
 

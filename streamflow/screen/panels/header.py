@@ -46,8 +46,11 @@ def health(status: NamespaceStatus) -> list[tuple[str, str]]:
         first = next((subject for beat in beats for subject in beat.broken), "")
         problems.append((BAD, f"{first if stopped == 1 else plural(stopped, 'shard')} stopped"))
     server = status.server
-    if server is not None and server.maxmemory and server.memory >= 0.8 * server.maxmemory:
-        problems.append((BAD, f"memory {100 * server.memory / server.maxmemory:.0f} % full"))
+    if server is not None and server.away:
+        problems.append((BAD, f"{server.away} of {server.servers} servers away"))
+    if server is not None and server.fullest >= 0.8:
+        whose = "" if server.servers == 1 else " of a server"
+        problems.append((BAD, f"memory{whose} {100 * server.fullest:.0f} % full"))
     if lost := sum(beat.lost for beat in beats):
         problems.append((BAD, f"{plural(lost, 'run')} lost or set back by the server"))
     if failing := sorted({loop for beat in beats for loop in beat.failing}):
@@ -82,6 +85,8 @@ def _facts(status: NamespaceStatus) -> Text:
     if server is not None:
         limit = f" of {size(server.maxmemory)}" if server.maxmemory else ""
         facts.append(f"{server.product} {server.version}".strip())
+        if server.servers > 1:
+            facts.append(f"cluster of {server.servers}")
         facts.append(f"{size(server.memory)}{limit}")
         facts.append(f"aof {server.aof or 'off'}")
         facts.append(f"{number(server.ops_per_s)} ops/s")

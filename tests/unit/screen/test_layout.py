@@ -275,8 +275,12 @@ def test_the_header_lists_problems_the_worst_first() -> None:
     assert "healthy" in text(status(views={}))
     assert "no daemons · " in text(status(daemons=0)).splitlines()[0]
     assert "● 2 shards without owner · 1 run stuck" in text(status(shards_unowned=2))
-    full = Server(memory=90, maxmemory=100, aof="off")
+    full = Server(memory=90, maxmemory=100, fullest=0.9, aof="off")
     assert "memory 90 % full · AOF off" in text(status(views={}, server=full))
+    cluster = Server(memory=100, maxmemory=300, fullest=0.9, aof="on", servers=3, away=1)
+    first, second = text(status(views={}, server=cluster)).splitlines()[:2]
+    assert "1 of 3 servers away · memory of a server 90 % full" in first
+    assert "redis · cluster of 3 · 100 B of 300 B" in second
 
 
 def test_the_header_names_what_a_daemon_reports_about_itself() -> None:
