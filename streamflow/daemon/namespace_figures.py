@@ -41,6 +41,8 @@ GONE = 60.0
 """Seconds after which it is left out: an old value is worse than none."""
 PATIENCE = 2.0
 """Seconds for the server to answer."""
+LIMIT = 2.5 * PATIENCE
+"""Seconds for all, of which one of several servers may need `PATIENCE` twice to say nothing."""
 MAX_SHARDS_READ = 1024
 """With more shards than this, what has to be asked of each is left out."""
 MAX_QUEUES_READ = 500
@@ -112,7 +114,7 @@ class NamespaceFigures:
         if now - self._tried >= KEPT:
             self._tried = now
             try:
-                with anyio.fail_after(1.5 * PATIENCE):
+                with anyio.fail_after(LIMIT):
                     self._figures = await self._ask(sorted(own))
                 self._read = now
             except (StoreError, TimeoutError):

@@ -194,12 +194,18 @@ class StatusCollector:
         self, status: NamespaceStatus, namespace: Namespace, owners: Sequence[Any], inboxes: Sequence[Any]
     ) -> None:
         alive = self._alive()
-        if not owners:
+        reported: list[Shard] = []
+        if not owners or any(isinstance(owner, StoreUnavailable) for owner in owners):
             heartbeats = {member: samples[-1].heartbeat for member, samples in self._samples.items()}
-            status.shards = shards_from(heartbeats, namespace.shards, alive)
+            reported = shards_from(heartbeats, namespace.shards, alive)
+        if not owners:
+            status.shards = reported
             return
         for number, (owner, inbox) in enumerate(zip(owners, inboxes, strict=True)):
-            holder = "" if isinstance(owner, StoreError) else (owner[0] or b"").decode(errors="replace")
+            if isinstance(owner, StoreUnavailable):
+                holder = reported[number].owner
+            else:
+                holder = "" if isinstance(owner, StoreError) else (owner[0] or b"").decode(errors="replace")
             status.shards.append(
                 Shard(
                     number=number,

@@ -7,8 +7,11 @@ what the answers are for. Called by: the status, a daemon's metrics, `queues.py`
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
+
+import anyio
 
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.store.connection import Call, Store
@@ -35,8 +38,12 @@ async def send_to_each(store: Store, calls: Sequence[tuple[str, Call[Any]]], pat
         parts.setdefault(store.server_of(key), []).append(position)
 
     async def send(part: Sequence[int]) -> list[Any]:
+        limit = math.inf if len(parts) == 1 else patience  # one that is silent is waited for longer than that, else
         try:
-            return await store.send([calls[position][1] for position in part], patience)
+            with anyio.fail_after(limit):
+                return await store.send([calls[position][1] for position in part], patience)
+        except TimeoutError:
+            return [StoreUnavailable(f"a server has not answered within {patience:g} s")] * len(part)
         except StoreUnavailable as error:
             return [error] * len(part)
 

@@ -1,0 +1,233 @@
+"""Every command that asks the server, on a cluster: the same as on one server; and what is said of a wrong URL."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from click.testing import CliRunner, Result
+
+import streamflow as sf
+from streamflow.cli import cli
+from streamflow.client.client import connect
+from streamflow.daemon.daemon import Daemon
+from streamflow.embedded.cluster import ClusterNode, EmbeddedCluster
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.status.collector import StatusCollector
+from streamflow.store.keys import NamespaceKeys
+from streamflow.store.topology import slot_of
+from tests.support.cluster import frozen
+from tests.support.serving import FAST, running_daemon
+from tests.support.waiting import DEADLINE, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+
+FLOWS = """
+import streamflow as sf
+
+app = sf.App()
+
+@app.step
+async def double(n: int) -> int:
+    return 2 * n
+
+@app.step(queue="gpu")
+def train(n: int) -> int:
+    return n + 1
+
+@app.workflow
+async def child(n: int) -> int:
+    return await double(n)
+
+@app.workflow
+async def flow(n: int) -> int:
+    sf.publish("progress", n)
+    sf.set_attributes(size=n)
+    values = await sf.gather(double(n), train(n), *(child(n) for _ in range(6)))
+    question = await sf.question("name", str)
+    question.answer(f"you are {question.value}")
+    return sum(values) + await sf.signal("more", int)
+"""
+
+
+class Shell:
+    """Commands on a cluster, as their users type them."""
+
+    def __init__(self, url: str, namespace: str) -> None:
+        self.environ = {"STREAMFLOW_REDIS": url, "STREAMFLOW_NAMESPACE": namespace, "STREAMFLOW_APP": None}
+
+    async def __call__(self, *words: str, code: int = 0) -> str:
+        result = await anyio.to_thread.run_sync(lambda: CliRunner().invoke(cli, words, env=self.environ))
+        assert result.exit_code == code, (words, result.output)
+        return result.output
+
+    async def data(self, *words: str) -> Any:
+        return json.loads(await self(*words, "--json"))
+
+    def until_printed(self, text: str, words: Sequence[str]) -> str:
+        """The output of a command that goes on, up to a text."""
+        found = ""
+        with self.process(words, stdout=subprocess.PIPE) as process:
+            deadline = threading.Timer(DEADLINE, process.kill)
+            deadline.start()
+            try:
+                assert process.stdout is not None
+                while text not in found and (line := process.stdout.readline()):
+                    found += line
+            finally:
+                deadline.cancel()
+                process.kill()
+        return found
+
+    def process(self, words: Sequence[str], stdout: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+        environ = os.environ | {name: value for name, value in self.environ.items() if value is not None}
+        return subprocess.Popen([sys.executable, "-m", "streamflow", *words], env=environ, stdout=stdout, text=True)
+
+
+async def test_all_commands_work_with_the_url_of_a_cluster(
+    shared_cluster: EmbeddedCluster, namespace: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "flows.py"
+    file.write_text(FLOWS)
+    run = Shell(shared_cluster.url, namespace)
+    scope: dict[str, Any] = {"__name__": "flows"}
+    exec(FLOWS, scope)
+    app: sf.App = scope["app"]
+    with (
+        run.process(("worker", "--app", str(file), "--queue", "gpu", "--log-level", "error")) as worker,
+        killing(worker),
+    ):
+        async with running_daemon(app, shared_cluster, namespace, crash=False, http="127.0.0.1:0") as daemon:
+            assert await run("enqueue", "flow", "--id", "one", "--input", "3") == "started one\n"
+            (tmp_path / "runs.jsonl").write_text("".join(f'{{"id": "c{n}", "input": {n}}}\n' for n in range(20)))
+            await run("enqueue", "child", "--file", str(tmp_path / "runs.jsonl"))
+            assert await run("enqueue", "child", "--id", "waited", "--input", "4", "--wait") == "8\n"
+            assert "you are me" in await run("ask", "one", "name", '"me"', "--timeout", "20")
+            await run("signal", "one", "more", "5")
+            async with connect(shared_cluster.url, namespace=namespace) as client:
+                assert await client.run("one").result(DEADLINE) == 6 + 4 + 6 * 6 + 5
+                assert [await client.run(f"c{n}").result(DEADLINE) for n in range(20)] == [2 * n for n in range(20)]
+
+            assert await run("read", "one", "progress") == "3\n"
+            shown = await run("show", "one")
+            assert "completed" in shown
+            assert "CHILDREN 6" in shown
+            listed = [row["run_id"] for row in await run.data("runs", "--limit", "100")]
+            assert {"one", "waited", *(f"c{n}" for n in range(20))} <= set(listed)
+            assert len(listed) == 28
+            assert [row["run_id"] for row in await run.data("runs", "--attribute", "size=3")] == ["one"]
+
+            await run("enqueue", "flow", "--id", "two", "--input", "1")
+            await run("cancel", "two")
+            await run("enqueue", "flow", "--id", "three", "--input", "1")
+            await run("terminate", "three")
+
+            async def both_ended() -> bool:
+                rows = await run.data("runs", "--status", "cancelled")
+                return {"two", "three"} <= {row["run_id"] for row in rows}
+
+            await until(both_ended)
+            exported = str(tmp_path / "one.json")
+            await run("export", "one", "--output", exported)
+            assert (await run("replay", "--app", str(file), "one", exported)).count("ok ") == 2
+            words = ("tail", "--since", "all", "--run", "waited")
+            tail = await anyio.to_thread.run_sync(run.until_printed, "RunCompleted", words)
+            assert "RunStarted" in tail
+            assert "RunCompleted" in tail
+            await run("forget", "two", "three")
+            await run("show", "two", code=1)
+
+            async def counted() -> bool:
+                views = (await run.data("status", "--shards"))["views"]
+                return views["runs"]["status"]["completed"] >= 28 and not views["runs"]["status"]["running"]
+
+            await until(counted)
+            status = await run.data("status", "--shards")
+            assert (status["server"]["servers"], status["server"]["away"], status["shards_unowned"]) == (3, 0, 0)
+            used = [await memory(node) for node in shared_cluster.nodes]
+            assert 0.8 * sum(used) < status["server"]["memory"] < 1.2 * sum(used)
+            assert "cluster of 3" in await run("status", "--svg", str(tmp_path / "status.svg")) + await run("status")
+            metrics = await anyio.to_thread.run_sync(metrics_of, daemon)
+            assert f'streamflow_metrics_read_success{{sf_namespace="{namespace}"}} 1.0' in metrics
+            assert "streamflow_server_memory_used_bytes" in metrics
+            assert "ok       permissions" in await run("check", "--app", str(file), "--shards", "8")
+            await run("daemon", "--check", "--app", str(file), "--shards", "8")
+        assert "log entr" in await run("views", "rebuild")
+        worker.terminate()
+        assert await anyio.to_thread.run_sync(worker.wait, DEADLINE) == 0
+
+
+@contextlib.contextmanager
+def killing(process: subprocess.Popen[str]) -> Iterator[None]:
+    """In the end, so that nobody waits for it."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
+def metrics_of(daemon: Daemon) -> str:
+    assert daemon.http is not None
+    with urllib.request.urlopen(f"{daemon.http.url}/metrics", timeout=DEADLINE) as response:
+        return response.read().decode()
+
+
+async def memory(node: ClusterNode) -> int:
+    info = await node.command("INFO", "memory")
+    return next(int(line.partition(":")[2]) for line in info.splitlines() if line.startswith("used_memory:"))
+
+
+async def test_a_server_that_is_silent_costs_only_its_part_of_the_status(namespace: str) -> None:
+    async with EmbeddedCluster(memory=True, node_timeout=30.0) as cluster:
+        app = sf.App()
+        async with running_daemon(app, cluster, namespace, crash=False, dead_after=10.0):
+            keys = NamespaceKeys(namespace)
+            central = await cluster.owner(slot_of(keys.members))
+            having = [await cluster.owner(slot_of(keys.shard(n).owner)) for n in range(FAST["shards"])]
+            silent = next(node for node in having if node is not central)
+            async with connect(cluster.url, namespace=namespace) as client:
+                collector = StatusCollector(client, dead_after=10.0)
+                whole = await collector.settled()
+                assert whole.server is not None
+                assert (whole.server.servers, whole.server.away, whole.shards_unowned) == (len(set(having)), 0, 0)
+                with frozen(silent):
+                    part = await collector.collect()
+                assert part.server is not None
+                assert part.server.away == 1
+                assert part.warnings == [f"1 of {part.server.servers} servers doesn't answer"]
+                assert part.shards_unowned == 0, "its daemon says which it owns"
+                assert [daemon.id for daemon in part.daemons] == [daemon.id for daemon in whole.daemons]
+
+
+def invoke(*words: str) -> Result:
+    return CliRunner().invoke(cli, words, env={"STREAMFLOW_REDIS": None, "STREAMFLOW_APP": None})
+
+
+async def test_a_wrong_url_is_named_with_the_right_one(
+    shared_cluster: EmbeddedCluster, embedded_server: EmbeddedServer
+) -> None:
+    node, single = shared_cluster.nodes[0], embedded_server.url
+    wrong = {
+        f"redis://{node.address}": "the server is part of a cluster: use redis+cluster://HOST:PORT",
+        single.replace("redis://", "redis+cluster://"): "the server is not part of a cluster: use redis://",
+        "redis+cluster://127.0.0.1:1": "Check that the cluster's servers are running",
+        f"redis+cluster://user:s3cret@{node.address}": "refuses the credentials",
+        f"rediss+cluster://{node.address}": "use redis+cluster://",
+    }
+    for url, expected in wrong.items():
+        for words in (("check",), ("runs",)) if "part of a cluster" in expected else (("check",),):
+            result = await anyio.to_thread.run_sync(lambda words=words, url=url: invoke(*words, "--redis", url))
+            assert result.exit_code == 1, (url, words)
+            assert expected in " ".join(result.output.split()), (url, words)
+            assert "s3cret" not in result.output
