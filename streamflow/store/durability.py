@@ -26,6 +26,7 @@ import msgspec
 
 from streamflow.errors import StoreError, StoreMisconfigured, Unconfirmed, UsageError
 from streamflow.machine.sealed import hide
+from streamflow.server_url import cluster_of
 from streamflow.settings import is_level
 from streamflow.store.connection import Call, OtherHistory
 from streamflow.store.kernel import Put
@@ -78,10 +79,23 @@ class Durability(msgspec.Struct, frozen=True):
         return f"{who} confirmed it"
 
 
+def not_with(url: str, level: str) -> str:
+    """Why the server at this URL can't be used with a level; empty if it can."""
+    if cluster_of(url) is None or Durability.of(level) is None:
+        return ""
+    return (
+        f"the durability {level} is not supported with a cluster yet: start the daemons with --durability server, "
+        "which also changes that of a namespace that exists"
+    )
+
+
 def use_durability(store: Store, kernel: Kernel, level: str) -> bool:
     """Let the writes of this store wait for that level from now on, also those that wait already. Returns whether it is
-    another level than before. Raises `UsageError`."""
+    another level than before. Raises `UsageError`, and `StoreMisconfigured` for a cluster, whose servers would have to
+    be waited for one by one."""
     durability, present = Durability.of(level), store.confirmation
+    if durability is not None and (problem := not_with(store.url, level)):
+        raise StoreMisconfigured(problem)
     if durability == (present and present.durability):
         return False
     if present is None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,12 @@ class Shell:
                 process.kill()
         return found
 
-    def process(self, words: Sequence[str], stdout: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    def process(
+        self, words: Sequence[str], stdout: int = subprocess.DEVNULL, stderr: int | None = None
+    ) -> subprocess.Popen[str]:
         environ = os.environ | {name: value for name, value in self.environ.items() if value is not None}
-        return subprocess.Popen([sys.executable, "-m", "streamflow", *words], env=environ, stdout=stdout, text=True)
+        command = [sys.executable, "-m", "streamflow", *words]
+        return subprocess.Popen(command, env=environ, stdout=stdout, stderr=stderr, text=True)
 
 
 async def test_all_commands_work_with_the_url_of_a_cluster(
@@ -169,7 +172,7 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
 
 
 @contextlib.contextmanager
-def killing(process: subprocess.Popen[str]) -> Iterator[None]:
+def killing(process: subprocess.Popen[str]) -> Generator[None]:
     """In the end, so that nobody waits for it."""
     try:
         yield
@@ -231,3 +234,19 @@ async def test_a_wrong_url_is_named_with_the_right_one(
             assert result.exit_code == 1, (url, words)
             assert expected in " ".join(result.output.split()), (url, words)
             assert "s3cret" not in result.output
+
+
+async def test_a_durability_that_a_cluster_does_not_have_yet_is_refused(
+    shared_cluster: EmbeddedCluster, namespace: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "flows.py"
+    file.write_text(FLOWS)
+    run = Shell(shared_cluster.url, namespace)
+    words = ("daemon", "--app", str(file), "--durability", "replicas:1")
+    expected = "the durability replicas:1 is not supported with a cluster yet"
+    assert expected in await run("check", "--durability", "replicas:1", code=1)
+    with run.process(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process, killing(process):
+        assert await anyio.to_thread.run_sync(process.wait, DEADLINE) == 1
+        assert process.stdout is not None
+        assert expected in process.stdout.read()
+    assert "no namespace" in (await run("runs", code=1)).lower()

@@ -22,6 +22,7 @@ class Server:
     """A store whose server answers waits from `replies`, the last one for ever."""
 
     def __init__(self, *replies: Any, fence: Any = b"OK") -> None:
+        self.url = "redis://127.0.0.1:6379"
         self.replies = list(replies)
         self.fence = fence
         self.server_generation = 0
