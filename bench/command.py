@@ -16,6 +16,7 @@ from rich.console import Console
 import streamflow
 
 from .burst import bench_burst
+from .durability import bench_durability
 from .enqueue import bench_enqueue
 from .idle import bench_idle
 from .isolation_command import isolation
@@ -42,6 +43,7 @@ WORKLOADS: dict[str, Workload] = {
     "queue": bench_queue,
     "burst": bench_burst,
     "payload": bench_payload,
+    "durability": bench_durability,
 }
 
 
@@ -67,11 +69,11 @@ def command(
     as_json: bool,
 ) -> int:
     """Measure throughput and latency on this machine: chain, fanout, shards, idle, parked, takeover, enqueue, signals,
-    queue, burst, payload.
+    queue, burst, payload, durability.
 
     Without a WORKLOAD, all of them. The server is an embedded Valkey with an append-only file (everysec), in its own
-    process, as is each daemon; the client is this process. A figure that misses its target is marked; the exit code is
-    0 all the same.
+    process, as is each daemon; the client is this process. durability starts a server for each level. A figure that
+    misses its target is marked; the exit code is 0 all the same.
 
     `streamflow bench isolation` is apart: it measures what harmful user code does to other runs, and has other options.
 
