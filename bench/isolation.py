@@ -27,6 +27,7 @@ from streamflow.embedded.daemon_process import DaemonProcess
 from streamflow.errors import Failure, StreamflowError
 from streamflow.events import RunStuck
 from streamflow.process import RESTART
+from streamflow.watch.watch import GIVES_UP
 
 from .kinds import Harm, Kind
 from .poisons import innocent, line_is_in, right_result
@@ -154,10 +155,13 @@ class End:
 
     pid: int
     code: int
+    gave_up: bool = False
+    """On code that blocked its event loop and could not be interrupted: nothing that was under way there could report
+    any more, as after a death. With the same code it may end because of threads that hang: then it drains before."""
 
     @property
     def clean(self) -> bool:
-        return self.code in (0, RESTART)
+        return self.code in (0, RESTART) and not self.gave_up
 
 
 class Supervisor:
@@ -165,20 +169,28 @@ class Supervisor:
 
     def __init__(self, system: Deployment) -> None:
         self._system = system
-        self._serving: list[tuple[DaemonProcess, Callable[[], DaemonProcess]]] = []
+        self._serving: list[tuple[DaemonProcess, int, Callable[[], DaemonProcess]]] = []
+        """Each with the size of its log when it was started: workers share one."""
         self.ends: list[End] = []
 
     def watch(self, process: DaemonProcess, again: Callable[[], DaemonProcess]) -> None:
-        self._serving.append((process, again))
+        self._serving.append((process, process.log.stat().st_size, again))
 
     async def run(self) -> None:
         while True:
-            for position, (process, again) in enumerate(self._serving):
+            for position, (process, logged, again) in enumerate(self._serving):
                 if not process.running:
-                    self.ends.append(End(process.pid, process.process.returncode))
+                    self.ends.append(End(process.pid, process.process.returncode, has_given_up(process.log, logged)))
                     await process.end()  # its watchdog must not end a later process of the same pid
-                    self._serving[position] = (again(), again)
+                    self._serving[position] = (again(), process.log.stat().st_size, again)
             await asyncio.sleep(0.1)
+
+
+def has_given_up(log: Path, begin: int) -> bool:
+    """Whether the last process that writes into this log, from that byte on, has given up."""
+    with log.open("rb") as file:
+        file.seek(begin)
+        return GIVES_UP.encode() in file.read()
 
 
 @dataclass
@@ -263,7 +275,7 @@ class Trial:
     twice: int = 0
     """Innocent steps that ran again though nothing had happened to the process in which they had begun."""
     again: int = 0
-    """Innocent steps that ran again because their process had died."""
+    """Innocent steps that ran again because their process had died, or had given up on code that blocked it."""
     ends: list[End] = field(default_factory=list[End])
     """Of daemons and workers."""
     ended: str = ""

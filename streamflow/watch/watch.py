@@ -76,6 +76,8 @@ STEP_GIVES_WAY = 5.0
 """Seconds after the first interruption after which code counts as one that can't be interrupted."""
 LONGEST = 60.0
 """Seconds for which a loop is spoken for that is blocked by nobody known."""
+GIVES_UP = "hands everything over and exits with code"
+"""What the log says then."""
 EXIT_WITHIN = 5.0
 """Seconds for handing over and for the last lines of the log, then the process ends without them."""
 
@@ -494,9 +496,10 @@ class Watch:
         timer.daemon = True
         timer.start()
         _log.error(
-            "%s: this %s hands everything over and exits with code %d, so that it is started again",
+            "%s: this %s %s %d, so that it is started again",
             text,
             self._place,
+            GIVES_UP,
             RESTART,
         )
         try:
