@@ -174,10 +174,11 @@ class Daemon:
                 every=settings.beat,
                 timeout=settings.dead_after,
             )
-            if settings.interrupt:
+            if settings.interrupt or settings.interrupt_steps:
                 with contextlib.suppress(OSError, AttributeError):  # only Linux has what it needs
-                    owner.watch.shared = SharedNote()
-                    heart.ends_held(owner.watch.shared, context.kernel, settings.interrupt)
+                    owner.watch.shared = note = SharedNote(settings.interrupt, settings.interrupt_steps)
+                    self.executor.noting = note.slices_of if settings.interrupt_steps else None
+                    heart.ends_held(note, context.kernel, "daemon")
             membership.on_beat, membership.on_leave = heart.sent, heart.stop
             heart.start()
         stand_in = StandIn(context, membership)

@@ -17,9 +17,9 @@ import sys
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Raw
@@ -211,6 +211,8 @@ class StepExecutor:
     ) -> None:
         self.tracing: Tracing | None = None
         """Makes the spans of attempts, if that is on in this process."""
+        self.noting: Callable[[Coroutine[Any, Any, None], Running], Coroutine[Any, Any, None]] | None = None
+        """Gives the coroutine that a task executes, so that it is noted whose code that is, if somebody reads it."""
         self.on_replaced: Callable[[str, int], None] = lambda _run_id, _seq: None
         """A lent attempt of this run and number is no longer that: it is submitted here again, or another one is."""
         self._on_outcome = on_outcome
@@ -396,7 +398,10 @@ class StepExecutor:
             running.span = self.tracing.attempt(running.run_id, job)
         if slots is not self._threads:
             # As `loop.create_task` does it. A name of one's own costs less than the default one, which has a number.
-            running.task = task = asyncio.Task(self._run(running), loop=loop, name=job.step.name)
+            code = self._run(running)
+            if self.noting is not None:
+                code = self.noting(code, running)
+            running.task = task = asyncio.Task(code, loop=loop, name=job.step.name)
             hide(task)
         else:
             future = loop.run_in_executor(self._pool, self._call, running)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 
 PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
-_LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")})
+LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")})
 
 
 def frames(frame: FrameType | None) -> list[FrameType]:
@@ -35,7 +35,7 @@ def user_line(frame: FrameType, executes: CodeType | None = None) -> str:
     ]
     start = marks[-1] + 1 if marks else 0
     inner = [one for one in stack[start:] if not one.f_code.co_filename.startswith(PACKAGE)] or stack
-    own = [one for one in inner if not one.f_code.co_filename.startswith((*_LIBRARIES, "<"))]
+    own = [one for one in inner if not one.f_code.co_filename.startswith((*LIBRARIES, "<"))]
     chosen = own[-1] if own else inner[0] if marks else inner[-1]
     [line] = traceback.extract_stack(chosen, limit=1)
     return f"{line.filename}:{line.lineno} ({line.line})"

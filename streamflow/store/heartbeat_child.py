@@ -15,8 +15,9 @@ keeps that open, after `every` seconds in /proc. Then the parent's heartbeat is 
 for a time-out, and a worker's is put among the `ended` first. A parent that ends in peace has killed this process
 before. A stopped one (SIGSTOP, a debugger) may go on, and is left to the time-out.
 
-Where code of a run is what holds the interpreter, and longer than it may block its daemon, nobody else can end it: this
-process notes for the next owner whose code it is (`watch/shared_note.py`), and ends its parent.
+Where code of a run, or of a step on the event loop, is what holds the interpreter, and longer than it may block its
+process, nobody else can end it: this process notes for those who take over whose code it is (`watch/shared_note.py`),
+and ends its parent.
 """
 
 from __future__ import annotations
@@ -248,7 +249,7 @@ class Cluster:
 
 
 class Held:
-    """Code of a run, in C, that holds on to the interpreter of the parent."""
+    """Code in C, of a run or of a step on the event loop, that holds on to the interpreter of the parent."""
 
     def __init__(self, settings: dict[str, Any], parent: Parent, client: Any) -> None:
         self._settings = settings
@@ -273,25 +274,34 @@ class Held:
         os.lseek(self._settings["stack"], 0, os.SEEK_SET)  # where the parent writes, too
         os.kill(self._parent.number, self._settings["show"])
         time.sleep(SHOWN_WITHIN)
-        run_id, shard = found
-        line = workflow_line(os.pread(self._settings["stack"], 1 << 16, 0).decode(errors="replace"), self._settings)
+        run_id, shard, seq = found
+        stacks = os.pread(self._settings["stack"], 1 << 16, 0).decode(errors="replace")
+        line = (step_line if seq else workflow_line)(stacks, self._settings)
         seconds = time.monotonic() - self._seen[1]
-        reason = f"its code has blocked its daemon for {seconds:.1f} s at {line}, in C, and can't be interrupted"
-        note = self._settings["body"]
-        note["code"] |= {"run_id": run_id, "shard": shard, "reason": reason}
+        whose = f"step {seq} of run {run_id}" if seq else "its code"
+        place = self._settings["place"]
+        reason = f"{whose} has blocked its {place} for {seconds:.1f} s at {line}, in C, and can't be interrupted"
+        suspect = {"run_id": run_id, "shard": shard, "seq": seq, "reason": reason}
+        if seq:
+            note = self._settings["body_of_step"]
+            note["last"] |= suspect
+            note["running"] = [note["last"]]
+        else:
+            note = self._settings["body"]
+            note["code"] |= suspect
         self._mark(keys=[self._settings["key"]], args=[self._settings["seconds"], json.dumps(note)])
         if self._culprit() == found:
             self._end()
         else:  # it has given way, as a call does that a signal interrupts
             self._mark(keys=[self._settings["key"]], args=[self._settings["seconds"], ""])
 
-    def _culprit(self) -> tuple[str, int] | None:
-        """The id of the run and its shard.
+    def _culprit(self) -> tuple[str, int, int] | None:
+        """The id of the run, its shard, and the number of the step or 0.
 
         Only the processor time of the parent's main thread counts, since a machine may be without any, and time in
         which that thread sleeps in one call: while another thread holds the interpreter, it wakes many times a second.
         """
-        looked, since, shard, run_id = struct.unpack_from(self._settings["format"], self._memory)
+        looked, executes, since, limit, shard, seq, run_id = struct.unpack_from(self._settings["format"], self._memory)
         now, (state, used, waits) = time.monotonic(), self._parent.use()
         passed, before = now - self._now, self._used
         if self._seen != (looked, since):
@@ -301,9 +311,9 @@ class Held:
         elif state == "S" and waits - self._waits <= MOST_WAITS * passed:
             self._held += min(passed, 2 * self._settings["every"])  # this process may have been paused, too
         self._now, self._used, self._waits = now, used, waits
-        if not since or min(now - since, self._held) < self._settings["after"]:
+        if not executes or min(now - since, self._held) < limit + self._settings["after"]:
             return None
-        return run_id.rstrip(b"\0").decode(errors="replace"), shard
+        return run_id.rstrip(b"\0").decode(errors="replace"), shard, seq
 
     def _end(self) -> None:
         for number in (self._settings["end"], signal.SIGKILL):
@@ -323,6 +333,23 @@ def workflow_line(stacks: str, settings: dict[str, Any]) -> str:
             if inside and not name.startswith(settings["package"]):
                 return f"{name}:{number} ({linecache.getline(name, int(number)).strip()})"
             inside = inside or name.startswith(settings["machine"])
+    return "an unknown line"
+
+
+def step_line(stacks: str, settings: dict[str, Any]) -> str:
+    """The innermost line of the user's code in a step on the event loop; without such code, that of a library."""
+    for stack in stacks.split("\n\n"):
+        inner: list[tuple[str, str]] = []
+        for name, number, function in re.findall(r'^  File "(.*)", line (\d+) in (.*)$', stack, re.MULTILINE):
+            if (name, function) == (settings["executor"], "_run"):
+                own = [one for one in inner if not one[0].startswith((*settings["libraries"], "<"))]
+                chosen = own or inner
+                if not chosen:
+                    break
+                name, number = chosen[0]
+                return f"{name}:{number} ({linecache.getline(name, int(number)).strip()})"
+            if not name.startswith(settings["package"]):
+                inner.append((name, number))
     return "an unknown line"
 
 

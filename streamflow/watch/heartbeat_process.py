@@ -20,7 +20,8 @@ from typing import Any
 
 from streamflow.interpreter import python_command
 from streamflow.server_url import cluster_of, sentinels_of
-from streamflow.steps.stacks import PACKAGE
+from streamflow.steps import executor
+from streamflow.steps.stacks import LIBRARIES, PACKAGE
 from streamflow.store import heartbeat_child
 from streamflow.store.kernel import Kernel
 from streamflow.store.scripts import load_scripts
@@ -33,8 +34,8 @@ _log = logging.getLogger("streamflow.watch")
 
 
 GIVES_WAY = 0.5
-"""Seconds after `interrupt` after which code in C that holds the interpreter counts as one that can't be interrupted:
-the operating system's timer has sent its signal then (`signals.py`)."""
+"""Seconds after `interrupt` or `interrupt_steps` after which code in C that holds the interpreter counts as one that
+can't be interrupted: the operating system's timer has sent its signal then (`signals.py`)."""
 RESTART_PAUSE = 60.0
 """The least seconds between two starts: where it can't run, a daemon must not start one with each heartbeat."""
 
@@ -77,25 +78,29 @@ class HeartbeatProcess:
         """When it was started last (monotonic s)."""
         self._stopped = not Path("/proc/self/stat").exists()
 
-    def ends_held(self, note: SharedNote, kernel: Kernel, interrupt: float) -> None:
-        """Let it end this process, when code in C of the run in `note` has held the interpreter for longer than
-        `interrupt` seconds. Call it before `start`."""
+    def ends_held(self, note: SharedNote, kernel: Kernel, place: str) -> None:
+        """Let it end this process, a "daemon" or "worker", when code in C of the run or step in `note` has held the
+        interpreter for longer than it may. Call it before `start`."""
         signals.show_stacks_in(note.stack)
-        proof = last_note(kernel, self._settings["member"], 0, Culprit("", 0, ""))
+        proof, of_step = (last_note(kernel, self._settings["member"], 0, Culprit("", seq, "")) for seq in (0, 1))
         self._files = (note.file, note.stack)
         self._settings["held"] = {
             "note": note.file,
             "stack": note.stack,
             "format": FORMAT,
-            "after": interrupt + GIVES_WAY,
+            "after": GIVES_WAY,
+            "place": place,
             "script": load_scripts()[proof.script].source,
             "key": proof.keys[0],
             "seconds": proof.args[0],
             "body": json.loads(proof.args[1]),
+            "body_of_step": json.loads(of_step.args[1]),
             "show": signals.STACK,
             "end": signals.END,
             "package": PACKAGE,
             "machine": PACKAGE + "machine" + os.sep,
+            "executor": executor.__file__,
+            "libraries": LIBRARIES,
         }
 
     def start(self) -> None:

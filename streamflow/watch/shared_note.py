@@ -1,40 +1,103 @@
-"""A piece of memory in which the process beside a daemon sees whose code the daemon executes.
+"""A piece of memory in which the process beside a daemon or worker sees whose code its event loop executes.
 
-Owns: that memory, and a file for the stacks of all threads. Must not: decide anything (`store/heartbeat_child.py`
-does). Called by: the daemon (creates it), the owner's note and the watch (write).
+Owns: that memory, a file for the stacks of all threads, and that each slice of an async step is noted. Must not: decide
+anything (`store/heartbeat_child.py` does). Called by: the daemon or worker (creates it), the owner's note, the executor
+(for the task of each attempt on the event loop) and the watch.
 
 Nothing else can be seen of a process whose interpreter is held by code in C: no thread of it runs any more.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
+import time
+from collections.abc import Coroutine, Generator
+from typing import Any
 
 from streamflow.model.names import MAX_ID
+from streamflow.steps.context import Running
 
-FORMAT = f"<ddq{MAX_ID}s"
-"""When the watch looked last, since when the code of a run has been executed (monotonic s; 0: none is), and that run's
-shard and id."""
+FORMAT = f"<dBddqq{MAX_ID}s"
+"""When the watch looked last (monotonic s); whether code of a run or of a step is executed now, since when, and for how
+many seconds that may block its process; the run's shard, the number of the step (0: code of the run itself), and the
+run's id."""
+_EXECUTES = struct.calcsize("<d")
 _CODE = struct.Struct(FORMAT.replace("d", "", 1))
 _TIME = struct.Struct("<d")
+PAST_TIMEOUT = 5.0
+"""Seconds for which a step may go on to hold the interpreter when its time-out is over: what ends it ends its
+process."""
 
 
 class SharedNote:
-    """Raises `OSError` where the system can't."""
+    """`interrupt`, `interrupt_steps`: the settings, 0 for never. Raises `OSError` where the system can't."""
 
-    def __init__(self) -> None:
+    def __init__(self, interrupt: float, interrupt_steps: float) -> None:
+        self._limit = interrupt or math.inf
+        self.step_limit = interrupt_steps or math.inf
         self.file = os.memfd_create("streamflow-note", os.MFD_CLOEXEC)
         os.ftruncate(self.file, struct.calcsize(FORMAT))
-        self._memory = mmap.mmap(self.file, struct.calcsize(FORMAT))
+        self.memory = mmap.mmap(self.file, struct.calcsize(FORMAT))
         self.stack = os.memfd_create("streamflow-stack", os.MFD_CLOEXEC)
 
     def code_of(self, run_id: str, shard: int, since: float) -> None:
+        """The code of this run is executed from now on; none is if it is empty."""
         if run_id:
-            _CODE.pack_into(self._memory, _TIME.size, since, shard, run_id.encode())
+            _CODE.pack_into(self.memory, _EXECUTES, 1, since, self._limit, shard, 0, run_id.encode())
         else:
-            _TIME.pack_into(self._memory, _TIME.size, 0.0)
+            self.memory[_EXECUTES] = 0
+
+    def slices_of(self, code: Coroutine[Any, Any, None], running: Running) -> Coroutine[Any, Any, None]:
+        """The same coroutine, with its slices noted."""
+        return _Slices(code, running, self)
 
     def looked(self, now: float) -> None:
-        _TIME.pack_into(self._memory, 0, now)
+        _TIME.pack_into(self.memory, 0, now)
+
+
+class _Slices(Coroutine[Any, Any, None]):
+    """What the task of an attempt executes from one `await` that waits to the next is noted when it begins, and that it
+    has ended. Only there can be said whose code comes next. It and the code of a run never call each other."""
+
+    __slots__ = ("_code", "_note", "_running")
+
+    def __init__(self, code: Coroutine[Any, Any, None], running: Running, note: SharedNote) -> None:
+        self._code = code
+        self._running = running
+        self._note = note
+
+    def send(self, value: Any) -> Any:
+        note = self._note
+        running = self._running
+        job = running.job
+        limit = note.step_limit if job.timeout is None else self._limit(job.timeout)
+        run_id = running.run_id.encode()
+        _CODE.pack_into(note.memory, _EXECUTES, 1, time.monotonic(), limit, running.shard, job.seq, run_id)
+        try:
+            return self._code.send(value)
+        finally:
+            note.memory[_EXECUTES] = 0
+
+    def throw(self, *error: Any) -> Any:
+        """The code that cleans up may hold the interpreter, too."""
+        note, running, job = self._note, self._running, self._running.job
+        limit = note.step_limit if job.timeout is None else self._limit(job.timeout)
+        run_id = running.run_id.encode()
+        _CODE.pack_into(note.memory, _EXECUTES, 1, time.monotonic(), limit, running.shard, job.seq, run_id)
+        try:
+            return self._code.throw(*error)
+        finally:
+            note.memory[_EXECUTES] = 0
+
+    def _limit(self, timeout: float) -> float:
+        left = self._running.started + timeout - time.perf_counter()
+        return min(self._note.step_limit, max(left, 0.0) + PAST_TIMEOUT)
+
+    def close(self) -> None:
+        self._code.close()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._code.__await__()

@@ -10,7 +10,7 @@ some seconds of processor time without a look of the watch: such code looks for 
 A step may have replaced one of their handlers: the other is used then, until the loop has put ours back.
 `END` is for code that does neither. It ends the process, as it does by default, after a traceback of all threads: no
 code in Python can run any more. A process that is stopped uses no processor time, so neither timer runs out. `STACK`
-and an earlier `END` come from the process beside a daemon, which asks for the stack before it decides.
+and an earlier `END` come from the process beside a daemon or worker, which asks for the stack before it decides.
 """
 
 from __future__ import annotations

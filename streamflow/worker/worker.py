@@ -38,9 +38,11 @@ from streamflow.store.router import open_store
 from streamflow.store.workers import WorkerHeartbeat
 from streamflow.tracing.setup import find_tracing, set_up_from_environment, shut_down
 from streamflow.version import __version__
+from streamflow.watch.blocker import RunNote
 from streamflow.watch.heartbeat_process import HeartbeatProcess
 from streamflow.watch.last_note import last_note
 from streamflow.watch.report import HealthReport
+from streamflow.watch.shared_note import SharedNote
 from streamflow.watch.watch import EVERY, LONGEST, STEP_GIVES_WAY, Culprit, Watch
 from streamflow.worker.claims import Claims
 from streamflow.worker.heartbeats import WorkerHeartbeats
@@ -155,6 +157,7 @@ class Worker:
         )
         claims.heartbeats = heartbeats = WorkerHeartbeats(kernel, self.name, self.queues, self._describe)
         heart: HeartbeatProcess | None = None
+        run_note = RunNote()
         if signals:
             heart = HeartbeatProcess(
                 settings.redis,
@@ -165,6 +168,11 @@ class Worker:
                 longest=max(longest_block, 3 * settings.worker_timeout),
                 ended=kernel.keys.ended,
             )
+            if settings.interrupt_steps:
+                with contextlib.suppress(OSError, AttributeError):  # only Linux has what it needs
+                    run_note.shared = note = SharedNote(0.0, settings.interrupt_steps)
+                    executor.noting = note.slices_of
+                    heart.ends_held(note, kernel, "worker")
             heartbeats.on_beat = heart.sent
             heart.start()
         await reader.create_groups()
@@ -193,6 +201,7 @@ class Worker:
         watch = Watch(
             "worker",
             settings,
+            note=run_note,
             every=min(settings.worker_timeout / 8, EVERY),
             on_late=claims.extend_late,
             on_answer=claims.on_answer,

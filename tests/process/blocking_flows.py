@@ -89,6 +89,25 @@ async def add_up_in_step() -> None:
     sum(range(10**15))
 
 
+@app.step
+async def lock_up_in_step() -> None:
+    """The same without using the processor, and not in its first moment."""
+    await asyncio.sleep(0.05)
+    mutex = ctypes.create_string_buffer(256)
+    for _ in range(2):
+        ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+
+@app.step(queue="gpu")
+async def add_up_queued() -> None:
+    sum(range(10**15))
+
+
+@app.workflow
+async def adds_up_queued() -> None:
+    await add_up_queued()
+
+
 @app.workflow
 async def deadlocks() -> None:
     deadlock()
@@ -135,7 +154,10 @@ async def spin_queued() -> None:
         pass
 
 
-STEPS = {step.name: step for step in (spin, add_up_in_step, deadlock_in_step, backtrack_in_step, spin_queued)}
+STEPS = {
+    step.name: step
+    for step in (spin, add_up_in_step, lock_up_in_step, deadlock_in_step, backtrack_in_step, spin_queued)
+}
 
 
 @app.workflow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -17,7 +18,15 @@ import streamflow as sf
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.steps.suspects import Note, decode_note
 from streamflow.store.connection import Call
-from tests.process.blocking_flows import calls, deadlocks, deadlocks_queued, innocent, spins, waits_queued
+from tests.process.blocking_flows import (
+    adds_up_queued,
+    calls,
+    deadlocks,
+    deadlocks_queued,
+    innocent,
+    spins,
+    waits_queued,
+)
 from tests.process.faults import ServingProcess, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
@@ -136,14 +145,33 @@ async def test_a_daemon_exits_when_a_step_can_not_be_interrupted(start: Start, c
         await run.result(timeout=30)
 
 
-async def test_a_daemon_ends_when_code_holds_the_interpreter(start: Start, client: sf.Client) -> None:
-    """And never looks for signals: no code in Python can run any more. Without a word about the culprit on the server,
-    but with its line in the log."""
+@pytest.mark.parametrize("step", ["add_up_in_step", "lock_up_in_step"])
+async def test_a_step_that_holds_the_interpreter_fails_by_one_death(start: Start, client: sf.Client, step: str) -> None:
+    """In C, and it never looks for signals: no code in Python can run any more."""
     daemon = await start("daemon")
-    await client.start(calls, "add_up_in_step")
+    runs = await asyncio.gather(*(client.start(innocent, number) for number in range(16)))
+    bad = await client.start(calls, step)
+    more = await asyncio.gather(*(client.start(innocent, number) for number in range(16, 32)))
     assert await daemon.wait(60) == -signal.SIGPROF
-    assert daemon.logged("blocking_flows.py")
-    assert daemon.logged("in add_up_in_step")
+    assert daemon.logged(f"in {step}"), "the traceback"
+    assert (await last_note(client)).proof(bad.id, 1), (
+        "it wasn't the timer of the operating system, which knows nothing"
+    )
+    await start("daemon")
+    with pytest.raises(sf.RunFailed, match=r"StepBlocked.*blocking_flows\.py.*in C, and can't be interrupted"):
+        await bad.result(timeout=15)
+    assert await asyncio.gather(*(run.result(timeout=15) for run in (*runs, *more))) == list(range(32))
+
+
+async def test_a_worker_ends_when_a_step_holds_the_interpreter(start: Start, client: sf.Client) -> None:
+    await start("daemon")
+    first = await start("worker")
+    bad = await client.start(adds_up_queued)
+    assert await first.wait(60) == -signal.SIGPROF
+    assert (await last_note(client)).proof(bad.id, 1)
+    await start("worker")
+    with pytest.raises(sf.RunFailed, match=r"StepBlocked.*has blocked its worker.*blocking_flows\.py"):
+        await bad.result(timeout=15)
 
 
 async def test_a_worker_exits_and_gives_its_other_steps_back(start: Start, client: sf.Client, tmp_path: Path) -> None:

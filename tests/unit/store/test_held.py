@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
+from streamflow.steps.context import Running
 from streamflow.store import heartbeat_child
-from streamflow.store.heartbeat_child import Held, Parent, workflow_line
+from streamflow.store.heartbeat_child import Held, Parent, step_line, workflow_line
 from streamflow.watch.shared_note import FORMAT, SharedNote
+from streamflow.workflow.actions import StepJob
+from streamflow.workflow.app import Step
 
 PACKAGE = "/lib/streamflow/"
+EXECUTOR = f"{PACKAGE}steps/executor.py"
 
 
 class Daemon:
@@ -22,7 +28,7 @@ class Daemon:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         self.state, self.used, self.waits = "R", 0.0, 0
-        self.note = SharedNote()
+        self.note = SharedNote(5.0, 30.0)
         self.marks: list[str] = []
         self.signals: list[int] = []
         self.gives_way = False
@@ -37,16 +43,20 @@ class Daemon:
             "note": self.note.file,
             "stack": self.note.stack,
             "format": FORMAT,
-            "after": 5.5,
+            "after": 0.5,
+            "place": "daemon",
             "every": 0.5,
             "script": "",
             "key": "suspects",
             "seconds": 60,
             "body": {"code": {"run_id": "", "shard": 0, "deaths": 2}},
+            "body_of_step": {"last": {"run_id": "", "shard": 0, "seq": 1}, "running": [{}]},
             "show": 50,
             "end": int(signal.SIGPROF),
             "package": PACKAGE,
             "machine": f"{PACKAGE}machine/",
+            "executor": EXECUTOR,
+            "libraries": ["/lib/python/"],
         }
         self._held = Held(settings, Parent(os.getpid()), self)
 
@@ -71,6 +81,20 @@ class Daemon:
                 return
             self.now, self.used, self.waits = self.now + 0.5, self.used + used / 2, self.waits + round(waits / 2)
             self._held.look()
+
+
+def begin_slice(note: SharedNote, timeout: float | None = None) -> None:
+    """Step 3 of run bad, of shard 7, has begun and doesn't come back. What it notes in the end is undone."""
+
+    async def held() -> None:
+        kept.append(bytes(note.memory))
+
+    kept: list[bytes] = []
+    job = StepJob(3, 1, Step(lambda: None, "crunch"), Raw(b"\x90"), timeout=timeout)
+    running = Running(7, "bad", job, started=time.perf_counter())
+    with pytest.raises(StopIteration):
+        note.slices_of(held(), running).send(None)
+    note.memory[:] = kept[0]
 
 
 @pytest.fixture
@@ -128,6 +152,62 @@ def test_code_that_gives_way_when_it_is_looked_at_is_acquitted(daemon: Daemon) -
     daemon.runs(7)
     assert daemon.signals == [50]
     assert daemon.marks[1:] == [""]
+
+
+def test_a_step_has_its_own_limit_and_is_noted_as_the_step_that_blocked(daemon: Daemon) -> None:
+    daemon.stack = f'  File "/home/me/flows.py", line 5 in crunch\n  File "{EXECUTOR}", line 7 in _run\n'
+    begin_slice(daemon.note)
+    daemon.runs(30)
+    assert daemon.signals == []
+    daemon.runs(2)
+    assert daemon.signals == [50, signal.SIGPROF]
+    note = json.loads(daemon.marks[-1])
+    assert "code" not in note
+    assert note["running"] == [note["last"]]
+    step = note["last"]
+    assert (step["run_id"], step["shard"], step["seq"]) == ("bad", 7, 3)
+    assert "step 3 of run bad has blocked its daemon for 31.1 s at /home/me/flows.py:5 ()" in step["reason"]
+
+
+def test_a_step_past_its_time_out_has_five_seconds(daemon: Daemon) -> None:
+    begin_slice(daemon.note, timeout=2.0)
+    daemon.runs(7)
+    assert daemon.signals == []
+    daemon.runs(2)
+    assert daemon.signals == [50, signal.SIGPROF]
+
+
+def test_steps_are_left_alone_that_may_block_for_ever(daemon: Daemon) -> None:
+    daemon.note.step_limit = SharedNote(5.0, 0.0).step_limit
+    begin_slice(daemon.note)
+    daemon.runs(3600)
+    assert daemon.signals == []
+
+
+def test_a_step_that_is_suspended_is_not_noted(daemon: Daemon) -> None:
+    begin_slice(daemon.note)
+    daemon.note.code_of("", 0, 0.0)
+    daemon.runs(60)
+    assert daemon.signals == []
+
+
+def test_the_line_of_a_step_is_the_innermost_one_of_the_user() -> None:
+    stacks = (
+        'Thread 0x1 (most recent call first):\n  File "/home/me/other.py", line 1 in plain\n'
+        f'  File "{EXECUTOR}", line 3 in _call\n\n'
+        "Current thread 0x2 (most recent call first):\n"
+        '  File "/lib/python/re.py", line 3 in match\n'
+        '  File "/home/me/deep.py", line 4 in helper\n'
+        '  File "/home/me/flows.py", line 5 in my step\n'
+        f'  File "{EXECUTOR}", line 7 in _run\n'
+        f'  File "{PACKAGE}steps/slices.py", line 8 in send\n'
+        '  File "/lib/python/asyncio/runners.py", line 9 in run\n'
+    )
+    settings = {"package": PACKAGE, "executor": EXECUTOR, "libraries": ["/lib/python/"]}
+    assert step_line(stacks, settings) == "/home/me/deep.py:4 ()"
+    decodes = f'  File "/lib/python/json.py", line 3 in loads\n  File "{EXECUTOR}", line 7 in _run\n'
+    assert step_line(decodes, settings) == "/lib/python/json.py:3 ()"
+    assert step_line("", settings) == "an unknown line"
 
 
 def test_the_line_is_that_of_the_last_look(daemon: Daemon) -> None:
