@@ -713,7 +713,9 @@ class ShardBatch:
                 if run_id in by_id:  # else it comes again with the next batch
                     tracing.received(by_id[run_id], kind, name, sender, arrived)
         for done in self.reduced:
-            tracing.committed(done.live.machine, done.header, done.effects.events)
+            machine = done.live.machine
+            if machine.trace is not None and not machine.trace.dropped:
+                tracing.committed(machine, done.header, done.effects.events)
 
     def finish(self) -> None:
         """Fill in the notifications, and pack the messages for the outbox: its entries cost the server time."""

@@ -51,6 +51,11 @@ MAX_WORKER_LOSSES = 3
 class Trace(Protocol):
     """What a machine needs of its run's trace. `tracing/run_trace.py` implements it."""
 
+    @property
+    def dropped(self) -> bool:
+        """Whether no span is made of this run, nor of what belongs to it."""
+        ...
+
     def enter(self) -> None:
         """Make it the current one in this context, which is that of the run's code."""
         ...

@@ -68,7 +68,7 @@ class Header(msgspec.Struct, frozen=True, gc=False):
             f"{self.workflow} {self.tenant or '-'} {self.parent or '-'}"
         )
         if self.trace:
-            return f"{line} {encode_attributes(self.attributes) or '-'} {self.trace}".encode()
+            return f"{line} {encode_attributes(self.attributes) if self.attributes else '-'} {self.trace}".encode()
         return (f"{line} {encode_attributes(self.attributes)}" if self.attributes else line).encode()
 
     @property

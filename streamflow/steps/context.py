@@ -22,6 +22,7 @@ from streamflow.workflow.awaitable import active
 from streamflow.workflow.log_fields import attempt
 
 if TYPE_CHECKING:
+    from streamflow.tracing.run_trace import DroppedTrace
     from streamflow.tracing.spans import Attempt
 
 
@@ -77,7 +78,7 @@ class Running(msgspec.Struct):
     """Its shard was handed over while it ran: another daemon waits for its outcome."""
     interrupted: StepInterrupted | None = None
     """What was raised in its code, because that blocked the event loop."""
-    span: Attempt | None = None
+    span: Attempt | DroppedTrace | None = None
     """Of the attempt, if it is traced here and has not ended."""
     over: bool = False
     """It ended, timed out or was cancelled: an outcome that still comes is dropped."""

@@ -395,7 +395,7 @@ class StepExecutor:
             self._is_pacing = True
             loop.call_soon(self._next_turn)
         if self.tracing is not None and job.trace:
-            running.span = self.tracing.attempt(running.run_id, job)
+            running.span = self.tracing.dropped.get(job.trace) or self.tracing.attempt(running.run_id, job)
         if slots is not self._threads:
             # As `loop.create_task` does it. A name of one's own costs less than the default one, which has a number.
             code = self._run(running)

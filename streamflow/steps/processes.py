@@ -237,7 +237,7 @@ class ProcessPool:
                 bytes(job.details),
                 job.created,
                 job.workflow,
-                "" if running.span is None else running.span.text,
+                "" if running.span is None else running.span.text(),
             )
         )
         while True:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
@@ -28,6 +29,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from streamflow.model.trace_context import TRACEPARENT, pack, unpack
 from streamflow.workflow.awaitable import active
 
+if TYPE_CHECKING:
+    from streamflow.machine.transition import Outcome
+
+HALF = (1 << 64) - 1
 KNOWN = 2048
 """Contexts that are kept as they were extracted, which takes longer than starting a span that isn't sampled."""
 
@@ -35,6 +40,11 @@ KNOWN = 2048
 _ONLY_A_SPAN = trace.set_span_in_context(INVALID_SPAN, Context()).keys()
 [_SPAN_KEY] = _ONLY_A_SPAN
 _USUAL = {TraceContextTextMapPropagator, W3CBaggagePropagator}
+_attach = getattr(otel_context, "_RUNTIME_CONTEXT", otel_context).attach  # the public one calls it, once a step
+_new = object.__new__
+_UNSAMPLED = frozenset("02468ace")
+"""The last digit of a `traceparent` whose span isn't sampled."""
+_NO_TRACE_ID, _NO_SPAN_ID = "0" * 32, "0" * 16
 _judged: tuple[object, bool] = (None, False)
 
 
@@ -82,13 +92,12 @@ def derived_span_id(trace_id: int, run_id: str, created: int, generation: int) -
 class RunTrace:
     """`parent` is the context in which the run was started; `begun` when its generation began, ns since 1970.
     `dropped`: the sampler wants no span of this run, nor of what belongs to it. `is_plain`: what is sent of it is a
-    `traceparent` and nothing else."""
+    `traceparent` and nothing else; then a dropped run has `DroppedTrace` in this place."""
 
     __slots__ = (
         "_flags",
         "_generation",
         "_own",
-        "_remote",
         "_span_id",
         "_state",
         "_text",
@@ -121,7 +130,6 @@ class RunTrace:
         self.dropped = dropped
         self._flags = flags
         self._state = state
-        self._remote: Context | None = None
         self.is_plain = has_usual_propagators() and not state and parent.keys() <= _ONLY_A_SPAN
         self._of(0)
 
@@ -148,17 +156,7 @@ class RunTrace:
             self._of(generation)
         return self._text
 
-    def remote(self) -> Context:
-        """What others extract from `text`, where that is a `traceparent` alone."""
-        if self._remote is None:
-            remote = SpanContext(self.trace_id, self._span_id, is_remote=True, trace_flags=self._flags)
-            self._remote = Context({_SPAN_KEY: NonRecordingSpan(remote)})
-        return self._remote
-
     def enter(self) -> None:
-        if self._remote is not None:  # dropped, so is whatever its code opens
-            otel_context.attach(self._remote)
-            return
         otel_context.attach(trace.set_span_in_context(_CodeSpan(self), self.parent))
 
 
@@ -180,8 +178,92 @@ def _unsampled(own: SpanContext) -> SpanContext:
     return SpanContext(own.trace_id, own.span_id, is_remote=False, trace_state=own.trace_state)
 
 
+class DroppedTrace(Context):
+    """In the place of the trace of a run that isn't sampled, where that is decided for whatever belongs to it, and of
+    the spans of its attempts: the context of their code, which finds the span that was sent, so what it opens is
+    dropped, too.
+
+    Most runs are like this where few are sampled, so nothing is hashed, parsed or made before somebody asks for it."""
+
+    dropped = True
+
+    _text: str
+
+    @classmethod
+    def of(cls, text: str, context: Context | None = None) -> DroppedTrace:
+        """`context`: what the text says, if that is more than a span."""
+        if context is None:
+            span = _new(_Unsampled)
+            span.packed = text
+            made = cls({_SPAN_KEY: span})
+        else:
+            made = cls(context)
+        made._text = text
+        return made
+
+    def text(self, generation: int = 0) -> str:
+        """The same for all generations, and for the process of a step."""
+        return self._text
+
+    def enter(self) -> None:
+        _attach(self)
+
+    def attach(self) -> object:
+        """As `Attempt.attach`."""
+        return _attach(self)
+
+    def detach(self, token: object) -> None:
+        otel_context.detach(cast("Any", token))
+
+    def end(self, outcome: Outcome | None) -> None:
+        pass
+
+
+class _Unsampled(NonRecordingSpan):
+    """A span that another process, or an earlier call, has named by its packed context: read at the first look."""
+
+    packed: str
+    _read: SpanContext | None = None
+
+    def get_span_context(self) -> SpanContext:
+        if self._read is None:
+            self._read = trace.get_current_span(extract(self.packed)).get_span_context()
+        return self._read
+
+    def __repr__(self) -> str:
+        return f"NonRecordingSpan({self.get_span_context()!r})"
+
+
+def is_unsampled(text: str) -> bool:
+    """Whether the text is a `traceparent` alone, of a span that isn't sampled."""
+    return (
+        text[-1:] in _UNSAMPLED
+        and has_usual_propagators()
+        and TRACEPARENT.fullmatch(text) is not None
+        and not text.startswith("ff")
+        and text[3:35] != _NO_TRACE_ID
+        and text[36:52] != _NO_SPAN_ID
+    )
+
+
+def root_text(trace_id: int, flags: str) -> str:
+    """The `traceparent` of a run that begins a trace and is dropped: half of the trace's id, which is not 0, is the id
+    of its span, which no exporter ever sees, so nothing is hashed for it."""
+    digits = f"{trace_id:032x}"
+    return f"00-{digits}-{digits[16:]}-{flags}"
+
+
+def is_own_root(sent: SpanContext, run_id: str, created: int) -> bool:
+    """Whether what stands in a run's header was made for the run itself, which has no parent then."""
+    if not sent.trace_flags.sampled and sent.span_id == sent.trace_id & HALF:
+        return True
+    return sent.span_id == derived_span_id(sent.trace_id, run_id, created, 0)
+
+
 class Silence:
     """In the place of a run's trace, where its code is only replayed."""
+
+    dropped = True
 
     def enter(self) -> None:
         never = SpanContext(1, 1, is_remote=False)

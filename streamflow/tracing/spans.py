@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import sys
 import time
 from collections.abc import Generator, Mapping
 from typing import Any, cast
@@ -46,7 +47,19 @@ from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import Outcome
 from streamflow.model.record import Header
-from streamflow.tracing.run_trace import KNOWN, RunTrace, derived_span_id, extract, extract_again, inject
+from streamflow.tracing.run_trace import (
+    HALF,
+    KNOWN,
+    DroppedTrace,
+    RunTrace,
+    extract,
+    extract_again,
+    has_usual_propagators,
+    inject,
+    is_own_root,
+    is_unsampled,
+    root_text,
+)
 from streamflow.version import __version__
 from streamflow.workflow.actions import StepJob
 
@@ -60,7 +73,11 @@ ASKS_THE_PARENT = (
     "remoteParentNotSampled:AlwaysOffSampler,localParentSampled:AlwaysOnSampler,localParentNotSampled:AlwaysOffSampler}"
 )
 """How the description ends of a sampler that drops all that belongs to a span that isn't sampled, as the usual ones."""
+ALWAYS_OFF = "AlwaysOffSampler"
+NEVER = 1 << 64
+"""More than half of any trace's id."""
 _NOTHING = Context()
+_replace = msgspec.structs.replace
 RANDOM = 0x02
 """The flag of W3C Trace Context, level 2, that says that the id of the trace is random."""
 
@@ -78,19 +95,19 @@ class _Ids:
     made. A tracer of its own has it, because others ask for ids in other threads."""
 
     def __init__(self, usual: Any) -> None:
-        self._usual = usual
+        self.usual = usual
         self.trace_id = self.span_id = 0
         self.flags = TraceFlags(SAMPLED | (RANDOM if self.is_trace_id_random() else 0))
         """Of a trace that begins here."""
 
     def generate_trace_id(self) -> int:
-        return self.trace_id or self._usual.generate_trace_id()
+        return self.trace_id or self.usual.generate_trace_id()
 
     def generate_span_id(self) -> int:
-        return self.span_id or self._usual.generate_span_id()
+        return self.span_id or self.usual.generate_span_id()
 
     def is_trace_id_random(self) -> bool:
-        return getattr(self._usual, "is_trace_id_random", lambda: False)()
+        return getattr(self.usual, "is_trace_id_random", lambda: False)()
 
 
 class Attempt:
@@ -110,7 +127,6 @@ class Attempt:
     def detach(self, token: object) -> None:
         otel_context.detach(cast("Any", token))
 
-    @property
     def text(self) -> str:
         """For the process that runs it."""
         return inject(self.context)
@@ -125,26 +141,6 @@ class Attempt:
             self.span.end()
 
 
-class _Dropped(Attempt):
-    """In the place of the spans of all attempts with this parent, which isn't sampled: their code runs in the context
-    of the parent, so that what it opens is dropped, too."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, tracing: Tracing, text: str, parent: Context) -> None:
-        self._tracing = tracing
-        self._text = text
-        self.span = trace.get_current_span(parent)
-        self.context = parent
-
-    @property
-    def text(self) -> str:
-        return self._text
-
-    def end(self, outcome: Outcome | None) -> None:
-        pass
-
-
 class Tracing:
     """Makes the spans of one process. None of its methods raises."""
 
@@ -155,10 +151,14 @@ class Tracing:
         self._own = copy.copy(tracer)
         cast("Any", self._own).id_generator = self._ids
         description = "" if self._sampler is None else str(self._sampler.get_description())
-        self._asks_the_parent = description.startswith("ParentBased{") and description.endswith(ASKS_THE_PARENT)
+        self._asks_the_parent = description == ALWAYS_OFF or (
+            description.startswith("ParentBased{") and description.endswith(ASKS_THE_PARENT)
+        )
         """The sampler decides once in a trace; what it has dropped costs nothing more from there on."""
-        self._dropped: dict[str, _Dropped] = {}
-        """By the packed context of the parent, which all steps of a run have."""
+        self._dropped_from = _dropped_from(self._sampler) if self._asks_the_parent else NEVER
+        self._root_flags = f"{self._ids.flags & ~SAMPLED:02x}"
+        self.dropped: dict[str, DroppedTrace] = {}
+        """What runs and attempts have whose sampler wants no span of them, by the packed context that they have."""
         self._complained = -COMPLAIN_EVERY
         self._foreign_ids = False
 
@@ -211,21 +211,31 @@ class Tracing:
 
     # --- at the owner of a run ----------------------------------------------------------------------------------------
 
-    def begin(self, run_id: str, header: Header, begun: int = 0) -> tuple[RunTrace | None, Header]:
+    def begin(self, run_id: str, header: Header, begun: int = 0) -> tuple[RunTrace | DroppedTrace | None, Header]:
         """The trace of a run with this header, and the header to commit: with the context, if nobody has sent one.
         `begun`: when its generation began (ms), if it is not the first."""
         try:
-            run = self._run(run_id, header, (begun or header.created) * NS_PER_MS)
-            if not header.trace:
-                header = msgspec.structs.replace(header, trace=run.text(0))
-                if run.dropped and run.is_plain:  # else more than the span is in the context
-                    self._drop(header.trace, run.remote())
+            text, trace_id = header.trace, 0
+            if text:
+                if self._asks_the_parent and is_unsampled(text):
+                    return self.dropped.get(text) or self._drop(text), header
+            elif self._dropped_from != NEVER and has_usual_propagators():
+                trace_id = self._ids.usual.generate_trace_id()
+                if (trace_id & HALF or NEVER) >= self._dropped_from:
+                    text = root_text(trace_id, self._root_flags)
+                    return self._drop(text), _replace(header, trace=text)
+            run = self._run(run_id, header, (begun or header.created) * NS_PER_MS, trace_id)
+            if not text:
+                header = _replace(header, trace=run.text(0))
+            if run.dropped and run.is_plain:  # else more than the span is in the context
+                return self._drop(run.text(0)), header
             return run, header
         except Exception as error:
             self._complain(error)
             return None, header
 
-    def _run(self, run_id: str, header: Header, begun: int) -> RunTrace:
+    def _run(self, run_id: str, header: Header, begun: int, trace_id: int) -> RunTrace:
+        """`trace_id`: that of a trace that begins here, if there is one already, else 0."""
         if header.trace:
             parent = extract(header.trace)
             sent = trace.get_current_span(parent).get_span_context()
@@ -234,12 +244,12 @@ class Tracing:
         created = header.created
         if sent.is_valid:
             trace_id = sent.trace_id
-            if sent.span_id == derived_span_id(trace_id, run_id, created, 0):  # the run's own: it has no parent
+            if is_own_root(sent, run_id, created):
                 root = trace.set_span_in_context(INVALID_SPAN, parent)
                 return RunTrace(run_id, created, root, trace_id, sent.trace_flags, sent.trace_state, begun)
             flags = sent.trace_flags
         else:
-            trace_id = self._ids.generate_trace_id()
+            trace_id = trace_id or self._ids.generate_trace_id()
             flags = self._ids.flags
         state = sent.trace_state
         dropped = False
@@ -255,25 +265,29 @@ class Tracing:
             dropped = self._asks_the_parent and not is_recording
         return RunTrace(run_id, created, parent, trace_id, flags, state, begun, dropped=dropped)
 
-    def _drop(self, text: str, parent: Context) -> _Dropped:
-        if len(self._dropped) >= KNOWN:
-            self._dropped.clear()
-        made = self._dropped[text] = _Dropped(self, text, parent)
+    def _drop(self, text: str, context: Context | None = None) -> DroppedTrace:
+        """`context`: what the text says, if that is more than a span."""
+        if len(self.dropped) >= KNOWN:
+            self.dropped.clear()
+        made = self.dropped[text] = DroppedTrace.of(text, context)
         return made
 
-    def _parent(self, text: str) -> tuple[Context, _Dropped | None]:
-        """The context of what a run has sent; and if the sampler drops whatever belongs to it, what to have instead."""
+    def _parent(self, text: str) -> Context | DroppedTrace:
+        """The context of what a run has sent; or if the sampler drops whatever belongs to it, what to have instead."""
+        if not self._asks_the_parent:
+            return extract_again(text)
+        if is_unsampled(text):
+            return self._drop(text)
         parent = extract_again(text)
-        if self._asks_the_parent:
-            sent = trace.get_current_span(parent).get_span_context()
-            if sent.is_valid and not sent.trace_flags.sampled:
-                return parent, self._drop(text, parent)
-        return parent, None
+        sent = trace.get_current_span(parent).get_span_context()
+        if sent.is_valid and not sent.trace_flags.sampled:
+            return self._drop(text, parent)
+        return parent
 
     def committed(self, machine: RunMachine, header: Header, made: list[AnyEvent]) -> None:
         """The events of one transition of a traced run are committed: make the spans that end with them."""
-        run = cast("RunTrace | None", machine.trace)
-        if run is None or run.dropped:
+        run = machine.trace
+        if not isinstance(run, RunTrace) or run.dropped:
             return
         with self.unharmed():
             at = machine.at * NS_PER_MS + NS_PER_MS - 1  # the end of that ms: an attempt may have ended in it
@@ -335,8 +349,8 @@ class Tracing:
 
     def received(self, machine: RunMachine, kind: str, name: str, sender: str, arrived_ms: int) -> None:
         """A signal or question was taken into a traced run, and that is committed."""
-        run = cast("RunTrace | None", machine.trace)
-        if run is None or run.dropped:
+        run = machine.trace
+        if not isinstance(run, RunTrace) or run.dropped:
             return
         with self.unharmed():
             sent = trace.get_current_span(extract(sender)).get_span_context()
@@ -351,11 +365,11 @@ class Tracing:
 
     def waited(self, queue: str, run_id: str, job: StepJob, entered_ms: int) -> None:
         """A worker has taken an attempt from its queue. `entered_ms`: when it came there, on the server's clock."""
-        if job.trace in self._dropped:
+        if job.trace in self.dropped:
             return
         with self.unharmed():
-            parent, dropped = self._parent(job.trace)
-            if dropped is not None:
+            parent = self._parent(job.trace)
+            if isinstance(parent, DroppedTrace):
                 return
             now = time.time_ns()
             start = min(entered_ms * NS_PER_MS or now, now)
@@ -367,15 +381,15 @@ class Tracing:
             }
             self._tracer.start_span(f"wait {queue}", parent, attributes=attributes, start_time=start).end(now)
 
-    def attempt(self, run_id: str, job: StepJob) -> Attempt | None:
-        """An attempt begins here."""
-        known = self._dropped.get(job.trace)
+    def attempt(self, run_id: str, job: StepJob) -> Attempt | DroppedTrace | None:
+        """An attempt begins here. A caller that has found it in `dropped` already does without."""
+        known = self.dropped.get(job.trace)
         if known is not None:
             return known
         with self.unharmed():
-            parent, dropped = self._parent(job.trace)
-            if dropped is not None:
-                return dropped
+            parent = self._parent(job.trace)
+            if isinstance(parent, DroppedTrace):
+                return parent
             attributes = _of_attempt(run_id, job)
             if job.step.queue:
                 attributes["streamflow.queue"] = job.step.queue
@@ -386,6 +400,17 @@ class Tracing:
                 self, self._tracer.start_span(f"step {job.step.name}", parent, attributes=attributes), parent
             )
         return None
+
+
+def _dropped_from(sampler: Any) -> int:
+    """How the usual samplers decide about a trace that begins here: it is dropped if the lower half of its id is at
+    least this. `NEVER` for others, which may look at what begins it, and for those that drop none."""
+    # Asking a sampler takes as long as all the rest of a run that is dropped.
+    root = getattr(sampler, "_root", sampler)
+    if root.get_description() == ALWAYS_OFF:
+        return 0
+    by_ratio = getattr(sys.modules.get("opentelemetry.sdk.trace.sampling"), "TraceIdRatioBased", None)
+    return root.bound if by_ratio is not None and type(root) is by_ratio else NEVER
 
 
 def _named(facts: Mapping[str, str | int]) -> dict[str, str | int]:
