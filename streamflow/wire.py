@@ -336,6 +336,11 @@ def decode_outbox(data: bytes) -> list[OutboxMessage]:
 # --- heartbeats -------------------------------------------------------------------------------------------------------
 
 
+def partition_name(queue: str, number: int) -> str:
+    """What a partition of a queue is called where something fails for it."""
+    return f"partition {number} of queue {queue}"
+
+
 class Heartbeat(msgspec.Struct, kw_only=True):
     """What a daemon reports about itself with each heartbeat; the field names are those of the JSON on the server.
 

@@ -34,7 +34,7 @@ from streamflow.daemon.stand_in import StandIn
 from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.stuck_runs import StuckRuns
 from streamflow.daemon.takeover import Takeover
-from streamflow.daemon.troubles import Troubles, for_heartbeat
+from streamflow.daemon.troubles import Troubles
 from streamflow.errors import StoreError
 from streamflow.http.loop_lag import LoopLag
 from streamflow.http.pages import Pages, Part
@@ -51,6 +51,7 @@ from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import check_server, open_namespace
 from streamflow.store.roles import Role
 from streamflow.store.router import open_store
+from streamflow.store.workers import for_heartbeat
 from streamflow.tracing.setup import find_tracing, set_up_from_environment, shut_down
 from streamflow.version import __version__
 from streamflow.watch.heartbeat_process import HeartbeatProcess

@@ -30,7 +30,7 @@ from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.store.connection import Call, OtherHistory, Store
 from streamflow.store.kernel import Delivery, Kernel, Offer, StreamEntry
 from streamflow.store.namespace import register_queues
-from streamflow.wire import OutboxMessage, decode_outbox, stream_order, to_delivery, to_offer
+from streamflow.wire import OutboxMessage, decode_outbox, partition_name, stream_order, to_delivery, to_offer
 
 _log = logging.getLogger("streamflow.relay")
 
@@ -377,7 +377,7 @@ def _addressed(number: str, sent: OutboxMessage) -> tuple[Delivery | Offer, Targ
 
 
 def _name_of(target: Target) -> str:
-    return f"shard {target}" if isinstance(target, int) else f"partition {target[1]} of queue {target[0]}"
+    return f"shard {target}" if isinstance(target, int) else partition_name(*target)
 
 
 def _size(waiting: list[Waiting]) -> int:

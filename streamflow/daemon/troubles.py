@@ -30,10 +30,6 @@ SETTLED = 10.0
 """Seconds after the next try for which an entry is kept without another failure."""
 SAY_AGAIN = 600.0
 """Seconds after which a failure with the same reason is logged again, when its pauses grow no more."""
-MOST_TOLD = 20
-"""Entries in a heartbeat: it is read by every daemon, twice a second..."""
-MOST_TEXT = 300
-"""...with so many characters each."""
 
 
 class Trouble(msgspec.Struct):
@@ -128,11 +124,6 @@ def _advice(reason: str) -> str:
     if "WRONGTYPE" in reason:
         return " (somebody has overwritten this key; see docs/operations.md, stopped-shards)"
     return ""
-
-
-def for_heartbeat(troubles: dict[str, str]) -> dict[str, str]:
-    """As much of them as a heartbeat takes."""
-    return {subject: text[:MOST_TEXT] for subject, text in list(troubles.items())[:MOST_TOLD]}
 
 
 def shard_name(number: int) -> str:

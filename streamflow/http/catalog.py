@@ -160,6 +160,12 @@ READ_SUCCESS = Metric(
 
 # --- a worker ---------------------------------------------------------------------------------------------------------
 
+PARTITIONS_REFUSED = Metric(
+    "streamflow_partitions_refused",
+    "gauge",
+    "worker",
+    "Partitions of its queues that the server refuses this worker: nobody may take their steps. `status` says why.",
+)
 CLAIMS = Metric(
     "streamflow_claims", "gauge", "worker", "Attempts that this worker has claimed and that have not ended."
 )

@@ -294,6 +294,7 @@ def _worker(worker: WorkerHeartbeat, clock: int) -> WorkerRow:
         draining=worker.draining,
         version=worker.version,
         beat_age=max(0.0, worker.age(clock)),
+        impaired=worker.impaired,
     )
 
 

@@ -83,6 +83,8 @@ class WorkerRow(msgspec.Struct, kw_only=True):
     version: str = ""
     beat_age: float = 0.0
     """Seconds since its heartbeat was sent, by the server's clock."""
+    impaired: dict[str, str] = {}
+    """Partitions that the server refuses it: `partition 3 of queue gpu` -> reason."""
 
 
 class NamespaceStatus(msgspec.Struct, kw_only=True):

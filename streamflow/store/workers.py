@@ -1,7 +1,7 @@
 """What workers report about themselves with each heartbeat, as it is stored in one hash of the namespace.
 
 Owns: the fields, and which heartbeat is a fresh one. Must not: send or read them.
-Called by: workers (make them), the status and a daemon's metrics (count workers).
+Called by: workers (make them), the status and a daemon's metrics (count workers), daemons (cut what fails to size).
 
 A heartbeat says when it was sent, by the server's clock as the worker reckons it, so that a single look shows who is
 silent. That clock may jump: then the next heartbeat, about a second later, is right again.
@@ -17,6 +17,11 @@ from streamflow.model.codec import DECODE_ERRORS
 
 LEAST = 2.0
 """Seconds for which a heartbeat is fresh at least, however short the worker's time-out is."""
+
+MOST_TOLD = 20
+"""Entries of a heartbeat that say what fails: it is read by many, once a second or more often..."""
+MOST_TEXT = 300
+"""...with so many characters each."""
 
 
 class WorkerHeartbeat(msgspec.Struct, kw_only=True):
@@ -43,6 +48,8 @@ class WorkerHeartbeat(msgspec.Struct, kw_only=True):
     """Attempts that it has."""
     draining: bool = False
     version: str = ""
+    impaired: dict[str, str] = {}
+    """Partitions that the server refuses it, the first of them, and why: `partition 3 of queue gpu` -> reason."""
 
     def age(self, clock: int) -> float:
         """Seconds since it was sent; negative if the server's clock (ms) was set back since."""
@@ -56,6 +63,11 @@ class WorkerHeartbeat(msgspec.Struct, kw_only=True):
     def is_repeated(self) -> bool:
         """Whether the process beside the worker has sent it."""
         return self.beat < 0
+
+
+def for_heartbeat(troubles: Mapping[str, str]) -> dict[str, str]:
+    """As much of them as a heartbeat takes, of a daemon or worker: subject -> reason."""
+    return {subject: text[:MOST_TEXT] for subject, text in list(troubles.items())[:MOST_TOLD]}
 
 
 _worker = msgspec.json.Decoder(WorkerHeartbeat)

@@ -42,8 +42,10 @@ class WorkerMetrics:
         if not self._reader.reads:
             reasons.append("it does not read its queues")
         if broken := self._reader.broken:
+            name, reason = next(iter(broken.items()))
             reasons.append(
-                f"the server refuses {broken} of the {len(self._claims.partitions)} partitions of its queues"
+                f"the server refuses {len(broken)} of the {len(self._claims.partitions)} partitions of its queues, "
+                f"such as {name}: {reason}"
             )
         if self._claims.unanswered > 1.5 * self._timeout:
             reasons.append(f"the server has answered nothing for {self._claims.unanswered:.0f} s")
@@ -54,6 +56,7 @@ class WorkerMetrics:
         claims = self._claims
         figures.set(catalog.DRAINING, self._executor.draining)
         figures.set(catalog.HEARTBEAT_AGE, claims.unanswered)
+        figures.set(catalog.PARTITIONS_REFUSED, len(self._reader.broken))
         figures.set(catalog.CLAIMS, claims.running)
         figures.set(catalog.OUTCOMES_UNREPORTED, claims.unreported)
         figures.set(catalog.CLAIMS_EXPIRED, claims.expired)

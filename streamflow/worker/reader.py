@@ -25,7 +25,7 @@ from streamflow.steps.suspects import Suspects
 from streamflow.store.blocking_reads import Entry, GroupGone, QueueConnection
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import ClaimRef, Kernel
-from streamflow.wire import QueuedStep, decode_job, stream_order
+from streamflow.wire import QueuedStep, decode_job, partition_name, stream_order
 from streamflow.worker.claims import Claim, Claims, Partition
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
@@ -64,8 +64,8 @@ class QueueReader:
         self._partitions: dict[str, Partition] = {
             kernel.keys.queue(*partition).stream: partition for partition in claims.partitions
         }
-        self._broken: set[str] = set()
-        """Streams that can't be read: left out, so that the others can be."""
+        self._broken: dict[str, str] = {}
+        """Streams that can't be read, and why: left out, so that the others can be."""
         self._broken_since = 0.0
         self.reads = False
         """The loop runs, and its last read has not failed."""
@@ -76,9 +76,10 @@ class QueueReader:
         self._done = anyio.Event()
 
     @property
-    def broken(self) -> int:
-        """Partitions that can't be read."""
-        return len(self._broken)
+    def broken(self) -> dict[str, str]:
+        """Partitions that can't be read, and why: `partition 3 of queue gpu` -> the server's answer."""
+        broken = list(self._broken.items())  # also called in the HTTP server's thread
+        return {partition_name(*self._partitions[stream]): reason for stream, reason in broken}
 
     def slot_freed(self) -> None:
         """A step has ended, or a thread has returned whose attempt had ended before it."""
@@ -132,10 +133,11 @@ class QueueReader:
         except StoreError as error:
             _log.warning("could not create the consumer groups of the queues, will retry: %s", error)
             return
-        broken_before, self._broken, self._broken_since = self._broken, set(), time.monotonic()
+        broken_before = self._broken
+        broken: dict[str, str] = {}
         for (stream, (queue, number)), answer in zip(self._partitions.items(), answers, strict=True):
             if isinstance(answer, StoreError):
-                self._broken.add(stream)
+                broken[stream] = str(answer)
                 if stream not in broken_before:
                     _log.error(
                         "partition %d of queue %s can't be read and is left alone, will retry every %g s: %s",
@@ -144,7 +146,8 @@ class QueueReader:
                         RETRY_BROKEN,
                         answer,
                     )
-        if broken_before - self._broken:
+        self._broken, self._broken_since = broken, time.monotonic()
+        if broken_before.keys() - broken.keys():
             self._check_pending = True
 
     def _streams(self) -> list[str]:

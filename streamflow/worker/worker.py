@@ -35,7 +35,7 @@ from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, check_server, namespace_from, read_namespace, register_queues
 from streamflow.store.roles import Role
 from streamflow.store.router import open_store
-from streamflow.store.workers import WorkerHeartbeat
+from streamflow.store.workers import WorkerHeartbeat, for_heartbeat
 from streamflow.tracing.setup import find_tracing, set_up_from_environment, shut_down
 from streamflow.version import __version__
 from streamflow.watch.blocker import RunNote
@@ -261,6 +261,7 @@ class Worker:
             running=self.claims.running,
             draining=self.executor.draining,
             version=__version__,
+            impaired=for_heartbeat(self.reader.broken),
         )
 
     async def _deregister(self, store: Store, heartbeats: WorkerHeartbeats) -> None:

@@ -26,7 +26,11 @@ from streamflow.daemon import namespace_figures
 from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.http import catalog, pages
+from streamflow.model.sharding import QUEUE_PARTITIONS
+from streamflow.screen.layout import status_lines
 from streamflow.settings import Settings
+from streamflow.status.collector import StatusCollector
+from streamflow.store.connection import Call
 from streamflow.worker.worker import Worker
 from tests.support.serving import FAST
 from tests.support.waiting import DEADLINE, until
@@ -396,3 +400,33 @@ async def test_a_worker_is_ready_when_it_reads_its_queues(
             return True
 
         await until(draining)
+
+
+async def test_a_partition_that_a_worker_is_refused_is_named_everywhere(work: Work, serve: Serve) -> None:
+    settings = {"http": HTTP, "worker_timeout": 2.0}
+    async with serve(app) as (client, _), work(app, "gpu", **settings) as worker:
+        stream = client.keys.queue("gpu", 3).stream
+        await client.store.send([Call.plain("SET", stream, "in the way")])
+        name = "partition 3 of queue gpu"
+
+        async def refused() -> bool:
+            rows = (await StatusCollector(client).collect()).workers
+            return name in (rows[0].impaired if rows else {})
+
+        await until(refused)
+        status = await StatusCollector(client).collect()
+        assert "WRONGTYPE" in status.workers[0].impaired[name]
+        lines = [line.plain for line in status_lines(status, 200)]
+        assert f"{name} impaired" in lines[0]
+        assert any(line.startswith(name) and "WRONGTYPE" in line for line in lines)
+        code, answer = await get(worker, "ready")
+        assert code == 503
+        assert f"1 of the {QUEUE_PARTITIONS} partitions of its queues, such as {name}" in answer["reasons"][0]
+        await scraped(worker, lambda series: value(series, catalog.PARTITIONS_REFUSED) == 1)
+        await client.store.send([Call.plain("DEL", stream)])
+
+        async def accepted() -> bool:
+            return not (await StatusCollector(client).collect()).workers[0].impaired
+
+        await until(accepted)
+        await scraped(worker, lambda series: value(series, catalog.PARTITIONS_REFUSED) == 0)

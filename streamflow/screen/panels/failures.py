@@ -1,4 +1,5 @@
-"""The latest failures: what fails for shards and queues now, failed and stuck runs, quarantined messages, newest first.
+"""The latest failures: what fails for shards and queues now, at daemons and workers, failed and stuck runs, quarantined
+messages, newest first.
 
 Owns: merging the three views and the heartbeats. Must not: keep failures (the views do). Called by: `layout.py`.
 """
@@ -24,6 +25,7 @@ def failures_panel(status: NamespaceStatus, width: int) -> Panel:
         for style, troubles in ((BAD, daemon.heartbeat.broken), (WARN, daemon.heartbeat.impaired))
         for subject, text in troubles.items()
     }
+    now |= {(subject, text): WARN for worker in status.workers for subject, text in worker.impaired.items()}
     failures: list[tuple[int, str, str, str, str]] = [
         *((status.as_of, style, subject, "", text) for (subject, text), style in now.items()),
         *((row["at"], BAD, row["run_id"], row["kind"], row["message"]) for row in failed),

@@ -64,7 +64,7 @@ def health(status: NamespaceStatus) -> list[tuple[str, str]]:
     if unserved := sorted(queue.name for queue in status.queues if queue.waiting and not queue.workers):
         more = f" and {len(unserved) - 1} more" if len(unserved) > 1 else ""
         problems.append((WARN, f"no workers for queue {unserved[0]}{more}"))
-    if impaired := sorted({subject for beat in beats for subject in beat.impaired}):
+    if impaired := sorted({subject for beat in (*beats, *status.workers) for subject in beat.impaired}):
         more = f" and {len(impaired) - 1} more" if len(impaired) > 1 else ""
         problems.append((WARN, f"{impaired[0]}{more} impaired"))
     if hung := sum(beat.hung for beat in beats):

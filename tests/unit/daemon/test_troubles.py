@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from streamflow.daemon import troubles as module
-from streamflow.daemon.troubles import LONGEST_PAUSE, MOST_TEXT, MOST_TOLD, SAY_AGAIN, SETTLED, Troubles, for_heartbeat
+from streamflow.daemon.troubles import LONGEST_PAUSE, SAY_AGAIN, SETTLED, Troubles
 from streamflow.errors import StoreError
+from streamflow.store.workers import MOST_TEXT, MOST_TOLD, for_heartbeat
 
 REFUSED = StoreError("commit: WRONGTYPE sf:{ns/5}:log")
 

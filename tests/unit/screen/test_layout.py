@@ -21,7 +21,16 @@ from streamflow.screen.layout import StatusScreen, render_status, status_lines
 from streamflow.screen.live import watch
 from streamflow.screen.sanitize import safe, safe_text
 from streamflow.screen.style import duration, number, size, sparkline
-from streamflow.status.model import DaemonRow, NamespaceStatus, Queue, Server, Shard, daemon_from, shards_from
+from streamflow.status.model import (
+    DaemonRow,
+    NamespaceStatus,
+    Queue,
+    Server,
+    Shard,
+    WorkerRow,
+    daemon_from,
+    shards_from,
+)
 from streamflow.views.shard_views import ShardViews
 from streamflow.wire import Heartbeat
 
@@ -302,6 +311,14 @@ def test_what_fails_for_single_shards_is_named_with_its_reason() -> None:
     current.daemons[0].heartbeat.impaired = {"shard 7": "takes no messages: NOPERM", "partition 3 of queue gpu": "x"}
     assert "● 41 shards stopped · partition 3 of queue gpu and 1 more impaired" in text(current, 200)
     assert "takes no messages: NOPERM" in text(current, 200)
+
+
+def test_what_the_server_refuses_a_worker_is_named_with_its_reason() -> None:
+    current = status(daemons=1, views={})
+    current.workers = [WorkerRow(name="w1", impaired={"partition 3 of queue gpu": "NOPERM no permission to read"})]
+    shown = text(current, 200)
+    assert "● partition 3 of queue gpu impaired" in shown
+    assert re.search(r"\npartition 3 of queue gpu +NOPERM no permission to read +now", shown)
 
 
 def test_the_second_line_says_how_many_starts_wait_at_any_width() -> None:
