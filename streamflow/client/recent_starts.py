@@ -4,8 +4,8 @@ Owns: what is kept, for how long, and sending it again. Must not: decide that a 
 does). Called by: the pipelines (report what was acknowledged, and wait), the session.
 
 Replication is asynchronous: a server that is promoted may lack the newest writes, starts among them that clients know
-to be safe. A client that still lives has their inputs. It sends them again before anything else that it asks for, with the
-time of their first start, so that each is the same run; a run that the server has stays as it is.
+to be safe. A client that still lives has their inputs. It sends them again before anything else that it asks for, with
+the time of their first start, so that each is the same run; a run that the server has stays as it is.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ class DaemonMetrics:
         lag: LoopLag,
     ) -> None:
         self._settings: Settings = context.settings
+        self._store = context.store
         self._troubles = context.troubles
         self._owner = owner
         self._membership = membership
@@ -78,6 +79,8 @@ class DaemonMetrics:
             figures.set(catalog.COMMITS, count, result)
         figures.set_histogram(catalog.COMMIT_RUNS, counted.runs.counts, counted.runs.total)
         figures.set_histogram(catalog.COMMIT_DURATION, counted.round_trips.counts, counted.round_trips.total / 1e6)
+        confirmation = self._store.confirmation  # another one when the namespace's durability has changed
+        figures.set(catalog.UNCONFIRMED, 0.0 if confirmation is None else confirmation.overdue)
         figures.set(catalog.OUTBOX_MESSAGES, counted.outbox)
         figures.set(catalog.OUTBOX_LAG, counted.outbox_lag)
         figures.set(catalog.VIEWS_LAG, counted.views_lag)

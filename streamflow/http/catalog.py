@@ -129,6 +129,12 @@ COMMIT_DURATION = Metric(
     "From sending a pipeline of commits to its answers, retries included.",
     powers=tuple(range(8, 24)),
 )
+UNCONFIRMED = Metric(
+    "streamflow_unconfirmed_seconds",
+    "gauge",
+    "daemon",
+    "For how long nothing was confirmed by replicas or the disk, while decisions wait for it; 0 if none does.",
+)
 INBOX_MESSAGES = Metric(
     "streamflow_inbox_messages", "gauge", "daemon", "Messages for runs of its shards that no commit has taken yet."
 )

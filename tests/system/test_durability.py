@@ -9,13 +9,16 @@ import anyio
 import pytest
 
 import streamflow as sf
+from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreMisconfigured
+from streamflow.http import catalog, pages
 from streamflow.store.node import Node
 from tests.support.lines import Line, line_to, port_of
 from tests.support.serving import FAST, running_daemon
 from tests.support.waiting import DEADLINE
 from tests.system.test_failover import tell
+from tests.system.test_http import scrape, value
 
 pytestmark = pytest.mark.anyio
 
@@ -139,6 +142,32 @@ async def test_reads_do_not_wait_for_starts_that_wait_for_a_replica() -> None:
                 assert (await client.run("late-0").describe()).status in ("pending", "running")
                 assert given_up == []
         assert len(given_up) == 8
+
+
+async def test_a_daemon_says_for_how_long_nothing_was_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "KEPT", 0.0)
+
+    async def waited(daemon: Daemon) -> float:
+        return value(await scrape(daemon), catalog.UNCONFIRMED)
+
+    async with (
+        with_a_replica() as (primary, _, stream),
+        sf.Client(Node(primary.url, patience=0.2), NAMESPACE) as client,
+        running_daemon(
+            app, primary, NAMESPACE, crash=False, durability="replicas:1", http="127.0.0.1:0", **SLOW_BEAT
+        ) as daemon,
+    ):
+        assert await waited(daemon) == 0
+        with frozen(stream):
+            with pytest.raises(sf.Unconfirmed):
+                await client.start(two_effects, "late", id="late")
+            with anyio.fail_after(DEADLINE):
+                while await waited(daemon) < 0.5:  # noqa: ASYNC110
+                    await anyio.sleep(0.05)
+        assert await client.run("late", str).result(DEADLINE) == "late-last"
+        with anyio.fail_after(DEADLINE):
+            while await waited(daemon) > 0:
+                await anyio.sleep(0.05)
 
 
 async def test_signals_and_results_wait_too() -> None:
