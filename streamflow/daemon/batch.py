@@ -656,7 +656,7 @@ class ShardBatch:
                 record.host = ""
                 self.batch.puts.append(Put(keys.steps, f"{run_id}/{seq}", b""))
             if not is_current:
-                if record.details or record.lent:
+                if record.details or record.unread or record.lent:
                     self.batch.puts.append(Put(keys.details, f"{run_id}/{seq}", b""))
                 del records[seq]
         if not records:

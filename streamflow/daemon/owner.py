@@ -26,7 +26,16 @@ from streamflow.daemon.batch import BYTES, IN_FLIGHT, SENT, UNKNOWN, Reduced, Sh
 from streamflow.daemon.context import Context
 from streamflow.daemon.lost_writes import LostWrites
 from streamflow.daemon.relay import Relay
-from streamflow.daemon.shard import CODE, RUN_BYTES, UNKNOWN_ATTEMPT, LiveRun, OwnedShard, StepRecord
+from streamflow.daemon.shard import (
+    CODE,
+    RUN_BYTES,
+    UNKNOWN_ATTEMPT,
+    LiveRun,
+    OwnedShard,
+    StepRecord,
+    decode_details,
+    run_and_number,
+)
 from streamflow.daemon.slots import Slots
 from streamflow.daemon.starts import Starts, class_of
 from streamflow.daemon.timers import Timers
@@ -641,6 +650,7 @@ class Owner:
                     complete.append(((batch, run_id), parts.pop((batch.shard.number, run_id))))
                 else:
                     rest.append((batch, run_id))
+            await self._read_details([(batch.shard, run_id) for (batch, run_id), _ in complete])
             turns = self._rehydrate_all(complete)
             while not self._take_turn(turns):  # noqa: ASYNC110
                 await asyncio.sleep(0)  # heartbeats must not wait for thousands of replays, nor for a long one
@@ -669,6 +679,37 @@ class Owner:
                 answer = [answer] * len(runs)
             found += zip(runs, answer, strict=True)
         return found
+
+    async def _read_details(self, runs: list[tuple[OwnedShard, str]]) -> None:
+        """Read what steps of these runs had reported last at the former owner; about `BYTES` in one pipeline."""
+        left: dict[int, tuple[OwnedShard, list[bytes]]] = {}
+        for shard, run_id in runs:
+            fields = [f"{run_id}/{seq}" for seq, record in shard.records.get(run_id, {}).items() if record.unread]
+            if fields:
+                _, known = left.setdefault(shard.number, (shard, [b""]))  # no cursor: only these fields
+                known += [field.encode() for field in fields]
+        while left:
+            limit = max(LEAST, BYTES // len(left))
+            calls = [self._kernel.read_hash(shard.keys.details, fields, limit) for shard, fields in left.values()]
+            pages: list[tuple[list[bytes], list[tuple[bytes, bytes]]] | StoreError] = await self._store.send(
+                calls, patience=math.inf
+            )
+            for (shard, _), page in zip(list(left.values()), pages, strict=True):
+                if isinstance(page, StoreError):  # its commits are refused, too
+                    self._troubles.failed(shard_name(shard.number), "has details that can't be read", page, stops=False)
+                    del left[shard.number]
+                    continue
+                following, values = page
+                for field, value in values:
+                    run_id, seq = run_and_number(field)
+                    record = shard.records.get(run_id, {}).get(seq)
+                    created, details = decode_details(value)
+                    if record is not None and record.unread and created in (0, record.created):
+                        record.details, record.unread = details, False
+                if following:
+                    left[shard.number] = shard, following
+                else:
+                    del left[shard.number]
 
     def _take_turn(self, turns: Iterator[list[tuple[ShardBatch, str]]]) -> bool:
         """Bring runs into memory for one turn of the event loop. True if that was all."""

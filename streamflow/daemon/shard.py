@@ -81,7 +81,7 @@ class RunWork(msgspec.Struct):
 class StepRecord:
     """What the server has about one attempt in the shard's keys `steps` and `details`."""
 
-    __slots__ = ("attempt", "created", "details", "host", "lent", "reported")
+    __slots__ = ("attempt", "created", "details", "host", "lent", "reported", "unread")
 
     def __init__(self, attempt: int, created: int = 0, host: str = "", *, reported: bool = False) -> None:
         self.attempt = attempt
@@ -93,6 +93,9 @@ class StepRecord:
         self.reported = reported
         """Its outcome is in the inbox."""
         self.details = b""
+        self.unread = False
+        """The server has details of it from the last owner, which are read with the run: not before, because those of
+        all steps that ran may be more than this process has room for."""
 
     def encode(self) -> bytes:
         """As `lua/shared/current_entry.lua` writes it."""

@@ -283,7 +283,8 @@ class StepRecords:
             if self._stored.get(key) != details:
                 stored_as = stored_details(job.created, details)
                 new.setdefault(shard.number, []).append((key, f"{running.run_id}/{job.seq}", stored_as))
-                shard.record_of(running.run_id, job.created, job.seq, job.attempt).details = details
+                record = shard.record_of(running.run_id, job.created, job.seq, job.attempt)
+                record.details, record.unread = details, False
         self._stored = {key: details for key, details in stored.items() if self._stored.get(key) == details}
         portions = [
             (self._owner.shards[number], portion)
@@ -383,7 +384,7 @@ class StepRecords:
                 size += len(reported)
                 created, details_now = decode_details(reported)
                 if created in (0, record.created):
-                    record.details = details_now
+                    record.details, record.unread = details_now, False
             if value is not None and _is_reported(value, record):
                 record.reported = True
             else:

@@ -270,17 +270,18 @@ class Takeover:
                     self._suspects.learn(Suspect(shard.number, run_id, 0, deaths, created=record.created))
 
     def _restore_details(self, shard: OwnedShard, details: list[tuple[bytes, bytes]]) -> None:
-        """What running steps reported last, of shards whose steps are restored. A field may come twice."""
+        """Which running steps have reported something, of shards whose steps are restored. A field may come twice. What
+        they reported is not kept: `Owner._load` reads it again, with their runs."""
         for field, value in details:
             try:
                 run_id, seq = run_and_number(field)
             except ValueError as error:
                 _log.error("details of a step of shard %d can't be read: %r, %s", shard.number, field[:100], error)
                 continue
-            created, reported = decode_details(value)
+            created, _ = decode_details(value)
             record = shard.records.setdefault(run_id, {}).setdefault(seq, StepRecord(UNKNOWN_ATTEMPT, created))
             if created in (0, record.created) and not record.lent:  # its host's last ones are read if it dies
-                record.details = reported
+                record.unread = True
 
     def _look_at_strays(self, shard: OwnedShard) -> None:
         """Load also the runs that have records of steps although none is in flight: a call of the last owner has

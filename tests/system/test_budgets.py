@@ -11,6 +11,7 @@ import pytest
 import streamflow as sf
 from streamflow.daemon import deploy_check, takeover
 from streamflow.daemon.batch import BYTES, LARGEST, WRITES
+from streamflow.daemon.shard import OwnedShard
 from streamflow.store.connection import Call
 from streamflow.store.node import Node
 from streamflow.wire import decode_outbox
@@ -192,7 +193,9 @@ async def test_the_check_after_a_deploy_reads_in_portions(serve: Serve, traffic:
     assert traffic.replies.get("LRANGE", 0) < size, "only that of who asks why a run is stuck"
 
 
-async def test_details_of_steps_are_read_in_portions_at_a_takeover(serve: Serve, traffic: Traffic) -> None:
+async def test_details_of_steps_are_read_in_portions_at_a_takeover(
+    serve: Serve, traffic: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     width = 60
     reported.clear()
     async with serve(app, shards=1, crash=True) as (client, daemon):
@@ -201,8 +204,19 @@ async def test_details_of_steps_are_read_in_portions_at_a_takeover(serve: Serve,
         while await client.store.one(stored) < width:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     traffic.replies.clear()
+    kept: list[int] = []
+    acquire = takeover.Takeover.acquire
+
+    async def acquiring(self: takeover.Takeover, wanted: dict[int, tuple[str, str]]) -> list[OwnedShard]:
+        owned = await acquire(self, wanted)
+        records = [record for shard in owned for of_run in shard.records.values() for record in of_run.values()]
+        kept.extend(len(record.details) for record in records if record.unread)
+        return owned
+
+    monkeypatch.setattr(takeover.Takeover, "acquire", acquiring)
     async with serve(app, shards=1):
         assert await run.result(60) == sum(range(width))
+    assert kept == [0] * width, "they are read with their run"
     assert reported == {n: bytes([n]) * DETAILS for n in range(width)}
     assert DETAILS < traffic.replies["read_hash"] <= takeover.BYTES
     assert max(traffic.replies.values()) <= takeover.BYTES

@@ -166,7 +166,7 @@ async def test_a_daemon_says_for_how_long_nothing_was_confirmed(monkeypatch: pyt
                     await anyio.sleep(0.05)
         assert await client.run("late", str).result(DEADLINE) == "late-last"
         with anyio.fail_after(DEADLINE):
-            while await waited(daemon) > 0:
+            while await waited(daemon) > 0:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
 
 

@@ -403,7 +403,7 @@ async def test_a_worker_is_ready_when_it_reads_its_queues(
 
 
 async def test_a_partition_that_a_worker_is_refused_is_named_everywhere(work: Work, serve: Serve) -> None:
-    settings = {"http": HTTP, "worker_timeout": 2.0}
+    settings: dict[str, Any] = {"http": HTTP, "worker_timeout": 2.0}
     async with serve(app) as (client, _), work(app, "gpu", **settings) as worker:
         stream = client.keys.queue("gpu", 3).stream
         await client.store.send([Call.plain("SET", stream, "in the way")])

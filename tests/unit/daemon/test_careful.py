@@ -433,10 +433,32 @@ async def test_a_step_begins_with_details_of_its_own_run_only(created: int) -> N
     nothing: Any = None
     takeover = Takeover(context(FakeStore(), shards=8), Sends(), nothing)  # type: ignore[arg-type]
     half = bytes(raw("half"))
-    takeover._restore_details(bench.shard, [(b"a/1", stored_details(created, half))])  # pyright: ignore[reportPrivateUsage]
+    stored = [(b"a/1", stored_details(created, half))]
+    takeover._restore_details(bench.shard, stored)  # pyright: ignore[reportPrivateUsage]
+    bench.store.answers["read_hash"] = ([], stored)
     await bench.turns()
     [job] = bench.steps.jobs
     assert bytes(job.details) == (half if created == 900 else bytes(NOTHING))
+
+
+async def test_details_are_read_in_portions_with_the_runs_of_their_steps() -> None:
+    bench = await released(await in_flight("a", "b"), alive=False)
+    nothing: Any = None
+    takeover = Takeover(context(FakeStore(), shards=8), Sends(), nothing)  # type: ignore[arg-type]
+    on_server = {f"{run_id}/1".encode(): stored_details(900, bytes(raw(run_id))) for run_id in "ab"}
+    takeover._restore_details(bench.shard, list(on_server.items()))  # pyright: ignore[reportPrivateUsage]
+    assert [record[1].details for record in bench.shard.records.values()] == [b"", b""]
+
+    def one_at_a_time(call: Call[Any]) -> Any:
+        _, cursor, field, *others = call.args
+        assert cursor == b"", "only these fields"
+        return ([b"", *others] if others else []), [(field, on_server.pop(field))]
+
+    bench.store.answers["read_hash"] = one_at_a_time
+    await bench.owner._read_details([(bench.shard, "a"), (bench.shard, "b")])  # pyright: ignore[reportPrivateUsage]
+    assert on_server == {}
+    read = {run_id: records[1].details for run_id, records in bench.shard.records.items()}
+    assert read == {run_id: bytes(raw(run_id)) for run_id in "ab"}
 
 
 def test_details_are_read_as_they_are_stored_and_as_they_were_before() -> None:

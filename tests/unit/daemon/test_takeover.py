@@ -98,13 +98,14 @@ async def test_a_shard_whose_listing_cannot_be_read_is_left_out(caplog: pytest.L
     assert caplog.text.count("shard 3 could not be acquired") == 1
 
 
-async def test_details_of_lent_steps_stay_on_the_server() -> None:
-    """They are read when the host dies; those of steps that are to run here are needed at once."""
+async def test_details_of_steps_stay_on_the_server_at_a_takeover() -> None:
+    """Those of lent ones are read when the host dies, those of steps that are to run here with their runs."""
     bench = Bench()
     shard = bench.shards[0]
     bench.takeover._restore_steps(shard, [(b"lent/1", b"host 900 1 wanted")])
     bench.takeover._restore_details(shard, [(b"lent/1", b"900 " + b"x" * 1000), (b"own/1", b"900 half")])
-    assert (shard.records["lent"][1].details, shard.records["own"][1].details) == (b"", b"half")
+    lent, own = shard.records["lent"][1], shard.records["own"][1]
+    assert (lent.details, lent.unread) == (own.details, not own.unread) == (b"", False)
 
 
 async def test_of_a_long_outbox_only_the_beginning_is_read() -> None:
