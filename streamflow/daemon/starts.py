@@ -5,7 +5,8 @@ reduce. Called by: the inbox reader (offers what it has read), admission (holds 
 
 What is under way comes first: a round of commits has the runs that have something to do, and as many starts as there is
 room for beside them. Tenants, and workflows for runs that have none, take turns. Rounds are short (`admission`) while a
-tenant with few starts waits beside one with many, and otherwise as long as commits are cheapest.
+tenant with few starts waits beside one with many, and otherwise as long as commits are cheapest. A tenant's starts of
+one shard begin together, since one commit then has them, and each of their next transitions.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ LEAST_PART = 8
 ENOUGH, MOST, ENOUGH_BYTES = 4, 40, 8 * 1024 * 1024
 """Rounds of starts in memory with which no more are read from the server, usually and while some tenants may not begin;
 and bytes of them."""
+TOGETHER = 64
+"""Starts of a tenant in one shard that begin one after the other before those of its other shards."""
 TRICKLE = 1.0
 """Seconds between two starts of a tenant while it, or the daemon, is full: each still gets on."""
 TRICKLED = 1000
@@ -54,6 +57,40 @@ class HeldStart:
         return sum([len(message.body) for message in self.messages])
 
 
+class _Line:
+    """The starts of one tenant that wait: ids of runs, those of one shard together."""
+
+    __slots__ = ("_left", "_shards", "length")
+
+    def __init__(self) -> None:
+        self._shards: OrderedDict[int, deque[str]] = OrderedDict()
+        """By shard; the next one at the beginning."""
+        self._left = TOGETHER
+        """How many more of that shard begin before those of the others."""
+        self.length = 0
+
+    def append(self, shard: int, run_id: str) -> None:
+        ids = self._shards.get(shard)
+        if ids is None:
+            ids = self._shards[shard] = deque()
+        ids.append(run_id)
+        self.length += 1
+
+    def popleft(self) -> str:
+        shard = next(iter(self._shards))
+        ids = self._shards[shard]
+        run_id = ids.popleft()
+        self.length -= 1
+        self._left -= 1
+        if not ids:
+            del self._shards[shard]
+            self._left = TOGETHER
+        elif not self._left:
+            self._shards.move_to_end(shard)
+            self._left = TOGETHER
+        return run_id
+
+
 class Starts:
     """The starts in memory that wait for their turn. `several`: runs that a round of commits has while a small
     tenant waits beside a large one."""
@@ -71,8 +108,8 @@ class Starts:
         """Some may wait on the server."""
         self.wanted = anyio.Event()
         """Set when those could be read."""
-        self._turns: OrderedDict[bytes, deque[str]] = OrderedDict()
-        """Tenant or workflow -> ids of runs; the next one at the beginning."""
+        self._turns: OrderedDict[bytes, _Line] = OrderedDict()
+        """Tenant or workflow -> its starts; the next one at the beginning."""
         self.is_blocked = False
         """Some tenants may not begin in this round, so that no other round may follow by itself."""
         self.on_held: Callable[[], None] = lambda: None
@@ -125,7 +162,11 @@ class Starts:
             self._summoned.append(message.run_id)
             return
         self.held[message.run_id] = HeldStart(shard, message)
-        self._turns.setdefault(class_of(message.header), deque()).append(message.run_id)
+        name = class_of(message.header)
+        line = self._turns.get(name)
+        if line is None:
+            line = self._turns[name] = _Line()
+        line.append(shard.number, message.run_id)
 
     def look_for_more(self) -> None:
         """Starts may wait on the server."""
@@ -152,10 +193,10 @@ class Starts:
             taken.extend(self._trickle(crowded))
             apart = {name: self._turns.pop(name) for name in crowded if name in self._turns}
             while self.room > 0 and self._turns:
-                name, waiting = self._turns.popitem(last=False)
-                held = self._pop(waiting)
-                if waiting:
-                    self._turns[name] = waiting
+                name, line = self._turns.popitem(last=False)
+                held = self._pop(line)
+                if line.length:
+                    self._turns[name] = line
                 if held is not None and not held.shard.is_going:
                     self.room -= 1
                     taken.append(held)
@@ -169,12 +210,12 @@ class Starts:
     def _has_small_beside_large(self) -> bool:
         """Whether a tenant with few starts waits beside those whose many make up nearly all that wait. If all have
         many, short rounds would be nobody's gain."""
-        sizes = [len(waiting) for waiting in self._turns.values()]
+        sizes = [line.length for line in self._turns.values()]
         return min(sizes) <= SMALL and sum(size for size in sizes if size >= LARGE) >= LARGE_PART * sum(sizes)
 
-    def _pop(self, waiting: deque[str]) -> HeldStart | None:
+    def _pop(self, line: _Line) -> HeldStart | None:
         """The next of a tenant; None if it has begun already."""
-        return self._let_go(waiting.popleft())
+        return self._let_go(line.popleft())
 
     def _let_go(self, run_id: str) -> HeldStart | None:
         held = self.held.pop(run_id, None)
@@ -197,11 +238,11 @@ class Starts:
             if now - self._trickled.get(name, -math.inf) < TRICKLE or len(self._trickled) > TRICKLED:
                 continue
             self._trickled[name] = now
-            waiting = self._turns[name]
+            line = self._turns[name]
             held = None
-            while waiting and held is None:
-                held = self._pop(waiting)
-            if not waiting:
+            while line.length and held is None:
+                held = self._pop(line)
+            if not line.length:
                 del self._turns[name]
             if held is not None and not held.shard.is_going:
                 yield held

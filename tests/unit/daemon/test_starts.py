@@ -6,7 +6,7 @@ import pytest
 
 from streamflow.daemon import starts as starts_module
 from streamflow.daemon.shard import OwnedShard
-from streamflow.daemon.starts import ALONE, HeldStart, Starts
+from streamflow.daemon.starts import ALONE, TOGETHER, HeldStart, Starts
 from streamflow.model.record import Header, Status
 from streamflow.wire import InboxMessage
 from tests.support.fakes import owned
@@ -151,3 +151,29 @@ async def test_a_header_that_is_none_takes_a_turn_too() -> None:
     starts, shard = Starts(SEVERAL), owned()
     held(starts, shard, InboxMessage("0-1", "start", "r1", b"", b""))
     assert ids(starts.take(0, is_full=False)) == ["r1"]
+
+
+async def test_starts_of_one_shard_begin_together() -> None:
+    starts, one, two = Starts(SEVERAL), owned(1), owned(2)
+    held(starts, one, start("a1"), start("a2"))
+    held(starts, two, start("b1"))
+    held(starts, one, start("a3"))
+    held(starts, two, start("b2"))
+    assert ids(starts.take(0, is_full=False)) == ["a1", "a2", "a3", "b1", "b2"], "one commit for each shard"
+
+
+async def test_a_shard_with_many_starts_lets_others_begin_after_some() -> None:
+    starts, many, few = Starts(SEVERAL), owned(1), owned(2)
+    held(starts, many, *(start(f"a{number}") for number in range(ALONE)))
+    held(starts, few, start("b0"), start("b1"))
+    taken = ids(starts.take(0, is_full=False))
+    assert taken[TOGETHER : TOGETHER + 2] == ["b0", "b1"]
+    assert taken[:TOGETHER] + taken[TOGETHER + 2 :] == [f"a{number}" for number in range(ALONE - 2)]
+    assert ids(starts.take(0, is_full=False)) == [f"a{ALONE - 2}", f"a{ALONE - 1}"]
+
+
+async def test_a_tenant_with_starts_in_many_shards_has_one_turn() -> None:
+    starts, one, two = Starts(SEVERAL), owned(1), owned(2)
+    held(starts, one, start("a1", "acme"), start("a2", "acme"), start("b1", "globex"))
+    held(starts, two, start("a3", "acme"))
+    assert ids(starts.take(0, is_full=False)) == ["a1", "b1", "a2", "a3"]
