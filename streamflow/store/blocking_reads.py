@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.machine.sealed import hide
 from streamflow.server_url import redacted
 from streamflow.store.connection import LOST, Call, Store, stream_entries
 from streamflow.store.node import Node
@@ -21,6 +23,12 @@ from streamflow.store.router import Cluster
 
 _GONE = ("NOGROUP", "UNBLOCKED", "WRONGTYPE")
 
+_PENDING = 10_000
+"""Pending entries of a stream that are read again at once; a worker never has so many."""
+_IN_TIME = 0.5
+"""Seconds for which a server is waited for while others have answered."""
+_ASK_AGAIN = 0.25
+"""Seconds after which a server that did not answer is read again."""
 _INTERRUPT_AGAIN = 0.05
 """Seconds after which a read that goes on waiting is interrupted again."""
 
@@ -104,7 +112,8 @@ class NodeQueueConnection(QueueConnection):
 
 
 class ClusterQueueConnection(QueueConnection):
-    """A connection for each stream that is waited for."""
+    """A connection for each stream that is waited for. A server that doesn't answer in time is left alone until then,
+    while the others are read; what a lost answer may have carried is read again."""
 
     def __init__(self, cluster: Cluster, group: str, block_ms: int, consumer: str) -> None:
         self._cluster = cluster
@@ -112,15 +121,66 @@ class ClusterQueueConnection(QueueConnection):
         self._consumer = consumer
         self._block_ms = block_ms
         self._parts: dict[str, tuple[Node, NodeQueueConnection]] = {}
+        self._reads: dict[asyncio.Task[list[Entry]], list[str]] = {}
+        """Reads under way, and their streams, which nothing else reads meanwhile."""
+        self._unsure: set[str] = set()
+        """Streams of which an answer was lost: their pending entries are read before new ones."""
 
     async def read(self, streams: Sequence[str], count: int, *, pending: bool, wait: bool = True) -> list[Entry]:
-        if wait and not pending:
-            return await self._wait(streams, count)
-        group = ("GROUP", self._group, self._consumer)
-        calls = [
-            Call.plain("XREADGROUP", *group, "COUNT", count, "STREAMS", stream, "0" if pending else ">", near=stream)
-            for stream in streams
-        ]
+        busy = {stream for some in self._reads.values() for stream in some}
+        free = [stream for stream in streams if stream not in busy]
+        try:
+            if wait and not pending:
+                await self._wait([stream for stream in free if stream not in self._unsure], count)
+            else:
+                by_server: dict[int, list[str]] = {}
+                for stream in free:
+                    by_server.setdefault(self._cluster.server_of(stream), []).append(stream)
+                new = [self._begin(self._read_from(some, count, pending=pending), some) for some in by_server.values()]
+                if new:
+                    await asyncio.wait(new, timeout=_IN_TIME)
+        except BaseException:
+            for read in self._reads:
+                read.cancel()
+            raise
+        return self._collected()
+
+    def _begin(self, reading: Coroutine[Any, Any, list[Entry]], streams: list[str]) -> asyncio.Task[list[Entry]]:
+        read = asyncio.create_task(reading)
+        hide(read)
+        self._reads[read] = streams
+        read.add_done_callback(_retrieve)
+        return read
+
+    def _collected(self) -> list[Entry]:
+        """What has been read. Raises what a server has answered, and `StoreUnavailable` if none of them did."""
+        entries: list[Entry] = []
+        lost: StoreUnavailable | None = None
+        answered = False
+        for read in [read for read in self._reads if read.done()]:
+            streams = self._reads.pop(read)
+            error = None if read.cancelled() else read.exception()
+            if isinstance(error, StoreUnavailable):
+                self._cluster.suspect()
+                self._unsure.update(streams)
+                lost = error
+            elif error is not None:
+                raise error  # what others have read is pending, and is read again
+            elif not read.cancelled():
+                self._unsure.difference_update(streams)
+                entries += read.result()
+                answered = True
+        if lost is not None and not answered and not self._reads:
+            raise lost
+        return entries
+
+    async def _read_from(self, streams: Sequence[str], count: int, *, pending: bool) -> list[Entry]:
+        """Without waiting, from one server."""
+        calls: list[Call[Any]] = []
+        for stream in streams:
+            again = pending or stream in self._unsure
+            args = ("COUNT", _PENDING if again and not pending else count, "STREAMS", stream, "0" if again else ">")
+            calls.append(Call.plain("XREADGROUP", "GROUP", self._group, self._consumer, *args, near=stream))
         entries: list[Entry] = []
         # Without patience: to be sent again would leave the entries pending whose reply was lost.
         for answer in await self._cluster.send(calls, patience=0.0):
@@ -132,34 +192,26 @@ class ClusterQueueConnection(QueueConnection):
             entries += ((name.decode(), id_.decode(), fields) for name, some in found for id_, fields in some)
         return entries
 
-    async def _wait(self, streams: Sequence[str], count: int) -> list[Entry]:
-        parts = [await self._part(stream) for stream in streams]
-        reads = [
-            asyncio.create_task(part.read([stream], count, pending=False))
-            for stream, part in zip(streams, parts, strict=True)
-        ]
-        try:
-            _, left = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
-            while left:  # an interruption has no effect on a read that has not begun yet
-                waiting = [part for part, read in zip(parts, reads, strict=True) if not read.done()]
-                await asyncio.gather(*(part.interrupt() for part in waiting))
-                _, left = await asyncio.wait(reads, timeout=_INTERRUPT_AGAIN)
-        except BaseException:
-            for read in reads:
-                read.cancel()
-            await asyncio.gather(*reads, return_exceptions=True)
-            raise
-        entries: list[Entry] = []
-        error: BaseException | None = None
-        for read in reads:
-            if (failure := read.exception()) is None:
-                entries += read.result()
-            elif error is None or isinstance(failure, GroupGone):
-                error = failure
-        if error is not None:
-            self._cluster.suspect()
-            raise error  # what the others have read is pending, and read again
-        return entries
+    async def _wait(self, streams: Sequence[str], count: int) -> None:
+        """Until there is something on one of them, and the others are not waited for any more."""
+        waiting: dict[asyncio.Task[list[Entry]], NodeQueueConnection] = {}
+        limit = _ASK_AGAIN if self._unsure or self._reads else None
+        for stream in streams:
+            part = await self._part(stream)
+            waiting[self._begin(part.read([stream], count, pending=False), [stream])] = part
+        if not waiting:
+            await asyncio.sleep(_ASK_AGAIN)
+            return
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=limit)
+        interrupts: list[asyncio.Task[None]] = []
+        for _ in range(round(_IN_TIME / _INTERRUPT_AGAIN)):  # one that has not begun yet is not interrupted
+            left = [part for read, part in waiting.items() if not read.done()]
+            if not left:
+                break
+            for part in left:
+                interrupts.append(asyncio.create_task(part.interrupt()))
+                interrupts[-1].add_done_callback(_retrieve)
+            await asyncio.wait(waiting, timeout=_INTERRUPT_AGAIN)
 
     async def _part(self, stream: str) -> NodeQueueConnection:
         node = await self._cluster.node_of(stream)
@@ -173,4 +225,14 @@ class ClusterQueueConnection(QueueConnection):
         return part
 
     async def interrupt(self) -> None:
-        await asyncio.gather(*(part.interrupt() for _, part in self._parts.values()), return_exceptions=True)
+        interrupts = [asyncio.create_task(part.interrupt()) for _, part in self._parts.values()]
+        for task in interrupts:
+            task.add_done_callback(_retrieve)
+        if interrupts:
+            await asyncio.wait(interrupts, timeout=_IN_TIME)
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Its error is collected, or nobody waits for it any more: asyncio would report it as forgotten."""
+    if not task.cancelled():
+        task.exception()

@@ -36,7 +36,8 @@ async def wait_for(condition: Callable[[], object]) -> None:
 @pytest.fixture
 async def movable() -> AsyncIterator[tuple[EmbeddedCluster, Cluster]]:
     """A cluster of the test's own, whose slots it may move."""
-    async with EmbeddedCluster(memory=True) as cluster:
+    # A frozen server is only silent: without a replica the others would refuse everything once it counts as failed.
+    async with EmbeddedCluster(memory=True, node_timeout=20.0) as cluster:
         store = Cluster(cluster.url, patience=10.0)
         yield cluster, store
         await store.close()
@@ -237,6 +238,39 @@ async def test_a_queue_is_read_from_the_servers_of_its_partitions(store: Cluster
         with anyio.fail_after(2):
             await connection.interrupt()
     assert len(found) == 1
+
+
+async def test_a_queue_goes_on_without_the_partitions_of_a_server_that_is_away(
+    movable: tuple[EmbeddedCluster, Cluster], namespace: str
+) -> None:
+    cluster, store = movable
+    kernel = Kernel(NamespaceKeys(namespace))
+    streams = [kernel.keys.queue("gpu", n).stream for n in range(12)]
+    await store.send([kernel.create_group("gpu", n) for n in range(12)])
+    connection = open_queue_connection(store, WORKERS, 2_000, "worker")
+    await connection.read(streams, 1, pending=False, wait=False)
+    away = [stream for stream in streams if await cluster.owner(slot_of(stream)) is cluster.nodes[2]]
+    there = [stream for stream in streams if stream not in away]
+    assert away
+    assert there
+    found: list[Any] = []
+
+    async def read_until(count: int) -> None:
+        while len(found) < count:
+            entries = await connection.read(streams, 1, pending=False, wait=False)
+            found.extend(entries or await connection.read(streams, 1, pending=False))
+
+    with frozen(cluster.nodes[2]), anyio.fail_after(DEADLINE):
+        for number in range(1, 4):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read_until, number)
+                await anyio.sleep(0.1)
+                await store.one(Call.plain("XADD", there[0], f"{number}-0", "run", "x"))
+    assert {stream for stream, _, _ in found} == {there[0]}
+    await store.one(Call.plain("XADD", away[0], "1-0", "run", "y"))
+    with anyio.fail_after(DEADLINE):
+        await read_until(4)
+    assert found[-1][0] == away[0]
 
 
 async def test_logs_of_all_servers_are_read(store: Cluster, namespace: str) -> None:
