@@ -1,15 +1,14 @@
 #!lua flags=allow-oom
 -- deliver_messages: accept messages from another shard's outbox: child starts and outcomes, signals, cancel requests.
 --
--- The last accepted number of each source is kept, so redelivery is harmless and memory is O(shards). A number is
--- `<epoch>-<n>` of the owner that decided the message: both only grow, also when a failover has lost the newest ones.
+-- The last accepted numbers of each source are kept, so redelivery is harmless and memory is O(shards).
 -- A start whose id belongs to a run of another parent becomes a `taken` message: the owner reports it to the parent.
 -- `parent` is the link of a start's parent, with its incarnation (streamflow/model/record.py). A signal or cancel that has
 -- one is for the child of that link only, and dropped if that doesn't exist.
 --
 -- KEYS   seen, inbox, kept, owner, waiting, turns, then for each message: run, index, tenant_index (used by starts)
 -- ARGV   source, now, then for each message: number, kind, workflow, tenant, parent, trace, body
--- RETURNS the last accepted number / WRONGTYPE key / BADNUMBER number
+-- RETURNS the highest number that was accepted / WRONGTYPE key / BADNUMBER number
 -- @include shared/clock
 -- @include shared/holds
 -- @include shared/inbox
@@ -35,15 +34,14 @@ for i = 1, count do
   if not holds(tenant_index, 'zset') then return redis.error_reply('WRONGTYPE ' .. tenant_index) end
   if not parse_number(ARGV[7 * i - 4]) then return redis.error_reply('BADNUMBER ' .. ARGV[7 * i - 4]) end
 end
-local epoch, number = parse_number(redis.call('HGET', seen, source) or '0-0')
-epoch, number = epoch or 0, number or 0
+local known = redis.call('HMGET', seen, source, source .. '/before')
+local numbers = open_numbers(source, known[1], known[2])
 local clock = shard_clock(ARGV[2], redis.call('HGET', owner, 'clock'))
 
 for i = 1, count do
   local at = 7 * i - 4 -- of the message's first argument
-  local message_epoch, message_number = parse_number(ARGV[at])
-  if is_newer(message_epoch, message_number, epoch, number) then
-    epoch, number = message_epoch, message_number
+  local epoch, number = parse_number(ARGV[at])
+  if accept_number(numbers, epoch, number) then
     local key = FIXED_KEYS + 3 * i - 2
     local run, kind, parent, body = KEYS[key], ARGV[at + 1], ARGV[at + 4], ARGV[at + 6]
     local id = string.sub(run, run_id_begins(owner))
@@ -61,6 +59,7 @@ for i = 1, count do
     end
   end
 end
-local last = string.format('%.0f-%.0f', epoch, number)
-redis.call('HSET', seen, source, last)
+local fields = {}
+local last = note_numbers(numbers, fields)
+if #fields > 0 then redis.call('HSET', seen, unpack(fields)) end
 return last

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- enqueue_attempts: accept attempts of steps, and revocations of them, from a shard's outbox into a queue partition.
 --
--- The last accepted number of each source is kept, as in `deliver_messages`, so an attempt that is sent again changes
+-- The last accepted numbers of each source are kept, as in `deliver_messages`, so an attempt that is sent again changes
 -- nothing. One entry is one attempt. A newer attempt replaces the one before, whose entry is deleted; so does one of a
 -- run that was created later under the same id. A revoked entry that no worker has yet is deleted; one that a
 -- worker has is marked, and the worker's next `extend_claims` returns `r` for it.
@@ -9,7 +9,7 @@
 -- KEYS   stream, seen, steps, details
 -- ARGV   source, group, then for each message: number, kind (step or revoke), id, created, seq, attempt,
 --        details, body
--- RETURNS the last accepted number / WRONGTYPE key / BADNUMBER number
+-- RETURNS the highest number that was accepted / WRONGTYPE key / BADNUMBER number
 -- @include shared/holds
 -- @include shared/number
 -- @include shared/current_entry
@@ -25,15 +25,14 @@ for i = 1, count do
   local number = ARGV[8 * i - 5]
   if not parse_number(number) then return redis.error_reply('BADNUMBER ' .. number) end
 end
-local last_epoch, last_number = parse_number(redis.call('HGET', seen, source) or '0-0')
-last_epoch, last_number = last_epoch or 0, last_number or 0
+local known = redis.call('HMGET', seen, source, source .. '/before')
+local numbers = open_numbers(source, known[1], known[2])
 
 redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
 for i = 1, count do
   local at = 8 * i - 5 -- of the message's first argument
   local epoch, number = parse_number(ARGV[at])
-  if is_newer(epoch, number, last_epoch, last_number) then
-    last_epoch, last_number = epoch, number
+  if accept_number(numbers, epoch, number) then
     local id, seq = ARGV[at + 2], ARGV[at + 4]
     local created, attempt = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 5])
     local step = id .. '/' .. seq
@@ -55,6 +54,7 @@ for i = 1, count do
     end
   end
 end
-local last = string.format('%.0f-%.0f', last_epoch, last_number)
-redis.call('HSET', seen, source, last)
+local fields = {}
+local last = note_numbers(numbers, fields)
+if #fields > 0 then redis.call('HSET', seen, unpack(fields)) end
 return last

@@ -1,8 +1,58 @@
--- number: an outbox number `<epoch>-<n>` of the owner that decided the message; both parts only grow.
+-- number: an outbox number `<epoch>-<n>`, and which of them a target has accepted from a source.
+--
+-- Each owner of the source numbers its messages upwards, and each (source, target) pair is in order: so the last number
+-- of an owner says which of that owner's messages have been accepted. Owners are distinguished by their epoch and the
+-- high bits of their numbers (streamflow/daemon/shard.py), which no two have in common, also when a failover has lost
+-- an owner and the next one got its epoch again, or a lower one. So an owner that isn't known is a new one, whatever its
+-- epoch is. Those with the highest epochs are remembered; one that is below them all when there are as many is old.
+local OWNERS = 3 -- remembered for each source: more would make its field so long that the hash takes twice the memory
+local NUMBERS_OF_OWNER = 4294967296
 local function parse_number(text)
   local epoch, number = string.match(text, '^(%d+)-(%d+)$')
   return tonumber(epoch), tonumber(number)
 end
 local function is_newer(epoch, number, than_epoch, than_number)
   return epoch > than_epoch or (epoch == than_epoch and number > than_number)
+end
+
+-- What was accepted from a source: the last numbers of its owners, highest first. `source`: its field in `seen`, and
+-- `before` the one with all numbers but the highest.
+local function open_numbers(source, newest, before)
+  local numbers = {source = source, newest = newest or '', before = before or ''}
+  for word in string.gmatch(numbers.newest .. ' ' .. numbers.before, '%S+') do
+    local epoch, number = parse_number(word)
+    if epoch then numbers[#numbers + 1] = {epoch, number} end
+  end
+  return numbers
+end
+
+-- Whether a message of this number is accepted now; if it is, the number is noted.
+local function accept_number(numbers, epoch, number)
+  local owner, at = math.floor(number / NUMBERS_OF_OWNER), 1
+  for i, known in ipairs(numbers) do
+    if known[1] == epoch and math.floor(known[2] / NUMBERS_OF_OWNER) == owner then
+      if number <= known[2] then return false end
+      known[2] = number
+      return true
+    end
+    if is_newer(known[1], known[2], epoch, number) then
+      -- Earlier releases number without high bits, and keep one number: beside one of theirs only the epoch tells.
+      if owner == 0 or known[2] < NUMBERS_OF_OWNER then return false end
+      at = i + 1
+    end
+  end
+  if at > OWNERS then return false end
+  table.insert(numbers, at, {epoch, number})
+  numbers[OWNERS + 1] = nil
+  return true
+end
+
+-- The fields of `seen` that have changed are added to `fields`. Returns the highest number.
+local function note_numbers(numbers, fields)
+  local words = {}
+  for i, known in ipairs(numbers) do words[i] = string.format('%.0f-%.0f', known[1], known[2]) end
+  local newest, before = words[1] or '0-0', table.concat(words, ' ', 2)
+  if newest ~= numbers.newest then fields[#fields + 1], fields[#fields + 2] = numbers.source, newest end
+  if before ~= numbers.before then fields[#fields + 1], fields[#fields + 2] = numbers.source .. '/before', before end
+  return newest
 end

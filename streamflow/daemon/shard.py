@@ -6,6 +6,7 @@ reduce, or decide. Called by: owner, inbox reader, membership, relay, rollup.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import deque
 from collections.abc import Iterable
@@ -63,6 +64,9 @@ def is_parked_by(host: str, code: str, now: int) -> bool:
     return of == code != "" and at.isdigit() and now < int(at) + TRY_AGAIN
 
 
+OWNER_BITS = 20
+NUMBER_BITS = 32
+"""Of a number in the outbox: it has to be less than 2^53, because Lua counts in floating point."""
 UNKNOWN_ATTEMPT = 0
 """The number, which no attempt has, in a record of which only the details are known."""
 
@@ -124,6 +128,14 @@ def decode_details(stored: bytes) -> tuple[int, bytes]:
     """The incarnation, 0 if an earlier release has stored them, and the details. No MessagePack begins so."""
     created, _, details = stored.partition(b" ")
     return (int(created), details) if details and created.isdigit() else (0, stored)
+
+
+def first_outbox(token: str) -> int:
+    """Where an owner's outbox numbers begin: the high bits are its own, from the random part of its token, because a
+    failover that has lost an owner may give its epoch to another one. `lua/shared/number.lua` reads them."""
+    nonce = token.partition(":")[2]
+    owner = int.from_bytes(hashlib.blake2b(nonce.encode(), digest_size=8).digest()) % (1 << OWNER_BITS)
+    return (owner or 1) << NUMBER_BITS
 
 
 class OwnedShard:
@@ -219,7 +231,7 @@ class OwnedShard:
         """...this moment (monotonic s)."""
         self._commits = 0
         self._tried = 0
-        self._outbox = 0
+        self._outbox = first_outbox(token)
 
     @property
     def has_work(self) -> bool:

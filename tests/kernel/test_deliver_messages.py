@@ -20,6 +20,18 @@ def child(number: str, parent: str = "p#1", body: bytes = b"input") -> Delivery:
     return Delivery(number, "start", "child", body, workflow="flow", tenant="acme", parent=parent)
 
 
+def owners(epoch: int, owner: int, number: int) -> str:
+    """A number as `OwnedShard.next_outbox` makes it."""
+    return f"{epoch}-{(owner << 32) + number}"
+
+
+async def bodies(shard: Shard, *numbers: str, source: int = 3) -> list[bytes]:
+    """Deliver a signal for each number, with the number as its body; gives the bodies that the inbox has then."""
+    for number in numbers:
+        await shard.do(shard.kernel.deliver_messages(0, source, [signal(number, number.encode())], NOW))
+    return [message["body"] for message in await shard.inbox()]
+
+
 async def test_messages_reach_the_inbox_in_order_and_the_last_number_is_answered(shard: Shard) -> None:
     deliveries = [signal("5-1", b"one"), signal("5-2", b"two")]
     assert await shard.do(shard.kernel.deliver_messages(0, 3, deliveries, NOW)) == "5-2"
@@ -58,6 +70,43 @@ async def test_a_higher_epoch_is_newer_whatever_the_number_behind_it(shard: Shar
     assert await shard.do(shard.kernel.deliver_messages(0, 3, [signal("6-1", b"new owner")], NOW)) == "6-1"
     assert await shard.do(shard.kernel.deliver_messages(0, 3, [signal("5-101", b"stale owner")], NOW)) == "6-1"
     assert [message["body"] for message in await shard.inbox()] == [b"old owner", b"new owner"]
+
+
+async def test_an_owner_that_got_a_lower_epoch_after_a_failover_is_heard(shard: Shard) -> None:
+    sent = [owners(900, 5, 7), owners(800, 6, 1), owners(800, 6, 2)]
+    assert await bodies(shard, *sent) == [number.encode() for number in sent]
+    assert len(await bodies(shard, *sent, owners(900, 5, 6))) == 3, "what comes again of either is known"
+
+
+async def test_an_owner_that_got_the_epoch_of_a_lost_one_is_heard(shard: Shard) -> None:
+    lost, new = owners(900, 5, 7), owners(900, 2, 1)
+    assert await bodies(shard, lost, new) == [lost.encode(), new.encode()]
+    assert await bodies(shard, new, lost, owners(900, 5, 1)) == [lost.encode(), new.encode()]
+
+
+async def test_what_former_owners_have_sent_is_known_behind_later_ones(shard: Shard) -> None:
+    sent = [owners(900 + n, 9 - n, 4) for n in range(4)]
+    assert await bodies(shard, *sent) == [number.encode() for number in sent]
+    again = [*sent, owners(900, 9, 3), owners(901, 8, 3)]
+    assert await bodies(shard, *again) == [number.encode() for number in sent]
+    first = owners(901, 8, 5)  # it was left in the outbox
+    assert (await bodies(shard, first, first))[4:] == [first.encode()]
+
+
+async def test_owners_below_the_three_that_are_remembered_are_old(shard: Shard) -> None:
+    sent = [owners(900 + n, 1 + n, 1) for n in range(3)]
+    assert len(await bodies(shard, *sent, owners(800, 7, 1))) == 3
+    assert await shard.plain("HGETALL", shard.keys.seen) == {
+        b"shard:3": sent[2].encode(),
+        b"shard:3/before": f"{sent[1]} {sent[0]}".encode(),
+    }
+
+
+async def test_beside_an_owner_of_an_earlier_release_only_the_epoch_counts(shard: Shard) -> None:
+    """Its scripts keep one number, so what the owners before it have sent isn't known."""
+    assert await bodies(shard, "900-5", owners(800, 7, 1), "900-4", "800-9") == [b"900-5"]
+    later = owners(901, 7, 1)
+    assert await bodies(shard, later, "900-6", owners(800, 7, 1)) == [b"900-5", later.encode()]
 
 
 async def test_numbers_are_compared_as_numbers_not_as_text(shard: Shard) -> None:

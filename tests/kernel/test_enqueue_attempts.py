@@ -49,6 +49,14 @@ async def test_each_source_has_its_own_last_number_and_a_higher_epoch_is_newer(s
     assert [entry["run"] for entry in await queue.entries()] == [b"a", b"b", b"c"]
 
 
+async def test_an_owner_that_got_the_epoch_of_a_lost_one_is_heard(shard: Shard) -> None:
+    queue = QueuePartition(shard)
+    lost, new = (Offer(f"9-{(owner << 32) + 1}", "step", "r", 7, owner, 1, b"", b"") for owner in (5, 2))
+    await queue.enqueue(lost, new)
+    await queue.enqueue(new, lost)
+    assert [entry["seq"] for entry in await queue.entries()] == [b"5", b"2"]
+
+
 async def test_a_newer_attempt_replaces_one_that_waits(shard: Shard) -> None:
     queue = QueuePartition(shard)
     await queue.enqueue(queue.step(attempt=1), queue.step(attempt=2))

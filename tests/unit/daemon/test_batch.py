@@ -10,7 +10,7 @@ import pytest
 import streamflow as sf
 from streamflow.daemon import batch as batch_module
 from streamflow.daemon.batch import IN_FLIGHT, ShardBatch
-from streamflow.daemon.shard import LiveRun, OwnedShard
+from streamflow.daemon.shard import LiveRun, OwnedShard, first_outbox
 from streamflow.errors import Failure
 from streamflow.events import (
     NOTHING,
@@ -110,6 +110,17 @@ class Noted(RunNote):
         self.runs.append(run_id)
 
 
+def numbered(number: int) -> str:
+    """A number in the outbox of the fakes' owner."""
+    return f"7-{first_outbox('7:nonce') + number}"
+
+
+def test_two_owners_number_their_messages_differently_with_the_same_epoch() -> None:
+    firsts = [first_outbox(f"7:{nonce:032x}") for nonce in range(1000)]
+    assert len(set(firsts)) > 990
+    assert all(first and first % (1 << 32) == 0 and first < 1 << 52 for first in firsts)
+
+
 def batch_of(shard: OwnedShard, at: int = NOW, watched: list[str] | None = None) -> ShardBatch:
     """Collect what waits at the shard and reduce it."""
     batch = ShardBatch(shard, shard.next_commit("session"))
@@ -155,8 +166,8 @@ def test_an_attempt_for_a_queue_is_in_the_outbox_of_its_commit() -> None:
     job = decode_job(send.body)
     assert (job.queue, job.seq, job.attempt, job.name, job.timeout, plain(job.args)) == ("gpu", 1, 1, "act", 3, [5])
     [entry] = batch.outbox
-    assert (entry.number, entry.messages) == ("7-1", [send])
-    assert batch.batch.sends == [Send("7-1", encode_outbox([send]))]
+    assert (entry.number, entry.messages) == (numbered(1), [send])
+    assert batch.batch.sends == [Send(numbered(1), encode_outbox([send]))]
     assert batch.batch.plans == []  # nothing of the run is in flight at the owner
 
 
@@ -182,7 +193,7 @@ def test_a_run_that_ends_revokes_its_attempts_in_queues_behind_them() -> None:
     [send] = batch.sends
     job = decode_job(send.body)
     assert (send.kind, job.queue, job.seq, job.attempt) == ("revoke", "gpu", 1, 1)
-    assert batch.outbox[0].number == "7-2"
+    assert batch.outbox[0].number == numbered(2)
     assert send.target == queue_partition_of("r", 1)
 
 
@@ -314,9 +325,9 @@ def test_messages_for_others_are_numbered_in_order_and_say_their_shard() -> None
         ("signal", "friend"),
     ]
     assert all(send.target == shard_of(send.run_id, SHARDS, Partition.RUN) for send in batch.sends)
-    assert [(entry.number, entry.messages) for entry in batch.outbox] == [("7-4", batch.sends)]
+    assert [(entry.number, entry.messages) for entry in batch.outbox] == [(numbered(4), batch.sends)]
     put(shard, start("1-1", "s", "family", 2))
-    assert [entry.number for entry in batch_of(shard).outbox] == ["7-7"]
+    assert [entry.number for entry in batch_of(shard).outbox] == [numbered(7)]
 
 
 @pytest.mark.parametrize(("limit", "value"), [("ENTRY", 2), ("ENTRY_BYTES", 1)])
@@ -329,7 +340,7 @@ def test_entries_of_the_outbox_have_limits(limit: str, value: int, monkeypatch: 
     assert [len(entry.messages) for entry in batch.outbox] == sizes
     assert [sent for entry in batch.outbox for sent in entry.messages] == batch.sends
     assert [send.number for send in batch.batch.sends] == [entry.number for entry in batch.outbox]
-    assert batch.outbox[-1].number == "7-5"
+    assert batch.outbox[-1].number == numbered(5)
 
 
 def test_what_was_delivered_is_deleted_with_the_next_commit() -> None:
