@@ -5,21 +5,25 @@
 -- clocks, so that it still grows when a failover has lost the newest ones, also to a server whose clock is behind; the nonce distinguishes two owners to whom a failover
 -- gave the same epoch. What the old owner had read counts as unread from now on: the new one reads the inbox from its
 -- first message, so all that isn't committed is read again.
+-- The last outbox number that this server has is noted, with those of the owners before (`sent`): what a failover has
+-- lost of an owner's messages is behind them.
 -- Safe to run twice: a nonce that already holds the shard gets the same answer.
 --
--- KEYS   owner, inbox, kept
+-- KEYS   owner, inbox, kept, outbox
 -- ARGV   expected (the token that the caller saw), nonce, holder, now
 -- RETURNS OK token clock delivered final / CONFLICT token holder (of the present owner) / WRONGTYPE key
 -- `delivered`: the last message that the old owner had read, `final`: the id of its last commit; '' for none
 -- @include shared/clock
 -- @include shared/holds
-local owner, inbox, kept = KEYS[1], KEYS[2], KEYS[3]
+local owner, inbox, kept, outbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local FORMER_OWNERS = 8
 local expected, nonce, holder = ARGV[1], ARGV[2], ARGV[3]
 
 if not holds(owner, 'hash') then return redis.error_reply('WRONGTYPE ' .. owner) end
 if not holds(inbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. inbox) end -- nobody could read it
 if not holds(kept, 'string') then return redis.error_reply('WRONGTYPE ' .. kept) end
-local stored = redis.call('HMGET', owner, 'token', 'holder', 'clock', 'commit')
+if not holds(outbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. outbox) end
+local stored = redis.call('HMGET', owner, 'token', 'holder', 'clock', 'commit', 'sent')
 local token = stored[1] or ''
 local clock = shard_clock(ARGV[4], stored[3])
 local epoch, holding = string.match(token, '^(%d+):(.*)$')
@@ -36,5 +40,15 @@ local next_token = string.format('%.0f', math.max(tonumber(epoch or 0) + 1, cloc
 redis.call('HSET', owner,
   'token', next_token, 'holder', holder, 'clock', now, 'delivered', delivered, 'final', final)
 redis.call('HDEL', owner, 'commit')
+local about = redis.pcall('XINFO', 'STREAM', outbox) -- an error if nothing was ever sent
+for i = 1, #about, 2 do
+  if about[i] == 'last-generated-id' then
+    local sent, count = about[i + 1], 1
+    for number in string.gmatch(stored[5] or '', '%S+') do
+      if number ~= about[i + 1] and count < FORMER_OWNERS then sent, count = sent .. ' ' .. number, count + 1 end
+    end
+    redis.call('HSET', owner, 'sent', sent)
+  end
+end
 redis.call('DEL', kept)
 return {'OK', next_token, now, delivered, final}

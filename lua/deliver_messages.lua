@@ -1,13 +1,17 @@
 #!lua flags=allow-oom
 -- deliver_messages: accept messages from another shard's outbox: child starts and outcomes, signals, cancel requests.
 --
--- The last accepted numbers of each source are kept, so redelivery is harmless and memory is O(shards).
+-- The last accepted numbers of each source are kept, so redelivery is harmless and memory is O(shards). A source that a
+-- failover has set back decides again what it has sent, and sends it under another number. A start finds its run, an
+-- outcome is dropped by a parent that has it; signals and cancels have an identity, which is kept until the source can't
+-- lose the decision any more (`daemon/retention.py` deletes it).
 -- A start whose id belongs to a run of another parent becomes a `taken` message: the owner reports it to the parent.
 -- `parent` is the link of a start's parent, with its incarnation (streamflow/model/record.py). A signal or cancel that has
 -- one is for the child of that link only, and dropped if that doesn't exist.
 --
 -- KEYS   seen, inbox, kept, owner, waiting, turns, then for each message: run, index, tenant_index (used by starts)
--- ARGV   source, now, then for each message: number, kind, workflow, tenant, parent, trace, body
+-- ARGV   source, now, then for each message: number (behind a space the identity, if it has one), kind, workflow, tenant,
+--        parent, trace, body
 -- RETURNS the highest number that was accepted / WRONGTYPE key / BADNUMBER number
 -- @include shared/clock
 -- @include shared/holds
@@ -26,22 +30,37 @@ local inbox = open_inbox(KEYS[2], KEYS[3])
 if inbox.err then return inbox end
 local door = look_at_door(inbox, waiting, turns)
 if door.err then return door end
+local wanted, order, identities = {source, source .. '/before'}, {}, {} -- fields of `seen`; by message
 for i = 1, count do
   local key = FIXED_KEYS + 3 * i - 2 -- of the message's first key
   local run, index, tenant_index = KEYS[key], KEYS[key + 1], KEYS[key + 2]
   if not holds(run, 'list') then return redis.error_reply('WRONGTYPE ' .. run) end
   if not holds(index, 'zset') then return redis.error_reply('WRONGTYPE ' .. index) end
   if not holds(tenant_index, 'zset') then return redis.error_reply('WRONGTYPE ' .. tenant_index) end
-  if not parse_number(ARGV[7 * i - 4]) then return redis.error_reply('BADNUMBER ' .. ARGV[7 * i - 4]) end
+  local number, identity = string.match(ARGV[7 * i - 4], '^(%S+) ?(%S*)$')
+  local epoch, of_epoch = parse_number(number or '')
+  if not epoch then return redis.error_reply('BADNUMBER ' .. ARGV[7 * i - 4]) end
+  order[i] = {epoch, of_epoch}
+  if identity ~= '' then
+    identities[i] = 'm:' .. identity
+    wanted[#wanted + 1] = identities[i]
+  end
 end
-local known = redis.call('HMGET', seen, source, source .. '/before')
+local known = redis.call('HMGET', seen, unpack(wanted))
 local numbers = open_numbers(source, known[1], known[2])
+local has = {} -- by field
+for i = 3, #wanted do has[wanted[i]] = known[i] end
+local fields = {} -- new ones for `seen`
 local clock = shard_clock(ARGV[2], redis.call('HGET', owner, 'clock'))
 
 for i = 1, count do
   local at = 7 * i - 4 -- of the message's first argument
-  local epoch, number = parse_number(ARGV[at])
-  if accept_number(numbers, epoch, number) then
+  local identity = identities[i]
+  if accept_number(numbers, order[i][1], order[i][2]) and not (identity and has[identity]) then
+    if identity then
+      has[identity] = true
+      fields[#fields + 1], fields[#fields + 2] = identity, string.match(ARGV[at], '^%S+') .. ' ' .. ARGV[2] .. ' ' .. source
+    end
     local key = FIXED_KEYS + 3 * i - 2
     local run, kind, parent, body = KEYS[key], ARGV[at + 1], ARGV[at + 4], ARGV[at + 6]
     local id = string.sub(run, run_id_begins(owner))
@@ -59,7 +78,6 @@ for i = 1, count do
     end
   end
 end
-local fields = {}
 local last = note_numbers(numbers, fields)
 if #fields > 0 then redis.call('HSET', seen, unpack(fields)) end
 return last

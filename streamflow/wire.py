@@ -7,6 +7,7 @@ membership and status (heartbeats). The machines and the client encode, too.
 
 from __future__ import annotations
 
+import binascii
 import re
 
 import msgspec
@@ -297,14 +298,15 @@ def refused_child(run_id: str, parent: ParentLink) -> bytes:
     return _encode(FailedChild(parent.seq, "", failure, created=parent.created))
 
 
-def to_delivery(number: str, kind: str, run_id: str, body: bytes) -> Delivery:
+def to_delivery(number: str, kind: str, run_id: str, body: bytes, identity: bytes = b"") -> Delivery:
     """A message in an outbox as a delivery for `Kernel.deliver_messages`. Raises one of `DECODE_ERRORS` when it was not
     written by this code."""
+    text = binascii.b2a_base64(identity, newline=False).decode() if identity else ""
     if kind == "to-child":
         kind, parent, inner = _to_child.decode(body)
-        return Delivery(number, kind, run_id, bytes(inner), parent=parent)
+        return Delivery(number, kind, run_id, bytes(inner), parent=parent, identity=text)
     if kind != "start":
-        return Delivery(number, kind, run_id, body)
+        return Delivery(number, kind, run_id, body, identity=text)
     start = _start.decode(body)
     return Delivery(
         number, kind, run_id, bytes(start.input), start.workflow, start.tenant, start.parent, checked(start.trace)
@@ -318,6 +320,8 @@ class OutboxMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
     kind: str
     run_id: str
     body: bytes
+    identity: bytes = b""
+    """What a signal or cancel is, for a target that may have it already (`RunMachine._identity`)."""
 
 
 _outbox = msgspec.msgpack.Decoder(list[OutboxMessage])

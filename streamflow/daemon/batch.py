@@ -593,7 +593,8 @@ class ShardBatch:
         if plan != live.plan:
             batch.plans.append((run_id, plan))
         for message in effects.outbox:
-            self._send(namespace.shard_of(message.target), message.kind, message.target, message.body)
+            target = namespace.shard_of(message.target)
+            self._send(target, message.kind, message.target, message.body, message.identity)
         for job, body in attempts:
             self._send(queue_partition_of(run_id, job.seq), "step", run_id, body)
         for job in effects.revoked:  # behind the attempts: one may have been decided in this very transition
@@ -675,9 +676,9 @@ class ShardBatch:
         self.shard.records.setdefault(run_id, {})[CODE] = record
         self.batch.puts.append(Put(self.shard.keys.steps, f"{run_id}/{CODE}", record.encode()))
 
-    def _send(self, target: int, kind: str, run_id: str, body: bytes) -> None:
+    def _send(self, target: int, kind: str, run_id: str, body: bytes, identity: bytes = b"") -> None:
         """Add to the commit's outbox. `target`: a shard, or for `step` and `revoke` the partition of a queue."""
-        self.sends.append(OutboxMessage(target, kind, run_id, body))
+        self.sends.append(OutboxMessage(target, kind, run_id, body, identity))
 
     def _move_attributes(self, run_id: str, old: Header, changes: dict[str, Attribute | None]) -> dict[str, Attribute]:
         """The attributes after the change. Adds the moves between their listings to the batch."""

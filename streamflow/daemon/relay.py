@@ -373,7 +373,7 @@ def _addressed(number: str, sent: OutboxMessage) -> tuple[Delivery | Offer, Targ
         if target >= QUEUE_PARTITIONS:
             raise ValueError(f"partition {target} of queue {queue} does not exist: there are {QUEUE_PARTITIONS}")
         return offer, (queue, target)
-    return to_delivery(number, sent.kind, sent.run_id, sent.body), target
+    return to_delivery(number, sent.kind, sent.run_id, sent.body, sent.identity), target
 
 
 def _name_of(target: Target) -> str:

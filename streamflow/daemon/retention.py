@@ -1,4 +1,4 @@
-"""Deletes ended runs whose retention is over, and the post numbers of clients that are gone.
+"""Deletes ended runs whose retention is over, the post numbers of clients that are gone, and settled identities.
 
 Owns: the sweep over owned shards, in bounded steps. Must not: delete an open run (`forget_runs` checks its header).
 A damaged key harms its run or shard, and is named; now and then it looks whether any shard has such a key.
@@ -10,16 +10,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
-from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.shard import NUMBER_BITS, OwnedShard, first_outbox
 from streamflow.daemon.troubles import shard_name
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.loops import retry_forever
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import LISTED, Header, Status, decode_header
 from streamflow.store.connection import Call
+from streamflow.wire import stream_order
 
 _log = logging.getLogger("streamflow.retention")
 
@@ -40,6 +42,43 @@ SOURCES = 100
 """Clients whose post numbers a shard keeps, however old they are."""
 SOURCE_AGE_MS = 3_600_000
 """Age from which the post numbers of other clients are deleted."""
+SETTLED_MS = 300_000
+"""For so long a shard has to have committed behind a message that it has until its target forgets that it has it: no
+failover takes that much from a shard. A replica that is minutes behind isn't promoted."""
+LOST_MS = 86_400_000
+"""For so long a target remembers a message that its source has lost, and may decide again when what it waits for has
+come again: a step that runs for hours, say."""
+FIELDS_OF_SHARD = 2
+"""In a target's `seen`."""
+
+
+class Source:
+    """What a shard knows of the messages that it has sent. `sent`: the last numbers of its owners."""
+
+    def __init__(self, committed: int = 0, sent: Iterable[tuple[int, int]] = ()) -> None:
+        self.committed = committed
+        self._last = {(epoch, number >> NUMBER_BITS): number for epoch, number in sent}
+
+    def has_settled(self, number: tuple[int, int], at: int) -> bool:
+        """Whether this message, which was accepted at `at` (ms), is in its history, and long behind its end."""
+        epoch, of_owner = number
+        last = self._last.get((epoch, of_owner >> NUMBER_BITS), 0)
+        return of_owner <= last and at + SETTLED_MS <= self.committed
+
+
+NOBODY = Source()
+
+
+def source_of(token: bytes | None, committed: bytes | None, sent: bytes | None) -> Source:
+    """From the fields of the shard's `owner`. What can't be read has settled nothing."""
+    try:
+        numbers = [stream_order(number) for number in (sent or b"").decode().split()]
+        if token:
+            text = token.decode()
+            numbers.append((int(text.partition(":")[0]), first_outbox(text) | ((1 << NUMBER_BITS) - 1)))
+        return Source(int(committed or 0), numbers)
+    except ValueError:
+        return NOBODY
 
 
 class Retention:
@@ -91,11 +130,9 @@ class Retention:
 
     async def drop_sources(self) -> None:
         """Drop the post numbers of clients that haven't posted for a while: they send none of their posts again. Their
-        times are the server's, so none is dropped while its clock may have been another one then."""
-        if self._clock.since_jump * 1000 < SOURCE_AGE_MS:
-            return
+        times are the server's, so none is dropped while its clock may have been another one then. And drop the
+        identities of messages whose sources can't forget any more that they have sent them."""
         owned = list(self._owner.shards.values())
-        before = self._clock.server_ms() - SOURCE_AGE_MS
         for first in range(0, len(owned), PIPELINE):
             shards = owned[first : first + PIPELINE]
             sizes = await self._store.send([Call.plain("HLEN", shard.keys.seen) for shard in shards])
@@ -103,8 +140,8 @@ class Retention:
                 try:
                     if isinstance(size, StoreError):
                         raise size
-                    if size > self._shards + SOURCES:
-                        await self._drop_sources_of(shard, before)
+                    if size > FIELDS_OF_SHARD * self._shards + SOURCES:
+                        await self._drop_sources_of(shard)
                 except StoreUnavailable:
                     raise
                 except StoreError as error:
@@ -114,15 +151,40 @@ class Retention:
         """`sweeps`: after so many it is tried again."""
         self._troubles.failed(shard_name(shard.number), what, error, stops=False, kept=(sweeps + 0.5) * SWEEP_EVERY)
 
-    async def _drop_sources_of(self, shard: OwnedShard, before: int) -> None:
+    async def _drop_sources_of(self, shard: OwnedShard) -> None:
+        is_sure = self._clock.since_jump * 1000 >= SOURCE_AGE_MS
+        before = self._clock.server_ms() - SOURCE_AGE_MS if is_sure else 0
+        sources: dict[int, Source] = {}
         cursor = 0
         while True:
             cursor, seen = await self._store.one(Call.plain("HSCAN", shard.keys.seen, cursor, "COUNT", SCAN))
             old = [source for source, last in seen.items() if source.startswith(b"client:") and _posted(last) < before]
+            old += await self._settled(seen, sources)
             for first in range(0, len(old), SCAN):
                 await self._store.one(Call.plain("HDEL", shard.keys.seen, *old[first : first + SCAN]))
             if not cursor:
                 return
+
+    async def _settled(self, seen: dict[bytes, bytes], sources: dict[int, Source]) -> list[bytes]:
+        """Of the fields of a `seen`, the identities of messages that their sources can't forget any more. `sources`: by
+        shard, as far as they were read. A source that is down stands still, and so do its identities."""
+        now = self._clock.now_ms()
+        accepted = {field: _accepted(value) for field, value in seen.items() if field.startswith(b"m:")}
+        aged = {field: one for field, one in accepted.items() if one.at < now - SETTLED_MS}
+        unread = sorted({one.source for one in aged.values() if 0 <= one.source < self._shards} - sources.keys())
+        for first in range(0, len(unread), PIPELINE):
+            portion = unread[first : first + PIPELINE]
+            calls = [
+                Call.plain("HMGET", self._kernel.keys.shard(number).owner, "token", "committed", "sent")
+                for number in portion
+            ]
+            for number, facts in zip(portion, await self._store.send(calls), strict=True):
+                sources[number] = Source() if isinstance(facts, StoreError) else source_of(*facts)
+        return [
+            field
+            for field, one in aged.items()
+            if one.at < now - LOST_MS or sources.get(one.source, NOBODY).has_settled(one.number, one.at)
+        ]
 
     async def drop_workflows(self) -> None:
         """Drop names that this daemon's app doesn't have, and of which a shard has no runs any more: anybody can start
@@ -266,6 +328,23 @@ def _header(data: bytes | StoreError | None) -> Header | None:
     if isinstance(data, StoreError):
         raise ValueError(str(data))
     return None if data is None else decode_header(data)
+
+
+class _Accepted(NamedTuple):
+    """A message with an identity that a shard has accepted, and when (ms)."""
+
+    number: tuple[int, int]
+    at: int
+    source: int
+
+
+def _accepted(value: bytes) -> _Accepted:
+    """Of the field of an identity, `<number> <ms> shard:<source>`. One that can't be read is as old as can be."""
+    try:
+        number, at, source = value.decode().split(" ")
+        return _Accepted(stream_order(number), int(at), int(source.removeprefix("shard:")))
+    except ValueError:
+        return _Accepted((0, 0), 0, -1)
 
 
 def _posted(last: bytes) -> int:

@@ -10,6 +10,7 @@ One `advance` is one transition: inputs become facts, each fact is delivered to 
 
 from __future__ import annotations
 
+import hashlib
 import random
 from datetime import UTC, datetime
 from heapq import heappop
@@ -70,6 +71,8 @@ if TYPE_CHECKING:
     from streamflow.workflow.awaitable import D
 
 _encode = msgspec.msgpack.Encoder().encode
+IDENTITY_BYTES = 12
+"""Of a message: a target remembers those of some minutes, so that two ever are the same is out of the question."""
 
 EVENTS_WARN = 10_000
 """Events in a history at which the daemon logs a warning."""
@@ -210,12 +213,13 @@ class RunMachine(OpenWork):
 
     def send_signal(self, operation: SignalSend, event: SignalSent) -> None:
         body = [event.name, event.value]
+        identity = self._identity("signal", event.seq, event.target, event.name, event.value)
         if self.trace is not None:
             body.append(self.trace.text(self.generation))
         if operation.child is None:
-            self.send(event.target, "signal", body)
+            self.send(event.target, "signal", body, identity)
         else:
-            self.send_to_child(operation.child, "signal", body)
+            self.send_to_child(operation.child, "signal", body, identity)
         operation.settle(None, None, self.ready)
 
     def cancel_step(self, call: StepCall) -> None:
@@ -264,16 +268,31 @@ class RunMachine(OpenWork):
         except Exception as error:
             operation.settle(None, error, self.ready)
 
-    def send(self, target: str, kind: str, body: object) -> None:
+    def send(self, target: str, kind: str, body: object, identity: bytes = b"") -> None:
         if self.live:
-            self.effects.outbox = appended(self.effects.outbox, Outgoing(target, kind, _encode(body)))
+            self.effects.outbox = appended(self.effects.outbox, Outgoing(target, kind, _encode(body), identity))
 
-    def send_to_child(self, child: ChildCall, kind: str, body: object) -> None:
+    def send_to_child(self, child: ChildCall, kind: str, body: object, identity: bytes) -> None:
         """For this child only: its id may be another run's, now or by the time that the message arrives."""
         if self.created:
-            self.send(child.run_id, "to-child", [kind, str(self._link(child)), Raw(_encode(body))])
+            self.send(child.run_id, "to-child", [kind, str(self._link(child)), Raw(_encode(body))], identity)
         else:
-            self.send(child.run_id, kind, body)
+            self.send(child.run_id, kind, body, identity)
+
+    def cancel_child(self, child: ChildCall, reason: str) -> None:
+        """Ask it to cancel. Each request counts for the child, so its place in the history belongs to its identity."""
+        place = self.events_count + len(self.effects.events)
+        identity = self._identity("cancel", child.seq, child.run_id, reason, self.generation, place)
+        self.send_to_child(child, "cancel", reason, identity)
+
+    def _identity(self, *decision: object) -> bytes:
+        """What a message is, for targets that may have it already: the same decision of the same run has the same
+        identity, also when a replay makes it, and another one another. What only accompanies it, like a trace, has no
+        part in it."""
+        if not self.live:
+            return b""
+        parts = _encode([self.run_id, self.created, *decision])
+        return hashlib.blake2b(parts, digest_size=IDENTITY_BYTES).digest()
 
     def _link(self, child: ChildCall) -> ParentLink:
         return ParentLink(self.run_id, child.seq, self.created)
@@ -555,7 +574,7 @@ class RunMachine(OpenWork):
             self._cancel(event)
         else:
             for child in self.children.values():
-                self.send_to_child(child, "cancel", event.reason)
+                self.cancel_child(child, event.reason)
 
     def _cancel(self, event: CancelRequested) -> None:
         raise NotImplementedError
@@ -590,7 +609,7 @@ class RunMachine(OpenWork):
             if child.on_parent_end == keep:
                 kept[child.seq] = child
             elif child.on_parent_end != "abandon":
-                self.send_to_child(child, "cancel", reason)
+                self.cancel_child(child, reason)
         for call in self.steps.values():
             self._stop_attempt(call)
         # Scheduled in this same transition: they don't have to start.

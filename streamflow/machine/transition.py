@@ -121,6 +121,8 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     target: str
     kind: str
     body: bytes
+    identity: bytes = b""
+    """Of a signal or cancel: what tells its target that it has it already (decision 37)."""
 
 
 class Forgotten(str):

@@ -89,7 +89,8 @@ class Message(msgspec.Struct):
 
 class Delivery(msgspec.Struct):
     """A message from a shard's outbox. `number` is `<epoch>-<n>`; workflow, tenant, parent and trace are those of a
-    start. A signal or cancel with a `parent` is only for the child of that link."""
+    start. A signal or cancel with a `parent` is only for the child of that link. `identity`: without spaces, of what is
+    accepted only once also under another number."""
 
     number: str
     kind: str
@@ -99,6 +100,7 @@ class Delivery(msgspec.Struct):
     tenant: str = ""
     parent: str = ""
     trace: str = ""
+    identity: str = ""
 
 
 class Offer(msgspec.Struct):
@@ -393,9 +395,11 @@ class Kernel:
         names = [keys.seen, keys.inbox, keys.kept, keys.owner, keys.waiting, keys.turns]
         args: list[Any] = [f"shard:{source}", now]
         for delivery in deliveries:
+            # What a shard forgets of its messages to itself, it forgets on both sides.
+            has_identity = delivery.identity and source != shard
             names += self._listing_keys(keys, delivery.run_id, Status.RUNNING, delivery.workflow, delivery.tenant)
             args += (
-                delivery.number,
+                f"{delivery.number} {delivery.identity}" if has_identity else delivery.number,
                 delivery.kind,
                 delivery.workflow,
                 delivery.tenant,
@@ -470,7 +474,8 @@ class Kernel:
         Returns OK with the new token and the clock, or CONFLICT with the present owner's token and holder.
         """
         keys = self.keys.shard(shard)
-        return Call("acquire_shard", [keys.owner, keys.inbox, keys.kept], [expected, nonce, holder, now], _acquired)
+        names = [keys.owner, keys.inbox, keys.kept, keys.outbox]
+        return Call("acquire_shard", names, [expected, nonce, holder, now], _acquired)
 
     def release_shard(self, shard: int, token: str, lent: Sequence[LentStep] = (), *, last: bool = True) -> Call[Reply]:
         """Give up a shard, so that the next owner does not have to wait until this one is considered dead.

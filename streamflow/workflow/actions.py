@@ -198,7 +198,7 @@ class ChildCall(Operation):
 
     def ask_to_cancel(self, reason: str, machine: Machine) -> None:
         machine.decide(ChildCancelled(self.seq, self.target.name))
-        machine.send_to_child(self, "cancel", recordable(reason))
+        machine.cancel_child(self, recordable(reason))
 
     def decode_result(self, payload: Raw) -> Any:
         return self.target.parameters.decode_result(payload)

@@ -132,3 +132,15 @@ async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
     await shard.acquire("one")
     take = shard.kernel.acquire_shard(0, shard.token, "two", "member", NOW)
     await shard.assert_wrong_types_leave_nothing_half_written(take)
+
+
+async def test_the_last_outbox_numbers_of_eight_owners_are_noted(shard: Shard) -> None:
+    await shard.acquire("zero")
+    assert "sent" not in await shard.owner()
+    for epoch in range(10):
+        await shard.plain("XADD", shard.keys.outbox, f"{epoch}-5", "messages", "x")
+        await shard.plain("XADD", shard.keys.outbox, f"{epoch}-7", "messages", "x")
+        await shard.plain("XTRIM", shard.keys.outbox, "MAXLEN", 0)
+        for again in range(2):  # an owner that sends nothing takes no place
+            await shard.acquire(f"{epoch}-{again}")
+    assert (await shard.owner())["sent"] == "9-7 8-7 7-7 6-7 5-7 4-7 3-7 2-7"

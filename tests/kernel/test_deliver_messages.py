@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from streamflow.errors import StoreError
@@ -109,6 +111,67 @@ async def test_beside_an_owner_of_an_earlier_release_only_the_epoch_counts(shard
     assert await bodies(shard, later, "900-6", owners(800, 7, 1)) == [b"900-5", later.encode()]
 
 
+async def test_what_a_source_decides_again_after_a_failover_is_accepted_once(shard: Shard) -> None:
+    def one(number: str, identity: str, body: bytes, kind: str = "signal") -> Delivery:
+        return Delivery(number, kind, "r1", body, workflow="flow", identity=identity)
+
+    lost = [one(owners(900, 5, 1), "A", b"a"), one(owners(900, 5, 2), "B", b"b"), one(owners(900, 5, 3), "C", b"c")]
+    await shard.do(shard.kernel.deliver_messages(0, 3, lost, NOW))
+    again = [
+        one(owners(800, 6, 1), "C", b"c"),
+        one(owners(800, 6, 2), "D", b"another decision in its place"),
+        one(owners(800, 6, 3), "A", b"a"),
+        one(owners(800, 6, 4), "E", b"e", "cancel"),
+        one(owners(800, 6, 5), "E", b"e", "cancel"),
+        one(owners(800, 6, 6), "", b"of an earlier release"),
+    ]
+    deliver = shard.kernel.deliver_messages(0, 3, again, NOW)
+    await shard.do(deliver)
+    expected = [b"a", b"b", b"c", b"another decision in its place", b"e", b"of an earlier release"]
+    assert [message["body"] for message in await shard.inbox()] == expected
+    await shard.assert_changes_nothing(deliver)
+    assert await shard.plain("HGET", shard.keys.seen, "m:D") == f"{owners(800, 6, 2)} {NOW} shard:3".encode()
+
+
+async def test_a_delivery_takes_as_many_commands_as_before_there_were_identities(real_shard: Shard) -> None:
+    async def made(identities: list[str]) -> dict[str, int]:
+        before = await calls()
+        deliveries = [
+            Delivery(owners(9, 5, next(number)), "signal", "r1", b"x", workflow="flow", identity=identity)
+            for identity in identities
+        ]
+        await real_shard.do(real_shard.kernel.deliver_messages(0, 3, deliveries, NOW))
+        after = await calls()
+        return {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
+
+    async def calls() -> dict[str, int]:
+        stats = await real_shard.plain("INFO", "commandstats")
+        counts = {name.removeprefix("cmdstat_"): of["calls"] for name, of in stats.items()}
+        others = ("info", "evalsha", "ping")  # of the connection
+        return {name: count for name, count in counts.items() if "|" not in name and name not in others}
+
+    number = itertools.count(1)
+    await made([""])
+    plain = await made(["", ""])
+    assert await made(["A", "B"]) == plain
+    assert plain == {
+        "type": 5,
+        "xlen": 1,
+        "get": 1,
+        "zcard": 1,  # checks
+        "hmget": 1,
+        "hget": 1,
+        "hset": 1,  # what was accepted, the clock, what is accepted now
+        "xadd": 2,
+    }
+
+
+async def test_no_identity_is_kept_of_a_message_of_the_shard_itself(shard: Shard) -> None:
+    delivery = Delivery(owners(9, 5, 1), "signal", "r1", b"x", workflow="flow", identity="A")
+    await shard.do(shard.kernel.deliver_messages(0, 0, [delivery], NOW))
+    assert await shard.plain("HKEYS", shard.keys.seen) == [b"shard:0"]
+
+
 async def test_numbers_are_compared_as_numbers_not_as_text(shard: Shard) -> None:
     await shard.do(shard.kernel.deliver_messages(0, 3, [signal("9-9", b"9")], NOW))
     assert await shard.do(shard.kernel.deliver_messages(0, 3, [signal("9-10", b"10")], NOW)) == "9-10"
@@ -188,10 +251,11 @@ async def test_the_clock_of_a_new_run_never_goes_behind_the_shards(shard: Shard)
 
 
 async def test_a_malformed_number_is_refused_before_anything_is_written(shard: Shard) -> None:
-    deliver = shard.kernel.deliver_messages(0, 3, [signal("5-1"), signal("nonsense")], NOW)
-    answer = await shard.assert_changes_nothing(deliver)
-    assert isinstance(answer, StoreError)
-    assert "nonsense" in str(answer)
+    for bad in ("nonsense", "5-2 two identities", " A", "5 A"):
+        deliver = shard.kernel.deliver_messages(0, 3, [signal("5-1"), signal(bad)], NOW)
+        answer = await shard.assert_changes_nothing(deliver)
+        assert isinstance(answer, StoreError)
+        assert bad in str(answer)
 
 
 async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:

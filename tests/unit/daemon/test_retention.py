@@ -10,7 +10,7 @@ import pytest
 
 from streamflow.daemon import retention as module
 from streamflow.daemon.retention import Retention
-from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.shard import OwnedShard, first_outbox
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.store.connection import Call
 from tests.support.fakes import FakeClock, FakeOwner, FakeStore, context, owned
@@ -194,7 +194,7 @@ async def test_post_numbers_are_dropped_after_an_hour_by_the_servers_clock() -> 
     clock = FakeClock(10_000_000)
     clock.ahead = -500_000
     seen = {b"client:old": b"3 6899999 a", b"client:new": b"3 6900000 a", b"shard:1": b"5-1"}
-    store = FakeStore(HLEN=module.SOURCES + 5, HSCAN=(0, seen), HDEL=1)
+    store = FakeStore(HLEN=module.SOURCES + 9, HSCAN=(0, seen), HDEL=1)
     sweep = Retention(context(store, clock=clock, shards=4), FakeOwner(owned()))  # type: ignore[arg-type]
     await sweep.drop_sources()
     [dropped] = store.sent("HDEL")
@@ -204,9 +204,51 @@ async def test_post_numbers_are_dropped_after_an_hour_by_the_servers_clock() -> 
 async def test_no_post_number_is_dropped_soon_after_the_servers_clock_jumped() -> None:
     clock = FakeClock()
     clock.since_jump = 3599.0
-    store = FakeStore(HLEN=module.SOURCES + 5, HSCAN=(0, {b"client:old": b"3 0 a"}), HDEL=1)
+    store = FakeStore(HLEN=module.SOURCES + 9, HSCAN=(0, {b"client:old": b"3 0 a"}), HDEL=1)
     await Retention(context(store, clock=clock, shards=4), FakeOwner(owned())).drop_sources()  # type: ignore[arg-type]
-    assert store.calls == []
+    assert store.sent("HDEL") == []
+
+
+async def test_an_identity_is_dropped_when_its_source_has_committed_behind_it() -> None:
+    """Shard 2 is down, or a failover has set it back: however old they are, its messages may come again."""
+    now = 10 * module.LOST_MS
+    at = now - 2 * module.SETTLED_MS
+    mine = first_outbox("9:nonce")
+    former = 5 << 32
+    seen = {
+        b"m:settled": b"9-%d %d shard:1" % (mine + 8, at),
+        b"m:of a former owner": b"8-%d %d shard:1" % (former + 3, at),
+        b"m:of an owner of an earlier release": b"7-6 %d shard:1" % at,
+        b"m:lost by the source": b"8-%d %d shard:1" % (former + 4, at),
+        b"m:lost with its owner": b"9-%d %d shard:1" % (mine + (1 << 32), at),
+        b"m:lost long ago": b"8-%d %d shard:1" % (former + 4, now - module.LOST_MS - 1),
+        b"m:young": b"9-%d %d shard:1" % (mine + 8, at + module.SETTLED_MS + 1),
+        b"m:of one that stands still": b"9-%d %d shard:2" % (mine + 8, at),
+        b"m:of one that can't be read": b"9-%d %d shard:3" % (mine + 8, at),
+        b"m:of none": b"9-1 %d shard:9" % at,
+        b"m:damaged": b"?",
+        b"shard:1": b"5-1",
+        b"shard:1/before": b"4-1",
+    }
+    sent = b"8-%d 7-6" % (former + 3)
+    facts = {
+        1: [b"9:nonce", b"%d" % (at + module.SETTLED_MS), sent],
+        2: [b"9:nonce", b"%d" % (at + module.SETTLED_MS - 1), sent],
+        3: [b"?", b"!", None],
+    }
+    store = FakeStore(
+        HLEN=module.SOURCES + 9,
+        HSCAN=(0, seen),
+        HDEL=1,
+        HMGET=lambda call: next(fields for shard, fields in facts.items() if f"ns/{shard}" in call.args[1]),
+    )
+    await Retention(context(store, clock=FakeClock(now), shards=4), FakeOwner(owned())).drop_sources()  # type: ignore[arg-type]
+    [dropped] = store.sent("HDEL")
+    assert dropped.args[2:] == [
+        *(b"m:settled", b"m:of a former owner", b"m:of an owner of an earlier release"),
+        *(b"m:lost long ago", b"m:damaged"),
+    ]
+    assert len(store.sent("HMGET")) == 3, "each source is asked once"
 
 
 async def test_a_log_that_forget_has_not_trimmed_whole_is_trimmed_soon() -> None:
