@@ -295,7 +295,7 @@ def to_offer(number: str, kind: str, run_id: str, body: bytes) -> tuple[str, Off
 def refused_child(run_id: str, parent: ParentLink) -> bytes:
     """The body of a `child` message that tells the parent that the id of its child is another run's."""
     failure = Failure("RunConflict", f"the run id {run_id} belongs to another run")
-    return _encode(FailedChild(parent.seq, "", failure, created=parent.created))
+    return _encode(FailedChild(parent.seq, "", failure, created=parent.created, run_id=run_id))
 
 
 def to_delivery(number: str, kind: str, run_id: str, body: bytes, identity: bytes = b"") -> Delivery:

@@ -45,7 +45,7 @@ from streamflow.machine.transition import Effects, Ending
 from streamflow.model.codec import is_same_value
 from streamflow.model.failures import line_of_coroutine
 from streamflow.model.plain import plain
-from streamflow.model.sharding import Partition
+from streamflow.model.sharding import Partition, is_same_child
 from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import Operation, Unwinding
 
@@ -263,7 +263,7 @@ class WorkflowMachine(CoroutineMachine):
         if isinstance(event, StepScheduled):
             return self._is_same_call(before.args, event.args, self.app.steps.get(event.name))
         if isinstance(event, ChildStarted):
-            is_same_run = before.run_id == event.run_id
+            is_same_run = is_same_child(before.run_id, event.run_id)
             return is_same_run and self._is_same_call(before.input, event.input, self.app.workflows.get(event.name))
         if isinstance(event, SignalSent):
             return before.target == event.target and is_same_value(before.value, event.value, value)

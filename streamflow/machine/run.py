@@ -350,7 +350,7 @@ class RunMachine(OpenWork):
                 self._deliver(item, None, None, None)
         elif isinstance(item, CompletedChild | FailedChild):
             if item.created == self.created:  # else it was a child of an earlier run that had this id
-                self._take_child(item.event)
+                self._take_child(item.event, item.run_id)
         elif isinstance(item, CancelRequested):
             if self.stuck:  # it ends without its code; the views, which count stuck runs, need this event
                 self.stuck = False
@@ -496,9 +496,9 @@ class RunMachine(OpenWork):
             if self.effects.ended:
                 return
 
-    def _take_child(self, item: ChildCompleted | events.ChildFailed) -> None:
+    def _take_child(self, item: ChildCompleted | events.ChildFailed, run_id: str) -> None:
         call = self.children.get(item.seq)
-        if call is None:
+        if call is None or run_id not in ("", call.run_id):
             return
         value = None
         if isinstance(item, ChildCompleted) and not self.reason:
@@ -625,12 +625,12 @@ class RunMachine(OpenWork):
         parent = parent_link(self.parent) or ParentLink("", 0, 0)
         if isinstance(event, RunCompleted):
             self.status = Status.COMPLETED
-            outcome = CompletedChild(parent.seq, self.workflow, event.result, parent.created)
+            outcome = CompletedChild(parent.seq, self.workflow, event.result, parent.created, self.run_id)
         else:
             is_cancelled = isinstance(event, events.RunCancelled)
             self.status = Status.CANCELLED if is_cancelled else Status.FAILED
             failure = Failure("RunCancelled", event.reason) if is_cancelled else event.failure
-            outcome = FailedChild(parent.seq, self.workflow, failure, is_cancelled, parent.created)
+            outcome = FailedChild(parent.seq, self.workflow, failure, is_cancelled, parent.created, self.run_id)
         if parent.run_id:
             self.send(parent.run_id, "child", outcome)
         self._let_go()

@@ -54,12 +54,14 @@ class Outcome(msgspec.Struct, gc=False, omit_defaults=True):
 
 class CompletedChild(msgspec.Struct, array_like=True, frozen=True, gc=False, tag="child-done"):
     """A child has completed: a `ChildCompleted`, and behind its fields the incarnation of the parent that it is for, as
-    in the `ParentLink`. Earlier releases send and read the event alone."""
+    in the `ParentLink`, and the child's id: a failover may have lost the decision that started it, and the parent may
+    have made another one in its place. Earlier releases send and read the event alone, or without the id."""
 
     seq: int
     name: str
     result: Raw
     created: int = 0
+    run_id: str = ""
 
     @property
     def event(self) -> ChildCompleted:
@@ -74,6 +76,7 @@ class FailedChild(msgspec.Struct, array_like=True, frozen=True, gc=False, tag="c
     failure: Failure
     cancelled: bool = False
     created: int = 0
+    run_id: str = ""
 
     @property
     def event(self) -> events.ChildFailed:

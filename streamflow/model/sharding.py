@@ -44,8 +44,8 @@ def queue_partition_of(run_id: str, seq: int) -> int:
 
 
 _OF_PARENT = re.compile("~[a-z2-7]{13}$")
-"""What stands for the parent in a child's id. A grandchild's id has it once, as it covers the whole id of its parent:
-ids must not grow with each level."""
+"""What stands for the decision of the parent in a child's id. A grandchild's id has it once, as it covers the whole id
+of its parent: ids must not grow with each level."""
 
 
 def full_run_id(run_id: str, partition: Partition, tenant: str, workflow: str) -> str:
@@ -56,22 +56,32 @@ def full_run_id(run_id: str, partition: Partition, tenant: str, workflow: str) -
     return run_id if run_id.startswith(f"{prefix}/") else f"{prefix}/{run_id}"
 
 
-def child_run_id(parent: str, created: int, seq: int, partition: Partition, tenant: str, workflow: str) -> str:
+def child_run_id(
+    parent: str, created: int, seq: int, partition: Partition, tenant: str, workflow: str, input_: bytes = b""
+) -> str:
     """The id of a child without its own: the parent's id and the decision's number, with the child's prefix, and behind
-    a `~` 13 characters that stand for the parent: `invoice-17.3~k2xq5f7ahn4sw`.
+    a `~` 13 characters that stand for the decision: `invoice-17.3~k2xq5f7ahn4sw`.
 
-    `created` is the parent's, in ms. The characters are 65 bits of a hash of the parent's full id and of that. So no
-    other run has such a child: not an earlier or later one of the parent's id, and not one whose id differs in what the
-    child's prefix replaces. `created` is 0 for a parent that began under a release that had ids without them.
+    `created` is the parent's, in ms. The characters are 65 bits of a hash of the parent's full id, of that, and of what
+    is started: tenant, workflow and encoded input. So no other run has such a child: not an earlier or later one of the
+    parent's id, and not one whose id differs in what the child's prefix replaces. Nor has the parent itself, when a
+    failover has lost its decision and it makes another one in its place. `created` is 0 for a parent that began under a
+    release that had ids without them.
     """
     rest = parent if partition is Partition.RUN else parent.partition("/")[2]
     if created:
-        digest = hashlib.blake2b(f"{parent}@{created}".encode(), digest_size=10).digest()
-        own = base64.b32encode(digest)[:13].decode().lower()
+        decision = hashlib.blake2b(f"{parent}@{created} {tenant} {workflow} ".encode(), digest_size=10)
+        decision.update(input_)
+        own = base64.b32encode(decision.digest())[:13].decode().lower()
         rest = f"{_OF_PARENT.sub('', rest)}.{seq}~{own}"
     else:
         rest = f"{rest}.{seq}"
     return full_run_id(rest, partition, tenant, workflow)
+
+
+def is_same_child(one: str, other: str) -> bool:
+    """Whether these ids are of the same decision of a run, whose input may be encoded in another way since."""
+    return _OF_PARENT.sub("~", one) == _OF_PARENT.sub("~", other)
 
 
 def winner_of(shard: int, members: Iterable[str]) -> str:

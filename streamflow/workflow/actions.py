@@ -181,7 +181,9 @@ class ChildCall(Operation):
         if target.child_id:
             run_id = sharding.full_run_id(target.child_id, partition, tenant, name)
         else:
-            run_id = sharding.child_run_id(machine.run_id, machine.created, seq, partition, tenant, name)
+            run_id = sharding.child_run_id(
+                machine.run_id, machine.created, seq, partition, tenant, name, bytes(payload)
+            )
         check_run_id(run_id)
         self.seq = seq
         self.state = PENDING

@@ -509,7 +509,8 @@ def test_a_child_whose_id_is_taken_is_refused_to_its_parent() -> None:
     [send] = batch.sends
     assert (send.kind, send.run_id, send.target) == ("child", "parent", shard_of("parent", SHARDS, Partition.RUN))
     failure = Failure("RunConflict", "the run id theirs belongs to another run")
-    assert msgspec.msgpack.decode(send.body, type=FailedChild) == FailedChild(4, "", failure, created=900)
+    expected = FailedChild(4, "", failure, created=900, run_id="theirs")
+    assert msgspec.msgpack.decode(send.body, type=FailedChild) == expected
     assert batch.batch.acks == ["1-0"]
 
 

@@ -13,6 +13,7 @@ from streamflow.errors import Failure
 from streamflow.events import CancelRequested, ChildCompleted, ChildStarted, Transition
 from streamflow.machine.factory import rehydrate
 from streamflow.machine.transition import CompletedChild, Due, FailedChild
+from streamflow.model import sharding
 from streamflow.model.record import Header, ParentLink
 from streamflow.model.sharding import Partition
 from streamflow.wire import to_delivery
@@ -86,6 +87,19 @@ def test_the_outcome_of_a_child_of_another_life_is_dropped(created: int, crash: 
     assert kinds(run.last) == ["ChildCompleted", "ChildStarted"]
 
 
+def test_the_outcome_of_a_child_of_a_lost_decision_is_dropped(crash: bool) -> None:
+    """A failover has set the parent back, and it has decided something else in that place."""
+    run = Run(app, "parent", created=900, crash=crash)
+    [event] = started(run)
+    lost = sharding.child_run_id("r", 900, 1, Partition.RUN, "", "child", b"another input")
+    assert lost != event.run_id
+    failed = FailedChild(1, "child", Failure("E", "lost"), created=900, run_id=lost)
+    run.advance(CompletedChild(1, "child", raw("lost"), 900, lost), failed)
+    assert kinds(run.last) == []
+    run.advance(CompletedChild(1, "child", raw("mine"), 900, event.run_id))
+    assert kinds(run.last) == ["ChildCompleted", "ChildStarted"]
+
+
 def test_a_run_that_has_no_code_here_drops_it_too() -> None:
     run = Run(app, "parent", created=900)
     run.reload(sf.App())
@@ -98,11 +112,12 @@ def test_a_run_that_has_no_code_here_drops_it_too() -> None:
 def test_a_child_reports_to_the_life_that_started_it() -> None:
     run = Run(app, "child", "x", parent="up#7@900")
     [message] = run.last.outbox
-    assert (message.target, message.kind, plain(message.body)) == ("up", "child", ["child-done", 7, "child", "x", 900])
+    assert (message.target, message.kind) == ("up", "child")
+    assert plain(message.body) == ["child-done", 7, "child", "x", 900, "r"]
     run = Run(app, "parent", parent="up#7@900")
     [message] = [one for one in run.advance(CancelRequested("why", terminate=True)).outbox if one.kind == "child"]
     assert plain(message.body)[1] == 7
-    assert plain(message.body)[-2:] == [True, 900]
+    assert plain(message.body)[-3:] == [True, 900, "r"]
 
 
 def test_signals_and_cancels_are_for_the_child_of_the_link_only() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamflow.model.names import check_run_id
-from streamflow.model.sharding import Partition, child_run_id, full_run_id, shard_of, winner_of
+from streamflow.model.sharding import Partition, child_run_id, full_run_id, is_same_child, shard_of, winner_of
 
 ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,20}", fullmatch=True)
 member_sets = st.sets(ids, min_size=1, max_size=8)
@@ -91,6 +91,17 @@ def test_no_two_runs_have_a_child_of_the_same_id(partition: Partition, data: st.
     )
     if one != other:
         assert first != second
+
+
+def test_another_decision_in_the_same_place_has_a_child_of_another_id() -> None:
+    """Of the same one, only what stands for the decision may differ: its input may be encoded in another way later."""
+    decisions = [("", "w", b"1"), ("", "w", b"2"), ("", "v", b"1"), ("acme", "w", b"1")]
+    ids = [child_run_id("p", CREATED, 3, Partition.RUN, *decision) for decision in decisions]
+    assert len(set(ids)) == len(ids)
+    assert all(is_same_child(ids[0], other) for other in ids)
+    others = ["p.3", "p.3~", child_run_id("p", CREATED, 4, Partition.RUN, "", "w", b"1"), "chosen"]
+    assert not any(is_same_child(ids[0], other) for other in others[:1] + others[2:])
+    assert is_same_child("chosen", "chosen")
 
 
 def test_the_ids_of_descendants_grow_by_their_numbers_alone() -> None:
