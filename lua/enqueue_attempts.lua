@@ -7,30 +7,32 @@
 -- worker has is marked, and the worker's next `extend_claims` returns `r` for it.
 --
 -- KEYS   stream, seen, steps, details
--- ARGV   source, group, then for each message: number, kind (step or revoke), id, created, seq, attempt,
+-- ARGV   source, group, after, then for each message: number, kind (step or revoke), id, created, seq, attempt,
 --        details, body
--- RETURNS the highest number that was accepted / WRONGTYPE key / BADNUMBER number
+-- RETURNS the highest number that was accepted / GAP / WRONGTYPE key / BADNUMBER number
 -- @include shared/holds
 -- @include shared/number
 -- @include shared/current_entry
 local stream, seen, steps, details = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local source, group = ARGV[1], ARGV[2]
-local count = (#ARGV - 2) / 8
+local count = (#ARGV - 3) / 8
 
 if not holds(stream, 'stream') then return redis.error_reply('WRONGTYPE ' .. stream) end
 if not holds(seen, 'hash') then return redis.error_reply('WRONGTYPE ' .. seen) end
 if not holds(steps, 'hash') then return redis.error_reply('WRONGTYPE ' .. steps) end
 if not holds(details, 'hash') then return redis.error_reply('WRONGTYPE ' .. details) end
+if ARGV[3] ~= '' and not parse_number(ARGV[3]) then return redis.error_reply('BADNUMBER ' .. ARGV[3]) end
 for i = 1, count do
-  local number = ARGV[8 * i - 5]
+  local number = ARGV[8 * i - 4]
   if not parse_number(number) then return redis.error_reply('BADNUMBER ' .. number) end
 end
 local known = redis.call('HMGET', seen, source, source .. '/before')
 local numbers = open_numbers(source, known[1], known[2])
+if ARGV[3] ~= '' and not has_number(numbers, parse_number(ARGV[3])) then return 'GAP' end
 
 redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
 for i = 1, count do
-  local at = 8 * i - 5 -- of the message's first argument
+  local at = 8 * i - 4 -- of the message's first argument
   local epoch, number = parse_number(ARGV[at])
   if accept_number(numbers, epoch, number) then
     local id, seq = ARGV[at + 2], ARGV[at + 4]

@@ -26,22 +26,37 @@ local function open_numbers(source, newest, before)
   return numbers
 end
 
--- Whether a message of this number is accepted now; if it is, the number is noted.
-local function accept_number(numbers, epoch, number)
+-- Of a number: what is known of its owner, or nil; and where an owner that isn't known belongs, nil if it is an old one.
+local function find_owner(numbers, epoch, number)
   local owner, at = math.floor(number / NUMBERS_OF_OWNER), 1
   for i, known in ipairs(numbers) do
-    if known[1] == epoch and math.floor(known[2] / NUMBERS_OF_OWNER) == owner then
-      if number <= known[2] then return false end
-      known[2] = number
-      return true
-    end
+    if known[1] == epoch and math.floor(known[2] / NUMBERS_OF_OWNER) == owner then return known end
     if is_newer(known[1], known[2], epoch, number) then
       -- Earlier releases number without high bits, and keep one number: beside one of theirs only the epoch tells.
-      if owner == 0 or known[2] < NUMBERS_OF_OWNER then return false end
+      if owner == 0 or known[2] < NUMBERS_OF_OWNER then return nil end
       at = i + 1
     end
   end
-  if at > OWNERS then return false end
+  if at > OWNERS then return nil end
+  return nil, at
+end
+
+-- Whether the message of this number was accepted.
+local function has_number(numbers, epoch, number)
+  local known, at = find_owner(numbers, epoch, number)
+  if known then return number <= known[2] end
+  return not at
+end
+
+-- Whether a message of this number is accepted now; if it is, the number is noted.
+local function accept_number(numbers, epoch, number)
+  local known, at = find_owner(numbers, epoch, number)
+  if known then
+    if number <= known[2] then return false end
+    known[2] = number
+    return true
+  end
+  if not at then return false end
   table.insert(numbers, at, {epoch, number})
   numbers[OWNERS + 1] = nil
   return true

@@ -207,6 +207,7 @@ class Daemon:
                 ("details of steps", self.records.run),
                 ("outcomes for other daemons", self.records.run_reports),
                 ("relay", self.relay.run),
+                ("safety of messages", self.relay.run_confirming),
                 ("rollup", self.rollup.run),
                 ("retention", self.retention.run),
                 ("deploy check", self.deploy_check.run),

@@ -7,6 +7,10 @@ takeover (those that the last owner left), the daemon (runs the loop).
 A target is a shard's inbox, or a partition of a queue. Each (source, target) pair is in order and has one delivery in
 flight; `lua/deliver_messages.lua` and `lua/enqueue_attempts.lua` drop messages that they have accepted before.
 
+An entry of the outbox is deleted when its messages are as safe at their targets as the namespace's durability asks for.
+A target that has lost some, because a failover has set it back, refuses the next delivery (`GAP`), or the wait for that
+safety notices it: then the whole outbox is read and delivered again (decision 37).
+
 Memory is bounded: above `most` bytes, targets with much to deliver keep only what one delivery takes. The rest of their
 messages, and at a takeover all but the beginning of an outbox, is read from the server when it is needed (`unread.py`).
 """
@@ -14,6 +18,7 @@ messages, and at a takeover all but the beginning of an outbox, is read from the
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -28,7 +33,7 @@ from streamflow.errors import StoreError
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.store.connection import Call, OtherHistory, Store
-from streamflow.store.kernel import Delivery, Kernel, Offer, StreamEntry
+from streamflow.store.kernel import Delivery, Kernel, Offer, Reply, StreamEntry
 from streamflow.store.namespace import register_queues
 from streamflow.wire import OutboxMessage, decode_outbox, partition_name, stream_order, to_delivery, to_offer
 
@@ -46,6 +51,8 @@ RETRY_PAUSE = 1.0
 """Seconds between two rounds while some target has refused a delivery, or an outbox can't be read."""
 MOST = 32 * 1024 * 1024
 """Bytes of messages in memory, about."""
+FIRST: Order = (0, 1)
+"""Not behind any message."""
 OVERHEAD = 500
 """Bytes that a message takes in memory besides its body, about."""
 SOURCES = 4
@@ -91,6 +98,13 @@ class Relay:
         self._has_messages = anyio.Event()
         self.on_sent: Callable[[OwnedShard], None] = lambda _: None
         """Called when a commit of the shard may delete another entry of its outbox."""
+        self._after: dict[tuple[int, Target], tuple[str, str]] = {}
+        """By source and target: the source's token, and the last message of which a reply says that it was accepted."""
+        self._accepted: list[tuple[OwnedShard, str, int]] = []
+        """Entries whose messages were all accepted, and that aren't safe yet, with the history of the server then."""
+        self._confirming: list[tuple[OwnedShard, str, int]] = []
+        """Those of them for which it is waited now."""
+        self._has_accepted = anyio.Event()
 
     @property
     def is_full(self) -> bool:
@@ -143,11 +157,11 @@ class Relay:
                 self._waiting[pair][1].append((message, entry))
                 self._held += len(message.body) + OVERHEAD
             if not entry.left:
-                self._sent(source, entry)
+                self._sent(source, entry.number)
         self._has_messages.set()
 
-    def _sent(self, source: OwnedShard, entry: OutboxEntry) -> None:
-        source.sent.append(entry.number)
+    def _sent(self, source: OwnedShard, number: str) -> None:
+        source.sent.append(number)
         self.on_sent(source)
 
     def read_on(self, source: OwnedShard, after: str) -> None:
@@ -156,6 +170,28 @@ class Relay:
         epoch, number = stream_order(after)
         unread.rest = epoch, number + 1
         self._has_messages.set()
+
+    async def run_confirming(self) -> None:
+        while True:
+            await self._has_accepted.wait()
+            self._has_accepted = anyio.Event()
+            await self.confirm_once()
+
+    async def confirm_once(self) -> None:
+        """Wait until what was accepted is safe at its targets: then the next commits delete it from the outbox."""
+        self._confirming, self._accepted = self._confirming + self._accepted, []
+        try:
+            if self._store.confirmation is not None:
+                await self._store.confirmation.wait(math.inf)
+        except BaseException:
+            self._has_accepted.set()
+            raise
+        safe, self._confirming = self._confirming, []
+        for source, number, history in safe:
+            if history == self._store.server_generation:
+                self._sent(source, number)
+            else:
+                self._begin_anew(source, "the server")
 
     async def run(self) -> None:
         self._has_messages.set()  # there may be some from before an error
@@ -202,7 +238,11 @@ class Relay:
             return False
         for (pair, source, chunk), answer in zip(batches, answers, strict=True):
             if isinstance(answer, OtherHistory):
-                continue  # the source was dropped, or its target has forgotten: its outbox is read again
+                self._has_messages.set()  # the source was dropped, or its target may have forgotten: it says what
+                continue
+            if answer == Reply.GAP:
+                self._begin_anew(source, _name_of(pair[1]))
+                continue
             if isinstance(answer, Exception):
                 self._refused[pair] = time.monotonic() + self._troubles.failed(
                     _name_of(pair[1]), REFUSES, answer, stops=False
@@ -212,11 +252,12 @@ class Relay:
                 self._troubles.works(_name_of(pair[1]), REFUSES)
             if pair not in self._waiting or self._waiting[pair][0] is not source:
                 continue  # acquired again meanwhile: the outbox was read again, and targets drop repeated messages
+            self._after[pair] = source.token, chunk[-1][0].number
             queue = self._waiting[pair][1]
             for _, entry in chunk:
                 entry.left -= 1
                 if not entry.left:
-                    self._sent(source, entry)
+                    self._delivered(source, entry)
             self._held -= _size(chunk)
             del queue[: len(chunk)]
             del self._waiting[pair]
@@ -224,6 +265,34 @@ class Relay:
                 self._waiting[pair] = source, queue  # behind the others
                 self._has_messages.set()
         return self._ended_round(is_read=is_read)
+
+    def _delivered(self, source: OwnedShard, entry: OutboxEntry) -> None:
+        """All messages of an entry were accepted."""
+        if self._store.confirmation is None:
+            self._sent(source, entry.number)
+        else:
+            self._accepted.append((source, entry.number, self._store.server_generation))
+            self._has_accepted.set()
+
+    def _begin_anew(self, source: OwnedShard, loser: str) -> None:
+        """A target has lost messages of this source: read its outbox as after a takeover. Targets drop what they
+        have."""
+        unread = self._unread.get(source.number)
+        if source.dropped or (unread is not None and unread.source is source and unread.rest == FIRST):
+            return  # its next owner does so, or it has been said
+        _log.warning(
+            "%s has lost messages that it had accepted from shard %d: what is left in the outbox is sent again",
+            loser,
+            source.number,
+        )
+        for pair, (of, waiting) in list(self._waiting.items()):
+            if of is source:
+                self._held -= _size(waiting)
+                del self._waiting[pair]
+        self._after = {pair: known for pair, known in self._after.items() if known[0] != source.token}
+        self._accepted = [one for one in self._accepted if one[0] is not source]
+        self._confirming = [one for one in self._confirming if one[0] is not source]
+        self.read_on(source, "0-0")
 
     # --- what is not in memory ----------------------------------------------------------------------------------------
 
@@ -319,7 +388,7 @@ class Relay:
                 entry = read
                 entry.left = sum(self._is_undelivered(unread, target, at) for at, _, target in addressed)
                 if not entry.left and reading.is_new(end):
-                    self._sent(source, entry)
+                    self._sent(source, entry.number)
             for at, message, target in addressed:
                 if not reading.takes(target, at):
                     continue
@@ -345,9 +414,12 @@ class Relay:
     def _call(self, target: Target, source: OwnedShard, chunk: list[Waiting]) -> Call[str]:
         """All messages of a pair have one type: deliveries for a shard, offers for a queue."""
         messages: list[Any] = [message for message, _ in chunk]
+        token, after = self._after.get((source.number, target), ("", ""))
+        if token != source.token:  # the shard was acquired again
+            after = ""
         if isinstance(target, int):
-            return self._kernel.deliver_messages(target, source.number, messages, self._clock.now_ms())
-        return self._kernel.enqueue_attempts(*target, source.number, messages)
+            return self._kernel.deliver_messages(target, source.number, messages, self._clock.now_ms(), after)
+        return self._kernel.enqueue_attempts(*target, source.number, messages, after)
 
     def forget_queues(self) -> None:
         """Register each queue again: the list of them was deleted."""

@@ -56,6 +56,8 @@ class Reply(enum.StrEnum):
     """A later offset of the views is stored already."""
     BEHIND = "BEHIND"
     """The caller, which is the owner, knows of commits that the server has lost: what it has in memory is wrong."""
+    GAP = "GAP"
+    """The target has lost a message that it had accepted: those behind it wait until it comes again."""
 
 
 class NamespaceRecord(NamedTuple):
@@ -386,14 +388,18 @@ class Kernel:
         names = [keys.inbox, keys.kept, keys.run(run_id), keys.steps, keys.details]
         return Call("report_step", names, args, bytes.decode)
 
-    def deliver_messages(self, shard: int, source: int, deliveries: Sequence[Delivery], now: int) -> Call[str]:
+    def deliver_messages(
+        self, shard: int, source: int, deliveries: Sequence[Delivery], now: int, after: str = ""
+    ) -> Call[str]:
         """Accept messages from another shard's outbox: child starts and outcomes, signals, cancel requests.
 
-        Returns the last number that is accepted from the `source` shard.
+        `after`: the number of the message before them, if the `source` shard has had a reply that it was accepted.
+        Returns the highest number that was accepted from the source, or `GAP` if the one before was lost: then none is
+        accepted.
         """
         keys = self.keys.shard(shard)
         names = [keys.seen, keys.inbox, keys.kept, keys.owner, keys.waiting, keys.turns]
-        args: list[Any] = [f"shard:{source}", now]
+        args: list[Any] = [f"shard:{source}", now, after]
         for delivery in deliveries:
             # What a shard forgets of its messages to itself, it forgets on both sides.
             has_identity = delivery.identity and source != shard
@@ -650,13 +656,15 @@ class Kernel:
 
     # --- queues -------------------------------------------------------------------------------------------------------
 
-    def enqueue_attempts(self, queue: str, partition: int, source: int, offers: Sequence[Offer]) -> Call[str]:
+    def enqueue_attempts(
+        self, queue: str, partition: int, source: int, offers: Sequence[Offer], after: str = ""
+    ) -> Call[str]:
         """Accept attempts of steps, and revocations of them, from a shard's outbox into a queue partition.
 
-        Returns the last number that is accepted from the `source` shard.
+        `after` and what is returned: as of `deliver_messages`.
         """
         keys = self.keys.queue(queue, partition)
-        args: list[Any] = [f"shard:{source}", WORKERS]
+        args: list[Any] = [f"shard:{source}", WORKERS, after]
         for offer in offers:
             args += (
                 offer.number,

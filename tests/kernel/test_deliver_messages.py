@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -164,6 +165,22 @@ async def test_a_delivery_takes_as_many_commands_as_before_there_were_identities
         "hset": 1,  # what was accepted, the clock, what is accepted now
         "xadd": 2,
     }
+
+
+async def test_nothing_behind_a_message_that_was_lost_here_is_accepted(shard: Shard) -> None:
+    def deliver(after: str, *numbers: str) -> Any:
+        return shard.kernel.deliver_messages(0, 3, [signal(number, number.encode()) for number in numbers], NOW, after)
+
+    one, two, three, other = (owners(9, 5, 1), owners(9, 5, 2), owners(9, 5, 3), owners(8, 6, 1))
+    assert await shard.assert_changes_nothing(deliver(one, two, three)) == "GAP"
+    await shard.do(deliver("", one))
+    assert await shard.assert_changes_nothing(deliver(two, three)) == "GAP"
+    assert await shard.assert_changes_nothing(deliver(other, three)) == "GAP"
+    assert await shard.do(deliver(one, two)) == two
+    assert await shard.do(deliver(one, three)) == three
+    assert [message["body"] for message in await shard.inbox()] == [one.encode(), two.encode(), three.encode()]
+    answer = await shard.assert_changes_nothing(deliver("nonsense", three))
+    assert isinstance(answer, StoreError)
 
 
 async def test_no_identity_is_kept_of_a_message_of_the_shard_itself(shard: Shard) -> None:

@@ -57,6 +57,16 @@ async def test_an_owner_that_got_the_epoch_of_a_lost_one_is_heard(shard: Shard) 
     assert [entry["seq"] for entry in await queue.entries()] == [b"5", b"2"]
 
 
+async def test_nothing_behind_an_attempt_that_was_lost_here_is_accepted(shard: Shard) -> None:
+    queue = QueuePartition(shard)
+    one, two, three = (queue.step(seq=seq) for seq in (1, 2, 3))
+    await queue.enqueue(one)
+    call = shard.kernel.enqueue_attempts("gpu", 0, 3, [three], two.number)
+    assert await shard.assert_changes_nothing(call) == "GAP"
+    assert await shard.do(shard.kernel.enqueue_attempts("gpu", 0, 3, [two], one.number)) == two.number
+    assert await shard.do(call) == three.number
+
+
 async def test_a_newer_attempt_replaces_one_that_waits(shard: Shard) -> None:
     queue = QueuePartition(shard)
     await queue.enqueue(queue.step(attempt=1), queue.step(attempt=2))

@@ -142,7 +142,7 @@ def post_requests(n: dict[str, int]) -> Call[Any]:
 
 def deliver_messages(n: dict[str, int]) -> Call[Any]:
     delivery = Delivery("<number>", "<kind>", "<id>", b"<body>", "<workflow>", "<tenant>", "<parent>", "<trace>")
-    return KERNEL.deliver_messages(0, 7, [delivery] * n["message"], "<now>")
+    return KERNEL.deliver_messages(0, 7, [delivery] * n["message"], "<now>", "<after>")
 
 
 def commit(n: dict[str, int]) -> Call[Any]:
@@ -178,7 +178,7 @@ def report_outcome(_: dict[str, int]) -> Call[Any]:
 def enqueue_attempts(n: dict[str, int]) -> Call[Any]:
     text: Any = lambda name: f"<{name}>"  # noqa: E731
     offer = Offer("<number>", "<kind>", "<id>", text("created"), text("seq"), text("attempt"), b"<details>", b"<body>")
-    return KERNEL.enqueue_attempts("gpu", 3, 7, [offer] * n["message"])
+    return KERNEL.enqueue_attempts("gpu", 3, 7, [offer] * n["message"], "<after>")
 
 
 def claims(n: dict[str, int]) -> list[ClaimRef]:

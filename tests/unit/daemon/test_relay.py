@@ -29,8 +29,8 @@ def message(number: int, target: int = 1, body: bytes = b"x") -> OutboxEntry:
 
 
 def numbers(call: Call[Any]) -> list[str]:
-    """The outbox numbers that a delivery carries: `source, now`, then seven words a message."""
-    return call.args[2::7]
+    """The outbox numbers that a delivery carries: `source, now, after`, then seven words a message."""
+    return call.args[3::7]
 
 
 async def test_messages_for_one_shard_are_delivered_together_and_then_deleted() -> None:
@@ -190,8 +190,8 @@ async def test_attempts_and_their_revocations_go_to_their_queue_in_one_order() -
     assert await relay.run_once()
     [offer] = store.sent("enqueue_attempts")
     assert offer.keys[0] == KERNEL.keys.queue("gpu", 3).stream
-    assert offer.args[:2] == ["shard:0", WORKERS]
-    rows = [offer.args[at : at + 6] for at in range(2, len(offer.args), 8)]
+    assert offer.args[:3] == ["shard:0", WORKERS, ""]
+    rows = [offer.args[at : at + 6] for at in range(3, len(offer.args), 8)]
     assert rows == [["7-1", "step", "r", 7, 1, 1], ["7-3", "step", "r", 7, 2, 1], ["7-4", "revoke", "r", 7, 1, 1]]
     assert [numbers(call) for call in store.sent("deliver_messages")] == [["7-2"]]
     assert sorted(source.sent) == ["7-1", "7-2", "7-3", "7-4"]
@@ -251,6 +251,137 @@ async def test_an_entry_is_deleted_when_all_of_its_messages_are_delivered(monkey
     assert [numbers(call) for call in store.sent("deliver_messages")] == [["7-3", "7-5"], ["7-4"], ["7-4"]]
 
 
+# --- a target that a failover sets back -------------------------------------------------------------------------------
+
+
+def afters(store: FakeStore) -> list[tuple[str, list[str]]]:
+    """What each delivery names as the message before it, and its messages."""
+    return [(call.args[2], numbers(call)) for call in store.sent("deliver_messages")]
+
+
+async def test_a_delivery_names_the_last_message_that_the_target_has() -> None:
+    store = FakeStore(deliver_messages="")
+    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
+    for number in (1, 3):
+        relay.hand_over(source, [message(number, target=1), message(number + 1, target=2)])
+        assert await relay.run_once()
+    again = owned()
+    again.token = "8:other"
+    relay.hand_over(again, [message(5, target=1)])
+    assert await relay.run_once()
+    assert afters(store) == [("", ["7-1"]), ("", ["7-2"]), ("7-1", ["7-3"]), ("7-2", ["7-4"]), ("", ["7-5"])]
+
+
+async def test_a_target_that_has_lost_messages_gets_the_outbox_again(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server()
+    server.store.confirmation = confirmation = Confirmation()
+    server.commit(1, 2)
+    server.commit(1)
+    await server.turn()
+    server.accepted[1] = server.accepted[1][:1]
+    server.commit(2, 1)
+    server.commit(2)
+    await server.turn()
+    assert server.accepted[1] == ["7-0"], "not the message behind the gap"
+    for _ in range(4):
+        await server.turn()
+    assert server.accepted == {1: ["7-0", "7-1", "7-3", "7-5"], 2: ["7-0", "7-2", "7-4", "7-6"]}
+    assert caplog.text.count("shard 1 has lost messages that it had accepted from shard 0") == 1
+    assert server.relay.waiting == 0
+    assert server.source.sent == []
+    confirmation.safe.set()
+    await server.relay.confirm_once()
+    assert set(server.source.sent) == set(server.everything)
+
+
+async def test_what_a_target_has_lost_is_not_deleted_by_a_wait_that_began_before() -> None:
+    server = Server()
+    server.store.confirmation = confirmation = Confirmation()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server.relay.run_confirming)
+        server.commit(1)
+        await server.turn()
+        await anyio.wait_all_tasks_blocked()
+        server.accepted[1] = server.accepted[1][:1]
+        server.commit(1)
+        await server.relay.run_once()
+        confirmation.safe.set()
+        await anyio.wait_all_tasks_blocked()
+        assert server.source.sent == []
+        await server.turn()
+        assert server.accepted[1] == ["7-0", "7-1", "7-2"]
+        tasks.cancel_scope.cancel()
+
+
+async def test_without_a_durability_what_is_left_in_the_outbox_comes_again() -> None:
+    server = Server()
+    server.commit(1)
+    await server.turn()
+    server.accepted[1] = server.accepted[1][:1]
+    server.commit(1)
+    for _ in range(3):
+        await server.turn()
+    assert server.accepted[1] == ["7-0", "7-2"]
+
+
+class Confirmation:
+    """`wait` ends when it is let."""
+
+    def __init__(self) -> None:
+        self.safe = anyio.Event()
+
+    async def wait(self, patience: float) -> None:
+        await self.safe.wait()
+
+
+async def test_an_entry_is_deleted_when_it_is_safe_at_its_targets() -> None:
+    store = FakeStore(deliver_messages="")
+    store.confirmation = confirmation = Confirmation()
+    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(relay.run_confirming)
+        relay.hand_over(source, [message(1)])
+        assert await relay.run_once()
+        await anyio.wait_all_tasks_blocked()
+        relay.hand_over(source, [message(2)])
+        assert await relay.run_once(), "the next delivery doesn't wait for that"
+        assert source.sent == []
+        confirmation.safe.set()
+        await anyio.wait_all_tasks_blocked()
+        assert source.sent == ["7-1", "7-2"]
+        tasks.cancel_scope.cancel()
+
+
+async def test_what_was_accepted_in_another_history_is_sent_again() -> None:
+    server = Server()
+    server.store.confirmation = confirmation = Confirmation()
+    confirmation.safe.set()
+    server.commit(1)
+    await server.turn()
+    server.store.server_generation += 1
+    server.accepted.clear()
+    await server.relay.confirm_once()
+    assert server.source.sent == []
+    for _ in range(3):
+        await server.turn()
+    await server.relay.confirm_once()
+    assert server.accepted[1] == ["7-0", "7-1"]
+    assert set(server.source.sent) == {"7-1"}
+
+
+async def test_a_shard_that_was_lost_meanwhile_is_left_to_its_next_owner() -> None:
+    server = Server()
+    server.store.confirmation = confirmation = Confirmation()
+    confirmation.safe.set()
+    server.commit(1)
+    await server.turn()
+    server.store.server_generation += 1
+    server.source.dropped = True
+    await server.relay.confirm_once()
+    await server.turn()
+    assert server.store.sent("read_stream") == []
+
+
 # --- a backlog --------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +411,8 @@ class Server:
         if target in self.broken:
             return StoreError("full")
         last = self.accepted.setdefault(target, ["7-0"])
+        if call.args[2] and stream_order(call.args[2]) > stream_order(last[-1]):
+            return "GAP"
         for number in numbers(call):
             if stream_order(number) > stream_order(last[-1]):
                 last.append(number)
