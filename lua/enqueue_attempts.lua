@@ -3,7 +3,8 @@
 --
 -- The last accepted numbers of each source are kept, as in `deliver_messages`, so an attempt that is sent again changes
 -- nothing. One entry is one attempt. A newer attempt replaces the one before, whose entry is deleted; so does one of a
--- run that was created later under the same id. A revoked entry that no worker has yet is deleted; one that a
+-- run that was created later under the same id, and one of the same number: a failover has lost the decision that made
+-- the first, and what was decided in its place may be another call. A revoked entry that no worker has yet is deleted; one that a
 -- worker has is marked, and the worker's next `extend_claims` returns `r` for it.
 --
 -- KEYS   stream, seen, steps, details
@@ -40,7 +41,7 @@ for i = 1, count do
     local step = id .. '/' .. seq
     local entry, present_created, present_attempt = current_entry(steps, step)
     if ARGV[at + 1] == 'step' then
-      if not entry or is_newer(created, attempt, present_created, present_attempt) then
+      if not entry or not is_newer(present_created, present_attempt, created, attempt) then
         if entry then drop_entry(stream, details, group, entry) end
         local added = redis.call('XADD', stream, '*', 'run', id, 'created', ARGV[at + 3], 'seq', seq,
           'attempt', ARGV[at + 5], 'details', ARGV[at + 6], 'body', ARGV[at + 7])

@@ -100,6 +100,7 @@ class _Outcome(msgspec.Struct):
     details: Raw = NOTHING
     kinds: tuple[str, ...] = ()
     to_blame: bool = False
+    mark: bytes = b""
 
 
 _outcome = msgspec.msgpack.Decoder(_Outcome)
@@ -165,6 +166,8 @@ class QueuedStep(msgspec.Struct, array_like=True, frozen=True):
     """The run's, for log lines."""
     trace: str = ""
     """The packed trace context of the run; empty if it isn't traced."""
+    mark: bytes = b""
+    """What the outcome has to name (`StepCall.mark`)."""
 
 
 _ending = msgspec.msgpack.Decoder(_Ending)
@@ -215,6 +218,7 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
                 outcome.details.copy(),
                 outcome.kinds,
                 outcome.to_blame,
+                outcome.mark,
             )
         if message.kind == "returned":
             seq, attempt, details = _returned.decode(message.body)
@@ -262,6 +266,7 @@ def encode_job(job: StepJob, created: int, workflow: str = "", trace: str = "", 
             signature,
             workflow,
             trace,
+            b"" if revoked else job.mark,
         )
     )
 

@@ -370,6 +370,8 @@ class RunMachine(OpenWork):
         call = self.steps.get(outcome.seq)
         if call is None or call.attempt != outcome.attempt or call.due == UNDECIDED:
             return
+        if outcome.mark and outcome.mark != call.mark:
+            return  # of an attempt that a failover has lost
         step = call.step
         failure = outcome.failure
         permanent = outcome.permanent

@@ -39,7 +39,7 @@ class Outcome(msgspec.Struct, gc=False, omit_defaults=True):
     `details`: the last value that it reported with `sf.heartbeat`; after a failure the next attempt gets it. `kinds`:
     the names of the error's class and of its bases; the run compares them with `never` of the call's retry policy,
     which the process that ran the attempt doesn't know. `to_blame`: its process died, and nothing else that it ran is
-    suspect."""
+    suspect. `mark`: of what ran, from a queue (`StepCall.mark`)."""
 
     seq: int
     attempt: int
@@ -50,6 +50,7 @@ class Outcome(msgspec.Struct, gc=False, omit_defaults=True):
     details: Raw = NOTHING
     kinds: tuple[str, ...] = ()
     to_blame: bool = False
+    mark: bytes = b""
 
 
 class CompletedChild(msgspec.Struct, array_like=True, frozen=True, gc=False, tag="child-done"):

@@ -81,6 +81,8 @@ class Claim(msgspec.Struct):
     created: int
     seq: int
     attempt: int
+    mark: bytes = b""
+    """What its outcome names."""
     ended: bool = False
     """Its step no longer runs; the claim stays in the table until the server knows."""
 
@@ -192,6 +194,8 @@ class Claims:
         claim.ended = True
         if self._by_step.get((claim.run_id, claim.seq)) is claim:
             del self._by_step[claim.run_id, claim.seq]
+        if outcome is not None and claim.mark:
+            outcome = msgspec.structs.replace(outcome, mark=claim.mark)
         self._reports.append((claim, None if outcome is None else _encode(outcome)))
         self._has_reports.set()
         self._signal_end()

@@ -250,6 +250,7 @@ class QueueReader:
                 )
                 self._refuse(claim, "PayloadInvalid", f"the queue's entry can't be read: {error}", permanent=True)
                 continue
+            claim.mark = job.mark
             self._submit(claim, job, fields.get(b"details", b""))
 
     def _submit(self, claim: Claim, queued: QueuedStep, newest: bytes) -> None:

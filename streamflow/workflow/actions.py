@@ -7,6 +7,7 @@ Called by: the definitions and `api.py` make them; the machines begin, settle an
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -40,6 +41,9 @@ ON_PARENT_END = ("cancel", "abandon", "wait")
 """What can happen to a child when its parent ends first, or stops awaiting it."""
 
 
+MARK_BYTES = 8
+
+
 class StepJob(msgspec.Struct, eq=False):
     """An attempt of a step that starts after the commit: at the owner, or in the queue `step.queue`."""
 
@@ -61,6 +65,8 @@ class StepJob(msgspec.Struct, eq=False):
     """The run's."""
     trace: str = ""
     """The packed trace context of the run; empty if it isn't traced."""
+    mark: bytes = b""
+    """Of an attempt in a queue: `StepCall.mark`."""
 
     def __repr__(self) -> str:
         return f"StepJob({self.seq}, {self.step.name}, attempt={self.attempt})"
@@ -70,6 +76,7 @@ class StepCall(Operation):
     """One call of a step. While it is open it also keeps the current attempt, and when the next one is due."""
 
     __slots__ = (
+        "_recorded",
         "args",
         "attempt",
         "blamed",
@@ -110,10 +117,23 @@ class StepCall(Operation):
         """Shard-clock ms at which the first attempt that failed had started; 0 if none has failed."""
         self.details = NOTHING
         """The last value that the previous attempt reported."""
+        self._recorded: Raw | None = None
+        """The arguments in the history, if today's code encodes them in another way."""
+
+    @property
+    def mark(self) -> bytes:
+        """Of what was decided: step and arguments, as they were recorded. A failover may have lost the decision, and
+        the run may have called something else under the same number: the outcome of a queued attempt names it."""
+        digest = hashlib.blake2b(f"{self.step.name} ".encode(), digest_size=MARK_BYTES)
+        digest.update(bytes(self.payload if self._recorded is None else self._recorded))
+        return digest.digest()
 
     def job(self) -> StepJob:
         step = self.step
-        return StepJob(self.seq, self.attempt, step, self.payload, self.details, step.timeout, self.lost, self.blamed)
+        job = StepJob(self.seq, self.attempt, step, self.payload, self.details, step.timeout, self.lost, self.blamed)
+        if step.queue is not None:
+            job.mark = self.mark
+        return job
 
     __del__ = warn_if_forgotten
 
@@ -130,6 +150,8 @@ class StepCall(Operation):
         self.state = PENDING
         event = machine.decide(StepScheduled(seq, step.name, payload, step.queue or ""))
         self.payload = payload  # in a replay, too: it is what was recorded, in today's order and with today's defaults
+        if event.args is not payload and not self.is_local and bytes(event.args) != bytes(payload):
+            self._recorded = event.args
         if event.queue != (step.queue or ""):  # replayed by code that names another queue: the attempt isn't moved
             self.step = step.options(queue=event.queue or None)
             self.is_local = not event.queue

@@ -73,6 +73,14 @@ async def test_a_newer_attempt_replaces_one_that_waits(shard: Shard) -> None:
     assert [entry["attempt"] for entry in await queue.entries()] == [b"2"]
 
 
+async def test_an_attempt_that_is_decided_again_replaces_the_one_that_is_there(shard: Shard) -> None:
+    queue = QueuePartition(shard)
+    await queue.enqueue(queue.step(body=b"lost"), queue.revoke(), queue.step(seq=2, body=b"lost"))
+    await queue.enqueue(queue.step(body=b"new"), queue.step(seq=2, body=b"new"))
+    assert [entry["body"] for entry in await queue.entries()] == [b"new", b"new"]
+    assert [place.split()[1:] for place in (await queue.places()).values()] == [["7", "1", "wanted"]] * 2
+
+
 async def test_a_newer_attempt_replaces_one_that_a_worker_has(shard: Shard) -> None:
     queue = QueuePartition(shard)
     [old] = await queue.taken(queue.step(attempt=1))
