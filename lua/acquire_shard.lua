@@ -2,9 +2,9 @@
 -- acquire_shard: become a shard's owner, if its owner is still the one that the caller saw.
 --
 -- The new token is `epoch:nonce`; every later commit with an older token is refused. The epoch follows the daemons'
--- clocks, so that it still grows when a failover has lost the newest ones, also to a server whose clock is behind; the nonce distinguishes two owners to whom a failover
--- gave the same epoch. What the old owner had read counts as unread from now on: the new one reads the inbox from its
--- first message, so all that isn't committed is read again.
+-- clocks, so that it still grows when a failover has lost the newest ones, also to a server whose clock is behind; the
+-- nonce distinguishes two owners to whom a failover gave the same epoch. What the old owner had read counts as unread
+-- from now on: the new one reads the inbox from its first message, so all that isn't committed is read again.
 -- The last outbox number that this server has is noted, with those of the owners before (`sent`): what a failover has
 -- lost of an owner's messages is behind them.
 -- Safe to run twice: a nonce that already holds the shard gets the same answer.

@@ -3,8 +3,8 @@
 --
 -- The last accepted numbers of each source are kept, so redelivery is harmless and memory is O(shards). A source that a
 -- failover has set back decides again what it has sent, and sends it under another number. A start finds its run, an
--- outcome is dropped by a parent that has it; signals and cancels have an identity, which is kept until the source can't
--- lose the decision any more (`daemon/retention.py` deletes it).
+-- outcome is dropped by a parent that has it; signals and cancels have an identity, which is kept until the source
+-- can't lose the decision any more (`daemon/retention.py` deletes it).
 -- `after`: the number of the message before, if the source has had a reply that it was accepted. A failover may have
 -- lost it here: GAP, and nothing is accepted, because what is behind a gap would hide what comes again.
 -- A start whose id belongs to a run of another parent becomes a `taken` message: the owner reports it to the parent.
@@ -12,8 +12,8 @@
 -- one is for the child of that link only, and dropped if that doesn't exist.
 --
 -- KEYS   seen, inbox, kept, owner, waiting, turns, then for each message: run, index, tenant_index (used by starts)
--- ARGV   source, now, after, then for each message: number (behind a space the identity, if it has one), kind, workflow, tenant,
---        parent, trace, body
+-- ARGV   source, now, after, then for each message: number (behind a space the field of its identity, if any), kind,
+--        workflow, tenant, parent, trace, body
 -- RETURNS the highest number that was accepted / GAP / WRONGTYPE key / BADNUMBER number
 -- @include shared/clock
 -- @include shared/holds
@@ -32,7 +32,8 @@ local inbox = open_inbox(KEYS[2], KEYS[3])
 if inbox.err then return inbox end
 local door = look_at_door(inbox, waiting, turns)
 if door.err then return door end
-local wanted, order, identities = {source, source .. '/before'}, {}, {} -- fields of `seen`; by message
+local wanted = {source, source .. '/before'} -- fields of `seen`
+local texts, epochs, counts, identities = {}, {}, {}, {} -- of the messages
 if ARGV[3] ~= '' and not parse_number(ARGV[3]) then return redis.error_reply('BADNUMBER ' .. ARGV[3]) end
 for i = 1, count do
   local key = FIXED_KEYS + 3 * i - 2 -- of the message's first key
@@ -40,14 +41,15 @@ for i = 1, count do
   if not holds(run, 'list') then return redis.error_reply('WRONGTYPE ' .. run) end
   if not holds(index, 'zset') then return redis.error_reply('WRONGTYPE ' .. index) end
   if not holds(tenant_index, 'zset') then return redis.error_reply('WRONGTYPE ' .. tenant_index) end
-  local number, identity = string.match(ARGV[7 * i - 3], '^(%S+) ?(%S*)$')
-  local epoch, of_epoch = parse_number(number or '')
-  if not epoch then return redis.error_reply('BADNUMBER ' .. ARGV[7 * i - 3]) end
-  order[i] = {epoch, of_epoch}
-  if identity ~= '' then
-    identities[i] = 'm:' .. identity
+  local text = ARGV[7 * i - 3]
+  local epoch, number = parse_number(text)
+  if not epoch then
+    text, identities[i] = string.match(text, '^(%S+) (%S+)$')
+    epoch, number = parse_number(text or '')
+    if not epoch then return redis.error_reply('BADNUMBER ' .. ARGV[7 * i - 3]) end
     wanted[#wanted + 1] = identities[i]
   end
+  texts[i], epochs[i], counts[i] = text, epoch, number
 end
 local known = redis.call('HMGET', seen, unpack(wanted))
 local numbers = open_numbers(source, known[1], known[2])
@@ -55,15 +57,16 @@ if ARGV[3] ~= '' and not has_number(numbers, parse_number(ARGV[3])) then return 
 local has = {} -- by field
 for i = 3, #wanted do has[wanted[i]] = known[i] end
 local fields = {} -- new ones for `seen`
+local accepted = ' ' .. ARGV[2] .. ' ' .. source -- behind the number in that of an identity
 local clock = shard_clock(ARGV[2], redis.call('HGET', owner, 'clock'))
 
 for i = 1, count do
   local at = 7 * i - 3 -- of the message's first argument
   local identity = identities[i]
-  if accept_number(numbers, order[i][1], order[i][2]) and not (identity and has[identity]) then
+  if accept_number(numbers, epochs[i], counts[i], texts[i]) and not (identity and has[identity]) then
     if identity then
       has[identity] = true
-      fields[#fields + 1], fields[#fields + 2] = identity, string.match(ARGV[at], '^%S+') .. ' ' .. ARGV[2] .. ' ' .. source
+      fields[#fields + 1], fields[#fields + 2] = identity, texts[i] .. accepted
     end
     local key = FIXED_KEYS + 3 * i - 2
     local run, kind, parent, body = KEYS[key], ARGV[at + 1], ARGV[at + 4], ARGV[at + 6]

@@ -4,8 +4,8 @@
 -- The last accepted numbers of each source are kept, as in `deliver_messages`, so an attempt that is sent again changes
 -- nothing. One entry is one attempt. A newer attempt replaces the one before, whose entry is deleted; so does one of a
 -- run that was created later under the same id, and one of the same number: a failover has lost the decision that made
--- the first, and what was decided in its place may be another call. A revoked entry that no worker has yet is deleted; one that a
--- worker has is marked, and the worker's next `extend_claims` returns `r` for it.
+-- the first, and what was decided in its place may be another call. A revoked entry that no worker has yet is deleted;
+-- one that a worker has is marked, and the worker's next `extend_claims` returns `r` for it.
 --
 -- KEYS   stream, seen, steps, details
 -- ARGV   source, group, after, then for each message: number, kind (step or revoke), id, created, seq, attempt,
@@ -35,7 +35,7 @@ redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
 for i = 1, count do
   local at = 8 * i - 4 -- of the message's first argument
   local epoch, number = parse_number(ARGV[at])
-  if accept_number(numbers, epoch, number) then
+  if accept_number(numbers, epoch, number, ARGV[at]) then
     local id, seq = ARGV[at + 2], ARGV[at + 4]
     local created, attempt = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 5])
     local step = id .. '/' .. seq

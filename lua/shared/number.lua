@@ -15,25 +15,32 @@ local function is_newer(epoch, number, than_epoch, than_number)
   return epoch > than_epoch or (epoch == than_epoch and number > than_number)
 end
 
+local function owner_in_numbers(epoch, number, text)
+  return {epoch = epoch, number = number, first = number - number % NUMBERS_OF_OWNER, text = text}
+end
+
 -- What was accepted from a source: the last numbers of its owners, highest first. `source`: its field in `seen`, and
 -- `before` the one with all numbers but the highest.
 local function open_numbers(source, newest, before)
   local numbers = {source = source, newest = newest or '', before = before or ''}
-  for word in string.gmatch(numbers.newest .. ' ' .. numbers.before, '%S+') do
-    local epoch, number = parse_number(word)
-    if epoch then numbers[#numbers + 1] = {epoch, number} end
+  local epoch, number = parse_number(numbers.newest)
+  if epoch then numbers[1] = owner_in_numbers(epoch, number, newest) end
+  for word in string.gmatch(numbers.before, '%S+') do
+    epoch, number = parse_number(word)
+    if epoch then numbers[#numbers + 1] = owner_in_numbers(epoch, number, word) end
   end
   return numbers
 end
 
 -- Of a number: what is known of its owner, or nil; and where an owner that isn't known belongs, nil if it is an old one.
 local function find_owner(numbers, epoch, number)
-  local owner, at = math.floor(number / NUMBERS_OF_OWNER), 1
-  for i, known in ipairs(numbers) do
-    if known[1] == epoch and math.floor(known[2] / NUMBERS_OF_OWNER) == owner then return known end
-    if is_newer(known[1], known[2], epoch, number) then
+  local at = 1
+  for i = 1, #numbers do
+    local known = numbers[i]
+    if known.epoch == epoch and number >= known.first and number < known.first + NUMBERS_OF_OWNER then return known end
+    if is_newer(known.epoch, known.number, epoch, number) then
       -- Earlier releases number without high bits, and keep one number: beside one of theirs only the epoch tells.
-      if owner == 0 or known[2] < NUMBERS_OF_OWNER then return nil end
+      if number < NUMBERS_OF_OWNER or known.first == 0 then return nil end
       at = i + 1
     end
   end
@@ -44,29 +51,28 @@ end
 -- Whether the message of this number was accepted.
 local function has_number(numbers, epoch, number)
   local known, at = find_owner(numbers, epoch, number)
-  if known then return number <= known[2] end
+  if known then return number <= known.number end
   return not at
 end
 
--- Whether a message of this number is accepted now; if it is, the number is noted.
-local function accept_number(numbers, epoch, number)
+-- Whether a message of this number is accepted now; if it is, the number is noted. `text`: the number as it is written.
+local function accept_number(numbers, epoch, number, text)
   local known, at = find_owner(numbers, epoch, number)
   if known then
-    if number <= known[2] then return false end
-    known[2] = number
+    if number <= known.number then return false end
+    known.number, known.text = number, text
     return true
   end
   if not at then return false end
-  table.insert(numbers, at, {epoch, number})
+  table.insert(numbers, at, owner_in_numbers(epoch, number, text))
   numbers[OWNERS + 1] = nil
   return true
 end
 
 -- The fields of `seen` that have changed are added to `fields`. Returns the highest number.
 local function note_numbers(numbers, fields)
-  local words = {}
-  for i, known in ipairs(numbers) do words[i] = string.format('%.0f-%.0f', known[1], known[2]) end
-  local newest, before = words[1] or '0-0', table.concat(words, ' ', 2)
+  local newest, before = numbers[1] and numbers[1].text or '0-0', ''
+  for i = 2, #numbers do before = before .. (i > 2 and ' ' or '') .. numbers[i].text end
   if newest ~= numbers.newest then fields[#fields + 1], fields[#fields + 2] = numbers.source, newest end
   if before ~= numbers.before then fields[#fields + 1], fields[#fields + 2] = numbers.source .. '/before', before end
   return newest

@@ -405,7 +405,7 @@ class Kernel:
             has_identity = delivery.identity and source != shard
             names += self._listing_keys(keys, delivery.run_id, Status.RUNNING, delivery.workflow, delivery.tenant)
             args += (
-                f"{delivery.number} {delivery.identity}" if has_identity else delivery.number,
+                f"{delivery.number} m:{delivery.identity}" if has_identity else delivery.number,
                 delivery.kind,
                 delivery.workflow,
                 delivery.tenant,

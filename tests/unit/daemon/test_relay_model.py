@@ -108,7 +108,7 @@ def lua() -> tuple[object, ...]:
     accept = """
         return function(newest, before, epoch, number)
           local numbers = open_numbers('source', newest, before)
-          local accepted = accept_number(numbers, epoch, number)
+          local accepted = accept_number(numbers, epoch, number, string.format('%.0f-%.0f', epoch, number))
           local fields = {}
           note_numbers(numbers, fields)
           for i = 1, #fields, 2 do
