@@ -24,6 +24,8 @@ from typing import Any, cast
 import anyio.to_thread
 from redis import Redis
 
+from streamflow.store.connection import Call
+
 from .rig import Deployment
 
 PIPELINE = 1000
@@ -47,10 +49,10 @@ class Shape:
 async def shape_of(deployment: Deployment, run_ids: list[str], commits: int, transitions: int) -> Shape:
     """From the records of some ended runs. `commits` and `transitions`: the numbers of both while they ran."""
     namespace = await deployment.client.read_namespace()
-    records: list[list[bytes]] = []
-    for run_id in run_ids[:: max(len(run_ids) // SAMPLE, 1)]:
-        keys = deployment.client.keys.shard(namespace.shard_of(run_id))
-        records.append(cast("list[bytes]", await deployment.rig.redis.lrange(keys.run(run_id), 0, -1)))
+    sample = run_ids[:: max(len(run_ids) // SAMPLE, 1)]
+    keys = [deployment.client.keys.shard(namespace.shard_of(run_id)).run(run_id) for run_id in sample]
+    calls = [Call.plain("LRANGE", key, 0, -1) for key in keys]
+    records = cast("list[list[bytes]]", await deployment.client.store.send(calls))
     # The median record represents all: the transitions of a fan-out depend on how its outcomes were batched.
     records.sort(key=lambda record: (len(record), sum(map(len, record))))
     middle = records[len(records) // 2]

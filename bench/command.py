@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 import streamflow
+from streamflow.errors import UsageError
 
 from .burst import bench_burst
 from .durability import bench_durability
@@ -56,6 +57,7 @@ WORKLOADS: dict[str, Workload] = {
 @click.option("--daemons", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of daemon processes.")
 @click.option("--shards", type=click.IntRange(1, 16384), default=256, show_default=True, help="Number of shards.")
 @click.option("--redis", metavar="URL", help="Use this server instead of an embedded one.")
+@click.option("--cluster", is_flag=True, help="Use an embedded cluster of three masters instead of one server.")
 @click.option("--quick", is_flag=True, help="A tenth of the runs, measured once: a check that it works.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -65,6 +67,7 @@ def command(
     daemons: int,
     shards: int,
     redis: str | None,
+    cluster: bool,
     quick: bool,
     as_json: bool,
 ) -> int:
@@ -75,13 +78,18 @@ def command(
     process, as is each daemon; the client is this process. durability starts a server for each level. A figure that
     misses its target is marked; the exit code is 0 all the same.
 
+    On a cluster (--cluster, or --redis redis+cluster://…) there is no ceiling to compare with; the share of all
+    commands that the busiest master gets is measured instead.
+
     `streamflow bench isolation` is apart: it measures what harmful user code does to other runs, and has other options.
 
     \b
     Example:
       streamflow bench chain idle --json
     """
-    options = Options(runs, repeat or (1 if quick else 3), daemons, shards, quick)
+    if cluster and redis is not None:
+        raise UsageError("--cluster starts a cluster of its own: leave out --redis, or name a cluster with it")
+    options = Options(runs, repeat or (1 if quick else 3), daemons, shards, quick, cluster)
     uvloop = importlib.util.find_spec("uvloop") is not None
     return anyio.run(run_bench, workloads, options, redis, as_json, backend_options={"use_uvloop": uvloop})
 
@@ -92,7 +100,7 @@ async def run_bench(
     """Measure, and print a table or one JSON object on stdout; progress goes to stderr."""
     options = options or Options()
     report = Report(Console(stderr=True, markup=False, highlight=False))
-    async with rig(redis) as server:
+    async with rig(redis, cluster=options.cluster) as server:
         for name in workloads or WORKLOADS:
             await WORKLOADS[name](server, options, report)
         facts: dict[str, Any] = {

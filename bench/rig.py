@@ -22,10 +22,13 @@ import anyio
 from redis.asyncio import Redis
 
 from streamflow.client.client import Client, connect
+from streamflow.embedded.cluster import EmbeddedCluster
 from streamflow.embedded.daemon_process import DaemonProcess
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import NamespaceMissing, StreamflowError
+from streamflow.server_url import check_url, cluster_of
 from streamflow.store.connection import Call
+from streamflow.store.router import Cluster
 
 APP = f"{Path(__file__).with_name('flows.py')}:app"
 READY_SECONDS = 30.0
@@ -43,6 +46,7 @@ class Options:
     daemons: int = 1
     shards: int = 256
     quick: bool = False
+    cluster: bool = False
 
     def scaled(self, runs: int) -> int:
         """The number of runs of a workload whose default is `runs`."""
@@ -51,42 +55,69 @@ class Options:
 
 @dataclass
 class Rig:
-    """A server, and a directory for logs. `redis` is a plain client for INFO and for the sizes of records."""
+    """A server or a cluster, and a directory for logs. `servers`: plain clients for INFO, of the server or of each
+    master. Figures are those of all together."""
 
     url: str
     folder: Path
-    redis: Redis
+    servers: Sequence[Redis]
     version: str = ""
     aof: str = ""
 
     async def server_cpu(self) -> float:
-        """CPU seconds that the server has used."""
-        info = await self.redis.info("cpu")
-        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+        """CPU seconds that the servers have used."""
+        infos = [await redis.info("cpu") for redis in self.servers]
+        return sum(float(info["used_cpu_user"]) + float(info["used_cpu_sys"]) for info in infos)
 
     async def used_memory(self) -> int:
-        return int((await self.redis.info("memory"))["used_memory"])
+        return sum([int((await redis.info("memory"))["used_memory"]) for redis in self.servers])
 
     async def appended(self) -> int:
-        """Bytes of the append-only file; 0 without one."""
-        return int((await self.redis.info("persistence")).get("aof_current_size", 0))
+        """Bytes of the append-only files; 0 without one."""
+        return sum([int((await redis.info("persistence")).get("aof_current_size", 0)) for redis in self.servers])
+
+    async def commands(self) -> list[int]:
+        """How many commands each server has executed, also those of scripts."""
+        return [int((await redis.info("stats"))["total_commands_processed"]) for redis in self.servers]
 
 
 @contextlib.asynccontextmanager
-async def rig(url: str | None) -> AsyncGenerator[Rig]:
-    """An embedded server with AOF everysec, or the server at `url`, on which only our namespaces are deleted."""
+async def rig(url: str | None, *, cluster: bool = False) -> AsyncGenerator[Rig]:
+    """An embedded server with AOF everysec, or the server at `url`, on which only our namespaces are deleted.
+
+    `cluster`: an embedded cluster of three masters without replicas instead. `url` may be that of a cluster, too.
+    """
     with tempfile.TemporaryDirectory(prefix="streamflow-bench-") as name:
         folder = Path(name)
         async with contextlib.AsyncExitStack() as stack:
             if url is None:
-                server = await stack.enter_async_context(EmbeddedServer(folder / "data", appendfsync="everysec"))
-                url = server.url
-            redis = await stack.enter_async_context(Redis.from_url(url))
+                made = (
+                    EmbeddedCluster(folder / "data")
+                    if cluster
+                    else EmbeddedServer(folder / "data", appendfsync="everysec")
+                )
+                url = (await stack.enter_async_context(made)).url
+            servers = [await stack.enter_async_context(Redis.from_url(one)) for one in await _servers_of(url)]
+            redis = servers[0]
             info = await redis.info()
             product = "valkey" if "valkey_version" in info else "redis"
             version = f"{product} {info.get('valkey_version') or info['redis_version']}"
+            if len(servers) > 1:
+                version += f", cluster of {len(servers)}"
             fsync = (await redis.config_get("appendfsync")).get("appendfsync") or "?"
-            yield Rig(url, folder, redis, version, aof=fsync if int(info["aof_enabled"]) else "off")
+            yield Rig(url, folder, servers, version, aof=fsync if int(info["aof_enabled"]) else "off")
+
+
+async def _servers_of(url: str) -> list[str]:
+    """The URLs of all masters of a cluster, or of the one server."""
+    check_url(url)
+    if cluster_of(url) is None:
+        return [url]
+    store = Cluster(url)
+    try:
+        return [node.url for _, node in await store.servers()]
+    finally:
+        await store.close()
 
 
 @dataclass
@@ -189,20 +220,19 @@ async def deployment(
                 for daemon in [*system.workers, *system.daemons]:
                     await daemon.end(kill=True)
                 if not keep:
-                    await _delete(rig.redis, namespace)
+                    for redis in rig.servers:
+                        await _delete(redis, namespace)
     gc.collect()
 
 
 async def _delete(redis: Redis, namespace: str) -> None:
     for pattern in (f"sf:{{{namespace}}}:*", f"sf:{{{namespace}/*}}:*"):
-        keys: list[bytes] = []
+        pipeline = redis.pipeline(transaction=False)
         async for key in redis.scan_iter(match=pattern, count=5000):
-            keys.append(key)
-            if len(keys) >= 5000:
-                await redis.unlink(*keys)
-                keys.clear()
-        if keys:
-            await redis.unlink(*keys)
+            pipeline.unlink(key)  # one command for several would be refused by a cluster
+            if len(pipeline) >= 5000:
+                await pipeline.execute()
+        await pipeline.execute()
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

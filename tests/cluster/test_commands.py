@@ -250,3 +250,20 @@ async def test_a_durability_that_a_cluster_does_not_have_yet_is_refused(
         assert process.stdout is not None
         assert expected in process.stdout.read()
     assert "no namespace" in (await run("runs", code=1)).lower()
+
+
+async def test_the_benchmark_measures_how_evenly_masters_are_used(
+    shared_cluster: EmbeddedCluster, namespace: str
+) -> None:
+    run = Shell(shared_cluster.url, namespace)
+    words = ("bench", "fanout", "--runs", "20", "--repeat", "1", "--redis", shared_cluster.url, "--json")
+    with run.process(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process, killing(process):
+        printed, _ = await anyio.to_thread.run_sync(lambda: process.communicate(timeout=2 * DEADLINE))
+    report = json.loads(printed)
+    assert "cluster of 3" in str(report)
+    figures = {name: figure["value"] for name, figure in report["figures"].items()}
+    assert 1.0 <= figures["fanout.busiest"] < 3.0
+    assert "fanout.ceiling" not in figures
+    assert figures["fanout.cpu"] > figures["fanout.server_cpu"] > 0
+    for node in shared_cluster.nodes:
+        assert not await node.command("KEYS", "*bench-*"), "it has deleted its namespace"
