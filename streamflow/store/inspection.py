@@ -27,7 +27,8 @@ from streamflow.store.link import Link
 from streamflow.store.node import Node
 from streamflow.store.roles import IN_CLUSTER, Rights, Role, commands_of, rights, rule_of
 from streamflow.store.router import Cluster, servers_of
-from streamflow.store.topology import read_servers
+from streamflow.store.topology import SLOTS, read_servers
+from streamflow.store.topology import Server as Described
 
 OLDEST = 7
 FEW_RULES = 8
@@ -164,13 +165,36 @@ async def _all_servers(store: Store) -> AsyncGenerator[list[_Server]]:
 async def _replicas(servers: Sequence[_Server]) -> list[tuple[str, int]]:
     """As the first primary that answers knows them."""
     for server in servers:
-        host, _, port = server.address.rpartition(":")
-        with contextlib.suppress(*LOST, TimeoutError):
-            text = await server.node.one(Call.plain("CLUSTER", "NODES"))
-            return sorted(
-                one.address for one in read_servers(text.decode(errors="replace"), (host, int(port))) if one.of
-            )
+        if found := await _told_nodes(server):
+            return sorted(one.address for one in found if one.of)
     return []
+
+
+async def _unserved(servers: Sequence[_Server]) -> int:
+    """How many slots no primary says that it has; 0 if not all of them answer. Others go on naming the last one."""
+    served = 0
+    for server in (one for one in servers if not one.is_replica):
+        found = await _told_nodes(server)
+        if not found:
+            return 0
+        own = next((one for one in found if one.address == _address(server)), None)
+        served += sum(last + 1 - first for first, last in own.slots) if own is not None else 0
+    return max(0, SLOTS - served)
+
+
+async def _told_nodes(server: _Server) -> list[Described]:
+    """What a server answers to CLUSTER NODES; nothing if it doesn't."""
+    with contextlib.suppress(*LOST, TimeoutError, ValueError):
+        with anyio.fail_after(_ANSWER_SECONDS):
+            [text] = await server.node.attempt([Call.plain("CLUSTER", "NODES")])
+        if isinstance(text, bytes):
+            return read_servers(text.decode(errors="replace"), _address(server))
+    return []
+
+
+def _address(server: _Server) -> tuple[str, int]:
+    host, _, port = server.address.rpartition(":")
+    return host, int(port)
 
 
 async def inspect(store: Store, keys: NamespaceKeys, role: Role = Role.DAEMON) -> list[Finding]:
@@ -200,7 +224,12 @@ async def inspect(store: Store, keys: NamespaceKeys, role: Role = Role.DAEMON) -
             infos.append(info)
             found = _server(info, is_single=is_single, is_replica=server.is_replica)
             findings += [Finding(one.is_error, one.about, about(server.name, one.message)) for one in found]
-        findings += [Finding(False, "server", text) for text in await store.doubts()]
+        doubts = await store.doubts()
+        if not is_single and (unserved := await _unserved(servers)):
+            text = f"{unserved} of the cluster's {SLOTS} slots have no server"
+            findings.append(Finding(True, "server", f"{text}: `redis-cli --cluster fix HOST:PORT` mends it"))
+            doubts = [doubt for doubt in doubts if "slots have no server" not in doubt]
+        findings += [Finding(False, "server", text) for text in doubts]
         if any(_number(info, "loading") or too_old(info) for info in infos):
             return [*findings, Finding(False, "permissions", "not checked")]
         lacking, refused = await _lacking(answering, keys.namespace, role)

@@ -496,6 +496,9 @@ async def test_what_a_user_lacks_on_some_servers_of_a_cluster_is_said(namespace:
         [message] = await found()
         assert message.startswith(f"the replica {replica.address} refuses the credentials")
         assert "create them on each server" in message
+        await cluster.nodes[0].command("CLUSTER", "DELSLOTS", 7)
+        assert "1 of the cluster's 16384 slots have no server" in " ".join(await found())
+        await cluster.nodes[0].command("CLUSTER", "ADDSLOTS", 7)
         await replica.kill()
         [away] = [message for message in await found() if "is away" in message]
         assert replica.address in away
