@@ -40,7 +40,7 @@ async def read(servers: Servers, *keys: str) -> list[Any]:
     return await send_to_each(cast("Store", servers), calls, 2.0)
 
 
-async def test_each_server_gets_its_reads_in_one_pipeline_and_the_replies_keep_their_order() -> None:
+async def test_each_server_gets_one_pipeline_and_replies_keep_their_order() -> None:
     servers = Servers()
     assert await read(servers, "1a", "0a", "1b", "2a") == ["value of 1a", "value of 0a", "value of 1b", "value of 2a"]
     assert sorted(servers.sent) == [["0a"], ["1a", "1b"], ["2a"]]
