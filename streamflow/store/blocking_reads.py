@@ -233,6 +233,6 @@ class ClusterQueueConnection(QueueConnection):
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Its error is collected, or nobody waits for it any more: asyncio would report it as forgotten."""
+    """Its error is collected, or there is no caller any more: asyncio would report it as forgotten."""
     if not task.cancelled():
         task.exception()

@@ -432,6 +432,10 @@ class Node(Store):
                 f"{command}: the server's ACL doesn't allow this: {text}. `streamflow check --role ROLE` names all "
                 "that the user lacks for a role, `streamflow acl` prints its rules"
             )
+        if isinstance(reply, redis_errors.AskError):  # MOVED, too
+            return StoreMisconfigured(
+                f"{command}: {redacted(self.url)} is part of a cluster: use redis+cluster://HOST:PORT (or rediss+cluster://)"
+            )
         if text.startswith("WRONGTYPE") and not call.script and len(call.args) > 1:
             return StoreError(f"{command} {call.args[1]}: {text}")  # scripts name the key by themselves
         return StoreError(f"{command}: {text}")

@@ -361,7 +361,8 @@ class Cluster(Store):
             primaries = self._map.primaries
             if not parts and not primaries:
                 return parts, [*unserved, *anywhere]
-            key = next(iter(parts), None) or (random.choice(primaries).address, False)
+            well = [one for one in primaries if not (one.failing or self._node(one.address).is_away)]
+            key = next(iter(parts), None) or (random.choice(well or primaries).address, False)
             parts[key] = sorted([*parts.get(key, ()), *anywhere])
         return parts, unserved
 
