@@ -1,4 +1,5 @@
-"""What `check` and `daemon --check` look at, in this order: settings, app, server, permissions, namespace.
+"""What `check` and `daemon --check` look at, in this order: settings, app, server, permissions, durability (if writes
+wait for more than the server's answer), namespace.
 
 Owns: putting the findings together, and how they are printed. Must not: start, create or change anything.
 Called by: `check`, `daemon`.
@@ -46,7 +47,7 @@ def run_checks(
         findings.append(Finding(False, "server", "not checked, because the settings are wrong"))
     else:
         found, reached = run_async(lambda: _server(load_settings(options), role))
-        checked += ["permissions", "namespace"] if reached else []
+        checked += reached
         findings += found
     if as_json:
         _print_json(checked, findings)
@@ -91,21 +92,38 @@ def _app(app_target: str | None) -> list[Finding]:
     return []
 
 
-async def _server(settings: Settings, role: str) -> tuple[list[Finding], bool]:
-    """What was found, and whether the server has answered."""
-    from streamflow.store.inspection import Finding, inspect
+async def _server(settings: Settings, role: str) -> tuple[list[Finding], list[str]]:
+    """What was found, and what besides the server was looked at, if that has answered."""
+    from streamflow.store.durability import Durability, not_with
+    from streamflow.store.inspection import Finding, inspect, inspect_durability
     from streamflow.store.keys import NamespaceKeys
-    from streamflow.store.namespace import inspect_namespace
+    from streamflow.store.namespace import inspect_namespace, stored_durability
     from streamflow.store.roles import Role
     from streamflow.store.router import open_store
 
     store = open_store(settings.redis, connections=1)
+    keys = NamespaceKeys(settings.namespace)
     try:
         await check_server(store)
-        findings = await inspect(store, NamespaceKeys(settings.namespace), Role(role))
-        return findings + await inspect_namespace(store, settings), True
+        stored = await stored_durability(store, keys)
+        asked = settings.durability if role == Role.DAEMON else ""
+        level = asked or stored or "server"
+        waits = role in (Role.DAEMON, Role.CLIENT) and not not_with(
+            store.url, level
+        )  # `inspect_namespace` reports that
+        durability = Durability.of(level) if waits else None
+        findings = await inspect(store, keys, Role(role), durability)
+        looked_at = ["permissions"]
+        if asked and stored and asked != stored:
+            looked_at.append("durability")
+            text = f"the namespace has {stored}, and a daemon with these settings changes it to {asked} for all"
+            findings.append(Finding(False, "durability", text))
+        if durability is not None:
+            looked_at = ["permissions", "durability"]
+            findings += await inspect_durability(store, keys, durability, Role(role))
+        return findings + await inspect_namespace(store, settings), [*looked_at, "namespace"]
     except StreamflowError as error:
-        return [Finding(True, "server", str(error))], False
+        return [Finding(True, "server", str(error))], []
     finally:
         await store.close()
 

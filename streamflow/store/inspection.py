@@ -1,7 +1,7 @@
-"""What a server and its user must be like for streamflow, found out without changing anything.
+"""What a server and its user must be like for streamflow, found out without changing anything that lasts.
 
 Owns: the demands on a server's version, memory, persistence and role, the trial of a user's permissions, and a sentence
-with what to do for each that isn't met. Must not: write, refuse anything by itself, or know what a role needs
+with what to do for each that isn't met. Must not: write what lasts, refuse by itself, or know what a role needs
 (`roles.py`). Called by: the check at the start of a daemon or worker (`namespace.py`), `streamflow check`.
 
 Permissions are tried without `ACL DRYRUN`, which such a user may not use, by calls that do nothing: a script that may
@@ -19,9 +19,10 @@ import anyio
 import msgspec
 from redis import exceptions as redis_errors
 
-from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.errors import StoreError, StoreMisconfigured, StoreUnavailable
 from streamflow.server_url import cluster_of
 from streamflow.store.connection import LOST, Call, Store
+from streamflow.store.durability import WAIT_MS, Durability
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.link import Link
 from streamflow.store.node import Node
@@ -55,7 +56,7 @@ _OUTSIDE_SCRIPTS: dict[str, tuple[Any, ...]] = {
     "ASKING": ("ASKING",),
 }
 """Commands that scripts can't call, as calls that do nothing."""
-_TRIED_ELSEWHERE = frozenset({"INFO", "SELECT", "SSUBSCRIBE", "SUNSUBSCRIBE"})
+_TRIED_ELSEWHERE = frozenset({"INFO", "SELECT", "SSUBSCRIBE", "SUNSUBSCRIBE", "WAIT", "WAITAOF"})
 """INFO may be hidden; SELECT is sent with each connection to a database other than 0."""
 
 _ANSWER_SECONDS = 2.0
@@ -88,8 +89,8 @@ PART_OF_CLUSTER = "the server is part of a cluster: use redis+cluster://HOST:POR
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """`is_error`: it keeps streamflow from working; else a warning. `about`: settings, app, server, permissions or
-    namespace. `message`: a sentence with what to do."""
+    """`is_error`: it keeps streamflow from working; else a warning. `about`: settings, app, server, permissions,
+    durability or namespace. `message`: a sentence with what to do."""
 
     is_error: bool
     about: str
@@ -197,8 +198,11 @@ def _address(server: _Server) -> tuple[str, int]:
     return host, int(port)
 
 
-async def inspect(store: Store, keys: NamespaceKeys, role: Role = Role.DAEMON) -> list[Finding]:
-    """Everything that is wrong with the server, and with what its user may do in a namespace.
+async def inspect(
+    store: Store, keys: NamespaceKeys, role: Role = Role.DAEMON, durability: Durability | None = None
+) -> list[Finding]:
+    """Everything that is wrong with the server, and with what its user may do in a namespace. `durability`: if writes
+    wait there.
 
     Raises `StoreUnavailable` when the server can't be reached.
     """
@@ -232,7 +236,7 @@ async def inspect(store: Store, keys: NamespaceKeys, role: Role = Role.DAEMON) -
         findings += [Finding(False, "server", text) for text in doubts]
         if any(_number(info, "loading") or too_old(info) for info in infos):
             return [*findings, Finding(False, "permissions", "not checked")]
-        lacking, refused = await _lacking(answering, keys.namespace, role)
+        lacking, refused = await _lacking(answering, keys.namespace, role, durability)
         findings += [Finding(True, "permissions", _unknown_user(server, refused[server])) for server in refused]
     if len(lacking) > FEW_RULES:
         return [*findings, Finding(True, "permissions", await _other_user(store, keys.namespace, role, [*lacking]))]
@@ -264,6 +268,41 @@ def _unknown_user(server: _Server, error: str) -> str:
         f"{server.name} refuses the credentials: {error}. A cluster's servers don't tell each other their users: "
         "create them on each server, also on replicas"
     )
+
+
+async def inspect_durability(
+    store: Store, keys: NamespaceKeys, durability: Durability, role: Role = Role.DAEMON
+) -> list[Finding]:
+    """Whether the server confirms now what this level asks for. What is written for that lasts a millisecond: without
+    a write both commands count what was confirmed before.
+    """
+    fence = Call.plain("SET", keys.fence, "", "PX", 1)  # whether the user may do that is among the permissions
+    try:
+        _, answer = await store.send([fence, Call.plain(*durability.command)])
+    except StoreUnavailable as error:  # it is loading, for example
+        return [Finding(False, "durability", f"not checked: {error}")]
+    name = durability.command[0]
+    other = "or choose another level with `daemon --durability`"
+    if isinstance(answer, StoreMisconfigured):
+        text = (
+            f"the user may not use {name}: allow +{name.lower()} (`streamflow acl --role {role} --namespace "
+            f"{keys.namespace} --durability {durability}` prints all rules), {other}"
+        )
+    elif isinstance(answer, StoreError):
+        text = f"the server can't confirm it: {answer}. `disk` needs Redis 7.2 or Valkey with appendonly yes: {other}"
+    elif durability.is_met(answer):
+        return []
+    elif durability.replicas:
+        text = (
+            f"within {WAIT_MS / 1000:g} s {answer} of {durability.replicas} replicas confirmed what was sent to them, "
+            f"so starts and decisions would wait: attach replicas, see in INFO replication why they lag, {other}"
+        )
+    else:
+        text = (
+            f"within {WAIT_MS / 1000:g} s the server's append-only file was not on the disk, so starts and decisions "
+            f"would wait: set appendfsync always, look at the disk, {other}"
+        )
+    return [Finding(True, "durability", f"{durability}: {text}")]
 
 
 async def _other_user(store: Store, namespace: str, role: Role, missing: Sequence[str]) -> str:
@@ -316,24 +355,27 @@ def _server(info: Mapping[str, Any], *, is_single: bool = True, is_replica: bool
     ]
 
 
-async def missing_permissions(store: Store, namespace: str, role: Role) -> list[str]:
+async def missing_permissions(
+    store: Store, namespace: str, role: Role, durability: Durability | None = None
+) -> list[str]:
     """The rules for `ACL SETUSER` that the user of `store` lacks for a role, on any server: `+xadd`, `~sf:{shop}:*`.
+    `durability`: if writes wait there; whether the user may use its command is for `inspect_durability`.
 
     Raises `StoreUnavailable` when no server answers, or when one refuses the credentials.
     """
     async with _all_servers(store) as servers:
-        lacking, refused = await _lacking(servers, namespace, role)
+        lacking, refused = await _lacking(servers, namespace, role, durability)
     for server, error in refused.items():
         raise StoreUnavailable(_unknown_user(server, error))
     return [*lacking]
 
 
 async def _lacking(
-    servers: Sequence[_Server], namespace: str, role: Role
+    servers: Sequence[_Server], namespace: str, role: Role, durability: Durability | None = None
 ) -> tuple[dict[str, list[_Server]], dict[_Server, str]]:
     """The rules that are missing, each with the servers on which it is, and the servers that refuse the credentials,
     with what they say. Raises `StoreUnavailable` when none answers."""
-    needed, commands = rights(role, namespace), commands_of(role)
+    needed, commands = rights(role, namespace, durability), commands_of(role, durability)
     if not servers[0].address:
         commands = [command for command in commands if command not in IN_CLUSTER]
     lacking: dict[str, list[_Server]] = {}

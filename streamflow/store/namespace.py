@@ -13,7 +13,7 @@ import msgspec
 
 from streamflow.errors import NamespaceMismatch, StoreError, StoreMisconfigured, StoreUnavailable
 from streamflow.model.sharding import QUEUE_PARTITIONS, Partition, shard_of
-from streamflow.settings import Settings
+from streamflow.settings import Settings, is_level
 from streamflow.store.connection import Call, Store
 from streamflow.store.durability import not_with
 from streamflow.store.inspection import Finding, about, evicting, forgetful, hidden_info, missing_permissions, too_old
@@ -56,6 +56,16 @@ def namespace_from(name: str, stored: list[bytes | None]) -> Namespace | None:
     return Namespace(
         int(shards), Partition(partition.decode()), (identity or b"").decode(), (durability or b"server").decode()
     )
+
+
+async def stored_durability(store: Store, keys: NamespaceKeys) -> str:
+    """The level that a namespace has; empty if there is no such namespace, or its record can't be read."""
+    try:
+        schema, level = await store.one(Call.plain("HMGET", keys.meta, "schema", "durability"))
+    except StoreError:
+        return ""
+    text = (level or b"server").decode(errors="replace")
+    return text if schema is not None and is_level(text) else ""
 
 
 async def open_namespace(

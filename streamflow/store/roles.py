@@ -240,11 +240,14 @@ def commands_in(verb: str) -> frozenset[str]:
     return frozenset(f"{name} {word}" if name in _WITH_SUBCOMMAND else name for name, word in found)
 
 
-def commands_of(role: Role) -> list[str]:
-    """All commands that a role needs, sorted, as `XADD` or `XGROUP CREATE`."""
+def commands_of(role: Role, durability: Durability | None = None) -> list[str]:
+    """All commands that a role needs, sorted, as `XADD` or `XGROUP CREATE`. `durability`: as for `rights`."""
     access = ACCESS[role]
     callers = {load_scripts()[verb].evalsha for verb in access.verbs} | {"EVAL_RO"}
-    return sorted(callers.union(access.commands, *(commands_in(verb) for verb in access.verbs)))
+    commands = callers.union(access.commands, *(commands_in(verb) for verb in access.verbs))
+    if durability is not None and role in (Role.DAEMON, Role.CLIENT):
+        commands |= {*commands_in("store_records"), durability.command[0]}
+    return sorted(commands)
 
 
 def rule_of(command: str) -> str:
@@ -255,10 +258,9 @@ def rule_of(command: str) -> str:
 def rights(role: Role, namespace: str, durability: Durability | None = None) -> Rights:
     """`durability`: of the namespace, for who waits for it. A server that is older than WAITAOF refuses that rule."""
     access, keys = ACCESS[role], NamespaceKeys(namespace)
-    commands, writes = commands_of(role), access.writes(keys)
-    if durability is not None and role in (Role.DAEMON, Role.CLIENT):
-        commands = sorted({*commands, *commands_in("store_records"), durability.command[0]})
-        writes = writes if role is Role.DAEMON else [*writes, keys.fence]
+    commands, writes = commands_of(role, durability), access.writes(keys)
+    if durability is not None and role is Role.CLIENT:
+        writes = [*writes, keys.fence]
     return Rights(
         commands=[rule_of(command) for command in commands],
         writes=writes,

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncGenerator, Callable, Generator
+from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
+from click.testing import CliRunner
 
 import streamflow as sf
+from streamflow.cli import cli
 from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreMisconfigured
 from streamflow.http import catalog, pages
+from streamflow.store.durability import Durability
 from streamflow.store.node import Node
+from streamflow.store.roles import Role, rights
 from tests.support.lines import Line, line_to, port_of
 from tests.support.serving import FAST, running_daemon
 from tests.support.waiting import DEADLINE
@@ -257,6 +264,70 @@ async def test_a_server_that_can_not_confirm_is_refused(embedded_server: Embedde
     assert isinstance(error, StoreMisconfigured)
     assert "appendonly" in str(error)
     assert not await tell(embedded_server.url, "EXISTS", f"sf:{{{namespace}}}:meta"), "nothing was changed before"
+
+
+# --- `streamflow check` ---------------------------------------------------------------------------------------------
+
+
+async def check(server: EmbeddedServer, *words: str, url: str = "") -> tuple[bool, list[tuple[str, str]]]:
+    """Whether durability was tried, and what was found: its level and its message."""
+    command = ("check", "--redis", url or server.url, "--namespace", NAMESPACE, "--json", *words)
+    result = await anyio.to_thread.run_sync(lambda: CliRunner().invoke(cli, command))
+    report = json.loads(result.stdout)
+    found = [(one["level"], one["message"]) for one in report["findings"] if one["about"] == "durability"]
+    assert (result.exit_code == 1) >= any(level == "error" for level, _ in found)
+    return "durability" in report["checked"], found
+
+
+async def test_check_asks_replicas_to_confirm_and_leaves_nothing() -> None:
+    async with with_a_replica() as (primary, _, stream):
+        assert await check(primary) == (False, [])
+        assert await check(primary, "--durability", "replicas:1") == (True, [])
+        [(level, message)] = (await check(primary, "--durability", "replicas:2"))[1]
+        assert (level, message[:56]) == ("error", "replicas:2: within 1 s 1 of 2 replicas confirmed what wa")
+        with frozen(stream):  # it is connected, and doesn't confirm
+            [(level, message)] = (await check(primary, "--durability", "replicas:1"))[1]
+        assert "within 1 s 0 of 1 replicas confirmed" in message
+        assert await tell(primary.url, "KEYS", "*") == []
+
+
+async def test_check_takes_the_level_of_the_namespace() -> None:
+    async with with_a_replica() as (primary, _, stream):
+        async with running_daemon(app, primary, NAMESPACE, crash=False, durability="replicas:1"):
+            assert await check(primary, "--shards", "8") == (True, [])
+        with frozen(stream):
+            assert [level for level, _ in (await check(primary))[1]] == ["error"]
+            assert [level for level, _ in (await check(primary, "--role", "client"))[1]] == ["error"]
+        assert await check(primary, "--role", "worker") == (False, []), "workers wait for nothing"
+        [(level, message)] = (await check(primary, "--durability", "server"))[1]
+        assert (level, message) == (
+            "warning",
+            "the namespace has replicas:1, and a daemon with these settings changes it to server for all",
+        )
+
+
+async def test_check_finds_out_whether_the_disk_has_it(tmp_path: Path, embedded_server: EmbeddedServer) -> None:
+    [(_, message)] = (await check(embedded_server, "--durability", "disk"))[1]
+    assert "disk: the server can't confirm it: WAITAOF: WAITAOF cannot be used when numlocal" in message
+    async with EmbeddedServer(tmp_path, appendfsync="always") as server:
+        assert await check(server, "--durability", "disk") == (True, [])
+        await tell(server.url, "CONFIG", "SET", "appendfsync", "no")
+        [(level, message)] = (await check(server, "--durability", "disk"))[1]
+        assert level == "error"
+        assert "within 1 s the server's append-only file was not on the disk" in message
+
+
+async def test_check_names_what_a_user_may_not_do_for_it() -> None:
+    async with with_a_replica() as (primary, _, _):
+        granted = [rule for rule in rights(Role.CLIENT, NAMESPACE, Durability(1)).rules if "fence" not in rule]
+        await tell(primary.url, "ACL", "SETUSER", "u", "reset", "on", ">s3cret", *granted, "-wait")
+        url = primary.url.replace("://", "://u:s3cret@")
+        command = ("check", "--redis", url, "--namespace", NAMESPACE, "--role", "client", "--durability", "replicas:1")
+        async with running_daemon(app, primary, NAMESPACE, crash=False, durability="replicas:1"):
+            result = await anyio.to_thread.run_sync(lambda: CliRunner().invoke(cli, [*command, "--shards", "8"]))
+    assert result.exit_code == 1
+    assert "durability: replicas:1: the user may not use WAIT: allow +wait" in result.output
+    assert f"allow ~sf:{{{NAMESPACE}}}:fence" in result.output
 
 
 async def test_a_running_daemon_follows_a_level_that_another_has_changed() -> None:

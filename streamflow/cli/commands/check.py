@@ -29,8 +29,9 @@ def check(app_target: str | None, role: str, as_json: bool, **options: Any) -> i
     """Check settings, app, server and permissions without starting anything.
 
     Says in a sentence what is wrong and what to do: settings and variables, the app (if one is given), the server's
-    version, memory, persistence and role, the permissions of its user, and whether the namespace fits. Nothing is
-    written. The exit code is 1 if something keeps a daemon from working; warnings leave it at 0.
+    version, memory, persistence and role, the permissions of its user, and whether the namespace fits. If writes have
+    to be as safe as its durability (or --durability) says, also whether the server confirms that now. Nothing is
+    written that lasts. The exit code is 1 if something keeps a daemon from working; warnings leave it at 0.
 
     \b
     Example:
