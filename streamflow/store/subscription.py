@@ -157,13 +157,16 @@ class NodeSubscription(Subscription):
     async def run(self) -> None:
         await self._has_channels.wait()
         pause = 0.05
+        is_said = False  # once for an outage, however often it is tried
         while True:
             try:
                 await self._connect()
-                pause = 0.05
+                pause, is_said = 0.05, False
                 await self._read()
             except (*LOST, redis_errors.RedisError) as error:
-                _log.warning("lost the subscription to %s, will reconnect: %s", redacted(self._store.url), error)
+                if not is_said:
+                    _log.warning("lost the subscription to %s, will reconnect: %s", redacted(self._store.url), error)
+                is_said = True
                 self.on_broken()
             finally:
                 self._subscribed = False

@@ -318,6 +318,38 @@ async def test_a_subscription_without_an_answer_to_its_ping_begins_anew(
         tasks.cancel_scope.cancel()
 
 
+async def test_a_lost_subscription_is_said_once_for_an_outage(
+    server: EmbeddedServer, line: Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[float] = []
+    losses: list[float] = []
+    connect = NodeSubscription._connect
+
+    async def counted(self: NodeSubscription) -> None:
+        tries.append(time.monotonic())
+        await connect(self)
+
+    async def tried() -> bool:
+        return len(tries) >= 5 * outage
+
+    async def is_back() -> bool:
+        return len(losses) == outage
+
+    monkeypatch.setattr(NodeSubscription, "_connect", counted)
+    async with opened(line.url, patience=30) as store, anyio.create_task_group() as tasks:
+        subscription = NodeSubscription(store, lambda *_: None, lambda: losses.append(time.monotonic()))
+        tasks.start_soon(subscription.run)
+        await subscription.add("channel")
+        for outage in (1, 2):
+            line.target = 1  # nothing listens there
+            await plain(server.url, "CLIENT", "KILL", "TYPE", "pubsub")
+            await until(tried, "several tries")
+            line.target = port_of(server.url)
+            await until(is_back, "subscribed again")
+            assert caplog.text.count("lost the subscription") == outage
+        tasks.cancel_scope.cancel()
+
+
 async def test_a_blocking_read_is_not_looked_at_while_it_may_wait(
     soon: None, monkeypatch: pytest.MonkeyPatch, server: EmbeddedServer
 ) -> None:
