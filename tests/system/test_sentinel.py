@@ -17,6 +17,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 import streamflow as sf
+from streamflow.cli.connection import check_server
 from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreUnavailable
@@ -170,6 +171,31 @@ async def test_a_primary_that_was_replaced_in_good_health_is_left(pair: Pair) ->
             while await port_of_server(store) != port_of(pair.replica.url):  # noqa: ASYNC110
                 await anyio.sleep(0.05)
         await store.one(Call.plain("SET", "mark", "2"))
+    finally:
+        await store.close()
+
+
+async def test_a_command_waits_for_a_failover(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    """Also for one that takes longer than a server may take for its first answer."""
+    await command_sentinels(pair.url, "SENTINEL", "SET", SERVICE, "down-after-milliseconds", "4000")
+    store = Node(pair.url, connections=1)
+    os.kill(pair.primary.pid, signal.SIGSTOP)
+    try:
+        with anyio.fail_after(2 * DEADLINE):
+            await check_server(store)
+        assert await port_of_server(store) == port_of(pair.replica.url)
+        assert "doesn't answer, waiting up to 8 s for a failover" in caplog.text
+    finally:
+        os.kill(pair.primary.pid, signal.SIGCONT)
+        await store.close()
+
+
+async def test_a_command_does_not_wait_for_sentinels(caplog: pytest.LogCaptureFixture) -> None:
+    store = Node(f"redis+sentinel://127.0.0.1:{free_port()}/{SERVICE}", connections=1)
+    try:
+        with pytest.raises(StoreUnavailable, match="no Sentinel of"):
+            await check_server(store)
+        assert "waiting" not in caplog.text
     finally:
         await store.close()
 
