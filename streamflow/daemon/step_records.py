@@ -12,7 +12,9 @@ the host for dead; the host stops the attempt within a second of that. What stil
 
 A server that has lost its newest writes may have a record again whose attempt was reported or stopped since: nobody
 would ever report it. So when its history has changed, the hosts look through all records for their own, and return what
-they don't run.
+they don't run. A change may be hidden from them: behind a proxy, or from a user who may not call INFO, only the next
+commit of a shard tells of it, and that may be another daemon's. So they look again every half a minute through those of
+shards to which they have lent something.
 
 Until the server has answered to the release there is no record that could be asked about or marked: what is lent with
 it is neither reported nor extended before. If the server loses the release, and this daemon acquires the shard again,
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
@@ -60,6 +63,9 @@ _log = logging.getLogger("streamflow.steps")
 
 EVERY = 1.0
 """Seconds between two looks at what steps have reported, and whether lent ones are still needed."""
+LOOK_AGAIN = 30.0
+"""Seconds between two looks of a host through the records of shards to which it has lent something: four pipelines, if
+these are all 256."""
 REPORTS = 200
 """Outcomes in one pipeline."""
 STEPS = 500
@@ -123,6 +129,9 @@ class StepRecords:
         """Shards whose release the server has not answered to."""
         self._doubtful: set[int] = set()
         """Shards whose records that name this daemon may be of attempts that it doesn't run."""
+        self._lent_to: set[int] = set()
+        """Shards that may have records that name this daemon, as long as it lives."""
+        self._looked = time.monotonic()
         self._has_reports = anyio.Event()
         executor.on_replaced = self._replaced
 
@@ -160,6 +169,8 @@ class StepRecords:
                 assert header is not None
                 lent.append(_Lent(shard, run_id, header.created, outcome.seq, outcome.attempt))
                 self._ended(lent[-1], outcome)
+        if lent:
+            self._lent_to.add(shard)
         for attempt in lent:
             self.lends[attempt.run_id, attempt.seq] = attempt
         return [LentStep(attempt.step, self._member, attempt.created, attempt.attempt) for attempt in lent]
@@ -258,6 +269,9 @@ class StepRecords:
     async def run_once(self) -> None:
         """Lose steps of daemons that have gone, store what steps have reported since, and stop lent attempts that
         nobody needs any more."""
+        if time.monotonic() - self._looked >= LOOK_AGAIN:
+            self._looked = time.monotonic()
+            self._doubtful |= self._lent_to
         if self._doubtful:
             await self._return_forgotten()
         await self.lose_gone()

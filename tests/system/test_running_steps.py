@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -9,6 +10,7 @@ import anyio.lowlevel
 import pytest
 
 import streamflow as sf
+from streamflow.daemon import step_records
 from streamflow.events import StepScheduled, TimerSet
 from streamflow.store.connection import Call
 from tests.support.waiting import happened, until
@@ -119,3 +121,35 @@ async def test_what_calls_left_behind_a_runs_end_goes_with_the_next_takeover(ser
         await until(only_deleted)
         blocked.go_on.set()
         assert await waits.result(10) == [0]
+
+
+async def test_a_lent_step_whose_outcome_the_server_has_lost_runs_again(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unnoticed by its host: the server has acknowledged the report, and has the record as it was before it."""
+    monkeypatch.setattr(step_records, "LOOK_AGAIN", 0.5)
+    blocked = Blocked()
+    async with serve(blocked.app, shards=8) as (client, first):
+        runs = await client.start_many(blocked.gathers, [(1,) for _ in range(20)])
+        await executor_holds(first, running=20, waiting=0)
+        async with serve(blocked.app, shards=8):
+
+            async def lends() -> bool:
+                return first.records.running > 0 and not first.records._releasing
+
+            await until(lends)
+            send, lost = first.records._store.send, list[str]()
+
+            async def forgetful(calls: list[Call[Any]], **how: Any) -> list[Any]:
+                """The first reports only seem to have arrived."""
+                if calls[0].script != "report_step" or "outcome" not in calls[0].args or lost:
+                    return await send(calls, **how)
+                lost.extend(call.args[3] for call in calls)
+                return ["a"] * len(calls)
+
+            monkeypatch.setattr(first.records, "_store", SimpleNamespace(send=forgetful))
+            before = len(blocked.begun)
+            blocked.go_on.set()
+            assert [await run.result(30) for run in runs] == [[0]] * 20
+            assert lost
+            assert len(blocked.begun) == before + len(lost), "these, and no others"

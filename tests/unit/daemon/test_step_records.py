@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -324,6 +326,28 @@ async def test_attempts_are_returned_whose_reports_the_server_has_lost(it: Bench
     assert [args[2:6] for args in returned] == [["returned", "r/2", "me", 1], ["returned", "r/5", "me", 3]]
     assert [args[6] for args in returned] == [encode_returned(2, 1, NOTHING), encode_returned(5, 3, raw([50]))]
     assert len(it.store.sent("read_hash")) == 8, "once"
+
+
+async def test_a_change_that_a_host_does_not_notice_is_found_by_looking_again(
+    it: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the shards to which it has lent something are looked through, each time."""
+    await it.records.run_once()
+    await it.begin(1)
+    it.lend(r=[Outcome(2, 1, 2.0, raw(7))])
+    assert await it.records.report_once()
+    it.store.answers |= {"read_hash": ([], []), "HGET": None}
+    await it.records.run_once()
+    assert it.store.sent("read_hash") == [], "not all the time"
+    clock = SimpleNamespace(now=time.monotonic())
+    monkeypatch.setattr(step_records, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for looks, fields in enumerate(([], [(b"r/1", b"me 900 1 wanted"), (b"r/2", b"me 900 1 wanted")]), 1):
+        it.store.answers["read_hash"] = ([], fields)
+        clock.now += step_records.LOOK_AGAIN
+        await it.records.run_once()
+        assert ["/0}" in call.keys[0] for call in it.store.sent("read_hash")] == [True] * looks
+    returned = [call.args[2:6] for call in it.store.sent("report_step")[1:]]
+    assert returned == [["returned", "r/2", "me", 1]]
 
 
 async def test_records_that_cannot_be_read_are_looked_through_again(it: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
