@@ -17,6 +17,7 @@ import pytest
 import streamflow as sf
 from bench.faults import ShiftedClock
 from streamflow.embedded.server import EmbeddedServer
+from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.settings import Settings
 from streamflow.store.connection import Call
 from streamflow.worker.worker import Worker
@@ -51,6 +52,17 @@ begun: Counter[str] = Counter()
 async def slow_nap(name: str, seconds: float) -> None:
     begun[name] += 1
     await asyncio.sleep(seconds)
+
+
+@app.step(retry=sf.Retry(initial=0.1, jitter=0.0))
+async def local_nap(name: str, seconds: float) -> None:
+    begun[name] += 1
+    await asyncio.sleep(seconds)
+
+
+@app.workflow
+async def naps_at_its_owner(name: str, seconds: float) -> None:
+    await local_nap(name, seconds)
 
 
 @app.workflow
@@ -140,6 +152,75 @@ async def test_a_jump_neither_runs_queued_steps_twice_nor_delays_lost_ones(
             await run.result(timeout=60)
             assert begun["dead"] == 2
             workers.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("jump", [HOUR, -HOUR])
+async def test_the_first_look_of_a_new_worker_gets_through_a_jump(
+    shifted_server: tuple[EmbeddedServer, Shift], namespace: str, jump: int
+) -> None:
+    """The clock is set while no worker is there: who comes next has never seen the former one."""
+    server, shift = shifted_server
+    begun.clear()
+    settings = Settings(redis=server.url, namespace=namespace, worker_timeout=1.0, dead_after=1.0, beat=0.2)
+    connected = sf.connect(server.url, namespace=namespace)
+    async with connected as client, running_daemon(app, server, namespace, crash=False, **SETTINGS):
+        run = await client.start(naps_in_queue, "dead", 3.0)
+        async with anyio.create_task_group() as workers:
+            workers.start_soon(Worker(app, settings, ["slow"]).run)
+            noted = [
+                Call.plain("HEXISTS", client.keys.queue("slow", number).details, "clock")
+                for number in range(QUEUE_PARTITIONS)
+            ]
+
+            async def has_looked() -> bool:
+                """For expired claims while there was one, which leaves the time on the server."""
+                return "dead" in begun and any(await client.store.send(noted))
+
+            await until(has_looked)
+            workers.cancel_scope.cancel()  # killed: neither reports nor returns anything
+        shift(jump)
+        await until(lambda: is_ahead(client, jump))
+        died = time.monotonic()
+        async with anyio.create_task_group() as workers:
+            workers.start_soon(Worker(app, settings, ["slow"]).run)
+            await run.result(timeout=60)
+            workers.cancel_scope.cancel()
+        assert begun["dead"] == 2
+        # Two time-outs, the pause of a retry and the nap; with the clock's own time it would be an hour.
+        assert time.monotonic() - died < 20 + SLACK
+
+
+@pytest.mark.parametrize("jump", [HOUR, -HOUR])
+async def test_the_first_look_of_a_new_owner_gets_through_a_jump(
+    shifted_server: tuple[EmbeddedServer, Shift], namespace: str, jump: int
+) -> None:
+    """A daemon dies, the clock is set while none is there, and the next one takes over what it had in hand."""
+    server, shift = shifted_server
+    begun.clear()
+    connected = sf.connect(server.url, namespace=namespace)
+    async with connected as client:
+        async with running_daemon(app, server, namespace, crash=True, **SETTINGS):
+            began = time.monotonic()
+            waits = await client.start(nap, LONG)
+            interrupted = await client.start(naps_at_its_owner, "lost", 1.0)
+
+            async def has_begun() -> bool:
+                return "lost" in begun
+
+            await until(has_begun)
+        shift(jump)
+        await until(lambda: is_ahead(client, jump))
+        taken = time.monotonic()
+        async with running_daemon(app, server, namespace, crash=False, **SETTINGS):
+            ended = await timed(waits)
+            assert LONG <= ended - began < LONG + 2 * SLACK
+            await interrupted.result(timeout=60)
+            assert begun["lost"] == 2
+            assert time.monotonic() - taken < 10 + SLACK
+            await check_naps(client)
+            shift(0)
+            await until(lambda: is_ahead(client, 0))
+            await check_naps(client)
 
 
 async def test_no_timer_follows_a_server_whose_clock_jumps_by_an_hour(
