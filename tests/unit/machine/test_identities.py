@@ -100,7 +100,7 @@ class Traced:
 
 def test_a_trace_has_no_part_in_it() -> None:
     plain, traced = (Run(app, "fanning", None, created=900) for _ in range(2))
-    traced.machine.trace = Traced()
+    traced.machine.trace = Traced()  # type: ignore[assignment]
     for run in (plain, traced):
         run.advance(SignalReceived("in", raw(1)))
     assert sent(plain) == sent(traced)
