@@ -97,6 +97,7 @@ class Cluster(Store):
         self._problem: BaseException | None = None
         """Why the map could not be read when it was asked for last."""
         self._leaving: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     # --- which server has what ----------------------------------------------------------------------------------------
 
@@ -158,13 +159,14 @@ class Cluster(Store):
 
     def look_if_due(self) -> None:
         """Read the map again if it wasn't for long."""
-        if time.monotonic() >= self._read_again:
+        if time.monotonic() >= self._read_again and not self._closed:
             self._begin_reading()
 
     def suspect(self) -> None:
         """Something speaks against the map: read it again soon."""
         self._read_again = 0.0
-        self._begin_reading()
+        if not self._closed:
+            self._begin_reading()
 
     def _node(self, address: Address) -> Node:
         node = self._nodes.get(address)
@@ -185,9 +187,14 @@ class Cluster(Store):
         self._generation += 1
         for slot in slots:
             self._histories[slot] = self._generation
-        self.on_other_history()
+        try:
+            self.on_other_history()
+        except Exception:  # a defect there must not cost the map
+            _log.exception("what was in memory could not be dropped")
 
     def _begin_reading(self) -> asyncio.Task[None]:
+        if self._closed:
+            raise StoreError("the store is closed")
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read_map())
             hide(self._reading)
@@ -211,7 +218,7 @@ class Cluster(Store):
                 break
         if answers:
             self._problem = None
-            self._use(Topology.merged(answers))
+            self._use(Topology.merged(answers, self._map))
 
     def _candidates(self) -> list[Address]:
         """Whom to ask, those first that have answered lately."""
@@ -249,7 +256,11 @@ class Cluster(Store):
         if isinstance(reply, Exception):
             self._problem = reply
             return []
-        return read_servers(reply.decode(errors="replace"), address)
+        try:
+            return read_servers(reply.decode(errors="replace"), address)
+        except ValueError as error:
+            self._problem = error
+            return []
 
     def _use(self, found: Topology) -> None:
         before, self._map = self._map, found
@@ -438,6 +449,7 @@ class Cluster(Store):
             await anyio.sleep(min(POLL, max(0.0, over - time.monotonic())))
 
     async def close(self) -> None:
+        self._closed = True
         if self.confirmation is not None:
             await self.confirmation.close()
         tasks = [*self._leaving, *([self._reading] if self._reading is not None else [])]

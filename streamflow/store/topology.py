@@ -75,16 +75,21 @@ class Topology:
                 self._by_slot[first : last + 1] = [server] * (last + 1 - first)
 
     @staticmethod
-    def merged(answers: Sequence[Sequence[Server]]) -> Topology:
+    def merged(answers: Sequence[Sequence[Server]], before: Topology | None = None) -> Topology:
         """The map by the newest claim to each slot, as the servers themselves decide it. One that is cut off from the
-        others goes on saying what was true before."""
+        others goes on saying what was true before: `before` counts where no answer is as new."""
         newest: dict[str, Server] = {}
         for server in (server for answer in answers for server in answer):
             known = newest.get(server.id)
             if known is None or server.epoch > known.epoch or (server.epoch == known.epoch and known.failing):
                 newest[server.id] = server
         found = Topology(newest.values())
-        for server in sorted((server for answer in answers for server in answer), key=lambda one: one.epoch):
+        claims = [server for answer in answers for server in answer]
+        for server in before.primaries if before is not None else ():
+            if server.id in newest and newest[server.id].epoch < server.epoch:
+                claims.append(server)
+                newest[server.id] = found.servers[server.id] = server
+        for server in sorted(claims, key=lambda one: one.epoch):
             for first, last in server.slots:
                 found._by_slot[first : last + 1] = [newest[server.id]] * (last + 1 - first)
         return found
