@@ -77,7 +77,9 @@ def test_the_daemon_fills_in_every_field(monkeypatch: pytest.MonkeyPatch) -> Non
         return Heartbeat(**values)
 
     daemon: Any = Daemon(sf.App(), Settings())
-    daemon.owner = SimpleNamespace(shards={3: SimpleNamespace()}, live=7, lost_writes=SimpleNamespace(recent_count=8))
+    daemon.owner = SimpleNamespace(
+        shards={3: SimpleNamespace()}, live=7, lost_writes=SimpleNamespace(recent_count=8), let_rest=lambda: None
+    )
     daemon.executor = SimpleNamespace(running=1, waiting=2, started=9, hung=3)
     daemon.reader = SimpleNamespace(buffered=lambda: 4)
     daemon.admission = SimpleNamespace(waiting=lambda: 8)
