@@ -94,6 +94,9 @@ class InboxReader:
         """...which has found so many messages there, whose ring has not come yet."""
         self._reading: dict[int, asyncio.Task[None]] = {}
         """Pipelines under way, by server, if there are several."""
+        self._asked: set[OwnedShard] = set()
+        """The shards that are read by them. A slot may have another server before its shard's reply is there: read from
+        both, messages would come twice."""
         self._width = SHARDS
         """How many of them the next pipeline may read."""
         self._round = 0
@@ -235,12 +238,15 @@ class InboxReader:
         count = max(COUNT, HOT_COUNT // len(shards))
         limit = REPLY_BYTES // len(shards)
         calls = [self._kernel.read_inbox(shard.number, shard.token, shard.position, count, limit) for shard in shards]
+        self._asked.update(shards)
         try:
             messages = self._received(shards, await self._store.send(calls))
         except BaseException:
             for shard in shards:  # a reply that was lost may have carried messages
                 self._ask(shard)
             raise
+        finally:
+            self._asked.difference_update(shards)
         if messages:
             await anyio.sleep(READ_PAUSE)
 
@@ -287,8 +293,10 @@ class InboxReader:
         return taken
 
     def _is_being_read(self, shard: OwnedShard) -> bool:
-        """Whether a pipeline is under way to its server."""
-        return bool(self._reading) and self._store.server_of(shard.keys.owner) in self._reading
+        """Whether a pipeline is under way to its server, or with it to the one before."""
+        if not self._reading:
+            return False
+        return shard in self._asked or self._store.server_of(shard.keys.owner) in self._reading
 
     def _buffer(self, shard: OwnedShard, entries: list[StreamEntry]) -> int:
         """Returns the bytes of the messages."""

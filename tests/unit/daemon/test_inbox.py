@@ -397,3 +397,42 @@ async def test_a_message_that_the_round_finds_before_its_ring_comes_is_not_late(
     it.reader.begin_round()
     assert ids(shard) == ["1-0"]
     assert "no ring" not in caplog.text
+
+
+class FakeCluster(FakeStore):
+    """Two servers; replies wait until they are let go."""
+
+    is_single = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.server = 1
+        self.replies = anyio.Event()
+
+    def server_of(self, key: str) -> int:
+        return self.server
+
+    async def send(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        self.asked.append([call.keys[1] for call in calls])
+        await self.replies.wait()
+        return [InboxPage(Reply.OK, False, [entry("1-0")]) for _ in calls]
+
+
+async def test_a_shard_that_moves_while_it_is_read_is_not_read_twice() -> None:
+    shard = owned()
+    it = await ready(shard)
+    it.reader._store = store = FakeCluster()  # type: ignore[assignment]
+    it.ring(shard)
+    await it.read()
+    await anyio.wait_all_tasks_blocked()
+    store.server = 2
+    it.ring(shard)
+    await it.read()
+    await anyio.wait_all_tasks_blocked()
+    assert store.asked == [[shard.keys.inbox]], "its reply is not there yet"
+    store.replies.set()
+    await anyio.wait_all_tasks_blocked()
+    assert ids(shard) == ["1-0"], "each message once"
+    await it.read()
+    await anyio.wait_all_tasks_blocked()
+    assert len(store.asked) == 2, "what rang is read afterwards"
