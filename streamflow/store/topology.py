@@ -89,6 +89,12 @@ class Topology:
             if server.id in newest and newest[server.id].epoch < server.epoch:
                 claims.append(server)
                 newest[server.id] = found.servers[server.id] = server
+        for known in before.servers.values() if before is not None else ():
+            server = newest.get(known.id)
+            if server is not None and known.of and not server.of and server.epoch < known.epoch:
+                # It doesn't know yet that it has been replaced. Taken for a primary, it could get slots back, some day,
+                # and seem to have all of their data.
+                newest[known.id] = found.servers[known.id] = server._replace(of=known.of, epoch=known.epoch)
         for server in sorted(claims, key=lambda one: one.epoch):
             for first, last in server.slots:
                 found._by_slot[first : last + 1] = [newest[server.id]] * (last + 1 - first)
@@ -118,6 +124,7 @@ class Topology:
 
         A slot is moved with all its data, from one primary to another that both go on. Only a server that was known as
         a primary before can have got it in that way; whatever else took it over was a replica, for all that is known.
+        If the former one doesn't go on, a replica of it may have had the slot between the two looks.
         """
         verdicts: dict[tuple[str, str], bool] = {}
         for slot, (old, new) in enumerate(zip(before._by_slot, self._by_slot, strict=True)):
@@ -130,4 +137,6 @@ class Topology:
 
     def _was_moved(self, before: Topology, old: Server, new: Server) -> bool:
         known, still = before.servers.get(new.id), self.servers.get(old.id)
-        return old.id != new.id and known is not None and not known.of and (still is None or not still.of)
+        if old.id == new.id or known is None or known.of:
+            return False
+        return still is not None and not still.of and not still.failing

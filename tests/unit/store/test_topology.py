@@ -62,7 +62,23 @@ def test_an_answer_of_a_server_that_was_cut_off_does_not_undo_what_is_known() ->
     assert found.primary_of(50) == new[0]
     assert list(found.changed_since(known)) == []
     given_up = [primary("b", 4), primary("a", 1, (0, 99))]
-    assert Topology.merged([given_up], known).primary_of(50) == given_up[1], "by one that knows as much"
+    assert [one.id for one in Topology.merged([given_up], known).primaries] == ["a"], "by one that knows as much"
+
+
+def test_a_former_primary_that_does_not_know_it_yet_is_still_a_replica() -> None:
+    known = Topology.merged([[primary("b", 4, (0, 99)), replica("a", "b", 4)]])
+    found = Topology.merged([[primary("a", 1, (0, 99)), replica("b", "a", 1)]], known)
+    assert found.servers["a"].of == "b"
+    back = Topology.merged([[primary("a", 5, (0, 99)), primary("b", 4)]], found)
+    assert all(may_lack for _, may_lack in back.changed_since(found))
+    assert back.servers["a"].of == ""
+
+
+@pytest.mark.parametrize("former", [[primary("a", 1)._replace(failing=True)], []], ids=["fails", "is gone"])
+def test_the_slot_of_a_lost_server_may_have_been_its_replicas_before(former: list[Server]) -> None:
+    before = Topology.merged([[primary("a", 1, (0, 9)), primary("b", 2, (10, 19)), replica("c", "a", 1)]])
+    moved_on = Topology.merged([[*former, primary("b", 5, (0, 19)), primary("c", 4)]])
+    assert list(moved_on.changed_since(before)) == [(slot, True) for slot in range(10)]
 
 
 def test_a_slot_that_is_moved_has_its_data_and_one_that_a_replica_has_may_not() -> None:
