@@ -59,15 +59,16 @@ class _Entry:
 
 
 class _Group:
-    """The entries that share one call."""
+    """The entries that share one call. `history`: that of the shard when starts were sent."""
 
-    __slots__ = ("entries", "kind", "shard", "size")
+    __slots__ = ("entries", "history", "kind", "shard", "size")
 
     def __init__(self, kind: int, shard: int) -> None:
         self.kind = kind
         self.shard = shard
         self.entries: list[_Entry] = []
         self.size = 0
+        self.history = 0
 
 
 class Numbers:
@@ -361,11 +362,13 @@ class ServerBatcher(Batcher):
         posting = [group.shard for group in groups if group.kind == _POST]
         try:
             writes = any(group.kind in _WRITES for group in groups)
-            if self._recent.is_needed:
-                await self._recent.restored()
+            await self._recent.restored()
+            generation = self._store.server_generation
+            for group in groups:
+                if group.kind == _START:
+                    group.history = self._recent.history_of(group.shard)
             replies = await self._store.send([self._call_for(group) for group in groups], confirmed=writes)
-            if self._recent.is_needed:
-                await self._recent.restored()
+            if generation != self._store.server_generation:  # what was lost may be there again by now: it wasn't before
                 groups, replies = await self._ask_again(groups, replies)
         except asyncio.CancelledError:  # by `close`, or by an event loop that ends
             self._fail_all(groups, StoreError("the client was closed"))
@@ -390,8 +393,13 @@ class ServerBatcher(Batcher):
                 if isinstance(reply, str) and "m" in reply:
                     self._post_again(group, reply)
                     answered.pop()
+        generation = -1
+        while reads and generation != self._store.server_generation:
+            await self._recent.restored()
+            generation = self._store.server_generation
+            replies = await self._store.send([self._call_for(group) for group in reads])
         if reads:
-            answered += zip(reads, await self._store.send([self._call_for(group) for group in reads]), strict=True)
+            answered += zip(reads, replies, strict=True)
         return [group for group, _ in answered], [reply for _, reply in answered]
 
     def _post_again(self, group: _Group, letters: str) -> None:
@@ -410,7 +418,7 @@ class ServerBatcher(Batcher):
             return
         for entry, result in zip(group.entries, [reply] if group.kind == _CALL else reply, strict=True):
             if group.kind == _START and result[:1] == b"+":
-                self._recent.acknowledged(group.shard, entry.item, result)
+                self._recent.acknowledged(group.shard, entry.item, result, group.history)
             if not entry.future.done():
                 entry.future.set_result(result)
 

@@ -50,14 +50,20 @@ class RecentStarts:
         """By run id, in the order of their starts."""
         self._bytes = 0
         self._generation = store.server_generation
+        self._doubts = self._cleared = 0
+        """How often a start was acknowledged when its server had another history already, and how many of these times
+        were looked at."""
         self._restoring: asyncio.Task[None] | None = None
         self.again = 0
         """Starts that were lost, and are there again."""
 
-    def acknowledged(self, shard: int, start: Start, header: bytes) -> None:
-        """The server has created this run."""
+    def history_of(self, shard: int) -> int:
+        return self._store.history_of(self._kernel.keys.shard(shard).owner)
+
+    def acknowledged(self, shard: int, start: Start, header: bytes, history: int) -> None:
+        """The server has created this run. `history`: the shard's when the start was sent. If there is another one by
+        now, because the pipeline had to wait for other servers, the run may be lost already."""
         now, size = time.monotonic(), len(start.body) + 200
-        history = self._store.history_of(self._kernel.keys.shard(shard).owner)
         self.settled(start.run_id)
         self._kept[start.run_id] = _Kept(now, shard, history, incarnation_of(header), start, size)
         self._bytes += size
@@ -66,6 +72,9 @@ class RecentStarts:
             if oldest.at >= now - KEEP_SECONDS and self._bytes <= KEEP_BYTES:
                 break
             self.settled(oldest.start.run_id)
+        if history != self.history_of(shard):
+            self._doubts += 1
+            self.restore_soon()
 
     def settled(self, run_id: str) -> None:
         """The run has ended, and its caller knows the result, or it was forgotten: it must not begin again."""
@@ -76,7 +85,7 @@ class RecentStarts:
     @property
     def is_needed(self) -> bool:
         """Whether a server may have lost what it had acknowledged, and it was not sent again yet."""
-        return self._generation != self._store.server_generation
+        return self._doubts != self._cleared or self._generation != self._store.server_generation
 
     async def restored(self) -> None:
         """Until all that was lost is there again."""
@@ -100,11 +109,11 @@ class RecentStarts:
     async def _restore(self) -> None:
         while True:
             generation = self._store.server_generation
+            doubts = self._doubts
             over = time.monotonic() - KEEP_SECONDS
             doubtful: dict[tuple[int, int], list[_Kept]] = {}
             for kept in self._kept.values():
-                history = self._store.history_of(self._kernel.keys.shard(kept.shard).owner)
-                if kept.history != history and kept.at > over:
+                if kept.history != self.history_of(kept.shard) and kept.at > over:
                     doubtful.setdefault((kept.shard, kept.created), []).append(kept)
             try:
                 lost = await self._send(doubtful)
@@ -112,9 +121,9 @@ class RecentStarts:
                 _log.warning("could not send recent starts again, will retry: %s", error)
                 await asyncio.sleep(TRY_AGAIN)
                 continue
-            if generation == self._store.server_generation:
+            if generation == self._store.server_generation and doubts == self._doubts:
                 break
-        self._generation = generation
+        self._generation, self._cleared = generation, doubts
         self._renew(doubtful)
         if lost:
             self.again += len(lost)
@@ -149,5 +158,4 @@ class RecentStarts:
         for kept in (kept for all_kept in doubtful.values() for kept in all_kept):
             run_id = kept.start.run_id
             if run_id in self._kept:
-                history = self._store.history_of(self._kernel.keys.shard(kept.shard).owner)
-                self._kept[run_id] = self._kept[run_id]._replace(history=history)
+                self._kept[run_id] = self._kept[run_id]._replace(history=self.history_of(kept.shard))

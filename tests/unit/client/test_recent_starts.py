@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -32,6 +32,8 @@ class Server:
         self.starts: list[list[str]] = []
         self.posted: list[tuple[int, str]] = []
         self.loses_in = ""
+        self.before_reply: Callable[[], Awaitable[None]] | None = None
+        """Awaited once, by the next pipeline that is sent."""
 
     def history_of(self, key: str) -> int:
         return self.server_generation
@@ -45,7 +47,11 @@ class Server:
         if self.loses_in in [call.script for call in calls]:
             self.loses_in = ""
             self.lose(*list(self.runs))
-        return [self._answer(call) for call in calls]
+        answers = [self._answer(call) for call in calls]
+        if (before_reply := self.before_reply) is not None:
+            self.before_reply = None
+            await before_reply()
+        return answers
 
     def _answer(self, call: Call[Any]) -> Any:
         ids = [key.rpartition(":")[2] for key in call.keys if ":run:" in key]
@@ -102,6 +108,40 @@ async def test_a_pipeline_under_way_while_starts_are_lost_is_asked_again(script:
     else:
         assert await batcher.post(0, Message("signal", "a", b"")) == "a"
         assert server.posted == [(1, "a"), (2, "a")], "what no run has got is posted under another number"
+
+
+@pytest.mark.parametrize("script", ["peek_runs", "post_messages"])
+async def test_what_came_just_before_a_lost_start_was_back_is_asked_again(script: str) -> None:
+    server = Server()
+    batcher, recent = client_of(server)
+    await batcher.start(0, start("a"))
+    server.loses_in = script
+
+    async def restored_meanwhile() -> None:
+        await recent.restored()
+        assert "a" in server.runs
+
+    server.before_reply = restored_meanwhile
+    if script == "peek_runs":
+        line, _ = await batcher.peek(0, "a")
+        assert line
+    else:
+        assert await batcher.post(0, Message("signal", "a", b"")) == "a"
+
+
+async def test_a_start_that_is_lost_before_its_pipeline_returns_is_kept() -> None:
+    server = Server()
+    batcher, recent = client_of(server)
+
+    async def lost_meanwhile() -> None:
+        server.lose("a")
+        recent.restore_soon()
+
+    server.before_reply = lost_meanwhile
+    await batcher.start(0, start("a"))
+    line, _ = await batcher.peek(0, "a")
+    assert line
+    assert (recent.again, recent.is_needed) == (1, False)
 
 
 async def test_what_was_not_created_here_is_not_started_again() -> None:
