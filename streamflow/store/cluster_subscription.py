@@ -7,6 +7,7 @@ messages mean. Called by: `client/waiting.py`, `daemon/inbox.py`, through `open_
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import cast
@@ -22,6 +23,8 @@ from streamflow.store.subscription import ChannelMoved, NodeSubscription, Subscr
 
 LOOK_EVERY = 5.0
 """Seconds between two looks whether channels have moved: who only listens sends nothing that could be redirected."""
+FOLLOW = 1.0
+"""Seconds for which a server is waited for to which channels have moved."""
 TRY_AGAIN = 0.1
 
 
@@ -55,6 +58,8 @@ class ClusterSubscription(Subscription):
         self._parts: dict[Node, NodeSubscription] = {}
         self._placed: dict[str, NodeSubscription] = {}
         """Each channel, and where it is or is to be subscribed."""
+        self._missing: set[str] = set()
+        """Channels that were moved, and are not confirmed where they are now."""
         self._group: TaskGroup | None = None
         self._scopes: dict[NodeSubscription, anyio.CancelScope] = {}
         self._changed = anyio.Event()
@@ -146,18 +151,21 @@ class ClusterSubscription(Subscription):
         """Subscribe the channels of slots that have moved where they are now, and end what has none any more."""
         self._cluster.look_if_due()
         stale = [channel for channel, part in self._placed.items() if not self._is_at_home(channel, part)]
-        for channel in stale:
-            self._placed.pop(channel).forget([channel])
+        for channel in stale:  # it stays among the placed ones, whatever happens now: else nobody would look for it
+            self._placed[channel].forget([channel])
+        self._missing.update(stale)
         if stale:
-            try:
+            # A server that is silent is not waited for: what it has may get another one meanwhile, and so may others.
+            with anyio.move_on_after(FOLLOW), contextlib.suppress(StoreError):
                 await self.add_all(stale)
-            except StoreError:
-                for channel in stale:  # to be tried again
-                    self._placed.setdefault(channel, self._part(await self._cluster.node_of(channel)))
+        if self._missing:
+            back = {name for name in self._missing if name not in self._placed or self.is_confirmed(name)}
+            self._missing -= back
+            if back:
+                self._on_lost()
+            if self._missing:
                 self._changed.set()
                 await anyio.sleep(TRY_AGAIN)
-                return
-            self._on_lost()
         present = set(self._cluster.nodes())
         for node in [node for node, part in self._parts.items() if node not in present and not part.channels]:
             part = self._parts.pop(node)
