@@ -42,6 +42,7 @@ from streamflow.store.kernel import ClaimRef, ExpiredClaim, ExpiredClaims, Kerne
 from streamflow.store.queues import partitions_claimed_by
 from streamflow.store.workers import decode_worker
 from streamflow.worker.heartbeats import WorkerHeartbeats
+from streamflow.worker.recent_outcomes import RecentOutcomes
 
 _log = logging.getLogger("streamflow.worker")
 _encode = msgspec.msgpack.Encoder().encode
@@ -130,6 +131,7 @@ class Claims:
         """Ended claims, with the encoded outcome; None: only the entry is to be deleted."""
         self._refused: list[tuple[Claim, bytes | None]] = []
         """Those whose runs' shards are broken: kept apart, so that the others don't have to wait for them."""
+        self._recent = RecentOutcomes(store, kernel, shard_of)
         self._has_reports = anyio.Event()
         self._ended = anyio.Event()
         self._reporting = anyio.Lock()
@@ -229,11 +231,17 @@ class Claims:
             with anyio.move_on_after(max(0.0, retry_at - time.monotonic())):
                 await self._has_reports.wait()
             self._has_reports = anyio.Event()
+            if self._recent.is_needed:
+                await self._recent.send_again()
             if retry_at <= time.monotonic():
                 self.retry_refused()
                 retry_at = math.inf
             if not await self.report_once():
                 retry_at = min(retry_at, time.monotonic() + RETRY_PAUSE)
+
+    def history_changed(self) -> None:
+        """A server has another history: it may have lost outcomes."""
+        self._has_reports.set()
 
     def retry_refused(self) -> None:
         """Put outcomes that their runs' shards refused back among the reports."""
@@ -253,6 +261,7 @@ class Claims:
         outcomes = [(claim, body) for claim, body in chunk if body is not None]
         refused: set[int] = set()
         if outcomes:
+            histories = [self._recent.history_of(claim.run_id) for claim, _ in outcomes]
             answers = await self._store.send(
                 [
                     self._kernel.report_outcome(self._shard_of(claim.run_id), claim.run_id, claim.created, body)
@@ -260,7 +269,7 @@ class Claims:
                 ],
                 patience=math.inf,
             )
-            for (claim, _), answer in zip(outcomes, answers, strict=True):
+            for (claim, body), history, answer in zip(outcomes, histories, answers, strict=True):
                 if isinstance(answer, StoreError):  # the run's shard is broken: the outcome waits here
                     _log.error(
                         "the outcome of step %d, attempt %d, could not be reported to run %s, will retry in %g s: %s",
@@ -271,6 +280,10 @@ class Claims:
                         answer,
                     )
                     refused.add(id(claim))
+                else:
+                    self._recent.accepted(claim.run_id, claim.created, body, history)
+            if self._recent.is_needed:
+                self._has_reports.set()
         done = [claim for claim, _ in chunk if id(claim) not in refused]
         await self._ack(done)
         for claim in done:

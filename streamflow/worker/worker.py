@@ -139,6 +139,7 @@ class Worker:
             on_capacity=lambda: reader.slot_freed(),
             longest_block=longest_block,
         )
+        store.on_other_history = claims.history_changed
         self.executor = executor = StepExecutor(
             settings.concurrency,
             settings.concurrency,
