@@ -7,7 +7,8 @@ takeover (those that the last owner left), the daemon (runs the loop).
 A target is a shard's inbox, or a partition of a queue. Each (source, target) pair is in order and has one delivery in
 flight; `lua/deliver_messages.lua` and `lua/enqueue_attempts.lua` drop messages that they have accepted before.
 
-An entry of the outbox is deleted when its messages are as safe at their targets as the namespace's durability asks for.
+An entry of the outbox is deleted when its messages are as safe at their targets as the namespace's durability asks for,
+and in a cluster, where servers fail apart, some seconds later, if they still have the same histories.
 A target that has lost some, because a failover has set it back, refuses the next delivery (`GAP`), or the wait for that
 safety notices it: then the whole outbox is read and delivered again (decision 37).
 
@@ -55,6 +56,9 @@ FIRST: Order = (0, 1)
 """Not behind any message."""
 OVERHEAD = 500
 """Bytes that a message takes in memory besides its body, about."""
+KEPT = 2.0
+"""Seconds after which servers are asked whether they still have what they have accepted: one that was replaced while it
+was frozen knows it by then."""
 SOURCES = 4
 """Outboxes that are read in one pipeline, each..."""
 PAGE_BYTES = 1024 * 1024
@@ -63,14 +67,16 @@ PAGE_BYTES = 1024 * 1024
 
 class OutboxEntry:
     """An entry of an outbox. `number` is that of its last message; those before have the numbers before. It is deleted
-    when all have been delivered; `left`: how many have not."""
+    when all have been delivered; `left`: how many have not. `generation`: the store's, of the servers' histories, when
+    the first one was sent that a target has accepted."""
 
-    __slots__ = ("left", "messages", "number")
+    __slots__ = ("generation", "left", "messages", "number")
 
     def __init__(self, number: str, messages: list[OutboxMessage]) -> None:
         self.number = number
         self.messages = messages
         self.left = len(messages)
+        self.generation = -1
 
 
 Waiting = tuple[Delivery | Offer, OutboxEntry]
@@ -105,6 +111,10 @@ class Relay:
         self._confirming: list[tuple[OwnedShard, str, int]] = []
         """Those of them for which it is waited now."""
         self._has_accepted = anyio.Event()
+        self._keeps = not store.is_single
+        """Whether sources and targets may be on servers that fail apart: what a target loses, its source still has."""
+        self._doubtful: set[Target] = set()
+        """Those that have accepted messages since the last look whether their servers go on."""
 
     @property
     def is_full(self) -> bool:
@@ -183,6 +193,8 @@ class Relay:
         try:
             if self._store.confirmation is not None:
                 await self._store.confirmation.wait(math.inf)
+            else:
+                await self._targets_go_on()
         except BaseException:
             self._has_accepted.set()
             raise
@@ -191,7 +203,25 @@ class Relay:
             if history == self._store.server_generation:
                 self._sent(source, number)
             else:
-                self._begin_anew(source, "the server")
+                self._begin_anew(source, "a server may have lost")
+
+    async def _targets_go_on(self) -> None:
+        """Without confirmations: until each server that has accepted something answers some seconds later. One that was
+        frozen accepts messages before it learns that a replica has replaced it, and one that dies may have accepted
+        some that its replicas lack: then this waits for the failover, and the server has another history."""
+        targets, self._doubtful = self._doubtful, set()
+        try:
+            await anyio.sleep(KEPT)
+            keys = {self._store.server_of(key): key for key in map(self._key_of, targets)}
+            await self._store.send([Call.plain("EXISTS", key) for key in keys.values()], patience=math.inf)
+        except BaseException:
+            self._doubtful |= targets
+            raise
+
+    def _key_of(self, target: Target) -> str:
+        """One that is on its server."""
+        keys = self._kernel.keys
+        return keys.shard(target).owner if isinstance(target, int) else keys.queue(*target).stream
 
     async def run(self) -> None:
         self._has_messages.set()  # there may be some from before an error
@@ -228,6 +258,7 @@ class Relay:
         calls = [self._call(target, source, chunk) for (_, target), source, chunk in batches]
         if not calls:
             return self._ended_round(is_read=is_read)
+        generation = self._store.server_generation
         try:
             await self._register_queues(target for (_, target), _, _ in batches)
             answers = await self._store.send(calls, same_history=True)
@@ -241,7 +272,7 @@ class Relay:
                 self._has_messages.set()  # the source was dropped, or its target may have forgotten: it says what
                 continue
             if answer == Reply.GAP:
-                self._begin_anew(source, _name_of(pair[1]))
+                self._begin_anew(source, f"{_name_of(pair[1])} has lost")
                 continue
             if isinstance(answer, Exception):
                 self._refused[pair] = time.monotonic() + self._troubles.failed(
@@ -254,8 +285,12 @@ class Relay:
                 continue  # acquired again meanwhile: the outbox was read again, and targets drop repeated messages
             self._after[pair] = source.token, chunk[-1][0].number
             queue = self._waiting[pair][1]
+            if self._keeps:
+                self._doubtful.add(pair[1])
             for _, entry in chunk:
                 entry.left -= 1
+                if entry.generation < 0:
+                    entry.generation = generation
                 if not entry.left:
                     self._delivered(source, entry)
             self._held -= _size(chunk)
@@ -268,21 +303,21 @@ class Relay:
 
     def _delivered(self, source: OwnedShard, entry: OutboxEntry) -> None:
         """All messages of an entry were accepted."""
-        if self._store.confirmation is None:
+        if self._store.confirmation is None and not self._keeps:
             self._sent(source, entry.number)
         else:
-            self._accepted.append((source, entry.number, self._store.server_generation))
+            self._accepted.append((source, entry.number, entry.generation))
             self._has_accepted.set()
 
-    def _begin_anew(self, source: OwnedShard, loser: str) -> None:
-        """A target has lost messages of this source: read its outbox as after a takeover. Targets drop what they
-        have."""
+    def _begin_anew(self, source: OwnedShard, what: str) -> None:
+        """A target has lost messages of this source, or may have: read its outbox as after a takeover. Targets drop
+        what they have."""
         unread = self._unread.get(source.number)
         if source.dropped or (unread is not None and unread.source is source and unread.rest == FIRST):
             return  # its next owner does so, or it has been said
         _log.warning(
-            "%s has lost messages that it had accepted from shard %d: what is left in the outbox is sent again",
-            loser,
+            "%s messages that it had accepted from shard %d: what is left in the outbox is sent again",
+            what,
             source.number,
         )
         for pair, (of, waiting) in list(self._waiting.items()):

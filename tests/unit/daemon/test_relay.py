@@ -382,18 +382,75 @@ async def test_a_shard_that_was_lost_meanwhile_is_left_to_its_next_owner() -> No
     assert server.store.sent("read_stream") == []
 
 
+def in_a_cluster(monkeypatch: pytest.MonkeyPatch) -> Server:
+    monkeypatch.setattr(relay_module, "KEPT", 0.0)
+    server = Server(is_single=False)
+    server.store.answers["EXISTS"] = 1
+    return server
+
+
+async def test_in_a_cluster_an_entry_is_kept_until_its_server_is_seen_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = in_a_cluster(monkeypatch)
+    server.commit(1)
+    await server.relay.run_once()
+    assert server.source.sent == []
+    await server.relay.confirm_once()
+    assert [call.args[1] for call in server.store.sent("EXISTS")] == [KERNEL.keys.shard(1).owner]
+    assert server.source.sent == ["7-1"]
+
+
+async def test_a_server_that_has_lost_messages_when_seen_again_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = in_a_cluster(monkeypatch)
+
+    def fail_over(_: Call[Any]) -> int:
+        server.store.answers["EXISTS"] = 1
+        server.store.server_generation += 1
+        server.accepted.clear()
+        return 1
+
+    server.store.answers["EXISTS"] = fail_over
+    server.commit(1)
+    await server.relay.run_once()
+    await server.relay.confirm_once()
+    assert server.source.sent == []
+    for _ in range(3):
+        await server.turn()
+    await server.relay.confirm_once()
+    assert server.accepted[1] == ["7-0", "7-1"]
+    assert server.source.sent == ["7-1"]
+
+
+async def test_an_entry_counts_from_its_first_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = in_a_cluster(monkeypatch)
+    server.broken.add(2)
+    server.commit(1, 2)
+    await server.relay.run_once()
+    server.store.server_generation += 1
+    server.accepted.clear()
+    server.broken.clear()
+    server.relay._refused.clear()
+    await server.relay.run_once()
+    assert server.accepted == {2: ["7-0", "7-2"]}
+    for _ in range(3):
+        await server.relay.confirm_once()
+        await server.turn()
+    assert server.accepted == {1: ["7-0", "7-1"], 2: ["7-0", "7-2"]}
+    assert not server.outbox
+
+
 # --- a backlog --------------------------------------------------------------------------------------------------------
 
 
 class Server:
     """The outbox of one shard on the server, and what its targets have accepted; those in `broken` refuse."""
 
-    def __init__(self, most: int = 20 * 600) -> None:
+    def __init__(self, most: int = 20 * 600, *, is_single: bool = True) -> None:
         self.outbox: dict[str, list[OutboxMessage]] = {}
         self.everything: dict[str, list[OutboxMessage]] = {}
         self.accepted: dict[int, list[str]] = {}
         self.broken: set[int] = set()
         self.store = FakeStore(deliver_messages=self._deliver, read_stream=self._read)
+        self.store.is_single = is_single
         self.relay = Relay(self.store, KERNEL, FakeClock(), most)  # type: ignore[arg-type]
         self.source = owned()
         self.number = 0
