@@ -276,7 +276,7 @@ class Cluster(Store):
         for address in former & self._nodes.keys():  # its answers are void from now on
             self._nodes[address].replace_connections("it has lost its slots in a failover")
         if lost:
-            _log.warning("%d slots have a server that may lack their newest writes; their state is read again", len(lost))
+            _log.warning("%d slots have a server that may lack newest writes; their state is read again", len(lost))
             self._other_history(lost)
         if moved:
             for tell in self.on_moved:

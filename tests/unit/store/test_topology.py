@@ -54,7 +54,7 @@ def test_the_newest_claim_to_a_slot_counts_in_whatever_order_answers_come() -> N
         assert found.unserved == SLOTS - 100
 
 
-def test_an_answer_of_a_server_that_was_cut_off_does_not_undo_what_is_known() -> None:
+def test_a_server_that_was_cut_off_does_not_undo_what_is_known() -> None:
     old = [primary("a", 1, (0, 99)), replica("b", "a", 1)]
     new = [primary("b", 4, (0, 99)), replica("a", "b", 4)]
     known = Topology.merged([new])
@@ -81,7 +81,7 @@ def test_the_slot_of_a_lost_server_may_have_been_its_replicas_before(former: lis
     assert list(moved_on.changed_since(before)) == [(slot, True) for slot in range(10)]
 
 
-def test_a_slot_that_is_moved_has_its_data_and_one_that_a_replica_has_may_not() -> None:
+def test_a_moved_slot_has_its_data_and_that_of_a_replica_may_not() -> None:
     before = Topology.merged([[primary("a", 1, (0, 9)), primary("b", 2, (10, 19)), replica("c", "a", 1)]])
     moved = Topology.merged([[primary("a", 1, (0, 4)), primary("b", 3, (5, 19)), replica("c", "a", 1)]])
     assert list(moved.changed_since(before)) == [(slot, False) for slot in range(5, 10)]
