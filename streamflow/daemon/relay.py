@@ -213,15 +213,15 @@ class Relay:
         try:
             await anyio.sleep(KEPT)
             keys = {self._store.server_of(key): key for key in map(self._key_of, targets)}
-            await self._store.send([Call.plain("EXISTS", key) for key in keys.values()], patience=math.inf)
+            await self._store.send([Call.plain("HLEN", key) for key in keys.values()], patience=math.inf)
         except BaseException:
             self._doubtful |= targets
             raise
 
     def _key_of(self, target: Target) -> str:
-        """One that is on its server."""
+        """A hash that is on its server."""
         keys = self._kernel.keys
-        return keys.shard(target).owner if isinstance(target, int) else keys.queue(*target).stream
+        return keys.shard(target).owner if isinstance(target, int) else keys.queue(*target).steps
 
     async def run(self) -> None:
         self._has_messages.set()  # there may be some from before an error

@@ -385,7 +385,7 @@ async def test_a_shard_that_was_lost_meanwhile_is_left_to_its_next_owner() -> No
 def in_a_cluster(monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setattr(relay_module, "KEPT", 0.0)
     server = Server(is_single=False)
-    server.store.answers["EXISTS"] = 1
+    server.store.answers["HLEN"] = 1
     return server
 
 
@@ -395,7 +395,7 @@ async def test_in_a_cluster_an_entry_is_kept_until_its_server_is_seen_again(monk
     await server.relay.run_once()
     assert server.source.sent == []
     await server.relay.confirm_once()
-    assert [call.args[1] for call in server.store.sent("EXISTS")] == [KERNEL.keys.shard(1).owner]
+    assert [call.args[1] for call in server.store.sent("HLEN")] == [KERNEL.keys.shard(1).owner]
     assert server.source.sent == ["7-1"]
 
 
@@ -403,12 +403,12 @@ async def test_a_server_that_has_lost_messages_when_seen_again_gets_them(monkeyp
     server = in_a_cluster(monkeypatch)
 
     def fail_over(_: Call[Any]) -> int:
-        server.store.answers["EXISTS"] = 1
+        server.store.answers["HLEN"] = 1
         server.store.server_generation += 1
         server.accepted.clear()
         return 1
 
-    server.store.answers["EXISTS"] = fail_over
+    server.store.answers["HLEN"] = fail_over
     server.commit(1)
     await server.relay.run_once()
     await server.relay.confirm_once()
