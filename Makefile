@@ -50,9 +50,10 @@ coverage: ## Measure which lines and branches the tests run that need no process
 	$(BIN)/coverage report --skip-covered --sort=cover
 
 ROUNDS ?= 60
+OF ?= process/test_lending.py
 .PHONY: chaos
-chaos: ## Attack steps at hand-overs with random faults, 8 seconds a round: make chaos ROUNDS=200 SEED=7
-	STREAMFLOW_CHAOS=$(ROUNDS) STREAMFLOW_CHAOS_SEED=$(SEED) $(BIN)/pytest -s tests/process/test_lending.py $(ARGS)
+chaos: ## Attack steps at hand-overs with random faults, 8 seconds a round: make chaos ROUNDS=200 SEED=7 (a cluster: OF=cluster/test_attack.py)
+	STREAMFLOW_CHAOS=$(ROUNDS) STREAMFLOW_CHAOS_SEED=$(SEED) $(BIN)/pytest -s tests/$(OF) $(ARGS)
 
 .PHONY: bench
 bench: ## Measure throughput and latency: make bench ARGS="chain idle --quick"

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
+import streamflow as sf
 from bench.faults import Listening
 from streamflow.daemon.takeover import fold_entry
 from streamflow.events import StepCompleted, decode_history
@@ -225,7 +226,7 @@ class Audit:
     poison: int = 0
 
 
-async def audit(url: str, namespace: str, shards: int) -> Audit:
+async def audit(server: str | RedisCluster, namespace: str, shards: int, app: sf.App = chaos_flows.app) -> Audit:
     """No transition is lost, twice or out of order; listings by attribute have what the headers say, published values
     are the last ones; views equal a fold of the logs. Asserts; gives what it saw.
 
@@ -234,7 +235,7 @@ async def audit(url: str, namespace: str, shards: int) -> Audit:
     result = Audit()
     merged = ShardViews()
     redis: Any  # its answers are typed as bytes or text
-    async with Redis.from_url(url) as redis:
+    async with Redis.from_url(server) if isinstance(server, str) else server as redis:
         for shard in range(shards):
             prefix = f"sf:{{{namespace}/{shard}}}:"
             logged: dict[str, list[bytes]] = {}
@@ -259,7 +260,7 @@ async def audit(url: str, namespace: str, shards: int) -> Audit:
                 assert header.version == len(transitions), f"{run_id}: {header.version} != {len(transitions)}"
                 assert logged.pop(run_id, []) == transitions, f"{run_id}: log and history differ"
                 history = decode_history(transitions)
-                machine = rehydrate(chaos_flows.app, Partition.RUN, run_id, header, record[1], history)
+                machine = rehydrate(app, Partition.RUN, run_id, header, record[1], history)
                 assert machine.diverged is None, str(machine.diverged)
                 done = [
                     (event.seq, event.attempt)
