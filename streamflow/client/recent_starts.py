@@ -23,7 +23,9 @@ from streamflow.store.kernel import Kernel, Start
 
 _log = logging.getLogger("streamflow.client")
 
-KEEP_SECONDS = 10.0
+KEEP_SECONDS = 60.0
+"""More than a failover takes: by default a cluster's servers wait for one that is silent for 15 seconds, and Sentinels
+for 30."""
 KEEP_BYTES = 16 * 1024 * 1024
 """What is kept at most: the oldest go first. A replica that is further behind is not promoted, or has lost more."""
 STARTS_AT_ONCE = 200

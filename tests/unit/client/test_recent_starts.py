@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -155,6 +157,18 @@ async def test_what_was_not_created_here_is_not_started_again() -> None:
     assert await batcher.peek(0, "other") == (b"", b"")
     assert await batcher.peek(0, "gone") == (b"", b"")
     assert server.runs == {}
+
+
+async def test_a_start_is_kept_for_longer_than_a_slow_failover_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server()
+    batcher, _ = client_of(server)
+    await batcher.start(0, start("a"))
+    later = time.monotonic() + 45.0
+    monkeypatch.setattr(recent_starts, "time", SimpleNamespace(monotonic=lambda: later))
+    await batcher.start(0, start("b"))
+    server.lose("a", "b")
+    line, _ = await batcher.peek(0, "a")
+    assert line
 
 
 async def test_little_is_kept_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
