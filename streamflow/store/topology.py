@@ -73,6 +73,8 @@ class Topology:
         for server in self.servers.values():
             for first, last in server.slots:
                 self._by_slot[first : last + 1] = [server] * (last + 1 - first)
+        self._had = self._by_slot
+        """Who had each slot last, also where nobody has it now."""
 
     @staticmethod
     def merged(answers: Sequence[Sequence[Server]], before: Topology | None = None) -> Topology:
@@ -98,6 +100,8 @@ class Topology:
         for server in sorted(claims, key=lambda one: one.epoch):
             for first, last in server.slots:
                 found._by_slot[first : last + 1] = [newest[server.id]] * (last + 1 - first)
+        if before is not None and None in found._by_slot:
+            found._had = [now or had for now, had in zip(found._by_slot, before._had, strict=True)]
         return found
 
     @property
@@ -124,10 +128,11 @@ class Topology:
 
         A slot is moved with all its data, from one primary to another that both go on. Only a server that was known as
         a primary before can have got it in that way; whatever else took it over was a replica, for all that is known.
-        If the former one doesn't go on, a replica of it may have had the slot between the two looks.
+        If the former one doesn't go on, a replica of it may have had the slot between the two looks. Of a slot that
+        nobody had for a while, the former one is who had it last.
         """
         verdicts: dict[tuple[str, str], bool] = {}
-        for slot, (old, new) in enumerate(zip(before._by_slot, self._by_slot, strict=True)):
+        for slot, (old, new) in enumerate(zip(before._had, self._by_slot, strict=True)):
             if old is None or new is None or (old.id == new.id and old.address == new.address):
                 continue
             pair = old.id, new.id

@@ -81,6 +81,17 @@ def test_the_slot_of_a_lost_server_may_have_been_its_replicas_before(former: lis
     assert list(moved_on.changed_since(before)) == [(slot, True) for slot in range(10)]
 
 
+def test_a_slot_that_nobody_had_for_a_while_is_not_taken_for_a_new_one() -> None:
+    before = Topology.merged([[primary("a", 1, (0, 9)), primary("b", 2, (10, 19)), replica("c", "a", 1)]])
+    assert list(before.changed_since(Topology())) == []
+    nobodys = Topology.merged([[primary("b", 2, (10, 19)), replica("c", "a", 1)]], before)
+    assert list(nobodys.changed_since(before)) == []
+    promoted = Topology.merged([[primary("b", 2, (10, 19)), primary("c", 3, (0, 9))]], nobodys)
+    assert list(promoted.changed_since(nobodys)) == [(slot, True) for slot in range(10)]
+    back = Topology.merged([[primary("a", 1, (0, 9)), primary("b", 2, (10, 19)), replica("c", "a", 1)]], nobodys)
+    assert list(back.changed_since(nobodys)) == []
+
+
 def test_a_moved_slot_has_its_data_and_that_of_a_replica_may_not() -> None:
     before = Topology.merged([[primary("a", 1, (0, 9)), primary("b", 2, (10, 19)), replica("c", "a", 1)]])
     moved = Topology.merged([[primary("a", 1, (0, 4)), primary("b", 3, (5, 19)), replica("c", "a", 1)]])
