@@ -201,9 +201,11 @@ class Membership:
         self._owner.retry_broken()
         await self._owner.lost_writes.report()
         await self._hand_over()
-        if not self.draining:
-            await self._acquire()
-        self._reader.shards_changed()
+        try:
+            if not self.draining:
+                await self._acquire()
+        finally:
+            self._reader.shards_changed()
         self._unchecked = 0
 
     async def leave(self) -> None:
@@ -392,6 +394,20 @@ class Membership:
             missing = [n for n in missing if not self._is_paused(n)]
         if not missing:
             return
+        by_server: dict[int, list[int]] = {}
+        for number in missing:
+            by_server.setdefault(self._store.server_of(self._kernel.keys.shard(number).owner), []).append(number)
+        problem: StoreError | None = None
+        for numbers in by_server.values():
+            try:
+                await self._acquire_from_one(numbers)
+            except StoreUnavailable as error:  # of its server: those on others have to go on
+                problem = error
+        if problem is not None:
+            raise problem
+
+    async def _acquire_from_one(self, missing: list[int]) -> None:
+        """Shards that are on one server."""
         calls = [Call.plain("HMGET", self._kernel.keys.shard(n).owner, "token", "holder") for n in missing]
         owners: dict[int, tuple[str, str]] = {}
         for number, record in zip(missing, await self._store.send(calls), strict=True):

@@ -236,6 +236,26 @@ async def test_a_shard_whose_owner_cannot_be_read_is_named(bench: Bench) -> None
     assert bench.membership._troubles.current(stops=True) == {"shard 3": f"{NOT_ACQUIRED}: HMGET: WRONGTYPE"}
 
 
+async def test_a_server_that_is_away_keeps_no_shard_of_others_from_us(bench: Bench) -> None:
+    def number_of(key: str) -> int:
+        return int(key.partition("/")[2].partition("}")[0])
+
+    def away(call: Call[Any]) -> list[bytes | None]:
+        if call.args[1] != KERNEL.keys.meta and number_of(call.args[1]) % 2 == 0:
+            raise StoreUnavailable("no answer")
+        return bench._record(call)
+
+    bench.store.server_of = lambda key: number_of(key) % 2  # type: ignore[method-assign]
+    bench.store.answers["HMGET"] = away
+    with pytest.raises(StoreUnavailable):
+        await bench.turn()
+    assert sorted(bench.parts.shards) == list(range(1, SHARDS, 2))
+    assert bench.parts.changes == 1, "they are read"
+    bench.store.answers["HMGET"] = bench._record
+    await bench.membership.rebalance()
+    assert len(bench.parts.shards) == SHARDS
+
+
 async def test_shards_are_looked_through_only_when_something_has_changed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
