@@ -185,8 +185,8 @@ ACCESS: dict[Role, Access] = {
             "mark_suspects": "a step may have ended its process: it is noted before it is tried again",
             "GET": "the note of a daemon that has died",
             "HSCAN": "a shard knows many clients: those that are gone are dropped",
-            "HLEN": "the same, and whether keys have their types, in a sweep every minute; `views rebuild`; in a cluster "
-            "whether a server that has accepted messages goes on",
+            "HLEN": "the same, and whether keys have their types, in a sweep every minute; `views rebuild`; in a "
+            "cluster whether a server that has messages goes on",
             "ZCARD": "how many starts wait, whether a workflow that the app doesn't have has runs, and types of keys",
             "ZREM": "a listing that lost writes have left wrong",
         },
