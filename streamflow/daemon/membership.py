@@ -403,6 +403,8 @@ class Membership:
                 await self._acquire_from_one(numbers)
             except StoreUnavailable as error:  # of its server: those on others have to go on
                 problem = error
+        if self._owner.shards:
+            self.owns_something.set()
         if problem is not None:
             raise problem
 
@@ -440,7 +442,6 @@ class Membership:
             self._owner.add(shard)
         if acquired:
             _log.info("acquired %d shards, now %d of %d", len(acquired), len(self._owner.shards), self._shards)
-            self.owns_something.set()
 
     def _history_of(self, number: int) -> int:
         return self._store.history_of(self._kernel.keys.shard(number).owner)

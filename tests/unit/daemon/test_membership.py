@@ -256,6 +256,20 @@ async def test_a_server_that_is_away_keeps_no_shard_of_others_from_us(bench: Ben
     assert len(bench.parts.shards) == SHARDS
 
 
+async def test_a_daemon_is_ready_when_it_has_the_shards_of_all_servers(bench: Bench) -> None:
+    ready: list[bool] = []
+
+    def record(call: Call[Any]) -> list[bytes | None]:
+        ready.append(bench.membership.owns_something.is_set())
+        return bench._record(call)
+
+    bench.store.server_of = lambda key: int(key.partition("/")[2].partition("}")[0]) % 2  # type: ignore[method-assign]
+    bench.store.answers["HMGET"] = record
+    await bench.turn()
+    assert not any(ready)
+    assert bench.membership.owns_something.is_set()
+
+
 async def test_shards_are_looked_through_only_when_something_has_changed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
