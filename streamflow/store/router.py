@@ -334,14 +334,14 @@ class Cluster(Store):
             left = self._with_reads_of_same_time(again, left, calls, slots) if again else []
             if not left:
                 break
+            if problem is None and not redirected and len(asked) == len(again):
+                continue  # nothing was executed, and there is nothing to wait for
             if redirected:
                 self._begin_reading()
             if time.monotonic() - started + pause > patience:
                 raise self._unavailable(problem or self._problem, time.monotonic() - started)
             if redirected:
                 await self._look_again_within(patience - (time.monotonic() - started))
-            elif len(asked) == len(left):
-                continue
             if problem is not None or unserved:
                 await anyio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE)

@@ -68,7 +68,8 @@ async def test_a_sleep_can_take_a_month(serve: Serve) -> None:
         run = await client.start(nap, 30 * 86400)
         due = (await happened(run, TimerSet)).due
         created = (await run.describe()).created
-        assert timedelta(days=30) <= datetime.fromtimestamp(due / 1000, UTC) - created < timedelta(days=30, minutes=1)
+        elapsed = datetime.fromtimestamp(due / 1000, UTC) - created  # by two clocks, which differ by a ms or so
+        assert timedelta(days=30, seconds=-1) < elapsed < timedelta(days=30, minutes=1)
 
 
 async def test_now_is_the_servers_time_and_stands_still_between_two_awaits(serve: Serve) -> None:
