@@ -143,7 +143,8 @@ async def test_the_only_step_beside_code_that_kills_does_not_fail(
 
     await until(is_parked, "the run is parked", 60)
     assert await innocent.result(timeout=30) == "first"
-    assert executions(journal)["kill"] == 3
+    # Three deaths park it. One more was seen once in many runs: the two daemons hand the shard to each other meanwhile.
+    assert 3 <= executions(journal)["kill"] <= 4
     await bad.terminate()
 
 
