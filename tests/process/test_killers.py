@@ -131,8 +131,7 @@ async def test_the_only_step_beside_code_that_kills_does_not_fail(
     fleet: Fleet, client: sf.Client, journal: Path
 ) -> None:
     """It is in its trial when it is that code's turn."""
-    for _ in range(2):
-        fleet.serve(*DAEMON, "--shards", "1")
+    fleet.serve(*DAEMON, "--shards", "1")  # one, which is started again: nobody hands the shard over meanwhile
     await ready(client)
     innocent = await client.start(flows.innocent, str(journal), "first", 4.0, id="a")
     await until_all(journal, 1)
@@ -143,8 +142,7 @@ async def test_the_only_step_beside_code_that_kills_does_not_fail(
 
     await until(is_parked, "the run is parked", 60)
     assert await innocent.result(timeout=30) == "first"
-    # Three deaths park it. One more was seen once in many runs: the two daemons hand the shard to each other meanwhile.
-    assert 3 <= executions(journal)["kill"] <= 4
+    assert executions(journal)["kill"] == 3
     await bad.terminate()
 
 
