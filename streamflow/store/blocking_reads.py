@@ -23,7 +23,7 @@ from streamflow.store.router import Cluster
 
 _GONE = ("NOGROUP", "UNBLOCKED", "WRONGTYPE")
 
-_PENDING = 10_000
+PENDING = 10_000
 """Pending entries of a stream that are read again at once; a worker never has so many."""
 _IN_TIME = 0.5
 """Seconds for which a server is waited for while others have answered."""
@@ -179,7 +179,7 @@ class ClusterQueueConnection(QueueConnection):
         calls: list[Call[Any]] = []
         for stream in streams:
             again = pending or stream in self._unsure
-            args = ("COUNT", _PENDING if again and not pending else count, "STREAMS", stream, "0" if again else ">")
+            args = ("COUNT", PENDING if again and not pending else count, "STREAMS", stream, "0" if again else ">")
             calls.append(Call.plain("XREADGROUP", "GROUP", self._group, self._consumer, *args, near=stream))
         entries: list[Entry] = []
         # Without patience: to be sent again would leave the entries pending whose reply was lost.

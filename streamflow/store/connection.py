@@ -27,6 +27,9 @@ LOST = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError)
 class OtherHistory(StoreUnavailable):
     """The server has another history than the one from which a call was decided, so it was not sent there."""
 
+    def __init__(self, text: str = "the server has another history since, so what was decided is void") -> None:
+        super().__init__(text)
+
 
 def _unchanged(reply: Any) -> Any:
     return reply

@@ -169,7 +169,7 @@ class Confirmation:
             if await self._is_safe(over - time.monotonic()) and generation == self._store.server_generation:
                 return answers
             if same_history:
-                return [OtherHistory("the server has another history since, so what was decided is void")] * len(calls)
+                return [OtherHistory()] * len(calls)
 
     async def wait(self, patience: float) -> None:
         """Until all that this reader has seen is confirmed, if it may wait: a viewer can't. Raises `Unconfirmed`."""

@@ -42,10 +42,10 @@ T = TypeVar("T")
 _log = logging.getLogger("streamflow.store")
 
 # Temporary errors: wait and send again. All others are reported, and concern one call only.
-_TEMPORARY = frozenset({"BUSY", "TRYAGAIN"})
+TEMPORARY = frozenset({"BUSY", "TRYAGAIN"})
 # Temporary, and what this server says of itself: another one may serve in its place, after a failover. (A BUSY one
 # serves a script that takes long; were its connection closed, the script would be sent again, and take as long.)
-_ELSEWHERE = frozenset({"LOADING", "CLUSTERDOWN", "MASTERDOWN", "READONLY", "NOREPLICAS", "MISCONF"})
+ELSEWHERE = frozenset({"LOADING", "CLUSTERDOWN", "MASTERDOWN", "READONLY", "NOREPLICAS", "MISCONF"})
 _DEMOTED = "instance state changed"
 """In the reply to those that were blocked when a server became a replica."""
 
@@ -230,11 +230,11 @@ class Node(Store):
     def note_refusal(self, error: BaseException) -> bool:
         """Replace all connections if the server says of itself that it can't serve. Returns whether the same is to be
         sent again."""
-        code = _code(error)
-        if code in _ELSEWHERE or _DEMOTED in str(error):
+        code = code_of(error)
+        if code in ELSEWHERE or _DEMOTED in str(error):
             self.replace_connections(f"the server can't serve now ({code or error})")
             return True
-        return code in _TEMPORARY
+        return code in TEMPORARY
 
     def _ask(self, sentinels: Sentinels) -> None:
         """In a task of its own, and not while the last one is under way."""
@@ -333,11 +333,7 @@ class Node(Store):
         pause = 0.02
         while True:
             try:
-                if urgent:
-                    replies = await self._detached(commands)
-                else:
-                    async with self._bulk.slots:
-                        replies = await self._execute(commands, self._bulk, generation)
+                replies = await self._replies(commands, generation, urgent=urgent)
             except OtherHistory as error:
                 return [error] * len(calls)
             except LOST as error:
@@ -359,7 +355,7 @@ class Node(Store):
                 self._lost = time.monotonic()
                 if self._lost - started + pause > patience:
                     raise StoreUnavailable(
-                        f"{redacted(self.url)} can't serve now: {_code(temporary)}: {temporary}"
+                        f"{redacted(self.url)} can't serve now: {code_of(temporary)}: {temporary}"
                     ) from temporary
             await anyio.sleep(pause)
             pause = min(pause * 2, 1.0)
@@ -392,11 +388,7 @@ class Node(Store):
         if asking:
             commands = [part for command in commands for part in (["ASKING"], command)]
         try:
-            if urgent:
-                replies = await self._detached(commands)
-            else:
-                async with self._bulk.slots:
-                    replies = await self._execute(commands, self._bulk, generation)
+            replies = await self._replies(commands, generation, urgent=urgent)
         except LOST:
             self._lost = time.monotonic()
             raise
@@ -439,6 +431,12 @@ class Node(Store):
         if text.startswith("WRONGTYPE") and not call.script and len(call.args) > 1:
             return StoreError(f"{command} {call.args[1]}: {text}")  # scripts name the key by themselves
         return StoreError(f"{command}: {text}")
+
+    async def _replies(self, commands: list[list[Any]], generation: int | None, *, urgent: bool) -> list[Any]:
+        if urgent:
+            return await self._detached(commands)
+        async with self._bulk.slots:
+            return await self._execute(commands, self._bulk, generation)
 
     async def _detached(self, commands: list[list[Any]]) -> list[Any]:
         """Once a connection is free, `_execute` in a task that goes on when the caller gives up."""
@@ -486,7 +484,7 @@ class Node(Store):
                 if isinstance(link, Link) and not link.is_open:
                     await link.open()  # learns which server it is
                 if generation != self._generation:
-                    raise OtherHistory("the server has another history since, so what was decided before is void")
+                    raise OtherHistory
             return await (link.exchange(commands) if isinstance(link, Link) else _exchange(link, commands))
         finally:
             lane.free.append(link)
@@ -545,7 +543,7 @@ async def _exchange(connection: Any, commands: list[list[Any]]) -> list[Any]:
         raise
 
 
-def _code(error: BaseException) -> str:
+def code_of(error: BaseException) -> str:
     """READONLY of `READONLY You can't write …`. redis-py removes this word from the text when it has a class for it."""
     return str(getattr(error, "status_code", None) or str(error).partition(" ")[0])
 

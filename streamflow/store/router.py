@@ -28,7 +28,7 @@ from streamflow.errors import StoreError, StoreMisconfigured, StoreUnavailable
 from streamflow.machine.sealed import hide
 from streamflow.server_url import ClusterUrl, check_url, cluster_of, redacted
 from streamflow.store.connection import LOST, Call, OtherHistory, Store
-from streamflow.store.node import Node
+from streamflow.store.node import ELSEWHERE, TEMPORARY, Node, code_of
 from streamflow.store.tls import advice
 from streamflow.store.topology import SLOTS, Address, Server, Topology, read_servers, slot_of
 
@@ -55,7 +55,6 @@ POLL = 0.1
 _KEY_BEHIND = frozenset({"XINFO", "MEMORY", "OBJECT"})
 """Commands whose key is the second argument."""
 _KEYLESS = frozenset({"TIME", "INFO", "CONFIG", "CLIENT", "PING", "WAIT", "WAITAOF", "SCRIPT", "CLUSTER"})
-_TEMPORARY = ("TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS", "MISCONF", "BUSY")
 _NOT_A_CLUSTER = "cluster support disabled"
 
 _ANYWHERE = -1
@@ -306,7 +305,7 @@ class Cluster(Store):
             problem: BaseException | None = None
             if histories is not None:
                 for i in [i for i in left if self._histories[slots[i]] != histories[i]]:
-                    answers[i] = OtherHistory("the server has another history since, so what was decided is void")
+                    answers[i] = OtherHistory()
                     left.remove(i)
             parts, unserved = self._deal(left, slots, asked)
             dealt = {i: self._histories[slots[i]] for i in left}
@@ -325,8 +324,8 @@ class Cluster(Store):
                         redirected = True
                     elif isinstance(reply, redis_errors.AskError):
                         asked[i] = _redirected(reply, address)
-                    elif isinstance(reply, Exception) and _code(reply) in _TEMPORARY:
-                        problem, redirected = reply, redirected or _code(reply) not in ("TRYAGAIN", "BUSY")
+                    elif isinstance(reply, Exception) and (code := code_of(reply)) in TEMPORARY | ELSEWHERE:
+                        problem, redirected = reply, redirected or code in ELSEWHERE
                     elif self._histories[slots[i]] == dealt[i]:
                         answers[i] = self._node(address).parsed(calls[i], reply)
                         continue
@@ -513,7 +512,3 @@ def _redirected(error: redis_errors.AskError, address: Address) -> Address:
     """An empty host is the one of the server that has said it."""
     host = str(error.host)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     return host or address[0], int(error.port)
-
-
-def _code(error: BaseException) -> str:
-    return str(getattr(error, "status_code", None) or str(error).partition(" ")[0])

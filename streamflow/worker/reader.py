@@ -22,7 +22,7 @@ from streamflow.machine.transition import Outcome
 from streamflow.model.codec import DECLINED, DECODE_ERRORS, UnfitArguments
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Suspects
-from streamflow.store.blocking_reads import Entry, GroupGone, QueueConnection
+from streamflow.store.blocking_reads import PENDING, Entry, GroupGone, QueueConnection
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import ClaimRef, Kernel
 from streamflow.wire import QueuedStep, decode_job, partition_name, stream_order
@@ -32,8 +32,6 @@ from streamflow.workflow.app import App
 
 _log = logging.getLogger("streamflow.worker")
 
-PENDING = 10_000
-"""Pending entries of a partition that are read again at once; a worker never has so many."""
 RETRY_BROKEN = 5.0
 """Seconds until a partition that can't be read (a key of another type, a permission) is tried again."""
 MAX_DIGITS = 15
