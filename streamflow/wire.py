@@ -44,6 +44,11 @@ class InboxMessage(msgspec.Struct, frozen=True):
         """A start that has waited for its turn, outside the inbox (`OwnedShard.next_waited`)."""
         return self.id.startswith("0-")
 
+    @property
+    def is_for_run(self) -> bool:
+        """Whether it is the run that takes it, and not its owner, whom it tells about others."""
+        return self.kind not in ("taken", "waiting")
+
 
 def stream_order(entry_id: str) -> tuple[int, int]:
     """By which the ids of a stream's entries are in order."""

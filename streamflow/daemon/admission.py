@@ -124,7 +124,7 @@ class Admission:
         if not answer.left:
             shard.waits = False
             shard.fetched.clear()
-        if shard.lost_with:  # the former owner had these in hand when it ended
+        if shard.has_suspects:  # the former owner had these in hand when it ended
             for run_id, turn in answer.runs:
                 if turn <= shard.reached:
                     shard.careful.setdefault(run_id, set())

@@ -157,7 +157,7 @@ class ShardBatch:
         """Move the shard's waiting inputs into this batch, up to the limits. Messages of a run keep their order."""
         shard = self.shard
         work = self.work
-        if shard.careful or shard.delivered is not None:
+        if shard.careful:
             self._set_aside()
         size = count = 0
         for run_id in list(shard.inputs)[:RUNS]:
@@ -251,13 +251,7 @@ class ShardBatch:
             aside.setdefault(run_id, RunWork()).inputs += shard.inputs.pop(run_id)
         kept: list[InboxMessage] = []
         for message in shard.inbox:
-            is_for_run = message.kind not in ("taken", "waiting")
-            if shard.delivered is not None and is_for_run and not message.waited:
-                if stream_order(message.id) <= shard.delivered:
-                    shard.careful.setdefault(message.run_id, set())
-                else:
-                    shard.delivered = None
-            if message.run_id in shard.careful and is_for_run:
+            if message.run_id in shard.careful and message.is_for_run:
                 self._add(aside, message)
             else:
                 kept.append(message)

@@ -140,7 +140,7 @@ class DeployCheck:
 
     async def _check_portion(self, shard: OwnedShard, run_ids: list[str]) -> int:
         unseen = [run_id for run_id in run_ids if run_id not in shard.live]
-        if shard.lost_with:  # a replay may have ended the former owner: let the owner do them, one at a time
+        if shard.has_suspects:  # a replay may have ended the former owner: let the owner do them, one at a time
             for run_id in unseen:
                 shard.careful.setdefault(run_id, set())
                 shard.add_input(run_id, Due())

@@ -31,7 +31,7 @@ from streamflow.machine.sealed import hide
 from streamflow.store.cluster_subscription import open_subscription
 from streamflow.store.connection import Store
 from streamflow.store.kernel import InboxPage, Kernel, Reply, StreamEntry
-from streamflow.wire import InboxMessage
+from streamflow.wire import InboxMessage, stream_order
 
 _log = logging.getLogger("streamflow.inbox")
 
@@ -268,6 +268,8 @@ class InboxReader:
             size += self._buffer(shard, page.entries)
             if page.more:
                 self._ask(shard)
+            else:
+                shard.delivered = None
         if messages:
             self._at_most += messages
             self._has_large = size * HIGH_WATER > messages * HIGH_WATER_BYTES
@@ -313,6 +315,8 @@ class InboxReader:
             run_id = fields.get(b"run", b"").decode(errors="replace")
             message = InboxMessage(entry.decode(), kind, run_id, body, fields.get(b"header", b""))
             shard.position = message.id
+            if shard.delivered is not None:
+                self._suspect(shard, message)
             if kind == "waiting":
                 shard.waits = True
                 starts.look_for_more()
@@ -321,6 +325,14 @@ class InboxReader:
             shard.inbox.append(message)
             self._on_messages(shard)
         return size
+
+    @staticmethod
+    def _suspect(shard: OwnedShard, message: InboxMessage) -> None:
+        """A former owner had messages in hand up to `delivered` when its process ended: their runs are suspect."""
+        if shard.delivered is not None and stream_order(message.id) > shard.delivered:
+            shard.delivered = None
+        elif message.is_for_run:
+            shard.careful.setdefault(message.run_id, set())
 
     # --- back-pressure ------------------------------------------------------------------------------------------------
 

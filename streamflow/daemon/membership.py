@@ -510,7 +510,7 @@ class Membership:
             while len(lent) > LENT:
                 calls.append(self._kernel.release_shard(shard.number, shard.token, lent[:LENT], last=False))
                 del lent[:LENT]
-            calls.append(self._kernel.release_shard(shard.number, shard.token, lent))
+            calls.append(self._kernel.release_shard(shard.number, shard.token, lent, delivered=shard.suspect_until))
             last.append(len(calls) - 1)
             self._owner.drop(shard)
         # However long the server is away: it still has this daemon as their owner, which drops them here.

@@ -184,7 +184,10 @@ class OwnedShard:
         self.records: dict[str, dict[int, StepRecord]] = {}
         """By run and number: the steps about which the server has more than the run's history."""
         self.lost_with = ""
-        """The former owner, if it ended without a release: what it had in hand may have been the reason."""
+        """The former owner, if it ended without a release: the steps that it ran are lost."""
+        self.has_suspects = False
+        """It did, or one before it whose successors haven't been through all that it had in hand: that may have been
+        the reason. `suspect_until` tells whether this owner has been."""
         self.forget_at = 0.0
         """When the retention of its oldest ended run is over (ms); infinite if it has none, 0 if that isn't known."""
         self.is_checked = False
@@ -194,14 +197,14 @@ class OwnedShard:
         self.code = ""
         """What identifies the code of this daemon (`code_fingerprint.py`)."""
         self.delivered: tuple[int, int] | None = None
-        """The last message that it had read."""
+        """The last message of those that it had read, until the reader has got there."""
         self.stuck: dict[str, int] = {}
         """Workflows of which not all stuck runs were read, and the cursor from which to read on (`stuck_runs.py`)."""
         self.careful: dict[str, set[int]] = {}
         """The runs that it, or owners before it, had in hand: their code is run one run at a time (`Owner`), until the
         steps with these numbers have ended, too."""
         self.was_due = False
-        """Runs that are due were due when it ended."""
+        """Runs that are due were due when it ended, and have not been read."""
         self.note = Note()
         """What it has left about that."""
         self.killers: set[str] = set()
@@ -256,6 +259,17 @@ class OwnedShard:
             or self.draining
             or not self.is_checked
         )
+
+    @property
+    def suspect_until(self) -> str:
+        """What the next owner has to know if this one releases the shard now: the last message that is suspect and has
+        not been read, 0-0 if something else is (starts that wait, runs that are due, a check of the code). Empty: the
+        rest of what is suspect is in `careful`."""
+        if not self.has_suspects:
+            return ""
+        if self.delivered is not None:
+            return "{}-{}".format(*self.delivered)
+        return "0-0" if self.was_due or self.waits or not self.is_checked else ""
 
     def forget(self, run_id: str) -> None:
         """The run has ended, or doesn't exist: nothing that is known of it has a meaning any more."""

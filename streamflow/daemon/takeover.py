@@ -126,11 +126,14 @@ class Takeover:
                     shard = OwnedShard(number, self._kernel.keys.shard(number), answer.token)
                     shard.workflows.update(all_names)
                     shard.acquired, shard.code = now, self.code
-                    holder = wanted[number][1]
+                    expected, holder = wanted[number]
+                    released = expected.endswith(":")
                     try:
+                        if holder in notes or (released and answer.delivered):
+                            shard.has_suspects = True
+                            shard.delivered = stream_order(answer.delivered) if answer.delivered else None
                         if holder in notes:
                             shard.lost_with = holder
-                            shard.delivered = stream_order(answer.delivered) if answer.delivered else None
                             self._blame(shard, notes[holder], answer.final)
                     except Exception as error:
                         self._failed(number, error)
@@ -170,7 +173,7 @@ class Takeover:
                 if upcoming:
                     _, due = upcoming
                     shard.next_due = int(float(due)) if float(due) < NEVER else None  # not written by streamflow
-                if shard.lost_with:
+                if shard.has_suspects:
                     shard.was_due = shard.next_due is not None and shard.next_due <= shard.acquired
                 self._restore_views(shard, *views)
             except Exception as error:

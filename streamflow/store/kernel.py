@@ -483,14 +483,17 @@ class Kernel:
         names = [keys.owner, keys.inbox, keys.kept, keys.outbox]
         return Call("acquire_shard", names, [expected, nonce, holder, now], _acquired)
 
-    def release_shard(self, shard: int, token: str, lent: Sequence[LentStep] = (), *, last: bool = True) -> Call[Reply]:
+    def release_shard(
+        self, shard: int, token: str, lent: Sequence[LentStep] = (), *, last: bool = True, delivered: str = ""
+    ) -> Call[Reply]:
         """Give up a shard, so that the next owner does not have to wait until this one is considered dead.
 
-        `lent`: attempts that the caller goes on running. Not the `last` call: they are only recorded. Returns OK, or
-        FENCED when another owner has the shard.
+        `lent`: attempts that the caller goes on running. Not the `last` call: they are only recorded. `delivered`: the
+        last message of those that are suspect, and that the caller hasn't been through. Returns OK, or FENCED when
+        another owner has the shard.
         """
         keys = self.keys.shard(shard)
-        args: list[Any] = [token, "1" if last else ""]
+        args: list[Any] = [token, "1" if last else "", delivered]
         for attempt in lent:
             args += (attempt.step, attempt.host, attempt.created, attempt.attempt)
         return Call("release_shard", [keys.owner, keys.steps], args, _code)

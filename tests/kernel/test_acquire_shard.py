@@ -39,6 +39,34 @@ async def test_the_next_owner_learns_what_the_last_one_had_read(shard: Shard) ->
     assert [(await shard.do(take)).delivered for _ in range(2)] == [entries[-1]] * 2
 
 
+async def test_what_was_in_hand_stays_known_until_an_owner_is_through(shard: Shard) -> None:
+    """Whatever the owners between have read: one that died before it read anything, and one that handed over."""
+    await shard.acquire("one")
+    await shard.start("r1", "r2")
+    await shard.read()
+    last = [entry_id for entry_id, _ in await shard.stream(shard.keys.inbox)][-1]
+    assert (await shard.acquire("two")).delivered == last
+    assert (await shard.acquire("three")).delivered == last
+    await shard.do(shard.kernel.release_shard(0, shard.token, delivered=last))
+    assert (await shard.acquire("four")).delivered == last
+    await shard.do(shard.kernel.release_shard(0, shard.token))
+    assert (await shard.acquire("five")).delivered == ""
+    await shard.read()
+    await shard.do(shard.kernel.release_shard(0, shard.token))
+    assert (await shard.acquire("six")).delivered == "", "read, and handed over"
+
+
+@pytest.mark.parametrize(
+    ("told", "read", "delivered"), [("99-1", "9-9", "99-1"), ("9-10", "9-9", "9-10"), ("9-9", "10-0", "10-0")]
+)
+async def test_the_later_one_of_two_messages_counts(shard: Shard, told: str, read: str, delivered: str) -> None:
+    await shard.acquire("one")
+    await shard.do(shard.kernel.release_shard(0, shard.token, delivered=told))
+    assert (await shard.acquire("two")).delivered == told
+    await shard.plain("SET", shard.keys.kept, f"0 {read}")
+    assert (await shard.acquire("three")).delivered == delivered
+
+
 async def test_the_next_owner_learns_which_commit_was_the_last(shard: Shard) -> None:
     assert (await shard.acquire("one")).final == ""
     await shard.do(shard.commit(Batch("c7", plans=[("r1", NOW)])))

@@ -237,7 +237,7 @@ VERBS: dict[str, Verb] = {
     ),
     "acquire_shard": Verb(lambda _: KERNEL.acquire_shard(0, "<expected>", "<nonce>", "<holder>", "<now>")),
     "release_shard": Verb(
-        lambda n: KERNEL.release_shard(0, "<token>", lent(n)),
+        lambda n: KERNEL.release_shard(0, "<token>", lent(n), delivered="<delivered>"),
         {"lent": ("lent step",)},
         lambda _: {"step": "<step>", "last": "1"},
     ),

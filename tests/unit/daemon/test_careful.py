@@ -44,7 +44,7 @@ class Bench(OwnerBench):
         super().__init__(mark_suspects=b"OK", due_runs=NOTHING_DUE)
         if before is not None:
             self.records = before.records
-        self.shard.lost_with = "dead"
+        self.shard.lost_with, self.shard.has_suspects = "dead", True
         self.shard.note = note or Note()
 
     def orphan(self, *run_ids: str) -> None:
@@ -147,14 +147,13 @@ async def test_a_step_that_had_not_begun_again_has_lost_nothing() -> None:
     assert sum(isinstance(event, StepRetrying) for event in second.events("a")) == 1
 
 
-async def test_messages_that_the_dead_owner_had_read_are_in_hand() -> None:
+async def test_messages_of_runs_that_the_dead_owner_had_in_hand_take_turns() -> None:
     bench = Bench()
-    bench.shard.delivered = (1, 1)
+    bench.shard.careful = {"r0": set(), "r1": set()}
     put(bench.shard, *(start(f"1-{n}", f"r{n}", "listening") for n in range(4)))
     await bench.turns()
     assert {note.code.run_id for note in bench.notes if note.code} == {"r0", "r1"}
     assert bench.shard.careful == {}
-    assert bench.shard.delivered is None
     await bench.take_in(signal("2-0", "r0", "go", 1))
     assert bench.status("r0") == "completed"
 
@@ -177,7 +176,7 @@ async def test_known_culprits_come_last_and_are_named_until_then() -> None:
     bench = Bench()
     bench.owner.suspects.learn(Suspect(0, "bad", 0, 2))
     put(bench.shard, start("1-0", "bad", "listening"), start("1-1", "good", "listening"))
-    bench.shard.delivered = (1, 1)
+    bench.shard.careful = {"bad": set(), "good": set()}
     await bench.turns()
     first, second = bench.notes[:2]
     assert first.code == Suspect(0, "good", 0, 1, commit=bench.commits[0].args[1], created=900)
@@ -202,7 +201,7 @@ async def test_a_run_is_not_suspected_for_an_earlier_one_of_its_id(created: int,
 
 async def test_no_such_code_is_run_in_the_first_moment_of_a_trial() -> None:
     bench = Bench()
-    bench.shard.delivered = (1, 0)
+    bench.shard.careful = {"in hand": set()}
     put(bench.shard, start("1-0", "in hand", "listening"), start("1-1", "new", "listening"))
     suspects = bench.owner.suspects
     suspects.trying = True

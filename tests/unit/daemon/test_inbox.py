@@ -436,3 +436,27 @@ async def test_a_shard_that_moves_while_it_is_read_is_not_read_twice() -> None:
     await it.read()
     await anyio.wait_all_tasks_blocked()
     assert len(store.asked) == 2, "what rang is read afterwards"
+
+
+async def test_what_the_dead_owner_had_read_is_suspect_and_nothing_behind_it() -> None:
+    shard = owned(1)
+    shard.delivered = (1, 1)
+    it = Bench(shard)
+    news = b"1-0", {b"kind": b"taken", b"run": b"child"}
+    it.answer(shard, news, entry("1-1", "in hand"), more=True)
+    it.answer(shard, entry("2-0", "new"), more=True)
+    await it.subscribed()
+    await it.read()
+    assert (shard.delivered, shard.careful) == ((1, 1), {"in hand": set()})
+    await it.read()
+    assert (shard.delivered, shard.careful) == (None, {"in hand": set()})
+
+
+async def test_an_inbox_that_was_read_to_its_end_has_no_more_suspects() -> None:
+    shard = owned(1)
+    shard.delivered = (5, 0)
+    it = Bench(shard)
+    it.answer(shard, entry("1-1", "in hand"))
+    await it.subscribed()
+    await it.read()
+    assert (shard.delivered, shard.careful) == (None, {"in hand": set()})

@@ -456,8 +456,8 @@ async def test_steps_that_run_go_on_here_and_keep_no_shard(bench: Bench) -> None
     assert set(bench.parts.shards) == set(range(SHARDS)) - theirs
     assert set(bench.parts.lent) == theirs
     assert bench.parts.told == bench.parts.lent
-    with_steps = [call.args for call in bench.store.sent("release_shard") if len(call.args) > 2]
-    assert with_steps == [["7:nonce", "1", "r/1", "me", 5, 1]]
+    with_steps = [call.args for call in bench.store.sent("release_shard") if len(call.args) > 3]
+    assert with_steps == [["7:nonce", "1", "", "r/1", "me", 5, 1]]
 
 
 async def test_a_shard_that_is_being_reduced_is_released_afterwards(bench: Bench) -> None:
@@ -494,8 +494,31 @@ async def test_runs_to_be_careful_with_are_named_in_the_release(bench: Bench) ->
     shard.careful.update(r=set(), parked={1})
     shard.records["parked"] = {CODE: StepRecord(2, 900, parked_by("code", 1000))}  # has its record already
     await bench.turn(after=0.5)
-    named = [call.args for call in bench.store.sent("release_shard") if len(call.args) > 2]
-    assert named == [["7:nonce", "1", "r/0", "-", 0, 2]]
+    named = [call.args for call in bench.store.sent("release_shard") if len(call.args) > 3]
+    assert named == [["7:nonce", "1", "", "r/0", "-", 0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("suspects", "delivered", "waits", "checked", "told"),
+    [
+        (True, (5, 2), False, True, "5-2"),  # the inbox was not read so far
+        (True, None, True, True, "0-0"),
+        (True, None, False, False, "0-0"),
+        (True, None, False, True, ""),  # it is through
+        (False, None, True, False, ""),  # the owner before has released it
+    ],
+)
+async def test_what_is_still_suspect_is_told_to_the_next_owner(
+    bench: Bench, suspects: bool, delivered: tuple[int, int] | None, waits: bool, checked: bool, told: str
+) -> None:
+    await bench.turn()
+    bench.other_beats("new", 1)
+    number = min(won_by("new", "me", "new"))
+    shard = bench.parts.shards[number]
+    shard.has_suspects, shard.delivered, shard.waits, shard.is_checked = suspects, delivered, waits, checked
+    await bench.turn(after=0.5)
+    calls = {call.keys[0]: call.args for call in bench.store.sent("release_shard")}
+    assert calls[shard.keys.owner] == ["7:nonce", "1", told]
 
 
 async def test_thousands_of_steps_are_recorded_before_the_release_in_portions(
@@ -507,8 +530,8 @@ async def test_thousands_of_steps_are_recorded_before_the_release_in_portions(
     number = min(won_by("new", "me", "new"))
     bench.parts.steps[number] = 5
     await bench.turn(after=0.5)
-    calls = [call.args for call in bench.store.sent("release_shard") if len(call.args) > 2]
-    assert [(call[1], call[2::4]) for call in calls] == [("", ["r/1", "r/2"]), ("", ["r/3", "r/4"]), ("1", ["r/5"])]
+    calls = [call.args for call in bench.store.sent("release_shard") if len(call.args) > 3]
+    assert [(call[1], call[3::4]) for call in calls] == [("", ["r/1", "r/2"]), ("", ["r/3", "r/4"]), ("1", ["r/5"])]
 
 
 async def test_a_shard_that_is_wanted_back_is_acquired_again(bench: Bench) -> None:
