@@ -54,6 +54,12 @@ class SharedNote:
         """The same coroutine, with its slices noted."""
         return _Slices(code, running, self)
 
+    def began(self, running: Running) -> float:
+        """When the slice of this attempt that is executed now began (monotonic s); 0 if none is."""
+        executes, since, _, _, seq, run_id = _CODE.unpack_from(self.memory, _EXECUTES)
+        is_it = executes and seq == running.job.seq and run_id.rstrip(b"\0") == running.run_id.encode()
+        return since if is_it else 0.0
+
     def looked(self, now: float) -> None:
         _TIME.pack_into(self.memory, 0, now)
 

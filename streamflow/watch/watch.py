@@ -15,8 +15,9 @@ What happens then depends on how long it takes:
 
     `blocking` / about half a second  a warning names the run or step, and its line
     about half of dead_after          `on_late`: heartbeats are sent for the loop, claims extended
-    `interrupt` (code of a run)       it is interrupted by a signal: the run is parked, the attempt fails
-    `interrupt_steps`, or the step's time-out
+    `interrupt` (code of a run)       it is interrupted by a signal: the run is parked, the attempt fails. Code that
+    `interrupt_steps`, or the step's  catches that is interrupted again at its next line, so also where it catches
+    time-out                          everything in a loop
     1 s (5 s for a step) later        code in C that can't be interrupted: `give_up`. The process hands everything over
                                       and exits, so that it is started again; in a process that isn't its own it only
                                       goes silent, so that others take over
@@ -35,12 +36,14 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import msgspec
 
 from streamflow.process import RESTART
 from streamflow.settings import Settings
 from streamflow.steps.context import Running, StepInterrupted
+from streamflow.steps.stacks import PACKAGE, frames
 from streamflow.watch import signals
 from streamflow.watch.blocker import (
     UNKNOWN_LINE,
@@ -114,13 +117,15 @@ class _Block(msgspec.Struct):
 
 
 class _Target(msgspec.Struct):
-    """What the next signal is for: code of the run that was noted at `since`, or of a step or task: `call`."""
+    """What the next signal is for: code of the run that was noted at `since`, or of a step or task: `call`.
+    `raised`: how often something was raised there for it."""
 
     limit: float
     since: float = 0.0
     call: FrameType | None = None
     running: Running | None = None
     timed_out: bool = False
+    raised: int = 0
 
 
 def _nothing(_: float) -> None:
@@ -195,6 +200,9 @@ class Watch:
         self._blocker: Blocker | None = None
         """What the loop executes while it is late, and for how long that has been the same call."""
         self._target: _Target | None = None
+        self._former_trace: Any = None
+        self._traces = False
+        """The main thread is traced, to raise at its next line, and `_former_trace` has to be put back."""
         self._given_up = False
 
     def start(self) -> None:
@@ -332,7 +340,7 @@ class Watch:
         if not self._asked:
             return True  # it has answered meanwhile: the stack is of something else
         if self._call is None or self._blocker is None or blocker.frame is not self._blocker.frame:
-            self._call = _Block(now)
+            self._call = _Block(self._began(blocker) or now)
         self._blocker = blocker
         blocked = self._call.seen_again(now, overdue)
         if late >= self._late.next_warning:
@@ -367,6 +375,12 @@ class Watch:
             culprit = ("", 0) if running is None else (running.run_id, running.job.seq)
             self._give_up(Culprit(*culprit, text), text)
 
+    def _began(self, blocker: Blocker) -> float:
+        """When the slice of a step began (monotonic s), if that is noted; else 0."""
+        if self._note.shared is None or blocker.kind != "step" or blocker.running is None:
+            return 0.0
+        return self._note.shared.began(blocker.running)
+
     def _ask(self) -> None:
         assert self._loop is not None
         try:
@@ -376,6 +390,8 @@ class Watch:
 
     def _answer(self) -> None:
         self._asked = 0.0
+        if self._traces:
+            self._end_trace()
         if self._interrupts:
             signals.keep_listening()
 
@@ -423,13 +439,42 @@ class Watch:
             return
         if target.call is None:
             if self._note.since == target.since and is_code_of_a_run(frame):
+                self._raise_again_at_lines(target, frame)
                 self._interrupt_run(frame)
             return
         if not is_code_of_a_step(frame, target.call):
             return
         running = target.running = running_here()
         if running is not None:  # else it isn't code of a step
+            self._raise_again_at_lines(target, frame)
             self._interrupt_step(frame, target, running)
+
+    def _raise_again_at_lines(self, target: _Target, frame: FrameType | None) -> None:
+        """Code that was interrupted before has caught it. What it executes next after this time is its handler, which
+        is outside of that `try`: raise at its first line, too. The interpreter ends the trace when that has raised."""
+        target.raised += 1
+        if target.raised == 1:
+            return
+        if not self._traces:
+            self._former_trace, self._traces = sys.gettrace(), True
+        for one in frames(frame):
+            if one is target.call or one.f_code.co_filename.startswith(PACKAGE):
+                continue
+            one.f_trace = self._at_line
+        sys.settrace(self._at_line)
+
+    def _at_line(self, frame: FrameType, event: str, _: object) -> Any:
+        """Only frames are traced that the first interruption has found: others may be of this module."""
+        if event != "line":
+            return None if event == "call" else self._at_line
+        self.interrupt(frame)
+        self._end_trace()
+        return None
+
+    def _end_trace(self) -> None:
+        """It isn't needed any more. If it has raised, the interpreter has put nothing in its place."""
+        self._traces = False
+        sys.settrace(self._former_trace)
 
     def _unseen(self, frame: FrameType | None) -> _Target | None:
         """The signal came from the timer: the thread may have had no turn, because code in C held the interpreter."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -222,6 +223,44 @@ async def test_a_step_that_catches_the_interruption_is_tried_again() -> None:
         spin()
 
     assert fails(await outcome_of(stubborn, watching(interrupt_steps=0.2)))[0] == "StepBlocked"
+
+
+def catch_everything() -> None:
+    while True:
+        try:
+            spin()
+        except BaseException:
+            continue
+
+
+def suppress_everything() -> None:
+    while True:
+        with contextlib.suppress(BaseException):
+            spin()
+
+
+@pytest.mark.parametrize("catches", [catch_everything, suppress_everything])
+async def test_code_that_catches_each_interruption_ends_all_the_same(catches: Callable[[], None]) -> None:
+    traced: list[Any] = []
+
+    def trace(*_: object) -> Any:
+        return None
+
+    @app.step(name=catches.__name__)
+    async def step() -> None:
+        sys.settrace(trace)  # as a debugger does, or a measurement of coverage
+        catches()
+
+    before = sys.gettrace()
+    watch = watching(interrupt_steps=0.2)
+    try:
+        kind, message, _ = fails(await outcome_of(step, watch))
+        await asyncio.sleep(0.1)
+        traced.append(sys.gettrace())
+    finally:
+        sys.settrace(before)
+    assert (kind, f"at {__file__}:" in message) == ("StepBlocked", True)
+    assert traced == [trace], "it is put back"
 
 
 async def test_what_a_library_makes_of_the_interruption_is_not_its_reason() -> None:
