@@ -177,8 +177,10 @@ class Daemon:
             )
             if settings.interrupt or settings.interrupt_steps:
                 with contextlib.suppress(OSError, AttributeError):  # only Linux has what it needs
-                    owner.watch.shared = note = SharedNote(settings.interrupt, settings.interrupt_steps)
-                    self.executor.noting = note.slices_of if settings.interrupt_steps else None
+                    owner.watch.shared = note = SharedNote(
+                        settings.interrupt, settings.interrupt_steps, self.executor.most_threads
+                    )
+                    self.executor.noting = note if settings.interrupt_steps else None
                     heart.ends_held(note, context.kernel, "daemon")
             membership.on_beat, membership.on_leave = heart.sent, heart.stop
             heart.start()

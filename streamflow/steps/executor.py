@@ -19,7 +19,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from msgspec import Raw
@@ -187,6 +187,17 @@ class Slots:
         return self.served if run_id in self.served and (self.fresh or self.used < self.unreserved) else None
 
 
+class Noting(Protocol):
+    """What `watch/shared_note.py` has. `slices_of` returns what the task of an attempt has to execute instead of
+    `code`; `thread_begins` is called in a thread, and returns the place that `thread_ended` gives back."""
+
+    def slices_of(self, code: Coroutine[Any, Any, None], running: Running) -> Coroutine[Any, Any, None]: ...
+
+    def thread_begins(self, running: Running) -> int: ...
+
+    def thread_ended(self, place: int) -> None: ...
+
+
 class StepExecutor:
     """At most `concurrency` tasks, `threads` threads and `processes` processes (0: one per core) at once; further
     attempts wait in order, and their time-outs begin when they start.
@@ -211,8 +222,8 @@ class StepExecutor:
     ) -> None:
         self.tracing: Tracing | None = None
         """Makes the spans of attempts, if that is on in this process."""
-        self.noting: Callable[[Coroutine[Any, Any, None], Running], Coroutine[Any, Any, None]] | None = None
-        """Gives the coroutine that a task executes, so that it is noted whose code that is, if somebody reads it."""
+        self.noting: Noting | None = None
+        """Notes whose code tasks and threads execute, if somebody reads it."""
         self.on_replaced: Callable[[str, int], None] = lambda _run_id, _seq: None
         """A lent attempt of this run and number is no longer that: it is submitted here again, or another one is."""
         self._on_outcome = on_outcome
@@ -227,7 +238,8 @@ class StepExecutor:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._forks = _forks
-        self._pool = ThreadPoolExecutor(max_workers=threads + self.most_hung, thread_name_prefix=STEP_THREAD)
+        self.most_threads = threads + self.most_hung
+        self._pool = ThreadPoolExecutor(max_workers=self.most_threads, thread_name_prefix=STEP_THREAD)
         self._tasks = Slots(concurrency)
         self._threads = Slots(threads)
         self._processes = Slots(processes or os.cpu_count() or 1)
@@ -400,7 +412,7 @@ class StepExecutor:
             # As `loop.create_task` does it. A name of one's own costs less than the default one, which has a number.
             code = self._run(running)
             if self.noting is not None:
-                code = self.noting(code, running)
+                code = self.noting.slices_of(code, running)
             running.task = task = asyncio.Task(code, loop=loop, name=job.step.name)
             hide(task)
         else:
@@ -462,6 +474,8 @@ class StepExecutor:
         running.thread = threading.get_ident()
         job = running.job
         step = job.step
+        noting = self.noting
+        place = 0 if noting is None else noting.thread_begins(running)
         token = current.set(running)
         span = running.span
         attached = None if span is None else span.attach()
@@ -474,6 +488,8 @@ class StepExecutor:
             current.reset(token)
             if span is not None:
                 span.detach(attached)
+            if noting is not None:
+                noting.thread_ended(place)
 
     async def _in_process(self, running: Running) -> Outcome | None:
         """None: the process died with this daemon or worker, so the attempt is for its successor."""

@@ -15,9 +15,9 @@ keeps that open, after `every` seconds in /proc. Then the parent's heartbeat is 
 for a time-out, and a worker's is put among the `ended` first. A parent that ends in peace has killed this process
 before. A stopped one (SIGSTOP, a debugger) may go on, and is left to the time-out.
 
-Where code of a run, or of a step on the event loop, is what holds the interpreter, and longer than it may block its
-process, nobody else can end it: this process notes for those who take over whose code it is (`watch/shared_note.py`),
-and ends its parent.
+Where code of a run or of a step is what holds the interpreter, and longer than it may block its process, nobody else
+can end it: this process notes for those who take over whose code it is (`watch/shared_note.py`), if it can tell, and
+ends its parent.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from redis import backoff, crc, sentinel
@@ -48,7 +48,16 @@ LOOK_AGAIN = 0.01
 TRY_AGAIN = 0.2
 """Seconds between two tries to report a death."""
 MOST_WAITS = 20
-"""How often a second a thread may wait that is said to sleep in one call."""
+"""How often a second a thread may wait that is said to sleep in one call; one that asks for the interpreter does it two
+hundred times."""
+SILENT = 0.75
+"""Seconds without a look of the parent's watch after which its threads are looked at: it looks twice a second."""
+LONGER = 5.0
+"""Seconds after which the interpreter counts as held also if no thread looks as if it were the one."""
+PROCESSOR = 0.1
+"""A thread that computes gets at least half of this part of one processor's time, whatever else the machine does."""
+MOST_OF_IT = 0.6
+"""The part of such a time for which something has to be seen."""
 ASKED = 2
 """Of so many nodes of a cluster the map is read: one may be cut off."""
 REDIRECTIONS = 3
@@ -248,13 +257,26 @@ class Cluster:
         return self._nodes[address]
 
 
+class Code(NamedTuple):
+    """Whose code holds the interpreter: the run, its shard, the number of the step, or 0. `thread`: Python's number of
+    the thread, 0 for the main one. Without a run it isn't known."""
+
+    run_id: str = ""
+    shard: int = 0
+    seq: int = 0
+    thread: int = 0
+
+
 class Held:
-    """Code in C, of a run or of a step on the event loop, that holds on to the interpreter of the parent."""
+    """Code in C that holds on to the interpreter of the parent: of a run or of a step on the event loop, whose code is
+    noted slice by slice, or anything else (`Asked`)."""
 
     def __init__(self, settings: dict[str, Any], parent: Parent, client: Any) -> None:
         self._settings = settings
         self._parent = parent
-        self._memory = mmap.mmap(settings["note"], struct.calcsize(settings["format"]), prot=mmap.PROT_READ)
+        size = struct.calcsize(settings["format"]) + settings["threads"] * struct.calcsize(settings["thread_format"])
+        self._memory = mmap.mmap(settings["note"], size, prot=mmap.PROT_READ)
+        self._asked = Asked(settings, parent, self._memory)
         self._mark: Any = client.register_script(settings["script"])
         self._seen: tuple[float, float] = (0.0, 0.0)
         """When the parent's watch looked last, and since when the code runs."""
@@ -267,17 +289,20 @@ class Held:
 
     def look(self) -> None:
         """Note the culprit and end the parent, if it is time. Raises `RedisError`: then nothing has ended."""
-        found = self._culprit()
-        if not found:
+        found = self._culprit() or self._asked.holder()
+        if found is None:
+            return
+        if not found.run_id:
+            self._end()
             return
         os.ftruncate(self._settings["stack"], 0)
         os.lseek(self._settings["stack"], 0, os.SEEK_SET)  # where the parent writes, too
         os.kill(self._parent.number, self._settings["show"])
         time.sleep(SHOWN_WITHIN)
-        run_id, shard, seq = found
+        run_id, shard, seq, thread = found
         stacks = os.pread(self._settings["stack"], 1 << 16, 0).decode(errors="replace")
-        line = (step_line if seq else workflow_line)(stacks, self._settings)
-        seconds = time.monotonic() - self._seen[1]
+        line = step_line(stacks, self._settings, thread) if seq else workflow_line(stacks, self._settings)
+        seconds = time.monotonic() - (self._asked.looked if thread else self._seen[1])
         whose = f"step {seq} of run {run_id}" if seq else "its code"
         place = self._settings["place"]
         reason = f"{whose} has blocked its {place} for {seconds:.1f} s at {line}, in C, and can't be interrupted"
@@ -290,15 +315,13 @@ class Held:
             note = self._settings["body"]
             note["code"] |= suspect
         self._mark(keys=[self._settings["key"]], args=[self._settings["seconds"], json.dumps(note)])
-        if self._culprit() == found:
+        if (self._asked.holder() if thread else self._culprit()) == found:
             self._end()
         else:  # it has given way, as a call does that a signal interrupts
             self._mark(keys=[self._settings["key"]], args=[self._settings["seconds"], ""])
 
-    def _culprit(self) -> tuple[str, int, int] | None:
-        """The id of the run, its shard, and the number of the step or 0.
-
-        Only the processor time of the parent's main thread counts, since a machine may be without any, and time in
+    def _culprit(self) -> Code | None:
+        """Only the processor time of the parent's main thread counts, since a machine may be without any, and time in
         which that thread sleeps in one call: while another thread holds the interpreter, it wakes many times a second.
         """
         looked, executes, since, limit, shard, seq, run_id = struct.unpack_from(self._settings["format"], self._memory)
@@ -313,7 +336,7 @@ class Held:
         self._now, self._used, self._waits = now, used, waits
         if not executes or min(now - since, self._held) < limit + self._settings["after"]:
             return None
-        return run_id.rstrip(b"\0").decode(errors="replace"), shard, seq
+        return Code(run_id.rstrip(b"\0").decode(errors="replace"), shard, seq)
 
     def _end(self) -> None:
         for number in (self._settings["end"], signal.SIGKILL):
@@ -323,6 +346,84 @@ class Held:
                 if self._parent.has_ended():
                     return
                 time.sleep(LOOK_AGAIN)
+
+
+class Asked:
+    """Code in C that holds the interpreter, seen by the watch's asking for it in vain: a plain step's, or of something
+    about which nothing is noted, as tasks that a step has made."""
+
+    def __init__(self, settings: dict[str, Any], parent: Parent, memory: mmap.mmap) -> None:
+        self._settings = settings
+        self._parent = parent
+        self._memory = memory
+        self._thread = struct.Struct(settings["thread_format"])
+        self.looked = 0.0
+        """When the watch has looked last..."""
+        self._asked = 0.0
+        """...for how many seconds since it was seen to ask for the interpreter..."""
+        self._asks: dict[int, float] = {}
+        self._busy: dict[int, float] = {}
+        self._asleep: dict[int, float] = {}
+        """...and for how many of those each thread did so, too, used the processor, or slept in one call."""
+        self._now = 0.0
+        self._uses: dict[int, tuple[str, float, int]] = {}
+
+    def holder(self) -> Code | None:
+        """Whose code it is, if it has held the interpreter for longer than it may.
+
+        Only the time counts in which the watch wakes all the time: a machine may be without processor time.
+        """
+        looked, executes, *_ = struct.unpack_from(self._settings["format"], self._memory)
+        now = time.monotonic()
+        if looked != self.looked:
+            self.looked, self._asked = looked, 0.0
+            self._asks, self._busy, self._asleep, self._uses = {}, {}, {}, {}
+        if not self._settings["step_limit"] or now - looked < SILENT:
+            return None
+        self._see(now)
+        silent = now - looked
+        if silent < self._settings["step_limit"] + self._settings["after"] or self._asked < MOST_OF_IT * silent:
+            return None
+        if executes and self._asks.get(self._parent.number, 0.0) < self._asked / 2:
+            return None  # it is the main thread, of which is noted whose code it executes
+        steps = {number: code for number, code in self._table()[1:] if number}
+        most = max([PROCESSOR * self._asked, *self._busy.values()])
+        busy = [number for number, seconds in self._busy.items() if seconds > most / 2]
+        asleep = [number for number, seconds in self._asleep.items() if seconds > self._asked / 2 and number in steps]
+        if len(busy) > 1:  # code in C that has let go of the interpreter computes, too
+            busy = [number for number in busy if number in steps or number == self._parent.number]
+        suspects = busy or asleep
+        if not suspects and silent < self._settings["step_limit"] + self._settings["after"] + LONGER:
+            return None
+        return steps.get(suspects[0], Code()) if len(suspects) == 1 else Code()
+
+    def _see(self, now: float) -> None:
+        passed, before = now - self._now, self._uses
+        uses = self._uses = {number: self._parent.use(number) for number in self._parent.threads()}
+        self._now = now
+        watch = self._table()[0][0]
+        if watch not in before or watch not in uses:
+            return
+        if uses[watch][2] - before[watch][2] <= MOST_WAITS * passed:
+            return
+        passed = min(passed, 2 * self._settings["every"])  # this process may have been paused, too
+        self._asked += passed
+        for number in uses.keys() & before.keys():
+            (state, used, waits), (_, used_before, waited_before) = uses[number], before[number]
+            if waits - waited_before > MOST_WAITS * passed:
+                self._asks[number] = self._asks.get(number, 0.0) + passed
+            elif used > used_before:
+                self._busy[number] = self._busy.get(number, 0.0) + min(used - used_before, passed)
+            elif state == "S":
+                self._asleep[number] = self._asleep.get(number, 0.0) + passed
+
+    def _table(self) -> list[tuple[int, Code]]:
+        found: list[tuple[int, Code]] = []
+        for number in range(self._settings["threads"]):
+            place = struct.calcsize(self._settings["format"]) + number * self._thread.size
+            system, thread, shard, seq, run_id = self._thread.unpack_from(self._memory, place)
+            found.append((system, Code(run_id.rstrip(b"\0").decode(errors="replace"), shard, seq, thread)))
+        return found
 
 
 def workflow_line(stacks: str, settings: dict[str, Any]) -> str:
@@ -336,12 +437,16 @@ def workflow_line(stacks: str, settings: dict[str, Any]) -> str:
     return "an unknown line"
 
 
-def step_line(stacks: str, settings: dict[str, Any]) -> str:
-    """The innermost line of the user's code in a step on the event loop; without such code, that of a library."""
+def step_line(stacks: str, settings: dict[str, Any], thread: int = 0) -> str:
+    """The innermost line of the user's code in a step on the event loop, or of a plain one in this thread; without such
+    code, that of a library."""
     for stack in stacks.split("\n\n"):
+        number = re.search(r"hread 0x([0-9a-f]+)", stack)
+        if thread and (number is None or int(number[1], 16) != thread):
+            continue
         inner: list[tuple[str, str]] = []
         for name, number, function in re.findall(r'^  File "(.*)", line (\d+) in (.*)$', stack, re.MULTILINE):
-            if (name, function) == (settings["executor"], "_run"):
+            if (name, function) == (settings["executor"], "_call" if thread else "_run"):
                 own = [one for one in inner if not one[0].startswith((*settings["libraries"], "<"))]
                 chosen = own or inner
                 if not chosen:
@@ -392,9 +497,15 @@ class Parent:
         """By SIGSTOP or a debugger: to the others it is dead then."""
         return self._look()[0] in "TtZX"
 
-    def use(self) -> tuple[str, float, int]:
-        """Of its main thread: the state, the processor time (s), and how often it has waited."""
-        thread = Path(f"/proc/{self.number}/task/{self.number}")
+    def threads(self) -> list[int]:
+        try:
+            return [int(thread.name) for thread in Path(f"/proc/{self.number}/task").iterdir()]
+        except OSError:
+            return []
+
+    def use(self, number: int = 0) -> tuple[str, float, int]:
+        """Of its main thread, or of this one: the state, the processor time (s), and how often it has waited."""
+        thread = Path(f"/proc/{self.number}/task/{number or self.number}")
         try:
             fields = (thread / "stat").read_text(errors="replace").rpartition(")")[2].split()
             waits = re.search(r"^voluntary_ctxt_switches:\t(\d+)", (thread / "status").read_text(), re.MULTILINE)

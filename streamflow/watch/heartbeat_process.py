@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import subprocess
 import time
@@ -27,7 +28,7 @@ from streamflow.store.kernel import Kernel
 from streamflow.store.scripts import load_scripts
 from streamflow.watch import signals
 from streamflow.watch.last_note import last_note
-from streamflow.watch.shared_note import FORMAT, SharedNote
+from streamflow.watch.shared_note import FORMAT, THREAD_FORMAT, SharedNote
 from streamflow.watch.watch import LONGEST, Culprit
 
 _log = logging.getLogger("streamflow.watch")
@@ -79,8 +80,8 @@ class HeartbeatProcess:
         self._stopped = not Path("/proc/self/stat").exists()
 
     def ends_held(self, note: SharedNote, kernel: Kernel, place: str) -> None:
-        """Let it end this process, a "daemon" or "worker", when code in C of the run or step in `note` has held the
-        interpreter for longer than it may. Call it before `start`."""
+        """Let it end this process, a "daemon" or "worker", when code in C has held the interpreter for longer than it
+        may, whose code that is stands in `note`. Call it before `start`."""
         signals.show_stacks_in(note.stack)
         proof, of_step = (last_note(kernel, self._settings["member"], 0, Culprit("", seq, "")) for seq in (0, 1))
         self._files = (note.file, note.stack)
@@ -88,6 +89,9 @@ class HeartbeatProcess:
             "note": note.file,
             "stack": note.stack,
             "format": FORMAT,
+            "thread_format": THREAD_FORMAT,
+            "threads": note.threads,
+            "step_limit": note.step_limit if note.step_limit < math.inf else 0.0,
             "after": GIVES_WAY,
             "place": place,
             "script": load_scripts()[proof.script].source,

@@ -228,6 +228,8 @@ class Watch:
         self._woken.set()
 
     def _look_forever(self) -> None:
+        if self._note.shared is not None:
+            self._note.shared.watched_from_here()
         while not self._stopped:
             try:
                 pause = self.look()

@@ -171,8 +171,8 @@ class Worker:
             )
             if settings.interrupt_steps:
                 with contextlib.suppress(OSError, AttributeError):  # only Linux has what it needs
-                    run_note.shared = note = SharedNote(0.0, settings.interrupt_steps)
-                    executor.noting = note.slices_of
+                    run_note.shared = note = SharedNote(0.0, settings.interrupt_steps, executor.most_threads)
+                    executor.noting = note
                     heart.ends_held(note, kernel, "worker")
             heartbeats.on_beat = heart.sent
             heart.start()

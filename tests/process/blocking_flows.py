@@ -98,6 +98,28 @@ async def lock_up_in_step() -> None:
         ctypes.PyDLL(None).pthread_mutex_lock(mutex)
 
 
+@app.step
+def add_up_in_plain() -> None:
+    sum(range(10**15))
+
+
+@app.step
+def lock_up_in_plain() -> None:
+    mutex = ctypes.create_string_buffer(256)
+    for _ in range(2):
+        ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+
+@app.step
+async def add_up_in_task() -> None:
+    """The task is the step's own: nobody notes its slices."""
+    await asyncio.create_task(add_up())
+
+
+async def add_up() -> None:
+    sum(range(10**15))
+
+
 @app.step(queue="gpu")
 async def add_up_queued() -> None:
     sum(range(10**15))
@@ -156,7 +178,17 @@ async def spin_queued() -> None:
 
 STEPS = {
     step.name: step
-    for step in (spin, add_up_in_step, lock_up_in_step, deadlock_in_step, backtrack_in_step, spin_queued)
+    for step in (
+        spin,
+        add_up_in_step,
+        lock_up_in_step,
+        add_up_in_plain,
+        lock_up_in_plain,
+        add_up_in_task,
+        deadlock_in_step,
+        backtrack_in_step,
+        spin_queued,
+    )
 }
 
 

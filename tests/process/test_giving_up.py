@@ -145,7 +145,7 @@ async def test_a_daemon_exits_when_a_step_can_not_be_interrupted(start: Start, c
         await run.result(timeout=30)
 
 
-@pytest.mark.parametrize("step", ["add_up_in_step", "lock_up_in_step"])
+@pytest.mark.parametrize("step", ["add_up_in_step", "lock_up_in_step", "add_up_in_plain", "lock_up_in_plain"])
 async def test_a_step_that_holds_the_interpreter_fails_by_one_death(start: Start, client: sf.Client, step: str) -> None:
     """In C, and it never looks for signals: no code in Python can run any more."""
     daemon = await start("daemon")
@@ -161,6 +161,19 @@ async def test_a_step_that_holds_the_interpreter_fails_by_one_death(start: Start
     with pytest.raises(sf.RunFailed, match=r"StepBlocked.*blocking_flows\.py.*in C, and can't be interrupted"):
         await bad.result(timeout=15)
     assert await asyncio.gather(*(run.result(timeout=15) for run in (*runs, *more))) == list(range(32))
+
+
+async def test_a_task_of_a_step_that_holds_the_interpreter_ends_its_daemon(start: Start, client: sf.Client) -> None:
+    """Nobody can see whose it is: it fails when three have ended, as a step that is killed does."""
+    daemon = await start("daemon")
+    bad = await client.start(calls, "add_up_in_task")
+    for number in range(3):
+        daemon = await start("daemon") if number else daemon
+        assert await daemon.wait(15) == -signal.SIGPROF
+        assert daemon.logged("in add_up"), "the traceback"
+    await start("daemon")
+    with pytest.raises(sf.RunFailed, match=r"WorkerLost.*while it ran step add_up_in_task"):
+        await bad.result(timeout=15)
 
 
 async def test_a_worker_ends_when_a_step_holds_the_interpreter(start: Start, client: sf.Client) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import threading
 
 import anyio
 import pytest
 
 import streamflow as sf
-from streamflow.watch.shared_note import FORMAT, SharedNote
+from streamflow.loops import wait_until
+from streamflow.watch.shared_note import FORMAT, THREAD_FORMAT, SharedNote
 from tests.support.machine_driver import plain
 from tests.unit.steps.test_executor import Bench, bench
 
@@ -20,13 +22,20 @@ class Noting:
     """Whose code is executed now: the number of its step, or 0."""
 
     def __init__(self, it: Bench) -> None:
-        self._note = SharedNote(5.0, 30.0)
-        it.executor.noting = self._note.slices_of
+        self._note = SharedNote(5.0, 30.0, threads=2)
+        it.executor.noting = self._note
 
     @property
     def now(self) -> int:
-        _, executes, *_, seq, _ = struct.unpack(FORMAT, self._note.memory)
+        _, executes, *_, seq, _ = struct.unpack_from(FORMAT, self._note.memory)
         return seq if executes else 0
+
+    @property
+    def in_threads(self) -> list[tuple[int, int, str]]:
+        """The system's number of a thread, the number of its step, and its run."""
+        first, size = struct.calcsize(FORMAT), struct.calcsize(THREAD_FORMAT)
+        entries = [struct.unpack_from(THREAD_FORMAT, self._note.memory, first + number * size) for number in (1, 2)]
+        return [(thread, seq, run_id.rstrip(b"\0").decode()) for thread, _, _, seq, run_id in entries if thread]
 
 
 async def test_a_step_is_noted_while_it_is_executed_not_while_it_waits() -> None:
@@ -96,3 +105,24 @@ async def test_a_step_sees_the_task_that_it_knows() -> None:
         assert failure is not None
         assert failure.kind == "KeyError"
         assert "in send" not in failure.traceback
+
+
+async def test_a_plain_step_is_noted_with_its_thread_until_it_returns() -> None:
+    threads: list[int] = []
+    go = threading.Event()
+
+    @sf.App().step
+    def waits() -> None:
+        threads.append(threading.get_native_id())
+        assert go.wait(10)
+
+    async with bench() as it:
+        note = Noting(it)
+        for seq in (1, 2, 3):  # the last one finds no place, and runs all the same
+            it.submit(waits, seq=seq)
+        await wait_until(lambda: len(threads) == 3, 0.001)
+        assert sorted(seq for _, seq, _ in note.in_threads) == [1, 2]
+        assert {thread for thread, _, _ in note.in_threads} < set(threads)
+        go.set()
+        assert [(await it.next()).failure for _ in range(3)] == [None] * 3
+        await wait_until(lambda: not note.in_threads, 0.001)
