@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -340,7 +342,9 @@ async def measure(stage: Scene, kind: Kind, plan: Plan, calm: list[float]) -> Tr
         await client.start(workflow, *args, id=f"{kind.name}-{number}")
         for number, (workflow, args) in enumerate(starts)
     ]
-    statuses = await _ends(runs, poisoned + plan.limit)
+    if kind.beside:
+        await _compute(kind.beside)
+    statuses = await _ends(runs, poisoned + kind.takes + plan.limit)
     trial.seconds = time.monotonic() - poisoned
     await asyncio.sleep(max(poisoned + plan.seconds - time.monotonic(), 0.0))
     for run, status in zip(runs, statuses, strict=True):
@@ -372,6 +376,14 @@ async def measure(stage: Scene, kind: Kind, plan: Plan, calm: list[float]) -> Tr
     return trial
 
 
+async def _compute(seconds: float) -> None:
+    """Processes that compute on all processors, for so long."""
+    code = f"import time\nuntil = time.monotonic() + {seconds}\nwhile time.monotonic() < until: pass"
+    processes = [await asyncio.create_subprocess_exec(sys.executable, "-c", code) for _ in range(os.cpu_count() or 1)]
+    for process in processes:
+        await process.wait()
+
+
 async def _start_worker(stage: Scene, queue: str) -> None:
     def start() -> DaemonProcess:
         return stage.system.add_worker(queue, 4)
@@ -396,7 +408,7 @@ async def _ends(runs: Sequence[Run[object]], until: float) -> list[str]:
 async def _judge(trial: Trial, kind: Kind, runs: Sequence[Run[object]], statuses: Sequence[str]) -> None:
     """Fill in how the poison ended, why, and whether it could be terminated."""
     left = [run for run, status in zip(runs, statuses, strict=True) if status in ("", *OPEN)]
-    trial.ended = "open" if left else " ".join(sorted(set(statuses)))
+    trial.ended = "open" if left else " ".join(sorted(set(statuses))) or "–"
     trial.right = set(statuses) <= kind.ends
     if left:
         trial.terminated = not any(

@@ -36,7 +36,8 @@ class Kind:
     """One poison. Several `starts`: several runs at once, each of which must end as one of `ends`.
 
     `soils`: it leaves something in the processes of its daemons, so that the next poison gets new ones. `queue`: a
-    worker has to be there.
+    worker has to be there. `takes`: seconds that it takes in any case. `beside`: for so many seconds other processes
+    compute on all processors, which have nothing to do with streamflow.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Kind:
     harm: Harm = Harm.NONE
     soils: bool = False
     queue: str | None = None
+    takes: float = 0.0
+    beside: float = 0.0
 
 
 def _one(workflow: str, *args: Any) -> Callable[[Place], list[Start]]:
@@ -119,6 +122,7 @@ KINDS: tuple[Kind, ...] = (
         _one("plain_steps_hang_without_timeout", 16),
         COMPLETED,
         soils=True,
+        takes=24.0,
     ),
     # Code that ends its process.
     Kind("workflow-exits", "os._exit in a workflow", _one("workflow_exits"), harm=_KILLS),
@@ -203,6 +207,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("history", "a history of 20,000 events, replayed", _one("has_a_long_history", 20, 500), COMPLETED),
     Kind("publishes", "5,000 published values of 5 KB", _one("publishes_much", 5000), COMPLETED),
     # The process and the machine.
+    Kind("control", "no poison: other processes compute for 2 s", lambda _: [], COMPLETED, beside=2.0),
     Kind("memory", "200 MB in a plain step", _one("step_hoards_memory"), COMPLETED),
     Kind("directory", "os.chdir and umask in a step", _one("step_changes_directory"), COMPLETED, soils=True),
     Kind(

@@ -382,7 +382,7 @@ class Asked:
             return None
         self._see(now)
         silent = now - looked
-        if silent < self._settings["step_limit"] + self._settings["after"] or self._asked < MOST_OF_IT * silent:
+        if silent < self._settings["step_limit"] or self._asked < MOST_OF_IT * silent:
             return None
         if executes and self._asks.get(self._parent.number, 0.0) < self._asked / 2:
             return None  # it is the main thread, of which is noted whose code it executes
@@ -393,7 +393,7 @@ class Asked:
         if len(busy) > 1:  # code in C that has let go of the interpreter computes, too
             busy = [number for number in busy if number in steps or number == self._parent.number]
         suspects = busy or asleep
-        if not suspects and silent < self._settings["step_limit"] + self._settings["after"] + LONGER:
+        if not suspects and silent < self._settings["step_limit"] + LONGER:
             return None
         return steps.get(suspects[0], Code()) if len(suspects) == 1 else Code()
 

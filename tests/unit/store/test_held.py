@@ -197,13 +197,13 @@ def test_a_plain_step_that_computes_in_c_is_noted_and_its_process_ended(asking: 
         for thread, name in ((OTHER, "other"), (STEP, "flows"))
     )
     asking.stack = f"{other}\n{bad}"
-    asking.runs(30, used=0.0, waits=200.0)
+    asking.runs(29, used=0.0, waits=200.0)
     assert asking.signals == []
     asking.runs(2, used=0.0, waits=200.0)
     assert asking.signals == [50, signal.SIGPROF]
     step = json.loads(asking.marks[-1])["last"]
     assert (step["run_id"], step["shard"], step["seq"]) == ("bad", 7, 3)
-    assert "step 3 of run bad has blocked its daemon for 30.6 s at /home/me/flows.py:5 ()" in step["reason"]
+    assert "step 3 of run bad has blocked its daemon for 30.1 s at /home/me/flows.py:5 ()" in step["reason"]
 
 
 def test_a_plain_step_that_sleeps_in_c_is_noted_too(asking: Daemon) -> None:
@@ -227,7 +227,7 @@ def test_on_a_busy_machine_it_gets_a_part_of_the_processor_time(asking: Daemon) 
 
 def test_while_no_thread_looks_like_it_the_process_has_more_time(asking: Daemon) -> None:
     asking.threads |= {STEP: ("D", 0.0, 0.0)}
-    asking.runs(35, used=0.0, waits=200.0)
+    asking.runs(34, used=0.0, waits=200.0)
     assert asking.signals == []
     asking.runs(2, used=0.0, waits=200.0)
     assert asking.signals == [signal.SIGPROF]
