@@ -72,6 +72,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("workflow-catches", "the same, catching BaseException", _one("workflow_catches"), harm=_BLOCKS),
     Kind("workflow-del", "a __del__ that loops, in a workflow", _one("workflow_loops_in_del"), ANY, _BLOCKS),
     Kind("workflow-error", "an error whose __str__ loops", _one("workflow_error_loops"), harm=_BLOCKS),
+    Kind("workflow-waits", "C code that waits without end", _one("workflow_waits_in_c"), harm=_BLOCKS, soils=True),
     Kind(
         "workflow-c",
         "C code that holds the interpreter, in a workflow",
@@ -91,6 +92,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("async-sleeps", "time.sleep(8) in an async step", _one("step_sleeps"), ANY, _BLOCKS),
     Kind("async-loops", "while True in an async step", _one("step_loops"), harm=_BLOCKS, soils=True),
     Kind("async-catches", "the same, catching BaseException", _one("step_catches"), harm=_BLOCKS, soils=True),
+    Kind("async-waits", "the same in an async step", _one("step_waits_in_c"), harm=_BLOCKS, soils=True),
     Kind(
         "async-c",
         "C code that holds the interpreter, in an async step",

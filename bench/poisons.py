@@ -128,6 +128,18 @@ async def workflow_catches() -> None:
     spin_and_catch()
 
 
+def wait_in_c() -> None:
+    """A call into C that waits without end, and that no signal ends, as some drivers have."""
+    mutex = ctypes.create_string_buffer(128)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+
+@app.workflow
+async def workflow_waits_in_c() -> None:
+    wait_in_c()
+
+
 @app.workflow
 async def workflow_holds_interpreter() -> None:
     hold_interpreter()
@@ -194,6 +206,16 @@ async def catch_in_async() -> None:
 @app.workflow
 async def step_catches() -> None:
     await catch_in_async()
+
+
+@app.step(retry=sf.NO_RETRY)
+async def wait_in_async() -> None:
+    wait_in_c()
+
+
+@app.workflow
+async def step_waits_in_c() -> None:
+    await wait_in_async()
 
 
 @app.step(retry=sf.NO_RETRY)

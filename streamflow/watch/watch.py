@@ -18,7 +18,8 @@ What happens then depends on how long it takes:
     `interrupt` (code of a run)       it is interrupted by a signal: the run is parked, the attempt fails. Code that
     `interrupt_steps`, or the step's  catches that is interrupted again at its next line, so also where it catches
     time-out                          everything in a loop
-    1 s (5 s for a step) later        code in C that can't be interrupted: `give_up`. The process hands everything over
+    0.25 s later                      code in C that can't be interrupted, or 1 s (5 s for a step) later code that
+                                      could, and goes on: `give_up`. The process hands everything over
                                       and exits, so that it is started again; in a process that isn't its own it only
                                       goes silent, so that others take over
 
@@ -76,7 +77,9 @@ PAUSE = 0.002
 """Interruptions in a row, and seconds between two."""
 RUN_GIVES_WAY = 1.0
 STEP_GIVES_WAY = 5.0
-"""Seconds after the first interruption after which code counts as one that can't be interrupted."""
+"""Seconds after the first interruption after which code counts as one that can't be interrupted: it may clean up..."""
+IN_C = 0.25
+"""...but if nothing could be raised in it, it waits in C, and no signal ends that."""
 LONGEST = 60.0
 """Seconds for which a loop is spoken for that is blocked by nobody known."""
 GIVES_UP = "hands everything over and exits with code"
@@ -104,7 +107,9 @@ class _Block(msgspec.Struct):
     next_warning: float = 0.0
     line: str = UNKNOWN_LINE
     interrupted: float = 0.0
-    """When it was interrupted first (monotonic s)."""
+    """When it was interrupted first (monotonic s)..."""
+    raised: int = 0
+    """...and how often that has raised something in it."""
 
     def seen_again(self, now: float, overdue: float) -> float:
         """Seconds for which it has blocked. A pause of the whole process is excused, once: code that holds on to the
@@ -300,9 +305,9 @@ class Watch:
             return True
         if self._interrupts:
             run.interrupted = run.interrupted or now
-            self._insist(_Target(self._limit, since), TRIES)
+            run.raised += self._insist(_Target(self._limit, since), TRIES)
         stuck = self._late is not None and self._late.looks > 1  # else the note is an old one
-        if stuck and note.since == since and blocked >= self._limit + RUN_GIVES_WAY:
+        if stuck and note.since == since and blocked >= self._limit + self._gives_way(run, RUN_GIVES_WAY):
             line = self._line_of_run(since)
             run.line = run.line if line == UNKNOWN_LINE else line
             text = f"its code has blocked its daemon for {blocked:.1f} s at {run.line} and can't be interrupted"
@@ -368,8 +373,8 @@ class Watch:
         target = _Target(timeout if timed_out and timeout else self._step_limit, 0.0, blocker.frame, running, timed_out)
         if self._interrupts:
             # Code that cleans up after the first one isn't disturbed in that; code that has caught it is.
-            self._insist(target, 1 if first else TRIES)
-        if self._asked and now - call.interrupted >= STEP_GIVES_WAY:
+            call.raised += self._insist(target, 1 if first else TRIES)
+        if self._asked and now - call.interrupted >= self._gives_way(call, STEP_GIVES_WAY):
             running = target.running  # the signal's handler may have found it
             what = _name(Blocker(blocker.kind, None, running))
             text = f"{what} has blocked its {self._place} for {blocked:.1f} s at {blocker.line}"
@@ -422,8 +427,12 @@ class Watch:
 
     # --- interrupting -------------------------------------------------------------------------------------------------
 
-    def _insist(self, target: _Target, tries: int) -> None:
-        """Code may catch the interruption and continue its loop: try again until it is raised outside of that."""
+    def _gives_way(self, block: _Block, seconds: float) -> float:
+        return seconds if block.raised or not self._interrupts else IN_C
+
+    def _insist(self, target: _Target, tries: int) -> int:
+        """Code may catch the interruption and continue its loop: try again until it is raised outside of that. Returns
+        how often something was raised."""
         self._target = target
         for _ in range(tries):
             if target.call is None and self._note.since != target.since:
@@ -433,6 +442,7 @@ class Watch:
             signals.send(self._loop_thread)
             time.sleep(PAUSE)
         self._target = None
+        return target.raised
 
     def interrupt(self, frame: FrameType | None) -> None:
         """Raise in the code that blocks. Called in the main thread, by a signal."""

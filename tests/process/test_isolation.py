@@ -61,7 +61,7 @@ async def test_poisons_harm_no_innocent_run_and_end_with_their_line(embedded_ser
 
 
 async def test_a_process_that_gives_up_explains_steps_that_run_again(embedded_server: EmbeddedServer) -> None:
-    plan = Plan([BY_NAME["workflow-catches"]], rate=30, seconds=1, limit=20, calm=0.6, patience=20, harm=8, interrupt=1)
+    plan = Plan([BY_NAME["workflow-waits"]], rate=30, seconds=1, limit=20, calm=0.6, patience=20, harm=8, interrupt=1)
     async with rig(embedded_server.url) as server:
         results = await bench_isolation(server, plan, print)
     [trial] = results.trials
