@@ -4,14 +4,15 @@
 -- For what running steps of a shard have reported, at a takeover: a value may have ten bytes or megabytes, so a number
 -- of fields limits nothing. Several fields that the server scans together and that don't fit are divided: the position
 -- names those that are left. At least one field is returned, if there is one. As with HSCAN, a field may come twice,
--- and one that is there all the time isn't missed. Reads only.
+-- and one that is there all the time isn't missed. What is read counts, also if only the first bytes of each value are
+-- wanted: that takes the server as long. Reads only.
 --
 -- KEYS   steps (or details)
--- ARGV   limit (bytes), cursor ('0' at first, '' behind the last field), then for each left field: field
+-- ARGV   limit (bytes), length (bytes of each value, its first ones; 0: all of it), cursor ('0' at first, '' behind the last field), then for each left field: field
 -- RETURNS position (a list of the next cursor and fields that are left, empty if these are all), then for each field:
 --         field, value / WRONGTYPE key
 -- @include shared/holds
-local key, limit, cursor = KEYS[1], tonumber(ARGV[1]), ARGV[2]
+local key, limit, length, cursor = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local MOST = 64 -- fields that are scanned at once, about: more than one, if they are small
 local OVERHEAD = 100 -- bytes that a field costs besides its own and its value's
 
@@ -24,12 +25,12 @@ local function add(field, value)
     position[#position + 1] = field
     return
   end
-  reply[2 * count + 2], reply[2 * count + 3] = field, value
+  reply[2 * count + 2], reply[2 * count + 3] = field, length > 0 and string.sub(value, 1, length) or value
   count = count + 1
   bytes = bytes + size
 end
 
-for n = 3, #ARGV do
+for n = 4, #ARGV do
   local value = #position > 1 and '' or redis.call('HGET', key, ARGV[n])
   if value then add(ARGV[n], value) end
 end

@@ -70,6 +70,8 @@ NOT_ACQUIRED = "could not be acquired"
 """What may be wrong with a single shard (`Troubles`)."""
 DUE = Due()
 
+CREATED = 32
+"""Bytes of the details of a step in which stands of which run they are (`decode_details`)."""
 NEVER = 1e15
 """Ms: no due time is as late as this, 30,000 years."""
 MAX_DIGITS = 5
@@ -182,7 +184,7 @@ class Takeover:
                 readable.append(shard)
         readable = await self._read_listings(readable, workflows)
         readable = await self._read_hashes(readable, lambda shard: shard.keys.steps, self._restore_steps)
-        readable = await self._read_hashes(readable, lambda shard: shard.keys.details, self._restore_details)
+        readable = await self._read_hashes(readable, lambda shard: shard.keys.details, self._restore_details, CREATED)
         for shard in readable:
             self._look_at_strays(shard)
         readable = await self._fold_logs(readable)
@@ -375,12 +377,13 @@ class Takeover:
         shards: list[OwnedShard],
         key: Callable[[OwnedShard], str],
         on_page: Callable[[OwnedShard, list[tuple[bytes, bytes]]], None],
+        length: int = 0,
     ) -> list[OwnedShard]:
-        """Read a hash of each shard. Returns the shards that could be read."""
+        """Read a hash of each shard, so many bytes of each value (0: all). Returns the shards that could be read."""
         positions: dict[int, list[bytes]] = {}
 
         def call(shard: OwnedShard, limit: int) -> Call[tuple[list[bytes], list[tuple[bytes, bytes]]]]:
-            return self._kernel.read_hash(key(shard), positions.get(shard.number, FIRST_FIELD), limit)
+            return self._kernel.read_hash(key(shard), positions.get(shard.number, FIRST_FIELD), limit, length)
 
         def take(shard: OwnedShard, page: tuple[list[bytes], list[tuple[bytes, bytes]]]) -> bool:
             positions[shard.number], fields = page

@@ -440,15 +440,15 @@ class Kernel:
         return Call("read_runs", names, [limit, *(first for _, first in runs)], _records)
 
     def read_hash(
-        self, key: str, position: Sequence[bytes], limit: int
+        self, key: str, position: Sequence[bytes], limit: int, length: int = 0
     ) -> Call[tuple[list[bytes], list[tuple[bytes, bytes]]]]:
         """Read fields of a hash from a position on, as much of them as fits into one reply.
 
         `key`: of a shard's steps or details; `position`: `FIRST_FIELD`, or what the call before has returned. Returns
         the next position, empty at the end, and fields with values of at most `limit` bytes: one at least, if there is
-        one. A field may come twice.
+        one. A field may come twice. `length`: bytes of each value that are wanted, the first ones; 0: all of it.
         """
-        return Call("read_hash", [key], [limit, *position], _hash_fields)
+        return Call("read_hash", [key], [limit, length, *position], _hash_fields)
 
     def read_stream(self, log: str, after: str, limit: int) -> Call[tuple[bool, list[StreamEntry]]]:
         """Read entries of a stream, as much of them as fits into one reply.

@@ -227,7 +227,7 @@ VERBS: dict[str, Verb] = {
     "peek_runs": Verb(lambda n: KERNEL.peek_runs(0, ["<id>"] * n["run"]), {"run": ("run",)}),
     "read_runs": Verb(lambda n: KERNEL.read_runs(0, [("<id>", "<first>")] * n["run"], "<limit>"), {"run": ("run",)}),
     "read_hash": Verb(
-        lambda n: KERNEL.read_hash(SHARD.steps, [b"<cursor>", *[b"<field>"] * n["left field"]], "<limit>"),
+        lambda n: KERNEL.read_hash(SHARD.steps, [b"<cursor>", *[b"<field>"] * n["left field"]], "<limit>", "<length>"),
         {"left field": ("left field",)},
     ),
     "read_stream": Verb(lambda _: KERNEL.read_stream(KERNEL.keys.shard(0).log, "<after>", "<limit>"), {}),

@@ -91,3 +91,16 @@ async def test_a_key_of_another_type_is_refused(shard: Shard) -> None:
     await plant(shard, 1)
     call = shard.kernel.read_hash(shard.keys.details, FIRST_FIELD, 100)
     await shard.assert_wrong_types_leave_nothing_half_written(call)
+
+
+async def test_only_the_first_bytes_of_each_value_may_be_wanted(shard: Shard) -> None:
+    planted = await plant(shard, 3, 70_000, *[50] * 100, 70_000)
+    found: list[tuple[bytes, bytes]] = []
+    position: Sequence[bytes] = FIRST_FIELD
+    count = 0
+    while position:
+        position, page = await shard.do(shard.kernel.read_hash(shard.keys.details, position, 40_000, 5))
+        found += page
+        count += 1
+    assert dict(found) == {field: value[:5] for field, value in planted.items()}
+    assert count >= 3, "the server's work is divided as for whole values"

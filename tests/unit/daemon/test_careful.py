@@ -449,7 +449,7 @@ async def test_details_are_read_in_portions_with_the_runs_of_their_steps() -> No
     assert [record[1].details for record in bench.shard.records.values()] == [b"", b""]
 
     def one_at_a_time(call: Call[Any]) -> Any:
-        _, cursor, field, *others = call.args
+        _, _, cursor, field, *others = call.args
         assert cursor == b"", "only these fields"
         return ([b"", *others] if others else []), [(field, on_server.pop(field))]
 
