@@ -21,6 +21,7 @@ server the first daemon to be back must not take the others for dead.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import math
@@ -42,6 +43,7 @@ from streamflow.daemon.takeover import NOT_ACQUIRED, Takeover
 from streamflow.daemon.troubles import shard_name
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.loops import HEARTBEATS, TURN, Supervisor, retry_forever, wait_until
+from streamflow.machine.sealed import hide
 from streamflow.model.sharding import winner_of
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.connection import Call, Store
@@ -60,7 +62,9 @@ CHECK_EVERY = 20
 LENT = 1000
 """Steps that one call records at the release of a shard: 2.5 ms of the server."""
 FINISH_BATCH = 1.0
-"""Seconds that a batch gets to end before its shard is released."""
+"""Seconds that a batch gets to end before its shard is released..."""
+FINISH_RELEASE = 1.0
+"""...and that a release gets to be answered before other shards are looked after, if a cluster's server is away."""
 
 
 class _Seen(msgspec.Struct):
@@ -126,6 +130,8 @@ class Membership:
         self._is_losing = False
         self._heartbeat_lock = anyio.Lock()
         self._rebalance_lock = anyio.Lock()
+        self._releasing: set[asyncio.Task[None]] = set()
+        """Releases that are not answered, of a cluster's servers."""
         self._left = False
         self._has_joined = False
         self._looks: list[float] = []
@@ -496,7 +502,7 @@ class Membership:
     async def release(self, shards: list[OwnedShard]) -> None:
         await self._rollup.store_partials(shards)
         shards = [shard for shard in shards if not shard.dropped]
-        calls, last = list[Call[Reply]](), list[int]()
+        releases: list[tuple[OwnedShard, list[Call[Reply]]]] = []
         for shard in shards:
             headers = {run_id: live.header for run_id, live in shard.live.items()}
             lent = self._records.lend(shard.number, headers, shard.outcomes())
@@ -507,28 +513,53 @@ class Membership:
                 created = headers[run_id].created if run_id in headers else 0
                 deaths = max(1, self._owner.suspects.deaths(shard.number, run_id))
                 lent.append(LentStep(f"{run_id}/{CODE}", NOBODY, created, deaths))
+            calls: list[Call[Reply]] = []
             while len(lent) > LENT:
                 calls.append(self._kernel.release_shard(shard.number, shard.token, lent[:LENT], last=False))
                 del lent[:LENT]
             calls.append(self._kernel.release_shard(shard.number, shard.token, lent, delivered=shard.suspect_until))
-            last.append(len(calls) - 1)
+            releases.append((shard, calls))
             self._owner.drop(shard)
-        # However long the server is away: it still has this daemon as their owner, which drops them here.
+        if self._store.is_single:
+            await self._send_releases(releases)
+            return
+        by_server: dict[int, list[tuple[OwnedShard, list[Call[Reply]]]]] = {}
+        for release in releases:
+            by_server.setdefault(self._store.server_of(release[0].keys.owner), []).append(release)
+        sending = [asyncio.create_task(self._send_releases(some)) for some in by_server.values()]
+        for task in sending:
+            hide(task)
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
+        # One that is away holds up nothing else, unless this daemon ends: then nobody could send them any more.
+        waited_for = self._releasing if self.draining else sending
+        if waited_for:
+            done, _ = await asyncio.wait(waited_for, timeout=None if self.draining else FINISH_RELEASE)
+            for task in done:
+                task.result()
+
+    async def _send_releases(self, releases: list[tuple[OwnedShard, list[Call[Reply]]]]) -> None:
+        """Of shards that are on one server. However long that is away: it still has this daemon as their owner, which
+        has dropped them."""
+        calls = [call for _, some in releases for call in some]
         try:
             answers = await self._store.send(calls, patience=math.inf)
         finally:
-            self._records.released(shard.number for shard in shards)
-        for shard, position in zip(shards, last, strict=True):
-            if isinstance(answers[position], StoreError):
+            self._records.released(shard.number for shard, _ in releases)
+        released = position = 0
+        for shard, some in releases:
+            position += len(some)
+            answer = answers[position - 1]
+            released += answer is Reply.OK
+            if isinstance(answer, StoreError):
                 _log.error(
                     "shard %d could not be released, so its next owner waits up to %g s for it: %s",
                     shard.number,
                     self._settings.grace + self._settings.dead_after,
-                    answers[position],
+                    answer,
                 )
-        released = sum(answers[position] is Reply.OK for position in last)
         _log.info(
-            "released %d of %d shards; %d steps of theirs go on here", released, len(shards), self._records.running
+            "released %d of %d shards; %d steps of theirs go on here", released, len(releases), self._records.running
         )
 
     async def end_steps(self, over: float) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import anyio
@@ -458,6 +459,35 @@ async def test_steps_that_run_go_on_here_and_keep_no_shard(bench: Bench) -> None
     assert bench.parts.told == bench.parts.lent
     with_steps = [call.args for call in bench.store.sent("release_shard") if len(call.args) > 3]
     assert with_steps == [["7:nonce", "1", "", "r/1", "me", 5, 1]]
+
+
+async def test_a_server_that_is_away_holds_up_no_other_shards(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until this daemon ends: then nobody else could send them."""
+    monkeypatch.setattr(module, "FINISH_RELEASE", 0.01)
+    await bench.turn()
+    bench.other_beats("new", 1)
+    theirs = sorted(won_by("new", "me", "new"))
+    away, back = theirs[0], anyio.Event()
+    bench.store.is_single = False
+    bench.store.server_of = lambda key: int(key == KERNEL.keys.shard(away).owner)
+    send = bench.store.send
+
+    async def send_to_servers(calls: Sequence[Call[Any]], **options: Any) -> list[Any]:
+        if any(call.script == "release_shard" and call.keys[0] == KERNEL.keys.shard(away).owner for call in calls):
+            await back.wait()
+        return await send(calls, **options)
+
+    monkeypatch.setattr(bench.store, "send", send_to_servers)
+    with anyio.fail_after(5):
+        await bench.turn(after=0.5)
+    assert set(bench.parts.told) == set(theirs) - {away}
+    bench.membership.draining = True
+    leaving = asyncio.create_task(bench.turn(after=0.5))
+    await asyncio.sleep(0.05)
+    assert not leaving.done()
+    back.set()
+    await leaving
+    assert set(bench.parts.told) >= set(theirs)
 
 
 async def test_a_shard_that_is_being_reduced_is_released_afterwards(bench: Bench) -> None:
