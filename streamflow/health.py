@@ -79,7 +79,7 @@ class HealthFile:
     """The report of this process; the file goes with it. One that can't be written is said once, by `OSError`."""
 
     def __init__(self, name: str) -> None:
-        self._path = _directory() / f"{name}.json"
+        self._path = reports() / f"{name}.json"
         self._file = -1
         self._written = -EVERY
 
@@ -113,7 +113,7 @@ def read_all(pid: int | None = None) -> list[Health]:
     """The reports of all daemons and workers of this user on this machine, or of one process. Files that dead processes
     have left are deleted."""
     found: list[Health] = []
-    directory = _directory()
+    directory = reports()
     if not directory.is_dir():
         return found
     _check_owner(directory)
@@ -154,7 +154,8 @@ def _decode(file: int) -> Health:
     raise StreamflowError("the report of a process can't be decoded: it may be another version's")
 
 
-def _directory() -> Path:
+def reports() -> Path:
+    """The directory of the reports of this user's processes, which may not be there yet."""
     return Path(tempfile.gettempdir()) / f"streamflow-{os.getuid()}"
 
 

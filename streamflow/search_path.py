@@ -1,6 +1,7 @@
 """Directories in which an app finds its packages: `--path` and `STREAMFLOW_PATH`.
 
-Owns: where they stand in the search path, and what is said of extension modules that another Python has to run.
+Owns: where they stand in the search path, and what is said of a package that no directory has, or of extension modules
+that another Python has to run.
 Must not: import anything of an app. Called by: the command line, the processes of steps.
 
 They come last. So nothing in them shadows the standard library, streamflow, or what that needs: a virtual environment
@@ -10,6 +11,7 @@ that has another release of those does no harm. What they share (redis, msgspec,
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import site
 import sys
@@ -64,6 +66,20 @@ def foreign_extension(error: BaseException) -> str:
                         f"Python {version}, as with `pip install --target DIRECTORY --python-version {version} "
                         "--only-binary=:all: PACKAGE`"
                     )
+    return ""
+
+
+def missing_package(error: BaseException) -> str:
+    """What to do about an import of a package that isn't there at all; empty if that isn't why it failed."""
+    for name in _missing(error):
+        package = name.partition(".")[0]
+        if importlib.util.find_spec(package) is None:
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            where = f"none of {', '.join(_added)} has it" if _added else "no directory is given"
+            return (
+                f"--path DIRECTORY (or STREAMFLOW_PATH) names where {package} is, such as the "
+                f"lib/python{version}/site-packages of a virtual environment; {where}"
+            )
     return ""
 
 

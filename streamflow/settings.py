@@ -312,7 +312,9 @@ def _convert(field: msgspec.structs.FieldInfo, value: object, source: str, stric
     try:
         converted = msgspec.convert(value, field.type, strict=strict)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{source}={masked(repr(value))}: {error}{_allowed(field)}") from None
+        raise UsageError(
+            f"{source}={masked(repr(value))}: {error}{_allowed(field) or _quoted(field, value, strict)}"
+        ) from None
     if field.name in _SETTINGS and field.name not in _TOGETHER:
         try:
             Settings(**{field.name: converted})  # with all its checks
@@ -325,6 +327,17 @@ def _allowed(field: msgspec.structs.FieldInfo) -> str:
     """What a setting may be that has a few values."""
     values = _values(msgspec.inspect.type_info(field.type))
     return f"; allowed are {', '.join(values)}" if values else ""
+
+
+def _quoted(field: msgspec.structs.FieldInfo, value: object, strict: bool) -> str:
+    """What to write in the file instead of a number in quotes."""
+    if not strict or not isinstance(value, str):
+        return ""
+    try:
+        msgspec.convert(value, field.type, strict=False)
+    except msgspec.ValidationError:
+        return ""
+    return f"; write {field.name} = {value}, without quotes"
 
 
 def _values(kind: msgspec.inspect.Type) -> list[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from streamflow.errors import UsageError
-from streamflow.search_path import foreign_extension
+from streamflow.search_path import foreign_extension, missing_package
 from streamflow.workflow.app import App
 
 TARGET_FORMS = "use --app flows:app for a module, or --app path/flows.py:app for a file"
@@ -121,7 +121,7 @@ def _failed(name: str, error: BaseException) -> UsageError:
     ours = ("<frozen importlib", str(Path(__file__).parent), str(Path(importlib.__file__).parent))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     lines = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
-    if reason := foreign_extension(error):
+    if reason := foreign_extension(error) or missing_package(error):
         lines.append(reason)
     return UsageError(f"{name} can't be imported:\n{''.join(lines).rstrip()}")
 

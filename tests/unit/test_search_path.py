@@ -104,3 +104,22 @@ def test_a_module_that_is_missing_altogether_is_not_blamed_on_a_version(director
     with pytest.raises(UsageError) as raised:
         load_app("flows:app")
     assert "built for" not in str(raised.value)
+
+
+def test_a_package_that_is_missing_leads_to_the_option_that_names_it(directory: Path) -> None:
+    (directory / "flows.py").write_text(f"import nobody_has_this.inside\n{APP}")
+    for found in ("no directory is given", f"none of {directory}/packages has it"):
+        with pytest.raises(UsageError, match=r"No module named 'nobody_has_this'") as raised:
+            load_app("flows:app")
+        last = str(raised.value).splitlines()[-1]
+        assert last.startswith("--path DIRECTORY (or STREAMFLOW_PATH) names where nobody_has_this is, such as the lib/")
+        assert last.endswith(found)
+        (directory / "packages").mkdir(exist_ok=True)
+        search_path.add("packages")
+
+
+def test_a_module_that_a_package_lacks_has_nothing_to_do_with_directories(directory: Path) -> None:
+    (directory / "flows.py").write_text(f"import json.no_such_part\n{APP}")
+    with pytest.raises(UsageError, match=r"No module named 'json\.no_such_part'") as raised:
+        load_app("flows:app")
+    assert "--path" not in str(raised.value)

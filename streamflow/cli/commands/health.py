@@ -31,7 +31,7 @@ def health(pid: int | None, live: bool, as_json: bool) -> None:
     """
     import msgspec
 
-    from streamflow.health import read_all
+    from streamflow.health import read_all, reports
     from streamflow.screen.sanitize import safe
 
     found = [one.judged(live=live) for one in read_all(pid)]
@@ -39,7 +39,8 @@ def health(pid: int | None, live: bool, as_json: bool) -> None:
     if as_json:
         print_json({"healthy": healthy, "processes": msgspec.to_builtins(found)})
     elif not found:
-        click.echo("no daemon or worker runs here" if pid is None else f"no daemon or worker runs as process {pid}")
+        who = "no daemon or worker" if pid is None else f"no daemon or worker with process id {pid}"
+        click.echo(f"{who} reports in {reports()}: if one runs, call this as its user, with its TMPDIR")
     else:
         for one in found:
             head = f"{one.kind} {one.name}: "
