@@ -35,6 +35,12 @@ unpack() { # directory
         echo "error: this is streamflow for $machine, and this machine is $(uname -m)" >&2
         exit 1
     fi
+    for tool in find gzip mktemp tail tar; do
+        if ! command -v "$tool" >/dev/null; then
+            echo "error: streamflow needs $tool to unpack itself, once: install it, or add it to PATH" >&2
+            exit 1
+        fi
+    done
     if ! new=$(mktemp -d "$1/.new-XXXXXXXX" 2>&1); then
         refuse "$1" "$new"
         return

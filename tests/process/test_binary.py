@@ -307,6 +307,19 @@ def test_a_directory_that_can_not_be_used_is_named_with_the_reason(file: Path, t
     assert "STREAMFLOW_UNPACK_DIR" in done.stderr
 
 
+def test_a_tool_that_the_machine_lacks_is_named(file: Path, tmp_path: Path) -> None:
+    """Some images have neither gzip nor tar."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("find", "id", "mkdir", "mktemp", "tail", "tar", "uname"):
+        found = shutil.which(name)
+        assert found is not None
+        (tools / name).symlink_to(found)
+    done = run(file, {"PATH": str(tools), "STREAMFLOW_UNPACK_DIR": str(tmp_path / "unpacked")}, "--version")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: streamflow needs gzip to unpack itself, once: install it")
+
+
 def test_an_incomplete_file_says_so_and_leaves_nothing(file: Path, tmp_path: Path) -> None:
     half = tmp_path / "streamflow"
     half.write_bytes(file.read_bytes()[:4_000_000])
