@@ -150,6 +150,23 @@ def machine(tmp_path: Path) -> Generator[Machine]:
     made.end()
 
 
+def test_the_first_steps_lead_from_nothing_to_a_run(machine: Machine) -> None:
+    port = free_port()
+    (machine.directory / "data").mkdir()
+    tool = shutil.which("redis-server", path=machine.environ["PATH"])
+    assert tool is not None
+    machine.start(tool, "--port", str(port), "--dir", "data", "--appendonly", "yes")
+    machine.run(f"until redis-cli -p {port} PING | grep -q PONG; do sleep 0.1; done")
+    (steps,) = commands(section("docs/operations.md", "## From nothing to a deployment"))
+    first, rest = steps.split("\n", 1)
+    assert first == "export STREAMFLOW_REDIS=redis://127.0.0.1:6379"
+    machine.environ |= {"STREAMFLOW_REDIS": f"redis://127.0.0.1:{port}"}
+    del machine.environ["STREAMFLOW_SHARDS"]
+    said = machine.run(f"{rest}\nwait $!")
+    assert '"Hello, world!"' in said
+    assert "● healthy" in said
+
+
 @pytest.mark.parametrize("way", ["a snapshot", "a copy of the append-only file"])
 def test_a_restored_server_goes_on_where_the_backup_was(machine: Machine, way: str) -> None:
     taking = commands(section("docs/operations.md", "### Taking one"))
