@@ -20,7 +20,7 @@ import msgspec
 from redis import exceptions as redis_errors
 
 from streamflow.errors import StoreError, StoreMisconfigured, StoreUnavailable
-from streamflow.server_url import cluster_of
+from streamflow.server_url import cluster_of, sentinels_of
 from streamflow.store.connection import LOST, Call, Store
 from streamflow.store.durability import WAIT_MS, Durability
 from streamflow.store.keys import NamespaceKeys
@@ -233,6 +233,8 @@ async def inspect(
             text = f"{unserved} of the cluster's {SLOTS} slots have no server"
             findings.append(Finding(True, "server", f"{text}: `redis-cli --cluster fix HOST:PORT` mends it"))
             doubts = [doubt for doubt in doubts if "slots have no server" not in doubt]
+        if sentinels_of(store.url) is not None and not any("no replica" in doubt for doubt in doubts):
+            doubts += [lonely for info in infos if (lonely := _without_replica(info))]
         findings += [Finding(False, "server", text) for text in doubts]
         if any(_number(info, "loading") or too_old(info) for info in infos):
             return [*findings, Finding(False, "permissions", "not checked")]
@@ -261,6 +263,16 @@ async def _info(server: _Server) -> dict[str, Any] | StoreError:
     with anyio.fail_after(_ANSWER_SECONDS):
         [reply] = await server.node.attempt([call])
     return server.node.parsed(call, reply)
+
+
+def _without_replica(info: Mapping[str, Any]) -> str | None:
+    """What to say of a primary that Sentinels watch, and of which they go on counting a replica that is gone."""
+    if info.get("role") != "master" or _number(info, "connected_slaves"):
+        return None
+    return (
+        "no replica is connected to the primary: there is none to go on with when it is lost. Start those that "
+        "`SENTINEL REPLICAS SERVICE` names at a Sentinel"
+    )
 
 
 def _unknown_user(server: _Server, error: str) -> str:

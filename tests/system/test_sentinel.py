@@ -25,6 +25,8 @@ from streamflow.server_url import sentinels_of
 from streamflow.settings import Settings
 from streamflow.store import heartbeat_child
 from streamflow.store.connection import Call, Store
+from streamflow.store.inspection import inspect
+from streamflow.store.keys import NamespaceKeys
 from streamflow.store.node import Node
 from streamflow.worker.worker import Worker
 from tests.support.lines import port_of
@@ -209,6 +211,23 @@ async def test_sentinels_that_are_down_are_passed_over(pair: Pair) -> None:
             assert await store.one(Call.plain("PING")) in (True, b"PONG")
         finally:
             await store.close()
+
+
+async def test_a_replica_that_is_gone_is_missed_by_check(pair: Pair) -> None:
+    """The Sentinels go on counting it, as something that may come back."""
+    store = Node(pair.url)
+    try:
+        assert [found.message for found in await inspect(store, NamespaceKeys("jobs"))] == []
+        os.kill(pair.replica.pid, signal.SIGKILL)
+        async with Redis.from_url(pair.primary.url) as redis:
+            with anyio.fail_after(DEADLINE):
+                while (await redis.info("replication"))["connected_slaves"]:  # noqa: ASYNC110
+                    await anyio.sleep(0.05)
+        (found,) = await inspect(store, NamespaceKeys("jobs"))
+        assert (found.is_error, found.about) == (False, "server")
+        assert found.message.startswith("no replica is connected to the primary: ")
+    finally:
+        await store.close()
 
 
 async def test_a_sentinel_in_the_place_of_a_server_is_recognised(pair: Pair) -> None:
