@@ -72,6 +72,15 @@ class Arguments:
             return self._by_name(cast("dict[str, Any]", input))
         raise UsageError(f"{self._takes()}: {self._expected()}")
 
+    def option(self) -> tuple[str, str]:
+        """The option of `enqueue` to fill in, and what goes into it; both empty if a run needs no input."""
+        names = self._names[: self._required]
+        if not names:
+            return "", ""
+        if len(self._names) == 1:
+            return " --input '…'", f" (the value of {names[0]!r}, as JSON)"
+        return f" --input '[{', '.join('…' for _ in names)}]'", f" ({', '.join(names)}, as JSON)"
+
     def _positional(self, values: list[Any]) -> list[Any]:
         if self._required <= len(values) <= len(self._names):
             return values

@@ -588,7 +588,7 @@ def test_dev_starts_server_and_daemon_and_keeps_the_data(cli: Cli) -> None:
             first = dev.stdout.readline()
             url = first.split()[1]
             assert first.startswith("server: unix:///")
-            assert "streamflow enqueue total" in dev.stdout.readline()
+            assert "streamflow enqueue total --input '[…, …]'" in dev.stdout.readline()
             server = ("--redis", url, "--namespace", cli.environ["STREAMFLOW_NAMESPACE"])
             until(lambda server=server: cli("runs", *server).code == 0, "the daemon created the namespace")
             done = cli("enqueue", "echo", "--input", "5", "--id", "kept", *server, "--wait", "--json").json

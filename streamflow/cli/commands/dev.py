@@ -64,7 +64,7 @@ def dev(app_target: str | None, directory: Path, memory: bool, port: int | None,
             options += f" --namespace {namespace}" if namespace else ""
             storage = "in memory, nothing is kept" if memory else f"data in {server.directory}"
             click.echo(f"server: {server.url} ({storage})")
-            click.echo(f"start a run: streamflow enqueue {next(iter(app.workflows))}{options}")
+            click.echo(f"start a run: {_start_of_a_run(app, options)}")
             for queue in app.queues:
                 click.echo(f"serve queue {queue}: streamflow worker --app {app_target} --queue {queue}{options}")
             if screen:
@@ -76,6 +76,19 @@ def dev(app_target: str | None, directory: Path, memory: bool, port: int | None,
         return run_async(run, fast=True, screen=screen)
     except KeyboardInterrupt:
         return 0
+
+
+def _start_of_a_run(app: App, options: str) -> str:
+    """The command for the app's first workflow, with its input to be filled in."""
+    import msgspec
+
+    from streamflow.cli.workflow_input import Arguments
+    from streamflow.client.listing import WorkflowInfo
+    from streamflow.daemon.registration import describe_workflow
+
+    name, workflow = next(iter(app.workflows.items()))
+    option, meaning = Arguments(name, msgspec.convert(describe_workflow(app, workflow), WorkflowInfo)).option()
+    return f"streamflow enqueue {name}{option}{options}{meaning}"
 
 
 async def _with_screen(app_target: str, server: EmbeddedServer, namespace: str | None) -> int:

@@ -83,3 +83,18 @@ def test_force_accepts_an_unknown_workflow_but_not_an_invalid_name() -> None:
     assert find_workflow("digest", KNOWN, force=True) is KNOWN["digest"]
     with pytest.raises(InvalidName):
         find_workflow("a b", KNOWN, force=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (takes(), ("", "")),
+        (takes("a", required=0), ("", "")),
+        (takes("input", kind="reducer"), ("", "")),
+        (takes("a"), (" --input '…'", " (the value of 'a', as JSON)")),
+        (takes("a", "b"), (" --input '[…, …]'", " (a, b, as JSON)")),
+        (takes("a", "b", required=1), (" --input '[…]'", " (a, as JSON)")),
+    ],
+)
+def test_the_option_to_fill_in_has_a_place_for_each_value(arguments: Arguments, shown: tuple[str, str]) -> None:
+    assert arguments.option() == shown
