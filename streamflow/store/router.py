@@ -426,7 +426,11 @@ class Cluster(Store):
         if isinstance(problem, redis_errors.NoPermissionError):
             return StoreMisconfigured(f"{shown}: {text}. `streamflow acl` prints the rules that the user needs")
         if self._map.unserved and self._map.servers and problem is None:
-            text = f"{self._map.unserved} of {SLOTS} slots have no server"
+            return StoreUnavailable(
+                f"no answer from {shown} for {seconds:.1f} s: {self._map.unserved} of {SLOTS} slots have no server. "
+                "Start those that had them; if none is away, as after the move of a single server, "
+                "`redis-cli --cluster fix HOST:PORT` gives these slots to the others."
+            )
         return StoreUnavailable(f"no answer from {shown} for {seconds:.1f} s: {text}. {self.advice(problem)}.")
 
     # --- the rest -----------------------------------------------------------------------------------------------------

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from redis.asyncio import Redis
 
 from streamflow.embedded.cluster import SLOTS, EmbeddedCluster
+from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreError, StoreMisconfigured, StoreUnavailable
 from streamflow.loops import wait_until
 from streamflow.model.record import decode_header
@@ -23,6 +26,7 @@ from streamflow.store.router import Cluster, open_store
 from streamflow.store.topology import slot_of
 from tests.support.cluster import SlotMove, frozen, key_in, move_slot, move_slots_at_once
 from tests.support.cluster import slot_of as slot_by_server
+from tests.support.secure import free_port
 from tests.support.waiting import DEADLINE
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
@@ -281,6 +285,21 @@ async def test_logs_of_all_servers_are_read(store: Cluster, namespace: str) -> N
     assert found == {key: [(f"{n + 1}-0", {b"a": b"b"})] for n, key in enumerate(keys)}
     behind = {key: f"{n + 1}-0" for n, key in enumerate(keys)}
     assert await store.read_logs(behind, 150) == {}
+
+
+async def test_slots_without_a_server_are_counted_with_what_to_do(tmp_path: Path) -> None:
+    """As on the way from a single server: it has the slots of its keys only, and the others are missing."""
+    options = ["--cluster-enabled", "yes", "--cluster-config-file", str(tmp_path / "nodes.conf")]
+    options += ["--cluster-port", str(free_port())]  # the default is 10,000 above the other one, which may be too high
+    async with EmbeddedServer(tmp_path / "data", extra=options) as server:
+        async with Redis.from_url(server.url) as redis:
+            await redis.execute_command("CLUSTER ADDSLOTS", 1)
+        store = Cluster(server.url.replace("redis://", "redis+cluster://"), patience=0.5)
+        try:
+            with pytest.raises(StoreUnavailable, match=r"16383 of 16384 slots have no server.*--cluster fix HOST:PORT"):
+                await store.one(Call.plain("GET", "{a}"))
+        finally:
+            await store.close()
 
 
 async def test_wrong_urls_are_refused_with_what_to_use(shared_cluster: EmbeddedCluster, embedded_server: Any) -> None:
