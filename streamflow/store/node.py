@@ -60,6 +60,7 @@ URGENT = 4
 """Urgent pipelines at the same time, whose callers may have given up."""
 
 _INFO = ("INFO", "server", "replication")
+_WAITS = frozenset({"WAIT", "WAITAOF"})
 _LONGEST_BLOCK_MS = 10_000
 
 
@@ -466,6 +467,9 @@ class Node(Store):
             load = [["SCRIPT", "LOAD", script.source] for script in self._scripts.values()]
             loaded = await self._pipeline(load, lane)
             refusal = next((reply for reply in loaded if isinstance(reply, Exception)), None)
+            # A wait behind one of them was answered before that had written anything.
+            missing += [i for i in range(missing[0], len(commands)) if commands[i][0] in _WAITS]
+            missing.sort()
             calls = [commands[i] for i in missing]
             if refusal is not None:  # a user who may only read can't load scripts
                 calls = [self._with_source(command) for command in calls if command[0] == "EVALSHA_RO"]

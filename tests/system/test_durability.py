@@ -18,7 +18,10 @@ from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreMisconfigured
 from streamflow.http import catalog, pages
+from streamflow.store.connection import Call
 from streamflow.store.durability import Durability
+from streamflow.store.kernel import Kernel, Put
+from streamflow.store.keys import NamespaceKeys
 from streamflow.store.node import Node
 from streamflow.store.roles import Role, rights
 from tests.support.lines import Line, line_to, port_of
@@ -175,6 +178,18 @@ async def test_a_daemon_says_for_how_long_nothing_was_confirmed(monkeypatch: pyt
         with anyio.fail_after(DEADLINE):
             while await waited(daemon) > 0:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
+
+
+async def test_a_wait_counts_what_is_written_after_scripts_were_loaded() -> None:
+    async with with_a_replica() as (primary, _, stream):
+        store = Node(primary.url, connections=1)
+        fence = Kernel(NamespaceKeys(NAMESPACE)).store_records([Put("k", "", b"")])
+        for _ in range(2):
+            assert await store.send([fence, Call.plain("WAIT", 1, 5000)]) == [b"OK", 1]
+        await tell(primary.url, "SCRIPT", "FLUSH")
+        with frozen(stream):
+            assert await store.send([fence, Call.plain("WAIT", 1, 200)]) == [b"OK", 0], "not what was written before"
+        await store.close()
 
 
 async def test_signals_and_results_wait_too() -> None:
