@@ -94,7 +94,7 @@ def _app(app_target: str | None) -> list[Finding]:
 
 async def _server(settings: Settings, role: str) -> tuple[list[Finding], list[str]]:
     """What was found, and what besides the server was looked at, if that has answered."""
-    from streamflow.store.durability import Durability, not_with
+    from streamflow.store.durability import Durability
     from streamflow.store.inspection import Finding, inspect, inspect_durability
     from streamflow.store.keys import NamespaceKeys
     from streamflow.store.namespace import inspect_namespace, stored_durability
@@ -108,10 +108,7 @@ async def _server(settings: Settings, role: str) -> tuple[list[Finding], list[st
         stored = await stored_durability(store, keys)
         asked = settings.durability if role == Role.DAEMON else ""
         level = asked or stored or "server"
-        waits = role in (Role.DAEMON, Role.CLIENT) and not not_with(
-            store.url, level
-        )  # `inspect_namespace` reports that
-        durability = Durability.of(level) if waits else None
+        durability = Durability.of(level) if role in (Role.DAEMON, Role.CLIENT) else None
         findings = await inspect(store, keys, Role(role), durability)
         looked_at = ["permissions"]
         if asked and stored and asked != stored:

@@ -26,7 +26,7 @@ from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.run import Decode, Run
 from streamflow.client.session import Session, Sessions
 from streamflow.client.waiting import ResultWaiter, check_found, check_posted
-from streamflow.errors import NamespaceMissing, RunConflict, RunError, StoreError, UsageError
+from streamflow.errors import NamespaceMissing, RunConflict, RunError, StoreError, Unconfirmed, UsageError
 from streamflow.events import AnyEvent, Transition
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, check_attributes
@@ -403,23 +403,32 @@ class Client:
     async def _ended(self, run_id: str, created: int) -> bytes:
         session = self._sessions.here()
         namespace = session.namespace or await self.read_namespace()
-        ended = await session.waiter.ended(namespace.shard_of(run_id), run_id, created)
-        session.recent.settled(run_id)
-        await self._safe()
-        return ended
+        shard = namespace.shard_of(run_id)
+        while True:
+            history = session.recent.history_of(shard)
+            ended = await session.waiter.ended(shard, run_id, created)
+            if await self._is_safe(session, shard, history):
+                session.recent.settled(run_id)
+                return ended
 
     async def _answered(self, run_id: str, created: int, ask_id: str, body: bytes) -> bytes:
         shard = (await self.read_namespace()).shard_of(run_id)
+        session = self._sessions.here()
         message = Message("ask", run_id, body, created)
+        history = session.recent.history_of(shard)
         answer = await self._waiter.answered(shard, run_id, created, ask_id, lambda: self._batcher.post(shard, message))
-        await self._safe()
+        if not await self._is_safe(session, shard, history):
+            raise Unconfirmed("the server that had the answer was replaced before it was confirmed: ask again")
         return answer
 
-    async def _safe(self) -> None:
-        """A result that was read counts when what it came from is as safe as the namespace's `durability` asks for."""
-        store = self.store
-        if store.confirmation is not None:
-            await store.confirmation.wait(store.patience)
+    async def _is_safe(self, session: Session, shard: int, history: int) -> bool:
+        """A result that was read counts when what it came from is as safe as the namespace's `durability` asks for.
+        `history`: the shard's before it was read. False if it has another one since: what was read may be lost."""
+        store = session.store
+        if store.confirmation is None:
+            return True
+        await store.confirmation.wait(store.patience, self.keys.shard(shard).owner)
+        return history == session.recent.history_of(shard)
 
     async def _published(self, run_id: str, created: int, *keys: str) -> dict[str, Raw]:
         """What the run has published under these keys, or without keys under all. Raises `RunNotFound`."""

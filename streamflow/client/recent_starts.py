@@ -148,7 +148,7 @@ class RecentStarts:
         lost: list[str] = []
         if not calls:
             return lost
-        for part, reply in zip(sent, await self._store.send(calls, confirmed=True), strict=True):
+        for part, reply in zip(sent, await self._store.send(calls), strict=True):
             if isinstance(reply, StoreError):
                 _log.error("starts that a server may have lost could not be sent again: %s", reply)
                 continue

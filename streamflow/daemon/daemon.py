@@ -21,7 +21,7 @@ from streamflow.daemon.clock import DaemonClock, start_clock
 from streamflow.daemon.context import Context
 from streamflow.daemon.deploy_check import DeployCheck
 from streamflow.daemon.figures import DaemonFigures
-from streamflow.daemon.health import Ownership
+from streamflow.daemon.health import OVERDUE, Ownership
 from streamflow.daemon.inbox import InboxReader
 from streamflow.daemon.membership import Membership
 from streamflow.daemon.metrics import DaemonMetrics
@@ -96,6 +96,7 @@ class Daemon:
         self._started = 0
         self._clock: DaemonClock
         self._troubles: Troubles
+        self._store: Store
 
     def stop(self) -> None:
         """Drain and return from `run`: steps get the grace period, then shards are released."""
@@ -287,6 +288,7 @@ class Daemon:
         registration.on_mismatch = self._on_mismatch
         self.membership.on_record = registration.compare
         self._troubles = context.troubles
+        self._store = context.store
         owner.on_lost = self.membership.rebalance_soon
         owner.on_other_history = context.store.on_other_history = self.membership.start_over
         owner.on_caught_up = self.reader.caught_up
@@ -340,6 +342,12 @@ class Daemon:
                 raise
             _log.warning("a heartbeat or a release failed while draining, will retry: %s", error)
 
+    def _unconfirmed(self) -> dict[str, str]:
+        """Servers of which decisions wait until they are as safe as the namespace's durability asks for."""
+        confirmation = self._store.confirmation
+        lacking = () if confirmation is None else confirmation.lacking(OVERDUE)
+        return {f"server {one.server}".rstrip(): f"confirms nothing, so decisions wait: {one.text}" for one in lacking}
+
     def _beat(self) -> Heartbeat:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         owner = self.owner
@@ -369,5 +377,5 @@ class Daemon:
             lost=owner.lost_writes.recent_count,
             broken=for_heartbeat(stopped),
             stopped=len(stopped),
-            impaired=for_heartbeat(self._troubles.current(stops=False)),
+            impaired=for_heartbeat({**self._unconfirmed(), **self._troubles.current(stops=False)}),
         )

@@ -53,11 +53,11 @@ class Ownership:
         lost = self._owner.lost_writes.recent_count
         said = [f"the server has lost or set back {lost} runs within the last hour: the log names them"] if lost else []
         confirmation = self._store.confirmation
-        durability = None if confirmation is None else confirmation.durability
-        if confirmation is not None and durability is not None and confirmation.overdue > OVERDUE:
+        for one in () if confirmation is None else confirmation.lacking(OVERDUE):
+            at, of = (f" by {one.server}", " of its shards") if one.server else ("", "")
             said.append(
-                f"nothing was confirmed for {confirmation.overdue:.0f} s (durability {durability}): {durability.lack}, "
-                "so decisions wait"
+                f"nothing was confirmed{at} for {one.seconds:.0f} s (durability {one.level}): {one.text}, so "
+                f"decisions{of} wait"
             )
         troubles = {**self._troubles.current(stops=True), **self._troubles.current(stops=False)}
         return said + [f"{subject} {text}" for subject, text in troubles.items()]

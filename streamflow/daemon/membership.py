@@ -404,7 +404,8 @@ class Membership:
         for number in missing:
             by_server.setdefault(self._store.server_of(self._kernel.keys.shard(number).owner), []).append(number)
         problem: StoreError | None = None
-        for numbers in by_server.values():
+        waits = self._store.confirmation
+        for _, numbers in sorted(by_server.items(), key=lambda part: waits is not None and waits.is_late(part[0])):
             try:
                 await self._acquire_from_one(numbers)
             except StoreUnavailable as error:  # of its server: those on others have to go on

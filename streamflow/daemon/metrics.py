@@ -21,6 +21,9 @@ from streamflow.loops import Supervisor
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 
+LACKING_AFTER = 1.0
+"""Seconds for which a server may confirm nothing until it is named."""
+
 
 class DaemonMetrics:
     def __init__(
@@ -81,6 +84,8 @@ class DaemonMetrics:
         figures.set_histogram(catalog.COMMIT_DURATION, counted.round_trips.counts, counted.round_trips.total / 1e6)
         confirmation = self._store.confirmation  # another one when the namespace's durability has changed
         figures.set(catalog.UNCONFIRMED, 0.0 if confirmation is None else confirmation.overdue)
+        for one in () if confirmation is None else confirmation.lacking(LACKING_AFTER):
+            figures.set(catalog.CONFIRMATIONS_LACKING, one.missing, one.server)
         figures.set(catalog.OUTBOX_MESSAGES, counted.outbox)
         figures.set(catalog.OUTBOX_LAG, counted.outbox_lag)
         figures.set(catalog.VIEWS_LAG, counted.views_lag)

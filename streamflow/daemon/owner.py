@@ -59,6 +59,8 @@ from streamflow.workflow.awaitable import ends_process
 _log = logging.getLogger("streamflow.owner")
 
 DUE = Due()
+LOOK_AGAIN = 1.0
+"""Seconds after which it is looked again whether a server confirms, for runs that a dead owner had in hand."""
 BATCHES = 2
 """Pipelines of commits under way at the same time."""
 RUNS = 1000
@@ -157,7 +159,9 @@ class Owner:
         self.suspects.on_tried = self._wake_careful
         self._careful_turn = False
         self._careful = False
-        """A careful batch is under way."""
+        """A careful batch is under way..."""
+        self._careful_server = -1
+        """...of a shard that is there."""
         self._ready: dict[int, OwnedShard] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._wake = anyio.Event()
@@ -325,7 +329,7 @@ class Owner:
 
     def _is_occupied(self) -> bool:
         """Whether no batch may begin now of any shard that is ready."""
-        if self._careful:
+        if self._careful and not self._confirms_late(self._careful_server):
             return True
         return self._free_server() is None if self._ready else self._slots.all_taken()
 
@@ -350,23 +354,38 @@ class Owner:
         """Every other time: the next run that a former owner had in hand when its process ended, if there is one. No
         other run's code is run before it is through."""
         self._careful_turn = not self._careful_turn
-        waits = self._careful_turn and any(shard.aside for shard in self._ready.values())
+        waits = self._careful_turn and any(shard.aside and not self._is_late(shard) for shard in self._ready.values())
         if not waits or self._careful or self.suspects.trying:
             return []
         self._careful = True  # from now on no trial of a step begins
         batches = list[ShardBatch]()
         try:
-            await self._slots.all_free()
+            await self._slots.all_free(self._confirms_late)
             batches = self._next_careful(taken)
+            if batches:
+                self._careful_server = batches[0].server
+                asyncio.get_running_loop().call_later(2 * LOOK_AGAIN, self._look_again)
         finally:
             self._careful = bool(batches)
         return batches
+
+    def _look_again(self) -> None:
+        """Whether a careful batch waits for replicas by now: its code has been run, and others go on."""
+        if self._careful:
+            self._wake.set()
+
+    def _is_late(self, shard: OwnedShard) -> bool:
+        return self._confirms_late(self._store.server_of(shard.keys.owner))
+
+    def _confirms_late(self, server: int) -> bool:
+        """Whether commits wait there for replicas or the disk: code of their runs was run before, and is not now."""
+        return self._store.confirmation is not None and self._store.confirmation.is_late(server)
 
     def _next_careful(self, taken: list[OwnedShard]) -> list[ShardBatch]:
         aside = [
             (self.suspects.deaths(shard.number, run_id), shard.number, run_id)
             for shard in self._ready.values()
-            if not (shard.dropped or shard.busy or shard.broken or shard.leaving)
+            if not (shard.dropped or shard.busy or shard.broken or shard.leaving or self._is_late(shard))
             for run_id in shard.aside
         ]
         if not aside:
@@ -418,10 +437,14 @@ class Owner:
                 del self._ready[shard.number]
                 taken.pop()
                 continue
-            if self.suspects.trying and shard.aside and not (shard.inbox or shard.inputs or shard.sent):
-                del self._ready[shard.number]  # `_wake_careful` wakes it
-                taken.pop()
-                continue
+            if shard.aside and not (shard.inbox or shard.inputs or shard.sent):
+                is_late = self._is_late(shard)
+                if is_late:
+                    asyncio.get_running_loop().call_later(LOOK_AGAIN, self._wake_careful)
+                if is_late or self.suspects.trying:
+                    del self._ready[shard.number]  # `_wake_careful` wakes it
+                    taken.pop()
+                    continue
             batch = self._begin(shard)
             batch.collect()
             runs += len(batch.work)

@@ -18,11 +18,12 @@ messages, and at a takeover all but the beginning of an outbox, is read from the
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -30,13 +31,16 @@ from streamflow.daemon.clock import DaemonClock
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.troubles import Troubles, shard_name
 from streamflow.daemon.unread import Order, Reading, Target, Unread
-from streamflow.errors import StoreError
+from streamflow.errors import StoreError, Unconfirmed
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.store.connection import Call, OtherHistory, Store
 from streamflow.store.kernel import Delivery, Kernel, Offer, Reply, StreamEntry
 from streamflow.store.namespace import register_queues
 from streamflow.wire import OutboxMessage, decode_outbox, partition_name, stream_order, to_delivery, to_offer
+
+if TYPE_CHECKING:
+    from streamflow.store.durability import Confirmation
 
 _log = logging.getLogger("streamflow.relay")
 
@@ -68,18 +72,20 @@ PAGE_BYTES = 1024 * 1024
 class OutboxEntry:
     """An entry of an outbox. `number` is that of its last message; those before have the numbers before. It is deleted
     when all have been delivered; `left`: how many have not. `generation`: the store's, of the servers' histories, when
-    the first one was sent that a target has accepted."""
+    the first one was sent that a target has accepted. `targets`: those that have, if they may be on several servers."""
 
-    __slots__ = ("generation", "left", "messages", "number")
+    __slots__ = ("generation", "left", "messages", "number", "targets")
 
     def __init__(self, number: str, messages: list[OutboxMessage]) -> None:
         self.number = number
         self.messages = messages
         self.left = len(messages)
         self.generation = -1
+        self.targets: tuple[Target, ...] = ()
 
 
 Waiting = tuple[Delivery | Offer, OutboxEntry]
+Accepted = tuple[OwnedShard, OutboxEntry]
 
 
 class Relay:
@@ -106,9 +112,9 @@ class Relay:
         """Called when a commit of the shard may delete another entry of its outbox."""
         self._after: dict[tuple[int, Target], tuple[str, str]] = {}
         """By source and target: the source's token, and the last message of which a reply says that it was accepted."""
-        self._accepted: list[tuple[OwnedShard, str, int]] = []
+        self._accepted: list[Accepted] = []
         """Entries whose messages were all accepted, and that aren't safe yet, with the history of the server then."""
-        self._confirming: list[tuple[OwnedShard, str, int]] = []
+        self._confirming: list[Accepted] = []
         """Those of them for which it is waited now."""
         self._has_accepted = anyio.Event()
         self._keeps = not store.is_single
@@ -191,19 +197,41 @@ class Relay:
         """Wait until what was accepted is safe at its targets: then the next commits delete it from the outbox."""
         self._confirming, self._accepted = self._confirming + self._accepted, []
         try:
-            if self._store.confirmation is not None:
-                await self._store.confirmation.wait(math.inf)
-            else:
+            unconfirmed = set[Target]()
+            if self._store.confirmation is None:
                 await self._targets_go_on()
+            elif self._keeps:
+                unconfirmed = await self._unconfirmed(self._store.confirmation)
+            else:
+                await self._store.confirmation.wait(math.inf)
         except BaseException:
             self._has_accepted.set()
             raise
         safe, self._confirming = self._confirming, []
-        for source, number, history in safe:
-            if history == self._store.server_generation:
-                self._sent(source, number)
-            else:
+        for source, entry in safe:
+            if entry.generation != self._store.server_generation:
                 self._begin_anew(source, "a server may have lost")
+            elif unconfirmed.isdisjoint(entry.targets):
+                self._sent(source, entry.number)
+            else:
+                self._accepted.append((source, entry))
+                self._has_accepted.set()
+
+    async def _unconfirmed(self, confirmation: Confirmation) -> set[Target]:
+        """Of the targets that have accepted something, those whose servers don't confirm it soon. What was for others
+        doesn't stay in the outbox for as long."""
+        by_server: dict[int, list[Target]] = {}
+        for target in {target for _, entry in self._confirming for target in entry.targets}:
+            by_server.setdefault(self._store.server_of(self._key_of(target)), []).append(target)
+
+        async def lacking(targets: list[Target]) -> list[Target]:
+            try:
+                await confirmation.wait(KEPT, *map(self._key_of, targets))
+            except Unconfirmed:
+                return targets
+            return []
+
+        return {target for part in await asyncio.gather(*map(lacking, by_server.values())) for target in part}
 
     async def _targets_go_on(self) -> None:
         """Without confirmations: until each server that has accepted something answers some seconds later. One that was
@@ -289,6 +317,8 @@ class Relay:
                 self._doubtful.add(pair[1])
             for _, entry in chunk:
                 entry.left -= 1
+                if self._keeps:
+                    entry.targets = (*entry.targets, pair[1])
                 if entry.generation < 0:
                     entry.generation = generation
                 if not entry.left:
@@ -306,7 +336,7 @@ class Relay:
         if self._store.confirmation is None and not self._keeps:
             self._sent(source, entry.number)
         else:
-            self._accepted.append((source, entry.number, entry.generation))
+            self._accepted.append((source, entry))
             self._has_accepted.set()
 
     def _begin_anew(self, source: OwnedShard, what: str) -> None:

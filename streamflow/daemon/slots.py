@@ -8,7 +8,12 @@ shards that are on other servers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
+
+LOOK_EVERY = 1.0
+"""Seconds after which it is looked again which servers are ignored."""
 
 
 class Slots:
@@ -42,6 +47,8 @@ class Slots:
         self._freed = anyio.Event()
         await self._freed.wait()
 
-    async def all_free(self) -> None:
-        while self._used:
-            await self.freed()
+    async def all_free(self, ignored: Callable[[int], bool]) -> None:
+        """But those of servers of which this is true."""
+        while any(not ignored(server) for server in self._used):
+            with anyio.move_on_after(LOOK_EVERY):
+                await self.freed()

@@ -135,6 +135,14 @@ UNCONFIRMED = Metric(
     "daemon",
     "For how long nothing was confirmed by replicas or the disk, while decisions wait for it; 0 if none does.",
 )
+CONFIRMATIONS_LACKING = Metric(
+    "streamflow_confirmations_lacking",
+    "gauge",
+    "daemon",
+    "How many more replicas (or the disk: 1) of a server have to confirm what decisions have waited for longer than a "
+    "second; `server` is empty unless there is a cluster.",
+    ("server",),
+)
 INBOX_MESSAGES = Metric(
     "streamflow_inbox_messages", "gauge", "daemon", "Messages for runs of its shards that no commit has taken yet."
 )

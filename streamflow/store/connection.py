@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import msgspec
 from redis import exceptions as redis_errors
 
-from streamflow.errors import StoreUnavailable
+from streamflow.errors import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from streamflow.store.durability import Confirmation
@@ -28,6 +28,13 @@ class OtherHistory(StoreUnavailable):
     """The server has another history than the one from which a call was decided, so it was not sent there."""
 
     def __init__(self, text: str = "the server has another history since, so what was decided is void") -> None:
+        super().__init__(text)
+
+
+class Elsewhere(StoreError):
+    """A server of a cluster doesn't have a call's slot, or is just moving it to another one."""
+
+    def __init__(self, text: str = "the slot is, or is being, moved to another server") -> None:
         super().__init__(text)
 
 
@@ -49,6 +56,24 @@ class Call(msgspec.Struct, Generic[T]):
     def plain(*command: Any, parse: Callable[[Any], Any] = _unchanged, near: str = "") -> Call[Any]:
         """A command that is not a script: `Call.plain("GET", key)`. `parse` converts the reply."""
         return Call("", [], list(command), parse, near)
+
+
+_KEY_BEHIND = frozenset({"XINFO", "MEMORY", "OBJECT"})
+"""Commands whose key is the second argument."""
+_KEYLESS = frozenset({"TIME", "INFO", "CONFIG", "CLIENT", "PING", "WAIT", "WAITAOF", "SCRIPT", "CLUSTER"})
+
+
+def key_of(call: Call[Any]) -> str:
+    """The first key of a call, empty if it has none: all keys of a call are of one shard, of one partition of a queue,
+    or of none."""
+    if call.keys:
+        return call.keys[0]
+    if call.near:
+        return call.near
+    command = call.args[0]
+    if command in _KEYLESS:
+        return ""
+    return call.args[2 if command in _KEY_BEHIND else 1]
 
 
 class Store(abc.ABC):
@@ -84,6 +109,10 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def server_for(self, call: Call[Any]) -> int:
         """`server_of` the keys of a call."""
+
+    @abc.abstractmethod
+    def server_name(self, server: int) -> str:
+        """The address of the server with this number (`server_of`); empty for a single one."""
 
     @property
     @abc.abstractmethod
@@ -128,6 +157,13 @@ class Store(abc.ABC):
         `confirmed`: the replies are returned when all is as safe as the namespace's `durability` asks for.
 
         Raises `StoreUnavailable`.
+        """
+
+    @abc.abstractmethod
+    async def send_to_one(self, server: int, calls: Sequence[Call[Any]]) -> list[Any]:
+        """Send calls once, in one pipeline on one connection, to the server with this number, whichever has their
+        slots. Returns replies as `send`, and `Elsewhere` for a call whose slot is not there, or is just being moved;
+        `OtherHistory` for all when the server has another history since. Raises `StoreUnavailable`.
         """
 
     @abc.abstractmethod

@@ -11,6 +11,7 @@ each pattern. The server looks at permissions first, so the reason tells whether
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,8 +22,8 @@ from redis import exceptions as redis_errors
 
 from streamflow.errors import StoreError, StoreMisconfigured, StoreUnavailable
 from streamflow.server_url import cluster_of, sentinels_of
-from streamflow.store.connection import LOST, Call, Store
-from streamflow.store.durability import WAIT_MS, Durability
+from streamflow.store.connection import LOST, Call, Elsewhere, OtherHistory, Store
+from streamflow.store.durability import WAIT_MS, Durability, fence_of_each
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.link import Link
 from streamflow.store.node import Node
@@ -285,25 +286,36 @@ def _unknown_user(server: _Server, error: str) -> str:
 async def inspect_durability(
     store: Store, keys: NamespaceKeys, durability: Durability, role: Role = Role.DAEMON
 ) -> list[Finding]:
-    """Whether the server confirms now what this level asks for. What is written for that lasts a millisecond: without
+    """Whether each server confirms now what this level asks for. What is written for that lasts a millisecond: without
     a write both commands count what was confirmed before.
     """
-    fence = Call.plain("SET", keys.fence, "", "PX", 1)  # whether the user may do that is among the permissions
+    fences = [keys.fence] if store.is_single else await fence_of_each(store, keys)
+    found = await asyncio.gather(*(_unconfirmed(store, fence, keys.namespace, durability, role) for fence in fences))
+    return [finding for finding in found if finding is not None]
+
+
+async def _unconfirmed(store: Store, fence: str, namespace: str, durability: Durability, role: Role) -> Finding | None:
+    """What keeps the server of this key from confirming."""
+    calls = [Call.plain("SET", fence, "", "PX", 1), Call.plain(*durability.command)]
+    address = store.server_name(store.server_of(fence))  # whether the user may do that is among the permissions
     try:
-        _, answer = await store.send([fence, Call.plain(*durability.command)])
+        sending = store.send(calls) if store.is_single else store.send_to_one(store.server_of(fence), calls)
+        written, answer = await sending
     except StoreUnavailable as error:  # it is loading, for example
-        return [Finding(False, "durability", f"not checked: {error}")]
+        return Finding(False, "durability", about(address, f"not checked: {error}"))
+    if isinstance(written, Elsewhere | OtherHistory):
+        return Finding(False, "durability", about(address, f"not checked: {written}"))
     name = durability.command[0]
     other = "or choose another level with `daemon --durability`"
     if isinstance(answer, StoreMisconfigured):
         text = (
             f"the user may not use {name}: allow +{name.lower()} (`streamflow acl --role {role} --namespace "
-            f"{keys.namespace} --durability {durability}` prints all rules), {other}"
+            f"{namespace} --durability {durability}` prints all rules), {other}"
         )
     elif isinstance(answer, StoreError):
         text = f"the server can't confirm it: {answer}. `disk` needs Redis 7.2 or Valkey with appendonly yes: {other}"
     elif durability.is_met(answer):
-        return []
+        return None
     elif durability.replicas:
         text = (
             f"within {WAIT_MS / 1000:g} s {answer} of {durability.replicas} replicas confirmed what was sent to them, "
@@ -314,7 +326,7 @@ async def inspect_durability(
             f"within {WAIT_MS / 1000:g} s the server's append-only file was not on the disk, so starts and decisions "
             f"would wait: set appendfsync always, look at the disk, {other}"
         )
-    return [Finding(True, "durability", f"{durability}: {text}")]
+    return Finding(True, "durability", f"{durability}: {about(address, text)}")
 
 
 async def _other_user(store: Store, namespace: str, role: Role, missing: Sequence[str]) -> str:

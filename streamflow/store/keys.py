@@ -160,3 +160,13 @@ class NamespaceKeys:
         if keys is None:
             keys = self._queues[name, partition] = QueueKeys(self.namespace, name, partition)
         return keys
+
+
+def fence_near(key: str) -> str:
+    """String, empty, in a key's slot: written before a wait until its server's writes are safe (`durability.py`)."""
+    return f"{key.partition('}')[0]}}}:fence"
+
+
+def absent_near(key: str) -> str:
+    """Never written: read to see whether the slot of a key is at a server, and not being moved (`durability.py`)."""
+    return f"{key.partition('}')[0]}}}:absent"

@@ -15,7 +15,6 @@ from streamflow.errors import NamespaceMismatch, StoreError, StoreMisconfigured,
 from streamflow.model.sharding import QUEUE_PARTITIONS, Partition, shard_of
 from streamflow.settings import Settings, is_level
 from streamflow.store.connection import Call, Store
-from streamflow.store.durability import not_with
 from streamflow.store.inspection import Finding, about, evicting, forgetful, hidden_info, missing_permissions, too_old
 from streamflow.store.kernel import SCHEMA, Kernel, NamespaceRecord, Put
 from streamflow.store.keys import NamespaceKeys
@@ -150,9 +149,6 @@ async def inspect_namespace(store: Store, settings: Settings) -> list[Finding]:
         namespace = namespace_from(settings.namespace, stored)
         if namespace is not None:
             check_same(namespace, settings)
-        level = settings.durability or (namespace.durability if namespace is not None else "server")
-        if problem := not_with(store.url, level):
-            return [Finding(True, "namespace", problem)]
     except NamespaceMismatch as error:
         return [Finding(True, "namespace", str(error))]
     except StoreError as error:  # a permission is missing, or the server is loading

@@ -304,6 +304,9 @@ class Node(Store):
     def server_for(self, call: Call[Any]) -> int:
         return 0
 
+    def server_name(self, server: int) -> str:
+        return ""
+
     @property
     def is_single(self) -> bool:
         return True
@@ -360,6 +363,9 @@ class Node(Store):
                     ) from temporary
             await anyio.sleep(pause)
             pause = min(pause * 2, 1.0)
+
+    async def send_to_one(self, server: int, calls: Sequence[Call[Any]]) -> list[Any]:
+        return await self.send(calls, 0.0, same_history=True)
 
     def _looked(self, reply: Any) -> None:
         """A client that only reads gets answers from a demoted server, too, and never an error."""

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import msgspec
 
 from streamflow.store.durability import Durability
-from streamflow.store.keys import NamespaceKeys, ShardKeys
+from streamflow.store.keys import NamespaceKeys, ShardKeys, fence_near
 from streamflow.store.scripts import load_scripts
 
 
@@ -261,7 +261,7 @@ def rights(role: Role, namespace: str, durability: Durability | None = None) -> 
     access, keys = ACCESS[role], NamespaceKeys(namespace)
     commands, writes = commands_of(role, durability), access.writes(keys)
     if durability is not None and role is Role.CLIENT:
-        writes = [*writes, keys.fence]
+        writes = [*writes, keys.fence, *_of_all_shards(keys, lambda shard: [fence_near(shard.owner)])]
     return Rights(
         commands=[rule_of(command) for command in commands],
         writes=writes,

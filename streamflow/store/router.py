@@ -13,12 +13,12 @@ goes wrong; the reads of a slot are all read again if one of them was not answer
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -27,7 +27,7 @@ from redis import exceptions as redis_errors
 from streamflow.errors import StoreError, StoreMisconfigured, StoreUnavailable
 from streamflow.machine.sealed import hide
 from streamflow.server_url import ClusterUrl, check_url, cluster_of, redacted
-from streamflow.store.connection import LOST, Call, OtherHistory, Store
+from streamflow.store.connection import LOST, Call, Elsewhere, OtherHistory, Store, key_of
 from streamflow.store.node import ELSEWHERE, TEMPORARY, Node, code_of
 from streamflow.store.tls import advice
 from streamflow.store.topology import SLOTS, Address, Server, Topology, read_servers, slot_of
@@ -52,12 +52,12 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.25
 POLL = 0.1
 """Seconds between two reads of logs: one call can't wait for streams of several slots."""
 
-_KEY_BEHIND = frozenset({"XINFO", "MEMORY", "OBJECT"})
-"""Commands whose key is the second argument."""
-_KEYLESS = frozenset({"TIME", "INFO", "CONFIG", "CLIENT", "PING", "WAIT", "WAITAOF", "SCRIPT", "CLUSTER"})
 _NOT_A_CLUSTER = "cluster support disabled"
 
 _ANYWHERE = -1
+
+_known_slot = functools.lru_cache(maxsize=65_536)(slot_of)
+"""For the fixed keys of shards and queues, of which the same few are asked for again and again."""
 
 
 def open_store(url: str, *, connections: int = 4, patience: float = 10.0) -> Store:
@@ -105,7 +105,7 @@ class Cluster(Store):
         return self._generation
 
     def history_of(self, key: str) -> int:
-        return self._histories[slot_of(key)]
+        return self._histories[_known_slot(key)]
 
     def history_lost(self, key: str) -> None:
         server = self._map.primary_of(slot_of(key))
@@ -113,10 +113,17 @@ class Cluster(Store):
             self._restarted(server.address)
 
     def server_of(self, key: str) -> int:
-        return self._number_of(slot_of(key))
+        return self._number_of(_known_slot(key))
 
     def server_for(self, call: Call[Any]) -> int:
         return self._number_of(_slot(call))
+
+    def server_name(self, server: int) -> str:
+        address = self._address_of(server)
+        return "" if address is None else f"{address[0]}:{address[1]}"
+
+    def _address_of(self, server: int) -> Address | None:
+        return next((address for address, number in self._numbers.items() if number == server), None)
 
     def _number_of(self, slot: int) -> int:
         server = None if slot == _ANYWHERE else self._map.primary_of(slot)
@@ -153,7 +160,7 @@ class Cluster(Store):
 
     def known_node_of(self, key: str) -> Node | None:
         """The same without waiting; None while nobody is known to have it."""
-        server = self._map.primary_of(slot_of(key))
+        server = self._map.primary_of(_known_slot(key))
         return None if server is None else self._node(server.address)
 
     def look_if_due(self) -> None:
@@ -174,7 +181,7 @@ class Cluster(Store):
             node = self._nodes[address] = Node(url, connections=self._connections, patience=self.patience)
             node.is_member = True
             node.on_late = self.suspect
-            node.on_other_history = partial(self._restarted, address)
+            node.on_other_history = functools.partial(self._restarted, address)
         return node
 
     def _restarted(self, address: Address) -> None:
@@ -293,6 +300,8 @@ class Cluster(Store):
         confirmed: bool = False,
     ) -> list[Any]:
         patience = self.patience if patience is None else patience
+        if confirmed and self.confirmation is not None:
+            return await self.confirmation.send(calls, patience, same_history=same_history)
         slots = [_slot(call) for call in calls]
         histories = [self._histories[slot] for slot in slots] if same_history else None
         answers: list[Any] = [None] * len(calls)
@@ -344,6 +353,29 @@ class Cluster(Store):
             if problem is not None or unserved:
                 await anyio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE)
+        return answers
+
+    async def send_to_one(self, server: int, calls: Sequence[Call[Any]]) -> list[Any]:
+        address = self._address_of(server)
+        self.look_if_due()
+        if address is None or not any(primary.address == address for primary in self._map.primaries):
+            self.suspect()
+            return [Elsewhere()] * len(calls)
+        node = self._node(address)
+        try:
+            replies = await node.attempt(calls, generation=node.server_generation)
+        except OtherHistory as error:
+            return [error] * len(calls)
+        except LOST as error:
+            self.suspect()
+            raise StoreUnavailable(f"{address[0]}:{address[1]} doesn't answer: {error}") from error
+        answers: list[Any] = []
+        for call, reply in zip(calls, replies, strict=True):
+            code = code_of(reply) if isinstance(reply, Exception) else ""
+            is_elsewhere = isinstance(reply, redis_errors.AskError) or code == "TRYAGAIN"  # MOVED is an AskError, too
+            answers.append(Elsewhere() if is_elsewhere else node.parsed(call, reply))
+            if is_elsewhere or code in ELSEWHERE:
+                self.suspect()
         return answers
 
     async def _look_again_within(self, seconds: float) -> None:
@@ -501,15 +533,9 @@ async def servers_of(store: Store) -> list[tuple[str, Node]]:
 
 
 def _slot(call: Call[Any]) -> int:
-    """That of a call's first key: all keys of a call are of one shard, of one partition of a queue, or of none."""
-    if call.keys:
-        return slot_of(call.keys[0])
-    if call.near:
-        return slot_of(call.near)
-    command = call.args[0]
-    if command in _KEYLESS:
-        return _ANYWHERE
-    return slot_of(call.args[2 if command in _KEY_BEHIND else 1])
+    """That of a call's first key."""
+    key = key_of(call)
+    return slot_of(key) if key else _ANYWHERE
 
 
 def _redirected(error: redis_errors.AskError, address: Address) -> Address:

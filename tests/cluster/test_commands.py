@@ -236,22 +236,6 @@ async def test_a_wrong_url_is_named_with_the_right_one(
             assert "s3cret" not in result.output
 
 
-async def test_a_durability_that_a_cluster_does_not_have_yet_is_refused(
-    shared_cluster: EmbeddedCluster, namespace: str, tmp_path: Path
-) -> None:
-    file = tmp_path / "flows.py"
-    file.write_text(FLOWS)
-    run = Shell(shared_cluster.url, namespace)
-    words = ("daemon", "--app", str(file), "--durability", "replicas:1")
-    expected = "the durability replicas:1 is not supported with a cluster yet"
-    assert expected in await run("check", "--durability", "replicas:1", code=1)
-    with run.process(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process, killing(process):
-        assert await anyio.to_thread.run_sync(process.wait, DEADLINE) == 1
-        assert process.stdout is not None
-        assert expected in process.stdout.read()
-    assert "no namespace" in (await run("runs", code=1)).lower()
-
-
 async def test_the_benchmark_measures_how_evenly_masters_are_used(
     shared_cluster: EmbeddedCluster, namespace: str
 ) -> None:

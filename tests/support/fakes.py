@@ -48,6 +48,9 @@ class FakeStore:
     def server_of(self, key: str) -> int:
         return 0
 
+    def server_name(self, server: int) -> str:
+        return ""
+
     async def send(
         self,
         calls: Sequence[Call[Any]],

@@ -222,8 +222,13 @@ def test_decisions_that_wait_for_replicas_are_a_warning() -> None:
     confirmation = store.confirmation = Confirmation(store, KERNEL, Durability(2))  # type: ignore[arg-type]
     own = Ownership(Settings(), Owning(), Member(), Troubles(), store)  # type: ignore[arg-type]
     assert own.warnings() == []
-    confirmation._since = time.monotonic() - 7
+    waits = confirmation._waits(0)
+    waits._since, waits.count = time.monotonic() - 7, 1
     [warning] = own.warnings()
     assert warning.startswith(
-        "nothing was confirmed for 7 s (durability replicas:2): fewer than 2 replicas have confirmed"
+        "nothing was confirmed for 7 s (durability replicas:2): only 1 of 2 replicas has confirmed it, so decisions"
     )
+    waits.name = "10.0.0.1:6379"
+    [warning] = own.warnings()
+    assert warning.startswith("nothing was confirmed by 10.0.0.1:6379 for 7 s (durability replicas:2): only 1 of 2")
+    assert warning.endswith("so decisions of its shards wait")

@@ -19,6 +19,7 @@ from streamflow.screen.layout import status_lines
 from streamflow.screen.panels import daemons
 from streamflow.settings import Settings
 from streamflow.status.model import DaemonRow, NamespaceStatus, status_json
+from streamflow.store.durability import Lacking
 from streamflow.wire import Heartbeat, decode_heartbeat
 from tests.support.fakes import FakeClock
 
@@ -86,6 +87,8 @@ def test_the_daemon_fills_in_every_field(monkeypatch: pytest.MonkeyPatch) -> Non
     daemon.rollup = SimpleNamespace(unfolded=5, folds=6)
     daemon.membership = SimpleNamespace(draining=True)
     daemon._clock = FakeClock()
+    lacking = Lacking("10.0.0.1:6379", "replicas:1", 9.0, 1, "no replica has confirmed it")
+    daemon._store = SimpleNamespace(confirmation=SimpleNamespace(lacking=lambda _: [lacking]))
     daemon._troubles = Troubles()
     daemon._troubles.failed("shard 3", "can't be read", StoreError("WRONGTYPE"), stops=True)
     daemon._troubles.failed("shard 4", "can't be relayed", StoreError("full"), stops=False)
@@ -93,7 +96,7 @@ def test_the_daemon_fills_in_every_field(monkeypatch: pytest.MonkeyPatch) -> Non
     heartbeat = daemon._beat()
     assert set(fields) == set(Heartbeat.__struct_fields__) - {"beat"}, "its number is given when it is sent"
     assert (heartbeat.shards, heartbeat.stopped, heartbeat.steps) == ([3], 1, 9)
-    assert (list(heartbeat.broken), list(heartbeat.impaired)) == (["shard 3"], ["shard 4"])
+    assert (list(heartbeat.broken), list(heartbeat.impaired)) == (["shard 3"], ["server 10.0.0.1:6379", "shard 4"])
     assert decode_heartbeat(msgspec.json.encode(heartbeat)) == heartbeat
 
 

@@ -9,6 +9,7 @@ import anyio
 import msgspec
 import pytest
 
+from streamflow.daemon import owner as owner_module
 from streamflow.daemon.batch import ShardBatch
 from streamflow.daemon.shard import (
     CODE,
@@ -197,6 +198,57 @@ async def test_a_run_is_not_suspected_for_an_earlier_one_of_its_id(created: int,
     assert bench.status("bad") == status
     assert [note.code.deaths for note in bench.notes if note.code] == [deaths]
     assert suspects.deaths(0, "bad") == 0
+
+
+async def test_a_server_that_confirms_nothing_does_not_keep_such_code_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(owner_module, "LOOK_AGAIN", 0.01)
+    bench, late = Bench(await in_flight("a")), {0, 1}
+    bench.orphan("a")
+    bench.store.confirmation = SimpleNamespace(is_late=late.__contains__)
+    bench.owner._slots.take(1)
+    await bench.turn()  # it is set aside
+    with anyio.move_on_after(0.05) as scope:
+        await bench.owner.run_once()
+    assert scope.cancelled_caught, "nothing of a server that is late itself begins, and the loop waits meanwhile"
+    assert not bench.notes
+    late.discard(0)
+    with anyio.fail_after(10):
+        while not bench.notes:
+            await bench.owner.process(await bench.owner.run_once())
+    assert [note.code.run_id for note in bench.notes if note.code] == ["a"]
+
+
+async def test_such_code_that_has_run_and_is_not_confirmed_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner_module, "LOOK_AGAIN", 0.01)
+    bench, late, confirmed = Bench(await in_flight("a")), set[int](), anyio.Event()
+    bench.orphan("a")
+    bench.store.is_single = False
+    bench.store.server_of = lambda key: 0 if "/0}" in key else 1  # type: ignore[method-assign]
+    bench.store.confirmation = SimpleNamespace(is_late=late.__contains__)
+    send = bench.store.send
+
+    async def confirming(calls: Any, patience: float | None = None, **how: bool) -> list[Any]:
+        answers = await send(calls, patience, **how)
+        if any(call.script == "commit" for call in calls) and bench.owner._careful:
+            late.add(0)
+            await confirmed.wait()
+        return answers
+
+    bench.store.send = confirming  # type: ignore[method-assign]
+    async with anyio.create_task_group() as tasks:
+        while not late:
+            tasks.start_soon(bench.owner.process, await bench.owner.run_once())
+            await anyio.wait_all_tasks_blocked()
+        other = owned(1)
+        bench.owner.add(other)
+        put(other, start("1-0", "new", "listening"))
+        bench.owner.wake(other)
+        with anyio.fail_after(5):
+            [batch] = await bench.owner.run_once()
+        assert set(batch.work) == {"new"}
+        confirmed.set()
 
 
 async def test_no_such_code_is_run_in_the_first_moment_of_a_trial() -> None:

@@ -13,7 +13,7 @@ from msgspec import Raw
 from streamflow.daemon import relay as relay_module
 from streamflow.daemon import troubles as troubles_module
 from streamflow.daemon.relay import OutboxEntry, Relay
-from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.errors import StoreError, StoreUnavailable, Unconfirmed
 from streamflow.store.connection import Call
 from streamflow.store.kernel import WORKERS
 from streamflow.wire import OutboxMessage, encode_job, encode_outbox, stream_order
@@ -418,6 +418,27 @@ async def test_a_server_that_has_lost_messages_when_seen_again_gets_them(monkeyp
     await server.relay.confirm_once()
     assert server.accepted[1] == ["7-0", "7-1"]
     assert server.source.sent == ["7-1"]
+
+
+async def test_a_server_that_does_not_confirm_keeps_only_its_own_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = in_a_cluster(monkeypatch)
+    server.store.server_of = lambda key: int("/2}" in key)  # type: ignore[method-assign]
+    late = {KERNEL.keys.shard(2).owner}
+
+    class OfServers:
+        async def wait(self, patience: float, *keys: str) -> None:
+            if late.intersection(keys):
+                raise Unconfirmed("no replica has confirmed it")
+
+    server.store.confirmation = OfServers()
+    for targets in ((1,), (1, 2), (2,), (1,)):
+        server.commit(*targets)
+    await server.relay.run_once()
+    await server.relay.confirm_once()
+    assert set(server.source.sent) == {"7-1", "7-5"}
+    late.clear()
+    await server.relay.confirm_once()
+    assert set(server.source.sent) == {"7-1", "7-3", "7-4", "7-5"}
 
 
 async def test_an_entry_counts_from_its_first_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,17 @@ def test_names_follow_the_rules(metric: Metric) -> None:
     assert not re.search(r"_(ms|millis|milliseconds|minutes|kb|mb|percent|count|sum|bucket)(_|$)", metric.name)
     is_whole = metric.name.startswith(("streamflow_namespace_", "streamflow_server_"))
     assert is_whole == (metric.whose == "namespace")
-    assert set(metric.labels) <= {"kind", "version", "result", "workflow", "status", "step", "outcome", "queue"}
+    assert set(metric.labels) <= {
+        "kind",
+        "version",
+        "result",
+        "workflow",
+        "status",
+        "step",
+        "outcome",
+        "queue",
+        "server",
+    }
     assert metric.help.endswith(".")
 
 
