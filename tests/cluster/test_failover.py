@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
 NAMESPACE = "failover"
 PATIENT: dict[str, Any] = {"dead_after": 6.0, "beat": 0.2}
-STEPS = 4
+STEPS = 5
 EVERY = 0.02
 """Seconds between two starts."""
 
