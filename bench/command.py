@@ -75,8 +75,8 @@ def command(
     queue, burst, payload, durability.
 
     Without a WORKLOAD, all of them. The server is an embedded Valkey with an append-only file (everysec), in its own
-    process, as is each daemon; the client is this process. durability starts a server for each level. A figure that
-    misses its target is marked; the exit code is 0 all the same.
+    process, as is each daemon; the client is this process. durability starts a server, or a cluster, for each level. A
+    figure that misses its target is marked; the exit code is 0 all the same.
 
     On a cluster (--cluster, or --redis redis+cluster://…) there is no ceiling to compare with; the share of all
     commands that the busiest master gets is measured instead.
