@@ -2,8 +2,8 @@
 
 Owns: the load. Must not: print. Called by: the command.
 
-Each step is an attempt in the commit's outbox, an entry in a partition, an outcome in the run's inbox, and a commit:
-two hops more than a step that runs at the owner. So it is slower; the figure has no target.
+Each step is an entry in a partition that the commit adds, an outcome in the run's inbox, and a commit: two hops more
+than a step that runs at the owner. So it is slower; the figure has no target.
 """
 
 from __future__ import annotations

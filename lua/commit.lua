@@ -3,7 +3,8 @@
 --
 -- The central verb. First every check: the owner's token, the commit's id, the types of all keys that will be written,
 -- and each run's header, byte for byte (it has the version and the last commit id). Then only writes that can't fail:
--- records, log, agenda, listings, outbox, quarantine, puts; the inbox messages that were reduced are deleted.
+-- records, log, agenda, listings, outbox, attempts for queues, quarantine, puts; the inbox messages that were reduced are
+-- deleted.
 -- Safe to run twice, and late: a commit id that the shard has as its last one, or that is before it, answers DUP with
 -- the facts of the last one, and changes nothing.
 -- The commits of an owner are numbered without gaps, from 1 for each token. One whose number is not the next one comes
@@ -12,6 +13,8 @@
 -- Reducers (they have a state) keep only the newest transitions in their record: their state is their snapshot. A state
 -- that begins with a dash (no snapshot does) replaces the record: header, the rest of the state, this transition.
 -- The log gets the transitions as they are, but for those that have a cut: in its place, without large payloads.
+-- An attempt of a queued step is added to its queue's partition of this shard, one without a body is revoked
+-- (`shared/attempts.lua`): what the server has of a decision, it has of its attempts.
 -- A put sets a field of a hash, or deletes it when the value is ''; without a field it sets a string that expires after
 -- 15 minutes.
 --
@@ -24,13 +27,15 @@
 --        poison,
 --        then for each listing: index;
 --        for each put: put;
+--        for each queue: stream, steps, details;
 --        for each run: run
 -- ARGV   token, (of the owner)
 --        commit, (id of this commit)
 --        now, (the owner's time)
 --        channel,
 --        notification, (published to the channel; '' for none)
---        counts, (of listings, acks, plans, moves, sends, sent, poisons, cuts, states and puts: 4 bytes each)
+--        counts, (of listings, acks, plans, moves, sends, sent, poisons, cuts, states, reports, puts, queues and
+--        attempts: 4 bytes each)
 --        then for each run: expected, header, transition;
 --        for each ack: inbox id;
 --        for each plan: id, score ('' removes the run from the agenda);
@@ -40,6 +45,9 @@
 --        for each poison: inbox id, id, reason, event, body;
 --        for each cut: position (of its run among the runs, from 1), logged (in place of the transition);
 --        for each state: position, state;
+--        for each report: position (of its attempt among the attempts), details (what an attempt before has reported);
+--        for each attempt: queue (its position among the queues, from 1), step, attempt (`<created> <attempt>`), body
+--        ('' revokes it);
 --        for each put: field, value
 -- RETURNS OK clock entry (of the log, '' when nothing was logged)
 --         / DUP clock entry
@@ -47,27 +55,29 @@
 --         / FENCED token (of the present owner)
 --         / BEHIND commit (the shard's last one, '' for none)
 --         / WRONGTYPE key
+-- @include shared/holds
+-- @include shared/current_entry
+-- @include shared/attempts
 -- @include shared/clock
 -- @include shared/commit_distance
 -- @include shared/counts
--- @include shared/holds
 -- @include shared/kept
 -- @include shared/run_id
-local owner, inbox, kept, log, agenda, outbox, poison = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local owner, inbox, kept, log, agenda, outbox, poison = unpack(KEYS, 1, 7)
 local token, commit, channel, notification = ARGV[1], ARGV[2], ARGV[4], ARGV[5]
-local indexes, acks, plans, moves, sends, sent, poisons, cuts, states, puts = unpack_counts(ARGV[6])
+local indexes, acks, plans, moves, sends, sent, poisons, cuts, states, reports, puts, queues, attempts =
+  unpack_counts(ARGV[6])
 local FIXED_KEYS, FIXED_ARGS = 7, 6
 local RUN_ARGS, PLAN_ARGS, MOVE_ARGS, SEND_ARGS, POISON_ARGS, PAIR_ARGS, PUT_ARGS = 3, 2, 4, 2, 5, 2, 2 -- of one item
-local RUN_ID = run_id_begins(owner)
-local REDUCER_TRANSITIONS = 200 -- that a reducer's record keeps; it is trimmed when it has twice as many
-local QUARANTINED_MESSAGES = 1000 -- about so many are kept
+local RUN_ID, DASH = run_id_begins(owner), string.byte('-')
+-- A reducer's record is trimmed to so many when it has twice as many; of quarantined messages about so many are kept.
+local REDUCER_TRANSITIONS, QUARANTINED_MESSAGES = 200, 1000
 local ANSWER_SECONDS, IDS_PER_CALL, VALUES_PER_ENTRY = 900, 1000, 4000 -- `unpack` fails at about 8,000 values
-local DASH = string.byte('-')
 
--- Positions in KEYS of the last index and the last put; the runs are behind them.
+-- Positions in KEYS of the last index, put and key of a queue; the runs are behind them.
 local last_index = FIXED_KEYS + indexes
-local last_put = last_index + puts
-local runs = #KEYS - last_put
+local last_put, last_queue = last_index + puts, last_index + puts + QUEUE_KEYS * queues
+local runs = #KEYS - last_queue
 
 local stored = redis.pcall('HMGET', owner, 'token', 'commit', 'clock', 'log', 'committed')
 if stored.err then return redis.error_reply('WRONGTYPE ' .. owner) end
@@ -87,11 +97,12 @@ for i = FIXED_KEYS + 1, last_put do
   local wanted = i <= last_index and 'zset' or ARGV[field] == '' and 'string' or 'hash'
   if not holds(KEYS[i], wanted) then return redis.error_reply('WRONGTYPE ' .. KEYS[i]) end
 end
+local queue_list, foreign = open_queues(last_put + 1, last_queue)
+if foreign then return redis.error_reply('WRONGTYPE ' .. foreign) end
 
 -- From here on `at` is the position before the first argument of an item.
-local conflict = {'CONFLICT'}
-local at = FIXED_ARGS
-for i = last_put + 1, #KEYS do
+local conflict, at = {'CONFLICT'}, FIXED_ARGS
+for i = last_queue + 1, #KEYS do
   if redis.pcall('LINDEX', KEYS[i], 0) ~= ARGV[at + 1] then conflict[#conflict + 1] = string.sub(KEYS[i], RUN_ID) end
   at = at + RUN_ARGS
 end
@@ -118,16 +129,16 @@ for _ = 1, poisons do
   entry[#entry + 1], entry[#entry + 2] = '-' .. ARGV[at + 1], ARGV[at + 4] -- no run id begins with a dash
   at = at + POISON_ARGS
 end
-local logged, state_of = {}, {} -- by position
-for i = 1, cuts + states do
-  local by_position = i <= cuts and logged or state_of
+local logged, state_of, details_of = {}, {}, {} -- by position
+for i = 1, cuts + states + reports do
+  local by_position = i <= cuts and logged or i <= cuts + states and state_of or details_of
   by_position[tonumber(ARGV[at + 1])] = ARGV[at + 2]
   at = at + PAIR_ARGS
 end
-
+add_and_revoke(queue_list, attempts, at, details_of)
 at = FIXED_ARGS
-for i = last_put + 1, #KEYS do
-  local run, header, transition, state = KEYS[i], ARGV[at + 2], ARGV[at + 3], state_of[i - last_put]
+for i = last_queue + 1, #KEYS do
+  local run, header, transition, state = KEYS[i], ARGV[at + 2], ARGV[at + 3], state_of[i - last_queue]
   if state and string.byte(state) == DASH then
     redis.call('UNLINK', run) -- the server frees a long one beside its work
     redis.call('RPUSH', run, header, string.sub(state, 2), transition)
@@ -142,7 +153,7 @@ for i = last_put + 1, #KEYS do
       end
     end
   end
-  entry[#entry + 1], entry[#entry + 2] = string.sub(run, RUN_ID), logged[i - last_put] or transition
+  entry[#entry + 1], entry[#entry + 2] = string.sub(run, RUN_ID), logged[i - last_queue] or transition
   at = at + RUN_ARGS
 end
 for first = 1, acks, IDS_PER_CALL do -- many at once: a hot run reduces thousands of messages in one transition

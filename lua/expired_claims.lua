@@ -7,12 +7,13 @@
 -- `clock` is the server's, by which claims are timed: callers compare it with their own. While there are claims, it is
 -- kept beside the details: `before` is that of the last look of any worker, and tells a caller's first one that the
 -- clock was set back. It stays until `restart_claims` has done its work, since a reply may be lost.
+-- `attempt` is `<created> <attempt>`, as the commit has added it; `details` are '' if none were reported.
 -- About a megabyte of entries is looked at in one call. `after` is the `last` of the call before: '' for the first.
 --
 -- KEYS   stream, steps, details
 -- ARGV   group, idle (ms), quiet (ms), limit, after
 -- RETURNS clock (ms) last (the entry behind which more are, '' if there are none) before (ms, '' for none)
---         then for each expired entry: entry consumer id created seq attempt details / WRONGTYPE key
+--         then for each expired entry: entry consumer step attempt details / WRONGTYPE key
 -- @include shared/clock
 -- @include shared/holds
 -- @include shared/current_entry
@@ -38,12 +39,10 @@ for n, claim in ipairs(pending) do
     fields[found[2][i]] = found[2][i + 1]
     bytes = bytes + #found[2][i + 1]
   end
-  local current = found and current_entry(steps, (fields.run or '') .. '/' .. (fields.seq or ''))
-  if current == entry then
+  if found and current_entry(steps, fields.step or '') == entry then
     local reported = redis.call('HGET', details, entry) or fields.details or ''
-    local created = fields.created or '0'
     bytes = bytes + #reported
-    for _, value in ipairs({entry, consumer, fields.run, created, fields.seq, fields.attempt, reported}) do
+    for _, value in ipairs({entry, consumer, fields.step, fields.attempt or '', reported}) do
       reply[#reply + 1] = value
     end
   else

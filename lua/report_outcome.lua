@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- report_outcome: put the outcome of a queued step into the inbox of the run that waits for it.
+-- report_outcome: put the outcome of a queued step that the server may have lost into the inbox of its run again.
 --
 -- `created` is that of the run whose step it was: a newer run of the same id has steps of the same numbers, and waits
 -- for its own. Safe to run twice: the outcome carries its attempt, and the run drops every outcome of an attempt that

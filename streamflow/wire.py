@@ -1,7 +1,7 @@
 """The bodies of messages: what the inbox and the outbox carry, decoded into inputs for a run.
 
 Owns: the encodings that the client, machines and the owners of other shards share. Must not: know keys or runs.
-Called by: batch (decodes messages, encodes attempts), worker (decodes attempts), relay (outbox to delivery or offer),
+Called by: batch (decodes messages, encodes attempts), worker (decodes attempts), relay (outbox to delivery),
 membership and status (heartbeats). The machines and the client encode, too.
 """
 
@@ -13,7 +13,7 @@ import re
 import msgspec
 from msgspec import Raw
 
-from streamflow.errors import Failure, InvalidName
+from streamflow.errors import Failure
 from streamflow.events import (
     NOTHING,
     AskReceived,
@@ -26,7 +26,7 @@ from streamflow.model import codec
 from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import Header, ParentLink
 from streamflow.model.trace_context import checked
-from streamflow.store.kernel import Delivery, Offer
+from streamflow.store.kernel import Delivery
 from streamflow.workflow.actions import StepJob
 
 
@@ -150,7 +150,7 @@ def origin_of(notified: bytes) -> tuple[int, str]:
 
 
 class QueuedStep(msgspec.Struct, array_like=True, frozen=True):
-    """An attempt on its way to a worker: the body of `step` and `revoke` messages, and of a queue's entries."""
+    """An attempt on its way to a worker: the body of a queue's entries."""
 
     queue: str
     seq: int
@@ -250,28 +250,25 @@ def trace_of(message: InboxMessage) -> str:
     return (_signal if message.kind == "signal" else _ask).decode(message.body).trace
 
 
-def encode_job(job: StepJob, created: int, workflow: str = "", trace: str = "", *, revoked: bool = False) -> bytes:
-    """The body of an attempt for its step's queue, or of its revocation, which needs no arguments."""
-    args, details = (NOTHING, NOTHING) if revoked else (job.args, job.details)
-    queue = job.step.queue or ""
+def encode_job(job: StepJob, created: int, workflow: str = "", trace: str = "") -> bytes:
+    """The body of an attempt for its step's queue. What an attempt before has reported travels beside it."""
     step = job.step
-    signature = "" if revoked else step.parameters.signature
     return _encode(
         QueuedStep(
-            queue,
+            step.queue or "",
             job.seq,
             job.attempt,
             step.name,
             job.timeout,
-            args,
-            details,
+            job.args,
+            NOTHING,
             created,
             job.lost,
             job.blamed,
-            signature,
+            step.parameters.signature,
             workflow,
             trace,
-            b"" if revoked else job.mark,
+            job.mark,
         )
     )
 
@@ -289,17 +286,6 @@ def encode_returned(seq: int, attempt: int, details: Raw) -> bytes:
 def decode_job(body: bytes) -> QueuedStep:
     """Raises one of `DECODE_ERRORS`."""
     return _queued.decode(body)
-
-
-def to_offer(number: str, kind: str, run_id: str, body: bytes) -> tuple[str, Offer]:
-    """The queue of a message in an outbox, and its offer for `Kernel.enqueue_attempts`. Raises one of `DECODE_ERRORS`
-    when it was not written by this code."""
-    step = decode_job(body)
-    try:
-        check_name("queue", step.queue)
-    except InvalidName as error:
-        raise ValueError(str(error)) from error
-    return step.queue, Offer(number, kind, run_id, step.created, step.seq, step.attempt, bytes(step.details), body)
 
 
 def refused_child(run_id: str, parent: ParentLink) -> bytes:
@@ -324,7 +310,7 @@ def to_delivery(number: str, kind: str, run_id: str, body: bytes, identity: byte
 
 
 class OutboxMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A message in an outbox. `target`: a shard, or for the kinds `step` and `revoke` a partition of a queue."""
+    """A message in an outbox. `target`: a shard."""
 
     target: int
     kind: str

@@ -10,12 +10,14 @@ end
 local function encode_current_entry(entry, created, attempt, mark)
   return string.format('%s %.0f %.0f %s', entry, created, attempt, mark)
 end
-local function is_pending(stream, group, entry)
-  local found = redis.pcall('XPENDING', stream, group, entry, entry, 1)
-  return not found.err and found[1] ~= nil
-end
 local function drop_entry(stream, details, group, entry)
   redis.pcall('XACK', stream, group, entry)
   redis.call('XDEL', stream, entry)
   redis.call('HDEL', details, entry)
+end
+-- The value of a field of an entry.
+local function field_of(fields, name)
+  for n = 1, #fields, 2 do
+    if fields[n] == name then return fields[n + 1] end
+  end
 end

@@ -108,7 +108,7 @@ async def _server(settings: Settings, role: str) -> tuple[list[Finding], list[st
         stored = await stored_durability(store, keys)
         asked = settings.durability if role == Role.DAEMON else ""
         level = asked or stored or "server"
-        durability = Durability.of(level) if role in (Role.DAEMON, Role.CLIENT) else None
+        durability = Durability.of(level) if role != Role.VIEWER else None
         findings = await inspect(store, keys, Role(role), durability)
         looked_at = ["permissions"]
         if asked and stored and asked != stored:

@@ -1,7 +1,8 @@
 """One batch of one shard: from messages and outcomes to a `Batch` for the commit, without any I/O.
 
-Owns: which inputs a run gets, the new header, and what a machine's effects mean for agenda, listings, outbox, puts and
-notifications. Must not: talk to the server or start steps. Called by: the owner, between loading and committing.
+Owns: which inputs a run gets, the new header, and what a machine's effects mean for agenda, listings, outbox, queues,
+puts and notifications. Must not: talk to the server or start steps. Called by: the owner, between loading and
+committing.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.failures import failure_of, line_of_function
 from streamflow.model.logged import LARGE, encode_logged
 from streamflow.model.record import Header, Status, decode_header, parent_link
-from streamflow.model.sharding import Partition, queue_partition_of
-from streamflow.store.kernel import FRESH, Batch, Poison, Put, RunWrite, Send, listed_under
+from streamflow.model.sharding import Partition
+from streamflow.store.kernel import FRESH, Attempt, Batch, Poison, Put, RunWrite, Send, listed_under
 from streamflow.store.namespace import Namespace
 from streamflow.wire import (
     BadMessage,
@@ -87,6 +88,7 @@ CREATED_AHEAD = 1000
 """Ms by which a run may have been created ahead of its owner's clock and still not begin before that."""
 NOTIFICATION_BYTES = 4096
 """Outcomes and answers up to this size are part of the notification; clients that wait for a larger one fetch it."""
+NOTHING_REPORTED = bytes(NOTHING)
 NEW = b"pending 0 - "
 """How the header of a run begins that no daemon has reduced yet."""
 IN_FLIGHT = -1
@@ -326,10 +328,10 @@ class ShardBatch:
             self.logged += len(event) + IN_LOG
 
     def _reduce_runs(self, app: App, namespace: Namespace, at: int, watch: RunNote) -> None:
-        sends, puts = self.sends, self.batch.puts
+        sends, puts, attempts = self.sends, self.batch.puts, self.batch.attempts
         live_runs, oversize, number = self.shard.live, self.shard.oversize, self.shard.number
         for run_id, run_work in self.work.items():
-            if self.size >= BYTES or ((sends or puts) and len(sends) + len(puts) >= WRITES):
+            if self.size >= BYTES or len(sends) + len(puts) + len(attempts) >= WRITES:
                 self._put_back_from(run_id)
                 break
             watch.code_of(run_id, number)
@@ -521,7 +523,7 @@ class ShardBatch:
                 trace = "" if machine.trace is None else machine.trace.text(machine.generation)
                 body = encode_job(job, old.created, old.workflow, trace)
                 attempts.append((job, body))
-                size += len(body)
+                size += len(body) + len(memoryview(job.details))
         if effects.outbox:
             size += sum([len(message.body) for message in effects.outbox])
         transition: Transition | None = None
@@ -590,11 +592,9 @@ class ShardBatch:
             target = namespace.shard_of(message.target)
             self._send(target, message.kind, message.target, message.body, message.identity)
         for job, body in attempts:
-            self._send(queue_partition_of(run_id, job.seq), "step", run_id, body)
+            batch.attempts.append(_attempt(run_id, old.created, job, body))
         for job in effects.revoked:  # behind the attempts: one may have been decided in this very transition
-            self._send(
-                queue_partition_of(run_id, job.seq), "revoke", run_id, encode_job(job, old.created, revoked=True)
-            )
+            batch.attempts.append(_attempt(run_id, old.created, job, b""))
         if shard.portions and run_id not in self.divided:
             shard.portions.pop(run_id, None)
         self.reduced.append(Reduced(run_id, live, effects, header, header_bytes, plan, memory, transition))
@@ -671,7 +671,7 @@ class ShardBatch:
         self.batch.puts.append(Put(self.shard.keys.steps, f"{run_id}/{CODE}", record.encode()))
 
     def _send(self, target: int, kind: str, run_id: str, body: bytes, identity: bytes = b"") -> None:
-        """Add to the commit's outbox. `target`: a shard, or for `step` and `revoke` the partition of a queue."""
+        """Add to the commit's outbox. `target`: a shard."""
         self.sends.append(OutboxMessage(target, kind, run_id, body, identity))
 
     def _move_attributes(self, run_id: str, old: Header, changes: dict[str, Attribute | None]) -> dict[str, Attribute]:
@@ -738,6 +738,7 @@ class ShardBatch:
             or batch.sent
             or batch.poisons
             or batch.puts
+            or batch.attempts
         )
 
 
@@ -754,6 +755,13 @@ def _too_large(run_id: str, size: int, writes: int, published: int) -> str:
         "time (`sf.map` with `concurrency=`), split the work among child runs, or store large values elsewhere and "
         "pass references"
     )
+
+
+def _attempt(run_id: str, created: int, job: StepJob, body: bytes) -> Attempt:
+    details = bytes(job.details) if body else b""
+    if details == NOTHING_REPORTED:
+        details = b""
+    return Attempt(job.step.queue or "", f"{run_id}/{job.seq}", f"{created} {job.attempt}", body, details)
 
 
 def _notification(name: str, payload: bytes) -> tuple[str, bytes]:

@@ -64,7 +64,7 @@ from streamflow.workflow.app import App
 _log = logging.getLogger("streamflow.daemon")
 
 OUTBOX_PART = 8
-"""Messages for other shards and for queues may take one of so many parts of the memory..."""
+"""Messages for other shards may take one of so many parts of the memory..."""
 LEAST_OUTBOX = 4 * 1024 * 1024
 """...and at least so many bytes."""
 RELEASE_SECONDS = 2.0
@@ -132,7 +132,6 @@ class Daemon:
     def _on_other_data(self, identity: str) -> None:
         """The namespace's data were deleted: nothing that was kept of them is true any more."""
         self.owner.adopt(identity)
-        self.relay.forget_queues()
         self.membership.start_over(everywhere=True)
 
     def _on_mismatch(self) -> None:
@@ -286,6 +285,7 @@ class Daemon:
         self.registration = registration = Registration(context)
         registration.on_other_data = self._on_other_data
         registration.on_mismatch = self._on_mismatch
+        owner.on_queue = registration.add_queue
         self.membership.on_record = registration.compare
         self._troubles = context.troubles
         self._store = context.store

@@ -189,7 +189,7 @@ class NamespaceFigures:
         figures.set(catalog.QUEUES, len(names))
         wanted = self._app_queues + sorted(set(names) - set(self._app_queues))[:MAX_QUEUES_READ]
         read: dict[str, QueueFigures] = {
-            queue.name: queue for queue in await read_queues(self._store, self._keys, wanted, PATIENCE, oldest=True)
+            queue.name: queue for queue in await read_queues(self._store, self._keys, wanted, self._shards, PATIENCE)
         }
         for label, group in self._queues.grouped(read).items():
             figures.set(catalog.QUEUE_WAITING, sum(queue.waiting for queue in group), label)

@@ -153,6 +153,9 @@ class Owner:
         relay.on_sent = self.touch
         self._tracing = context.tracing
         self.on_other_history: Callable[[], None] = _ignore
+        self.on_queue: Callable[[str], None] = lambda _: None
+        """Called when this daemon has enqueued for the first time in the queue of this name."""
+        self._known_queues: set[str] = set()
         self.suspects = Suspects(executor, context.store, context.kernel, context.member)
         self.is_alive: Callable[[str], bool] = lambda _: False
         self.suspects.code_waits = self._has_careful_code
@@ -243,6 +246,7 @@ class Owner:
     def adopt(self, identity: str) -> None:
         """The namespace's data are other ones from now on: notifications carry this identity of theirs."""
         self._namespace = msgspec.structs.replace(self._namespace, identity=identity)
+        self._known_queues.clear()
 
     def close(self) -> None:
         """Forget all shards and the batches that are under way, when this daemon stops."""
@@ -961,6 +965,10 @@ class Owner:
                 shard.logged += batch.logged
         if batch.outbox:
             self._relay.hand_over(shard, batch.outbox)
+        for attempt in batch.batch.attempts:
+            if attempt.queue not in self._known_queues:
+                self._known_queues.add(attempt.queue)
+                self.on_queue(attempt.queue)
         if self._tracing is not None:
             batch.make_spans(self._tracing)
 
@@ -987,7 +995,7 @@ class Owner:
             return
         if effects.jobs and not shard.draining:
             for job in effects.jobs:
-                if job.step.queue is None:  # those of queues are in the outbox
+                if job.step.queue is None:  # those of queues are in the commit
                     job.created, job.workflow = live.header.created, machine.workflow
                     if machine.trace is not None:
                         job.trace = machine.trace.text(machine.generation)

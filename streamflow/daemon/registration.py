@@ -1,4 +1,4 @@
-"""What a daemon has put down in its namespace: the meta record, and the workflows of its app.
+"""What a daemon has put down in its namespace: the meta record, the workflows of its app, and queues that it uses.
 
 Owns: noticing that the namespace's data were deleted (FLUSHALL, a server without persistence that restarted), and
 writing these records again; noticing that another daemon has changed the namespace's durability, and following it.
@@ -17,11 +17,11 @@ import anyio
 import msgspec
 
 from streamflow.daemon.context import Context
-from streamflow.errors import NamespaceMismatch, StoreMisconfigured, UsageError
+from streamflow.errors import NamespaceMismatch, StoreError, StoreMisconfigured, UsageError
 from streamflow.loops import retry_forever
 from streamflow.store.connection import Call
 from streamflow.store.durability import use_durability
-from streamflow.store.namespace import Namespace, check_same, write_records
+from streamflow.store.namespace import Namespace, check_same, register_queues, write_records
 from streamflow.workflow.app import App, Reducer, Workflow
 
 _log = logging.getLogger("streamflow.namespace")
@@ -38,6 +38,13 @@ class Registration:
         self._identity = context.namespace.identity
         self._durability = context.namespace.durability
         self._differs = anyio.Event()
+        self._queues: set[str] = set()
+        """Queues that are to be put into the namespace's list."""
+
+    def add_queue(self, name: str) -> None:
+        """This daemon has begun to use a queue: `status` lists it from now on."""
+        self._queues.add(name)
+        self._differs.set()
 
     def compare(self, identity: bytes | None, durability: bytes | None) -> None:
         """Called by each heartbeat with what the namespace's record has now."""
@@ -50,7 +57,22 @@ class Registration:
     async def _run_once(self) -> None:
         await self._differs.wait()
         self._differs = anyio.Event()
+        await self._register_queues()
         await self.check()
+
+    async def _register_queues(self) -> None:
+        names = sorted(self._queues)
+        if not names:
+            return
+        context = self._context
+        try:
+            [answer] = await context.store.send([register_queues(context.kernel, names)])
+        except StoreError:
+            self._differs.set()  # once more
+            raise
+        self._queues.difference_update(names)
+        if isinstance(answer, StoreError):  # nothing waits for a key that only `status` reads
+            _log.error("%s can't be registered, so `status` doesn't list them: %s", ", ".join(names), answer)
 
     async def check(self) -> None:
         context = self._context

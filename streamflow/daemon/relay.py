@@ -1,11 +1,11 @@
-"""Carries messages between shards and to queues: delivers what commits have put into outboxes.
+"""Carries messages between shards: delivers what commits have put into outboxes.
 
 Owns: the messages that wait for delivery, and their order. Must not: decide anything; effects leave only after the
 commit that decided them, so this loop sees nothing earlier. Called by: the owner (hands messages over after a commit),
 takeover (those that the last owner left), the daemon (runs the loop).
 
-A target is a shard's inbox, or a partition of a queue. Each (source, target) pair is in order and has one delivery in
-flight; `lua/deliver_messages.lua` and `lua/enqueue_attempts.lua` drop messages that they have accepted before.
+A target is a shard's inbox. Each (source, target) pair is in order and has one delivery in flight;
+`lua/deliver_messages.lua` drops messages that it has accepted before.
 
 An entry of the outbox is deleted when its messages are as safe at their targets as the namespace's durability asks for,
 and in a cluster, where servers fail apart, some seconds later, if they still have the same histories.
@@ -23,7 +23,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -33,11 +33,9 @@ from streamflow.daemon.troubles import Troubles, shard_name
 from streamflow.daemon.unread import Order, Reading, Target, Unread
 from streamflow.errors import StoreError, Unconfirmed
 from streamflow.model.codec import DECODE_ERRORS
-from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.store.connection import Call, OtherHistory, Store
-from streamflow.store.kernel import Delivery, Kernel, Offer, Reply, StreamEntry
-from streamflow.store.namespace import register_queues
-from streamflow.wire import OutboxMessage, decode_outbox, partition_name, stream_order, to_delivery, to_offer
+from streamflow.store.kernel import Delivery, Kernel, Reply, StreamEntry
+from streamflow.wire import OutboxMessage, decode_outbox, stream_order, to_delivery
 
 if TYPE_CHECKING:
     from streamflow.store.durability import Confirmation
@@ -84,7 +82,7 @@ class OutboxEntry:
         self.targets: tuple[Target, ...] = ()
 
 
-Waiting = tuple[Delivery | Offer, OutboxEntry]
+Waiting = tuple[Delivery, OutboxEntry]
 Accepted = tuple[OwnedShard, OutboxEntry]
 
 
@@ -106,7 +104,6 @@ class Relay:
         self._most = most
         self._held = 0
         """Bytes of the messages in memory."""
-        self._known_queues: set[str] = set()
         self._has_messages = anyio.Event()
         self.on_sent: Callable[[OwnedShard], None] = lambda _: None
         """Called when a commit of the shard may delete another entry of its outbox."""
@@ -248,8 +245,7 @@ class Relay:
 
     def _key_of(self, target: Target) -> str:
         """A hash that is on its server."""
-        keys = self._kernel.keys
-        return keys.shard(target).owner if isinstance(target, int) else keys.queue(*target).steps
+        return self._kernel.keys.shard(target).owner
 
     async def run(self) -> None:
         self._has_messages.set()  # there may be some from before an error
@@ -288,27 +284,24 @@ class Relay:
             return self._ended_round(is_read=is_read)
         generation = self._store.server_generation
         try:
-            await self._register_queues(target for (_, target), _, _ in batches)
             answers = await self._store.send(calls, same_history=True)
         except StoreError as error:
-            _log.warning(
-                "could not deliver %d batches of messages to shards and queues, will retry: %s", len(calls), error
-            )
+            _log.warning("could not deliver %d batches of messages to shards, will retry: %s", len(calls), error)
             return False
         for (pair, source, chunk), answer in zip(batches, answers, strict=True):
             if isinstance(answer, OtherHistory):
                 self._has_messages.set()  # the source was dropped, or its target may have forgotten: it says what
                 continue
             if answer == Reply.GAP:
-                self._begin_anew(source, f"{_name_of(pair[1])} has lost")
+                self._begin_anew(source, f"{shard_name(pair[1])} has lost")
                 continue
             if isinstance(answer, Exception):
                 self._refused[pair] = time.monotonic() + self._troubles.failed(
-                    _name_of(pair[1]), REFUSES, answer, stops=False
+                    shard_name(pair[1]), REFUSES, answer, stops=False
                 )
                 continue
             if self._troubles:
-                self._troubles.works(_name_of(pair[1]), REFUSES)
+                self._troubles.works(shard_name(pair[1]), REFUSES)
             if pair not in self._waiting or self._waiting[pair][0] is not source:
                 continue  # acquired again meanwhile: the outbox was read again, and targets drop repeated messages
             self._after[pair] = source.token, chunk[-1][0].number
@@ -438,7 +431,7 @@ class Relay:
         for entry_id, fields in entries:
             read = read_entry(source, entry_id, fields)
             epoch, last = end = stream_order(read.number)
-            addressed: list[tuple[Order, Delivery | Offer, Target]] = []
+            addressed: list[tuple[Order, Delivery, Target]] = []
             for number, sent in enumerate(read.messages, last - len(read.messages) + 1):
                 try:
                     addressed.append(((epoch, number), *_addressed(f"{epoch}-{number}", sent)))
@@ -477,44 +470,19 @@ class Relay:
         return first is not None and at >= first
 
     def _call(self, target: Target, source: OwnedShard, chunk: list[Waiting]) -> Call[str]:
-        """All messages of a pair have one type: deliveries for a shard, offers for a queue."""
-        messages: list[Any] = [message for message, _ in chunk]
+        messages = [message for message, _ in chunk]
         token, after = self._after.get((source.number, target), ("", ""))
         if token != source.token:  # the shard was acquired again
             after = ""
-        if isinstance(target, int):
-            return self._kernel.deliver_messages(target, source.number, messages, self._clock.now_ms(), after)
-        return self._kernel.enqueue_attempts(*target, source.number, messages, after)
-
-    def forget_queues(self) -> None:
-        """Register each queue again: the list of them was deleted."""
-        self._known_queues.clear()
-
-    async def _register_queues(self, targets: Iterable[Target]) -> None:
-        """Register queues to which this daemon sends for the first time, so that `status` can list them."""
-        new = {target[0] for target in targets if not isinstance(target, int)} - self._known_queues
-        if new:
-            [answer] = await self._store.send([register_queues(self._kernel, new)])
-            if isinstance(answer, StoreError):  # messages don't wait for a key that only `status` reads
-                _log.error("%s can't be registered, so `status` doesn't list them: %s", ", ".join(sorted(new)), answer)
-            self._known_queues |= new
+        return self._kernel.deliver_messages(target, source.number, messages, self._clock.now_ms(), after)
 
 
-def _addressed(number: str, sent: OutboxMessage) -> tuple[Delivery | Offer, Target]:
+def _addressed(number: str, sent: OutboxMessage) -> tuple[Delivery, Target]:
     """Raises one of `DECODE_ERRORS`."""
     target = sent.target
     if target < 0:
         raise ValueError("it names no target")
-    if sent.kind in ("step", "revoke"):
-        queue, offer = to_offer(number, sent.kind, sent.run_id, sent.body)
-        if target >= QUEUE_PARTITIONS:
-            raise ValueError(f"partition {target} of queue {queue} does not exist: there are {QUEUE_PARTITIONS}")
-        return offer, (queue, target)
     return to_delivery(number, sent.kind, sent.run_id, sent.body, sent.identity), target
-
-
-def _name_of(target: Target) -> str:
-    return f"shard {target}" if isinstance(target, int) else partition_name(*target)
 
 
 def _size(waiting: list[Waiting]) -> int:

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 
 from streamflow.daemon.shard import OwnedShard
 
-Target = int | tuple[str, int]
-"""A shard, or a queue and its partition."""
+Target = int
+"""A shard."""
 Order = tuple[int, int]
 """The number of a message in the outbox, in order."""
 

@@ -150,9 +150,7 @@ INBOX_LAG = Metric("streamflow_inbox_lag_seconds", "gauge", "daemon", "Age of th
 AGENDA_LAG = Metric(
     "streamflow_agenda_lag_seconds", "gauge", "daemon", "For how long a run has been due that no commit has taken yet."
 )
-OUTBOX_MESSAGES = Metric(
-    "streamflow_outbox_messages", "gauge", "daemon", "Undelivered messages to shards and queues, in memory."
-)
+OUTBOX_MESSAGES = Metric("streamflow_outbox_messages", "gauge", "daemon", "Undelivered messages to shards, in memory.")
 OUTBOX_LAG = Metric(
     "streamflow_outbox_lag_seconds", "gauge", "daemon", "For how long the oldest of them has been first in its line."
 )

@@ -1,8 +1,8 @@
 """Which shard a run is in, and which daemon should own a shard.
 
-Owns: the hash of ids to shards and queue partitions, and the rendezvous hashing of shards to members.
+Owns: the hash of ids to shards, and the rendezvous hashing of shards to members.
 Must not: keep state.
-Called by: client and kernel (`shard_of`), batch and worker (`queue_partition_of`), membership (`winner_of`).
+Called by: client and kernel (`shard_of`), membership (`winner_of`).
 """
 
 from __future__ import annotations
@@ -31,16 +31,6 @@ def shard_of(run_id: str, shards: int, partition: Partition) -> int:
     """The shard of a run, from its id alone. CRC-32 (ISO 3309), as `zlib.crc32`."""
     part = run_id if partition is Partition.RUN else run_id.partition("/")[0]
     return zlib.crc32(part.encode()) % shards
-
-
-QUEUE_PARTITIONS = 8
-"""Partitions of every queue, so that a queue is not limited to one cluster slot. Fixed, so that a revoked step is
-looked for where it was enqueued."""
-
-
-def queue_partition_of(run_id: str, seq: int) -> int:
-    """The partition of its queue that a step is in; the same for all its attempts."""
-    return zlib.crc32(f"{run_id}/{seq}".encode()) % QUEUE_PARTITIONS
 
 
 _OF_PARENT = re.compile("~[a-z2-7]{13}$")

@@ -142,7 +142,7 @@ class StatusCollector:
         _put_views(status, cast("Sequence[bytes | None]", merged))
         self._put_shards(status, namespace, owners, inboxes)
         names = [] if isinstance(queues, StoreError) else [name.decode(errors="replace") for name in queues]
-        status.queues = await queues_of(client, names, PATIENCE)
+        status.queues = await queues_of(client, names, namespace.shards, PATIENCE)
         if self._with_lag and shards:
             await self._put_lag(status, owners)
         status.shards_unowned = sum(not shard.owner for shard in status.shards)

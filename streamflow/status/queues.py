@@ -12,9 +12,9 @@ from streamflow.status.model import Queue
 from streamflow.store.queues import read_queues
 
 
-async def queues_of(client: Client, names: Sequence[str], patience: float) -> list[Queue]:
+async def queues_of(client: Client, names: Sequence[str], shards: int, patience: float) -> list[Queue]:
     """Read in one pipeline, sorted by name. A queue that can't be read counts as empty. Raises `StoreError`."""
-    queues = await read_queues(client.store, client.keys, sorted(names), patience)
+    queues = await read_queues(client.store, client.keys, sorted(names), shards, patience)
     return [
         Queue(name=queue.name, waiting=queue.waiting, running=queue.running, workers=queue.workers) for queue in queues
     ]

@@ -47,8 +47,6 @@ _FORMS = {
 """Those whose key is not the first argument."""
 NO_SUCH_SCRIPT = "0" * 40
 _OUTSIDE_SCRIPTS: dict[str, tuple[Any, ...]] = {
-    "CLIENT ID": ("CLIENT", "ID"),
-    "CLIENT UNBLOCK": ("CLIENT", "UNBLOCK", 0),
     "EVALSHA": ("EVALSHA", NO_SUCH_SCRIPT, 0),
     "EVALSHA_RO": ("EVALSHA_RO", NO_SUCH_SCRIPT, 0),
     "EVAL_RO": ("EVAL_RO", "return 1", 0),

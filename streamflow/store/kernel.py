@@ -26,7 +26,7 @@ from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys, QueueKeys, ShardKeys
 
-SCHEMA = 5
+SCHEMA = 6
 """Version of the format of keys, records and scripts; a namespace of another version is refused."""
 WORKERS = "workers"
 """The consumer group of every queue partition; each worker process is a consumer."""
@@ -34,7 +34,7 @@ MAX_DIGITS = 15
 """Of a number in an entry of a queue."""
 FIRST_FIELD = (b"0",)
 """The position at which a hash is read from its beginning."""
-_COUNTS = struct.Struct(">10I")
+_COUNTS = struct.Struct(">13I")
 """How many items of each kind a commit has."""
 FRESH = b"-"
 """Prefix of a state in a `RunWrite` that replaces the whole record. No snapshot begins with it: a snapshot is a
@@ -105,20 +105,19 @@ class Delivery(msgspec.Struct):
     identity: str = ""
 
 
-class Offer(msgspec.Struct):
-    """An attempt for a queue (kind `step`), or its revocation (`revoke`), from a shard's outbox.
+class Attempt(msgspec.Struct, array_like=True):
+    """An attempt of a step, to be added to a queue's partition of the run's shard, or without a `body` to be revoked.
 
-    `created`: ms, as in the run's header; it distinguishes the run from an earlier one of the same id.
+    `step`: `<run id>/<seq>`; `attempt`: `<created> <attempt>`, where `created` is that of the run's header and
+    distinguishes it from an earlier run of the same id. `body`: encoded by `wire.encode_job`; `details`: what an
+    attempt before it has reported, encoded, empty for nothing.
     """
 
-    number: str
-    kind: str
-    run_id: str
-    created: int
-    seq: int
-    attempt: int
-    details: bytes
+    queue: str
+    step: str
+    attempt: str
     body: bytes
+    details: bytes = b""
 
 
 class ClaimRef(msgspec.Struct, frozen=True):
@@ -136,8 +135,27 @@ StreamEntry = tuple[bytes, dict[bytes, bytes]]
 """Its id, and its fields."""
 
 
+class Settlement(msgspec.Struct, frozen=True):
+    """An entry of a queue partition that its worker has done with. `step` is `<run id>/<seq>`; `body`: the encoded
+    outcome, empty for none."""
+
+    entry: str
+    step: str
+    body: bytes
+
+
+class QueuePeek(msgspec.Struct, frozen=True):
+    """Of a partition of a queue: how many attempts wait (-1 if its key is of another type), how many workers have, and
+    the entry of the first that waits, empty for none."""
+
+    waiting: int
+    claimed: int
+    first: str
+
+
 class ExpiredClaim(msgspec.Struct, frozen=True):
-    """An entry whose worker is considered dead, with the details that its step reported last (encoded)."""
+    """An entry whose worker is considered dead, with the details that its step reported last (encoded), empty for
+    none."""
 
     entry: str
     consumer: str
@@ -296,7 +314,8 @@ class Batch(msgspec.Struct):
     `commit`: its id. `cuts`: (position in `runs`, what the log gets instead of that transition). `acks`: ids of inbox
     messages that were reduced. `plans`: (run id, score on the agenda, None to
     remove it). `moves`: (run id, from key, to key, score) between listings, an empty key for none. `sent`: numbers of
-    outbox entries whose messages were delivered. `notification`: encoded, for the subscribers of the shard's channel.
+    outbox entries whose messages were delivered. `attempts`: in order, with those that are revoked.
+    `notification`: encoded, for the subscribers of the shard's channel.
     """
 
     commit: str
@@ -309,6 +328,7 @@ class Batch(msgspec.Struct):
     poisons: list[Poison] = []
     cuts: list[tuple[int, bytes]] = []
     puts: list[Put] = []
+    attempts: list[Attempt] = []
     notification: bytes = b""
 
 
@@ -369,7 +389,7 @@ class Kernel:
         return Call(verb, names, args, bytes.decode)
 
     def report_outcome(self, shard: int, run_id: str, created: int, body: bytes) -> Call[str]:
-        """Put the outcome of a queued step into the inbox of the run that waits for it.
+        """Put the outcome of a queued step that the server may have lost into the inbox of its run again.
 
         Returns a (accepted), e (the run has ended) or m (no such run, or one that was created at another time).
         """
@@ -559,6 +579,17 @@ class Kernel:
         args: list[Any] = []
         states: list[Any] = []
         names += [put.key for put in batch.puts]
+        queues: dict[str, int] = {}
+        attempt_args: list[Any] = []
+        reports: list[Any] = []
+        for position, attempt in enumerate(batch.attempts, 1):
+            number = queues.get(attempt.queue)
+            if number is None:
+                number = queues[attempt.queue] = len(queues) + 1
+                names += _claim_keys(self.keys.queue(attempt.queue, shard))
+            attempt_args += (number, attempt.step, attempt.attempt, attempt.body)
+            if attempt.details:
+                reports += (position, attempt.details)
         prefix = keys.run_prefix
         for position, run in enumerate(batch.runs, 1):
             names.append(prefix + run.run_id)
@@ -577,6 +608,8 @@ class Kernel:
         for position, logged in batch.cuts:
             args += (position + 1, logged)
         args += states
+        args += reports
+        args += attempt_args
         for put in batch.puts:
             args += (put.field, put.value)
         counts = _COUNTS.pack(
@@ -589,7 +622,10 @@ class Kernel:
             len(batch.poisons),
             len(batch.cuts),
             len(states) // 2,
+            len(reports) // 2,
             len(batch.puts),
+            len(queues),
+            len(batch.attempts),
         )
         fixed = [token, batch.commit, now, keys.done, batch.notification, counts]
         return Call("commit", names, fixed + args, _committed)
@@ -659,27 +695,9 @@ class Kernel:
 
     # --- queues -------------------------------------------------------------------------------------------------------
 
-    def enqueue_attempts(
-        self, queue: str, partition: int, source: int, offers: Sequence[Offer], after: str = ""
-    ) -> Call[str]:
-        """Accept attempts of steps, and revocations of them, from a shard's outbox into a queue partition.
-
-        `after` and what is returned: as of `deliver_messages`.
-        """
-        keys = self.keys.queue(queue, partition)
-        args: list[Any] = [f"shard:{source}", WORKERS, after]
-        for offer in offers:
-            args += (
-                offer.number,
-                offer.kind,
-                offer.run_id,
-                offer.created,
-                offer.seq,
-                offer.attempt,
-                offer.details,
-                offer.body,
-            )
-        return Call("enqueue_attempts", [keys.stream, keys.seen, keys.steps, keys.details], args, bytes.decode)
+    def peek_queues(self, shard: int, queues: Sequence[str]) -> Call[list[QueuePeek]]:
+        """Return how many attempts wait in a shard's partitions of queues, and how many workers have."""
+        return Call("peek_queues", [self.keys.queue(queue, shard).stream for queue in queues], [WORKERS], _queue_peeks)
 
     def extend_claims(self, queue: str, partition: int, consumer: str, claims: Sequence[ClaimRef]) -> Call[str]:
         """Renew a worker's claims on entries of a queue partition, and return which of them it has lost.
@@ -711,15 +729,17 @@ class Kernel:
         keys = self.keys.queue(queue, partition)
         return Call("restart_claims", [keys.stream, keys.details], [WORKERS, limit, after], bytes.decode)
 
-    def ack_attempts(self, queue: str, partition: int, claims: Sequence[ClaimRef]) -> Call[bytes]:
-        """Remove entries from a queue partition: their outcomes are reported, or they are not needed any more.
+    def settle_attempts(self, queue: str, partition: int, settlements: Sequence[Settlement]) -> Call[str]:
+        """Put the outcomes of attempts into the shard's inbox, and remove their entries from the queue.
 
-        Returns `OK`.
+        Returns a letter for each: a (accepted), r (revoked, or without outcome), l (lost: it doesn't count).
         """
+        shard = self.keys.shard(partition)
         args: list[Any] = [WORKERS]
-        for claim in claims:
-            args += (claim.entry, claim.step)
-        return Call("ack_attempts", _claim_keys(self.keys.queue(queue, partition)), args)
+        for one in settlements:
+            args += (one.entry, one.step, one.body)
+        keys = [shard.inbox, shard.kept, *_claim_keys(self.keys.queue(queue, partition))]
+        return Call("settle_attempts", keys, args, bytes.decode)
 
     def requeue_attempts(self, queue: str, partition: int, consumer: str, claims: Sequence[ClaimRef]) -> Call[int]:
         """Return a leaving worker's entries to the queue; another worker takes them under the same attempt.
@@ -899,20 +919,32 @@ def _transitions(reply: list[bytes]) -> list[bytes | None]:
     return [None if transition == b"-" else transition for transition in reply]
 
 
+def _queue_peeks(reply: list[Any]) -> list[QueuePeek]:
+    triples = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+    return [QueuePeek(waiting, claimed, first.decode()) for waiting, claimed, first in triples]
+
+
 def _expired_claims(reply: list[bytes]) -> ExpiredClaims:
-    claims = [
-        ExpiredClaim(
-            entry.decode(),
-            consumer.decode(errors="replace"),
-            run.decode(errors="replace"),
-            _number(created),
-            _number(seq),
-            _number(attempt),
-            details,
-        )
-        for entry, consumer, run, created, seq, attempt, details in zip(*[iter(reply[3:])] * 7, strict=True)
-    ]
+    claims: list[ExpiredClaim] = []
+    for entry, consumer, step, attempt, details in zip(*[iter(reply[3:])] * 5, strict=True):
+        run_id, seq = split_step(step)
+        created, number = split_attempt(attempt)
+        name = consumer.decode(errors="replace")
+        claims.append(ExpiredClaim(entry.decode(), name, run_id, created, seq, number, details))
     return ExpiredClaims(reply[1].decode(), claims, int(reply[0]), _number(reply[2]))
+
+
+def split_step(step: bytes) -> tuple[str, int]:
+    """Run id and number from `<run id>/<seq>`: 0 for what streamflow has not written."""
+    run_id, _, seq = step.rpartition(b"/")
+    return run_id.decode(errors="replace"), _number(seq)
+
+
+def split_attempt(attempt: bytes) -> tuple[int, int]:
+    """`created` of the run and the attempt's number from `<created> <attempt>`: 0 for what streamflow has not
+    written."""
+    created, _, number = attempt.partition(b" ")
+    return _number(created), _number(number)
 
 
 def _number(text: bytes) -> int:

@@ -1,8 +1,9 @@
 """The only module that names keys.
 
-Every key of a shard has the hash tag `{<ns>/<shard>}`, so a script's keys share one slot; a partition of a queue has
-`{<ns>/q/<queue>/<partition>}`; what belongs to the whole namespace has the tag `{<ns>}`. No name has a slash, so no tag
-is that of another namespace, and the patterns `sf:{<ns>}:*` and `sf:{<ns>/*` match this namespace's keys and no others.
+Every key of a shard has the hash tag `{<ns>/<shard>}`, so a script's keys share one slot; a queue has a partition in
+each shard, with the shard's tag; what belongs to the whole namespace has the tag `{<ns>}`. No name has a slash, so no
+tag is that of another namespace, and the patterns `sf:{<ns>}:*` and `sf:{<ns>/*` match this namespace's keys and no
+others.
 Must not: talk to the server.
 Called by: kernel, connection, client, owner, worker, CLI.
 """
@@ -101,20 +102,20 @@ class ShardKeys:
 
 
 class QueueKeys:
-    """The keys of one partition of a queue."""
+    """The keys of one partition of a queue: that of a shard, whose hash tag they have."""
 
-    __slots__ = ("details", "seen", "steps", "stream")
+    __slots__ = ("details", "steps", "stream")
 
-    def __init__(self, namespace: str, queue: str, partition: int) -> None:
-        prefix = f"sf:{{{namespace}/q/{queue}/{partition}}}:"
+    def __init__(self, namespace: str, queue: str, shard: int) -> None:
+        prefix = f"sf:{{{namespace}/{shard}}}:queue:{queue}:"
         self.stream = f"{prefix}stream"
-        """Stream: attempts that wait for a worker or that a worker has claimed; read by a consumer group."""
-        self.seen = f"{prefix}seen"
-        """Hash: source shard -> last accepted number."""
+        """Stream: attempts that wait for a worker or that a worker has claimed; read by a consumer group. Also a
+        sharded pub/sub channel: who adds one rings there."""
         self.steps = f"{prefix}steps"
         """Hash: `<run id>/<seq>` -> current entry, ms of the run's start, attempt, and wanted or revoked."""
         self.details = f"{prefix}details"
-        """Hash: entry -> the details that its step reported last with `sf.heartbeat`."""
+        """Hash: entry -> the details that its step reported last with `sf.heartbeat`; and the `clock` of the last look
+        for expired claims."""
 
 
 class NamespaceKeys:
@@ -136,7 +137,7 @@ class NamespaceKeys:
         self.workflows = f"{self.prefix}workflows"
         """Hash: workflow name -> what its app registered, JSON."""
         self.queues = f"{self.prefix}queues"
-        """Hash: queue name -> its number of partitions."""
+        """Hash: queue name -> 1."""
         self._shards: dict[int, ShardKeys] = {}
         self._queues: dict[tuple[str, int], QueueKeys] = {}
 
@@ -155,10 +156,10 @@ class NamespaceKeys:
             keys = self._shards[number] = ShardKeys(self.namespace, number)
         return keys
 
-    def queue(self, name: str, partition: int) -> QueueKeys:
-        keys = self._queues.get((name, partition))
+    def queue(self, name: str, shard: int) -> QueueKeys:
+        keys = self._queues.get((name, shard))
         if keys is None:
-            keys = self._queues[name, partition] = QueueKeys(self.namespace, name, partition)
+            keys = self._queues[name, shard] = QueueKeys(self.namespace, name, shard)
         return keys
 
 

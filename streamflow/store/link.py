@@ -64,9 +64,6 @@ class Link:
     """What finds host and port before each connection, where they aren't those of the URL..."""
     on_late: Callable[[], None] | None = None
     """...and what is called every second in which no byte moves although a reply is due: it may find others by now."""
-    wants_id = False
-    """Whether to ask for `client_id` with each connection."""
-    client_id: int | None = None
     opened = 0
     """How often it was connected."""
     neighbours: Callable[[], Sequence[Progress]]

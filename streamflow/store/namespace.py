@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from streamflow.errors import NamespaceMismatch, StoreError, StoreMisconfigured, StoreUnavailable
-from streamflow.model.sharding import QUEUE_PARTITIONS, Partition, shard_of
+from streamflow.model.sharding import Partition, shard_of
 from streamflow.settings import Settings, is_level
 from streamflow.store.connection import Call, Store
 from streamflow.store.inspection import Finding, about, evicting, forgetful, hidden_info, missing_permissions, too_old
@@ -120,7 +120,7 @@ async def write_records(
 
 def register_queues(kernel: Kernel, queues: Iterable[str]) -> Call[bytes]:
     """Put queues into the namespace's list, so that `status` has them."""
-    return kernel.store_records([Put(kernel.keys.queues, name, b"%d" % QUEUE_PARTITIONS) for name in sorted(queues)])
+    return kernel.store_records([Put(kernel.keys.queues, name, b"1") for name in sorted(queues)])
 
 
 def check_same(namespace: Namespace, settings: Settings) -> None:

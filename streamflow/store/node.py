@@ -158,11 +158,7 @@ class Node(Store):
 
     async def _on_connect(self, connection: Any) -> None:
         connection.reached = ""
-        connection.client_id = None
         await connection.on_connect()
-        if connection.wants_id:
-            await connection.send_command("CLIENT", "ID")
-            connection.client_id = await connection.read_response()
         if not connection.introduce:
             await connection.send_command(*_INFO)
             try:

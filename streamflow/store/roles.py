@@ -20,7 +20,7 @@ from collections.abc import Callable
 import msgspec
 
 from streamflow.store.durability import Durability
-from streamflow.store.keys import NamespaceKeys, ShardKeys, fence_near
+from streamflow.store.keys import NamespaceKeys, ShardKeys, absent_near, fence_near
 from streamflow.store.scripts import load_scripts
 
 
@@ -69,7 +69,7 @@ IN_CLUSTER = ("CLUSTER NODES", "ASKING")
 """What a cluster is asked besides. Also for users of a single server, which may become one of a cluster."""
 _LOOKS = (
     *("MGET", "HGET", "HMGET", "HGETALL", "HKEYS", "LINDEX", "LRANGE", "ZCARD", "ZREVRANGE"),
-    *("XLEN", "XRANGE", "XREVRANGE", "XREAD", "XINFO CONSUMERS"),
+    *("XLEN", "XRANGE", "XREVRANGE", "XREAD"),
     *("INFO", "TIME", "PING", "SSUBSCRIBE", "SUNSUBSCRIBE", "SELECT", *IN_CLUSTER),
 )
 """What the client sends to see runs, results, histories, logs and the status. Not CONFIG GET, with which `status` would
@@ -79,9 +79,8 @@ _READS_OF_DAEMON = (
     *("GET", "HGET", "HMGET", "HGETALL", "HKEYS", "HLEN", "HSCAN", "LINDEX"),
     *("XRANGE", "ZCARD", "ZRANGEBYSCORE", "ZSCAN"),
 )
-_FIGURES = ("MGET", "XLEN", "XINFO CONSUMERS", "XINFO GROUPS")
+_FIGURES = ("MGET", "XLEN")
 """What a daemon with `http` sends when it is asked for metrics, besides what it reads anyway."""
-_BLOCKED_READS = ("XREADGROUP", "CLIENT ID", "CLIENT UNBLOCK")
 
 
 def _everything(keys: NamespaceKeys) -> list[str]:
@@ -103,8 +102,7 @@ def _written_by_worker(keys: NamespaceKeys) -> list[str]:
         keys.workers,
         keys.ended,
         keys.suspects("*"),
-        keys.queue("*", 0).stream.replace("/0}:stream", "}:*"),
-        *_of_all_shards(keys, lambda shard: [shard.inbox, shard.kept, shard.run("*")]),
+        *_of_all_shards(keys, lambda shard: [shard.inbox, shard.kept, shard.run("*"), f"{shard.prefix}queue:*"]),
     ]
 
 
@@ -123,9 +121,9 @@ def _written_by_client(keys: NamespaceKeys) -> list[str]:
     )
 
 
-def _rung(shard: ShardKeys) -> list[str]:
-    """Who adds messages rings."""
-    return [shard.inbox]
+def _rung_by_worker(shard: ShardKeys) -> list[str]:
+    """Who adds messages or attempts rings; workers hear the rings of queues."""
+    return [shard.inbox, f"{shard.prefix}queue:*"]
 
 
 def _done(shard: ShardKeys) -> list[str]:
@@ -134,6 +132,10 @@ def _done(shard: ShardKeys) -> list[str]:
 
 def _rung_and_done(shard: ShardKeys) -> list[str]:
     return [shard.inbox, shard.done]
+
+
+def _rung_by_daemon(shard: ShardKeys) -> list[str]:
+    return [*_rung_by_worker(shard), shard.done]
 
 
 _ALWAYS = ("SCRIPT LOAD", "INFO", "SELECT", *IN_CLUSTER)
@@ -154,7 +156,7 @@ _RARE_LOOKS = {
     "SUNSUBSCRIBE": "no call waits for runs of a shard any more",
     "XRANGE": "`status --shards`, while the views of a shard lag behind its log",
 }
-_SEEN_BY_CLIENTS = ("peek_runs", "read_transitions")
+_SEEN_BY_CLIENTS = ("peek_runs", "peek_queues", "read_transitions")
 
 ACCESS: dict[Role, Access] = {
     Role.DAEMON: Access(
@@ -171,14 +173,14 @@ ACCESS: dict[Role, Access] = {
                 "due_runs",
                 "next_starts",
             ),
-            *("commit", "checkpoint_views", "forget_runs", "enqueue_attempts", "report_step", "extend_steps"),
+            *("commit", "checkpoint_views", "forget_runs", "report_step", "extend_steps"),
             "store_details",
             *_SEEN_BY_CLIENTS,
         ),
         commands=(*_ALWAYS, *_READS_OF_DAEMON, *_FIGURES, "HDEL", "ZREM", *_LOOKS),
         writes=_everything,
         reads=_nothing,
-        channels=_rung_and_done,
+        channels=_rung_by_daemon,
         rare={
             **_RARE_ALWAYS,
             **_RARE_LOOKS,
@@ -195,16 +197,21 @@ ACCESS: dict[Role, Access] = {
         about="`worker`",
         verbs=(
             *("store_records", "mark_suspects", "create_group", "extend_claims", "expired_claims", "restart_claims"),
-            *("report_outcome", "ack_attempts", "requeue_attempts", "heartbeat"),
+            *("report_outcome", "settle_attempts", "requeue_attempts", "peek_queues", "heartbeat"),
         ),
-        commands=(*_ALWAYS, "HMGET", "HGETALL", "XINFO CONSUMERS", "GET", *_BLOCKED_READS),
+        commands=(
+            *(*_ALWAYS, "HGET", "HMGET", "HGETALL", "XINFO CONSUMERS", "GET", "PING"),
+            *("XREADGROUP", "SSUBSCRIBE", "SUNSUBSCRIBE"),
+        ),
         writes=_written_by_worker,
         reads=_read_by_worker,
-        channels=_rung,
+        channels=_rung_by_worker,
         rare={
             **_RARE_ALWAYS,
-            "CLIENT UNBLOCK": "what is read has changed, so that a blocked read has to begin again",
-            "XINFO CONSUMERS": "another worker has died: which partitions it had claims in",
+            "PING": "nothing has rung for some seconds",
+            "XINFO CONSUMERS": "another worker has died, or an answer was lost: which partitions it had claims in",
+            "report_outcome": "a server may have lost outcomes: those of the last minute are reported again",
+            "create_group": "keys of a queue were deleted",
             "restart_claims": "the server was away, or its clock has jumped",
             "mark_suspects": "a step may have ended its process: it is noted before it is tried again",
         },
@@ -246,7 +253,7 @@ def commands_of(role: Role, durability: Durability | None = None) -> list[str]:
     access = ACCESS[role]
     callers = {load_scripts()[verb].evalsha for verb in access.verbs} | {"EVAL_RO"}
     commands = callers.union(access.commands, *(commands_in(verb) for verb in access.verbs))
-    if durability is not None and role in (Role.DAEMON, Role.CLIENT):
+    if durability is not None and role is not Role.VIEWER:
         commands |= {*commands_in("store_records"), durability.command[0]}
     return sorted(commands)
 
@@ -260,11 +267,14 @@ def rights(role: Role, namespace: str, durability: Durability | None = None) -> 
     """`durability`: of the namespace, for who waits for it. A server that is older than WAITAOF refuses that rule."""
     access, keys = ACCESS[role], NamespaceKeys(namespace)
     commands, writes = commands_of(role, durability), access.writes(keys)
-    if durability is not None and role is Role.CLIENT:
+    if durability is not None and role in (Role.CLIENT, Role.WORKER):
         writes = [*writes, keys.fence, *_of_all_shards(keys, lambda shard: [fence_near(shard.owner)])]
+    reads = access.reads(keys)
+    if durability is not None and role is Role.WORKER:
+        reads = [*reads, *_of_all_shards(keys, lambda shard: [absent_near(shard.owner)])]
     return Rights(
         commands=[rule_of(command) for command in commands],
         writes=writes,
-        reads=access.reads(keys),
+        reads=reads,
         channels=_of_all_shards(keys, access.channels),
     )

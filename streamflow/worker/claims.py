@@ -6,15 +6,15 @@ Called by: the worker (composes and runs the loops), the reader (adds claims).
 
 A claim is one entry, which is one attempt. It ends in one of four ways:
 
-    outcome    the step ended: `report_outcome` puts its outcome into the run's inbox, then `ack_attempts` deletes the
-               entry
+    outcome    the step ended: `settle_attempts` puts its outcome into the run's inbox, and deletes the entry
     revoked    the run no longer needs the step: the step is cancelled and the entry deleted
     lost       the entry is no longer this worker's, because it did not extend its claim in time: the step is cancelled,
                its outcome dropped
     requeued   this worker shuts down: the entry waits for another one, under the same attempt
 
-Everything may be sent twice: an outcome carries its attempt, and the run drops outcomes of attempts that are not
-current. Consecutive runs of one id have steps with the same numbers; `created` tells them apart.
+Everything may be sent twice: an outcome counts only while its entry is the step's current one, and the run drops
+outcomes of attempts that are not current. Consecutive runs of one id have steps with the same numbers; `created` tells
+them apart.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ from typing import Any
 import anyio
 import msgspec
 
-from streamflow.errors import Failure, StoreError
+from streamflow.errors import Failure, StoreError, StoreUnavailable
 from streamflow.events import NOTHING
 from streamflow.loops import TURN, retry_forever
 from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.transition import Outcome
-from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.steps.executor import STEP_BLOCKED, StepExecutor
 from streamflow.steps.suspects import Note, Suspects, read_notes
 from streamflow.store.connection import Call, Store
 from streamflow.store.from_thread import ThreadStore
-from streamflow.store.kernel import ClaimRef, ExpiredClaim, ExpiredClaims, Kernel
+from streamflow.store.kernel import ClaimRef, ExpiredClaim, ExpiredClaims, Kernel, Settlement
 from streamflow.store.queues import partitions_claimed_by
 from streamflow.store.workers import decode_worker
 from streamflow.worker.heartbeats import WorkerHeartbeats
@@ -70,7 +69,7 @@ RETRY_PAUSE = 1.0
 """Seconds until outcomes that a shard refused are reported again."""
 
 Partition = tuple[str, int]
-"""A queue and the number of one of its partitions."""
+"""A queue and the number of one of its partitions, which is that of a shard."""
 
 
 class Claim(msgspec.Struct):
@@ -97,7 +96,7 @@ class Claim(msgspec.Struct):
 
 
 class Claims:
-    """`on_capacity()` is called when a claim has ended; `shard_of(run id)` finds the run's inbox. `timeout`: seconds
+    """`shards`: how many the namespace has. `on_capacity()` is called when a claim has ended. `timeout`: seconds
     without an extension after which a claim is expired. `longest_block`: seconds for which they are extended while the
     event loop is blocked."""
 
@@ -109,29 +108,30 @@ class Claims:
         consumer: str,
         queues: Iterable[str],
         timeout: float,
-        shard_of: Callable[[str], int],
+        shards: int,
         on_capacity: Callable[[], None],
         longest_block: float = LONGEST_BLOCK,
     ) -> None:
         self.executor: StepExecutor | None = None
         self.suspects: Suspects | None = None
         self.heartbeats: WorkerHeartbeats | None = None
+        self.on_refused: Callable[[Partition], None] = lambda _: None
+        """Called when the server refuses a look at the claims of a partition: it may be broken."""
         self.consumer = consumer
-        self.partitions: list[Partition] = [(queue, number) for queue in queues for number in range(QUEUE_PARTITIONS)]
+        self.partitions: list[Partition] = [(queue, number) for queue in queues for number in range(shards)]
         self.expired = 0
         """Claims of dead workers that this one has reported as lost."""
         self._store = store
         self._kernel = kernel
         self._timeout = timeout
-        self._shard_of = shard_of
         self._on_capacity = on_capacity
         self._claims: dict[tuple[Partition, str], Claim] = {}
         self._by_step: dict[tuple[str, int], Claim] = {}
         self._reports: list[tuple[Claim, bytes | None]] = []
         """Ended claims, with the encoded outcome; None: only the entry is to be deleted."""
         self._refused: list[tuple[Claim, bytes | None]] = []
-        """Those whose runs' shards are broken: kept apart, so that the others don't have to wait for them."""
-        self._recent = RecentOutcomes(store, kernel, shard_of)
+        """Those whose partitions or shards are broken: kept apart, so that the others don't have to wait for them."""
+        self._recent = RecentOutcomes(store, kernel)
         self._has_reports = anyio.Event()
         self._ended = anyio.Event()
         self._reporting = anyio.Lock()
@@ -206,7 +206,8 @@ class Claims:
         """A thread is free again, or an attempt has left the executor without an outcome (its `on_free`)."""
         self._signal_end()
 
-    def _forget(self, claim: Claim) -> None:
+    def forget(self, claim: Claim) -> None:
+        """It is not this worker's any more, or the server has settled it."""
         claim.ended = True
         self._claims.pop((claim.partition, claim.entry), None)
         self._details_sent.pop((claim.partition, claim.entry), None)
@@ -249,8 +250,8 @@ class Claims:
         self._refused.clear()
 
     async def report_once(self) -> bool:
-        """Report ended claims: first the outcomes, then delete the entries of those that were accepted. False when some
-        were refused."""
+        """Settle ended claims: their outcomes are put into the inboxes, and their entries deleted. False when some were
+        refused."""
         async with self._reporting:
             return await self._report_once()
 
@@ -258,41 +259,44 @@ class Claims:
         chunk = self._next_reports()
         if not chunk:
             return True
-        outcomes = [(claim, body) for claim, body in chunk if body is not None]
-        refused: set[int] = set()
-        if outcomes:
-            histories = [self._recent.history_of(claim.run_id) for claim, _ in outcomes]
-            answers = await self._store.send(
-                [
-                    self._kernel.report_outcome(self._shard_of(claim.run_id), claim.run_id, claim.created, body)
-                    for claim, body in outcomes
-                ],
-                patience=math.inf,
+        by_partition: dict[Partition, list[tuple[Claim, bytes | None]]] = {}
+        for report in chunk:
+            by_partition.setdefault(report[0].partition, []).append(report)
+        histories = {number: self._recent.history_of(number) for _, number in by_partition}
+        calls = [
+            self._kernel.settle_attempts(
+                *partition, [Settlement(claim.entry, claim.step, body or b"") for claim, body in reports]
             )
-            for (claim, body), history, answer in zip(outcomes, histories, answers, strict=True):
-                if isinstance(answer, StoreError):  # the run's shard is broken: the outcome waits here
-                    _log.error(
-                        "the outcome of step %d, attempt %d, could not be reported to run %s, will retry in %g s: %s",
-                        claim.seq,
-                        claim.attempt,
-                        claim.run_id,
-                        RETRY_PAUSE,
-                        answer,
-                    )
-                    refused.add(id(claim))
-                else:
-                    self._recent.accepted(claim.run_id, claim.created, body, history)
-            if self._recent.is_needed:
-                self._has_reports.set()
-        done = [claim for claim, _ in chunk if id(claim) not in refused]
-        await self._ack(done)
-        for claim in done:
-            self._forget(claim)
-        self._refused += [(claim, body) for claim, body in chunk if id(claim) in refused]
+            for partition, reports in by_partition.items()
+        ]
+        answers: list[str | StoreError] = await self._store.send(calls, patience=math.inf)
+        all_accepted = True
+        for (partition, reports), answer in zip(by_partition.items(), answers, strict=True):
+            queue, number = partition
+            if isinstance(answer, StoreError):  # the partition or the shard is broken: the outcomes wait here
+                _log.error(
+                    "the outcomes of %d attempts could not be reported in partition %d of queue %s, will retry in %g "
+                    "s; the first is of step %s: %s",
+                    len(reports),
+                    number,
+                    queue,
+                    RETRY_PAUSE,
+                    reports[0][0].step,
+                    answer,
+                )
+                self._refused += reports
+                all_accepted = False
+                continue
+            for (claim, body), letter in zip(reports, answer, strict=True):
+                if letter == "a" and body is not None:
+                    self._recent.accepted(claim.run_id, number, claim.created, body, histories[number])
+                self.forget(claim)
+        if self._recent.is_needed:
+            self._has_reports.set()
         del self._reports[: len(chunk)]
         if self._reports:
             self._has_reports.set()
-        return not refused
+        return all_accepted
 
     def _next_reports(self) -> list[tuple[Claim, bytes | None]]:
         size = 0
@@ -301,24 +305,6 @@ class Claims:
             if count and size > BYTES:
                 return self._reports[:count]
         return self._reports[:REPORTS]
-
-    async def _ack(self, claims: list[Claim]) -> None:
-        by_partition: dict[Partition, list[ClaimRef]] = {}
-        for claim in claims:
-            by_partition.setdefault(claim.partition, []).append(claim.ref())
-        calls = [self._kernel.ack_attempts(*partition, refs) for partition, refs in by_partition.items()]
-        if calls:
-            answers = await self._store.send(calls, patience=math.inf)
-            for ((queue, number), refs), answer in zip(by_partition.items(), answers, strict=True):
-                if isinstance(answer, StoreError):
-                    _log.error(
-                        "%d ended attempts could not be deleted from partition %d of queue %s: %s; another worker will "
-                        "report them as lost, which their runs ignore",
-                        len(refs),
-                        number,
-                        queue,
-                        answer,
-                    )
 
     # --- extending claims ---------------------------------------------------------------------------------------------
 
@@ -367,7 +353,7 @@ class Claims:
                         claim.attempt,
                     )
                     self._stop(claim)
-                    self._forget(claim)
+                    self.forget(claim)
 
     def _extensions(self, chunks: list[tuple[Partition, list[Claim], list[bytes]]]) -> list[Call[str]]:
         return [
@@ -499,7 +485,7 @@ class Claims:
         assert self.heartbeats is not None
         for name in list(self.heartbeats.died):
             _log.warning("worker %s has died: what it had claimed is reported to its runs as lost", name)
-            claimed = await partitions_claimed_by(self._store, self._kernel.keys, self.partitions, name)
+            claimed, is_complete = await partitions_claimed_by(self._store, self._kernel.keys, self.partitions, name)
             after = dict.fromkeys(claimed, "")
             while after:
                 found = await self._read_expired(after, 0.0)
@@ -508,6 +494,8 @@ class Claims:
                 after = {partition: claims.last for partition, claims in found.items() if claims.last}
                 while after and self._reports and await self.report_once():
                     pass
+            if not is_complete:
+                raise StoreUnavailable(f"a server has not answered what worker {name} had claimed")
             self.heartbeats.died.discard(name)
 
     async def _kept_by_their_processes(self, consumers: set[str]) -> set[str]:
@@ -560,6 +548,7 @@ class Claims:
                     queue,
                     answer,
                 )
+                self.on_refused(partition)
             else:
                 found[partition] = answer
         return found
@@ -636,7 +625,7 @@ class Claims:
         for partition, claims, details in chunks:
             for claim in claims:
                 self._stop(claim)
-                self._forget(claim)
+                self.forget(claim)
             calls.append(self._kernel.requeue_attempts(*partition, self.consumer, _refs(claims, details)))
         answers = await self._store.send(calls) if calls else []
         return sum(answer for answer in answers if not isinstance(answer, StoreError))

@@ -43,6 +43,8 @@ class WorkerHeartbeats:
         self, kernel: Kernel, name: str, queues: Iterable[str], describe: Callable[[], WorkerHeartbeat]
     ) -> None:
         self.on_beat: Callable[[bytes], None] = lambda _: None
+        self.on_durability: Callable[[str], None] = lambda _: None
+        """Called with each heartbeat: how safe decisions have to be in this namespace, before their steps begin."""
         self.died: set[str] = set()
         """Workers of these queues whose claims are to be reported as lost."""
         self._kernel = kernel
@@ -81,7 +83,7 @@ class WorkerHeartbeats:
     # --- sending ------------------------------------------------------------------------------------------------------
 
     def calls(self) -> list[Call[Any]]:
-        """The next heartbeat, and the question who has died."""
+        """The next heartbeat, and the questions who has died, and how safe decisions have to be."""
         if self._left:
             return []
         keys = self._kernel.keys
@@ -94,6 +96,7 @@ class WorkerHeartbeats:
                 self._name, raw, dead, joins=not self._is_member, others=sweep, members=keys.workers
             ),
             Call.plain("HGETALL", keys.ended),
+            Call.plain("HGET", keys.meta, "durability"),
         ]
         if self._old_notes:
             calls.append(self._kernel.heartbeat(self._name, b"", self._old_notes, others=False, members=keys.ended))
@@ -128,7 +131,7 @@ class WorkerHeartbeats:
         """What the server has answered to `calls`."""
         if not answers:
             return
-        beat, ended, *_ = answers
+        beat, ended, durability, *_ = answers
         if isinstance(beat, StoreError):
             if not self._refused:
                 _log.error("the heartbeats of this worker are refused, so `status` doesn't count it: %s", beat)
@@ -136,6 +139,8 @@ class WorkerHeartbeats:
             return
         self._refused = False
         self._beaten(beat)
+        if not isinstance(durability, StoreError):
+            self.on_durability((durability or b"server").decode(errors="replace"))
         if not isinstance(ended, StoreError):
             self._look_at_deaths({name.decode(errors="replace"): raw for name, raw in ended.items()})
 

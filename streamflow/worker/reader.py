@@ -1,30 +1,46 @@
 """Reads a worker's queues: takes only as many entries as the worker has free slots, from all partitions in turn.
 
 Owns: which partitions are read and how many entries are asked for. Must not: run steps, or acknowledge entries
-(`claims` does). Called by: the worker (runs the loop), claims and executor (report that a slot is free).
+(`claims` does). Called by: the worker (runs the loops), claims and executor (report that a slot is free).
 
-Reads that don't wait ask for exact numbers; only when all partitions are empty, one read waits on all of them, for one
-entry each, and entries beyond the free slots are requeued. After an error this worker's own pending entries are read
-again: an answer that was lost may have carried some, and `>` never returns them again.
+A queue has a partition in each shard. Who adds entries to one rings on its channel (`lua/shared/attempts.lua`), and the
+partition comes to the end of the list of those that are read. It leaves the list before it is read, and comes back if
+it has given all entries that a read may have: there may be more. So no entry waits forever for a worker with a free
+slot, because
+
+- a ring that comes while the partition is read, or while this worker is full, puts it on the list,
+- rings may be lost before a channel is subscribed: all partitions are looked at *after* that, and after reconnections,
+- partitions whose read has failed come back to the list.
+
+`tests/unit/worker/test_bell_model.py` goes through all orders of events, and shows that none of these can be left out.
+After an error this worker's own pending entries are read again: an answer that was lost may have carried some, and `>`
+never returns them again.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import time
+from collections import Counter
+from collections.abc import Iterable
 
 import anyio
 import msgspec
 
-from streamflow.errors import Failure, StoreError
+from streamflow.errors import Failure, StoreError, StoreUnavailable
 from streamflow.loops import retry_forever
 from streamflow.machine.transition import Outcome
 from streamflow.model.codec import DECLINED, DECODE_ERRORS, UnfitArguments
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Suspects
-from streamflow.store.blocking_reads import PENDING, Entry, GroupGone, QueueConnection
+from streamflow.store.cluster_subscription import open_subscription
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import ClaimRef, Kernel
+from streamflow.store.kernel import ClaimRef, Kernel, QueuePeek, split_attempt, split_step
+from streamflow.store.queue_reads import PENDING, Entry, GroupGone, QueuePage, QueueReads
+from streamflow.store.queues import partitions_claimed_by
+from streamflow.store.servers import send_to_each
 from streamflow.wire import QueuedStep, decode_job, partition_name, stream_order
 from streamflow.worker.claims import Claim, Claims, Partition
 from streamflow.workflow.actions import StepJob
@@ -34,8 +50,17 @@ _log = logging.getLogger("streamflow.worker")
 
 RETRY_BROKEN = 5.0
 """Seconds until a partition that can't be read (a key of another type, a permission) is tried again."""
-MAX_DIGITS = 15
-"""Maximum length of a number in an entry: Python refuses to parse very long ones."""
+ASK_AGAIN = 0.25
+"""Seconds after which a server that did not answer is read again."""
+WIDEST = 256
+"""Partitions that are read at once, at most, when all before them were empty."""
+SILENCE = 5.0
+"""Seconds without a ring after which it is asked whether the connection is there, and after as many more given up."""
+ROUND_EVERY = 5.0
+ROUNDS = 12
+"""Every so many seconds one of so many parts of the partitions is looked at although nothing has rung."""
+PATIENCE = 2.0
+"""Seconds for which a server is waited for while others have answered."""
 
 
 class QueueReader:
@@ -44,7 +69,7 @@ class QueueReader:
         app: App,
         store: Store,
         kernel: Kernel,
-        connection: QueueConnection,
+        reads: QueueReads,
         claims: Claims,
         executor: StepExecutor,
         suspects: Suspects,
@@ -54,7 +79,7 @@ class QueueReader:
         self._app = app
         self._store = store
         self._kernel = kernel
-        self._connection = connection
+        self._reads = reads
         self._claims = claims
         self._executor = executor
         self._suspects = suspects
@@ -62,14 +87,34 @@ class QueueReader:
         self._partitions: dict[str, Partition] = {
             kernel.keys.queue(*partition).stream: partition for partition in claims.partitions
         }
+        self._streams = {stream.encode(): stream for stream in self._partitions}
+        """By channel."""
+        self._queues = list(dict.fromkeys(queue for queue, _ in claims.partitions))
+        self._shards = sorted({shard for _, shard in claims.partitions})
+        self._bell = open_subscription(store, self._rung, self.look_everywhere, SILENCE)
+        self._unheard = anyio.Event()
+        """Set when channels may have to be subscribed."""
+        self._ready: dict[str, None] = {}
+        """Streams that may have entries, in the order in which they are read."""
+        self._unseen: set[int] = set()
+        """Shards whose partitions have to be looked at, because rings may have been missed."""
+        self._look = anyio.Event()
+        self._round = 0
         self._broken: dict[str, str] = {}
         """Streams that can't be read, and why: left out, so that the others can be."""
         self._broken_since = 0.0
         self.reads = False
-        """The loop runs, and its last read has not failed."""
-        self._turn = 0
+        """The loop runs, and what it or the look at the partitions has asked last has not failed."""
+        self._width = 0
+        """Partitions that are read at once because fewer were empty."""
+        self._work = anyio.Event()
+        """Set when there may be something to read."""
         self._slot_freed = anyio.Event()
         self._check_pending = False
+        self._histories: dict[str, int] = {}
+        """By stream: its history before the last read, where steps wait until their decisions are safe."""
+        self._confirming: anyio.CancelScope | None = None
+        """The wait until decisions are safe."""
         self._stopped = False
         self._done = anyio.Event()
 
@@ -86,11 +131,95 @@ class QueueReader:
     async def stop(self) -> None:
         """Take no more entries; when this returns, those that were read are claims."""
         self._stopped = True
+        if self._confirming is not None:
+            self._confirming.cancel()
         self._slot_freed.set()
-        while not self._done.is_set():
-            await self._connection.interrupt()  # has no effect on a read that has not begun yet, so it is repeated
-            with anyio.move_on_after(0.05):
-                await self._done.wait()
+        self._work.set()
+        await self._done.wait()
+
+    # --- which partitions are to be read ------------------------------------------------------------------------------
+
+    async def run_bell(self) -> None:
+        await self._bell.run()
+
+    def _rung(self, channel: bytes, _: bytes) -> None:
+        stream = self._streams.get(channel)
+        if stream is not None:
+            self._add([stream])
+
+    def _add(self, streams: Iterable[str]) -> None:
+        for stream in streams:
+            if stream not in self._broken:
+                self._ready[stream] = None
+        self._work.set()
+
+    def ask(self, partition: Partition) -> None:
+        """Read this partition although nothing has rung."""
+        self._add([self._kernel.keys.queue(*partition).stream])
+
+    def look_everywhere(self) -> None:
+        """Look at all partitions: the channels are subscribed again, and what rang meanwhile has not been heard. A
+        server may also have lost what it had answered."""
+        if not all(self._bell.is_confirmed(stream) for stream in self._partitions):
+            self._unheard.set()
+        self._unseen.update(self._shards)
+        self._look.set()
+        self._read_again()
+
+    async def run_subscribing(self) -> None:
+        self._unheard.set()
+        await retry_forever(
+            self.subscribe_once, _log, "could not subscribe to queues", on_failure=lambda: self._unheard.set()
+        )
+
+    async def subscribe_once(self) -> None:
+        await self._unheard.wait()
+        self._unheard = anyio.Event()
+        await self._bell.add_all(self._partitions)
+        self._unseen.update(self._shards)
+        self._look.set()
+
+    async def run_looking(self) -> None:
+        await retry_forever(self.look_once, _log, "could not look at queues", on_failure=self._look_failed)
+
+    def _look_failed(self) -> None:
+        self.reads = False
+        self._look.set()
+
+    async def look_once(self) -> None:
+        """Wait until partitions have to be looked at, or some have their turn: those where attempts wait are read."""
+        with anyio.move_on_after(ROUND_EVERY):
+            await self._look.wait()
+        if not self._look.is_set():
+            self._round = (self._round + 1) % ROUNDS
+            self._unseen.update(shard for shard in self._shards if shard % ROUNDS == self._round)
+        self._look = anyio.Event()
+        shards, self._unseen = sorted(self._unseen), set()
+        if not shards:
+            return
+        try:
+            calls = [(self._kernel.keys.shard(n).owner, self._kernel.peek_queues(n, self._queues)) for n in shards]
+            answers: list[list[QueuePeek] | StoreError] = await send_to_each(self._store, calls, PATIENCE)
+        except BaseException:
+            self._unseen.update(shards)
+            raise
+        missed: StoreError | None = None
+        for shard, answer in zip(shards, answers, strict=True):
+            if isinstance(answer, StoreError):
+                self._unseen.add(shard)
+                missed = answer
+                continue
+            for queue, found in zip(self._queues, answer, strict=True):
+                if found.waiting:
+                    self._add([self._kernel.keys.queue(queue, shard).stream])
+        if missed is not None:
+            if len(self._unseen) == len(shards):
+                raise missed
+            await anyio.sleep(ASK_AGAIN)
+            self._look.set()
+        self.reads = not self._done.is_set()
+
+    # --- reading ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         self._read_again()  # what ended the loop before may have lost an answer
@@ -112,6 +241,7 @@ class QueueReader:
     def _read_again(self) -> None:
         """A lost answer may have carried entries: read the pending ones before new ones."""
         self._check_pending = True
+        self._work.set()
 
     async def _read_or_create_groups(self) -> None:
         try:
@@ -119,45 +249,50 @@ class QueueReader:
         except GroupGone as error:
             _log.info("the consumer group of a queue is missing, creating it: %s", error)
             self._read_again()
-            await self.create_groups()
+            await self.create_groups(error.streams)
         self.reads = True
 
-    async def create_groups(self) -> None:
+    async def create_groups(self, streams: Iterable[str]) -> None:
         """Create the consumer group where it is missing; it reads a stream from the first entry. A partition where that
         isn't possible is left alone for `RETRY_BROKEN` seconds."""
-        calls = [self._kernel.create_group(queue, number) for queue, number in self._partitions.values()]
+        asked = list(streams)
+        calls = [self._kernel.create_group(*self._partitions[stream]) for stream in asked]
         try:
             answers = await self._store.send(calls)
         except StoreError as error:
             _log.warning("could not create the consumer groups of the queues, will retry: %s", error)
             return
-        broken_before = self._broken
-        broken: dict[str, str] = {}
-        for (stream, (queue, number)), answer in zip(self._partitions.items(), answers, strict=True):
-            if isinstance(answer, StoreError):
-                broken[stream] = str(answer)
-                if stream not in broken_before:
-                    _log.error(
-                        "partition %d of queue %s can't be read and is left alone, will retry every %g s: %s",
-                        number,
-                        queue,
-                        RETRY_BROKEN,
-                        answer,
-                    )
-        self._broken, self._broken_since = broken, time.monotonic()
-        if broken_before.keys() - broken.keys():
-            self._check_pending = True
-
-    def _streams(self) -> list[str]:
-        return [stream for stream in self._partitions if stream not in self._broken]
+        for stream, answer in zip(asked, answers, strict=True):
+            queue, number = self._partitions[stream]
+            if not isinstance(answer, StoreError):
+                if self._broken.pop(stream, None) is not None:
+                    self._check_pending = True
+                self._add([stream])
+                continue
+            if stream not in self._broken:
+                _log.error(
+                    "partition %d of queue %s can't be read and is left alone, will retry every %g s: %s",
+                    number,
+                    queue,
+                    RETRY_BROKEN,
+                    answer,
+                )
+            self._broken[stream] = str(answer)
+            self._ready.pop(stream, None)
+        self._broken_since = time.monotonic()
 
     async def run_once(self) -> None:
-        """Take as many entries as there are free slots; wait for a slot, or for an entry."""
+        """Take as many entries as there are free slots; wait for a slot, or for a ring."""
         if self._broken and time.monotonic() - self._broken_since > RETRY_BROKEN:
-            await self.create_groups()
-        streams = self._streams()
-        if not streams:
-            await anyio.sleep(1.0)
+            await self.create_groups(list(self._broken))
+        if self._check_pending:
+            self._check_pending = False
+            await self._take_pending()
+            return
+        if not self._ready:
+            await self._wait()
+            if not self._ready and self._reads.is_waiting:
+                await self._take_late()
             return
         free = self._free()
         if free <= 0:
@@ -171,40 +306,88 @@ class QueueReader:
             if not self._stopped:
                 await self._slot_freed.wait()
             return
-        if self._check_pending:
-            self._check_pending = False
-            self._claim(await self._connection.read(streams, PENDING, pending=True))
-            return
-        if not await self._take_without_waiting(streams, free) and not self._stopped:
-            entries = await self._connection.read(streams, 1, pending=False)
-            self._claim(entries[:free])
-            await self._requeue(entries[free:])
+        await self._take(free)
+
+    async def _wait(self, limit: float = math.inf) -> None:
+        """Until there may be something to read, or so many seconds."""
+        self._work = anyio.Event()
+        if self._reads.is_waiting:
+            limit = min(limit, ASK_AGAIN)
+        elif self._broken:
+            limit = min(limit, RETRY_BROKEN)
+        if not self._stopped:
+            with anyio.move_on_after(limit):
+                await self._work.wait()
 
     def _free(self) -> int:
         """Steps that can begin at once. A thread that still runs after its time-out keeps its slot: an attempt taken
         for that slot would wait here forever, while other workers have free ones."""
         return self._slots - self._claims.running - self._executor.lingering
 
-    async def _take_without_waiting(self, streams: list[str], free: int) -> bool:
-        """Whether there were entries."""
-        streams = streams[self._turn :] + streams[: self._turn]
-        asked = 0
-        while asked < len(streams):
-            chunk = streams[asked : asked + free]
-            entries = await self._connection.read(chunk, max(1, free // len(chunk)), pending=False, wait=False)
-            asked += len(chunk)
-            if entries:
-                self._turn = (self._turn + asked) % len(streams)
-                self._claim(entries)
-                return True
-        return False
+    async def _take(self, free: int) -> None:
+        """Take entries from the next partitions of the list: as many of these as there are free slots, and more when
+        they were all empty, because others are quicker."""
+        streams = list(itertools.islice(self._ready, max(free, self._width)))
+        for stream in streams:
+            del self._ready[stream]
+        count = max(1, free // len(streams))
+        self._note_histories(streams)
+        try:
+            page = await self._reads.read(streams, count)
+        except BaseException:
+            self._add(streams)
+            raise
+        found = Counter(stream for stream, _, _ in page.entries)
+        # More may be in those that have given as many as they might, or that an earlier read has asked.
+        self._add(stream for stream in streams if found[stream] >= count)
+        self._add(found.keys() - set(streams))
+        self._width = 0 if page.entries else min(WIDEST, 2 * len(streams))
+        await self._taken(page, free)
+        if page.unread and not page.entries:
+            await self._wait(ASK_AGAIN)
+
+    async def _take_late(self) -> None:
+        """What a server has answered that was late."""
+        page = await self._reads.read([], 1)
+        self._add({stream for stream, _, _ in page.entries})
+        await self._taken(page, self._free())
+
+    def _note_histories(self, streams: Iterable[str]) -> None:
+        if self._store.confirmation is not None:
+            for stream in streams:
+                self._histories[stream] = self._store.history_of(stream)
+
+    def _stream_of(self, claim: Claim) -> str:
+        return self._kernel.keys.queue(*claim.partition).stream
+
+    async def _taken(self, page: QueuePage, free: int) -> None:
+        self._add(page.unread)
+        if page.unsure:
+            self._check_pending = True
+        await self._claim(page.entries[: max(0, free)])
+        await self._requeue(page.entries[max(0, free) :])
+
+    async def _take_pending(self) -> None:
+        """Read again what this worker has read before and doesn't have: an answer was lost, or a server has forgotten
+        what was settled."""
+        claimed, is_complete = await partitions_claimed_by(
+            self._store, self._kernel.keys, self._claims.partitions, self._claims.consumer
+        )
+        streams = [self._kernel.keys.queue(*partition).stream for partition in claimed]
+        streams = [stream for stream in streams if stream not in self._broken]
+        if streams:
+            self._note_histories(streams)
+            page = await self._reads.read(streams, PENDING, pending=True)
+            await self._claim(page.entries)
+            is_complete = is_complete and not page.unread and not page.unsure
+        if not is_complete:
+            raise StoreUnavailable("a server has not answered what this worker has claimed")
 
     async def _requeue(self, entries: list[Entry]) -> None:
         """Several partitions got entries at the same moment: those beyond the free slots are for other workers."""
         calls: list[Call[int]] = []
         for stream, entry, fields in entries:
-            run_id, seq = ((fields or {}).get(name, b"").decode(errors="replace") for name in (b"run", b"seq"))
-            claim = ClaimRef(entry, f"{run_id}/{seq}")
+            claim = ClaimRef(entry, (fields or {}).get(b"step", b"").decode(errors="replace"))
             calls.append(self._kernel.requeue_attempts(*self._partitions[stream], self._claims.consumer, [claim]))
         answers = await self._store.send(calls) if calls else []
         for (stream, entry, _), answer in zip(entries, answers, strict=True):
@@ -219,21 +402,22 @@ class QueueReader:
                 )
                 self._check_pending = True
 
-    def _claim(self, entries: list[Entry]) -> None:
-        """Make a claim of each entry, and start its step."""
+    async def _claim(self, entries: list[Entry]) -> None:
+        """Make a claim of each entry, and start its step: as soon as the decision is as safe as the namespace's
+        durability asks for."""
+        ready: list[tuple[Claim, QueuedStep, bytes]] = []
         for stream, entry, fields in entries:
             partition = self._partitions[stream]
             if self._claims.has(partition, entry):
                 continue
             fields = fields or {}  # None: it was deleted while it was pending, and only has to be acknowledged
-            run_id = fields.get(b"run", b"").decode(errors="replace")
-            numbers = [fields.get(name, b"") for name in (b"created", b"seq", b"attempt")]
-            if not run_id or not all(number.isdigit() and len(number) <= MAX_DIGITS for number in numbers):
-                claim = Claim(partition, entry, run_id or "-", 0, 0, 0)
+            run_id, seq = split_step(fields.get(b"step", b""))
+            created, attempt = split_attempt(fields.get(b"attempt", b""))
+            if not (run_id and seq and created and attempt):
+                claim = Claim(partition, entry, run_id or "-", 0, seq, 0)
                 self._claims.add(claim)
                 self._claims.report(claim, None)
                 continue
-            created, seq, attempt = map(int, numbers)
             claim = Claim(partition, entry, run_id, created, seq, attempt)
             self._claims.add(claim)
             try:
@@ -249,7 +433,21 @@ class QueueReader:
                 self._refuse(claim, "PayloadInvalid", f"the queue's entry can't be read: {error}", permanent=True)
                 continue
             claim.mark = job.mark
-            self._submit(claim, job, fields.get(b"details", b""))
+            ready.append((claim, job, fields.get(b"details", b"")))
+        if ready and self._store.confirmation is not None:
+            with anyio.CancelScope() as scope:
+                self._confirming = scope
+                await self._store.confirmation.wait(math.inf, *{self._stream_of(claim) for claim, _, _ in ready})
+            if scope.cancelled_caught:  # it stops: they are requeued
+                return
+            for claim, _, _ in ready:
+                stream = self._stream_of(claim)
+                if self._histories.get(stream) != self._store.history_of(stream):  # what was decided may be lost
+                    self._claims.forget(claim)
+                    self._read_again()
+        for claim, job, details in ready:
+            if not claim.ended:  # meanwhile
+                self._submit(claim, job, details)
 
     def _submit(self, claim: Claim, queued: QueuedStep, newest: bytes) -> None:
         """`newest`: details that the previous attempt reported from its worker, empty for none."""

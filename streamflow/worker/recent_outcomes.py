@@ -4,8 +4,8 @@ Owns: what is kept, for how long, and sending it again. Must not: decide that a 
 does). Called by: the claims.
 
 Replication is asynchronous: a server that is promoted may lack the newest writes, and a former primary that was frozen
-accepts some before it learns that it is none any more. The entry of the attempt is deleted by then, perhaps on another
-server, so nobody would ever report to the run again. A run drops an outcome that it has.
+accepts some before it learns that it is none any more. The entry of the attempt is there again then, and would run once
+more, or its run's owner decides again what was lost. A run drops an outcome that it has.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from streamflow.errors import StoreError
@@ -35,31 +35,31 @@ OVERHEAD = 300
 class _Kept(NamedTuple):
     at: float
     run_id: str
+    shard: int
     created: int
     body: bytes
     history: int
 
 
 class RecentOutcomes:
-    """Those of one worker. `shard_of(run id)` finds the run's shard."""
+    """Those of one worker."""
 
-    def __init__(self, store: Store, kernel: Kernel, shard_of: Callable[[str], int]) -> None:
+    def __init__(self, store: Store, kernel: Kernel) -> None:
         self._store = store
         self._kernel = kernel
-        self._shard_of = shard_of
         self._kept: deque[_Kept] = deque()
         self._bytes = 0
         self._generation = store.server_generation
 
-    def history_of(self, run_id: str) -> int:
-        return self._store.history_of(self._kernel.keys.shard(self._shard_of(run_id)).owner)
+    def history_of(self, shard: int) -> int:
+        return self._store.history_of(self._kernel.keys.shard(shard).owner)
 
-    def accepted(self, run_id: str, created: int, body: bytes, history: int) -> None:
+    def accepted(self, run_id: str, shard: int, created: int, body: bytes, history: int) -> None:
         """The run's shard has this outcome. `history`: that of the shard when it was sent."""
         now = time.monotonic()
-        self._kept.append(_Kept(now, run_id, created, body, history))
+        self._kept.append(_Kept(now, run_id, shard, created, body, history))
         self._bytes += len(body) + OVERHEAD
-        if history != self.history_of(run_id):
+        if history != self.history_of(shard):
             self._generation = -1
         while self._kept and (self._kept[0].at < now - KEEP_SECONDS or self._bytes > KEEP_BYTES):
             self._bytes -= len(self._kept.popleft().body) + OVERHEAD
@@ -73,8 +73,8 @@ class RecentOutcomes:
         """Those that a server may have lost. Raises `StoreError`; then the next call does it."""
         generation = self._store.server_generation
         over = time.monotonic() - KEEP_SECONDS
-        doubtful = [kept for kept in self._kept if kept.at > over and kept.history != self.history_of(kept.run_id)]
-        present = {id(kept): self.history_of(kept.run_id) for kept in doubtful}
+        doubtful = [kept for kept in self._kept if kept.at > over and kept.history != self.history_of(kept.shard)]
+        present = {id(kept): self.history_of(kept.shard) for kept in doubtful}
         for first in range(0, len(doubtful), AT_ONCE):
             await self._send(doubtful[first : first + AT_ONCE])
         self._kept = deque(kept._replace(history=present.get(id(kept), kept.history)) for kept in self._kept)
@@ -87,10 +87,7 @@ class RecentOutcomes:
             )
 
     async def _send(self, doubtful: Sequence[_Kept]) -> None:
-        calls = [
-            self._kernel.report_outcome(self._shard_of(kept.run_id), kept.run_id, kept.created, kept.body)
-            for kept in doubtful
-        ]
+        calls = [self._kernel.report_outcome(kept.shard, kept.run_id, kept.created, kept.body) for kept in doubtful]
         for kept, answer in zip(doubtful, await self._store.send(calls, patience=math.inf), strict=True):
             if isinstance(answer, StoreError):
                 _log.error("an outcome could not be reported to run %s again: %s", kept.run_id, answer)

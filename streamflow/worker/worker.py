@@ -28,11 +28,12 @@ from streamflow.process import RESTART, stop_on_signal
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Suspects
-from streamflow.store.blocking_reads import open_queue_connection
 from streamflow.store.connection import Store
+from streamflow.store.durability import use_durability
 from streamflow.store.kernel import WORKERS, Kernel
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, check_server, namespace_from, read_namespace, register_queues
+from streamflow.store.queue_reads import open_queue_reads
 from streamflow.store.roles import Role
 from streamflow.store.router import open_store
 from streamflow.store.workers import WorkerHeartbeat, for_heartbeat
@@ -52,7 +53,6 @@ from streamflow.workflow.app import App
 
 _log = logging.getLogger("streamflow.worker")
 
-BLOCK_MS = 5000
 REPLACE_AFTER = 30.0
 """Seconds after which another thread gets the slot of one that hangs. Longer than at a daemon: `--concurrency` may
 stand for something of which there is no more (a GPU), and other workers take over meanwhile."""
@@ -135,11 +135,16 @@ class Worker:
             consumer=self.name,
             queues=self.queues,
             timeout=settings.worker_timeout,
-            shard_of=namespace.shard_of,
+            shards=namespace.shards,
             on_capacity=lambda: reader.slot_freed(),
             longest_block=longest_block,
         )
-        store.on_other_history = claims.history_changed
+
+        def other_history() -> None:
+            claims.history_changed()
+            reader.look_everywhere()
+
+        store.on_other_history = other_history
         self.executor = executor = StepExecutor(
             settings.concurrency,
             settings.concurrency,
@@ -152,11 +157,32 @@ class Worker:
         claims.executor = executor
         executor.tracing = find_tracing()
         claims.suspects = suspects = Suspects(executor, store, kernel, self.name)
-        connection = open_queue_connection(store, WORKERS, BLOCK_MS, self.name)
         self.reader = reader = QueueReader(
-            self.app, store, kernel, connection, claims, executor, suspects, slots=settings.concurrency
+            self.app,
+            store,
+            kernel,
+            open_queue_reads(store, WORKERS, self.name),
+            claims,
+            executor,
+            suspects,
+            slots=settings.concurrency,
         )
+        claims.on_refused = self.reader.ask
         claims.heartbeats = heartbeats = WorkerHeartbeats(kernel, self.name, self.queues, self._describe)
+        durability = namespace.durability
+
+        def follow(level: str) -> None:
+            nonlocal durability
+            if level == durability:
+                return
+            durability = level
+            try:
+                use_durability(store, kernel, level)
+            except (UsageError, StoreError) as error:  # of a later release
+                _log.error("the namespace has another durability, which this worker can't wait for: %s", error)
+
+        use_durability(store, kernel, durability)
+        heartbeats.on_durability = follow
         heart: HeartbeatProcess | None = None
         run_note = RunNote()
         if signals:
@@ -176,7 +202,6 @@ class Worker:
                     heart.ends_held(note, kernel, "worker")
             heartbeats.on_beat = heart.sent
             heart.start()
-        await reader.create_groups()
         with contextlib.suppress(StoreError):  # the loop tries again
             await claims.extend_once()
             await claims.extend_once()  # the first one didn't know the server's time
@@ -215,6 +240,9 @@ class Worker:
                 consequence = f"other workers run its steps again after {settings.worker_timeout:g} s (worker_timeout)"
                 loops.start_soon(stop_on_signal, self._stop, settings.grace, _log, consequence)
             for name, loop in (
+                ("doorbell", reader.run_bell),
+                ("queue subscriptions", reader.run_subscribing),
+                ("queue round", reader.run_looking),
                 ("reader", reader.run),
                 ("reports", claims.run_reports),
                 (HEARTBEATS, claims.run_extending),

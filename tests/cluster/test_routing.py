@@ -16,12 +16,12 @@ from streamflow.errors import StoreError, StoreMisconfigured, StoreUnavailable
 from streamflow.loops import wait_until
 from streamflow.model.record import decode_header
 from streamflow.server_url import cluster_of
-from streamflow.store.blocking_reads import open_queue_connection
 from streamflow.store.cluster_subscription import open_subscription
 from streamflow.store.connection import Call
 from streamflow.store.kernel import WORKERS, Kernel, Message, Start
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.node import Node
+from streamflow.store.queue_reads import GroupGone, open_queue_reads
 from streamflow.store.router import Cluster, open_store
 from streamflow.store.topology import slot_of
 from tests.support.cluster import SlotMove, frozen, key_in, move_slot, move_slots_at_once
@@ -217,32 +217,19 @@ async def test_channels_are_heard_on_all_servers_and_follow_their_slots(
 
 
 async def test_a_queue_is_read_from_the_servers_of_its_partitions(store: Cluster, namespace: str) -> None:
+    """With one connection each: a read is one pipeline to each server."""
     kernel = Kernel(NamespaceKeys(namespace))
     streams = [kernel.keys.queue("gpu", n).stream for n in range(8)]
     await store.send([kernel.create_group("gpu", n) for n in range(8)])
-    connection = open_queue_connection(store, WORKERS, 5_000, "worker")
+    reads = open_queue_reads(store, WORKERS, "worker")
     await store.send([Call.plain("XADD", stream, "1-0", "run", stream) for stream in streams])
-    entries = await connection.read(streams, 1, pending=False, wait=False)
-    assert sorted(stream for stream, _, _ in entries) == sorted(streams)
-    assert len(await connection.read(streams, 10, pending=True)) == 8
-    found: list[Any] = []
-
-    async def wait() -> None:
-        found.extend(await connection.read(streams, 1, pending=False))
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(wait)
-        await anyio.sleep(0.2)
-        assert not found
-        await store.one(Call.plain("XADD", streams[5], "2-0", "run", "late"))
-        await wait_for(lambda: found)
-    assert found == [(streams[5], "2-0", {b"run": b"late"})]
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(wait)
-        await anyio.sleep(0.1)
-        with anyio.fail_after(2):
-            await connection.interrupt()
-    assert len(found) == 1
+    page = await reads.read(streams, 1)
+    assert sorted(stream for stream, _, _ in page.entries) == sorted(streams)
+    assert len((await reads.read(streams, 10, pending=True)).entries) == 8
+    assert (await reads.read(streams, 1)).entries == []
+    with pytest.raises(GroupGone) as gone:
+        await reads.read([streams[0], kernel.keys.queue("cpu", 0).stream], 1)
+    assert kernel.keys.queue("cpu", 0).stream in gone.value.streams
 
 
 async def test_a_queue_goes_on_without_the_partitions_of_a_server_that_is_away(
@@ -252,29 +239,26 @@ async def test_a_queue_goes_on_without_the_partitions_of_a_server_that_is_away(
     kernel = Kernel(NamespaceKeys(namespace))
     streams = [kernel.keys.queue("gpu", n).stream for n in range(12)]
     await store.send([kernel.create_group("gpu", n) for n in range(12)])
-    connection = open_queue_connection(store, WORKERS, 2_000, "worker")
-    await connection.read(streams, 1, pending=False, wait=False)
+    reads = open_queue_reads(store, WORKERS, "worker")
+    await reads.read(streams, 1)
     away = [stream for stream in streams if await cluster.owner(slot_of(stream)) is cluster.nodes[2]]
     there = [stream for stream in streams if stream not in away]
     assert away
     assert there
     found: list[Any] = []
-
-    async def read_until(count: int) -> None:
-        while len(found) < count:
-            entries = await connection.read(streams, 1, pending=False, wait=False)
-            found.extend(entries or await connection.read(streams, 1, pending=False))
-
     with frozen(cluster.nodes[2]), anyio.fail_after(DEADLINE):
         for number in range(1, 4):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(read_until, number)
-                await anyio.sleep(0.1)
-                await store.one(Call.plain("XADD", there[0], f"{number}-0", "run", "x"))
-    assert {stream for stream, _, _ in found} == {there[0]}
+            await store.one(Call.plain("XADD", there[0], f"{number}-0", "run", "x"))
+            page = await reads.read(streams, 1)
+            found += page.entries
+            assert number == 1 or sorted(page.unread) == sorted(away), "those are under way"
+            assert reads.is_waiting
+    assert [stream for stream, _, _ in found] == [there[0]] * 3
     await store.one(Call.plain("XADD", away[0], "1-0", "run", "y"))
     with anyio.fail_after(DEADLINE):
-        await read_until(4)
+        while len(found) < 4:
+            found += (await reads.read(streams, 1)).entries
+            await anyio.sleep(0.05)
     assert found[-1][0] == away[0]
 
 

@@ -1,34 +1,41 @@
-"""One partition of a queue, for the tests of its verbs: offers, reads as a worker does them, and what is there.
+"""One partition of a queue, for the tests of its verbs: attempts, reads as a worker does them, and what is there.
 
-Owns: no test. The keys are those of the shard fixture's namespace.
+Owns: no test. The partition is that of shard 0 of the fixture's namespace; `enqueue` commits as the shard's owner.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from streamflow.store.kernel import WORKERS, ClaimRef, ExpiredClaim, ExpiredClaims, Offer
+from streamflow.store.kernel import (
+    WORKERS,
+    Attempt,
+    Batch,
+    ClaimRef,
+    ExpiredClaim,
+    ExpiredClaims,
+    QueuePeek,
+    Reply,
+    Settlement,
+)
 from tests.kernel.support import Shard
 
 OF_QUEUES = (
     "create_group",
-    "enqueue_attempts",
     "extend_claims",
     "expired_claims",
     "restart_claims",
-    "ack_attempts",
     "requeue_attempts",
 )
-"""The verbs of a queue partition."""
+"""The verbs whose keys are all a queue partition's."""
 
 
 class QueuePartition:
-    def __init__(self, shard: Shard, queue: str = "gpu", number: int = 0) -> None:
+    def __init__(self, shard: Shard, queue: str = "gpu") -> None:
         self.shard = shard
         self.kernel = shard.kernel
-        self.keys = shard.namespace.queue(queue, number)
-        self.at = (queue, number)
-        self._numbers = 0
+        self.keys = shard.namespace.queue(queue, 0)
+        self.at = (queue, 0)
         self.last = ""
 
     def step(
@@ -39,16 +46,17 @@ class QueuePartition:
         details: bytes = b"",
         body: bytes = b"body",
         created: int = 7,
-    ) -> Offer:
-        self._numbers += 1
-        return Offer(f"5-{self._numbers}", "step", run, created, seq, attempt, details, body)
+    ) -> Attempt:
+        return Attempt(self.at[0], f"{run}/{seq}", f"{created} {attempt}", body, details)
 
-    def revoke(self, run: str = "r1", seq: int = 1, attempt: int = 1, created: int = 7) -> Offer:
-        self._numbers += 1
-        return Offer(f"5-{self._numbers}", "revoke", run, created, seq, attempt, b"", b"")
+    def revoke(self, run: str = "r1", seq: int = 1, attempt: int = 1, created: int = 7) -> Attempt:
+        return self.step(run, seq, attempt, created=created, body=b"")
 
-    async def enqueue(self, *offers: Offer, source: int = 3) -> str:
-        return await self.shard.do(self.kernel.enqueue_attempts(*self.at, source, offers))
+    async def enqueue(self, *attempts: Attempt) -> None:
+        if not self.shard.token:
+            await self.shard.acquire()
+        committed = await self.shard.do(self.shard.commit(Batch(self.shard.commit_id(), attempts=list(attempts))))
+        assert committed.code is Reply.OK
 
     async def read(self, consumer: str = "one", count: int = 10) -> list[str]:
         """Take new entries as a worker; gives their ids."""
@@ -56,11 +64,11 @@ class QueuePartition:
         reply: Any = await self.shard.plain(*words)
         return [entry.decode() for _, entries in reply or [] for entry, _ in entries]
 
-    async def taken(self, *offers: Offer, consumer: str = "one") -> list[ClaimRef]:
+    async def taken(self, *attempts: Attempt, consumer: str = "one") -> list[ClaimRef]:
         """Enqueue attempts and read them as a worker: the claims on them."""
-        await self.enqueue(*offers)
+        await self.enqueue(*attempts)
         entries = await self.read(consumer)
-        return [ClaimRef(entry, f"{one.run_id}/{one.seq}") for entry, one in zip(entries, offers, strict=True)]
+        return [ClaimRef(entry, one.step) for entry, one in zip(entries, attempts, strict=True)]
 
     async def extend(self, *claims: ClaimRef, consumer: str = "one") -> str:
         return await self.shard.do(self.kernel.extend_claims(*self.at, consumer, claims))
@@ -78,8 +86,14 @@ class QueuePartition:
     ) -> ExpiredClaims:
         return await self.shard.do(self.kernel.expired_claims(*self.at, idle_ms, quiet_ms, limit, after))
 
-    async def ack(self, *claims: ClaimRef) -> None:
-        await self.shard.do(self.kernel.ack_attempts(*self.at, claims))
+    async def settle(self, *claims: ClaimRef, body: bytes = b"") -> str:
+        """Remove entries; with a `body` it is the outcome of each."""
+        ended = [Settlement(claim.entry, claim.step, body) for claim in claims]
+        return await self.shard.do(self.kernel.settle_attempts(*self.at, ended))
+
+    async def peek(self) -> QueuePeek:
+        [found] = await self.shard.do(self.kernel.peek_queues(0, [self.at[0]]))
+        return found
 
     async def requeue(self, *claims: ClaimRef, consumer: str = "one") -> int:
         return await self.shard.do(self.kernel.requeue_attempts(*self.at, consumer, claims))

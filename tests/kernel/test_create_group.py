@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from streamflow.store.kernel import WORKERS, Offer
+from streamflow.store.kernel import WORKERS
+from tests.kernel.queue import QueuePartition
 from tests.kernel.support import Shard
 
 pytestmark = pytest.mark.anyio
@@ -19,7 +20,8 @@ async def test_a_missing_group_is_created_with_its_stream(shard: Shard) -> None:
 
 async def test_an_existing_group_keeps_its_position(shard: Shard) -> None:
     stream = shard.namespace.queue("gpu", 0).stream
-    await shard.do(shard.kernel.enqueue_attempts("gpu", 0, 3, [Offer("5-1", "step", "r1", 7, 1, 1, b"", b"x")]))
+    queue = QueuePartition(shard)
+    await queue.enqueue(queue.step())
     await shard.plain("XREADGROUP", "GROUP", WORKERS, "one", "STREAMS", stream, ">")
     await shard.assert_changes_nothing(shard.kernel.create_group("gpu", 0))
     assert not await shard.plain("XREADGROUP", "GROUP", WORKERS, "two", "STREAMS", stream, ">")

@@ -27,7 +27,7 @@ async def test_each_claim_has_its_letter_in_order(shard: Shard) -> None:
     queue = QueuePartition(shard)
     one, two, three = await queue.taken(queue.step(), queue.step(seq=2), queue.step(seq=3))
     await queue.enqueue(queue.revoke(seq=2))
-    await queue.ack(three)
+    await queue.settle(three)
     assert await queue.extend(one, two, three) == "krl"
 
 

@@ -24,6 +24,7 @@ from streamflow.store.connection import Call
 from streamflow.store.kernel import (
     SCHEMA,
     WORKERS,
+    Attempt,
     Batch,
     ClaimRef,
     Delivery,
@@ -31,12 +32,12 @@ from streamflow.store.kernel import (
     LentStep,
     LogLimits,
     Message,
-    Offer,
     Poison,
     Put,
     Reply,
     RunWrite,
     Send,
+    Settlement,
     Start,
 )
 from streamflow.store.keys import NamespaceKeys
@@ -159,26 +160,23 @@ def commit(n: dict[str, int]) -> Call[Any]:
         poisons=[Poison("<inbox_id>", "<id>", "<reason>", b"<event>", b"<body>")] * n["poison"],
         cuts=[(0, b"<logged>")] * n["cut"],
         puts=[Put(SHARD.published("<id>"), "<field>", b"<value>")] * n["put"],
+        attempts=[Attempt("gpu", "<step>", "<attempt>", b"<body>")] * n["attempt"]
+        + [Attempt("gpu", "<step>", "<attempt>", b"<body>", b"<details>")] * n["told"],
         notification=b"<notification>",
     )
     return KERNEL.commit(0, "<token>", batch, "<now>")
 
 
 def commit_values(n: dict[str, int]) -> dict[str, Any]:
-    items = ("ack", "plan", "move", "send", "sent", "poison", "cut", "reducer", "put")
-    counts = struct.pack(">10I", 2 if n["move"] else 0, *[n[name] for name in items])
-    return {"channel": SHARD.done, "from": 1, "to": 2, "position": ANY, "counts": counts}
+    items = ("ack", "plan", "move", "send", "sent", "poison", "cut", "reducer", "told", "put")
+    attempts = n["attempt"] + n["told"]
+    counts = struct.pack(">13I", 2 if n["move"] else 0, *[n[name] for name in items], 1 if attempts else 0, attempts)
+    return {"channel": SHARD.done, "from": 1, "to": 2, "position": ANY, "counts": counts, "queue": 1}
 
 
 def report_outcome(_: dict[str, int]) -> Call[Any]:
     created: Any = "<created>"
     return KERNEL.report_outcome(0, "<id>", created, b"<body>")
-
-
-def enqueue_attempts(n: dict[str, int]) -> Call[Any]:
-    text: Any = lambda name: f"<{name}>"  # noqa: E731
-    offer = Offer("<number>", "<kind>", "<id>", text("created"), text("seq"), text("attempt"), b"<details>", b"<body>")
-    return KERNEL.enqueue_attempts("gpu", 3, 7, [offer] * n["message"], "<after>")
 
 
 def claims(n: dict[str, int]) -> list[ClaimRef]:
@@ -200,8 +198,8 @@ VERBS: dict[str, Verb] = {
     "post_requests": Verb(post_requests, {"message": ("message",)}),
     "report_outcome": Verb(report_outcome),
     "deliver_messages": Verb(deliver_messages, {"message": ("message",)}, lambda _: {"source": "shard:7"}),
-    "enqueue_attempts": Verb(
-        enqueue_attempts, {"message": ("message",)}, lambda _: {"source": "shard:7", "group": WORKERS}
+    "peek_queues": Verb(
+        lambda n: KERNEL.peek_queues(3, ["gpu"] * n["queue"]), {"queue": ("queue",)}, lambda _: {"group": WORKERS}
     ),
     "extend_claims": Verb(
         lambda n: KERNEL.extend_claims("gpu", 3, "<consumer>", claims(n)),
@@ -213,8 +211,10 @@ VERBS: dict[str, Verb] = {
         {"claim": ("claim",)},
         lambda _: {"group": WORKERS},
     ),
-    "ack_attempts": Verb(
-        lambda n: KERNEL.ack_attempts("gpu", 3, claims(n)), {"claim": ("claim",)}, lambda _: {"group": WORKERS}
+    "settle_attempts": Verb(
+        lambda n: KERNEL.settle_attempts("gpu", 0, [Settlement("<entry>", "<step>", b"<body>")] * n["claim"]),
+        {"claim": ("claim",)},
+        lambda _: {"group": WORKERS},
     ),
     "expired_claims": Verb(
         lambda _: KERNEL.expired_claims("gpu", 3, "<idle>", "<quiet>", "<limit>", "<after>"),
@@ -254,7 +254,8 @@ VERBS: dict[str, Verb] = {
     "commit": Verb(
         commit,
         {name: (name,) for name in ("run", "ack", "plan", "send", "sent", "poison", "cut", "put")}
-        | {"move": ("move", "listing"), "reducer": ("run", "state")},
+        | {"move": ("move", "listing"), "reducer": ("run", "state")}
+        | {"attempt": ("attempt", "queue"), "told": ("attempt", "report", "queue")},
         commit_values,
     ),
     "forget_runs": Verb(
@@ -323,9 +324,11 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
 
     names = layout(path_of(name), "KEYS").expected(counts)
     if name == "commit":  # each listing is declared once, however many runs move between the two
-        expected = [getattr(SHARD, key) for key in names if key not in ("index", "put", "run")]
+        of_queue = {key: getattr(KEYS.queue("gpu", 0), key) for key in ("stream", "steps", "details")}
+        expected = [getattr(SHARD, key) for key in names if key not in ("index", "put", "run", *of_queue)]
         expected += [BEFORE, AFTER] if numbers["move"] else []
         expected += [REPEATED_KEYS["put"]] * numbers["put"]
+        expected += of_queue.values() if numbers["attempt"] + numbers["told"] else []
         assert call.keys == [*expected, *[SHARD.run("<id>")] * (numbers["run"] + numbers["reducer"])]
     else:
         repeated = (
@@ -339,7 +342,11 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
             assert call.keys == [SHARD.inbox, SHARD.kept, SHARD.run("<id>"), *of_steps]
         elif name == "mark_suspects":
             assert call.keys == [KEYS.suspects("<member>")]
-        elif name in OF_QUEUES:
+        elif name == "settle_attempts":
+            queue = KEYS.queue("gpu", 0)
+            of_queue = [queue.stream, queue.steps, queue.details]
+            assert call.keys == [SHARD.inbox, SHARD.kept, *of_queue]
+        elif name in (*OF_QUEUES, "peek_queues"):
             assert call.keys == [getattr(QUEUE, key) for key in names]
         else:
             assert call.keys[:fixed] == [getattr(SHARD, key, None) or getattr(KEYS, key) for key in names[:fixed]]
@@ -369,7 +376,7 @@ def test_the_loader_reads_the_same_names_from_the_header(name: str) -> None:
 
 def test_every_verb_has_one_file_one_method_and_one_test_file_of_its_name() -> None:
     here = Path(__file__).parent
-    others = {"headers", "keys_touched", "commit_model", "connection", "link", "sentinels"}
+    others = {"headers", "keys_touched", "commit_attempts", "commit_model", "connection", "link", "sentinels"}
     methods = {name for name in vars(Kernel) if not name.startswith("_")}
     tests = {path.stem.removeprefix("test_") for path in here.glob("test_*.py")} - others
     files = {path.stem for path in lua_directory().glob("*.lua")}
@@ -405,6 +412,7 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
     }
     assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {
         "peek_inbox",
+        "peek_queues",
         "peek_runs",
         "read_hash",
         "read_runs",

@@ -23,20 +23,21 @@ from streamflow.store.connection import Call
 from streamflow.store.kernel import (
     FIRST_FIELD,
     WORKERS,
+    Attempt,
     Batch,
     ClaimRef,
     Delivery,
     LentStep,
     LogLimits,
     Message,
-    Offer,
     Poison,
     Put,
     Send,
+    Settlement,
     Start,
 )
 from streamflow.store.keys import QueueKeys
-from tests.kernel.queue import OF_QUEUES
+from tests.kernel.queue import OF_QUEUES, QueuePartition
 from tests.kernel.support import NOW, Shard
 
 pytestmark = pytest.mark.anyio
@@ -125,6 +126,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         sent=["1-1"],
         poisons=[Poison(second, "r9", "reason", b"event", b"x")],
         cuts=[(0, b"logged")],
+        attempts=[Attempt("gpu", f"r{n}/{n}", "7 1", b"x", b"told") for n in (1, 2, 3, 4, 5)],
         notification=b"news",
     )
     yield "peek_inbox", kernel.peek_inbox(0)
@@ -151,17 +153,22 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     yield "mark_suspects", kernel.mark_suspects("one", 60, b"x")
     stream = keys_of_queue(shard).stream
     yield "create_group", kernel.create_group("gpu", 0)
-    offers = [Offer(f"5-{n}", "step", f"r{n}", 7, n, 1, b"", b"x") for n in (1, 2, 3, 4)]
-    yield "enqueue_attempts", kernel.enqueue_attempts("gpu", 0, 3, offers)
     for consumer, count in (("one", 2), ("two", 1), ("quiet", 1)):
         await shard.plain("XREADGROUP", "GROUP", WORKERS, consumer, "COUNT", count, "STREAMS", stream, ">")
-    first, second, third, fourth = [entry for entry, _ in await shard.stream(stream)]
+    yield "peek_queues", kernel.peek_queues(0, ["gpu"])
+    first, second, third, fourth, _ = [entry for entry, _ in await shard.stream(stream)]
     await shard.plain("XACK", stream, WORKERS, fourth)
-    newer = Offer("6-1", "step", "r3", 7, 3, 2, b"", b"x")
-    yield (
-        "enqueue_attempts",
-        kernel.enqueue_attempts("gpu", 0, 3, [newer, Offer("6-2", "revoke", "r2", 7, 2, 1, b"", b"")]),
+    await shard.acquire("nonce-3")
+    decided = [("r3/3", "7 2", b"x"), ("r2/2", "7 1", b""), ("r5/5", "7 1", b""), ("r4/4", "7 1", b"y")]
+    batch = Batch(
+        "c2",
+        runs=[await shard.write_of("r2")],
+        plans=[("r2", NOW)],
+        sends=[Send(f"{NOW + 3}-1", b"x")],
+        poisons=[Poison("1-1", "r9", "reason", b"event", b"x")],
+        attempts=[Attempt("gpu", step, attempt, body) for step, attempt, body in decided],
     )
+    yield "commit", shard.commit(batch)
     yield (
         "extend_claims",
         kernel.extend_claims("gpu", 0, "one", [ClaimRef(first, "r1/1", b"told"), ClaimRef(third, "r3/3")]),
@@ -172,7 +179,9 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         "requeue_attempts",
         kernel.requeue_attempts("gpu", 0, "one", [ClaimRef(first, "r1/1"), ClaimRef(second, "r2/2")]),
     )
-    yield "ack_attempts", kernel.ack_attempts("gpu", 0, [ClaimRef(fourth, "r4/4")])
+    [claim, *_] = [entry for entry, _ in await shard.stream(stream)]
+    settled = [Settlement(claim, "r3/3", b"outcome"), Settlement(fourth, "r4/4", b"")]
+    yield "settle_attempts", kernel.settle_attempts("gpu", 0, settled)
 
 
 def keys_of_queue(shard: Shard) -> QueueKeys:
@@ -203,6 +212,26 @@ async def test_a_commit_that_puts_nothing_runs_not_one_command_for_it(real_shard
     await watcher.commands(shard.kernel.peek_runs(0, ["r1"]))  # what ran before is passed over
     ran = [words[0] for words in await watcher.commands(commit)]
     assert ran == ["HMGET", "TYPE", "LINDEX", "LSET", "RPUSH", "XADD", "HSET"]
+
+
+async def test_who_adds_attempts_to_a_queue_rings_once(real_shard: Shard, watcher: Watcher) -> None:
+    """Workers listen to the channel of the stream's name."""
+    queue = QueuePartition(real_shard)
+    await real_shard.acquire()
+
+    async def rings(call: Call[Any]) -> list[str]:
+        return [words[1] for words in await watcher.commands(call) if words[0] == "SPUBLISH"]
+
+    def commit(*attempts: Attempt) -> Call[Any]:
+        return real_shard.commit(Batch(real_shard.commit_id(), attempts=list(attempts)))
+
+    await rings(real_shard.kernel.peek_runs(0, ["r1"]))  # what ran before is passed over
+    assert await rings(commit(queue.step(), queue.step(seq=2))) == [queue.keys.stream]
+    assert await rings(commit(queue.step(), queue.revoke(seq=2))) == [], "there is nothing new"
+    [entry] = await queue.read()
+    requeue = real_shard.kernel.requeue_attempts("gpu", 0, "one", [ClaimRef(entry, "r1/1")])
+    assert await rings(requeue) == [queue.keys.stream]
+    assert await rings(requeue) == []
 
 
 async def test_all_keys_of_a_call_and_what_it_publishes_to_share_one_slot(real_shard: Shard, watcher: Watcher) -> None:

@@ -15,7 +15,6 @@ import pytest
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.store import link, node
-from streamflow.store.blocking_reads import NodeQueueConnection
 from streamflow.store.connection import Call
 from streamflow.store.node import Node
 from streamflow.store.subscription import NodeSubscription
@@ -106,18 +105,18 @@ async def test_blocked_reads_leave_a_demoted_server(
     found: list[str] = []
     lost = anyio.Event()
     async with opened(line.url) as store, anyio.create_task_group() as tasks:
-        reads = NodeQueueConnection(store, "group", 20_000, "consumer")
         subscription = NodeSubscription(store, lambda _, data: messages.append(data), lost.set)
 
         async def read_inbox() -> None:
             while not found:
                 with contextlib.suppress(StoreError):
-                    found.extend(entry for _, entry, _ in await reads.read(["stream"], 9, pending=False))
+                    entries = await store.read_logs({"stream": "0-0"}, 10_000)
+                    found.extend(entry for some in entries.values() for entry, _ in some)
                 await anyio.sleep(0.01)
 
         async def at_the_successor() -> bool:
             clients = await plain(successor.url, "CLIENT", "LIST")
-            return b"cmd=xreadgroup" in clients and b"cmd=ssubscribe" in clients
+            return b"cmd=xread " in clients and b"cmd=ssubscribe" in clients
 
         tasks.start_soon(subscription.run)
         await subscription.add("channel")

@@ -17,9 +17,9 @@ async def test_another_worker_reads_the_same_attempt_with_the_newest_details(sha
     await queue.extend(ClaimRef(two.entry, two.step, b"kept"))
     assert await queue.requeue(ClaimRef(one.entry, one.step, b"new"), two) == 2
     assert await queue.pending() == []
-    assert [(entry["seq"], entry["attempt"], entry["details"]) for entry in await queue.entries()] == [
-        (b"1", b"3", b"new"),
-        (b"2", b"1", b"kept"),
+    assert [(entry["step"], entry["attempt"], entry["details"]) for entry in await queue.entries()] == [
+        (b"r1/1", b"7 3", b"new"),
+        (b"r1/2", b"7 1", b"kept"),
     ]
     first, second = await queue.read("two")
     assert await queue.places() == {"r1/1": f"{first} 7 3 wanted", "r1/2": f"{second} 7 1 wanted"}

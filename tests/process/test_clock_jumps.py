@@ -17,7 +17,6 @@ import pytest
 import streamflow as sf
 from bench.faults import ShiftedClock
 from streamflow.embedded.server import EmbeddedServer
-from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.settings import Settings
 from streamflow.store.connection import Call
 from streamflow.worker.worker import Worker
@@ -34,7 +33,8 @@ HOUR = 3600
 NAP, LONG = 0.3, 2.5
 SLACK = 3.0
 """Seconds that a busy machine may take: a timer that follows the clock is late by an hour, or ends at once."""
-SETTINGS = {"shards": 16, "beat": 0.2, "dead_after": 1.0, "rollup": 1.0}
+SHARDS = 16
+SETTINGS = {"shards": SHARDS, "beat": 0.2, "dead_after": 1.0, "rollup": 1.0}
 Shift = Callable[[int], None]
 
 app = sf.App()
@@ -168,8 +168,7 @@ async def test_the_first_look_of_a_new_worker_gets_through_a_jump(
         async with anyio.create_task_group() as workers:
             workers.start_soon(Worker(app, settings, ["slow"]).run)
             noted = [
-                Call.plain("HEXISTS", client.keys.queue("slow", number).details, "clock")
-                for number in range(QUEUE_PARTITIONS)
+                Call.plain("HEXISTS", client.keys.queue("slow", number).details, "clock") for number in range(SHARDS)
             ]
 
             async def has_looked() -> bool:

@@ -181,7 +181,7 @@ async def test_an_idle_worker_is_counted_until_it_ends(
 
 
 async def _workers(client: sf.Client, count: int) -> bool:
-    [queue] = await read_queues(client.store, client.keys, ["gpu"], 5.0)
+    [queue] = await read_queues(client.store, client.keys, ["gpu"], 8, 5.0)
     return queue.workers == count
 
 
@@ -265,8 +265,13 @@ async def test_a_worker_survives_a_server_that_lost_everything(namespace: str, t
             await until(lambda: _logged(worker, "waiting for its first daemon"), "the worker waits")
             async with daemon(server, namespace) as client:
                 assert await (await client.start(flows.asks_who)).result(timeout=30) == worker.pid
-                keys = [client.keys.queue("gpu", number).stream for number in range(8)]
+                shards = (await client.read_namespace()).shards
+                keys = [client.keys.queue("gpu", number).stream for number in range(shards)]
                 await client.store.one(Call.plain("DEL", *keys))
+                assert await (await client.start(flows.asks_who)).result(timeout=30) == worker.pid
+                await client.store.one(Call.plain("DEL", *keys))
+                for key in keys:  # a stream without the group of workers
+                    await client.store.one(Call.plain("XGROUP", "CREATE", key, "others", "0", "MKSTREAM"))
                 assert await (await client.start(flows.asks_who)).result(timeout=30) == worker.pid
             lines = [json.loads(line) for line in log.read_text().splitlines()]
             assert any("consumer group of a queue is missing, creating it" in line["message"] for line in lines)

@@ -181,11 +181,14 @@ class CommitCounts(NamedTuple):
     poisons: int
     cuts: int
     states: int
+    reports: int
     puts: int
+    queues: int
+    attempts: int
 
 
 def counts_of(commit: Call[Any]) -> CommitCounts:
-    return CommitCounts(*struct.unpack(">10I", commit.args[5]))
+    return CommitCounts(*struct.unpack(">13I", commit.args[5]))
 
 
 def runs_of(commit: Call[Any]) -> dict[str, tuple[bytes, bytes, bytes]]:

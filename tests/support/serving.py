@@ -151,13 +151,12 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
     names += [shard.steps, shard.details, shard.waiting, shard.turns]
     names += [shard.published(an_id), shard.answer(an_id), shard.attribute(a_name, a_value)]
     names += [shard.run(an_id), shard.tenant(a_name), *(shard.index(status, a_name) for status in LISTED)]
-    names += [queue.stream, queue.seen, queue.steps, queue.details]
-    # Shard 0 stands for all of them, and partition 0 for all of a queue's.
+    names += [queue.stream, queue.steps, queue.details]
+    # Shard 0 stands for all of them.
     return [
         re.compile(
             re.escape(name)
             .replace(re.escape(f"{{{namespace}/0}}"), re.escape(f"{{{namespace}/") + r"\d+" + re.escape("}"))
-            .replace("/0" + re.escape("}"), r"/\d" + re.escape("}"))
             .replace(a_name, r"[\w.:@=+~-]+")
             .replace(an_id, r"[\w.:@=+~/-]+")
             .replace(a_value, r"[\w.~%-]*")

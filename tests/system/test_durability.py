@@ -312,8 +312,9 @@ async def test_check_takes_the_level_of_the_namespace() -> None:
             assert await check(primary, "--shards", "8") == (True, [])
         with frozen(stream):
             assert [level for level, _ in (await check(primary))[1]] == ["error"]
-            assert [level for level, _ in (await check(primary, "--role", "client"))[1]] == ["error"]
-        assert await check(primary, "--role", "worker") == (False, []), "workers wait for nothing"
+            for role in ("client", "worker"):
+                assert [level for level, _ in (await check(primary, "--role", role))[1]] == ["error"]
+        assert await check(primary, "--role", "viewer") == (False, []), "viewers wait for nothing"
         [(level, message)] = (await check(primary, "--durability", "server"))[1]
         assert (level, message) == (
             "warning",

@@ -26,7 +26,6 @@ from streamflow.daemon import namespace_figures
 from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.http import catalog, pages
-from streamflow.model.sharding import QUEUE_PARTITIONS
 from streamflow.screen.layout import status_lines
 from streamflow.settings import Settings
 from streamflow.status.collector import StatusCollector
@@ -421,7 +420,9 @@ async def test_a_partition_that_a_worker_is_refused_is_named_everywhere(work: Wo
         assert any(line.startswith(name) and "WRONGTYPE" in line for line in lines)
         code, answer = await get(worker, "ready")
         assert code == 503
-        assert f"1 of the {QUEUE_PARTITIONS} partitions of its queues, such as {name}" in answer["reasons"][0]
+        assert (
+            f"1 of the {len(worker.claims.partitions)} partitions of its queues, such as {name}" in answer["reasons"][0]
+        )
         await scraped(worker, lambda series: value(series, catalog.PARTITIONS_REFUSED) == 1)
         await client.store.send([Call.plain("DEL", stream)])
 

@@ -185,7 +185,7 @@ async def test_an_attempt_of_a_lost_decision_is_not_taken_for_another(serve: Ser
     before = await dumped(client, 0)
 
     async def is_queued() -> bool:
-        keys = [client.keys.queue("gpu", partition).stream for partition in range(8)]
+        keys = [client.keys.queue("gpu", partition).stream for partition in range(SHARDS)]
         return any(await client.store.send([Call.plain("XLEN", key) for key in keys]))
 
     async with serve(app, shards=SHARDS):

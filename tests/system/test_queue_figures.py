@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def read(client: sf.Client, *names: str) -> list[QueueFigures]:
-    return await read_queues(client.store, client.keys, names, 5.0, oldest=True)
+    return await read_queues(client.store, client.keys, names, 8, 5.0)
 
 
 async def send(client: sf.Client, *words: Any) -> None:

@@ -14,16 +14,20 @@ import streamflow as sf
 from streamflow import events
 from streamflow.events import StepCompleted, StepRetrying, StepScheduled
 from streamflow.machine.transition import Outcome
-from streamflow.model.sharding import QUEUE_PARTITIONS, Partition, queue_partition_of, shard_of
+from streamflow.model.sharding import Partition, shard_of
 from streamflow.store.connection import Call
-from streamflow.store.kernel import WORKERS, Kernel
-from streamflow.worker.claims import Claims
+from streamflow.store.kernel import Kernel
+from streamflow.store.queues import read_queues
 from streamflow.worker.reader import QueueReader
+from streamflow.worker.recent_outcomes import RecentOutcomes
+from tests.support.serving import FAST
 from tests.support.waiting import DEADLINE, events_of, happened, names_of, until
 from tests.system.conftest import Serve, Work
 
 pytestmark = pytest.mark.anyio
 
+SHARDS: int = FAST["shards"]
+"""Also the number of partitions of each queue."""
 NOW = sf.Retry(attempts=3, initial=0.0, jitter=0.0)
 """Retries without pauses."""
 
@@ -89,7 +93,7 @@ async def queue_is_empty(client: sf.Client, queue: str = "gpu") -> None:
     """Wait until nothing of any step is left in the queue: at most the clock, which the next look deletes."""
 
     async def empty() -> bool:
-        keys = [client.keys.queue(queue, number) for number in range(QUEUE_PARTITIONS)]
+        keys = [client.keys.queue(queue, number) for number in range(SHARDS)]
         calls = [Call.plain("XLEN", one.stream) for one in keys]
         calls += [Call.plain("HKEYS", key) for one in keys for key in (one.steps, one.details)]
         return all(found in (0, [], [b"clock"]) for found in await client.store.send(calls))
@@ -103,7 +107,7 @@ async def created_of(run: sf.Run[Any]) -> int:
 
 async def waits_in_queue(client: sf.Client, count: int = 1, queue: str = "gpu") -> None:
     async def there() -> bool:
-        keys = [client.keys.queue(queue, number).stream for number in range(QUEUE_PARTITIONS)]
+        keys = [client.keys.queue(queue, number).stream for number in range(SHARDS)]
         return sum(await client.store.send([Call.plain("XLEN", key) for key in keys])) == count
 
     await until(there)
@@ -138,10 +142,13 @@ async def test_a_worker_takes_no_more_steps_than_its_concurrency(serve: Serve, w
 async def test_entries_beyond_the_capacity_are_returned_to_the_queue(
     serve: Serve, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def nothing(*_: object) -> bool:
-        return False
+    take = QueueReader._take
 
-    monkeypatch.setattr(QueueReader, "_take_without_waiting", nothing)  # all partitions were empty a moment ago
+    async def take_from_all(self: QueueReader, free: int) -> None:
+        self._width = 256  # all partitions were empty a moment ago
+        await take(self, free)
+
+    monkeypatch.setattr(QueueReader, "_take", take_from_all)
     gate = Gate()
     async with serve(gate.app) as (client, _):
         runs = [await client.start(gate.waits) for _ in range(12)]
@@ -150,9 +157,8 @@ async def test_entries_beyond_the_capacity_are_returned_to_the_queue(
             await gate.attempts(1)
 
             async def given_back() -> bool:
-                queues = [client.keys.queue("gpu", number).stream for number in range(QUEUE_PARTITIONS)]
-                pending = await client.store.send([Call.plain("XPENDING", key, WORKERS) for key in queues])
-                return sum(one["pending"] for one in pending) == 1
+                [queue] = await read_queues(client.store, client.keys, ["gpu"], SHARDS, 5.0)
+                return queue.running == 1
 
             await until(given_back)
             assert (one.claims.running, len(gate.begun)) == (1, 1)
@@ -298,8 +304,8 @@ async def test_a_partition_of_a_queue_that_cannot_be_read_stops_no_other(
     gate = Gate()
     gate.go.set()
     async with serve(gate.app) as (client, _):
-        there = queue_partition_of("there", 1)
-        elsewhere = next(f"run-{n}" for n in range(100) if queue_partition_of(f"run-{n}", 1) != there)
+        there = shard_of("there", SHARDS, Partition.RUN)
+        elsewhere = next(f"run-{n}" for n in range(100) if shard_of(f"run-{n}", SHARDS, Partition.RUN) != there)
         stream = client.keys.queue("gpu", there).stream
         await client.store.one(Call.plain("SET", stream, "not a stream"))
         waiting = await client.start(gate.waits, id="there")
@@ -363,7 +369,7 @@ async def test_a_worker_considered_dead_stops_its_step(serve: Serve, work: Work)
         late = Outcome(1, 1, 0.0, msgspec.Raw(msgspec.msgpack.encode("late")))
 
         async def offered() -> bool:
-            places = [client.keys.queue("gpu", number).steps for number in range(QUEUE_PARTITIONS)]
+            places = [client.keys.queue("gpu", number).steps for number in range(SHARDS)]
             found = await client.store.send([Call.plain("HVALS", place) for place in places])
             return any(b" 2 wanted" in place for places in found for place in places)
 
@@ -402,28 +408,25 @@ async def test_a_stopped_worker_lets_its_steps_finish(serve: Serve, work: Work) 
         assert (gate.begun, gate.stopped) == ([1], [])
 
 
-async def test_an_outcome_counts_once_when_the_worker_dies_before_acknowledging(
+async def test_an_outcome_that_is_reported_again_counts_once(
     serve: Serve, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has reported the outcome, and the entry is still in the queue."""
-    handed_in = anyio.Event()
+    """The worker has not got the answer to its first report."""
+    reports: list[str] = []
 
-    async def dies(self: Claims, claims: list[Any]) -> None:
-        handed_in.set()
-        await anyio.sleep_forever()
+    def accepted(self: RecentOutcomes, run_id: str, *_: Any) -> None:
+        reports.append(run_id)
+        raise RuntimeError("the answer is lost")
 
+    monkeypatch.setattr(RecentOutcomes, "accepted", accepted)
     gate = Gate()
     gate.go.set()
-    async with serve(gate.app) as (client, _):
-        with monkeypatch.context() as patch:
-            patch.setattr(Claims, "_ack", dies)
-            async with work(gate.app, crash=True):
-                run = await client.start(gate.waits)
-                await handed_in.wait()
-        async with work(gate.app):
-            assert await run.result(timeout=DEADLINE) == "attempt 1"
-            await queue_is_empty(client)
-        assert gate.begun == [1]
+    async with serve(gate.app) as (client, _), work(gate.app) as worker:
+        run = await client.start(gate.waits)
+        assert await run.result(timeout=DEADLINE) == "attempt 1"
+        await until(lambda: _is(not worker.claims.unreported))
+        await queue_is_empty(client)
+        assert (gate.begun, reports) == ([1], [run.id]), "the second report didn't count"
         assert (await names_of(run)).count("StepCompleted") == 1
 
 

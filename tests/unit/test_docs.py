@@ -173,7 +173,7 @@ def test_decisions_are_numbered_and_listed_in_order() -> None:
 def test_the_keys_are_those_of_the_code() -> None:
     shard = ShardKeys("<ns>", cast("int", "<shard>"))
     namespace = NamespaceKeys("<ns>")
-    queue = QueueKeys("<ns>", "<queue>", cast("int", "<partition>"))
+    queue = QueueKeys("<ns>", "<queue>", cast("int", "<shard>"))
     strings = chain(
         (getattr(queue, name) for name in QueueKeys.__slots__),
         (getattr(shard, name) for name in ShardKeys.__slots__ if name not in {"number", "prefix", "run_prefix"}),

@@ -24,11 +24,11 @@ from streamflow.events import (
 from streamflow.machine.factory import new_machine
 from streamflow.machine.transition import Due, Effects, FailedChild, Outcome
 from streamflow.model.record import Status, decode_header
-from streamflow.model.sharding import Partition, queue_partition_of, shard_of
-from streamflow.store.kernel import FRESH, Put, Send
+from streamflow.model.sharding import Partition, shard_of
+from streamflow.store.kernel import FRESH, Attempt, Put
 from streamflow.store.namespace import Namespace
 from streamflow.watch.blocker import RunNote
-from streamflow.wire import InboxMessage, decode_job, encode_outbox, origin_of
+from streamflow.wire import InboxMessage, decode_job, origin_of
 from tests.support.fakes import owned, pack, put, signal, start
 from tests.support.machine_driver import plain, raw
 
@@ -157,17 +157,16 @@ def test_a_start_that_has_waited_is_before_what_came_for_its_run_meanwhile() -> 
 # --- steps of queues --------------------------------------------------------------------------------------------------
 
 
-def test_an_attempt_for_a_queue_is_in_the_outbox_of_its_commit() -> None:
+def test_an_attempt_for_a_queue_is_in_its_commit() -> None:
     shard = owned()
     put(shard, start("1-0", "r", "queueing", 5))
     batch = batch_of(shard)
-    [send] = batch.sends
-    assert (send.kind, send.run_id, send.target) == ("step", "r", queue_partition_of("r", 1))
-    job = decode_job(send.body)
+    [attempt] = batch.batch.attempts
+    created = shard.live["r"].header.created
+    assert attempt == Attempt("gpu", "r/1", f"{created} 1", attempt.body)
+    job = decode_job(attempt.body)
     assert (job.queue, job.seq, job.attempt, job.name, job.timeout, plain(job.args)) == ("gpu", 1, 1, "act", 3, [5])
-    [entry] = batch.outbox
-    assert (entry.number, entry.messages) == (numbered(1), [send])
-    assert batch.batch.sends == [Send(numbered(1), encode_outbox([send]))]
+    assert batch.outbox == []
     assert batch.batch.plans == []  # nothing of the run is in flight at the owner
 
 
@@ -178,10 +177,8 @@ def test_a_retry_of_a_queued_step_carries_the_earlier_heartbeat_details() -> Non
     shard.add_input("r", Outcome(1, 1, 0.0, None, Failure("ValueError", "no"), details=raw("half")))
     due = applied(batch_of(shard)).batch.plans
     shard.add_input("r", Due())
-    [send] = batch_of(shard, at=due[0][1] or 0).sends
-    job = decode_job(send.body)
-    assert (send.kind, job.attempt, plain(job.details)) == ("step", 2, "half")
-    assert send.target == queue_partition_of("r", 1)
+    [attempt] = batch_of(shard, at=due[0][1] or 0).batch.attempts
+    assert (decode_job(attempt.body).attempt, attempt.details) == (2, pack("half"))
 
 
 def test_a_run_that_ends_revokes_its_attempts_in_queues_behind_them() -> None:
@@ -190,11 +187,9 @@ def test_a_run_that_ends_revokes_its_attempts_in_queues_behind_them() -> None:
     applied(batch_of(shard))
     put(shard, InboxMessage("2-0", "cancel", "r", pack("enough")))
     batch = batch_of(shard)
-    [send] = batch.sends
-    job = decode_job(send.body)
-    assert (send.kind, job.queue, job.seq, job.attempt) == ("revoke", "gpu", 1, 1)
-    assert batch.outbox[0].number == numbered(2)
-    assert send.target == queue_partition_of("r", 1)
+    [attempt] = batch.batch.attempts
+    assert attempt == Attempt("gpu", "r/1", attempt.attempt, b"")
+    assert attempt.attempt.endswith(" 1")
 
 
 # --- what is written ------------------------------------------------------------------------------------------------

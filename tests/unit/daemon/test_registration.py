@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from streamflow.daemon.registration import Registration
-from streamflow.errors import StoreMisconfigured
+from streamflow.errors import StoreError, StoreMisconfigured, StoreUnavailable
 from streamflow.model.sharding import Partition
 from streamflow.settings import Settings
 from streamflow.store.connection import Call
@@ -18,6 +18,10 @@ from streamflow.store.kernel import SCHEMA, NamespaceRecord
 from tests.support.fakes import FakeStore, context
 
 pytestmark = pytest.mark.anyio
+
+
+async def away(*_: object, **__: object) -> None:
+    raise StoreUnavailable("away")
 
 
 class Bench:
@@ -55,6 +59,26 @@ async def test_a_daemon_follows_the_level_of_its_namespace() -> None:
     for level in ("replicas:2", "replicas:1", "disk", "server", "replicas:1"):
         bench.store.answers["WAITAOF"] = [1, 0]
         assert await bench.changed_to(level) == level
+
+
+async def test_queues_are_put_into_the_list_once_and_nothing_waits_for_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+    bench.registration.add_queue("gpu")
+    bench.registration.add_queue("cpu")
+    send = bench.store.send
+    monkeypatch.setattr(bench.store, "send", away)
+    with pytest.raises(StoreUnavailable):
+        await bench.registration._run_once()
+    monkeypatch.setattr(bench.store, "send", send)
+    await bench.registration._run_once()
+    assert bench.store.sent("store_records")[-1].args == ["cpu", b"1", "gpu", b"1"]
+    bench.registration.add_queue("tpu")
+    bench.store.answers["store_records"] = StoreError("store_records: WRONGTYPE")
+    await bench.registration._run_once()
+    assert bench.store.sent("store_records")[-1].args == ["tpu", b"1"]
+    assert "tpu can't be registered, so `status` doesn't list them" in caplog.text
 
 
 async def test_a_level_that_the_server_cannot_give_is_followed_and_said(caplog: pytest.LogCaptureFixture) -> None:

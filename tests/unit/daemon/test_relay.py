@@ -8,17 +8,13 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec import Raw
 
 from streamflow.daemon import relay as relay_module
 from streamflow.daemon import troubles as troubles_module
 from streamflow.daemon.relay import OutboxEntry, Relay
 from streamflow.errors import StoreError, StoreUnavailable, Unconfirmed
 from streamflow.store.connection import Call
-from streamflow.store.kernel import WORKERS
-from streamflow.wire import OutboxMessage, encode_job, encode_outbox, stream_order
-from streamflow.workflow.actions import StepJob
-from streamflow.workflow.app import Step
+from streamflow.wire import OutboxMessage, encode_outbox, stream_order
 from tests.support.fakes import KERNEL, FakeClock, FakeStore, owned
 
 pytestmark = pytest.mark.anyio
@@ -86,17 +82,6 @@ async def test_a_pipeline_has_a_limit_and_each_pair_its_turn(monkeypatch: pytest
         [["7-30"], ["7-11"]],
         [["7-21"], ["7-31"]],
     ]
-
-
-async def test_messages_go_on_without_the_list_of_queues(caplog: pytest.LogCaptureFixture) -> None:
-    """`status` reads it, and somebody has damaged it."""
-    store = FakeStore(enqueue_attempts="7-1", store_records=StoreError("store_records: WRONGTYPE"))
-    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
-    job = StepJob(1, 1, Step(lambda: None, "act", queue="gpu"), Raw(b"\x90"), Raw(b"\xc0"))
-    relay.hand_over(source, [OutboxEntry("7-1", [OutboxMessage(3, "step", "r", encode_job(job, 5))])])
-    assert await relay.run_once()
-    assert source.sent == ["7-1"]
-    assert "gpu can't be registered" in caplog.text
 
 
 async def test_nothing_is_lost_when_the_server_is_away() -> None:
@@ -167,57 +152,9 @@ async def test_a_shard_acquired_again_during_a_delivery_keeps_its_messages() -> 
     assert after.sent == ["7-1", "7-2"]
 
 
-def _step(queue: str) -> Step[..., Any]:
-    step: Step[..., Any] = Step(lambda: None, "s", queue="gpu")
-    step.queue = queue  # also one that the door wouldn't let through
-    return step
-
-
-def job(seq: int, queue: str = "gpu") -> StepJob:
-    return StepJob(seq, 1, _step(queue), Raw(b"\x90"))
-
-
-def attempt(number: int, seq: int, *, partition: int = 3, queue: str = "gpu", revoked: bool = False) -> OutboxEntry:
-    kind = "revoke" if revoked else "step"
-    body = encode_job(job(seq, queue), 7, revoked=revoked)
-    return OutboxEntry(f"7-{number}", [OutboxMessage(partition, kind, "r", body)])
-
-
-async def test_attempts_and_their_revocations_go_to_their_queue_in_one_order() -> None:
-    store = FakeStore(enqueue_attempts="", deliver_messages="", store_records=b"OK")
-    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
-    relay.hand_over(source, [attempt(1, 1), message(2, target=3), attempt(3, 2), attempt(4, 1, revoked=True)])
-    assert await relay.run_once()
-    [offer] = store.sent("enqueue_attempts")
-    assert offer.keys[0] == KERNEL.keys.queue("gpu", 3).stream
-    assert offer.args[:3] == ["shard:0", WORKERS, ""]
-    rows = [offer.args[at : at + 6] for at in range(3, len(offer.args), 8)]
-    assert rows == [["7-1", "step", "r", 7, 1, 1], ["7-3", "step", "r", 7, 2, 1], ["7-4", "revoke", "r", 7, 1, 1]]
-    assert [numbers(call) for call in store.sent("deliver_messages")] == [["7-2"]]
-    assert sorted(source.sent) == ["7-1", "7-2", "7-3", "7-4"]
-
-
-async def test_each_partition_of_a_queue_has_its_own_enqueue_call() -> None:
-    """A queue is registered once."""
-    store = FakeStore(enqueue_attempts="", store_records=b"OK")
-    relay, source = Relay(store, KERNEL, FakeClock()), owned()  # type: ignore[arg-type]
-    relay.hand_over(source, [attempt(1, 1), attempt(2, 2, partition=4), attempt(3, 3, queue="cpu")])
-    assert await relay.run_once()
-    relay.hand_over(source, [attempt(4, 4)])
-    assert await relay.run_once()
-    streams = [KERNEL.keys.queue(*partition).stream for partition in (("gpu", 3), ("gpu", 4), ("cpu", 3), ("gpu", 3))]
-    assert [call.keys[0] for call in store.sent("enqueue_attempts")] == streams
-    [registered] = store.sent("store_records")
-    assert set(registered.keys) == {KERNEL.keys.queues}
-    assert registered.args == ["cpu", b"8", "gpu", b"8"]
-
-
 @pytest.mark.parametrize(
     "spoilt",
     [
-        OutboxMessage(1, "step", "r", b"\xc1"),
-        OutboxMessage(8, "step", "r", encode_job(job(1), 7)),
-        OutboxMessage(1, "revoke", "r", encode_job(job(1, ""), 7)),
         OutboxMessage(1, "start", "r", b"\xc1"),
         OutboxMessage(1, "start", "r", b"\x94\xa1\xff"),
         OutboxMessage(-1, "signal", "r", b""),

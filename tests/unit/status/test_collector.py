@@ -15,7 +15,7 @@ from streamflow.model.sharding import Partition
 from streamflow.status.collector import FRESH_SECONDS, StatusCollector, rates_at
 from streamflow.status.model import Queue
 from streamflow.store.connection import Call
-from streamflow.store.kernel import WORKERS, Offer
+from streamflow.store.kernel import WORKERS, Attempt, Batch
 from streamflow.wire import Heartbeat
 from tests.conftest import clean_keys
 
@@ -152,10 +152,11 @@ async def test_inboxes_are_counted_and_the_lag_where_it_is_asked_for(client: Cli
 async def test_queues_show_what_waits_what_runs_and_who_works(client: Client) -> None:
     await create_namespace(client)
     assert (await StatusCollector(client).collect()).queues == []
-    await client.store.one(Call.plain("HSET", client.keys.queues, "idle", 8, "gpu", 8))
+    await client.store.one(Call.plain("HSET", client.keys.queues, "idle", 1, "gpu", 1))
     for number in range(3):
-        offers = [Offer(f"5-{n}", "step", f"r{number}", 7, n, 1, b"", b"x") for n in (1, 2)]
-        await client.store.one(client.kernel.enqueue_attempts("gpu", number, 0, offers))
+        attempts = [Attempt("gpu", f"r{number}/{n}", "7 1", b"x") for n in (1, 2)]
+        await client.store.one(client.kernel.acquire_shard(number, "", "nonce", "member", 1))
+        await client.store.one(client.kernel.commit(number, "1:nonce", Batch("c", attempts=attempts), 1))
         stream = client.keys.queue("gpu", number).stream
         for consumer in ("one", "two")[: number + 1]:
             await client.store.one(

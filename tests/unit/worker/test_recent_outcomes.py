@@ -49,10 +49,9 @@ async def test_outcomes_that_a_server_has_lost_are_reported_again_once(it: Bench
 async def test_an_outcome_that_is_lost_before_its_reply_comes_is_sent_again(it: Bench) -> None:
     def lose(call: Call[object]) -> str:
         it.store.history_lost("")
-        it.store.answers["report_outcome"] = "a"
         return "a"
 
-    it.store.answers["report_outcome"] = lose
+    it.store.answers["settle_attempts"] = lose
     await report(it, 1)
     assert it.claims._recent.is_needed
     await it.claims._recent.send_again()

@@ -20,9 +20,9 @@ from streamflow.model.codec import DECLINED
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Note, Suspect, Suspects, encode_note
-from streamflow.store.blocking_reads import Entry, GroupGone
 from streamflow.store.connection import Call
-from streamflow.store.kernel import ExpiredClaim, ExpiredClaims
+from streamflow.store.kernel import ExpiredClaim, ExpiredClaims, QueuePeek
+from streamflow.store.queue_reads import Entry, GroupGone, QueuePage
 from streamflow.wire import QueuedStep, encode_job
 from streamflow.worker.claims import Claim, Claims
 from streamflow.worker.reader import QueueReader
@@ -54,24 +54,33 @@ class Clock:
         return self.now
 
 
-class FakeConnection:
-    """Gives what is planned for each read; `reads` has (streams, count, pending, wait) of each."""
+class ListeningStore(FakeStore):
+    """Its connections are never opened."""
+
+    def link(self) -> Any:
+        return None
+
+
+class FakeReads:
+    """Gives what is planned for each read; `reads` has (streams, count, pending) of each."""
+
+    is_waiting = False
 
     def __init__(self) -> None:
-        self.plan: list[list[Entry] | Exception] = []
-        self.reads: list[tuple[int, int, bool, bool]] = []
+        self.plan: list[list[Entry] | QueuePage | Exception] = []
+        self.reads: list[tuple[int, int, bool]] = []
         self.streams: list[list[str]] = []
+        self.on_read: Callable[[], None] = lambda: None
 
-    async def read(self, streams: Sequence[str], count: int, *, pending: bool, wait: bool = True) -> list[Entry]:
+    async def read(self, streams: Sequence[str], count: int, *, pending: bool = False) -> QueuePage:
         await anyio.lowlevel.checkpoint()  # as a real read does: a loop over it must not starve the test
-        self.reads.append((len(streams), count, pending, wait))
+        self.reads.append((len(streams), count, pending))
         self.streams.append(list(streams))
+        self.on_read()
         answer = self.plan.pop(0) if self.plan else []
         if isinstance(answer, Exception):
             raise answer
-        return answer
-
-    async def interrupt(self) -> None: ...
+        return answer if isinstance(answer, QueuePage) else QueuePage(answer)
 
 
 class Bench:
@@ -79,17 +88,24 @@ class Bench:
 
     def __init__(self, slots: int = 4, **answers: Any) -> None:
         letters = lambda call: "k" * (len(call.args) // 3)  # noqa: E731
-        self.store = FakeStore(
-            **{"report_outcome": "a", "ack_attempts": b"OK", "extend_claims": letters, "create_group": b"OK", **answers}
+        self.store = ListeningStore(
+            **{
+                "report_outcome": "a",
+                "settle_attempts": lambda call: "a" * (len(call.args) // 3),
+                "extend_claims": letters,
+                "create_group": b"OK",
+                "XINFO": [],
+                **answers,
+            }
         )
-        self.connection = FakeConnection()
+        self.reads = FakeReads()
         self.claims = Claims(
             self.store,  # type: ignore[arg-type]
             KERNEL,
             consumer="me",
             queues=["gpu"],
             timeout=8.0,
-            shard_of=lambda _: 5,
+            shards=8,
             on_capacity=lambda: self.reader.slot_freed(),
         )
         self.executor = StepExecutor(slots, slots, self.claims.outcome)
@@ -104,19 +120,38 @@ class Bench:
             app,
             self.store,  # type: ignore[arg-type]
             KERNEL,
-            self.connection,  # type: ignore[arg-type]
+            self.reads,  # type: ignore[arg-type]
             self.claims,
             self.executor,
             suspects,
             slots=slots,
         )
 
+    def ring(self, *partitions: int) -> None:
+        for number in partitions:
+            self.reader._rung(stream_of(number).encode(), b"")
+
     async def take(self, *entries: Entry) -> None:
-        self.connection.plan = [list(entries)]
+        self.reads.plan = [list(entries)]
+        self.reader._rung(entries[0][0].encode(), b"")
         await self.reader.run_once()
 
+    def settled(self) -> list[tuple[str, str]]:
+        """Entry and step of each."""
+        return [
+            (call.args[at], call.args[at + 1])
+            for call in self.store.sent("settle_attempts")
+            for at in range(1, len(call.args), 3)
+        ]
+
     def completed(self) -> list[Any]:
-        return [msgspec.msgpack.decode(call.args[-1]) for call in self.store.sent("report_outcome")]
+        bodies: list[bytes] = []
+        for call in [call for calls in self.store.calls for call in calls]:
+            if call.script == "settle_attempts":
+                bodies += [body for body in call.args[3::3] if body]
+            elif call.script == "report_outcome":
+                bodies.append(call.args[-1])
+        return [msgspec.msgpack.decode(body) for body in bodies]
 
 
 @pytest.fixture
@@ -130,70 +165,192 @@ def entry(
     seq: int = 1, *, attempt: int = 1, partition: int = 0, details: bytes = b"", body: bytes | None = None
 ) -> Entry:
     body = encode_job(StepJob(seq, attempt, forever, raw([seq])), CREATED) if body is None else body
-    fields = {
-        b"run": b"r",
-        b"created": str(CREATED).encode(),
-        b"seq": str(seq).encode(),
-        b"attempt": str(attempt).encode(),
-        b"details": details,
-    }
-    return KERNEL.keys.queue("gpu", partition).stream, f"{seq}-0", {**fields, b"body": body}
+    fields = {b"step": b"r/%d" % seq, b"attempt": b"%d %d" % (CREATED, attempt), b"details": details}
+    return stream_of(partition), f"{seq}-0", {**fields, b"body": body}
+
+
+def stream_of(partition: int) -> str:
+    return KERNEL.keys.queue("gpu", partition).stream
 
 
 # --- taking -----------------------------------------------------------------------------------------------------------
 
 
 async def test_reads_ask_for_no_more_than_the_capacity(it: Bench) -> None:
-    """Only the last one blocks."""
+    it.ring(*range(8))
     await it.reader.run_once()
-    assert it.connection.reads == [(4, 1, False, False), (4, 1, False, False), (8, 1, False, True)]
+    assert it.reads.reads == [(4, 1, False)]
+    it.ring(*range(2))
     big = Bench(slots=20)
+    big.ring(1, 2)
     await big.reader.run_once()
-    assert big.connection.reads == [(8, 2, False, False), (8, 1, False, True)]
+    assert big.reads.reads == [(2, 10, False)]
     big.executor.close()
 
 
-async def test_partitions_take_turns(it: Bench) -> None:
-    it.connection.plan = [[entry(1)], [], [], []]
+async def test_more_partitions_are_read_at_once_when_those_before_were_empty(it: Bench) -> None:
+    """Others are quicker: what is left of their rings costs few reads. What is too much then is for others."""
+    it.store.answers["requeue_attempts"] = 1
+    it.reader._partitions |= {f"stream {n}": ("gpu", n) for n in range(40)}
+    it.reader._add(f"stream {n}" for n in range(40))
+    it.reads.plan = [[], [], [("stream 12", "1-0", entry(1)[2]), *(entry(seq) for seq in (2, 3, 4, 5))]]
+    for _ in range(3):
+        await it.reader.run_once()
+    assert it.reads.reads == [(4, 1, False), (8, 1, False), (16, 1, False)]
+    assert it.claims.running == 4
+    assert [call.args[2] for call in it.store.sent("requeue_attempts")] == ["5-0"]
+
+
+async def test_a_partition_is_read_on_while_it_gives_all_that_is_asked_for(it: Bench) -> None:
+    """Behind the others that have rung."""
+    it.ring(3)
+    it.ring(5)
+    it.reads.plan = [[entry(1, partition=3), entry(2, partition=3)], []]
     await it.reader.run_once()
-    first = it.connection.streams[0]
-    it.connection.streams.clear()
+    assert (it.reads.reads, it.reads.streams) == ([(2, 2, False)], [[stream_of(3), stream_of(5)]])
+    it.ring(6)
     await it.reader.run_once()
-    assert not set(first) & set(it.connection.streams[0])
+    assert it.reads.streams[1:] == [[stream_of(3), stream_of(6)]]
+    assert list(it.reader._ready) == []
+
+
+async def test_a_ring_during_a_read_is_not_forgotten(it: Bench) -> None:
+    it.ring(3)
+    it.reads.on_read = lambda: it.ring(3)
+    await it.reader.run_once()
+    assert list(it.reader._ready) == [stream_of(3)]
 
 
 async def test_nothing_is_read_without_capacity_until_a_step_ends(it: Bench) -> None:
     await it.take(*[entry(seq) for seq in range(1, 5)])
-    reads = len(it.connection.reads)
+    it.ring(1)
+    reads = len(it.reads.reads)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(it.reader.run_once)
         await anyio.wait_all_tasks_blocked()
-        assert len(it.connection.reads) == reads
+        assert len(it.reads.reads) == reads
         it.claims.outcome(0, "r", Outcome(2, 1, 0.0, Raw(b"\xc0")))
     assert it.claims.running == 3
+    assert stream_of(1) in it.reader._ready
 
 
 async def test_after_an_error_pending_entries_are_read_again(it: Bench) -> None:
-    """Those that the worker has already are not taken twice."""
+    """Where this worker has some. Those that it has already are not taken twice, and the partition is read again."""
+    it.store.answers["XINFO"] = lambda call: (
+        [[b"name", b"me", b"pending", 2], [b"name", b"other", b"pending", 1]] if call.args[2] == stream_of(0) else []
+    )
     await it.take(entry(1))
-    it.connection.plan = [StoreUnavailable("cut"), [entry(1), entry(2)]]
+    it.ring(7)
+    it.reads.plan = [[], StoreUnavailable("cut"), [entry(1), entry(2)]]
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(it.reader.run)
-        while it.claims.running < 2:
+        while it.claims.running < 2 or len(it.reads.reads) < 5:
             await anyio.lowlevel.checkpoint()
         tasks.cancel_scope.cancel()
-    assert (8, 10_000, True, True) in it.connection.reads
+    assert it.reads.reads[1] == (1, 10_000, True), "the loop begins so"
+    assert it.reads.reads[2:4] == [(1, 4, False), (1, 10_000, True)] or it.reads.reads[2][2] is False
     assert it.executor.running == 2
 
 
-async def test_a_missing_group_is_created_in_every_partition(it: Bench) -> None:
-    it.connection.plan = [GroupGone("NOGROUP")]
+async def test_a_missing_group_is_created_where_it_was_missed(it: Bench) -> None:
+    it.ring(2, 3)
+    it.reads.plan = [GroupGone("NOGROUP", [stream_of(2), stream_of(3)])]
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(it.reader.run)
-        while not it.store.sent("create_group"):
+        while len(it.reads.reads) < 2:
             await anyio.lowlevel.checkpoint()
         tasks.cancel_scope.cancel()
-    assert len(it.store.sent("create_group")) == 8
+    assert [call.keys for call in it.store.sent("create_group")] == [[stream_of(2)], [stream_of(3)]]
+    assert it.reads.streams[1] == [stream_of(2), stream_of(3)]
+
+
+async def test_a_partition_that_cannot_be_read_holds_up_no_other(it: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    it.store.answers["create_group"] = lambda call: StoreError("WRONGTYPE") if call.keys == [stream_of(2)] else b"OK"
+    it.ring(2, 3)
+    it.reads.plan = [GroupGone("WRONGTYPE", [stream_of(2), stream_of(3)])]
+    await it.reader._read_or_create_groups()
+    assert it.reader.broken == {"partition 2 of queue gpu": "WRONGTYPE"}
+    it.ring(2)
+    assert list(it.reader._ready) == [stream_of(3)]
+    monkeypatch.setattr("streamflow.worker.reader.RETRY_BROKEN", -1.0)
+    it.store.answers["create_group"] = b"OK"
+    await it.reader.run_once()
+    assert it.reader.broken == {}
+    assert stream_of(2) in it.reader._ready
+
+
+async def test_what_a_silent_server_has_is_asked_for_again(it: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamflow.worker.reader.ASK_AGAIN", 0.0)
+    it.ring(2, 3)
+    it.reads.plan = [QueuePage([entry(1, partition=3)], [stream_of(2)])]
+    await it.reader.run_once()
+    assert list(it.reader._ready) == [stream_of(2)]
+    it.reads.plan = [QueuePage([], [stream_of(2)], True)]
+    await it.reader.run_once()
+    assert list(it.reader._ready) == [stream_of(2)]
+    assert it.reader._check_pending, "its answer was lost"
+
+
+async def test_partitions_where_attempts_wait_are_found_without_a_ring(it: Bench) -> None:
+    it.store.answers["peek_queues"] = lambda call: [QueuePeek(int("/5}" in call.keys[0]), 0, "")]
+    it.reader.look_everywhere()
+    await it.reader.look_once()
+    assert len(it.store.sent("peek_queues")) == 8
+    assert list(it.reader._ready) == [stream_of(5)]
+
+
+async def test_what_cannot_be_looked_at_is_looked_at_again(it: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamflow.worker.reader.ASK_AGAIN", 0.0)
+    answers = iter([StoreUnavailable("away")])
+    it.store.answers["peek_queues"] = lambda call: (
+        next(answers, [QueuePeek(1, 0, "")]) if "/5}" in call.keys[0] else [QueuePeek(0, 0, "")]
+    )
+    it.reader.look_everywhere()
+    await it.reader.look_once()
+    assert not it.reader._ready
+    await it.reader.look_once()
+    assert len(it.store.sent("peek_queues")) == 9
+    assert list(it.reader._ready) == [stream_of(5)]
+
+
+class Confirmation:
+    def __init__(self) -> None:
+        self.safe = anyio.Event()
+
+    async def wait(self, patience: float, *keys: str) -> None:
+        assert keys == (stream_of(0),)
+        await self.safe.wait()
+
+
+async def test_a_worker_that_stops_does_not_wait_until_decisions_are_safe(it: Bench) -> None:
+    """What it has not begun is for others."""
+    it.store.confirmation = Confirmation()
+    it.store.answers["requeue_attempts"] = lambda call: (len(call.args) - 2) // 3
+    async with anyio.create_task_group() as tasks:
+        it.ring(0)
+        it.reads.plan = [[entry(1)]]
+        tasks.start_soon(it.reader.run)
+        await anyio.wait_all_tasks_blocked()
+        assert (it.claims.running, it.executor.running) == (1, 0)
+        with anyio.fail_after(5):
+            await it.reader.stop()
+    assert (it.claims.running, it.executor.running) == (1, 0)
+    assert await it.claims.requeue_running() == 1
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_a_step_begins_when_its_decision_is_safe(it: Bench, is_lost: bool) -> None:
+    """Its claim is extended meanwhile. What a server may have lost is not begun, but asked for again."""
+    it.store.confirmation = confirmation = Confirmation()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(it.take, entry(1))
+        await anyio.wait_all_tasks_blocked()
+        assert (it.claims.running, it.executor.running) == (1, 0)
+        if is_lost:
+            it.store.history_lost("")
+        confirmation.safe.set()
+    assert (it.claims.running, it.executor.running) == ((0, 0) if is_lost else (1, 1))
+    assert it.reader._check_pending is is_lost
 
 
 async def test_an_entry_whose_body_cannot_be_read_fails_its_attempt_permanently(it: Bench) -> None:
@@ -202,16 +359,16 @@ async def test_an_entry_whose_body_cannot_be_read_fails_its_attempt_permanently(
     [outcome] = it.completed()
     assert (outcome["seq"], outcome["attempt"], outcome["permanent"]) == (3, 2, True)
     assert outcome["failure"][0] == "PayloadInvalid"
-    assert it.store.sent("ack_attempts")[0].args[1:] == ["3-0", "r/3"]
+    assert it.settled() == [("3-0", "r/3")]
 
 
-@pytest.mark.parametrize("fields", [None, {}, {b"run": b"r", b"seq": b"x", b"attempt": b"1"}])
+@pytest.mark.parametrize("fields", [None, {}, {b"step": b"r/x", b"attempt": b"7 1"}])
 async def test_an_entry_that_names_no_attempt_is_only_acknowledged(it: Bench, fields: Any) -> None:
     stream, entry_id, _ = entry(1)
     await it.take((stream, entry_id, fields))
     assert await it.claims.report_once()
     assert it.completed() == []
-    assert len(it.store.sent("ack_attempts")) == 1
+    assert len(it.settled()) == 1
 
 
 async def test_a_step_that_the_app_does_not_have_is_declined(it: Bench) -> None:
@@ -248,31 +405,52 @@ async def test_an_attempt_for_other_parameters_is_declined(
 # --- the ends of claims -----------------------------------------------------------------------------------------------
 
 
-async def test_the_entry_is_acknowledged_only_after_the_run_has_its_outcome(it: Bench) -> None:
+async def test_an_outcome_that_is_refused_is_kept_until_it_is_accepted(it: Bench) -> None:
     await it.take(entry(1))
     it.claims.outcome(0, "r", Outcome(1, 1, 0.0, Raw(b"\xc0")))
-    it.store.answers["report_outcome"] = StoreError("WRONGTYPE inbox")
+    it.store.answers["settle_attempts"] = StoreError("WRONGTYPE inbox")
     assert not await it.claims.report_once()
-    assert it.store.sent("ack_attempts") == []
     assert it.claims.has(("gpu", 0), "1-0")  # so it isn't taken again
-    it.store.answers["report_outcome"] = "a"
+    it.store.answers["settle_attempts"] = "a"
     it.claims.retry_refused()
     assert await it.claims.report_once()
-    assert len(it.store.sent("ack_attempts")) == 1
+    assert it.settled() == [("1-0", "r/1")] * 2
     assert not it.claims.has(("gpu", 0), "1-0")
 
 
 async def test_one_refused_outcome_holds_back_no_other(it: Bench) -> None:
-    await it.take(entry(1), entry(2))
+    await it.take(entry(1), entry(2, partition=3))
     answers = iter([StoreError("no"), "a", "a"])
-    it.store.answers["report_outcome"] = lambda _: next(answers)
+    it.store.answers["settle_attempts"] = lambda _: next(answers)
     for seq in (1, 2):
         it.claims.outcome(0, "r", Outcome(seq, 1, 0.0, Raw(b"\xc0")))
     assert not await it.claims.report_once()
-    assert it.store.sent("ack_attempts")[0].args[1:] == ["2-0", "r/2"]
+    assert it.claims.has(("gpu", 0), "1-0")
+    assert not it.claims.has(("gpu", 3), "2-0")
     it.claims.retry_refused()
     assert await it.claims.report_once()
-    assert it.store.sent("ack_attempts")[1].args[1:] == ["1-0", "r/1"]
+    assert it.settled() == [("1-0", "r/1"), ("2-0", "r/2"), ("1-0", "r/1")]
+
+
+async def test_outcomes_of_a_partition_are_settled_by_one_call(it: Bench) -> None:
+    await it.take(entry(1), entry(2, partition=3), entry(3))
+    for seq in (1, 2, 3):
+        it.claims.outcome(0, "r", Outcome(seq, 1, 0.0, Raw(b"\xc0")))
+    await it.claims.report_once()
+    assert [call.args[1::3] for call in it.store.sent("settle_attempts")] == [["1-0", "3-0"], ["2-0"]]
+    assert it.claims.running == 0
+
+
+async def test_an_outcome_that_did_not_count_is_not_kept(it: Bench) -> None:
+    """A server that has lost it has lost nothing."""
+    await it.take(entry(1))
+    it.claims.outcome(0, "r", Outcome(1, 1, 0.0, Raw(b"\xc0")))
+    it.store.answers["settle_attempts"] = "l"
+    await it.claims.report_once()
+    it.store.history_lost("")
+    await it.claims._recent.send_again()
+    assert it.store.sent("report_outcome") == []
+    assert not it.claims.has(("gpu", 0), "1-0")
 
 
 async def test_an_outcome_of_an_older_attempt_ends_no_newer_claim(it: Bench) -> None:
@@ -289,7 +467,7 @@ async def test_revoked_and_lost_claims_are_stopped(it: Bench) -> None:
     assert (it.claims.running, it.executor.running) == (1, 1)
     await it.claims.report_once()
     assert it.completed() == []
-    assert [call.args[1:] for call in it.store.sent("ack_attempts")] == [["2-0", "r/2"]]
+    assert it.settled() == [("2-0", "r/2")]
 
 
 async def test_heartbeat_details_are_sent_once_with_the_next_heartbeat(it: Bench) -> None:
@@ -372,7 +550,7 @@ async def test_an_attempt_of_a_dead_worker_ends_as_lost_with_its_details(it: Ben
     assert (outcome["seq"], outcome["attempt"], outcome["failure"][0]) == (4, 2, "WorkerLost")
     assert outcome["details"] == "half"
     assert "worker gone died or sent no heartbeat for 8 s" in outcome["failure"][1]
-    assert it.store.sent("ack_attempts")[0].args[1:] == ["9-0", "a/4"]
+    assert it.settled() == [("9-0", "a/4")]
 
 
 @pytest.mark.parametrize("back", [3_600_000, 100, -3_600_000])
@@ -404,9 +582,7 @@ async def test_a_jump_of_the_servers_clock_makes_no_worker_dead(
     expired: list[ExpiredClaim] = []
 
     def answer(call: Call[Any]) -> ExpiredClaims:
-        return ExpiredClaims(
-            "", expired if call.keys[0].endswith("/6}:stream") else [], round((clock.now + ahead) * 1000)
-        )
+        return ExpiredClaims("", expired if call.keys[0] == stream_of(6) else [], round((clock.now + ahead) * 1000))
 
     it.store.answers["expired_claims"] = answer
     it.claims._checked_at = it.claims._expires_from = clock.now
@@ -444,7 +620,7 @@ async def test_claims_with_large_details_are_read_and_reported_in_portions(it: B
         most = max(most, it.claims.unreported)
         return "a"
 
-    it.store.answers["report_outcome"] = report
+    it.store.answers["settle_attempts"] = report
     await it.claims.expire_once()
     assert (most, it.claims.unreported) == (1, 1)
     await it.claims.report_once()
@@ -452,6 +628,7 @@ async def test_claims_with_large_details_are_read_and_reported_in_portions(it: B
 
 
 async def test_large_details_are_stored_in_calls_of_bounded_size(it: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    it.reader._slots = 7
     await it.take(*(entry(seq) for seq in range(1, 8)))
     monkeypatch.setattr(it.executor, "details_of", lambda run_id, seq: Raw(pack(b"x" * 400_000)))
     it.store.answers["extend_claims"] = lambda call: "k" * (len(call.args) // 3)
@@ -493,7 +670,7 @@ async def test_a_large_outcome_travels_alone(it: Bench) -> None:
         it.claims.add(claim)
         it.claims.report(claim, Outcome(seq, 1, 0.0, Raw(pack(b"x" * 700_000))))
     await it.claims.report_once()
-    assert (len(it.store.sent("report_outcome")), it.claims.unreported) == (1, 2)
+    assert (len(it.settled()), it.claims.unreported) == (1, 2)
 
 
 def test_a_worker_needs_a_queue() -> None:
