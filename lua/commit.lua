@@ -12,6 +12,9 @@
 -- is decided from what that owner remembers.
 -- Reducers (they have a state) keep only the newest transitions in their record: their state is their snapshot. A state
 -- that begins with a dash (no snapshot does) replaces the record: header, the rest of the state, this transition.
+-- An expected header '' is that of a run that doesn't exist. Repeats are for what an owner commits again that a server had
+-- lost: messages behind the given one that have one of these identities have come again, and are removed; if too many
+-- have come since, CONFLICT without ids.
 -- The log gets the transitions as they are, but for those that have a cut: in its place, without large payloads.
 -- An attempt of a queued step is added to its queue's partition of this shard, one without a body is revoked
 -- (`shared/attempts.lua`): what the server has of a decision, it has of its attempts.
@@ -35,7 +38,7 @@
 --        channel,
 --        notification, (published to the channel; '' for none)
 --        counts, (of listings, acks, plans, moves, sends, sent, poisons, cuts, states, reports, puts, queues and
---        attempts: 4 bytes each)
+--        attempts, and of repeats if there are any: 4 bytes each)
 --        then for each run: expected, header, transition;
 --        for each ack: inbox id;
 --        for each plan: id, score ('' removes the run from the agenda);
@@ -48,6 +51,7 @@
 --        for each report: position (of its attempt among the attempts), details (what an attempt before has reported);
 --        for each attempt: queue (its position among the queues, from 1), step, attempt (`<created> <attempt>`), body
 --        ('' revokes it);
+--        for each repeat: identity (instead of the first one: up to which message the inbox was looked through);
 --        for each put: field, value
 -- RETURNS OK clock entry (of the log, '' when nothing was logged)
 --         / DUP clock entry
@@ -58,6 +62,7 @@
 -- @include shared/holds
 -- @include shared/current_entry
 -- @include shared/attempts
+-- @include shared/came_again
 -- @include shared/clock
 -- @include shared/commit_distance
 -- @include shared/counts
@@ -65,7 +70,7 @@
 -- @include shared/run_id
 local owner, inbox, kept, log, agenda, outbox, poison = unpack(KEYS, 1, 7)
 local token, commit, channel, notification = ARGV[1], ARGV[2], ARGV[4], ARGV[5]
-local indexes, acks, plans, moves, sends, sent, poisons, cuts, states, reports, puts, queues, attempts =
+local indexes, acks, plans, moves, sends, sent, poisons, cuts, states, reports, puts, queues, attempts, repeats =
   unpack_counts(ARGV[6])
 local FIXED_KEYS, FIXED_ARGS = 7, 6
 local RUN_ARGS, PLAN_ARGS, MOVE_ARGS, SEND_ARGS, POISON_ARGS, PAIR_ARGS, PUT_ARGS = 3, 2, 4, 2, 5, 2, 2 -- of one item
@@ -86,7 +91,7 @@ local ahead = commit_distance(commit, stored[2])
 if stored[2] == commit or (ahead and ahead < 0) then return {'DUP', stored[5], stored[4]} end
 if ahead and ahead ~= 1 then return {'BEHIND', stored[2] or ''} end
 if acks + poisons > 0 and not holds(inbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. inbox) end
-local noted = acks + poisons > 0 and redis.pcall('GET', kept) or '' -- how many the owner has read, and the last
+local noted = acks + poisons + (repeats or 0) > 0 and redis.pcall('GET', kept) or '' -- how many the owner has read, and the last
 if type(noted) == 'table' then return redis.error_reply('WRONGTYPE ' .. kept) end
 if runs + poisons > 0 and not holds(log, 'stream') then return redis.error_reply('WRONGTYPE ' .. log) end
 if plans > 0 and not holds(agenda, 'zset') then return redis.error_reply('WRONGTYPE ' .. agenda) end
@@ -103,10 +108,11 @@ if foreign then return redis.error_reply('WRONGTYPE ' .. foreign) end
 -- From here on `at` is the position before the first argument of an item.
 local conflict, at = {'CONFLICT'}, FIXED_ARGS
 for i = last_queue + 1, #KEYS do
-  if redis.pcall('LINDEX', KEYS[i], 0) ~= ARGV[at + 1] then conflict[#conflict + 1] = string.sub(KEYS[i], RUN_ID) end
+  if (redis.pcall('LINDEX', KEYS[i], 0) or '') ~= ARGV[at + 1] then conflict[#conflict + 1] = string.sub(KEYS[i], RUN_ID) end
   at = at + RUN_ARGS
 end
 if #conflict > 1 then return conflict end
+if repeats and not find_again(inbox, #ARGV - PUT_ARGS * puts - repeats, repeats) then return conflict end
 local clock = string.format('%.0f', shard_clock(ARGV[3], stored[3]))
 
 -- The outbox first: its numbers are the caller's, and if one were refused, nothing else would have been written.
@@ -159,7 +165,7 @@ end
 for first = 1, acks, IDS_PER_CALL do -- many at once: a hot run reduces thousands of messages in one transition
   removed = removed + redis.call('XDEL', inbox, unpack(ARGV, at + first, at + math.min(first + IDS_PER_CALL - 1, acks)))
 end
-count_down(kept, noted, removed)
+count_down(kept, noted, removed + remove_again(inbox))
 at = at + acks
 for _ = 1, plans do
   if ARGV[at + 2] == '' then redis.call('ZREM', agenda, ARGV[at + 1])

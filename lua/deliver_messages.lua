@@ -4,7 +4,10 @@
 -- The last accepted numbers of each source are kept, so redelivery is harmless and memory is O(shards). A source that a
 -- failover has set back decides again what it has sent, and sends it under another number. A start finds its run, an
 -- outcome is dropped by a parent that has it; signals and cancels have an identity, which is kept until the source
--- can't lose the decision any more (`daemon/retention.py` deletes it).
+-- can't lose the decision any more (`daemon/retention.py` deletes it). The message carries it (`from`): if this shard
+-- loses it after its run has taken it, the owner notes it here when it commits that again.
+-- What a shard forgets of its messages to itself, it forgets on both sides: their identities, with a dash before them,
+-- aren't kept.
 -- `after`: the number of the message before, if the source has had a reply that it was accepted. A failover may have
 -- lost it here: GAP, and nothing is accepted, because what is behind a gap would hide what comes again.
 -- A start whose id belongs to a run of another parent becomes a `taken` message: the owner reports it to the parent.
@@ -47,7 +50,7 @@ for i = 1, count do
     text, identities[i] = string.match(text, '^(%S+) (%S+)$')
     epoch, number = parse_number(text or '')
     if not epoch then return redis.error_reply('BADNUMBER ' .. ARGV[7 * i - 3]) end
-    wanted[#wanted + 1] = identities[i]
+    wanted[#wanted + 1] = string.match(identities[i], '^%-?(.*)$')
   end
   texts[i], epochs[i], counts[i] = text, epoch, number
 end
@@ -62,11 +65,12 @@ local clock = shard_clock(ARGV[2], redis.call('HGET', owner, 'clock'))
 
 for i = 1, count do
   local at = 7 * i - 3 -- of the message's first argument
-  local identity = identities[i]
+  local identity, is_noted = identities[i], true
+  if identity and string.byte(identity) == 45 then identity, is_noted = string.sub(identity, 2), false end -- a dash
   if accept_number(numbers, epochs[i], counts[i], texts[i]) and not (identity and has[identity]) then
     if identity then
       has[identity] = true
-      fields[#fields + 1], fields[#fields + 2] = identity, texts[i] .. accepted
+      if is_noted then fields[#fields + 1], fields[#fields + 2] = identity, texts[i] .. accepted end
     end
     local key = FIXED_KEYS + 3 * i - 2
     local run, kind, parent, body = KEYS[key], ARGV[at + 1], ARGV[at + 4], ARGV[at + 6]
@@ -75,7 +79,11 @@ for i = 1, count do
     local is_child_of_parent = header and string.match(header, PARENT) == parent
     if kind ~= 'start' then
       if parent == '' or is_child_of_parent then
-        put_message(inbox, 'kind', kind, 'run', id, 'body', body)
+        if identity then
+          put_message(inbox, 'kind', kind, 'run', id, 'body', body, 'from', identity)
+        else
+          put_message(inbox, 'kind', kind, 'run', id, 'body', body)
+        end
       end
     elseif not header then
       open_run(door, run, KEYS[key + 1], KEYS[key + 2], clock,

@@ -31,13 +31,15 @@ from streamflow.workflow.actions import StepJob
 
 
 class InboxMessage(msgspec.Struct, frozen=True):
-    """An entry of the inbox as it was read. `header`: of a new run (kind `start`), or the parent (`taken`)."""
+    """An entry of the inbox as it was read. `header`: of a new run (kind `start`), or the parent (`taken`).
+    `identity`: what tells it from other messages when it comes again after a failover; empty if nothing needs to."""
 
     id: str
     kind: str
     run_id: str
     body: bytes
     header: bytes = b""
+    identity: bytes = b""
 
     @property
     def waited(self) -> bool:

@@ -313,7 +313,8 @@ class InboxReader:
             size += len(body)
             kind = fields.get(b"kind", b"").decode(errors="replace")
             run_id = fields.get(b"run", b"").decode(errors="replace")
-            message = InboxMessage(entry.decode(), kind, run_id, body, fields.get(b"header", b""))
+            header, identity = fields.get(b"header", b""), fields.get(b"from", b"")
+            message = InboxMessage(entry.decode(), kind, run_id, body, header, identity)
             shard.position = message.id
             if shard.delivered is not None:
                 self._suspect(shard, message)

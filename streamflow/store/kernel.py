@@ -35,7 +35,9 @@ MAX_DIGITS = 15
 FIRST_FIELD = (b"0",)
 """The position at which a hash is read from its beginning."""
 _COUNTS = struct.Struct(">13I")
-"""How many items of each kind a commit has."""
+"""How many items of each kind a commit has..."""
+_COUNT = struct.Struct(">I")
+"""...and, rarely, of one kind more."""
 FRESH = b"-"
 """Prefix of a state in a `RunWrite` that replaces the whole record. No snapshot begins with it: a snapshot is a
 MessagePack array."""
@@ -87,6 +89,10 @@ class Message(msgspec.Struct):
     run_id: str
     body: bytes
     created: int = 0
+    identity: str = ""
+    """Of a message that is posted again because a server may have lost it: `post_identity` of the first time, and..."""
+    number: int = 0
+    """...that of the post with which it was accepted last: it is there if the shard has had that post."""
 
 
 class Delivery(msgspec.Struct):
@@ -316,6 +322,8 @@ class Batch(msgspec.Struct):
     remove it). `moves`: (run id, from key, to key, score) between listings, an empty key for none. `sent`: numbers of
     outbox entries whose messages were delivered. `attempts`: in order, with those that are revoked.
     `notification`: encoded, for the subscribers of the shard's channel.
+    `repeats`, of what is committed again because a server had lost it: the message up to which the inbox was looked
+    through, and identities of messages that are taken by this, so that those which come again behind it are removed.
     """
 
     commit: str
@@ -330,6 +338,12 @@ class Batch(msgspec.Struct):
     puts: list[Put] = []
     attempts: list[Attempt] = []
     notification: bytes = b""
+    repeats: list[str] = []
+
+
+def post_identity(source: str, number: int, place: int) -> str:
+    """Of a client's message: the field that it has in `seen` if it is noted there. `place`: in its post, from 1."""
+    return f"m:{source}.{number}.{place}"
 
 
 class Kernel:
@@ -358,34 +372,60 @@ class Kernel:
         return Call("start_runs", names, args)
 
     def post_messages(
-        self, shard: int, source: str, number: int, messages: Sequence[Message], now: int | None = None
+        self,
+        shard: int,
+        source: str,
+        number: int,
+        messages: Sequence[Message],
+        now: int | None = None,
+        *,
+        again: bool = False,
     ) -> Call[str]:
         """Put signals and asks into the inbox, for runs that are open.
 
         `number`: higher than that of the `source`'s post before to this shard; the same number again adds nothing and
-        gets the same letters. Returns a letter for each message: a (accepted), e (the run has ended), m (no such run,
-        or it was created at another time). Refused when memory is short.
+        gets the same letters. `again`: messages of posts up to this one, which a server may have lost. Returns a letter
+        for each message: a (accepted), e (the run has ended), m (no such run, or it was created at another time), d
+        (with an identity: the run has taken it, or its post is there). Refused when memory is short.
         """
-        return self._post("post_messages", shard, source, number, messages, now)
+        return self._post("post_messages", shard, source, number, messages, now, again=again)
 
     def post_requests(
-        self, shard: int, source: str, number: int, messages: Sequence[Message], now: int | None = None
+        self,
+        shard: int,
+        source: str,
+        number: int,
+        messages: Sequence[Message],
+        now: int | None = None,
+        *,
+        again: bool = False,
     ) -> Call[str]:
         """Put requests to cancel or terminate into the inbox, for runs that are open; also when memory is short.
 
         Arguments and letters are those of `post_messages`, whose numbers it shares.
         """
-        return self._post("post_requests", shard, source, number, messages, now)
+        return self._post("post_requests", shard, source, number, messages, now, again=again)
 
     def _post(
-        self, verb: str, shard: int, source: str, number: int, messages: Sequence[Message], now: int | None
+        self,
+        verb: str,
+        shard: int,
+        source: str,
+        number: int,
+        messages: Sequence[Message],
+        now: int | None,
+        *,
+        again: bool,
     ) -> Call[str]:
         keys = self.keys.shard(shard)
         names = [keys.seen, keys.inbox, keys.kept, keys.owner]
-        args: list[Any] = [source, number, _time(now)]
+        args: list[Any] = [source, f"={number}" if again else number, _time(now)]
         for message in messages:
             names.append(keys.run(message.run_id))
-            args += (message.kind, message.run_id, message.body, message.created or "")
+            created: int | str = message.created or ""
+            if message.identity:
+                created = f"{created} {message.identity} {message.number or ''}"
+            args += (message.kind, message.run_id, message.body, created)
         return Call(verb, names, args, bytes.decode)
 
     def report_outcome(self, shard: int, run_id: str, created: int, body: bytes) -> Call[str]:
@@ -421,11 +461,11 @@ class Kernel:
         names = [keys.seen, keys.inbox, keys.kept, keys.owner, keys.waiting, keys.turns]
         args: list[Any] = [f"shard:{source}", now, after]
         for delivery in deliveries:
-            # What a shard forgets of its messages to itself, it forgets on both sides.
-            has_identity = delivery.identity and source != shard
+            # What a shard forgets of its messages to itself, it forgets on both sides: a dash, they aren't kept.
+            mark = "-m" if source == shard else "m"
             names += self._listing_keys(keys, delivery.run_id, Status.RUNNING, delivery.workflow, delivery.tenant)
             args += (
-                f"{delivery.number} m:{delivery.identity}" if has_identity else delivery.number,
+                f"{delivery.number} {mark}:{delivery.identity}" if delivery.identity else delivery.number,
                 delivery.kind,
                 delivery.workflow,
                 delivery.tenant,
@@ -562,7 +602,8 @@ class Kernel:
         The owner numbers what it commits with one token without gaps:
         `<session>.1`, `<session>.2` and so on, and after one that was refused `<session>.2.1`. Returns OK or DUP with
         clock and log entry, CONFLICT with the runs whose header is not the expected one, FENCED with the present
-        owner's token, or BEHIND when the one before is missing.
+        owner's token, or BEHIND when the one before is missing. CONFLICT without runs: too much has come since the
+        inbox was looked through for `repeats`.
         """
         keys = self.keys.shard(shard)
         indexes: dict[str, int] = {"": 0}
@@ -610,6 +651,7 @@ class Kernel:
         args += states
         args += reports
         args += attempt_args
+        args += batch.repeats
         for put in batch.puts:
             args += (put.field, put.value)
         counts = _COUNTS.pack(
@@ -627,6 +669,8 @@ class Kernel:
             len(queues),
             len(batch.attempts),
         )
+        if batch.repeats:
+            counts += _COUNT.pack(len(batch.repeats))
         fixed = [token, batch.commit, now, keys.done, batch.notification, counts]
         return Call("commit", names, fixed + args, _committed)
 

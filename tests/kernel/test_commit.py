@@ -479,3 +479,58 @@ async def test_a_transition_of_many_messages_takes_them_all_out_of_the_inbox(sha
     await shard.advance("r1", acks=acks[:2400])
     assert [entry for entry, _ in await shard.stream(shard.keys.inbox)] == acks[2400:]
     assert (await shard.kept()).startswith("101 ")
+
+
+# --- what a server had lost is committed again ------------------------------------------------------------------------
+
+
+async def test_a_run_that_does_not_exist_is_created_by_its_transition(shard: Shard) -> None:
+    await shard.acquire()
+    header = next_header(b"pending 0 - 1700000000000 0 flow - -", "running", "c1")
+    batch = Batch("c1", runs=[RunWrite("r1", b"", header, FRESH, NOTE)])
+    assert (await shard.do(shard.commit(batch))).code is Reply.OK
+    assert await shard.record("r1") == [header, b"", NOTE]
+    other = Batch("c2", runs=[RunWrite("r1", b"", header, FRESH, NOTE)])
+    refused = await shard.assert_changes_nothing(shard.commit(other))
+    assert (refused.code, refused.conflicts) == (Reply.CONFLICT, ["r1"]), "it exists now"
+
+
+async def test_messages_that_come_again_behind_the_last_look_are_removed(shard: Shard) -> None:
+    await shard.acquire()
+    await shard.start("r1")
+    (start, _), *_ = await shard.stream(shard.keys.inbox)
+    posts = [Message("signal", "r1", body) for body in (b"taken", b"new", b"taken, too")]
+    await shard.do(shard.kernel.post_messages(0, "client", 1, posts, NOW))
+    batch = Batch(
+        "c1",
+        runs=[await shard.write_of("r1")],
+        repeats=[start, "m:client.1.1", "m:client.1.3"],
+        puts=[Put(shard.keys.seen, "m:client.1.1", b"0-0 1 shard:-1")],
+    )
+    assert (await shard.do(shard.commit(batch))).code is Reply.OK
+    assert [message["body"] for message in await shard.inbox()] == [b"input of r1", b"new"]
+    assert await shard.kept() == "", "nothing was read"
+    assert await shard.plain("HGET", shard.keys.seen, "m:client.1.1") == b"0-0 1 shard:-1"
+    assert (await shard.assert_changes_nothing(shard.commit(batch))).code is Reply.DUP
+
+
+async def test_what_the_last_look_has_seen_stays(shard: Shard) -> None:
+    await shard.acquire()
+    await shard.start("r1")
+    await shard.do(shard.kernel.post_messages(0, "client", 1, [Message("signal", "r1", b"x")], NOW))
+    *_, (last, _) = await shard.stream(shard.keys.inbox)
+    batch = Batch("c1", runs=[await shard.write_of("r1")], repeats=[last, "m:client.1.1"])
+    assert (await shard.do(shard.commit(batch))).code is Reply.OK
+    assert len(await shard.inbox()) == 2
+
+
+async def test_too_many_new_messages_have_to_be_looked_at_first(shard: Shard) -> None:
+    await shard.acquire()
+    await shard.start("r1")
+    (start, _), *_ = await shard.stream(shard.keys.inbox)
+    for number in range(1, 4):
+        posts = [Message("signal", "r1", b"x")] * 2000
+        await shard.do(shard.kernel.post_messages(0, "client", number, posts, NOW))
+    batch = Batch("c1", runs=[await shard.write_of("r1")], repeats=[start, "m:client.1.1"])
+    refused = await shard.assert_changes_nothing(shard.commit(batch))
+    assert (refused.code, refused.conflicts) == (Reply.CONFLICT, [])

@@ -189,6 +189,25 @@ async def test_no_identity_is_kept_of_a_message_of_the_shard_itself(shard: Shard
     assert await shard.plain("HKEYS", shard.keys.seen) == [b"shard:0"]
 
 
+async def test_messages_carry_the_identities_by_which_they_are_known_later(shard: Shard) -> None:
+    for source, identity in ((3, "A"), (0, "B"), (4, "")):
+        delivery = Delivery(owners(9, 5, 1), "signal", "r1", b"x", workflow="flow", identity=identity)
+        await shard.do(shard.kernel.deliver_messages(0, source, [delivery], NOW))
+    assert [message.get("from") for message in await shard.inbox()] == [b"m:A", b"m:B", None]
+
+
+@pytest.mark.parametrize("source", [0, 3])
+async def test_what_a_run_has_taken_is_not_accepted_again(shard: Shard, source: int) -> None:
+    """Its owner has noted that, when it committed again what this server had lost."""
+    await shard.plain("HSET", shard.keys.seen, "m:A", f"0-0 {NOW} shard:-1")
+    deliveries = [
+        Delivery(owners(9, 5, number), "signal", "r1", b"x", workflow="flow", identity=identity)
+        for number, identity in ((1, "A"), (2, "B"))
+    ]
+    await shard.do(shard.kernel.deliver_messages(0, source, deliveries, NOW))
+    assert [message["from"] for message in await shard.inbox()] == [b"m:B"]
+
+
 async def test_numbers_are_compared_as_numbers_not_as_text(shard: Shard) -> None:
     await shard.do(shard.kernel.deliver_messages(0, 3, [signal("9-9", b"9")], NOW))
     assert await shard.do(shard.kernel.deliver_messages(0, 3, [signal("9-10", b"10")], NOW)) == "9-10"

@@ -163,6 +163,7 @@ def commit(n: dict[str, int]) -> Call[Any]:
         attempts=[Attempt("gpu", "<step>", "<attempt>", b"<body>")] * n["attempt"]
         + [Attempt("gpu", "<step>", "<attempt>", b"<body>", b"<details>")] * n["told"],
         notification=b"<notification>",
+        repeats=["<identity>"] * n["repeat"],
     )
     return KERNEL.commit(0, "<token>", batch, "<now>")
 
@@ -171,6 +172,8 @@ def commit_values(n: dict[str, int]) -> dict[str, Any]:
     items = ("ack", "plan", "move", "send", "sent", "poison", "cut", "reducer", "told", "put")
     attempts = n["attempt"] + n["told"]
     counts = struct.pack(">13I", 2 if n["move"] else 0, *[n[name] for name in items], 1 if attempts else 0, attempts)
+    if n["repeat"]:
+        counts += struct.pack(">I", n["repeat"])
     return {"channel": SHARD.done, "from": 1, "to": 2, "position": ANY, "counts": counts, "queue": 1}
 
 
@@ -253,7 +256,7 @@ VERBS: dict[str, Verb] = {
     "next_starts": Verb(lambda _: KERNEL.next_starts(0, "<token>", "<limit>")),
     "commit": Verb(
         commit,
-        {name: (name,) for name in ("run", "ack", "plan", "send", "sent", "poison", "cut", "put")}
+        {name: (name,) for name in ("run", "ack", "plan", "send", "sent", "poison", "cut", "put", "repeat")}
         | {"move": ("move", "listing"), "reducer": ("run", "state")}
         | {"attempt": ("attempt", "queue"), "told": ("attempt", "report", "queue")},
         commit_values,

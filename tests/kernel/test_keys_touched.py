@@ -128,6 +128,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         cuts=[(0, b"logged")],
         attempts=[Attempt("gpu", f"r{n}/{n}", "7 1", b"x", b"told") for n in (1, 2, 3, 4, 5)],
         notification=b"news",
+        repeats=["0-0", "m:client.1.1"],
     )
     yield "peek_inbox", kernel.peek_inbox(0)
     yield "read_inbox", kernel.read_inbox(0, shard.token, "0-0", 100, 1_000_000)

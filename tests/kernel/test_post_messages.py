@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamflow.store.kernel import Message
+from streamflow.store.kernel import Message, post_identity
 from tests.kernel.support import FUTURE, NOW, Shard
 
 pytestmark = pytest.mark.anyio
@@ -93,3 +93,59 @@ async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
     await shard.start("r1", "r2")
     messages = [Message("signal", "r1", b"1"), Message("signal", "r2", b"2")]
     await shard.assert_wrong_types_leave_nothing_half_written(shard.kernel.post_messages(0, "client", 1, messages, NOW))
+
+
+# --- what a server may have lost is posted again ----------------------------------------------------------------------
+
+
+def again(*posts: tuple[str, int, bytes]) -> list[Message]:
+    """Of each message its identity, the number of its post, its body."""
+    return [Message("signal", "r1", body, identity=identity, number=number) for identity, number, body in posts]
+
+
+async def test_each_message_has_its_identity(shard: Shard) -> None:
+    await shard.start("r1")
+    posts = [Message("signal", "r1", b"1"), Message("signal", "none", b"2"), Message("signal", "r1", b"3")]
+    await shard.do(shard.kernel.post_messages(0, "client", 7, posts, NOW))
+    assert [m.get("from") for m in await shard.inbox()] == [None, b"m:client.7.1", b"m:client.7.3"]
+    assert post_identity("client", 7, 3) == "m:client.7.3"
+
+
+async def test_only_posts_behind_the_last_number_are_missing(shard: Shard) -> None:
+    await shard.start("r1")
+    await shard.do(shard.kernel.post_messages(0, "client", 4, [Message("signal", "r1", b"there")], NOW))
+    lost = again(("m:client.4.1", 4, b"there"), ("m:client.5.1", 5, b"a"), ("m:client.5.2", 5, b"b"))
+    post = shard.kernel.post_messages(0, "client", 6, [*lost, *again(("m:client.6.1", 6, b"c"))], NOW, again=True)
+    assert await shard.do(post) == "daaa"
+    assert [m["body"] for m in await shard.inbox()] == [b"input of r1", b"there", b"a", b"b", b"c"]
+    assert [m.get("from") for m in await shard.inbox()][2:] == [b"m:client.5.1", b"m:client.5.2", b"m:client.6.1"]
+    assert await shard.assert_changes_nothing(post) == "daaa", "after a lost reply"
+    alone = shard.kernel.post_messages(0, "client", 6, again(("m:client.6.1", 6, b"c")), NOW, again=True)
+    assert await shard.assert_changes_nothing(alone) == "d", "after another failover that has lost nothing"
+
+
+async def test_what_a_run_has_taken_is_not_accepted_again(shard: Shard) -> None:
+    await shard.start("r1")
+    await shard.plain("HSET", shard.keys.seen, "m:client.5.1", f"0-0 {NOW} shard:-1")
+    lost = again(("m:client.5.1", 5, b"taken"), ("m:client.5.2", 5, b"not taken"))
+    assert await shard.do(shard.kernel.post_messages(0, "client", 5, lost, NOW, again=True)) == "da"
+    assert [m["body"] for m in await shard.inbox()] == [b"input of r1", b"not taken"]
+
+
+async def test_a_message_whose_run_was_missing_keeps_its_identity(shard: Shard) -> None:
+    lost = again(("m:client.5.1", 5, b"x"))
+    assert await shard.do(shard.kernel.post_messages(0, "client", 5, lost, NOW, again=True)) == "m"
+    await shard.start("r1")
+    later = again(("m:client.5.1", 0, b"x"))
+    assert await shard.do(shard.kernel.post_messages(0, "client", 6, later, NOW)) == "a"
+    assert [m.get("from") for m in await shard.inbox()] == [None, b"m:client.5.1"]
+    await shard.plain("HSET", shard.keys.seen, "m:client.5.1", f"0-0 {NOW} shard:-1")
+    assert await shard.do(shard.kernel.post_messages(0, "client", 7, later, NOW)) == "d"
+
+
+async def test_a_post_of_the_present_is_not_hidden_by_one_of_the_past(shard: Shard) -> None:
+    """The number of the last post only grows."""
+    await shard.start("r1")
+    await shard.do(shard.kernel.post_messages(0, "client", 9, [Message("signal", "r1", b"9")], NOW))
+    late = shard.kernel.post_messages(0, "client", 8, again(("m:client.8.1", 8, b"8")), NOW, again=True)
+    assert await shard.assert_changes_nothing(late) == "d"
