@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from streamflow.client.recent_starts import RecentStarts
 from streamflow.errors import StoreError, StoreFull
-from streamflow.store.connection import Call, Store
+from streamflow.store.connection import Call, OtherHistory, Store
 from streamflow.store.kernel import Kernel, Message, Start
 
 T = TypeVar("T")
@@ -59,16 +59,17 @@ class _Entry:
 
 
 class _Group:
-    """The entries that share one call. `history`: that of the shard when starts were sent."""
+    """The entries that share one call. `history`: that of the shard when starts or posts were sent; `number`: the
+    post's."""
 
-    __slots__ = ("entries", "history", "kind", "shard", "size")
+    __slots__ = ("entries", "history", "kind", "number", "shard", "size")
 
     def __init__(self, kind: int, shard: int) -> None:
         self.kind = kind
         self.shard = shard
         self.entries: list[_Entry] = []
         self.size = 0
-        self.history = 0
+        self.history = self.number = 0
 
 
 class Numbers:
@@ -117,7 +118,9 @@ class Batcher(abc.ABC):
 
 
 def open_batcher(store: Store, kernel: Kernel, recent: RecentStarts) -> Batcher:
-    return (ServerBatcher if store.is_single else ClusterBatcher)(store, kernel, recent)
+    batcher = (ServerBatcher if store.is_single else ClusterBatcher)(store, kernel, recent)
+    recent.posts.post = batcher.post
+    return batcher
 
 
 class ClusterBatcher(Batcher):
@@ -354,6 +357,7 @@ class ServerBatcher(Batcher):
         if group.kind == _PEEK:
             return self._kernel.peek_runs(group.shard, items)
         number, source = self._numbers.next(group.shard), self._numbers.source
+        group.number = number
         if _is_request(group.entries[0]):
             return self._kernel.post_requests(group.shard, source, number, items)
         return self._kernel.post_messages(group.shard, source, number, items)
@@ -364,10 +368,12 @@ class ServerBatcher(Batcher):
             writes = any(group.kind in _WRITES for group in groups)
             await self._recent.restored()
             generation = self._store.server_generation
-            for group in groups:
-                if group.kind == _START:
-                    group.history = self._recent.history_of(group.shard)
-            replies = await self._store.send([self._call_for(group) for group in groups], confirmed=writes)
+            self._note_histories(groups)
+            calls = [self._call_for(group) for group in groups]
+            if posting:
+                replies = await self._send_posts(groups, calls)
+            else:
+                replies = await self._store.send(calls, confirmed=writes)
             if generation != self._store.server_generation:  # what was lost may be there again by now: it wasn't before
                 groups, replies = await self._ask_again(groups, replies)
         except asyncio.CancelledError:  # by `close`, or by an event loop that ends
@@ -381,6 +387,22 @@ class ServerBatcher(Batcher):
                 self._settle(group, reply)
         finally:
             self._posting.difference_update(posting)
+
+    def _note_histories(self, groups: Sequence[_Group]) -> None:
+        for group in groups:
+            if group.kind in _WRITES:
+                group.history = self._recent.history_of(group.shard)
+
+    async def _send_posts(self, groups: Sequence[_Group], calls: Sequence[Call[Any]]) -> list[Any]:
+        """What a server has lost of earlier posts comes before these: their numbers would hide it."""
+        replies: list[Any] = await self._store.send(calls, same_history=True, confirmed=True)
+        while left := [i for i, reply in enumerate(replies) if isinstance(reply, OtherHistory)]:
+            await self._recent.restored()
+            self._note_histories([groups[i] for i in left])
+            again = await self._store.send([calls[i] for i in left], same_history=True, confirmed=True)
+            for i, reply in zip(left, again, strict=True):
+                replies[i] = reply
+        return replies
 
     async def _ask_again(self, groups: list[_Group], replies: list[Any]) -> tuple[list[_Group], list[Any]]:
         """A server had lost runs when it was asked for them, or had them not yet: read all again, and post again what
@@ -402,7 +424,14 @@ class ServerBatcher(Batcher):
             answered += zip(reads, replies, strict=True)
         return [group for group, _ in answered], [reply for _, reply in answered]
 
+    def _posted(self, group: _Group, letters: str) -> None:
+        messages = [entry.item for entry in group.entries]
+        source, number = self._numbers.source, group.number
+        self._recent.posts.acknowledged(group.shard, source, number, messages, letters, group.history)
+        self._recent.doubt(group.shard, group.history)
+
     def _post_again(self, group: _Group, letters: str) -> None:
+        self._posted(group, letters)
         for entry, letter in zip(reversed(group.entries), reversed(letters), strict=True):
             if letter == "m":
                 self._posts.setdefault(group.shard, deque()).appendleft(entry)
@@ -416,6 +445,8 @@ class ServerBatcher(Batcher):
             else:
                 self._fail_all([group], reply)
             return
+        if group.kind == _POST:
+            self._posted(group, reply)
         for entry, result in zip(group.entries, [reply] if group.kind == _CALL else reply, strict=True):
             if group.kind == _START and result[:1] == b"+":
                 self._recent.acknowledged(group.shard, entry.item, result, group.history)

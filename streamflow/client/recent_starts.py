@@ -1,7 +1,8 @@
 """Starts that a server has acknowledged a short while ago, sent again when it turns out to have lost them.
 
-Owns: what is kept, for how long, and sending it again. Must not: decide that a server has another history (the store
-does). Called by: the pipelines (report what was acknowledged, and wait), the session.
+Owns: what is kept, for how long, and sending it again, and behind it what `recent_posts.py` has. Must not: decide that
+a server has another history (the store does). Called by: the pipelines (report what was acknowledged, and wait), the
+session.
 
 Replication is asynchronous: a server that is promoted may lack the newest writes, starts among them that clients know
 to be safe. A client that still lives has their inputs. It sends them again before anything else that it asks for, with
@@ -15,6 +16,7 @@ import logging
 import time
 from typing import NamedTuple
 
+from streamflow.client.recent_posts import RecentPosts
 from streamflow.errors import StoreError
 from streamflow.machine.sealed import hide
 from streamflow.model.record import incarnation_of
@@ -56,6 +58,7 @@ class RecentStarts:
         """How often a start was acknowledged when its server had another history already, and how many of these times
         were looked at."""
         self._restoring: asyncio.Task[None] | None = None
+        self.posts = RecentPosts(store, kernel)
         self.again = 0
         """Starts that were lost, and are there again."""
 
@@ -74,6 +77,11 @@ class RecentStarts:
             if oldest.at >= now - KEEP_SECONDS and self._bytes <= KEEP_BYTES:
                 break
             self.settled(oldest.start.run_id)
+        self.doubt(shard, history)
+
+    def doubt(self, shard: int, history: int) -> None:
+        """Something was acknowledged that was sent when the shard had this history: if it has another one, it may be
+        lost already."""
         if history != self.history_of(shard):
             self._doubts += 1
             self.restore_soon()
@@ -99,11 +107,12 @@ class RecentStarts:
 
     def restore_soon(self) -> None:
         """Also when nobody asks for anything: called when a server has another history."""
-        if self._kept and (self._restoring is None or self._restoring.done()):
+        if (self._kept or self.posts) and (self._restoring is None or self._restoring.done()):
             self._restoring = asyncio.create_task(self._restore())
             hide(self._restoring)
 
     async def close(self) -> None:
+        await self.posts.close()
         if self._restoring is not None:
             self._restoring.cancel()
             await asyncio.gather(self._restoring, return_exceptions=True)
@@ -119,8 +128,9 @@ class RecentStarts:
                     doubtful.setdefault((kept.shard, kept.created), []).append(kept)
             try:
                 lost = await self._send(doubtful)
+                await self.posts.send_again()
             except StoreError as error:
-                _log.warning("could not send recent starts again, will retry: %s", error)
+                _log.warning("could not send recent starts and messages again, will retry: %s", error)
                 await asyncio.sleep(TRY_AGAIN)
                 continue
             if generation == self._store.server_generation and doubts == self._doubts:

@@ -33,7 +33,9 @@ class FakeStore:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def send(self, calls: Sequence[Call[Any]], *, confirmed: bool = False) -> list[Any]:
+    async def send(
+        self, calls: Sequence[Call[Any]], *, confirmed: bool = False, same_history: bool = False
+    ) -> list[Any]:
         self.pipelines.append(list(calls))
         await self.gate.wait()
         return [self.answer(call) for call in calls]
@@ -164,7 +166,9 @@ async def test_a_run_that_fails_a_shared_call_is_separated_from_the_others(verb:
 
 async def test_without_a_server_all_callers_get_the_error() -> None:
     class Gone(FakeStore):
-        async def send(self, calls: Sequence[Call[Any]], *, confirmed: bool = False) -> list[Any]:
+        async def send(
+            self, calls: Sequence[Call[Any]], *, confirmed: bool = False, same_history: bool = False
+        ) -> list[Any]:
             raise StoreUnavailable("no answer")
 
     batcher = batcher_on(Gone())
@@ -176,7 +180,9 @@ async def test_reads_do_not_fail_with_writes_that_are_not_safe() -> None:
     class Unsafe(FakeStore):
         confirmation = "of the namespace's durability"
 
-        async def send(self, calls: Sequence[Call[Any]], *, confirmed: bool = False) -> list[Any]:
+        async def send(
+            self, calls: Sequence[Call[Any]], *, confirmed: bool = False, same_history: bool = False
+        ) -> list[Any]:
             if confirmed:
                 raise Unconfirmed("no replica has confirmed it")
             return await super().send(calls)
@@ -196,7 +202,9 @@ async def test_reads_do_not_wait_for_writes_that_wait_to_be_safe() -> None:
     class Slow(FakeStore):
         confirmation = "of the namespace's durability"
 
-        async def send(self, calls: Sequence[Call[Any]], *, confirmed: bool = False) -> list[Any]:
+        async def send(
+            self, calls: Sequence[Call[Any]], *, confirmed: bool = False, same_history: bool = False
+        ) -> list[Any]:
             if confirmed:
                 writing.append(len(calls))
                 await asyncio.Event().wait()

@@ -45,7 +45,9 @@ class Server:
         for run_id in run_ids:
             del self.runs[run_id]
 
-    async def send(self, calls: Sequence[Call[Any]], *, confirmed: bool = False) -> list[Any]:
+    async def send(
+        self, calls: Sequence[Call[Any]], *, same_history: bool = False, confirmed: bool = False
+    ) -> list[Any]:
         if self.loses_in in [call.script for call in calls]:
             self.loses_in = ""
             self.lose(*list(self.runs))
