@@ -126,8 +126,7 @@ for first = 1, sent, IDS_PER_CALL do
 end
 at = at + sent
 
-local entry = {} -- the log entry: id and transition of each run
-local removed = 0 -- messages
+local entry, removed = {}, 0 -- the log entry: id and transition of each run; how many messages are gone
 for _ = 1, poisons do
   redis.call('XADD', poison, 'MAXLEN', '~', QUARANTINED_MESSAGES, '*',
     'run', ARGV[at + 2], 'reason', ARGV[at + 3], 'body', ARGV[at + 5])

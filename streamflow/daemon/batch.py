@@ -152,6 +152,8 @@ class ShardBatch:
         """That of the namespace's data."""
         self.careful = ""
         """The run that a former owner had in hand when its process ended: it is alone in this batch."""
+        self.is_sent = False
+        """The commit is complete, and sent: it may have taken effect."""
         self.applied = False
         """The commit was accepted, or there was nothing to commit."""
 

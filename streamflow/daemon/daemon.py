@@ -133,6 +133,7 @@ class Daemon:
         """The namespace's data were deleted: nothing that was kept of them is true any more."""
         self.owner.adopt(identity)
         self.membership.start_over(everywhere=True)
+        self.owner.recent_commits.forget_all()
 
     def _on_mismatch(self) -> None:
         """The namespace has other settings than this daemon now: only one that is started with them can serve it."""
@@ -274,7 +275,7 @@ class Daemon:
         self.rollup = Rollup(context, owner)
         self.retention = Retention(context, owner)
         self.records = StepRecords(context, owner, self.executor)
-        takeover = Takeover(context, self.relay, owner.suspects)
+        takeover = Takeover(context, self.relay, owner.suspects, owner.recent_commits)
         self.membership = Membership(
             context, owner, self.executor, self.reader, takeover, self.rollup, self.records, self._beat
         )

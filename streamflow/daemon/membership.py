@@ -205,13 +205,13 @@ class Membership:
             _log.warning("the server restarted or was replaced")
             self.start_over()
         self._owner.retry_broken()
-        await self._owner.lost_writes.report()
         await self._hand_over()
         try:
             if not self.draining:
                 await self._acquire()
         finally:
             self._reader.shards_changed()
+        await self._owner.lost_writes.report()
         self._unchecked = 0
 
     async def leave(self) -> None:
@@ -441,11 +441,13 @@ class Membership:
         acquired = await self._takeover.acquire(wanted)
         if self._hosts_of(acquired) - self._seen.keys():
             await self.heartbeat()  # a daemon may have joined since the last one, and have lent steps: it isn't gone
+        await self._owner.lost_writes.compare({shard.number for shard in acquired})  # before anything happens in them
         if any(self._history_of(shard.number) != histories[shard.number] for shard in acquired):
             self._rebalance_needed.set()  # what was read of some is of two histories
             acquired = [shard for shard in acquired if self._history_of(shard.number) == histories[shard.number]]
         for shard in acquired:
             shard.history = histories[shard.number]
+            self._owner.lost_writes.found(shard)
             self._owner.add(shard)
         if acquired:
             _log.info("acquired %d shards, now %d of %d", len(acquired), len(self._owner.shards), self._shards)
@@ -521,6 +523,7 @@ class Membership:
             calls.append(self._kernel.release_shard(shard.number, shard.token, lent, delivered=shard.suspect_until))
             releases.append((shard, calls))
             self._owner.drop(shard)
+            self._owner.recent_commits.given_up(shard.number)
         if self._store.is_single:
             await self._send_releases(releases)
             return

@@ -25,6 +25,7 @@ from msgspec import Raw
 from streamflow.daemon.batch import BYTES, IN_FLIGHT, SENT, UNKNOWN, Reduced, ShardBatch, parked_reason, reason_of
 from streamflow.daemon.context import Context
 from streamflow.daemon.lost_writes import LostWrites
+from streamflow.daemon.recent_commits import RecentCommits
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import (
     CODE,
@@ -125,6 +126,7 @@ class Owner:
         self.starts = Starts(context.settings.admission)
         self.starts.on_held = self.wake_up
         self.lost_writes = LostWrites(context.store, context.kernel, self.starts.held)
+        self.recent_commits = RecentCommits(context, self.starts.held, self.lost_writes.forgotten)
         self.watch = RunNote()
         self.shards_lost = 0
         """How often `lost` was called."""
@@ -167,6 +169,8 @@ class Owner:
         """...of a shard that is there."""
         self._ready: dict[int, OwnedShard] = {}
         self._under_way: set[asyncio.Task[None]] = set()
+        self._batches: dict[int, ShardBatch] = {}
+        """Those under way, by shard."""
         self._wake = anyio.Event()
         self._slots = Slots(BATCHES)
         self._shard_timers = Timers[int]()
@@ -227,6 +231,8 @@ class Owner:
             return
         shard.dropped = True
         self.lost_writes.dropped(shard)
+        under_way = self._batches.pop(shard.number, None)
+        self.recent_commits.dropped(shard, under_way if under_way is not None and under_way.shard is shard else None)
         if self.shards.get(shard.number) is shard:
             del self.shards[shard.number]
             self.active.pop(shard.number, None)
@@ -424,7 +430,8 @@ class Owner:
         del self._ready[shard.number]
         shard.busy = True
         server = self._store.server_of(shard.keys.owner)
-        return ShardBatch(shard, shard.next_commit(self._session), self._tracing, server)
+        batch = self._batches[shard.number] = ShardBatch(shard, shard.next_commit(self._session), self._tracing, server)
+        return batch
 
     def _take_batches(self, taken: list[OwnedShard]) -> list[ShardBatch]:
         """Of shards that are on one server. Adds each shard to `taken` before it is touched."""
@@ -593,6 +600,7 @@ class Owner:
                 except Exception as error:
                     self._defect(batch.shard, error)
                     continue
+                batch.is_sent = True
                 committing.append(batch)
                 calls.append(call)
                 size += batch.size
@@ -617,6 +625,8 @@ class Owner:
             for batch in batches:
                 shard = batch.shard
                 shard.busy = False
+                if self._batches.get(shard.number) is batch:
+                    del self._batches[shard.number]
                 if shard.has_work or len(shard.sent) >= SENT:
                     self.wake(shard)
 
@@ -916,7 +926,9 @@ class Owner:
         shard = batch.shard
         if shard.dropped:
             return
+        batch.is_sent = False  # what became of it is known
         if isinstance(answer, OtherHistory):
+            batch.is_sent = True
             self.drop(shard)
         elif isinstance(answer, StoreError):
             batch.put_back()
@@ -957,6 +969,8 @@ class Owner:
             views.fold(poison.run_id, msgspec.msgpack.decode(poison.event, type=Transition))
         if committed is not None:
             shard.commit_accepted()
+            if batch.batch.runs:
+                self.recent_commits.accepted(shard, shard.commits, batch)
             if committed.entry:
                 if shard.forget_at == math.inf:
                     shard.forget_at = 0.0  # a run may have ended

@@ -303,6 +303,11 @@ class OwnedShard:
         self._tried += 1
         return f"{session}.{number}.{tried}" if tried else f"{session}.{number}"
 
+    @property
+    def commits(self) -> int:
+        """The number of the last commit that was accepted under this token."""
+        return self._commits
+
     def commit_accepted(self) -> None:
         self._commits += 1
         self._tried = 0

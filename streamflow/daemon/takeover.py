@@ -3,6 +3,7 @@
 Owns: acquiring shards, and the reads that recover them. Must not: decide which shards to acquire (membership does).
 Called by: membership.
 
+First, what this daemon had committed to a shard, and a server has lost, is committed again (`recent_commits.py`).
 What is recovered: runs whose steps were in flight (`Owner._restart_running_steps` decides about those steps when it
 loads the run), runs that are stuck (the code may be fixed), the next due time, messages that were not delivered from
 the outbox, and the log entries that the views don't count yet. Messages in the inbox need no recovery: a new owner
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from streamflow.daemon.context import Context
+from streamflow.daemon.recent_commits import RecentCommits
 from streamflow.daemon.relay import Relay, read_entry
 from streamflow.daemon.shard import (
     CODE,
@@ -79,7 +81,7 @@ MAX_DIGITS = 5
 
 
 class Takeover:
-    def __init__(self, context: Context, relay: Relay, suspects: Suspects) -> None:
+    def __init__(self, context: Context, relay: Relay, suspects: Suspects, commits: RecentCommits) -> None:
         self._app = context.app
         self._store = context.store
         self._kernel = context.kernel
@@ -88,6 +90,7 @@ class Takeover:
         self._troubles = context.troubles
         self._relay = relay
         self._suspects = suspects
+        self._commits = commits
         self.code = ""
         """What identifies this daemon's code. The daemon sets it."""
 
@@ -114,13 +117,14 @@ class Takeover:
         for first in range(0, len(numbers), CHUNK):
             chunk = numbers[first : first + CHUNK]
             now = self._clock.now_ms()
-            calls = [
-                self._kernel.acquire_shard(number, wanted[number][0], secrets.token_hex(16), self._member, now)
-                for number in chunk
-            ]
+            calls: list[Call[Acquired]] = []
+            for number in chunk:
+                nonce, seen = secrets.token_hex(16), wanted[number][0]
+                self._commits.acquiring(number, seen, nonce)
+                calls.append(self._kernel.acquire_shard(number, seen, nonce, self._member, now))
             # Also of what the last owner had decided: steps may start without another decision.
             answers: list[Acquired | StoreError] = await self._store.send(calls, confirmed=True)
-            acquired: list[OwnedShard] = []
+            acquired: list[tuple[OwnedShard, str, str]] = []
             for number, answer in zip(chunk, answers, strict=True):
                 if isinstance(answer, StoreError):
                     self._failed(number, answer)
@@ -140,8 +144,8 @@ class Takeover:
                     except Exception as error:
                         self._failed(number, error)
                     else:
-                        acquired.append(shard)
-            owned += await self._recover(acquired, names)
+                        acquired.append((shard, wanted[number][0], answer.final))
+            owned += await self._recover(await self._commits.mend(acquired, self._failed), names)
         if self._troubles:
             for shard in owned:
                 self._troubles.works(shard_name(shard.number), NOT_ACQUIRED)

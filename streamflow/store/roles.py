@@ -174,7 +174,7 @@ ACCESS: dict[Role, Access] = {
                 "next_starts",
             ),
             *("commit", "checkpoint_views", "forget_runs", "report_step", "extend_steps"),
-            "store_details",
+            *("store_details", "start_runs"),
             *_SEEN_BY_CLIENTS,
         ),
         commands=(*_ALWAYS, *_READS_OF_DAEMON, *_FIGURES, "HDEL", "ZREM", *_LOOKS),
@@ -190,6 +190,7 @@ ACCESS: dict[Role, Access] = {
             "HLEN": "the same, and whether keys have their types, in a sweep every minute; `views rebuild`; in a "
             "cluster whether a server that has messages goes on",
             "ZCARD": "how many starts wait, whether a workflow that the app doesn't have has runs, and types of keys",
+            "start_runs": "a server has lost starts that this daemon had read",
             "ZREM": "a listing that lost writes have left wrong",
         },
     ),

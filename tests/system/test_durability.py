@@ -220,7 +220,7 @@ async def test_no_acknowledged_start_is_lost_when_a_replica_is_promoted() -> Non
         with_a_replica() as (primary, replica, stream),
         line_to(primary.url) as line,
         sf.Client(Node(line.url, patience=0.5), NAMESPACE) as client,
-        running_daemon(app, line, NAMESPACE, crash=False, durability="replicas:1", **SLOW_BEAT),  # type: ignore[arg-type]
+        running_daemon(app, line, NAMESPACE, crash=False, durability="replicas:1", **SLOW_BEAT) as daemon,  # type: ignore[arg-type]
         anyio.create_task_group() as starts,
     ):
 
@@ -249,8 +249,7 @@ async def test_no_acknowledged_start_is_lost_when_a_replica_is_promoted() -> Non
             with anyio.fail_after(2 * DEADLINE):
                 for run_id in acknowledged:
                     assert await ended(client.run(run_id)) == f"{run_id}-last"
-            known = {summary.id for summary in await client.runs(limit=100_000)}
-        assert "missing" not in known, "writes were missing at the replica"
+        assert daemon.owner.recent_commits.runs > 0, "writes were missing at the replica, and this daemon had some"
         starts.cancel_scope.cancel()
 
 

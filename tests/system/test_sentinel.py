@@ -29,6 +29,7 @@ from streamflow.store.inspection import inspect
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.node import Node
 from streamflow.worker.worker import Worker
+from tests.cluster import mending
 from tests.support.lines import port_of
 from tests.support.secure import Certificates, free_port, tls_options, tls_server
 from tests.support.sentinels import PASSWORD, SERVICE, command_sentinels, sentinels, start_sentinel
@@ -156,6 +157,36 @@ async def test_work_goes_on_at_the_primary_that_is_promoted(pair: Pair, loss: st
             await becomes(pair.primary, "slave", 60)
         daemon.stop()
         worker.stop()
+
+
+async def test_what_the_promoted_server_lacks_is_stored_again(pair: Pair) -> None:
+    """By the daemon that had decided it, and the client that had sent it."""
+    chosen: dict[str, Any] = FAST | {"beat": 0.2, "dead_after": 6.0}
+    daemon = Daemon(mending.app, Settings(redis=pair.url, **chosen))
+    mending.executed.clear()
+    async with sf.connect(pair.url) as client, anyio.create_task_group() as tasks:
+        tasks.start_soon(daemon.run)
+        with anyio.fail_after(DEADLINE):
+            await daemon.ready.wait()
+        load, lacks = mending.Load(client, "run"), 0
+        async with anyio.create_task_group() as loads:
+            loads.start_soon(load.run)
+            await anyio.sleep(0.3)
+            async with Redis.from_url(pair.replica.url) as replica, Redis.from_url(pair.primary.url) as primary:
+                await replica.config_set("masterauth", "a password that nobody has")
+                await primary.execute_command("CLIENT", "KILL", "TYPE", "replica")
+                await anyio.sleep(0.5)
+                written, received = await primary.info("replication"), await replica.info("replication")
+                lacks = written["master_repl_offset"] - received["slave_repl_offset"]
+            await pair.primary.kill()
+            await becomes(pair.replica, "master", 60)
+            await anyio.sleep(0.5)
+            load.stopped = True
+        assert lacks > 0, "writes are missing"
+        assert daemon.owner.recent_commits.transitions > 0
+        assert load.ended == dict.fromkeys(load.acknowledged, mending.EXPECTED)
+        assert not daemon.owner.lost_writes.total
+        daemon.stop()
 
 
 async def port_of_server(store: Store) -> int:

@@ -35,6 +35,8 @@ from tests.support.machine_driver import raw
 from tests.unit.daemon.test_owner import Bench as OwnerBench
 from tests.unit.daemon.test_owner import Sends, app
 
+UNUSED: Any = None
+
 pytestmark = pytest.mark.anyio
 
 
@@ -190,7 +192,7 @@ async def test_a_run_is_not_suspected_for_an_earlier_one_of_its_id(created: int,
     """Its predecessor, created at 800, has ended three processes, and was forgotten before the takeover."""
     bench = Bench()
     suspects = bench.owner.suspects
-    takeover = Takeover(context(bench.store, shards=8), Sends(), suspects)  # type: ignore[arg-type]
+    takeover = Takeover(context(bench.store, shards=8), Sends(), suspects, UNUSED)  # type: ignore[arg-type]
     takeover._blame(bench.shard, Note(waiting=(Suspect(0, "bad", 0, 3, created=created),)), "")  # pyright: ignore[reportPrivateUsage]
     assert "bad" in bench.shard.parked
     put(bench.shard, start("1-0", "bad", "listening"))
@@ -277,9 +279,8 @@ async def test_no_such_code_is_run_in_the_first_moment_of_a_trial() -> None:
 )
 def test_code_whose_commit_arrived_is_not_blamed(final: str, deaths: int) -> None:
     """Nor when the shard has committed more since."""
-    nothing: Any = None
-    suspects = Suspects(nothing, nothing, nothing, "me")
-    takeover = Takeover(context(FakeStore(), shards=8), Sends(), suspects)  # type: ignore[arg-type]
+    suspects = Suspects(UNUSED, UNUSED, UNUSED, "me")
+    takeover = Takeover(context(FakeStore(), shards=8), Sends(), suspects, UNUSED)  # type: ignore[arg-type]
     shard = owned()
     takeover._blame(shard, Note(code=Suspect(0, "r", 0, 1, commit="s.7")), final)  # pyright: ignore[reportPrivateUsage]
     assert suspects.deaths(0, "r") == deaths
@@ -324,9 +325,8 @@ async def test_parked_code_that_ended_processes_is_recorded_for_the_next_owner()
 )
 def test_parked_code_that_ended_processes_is_tried_when_it_changed(host: str, parked: bool) -> None:
     """Or an hour later: not at each hand-over, which would end the new owner."""
-    nothing: Any = None
-    suspects = Suspects(nothing, nothing, nothing, "me")
-    takeover = Takeover(context(FakeStore(), shards=8), Sends(), suspects)  # type: ignore[arg-type]
+    suspects = Suspects(UNUSED, UNUSED, UNUSED, "me")
+    takeover = Takeover(context(FakeStore(), shards=8), Sends(), suspects, UNUSED)  # type: ignore[arg-type]
     shard = owned()
     shard.code, shard.acquired = "mine", 1001
     record = StepRecord(2, 900, host)
@@ -481,8 +481,7 @@ async def test_a_parked_run_that_ends_leaves_no_mark_for_a_later_one_of_its_id()
 async def test_a_step_begins_with_details_of_its_own_run_only(created: int) -> None:
     """An earlier run of the id may have left some, that were stored behind the commit of its end."""
     bench = await released(await in_flight("a"), alive=False)
-    nothing: Any = None
-    takeover = Takeover(context(FakeStore(), shards=8), Sends(), nothing)  # type: ignore[arg-type]
+    takeover = Takeover(context(FakeStore(), shards=8), Sends(), UNUSED, UNUSED)  # type: ignore[arg-type]
     half = bytes(raw("half"))
     stored = [(b"a/1", stored_details(created, half))]
     takeover._restore_details(bench.shard, stored)  # pyright: ignore[reportPrivateUsage]
@@ -494,8 +493,7 @@ async def test_a_step_begins_with_details_of_its_own_run_only(created: int) -> N
 
 async def test_details_are_read_in_portions_with_the_runs_of_their_steps() -> None:
     bench = await released(await in_flight("a", "b"), alive=False)
-    nothing: Any = None
-    takeover = Takeover(context(FakeStore(), shards=8), Sends(), nothing)  # type: ignore[arg-type]
+    takeover = Takeover(context(FakeStore(), shards=8), Sends(), UNUSED, UNUSED)  # type: ignore[arg-type]
     on_server = {f"{run_id}/1".encode(): stored_details(900, bytes(raw(run_id))) for run_id in "ab"}
     takeover._restore_details(bench.shard, list(on_server.items()))  # pyright: ignore[reportPrivateUsage]
     assert [record[1].details for record in bench.shard.records.values()] == [b"", b""]

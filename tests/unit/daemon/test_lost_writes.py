@@ -143,3 +143,58 @@ async def test_lists_of_runs_are_divided_and_bounded(
     lines = [line for line in caplog.messages if line.startswith("runs that are gone")]
     assert [len(line.split(", ")) for line in lines] == [50, 50, 20]
     assert "and 10 more runs that are gone" in caplog.text
+
+
+async def test_what_nobody_can_know_is_said_with_the_runs_that_were_under_way(
+    caplog: pytest.LogCaptureFixture, clock: Clock
+) -> None:
+    """The owner has died with its server: in another moment it has lost nothing."""
+    server = Server()
+    lost, store = server.lost, server.store
+    store.server_generation = 1
+
+    def taken_over(number: int, history: int, *orphans: str, owner: str = "dead") -> None:
+        shard = owned(number)
+        shard.history, shard.lost_with, shard.orphans = history, owner, set(orphans)
+        lost.found(shard)
+
+    taken_over(0, 1, "before")
+    await lost.report()
+    assert not caplog.text
+    lost.history_changed()
+    taken_over(1, 1, "a", "b")
+    taken_over(2, 1)
+    taken_over(3, 0, "on another server")
+    taken_over(4, 1, "of nobody", owner="")
+    await lost.report()
+    assert re.findall("runs that are (.*)", caplog.text) == ["perhaps set back: a, b"]
+    assert "2 runs were under way in shards 1, 2" in caplog.text
+    assert (lost.recent_count, lost.total) == (2, 2)
+    clock.now += 61.0
+    caplog.clear()
+    taken_over(5, 1, "long after")
+    await lost.report()
+    assert not caplog.text
+
+
+async def test_the_start_of_a_child_comes_again_from_its_parent(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server()
+    shard = owned()
+    put(shard, start("1-0", "child", "flow", parent="p#1@5"))
+    server.lost.dropped(shard)
+    server.lost.history_changed()
+    await server.lost.report()
+    assert "gone" not in caplog.text
+
+
+async def test_more_than_was_kept_counts_at_least_once_for_each_shard(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server(back=header(2))
+    server.lost.forgotten(3)
+    server.lost.forgotten(4)
+    await server.lost.report()
+    assert "more of shards 3, 4 than this daemon had kept" in caplog.text
+    assert server.lost.recent_count == 2
+    server.lost.dropped(shard_with(back=header(3)))
+    server.lost.forgotten(0)
+    await server.lost.report()
+    assert server.lost.recent_count == 3, "the run that is named"

@@ -27,7 +27,7 @@ class Bench:
         self.store = FakeStore(**answers)
         self.relay = Relay(self.store, KERNEL, FakeClock(), most)  # type: ignore[arg-type]
         nothing: Any = None
-        self.takeover = Takeover(context(self.store, shards=SHARDS), self.relay, nothing)
+        self.takeover = Takeover(context(self.store, shards=SHARDS), self.relay, nothing, nothing)
         self.shards = [owned(number) for number in range(SHARDS)]
 
     def largest(self) -> int:
