@@ -58,6 +58,7 @@ from streamflow.workflow.awaitable import (
     Unwinding,
     active,
     ends_process,
+    foreign,
 )
 
 T = TypeVar("T")
@@ -313,6 +314,9 @@ class CoroutineMachine(RunMachine):
                             continue
                         if awaited.state == NEW:
                             machine.start(awaited)
+                        elif awaited.home is not machine.ready and awaited.home is not None:
+                            awaited = coroutine.throw(foreign(awaited))
+                            continue
                         if awaited.state != DONE:
                             awaited.join(fiber)
                             fiber.waiting_on = awaited

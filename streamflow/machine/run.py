@@ -263,6 +263,7 @@ class RunMachine(OpenWork):
 
     def start(self, operation: Operation) -> None:
         """Begin an operation; an error in that is raised where it is awaited."""
+        operation.home = self.ready
         try:
             operation.begin(self)
         except Exception as error:

@@ -7,13 +7,13 @@ Must not: reduce. Called by: the machines make effects, the owner commits them; 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import msgspec
 from msgspec import Raw
 
 from streamflow import events
-from streamflow.errors import Failure
+from streamflow.errors import Failure, UsageError
 from streamflow.events import (
     NOTHING,
     AnyEvent,
@@ -167,5 +167,13 @@ class Effects(msgspec.Struct):
     ended: bool = False
 
 
-IDLE = Effects()
-"""The effects of a machine that is not in an advance: nothing is ever added to them."""
+class _NoEvents(list[AnyEvent]):
+    def append(self, event: AnyEvent, /) -> NoReturn:
+        raise UsageError(
+            "this run's code was left, and nothing can be decided for it now: only the code of the run itself may call "
+            "streamflow, and no thread or task that it has started"
+        )
+
+
+IDLE = Effects(_NoEvents())
+"""The effects of a machine that is not in an advance. One object for all runs: nothing is ever added to them."""

@@ -93,6 +93,7 @@ class StepCall(Operation):
 
     def __init__(self, step: Step[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> None:
         self.state = NEW
+        self.home = None
         self.seq = 0
         self.value = None
         self.error = None
@@ -409,6 +410,8 @@ class SignalSend(Operation):
         return f"a signal {self.name} to run {self.target}", ("send_signal", "signal")
 
     def begin(self, machine: Machine) -> None:
+        if self.child is not None:
+            self.child.check_home(machine)
         self.seq = machine.take_seq()
         self.state = PENDING
         event = machine.decide(SignalSent(self.seq, self.name, self.target, self.payload), self.content)
@@ -431,6 +434,7 @@ class ChildStart(Operation):
         return f"sf.start({self.call.target.name}, …)", ("start",)
 
     def begin(self, machine: Machine) -> None:
+        self.call.home = machine.ready
         try:
             self.call.begin(machine)
         except BaseException:
@@ -454,6 +458,7 @@ class Join(Operation):
         return "a wait for the result of a child", ("result",)
 
     def begin(self, machine: Machine) -> None:
+        self.operation.check_home(machine)
         self.state = PENDING
         if self.operation.state == DONE:
             self.wake(self.operation, machine.ready)
@@ -484,6 +489,7 @@ class ChildCancel(Operation):
         return f"cancel() of child {self.call.run_id}", ("cancel",)
 
     def begin(self, machine: Machine) -> None:
+        self.call.check_home(machine)
         if self.call.state != DONE:
             self.call.ask_to_cancel(self.reason, machine)
         self.settle(None, None, machine.ready)

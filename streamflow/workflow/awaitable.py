@@ -160,10 +160,13 @@ def warn_if_forgotten(operation: Operation) -> None:
 class Operation:
     """Base of everything that can be awaited. When it is settled, it calls `wake(operation, ready)` of each waiter."""
 
-    __slots__ = ("error", "seq", "state", "value", "waiter")
+    __slots__ = ("error", "home", "seq", "state", "value", "waiter")
 
     def __init__(self) -> None:
         self.state = NEW
+        self.home: list[Fiber] | None = None
+        """The `ready` list of the machine that has begun it, where its waiters continue. A list, not the machine, which
+        an operation that user code keeps must not hold."""
         self.seq = 0
         self.value: Any = None
         self.error: BaseException | None = None
@@ -172,6 +175,8 @@ class Operation:
     def __await__(self) -> Generator[Operation, None, Any]:
         if self.state != DONE:
             yield self
+        else:
+            self.check_home(active.get())
         error = self.error
         if error is None:
             return self.value
@@ -179,6 +184,11 @@ class Operation:
             raise error
         finally:  # its traceback has this frame: a cycle for each failure, freed only by the garbage collector
             del self, error
+
+    def check_home(self, machine: Machine | None) -> None:
+        """Raises `UsageError` if it is another run's (`foreign`)."""
+        if self.home is not None and machine is not None and self.home is not machine.ready:
+            raise foreign(self)
 
     def begin(self, machine: Machine) -> None:
         """Take a number and record the decision. An error raised here is raised at the await."""
@@ -263,6 +273,9 @@ class Fiber(Operation):
         """The scopes of the blocks that it is in, outermost first."""
         self.interrupts: list[BaseException] | None = None
         """Exceptions from outside that are not thrown yet: at the next await, or after a shield."""
+
+    def label(self) -> tuple[str, tuple[str, ...]]:
+        return f"the helper {getattr(self.coroutine, '__qualname__', '')}()", ()
 
     def __del__(self) -> None:
         if self.state == NEW:  # part of something that was never awaited: avoids Python's second warning
@@ -352,6 +365,10 @@ class Scope:
         self.fiber: Fiber | None = None
 
     def enter(self, machine: Machine) -> Fiber:
+        if self.fiber is not None:
+            raise UsageError(
+                f"this {type(self).__name__} is in use by another block, or another run: make one for each block"
+            )
         fiber = self.fiber = machine.current
         if fiber is None:
             raise UsageError(f"{type(self).__name__} works only in the code of a workflow, not of a reducer")
@@ -359,6 +376,11 @@ class Scope:
             fiber.scopes = []
         fiber.scopes.append(self)
         return fiber
+
+    def check_home(self, machine: Machine) -> None:
+        """Raises `UsageError` if its block is another run's."""
+        if self.fiber is not None and self.fiber.home is not machine.ready:
+            raise UsageError(f"this {type(self).__name__} is a block of another run: make one for each run")
 
     def exit(self) -> None:
         fiber, self.fiber = self.fiber, None
@@ -369,6 +391,24 @@ class Scope:
     def caused(self, error: BaseException | None) -> bool:
         """Whether this scope ended its block with `error`."""
         return isinstance(error, Cancelled) and error.source is self
+
+
+def foreign(operation: Operation) -> UsageError:
+    """The error for an operation that another machine has begun: user code has kept it beyond its run. A waiter of
+    another run would continue inside that one and decide in its name, or never; and the result of one that is done
+    would be in nobody's history."""
+    return UsageError(
+        f"{operation.label()[0]} was begun by another run, or before this one was loaded again: a run can only wait "
+        "for what it has begun itself. Keep no awaitables in globals or caches: make the call in each run"
+    )
+
+
+def start(operation: Operation, machine: Machine) -> None:
+    """Begin it unless that has been done. Raises `UsageError` if another run has."""
+    if operation.state == NEW:
+        machine.start(operation)
+    else:
+        operation.check_home(machine)
 
 
 def source_of(error: BaseException) -> Scope | None:

@@ -27,6 +27,7 @@ from streamflow.workflow.awaitable import (
     Operation,
     Scope,
     active_machine,
+    start,
     warn_if_forgotten,
 )
 
@@ -102,8 +103,7 @@ class Combinator(Operation):
     def start_children(self, machine: Machine) -> None:
         """Begin the children in order, and wait for those that aren't done at once."""
         for child in self.children:
-            if child.state == NEW:
-                machine.start(child)
+            start(child, machine)
             if child.state != DONE:
                 self.remaining += 1
                 child.join(self)
@@ -202,11 +202,10 @@ class Race(Combinator):
     def begin(self, machine: Machine) -> None:
         self.state = PENDING
         for child in self.children:
-            if child.state == NEW:
-                if self.winner is not None:
-                    child.cancel(Cancelled(_LOST_RACE), machine)
-                    continue
-                machine.start(child)
+            if child.state == NEW and self.winner is not None:
+                child.cancel(Cancelled(_LOST_RACE), machine)
+                continue
+            start(child, machine)
             if child.state != DONE:
                 self.remaining += 1
                 child.join(self)
@@ -284,6 +283,7 @@ class Map(Combinator):
                 break
             try:
                 child = as_operation(self.function(item), self.what)
+                child.check_home(machine)
             except PASSING:
                 raise
             except BaseException as error:  # raised by the function itself, before anything could be awaited
@@ -448,10 +448,10 @@ class TaskGroup(Scope):
             raise UsageError("start_soon() was called outside the block `async with sf.task_group() as group:`")
         if self.fiber is None or members is None:
             raise UsageError("start_soon() was called after the block of the task group had ended")
+        self.check_home(machine)
         member = as_operation(function(*args, **kwargs), "task_group()")
         self._open[member] = None
-        if member.state == NEW:
-            machine.start(member)
+        start(member, machine)
         if member.state == DONE:
             self.member_done(member, machine)
         else:
@@ -468,6 +468,7 @@ class TaskGroup(Scope):
         if self._cancelled is not None or (self._leaving and self.fiber is None):
             return
         machine = active_machine("task_group()")  # not stored: a coroutine that holds its machine is a cycle
+        self.check_home(machine)
         self._cancelled = cause
         for member in list(self._open):
             member.give_up(cast("_Members", self._members), cause, machine)
