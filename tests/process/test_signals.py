@@ -18,7 +18,7 @@ from tests.process.faults import ROOT, ServingProcess, until
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 APP = """
-import asyncio, os, signal, time
+import asyncio, multiprocessing, os, signal, time
 from pathlib import Path
 import streamflow as sf
 Path(__file__).with_suffix(".imported").touch()
@@ -43,6 +43,13 @@ async def take(what: str) -> None:
 @app.workflow
 async def takes(what: str) -> None:
     await take(what)
+@app.step(retry=sf.NO_RETRY)
+def fork() -> int:
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        return sum(pool.map(abs, range(5)))
+@app.workflow
+async def forks() -> int:
+    return await fork()
 """
 UNSHARE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 """The command becomes process 1 of a namespace of its own, as in a container."""
@@ -107,6 +114,24 @@ async def test_a_step_that_replaces_the_handlers_keeps_no_daemon_from_draining(
         daemon.send(signal.SIGTERM)
         assert await daemon.wait(20) == 0
         assert await _mentions(daemon.log, "SIGTERM: draining")
+    finally:
+        await daemon.end()
+
+
+async def test_signals_of_processes_that_a_step_forks_are_not_the_daemons(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, flows: Path
+) -> None:
+    """A pool of `multiprocessing` ends its processes by SIGTERM."""
+    words = ("daemon", "--app", f"{flows}:app", "--shards", "4")
+    daemon = ServingProcess(*words, url=embedded_server.url, namespace=namespace, log=tmp_path / "log")
+    try:
+        await until(lambda: _mentions(daemon.log, "acquired 4 shards"), "it serves")
+        async with sf.connect(embedded_server.url, namespace=namespace) as client:
+            for _ in range(3):
+                assert await (await client.start("forks")).result(20) == 10
+        assert not await _mentions(daemon.log, "SIGTERM")
+        daemon.send(signal.SIGTERM)
+        assert await daemon.wait(20) == 0
     finally:
         await daemon.end()
 
