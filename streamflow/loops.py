@@ -25,6 +25,7 @@ import anyio
 
 from streamflow.errors import StoreError
 from streamflow.machine.sealed import hide_all
+from streamflow.own_log import guard_own_loggers
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 2.0
@@ -89,6 +90,7 @@ class Supervisor:
         doubles up to `longest` seconds. The traceback is logged once for a series of equal errors."""
         pause = min(FIRST_PAUSE, longest)
         logged = ""
+        guard_own_loggers()
         hide_all()  # no step runs yet
         _turn.set(self._turns.setdefault(name, _Turn()))
         while True:
