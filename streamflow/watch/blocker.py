@@ -19,9 +19,11 @@ import time
 import traceback
 from asyncio import base_events, events, runners
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, FunctionType
 from typing import Any, Literal, cast
 
+import anyio
 import msgspec
 
 from streamflow.machine.coroutines import CoroutineMachine
@@ -29,6 +31,7 @@ from streamflow.machine.reducer import ReducerMachine
 from streamflow.machine.replay import WorkflowMachine
 from streamflow.machine.run import RunMachine
 from streamflow.model.failures import failure_of
+from streamflow.process import run_until_done
 from streamflow.steps.context import Running, current
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.stacks import PACKAGE, frames, user_line
@@ -49,6 +52,7 @@ _RUNS = frozenset(
 )
 """What `sealed` calls: an exception that is raised below one of these discards that machine, and nothing else."""
 
+_ANYIO = str(Path(anyio.__file__).parent) + os.sep
 _RUNS_STEP = StepExecutor._run.__code__  # pyright: ignore[reportPrivateUsage]
 _EXECUTOR = _RUNS_STEP.co_filename
 _ENCODES = StepExecutor._success.__code__  # pyright: ignore[reportPrivateUsage]
@@ -65,10 +69,11 @@ _LOOP = frozenset(
             base_events.BaseEventLoop.run_forever,
             vars(base_events.BaseEventLoop)["_run_once"],
             vars(events.Handle)["_run"],
+            run_until_done,
         ),
     )
 )
-"""The frames of an event loop. Behind `Runner.run`, uvloop has none."""
+"""The frames of an event loop. Behind `Runner.run` and `run_until_done`, uvloop has none."""
 
 
 def _nobody() -> None:
@@ -126,7 +131,7 @@ def blocker_of(frame: FrameType | None, loop: Any = None) -> Blocker:
         return Blocker("own", None, None, user_line(frame))
     if called[0].f_code is _RUNS_STEP:
         return Blocker("step", called[0], called[0].f_locals.get("running"), line_of(frame, called[0]))
-    if _is_own(called[0]):
+    if _is_own(called):
         return Blocker("own", called[0], None, user_line(frame))
     task = asyncio.current_task(loop) if loop is not None else None
     context = getattr(task, "get_context", None)
@@ -149,7 +154,7 @@ def is_code_of_a_step(frame: FrameType | None, call: FrameType | None) -> bool:
     if not called or called[0] is not call:
         return False
     if called[0].f_code is not _RUNS_STEP:
-        return not _is_own(called[0])
+        return not _is_own(called)
     codes = [one.f_code for one in called[1:3]]
     return bool(codes) and (codes[0].co_filename != _EXECUTOR or codes[0] is _ENCODES or tuple(codes) == _RECORDS)
 
@@ -185,5 +190,7 @@ def _called_by_loop(stack: list[FrameType]) -> list[FrameType]:
     return stack[first:] if first else []
 
 
-def _is_own(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith(PACKAGE)
+def _is_own(called: list[FrameType]) -> bool:
+    """Whether the task or callback is streamflow's: anyio begins its tasks in a function of its own."""
+    first = next((one for one in called if not one.f_code.co_filename.startswith(_ANYIO)), called[0])
+    return first.f_code.co_filename.startswith(PACKAGE)

@@ -176,6 +176,34 @@ async def spin_queued() -> None:
         pass
 
 
+_kept: list[object] = []
+
+
+async def spin_later() -> None:
+    await asyncio.sleep(0.1)
+    loop_forever()
+
+
+def loop_forever() -> None:
+    while True:
+        pass
+
+
+@app.step(retry=sf.NO_RETRY)
+async def leaves(what: str) -> None:
+    """Something that loops when the step has ended."""
+    loop = asyncio.get_running_loop()
+    if what == "task":
+        _kept.append(loop.create_task(spin_later()))
+    elif what == "callback":
+        loop.call_later(0.1, loop_forever)
+
+
+@app.workflow
+async def leaves_behind(what: str) -> None:
+    await leaves(what)
+
+
 STEPS = {
     step.name: step
     for step in (
