@@ -55,6 +55,12 @@ def text_of(error: BaseException) -> str:
     return _shown(error)
 
 
+def is_a(error: BaseException, kinds: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
+    """`isinstance` for exceptions of user code, without running it: for a class that isn't one of `kinds`, that asks
+    the exception for its `__class__`, which may be a property, or raise, or loop."""
+    return issubclass(type(error), kinds)
+
+
 def type_name(value: object) -> str:
     """The name of the value's class, whatever its metaclass says. Never raises."""
     name = type.__dict__["__name__"].__get__(type(value))

@@ -44,8 +44,9 @@ from streamflow.events import (
 from streamflow.machine.run import EVENTS_CONTINUE, EVENTS_FAIL, RunMachine
 from streamflow.machine.sealed import sealed
 from streamflow.model.codec import UnfitArguments
-from streamflow.model.failures import failure_of, foreign_await, outside_loop
+from streamflow.model.failures import failure_of, foreign_await, outside_loop, without_outermost_frame
 from streamflow.model.sharding import Partition
+from streamflow.text import is_a
 from streamflow.workflow.actions import SignalWait, message_key
 from streamflow.workflow.app import App, Workflow
 from streamflow.workflow.awaitable import (
@@ -244,13 +245,13 @@ class CoroutineMachine(RunMachine):
             error, root.error = root.error, None
             if error is None:
                 self._complete(root.value)
-            elif isinstance(error, ContinueAs):
+            elif is_a(error, ContinueAs):
                 generations += 1
                 pending = root.interrupts or ()
                 if any(isinstance(interrupt, Cancelled) and interrupt.source is None for interrupt in pending):
                     undelivered = self._cancelling
-                self._continue(error, generations)
-            elif self._cancelling is not None and isinstance(error, CancelledError):
+                self._continue(cast("ContinueAs", error), generations)
+            elif self._cancelling is not None and is_a(error, CancelledError):
                 self._end_cancelled(self._cancelling.reason)
             else:
                 self._fail(failure_of(outside_loop(error)))
@@ -329,7 +330,7 @@ class CoroutineMachine(RunMachine):
                     raise
                 except BaseException as raised:
                     # Without its outermost frame, this one, the traceback doesn't refer to itself through `error`.
-                    value, error = None, raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
+                    value, error = None, without_outermost_frame(raised)
                 if machine._fibers is not None:
                     machine._fibers.pop(fiber, None)
                 fiber.settle(value, error, machine.ready)

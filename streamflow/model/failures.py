@@ -26,7 +26,7 @@ from uuid import UUID
 import msgspec
 
 from streamflow.errors import MAX_MESSAGE, MAX_TRACEBACK, Failure, ForeignAwait, StreamflowError
-from streamflow.text import recordable, text_of, type_name
+from streamflow.text import is_a, recordable, text_of, type_name
 
 MAX_BYTES = 16 * 1024
 """Bytes of all texts of one recorded failure, with its causes and members. A history has one for each attempt."""
@@ -59,12 +59,14 @@ def failure_of(error: BaseException, skip: tuple[str, ...] = ()) -> Failure:
 
 
 MAX_KINDS = 32
+_NAME_OF = type.__dict__["__name__"].__get__
 
 
 def kinds_of(error: BaseException) -> tuple[str, ...]:
     """The names of its class and of the classes that it derives from: what `never` of a retry policy is compared
     with."""
-    return tuple(recordable(cls.__name__, 256) for cls in type(error).__mro__[:-1][:MAX_KINDS])
+    bases = type.__dict__["__mro__"].__get__(type(error))
+    return tuple(recordable(_NAME_OF(cls), 256) for cls in bases[:-1][:MAX_KINDS])
 
 
 _CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
@@ -304,20 +306,27 @@ def foreign_await(coroutine: Any, awaited: object) -> ForeignAwait:
     )
 
 
+def without_outermost_frame(error: BaseException) -> BaseException:
+    """`error`, whose traceback no longer refers to the function that caught it."""
+    trace = _TRACEBACK_OF(error)
+    return error if trace is None else BaseException.with_traceback(error, trace.tb_next)
+
+
 def outside_loop(error: BaseException) -> BaseException:
     """`error`, or the `ForeignAwait` that it means: what asyncio and anyio raise where there is no task or no loop."""
-    is_of_library = type(error).__module__.partition(".")[0] in ("anyio", "sniffio")
-    if not isinstance(error, RuntimeError | TypeError | AttributeError) and not is_of_library:
+    module: object = type.__getattribute__(type(error), "__module__")
+    is_of_library = type(module) is str and module.partition(".")[0] in ("anyio", "sniffio")
+    if not is_a(error, (RuntimeError, TypeError, AttributeError)) and not is_of_library:
         return error
-    if isinstance(error, ForeignAwait):
+    if is_a(error, ForeignAwait):
         return error
-    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(_TRACEBACK_OF(error))]
     last = max((number for number, (code, _) in enumerate(frames) if not is_library(code.co_filename)), default=-1)
     called = [code for code, _ in frames[last + 1 :] if code.co_filename != contextlib.__file__]
     if not called or not called[0].co_filename.startswith(_event_libraries()):
         return error
     where = f"{frames[last][0].co_filename}:{frames[last][1]}" if last >= 0 else "an unknown line"
-    return foreign_call(called, where).with_traceback(error.__traceback__)
+    return foreign_call(called, where).with_traceback(_TRACEBACK_OF(error))
 
 
 def foreign_call(called: list[CodeType], where: str) -> ForeignAwait:

@@ -32,6 +32,7 @@ from streamflow.model.failures import failure_of, kinds_of
 from streamflow.steps.context import Running, StepInterrupted, current
 from streamflow.steps.processes import ProcessPool
 from streamflow.steps.stacks import user_line
+from streamflow.text import is_a
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.awaitable import ends_process
 
@@ -576,7 +577,7 @@ class StepExecutor:
             self._end_copy()
         if running.interrupted is not None:
             return self._interrupted(running, running.interrupted)
-        return self._outcome_of(running, failure_of(error, (__file__,)), isinstance(error, UsageError), kinds_of(error))
+        return self._outcome_of(running, failure_of(error, (__file__,)), is_a(error, UsageError), kinds_of(error))
 
     def _interrupted(self, running: Running, error: StepInterrupted) -> Outcome:
         """It blocked the event loop, and what its code has made of the interruption doesn't matter."""

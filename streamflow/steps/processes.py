@@ -40,6 +40,7 @@ from streamflow.machine.open_work import WORKER_LOST
 from streamflow.model.failures import failure_of, kinds_of
 from streamflow.steps import process_child
 from streamflow.steps.context import Running, current
+from streamflow.text import is_a
 from streamflow.tracing.setup import enter, set_up_in_process
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
@@ -351,7 +352,7 @@ def _run(call: _Call) -> CallResult:
         value = step.function(*values, **keywords)
         return CallResult(step.parameters.encode_result(value))
     except BaseException as error:
-        permanent = isinstance(error, UsageError)
+        permanent = is_a(error, UsageError)
         return CallResult(b"", failure_of(error, (__file__,)), permanent, kinds=kinds_of(error))
 
 

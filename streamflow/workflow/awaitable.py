@@ -27,7 +27,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from streamflow.errors import Cancelled, UsageError
-from streamflow.text import text_of
+from streamflow.text import is_a, text_of
 
 if TYPE_CHECKING:
     from streamflow.errors import PayloadInvalid
@@ -66,7 +66,7 @@ PASSING = (Unwinding, KeyboardInterrupt)
 def ends_process(error: BaseException) -> bool:
     """Whether it is Ctrl-C. Where neither Python nor `asyncio.run` handles SIGINT, but a daemon does, only user code
     raises KeyboardInterrupt, and that concerns its run only."""
-    if not isinstance(error, KeyboardInterrupt):
+    if not is_a(error, KeyboardInterrupt):
         return False
     handler = signal.getsignal(signal.SIGINT)
     return handler is signal.default_int_handler or isinstance(handler, functools.partial)  # the latter: asyncio.run's

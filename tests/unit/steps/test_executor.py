@@ -20,6 +20,7 @@ from streamflow.model.codec import DECLINED
 from streamflow.steps.executor import TURN, StepExecutor
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
+from tests.support.hostile_errors import HOSTILE
 from tests.support.machine_driver import plain, raw
 
 pytestmark = pytest.mark.anyio
@@ -399,6 +400,24 @@ async def test_a_thread_that_raises_anything_is_a_failure(error: BaseException) 
         outcome = await it.next()
         assert outcome.failure is not None
         assert outcome.failure.kind == type(error).__name__
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "plain"])
+@pytest.mark.parametrize("kind", HOSTILE)
+async def test_an_error_that_raises_when_it_is_looked_at_is_a_failure(kind: str, is_async: bool) -> None:
+    def act() -> None:
+        error = HOSTILE[kind]()
+        raise error
+
+    async def act_async() -> None:
+        act()
+
+    step: Step[..., Any] = sf.App().step(name="act")(act_async if is_async else act)
+    async with bench() as it:
+        it.submit(step)
+        outcome = await it.next()
+        assert outcome.failure is not None
+        assert outcome.failure.kind == outcome.kinds[0] == "Hostile"
 
 
 class Hangs:
