@@ -21,6 +21,9 @@ from streamflow.settings import Settings
 
 T = TypeVar("T")
 
+THREADS_END_WITHIN = 2.0
+"""Seconds that threads of steps have to end when a daemon or worker has drained."""
+
 
 def run_async(function: Callable[[], Coroutine[Any, Any, T]], *, fast: bool = False, screen: bool = False) -> T:
     """Run `function` until it is done; with `fast` on uvloop, if installed: short commands don't earn back its import.
@@ -49,19 +52,38 @@ def run_service(service: Callable[[], Coroutine[Any, Any, None]], settings: Sett
             await probe.close()
         await service()
 
+    before = set(threading.enumerate())
     code: object = 0
+    runner = asyncio.Runner(loop_factory=_loop_factory())
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            run_until_done(runner.get_loop(), run())
+        run_until_done(runner.get_loop(), run())
     except SystemExit as ended:
         code = ended.code
+    except BaseException:
+        runner.close()
+        raise
+    number = code if isinstance(code, int) else 1
     if any(thread.name.startswith(STEP_THREAD) for thread in threading.enumerate()):
         # Steps that outlasted their grace period and can't be stopped. Python would wait for their threads at exit.
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(code if isinstance(code, int) else 1)
+        _exit(number)
+    # `asyncio.to_thread` in a step that was cancelled, or a thread of its own: closing the loop and the end of Python
+    # wait for these without a limit.
+    timer = threading.Timer(THREADS_END_WITHIN, _exit, (number,))
+    timer.daemon = True
+    timer.start()
+    runner.close()
+    for thread in set(threading.enumerate()) - before:
+        if not thread.daemon:
+            thread.join()
+    timer.cancel()
     if code:
         raise SystemExit(code)
+
+
+def _exit(code: int) -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

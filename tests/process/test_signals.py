@@ -18,7 +18,7 @@ from tests.process.faults import ROOT, ServingProcess, until
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 APP = """
-import asyncio, multiprocessing, os, signal, time
+import asyncio, multiprocessing, os, signal, threading, time
 from pathlib import Path
 import streamflow as sf
 Path(__file__).with_suffix(".imported").touch()
@@ -43,6 +43,17 @@ async def take(what: str) -> None:
 @app.workflow
 async def takes(what: str) -> None:
     await take(what)
+@app.step(retry=sf.NO_RETRY, timeout=0.2)
+async def leave(what: str) -> None:
+    if what == "to_thread":
+        await asyncio.to_thread(time.sleep, 60)
+    threading.Thread(target=time.sleep, args=(60,)).start()
+@app.workflow
+async def leaves(what: str) -> None:
+    try:
+        await leave(what)
+    except sf.StepFailed:
+        pass
 @app.step(retry=sf.NO_RETRY)
 def fork() -> int:
     with multiprocessing.get_context("fork").Pool(4) as pool:
@@ -132,6 +143,23 @@ async def test_signals_of_processes_that_a_step_forks_are_not_the_daemons(
         assert not await _mentions(daemon.log, "SIGTERM")
         daemon.send(signal.SIGTERM)
         assert await daemon.wait(20) == 0
+    finally:
+        await daemon.end()
+
+
+@pytest.mark.parametrize("what", ["to_thread", "thread"])
+async def test_a_thread_that_a_step_leaves_behind_keeps_no_daemon_from_ending(
+    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, flows: Path, what: str
+) -> None:
+    words = ("daemon", "--app", f"{flows}:app", "--shards", "4")
+    daemon = ServingProcess(*words, url=embedded_server.url, namespace=namespace, log=tmp_path / "log")
+    try:
+        await until(lambda: _mentions(daemon.log, "acquired 4 shards"), "it serves")
+        async with sf.connect(embedded_server.url, namespace=namespace) as client:
+            await (await client.start("leaves", what)).result(20)
+        daemon.send(signal.SIGTERM)
+        assert await daemon.wait(20) == 0
+        assert await _mentions(daemon.log, "drained")
     finally:
         await daemon.end()
 
