@@ -497,7 +497,8 @@ class _Mending:
         """A commit as it is made again, without the runs that have other headers, or have this already. None if no run
         is left."""
         kept, keys = entry.batch, self.shard.keys
-        batch = Batch(commit, sends=kept.sends, sent=kept.sent, notification=kept.notification)
+        # What had been delivered stays in the outbox: its target may have lost it, too, before it took it.
+        batch = Batch(commit, sends=kept.sends, notification=kept.notification)
         cuts = dict(kept.cuts)
         for position, write in enumerate(kept.runs):
             run_id = write.run_id

@@ -38,7 +38,7 @@ async def test_no_surrounding_makes_anything_wrong_and_losses_are_said(tmp_path:
     assert trial.views == ""
     assert trial.ends == 0
     assert trial.early > -0.5
-    assert bool(trial.lost) == (name in LOSING)
+    assert bool(trial.lost) == (name == "flushall"), "what was lost of a suffix is there again: everybody lives"
     assert trial.right == trial.runs - trial.refused - len(trial.lost)
     assert bool(trial.refused) == (name == "memory") or name in LOSING, trial.refusal
     assert trial.again == 0 or name in LOSING, "no step ran twice"

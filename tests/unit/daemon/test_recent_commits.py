@@ -515,3 +515,16 @@ async def test_attempts_that_have_ended_do_not_come_back_to_their_queue(bench: B
     [(_, left)] = await bench.plain("XRANGE", queue.stream, "-", "+")
     assert left[b"step"] == b"b/1"
     assert bench.commits.transitions == (3 if lost else 1)
+
+
+async def test_a_message_that_was_delivered_goes_out_again(bench: Bench) -> None:
+    """Its target may be on the same server, and have lost it before it took it. If it has it, it knows the number."""
+    await bench.start("a")
+    saved = bench.saved()
+    number = f"{bench.shard.epoch}-7"
+    await bench.commit("a", sends=[Send(number, b"to others")])
+    await bench.commit("a", sent=[number])
+    assert await bench.plain("XLEN", bench.keys.outbox) == 0
+    bench.lose_shard(saved)
+    await bench.acquire()
+    assert [entry for entry, _ in await bench.plain("XRANGE", bench.keys.outbox, "-", "+")] == [number.encode()]
