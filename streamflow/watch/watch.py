@@ -181,6 +181,7 @@ class Watch:
         self._end_process = end_process
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
+        self._task_factory: Any = None
         self._interrupts = False
         self._ends_after = 0.0
         """Seconds of processor time without a look after which the process ends itself; 0: never. Code in C that holds
@@ -213,6 +214,7 @@ class Watch:
     def start(self) -> None:
         """Call it in the loop. In another thread than the main one nothing can be interrupted."""
         self._loop = asyncio.get_running_loop()
+        self._task_factory = self._loop.get_task_factory()
         self._loop_thread = threading.get_ident()
         self._interrupts = signals.listen(self)
         self._ends_process = self._own_process and self._ends_after > 0 and self._interrupts
@@ -401,6 +403,19 @@ class Watch:
             self._end_trace()
         if self._interrupts:
             signals.keep_listening()
+        if self._own_process:
+            self._keep_task_factory()
+
+    def _keep_task_factory(self) -> None:
+        """A step may have replaced it by one that raises: then nothing here could begin any more."""
+        assert self._loop is not None
+        if self._loop.get_task_factory() is not self._task_factory:
+            self._loop.set_task_factory(self._task_factory)
+            _log.warning(
+                "the event loop's task factory was replaced, probably by a step, and is put back: the loop is shared "
+                "with everything else in this %s",
+                self._place,
+            )
 
     def _loop_frame(self) -> FrameType | None:
         return sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage]

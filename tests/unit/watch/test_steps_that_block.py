@@ -131,6 +131,24 @@ async def test_a_loop_that_answers_is_not_blocked(logged: Logged) -> None:
     assert (len(logged.lines), len(late)) == (1, 1)
 
 
+async def test_a_task_factory_that_a_step_has_set_is_put_back(logged: Logged) -> None:
+    """Nothing could begin any more: neither other steps nor what the daemon itself does."""
+    watch = watching(own_process=True, end_process=lambda _: None)
+    loop = asyncio.get_running_loop()
+    before = loop.get_task_factory()
+    watch.start()
+    try:
+        loop.set_task_factory(lambda *_: 1 / 0)  # type: ignore[arg-type, return-value]
+        over = time.monotonic() + 10
+        while loop.get_task_factory() is not before and time.monotonic() < over:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert loop.get_task_factory() is before
+    finally:
+        watch.stop()
+        loop.set_task_factory(before)
+    assert "task factory was replaced" in logged.lines[-1]
+
+
 async def test_a_loop_that_is_closed_ends_the_watch() -> None:
     watch = watching(every=0.0)
     closed = asyncio.new_event_loop()
