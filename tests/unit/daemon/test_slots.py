@@ -11,7 +11,7 @@ from streamflow.daemon.slots import Slots
 pytestmark = pytest.mark.anyio
 
 
-def test_each_server_has_its_own_slots() -> None:
+async def test_each_server_has_its_own_slots() -> None:
     slots = Slots(2)
     for _ in range(2):
         slots.take(1)
