@@ -15,6 +15,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -34,7 +35,9 @@ AT_ONCE = 200
 BYTES_AT_ONCE = 1_000_000
 MISSING_SECONDS = 10.0
 MISSING_PAUSE = 0.25
-"""Its run may be missing, too, until the shard's owner has committed it again, or its own client has started it."""
+LONGEST_PAUSE = 2.0
+"""A run may be missing, too, until the shard's owner has committed it again, or its own client has started it. Seconds
+for which it is tried, and between the first and between the last tries."""
 NAMED = 20
 REQUESTS = ("cancel", "terminate")
 """Kinds of messages that are accepted also when memory is short."""
@@ -71,6 +74,14 @@ class _Kept:
         return msgspec.structs.replace(message, identity=identity, number=self.number)
 
 
+class _Missing(NamedTuple):
+    """A message whose run wasn't there. `over`: when it is given up (monotonic s)."""
+
+    over: float
+    shard: int
+    message: Message
+
+
 class RecentPosts:
     """Those of one client."""
 
@@ -81,7 +92,8 @@ class RecentPosts:
         self._bytes = 0
         self.post: Callable[[int, Message], asyncio.Future[str]] | None = None
         """Posts a message among the client's others. Set by who sends them."""
-        self._missing: set[asyncio.Task[None]] = set()
+        self._missing: list[_Missing] = []
+        self._posting_missing: asyncio.Task[None] | None = None
         self.again = 0
         """Messages that were lost, and are there again."""
 
@@ -171,40 +183,43 @@ class RecentPosts:
         return posted
 
     def _post_later(self, shard: int, message: Message) -> None:
-        task = asyncio.create_task(self._post_missing(shard, message))
-        hide(task)
-        self._missing.add(task)
-        task.add_done_callback(self._missing.discard)
+        self._missing.append(_Missing(time.monotonic() + MISSING_SECONDS, shard, message))
+        if self._posting_missing is None or self._posting_missing.done():
+            self._posting_missing = asyncio.create_task(self._post_missing())
+            hide(self._posting_missing)
 
-    async def _post_missing(self, shard: int, message: Message) -> None:
-        """Until its run is there again."""
-        over = time.monotonic() + MISSING_SECONDS
-        reason = "there is no such run"
-        while time.monotonic() < over:
-            await asyncio.sleep(MISSING_PAUSE)
-            if self.post is None:
-                break
-            try:
-                letter = await self.post(shard, message)
-            except StoreError as error:
-                reason = str(error)
-                continue
-            if letter != "m":
-                self.again += letter == "a"
-                return
-            reason = "there is no such run"
-        _log.error(
-            "a server has lost a message that it had acknowledged (%s to run %s), and it can't be posted again: %s",
-            message.kind,
-            message.run_id,
-            reason,
-        )
+    async def _post_missing(self) -> None:
+        """All together, less and less often, until their runs are there again: there may be as many as were kept."""
+        pause = MISSING_PAUSE
+        while self._missing and self.post is not None:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            waiting, self._missing = self._missing, []
+            posts = [self.post(one.shard, one.message) for one in waiting]
+            lost: list[str] = []
+            reason = ""
+            for one, reply in zip(waiting, await asyncio.gather(*posts, return_exceptions=True), strict=True):
+                if isinstance(reply, BaseException) and not isinstance(reply, StoreError):
+                    raise reply
+                if not isinstance(reply, StoreError) and reply != "m":
+                    self.again += reply == "a"
+                elif time.monotonic() < one.over:
+                    self._missing.append(one)
+                else:
+                    lost.append(one.message.run_id)
+                    reason = "there is no such run" if reply == "m" else str(reply)
+            if lost:
+                _log.error(
+                    "a server has lost %d messages that it had acknowledged, and they can't be posted again, to %s: %s",
+                    len(lost),
+                    _named(lost),
+                    reason,
+                )
 
     async def close(self) -> None:
-        missing = list(self._missing)
-        for task in missing:
-            task.cancel()
-        await asyncio.gather(*missing, return_exceptions=True)
+        if self._posting_missing is not None:
+            self._posting_missing.cancel()
+            await asyncio.gather(self._posting_missing, return_exceptions=True)
 
 
 def _first_part(line: Sequence[_Kept]) -> list[_Kept]:

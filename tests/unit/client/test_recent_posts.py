@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -145,21 +146,32 @@ async def test_a_signal_waits_for_its_run_to_be_there_again(bench: Bench, monkey
     assert await bench.bodies() == [b"1"]
 
 
-async def test_what_cannot_be_posted_again_is_said(
+async def test_what_cannot_be_posted_again_is_said_once_for_all(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """However many they are: all are tried together, less and less often."""
     monkeypatch.setattr(recent_posts, "MISSING_PAUSE", 0.01)
-    monkeypatch.setattr(recent_posts, "MISSING_SECONDS", 0.05)
+    monkeypatch.setattr(recent_posts, "MISSING_SECONDS", 0.1)
     saved = bench.saved()
     await bench.start_by_other("a")
-    await bench.signal("a", b"1")
+    await asyncio.gather(*(bench.signal("a", b"%d" % number) for number in range(300)))
     bench.lose(saved, KEYS.owner)
     await bench.recent.restored()
+    sent: list[int] = []
+    send = bench.store.send
+
+    async def counted(calls: Any, *args: Any, **named: Any) -> Any:
+        sent.append(len(calls))
+        return await send(calls, *args, **named)
+
+    monkeypatch.setattr(bench.store, "send", counted)
 
     async def is_said() -> bool:
-        return "(signal to run a)" in caplog.text
+        return "they can't be posted again, to a" in caplog.text
 
     await until(is_said)
+    assert caplog.text.count("lost 300 messages") == 1
+    assert sum(sent) < 100, "not a call for each of them"
 
 
 async def test_little_is_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
