@@ -19,18 +19,21 @@ never returns them again.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
 
 from streamflow.errors import Failure, StoreError, StoreUnavailable
 from streamflow.loops import retry_forever
+from streamflow.machine.sealed import hide
 from streamflow.machine.transition import Outcome
 from streamflow.model.codec import DECLINED, DECODE_ERRORS, UnfitArguments
 from streamflow.steps.executor import StepExecutor
@@ -45,6 +48,9 @@ from streamflow.wire import QueuedStep, decode_job, partition_name, stream_order
 from streamflow.worker.claims import Claim, Claims, Partition
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
+
+if TYPE_CHECKING:
+    from streamflow.store.durability import Confirmation
 
 _log = logging.getLogger("streamflow.worker")
 
@@ -113,8 +119,8 @@ class QueueReader:
         self._check_pending = False
         self._histories: dict[str, int] = {}
         """By stream: its history before the last read, where steps wait until their decisions are safe."""
-        self._confirming: anyio.CancelScope | None = None
-        """The wait until decisions are safe."""
+        self._confirming: set[asyncio.Task[None]] = set()
+        """Waits until decisions are safe: one that a server doesn't confirm holds up no other server's."""
         self._stopped = False
         self._done = anyio.Event()
 
@@ -131,8 +137,8 @@ class QueueReader:
     async def stop(self) -> None:
         """Take no more entries; when this returns, those that were read are claims."""
         self._stopped = True
-        if self._confirming is not None:
-            self._confirming.cancel()
+        for waiting in self._confirming:
+            waiting.cancel()
         self._slot_freed.set()
         self._work.set()
         await self._done.wait()
@@ -327,7 +333,10 @@ class QueueReader:
     async def _take(self, free: int) -> None:
         """Take entries from the next partitions of the list: as many of these as there are free slots, and more when
         they were all empty, because others are quicker."""
-        streams = list(itertools.islice(self._ready, max(free, self._width)))
+        streams = self._next_streams(max(free, self._width))
+        if not streams:
+            await self._wait(ASK_AGAIN)
+            return
         for stream in streams:
             del self._ready[stream]
         count = max(1, free // len(streams))
@@ -345,6 +354,13 @@ class QueueReader:
         await self._taken(page, free)
         if page.unread and not page.entries:
             await self._wait(ASK_AGAIN)
+
+    def _next_streams(self, most: int) -> list[str]:
+        """Not those of servers that confirm nothing now: steps of theirs could not begin, and would take all slots."""
+        streams = iter(self._ready)
+        if (confirmation := self._store.confirmation) is not None:
+            streams = (one for one in self._ready if not confirmation.is_late(self._store.server_of(one)))
+        return list(itertools.islice(streams, most))
 
     async def _take_late(self) -> None:
         """What a server has answered that was late."""
@@ -434,19 +450,40 @@ class QueueReader:
                 continue
             claim.mark = job.mark
             ready.append((claim, job, fields.get(b"details", b"")))
-        if ready and self._store.confirmation is not None:
-            with anyio.CancelScope() as scope:
-                self._confirming = scope
-                await self._store.confirmation.wait(math.inf, *{self._stream_of(claim) for claim, _, _ in ready})
-            if scope.cancelled_caught:  # it stops: they are requeued
-                return
-            for claim, _, _ in ready:
-                stream = self._stream_of(claim)
-                if self._histories.get(stream) != self._store.history_of(stream):  # what was decided may be lost
-                    self._claims.forget(claim)
-                    self._read_again()
+        if self._store.confirmation is None:
+            for one in ready:
+                self._submit(*one)
+            return
+        by_server: dict[int, list[tuple[Claim, QueuedStep, bytes]]] = {}
+        for one in ready:
+            by_server.setdefault(self._store.server_of(self._stream_of(one[0])), []).append(one)
+        for some in by_server.values():
+            histories = {
+                stream: self._histories.get(stream) for stream in {self._stream_of(claim) for claim, _, _ in some}
+            }
+            waiting = asyncio.create_task(self._begin_when_safe(self._store.confirmation, some, histories))
+            hide(waiting)
+            self._confirming.add(waiting)
+            waiting.add_done_callback(self._confirming.discard)
+
+    async def _begin_when_safe(
+        self,
+        confirmation: Confirmation,
+        ready: list[tuple[Claim, QueuedStep, bytes]],
+        histories: Mapping[str, int | None],
+    ) -> None:
+        """When it is cancelled, because the worker stops, they are requeued."""
+        try:
+            await confirmation.wait(math.inf, *histories)
+        except StoreError as error:
+            _log.warning("could not wait until decisions are safe, reading their attempts again: %s", error)
+            histories = {}
         for claim, job, details in ready:
-            if not claim.ended:  # meanwhile
+            stream = self._stream_of(claim)
+            if histories.get(stream) != self._store.history_of(stream):  # what was decided may be lost
+                self._claims.forget(claim)
+                self._read_again()
+            elif not claim.ended:  # meanwhile
                 self._submit(claim, job, details)
 
     def _submit(self, claim: Claim, queued: QueuedStep, newest: bytes) -> None:

@@ -314,12 +314,20 @@ async def test_what_cannot_be_looked_at_is_looked_at_again(it: Bench, monkeypatc
 
 
 class Confirmation:
-    def __init__(self) -> None:
+    """By server the event that what it has is safe; none is late until `late` says so."""
+
+    def __init__(self, server_of: Callable[[str], int] = lambda _: 0) -> None:
         self.safe = anyio.Event()
+        self.others = anyio.Event()
+        self.late: set[int] = set()
+        self._server_of = server_of
+
+    def is_late(self, server: int) -> bool:
+        return server in self.late
 
     async def wait(self, patience: float, *keys: str) -> None:
-        assert keys == (stream_of(0),)
-        await self.safe.wait()
+        [server] = {self._server_of(key) for key in keys}
+        await (self.others if server else self.safe).wait()
 
 
 async def test_a_worker_that_stops_does_not_wait_until_decisions_are_safe(it: Bench) -> None:
@@ -342,15 +350,34 @@ async def test_a_worker_that_stops_does_not_wait_until_decisions_are_safe(it: Be
 async def test_a_step_begins_when_its_decision_is_safe(it: Bench, is_lost: bool) -> None:
     """Its claim is extended meanwhile. What a server may have lost is not begun, but asked for again."""
     it.store.confirmation = confirmation = Confirmation()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(it.take, entry(1))
-        await anyio.wait_all_tasks_blocked()
-        assert (it.claims.running, it.executor.running) == (1, 0)
-        if is_lost:
-            it.store.history_lost("")
-        confirmation.safe.set()
+    await it.take(entry(1))
+    await anyio.wait_all_tasks_blocked()
+    assert (it.claims.running, it.executor.running) == (1, 0)
+    if is_lost:
+        it.store.history_lost("")
+    confirmation.safe.set()
+    await anyio.wait_all_tasks_blocked()
     assert (it.claims.running, it.executor.running) == ((0, 0) if is_lost else (1, 1))
     assert it.reader._check_pending is is_lost
+
+
+async def test_a_server_that_confirms_nothing_holds_up_no_step_of_another_one(it: Bench) -> None:
+    """Nor does it take the slots: when it is known to be late, nothing more of it is read."""
+    it.store.server_of = lambda key: int("/1}" in key)
+    it.store.confirmation = confirmation = Confirmation(it.store.server_of)
+    there, other = entry(1), entry(2)
+    it.reads.plan = [[there, (stream_of(1), *other[1:])]]
+    it.ring(0, 1)
+    await it.reader.run_once()
+    confirmation.others.set()
+    await anyio.wait_all_tasks_blocked()
+    assert (it.claims.running, it.executor.running) == (2, 1)
+    confirmation.late = {0}
+    it.reads.streams.clear()
+    it.ring(0, 1)
+    await it.reader.run_once()
+    assert it.reads.streams == [[stream_of(1)]]
+    assert list(it.reader._ready) == [stream_of(0)]
 
 
 async def test_an_entry_whose_body_cannot_be_read_fails_its_attempt_permanently(it: Bench) -> None:
