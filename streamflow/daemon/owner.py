@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.daemon.batch import BYTES, IN_FLIGHT, SENT, UNKNOWN, Reduced, ShardBatch, parked_reason, reason_of
+from streamflow.daemon.careful_turns import CarefulTurns
 from streamflow.daemon.context import Context
 from streamflow.daemon.lost_writes import LostWrites
 from streamflow.daemon.recent_commits import RecentCommits
@@ -60,8 +61,6 @@ from streamflow.workflow.awaitable import ends_process
 _log = logging.getLogger("streamflow.owner")
 
 DUE = Due()
-LOOK_AGAIN = 1.0
-"""Seconds after which it is looked again whether a server confirms, for runs that a dead owner had in hand."""
 BATCHES = 2
 """Pipelines of commits under way at the same time."""
 RUNS = 1000
@@ -160,13 +159,7 @@ class Owner:
         self._known_queues: set[str] = set()
         self.suspects = Suspects(executor, context.store, context.kernel, context.member)
         self.is_alive: Callable[[str], bool] = lambda _: False
-        self.suspects.code_waits = self._has_careful_code
-        self.suspects.on_tried = self._wake_careful
-        self._careful_turn = False
-        self._careful = False
-        """A careful batch is under way..."""
-        self._careful_server = -1
-        """...of a shard that is there."""
+        self.careful = CarefulTurns(context.store, self.suspects, self.active, self.wake, self.wake_up)
         self._ready: dict[int, OwnedShard] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._batches: dict[int, ShardBatch] = {}
@@ -339,7 +332,7 @@ class Owner:
 
     def _is_occupied(self) -> bool:
         """Whether no batch may begin now of any shard that is ready."""
-        if self._careful and not self._confirms_late(self._careful_server):
+        if self.careful.is_exclusive:
             return True
         return self._free_server() is None if self._ready else self._slots.all_taken()
 
@@ -361,70 +354,27 @@ class Owner:
             self.wake(held.shard)
 
     async def _take_careful_batch(self, taken: list[OwnedShard]) -> list[ShardBatch]:
-        """Every other time: the next run that a former owner had in hand when its process ended, if there is one. No
-        other run's code is run before it is through."""
-        self._careful_turn = not self._careful_turn
-        waits = self._careful_turn and any(shard.aside and not self._is_late(shard) for shard in self._ready.values())
-        if not waits or self._careful or self.suspects.trying:
+        """The next run that a former owner had in hand when its process ended, if it is its turn. No other code is run
+        before it is through."""
+        careful = self.careful
+        if not careful.is_due(self._ready.values()):
             return []
-        self._careful = True  # from now on no trial of a step begins
+        careful.is_running = True  # from now on no trial of a step begins
         batches = list[ShardBatch]()
         try:
-            await self._slots.all_free(self._confirms_late)
-            batches = self._next_careful(taken)
-            if batches:
-                self._careful_server = batches[0].server
-                asyncio.get_running_loop().call_later(2 * LOOK_AGAIN, self._look_again)
+            await self._slots.all_free(careful.confirms_late)
+            if (found := careful.next_run(self._ready.values())) is not None:
+                number, run_id = found
+                taken.append(self.shards[number])
+                batch = self._begin(self.shards[number])
+                batch.careful = run_id
+                batch.collect_careful(run_id)
+                self._idle.pop(run_id, None)
+                batches.append(batch)
+                careful.began(batch.server)
         finally:
-            self._careful = bool(batches)
+            careful.is_running = bool(batches)
         return batches
-
-    def _look_again(self) -> None:
-        """Whether a careful batch waits for replicas by now: its code has been run, and others go on."""
-        if self._careful:
-            self._wake.set()
-
-    def _is_late(self, shard: OwnedShard) -> bool:
-        return self._confirms_late(self._store.server_of(shard.keys.owner))
-
-    def _confirms_late(self, server: int) -> bool:
-        """Whether commits wait there for replicas or the disk: code of their runs was run before, and is not now."""
-        return self._store.confirmation is not None and self._store.confirmation.is_late(server)
-
-    def _next_careful(self, taken: list[OwnedShard]) -> list[ShardBatch]:
-        aside = [
-            (self.suspects.deaths(shard.number, run_id), shard.number, run_id)
-            for shard in self._ready.values()
-            if not (shard.dropped or shard.busy or shard.broken or shard.leaving or self._is_late(shard))
-            for run_id in shard.aside
-        ]
-        if not aside:
-            return []
-        _, number, run_id = min(aside)
-        shard = self.shards[number]
-        taken.append(shard)
-        batch = self._begin(shard)
-        batch.careful = run_id
-        batch.collect_careful(run_id)
-        self._idle.pop(run_id, None)
-        return [batch]
-
-    def _end_careful(self, batch: ShardBatch) -> None:
-        self._careful = False
-        self._settle(batch)
-        self.suspects.code_ended(more=self._has_careful_code())
-
-    def _has_careful_code(self) -> bool:
-        """Whether code that a former owner had in hand waits for its turn, or is being run."""
-        return self._careful or any(
-            shard.aside and not (shard.dropped or shard.broken or shard.leaving) for shard in self.active.values()
-        )
-
-    def _wake_careful(self) -> None:
-        """No step is in the first moment of its trial any more."""
-        for shard in list(self.active.values()):
-            if shard.aside:
-                self.wake(shard)
 
     def _begin(self, shard: OwnedShard) -> ShardBatch:
         del self._ready[shard.number]
@@ -448,14 +398,10 @@ class Owner:
                 del self._ready[shard.number]
                 taken.pop()
                 continue
-            if shard.aside and not (shard.inbox or shard.inputs or shard.sent):
-                is_late = self._is_late(shard)
-                if is_late:
-                    asyncio.get_running_loop().call_later(LOOK_AGAIN, self._wake_careful)
-                if is_late or self.suspects.trying:
-                    del self._ready[shard.number]  # `_wake_careful` wakes it
-                    taken.pop()
-                    continue
+            if self.careful.waits_only(shard):
+                del self._ready[shard.number]
+                taken.pop()
+                continue
             batch = self._begin(shard)
             batch.collect()
             runs += len(batch.work)
@@ -580,7 +526,7 @@ class Owner:
         careful = batches[0].careful
         try:
             if careful:
-                await self._mark_code(batches[0])
+                await self.careful.mark(batches[0])
             await self._load(batches)
             at = self._clock.now_ms()
             calls: list[Call[Committed]] = []
@@ -618,7 +564,7 @@ class Owner:
             raise
         finally:
             if careful:
-                self._end_careful(batches[0])
+                self.careful.ended(batches[0])
             self._slots.free(batches[0].server)
             if not self._store.is_single:
                 self._wake.set()
@@ -636,15 +582,6 @@ class Owner:
             self._troubles.failed(shard_name(shard.number), DEFECT, error, stops=True)
             self.drop(shard)
 
-    async def _mark_code(self, batch: ShardBatch) -> None:
-        shard, run_id = batch.shard, batch.careful
-        created = batch.created_of(run_id)
-        if self.suspects.is_of_another_run(shard.number, run_id, created):
-            shard.parked.pop(run_id, None)
-            shard.killers.discard(run_id)
-            self.suspects.acquit(shard.number, run_id)
-        await self.suspects.mark_code(shard.number, run_id, batch.batch.commit, created)
-
     async def _commit(self, batches: list[ShardBatch], calls: list[Call[Committed]]) -> None:
         began = time.monotonic()
         answers = await self._store.send(calls, patience=math.inf, same_history=True, confirmed=True)
@@ -655,17 +592,6 @@ class Owner:
                 self._answered(batch, answer)
             except Exception as error:
                 self._defect(batch.shard, error)
-
-    def _settle(self, batch: ShardBatch) -> None:
-        """Code of a run was run that a former owner had in hand when it ended: this process still lives, so the run is
-        like any other, unless steps of it are open that ran at that time."""
-        shard, run_id = batch.shard, batch.careful
-        if not batch.applied:
-            return
-        live = shard.live.get(run_id)
-        if live is None or not shard.careful.get(run_id, set()) & live.machine.steps.keys():
-            shard.careful.pop(run_id, None)
-            self.suspects.acquit(shard.number, run_id)
 
     async def _load(self, batches: list[ShardBatch]) -> None:
         """Bring runs into memory that are not live: read in one pipeline, then replayed."""

@@ -9,7 +9,7 @@ import anyio
 import msgspec
 import pytest
 
-from streamflow.daemon import owner as owner_module
+from streamflow.daemon import careful_turns
 from streamflow.daemon.batch import ShardBatch
 from streamflow.daemon.shard import (
     CODE,
@@ -205,7 +205,7 @@ async def test_a_run_is_not_suspected_for_an_earlier_one_of_its_id(created: int,
 async def test_a_server_that_confirms_nothing_does_not_keep_such_code_of_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(owner_module, "LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(careful_turns, "LOOK_AGAIN", 0.01)
     bench, late = Bench(await in_flight("a")), {0, 1}
     bench.orphan("a")
     bench.store.confirmation = SimpleNamespace(is_late=late.__contains__)
@@ -223,7 +223,7 @@ async def test_a_server_that_confirms_nothing_does_not_keep_such_code_of_others(
 
 
 async def test_such_code_that_has_run_and_is_not_confirmed_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owner_module, "LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(careful_turns, "LOOK_AGAIN", 0.01)
     bench, late, confirmed = Bench(await in_flight("a")), set[int](), anyio.Event()
     bench.orphan("a")
     bench.store.is_single = False
@@ -233,7 +233,7 @@ async def test_such_code_that_has_run_and_is_not_confirmed_keeps_nobody(monkeypa
 
     async def confirming(calls: Any, patience: float | None = None, **how: bool) -> list[Any]:
         answers = await send(calls, patience, **how)
-        if any(call.script == "commit" for call in calls) and bench.owner._careful:
+        if any(call.script == "commit" for call in calls) and bench.owner.careful.is_running:
             late.add(0)
             await confirmed.wait()
         return answers
