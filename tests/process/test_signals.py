@@ -111,76 +111,61 @@ async def _mentions(log: Path, text: str) -> bool:
     return text in log.read_text()
 
 
-@pytest.mark.parametrize("what", ["SIG_IGN", "SIG_DFL"])
-async def test_a_step_that_replaces_the_handlers_keeps_no_daemon_from_draining(
-    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, flows: Path, what: str
-) -> None:
-    words = ("daemon", "--app", f"{flows}:app", "--shards", "4")
-    daemon = ServingProcess(*words, url=embedded_server.url, namespace=namespace, log=tmp_path / "log")
-    try:
-        await until(lambda: _mentions(daemon.log, "acquired 4 shards"), "it serves")
-        async with sf.connect(embedded_server.url, namespace=namespace) as client:
-            await (await client.start("takes", what)).result(20)
-        await until(lambda: _mentions(daemon.log, "the handler of SIGINT was replaced"), "it is put back")
-        daemon.send(signal.SIGTERM)
-        assert await daemon.wait(20) == 0
-        assert await _mentions(daemon.log, "SIGTERM: draining")
-    finally:
-        await daemon.end()
-
-
-async def test_signals_of_processes_that_a_step_forks_are_not_the_daemons(
+@pytest.fixture
+async def daemon(
     embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, flows: Path
-) -> None:
-    """A pool of `multiprocessing` ends its processes by SIGTERM."""
-    words = ("daemon", "--app", f"{flows}:app", "--shards", "4")
-    daemon = ServingProcess(*words, url=embedded_server.url, namespace=namespace, log=tmp_path / "log")
-    try:
-        await until(lambda: _mentions(daemon.log, "acquired 4 shards"), "it serves")
-        async with sf.connect(embedded_server.url, namespace=namespace) as client:
-            for _ in range(3):
-                assert await (await client.start("forks")).result(20) == 10
-        assert not await _mentions(daemon.log, "SIGTERM")
-        daemon.send(signal.SIGTERM)
-        assert await daemon.wait(20) == 0
-    finally:
-        await daemon.end()
-
-
-@pytest.mark.parametrize("what", ["to_thread", "thread"])
-async def test_a_thread_that_a_step_leaves_behind_keeps_no_daemon_from_ending(
-    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, flows: Path, what: str
-) -> None:
-    words = ("daemon", "--app", f"{flows}:app", "--shards", "4")
-    daemon = ServingProcess(*words, url=embedded_server.url, namespace=namespace, log=tmp_path / "log")
-    try:
-        await until(lambda: _mentions(daemon.log, "acquired 4 shards"), "it serves")
-        async with sf.connect(embedded_server.url, namespace=namespace) as client:
-            await (await client.start("leaves", what)).result(20)
-        daemon.send(signal.SIGTERM)
-        assert await daemon.wait(20) == 0
-        assert await _mentions(daemon.log, "drained")
-    finally:
-        await daemon.end()
-
-
-async def test_the_second_signal_ends_the_process_at_once(
-    embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, flows: Path
-) -> None:
+) -> AsyncIterator[ServingProcess]:
     words = ("daemon", "--app", f"{flows}:app", "--shards", "4", "--grace", "60")
     daemon = ServingProcess(*words, url=embedded_server.url, namespace=namespace, log=tmp_path / "log")
     try:
         await until(lambda: _mentions(daemon.log, "acquired 4 shards"), "it serves")
-        async with sf.connect(embedded_server.url, namespace=namespace) as client:
-            run = await client.start("lasts")
-            await until(lambda: _exists(flows.with_suffix(".begun")), "its step runs")
-            daemon.send(signal.SIGTERM)
-            await until(lambda: _mentions(daemon.log, "SIGTERM: draining"), "it drains")
-            daemon.send(signal.SIGTERM)
-            assert await daemon.wait(20) == 1
-            assert (await run.describe()).status is sf.Status.RUNNING
+        yield daemon
     finally:
         await daemon.end()
+
+
+@pytest.mark.parametrize("what", ["SIG_IGN", "SIG_DFL"])
+async def test_a_step_that_replaces_the_handlers_keeps_no_daemon_from_draining(
+    daemon: ServingProcess, client: sf.Client, what: str
+) -> None:
+    await (await client.start("takes", what)).result(20)
+    await until(lambda: _mentions(daemon.log, "the handler of SIGINT was replaced"), "it is put back")
+    daemon.send(signal.SIGTERM)
+    assert await daemon.wait(20) == 0
+    assert await _mentions(daemon.log, "SIGTERM: draining")
+
+
+async def test_signals_of_processes_that_a_step_forks_are_not_the_daemons(
+    daemon: ServingProcess, client: sf.Client
+) -> None:
+    """A pool of `multiprocessing` ends its processes by SIGTERM."""
+    for _ in range(3):
+        assert await (await client.start("forks")).result(20) == 10
+    assert not await _mentions(daemon.log, "SIGTERM")
+    daemon.send(signal.SIGTERM)
+    assert await daemon.wait(20) == 0
+
+
+@pytest.mark.parametrize("what", ["to_thread", "thread"])
+async def test_a_thread_that_a_step_leaves_behind_keeps_no_daemon_from_ending(
+    daemon: ServingProcess, client: sf.Client, what: str
+) -> None:
+    await (await client.start("leaves", what)).result(20)
+    daemon.send(signal.SIGTERM)
+    assert await daemon.wait(20) == 0
+    assert await _mentions(daemon.log, "drained")
+
+
+async def test_the_second_signal_ends_the_process_at_once(
+    daemon: ServingProcess, client: sf.Client, flows: Path
+) -> None:
+    run = await client.start("lasts")
+    await until(lambda: _exists(flows.with_suffix(".begun")), "its step runs")
+    daemon.send(signal.SIGTERM)
+    await until(lambda: _mentions(daemon.log, "SIGTERM: draining"), "it drains")
+    daemon.send(signal.SIGTERM)
+    assert await daemon.wait(20) == 1
+    assert (await run.describe()).status is sf.Status.RUNNING
 
 
 @pytest.fixture

@@ -161,6 +161,14 @@ def steps_in(durations: Any) -> dict[str, int]:
     return {name: row["count"] for name, row in durations.items()}
 
 
+async def three_that_wait(client: sf.Client) -> list[sf.Run[str]]:
+    """Runs of which a backup has two transitions each: one stays as it is, one will end, one will get on."""
+    runs = [await client.start(waits, name, id=name) for name in ("kept", "has-ended", "has-advanced")]
+    for run in runs:
+        await until(lambda run=run: has_version(run, 2))
+    return runs
+
+
 @pytest.mark.usefixtures("without_memory")
 async def test_what_was_set_back_goes_on_and_what_is_gone_is_said(
     server: EmbeddedServer, caplog: pytest.LogCaptureFixture
@@ -170,11 +178,7 @@ async def test_what_was_set_back_goes_on_and_what_is_gone_is_said(
         running_daemon(app, server, NAMESPACE, crash=False, **SLOW_BEAT) as daemon,
         sf.connect(server.url, namespace=NAMESPACE) as client,
     ):
-        kept, ended, advanced = [
-            await client.start(waits, name, id=name) for name in ("kept", "has-ended", "has-advanced")
-        ]
-        for run in (kept, ended, advanced):
-            await until(lambda run=run: has_version(run, 2))
+        kept, ended, advanced = await three_that_wait(client)
         backup = Backup(server)
         async with sf.connect(server.url, namespace=NAMESPACE) as other:  # one that lives would start it again
             await other.start(waits, "gone", id="is-gone")
@@ -226,11 +230,7 @@ async def test_what_an_owner_has_committed_is_there_again(
         running_daemon(app, server, NAMESPACE, crash=False, **SLOW_BEAT) as daemon,
         sf.connect(server.url, namespace=NAMESPACE) as client,
     ):
-        kept, ended, advanced = [
-            await client.start(waits, name, id=name) for name in ("kept", "has-ended", "has-advanced")
-        ]
-        for run in (kept, ended, advanced):
-            await until(lambda run=run: has_version(run, 2))
+        kept, ended, advanced = await three_that_wait(client)
         backup = Backup(server)
         async with sf.connect(server.url, namespace=NAMESPACE) as other:
             await other.start(waits, "gone", id="was-gone")

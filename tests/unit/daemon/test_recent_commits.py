@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -129,6 +129,18 @@ class Bench(LosingServer):
         self.shard.dropped = True
         self.commits.dropped(self.shard, under_way)
         self.lose(saved, self.keys.owner)
+
+    def before_a_commit(self, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], Awaitable[None]]) -> None:
+        """Once, between the look at what is there and the commit."""
+        send = self.store.send
+
+        async def late(calls: Any, *args: Any, **named: Any) -> Any:
+            if any(call.script == "commit" for call in calls):
+                monkeypatch.setattr(self.store, "send", send)
+                await happens()
+            return await send(calls, *args, **named)
+
+        monkeypatch.setattr(self.store, "send", late)
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
@@ -366,15 +378,11 @@ async def test_a_message_that_comes_during_the_look_is_not_taken_twice(
     await bench.commit("a")
     expected = await bench.state()
     bench.lose_shard(saved)
-    send = bench.store.send
 
-    async def late(calls: Any, *args: Any, **named: Any) -> Any:
-        if any(call.script == "commit" for call in calls):
-            monkeypatch.setattr(bench.store, "send", send)
-            assert await bench.signal_again("a", 1, b"lost") == "a"
-        return await send(calls, *args, **named)
+    async def comes() -> None:
+        assert await bench.signal_again("a", 1, b"lost") == "a"
 
-    monkeypatch.setattr(bench.store, "send", late)
+    bench.before_a_commit(monkeypatch, comes)
     await bench.acquire()
     assert await bench.state() == expected
 
@@ -388,15 +396,11 @@ async def test_a_start_that_comes_during_the_look_is_no_reason_to_stop(
     await bench.commit("a")
     expected = await bench.state()
     bench.lose_shard(saved)
-    send = bench.store.send
 
-    async def late(calls: Any, *args: Any, **named: Any) -> Any:
-        if any(call.script == "commit" for call in calls):
-            monkeypatch.setattr(bench.store, "send", send)
-            await bench.start("a")
-        return await send(calls, *args, **named)
+    async def comes() -> None:
+        await bench.start("a")
 
-    monkeypatch.setattr(bench.store, "send", late)
+    bench.before_a_commit(monkeypatch, comes)
     await bench.acquire()
     assert not bench.failed
     assert await bench.state() == expected
