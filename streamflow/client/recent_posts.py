@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -127,6 +127,28 @@ class RecentPosts:
             if kept.at > over and kept.history != present.setdefault(kept.shard, self.history_of(kept.shard)):
                 left.setdefault(kept.shard, deque()).append(kept)
         posted: list[str] = []
+        missing: list[tuple[int, Message]] = []
+        try:
+            await self._send_all(left, present, posted, missing)
+        finally:
+            self._post_later(missing)
+        if posted:
+            self.again += len(posted)
+            _log.warning(
+                "a server had lost %d messages that it had acknowledged, and they were posted again, to %s",
+                len(posted),
+                _named(posted),
+            )
+
+    async def _send_all(
+        self,
+        left: dict[int, deque[_Kept]],
+        present: Mapping[int, int],
+        posted: list[str],
+        missing: list[tuple[int, Message]],
+    ) -> None:
+        """Post again what is left, by shard. Adds to `posted` the runs that got something by this, and to `missing`
+        what is for runs that aren't there."""
         while left:  # one call of each shard at a time: their order counts
             parts = [_first_part(line) for line in left.values()]
             calls = [self._call(part) for part in parts]
@@ -144,18 +166,11 @@ class RecentPosts:
                         letters,
                     )
                     continue
-                posted += self._posted(part, letters, present[shard])
+                self._posted(part, letters, present[shard], posted, missing)
                 for _ in part:
                     left[shard].popleft()
                 if not left[shard]:
                     del left[shard]
-        if posted:
-            self.again += len(posted)
-            _log.warning(
-                "a server had lost %d messages that it had acknowledged, and they were posted again, to %s",
-                len(posted),
-                _named(posted),
-            )
 
     def _call(self, part: Sequence[_Kept]) -> Call[str]:
         messages = [kept.message_at(position) for kept in part for position in range(len(kept.messages))]
@@ -164,9 +179,14 @@ class RecentPosts:
             return self._kernel.post_requests(last.shard, last.source, last.number, messages, again=True)
         return self._kernel.post_messages(last.shard, last.source, last.number, messages, again=True)
 
-    def _posted(self, part: Sequence[_Kept], letters: str, history: int) -> list[str]:
-        """Returns the runs that have got something by this."""
-        posted: list[str] = []
+    def _posted(
+        self,
+        part: Sequence[_Kept],
+        letters: str,
+        history: int,
+        posted: list[str],
+        missing: list[tuple[int, Message]],
+    ) -> None:
         answers = iter(letters)
         for kept in part:
             kept.history = history
@@ -174,17 +194,18 @@ class RecentPosts:
             for position, item in enumerate(kept.messages):
                 letter = next(answers)
                 if letter == "m":
-                    self._post_later(kept.shard, msgspec.structs.replace(kept.message_at(position), number=0))
+                    missing.append((kept.shard, msgspec.structs.replace(kept.message_at(position), number=0)))
                     continue
                 left.append(item)
                 if letter == "a":
                     posted.append(item[1].run_id)
             kept.messages = left
-        return posted
 
-    def _post_later(self, shard: int, message: Message) -> None:
-        self._missing.append(_Missing(time.monotonic() + MISSING_SECONDS, shard, message))
-        if self._posting_missing is None or self._posting_missing.done():
+    def _post_later(self, missing: Sequence[tuple[int, Message]]) -> None:
+        """They are given up at the same time."""
+        over = time.monotonic() + MISSING_SECONDS
+        self._missing += [_Missing(over, shard, message) for shard, message in missing]
+        if self._missing and (self._posting_missing is None or self._posting_missing.done()):
             self._posting_missing = asyncio.create_task(self._post_missing())
             hide(self._posting_missing)
 
@@ -196,14 +217,16 @@ class RecentPosts:
             pause = min(2 * pause, LONGEST_PAUSE)
             waiting, self._missing = self._missing, []
             posts = [self.post(one.shard, one.message) for one in waiting]
+            replies = await asyncio.gather(*posts, return_exceptions=True)
+            now = time.monotonic()
             lost: list[str] = []
             reason = ""
-            for one, reply in zip(waiting, await asyncio.gather(*posts, return_exceptions=True), strict=True):
+            for one, reply in zip(waiting, replies, strict=True):
                 if isinstance(reply, BaseException) and not isinstance(reply, StoreError):
                     raise reply
                 if not isinstance(reply, StoreError) and reply != "m":
                     self.again += reply == "a"
-                elif time.monotonic() < one.over:
+                elif now < one.over:
                     self._missing.append(one)
                 else:
                     lost.append(one.message.run_id)

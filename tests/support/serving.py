@@ -78,6 +78,16 @@ async def view(client: sf.Client, name: str) -> Any:
     return None if data is None else msgspec.json.decode(data)["value"]
 
 
+async def views_of_one_merge(client: sf.Client, *names: str) -> dict[str, Any]:
+    """Merged views by name, none of which is older than another; empty before the first merge, and while one is being
+    stored."""
+    stored = await client.store.send([Call.plain("GET", client.keys.view(name)) for name in names])
+    views = [msgspec.json.decode(data) for data in stored if data is not None]
+    if len(views) < len(names) or len({view["as_of"] for view in views}) > 1:
+        return {}
+    return {name: view["value"] for name, view in zip(names, views, strict=True)}
+
+
 @pytest.fixture
 async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[sf.Client]:
     async with sf.connect(embedded_server.url, namespace=namespace) as client:

@@ -11,7 +11,7 @@ import streamflow as sf
 from streamflow.daemon.rollup import rebuild_views
 from streamflow.events import RunResumed, RunStuck, StepCompleted
 from streamflow.store.connection import Call
-from tests.support.serving import view
+from tests.support.serving import view, views_of_one_merge
 from tests.support.waiting import happened, until
 from tests.system.conftest import Serve
 
@@ -21,6 +21,8 @@ app = sf.App()
 
 VIEWS = ("runs", "run_durations", "step_durations", "failures", "stuck", "quarantine", "oldest")
 """Those that do not depend on what time it is."""
+LISTED = 10
+"""Runs in `oldest`."""
 
 
 @app.step(retry=sf.Retry(attempts=3, initial=0))
@@ -46,14 +48,18 @@ async def waiting() -> None:
 
 
 async def settled(client: sf.Client, **status: int) -> dict[str, Any]:
-    """The views when they count this many runs of each status, and no other."""
+    """The views of one merge that counts this many runs of each status and no other, and lists those that are open."""
+    found: dict[str, Any] = {}
 
     async def counted() -> bool:
-        runs = await view(client, "runs")
-        return bool(runs) and {name: n for name, n in runs["status"].items() if n} == status
+        found.update(await views_of_one_merge(client, *VIEWS))
+        runs = found.get("runs")
+        if not runs or {name: n for name, n in runs["status"].items() if n} != status:
+            return False
+        return len(found["oldest"]) == min(LISTED, status.get("running", 0))  # read later than what is counted
 
     await until(counted)
-    return {name: await view(client, name) for name in VIEWS}
+    return found
 
 
 async def a_bit_of_everything(client: sf.Client) -> None:
