@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import logging
 import typing
 from collections.abc import Callable
@@ -35,6 +36,12 @@ MAX_BYTES = 2 * 1024 * 1024
 MAX_DEPTH = 64
 SMALL = 64
 """Bytes up to which a payload can neither be too large nor nested too deep."""
+SIZED = frozenset({str, bytes})
+CONTAINERS = frozenset({list, tuple, dict})
+LOOKED_AT = 32
+"""Parts of a value that are looked at before it is encoded..."""
+FAR_TOO_LARGE = 4 * MAX_BYTES
+"""...and bytes of them with which it isn't: a value that is hardly too large is encoded, so its error says its size."""
 
 DECODE_ERRORS = (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError, ValueError)
 """Everything that decoding invalid data can raise: not all of it derives from `msgspec.DecodeError`."""
@@ -66,6 +73,8 @@ def encode(value: object, what: str) -> bytes:
 
 
 def _encode(value: object, what: str, sets: bool) -> bytes:
+    if (size := _least_size(value)) > FAR_TOO_LARGE:
+        raise _too_large(what, f"at least {size:,}")
     try:
         data = _encoder.encode(in_one_order(value) if sets else value)
     except RecursionError:
@@ -92,13 +101,35 @@ def check_payload(data: bytes | memoryview, what: str) -> None:
     if size <= MAX_DEPTH:  # each level takes a byte
         return
     if size > MAX_BYTES:
-        raise PayloadTooLarge(
-            f"the {what} has {size:,} bytes; the limit is {MAX_BYTES:,}. Store it elsewhere and pass a reference."
-        )
+        raise _too_large(what, f"{size:,}")
     if size > WARN_BYTES:
         _log.warning("the %s has %s bytes; above %s it slows its shard down", what, f"{size:,}", f"{WARN_BYTES:,}")
     if depth_exceeds(data, MAX_DEPTH):
         raise PayloadInvalid(f"the {what} is nested more than {MAX_DEPTH} levels deep")
+
+
+def _too_large(what: str, size: str) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"the {what} has {size} bytes; the limit is {MAX_BYTES:,}. Store it elsewhere and pass a reference."
+    )
+
+
+def _least_size(value: Any, within: bool = False) -> int:
+    """Bytes that a value takes at least, by a look at its first parts, and at those `within` them: to encode 50 MB only
+    to find that they are too many would hold up the event loop. No code of the user's is run."""
+    kind = type(value)  # pyright: ignore[reportUnknownVariableType]
+    if kind in SIZED:
+        return len(value)
+    if kind not in CONTAINERS:
+        return 0
+    size = len(value)
+    for part in itertools.islice(value.values() if kind is dict else value, LOOKED_AT):
+        kind = type(part)  # pyright: ignore[reportUnknownVariableType]
+        if kind in SIZED:
+            size += len(part)
+        elif kind in CONTAINERS and not within:
+            size += _least_size(part, within=True)
+    return size
 
 
 def depth_exceeds(data: bytes | memoryview, limit: int) -> bool:
@@ -247,7 +278,8 @@ class Parameters:
         if self._quick and not kwargs and len(args) == self._count:
             # Nearly all calls. What is not so simple after all is encoded below, with all checks and messages.
             for value in args:
-                if type(value) not in SCALARS:
+                kind = type(value)  # pyright: ignore[reportUnknownVariableType]
+                if kind not in SCALARS or (kind in SIZED and len(value) > SMALL):
                     break
             else:
                 try:
@@ -282,7 +314,8 @@ class Parameters:
     def encode_result(self, value: object, what: str = "") -> bytes:
         """The payload of a result. Raises `PayloadInvalid`, also if it would arrive as something else, and
         `PayloadTooLarge`."""
-        if type(value) in SCALARS:
+        kind = type(value)
+        if kind in SCALARS and (kind not in SIZED or len(typing.cast("str", value)) <= SMALL):
             try:
                 data = _encoder.encode(value)
             except Exception:
@@ -290,7 +323,7 @@ class Parameters:
             if 0 < len(data) <= SMALL:
                 return data
         what = what or f"result of {self.what}"
-        if type(value) in SCALARS:
+        if kind in SCALARS:
             return _encode(value, what, False)
         if not self._exact:
             return encode(value, what)

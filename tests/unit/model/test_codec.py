@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamflow.errors import PayloadInvalid, PayloadTooLarge
+from streamflow.model import codec
 from streamflow.model.codec import (
     MAX_BYTES,
     MAX_DEPTH,
@@ -112,6 +113,25 @@ def test_a_payload_above_the_limit_is_refused_with_size_and_limit() -> None:
     with pytest.raises(PayloadTooLarge):
         encode(bytes(MAX_BYTES), "input")
     encode(bytes(MAX_BYTES - 5), "input")  # five bytes say that it is bytes, and how many
+
+
+@pytest.mark.parametrize("value", ["x" * 9_000_000, b"x" * 9_000_000, ["x" * 9_000_000], {"a": b"x" * 9_000_000}])
+def test_what_is_far_too_large_is_not_encoded(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes long, and all other runs of the process would wait."""
+    monkeypatch.setattr(codec, "_encoder", None)
+    with pytest.raises(PayloadTooLarge, match=r"the result of f has at least 9,000,00\d bytes; the limit is 2,097,152"):
+        Parameters(lambda: None, "f").encode_result(value)
+    with pytest.raises(PayloadTooLarge, match=r"the input of f has at least 9,000,00\d bytes; the limit is 2,097,152"):
+        Parameters(lambda given: None, "f").encode((value,), {})
+
+
+def test_no_code_of_the_users_is_run_to_find_a_size() -> None:
+    class Text(str):
+        def __len__(self) -> int:
+            raise AssertionError("this is user code")
+
+    with pytest.raises(PayloadInvalid, match="a Text can't be a value"):
+        encode([Text("x")], "input")
 
 
 def test_a_large_payload_is_warned_about_once_it_passes_the_threshold(caplog: pytest.LogCaptureFixture) -> None:
