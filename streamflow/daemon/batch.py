@@ -101,6 +101,13 @@ class _TooLarge(Exception):
     """A transition writes more than one commit may; the text says how much, and what to do."""
 
 
+def _order(messages: list[InboxMessage], count: int) -> None:
+    """Behind the first `count` others were added: those are older if they were given back by a batch. A start that has
+    waited is before what has come meanwhile."""
+    if 0 < count < len(messages) and stream_order(messages[count].id) < stream_order(messages[count - 1].id):
+        messages.sort(key=lambda message: (message.kind != "start", stream_order(message.id)))
+
+
 class Reduced(msgspec.Struct):
     """A run that was reduced: what to apply when the commit has been accepted."""
 
@@ -161,7 +168,7 @@ class ShardBatch:
         """Move the shard's waiting inputs into this batch, up to the limits. Messages of a run keep their order."""
         shard = self.shard
         work = self.work
-        if shard.careful:
+        if shard.careful or shard.aside:
             self._set_aside()
         size = count = 0
         for run_id in list(shard.inputs)[:RUNS]:
@@ -248,19 +255,22 @@ class ShardBatch:
 
     def _set_aside(self) -> None:
         """What the former owner had in hand when its process ended waits for its turn: that code is run one run at a
-        time."""
+        time. What comes for a run waits behind what waits of it already."""
         shard = self.shard
         aside = shard.aside
-        for run_id in [run_id for run_id in shard.inputs if run_id in shard.careful]:
+        for run_id in [run_id for run_id in shard.inputs if run_id in shard.careful or run_id in aside]:
             aside.setdefault(run_id, RunWork()).inputs += shard.inputs.pop(run_id)
+        before = {run_id: len(work.messages) for run_id, work in aside.items()}
         kept: list[InboxMessage] = []
         for message in shard.inbox:
-            if message.run_id in shard.careful and message.is_for_run:
+            if message.is_for_run and (message.run_id in shard.careful or message.run_id in aside):
                 self._add(aside, message)
             else:
                 kept.append(message)
         shard.inbox.clear()
         shard.inbox.extend(kept)
+        for run_id, count in before.items():
+            _order(aside[run_id].messages, count)
 
     def _add(self, work: dict[str, RunWork], message: InboxMessage) -> None:
         run_work = work.get(message.run_id)

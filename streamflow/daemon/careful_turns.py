@@ -125,11 +125,11 @@ class CarefulTurns:
         await self._suspects.mark_code(shard.number, run_id, batch.batch.commit, created)
 
     def ended(self, batch: ShardBatch) -> None:
-        """The code was run, and this process still lives: the run is like any other, unless steps of it are open that
-        ran when the former owner ended."""
+        """The code was run, and this process still lives: the run is like any other, unless more of what the former
+        owner had in hand waits, or steps of it are open that ran when that ended."""
         self.is_running = False
         shard, run_id = batch.shard, batch.careful
-        if batch.applied:
+        if batch.applied and run_id not in shard.aside:
             live = shard.live.get(run_id)
             if live is None or not shard.careful.get(run_id, set()) & live.machine.steps.keys():
                 shard.careful.pop(run_id, None)

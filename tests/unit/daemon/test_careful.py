@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import anyio
 import msgspec
 import pytest
 
+from streamflow.daemon import batch as batch_module
 from streamflow.daemon import careful_turns
 from streamflow.daemon.batch import ShardBatch
 from streamflow.daemon.shard import (
@@ -25,7 +27,7 @@ from streamflow.daemon.shard import (
 from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.takeover import Takeover
 from streamflow.errors import StoreError
-from streamflow.events import NOTHING, StepFailed, StepRetrying, decode_history
+from streamflow.events import NOTHING, SignalReceived, StepFailed, StepRetrying, decode_history
 from streamflow.machine.transition import Due, Outcome
 from streamflow.steps.suspects import Note, Suspect, Suspects, decode_note
 from streamflow.store.connection import Call
@@ -159,6 +161,24 @@ async def test_messages_of_runs_that_the_dead_owner_had_in_hand_take_turns() -> 
     assert bench.shard.careful == {}
     await bench.take_in(signal("2-0", "r0", "go", 1))
     assert bench.status("r0") == "completed"
+
+
+async def test_what_comes_for_a_run_waits_behind_what_its_dead_owner_had_in_hand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_module, "RUN_INPUTS", 10)
+    bench = Bench()
+    bench.shard.careful = {"a": set()}
+    put(bench.shard, start("1-0", "a", "relaying", 40), *(signal(f"2-{n}", "a", "item", n) for n in range(24)))
+    while not bench.notes:
+        await bench.turn()
+    assert bench.shard.aside, "one batch doesn't take them all"
+    assert bench.shard.careful
+    put(bench.shard, *(signal(f"3-{n}", "a", "item", 24 + n) for n in range(6)))
+    await bench.turns()
+    received = [event for event in bench.events("a") if isinstance(event, SignalReceived)]
+    assert [msgspec.msgpack.decode(event.value) for event in received] == list(range(30))
+    assert bench.shard.careful == {}
 
 
 async def test_a_run_stays_careful_until_its_lost_steps_have_ended() -> None:
@@ -552,3 +572,21 @@ def test_a_careful_batch_takes_only_what_belongs_to_its_run() -> None:
     assert [entry.id for entry in careful.work["a"].messages] == ["1-0", "1-2"]
     assert not shard.has_work
     assert CODE == 0
+
+
+@pytest.mark.parametrize("gives_back", [ShardBatch.put_back, lambda batch: batch._give_back("a", batch.work["a"])])
+def test_what_a_careful_batch_gives_back_comes_before_the_rest(
+    gives_back: Callable[[ShardBatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_module, "RUN_INPUTS", 10)
+    shard = owned()
+    shard.careful["a"] = set()
+    shard.live["a"] = SimpleNamespace(machine=SimpleNamespace(close=lambda: None))  # pyright: ignore[reportArgumentType]
+    put(shard, *(signal(f"1-{n}", "a", "go") for n in range(25)))
+    ShardBatch(shard, "c1").collect()
+    careful = ShardBatch(shard, "c2")
+    careful.collect_careful("a")
+    gives_back(careful)
+    put(shard, signal("2-0", "a", "go"))
+    ShardBatch(shard, "c3").collect()
+    assert [entry.id for entry in shard.aside["a"].messages] == [*(f"1-{n}" for n in range(25)), "2-0"]
