@@ -16,6 +16,8 @@ MAX_SECONDS = 1e11
 def seconds_of(duration: object) -> float | None:
     """`duration` in seconds; None if it is neither a finite number nor a `timedelta`, or has more than `MAX_SECONDS`
     in either direction."""
+    if type(duration) is float or type(duration) is int:  # to ask for the protocol below takes ten times as long
+        return float(duration) if -MAX_SECONDS <= duration <= MAX_SECONDS else None  # false for NaN, too
     if isinstance(duration, timedelta):
         seconds = duration.total_seconds()
     elif isinstance(duration, bool):
@@ -25,4 +27,4 @@ def seconds_of(duration: object) -> float | None:
             seconds = float(duration) if isinstance(duration, SupportsFloat) else math.nan
         except (TypeError, ValueError, OverflowError):
             return None
-    return seconds if abs(seconds) <= MAX_SECONDS else None  # false for NaN, too
+    return seconds if abs(seconds) <= MAX_SECONDS else None

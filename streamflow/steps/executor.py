@@ -59,6 +59,10 @@ TURN = 128
 TURN_SECONDS = 0.01
 """A run's turn: so many attempts of it may start before those of others, if that many slots become free in this time.
 So where steps take long, runs get one slot after the other."""
+PACE = 32
+ALONE_FOR = 64
+"""Attempts of such a run that are started in one turn of the event loop, unless no other run has had a slot for so many
+turns: each transition of another run takes several turns. If it is alone, as many as its turn has, which costs less."""
 SIGNAL_SETTLES = 0.2
 """Seconds to learn that a signal which has ended a step's process was meant for this one, too."""
 
@@ -86,9 +90,11 @@ class Slots:
     """
 
     __slots__ = (
+        "alone_for",
         "by_run",
         "fresh",
         "limit",
+        "pace",
         "paced",
         "served",
         "turn",
@@ -111,8 +117,11 @@ class Slots:
         self.waiting = 0
         """Attempts that wait and aren't over: cancelled ones stay in the queues until their turn comes."""
         self.paced: dict[str, int] = {}
-        """How many attempts of runs with `TURN` slots or more were started in this turn of the event loop: `TURN` at
+        """How many attempts of runs with `PACE` slots or more were started in this turn of the event loop: `pace` at
         most, so that thousands of quick ones don't make it long for everybody."""
+        self.pace = PACE
+        self.alone_for = 0
+        """Turns of the event loop in which such a run has had slots, and no other run."""
         self.turn = ""
         """The run whose turn it is, for a while: outcomes that come together make one transition."""
         self.turn_left = 0
@@ -125,7 +134,7 @@ class Slots:
         if not others:
             if run_id in self.fresh:
                 self.served[run_id] = self.fresh.pop(run_id)
-        elif others >= TURN:
+        elif others >= PACE:
             self.paced[run_id] = self.paced.get(run_id, 0) + 1
 
     def free(self, run_id: str) -> None:
@@ -138,11 +147,17 @@ class Slots:
         if run_id in self.served:
             self.fresh[run_id] = self.served.pop(run_id)
 
+    def next_turn(self) -> None:
+        """Another turn of the event loop begins."""
+        self.paced.clear()
+        self.alone_for = self.alone_for + 1 if len(self.by_run) <= 1 else 0
+        self.pace = TURN if self.alone_for >= ALONE_FOR else PACE
+
     def has_room_for(self, run_id: str) -> bool:
         """Whether an attempt of the run may start before all that wait."""
         if self.used >= self.unreserved and (self.used >= self.limit or run_id in self.by_run):
             return False
-        if self.paced and self.paced.get(run_id, 0) >= TURN:
+        if self.paced and self.paced.get(run_id, 0) >= self.pace:
             return False
         return not self.waiting or (run_id not in self.fresh and run_id not in self.served)
 
@@ -156,7 +171,7 @@ class Slots:
         while self.used < self.limit:
             now = time.perf_counter()
             run_id = self.turn
-            goes_on = self.turn_left and now < self.turn_ends and self.paced.get(run_id, 0) < TURN
+            goes_on = self.turn_left and now < self.turn_ends and self.paced.get(run_id, 0) < self.pace
             queues = self._queues_of(run_id) if goes_on else None
             if queues is None:
                 queues = self.fresh or (self.served if self.used < self.unreserved else None)
@@ -178,7 +193,7 @@ class Slots:
         return None
 
     def _next_unpaced(self, queues: OrderedDict[str, deque[Running]]) -> str:
-        return next((run_id for run_id in queues if self.paced.get(run_id, 0) < TURN), "")
+        return next((run_id for run_id in queues if self.paced.get(run_id, 0) < self.pace), "")
 
     def _queues_of(self, run_id: str) -> OrderedDict[str, deque[Running]] | None:
         """Where attempts of the run wait that may start now, in its turn. While others wait that have none, no slot is
@@ -438,7 +453,7 @@ class StepExecutor:
         """Another turn of the event loop: runs with many slots may start more."""
         self._is_pacing = False
         for slots in self._all_slots:
-            slots.paced.clear()
+            slots.next_turn()
         self._start_waiting()
 
     async def _run(self, running: Running) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from msgspec import Raw
 import streamflow as sf
 from streamflow.machine.transition import Outcome
 from streamflow.model.codec import DECLINED
-from streamflow.steps.executor import TURN, StepExecutor
+from streamflow.steps.executor import ALONE_FOR, PACE, TURN, StepExecutor
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
 from tests.support.hostile_errors import HOSTILE
@@ -42,7 +43,7 @@ class Bench:
     """An executor and what comes out of it."""
 
     def __init__(self, concurrency: int = 10, threads: int = 4) -> None:
-        self.inward, self.outcomes = anyio.create_memory_object_stream[tuple[int, str, Outcome]](1000)
+        self.inward, self.outcomes = anyio.create_memory_object_stream[tuple[int, str, Outcome]](math.inf)
         self.executor = StepExecutor(concurrency, threads, lambda *outcome: self.inward.send_nowait(outcome))
 
     def submit(
@@ -576,7 +577,8 @@ async def test_the_last_slot_is_kept_for_a_run_that_has_none() -> None:
         assert (it.executor.running, it.executor.waiting) == (0, 0)
 
 
-async def test_many_quick_steps_of_one_run_do_not_fill_a_turn_of_the_loop() -> None:
+@pytest.mark.parametrize("alone", [True, False])
+async def test_many_quick_steps_of_one_run_do_not_fill_a_turn_of_the_loop(alone: bool) -> None:
     turn = 0
     begun: dict[int, int] = {}
     local = sf.App()
@@ -591,17 +593,21 @@ async def test_many_quick_steps_of_one_run_do_not_fill_a_turn_of_the_loop() -> N
             turn += 1
             await asyncio.sleep(0)
 
-    count = 900
+    count = PACE * (ALONE_FOR + 1) * 2
+    gate = Gate()
     async with bench(concurrency=1000) as it:
         counting = asyncio.create_task(count_turns())
+        if not alone:
+            it.submit(gate.wait, "b", run="b")
         for seq in range(count):
             it.submit(quick, run="a", seq=seq)
-        it.submit(quick, run="b")
-        for _ in range(count + 1):
+        for _ in range(count):
             await it.next()
         counting.cancel()
-    assert sum(begun.values()) == count + 1
-    assert max(begun.values()) <= 2 * TURN + 1, "those that have few slots are not counted"
+        gate.go.set()
+    assert sum(begun.values()) == count
+    most = max(begun.values())
+    assert PACE < most <= 2 * TURN if alone else PACE <= most <= 2 * PACE, "those that have few slots are not counted"
 
 
 async def test_few_slots_are_all_for_everybody() -> None:
