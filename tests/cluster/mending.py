@@ -26,6 +26,8 @@ EXPECTED = [*range(VALUES), 7]
 EVERY = 0.02
 """Seconds between two starts."""
 AGAIN = 5
+LIMIT = 30.0
+"""Seconds that a run may take after its failover, or what is waited for before it."""
 
 app = sf.App()
 executed: Counter[tuple[str, str]] = Counter()
@@ -98,15 +100,31 @@ class Load:
         del self.open[name]
 
 
-async def start_until(client: sf.Client, prefix: str, over: anyio.Event) -> list[str]:
-    """Start short runs, and know of those that were acknowledged."""
-    acknowledged: list[str] = []
+async def start_until(over: anyio.Event, client: sf.Client, prefix: str, acknowledged: list[str]) -> None:
+    """Start short runs, and note those that were acknowledged."""
     while not over.is_set():
         name = f"{prefix}-{len(acknowledged)}"
         await client.start("chain", name, id=name)
         acknowledged.append(name)
         await anyio.sleep(EVERY)
-    return acknowledged
+
+
+async def happens(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(LIMIT):
+        while not condition():  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+
+
+async def decided(is_lost: Callable[[str], bool] = lambda _: True) -> None:
+    """Wait until a run whose record the server will lose has decided something from now on: of two steps that it
+    executes, the second is decided when the first has ended."""
+    before = executed.copy()
+
+    def has_decided() -> bool:
+        runs = Counter(run_id for run_id, _ in executed - before if "/" not in run_id and is_lost(run_id))
+        return any(steps > 1 for steps in runs.values())
+
+    await happens(has_decided)
 
 
 async def persistent(ask: Callable[[], Awaitable[T]]) -> T:
@@ -139,15 +157,13 @@ async def slot_at(node: ClusterNode) -> int:
     return next(iter(view[node.id].slots)).start
 
 
-async def fail_over(cluster: EmbeddedCluster, primary: ClusterNode, seconds: float, before: anyio.Event) -> int:
-    """Kill a primary whose replica has received nothing for so many seconds; `before` is set some moments before.
-    Returns how many bytes of its writes the promoted server lacks."""
+async def fail_over(cluster: EmbeddedCluster, primary: ClusterNode, meanwhile: Callable[[], Awaitable[None]]) -> int:
+    """Kill a primary whose replica has received nothing `meanwhile`. Returns how many bytes of its writes the promoted
+    server lacks."""
     slot = await slot_at(primary)
     (replica,) = await persistent(lambda: cluster.replicas(primary))
     await cut_off(primary, replica)
-    await anyio.sleep(seconds)
-    before.set()
-    await anyio.sleep(0.3)
+    await meanwhile()
     written, received = await offset(primary), await offset(replica)
     await primary.kill()
     assert await persistent(lambda: cluster.wait_for_failover(primary, slot, 30)) is replica

@@ -25,12 +25,15 @@ from streamflow.store.keys import NamespaceKeys
 from streamflow.store.topology import slot_of
 from tests.cluster.mending import (
     EXPECTED,
+    LIMIT,
     STEPS,
     Load,
     app,
     bring_back,
+    decided,
     executed,
     fail_over,
+    happens,
     persistent,
     start_until,
 )
@@ -43,8 +46,6 @@ SHARDS = 24
 PATIENT: dict[str, Any] = {"dead_after": 6.0, "beat": 0.2, "shards": SHARDS}
 ROUNDS = int(os.environ.get("STREAMFLOW_CHAOS", "0"))
 SEED = int(os.environ.get("STREAMFLOW_CHAOS_SEED") or time.time())
-LIMIT = 30.0
-"""Seconds that a run may take after its failover."""
 
 
 @pytest.fixture
@@ -80,19 +81,28 @@ async def play(cluster: EmbeddedCluster, daemon: Daemon, client: sf.Client, rng:
     """One failover under load: a client that lives, and one that dies before the server."""
     executed.clear()
     counts, load, doomed = Counts(daemon, client), Load(client, name), list[str]()
-    over, lacks = anyio.Event(), 0
+    over, dead, lacks = anyio.Event(), anyio.Event(), 0
     primary = rng.choice(await persistent(cluster.masters))
     homes = {number: await persistent(lambda n=number: home_of(cluster, n)) for number in range(SHARDS)}
+    shard_of = daemon.owner._namespace.shard_of
 
     async def start_and_die() -> None:
         async with sf.connect(cluster.url, namespace=NAMESPACE) as other:
-            doomed.extend(await start_until(other, f"{name}-doomed", over))
+            await start_until(over, other, f"{name}-doomed", doomed)
+        dead.set()
+
+    async def lose() -> None:
+        await anyio.sleep(rng.uniform(0.1, 1.5))
+        await decided(lambda run_id: homes[shard_of(run_id)] is primary)
+        over.set()
+        await dead.wait()
+        await happens(lambda: all(executed[run_id, "first 0"] for run_id in doomed))  # their owner has read them
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(load.run)
         tasks.start_soon(start_and_die)
-        await anyio.sleep(0.3)
-        lacks = await fail_over(cluster, primary, rng.uniform(0.1, 1.5), over)
+        await happens(lambda: min(len(doomed), len(load.acknowledged)) > 5)
+        lacks = await fail_over(cluster, primary, lose)
         await anyio.sleep(0.3)
         load.stopped = True
         tasks.cancel_scope.deadline = anyio.current_time() + LIMIT
@@ -101,14 +111,13 @@ async def play(cluster: EmbeddedCluster, daemon: Daemon, client: sf.Client, rng:
     assert counts.transitions > 0, "decisions are missing, and were committed again"
     assert not load.open, "runs hang"
     assert load.ended == dict.fromkeys(load.acknowledged, EXPECTED), "each signal is taken once, in order"
-    assert len(doomed) > 5
     with anyio.fail_after(LIMIT):
         results = [await client.run(run_id).result() for run_id in doomed]
     assert results == doomed, "a start is not lost when its client dies, but its owner has read it"
     assert not daemon.owner.lost_writes.total, "nothing is gone nor set back"
     await check_histories(client, load, rng)
     again = [what for what, times in executed.items() if times > 1]
-    innocent = [what for what in again if homes[daemon.owner._namespace.shard_of(what[0].split("/")[0])] is not primary]
+    innocent = [what for what in again if homes[shard_of(what[0].split("/")[0])] is not primary]
     of_others = [what for what in innocent if "/" not in what[0]]
     assert not of_others, "steps of runs on other servers don't run again"
     if again:
@@ -145,17 +154,22 @@ async def lose_owner(cluster: EmbeddedCluster, rng: random.Random, name: str) ->
     """The daemon dies with the server: what it had committed last is gone, but the client has what that came from."""
     over, lacks = anyio.Event(), 0
     primary = rng.choice(await persistent(cluster.masters))
+    started: list[str] = []
     async with sf.connect(cluster.url, namespace=NAMESPACE) as client:
-        async with running_daemon(app, cluster, NAMESPACE, crash=True, **PATIENT):
-            started: list[str] = []
+        async with running_daemon(app, cluster, NAMESPACE, crash=True, **PATIENT) as daemon:
+            shards = [n for n in range(SHARDS) if await persistent(lambda n=n: home_of(cluster, n)) is primary]
+            shard_of = daemon.owner._namespace.shard_of
 
-            async def start() -> None:
-                started.extend(await start_until(client, name, over))
+            async def lose() -> None:
+                await anyio.sleep(rng.uniform(0.1, 1.0))
+                first = len(started) + 1  # one may have been under way
+                await happens(lambda: any(shard_of(run_id) in shards for run_id in started[first:]))
+                over.set()
 
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(start)
-                await anyio.sleep(0.3)
-                lacks = await fail_over(cluster, primary, rng.uniform(0.1, 1.0), over)
+                tasks.start_soon(start_until, over, client, name, started)
+                await happens(lambda: len(started) > 5)
+                lacks = await fail_over(cluster, primary, lose)
         async with running_daemon(app, cluster, NAMESPACE, crash=False, **PATIENT):
             with anyio.fail_after(LIMIT):
                 assert [await client.run(run_id).result() for run_id in started] == started

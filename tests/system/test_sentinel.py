@@ -171,11 +171,11 @@ async def test_what_the_promoted_server_lacks_is_stored_again(pair: Pair) -> Non
         load, lacks = mending.Load(client, "run"), 0
         async with anyio.create_task_group() as loads:
             loads.start_soon(load.run)
-            await anyio.sleep(0.3)
+            await mending.happens(lambda: len(load.acknowledged) > 5)
             async with Redis.from_url(pair.replica.url) as replica, Redis.from_url(pair.primary.url) as primary:
                 await replica.config_set("masterauth", "a password that nobody has")
                 await primary.execute_command("CLIENT", "KILL", "TYPE", "replica")
-                await anyio.sleep(0.5)
+                await mending.decided()
                 written, received = await primary.info("replication"), await replica.info("replication")
                 lacks = written["master_repl_offset"] - received["slave_repl_offset"]
             await pair.primary.kill()
