@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -71,9 +71,32 @@ async def follow_again(cluster: EmbeddedCluster, *replicas: ClusterNode) -> None
 async def serving(cluster: EmbeddedCluster, **settings: object) -> AsyncGenerator[tuple[Daemon, sf.Client]]:
     async with (
         running_daemon(app, cluster, NAMESPACE, crash=False, **{**SAFE, **settings}) as daemon,  # type: ignore[arg-type]
-        sf.Client(Cluster(cluster.url, patience=1.5), NAMESPACE) as client,
+        sf.Client(Cluster(cluster.url, patience=2 * DEADLINE), NAMESPACE) as client,
     ):
         yield daemon, client
+
+
+def impatient(cluster: EmbeddedCluster) -> sf.Client:
+    """For what isn't confirmed."""
+    return sf.Client(Cluster(cluster.url, patience=1.5), NAMESPACE)
+
+
+async def happens(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(DEADLINE):
+        while not condition():  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+
+
+def level_of(daemon: Daemon) -> str:
+    """Empty: nothing is waited for."""
+    confirmation = daemon._store.confirmation
+    return "" if confirmation is None else str(confirmation.durability)
+
+
+async def is_written(node: ClusterNode, key: str) -> None:
+    with anyio.fail_after(DEADLINE):
+        while await node.command("EXISTS", key) != 1:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
 
 
 async def test_what_one_servers_replica_lacks_holds_up_its_own_runs_only(
@@ -81,7 +104,7 @@ async def test_what_one_servers_replica_lacks_holds_up_its_own_runs_only(
 ) -> None:
     monkeypatch.setattr(daemon_module, "OVERDUE", 0.5)
     lost, other, _ = cluster.nodes[:3]
-    async with serving(cluster) as (daemon, client):
+    async with serving(cluster) as (daemon, client), impatient(cluster) as hasty:
         homes = await homes_of(cluster, daemon)
         for run_id in (*ids(daemon, homes, on=lost, name="first")[:8], *ids(daemon, homes, on=other, name="first")[:8]):
             assert await (await client.start("chain", 1, id=run_id)).result() == right(1)
@@ -90,34 +113,44 @@ async def test_what_one_servers_replica_lacks_holds_up_its_own_runs_only(
         unsure: list[str] = []
         said: list[str] = []
 
+        is_cut_off = False
+
+        async def is_acknowledged(run_id: str) -> bool:
+            try:
+                await hasty.start("chain", 1, id=run_id)
+            except sf.Unconfirmed as error:
+                if is_cut_off:
+                    said.append(str(error))
+                    unsure.append(run_id)
+                return False
+            except sf.StoreUnavailable:
+                return False
+            acknowledged.append(run_id)
+            return True
+
         async def start(name: str) -> None:
             """One run after the other, until one isn't acknowledged."""
             for run_id in ids(daemon, homes, on=lost, name=name, of=10_000):
-                try:
-                    await client.start("chain", 1, id=run_id)
-                except sf.Unconfirmed as error:
-                    said.append(str(error))
-                    unsure.append(run_id)
-                    return
-                acknowledged.append(run_id)
+                while not await is_acknowledged(run_id):
+                    if run_id in unsure:
+                        return
 
         async with anyio.create_task_group() as starts:
             for name in ("own-a", "own-b", "own-c", "own-d"):
                 starts.start_soon(start, name)
-            await anyio.sleep(0.5)
+            await happens(lambda: len(acknowledged) > 20)
+            is_cut_off = True
             await cut_off(replica)
-            await anyio.sleep(0.1)
             starts.start_soon(start, "missing")
-            await anyio.sleep(0.2)
+            await is_written(lost, run_key(daemon, ids(daemon, homes, on=lost, name="missing")[0]))
             for number, run_id in enumerate(ids(daemon, homes, on=other, name="others")[:10]):
                 with anyio.fail_after(DEADLINE):
                     assert await (await client.start("chain", number, id=run_id)).result() == right(number)
         assert len(said) == 5
-        assert len(acknowledged) > 20
         assert all(f"the server {lost.address} has it, but within " in text for text in said)
         assert all("no replica has confirmed it" in text for text in said)
+        await happens(lambda: f"server {lost.address}" in daemon._beat().impaired)
         impaired = daemon._beat().impaired
-        assert f"server {lost.address}" in impaired
         assert "no replica has confirmed it" in impaired[f"server {lost.address}"]
         assert daemon._store.confirmation is not None
         assert [(one.server, one.missing) for one in daemon._store.confirmation.lacking(0.5)] == [(lost.address, 1)]
@@ -144,8 +177,7 @@ async def test_what_one_servers_replica_lacks_holds_up_its_own_runs_only(
 
 async def test_what_moves_while_it_waits_is_confirmed_where_it_is_then(cluster: EmbeddedCluster) -> None:
     first, second, _ = cluster.nodes[:3]
-    patient = sf.Client(Cluster(cluster.url, patience=2 * DEADLINE), NAMESPACE)
-    async with serving(cluster) as (daemon, _), patient as client:
+    async with serving(cluster) as (daemon, client):
         homes = await homes_of(cluster, daemon)
         names = ids(daemon, homes, on=first, name="moved")
         whole = names[0]
@@ -160,15 +192,11 @@ async def test_what_moves_while_it_waits_is_confirmed_where_it_is_then(cluster: 
         async with anyio.create_task_group() as tasks:
             for run_id in (whole, half):
                 tasks.start_soon(run, run_id)
-                await anyio.sleep(0.3)  # a pipeline each
-            for run_id in (whole, half):
-                assert await first.command("EXISTS", run_key(daemon, run_id)) == 1, "it is written, and not confirmed"
+                await is_written(first, run_key(daemon, run_id))  # by a pipeline of its own
             move = await SlotMove.begin(cluster, slot_of(run_key(daemon, whole)), second)
             assert await move.keys() > 0
             await move.end()
-            with anyio.fail_after(DEADLINE):
-                while whole not in results:  # noqa: ASYNC110
-                    await anyio.sleep(0.01)
+            await happens(lambda: whole in results)
             assert await has(of_second, run_key(daemon, whole))
             move = await SlotMove.begin(cluster, slot_of(run_key(daemon, half)), second)
             assert await move.keys() > 0
@@ -191,32 +219,28 @@ async def test_slots_that_move_under_load_are_confirmed_where_they_are(cluster: 
             for slot in slots[:3]:
                 await move_slot(cluster, slot, second)
             await move_slots_at_once(cluster, 5461, 9000, first)
-            await anyio.sleep(0.3)
+            before = len(load.ended)
+            await happens(lambda: len(load.ended) > before + 30)
         assert not load.wrong
-        assert len(load.ended) > 30
         assert {n: shard.token for n, shard in daemon.owner.shards.items()} == tokens, "nobody has dropped a shard"
         assert daemon._store.confirmation is not None
 
 
 async def test_a_level_that_another_daemon_sets_counts_on_all_servers(cluster: EmbeddedCluster) -> None:
-    async with serving(cluster, durability="") as (daemon, client):
-        assert daemon._store.confirmation is None
+    async with serving(cluster, durability="") as (daemon, client), impatient(cluster) as hasty:
+        assert not level_of(daemon)
         async with serving(cluster):
-            with anyio.fail_after(DEADLINE):
-                while daemon._store.confirmation is None:  # noqa: ASYNC110
-                    await anyio.sleep(0.01)
-        assert str(daemon._store.confirmation.durability) == "replicas:1"
+            await happens(lambda: level_of(daemon) == "replicas:1")
+        assert level_of(daemon) == "replicas:1"
         homes = await homes_of(cluster, daemon)
         replicas = [(await cluster.replicas(node))[0] for node in cluster.nodes[:3]]
         for replica in replicas:
             await cut_off(replica)
         for node in cluster.nodes[:3]:
             with pytest.raises(sf.Unconfirmed, match=node.address):
-                await client.start("chain", 1, id=ids(daemon, homes, on=node, name="a")[0])
+                await hasty.start("chain", 1, id=ids(daemon, homes, on=node, name="a")[0])
         async with serving(cluster, durability="server"):
-            with anyio.fail_after(DEADLINE):
-                while daemon._store.confirmation is not None:  # noqa: ASYNC110
-                    await anyio.sleep(0.01)
+            await happens(lambda: not level_of(daemon))
             for node in cluster.nodes[:3]:
                 assert await ended(client.run(ids(daemon, homes, on=node, name="a")[0], int)) == right(1)
         await follow_again(cluster, *replicas)
