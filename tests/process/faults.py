@@ -19,12 +19,14 @@ from redis.asyncio import Redis, RedisCluster
 
 import streamflow as sf
 from bench.faults import Listening
+from streamflow.daemon.shard import decode_details
 from streamflow.daemon.takeover import fold_entry
 from streamflow.events import StepCompleted, decode_history
 from streamflow.machine.factory import rehydrate
 from streamflow.model.attributes import value_text
 from streamflow.model.record import Header, decode_header
 from streamflow.model.sharding import Partition
+from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys
 from streamflow.views.shard_views import ShardViews
 from tests.process import chaos_flows
@@ -40,6 +42,13 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: fl
         assert time.monotonic() - started < seconds, f"not within {seconds:g} s: {what}"
         await asyncio.sleep(0.02)
     return time.monotonic() - started
+
+
+async def has_reported(client: sf.Client, number: int) -> bool:
+    """Whether a step's heartbeat with this number, or a larger one, is on the server."""
+    keys = [client.keys.shard(shard).details for shard in range((await client.read_namespace()).shards)]
+    stored = await client.store.send([Call.plain("HVALS", key) for key in keys])
+    return any(msgspec.msgpack.decode(decode_details(one)[1]) >= number for found in stored for one in found)
 
 
 class ServingProcess:

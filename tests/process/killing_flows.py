@@ -108,10 +108,12 @@ async def forks(journal: str) -> list[int]:
 
 @app.step
 async def count(journal: str, until: int) -> int:
-    """Continues from what it reported last."""
+    """Continues from what it reported last. Ends when it is released, too."""
     began: int = sf.step_info().details or 0
     note(journal, f"from {began}")
     for number in range(began, until):
+        if released(journal).exists():
+            break
         await asyncio.sleep(0.1)
         sf.heartbeat(number + 1)
     return began

@@ -169,11 +169,11 @@ async def test_a_task_of_a_step_that_holds_the_interpreter_ends_its_daemon(start
     bad = await client.start(calls, "add_up_in_task")
     for number in range(3):
         daemon = await start("daemon") if number else daemon
-        assert await daemon.wait(15) == -signal.SIGPROF
+        assert await daemon.wait(30) == -signal.SIGPROF
         assert daemon.logged("in add_up"), "the traceback"
     await start("daemon")
     with pytest.raises(sf.RunFailed, match=r"WorkerLost.*while it ran step add_up_in_task"):
-        await bad.result(timeout=15)
+        await bad.result(timeout=30)
 
 
 async def test_a_worker_ends_when_a_step_holds_the_interpreter(start: Start, client: sf.Client) -> None:

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 import streamflow as sf
 from streamflow.embedded.server import EmbeddedServer
 from tests.process import killing_flows as flows
-from tests.process.faults import ServingProcess, until
+from tests.process.faults import ServingProcess, has_reported, until
 from tests.process.killing_flows import executions
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -98,14 +98,16 @@ async def test_steps_longer_than_the_grace_begin_again_with_their_details(
     daemons: Daemons, client: sf.Client, journal: Path
 ) -> None:
     old = await daemons.start("--grace", "1", "--dead-after", "5")
-    run = await client.start(flows.counting, str(journal), 50)
+    run = await client.start(flows.counting, str(journal), 10_000)
     await begun(journal, 1)
     await daemons.start("--dead-after", "5")
-    await asyncio.sleep(1.5)
+    await until(lambda: has_reported(client, 10), "what it has counted is on the server")
     old.process.terminate()
     assert await old.wait() == 0
+    await begun(journal, 2)
+    flows.released(journal).touch()
     continued = await run.result(timeout=20)
-    assert continued > 10
+    assert continued >= 10
     assert executions(journal) == {"from 0": 1, f"from {continued}": 1}
 
 
@@ -146,9 +148,9 @@ async def test_a_cancelled_run_stops_its_step_at_the_former_owner(
     async def stopped() -> bool:
         return host.logged("is no longer needed and is stopped")
 
-    await until(stopped, "the host has stopped them", 5)
+    await until(stopped, "the host has stopped them")
     host.process.terminate()
-    assert await host.wait(5.0) == 0, "it waits for no step"
+    assert await host.wait(30.0) == 0, "it waits for no step: they take a minute"
 
 
 async def test_a_last_daemon_returns_what_it_still_runs_in_time(
@@ -163,7 +165,7 @@ async def test_a_last_daemon_returns_what_it_still_runs_in_time(
     assert last.logged("drained")
     await daemons.start()
     continued = await run.result(timeout=20)
-    assert continued > 40
+    assert continued > 30, "six seconds, less what the machine does besides"
     assert "WorkerLost" not in str([event async for _, event in run.events()])
 
 

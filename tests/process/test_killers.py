@@ -14,7 +14,7 @@ from streamflow.embedded.server import EmbeddedServer
 from streamflow.loops import wait_until
 from streamflow.steps.executor import FORKED
 from tests.process import killing_flows as flows
-from tests.process.faults import ServingProcess, until
+from tests.process.faults import ServingProcess, has_reported, until
 from tests.process.killing_flows import executions
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
@@ -208,10 +208,12 @@ async def test_a_copy_of_the_daemon_that_a_step_forks_ends_with_it(
 async def test_what_a_step_has_reported_survives_its_daemon(fleet: Fleet, client: sf.Client, journal: Path) -> None:
     first = fleet.start(*DAEMON)
     await ready(client)
-    run = await client.start(flows.counting, str(journal), 40)
-    await asyncio.sleep(3.0)
+    run = await client.start(flows.counting, str(journal), 10_000)
+    await until(lambda: has_reported(client, 6), "what it has counted is on the server")
     first.process.kill()
     fleet.start(*DAEMON)
+    await until_all(journal, 2)
+    flows.released(journal).touch()
     began = await run.result(timeout=30)
     assert began > 5
     assert executions(journal) == {"from 0": 1, f"from {began}": 1}

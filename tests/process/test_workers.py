@@ -113,7 +113,7 @@ async def test_a_step_of_a_killed_worker_runs_again_with_its_heartbeat_details(
     async with daemon(embedded_server, namespace) as client:
         run = await client.start(flows.waits, str(file))
         assert await begun(file) == {victim.pid}
-        await asyncio.sleep(0.5)  # a heartbeat every quarter of a second carries the step's details
+        await until(lambda: _details_are_stored(client), "a heartbeat has carried the step's details")
         victim.send(signal.SIGKILL)
         assert await victim.wait() == -signal.SIGKILL
         other = start_worker()
@@ -207,6 +207,12 @@ async def test_a_paused_worker_is_considered_dead_and_its_late_outcome_dropped(
         assert (lost.failure.kind, f"-{paused.pid}-" in lost.failure.message) == ("WorkerLost", True)
         assert [event.attempt for event in await events_of(run, StepCompleted)] == [2]
         assert not paused.logged("Traceback")
+
+
+async def _details_are_stored(client: sf.Client) -> bool:
+    keys = [client.keys.queue("gpu", number).details for number in range((await client.read_namespace()).shards)]
+    stored = await client.store.send([Call.plain("HKEYS", key) for key in keys])
+    return any(set(found) - {b"clock"} for found in stored)
 
 
 async def _logged(worker: ServingProcess, text: str) -> bool:
