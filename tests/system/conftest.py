@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pytest
 
 import streamflow as sf
+from streamflow.client import waiting
 from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.server import EmbeddedServer
 from tests.support.secure import Certificates
@@ -31,6 +32,12 @@ class Serve(Protocol):
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def without_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client waits for, it learns by notifications only."""
+    monkeypatch.setattr(waiting, "SWEEP_SECONDS", 3600.0)
 
 
 @pytest.fixture
