@@ -94,21 +94,28 @@ async def client(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterat
         yield client
 
 
+@asynccontextmanager
+async def running_worker(
+    app: sf.App, server: EmbeddedServer, namespace: str, *queues: str, crash: bool = False, **settings: Any
+) -> AsyncGenerator[Worker, None]:
+    """A worker in this process that is ready. Queues, and what leaving does, as in `Work`."""
+    chosen: dict[str, Any] = FAST | {"concurrency": 4, "worker_timeout": 0.6} | settings
+    worker = Worker(app, Settings(redis=server.url, namespace=namespace, **chosen), queues or ("gpu",))
+    async with anyio.create_task_group() as workers:
+        workers.start_soon(worker.run)
+        with anyio.fail_after(DEADLINE):
+            await worker.ready.wait()
+        yield worker
+        if crash:
+            workers.cancel_scope.cancel()
+        else:
+            worker.stop()
+
+
 @pytest.fixture
 def work(embedded_server: EmbeddedServer, namespace: str) -> Work:
-    @asynccontextmanager
-    async def work(app: sf.App, *queues: str, crash: bool = False, **settings: Any) -> AsyncGenerator[Worker, None]:
-        chosen: dict[str, Any] = FAST | {"concurrency": 4, "worker_timeout": 0.6} | settings
-        worker = Worker(app, Settings(redis=embedded_server.url, namespace=namespace, **chosen), queues or ("gpu",))
-        async with anyio.create_task_group() as workers:
-            workers.start_soon(worker.run)
-            with anyio.fail_after(DEADLINE):
-                await worker.ready.wait()
-            yield worker
-            if crash:
-                workers.cancel_scope.cancel()
-            else:
-                worker.stop()
+    def work(app: sf.App, *queues: str, crash: bool = False, **settings: Any) -> AbstractAsyncContextManager[Worker]:
+        return running_worker(app, embedded_server, namespace, *queues, crash=crash, **settings)
 
     return work
 

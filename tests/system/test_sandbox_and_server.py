@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -23,10 +24,12 @@ import pytest
 
 import streamflow as sf
 import streamflow.testing as sft
+from streamflow.embedded.server import EmbeddedServer
 from streamflow.events import DECISIONS, ENDINGS, AnyEvent, RunContinued
+from tests.conftest import clean_keys
 from tests.support.scenarios import SCENARIOS, Play, app
+from tests.support.serving import running_daemon, running_worker
 from tests.support.waiting import until
-from tests.system.conftest import Serve, Work
 
 pytestmark = pytest.mark.anyio
 
@@ -34,6 +37,9 @@ PATIENCE = 0.05
 APART = 0.2
 """Seconds: well below `T`, so that timers that are due one after the other are compared, and outcomes of steps not."""
 EARLY, LATE = 0.02, 5.0
+PLAYS = 3
+"""How often a scenario is played on a server, at most, if the machine pauses meanwhile: then other timers are due first
+than those that were set first, and what follows is another story."""
 
 
 class InSandbox:
@@ -53,8 +59,8 @@ class InSandbox:
 class OnServer:
     """`daemon` has the daemon that runs now."""
 
-    def __init__(self, serve: Serve, daemon: AsyncExitStack, client: sf.Client) -> None:
-        self._serve = serve
+    def __init__(self, server: EmbeddedServer, daemon: AsyncExitStack, client: sf.Client) -> None:
+        self._server = server
         self._daemon = daemon
         self.client = client
 
@@ -66,19 +72,64 @@ class OnServer:
 
     async def deploy(self, app: sf.App) -> None:
         await self._daemon.aclose()
-        await self._daemon.enter_async_context(self._serve(app))
+        await self._daemon.enter_async_context(
+            running_daemon(app, self._server, self.client.namespace, crash=False),
+        )
 
 
 @asynccontextmanager
-async def on_server(serve: Serve, work: Work, *, worker: bool) -> AsyncGenerator[OnServer]:
+async def on_server(server: EmbeddedServer, namespace: str, *, worker: bool) -> AsyncGenerator[OnServer]:
     async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(sf.connect(server.url, namespace=namespace))
         if worker:
-            async with serve(app):  # creates the namespace
+            async with running_daemon(app, server, namespace, crash=False):  # creates the namespace
                 pass
-            await stack.enter_async_context(work(app, "gpu"))
-        daemon = await stack.enter_async_context(AsyncExitStack())
-        client, _ = await daemon.enter_async_context(serve(app))
-        yield OnServer(serve, daemon, client)
+            await stack.enter_async_context(running_worker(app, server, namespace, "gpu"))
+        stage = OnServer(server, await stack.enter_async_context(AsyncExitStack()), client)
+        await stage.deploy(app)
+        yield stage
+
+
+@asynccontextmanager
+async def watched() -> AsyncGenerator[list[float]]:
+    """Gives the seconds of each pause in which this process had no turn, of those that make a difference."""
+    pauses: list[float] = []
+
+    async def watch() -> None:
+        while True:
+            due = time.monotonic() + 0.01
+            await asyncio.sleep(0.01)
+            if (late := time.monotonic() - due) > APART:
+                pauses.append(late)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield pauses
+        await asyncio.sleep(0.02)  # also of one in the last moment
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+
+async def played(play: Play, server: EmbeddedServer, namespace: str) -> tuple[Any, dict[str, Seen]]:
+    async with on_server(server, namespace, worker=play is SCENARIOS["steps_of_queues"]) as stage:
+        async with asyncio.timeout(60):  # not a scope of anyio, in which no daemon could be replaced
+            result = alike(await play(stage))
+        return result, await seen(stage.client)
+
+
+async def played_without_a_pause(play: Play, server: EmbeddedServer, namespace: str) -> tuple[Any, dict[str, Seen]]:
+    """The last time also with one."""
+    for number in range(1, PLAYS):
+        name = namespace if number == 1 else f"{namespace}-{number}"
+        async with watched() as pauses:
+            [outcome] = await asyncio.gather(played(play, server, name), return_exceptions=True)
+        if not pauses:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+    return await played(play, server, f"{namespace}-{PLAYS}")
 
 
 class Seen(msgspec.Struct):
@@ -162,14 +213,16 @@ def compare_times(sandbox: Seen, server: Seen) -> None:
 
 
 @pytest.mark.parametrize("play", SCENARIOS.values(), ids=SCENARIOS)
-async def test_a_server_does_what_the_sandbox_does(play: Play, serve: Serve, work: Work) -> None:
+async def test_a_server_does_what_the_sandbox_does(play: Play, embedded_server: EmbeddedServer, namespace: str) -> None:
     async with sft.Sandbox(app, patience=PATIENCE) as sandbox:
         expected = alike(await play(InSandbox(sandbox)))
         runs = await seen(sandbox)
-    async with on_server(serve, work, worker=play is SCENARIOS["steps_of_queues"]) as stage:
-        async with asyncio.timeout(60):  # not a scope of anyio, in which no daemon could be replaced
-            assert alike(await play(stage)) == expected
-        found = await seen(stage.client)
+    try:
+        result, found = await played_without_a_pause(play, embedded_server, namespace)
+    finally:
+        for number in range(2, PLAYS + 1):
+            await clean_keys(embedded_server.url, f"{namespace}-{number}")
+    assert result == expected
     assert found.keys() == runs.keys()
     for run_id, run in runs.items():
         assert found[run_id].description == run.description
