@@ -234,7 +234,7 @@ def next_header(header: bytes, status: str, commit: str) -> bytes:
     return msgspec.structs.replace(old, status=status, version=old.version + 1, commit=commit, ended=ended).encode()
 
 
-async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 15.0) -> None:
     """For what only the server knows, such as a client that is blocked: ask again until it is so."""
     deadline = time.monotonic() + seconds
     while not await condition():

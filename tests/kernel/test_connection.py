@@ -81,7 +81,7 @@ async def test_a_server_that_is_down_is_reported_in_bounded_time_with_what_to_do
     started = time.monotonic()
     with pytest.raises(StoreUnavailable, match=r"Is the server running\? `streamflow dev` starts one") as caught:
         await store.one(Call.plain("PING"))
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 6
     assert f"127.0.0.1:{port}" in str(caught.value)
     assert "s3cret" not in str(caught.value)
     await store.close()
@@ -443,17 +443,18 @@ async def test_an_urgent_call_that_was_given_up_fails_without_a_report() -> None
     """asyncio reports an exception that nobody has read when its task is collected."""
     reported: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
-    closing, closed = anyio.Event(), anyio.Event()
+    closing, closed, calling = anyio.Event(), anyio.Event(), anyio.CancelScope()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
+        calling.cancel()
         await closing.wait()
         writer.close()
         closed.set()
 
     listening = Listening(silent)
     store = Node(f"redis://127.0.0.1:{await listening.start()}")
-    with anyio.move_on_after(0.1):
+    with calling:
         await store.send([Call.plain("PING")], urgent=True)
     closing.set()
     with anyio.fail_after(10):

@@ -51,10 +51,18 @@ def test_a_report_is_read_as_it_was_written_last() -> None:
     assert read_all() == []
 
 
-def test_an_old_report_is_a_problem() -> None:
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> float:
+    """The monotonic clock, which stands still: what is said in seconds doesn't depend on how long a test takes."""
+    at = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: at)
+    return at
+
+
+def test_an_old_report_is_a_problem(now: float) -> None:
     file = HealthFile("host-1-ab")
     try:
-        file.write(report(at=time.monotonic() - 60))
+        file.write(report(at=now - 60))
         [read] = read_all()
         assert not read.healthy
         assert read.problems[0].startswith("no report for 60 s")
@@ -147,19 +155,19 @@ def test_a_daemon_knows_its_ownership_and_its_server(monkeypatch: pytest.MonkeyP
     ]
 
 
-def test_what_the_server_causes_is_kept_apart_from_the_process() -> None:
+def test_what_the_server_causes_is_kept_apart_from_the_process(now: float) -> None:
     import logging
 
     executor = StepExecutor(1, 1, lambda *_: None)
     loops = Supervisor(logging.getLogger("streamflow.test"))
     away = False
     written = HealthReport("daemon", "host-1-ab", "shop", executor, loops, lambda: ["silent"], is_away=lambda: away)
-    loops._last["relay"] = (time.monotonic(), "StoreUnavailable: no answer")
-    loops._last["rollup"] = (time.monotonic(), "ValueError: boom")
+    loops._last["relay"] = (now, "StoreUnavailable: no answer")
+    loops._last["rollup"] = (now, "ValueError: boom")
     loops.unserved.add("relay")
     for name in ("details of steps", HEARTBEATS):
         loops._turns[name] = turn = _Turn()
-        turn.began, turn.limit = time.monotonic() - 130.0, TURN
+        turn.began, turn.limit = now - 130.0, TURN
     fails, waits, beats = (
         "the loop 'rollup' fails: ValueError: boom",
         "the loop 'details of steps' hangs: its turn has taken 130 s",
@@ -190,16 +198,16 @@ def test_only_what_a_restart_helps_against_counts_for_liveness() -> None:
         file.close()
 
 
-def test_loops_threads_and_the_event_loop_are_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loops_threads_and_the_event_loop_are_in_the_report(monkeypatch: pytest.MonkeyPatch, now: float) -> None:
     import logging
 
     executor = StepExecutor(1, 1, lambda *_: None)
     loops = Supervisor(logging.getLogger("streamflow.test"))
     written = HealthReport("worker", "host-1-ab", "default", executor, loops, lambda: ["its own"])
     assert written.health("").outside == ["its own"]
-    loops._last["reader"] = (time.monotonic(), "ValueError: boom")
+    loops._last["reader"] = (now, "ValueError: boom")
     loops._turns["expired claims"] = turn = _Turn()
-    turn.began, turn.limit = time.monotonic() - 130.0, TURN
+    turn.began, turn.limit = now - 130.0, TURN
     executor.hung = 3
     health = written.health("step s of run r")
     assert health.problems == [
@@ -217,13 +225,13 @@ def test_loops_threads_and_the_event_loop_are_in_the_report(monkeypatch: pytest.
     executor.close()
 
 
-def test_decisions_that_wait_for_replicas_are_a_warning() -> None:
+def test_decisions_that_wait_for_replicas_are_a_warning(now: float) -> None:
     store = FakeStore()
     confirmation = store.confirmation = Confirmation(store, KERNEL, Durability(2))  # type: ignore[arg-type]
     own = Ownership(Settings(), Owning(), Member(), Troubles(), store)  # type: ignore[arg-type]
     assert own.warnings() == []
     waits = confirmation._waits(0)
-    waits._since, waits.count = time.monotonic() - 7, 1
+    waits._since, waits.count = now - 7, 1
     [warning] = own.warnings()
     assert warning.startswith(
         "nothing was confirmed for 7 s (durability replicas:2): only 1 of 2 replicas has confirmed it, so decisions"

@@ -187,9 +187,15 @@ class Bench:
 
     async def owner_has_nothing_to_do(self) -> None:
         """Everything that was ready is looked at."""
-        with anyio.move_on_after(0.02):
+
+        async def loop() -> None:
             while True:
                 await self.owner.process(await self.owner.run_once())
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(loop)
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
 
     async def take_in(self, *messages: Any) -> None:
         put(self.shard, *messages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -363,9 +364,10 @@ async def test_ten_thousand_attempts_that_wait_are_cancelled_in_a_moment() -> No
     async with bench(concurrency=1) as it:
         for number in range(10_000):
             it.submit(gate.wait, "", seq=number)
-        with anyio.fail_after(2):
-            it.executor.cancel_where(lambda running: running.job.seq > 0)
-            await anyio.lowlevel.checkpoint()
+        began = time.thread_time()  # not the time of a machine that does something else
+        it.executor.cancel_where(lambda running: running.job.seq > 0)
+        await anyio.lowlevel.checkpoint()
+        assert time.thread_time() - began < 2
         assert (it.executor.running, it.executor.waiting) == (1, 0)
 
 
@@ -520,8 +522,9 @@ async def test_runs_take_turns_when_slots_are_short() -> None:
         assert gate.begun == ["a1", "b1", "a2", "a3"]
 
 
-async def test_a_turn_lasts_for_some_steps_that_end_at_once() -> None:
+async def test_a_turn_lasts_for_some_steps_that_end_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outcomes of one run that come together make one transition: steps by turns would make one each."""
+    monkeypatch.setattr("streamflow.steps.executor.TURN_SECONDS", 60.0)  # of a machine of any speed
     begun: list[str] = []
     local = sf.App()
 

@@ -118,8 +118,10 @@ async def test_a_plain_step_is_noted_with_its_thread_until_it_returns() -> None:
 
     async with bench() as it:
         note = Noting(it)
-        for seq in (1, 2, 3):  # the last one finds no place, and runs all the same
+        for seq in (1, 2):
             it.submit(waits, seq=seq)
+        await wait_until(lambda: len(threads) == 2, 0.001)
+        it.submit(waits, seq=3)  # finds no place, and runs all the same
         await wait_until(lambda: len(threads) == 3, 0.001)
         assert sorted(seq for _, seq, _ in note.in_threads) == [1, 2]
         assert {thread for thread, _, _ in note.in_threads} < set(threads)

@@ -273,7 +273,9 @@ async def test_code_that_catches_each_interruption_ends_all_the_same(catches: Ca
     watch = watching(interrupt_steps=0.2)
     try:
         kind, message, _ = fails(await outcome_of(step, watch))
-        await asyncio.sleep(0.1)
+        over = time.monotonic() + 10
+        while sys.gettrace() is not trace and time.monotonic() < over:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         traced.append(sys.gettrace())
     finally:
         sys.settrace(before)
@@ -319,15 +321,27 @@ async def test_an_error_that_loops_while_it_is_shown_ends_its_step() -> None:
 
 async def test_steps_that_take_turns_are_not_interrupted() -> None:
     """However late the loop is because of them all."""
+    longest = 0.0
 
     @app.step(name="many")
     async def many() -> None:
         async def part() -> None:
-            time.sleep(0.15)  # noqa: ASYNC251
+            nonlocal longest
+            began = time.monotonic()
+            try:
+                time.sleep(0.15)  # noqa: ASYNC251
+            finally:
+                longest = max(longest, time.monotonic() - began)
 
         await asyncio.gather(*(part() for _ in range(6)))
 
-    await succeed(many, watching(interrupt_steps=0.5))
+    outcome = await outcome_of(many, watching(interrupt_steps=0.5))
+    for _ in range(4):
+        if longest < 0.4:
+            break
+        longest = 0.0  # the machine has paused, and one of them did block
+        outcome = await outcome_of(many, watching(interrupt_steps=0.5))
+    assert outcome.failure is None
 
 
 async def test_a_task_that_outlives_its_step_is_interrupted_alone(logged: Logged) -> None:
@@ -383,7 +397,7 @@ async def test_code_that_belongs_to_no_step_is_left_alone(logged: Logged) -> Non
     try:
         await asyncio.sleep(0.05)
         end = time.monotonic() + 0.6
-        while time.monotonic() < end:
+        while (now := time.monotonic()) < end or (not logged.lines and now < end + 10):
             pass
     finally:
         watch.stop()
