@@ -252,13 +252,13 @@ async def test_the_late_result_of_a_thread_is_dropped(serve: Serve) -> None:
     app = sf.App()
     release = threading.Event()
 
-    @app.step(timeout=0.05, retry=QUICK)
+    @app.step(timeout=0.05, retry=sf.Retry(attempts=100, initial=0.01, factor=1.0))
     def slow_at_first() -> str:
         if sf.step_info().attempt == 1:
             release.wait(DEADLINE)
             return "the first"
         release.set()
-        return "the second"
+        return "a later one"
 
     @app.workflow
     async def flow() -> str:
@@ -266,9 +266,9 @@ async def test_the_late_result_of_a_thread_is_dropped(serve: Serve) -> None:
 
     async with serve(app) as client:
         run = await client.start(flow)
-        assert await run.result(10) == "the second"
-        completed = [event for event in await events_of(run) if isinstance(event, StepCompleted)]
-        assert [event.attempt for event in completed] == [2]
+        assert await run.result(10) == "a later one"
+        [completed] = [event for event in await events_of(run) if isinstance(event, StepCompleted)]
+        assert completed.attempt > 1, "the second, unless the machine is busy"
 
 
 async def test_one_call_can_have_options_of_its_own(serve: Serve) -> None:

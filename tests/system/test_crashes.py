@@ -210,7 +210,7 @@ async def test_concurrency_inside_a_run(serve: Serve) -> None:
     deaths = await live_on(serve, app, run)
     assert deaths >= 8, "the owner died between the transitions"
     expected = [[2, 4], [0, 2, 4, 6, 8], 20, "late", 200, 400]
-    assert await run.result(1) == expected
+    assert await run.result(DEADLINE) == expected
 
 
 async def test_a_saga_is_undone_once_and_in_reverse(serve: Serve) -> None:
@@ -218,7 +218,7 @@ async def test_a_saga_is_undone_once_and_in_reverse(serve: Serve) -> None:
     run = await started(serve, "trip")
     assert await live_on(serve, app, run) >= 5
     with pytest.raises(sf.RunFailed, match="no money"):
-        await run.result(1)
+        await run.result(DEADLINE)
     assert list(log) == ["flight booked", "hotel booked", "hotel cancelled", "flight cancelled"]
 
 
@@ -230,7 +230,7 @@ async def test_a_cancelled_run_cleans_up(serve: Serve) -> None:
     await run.cancel("enough")
     assert await live_on(serve, app, run) >= 3
     with pytest.raises(sf.RunCancelled, match="enough"):
-        await run.result(1)
+        await run.result(DEADLINE)
     assert log["clean 1"] >= 1
     assert log["clean 2"] >= 1
     assert (await names_of(run))[-1] == "RunCancelled"
@@ -239,10 +239,10 @@ async def test_a_cancelled_run_cleans_up(serve: Serve) -> None:
 async def test_children_and_what_happens_to_them_at_the_end(serve: Serve, client: sf.Client) -> None:
     run = await started(serve, "family")
     await live_on(serve, app, run)
-    result, failure = await run.result(1)
+    result, failure = await run.result(DEADLINE)
     assert result == 2
     assert failure.endswith("ValueError: no way")
-    assert (await client.run("waited-for", int).result(1)) == 6
+    assert (await client.run("waited-for", int).result(DEADLINE)) == 6
     abandoned = client.run("abandoned")
     await abandoned.signal("go", "still here")
     async with serve(app):
@@ -261,7 +261,7 @@ async def test_a_run_that_continues_as_new(serve: Serve, client: sf.Client) -> N
 
         asking.start_soon(ask)
         assert await live_on(serve, app, run) >= 6
-    assert await run.result(1) == 30
+    assert await run.result(DEADLINE) == 30
     assert answers == [30]
     assert await run.read("total") == 30
     assert [found.id for found in await client.runs(attributes={"level": 20})] == [run.id]
@@ -272,7 +272,7 @@ async def test_steps_of_a_queue(serve: Serve, work: Work) -> None:
     run = await started(serve, "through_a_queue")
     async with work(app, "gpu") as worker:
         assert await live_on(serve, app, run) >= 4, "outcomes that come while nobody owns the shard are one transition"
-        assert await run.result(1) == [[0, 1, 2, 3, 2], [0, 2, 4], 10]
+        assert await run.result(DEADLINE) == [[0, 1, 2, 3, 2], [0, 2, 4], 10]
 
         async def stopped() -> bool:
             return worker.claims.running == 0
@@ -284,7 +284,7 @@ async def test_steps_of_a_queue(serve: Serve, work: Work) -> None:
 async def test_a_reducer(serve: Serve) -> None:
     run = await started(serve, "machine", 3)
     assert await live_on(serve, app, run) >= 4
-    assert await run.result(1) == 3 * 2**4
+    assert await run.result(DEADLINE) == 3 * 2**4
 
 
 async def started(serve: Serve, workflow: str, *args: Any) -> sf.Run[Any]:

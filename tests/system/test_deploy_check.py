@@ -84,7 +84,11 @@ async def test_runs_that_wait_are_stuck_from_the_deploy_on(
         assert await runs[0].result(10) == ["pack", "now"]
         await runs[1].signal("go", "later")
         assert await runs[1].result(10) == ["pack", "later"]
-        assert [run.reason for run in await client.runs(workflow="flow")] == [""] * 20
+
+        async def none_is_stuck() -> bool:
+            return [run.reason for run in await client.runs(workflow="flow")] == [""] * 20
+
+        await until(none_is_stuck)
         assert (await runs[2].describe()).reason == ""
 
 

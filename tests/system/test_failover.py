@@ -16,7 +16,7 @@ from streamflow.settings import Settings
 from streamflow.worker.worker import Worker
 from tests.support.lines import line_to, port_of
 from tests.support.serving import FAST
-from tests.support.waiting import DEADLINE, happened
+from tests.support.waiting import DEADLINE, happened, until
 
 pytestmark = pytest.mark.anyio
 
@@ -84,7 +84,11 @@ async def test_daemon_worker_and_clients_go_on_at_the_new_primary() -> None:
             while not results:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
         assert results == [12]
-        connected: list[dict[str, str]] = await tell(former.url, "CLIENT LIST")
-        assert len([one for one in connected if one["flags"] != "M"]) == 1, "only the connection that asks"
+
+        async def only_who_asks_is_connected() -> bool:
+            connected: list[dict[str, str]] = await tell(former.url, "CLIENT LIST")
+            return len([one for one in connected if one["flags"] != "M"]) == 1
+
+        await until(only_who_asks_is_connected)
         daemon.stop()
         worker.stop()

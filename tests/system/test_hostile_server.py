@@ -147,9 +147,11 @@ async def test_a_namespace_whose_data_are_gone_begins_again(
         assert set(await client.workflows()) == {"child", "naps", "waits"}
         again = await client.start(naps, "queue", id="lost")
         assert await again.result(DEADLINE) == "queued"
-        assert await client.store.one(Call.plain("HKEYS", client.keys.queues)) == [b"gpu"], (
-            "the queues are listed again"
-        )
+
+        async def queues_are_listed_again() -> bool:
+            return await client.store.one(Call.plain("HKEYS", client.keys.queues)) == [b"gpu"]
+
+        await until(queues_are_listed_again)
         found = await client.store.one(Call.plain("HGET", client.keys.meta, "identity"))
         assert daemon.owner._namespace.identity == found.decode(), "notifications prove that they are of these data"
 

@@ -170,9 +170,14 @@ async def test_what_was_forgotten_before_it_is_read_is_gone_with_its_size(serve:
 async def test_a_new_generation_leaves_only_sizes_of_the_one_before(serve: Serve) -> None:
     async with serve(app, shards=1) as (client, _):
         run = await client.start(generations, text("a"), 2)
-        for mark in "bcd":
+        for number, mark in enumerate("bcd"):
             await run.signal("extra", text(mark))
-            await asyncio.sleep(0.05)
+
+            async def is_taken(number: int = number) -> bool:
+                kinds = [line.event for line in await log_lines(client)]
+                return sum(isinstance(event, events.SignalReceived) for event in kinds) > number
+
+            await until(is_taken)
         await run.result(10)
         found = await joined(client, await log_lines(client))
         sizes = [

@@ -193,7 +193,7 @@ async def test_a_worker_whose_threads_hang_leaves_the_work_to_others(serve: Serv
     hanging, go = sf.App(), threading.Event()
     begun: list[int] = []
 
-    @hanging.step(queue="gpu", retry=sf.Retry(attempts=3, initial=0.0), timeout=0.1)
+    @hanging.step(queue="gpu", retry=sf.Retry(attempts=3, initial=0.0), timeout=1.0)
     def hangs() -> int:
         begun.append(sf.step_info().attempt)
         if len(begun) == 1:

@@ -53,8 +53,8 @@ def url_of(certificates: Certificates, port: int, *, ca: str = "ca", client: str
     return f"rediss://:s3cret@127.0.0.1:{port}?{trusted}{files if client else ''}{more}".rstrip("?&")
 
 
-async def ping(url: str) -> Any:
-    store = Node(url.replace(":s3cret@", ""), patience=0.3)
+async def ping(url: str, patience: float = 10.0) -> Any:
+    store = Node(url.replace(":s3cret@", ""), patience=patience)
     try:
         return await store.one(Call.plain("ECHO", "hello"))
     finally:
@@ -63,7 +63,7 @@ async def ping(url: str) -> Any:
 
 async def refusal(url: str) -> str:
     with pytest.raises(sf.StoreUnavailable) as caught:
-        await ping(url)
+        await ping(url, patience=0.3)
     return str(caught.value)
 
 
@@ -130,10 +130,10 @@ def test_files_that_cannot_be_used_are_refused_before_anything_is_sent(certifica
 async def test_renewed_files_are_used_from_the_next_connection_on(certificates: Certificates, ports: Ports) -> None:
     for kind in ("pem", "key"):
         certificates.path(f"renewed.{kind}").write_bytes(certificates.path(f"stranger.{kind}").read_bytes())
-    store = Node(url_of(certificates, ports.tls["demanding"], client="renewed").replace(":s3cret@", ""), patience=0.3)
+    store = Node(url_of(certificates, ports.tls["demanding"], client="renewed").replace(":s3cret@", ""))
     try:
         with pytest.raises(sf.StoreUnavailable):
-            await store.one(Call.plain("PING"))
+            await store.send([Call.plain("PING")], patience=0.3)
         for kind in ("pem", "key"):
             path = certificates.path(f"renewed.{kind}")
             path.write_bytes(certificates.path(f"client.{kind}").read_bytes())

@@ -19,7 +19,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 import streamflow as sf
 import streamflow.testing as sft
 from streamflow.embedded.server import EmbeddedServer
-from streamflow.events import SignalReceived, StepScheduled
+from streamflow.events import SignalReceived, StepCompleted, StepScheduled
 from streamflow.logs import RunFilter
 from streamflow.model.record import decode_header
 from tests.support.waiting import happened
@@ -175,7 +175,7 @@ async def sends(target: str) -> None:
 async def test_another_daemon_continues_the_trace_and_ends_its_span_once(spans: Spans, serve: Serve) -> None:
     async with serve(app, crash=True) as (client, _):
         run = await client.start(waits)
-        await happened(run, StepScheduled)
+        await happened(run, StepCompleted)
         await run.signal("go", 3)
         await happened(run, SignalReceived)
     assert spans.named("run waits") == []
