@@ -30,8 +30,11 @@ from streamflow.embedded.server import LOOPBACK, EmbeddedServer, find_server
 from streamflow.errors import StoreError, StoreUnavailable, UsageError
 
 SLOTS = 16_384
-ANSWER_SECONDS = 1.0
-"""Within so many seconds a node has to answer a question."""
+ANSWER_SECONDS, ASKED = 1.0, 2
+"""Within so many seconds a node has to answer when all are asked, so often: one that is frozen holds up nobody for
+long, and a machine that pauses once makes none look dead."""
+COMMAND_SECONDS = 10.0
+"""Within so many a command has to be answered."""
 
 _PORTS = range(20_000, 32_000)
 _PORT_ATTEMPTS = 10
@@ -103,17 +106,18 @@ class ClusterNode:
 
     async def command(self, *words: object) -> Any:
         """The reply to one command, texts as `str`. Raises `StoreError` for an error, and `StoreUnavailable` when
-        nothing is answered within `ANSWER_SECONDS`."""
+        nothing is answered within `COMMAND_SECONDS`."""
         (reply,) = await self.commands([words])
         return reply
 
-    async def commands(self, commands: Sequence[Sequence[object]]) -> list[Any]:
-        """The replies to several, in one pipeline; raises what `command` does, for the first error."""
+    async def commands(self, commands: Sequence[Sequence[object]], seconds: float = COMMAND_SECONDS) -> list[Any]:
+        """The replies to several, in one pipeline, within so many seconds; raises what `command` does, for the first
+        error."""
         sent = [("AUTH", self._password), *commands] if self._password else [*commands]
         reader = hiredis.Reader(encoding="utf-8", errors="replace")
         replies: list[Any] = []
         try:
-            with anyio.fail_after(ANSWER_SECONDS):
+            with anyio.fail_after(seconds):
                 async with await anyio.connect_tcp(self.host, self.port) as stream:
                     await stream.send(b"".join(_packed(words) for words in sent))
                     while len(replies) < len(sent):
@@ -410,11 +414,14 @@ async def _reports(nodes: Sequence[ClusterNode]) -> dict[ClusterNode, _Report]:
     found: dict[ClusterNode, _Report] = {}
 
     async def ask(node: ClusterNode) -> None:
-        try:
-            seen, cluster, replication = await node.commands(
-                [["CLUSTER", "NODES"], ["CLUSTER", "INFO"], ["INFO", "replication"]]
-            )
-        except StoreError:
+        questions = [["CLUSTER", "NODES"], ["CLUSTER", "INFO"], ["INFO", "replication"]]
+        for _ in range(ASKED):
+            try:
+                seen, cluster, replication = await node.commands(questions, ANSWER_SECONDS)
+            except StoreError:
+                continue
+            break
+        else:
             return
         views = _views(seen)
         own = next(view for view in views.values() if "myself" in view.flags)
