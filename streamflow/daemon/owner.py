@@ -72,7 +72,7 @@ DUE_SHARDS = 64
 LEAST = 16 * 1024
 """Bytes of records that are read from a shard at once at least, however many shards are read."""
 LONGEST_TURN = 0.005
-"""Seconds of replays after which the event loop gets its turn."""
+"""Seconds of replays, decisions and what follows from them, after which the event loop gets its turn."""
 RESULTS_PART = 4
 """Results that wait for their commits may take one of so many parts of the memory, before no more steps are started."""
 LEAST_WAITING = 64
@@ -106,6 +106,19 @@ def _describe(job: StepJob, live: LiveRun) -> None:
 def generation_began(history: list[Transition]) -> int:
     """When (ms) the run has continued as new, if this is the history since then, else 0."""
     return next((history[0].at for event in history[0].events if isinstance(event, RunContinued)), 0) if history else 0
+
+
+class _Turn:
+    """A turn of the event loop that may be long."""
+
+    def __init__(self) -> None:
+        self._ends = time.monotonic() + LONGEST_TURN
+
+    async def may_end(self) -> None:
+        """Let the others go on if it was long enough. Shards may be dropped meanwhile."""
+        if time.monotonic() > self._ends:
+            await asyncio.sleep(0)
+            self._ends = time.monotonic() + LONGEST_TURN
 
 
 def _ignore() -> None:
@@ -529,10 +542,11 @@ class Owner:
                 await self.careful.mark(batches[0])
             await self._load(batches)
             at = self._clock.now_ms()
-            calls: list[Call[Committed]] = []
-            committing: list[ShardBatch] = []
+            committing: list[tuple[ShardBatch, Call[Committed]]] = []
             size = 0
+            turn = _Turn()
             for batch in batches:
+                await turn.may_end()
                 if batch.shard.dropped:
                     continue
                 try:
@@ -546,15 +560,13 @@ class Owner:
                 except Exception as error:
                     self._defect(batch.shard, error)
                     continue
-                batch.is_sent = True
-                committing.append(batch)
-                calls.append(call)
+                committing.append((batch, call))
                 size += batch.size
                 if size >= BYTES:  # one pipeline doesn't take much more
-                    await self._commit(committing, calls)
-                    calls, committing, size = [], [], 0
-            if calls:
-                await self._commit(committing, calls)
+                    await self._commit(committing)
+                    committing, size = [], 0
+            if committing:
+                await self._commit(committing)
         except Exception as error:  # it isn't known which shard is to blame
             for batch in batches:
                 self._defect(batch.shard, error)
@@ -582,12 +594,23 @@ class Owner:
             self._troubles.failed(shard_name(shard.number), DEFECT, error, stops=True)
             self.drop(shard)
 
-    async def _commit(self, batches: list[ShardBatch], calls: list[Call[Committed]]) -> None:
+    async def _commit(self, decided: list[tuple[ShardBatch, Call[Committed]]]) -> None:
+        batches: list[ShardBatch] = []
+        calls: list[Call[Committed]] = []
+        for batch, call in decided:
+            if not batch.shard.dropped:  # while others decided
+                batch.is_sent = True
+                batches.append(batch)
+                calls.append(call)
+        if not calls:
+            return
         began = time.monotonic()
         answers = await self._store.send(calls, patience=math.inf, same_history=True, confirmed=True)
         if self.on_committed is not None:
             self.on_committed(batches, answers, began)
+        turn = _Turn()
         for batch, answer in zip(batches, answers, strict=True):
+            await turn.may_end()
             try:
                 self._answered(batch, answer)
             except Exception as error:

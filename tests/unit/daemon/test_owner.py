@@ -311,6 +311,37 @@ async def test_a_shard_that_is_lost_during_a_replay_keeps_nothing_of_it(monkeypa
     assert len(bench.commits) == commits
 
 
+async def test_between_the_decisions_of_shards_others_have_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And between those of what follows. A shard that is lost then commits nothing."""
+    monkeypatch.setattr("streamflow.daemon.owner.LONGEST_TURN", 0.0)
+    bench = Bench()
+    shards = [bench.shard, *(owned(number) for number in range(1, 7))]
+    for shard in shards[1:]:
+        bench.owner.add(shard)
+    for shard in shards:
+        put(shard, start(f"1-{shard.number}", f"r{shard.number}", "stepping", 1))
+        bench.owner.wake(shard)
+    decided: list[int] = []
+    started: list[int] = []
+
+    async def other() -> None:
+        while True:
+            decided.append(sum(bool(shard.live) for shard in shards))
+            started.append(len(bench.steps.started))
+            if decided[-1] == 3:
+                bench.owner.drop(shards[0])
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(other)
+        await bench.turn()
+        tasks.cancel_scope.cancel()
+    assert set(decided) >= set(range(2, 7))
+    assert set(started) >= set(range(1, 6))
+    assert {call.keys[0] for call in bench.commits} == {shard.keys.owner for shard in shards[1:]}
+    assert len(bench.steps.started) == 6
+
+
 async def test_records_of_many_shards_share_the_limit_of_a_pipeline() -> None:
     bench = Bench(cache=100)
     shards = [owned(number) for number in range(1, 7)]
