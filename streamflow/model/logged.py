@@ -21,11 +21,12 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.errors import Failure
-from streamflow.events import AnyEvent, HistoryEvent, Transition, gone_payload
+from streamflow.events import AnyEvent, HistoryEvent, RunFailed, Transition, gone_payload
+from streamflow.model.causes import MAX_MESSAGE, condensed
 
 LARGE = 512
 """Bytes of a payload, or of a failure, above which the log has only its size."""
-TEXT = 500
+TEXT = MAX_MESSAGE
 """Characters of a reason, and of the message of a large failure, that the log has: as many as the views show."""
 FEW = 8
 """Payloads that are looked at one by one."""
@@ -109,8 +110,17 @@ def _cut_failure(failure: Failure | None) -> Failure | None:
     size = len(_encoder.encode(failure))
     if size <= LARGE:
         return failure
-    note = f"the rest of this error's {size:,} bytes is gone with the history of its run"
-    return Failure(failure.kind, failure.message[:TEXT], notes=(note,))
+    return Failure(failure.kind, failure.message[:TEXT], notes=(_note(size),))
+
+
+def _cut_why(failure: Failure) -> Failure:
+    """Of a run's failure also what it comes from: the views count it, and read the log after a takeover."""
+    size = len(_encoder.encode(failure))
+    return failure if size <= LARGE else condensed(failure, _note(size))
+
+
+def _note(size: int) -> str:
+    return f"the rest of this error's {size:,} bytes is gone with the history of its run"
 
 
 def _cut_text(text: str) -> str:
@@ -146,6 +156,8 @@ def _parts() -> dict[type, tuple[tuple[str, Cut], ...]]:
     found: dict[type, tuple[tuple[str, Cut], ...]] = {}
     for kind in typing.get_args(AnyEvent):
         cuts = [(field.name, _cut_for(field.name, field.type)) for field in msgspec.structs.fields(kind)]
+        if kind is RunFailed:
+            cuts = [(name, cut and _cut_why) for name, cut in cuts]
         if parts := tuple((name, cut) for name, cut in cuts if cut is not None):
             found[kind] = parts
     return found

@@ -43,7 +43,9 @@ def payload(size: int) -> Raw:
 
 
 def failure(message: int, traceback: int) -> Failure:
-    return Failure("ValueError", "m" * message, SECRET * (traceback // len(SECRET)), cause=Failure("KeyError", SECRET))
+    return Failure(
+        "ValueError", "m" * message, SECRET * (traceback // len(SECRET)), cause=Failure("KeyError", "k", SECRET)
+    )
 
 
 def example(kind: type[HistoryEvent], large: bool) -> Any:
