@@ -140,10 +140,16 @@ class RunStuck(HistoryEvent, tag="stuck", frozen=True, gc=False):
 
 
 class RunResumed(HistoryEvent, tag="resumed", frozen=True, gc=False):
-    """The run is no longer stuck. The decisions that follow answer all facts since `RunStuck`."""
+    """The run is no longer stuck. The decisions that follow answer all facts since `RunStuck`.
+
+    `reason` is the beginning of the reason for which it was stuck, `since` when that began: what the views count is
+    over. Empty and 0 if a release has written it that didn't say, or a reducer has received too much meanwhile.
+    """
 
     workflow: str
     tenant: str
+    reason: str = ""
+    since: int = 0
 
 
 class CancelRequested(HistoryEvent, tag="cancel", frozen=True, gc=False):

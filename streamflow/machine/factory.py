@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import ParamSpec, cast
 
-from streamflow.events import Transition
-from streamflow.machine.open_work import Trace
+from streamflow.events import RunStuck, Transition
+from streamflow.machine.open_work import NOT_STUCK, Trace
 from streamflow.machine.reducer import ReducerMachine
 from streamflow.machine.replay import WorkflowMachine
 from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import sealed
+from streamflow.model.causes import MAX_LINE
 from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition
 from streamflow.workflow.app import App, Reducer
@@ -74,7 +75,18 @@ def rehydrating(
         replay = cast("WorkflowMachine", machine).replay(transitions)
         while sealed(machine.context, _replay_piece, machine, replay):
             yield
+    if machine.stuck:
+        machine.stuck_by = _stuck_by(transitions)
     return machine
+
+
+def _stuck_by(transitions: list[Transition]) -> tuple[str, int]:
+    """Why and since when a run is stuck. The record of a reducer may not have the transition any more that says it."""
+    for transition in reversed(transitions):
+        for event in reversed(transition.events):
+            if isinstance(event, RunStuck):
+                return event.reason[:MAX_LINE], transition.at
+    return NOT_STUCK
 
 
 def _at_once(pieces: Callable[P, Generator[None, None, RunMachine]]) -> Callable[P, RunMachine]:

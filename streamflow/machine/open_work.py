@@ -44,6 +44,8 @@ WORKER_LOST = "WorkerLost"
 """Kind of the failure of an attempt whose daemon, worker or process died or sent no heartbeat."""
 UNDECIDED = 1 << 62
 """When the next attempt is due of a call whose attempt failed while the run was stuck: when that has resumed."""
+NOT_STUCK = ("", 0)
+"""Why and since when a run is stuck that isn't, or whose record doesn't say it any more."""
 MAX_WORKER_LOSSES = 3
 """Deaths of its processes after which a step fails, if it was to blame for the last two."""
 
@@ -99,6 +101,7 @@ class OpenWork:
         "status",
         "steps",
         "stuck",
+        "stuck_by",
         "tenant",
         "timers",
         "too_deep",
@@ -157,6 +160,8 @@ class OpenWork:
         """What the code has set so far, also during a replay; limits are checked against it."""
         self.stuck = False
         """Whether the history ends in stuck state: a RunStuck without a RunResumed after it."""
+        self.stuck_by = NOT_STUCK
+        """The beginning of that RunStuck's reason, and when it was recorded (shard-clock ms)."""
         self.reason = ""
         """Why user code can't run; empty if it can."""
         self.diverged: Diverged | None = None

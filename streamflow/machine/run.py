@@ -42,7 +42,7 @@ from streamflow.events import (
     StepRetrying,
     TimerFired,
 )
-from streamflow.machine.open_work import MAX_WORKER_LOSSES, UNDECIDED, WORKER_LOST, OpenWork, unfit
+from streamflow.machine.open_work import MAX_WORKER_LOSSES, NOT_STUCK, UNDECIDED, WORKER_LOST, OpenWork, unfit
 from streamflow.machine.sealed import sealed
 from streamflow.machine.transition import (
     IDLE,
@@ -60,6 +60,7 @@ from streamflow.machine.transition import (
     appended,
 )
 from streamflow.model.attributes import Attribute, merged
+from streamflow.model.causes import MAX_LINE
 from streamflow.model.codec import DECLINED, UnfitArguments
 from streamflow.model.failures import line_of_call
 from streamflow.model.record import ParentLink, Status, parent_link
@@ -354,8 +355,7 @@ class RunMachine(OpenWork):
                 self._take_child(item.event, item.run_id)
         elif isinstance(item, CancelRequested):
             if self.stuck:  # it ends without its code; the views, which count stuck runs, need this event
-                self.stuck = False
-                self.effects.events.append(RunResumed(self.workflow, self.tenant))
+                self._be_stuck_no_more()
             self.effects.events.append(item)
             self._cancel_requested(item)
         elif isinstance(item, Returned):
@@ -519,9 +519,8 @@ class RunMachine(OpenWork):
     def _park_or_resume(self, inputs: list[Any]) -> list[Any]:
         events = self.effects.events
         if not self.reason:
-            self.stuck = False
+            self._be_stuck_no_more()
             self.status = Status.RUNNING
-            events.append(RunResumed(self.workflow, self.tenant))
             self._resume_code()
             self._decide_postponed()
             return [] if self.effects.ended else inputs
@@ -532,11 +531,19 @@ class RunMachine(OpenWork):
                 events.append(inputs[0])
                 inputs = inputs[1:]
             self.stuck = True
-            events.append(RunStuck(self.workflow, self.tenant, recordable(self.reason)))
+            event = RunStuck(self.workflow, self.tenant, recordable(self.reason))
+            self.stuck_by = event.reason[:MAX_LINE], self.at
+            events.append(event)
         self.status = Status.STUCK
         if self._to_resume >= EVENTS_FAIL:  # nothing else limits what comes for it
             self._end_stuck()
         return inputs
+
+    def _be_stuck_no_more(self) -> None:
+        reason, since = self.stuck_by
+        self.stuck = False
+        self.stuck_by = NOT_STUCK
+        self.effects.events.append(RunResumed(self.workflow, self.tenant, reason, since))
 
     def _end_stuck(self) -> None:
         """So much has come while the run was stuck that no code could continue: it fails."""
@@ -557,8 +564,7 @@ class RunMachine(OpenWork):
     def _fail_now(self, failure: Failure) -> None:
         """The run fails without its code, also if it is stuck or has children that it should wait for."""
         if self.stuck:  # the views, which count stuck runs, need this event
-            self.stuck = False
-            self.effects.events.append(RunResumed(self.workflow, self.tenant))
+            self._be_stuck_no_more()
         self._end_now(events.RunFailed(self.workflow, self.tenant, self.at - self.started, failure))
 
     def _set_open_status(self) -> None:
@@ -600,8 +606,7 @@ class RunMachine(OpenWork):
         ending = self.ending
         if ending is not None and not self.children:
             if self.stuck:  # the views, which count stuck runs, need this event
-                self.stuck = False
-                self.effects.events.append(RunResumed(self.workflow, self.tenant))
+                self._be_stuck_no_more()
             self._end_now(msgspec.structs.replace(ending, ms=self.at - self.started))
 
     def _let_go(self, keep: str = "") -> None:

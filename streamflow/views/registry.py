@@ -36,6 +36,7 @@ from streamflow.events import (
     StepCompleted,
     StepRetrying,
 )
+from streamflow.model.causes import Key, cause_of, key_of, stuck_cause
 from streamflow.views.histogram import Timings
 
 T = TypeVar("T")
@@ -56,6 +57,13 @@ MAX_TEXT = 500
 """Characters of a text in such a row."""
 MAX_TENANTS = 500
 """Tenants that a rendered view lists, the largest first; the others are added up under `…`."""
+KEPT_CAUSES = 100
+"""Causes of a day that are counted one by one: what users write into messages must not make a partial grow."""
+CAUSE_DAYS = 7
+"""Whole days for which a cause is counted, beside the present one."""
+MAX_CAUSES = 50
+"""Causes that a rendered view lists, those that were seen last first."""
+DAY_MS = 24 * 3600 * 1000
 KEPT_TENANTS = 1000
 """Tenants that are counted one by one: a partial is stored every second, so it must not grow with their number."""
 
@@ -395,6 +403,165 @@ def _latest_view(name: str, columns: Sequence[str], event: type[HistoryEvent], f
     return View(name, Latest, Latest, {event: fold}, Latest.merge, render)
 
 
+# --- failures by cause ----------------------------------------------------------------------------------------------
+
+
+class CauseRow(msgspec.Struct, array_like=True):
+    """What has failed of one cause in a day, less what was mended. Numbers of one part of a log may be negative.
+
+    `failed`, `stuck`: runs. `first`, `last`: shard-clock ms, 0 if nothing failed in this part. `run_id`, `where`: of
+    the last one, and the last frame of the user's code in it.
+    """
+
+    failed: int = 0
+    stuck: int = 0
+    first: int = 0
+    last: int = 0
+    run_id: str = ""
+    where: str = ""
+
+    def see(self, at: int, run_id: str, where: str) -> None:
+        if not self.first or at < self.first:
+            self.first = at
+        if (at, run_id, where) > (self.last, self.run_id, self.where):
+            self.last, self.run_id, self.where = at, run_id, where
+
+    def add(self, other: CauseRow) -> None:
+        self.failed += other.failed
+        self.stuck += other.stuck
+        if other.first:
+            self.see(other.first, "", "")
+            self.see(other.last, other.run_id, other.where)
+
+
+@lru_cache(2 * KEPT_CAUSES)
+def _cause_rank(key: Key) -> str:
+    """The order in which causes are kept, as that of tenants: it must not depend on how often one was seen, or how
+    a log is split."""
+    text = "\0".join(key)
+    return f"{zlib.crc32(text.encode(errors='replace')):08x}{text}"
+
+
+class CauseDay(msgspec.Struct, array_like=True):
+    """The causes of one day, those of the lowest rank one by one, exactly: see `Runs`."""
+
+    rows: dict[Key, CauseRow] = {}
+    others: CauseRow = msgspec.field(default_factory=CauseRow)
+    """All other causes together."""
+    highest: str = ""
+    """The highest rank of those that are kept; empty while there is room for more."""
+
+    def of(self, key: Key) -> CauseRow:
+        row = self.rows.get(key)
+        if row is None:
+            if self.highest and _cause_rank(key) > self.highest:
+                return self.others
+            row = self.rows[key] = CauseRow()
+            if len(self.rows) >= KEPT_CAUSES:
+                self.keep_lowest()
+                return self.rows.get(key, self.others)
+        return row
+
+    def merge(self, other: CauseDay) -> None:
+        for key, row in other.rows.items():
+            if key not in self.rows:
+                self.rows[key] = CauseRow()
+            self.rows[key].add(row)
+        self.others.add(other.others)
+        self.keep_lowest()
+
+    def keep_lowest(self) -> None:
+        """Add causes that are too many to the others."""
+        if len(self.rows) < KEPT_CAUSES:
+            return
+        for key in heapq.nlargest(len(self.rows) - KEPT_CAUSES, self.rows, key=_cause_rank):
+            self.others.add(self.rows.pop(key))
+        self.highest = max(map(_cause_rank, self.rows))
+
+
+Causes = dict[int, CauseDay]
+"""Day (ms // DAY_MS) of the failure -> its causes.
+
+Days, because a cause that was left out in favour of others would stay so: who has had a hundred causes in a year must
+still see the next one. And what was mended is taken from the day on which it had failed, so that it takes nothing
+from later failures of the same cause.
+"""
+
+
+def _cause_day(causes: Causes, at: int) -> CauseDay:
+    day = causes.get(at // DAY_MS)
+    if day is None:
+        day = causes[at // DAY_MS] = CauseDay()
+    return day
+
+
+def _cause_failed(causes: Causes, run_id: str, at: int, event: events.RunFailed) -> None:
+    cause = cause_of(run_id, event.workflow, event.failure)
+    row = _cause_day(causes, at).of(key_of(cause))
+    row.failed += 1
+    row.see(at, run_id, cause.where)
+
+
+def _cause_stuck(causes: Causes, run_id: str, at: int, event: RunStuck) -> None:
+    row = _cause_day(causes, at).of(key_of(stuck_cause(run_id, event.workflow, event.reason)))
+    row.stuck += 1
+    row.see(at, run_id, "")
+
+
+def _cause_resumed(causes: Causes, run_id: str, at: int, event: RunResumed) -> None:
+    if event.since:  # else it isn't known what is over
+        _cause_day(causes, event.since).of(key_of(stuck_cause(run_id, event.workflow, event.reason))).stuck -= 1
+
+
+def _merge_causes(into: Causes, other: Causes) -> None:
+    for number, day in other.items():
+        _cause_day(into, number * DAY_MS).merge(day)
+
+
+def _render_causes(causes: Causes, now_ms: int) -> JSON:
+    """`{"days": n, "causes": [{"workflow", "kind", "message", "where", "failed", "stuck", "first", "last", "run_id"},
+    the last seen first], "others": runs of causes that are not listed}`. `workflow`: of the run in which it was raised;
+    `run_id`: the last run that it made fail, or be stuck."""
+    oldest = now_ms // DAY_MS - CAUSE_DAYS
+    rows: dict[Key, CauseRow] = {}
+    others = CauseRow()
+    for number, day in causes.items():
+        if number >= oldest:
+            others.add(day.others)
+            for key, row in day.rows.items():
+                if key not in rows:
+                    rows[key] = CauseRow()
+                rows[key].add(row)
+    present = [(key, row) for key, row in rows.items() if row.failed + row.stuck > 0]
+    present.sort(key=lambda item: (-item[1].last, item[0]))
+    for _, row in present[MAX_CAUSES:]:
+        others.add(row)
+    return {
+        "days": CAUSE_DAYS,
+        "causes": [
+            {
+                "workflow": workflow,
+                "kind": kind,
+                "message": message,
+                "where": row.where,
+                "failed": row.failed,
+                "stuck": row.stuck,
+                "first": row.first,
+                "last": row.last,
+                "run_id": row.run_id,
+            }
+            for (workflow, kind, message, _), row in present[:MAX_CAUSES]
+        ],
+        "others": max(0, others.failed + others.stuck),
+    }
+
+
+def _prune_causes(causes: Causes, now_ms: int) -> None:
+    oldest = now_ms // DAY_MS - CAUSE_DAYS
+    for number in [number for number in causes if number < oldest]:
+        del causes[number]
+
+
 # --- the registry ---------------------------------------------------------------------------------------------------
 
 VIEWS: tuple[View[Any], ...] = (
@@ -445,5 +612,14 @@ VIEWS: tuple[View[Any], ...] = (
     ),
     _latest_view("failures", ("workflow", "kind", "message"), events.RunFailed, _failed),
     _latest_view("stuck", ("workflow", "reason"), RunStuck, _stuck),
+    View(
+        "causes",
+        Causes,
+        dict[int, CauseDay],
+        {events.RunFailed: _cause_failed, RunStuck: _cause_stuck, RunResumed: _cause_resumed},
+        _merge_causes,
+        _render_causes,
+        _prune_causes,
+    ),
     _latest_view("quarantine", ("message", "reason", "shard"), MessageQuarantined, _quarantined),
 )

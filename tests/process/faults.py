@@ -291,7 +291,7 @@ async def audit(server: str | RedisCluster, namespace: str, shards: int, app: sf
         async def views_agree() -> bool:
             now = int(time.time() * 1000)
             expected = merged.render(now)
-            for name in ("runs", "run_durations", "step_durations", "failures", "stuck", "quarantine"):
+            for name in ("runs", "run_durations", "step_durations", "failures", "stuck", "causes", "quarantine"):
                 stored = await redis.get(f"sf:{{{namespace}}}:view:{name}")
                 if stored is None or msgspec.json.decode(stored)["value"] != msgspec.to_builtins(expected[name]):
                     return False

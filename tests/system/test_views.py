@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 app = sf.App()
 
-VIEWS = ("runs", "run_durations", "step_durations", "failures", "stuck", "quarantine", "oldest")
+VIEWS = ("runs", "run_durations", "step_durations", "failures", "stuck", "causes", "quarantine", "oldest")
 """Those that do not depend on what time it is."""
 LISTED = 10
 """Runs in `oldest`."""
@@ -109,6 +109,43 @@ async def test_the_latest_failures_are_shown_with_their_errors(serve: Serve) -> 
             ("f1", "ValueError", "number 1"),
             ("f0", "ValueError", "number 0"),
         ]
+
+
+@app.step(retry=sf.NO_RETRY)
+async def charge(n: int) -> None:
+    raise ConnectionError(f"card {n} of 'customer-{n}' was refused")
+
+
+@app.workflow
+async def paying(n: int) -> None:
+    await charge(n)
+
+
+@app.workflow
+async def ordering(n: int) -> None:
+    await paying.options(id=f"paying-{n}")(n)
+
+
+async def test_failures_of_two_causes_are_two_rows_also_from_the_log(serve: Serve) -> None:
+    """Parents count at the cause of their children. A takeover folds the log, which has no tracebacks."""
+    async with serve(app) as (client, _):
+        runs: list[sf.Run[Any]] = [await client.start(ordering, n, id=f"ordering-{n}") for n in range(20)]
+        messages = [f"number {n}" for n in range(5)]
+        runs += [await client.start(failing, message) for message in messages]
+        for run in runs:
+            with pytest.raises(sf.RunFailed):
+                await run.result(10)
+        causes = (await settled(client, failed=45))["causes"]
+        rows = {row["kind"]: row for row in causes["causes"]}
+        assert {kind: row["failed"] for kind, row in rows.items()} == {"ConnectionError": 40, "ValueError": 5}
+        refused = rows["ConnectionError"]
+        assert (refused["workflow"], refused["message"]) == ("paying", "card # of '…' was refused")
+        assert refused["where"].startswith("test_views.py:")
+        assert refused["where"].endswith(" in charge")
+        assert refused["run_id"].startswith("ordering-")
+        assert causes["others"] == 0
+    await rebuild_views(client.store, client.kernel, 8, 0)
+    assert await view(client, "causes") == causes, "counted again from the log"
 
 
 async def test_the_oldest_open_runs_are_shown_first(serve: Serve) -> None:
@@ -213,8 +250,11 @@ async def test_stuck_runs_are_listed_and_counted(serve: Serve) -> None:
         assert [stuck.id for stuck in await client.runs(status="stuck")] == [run.id]
 
         async def counted() -> bool:
-            runs, stuck = await view(client, "runs"), await view(client, "stuck")
-            return bool(runs and runs["status"]["stuck"] == 1 and stuck["latest"][0]["run_id"] == run.id)
+            runs, stuck, causes = [await view(client, name) for name in ("runs", "stuck", "causes")]
+            if not (runs and runs["status"]["stuck"] == 1 and stuck["latest"][0]["run_id"] == run.id):
+                return False
+            [row] = causes["causes"]
+            return (row["kind"], row["workflow"], row["stuck"], row["run_id"]) == ("stuck", "flow", 1, run.id)
 
         await until(counted)
     async with serve(app_with(["pack"])):
@@ -222,7 +262,8 @@ async def test_stuck_runs_are_listed_and_counted(serve: Serve) -> None:
         await run.result(10)
 
         async def counted_again() -> bool:
-            status = (await view(client, "runs"))["status"]
+            status, causes = (await view(client, "runs"))["status"], await view(client, "causes")
+            assert status["stuck"] or not causes["causes"], "it is stuck no more"
             return (status["stuck"], status["running"], status["completed"]) == (0, 0, 1)
 
         await until(counted_again)

@@ -1,24 +1,51 @@
-"""The latest failures: what fails for shards and queues now, at daemons and workers, failed and stuck runs, quarantined
-messages, newest first.
+"""What fails and why: what fails for shards and queues now, at daemons and workers; failed and stuck runs by their
+cause; quarantined messages; the last seen first.
 
-Owns: merging the three views and the heartbeats. Must not: keep failures (the views do). Called by: `layout.py`.
+Owns: merging the views and the heartbeats. Must not: group or keep failures (the views do). Called by: `layout.py`.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.text import Text
 
-from streamflow.screen.columns import Column, table
+from streamflow.model.causes import STUCK
+from streamflow.screen.columns import Column, fit, table
 from streamflow.screen.panels.panel import Panel, none_panel
 from streamflow.screen.sanitize import safe_text
-from streamflow.screen.style import BAD, MUTED, WARN, duration
+from streamflow.screen.style import BAD, FAINT, MUTED, WARN, duration, number, plural
 from streamflow.status.model import NamespaceStatus
 
-_TITLE = "LATEST FAILURES"
+_TITLE = "FAILURES"
+_EMPTY = Text("")
 
 
 def failures_panel(status: NamespaceStatus, width: int) -> Panel:
-    failed, stuck, quarantined = (status.view(name).get("latest", []) for name in ("failures", "stuck", "quarantine"))
+    failures = [*_troubles(status), *_causes(status), *_quarantined(status)]
+    if not failures:
+        return none_panel(_TITLE, width)
+    failures.sort(key=lambda failure: failure[0], reverse=True)
+    columns = [
+        Column(_TITLE, right=False, max_width=max(10, width // 4), flexible=True, min_width=10),
+        Column("runs"),
+        Column("", right=False, flexible=True, min_width=max(20, 2 * width // 5), max_width=600),
+        Column("ago", drop_order=1),
+        Column("first", drop_order=3),
+        Column("last run", right=False, drop_order=2, max_width=256),
+    ]
+    rows = [cells for _, cells in failures]
+    used = [index for index in range(len(columns)) if any(cells[index].plain for cells in rows)]
+    lines = table(
+        _TITLE, [columns[index] for index in used], [[cells[index] for index in used] for cells in rows], width
+    )
+    if others := status.view("causes").get("others", 0):
+        lines.append(fit(Text(f"… and {plural(others, 'run')} of other causes", style=FAINT), width))
+    return Panel(lines, min_rows=2)
+
+
+def _troubles(status: NamespaceStatus) -> list[tuple[int, list[Text]]]:
+    """What fails now, at daemons and workers: when, and the cells."""
     now = {
         (subject, text): style
         for daemon in status.daemons
@@ -26,32 +53,55 @@ def failures_panel(status: NamespaceStatus, width: int) -> Panel:
         for subject, text in troubles.items()
     }
     now |= {(subject, text): WARN for worker in status.workers for subject, text in worker.impaired.items()}
-    failures: list[tuple[int, str, str, str, str]] = [
-        *((status.as_of, style, subject, "", text) for (subject, text), style in now.items()),
-        *((row["at"], BAD, row["run_id"], row["kind"], row["message"]) for row in failed),
-        *((row["at"], WARN, row["run_id"], "stuck", row["reason"]) for row in stuck),
-        *((row["at"], WARN, f"message {row['message']}", _quarantined(row), row["reason"]) for row in quarantined),
+    return [
+        (status.as_of, [*_start(subject, _EMPTY), safe_text(text, style, limit=500), *_end("now")])
+        for (subject, text), style in now.items()
     ]
-    failures.sort(key=lambda failure: failure[0], reverse=True)
-    if not failures:
-        return none_panel(_TITLE, width)
-    columns = [
-        Column(_TITLE, right=False, max_width=max(15, width // 4), flexible=True, min_width=15),
-        Column("", right=False, flexible=True, min_width=20, max_width=600),
-        Column("ago", drop_order=1),
-    ]
-    rows: list[list[Text]] = []
-    for at, style, subject, kind, message in failures:
-        if (subject, message) in now:
-            details = safe_text(message, style, limit=500)
-        else:
-            details = Text.assemble(safe_text(kind, style, 60), " ", safe_text(message, limit=500), end="")
-        age = Text("now" if (subject, message) in now else duration(max(0, status.as_of - at)), style=MUTED)
-        rows.append([safe_text(subject, limit=256), details, age])
-    return Panel(table(_TITLE, columns, rows, width), min_rows=2)
 
 
-def _quarantined(row: dict[str, str]) -> str:
+def _causes(status: NamespaceStatus) -> list[tuple[int, list[Text]]]:
+    return [(row["last"], _cause(row, status.as_of)) for row in status.view("causes").get("causes", [])]
+
+
+def _cause(row: dict[str, Any], now_ms: int) -> list[Text]:
+    failed, stuck = row["failed"], row["stuck"]
+    runs = Text(f"{number(failed)} ✗" if failed > 0 else "", BAD)
+    if stuck > 0:
+        runs.append(f"{' ' if runs else ''}{number(stuck)} stuck", WARN)
+    what = f"{row['kind']}: {row['message']}" if row["message"] else row["kind"]
+    if row["kind"] == STUCK:  # as the column before it says
+        what = row["message"]
+    details = safe_text(what, BAD if failed > 0 else WARN, 500)
+    if row["where"]:
+        details.append("  ")
+        details.append_text(safe_text(row["where"], MUTED, 200))
+    ago, first = (duration(max(0, now_ms - at)) for at in (row["last"], row["first"]))
+    return [*_start(row["workflow"], runs), details, *_end(ago, first, row["run_id"])]
+
+
+def _quarantined(status: NamespaceStatus) -> list[tuple[int, list[Text]]]:
+    return [
+        (
+            row["at"],
+            [
+                *_start(f"message {row['message']}", _EMPTY),
+                Text.assemble(safe_text(_where(row), WARN, 60), " ", safe_text(row["reason"], limit=500), end=""),
+                *_end(duration(max(0, status.as_of - row["at"]))),
+            ],
+        )
+        for row in status.view("quarantine").get("latest", [])
+    ]
+
+
+def _where(row: dict[str, str]) -> str:
     """With the shard in whose quarantine the message is, unless a release has stored the view that didn't say it."""
     shard = row.get("shard")
     return f"quarantined in shard {shard}" if shard else "quarantined"
+
+
+def _start(subject: str, runs: Text) -> list[Text]:
+    return [safe_text(subject, limit=256), runs]
+
+
+def _end(ago: str, first: str = "", run_id: str = "") -> list[Text]:
+    return [Text(ago, style=MUTED), Text(first, style=MUTED), safe_text(run_id, MUTED, 256)]

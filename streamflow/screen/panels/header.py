@@ -16,7 +16,7 @@ from streamflow.status.model import NamespaceStatus
 
 QUARANTINE_MS = 24 * 3600 * 1000
 """For how long a quarantined message is a problem here: nothing repairs it, and a warning that stays hides the next
-one. Below, among the latest failures, it stays."""
+one. Below, among the failures, it stays."""
 
 
 def header_lines(status: NamespaceStatus, width: int, problem: str) -> list[Text]:

@@ -8,13 +8,14 @@ from typing import Any
 
 import msgspec
 
-from streamflow.events import CancelRequested, RunStuck, SignalReceived
+from streamflow.events import CancelRequested, RunResumed, RunStuck, SignalReceived
 from streamflow.machine.coroutines import close_abandoned
 from streamflow.machine.factory import rehydrate, rehydrating
 from streamflow.machine.replay import PIECE
 from streamflow.machine.transition import Due
 from streamflow.model.record import Header
 from streamflow.model.sharding import Partition
+from streamflow.views.shard_views import ShardViews
 from streamflow.workflow import api as sf
 from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import active
@@ -184,6 +185,29 @@ def test_a_stuck_run_keeps_facts_and_resumes_with_good_code() -> None:
     assert machine.running_jobs() == []
     assert kinds(run.advance()) == ["RunResumed", "RunCompleted"]
     assert result_of(run.last) == [1, 2]
+
+
+def test_what_resumes_says_for_what_it_was_stuck_and_since_when() -> None:
+    """Whoever resumes it, and however it ends: the views take it from what they have counted then."""
+    for reloads in (False, True):
+        run = _after_first_step()
+        run.reload(_app(_swapped))
+        run.done(2, 2)
+        stuck = next(event for event in run.history if isinstance(event, RunStuck))
+        since = run.machine.at
+        run.advance(SignalReceived("go", raw(1)), after=500)
+        if reloads:
+            run.reload(_app(_two_steps))
+        run.advance(*([] if reloads else [CancelRequested("hopeless")]), after=500)
+        resumed = run.last.events[0]
+        assert isinstance(resumed, RunResumed)
+        assert stuck.reason.startswith(resumed.reason)
+        assert len(resumed.reason) == min(200, len(stuck.reason)) > 0
+        assert resumed.since == since
+        causes = ShardViews()
+        for transition in run.transitions():
+            causes.fold(run.run_id, transition)
+        assert causes.render(run.at)["causes"]["causes"] == []
 
 
 def test_a_history_of_a_run_that_was_stuck_replays_strictly_afterwards() -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from streamflow import events
 from streamflow.errors import Failure, StoreUnavailable
-from streamflow.events import NOTHING, RunStarted, RunStuck, StepCompleted, Transition
+from streamflow.events import NOTHING, RunResumed, RunStarted, RunStuck, StepCompleted, Transition
 from streamflow.screen.layout import StatusScreen, render_status, status_lines
 from streamflow.screen.live import watch
 from streamflow.screen.sanitize import safe, safe_text
@@ -326,6 +326,32 @@ def test_the_second_line_says_how_many_starts_wait_at_any_width() -> None:
     for width in (60, 80, 200):
         second = status_lines(NamespaceStatus(namespace="ns", as_of=0, daemons=daemons), width)[1].plain
         assert "36,000 starts waiting" in second
+
+
+def test_failures_are_shown_by_cause_with_the_last_run_of_each() -> None:
+    partial = ShardViews()
+    trace = '  File "/srv/pay.py", line 48, in charge\n'
+    for n in range(1204):
+        failure = Failure("ConnectTimeout", f"api.example:{n}", trace)
+        partial.fold(f"enrich-{n:04d}", Transition(NOW - 3000 - n, [events.RunFailed("enrich", "", 5, failure)]))
+    partial.fold("order-1", Transition(NOW - 60_000, [RunStuck("order", "", "diverged at event 3")]))
+    rows = text(status(views=partial.render(NOW)), 110).split("\n")
+    [enrich] = [row for row in rows if "ConnectTimeout" in row]
+    for part in ("enrich ", "1,204 ✗", "ConnectTimeout: api.example:#  pay.py:48 in charge", "3.0 s", "enrich-0000"):
+        assert part in enrich
+    [stuck] = [row for row in rows if "diverged" in row]
+    assert "1 stuck  diverged at event #" in stuck
+    assert "order-1" in stuck
+    partial.fold("order-1", Transition(NOW, [RunResumed("order", "", "diverged at event 3", NOW - 60_000)]))
+    assert "diverged" not in text(status(views=partial.render(NOW)), 110), "it is stuck no more"
+
+
+def test_causes_that_are_not_listed_are_counted_below() -> None:
+    cause = {"workflow": "w", "kind": "E", "message": "m", "where": "", "failed": 2, "stuck": 1, "first": NOW}
+    view = {"days": 7, "causes": [{**cause, "last": NOW, "run_id": "r"}], "others": 17}
+    shown = text(status(views={"causes": view}), 100)
+    assert "2 ✗ 1 stuck  E: m" in shown
+    assert "… and 17 runs of other causes" in shown
 
 
 def test_a_quarantined_message_is_a_problem_for_a_day() -> None:

@@ -27,7 +27,16 @@ from streamflow.events import (
 )
 from streamflow.views import registry
 from streamflow.views.histogram import Timings, bucket_of, middle_of
-from streamflow.views.registry import KEPT_TENANTS, LATEST, MAX_TENANTS, MAX_TEXT
+from streamflow.views.registry import (
+    CAUSE_DAYS,
+    DAY_MS,
+    KEPT_CAUSES,
+    KEPT_TENANTS,
+    LATEST,
+    MAX_CAUSES,
+    MAX_TENANTS,
+    MAX_TEXT,
+)
 from streamflow.views.shard_views import VIEWS, ShardViews, merge_oldest
 
 NOW = 1_700_000_000_000
@@ -46,6 +55,7 @@ any_event: st.SearchStrategy[AnyEvent] = st.one_of(
     st.builds(events.RunCancelled, names, tenants, run_ms, st.just("enough")),
     st.builds(RunStuck, names, tenants, st.sampled_from(["diverged", "unknown"])),
     st.builds(RunResumed, names, tenants),
+    st.builds(RunResumed, names, tenants, st.sampled_from(["diverged", "unknown"]), st.integers(NOW - 5_000, NOW)),
     st.builds(StepScheduled, st.integers(0, 9), names, st.just(NOTHING)),
     st.builds(StepCompleted, st.integers(0, 9), names, st.just(1), step_ms, st.just(NOTHING)),
     st.builds(StepRetrying, st.integers(0, 9), names, st.just(1), step_ms, failures, st.just(NOW)),
@@ -344,3 +354,113 @@ def test_stuck_runs_and_quarantined_messages_are_kept_with_their_reasons() -> No
 def test_the_oldest_open_runs_of_all_shards_are_the_smallest_starts() -> None:
     lists = [[["a", "w", 30], ["b", "w", 10]], [], [["c", "w", 20], ["d", "w", 10]]]
     assert merge_oldest(lists, k=3) == [["b", "w", 10], ["d", "w", 10], ["c", "w", 20]]
+
+
+# --- failures by cause ----------------------------------------------------------------------------------------------
+
+
+def failed(kind: str = "ValueError", message: str = "boom", workflow: str = "w") -> events.RunFailed:
+    return events.RunFailed(workflow, "", 1, Failure(kind, message))
+
+
+def causes(views: ShardViews, now_ms: int = NOW) -> list[tuple[str, int, int, str]]:
+    """`(message, failed, stuck, last run)` of each cause that is listed."""
+    rows = rendered(views, "causes", now_ms)["causes"]
+    return [(row["message"], row["failed"], row["stuck"], row["run_id"]) for row in rows]
+
+
+many_causes = st.lists(
+    st.tuples(st.integers(0, 9), st.sampled_from(["failed", "stuck", "resumed"]), st.integers(0, 3)), max_size=40
+)
+
+
+@given(many_causes, st.data())
+@settings(deadline=None)
+def test_causes_above_the_limit_are_exact_however_a_log_is_split(
+    happened: list[tuple[int, str, int]], data: st.DataObject
+) -> None:
+    log: list[tuple[str, Transition]] = []
+    for n, what, day in happened:
+        reason, at = "abcdefghij"[n], NOW + day * DAY_MS
+        event: AnyEvent = failed(message=reason)
+        if what != "failed":
+            event = RunStuck("w", "", reason) if what == "stuck" else RunResumed("w", "", reason, at)
+        log.append((f"run-{n}", Transition(at + n, [event])))
+    cut = data.draw(st.integers(0, len(log)))
+    with mock.patch.object(registry, "KEPT_CAUSES", 3):
+        whole = folded(*log).partials["causes"]
+        assert merged(folded(*log[:cut]), folded(*log[cut:])).partials["causes"] == whole
+        assert merged(folded(*log[cut:]), folded(*log[:cut])).partials["causes"] == whole
+    for day in whole.values():
+        assert len(day.rows) <= 3
+        assert len(day.rows) == 3 or not day.others.last, "nothing is left out while there is room"
+    counted = sum(row.failed for day in whole.values() for row in [*day.rows.values(), day.others])
+    assert counted == sum(what == "failed" for _, what, _ in happened)
+
+
+def test_failures_of_one_cause_are_one_row_whatever_the_values_in_them() -> None:
+    log = [(f"run-{n}", Transition(NOW + n, [failed(message=f"order {n} of 'c{n}'")])) for n in range(100)]
+    log += [("run-x", Transition(NOW + 500, [failed("KeyError", "'b'")]))]
+    views = merged(folded(*log[::2]), folded(*log[1::2]))
+    assert causes(views) == [("'…'", 1, 0, "run-x"), ("order # of '…'", 100, 0, "run-99")]
+    first = rendered(views, "causes")["causes"][1]
+    assert (first["first"], first["last"], first["workflow"], first["kind"]) == (NOW, NOW + 99, "w", "ValueError")
+
+
+def test_a_run_that_is_stuck_no_more_leaves_the_causes() -> None:
+    stuck = [(f"run-{n}", Transition(NOW, [RunStuck("w", "", f"diverged at event {n}")])) for n in range(3)]
+    resumed = [
+        (f"run-{n}", Transition(NOW + 9, [RunResumed("w", "", f"diverged at event {n}", NOW)])) for n in range(3)
+    ]
+    assert causes(folded(*stuck, *resumed[:2])) == [("diverged at event #", 0, 1, "run-2")]
+    assert causes(folded(*stuck, *resumed)) == []
+    assert causes(merged(folded(*resumed), folded(*stuck))) == [], "also if another shard's part comes later"
+
+
+def test_what_is_mended_late_takes_nothing_from_later_failures() -> None:
+    """Five were stuck eight days ago; today they resume, and two others are stuck for the same reason."""
+    days = CAUSE_DAYS + 1
+    views = folded(*((f"old-{n}", Transition(NOW, [RunStuck("w", "", "diverged")])) for n in range(5)))
+    views.prune(NOW + days * DAY_MS)
+    for n in range(5):
+        views.fold(f"old-{n}", Transition(NOW + days * DAY_MS, [RunResumed("w", "", "diverged", NOW)]))
+    for n in range(2):
+        views.fold(f"new-{n}", Transition(NOW + days * DAY_MS, [RunStuck("w", "", "diverged")]))
+    assert causes(views, NOW + days * DAY_MS) == [("diverged", 0, 2, "new-1")]
+
+
+def test_a_run_resumed_by_an_older_release_is_counted_on() -> None:
+    assert causes(of(RunStuck("w", "", "diverged"), RunResumed("w", ""))) == [("diverged", 0, 1, "run-1")]
+
+
+def test_causes_are_forgotten_after_some_days() -> None:
+    views = of(failed())
+    views.prune(NOW + CAUSE_DAYS * DAY_MS)
+    assert len(causes(views, NOW + CAUSE_DAYS * DAY_MS)) == 1
+    later = NOW + (CAUSE_DAYS + 1) * DAY_MS
+    assert causes(views, later) == [], "also if nobody has pruned it"
+    views.prune(later)
+    assert views.partials["causes"] == {}
+
+
+def test_a_partial_stays_small_however_many_causes_there_are() -> None:
+    names = [f"{a}{b}{c}" for a in "abcdefghij" for b in "klmnopqrst" for c in "uvwxyz"]
+    views = of(*(failed(message=f"no {name} here") for name in names))
+    assert len(views.partials["causes"][NOW // DAY_MS].rows) == KEPT_CAUSES
+    shown = rendered(views, "causes")
+    assert len(shown["causes"]) == MAX_CAUSES
+    assert shown["others"] == len(names) - MAX_CAUSES
+    assert len(of(*(failed(message=f"{name} " * 99) for name in names)).encode()) < 300 * KEPT_CAUSES
+    next_day = folded(("run-2", Transition(NOW + DAY_MS, [failed(message="the next one")])))
+    assert causes(merged(views, next_day), NOW + DAY_MS)[0] == ("the next one", 1, 0, "run-2")
+
+
+def test_a_parents_failure_has_the_cause_of_its_childs() -> None:
+    child = Failure("ValueError", "boom")
+    fields = {"run_id": "run-1~1", "workflow": "charge"}
+    parent = Failure("ChildFailed", "child run run-1~1 failed", fields=fields, cause=child)
+    views = folded(
+        ("run-1~1", Transition(NOW, [events.RunFailed("charge", "", 1, child)])),
+        ("run-1", Transition(NOW + 1, [events.RunFailed("order", "", 1, parent)])),
+    )
+    assert causes(views) == [("boom", 2, 0, "run-1")]
