@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from streamflow.daemon.failure_log import Noted
 from streamflow.daemon.relay import OutboxEntry
 from streamflow.daemon.shard import CODE, IN_LOG, RUN_BYTES, LiveRun, OwnedShard, RunWork, StepRecord, parked_by
 from streamflow.errors import UsageError
@@ -20,6 +21,7 @@ from streamflow.events import (
     NOTHING,
     AskReceived,
     MessageQuarantined,
+    RunFailed,
     RunStarted,
     SignalReceived,
     Transition,
@@ -153,6 +155,8 @@ class ShardBatch:
         """Bytes that the commit writes."""
         self.notifications: list[tuple[str, bytes]] = []
         """For waiting clients: answers to asks, and runs that have ended."""
+        self.noted: list[Noted] = []
+        """Runs that have failed or got stuck, for the log."""
         self.logged = 0
         """Bytes of run ids and transitions in its log entry."""
         self.identity = ""
@@ -584,7 +588,7 @@ class ShardBatch:
             if puts:
                 batch.puts += puts
             if status != old.status:
-                self._move_status(run_id, old, status, machine)
+                self._move_status(run_id, old, status, machine, effects)
             if ended or effects.answers:
                 self._notify(run_id, old.created, effects, data)
         self.size += size
@@ -627,10 +631,13 @@ class ShardBatch:
         if is_too_large and run_id not in self.shard.oversize:
             raise _TooLarge(_too_large(run_id, size, writes, published))
 
-    def _move_status(self, run_id: str, old: Header, status: Status, machine: RunMachine) -> None:
+    def _move_status(self, run_id: str, old: Header, status: Status, machine: RunMachine, effects: Effects) -> None:
         """Add the move between the listings by status to the batch."""
         if status == Status.STUCK:
-            _log.error("run %s is stuck until a daemon has code that fits its history: %s", run_id, machine.reason)
+            self.noted.append(Noted(run_id, old.workflow, reason=machine.reason))
+        elif status == Status.FAILED:
+            ending = next(event for event in reversed(effects.events) if isinstance(event, RunFailed))
+            self.noted.append(Noted(run_id, old.workflow, ending.failure))
         source = listed_under(old.status)
         if source != status:
             self.shard.workflows.add(old.workflow)

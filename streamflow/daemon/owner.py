@@ -25,6 +25,7 @@ from msgspec import Raw
 from streamflow.daemon.batch import BYTES, IN_FLIGHT, SENT, UNKNOWN, Reduced, ShardBatch, parked_reason, reason_of
 from streamflow.daemon.careful_turns import CarefulTurns
 from streamflow.daemon.context import Context
+from streamflow.daemon.failure_log import FailureLog
 from streamflow.daemon.lost_writes import LostWrites
 from streamflow.daemon.recent_commits import RecentCommits
 from streamflow.daemon.relay import Relay
@@ -140,6 +141,7 @@ class Owner:
         self.lost_writes = LostWrites(context.store, context.kernel, self.starts.held)
         self.recent_commits = RecentCommits(context, self.starts.held, self.lost_writes.forgotten)
         self.watch = RunNote()
+        self._failure_log = FailureLog()
         self.shards_lost = 0
         """How often `lost` was called."""
         self.on_committed: Callable[[list[ShardBatch], list[Committed | StoreError], float], None] | None = None
@@ -932,6 +934,8 @@ class Owner:
             if attempt.queue not in self._known_queues:
                 self._known_queues.add(attempt.queue)
                 self.on_queue(attempt.queue)
+        if batch.noted:
+            self._failure_log.write(batch.noted)
         if self._tracing is not None:
             batch.make_spans(self._tracing)
 

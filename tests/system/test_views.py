@@ -126,6 +126,18 @@ async def ordering(n: int) -> None:
     await paying.options(id=f"paying-{n}")(n)
 
 
+async def test_each_failed_run_has_one_line_in_the_log(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    async with serve(app) as (client, _):
+        with pytest.raises(sf.RunFailed):
+            await (await client.start(ordering, 7, id="ordering-7")).result(10)
+        await settled(client, failed=2)
+    lines = [record.getMessage() for record in caplog.records if record.name == "streamflow.runs"]
+    what = "failed: ConnectionError: card 7 of 'customer-7' was refused ("
+    assert [line.partition(what)[0] for line in lines] == ["run paying-7 of paying ", "run ordering-7 of ordering "]
+    assert all("step charge, attempt 1, test_views.py:" in line for line in lines)
+    assert "(run paying-7 of paying, step charge" in lines[1]
+
+
 async def test_failures_of_two_causes_are_two_rows_also_from_the_log(serve: Serve) -> None:
     """Parents count at the cause of their children. A takeover folds the log, which has no tracebacks."""
     async with serve(app) as (client, _):
