@@ -40,6 +40,7 @@ from streamflow.errors import (
     UnknownWorkflow,
     UsageError,
 )
+from streamflow.model.causes import Cause
 from streamflow.model.record import Status
 from streamflow.steps.context import StepInfo, cancelled, heartbeat, step_info
 from streamflow.version import __version__
@@ -119,6 +120,7 @@ __all__ = [
     "Asked",
     "CancelRequest",
     "Cancelled",
+    "Cause",
     "Child",
     "ChildDone",
     "ChildFailed",

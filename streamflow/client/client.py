@@ -313,12 +313,14 @@ class Client:
         workflow: str | None = None,
         tenant: str | None = None,
         attributes: Mapping[str, Attribute] | None = None,
+        error: str | None = None,
         limit: int = 20,
     ) -> list[RunSummary]:
         """The newest `limit` runs that match all filters, over all shards.
 
         `status`: pending, running, stuck, completed, failed or cancelled. `workflow`: its name. `tenant`: its name.
-        `attributes`: runs that have all of these, as set by `sf.set_attributes` (`1` is not `"1"`).
+        `attributes`: runs that have all of these, as set by `sf.set_attributes` (`1` is not `"1"`). `error`: a part of
+        the error of a failed run (`ConnectTimeout: api:443`) or of the reason of a stuck one, in whichever case.
         Ordered by the last change of status, newest first; with `tenant` or `attributes` by start, newest first. Only
         runs of workflows that daemons have registered are found, unless `workflow` names another one. With filters that
         few runs match, only the newest 20,000 runs of each listing are searched. A run or listing whose key somebody
@@ -328,7 +330,7 @@ class Client:
 
         >>> await client.runs(status="running", attributes={"customer": "acme"})
         """
-        filters = _filters(status, workflow, tenant, attributes, limit)
+        filters = _filters(status, workflow, tenant, attributes, limit, error)
         return await self._listings.runs(await self.read_namespace(), filters, limit)
 
     async def workflows(self) -> dict[str, WorkflowInfo]:
@@ -455,7 +457,12 @@ class Client:
         line, last = await self._batcher.peek(shard, run_id)
         check_found(line, run_id, created)
         is_stuck = decode_header(line).status == Status.STUCK
-        return describe(run_id, line, last, await self._listings.stuck_reason(shard, run_id) if is_stuck else "")
+        found = describe(run_id, line, last, await self._listings.stuck_reason(shard, run_id) if is_stuck else "")
+        cause = found.cause
+        if cause is None or not cause.step:
+            return found
+        shard = (await self.read_namespace()).shard_of(cause.run_id)
+        return msgspec.structs.replace(found, attempts=await self._listings.attempts_before(shard, cause))
 
     async def _history(self, run_id: str, created: int) -> list[Transition]:
         return await self._listings.history((await self.read_namespace()).shard_of(run_id), run_id, created)
@@ -530,6 +537,7 @@ def _filters(
     tenant: str | None,
     attributes: Mapping[str, Attribute] | None,
     limit: int,
+    error: str | None = None,
 ) -> Filters:
     """The filters of a listing, checked. Raises `UsageError`, `InvalidName`."""
     if limit < 1:
@@ -543,4 +551,4 @@ def _filters(
         if value is None:
             raise UsageError(f"attributes: {name} is None, and no run has an attribute that is None; omit it")
         wanted[name] = value
-    return Filters(_status(status), workflow, tenant, wanted)
+    return Filters(_status(status), workflow, tenant, wanted, error or "")

@@ -20,10 +20,11 @@ from streamflow import events
 from streamflow.client.joining import Logged, join_payloads
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.waiting import check_found
-from streamflow.errors import Failure, StoreError
+from streamflow.errors import Failure, StoreError, StoreUnavailable
 from streamflow.events import ENDINGS, AnyEvent, RunCompleted, RunStuck, Transition, decode_history, decode_transition
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, same, value_text
+from streamflow.model.causes import Cause, FailedAttempt, attempts_before, cause_of, root_of
 from streamflow.model.logged import decode_logged
 from streamflow.model.record import LISTED, Header, Status, decode_header
 from streamflow.model.sharding import Partition
@@ -40,14 +41,22 @@ _log = logging.getLogger("streamflow.client")
 MAX_SCANNED = 20_000
 """Entries of each index that a filtered listing reads before it stops searching for more."""
 
+LARGEST_READ = 256 * 1024
+"""Bytes of a failed run's last transition up to which a listing decodes it, for its error."""
+
 FOLLOW_BLOCK_MS = 2_000
 STUCK_PAGE = 100
-"""Transitions that are read at once, from the newest, until one says why the run is stuck."""
+"""Transitions that are read at once, from the newest, until one says why the run is stuck. For the attempts of a step
+only so many are read."""
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One run in a listing. Times are aware, in UTC; `parent` is the id of the run that started it as its child;
-    `reason` says why a stuck run can't continue; `trace_id` (32 hex digits) is empty for a run that isn't traced."""
+    `reason` says why a stuck run can't continue; `trace_id` (32 hex digits) is empty for a run that isn't traced.
+
+    Of a failed run `cause` is the innermost error, through children and steps, and `error` the same in a line, as
+    `ConnectTimeout: api:443`; empty and None otherwise, and in a listing if its last transition is larger than 256 KB.
+    """
 
     id: str
     status: Status
@@ -59,6 +68,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     attributes: dict[str, Attribute] = {}
     reason: str = ""
     trace_id: str = ""
+    error: str = ""
+    cause: Cause | None = None
 
 
 class RunDescription(RunSummary, frozen=True, kw_only=True):
@@ -66,28 +77,41 @@ class RunDescription(RunSummary, frozen=True, kw_only=True):
 
     `version`: number of its transitions. `result` is the decoded result of a completed run (plain values, not the
     workflow's declared type); `failure` why it failed; `reason` why it was cancelled, or is stuck.
+
+    `traceback`: the frames of the user's code of the `cause`, which are those of the step if one raised it, wherever it
+    ran. `attempts`: the failed attempts of that step before its last one, oldest first, as far as they are within the
+    last hundred transitions of its run.
     """
 
     version: int
     result: Any = None
     failure: Failure | None = None
+    traceback: str = ""
+    attempts: list[FailedAttempt] = []
 
 
 class Filters(msgspec.Struct, frozen=True):
-    """Which runs a listing has: those that match all filters that are not None or empty."""
+    """Which runs a listing has: those that match all filters that are not None or empty. `error`: a part of the error
+    of failed runs, or of the reason of stuck ones, in whichever case."""
 
     status: Status | None = None
     workflow: str | None = None
     tenant: str | None = None
     attributes: dict[str, Attribute] = {}
+    error: str = ""
 
     def match(self, summary: RunSummary) -> bool:
+        """Also those of which only the error doesn't match: see `match_error`."""
         return (
             (self.status is None or summary.status == self.status)
             and (self.workflow is None or summary.workflow == self.workflow)
             and (self.tenant is None or summary.tenant == self.tenant)
             and all(same(summary.attributes.get(name), value) for name, value in self.attributes.items())
         )
+
+    def match_error(self, summary: RunSummary) -> bool:
+        """Of a stuck run its reason must be known."""
+        return self.error.casefold() in f"{summary.error}\n{summary.reason}".casefold()
 
 
 class WorkflowInfo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -105,8 +129,8 @@ class WorkflowInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def describe(run_id: str, header_line: bytes, last: bytes, stuck: str = "") -> RunDescription:
-    """The description from the header and, if the run has ended, its last transition (else empty). `stuck`: why it is
-    stuck, if it is."""
+    """The description from the header and, if the run has ended, its last transition (else empty); without attempts.
+    `stuck`: why it is stuck, if it is."""
     header = decode_header(header_line)
     result: Any = None
     failure, reason = None, stuck
@@ -120,8 +144,9 @@ def describe(run_id: str, header_line: bytes, last: bytes, stuck: str = "") -> R
                 reason = why
             case _:
                 pass
-    facts = msgspec.structs.asdict(summarize(run_id, header, reason))
-    return RunDescription(**facts, version=header.version, result=result, failure=failure)
+    facts = msgspec.structs.asdict(summarize(run_id, header, reason, failure))
+    traceback = "" if failure is None else root_of(failure).traceback
+    return RunDescription(**facts, version=header.version, result=result, failure=failure, traceback=traceback)
 
 
 def ending_of(transition: Transition) -> RunCompleted | events.RunFailed | events.RunCancelled | None:
@@ -143,8 +168,21 @@ def stuck_reason(transitions: Sequence[Transition]) -> str | None:
     return None
 
 
-def summarize(run_id: str, header: Header, reason: str = "") -> RunSummary:
-    """The entry of a listing from the run's header."""
+def failure_in(last: bytes) -> Failure | None:
+    """The failure of a failed run, from its last transition; None if that is large or can't be decoded here: the run is
+    listed all the same."""
+    if len(last) > LARGEST_READ:
+        return None
+    try:
+        ending = ending_of(decode_transition(last))
+    except codec.DECODE_ERRORS:
+        return None
+    return ending.failure if isinstance(ending, events.RunFailed) else None
+
+
+def summarize(run_id: str, header: Header, reason: str = "", failure: Failure | None = None) -> RunSummary:
+    """The entry of a listing from the run's header, and of a failed run its failure."""
+    cause = None if failure is None else cause_of(run_id, header.workflow, failure)
     return RunSummary(
         id=run_id,
         status=Status(header.status),
@@ -156,6 +194,8 @@ def summarize(run_id: str, header: Header, reason: str = "") -> RunSummary:
         attributes=header.attributes,
         reason=reason,
         trace_id=trace_id_of(header.trace),
+        error="" if cause is None else str(cause),
+        cause=cause,
     )
 
 
@@ -186,7 +226,7 @@ class Listings:
             candidates, more = await self._newest(indexes, depth)
             found = await self._matching(namespace, candidates, filters)
             if len(found) >= limit or not more or depth >= MAX_SCANNED:
-                return await self._with_reasons(namespace, found[:limit])
+                return found[:limit] if filters.error else await self._with_reasons(namespace, found[:limit])
             depth = min(depth * 8, MAX_SCANNED)
 
     async def _indexes(self, shards: Sequence[int], filters: Filters) -> list[str]:
@@ -202,6 +242,8 @@ class Listings:
             return [shard_keys.tenant(filters.tenant) for shard_keys in keys]
         names = [filters.workflow] if filters.workflow is not None else list(await self.workflows())
         statuses = LISTED if filters.status is None else (Status(listed_under(filters.status)),)
+        if filters.error:  # no others have one
+            statuses = [status for status in statuses if status in (Status.FAILED, Status.STUCK)]
         return [shard_keys.index(listed, name) for shard_keys in keys for listed in statuses for name in names]
 
     async def _shortest(self, listings: list[list[str]]) -> list[str]:
@@ -225,16 +267,20 @@ class Listings:
         peeks = [self._batcher.peek(namespace.shard_of(run_id), run_id) for run_id in run_ids]
         found: list[RunSummary] = []
         for run_id, answer in zip(run_ids, await settled(peeks), strict=True):
-            line, _ = _unless_damaged(answer, f"run {run_id}") or (b"", b"")
+            line, last = _unless_damaged(answer, f"run {run_id}") or (b"", b"")
             if not line:  # it was forgotten in the meantime
                 continue
             try:
-                summary = summarize(run_id, decode_header(line))
+                header = decode_header(line)
+                failure = failure_in(last) if header.status == Status.FAILED else None
+                summary = summarize(run_id, header, failure=failure)
             except codec.DECODE_ERRORS as error:
                 _log_damaged(f"run {run_id}", error)
                 continue
             if filters.match(summary):
                 found.append(summary)
+        if filters.error:
+            found = [run for run in await self._with_reasons(namespace, found) if filters.match_error(run)]
         return found
 
     async def _with_reasons(self, namespace: Namespace, found: list[RunSummary]) -> list[RunSummary]:
@@ -258,6 +304,18 @@ class Listings:
             if reason is not None or len(elements) < STUCK_PAGE + 2:
                 return reason or ""
             last -= STUCK_PAGE
+
+    async def attempts_before(self, shard: int, cause: Cause) -> list[FailedAttempt]:
+        """The failed attempts of the cause's step before its last one, from the end of its run's history. Empty if that
+        is gone."""
+        read = Call.plain("LRANGE", self._keys.shard(shard).run(cause.run_id), -STUCK_PAGE - 2, -1)
+        try:
+            return attempts_before(decode_history((await self._batcher.call(read))[2:]), cause)
+        except StoreUnavailable:
+            raise
+        except (StoreError, *codec.DECODE_ERRORS) as error:  # the child's record; that of the run itself is readable
+            _log_damaged(f"run {cause.run_id}", error)
+            return []
 
     async def history(self, shard: int, run_id: str, created: int) -> list[Transition]:
         peek = self._batcher.peek(shard, run_id)

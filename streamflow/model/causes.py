@@ -9,6 +9,8 @@ Called by: the form of failures in the log (`logged.py`), the view `causes`, lis
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 
 import msgspec
@@ -59,10 +61,10 @@ class Cause(msgspec.Struct, frozen=True):
 
 
 class FailedAttempt(msgspec.Struct, frozen=True):
-    """An attempt of a step before the last one. `at`: shard-clock ms at which it ended; `ms`: how long it ran."""
+    """A failed attempt of a step, before its last one. `at` is when it ended (aware, in UTC), `ms` how long it ran."""
 
     attempt: int
-    at: int
+    at: datetime
     ms: float
     failure: Failure
 
@@ -95,14 +97,15 @@ def stuck_cause(run_id: str, workflow: str, reason: str) -> Cause:
     return Cause(run_id, workflow, STUCK, reason[:MAX_MESSAGE])
 
 
-def attempts_before(transitions: list[Transition], cause: Cause) -> list[FailedAttempt]:
+def attempts_before(transitions: Sequence[Transition], cause: Cause) -> list[FailedAttempt]:
     """The failed attempts of the cause's step before its last one, oldest first, in a history of the cause's run."""
     found: dict[int, list[FailedAttempt]] = {}
     last: list[FailedAttempt] = []
     for transition in transitions:
         for event in transition.events:
             if isinstance(event, StepRetrying) and event.name == cause.step:
-                attempt = FailedAttempt(event.attempt, transition.at, event.ms, event.failure)
+                at = datetime.fromtimestamp(transition.at / 1000, UTC)
+                attempt = FailedAttempt(event.attempt, at, event.ms, event.failure)
                 found.setdefault(event.seq, []).append(attempt)
             elif isinstance(event, StepFailed) and (event.name, event.attempt) == (cause.step, cause.attempt):
                 last = found.get(event.seq, [])

@@ -21,6 +21,7 @@ from rich.text import Text
 from streamflow import events
 from streamflow.errors import Failure
 from streamflow.events import RunCompleted, RunContinued, RunStarted, Transition
+from streamflow.model.causes import Cause, FailedAttempt, cause_of, root_of
 from streamflow.model.record import Header
 from streamflow.screen.columns import Column, fit, table
 from streamflow.screen.payload import preview
@@ -52,6 +53,8 @@ CAUSE_LINES = 4
 """The same of a cause or a member."""
 MAX_CAUSES = 6
 """How many causes deep a failure is printed."""
+MAX_ATTEMPTS = 5
+"""Failed attempts before the last one that are listed: the latest."""
 
 _GLYPHS = {"signal": "◆", "sent": "◇", "cancel": "■", "patch": "+", "continued": "↻", "limit": "!"}
 _STYLES = {
@@ -70,7 +73,8 @@ _STYLES = {
 
 
 class RunDetail(msgspec.Struct, kw_only=True):
-    """Everything about one run. `children`: run id -> status, where it is known; `published`: values by key."""
+    """Everything about one run. `children`: run id -> status, where it is known; `published`: values by key; `cause`,
+    `attempts`: of a failed run, as `run.describe()` has them."""
 
     run_id: str
     header: Header
@@ -79,6 +83,8 @@ class RunDetail(msgspec.Struct, kw_only=True):
     published: dict[str, Any] = {}
     now_ms: int
     trace_id: str = ""
+    cause: Cause | None = None
+    attempts: list[FailedAttempt] = []
 
 
 def render_run(detail: RunDetail, width: int) -> RenderableType:
@@ -135,28 +141,72 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
             elif isinstance(event, events.RunCancelled):
                 lines.append(_fact("reason", safe_text(event.reason, WARN, 500), width))
             elif isinstance(event, events.RunFailed):
-                lines.extend(_failure(event.failure, "error", width))
+                lines.extend(_why(detail, event.failure, width))
     return lines
 
 
-def _failure(failure: Failure, label: str, width: int, depth: int = 0) -> list[Text]:
-    """What failed, its notes and fields, its last frames; then the same of what caused it, and of a group's members."""
-    lines = [_fact(label, safe_text(f"{failure.kind}: {failure.message}", BAD, 500), width)]
-    lines += [_fact("  note", safe_text(note, WARN, 500), width) for note in failure.notes]
-    if failure.fields:
-        lines.append(_fact("  fields", Text(preview(msgspec.msgpack.encode(failure.fields), 2 * width)), width))
+def _why(detail: RunDetail, failure: Failure, width: int) -> list[Text]:
+    """The error; then, if another one is its root, that one: which step of which run raised it, its last frames, and
+    the attempts before it; then what is between the two."""
+    root = root_of(failure)
+    if root is failure:
+        return _failure(failure, "error", width)
+    cause = detail.cause or cause_of(detail.run_id, detail.header.workflow, failure)
+    lines = [_fact("error", safe_text(str(failure), BAD, 500), width), *_details(failure, width)]
+    lines += _failure(root, "because of", width, 1, source=_source(cause, detail.run_id), frames=TRACEBACK_LINES)
+    for attempt in reversed(detail.attempts[-MAX_ATTEMPTS:]):
+        ago = duration(max(0, detail.now_ms - attempt.at.timestamp() * 1000))
+        text = Text.assemble((f"{ago} ago  ", MUTED), safe_text(str(attempt.failure), WARN, 500), end="")
+        lines.append(_fact(f"attempt {attempt.attempt}", text, width))
+    if len(detail.attempts) > MAX_ATTEMPTS:
+        lines.append(_fact("", Text(f"… {len(detail.attempts) - MAX_ATTEMPTS:,} more before", style=FAINT), width))
+    return lines + _below(failure, width, 0, shown=root)
+
+
+def _source(cause: Cause, run_id: str) -> str:
+    """`step charge of run order-7 (workflow order), attempt 5`: empty if the code of this run's workflow raised it."""
+    parts = [f"step {cause.step}"] if cause.step else []
+    parts += [f"run {cause.run_id} (workflow {cause.workflow})"] if cause.run_id != run_id else []
+    source = " of ".join(parts)
+    return f"{source}, attempt {cause.attempt}" if cause.step else source
+
+
+def _failure(
+    failure: Failure,
+    label: str,
+    width: int,
+    depth: int = 0,
+    *,
+    source: str = "",
+    frames: int = CAUSE_LINES,
+    shown: Failure | None = None,
+) -> list[Text]:
+    """What failed, its notes and fields, its last frames; then the same of what caused it, and of a group's members.
+    `source` stands before it."""
+    what = f"{source}: {failure}" if source else str(failure)
+    lines = [_fact(label, safe_text(what, BAD, 500), width), *_details(failure, width)]
     chained = failure.cause is not None or failure.context is not None or failure.members or failure.notes
     if not chained or depth:  # else the traceback repeats what follows
-        trace = failure.traceback.rstrip().split("\n")[-TRACEBACK_LINES if not depth else -CAUSE_LINES :]
+        trace = failure.traceback.rstrip().split("\n")[-frames if depth else -TRACEBACK_LINES :]
         lines += [_fact("", safe_text(line, FAINT, 500), width) for line in trace if line.strip()]
-    if depth < MAX_CAUSES:
-        if failure.cause is not None:
-            lines += _failure(failure.cause, "because of", width, depth + 1)
-        if failure.context is not None:
-            lines += _failure(failure.context, "while in", width, depth + 1)
-        for number, member in enumerate(failure.members, 1):
-            lines += _failure(member, f"  member {number}", width, depth + 1)
+    return lines + _below(failure, width, depth, shown)
+
+
+def _details(failure: Failure, width: int) -> list[Text]:
+    lines = [_fact("  note", safe_text(note, WARN, 500), width) for note in failure.notes]
+    if failure.fields:
+        lines.append(_fact("  fields", Text(preview(msgspec.msgpack.encode(failure.fields), 2 * width)), width))
     return lines
+
+
+def _below(failure: Failure, width: int, depth: int, shown: Failure | None) -> list[Text]:
+    """What caused it, and a group's members, but for the one that is `shown` already."""
+    if depth >= MAX_CAUSES:
+        return []
+    below = [("because of" if shown is None else "through", failure.cause), ("while in", failure.context)]
+    below += [(f"  member {number}", member) for number, member in enumerate(failure.members, 1)]
+    others = [(label, other) for label, other in below if other is not None and other is not shown]
+    return [line for label, other in others for line in _failure(other, label, width, depth + 1, shown=shown)]
 
 
 def _fact(label: str, value: Text, width: int) -> Text:

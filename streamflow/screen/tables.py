@@ -72,7 +72,7 @@ _STYLES: dict[type, str] = {
 
 
 class RunRow(msgspec.Struct, kw_only=True):
-    """One run in a listing. Times in ms; `ended` 0: still open. `reason`: why it is stuck."""
+    """One run in a listing. Times in ms; `ended` 0: still open. `reason`: why it is stuck; `error`: why it failed."""
 
     run_id: str
     workflow: str
@@ -82,6 +82,7 @@ class RunRow(msgspec.Struct, kw_only=True):
     ended: int = 0
     attributes: dict[str, Attribute] = {}
     reason: str = ""
+    error: str = ""
 
 
 def attributes_line(attributes: Mapping[str, Attribute]) -> str:
@@ -92,23 +93,32 @@ def attributes_line(attributes: Mapping[str, Attribute]) -> str:
 def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
     """Run ids are shown whole (on several lines if necessary), so that they can be copied; the rest is cut to `width`.
 
-    If any run has attributes, they are a column in a wide terminal, and stand below the run's id in a narrow one.
+    If any run has failed or is stuck, there is a column that says why. If any has attributes, they are a column in a
+    wide terminal, and stand below the run's id in a narrow one.
     """
     narrow = width < 100
     tenants = any(row.tenant for row in rows)
+    whys = any(row.error or row.reason for row in rows)
     attributes = any(row.attributes for row in rows) and width >= ATTRIBUTES_FROM
+    workflow_width, tenant_width = (16, 12) if narrow else (24, 16)
     table = Table(box=None, pad_edge=False, header_style=MUTED, padding=(0, 2, 0, 0))
     table.add_column("RUN", overflow="fold", min_width=12)
-    table.add_column("WORKFLOW", no_wrap=True, overflow="ellipsis", max_width=16 if narrow else 24)
+    table.add_column("WORKFLOW", no_wrap=True, overflow="ellipsis", max_width=workflow_width)
     if tenants:
-        table.add_column("TENANT", no_wrap=True, overflow="ellipsis", max_width=12 if narrow else 16)
+        table.add_column("TENANT", no_wrap=True, overflow="ellipsis", max_width=tenant_width)
     table.add_column("STATUS", no_wrap=True)
     table.add_column("STARTED", no_wrap=True)
     table.add_column("TOOK", no_wrap=True, justify="right")
+    # The width without all of these at their widest, and without the gaps.
+    remaining = width - min(36, max([3, *(len(row.run_id) for row in rows)])) - 2
+    remaining -= min(workflow_width, max([8, *(len(row.workflow) for row in rows)])) + 2
+    remaining -= min(tenant_width, max([6, *(len(row.tenant) for row in rows)])) + 2 if tenants else 0
+    remaining -= max([6, *(len(row.status) for row in rows)]) + 2 + (11 if narrow else 19) + 2 + 8 + 2
+    if whys:
+        share = remaining // 2 if attributes else remaining
+        table.add_column("WHY", no_wrap=True, overflow="ellipsis", max_width=max(14, share))
+        remaining -= share + 2
     if attributes:
-        ids = min(36, max(len(row.run_id) for row in rows))
-        # The width without id, workflow, tenant, status and times at their widest, and without the gaps.
-        remaining = width - ids - 24 - (18 if tenants else 0) - 11 - 21 - 10 - 4
         table.add_column("ATTRIBUTES", no_wrap=True, overflow="ellipsis", max_width=max(20, remaining))
     for row in rows:
         open_run = row.ended == 0
@@ -119,6 +129,8 @@ def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
         cells.append(Text(moment(row.started)[5:16] if narrow else moment(row.started), style=MUTED))
         took = duration(max(0, (now_ms if open_run else row.ended) - row.started))
         cells.append(Text(took, style=BUSY if open_run else ""))
+        if whys:
+            cells.append(safe_text(row.error or row.reason, BAD if row.error else WARN, 500))
         if attributes:
             cells.append(safe_text(attributes_line(row.attributes), MUTED))
         elif row.attributes:

@@ -28,12 +28,13 @@ from msgspec import UNSET, Raw, UnsetType
 
 from streamflow.client.client import Client, Decode, Run, _decoder, _filters, _input, _options, _start, _target
 from streamflow.client.histories import History
-from streamflow.client.listing import RunDescription, RunSummary, describe, instant, summarize
+from streamflow.client.listing import RunDescription, RunSummary, describe, failure_in, instant, summarize
 from streamflow.client.waiting import not_found
 from streamflow.errors import RunConflict, RunEnded, UsageError
 from streamflow.events import AnyEvent, Transition, decode_history
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute
+from streamflow.model.causes import attempts_before
 from streamflow.model.names import check_run_id
 from streamflow.model.record import Status, decode_header
 from streamflow.model.sharding import Partition, full_run_id
@@ -184,18 +185,22 @@ class Sandbox:
         workflow: str | None = None,
         tenant: str | None = None,
         attributes: Mapping[str, Attribute] | None = None,
+        error: str | None = None,
         limit: int = 20,
     ) -> list[RunSummary]:
         """The newest `limit` runs that match all filters, as `client.runs`: latest change of status first."""
-        filters = _filters(status, workflow, tenant, attributes, limit)
+        filters = _filters(status, workflow, tenant, attributes, limit, error)
         by_start = filters.tenant is not None or bool(filters.attributes)
         newest = sorted(
             self.world.records.items(),
             key=lambda item: item[1].created if by_start else item[1].changed,
             reverse=True,
         )
-        summaries = [summarize(run_id, record.head, record.reason) for run_id, record in newest]
-        return [run for run in summaries if filters.match(run)][:limit]
+        summaries = [
+            summarize(run_id, record.head, record.reason, failure_in(record.ending) if record.ending else None)
+            for run_id, record in newest
+        ]
+        return [run for run in summaries if filters.match(run) and filters.match_error(run)][:limit]
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
@@ -306,7 +311,11 @@ class Sandbox:
 
     async def _describe(self, run_id: str, created: int) -> RunDescription:
         record = self._record(run_id)
-        return describe(run_id, record.header, record.ending, record.reason)
+        found = describe(run_id, record.header, record.ending, record.reason)
+        if found.cause is None or not found.cause.step or found.cause.run_id not in self.world.records:
+            return found
+        history = self.world.records[found.cause.run_id].log
+        return msgspec.structs.replace(found, attempts=attempts_before(history, found.cause))
 
     async def _history(self, run_id: str, created: int) -> list[Transition]:
         return decode_history(self._record(run_id).transitions)

@@ -46,9 +46,21 @@ async def double(n: int) -> int:
 def train(n: int) -> int:
     return n + 1
 
+@app.step(queue="gpu", retry=sf.Retry(attempts=2, initial=0))
+def overheat(n: int) -> int:
+    raise RuntimeError(f"gpu {n} is hot")
+
 @app.workflow
 async def child(n: int) -> int:
     return await double(n)
+
+@app.workflow
+async def heating(n: int) -> int:
+    return await overheat(n)
+
+@app.workflow
+async def doomed(n: int) -> int:
+    return await heating.options(id=f"heating-{n}")(n)
 
 @app.workflow
 async def flow(n: int) -> int:
@@ -131,6 +143,21 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
             assert len(listed) == 28
             assert [row["run_id"] for row in await run.data("runs", "--attribute", "size=3")] == ["one"]
 
+            for n in range(8):  # the child's history is on another server than its parent, for some
+                await run("enqueue", "doomed", "--id", f"doomed-{n}", "--input", str(n), "--wait", code=1)
+            rows = await run.data("runs", "--error", "IS HOT", "--workflow", "doomed")
+            assert {row["run_id"]: row["error"] for row in rows} == {
+                f"doomed-{n}": f"RuntimeError: gpu {n} is hot" for n in range(8)
+            }
+            for n in range(8):
+                shown = await run.data("show", f"doomed-{n}")
+                cause = shown["cause"]
+                assert (cause["run_id"], cause["step"], cause["attempt"]) == (f"heating-{n}", "overheat", 2)
+                assert [(one["attempt"], one["failure"]["message"]) for one in shown["attempts"]] == [
+                    (1, f"gpu {n} is hot")
+                ]
+            assert "because of step overheat of run heating-1" in await run("show", "doomed-1")
+
             await run("enqueue", "flow", "--id", "two", "--input", "1")
             await run("cancel", "two")
             await run("enqueue", "flow", "--id", "three", "--input", "1")
@@ -157,6 +184,8 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
 
             await until(counted)
             status = await run.data("status", "--shards")
+            causes = {row["workflow"]: row for row in status["views"]["causes"]["causes"]}
+            assert (causes["heating"]["message"], causes["heating"]["failed"]) == ("gpu # is hot", 16)
             assert (status["server"]["servers"], status["server"]["away"], status["shards_unowned"]) == (3, 0, 0)
             used = [await memory(node) for node in shared_cluster.nodes]
             assert 0.8 * sum(used) < status["server"]["memory"] < 1.2 * sum(used)

@@ -399,6 +399,43 @@ async def children(stage: Stage) -> Any:
     return [*found, sorted((key, value) for key, value in parents.items() if not key.startswith("r/"))]
 
 
+@app.step(retry=sf.Retry(attempts=3, initial=0))
+async def refusing(card: int) -> None:
+    raise ConnectionError(f"card {card} refused {sf.step_info().attempt} times")
+
+
+@app.workflow
+async def paying(card: int) -> None:
+    await refusing(card)
+
+
+@app.workflow
+async def ordering(card: int) -> None:
+    try:
+        await paying.options(id=f"pay-{card}")(card)
+    except sf.ChildFailed as error:
+        raise ValueError("no order without money") from error
+
+
+@app.workflow
+async def mistaken() -> None:
+    raise KeyError("price")
+
+
+@scenario
+async def why_runs_failed(stage: Stage) -> Any:
+    client = stage.client
+    runs = [await client.start(ordering, 7, id="order"), await client.start(mistaken, id="mistake")]
+    found: list[Any] = [await caught(run.result()) for run in runs]
+    for run_id in ("order", "pay-7", "mistake"):
+        why = await client.run(run_id).describe()
+        assert why.traceback.rstrip().endswith(('times")', 'KeyError("price")')), why.traceback
+        found += [run_id, why.error, why.cause, [(one.attempt, str(one.failure)) for one in why.attempts]]
+    for error in ("connectionerror: CARD 7", "KeyError", "nothing like it"):
+        found.append(sorted(run.id for run in await client.runs(error=error)))
+    return found
+
+
 # --- signals and questions ------------------------------------------------------------------------------------------
 
 

@@ -163,6 +163,8 @@ async def _seen(run: sf.Run[Any]) -> Seen:
     description = alike(msgspec.to_builtins(await run.describe(), str_keys=True))
     for name in ("created", "ended", "version"):
         del description[name]
+    for attempt in description["attempts"]:
+        del attempt["at"], attempt["ms"]
     decisions: list[str] = []
     facts: list[str] = []
     times: dict[str, float] = {}
@@ -188,7 +190,7 @@ def _text(event: AnyEvent, at: int) -> str:
     fields: dict[str, Any] = {}
     for name in event.__struct_fields__:
         value = getattr(event, name)
-        if name in ("ms", "id", "started", "created"):
+        if name in ("ms", "id", "started", "created", "since"):
             continue
         if name == "parent":
             value = value.partition("@")[0]

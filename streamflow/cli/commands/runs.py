@@ -30,6 +30,7 @@ STATUSES = ["pending", "running", "stuck", "completed", "failed", "cancelled"]
     "--attribute", "attributes", multiple=True, metavar="NAME=VALUE",
     help="Only runs with this attribute; VALUE is parsed as JSON, else as text. May be repeated.",
 )  # fmt: skip
+@click.option("--error", metavar="TEXT", help="Only runs that failed with TEXT in their error, or are stuck for it.")
 @click.option(
     "--limit", type=click.IntRange(1, 10_000), metavar="N", default=20, show_default=True,
     help="Maximum number of runs.",
@@ -41,6 +42,7 @@ def runs(
     workflow: str | None,
     tenant: str | None,
     attributes: tuple[str, ...],
+    error: str | None,
     limit: int,
     redis: str | None,
     namespace: str | None,
@@ -49,18 +51,22 @@ def runs(
     """List runs, newest first.
 
     Runs are ordered by their latest change of status; with --tenant or --attribute, by their start. A run is listed if
-    it matches all filters. Of stuck runs the reason stands below the table.
+    it matches all filters. WHY is the innermost error of a failed run, through its children and steps; of stuck runs
+    the whole reason stands below the table.
 
     \b
     Examples:
       streamflow runs --status failed --workflow invoice
+      streamflow runs --error ConnectTimeout
       streamflow runs --attribute customer=acme --attribute priority=2
     """
     wanted = dict(_parse_attribute(text) for text in attributes)
 
     async def fetch() -> tuple[list[RunSummary], int]:
         async with open_client(redis, namespace) as client:
-            found = await client.runs(status=status, workflow=workflow, tenant=tenant, attributes=wanted, limit=limit)
+            found = await client.runs(
+                status=status, workflow=workflow, tenant=tenant, attributes=wanted, error=error, limit=limit
+            )
             return found, await server_time_ms(client)
 
     found, now_ms = run_async(fetch)
@@ -68,7 +74,7 @@ def runs(
         print_json([plain_run(run) for run in found])
         return
     if not found:
-        filtered = bool(wanted) or any(value is not None for value in (status, workflow, tenant))
+        filtered = bool(wanted) or any(value is not None for value in (status, workflow, tenant, error))
         click.echo("no matching runs" if filtered else "no runs yet: start one with `streamflow enqueue`", err=True)
         return
     from streamflow.screen.tables import RunRow, reasons_of, runs_table
@@ -83,6 +89,7 @@ def runs(
             ended=epoch_ms(run.ended) if run.ended else 0,
             attributes=run.attributes,
             reason=run.reason,
+            error=run.error,
         )
         for run in found
     ]

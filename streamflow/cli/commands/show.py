@@ -56,6 +56,15 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
                 **plain_run(described),
                 "result": plain_value(described.result),
                 "failure": plain_failure(described.failure),
+                "attempts": [
+                    {
+                        "attempt": attempt.attempt,
+                        "at": plain_value(attempt.at),
+                        "ms": attempt.ms,
+                        "failure": plain_failure(attempt.failure),
+                    }
+                    for attempt in described.attempts
+                ],
                 "children": children,
                 "published": plain_value(published),
                 "events": events,
@@ -85,6 +94,8 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
         published=published,
         now_ms=now_ms,
         trace_id=described.trace_id,
+        cause=described.cause,
+        attempts=described.attempts,
     )
     print_drawn(console, render_run(detail, console.width))
 

@@ -234,8 +234,8 @@ def test_the_attempts_before_are_those_of_the_call_that_failed() -> None:
     ]
     cause = cause_of("a", "top", of_step("charge", 3, TIMEOUT))
     before = attempts_before(history, cause)
-    assert [(attempt.attempt, attempt.at, attempt.failure.message) for attempt in before] == [
-        (1, 2, "2.1"),
-        (2, 3, "2.2"),
+    assert [(one.attempt, one.at.timestamp(), one.failure.message) for one in before] == [
+        (1, 0.002, "2.1"),
+        (2, 0.003, "2.2"),
     ]
     assert attempts_before(history, cause_of("a", "top", Failure("ValueError", "boom"))) == []

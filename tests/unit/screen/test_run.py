@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from datetime import UTC, datetime
 from typing import Any, get_args
 
 import msgspec
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 from rich.console import Console
 
-from streamflow import events
+from streamflow import errors, events
 from streamflow.errors import Failure
 from streamflow.events import (
     NOTHING,
@@ -44,6 +45,8 @@ from streamflow.events import (
     Transition,
 )
 from streamflow.model.attributes import Attribute
+from streamflow.model.causes import FailedAttempt, cause_of
+from streamflow.model.failures import failure_of
 from streamflow.model.plain import event_json, plain
 from streamflow.model.record import Header
 from streamflow.screen.payload import preview
@@ -408,3 +411,91 @@ def test_a_failure_is_shown_with_its_notes_fields_and_cause() -> None:
     ):
         assert part in text
     assert 'File "pay.py", line 3' in text
+
+
+# --- why it failed --------------------------------------------------------------------------------------------------
+
+
+def why(failure: Failure, attempts: list[FailedAttempt], width: int = 100) -> list[str]:
+    cause = cause_of("top-1", "top", failure)
+    detail = RunDetail(
+        run_id="top-1",
+        header=Header("failed", 1, "c", 1, 2, "top", "", ""),
+        transitions=[events.Transition(1, [events.RunFailed("top", "", 1, failure)])],
+        now_ms=NOW,
+        cause=cause,
+        attempts=attempts,
+    )
+    return [line.plain.rstrip() for line in run_lines(detail, width)]
+
+
+def attempt(number: int, seconds_ago: float, text: str = "slow") -> FailedAttempt:
+    return FailedAttempt(number, datetime.fromtimestamp(NOW / 1000 - seconds_ago, UTC), 5.0, Failure("Timeout", text))
+
+
+FRAMES = "".join(f'  File "pay.py", line {n}, in charge\n' for n in range(30))
+OF_STEP = failure_of(errors.StepFailed("charge", 9, Failure("Timeout", "api", FRAMES)))
+
+
+def test_the_root_of_a_failure_comes_first_with_the_attempts_before() -> None:
+    failure = failure_of(errors.ChildFailed("pay-1", "payment", OF_STEP))
+    found = why(failure, [attempt(n, 100 - 10 * n) for n in range(1, 9)])
+    first = next(number for number, line in enumerate(found) if line.startswith("error"))
+    assert found[first].startswith("error      ChildFailed: child run pay-1 (payment) failed: StepFailed: ")
+    root = next(number for number, line in enumerate(found) if line.startswith("because of"))
+    assert found[root] == "because of step charge of run pay-1 (workflow payment), attempt 9: Timeout: api"
+    assert found[root + 1 : root + 13] == [f'             File "pay.py", line {n}, in charge' for n in range(18, 30)], (
+        "its last frames, more than of the others"
+    )
+    assert found[root + 13] == "attempt 8  20 s ago  Timeout: slow"
+    assert found[root + 17] == "attempt 4  1 m 00 s ago  Timeout: slow"
+    assert found[root + 18].strip() == "… 3 more before"
+    between = [line for line in found[root + 19 :] if line.startswith(("through", "because of"))]
+    assert len(between) == 1
+    assert between[0].startswith("through    StepFailed: step charge failed after 9 attempts")
+    assert sum("Timeout: api" in line and line.startswith("because") for line in found) == 1, "the root only once"
+
+
+def test_a_step_of_the_run_itself_is_named_without_the_run() -> None:
+    found = why(OF_STEP, [])
+    assert "because of step charge, attempt 9: Timeout: api" in found
+    assert not any(line.startswith("through") for line in found)
+
+
+def test_an_error_of_the_workflow_itself_is_shown_as_it_is() -> None:
+    found = why(Failure("ValueError", "boom", FRAMES), [])
+    assert "error      ValueError: boom" in found
+    assert not any(line.startswith("because of") for line in found)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_why_a_run_failed_is_harmless_and_fits(width: int) -> None:
+    root = Failure(f"E{EVIL}", EVIL, f'  File "{EVIL}", line 1, in f\n')
+    failure = Failure("ChildFailed", EVIL, fields={"run_id": EVIL, "workflow": EVIL}, cause=root)
+    found = why(failure, [attempt(1, 1, EVIL)], width)
+    assert max(map(len, found)) <= width
+    assert not HARMFUL.search("\n".join(found).replace("\n", ""))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_listing_says_in_one_line_a_run_why_it_failed(width: int) -> None:
+    whys = [
+        ("enrich-44d0", "failed", f"ConnectTimeout: api:443 {'and so on ' * 30}{EVIL}", ""),
+        ("enrich-44d1", "stuck", "", "diverged at event 3"),
+        ("enrich-44d2", "completed", "", ""),
+    ]
+    rows = [
+        RunRow(run_id=run_id, workflow="enrich", tenant="", status=status, started=NOW, error=error, reason=reason)
+        for run_id, status, error, reason in whys
+    ]
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(runs_table(rows, NOW + 60_000, width))
+    lines = out.getvalue().rstrip("\n").split("\n")
+    assert len(lines) == 4, "a line each"
+    assert lines[0].rstrip().endswith("WHY")
+    assert re.search(r"enrich-44d0 +enrich .*failed .* ConnectTimeout: api", lines[1])
+    assert "diverged at event 3" in lines[2]
+    assert not HARMFUL.search(out.getvalue())
+    without = io.StringIO()
+    Console(file=without, width=width, color_system=None).print(runs_table(rows[2:], NOW, width))
+    assert "WHY" not in without.getvalue()
