@@ -29,6 +29,12 @@ Must not: import anything from the rest of the package but `text.py`. Called by:
     ├── ChildFailed                 inside a workflow: a child run failed: .run_id, .workflow, .failure
     └── Diverged                    replayed code made a different decision from the recorded one; the run is stuck
 
+Two are raised by your code, in a step or workflow:
+
+    Exception
+    ├── Fatal                       the step fails without another attempt: .data
+    └── RetryLater                  the step's next attempt begins after .retry_after seconds: .data
+
 Two do not derive from `Exception`, so that an `except Exception` in a workflow doesn't swallow them:
 
     asyncio.CancelledError
@@ -41,16 +47,22 @@ from __future__ import annotations
 
 import pickle
 from asyncio import CancelledError  # the class only: a cancelled workflow sees what any cancelled coroutine sees
-from typing import Any, Self, SupportsIndex, cast
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Self, SupportsIndex, TypeVar, cast, overload
 
 import msgspec
 
 from streamflow.text import recordable, text_of, type_name
 
+T = TypeVar("T")
+
 MAX_MESSAGE = 4096
 """Bytes of a failure's message."""
 MAX_TRACEBACK = 8192
 """Bytes of a failure's traceback."""
+MAX_RETRY_AFTER = 1e8
+"""Seconds: three years. An attribute `retry_after` above it isn't seconds."""
 
 
 class Failure(msgspec.Struct, array_like=True, frozen=True):
@@ -70,7 +82,7 @@ class Failure(msgspec.Struct, array_like=True, frozen=True):
     """What was added to the exception with `add_note`."""
     fields: dict[str, Any] = {}
     """The exception's own attributes that are plain data, as `{"code": "declined", "retry_after": 30}`: at most 16,
-    without those whose names begin with `_`."""
+    without those whose names begin with `_`. The `data` of a `Fatal` or `RetryLater` is one of them."""
     cause: Failure | None = None
     """The exception that it was raised `from`; of a `StepFailed` or `ChildFailed` the failure of the step or child."""
     context: Failure | None = None
@@ -86,11 +98,41 @@ class Failure(msgspec.Struct, array_like=True, frozen=True):
             if text is not value:
                 msgspec.structs.force_setattr(self, name, text)
 
+    @overload
+    def data(self, type: type[T]) -> T: ...
+
+    @overload
+    def data(self, type: Any) -> Any: ...
+
+    def data(self, type: Any) -> Any:
+        """What the exception carried, decoded as `type`: the `data` of an `sf.Fatal` or `sf.RetryLater`, else all its
+        `fields`, as a class with a field for each. Of a `StepFailed`, `ChildFailed` or `RunFailed` it is that of the
+        failure which it stands for. Raises `PayloadInvalid` if it isn't a `type`.
+
+        >>> except sf.RunFailed as error:
+        ...     decline = error.failure.data(Decline)
+        """
+        failure = self
+        while failure.kind in _STAND_FOR_ANOTHER and failure.cause is not None:
+            failure = failure.cause
+        value = failure.fields.get("data", failure.fields)
+        return _decoding["data"](value, type, f"data of {failure.kind}")
+
     def __hash__(self) -> int:
         return hash((self.kind, self.message, self.traceback))
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}" if self.message else self.kind
+
+
+_STAND_FOR_ANOTHER = ("StepFailed", "ChildFailed", "RunFailed")
+_decoding: dict[str, Callable[[Any, Any, str], Any]] = {}
+"""How `data` is decoded: `model/codec.py`, which this file can't import, has put it here."""
+
+
+def decode_data_with(decode: Callable[[Any, Any, str], Any]) -> None:
+    """`decode(plain value, type, what it is)` is what `Failure.data` calls."""
+    _decoding["data"] = decode
 
 
 class _Portable(BaseException):
@@ -291,6 +333,49 @@ class HistoryTooLong(StreamflowError):
 
     A run that doesn't continue as new fails at 55,000 events.
     """
+
+
+class Fatal(_Portable, Exception):
+    """Raise it in a step: the step fails without another attempt, whatever its retry policy says. In a workflow or
+    reducer it fails the run, as other exceptions do.
+
+    `data` is for the code that handles it: any value that could be a result, of at most 4 KB. The workflow reads it
+    with `error.failure.data(Decline)`, and so does who waits for the run's result. Classes of your own may derive from
+    it. In a group of exceptions it is as final.
+
+    >>> raise sf.Fatal("the card was declined", data=Decline(code="51"))
+    """
+
+    data: Any = None
+
+    def __init__(self, message: object = "", *, data: Any = None) -> None:
+        super().__init__(message)
+        if data is not None:
+            self.data = data
+
+
+class RetryLater(_Portable, Exception):
+    """Raise it in a step: the next attempt begins after `retry_after` seconds (or a timedelta), instead of after the
+    pause of the retry policy. It begins no earlier, and later by up to the policy's `jitter`, so that runs which got
+    the same answer don't come back together. The policy's `attempts` and `within` count as for every failure.
+
+    The same goes for any exception with an attribute `retry_after` that is a positive number or a timedelta.
+    What isn't positive leaves it at the policy's pause. `data`: as for `Fatal`. Raises `UsageError` for a `retry_after`
+    that isn't a number.
+
+    >>> raise sf.RetryLater("too many requests", retry_after=float(response.headers["retry-after"]))
+    """
+
+    data: Any = None
+
+    def __init__(self, message: object = "", *, retry_after: float | timedelta, data: Any = None) -> None:
+        super().__init__(message)
+        seconds: Any = retry_after.total_seconds() if isinstance(retry_after, timedelta) else retry_after
+        if type(seconds) not in (int, float) or seconds != seconds:  # NaN
+            raise UsageError(f"sf.RetryLater: retry_after must be seconds or a timedelta, got {retry_after!r}")
+        self.retry_after = float(max(0, min(seconds, MAX_RETRY_AFTER)))  # what a server has said may be anything
+        if data is not None:
+            self.data = data
 
 
 class Cancelled(_Portable, CancelledError):

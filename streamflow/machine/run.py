@@ -62,7 +62,7 @@ from streamflow.machine.transition import (
 from streamflow.model.attributes import Attribute, merged
 from streamflow.model.causes import MAX_LINE
 from streamflow.model.codec import DECLINED, UnfitArguments
-from streamflow.model.failures import line_of_call
+from streamflow.model.failures import line_of_call, retry_after_of
 from streamflow.model.record import ParentLink, Status, parent_link
 from streamflow.text import recordable
 from streamflow.workflow.actions import ChildCall, SignalSend, SignalWait, StepCall
@@ -417,7 +417,8 @@ class RunMachine(OpenWork):
         else:
             # Jitter has its own generator: user code's numbers must not depend on how often a step failed.
             rng = random.Random(f"{self.run_id}/{call.seq}/{outcome.attempt}")
-            due += round(retry.delay(max(tried, 1), rng) * 1000)
+            wanted = retry_after_of(failure) if failure.fields or failure.members else None
+            due += round(retry.delay(max(tried, 1), rng, wanted) * 1000)
             is_final = (
                 permanent
                 or (retry.attempts is not None and tried >= retry.attempts)

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from streamflow.errors import PayloadInvalid, PayloadTooLarge
+from streamflow.errors import PayloadInvalid, PayloadTooLarge, decode_data_with
 from streamflow.model.payload_types import (
     SCALARS,
     Declared,
@@ -176,6 +176,19 @@ def decode(data: Raw | bytes, type_: Any, what: str) -> Any:
         raise
     except Exception as error:  # types are user code: a `__post_init__` may raise anything
         raise PayloadInvalid(f"the {what} is not a {_type_name(type_)}: {text_of(error)}") from error
+
+
+def _decode_plain(value: Any, type_: Any, what: str) -> Any:
+    """`decode` of plain data, also of what an exported history, which is JSON, has made of it."""
+    try:
+        return msgspec.convert(value, type_, dec_hook=decode_unknown, str_keys=True)
+    except PayloadInvalid:
+        raise
+    except Exception as error:  # types are user code
+        raise PayloadInvalid(f"the {what} is not a {_type_name(type_)}: {text_of(error)}") from error
+
+
+decode_data_with(_decode_plain)
 
 
 def _type_name(type_: Any) -> str:

@@ -1,8 +1,8 @@
 """Failures as they are recorded, and the error for a foreign await.
 
-Owns: what is recorded of an exception (its name, text, notes, fields, causes, members, and the user's frames), and the
-advice for a workflow that
-awaits something that isn't streamflow's. Must not: raise. Called by: the machines and the executor.
+Owns: what is recorded of an exception (its name, text, notes, fields, causes, members, and the user's frames), what it
+says about further attempts, and the advice for a workflow that awaits something that isn't streamflow's.
+Must not: raise. Called by: the machines and the executor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,19 @@ from uuid import UUID
 
 import msgspec
 
-from streamflow.errors import MAX_MESSAGE, MAX_TRACEBACK, Failure, ForeignAwait, StreamflowError
+from streamflow.errors import (
+    MAX_MESSAGE,
+    MAX_RETRY_AFTER,
+    MAX_TRACEBACK,
+    Failure,
+    Fatal,
+    ForeignAwait,
+    RetryLater,
+    StreamflowError,
+    UsageError,
+)
+from streamflow.model import codec
+from streamflow.model.durations import seconds_of
 from streamflow.text import is_a, recordable, text_of, type_name
 
 MAX_BYTES = 16 * 1024
@@ -38,6 +50,8 @@ MAX_NOTES = 8
 MAX_FIELDS = 16
 MAX_FIELD = 256
 """Bytes of a text in a field."""
+MAX_DATA = 4096
+"""Bytes of the `data` of a `Fatal` or `RetryLater`."""
 MAX_FRAMES = 100
 
 _PACKAGE = Path(__file__).parents[1]
@@ -67,6 +81,36 @@ def kinds_of(error: BaseException) -> tuple[str, ...]:
     with."""
     bases = type.__dict__["__mro__"].__get__(type(error))
     return tuple(recordable(_NAME_OF(cls), 256) for cls in bases[:-1][:MAX_KINDS])
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether no attempt of a step can do better: a `Fatal`, a group with one in it, or code that is used wrongly."""
+    return is_a(error, UsageError) or any(is_a(one, Fatal) for one in _with_members(error))
+
+
+def _with_members(error: BaseException) -> list[BaseException]:
+    """The error, the members if it is a group, and theirs; not more than are recorded."""
+    found = [error]
+    for one in found:
+        found += _members_of(one)[: MAX_NODES - len(found)]
+    return found
+
+
+def retry_after_of(failure: Failure) -> float | None:
+    """Seconds after which the error of a step, as it was recorded, wants the next attempt to begin; of a group the
+    latest that one of its members wants. None if it doesn't say."""
+    latest = 0.0
+    found = [failure]
+    for one in found:
+        found += one.members[: MAX_NODES - len(found)]
+        value = one.fields.get("retry_after")
+        if isinstance(value, str) and value.startswith("P"):  # as a timedelta is recorded
+            with contextlib.suppress(Exception):
+                value = msgspec.convert(value, timedelta)
+        seconds = None if isinstance(value, str) else seconds_of(value)
+        if seconds is not None and latest < seconds <= MAX_RETRY_AFTER:
+            latest = seconds
+    return latest or None
 
 
 _CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
@@ -102,8 +146,9 @@ class _Recorder:
         kind = self._take(type_name(error), 256)
         text = self._take(_message(error), message)
         trace = self._take_end(_frames(error, self._skip), frames)
-        notes = self._notes(error)
-        fields = self._fields(error)
+        data, lost = self._data(error)
+        notes = (*lost, *self._notes(error))
+        fields = self._fields(error) | data
         cause, context = None, None
         below = (depth + 1, message // 2, frames // 2)
         explicit, implicit = _CAUSE_OF(error), _CONTEXT_OF(error)
@@ -184,6 +229,26 @@ class _Recorder:
             notes = []
         return tuple(self._take(note, MAX_FIELD * 2) for note in notes[:MAX_NOTES])
 
+    def _data(self, error: BaseException) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The `data` of a `Fatal` or `RetryLater` as the field of that name, or the note that says why it isn't kept.
+        It is kept whole or not at all: half of it would be decoded as something else."""
+        if not is_a(error, (Fatal, RetryLater)):
+            return {}, ()
+        try:
+            value: Any = _own(error).get("data")
+            if value is None:
+                return {}, ()
+            encoded = codec.encode(value, f"data of {type_name(error)}")
+            limit = min(MAX_DATA, self._bytes)
+            if len(encoded) > limit:
+                raise ValueError(f"it has {len(encoded):,} bytes, and there is room for {limit:,}")
+            plain = msgspec.msgpack.decode(encoded)
+            msgspec.to_builtins(plain, str_keys=True)  # or `export` couldn't show it
+            self._bytes -= len(encoded)
+            return {"data": plain}, ()
+        except BaseException as broken:  # types are user code
+            return {}, (self._take(f"its data is not kept: {text_of(broken)}", MAX_FIELD * 2),)
+
     def _fields(self, error: BaseException) -> dict[str, Any]:
         """The exception's attributes that are plain data. No code of the user's runs: properties are not read."""
         fields: dict[str, Any] = {}
@@ -239,8 +304,16 @@ def _recorded_in(error: BaseException) -> Failure | None:
 
 
 def _attributes(error: BaseException) -> Iterator[tuple[str, Any]]:
-    """The instance's own attributes, then the members of classes with slots and of the built-in ones (`errno`)."""
-    yield from list(_own(error).items())
+    """The instance's own attributes, then the members of classes with slots and of the built-in ones (`errno`).
+    First `retry_after`, by which the run decides, even if a class has it for all its instances."""
+    own = dict(_own(error))
+    if "retry_after" in own:
+        yield "retry_after", own.pop("retry_after")
+    elif (value := _retry_after_of_class(error)) is not None:
+        yield "retry_after", value
+    if is_a(error, (Fatal, RetryLater)):
+        own.pop("data", None)  # `_data` has it
+    yield from own.items()
     text = text_of(error)
     for kind in type.__dict__["__mro__"].__get__(type(error)):
         if kind in (BaseException, BaseExceptionGroup):
@@ -253,6 +326,14 @@ def _attributes(error: BaseException) -> Iterator[tuple[str, Any]]:
                     continue
                 if value is not None and not (type(value) is str and value in text):  # OSError's text has its parts
                     yield name, value
+
+
+def _retry_after_of_class(error: BaseException) -> float | timedelta | None:
+    for kind in type.__dict__["__mro__"].__get__(type(error)):
+        value = kind.__dict__.get("retry_after")
+        if type(value) in (int, float, timedelta):
+            return value
+    return None
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

@@ -24,15 +24,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 from msgspec import Raw
 
-from streamflow.errors import Failure, UsageError
+from streamflow.errors import Failure
 from streamflow.events import NOTHING
 from streamflow.machine.sealed import hide
 from streamflow.machine.transition import Outcome
-from streamflow.model.failures import failure_of, kinds_of
+from streamflow.model.failures import failure_of, is_permanent, kinds_of
 from streamflow.steps.context import Running, StepInterrupted, current
 from streamflow.steps.processes import ProcessPool
 from streamflow.steps.stacks import user_line
-from streamflow.text import is_a
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.awaitable import ends_process
 
@@ -592,7 +591,7 @@ class StepExecutor:
             self._end_copy()
         if running.interrupted is not None:
             return self._interrupted(running, running.interrupted)
-        return self._outcome_of(running, failure_of(error, (__file__,)), is_a(error, UsageError), kinds_of(error))
+        return self._outcome_of(running, failure_of(error, (__file__,)), is_permanent(error), kinds_of(error))
 
     def _interrupted(self, running: Running, error: StepInterrupted) -> Outcome:
         """It blocked the event loop, and what its code has made of the interruption doesn't matter."""

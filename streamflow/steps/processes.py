@@ -37,10 +37,9 @@ from streamflow import logs, search_path
 from streamflow.errors import Failure, UsageError
 from streamflow.interpreter import python_command
 from streamflow.machine.open_work import WORKER_LOST
-from streamflow.model.failures import failure_of, kinds_of
+from streamflow.model.failures import failure_of, is_permanent, kinds_of
 from streamflow.steps import process_child
 from streamflow.steps.context import Running, current
-from streamflow.text import is_a
 from streamflow.tracing.setup import enter, set_up_in_process
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
@@ -352,8 +351,7 @@ def _run(call: _Call) -> CallResult:
         value = step.function(*values, **keywords)
         return CallResult(step.parameters.encode_result(value))
     except BaseException as error:
-        permanent = is_a(error, UsageError)
-        return CallResult(b"", failure_of(error, (__file__,)), permanent, kinds=kinds_of(error))
+        return CallResult(b"", failure_of(error, (__file__,)), is_permanent(error), kinds=kinds_of(error))
 
 
 def _find(module_name: str, file: str, qualname: str, name: str) -> Step[..., Any]:

@@ -19,9 +19,9 @@ from typing import Any, cast
 
 from msgspec import UNSET, Raw
 
-from streamflow.errors import Failure, UsageError
+from streamflow.errors import Failure
 from streamflow.machine.transition import Outcome
-from streamflow.model.failures import failure_of, kinds_of
+from streamflow.model.failures import failure_of, is_permanent, kinds_of
 from streamflow.steps import executor
 from streamflow.steps.context import Running, current
 from streamflow.testing.stubs import Stub, StubCall, Stubs
@@ -116,5 +116,5 @@ def timed_out(record: Running, seconds: float) -> Outcome:
 
 def _failed(record: Running, takes: float, error: BaseException) -> Outcome:
     job = record.job
-    failure, permanent = failure_of(error, _INTERNAL), isinstance(error, UsageError)
+    failure, permanent = failure_of(error, _INTERNAL), is_permanent(error)
     return Outcome(job.seq, job.attempt, takes * 1000, None, failure, permanent, record.details, kinds_of(error))

@@ -85,8 +85,11 @@ class Retry:
         names = {never if isinstance(never, str) else never.__name__ for never in self.never}
         return not names.isdisjoint(kinds)
 
-    def delay(self, attempt: int, rng: random.Random) -> float:
-        """Seconds between the failure of attempt number `attempt` and the next attempt."""
+    def delay(self, attempt: int, rng: random.Random, wanted: float | None = None) -> float:
+        """Seconds between the failure of attempt number `attempt` and the next attempt. `wanted`: what the error has
+        asked for: it isn't less, and with jitter not the same for all runs that have got the same answer."""
+        if wanted is not None:
+            return wanted * (1 + self.jitter * rng.random())
         # Beyond 64 doublings any delay is at its maximum; a larger exponent could overflow a float.
         base = min(self.initial * min(self.factor, 1e4) ** min(attempt - 1, 64), self.maximum)
         return base * (1 + self.jitter * rng.uniform(-1, 1))

@@ -90,6 +90,19 @@ async def flaky(failures: int) -> int:
     return attempt
 
 
+@app.step(retry=sf.Retry(attempts=5, initial=3600, jitter=0))
+def told(what: str) -> int:
+    """The first attempt's error says when the next one begins, whose error says that there is none."""
+    attempt = sf.step_info().attempt
+    if attempt == 1:
+        raise sf.RetryLater("busy", retry_after=T)
+    if what == "fatal":
+        raise sf.Fatal("declined", data={"code": 51, "tries": [1, 2]})
+    if attempt == 2:
+        raise ExceptionGroup("both", [sf.RetryLater("busy", retry_after=T / 2), OSError("down")])
+    return attempt
+
+
 @app.step(retry=sf.Retry(attempts=5, initial=T, jitter=0, never=[LookupError]))
 async def missing(kind: str) -> None:
     raise {"key": KeyError, "value": ValueError}[kind](kind)
@@ -296,9 +309,10 @@ async def an_endless_step_of_a_cancelled_run(stage: Stage) -> Any:
 
 @app.workflow
 async def tries() -> list[Any]:
-    found: list[Any] = [await flaky(2)]
+    found: list[Any] = [await flaky(2), await told("later")]
     calls = [
         lambda: flaky(3),
+        lambda: told("fatal"),
         lambda: missing("key"),
         lambda: missing.options(retry=sf.Retry(attempts=2, initial=T, jitter=0))("value"),
     ]
@@ -306,7 +320,7 @@ async def tries() -> list[Any]:
         try:
             await call()
         except sf.StepFailed as error:
-            found.append([error.attempt, str(error)])
+            found.append([error.attempt, str(error), error.failure.data(dict[str, Any])])
     return found
 
 

@@ -53,6 +53,13 @@ async def digest(urls: list[str]) -> int:
     assert_type(await embed.options(timeout=5)("text"), list[float])
     assert_type(await leaf(3), str)
     assert_type(await leaf.options(id="x", on_parent_end="wait")(3), str)
+    try:
+        await fetch(urls[0])
+    except sf.StepFailed as error:
+        assert_type(error.failure.data(Page), Page)
+        raise sf.Fatal("no", data=page) from error
+    if page.size:
+        raise sf.RetryLater("busy")  # pyright: ignore[reportCallIssue]
     await fetch(3)  # pyright: ignore[reportArgumentType]
     await fetch(urls[0], "deep")  # pyright: ignore[reportArgumentType]
     await fetch()  # pyright: ignore[reportCallIssue]

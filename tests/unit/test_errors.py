@@ -48,6 +48,8 @@ def made(kind: Any) -> BaseException:
         for parameter in inspect.signature(kind.__init__).parameters.values()
         if parameter.name != "self" and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.name != "source"
     ]
+    if kind is errors.RetryLater:
+        return kind("a text", retry_after=7, data=["some"])
     return kind(*(VALUES[name] for name in names)) if names else kind("a text", 7)
 
 

@@ -400,3 +400,54 @@ def test_after_a_takeover_running_steps_start_again_as_the_same_attempt() -> Non
     assert machine.in_flight
     assert machine.next_due == run.at - 1 + 1000
     assert [(job.seq, job.attempt) for job in run.advance(Due(), after=5000).jobs] == [(2, 2)]
+
+
+def wishes(seconds: float, kind: str = "Busy") -> Failure:
+    return Failure(kind, "no", fields={"retry_after": seconds})
+
+
+def test_the_error_says_when_the_next_attempt_begins(crash: bool) -> None:
+    run = Run(app, "two", 5, crash=crash)
+    event: Any = run.advance(Outcome(1, 1, 0.5, None, wishes(90))).events[0]
+    assert (type(event), event.due - run.at) == (StepRetrying, 90_000)
+    run.advance(Due(), after=89_999)
+    assert not run.last.jobs
+    run.advance(Due(), after=1)
+    assert [job.attempt for job in run.last.jobs] == [2]
+    event = run.advance(Outcome(1, 2, 0.5, None, Failure("Other", "no"))).events[0]
+    assert event.due - run.at == 2_000, "the pause of the policy"
+    run.advance(Due(), after=2_000)
+    assert kinds(run.advance(Outcome(1, 3, 0.5, None, wishes(1))))[0] == "StepFailed", "it was the last attempt"
+
+
+def test_an_attempt_that_the_error_wants_too_late_is_not_made(crash: bool) -> None:
+    limited = with_steps_of(app)
+
+    @limited.workflow
+    async def flow() -> int:
+        return await double.options(retry=Retry(within=60, jitter=0))(1)
+
+    run = Run(limited, "flow", crash=crash)
+    assert kinds(run.advance(Outcome(1, 1, 0.0, None, wishes(60))))[0] == "StepRetrying"
+    run = Run(limited, "flow", crash=crash)
+    assert kinds(run.advance(Outcome(1, 1, 0.0, None, wishes(61))))[0] == "StepFailed"
+
+
+def test_what_the_error_has_said_to_a_stuck_run_counts_when_it_resumes() -> None:
+    old, new = with_steps_of(app), with_steps_of(app)
+
+    async def flow() -> int:
+        return await double(1)
+
+    async def changed() -> int:
+        return await picky()
+
+    old.workflow(name="flow")(flow)
+    new.workflow(name="flow")(changed)
+    run = Run(old, "flow")
+    run.reload(new)
+    assert kinds(run.advance(Outcome(1, 1, 0.5, None, wishes(90)))) == ["RunStuck", "StepRetrying"]
+    failed_at = run.at
+    run.reload(old)
+    event: Any = run.advance(after=1000).events[-1]
+    assert (type(event), event.due - failed_at) == (StepRetrying, 90_000)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import enum
 import sys
-from datetime import UTC, datetime
+from collections import deque
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow.errors import ChildFailed, Failure, StepFailed
-from streamflow.model.failures import failure_of
+from streamflow.errors import ChildFailed, Failure, Fatal, PayloadInvalid, RetryLater, StepFailed, UsageError
+from streamflow.model.failures import failure_of, is_permanent, retry_after_of
 from streamflow.model.plain import plain_failure
 
 WHOLE = 25 * 1024
@@ -334,3 +338,139 @@ def test_no_stack_is_left_for_it() -> None:
 
     assert at_the_limit().kind == "RecursionError"
     assert sys.getrecursionlimit() > 0
+
+
+# --- errors of one's own ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Decline:
+    code: str
+    until: datetime
+    where: Path
+    proof: bytes
+    by_number: dict[int, tuple[Decimal, ...]]
+
+
+DECLINE = Decline("51", datetime(2026, 5, 1, tzinfo=UTC), Path("/a"), b"\xff", {7: (Decimal("0.10"),)})
+
+
+def test_the_data_of_a_final_error_is_read_as_its_type() -> None:
+    failure = recorded(Fatal("no", data=DECLINE))
+    assert failure.fields["data"]["proof"] == b"\xff"
+    assert failure.data(Decline) == DECLINE
+    exported = msgspec.json.decode(msgspec.json.encode(failure.fields))
+    assert msgspec.structs.replace(failure, fields=exported).data(Decline) == DECLINE
+    assert failure_of(Fatal("no", data=DECLINE)).data(Decline) == DECLINE, "in the sandbox it isn't encoded"
+    assert recorded(StepFailed("pay", 1, recorded(ChildFailed("r", "w", failure)))).data(Decline) == DECLINE
+    with pytest.raises(PayloadInvalid, match="the data of Fatal is not a int"):
+        failure.data(int)
+
+
+def test_data_may_be_any_value_that_could_be_a_result() -> None:
+    class Model(pydantic.BaseModel):
+        raw: bytes
+        names: dict[int, str] = {}
+
+    for data, kind in (
+        (Model(raw=b"\xff", names={1: "one"}), Model),
+        (deque([1, 2]), deque[int]),
+        ([1, "a"], list[Any]),
+        (0, int),
+    ):
+        assert recorded(Fatal(data=data)).data(kind) == data
+
+
+def test_without_data_the_fields_are_read_as_a_type() -> None:
+    class Fields(msgspec.Struct):
+        code: str
+        retry_after: float = 0.0
+
+    assert recorded(caught(pay)).data(Fields) == Fields("card_declined", 30)
+    with pytest.raises(PayloadInvalid, match=r"the data of ValueError is not a Fields: .* missing required field"):
+        recorded(ValueError()).data(Fields)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("x" * 5000, "it has 5,003 bytes, and there is room for 4,096"),
+        (object(), "can't be encoded"),
+        ({(1, 2): "x"}, ""),
+    ],
+)
+def test_data_that_cannot_be_kept_is_left_out_whole_and_says_why(data: Any, why: str) -> None:
+    error = Fatal("no", data=data)
+    error.add_note("mine")
+    failure = recorded(error)
+    assert failure.fields == {}
+    assert failure.notes[0].startswith("its data is not kept: ")
+    assert why in failure.notes[0]
+    assert failure.notes[1:] == ("mine",)
+
+
+def test_an_own_class_keeps_its_attributes_beside_the_data() -> None:
+    class Refused(RetryLater):
+        def __init__(self, code: int) -> None:
+            super().__init__("no", retry_after=timedelta(minutes=1), data={"of": code})
+            self.code = code
+
+    assert recorded(Refused(4)).fields == {"retry_after": 60.0, "data": {"of": 4}, "code": 4}
+
+
+def test_fatal_errors_and_wrong_use_are_permanent_also_within_groups() -> None:
+    group = ExceptionGroup("two", [ValueError(), ExceptionGroup("one", [Fatal()])])
+    assert [is_permanent(error) for error in (Fatal(), UsageError(), group)] == [True] * 3
+    assert not is_permanent(ExceptionGroup("two", [ValueError(), RetryLater(retry_after=1)]))
+    wrapped = ValueError()
+    wrapped.__cause__ = Fatal()
+    assert not is_permanent(wrapped), "its author has said something else"
+
+
+def with_wish(value: Any) -> Exception:
+    error = ValueError()
+    error.retry_after = value  # type: ignore[attr-defined]
+    return error
+
+
+class Busy(Exception):
+    retry_after = 9
+
+
+class Computed(Exception):
+    @property
+    def retry_after(self) -> float:
+        raise AssertionError
+
+
+def _crowded() -> Exception:
+    error = with_wish(5)
+    error.__dict__ = {f"a{number}": number for number in range(50)} | error.__dict__
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (RetryLater("x", retry_after=2), 2.0),
+        (RetryLater("x", retry_after=timedelta(days=2)), 172800.0),
+        (RetryLater("x", retry_after=-1), None),
+        (RetryLater("x", retry_after=float("inf")), 1e8),
+        (with_wish(0.5), 0.5),
+        (with_wish(timedelta(seconds=90)), 90.0),
+        (Busy(), 9),
+        (Computed(), None),
+        (ExceptionGroup("all", [Busy(), ExceptionGroup("some", [with_wish(30), with_wish("x")])]), 30),
+        (_crowded(), 5),
+        *((with_wish(no), None) for no in (0, -3, True, "30", "P", None, float("nan"), 10**400, 1e12, [1], b"1", {})),
+    ],
+)
+def test_an_error_says_when_the_next_attempt_begins(error: Exception, seconds: float | None) -> None:
+    assert retry_after_of(recorded(error)) == seconds
+    assert retry_after_of(failure_of(error)) == seconds, "in the sandbox it isn't encoded"
+
+
+@pytest.mark.parametrize("wrong", ["30", None, float("nan"), True, object()])
+def test_a_wish_that_is_no_time_is_refused_where_it_is_raised(wrong: Any) -> None:
+    with pytest.raises(UsageError, match=r"sf\.RetryLater: retry_after must be seconds or a timedelta, got "):
+        RetryLater("x", retry_after=wrong)

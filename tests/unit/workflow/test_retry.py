@@ -50,6 +50,14 @@ def test_jitter_spreads_the_delays() -> None:
     assert max(delays) > 1.4
 
 
+def test_what_the_error_asks_for_counts_instead_and_nothing_begins_earlier() -> None:
+    rng = random.Random(1)
+    assert Retry(initial=60, jitter=0).delay(9, rng, 2.5) == 2.5
+    delays = [Retry(initial=60, jitter=0.5).delay(1, rng, 10.0) for _ in range(200)]
+    assert 10.0 <= min(delays) < 11
+    assert 14 < max(delays) <= 15
+
+
 def test_never_holds_classes_with_their_subclasses_and_names_of_either() -> None:
     class Refused(ValueError): ...
 
