@@ -45,7 +45,7 @@
 --        for each move: id, from, to, score (from and to: positions among the index keys, 0 for none);
 --        for each send: number, messages (an entry of the outbox, with one message or many);
 --        for each sent: outbox number;
---        for each poison: inbox id, id, reason, event, body;
+--        for each poison: inbox id, id, reason, event, body, kind, begun (the header of a start), sender (its identity);
 --        for each cut: position (of its run among the runs, from 1), logged (in place of the transition);
 --        for each state: position, state;
 --        for each report: position (of its attempt among the attempts), details (what an attempt before has reported);
@@ -73,7 +73,7 @@ local token, commit, channel, notification = ARGV[1], ARGV[2], ARGV[4], ARGV[5]
 local indexes, acks, plans, moves, sends, sent, poisons, cuts, states, reports, puts, queues, attempts, repeats =
   unpack_counts(ARGV[6])
 local FIXED_KEYS, FIXED_ARGS = 7, 6
-local RUN_ARGS, PLAN_ARGS, MOVE_ARGS, SEND_ARGS, POISON_ARGS, PAIR_ARGS, PUT_ARGS = 3, 2, 4, 2, 5, 2, 2 -- of one item
+local RUN_ARGS, PLAN_ARGS, MOVE_ARGS, SEND_ARGS, POISON_ARGS, PAIR_ARGS, PUT_ARGS = 3, 2, 4, 2, 8, 2, 2 -- of one item
 local RUN_ID, DASH = run_id_begins(owner), string.byte('-')
 -- A reducer's record is trimmed to so many when it has twice as many; of quarantined messages about so many are kept.
 local REDUCER_TRANSITIONS, QUARANTINED_MESSAGES = 200, 1000
@@ -128,8 +128,8 @@ at = at + sent
 
 local entry, removed = {}, 0 -- the log entry: id and transition of each run; how many messages are gone
 for _ = 1, poisons do
-  redis.call('XADD', poison, 'MAXLEN', '~', QUARANTINED_MESSAGES, '*',
-    'run', ARGV[at + 2], 'reason', ARGV[at + 3], 'body', ARGV[at + 5])
+  redis.call('XADD', poison, 'MAXLEN', '~', QUARANTINED_MESSAGES, '*', 'run', ARGV[at + 2], 'reason', ARGV[at + 3],
+    'body', ARGV[at + 5], 'message', ARGV[at + 1], 'kind', ARGV[at + 6], 'header', ARGV[at + 7], 'from', ARGV[at + 8])
   removed = removed + redis.call('XDEL', inbox, ARGV[at + 1])
   entry[#entry + 1], entry[#entry + 2] = '-' .. ARGV[at + 1], ARGV[at + 4] -- no run id begins with a dash
   at = at + POISON_ARGS

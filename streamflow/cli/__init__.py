@@ -57,6 +57,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "health": "Check the daemons and workers on this machine; the exit code says it.",
         "status": "Show daemons, shards, throughput, latencies and failures.",
         "tail": "Follow the events of all shards, live.",
+        "quarantine": "List, show, redrive or drop messages that could not be processed.",
         "views": "Rebuild the cross-shard views from the shards' logs.",
         "bench": "Measure throughput and latency on this machine.",
         "files": "List or write files for systemd, Prometheus, Grafana, Kubernetes.",

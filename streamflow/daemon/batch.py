@@ -340,7 +340,18 @@ class ShardBatch:
             shard = self.shard.number
             event = encode_transition(at, [MessageQuarantined(message.id, reason, run_id, shard)])
             _log.error("message %s of shard %d for run %s is quarantined: %s", message.id, shard, run_id[:64], reason)
-            self.batch.poisons.append(Poison(message.id, run_id, reason, event, message.body))
+            self.batch.poisons.append(
+                Poison(
+                    message.id,
+                    run_id,
+                    reason,
+                    event,
+                    message.body,
+                    message.kind[:256],
+                    message.header,
+                    message.identity,
+                )
+            )
             self.logged += len(event) + IN_LOG
 
     def _reduce_runs(self, app: App, namespace: Namespace, at: int, watch: RunNote) -> None:

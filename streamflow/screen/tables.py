@@ -85,6 +85,16 @@ class RunRow(msgspec.Struct, kw_only=True):
     error: str = ""
 
 
+class QuarantineRow(msgspec.Struct):
+    """A quarantined message in a listing. `at`: since when, ms."""
+
+    id: str
+    run_id: str
+    kind: str
+    at: int
+    reason: str
+
+
 def attributes_line(attributes: Mapping[str, Attribute]) -> str:
     """`customer="acme" priority=2`: names with their values as JSON, in the order of the names."""
     return " ".join(f"{name}={msgspec.json.encode(value).decode()}" for name, value in sorted(attributes.items()))
@@ -136,6 +146,25 @@ def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
         elif row.attributes:
             cells[0] = Text("\n").join([cells[0], safe_text(attributes_line(row.attributes), MUTED)])
         table.add_row(*cells)
+    return table
+
+
+def quarantine_table(rows: list[QuarantineRow], now_ms: int) -> Table:
+    """Ids are shown whole, so that they can be copied, and the reason on as many lines as it needs."""
+    table = Table(box=None, pad_edge=False, header_style=MUTED, padding=(0, 2, 0, 0))
+    table.add_column("ID", no_wrap=True)
+    table.add_column("RUN", overflow="fold", min_width=8)
+    table.add_column("KIND", no_wrap=True, overflow="ellipsis", max_width=12)
+    table.add_column("AGO", no_wrap=True, justify="right")
+    table.add_column("REASON", overflow="fold", min_width=16)
+    for row in rows:
+        table.add_row(
+            safe_text(row.id),
+            Text(safe(row.run_id, 256)),
+            safe_text(row.kind or "?", limit=60),
+            Text(duration(max(0, now_ms - row.at)), style=MUTED),
+            Text(safe(row.reason, 500), style=WARN),
+        )
     return table
 
 

@@ -3,8 +3,9 @@
 Owns: what is read for it, who counts as alive, rates between two samples, and moving an old rates view up to now.
 Must not: draw (`screen/`), change anything. Called by: `status`, `dev`, `demo`.
 
-    collect:  TIME, INFO, members, workers, queue names, merged views, each shard's owner and inbox   (one pipeline to
-              if there are queues, what is in them                                (a second one)       each server)
+    collect:  TIME, INFO, members, workers, queue names, merged views,                               (one pipeline to
+              each shard's owner, inbox and quarantine                                                 each server)
+              if there are queues, what is in them; if there are quarantined messages, the newest   (one more for each)
               with `shards=True` the log entries that each shard's views don't cover      (two, if there are any)
 
 A heartbeat is a counter without a time (wall clocks jump), so only a second sample shows whether a daemon is alive:
@@ -23,20 +24,34 @@ import anyio
 import msgspec
 
 from streamflow.client.client import Client
+from streamflow.client.quarantine import message_of
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.model.codec import DECODE_ERRORS
-from streamflow.status.model import DaemonRow, NamespaceStatus, Server, Shard, WorkerRow, daemon_from, shards_from
+from streamflow.status.model import (
+    DaemonRow,
+    NamespaceStatus,
+    Quarantined,
+    QuarantineRow,
+    Server,
+    Shard,
+    WorkerRow,
+    daemon_from,
+    shards_from,
+)
 from streamflow.status.queues import queues_of
 from streamflow.store.connection import Call
+from streamflow.store.kernel import QuarantineEntry
 from streamflow.store.namespace import Namespace
 from streamflow.store.queues import clock_of
 from streamflow.store.servers import facts_of, fullness, key_of_each, memory_of, send_to_each
 from streamflow.store.workers import WorkerHeartbeat, live_workers
-from streamflow.views.registry import AVERAGE_S, SETTLE_S, VIEWS
-from streamflow.wire import Heartbeat, decode_heartbeat
+from streamflow.views.registry import AVERAGE_S, LATEST, SETTLE_S, VIEWS
+from streamflow.wire import Heartbeat, decode_heartbeat, stream_order
 
 MAX_SHARDS_READ = 1024
 """With more shards than this, owners are taken from the daemons' heartbeats, and inboxes are left out."""
+QUARANTINES_READ = 64
+"""Shards of whose quarantined messages the newest are read."""
 COUNT_LAG_TO = 100
 """The lag of a shard is counted up to this many log entries."""
 RATE_SECONDS = 5.0
@@ -112,6 +127,7 @@ class StatusCollector:
             *policies,
             *((shard.owner, Call.plain("HMGET", shard.owner, "holder", "log")) for shard in shards),
             *((shard.inbox, Call.plain("XLEN", shard.inbox)) for shard in shards),
+            *((shard.poison, Call.plain("XLEN", shard.poison)) for shard in shards),
         ]
         clock, members, workers, queues, merged, *rest = await send_to_each(client.store, calls, PATIENCE)
         for answer in (clock, members, merged):
@@ -119,7 +135,8 @@ class StatusCollector:
                 raise answer
         info, rest = rest[: len(infos)], rest[len(infos) :]
         fsync, rest = rest[: len(policies)], rest[len(policies) :]
-        owners, inboxes = rest[: len(shards)], rest[len(shards) :]
+        owners, rest = rest[: len(shards)], rest[len(shards) :]
+        inboxes, quarantines = rest[: len(shards)], rest[len(shards) :]
         self._hidden |= {
             name for name, answers in (("INFO", info), ("CONFIG", fsync)) if any(map(_is_refused, answers))
         }
@@ -143,6 +160,8 @@ class StatusCollector:
         self._put_shards(status, namespace, owners, inboxes)
         names = [] if isinstance(queues, StoreError) else [name.decode(errors="replace") for name in queues]
         status.queues = await queues_of(client, names, namespace.shards, PATIENCE)
+        if shards:
+            status.quarantine = await self._quarantined(quarantines)
         if self._with_lag and shards:
             await self._put_lag(status, owners)
         status.shards_unowned = sum(not shard.owner for shard in status.shards)
@@ -213,6 +232,27 @@ class StatusCollector:
                     inbox=0 if isinstance(inbox, StoreError) else int(inbox),
                 )
             )
+
+    async def _quarantined(self, counts: Sequence[Any]) -> Quarantined:
+        found = Quarantined(count=sum(count for count in counts if not isinstance(count, StoreError)))
+        if not found.count:
+            return found
+        kernel, keys = self._client.kernel, self._client.keys
+        asked = [number for number, count in enumerate(counts) if not isinstance(count, StoreError) and count]
+        del asked[QUARANTINES_READ:]
+        calls = [(keys.shard(number).poison, kernel.read_quarantine(number, "", LATEST)) for number in asked]
+        pages = await send_to_each(self._client.store, calls, PATIENCE)
+        for number, page in zip(asked, cast("Sequence[list[QuarantineEntry] | StoreError]", pages), strict=True):
+            for entry in [] if isinstance(page, StoreError) else page:
+                message = message_of(number, entry)
+                at = stream_order(entry.entry)[0]
+                row = QuarantineRow(
+                    id=message.id, run_id=message.run_id, kind=message.kind, at=at, reason=message.reason
+                )
+                found.latest.append(row)
+        found.latest.sort(key=lambda row: row.at, reverse=True)
+        del found.latest[LATEST:]
+        return found
 
     async def _put_lag(self, status: NamespaceStatus, owners: Sequence[Any]) -> None:
         """Log entries that the stored views don't cover, counted up to `COUNT_LAG_TO`."""

@@ -87,6 +87,23 @@ class WorkerRow(msgspec.Struct, kw_only=True):
     """Partitions that the server refuses it: `partition 3 of queue gpu` -> reason."""
 
 
+class QuarantineRow(msgspec.Struct, kw_only=True):
+    """A message in the quarantine. `at`: since when, ms on the server's clock."""
+
+    id: str
+    run_id: str
+    kind: str
+    at: int
+    reason: str
+
+
+class Quarantined(msgspec.Struct, kw_only=True):
+    """Messages that are in the quarantine now: what was redriven or dropped isn't. `latest`: the newest 20."""
+
+    count: int = 0
+    latest: list[QuarantineRow] = []
+
+
 class NamespaceStatus(msgspec.Struct, kw_only=True):
     """`views`: merged and rendered, see `views/registry.py`. `oldest` rows: [run id, workflow, started ms]."""
 
@@ -105,6 +122,8 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
     views_as_of: int = 0
     """When the views were merged, ms; 0: never."""
     oldest: list[tuple[str, str, int]] = []
+    quarantine: Quarantined | None = None
+    """None: not read. The view `quarantine` counts all that have ever been there."""
     warnings: list[str] = []
     """What can't be shown, and why."""
 

@@ -304,6 +304,18 @@ class Poison(msgspec.Struct, array_like=True):
     reason: str
     event: bytes
     body: bytes
+    kind: str = ""
+    header: bytes = b""
+    """Of a start."""
+    identity: bytes = b""
+
+
+class QuarantineEntry(NamedTuple):
+    """A quarantined message as `read_quarantine` gives it. `size`: bytes of its body; `fields`: all others."""
+
+    entry: str
+    size: int
+    fields: dict[bytes, bytes]
 
 
 class Put(msgspec.Struct, array_like=True):
@@ -518,6 +530,35 @@ class Kernel:
         """
         return Call("read_stream", [log], [after, limit], _stream_entries)
 
+    def read_quarantine(self, shard: int, before: str, count: int) -> Call[list[QuarantineEntry]]:
+        """Read what a shard has quarantined, the newest first, without the bodies of the messages.
+
+        At most `count`; `before`: the entry before which to begin, '' for the newest.
+        """
+        return Call("read_quarantine", [self.keys.shard(shard).poison], [before, count], _quarantine_entries)
+
+    def take_quarantined(
+        self,
+        shard: int,
+        source: str,
+        number: int,
+        action: str,
+        messages: Sequence[tuple[str, str]],
+        now: int | None = None,
+    ) -> Call[str]:
+        """Take messages out of a shard's quarantine: back into its inbox (`redrive`), or away (`drop`).
+
+        `messages`: (entry, run id). A source numbers its calls to a shard; one that is sent again changes nothing.
+        Returns a letter for each message: a (done), d (its run has taken it: only removed), and of those that stay g
+        (it isn't there), k (it has no kind that a run takes), m (no such run), e (the run has ended, or the run of a
+        start has begun), b (the run has not begun).
+        """
+        keys = self.keys.shard(shard)
+        names = [keys.seen, keys.inbox, keys.kept, keys.owner, keys.poison]
+        names += [keys.run(run_id) for _, run_id in messages]
+        args = [source, number, _time(now), action, *(entry for entry, _ in messages)]
+        return Call("take_quarantined", names, args, bytes.decode)
+
     def read_transitions(
         self, shard: int, transitions: Sequence[tuple[str, int, int]], limit: int
     ) -> Call[list[bytes | None]]:
@@ -646,6 +687,7 @@ class Kernel:
         args += batch.sent
         for poison in batch.poisons:
             args += (poison.message_id, poison.run_id, poison.reason, poison.event, poison.body)
+            args += (poison.kind, poison.header, poison.identity)
         for position, logged in batch.cuts:
             args += (position + 1, logged)
         args += states
@@ -903,6 +945,13 @@ def _stream_entries(reply: list[Any]) -> tuple[bool, list[StreamEntry]]:
         for entry, words in zip(reply[1::2], reply[2::2], strict=True)
     ]
     return reply[0] == b"1", entries
+
+
+def _quarantine_entries(reply: list[Any]) -> list[QuarantineEntry]:
+    return [
+        QuarantineEntry(entry.decode(), int(size), dict(zip(words[::2], words[1::2], strict=True)))
+        for entry, size, words in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+    ]
 
 
 def _inbox_page(reply: list[Any]) -> InboxPage:

@@ -111,12 +111,12 @@ def _read_by_worker(keys: NamespaceKeys) -> list[str]:
 
 
 def _written_by_client(keys: NamespaceKeys) -> list[str]:
-    """By starts, messages and `forget`."""
+    """By starts, messages, `forget` and `quarantine`."""
     return _of_all_shards(
         keys,
         lambda shard: [
             *(shard.owner, shard.inbox, shard.kept, shard.seen, shard.waiting, shard.turns, shard.log, shard.views),
-            *(shard.run("*"), shard.published("*"), f"{shard.prefix}index:*"),
+            *(shard.poison, shard.run("*"), shard.published("*"), f"{shard.prefix}index:*"),
         ],
     )
 
@@ -152,11 +152,12 @@ _RARE_LOOKS = {
     **_RARE_IN_CLUSTER,
     "SELECT": _RARE_ALWAYS["SELECT"],
     "read_transitions": "a large payload of a run that is followed, or in `tail`",
+    "read_quarantine": "messages are quarantined",
     "PING": "nothing was published for 15 s",
     "SUNSUBSCRIBE": "no call waits for runs of a shard any more",
     "XRANGE": "`status --shards`, while the views of a shard lag behind its log",
 }
-_SEEN_BY_CLIENTS = ("peek_runs", "peek_queues", "read_transitions")
+_SEEN_BY_CLIENTS = ("peek_runs", "peek_queues", "read_quarantine", "read_transitions")
 
 ACCESS: dict[Role, Access] = {
     Role.DAEMON: Access(
@@ -218,13 +219,19 @@ ACCESS: dict[Role, Access] = {
         },
     ),
     Role.CLIENT: Access(
-        about="starts runs, sends signals, asks, cancels and forgets, and whatever a viewer does",
-        verbs=("start_runs", "post_messages", "post_requests", "forget_runs", *_SEEN_BY_CLIENTS),
+        about="starts runs, sends signals, asks, cancels and forgets, redrives and drops quarantined messages, and "
+        "whatever a viewer does",
+        verbs=("start_runs", "post_messages", "post_requests", "forget_runs", "take_quarantined", *_SEEN_BY_CLIENTS),
         commands=("SCRIPT LOAD", "GET", *_LOOKS),
         writes=_written_by_client,
         reads=_everything,
         channels=_rung_and_done,
-        rare={**_RARE_ALWAYS, **_RARE_LOOKS, "GET": "an answer to an ask whose notification was lost"},
+        rare={
+            **_RARE_ALWAYS,
+            **_RARE_LOOKS,
+            "GET": "an answer to an ask whose notification was lost",
+            "take_quarantined": "messages are quarantined",
+        },
     ),
     Role.VIEWER: Access(
         about="`status`, `runs`, `show`, `tail`, `read`, `export`, and results; changes nothing",

@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -25,6 +26,7 @@ from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.cluster import ClusterNode, EmbeddedCluster
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.status.collector import StatusCollector
+from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.topology import slot_of
 from tests.support.cluster import frozen
@@ -108,6 +110,44 @@ class Shell:
         environ = os.environ | {name: value for name, value in self.environ.items() if value is not None}
         command = [sys.executable, "-m", "streamflow", *words]
         return subprocess.Popen(command, env=environ, stdout=stdout, stderr=stderr, text=True)
+
+
+async def test_quarantined_messages_of_all_servers_are_put_back_or_dropped(
+    shared_cluster: EmbeddedCluster, namespace: str
+) -> None:
+    app = sf.App()
+
+    @app.workflow
+    async def waits() -> int:
+        return await sf.signal("go", int)
+
+    shell = Shell(shared_cluster.url, namespace)
+    async with (
+        running_daemon(app, shared_cluster, namespace, crash=False),
+        connect(shared_cluster.url, namespace=namespace) as client,
+    ):
+        shard_of = (await client.read_namespace()).shard_of
+        runs = [await client.start(waits.options(id=f"r{n}")) for n in range(30)]
+        await until(lambda: begun(runs))
+        for number, run in enumerate(runs):
+            keys = client.keys.shard(shard_of(run.id))
+            body = msgspec.msgpack.encode(("go", number))
+            words = ("run", run.id, "reason", "x", "kind", "signal", "body", body)
+            await client.store.one(Call.plain("XADD", keys.poison, "*", *words))
+            await client.store.one(Call.plain("XADD", keys.poison, "*", "run", run.id, "kind", "joke", "body", b""))
+        listed = await shell.data("quarantine", "list", "--limit", "100")
+        assert len(listed) == 60
+        assert len({one["shard"] for one in listed}) > 3, "on several servers"
+        assert (await shell.data("status"))["quarantine"]["count"] == 60
+        await shell("quarantine", "redrive", "--all", code=1)
+        assert [await run.result(DEADLINE) for run in runs] == list(range(30))
+        assert {one["kind"] for one in await shell.data("quarantine", "list")} == {"joke"}
+        assert (await shell("quarantine", "drop", "--all", "--yes")).count("dropped ") == 30
+        assert (await shell.data("status"))["quarantine"] == {"count": 0, "latest": []}
+
+
+async def begun(runs: list[sf.Run[int]]) -> bool:
+    return all([(await run.describe()).version > 0 for run in runs])
 
 
 async def test_all_commands_work_with_the_url_of_a_cluster(

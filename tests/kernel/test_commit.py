@@ -30,7 +30,7 @@ async def full_batch(shard: Shard, commit: str = "full") -> Batch:
         moves=[("r2", keys.index("running", "flow"), keys.index("completed", "flow"), NOW + 1)],
         sends=[Send("7-1", b"\x00one"), Send("7-4", b"three messages")],
         sent=[entry_id for entry_id, _ in outbox],
-        poisons=[Poison(third, "r3", "no such signal", b"event", b"\xffbody")],
+        poisons=[Poison(third, "r3", "no such signal", b"event", b"\xffbody", "signal", b"", b"m:client.1.1")],
         cuts=[(1, b"short")],
         puts=[Put(keys.published("r1"), "progress", b"half")],
         notification=b"news",
@@ -71,7 +71,15 @@ async def test_every_part_of_a_batch_is_written(shard: Shard) -> None:
         ("7-4", {"messages": b"three messages"}),
     ]
     ((_, poison),) = await shard.stream(keys.poison)
-    assert poison == {"run": b"r3", "reason": b"no such signal", "body": b"\xffbody"}
+    assert poison == {
+        "run": b"r3",
+        "reason": b"no such signal",
+        "body": b"\xffbody",
+        "message": batch.poisons[0].message_id.encode(),
+        "kind": b"signal",
+        "header": b"",
+        "from": b"m:client.1.1",
+    }
 
 
 async def test_the_owner_record_keeps_the_commits_id_clock_and_log_entry(shard: Shard) -> None:

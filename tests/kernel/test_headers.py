@@ -157,7 +157,10 @@ def commit(n: dict[str, int]) -> Call[Any]:
         moves=[("<id>", BEFORE, AFTER, text("score"))] * n["move"],
         sends=[Send("<number>", b"<messages>")] * n["send"],
         sent=["<outbox_number>"] * n["sent"],
-        poisons=[Poison("<inbox_id>", "<id>", "<reason>", b"<event>", b"<body>")] * n["poison"],
+        poisons=[
+            Poison("<inbox_id>", "<id>", "<reason>", b"<event>", b"<body>", "<kind>", b"<begun>", b"<sender>"),
+        ]
+        * n["poison"],
         cuts=[(0, b"<logged>")] * n["cut"],
         puts=[Put(SHARD.published("<id>"), "<field>", b"<value>")] * n["put"],
         attempts=[Attempt("gpu", "<step>", "<attempt>", b"<body>")] * n["attempt"]
@@ -234,6 +237,13 @@ VERBS: dict[str, Verb] = {
         {"left field": ("left field",)},
     ),
     "read_stream": Verb(lambda _: KERNEL.read_stream(KERNEL.keys.shard(0).log, "<after>", "<limit>"), {}),
+    "read_quarantine": Verb(lambda _: KERNEL.read_quarantine(0, "<before>", "<count>")),
+    "take_quarantined": Verb(
+        lambda n: KERNEL.take_quarantined(
+            0, "<source>", "<number>", "<action>", [("<entry>", "<id>")] * n["message"], "<now>"
+        ),
+        {"message": ("message",)},
+    ),
     "read_transitions": Verb(
         lambda n: KERNEL.read_transitions(0, [("<id>", "<created>", "<number>")] * n["transition"], "<limit>"),
         {"transition": ("transition",)},
@@ -418,6 +428,7 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
         "peek_queues",
         "peek_runs",
         "read_hash",
+        "read_quarantine",
         "read_runs",
         "read_stream",
         "read_transitions",

@@ -124,7 +124,11 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         puts=[Put(keys.published("r1"), "progress", b"x"), Put(keys.answer("0" * 32), "", b"x")],
         sends=[Send("5-1", b"x")],
         sent=["1-1"],
-        poisons=[Poison(second, "r9", "reason", b"event", b"x")],
+        poisons=[
+            Poison(second, "r9", "reason", b"event", b"x"),
+            Poison("1-1", "r2", "reason", b"event", b"x", "signal", b"", b"m:x"),
+            Poison("1-2", "r2", "reason", b"event", b"x", "start", b"header"),
+        ],
         cuts=[(0, b"logged")],
         attempts=[Attempt("gpu", f"r{n}/{n}", "7 1", b"x", b"told") for n in (1, 2, 3, 4, 5)],
         notification=b"news",
@@ -138,6 +142,10 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     yield "peek_runs", kernel.peek_runs(0, ["r1", "r2", "r9"])
     yield "read_runs", kernel.read_runs(0, [("r1", 0), ("r9", 0)], 1_000_000)
     yield "read_stream", kernel.read_stream(keys.log, "0-0", 1_000_000)
+    yield "read_quarantine", kernel.read_quarantine(0, "", 100)
+    aside = [(entry, fields["run"].decode()) for entry, fields in await shard.stream(keys.poison)]
+    yield "take_quarantined", kernel.take_quarantined(0, "client:q", 1, "redrive", aside, NOW)
+    yield "take_quarantined", kernel.take_quarantined(0, "client:q", 2, "drop", aside, NOW)
     yield "read_transitions", kernel.read_transitions(0, [("r1", NOW, 1), ("r9", NOW, 1)], 1_000_000)
     for offset in ("1-1", "1-2"):
         yield (

@@ -80,21 +80,29 @@ def _cause(row: dict[str, Any], now_ms: int) -> list[Text]:
 
 
 def _quarantined(status: NamespaceStatus) -> list[tuple[int, list[Text]]]:
+    """Those that are there, by the ids that `quarantine` takes; where that isn't known, those that were put there."""
+    if status.quarantine is not None:
+        found = [(row.at, row.id, f"quarantined, for run {row.run_id}", row.reason) for row in status.quarantine.latest]
+    else:
+        found = [
+            (row["at"], f"message {row['message']}", _where(row), row["reason"])
+            for row in status.view("quarantine").get("latest", [])
+        ]
     return [
         (
-            row["at"],
+            at,
             [
-                *_start(f"message {row['message']}", _EMPTY),
-                Text.assemble(safe_text(_where(row), WARN, 60), " ", safe_text(row["reason"], limit=500), end=""),
-                *_end(duration(max(0, status.as_of - row["at"]))),
+                *_start(subject, _EMPTY),
+                Text.assemble(safe_text(where, WARN, 60), " ", safe_text(reason, limit=500), end=""),
+                *_end(duration(max(0, status.as_of - at))),
             ],
         )
-        for row in status.view("quarantine").get("latest", [])
+        for at, subject, where, reason in found
     ]
 
 
 def _where(row: dict[str, str]) -> str:
-    """With the shard in whose quarantine the message is, unless a release has stored the view that didn't say it."""
+    """With the shard, unless a release has stored the view that didn't say it."""
     shard = row.get("shard")
     return f"quarantined in shard {shard}" if shard else "quarantined"
 

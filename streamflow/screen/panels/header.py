@@ -15,8 +15,7 @@ from streamflow.screen.style import BAD, FAINT, MUTED, OK, TITLE, VALUE, WARN, n
 from streamflow.status.model import NamespaceStatus
 
 QUARANTINE_MS = 24 * 3600 * 1000
-"""For how long a quarantined message is a problem here: nothing repairs it, and a warning that stays hides the next
-one. Below, among the failures, it stays."""
+"""For how long a quarantined message is a problem here, where it isn't known whether it is still there."""
 
 
 def header_lines(status: NamespaceStatus, width: int, problem: str) -> list[Text]:
@@ -72,11 +71,17 @@ def health(status: NamespaceStatus) -> list[tuple[str, str]]:
     draining = sum(beat.draining for beat in beats)
     if draining:
         problems.append((WARN, f"{draining} draining"))
-    quarantine = status.view("quarantine")
-    quarantined, latest = quarantine.get("count", 0), quarantine.get("latest", [])
-    if latest and latest[0]["at"] > status.as_of - QUARANTINE_MS:
+    if quarantined := _quarantined(status):
         problems.append((WARN, f"{plural(quarantined, 'message')} quarantined"))
     return problems or [(OK, "healthy")]
+
+
+def _quarantined(status: NamespaceStatus) -> int:
+    if status.quarantine is not None:
+        return status.quarantine.count
+    view = status.view("quarantine")
+    latest = view.get("latest", [])
+    return view.get("count", 0) if latest and latest[0]["at"] > status.as_of - QUARANTINE_MS else 0
 
 
 def _facts(status: NamespaceStatus) -> Text:

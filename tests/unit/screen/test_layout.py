@@ -24,6 +24,8 @@ from streamflow.screen.style import duration, number, size, sparkline
 from streamflow.status.model import (
     DaemonRow,
     NamespaceStatus,
+    Quarantined,
+    QuarantineRow,
     Queue,
     Server,
     Shard,
@@ -368,6 +370,17 @@ def test_a_quarantined_message_is_shown_with_its_shard(shard: str, said: str) ->
     row = {"at": NOW, "run_id": "r", "message": "1-0", "reason": "not msgpack", "shard": shard}
     shown = text(status(views={"quarantine": {"count": 1, "latest": [row]}}), 120)
     assert said in shown
+
+
+def test_what_is_in_the_quarantine_now_counts_and_is_named_by_its_id() -> None:
+    row = QuarantineRow(id="17:1764361200000-0", run_id="r\x1b[31m", kind="signal", at=NOW, reason="not msgpack")
+    view = {"count": 9, "latest": [{"at": NOW, "run_id": "q", "message": "1-0", "reason": "gone"}]}
+    shown = text(status(views={"quarantine": view}, quarantine=Quarantined(count=2, latest=[row])), 160)
+    assert "● 2 messages quarantined" in shown
+    assert "17:1764361200000-0" in shown
+    assert "for run r␛[31m not msgpack" in shown
+    assert "gone" not in shown
+    assert "● healthy" in text(status(views={"quarantine": view}, quarantine=Quarantined()))
 
 
 def test_the_header_names_a_queue_in_which_steps_wait_for_no_worker() -> None:

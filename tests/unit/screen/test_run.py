@@ -52,7 +52,15 @@ from streamflow.model.record import Header
 from streamflow.screen.payload import preview
 from streamflow.screen.run import RunDetail, run_lines
 from streamflow.screen.spans import MAX_ROWS, fold_spans, spans_of
-from streamflow.screen.tables import RunRow, format_log_line, print_line, reasons_of, runs_table
+from streamflow.screen.tables import (
+    QuarantineRow,
+    RunRow,
+    format_log_line,
+    print_line,
+    quarantine_table,
+    reasons_of,
+    runs_table,
+)
 
 NOW = 1_700_000_000_000
 EVIL = "[/] [red]x \x1b[31m \x1b]52;c;aGk=\x07 \x9b2J \u202egnp \n"
@@ -350,6 +358,23 @@ def test_the_listing_shows_run_ids_whole_and_nothing_harmful(width: int) -> None
     assert "4.2 s" in out.getvalue()
     assert "1 m 00 s" in out.getvalue()
     assert not HARMFUL.search(out.getvalue())
+
+
+def test_quarantined_messages_are_listed_with_whole_ids_and_reasons() -> None:
+    long = "the record can't be read: " + "x" * 100 + " its end"
+    rows = [
+        QuarantineRow("17:1764361200000-0", "r" * 60, "signal", NOW, long),
+        QuarantineRow("2:1-0", EVIL, "", 0, EVIL),
+    ]
+    out = io.StringIO()
+    Console(file=out, width=80, color_system=None).print(quarantine_table(rows, NOW + 60_000))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].startswith("17:1764361200000-0 ")
+    shown = out.getvalue().replace("\n", "")
+    assert shown.count("r" * 8) >= 6
+    assert shown.count("x" * 16) >= 5
+    assert "\x1b" not in shown
 
 
 def test_the_reasons_of_stuck_runs_stand_below_the_listing() -> None:
