@@ -1,5 +1,5 @@
 #!lua
--- post_messages: put signals and asks into the inbox, for runs that are open.
+-- post_messages: put signals and asks into the inbox, for runs that are open, and retries for those that have failed.
 --
 -- A client numbers its posts to a shard; the last number and its letters are kept, so that a post that is sent again
 -- after a lost reply adds nothing and gets the same letters, and one that arrives behind newer ones adds nothing.

@@ -23,6 +23,7 @@ from streamflow.errors import (
     InvalidName,
     NamespaceMismatch,
     NamespaceMissing,
+    NotRetried,
     PayloadInvalid,
     PayloadTooLarge,
     RetryLater,
@@ -93,12 +94,15 @@ from streamflow.workflow.run_logger import logger
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client, connect
+    from streamflow.client.retrying import Retried, RetriedStep
     from streamflow.client.run import Run
     from streamflow.embedded.in_process import local
 
 # Imported at first use: a module of flows, or `streamflow --help`, needs no client of the server.
 _LAZY = {
     "Client": "streamflow.client.client",
+    "Retried": "streamflow.client.retrying",
+    "RetriedStep": "streamflow.client.retrying",
     "Run": "streamflow.client.run",
     "connect": "streamflow.client.client",
     "local": "streamflow.embedded.in_process",
@@ -142,10 +146,13 @@ __all__ = [
     "InvalidName",
     "NamespaceMismatch",
     "NamespaceMissing",
+    "NotRetried",
     "PayloadInvalid",
     "PayloadTooLarge",
     "Question",
     "Refuse",
+    "Retried",
+    "RetriedStep",
     "Retry",
     "RetryLater",
     "Run",

@@ -20,6 +20,7 @@ Must not: import anything from the rest of the package but `text.py`. Called by:
     │   ├── RunNotFound             there is no run with this id
     │   ├── RunEnded                the run has ended and takes no more messages
     │   ├── RunConflict             the id belongs to a run of another workflow
+    │   ├── NotRetried              retry(): the run doesn't go on: .failure
     │   ├── RunFailed               result() of a failed run: .failure
     │   └── RunCancelled            result() of a cancelled run
     ├── AskRefused                  ask(): the run refused to answer: .run_id, .name, .failure
@@ -254,6 +255,19 @@ class RunEnded(RunError):
 
 class RunConflict(RunError):
     """The id belongs to a run of another workflow."""
+
+
+class NotRetried(RunError):
+    """Raised by `run.retry()`: nothing has changed. `failure` says why.
+
+    `failure.kind`: `NotFailed` (only a failed run can be retried), `StepsUndone` (the run has done something because of
+    its failure; `anyway=True`), `Diverged` (its history doesn't fit today's code), `OpenChildren`, `EndedBefore`,
+    `ParentFailed` (`alone=True`), `Reducer`, `NothingKept`, `HistoryTooLong` or `TransitionTooLarge`.
+    """
+
+    def __init__(self, run_id: str, failure: Failure) -> None:
+        super().__init__(failure.message, run_id)
+        self.failure = failure
 
 
 class RunFailed(RunError):

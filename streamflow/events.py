@@ -152,6 +152,24 @@ class RunResumed(HistoryEvent, tag="resumed", frozen=True, gc=False):
     since: int = 0
 
 
+class RunRetried(HistoryEvent, tag="retried", frozen=True, gc=False):
+    """Fact: somebody had the run go on that had ended.
+
+    What is behind the first `kept` events of its generation is void, but for the outcomes, signals, questions and
+    timers in it: the code gets those now, and the decisions that follow answer them. `seq` is the last number that was
+    given before, so that nothing late can match a new decision. `attempts`: `(seq, attempt)` of the steps that begin
+    again. `by` and `reason` say who wanted it, and why.
+    """
+
+    workflow: str
+    tenant: str
+    kept: int
+    seq: int
+    attempts: list[tuple[int, int]] = []
+    by: str = ""
+    reason: str = ""
+
+
 class CancelRequested(HistoryEvent, tag="cancel", frozen=True, gc=False):
     """Fact: somebody asked the run to cancel. `terminate`: the run ends at once, without running its clean-up code."""
 
@@ -407,6 +425,7 @@ AnyEvent = (
     | ChildFailed
     | ChildCancelled
     | MessageQuarantined
+    | RunRetried
 )
 """Any event of a history or a log."""
 
@@ -423,7 +442,7 @@ DECISIONS = (
 """Decisions that a replay must make again, in the same order and with the same numbers."""
 
 ENDINGS = (RunCompleted, RunFailed, RunCancelled)
-"""Decisions that end a run; one of them is the last event of a run that has ended."""
+"""Decisions that end a run; one of them is the last event of a run that has ended. A `RunRetried` may follow."""
 
 
 class Transition(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -21,7 +21,7 @@ from streamflow.events import (
     RunStarted,
     SignalReceived,
 )
-from streamflow.machine.transition import CompletedChild, FailedChild, Input, Outcome, Returned
+from streamflow.machine.transition import CompletedChild, FailedChild, Input, Outcome, RetryRequest, Returned
 from streamflow.model import codec
 from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import Header, ParentLink
@@ -92,6 +92,7 @@ _reason = msgspec.msgpack.Decoder(str)
 _child = msgspec.msgpack.Decoder(CompletedChild | FailedChild)
 _to_child = msgspec.msgpack.Decoder(tuple[str, str, Raw])
 _returned = msgspec.msgpack.Decoder(tuple[int, int, Raw])
+_retry = msgspec.msgpack.Decoder(RetryRequest)
 _start = msgspec.msgpack.Decoder(_Start)
 
 
@@ -208,6 +209,12 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
             return AskReceived(ask.id, check_name("ask", ask.name), ask.value.copy())
         if message.kind in ("cancel", "terminate"):
             return CancelRequested(_reason.decode(message.body), message.kind == "terminate")
+        if message.kind == "retry":
+            retry = _retry.decode(message.body)
+            if not ASK_ID.fullmatch(retry.id):
+                raise BadMessage(f"the id of a retry must be 32 hex digits, got {retry.id[:64]!r}")
+            codec.check_payload(message.body, "body of a retry")
+            return retry
         if message.kind == "child":
             return _child.decode(message.body)
         if message.kind == "outcome":

@@ -1,4 +1,5 @@
--- post: put messages into the inbox, for runs that are open, numbered by their source.
+-- post: put messages into the inbox, for runs that are open (a retry also for one that has failed), numbered by their
+-- source.
 --
 -- Each carries its identity (`from`): source, number and place in the post. What a client posts again, because a server
 -- may have lost it, has the identity of the first time, and the number of the post that was accepted: it is there if that
@@ -41,6 +42,8 @@ local function post_all(keys, argv)
     elseif not status or (wanted ~= '' and wanted ~= created) then
       letters[i] = 'm'
     elseif status == 'pending' or status == 'running' or status == 'stuck' then
+      letters[i] = 'a'
+    elseif status == 'failed' and argv[4 * i] == 'retry' then
       letters[i] = 'a'
     else
       letters[i] = 'e'

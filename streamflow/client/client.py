@@ -31,7 +31,7 @@ from streamflow.events import AnyEvent, Transition
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, check_attributes
 from streamflow.model.names import check_name, check_run_id
-from streamflow.model.record import Status, decode_header, incarnation_of
+from streamflow.model.record import Header, Status, decode_header, incarnation_of
 from streamflow.model.sharding import full_run_id
 from streamflow.server_url import redacted
 from streamflow.settings import Settings, load_settings
@@ -422,6 +422,24 @@ class Client:
         if not await self._is_safe(session, shard, history):
             raise Unconfirmed("the server that had the answer was replaced before it was confirmed: ask again")
         return answer
+
+    async def _requested(self, kind: str, run_id: str, created: int, request_id: str, body: bytes) -> bytes:
+        shard = (await self.read_namespace()).shard_of(run_id)
+        session = self._sessions.here()
+        message = Message(kind, run_id, body, created)
+        history = session.recent.history_of(shard)
+        post = lambda: self._batcher.post(shard, message)  # noqa: E731
+        answer = await self._waiter.requested(shard, run_id, created, kind, request_id, post)
+        if not await self._is_safe(session, shard, history):
+            raise Unconfirmed("the server that had the answer was replaced before it was confirmed: look at the run")
+        return answer
+
+    async def _header(self, run_id: str, created: int) -> tuple[Header, bytes]:
+        """And the last transition, if the run has ended."""
+        shard = (await self.read_namespace()).shard_of(run_id)
+        line, last = await self._batcher.peek(shard, run_id)
+        check_found(line, run_id, created)
+        return decode_header(line), last
 
     async def _is_safe(self, session: Session, shard: int, history: int) -> bool:
         """A result that was read counts when what it came from is as safe as the namespace's `durability` asks for.

@@ -339,13 +339,14 @@ class Listings:
         created, known = header.created, header.version
         logged = _as_logged(shard, run_id, transitions)
         while True:
+            has_ended = not header.is_open
             async with aclosing(join_payloads(self._store, self._kernel, logged)) as joined:
                 async for transition in joined:
                     for event in transition.events:
                         yield instant(transition.at), event
-                    if ending_of(transition) is not None:
-                        return
-            if not follow or not header.is_open:
+                    if header.is_open:  # else the header says it: an end in the history may have been retried
+                        has_ended = ending_of(transition) is not None
+            if not follow or has_ended:
                 return
             entries = (await self._store.read_logs({log: position}, FOLLOW_BLOCK_MS)).get(log, [])
             if entries:

@@ -15,6 +15,7 @@ Called by: user code, which gets one from the client; the command line.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import datetime, timedelta
@@ -24,12 +25,15 @@ import msgspec
 from msgspec import Raw
 
 from streamflow import errors, events, wire
+from streamflow.client import retrying
 from streamflow.client.listing import RunDescription, ending_of
+from streamflow.client.retrying import Retried
 from streamflow.errors import AskRefused
 from streamflow.events import AnyEvent, AskAnswered, Transition, decode_transition
 from streamflow.events import RunCompleted as CompletedEvent
 from streamflow.model import codec
 from streamflow.model.names import check_name
+from streamflow.model.record import parent_link
 from streamflow.text import recordable
 
 if TYPE_CHECKING:
@@ -192,6 +196,46 @@ class Run(Generic[R]):
         """
         body = codec.encode(recordable(reason, codec.MAX_BYTES), "reason of a terminate")
         await self._client._post("terminate", self.id, self._incarnation, body)
+
+    async def retry(
+        self,
+        *,
+        reason: str = "",
+        by: str = "",
+        anyway: bool = False,
+        alone: bool = False,
+        timeout: float | timedelta | None = 30.0,
+    ) -> Retried:
+        """Have a failed run go on from where it failed, by the code of today. Returns when it does.
+
+        Its step that failed is tried again, as often as at first; all results that are recorded are kept. If no step
+        and no child has failed, the code gets once more what it had got last. Who calls `result` from now on waits for
+        the new end. `reason` and `by` (who wants it) are recorded.
+
+        `anyway`: also if the run has done something because of its failure, as a saga does: it would not know of that.
+        `alone`: also if the run is the child of one that failed because of it.
+        `timeout`: seconds to wait for the run's owner, or None.
+
+        Raises `NotRetried`, which says why nothing has changed, and `TimeoutError` when no daemon has taken the request
+        (it is kept, and may take effect later).
+
+        >>> await run.retry(reason="the bank is back")
+        """
+        header, _ = await self._client._header(self.id, self._incarnation)
+        request_id = os.urandom(16).hex()
+        body = retrying.request(self.id, header, request_id, by, reason, anyway)
+        link = parent_link(header.parent)
+        if link is not None and not alone:
+            with contextlib.suppress(errors.RunNotFound):
+                retrying.check_parent(self.id, link, *await self._client._header(link.run_id, link.created))
+        late = f"no daemon has taken the retry of run {self.id} within {{:g}} s; it is kept, and may take effect later"
+        requested = self._client._requested("retry", self.id, header.created, request_id, body)
+        try:
+            answer = await self._within(timeout, requested, late)
+        except errors.RunEnded:
+            text = f"run {self.id} has not failed any more: it has ended otherwise"
+            raise errors.NotRetried(self.id, errors.Failure("NotFailed", text)) from None
+        return retrying.retried(self.id, answer, None if link is None else link.run_id)
 
     async def describe(self) -> RunDescription:
         """Status, workflow, tenant, times, attributes, and how the run ended (its result, failure or reason), or why it

@@ -125,6 +125,30 @@ class ResultWaiter:
                 raise RunEnded(f"run {run_id} has ended without answering", run_id)
             return stored
 
+    async def requested(
+        self,
+        shard: int,
+        run_id: str,
+        created: int,
+        kind: str,
+        request_id: str,
+        post: Callable[[], asyncio.Future[str]],
+    ) -> bytes:
+        """Post a request of this kind, and wait for the answer of the run's owner, whether or not the run has ended:
+        the encoded `AskAnswered`. Raises as `answered`."""
+        with self._registered(shard, created, answer_name(request_id)) as (watched, [answer]):
+            posted = post()
+            subscription = self._subscribed()
+            was_confirmed = subscription.is_confirmed(watched.channel)
+            try:
+                await subscription.add(watched.channel)
+                check_posted(await posted, kind, run_id)
+            finally:
+                _drop(posted)
+            if not was_confirmed:  # it may have been answered before
+                await self._read([(watched, answer_name(request_id))])
+            return await answer.future
+
     @contextlib.contextmanager
     def _registered(self, shard: int, created: int, *names: str) -> Generator[tuple[_WatchedShard, Sequence[_Wait]]]:
         """A wait for each name, which the shard's notifications end from now on, once it is subscribed to."""

@@ -16,9 +16,10 @@ import msgspec
 from streamflow.daemon.failure_log import Noted
 from streamflow.daemon.relay import OutboxEntry
 from streamflow.daemon.shard import CODE, IN_LOG, RUN_BYTES, LiveRun, OwnedShard, RunWork, StepRecord, parked_by
-from streamflow.errors import UsageError
+from streamflow.errors import Failure, UsageError
 from streamflow.events import (
     NOTHING,
+    AskAnswered,
     AskReceived,
     MessageQuarantined,
     RunFailed,
@@ -30,9 +31,10 @@ from streamflow.events import (
 from streamflow.machine.coroutines import close_abandoned
 from streamflow.machine.factory import new_machine
 from streamflow.machine.open_work import MAX_WORKER_LOSSES
+from streamflow.machine.retry_point import CannotRetry, check_end, not_failed
 from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import one_seal
-from streamflow.machine.transition import Effects, Input, Outcome, Oversize
+from streamflow.machine.transition import Effects, Input, Outcome, Oversize, RetryRequest
 from streamflow.model.attributes import Attribute, merged, same, value_text
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.failures import failure_of, line_of_function
@@ -161,6 +163,10 @@ class ShardBatch:
         """Bytes of run ids and transitions in its log entry."""
         self.identity = ""
         """That of the namespace's data."""
+        self.retried: set[str] = set()
+        """Runs that have taken a request to retry them: they refuse others."""
+        self.refused: dict[str, Failure] = {}
+        """Ended runs that can't be retried, and why."""
         self.careful = ""
         """The run that a former owner had in hand when its process ended: it is alone in this batch."""
         self.is_sent = False
@@ -482,6 +488,52 @@ class ShardBatch:
             self.admitted.add(run_id)
             self.batch.moves.append((run_id, self.shard.keys.waiting, "", 0))
 
+    def retry_of(self, run_id: str, header: Header, *, is_reducer: bool) -> RetryRequest | None:
+        """The first request to retry this run, which has ended, that is for this very end of it."""
+        failure: CannotRetry | None = None
+        for message in self.work[run_id].messages:
+            if message.kind != "retry":
+                continue
+            try:
+                retry = decode_message(message, None)
+                if isinstance(retry, RetryRequest):
+                    check_end(run_id, header, retry, is_reducer=is_reducer)
+                    return retry
+            except BadMessage:  # it is quarantined with the others
+                continue
+            except CannotRetry as error:
+                failure = error
+        if failure is not None:
+            self.refused[run_id] = failure.failure
+        return None
+
+    def _take_retry(self, run_id: str, retry: RetryRequest, live: LiveRun | None, inputs: list[Input]) -> None:
+        """Only a run that has failed, and is in memory for that, takes it, and takes one; others are refused."""
+        failure = self.refused.get(run_id)
+        if failure is None and live is not None and live.machine.retrying is not None and run_id not in self.retried:
+            try:
+                check_end(run_id, live.header, retry, is_reducer=False)
+            except CannotRetry as error:
+                failure = error.failure
+            else:
+                self.retried.add(run_id)
+                inputs.append(retry)
+                return
+        if failure is None:
+            if live is None:
+                text = f"run {run_id} can't be retried: it has ended otherwise, or was forgotten"
+            else:
+                status = Status.RUNNING if live.machine.retrying is not None else live.header.status
+                text = not_failed(run_id, status)
+            failure = Failure("NotFailed", text)
+        self._answer(AskAnswered(retry.id, "retry", failure=failure))
+
+    def _answer(self, answer: AskAnswered) -> None:
+        """To who asked, not from the history of a run."""
+        data = _encoder.encode(answer)
+        self.batch.puts.append(Put(self.shard.keys.answer(answer.id), "", data))
+        self.notifications.append(_notification(answer_name(answer.id), data))
+
     def _inputs(self, run_id: str, run_work: RunWork, app: App, partition: Partition) -> list[Input]:
         """What the run gets. Messages before its start were for an earlier run of its id, or for none: they are checked
         as all are, and acknowledged."""
@@ -517,7 +569,9 @@ class ShardBatch:
                         trace, header = self.tracing.begin(run_id, header)
                     machine = new_machine(app, partition, run_id, header.workflow, reason_to_park, trace)
                     self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
-            if has_started:
+            if type(input_) is RetryRequest:
+                self._take_retry(run_id, input_, self.shard.live.get(run_id), inputs)
+            elif has_started:
                 inputs.append(input_)
                 if self.tracing is not None and isinstance(input_, SignalReceived | AskReceived):
                     arrived = stream_order(message.id)[0]
@@ -598,10 +652,13 @@ class ShardBatch:
             batch.runs.append(RunWrite(run_id, live.header_bytes, header_bytes, state, data))
             if puts:
                 batch.puts += puts
-            if status != old.status:
+            if status != old.status or old.ended:
                 self._move_status(run_id, old, status, machine, effects)
             if ended or effects.answers:
                 self._notify(run_id, old.created, effects, data)
+        else:
+            for answer in effects.answers:  # it has refused to be retried
+                self._answer(answer)
         self.size += size
         if shard.killers and run_id in shard.killers and not effects.ended:
             self._record_killer(run_id, old.created, machine.at)
@@ -650,7 +707,7 @@ class ShardBatch:
             ending = next(event for event in reversed(effects.events) if isinstance(event, RunFailed))
             self.noted.append(Noted(run_id, old.workflow, ending.failure))
         source = listed_under(old.status)
-        if source != status:
+        if source != status or old.ended:
             self.shard.workflows.add(old.workflow)
             keys = self.shard.keys
             at = old.created if status == Status.RUNNING else machine.at  # the oldest open runs are by their start

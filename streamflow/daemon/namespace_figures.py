@@ -58,6 +58,7 @@ class _Counts(msgspec.Struct):
     completed: int = 0
     failed: int = 0
     cancelled: int = 0
+    retried: int = 0
 
 
 class _Runs(msgspec.Struct):
@@ -208,7 +209,8 @@ class NamespaceFigures:
             for status in OPEN:
                 figures.set(catalog.RUNS_OPEN, max(0, counts[status]), label, status)
             for status in ENDED:
-                figures.set(catalog.RUNS_ENDED, counts[status], label, status)
+                mended = sum(one.retried for one in group) if status == "failed" else 0  # a counter never goes back
+                figures.set(catalog.RUNS_ENDED, counts[status] + mended, label, status)
             figures.set(catalog.RUNS_STARTED, sum(counts.values()), label)
         for label, of_runs in self._workflows.grouped(_value(_decode_durations, stored[1], {})).items():
             _put_durations(figures, catalog.RUN_DURATION, label, of_runs)

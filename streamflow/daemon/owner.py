@@ -45,8 +45,9 @@ from streamflow.daemon.timers import Timers
 from streamflow.daemon.troubles import shard_name
 from streamflow.errors import Failure, StoreError
 from streamflow.events import RunContinued, Transition, decode_history
-from streamflow.machine.factory import rehydrating
+from streamflow.machine.factory import is_reducer, rehydrating
 from streamflow.machine.open_work import WORKER_LOST, Trace
+from streamflow.machine.retry_point import CannotRetry, RetryPoint, retry_point
 from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import hide, one_seal
 from streamflow.machine.transition import Due, Input, Outcome
@@ -731,7 +732,7 @@ class Owner:
                 batch.work[run_id].loaded = False
             elif record:
                 try:
-                    for _ in self._rehydrate(shard, run_id, record):
+                    for _ in self._rehydrate(batch, run_id, record):
                         if time.monotonic() > ends:
                             yield loaded
                             loaded, ends = [], time.monotonic() + LONGEST_TURN
@@ -747,15 +748,26 @@ class Owner:
                 loaded, ends = [], time.monotonic() + LONGEST_TURN
         yield loaded
 
-    def _rehydrate(self, shard: OwnedShard, run_id: str, record: list[bytes]) -> Generator[None]:
+    def _rehydrate(self, batch: ShardBatch, run_id: str, record: list[bytes]) -> Generator[None]:
+        shard = batch.shard
         header = decode_header(record[0])
-        if header.status not in OPEN or (header.version == 0 and run_id not in shard.suspect):
+        if header.version == 0 and run_id not in shard.suspect:
+            return
+        is_open = header.status in OPEN
+        if not is_open and batch.retry_of(run_id, header, is_reducer=is_reducer(self._app, header, record[1])) is None:
             return
         history = decode_history(record[2:])
+        point: RetryPoint | None = None
+        if not is_open:
+            try:
+                point = retry_point(run_id, history)
+            except CannotRetry as error:
+                batch.refused[run_id] = error.failure
+                return
         trace: Trace | None = None
         if self._tracing is not None:
             trace, header = self._tracing.begin(run_id, header, generation_began(history))
-        machine = yield from self._machine(shard, run_id, header, record[1], history, trace)
+        machine = yield from self._machine(shard, run_id, header, record[1], history, trace, point)
         if shard.dropped:  # meanwhile
             machine.close()
             return
@@ -772,11 +784,13 @@ class Owner:
         state: bytes,
         history: list[Transition],
         trace: Trace | None,
+        point: RetryPoint | None,
     ) -> Generator[None, None, RunMachine]:
-        """The machine of a record. A run whose code raises what no run may is parked, and its code isn't run."""
+        """The machine of a record. A run whose code raises what no run may is parked, and its code isn't run. `point`:
+        the run has ended, and is to go on from there."""
         partition = self._namespace.partition
         if run_id not in shard.parked:
-            pieces = rehydrating(self._app, partition, run_id, header, state, history, trace=trace)
+            pieces = rehydrating(self._app, partition, run_id, header, state, history, "", trace, point)
             while True:
                 self.watch.code_of(run_id, shard.number)
                 try:
@@ -793,7 +807,7 @@ class Owner:
                     self.watch.code_of("", 0)
                 yield
         reason = parked_reason(shard, run_id, header.workflow, self._app)
-        return (yield from rehydrating(self._app, partition, run_id, header, state, history, reason, trace))
+        return (yield from rehydrating(self._app, partition, run_id, header, state, history, reason, trace, point))
 
     def _restart_running_steps(self, shard: OwnedShard, run_id: str, live: LiveRun, inputs: list[Input]) -> None:
         """After a takeover: what becomes of the attempts that ran at the last owner.

@@ -204,7 +204,7 @@ RUNS_ENDED = Metric(
     "streamflow_namespace_runs_ended_total",
     "counter",
     "namespace",
-    "Runs that have ended: completed, failed, cancelled.",
+    "Runs that have ended: completed, failed (a run that is retried each time), cancelled.",
     ("workflow", "status"),
 )
 RUN_DURATION = Metric(

@@ -13,6 +13,7 @@ from streamflow.events import RunStuck, Transition
 from streamflow.machine.open_work import NOT_STUCK, Trace
 from streamflow.machine.reducer import ReducerMachine
 from streamflow.machine.replay import WorkflowMachine
+from streamflow.machine.retry_point import RetryPoint
 from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import sealed
 from streamflow.model.causes import MAX_LINE
@@ -44,6 +45,11 @@ def _machine_for(app: App, partition: Partition, run_id: str, workflow_name: str
     return machine
 
 
+def is_reducer(app: App, header: Header, state: bytes) -> bool:
+    """Whether a run with this record is a reducer's. One that was never reduced has no state."""
+    return bool(state) or isinstance(app.workflows.get(header.workflow), Reducer)
+
+
 def rehydrating(
     app: App,
     partition: Partition,
@@ -53,9 +59,12 @@ def rehydrating(
     transitions: list[Transition],
     reason: str = "",
     trace: Trace | None = None,
+    retry: RetryPoint | None = None,
 ) -> Generator[None, None, RunMachine]:
     """The machine of a run with this record, in pieces: a long history takes a second, and the caller has other things
     to do in between. A run that can't continue is parked, see `RunMachine.reason`.
+
+    An ended run has a machine that does nothing; with `retry` one that takes a `RetryRequest`.
 
     With a `reason` it is parked for that, and none of its code is run. Without one, what its code raises that no run
     can end with is raised here: call again with that as the reason.
@@ -65,17 +74,19 @@ def rehydrating(
     machine.be_traced(trace)
     machine.tenant = header.tenant
     machine.parent = header.parent
-    if not header.is_open:
+    if not header.is_open and (retry is None or isinstance(machine, ReducerMachine)):
         machine.status = Status(header.status)
         machine.ended = True
     elif isinstance(machine, ReducerMachine):
         machine.attributes = header.attributes  # nothing is replayed that would set them again
         sealed(machine.context, machine.restore, state, transitions)
     else:
-        replay = cast("WorkflowMachine", machine).replay(transitions)
+        replay = cast("WorkflowMachine", machine).replay(transitions, retry)
         while sealed(machine.context, _replay_piece, machine, replay):
             yield
-    if machine.stuck:
+        if retry is not None:
+            machine.status = Status(header.status)
+    if machine.stuck and retry is None:
         machine.stuck_by = _stuck_by(transitions)
     return machine
 

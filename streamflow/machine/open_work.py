@@ -21,6 +21,7 @@ from streamflow.events import (
     ChildCompleted,
     ChildStarted,
     RunContinued,
+    RunRetried,
     RunStarted,
     StepCancelled,
     StepCompleted,
@@ -38,6 +39,7 @@ from streamflow.workflow.app import App, Workflow, missing_step
 from streamflow.workflow.awaitable import PENDING, Fiber, Operation
 
 if TYPE_CHECKING:
+    from streamflow.machine.retry_point import RetryPoint
     from streamflow.model.sharding import Partition
 
 WORKER_LOST = "WorkerLost"
@@ -94,6 +96,8 @@ class OpenWork:
         "postponed",
         "ready",
         "reason",
+        "retried",
+        "retrying",
         "run_id",
         "schedule",
         "seq",
@@ -164,6 +168,10 @@ class OpenWork:
         """The beginning of that RunStuck's reason, and when it was recorded (shard-clock ms)."""
         self.reason = ""
         """Why user code can't run; empty if it can."""
+        self.retried = -1
+        """The generation that has ended before, and was retried."""
+        self.retrying: RetryPoint | None = None
+        """Where the run would go on, which has ended and is in memory for a `RetryRequest` only."""
         self.diverged: Diverged | None = None
         self._rng: random.Random | None = None
         self.trace: Trace | None = None
@@ -194,16 +202,16 @@ class OpenWork:
 
     def running_jobs(self) -> list[StepJob]:
         """After a rehydration: the attempts that ran, but for retries. None if the run is stuck: only its code says
-        with which options, and for which parameters."""
-        if self.reason:
+        with which options, and for which parameters; nor if it has ended."""
+        if self.reason or self.retrying is not None:
             return []
         return [call.job() for call in self.steps.values() if call.due is None and call.is_local]
 
     def begun_jobs(self, now: int) -> list[StepJob]:
         """After a rehydration: the attempts that the last owner ran, or was about to. Retries among them are known by
         their due time only, because no fact records that one has begun. None if the run is stuck: its next owner
-        begins nothing, and what still runs elsewhere reports its outcome."""
-        if self.reason:
+        begins nothing, and what still runs elsewhere reports its outcome. Nor if it has ended."""
+        if self.reason or self.retrying is not None:
             return []
         return [call.job() for call in self.steps.values() if call.is_local and (call.due is None or call.due <= now)]
 
@@ -302,6 +310,22 @@ class OpenWork:
         if self.postponed is None:
             self.postponed = {}
         self.postponed[event.seq] = event, self.at
+
+    def _reopen(self, event: RunRetried) -> None:
+        """The steps that are open begin again, with their next attempts, and may be tried as often as at first."""
+        for seq, attempt in event.attempts:
+            call = self.steps.get(seq)
+            if call is None:
+                continue
+            if call.due is not None and call.is_local:
+                self.in_steps += 1
+            call.attempt, call.due, call.since = attempt, None, 0
+            call.lost, call.declined, call.blamed = 0, attempt - 1, False
+            if self.live and call.step.known:
+                self.effects.jobs.append(call.job())
+        self.postponed = None
+        self.seq = max(self.seq, event.seq)
+        self.retried = self.generation
 
     def unfit_call(self) -> str:
         """Why an open step can't be run by today's code; empty if each can."""

@@ -30,6 +30,7 @@ from streamflow.events import (
     Patched,
     RunContinued,
     RunResumed,
+    RunRetried,
     RunStarted,
     RunStuck,
     SignalReceived,
@@ -41,6 +42,7 @@ from streamflow.events import (
     Transition,
 )
 from streamflow.machine.coroutines import CoroutineMachine
+from streamflow.machine.retry_point import GapBegins, RetryPoint, Void, first_position, with_gaps
 from streamflow.machine.transition import Effects, Ending
 from streamflow.model.codec import is_same_value
 from streamflow.model.failures import line_of_coroutine
@@ -88,13 +90,17 @@ class WorkflowMachine(CoroutineMachine):
         self._held: list[tuple[AnyEvent, Operation | None]] | None = None
         """Facts that were received while the run was stuck, and that are delivered when it resumes."""
 
-    def replay(self, transitions: list[Transition]) -> Generator[None]:
+    def replay(self, transitions: list[Transition], retry: RetryPoint | None = None) -> Generator[None]:
         """Bring a new machine to the end of a history, with a pause after each `PIECE` facts. A divergence parks it:
-        see `diverged` and `reason`. The caller makes the machine the active one for each piece."""
+        see `diverged` and `reason`. The caller makes the machine the active one for each piece. `retry`: the run has
+        ended, and is brought to where it would go on."""
         self.live = False
+        transitions = with_gaps(transitions, None if retry is None else retry.kept)
         self.events_count = sum(len(transition.events) for transition in transitions)
         if not self.reason and transitions:
-            first = transitions[0].events[_first_position(transitions[0])]
+            first = transitions[0].events[first_position(transitions[0])]
+            if isinstance(first, GapBegins):
+                first = first.fact
             version = first.version if isinstance(first, RunStarted | RunContinued) else 0
             if self.app.version(self.workflow, version) is None:
                 self.reason = self.app.unknown_version(self.workflow, version)
@@ -107,6 +113,7 @@ class WorkflowMachine(CoroutineMachine):
         self.effects = Effects()
         if not self.ended:
             self._set_open_status()
+        self.retrying = retry
 
     def _replay_or_park(self, transitions: list[Transition]) -> Generator[None]:
         try:
@@ -125,7 +132,7 @@ class WorkflowMachine(CoroutineMachine):
             self.at = max(self.at, transition.at)
             self.effects = Effects()
             events = self._recorded = transition.events
-            self._position = 0 if self._replayed else _first_position(transition)
+            self._position = 0 if self._replayed else first_position(transition)
             while self._position < len(events):
                 event = events[self._position]
                 self._position += 1
@@ -142,8 +149,19 @@ class WorkflowMachine(CoroutineMachine):
 
     def _replay_event(self, event: AnyEvent) -> None:
         following = self._following()
+        if isinstance(event, Void):
+            if not isinstance(event, GapBegins):
+                return
+            self.stuck = True
+            if event.fact is None:
+                return
+            event = event.fact
         if isinstance(event, RunStuck):
             self.stuck = True
+        elif isinstance(event, RunRetried):
+            self._reopen(event)
+            self.stuck = False
+            self._resume_code()
         elif isinstance(event, RunResumed):
             self.stuck = False
             if isinstance(following, CancelRequested) and isinstance(self._following(1), events.RunCancelled):
@@ -321,11 +339,21 @@ class WorkflowMachine(CoroutineMachine):
         self._recorded = []  # not live: nothing here has effects
         for number, transition in enumerate(transitions):
             self.at = max(self.at, transition.at)
-            for event in transition.events[0 if number else _first_position(transition) :]:
+            for event in transition.events[0 if number else first_position(transition) :]:
+                if isinstance(event, Void):
+                    if not isinstance(event, GapBegins):
+                        continue
+                    self.stuck = True
+                    if event.fact is None:
+                        continue
+                    event = event.fact
                 if isinstance(event, RunStuck):
                     self.stuck = True
                 elif isinstance(event, RunResumed):
                     self.stuck = False
+                elif isinstance(event, RunRetried):
+                    self.stuck = False
+                    self._reopen(event)
                 self._track_blindly(event)
 
     def _is_patched(self, name: str) -> bool:
@@ -348,12 +376,6 @@ class WorkflowMachine(CoroutineMachine):
         if self._patches is None:
             self._patches = {}
         self._patches.setdefault(event.name, True)
-
-
-def _first_position(transition: Transition) -> int:
-    """The position at which the history begins in its first transition: its last `RunContinued`, or 0."""
-    events = transition.events
-    return next((i for i in range(len(events) - 1, 0, -1) if isinstance(events[i], RunContinued)), 0)
 
 
 def _with_arguments(event: AnyEvent) -> str:

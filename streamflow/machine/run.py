@@ -32,6 +32,7 @@ from streamflow.events import (
     ChildStarted,
     RunCompleted,
     RunResumed,
+    RunRetried,
     RunStarted,
     RunStuck,
     SignalReceived,
@@ -43,6 +44,7 @@ from streamflow.events import (
     TimerFired,
 )
 from streamflow.machine.open_work import MAX_WORKER_LOSSES, NOT_STUCK, UNDECIDED, WORKER_LOST, OpenWork, unfit
+from streamflow.machine.retry_point import CannotRetry, RetryPoint, named
 from streamflow.machine.sealed import sealed
 from streamflow.machine.transition import (
     IDLE,
@@ -56,6 +58,7 @@ from streamflow.machine.transition import (
     Outcome,
     Outgoing,
     Oversize,
+    RetryRequest,
     Returned,
     appended,
 )
@@ -139,7 +142,7 @@ class RunMachine(OpenWork):
     def _advance(self, inputs: list[Any]) -> None:
         token = active.set(self)
         try:
-            if inputs and type(inputs[0]) is Oversize:
+            if inputs and type(inputs[0]) is Oversize and self.retrying is None:
                 self._fail_oversize(inputs[0], inputs[1:])
             elif self.stuck or self.reason:
                 inputs = self._park_or_resume(inputs)
@@ -518,6 +521,8 @@ class RunMachine(OpenWork):
     # --- stuck ------------------------------------------------------------------------------------------------------
 
     def _park_or_resume(self, inputs: list[Any]) -> list[Any]:
+        if self.retrying is not None:
+            return self._take_retry(inputs, self.retrying)
         events = self.effects.events
         if not self.reason:
             self._be_stuck_no_more()
@@ -567,6 +572,64 @@ class RunMachine(OpenWork):
         if self.stuck:  # the views, which count stuck runs, need this event
             self._be_stuck_no_more()
         self._end_now(events.RunFailed(self.workflow, self.tenant, self.at - self.started, failure))
+
+    # --- retried ----------------------------------------------------------------------------------------------------
+
+    def _take_retry(self, inputs: list[Any], point: RetryPoint) -> list[Any]:
+        """The run has ended, and goes on: what came before the request was for the ended run. Returns the rest."""
+        self.retrying = None
+        position = next((i for i, item in enumerate(inputs) if type(item) is RetryRequest), None)
+        failure: Failure | None = None
+        if position is not None:
+            retry = cast("RetryRequest", inputs[position])
+            try:
+                self._check_retry(retry, point, inputs[0])
+            except CannotRetry as error:
+                failure = error.failure
+            else:
+                self._go_on(retry, point)
+                return [] if self.effects.ended else inputs[position + 1 :]
+            self.effects.answers = [AskAnswered(retry.id, "retry", failure=failure)]
+        self.effects.ended = self.ended = True
+        self.close()
+        return []
+
+    def _check_retry(self, retry: RetryRequest, point: RetryPoint, first: Input) -> None:
+        """Raises `CannotRetry`."""
+        if isinstance(first, Oversize):
+            raise CannotRetry("TransitionTooLarge", first.reason)
+        if self.reason:
+            raise CannotRetry("Diverged", f"run {self.run_id} can't go on with today's code: {self.reason}")
+        if self.ending is not None:
+            raise CannotRetry(
+                "EndedBefore",
+                f"the code of run {self.run_id} had ended before the children that it waited for: start a new run",
+            )
+        if self.children:
+            runs = [f"{child.run_id} ({child.target.name})" for child in self.children.values()]
+            raise CannotRetry(
+                "OpenChildren",
+                f"when run {self.run_id} failed, it waited for the child runs {named(runs)}, which have failed or were "
+                "cancelled, and would get nothing from them: start a new run",
+            )
+        if point.undone and not retry.anyway:
+            raise CannotRetry(
+                "StepsUndone",
+                f"run {self.run_id} would go on from before {named(point.undone)}: it would not know of that, "
+                "and may do it again. Retry it anyway only if that is right",
+            )
+
+    def _go_on(self, retry: RetryRequest, point: RetryPoint) -> None:
+        attempts = [(call.seq, point.attempts.get(call.seq, 1) + 1) for call in self.steps.values()]
+        event = RunRetried(self.workflow, self.tenant, point.kept, point.seq, attempts, retry.by, retry.reason)
+        self.effects.events.append(event)
+        steps = [{"name": self.steps[seq].step.name, "seq": seq, "attempt": attempt} for seq, attempt in attempts]
+        answer = Raw(_encode({"kept": point.results, "steps": steps}))
+        self.effects.answers = [AskAnswered(retry.id, "retry", answer)]
+        self._reopen(event)
+        self.stuck = False
+        self.status = Status.RUNNING
+        self._resume_code()
 
     def _set_open_status(self) -> None:
         self.status = Status.STUCK if self.stuck else Status.RUNNING if self.started else Status.PENDING

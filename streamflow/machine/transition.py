@@ -97,6 +97,19 @@ class Due(msgspec.Struct, frozen=True):
     """Time has passed: timers that are due fire, and retries that are due start."""
 
 
+class RetryRequest(msgspec.Struct, array_like=True, frozen=True):
+    """Somebody wants an ended run to go on: the one that was created then, from that end (`version`: the number of its
+    transitions). `id` identifies the request, whose answer has it, as a question's. `anyway`: also if steps were run
+    because of the failure, whose effects would stay."""
+
+    id: str
+    created: int
+    version: int
+    by: str = ""
+    reason: str = ""
+    anyway: bool = False
+
+
 class Oversize(msgspec.Struct, frozen=True):
     """What the run has decided from these inputs is too large for one commit: it fails, and none of its code is run.
     The first of its inputs. `reason`: how large, and what to do."""
@@ -115,6 +128,7 @@ Input = (
     | Returned
     | Due
     | Oversize
+    | RetryRequest
 )
 
 

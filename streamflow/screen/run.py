@@ -56,7 +56,7 @@ MAX_CAUSES = 6
 MAX_ATTEMPTS = 5
 """Failed attempts before the last one that are listed: the latest."""
 
-_GLYPHS = {"signal": "◆", "sent": "◇", "cancel": "■", "patch": "+", "continued": "↻", "limit": "!"}
+_GLYPHS = {"signal": "◆", "sent": "◇", "cancel": "■", "patch": "+", "continued": "↻", "retried": "↻", "limit": "!"}
 _STYLES = {
     "step": OK,
     "timer": MUTED,
@@ -66,6 +66,7 @@ _STYLES = {
     "ask": WARN,
     "patch": MUTED,
     "continued": BUSY,
+    "retried": BUSY,
     "limit": WARN,
     "stuck": WARN,
     "cancel": BAD,
@@ -133,6 +134,7 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
     lines = [fit(title, width)]
     lines.extend(_fact(label, value, width) for label, value in rows if value is not None)
     for transition in detail.transitions:
+        is_last = transition is detail.transitions[-1]
         for event in transition.events:
             if isinstance(event, RunStarted | RunContinued):
                 lines.append(_fact("input", Text(preview(event.input, 2 * width)), width))
@@ -140,7 +142,7 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
                 lines.append(_fact("result", Text(preview(event.result, 2 * width), style=OK), width))
             elif isinstance(event, events.RunCancelled):
                 lines.append(_fact("reason", safe_text(event.reason, WARN, 500), width))
-            elif isinstance(event, events.RunFailed):
+            elif isinstance(event, events.RunFailed) and is_last:  # else it was retried, and goes on
                 lines.extend(_why(detail, event.failure, width))
     return lines
 

@@ -23,6 +23,7 @@ from streamflow.events import (
     Patched,
     RunContinued,
     RunResumed,
+    RunRetried,
     RunStuck,
     SignalReceived,
     SignalSent,
@@ -51,7 +52,7 @@ class Span:
     `failures` are about these."""
 
     kind: str
-    """step, timer, child, signal, sent, ask, patch, continued, limit, stuck or cancel."""
+    """step, timer, child, signal, sent, ask, patch, continued, limit, stuck, retried or cancel."""
     name: str
     start: int
     end: int | None = None
@@ -80,6 +81,7 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
     spans: list[Span] = []
     by_id: dict[int | str, Span] = {}
     stuck: list[Span] = []
+    failure = ""
     for transition in transitions:
         for event in transition.events:
             span = _begin(transition.at, event)
@@ -93,10 +95,16 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
                     _carry_over(spans, by_id, transition.at, event)
                 elif isinstance(event, RunStuck):
                     stuck.append(span)
+                elif isinstance(event, RunRetried):
+                    if failure:
+                        span.note = f"{span.note}, after {failure}" if span.note else f"after {failure}"
+                    _begin_again(by_id, event)
             elif isinstance(event, RunResumed):
                 for open_span in stuck:
                     open_span.end = transition.at
                 stuck.clear()
+            elif isinstance(event, events.RunFailed):
+                failure = _failure_text(event.failure)
             else:
                 _apply_outcome(by_id, transition.at, event)
     return spans
@@ -127,10 +135,25 @@ def _begin(at: int, event: AnyEvent) -> Span | None:
             return Span("limit", "history limit", at, at, note=f"{event.count:,} events")
         case RunStuck():
             return Span("stuck", "stuck", at, failed=True, note=event.reason)
+        case RunRetried():
+            return Span("retried", "retried", at, at, note=retried_text(event))
         case CancelRequested():
             return Span("cancel", "terminate" if event.terminate else "cancel", at, at, note=event.reason)
         case _:
             return None
+
+
+def retried_text(event: RunRetried) -> str:
+    """Who has retried a run, and why."""
+    who = f"by {event.by}" if event.by else ""
+    return f"{who}: {event.reason}" if who and event.reason else who or event.reason
+
+
+def _begin_again(by_id: dict[int | str, Span], event: RunRetried) -> None:
+    for seq, _ in event.attempts:
+        span = by_id.get(seq)
+        if span is not None:
+            span.end, span.failed, span.note = None, False, ""
 
 
 def _carry_over(spans: list[Span], by_id: dict[int | str, Span], at: int, event: RunContinued) -> None:

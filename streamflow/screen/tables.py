@@ -28,6 +28,7 @@ from streamflow.events import (
     RunCompleted,
     RunContinued,
     RunResumed,
+    RunRetried,
     RunStarted,
     RunStuck,
     SignalReceived,
@@ -43,6 +44,7 @@ from streamflow.events import (
 from streamflow.model.attributes import Attribute
 from streamflow.screen.payload import preview
 from streamflow.screen.sanitize import safe, safe_text
+from streamflow.screen.spans import retried_text
 from streamflow.screen.style import BAD, BUSY, FAINT, MUTED, OK, STATUS, WARN, clock, duration, moment, plural
 
 PREVIEW = 120
@@ -57,6 +59,7 @@ _STYLES: dict[type, str] = {
     events.RunCancelled: MUTED,
     RunStuck: WARN,
     RunResumed: BUSY,
+    RunRetried: BUSY,
     RunContinued: BUSY,
     CancelRequested: WARN,
     HistoryLimitReached: WARN,
@@ -214,6 +217,8 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             return [(event.workflow, "bold"), (event.reason, WARN)]
         case RunResumed():
             return [(event.workflow, "bold")]
+        case RunRetried():
+            return [(event.workflow, "bold"), (retried_text(event), MUTED)]
         case RunContinued():
             generation = [(f"generation {event.generation + 1}", ""), *_carried(event)]
             return [(event.workflow, "bold"), *generation, (preview(event.input, PREVIEW), MUTED)]

@@ -36,7 +36,7 @@ from streamflow.model import codec
 from streamflow.model.attributes import Attribute
 from streamflow.model.causes import attempts_before
 from streamflow.model.names import check_run_id
-from streamflow.model.record import Status, decode_header
+from streamflow.model.record import Header, Status, decode_header
 from streamflow.model.sharding import Partition, full_run_id
 from streamflow.store.namespace import Namespace
 from streamflow.testing.attempts import running
@@ -308,6 +308,20 @@ class Sandbox:
             raise RunEnded(f"run {run_id} has ended: it accepts no {kind} any more", run_id)
         self.world.post(kind, run_id, body)
         await self._settle()
+
+    async def _requested(self, kind: str, run_id: str, created: int, request_id: str, body: bytes) -> bytes:
+        """The answer of the run's owner. As of a question, its id is a count."""
+        self._asked += 1
+        body = body.replace(request_id.encode(), f"{self._asked:032x}".encode())
+        request_id = f"{self._asked:032x}"
+        self._refuse_in_step(f"{kind} run {run_id}")
+        self.world.post(kind, run_id, body)
+        await self._settle()
+        return self.world.answers[request_id]
+
+    async def _header(self, run_id: str, created: int) -> tuple[Header, bytes]:
+        record = self._record(run_id)
+        return record.head, record.ending
 
     async def _describe(self, run_id: str, created: int) -> RunDescription:
         record = self._record(run_id)

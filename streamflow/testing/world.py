@@ -24,17 +24,18 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from streamflow.client.listing import ending_of, instant, stuck_reason
 from streamflow.daemon.batch import reason_of
 from streamflow.errors import RunError, UsageError
-from streamflow.events import AnyEvent, Transition, decode_history, encode_transition
-from streamflow.machine.factory import new_machine, rehydrate
+from streamflow.events import AnyEvent, AskAnswered, Transition, decode_history, encode_transition
+from streamflow.machine.factory import is_reducer, new_machine, rehydrate
+from streamflow.machine.retry_point import CannotRetry, check_end, retry_point
 from streamflow.machine.run import RunMachine
-from streamflow.machine.transition import Due, Effects, Forgotten, Outcome
+from streamflow.machine.transition import Due, Effects, Forgotten, Outcome, RetryRequest
 from streamflow.model.attributes import merged
 from streamflow.model.record import Header, Status, decode_header, parent_link
 from streamflow.model.sharding import Partition
@@ -361,6 +362,9 @@ class World:
 
     def _take(self, message: InboxMessage) -> None:
         record = self.records.get(message.run_id)
+        if record is not None and message.kind == "retry":
+            self._retry(message.run_id, record, cast("RetryRequest", decode_message(message, None)))
+            return
         if record is None or not record.head.is_open:
             return  # as in production: the sender gets no error
         header = decode_header(message.header) if message.kind == "start" else None
@@ -407,6 +411,27 @@ class World:
             del self._machines[run_id]
             self._reduce(run_id, *inputs)
             return
+        self._commit(run_id, machine, effects, *encoded)
+
+    def _retry(self, run_id: str, record: Record, retry: RetryRequest) -> None:
+        """Have a run go on that has failed, as its owner does; or say why not."""
+        try:
+            check_end(run_id, record.head, retry, is_reducer=is_reducer(self.app, record.head, record.state))
+            history = decode_history(record.transitions)
+            point = retry_point(run_id, history)
+            try:
+                machine = rehydrate(self.app, self.partition, run_id, record.head, b"", history, retry=point)
+                effects = machine.advance([retry], self.now)
+                encoded = encode_transition(machine.at, effects.events), machine.snapshot()
+            except BaseException as error:
+                if type(error) is KeyboardInterrupt:
+                    raise
+                raise CannotRetry("Diverged", f"run {run_id} can't go on: {reason_of(error)}") from error
+        except CannotRetry as error:
+            self.answers[retry.id] = msgspec.msgpack.encode(AskAnswered(retry.id, "retry", failure=error.failure))
+            return
+        if not effects.ended:
+            self._machines[run_id] = machine
         self._commit(run_id, machine, effects, *encoded)
 
     def _park(self, run_id: str, error: BaseException) -> None:

@@ -42,7 +42,7 @@ from opentelemetry.trace import (
 
 from streamflow import events
 from streamflow.errors import Failure
-from streamflow.events import ENDINGS, AnyEvent, RunContinued, StepRetrying
+from streamflow.events import ENDINGS, AnyEvent, RunContinued, RunRetried, StepRetrying
 from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import Outcome
@@ -295,10 +295,12 @@ class Tracing:
             generation = machine.generation - len(continued)
             for event in made:
                 if isinstance(event, RunContinued):
-                    self._end_run(run, header, generation, event, at)
+                    self._end_run(run, header, generation, event, at, again=machine.retried == generation)
                     generation, run.begun = event.generation, at
+                elif isinstance(event, RunRetried):
+                    run.begun = at
                 elif isinstance(event, ENDINGS):
-                    self._end_run(run, header, generation, event, at)
+                    self._end_run(run, header, generation, event, at, again=machine.retried == generation)
                 elif (
                     isinstance(event, StepRetrying | events.StepFailed)
                     and event.failure.kind == WORKER_LOST
@@ -306,21 +308,28 @@ class Tracing:
                 ):
                     self._lost_attempt(run, header, generation, event, at)
 
-    def _end_run(self, run: RunTrace, header: Header, generation: int, event: AnyEvent, at: int) -> None:
+    def _end_run(
+        self, run: RunTrace, header: Header, generation: int, event: AnyEvent, at: int, *, again: bool
+    ) -> None:
+        """`again`: the generation has ended before, with the span that its steps have for a parent, and was retried:
+        the span of this end has an id of its own, and names the first one."""
         attributes = _of_run(run.run_id, header)
         links: list[Link] = []
         if generation:
             attributes["streamflow.generation"] = generation
             links.append(Link(run.span_context(generation - 1)))
         own = run.span_context(generation)
-        self._ids.trace_id, self._ids.span_id = own.trace_id, own.span_id
+        if again:
+            links.append(Link(own))
+            attributes["streamflow.retried"] = True
+        self._ids.trace_id, self._ids.span_id = own.trace_id, 0 if again else own.span_id
         try:
             span = self._own.start_span(
                 f"run {header.workflow}", run.parent, SpanKind.CONSUMER, attributes, links, min(run.begun, at)
             )
         finally:
             self._ids.trace_id = self._ids.span_id = 0
-        if span.get_span_context().span_id != own.span_id and not self._foreign_ids:
+        if not again and span.get_span_context().span_id != own.span_id and not self._foreign_ids:
             self._foreign_ids = True
             _log.warning(
                 "this TracerProvider chooses the ids of all spans itself: the spans of steps will have no parent in "

@@ -31,6 +31,7 @@ from streamflow.events import (
     MessageQuarantined,
     RunCompleted,
     RunResumed,
+    RunRetried,
     RunStarted,
     RunStuck,
     StepCompleted,
@@ -92,13 +93,16 @@ class View(Generic[T]):
 
 
 class Counts(msgspec.Struct, array_like=True):
-    """Runs by status: the open ones now, the ended ones in total. Numbers of one part of a log may be negative."""
+    """Runs by status: the open ones now, the ended ones in total, but for failures that were retried. Numbers of one
+    part of a log may be negative."""
 
     running: int = 0
     stuck: int = 0
     completed: int = 0
     failed: int = 0
     cancelled: int = 0
+    retried: int = 0
+    """Runs that had failed and go on: so many more have failed than `failed` says."""
 
     def add(self, other: Counts) -> None:
         self.running += other.running
@@ -106,6 +110,13 @@ class Counts(msgspec.Struct, array_like=True):
         self.completed += other.completed
         self.failed += other.failed
         self.cancelled += other.cancelled
+        self.retried += other.retried
+
+    def plain(self) -> dict[str, int]:
+        counts = msgspec.structs.asdict(self)
+        if not self.retried:
+            del counts["retried"]
+        return counts
 
     @property
     def total(self) -> int:
@@ -131,7 +142,8 @@ class Runs(msgspec.Struct, array_like=True):
     """The highest rank of those that are kept; empty while there is room for more."""
 
     def of(
-        self, event: RunStarted | RunCompleted | events.RunFailed | events.RunCancelled | RunStuck | RunResumed
+        self,
+        event: RunStarted | RunCompleted | events.RunFailed | events.RunCancelled | RunStuck | RunResumed | RunRetried,
     ) -> tuple[Counts, Counts]:
         workflow = self.workflows.get(event.workflow)
         if workflow is None:
@@ -194,6 +206,13 @@ def _run_resumed(runs: Runs, run_id: str, at: int, event: RunResumed) -> None:
         counts.stuck -= 1
 
 
+def _run_retried(runs: Runs, run_id: str, at: int, event: RunRetried) -> None:
+    for counts in runs.of(event):
+        counts.running += 1
+        counts.failed -= 1
+        counts.retried += 1
+
+
 def _merge_counts(into: dict[str, Counts], other: dict[str, Counts]) -> None:
     for name, counts in other.items():
         if name not in into:
@@ -209,7 +228,8 @@ def _merge_runs(into: Runs, other: Runs) -> None:
 
 
 def _render_runs(runs: Runs, now_ms: int) -> JSON:
-    """`{"status": {status: n}, "workflows": {name: {status: n}}, "tenants": {name: {status: n}}}`"""
+    """`{"status": {status: n}, "workflows": {name: {status: n}}, "tenants": {name: {status: n}}}`, and `retried` beside
+    the statuses where runs were."""
     total = Counts()
     for counts in runs.workflows.values():
         total.add(counts)
@@ -221,9 +241,9 @@ def _render_runs(runs: Runs, now_ms: int) -> JSON:
         for _, counts in ranked[MAX_TENANTS:]:
             rest.add(counts)
     return {
-        "status": msgspec.structs.asdict(total),
-        "workflows": {name: msgspec.structs.asdict(counts) for name, counts in sorted(runs.workflows.items())},
-        "tenants": {name: msgspec.structs.asdict(counts) for name, counts in tenants.items()},
+        "status": total.plain(),
+        "workflows": {name: counts.plain() for name, counts in sorted(runs.workflows.items())},
+        "tenants": {name: counts.plain() for name, counts in tenants.items()},
     }
 
 
@@ -576,6 +596,7 @@ VIEWS: tuple[View[Any], ...] = (
             events.RunCancelled: _run_cancelled,
             RunStuck: _run_stuck,
             RunResumed: _run_resumed,
+            RunRetried: _run_retried,
         },
         _merge_runs,
         _render_runs,

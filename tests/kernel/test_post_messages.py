@@ -30,6 +30,22 @@ async def test_a_letter_for_each_message_says_what_became_of_it(shard: Shard) ->
     ]
 
 
+async def test_a_retry_also_reaches_a_run_that_has_failed(shard: Shard) -> None:
+    """What has completed or was cancelled can't go on; an open run's owner says that it hasn't failed."""
+    await shard.acquire()
+    await shard.start("pending", "running", "stuck", "completed", "failed", "cancelled")
+    for status in ("running", "stuck", "completed", "failed", "cancelled"):
+        await shard.advance(status, status)
+
+    order = ("pending", "completed", "running", "failed", "stuck", "cancelled", "missing")
+    messages = [Message("retry", run, run.encode(), NOW if run == "failed" else 0) for run in order]
+    assert await shard.do(shard.kernel.post_messages(0, "client", 1, messages, NOW)) == "aeaaaem"
+    assert [run for _, run, _ in await inbox_of_posts(shard)] == [b"pending", b"running", b"failed", b"stuck"]
+    for late in (Message("retry", "failed", b"", NOW + 1), Message("retries", "failed", b"")):
+        assert await shard.do(shard.kernel.post_messages(0, "late", 1, [late], NOW)) in "me"
+        assert len(await inbox_of_posts(shard)) == 4
+
+
 async def test_a_message_for_another_run_of_the_id_finds_no_run(shard: Shard) -> None:
     await shard.start("r1", "r2")
     messages = [Message("signal", "r1", b"1", NOW), Message("signal", "r1", b"2", NOW - 1)]

@@ -11,8 +11,9 @@ from streamflow import events
 from streamflow.errors import Failure
 from streamflow.events import AnyEvent, ChildCompleted, RunStarted, Transition, decode_transition, encode_transition
 from streamflow.machine.factory import new_machine, rehydrate
+from streamflow.machine.retry_point import check_end, retry_point
 from streamflow.machine.run import RunMachine
-from streamflow.machine.transition import CompletedChild, Effects, FailedChild, Outcome
+from streamflow.machine.transition import CompletedChild, Effects, FailedChild, Outcome, RetryRequest
 from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition
 from streamflow.workflow.app import App
@@ -131,6 +132,25 @@ class Run:
     @property
     def names(self) -> list[str]:
         return [type(event).__name__ for event in self.history]
+
+    def retry(self, app: App | None = None, *, anyway: bool = False, first: Any = (), after: int = 1) -> Effects:
+        """What the owner does with a request to retry the run, which has ended. `first`: inputs that came before it."""
+        self.app = app or self.app
+        self.at += after
+        version = len(self.elements)
+        header = Header(self.machine.status, version, "c", self.created, 1, self.workflow, self.tenant, self.parent)
+        request = RetryRequest("f" * 32, self.created, version, "kim", "again", anyway)
+        check_end(self.run_id, header, request, is_reducer=bool(self.state))
+        point = retry_point(self.run_id, self.transitions())
+        self.machine = rehydrate(
+            self.app, self.partition, self.run_id, header, self.state, self.transitions(), retry=point
+        )
+        assert self.machine.begun_jobs(self.at) == []
+        crash, self.crash = self.crash, False
+        try:
+            return self.advance(*first, request)
+        finally:
+            self.crash = crash
 
     def reload(self, app: App | None = None) -> RunMachine:
         """What another daemon would make of the record."""

@@ -25,7 +25,7 @@ from streamflow.settings import Settings
 COMMANDS = [name for section in SECTIONS.values() for name in section]
 PRINT_DATA = [
     *("config", "check", "demo", "enqueue", "runs", "show", "status", "tail", "views", "export", "replay"),
-    *("signal", "ask", "read", "cancel", "terminate", "forget", "acl"),
+    *("signal", "ask", "read", "retry", "cancel", "terminate", "forget", "acl"),
 ]
 QUEUE_FLOWS = Path(__file__).parents[2] / "process" / "queue_flows.py"
 NOBODY = "redis://user:secret@127.0.0.1:1"

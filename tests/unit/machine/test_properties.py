@@ -17,8 +17,11 @@ from streamflow.events import AskReceived, CancelRequested, ChildCompleted, Sign
 from streamflow.machine import coroutines as driving
 from streamflow.machine import run as running
 from streamflow.machine.coroutines import close_abandoned
+from streamflow.machine.factory import rehydrate
+from streamflow.machine.retry_point import CannotRetry
 from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import Due, Effects, Outcome
+from streamflow.model.record import Header, Status
 from streamflow.workflow import api as sf
 from streamflow.workflow.actions import ON_PARENT_END
 from streamflow.workflow.app import App
@@ -321,6 +324,26 @@ def _restart_overdue_retries(machine: RunMachine, live: RunMachine) -> None:
             machine.in_steps += 1
 
 
+def _retried(*runs: Run) -> bool:
+    """Whether these runs, which have ended alike, go on."""
+    for run in runs:
+        try:
+            run.retry(anyway=True)
+        except CannotRetry:
+            continue
+    first, *others = [_seen(run.last, run.machine) for run in runs]
+    assert all(other == first for other in others)
+    return not runs[0].last.ended
+
+
+def _replays(run: Run) -> None:
+    """Its whole history, also if it has ended."""
+    header = Header(Status.RUNNING, 1, "c", 1000, 0, run.workflow, "", "")
+    machine = rehydrate(run.app, run.partition, run.run_id, header, run.state, run.transitions())
+    assert machine.diverged is None
+    machine.close()
+
+
 def _same_when_reloaded(workflow: str, argument: Any, turns: list[list[tuple[str, int]]]) -> None:
     live, reloaded = Run(app, workflow, argument), Run(app, workflow, argument)
     assert _seen(live.last, live.machine) == _seen(reloaded.last, reloaded.machine)
@@ -342,6 +365,29 @@ def _same_when_reloaded(workflow: str, argument: Any, turns: list[list[tuple[str
 @given(programs, moves)
 def test_a_workflow_replayed_before_every_transition_decides_the_same(program: Program, turns: Any) -> None:
     _same_when_reloaded("flow", program, turns)
+
+
+@settings(max_examples=150, deadline=None)
+@example(("raise",), [[("s", 0)]] * 3)
+@given(programs, moves)
+def test_a_run_that_is_retried_whenever_it_fails_replays_the_same(program: Program, turns: Any) -> None:
+    live, reloaded = Run(app, "flow", program), Run(app, "flow", program)
+    numbers: set[tuple[int, int]] = set()
+    for turn in turns:
+        if live.last.ended and not _retried(live, reloaded):
+            break
+        for job in live.last.jobs:
+            assert (job.seq, job.attempt) not in numbers, "an attempt has its number alone"
+            numbers.add((job.seq, job.attempt))
+        inputs, after = _inputs(live.machine, turn)
+        reloaded.reload()
+        assert reloaded.machine.diverged is None
+        _restart_overdue_retries(reloaded.machine, live.machine)
+        live.advance(*inputs, after=after)
+        reloaded.advance(*inputs, after=after)
+        assert _seen(live.last, live.machine) == _seen(reloaded.last, reloaded.machine)
+    assert live.elements == reloaded.elements
+    _replays(live)
 
 
 @settings(max_examples=100, deadline=None)

@@ -18,6 +18,7 @@ from streamflow.events import (
     MessageQuarantined,
     RunCompleted,
     RunResumed,
+    RunRetried,
     RunStarted,
     RunStuck,
     StepCompleted,
@@ -56,6 +57,7 @@ any_event: st.SearchStrategy[AnyEvent] = st.one_of(
     st.builds(RunStuck, names, tenants, st.sampled_from(["diverged", "unknown"])),
     st.builds(RunResumed, names, tenants),
     st.builds(RunResumed, names, tenants, st.sampled_from(["diverged", "unknown"]), st.integers(NOW - 5_000, NOW)),
+    st.builds(RunRetried, names, tenants, st.just(1), st.just(1)),
     st.builds(StepScheduled, st.integers(0, 9), names, st.just(NOTHING)),
     st.builds(StepCompleted, st.integers(0, 9), names, st.just(1), step_ms, st.just(NOTHING)),
     st.builds(StepRetrying, st.integers(0, 9), names, st.just(1), step_ms, failures, st.just(NOW)),
@@ -244,6 +246,17 @@ def test_a_run_is_counted_once_whatever_it_goes_through() -> None:
         expected = dict.fromkeys(("running", "stuck", "completed", "failed", "cancelled"), 0) | {status: 1}
         runs = rendered(of(*way), "runs")
         assert runs == {"status": expected, "workflows": {"w": expected}, "tenants": {"t": expected}}
+
+
+def test_a_run_that_is_retried_has_not_failed_any_more() -> None:
+    failed = events.RunFailed("w", "t", 5, Failure("E", "no"))
+    started, retried = RunStarted("w", "t", NOTHING), RunRetried("w", "t", 1, 1)
+    views = of(started, failed, retried)
+    for counts in (rendered(views, "runs")["workflows"]["w"], rendered(views, "runs")["tenants"]["t"]):
+        assert counts == {"running": 1, "stuck": 0, "completed": 0, "failed": 0, "cancelled": 0, "retried": 1}
+    views = of(started, failed, retried, failed)
+    assert rendered(views, "runs")["status"]["failed"] == 1
+    assert "retried" not in rendered(of(started, failed), "runs")["status"]
 
 
 def test_runs_without_a_tenant_are_shown_under_a_dash() -> None:

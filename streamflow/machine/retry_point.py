@@ -1,0 +1,311 @@
+"""Where a run that has ended goes on when it is retried, and what of its history is void then.
+
+Owns: which fact the run goes back to, what it has done since, and how a history with a `RunRetried` is replayed.
+Must not: run code, decide whether a run is retried (`run.py` does). Called by: the owner, the replay.
+
+A retry changes nothing that was recorded. The run goes back to the fact because of which it failed: what is behind it
+is a gap, as if the run had been stuck there. Decisions in a gap are void, and so are failures, whose steps are tried
+again. Results, signals, questions and timers in it count: the code gets them when the gap ends, at the `RunRetried`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from streamflow import events
+from streamflow.errors import ChildFailed, Failure, HistoryTooLong, StepFailed
+from streamflow.events import (
+    DECISIONS,
+    ENDINGS,
+    AnyEvent,
+    AskAnswered,
+    AskReceived,
+    CancelRequested,
+    ChildCompleted,
+    ChildStarted,
+    HistoryEvent,
+    HistoryLimitReached,
+    Patched,
+    RunContinued,
+    RunResumed,
+    RunRetried,
+    RunStarted,
+    RunStuck,
+    SignalReceived,
+    SignalSent,
+    StepCancelled,
+    StepCompleted,
+    StepRetrying,
+    StepScheduled,
+    TimerFired,
+    Transition,
+)
+from streamflow.machine.transition import RetryRequest
+from streamflow.model.record import Header, Status
+
+MOST_EVENTS = 54_000
+"""In a history that a run goes on with: there must be room for what it decides, to continue as new (`EVENTS_FAIL`)."""
+MAX_DEPTH = 20
+"""Of a chain of failures, as far as it is looked through."""
+MAX_NAMED = 5
+
+_COUNTS = (RunStarted, StepCompleted, ChildCompleted, TimerFired, SignalReceived, AskReceived, StepRetrying)
+"""Facts that count in a gap."""
+_NO_FACTS = (
+    *DECISIONS,
+    *ENDINGS,
+    CancelRequested,
+    HistoryLimitReached,
+    Patched,
+    RunContinued,
+    RunResumed,
+    RunStuck,
+)
+
+
+class Void(HistoryEvent, frozen=True, gc=False):
+    """In the place of an event that is void."""
+
+    def describe(self) -> str:
+        return "no further decision"
+
+
+class GapBegins(Void, frozen=True):
+    """In the place of the event that the run goes back to: that event, if it counts."""
+
+    fact: AnyEvent | None
+
+
+VOID = Void()
+
+
+class RetryPoint(msgspec.Struct, frozen=True):
+    """`kept`, `seq`: as in `RunRetried`. `results`: of steps and children, as many as are kept. `undone`: what the run
+    has done behind this point, in words. `attempts`: by number of a step, the highest one of its attempts so far."""
+
+    kept: int
+    seq: int
+    results: int
+    undone: list[str]
+    attempts: dict[int, int]
+
+
+class CannotRetry(Exception):
+    """`kind`: that of the failure in the answer. The text is for who asks for the retry."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+    @property
+    def failure(self) -> Failure:
+        return Failure(self.kind, str(self))
+
+
+def first_position(transition: Transition) -> int:
+    """The position at which the history begins in its first transition: its last `RunContinued`, or 0."""
+    found = transition.events
+    return next((i for i in range(len(found) - 1, 0, -1) if isinstance(found[i], RunContinued)), 0)
+
+
+def with_gaps(history: list[Transition], kept: int | None = None) -> list[Transition]:
+    """What a replay goes through: as long as the history, with `GapBegins` and `VOID` in the gaps of its retries. With
+    `kept`, also in the one that a retry now would have. The same object if it has none."""
+    if kept is None and not any(type(event) is RunRetried for transition in history for event in transition.events):
+        return history
+    first = first_position(history[0])
+    found: list[AnyEvent] = [event for transition in history for event in transition.events]
+    end = len(found)
+    if kept is not None:
+        _void(found, first + kept, end)
+        end = first + kept
+    while end > first:  # from the last one: those that are in its gap are void themselves
+        end -= 1
+        event = found[end]
+        if type(event) is RunRetried:
+            _void(found, first + event.kept, end)
+            end = first + event.kept
+    replayed: list[Transition] = []
+    begin = 0
+    for transition in history:
+        replayed.append(Transition(transition.at, found[begin : begin + len(transition.events)]))
+        begin += len(transition.events)
+    return replayed
+
+
+def _void(found: list[AnyEvent], begin: int, end: int) -> None:
+    for i in range(begin, end):
+        event = found[i]
+        counts = isinstance(event, _COUNTS)
+        if i == begin:
+            found[i] = GapBegins(event if counts else None)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        elif not counts:
+            found[i] = VOID  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def check_end(run_id: str, header: Header, retry: RetryRequest, *, is_reducer: bool) -> None:
+    """Raises `CannotRetry` if the run isn't the one that is to be retried, or has not failed as it had then."""
+    if header.created != retry.created:
+        raise CannotRetry("NotFailed", f"run {run_id} was forgotten, and another run has its id since")
+    if header.status != Status.FAILED:
+        raise CannotRetry("NotFailed", not_failed(run_id, header.status))
+    if header.version != retry.version:
+        raise CannotRetry("NotFailed", f"run {run_id} was retried already, and has failed again since")
+    if is_reducer:
+        raise CannotRetry(
+            "Reducer", f"run {run_id} is a reducer: its state isn't a history, so it can't go back. Start a new run"
+        )
+
+
+def not_failed(run_id: str, status: str) -> str:
+    """Why a run with this status isn't retried."""
+    if status == Status.STUCK:
+        return f"run {run_id} is stuck: it goes on by itself when a daemon has code that fits its history"
+    was = {Status.COMPLETED: "has completed", Status.FAILED: "has failed", Status.CANCELLED: "was cancelled"}
+    return f"run {run_id} {was.get(Status(status), f'is {status}')}: only a run that has failed can be retried"
+
+
+def retry_point(run_id: str, history: list[Transition]) -> RetryPoint:
+    """Where a run with this history, which has ended, goes on. Raises `CannotRetry`."""
+    recorded = [event for transition in history for event in transition.events]
+    ending = recorded[-1] if recorded else None
+    if not isinstance(ending, events.RunFailed):
+        raise CannotRetry("NotFailed", f"run {run_id} has not failed")
+    if len(recorded) >= MOST_EVENTS:
+        raise CannotRetry(
+            HistoryTooLong.__name__,
+            f"run {run_id} has {len(recorded):,} events, and could not go on for long: start a new run",
+        )
+    first = first_position(history[0])
+    found = [event for transition in with_gaps(history) for event in transition.events][first:]
+    transitions = [number for number, transition in enumerate(history) for _ in transition.events][first:]
+    kept = _position(found, ending.failure, set())
+    if kept is None:
+        kept = _last_fact(found, transitions)
+    if kept == 0 and isinstance(found[0], RunContinued):
+        raise CannotRetry(
+            "NothingKept",
+            f"run {run_id} failed before anything had happened since it continued as new: start a new run",
+        )
+    return RetryPoint(
+        kept,
+        max(getattr(event, "seq", 0) for event in recorded),
+        _results(found, kept),
+        list(_undone(found, transitions, kept)),
+        _attempts(recorded),
+    )
+
+
+def _position(found: Sequence[AnyEvent], failure: Failure, used: set[int], depth: int = 0) -> int | None:
+    """That of the failed step or child that this failure comes from: the outermost in a chain, the first of a group.
+    `used`: those that are other members' of a group."""
+    if depth > MAX_DEPTH:
+        return None
+    position = _failed(found, failure, used)
+    if position is not None:
+        used.add(position)
+        return position
+    # The last one first: of the same calls it is the last that failed.
+    of_members = [_position(found, member, used, depth + 1) for member in reversed(failure.members)]
+    if positions := [at for at in of_members if at is not None]:
+        return min(positions)
+    for other in (failure.cause, failure.context):
+        if other is not None and (position := _position(found, other, used, depth + 1)) is not None:
+            return position
+    return None
+
+
+def _failed(found: Sequence[AnyEvent], failure: Failure, used: set[int]) -> int | None:
+    """The last event that this failure was raised for, if it was for one."""
+    fields, cause = failure.fields, failure.cause
+    if failure.kind == StepFailed.__name__:
+        wanted = fields.get("step"), fields.get("attempt")
+        positions = [
+            i
+            for i, event in enumerate(found)
+            if isinstance(event, events.StepFailed) and (event.name, event.attempt) == wanted
+        ]
+    elif failure.kind == ChildFailed.__name__:
+        numbers = _children(found, fields.get("run_id"))
+        positions = [
+            i for i, event in enumerate(found) if isinstance(event, events.ChildFailed) and event.seq in numbers
+        ]
+    else:
+        return None
+    free = [i for i in positions if i not in used]
+    same = [i for i in free if cause is not None and str(getattr(found[i], "failure", None)) == str(cause)]
+    return max(same or free, default=None)
+
+
+def _children(found: Sequence[AnyEvent], run_id: object) -> set[int]:
+    numbers = {event.seq for event in found if isinstance(event, ChildStarted) and event.run_id == run_id}
+    for event in found[:1]:
+        if isinstance(event, RunContinued):
+            numbers |= {seq for seq, _, child in event.children if child == run_id}
+    return numbers
+
+
+def _last_fact(found: Sequence[AnyEvent], transitions: Sequence[int]) -> int:
+    """The last fact in the transition that ended the run: its code had just got it. Without one the run goes on from
+    before that transition."""
+    last = transitions[-1]
+    position = len(found) - 1
+    begin = position
+    while position >= 0 and transitions[position] == last:
+        event = found[position]
+        if type(event) is RunRetried:
+            return event.kept
+        if not isinstance(event, (*_NO_FACTS, Void)):
+            return position
+        begin = position
+        position -= 1
+    return begin
+
+
+def _results(found: Sequence[AnyEvent], kept: int) -> int:
+    """Of steps and children, those that the code has got, or gets when it goes on."""
+    opened = {getattr(event, "seq", 0) for event in found[:kept] if isinstance(event, StepScheduled | ChildStarted)}
+    done = {event.seq for event in found if isinstance(event, StepCompleted | ChildCompleted)}
+    return len(done & opened)
+
+
+def _undone(found: Sequence[AnyEvent], transitions: Sequence[int], kept: int) -> Iterator[str]:
+    """What the run has done behind the point, and would not know of any more."""
+    seen = {event.seq for event in found[kept:] if isinstance(event, StepCompleted | StepRetrying | events.StepFailed)}
+    cancelled = {
+        event.seq: transitions[i] for i, event in enumerate(found) if i >= kept and isinstance(event, StepCancelled)
+    }
+    for i in range(kept, len(found)):
+        event = found[i]
+        if isinstance(event, StepScheduled):
+            # What is decided and dropped in one transition has never begun.
+            began = transitions[i] < min(cancelled.get(event.seq, transitions[-1]), transitions[-1])
+            if event.seq in seen or began:
+                yield f"step {event.name} (number {event.seq})"
+        elif isinstance(event, ChildStarted):
+            yield f"child run {event.run_id}"
+        elif isinstance(event, SignalSent):
+            yield f"signal {event.name} to run {event.target}"
+        elif isinstance(event, AskAnswered):
+            yield f"the answer to question {event.name or event.id}"
+
+
+def _attempts(recorded: Sequence[AnyEvent]) -> dict[int, int]:
+    highest: dict[int, int] = {}
+    for event in recorded:
+        if isinstance(event, StepRetrying):
+            highest[event.seq] = max(highest.get(event.seq, 1), event.attempt + 1)
+        elif isinstance(event, StepCompleted | events.StepFailed):
+            highest[event.seq] = max(highest.get(event.seq, 1), event.attempt)
+        elif isinstance(event, RunRetried):
+            for seq, attempt in event.attempts:
+                highest[seq] = max(highest.get(seq, 1), attempt)
+    return highest
+
+
+def named(texts: Sequence[str]) -> str:
+    """The first of them."""
+    more = len(texts) - MAX_NAMED
+    return ", ".join(texts[:MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
