@@ -262,7 +262,8 @@ class NotRetried(RunError):
 
     `failure.kind`: `NotFailed` (only a failed run can be retried), `StepsUndone` (the run has done something because of
     its failure; `anyway=True`), `Diverged` (its history doesn't fit today's code), `OpenChildren`, `EndedBefore`,
-    `ParentFailed` (`alone=True`), `Reducer`, `NothingKept`, `HistoryTooLong` or `TransitionTooLarge`.
+    `ParentFailed` (`alone=True`), `Reducer`, `NothingKept`, `HistoryTooLong` or `TransitionTooLarge`. With a step also
+    `NotOpen`, `SeveralOpen` or `Stuck`.
     """
 
     def __init__(self, run_id: str, failure: Failure) -> None:

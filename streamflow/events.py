@@ -52,6 +52,8 @@ from msgspec import Raw
 
 from streamflow.errors import Failure
 
+GIVEN_UP = "GivenUp"
+"""Kind of the failure in a `StepRetrying` of an attempt that somebody has given up (`run.retry(step=…)`)."""
 NOTHING = Raw(b"\xc0")
 """The payload of `None`."""
 _GONE = b"\xd7\x73"
@@ -219,7 +221,8 @@ class StepRetrying(HistoryEvent, tag="step-retry", frozen=True, gc=False):
 
     `details` is the last value that the attempt reported with `sf.heartbeat`; the next attempt gets it.
 
-    `declined`: a process whose code doesn't fit the call has refused to begin the attempt, which counts for nothing.
+    `declined`: the attempt counts for nothing: a process whose code doesn't fit the call has refused to begin it, or
+    somebody has given it up (`failure.kind` is `GivenUp`).
     `due` is 0 if the run was stuck: when it resumes, the call's policy decides about this failure, by `kinds` (the
     names of the error's classes), and another event says what it has decided.
     `blamed`: the attempt was lost with its process, and most probably the reason for that: the next one is tried last.

@@ -344,8 +344,7 @@ class Listings:
                 async for transition in joined:
                     for event in transition.events:
                         yield instant(transition.at), event
-                    if header.is_open:  # else the header says it: an end in the history may have been retried
-                        has_ended = ending_of(transition) is not None
+                    has_ended = ending_of(transition) is not None  # of the last one: an end may have been retried
             if not follow or has_ended:
                 return
             entries = (await self._store.read_logs({log: position}, FOLLOW_BLOCK_MS)).get(log, [])

@@ -7,13 +7,27 @@ Called by: `run.py`; the sandbox.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import msgspec
 
 from streamflow import events
 from streamflow.client.listing import ending_of
 from streamflow.errors import ChildFailed, Failure, NotRetried
-from streamflow.events import AskAnswered, decode_transition
-from streamflow.machine.retry_point import MAX_DEPTH, not_failed
+from streamflow.events import (
+    AskAnswered,
+    ChildCompleted,
+    RunContinued,
+    RunRetried,
+    StepCancelled,
+    StepCompleted,
+    StepRetrying,
+    StepScheduled,
+    Transition,
+    decode_transition,
+)
+from streamflow.machine.retry_point import MAX_DEPTH, MAX_NAMED, not_failed, not_open
 from streamflow.machine.transition import RetryRequest
 from streamflow.model.record import Header, ParentLink, Status
 from streamflow.text import recordable
@@ -62,6 +76,58 @@ def request(run_id: str, header: Header, request_id: str, by: str, reason: str, 
     return msgspec.msgpack.encode(retry)
 
 
+class OpenStep(NamedTuple):
+    name: str
+    seq: int
+    attempt: int
+
+
+def open_steps(history: Iterable[Transition]) -> list[OpenStep]:
+    """The steps that are open at the end of a history, with their current attempts."""
+    steps: dict[int, OpenStep] = {}
+    before: dict[int, OpenStep] = {}
+    for transition in history:
+        for event in transition.events:
+            if isinstance(event, StepScheduled):
+                steps[event.seq] = before[event.seq] = OpenStep(event.name, event.seq, 1)
+            elif isinstance(event, StepRetrying) and event.seq in steps:
+                steps[event.seq] = OpenStep(event.name, event.seq, event.attempt + 1)
+            elif isinstance(event, StepCompleted | events.StepFailed | StepCancelled):
+                steps.pop(event.seq, None)
+            elif isinstance(event, RunContinued):
+                steps.clear()
+            elif isinstance(event, RunRetried):
+                steps = {seq: OpenStep(before[seq].name, seq, at) for seq, at in event.attempts if seq in before}
+    return list(steps.values())
+
+
+def step_request(
+    run_id: str, header: Header, history: list[Transition], step: str | int, request_id: str, by: str, reason: str
+) -> bytes:
+    """The body of the message that gives the current attempt of a step up. Raises `NotRetried`."""
+    if not header.is_open:
+        raise NotRetried(run_id, Failure("NotOpen", not_open(run_id)))
+    found = open_steps(history)
+    named = [one for one in found if str(step) in (one.name, str(one.seq))]
+    if len(named) != 1:
+        which = ", ".join(f"{one.seq} ({one.name})" for one in (named or found)[:MAX_NAMED]) or "none"
+        more = ", …" if len(named or found) > MAX_NAMED else ""
+        if named:
+            text = f"run {run_id} has {len(named):,} open calls of step {step}: name one by its number: {which}{more}"
+        else:
+            text = f"run {run_id} has no open step {step}; open are: {which}{more}"
+        raise NotRetried(run_id, Failure("SeveralOpen" if named else "NotOpen", text))
+    [one] = named
+    by, reason = recordable(by, MAX_BY), recordable(reason, MAX_REASON)
+    request = RetryRequest(request_id, header.created, header.version, by, reason, False, one.seq, one.attempt)
+    return msgspec.msgpack.encode(request)
+
+
+def results_of(history: Iterable[Transition]) -> int:
+    """How many results of steps and children a history has."""
+    return sum(isinstance(event, StepCompleted | ChildCompleted) for one in history for event in one.events)
+
+
 def check_parent(run_id: str, parent: ParentLink, header: Header, last: bytes) -> None:
     """Raises `NotRetried` if the parent, with this header and last transition, failed because of this run."""
     if header.status != Status.FAILED or not last:
@@ -70,7 +136,7 @@ def check_parent(run_id: str, parent: ParentLink, header: Header, last: bytes) -
     if isinstance(ending, events.RunFailed) and _names(ending.failure, run_id):
         text = (
             f"run {run_id} is a child of {parent.run_id}, which failed because of it, and gets nothing from it any "
-            "more. Retry it alone if that is what you want"
+            "more. Retry it with --alone (alone=True) if that is what you want"
         )
         raise NotRetried(run_id, Failure("ParentFailed", text))
 

@@ -31,9 +31,10 @@ from streamflow.client.retrying import Retried
 from streamflow.errors import AskRefused
 from streamflow.events import AnyEvent, AskAnswered, Transition, decode_transition
 from streamflow.events import RunCompleted as CompletedEvent
+from streamflow.machine.retry_point import not_open
 from streamflow.model import codec
 from streamflow.model.names import check_name
-from streamflow.model.record import parent_link
+from streamflow.model.record import Header, parent_link
 from streamflow.text import recordable
 
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ class Run(Generic[R]):
     async def retry(
         self,
         *,
+        step: str | int | None = None,
         reason: str = "",
         by: str = "",
         anyway: bool = False,
@@ -216,6 +218,10 @@ class Run(Generic[R]):
         `alone`: also if the run is the child of one that failed because of it.
         `timeout`: seconds to wait for the run's owner, or None.
 
+        With `step`, a name or a number, the run is one that is open: the current attempt of that step is given up,
+        whatever it does, and the next one begins. For one that hangs. A thread that runs it goes on, and what it gives
+        is dropped.
+
         Raises `NotRetried`, which says why nothing has changed, and `TimeoutError` when no daemon has taken the request
         (it is kept, and may take effect later).
 
@@ -223,6 +229,8 @@ class Run(Generic[R]):
         """
         header, _ = await self._client._header(self.id, self._incarnation)
         request_id = os.urandom(16).hex()
+        if step is not None:
+            return await self._retry_step(step, header, request_id, by, reason, timeout)
         body = retrying.request(self.id, header, request_id, by, reason, anyway)
         link = parent_link(header.parent)
         if link is not None and not alone:
@@ -236,6 +244,26 @@ class Run(Generic[R]):
             text = f"run {self.id} has not failed any more: it has ended otherwise"
             raise errors.NotRetried(self.id, errors.Failure("NotFailed", text)) from None
         return retrying.retried(self.id, answer, None if link is None else link.run_id)
+
+    async def _retry_step(
+        self,
+        step: str | int,
+        header: Header,
+        request_id: str,
+        by: str,
+        reason: str,
+        timeout: float | timedelta | None,
+    ) -> Retried:
+        history = await self._client._history(self.id, header.created)
+        body = retrying.step_request(self.id, header, history, step, request_id, by, reason)
+        late = f"no daemon has taken the retry of run {self.id} within {{:g}} s; it is kept, and may take effect later"
+        requested = self._client._requested("retry", self.id, header.created, request_id, body)
+        try:
+            answer = await self._within(timeout, requested, late)
+        except errors.RunEnded:
+            raise errors.NotRetried(self.id, errors.Failure("NotOpen", not_open(self.id))) from None
+        found = retrying.retried(self.id, answer, None)
+        return msgspec.structs.replace(found, kept=retrying.results_of(history))
 
     async def describe(self) -> RunDescription:
         """Status, workflow, tenant, times, attributes, and how the run ended (its result, failure or reason), or why it

@@ -508,8 +508,12 @@ class ShardBatch:
         return None
 
     def _take_retry(self, run_id: str, retry: RetryRequest, live: LiveRun | None, inputs: list[Input]) -> None:
-        """Only a run that has failed, and is in memory for that, takes it, and takes one; others are refused."""
+        """Only a run that has failed, and is in memory for that, takes it, and takes one; others are refused. A request
+        for a step is for a run that is open."""
         failure = self.refused.get(run_id)
+        if retry.seq and live is not None and live.machine.retrying is None and live.header.created == retry.created:
+            inputs.append(retry)
+            return
         if failure is None and live is not None and live.machine.retrying is not None and run_id not in self.retried:
             try:
                 check_end(run_id, live.header, retry, is_reducer=False)

@@ -74,7 +74,7 @@ def rehydrating(
     machine.be_traced(trace)
     machine.tenant = header.tenant
     machine.parent = header.parent
-    if not header.is_open and (retry is None or isinstance(machine, ReducerMachine)):
+    if not header.is_open and retry is None:
         machine.status = Status(header.status)
         machine.ended = True
     elif isinstance(machine, ReducerMachine):

@@ -120,13 +120,11 @@ def with_gaps(history: list[Transition], kept: int | None = None) -> list[Transi
     end = len(found)
     if kept is not None:
         _void(found, first + kept, end)
-        end = first + kept
-    while end > first:  # from the last one: those that are in its gap are void themselves
+    while end > first:  # from the last one: those that are in its gap are void then
         end -= 1
         event = found[end]
         if type(event) is RunRetried:
             _void(found, first + event.kept, end)
-            end = first + event.kept
     replayed: list[Transition] = []
     begin = 0
     for transition in history:
@@ -149,6 +147,8 @@ def check_end(run_id: str, header: Header, retry: RetryRequest, *, is_reducer: b
     """Raises `CannotRetry` if the run isn't the one that is to be retried, or has not failed as it had then."""
     if header.created != retry.created:
         raise CannotRetry("NotFailed", f"run {run_id} was forgotten, and another run has its id since")
+    if retry.seq:
+        raise CannotRetry("NotOpen", not_open(run_id))
     if header.status != Status.FAILED:
         raise CannotRetry("NotFailed", not_failed(run_id, header.status))
     if header.version != retry.version:
@@ -165,6 +165,11 @@ def not_failed(run_id: str, status: str) -> str:
         return f"run {run_id} is stuck: it goes on by itself when a daemon has code that fits its history"
     was = {Status.COMPLETED: "has completed", Status.FAILED: "has failed", Status.CANCELLED: "was cancelled"}
     return f"run {run_id} {was.get(Status(status), f'is {status}')}: only a run that has failed can be retried"
+
+
+def not_open(run_id: str) -> str:
+    """Why no step of a run begins again."""
+    return f"run {run_id} has ended: none of its steps runs. If it has failed, retry it without a step"
 
 
 def retry_point(run_id: str, history: list[Transition]) -> RetryPoint:

@@ -150,6 +150,8 @@ class RunMachine(OpenWork):
                 self._limit_history()
             if not self.effects.ended:
                 self._take_all(inputs)
+            if self.effects.ended:
+                self._refuse_late(inputs)
         finally:
             active.reset(token)
 
@@ -366,6 +368,8 @@ class RunMachine(OpenWork):
             if call is not None and call.is_local and call.due is None and call.attempt == item.attempt:
                 call.details = item.details
                 self.effects.jobs.append(call.job())
+        elif isinstance(item, RetryRequest):
+            self._give_up(item)
         else:
             raise TypeError(f"{item!r} is not an input of a machine")
 
@@ -616,7 +620,7 @@ class RunMachine(OpenWork):
             raise CannotRetry(
                 "StepsUndone",
                 f"run {self.run_id} would go on from before {named(point.undone)}: it would not know of that, "
-                "and may do it again. Retry it anyway only if that is right",
+                "and may do it again. Retry it with --anyway (anyway=True) only if that is right",
             )
 
     def _go_on(self, retry: RetryRequest, point: RetryPoint) -> None:
@@ -630,6 +634,41 @@ class RunMachine(OpenWork):
         self.stuck = False
         self.status = Status.RUNNING
         self._resume_code()
+
+    def _give_up(self, request: RetryRequest) -> None:
+        """The current attempt of a step is given up, whatever it does, and the next one begins: that counts for nothing
+        in its policy. Not if it isn't the attempt that was meant."""
+        call = self.steps.get(request.seq)
+        if call is None or call.attempt != request.attempt:
+            over = f"attempt {request.attempt} of step {request.seq} of run {self.run_id} is over"
+            self._refuse(request, "NotOpen", over)
+            return
+        if self.reason:
+            self._refuse(request, "Stuck", f"run {self.run_id} is stuck, and begins no step: {self.reason}")
+            return
+        who = f"given up by {request.by}" if request.by else "given up"
+        failure = Failure(events.GIVEN_UP, f"{who}: {request.reason}" if request.reason else who)
+        # Due a moment later: what is stopped in a transition doesn't begin in it.
+        event = StepRetrying(
+            call.seq, call.step.name, call.attempt, 0.0, failure, self.clock + 1, call.details, declined=True
+        )
+        self._stop_attempt(call)
+        self.effects.events.append(event)
+        self._track(event)
+        begins = {"name": call.step.name, "seq": call.seq, "attempt": call.attempt}
+        answer = Raw(_encode({"kept": 0, "steps": [begins]}))
+        self.effects.answers = appended(self.effects.answers, AskAnswered(request.id, "retry", answer))
+
+    def _refuse(self, request: RetryRequest, kind: str, text: str) -> None:
+        answer = AskAnswered(request.id, "retry", failure=Failure(kind, text))
+        self.effects.answers = appended(self.effects.answers, answer)
+
+    def _refuse_late(self, inputs: list[Any]) -> None:
+        """The run has ended in this transition: who asked for something else still gets an answer."""
+        answered = {answer.id for answer in self.effects.answers}
+        for item in inputs:
+            if type(item) is RetryRequest and item.id not in answered:
+                self._refuse(item, "NotOpen", f"run {self.run_id} has just ended")
 
     def _set_open_status(self) -> None:
         self.status = Status.STUCK if self.stuck else Status.RUNNING if self.started else Status.PENDING

@@ -100,7 +100,8 @@ class Due(msgspec.Struct, frozen=True):
 class RetryRequest(msgspec.Struct, array_like=True, frozen=True):
     """Somebody wants an ended run to go on: the one that was created then, from that end (`version`: the number of its
     transitions). `id` identifies the request, whose answer has it, as a question's. `anyway`: also if steps were run
-    because of the failure, whose effects would stay."""
+    because of the failure, whose effects would stay. With `seq` the run is open, and its step of that number gives this
+    attempt up and begins the next one."""
 
     id: str
     created: int
@@ -108,6 +109,8 @@ class RetryRequest(msgspec.Struct, array_like=True, frozen=True):
     by: str = ""
     reason: str = ""
     anyway: bool = False
+    seq: int = 0
+    attempt: int = 0
 
 
 class Oversize(msgspec.Struct, frozen=True):

@@ -46,6 +46,10 @@ PREVIEW = 200
 """Characters of a payload or of an error message in a note."""
 
 
+_NO_SPAN_OF = (RunContinued, RunRetried)
+"""Their number is the last one that was given, and that of another event."""
+
+
 @dataclass
 class Span:
     """Points in time are ms, as in the history. A folded span stands for `count` spans; then `times`, `open` and
@@ -89,7 +93,7 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
                 spans.append(span)
                 if isinstance(event, AskReceived):
                     by_id[event.id] = span
-                elif not isinstance(event, RunContinued) and (seq := getattr(event, "seq", None)) is not None:
+                elif not isinstance(event, _NO_SPAN_OF) and (seq := getattr(event, "seq", None)) is not None:
                     by_id[seq] = span
                 if isinstance(event, RunContinued):
                     _carry_over(spans, by_id, transition.at, event)

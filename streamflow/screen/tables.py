@@ -236,7 +236,9 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             return [(f"{event.name} #{event.seq}", "bold"), *took, *tries, (preview(event.result, PREVIEW), MUTED)]
         case StepRetrying():
             when = f"next in {duration(max(0, event.due - at))}" if event.due else "next when the run resumes"
-            retry = f"attempt {event.attempt} {'was declined' if event.declined else 'failed'}, {when}"
+            given_up = event.failure.kind == events.GIVEN_UP
+            how = "was given up" if given_up else "was declined" if event.declined else "failed"
+            retry = f"attempt {event.attempt} {how}, {when}"
             return [(f"{event.name} #{event.seq}", "bold"), (retry, WARN), (_failure_text(event.failure), BAD)]
         case events.StepFailed():
             tries = f"after {event.attempt} attempt{'s' * (event.attempt != 1)}"

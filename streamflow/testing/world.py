@@ -363,8 +363,10 @@ class World:
     def _take(self, message: InboxMessage) -> None:
         record = self.records.get(message.run_id)
         if record is not None and message.kind == "retry":
-            self._retry(message.run_id, record, cast("RetryRequest", decode_message(message, None)))
-            return
+            retry = cast("RetryRequest", decode_message(message, None))
+            if not (retry.seq and record.head.is_open):
+                self._retry(message.run_id, record, retry)
+                return
         if record is None or not record.head.is_open:
             return  # as in production: the sender gets no error
         header = decode_header(message.header) if message.kind == "start" else None

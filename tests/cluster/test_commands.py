@@ -52,6 +52,17 @@ def train(n: int) -> int:
 def overheat(n: int) -> int:
     raise RuntimeError(f"gpu {n} is hot")
 
+mended = []
+
+@app.step(retry=sf.NO_RETRY)
+async def mend() -> None:
+    if not mended:
+        raise ValueError("not yet")
+
+@app.workflow
+async def fails() -> None:
+    await mend()
+
 @app.workflow
 async def child(n: int) -> int:
     return await double(n)
@@ -150,6 +161,10 @@ async def begun(runs: list[sf.Run[int]]) -> bool:
     return all([(await run.describe()).version > 0 for run in runs])
 
 
+async def has(run: Shell, run_id: str, status: str) -> bool:
+    return run_id in {row["run_id"] for row in await run.data("runs", "--status", status)}
+
+
 async def test_all_commands_work_with_the_url_of_a_cluster(
     shared_cluster: EmbeddedCluster, namespace: str, tmp_path: Path
 ) -> None:
@@ -197,6 +212,12 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
                     (1, f"gpu {n} is hot")
                 ]
             assert "because of step overheat of run heating-1" in await run("show", "doomed-1")
+
+            await run("enqueue", "fails", "--id", "again")
+            await until(lambda: has(run, "again", "failed"))
+            scope["mended"].append(True)
+            assert "again goes on: step mend, attempt 2; 0 results are kept" in await run("retry", "again")
+            await until(lambda: has(run, "again", "completed"))
 
             await run("enqueue", "flow", "--id", "two", "--input", "1")
             await run("cancel", "two")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 
 import streamflow as sf
@@ -139,6 +140,25 @@ async def test_a_reducer_can_not_go_back() -> None:
         run = await sandbox.start(counter, 0)
         with pytest.raises(sf.NotRetried, match="is a reducer"):
             await run.retry()
+
+
+async def test_a_step_that_hangs_is_tried_again() -> None:
+    async with sft.Sandbox(app, patience=0.1) as sandbox:
+
+        async def hang(order: str) -> str:
+            await anyio.sleep_forever()
+            return order
+
+        sandbox.stub(charge, hang, times=1)
+        run = await sandbox.start(sell, "o-1")
+        with pytest.raises(TimeoutError):
+            await run.result(1)
+        retried = await run.retry(step="charge", reason="it hangs")
+        assert (retried.kept, retried.steps) == (1, [sf.RetriedStep("charge", 2, 2)])
+        await run.signal("comment", "")
+        assert (await run.result())[1] == "receipt of o-1"
+        with pytest.raises(sf.NotRetried, match="has ended: none of its steps runs"):
+            await run.retry(step="charge")
 
 
 async def test_a_parent_that_went_on_gets_nothing() -> None:

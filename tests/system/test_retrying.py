@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 import streamflow as sf
@@ -12,6 +14,7 @@ from streamflow import errors, events
 from streamflow.client import retrying
 from streamflow.daemon.daemon import Daemon
 from streamflow.events import RunRetried, StepCompleted
+from streamflow.store.connection import Call
 from streamflow.store.kernel import Kernel, Message
 from tests.support.serving import view
 from tests.support.waiting import events_of, happened, names_of, status_of, until
@@ -126,6 +129,26 @@ async def test_listings_and_views_count_it_as_running_again(serve: Serve) -> Non
         await daemon.rollup.run_once()
         counts = (await view(client, "runs"))["workflows"]["order"]
         assert (counts["running"], counts["failed"], counts["completed"], counts["retried"]) == (0, 0, 1, 2)
+
+
+async def test_a_run_that_fails_again_at_once_is_kept_from_its_new_end_on(serve: Serve) -> None:
+    """Its place in the listing of failed runs, by which retention goes, is that of its last end."""
+    buggy = sf.App()
+
+    @buggy.workflow(name="buggy")
+    async def flow() -> None:
+        raise ValueError("broken")
+
+    async with serve(buggy) as (client, _):
+        run = await failed(client, flow)
+        shard = (await client.read_namespace()).shard_of(run.id)
+        listing = client.keys.shard(shard).index(sf.Status.FAILED, "buggy")
+        await anyio.sleep(0.05)
+        await run.retry(timeout=10)
+        assert (await names_of(run)) == ["RunStarted", "RunFailed", "RunRetried", "RunFailed"]
+        score = await client._batcher.call(Call.plain("ZSCORE", listing, run.id))  # pyright: ignore[reportPrivateUsage]
+        header, _ = await client._header(run.id, 0)  # pyright: ignore[reportPrivateUsage]
+        assert float(score) == header.ended > header.created + 40
 
 
 async def test_a_second_request_changes_nothing(serve: Serve) -> None:
@@ -310,6 +333,116 @@ async def test_a_step_of_a_queue_is_tried_again(serve: Serve, work: Work) -> Non
         broken.clear()
         assert (await run.retry(timeout=10)).steps == [retrying.RetriedStep("queued", 2, 2)]
         assert await run.result(10) == "STOCK BANK"
+
+
+@app.step(retry=sf.NO_RETRY)
+async def hang(key: str) -> str:
+    """Only its first attempt."""
+    calls.append(f"{key} {sf.step_info().attempt}")
+    if sf.step_info().attempt == 1:
+        await anyio.sleep(3600)
+    return key
+
+
+@app.step(retry=sf.NO_RETRY)
+def hang_in_a_thread(key: str) -> str:
+    calls.append(f"{key} {sf.step_info().attempt}")
+    while sf.step_info().attempt == 1 and not sf.cancelled():
+        time.sleep(0.01)
+    return f"{key} {sf.step_info().attempt}"
+
+
+@app.workflow
+async def hangs(how: str) -> str:
+    await act("stock")
+    if how == "thread":
+        return await hang_in_a_thread(how)
+    return await hang.options(queue="bank" if how == "queue" else None)(how)
+
+
+async def begun(text: str) -> None:
+    async def has_begun() -> bool:
+        return text in calls
+
+    await until(has_begun)
+
+
+@pytest.mark.parametrize("how", ["here", "thread", "queue"])
+async def test_a_step_that_hangs_gives_its_attempt_up(how: str, serve: Serve, work: Work) -> None:
+    async with serve(app) as (client, _), work(app, "bank"):
+        run = await client.start(hangs, how)
+        await begun(f"{how} 1")
+        name = "hang_in_a_thread" if how == "thread" else "hang"
+        retried = await run.retry(step=name, by="kim", timeout=10)
+        assert retried == retrying.Retried(1, [retrying.RetriedStep(name, 2, 2)])
+        assert await run.result(10) == ("thread 2" if how == "thread" else how)
+        event = await happened(run, events.StepRetrying)
+        assert str(event.failure) == "GivenUp: given up by kim"
+
+
+async def test_a_step_that_another_daemon_runs_gives_its_attempt_up(serve: Serve) -> None:
+    async with serve(app, grace=30, **QUICK) as (client, first):
+        run = await client.start(hangs, "here")
+        await begun("here 1")
+        async with serve(app, **QUICK) as (_, second):
+            shard = (await client.read_namespace()).shard_of(run.id)
+
+            async def first_has_let_go() -> bool:
+                first.stop()
+                return shard in second.owner.shards
+
+            await until(first_has_let_go)
+            await run.retry(step=2, timeout=10)
+            assert await run.result(10) == "here"
+            assert calls == ["stock", "here 1", "here 2"]
+
+
+async def test_the_same_request_for_a_step_comes_again(serve: Serve) -> None:
+    """The second time its attempt is over, and the next one goes on."""
+    both = sf.App()
+    both.steps.update(app.steps)
+
+    @both.workflow(name="both")
+    async def flow() -> str:
+        got = await hang("a")
+        await sf.signal("end")
+        return got
+
+    async with serve(both) as (client, _):
+        run = await client.start(flow)
+        await begun("a 1")
+        header, _ = await client._header(run.id, 0)  # pyright: ignore[reportPrivateUsage]
+        body = retrying.step_request(run.id, header, await run.history(), "hang", "e" * 32, "", "")
+        answer = client.keys.shard((await client.read_namespace()).shard_of(run.id)).answer("e" * 32)
+        for kind in (None, "NotOpen"):
+            found = await client._requested("retry", run.id, header.created, "e" * 32, body)  # pyright: ignore[reportPrivateUsage]
+            failure = msgspec.msgpack.decode(found, type=events.AskAnswered).failure
+            assert (failure and failure.kind) == kind
+            await client._batcher.call(Call.plain("DEL", answer))  # pyright: ignore[reportPrivateUsage]
+        await run.signal("end")
+        assert await run.result(10) == "a"
+        assert calls == ["a 1", "a 2"]
+        assert "has ended: none of its steps runs" in await refused(run, "NotOpen", step="hang")
+
+
+async def test_which_step_is_meant_has_to_be_clear(serve: Serve) -> None:
+    both = sf.App()
+    both.steps.update(app.steps)
+
+    @both.workflow(name="both")
+    async def flow() -> list[str]:
+        return [*await sf.gather(hang("a"), hang("b"))]
+
+    async with serve(both) as (client, _):
+        run = await client.start(flow)
+        await begun("b 1")
+        assert "2 open calls of step hang: name one by its number: 1 (hang), 2 (hang)" in await refused(
+            run, "SeveralOpen", step="hang"
+        )
+        assert "no open step other; open are: 1 (hang), 2 (hang)" in await refused(run, "NotOpen", step="other")
+        await run.retry(step="1", timeout=10)
+        await run.retry(step=2, timeout=10)
+        assert await run.result(10) == ["a", "b"]
 
 
 async def test_events_are_followed_through_an_end_that_was_retried(serve: Serve) -> None:

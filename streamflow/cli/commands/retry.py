@@ -25,27 +25,38 @@ MOST_STEPS = 5
 
 @click.command()
 @click.argument("run", type=checked_id, metavar="RUN")
+@click.option("--step", metavar="STEP", help="Name or number of a step of an open run: have its next attempt begin.")
 @click.option("--reason", default="", help="Why; recorded in the run's history.")
 @click.option("--anyway", is_flag=True, help="Also if the run has undone things since, as a saga does.")
 @click.option("--alone", is_flag=True, help="Also if the run is the child of one that failed because of it.")
 @server_options
 @json_option
 def retry(
-    run: str, reason: str, anyway: bool, alone: bool, redis: str | None, namespace: str | None, as_json: bool
+    run: str,
+    step: str | None,
+    reason: str,
+    anyway: bool,
+    alone: bool,
+    redis: str | None,
+    namespace: str | None,
+    as_json: bool,
 ) -> None:
     """Have a failed run go on from where it failed.
 
     The step that failed is tried again, and all recorded results are kept. If the code itself failed, deploy the mended
     code first: it gets once more what it had got last. A run that can't go on is refused, and nothing has changed.
 
+    With --step the run is open, and a step of it hangs: its attempt is given up, and the next one begins.
+
     \b
     Example:
       streamflow retry invoice-17 --reason "the bank is back"
+      streamflow retry invoice-18 --step charge
     """
 
     async def send() -> Retried:
         async with open_client(redis, namespace) as client:
-            return await client.run(run).retry(reason=reason, by=_me(), anyway=anyway, alone=alone)
+            return await client.run(run).retry(step=step, reason=reason, by=_me(), anyway=anyway, alone=alone)
 
     retried = run_async(send)
     if as_json:

@@ -19,7 +19,7 @@ from streamflow.events import (
     Transition,
 )
 from streamflow.machine.retry_point import CannotRetry, retry_point, with_gaps
-from streamflow.machine.transition import Due, Effects, Outcome, Oversize
+from streamflow.machine.transition import Due, Effects, Outcome, Oversize, RetryRequest
 from streamflow.model.record import Status
 from tests.support.machine_driver import Run, make_app, plain, raw
 
@@ -137,6 +137,26 @@ def test_code_that_failed_at_once_begins_anew(crash: bool) -> None:
     run.done(1)
     run.done(2)
     assert run.machine.status == Status.COMPLETED
+
+
+def test_code_of_the_version_that_the_run_had_goes_on(crash: bool) -> None:
+    app, mended = make_app(), make_app()
+
+    @app.workflow(version=2)
+    async def flow() -> None:
+        raise ValueError("broken")
+
+    @mended.workflow(name="flow", version=2)
+    async def right() -> Any:
+        return await mended.steps["act"]("right")
+
+    @mended.workflow(name="flow", version=3)
+    async def newer() -> None: ...
+
+    run = Run(app, "flow", crash=crash)
+    run.retry(mended)
+    run.done(1, "right")
+    assert plain(run.last.events[-1].result) == "right"  # type: ignore[union-attr]
 
 
 def gathering(app: sf.App, count: int) -> None:
@@ -641,6 +661,79 @@ def test_open_work_is_known_without_the_code() -> None:
     run.advance()
     run.done(3, "c", attempt=2)
     assert run.machine.status == Status.COMPLETED
+
+
+def give_up(seq: int, attempt: int, id: str = "f" * 32) -> RetryRequest:
+    return RetryRequest(id, 0, 9, "kim", "it hangs", seq=seq, attempt=attempt)
+
+
+@pytest.mark.parametrize("queue", [None, "far"])
+def test_an_attempt_is_given_up_and_the_next_one_begins(queue: str | None, crash: bool) -> None:
+    app = make_app()
+
+    @app.workflow
+    async def flow() -> Any:
+        return await app.steps["act"].options(queue=queue)("hangs")
+
+    run = Run(app, "flow", crash=crash)
+    effects = run.advance(give_up(1, 1))
+    assert answered(effects) == {"kept": 0, "steps": [{"name": "act", "seq": 1, "attempt": 2}]}
+    assert list(effects.cancelled) == ([] if queue else [1])
+    assert [(job.seq, job.attempt) for job in effects.revoked] == ([(1, 1)] if queue else [])
+    assert effects.jobs == []
+    assert str(effects.events[0].failure) == "GivenUp: given up by kim: it hangs"  # type: ignore[union-attr]
+    assert run.machine.next_due == run.at + 1
+    run.advance(Due(), after=1)
+    assert [(job.seq, job.attempt) for job in run.last.jobs] == [(1, 2)]
+    run.done(1, "late")
+    assert run.last.events == []
+    run.failed(1, attempt=2)
+    assert run.names[-1] == "RunFailed", "its policy has one attempt, which this was"
+
+
+def test_a_step_that_waits_begins_at_once_when_its_wait_is_given_up(crash: bool) -> None:
+    app = make_app()
+
+    @app.step(retry=sf.Retry(attempts=2, initial=1000.0))
+    async def patient() -> str:
+        return ""
+
+    @app.workflow
+    async def flow() -> str:
+        return await patient()
+
+    run = Run(app, "flow", crash=crash)
+    run.failed(1)
+    run.advance(give_up(1, 2))
+    assert list(run.last.cancelled) == [1]
+    run.advance(Due(), after=1)
+    assert [(job.seq, job.attempt) for job in run.last.jobs] == [(1, 3)]
+    if not crash:  # no event says that an attempt has begun, so a new owner begins it again
+        run.advance(Due(), after=10_000_000)
+        assert run.last.jobs == []
+    run.done(1, "well", attempt=3)
+    assert run.machine.status == Status.COMPLETED
+
+
+def test_an_attempt_that_is_over_is_not_given_up_nor_is_one_of_a_stuck_run() -> None:
+    app = make_app()
+    two_steps(app)
+    run = Run(app, "flow")
+    run.advance(give_up(1, 1))
+    for seq, attempt in ((1, 1), (1, 3), (2, 1)):
+        effects = run.advance(give_up(seq, attempt))
+        assert answered(effects) == "NotOpen"
+        assert effects.events == []
+    run.advance(Due(), after=1)
+    run.done(1, attempt=2)
+    run.reload(sf.App())
+    run.advance()
+    assert answered(run.advance(give_up(2, 1))) == "Stuck"
+    run.reload(app)
+    run.advance()
+    effects = run.advance(Outcome(2, 1, 0.5, raw("end")), give_up(2, 1))
+    assert effects.ended
+    assert answered(effects) == "NotOpen", "the run has ended before it got the request"
 
 
 def test_a_history_without_retries_is_replayed_as_it_is() -> None:

@@ -238,6 +238,23 @@ def test_a_failed_run_shows_its_error_and_traceback() -> None:
     assert "  line 1" in output
 
 
+def test_a_retried_run_shows_its_last_error_only_and_that_it_was_retried() -> None:
+    gone, last = Failure("Gone", "at first"), Failure("Last", "in the end")
+    ends: list[AnyEvent] = [events.StepFailed(1, "fetch", 1, 3.0, gone), events.RunFailed("w", "", 10, gone)]
+    steps: list[tuple[int, list[AnyEvent]]] = [
+        (0, [StepScheduled(1, "fetch", NOTHING)]),
+        (10, ends),
+        (9_000, [RunRetried("w", "", 1, 1, [(1, 2)], "kim@host", "it is back")]),
+    ]
+    assert "error" not in "\n".join(lines(detail(*steps, now=9_500)))
+    assert "kim@host: it is back, after Gone: at first" in row(detail(*steps, now=9_500), "retried", 200)
+    assert "running" in row(detail(*steps, now=9_500), "fetch"), "it has begun again"
+    at_last: list[AnyEvent] = [events.StepFailed(1, "fetch", 2, 3.0, last), events.RunFailed("w", "", 9_600, last)]
+    steps.append((9_600, at_last))
+    [error] = [line for line in lines(detail(*steps, ended=9_600)) if line.startswith("error")]
+    assert "Last: in the end" in error
+
+
 def test_children_are_listed_with_their_status_and_counted() -> None:
     starts: list[AnyEvent] = [ChildStarted(n, "digest", f"run-1.{n}", "", NOTHING) for n in range(30)]
     run = detail((0, starts), (5, [ChildCompleted(3, "digest", NOTHING)]), children={"run-1.0": "stuck"})
