@@ -164,7 +164,10 @@ def not_failed(run_id: str, status: str) -> str:
     if status == Status.STUCK:
         return f"run {run_id} is stuck: it goes on by itself when a daemon has code that fits its history"
     was = {Status.COMPLETED: "has completed", Status.FAILED: "has failed", Status.CANCELLED: "was cancelled"}
-    return f"run {run_id} {was.get(Status(status), f'is {status}')}: only a run that has failed can be retried"
+    open_too = "" if status in was else ", or with --step a step of an open one"
+    return (
+        f"run {run_id} {was.get(Status(status), f'is {status}')}: only a run that has failed can be retried{open_too}"
+    )
 
 
 def not_open(run_id: str) -> str:
@@ -212,8 +215,7 @@ def _position(found: Sequence[AnyEvent], failure: Failure, used: set[int], depth
     if position is not None:
         used.add(position)
         return position
-    # The last one first: of the same calls it is the last that failed.
-    of_members = [_position(found, member, used, depth + 1) for member in reversed(failure.members)]
+    of_members = [_position(found, member, used, depth + 1) for member in failure.members]
     if positions := [at for at in of_members if at is not None]:
         return min(positions)
     for other in (failure.cause, failure.context):

@@ -141,6 +141,7 @@ class RunMachine(OpenWork):
 
     def _advance(self, inputs: list[Any]) -> None:
         token = active.set(self)
+        given = inputs
         try:
             if inputs and type(inputs[0]) is Oversize and self.retrying is None:
                 self._fail_oversize(inputs[0], inputs[1:])
@@ -151,7 +152,7 @@ class RunMachine(OpenWork):
             if not self.effects.ended:
                 self._take_all(inputs)
             if self.effects.ended:
-                self._refuse_late(inputs)
+                self._refuse_late(given)
         finally:
             active.reset(token)
 

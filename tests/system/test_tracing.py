@@ -254,6 +254,40 @@ async def test_each_generation_of_a_run_is_a_span_linked_to_the_last(spans: Span
         assert (span.start_time or 0) >= (before.end_time or 0)
 
 
+async def test_each_end_of_a_retried_run_is_a_span_linked_to_the_first(spans: Spans, serve: Serve) -> None:
+    """The steps of both are under the first, whose id each daemon knows, also one that has not seen the retry."""
+    mended: list[bool] = []
+    fragile = sf.App()
+
+    @fragile.step(retry=sf.NO_RETRY)
+    async def mend() -> None:
+        if not mended:
+            raise ValueError("not yet")
+
+    @fragile.workflow
+    async def breaks() -> None:
+        await mend()
+        await sf.signal("end")
+
+    async with serve(fragile, crash=True) as (client, _):
+        run = await client.start(breaks)
+        with pytest.raises(sf.RunFailed):
+            await run.result(30)
+        mended.append(True)
+        await run.retry()
+        await happened(run, StepCompleted)
+    async with serve(fragile):
+        await run.signal("end")
+        await run.result(30)
+    first, second = spans.named("run breaks")
+    assert [facts(span)["streamflow.status"] for span in (first, second)] == ["failed", "completed"]
+    assert trace_of(first) == trace_of(second)
+    assert id_of(first) != id_of(second)
+    assert [link.context.span_id for link in second.links] == [id_of(first)]
+    assert facts(second)["streamflow.retried"] is True
+    assert spans.under(first)[:2] == ["step mend", "step mend"]
+
+
 async def test_a_run_that_nobody_traces_begins_a_trace_at_its_daemon(
     spans: Spans, serve: Serve, embedded_server: EmbeddedServer, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -729,9 +729,9 @@ def test_an_attempt_that_is_over_is_not_given_up_nor_is_one_of_a_stuck_run() -> 
     run.reload(sf.App())
     run.advance()
     assert answered(run.advance(give_up(2, 1))) == "Stuck"
+    run.advance(Outcome(2, 1, 0.5, raw("end")))
     run.reload(app)
-    run.advance()
-    effects = run.advance(Outcome(2, 1, 0.5, raw("end")), give_up(2, 1))
+    effects = run.advance(give_up(2, 1))  # it resumes in this transition
     assert effects.ended
     assert answered(effects) == "NotOpen", "the run has ended before it got the request"
 
