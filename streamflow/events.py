@@ -160,7 +160,8 @@ class RunRetried(HistoryEvent, tag="retried", frozen=True, gc=False):
     What is behind the first `kept` events of its generation is void, but for the outcomes, signals, questions and
     timers in it: the code gets those now, and the decisions that follow answer them. `seq` is the last number that was
     given before, so that nothing late can match a new decision. `attempts`: `(seq, attempt)` of the steps that begin
-    again. `by` and `reason` say who wanted it, and why.
+    again. `by` and `reason` say who wanted it, and why. `failure` is what it had failed from, as little of it as tells
+    the cause, and `since` when (shard-clock ms): what the views count is over.
     """
 
     workflow: str
@@ -170,6 +171,8 @@ class RunRetried(HistoryEvent, tag="retried", frozen=True, gc=False):
     attempts: list[tuple[int, int]] = []
     by: str = ""
     reason: str = ""
+    failure: Failure | None = None
+    since: int = 0
 
 
 class CancelRequested(HistoryEvent, tag="cancel", frozen=True, gc=False):

@@ -83,13 +83,16 @@ VOID = Void()
 
 class RetryPoint(msgspec.Struct, frozen=True):
     """`kept`, `seq`: as in `RunRetried`. `results`: of steps and children, as many as are kept. `undone`: what the run
-    has done behind this point, in words. `attempts`: by number of a step, the highest one of its attempts so far."""
+    has done behind this point, in words. `attempts`: by number of a step, the highest one of its attempts so far.
+    `failure`, `failed_at`: what it has failed from, and when (ms)."""
 
     kept: int
     seq: int
     results: int
     undone: list[str]
     attempts: dict[int, int]
+    failure: Failure
+    failed_at: int
 
 
 class CannotRetry(Exception):
@@ -203,6 +206,8 @@ def retry_point(run_id: str, history: list[Transition]) -> RetryPoint:
         _results(found, kept),
         list(_undone(found, transitions, kept)),
         _attempts(recorded),
+        ending.failure,
+        history[-1].at,
     )
 
 

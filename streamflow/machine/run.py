@@ -63,7 +63,7 @@ from streamflow.machine.transition import (
     appended,
 )
 from streamflow.model.attributes import Attribute, merged
-from streamflow.model.causes import MAX_LINE
+from streamflow.model.causes import MAX_LINE, condensed
 from streamflow.model.codec import DECLINED, UnfitArguments
 from streamflow.model.failures import line_of_call, retry_after_of
 from streamflow.model.record import ParentLink, Status, parent_link
@@ -626,7 +626,17 @@ class RunMachine(OpenWork):
 
     def _go_on(self, retry: RetryRequest, point: RetryPoint) -> None:
         attempts = [(call.seq, point.attempts.get(call.seq, 1) + 1) for call in self.steps.values()]
-        event = RunRetried(self.workflow, self.tenant, point.kept, point.seq, attempts, retry.by, retry.reason)
+        event = RunRetried(
+            self.workflow,
+            self.tenant,
+            point.kept,
+            point.seq,
+            attempts,
+            retry.by,
+            retry.reason,
+            condensed(point.failure),
+            point.failed_at,
+        )
         self.effects.events.append(event)
         steps = [{"name": self.steps[seq].step.name, "seq": seq, "attempt": attempt} for seq, attempt in attempts]
         answer = Raw(_encode({"kept": point.results, "steps": steps}))

@@ -126,18 +126,19 @@ def _chain(failure: Failure) -> list[Failure]:
     return nodes
 
 
-def condensed(failure: Failure, note: str) -> Failure:
-    """As little of a failure as has the same cause, with a note: what the log has of one that is too large for it."""
+def condensed(failure: Failure, *notes: str) -> Failure:
+    """As little of a failure as has the same cause, with notes: what the log has of one that is too large for it, and a
+    retry of what is over."""
     cause = cause_of("", "", failure)
     message, frame = failure.message[:MAX_MESSAGE], _frame(cause.where)
     if len(_chain(failure)) == 1:
-        return Failure(failure.kind, message, frame, (note,))
+        return Failure(failure.kind, message, frame, notes)
     node = Failure(cause.kind, _first_line(cause.message), frame)
     if cause.step:
         node = Failure("StepFailed", "", fields={"step": cause.step, "attempt": cause.attempt}, cause=node)
     if cause.run_id or cause.workflow:
         node = Failure("ChildFailed", "", fields={"run_id": cause.run_id, "workflow": cause.workflow}, cause=node)
-    return Failure(failure.kind, message, notes=(note,), cause=node)
+    return Failure(failure.kind, message, notes=notes, cause=node)
 
 
 # --- where ------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.errors import Failure
-from streamflow.events import AnyEvent, HistoryEvent, RunFailed, Transition, gone_payload
+from streamflow.events import AnyEvent, HistoryEvent, RunFailed, RunRetried, Transition, gone_payload
 from streamflow.model.causes import MAX_MESSAGE, condensed
 
 LARGE = 512
@@ -113,8 +113,10 @@ def _cut_failure(failure: Failure | None) -> Failure | None:
     return Failure(failure.kind, failure.message[:TEXT], notes=(_note(size),))
 
 
-def _cut_why(failure: Failure) -> Failure:
+def _cut_why(failure: Failure | None) -> Failure | None:
     """Of a run's failure also what it comes from: the views count it, and read the log after a takeover."""
+    if failure is None:
+        return None
     size = len(_encoder.encode(failure))
     return failure if size <= LARGE else condensed(failure, _note(size))
 
@@ -156,7 +158,7 @@ def _parts() -> dict[type, tuple[tuple[str, Cut], ...]]:
     found: dict[type, tuple[tuple[str, Cut], ...]] = {}
     for kind in typing.get_args(AnyEvent):
         cuts = [(field.name, _cut_for(field.name, field.type)) for field in msgspec.structs.fields(kind)]
-        if kind is RunFailed:
+        if kind in (RunFailed, RunRetried):
             cuts = [(name, cut and _cut_why) for name, cut in cuts]
         if parts := tuple((name, cut) for name, cut in cuts if cut is not None):
             found[kind] = parts

@@ -533,6 +533,12 @@ def _cause_resumed(causes: Causes, run_id: str, at: int, event: RunResumed) -> N
         _cause_day(causes, event.since).of(key_of(stuck_cause(run_id, event.workflow, event.reason))).stuck -= 1
 
 
+def _cause_retried(causes: Causes, run_id: str, at: int, event: RunRetried) -> None:
+    if event.failure is not None:
+        cause = cause_of(run_id, event.workflow, event.failure)
+        _cause_day(causes, event.since).of(key_of(cause)).failed -= 1
+
+
 def _merge_causes(into: Causes, other: Causes) -> None:
     for number, day in other.items():
         _cause_day(into, number * DAY_MS).merge(day)
@@ -637,7 +643,12 @@ VIEWS: tuple[View[Any], ...] = (
         "causes",
         Causes,
         dict[int, CauseDay],
-        {events.RunFailed: _cause_failed, RunStuck: _cause_stuck, RunResumed: _cause_resumed},
+        {
+            events.RunFailed: _cause_failed,
+            RunStuck: _cause_stuck,
+            RunResumed: _cause_resumed,
+            RunRetried: _cause_retried,
+        },
         _merge_causes,
         _render_causes,
         _prune_causes,

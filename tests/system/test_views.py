@@ -160,6 +160,40 @@ async def test_failures_of_two_causes_are_two_rows_also_from_the_log(serve: Serv
     assert await view(client, "causes") == causes, "counted again from the log"
 
 
+async def test_a_failure_that_was_retried_is_no_cause_any_more(serve: Serve) -> None:
+    local = sf.App()
+    is_mended = False
+
+    @local.step(retry=sf.NO_RETRY)
+    async def pay(card: str) -> None:
+        if not is_mended:
+            raise ConnectionError(f"no answer for {card}: " + "x" * 2000)  # too long for the log
+
+    @local.workflow
+    async def buying(card: str) -> None:
+        await pay(card)
+
+    async with serve(local) as (client, _):
+        runs = [await client.start(buying, f"'card {n}'") for n in range(3)]
+        for run in runs:
+            with pytest.raises(sf.RunFailed):
+                await run.result(10)
+        [row] = (await settled(client, failed=3))["causes"]["causes"]
+        assert (row["kind"], row["failed"]) == ("ConnectionError", 3)
+        is_mended = True
+        for run in runs[:2]:
+            await run.retry()
+            await run.result(10)
+        [row] = (await settled(client, completed=2, failed=1, retried=2))["causes"]["causes"]
+        assert row["failed"] == 1
+        await runs[2].retry()
+        await runs[2].result(10)
+        before = await settled(client, completed=3, retried=3)
+        assert before["causes"]["causes"] == []
+    await rebuild_views(client.store, client.kernel, 8, 0)
+    assert await view(client, "causes") == before["causes"], "counted again from the log"
+
+
 async def test_the_oldest_open_runs_are_shown_first(serve: Serve) -> None:
     async with serve(app) as (client, _):
         for n in range(3):

@@ -216,6 +216,8 @@ def test_whatever_failed_has_the_same_key_and_place_from_the_log(failure: Failur
     whole, cut = cause_of("run-1", "top", failure), cause_of("run-1", "top", condensed(failure, "note"))
     assert key_of(cut) == key_of(whole)
     assert (cut.run_id, cut.step, cut.attempt, cut.where) == (whole.run_id, whole.step, whole.attempt, whole.where)
+    retried = cause_of("run-1", "top", condensed(condensed(failure), "note"))
+    assert (key_of(retried), retried.where) == (key_of(whole), whole.where)
 
 
 # --- the attempts before ----------------------------------------------------------------------------------------------

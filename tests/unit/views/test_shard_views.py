@@ -58,6 +58,13 @@ any_event: st.SearchStrategy[AnyEvent] = st.one_of(
     st.builds(RunResumed, names, tenants),
     st.builds(RunResumed, names, tenants, st.sampled_from(["diverged", "unknown"]), st.integers(NOW - 5_000, NOW)),
     st.builds(RunRetried, names, tenants, st.just(1), st.just(1)),
+    st.builds(
+        lambda name, tenant, failure, since: RunRetried(name, tenant, 1, 1, failure=failure, since=since),
+        names,
+        tenants,
+        failures,
+        st.integers(NOW - 5_000, NOW),
+    ),
     st.builds(StepScheduled, st.integers(0, 9), names, st.just(NOTHING)),
     st.builds(StepCompleted, st.integers(0, 9), names, st.just(1), step_ms, st.just(NOTHING)),
     st.builds(StepRetrying, st.integers(0, 9), names, st.just(1), step_ms, failures, st.just(NOW)),
