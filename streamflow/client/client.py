@@ -320,7 +320,8 @@ class Client:
 
         `status`: pending, running, stuck, completed, failed or cancelled. `workflow`: its name. `tenant`: its name.
         `attributes`: runs that have all of these, as set by `sf.set_attributes` (`1` is not `"1"`). `error`: a part of
-        the error of a failed run (`ConnectTimeout: api:443`) or of the reason of a stuck one, in whichever case.
+        the error of a failed run (`ConnectTimeout: api:443`) or of the reason of a stuck one, in whichever case; of
+        stuck runs the newest 1,000 are searched.
         Ordered by the last change of status, newest first; with `tenant` or `attributes` by start, newest first. Only
         runs of workflows that daemons have registered are found, unless `workflow` names another one. With filters that
         few runs match, only the newest 20,000 runs of each listing are searched. A run or listing whose key somebody

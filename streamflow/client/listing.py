@@ -41,6 +41,9 @@ _log = logging.getLogger("streamflow.client")
 MAX_SCANNED = 20_000
 """Entries of each index that a filtered listing reads before it stops searching for more."""
 
+MAX_REASONS = 1_000
+"""Stuck runs, the newest, whose reasons are read to search them: each is in a history."""
+
 LARGEST_READ = 256 * 1024
 """Bytes of a failed run's last transition up to which a listing decodes it, for its error."""
 
@@ -280,7 +283,9 @@ class Listings:
             if filters.match(summary):
                 found.append(summary)
         if filters.error:
-            found = [run for run in await self._with_reasons(namespace, found) if filters.match_error(run)]
+            unread = {run.id for run in [run for run in found if run.status is Status.STUCK][MAX_REASONS:]}
+            found = await self._with_reasons(namespace, [run for run in found if run.id not in unread])
+            found = [run for run in found if filters.match_error(run)]
         return found
 
     async def _with_reasons(self, namespace: Namespace, found: list[RunSummary]) -> list[RunSummary]:

@@ -73,7 +73,7 @@ async def test_the_cause_is_found_through_a_child_and_a_queue(serve: Serve, work
         assert await client.runs(error="connectionerror", status="completed") == []
 
 
-async def test_stuck_runs_are_found_by_their_reason(serve: Serve) -> None:
+async def test_stuck_runs_are_found_by_their_reason(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     def release(name: str) -> sf.App:
         app = sf.App()
 
@@ -98,6 +98,8 @@ async def test_stuck_runs_are_found_by_their_reason(serve: Serve) -> None:
 
         await until(found)
         assert await client.runs(error="no such reason") == []
+        monkeypatch.setattr("streamflow.client.listing.MAX_REASONS", 0)
+        assert await client.runs(error="diverged") == [], "so many are read and no more"
 
 
 async def test_what_is_gone_or_damaged_hides_nothing_else(serve: Serve, work: Work) -> None:

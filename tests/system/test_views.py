@@ -174,7 +174,7 @@ async def test_a_failure_that_was_retried_is_no_cause_any_more(serve: Serve) -> 
         await pay(card)
 
     async with serve(local) as (client, _):
-        runs = [await client.start(buying, f"'card {n}'") for n in range(3)]
+        runs = [await client.start(buying, card) for card in ("'card 1'", "'card 2'", "'card 3'")]
         for run in runs:
             with pytest.raises(sf.RunFailed):
                 await run.result(10)
