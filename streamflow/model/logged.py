@@ -159,7 +159,7 @@ def _parts() -> dict[type, tuple[tuple[str, Cut], ...]]:
     for kind in typing.get_args(AnyEvent):
         cuts = [(field.name, _cut_for(field.name, field.type)) for field in msgspec.structs.fields(kind)]
         if kind in (RunFailed, RunRetried):
-            cuts = [(name, cut and _cut_why) for name, cut in cuts]
+            cuts = [(name, _cut_why if cut is _cut_failure else cut) for name, cut in cuts]
         if parts := tuple((name, cut) for name, cut in cuts if cut is not None):
             found[kind] = parts
     return found
