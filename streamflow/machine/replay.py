@@ -58,6 +58,7 @@ PIECE = 32
 """Facts that are replayed without a pause: some 0.3 ms, if the code does nothing else."""
 MAX_SHOWN = 200
 """Characters of arguments in the report of a divergence."""
+_RETRIES = frozenset({Void, GapBegins, RunRetried})
 _DELIVERED = (RunStarted, SignalReceived, AskReceived, StepCompleted, ChildCompleted, TimerFired)
 """Facts that are delivered to user code as they are; of the others only failures are."""
 
@@ -149,19 +150,13 @@ class WorkflowMachine(CoroutineMachine):
 
     def _replay_event(self, event: AnyEvent) -> None:
         following = self._following()
-        if isinstance(event, Void):
-            if not isinstance(event, GapBegins):
+        if type(event) in _RETRIES:
+            fact = self._replay_retry(event)
+            if fact is None:
                 return
-            self.stuck = True
-            if event.fact is None:
-                return
-            event = event.fact
+            event = fact
         if isinstance(event, RunStuck):
             self.stuck = True
-        elif isinstance(event, RunRetried):
-            self._reopen(event)
-            self.stuck = False
-            self._resume_code()
         elif isinstance(event, RunResumed):
             self.stuck = False
             if isinstance(following, CancelRequested) and isinstance(self._following(1), events.RunCancelled):
@@ -193,6 +188,17 @@ class WorkflowMachine(CoroutineMachine):
                 self._held.append((event, operation))
             else:
                 self._deliver_recorded(event, operation, strict=True)
+
+    def _replay_retry(self, event: AnyEvent | Void) -> AnyEvent | None:
+        """Go through a gap as through a time in which the run was stuck. Gives the fact with which one begins."""
+        if isinstance(event, RunRetried):
+            self._reopen(event)
+            self.stuck = False
+            self._resume_code()
+        elif isinstance(event, GapBegins):
+            self.stuck = True
+            return event.fact
+        return None
 
     def _resume_code(self) -> None:
         held, self._held = self._held or [], None
