@@ -218,7 +218,8 @@ async def test_the_owner_dies_right_after_the_commit(serve: Serve, monkeypatch: 
     assert calls.count("stock") == 1
 
 
-async def test_an_owner_dies_after_each_commit_of_a_retried_run(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_owners_die_while_a_retried_run_goes_on(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as soon as one of its commits is seen; it may have made more by then."""
     monkeypatch.setattr("streamflow.machine.run.MAX_WORKER_LOSSES", 1000)
     async with serve(app, crash=True, **QUICK) as (client, _):
         run = await failed(client)
@@ -234,7 +235,7 @@ async def test_an_owner_dies_after_each_commit_of_a_retried_run(serve: Serve, mo
     assert await run.result(10) == ["STOCK", "BANK", "MAIL"]
     names = await names_of(run)
     assert names.count("RunRetried") == 1
-    assert deaths >= 3
+    assert deaths
     assert [e.name for e in await events_of(run) if isinstance(e, StepCompleted)] == ["act", "act", "act"]
 
 
