@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import streamflow as sf
+from bench.faults import Backup
 from streamflow.cli import cli
 from streamflow.cli.commands import quarantine as command
 from streamflow.client.quarantine import Quarantine, QuarantinedMessage, Taken
@@ -22,8 +24,8 @@ from streamflow.screen.panels.header import health
 from streamflow.status.collector import StatusCollector
 from streamflow.store.connection import Call
 from streamflow.store.keys import ShardKeys
-from tests.support.serving import view
-from tests.support.waiting import events_of, reduced, until
+from tests.support.serving import running_daemon, view
+from tests.support.waiting import DEADLINE, events_of, happened, reduced, until
 from tests.system.conftest import Serve
 
 pytestmark = pytest.mark.anyio
@@ -178,6 +180,39 @@ async def test_the_status_follows_what_is_redriven_and_dropped(serve: Serve) -> 
             return (await view(client, "quarantine") or {}).get("count") == 3
 
         await until(counted)  # the view counts all that have ever been there
+
+
+async def test_a_redriven_message_is_taken_once_although_the_server_forgets_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is in the quarantine again, and its run has taken it: its owner, who has committed that again, knows it."""
+    async with (
+        EmbeddedServer(tmp_path / "data", appendfsync="everysec") as server,
+        running_daemon(app, server, "lossy", crash=False, beat=1.0, dead_after=6.0),
+        sf.connect(server.url, namespace="lossy") as client,
+    ):
+        run = await client.start(adds, id="adds")
+        await reduced(client, run.id)
+        poison = client.keys.shard((await client.read_namespace()).shard_of("adds")).poison
+        body = msgspec.msgpack.encode(("go", 1))
+        words = ("run", "adds", "reason", "x", "kind", "signal", "body", body, "from", "")
+        await client.store.one(Call.plain("XADD", poison, "*", *words))
+        quarantine = Quarantine(client)
+        messages = await quarantine.messages()
+        backup = Backup(server)
+        assert [one.outcome for one in await quarantine.redrive(messages)] == ["redriven"]
+        await happened(run, SignalReceived)
+        await backup.restore()
+
+        async def is_mended() -> bool:
+            return "this daemon has committed them again" in caplog.text
+
+        await until(is_mended)
+        assert await quarantine.messages() == messages
+        assert [one.outcome for one in await quarantine.redrive(messages)] == ["removed"]
+        assert await quarantine.messages() == []
+        await run.signal("go", 2)
+        assert await run.result(DEADLINE) == 3
 
 
 class Shell:
