@@ -161,6 +161,7 @@ async def leaves(policy: str) -> str:
 async def test_a_child_that_was_started_detached_outlives_its_parent(serve: Serve) -> None:
     async with serve(app) as client:
         assert await (await client.start(leaves, "abandon")).result(10) == "the parent's result"
+        await reduced(client, "the-child")  # its start is a message, which comes later than the parent's result
         child = client.run("the-child", str)
         await child.signal("go", "alone")
         assert await child.result(10) == "alone"
