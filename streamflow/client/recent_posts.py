@@ -187,6 +187,7 @@ class RecentPosts:
         posted: list[str],
         missing: list[tuple[int, Message]],
     ) -> None:
+        """Note what became of each message: the letters of the server's answer, in the order of the part."""
         answers = iter(letters)
         for kept in part:
             kept.history = history

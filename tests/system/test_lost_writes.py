@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import msgspec
 import pytest
 
 import streamflow as sf
 from bench.faults import Backup
 from streamflow.client import recent_posts
-from streamflow.client.quarantine import Quarantine
 from streamflow.daemon import recent_commits
 from streamflow.daemon.daemon import Daemon
 from streamflow.daemon.rollup import rebuild_views
@@ -50,11 +48,6 @@ async def waits(name: str) -> str:
     value = await note(name)
     await sf.signal("go", int)
     return value
-
-
-@app.workflow
-async def adds() -> int:
-    return await sf.signal("go", int) + await sf.signal("go", int)
 
 
 @app.workflow
@@ -295,38 +288,6 @@ async def knows_version(daemon: Daemon, run_id: str, version: int) -> bool:
     """The server has it a moment earlier: a daemon that hasn't got the answer to its commit can't miss it."""
     shards = daemon.owner.shards.values()
     return any(shard.live[run_id].header.version >= version for shard in shards if run_id in shard.live)
-
-
-async def test_a_redriven_message_is_taken_once_although_the_server_forgets_it(
-    server: EmbeddedServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It is in the quarantine again, and its run has taken it: its owner, who has committed that again, knows it."""
-    async with (
-        running_daemon(app, server, NAMESPACE, crash=False, **SLOW_BEAT),
-        sf.connect(server.url, namespace=NAMESPACE) as client,
-    ):
-        run = await client.start(adds, id="adds")
-        await until(lambda: has_version(run, 1))
-        poison = client.keys.shard((await client.read_namespace()).shard_of("adds")).poison
-        body = msgspec.msgpack.encode(("go", 1))
-        words = ("run", "adds", "reason", "x", "kind", "signal", "body", body, "from", "")
-        await client.store.one(Call.plain("XADD", poison, "*", *words))
-        quarantine = Quarantine(client)
-        messages = await quarantine.messages()
-        backup = Backup(server)
-        assert [one.outcome for one in await quarantine.redrive(messages)] == ["redriven"]
-        await until(lambda: has_version(run, 2))
-        await backup.restore()
-
-        async def is_mended() -> bool:
-            return MENDED in caplog.text
-
-        await until(is_mended)
-        assert await quarantine.messages() == messages
-        assert [one.outcome for one in await quarantine.redrive(messages)] == ["removed"]
-        assert await quarantine.messages() == []
-        await run.signal("go", 2)
-        assert await run.result(DEADLINE) == 3
 
 
 @pytest.mark.parametrize("noticed", ["by a connection", "by a commit"])
