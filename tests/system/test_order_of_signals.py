@@ -15,8 +15,8 @@ from tests.system.conftest import Serve
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
-ROUNDS = int(os.environ.get("STREAMFLOW_CHAOS", "3"))
-FIRST = int(os.environ.get("STREAMFLOW_CHAOS_SEED", "0"))
+ROUNDS = int(os.environ.get("STREAMFLOW_CHAOS") or 3)
+FIRST = int(os.environ.get("STREAMFLOW_CHAOS_SEED") or 0)
 SIGNALS = 600
 TOGETHER = 60
 """Signals that are sent at the same time."""
