@@ -31,6 +31,7 @@ from streamflow.store.keys import NamespaceKeys
 from streamflow.store.topology import slot_of
 from tests.support.cluster import frozen
 from tests.support.serving import FAST, running_daemon
+from tests.support.shell import Shell
 from tests.support.waiting import DEADLINE, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -86,19 +87,8 @@ async def flow(n: int) -> int:
 """
 
 
-class Shell:
-    """Commands on a cluster, as their users type them."""
-
-    def __init__(self, url: str, namespace: str) -> None:
-        self.environ = {"STREAMFLOW_REDIS": url, "STREAMFLOW_NAMESPACE": namespace, "STREAMFLOW_APP": None}
-
-    async def __call__(self, *words: str, code: int = 0) -> str:
-        result = await anyio.to_thread.run_sync(lambda: CliRunner().invoke(cli, words, env=self.environ))
-        assert result.exit_code == code, (words, result.output)
-        return result.output
-
-    async def data(self, *words: str) -> Any:
-        return json.loads(await self(*words, "--json"))
+class LastingShell(Shell):
+    """Commands that go on, too."""
 
     def until_printed(self, text: str, words: Sequence[str]) -> str:
         """The output of a command that goes on, up to a text."""
@@ -170,7 +160,7 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
 ) -> None:
     file = tmp_path / "flows.py"
     file.write_text(FLOWS)
-    run = Shell(shared_cluster.url, namespace)
+    run = LastingShell(shared_cluster.url, namespace)
     scope: dict[str, Any] = {"__name__": "flows"}
     exec(FLOWS, scope)
     app: sf.App = scope["app"]
@@ -329,7 +319,7 @@ async def test_a_wrong_url_is_named_with_the_right_one(
 async def test_the_benchmark_measures_how_evenly_masters_are_used(
     shared_cluster: EmbeddedCluster, namespace: str
 ) -> None:
-    run = Shell(shared_cluster.url, namespace)
+    run = LastingShell(shared_cluster.url, namespace)
     words = ("bench", "fanout", "--runs", "20", "--repeat", "1", "--redis", shared_cluster.url, "--json")
     with run.process(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process, killing(process):
         printed, _ = await anyio.to_thread.run_sync(lambda: process.communicate(timeout=2 * DEADLINE))

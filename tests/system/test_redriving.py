@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import msgspec
 import pytest
-from click.testing import CliRunner
 
 import streamflow as sf
 from bench.faults import Backup
-from streamflow.cli import cli
 from streamflow.cli.commands import quarantine as command
 from streamflow.client.quarantine import Quarantine, QuarantinedMessage, Taken
 from streamflow.embedded.server import EmbeddedServer
@@ -25,6 +21,7 @@ from streamflow.status.collector import StatusCollector
 from streamflow.store.connection import Call
 from streamflow.store.keys import ShardKeys
 from tests.support.serving import running_daemon, view
+from tests.support.shell import Shell
 from tests.support.waiting import DEADLINE, events_of, happened, reduced, until
 from tests.system.conftest import Serve
 
@@ -215,24 +212,10 @@ async def test_a_redriven_message_is_taken_once_although_the_server_forgets_it(
         assert await run.result(DEADLINE) == 3
 
 
-class Shell:
-    def __init__(self, server: EmbeddedServer, namespace: str) -> None:
-        self._environ = {"STREAMFLOW_REDIS": server.url, "STREAMFLOW_NAMESPACE": namespace, "STREAMFLOW_APP": None}
-
-    async def __call__(self, *words: str, code: int = 0, given: str = "") -> str:
-        words = ("quarantine", *words)
-        result = await anyio.to_thread.run_sync(lambda: CliRunner().invoke(cli, words, given, env=self._environ))
-        assert result.exit_code == code, (words, result.output)
-        return result.output
-
-    async def data(self, *words: str, code: int = 0) -> Any:
-        return json.loads(await self(*words, "--json", code=code))
-
-
 async def test_the_commands_say_what_they_have_done(
     serve: Serve, embedded_server: EmbeddedServer, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shell = Shell(embedded_server, namespace)
+    shell = Shell(embedded_server.url, namespace, "quarantine")
     run, good = await damaged(serve)
     async with serve(app, shards=1) as (client, _):
         assert await shell("list") == "no messages are quarantined\n"
