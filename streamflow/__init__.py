@@ -72,6 +72,7 @@ from streamflow.workflow.api import (
 )
 from streamflow.workflow.app import App
 from streamflow.workflow.concurrency import TaskGroup
+from streamflow.workflow.messages import PublishedDefinition, QuestionDefinition, SignalDefinition
 from streamflow.workflow.reducer import (
     Answer,
     Asked,
@@ -149,7 +150,9 @@ __all__ = [
     "NotRetried",
     "PayloadInvalid",
     "PayloadTooLarge",
+    "PublishedDefinition",
     "Question",
+    "QuestionDefinition",
     "Refuse",
     "Retried",
     "RetriedStep",
@@ -164,6 +167,7 @@ __all__ = [
     "RunInfo",
     "RunNotFound",
     "Signal",
+    "SignalDefinition",
     "Started",
     "Status",
     "StepDone",

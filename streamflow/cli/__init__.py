@@ -35,6 +35,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Runs": {
         "enqueue": "Start a run of a workflow, or one run per line of a file.",
+        "workflows": "List the workflows that daemons have registered.",
         "runs": "List runs, newest first.",
         "show": "Show one run: state, history as a timeline, children, published values.",
         "signal": "Send a signal to a run.",

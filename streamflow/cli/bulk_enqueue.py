@@ -99,7 +99,7 @@ async def _load(
     with open_input(file, "--file -" if file == STDIN else file) as lines:
         async with open_client(redis, namespace) as client:
             await client.read_namespace()
-            arguments = Arguments(workflow, find_workflow(workflow, await client.workflows(), force))
+            arguments = Arguments(workflow, find_workflow(workflow, await client.workflows(), force), force)
             client.store.patience = PATIENCE
             began = time.monotonic()
             with _progress(lines) as advance:

@@ -18,6 +18,7 @@ from msgspec import UNSET
 
 from streamflow.client.listing import WorkflowInfo
 from streamflow.errors import UnknownWorkflow, UsageError
+from streamflow.model.json_schema import checker
 from streamflow.model.names import check_name
 from streamflow.suggestions import did_you_mean
 
@@ -43,16 +44,27 @@ def find_workflow(name: str, known: Mapping[str, WorkflowInfo], force: bool) -> 
 
 
 class Arguments:
-    """`bind` gives the list of arguments for one run; `input` is decoded JSON, or UNSET when there is none."""
+    """`bind` gives the list of arguments for one run; `input` is decoded JSON, or UNSET when there is none. With
+    `force` their types aren't checked."""
 
-    def __init__(self, workflow: str, info: WorkflowInfo | None) -> None:
+    def __init__(self, workflow: str, info: WorkflowInfo | None, force: bool = False) -> None:
         self._workflow = workflow
         self._info = info
         self._names = info.params if info is not None else []
         self._required = _required(info)
+        self._checks = [checker(schema) for schema in info.inputs] if info is not None and not force else []
 
     def bind(self, input: Any) -> list[Any]:
-        """Raises `UsageError`."""
+        """Raises `UsageError`, also for an argument whose type is known and another one."""
+        arguments = self._bound(input)
+        for value, name, check in zip(arguments, self._names, self._checks, strict=False):
+            if reason := check(value, name):
+                raise UsageError(
+                    f"the input doesn't fit workflow {self._workflow}: {reason}. Add --force to start the run anyway"
+                )
+        return arguments
+
+    def _bound(self, input: Any) -> list[Any]:
         names = self._names
         if self._info is None:
             return [] if input is UNSET else cast("list[Any]", input) if isinstance(input, list) else [input]

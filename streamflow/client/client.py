@@ -42,6 +42,7 @@ from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, namespace_from, read_namespace
 from streamflow.store.router import open_store
 from streamflow.workflow.app import Reducer, Startable, Workflow
+from streamflow.workflow.messages import UNDECLARED, Declared
 
 if TYPE_CHECKING:
     from streamflow.tracing.spans import Tracing
@@ -198,7 +199,7 @@ class Client:
         else:
             with tracing.calling(f"start {name}", workflow=name, run_id=start.run_id) as start.trace:
                 header = await self._batcher.start(shard, start)
-        return self._started(start, header, _decoder(name, parameters))
+        return self._started(start, header, _decoder(name, parameters), _declared(workflow))
 
     async def start_many(
         self,
@@ -231,7 +232,7 @@ class Client:
             )
         new = [NewRun(name, payload, only_id if ids is None else ids[i], tenant) for i, payload in enumerate(payloads)]
         runs: list[Run[Any]] = []
-        for run in await self._start_all(new, _decoder(name, parameters)):
+        for run in await self._start_all(new, _decoder(name, parameters), _declared(workflow)):
             if isinstance(run, Exception):
                 raise run
             runs.append(run)
@@ -243,10 +244,10 @@ class Client:
         For bulk loading: pass a few thousand at a time. Raises `InvalidName`, `PayloadTooLarge` or `PayloadInvalid`
         for the first that is not valid, before anything is sent.
         """
-        return await self._start_all(starts, None)
+        return await self._start_all(starts, None, UNDECLARED)
 
     async def _start_all(
-        self, new: Iterable[NewRun], decode: Decode | None
+        self, new: Iterable[NewRun], decode: Decode | None, declared: Declared
     ) -> list[Run[Any] | StoreError | RunConflict]:
         namespace = await self.read_namespace()
         starts: list[Start] = []
@@ -266,7 +267,9 @@ class Client:
         runs: list[Run[Any] | StoreError | RunConflict] = []
         for start, header in zip(starts, headers, strict=True):
             try:
-                runs.append(header if isinstance(header, StoreError) else self._started(start, header, decode))
+                runs.append(
+                    header if isinstance(header, StoreError) else self._started(start, header, decode, declared)
+                )
             except RunConflict as conflict:
                 runs.append(conflict)
         return runs
@@ -274,7 +277,7 @@ class Client:
     async def _send_starts(self, namespace: Namespace, starts: list[Start]) -> list[bytes | StoreError]:
         return await settled([self._batcher.start(namespace.shard_of(start.run_id), start) for start in starts])
 
-    def _started(self, start: Start, header: bytes, decode: Decode | None) -> Run[Any]:
+    def _started(self, start: Start, header: bytes, decode: Decode | None, declared: Declared) -> Run[Any]:
         created = header.startswith(b"+")
         if not created:
             other = decode_header(header).workflow
@@ -283,12 +286,14 @@ class Client:
                     f"the id {start.run_id} belongs to a run of workflow {other}, not {start.workflow}: use another id",
                     start.run_id,
                 )
-        return Run(self, start.run_id, decode, created, incarnation_of(header))
+        return Run(self, start.run_id, decode, created, incarnation_of(header), declared)
 
     # --- finding ------------------------------------------------------------------------------------------------------
 
     @overload
     def run(self, run_id: str) -> Run[Any]: ...
+    @overload
+    def run(self, run_id: str, returns: Workflow[..., R]) -> Run[R]: ...
     @overload
     def run(self, run_id: str, returns: type[R]) -> Run[R]: ...
     def run(self, run_id: str, returns: Any = Any) -> Run[Any]:
@@ -296,15 +301,16 @@ class Client:
 
         `run_id`: the full id, with its prefix if the namespace is partitioned by tenant or workflow. Each call of the
         handle is for the run that has the id then: after `forget`, that may be another one.
-        `returns`: the type as which `result` decodes the result; by default it returns plain data.
+        `returns`: the type as which `result` decodes the result; by default it returns plain data. Or the run's
+        workflow, by whose code the handle then knows the result's type, and the signals, questions and published values
+        that it declares.
 
         Raises `InvalidName`, and `PayloadInvalid` for a type that can't be decoded.
 
         >>> total = await client.run("acme/invoice-17", int).result(timeout=30)
         """
-        what = f"result of run {check_run_id(run_id)}"
-        codec.decoder_for(returns)  # a type that can't be decoded is refused here, not at the end of a long wait
-        return Run(self, run_id, lambda raw: codec.decode(raw, returns, what), created=False)
+        check_run_id(run_id)
+        return Run(self, run_id, _returns(run_id, returns), False, declared=_declared(returns))
 
     async def runs(
         self,
@@ -501,6 +507,18 @@ def _target(workflow: Callable[..., Any] | str) -> tuple[str, codec.Parameters |
     raise UsageError(
         f"{workflow!r} is not a workflow: decorate it with @app.workflow or @app.reducer, or pass its name"
     )
+
+
+def _declared(workflow: object) -> Declared:
+    return workflow.declared if isinstance(workflow, Startable) else UNDECLARED
+
+
+def _returns(run_id: str, returns: Any) -> Decode:
+    """The decoder of a result for `returns` of `run()`: a type, or the workflow itself."""
+    if isinstance(returns, Startable):
+        return returns.parameters.decode_result
+    codec.decoder_for(returns)  # a type that can't be decoded is refused here, not at the end of a long wait
+    return lambda raw: codec.decode(raw, returns, f"result of run {run_id}")
 
 
 def _decoder(name: str, parameters: codec.Parameters | None) -> Decode | None:

@@ -117,11 +117,21 @@ class Filters(msgspec.Struct, frozen=True):
         return self.error.casefold() in f"{summary.error}\n{summary.reason}".casefold()
 
 
+class MessageInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A signal, a question or a published value that a workflow declares: the name of its type and that type's JSON
+    Schema (empty if it has none), and the name of the type of a question's answer."""
+
+    type: str = "Any"
+    schema: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
+    answer: str = ""
+
+
 class WorkflowInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """What daemons have registered under a workflow's name. `kind` is workflow or reducer; `doc` its first line.
 
     `params`: names of the parameters; `required`: how many of them have no default, None when the daemon didn't say;
-    `steps`: names of the app's steps.
+    `steps`: names of the app's steps; `inputs`: a JSON Schema for each parameter, empty if its type has none.
+    `signals`, `questions`, `published`: what it declares, by name; None if it doesn't declare them.
     """
 
     kind: str = "workflow"
@@ -129,6 +139,10 @@ class WorkflowInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     doc: str = ""
     steps: list[str] = msgspec.field(default_factory=list[str])
     required: int | None = None
+    inputs: list[dict[str, Any]] = msgspec.field(default_factory=list[dict[str, Any]])
+    signals: dict[str, MessageInfo] | None = None
+    questions: dict[str, MessageInfo] | None = None
+    published: dict[str, MessageInfo] | None = None
 
 
 def describe(run_id: str, header_line: bytes, last: bytes, stuck: str = "") -> RunDescription:

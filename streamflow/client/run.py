@@ -22,7 +22,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from streamflow import errors, events, wire
 from streamflow.client import retrying
@@ -33,15 +33,22 @@ from streamflow.events import AnyEvent, AskAnswered, Transition, decode_transiti
 from streamflow.events import RunCompleted as CompletedEvent
 from streamflow.machine.retry_point import not_open
 from streamflow.model import codec
-from streamflow.model.names import check_name
 from streamflow.model.record import Header, parent_link
 from streamflow.text import recordable
+from streamflow.workflow.messages import (
+    UNDECLARED,
+    Declared,
+    PublishedDefinition,
+    QuestionDefinition,
+    SignalDefinition,
+)
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client
 
 R = TypeVar("R")
 T = TypeVar("T")
+A = TypeVar("A")
 D = TypeVar("D")
 
 Decode = Callable[[Raw], Any]
@@ -57,10 +64,20 @@ class Run(Generic[R]):
     handle from `start` is of the run that the start found or created, and of no other that gets its id later.
     """
 
-    __slots__ = ("_client", "_decode", "_incarnation", "created", "id")
+    __slots__ = ("_client", "_declared", "_decode", "_incarnation", "created", "id")
 
-    def __init__(self, client: Client, run_id: str, decode: Decode | None, created: bool, incarnation: int = 0) -> None:
+    def __init__(
+        self,
+        client: Client,
+        run_id: str,
+        decode: Decode | None,
+        created: bool,
+        incarnation: int = 0,
+        declared: Declared = UNDECLARED,
+    ) -> None:
         self.id = run_id
+        self._declared = declared
+        """What its workflow declares, if that is known here."""
         self.created = created
         self._incarnation = incarnation
         """When the run was created (ms), as in its header: what tells it from others of its id. 0: whichever has it."""
@@ -94,16 +111,25 @@ class Run(Generic[R]):
                 reason = f": {event.reason}" if event is not None and event.reason else ""
                 raise errors.RunCancelled(f"run {self.id} was cancelled{reason}", self.id)
 
-    async def signal(self, name: str, value: Any = None) -> None:
+    @overload
+    async def signal(self, name: SignalDefinition[None]) -> None: ...
+    @overload
+    async def signal(self, name: SignalDefinition[T], value: T) -> None: ...
+    @overload
+    async def signal(self, name: str, value: Any = None) -> None: ...
+    async def signal(self, name: str | SignalDefinition[Any], value: Any = None) -> None:
         """Send a signal with a value. Returns when the server has stored it; the run keeps it until it waits for it.
 
-        Delivered exactly once, in the order of this client's calls.
+        Delivered exactly once, in the order of this client's calls. `name` is a name, or a definition, which types the
+        value. If the handle knows its workflow, from `client.start(workflow, …)` or `client.run(id, workflow)`, what
+        that declares counts for names as well.
 
-        Raises `RunEnded`, `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`.
+        Raises `RunEnded`, `InvalidName`, `PayloadInvalid` (also for a value of another type), `PayloadTooLarge`, and
+        `UsageError` for a signal that the workflow doesn't declare although it declares its signals.
 
         >>> await run.signal("approve", True)
         """
-        payload = codec.encode(value, f"value of signal {check_name('signal', name)}")
+        name, payload = self._declared.payload("signal", name, value)
         tracing = self._client._tracing
         if tracing is None:
             body = msgspec.msgpack.encode((name, Raw(payload)))
@@ -114,6 +140,10 @@ class Run(Generic[R]):
             await self._client._post("signal", self.id, self._incarnation, body)
 
     @overload
+    async def ask(self, name: QuestionDefinition[T, A], value: T, timeout: float | timedelta | None = None) -> A: ...
+    @overload
+    async def ask(self, name: QuestionDefinition[None, A], *, timeout: float | timedelta | None = None) -> A: ...
+    @overload
     async def ask(
         self, name: str, value: Any = None, timeout: float | timedelta | None = None, *, type: type[T]
     ) -> T: ...
@@ -122,21 +152,33 @@ class Run(Generic[R]):
         self, name: str, value: Any = None, timeout: float | timedelta | None = None, *, type: Any = ...
     ) -> Any: ...
     async def ask(
-        self, name: str, value: Any = None, timeout: float | timedelta | None = None, *, type: Any = Any
+        self,
+        name: str | QuestionDefinition[Any, Any],
+        value: Any = None,
+        timeout: float | timedelta | None = None,
+        *,
+        type: Any = UNSET,
     ) -> Any:
         """Send a question, and wait for the run's answer, decoded as `type` (by default plain data).
+
+        `name` is a name, or a definition, which types value and answer. If the handle knows its workflow, what that
+        declares counts for names as well.
 
         `timeout`: seconds, or None to wait as long as it takes. The run receives the question once, and its answer is
         recorded in its history.
 
         Raises `AskRefused` when the run answers with a failure, `RunEnded` when it has ended or ends without answering,
         `TimeoutError` when the time is over (the run may still answer, and what it does because of the question is not
-        undone), `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`.
+        undone), `InvalidName`, `PayloadInvalid` (also for a value of another type), `PayloadTooLarge`, and `UsageError`
+        for a question that the workflow doesn't declare although it declares its questions.
 
         >>> left = await run.ask("reserve", {"seats": 2}, timeout=5, type=int)
         """
-        codec.decoder_for(type)  # refused before anything is sent
-        payload = codec.encode(value, f"value of ask {check_name('ask', name)}")
+        name, definition = self._declared.find("question", name)
+        wanted = Any if definition is None else definition.answer
+        if type is not UNSET:
+            codec.decoder_for(wanted := type)  # refused before anything is sent
+        name, payload = self._declared.payload("question", definition or name, value)
         ask_id = os.urandom(16).hex()
         late = f"run {self.id} has not answered {name} within {{:g}} s; it may still do so"
         tracing = self._client._tracing
@@ -151,26 +193,37 @@ class Run(Generic[R]):
                 answer = msgspec.msgpack.decode(await self._within(timeout, answered, late), type=AskAnswered)
         if answer.failure is not None:
             raise AskRefused(self.id, name, answer.failure)
-        return codec.decode(answer.result, type, f"answer of run {self.id} to {name}")
+        return codec.decode(answer.result, wanted, f"answer of run {self.id} to {name}")
 
+    @overload
+    async def read(self, key: PublishedDefinition[T], *, default: D) -> T | D: ...
+    @overload
+    async def read(self, key: PublishedDefinition[T]) -> T | None: ...
     @overload
     async def read(self, key: str, type: type[T], default: D) -> T | D: ...
     @overload
     async def read(self, key: str, type: type[T]) -> T | None: ...
     @overload
     async def read(self, key: str, type: Any = ..., default: Any = ...) -> Any: ...
-    async def read(self, key: str, type: Any = Any, default: Any = None) -> Any:
+    async def read(self, key: str | PublishedDefinition[Any], type: Any = UNSET, default: Any = None) -> Any:
         """The newest value that the run has published under `key`, decoded as `type`; `default` if there is none.
 
-        Reads the server only: the run does not notice. Works after its end, too, until it is forgotten.
+        Reads the server only: the run does not notice. Works after its end, too, until it is forgotten. `key` is a key,
+        or a definition, which has the type.
 
-        Raises `InvalidName`, and `PayloadInvalid` when the value doesn't fit `type`.
+        Raises `InvalidName`, `PayloadInvalid` when the value doesn't fit `type`, and `UsageError` for a key that the
+        workflow of the handle doesn't declare although it declares what it publishes.
 
         >>> done = await run.read("done", int, default=0)
         """
-        codec.decoder_for(type)
-        values = await self._client._published(self.id, self._incarnation, check_name("key", key))
-        return codec.decode(values[key], type, f"published value {key} of run {self.id}") if key in values else default
+        key, definition = self._declared.find("key", key)
+        wanted = Any if definition is None else definition.type
+        if type is not UNSET:
+            codec.decoder_for(wanted := type)
+        values = await self._client._published(self.id, self._incarnation, key)
+        return (
+            codec.decode(values[key], wanted, f"published value {key} of run {self.id}") if key in values else default
+        )
 
     async def published(self) -> dict[str, Any]:
         """All values that the run has published, by key, as plain data."""

@@ -19,10 +19,13 @@ import msgspec
 from streamflow.daemon.context import Context
 from streamflow.errors import NamespaceMismatch, StoreError, StoreMisconfigured, UsageError
 from streamflow.loops import retry_forever
+from streamflow.model.codec import type_name
+from streamflow.model.json_schema import schema_of
 from streamflow.store.connection import Call
 from streamflow.store.durability import use_durability
 from streamflow.store.namespace import Namespace, check_same, register_queues, write_records
 from streamflow.workflow.app import App, Reducer, Workflow
+from streamflow.workflow.messages import QuestionDefinition
 
 _log = logging.getLogger("streamflow.namespace")
 
@@ -134,7 +137,8 @@ def described(app: App) -> list[tuple[str, bytes]]:
 
 
 def describe_workflow(app: App, workflow: Workflow[..., Any] | Reducer) -> dict[str, object]:
-    """What clients can see of a workflow: its kind, its parameters' names, the first line of its docstring."""
+    """What clients can see of a workflow: its kind, its parameters and their types, what it takes and shows, the first
+    line of its docstring."""
     doc = (workflow.function.__doc__ or "").strip().partition("\n")[0]
     return {
         "kind": "reducer" if isinstance(workflow, Reducer) else "workflow",
@@ -142,4 +146,21 @@ def describe_workflow(app: App, workflow: Workflow[..., Any] | Reducer) -> dict[
         "required": sum(default is inspect.Parameter.empty for default in workflow.parameters.defaults),
         "doc": doc,
         "steps": sorted(app.steps),
+        "inputs": [schema_of(type_) for type_ in workflow.parameters.types],
+        "signals": _described(workflow, "signal"),
+        "questions": _described(workflow, "question"),
+        "published": _described(workflow, "key"),
     }
+
+
+def _described(workflow: Workflow[..., Any] | Reducer, what: str) -> dict[str, dict[str, object]] | None:
+    """The definitions of a kind that it declares, by name, as `MessageInfo` has them; None if it declares none."""
+    known = workflow.declared.of(what)
+    if known is None:
+        return None
+    found: dict[str, dict[str, object]] = {}
+    for name, one in known.items():
+        found[name] = {"type": type_name(one.type), "schema": schema_of(one.type)}
+        if isinstance(one, QuestionDefinition):
+            found[name]["answer"] = type_name(one.answer)  # pyright: ignore[reportUnknownMemberType]
+    return found

@@ -95,6 +95,18 @@ def _encode(value: object, what: str, sets: bool) -> bytes:
     return data
 
 
+def encode_as(value: object, type_: Any, what: str) -> bytes:
+    """`encode` of a value that is to be of a type. Raises `PayloadInvalid` also for one that isn't, or that would
+    arrive as something else."""
+    data = encode(value, what)
+    if type_ is not Any:
+        decode(data, type_, what)
+        is_same = _is_same(value, decoder_for(type_), data)
+        if not is_same and (reason := lost(value, declared_as(type_).info, "it")):
+            raise PayloadInvalid(f"the {what} would not arrive as it is: {reason}.")
+    return data
+
+
 def check_payload(data: bytes | memoryview, what: str) -> None:
     """Raises `PayloadTooLarge` above 2 MB and `PayloadInvalid` beyond 64 levels; warns above 256 KB."""
     size = len(data)
@@ -164,7 +176,7 @@ def _decoder_for(type_: Any) -> tuple[Callable[[Any], Any], Declared]:
         return msgspec.msgpack.Decoder(type_, dec_hook=decode_unknown).decode, examine(type_)
     except Exception as error:  # also of metaclasses and of annotations that can't be resolved
         raise PayloadInvalid(
-            f"{recordable(_type_name(type_), 200)} can't be the type of a payload: {advice_for(error)}"
+            f"{recordable(type_name(type_), 200)} can't be the type of a payload: {advice_for(error)}"
         ) from error
 
 
@@ -175,7 +187,7 @@ def decode(data: Raw | bytes, type_: Any, what: str) -> Any:
     except PayloadInvalid:
         raise
     except Exception as error:  # types are user code: a `__post_init__` may raise anything
-        raise PayloadInvalid(f"the {what} is not a {_type_name(type_)}: {text_of(error)}") from error
+        raise PayloadInvalid(f"the {what} is not a {type_name(type_)}: {text_of(error)}") from error
 
 
 def _decode_plain(value: Any, type_: Any, what: str) -> Any:
@@ -185,13 +197,13 @@ def _decode_plain(value: Any, type_: Any, what: str) -> Any:
     except PayloadInvalid:
         raise
     except Exception as error:  # types are user code
-        raise PayloadInvalid(f"the {what} is not a {_type_name(type_)}: {text_of(error)}") from error
+        raise PayloadInvalid(f"the {what} is not a {type_name(type_)}: {text_of(error)}") from error
 
 
 decode_data_with(_decode_plain)
 
 
-def _type_name(type_: Any) -> str:
+def type_name(type_: Any) -> str:
     return type_.__name__ if isinstance(type_, type) else str(type_)
 
 
@@ -406,7 +418,7 @@ class Parameters:
             return self._decode_result(payload)
         except Exception as error:
             raise PayloadInvalid(
-                f"the result of {self.what} is not a {_type_name(self.returns)}: {text_of(error)}"
+                f"the result of {self.what} is not a {type_name(self.returns)}: {text_of(error)}"
             ) from error
 
 

@@ -26,13 +26,24 @@ from typing import Any, ParamSpec, TypeVar, TypeVarTuple, cast, overload
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from streamflow.client.client import Client, Decode, Run, _decoder, _filters, _input, _options, _start, _target
+from streamflow.client.client import (
+    Client,
+    Decode,
+    Run,
+    _declared,
+    _decoder,
+    _filters,
+    _input,
+    _options,
+    _returns,
+    _start,
+    _target,
+)
 from streamflow.client.histories import History
 from streamflow.client.listing import RunDescription, RunSummary, describe, failure_in, instant, summarize
 from streamflow.client.waiting import not_found
 from streamflow.errors import RunConflict, RunEnded, UsageError
 from streamflow.events import AnyEvent, Transition, decode_history
-from streamflow.model import codec
 from streamflow.model.attributes import Attribute
 from streamflow.model.causes import attempts_before
 from streamflow.model.names import check_run_id
@@ -42,7 +53,8 @@ from streamflow.store.namespace import Namespace
 from streamflow.testing.attempts import running
 from streamflow.testing.stubs import Stub, StubCall
 from streamflow.testing.world import Record, Stalled, World
-from streamflow.workflow.app import App, Step
+from streamflow.workflow.app import App, Step, Workflow
+from streamflow.workflow.messages import Declared
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -158,7 +170,7 @@ class Sandbox:
                 f"the id {start.run_id} belongs to a run of workflow {other}, not {name}: use another id", start.run_id
             )
         await self._settle()
-        return SandboxRun(self, start.run_id, _decoder(name, parameters), not header)
+        return SandboxRun(self, start.run_id, _decoder(name, parameters), not header, _declared(workflow))
 
     def _new_id(self, workflow: str, tenant: str) -> str:
         """Counted rather than drawn, because a run's `sf.random()` and its retries depend on its id."""
@@ -171,12 +183,14 @@ class Sandbox:
     @overload
     def run(self, run_id: str) -> SandboxRun[Any]: ...
     @overload
+    def run(self, run_id: str, returns: Workflow[..., R]) -> SandboxRun[R]: ...
+    @overload
     def run(self, run_id: str, returns: type[R]) -> SandboxRun[R]: ...
     def run(self, run_id: str, returns: Any = Any) -> SandboxRun[Any]:
-        """The handle of a run by its full id, as `client.run`, for example of a child. `returns`: the result's type."""
-        what = f"result of run {check_run_id(run_id)}"
-        codec.decoder_for(returns)
-        return SandboxRun(self, run_id, lambda raw: codec.decode(raw, returns, what), False)
+        """The handle of a run by its full id, as `client.run`, for example of a child. `returns`: the result's type, or
+        the run's workflow."""
+        check_run_id(run_id)
+        return SandboxRun(self, run_id, _returns(run_id, returns), False, _declared(returns))
 
     async def runs(
         self,
@@ -436,8 +450,8 @@ class SandboxRun(Run[R]):
 
     __slots__ = ("_sandbox",)
 
-    def __init__(self, sandbox: Sandbox, run_id: str, decode: Decode | None, created: bool) -> None:
-        super().__init__(cast("Client", sandbox), run_id, decode, created)
+    def __init__(self, sandbox: Sandbox, run_id: str, decode: Decode | None, created: bool, declared: Declared) -> None:
+        super().__init__(cast("Client", sandbox), run_id, decode, created, declared=declared)
         self._sandbox = sandbox
 
     async def _within(self, timeout: float | timedelta | None, answer: Awaitable[T], late: str) -> T:

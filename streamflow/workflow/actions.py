@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import msgspec
 from msgspec import Raw
@@ -27,15 +27,17 @@ from streamflow.events import (
     TimerSet,
 )
 from streamflow.model import codec, sharding
-from streamflow.model.names import check_name, check_run_id
+from streamflow.model.names import check_run_id
 from streamflow.text import recordable
 from streamflow.workflow.awaitable import DONE, NEW, PENDING, Fiber, Operation, active_machine, warn_if_forgotten
+from streamflow.workflow.messages import Declared, SignalDefinition
 
 if TYPE_CHECKING:
     from streamflow.workflow.app import Reducer, Step, Workflow
     from streamflow.workflow.awaitable import Machine
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 ON_PARENT_END = ("cancel", "abandon", "wait")
 """What can happen to a child when its parent ends first, or stops awaiting it."""
@@ -329,18 +331,22 @@ class SignalWait(Operation):
 
 
 class AskWait(SignalWait):
-    """Waits for one question called `name`; settled with a `Question`."""
+    """Waits for one question called `name`; settled with a `Question`, whose answer is to be of a type."""
 
-    __slots__ = ()
+    __slots__ = ("answer",)
 
     what = "question"
+
+    def __init__(self, name: str, type_: Any, ms: int | None, answer: Any = Any) -> None:
+        super().__init__(name, type_, ms)
+        self.answer = answer
 
     @property
     def key(self) -> str:
         return message_key(AskReceived("", self.name, NOTHING))
 
     def wrap(self, event: Any, value: Any, machine: Machine) -> Any:
-        return Question(event.id, event.name, value)
+        return Question(event.id, event.name, value, self.answer)
 
     def refuse(self, event: Any, error: PayloadInvalid, machine: Machine) -> None:
         machine.answer(AskAnswered(event.id, event.name, NOTHING, Failure("PayloadInvalid", str(error))))
@@ -354,20 +360,22 @@ class Question(Generic[T]):
     `RunEnded`.
     """
 
-    __slots__ = ("_answered", "id", "name", "value")
+    __slots__ = ("_answer", "_answered", "id", "name", "value")
 
-    def __init__(self, id: str, name: str, value: T) -> None:
+    def __init__(self, id: str, name: str, value: T, answer: Any = Any) -> None:
         self.id = id
         self.name = name
         self.value = value
+        self._answer = answer
         self._answered = False
 
     def answer(self, result: object = None) -> None:
         """Answer with `result`; the asker gets it as soon as it is recorded.
 
-        Raises `PayloadInvalid`, `PayloadTooLarge`, and `UsageError` if the question is answered already.
+        Raises `PayloadInvalid` (also for an answer that isn't of the type that the question's definition has),
+        `PayloadTooLarge`, and `UsageError` if the question is answered already.
         """
-        payload = Raw(codec.encode(result, f"answer to question {self.name}"))
+        payload = Raw(codec.encode_as(result, self._answer, f"answer to question {self.name}"))
         self._record(AskAnswered(self.id, self.name, payload), result)
 
     def refuse(self, reason: str) -> None:
@@ -396,12 +404,20 @@ class SignalSend(Operation):
 
     __slots__ = ("child", "content", "name", "payload", "target")
 
-    def __init__(self, target: str, name: str, value: object, child: ChildCall | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        declared: Declared,
+        name: str | SignalDefinition[Any],
+        value: object,
+        child: ChildCall | None = None,
+    ) -> None:
+        """`declared`: by the target's workflow, as far as it is known."""
         self.target = check_run_id(target)
         self.child = child
-        self.name = check_name("signal", name)
+        self.name, payload = declared.payload("signal", name, value)
+        self.payload = Raw(payload)
         self.content: object = value
-        self.payload = Raw(codec.encode(value, f"value of signal {name}"))
         super().__init__()
 
     __del__ = warn_if_forgotten
@@ -516,9 +532,16 @@ class Child(Generic[T]):
         """
         return Join(self._call)
 
-    def signal(self, name: str, value: object = None) -> Awaitable[None]:
-        """Send it a signal, as `sf.send_signal`. Raises `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`."""
-        return SignalSend(self.id, name, value, self._call)
+    @overload
+    def signal(self, name: SignalDefinition[None]) -> Awaitable[None]: ...
+    @overload
+    def signal(self, name: SignalDefinition[S], value: S) -> Awaitable[None]: ...
+    @overload
+    def signal(self, name: str, value: object = None) -> Awaitable[None]: ...
+    def signal(self, name: str | SignalDefinition[Any], value: object = None) -> Awaitable[None]:
+        """Send it a signal, as `sf.send_signal`. Raises `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`, and
+        `UsageError` for one that its workflow doesn't declare although it declares its signals."""
+        return SignalSend(self.id, self._call.target.declared, name, value, self._call)
 
     def cancel(self, reason: str = "") -> Awaitable[None]:
         """Ask it to cancel, without waiting for that: `result()` waits for its end. No effect if it has ended."""

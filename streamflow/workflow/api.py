@@ -19,14 +19,14 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from streamflow.errors import UsageError
-from streamflow.model import codec
 from streamflow.model.attributes import Attribute, check_attributes
 from streamflow.model.durations import seconds_of
 from streamflow.model.names import check_name, check_text
 from streamflow.workflow.actions import AskWait, Child, ChildCall, ChildStart, Question, SignalSend, SignalWait, Sleep
 from streamflow.workflow.app import OnParentEnd, Startable
-from streamflow.workflow.awaitable import active_machine
+from streamflow.workflow.awaitable import Machine, active_machine
 from streamflow.workflow.concurrency import Gather, Map, Race, Shield, TaskGroup, Timeout, as_operations, check_callable
+from streamflow.workflow.messages import UNDECLARED, Declared, PublishedDefinition, QuestionDefinition, SignalDefinition
 from streamflow.workflow.saga import Saga
 
 P = ParamSpec("P")
@@ -209,26 +209,38 @@ def sleep(duration: float | timedelta, *, tag: str = "") -> Awaitable[None]:
 
 
 @overload
+def signal(name: SignalDefinition[T], *, timeout: float | timedelta | None = None) -> Awaitable[T]: ...
+@overload
 def signal(name: str, type: type[T], timeout: float | timedelta | None = None) -> Awaitable[T]: ...
 @overload
 def signal(name: str, type: Any = ..., timeout: float | timedelta | None = None) -> Awaitable[Any]: ...
-def signal(name: str, type: Any = Any, timeout: float | timedelta | None = None) -> Awaitable[Any]:
-    """Wait for a signal called `name`; gives its value, checked against `type`.
+def signal(
+    name: str | SignalDefinition[Any], type: Any = UNSET, timeout: float | timedelta | None = None
+) -> Awaitable[Any]:
+    """Wait for a signal called `name`; gives its value, checked against `type`. Of a definition the type is known, and
+    of a name that the workflow declares as well.
 
     Signals of one name are taken in the order in which they were received. One that is received before a wait is kept
     for the next wait. One whose value is not of the `type` is skipped, with a warning in the daemon's log.
 
-    `timeout` is in seconds or a timedelta; after it the built-in `TimeoutError` is raised. Raises `InvalidName`, and
-    `PayloadInvalid` for a type that can't be decoded.
+    `timeout` is in seconds or a timedelta; after it the built-in `TimeoutError` is raised. Raises `InvalidName`,
+    `PayloadInvalid` for a type that can't be decoded, and `UsageError` for a signal that the workflow doesn't declare
+    although it declares its signals.
 
     >>> approved = await sf.signal("approve", bool, timeout=3600)
     """
-    active_machine("signal()")
-    codec.decoder_for(type)
-    return SignalWait(check_name("signal", name), type, None if timeout is None else milliseconds(timeout, "signal()"))
+    declared = _declared_here(active_machine("signal()"))
+    name, type_, _ = declared.expected("signal", name, type)
+    return SignalWait(name, type_, None if timeout is None else milliseconds(timeout, "signal()"))
 
 
-def send_signal(run_id: str, name: str, value: object = None) -> Awaitable[None]:
+@overload
+def send_signal(run_id: str, name: SignalDefinition[None]) -> Awaitable[None]: ...
+@overload
+def send_signal(run_id: str, name: SignalDefinition[T], value: T) -> Awaitable[None]: ...
+@overload
+def send_signal(run_id: str, name: str, value: object = None) -> Awaitable[None]: ...
+def send_signal(run_id: str, name: str | SignalDefinition[Any], value: object = None) -> Awaitable[None]:
     """Send a signal to the run with the id `run_id`. Settled as soon as it is recorded; it is delivered exactly once.
 
     A signal to a run that doesn't exist or has ended is dropped. Raises `InvalidName`, `PayloadInvalid`,
@@ -237,30 +249,38 @@ def send_signal(run_id: str, name: str, value: object = None) -> Awaitable[None]
     >>> await sf.send_signal("order-17", "paid", receipt)
     """
     active_machine("send_signal()")
-    return SignalSend(run_id, name, value)
+    return SignalSend(run_id, UNDECLARED, name, value)
 
 
+@overload
+def question(
+    name: QuestionDefinition[T, Any], *, timeout: float | timedelta | None = None
+) -> Awaitable[Question[T]]: ...
 @overload
 def question(name: str, type: type[T], timeout: float | timedelta | None = None) -> Awaitable[Question[T]]: ...
 @overload
 def question(name: str, type: Any = ..., timeout: float | timedelta | None = None) -> Awaitable[Question[Any]]: ...
-def question(name: str, type: Any = Any, timeout: float | timedelta | None = None) -> Awaitable[Question[Any]]:
-    """Wait for a question called `name`, from `run.ask(name, value)`; gives a `Question`.
+def question(
+    name: str | QuestionDefinition[Any, Any], type: Any = UNSET, timeout: float | timedelta | None = None
+) -> Awaitable[Question[Any]]:
+    """Wait for a question called `name`, from `run.ask(name, value)`; gives a `Question`. Of a definition the types of
+    question and answer are known, and of a name that the workflow declares as well.
 
     The asker waits until its `answer(…)` or `refuse(…)` is called. Questions of one name are taken in the order in
     which they were received; one that is received before a wait is kept for the next wait. One whose value is not of
     the `type` is refused automatically.
 
-    `timeout` is in seconds or a timedelta; after it the built-in `TimeoutError` is raised. Raises `InvalidName`, and
-    `PayloadInvalid` for a type that can't be decoded.
+    `timeout` is in seconds or a timedelta; after it the built-in `TimeoutError` is raised. Raises `InvalidName`,
+    `PayloadInvalid` for a type that can't be decoded, and `UsageError` for a question that the workflow doesn't declare
+    although it declares its questions.
 
     >>> change = await sf.question("set-limit", int)
     >>> change.answer("accepted" if change.value < 100 else "too high")
     """
-    active_machine("question()")
-    codec.decoder_for(type)
-    name = check_name("question", name)
-    return AskWait(name, type, None if timeout is None else milliseconds(timeout, "question()"))
+    declared = _declared_here(active_machine("question()"))
+    name, type_, definition = declared.expected("question", name, type)
+    ms = None if timeout is None else milliseconds(timeout, "question()")
+    return AskWait(name, type_, ms, Any if definition is None else definition.answer)
 
 
 # --- what others can read ---------------------------------------------------------------------------------------------
@@ -281,16 +301,21 @@ def set_attributes(**values: Attribute | None) -> None:
     active_machine("set_attributes()").set_attributes(check_attributes(values))
 
 
-def publish(key: str, value: object) -> None:
+@overload
+def publish(key: PublishedDefinition[T], value: T) -> None: ...
+@overload
+def publish(key: str, value: object) -> None: ...
+def publish(key: str | PublishedDefinition[Any], value: object) -> None:
     """Publish a value that others can read: `await run.read(key)` gives the newest one, without disturbing the run.
 
     It is visible when the current transition is committed, and stays until the run is deleted. Raises `InvalidName`,
-    `PayloadInvalid`, `PayloadTooLarge`.
+    `PayloadInvalid` (also for a value that isn't of the type that the definition has), `PayloadTooLarge`, and
+    `UsageError` for a key that the workflow doesn't declare although it declares what it publishes.
 
     >>> sf.publish("progress", {"done": 3, "of": 10})
     """
     machine = active_machine("publish()")
-    machine.publish(check_name("key", key), codec.encode(value, f"published value {key}"))
+    machine.publish(*_declared_here(machine).payload("key", key, value))
 
 
 # --- children ---------------------------------------------------------------------------------------------------------
@@ -384,3 +409,8 @@ def milliseconds(duration: float | timedelta, what: str) -> int:
     if seconds is None:
         raise UsageError(f"sf.{what}: duration must be seconds or a timedelta, at most 1e11 seconds, got {duration!r}")
     return max(math.ceil(round(seconds * 1000, 3)), 0)  # rounded up, but 1.1 s is 1100 ms in spite of binary fractions
+
+
+def _declared_here(machine: Machine) -> Declared:
+    """What the workflow declares whose code runs."""
+    return machine.app.declared_by(machine.workflow, machine.version)

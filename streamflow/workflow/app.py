@@ -13,7 +13,7 @@ import inspect
 import sys
 import typing
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import timedelta
 from types import FrameType
 from typing import Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast, overload
@@ -26,6 +26,13 @@ from streamflow.model.durations import seconds_of
 from streamflow.model.names import check_name, check_run_id, check_text
 from streamflow.workflow.actions import ON_PARENT_END, ChildCall, StepCall
 from streamflow.workflow.awaitable import active
+from streamflow.workflow.messages import (
+    UNDECLARED,
+    Declared,
+    PublishedDefinition,
+    QuestionDefinition,
+    SignalDefinition,
+)
 from streamflow.workflow.retry import Retry
 
 P = ParamSpec("P")
@@ -137,7 +144,17 @@ def missing_step(name: str) -> Step[..., Any]:
 class Startable:
     """Base of workflows and reducers: a name, a version, and how they are started as a child run."""
 
-    __slots__ = ("child_id", "child_tenant", "function", "name", "on_parent_end", "parameters", "tag", "version")
+    __slots__ = (
+        "child_id",
+        "child_tenant",
+        "declared",
+        "function",
+        "name",
+        "on_parent_end",
+        "parameters",
+        "tag",
+        "version",
+    )
 
     kind = "workflow"
 
@@ -145,6 +162,8 @@ class Startable:
         self.function = function
         self.name = check_name("workflow", name)
         self.parameters = parameters
+        self.declared = UNDECLARED
+        """Its signals, questions and published values."""
         self.version = 0
         self.on_parent_end: OnParentEnd = "cancel"
         self.child_id = ""
@@ -466,11 +485,31 @@ class App:
     @overload
     def workflow(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
     @overload
-    def workflow(self, /, *, name: str | None = None, version: int = 0) -> _WorkflowDecorator: ...
     def workflow(
-        self, function: Callable[..., Any] | None = None, /, *, name: str | None = None, version: int = 0
+        self,
+        /,
+        *,
+        name: str | None = None,
+        version: int = 0,
+        signals: Iterable[SignalDefinition[Any]] | None = None,
+        questions: Iterable[QuestionDefinition[Any, Any]] | None = None,
+        published: Iterable[PublishedDefinition[Any]] | None = None,
+    ) -> _WorkflowDecorator: ...
+    def workflow(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        version: int = 0,
+        signals: Iterable[SignalDefinition[Any]] | None = None,
+        questions: Iterable[QuestionDefinition[Any, Any]] | None = None,
+        published: Iterable[PublishedDefinition[Any]] | None = None,
     ) -> Any:
         """Register a workflow, an `async def`. `name` is by default the function's name.
+
+        `signals`, `questions` and `published` declare all that it waits for and publishes: others are refused where
+        they are sent or waited for. Of a kind that isn't given any name is accepted.
 
         Several functions may have the same `name` and different versions: a run keeps the version that it began with,
         and new runs begin with the highest. Remove an old version when no run of it is open any more.
@@ -483,6 +522,7 @@ class App:
 
         def register(function: Callable[..., Any]) -> Workflow[..., Any]:
             workflow: Workflow[..., Any] = Workflow(function, name or _name_of(function), version)
+            workflow.declared = Declared(f"workflow {workflow.name}", signals, questions, published)
             self._add_version(workflow)
             return workflow
 
@@ -491,9 +531,28 @@ class App:
     @overload
     def reducer(self, function: Callable[..., Any], /) -> Reducer: ...
     @overload
-    def reducer(self, /, *, name: str | None = None) -> Callable[[Callable[..., Any]], Reducer]: ...
-    def reducer(self, function: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
+    def reducer(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        signals: Iterable[SignalDefinition[Any]] | None = None,
+        questions: Iterable[QuestionDefinition[Any, Any]] | None = None,
+        published: Iterable[PublishedDefinition[Any]] | None = None,
+    ) -> Callable[[Callable[..., Any]], Reducer]: ...
+    def reducer(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        signals: Iterable[SignalDefinition[Any]] | None = None,
+        questions: Iterable[QuestionDefinition[Any, Any]] | None = None,
+        published: Iterable[PublishedDefinition[Any]] | None = None,
+    ) -> Any:
         """Register a reducer, a plain function `(state, event) -> Decision`. `name` is by default the function's name.
+
+        `signals`, `questions` and `published` as of a workflow; the reducer still gets plain data.
 
         Raises `UsageError`, `InvalidName`, and `PayloadInvalid` for a state that can't be stored.
 
@@ -503,6 +562,7 @@ class App:
 
         def register(function: Callable[..., Any]) -> Reducer:
             reducer = Reducer(function, name or _name_of(function))
+            reducer.declared = Declared(f"reducer {reducer.name}", signals, questions, published)
             self._add(reducer)
             return reducer
 
@@ -528,6 +588,13 @@ class App:
             if isinstance(newest, Workflow) and newest.version == version:
                 return newest
         return definition
+
+    def declared_by(self, name: str, version: int) -> Declared:
+        """What a workflow or reducer declares; nothing of one that isn't registered."""
+        found = self.workflows.get(name)
+        if found is None or found.version != version:
+            found = self.version(name, version)
+        return UNDECLARED if found is None else found.declared
 
     def has_copy_of(self, step: Step[..., Any]) -> bool:
         """Whether its step of this name is the same code, imported as `__main__` and by its name."""

@@ -114,3 +114,42 @@ async def use(client: sf.Client) -> None:
     assert_type(await client.start("digest", ["https://example.org"]), sf.Run[Any])
     assert_type(client.run("digest-1", int), sf.Run[int])
     assert_type(await client.start_many(leaf, [(1,), (2,)]), list[sf.Run[str]])
+
+
+# --- messages that a workflow declares --------------------------------------------------------------------------------
+
+approve = sf.SignalDefinition("approve", bool)
+stop = sf.SignalDefinition("stop", type(None))
+reserve = sf.QuestionDefinition("reserve", int, answer=str)
+progress = sf.PublishedDefinition("progress", float)
+maybe: sf.SignalDefinition[int | None] = sf.SignalDefinition("maybe", int | None)
+
+
+@app.workflow(signals=[approve, stop, maybe], questions=[reserve], published=[progress])
+async def declaring(n: int) -> bool:
+    assert_type(await sf.signal(approve, timeout=3), bool)
+    assert_type(await sf.signal(maybe), int | None)
+    question = await sf.question(reserve)
+    assert_type(question.value, int)
+    sf.publish(progress, 0.5)
+    sf.publish(progress, "half")  # pyright: ignore[reportArgumentType, reportCallIssue]
+    await sf.send_signal("other", approve, True)
+    await sf.send_signal("other", approve, "yes")  # pyright: ignore[reportArgumentType, reportCallIssue]
+    await sf.send_signal("other", stop)
+    child = await sf.start(declaring, 3)
+    await child.signal(approve, False)
+    await child.signal(stop)
+    await child.signal(approve, 3)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return True
+
+
+async def talks(client: sf.Client) -> None:
+    run = client.run("r", declaring)
+    assert_type(run, sf.Run[bool])
+    await run.signal(approve, True)
+    await run.signal(stop)
+    await run.signal(approve, "yes")  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert_type(await run.ask(reserve, 3, timeout=5), str)
+    await run.ask(reserve, "three")  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert_type(await run.read(progress), float | None)
+    assert_type(await run.read(progress, default="none"), float | str)

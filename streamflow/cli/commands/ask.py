@@ -23,6 +23,7 @@ from streamflow.cli.output import plain_value, print_json
     "--timeout", type=click.FloatRange(0), metavar="SECONDS", show_default="no limit",
     help="Maximum time to wait for the answer.",
 )  # fmt: skip
+@click.option("--force", is_flag=True, help="Send it even if the workflow declares no such question, or another type.")
 @server_options
 @json_option
 def ask(
@@ -30,6 +31,7 @@ def ask(
     name: str,
     value: str | None,
     timeout: float | None,
+    force: bool,
     redis: str | None,
     namespace: str | None,
     as_json: bool,
@@ -37,12 +39,14 @@ def ask(
     """Ask a run a question and print its answer.
 
     The answer is printed as JSON. The exit code is 1 if the run refuses the question, ends without answering, or does
-    not answer within --timeout; in the last case it may still answer later.
+    not answer within --timeout; in the last case it may still answer later. If the run's workflow declares its
+    questions, others are refused, and so are values of another type.
 
     \b
     Example:
       streamflow ask order-17 reserve '{"seats": 2}' --timeout 5
     """
+    from streamflow.client.door import Door
     from streamflow.model.names import check_name
 
     check_name("ask", name)
@@ -50,6 +54,8 @@ def ask(
 
     async def send() -> Any:
         async with open_client(redis, namespace) as client:
+            if not force:
+                await Door(client).check("question", run, name, payload)
             return await client.run(run).ask(name, payload, timeout)
 
     answer = plain_value(run_async(send))

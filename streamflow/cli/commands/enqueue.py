@@ -71,7 +71,7 @@ def _as_json(value: str) -> str:
     help="With --wait: maximum time to wait; the run continues after it.",
 )  # fmt: skip
 @click.option("--file", metavar="FILE", help="Start one run per line of this JSON Lines file; - for stdin.")
-@click.option("--force", is_flag=True, help="Start the run even if no daemon has registered the workflow.")
+@click.option("--force", is_flag=True, help="Start the run even if no daemon knows the workflow, or such an input.")
 @server_options
 @json_option
 def enqueue(
@@ -115,7 +115,7 @@ def enqueue(
         async with open_client(redis, namespace) as client:
             await client.read_namespace()  # a missing namespace is reported as such, not as an unknown workflow
             info = find_workflow(workflow, await client.workflows(), force)
-            arguments = Arguments(workflow, info).bind(value)
+            arguments = Arguments(workflow, info, force).bind(value)
             run = await client.start(workflow, *arguments, id=run_id, tenant=tenant)
             if wait:
                 return await _wait(client, run, timeout, as_json)

@@ -19,17 +19,22 @@ from streamflow.cli.output import print_json
 @click.argument("run", type=checked_id, metavar="RUN")
 @click.argument("name")
 @click.argument("value", required=False, metavar="[VALUE_JSON]")
+@click.option("--force", is_flag=True, help="Send it even if the workflow declares no such signal, or another type.")
 @server_options
 @json_option
-def signal(run: str, name: str, value: str | None, redis: str | None, namespace: str | None, as_json: bool) -> None:
+def signal(
+    run: str, name: str, value: str | None, force: bool, redis: str | None, namespace: str | None, as_json: bool
+) -> None:
     """Send a signal to a run.
 
-    A signal that arrives before the run waits for it is kept until then. Without VALUE_JSON its value is null.
+    A signal that arrives before the run waits for it is kept until then. Without VALUE_JSON its value is null. If the
+    run's workflow declares its signals, others are refused, and so are values of another type.
 
     \b
     Example:
       streamflow signal invoice-17 approve true
     """
+    from streamflow.client.door import Door
     from streamflow.model.names import check_name
 
     check_name("signal", name)
@@ -37,6 +42,8 @@ def signal(run: str, name: str, value: str | None, redis: str | None, namespace:
 
     async def send() -> None:
         async with open_client(redis, namespace) as client:
+            if not force:
+                await Door(client).check("signal", run, name, payload)
             await client.run(run).signal(name, payload)
 
     run_async(send)

@@ -1,0 +1,54 @@
+"""What no run of a workflow could take is refused before it is sent, by what daemons have registered.
+
+Owns: the check for who has no code of the workflow. Handles that know it check by their code (`workflow/messages.py`).
+Must not: send anything, or refuse what a daemon could take. Called by: the command line.
+"""
+
+# `Client` and its helpers share its private reads.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from streamflow.client.listing import MessageInfo, WorkflowInfo
+from streamflow.errors import UsageError
+from streamflow.model.json_schema import checker
+from streamflow.workflow.messages import not_declared
+
+if TYPE_CHECKING:
+    from streamflow.client.client import Client
+
+
+class Door:
+    """Reads what is registered once, and for each run which workflow it has."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._infos: Mapping[str, WorkflowInfo] | None = None
+
+    async def check(self, what: str, run_id: str, name: str, value: Any) -> None:
+        """`what`: `signal` or `question`; `value`: as JSON has it.
+
+        Raises `UsageError` for a name that the run's workflow doesn't declare although it declares some, or for a value
+        of another type; `RunNotFound`.
+        """
+        header, _ = await self._client._header(run_id, 0)
+        if self._infos is None:
+            self._infos = await self._client.workflows()
+        info = self._infos.get(header.workflow)
+        known = None if info is None else info.signals if what == "signal" else info.questions
+        if info is not None and known is not None:
+            check_message(f"{info.kind} {header.workflow}", what, name, value, known)
+
+
+def check_message(who: str, what: str, name: str, value: Any, known: Mapping[str, MessageInfo]) -> None:
+    """Raises `UsageError`, as `Door.check`."""
+    found = known.get(name)
+    if found is None:
+        raise UsageError(f"{not_declared(who, what, name, known)}. Add --force to send it anyway")
+    if reason := checker(found.schema)(value, "value"):
+        raise UsageError(
+            f"the value of {what} {name} of {who} is not a {found.type}: {reason}. Add --force to send it anyway"
+        )

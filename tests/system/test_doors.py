@@ -1,0 +1,120 @@
+"""What no run could take is refused by the commands, by what daemons have registered, and reaches no run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import streamflow as sf
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.store.connection import Call
+from tests.support.shell import Shell
+from tests.support.waiting import DEADLINE, names_of, reduced
+from tests.system.conftest import Serve
+
+pytestmark = pytest.mark.anyio
+
+app = sf.App()
+
+
+class Order(msgspec.Struct):
+    item: str
+    lines: tuple[int, ...] = ()
+
+
+approve = sf.SignalDefinition("approve", bool)
+reserve = sf.QuestionDefinition("reserve", int, answer=str)
+
+
+@app.workflow(signals=[approve], questions=[reserve])
+async def selling(order: Order) -> bool:
+    """Sell something."""
+    question = await sf.question(reserve)
+    question.answer(order.item * question.value)
+    return await sf.signal(approve)
+
+
+@app.workflow
+async def waiting(value: int) -> int:
+    return value + await sf.signal("more", int)
+
+
+async def test_commands_refuse_what_the_workflow_could_not_take(
+    serve: Serve, embedded_server: EmbeddedServer, namespace: str
+) -> None:
+    run = Shell(embedded_server.url, namespace)
+    async with serve(app, shards=4) as (client, _):
+        wrong = '{"item": 3}'
+        assert "doesn't fit workflow selling: order.item must be string" in await run(
+            "enqueue", "selling", "--id", "s", "--input", wrong, code=2
+        )
+        assert await run("enqueue", "selling", "--id", "s", "--input", '{"item": "ab"}') == "started s\n"
+        await reduced(client, "s")
+        refused = await run("signal", "s", "aprove", "true", code=2)
+        assert "workflow selling takes no signal 'aprove'; did you mean approve? It declares: approve" in refused
+        refused = await run("signal", "s", "approve", '"yes"', code=2)
+        assert "approve of workflow selling is not a bool: value must be boolean. Add --force" in refused
+        assert "answers no question 'reserves'" in await run("ask", "s", "reserves", "3", code=2)
+        assert "is not a int: value must be integer" in await run("ask", "s", "reserve", '"x"', code=2)
+        assert await names_of(client.run("s")) == ["RunStarted"], "nothing has reached the run"
+
+        assert await run("ask", "s", "reserve", "2") == '"abab"\n'
+        assert await run("signal", "s", "approve", '"yes"', "--force") == "signal approve sent to s\n"
+        await run("signal", "s", "approve", "true")
+        assert await client.run("s").result(DEADLINE) is True
+        assert "it isn't of the type" in await run("show", "s")
+
+
+async def test_a_workflow_that_declares_nothing_takes_every_name(
+    serve: Serve, embedded_server: EmbeddedServer, namespace: str
+) -> None:
+    run = Shell(embedded_server.url, namespace)
+    async with serve(app, shards=4) as (client, _):
+        assert "value must be integer" in await run("enqueue", "waiting", "--input", '"x"', code=2)
+        await run("enqueue", "waiting", "--id", "w", "--input", "1")
+        await run("signal", "w", "anything", '"x"')
+        await run("signal", "w", "more", "2")
+        assert await client.run("w").result(DEADLINE) == 3
+
+
+async def test_a_file_of_inputs_is_checked_line_by_line(
+    serve: Serve, embedded_server: EmbeddedServer, namespace: str, tmp_path: Path
+) -> None:
+    run = Shell(embedded_server.url, namespace)
+    file = tmp_path / "runs.jsonl"
+    file.write_text('{"id": "a", "input": 1}\n{"id": "b", "input": "x"}\n{"id": "c", "input": 3}\n')
+    async with serve(app, shards=4) as (client, _):
+        said = await run("enqueue", "waiting", "--file", str(file), code=1)
+        assert "runs.jsonl:2: the input doesn't fit workflow waiting: value must be integer" in said
+        assert {one.id for one in await client.runs()} == {"a", "c"}
+
+
+async def test_what_is_registered_is_listed(serve: Serve, embedded_server: EmbeddedServer, namespace: str) -> None:
+    run = Shell(embedded_server.url, namespace)
+    async with serve(app, shards=4) as (client, _):
+        listed = await run("workflows")
+        assert "selling   order  Sell something." in listed
+        shown = await run("workflows", "selling")
+        assert shown.split("\n") == [
+            "workflow selling(order)",
+            "  Sell something.",
+            "signals:",
+            "  approve  bool",
+            "questions:",
+            "  reserve  int -> str",
+            "published: not declared",
+            "",
+        ]
+        assert "did you mean selling?" in await run("workflows", "seling", code=2)
+        data = await run.data("workflows", "selling")
+        assert (data["name"], data["signals"]["approve"]["schema"]) == ("selling", {"type": "boolean"})
+        # as earlier builds have registered them, and later ones may
+        await client.store.one(
+            Call.plain("HSET", client.keys.workflows, "selling", '{"kind":"workflow","params":["order"]}')
+        )
+        await client.store.one(Call.plain("HSET", client.keys.workflows, "waiting", '{"signals": 7}'))
+        assert "signals: not declared" in await run("workflows", "selling")
+        await run("enqueue", "selling", "--id", "old", "--input", '{"item": "a"}')
+        await run("signal", "old", "anything")
