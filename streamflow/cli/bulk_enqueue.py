@@ -25,7 +25,7 @@ from msgspec import UNSET, UnsetType
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.output import make_console, print_json
-from streamflow.cli.workflow_input import Arguments, find_workflow
+from streamflow.cli.workflow_input import Arguments, arguments_of
 from streamflow.client.client import Client, NewRun, Run
 from streamflow.errors import RunConflict, StoreError, UsageError
 from streamflow.input_file import STDIN, open_input
@@ -99,7 +99,7 @@ async def _load(
     with open_input(file, "--file -" if file == STDIN else file) as lines:
         async with open_client(redis, namespace) as client:
             await client.read_namespace()
-            arguments = Arguments(workflow, find_workflow(workflow, await client.workflows(), force), force)
+            arguments = await arguments_of(client, workflow, force)
             client.store.patience = PATIENCE
             began = time.monotonic()
             with _progress(lines) as advance:

@@ -12,7 +12,7 @@ Called by: `enqueue`, for its `--input` and for each line of its `--file`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import UNSET
 
@@ -21,6 +21,12 @@ from streamflow.errors import UnknownWorkflow, UsageError
 from streamflow.model.json_schema import checker
 from streamflow.model.names import check_name
 from streamflow.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from streamflow.client.client import Client
+
+OPEN_RUNS = 5
+"""Open runs that are named of a workflow without a daemon."""
 
 
 def find_workflow(name: str, known: Mapping[str, WorkflowInfo], force: bool) -> WorkflowInfo | None:
@@ -40,6 +46,32 @@ def find_workflow(name: str, known: Mapping[str, WorkflowInfo], force: bool) -> 
     raise UnknownWorkflow(
         f"no daemon has registered workflow {name}{did_you_mean(name, known) or '.'} Known workflows: {names}. "
         "Add --force to start the run anyway"
+    )
+
+
+async def arguments_of(client: Client, workflow: str, force: bool) -> Arguments:
+    """What makes the arguments of a workflow's runs. Raises `UnknownWorkflow` for one that no daemon has, or has any
+    more, unless `force` is given."""
+    info = find_workflow(workflow, await client.workflows(), force)
+    if not force:
+        await _check_served(workflow, info, client)
+    return Arguments(workflow, info, force)
+
+
+async def _check_served(name: str, info: WorkflowInfo | None, client: Client) -> None:
+    """Refuse a workflow that only earlier daemons had, and name runs of it that are still open. Raises
+    `UnknownWorkflow`."""
+    if info is None or not info.unserved_ms:
+        return
+    from streamflow.screen.style import duration
+
+    found: list[str] = []
+    for status in ("running", "stuck", "pending"):
+        found += [run.id for run in await client.runs(workflow=name, status=status, limit=OPEN_RUNS)]
+    still = f"; open runs of it: {', '.join(found[:OPEN_RUNS])}{', …' * (len(found) > OPEN_RUNS)}" if found else ""
+    raise UnknownWorkflow(
+        f"no daemon has had workflow {name} for {duration(info.unserved_ms)}, while others run{still}. Start a daemon "
+        "whose app has it, or add --force to start the run all the same"
     )
 
 

@@ -341,8 +341,9 @@ class Client:
         return await self._listings.runs(await self.read_namespace(), filters, limit)
 
     async def workflows(self) -> dict[str, WorkflowInfo]:
-        """The workflows and reducers that daemons have registered, by name."""
-        return await self._listings.workflows()
+        """The workflows and reducers that daemons have registered, by name; `unserved_ms` tells those that only earlier
+        daemons had."""
+        return await self._listings.served()
 
     async def forget(self, run_id: str) -> bool:
         """Delete an ended run with its history and what it published. Returns False when there is no such run.

@@ -143,6 +143,8 @@ class WorkflowInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     signals: dict[str, MessageInfo] | None = None
     questions: dict[str, MessageInfo] | None = None
     published: dict[str, MessageInfo] | None = None
+    unserved_ms: int = 0
+    """Milliseconds for which no daemon has had it although others run; 0 if one has."""
 
 
 def describe(run_id: str, header_line: bytes, last: bytes, stuck: str = "") -> RunDescription:
@@ -216,6 +218,11 @@ def summarize(run_id: str, header: Header, reason: str = "", failure: Failure | 
     )
 
 
+UNSERVED_MS = 120_000
+"""A workflow was last had so much longer ago than any other: no daemon has it any more. Daemons note theirs four times
+as often (`daemon/registration.py`). If no daemon runs at all, none is behind."""
+
+
 class Listings:
     """Reads of one namespace."""
 
@@ -224,6 +231,17 @@ class Listings:
         self._keys = keys
         self._batcher = batcher
         self._kernel = Kernel(keys)
+
+    async def served(self) -> dict[str, WorkflowInfo]:
+        """As `workflows`, with what no daemon has any more marked so."""
+        seen: dict[bytes, bytes] = await self._batcher.call(Call.plain("HGETALL", self._keys.served))
+        infos = await self.workflows()
+        times = {name.decode(errors="replace"): int(ms) for name, ms in seen.items() if ms.isdigit()}
+        newest = max(times.values(), default=0)
+        for name, info in infos.items():
+            if name in times and newest - times[name] > UNSERVED_MS:
+                infos[name] = msgspec.structs.replace(info, unserved_ms=newest - times[name])
+        return infos
 
     async def workflows(self) -> dict[str, WorkflowInfo]:
         found: dict[bytes, bytes] = await self._batcher.call(Call.plain("HGETALL", self._keys.workflows))

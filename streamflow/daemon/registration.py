@@ -1,7 +1,8 @@
 """What a daemon has put down in its namespace: the meta record, the workflows of its app, and queues that it uses.
 
-Owns: noticing that the namespace's data were deleted (FLUSHALL, a server without persistence that restarted), and
-writing these records again; noticing that another daemon has changed the namespace's durability, and following it.
+Owns: saying every half minute which workflows this daemon has; noticing that the namespace's data were deleted
+(FLUSHALL, a server without persistence that restarted), and writing these records again; noticing that another daemon
+has changed the namespace's durability, and following it.
 Must not: know shards: dropping what was kept of the old data is for others.
 Called by: the daemon.
 """
@@ -23,11 +24,17 @@ from streamflow.model.codec import type_name
 from streamflow.model.json_schema import schema_of
 from streamflow.store.connection import Call
 from streamflow.store.durability import use_durability
+from streamflow.store.kernel import Put
 from streamflow.store.namespace import Namespace, check_same, register_queues, write_records
 from streamflow.workflow.app import App, Reducer, Workflow
 from streamflow.workflow.messages import QuestionDefinition
 
 _log = logging.getLogger("streamflow.namespace")
+
+
+SERVED_SECONDS = 30.0
+"""Between two notes of the workflows that this daemon has: `client/listing.py` says after how long it has them no more.
+"""
 
 
 class Registration:
@@ -41,6 +48,8 @@ class Registration:
         self._identity = context.namespace.identity
         self._durability = context.namespace.durability
         self._differs = anyio.Event()
+        self._noted = -SERVED_SECONDS
+        """When its workflows were noted last, on the loop's clock."""
         self._queues: set[str] = set()
         """Queues that are to be put into the namespace's list."""
 
@@ -58,10 +67,23 @@ class Registration:
         await retry_forever(self._run_once, _log, "could not check whether the namespace's data are still there")
 
     async def _run_once(self) -> None:
-        await self._differs.wait()
+        if anyio.current_time() - self._noted >= SERVED_SECONDS:
+            await self._note_served()
+        with anyio.move_on_after(SERVED_SECONDS):
+            await self._differs.wait()
+        if not self._differs.is_set():
+            return
         self._differs = anyio.Event()
         await self._register_queues()
         await self.check()
+
+    async def _note_served(self) -> None:
+        kernel = self._context.kernel
+        now = str(self._context.clock.server_ms()).encode()
+        notes = [Put(kernel.keys.served, name, now) for name in self._context.app.workflows]
+        self._noted = anyio.current_time()
+        if notes:
+            await self._context.store.one(kernel.store_records(notes))
 
     async def _register_queues(self) -> None:
         names = sorted(self._queues)

@@ -149,6 +149,7 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
         keys.ended,
         keys.fence,
         keys.workflows,
+        keys.served,
         keys.queues,
         keys.suspects(a_name),
         keys.view("oldest"),

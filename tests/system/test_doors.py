@@ -11,7 +11,7 @@ import streamflow as sf
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.store.connection import Call
 from tests.support.shell import Shell
-from tests.support.waiting import DEADLINE, names_of, reduced
+from tests.support.waiting import DEADLINE, names_of, reduced, until
 from tests.system.conftest import Serve
 
 pytestmark = pytest.mark.anyio
@@ -89,6 +89,35 @@ async def test_a_file_of_inputs_is_checked_line_by_line(
         said = await run("enqueue", "waiting", "--file", str(file), code=1)
         assert "runs.jsonl:2: the input doesn't fit workflow waiting: value must be integer" in said
         assert {one.id for one in await client.runs()} == {"a", "c"}
+
+
+async def test_a_workflow_that_only_earlier_daemons_had_is_refused(
+    serve: Serve, embedded_server: EmbeddedServer, namespace: str
+) -> None:
+    run = Shell(embedded_server.url, namespace)
+    earlier = sf.App()
+    earlier.workflow(waiting.function)
+    async with serve(earlier, shards=4) as (client, _):
+        await run("enqueue", "waiting", "--id", "w", "--input", "1")
+        await reduced(client, "w")
+    later = sf.App()
+    later.workflow(selling.function)
+    async with serve(later, shards=4) as (client, _):
+
+        async def noted() -> bool:
+            return b"selling" in await client.store.one(Call.plain("HGETALL", client.keys.served))
+
+        await until(noted)
+        assert (await client.workflows())["waiting"].unserved_ms == 0, "its daemon has only just ended"
+        times = await client.store.one(Call.plain("HGETALL", client.keys.served))
+        before = int(times[b"selling"]) - 3 * 60_000
+        await client.store.one(Call.plain("HSET", client.keys.served, "waiting", before))
+        refused = await run("enqueue", "waiting", "--id", "x", "--input", "1", code=2)
+        assert "no daemon has had workflow waiting for 3 m 00 s, while others run; open runs of it: w." in refused
+        assert "no daemon has had it for 3 m 00 s" in await run("workflows")
+        assert "no daemon has had it" in await run("workflows", "waiting")
+        assert await run("enqueue", "waiting", "--id", "x", "--input", "1", "--force") == "started x\n"
+        assert {one.id for one in await client.runs()} == {"w", "x"}
 
 
 async def test_what_is_registered_is_listed(serve: Serve, embedded_server: EmbeddedServer, namespace: str) -> None:

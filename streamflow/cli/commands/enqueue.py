@@ -110,12 +110,11 @@ def enqueue(
     value = UNSET if text is None else parse_json(_read(text), "--input")
 
     async def start() -> int:
-        from streamflow.cli.workflow_input import Arguments, find_workflow
+        from streamflow.cli.workflow_input import arguments_of
 
         async with open_client(redis, namespace) as client:
             await client.read_namespace()  # a missing namespace is reported as such, not as an unknown workflow
-            info = find_workflow(workflow, await client.workflows(), force)
-            arguments = Arguments(workflow, info, force).bind(value)
+            arguments = (await arguments_of(client, workflow, force)).bind(value)
             run = await client.start(workflow, *arguments, id=run_id, tenant=tenant)
             if wait:
                 return await _wait(client, run, timeout, as_json)

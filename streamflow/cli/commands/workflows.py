@@ -76,7 +76,7 @@ def _list(known: Mapping[str, WorkflowInfo], as_json: bool) -> None:
     for heading in ("WORKFLOW", "TAKES", ""):
         table.add_column(heading, no_wrap=not heading)
     for name, info in known.items():
-        table.add_row(safe(name), safe(signature(info)), safe(info.doc))
+        table.add_row(safe(name), safe(signature(info)), _unserved(info) or safe(info.doc))
     print_drawn(make_console(), table)
 
 
@@ -90,11 +90,18 @@ def _show(name: str, info: WorkflowInfo) -> None:
     from streamflow.screen.sanitize import safe
 
     click.echo(safe(f"{info.kind} {name}({signature(info)})"))
-    if info.doc:
-        click.echo(f"  {safe(info.doc)}")
+    for line in (info.doc, _unserved(info)):
+        if line:
+            click.echo(f"  {safe(line)}")
     for heading, known in (("signals", info.signals), ("questions", info.questions), ("published", info.published)):
         for line in _messages(heading, known):
             click.echo(safe(line))
+
+
+def _unserved(info: WorkflowInfo) -> str:
+    from streamflow.screen.style import duration
+
+    return f"no daemon has had it for {duration(info.unserved_ms)}" if info.unserved_ms else ""
 
 
 def _messages(heading: str, known: Mapping[str, MessageInfo] | None) -> list[str]:
