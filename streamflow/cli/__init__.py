@@ -44,6 +44,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "retry": "Have a failed run go on from where it failed.",
         "cancel": "Ask a run to clean up and end as cancelled.",
         "terminate": "Force a run to end as cancelled, without running its clean-up code.",
+        "pause": "Have workers take nothing more from a queue.",
+        "resume": "Have a paused queue go on.",
         "forget": "Delete ended runs and their histories.",
     },
     "Tests": {

@@ -40,7 +40,9 @@ from streamflow.store.durability import use_durability
 from streamflow.store.kernel import Kernel, Message, Start
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, namespace_from, read_namespace
+from streamflow.store.pauses import QUEUE, Pause, paused_queues, read_pauses
 from streamflow.store.router import open_store
+from streamflow.text import recordable
 from streamflow.workflow.app import Reducer, Startable, Workflow
 from streamflow.workflow.messages import UNDECLARED, Declared
 
@@ -53,6 +55,10 @@ Ts = TypeVarTuple("Ts")
 
 READ_AGAIN_SECONDS = 5.0
 """Seconds for which a client goes by the namespace's record that it has read: one read more in that time."""
+
+
+MAX_WORDS = 1000
+"""Characters that are kept of a reason, and of who has it."""
 
 
 def connect(url: str | None = None, *, namespace: str | None = None) -> Client:
@@ -363,6 +369,36 @@ class Client:
             if await self._batcher.call(self.kernel.forget_runs(shard, [(run_id, header)])):
                 self._sessions.here().recent.settled(run_id)
                 return True
+
+    async def pause_queue(self, queue: str, *, reason: str = "", by: str = "") -> Pause | None:
+        """Have workers take nothing more from a queue, within a heartbeat. Attempts that they have go on, and end.
+
+        Steps that are scheduled meanwhile wait in the queue, for as long as it takes: `timeout` counts from the moment
+        when a worker begins one. `reason` and `by` (who wants it) are shown. Returns what had paused it before, which
+        stays, or None. Raises `InvalidName`.
+
+        >>> await client.pause_queue("gpu", reason="the driver is updated", by="kim")
+        """
+        note = Pause(time.time_ns() // 1_000_000, recordable(by, MAX_WORDS), recordable(reason, MAX_WORDS))
+        return await self._pause(queue, msgspec.json.encode(note))
+
+    async def resume_queue(self, queue: str) -> Pause | None:
+        """Have workers take attempts from a paused queue again. Returns what had paused it, None if nothing had."""
+        return await self._pause(queue, b"")
+
+    async def _pause(self, queue: str, note: bytes) -> Pause | None:
+        await self.read_namespace()
+        name = QUEUE + check_name("queue", queue)
+        before = await self._batcher.call(self.kernel.pause(name, note))
+        return paused_queues({name.encode(): before})[queue] if before and before != note else None
+
+    async def paused_queues(self) -> dict[str, Pause]:
+        """The queues that are paused, by name."""
+        return paused_queues(await self._batcher.call(read_pauses(self.keys)))
+
+    async def queues(self) -> list[str]:
+        """The queues that workers or steps have used, sorted."""
+        return sorted(name.decode() for name in await self._batcher.call(Call.plain("HKEYS", self.keys.queues)))
 
     async def read_namespace(self) -> Namespace:
         """Shards and partition of the namespace: read once, and again after the server was restarted or replaced. Every

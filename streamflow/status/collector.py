@@ -42,6 +42,7 @@ from streamflow.status.queues import queues_of
 from streamflow.store.connection import Call
 from streamflow.store.kernel import QuarantineEntry
 from streamflow.store.namespace import Namespace
+from streamflow.store.pauses import paused_queues, read_pauses
 from streamflow.store.queues import clock_of
 from streamflow.store.servers import facts_of, fullness, key_of_each, memory_of, send_to_each
 from streamflow.store.workers import WorkerHeartbeat, live_workers
@@ -122,6 +123,7 @@ class StatusCollector:
             (keys.members, Call.plain("HGETALL", keys.members)),
             (keys.workers, Call.plain("HGETALL", keys.workers)),
             (keys.queues, Call.plain("HKEYS", keys.queues)),
+            (keys.paused, read_pauses(keys)),
             (keys.view(_VIEW_NAMES[0]), Call.plain("MGET", *(keys.view(name) for name in _VIEW_NAMES))),
             *infos,
             *policies,
@@ -129,7 +131,7 @@ class StatusCollector:
             *((shard.inbox, Call.plain("XLEN", shard.inbox)) for shard in shards),
             *((shard.poison, Call.plain("XLEN", shard.poison)) for shard in shards),
         ]
-        clock, members, workers, queues, merged, *rest = await send_to_each(client.store, calls, PATIENCE)
+        clock, members, workers, queues, pauses, merged, *rest = await send_to_each(client.store, calls, PATIENCE)
         for answer in (clock, members, merged):
             if isinstance(answer, StoreError):
                 raise answer
@@ -159,7 +161,8 @@ class StatusCollector:
         _put_views(status, cast("Sequence[bytes | None]", merged))
         self._put_shards(status, namespace, owners, inboxes)
         names = [] if isinstance(queues, StoreError) else [name.decode(errors="replace") for name in queues]
-        status.queues = await queues_of(client, names, namespace.shards, PATIENCE)
+        paused = {} if isinstance(pauses, StoreError) else paused_queues(pauses)
+        status.queues = await queues_of(client, [*{*names, *paused}], paused, namespace.shards, PATIENCE)
         if shards:
             status.quarantine = await self._quarantined(quarantines)
         if self._with_lag and shards:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from streamflow.store.pauses import Pause
 from streamflow.wire import Heartbeat
 
 
@@ -64,6 +65,8 @@ class Queue(msgspec.Struct, kw_only=True):
     waiting: int = 0
     running: int = 0
     workers: int = 0
+    paused: Pause | None = None
+    """Who has paused it, if somebody has."""
 
 
 class WorkerRow(msgspec.Struct, kw_only=True):

@@ -868,6 +868,12 @@ class Kernel:
         """
         return Call("mark_suspects", [self.keys.suspects(member)], [seconds, body])
 
+    def pause(self, what: str, note: bytes) -> Call[bytes]:
+        """Note that something (`queue:<name>`) is paused; an empty note: that it goes on. Returns the note that was
+        there and stays, empty if there was none.
+        """
+        return Call("pause", [self.keys.paused], [what, note])
+
     def open_namespace(
         self, shards: int, partition: Partition, identity: str = "", workflows: Sequence[tuple[str, bytes]] = ()
     ) -> Call[NamespaceRecord]:

@@ -135,6 +135,7 @@ class NamespaceKeys:
         self.fence = f"{self.prefix}fence"
         """String, empty: written before a wait until the server's writes are safe (`durability.py`)."""
         self.workflows = f"{self.prefix}workflows"
+        self.paused = f"{self.prefix}paused"
         self.served = f"{self.prefix}served"
         """Hash: workflow name -> what its app registered, JSON."""
         self.queues = f"{self.prefix}queues"

@@ -107,18 +107,21 @@ def _written_by_worker(keys: NamespaceKeys) -> list[str]:
 
 
 def _read_by_worker(keys: NamespaceKeys) -> list[str]:
-    return [keys.meta]
+    return [keys.meta, keys.paused]
 
 
 def _written_by_client(keys: NamespaceKeys) -> list[str]:
-    """By starts, messages, `forget` and `quarantine`."""
-    return _of_all_shards(
-        keys,
-        lambda shard: [
-            *(shard.owner, shard.inbox, shard.kept, shard.seen, shard.waiting, shard.turns, shard.log, shard.views),
-            *(shard.poison, shard.run("*"), shard.published("*"), f"{shard.prefix}index:*"),
-        ],
-    )
+    """By starts, messages, `forget`, `quarantine` and `pause`."""
+    return [
+        keys.paused,
+        *_of_all_shards(
+            keys,
+            lambda shard: [
+                *(shard.owner, shard.inbox, shard.kept, shard.seen, shard.waiting, shard.turns, shard.log, shard.views),
+                *(shard.poison, shard.run("*"), shard.published("*"), f"{shard.prefix}index:*"),
+            ],
+        ),
+    ]
 
 
 def _rung_by_worker(shard: ShardKeys) -> list[str]:
@@ -219,9 +222,18 @@ ACCESS: dict[Role, Access] = {
         },
     ),
     Role.CLIENT: Access(
-        about="starts runs, sends signals, asks, cancels and forgets, redrives and drops quarantined messages, and "
+        about="starts runs, sends signals, asks, cancels and forgets, redrives and drops quarantined messages, pauses "
+        "queues, and "
         "whatever a viewer does",
-        verbs=("start_runs", "post_messages", "post_requests", "forget_runs", "take_quarantined", *_SEEN_BY_CLIENTS),
+        verbs=(
+            "start_runs",
+            "post_messages",
+            "post_requests",
+            "forget_runs",
+            "take_quarantined",
+            "pause",
+            *_SEEN_BY_CLIENTS,
+        ),
         commands=("SCRIPT LOAD", "GET", *_LOOKS),
         writes=_written_by_client,
         reads=_everything,
@@ -231,6 +243,7 @@ ACCESS: dict[Role, Access] = {
             **_RARE_LOOKS,
             "GET": "an answer to an ask whose notification was lost",
             "take_quarantined": "messages are quarantined",
+            "pause": "a queue is paused, or goes on",
         },
     ),
     Role.VIEWER: Access(

@@ -15,15 +15,16 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 import anyio
 import msgspec
 
-from streamflow.errors import StoreError
+from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Heartbeats, Kernel
+from streamflow.store.pauses import paused_queues, read_pauses
 from streamflow.store.workers import WorkerHeartbeat, decode_worker
 
 _log = logging.getLogger("streamflow.worker")
@@ -45,6 +46,8 @@ class WorkerHeartbeats:
         self.on_beat: Callable[[bytes], None] = lambda _: None
         self.on_durability: Callable[[str], None] = lambda _: None
         """Called with each heartbeat: how safe decisions have to be in this namespace, before their steps begin."""
+        self.on_paused: Callable[[Set[str]], None] = lambda _: None
+        """Called with each heartbeat: which of the worker's queues are paused."""
         self.died: set[str] = set()
         """Workers of these queues whose claims are to be reported as lost."""
         self._kernel = kernel
@@ -64,6 +67,8 @@ class WorkerHeartbeats:
         self._swept = time.monotonic()
         self._vanished: list[tuple[str, bytes]] = []
         self._old_notes: list[tuple[str, bytes]] = []
+        self._paused: Set[str] = frozenset()
+        """As it was read last; a user of an earlier release may not read it."""
         self._refused = False
         self._has_died: anyio.Event | None = None
 
@@ -83,7 +88,7 @@ class WorkerHeartbeats:
     # --- sending ------------------------------------------------------------------------------------------------------
 
     def calls(self) -> list[Call[Any]]:
-        """The next heartbeat, and the questions who has died, and how safe decisions have to be."""
+        """The next heartbeat, and the questions who has died, how safe decisions have to be, and what is paused."""
         if self._left:
             return []
         keys = self._kernel.keys
@@ -97,6 +102,7 @@ class WorkerHeartbeats:
             ),
             Call.plain("HGETALL", keys.ended),
             Call.plain("HGET", keys.meta, "durability"),
+            read_pauses(keys),
         ]
         if self._old_notes:
             calls.append(self._kernel.heartbeat(self._name, b"", self._old_notes, others=False, members=keys.ended))
@@ -131,7 +137,11 @@ class WorkerHeartbeats:
         """What the server has answered to `calls`."""
         if not answers:
             return
-        beat, ended, durability, *_ = answers
+        beat, ended, durability, paused, *_ = answers
+        if not isinstance(paused, StoreUnavailable):
+            if not isinstance(paused, StoreError):
+                self._paused = paused_queues(paused).keys() & self._queues
+            self.on_paused(self._paused)
         if isinstance(beat, StoreError):
             if not self._refused:
                 _log.error("the heartbeats of this worker are refused, so `status` doesn't count it: %s", beat)

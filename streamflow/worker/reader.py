@@ -25,7 +25,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import TYPE_CHECKING
 
 import anyio
@@ -121,6 +121,10 @@ class QueueReader:
         """By stream: its history before the last read, where steps wait until their decisions are safe."""
         self._confirming: set[asyncio.Task[None]] = set()
         """Waits until decisions are safe: one that a server doesn't confirm holds up no other server's."""
+        self._paused: Set[str] = frozenset()
+        """Queues of which nothing new begins: their partitions stay on the list."""
+        self._held = False
+        """Nothing is taken, because it isn't known yet what is paused."""
         self._stopped = False
         self._done = anyio.Event()
 
@@ -133,6 +137,26 @@ class QueueReader:
     def slot_freed(self) -> None:
         """A step has ended, or a thread has returned whose attempt had ended before it."""
         self._slot_freed.set()
+
+    @property
+    def paused(self) -> Set[str]:
+        """The queues from which nothing is taken."""
+        return self._paused
+
+    def hold(self) -> None:
+        """Take nothing before `pause` has said what is paused."""
+        self._held, self._paused = True, set(self._queues)
+
+    def pause(self, queues: Set[str]) -> None:
+        """Take nothing from these queues from now on, and from others again. What was taken goes on."""
+        before = set[str]() if self._held else self._paused
+        for queue in sorted(queues - before):
+            _log.warning("queue %s is paused: no attempts are taken from it", queue)
+        for queue in sorted(before - queues):
+            _log.warning("queue %s goes on", queue)
+        if queues != self._paused:
+            self._work.set()
+        self._held, self._paused = False, set(queues)
 
     async def stop(self) -> None:
         """Take no more entries; when this returns, those that were read are claims."""
@@ -356,10 +380,13 @@ class QueueReader:
             await self._wait(ASK_AGAIN)
 
     def _next_streams(self, most: int) -> list[str]:
-        """Not those of servers that confirm nothing now: steps of theirs could not begin, and would take all slots."""
+        """Not those of paused queues, nor of servers that confirm nothing now: steps of theirs could not begin, and
+        would take all slots."""
         streams = iter(self._ready)
+        if self._paused:
+            streams = (one for one in streams if self._partitions[one][0] not in self._paused)
         if (confirmation := self._store.confirmation) is not None:
-            streams = (one for one in self._ready if not confirmation.is_late(self._store.server_of(one)))
+            streams = (one for one in streams if not confirmation.is_late(self._store.server_of(one)))
         return list(itertools.islice(streams, most))
 
     async def _take_late(self) -> None:

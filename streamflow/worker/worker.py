@@ -183,6 +183,8 @@ class Worker:
 
         use_durability(store, kernel, durability)
         heartbeats.on_durability = follow
+        heartbeats.on_paused = self.reader.pause
+        self.reader.hold()
         heart: HeartbeatProcess | None = None
         run_note = RunNote()
         if signals:

@@ -220,7 +220,7 @@ def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
         rf"{shard}answer:[0-9a-f]{{32}}": "string",
         rf"{shard}queue:{name}:stream": "stream",
         rf"{shard}queue:{name}:(steps|details)": "hash",
-        rf"{re.escape(keys.prefix)}(meta|members|workers|ended|workflows|served|queues)": "hash",
+        rf"{re.escape(keys.prefix)}(meta|members|workers|ended|workflows|served|paused|queues)": "hash",
         rf"{re.escape(keys.prefix)}view:{name}": "string",
         rf"{re.escape(keys.prefix)}suspects:{name}": "string",
     }

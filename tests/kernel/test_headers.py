@@ -259,6 +259,7 @@ VERBS: dict[str, Verb] = {
     "store_details": Verb(
         lambda n: KERNEL.store_details(0, "<token>", [("<step>", b"<details>")] * n["step"]), {"step": ("step",)}
     ),
+    "pause": Verb(lambda _: KERNEL.pause("<what>", b"<note>")),
     "mark_suspects": Verb(lambda _: KERNEL.mark_suspects("<member>", "<seconds>", b"<body>")),
     "due_runs": Verb(lambda _: KERNEL.due_runs(0, "<token>", "<limit>", "<now>")),
     "peek_inbox": Verb(lambda _: KERNEL.peek_inbox(0)),
@@ -353,6 +354,8 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
         if name in ("report_outcome", "report_step"):
             of_steps = [SHARD.steps, SHARD.details] if name == "report_step" else []
             assert call.keys == [SHARD.inbox, SHARD.kept, SHARD.run("<id>"), *of_steps]
+        elif name == "pause":
+            assert call.keys == [KEYS.paused]
         elif name == "mark_suspects":
             assert call.keys == [KEYS.suspects("<member>")]
         elif name == "settle_attempts":

@@ -159,6 +159,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     yield "release_shard", kernel.release_shard(0, shard.token, [lent])
     yield "extend_steps", kernel.extend_steps(0, [lent])
     yield "report_step", kernel.report_step(0, "r2", "outcome", lent, b"x")
+    yield "pause", kernel.pause("queue:gpu", b"x")
     yield "mark_suspects", kernel.mark_suspects("one", 60, b"x")
     stream = keys_of_queue(shard).stream
     yield "create_group", kernel.create_group("gpu", 0)
@@ -252,6 +253,7 @@ async def test_all_keys_of_a_call_and_what_it_publishes_to_share_one_slot(real_s
         "store_records": namespace,
         "heartbeat": namespace,
         "mark_suspects": namespace,
+        "pause": namespace,
         **dict.fromkeys(OF_QUEUES, queue),
     }
     async for verb, call in calls(real_shard):

@@ -150,6 +150,7 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
         keys.fence,
         keys.workflows,
         keys.served,
+        keys.paused,
         keys.queues,
         keys.suspects(a_name),
         keys.view("oldest"),

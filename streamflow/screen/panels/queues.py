@@ -38,5 +38,7 @@ def queues_panel(status: NamespaceStatus, width: int) -> Panel | None:
 
 
 def _workers_cell(queue: Queue) -> Text:
-    """`none` while steps wait stands out: somebody has to start a worker."""
+    """`none` while steps wait stands out: somebody has to start a worker. So does a queue that somebody has paused."""
+    if queue.paused is not None:
+        return Text("paused", style=BAD if queue.waiting else FAINT)
     return count_cell(queue.workers) if queue.workers else Text("none", style=BAD if queue.waiting else FAINT)

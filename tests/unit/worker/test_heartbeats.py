@@ -42,7 +42,7 @@ def record(name: str, **facts: Any) -> bytes:
 def beat(mine: WorkerHeartbeats, ended: dict[bytes, bytes] | None = None, **others: bytes) -> WorkerHeartbeat:
     """One heartbeat, which the server stores. Returns it."""
     raw: bytes = mine.calls()[0].args[1]
-    mine.answered([Heartbeats(NOW, {"me": raw, **others}), ended or {}, None])
+    mine.answered([Heartbeats(NOW, {"me": raw, **others}), ended or {}, None, {}])
     return msgspec.json.decode(raw, type=WorkerHeartbeat)
 
 
@@ -57,7 +57,7 @@ def test_a_worker_joins_and_joins_again_when_its_record_is_gone(mine: WorkerHear
     assert [mine.calls()[0].args[2], mine.calls()[0].args[2]] == ["1", "1"], "nothing is answered yet"
     beat(mine)
     assert mine.calls()[0].args[2] == ""
-    mine.answered([Heartbeats(NOW, {}), {}, None])
+    mine.answered([Heartbeats(NOW, {}), {}, None, {}])
     assert mine.calls()[0].args[2] == "1"
 
 
@@ -65,8 +65,8 @@ def test_only_what_the_server_has_stored_goes_to_the_process_beside_it(mine: Wor
     seen: list[bytes] = []
     mine.on_beat = seen.append
     beat(mine)
-    mine.answered([Heartbeats(NOW, {}), {}, None])
-    mine.answered([StoreUnavailable("no permission"), {}, None])
+    mine.answered([Heartbeats(NOW, {}), {}, None, {}])
+    mine.answered([StoreUnavailable("no permission"), {}, None, {}])
     assert len(seen) == 1
 
 
@@ -84,7 +84,7 @@ def test_old_notes_on_deaths_are_removed(mine: WorkerHeartbeats) -> None:
     beat(mine, {b"a": old, b"b": new})
     *_, removes = mine.calls()
     assert (removes.keys, removes.args[4:]) == ([KERNEL.keys.ended], ["a", old])
-    assert len(mine.calls()) == 3, "that is said once"
+    assert len(mine.calls()) == 4, "that is said once"
 
 
 def test_workers_that_vanished_are_removed_and_silent_ones_are_not(mine: WorkerHeartbeats, clock: FakeClock) -> None:
