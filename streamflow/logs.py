@@ -26,8 +26,8 @@ from streamflow.workflow.log_fields import is_replayed, run_fields
 
 __all__ = ["RunFilter", "add_run_fields", "run_fields"]
 
-in_children: list[str] | None = None
-"""Format and level of the log that the command line has set up here, for the processes of steps."""
+in_children: list[str | None] | None = None
+"""What the command line has set up its log with here, for the processes of steps."""
 
 
 class RunFilter(logging.Filter):

@@ -198,6 +198,7 @@ class CommandSettings(msgspec.Struct, frozen=True, kw_only=True):
     path: Annotated[str | None, Meta(description="directories of packages of the app, separated as in PATH")] = None
     log_format: Annotated[LogFormat | None, Meta(description="log as text, or as one JSON object per line")] = None
     log_level: Annotated[LogLevel, Meta(description="minimum log level")] = "info"
+    log_file: Annotated[str | None, Meta(description="log as JSON into this file instead of to stderr")] = None
     worker_concurrency: Annotated[
         int, Meta(description="maximum number of steps that one worker runs at the same time", ge=1)
     ] = WORKER_CONCURRENCY

@@ -41,6 +41,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "signal": "Send a signal to a run.",
         "ask": "Ask a run a question and print its answer.",
         "read": "Print the values that a run has published.",
+        "logs": "Show what a run and its steps have logged, where that is in a file.",
         "retry": "Have a failed run go on from where it failed.",
         "cancel": "Ask a run to clean up and end as cancelled.",
         "terminate": "Force a run to end as cancelled, without running its clean-up code.",

@@ -124,7 +124,10 @@ def server_options(command: F) -> F:
 
 
 def log_options(command: F) -> F:
-    """`--log-format` (None: not given) and `--log-level`."""
+    """`--log-format` (None: not given), `--log-level` and `--log-file`."""
+    command = log_file_option(
+        "Log as JSON into this file instead of to stderr, for `streamflow logs`. Two files of at most 16 MiB are kept."
+    )(command)
     command = click.option(
         "--log-level", type=click.Choice(LOG_LEVELS), envvar="STREAMFLOW_LOG_LEVEL", show_envvar=True,
         default=CommandSettings().log_level, show_default=True, help="Minimum log level.",
@@ -133,6 +136,10 @@ def log_options(command: F) -> F:
         "--log-format", type=click.Choice(LOG_FORMATS), envvar="STREAMFLOW_LOG_FORMAT", show_envvar=True,
         show_default="text on a terminal, else json", help="Log as text, or as one JSON object per line.",
     )(command)  # fmt: skip
+
+
+def log_file_option(text: str) -> Callable[[F], F]:
+    return click.option("--log-file", metavar="FILE", envvar="STREAMFLOW_LOG_FILE", show_envvar=True, help=text)
 
 
 def log_settings_file() -> None:

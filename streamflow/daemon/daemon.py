@@ -314,6 +314,8 @@ class Daemon:
     async def _drain(self, membership: Membership, owner: Owner) -> None:
         membership.draining = self.executor.draining = True
         over = time.monotonic() + self.settings.grace
+        if steps := self.executor.in_words():
+            _log.info("waiting for running steps: %s", steps)
         try:
             with anyio.move_on_after(self.settings.grace + 5):
                 while owner.shards and time.monotonic() < over + RELEASE_SECONDS:

@@ -9,6 +9,7 @@ by `--app`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sysconfig
@@ -42,10 +43,11 @@ def private_file(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "ab")
 
 
-def start_python(words: list[str], log: Path, settings: Mapping[str, object]) -> subprocess.Popen[bytes]:
+def start_python(words: list[str], log: Path | None, settings: Mapping[str, object]) -> subprocess.Popen[bytes]:
     """Start this Python with these arguments, in a session of its own: Ctrl-C goes to this process only, which ends its
-    children itself. Its output is appended to `log`. What may be secret belongs into `settings`."""
-    with private_file(log) as output:
+    children itself. Its output is appended to `log`; None: it goes where that of this process does. What may be secret
+    belongs into `settings`."""
+    with contextlib.nullcontext() if log is None else private_file(log) as output:
         return subprocess.Popen(
             python_command(*words),
             stdin=subprocess.DEVNULL,

@@ -33,10 +33,10 @@ _NOTHING: Mapping[str, object] = {}
 class DaemonProcess:
     """A daemon or worker in a child process. The constructor starts it.
 
-    `app`: as for `--app`. `log`: the file to which its output is appended. `settings`: fields of `Settings`, which
-    override the environment; they have no settings file unless `config` names one, or is empty for that of the
-    directory: what demo and bench do doesn't depend on where they are started. Nor do they take a port for HTTP that
-    the environment names for another process. `arguments`: command and options.
+    `app`: as for `--app`. `log`: the file to which its output is appended; None: it goes where that of this process
+    does. `settings`: fields of `Settings`, which override the environment; they have no settings file unless `config`
+    names one, or is empty for that of the directory: what demo and bench do doesn't depend on where they are started.
+    Nor do they take a port for HTTP that the environment names for another process. `arguments`: command and options.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class DaemonProcess:
         app: str,
         url: str,
         namespace: str,
-        log: Path,
+        log: Path | None,
         settings: Mapping[str, object] = _NOTHING,
         arguments: Sequence[str] = ("daemon",),
     ) -> None:
-        self.log = log
+        self.log = Path(os.devnull) if log is None else log
         words = ["-m", "streamflow", *arguments, "--app", app, "--namespace", namespace]
         self.process = start_python(words, log, {"config": os.devnull, "http": "", **settings, "redis": url})
         self._watchdog = subprocess.Popen(
@@ -71,15 +71,16 @@ class DaemonProcess:
         """Whether a member id (`<host>-<pid>-<session>`) is that of this daemon."""
         return f"-{self.pid}-" in member
 
-    async def end(self, *, kill: bool = False) -> None:
-        """Send SIGTERM and wait until it has drained, or send SIGKILL. Ending twice does nothing."""
+    async def end(self, kill: bool = False, within: float = _STOP_SECONDS) -> None:
+        """Send SIGTERM and wait until it has drained, for so many seconds, or send SIGKILL. Ending twice does
+        nothing."""
         with anyio.CancelScope(shield=True):
             if self._watchdog.returncode is None:
                 self._watchdog.communicate(b"\n")
             if not self.running:
                 return
             self.process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
-            deadline = time.monotonic() + _STOP_SECONDS
+            deadline = time.monotonic() + within
             while self.process.poll() is None:
                 if time.monotonic() > deadline:
                     self.process.kill()

@@ -49,6 +49,8 @@ REPLACE_AFTER = 5.0
 LEAST_HUNG = 32
 HUNG_PER_THREAD = 4
 """Threads that may hang at once besides those that have slots: so many for each slot, or at least the number above."""
+MAX_NAMED = 3
+"""Attempts that a line of the log names."""
 STEP_BLOCKED = "StepBlocked"
 """The kind of failure of an async step that blocked the event loop until it was interrupted."""
 LEAST_SHARED = 4
@@ -298,6 +300,16 @@ class StepExecutor:
     def by_shard(self) -> Counter[int]:
         """Number of attempts that run or wait, by shard; not those that are lent."""
         return Counter(running.shard for running in self._attempts.values() if not running.lent)
+
+    def in_words(self) -> str:
+        """The attempts that run here, the oldest first and not more than `MAX_NAMED`; empty if there are none."""
+        running = sorted((one for one in self._attempts.values() if one.started), key=lambda one: one.started)
+        now = time.monotonic()
+        words = [
+            f"{one.job.step.name} of run {one.run_id} (attempt {one.job.attempt}, for {now - one.started:.1f} s)"
+            for one in running[:MAX_NAMED]
+        ]
+        return ", ".join(words) + (f" and {len(running) - MAX_NAMED} more" if len(running) > MAX_NAMED else "")
 
     def submit(self, shard: int, run_id: str, job: StepJob) -> None:
         """Start an attempt, now or when a slot is free. Ignored if it or a newer one runs or waits already.

@@ -323,6 +323,8 @@ class Worker:
 
     async def _drain(self, reader: QueueReader, claims: Claims) -> None:
         self.executor.draining = True
+        if steps := self.executor.in_words():
+            _log.info("waiting for running steps: %s", steps)
         try:
             with anyio.move_on_after(self.settings.grace + 5):
                 await reader.stop()

@@ -31,6 +31,19 @@ import time
 import streamflow as sf
 
 app = sf.App()
+log = sf.logger(__name__)
+
+
+@app.step
+def noted(value: int) -> int:
+    log.info("thread has %d", value)
+    return value
+
+
+@app.step(process=True)
+def noted_apart(value: int) -> int:
+    log.info("process has %d", value)
+    return value
 
 
 @app.step
@@ -80,6 +93,12 @@ async def shipping(customer: str) -> str:
     sf.set_attributes(customer=customer, code="17", priority=2)
     sf.publish("stage", {"at": "dock \\x1b[31m"})
     return await sf.signal("go", str)
+
+
+@app.workflow
+async def logging(value: int) -> int:
+    log.info("begins with %d", value)
+    return await noted_apart(await noted(value))
 
 
 @app.workflow
@@ -598,3 +617,60 @@ def test_dev_starts_server_and_daemon_and_keeps_the_data(cli: Cli) -> None:
         finally:
             dev.kill()
             dev.communicate()
+
+
+def test_dev_keeps_a_log_of_which_logs_shows_one_run(cli: Cli) -> None:
+    dev = cli.spawn("dev", "--app", "flows.py", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert dev.stdout is not None
+        url = dev.stdout.readline().split()[1]
+        server = ("--redis", url, "--namespace", cli.environ["STREAMFLOW_NAMESPACE"])
+        until(lambda: cli("runs", *server).code == 0, "the daemon created the namespace")
+        for number in (1, 2):
+            cli("enqueue", "logging", "--input", str(number), "--id", f"log-{number}", *server, "--wait")
+        lines = [line.split(": ", 1)[1] for line in cli("logs", "log-1").out.splitlines()]
+        apart = "process has 1 step=noted_apart attempt=1"
+        assert lines == ["begins with 1", "thread has 1 step=noted attempt=1", apart]
+        (line,) = cli("logs", "log-2", "--step", "noted_apart", "--json").out.splitlines()
+        assert json.loads(line)["message"] == "process has 2"
+        assert cli("logs", "log-3").code == 1
+
+        cli("enqueue", "sleeper", "--input", "2", "--id", "slow", *server)
+        until(lambda: cli("show", "slow", *server, "--json").json["status"] == "running", "the step runs")
+        time.sleep(1)
+        dev.send_signal(signal.SIGTERM)
+        out, err = dev.communicate(timeout=SECONDS)
+        assert dev.returncode == 0
+        assert re.search(r"^log: \S+/\.streamflow/log.jsonl \(of one run: streamflow logs RUN\)$", out, re.MULTILINE)
+        assert "flows: begins with 1 run=log-1" in err
+        stopping, said = err.split("\nstopping: ", 1)
+        assert "drained" not in stopping
+        assert "waiting for running steps: slow of run slow (attempt 1, for " in said
+        assert said.rstrip().endswith("drained")
+    finally:
+        dev.kill()
+        dev.communicate()
+
+
+def test_a_second_ctrl_c_does_not_wait_for_steps(cli: Cli) -> None:
+    dev = cli.spawn("dev", "--app", "flows.py", "--dir", "impatient", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert dev.stdout is not None
+        assert dev.stderr is not None
+        url = dev.stdout.readline().split()[1]
+        server = ("--redis", url, "--namespace", cli.environ["STREAMFLOW_NAMESPACE"])
+        until(lambda: cli("runs", *server).code == 0, "the daemon created the namespace")
+        cli("enqueue", "sleeper", "--input", "60", "--id", "long", *server)
+        until(lambda: cli("show", "long", *server, "--json").json["status"] == "running", "the step runs")
+        begun = time.monotonic()
+        dev.send_signal(signal.SIGINT)
+        while "stopping: " not in dev.stderr.readline():
+            pass
+        dev.send_signal(signal.SIGINT)
+        _, err = dev.communicate(timeout=SECONDS)
+        assert "ended at once" in err
+        assert dev.returncode == 0
+        assert time.monotonic() - begun < 8  # of the grace of 10 s
+    finally:
+        dev.kill()
+        dev.communicate()

@@ -23,14 +23,19 @@ from streamflow.settings import Settings, load_settings
 @click.option("--check", "only_check", is_flag=True, help="Check settings, app and server as `check` does, then exit.")
 @log_options
 def daemon(
-    app_target: str | None, only_check: bool, log_format: str | None, log_level: str, **options: Any
+    app_target: str | None,
+    only_check: bool,
+    log_format: str | None,
+    log_level: str,
+    log_file: str | None,
+    **options: Any,
 ) -> int | None:
     """Run a daemon, which owns shards and runs workflows and steps.
 
     Start one daemon per core, on one machine or several: they share the shards. On SIGTERM or Ctrl-C a daemon lets its
     running steps finish, for at most --grace seconds, and hands its shards over; on a second signal it exits at once.
-    Logs go to stderr. Give a server password in STREAMFLOW_REDIS rather than in --redis, which other users of the
-    machine can see.
+    Logs go to stderr, or to --log-file. Give a server password in STREAMFLOW_REDIS rather than in --redis, which other
+    users of the machine can see.
 
     \b
     Example:
@@ -41,7 +46,7 @@ def daemon(
 
         return run_checks(app_target, options, needs_app=True, as_json=log_format == "json")
     settings = load_settings(options)
-    set_up(log_format, log_level)
+    set_up(log_format, log_level, file=log_file)
     log_settings_file()
     app = required_workflows(app_target, "streamflow.daemon.daemon")
 

@@ -1,27 +1,29 @@
 """`dev`: a server, a daemon and the status screen in one command.
 
-Owns: its options, and the order in which the three start and stop. Must not: know how any of them works.
+Owns: its options, its signals, and the order in which the three start and stop. Must not: know how any of them works.
 Called by: the group in `cli`.
 """
 
 from __future__ import annotations
 
-import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from streamflow import search_path
 from streamflow.cli.app_option import app_option, required_workflows
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import settings_options
 from streamflow.cli.output import make_console
-from streamflow.errors import StoreUnavailable
 from streamflow.server_url import FOLDER, default_url
 
 if TYPE_CHECKING:
+    import anyio
+    from anyio.abc import TaskStatus
+
+    from streamflow.cli.dev_processes import DevProcesses
     from streamflow.embedded.server import EmbeddedServer
     from streamflow.workflow.app import App
 
@@ -43,7 +45,8 @@ def dev(app_target: str | None, directory: Path, memory: bool, port: int | None,
 
     The server listens on a socket in --dir, which only you can open: commands, daemons and clients in the same
     working directory find it, others need the URL that is printed. Without a terminal, the daemon's log is printed
-    instead of the screen. Ctrl-C stops everything; the data stays in --dir for the next start.
+    instead of the screen; `streamflow logs RUN` shows its lines of one run. Ctrl-C waits for running steps, as the log
+    then says, and stops everything; on a second one it doesn't wait. The data stays in --dir for the next start.
 
     \b
     Example:
@@ -53,7 +56,10 @@ def dev(app_target: str | None, directory: Path, memory: bool, port: int | None,
     app = required_workflows(
         app_target, "streamflow.daemon.daemon", "streamflow.screen.live", "streamflow.embedded.server"
     )
+    from streamflow.cli.dev_processes import DevProcesses
+    from streamflow.cli.logs import set_up
     from streamflow.embedded.server import EmbeddedServer
+    from streamflow.settings import load_settings
 
     assert app_target is not None
     screen = make_console().is_terminal
@@ -67,15 +73,24 @@ def dev(app_target: str | None, directory: Path, memory: bool, port: int | None,
             click.echo(f"start a run: {_start_of_a_run(app, options)}")
             for queue in app.queues:
                 click.echo(f"serve queue {queue}: streamflow worker --app {app_target} --queue {queue}{options}")
-            if screen:
-                return await _with_screen(app_target, server, namespace)
-            await _with_log(app, server, namespace)
+            settings = load_settings({"redis": server.url, "namespace": namespace})
+            processes = DevProcesses(app_target, server, settings, screen)
+            click.echo(f"log: {processes.log} (of one run: streamflow logs RUN{_log_option(processes.log)})")
+            set_up(None, "warning", file=str(processes.log))  # what this process has to say, too
+            await _serve(server, processes, settings.namespace, settings.dead_after if screen else None)
             return 0
 
     try:
         return run_async(run, fast=True, screen=screen)
     except KeyboardInterrupt:
         return 0
+
+
+def _log_option(log: Path) -> str:
+    """What `logs` needs to find it."""
+    from streamflow.cli.log_reading import DEV_LOG
+
+    return "" if log == Path(FOLDER, DEV_LOG).resolve() else f" --log-file {log}"
 
 
 def _start_of_a_run(app: App, options: str) -> str:
@@ -91,47 +106,58 @@ def _start_of_a_run(app: App, options: str) -> str:
     return f"streamflow enqueue {name}{option}{options}{meaning}"
 
 
-async def _with_screen(app_target: str, server: EmbeddedServer, namespace: str | None) -> int:
-    """The daemon runs in a separate process, so that its work and its output can't disturb the screen."""
+async def _serve(server: EmbeddedServer, processes: DevProcesses, namespace: str, dead_after: float | None) -> None:
+    """Until a signal; with a screen if there is a `dead_after` for it. Raises `StoreUnavailable` if a process ends by
+    itself."""
     import anyio
 
-    from streamflow.embedded.daemon_process import DaemonProcess
+    from streamflow.cli.dev_processes import LogPrinter
+
+    stopping = anyio.Event()
+    printer = LogPrinter(processes.log)
+    try:
+        processes.start()
+        async with anyio.create_task_group() as group:
+            await group.start(_take_signals, processes, stopping)
+            group.start_soon(_stop_at_an_end, processes, stopping)
+            if dead_after is None:
+                group.start_soon(printer.run)
+                await stopping.wait()
+            else:
+                await _draw(server, namespace, dead_after, stopping)
+                printer.skip()
+                group.start_soon(printer.run)
+            processes.check()
+            click.echo("stopping: waiting for what the log says; Ctrl-C again ends it at once", err=True)
+            await processes.end()
+            group.cancel_scope.cancel()
+    finally:
+        await processes.end()
+        printer.close()
+
+
+async def _take_signals(processes: DevProcesses, stopping: anyio.Event, *, task_status: TaskStatus[None]) -> None:
+    """The first one stops, the second one doesn't wait."""
+    import anyio
+
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+        task_status.started()
+        async for _ in received:
+            if stopping.is_set():
+                click.echo("ended at once: running steps run again at the next start", err=True)
+                processes.kill()
+            stopping.set()
+
+
+async def _stop_at_an_end(processes: DevProcesses, stopping: anyio.Event) -> None:
+    await processes.one_ended()
+    stopping.set()
+
+
+async def _draw(server: EmbeddedServer, namespace: str, dead_after: float, stopping: anyio.Event) -> None:
     from streamflow.screen.live import watch
-    from streamflow.settings import CONFIG, load_settings
     from streamflow.status.collector import StatusCollector
 
-    settings = load_settings({"namespace": namespace})
-    log = server.directory / "daemon.log"
-    inherited = {
-        "log_format": "text",
-        "path": os.pathsep.join(search_path.added()),
-        "config": os.environ.get(CONFIG, ""),
-    }
-    daemon = DaemonProcess(app_target, server.url, settings.namespace, log, inherited)
-    ended = anyio.Event()
-
-    async def wait_for_exit() -> None:
-        while daemon.running:  # noqa: ASYNC110 (the end of a process sets no event)
-            await anyio.sleep(0.2)
-        ended.set()
-
-    try:
-        async with open_client(server.url, settings.namespace) as client, anyio.create_task_group() as group:
-            group.start_soon(wait_for_exit)
-            collector = StatusCollector(client, dead_after=settings.dead_after)
-            await watch(collector.collect, make_console(), until=ended)
-            group.cancel_scope.cancel()
-        raise StoreUnavailable(
-            f"the daemon exited unexpectedly; the last lines of its log {log}:\n{daemon.log_tail(15)}"
-        )
-    finally:
-        await daemon.end()
-
-
-async def _with_log(app: App, server: EmbeddedServer, namespace: str | None) -> None:
-    from streamflow.cli.logs import set_up
-    from streamflow.daemon.daemon import Daemon
-    from streamflow.settings import load_settings
-
-    set_up("text", "info")
-    await Daemon(app, load_settings({"redis": server.url, "namespace": namespace, "http": ""})).run(signals=True)
+    async with open_client(server.url, namespace) as client:
+        collector = StatusCollector(client, dead_after=dead_after)
+        await watch(collector.collect, make_console(), until=stopping)

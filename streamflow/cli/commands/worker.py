@@ -41,6 +41,7 @@ def worker(
     force: bool,
     log_format: str | None,
     log_level: str,
+    log_file: str | None,
     **options: Any,
 ) -> None:
     """Run a worker, which runs the steps of queues.
@@ -48,14 +49,14 @@ def worker(
     A step with queue=NAME runs only in workers that serve that queue. Start any number of workers for a queue, on any
     machine that reaches the server; they need the same app as the daemons. On SIGTERM or Ctrl-C a worker lets its
     running steps finish, for at most --grace seconds, and hands the others back; on a second signal it exits at once.
-    Logs go to stderr.
+    Logs go to stderr, or to --log-file.
 
     \b
     Example:
       streamflow worker --app flows:app --queue gpu --concurrency 2
     """
     settings = msgspec.structs.replace(load_settings(options), concurrency=concurrency)
-    set_up(log_format, log_level)
+    set_up(log_format, log_level, file=log_file)
     log_settings_file()
     app = required_app(app_target, "streamflow.worker.worker")
     known = app.queues

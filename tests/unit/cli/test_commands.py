@@ -25,8 +25,9 @@ from streamflow.settings import Settings
 COMMANDS = [name for section in SECTIONS.values() for name in section]
 PRINT_DATA = [
     *("config", "check", "demo", "enqueue", "runs", "show", "status", "tail", "views", "export", "replay"),
-    *("signal", "ask", "read", "retry", "cancel", "terminate", "forget", "acl"),
+    *("signal", "ask", "read", "retry", "cancel", "terminate", "forget", "acl", "logs"),
 ]
+NO_SERVER = ("demo", "acl", "logs")
 QUEUE_FLOWS = Path(__file__).parents[2] / "process" / "queue_flows.py"
 NOBODY = "redis://user:secret@127.0.0.1:1"
 """A port that nothing listens on."""
@@ -76,7 +77,7 @@ def test_every_command_that_prints_data_has_json(name: str) -> None:
     assert any("--json" in parameter.opts for parameter in command(name).params)
 
 
-@pytest.mark.parametrize("name", [*(name for name in PRINT_DATA if name not in ("demo", "acl")), "daemon", "worker"])
+@pytest.mark.parametrize("name", [*(name for name in PRINT_DATA if name not in NO_SERVER), "daemon", "worker"])
 def test_every_command_that_talks_to_a_server_has_the_options_to_choose_it(name: str) -> None:
     options = {option for parameter in command(name).params for option in parameter.opts}
     assert {"--redis", "--namespace"} <= options
