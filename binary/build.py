@@ -36,7 +36,7 @@ NEWEST_GLIBC = (2, 36)
 """That of Debian 12: nothing inside may need a newer one."""
 COMPRESSION = 9
 
-EXTRAS = ("embedded", "metrics", "otel")
+EXTRAS = ("embedded", "metrics", "otel", "reload")
 """What users may install beside streamflow is inside; what developers need is not, whose licenses may forbid it."""
 
 DISPLAY = ("tkinter", "_tkinter", "turtle", "turtledemo", "idlelib")

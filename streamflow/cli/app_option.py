@@ -15,6 +15,8 @@ import click
 
 from streamflow import search_path
 from streamflow.errors import UsageError
+from streamflow.model.names import check_name
+from streamflow.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from streamflow.workflow.app import App
@@ -62,6 +64,23 @@ def required_app(app_target: str | None, *first: str) -> App:
         with contextlib.suppress(ModuleNotFoundError):  # uvloop, on Windows
             importlib.import_module(name)
     return load_app(app_target)
+
+
+def checked_queue(queue: str, app: App, app_target: str, hint: str = "") -> str:
+    """The queue, which a step of the app names. Raises `UsageError`; `hint`: what to do if none does."""
+    known = app.queues
+    check_name("queue", queue)
+    if queue not in known:
+        raise UsageError(
+            f"no step of the app of {app_target} has queue={queue!r} ({named_queues(app)})"
+            f"{did_you_mean(queue, known) or '.'}{hint}"
+        )
+    return queue
+
+
+def named_queues(app: App) -> str:
+    known = app.queues
+    return f"its steps name: {', '.join(known)}" if known else "its steps name none; write @app.step(queue=…)"
 
 
 def required_workflows(app_target: str | None, *first: str) -> App:

@@ -9,8 +9,9 @@ without a screen `dev` prints what is added to it.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -30,32 +31,57 @@ END_SECONDS = 5.0
 """For how long a process may outlast its grace."""
 LAST_LINES = 15
 
+_log = logging.getLogger("streamflow.dev")
+
 
 class DevProcesses:
-    """The daemon. `screen`: what it prints goes to a file in the server's directory, else to this terminal."""
+    """The daemon, and a worker if there are `queues`. `screen`: what they print goes to files in the server's
+    directory, else to this terminal."""
 
-    def __init__(self, app_target: str, server: EmbeddedServer, settings: Settings, screen: bool) -> None:
+    def __init__(
+        self, app_target: str, server: EmbeddedServer, settings: Settings, screen: bool, queues: Sequence[str] = ()
+    ) -> None:
         self._app = app_target
         self._server = server
         self._settings = settings
         self._screen = screen
+        self._queues = queues
         self._running: dict[str, DaemonProcess] = {}
+        self._one_at_a_time = anyio.Lock()
+        self._ending = False
+        self.is_stopping = False
+        """This is the end of `dev`: `restart` starts nothing any more."""
         self.log = server.directory / DEV_LOG
 
     def start(self) -> None:
         self._start("daemon")
+        if self._queues:
+            self._start("worker", *(word for queue in self._queues for word in ("--queue", queue)))
 
-    def _start(self, name: str, *options: str) -> None:
-        settings: Mapping[str, object] = {
+    async def restart(self) -> None:
+        """End all, and start them again. What their steps were doing at the end of the grace is done again."""
+        await self.end()
+        if not self.is_stopping:
+            self.start()
+
+    @property
+    def environ(self) -> Mapping[str, object]:
+        """Of the processes, as fields of `Settings` and options of the log."""
+        return {
+            "redis": self._server.url,
+            "namespace": self._settings.namespace,
+            "grace": self._settings.grace,
             "log_file": self.log,
             "path": os.pathsep.join(search_path.added()),
             "config": os.environ.get(CONFIG, ""),
         }
+
+    def _start(self, name: str, *options: str) -> None:
         output = self._server.directory / f"{name}.log" if self._screen else None
         if output is not None and output.exists() and output.stat().st_size > MAX_OUTPUT:
             output.unlink()
         self._running[name] = DaemonProcess(
-            self._app, self._server.url, self._settings.namespace, output, settings, (name, *options)
+            self._app, self._server.url, self._settings.namespace, output, self.environ, (name, *options)
         )
 
     async def one_ended(self) -> None:
@@ -63,11 +89,29 @@ class DevProcesses:
         while not self._ended():  # noqa: ASYNC110 (the end of a process sets no event)
             await anyio.sleep(POLL_SECONDS)
 
+    async def say_ends(self) -> None:
+        """Log each end of a process by itself: with --reload, the next change of the code may mend it."""
+        said: set[int] = set()
+        while True:
+            for name, process in self._ended():
+                if process.pid not in said:
+                    said.add(process.pid)
+                    _log.error("%s; the next change of the code starts it again", self._how(name, process))
+            await anyio.sleep(POLL_SECONDS)
+
+    @property
+    def notice(self) -> str:
+        """Which process isn't there; one line."""
+        return "; ".join(self._how(name, process) for name, process in self._ended())
+
+    @staticmethod
+    def _how(name: str, process: DaemonProcess) -> str:
+        return f"the {name} exited unexpectedly with code {process.process.returncode}"
+
     def check(self) -> None:
         """Raises `StoreUnavailable` if a process has ended by itself."""
         for name, process in self._ended():
-            code = process.process.returncode
-            text = f"the {name} exited unexpectedly with code {code}"
+            text = self._how(name, process)
             if self._screen:
                 lines = [*self._last_lines(), *process.log_tail(LAST_LINES).splitlines()]
                 text += "; the last lines of its log and its output:\n" + "\n".join(lines)
@@ -78,15 +122,19 @@ class DevProcesses:
             process.process.kill()
 
     async def end(self) -> None:
-        """SIGTERM to all, and wait until they have drained. Ending twice does nothing."""
-        ending = list(self._running.values())
+        """SIGTERM to all, and wait until they have drained. Ending twice does nothing: a second SIGTERM would end
+        them at once."""
         with anyio.CancelScope(shield=True):
-            async with anyio.create_task_group() as group:
-                for process in ending:
+            async with self._one_at_a_time, anyio.create_task_group() as group:
+                self._ending = True
+                for process in self._running.values():
                     group.start_soon(process.end, False, self._settings.grace + END_SECONDS)
-        self._running.clear()
+            self._running.clear()
+            self._ending = False
 
     def _ended(self) -> list[tuple[str, DaemonProcess]]:
+        if self._ending:
+            return []
         return [(name, process) for name, process in self._running.items() if not process.running]
 
     def _last_lines(self) -> list[str]:

@@ -25,30 +25,36 @@ async def watch(
     console: Console,
     interval: float = 1.0,
     until: anyio.Event | None = None,
+    notice: Callable[[], str] = str,
 ) -> None:
     """Show what `fetch` returns, every `interval` seconds, until the event is set or the caller is cancelled.
 
-    When `fetch` raises, the header shows the error and the last status stays on the screen. However this ends (Ctrl-C
-    cancels it), the terminal's own screen and cursor are restored.
+    `notice`: what the header shows instead of the health, if it isn't empty. When `fetch` raises, the header shows the
+    error and the last status stays on the screen. However this ends (Ctrl-C cancels it), the terminal's own screen and
+    cursor are restored.
     """
     screen = StatusScreen()
     with Live(screen, console=console, screen=True, auto_refresh=False, transient=True) as live:
         live.refresh()
         async with anyio.create_task_group() as group:
-            group.start_soon(_poll, fetch, screen, live, interval)
+            group.start_soon(_poll, fetch, screen, live, interval, notice)
             group.start_soon(_follow_size, console, live)
             await (until or anyio.Event()).wait()
             group.cancel_scope.cancel()
 
 
 async def _poll(
-    fetch: Callable[[], Awaitable[NamespaceStatus]], screen: StatusScreen, live: Live, interval: float
+    fetch: Callable[[], Awaitable[NamespaceStatus]],
+    screen: StatusScreen,
+    live: Live,
+    interval: float,
+    notice: Callable[[], str],
 ) -> None:
     answered = anyio.current_time()
     while True:
         try:
             screen.status = await fetch()
-            screen.problem = ""
+            screen.problem = notice()
             answered = anyio.current_time()
         except Exception as error:  # any error: the screen shows it and keeps trying
             what = "server unreachable" if isinstance(error, StoreError | OSError) else "status not available"

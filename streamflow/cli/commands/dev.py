@@ -7,12 +7,14 @@ Called by: the group in `cli`.
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from msgspec import structs
 
-from streamflow.cli.app_option import app_option, required_workflows
+from streamflow.cli.app_option import app_option, checked_queue, required_workflows
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import settings_options
@@ -24,8 +26,13 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
     from streamflow.cli.dev_processes import DevProcesses
+    from streamflow.cli.reloading import Reloader
     from streamflow.embedded.server import EmbeddedServer
+    from streamflow.settings import Settings
     from streamflow.workflow.app import App
+
+RELOAD_GRACE = 2.0
+"""Seconds that running steps get before the code is started again."""
 
 
 @click.command()
@@ -39,14 +46,34 @@ if TYPE_CHECKING:
     "--port", type=click.IntRange(1, 65535), metavar="PORT",
     help="Serve this port, too, on the loopback interface: every user of this machine can use it.",
 )  # fmt: skip
+@click.option(
+    "--worker", "queues", multiple=True, metavar="QUEUE",
+    help="Also run a worker, which serves this queue; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--reload", is_flag=True,
+    help="Start daemon and worker again when a Python file changes.  [needs: pip install 'streamflowd[reload]']",
+)  # fmt: skip
 @settings_options("namespace")
-def dev(app_target: str | None, directory: Path, memory: bool, port: int | None, namespace: str | None) -> int:
+def dev(
+    app_target: str | None,
+    directory: Path,
+    memory: bool,
+    port: int | None,
+    queues: tuple[str, ...],
+    reload: bool,
+    namespace: str | None,
+) -> int:
     """Start a server, a daemon and the status screen in one command.
 
     The server listens on a socket in --dir, which only you can open: commands, daemons and clients in the same
     working directory find it, others need the URL that is printed. Without a terminal, the daemon's log is printed
     instead of the screen; `streamflow logs RUN` shows its lines of one run. Ctrl-C waits for running steps, as the log
     then says, and stops everything; on a second one it doesn't wait. The data stays in --dir for the next start.
+
+    With --reload, a change below the directories from which the app was imported starts daemon and worker again, and
+    runs go on with the new code; steps get 2 seconds to finish, else they run again. While the new code can't be
+    imported, the old one goes on.
 
     \b
     Example:
@@ -58,10 +85,15 @@ def dev(app_target: str | None, directory: Path, memory: bool, port: int | None,
     )
     from streamflow.cli.dev_processes import DevProcesses
     from streamflow.cli.logs import set_up
+    from streamflow.cli.reloading import Reloader, required_watcher, roots
     from streamflow.embedded.server import EmbeddedServer
     from streamflow.settings import load_settings
 
     assert app_target is not None
+    for queue in queues:
+        checked_queue(queue, app, app_target)
+    if reload:
+        required_watcher()
     screen = make_console().is_terminal
 
     async def run() -> int:
@@ -71,13 +103,18 @@ def dev(app_target: str | None, directory: Path, memory: bool, port: int | None,
             storage = "in memory, nothing is kept" if memory else f"data in {server.directory}"
             click.echo(f"server: {server.url} ({storage})")
             click.echo(f"start a run: {_start_of_a_run(app, options)}")
-            for queue in app.queues:
+            for queue in sorted(set(app.queues) - set(queues)):
                 click.echo(f"serve queue {queue}: streamflow worker --app {app_target} --queue {queue}{options}")
             settings = load_settings({"redis": server.url, "namespace": namespace})
-            processes = DevProcesses(app_target, server, settings, screen)
+            if reload:
+                settings = structs.replace(settings, grace=min(settings.grace, RELOAD_GRACE))
+            processes = DevProcesses(app_target, server, settings, screen, queues)
+            reloader = Reloader(app_target, roots(), processes.restart, processes.environ) if reload else None
+            if reloader is not None:
+                click.echo(f"reloads: Python files in {', '.join(map(str, reloader.directories))}")
             click.echo(f"log: {processes.log} (of one run: streamflow logs RUN{_log_option(processes.log)})")
             set_up(None, "warning", file=str(processes.log))  # what this process has to say, too
-            await _serve(server, processes, settings.namespace, settings.dead_after if screen else None)
+            await _serve(server, processes, settings, screen, reloader)
             return 0
 
     try:
@@ -106,9 +143,10 @@ def _start_of_a_run(app: App, options: str) -> str:
     return f"streamflow enqueue {name}{option}{options}{meaning}"
 
 
-async def _serve(server: EmbeddedServer, processes: DevProcesses, namespace: str, dead_after: float | None) -> None:
-    """Until a signal; with a screen if there is a `dead_after` for it. Raises `StoreUnavailable` if a process ends by
-    itself."""
+async def _serve(
+    server: EmbeddedServer, processes: DevProcesses, settings: Settings, screen: bool, reloader: Reloader | None
+) -> None:
+    """Until a signal. Raises `StoreUnavailable` if a process ends by itself, unless a change may start it again."""
     import anyio
 
     from streamflow.cli.dev_processes import LogPrinter
@@ -119,21 +157,32 @@ async def _serve(server: EmbeddedServer, processes: DevProcesses, namespace: str
         processes.start()
         async with anyio.create_task_group() as group:
             await group.start(_take_signals, processes, stopping)
-            group.start_soon(_stop_at_an_end, processes, stopping)
-            if dead_after is None:
-                group.start_soon(printer.run)
-                await stopping.wait()
+            if reloader is None:
+                group.start_soon(_stop_at_an_end, processes, stopping)
             else:
-                await _draw(server, namespace, dead_after, stopping)
+                group.start_soon(processes.say_ends)
+                group.start_soon(reloader.run)
+            if screen:
+                await _draw(server, settings, stopping, lambda: _notice(processes, reloader))
                 printer.skip()
                 group.start_soon(printer.run)
-            processes.check()
+            else:
+                group.start_soon(printer.run)
+                await stopping.wait()
+            processes.is_stopping = True
+            if reloader is None:
+                processes.check()
             click.echo("stopping: waiting for what the log says; Ctrl-C again ends it at once", err=True)
             await processes.end()
             group.cancel_scope.cancel()
     finally:
+        processes.is_stopping = True
         await processes.end()
         printer.close()
+
+
+def _notice(processes: DevProcesses, reloader: Reloader | None) -> str:
+    return "" if reloader is None else processes.notice or reloader.notice
 
 
 async def _take_signals(processes: DevProcesses, stopping: anyio.Event, *, task_status: TaskStatus[None]) -> None:
@@ -154,10 +203,10 @@ async def _stop_at_an_end(processes: DevProcesses, stopping: anyio.Event) -> Non
     stopping.set()
 
 
-async def _draw(server: EmbeddedServer, namespace: str, dead_after: float, stopping: anyio.Event) -> None:
+async def _draw(server: EmbeddedServer, settings: Settings, stopping: anyio.Event, notice: Callable[[], str]) -> None:
     from streamflow.screen.live import watch
     from streamflow.status.collector import StatusCollector
 
-    async with open_client(server.url, namespace) as client:
-        collector = StatusCollector(client, dead_after=dead_after)
-        await watch(collector.collect, make_console(), until=stopping)
+    async with open_client(server.url, settings.namespace) as client:
+        collector = StatusCollector(client, dead_after=settings.dead_after)
+        await watch(collector.collect, make_console(), until=stopping, notice=notice)

@@ -11,14 +11,13 @@ from typing import Any
 import click
 import msgspec
 
-from streamflow.cli.app_option import app_option, required_app
+from streamflow.cli.app_option import app_option, checked_queue, named_queues, required_app
 from streamflow.cli.event_loop import run_service
 from streamflow.cli.logs import set_up
 from streamflow.cli.options import log_options, log_settings_file, settings_options
 from streamflow.errors import UsageError
 from streamflow.model.names import check_name
 from streamflow.settings import WORKER_CONCURRENCY, load_settings
-from streamflow.suggestions import did_you_mean
 
 
 @click.command()
@@ -59,17 +58,14 @@ def worker(
     set_up(log_format, log_level, file=log_file)
     log_settings_file()
     app = required_app(app_target, "streamflow.worker.worker")
-    known = app.queues
-    named = f"its steps name: {', '.join(known)}" if known else "its steps name none; write @app.step(queue=…)"
+    assert app_target is not None
     if not queues:
-        raise UsageError(f"missing --queue: name at least one queue of the app of {app_target}; {named}")
+        raise UsageError(f"missing --queue: name at least one queue of the app of {app_target}; {named_queues(app)}")
     for queue in queues:
-        check_name("queue", queue)
-        if queue not in known and not force:
-            raise UsageError(
-                f"no step of the app of {app_target} has queue={queue!r} ({named}){did_you_mean(queue, known) or '.'} "
-                "If calls name the queue with options(queue=…), add --force"
-            )
+        if force:
+            check_name("queue", queue)
+        else:
+            checked_queue(queue, app, app_target, " If calls name the queue with options(queue=…), add --force")
 
     async def serve() -> None:
         from streamflow.worker.worker import Worker
