@@ -28,6 +28,7 @@ from streamflow.model.payload_types import (
     has_set,
     in_one_order,
     lost,
+    scalars_of,
 )
 from streamflow.text import recordable, text_of
 
@@ -278,6 +279,7 @@ class Parameters:
         self._decode_result = decoder_for(self.returns)
         self._declared = [declared_as(type_) for type_ in types]
         self._result = declared_as(self.returns)
+        self._fitting = scalars_of(self.returns)
         self._scalar = all(declared.scalar for declared in self._declared)
         self._sets = any(declared.sets for declared in self._declared)
         self._quick = exact and self._scalar and not self._keyword_only
@@ -337,10 +339,10 @@ class Parameters:
                     raise PayloadInvalid(f"the input of {self.what} would not arrive as it is: {reason}.")
 
     def encode_result(self, value: object, what: str = "") -> bytes:
-        """The payload of a result. Raises `PayloadInvalid`, also if it would arrive as something else, and
-        `PayloadTooLarge`."""
+        """The payload of a result. Raises `PayloadInvalid`, also if it would arrive as something else or doesn't fit
+        the return annotation, and `PayloadTooLarge`."""
         kind = type(value)
-        if kind in SCALARS and (kind not in SIZED or len(typing.cast("str", value)) <= SMALL):
+        if kind in self._fitting and (kind not in SIZED or len(typing.cast("str", value)) <= SMALL):
             try:
                 data = _encoder.encode(value)
             except Exception:
@@ -349,7 +351,10 @@ class Parameters:
                 return data
         what = what or f"result of {self.what}"
         if kind in SCALARS:
-            return _encode(value, what, False)
+            data = _encode(value, what, False)
+            if kind not in self._fitting:
+                self._check_result(data, what)
+            return data
         if not self._exact:
             return encode(value, what)
         data = _encode(value, what, self._result.sets)
@@ -357,7 +362,15 @@ class Parameters:
             reason = lost(value, self._result.info, "it")
             if reason:
                 raise PayloadInvalid(f"the {what} would not arrive as it is: {reason}.")
+            self._check_result(data, what)
         return data
+
+    def _check_result(self, data: bytes, what: str) -> None:
+        """Here, where it was made, and not where it is read."""
+        try:
+            self._decode_result(data)
+        except Exception as error:
+            raise PayloadInvalid(f"the {what} is not a {_type_name(self.returns)}: {text_of(error)}") from error
 
     def decode(self, payload: Raw | bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments. Raises `UnfitArguments`."""

@@ -13,7 +13,8 @@ import sys
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import PurePath
-from typing import Any, cast
+from types import UnionType
+from typing import Any, Union, cast, get_args, get_origin
 
 import msgspec
 from msgspec import inspect as types
@@ -253,6 +254,15 @@ def _field_names(kind: type[Any]) -> Iterable[str]:
 
 
 # --- what would be lost -----------------------------------------------------------------------------------------------
+
+
+def scalars_of(type_: Any) -> frozenset[type]:
+    """Those types of `SCALARS` of which each value fits the declared type; of other scalars some may, too."""
+    if type_ is Any:
+        return SCALARS
+    if get_origin(type_) in (Union, UnionType):
+        return frozenset(kind for one in get_args(type_) for kind in scalars_of(one))
+    return SCALARS & {type_} if isinstance(type_, type) else frozenset()
 
 
 def lost(value: Any, info: Any, at: str) -> str:

@@ -357,6 +357,41 @@ async def test_a_result_that_cannot_be_recorded_fails_the_step_without_retries(s
         assert "the result of step connect can't be encoded" in message
 
 
+async def test_a_result_of_another_type_than_declared_fails_its_step(serve: Serve) -> None:
+    app = sf.App()
+
+    @app.step
+    def count() -> int:
+        return "many"  # pyright: ignore[reportReturnType]
+
+    @app.workflow
+    async def flow() -> list[Any]:
+        try:
+            await count()
+        except sf.StepFailed as error:
+            return [error.attempt, error.failure.kind, error.failure.message]
+        return []
+
+    async with serve(app) as client:
+        message = "the result of step count is not a int: Expected `int`, got `str`"
+        assert await (await client.start(flow)).result(10) == [1, "PayloadInvalid", message]
+
+
+async def test_a_result_of_another_type_than_declared_fails_its_run(serve: Serve) -> None:
+    app = sf.App()
+
+    @app.workflow
+    async def flow() -> list[int]:
+        return ["many"]  # pyright: ignore[reportReturnType]
+
+    async with serve(app) as client:
+        run = await client.start(flow)
+        with pytest.raises(sf.RunFailed, match="PayloadInvalid: the result of flow is not a list") as caught:
+            await run.result(10)
+        assert "test_steps.py" in caught.value.failure.traceback
+        assert (await run.describe()).status == sf.Status.FAILED
+
+
 async def test_all_attempts_of_one_call_have_the_same_key(serve: Serve) -> None:
     """Another call has another one: an idempotency key for other services."""
     app = sf.App()

@@ -8,9 +8,10 @@ import datetime
 import decimal
 import enum
 import logging
+import math
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
@@ -271,6 +272,34 @@ def test_results_are_decoded_by_the_return_annotation() -> None:
     assert parameters.decode_result(encode(Point(3), "result")) == Point(3)
     with pytest.raises(PayloadInvalid, match="the result of step ship is not a Point: "):
         parameters.decode_result(encode("far away", "result"))
+
+
+class Level(enum.Enum):
+    LOW = "low"
+
+
+@pytest.mark.parametrize(
+    ("value", "type_", "fits"),
+    [
+        ("x", int, False), (1, str, False), (None, int, False), (True, int, False), (1, bool, False), (5, None, False),
+        ("x" * 100, int, False), (b"x", str, False), (1.5, int, False), (-1, Annotated[int, msgspec.Meta(ge=0)], False),
+        ("high", Level, False), ("b", Literal["a"], False), (["x"], list[int], False), (["x", 1], list[str], False),
+        ({"a": "b"}, dict[str, int], False), (Point(1), int, False), ("x", Point, False), (1, str | None, False),
+        (1, int, True), (3, float, True), (None, None, True), (None, int | None, True), ("x", str | None, True),
+        ("x", Any, True), (1, int | str, True), ("low", Level, True), ("a", Literal["a"], True), ([1], list[int], True),
+        (1, Annotated[int, msgspec.Meta(ge=0)], True), (1, float | None, True), ([math.nan], list[float], True),
+    ],
+)  # fmt: skip
+def test_a_result_that_does_not_fit_is_refused_where_it_is_returned(value: Any, type_: Any, fits: bool) -> None:
+    def give() -> Any: ...
+
+    give.__annotations__["return"] = type_
+    parameters = Parameters(give, "step give")
+    if fits:
+        parameters.decode_result(parameters.encode_result(value))
+        return
+    with pytest.raises(PayloadInvalid, match=r"^the result of step give (is not a|would not arrive as it is)"):
+        parameters.encode_result(value)
 
 
 def test_variadic_parameters_are_refused_for_they_have_no_names_to_record() -> None:
