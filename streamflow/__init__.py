@@ -1,6 +1,16 @@
 """streamflow: durable workflow orchestration for Python, partitioned from day one.
 
 The public API: `import streamflow as sf`. Owns: its names. Must not: define anything else. Called by: user code.
+
+- Register with an `App`: `@app.step` for what has side effects, `@app.workflow` for what calls steps, `@app.reducer`.
+- In a workflow, await steps, other workflows, `sleep`, `signal`, `question`, and several of them with `gather`, `map`,
+  `race`, `task_group`, `timeout`; `start` begins a child; `saga` undoes, `publish` and `set_attributes` show;
+  `now`, `random` and `uuid4` are the same in each replay.
+- In a step, `step_info`, `heartbeat` and `cancelled`; raise `Fatal` to end its attempts, `RetryLater` to say when.
+- From outside, `async with connect() as client:` (`Client`) starts a run and gives its handle (`Run`); `local` needs no
+  server. Tests use `streamflow.testing`.
+
+`help(sf.gather)` has an example, as most have; `help(step)` and `help(workflow)` show your own.
 """
 
 from __future__ import annotations
@@ -95,16 +105,22 @@ from streamflow.workflow.run_logger import logger
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client, connect
+    from streamflow.client.listing import RunDescription, RunSummary, WorkflowInfo
+    from streamflow.client.protocol import AnyClient
     from streamflow.client.retrying import Retried, RetriedStep
     from streamflow.client.run import Run
     from streamflow.embedded.in_process import local
 
 # Imported at first use: a module of flows, or `streamflow --help`, needs no client of the server.
 _LAZY = {
+    "AnyClient": "streamflow.client.protocol",
     "Client": "streamflow.client.client",
     "Retried": "streamflow.client.retrying",
     "RetriedStep": "streamflow.client.retrying",
     "Run": "streamflow.client.run",
+    "RunDescription": "streamflow.client.listing",
+    "RunSummary": "streamflow.client.listing",
+    "WorkflowInfo": "streamflow.client.listing",
     "connect": "streamflow.client.client",
     "local": "streamflow.embedded.in_process",
 }
@@ -118,10 +134,14 @@ if not TYPE_CHECKING:  # a type checker would take any name for one that it give
         value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
         return value
 
+    def __dir__() -> list[str]:
+        return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
 
 __all__ = [
     "NO_RETRY",
     "Answer",
+    "AnyClient",
     "App",
     "AskRefused",
     "Asked",
@@ -161,11 +181,13 @@ __all__ = [
     "Run",
     "RunCancelled",
     "RunConflict",
+    "RunDescription",
     "RunEnded",
     "RunError",
     "RunFailed",
     "RunInfo",
     "RunNotFound",
+    "RunSummary",
     "Signal",
     "SignalDefinition",
     "Started",
@@ -184,6 +206,7 @@ __all__ = [
     "Unconfirmed",
     "UnknownWorkflow",
     "UsageError",
+    "WorkflowInfo",
     "__version__",
     "cancelled",
     "connect",

@@ -370,7 +370,7 @@ class Parameters:
         try:
             self._decode_result(data)
         except Exception as error:
-            raise PayloadInvalid(f"the {what} is not a {_type_name(self.returns)}: {text_of(error)}") from error
+            raise PayloadInvalid(f"the {what} is not a {type_name(self.returns)}: {text_of(error)}") from error
 
     def decode(self, payload: Raw | bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments. Raises `UnfitArguments`."""

@@ -8,7 +8,6 @@ Called by: the definitions and `api.py` make them; the machines begin, settle an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import msgspec
@@ -29,7 +28,7 @@ from streamflow.events import (
 from streamflow.model import codec, sharding
 from streamflow.model.names import check_run_id
 from streamflow.text import recordable
-from streamflow.workflow.awaitable import DONE, NEW, PENDING, Fiber, Operation, active_machine, warn_if_forgotten
+from streamflow.workflow.awaitable import DONE, NEW, PENDING, Call, Fiber, Operation, active_machine, warn_if_forgotten
 from streamflow.workflow.messages import Declared, SignalDefinition
 
 if TYPE_CHECKING:
@@ -525,7 +524,7 @@ class Child(Generic[T]):
         self.id = call.run_id
         self._call = call
 
-    def result(self) -> Awaitable[T]:
+    def result(self) -> Call[T]:
         """Wait for its end and return its result. Cancelling this wait doesn't cancel the child.
 
         Raises `ChildFailed` if it failed or was cancelled.
@@ -533,17 +532,17 @@ class Child(Generic[T]):
         return Join(self._call)
 
     @overload
-    def signal(self, name: SignalDefinition[None]) -> Awaitable[None]: ...
+    def signal(self, name: SignalDefinition[None]) -> Call[None]: ...
     @overload
-    def signal(self, name: SignalDefinition[S], value: S) -> Awaitable[None]: ...
+    def signal(self, name: SignalDefinition[S], value: S) -> Call[None]: ...
     @overload
-    def signal(self, name: str, value: object = None) -> Awaitable[None]: ...
-    def signal(self, name: str | SignalDefinition[Any], value: object = None) -> Awaitable[None]:
+    def signal(self, name: str, value: object = None) -> Call[None]: ...
+    def signal(self, name: str | SignalDefinition[Any], value: object = None) -> Call[None]:
         """Send it a signal, as `sf.send_signal`. Raises `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`, and
         `UsageError` for one that its workflow doesn't declare although it declares its signals."""
         return SignalSend(self.id, self._call.target.declared, name, value, self._call)
 
-    def cancel(self, reason: str = "") -> Awaitable[None]:
+    def cancel(self, reason: str = "") -> Call[None]:
         """Ask it to cancel, without waiting for that: `result()` waits for its end. No effect if it has ended."""
         return ChildCancel(self._call, reason)
 

@@ -24,7 +24,7 @@ from streamflow.model.durations import seconds_of
 from streamflow.model.names import check_name, check_text
 from streamflow.workflow.actions import AskWait, Child, ChildCall, ChildStart, Question, SignalSend, SignalWait, Sleep
 from streamflow.workflow.app import OnParentEnd, Startable
-from streamflow.workflow.awaitable import Machine, active_machine
+from streamflow.workflow.awaitable import Call, Machine, active_machine
 from streamflow.workflow.concurrency import Gather, Map, Race, Shield, TaskGroup, Timeout, as_operations, check_callable
 from streamflow.workflow.messages import UNDECLARED, Declared, PublishedDefinition, QuestionDefinition, SignalDefinition
 from streamflow.workflow.saga import Saga
@@ -63,19 +63,19 @@ class RunInfo(msgspec.Struct, frozen=True):
 
 # fmt: off
 @overload
-def gather(a: Awaitable[T1], b: Awaitable[T2], /, *, return_exceptions: Literal[False] = ...) -> Awaitable[tuple[T1, T2]]: ...  # noqa: E501  # pyright: ignore[reportOverlappingOverload]
+def gather(a: Awaitable[T1], b: Awaitable[T2], /, *, return_exceptions: Literal[False] = ...) -> Call[tuple[T1, T2]]: ...  # noqa: E501  # pyright: ignore[reportOverlappingOverload]
 @overload
-def gather(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], /, *, return_exceptions: Literal[False] = ...) -> Awaitable[tuple[T1, T2, T3]]: ...  # noqa: E501
+def gather(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], /, *, return_exceptions: Literal[False] = ...) -> Call[tuple[T1, T2, T3]]: ...  # noqa: E501
 @overload
-def gather(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], /, *, return_exceptions: Literal[False] = ...) -> Awaitable[tuple[T1, T2, T3, T4]]: ...  # noqa: E501
+def gather(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], /, *, return_exceptions: Literal[False] = ...) -> Call[tuple[T1, T2, T3, T4]]: ...  # noqa: E501
 @overload
-def gather(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], e: Awaitable[T5], /, *, return_exceptions: Literal[False] = ...) -> Awaitable[tuple[T1, T2, T3, T4, T5]]: ...  # noqa: E501
+def gather(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], e: Awaitable[T5], /, *, return_exceptions: Literal[False] = ...) -> Call[tuple[T1, T2, T3, T4, T5]]: ...  # noqa: E501
 @overload
-def gather(*aws: Awaitable[T], return_exceptions: Literal[False] = ...) -> Awaitable[list[T]]: ...
+def gather(*aws: Awaitable[T], return_exceptions: Literal[False] = ...) -> Call[list[T]]: ...
 @overload
-def gather(*aws: Awaitable[T], return_exceptions: bool) -> Awaitable[list[T | BaseException]]: ...
+def gather(*aws: Awaitable[T], return_exceptions: bool) -> Call[list[T | BaseException]]: ...
 # fmt: on
-def gather(*aws: Awaitable[Any], return_exceptions: bool = False) -> Awaitable[Any]:
+def gather(*aws: Awaitable[Any], return_exceptions: bool = False) -> Call[Any]:
     """Run several awaitables at the same time; gives their results as a list, in the order of the arguments.
 
     Takes calls of steps and workflows, sleeps, signals, other gathers, and coroutines of helper functions.
@@ -92,13 +92,13 @@ def gather(*aws: Awaitable[Any], return_exceptions: bool = False) -> Awaitable[A
 
 # fmt: off
 @overload
-def race(a: Awaitable[T1], b: Awaitable[T2], /) -> Awaitable[T1 | T2]: ...
+def race(a: Awaitable[T1], b: Awaitable[T2], /) -> Call[T1 | T2]: ...
 @overload
-def race(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], /) -> Awaitable[T1 | T2 | T3]: ...
+def race(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], /) -> Call[T1 | T2 | T3]: ...
 @overload
-def race(*aws: Awaitable[T]) -> Awaitable[T]: ...
+def race(*aws: Awaitable[T]) -> Call[T]: ...
 # fmt: on
-def race(*aws: Awaitable[Any]) -> Awaitable[Any]:
+def race(*aws: Awaitable[Any]) -> Call[Any]:
     """Wait for the first of several awaitables; gives its result, or raises its exception. The others are cancelled.
 
     If several are done at the same time, the first argument wins. Helpers that lose get `Cancelled` and may clean up:
@@ -119,18 +119,18 @@ def map(
     *,
     concurrency: int,
     return_exceptions: Literal[False] = ...,
-) -> Awaitable[list[R]]: ...
+) -> Call[list[R]]: ...
 @overload
 def map(
     function: Callable[[T], Awaitable[R]], items: Iterable[T], *, concurrency: int, return_exceptions: bool
-) -> Awaitable[list[R | BaseException]]: ...
+) -> Call[list[R | BaseException]]: ...
 def map(
     function: Callable[[Any], Awaitable[Any]],
     items: Iterable[Any],
     *,
     concurrency: int,
     return_exceptions: bool = False,
-) -> Awaitable[Any]:
+) -> Call[Any]:
     """Call a step, workflow or helper for each item, at most `concurrency` at the same time.
 
     Gives the results as a list, in the order of the items. The next item is taken from the iterable when a call is
@@ -197,7 +197,7 @@ def saga() -> Saga:
 # --- time, signals, questions -----------------------------------------------------------------------------------------
 
 
-def sleep(duration: float | timedelta, *, tag: str = "") -> Awaitable[None]:
+def sleep(duration: float | timedelta, *, tag: str = "") -> Call[None]:
     """A durable timer of `duration`, in seconds or a timedelta. A reducer gets `tag` in its `TimerDone`.
 
     Raises `UsageError` for a duration that is not a finite number of seconds.
@@ -209,14 +209,12 @@ def sleep(duration: float | timedelta, *, tag: str = "") -> Awaitable[None]:
 
 
 @overload
-def signal(name: SignalDefinition[T], *, timeout: float | timedelta | None = None) -> Awaitable[T]: ...
+def signal(name: SignalDefinition[T], *, timeout: float | timedelta | None = None) -> Call[T]: ...
 @overload
-def signal(name: str, type: type[T], timeout: float | timedelta | None = None) -> Awaitable[T]: ...
+def signal(name: str, type: type[T], timeout: float | timedelta | None = None) -> Call[T]: ...
 @overload
-def signal(name: str, type: Any = ..., timeout: float | timedelta | None = None) -> Awaitable[Any]: ...
-def signal(
-    name: str | SignalDefinition[Any], type: Any = UNSET, timeout: float | timedelta | None = None
-) -> Awaitable[Any]:
+def signal(name: str, type: Any = ..., timeout: float | timedelta | None = None) -> Call[Any]: ...
+def signal(name: str | SignalDefinition[Any], type: Any = UNSET, timeout: float | timedelta | None = None) -> Call[Any]:
     """Wait for a signal called `name`; gives its value, checked against `type`. Of a definition the type is known, and
     of a name that the workflow declares as well.
 
@@ -235,12 +233,12 @@ def signal(
 
 
 @overload
-def send_signal(run_id: str, name: SignalDefinition[None]) -> Awaitable[None]: ...
+def send_signal(run_id: str, name: SignalDefinition[None]) -> Call[None]: ...
 @overload
-def send_signal(run_id: str, name: SignalDefinition[T], value: T) -> Awaitable[None]: ...
+def send_signal(run_id: str, name: SignalDefinition[T], value: T) -> Call[None]: ...
 @overload
-def send_signal(run_id: str, name: str, value: object = None) -> Awaitable[None]: ...
-def send_signal(run_id: str, name: str | SignalDefinition[Any], value: object = None) -> Awaitable[None]:
+def send_signal(run_id: str, name: str, value: object = None) -> Call[None]: ...
+def send_signal(run_id: str, name: str | SignalDefinition[Any], value: object = None) -> Call[None]:
     """Send a signal to the run with the id `run_id`. Settled as soon as it is recorded; it is delivered exactly once.
 
     A signal to a run that doesn't exist or has ended is dropped. Raises `InvalidName`, `PayloadInvalid`,
@@ -253,16 +251,14 @@ def send_signal(run_id: str, name: str | SignalDefinition[Any], value: object = 
 
 
 @overload
-def question(
-    name: QuestionDefinition[T, Any], *, timeout: float | timedelta | None = None
-) -> Awaitable[Question[T]]: ...
+def question(name: QuestionDefinition[T, Any], *, timeout: float | timedelta | None = None) -> Call[Question[T]]: ...
 @overload
-def question(name: str, type: type[T], timeout: float | timedelta | None = None) -> Awaitable[Question[T]]: ...
+def question(name: str, type: type[T], timeout: float | timedelta | None = None) -> Call[Question[T]]: ...
 @overload
-def question(name: str, type: Any = ..., timeout: float | timedelta | None = None) -> Awaitable[Question[Any]]: ...
+def question(name: str, type: Any = ..., timeout: float | timedelta | None = None) -> Call[Question[Any]]: ...
 def question(
     name: str | QuestionDefinition[Any, Any], type: Any = UNSET, timeout: float | timedelta | None = None
-) -> Awaitable[Question[Any]]:
+) -> Call[Question[Any]]:
     """Wait for a question called `name`, from `run.ask(name, value)`; gives a `Question`. Of a definition the types of
     question and answer are known, and of a name that the workflow declares as well.
 
@@ -329,9 +325,9 @@ def start(
     id: str | UnsetType = ...,
     tenant: str | UnsetType = ...,
     on_parent_end: OnParentEnd | UnsetType = ...,
-) -> Awaitable[Child[R]]: ...
+) -> Call[Child[R]]: ...
 @overload
-def start(workflow: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[Child[R]]: ...
+def start(workflow: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> Call[Child[R]]: ...
 def start(
     workflow: Callable[..., Awaitable[Any]],
     /,
@@ -340,7 +336,7 @@ def start(
     tenant: str | UnsetType = UNSET,
     on_parent_end: OnParentEnd | UnsetType = UNSET,
     **kwargs: Any,
-) -> Awaitable[Child[Any]]:
+) -> Call[Child[Any]]:
     """Start a child run without waiting for it; gives a `Child` with `id`, `result()`, `signal(…)` and `cancel(…)`.
 
     `on_parent_end` says what happens to it when this run ends first: `"cancel"`, the default, cancels it, `"abandon"`

@@ -13,7 +13,7 @@ import inspect
 import sys
 import typing
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import timedelta
 from types import FrameType
 from typing import Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast, overload
@@ -25,7 +25,7 @@ from streamflow.model import codec
 from streamflow.model.durations import seconds_of
 from streamflow.model.names import check_name, check_run_id, check_text
 from streamflow.workflow.actions import ON_PARENT_END, ChildCall, StepCall
-from streamflow.workflow.awaitable import active
+from streamflow.workflow.awaitable import Call, active
 from streamflow.workflow.messages import (
     UNDECLARED,
     Declared,
@@ -37,12 +37,49 @@ from streamflow.workflow.retry import Retry
 
 P = ParamSpec("P")
 R = TypeVar("R")
+D = TypeVar("D", bound="Step[..., Any] | Startable")
 OnParentEnd = Literal["cancel", "abandon", "wait"]
 """What happens to a child when its parent ends first: see `Workflow.options`."""
 
 _DEFAULT_RETRY = Retry()
 
 
+class _Verbatim(str):
+    """An annotation of a module that has `from __future__ import annotations`: shown without quotes."""
+
+    __slots__ = ()
+
+    __repr__ = str.__str__
+
+
+def _as_written(signature: inspect.Signature) -> inspect.Signature:
+    def verbatim(annotation: Any) -> Any:
+        return _Verbatim(annotation) if isinstance(annotation, str) else annotation
+
+    parameters = [one.replace(annotation=verbatim(one.annotation)) for one in signature.parameters.values()]
+    return signature.replace(parameters=parameters, return_annotation=verbatim(signature.return_annotation))
+
+
+class _Help:
+    """`__doc__` of a class and, another one, of its objects: `help(step)` is about the user's function."""
+
+    def __init__(self, of_class: str | None) -> None:
+        self._of_class = of_class
+
+    def __get__(self, definition: Step[..., Any] | Startable | None, _: type) -> str | None:
+        if definition is None:
+            return self._of_class
+        signature = _as_written(inspect.signature(definition.function))
+        about = inspect.getdoc(definition.function)
+        return "\n\n".join((f"{definition.name}{signature}", *([about] if about else []), definition.in_words()))
+
+
+def _helpful(definition: type[D]) -> type[D]:
+    definition.__doc__ = _Help(definition.__doc__)  # pyright: ignore[reportAttributeAccessIssue]
+    return definition
+
+
+@_helpful
 class Step(Generic[P, R]):
     """A function with side effects, registered with `@app.step`.
 
@@ -93,7 +130,7 @@ class Step(Generic[P, R]):
         self.known = True
         """False for the placeholder of a recorded step that is not registered any more (see `missing_step`)."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         if active.get() is not None:
             return StepCall(self, args, kwargs)
         return self.function(*args, **kwargs)
@@ -125,6 +162,16 @@ class Step(Generic[P, R]):
         if tag is not UNSET:
             other.tag = check_text("tag", tag)
         return other
+
+    def in_words(self) -> str:
+        """What it is and how it is run, for `help(step)`."""
+        where = f"in workers of queue {self.queue}" if self.queue is not None else "at the daemon"
+        kind = "in a process of its own" if self.process else "in the event loop" if self.is_async else "in a thread"
+        seconds = "no time-out" if self.timeout is None else f"a time-out of {self.timeout:g} s for each attempt"
+        return (
+            f"A step, which runs {where}, {kind}, with {seconds} and {self.retry}.\n"
+            f"In a workflow, `await {self.name}(…)`; with other settings, `await {self.name}.options(…)(…)`."
+        )
 
     def __repr__(self) -> str:
         return f"<step {self.name}>"
@@ -212,10 +259,20 @@ class Startable:
             )
         return ChildCall(self, args, kwargs)
 
+    def in_words(self) -> str:
+        """What it is and how a run of it is started, for `help(workflow)`."""
+        kind = f"{self.kind}, version {self.version}" if self.version else self.kind
+        return (
+            f"A {kind}. A run of it is started by `await client.start({self.name}, …)`, in another workflow by\n"
+            f"`await {self.name}(…)` or `await sf.start({self.name}, …)`; `options(id=…, tenant=…)` gives a copy with "
+            "those."
+        )
+
     def __repr__(self) -> str:
         return f"<{self.kind} {self.name}>"
 
 
+@_helpful
 class Workflow(Startable, Generic[P, R]):
     """A durable function, registered with `@app.workflow`: an `async def` that awaits only streamflow's own awaitables.
 
@@ -239,7 +296,7 @@ class Workflow(Startable, Generic[P, R]):
         super().__init__(function, name, codec.Parameters(function, f"workflow {name}"))
         self.version = version
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Inside a workflow: start a child run, and give an awaitable of its result. Outside: raises `UsageError`."""
         return self._child(args, kwargs)
 
@@ -247,6 +304,7 @@ class Workflow(Startable, Generic[P, R]):
 def _reducer_input(input: Any = None) -> Any: ...
 
 
+@_helpful
 class Reducer(Startable):
     """A state machine, registered with `@app.reducer`: a plain function `(state, event) -> sf.Decision`.
 
@@ -285,7 +343,7 @@ class Reducer(Startable):
             "that can be called without arguments"
         )
 
-    def __call__(self, input: Any = None) -> Awaitable[Any]:
+    def __call__(self, input: Any = None) -> Call[Any]:
         """Inside a workflow: start a child run, and give an awaitable of its result. Outside: raises `UsageError`."""
         return self._child((input,), {})
 

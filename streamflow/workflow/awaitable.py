@@ -157,7 +157,23 @@ def warn_if_forgotten(operation: Operation) -> None:
             return
 
 
-class Operation:
+T = TypeVar("T")
+Call = Coroutine[Any, Any, T]
+"""The declared type of what gives a `T` when it is awaited: type checkers report a call whose `await` is forgotten only
+if it gives a coroutine. None of its methods are there."""
+
+if TYPE_CHECKING:
+
+    class _Operation(Coroutine[Any, Any, Any]):
+        def send(self, value: Any, /) -> Any: ...
+        def throw(self, *error: Any) -> Any: ...
+        def close(self) -> None: ...
+
+else:
+    _Operation = object
+
+
+class Operation(_Operation):
     """Base of everything that can be awaited. When it is settled, it calls `wake(operation, ready)` of each waiter."""
 
     __slots__ = ("error", "home", "seq", "state", "value", "waiter")

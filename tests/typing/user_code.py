@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, assert_type
 
 import streamflow as sf
+import streamflow.testing as sft
 
 app = sf.App()
 
@@ -96,10 +97,36 @@ async def digest(urls: list[str]) -> int:
     assert_type(await sf.start(named, customer="acme"), sf.Child[str])
     await sf.start(named, costumer="acme")  # pyright: ignore[reportCallIssue]
 
+    fetch(urls[0])  # pyright: ignore[reportUnusedCoroutine]
+    parse(page)  # pyright: ignore[reportUnusedCoroutine]
+    leaf(3)  # pyright: ignore[reportUnusedCoroutine]
+    sf.sleep(1)  # pyright: ignore[reportUnusedCoroutine]
+    sf.signal("approve", bool)  # pyright: ignore[reportUnusedCoroutine]
+    sf.gather(fetch(urls[0]), parse(page))  # pyright: ignore[reportUnusedCoroutine]
+    sf.start(leaf, 3)  # pyright: ignore[reportUnusedCoroutine]
+    sf.send_signal("other", "go")  # pyright: ignore[reportUnusedCoroutine]
+    child.cancel()  # pyright: ignore[reportUnusedCoroutine]
+
     async with sf.saga() as saga:
         saga.compensate(fetch, urls[0], depth=1)
         saga.compensate(fetch, 1)  # pyright: ignore[reportArgumentType]
     return page.size
+
+
+async def with_both(client: sf.Client, sandbox: sft.Sandbox) -> None:
+    await with_either(client)
+    await with_either(sandbox)
+
+
+async def with_either(client: sf.AnyClient) -> None:
+    run = await client.start(digest, ["https://example.org"], id="digest-1")
+    assert_type(await run.result(timeout=30), int)
+    assert_type(client.run("digest-1", int), sf.Run[int])
+    assert_type(await client.runs(status="failed"), list[sf.RunSummary])
+    assert_type(await run.describe(), sf.RunDescription)
+    run.signal("go")  # pyright: ignore[reportUnusedCoroutine]
+    client.start(leaf, 3)  # pyright: ignore[reportUnusedCoroutine]
+    await client.start(leaf, "3")  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 async def use(client: sf.Client) -> None:

@@ -1,5 +1,7 @@
 """Awaitables that were made and never awaited: the owner logs a warning with their line."""
 
+# pyright: reportUnusedCoroutine=false
+
 from __future__ import annotations
 
 import inspect

@@ -260,7 +260,7 @@ def test_a_call_that_is_not_awaited_schedules_nothing() -> None:
 
     @local.workflow
     async def flow() -> int:
-        double(1)
+        double(1)  # pyright: ignore[reportUnusedCoroutine]
         return 1
 
     assert kinds(Run(local, "flow").last) == ["RunStarted", "RunCompleted"]

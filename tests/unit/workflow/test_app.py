@@ -88,7 +88,7 @@ def test_a_workflow_called_outside_says_what_to_do() -> None:
     async def digest() -> None: ...
 
     with pytest.raises(UsageError, match=r"client\.start\(digest.*digest\.function"):
-        digest()
+        digest()  # pyright: ignore[reportUnusedCoroutine]
 
 
 @pytest.mark.parametrize("name", ["now", "uuid4", "random", "info", "gather"])
@@ -96,9 +96,9 @@ def test_durable_calls_outside_a_workflow_are_usage_errors(name: str) -> None:
     with pytest.raises(UsageError, match="was called outside a workflow"):
         getattr(inside, name)()
     with pytest.raises(UsageError, match=r"sf\.sleep\(\) was called outside a workflow"):
-        inside.sleep(1)
+        inside.sleep(1)  # pyright: ignore[reportUnusedCoroutine]
     with pytest.raises(UsageError, match=r"sf\.signal\(\) was called outside a workflow"):
-        inside.signal("go")
+        inside.signal("go")  # pyright: ignore[reportUnusedCoroutine]
 
 
 def test_a_second_step_or_workflow_of_the_same_name_is_refused() -> None:

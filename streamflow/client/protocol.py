@@ -1,0 +1,52 @@
+"""PUBLIC: what a `Client` and a `Sandbox` have in common, for code that works with both.
+
+Owns: the protocol. Must not: be needed at run time by either. Called by: user code; pyright holds both to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ParamSpec, Protocol, TypeVar, TypeVarTuple, overload
+
+from streamflow.client.listing import RunSummary
+from streamflow.client.run import Run
+from streamflow.model.attributes import Attribute
+from streamflow.model.record import Status
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+
+class AnyClient(Protocol):
+    """A `Client`, or the `Sandbox` of a test: code that starts and finds runs through it need not know which.
+
+    >>> async def order(client: sf.AnyClient, basket: Basket) -> str:
+    ...     run = await client.start(checkout, basket)
+    ...     return run.id
+    """
+
+    @overload
+    async def start(
+        self, workflow: Callable[[*Ts], Awaitable[R]], /, *args: *Ts, id: str | None = None, tenant: str = ""
+    ) -> Run[R]: ...
+    @overload
+    async def start(self, workflow: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> Run[R]: ...
+    @overload
+    async def start(self, workflow: str, /, *args: Any, id: str | None = None, tenant: str = "") -> Run[Any]: ...
+
+    @overload
+    def run(self, run_id: str) -> Run[Any]: ...
+    @overload
+    def run(self, run_id: str, returns: type[R]) -> Run[R]: ...
+
+    async def runs(
+        self,
+        *,
+        status: Status | str | None = None,
+        workflow: str | None = None,
+        tenant: str | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
+        error: str | None = None,
+        limit: int = 20,
+    ) -> list[RunSummary]: ...
