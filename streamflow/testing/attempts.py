@@ -52,15 +52,15 @@ async def perform(stubs: Stubs, record: Running, at: datetime) -> tuple[Outcome,
         if error is None:
             outcome = Outcome(job.seq, job.attempt, takes * 1000, Raw(step.parameters.encode_result(value)))
         else:
-            outcome = _failed(record, takes, error)
+            outcome = _failed(stubs, record, takes, error)
     except asyncio.CancelledError as error:
         if record.over or cast("asyncio.Task[Any]", asyncio.current_task()).cancelling():
             raise
-        outcome = _failed(record, takes, error)
+        outcome = _failed(stubs, record, takes, error)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # also sys.exit(): it ends only this attempt
-        outcome = _failed(record, takes, error)
+        outcome = _failed(stubs, record, takes, error)
     if job.timeout is not None and takes > job.timeout:
         return timed_out(record, job.timeout), round(job.timeout * 1000)
     return outcome, round(takes * 1000)
@@ -114,7 +114,8 @@ def timed_out(record: Running, seconds: float) -> Outcome:
     return Outcome(job.seq, job.attempt, seconds * 1000, None, failure, details=record.details)
 
 
-def _failed(record: Running, takes: float, error: BaseException) -> Outcome:
+def _failed(stubs: Stubs, record: Running, takes: float, error: BaseException) -> Outcome:
     job = record.job
+    stubs.failed(record.run_id, error)
     failure, permanent = failure_of(error, _INTERNAL), is_permanent(error)
     return Outcome(job.seq, job.attempt, takes * 1000, None, failure, permanent, record.details, kinds_of(error))

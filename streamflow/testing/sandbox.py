@@ -53,7 +53,7 @@ from streamflow.store.namespace import Namespace
 from streamflow.testing.attempts import running
 from streamflow.testing.stubs import Stub, StubCall
 from streamflow.testing.world import Record, Stalled, World
-from streamflow.workflow.app import App, Step, Workflow
+from streamflow.workflow.app import App, Reducer, Step, Workflow
 from streamflow.workflow.messages import Declared
 
 P = ParamSpec("P")
@@ -220,7 +220,7 @@ class Sandbox:
 
     def stub(
         self,
-        step: Step[..., R] | str,
+        step: Step[..., R] | Workflow[..., R] | Reducer | str,
         replacement: Callable[..., Awaitable[R]] | Callable[..., R] | None = None,
         *,
         returns: R | UnsetType = UNSET,
@@ -228,7 +228,7 @@ class Sandbox:
         takes: float | timedelta = 0.0,
         times: int | None = None,
     ) -> None:
-        """Replace a step from now on. The newest stub that isn't used up applies.
+        """Replace a step, or a workflow where it is a child, from now on. The newest stub that isn't used up applies.
 
         Give one of:
 
@@ -239,15 +239,20 @@ class Sandbox:
         `takes` is how long an attempt lasts, in seconds of virtual time or a timedelta, so that time-outs and races can
         be tested; alone it delays the real function's outcome. `times` limits the stub to that many attempts.
 
+        A stubbed child is a run like any other, but for its code, of which nothing runs. It ends with what the stub
+        gives, and can be cancelled before. A run that the test starts itself isn't stubbed, and `times` counts
+        children.
+
         Raises `UsageError`, and `PayloadInvalid` for a value that the step's annotation doesn't allow.
 
         >>> sandbox.stub(fetch, raises=ConnectionError("down"), times=2)   # and then the real one
+        >>> sandbox.stub(invoice, returns="paid", takes=timedelta(days=3))   # a child
         """
         seconds = takes.total_seconds() if isinstance(takes, timedelta) else takes
         self.world.stubs.add(step, Stub(replacement, returns, raises, seconds, times))
 
-    def calls(self, step: Step[..., Any] | str) -> list[StubCall]:
-        """All attempts of a step that have started, in order, stubbed or not."""
+    def calls(self, step: Step[..., Any] | Workflow[..., Any] | Reducer | str) -> list[StubCall]:
+        """All attempts of a step that have started, in order, stubbed or not; of a workflow its stubbed children."""
         return self.world.stubs.calls(step)
 
     # --- time and crashes ---------------------------------------------------------------------------------------------
@@ -490,14 +495,14 @@ def run(
     workflow: Callable[[*Ts], Awaitable[R]],
     *args: *Ts,
     app: App,
-    stubs: Mapping[Step[..., Any], Any] | None = None,
+    stubs: Mapping[Step[..., Any] | Workflow[..., Any] | Reducer, Any] | None = None,
     signals: Mapping[str, Any] | None = None,
 ) -> R:
     """Run a workflow to its end in a new sandbox and return its result: one line for a plain test.
 
-    `stubs` has for each step a function to call instead, an exception to raise, or the value to return. `signals` has
-    values by name; they are sent at the start, in order. Raises what `result()` raises: `RunFailed`, `RunCancelled`,
-    `Stalled`. Not for code that runs in an event loop: use a `Sandbox` there.
+    `stubs` has for each step, or workflow that is a child, a function to call instead, an exception to raise, or the
+    value to return. `signals` has values by name; they are sent at the start, in order. Raises what `result()` raises:
+    `RunFailed`, `RunCancelled`, `Stalled`. Not for code that runs in an event loop: use a `Sandbox` there.
 
     >>> assert sft.run(digest, ["https://example.org"], app=app, stubs={fetch: "<p>"}) == 3
     """
@@ -514,7 +519,7 @@ def run(
     return asyncio.run(main())
 
 
-def _stub(sandbox: Sandbox, step: Step[..., Any], value: Any) -> None:
+def _stub(sandbox: Sandbox, step: Step[..., Any] | Workflow[..., Any] | Reducer, value: Any) -> None:
     is_class = inspect.isclass(value)
     if isinstance(value, BaseException) or (is_class and issubclass(value, BaseException)):
         sandbox.stub(step, raises=value)

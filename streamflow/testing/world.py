@@ -41,6 +41,7 @@ from streamflow.model.record import Header, Status, decode_header, parent_link
 from streamflow.model.sharding import Partition
 from streamflow.steps.context import Running
 from streamflow.testing.attempts import perform, timed_out
+from streamflow.testing.stand_ins import stand_in
 from streamflow.testing.stubs import Stubs
 from streamflow.wire import InboxMessage, decode_message, refused_child, to_delivery
 from streamflow.workflow.actions import StepJob
@@ -59,10 +60,12 @@ class Stalled(RunError):
 class Record:
     """The record of one run, as bytes, as the server keeps it."""
 
-    __slots__ = ("changed", "created", "header", "log", "published", "state", "transitions")
+    __slots__ = ("app", "changed", "created", "header", "log", "published", "state", "transitions")
 
     def __init__(self, header: bytes, number: int) -> None:
         self.header = header
+        self.app: App | None = None
+        """That of a stubbed child, which has what stands in for it; None: that of the world."""
         self.state = b""
         self.transitions: list[bytes] = []
         self.log: list[Transition] = []
@@ -381,20 +384,21 @@ class World:
         if machine is None and record is not None and (header := record.head).is_open:
             if header.version == 0:
                 reason = self._parked.get(run_id, "")
-                machine = new_machine(self.app, self.partition, run_id, header.workflow, reason)
+                machine = new_machine(record.app or self.app, self.partition, run_id, header.workflow, reason)
             else:
                 machine = self._rehydrate(run_id, header, record)
             self._machines[run_id] = machine
         return machine
 
     def _rehydrate(self, run_id: str, header: Header, record: Record) -> RunMachine:
+        app = record.app or self.app
         history = decode_history(record.transitions)
         if run_id not in self._parked:
             try:
-                return rehydrate(self.app, self.partition, run_id, header, record.state, history)
+                return rehydrate(app, self.partition, run_id, header, record.state, history)
             except BaseException as error:
                 self._park(run_id, error)
-        return rehydrate(self.app, self.partition, run_id, header, record.state, history, self._parked[run_id])
+        return rehydrate(app, self.partition, run_id, header, record.state, history, self._parked[run_id])
 
     def _reduce(self, run_id: str, *inputs: Any) -> None:
         """Let a run decide, and commit. One whose code raises what no run may is parked, as a daemon does it: the
@@ -417,12 +421,13 @@ class World:
 
     def _retry(self, run_id: str, record: Record, retry: RetryRequest) -> None:
         """Have a run go on that has failed, as its owner does; or say why not."""
+        app = record.app or self.app
         try:
-            check_end(run_id, record.head, retry, is_reducer=is_reducer(self.app, record.head, record.state))
+            check_end(run_id, record.head, retry, is_reducer=is_reducer(app, record.head, record.state))
             history = decode_history(record.transitions)
             point = retry_point(run_id, history)
             try:
-                machine = rehydrate(self.app, self.partition, run_id, record.head, b"", history, retry=point)
+                machine = rehydrate(app, self.partition, run_id, record.head, b"", history, retry=point)
                 effects = machine.advance([retry], self.now)
                 encoded = encode_transition(machine.at, effects.events), machine.snapshot()
             except BaseException as error:
@@ -505,7 +510,10 @@ class World:
             if not (message.parent and (record is None or is_other)):
                 self.post(message.kind, target, message.body)
         elif record is None:
+            definition = self.stubs.child_begins(message.workflow, target)
             self.start(target, message.workflow, message.tenant, message.body, message.parent)
+            if definition is not None:
+                self.records[target].app = stand_in(definition, target, self.stubs)
         elif is_other and (parent := parent_link(message.parent)):
             self.post("child", parent.run_id, refused_child(target, parent))
 
