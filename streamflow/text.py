@@ -50,6 +50,11 @@ def _escape(char: str) -> str:
     return "".join(f"\\u{pairs[at : at + 2].hex()}" for at in range(0, len(pairs), 2))
 
 
+def plural(count: int, word: str) -> str:
+    """`1 run`, `2,000 runs`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def text_of(error: BaseException) -> str:
     """`str(error)`; for an exception that can't be shown `<TypeError in __str__>`. Never raises."""
     return _shown(error)

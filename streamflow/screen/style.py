@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from streamflow.text import plural as plural
+
 # Mid-tones, readable on dark and on light terminals; with only 256 or 16 colours, rich takes the nearest.
 TITLE = "bold #7aa2d6"
 MUTED = "#7f8a99"
@@ -116,7 +118,3 @@ def sparkline(values: Sequence[float], width: int) -> str:
     if top <= 0:
         return _BARS[0] * len(newest)
     return "".join(_BARS[0] if v <= 0 else _BARS[min(7, 1 + int(v / top * 6.999))] for v in newest)
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"

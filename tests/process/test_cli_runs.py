@@ -18,9 +18,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from redis import Redis
 
 from streamflow.cli import cli as group
 from streamflow.embedded.server import EmbeddedServer
+from streamflow.store.keys import ShardKeys
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -408,6 +410,37 @@ def test_status_shows_the_daemon_and_what_ran(cli: Cli) -> None:
     assert "DAEMONS 1" in drawn
 
 
+def test_status_says_what_is_wrong_and_has_an_exit_code_for_it(cli: Cli) -> None:
+    namespace = cli.environ["STREAMFLOW_NAMESPACE"]
+    until(lambda: cli("status", "--check").code == 0, "the namespace is healthy")
+    healthy = cli("status", "--check")
+    assert healthy.out in ("healthy\n", f"note     AOF off: streamflow check --namespace {namespace}\n")
+    whole = cli("status", "--json").json
+    assert cli("status", "--check", "--json").json == {"ok": True, "health": whole["health"]}
+    assert whole["quarantine"] == {"count": 0, "latest": []}
+    poison = ShardKeys(namespace, 3).poison
+    with Redis.from_url(cli.environ["STREAMFLOW_REDIS"], decode_responses=True) as server:
+        entry = server.xadd(poison, {"run": "r", "reason": "can't be decoded", "kind": "signal"})
+    try:
+        ill = cli("status", "--check")
+        said = f"warning  1 message quarantined: streamflow quarantine list --namespace {namespace}"
+        assert (ill.code, ill.out.splitlines()[0]) == (1, said)
+        done = cli("status", "--check", "--json")
+        assert done.code == 1
+        found = json.loads(done.out)
+        assert (found["ok"], found["health"][0]["code"]) == (False, "quarantined")
+        whole = cli("status", "--json").json
+        assert whole["health"] == found["health"]
+        assert [(row["id"], row["run_id"]) for row in whole["quarantine"]["latest"]] == [(f"3:{entry}", "r")]
+    finally:
+        with Redis.from_url(cli.environ["STREAMFLOW_REDIS"]) as server:
+            server.xdel(poison, entry)
+    assert cli("status", "--check").code == 0
+    refused = cli("status", "--check", "--watch")
+    assert (refused.code, refused.out) == (2, "")
+    assert "leave out --watch" in refused.err
+
+
 def test_status_is_saved_as_a_picture_that_needs_no_downloaded_font(cli: Cli) -> None:
     assert cli("status", "--svg", "status.svg").code == 0
     picture = (cli.directory / "status.svg").read_text()
@@ -544,7 +577,16 @@ def test_views_can_be_rebuilt(cli: Cli) -> None:
 # --- servers and daemons --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["status"], ["runs"], ["enqueue", "echo"], ["daemon", "--app", "flows:app"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["status", "--check", "--json"],
+        ["runs"],
+        ["enqueue", "echo"],
+        ["daemon", "--app", "flows:app"],
+    ],
+)
 def test_an_unreachable_server_is_reported_in_seconds_without_its_password(cli: Cli, arguments: list[str]) -> None:
     done = cli.process(*arguments, "--redis", "redis://user:secret@127.0.0.1:1/0")
     assert (done.code, done.out) == (1, "")

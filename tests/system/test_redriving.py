@@ -16,8 +16,8 @@ from streamflow.cli.commands import quarantine as command
 from streamflow.client.quarantine import Quarantine, QuarantinedMessage, Taken
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.events import SignalReceived
-from streamflow.screen.panels.header import health
 from streamflow.status.collector import StatusCollector
+from streamflow.status.words import health
 from streamflow.store.connection import Call
 from streamflow.store.keys import ShardKeys
 from tests.support.serving import running_daemon, view
@@ -161,17 +161,17 @@ async def test_the_status_follows_what_is_redriven_and_dropped(serve: Serve) -> 
         assert status.quarantine is not None
         assert status.quarantine.count == 3
         assert [row.id for row in status.quarantine.latest] == [one.id for one in messages]
-        assert "3 messages quarantined" in [text for _, text in health(status)]
+        assert "3 messages quarantined" in [sentence.text for sentence in health(status)]
         refused = await Quarantine(client).redrive(messages)
         assert outcomes(refused) == [("stays", "no run takes a messa")] * 3
         await Quarantine(client).drop(messages[:2])
         status = await collector.collect()
-        assert "1 message quarantined" in [text for _, text in health(status)]
+        assert "1 message quarantined" in [sentence.text for sentence in health(status)]
         await Quarantine(client).drop(messages)
         status = await collector.collect()
         assert status.quarantine is not None
         assert (status.quarantine.count, status.quarantine.latest) == (0, [])
-        assert not [text for _, text in health(status) if "quarantined" in text]
+        assert "quarantined" not in [sentence.code for sentence in health(status)]
 
         async def counted() -> bool:
             return (await view(client, "quarantine") or {}).get("count") == 3

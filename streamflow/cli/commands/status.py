@@ -1,7 +1,7 @@
 """`status`: daemons, shards, throughput, latencies and failures, once or live.
 
-Owns: its options, the table of `--shards`, the picture of `--svg`. Must not: draw the screen (`screen/` does), change
-anything. Called by: the group in `cli`.
+Owns: its options, the lines of `--check`, the table of `--shards`, the picture of `--svg`. Must not: draw the screen
+(`screen/` does), say what is wrong (`status/words.py` does), change anything. Called by: the group in `cli`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--shards", is_flag=True, help="Also list each shard's owner, inbox and lag.")
 @click.option(
+    "--check", "checking", is_flag=True,
+    help="Only say what is wrong, as the first line of the screen does; exit code 1 if something needs a person.",
+)  # fmt: skip
+@click.option(
     "--svg",
     type=click.Path(dir_okay=False),
     metavar="FILE",
@@ -40,18 +44,23 @@ def status(
     watching: bool,
     interval: float,
     shards: bool,
+    checking: bool,
     svg: str | None,
     redis: str | None,
     namespace: str | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Show daemons, shards, throughput, latencies and failures.
 
     With --watch and --json, prints one JSON object per line, every --interval seconds.
 
+    With --check, prints a line for each thing that is wrong, the worst first, with a command that shows more of it. The
+    exit code is 0 if there is nothing but notes, such as a daemon that drains, else 1.
+
     \b
     Examples:
       streamflow status --watch
+      streamflow status --check
       streamflow status --svg status.svg
     """
     import anyio
@@ -59,17 +68,22 @@ def status(
     from streamflow.settings import load_settings
     from streamflow.status.collector import StatusCollector
 
-    async def collect() -> None:
+    if checking and (watching or shards or svg is not None):
+        raise UsageError("--check prints only what is wrong: leave out --watch, --shards and --svg")
+
+    async def collect() -> int:
         dead_after = load_settings({}).dead_after
         async with open_client(redis, namespace) as client:
             await client.read_namespace()  # without a namespace: an error, instead of a screen that waits for one
             collector = StatusCollector(client, shards=shards, dead_after=dead_after)
             if svg is not None:
                 _save_picture(await collector.settled(), svg)
-                return
+                return 0
+            if checking:
+                return _print_health(await collector.settled(), as_json)
             if not watching:
                 _print_status(await collector.settled(), shards, as_json)
-                return
+                return 0
             console = make_console()
             if console.is_terminal and not as_json:
                 from streamflow.screen.live import watch
@@ -80,10 +94,11 @@ def status(
                 await anyio.sleep(interval)
 
     try:
-        run_async(collect, screen=watching and sys.stdout.isatty())
+        return run_async(collect, screen=watching and sys.stdout.isatty())
     except KeyboardInterrupt:
         if not watching:
             raise
+        return 0
 
 
 def _save_picture(status: NamespaceStatus, file: str) -> None:
@@ -109,11 +124,38 @@ def _save_picture(status: NamespaceStatus, file: str) -> None:
         raise UsageError(f"can't write {file}: {error.strerror}") from None
 
 
+def _print_health(status: NamespaceStatus, as_json: bool) -> int:
+    """Returns the exit code."""
+    from streamflow.status.words import health, needs_a_person
+
+    sentences = health(status)
+    ok = not needs_a_person(sentences)
+    if as_json:
+        print_json({"ok": ok, "health": _plain_health(status)})
+        return 0 if ok else 1
+    from streamflow.screen.sanitize import safe
+
+    if not sentences:
+        click.echo("healthy")
+    for sentence in sentences:
+        more = f": {sentence.command}" if sentence.command else ""
+        click.echo(f"{sentence.level:<7}  {safe(sentence.text + more)}")
+    return 0 if ok else 1
+
+
+def _plain_health(status: NamespaceStatus) -> list[dict[str, str]]:
+    import msgspec
+
+    from streamflow.status.words import health
+
+    return [msgspec.to_builtins(sentence) for sentence in health(status)]
+
+
 def _print_status(status: NamespaceStatus, shards: bool, as_json: bool) -> None:
     from streamflow.status.model import status_json
 
     if as_json:
-        fields = status_json(status)
+        fields = status_json(status) | {"health": _plain_health(status)}
         if not shards:
             del fields["shards"]
         print_json(fields)

@@ -1,0 +1,113 @@
+"""What is wrong with a namespace, in words: one sentence for each kind of problem, the worst first.
+
+Owns: what counts as a problem, how problems are ranked, which of them need a person, and the command that shows more of
+each. Must not: read anything or look at a clock; what isn't in the status isn't known here. Called by: the header of
+the screen, `status --check`, `status --json`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from streamflow.settings import Settings
+from streamflow.status.model import NamespaceStatus
+from streamflow.text import plural
+
+QUARANTINE_MS = 24 * 3600 * 1000
+"""For how long a quarantined message is a problem here, where it isn't known whether it is still there."""
+
+Level = Literal["error", "warning", "note"]
+"""`error`: runs don't go on, or may be lost. `warning`: something waits for a person. `note`: it is so, and needs
+nobody."""
+_LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+
+
+class Sentence(msgspec.Struct, frozen=True):
+    """One thing that is wrong. `code` stays the same, whatever the `text` says; `command` shows more of it, or mends
+    it, and may be empty."""
+
+    level: Level
+    code: str
+    text: str
+    command: str = ""
+
+
+def health(status: NamespaceStatus) -> list[Sentence]:
+    """The worst first; empty when nothing is wrong."""
+    found = _Sentences(status.namespace)
+    if not status.daemons:
+        found.add("error", "no_daemons", "no daemons", "streamflow daemon --app APP")
+    elif status.shards_unowned:
+        text = f"{plural(status.shards_unowned, 'shard')} without owner"
+        found.add("error", "shards_unowned", text, "streamflow status --shards")
+    beats = [daemon.heartbeat for daemon in status.daemons]
+    if stopped := sum(max(beat.stopped, len(beat.broken)) for beat in beats):
+        first = next((subject for beat in beats for subject in beat.broken), "")
+        text = f"{first if stopped == 1 and first else plural(stopped, 'shard')} stopped"
+        found.add("error", "shards_stopped", text, "streamflow status")
+    server = status.server
+    if server is not None and server.away:
+        found.add("error", "servers_away", f"{server.away} of {server.servers} servers away", "streamflow check")
+    if server is not None and server.fullest >= 0.8:
+        whose = "" if server.servers == 1 else " of a server"
+        found.add("error", "memory", f"memory{whose} {100 * server.fullest:.0f} % full")
+    if lost := sum(beat.lost for beat in beats):
+        found.add("error", "lost_writes", f"{plural(lost, 'run')} lost or set back by the server")
+    if failing := _first_of(loop for beat in beats for loop in beat.failing):
+        found.add("error", "loops_failing", f"loop {failing} failing", "streamflow status --json")
+    stuck = status.view("runs").get("status", {}).get("stuck", 0)
+    if stuck > 0:
+        found.add("warning", "runs_stuck", f"{plural(stuck, 'run')} stuck", "streamflow runs --status stuck")
+    if server is not None and server.aof not in ("everysec", "always", "on"):
+        found.add("note", "aof_off", "AOF off", "streamflow check")
+    unserved = [queue.name for queue in status.queues if queue.waiting and not queue.workers]
+    if named := _first_of(unserved):
+        command = f"streamflow worker --app APP --queue {shlex.quote(min(unserved))}"
+        found.add("warning", "no_workers", f"no workers for queue {named}", command)
+    if impaired := _first_of(subject for beat in (*beats, *status.workers) for subject in beat.impaired):
+        found.add("warning", "impaired", f"{impaired} impaired", "streamflow status")
+    if hung := sum(beat.hung for beat in beats):
+        found.add("warning", "threads_hung", f"{plural(hung, 'thread')} hung", "streamflow health")
+    if draining := sum(beat.draining for beat in beats):
+        found.add("note", "draining", f"{draining} draining")
+    if quarantined := _quarantined(status):
+        text = f"{plural(quarantined, 'message')} quarantined"
+        found.add("warning", "quarantined", text, "streamflow quarantine list")
+    return sorted(found.sentences, key=lambda sentence: _LEVELS.index(sentence.level))
+
+
+def needs_a_person(sentences: Iterable[Sentence]) -> bool:
+    """Whether something is wrong that won't mend itself."""
+    return any(sentence.level != "note" for sentence in sentences)
+
+
+class _Sentences:
+    def __init__(self, namespace: str) -> None:
+        self.sentences: list[Sentence] = []
+        """In the order in which they were added."""
+        self._options = "" if namespace == Settings().namespace else f" --namespace {shlex.quote(namespace)}"
+
+    def add(self, level: Level, code: str, text: str, command: str = "") -> None:
+        if command and code != "threads_hung":  # `health` looks at the processes of its machine
+            command += self._options
+        self.sentences.append(Sentence(level, code, text, command))
+
+
+def _first_of(names: Iterable[str]) -> str:
+    """`first`, or `first and 2 more`; empty if there are none."""
+    found = sorted(set(names))
+    if not found:
+        return ""
+    return f"{found[0]} and {len(found) - 1} more" if len(found) > 1 else found[0]
+
+
+def _quarantined(status: NamespaceStatus) -> int:
+    if status.quarantine is not None:
+        return status.quarantine.count
+    view = status.view("quarantine")
+    latest = view.get("latest", [])
+    return view.get("count", 0) if latest and latest[0]["at"] > status.as_of - QUARANTINE_MS else 0

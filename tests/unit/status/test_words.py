@@ -1,0 +1,110 @@
+"""What is wrong, in words: which problems there are, which need a person, and which command shows more."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import pytest
+
+from streamflow.status import words
+from streamflow.status.model import DaemonRow, NamespaceStatus, Quarantined, Queue, Server, WorkerRow
+from streamflow.status.words import Sentence, health, needs_a_person
+from streamflow.wire import Heartbeat
+
+
+def status(beat: Heartbeat | None = None, namespace: str = "default", **fields: Any) -> NamespaceStatus:
+    fields.setdefault("daemons", [DaemonRow(id="a", heartbeat=beat or Heartbeat(name="a"))])
+    return NamespaceStatus(namespace=namespace, as_of=1_700_000_000_000, **fields)
+
+
+CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
+    "no_daemons": (
+        status(daemons=[], shards_unowned=4),
+        Sentence("error", "no_daemons", "no daemons", "streamflow daemon --app APP"),
+    ),
+    "shards_unowned": (
+        status(shards_unowned=1),
+        Sentence("error", "shards_unowned", "1 shard without owner", "streamflow status --shards"),
+    ),
+    "shards_stopped": (
+        status(Heartbeat(broken={"shard 5": "x"}, stopped=1)),
+        Sentence("error", "shards_stopped", "shard 5 stopped", "streamflow status"),
+    ),
+    "servers_away": (
+        status(server=Server(aof="on", servers=3, away=1)),
+        Sentence("error", "servers_away", "1 of 3 servers away", "streamflow check"),
+    ),
+    "memory": (status(server=Server(aof="on", fullest=0.8)), Sentence("error", "memory", "memory 80 % full")),
+    "lost_writes": (
+        status(Heartbeat(lost=2)),
+        Sentence("error", "lost_writes", "2 runs lost or set back by the server"),
+    ),
+    "loops_failing": (
+        status(Heartbeat(failing={"relay": "x", "inbox 3": "y"})),
+        Sentence("error", "loops_failing", "loop inbox 3 and 1 more failing", "streamflow status --json"),
+    ),
+    "runs_stuck": (
+        status(views={"runs": {"status": {"stuck": 212}}}),
+        Sentence("warning", "runs_stuck", "212 runs stuck", "streamflow runs --status stuck"),
+    ),
+    "no_workers": (
+        status(queues=[Queue(name="gpu", waiting=3), Queue(name="cpu", waiting=1, workers=1), Queue(name="tpu")]),
+        Sentence("warning", "no_workers", "no workers for queue gpu", "streamflow worker --app APP --queue gpu"),
+    ),
+    "impaired": (
+        status(workers=[WorkerRow(name="w", impaired={"partition 3 of queue gpu": "x"})]),
+        Sentence("warning", "impaired", "partition 3 of queue gpu impaired", "streamflow status"),
+    ),
+    "threads_hung": (
+        status(Heartbeat(hung=1)),
+        Sentence("warning", "threads_hung", "1 thread hung", "streamflow health"),
+    ),
+    "quarantined": (
+        status(quarantine=Quarantined(count=1)),
+        Sentence("warning", "quarantined", "1 message quarantined", "streamflow quarantine list"),
+    ),
+    "aof_off": (status(server=Server(aof="off")), Sentence("note", "aof_off", "AOF off", "streamflow check")),
+    "draining": (status(Heartbeat(draining=True)), Sentence("note", "draining", "1 draining")),
+}
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_each_problem_has_its_sentence_and_its_command(code: str) -> None:
+    current, sentence = CASES[code]
+    assert health(current) == [sentence]
+    assert needs_a_person([sentence]) is (sentence.level != "note")
+
+
+def test_nothing_is_said_of_a_healthy_namespace() -> None:
+    assert health(status(server=Server(aof="everysec", fullest=0.79))) == []
+    assert not needs_a_person([])
+
+
+def test_every_code_is_tried_here() -> None:
+    codes = set(re.findall(r'found\.add\(\s*"\w+", "(\w+)"', inspect.getsource(words)))
+    assert codes == set(CASES)
+
+
+def test_the_worst_is_the_first_and_notes_are_the_last() -> None:
+    current = status(
+        Heartbeat(draining=True, lost=1),
+        shards_unowned=2,
+        server=Server(aof="off"),
+        quarantine=Quarantined(count=1),
+        views={"runs": {"status": {"stuck": 1}}},
+    )
+    assert [sentence.code for sentence in health(current)] == [
+        *("shards_unowned", "lost_writes"),
+        *("runs_stuck", "quarantined"),
+        *("aof_off", "draining"),
+    ]
+
+
+def test_commands_name_another_namespace_and_are_safe_to_paste() -> None:
+    current = status(namespace="prod", queues=[Queue(name="a; rm -rf x", waiting=1)])
+    [sentence] = health(current)
+    assert sentence.command == "streamflow worker --app APP --queue 'a; rm -rf x' --namespace prod"
+    [sentence] = health(status(Heartbeat(hung=1), namespace="prod"))
+    assert sentence.command == "streamflow health", "that is about a machine"
