@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, cast, o
 import msgspec
 from msgspec import Raw
 
-from streamflow.client.listing import Filters, Listings, RunDescription, RunSummary, WorkflowInfo, describe
+from streamflow.client.listing import Filters, FoundRuns, Listings, RunDescription, RunSummary, WorkflowInfo, describe
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.run import Decode, Run
 from streamflow.client.session import Session, Sessions
@@ -345,6 +345,18 @@ class Client:
         """
         filters = _filters(status, workflow, tenant, attributes, limit, error)
         return await self._listings.runs(await self.read_namespace(), filters, limit)
+
+    async def find(self, text: str) -> FoundRuns:
+        """The run whose id is `text`, or if there is none the runs whose ids begin with it.
+
+        At most 20,000 ids are compared, the newest of each listing: `is_certain` says whether that were all. As in
+        listings, only runs of workflows that daemons have registered are found by the beginning of their ids.
+        Raises `InvalidName` if no id can begin so.
+
+        >>> (await client.find("invoice-17f3")).ids
+        ['invoice-17f30c9a']
+        """
+        return await self._listings.find(await self.read_namespace(), check_run_id(text))
 
     async def workflows(self) -> dict[str, WorkflowInfo]:
         """The workflows and reducers that daemons have registered, by name; `unserved_ms` tells those that only earlier

@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -43,6 +43,9 @@ MAX_SCANNED = 20_000
 
 MAX_REASONS = 1_000
 """Stuck runs, the newest, whose reasons are read to search them: each is in a history."""
+
+MAX_FOUND = 6
+"""Ids that a search for the beginning of an id returns."""
 
 LARGEST_READ = 256 * 1024
 """Bytes of a failed run's last transition up to which a listing decodes it, for its error."""
@@ -91,6 +94,22 @@ class RunDescription(RunSummary, frozen=True, kw_only=True):
     failure: Failure | None = None
     traceback: str = ""
     attempts: list[FailedAttempt] = []
+
+
+class FoundRuns(NamedTuple):
+    """Runs whose ids begin with a text. `ids`: the newest first, at most 6; a run whose whole id it is stands alone.
+
+    `looked_at` of `total` ids were compared: if that isn't all, there may be others.
+    """
+
+    ids: list[str]
+    looked_at: int
+    total: int
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether there are no others."""
+        return self.looked_at >= self.total
 
 
 class Filters(msgspec.Struct, frozen=True):
@@ -264,6 +283,30 @@ class Listings:
                 return found[:limit] if filters.error else await self._with_reasons(namespace, found[:limit])
             depth = min(depth * 8, MAX_SCANNED)
 
+    async def find(self, namespace: Namespace, text: str) -> FoundRuns:
+        """The run whose id is `text`; if there is none, the runs whose ids begin with it, among the newest ids of each
+        listing, `MAX_SCANNED` in all: one pipeline for the lengths of the listings, one for the ids."""
+        [exact] = await settled([self._batcher.peek(namespace.shard_of(text), text)])
+        if isinstance(exact, StoreUnavailable):
+            raise exact
+        if isinstance(exact, StoreError) or exact[0]:  # a damaged record is one, too
+            return FoundRuns([text], 1, 1)
+        one_shard = namespace.partition is not Partition.RUN and "/" in text
+        shards = [namespace.shard_of(text)] if one_shard else list(range(namespace.shards))
+        indexes = await self._indexes(shards, Filters())
+        lengths = await self._lengths(indexes)
+        depth = _depth(lengths, MAX_SCANNED)
+        read = [(index, min(length, depth)) for index, length in zip(indexes, lengths, strict=True) if length]
+        answers = await settled([self._batcher.call(_newest_call(index, depth)) for index, depth in read if depth])
+        scored = {
+            run_id: at
+            for answer in answers
+            for at, run_id in _unless_damaged(answer, "a listing of runs") or []
+            if run_id.startswith(text)
+        }
+        newest = sorted(scored, key=lambda run_id: (scored[run_id], run_id), reverse=True)
+        return FoundRuns(newest[:MAX_FOUND], sum(depth for _, depth in read), sum(lengths))
+
     async def _indexes(self, shards: Sequence[int], filters: Filters) -> list[str]:
         """Listings that have all runs that match, and few others."""
         keys = [self._keys.shard(shard) for shard in shards]
@@ -283,10 +326,13 @@ class Listings:
 
     async def _shortest(self, listings: list[list[str]]) -> list[str]:
         """Of several attributes the listing of the one that fewest runs have; those runs are checked for the others."""
-        calls = [self._batcher.call(Call.plain("ZCARD", index)) for indexes in listings for index in indexes]
-        lengths = iter([_unless_damaged(answer, "a listing of runs") or 0 for answer in await settled(calls)])
+        lengths = iter(await self._lengths([index for indexes in listings for index in indexes]))
         totals = [sum(itertools.islice(lengths, len(indexes))) for indexes in listings]
         return listings[totals.index(min(totals))]
+
+    async def _lengths(self, indexes: Sequence[str]) -> list[int]:
+        calls = [self._batcher.call(Call.plain("ZCARD", index)) for index in indexes]
+        return [_unless_damaged(answer, "a listing of runs") or 0 for answer in await settled(calls)]
 
     async def _newest(self, indexes: Sequence[str], depth: int) -> tuple[list[str], bool]:
         """The `depth` newest run ids over all indexes, newest first, and whether there are more."""
@@ -421,6 +467,19 @@ def _shards_of(namespace: Namespace, filters: Filters) -> list[int]:
     if namespace.partition is Partition.WORKFLOW and filters.workflow is not None:
         return [namespace.shard_of(f"{filters.workflow}/")]
     return list(range(namespace.shards))
+
+
+def _depth(lengths: Sequence[int], limit: int) -> int:
+    """How many entries of each listing can be read if it must not be more than `limit` of all of them together."""
+    depth, left = 0, limit
+    ascending = sorted(lengths)
+    for position, length in enumerate(ascending):
+        listings = len(ascending) - position
+        if (length - depth) * listings > left:
+            return depth + left // listings
+        left -= (length - depth) * listings
+        depth = length
+    return depth
 
 
 def _newest_call(index: str, depth: int) -> Call[list[tuple[float, str]]]:

@@ -362,7 +362,7 @@ def _children(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text
     statuses = [detail.children.get(span.child) or _status_from_history(span) for span in children]
     counts = " · ".join(f"{count:,} {safe(status, 20)}" for status, count in sorted(Counter(statuses).items()))
     columns = [
-        Column("CHILDREN", right=False, flexible=True, min_width=16, max_width=256),
+        Column("CHILDREN", right=False, flexible=True, max_width=256, whole=True),
         Column("workflow", right=False, max_width=max(8, width // 4), drop_order=2),
         Column("status", right=False, drop_order=1),
         Column("started", drop_order=3),

@@ -187,6 +187,8 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
             assert {"one", "waited", *(f"c{n}" for n in range(20))} <= set(listed)
             assert len(listed) == 28
             assert [row["run_id"] for row in await run.data("runs", "--attribute", "size=3")] == ["one"]
+            assert (await run.data("show", "wai"))["run_id"] == "waited"
+            assert "there is no run c, and several whose ids begin so: c" in await run("cancel", "c", code=2)
 
             for n in range(8):  # the child's history is on another server than its parent, for some
                 await run("enqueue", "doomed", "--id", f"doomed-{n}", "--input", str(n), "--wait", code=1)
@@ -227,7 +229,7 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
             assert "RunStarted" in tail
             assert "RunCompleted" in tail
             await run("forget", "two", "three")
-            await run("show", "two", code=1)
+            assert "there is no run two, and several whose ids begin so: two." in await run("show", "two", code=2)
 
             async def counted() -> bool:
                 views = (await run.data("status", "--shards"))["views"]

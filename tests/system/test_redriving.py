@@ -230,6 +230,8 @@ async def test_the_commands_say_what_they_have_done(
             ("r", "signal", 5),
         ]
         assert await shell.data("list", "--run", "r") == listed[1:]
+        assert await shell.data("list", "--run", "od") == listed[:1]
+        assert await shell.data("list", "--run", "oddly") == []
         assert await shell.data("list", "--shard", "0", "--limit", "1") == listed[:1]
         assert "namespace" in await shell("list", "--shard", "9", code=2)
         assert signal in await shell("list")
@@ -252,7 +254,8 @@ async def test_the_commands_say_what_they_have_done(
 
         assert "add --yes" in await shell("drop", odd, code=2)
         monkeypatch.setattr(command, "_can_ask", lambda: True)
-        asked = await shell("drop", "--run", "odd", given="n\n", code=1)
+        asked = await shell("drop", "--run", "od", given="n\n", code=1)
+        assert "od is run odd\n" in asked
         assert "joke of run odd: unknown message kind" in asked
         assert "Drop 1 message? [y/N]: n" in asked
         await there(client)

@@ -11,6 +11,7 @@ import click
 
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
+from streamflow.cli.finding import find_run
 from streamflow.cli.options import checked_id, json_option, parse_json, server_options
 from streamflow.cli.output import plain_value, print_json
 
@@ -53,7 +54,9 @@ def ask(
     payload: Any = None if value is None else parse_json(value, "VALUE_JSON")
 
     async def send() -> Any:
+        nonlocal run
         async with open_client(redis, namespace) as client:
+            run = await find_run(client, run, acts=True)
             if not force:
                 await Door(client).check("question", run, name, payload)
             return await client.run(run).ask(name, payload, timeout)

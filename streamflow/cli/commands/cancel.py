@@ -9,6 +9,7 @@ import click
 
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
+from streamflow.cli.finding import find_run
 from streamflow.cli.options import checked_id, json_option, server_options
 from streamflow.cli.output import print_json
 
@@ -30,7 +31,9 @@ def cancel(run: str, reason: str, redis: str | None, namespace: str | None, as_j
     """
 
     async def send() -> None:
+        nonlocal run
         async with open_client(redis, namespace) as client:
+            run = await find_run(client, run, acts=True)
             await client.run(run).cancel(reason)
 
     run_async(send)

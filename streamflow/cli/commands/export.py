@@ -13,6 +13,7 @@ import click
 
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
+from streamflow.cli.finding import find_run
 from streamflow.cli.options import checked_id, json_option, server_options
 from streamflow.cli.output import print_json
 from streamflow.errors import UsageError
@@ -41,7 +42,9 @@ def export(run: str, output: Path | None, redis: str | None, namespace: str | No
     from streamflow.client.histories import dump_history, read_history
 
     async def fetch() -> History:
+        nonlocal run
         async with open_client(redis, namespace) as client:
+            run = await find_run(client, run)
             return await read_history(client, run)
 
     history = run_async(fetch)

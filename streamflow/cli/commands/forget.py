@@ -12,6 +12,7 @@ import click
 
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
+from streamflow.cli.finding import find_run
 from streamflow.cli.options import checked_id, json_option, server_options
 from streamflow.cli.output import print_json
 
@@ -30,17 +31,25 @@ def forget(runs: tuple[str, ...], redis: str | None, namespace: str | None, as_j
     Example:
       streamflow forget invoice-17 invoice-18
     """
-    from streamflow.errors import RunError
+    from streamflow.errors import RunError, RunNotFound
 
     async def delete() -> list[dict[str, Any]]:
         outcomes: list[dict[str, Any]] = []
         async with open_client(redis, namespace) as client:
-            for run in runs:
+            found: dict[str, str] = {}
+            for run in runs:  # before the first is deleted: what was the beginning of two ids is then that of one
                 try:
-                    deleted = await client.forget(run)
-                    reason = "" if deleted else f"there is no run {run}"
-                except RunError as error:
-                    deleted, reason = False, str(error)
+                    found.setdefault(await find_run(client, run, acts=True), "")
+                except RunNotFound as error:
+                    found[run] = str(error)
+            for run, missing in found.items():
+                deleted, reason = False, missing
+                if not missing:
+                    try:
+                        deleted = await client.forget(run)
+                        reason = "" if deleted else f"there is no run {run}"
+                    except RunError as error:
+                        reason = str(error)
                 outcomes.append({"run_id": run, "forgotten": deleted, "reason": reason})
         return outcomes
 

@@ -14,6 +14,7 @@ import click
 
 from streamflow.cli.connection import open_client, server_time_ms
 from streamflow.cli.event_loop import run_async
+from streamflow.cli.finding import the_only
 from streamflow.cli.options import checked_id, json_option, server_options
 from streamflow.cli.output import epoch_ms, make_console, plain_value, print_drawn, print_json
 from streamflow.errors import StreamflowError, UsageError
@@ -61,8 +62,7 @@ def list_messages(
         from streamflow.client.quarantine import Quarantine
 
         async with open_client(redis, namespace) as client:
-            shards = None if shard is None else [shard]
-            found = await Quarantine(client).messages(shards=shards, run_id=run or "", limit=limit)
+            found = await _messages(Quarantine(client), run, shard, limit=limit)
             return found, await server_time_ms(client)
 
     found, now_ms = run_async(fetch)
@@ -250,7 +250,21 @@ async def _chosen(
 ) -> list[QuarantinedMessage]:
     if messages:
         return await quarantined.find(messages)
-    return await quarantined.messages(shards=None if shard is None else [shard], run_id=run or "")
+    return await _messages(quarantined, run, shard, acts=True)
+
+
+async def _messages(
+    quarantined: Quarantine, run: str | None, shard: int | None, *, limit: int | None = None, acts: bool = False
+) -> list[QuarantinedMessage]:
+    """Also those of the only run in the quarantine whose id begins with `run`."""
+    shards = None if shard is None else [shard]
+    found = await quarantined.messages(shards=shards, run_id=run or "", limit=limit)
+    if found or not run:
+        return found
+    found = [message for message in await quarantined.messages(shards=shards) if message.run_id.startswith(run)]
+    if found:
+        the_only(run, list(dict.fromkeys(message.run_id for message in found)), acts=acts)
+    return found[:limit]
 
 
 def _missing(messages: tuple[str, ...], chosen: list[QuarantinedMessage]) -> list[Taken]:

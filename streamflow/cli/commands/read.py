@@ -11,6 +11,7 @@ import click
 
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
+from streamflow.cli.finding import find_run
 from streamflow.cli.logs import json_line
 from streamflow.cli.options import checked_id, json_option, server_options
 from streamflow.cli.output import plain_value, print_json
@@ -37,7 +38,9 @@ def read(run: str, key: str | None, redis: str | None, namespace: str | None, as
         check_name("key", key)
 
     async def fetch() -> dict[str, Any]:
+        nonlocal run
         async with open_client(redis, namespace) as client:
+            run = await find_run(client, run)
             handle = client.run(run)
             if key is None:
                 return await handle.published()

@@ -17,6 +17,7 @@ import msgspec
 from streamflow.cli.app_option import app_option, required_workflows
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
+from streamflow.cli.finding import find_run
 from streamflow.cli.options import checked_id, json_option, server_options
 from streamflow.cli.output import print_json
 from streamflow.errors import Diverged, RunNotFound, StreamflowError, UsageError
@@ -130,7 +131,7 @@ async def _replay_run(app: App, client: Client, run: str) -> Replayed:
 
     outcome = Replayed(run)
     try:
-        history = await read_history(client, run)
+        history = await read_history(client, await find_run(client, run))
     except RunNotFound as error:
         outcome.reason = f"{error}, nor a file of that name in {Path.cwd()}"
         return outcome

@@ -13,6 +13,7 @@ import click
 
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
+from streamflow.cli.finding import find_run
 from streamflow.cli.options import checked_id, json_option, server_options
 from streamflow.cli.output import print_json
 
@@ -55,7 +56,9 @@ def retry(
     """
 
     async def send() -> Retried:
+        nonlocal run
         async with open_client(redis, namespace) as client:
+            run = await find_run(client, run, acts=True)
             return await client.run(run).retry(step=step, reason=reason, by=_me(), anyway=anyway, alone=alone)
 
     retried = run_async(send)

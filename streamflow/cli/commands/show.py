@@ -11,6 +11,7 @@ import click
 
 from streamflow.cli.connection import open_client, server_time_ms
 from streamflow.cli.event_loop import run_async
+from streamflow.cli.finding import find_run
 from streamflow.cli.options import checked_id, json_option, server_options
 from streamflow.cli.output import epoch_ms, make_console, plain_failure, plain_run, plain_value, print_drawn, print_json
 
@@ -37,7 +38,9 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
     import asyncio
 
     async def fetch() -> tuple[RunDescription, list[Transition], dict[str, Any], dict[str, str], int]:
+        nonlocal run
         async with open_client(redis, namespace) as client:
+            run = await find_run(client, run)
             handle = client.run(run)
             described, history, published = await asyncio.gather(
                 handle.describe(), handle.history(), handle.published()

@@ -11,6 +11,7 @@ import click
 
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
+from streamflow.cli.finding import find_run
 from streamflow.cli.options import checked_id, json_option, parse_json, server_options
 from streamflow.cli.output import print_json
 
@@ -41,7 +42,9 @@ def signal(
     payload: Any = None if value is None else parse_json(value, "VALUE_JSON")
 
     async def send() -> None:
+        nonlocal run
         async with open_client(redis, namespace) as client:
+            run = await find_run(client, run, acts=True)
             if not force:
                 await Door(client).check("signal", run, name, payload)
             await client.run(run).signal(name, payload)

@@ -17,6 +17,7 @@ import click
 
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
+from streamflow.cli.finding import find_run
 from streamflow.cli.logs import json_line
 from streamflow.cli.options import checked_id, json_option, server_options
 from streamflow.cli.output import make_console
@@ -74,9 +75,12 @@ def tail(
     ago = None if since is None else parse_ago(since)
 
     async def follow() -> None:
+        nonlocal run
         emit = _json_printer() if as_json else _text_printer()
         async with open_client(redis, namespace) as client:
             client.store.patience = OUTAGE_SECONDS
+            if run is not None:
+                run = await find_run(client, run)
             shards = await _shards(client, run)
             line_filter = _LineFilter(client, run, workflow)
             async for lines in merged(client, shards, ago):

@@ -19,6 +19,8 @@ from streamflow.status.model import NamespaceStatus
 
 _TITLE = "FAILURES"
 _EMPTY = Text("")
+_ID = 22
+"""Cells for the id of a quarantined message, as `123:1764361200000-0`."""
 
 
 def failures_panel(status: NamespaceStatus, width: int) -> Panel:
@@ -27,12 +29,12 @@ def failures_panel(status: NamespaceStatus, width: int) -> Panel:
         return none_panel(_TITLE, width)
     failures.sort(key=lambda failure: failure[0], reverse=True)
     columns = [
-        Column(_TITLE, right=False, max_width=max(10, width // 4), flexible=True, min_width=10),
+        Column(_TITLE, right=False, max_width=max(_ID, width // 4), flexible=True, min_width=_ID),
         Column("runs"),
-        Column("", right=False, flexible=True, min_width=max(20, 2 * width // 5), max_width=600),
+        Column("", right=False, flexible=True, min_width=max(20, width // 3), max_width=600),
         Column("ago", drop_order=1),
         Column("first", drop_order=3),
-        Column("last run", right=False, drop_order=2, max_width=256),
+        Column("last run", right=False, drop_order=2, max_width=256, whole=True),
     ]
     rows = [cells for _, cells in failures]
     used = [index for index in range(len(columns)) if any(cells[index].plain for cells in rows)]

@@ -20,7 +20,7 @@ def oldest_panel(status: NamespaceStatus, width: int) -> Panel:
     if not status.oldest:
         return none_panel(_TITLE, width)
     columns = [
-        Column(_TITLE, right=False, flexible=True, min_width=16, max_width=256),
+        Column(_TITLE, right=False, flexible=True, max_width=256, whole=True),
         Column("workflow", right=False, drop_order=2, max_width=max(8, width // 3)),
         Column("open for", drop_order=1),
     ]

@@ -348,6 +348,25 @@ def test_failures_are_shown_by_cause_with_the_last_run_of_each() -> None:
     assert "diverged" not in text(status(views=partial.render(NOW)), 110), "it is stuck no more"
 
 
+@pytest.mark.parametrize("width", [40, 58, 80, 110, 120, 160, 250])
+def test_ids_are_whole_at_any_width(width: int) -> None:
+    ids = [f"acme/invoice-17.{n}~k2xq5f7ahn4sw" for n in range(3)]
+    cause = {"workflow": "invoice" * 3, "kind": "E", "message": "m" * 90, "where": "w.py:1", "failed": 2, "stuck": 0}
+    causes = [{**cause, "first": NOW, "last": NOW, "run_id": run_id} for run_id in ids]
+    quarantined = QuarantineRow(id="1023:1764361200000-0", run_id="r", kind="signal", at=NOW, reason="can't be decoded")
+    shown = text(
+        status(
+            views={"causes": {"causes": causes, "others": 0}},
+            oldest=[("o" * 36, "invoice" * 3, 0), ("x" * 256, "w", 0)],
+            quarantine=Quarantined(count=1, latest=[quarantined]),
+        ),
+        width,
+    )
+    for run_id in (*ids, "o" * 36, "1023:1764361200000-0"):
+        assert run_id in shown
+    assert shown.count("x") >= 256, "on as many lines as it needs"
+
+
 def test_causes_that_are_not_listed_are_counted_below() -> None:
     cause = {"workflow": "w", "kind": "E", "message": "m", "where": "", "failed": 2, "stuck": 1, "first": NOW}
     view = {"days": 7, "causes": [{**cause, "last": NOW, "run_id": "r"}], "others": 17}

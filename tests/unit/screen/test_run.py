@@ -263,6 +263,12 @@ def test_children_are_listed_with_their_status_and_counted() -> None:
     assert "… 10 more" in listed
 
 
+def test_the_ids_of_children_are_whole_in_80_columns() -> None:
+    child = f"acme/{'order' * 8}-17.3~k2xq5f7ahn4sw"
+    run = detail((0, [ChildStarted(1, "digest" * 5, child, "", NOTHING)]))
+    assert child in "\n".join(lines(run, 80))
+
+
 def test_a_long_history_is_folded_by_neighbours_of_one_name() -> None:
     schedule: list[AnyEvent] = [StepScheduled(n, "fetch", NOTHING) for n in range(300)]
     done: list[AnyEvent] = [StepCompleted(n, "fetch", 1, 12.0, NOTHING) for n in range(299)]
