@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import anyio
@@ -21,6 +21,7 @@ import anyio.lowlevel
 import msgspec
 
 from streamflow.daemon.context import Context
+from streamflow.daemon.dead_queues import DeadQueues
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.takeover import fold_entry
@@ -31,6 +32,7 @@ from streamflow.loops import TURN, retry_forever
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.store.connection import Call, OtherHistory, Store
 from streamflow.store.kernel import Checkpointed, Kernel, LogLimits, Put, Reply
+from streamflow.views.attention import DeadQueue, attention
 from streamflow.views.shard_views import ShardViews, merge_oldest
 
 _log = logging.getLogger("streamflow.rollup")
@@ -73,6 +75,7 @@ class Rollup:
         self._troubles = context.troubles
         self._trims = Timers[int]()
         """When the logs of shards at rest are to be trimmed."""
+        self._dead_queues = DeadQueues(context)
         self._merged_folds = -1
         self._idle_rounds = 0
         self._complete = True
@@ -99,8 +102,12 @@ class Rollup:
                 shard.trim_again = 0
                 self._owner.touch(shard)
         await self.store_partials(self._owner.active.values())
-        if self.leading:
-            await self._merge_if_changed()
+        if not self.leading:
+            self._dead_queues.forget()
+            return
+        if await self._dead_queues.look():
+            self.merge_again()
+        await self._merge_if_changed()
 
     async def store_partials(self, shards: Iterable[OwnedShard]) -> None:
         """Store the parts of these shards, each with the log entry up to which it counts, and trim their logs."""
@@ -183,7 +190,13 @@ class Rollup:
         else:
             self._idle_rounds = 0
         self._complete = await merge_views(
-            self._store, self._kernel, self._shards, self._clock.now_ms(), self._own_partials(), self._troubles
+            self._store,
+            self._kernel,
+            self._shards,
+            self._clock.now_ms(),
+            self._own_partials(),
+            self._troubles,
+            self._dead_queues.found,
         )
         self._merged_folds = folds
 
@@ -199,9 +212,10 @@ async def merge_views(
     now_ms: int,
     known: dict[int, ShardViews] | None = None,
     troubles: Troubles | None = None,
+    queues: Sequence[DeadQueue] | None = None,
 ) -> bool:
     """Merge the parts of all shards into the cross-shard views and store those. `known`: parts by shard that don't have
-    to be read. Returns whether all could be read."""
+    to be read; `queues`: those without workers, if they are known. Returns whether all could be read."""
     known = known or {}
     troubles = Troubles() if troubles is None else troubles
     complete = True
@@ -230,6 +244,7 @@ async def merge_views(
             troubles.failed(shard_name(number), NOT_DECODED, error, stops=False)
     rendered: dict[str, Any] = merged.render(now_ms)
     rendered["oldest"] = merge_oldest(oldest)
+    rendered["attention"] = attention(rendered["runs"], rendered["causes"], queues)
     await store.send(
         [
             kernel.store_records([Put(keys.view(name), "", msgspec.json.encode({"as_of": now_ms, "value": value}))])

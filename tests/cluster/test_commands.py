@@ -239,6 +239,9 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
             status = await run.data("status", "--shards")
             causes = {row["workflow"]: row for row in status["views"]["causes"]["causes"]}
             assert (causes["heating"]["message"], causes["heating"]["failed"]) == ("gpu # is hot", 16)
+            attention = status["views"]["attention"]
+            assert ("failed", "heating", 16) in [(row["kind"], row["name"], row["count"]) for row in attention["rows"]]
+            assert attention["queues_known"], "the leader has read them"
             assert (status["server"]["servers"], status["server"]["away"], status["shards_unowned"]) == (3, 0, 0)
             used = [await memory(node) for node in shared_cluster.nodes]
             assert 0.8 * sum(used) < status["server"]["memory"] < 1.2 * sum(used)

@@ -154,6 +154,7 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
         keys.queues,
         keys.suspects(a_name),
         keys.view("oldest"),
+        keys.view("attention"),
         *(keys.view(view.name) for view in VIEWS),
     ]
     names += [

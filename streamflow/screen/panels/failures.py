@@ -14,7 +14,7 @@ from streamflow.model.causes import STUCK
 from streamflow.screen.columns import Column, fit, table
 from streamflow.screen.panels.panel import Panel, none_panel
 from streamflow.screen.sanitize import safe_text
-from streamflow.screen.style import BAD, FAINT, MUTED, WARN, duration, number, plural
+from streamflow.screen.style import BAD, FAINT, MUTED, TITLE, WARN, duration, number, plural
 from streamflow.status.model import NamespaceStatus
 
 _TITLE = "FAILURES"
@@ -25,8 +25,9 @@ _ID = 22
 
 def failures_panel(status: NamespaceStatus, width: int) -> Panel:
     failures = [*_troubles(status), *_causes(status), *_quarantined(status)]
+    others = [fit(line, width) for line in _others(status)]
     if not failures:
-        return none_panel(_TITLE, width)
+        return Panel([fit(Text(_TITLE, TITLE), width), *others]) if others else none_panel(_TITLE, width)
     failures.sort(key=lambda failure: failure[0], reverse=True)
     columns = [
         Column(_TITLE, right=False, max_width=max(_ID, width // 4), flexible=True, min_width=_ID),
@@ -41,9 +42,20 @@ def failures_panel(status: NamespaceStatus, width: int) -> Panel:
     lines = table(
         _TITLE, [columns[index] for index in used], [[cells[index] for index in used] for cells in rows], width
     )
-    if others := status.view("causes").get("others", 0):
-        lines.append(fit(Text(f"… and {plural(others, 'run')} of other causes", style=FAINT), width))
-    return Panel(lines, min_rows=2)
+    return Panel([*lines, *others], min_rows=2)
+
+
+def _others(status: NamespaceStatus) -> list[Text]:
+    """What is counted, and in no row."""
+    lines: list[Text] = []
+    causes = status.view("causes")
+    if others := causes.get("others", 0):
+        lines.append(Text(f"… and {plural(others, 'run')} of other causes", style=FAINT))
+    stuck = status.view("runs").get("status", {}).get("stuck", 0)
+    stuck -= sum(row["stuck"] for row in causes.get("causes", []) if row["stuck"] > 0)
+    if stuck > 0 and causes:
+        lines.append(Text(f"… and {plural(stuck, 'run')} stuck of other causes, or for longer", style=WARN))
+    return lines
 
 
 def _troubles(status: NamespaceStatus) -> list[tuple[int, list[Text]]]:

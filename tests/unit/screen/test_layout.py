@@ -375,6 +375,17 @@ def test_causes_that_are_not_listed_are_counted_below() -> None:
     assert "… and 17 runs of other causes" in shown
 
 
+def test_stuck_runs_that_no_cause_names_are_counted_below_the_others() -> None:
+    cause = {"workflow": "w", "kind": "stuck", "message": "m", "where": "", "failed": 0, "stuck": 2, "first": NOW}
+    view = {"days": 7, "causes": [{**cause, "last": NOW, "run_id": "r"}], "others": 0}
+    runs = {"status": {"stuck": 5}}
+    assert "… and 3 runs stuck of other causes, or for longer" in text(status(views={"causes": view, "runs": runs}), 80)
+    alone = text(status(views={"causes": {**view, "causes": []}, "runs": runs}), 80)
+    assert "FAILURES" in alone
+    assert "… and 5 runs stuck" in alone
+    assert "runs stuck of" not in text(status(views={"causes": view, "runs": {"status": {"stuck": 2}}}), 80)
+
+
 def test_a_quarantined_message_is_a_problem_for_a_day() -> None:
     row = {"run_id": "r", "message": "1-0", "reason": "message: not msgpack"}
     for age, said in ((1, "● 2 messages quarantined"), (24 * 3600 * 1000, "● healthy")):
