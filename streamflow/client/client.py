@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, cast, overload
@@ -22,8 +22,8 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.client.listing import Filters, FoundRuns, Listings, RunDescription, RunSummary, WorkflowInfo, describe
-from streamflow.client.pipelines import Batcher, settled
-from streamflow.client.run import Decode, Run
+from streamflow.client.pipelines import Batcher, Origin, settled
+from streamflow.client.run import Decode, NumberedRun, Run
 from streamflow.client.session import Session, Sessions
 from streamflow.client.waiting import ResultWaiter, check_found, check_posted
 from streamflow.errors import NamespaceMissing, RunConflict, RunError, StoreError, Unconfirmed, UsageError
@@ -358,6 +358,12 @@ class Client:
         """
         return await self._listings.find(await self.read_namespace(), check_run_id(text))
 
+    async def _every(self, within: Collection[Status], **filters: Any) -> AsyncGenerator[list[RunSummary]]:
+        """All runs that match the filters of `runs` and have one of these statuses, some at a time and in no order."""
+        wanted = _filters(**filters)
+        async for found in self._listings.every(await self.read_namespace(), wanted, within):
+            yield found
+
     async def workflows(self) -> dict[str, WorkflowInfo]:
         """The workflows and reducers that daemons have registered, by name; `unserved_ms` tells those that only earlier
         daemons had."""
@@ -368,12 +374,17 @@ class Client:
 
         `run_id`: the full id. Raises `RunError` when the run is open: cancel it first. `InvalidName`.
         """
-        shard = (await self.read_namespace()).shard_of(check_run_id(run_id))
+        return await self._forget(check_run_id(run_id), 0)
+
+    async def _forget(self, run_id: str, created: int) -> bool:
+        shard = (await self.read_namespace()).shard_of(run_id)
         while True:
             line, _ = await self._batcher.peek(shard, run_id)
             if not line:
                 return False
             header = decode_header(line)
+            if created not in (0, header.created):
+                return False
             if header.is_open:
                 raise RunError(
                     f"run {run_id} is {header.status}; only ended runs can be forgotten: cancel it first", run_id
@@ -458,6 +469,9 @@ class Client:
 
     # `created` tells the run of a handle from others of its id; 0: whichever has the id.
 
+    def _numbered(self, run_id: str, created: int, origin: Origin) -> Run[Any]:
+        return NumberedRun(self, run_id, None, False, created, origin)
+
     async def _ended(self, run_id: str, created: int) -> bytes:
         session = self._sessions.here()
         namespace = session.namespace or await self.read_namespace()
@@ -522,9 +536,9 @@ class Client:
             return {key: Raw(value) for key, value in zip(keys, values, strict=True) if value is not None}
         return {name.decode(): Raw(value) for name, value in sorted(values.items())}
 
-    async def _post(self, kind: str, run_id: str, created: int, body: bytes) -> None:
+    async def _post(self, kind: str, run_id: str, created: int, body: bytes, origin: Origin | None = None) -> None:
         shard = (await self.read_namespace()).shard_of(run_id)
-        check_posted(await self._batcher.post(shard, Message(kind, run_id, body, created)), kind, run_id)
+        check_posted(await self._batcher.post(shard, Message(kind, run_id, body, created), origin), kind, run_id)
 
     async def _describe(self, run_id: str, created: int) -> RunDescription:
         shard = (await self.read_namespace()).shard_of(run_id)
@@ -618,11 +632,11 @@ def _status(status: Status | str | None) -> Status | None:
 
 
 def _filters(
-    status: Status | str | None,
-    workflow: str | None,
-    tenant: str | None,
-    attributes: Mapping[str, Attribute] | None,
-    limit: int,
+    status: Status | str | None = None,
+    workflow: str | None = None,
+    tenant: str | None = None,
+    attributes: Mapping[str, Attribute] | None = None,
+    limit: int = 1,
     error: str | None = None,
 ) -> Filters:
     """The filters of a listing, checked. Raises `UsageError`, `InvalidName`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
@@ -49,6 +49,12 @@ MAX_FOUND = 6
 
 LARGEST_READ = 256 * 1024
 """Bytes of a failed run's last transition up to which a listing decodes it, for its error."""
+
+PAGE = 200
+"""Where all runs are wanted: as many of a listing are scanned, and read, together..."""
+SHARDS_AT_ONCE = 16
+LISTINGS_AT_ONCE = 64
+"""...of so many shards and listings."""
 
 FOLLOW_BLOCK_MS = 2_000
 STUCK_PAGE = 100
@@ -307,8 +313,37 @@ class Listings:
         newest = sorted(scored, key=lambda run_id: (scored[run_id], run_id), reverse=True)
         return FoundRuns(newest[:MAX_FOUND], sum(depth for _, depth in read), sum(lengths))
 
-    async def _indexes(self, shards: Sequence[int], filters: Filters) -> list[str]:
-        """Listings that have all runs that match, and few others."""
+    async def every(
+        self, namespace: Namespace, filters: Filters, within: Collection[Status]
+    ) -> AsyncGenerator[list[RunSummary]]:
+        """All runs that match and have one of these statuses, each once, some at a time and in no order. Whichever
+        match from the beginning to the end are among them."""
+        shards = _shards_of(namespace, filters)
+        for first in range(0, len(shards), SHARDS_AT_ONCE):
+            indexes = await self._indexes(shards[first : first + SHARDS_AT_ONCE], filters, within)
+            cursors = dict.fromkeys(indexes, 0)
+            seen: set[int] = set()  # a scan may give a run twice, and it may move from one listing to another
+            while cursors:
+                candidates: list[str] = []
+                some = list(itertools.islice(cursors.items(), LISTINGS_AT_ONCE))
+                scans = [self._batcher.call(_scan_call(index, cursor)) for index, cursor in some]
+                for (index, _), answer in zip(some, await settled(scans), strict=True):
+                    cursor, members = _unless_damaged(answer, f"listing {index}") or (0, [])
+                    candidates += [member.decode(errors="replace") for member, _ in members]
+                    if cursor:
+                        cursors[index] = cursor
+                    else:
+                        del cursors[index]
+                for page in _pages(candidates):
+                    new = [run_id for run_id in page if hash(run_id) not in seen]
+                    found = await self._matching(namespace, list(dict.fromkeys(new)), filters)
+                    found = [run for run in found if run.status in within]
+                    seen.update(hash(run.id) for run in found)
+                    if found:
+                        yield found
+
+    async def _indexes(self, shards: Sequence[int], filters: Filters, within: Collection[Status] = LISTED) -> list[str]:
+        """Listings that have all runs that match, and few others. `within`: only of runs with these statuses."""
         keys = [self._keys.shard(shard) for shard in shards]
         if filters.attributes:
             listings = [
@@ -319,7 +354,8 @@ class Listings:
         if filters.tenant is not None:
             return [shard_keys.tenant(filters.tenant) for shard_keys in keys]
         names = [filters.workflow] if filters.workflow is not None else list(await self.workflows())
-        statuses = LISTED if filters.status is None else (Status(listed_under(filters.status)),)
+        wanted = within if filters.status is None else (filters.status,)
+        statuses = [status for status in LISTED if status in {listed_under(status) for status in wanted}]
         if filters.error:  # no others have one
             statuses = [status for status in statuses if status in (Status.FAILED, Status.STUCK)]
         return [shard_keys.index(listed, name) for shard_keys in keys for listed in statuses for name in names]
@@ -480,6 +516,14 @@ def _depth(lengths: Sequence[int], limit: int) -> int:
         left -= (length - depth) * listings
         depth = length
     return depth
+
+
+def _pages(run_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (run_ids[first : first + PAGE] for first in range(0, len(run_ids), PAGE))
+
+
+def _scan_call(index: str, cursor: int) -> Call[tuple[int, list[tuple[bytes, float]]]]:
+    return Call.plain("ZSCAN", index, cursor, "COUNT", PAGE)
 
 
 def _newest_call(index: str, depth: int) -> Call[list[tuple[float, str]]]:

@@ -45,24 +45,28 @@ _REQUESTS = ("cancel", "terminate")
 
 
 class _Entry:
-    """One caller's part of a call. `alone`: a call that it shared was refused, so it is sent again separately."""
+    """One caller's part of a call. `alone`: it doesn't share one, because a call that it shared was refused, or because
+    of its `origin`."""
 
-    __slots__ = ("alone", "future", "item", "kind", "shard", "size")
+    __slots__ = ("alone", "future", "item", "kind", "origin", "shard", "size")
 
-    def __init__(self, kind: int, shard: int, item: Any, size: int, future: asyncio.Future[Any]) -> None:
+    def __init__(
+        self, kind: int, shard: int, item: Any, size: int, future: asyncio.Future[Any], origin: Origin | None = None
+    ) -> None:
         self.kind = kind
         self.shard = shard
         self.item = item
         self.size = size
         self.future = future
-        self.alone = False
+        self.origin = origin
+        self.alone = origin is not None
 
 
 class _Group:
-    """The entries that share one call. `history`: that of the shard when starts or posts were sent; `number`: the
-    post's."""
+    """The entries that share one call. `history`: that of the shard when starts or posts were sent; `source` and
+    `number`: the post's."""
 
-    __slots__ = ("entries", "history", "kind", "number", "shard", "size")
+    __slots__ = ("entries", "history", "kind", "number", "shard", "size", "source")
 
     def __init__(self, kind: int, shard: int) -> None:
         self.kind = kind
@@ -70,6 +74,7 @@ class _Group:
         self.entries: list[_Entry] = []
         self.size = 0
         self.history = self.number = 0
+        self.source = ""
 
 
 class Numbers:
@@ -82,6 +87,11 @@ class Numbers:
     def next(self, shard: int) -> int:
         number = self._last[shard] = self._last.get(shard, 0) + 1
         return number
+
+
+Origin = tuple[str, int]
+"""The source of a post and its number, where both have to outlive the process: the same post from another process adds
+nothing. The posts of one source to a shard must be sent in the order of their numbers."""
 
 
 class Batcher(abc.ABC):
@@ -104,7 +114,7 @@ class Batcher(abc.ABC):
         """Send any other call that is safe to send twice: it shares the pipeline."""
 
     @abc.abstractmethod
-    def post(self, shard: int, message: Message) -> asyncio.Future[str]:
+    def post(self, shard: int, message: Message, origin: Origin | None = None) -> asyncio.Future[str]:
         """Post a message: the reply is a letter of `Kernel.post_messages`. Posts to a shard keep their order."""
 
     @property
@@ -145,11 +155,11 @@ class ClusterBatcher(Batcher):
     def call(self, call: Call[T]) -> asyncio.Future[T]:
         return self._part(self._store.server_for(call)).call(call)
 
-    def post(self, shard: int, message: Message) -> asyncio.Future[str]:
+    def post(self, shard: int, message: Message, origin: Origin | None = None) -> asyncio.Future[str]:
         part = self._posting.get(shard)
         if part is None or not part.is_posting(shard):
             part = self._posting[shard] = self._part_of(shard)
-        return part.post(shard, message)
+        return part.post(shard, message, origin)
 
     @property
     def is_sending(self) -> bool:
@@ -207,9 +217,9 @@ class ServerBatcher(Batcher):
     def call(self, call: Call[T]) -> asyncio.Future[T]:
         return self._add(_CALL, 0, call, 100)
 
-    def post(self, shard: int, message: Message) -> asyncio.Future[str]:
+    def post(self, shard: int, message: Message, origin: Origin | None = None) -> asyncio.Future[str]:
         future: asyncio.Future[str] = self._future()
-        entry = _Entry(_POST, shard, message, len(message.body) + 100, future)
+        entry = _Entry(_POST, shard, message, len(message.body) + 100, future, origin)
         posts = self._posts.get(shard)
         if posts is None:
             posts = self._posts[shard] = deque()
@@ -356,8 +366,8 @@ class ServerBatcher(Batcher):
             return self._kernel.start_runs(group.shard, items)
         if group.kind == _PEEK:
             return self._kernel.peek_runs(group.shard, items)
-        number, source = self._numbers.next(group.shard), self._numbers.source
-        group.number = number
+        source, number = group.entries[0].origin or (self._numbers.source, self._numbers.next(group.shard))
+        group.source, group.number = source, number
         if _is_request(group.entries[0]):
             return self._kernel.post_requests(group.shard, source, number, items)
         return self._kernel.post_messages(group.shard, source, number, items)
@@ -426,14 +436,14 @@ class ServerBatcher(Batcher):
 
     def _posted(self, group: _Group, letters: str) -> None:
         messages = [entry.item for entry in group.entries]
-        source, number = self._numbers.source, group.number
-        self._recent.posts.acknowledged(group.shard, source, number, messages, letters, group.history)
+        self._recent.posts.acknowledged(group.shard, group.source, group.number, messages, letters, group.history)
         self._recent.doubt(group.shard, group.history)
 
     def _post_again(self, group: _Group, letters: str) -> None:
         self._posted(group, letters)
         for entry, letter in zip(reversed(group.entries), reversed(letters), strict=True):
             if letter == "m":
+                entry.origin = None  # its number is used up: the server would answer the same again
                 self._posts.setdefault(group.shard, deque()).appendleft(entry)
             elif not entry.future.done():
                 entry.future.set_result(letter)

@@ -247,13 +247,14 @@ class RecentPosts:
 
 
 def _first_part(line: Sequence[_Kept]) -> list[_Kept]:
-    """What one call posts: whole posts, of one verb."""
+    """What one call posts: whole posts, of one verb and one source, whose numbers they have."""
     part: list[_Kept] = []
     count = size = 0
     for kept in line:
         count += len(kept.messages)
         size += kept.size
-        if part and (count > AT_ONCE or size > BYTES_AT_ONCE or _is_request(kept) != _is_request(part[0])):
+        is_full = count > AT_ONCE or size > BYTES_AT_ONCE
+        if part and (is_full or kept.source != part[0].source or _is_request(kept) != _is_request(part[0])):
             break
         part.append(kept)
     return part

@@ -27,6 +27,7 @@ from msgspec import UNSET, Raw
 from streamflow import errors, events, wire
 from streamflow.client import retrying
 from streamflow.client.listing import RunDescription, ending_of
+from streamflow.client.pipelines import Origin
 from streamflow.client.retrying import Retried
 from streamflow.errors import AskRefused
 from streamflow.events import AnyEvent, AskAnswered, Transition, decode_transition
@@ -133,11 +134,11 @@ class Run(Generic[R]):
         tracing = self._client._tracing
         if tracing is None:
             body = msgspec.msgpack.encode((name, Raw(payload)))
-            await self._client._post("signal", self.id, self._incarnation, body)
+            await self._post("signal", body)
             return
         with tracing.calling(f"signal {name}", signal=name, run_id=self.id) as trace:
             body = msgspec.msgpack.encode(wire.Signal(name, Raw(payload), trace))
-            await self._client._post("signal", self.id, self._incarnation, body)
+            await self._post("signal", body)
 
     @overload
     async def ask(self, name: QuestionDefinition[T, A], value: T, timeout: float | timedelta | None = None) -> A: ...
@@ -240,7 +241,7 @@ class Run(Generic[R]):
         Raises `RunEnded`, `PayloadTooLarge`.
         """
         body = codec.encode(recordable(reason, codec.MAX_BYTES), "reason of a cancel")
-        await self._client._post("cancel", self.id, self._incarnation, body)
+        await self._post("cancel", body)
 
     async def terminate(self, reason: str = "") -> None:
         """Force the run to end as cancelled, without running its clean-up code. Sagas are not compensated.
@@ -249,7 +250,7 @@ class Run(Generic[R]):
         effect. Raises `RunEnded`, `PayloadTooLarge`.
         """
         body = codec.encode(recordable(reason, codec.MAX_BYTES), "reason of a terminate")
-        await self._client._post("terminate", self.id, self._incarnation, body)
+        await self._post("terminate", body)
 
     async def retry(
         self,
@@ -341,6 +342,9 @@ class Run(Generic[R]):
         """
         return self._client._events(self.id, self._incarnation, follow)
 
+    async def _post(self, kind: str, body: bytes) -> None:
+        await self._client._post(kind, self.id, self._incarnation, body)
+
     async def _within(self, timeout: float | timedelta | None, answer: Awaitable[T], late: str) -> T:
         """Wait at most `timeout` seconds (a sandbox counts its own time). `late`: the message of the `TimeoutError`,
         a format for the seconds."""
@@ -355,3 +359,19 @@ class Run(Generic[R]):
             if not deadline.expired():
                 raise
             raise TimeoutError(late.format(seconds)) from None
+
+
+class NumberedRun(Run[R]):
+    """A handle that posts one message, under a number that outlives the process: sent again, by another process, it
+    adds nothing."""
+
+    __slots__ = ("_origin",)
+
+    def __init__(
+        self, client: Client, run_id: str, decode: Decode | None, created: bool, incarnation: int, origin: Origin
+    ) -> None:
+        super().__init__(client, run_id, decode, created, incarnation)
+        self._origin = origin
+
+    async def _post(self, kind: str, body: bytes) -> None:
+        await self._client._post(kind, self.id, self._incarnation, body, self._origin)

@@ -18,7 +18,8 @@ import contextvars
 import inspect
 import itertools
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, cast, overload
@@ -41,6 +42,8 @@ from streamflow.client.client import (
 )
 from streamflow.client.histories import History
 from streamflow.client.listing import RunDescription, RunSummary, describe, failure_in, instant, summarize
+from streamflow.client.pipelines import Origin
+from streamflow.client.run import NumberedRun
 from streamflow.client.waiting import not_found
 from streamflow.errors import RunConflict, RunEnded, UsageError
 from streamflow.events import AnyEvent, Transition, decode_history
@@ -114,6 +117,7 @@ class Sandbox:
         self._meta = Namespace(1, self.world.partition)
         self._started: dict[str, int] = {}
         self._asked = 0
+        self._posted: dict[str, int] = {}
         self._deadlines: list[int] = []
         """When the waits are over that are under way: the clock stops at each."""
         self._lock = asyncio.Lock()
@@ -215,6 +219,9 @@ class Sandbox:
             for run_id, record in newest
         ]
         return [run for run in summaries if filters.match(run) and filters.match_error(run)][:limit]
+
+    async def _every(self, within: Collection[Status], **filters: Any) -> AsyncGenerator[list[RunSummary]]:
+        yield [run for run in await self.runs(**filters, limit=sys.maxsize) if run.status in within]
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
@@ -322,7 +329,12 @@ class Sandbox:
         values = self._record(run_id).published
         return {key: Raw(values[key]) for key in keys or sorted(values) if key in values}
 
-    async def _post(self, kind: str, run_id: str, created: int, body: bytes) -> None:
+    async def _post(self, kind: str, run_id: str, created: int, body: bytes, origin: Origin | None = None) -> None:
+        if origin is not None:
+            source, number = origin
+            if self._posted.get(source, 0) >= number:
+                return
+            self._posted[source] = number
         if self._record(run_id).ending:
             raise RunEnded(f"run {run_id} has ended: it accepts no {kind} any more", run_id)
         self.world.post(kind, run_id, body)
@@ -337,6 +349,16 @@ class Sandbox:
         self.world.post(kind, run_id, body)
         await self._settle()
         return self.world.answers[request_id]
+
+    async def read_namespace(self) -> Namespace:
+        """As of a client: one shard."""
+        return self._meta
+
+    def _numbered(self, run_id: str, created: int, origin: Origin) -> Run[Any]:
+        return NumberedRun(cast("Client", self), run_id, None, False, 0, origin)
+
+    async def _forget(self, run_id: str, created: int) -> bool:
+        raise UsageError("a sandbox keeps all its runs: it can't forget one")
 
     async def _header(self, run_id: str, created: int) -> tuple[Header, bytes]:
         record = self._record(run_id)

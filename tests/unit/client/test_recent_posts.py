@@ -86,6 +86,29 @@ async def test_a_run_that_was_lost_with_its_signals_gets_them_behind_its_start(b
     assert await bench.bodies() == [b"1"]
 
 
+async def test_a_post_with_an_origin_is_accepted_once_whoever_posts_it(bench: Bench) -> None:
+    await bench.start("a")
+    for _ in range(2):
+        letters = [bench.batcher.post(0, Message("signal", "a", b"%d" % n), ("client:x", n)) for n in (3, 7)]
+        assert await asyncio.gather(*letters) == ["a", "a"]
+    assert await bench.bodies() == [b"3", b"7"]
+    assert (await bench.identities()) == [b"m:client:x.3.1", b"m:client:x.7.1"]
+
+
+async def test_what_two_sources_have_lost_is_posted_again_under_each_s_numbers(bench: Bench) -> None:
+    await bench.start("a")
+    for body in (b"1", b"2", b"3"):
+        await bench.signal("a", body)
+    saved = bench.saved()
+    await bench.batcher.post(0, Message("signal", "a", b"other"), ("client:x", 2))  # not above the own last number
+    await bench.signal("a", b"4")
+    expected = await bench.identities()
+    bench.lose(saved, KEYS.owner)
+    await bench.recent.restored()
+    assert await bench.bodies() == [b"1", b"2", b"3", b"other", b"4"]
+    assert await bench.identities() == expected
+
+
 async def test_what_was_not_lost_is_not_posted_again(bench: Bench) -> None:
     await bench.start("a")
     await bench.signal("a", b"1")
