@@ -23,6 +23,7 @@ ROOMS = (
     "screen",
     "screen/panels",
     "status",
+    "actions",
     "client",
     "worker",
     "daemon",

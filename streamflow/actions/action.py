@@ -1,0 +1,82 @@
+"""What each action is: to which runs it applies, what it says, and what it does.
+
+Owns: the interface that one file for each action fills in. Must not: send anything, print, know a single action.
+Called by: all files of this room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+
+from streamflow.client.listing import RunSummary
+from streamflow.client.pipelines import Origin
+from streamflow.client.run import Run
+from streamflow.errors import RunEnded, RunNotFound
+from streamflow.model.record import Header, Status
+from streamflow.store.namespace import Namespace
+
+
+class Runs(Protocol):
+    """What actions need of a client. A sandbox has it, too."""
+
+    def run(self, run_id: str, /) -> Run[Any]: ...
+    async def read_namespace(self) -> Namespace: ...
+    async def _header(self, run_id: str, created: int) -> tuple[Header, bytes]: ...
+    async def _forget(self, run_id: str, created: int) -> bool: ...
+    def _numbered(self, run_id: str, created: int, origin: Origin) -> Run[Any]: ...
+    def _every(self, within: Collection[Status], **filters: Any) -> AsyncGenerator[list[RunSummary]]: ...
+
+
+class Action(msgspec.Struct, frozen=True, kw_only=True, tag_field="action"):
+    """Something to do to a run. Its fields are the options; they go into the file of a bulk."""
+
+    name: ClassVar[str]
+    """That of its command."""
+    statuses: ClassVar[frozenset[Status]]
+    """Those of the runs that it can be done to."""
+    done: ClassVar[str]
+    """What is said of the runs that it was done to, in front of their number: `retried`."""
+    posts: ClassVar[bool] = False
+    """Whether all of it is one message to the run, which could come twice."""
+
+    @property
+    def why(self) -> str:
+        """The reason that was given; empty for an action that has none."""
+        return getattr(self, "reason", "")
+
+    def question(self, what: str) -> str:
+        """Asks whether to do it to `what` (`run order-7`, `1,204 runs`), and says what comes of it."""
+        raise NotImplementedError
+
+    def words(self) -> list[str]:
+        """Its command line between the name and the run, as a list of arguments."""
+        return ["--reason", self.why] if self.why else []
+
+    def check(self, run: RunSummary) -> str:
+        """Why it can't be done to this run; empty if it can."""
+        if run.status in self.statuses:
+            return ""
+        return f"run {run.id} is {run.status}: there is nothing to {self.name}"
+
+    async def do(self, client: Runs, run: Run[Any], by: str) -> Any:
+        """Do it, or raise why not. Returns when the server, or the run's owner, has the request."""
+        raise NotImplementedError
+
+    def did(self, run_id: str, value: Any) -> str:
+        """What has been done, in a sentence, or several lines; `value` is what `do` gave."""
+        raise NotImplementedError
+
+    def plain(self, run_id: str, value: Any) -> dict[str, Any]:
+        """The same for `--json`."""
+        raise NotImplementedError
+
+    def is_moot(self, error: Exception) -> bool:
+        """Whether `do` was refused because there is nothing to do: it was done before, or the run isn't such a one."""
+        return isinstance(error, RunEnded | RunNotFound)
+
+    def took_effect(self, status: Status | None) -> bool:
+        """Whether the run's status, as read after it was done (None: there is no run), shows it."""
+        return True
