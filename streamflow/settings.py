@@ -199,6 +199,9 @@ class CommandSettings(msgspec.Struct, frozen=True, kw_only=True):
     log_format: Annotated[LogFormat | None, Meta(description="log as text, or as one JSON object per line")] = None
     log_level: Annotated[LogLevel, Meta(description="minimum log level")] = "info"
     log_file: Annotated[str | None, Meta(description="log as JSON into this file instead of to stderr")] = None
+    audit_log: Annotated[
+        str | None, Meta(description="file that gets a JSON object for each run to which a command has done something")
+    ] = None
     worker_concurrency: Annotated[
         int, Meta(description="maximum number of steps that one worker runs at the same time", ge=1)
     ] = WORKER_CONCURRENCY

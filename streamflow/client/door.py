@@ -35,12 +35,16 @@ class Door:
         of another type; `RunNotFound`.
         """
         header, _ = await self._client._header(run_id, 0)
+        await self.check_workflow(what, header.workflow, name, value)
+
+    async def check_workflow(self, what: str, workflow: str, name: str, value: Any) -> None:
+        """As `check`, for all runs of a workflow."""
         if self._infos is None:
             self._infos = await self._client.workflows()
-        info = self._infos.get(header.workflow)
+        info = self._infos.get(workflow)
         known = None if info is None else info.signals if what == "signal" else info.questions
         if info is not None and known is not None:
-            check_message(f"{info.kind} {header.workflow}", what, name, value, known)
+            check_message(f"{info.kind} {workflow}", what, name, value, known)
 
 
 def check_message(who: str, what: str, name: str, value: Any, known: Mapping[str, MessageInfo]) -> None:

@@ -223,8 +223,7 @@ ACCESS: dict[Role, Access] = {
     ),
     Role.CLIENT: Access(
         about="starts runs, sends signals, asks, cancels and forgets, redrives and drops quarantined messages, pauses "
-        "queues, and "
-        "whatever a viewer does",
+        "queues, and whatever a viewer does",
         verbs=(
             "start_runs",
             "post_messages",
@@ -234,7 +233,7 @@ ACCESS: dict[Role, Access] = {
             "pause",
             *_SEEN_BY_CLIENTS,
         ),
-        commands=("SCRIPT LOAD", "GET", *_LOOKS),
+        commands=("SCRIPT LOAD", "GET", "ZSCAN", *_LOOKS),
         writes=_written_by_client,
         reads=_everything,
         channels=_rung_and_done,

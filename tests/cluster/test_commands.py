@@ -155,6 +155,11 @@ async def has(run: Shell, run_id: str, status: str) -> bool:
     return run_id in {row["run_id"] for row in await run.data("runs", "--status", status)}
 
 
+async def all_have(run: Shell, workflow: str, status: str, count: int) -> bool:
+    rows = await run.data("runs", "--workflow", workflow, "--status", status, "--limit", "100")
+    return len(rows) == count
+
+
 async def test_all_commands_work_with_the_url_of_a_cluster(
     shared_cluster: EmbeddedCluster, namespace: str, tmp_path: Path
 ) -> None:
@@ -211,6 +216,20 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
             assert "again goes on: step mend, attempt 2; 0 results are kept" in await run("retry", "again")
             await until(lambda: has(run, "again", "completed"))
 
+            (tmp_path / "fails.jsonl").write_text("".join(f'{{"id": "f{n}"}}\n' for n in range(30)))
+            scope["mended"].clear()
+            await run("enqueue", "fails", "--file", str(tmp_path / "fails.jsonl"))
+            await until(lambda: all_have(run, "fails", "failed", 30))
+            scope["mended"].append(True)
+            targets = ("--targets", str(tmp_path / "targets"))
+            retried = await run.data("retry", "--workflow", "fails", "--yes", "--rate", "0", *targets)
+            assert (retried["targets"], retried["done"], retried["failed"], retried["file"]) == (30, 30, 0, None)
+            await until(lambda: all_have(run, "fails", "completed", 31))
+
+            (tmp_path / "flows.jsonl").write_text("".join(f'{{"id": "x{n}", "input": 1}}\n' for n in range(20)))
+            await run("enqueue", "flow", "--file", str(tmp_path / "flows.jsonl"))
+            cancelled = await run.data("cancel", "--workflow", "flow", "--yes", "--rate", "0", *targets)
+            assert (cancelled["targets"], cancelled["done"], cancelled["now"]) == (20, 20, {"cancelled": 20})
             await run("enqueue", "flow", "--id", "two", "--input", "1")
             await run("cancel", "two")
             await run("enqueue", "flow", "--id", "three", "--input", "1")
@@ -230,6 +249,8 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
             assert "RunCompleted" in tail
             await run("forget", "two", "three")
             assert "there is no run two, and several whose ids begin so: two." in await run("show", "two", code=2)
+            text = await run("forget", "--workflow", "fails", "--yes", "--rate", "0", *targets)
+            assert text == "deleted 31 · already so or not applicable 0 · failed 0\nnow: 31 gone\n"
 
             async def counted() -> bool:
                 views = (await run.data("status", "--shards"))["views"]

@@ -578,6 +578,106 @@ def test_a_missing_run_is_exit_code_1(cli: Cli, arguments: list[str]) -> None:
     assert done.err.startswith("error: there is no run no-such-run")
 
 
+# --- in bulk --------------------------------------------------------------------------------------------------------
+
+
+def shipping(cli: Cli, run_id: str, count: int) -> list[str]:
+    """Options that choose so many runs, which wait for a signal."""
+    (cli.directory / "runs.jsonl").write_text(
+        "".join(json.dumps({"id": f"{run_id}-{number}", "input": run_id}) + "\n" for number in range(count))
+    )
+    assert cli("enqueue", "shipping", "--file", "runs.jsonl").code == 0
+    chosen = ["--workflow", "shipping", "--attribute", f"customer={run_id}"]
+    until(lambda: len(cli("runs", *chosen, "--limit", "100", "--json").json) == count, "all runs wait")
+    return chosen
+
+
+def files(cli: Cli) -> list[str]:
+    return sorted(file.name for file in cli.directory.glob("streamflow-*.jsonl"))
+
+
+def test_what_would_be_done_in_bulk_is_said_first(cli: Cli, run_id: str) -> None:
+    chosen = shipping(cli, run_id, 30)
+    looked = cli("cancel", *chosen, "--dry-run")
+    assert (looked.code, looked.err) == (0, "")
+    lines = looked.out.splitlines()
+    what = f"30 runs of workflow shipping with customer={run_id}"
+    assert lines[0] == f"Cancel {what}? Clean-up code runs, sagas are undone, and children are cancelled, too."
+    assert all(line.startswith(f"  {run_id}-") and "shipping  running" in line for line in lines[1:6])
+    assert lines[6:] == ["  and 25 more", "nothing was done: --dry-run"]
+    plain = cli("cancel", *chosen, "--dry-run", "--json").json
+    assert len(plain.pop("sample")) == 5
+    assert plain == {"action": "cancel", "dry_run": True, "targets": 30}
+    asked = cli("cancel", *chosen)
+    assert (asked.code, asked.out) == (2, "")
+    assert what in asked.err
+    assert "nothing was done: there is no terminal to ask at. Add --yes to cancel them" in asked.err
+    assert files(cli) == []
+    assert {run["status"] for run in cli("runs", *chosen, "--limit", "100", "--json").json} == {"running"}
+    done = cli("cancel", *chosen, "--yes", "--rate", "0", "--reason", "over", "--json").json
+    assert done["now"] == {"cancelled": 30}
+    assert (done["targets"], done["done"], done["already"], done["failed"], done["file"]) == (30, 30, 0, 0, None)
+    assert cli("show", f"{run_id}-7", "--json").json["reason"] == "over"
+    again = cli("cancel", *chosen, "--yes")
+    assert (again.code, again.out, again.err) == (0, "", "no runs to cancel match\n")
+
+
+def test_a_bulk_that_is_interrupted_says_how_to_go_on(cli: Cli, run_id: str) -> None:
+    chosen = shipping(cli, run_id, 40)
+    command = [*chosen, "--yes", "--rate", "10", "--targets", "list.jsonl", "--audit-log", "audit.jsonl"]
+    bulk = cli.spawn("signal", "go", '"now"', *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    audit = cli.directory / "audit.jsonl"
+    until(lambda: audit.exists() and audit.read_text().count("\n") >= 3, "some have the signal")
+    bulk.send_signal(signal.SIGINT)
+    out, err = bulk.communicate(timeout=SECONDS)
+    count = audit.read_text().count("\n")
+    assert 3 <= count < 40
+    assert bulk.returncode == 1
+    assert out == f"signalled {count} · already so or not applicable 0 · failed 0\n"
+    assert err == (f"stopped: {40 - count} of 40 runs are left; go on with: streamflow signal --resume list.jsonl\n")
+    assert cli("signal", "--resume", "list.jsonl", "--dry-run").out == f"{40 - count} of 40 runs are left to signal\n"
+    wrong = cli("cancel", "--resume", "list.jsonl")
+    assert (wrong.code, wrong.err) == (2, "error: list.jsonl is of streamflow signal, and not of cancel\n")
+    done = cli("signal", "--resume", "list.jsonl", "--rate", "0", "--audit-log", "audit.jsonl")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("signalled 40 · already so or not applicable 0 · failed 0\nnow: ")
+    assert not (cli.directory / "list.jsonl").exists()
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert len({line["run_id"] for line in lines}) == len(lines) == 40
+    assert (lines[0]["action"], lines[0]["arguments"], lines[0]["outcome"]) == ("signal", ["go", '"now"'], "done")
+    assert "@" in lines[0]["by"]
+
+
+def test_failed_runs_are_retried_and_forgotten_in_bulk(cli: Cli, run_id: str) -> None:
+    for number in range(3):
+        assert cli("enqueue", "fails", "--id", f"{run_id}-{number}", "--tenant", run_id, "--wait").code == 1
+    until(lambda: len(cli("runs", "--tenant", run_id, "--status", "failed", "--json").json) == 3, "all are listed")
+    again = cli("retry", "--tenant", run_id, "--yes", "--rate", "0", "--json")
+    assert json.loads(again.out)["done"] == 3
+    until(lambda: len(cli("runs", "--tenant", run_id, "--status", "failed", "--json").json) == 3, "all failed again")
+    assert cli("forget", "--tenant", run_id, "--yes").out == (
+        "deleted 3 · already so or not applicable 0 · failed 0\nnow: 3 gone\n"
+    )
+
+
+def test_one_run_leaves_a_line_in_the_audit_log(cli: Cli, run_id: str) -> None:
+    assert cli("enqueue", "approval", "--id", run_id).code == 0
+    for command in ("cancel", "terminate"):
+        cli(command, run_id, "--reason", "twice", "--audit-log", "one.jsonl")
+    first, *_ = [json.loads(line) for line in (cli.directory / "one.jsonl").read_text().splitlines()]
+    assert {name: first[name] for name in ("action", "run_id", "reason", "outcome")} == {
+        "action": "cancel",
+        "run_id": run_id,
+        "reason": "twice",
+        "outcome": "done",
+    }
+    refused = cli("cancel", run_id, "--audit-log", "/no/such/place")
+    assert (refused.code, refused.err) == (
+        2,
+        "error: can't write --audit-log /no/such/place: No such file or directory\n",
+    )
+
+
 def test_views_can_be_rebuilt(cli: Cli) -> None:
     assert cli("enqueue", "echo", "--input", "1", "--wait").code == 0
     until(lambda: "runs" in cli("status", "--json").json["views"], "the views are there")

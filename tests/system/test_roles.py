@@ -307,7 +307,7 @@ async def _commands_of_a_client(site: Site, client: sf.Client) -> None:
     await run("enqueue", "large", "--id", other, "--wait")
     await run("enqueue", "tally", "--id", "count", "--input", "0")
     await run("signal", "count", "x", "1")
-    await run("cancel", "count")
+    await run("cancel", "--workflow", "tally", "--yes")
     await run("enqueue", "flow", "--id", "two", "--input", "4")
     await run("terminate", "two")
     with contextlib.suppress(sf.StreamflowError):

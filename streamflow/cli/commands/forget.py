@@ -1,7 +1,6 @@
-"""`forget`: delete ended runs and their histories.
+"""`forget`: delete ended runs and their histories: those that are named, or all that match filters.
 
-Owns: its output, and going on with the next run when one is refused. Must not: delete anything itself.
-Called by: the group in `cli`.
+Owns: going on with the next run when one is refused. Must not: delete anything itself. Called by: the group in `cli`.
 """
 
 from __future__ import annotations
@@ -10,32 +9,40 @@ from typing import Any
 
 import click
 
+from streamflow.cli.acting import Choice, act_in_bulk, acting_options, auditing
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.finding import find_run
-from streamflow.cli.options import checked_id, json_option, server_options
+from streamflow.cli.options import checked_id
 from streamflow.cli.output import print_json
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=checked_id, metavar="RUN...")
-@server_options
-@json_option
-def forget(runs: tuple[str, ...], redis: str | None, namespace: str | None, as_json: bool) -> int:
+@click.argument("runs", nargs=-1, type=checked_id, metavar="[RUN]...")
+@acting_options
+def forget(runs: tuple[str, ...], choice: Choice) -> int:
     """Delete ended runs and their histories.
 
     Daemons delete a run by themselves when its retention time is over. A run that has not ended is refused: cancel it
-    first. The exit code is 1 if any run was not deleted.
+    first. The exit code is 1 if any run was not deleted. With filters instead of RUN it is for all ended runs that
+    match: their number and some of them are shown first, and it asks, unless --yes is given.
 
     \b
-    Example:
+    Examples:
       streamflow forget invoice-17 invoice-18
+      streamflow forget --workflow nightly --status completed
     """
+    from streamflow.actions import Forget, perform
     from streamflow.errors import RunError, RunNotFound
 
+    choice.check("forget", runs)
+    if not runs:
+        return act_in_bulk(None if choice.resume else Forget(), "forget", choice)
+
     async def delete() -> list[dict[str, Any]]:
+        action = Forget()
         outcomes: list[dict[str, Any]] = []
-        async with open_client(redis, namespace) as client:
+        async with open_client(choice.redis, choice.namespace) as client:
             found: dict[str, str] = {}
             for run in runs:  # before the first is deleted: what was the beginning of two ids is then that of one
                 try:
@@ -43,18 +50,20 @@ def forget(runs: tuple[str, ...], redis: str | None, namespace: str | None, as_j
                 except RunNotFound as error:
                     found[run] = str(error)
             for run, missing in found.items():
-                deleted, reason = False, missing
+                reason = missing
                 if not missing:
                     try:
-                        deleted = await client.forget(run)
-                        reason = "" if deleted else f"there is no run {run}"
+                        await perform(client, action, run)
                     except RunError as error:
                         reason = str(error)
-                outcomes.append({"run_id": run, "forgotten": deleted, "reason": reason})
+                outcomes.append(
+                    {"run_id": run, "forgotten": False, "reason": reason} if reason else action.plain(run, None)
+                )
         return outcomes
 
-    outcomes = run_async(delete)
-    if as_json:
+    with auditing(choice.audit_log):
+        outcomes = run_async(delete)
+    if choice.as_json:
         print_json(outcomes)
     else:
         for outcome in outcomes:

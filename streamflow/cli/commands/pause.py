@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import click
 
-from streamflow.cli.commands.retry import _me as who  # pyright: ignore[reportPrivateUsage]
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import json_option, server_options
@@ -32,6 +31,7 @@ def pause(queue: str, reason: str, force: bool, redis: str | None, namespace: st
     Example:
       streamflow pause --queue gpu --reason "the driver is updated"
     """
+    from streamflow.actions.audit import me
     from streamflow.screen.sanitize import safe
     from streamflow.store.pauses import Pause
 
@@ -44,7 +44,7 @@ def pause(queue: str, reason: str, force: bool, redis: str | None, namespace: st
                     names = f". Known queues: {', '.join(known)}" if known else ""
                     hint = did_you_mean(queue, known)
                     raise UsageError(f"no worker or step has used queue {queue}{hint}{names}. Add --force to pause it")
-            return await client.pause_queue(queue, reason=reason, by=who())
+            return await client.pause_queue(queue, reason=reason, by=me())
 
     before = run_async(send)
     if as_json:

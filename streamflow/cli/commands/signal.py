@@ -1,56 +1,71 @@
-"""`signal`: send a signal to a run.
+"""`signal`: send a signal to a run, or to all that match filters.
 
-Owns: its arguments and output. Must not: know what the value means. Called by: the group in `cli`.
+Owns: its arguments. Must not: know what the value means. Called by: the group in `cli`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from streamflow.cli.acting import Choice, act, act_in_bulk, acting_options
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
-from streamflow.cli.finding import find_run
-from streamflow.cli.options import checked_id, json_option, parse_json, server_options
-from streamflow.cli.output import print_json
+from streamflow.cli.options import checked_id, parse_json
+from streamflow.errors import UsageError
+
+if TYPE_CHECKING:
+    from streamflow.client.client import Client
 
 
 @click.command()
-@click.argument("run", type=checked_id, metavar="RUN")
-@click.argument("name")
-@click.argument("value", required=False, metavar="[VALUE_JSON]")
+@click.argument("arguments", nargs=-1, metavar="[RUN] NAME [VALUE_JSON]")
 @click.option("--force", is_flag=True, help="Send it even if the workflow declares no such signal, or another type.")
-@server_options
-@json_option
-def signal(
-    run: str, name: str, value: str | None, force: bool, redis: str | None, namespace: str | None, as_json: bool
-) -> None:
+@acting_options
+def signal(arguments: tuple[str, ...], force: bool, choice: Choice) -> int:
     """Send a signal to a run.
 
     A signal that arrives before the run waits for it is kept until then. Without VALUE_JSON its value is null. If the
     run's workflow declares its signals, others are refused, and so are values of another type.
 
+    With filters instead of RUN it is for all open runs that match: their number and some of them are shown first, and
+    it asks, unless --yes is given. Each gets the signal once, also if the command is killed and resumed.
+
     \b
-    Example:
+    Examples:
       streamflow signal invoice-17 approve true
+      streamflow signal --workflow invoice --attribute customer=acme approve true
     """
+    from streamflow.actions import Signal
     from streamflow.client.door import Door
+
+    words = list(arguments)
+    runs = [checked_id(words.pop(0))] if words and (not choice.is_bulk or len(words) > 2) else []
+    choice.check("signal", tuple(runs), own=bool(words))
+    if choice.resume:
+        return act_in_bulk(None, "signal", choice)
+    if not words:
+        raise UsageError("missing NAME: which signal?")
+    if len(words) > 2:
+        raise UsageError(f"signal got {len(words) - 2} arguments too many: {' '.join(words[2:])}")
+    name = words[0]
     from streamflow.model.names import check_name
 
     check_name("signal", name)
-    payload: Any = None if value is None else parse_json(value, "VALUE_JSON")
+    value: Any = parse_json(words[1], "VALUE_JSON") if len(words) > 1 else None
+    action = Signal.of(name, value)
 
-    async def send() -> None:
-        nonlocal run
-        async with open_client(redis, namespace) as client:
-            run = await find_run(client, run, acts=True)
-            if not force:
-                await Door(client).check("signal", run, name, payload)
-            await client.run(run).signal(name, payload)
+    async def check(client: Client, run: str) -> None:
+        if not force:
+            await Door(client).check("signal", run, name, value)
 
-    run_async(send)
-    if as_json:
-        print_json({"run_id": run, "signal": name})
-    else:
-        click.echo(f"signal {name} sent to {run}")
+    async def check_workflow(workflow: str) -> None:
+        async with open_client(choice.redis, choice.namespace) as client:
+            await Door(client).check_workflow("signal", workflow, name, value)
+
+    if not choice.is_bulk:
+        return act(action, runs[0], choice, check)
+    if not force and (workflow := choice.filters.get("workflow")):
+        run_async(lambda: check_workflow(workflow))
+    return act_in_bulk(action, "signal", choice)
