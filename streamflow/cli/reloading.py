@@ -150,8 +150,10 @@ class Reloader:
                 )
         except TimeoutError:
             return f"importing the app takes more than {CHECK_SECONDS:g} s"
+        printed = done.stdout.decode(errors="replace")
+        document = printed[printed.rfind("\n{") + 1 :]  # behind what the app prints while it is imported
         try:
-            findings = json.loads(done.stdout)["findings"]
+            findings = json.loads(document)["findings"]
         except ValueError:
             return done.stderr.decode(errors="replace").strip() or f"its import ended with code {done.returncode}"
         wrong = (one["message"] for one in findings if one["about"] == "app" and one["level"] == "error")

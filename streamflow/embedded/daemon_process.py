@@ -36,7 +36,8 @@ class DaemonProcess:
     `app`: as for `--app`. `log`: the file to which its output is appended; None: it goes where that of this process
     does. `settings`: fields of `Settings`, which override the environment; they have no settings file unless `config`
     names one, or is empty for that of the directory: what demo and bench do doesn't depend on where they are started.
-    Nor do they take a port for HTTP that the environment names for another process. `arguments`: command and options.
+    Nor do they take a port for HTTP or a log file that the environment names for another process. `arguments`: command
+    and options.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class DaemonProcess:
     ) -> None:
         self.log = Path(os.devnull) if log is None else log
         words = ["-m", "streamflow", *arguments, "--app", app, "--namespace", namespace]
-        self.process = start_python(words, log, {"config": os.devnull, "http": "", **settings, "redis": url})
+        given = {"config": os.devnull, "http": "", "log_file": "", **settings}
+        self.process = start_python(words, log, {**given, "redis": url})
         self._watchdog = subprocess.Popen(
             ["/bin/sh", "-c", _WATCHDOG, "streamflow-watchdog", str(self.pid)],
             stdin=subprocess.PIPE,

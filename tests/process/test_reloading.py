@@ -24,6 +24,7 @@ import streamflow as sf
 from words import WORD
 
 app = sf.App()
+print("{imported}")
 
 
 @app.step(queue="press")

@@ -164,6 +164,27 @@ def test_several_writers_turn_a_full_file_over_once(path: Path) -> None:
             json.loads(line)
 
 
+def test_a_writer_that_finds_the_file_full_too_late_leaves_the_new_one(
+    path: Path, log: LogFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = log_file(path, 2_000)
+    for number in range(15):
+        other.emit(record(f"line {number} {'.' * 30}"))
+    full = path.read_bytes()
+
+    def is_current() -> bool:
+        """Another one turns the full file over between the look at its name and the look at its size."""
+        monkeypatch.undo()
+        other.emit(record("." * 1_200))
+        return True
+
+    monkeypatch.setattr(log, "_is_current", is_current)
+    log.emit(record("." * 400))
+    other.close()
+    assert older(path).read_bytes() == full
+    assert path.read_text().count("\n") == 2
+
+
 # --- form and command -----------------------------------------------------------------------------------------------
 
 
