@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -29,7 +30,7 @@ from streamflow.client import retrying
 from streamflow.client.listing import RunDescription, ending_of
 from streamflow.client.pipelines import Origin
 from streamflow.client.retrying import Retried
-from streamflow.errors import AskRefused
+from streamflow.errors import AskRefused, UsageError
 from streamflow.events import AnyEvent, AskAnswered, Transition, decode_transition
 from streamflow.events import RunCompleted as CompletedEvent
 from streamflow.machine.retry_point import not_open
@@ -331,16 +332,26 @@ class Run(Generic[R]):
         """
         return await self._client._history(self.id, self._incarnation)
 
-    def events(self, follow: bool = False) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
+    async def events(self, follow: bool = False, *, after: int = 0) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
         """The events of the history in order, with their times (aware, UTC).
 
         With `follow` it continues with the events that happen from then on, until the run has ended; while it waits it
-        holds a connection.
+        holds a connection. `after`: the number of events to leave out, for who has seen these before. The count is of
+        one history: that of a run which has continued as new, and the part that is kept of a reducer's, begin again.
+
+        Raises `UsageError` for a negative `after`.
 
         >>> async for at, event in run.events(follow=True):
         ...     print(at, event.describe())
         """
-        return self._client._events(self.id, self._incarnation, follow)
+        if after < 0:
+            raise UsageError(f"events(after=…) must be a number of events, 0 or more, got {after}")
+        async with aclosing(self._client._events(self.id, self._incarnation, follow)) as events:
+            async for item in events:
+                if after:
+                    after -= 1
+                else:
+                    yield item
 
     async def _post(self, kind: str, body: bytes) -> None:
         await self._client._post(kind, self.id, self._incarnation, body)
