@@ -49,6 +49,9 @@ class RunFilters(TypedDict, total=False):
     tenant: str | None
     attributes: dict[str, Attribute] | None
     error: str | None
+    since: datetime | str | None
+    until: datetime | str | None
+    roots: bool
 
 
 class Head(msgspec.Struct):

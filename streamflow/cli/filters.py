@@ -31,8 +31,11 @@ _OPTIONS = (
     click.option(
         "--error", metavar="TEXT", help="Only runs that failed with TEXT in their error, or are stuck for it.",
     ),
+    click.option("--since", metavar="TIME", help="Only runs created since then: 2h (ago), 2026-11-28, or an ISO time."),
+    click.option("--until", metavar="TIME", help="Only runs created before that, in the same forms."),
+    click.option("--roots", is_flag=True, help="Only runs that aren't children of others."),
 )  # fmt: skip
-_NAMES = ("status", "workflow", "tenant", "attributes", "error")
+_NAMES = ("status", "workflow", "tenant", "attributes", "error", "since", "until", "roots")
 
 
 def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,6 +60,10 @@ def filter_words(filters: dict[str, Any]) -> str:
             words += f" of {name} {value}"
         elif name == "attributes":
             words += f" with {', '.join(f'{key}={wanted}' for key, wanted in value.items())}"
+        elif name in ("since", "until"):
+            words += f" created {name} {value}"
+        elif name == "roots":
+            words += " that aren't children"
         elif name != "status":
             words += f" with {name} {value!r}"
     return words

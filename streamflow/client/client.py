@@ -21,7 +21,17 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, cast, o
 import msgspec
 from msgspec import Raw
 
-from streamflow.client.listing import Filters, FoundRuns, Listings, RunDescription, RunSummary, WorkflowInfo, describe
+from streamflow.client.listing import (
+    Filters,
+    FoundRuns,
+    Listings,
+    RunDescription,
+    RunPage,
+    RunSummary,
+    WorkflowInfo,
+    describe,
+)
+from streamflow.client.paging import Position, cursor_of, instant_ms, is_relative
 from streamflow.client.pipelines import Batcher, Origin, settled
 from streamflow.client.run import Decode, NumberedRun, Run
 from streamflow.client.session import Session, Sessions
@@ -41,6 +51,7 @@ from streamflow.store.kernel import Kernel, Message, Start
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, namespace_from, read_namespace
 from streamflow.store.pauses import QUEUE, Pause, paused_queues, read_pauses
+from streamflow.store.queues import clock_of
 from streamflow.store.router import open_store
 from streamflow.text import recordable
 from streamflow.workflow.app import Reducer, Startable, Workflow
@@ -326,25 +337,41 @@ class Client:
         tenant: str | None = None,
         attributes: Mapping[str, Attribute] | None = None,
         error: str | None = None,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        roots: bool = False,
+        sort: str | None = None,
+        after: str = "",
         limit: int = 20,
-    ) -> list[RunSummary]:
+    ) -> RunPage:
         """The newest `limit` runs that match all filters, over all shards.
 
         `status`: pending, running, stuck, completed, failed or cancelled. `workflow`: its name. `tenant`: its name.
         `attributes`: runs that have all of these, as set by `sf.set_attributes` (`1` is not `"1"`). `error`: a part of
         the error of a failed run (`ConnectTimeout: api:443`) or of the reason of a stuck one, in whichever case; of
-        stuck runs the newest 1,000 are searched.
+        stuck runs the newest 1,000 are searched. `since`, `until`: created at or after, and before that time: an aware
+        datetime, or a text like `2h` (ago), `2026-11-28` or `2026-11-28T14:02+01:00` (UTC, if it says no zone).
+        `roots`: no children.
         Ordered by the last change of status, newest first; with `tenant` or `attributes` by start, newest first. Only
         runs of workflows that daemons have registered are found, unless `workflow` names another one. With filters that
         few runs match, only the newest 20,000 runs of each listing are searched. A run or listing whose key somebody
         has damaged is left out, with a warning in the log.
 
-        Raises `UsageError` for an unknown status, a limit below 1, or an attribute that no run can have; `InvalidName`.
+        `sort`: "created" or "changed", to be sure of the order: runs are sorted by start where `tenant` or `attributes`
+        are given, or the status is pending or running, and by change elsewhere. The other order is refused.
+        The page's `after` is for the next one, with the same filters: what has started or changed since isn't in it.
+        `looked_at` says of how many runs the filters were asked.
 
-        >>> await client.runs(status="running", attributes={"customer": "acme"})
+        Raises `UsageError` for an unknown status, a limit below 1, an attribute that no run can have, a time or a
+        cursor that is none, or an order that the listing hasn't; `InvalidName`.
+
+        >>> page = await client.runs(status="running", attributes={"customer": "acme"}, since="2h")
+        >>> page = await client.runs(status="running", attributes={"customer": "acme"}, since="2h", after=page.after)
         """
         filters = _filters(status, workflow, tenant, attributes, limit, error)
-        return await self._listings.runs(await self.read_namespace(), filters, limit)
+        now_ms = await self._now_for(since, until)
+        filters, position = _page_of(filters, since, until, roots, sort, after, now_ms)
+        return await self._listings.runs(await self.read_namespace(), filters, limit, position)
 
     async def find(self, text: str) -> FoundRuns:
         """The run whose id is `text`, or if there is none the runs whose ids begin with it.
@@ -358,11 +385,26 @@ class Client:
         """
         return await self._listings.find(await self.read_namespace(), check_run_id(text))
 
-    async def _every(self, within: Collection[Status], **filters: Any) -> AsyncGenerator[list[RunSummary]]:
+    async def _every(
+        self,
+        within: Collection[Status],
+        *,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        roots: bool = False,
+        **filters: Any,
+    ) -> AsyncGenerator[list[RunSummary]]:
         """All runs that match the filters of `runs` and have one of these statuses, some at a time and in no order."""
-        wanted = _filters(**filters)
+        now_ms = await self._now_for(since, until)
+        wanted, _ = _page_of(_filters(**filters), since, until, roots, None, "", now_ms)
         async for found in self._listings.every(await self.read_namespace(), wanted, within):
             yield found
+
+    async def _now_for(self, since: datetime | str | None, until: datetime | str | None) -> int:
+        """The server's clock, ms, if one of the times is counted from now."""
+        if not is_relative(since) and not is_relative(until):
+            return 0
+        return clock_of(await self.store.one(Call.plain("TIME", near=self.keys.members)))
 
     async def workflows(self) -> dict[str, WorkflowInfo]:
         """The workflows and reducers that daemons have registered, by name; `unserved_ms` tells those that only earlier
@@ -652,3 +694,37 @@ def _filters(
             raise UsageError(f"attributes: {name} is None, and no run has an attribute that is None; omit it")
         wanted[name] = value
     return Filters(_status(status), workflow, tenant, wanted, error or "")
+
+
+def _page_of(
+    filters: Filters,
+    since: datetime | str | None,
+    until: datetime | str | None,
+    roots: bool,
+    sort: str | None,
+    after: str,
+    now_ms: int,
+) -> tuple[Filters, Position | None]:
+    """These filters with times and order, and where the page begins. Raises `UsageError`."""
+    filters = msgspec.structs.replace(
+        filters,
+        since=None if since is None else instant_ms("since", since, now_ms),
+        until=None if until is None else instant_ms("until", until, now_ms),
+        roots=roots,
+    )
+    if sort not in (None, "created", "changed"):
+        raise UsageError(f"sort is created or changed, got {sort!r}")
+    if sort == "created" and not filters.is_by_start:
+        raise UsageError(
+            "runs can be sorted by created where a tenant or attributes are given, or the status is running or "
+            "pending: all other listings are in the order of the last change of status"
+        )
+    if sort == "changed" and filters.is_by_start:
+        raise UsageError(
+            "runs can't be sorted by changed where a tenant or attributes are given, or the status is running or "
+            "pending: these listings are in the order of the starts"
+        )
+    if not after:
+        return filters, None
+    cursor = cursor_of(after, filters.name)
+    return msgspec.structs.replace(filters, since=cursor.since, until=cursor.until), cursor.position

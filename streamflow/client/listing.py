@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ import msgspec
 
 from streamflow import events
 from streamflow.client.joining import Logged, join_payloads
+from streamflow.client.paging import Cursor, Position, cursor_text
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.waiting import check_found
 from streamflow.errors import Failure, StoreError, StoreUnavailable
@@ -102,6 +104,16 @@ class RunDescription(RunSummary, frozen=True, kw_only=True):
     attempts: list[FailedAttempt] = []
 
 
+class RunPage(list[RunSummary]):
+    """The runs of one page. `after` is for the next page, empty if there are no more runs. `looked_at`: of how many
+    runs the filters were asked."""
+
+    def __init__(self, runs: list[RunSummary], after: str = "", looked_at: int = 0) -> None:
+        super().__init__(runs)
+        self.after = after
+        self.looked_at = looked_at
+
+
 class FoundRuns(NamedTuple):
     """Runs whose ids begin with a text. `ids`: the newest first, at most 6; a run whose whole id it is stands alone.
 
@@ -120,13 +132,30 @@ class FoundRuns(NamedTuple):
 
 class Filters(msgspec.Struct, frozen=True):
     """Which runs a listing has: those that match all filters that are not None or empty. `error`: a part of the error
-    of failed runs, or of the reason of stuck ones, in whichever case."""
+    of failed runs, or of the reason of stuck ones, in whichever case. `since`, `until`: created at or after, and
+    before, ms. `roots`: only runs that aren't children."""
 
     status: Status | None = None
     workflow: str | None = None
     tenant: str | None = None
     attributes: dict[str, Attribute] = {}
     error: str = ""
+    since: int | None = None
+    until: int | None = None
+    roots: bool = False
+
+    @property
+    def is_by_start(self) -> bool:
+        """Whether the listings that are read for it are in the order of the starts."""
+        return self.tenant is not None or bool(self.attributes) or self.status in (Status.PENDING, Status.RUNNING)
+
+    @property
+    def name(self) -> str:
+        """Another one for each listing, but for its times."""
+        attributes = sorted((name, value_text(value)) for name, value in self.attributes.items())
+        given = (self.since is not None, self.until is not None)
+        status = "" if self.status is None else self.status.value
+        return repr((status, self.workflow, self.tenant, attributes, self.error, given, self.roots, self.is_by_start))
 
     def match(self, summary: RunSummary) -> bool:
         """Also those of which only the error doesn't match: see `match_error`."""
@@ -134,6 +163,9 @@ class Filters(msgspec.Struct, frozen=True):
             (self.status is None or summary.status == self.status)
             and (self.workflow is None or summary.workflow == self.workflow)
             and (self.tenant is None or summary.tenant == self.tenant)
+            and (self.since is None or summary.created.timestamp() * 1000 >= self.since - 0.5)
+            and (self.until is None or summary.created.timestamp() * 1000 < self.until - 0.5)
+            and not (self.roots and summary.parent)
             and all(same(summary.attributes.get(name), value) for name, value in self.attributes.items())
         )
 
@@ -278,16 +310,26 @@ class Listings:
                 infos[name.decode(errors="replace")] = WorkflowInfo()  # written by a newer version: the name is known
         return infos
 
-    async def runs(self, namespace: Namespace, filters: Filters, limit: int) -> list[RunSummary]:
-        """The newest runs that match. Reads the newest `limit` of each index, more only if a filter dropped some."""
+    async def runs(self, namespace: Namespace, filters: Filters, limit: int, after: Position | None = None) -> RunPage:
+        """The newest runs that match, behind `after`. Reads the newest `limit` of each index, more only if a filter
+        dropped some."""
         indexes = await self._indexes(_shards_of(namespace, filters), filters)
-        depth = limit
+        depth = limit + 2  # the one behind the page, and the one that `after` names
         while True:
-            candidates, more = await self._newest(indexes, depth)
-            found = await self._matching(namespace, candidates, filters)
+            candidates, more = await self._newest(indexes, depth, filters, after)
+            found = await self._matching(namespace, [run_id for _, run_id in candidates], filters)
             if len(found) >= limit or not more or depth >= MAX_SCANNED:
-                return found[:limit] if filters.error else await self._with_reasons(namespace, found[:limit])
+                break
             depth = min(depth * 8, MAX_SCANNED)
+        page = found[:limit]
+        if not filters.error:
+            page = await self._with_reasons(namespace, page)
+        looked_at = len(candidates)
+        if len(found) >= limit:
+            looked_at = [run_id for _, run_id in candidates].index(page[-1].id) + 1
+        end = candidates[looked_at - 1] if looked_at and (more or looked_at < len(candidates)) else None
+        cursor = "" if end is None else cursor_text(Cursor(end, filters.since, filters.until), filters.name)
+        return RunPage(page, cursor, looked_at)
 
     async def find(self, namespace: Namespace, text: str) -> FoundRuns:
         """The run whose id is `text`; if there is none, the runs whose ids begin with it, among the newest ids of each
@@ -370,15 +412,33 @@ class Listings:
         calls = [self._batcher.call(Call.plain("ZCARD", index)) for index in indexes]
         return [_unless_damaged(answer, "a listing of runs") or 0 for answer in await settled(calls)]
 
-    async def _newest(self, indexes: Sequence[str], depth: int) -> tuple[list[str], bool]:
-        """The `depth` newest run ids over all indexes, newest first, and whether there are more."""
-        calls = [self._batcher.call(_newest_call(index, depth)) for index in indexes]
+    async def _newest(
+        self, indexes: Sequence[str], depth: int, filters: Filters, after: Position | None
+    ) -> tuple[list[Position], bool]:
+        """The `depth` newest runs over all indexes behind `after`, newest first, and whether there are more."""
+        highest = None if after is None else after.score
+        if filters.until is not None and filters.is_by_start:
+            highest = min(filters.until, math.inf if highest is None else highest)
+        calls = [
+            self._batcher.call(
+                _newest_call(index, depth)
+                if highest is None and filters.since is None
+                else _between_call(index, depth, highest, filters.since)
+            )
+            for index in indexes
+        ]
         lists = [
             _unless_damaged(answer, f"listing {index}") or []
             for index, answer in zip(indexes, await settled(calls), strict=True)
         ]
-        scored = sorted((pair for pairs in lists for pair in pairs), reverse=True)
-        return list(dict.fromkeys(run_id for _, run_id in scored[:depth])), len(scored) >= depth
+        # Behind the last entry of a listing that has more, its next ones are missing: nothing there is looked at.
+        ends = [Position(*found[-1]) for found in lists if len(found) >= depth]
+        horizon = max(ends, default=None)
+        newest: dict[str, Position] = {}
+        for position in sorted((Position(*pair) for pairs in lists for pair in pairs), reverse=True):
+            if (after is None or position < after) and (horizon is None or position >= horizon):
+                newest.setdefault(position.run_id, position)
+        return list(newest.values())[:depth], bool(ends) or len(newest) > depth
 
     async def _matching(self, namespace: Namespace, run_ids: Sequence[str], filters: Filters) -> list[RunSummary]:
         peeks = [self._batcher.peek(namespace.shard_of(run_id), run_id) for run_id in run_ids]
@@ -528,6 +588,12 @@ def _scan_call(index: str, cursor: int) -> Call[tuple[int, list[tuple[bytes, flo
 
 def _newest_call(index: str, depth: int) -> Call[list[tuple[float, str]]]:
     return Call.plain("ZREVRANGE", index, 0, depth - 1, "WITHSCORES", parse=_scored)
+
+
+def _between_call(index: str, depth: int, highest: float | None, lowest: int | None) -> Call[list[tuple[float, str]]]:
+    """No run is created after it has changed: none that is below `lowest` was created later."""
+    ends = ("+inf" if highest is None else highest, "-inf" if lowest is None else lowest)
+    return Call.plain("ZREVRANGEBYSCORE", index, *ends, "WITHSCORES", "LIMIT", 0, depth, parse=_scored)
 
 
 def _scored(reply: list[bytes]) -> list[tuple[float, str]]:

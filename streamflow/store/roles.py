@@ -68,7 +68,7 @@ class Rights(msgspec.Struct, frozen=True):
 IN_CLUSTER = ("CLUSTER NODES", "ASKING")
 """What a cluster is asked besides. Also for users of a single server, which may become one of a cluster."""
 _LOOKS = (
-    *("MGET", "HGET", "HMGET", "HGETALL", "HKEYS", "LINDEX", "LRANGE", "ZCARD", "ZREVRANGE"),
+    *("MGET", "HGET", "HMGET", "HGETALL", "HKEYS", "LINDEX", "LRANGE", "ZCARD", "ZREVRANGE", "ZREVRANGEBYSCORE"),
     *("XLEN", "XRANGE", "XREVRANGE", "XREAD"),
     *("INFO", "TIME", "PING", "SSUBSCRIBE", "SUNSUBSCRIBE", "SELECT", *IN_CLUSTER),
 )
@@ -158,6 +158,7 @@ _RARE_LOOKS = {
     "read_quarantine": "messages are quarantined",
     "PING": "nothing was published for 15 s",
     "SUNSUBSCRIBE": "no call waits for runs of a shard any more",
+    "ZREVRANGEBYSCORE": "the next page of a listing, or one since or until a time",
     "XRANGE": "`status --shards`, while the views of a shard lag behind its log",
 }
 _SEEN_BY_CLIENTS = ("peek_runs", "peek_queues", "read_quarantine", "read_transitions")

@@ -36,12 +36,14 @@ from streamflow.client.client import (
     _filters,
     _input,
     _options,
+    _page_of,
     _returns,
     _start,
     _target,
 )
 from streamflow.client.histories import History
-from streamflow.client.listing import RunDescription, RunSummary, describe, failure_in, instant, summarize
+from streamflow.client.listing import RunDescription, RunPage, RunSummary, describe, failure_in, instant, summarize
+from streamflow.client.paging import Cursor, Position, cursor_text
 from streamflow.client.pipelines import Origin
 from streamflow.client.run import NumberedRun
 from streamflow.client.waiting import not_found
@@ -204,21 +206,39 @@ class Sandbox:
         tenant: str | None = None,
         attributes: Mapping[str, Attribute] | None = None,
         error: str | None = None,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        roots: bool = False,
+        sort: str | None = None,
+        after: str = "",
         limit: int = 20,
-    ) -> list[RunSummary]:
+    ) -> RunPage:
         """The newest `limit` runs that match all filters, as `client.runs`: latest change of status first."""
         filters = _filters(status, workflow, tenant, attributes, limit, error)
-        by_start = filters.tenant is not None or bool(filters.attributes)
-        newest = sorted(
-            self.world.records.items(),
-            key=lambda item: item[1].created if by_start else item[1].changed,
+        now_ms = round(self.now.timestamp() * 1000)
+        filters, start = _page_of(filters, since, until, roots, sort, after, now_ms)
+        positions = sorted(
+            (
+                Position(record.created if filters.is_by_start else record.changed, run_id)
+                for run_id, record in self.world.records.items()
+            ),
             reverse=True,
         )
-        summaries = [
-            summarize(run_id, record.head, record.reason, failure_in(record.ending) if record.ending else None)
-            for run_id, record in newest
-        ]
-        return [run for run in summaries if filters.match(run) and filters.match_error(run)][:limit]
+        positions = [position for position in positions if start is None or position < start]
+        found: list[RunSummary] = []
+        looked_at = 0
+        for position in positions:
+            if len(found) == limit:
+                break
+            looked_at += 1
+            record = self.world.records[position.run_id]
+            failure = failure_in(record.ending) if record.ending else None
+            run = summarize(position.run_id, record.head, record.reason, failure)
+            if filters.match(run) and filters.match_error(run):
+                found.append(run)
+        end = positions[looked_at - 1] if looked_at < len(positions) else None
+        cursor = "" if end is None else cursor_text(Cursor(end, filters.since, filters.until), filters.name)
+        return RunPage(found, cursor, looked_at)
 
     async def _every(self, within: Collection[Status], **filters: Any) -> AsyncGenerator[list[RunSummary]]:
         yield [run for run in await self.runs(**filters, limit=sys.maxsize) if run.status in within]

@@ -193,6 +193,15 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
             assert len(listed) == 28
             assert [row["run_id"] for row in await run.data("runs", "--attribute", "size=3")] == ["one"]
             assert (await run.data("show", "wai"))["run_id"] == "waited"
+            roots = {row["run_id"] for row in await run.data("runs", "--since", "1h", "--roots", "--limit", "100")}
+            assert roots == {"one", "waited", *(f"c{n}" for n in range(20))}
+            async with connect(shared_cluster.url, namespace=namespace) as client:
+                page = await client.runs(limit=9)
+                paged = [one.id for one in page]
+                while page.after:
+                    page = await client.runs(limit=9, after=page.after)
+                    paged += [one.id for one in page]
+            assert sorted(paged) == sorted(listed), "each is in one page"
             assert "there is no run c, and several whose ids begin so: c" in await run("cancel", "c", code=2)
 
             for n in range(8):  # the child's history is on another server than its parent, for some

@@ -16,11 +16,16 @@ from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import epoch_ms, make_console, plain_run, print_drawn, print_json
 
 if TYPE_CHECKING:
-    from streamflow.client.listing import RunSummary
+    from streamflow.client.listing import RunPage
 
 
 @click.command()
 @filter_options
+@click.option(
+    "--sort", type=click.Choice(["created", "changed"]),
+    help="The order, newest first; refused where the server doesn't keep that one.",
+)  # fmt: skip
+@click.option("--next", "after", metavar="CURSOR", default="", help="The next page, as the page before has named it.")
 @click.option(
     "--limit", type=click.IntRange(1, 10_000), metavar="N", default=20, show_default=True,
     help="Maximum number of runs.",
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
 @json_option
 def runs(
     filters: dict[str, Any],
+    sort: str | None,
+    after: str,
     limit: int,
     redis: str | None,
     namespace: str | None,
@@ -36,28 +43,36 @@ def runs(
 ) -> None:
     """List runs, newest first.
 
-    Runs are ordered by their latest change of status; with --tenant or --attribute, by their start. A run is listed if
-    it matches all filters. WHY is the innermost error of a failed run, through its children and steps; of stuck runs
-    the whole reason stands below the table.
+    Runs are ordered by their latest change of status; with --tenant or --attribute, and those that are running or
+    pending, by their start. A run is listed if it matches all filters. WHY is the innermost error of a failed run,
+    through its children and steps; of stuck runs the whole reason stands below the table.
+
+    Of how many runs filters were asked, and how the next page is got, stands on stderr. The next page needs the same
+    filters; --since 2h then means what it meant for the first page. Runs that have started or changed since aren't in
+    it.
 
     \b
     Examples:
       streamflow runs --status failed --workflow invoice
-      streamflow runs --error ConnectTimeout
+      streamflow runs --error ConnectTimeout --since 2h --roots
       streamflow runs --attribute customer=acme --attribute priority=2
     """
 
-    async def fetch() -> tuple[list[RunSummary], int]:
+    async def fetch() -> tuple[RunPage, int]:
         async with open_client(redis, namespace) as client:
-            found = await client.runs(**filters, limit=limit)
+            found = await client.runs(**filters, sort=sort, after=after, limit=limit)
             return found, await server_time_ms(client)
 
     found, now_ms = run_async(fetch)
     if as_json:
         print_json([plain_run(run) for run in found])
+        _say_more(found)
         return
     if not found:
-        click.echo("no matching runs" if filters else "no runs yet: start one with `streamflow enqueue`", err=True)
+        click.echo(
+            "no matching runs" if filters or after else "no runs yet: start one with `streamflow enqueue`", err=True
+        )
+        _say_more(found)
         return
     from streamflow.screen.tables import RunRow, reasons_of, runs_table
 
@@ -79,3 +94,12 @@ def runs(
     print_drawn(console, runs_table(rows, now_ms, console.width))
     if reasons := reasons_of(rows):
         print_drawn(console, reasons)
+    _say_more(found)
+
+
+def _say_more(page: RunPage) -> None:
+    """What the filters were asked about, if they left something out, and how to go on. It isn't part of the data."""
+    if page.looked_at > len(page):
+        click.echo(f"{len(page):,} of {page.looked_at:,} runs looked at", err=True)
+    if page.after:
+        click.echo(f"next page: --next {page.after}", err=True)
