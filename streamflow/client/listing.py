@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 import math
+import re
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -114,8 +115,12 @@ class RunPage(list[RunSummary]):
         self.looked_at = looked_at
 
 
+_DOT = re.compile(r"\.")
+
+
 class FoundRuns(NamedTuple):
-    """Runs whose ids begin with a text. `ids`: the newest first, at most 6; a run whose whole id it is stands alone.
+    """Runs whose ids begin with a text. `ids`: the newest first, at most 6; a run whose whole id it is stands alone,
+    and a run stands for its children, whose ids begin with its own.
 
     `looked_at` of `total` ids were compared: if that isn't all, there may be others.
     """
@@ -352,7 +357,11 @@ class Listings:
             for at, run_id in _unless_damaged(answer, "a listing of runs") or []
             if run_id.startswith(text)
         }
-        newest = sorted(scored, key=lambda run_id: (scored[run_id], run_id), reverse=True)
+        # Ids of children begin with that of their parent: without this, no parent could be found by a part of its id.
+        found = [
+            run_id for run_id in scored if not any(run_id[: dot.start()] in scored for dot in _DOT.finditer(run_id))
+        ]
+        newest = sorted(found, key=lambda run_id: (scored[run_id], run_id), reverse=True)
         return FoundRuns(newest[:MAX_FOUND], sum(depth for _, depth in read), sum(lengths))
 
     async def every(

@@ -32,6 +32,11 @@ async def waits() -> str:
 
 
 @app.workflow
+async def parent(children: int) -> None:
+    await sf.gather(*(waits() for _ in range(children)))
+
+
+@app.workflow
 async def fails() -> None:
     raise ValueError("no")
 
@@ -46,6 +51,20 @@ async def test_a_whole_id_is_found_alone_whatever_begins_with_it(serve: Serve) -
         assert await client.find("y") == FoundRuns([], 4, 4)
         with pytest.raises(InvalidName):
             await client.find("-")
+
+
+async def test_a_parent_is_found_in_front_of_its_children(serve: Serve) -> None:
+    async with serve(app, shards=3) as (client, _):
+        await client.start(parent, 9, id="3f9a11")
+
+        async def have_begun() -> bool:
+            return len(await client.runs()) == 10
+
+        await until(have_begun)
+        assert (await client.find("3f9a")).ids == ["3f9a11"]
+        assert len((await client.find("3f9a11.")).ids) == 6
+        children = [run.id for run in await client.runs(workflow="waits")]
+        assert (await client.find(children[0][:-3])).ids == children[:1]
 
 
 async def test_the_newest_of_each_listing_are_compared_and_no_more(
