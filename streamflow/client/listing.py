@@ -115,7 +115,8 @@ class RunPage(list[RunSummary]):
         self.looked_at = looked_at
 
 
-_DOT = re.compile(r"\.")
+_CHILD = re.compile(r"(?:\.[0-9]+)+~[a-z2-7]{13}$")
+"""What an id has behind that of the run whose child, or child's child, it is (`sharding.child_run_id`)."""
 
 
 class FoundRuns(NamedTuple):
@@ -358,9 +359,7 @@ class Listings:
             if run_id.startswith(text)
         }
         # Ids of children begin with that of their parent: without this, no parent could be found by a part of its id.
-        found = [
-            run_id for run_id in scored if not any(run_id[: dot.start()] in scored for dot in _DOT.finditer(run_id))
-        ]
+        found = [run_id for run_id in scored if not any(parent in scored for parent in _ancestors(run_id))]
         newest = sorted(found, key=lambda run_id: (scored[run_id], run_id), reverse=True)
         return FoundRuns(newest[:MAX_FOUND], sum(depth for _, depth in read), sum(lengths))
 
@@ -441,12 +440,14 @@ class Listings:
             for index, answer in zip(indexes, await settled(calls), strict=True)
         ]
         # Behind the last entry of a listing that has more, its next ones are missing: nothing there is looked at.
-        ends = [Position(*found[-1]) for found in lists if len(found) >= depth]
-        horizon = max(ends, default=None)
+        ends = [found[-1] for found in lists if len(found) >= depth]
+        horizon = max(ends, default=(-math.inf, ""))
         newest: dict[str, Position] = {}
-        for position in sorted((Position(*pair) for pairs in lists for pair in pairs), reverse=True):
-            if (after is None or position < after) and (horizon is None or position >= horizon):
-                newest.setdefault(position.run_id, position)
+        for pair in sorted((pair for pairs in lists for pair in pairs), reverse=True):
+            if pair < horizon or len(newest) > depth:
+                break
+            if after is None or pair < after:
+                newest.setdefault(pair[1], Position(*pair))
         return list(newest.values())[:depth], bool(ends) or len(newest) > depth
 
     async def _matching(self, namespace: Namespace, run_ids: Sequence[str], filters: Filters) -> list[RunSummary]:
@@ -572,6 +573,12 @@ def _shards_of(namespace: Namespace, filters: Filters) -> list[int]:
     if namespace.partition is Partition.WORKFLOW and filters.workflow is not None:
         return [namespace.shard_of(f"{filters.workflow}/")]
     return list(range(namespace.shards))
+
+
+def _ancestors(run_id: str) -> list[str]:
+    """The ids with which this one begins because they are of its parent, or its parent's parent."""
+    match = _CHILD.search(run_id)
+    return [] if match is None else [run_id[:at] for at in range(match.start(), match.end()) if run_id[at] == "."]
 
 
 def _depth(lengths: Sequence[int], limit: int) -> int:

@@ -63,7 +63,10 @@ async def test_a_parent_is_found_in_front_of_its_children(serve: Serve) -> None:
         await until(have_begun)
         assert (await client.find("3f9a")).ids == ["3f9a11"]
         assert len((await client.find("3f9a11.")).ids) == 6
-        children = [run.id for run in await client.runs(workflow="waits")]
+        await client.start(waits, id="v1.2")
+        await client.start(waits, id="v1")
+        assert sorted((await client.find("v")).ids) == ["v1", "v1.2"], "one isn't the other's child"
+        children = [run.id for run in await client.runs(workflow="waits") if run.parent]
         assert (await client.find(children[0][:-3])).ids == children[:1]
 
 
