@@ -462,13 +462,59 @@ class Transition(msgspec.Struct, array_like=True, frozen=True, gc=False):
     events: list[AnyEvent]
 
 
+class Awaited(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A signal that the code waits for, or a question: then `key` begins with a question mark. `type`: what its value
+    has to be, empty for anything. `until`: when the first of the waits for it times out (ms), 0 if none does."""
+
+    key: str
+    type: str = ""
+    until: int = 0
+
+
+class Unrecorded(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a run waits for behind a transition, as far as no event tells it. Of most transitions there is nothing.
+
+    `messages`: the signals and questions, as many as fit; `more`: how many others. `closed`: numbers of timers and
+    children that the code has given up in this transition. `still`: the numbers of all that are still open, where that
+    is shorter, or no event tells what the code has given up before; else None.
+    """
+
+    messages: list[Awaited] = []
+    closed: list[int] = []
+    still: list[int] | None = None
+    more: int = 0
+
+
+class RecordedTransition(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A `Transition` with all that its element of the record has. Between the two there is what the log has there."""
+
+    at: int
+    events: list[AnyEvent]
+    number: int = 0
+    created: int = 0
+    unrecorded: Unrecorded | None = None
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Transition)
+_recorded = msgspec.msgpack.Decoder(RecordedTransition)
 
 
-def encode_transition(at: int, events: list[AnyEvent]) -> bytes:
-    """The bytes of `Transition(at, events)`."""
-    return _encoder.encode(Transition(at, events))
+def encode_transition(at: int, events: list[AnyEvent], unrecorded: Unrecorded | None = None) -> bytes:
+    """The bytes of `Transition(at, events)`, with what no event tells, if there is something. Readers that don't ask
+    for that read over it."""
+    if unrecorded is None:
+        return _encoder.encode(Transition(at, events))
+    messages, closed, still, more = unrecorded.messages, unrecorded.closed, unrecorded.still, unrecorded.more
+    parts = (messages, closed, still, more) if more else (messages, closed, still)
+    if not more and still is None:
+        parts = (messages, closed) if closed else (messages,)
+    return _encoder.encode((at, events, 0, 0, parts))
+
+
+def decode_recorded(element: bytes) -> RecordedTransition:
+    """Raises as `decode_transition`."""
+    return _recorded.decode(element)
 
 
 def decode_transition(data: bytes) -> Transition:

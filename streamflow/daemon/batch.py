@@ -617,7 +617,8 @@ class ShardBatch:
             at = machine.at
             status = effects.status
             transition = Transition(at, effects.events)
-            data = _encoder.encode(transition)
+            unsaid = effects.unrecorded
+            data = _encoder.encode(transition) if unsaid is None else encode_transition(at, effects.events, unsaid)
             logged = encode_logged(transition, old.version + 1, old.created) if len(data) > LARGE else b""
             state = machine.snapshot()
             written = len(data) + len(state)

@@ -146,7 +146,6 @@ class CoroutineMachine(RunMachine):
         "_patches",
         "_root",
         "_waited",
-        "_waits",
     )
 
     replays = True
@@ -156,7 +155,6 @@ class CoroutineMachine(RunMachine):
         self._root: Fiber | None = None
         self._fibers: dict[Fiber, None] | None = None
         """Fibers of helpers that have not ended. A dict, because they are closed in the order in which they began."""
-        self._waits: dict[str, list[SignalWait]] | None = None
         self._buffered: dict[str, deque[SignalReceived | AskReceived]] | None = None
         """Messages that no code has waited for yet, by `message_key`."""
         self._waited: set[str] | None = None
@@ -557,6 +555,7 @@ class CoroutineMachine(RunMachine):
         )
         self._let_go("wait")
         self.children.clear()
+        self.effects.closed, self.effects.restate = (), False  # the new generation has nothing of it
         self.effects.fresh = True
         self.events_count = 0
         self._begin_generation(event)

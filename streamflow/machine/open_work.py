@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -18,6 +18,7 @@ from streamflow import events
 from streamflow.errors import Cancelled, Diverged
 from streamflow.events import (
     AnyEvent,
+    Awaited,
     ChildCompleted,
     ChildStarted,
     RunContinued,
@@ -29,12 +30,14 @@ from streamflow.events import (
     StepScheduled,
     TimerFired,
     TimerSet,
+    Unrecorded,
 )
 from streamflow.machine.transition import IDLE, Effects, Ending, appended
 from streamflow.model.attributes import Attribute
 from streamflow.model.codec import UnfitArguments
+from streamflow.model.payload_types import type_text
 from streamflow.model.record import Status
-from streamflow.workflow.actions import ChildCall, Sleep, StepCall, StepJob
+from streamflow.workflow.actions import ChildCall, SignalWait, Sleep, StepCall, StepJob
 from streamflow.workflow.app import App, Workflow, missing_step
 from streamflow.workflow.awaitable import PENDING, Fiber, Operation
 
@@ -48,6 +51,10 @@ UNDECIDED = 1 << 62
 """When the next attempt is due of a call whose attempt failed while the run was stuck: when that has resumed."""
 NOT_STUCK = ("", 0)
 """Why and since when a run is stuck that isn't, or whose record doesn't say it any more."""
+AWAITED_BYTES = 200
+"""Of what is recorded with a transition about the signals and questions that a run waits for, if they are several."""
+FEW_CLOSED = 4
+"""Numbers that are recorded without a look whether the others would be fewer."""
 MAX_WORKER_LOSSES = 3
 """Deaths of its processes after which a step fails, if it was to blame for the last two."""
 
@@ -74,6 +81,7 @@ class OpenWork:
 
     __slots__ = (
         "_rng",
+        "_waits",
         "app",
         "at",
         "attributes",
@@ -173,6 +181,8 @@ class OpenWork:
         self.retrying: RetryPoint | None = None
         """Where the run would go on, which has ended and is in memory for a `RetryRequest` only."""
         self.diverged: Diverged | None = None
+        self._waits: dict[str, list[SignalWait]] | None = None
+        """What the code waits for, by `message_key`; signals and questions."""
         self._rng: random.Random | None = None
         self.trace: Trace | None = None
         """The run's part of a trace; None if it isn't traced here."""
@@ -241,6 +251,42 @@ class OpenWork:
     def add_timer(self, operation: Operation, due: int) -> None:
         self.timers[operation.seq] = operation
         heappush(self.schedule, (due, operation.seq))
+
+    def drop_timer(self, seq: int) -> None:
+        """The code has given it up."""
+        if self.timers.pop(seq, None) is not None:
+            self._note_closed(seq)
+
+    def drop_child(self, seq: int) -> None:
+        """The code doesn't wait for it any more, and neither does the run."""
+        if self.children.pop(seq, None) is not None:
+            self._note_closed(seq)
+
+    def _note_closed(self, seq: int) -> None:
+        effects = self.effects
+        if self.live and effects is not IDLE:  # idle: the machine is only closed
+            effects.closed = appended(effects.closed, seq)
+
+    def unrecorded(self, effects: Effects) -> Unrecorded:
+        """What no event tells of what the run waits for."""
+        messages, size = list[Awaited](), 0
+        waits = self._waits or {}
+        for key, waiting in waits.items():
+            awaited = _awaited(key, waiting)
+            size += len(awaited.key) + len(awaited.type) + 10
+            if messages and size > AWAITED_BYTES:
+                break
+            messages.append(awaited)
+        closed = list(effects.closed)
+        still: list[int] | None = None
+        if effects.restate or len(closed) > FEW_CLOSED:
+            limiting = {wait.seq for waiting in waits.values() for wait in waiting}
+            still = [*(seq for seq in self.timers if seq not in limiting), *self.children]
+            if len(still) > len(closed) and not effects.restate:
+                still = None
+            else:
+                closed = []
+        return Unrecorded(messages, closed, still, len(waits) - len(messages))
 
     # --- the effect of facts -------------------------------------------------------------------------------------
 
@@ -385,6 +431,11 @@ class OpenWork:
             self.effects.cancelled = appended(self.effects.cancelled, call.seq)
         elif call.due is None or call.due <= self.clock:  # a due attempt may have been enqueued: no fact records that
             self.effects.revoked = appended(self.effects.revoked, call.job())
+
+
+def _awaited(key: str, waits: Sequence[SignalWait]) -> Awaited:
+    dues = [wait.due for wait in waits if wait.due]
+    return Awaited(key, type_text(waits[0].type), min(dues, default=0))
 
 
 def unfit(call: StepCall) -> str:

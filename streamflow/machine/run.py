@@ -131,6 +131,8 @@ class RunMachine(OpenWork):
             sealed(self.context, self._advance, inputs)
         if effects.cancelled or effects.revoked:
             _drop_stopped(effects)
+        if (self._waits or effects.closed or effects.restate) and not effects.ended:
+            effects.unrecorded = self.unrecorded(effects)
         effects.status = self.status
         before = self.events_count
         self.events_count = count = before + len(effects.events)
@@ -554,6 +556,7 @@ class RunMachine(OpenWork):
         reason, since = self.stuck_by
         self.stuck = False
         self.stuck_by = NOT_STUCK
+        self.effects.restate = True  # the code of today may have given up what that of then had not
         self.effects.events.append(RunResumed(self.workflow, self.tenant, reason, since))
 
     def _end_stuck(self) -> None:
@@ -642,6 +645,7 @@ class RunMachine(OpenWork):
         answer = Raw(_encode({"kept": point.results, "steps": steps}))
         self.effects.answers = [AskAnswered(retry.id, "retry", answer)]
         self._reopen(event)
+        self.effects.restate = True
         self.stuck = False
         self.status = Status.RUNNING
         self._resume_code()
@@ -712,6 +716,7 @@ class RunMachine(OpenWork):
             for call in list(self.steps.values()):  # recorded, because a history may be read without its code
                 self.cancel_step(call)
             self._let_go("wait")
+            self.effects.restate = True
         else:
             self._end_now(event)
 

@@ -1,9 +1,12 @@
 """A reducer's snapshot: its state and its open work, as stored in the record between two transitions.
 
-Owns: the snapshot's fields and its bytes. Must not: decide. Called by: the reducer's machine.
+Owns: the snapshot's fields and its bytes, and what it says that the reducer waits for. Must not: decide.
+Called by: the reducer's machine; the client and the sandbox, which show a run.
 """
 
 from __future__ import annotations
+
+from datetime import UTC, datetime
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -11,6 +14,8 @@ from msgspec import UNSET, Raw, UnsetType
 from streamflow import events
 from streamflow.errors import UsageError
 from streamflow.events import NOTHING, AnyEvent, RunCompleted
+from streamflow.machine.open_work import UNDECIDED
+from streamflow.model.waits import Wait, in_order
 from streamflow.text import recordable
 from streamflow.workflow.actions import ChildCall, Sleep, StepCall
 from streamflow.workflow.awaitable import Operation
@@ -110,3 +115,27 @@ def retry_of(overrides: Overrides) -> Retry | UnsetType:
         )
     except UsageError:
         return UNSET
+
+
+def waits_in(state: bytes, recorded: list[Wait]) -> list[Wait]:
+    """What a reducer waits for: what is open in its snapshot, and always a message. `recorded`: what its newest
+    transitions say, which have since when, and why a step is tried again. Raises `codec.DECODE_ERRORS`."""
+    snapshot = decode_snapshot(state)
+    known = {wait.seq: wait for wait in recorded if wait.seq}
+    waits = [wait for wait in recorded if wait.kind == "code"]
+    for step in snapshot.steps:
+        wait = known.get(step.seq) or Wait(kind="step", name=step.name, seq=step.seq, queue=step.queue or "")
+        until = _instant(step.due) if step.due is not None and step.due < UNDECIDED else None
+        waits.append(msgspec.structs.replace(wait, attempt=step.attempt, until=until))
+    waits += [
+        known.get(seq) or Wait(kind="child", name=name, seq=seq, run_id=run_id)
+        for seq, name, run_id, _, _ in snapshot.children
+    ]
+    for seq, due, _ in snapshot.timers:
+        wait = known.get(seq) or Wait(kind="timer", seq=seq)
+        waits.append(msgspec.structs.replace(wait, until=_instant(due)))
+    return in_order([*waits, *([] if snapshot.stuck or snapshot.ending is not None else [Wait(kind="message")])])
+
+
+def _instant(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)

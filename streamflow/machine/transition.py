@@ -24,6 +24,7 @@ from streamflow.events import (
     RunCompleted,
     RunStarted,
     SignalReceived,
+    Unrecorded,
 )
 from streamflow.model.attributes import Attribute
 from streamflow.model.record import Status
@@ -180,6 +181,12 @@ class Effects(msgspec.Struct):
     fresh: bool = False
     """The history starts again with this transition (at its last `RunContinued`): the previous one is deleted."""
     warnings: Sequence[str] = ()
+    closed: Sequence[int] = ()
+    """Numbers of timers and children that the code has given up, which no event tells."""
+    restate: bool = False
+    """What is still open doesn't follow from the events."""
+    unrecorded: Unrecorded | None = None
+    """What no event tells of what the run waits for now: recorded with them."""
     status: Status = Status.RUNNING
     ended: bool = False
 

@@ -148,6 +148,19 @@ def type_name_of(kind: Any) -> str:
     return recordable(getattr(kind, "__qualname__", None) or str(kind), 200)
 
 
+def type_text(kind: Any) -> str:
+    """A declared type for people, as `Approval` or `list[int]`, at most 60 characters; empty if it allows anything.
+    Never raises."""
+    if kind is Any:
+        return ""
+    try:
+        is_class = isinstance(kind, type) and typing.get_origin(kind) is None
+        text = kind.__qualname__.rpartition("<locals>.")[2] if is_class else str(kind)
+    except Exception:  # a metaclass of user code
+        return ""
+    return recordable(text.replace("typing.", ""), 60)
+
+
 def advice_for(error: Exception) -> str:
     """What to do about a type that msgspec refuses."""
     text = recordable(error, 400)

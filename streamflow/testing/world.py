@@ -408,7 +408,7 @@ class World:
             return
         try:
             effects = machine.advance(list(inputs), self.now)
-            encoded = encode_transition(machine.at, effects.events), machine.snapshot()
+            encoded = encode_transition(machine.at, effects.events, effects.unrecorded), machine.snapshot()
         except BaseException as error:
             if run_id in self._parked:
                 raise
@@ -429,7 +429,7 @@ class World:
             try:
                 machine = rehydrate(app, self.partition, run_id, record.head, b"", history, retry=point)
                 effects = machine.advance([retry], self.now)
-                encoded = encode_transition(machine.at, effects.events), machine.snapshot()
+                encoded = encode_transition(machine.at, effects.events, effects.unrecorded), machine.snapshot()
             except BaseException as error:
                 if type(error) is KeyboardInterrupt:
                     raise

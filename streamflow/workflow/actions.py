@@ -220,7 +220,7 @@ class ChildCall(Operation):
         if self.on_parent_end == "cancel" and self.seq in machine.children:
             self.ask_to_cancel(cause.reason, machine)
         if self.on_parent_end != "wait":  # with "wait" the run still doesn't end before it
-            machine.children.pop(self.seq, None)
+            machine.drop_child(self.seq)
 
     def ask_to_cancel(self, reason: str, machine: Machine) -> None:
         machine.decide(ChildCancelled(self.seq, self.target.name))
@@ -249,7 +249,7 @@ class Sleep(Operation):
         machine.add_timer(self, event.due)
 
     def take_back(self, cause: Cancelled, machine: Machine) -> None:
-        machine.timers.pop(self.seq, None)
+        machine.drop_timer(self.seq)
 
 
 class Alarm(Sleep):
@@ -277,7 +277,7 @@ class Alarm(Sleep):
 class SignalWait(Operation):
     """Waits for one signal called `name`. With a timeout it is also a timer, and `seq` is the timer's number."""
 
-    __slots__ = ("ms", "name", "type")
+    __slots__ = ("due", "ms", "name", "type")
 
     what = "signal"
 
@@ -286,6 +286,8 @@ class SignalWait(Operation):
         self.name = name
         self.type = type_
         self.ms = ms
+        self.due = 0
+        """When it times out, shard-clock ms; 0 if it doesn't."""
 
     @property
     def key(self) -> str:
@@ -322,6 +324,7 @@ class SignalWait(Operation):
         if self.ms is not None:
             self.seq = machine.take_seq()
             event = machine.decide(TimerSet(self.seq, machine.clock + self.ms, self.name))
+            self.due = event.due
             machine.add_timer(self, event.due)
 
     def take_back(self, cause: Cancelled, machine: Machine) -> None:

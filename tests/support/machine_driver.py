@@ -93,7 +93,7 @@ class Run:
         if effects.events:
             if effects.fresh:
                 self.elements.clear()
-            self.elements.append(encode_transition(self.machine.at, effects.events))
+            self.elements.append(encode_transition(self.machine.at, effects.events, effects.unrecorded))
             self.state = self.machine.snapshot()
         self.last = effects
         return effects
