@@ -28,7 +28,10 @@ if created_now ~= created or not is_open then
   if stored == attempt .. 'wanted' then
     redis.call('HDEL', steps, step)
     local reported = redis.call('HGET', details, step)
-    if reported and string.sub(reported, 1, #created + 1) == created .. ' ' then redis.call('HDEL', details, step) end
+    local head = string.match(reported or '', '^(%d+) ') or '' -- with or without the time, in 20 digits
+    if head == created or #head == #created + 20 and string.sub(head, 1, #created) == created then
+      redis.call('HDEL', details, step)
+    end
   end
   return created_now == created and 'e' or 'm'
 end

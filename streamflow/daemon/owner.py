@@ -36,7 +36,6 @@ from streamflow.daemon.shard import (
     LiveRun,
     OwnedShard,
     StepRecord,
-    decode_details,
     run_and_number,
 )
 from streamflow.daemon.slots import Slots
@@ -52,6 +51,7 @@ from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import hide, one_seal
 from streamflow.machine.transition import Due, Input, Outcome
 from streamflow.model.record import OPEN, Header, decode_header
+from streamflow.model.reports import decode_details
 from streamflow.steps.executor import STEP_BLOCKED, StepExecutor
 from streamflow.steps.suspects import Note, Suspects
 from streamflow.store.connection import Call, OtherHistory

@@ -118,18 +118,6 @@ def run_and_number(field: bytes) -> tuple[str, int]:
     return run_id, int(seq)
 
 
-def stored_details(created: int, details: bytes) -> bytes:
-    """What the server keeps of what a step has reported: behind the incarnation of its run, because an earlier run of
-    the id had steps of the same numbers. `lua/extend_steps.lua` writes it, too."""
-    return b"%d %b" % (created, details)
-
-
-def decode_details(stored: bytes) -> tuple[int, bytes]:
-    """The incarnation, 0 if an earlier release has stored them, and the details. No MessagePack begins so."""
-    created, _, details = stored.partition(b" ")
-    return (int(created), details) if details and created.isdigit() else (0, stored)
-
-
 def first_outbox(token: str) -> int:
     """Where an owner's outbox numbers begin: the high bits are its own, from the random part of its token, because a
     failover that has lost an owner may give its epoch to another one. `lua/shared/number.lua` reads them."""

@@ -38,10 +38,8 @@ from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import (
     OwnedShard,
     StepRecord,
-    decode_details,
     decode_step_record,
     run_and_number,
-    stored_details,
 )
 from streamflow.daemon.troubles import shard_name
 from streamflow.errors import StoreError
@@ -49,6 +47,7 @@ from streamflow.events import NOTHING
 from streamflow.loops import TURN, retry_forever
 from streamflow.machine.transition import Outcome
 from streamflow.model.record import Header
+from streamflow.model.reports import decode_details, stored_details
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Note, read_notes
 from streamflow.store.connection import Call
@@ -119,6 +118,7 @@ class StepRecords:
         self._owner = owner
         self._executor = executor
         self._troubles = context.troubles
+        self._clock = context.clock
         self.lends: dict[tuple[str, int], _Lent] = {}
         """The attempts that run here for other daemons, and outcomes of such that have not been reported."""
         self._stored: dict[_Key, bytes] = {}
@@ -295,7 +295,7 @@ class StepRecords:
             key, details = (running.run_id, job.created, job.seq, job.attempt), bytes(running.details)
             stored[key] = details
             if self._stored.get(key) != details:
-                stored_as = stored_details(job.created, details)
+                stored_as = stored_details(job.created, details, self._clock.now_ms())
                 new.setdefault(shard.number, []).append((key, f"{running.run_id}/{job.seq}", stored_as))
                 record = shard.record_of(running.run_id, job.created, job.seq, job.attempt)
                 record.details, record.unread = details, False

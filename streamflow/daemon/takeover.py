@@ -31,7 +31,6 @@ from streamflow.daemon.shard import (
     UNKNOWN_ATTEMPT,
     OwnedShard,
     StepRecord,
-    decode_details,
     decode_step_record,
     is_parked_by,
     run_and_number,
@@ -43,6 +42,7 @@ from streamflow.events import decode_transition
 from streamflow.machine.open_work import MAX_WORKER_LOSSES
 from streamflow.machine.transition import Due
 from streamflow.model.codec import DECODE_ERRORS
+from streamflow.model.reports import decode_details
 from streamflow.steps.suspects import Note, Suspect, Suspects, read_notes
 from streamflow.store.connection import Call
 from streamflow.store.kernel import FIRST_FIELD, Acquired, Reply, StreamEntry
@@ -72,7 +72,7 @@ NOT_ACQUIRED = "could not be acquired"
 """What may be wrong with a single shard (`Troubles`)."""
 DUE = Due()
 
-CREATED = 32
+CREATED = 48
 """Bytes of the details of a step in which stands of which run they are (`decode_details`)."""
 NEVER = 1e15
 """Ms: no due time is as late as this, 30,000 years."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from streamflow.model.reports import stored_details
 from streamflow.store.kernel import LentStep
 from tests.kernel.support import NOW, Shard
 
@@ -77,15 +78,21 @@ async def test_a_run_that_has_ended_refuses_it(shard: Shard) -> None:
     assert await shard.assert_changes_nothing(shard.kernel.report_step(0, "r1", "outcome", HOST, b"x")) == "e"
 
 
+@pytest.mark.parametrize("has_time", [False, True], ids=["of its host", "of the owner before"])
 @pytest.mark.parametrize(("created", "letter"), [(NOW, "e"), (NOW - 1, "m")])
-async def test_a_record_that_an_ended_run_has_left_is_deleted(shard: Shard, created: int, letter: str) -> None:
+async def test_a_record_that_an_ended_run_has_left_is_deleted(
+    shard: Shard, created: int, letter: str, has_time: bool
+) -> None:
     """Its end was committed while the shard was being released."""
     left = LentStep("r1/1", "host", created, 2)
     await shard.acquire("host")
     await shard.start("r1")
     await shard.advance("r1", "completed")
     await shard.do(shard.kernel.release_shard(0, shard.token, [left]))
-    await shard.do(shard.kernel.extend_steps(0, [LentStep(left.step, left.host, created, 2, b"half")]))
+    if has_time:
+        await shard.plain("HSET", shard.keys.details, left.step, stored_details(created, b"half", NOW))
+    else:
+        await shard.do(shard.kernel.extend_steps(0, [LentStep(left.step, left.host, created, 2, b"half")]))
     assert await report(shard, step=left) == letter
     assert not await shard.plain("EXISTS", shard.keys.steps, shard.keys.details)
 

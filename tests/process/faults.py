@@ -19,12 +19,12 @@ from redis.asyncio import Redis, RedisCluster
 
 import streamflow as sf
 from bench.faults import Listening
-from streamflow.daemon.shard import decode_details
 from streamflow.daemon.takeover import fold_entry
 from streamflow.events import StepCompleted, decode_history
 from streamflow.machine.factory import rehydrate
 from streamflow.model.attributes import value_text
 from streamflow.model.record import Header, decode_header
+from streamflow.model.reports import decode_details
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys

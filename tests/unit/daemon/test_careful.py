@@ -19,16 +19,15 @@ from streamflow.daemon.shard import (
     TRY_AGAIN,
     OwnedShard,
     StepRecord,
-    decode_details,
     decode_step_record,
     parked_by,
-    stored_details,
 )
 from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.takeover import Takeover
 from streamflow.errors import StoreError
 from streamflow.events import NOTHING, SignalReceived, StepFailed, StepRetrying, decode_history
 from streamflow.machine.transition import Due, Outcome
+from streamflow.model.reports import decode_details, reported_at, stored_details
 from streamflow.steps.suspects import Note, Suspect, Suspects, decode_note
 from streamflow.store.connection import Call
 from streamflow.store.kernel import DueRuns, Reply
@@ -417,7 +416,7 @@ async def test_when_its_host_is_gone_the_step_is_lost_with_what_it_reported(aliv
     assert bench.steps.started == []
     bench.owner.is_alive = lambda _: False
     [(_, _, _, record)] = bench.owner.gone_records()
-    await lose_gone(bench, record.encode(), stored_details(900, msgspec.msgpack.encode("half")))
+    await lose_gone(bench, record.encode(), stored_details(900, msgspec.msgpack.encode("half"), 1000))
     await bench.turns()
     [retrying] = [event for event in bench.events("a") if isinstance(event, StepRetrying)]
     assert retrying.failure.kind == "WorkerLost"
@@ -503,7 +502,7 @@ async def test_a_step_begins_with_details_of_its_own_run_only(created: int) -> N
     bench = await released(await in_flight("a"), alive=False)
     takeover = Takeover(context(FakeStore(), shards=8), Sends(), UNUSED, UNUSED)  # type: ignore[arg-type]
     half = bytes(raw("half"))
-    stored = [(b"a/1", stored_details(created, half))]
+    stored = [(b"a/1", stored_details(created, half, 1000))]
     takeover._restore_details(bench.shard, stored)  # pyright: ignore[reportPrivateUsage]
     bench.store.answers["read_hash"] = ([], stored)
     await bench.turns()
@@ -514,7 +513,7 @@ async def test_a_step_begins_with_details_of_its_own_run_only(created: int) -> N
 async def test_details_are_read_in_portions_with_the_runs_of_their_steps() -> None:
     bench = await released(await in_flight("a", "b"), alive=False)
     takeover = Takeover(context(FakeStore(), shards=8), Sends(), UNUSED, UNUSED)  # type: ignore[arg-type]
-    on_server = {f"{run_id}/1".encode(): stored_details(900, bytes(raw(run_id))) for run_id in "ab"}
+    on_server = {f"{run_id}/1".encode(): stored_details(900, bytes(raw(run_id)), 1000) for run_id in "ab"}
     takeover._restore_details(bench.shard, list(on_server.items()))  # pyright: ignore[reportPrivateUsage]
     assert [record[1].details for record in bench.shard.records.values()] == [b"", b""]
 
@@ -533,8 +532,12 @@ async def test_details_are_read_in_portions_with_the_runs_of_their_steps() -> No
 def test_details_are_read_as_they_are_stored_and_as_they_were_before() -> None:
     for value in (None, 7, 5.5, "9 lives", b"1 2", [1], {"1 ": 2}):
         data = msgspec.msgpack.encode(value)
-        assert decode_details(stored_details(900, data)) == (900, data)
-        assert decode_details(data) == (0, data)
+        for created in (1, 900, 1_764_000_000_000):
+            stored = stored_details(created, data, 1_764_000_000_123)
+            assert (decode_details(stored), reported_at(stored)) == ((created, data), 1_764_000_000_123)
+            before = b"%d %b" % (created, data)
+            assert (decode_details(before), reported_at(before)) == ((created, data), 0)
+        assert (decode_details(data), reported_at(data)) == ((0, data), 0)
 
 
 async def test_details_that_a_host_stored_unseen_are_deleted_with_the_record() -> None:

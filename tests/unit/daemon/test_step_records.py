@@ -22,6 +22,7 @@ from streamflow.events import NOTHING
 from streamflow.loops import wait_until
 from streamflow.machine.transition import Outcome
 from streamflow.model.record import Header
+from streamflow.model.reports import stored_details
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.kernel import LentStep, Reply
 from streamflow.wire import encode_returned
@@ -80,8 +81,8 @@ async def test_large_details_are_stored_in_calls_of_bounded_size(monkeypatch: py
     """Those of steps of owned shards, and those of lent steps."""
     it = Bench(concurrency=8)
     for seq in range(1, 6):
-        await it.begin(seq, details=100_000)  # five bytes, with the ms before them nine
-    monkeypatch.setattr(step_records, "BYTES", 15)
+        await it.begin(seq, details=100_000)  # five bytes, with what is stored before them 29
+    monkeypatch.setattr(step_records, "BYTES", 45)
     await it.records.run_once()
     stored = [call.args[1::2] for call in it.store.sent("store_details")]
     assert stored == [["r/1", "r/2"], ["r/3", "r/4"], ["r/5"]]
@@ -262,7 +263,7 @@ async def test_new_details_are_stored_once(it: Bench) -> None:
     for _ in range(3):
         await it.records.run_once()
     [call] = it.store.sent("store_details")
-    assert call.args == ["7:nonce", "r/1", b"900 " + msgspec.msgpack.encode(5)]
+    assert call.args == ["7:nonce", "r/1", stored_details(900, msgspec.msgpack.encode(5), 1_000_000)]
     assert it.shard.records["r"][1].created == 900
     assert it.shard.records["r"][1].details == msgspec.msgpack.encode(5), "the outcome's commit deletes them"
     it.lend()
@@ -283,7 +284,7 @@ async def test_details_that_arrive_behind_the_outcomes_commit_are_deleted(it: Be
     for _ in range(3):
         await it.records.run_once()
     sent = [call.args[1:] for call in it.store.sent("store_details")]
-    assert sent == [["r/1", b"900 " + msgspec.msgpack.encode(5)], ["r/1", b""]]
+    assert sent == [["r/1", stored_details(900, msgspec.msgpack.encode(5), 1_000_000)], ["r/1", b""]]
 
 
 @pytest.mark.parametrize("verb", ["store_details", "extend_steps"])
@@ -300,7 +301,7 @@ async def test_details_that_were_refused_are_stored_again(it: Bench, verb: str) 
         await it.records.run_once()
     half = msgspec.msgpack.encode(5)
     sent = [call.args[-1] for call in it.store.sent(verb)]
-    assert sent == ([half, half, b""] if verb == "extend_steps" else [b"900 " + half] * 2)
+    assert sent == ([half, half, b""] if verb == "extend_steps" else [stored_details(900, half, 1_000_000)] * 2)
 
 
 async def test_attempts_are_returned_whose_reports_the_server_has_lost(it: Bench) -> None:
