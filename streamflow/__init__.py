@@ -55,6 +55,7 @@ from streamflow.errors import (
 )
 from streamflow.model.causes import Cause
 from streamflow.model.record import Status
+from streamflow.model.waits import QueuePlace, StepHolder, Wait
 from streamflow.steps.context import StepInfo, cancelled, heartbeat, step_info
 from streamflow.version import __version__
 from streamflow.workflow.actions import Child, Question
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     from streamflow.client.protocol import AnyClient
     from streamflow.client.retrying import Retried, RetriedStep
     from streamflow.client.run import Run
+    from streamflow.client.waits import RunOwner
     from streamflow.embedded.in_process import local
 
 # Imported at first use: a module of flows, or `streamflow --help`, needs no client of the server.
@@ -121,6 +123,7 @@ _LAZY = {
     "RunDescription": "streamflow.client.listing",
     "RunSummary": "streamflow.client.listing",
     "WorkflowInfo": "streamflow.client.listing",
+    "RunOwner": "streamflow.client.waits",
     "connect": "streamflow.client.client",
     "local": "streamflow.embedded.in_process",
 }
@@ -173,6 +176,7 @@ __all__ = [
     "PublishedDefinition",
     "Question",
     "QuestionDefinition",
+    "QueuePlace",
     "Refuse",
     "Retried",
     "RetriedStep",
@@ -187,6 +191,7 @@ __all__ = [
     "RunFailed",
     "RunInfo",
     "RunNotFound",
+    "RunOwner",
     "RunSummary",
     "Signal",
     "SignalDefinition",
@@ -195,6 +200,7 @@ __all__ = [
     "StepDone",
     "StepFailed",
     "StepFailure",
+    "StepHolder",
     "StepInfo",
     "StoreError",
     "StoreFull",
@@ -206,6 +212,7 @@ __all__ = [
     "Unconfirmed",
     "UnknownWorkflow",
     "UsageError",
+    "Wait",
     "WorkflowInfo",
     "__version__",
     "cancelled",

@@ -36,6 +36,7 @@ from streamflow.client.pipelines import Batcher, Origin, settled
 from streamflow.client.run import Decode, NumberedRun, Run
 from streamflow.client.session import Session, Sessions
 from streamflow.client.waiting import ResultWaiter, check_found, check_posted
+from streamflow.client.waits import DESCRIBED_BYTES, WaitReader
 from streamflow.errors import NamespaceMissing, RunConflict, RunError, StoreError, Unconfirmed, UsageError
 from streamflow.events import AnyEvent, Transition
 from streamflow.model import codec
@@ -153,6 +154,11 @@ class Client:
     @property
     def _tracing(self) -> Tracing | None:
         return self._sessions.here().tracing
+
+    @property
+    def wait_reader(self) -> WaitReader:
+        """What open runs wait for, for the status."""
+        return self._listings.waits
 
     @property
     def _listings(self) -> Listings:
@@ -343,6 +349,7 @@ class Client:
         sort: str | None = None,
         after: str = "",
         limit: int = 20,
+        waits: bool = False,
     ) -> RunPage:
         """The newest `limit` runs that match all filters, over all shards.
 
@@ -361,6 +368,8 @@ class Client:
         are given, or the status is pending or running, and by change elsewhere. The other order is refused.
         The page's `after` is for the next one, with the same filters: what has started or changed since isn't in it.
         `looked_at` says of how many runs the filters were asked.
+        `waits`: also what open runs wait for (`waits_for`), of the newest 100 among those that are found. That reads
+        the newest part of their records, about 32 KB of each.
 
         Raises `UsageError` for an unknown status, a limit below 1, an attribute that no run can have, a time or a
         cursor that is none, or an order that the listing hasn't; `InvalidName`.
@@ -371,7 +380,7 @@ class Client:
         filters = _filters(status, workflow, tenant, attributes, limit, error)
         now_ms = await self._now_for(since, until)
         filters, position = _page_of(filters, since, until, roots, sort, after, now_ms)
-        return await self._listings.runs(await self.read_namespace(), filters, limit, position)
+        return await self._listings.runs(await self.read_namespace(), filters, limit, position, waits)
 
     async def find(self, text: str) -> FoundRuns:
         """The run whose id is `text`, or if there is none the runs whose ids begin with it.
@@ -582,12 +591,18 @@ class Client:
         shard = (await self.read_namespace()).shard_of(run_id)
         check_posted(await self._batcher.post(shard, Message(kind, run_id, body, created), origin), kind, run_id)
 
-    async def _describe(self, run_id: str, created: int) -> RunDescription:
+    async def _describe(self, run_id: str, created: int, waits: bool) -> RunDescription:
         shard = (await self.read_namespace()).shard_of(run_id)
         line, last = await self._batcher.peek(shard, run_id)
         check_found(line, run_id, created)
-        is_stuck = decode_header(line).status == Status.STUCK
+        header = decode_header(line)
+        is_stuck = header.status == Status.STUCK
         found = describe(run_id, line, last, await self._listings.stuck_reason(shard, run_id) if is_stuck else "")
+        if header.is_open and waits:
+            reader = self._listings.waits
+            known, more = await reader.waits(shard, run_id, header.created, DESCRIBED_BYTES)
+            owner, located = await reader.locate(shard, run_id, header.created, known)
+            return msgspec.structs.replace(found, waits_for=located, waits_more=more, owner=owner)
         cause = found.cause
         if cause is None or not cause.step:
             return found

@@ -23,6 +23,7 @@ from streamflow.client.joining import Logged, join_payloads
 from streamflow.client.paging import Cursor, Position, cursor_text
 from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.waiting import check_found
+from streamflow.client.waits import RunOwner, WaitReader
 from streamflow.errors import Failure, StoreError, StoreUnavailable
 from streamflow.events import ENDINGS, AnyEvent, RunCompleted, RunStuck, Transition, decode_history, decode_transition
 from streamflow.model import codec
@@ -32,6 +33,7 @@ from streamflow.model.logged import decode_logged
 from streamflow.model.record import LISTED, Header, Status, decode_header
 from streamflow.model.sharding import Partition
 from streamflow.model.trace_context import trace_id_of
+from streamflow.model.waits import Wait
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel, listed_under
 from streamflow.store.keys import NamespaceKeys
@@ -49,6 +51,8 @@ MAX_REASONS = 1_000
 
 MAX_FOUND = 6
 """Ids that a search for the beginning of an id returns."""
+MAX_WAITS = 100
+"""Open runs of a listing, the newest, of which it is read what they wait for: it is in their records."""
 
 LARGEST_READ = 256 * 1024
 """Bytes of a failed run's last transition up to which a listing decodes it, for its error."""
@@ -71,6 +75,9 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     Of a failed run `cause` is the innermost error, through children and steps, and `error` the same in a line, as
     `ConnectTimeout: api:443`; empty and None otherwise, and in a listing if its last transition is larger than 256 KB.
+
+    `waits_for`: what an open run waits for, the most telling first; in a listing only if it was asked for.
+    `waits_more`: its history is larger than what was read of it, so what it began long ago may be missing.
     """
 
     id: str
@@ -85,6 +92,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     trace_id: str = ""
     error: str = ""
     cause: Cause | None = None
+    waits_for: list[Wait] = []
+    waits_more: bool = False
 
 
 class RunDescription(RunSummary, frozen=True, kw_only=True):
@@ -96,6 +105,8 @@ class RunDescription(RunSummary, frozen=True, kw_only=True):
     `traceback`: the frames of the user's code of the `cause`, which are those of the step if one raised it, wherever it
     ran. `attempts`: the failed attempts of that step before its last one, oldest first, as far as they are within the
     last hundred transitions of its run.
+
+    `owner`: of an open run, which daemon has it; None if it wasn't asked for.
     """
 
     version: int
@@ -103,6 +114,7 @@ class RunDescription(RunSummary, frozen=True, kw_only=True):
     failure: Failure | None = None
     traceback: str = ""
     attempts: list[FailedAttempt] = []
+    owner: RunOwner | None = None
 
 
 class RunPage(list[RunSummary]):
@@ -294,6 +306,7 @@ class Listings:
         self._keys = keys
         self._batcher = batcher
         self._kernel = Kernel(keys)
+        self.waits = WaitReader(keys, batcher)
 
     async def served(self) -> dict[str, WorkflowInfo]:
         """As `workflows`, with what no daemon has any more marked so."""
@@ -316,9 +329,31 @@ class Listings:
                 infos[name.decode(errors="replace")] = WorkflowInfo()  # written by a newer version: the name is known
         return infos
 
-    async def runs(self, namespace: Namespace, filters: Filters, limit: int, after: Position | None = None) -> RunPage:
+    async def runs(
+        self,
+        namespace: Namespace,
+        filters: Filters,
+        limit: int,
+        after: Position | None = None,
+        waits: bool = False,
+    ) -> RunPage:
         """The newest runs that match, behind `after`. Reads the newest `limit` of each index, more only if a filter
-        dropped some."""
+        dropped some. `waits`: also what the open ones wait for, of the first `MAX_WAITS` of them."""
+        page = await self._page(namespace, filters, limit, after)
+        return RunPage(await self._with_waits(namespace, page), page.after, page.looked_at) if waits else page
+
+    async def _with_waits(self, namespace: Namespace, found: list[RunSummary]) -> list[RunSummary]:
+        open_runs = [run.id for run in found if run.ended is None][:MAX_WAITS]
+        answers = await self.waits.of_each([(namespace.shard_of(run_id), run_id) for run_id in open_runs])
+        known = dict(zip(open_runs, answers, strict=True))
+        return [
+            msgspec.structs.replace(run, waits_for=known[run.id][0], waits_more=known[run.id][1])
+            if run.id in known
+            else run
+            for run in found
+        ]
+
+    async def _page(self, namespace: Namespace, filters: Filters, limit: int, after: Position | None) -> RunPage:
         indexes = await self._indexes(_shards_of(namespace, filters), filters)
         depth = limit + 2  # the one behind the page, and the one that `after` names
         while True:

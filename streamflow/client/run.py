@@ -320,10 +320,17 @@ class Run(Generic[R]):
         found = retrying.retried(self.id, answer, None)
         return msgspec.structs.replace(found, kept=retrying.results_of(history))
 
-    async def describe(self) -> RunDescription:
+    async def describe(self, *, waits: bool = True) -> RunDescription:
         """Status, workflow, tenant, times, attributes, and how the run ended (its result, failure or reason), or why it
-        is stuck."""
-        return await self._client._describe(self.id, self._incarnation)
+        is stuck; of an open run what it waits for, until when, and who has it and its steps.
+
+        `waits`: without it these last ones are left out, which are read from the run's record (at most about 256 KB)
+        and a few other keys.
+
+        >>> for wait in (await run.describe()).waits_for:
+        ...     print(wait.kind, wait.name, wait.until)
+        """
+        return await self._client._describe(self.id, self._incarnation, waits)
 
     async def history(self) -> list[Transition]:
         """All transitions in order, each with its events and its time `at`: the shard's clock, in ms since 1970 (UTC).

@@ -152,11 +152,15 @@ class Settlement(msgspec.Struct, frozen=True):
 
 class QueuePeek(msgspec.Struct, frozen=True):
     """Of a partition of a queue: how many attempts wait (-1 if its key is of another type), how many workers have, and
-    the entry of the first that waits, empty for none."""
+    the entry of the first that waits, empty for none. Of an entry that was asked for: how many wait before it, -1 if
+    it doesn't wait, and the worker that has claimed it, `idle` ms ago; empty and -1 for none."""
 
     waiting: int
     claimed: int
     first: str
+    before: int = -1
+    consumer: str = ""
+    idle: int = -1
 
 
 class ExpiredClaim(msgspec.Struct, frozen=True):
@@ -781,9 +785,13 @@ class Kernel:
 
     # --- queues -------------------------------------------------------------------------------------------------------
 
-    def peek_queues(self, shard: int, queues: Sequence[str]) -> Call[list[QueuePeek]]:
-        """Return how many attempts wait in a shard's partitions of queues, and how many workers have."""
-        return Call("peek_queues", [self.keys.queue(queue, shard).stream for queue in queues], [WORKERS], _queue_peeks)
+    def peek_queues(self, shard: int, queues: Sequence[str], entries: Sequence[str] = ()) -> Call[list[QueuePeek]]:
+        """Return how many attempts wait in a shard's partitions of queues, and how many workers have.
+
+        `entries`: one of each queue to find, empty for none.
+        """
+        keys = [self.keys.queue(queue, shard).stream for queue in queues]
+        return Call("peek_queues", keys, [WORKERS, *(entries or [""] * len(keys))], _queue_peeks)
 
     def extend_claims(self, queue: str, partition: int, consumer: str, claims: Sequence[ClaimRef]) -> Call[str]:
         """Renew a worker's claims on entries of a queue partition, and return which of them it has lost.
@@ -1019,8 +1027,10 @@ def _transitions(reply: list[bytes]) -> list[bytes | None]:
 
 
 def _queue_peeks(reply: list[Any]) -> list[QueuePeek]:
-    triples = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
-    return [QueuePeek(waiting, claimed, first.decode()) for waiting, claimed, first in triples]
+    return [
+        QueuePeek(waiting, claimed, first.decode(), before, consumer.decode(errors="replace"), idle)
+        for waiting, claimed, first, before, consumer, idle in zip(*[iter(reply)] * 6, strict=True)
+    ]
 
 
 def _expired_claims(reply: list[bytes]) -> ExpiredClaims:

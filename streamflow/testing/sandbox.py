@@ -47,6 +47,7 @@ from streamflow.client.paging import Cursor, Position, cursor_text
 from streamflow.client.pipelines import Origin
 from streamflow.client.run import NumberedRun
 from streamflow.client.waiting import not_found
+from streamflow.client.waits import RunOwner
 from streamflow.errors import RunConflict, RunEnded, UsageError
 from streamflow.events import AnyEvent, Transition, decode_history
 from streamflow.model.attributes import Attribute
@@ -54,6 +55,7 @@ from streamflow.model.causes import attempts_before
 from streamflow.model.names import check_run_id
 from streamflow.model.record import Header, Status, decode_header
 from streamflow.model.sharding import Partition, full_run_id
+from streamflow.model.waits import StepHolder, Wait
 from streamflow.store.namespace import Namespace
 from streamflow.testing.attempts import running
 from streamflow.testing.stubs import Stub, StubCall
@@ -66,6 +68,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+OWNER = "sandbox"
+"""The name of what has all runs and runs all steps."""
 LIMIT = 100_000
 """Transitions in one wait, after which the run is considered to never end."""
 YIELDS = 5
@@ -212,6 +216,7 @@ class Sandbox:
         sort: str | None = None,
         after: str = "",
         limit: int = 20,
+        waits: bool = False,
     ) -> RunPage:
         """The newest `limit` runs that match all filters, as `client.runs`: latest change of status first."""
         filters = _filters(status, workflow, tenant, attributes, limit, error)
@@ -235,6 +240,8 @@ class Sandbox:
             failure = failure_in(record.ending) if record.ending else None
             run = summarize(position.run_id, record.head, record.reason, failure)
             if filters.match(run) and filters.match_error(run):
+                if waits:
+                    run = msgspec.structs.replace(run, waits_for=record.waits())
                 found.append(run)
         end = positions[looked_at - 1] if looked_at < len(positions) else None
         cursor = "" if end is None else cursor_text(Cursor(end, filters.since, filters.until), filters.name)
@@ -384,13 +391,24 @@ class Sandbox:
         record = self._record(run_id)
         return record.head, record.ending
 
-    async def _describe(self, run_id: str, created: int) -> RunDescription:
+    async def _describe(self, run_id: str, created: int, waits: bool) -> RunDescription:
         record = self._record(run_id)
         found = describe(run_id, record.header, record.ending, record.reason)
+        if record.head.is_open and waits:
+            located = [self._located(run_id, wait) for wait in record.waits()]
+            return msgspec.structs.replace(found, waits_for=located, owner=RunOwner(shard=0, daemon=OWNER))
         if found.cause is None or not found.cause.step or found.cause.run_id not in self.world.records:
             return found
         history = self.world.records[found.cause.run_id].log
         return msgspec.structs.replace(found, attempts=attempts_before(history, found.cause))
+
+    def _located(self, run_id: str, wait: Wait) -> Wait:
+        """With who has the step, which is the sandbox itself, and what it has reported."""
+        if wait.kind != "step" or (wait.until is not None and wait.until > self.now):
+            return wait
+        holder = StepHolder(kind="worker" if wait.queue else "daemon", name=OWNER, beat_age=0.0)
+        details = self.world.details_of(run_id, wait.seq)
+        return msgspec.structs.replace(wait, holder=holder, details=msgspec.msgpack.decode(details))
 
     async def _history(self, run_id: str, created: int) -> list[Transition]:
         return decode_history(self._record(run_id).transitions)

@@ -31,14 +31,24 @@ import msgspec
 from streamflow.client.listing import ending_of, instant, stuck_reason
 from streamflow.daemon.batch import reason_of
 from streamflow.errors import RunError, UsageError
-from streamflow.events import AnyEvent, AskAnswered, Transition, decode_history, encode_transition
+from streamflow.events import (
+    NOTHING,
+    AnyEvent,
+    AskAnswered,
+    Transition,
+    decode_history,
+    decode_recorded,
+    encode_transition,
+)
 from streamflow.machine.factory import is_reducer, new_machine, rehydrate
 from streamflow.machine.retry_point import CannotRetry, check_end, retry_point
 from streamflow.machine.run import RunMachine
+from streamflow.machine.snapshot import waits_in
 from streamflow.machine.transition import Due, Effects, Forgotten, Outcome, RetryRequest
 from streamflow.model.attributes import merged
 from streamflow.model.record import Header, Status, decode_header, parent_link
 from streamflow.model.sharding import Partition
+from streamflow.model.waits import Wait, waits_of
 from streamflow.steps.context import Running
 from streamflow.testing.attempts import perform, timed_out
 from streamflow.testing.stand_ins import stand_in
@@ -82,6 +92,13 @@ class Record:
     def reason(self) -> str:
         """Why the run is stuck, if it is."""
         return (stuck_reason(self.log) or "") if self.head.status == Status.STUCK else ""
+
+    def waits(self) -> list[Wait]:
+        """What the run waits for, as the client finds it in a record on the server."""
+        if not self.head.is_open:
+            return []
+        found = waits_of(map(decode_recorded, self.transitions))
+        return waits_in(self.state, found) if self.state and self.transitions else found
 
     @property
     def ending(self) -> bytes:
@@ -609,6 +626,13 @@ class World:
         if machine.timers and machine.next_due is not None:
             waits.append(f"a timer (what is next due is due at {instant(machine.next_due):%Y-%m-%d %H:%M:%S})")
         return ", ".join(waits) or "a signal: it has no step, timer or child"
+
+    def details_of(self, run_id: str, seq: int) -> bytes:
+        """What the attempt that runs has reported last, encoded."""
+        attempt = self._attempts.get((run_id, seq))
+        if attempt is None:
+            return bytes(NOTHING)
+        return bytes(attempt.job.details if attempt.record is None else attempt.record.details)
 
     def _runs_for(self, run_id: str, seq: int) -> str:
         attempt = self._attempts.get((run_id, seq))

@@ -205,7 +205,9 @@ VERBS: dict[str, Verb] = {
     "report_outcome": Verb(report_outcome),
     "deliver_messages": Verb(deliver_messages, {"message": ("message",)}, lambda _: {"source": "shard:7"}),
     "peek_queues": Verb(
-        lambda n: KERNEL.peek_queues(3, ["gpu"] * n["queue"]), {"queue": ("queue",)}, lambda _: {"group": WORKERS}
+        lambda n: KERNEL.peek_queues(3, ["gpu"] * n["queue"], ["<asked>"] * n["queue"]),
+        {"queue": ("queue",)},
+        lambda _: {"group": WORKERS},
     ),
     "extend_claims": Verb(
         lambda n: KERNEL.extend_claims("gpu", 3, "<consumer>", claims(n)),

@@ -163,6 +163,10 @@ async def _seen(run: sf.Run[Any]) -> Seen:
     description = alike(msgspec.to_builtins(await run.describe(), str_keys=True))
     for name in ("created", "ended", "version"):
         del description[name]
+    del description["owner"]  # the sandbox has no daemons
+    for wait in description["waits_for"]:
+        for name in ("since", "until", "holder", "place", "details", "reported"):
+            del wait[name]
     for attempt in description["attempts"]:
         del attempt["at"], attempt["ms"]
     decisions: list[str] = []

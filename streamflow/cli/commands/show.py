@@ -127,7 +127,7 @@ async def _child_statuses(client: Client, history: list[Transition]) -> dict[str
                 case _:
                     pass
     unknown = [child for child in started.values() if child not in statuses][:CHILDREN_READ]
-    reads = [client.run(child).describe() for child in unknown]
+    reads = [client.run(child).describe(waits=False) for child in unknown]
     for child, found in zip(unknown, await asyncio.gather(*reads, return_exceptions=True), strict=True):
         if isinstance(found, BaseException):
             if not isinstance(found, StreamflowError):

@@ -131,7 +131,7 @@ async def _shards(client: Client, run: str | None) -> list[int]:
     namespace = await client.read_namespace()
     if run is None:
         return list(range(namespace.shards))
-    await client.run(run).describe()
+    await client.run(run).describe(waits=False)
     return [namespace.shard_of(run)]
 
 
@@ -253,7 +253,7 @@ class _LineFilter:
         reads: list[Any] = []
         for run_id in sorted(run_ids):
             try:
-                reads.append((run_id, self._client.run(run_id).describe()))
+                reads.append((run_id, self._client.run(run_id).describe(waits=False)))
             except UsageError:
                 self._workflows[run_id] = ""
         results = await asyncio.gather(*(read for _, read in reads), return_exceptions=True)

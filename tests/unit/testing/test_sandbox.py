@@ -197,3 +197,49 @@ async def test_steps_that_never_end_are_started_again_after_a_crash() -> None:
     survived = await sft.survives_crashes(slow, scenario, patience=0.05)
     assert survived.result == [1, "given up", "TimeoutError: step limited took longer than 30 s"]
     assert survived.points == 7
+
+
+asked = sf.App()
+
+
+@asked.step(retry=sf.Retry(initial=600, jitter=0))
+async def fetch() -> None:
+    raise ConnectionError("no route")
+
+
+@asked.workflow
+async def both() -> None:
+    await sf.gather(fetch(), sf.signal("approve", bool, timeout=60), sf.signal("ever"))
+
+
+@asked.reducer
+def counter(state: int, event: sf.Event) -> sf.Decision:
+    return sf.Decision(state, [sf.sleep(3600)] if isinstance(event, sf.Started) else [])
+
+
+async def test_a_description_says_what_a_run_waits_for_and_until_when() -> None:
+    async with sft.Sandbox(asked) as sandbox:
+        run = await sandbox.start(both)
+        await sandbox.sleep(1)
+        described = await run.describe()
+        ever, approve, step = sorted(described.waits_for, key=lambda wait: (wait.kind, wait.until is not None))
+        assert (ever.kind, ever.name, ever.type, ever.until) == ("signal", "ever", "", None)
+        assert (approve.name, approve.type, approve.until) == ("approve", "bool", BEGIN + timedelta(seconds=60))
+        assert (step.kind, step.name, step.attempt, step.why) == ("step", "fetch", 2, "ConnectionError: no route")
+        assert step.until is not None
+        assert step.until > sandbox.now
+        assert step.holder is None
+        assert described.owner is not None
+        [listed] = await sandbox.runs(waits=True)
+        assert [wait.kind for wait in listed.waits_for] == ["signal", "signal", "step"]
+        [plain] = await sandbox.runs()
+        assert plain.waits_for == (await run.describe(waits=False)).waits_for == []
+
+
+async def test_a_reducer_waits_for_what_is_open_and_for_any_message() -> None:
+    async with sft.Sandbox(asked) as sandbox:
+        run = await sandbox.start(counter)
+        await sandbox.sleep(1)
+        found = (await run.describe()).waits_for
+        assert [wait.kind for wait in found] == ["timer", "message"]
+        assert found[0].until == BEGIN + timedelta(seconds=3600)
