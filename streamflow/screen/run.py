@@ -10,6 +10,7 @@ Owns: `RunDetail` and how it is drawn. Must not: fetch anything. Called by: `str
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,10 +20,12 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from streamflow import events
+from streamflow.client.waits import RunOwner
 from streamflow.errors import Failure
 from streamflow.events import RunCompleted, RunContinued, RunStarted, Transition
 from streamflow.model.causes import Cause, FailedAttempt, cause_of, root_of
 from streamflow.model.record import Header
+from streamflow.model.waits import Wait
 from streamflow.screen.columns import Column, fit, table
 from streamflow.screen.payload import preview
 from streamflow.screen.sanitize import safe, safe_text
@@ -44,6 +47,7 @@ from streamflow.screen.style import (
     plural,
 )
 from streamflow.screen.tables import attributes_line
+from streamflow.screen.waits import ChildWaits, owner_line, wait_lines
 
 MAX_CHILDREN = 20
 """Rows of the list of children."""
@@ -75,7 +79,8 @@ _STYLES = {
 
 class RunDetail(msgspec.Struct, kw_only=True):
     """Everything about one run. `children`: run id -> status, where it is known; `published`: values by key; `cause`,
-    `attempts`: of a failed run, as `run.describe()` has them."""
+    `attempts`: of a failed run, as `run.describe()` has them; and so `waits_for`, `waits_more` and `owner` of an open
+    one. `below`: what its children wait for."""
 
     run_id: str
     header: Header
@@ -86,6 +91,10 @@ class RunDetail(msgspec.Struct, kw_only=True):
     trace_id: str = ""
     cause: Cause | None = None
     attempts: list[FailedAttempt] = []
+    waits_for: list[Wait] = []
+    waits_more: bool = False
+    owner: RunOwner | None = None
+    below: dict[str, ChildWaits] = {}
 
 
 def render_run(detail: RunDetail, width: int) -> RenderableType:
@@ -133,6 +142,11 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
     ]
     lines = [fit(title, width)]
     lines.extend(_fact(label, value, width) for label, value in rows if value is not None)
+    if detail.owner is not None:
+        lines.append(_fact("owner", safe_text(owner_line(detail.owner), limit=500), width))
+    waits = wait_lines(detail.waits_for, detail.waits_more, detail.now_ms, detail.below)
+    labels = itertools.chain(["waits for"], itertools.repeat(""))
+    lines.extend(_fact(label, safe_text(line, BUSY, 500), width) for label, line in zip(labels, waits, strict=False))
     for transition in detail.transitions:
         is_last = transition is detail.transitions[-1]
         for event in transition.events:

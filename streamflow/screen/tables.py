@@ -42,13 +42,17 @@ from streamflow.events import (
     TimerSet,
 )
 from streamflow.model.attributes import Attribute
+from streamflow.model.waits import Wait
 from streamflow.screen.payload import preview
 from streamflow.screen.sanitize import safe, safe_text
 from streamflow.screen.spans import retried_text
 from streamflow.screen.style import BAD, BUSY, FAINT, MUTED, OK, STATUS, WARN, clock, duration, moment, plural
+from streamflow.screen.waits import waits_text
 
 PREVIEW = 120
 """Characters of a payload in a line."""
+WAITS_WIDTH = 30
+"""Cells for what a run waits for, at least: ids take several lines where there is no room for both."""
 ATTRIBUTES_FROM = 130
 """Width from which a listing has a column for attributes."""
 
@@ -75,7 +79,8 @@ _STYLES: dict[type, str] = {
 
 
 class RunRow(msgspec.Struct, kw_only=True):
-    """One run in a listing. Times in ms; `ended` 0: still open. `reason`: why it is stuck; `error`: why it failed."""
+    """One run in a listing. Times in ms; `ended` 0: still open. `reason`: why it is stuck; `error`: why it failed;
+    `waits`: what it waits for."""
 
     run_id: str
     workflow: str
@@ -86,6 +91,7 @@ class RunRow(msgspec.Struct, kw_only=True):
     attributes: dict[str, Attribute] = {}
     reason: str = ""
     error: str = ""
+    waits: list[Wait] = []
 
 
 class QuarantineRow(msgspec.Struct):
@@ -106,12 +112,15 @@ def attributes_line(attributes: Mapping[str, Attribute]) -> str:
 def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
     """Run ids are shown whole (on several lines if necessary), so that they can be copied; the rest is cut to `width`.
 
-    If any run has failed or is stuck, there is a column that says why. If any has attributes, they are a column in a
-    wide terminal, and stand below the run's id in a narrow one.
+    One column says what open runs wait for, and why others have failed or are stuck, if any is or has; in a narrow
+    terminal it takes the place of the start. If any run has attributes, they are a column in a wide terminal, and stand
+    below the run's id in a narrow one.
     """
     narrow = width < 100
     tenants = any(row.tenant for row in rows)
     whys = any(row.error or row.reason for row in rows)
+    waits = any(row.waits and not row.reason for row in rows)
+    started = not (narrow and waits)
     attributes = any(row.attributes for row in rows) and width >= ATTRIBUTES_FROM
     workflow_width, tenant_width = (16, 12) if narrow else (24, 16)
     table = Table(box=None, pad_edge=False, header_style=MUTED, padding=(0, 2, 0, 0))
@@ -120,16 +129,21 @@ def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
     if tenants:
         table.add_column("TENANT", no_wrap=True, overflow="ellipsis", max_width=tenant_width)
     table.add_column("STATUS", no_wrap=True)
-    table.add_column("STARTED", no_wrap=True)
+    if started:
+        table.add_column("STARTED", no_wrap=True)
     table.add_column("TOOK", no_wrap=True, justify="right")
     # The width without all of these at their widest, and without the gaps.
     remaining = width - min(36, max([3, *(len(row.run_id) for row in rows)])) - 2
     remaining -= min(workflow_width, max([8, *(len(row.workflow) for row in rows)])) + 2
     remaining -= min(tenant_width, max([6, *(len(row.tenant) for row in rows)])) + 2 if tenants else 0
-    remaining -= max([6, *(len(row.status) for row in rows)]) + 2 + (11 if narrow else 19) + 2 + 8 + 2
-    if whys:
+    remaining -= max([6, *(len(row.status) for row in rows)]) + 2 + 8 + 2
+    remaining -= (11 if narrow else 19) + 2 if started else 0
+    if whys or waits:
         share = remaining // 2 if attributes else remaining
-        table.add_column("WHY", no_wrap=True, overflow="ellipsis", max_width=max(14, share))
+        heading = "WAITS FOR / WHY" if whys and waits else "WAITS FOR" if waits else "WHY"
+        texts = [waits_text(row.waits, now_ms) for row in rows]
+        least = min(WAITS_WIDTH, max(map(len, texts))) if waits else 0
+        table.add_column(heading, min_width=least, no_wrap=True, overflow="ellipsis", max_width=max(14, least, share))
         remaining -= share + 2
     if attributes:
         table.add_column("ATTRIBUTES", no_wrap=True, overflow="ellipsis", max_width=max(20, remaining))
@@ -139,11 +153,14 @@ def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
         if tenants:
             cells.append(safe_text(row.tenant or "-", MUTED))
         cells.append(safe_text(row.status, STATUS.get(row.status, "")))
-        cells.append(Text(moment(row.started)[5:16] if narrow else moment(row.started), style=MUTED))
+        if started:
+            cells.append(Text(moment(row.started)[5:16] if narrow else moment(row.started), style=MUTED))
         took = duration(max(0, (now_ms if open_run else row.ended) - row.started))
         cells.append(Text(took, style=BUSY if open_run else ""))
-        if whys:
-            cells.append(safe_text(row.error or row.reason, BAD if row.error else WARN, 500))
+        if whys or waits:
+            why = row.error or row.reason
+            style = BAD if row.error else WARN if why else MUTED
+            cells.append(safe_text(why or waits_text(row.waits, now_ms), style, 500))
         if attributes:
             cells.append(safe_text(attributes_line(row.attributes), MUTED))
         elif row.attributes:

@@ -147,6 +147,11 @@ async def test_quarantined_messages_of_all_servers_are_put_back_or_dropped(
         assert (await shell.data("status"))["quarantine"] == {"count": 0, "latest": []}
 
 
+async def waits_for(run: LastingShell, run_id: str, expected: list[tuple[str, str, str]]) -> bool:
+    rows = {row["run_id"]: row["waits_for"] for row in await run.data("runs")}
+    return [(wait["kind"], wait["name"], wait["type"]) for wait in rows.get(run_id, [])] == expected
+
+
 async def begun(runs: list[sf.Run[int]]) -> bool:
     return all([(await run.describe()).version > 0 for run in runs])
 
@@ -240,6 +245,9 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
             cancelled = await run.data("cancel", "--workflow", "flow", "--yes", "--rate", "0", *targets)
             assert (cancelled["targets"], cancelled["done"], cancelled["now"]) == (20, 20, {"cancelled": 20})
             await run("enqueue", "flow", "--id", "two", "--input", "1")
+            await until(lambda: waits_for(run, "two", [("question", "name", "str")]))
+            assert (await run.data("show", "two"))["owner"]["daemon"] == daemon.member
+            assert "question name: str" in await run("show", "two")
             await run("cancel", "two")
             await run("enqueue", "flow", "--id", "three", "--input", "1")
             await run("terminate", "three")

@@ -44,8 +44,9 @@ def runs(
     """List runs, newest first.
 
     Runs are ordered by their latest change of status; with --tenant or --attribute, and those that are running or
-    pending, by their start. A run is listed if it matches all filters. WHY is the innermost error of a failed run,
-    through its children and steps; of stuck runs the whole reason stands below the table.
+    pending, by their start. A run is listed if it matches all filters. WAITS FOR is what an open run waits for, if it
+    is among the newest 100 of these; WHY is the innermost error of a failed run, through its children and steps; of
+    stuck runs the whole reason stands below the table.
 
     Of how many runs filters were asked, and how the next page is got, stands on stderr. The next page needs the same
     filters; --since 2h then means what it meant for the first page. Runs that have started or changed since aren't in
@@ -60,7 +61,7 @@ def runs(
 
     async def fetch() -> tuple[RunPage, int]:
         async with open_client(redis, namespace) as client:
-            found = await client.runs(**filters, sort=sort, after=after, limit=limit)
+            found = await client.runs(**filters, sort=sort, after=after, limit=limit, waits=True)
             return found, await server_time_ms(client)
 
     found, now_ms = run_async(fetch)
@@ -87,6 +88,7 @@ def runs(
             attributes=run.attributes,
             reason=run.reason,
             error=run.error,
+            waits=run.waits_for,
         )
         for run in found
     ]

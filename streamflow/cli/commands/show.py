@@ -5,6 +5,7 @@ Owns: what is fetched for it. Must not: draw (screen/run.py does), change anythi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
     from streamflow.client.client import Client
     from streamflow.client.listing import RunDescription
     from streamflow.events import Transition
+    from streamflow.model.waits import Wait
+    from streamflow.screen.waits import ChildWaits
 
+CHILD_DEPTH = 5
+"""How deep children are followed to say what they wait for..."""
+MAX_FOLLOWED = 30
+"""...and how many of them in all."""
 CHILDREN_READ = 1000
 """Maximum number of children whose status is read from the server."""
 
@@ -37,7 +44,9 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
     """
     import asyncio
 
-    async def fetch() -> tuple[RunDescription, list[Transition], dict[str, Any], dict[str, str], int]:
+    async def fetch() -> tuple[
+        RunDescription, list[Transition], dict[str, Any], dict[str, str], dict[str, ChildWaits], int
+    ]:
         nonlocal run
         async with open_client(redis, namespace) as client:
             run = await find_run(client, run)
@@ -45,9 +54,11 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
             described, history, published = await asyncio.gather(
                 handle.describe(), handle.history(), handle.published()
             )
-            return described, history, published, await _child_statuses(client, history), await server_time_ms(client)
+            children = await _child_statuses(client, history)
+            below = await _waits_below(client, described.waits_for, CHILD_DEPTH, [MAX_FOLLOWED])
+            return described, history, published, children, below, await server_time_ms(client)
 
-    described, history, published, children, now_ms = run_async(fetch)
+    described, history, published, children, below, now_ms = run_async(fetch)
     if as_json:
         from streamflow.model.plain import event_json
 
@@ -69,6 +80,7 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
                     for attempt in described.attempts
                 ],
                 "children": children,
+                "waits_below": plain_value(below),
                 "published": plain_value(published),
                 "events": events,
             }
@@ -99,8 +111,38 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
         trace_id=described.trace_id,
         cause=described.cause,
         attempts=described.attempts,
+        waits_for=described.waits_for,
+        waits_more=described.waits_more,
+        owner=described.owner,
+        below=below,
     )
     print_drawn(console, render_run(detail, console.width))
+
+
+async def _waits_below(client: Client, waits: Sequence[Wait], depth: int, left: list[int]) -> dict[str, ChildWaits]:
+    """What the children wait for that a run waits for, and theirs, by run id. `left`: how many more are read."""
+    import asyncio
+
+    from streamflow.errors import RunNotFound, StreamflowError
+    from streamflow.screen.waits import ChildWaits
+
+    if not depth:
+        return {}
+    children = [wait.run_id for wait in waits if wait.kind == "child"][: left[0]]
+    left[0] -= len(children)
+    reads = [client.run(child).describe() for child in children]
+    below: dict[str, ChildWaits] = {}
+    for child, found in zip(children, await asyncio.gather(*reads, return_exceptions=True), strict=True):
+        if isinstance(found, RunNotFound):
+            below[child] = ChildWaits("not started yet, or forgotten")
+        elif isinstance(found, StreamflowError):
+            below[child] = ChildWaits(f"not known: {found}")
+        elif isinstance(found, BaseException):
+            raise found
+        else:
+            further = await _waits_below(client, found.waits_for, depth - 1, left)
+            below[child] = ChildWaits(found.status, found.waits_for, further)
+    return below
 
 
 async def _child_statuses(client: Client, history: list[Transition]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from msgspec import Raw
 from rich.console import Console
 
 from streamflow import errors, events
+from streamflow.client.waits import RunOwner
 from streamflow.errors import Failure
 from streamflow.events import (
     NOTHING,
@@ -50,6 +51,7 @@ from streamflow.model.causes import FailedAttempt, cause_of
 from streamflow.model.failures import failure_of
 from streamflow.model.plain import event_json, plain
 from streamflow.model.record import Header
+from streamflow.model.waits import QueuePlace, StepHolder, Wait
 from streamflow.screen.payload import preview
 from streamflow.screen.run import RunDetail, run_lines
 from streamflow.screen.spans import MAX_ROWS, fold_spans, spans_of
@@ -62,6 +64,7 @@ from streamflow.screen.tables import (
     reasons_of,
     runs_table,
 )
+from streamflow.screen.waits import ChildWaits, owner_line, wait_text, waits_text
 
 NOW = 1_700_000_000_000
 EVIL = "[/] [red]x \x1b[31m \x1b]52;c;aGk=\x07 \x9b2J \u202egnp \n"
@@ -549,3 +552,100 @@ def test_the_listing_says_in_one_line_a_run_why_it_failed(width: int) -> None:
     without = io.StringIO()
     Console(file=without, width=width, color_system=None).print(runs_table(rows[2:], NOW, width))
     assert "WHY" not in without.getvalue()
+
+
+def instant(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+STEP = Wait(kind="step", name="charge", seq=1, attempt=3, why="ConnectTimeout: api:443", until=instant(NOW + 38_000))
+QUEUED = Wait(kind="step", name="render", seq=2, attempt=1, queue="gpu", place=QueuePlace(before=3, workers=0))
+
+
+@pytest.mark.parametrize(
+    ("wait", "text"),
+    [
+        (Wait(kind="signal", name="approve", type="Approval"), "signal approve: Approval"),
+        (Wait(kind="signal", name="go", until=instant(NOW + 7_500_000)), "signal go, 2 h 05 m left"),
+        (Wait(kind="question", name="quote", type="int"), "question quote: int"),
+        (STEP, "step charge, attempt 3 in 38 s: ConnectTimeout: api:443"),
+        (msgspec.structs.replace(STEP, until=instant(NOW)), "step charge, attempt 3 after ConnectTimeout: api:443"),
+        (Wait(kind="step", name="charge", attempt=1), "step charge"),
+        (QUEUED, "step render in queue gpu"),
+        (Wait(kind="child", name="pay", run_id="pay-7"), "child pay pay-7"),
+        (Wait(kind="timer", until=instant(NOW + 90_000)), "timer in 1 m 30 s"),
+        (Wait(kind="timer", until=instant(NOW - 1)), "timer due now"),
+        (Wait(kind="timer", name="timeout()", until=instant(NOW + 1000)), "end of a timeout() block in 1.0 s"),
+        (Wait(kind="code", why="it diverged"), "other code"),
+        (Wait(kind="start"), "a daemon that begins it"),
+        (Wait(kind="message"), "a signal or question"),
+        (Wait(kind="message", why="17 more"), "17 more"),
+    ],
+)
+def test_each_kind_of_wait_is_a_short_line(wait: Wait, text: str) -> None:
+    assert wait_text(wait, NOW) == text
+    assert waits_text([wait, STEP, QUEUED], NOW) == f"{text} (+2)"
+    assert waits_text([], NOW) == ""
+
+
+def test_a_timer_of_another_day_has_its_date() -> None:
+    text = wait_text(Wait(kind="timer", until=instant(NOW + 30 * 86_400_000)), NOW)
+    assert re.fullmatch(r"timer until \d{4}-\d\d-\d\d \d\d:\d\d", text)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_listing_says_what_runs_wait_for_readably(width: int) -> None:
+    approve = Wait(kind="signal", name="approve", type="Approval")
+    rows = [
+        RunRow(run_id="order-7c1e.4.1~hqal5n2oyg6r4", workflow="order", tenant="", status="running", started=NOW,
+               waits=[approve, STEP]),
+        RunRow(run_id="order-7c1f", workflow="order", tenant="", status="running", started=NOW, waits=[QUEUED]),
+        RunRow(run_id="evil", workflow="order", tenant="", status="running", started=NOW,
+               waits=[Wait(kind="signal", name=EVIL, type=EVIL)]),
+        RunRow(run_id="order-7c1g", workflow="order", tenant="", status="failed", started=NOW, ended=NOW + 1,
+               error="ValueError: no"),
+    ]  # fmt: skip
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(runs_table(rows, NOW + 60_000, width))
+    lines = out.getvalue().rstrip("\n").split("\n")
+    assert max(map(len, lines)) <= width
+    assert lines[0].rstrip().endswith("WAITS FOR / WHY")
+    assert "signal approve: Approval (+1" in out.getvalue()
+    assert "step render in queue gpu" in out.getvalue()
+    assert "ValueError: no" in out.getvalue()
+    assert not HARMFUL.search(out.getvalue())
+    shown = io.StringIO()
+    Console(file=shown, width=width, color_system=None).print(runs_table(rows[:3], NOW, width))
+    assert shown.getvalue().split("\n")[0].rstrip().endswith("WAITS FOR")
+
+
+def test_one_run_says_who_has_its_steps_and_what_its_children_wait_for() -> None:
+    holder = StepHolder(kind="worker", name="gpu-7", host="box", pid=88, beat_age=0.4)
+    claimed = msgspec.structs.replace(
+        QUEUED, place=None, holder=holder, details={"page": 7}, reported=instant(NOW - 9000)
+    )
+    child = Wait(kind="child", name="pay", run_id="pay-7", seq=3)
+    detail = RunDetail(
+        run_id="r",
+        header=Header("running", 2, "c", NOW - 1000, 0, "w", "", ""),
+        transitions=[Transition(NOW - 1000, [RunStarted("w", "", NOTHING)])],
+        now_ms=NOW,
+        waits_for=[claimed, QUEUED, child, Wait(kind="signal", name=EVIL)],
+        waits_more=True,
+        owner=RunOwner(shard=17, daemon="api-2-71-c0ffee", host="api-2", pid=71, beat_age=0.3),
+        below={"pay-7": ChildWaits("running", [STEP, QUEUED])},
+    )
+    text = "\n".join(line.plain.rstrip() for line in run_lines(detail, 120))
+    assert "owner      daemon api-2-71-c0ffee, heartbeat 300 ms ago · shard 17 · process 71 on api-2" in text
+    assert "waits for  step render in queue gpu\n" in text
+    assert "             runs at worker gpu-7, heartbeat 400 ms ago · process 88 on box\n" in text
+    assert "             reported 9.0 s ago: {" in text
+    assert "waits for a worker: 3 before it in its partition, no workers take from queue gpu" in text
+    assert "child pay pay-7\n             waits for step charge, attempt 3 in 38 s" in text
+    assert "older part was not read" in text
+    assert not HARMFUL.search(text)
+
+
+def test_a_run_of_a_shard_without_an_owner_says_so() -> None:
+    assert owner_line(RunOwner(shard=3)) == "no daemon has shard 3"
+    assert owner_line(RunOwner(shard=3, daemon="gone")) == "daemon gone, no heartbeat found · shard 3"
