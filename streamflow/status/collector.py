@@ -6,7 +6,8 @@ Must not: draw (`screen/`), change anything. Called by: `status`, `dev`, `demo`.
     collect:  TIME, INFO, members, workers, queue names, merged views,                               (one pipeline to
               each shard's owner, inbox and quarantine                                                 each server)
               if there are queues, what is in them; if there are quarantined messages, the newest   (one more for each)
-              with `shards=True` the log entries that each shard's views don't cover      (two, if there are any)
+                        the headers of the oldest open runs, and the records of those that have changed
+    with `shards=True` the log entries that each shard's views don't cover      (two, if there are any)
 
 A heartbeat is a counter without a time (wall clocks jump), so only a second sample shows whether a daemon is alive:
 `collect` keeps samples of each member's heartbeat, and `settled` collects until every heartbeat has changed or is late.
@@ -27,6 +28,7 @@ from streamflow.client.client import Client
 from streamflow.client.quarantine import message_of
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.model.codec import DECODE_ERRORS
+from streamflow.model.waits import Wait
 from streamflow.status.model import (
     DaemonRow,
     NamespaceStatus,
@@ -93,6 +95,8 @@ class StatusCollector:
         """Of each member, one for each change of its heartbeat, within about the last `RATE_SECONDS`."""
         self._changed: set[str] = set()
         """Members whose heartbeat has changed between two samples."""
+        self._waits: dict[str, tuple[bytes, list[Wait]]] = {}
+        """Of each of the oldest runs its header, and what it waited for then: read again when that changes."""
         self._hidden: set[str] = set()
         """INFO and CONFIG, if the server doesn't allow them: asked once, since each try is an entry in its ACL log."""
 
@@ -163,6 +167,7 @@ class StatusCollector:
         names = [] if isinstance(queues, StoreError) else [name.decode(errors="replace") for name in queues]
         paused = {} if isinstance(pauses, StoreError) else paused_queues(pauses)
         status.queues = await queues_of(client, [*{*names, *paused}], paused, namespace.shards, PATIENCE)
+        status.oldest_waits = await self._oldest_waits(namespace, [run_id for run_id, _, _ in status.oldest])
         if shards:
             status.quarantine = await self._quarantined(quarantines)
         if self._with_lag and shards:
@@ -256,6 +261,29 @@ class StatusCollector:
         found.latest.sort(key=lambda row: row.at, reverse=True)
         del found.latest[LATEST:]
         return found
+
+    async def _oldest_waits(self, namespace: Namespace, run_ids: Sequence[str]) -> dict[str, list[Wait]]:
+        """Their headers are read each time, and a record only when its header is another one."""
+        keys, numbers = self._client.keys, {run_id: namespace.shard_of(run_id) for run_id in run_ids}
+        places = [keys.shard(numbers[run_id]).run(run_id) for run_id in run_ids]
+        calls = [(key, Call.plain("LINDEX", key, 0)) for key in places]
+        answers = await send_to_each(self._client.store, calls, PATIENCE) if calls else []
+        lines = {
+            run_id: line
+            for run_id, line in zip(run_ids, answers, strict=True)
+            if line is not None and not isinstance(line, StoreError)
+        }
+        changed = [run_id for run_id, line in lines.items() if self._waits.get(run_id, (b"",))[0] != line]
+        try:
+            read = await self._client.wait_reader.of_each([(numbers[run_id], run_id) for run_id in changed])
+        except StoreUnavailable:  # a server has gone since it gave the headers: they are read again with the next look
+            return {}
+        found = dict(zip(changed, [waits for waits, _ in read], strict=True))
+        self._waits = {
+            run_id: (line, found[run_id] if run_id in found else self._waits[run_id][1])
+            for run_id, line in lines.items()
+        }
+        return {run_id: waits for run_id, (_, waits) in self._waits.items() if waits}
 
     async def _put_lag(self, status: NamespaceStatus, owners: Sequence[Any]) -> None:
         """Log entries that the stored views don't cover, counted up to `COUNT_LAG_TO`."""

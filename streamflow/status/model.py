@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from streamflow.model.waits import Wait
 from streamflow.store.pauses import Pause
 from streamflow.wire import Heartbeat
 
@@ -125,6 +126,8 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
     views_as_of: int = 0
     """When the views were merged, ms; 0: never."""
     oldest: list[tuple[str, str, int]] = []
+    oldest_waits: dict[str, list[Wait]] = {}
+    """What the oldest runs wait for, by run id, of those that are still open."""
     quarantine: Quarantined | None = None
     """None: not read. The view `quarantine` counts all that have ever been there."""
     warnings: list[str] = []

@@ -12,6 +12,7 @@ import pytest
 import streamflow as sf
 from streamflow.client import waits as reading
 from streamflow.client.client import Client
+from streamflow.status.collector import StatusCollector
 from streamflow.store.connection import Call
 from tests.support.waiting import until
 from tests.system.conftest import Serve, Work
@@ -242,3 +243,23 @@ async def test_a_run_that_no_daemon_has_taken_waits_for_its_start(serve: Serve) 
     assert [wait.kind for wait in described.waits_for] == ["start"]
     assert described.owner is not None
     assert described.owner.daemon == ""
+
+
+async def test_the_status_says_what_the_oldest_runs_wait_for(serve: Serve) -> None:
+    async with serve(app) as (client, _):
+        await client.start(approving, None, id="old")
+        collector = StatusCollector(client)
+
+        async def shown() -> bool:
+            status = await collector.collect()
+            return [wait.name for wait in status.oldest_waits.get("old", [])] == ["approve"]
+
+        await until(shown)
+        await client.run("old").signal("other", 1)
+
+        async def still_shown() -> bool:
+            header = await client.store.one(Call.plain("LINDEX", client.keys.shard(number).run("old"), 0))
+            return header.split()[1] == b"2" and await shown()
+
+        number = (await client.read_namespace()).shard_of("old")
+        await until(still_shown)
