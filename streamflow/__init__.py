@@ -53,6 +53,7 @@ from streamflow.errors import (
     UnknownWorkflow,
     UsageError,
 )
+from streamflow.model.bugs import BUGS
 from streamflow.model.causes import Cause
 from streamflow.model.record import Status
 from streamflow.model.waits import QueuePlace, StepHolder, Wait
@@ -142,6 +143,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for one that it give
 
 
 __all__ = [
+    "BUGS",
     "NO_RETRY",
     "Answer",
     "AnyClient",

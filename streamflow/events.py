@@ -45,7 +45,7 @@ Match on the class:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 from msgspec import Raw
@@ -131,27 +131,34 @@ class RunCancelled(HistoryEvent, tag="cancelled", frozen=True, gc=False):
 
 
 class RunStuck(HistoryEvent, tag="stuck", frozen=True, gc=False):
-    """The run's code can't continue: it diverged from the history, or its workflow is not registered.
+    """The run's code can't continue: it diverged from the history, has a bug, or its workflow is not registered.
 
-    `reason` is the text that `streamflow show` prints. Later facts are recorded, and delivered when the run resumes.
+    `reason` is the text that `streamflow show` prints. Later facts are recorded, and delivered when the run resumes. Of
+    a bug, `failure` is what the code raised, of which nothing else is recorded, and `code` the code that did, which
+    isn't tried again.
     """
 
     workflow: str
     tenant: str
     reason: str
+    failure: Failure | None = None
+    code: str = ""
 
 
 class RunResumed(HistoryEvent, tag="resumed", frozen=True, gc=False):
-    """The run is no longer stuck. The decisions that follow answer all facts since `RunStuck`.
+    """The run is no longer stuck. The decisions that follow answer all facts since `RunStuck`; if another `RunStuck`
+    follows, other code was tried, which can't continue either.
 
     `reason` is the beginning of the reason for which it was stuck, `since` when that began: what the views count is
-    over. Empty and 0 if a release has written it that didn't say, or a reducer has received too much meanwhile.
+    over. Empty and 0 if a release has written it that didn't say, or a reducer has received too much meanwhile. Of a
+    bug, `failure` is as little of it as tells the cause.
     """
 
     workflow: str
     tenant: str
     reason: str = ""
     since: int = 0
+    failure: Failure | None = None
 
 
 class RunRetried(HistoryEvent, tag="retried", frozen=True, gc=False):
@@ -525,3 +532,12 @@ def decode_transition(data: bytes) -> Transition:
 def decode_history(elements: Iterable[bytes]) -> list[Transition]:
     """The transitions of a stored history. Raises as `decode_transition`."""
     return [_decoder.decode(element) for element in elements]
+
+
+def last_stuck(transitions: Sequence[Transition]) -> tuple[RunStuck, int] | None:
+    """Why a run is stuck, or was last, if these transitions of its history say it; and since when (ms)."""
+    for transition in reversed(transitions):
+        for event in reversed(transition.events):
+            if isinstance(event, RunStuck):
+                return event, transition.at
+    return None

@@ -597,7 +597,7 @@ class Client:
         check_found(line, run_id, created)
         header = decode_header(line)
         is_stuck = header.status == Status.STUCK
-        found = describe(run_id, line, last, await self._listings.stuck_reason(shard, run_id) if is_stuck else "")
+        found = describe(run_id, line, last, await self._listings.stuck_event(shard, run_id) if is_stuck else None)
         if header.is_open and waits:
             reader = self._listings.waits
             known, more = await reader.waits(shard, run_id, header.created, DESCRIBED_BYTES)

@@ -25,7 +25,16 @@ from streamflow.client.pipelines import Batcher, settled
 from streamflow.client.waiting import check_found
 from streamflow.client.waits import RunOwner, WaitReader
 from streamflow.errors import Failure, StoreError, StoreUnavailable
-from streamflow.events import ENDINGS, AnyEvent, RunCompleted, RunStuck, Transition, decode_history, decode_transition
+from streamflow.events import (
+    ENDINGS,
+    AnyEvent,
+    RunCompleted,
+    RunStuck,
+    Transition,
+    decode_history,
+    decode_transition,
+    last_stuck,
+)
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, same, value_text
 from streamflow.model.causes import Cause, FailedAttempt, attempts_before, cause_of, root_of
@@ -73,8 +82,9 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One run in a listing. Times are aware, in UTC; `parent` is the id of the run that started it as its child;
     `reason` says why a stuck run can't continue; `trace_id` (32 hex digits) is empty for a run that isn't traced.
 
-    Of a failed run `cause` is the innermost error, through children and steps, and `error` the same in a line, as
-    `ConnectTimeout: api:443`; empty and None otherwise, and in a listing if its last transition is larger than 256 KB.
+    Of a run that has failed, or is stuck for a bug, `cause` is the innermost error, through children and steps, and
+    `error` the same in a line, as `ConnectTimeout: api:443`; empty and None otherwise, and in a listing if its last
+    transition is larger than 256 KB.
 
     `waits_for`: what an open run waits for, the most telling first; in a listing only if it was asked for.
     `waits_more`: its history is larger than what was read of it, so what it began long ago may be missing.
@@ -100,7 +110,8 @@ class RunDescription(RunSummary, frozen=True, kw_only=True):
     """All that is known about a run without its history.
 
     `version`: number of its transitions. `result` is the decoded result of a completed run (plain values, not the
-    workflow's declared type); `failure` why it failed; `reason` why it was cancelled, or is stuck.
+    workflow's declared type); `failure` why it failed, or what the bug is for which it is stuck; `reason` why it was
+    cancelled, or is stuck.
 
     `traceback`: the frames of the user's code of the `cause`, which are those of the step if one raised it, wherever it
     ran. `attempts`: the failed attempts of that step before its last one, oldest first, as far as they are within the
@@ -222,12 +233,12 @@ class WorkflowInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """Milliseconds for which no daemon has had it although others run; 0 if one has."""
 
 
-def describe(run_id: str, header_line: bytes, last: bytes, stuck: str = "") -> RunDescription:
+def describe(run_id: str, header_line: bytes, last: bytes, stuck: RunStuck | None = None) -> RunDescription:
     """The description from the header and, if the run has ended, its last transition (else empty); without attempts.
     `stuck`: why it is stuck, if it is."""
     header = decode_header(header_line)
     result: Any = None
-    failure, reason = None, stuck
+    failure, reason = (None, "") if stuck is None else (stuck.failure, stuck.reason)
     if last:
         match ending_of(decode_transition(last)):
             case RunCompleted(result=raw):
@@ -253,15 +264,6 @@ def instant(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def stuck_reason(transitions: Sequence[Transition]) -> str | None:
-    """Why the run is stuck, if these transitions of its history say it."""
-    for transition in reversed(transitions):
-        for event in reversed(transition.events):
-            if isinstance(event, RunStuck):
-                return event.reason
-    return None
-
-
 def failure_in(last: bytes) -> Failure | None:
     """The failure of a failed run, from its last transition; None if that is large or can't be decoded here: the run is
     listed all the same."""
@@ -274,8 +276,16 @@ def failure_in(last: bytes) -> Failure | None:
     return ending.failure if isinstance(ending, events.RunFailed) else None
 
 
+def with_reason(run: RunSummary, stuck: RunStuck | None) -> RunSummary:
+    """The entry of a stuck run with why it is: of a bug also the error and its cause, as of a failed run."""
+    if stuck is None or stuck.failure is None:
+        return msgspec.structs.replace(run, reason="" if stuck is None else stuck.reason)
+    cause = cause_of(run.id, run.workflow, stuck.failure)
+    return msgspec.structs.replace(run, reason=stuck.reason, error=str(cause), cause=cause)
+
+
 def summarize(run_id: str, header: Header, reason: str = "", failure: Failure | None = None) -> RunSummary:
-    """The entry of a listing from the run's header, and of a failed run its failure."""
+    """The entry of a listing from the run's header, and of one that has failed, or has a bug, its failure."""
     cause = None if failure is None else cause_of(run_id, header.workflow, failure)
     return RunSummary(
         id=run_id,
@@ -510,23 +520,23 @@ class Listings:
     async def _with_reasons(self, namespace: Namespace, found: list[RunSummary]) -> list[RunSummary]:
         """The same, with the reasons of those that are stuck."""
         stuck = [run.id for run in found if run.status is Status.STUCK]
-        reasons = await asyncio.gather(*(self.stuck_reason(namespace.shard_of(run_id), run_id) for run_id in stuck))
+        reasons = await asyncio.gather(*(self.stuck_event(namespace.shard_of(run_id), run_id) for run_id in stuck))
         known = dict(zip(stuck, reasons, strict=True))
-        return [msgspec.structs.replace(run, reason=known.get(run.id, "")) for run in found]
+        return [with_reason(run, known.get(run.id)) for run in found]
 
-    async def stuck_reason(self, shard: int, run_id: str) -> str:
-        """Why a run is stuck: what was recorded last about it. Empty if it is stuck no more."""
+    async def stuck_event(self, shard: int, run_id: str) -> RunStuck | None:
+        """Why a run is stuck: what was recorded last about it. None if it is stuck no more."""
         last = -1
         while True:
             # Two more, which are dropped: before the first transition these are the header and the state.
             read = Call.plain("LRANGE", self._keys.shard(shard).run(run_id), last - STUCK_PAGE - 1, last)
             elements: list[bytes] = await self._batcher.call(read)
             try:
-                reason = stuck_reason(decode_history(elements[2:]))
+                found = last_stuck(decode_history(elements[2:]))
             except codec.DECODE_ERRORS as error:
-                return f"unknown: the history of this run can't be decoded: {error}"
-            if reason is not None or len(elements) < STUCK_PAGE + 2:
-                return reason or ""
+                return RunStuck("", "", f"unknown: the history of this run can't be decoded: {error}")
+            if found is not None or len(elements) < STUCK_PAGE + 2:
+                return found and found[0]
             last -= STUCK_PAGE
 
     async def attempts_before(self, shard: int, cause: Cause) -> list[FailedAttempt]:

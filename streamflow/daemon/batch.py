@@ -58,7 +58,7 @@ from streamflow.wire import (
 )
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
-from streamflow.workflow.awaitable import Interrupted, ends_process
+from streamflow.workflow.awaitable import Bug, Interrupted, ends_process
 
 if TYPE_CHECKING:
     from streamflow.tracing.spans import Tracing
@@ -453,12 +453,15 @@ class ShardBatch:
             )
             self.quarantine(run_id, run_work, f"reducing failed: {reason}")
             return
-        _log.error(
-            "run %s of shard %d is parked until its code is mended, other runs continue: %s",
-            run_id,
-            shard.number,
-            reason,
-        )
+        if isinstance(error, Bug):
+            shard.bugs[run_id] = error.failure
+        else:
+            _log.error(
+                "run %s of shard %d is parked until its code is mended, other runs continue: %s",
+                run_id,
+                shard.number,
+                reason,
+            )
         shard.parked[run_id] = reason
         self._give_back(run_id, run_work)
 
@@ -572,6 +575,7 @@ class ShardBatch:
                     if self.tracing is not None:
                         trace, header = self.tracing.begin(run_id, header)
                     machine = new_machine(app, partition, run_id, header.workflow, reason_to_park, trace)
+                    machine.bug = self.shard.bug_of(run_id)
                     self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
             if type(input_) is RetryRequest:
                 self._take_retry(run_id, input_, self.shard.live.get(run_id), inputs)
@@ -659,6 +663,8 @@ class ShardBatch:
                 batch.puts += puts
             if status != old.status or old.ended:
                 self._move_status(run_id, old, status, machine, effects)
+            elif status == Status.STUCK and run_id in shard.bugs:  # other code, which has a bug, too
+                self._note_stuck(run_id, old, machine)
             if ended or effects.answers:
                 self._notify(run_id, old.created, effects, data)
         else:
@@ -707,7 +713,7 @@ class ShardBatch:
     def _move_status(self, run_id: str, old: Header, status: Status, machine: RunMachine, effects: Effects) -> None:
         """Add the move between the listings by status to the batch."""
         if status == Status.STUCK:
-            self.noted.append(Noted(run_id, old.workflow, reason=machine.reason))
+            self._note_stuck(run_id, old, machine)
         elif status == Status.FAILED:
             ending = next(event for event in reversed(effects.events) if isinstance(event, RunFailed))
             self.noted.append(Noted(run_id, old.workflow, ending.failure))
@@ -718,6 +724,9 @@ class ShardBatch:
             at = old.created if status == Status.RUNNING else machine.at  # the oldest open runs are by their start
             move = run_id, keys.index(source, old.workflow), keys.index(status, old.workflow), at
             self.batch.moves.append(move)
+
+    def _note_stuck(self, run_id: str, old: Header, machine: RunMachine) -> None:
+        self.noted.append(Noted(run_id, old.workflow, self.shard.bugs.get(run_id), machine.reason))
 
     def _notify(self, run_id: str, created: int, effects: Effects, transition: bytes) -> None:
         self.notifications += [
@@ -872,6 +881,6 @@ def reason_of(error: BaseException) -> str:
     """Why a run is parked, in a line: what its code raised, and where. Never raises."""
     if isinstance(error, Interrupted):  # it names the line itself
         return str(error)
-    failure = failure_of(error)
+    failure = error.failure if isinstance(error, Bug) else failure_of(error)
     where = next((line.strip() for line in reversed(failure.traceback.splitlines()) if line.startswith("  File ")), "")
     return f"{failure.kind}: {failure.message}{f' ({where})' if where else ''}"[:1000]

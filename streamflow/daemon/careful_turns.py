@@ -120,6 +120,7 @@ class CarefulTurns:
         created = batch.created_of(run_id)
         if self._suspects.is_of_another_run(shard.number, run_id, created):
             shard.parked.pop(run_id, None)
+            shard.bugs.pop(run_id, None)
             shard.killers.discard(run_id)
             self._suspects.acquit(shard.number, run_id)
         await self._suspects.mark_code(shard.number, run_id, batch.batch.commit, created)

@@ -25,7 +25,7 @@ LINES = 50
 
 
 class Noted(NamedTuple):
-    """A run that a batch has made fail, or be stuck for a `reason`."""
+    """A run that a batch has made fail, or be stuck for a `reason`: with a failure for a bug."""
 
     run_id: str
     workflow: str
@@ -63,6 +63,10 @@ class FailureLog:
 
 def _write(run: Noted) -> None:
     fields: dict[str, object] = {"run": run.run_id, "workflow": run.workflow}
+    if run.reason and run.failure is not None:
+        text = "run %s of %s is stuck, its code raised %s; it goes on when other code is deployed"
+        _log.warning(text, run.run_id, run.workflow, run.reason, extra=fields)
+        return
     if run.failure is None:
         text = "run %s of %s is stuck until a daemon has code that fits its history: %s"
         _log.warning(text, run.run_id, run.workflow, run.reason, extra=fields)

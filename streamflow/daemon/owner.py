@@ -44,13 +44,13 @@ from streamflow.daemon.timers import Timers
 from streamflow.daemon.troubles import shard_name
 from streamflow.errors import Failure, StoreError
 from streamflow.events import RunContinued, Transition, decode_history
-from streamflow.machine.factory import is_reducer, rehydrating
+from streamflow.machine.factory import is_reducer, parked_for, rehydrating
 from streamflow.machine.open_work import WORKER_LOST, Trace
 from streamflow.machine.retry_point import CannotRetry, RetryPoint, retry_point
 from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import hide, one_seal
 from streamflow.machine.transition import Due, Input, Outcome
-from streamflow.model.record import OPEN, Header, decode_header
+from streamflow.model.record import OPEN, Header, Status, decode_header
 from streamflow.model.reports import decode_details
 from streamflow.steps.executor import STEP_BLOCKED, StepExecutor
 from streamflow.steps.suspects import Note, Suspects
@@ -789,7 +789,8 @@ class Owner:
         """The machine of a record. A run whose code raises what no run may is parked, and its code isn't run. `point`:
         the run has ended, and is to go on from there."""
         partition = self._namespace.partition
-        if run_id not in shard.parked:
+        known = parked_for(history, shard.code) if header.status == Status.STUCK else ""
+        if run_id not in shard.parked and not known:
             pieces = rehydrating(self._app, partition, run_id, header, state, history, "", trace, point)
             while True:
                 self.watch.code_of(run_id, shard.number)
@@ -806,8 +807,10 @@ class Owner:
                 finally:
                     self.watch.code_of("", 0)
                 yield
-        reason = parked_reason(shard, run_id, header.workflow, self._app)
-        return (yield from rehydrating(self._app, partition, run_id, header, state, history, reason, trace, point))
+        reason = parked_reason(shard, run_id, header.workflow, self._app) or known
+        machine = yield from rehydrating(self._app, partition, run_id, header, state, history, reason, trace, point)
+        machine.bug = shard.bug_of(run_id)
+        return machine
 
     def _restart_running_steps(self, shard: OwnedShard, run_id: str, live: LiveRun, inputs: list[Input]) -> None:
         """After a takeover: what becomes of the attempts that ran at the last owner.
@@ -965,6 +968,8 @@ class Owner:
             self.suspects.cancel(run_id, seq)
         if shard.suspect:
             shard.suspect.discard(run_id)
+        if shard.bugs and done.header.status == Status.STUCK:
+            shard.bug_recorded(run_id)
         self._bytes += done.size - live.size
         live.size = done.size
         if effects.ended:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from streamflow.errors import Failure
 from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import Input, Outcome
 from streamflow.model.record import Header
@@ -214,6 +215,8 @@ class OwnedShard:
         self._waited = 0
         self.parked: dict[str, str] = {}
         """Runs whose code this daemon doesn't run any more, and why: run id -> reason."""
+        self.bugs: dict[str, Failure] = {}
+        """What the code of some of them has raised, until that is recorded: then they are in neither of the two."""
         self.workflows: set[str] = set()
         """Names of workflows with runs here, for the listings that `checkpoint_views` reads."""
         self.broken = ""
@@ -262,6 +265,7 @@ class OwnedShard:
     def forget(self, run_id: str) -> None:
         """The run has ended, or doesn't exist: nothing that is known of it has a meaning any more."""
         self.parked.pop(run_id, None)
+        self.bugs.pop(run_id, None)
         self.portions.pop(run_id, None)
         self.oversize.pop(run_id, None)
         self.killers.discard(run_id)
@@ -272,6 +276,16 @@ class OwnedShard:
     def is_going(self) -> bool:
         """Nothing new begins here: it was lost, or is to be handed over."""
         return self.dropped or self.draining or self.leaving
+
+    def bug_of(self, run_id: str) -> tuple[Failure, str] | None:
+        """What to record of a run that is parked for a bug: `RunMachine.bug`."""
+        failure = self.bugs.get(run_id) if self.bugs else None
+        return None if failure is None else (failure, self.code)
+
+    def bug_recorded(self, run_id: str) -> None:
+        """The run's history says that this code isn't to be tried again, so memory needs not."""
+        if self.bugs.pop(run_id, None) is not None and self.code:
+            self.parked.pop(run_id, None)
 
     def next_waited(self) -> str:
         """The id of a message that was not in the inbox: the start of a run that has waited (`InboxMessage.waited`)."""

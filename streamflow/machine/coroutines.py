@@ -43,6 +43,7 @@ from streamflow.events import (
 )
 from streamflow.machine.run import EVENTS_CONTINUE, EVENTS_FAIL, RunMachine
 from streamflow.machine.sealed import sealed
+from streamflow.model.bugs import as_old_as, note_born
 from streamflow.model.codec import UnfitArguments
 from streamflow.model.failures import failure_of, foreign_await, outside_loop, without_outermost_frame
 from streamflow.model.sharding import Partition
@@ -217,7 +218,7 @@ class CoroutineMachine(RunMachine):
             self._fail(Failure("PayloadInvalid", str(error)))
             return
         except BaseException as error:
-            self._fail(failure_of(error))
+            self._fail_or_park(error)
             return
         self._root = Fiber(coroutine)
         self.start(self._root)
@@ -252,7 +253,8 @@ class CoroutineMachine(RunMachine):
             elif self._cancelling is not None and is_a(error, CancelledError):
                 self._end_cancelled(self._cancelling.reason)
             else:
-                self._fail(failure_of(outside_loop(error)))
+                wanted = self._cancelling is not None or undelivered is not None or self._limited
+                self._fail_or_park(as_old_as(outside_loop(error), error), may_park=not wanted)
         if undelivered is not None and self._root is not None:
             # The previous generation was shielded until its end: it is raised at the first await of the current one.
             self.effects.events.append(undelivered)
@@ -329,6 +331,7 @@ class CoroutineMachine(RunMachine):
                 except BaseException as raised:
                     # Without its outermost frame, this one, the traceback doesn't refer to itself through `error`.
                     value, error = None, without_outermost_frame(raised)
+                    note_born(error, machine.events_before)  # it may be raised again in a later transition
                 if machine._fibers is not None:
                     machine._fibers.pop(fiber, None)
                 fiber.settle(value, error, machine.ready)

@@ -6,17 +6,17 @@ that replays a history.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import ParamSpec, cast
 
-from streamflow.events import RunStuck, Transition
-from streamflow.machine.open_work import NOT_STUCK, Trace
+from streamflow.events import Transition, last_stuck
+from streamflow.machine.open_work import NOT_STUCK, Stuck, Trace
 from streamflow.machine.reducer import ReducerMachine
 from streamflow.machine.replay import WorkflowMachine
 from streamflow.machine.retry_point import RetryPoint
 from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import sealed
-from streamflow.model.causes import MAX_LINE
+from streamflow.model.causes import MAX_LINE, condensed
 from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition
 from streamflow.workflow.app import App, Reducer
@@ -91,13 +91,20 @@ def rehydrating(
     return machine
 
 
-def _stuck_by(transitions: list[Transition]) -> tuple[str, int]:
+def _stuck_by(transitions: list[Transition]) -> Stuck:
     """Why and since when a run is stuck. The record of a reducer may not have the transition any more that says it."""
-    for transition in reversed(transitions):
-        for event in reversed(transition.events):
-            if isinstance(event, RunStuck):
-                return event.reason[:MAX_LINE], transition.at
-    return NOT_STUCK
+    found = last_stuck(transitions)
+    if found is None:
+        return NOT_STUCK
+    event, at = found
+    return event.reason[:MAX_LINE], at, event.failure and condensed(event.failure)
+
+
+def parked_for(transitions: Sequence[Transition], code: str) -> str:
+    """The bug for which a run is stuck, with this history, if this very code has it; else empty. It isn't tried
+    again."""
+    found = last_stuck(transitions)
+    return found[0].reason if found is not None and found[0].code == code != "" else ""
 
 
 def _at_once(pieces: Callable[P, Generator[None, None, RunMachine]]) -> Callable[P, RunMachine]:

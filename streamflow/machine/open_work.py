@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from streamflow import events
-from streamflow.errors import Cancelled, Diverged
+from streamflow.errors import Cancelled, Diverged, Failure
 from streamflow.events import (
     AnyEvent,
     Awaited,
@@ -49,7 +49,8 @@ WORKER_LOST = "WorkerLost"
 """Kind of the failure of an attempt whose daemon, worker or process died or sent no heartbeat."""
 UNDECIDED = 1 << 62
 """When the next attempt is due of a call whose attempt failed while the run was stuck: when that has resumed."""
-NOT_STUCK = ("", 0)
+Stuck = tuple[str, int, Failure | None]
+NOT_STUCK: Stuck = ("", 0, None)
 """Why and since when a run is stuck that isn't, or whose record doesn't say it any more."""
 AWAITED_BYTES = 200
 """Of what is recorded with a transition about the signals and questions that a run waits for, if they are several."""
@@ -85,6 +86,7 @@ class OpenWork:
         "app",
         "at",
         "attributes",
+        "bug",
         "cancelling",
         "children",
         "clock",
@@ -173,9 +175,12 @@ class OpenWork:
         self.stuck = False
         """Whether the history ends in stuck state: a RunStuck without a RunResumed after it."""
         self.stuck_by = NOT_STUCK
-        """The beginning of that RunStuck's reason, and when it was recorded (shard-clock ms)."""
+        """The beginning of that RunStuck's reason, when it was recorded (shard-clock ms), and of a bug what tells its
+        cause."""
         self.reason = ""
         """Why user code can't run; empty if it can."""
+        self.bug: tuple[Failure, str] | None = None
+        """What the code has raised that `reason` is about, and which code that was, until that is recorded."""
         self.retried = -1
         """The generation that has ended before, and was retried."""
         self.retrying: RetryPoint | None = None

@@ -150,7 +150,7 @@ class ReducerMachine(RunMachine):
                     args, _ = self._definition.parameters.decode(event.input)
                     self._state = self._definition.initial()
                 except Exception as error:
-                    self._fail(failure_of(error))
+                    self._fail_or_park(error)
                     return
                 self._react(Started(args[0]))
             case SignalReceived():
@@ -193,7 +193,7 @@ class ReducerMachine(RunMachine):
         except PASSING:
             raise
         except BaseException as error:
-            self._fail(failure_of(error))
+            self._fail_or_park(error, may_park=not isinstance(event, CancelRequest))
 
     def _execute(self, command: Any) -> None:
         if isinstance(command, Complete):
@@ -315,7 +315,8 @@ class ReducerMachine(RunMachine):
         except codec.DECODE_ERRORS as error:
             self.reason = f"the snapshot of run {self.run_id} can't be decoded: {error}"
             return
-        self._data = snapshot.state
+        has_begun = not (snapshot.held and isinstance(snapshot.held[0].event, RunStarted))
+        self._data = snapshot.state if has_begun else None
         self.seq, self.started, self.at = snapshot.seq, snapshot.started, snapshot.at
         self.tenant, self.parent = snapshot.tenant, snapshot.parent
         self.events_count, self.stuck, self._held = snapshot.events_count, snapshot.stuck, snapshot.held

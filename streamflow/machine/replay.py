@@ -159,7 +159,9 @@ class WorkflowMachine(CoroutineMachine):
             self.stuck = True
         elif isinstance(event, RunResumed):
             self.stuck = False
-            if isinstance(following, CancelRequested) and isinstance(self._following(1), events.RunCancelled):
+            if isinstance(following, RunStuck):
+                self.stuck = True  # other code was tried, and has decided nothing
+            elif isinstance(following, CancelRequested) and isinstance(self._following(1), events.RunCancelled):
                 self._held = None  # it was cancelled without running its code, or its code did nothing about it
                 self.stuck = True
             else:

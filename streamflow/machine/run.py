@@ -63,15 +63,17 @@ from streamflow.machine.transition import (
     appended,
 )
 from streamflow.model.attributes import Attribute, merged
+from streamflow.model.bugs import is_bug
 from streamflow.model.causes import MAX_LINE, condensed
 from streamflow.model.codec import DECLINED, UnfitArguments
-from streamflow.model.failures import line_of_call, retry_after_of
+from streamflow.model.failures import failure_of, line_of_call, retry_after_of
 from streamflow.model.record import ParentLink, Status, parent_link
 from streamflow.text import recordable
 from streamflow.workflow.actions import ChildCall, SignalSend, SignalWait, StepCall
-from streamflow.workflow.awaitable import Fiber, Operation, active
+from streamflow.workflow.awaitable import Bug, Fiber, Operation, active
 
 if TYPE_CHECKING:
+    from streamflow.workflow.app import Reducer, Workflow
     from streamflow.workflow.awaitable import D
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -537,15 +539,20 @@ class RunMachine(OpenWork):
             self._resume_code()
             self._decide_postponed()
             return [] if self.effects.ended else inputs
-        if not self.stuck:
-            if not self.started and inputs and isinstance(inputs[0], RunStarted):
+        if not self.stuck or self.bug is not None:
+            if self.stuck:  # for something else, or for other code, until this one was tried
+                self._be_stuck_no_more()
+            elif not self.started and inputs and isinstance(inputs[0], RunStarted):
                 # A run that this app can't start: its start is recorded all the same, so that views count it once.
                 self._begin(inputs[0])
                 events.append(inputs[0])
+                self._deliver(inputs[0], None, None, None)
                 inputs = inputs[1:]
             self.stuck = True
-            event = RunStuck(self.workflow, self.tenant, recordable(self.reason))
-            self.stuck_by = event.reason[:MAX_LINE], self.at
+            failure, code = self.bug or (None, "")
+            event = RunStuck(self.workflow, self.tenant, recordable(self.reason), failure, code)
+            self.stuck_by = event.reason[:MAX_LINE], self.at, failure and condensed(failure)
+            self.bug = None
             events.append(event)
         self.status = Status.STUCK
         if self._to_resume >= EVENTS_FAIL:  # nothing else limits what comes for it
@@ -553,11 +560,10 @@ class RunMachine(OpenWork):
         return inputs
 
     def _be_stuck_no_more(self) -> None:
-        reason, since = self.stuck_by
         self.stuck = False
+        self.effects.events.append(RunResumed(self.workflow, self.tenant, *self.stuck_by))
         self.stuck_by = NOT_STUCK
         self.effects.restate = True  # the code of today may have given up what that of then had not
-        self.effects.events.append(RunResumed(self.workflow, self.tenant, reason, since))
 
     def _end_stuck(self) -> None:
         """So much has come while the run was stuck that no code could continue: it fails."""
@@ -772,11 +778,24 @@ class RunMachine(OpenWork):
         """Deliver a fact to user code, which makes its decisions; keep it if the code can't run."""
         raise NotImplementedError
 
+    def _fail_or_park(self, error: BaseException, *, may_park: bool = True) -> None:
+        """The code has ended with this error. Raises `Bug` if it is one."""
+        definition = self._definition_here
+        parks = self.app.parks if definition.parks is None else definition.parks
+        package = str(getattr(definition.function, "__module__", "")).partition(".")[0]
+        if may_park and self.live and is_bug(error, parks, self.events_before, package):
+            raise Bug(failure_of(error))
+        self._fail(failure_of(error))
+
+    @property
+    def _definition_here(self) -> Workflow[..., Any] | Reducer:
+        return self.app.version(self.workflow, self.version) or self.app.workflows[self.workflow]
+
     def _fail(self, failure: Failure) -> None:
         self._end(events.RunFailed(self.workflow, self.tenant, self.at - self.started, failure))
 
     def _complete(self, result: object) -> None:
-        definition = self.app.version(self.workflow, self.version) or self.app.workflows[self.workflow]
+        definition = self._definition_here
         if isinstance(result, ContinueAs):
             message = f"workflow {self.workflow} returned sf.ContinueAs(…): raise it"
             self._fail(Failure(UsageError.__name__, message, _beginning(definition.function)))

@@ -92,7 +92,7 @@ def _with_members(error: BaseException) -> list[BaseException]:
     """The error, the members if it is a group, and theirs; not more than are recorded."""
     found = [error]
     for one in found:
-        found += _members_of(one)[: MAX_NODES - len(found)]
+        found += members_of(one)[: MAX_NODES - len(found)]
     return found
 
 
@@ -159,7 +159,7 @@ class _Recorder:
             cause = self._copy(recorded, *below)
         elif implicit is not None and not _SUPPRESSED_IN(error):
             context = self._next(implicit, *below)
-        members = [self._next(member, *below) for member in _members_of(error)[:MAX_MEMBERS]]
+        members = [self._next(member, *below) for member in members_of(error)[:MAX_MEMBERS]]
         kept = tuple(member for member in members if member is not None)
         return Failure(kind, text, trace, notes, fields, cause, context, kept)
 
@@ -223,7 +223,7 @@ class _Recorder:
 
     def _notes(self, error: BaseException) -> tuple[str, ...]:
         try:
-            given: object = _own(error).get("__notes__")
+            given: object = own_attributes(error).get("__notes__")
             notes = list(cast("list[object]", given)) if type(given) in (list, tuple) else []
         except BaseException:
             notes = []
@@ -235,7 +235,7 @@ class _Recorder:
         if not is_a(error, (Fatal, RetryLater)):
             return {}, ()
         try:
-            value: Any = _own(error).get("data")
+            value: Any = own_attributes(error).get("data")
             if value is None:
                 return {}, ()
             encoded = codec.encode(value, f"data of {type_name(error)}")
@@ -275,7 +275,7 @@ _TEXTUAL = (datetime, date, time, timedelta, Decimal, UUID)
 def _message(error: BaseException) -> str:
     """The exception's text; of a group also the names and texts of its members, as its own has only their number."""
     text = text_of(error)
-    members = _members_of(error)
+    members = members_of(error)
     if not members:
         return text
     shown = [f"{type_name(member)}: {recordable(text_of(member), 512)}" for member in members[:MAX_MEMBERS]]
@@ -288,25 +288,26 @@ def _message(error: BaseException) -> str:
 _CAUSE_OF = BaseException.__dict__["__cause__"].__get__
 _CONTEXT_OF = BaseException.__dict__["__context__"].__get__
 _SUPPRESSED_IN = BaseException.__dict__["__suppress_context__"].__get__
-_TRACEBACK_OF = BaseException.__dict__["__traceback__"].__get__
-_own = BaseException.__dict__["__dict__"].__get__
+traceback_of = BaseException.__dict__["__traceback__"].__get__
+own_attributes = BaseException.__dict__["__dict__"].__get__
 _MEMBERS_IN = BaseExceptionGroup.__dict__["exceptions"].__get__
 
 
-def _members_of(error: BaseException) -> tuple[BaseException, ...]:
+def members_of(error: BaseException) -> tuple[BaseException, ...]:
+    """Of a group; of any other exception none."""
     return _MEMBERS_IN(error) if issubclass(type(error), BaseExceptionGroup) else ()
 
 
 def _recorded_in(error: BaseException) -> Failure | None:
     """The failure that an error of streamflow's stands for: `StepFailed`, `ChildFailed`, `RunFailed`, `AskRefused`."""
-    failure = _own(error).get("failure")
+    failure = own_attributes(error).get("failure")
     return failure if issubclass(type(error), StreamflowError) and type(failure) is Failure else None
 
 
 def _attributes(error: BaseException) -> Iterator[tuple[str, Any]]:
     """The instance's own attributes, then the members of classes with slots and of the built-in ones (`errno`).
     First `retry_after`, by which the run decides, even if a class has it for all its instances."""
-    own = dict(_own(error))
+    own = dict(own_attributes(error))
     if "retry_after" in own:
         yield "retry_after", own.pop("retry_after")
     elif (value := _retry_after_of_class(error)) is not None:
@@ -369,7 +370,7 @@ def _size(value: object) -> int:
 def _frames(error: BaseException, skip: tuple[str, ...]) -> str:
     # Reads source lines through linecache: the only access to files in this layer, and to files already imported.
     try:
-        trace = traceback.extract_tb(_TRACEBACK_OF(error), limit=-MAX_FRAMES)
+        trace = traceback.extract_tb(traceback_of(error), limit=-MAX_FRAMES)
         frames = [frame for frame in trace if not frame.filename.startswith(skip)]
         return "".join(traceback.StackSummary.from_list(frames).format())
     except BaseException:  # a module's loader may raise while the source is read
@@ -389,7 +390,7 @@ def foreign_await(coroutine: Any, awaited: object) -> ForeignAwait:
 
 def without_outermost_frame(error: BaseException) -> BaseException:
     """`error`, whose traceback no longer refers to the function that caught it."""
-    trace = _TRACEBACK_OF(error)
+    trace = traceback_of(error)
     return error if trace is None else BaseException.with_traceback(error, trace.tb_next)
 
 
@@ -401,13 +402,13 @@ def outside_loop(error: BaseException) -> BaseException:
         return error
     if is_a(error, ForeignAwait):
         return error
-    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(_TRACEBACK_OF(error))]
+    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(traceback_of(error))]
     last = max((number for number, (code, _) in enumerate(frames) if not is_library(code.co_filename)), default=-1)
     called = [code for code, _ in frames[last + 1 :] if code.co_filename != contextlib.__file__]
     if not called or not called[0].co_filename.startswith(_event_libraries()):
         return error
     where = f"{frames[last][0].co_filename}:{frames[last][1]}" if last >= 0 else "an unknown line"
-    return foreign_call(called, where).with_traceback(_TRACEBACK_OF(error))
+    return foreign_call(called, where).with_traceback(traceback_of(error))
 
 
 def foreign_call(called: list[CodeType], where: str) -> ForeignAwait:
@@ -538,6 +539,11 @@ def is_library(filename: str) -> bool:
         or f"{os.sep}site-packages{os.sep}" in filename
         or f"{os.sep}dist-packages{os.sep}" in filename
     )
+
+
+def is_streamflow(filename: str) -> bool:
+    """Whether it is a file of streamflow's own."""
+    return filename.startswith(f"{_PACKAGE}{os.sep}")
 
 
 def _describe(awaited: object) -> str:

@@ -21,7 +21,16 @@ import msgspec
 from msgspec import Raw
 
 from streamflow.errors import Failure
-from streamflow.events import AnyEvent, HistoryEvent, RunFailed, RunRetried, Transition, gone_payload
+from streamflow.events import (
+    AnyEvent,
+    HistoryEvent,
+    RunFailed,
+    RunResumed,
+    RunRetried,
+    RunStuck,
+    Transition,
+    gone_payload,
+)
 from streamflow.model.causes import MAX_MESSAGE, condensed
 
 LARGE = 512
@@ -158,7 +167,7 @@ def _parts() -> dict[type, tuple[tuple[str, Cut], ...]]:
     found: dict[type, tuple[tuple[str, Cut], ...]] = {}
     for kind in typing.get_args(AnyEvent):
         cuts = [(field.name, _cut_for(field.name, field.type)) for field in msgspec.structs.fields(kind)]
-        if kind in (RunFailed, RunRetried):
+        if kind in (RunFailed, RunStuck, RunResumed, RunRetried):
             cuts = [(name, _cut_why if cut is _cut_failure else cut) for name, cut in cuts]
         if parts := tuple((name, cut) for name, cut in cuts if cut is not None):
             found[kind] = parts

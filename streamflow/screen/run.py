@@ -22,9 +22,9 @@ from rich.text import Text
 from streamflow import events
 from streamflow.client.waits import RunOwner
 from streamflow.errors import Failure
-from streamflow.events import RunCompleted, RunContinued, RunStarted, Transition
+from streamflow.events import RunCompleted, RunContinued, RunStarted, Transition, last_stuck
 from streamflow.model.causes import Cause, FailedAttempt, cause_of, root_of
-from streamflow.model.record import Header
+from streamflow.model.record import Header, Status
 from streamflow.model.waits import Wait
 from streamflow.screen.columns import Column, fit, table
 from streamflow.screen.payload import preview
@@ -79,8 +79,8 @@ _STYLES = {
 
 class RunDetail(msgspec.Struct, kw_only=True):
     """Everything about one run. `children`: run id -> status, where it is known; `published`: values by key; `cause`,
-    `attempts`: of a failed run, as `run.describe()` has them; and so `waits_for`, `waits_more` and `owner` of an open
-    one. `below`: what its children wait for."""
+    `attempts`: of a run that has failed or has a bug, as `run.describe()` has them; and so `waits_for`, `waits_more`
+    and `owner` of an open one. `below`: what its children wait for."""
 
     run_id: str
     header: Header
@@ -158,6 +158,10 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
                 lines.append(_fact("reason", safe_text(event.reason, WARN, 500), width))
             elif isinstance(event, events.RunFailed) and is_last:  # else it was retried, and goes on
                 lines.extend(_why(detail, event.failure, width))
+    stuck = last_stuck(detail.transitions) if header.status == Status.STUCK else None
+    if stuck is not None and stuck[0].failure is not None:
+        lines.extend(_why(detail, stuck[0].failure, width))
+        lines.append(_fact("goes on", Text("when other code is deployed", style=WARN), width))
     return lines
 
 

@@ -79,8 +79,8 @@ _STYLES: dict[type, str] = {
 
 
 class RunRow(msgspec.Struct, kw_only=True):
-    """One run in a listing. Times in ms; `ended` 0: still open. `reason`: why it is stuck; `error`: why it failed;
-    `waits`: what it waits for."""
+    """One run in a listing. Times in ms; `ended` 0: still open. `reason`: why it is stuck; `error`: why it failed, or
+    what the bug is for which it is stuck; `waits`: what it waits for."""
 
     run_id: str
     workflow: str
@@ -158,8 +158,8 @@ def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
         took = duration(max(0, (now_ms if open_run else row.ended) - row.started))
         cells.append(Text(took, style=BUSY if open_run else ""))
         if whys or waits:
-            why = row.error or row.reason
-            style = BAD if row.error else WARN if why else MUTED
+            why = row.reason or row.error
+            style = WARN if row.reason else BAD if row.error else MUTED
             cells.append(safe_text(why or waits_text(row.waits, now_ms), style, 500))
         if attributes:
             cells.append(safe_text(attributes_line(row.attributes), MUTED))

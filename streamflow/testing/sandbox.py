@@ -42,7 +42,16 @@ from streamflow.client.client import (
     _target,
 )
 from streamflow.client.histories import History
-from streamflow.client.listing import RunDescription, RunPage, RunSummary, describe, failure_in, instant, summarize
+from streamflow.client.listing import (
+    RunDescription,
+    RunPage,
+    RunSummary,
+    describe,
+    failure_in,
+    instant,
+    summarize,
+    with_reason,
+)
 from streamflow.client.paging import Cursor, Position, cursor_text
 from streamflow.client.pipelines import Origin
 from streamflow.client.run import NumberedRun
@@ -238,7 +247,7 @@ class Sandbox:
             looked_at += 1
             record = self.world.records[position.run_id]
             failure = failure_in(record.ending) if record.ending else None
-            run = summarize(position.run_id, record.head, record.reason, failure)
+            run = with_reason(summarize(position.run_id, record.head, failure=failure), record.stuck)
             if filters.match(run) and filters.match_error(run):
                 if waits:
                     run = msgspec.structs.replace(run, waits_for=record.waits())
@@ -323,6 +332,7 @@ class Sandbox:
         >>> assert not await sandbox.runs(status="stuck")
         """
         self.app = self.world.app = app
+        self.world.code += 1
         self.world.stubs.deploy(app)
         self.world.crash()
 
@@ -393,7 +403,7 @@ class Sandbox:
 
     async def _describe(self, run_id: str, created: int, waits: bool) -> RunDescription:
         record = self._record(run_id)
-        found = describe(run_id, record.header, record.ending, record.reason)
+        found = describe(run_id, record.header, record.ending, record.stuck)
         if record.head.is_open and waits:
             located = [self._located(run_id, wait) for wait in record.waits()]
             return msgspec.structs.replace(found, waits_for=located, owner=RunOwner(shard=0, daemon=OWNER))
@@ -431,6 +441,14 @@ class Sandbox:
         return record
 
     # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def _bug_of(self, run_id: str) -> str | None:
+        """What the run's code has raised, if it is stuck for that."""
+        stuck = self.world.records[run_id].stuck if run_id in self.world.records else None
+        failure = None if stuck is None else stuck.failure
+        if failure is None:
+            return None
+        return f"Its code has a bug:\n{failure.traceback.rstrip()}\n{failure}\nIt goes on after sandbox.deploy(app)."
 
     async def _settle(self) -> None:
         """Let everything happen that can happen now. Inside a step it happens when the step has ended."""
@@ -473,9 +491,17 @@ class Sandbox:
             if await self._other_tasks_act():
                 continue  # what they did may be what is waited for
             if deadline.at is not None and world.now >= deadline.at:
-                raise TimeoutError(f"{deadline.late}, and waits for {world.waits_for(run_id)}")
+                late = TimeoutError(f"{deadline.late}, and waits for {world.waits_for(run_id)}")
+                if (stuck := self._bug_of(run_id)) is not None:
+                    late.add_note(stuck)
+                raise late
             at = min((at for at in (world.next_at, *self._deadlines) if at is not None), default=None)
             if at is None and not world.has_slow_steps:
+                if (stuck := self._bug_of(run_id)) is not None:
+                    waits = world.waits_for(run_id)
+                    stalled = Stalled(f"run {run_id} has not {what}, and never will: it waits for {waits}", run_id)
+                    stalled.add_note(stuck)
+                    raise stalled
                 raise Stalled(
                     f"run {run_id} has not {what}, and never will: nothing runs, nothing is due, and it waits for "
                     f"{world.waits_for(run_id)}. Send what it waits for first, or give the wait a timeout.",

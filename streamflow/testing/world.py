@@ -28,19 +28,21 @@ from typing import Any, cast
 
 import msgspec
 
-from streamflow.client.listing import ending_of, instant, stuck_reason
+from streamflow.client.listing import ending_of, instant
 from streamflow.daemon.batch import reason_of
-from streamflow.errors import RunError, UsageError
+from streamflow.errors import Failure, RunError, UsageError
 from streamflow.events import (
     NOTHING,
     AnyEvent,
     AskAnswered,
+    RunStuck,
     Transition,
     decode_history,
     decode_recorded,
     encode_transition,
+    last_stuck,
 )
-from streamflow.machine.factory import is_reducer, new_machine, rehydrate
+from streamflow.machine.factory import is_reducer, new_machine, parked_for, rehydrate
 from streamflow.machine.retry_point import CannotRetry, check_end, retry_point
 from streamflow.machine.run import RunMachine
 from streamflow.machine.snapshot import waits_in
@@ -56,6 +58,7 @@ from streamflow.testing.stubs import Stubs
 from streamflow.wire import InboxMessage, decode_message, refused_child, to_delivery
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
+from streamflow.workflow.awaitable import Bug
 
 AT_ONCE = 0.25
 """Real seconds in which the function of a step ends, unless it is slow."""
@@ -89,9 +92,10 @@ class Record:
         return decode_header(self.header)
 
     @property
-    def reason(self) -> str:
+    def stuck(self) -> RunStuck | None:
         """Why the run is stuck, if it is."""
-        return (stuck_reason(self.log) or "") if self.head.status == Status.STUCK else ""
+        found = last_stuck(self.log) if self.head.status == Status.STUCK else None
+        return found and found[0]
 
     def waits(self) -> list[Wait]:
         """What the run waits for, as the client finds it in a record on the server."""
@@ -175,8 +179,12 @@ class World:
         self._committed: list[tuple[str, int]] | None = None
         """During a takeover: commits that `on_commit` is called for when all runs are taken over."""
         self._machines: dict[str, RunMachine] = {}
+        self.code = 1
+        """Which code it is: another one after each deploy."""
         self._parked: dict[str, str] = {}
         """Runs whose code this owner doesn't run any more, and why."""
+        self._bugs: dict[str, Failure] = {}
+        """What the code of some of them has raised, until that is recorded."""
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._lost: dict[tuple[str, int], Attempt] = {}
         """Attempts that a crash ended and that haven't started again; each keeps its position on the agenda."""
@@ -402,6 +410,7 @@ class World:
             if header.version == 0:
                 reason = self._parked.get(run_id, "")
                 machine = new_machine(record.app or self.app, self.partition, run_id, header.workflow, reason)
+                machine.bug = self._bug_of(run_id)
             else:
                 machine = self._rehydrate(run_id, header, record)
             self._machines[run_id] = machine
@@ -410,12 +419,20 @@ class World:
     def _rehydrate(self, run_id: str, header: Header, record: Record) -> RunMachine:
         app = record.app or self.app
         history = decode_history(record.transitions)
-        if run_id not in self._parked:
+        known = parked_for(history, str(self.code)) if header.status == Status.STUCK else ""
+        if run_id not in self._parked and not known:
             try:
                 return rehydrate(app, self.partition, run_id, header, record.state, history)
             except BaseException as error:
                 self._park(run_id, error)
-        return rehydrate(app, self.partition, run_id, header, record.state, history, self._parked[run_id])
+        reason = self._parked.get(run_id, known)
+        machine = rehydrate(app, self.partition, run_id, header, record.state, history, reason)
+        machine.bug = self._bug_of(run_id)
+        return machine
+
+    def _bug_of(self, run_id: str) -> tuple[Failure, str] | None:
+        failure = self._bugs.pop(run_id, None)
+        return None if failure is None else (failure, str(self.code))
 
     def _reduce(self, run_id: str, *inputs: Any) -> None:
         """Let a run decide, and commit. One whose code raises what no run may is parked, as a daemon does it: the
@@ -462,6 +479,8 @@ class World:
         if type(error) is KeyboardInterrupt:  # it stops the test, not a run
             raise error
         self._parked[run_id] = reason_of(error)
+        if isinstance(error, Bug):
+            self._bugs[run_id] = error.failure
 
     def _commit(self, run_id: str, machine: RunMachine, effects: Effects, transition: bytes, state: bytes) -> None:
         if effects.events:
@@ -565,7 +584,7 @@ class World:
         Steps that ran at the owner start again, those of queues continue. Messages are on the server, so they stay.
         """
         self._close_machines()
-        self._parked.clear()  # another owner tries their code again
+        self._parked.clear()  # another owner tries their code again, unless it was recorded that this code has a bug
         for key, attempt in list(self._attempts.items()):
             if attempt.job.step.queue is None:
                 del self._attempts[key]

@@ -37,7 +37,7 @@ from streamflow.events import (
     StepCompleted,
     StepRetrying,
 )
-from streamflow.model.causes import Key, cause_of, key_of, stuck_cause
+from streamflow.model.causes import Cause, Key, cause_of, key_of, stuck_cause
 from streamflow.views.histogram import Timings
 
 T = TypeVar("T")
@@ -523,14 +523,21 @@ def _cause_failed(causes: Causes, run_id: str, at: int, event: events.RunFailed)
 
 
 def _cause_stuck(causes: Causes, run_id: str, at: int, event: RunStuck) -> None:
-    row = _cause_day(causes, at).of(key_of(stuck_cause(run_id, event.workflow, event.reason)))
+    cause = _stuck_cause(run_id, event)
+    row = _cause_day(causes, at).of(key_of(cause))
     row.stuck += 1
-    row.see(at, run_id, "")
+    row.see(at, run_id, cause.where)
 
 
 def _cause_resumed(causes: Causes, run_id: str, at: int, event: RunResumed) -> None:
     if event.since:  # else it isn't known what is over
-        _cause_day(causes, event.since).of(key_of(stuck_cause(run_id, event.workflow, event.reason))).stuck -= 1
+        _cause_day(causes, event.since).of(key_of(_stuck_cause(run_id, event))).stuck -= 1
+
+
+def _stuck_cause(run_id: str, event: RunStuck | RunResumed) -> Cause:
+    if event.failure is None:
+        return stuck_cause(run_id, event.workflow, event.reason)
+    return cause_of(run_id, event.workflow, event.failure)
 
 
 def _cause_retried(causes: Causes, run_id: str, at: int, event: RunRetried) -> None:

@@ -22,6 +22,7 @@ from msgspec import UNSET, UnsetType
 
 from streamflow.errors import InvalidName, UsageError
 from streamflow.model import codec
+from streamflow.model.bugs import BUGS, Park, check_parks
 from streamflow.model.durations import seconds_of
 from streamflow.model.names import check_name, check_run_id, check_text
 from streamflow.workflow.actions import ON_PARENT_END, ChildCall, StepCall
@@ -38,6 +39,7 @@ from streamflow.workflow.retry import Retry
 P = ParamSpec("P")
 R = TypeVar("R")
 D = TypeVar("D", bound="Step[..., Any] | Startable")
+Parks = Park | Iterable[Park]
 OnParentEnd = Literal["cancel", "abandon", "wait"]
 """What happens to a child when its parent ends first: see `Workflow.options`."""
 
@@ -199,6 +201,7 @@ class Startable:
         "name",
         "on_parent_end",
         "parameters",
+        "parks",
         "tag",
         "version",
     )
@@ -212,6 +215,8 @@ class Startable:
         self.declared = UNDECLARED
         """Its signals, questions and published values."""
         self.version = 0
+        self.parks: tuple[Park, ...] | None = None
+        """The exceptions that park its runs; None for those of the app."""
         self.on_parent_end: OnParentEnd = "cancel"
         self.child_id = ""
         self.child_tenant = ""
@@ -250,6 +255,11 @@ class Startable:
         if tag is not UNSET:
             other.tag = check_text("tag", tag)
         return other
+
+    def set_parks(self, parks: Parks | UnsetType) -> None:
+        """Raises `UsageError`."""
+        if parks is not UNSET:
+            self.parks = check_parks(f"{self.kind} {self.name}", parks)
 
     def _child(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChildCall:
         if active.get() is None:
@@ -466,6 +476,11 @@ class App:
     Names are unique in an app: all steps, and all workflows and reducers together. A file that is run as a script and
     imported by its name as well makes one app, although Python runs it twice.
 
+    `parks`: exceptions that park a run, which goes on when its code is mended, instead of failing it: classes, or names
+    of classes; also for classes derived from them. By default `sf.BUGS`, what a mistake in code raises. `()` for none,
+    `(*sf.BUGS, OrderInvalid)` for one more. `@app.workflow(parks=…)` and `@app.reducer(parks=…)` say it for one. Raises
+    `UsageError`.
+
     >>> app = sf.App()
     >>> @app.step
     ... async def fetch(url: str) -> str: ...
@@ -474,7 +489,9 @@ class App:
     ...     return len(await fetch(url))
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, parks: Parks = BUGS) -> None:
+        self.parks = check_parks("sf.App", parks)
+        """The exceptions that park runs instead of failing them, for workflows and reducers that name no others."""
         twin = _twin(self, sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
         if twin is not None:
             self.steps, self.workflows, self.versions = twin.steps, twin.workflows, twin.versions
@@ -552,6 +569,7 @@ class App:
         signals: Iterable[SignalDefinition[Any]] | None = None,
         questions: Iterable[QuestionDefinition[Any, Any]] | None = None,
         published: Iterable[PublishedDefinition[Any]] | None = None,
+        parks: Parks | UnsetType = UNSET,
     ) -> _WorkflowDecorator: ...
     def workflow(
         self,
@@ -563,6 +581,7 @@ class App:
         signals: Iterable[SignalDefinition[Any]] | None = None,
         questions: Iterable[QuestionDefinition[Any, Any]] | None = None,
         published: Iterable[PublishedDefinition[Any]] | None = None,
+        parks: Parks | UnsetType = UNSET,
     ) -> Any:
         """Register a workflow, an `async def`. `name` is by default the function's name.
 
@@ -570,7 +589,8 @@ class App:
         they are sent or waited for. Of a kind that isn't given any name is accepted.
 
         Several functions may have the same `name` and different versions: a run keeps the version that it began with,
-        and new runs begin with the highest. Remove an old version when no run of it is open any more.
+        and new runs begin with the highest. Remove an old version when no run of it is open any more. `parks`: the
+        exceptions that park a run of this one, see `App`; by default those of the app.
 
         Raises `UsageError`, `InvalidName`, and `PayloadInvalid` for parameters that can't be recorded.
 
@@ -581,6 +601,7 @@ class App:
         def register(function: Callable[..., Any]) -> Workflow[..., Any]:
             workflow: Workflow[..., Any] = Workflow(function, name or _name_of(function), version)
             workflow.declared = Declared(f"workflow {workflow.name}", signals, questions, published)
+            workflow.set_parks(parks)
             self._add_version(workflow)
             return workflow
 
@@ -597,6 +618,7 @@ class App:
         signals: Iterable[SignalDefinition[Any]] | None = None,
         questions: Iterable[QuestionDefinition[Any, Any]] | None = None,
         published: Iterable[PublishedDefinition[Any]] | None = None,
+        parks: Parks | UnsetType = UNSET,
     ) -> Callable[[Callable[..., Any]], Reducer]: ...
     def reducer(
         self,
@@ -607,8 +629,10 @@ class App:
         signals: Iterable[SignalDefinition[Any]] | None = None,
         questions: Iterable[QuestionDefinition[Any, Any]] | None = None,
         published: Iterable[PublishedDefinition[Any]] | None = None,
+        parks: Parks | UnsetType = UNSET,
     ) -> Any:
-        """Register a reducer, a plain function `(state, event) -> Decision`. `name` is by default the function's name.
+        """Register a reducer, a plain function `(state, event) -> Decision`. `name` is by default the function's name,
+        `parks` (the exceptions that park a run, see `App`) that of the app.
 
         `signals`, `questions` and `published` as of a workflow; the reducer still gets plain data.
 
@@ -621,6 +645,7 @@ class App:
         def register(function: Callable[..., Any]) -> Reducer:
             reducer = Reducer(function, name or _name_of(function))
             reducer.declared = Declared(f"reducer {reducer.name}", signals, questions, published)
+            reducer.set_parks(parks)
             self._add(reducer)
             return reducer
 

@@ -23,10 +23,12 @@ import signal
 import sys
 from collections.abc import Coroutine, Generator
 from datetime import datetime
+from sys import exception
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from streamflow.errors import Cancelled, UsageError
+from streamflow.errors import Cancelled, Failure, UsageError
+from streamflow.model.bugs import note_born
 from streamflow.text import is_a, text_of
 
 if TYPE_CHECKING:
@@ -54,6 +56,15 @@ class Unwinding(BaseException):
 
 class Interrupted(Unwinding):
     """Raised by the watch in code that doesn't give way: the run is parked. The text says why."""
+
+
+class Bug(Unwinding):
+    """Raised by a machine whose code has ended with a bug (`model/bugs.py`): nothing of this transition counts, and the
+    run is parked. It unwinds no code of the run's, which has ended."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
 
 
 UNWINDING = (Unwinding, GeneratorExit, KeyboardInterrupt)
@@ -175,6 +186,13 @@ else:
     _Operation = object
 
 
+def _note_handled(error: BaseException) -> None:
+    """The code awaits in an `except` or a `finally`: if it ends with this error, that was born now or earlier."""
+    machine = active.get()
+    if machine is not None:
+        note_born(error, machine.events_before)
+
+
 class Operation(_Operation):
     """Base of everything that can be awaited. When it is settled, it calls `wake(operation, ready)` of each waiter."""
 
@@ -191,6 +209,8 @@ class Operation(_Operation):
         self.waiter: Operation | list[Operation] | None = None
 
     def __await__(self) -> Generator[Operation, None, Any]:
+        if (handled := exception()) is not None:
+            _note_handled(handled)
         if self.state != DONE:
             yield self
         else:

@@ -74,10 +74,19 @@ async def failure_of(client: sf.Client, workflow: Any, *args: Any) -> sf.Failure
     return failed.value.failure
 
 
+async def bug_of(client: sf.Client, workflow: Any, *args: Any) -> sf.Failure:
+    """The run is stuck until its code is mended: this is what it raised."""
+    run = await client.start(workflow, *args)
+    await happened(run, RunStuck)
+    failure = (await run.describe()).failure
+    assert failure is not None
+    return failure
+
+
 @pytest.mark.parametrize("workflow", [sleeps_as_in_asyncio, sleeps_as_in_anyio])
 async def test_asyncio_sleep_is_refused_with_the_line_and_the_right_call(serve: Serve, workflow: Any) -> None:
     async with serve(app) as client:
-        failure = await failure_of(client, workflow)
+        failure = await bug_of(client, workflow)
         assert failure.kind == "ForeignAwait"
         line = workflow.function.__code__.co_firstlineno + 2
         assert f"test_mistakes.py:{line}. " in failure.message
@@ -86,13 +95,13 @@ async def test_asyncio_sleep_is_refused_with_the_line_and_the_right_call(serve: 
 
 async def test_asyncio_wait_for_is_refused_with_the_right_call(serve: Serve) -> None:
     async with serve(app) as client:
-        failure = await failure_of(client, limits_as_in_asyncio)
+        failure = await bug_of(client, limits_as_in_asyncio)
         assert failure.message.endswith("use `with sf.timeout(…):` instead.")
 
 
 async def test_waiting_for_anything_else_of_asyncio_is_refused(serve: Serve) -> None:
     async with serve(app) as client:
-        failure = await failure_of(client, waits_for_an_event)
+        failure = await bug_of(client, waits_for_an_event)
         assert failure.kind == "ForeignAwait"
         assert "anyio.Event" in failure.message
         assert "move it into a step" in failure.message
@@ -152,7 +161,7 @@ async def test_a_step_of_another_app_is_an_error_in_the_run(serve: Serve) -> Non
         return await elsewhere()
 
     async with serve(app) as client:
-        failure = await failure_of(client, flow)
+        failure = await bug_of(client, flow)
         assert failure.kind == "UsageError"
         assert "step elsewhere is not registered with this app; known steps: none" in failure.message
 
@@ -165,7 +174,7 @@ async def test_a_child_of_another_app_is_an_error_in_the_run(serve: Serve) -> No
         return await echo(1)
 
     async with serve(app) as client:
-        failure = await failure_of(client, flow)
+        failure = await bug_of(client, flow)
         assert failure.kind == "UsageError"
         assert "workflow echo is not registered; known workflows: flow" in failure.message
 
@@ -220,7 +229,7 @@ async def test_other_names_outside_the_alphabet_are_refused(serve: Serve) -> Non
             await client.run("somebody").signal("two words")
         with pytest.raises(sf.InvalidName, match="workflow"):
             await client.start("no such*", 1)
-        failure = await failure_of(client, calls_a_child_without_a_name)
+        failure = await bug_of(client, calls_a_child_without_a_name)
         assert failure.kind == "InvalidName"
 
 

@@ -30,14 +30,15 @@ def plain(payload: Raw | bytes) -> Any:
 
 def with_steps_of(app: App) -> App:
     """An app for one test's workflows, which use the steps of another."""
-    other = App()
+    other = App(parks=app.parks)
     other.steps.update(app.steps)
     return other
 
 
 def make_app() -> App:
-    """A step that gives what it got, without retries, and a workflow for children. Each test adds its own flow."""
-    app = App()
+    """A step that gives what it got, without retries, and a workflow for children. Each test adds its own flow, whose
+    bugs fail it, so that a test sees them in its events."""
+    app = App(parks=())
 
     @app.step(retry=NO_RETRY)
     async def act(what: Any) -> Any:

@@ -716,7 +716,7 @@ async def published_and_attributes(stage: Stage) -> Any:
     return [*found, [run.id for run in await client.runs(tenant="acme")], await runs[0].read("done", int)]
 
 
-@app.workflow
+@app.workflow(parks=())
 async def failing(how: str) -> Any:
     match how:
         case "code":
@@ -936,6 +936,49 @@ def release(first: str, *, drop: bool = False) -> sf.App:
         return [*done, await steps["bill"]()]
 
     return release
+
+
+def pricing(fix: str) -> sf.App:
+    release = sf.App()
+
+    @release.step
+    async def price(item: str) -> dict[str, int]:
+        return {"amount": len(item)}
+
+    @release.workflow
+    async def order(item: str) -> list[int]:
+        got = await price(item)
+        return [got["amont" if not fix else "amunt" if fix == "half" else "amount"], await sf.signal("tip", int)]
+
+    @release.workflow
+    async def shop(item: str) -> list[int]:
+        return await order.options(id=f"order-{item}")(item)
+
+    return release
+
+
+@scenario
+async def bugs_and_their_fix(stage: Stage) -> Any:
+    client = stage.client
+    await stage.deploy(pricing(""))
+    found: list[Any] = []
+    runs = [await client.start("shop", item, id=f"shop-{item}") for item in ("tea", "rice")]
+
+    def says(error: str) -> Callable[[], Awaitable[bool]]:
+        async def all_say_it() -> bool:
+            return len(await client.runs(status="stuck", error=error)) == 2
+
+        return all_say_it
+
+    await stage.until(says("'amont'"))
+    await client.run("order-tea").signal("tip", 1)
+    await stage.deploy(pricing("half"))
+    await stage.until(says("'amunt'"))
+    found += [(run.id, run.status, run.reason, run.error) for run in await client.runs()]
+    await client.run("order-rice").terminate("enough")
+    await stage.deploy(pricing("all"))
+    found += [await runs[0].result(), await caught(runs[1].result())]
+    return sorted(map(str, found))
 
 
 @scenario

@@ -194,7 +194,7 @@ def _text(event: AnyEvent, at: int) -> str:
     fields: dict[str, Any] = {}
     for name in event.__struct_fields__:
         value = getattr(event, name)
-        if name in ("ms", "id", "started", "created", "since"):
+        if name in ("ms", "id", "started", "created", "since", "code"):
             continue
         if name == "parent":
             value = value.partition("@")[0]

@@ -42,6 +42,14 @@ OF_STEP = failure_of(errors.StepFailed("charge", 5, TIMEOUT))
             "run a of w is stuck until a daemon has code that fits its history: it diverged",
             {"run": "a", "workflow": "w"},
         ),
+        (
+            Noted("a", "w", Failure("KeyError", "'b'"), "KeyError: 'b' (File \"a.py\", line 3, in w)"),
+            (
+                "run a of w is stuck, its code raised KeyError: 'b' (File \"a.py\", line 3, in w); "
+                "it goes on when other code is deployed"
+            ),
+            {"run": "a", "workflow": "w"},
+        ),
     ],
 )
 async def test_the_line_says_which_run_and_why(

@@ -16,7 +16,7 @@ from tests.support.machine_driver import Run, failure_in, kinds, result_of
 
 
 def _flow(body: Any) -> Run:
-    local = App()
+    local = App(parks=())
     local.workflow(name="flow")(body)
     return Run(local, "flow")
 
@@ -78,7 +78,7 @@ def test_an_error_of_any_base_fails_its_run_and_nothing_else(body: Any) -> None:
 
 
 def test_an_error_of_any_base_in_a_reducer_fails_its_run() -> None:
-    local = App()
+    local = App(parks=())
 
     @local.reducer
     def flow(state: list[int], event: sf.Event) -> sf.Decision:
@@ -89,7 +89,7 @@ def test_an_error_of_any_base_in_a_reducer_fails_its_run() -> None:
 
 @pytest.mark.parametrize("error", [SystemExit(1), Abort()])
 def test_a_saga_is_undone_whatever_the_base_of_the_error(error: BaseException) -> None:
-    local = App()
+    local = App(parks=())
 
     @local.step
     async def undo() -> None: ...
@@ -129,7 +129,7 @@ def test_a_result_that_is_too_large_fails_the_run() -> None:
 
 
 def test_an_input_of_the_wrong_type_fails_the_run() -> None:
-    local = App()
+    local = App(parks=())
 
     @local.workflow
     async def flow(x: int) -> None: ...
@@ -260,7 +260,7 @@ BAD = "no: \ud83d\0"
 
 @pytest.mark.parametrize("text", [BAD, "x" * 3_000_000, 7, None, object()])
 def test_a_reducer_may_fail_with_any_text(text: Any) -> None:
-    local = App()
+    local = App(parks=())
 
     @local.reducer
     def flow(state: int, event: sf.Event) -> sf.Decision:
@@ -273,7 +273,7 @@ def test_a_reducer_may_fail_with_any_text(text: Any) -> None:
 
 @pytest.mark.parametrize("make", [lambda: sf.sleep(1, tag=BAD), lambda: sf.sleep(1, tag=7)])  # type: ignore[arg-type]
 def test_a_tag_that_can_not_be_recorded_is_refused_at_the_call(make: Any) -> None:
-    local = App()
+    local = App(parks=())
 
     @local.reducer
     def flow(state: int, event: sf.Event) -> sf.Decision:
@@ -286,7 +286,7 @@ def test_a_tag_that_can_not_be_recorded_is_refused_at_the_call(make: Any) -> Non
 
 @pytest.mark.parametrize("command", [sf.Answer("7"), sf.Answer(7), sf.Refuse(BAD, "no")])  # type: ignore[arg-type]
 def test_an_answer_to_another_id_is_refused(command: Any) -> None:
-    local = App()
+    local = App(parks=())
 
     @local.reducer
     def flow(state: int, event: sf.Event) -> sf.Decision:
@@ -297,7 +297,7 @@ def test_an_answer_to_another_id_is_refused(command: Any) -> None:
 
 
 def test_the_failure_of_a_step_is_the_cause_of_the_run_s() -> None:
-    local = App()
+    local = App(parks=())
 
     @local.step(retry=sf.NO_RETRY)
     async def pay() -> None: ...

@@ -196,7 +196,7 @@ def test_a_chain_of_a_thousand_helpers_gives_its_result() -> None:
 
 
 def test_a_helper_that_awaits_itself_is_an_error() -> None:
-    @app.workflow(name="itself")
+    @app.workflow(name="itself", parks=())
     async def itself() -> None:
         box: list[Any] = []
 

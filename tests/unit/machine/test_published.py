@@ -10,7 +10,7 @@ from streamflow.model.record import Header
 from streamflow.model.sharding import Partition
 from tests.support.machine_driver import Run, plain, raw
 
-app = sf.App()
+app = sf.App(parks=())
 
 
 @app.workflow

@@ -37,7 +37,7 @@ class Strict(msgspec.Struct):
     events: list[int] = msgspec.field(default_factory=list[int])
 
 
-app = App()
+app = App(parks=())
 
 
 @app.step(retry=NO_RETRY)
@@ -125,7 +125,7 @@ def test_an_exception_or_a_wrong_command_fails_the_run() -> None:
 
 
 def test_a_reducer_that_returns_no_decision_or_a_wrong_state_fails_the_run() -> None:
-    local = App()
+    local = App(parks=())
 
     @local.reducer(name="none")
     def nothing(state: int, event: Event) -> Any:

@@ -267,7 +267,7 @@ def test_a_run_that_ends_cancels_what_it_leaves_open() -> None:
     local = with_steps_of(app)
     local.workflows["child"] = child
 
-    @local.workflow
+    @local.workflow(parks=())
     async def flow() -> None:
         await sf.gather(child(1), act(1), act.options(retry=act.retry)("x", "y"))  # type: ignore[call-arg,arg-type]
 

@@ -417,6 +417,19 @@ def test_the_reasons_of_stuck_runs_stand_below_the_listing() -> None:
     assert not HARMFUL.search(out.getvalue())
 
 
+def test_a_run_that_is_stuck_for_a_bug_shows_the_error_with_its_lines() -> None:
+    bug = Failure("KeyError", "'amont'", '  File "/app/shop.py", line 48, in order\n    return got["amont"]\n')
+    started: list[AnyEvent] = [RunStarted("w", "", NOTHING), RunStuck("w", "", "KeyError: 'amont'", bug, "code")]
+    stuck = detail((0, started))
+    stuck.header = msgspec.structs.replace(stuck.header, status="stuck")
+    shown = "\n".join(lines(stuck))
+    assert "KeyError: 'amont'" in shown
+    assert 'return got["amont"]' in shown
+    assert "when other code is deployed" in shown
+    resumed = detail((0, started), (5, [RunResumed("w", "")]))
+    assert "when other code is deployed" not in "\n".join(lines(resumed))
+
+
 def test_attributes_get_the_width_that_the_other_columns_leave() -> None:
     attributes: dict[str, Attribute] = {"phase": "review", "subject": "honey bees"}
     row = RunRow(run_id="s-1", workflow="w", tenant="", status="running", started=NOW, attributes=attributes)

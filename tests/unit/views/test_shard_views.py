@@ -26,6 +26,7 @@ from streamflow.events import (
     StepScheduled,
     Transition,
 )
+from streamflow.model.causes import condensed
 from streamflow.views import registry
 from streamflow.views.histogram import Timings, bucket_of, middle_of
 from streamflow.views.registry import (
@@ -55,6 +56,7 @@ any_event: st.SearchStrategy[AnyEvent] = st.one_of(
     st.builds(events.RunFailed, names, tenants, run_ms, failures),
     st.builds(events.RunCancelled, names, tenants, run_ms, st.just("enough")),
     st.builds(RunStuck, names, tenants, st.sampled_from(["diverged", "unknown"])),
+    st.builds(RunStuck, names, tenants, st.just("KeyError"), failures, st.just("code")),
     st.builds(RunResumed, names, tenants),
     st.builds(RunResumed, names, tenants, st.sampled_from(["diverged", "unknown"]), st.integers(NOW - 5_000, NOW)),
     st.builds(RunRetried, names, tenants, st.just(1), st.just(1)),
@@ -435,6 +437,23 @@ def test_a_run_that_is_stuck_no_more_leaves_the_causes() -> None:
     assert causes(folded(*stuck, *resumed[:2])) == [("diverged at event #", 0, 1, "run-2")]
     assert causes(folded(*stuck, *resumed)) == []
     assert causes(merged(folded(*resumed), folded(*stuck))) == [], "also if another shard's part comes later"
+
+
+def test_a_bug_that_keeps_runs_stuck_is_a_cause_until_it_is_mended() -> None:
+    def bug(n: int) -> Failure:
+        frames = f'  File "/app/shop.py", line {40 + n}, in order\n'
+        return Failure("StepFailed", "step", cause=Failure("KeyError", f"'item {n}'", frames))
+
+    stuck = [(f"run-{n}", Transition(NOW, [RunStuck("w", "", f"KeyError {n}", bug(n), "code")])) for n in range(3)]
+    assert causes(folded(*stuck)) == [("'…'", 0, 3, "run-2")]
+    [cause] = rendered(folded(*stuck), "causes")["causes"]
+    assert (cause["kind"], cause["where"]) == ("KeyError", "shop.py:42 in order")
+    resumed = [
+        (f"run-{n}", Transition(NOW + 9, [RunResumed("w", "", f"KeyError {n}", NOW, condensed(bug(n)))]))
+        for n in range(3)
+    ]
+    assert causes(folded(*stuck, *resumed[:2])) == [("'…'", 0, 1, "run-2")]
+    assert causes(folded(*stuck, *resumed)) == []
 
 
 def test_what_is_mended_late_takes_nothing_from_later_failures() -> None:
