@@ -1,4 +1,4 @@
-"""Retry: have a failed run go on from where it failed, or give up an attempt of an open run that hangs.
+"""Retry: have a failed run go on from where it failed, try a stuck one again, or give up an attempt of an open run that hangs.
 
 Owns: its words, and which refusals mean that there is nothing to do. Must not: decide where a run goes on.
 Called by: one, many, its command.
@@ -30,7 +30,7 @@ class Retry(Action, frozen=True, kw_only=True, tag="retry"):
     alone: bool = False
 
     name = "retry"
-    statuses = frozenset({Status.FAILED})
+    statuses = frozenset({Status.FAILED, Status.STUCK})
     done = "retried"
 
     def question(self, what: str) -> str:
@@ -68,4 +68,4 @@ class Retry(Action, frozen=True, kw_only=True, tag="retry"):
         return super().is_moot(error) or (isinstance(error, NotRetried) and error.failure.kind in MOOT)
 
     def took_effect(self, status: Status | None) -> bool:
-        return status is not Status.FAILED
+        return status not in self.statuses

@@ -42,7 +42,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "ask": "Ask a run a question and print its answer.",
         "read": "Print the values that a run has published.",
         "logs": "Show what a run and its steps have logged, where that is in a file.",
-        "retry": "Have a failed run go on from where it failed.",
+        "retry": "Have a run go on that has failed, from where it failed, or is stuck.",
         "cancel": "Ask a run to clean up and end as cancelled.",
         "terminate": "Force a run to end as cancelled, without running its clean-up code.",
         "pause": "Have workers take nothing more from a queue.",

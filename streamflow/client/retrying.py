@@ -67,8 +67,8 @@ _answer = msgspec.msgpack.Decoder(_Answer)
 
 
 def request(run_id: str, header: Header, request_id: str, by: str, reason: str, anyway: bool) -> bytes:
-    """The body of the message. Raises `NotRetried` if the run hasn't failed."""
-    if header.status != Status.FAILED:
+    """The body of the message. Raises `NotRetried` if the run hasn't failed and isn't stuck."""
+    if header.status not in (Status.FAILED, Status.STUCK):
         raise NotRetried(run_id, Failure("NotFailed", not_failed(run_id, header.status)))
     retry = RetryRequest(
         request_id, header.created, header.version, recordable(by, MAX_BY), recordable(reason, MAX_REASON), anyway

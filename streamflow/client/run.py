@@ -35,7 +35,7 @@ from streamflow.events import AnyEvent, AskAnswered, Transition, decode_transiti
 from streamflow.events import RunCompleted as CompletedEvent
 from streamflow.machine.retry_point import not_open
 from streamflow.model import codec
-from streamflow.model.record import Header, parent_link
+from streamflow.model.record import Header, Status, parent_link
 from streamflow.text import recordable
 from streamflow.workflow.messages import (
     UNDECLARED,
@@ -263,11 +263,14 @@ class Run(Generic[R]):
         alone: bool = False,
         timeout: float | timedelta | None = 30.0,
     ) -> Retried:
-        """Have a failed run go on from where it failed, by the code of today. Returns when it does.
+        """Have a run go on that has failed, from where it failed, or is stuck, by today's code. Returns when it does.
 
         Its step that failed is tried again, as often as at first; all results that are recorded are kept. If no step
         and no child has failed, the code gets once more what it had got last. Who calls `result` from now on waits for
         the new end. `reason` and `by` (who wants it) are recorded.
+
+        A run that is stuck goes on where it was, if its code can by now: for a bug whose cause was something else than
+        code. What was mended in code goes on by itself.
 
         `anyway`: also if the run has done something because of its failure, as a saga does: it would not know of that.
         `alone`: also if the run is the child of one that failed because of it.
@@ -287,7 +290,8 @@ class Run(Generic[R]):
         if step is not None:
             return await self._retry_step(step, header, request_id, by, reason, timeout)
         body = retrying.request(self.id, header, request_id, by, reason, anyway)
-        link = parent_link(header.parent)
+        is_stuck = header.status == Status.STUCK
+        link = None if is_stuck else parent_link(header.parent)
         if link is not None and not alone:
             with contextlib.suppress(errors.RunNotFound):
                 retrying.check_parent(self.id, link, *await self._client._header(link.run_id, link.created))
@@ -298,7 +302,11 @@ class Run(Generic[R]):
         except errors.RunEnded:
             text = f"run {self.id} has not failed any more: it has ended otherwise"
             raise errors.NotRetried(self.id, errors.Failure("NotFailed", text)) from None
-        return retrying.retried(self.id, answer, None if link is None else link.run_id)
+        found = retrying.retried(self.id, answer, None if link is None else link.run_id)
+        if is_stuck:
+            history = await self._client._history(self.id, header.created)
+            found = msgspec.structs.replace(found, kept=retrying.results_of(history))
+        return found
 
     async def _retry_step(
         self,

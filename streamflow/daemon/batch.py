@@ -105,6 +105,10 @@ class _TooLarge(Exception):
     """A transition writes more than one commit may; the text says how much, and what to do."""
 
 
+class _TryAgain(Exception):
+    """Somebody has asked for a stuck run to be tried again: it has to be read again, and its code to be run."""
+
+
 def _order(messages: list[InboxMessage], count: int) -> None:
     """Behind the first `count` others were added: those are older if they were given back by a batch. A start that has
     waited is before what has come meanwhile."""
@@ -372,6 +376,10 @@ class ShardBatch:
             if run_work.messages or oversize:
                 try:
                     inputs = self._inputs(run_id, run_work, app, namespace.partition)
+                except _TryAgain:
+                    self.shard.try_again(run_id)
+                    self._give_back(run_id, run_work)
+                    continue
                 except Exception as error:  # whatever somebody has written into the inbox is the trouble of this run
                     self.quarantine(run_id, run_work, f"it can't be read: {reason_of(error)}")
                     continue
@@ -512,9 +520,15 @@ class ShardBatch:
 
     def _take_retry(self, run_id: str, retry: RetryRequest, live: LiveRun | None, inputs: list[Input]) -> None:
         """Only a run that has failed, and is in memory for that, takes it, and takes one; others are refused. A request
-        for a step is for a run that is open."""
+        for a step is for a run that is open. A stuck run is tried again: raises `_TryAgain` if it isn't loaded for
+        that."""
         failure = self.refused.get(run_id)
         if retry.seq and live is not None and live.machine.retrying is None and live.header.created == retry.created:
+            inputs.append(retry)
+            return
+        if live is not None and live.header.status == Status.STUCK and live.header.created == retry.created:
+            if run_id not in self.shard.again:
+                raise _TryAgain
             inputs.append(retry)
             return
         if failure is None and live is not None and live.machine.retrying is not None and run_id not in self.retried:
@@ -671,6 +685,8 @@ class ShardBatch:
             for answer in effects.answers:  # it has refused to be retried
                 self._answer(answer)
         self.size += size
+        if shard.again:
+            shard.again.discard(run_id)
         if shard.killers and run_id in shard.killers and not effects.ended:
             self._record_killer(run_id, old.created, machine.at)
         if shard.records and run_id in shard.records:

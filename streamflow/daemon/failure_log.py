@@ -64,8 +64,9 @@ class FailureLog:
 def _write(run: Noted) -> None:
     fields: dict[str, object] = {"run": run.run_id, "workflow": run.workflow}
     if run.reason and run.failure is not None:
-        text = "run %s of %s is stuck, its code raised %s; it goes on when other code is deployed"
-        _log.warning(text, run.run_id, run.workflow, run.reason, extra=fields)
+        text = "run %s of %s is stuck, its code raised %s; it goes on when other code is deployed, "
+        text += "or with streamflow retry %s"
+        _log.warning(text, run.run_id, run.workflow, run.reason, run.run_id, extra=fields)
         return
     if run.failure is None:
         text = "run %s of %s is stuck until a daemon has code that fits its history: %s"

@@ -789,7 +789,8 @@ class Owner:
         """The machine of a record. A run whose code raises what no run may is parked, and its code isn't run. `point`:
         the run has ended, and is to go on from there."""
         partition = self._namespace.partition
-        known = parked_for(history, shard.code) if header.status == Status.STUCK else ""
+        is_parked = header.status == Status.STUCK and run_id not in shard.again
+        known = parked_for(history, shard.code) if is_parked else ""
         if run_id not in shard.parked and not known:
             pieces = rehydrating(self._app, partition, run_id, header, state, history, "", trace, point)
             while True:

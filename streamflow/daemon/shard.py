@@ -217,6 +217,8 @@ class OwnedShard:
         """Runs whose code this daemon doesn't run any more, and why: run id -> reason."""
         self.bugs: dict[str, Failure] = {}
         """What the code of some of them has raised, until that is recorded: then they are in neither of the two."""
+        self.again: set[str] = set()
+        """Stuck runs whose code is tried once more, although it is the same, because somebody has asked for it."""
         self.workflows: set[str] = set()
         """Names of workflows with runs here, for the listings that `checkpoint_views` reads."""
         self.broken = ""
@@ -266,6 +268,7 @@ class OwnedShard:
         """The run has ended, or doesn't exist: nothing that is known of it has a meaning any more."""
         self.parked.pop(run_id, None)
         self.bugs.pop(run_id, None)
+        self.again.discard(run_id)
         self.portions.pop(run_id, None)
         self.oversize.pop(run_id, None)
         self.killers.discard(run_id)
@@ -286,6 +289,13 @@ class OwnedShard:
         """The run's history says that this code isn't to be tried again, so memory needs not."""
         if self.bugs.pop(run_id, None) is not None and self.code:
             self.parked.pop(run_id, None)
+
+    def try_again(self, run_id: str) -> None:
+        """Run the code of a stuck run once more. Not one that has ended processes: that waits for other code."""
+        self.again.add(run_id)
+        if run_id not in self.killers and CODE not in self.records.get(run_id, ()):
+            self.parked.pop(run_id, None)
+            self.bugs.pop(run_id, None)
 
     def next_waited(self) -> str:
         """The id of a message that was not in the inbox: the start of a run that has waited (`InboxMessage.waited`)."""

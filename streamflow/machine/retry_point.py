@@ -172,12 +172,11 @@ def check_end(run_id: str, header: Header, retry: RetryRequest, *, is_reducer: b
 
 def not_failed(run_id: str, status: str) -> str:
     """Why a run with this status isn't retried."""
-    if status == Status.STUCK:
-        return f"run {run_id} is stuck: it goes on by itself when a daemon has code that fits its history"
     was = {Status.COMPLETED: "has completed", Status.FAILED: "has failed", Status.CANCELLED: "was cancelled"}
     open_too = "" if status in was else ", or with --step a step of an open one"
     return (
-        f"run {run_id} {was.get(Status(status), f'is {status}')}: only a run that has failed can be retried{open_too}"
+        f"run {run_id} {was.get(Status(status), f'is {status}')}: only a run that has failed or is stuck can be retried"
+        f"{open_too}"
     )
 
 

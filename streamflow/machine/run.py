@@ -374,7 +374,10 @@ class RunMachine(OpenWork):
                 call.details = item.details
                 self.effects.jobs.append(call.job())
         elif isinstance(item, RetryRequest):
-            self._give_up(item)
+            if item.seq:
+                self._give_up(item)
+            else:
+                self._answer_tried(item)
         else:
             raise TypeError(f"{item!r} is not an input of a machine")
 
@@ -680,6 +683,14 @@ class RunMachine(OpenWork):
         answer = Raw(_encode({"kept": 0, "steps": [begins]}))
         self.effects.answers = appended(self.effects.answers, AskAnswered(request.id, "retry", answer))
 
+    def _answer_tried(self, request: RetryRequest) -> None:
+        """The run was stuck, and its code was tried again."""
+        if self.reason:
+            self._refuse(request, "Stuck", f"run {self.run_id} is still stuck: {self.reason}")
+            return
+        answer = Raw(_encode({"kept": 0, "steps": []}))
+        self.effects.answers = appended(self.effects.answers, AskAnswered(request.id, "retry", answer))
+
     def _refuse(self, request: RetryRequest, kind: str, text: str) -> None:
         answer = AskAnswered(request.id, "retry", failure=Failure(kind, text))
         self.effects.answers = appended(self.effects.answers, answer)
@@ -689,7 +700,10 @@ class RunMachine(OpenWork):
         answered = {answer.id for answer in self.effects.answers}
         for item in inputs:
             if type(item) is RetryRequest and item.id not in answered:
-                self._refuse(item, "NotOpen", f"run {self.run_id} has just ended")
+                if item.seq:
+                    self._refuse(item, "NotOpen", f"run {self.run_id} has just ended")
+                else:
+                    self._answer_tried(item)
 
     def _set_open_status(self) -> None:
         self.status = Status.STUCK if self.stuck else Status.RUNNING if self.started else Status.PENDING

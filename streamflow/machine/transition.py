@@ -102,7 +102,7 @@ class RetryRequest(msgspec.Struct, array_like=True, frozen=True):
     """Somebody wants an ended run to go on: the one that was created then, from that end (`version`: the number of its
     transitions). `id` identifies the request, whose answer has it, as a question's. `anyway`: also if steps were run
     because of the failure, whose effects would stay. With `seq` the run is open, and its step of that number gives this
-    attempt up and begins the next one."""
+    attempt up and begins the next one. Without, an open run is stuck, and its code is tried again."""
 
     id: str
     created: int

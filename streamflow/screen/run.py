@@ -161,7 +161,8 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
     stuck = last_stuck(detail.transitions) if header.status == Status.STUCK else None
     if stuck is not None and stuck[0].failure is not None:
         lines.extend(_why(detail, stuck[0].failure, width))
-        lines.append(_fact("goes on", Text("when other code is deployed", style=WARN), width))
+        how = f"when other code is deployed, or with streamflow retry {detail.run_id}"
+        lines.append(_fact("goes on", safe_text(how, WARN, 500), width))
     return lines
 
 

@@ -183,6 +183,8 @@ class World:
         """Which code it is: another one after each deploy."""
         self._parked: dict[str, str] = {}
         """Runs whose code this owner doesn't run any more, and why."""
+        self._again: set[str] = set()
+        """Stuck runs whose code is tried once more."""
         self._bugs: dict[str, Failure] = {}
         """What the code of some of them has raised, until that is recorded."""
         self._attempts: dict[tuple[str, int], Attempt] = {}
@@ -392,6 +394,9 @@ class World:
         record = self.records.get(message.run_id)
         if record is not None and message.kind == "retry":
             retry = cast("RetryRequest", decode_message(message, None))
+            if not retry.seq and record.head.status == Status.STUCK:
+                self._try_again(message.run_id, retry)
+                return
             if not (retry.seq and record.head.is_open):
                 self._retry(message.run_id, record, retry)
                 return
@@ -419,7 +424,8 @@ class World:
     def _rehydrate(self, run_id: str, header: Header, record: Record) -> RunMachine:
         app = record.app or self.app
         history = decode_history(record.transitions)
-        known = parked_for(history, str(self.code)) if header.status == Status.STUCK else ""
+        is_parked = header.status == Status.STUCK and run_id not in self._again
+        known = parked_for(history, str(self.code)) if is_parked else ""
         if run_id not in self._parked and not known:
             try:
                 return rehydrate(app, self.partition, run_id, header, record.state, history)
@@ -452,6 +458,17 @@ class World:
             self._reduce(run_id, *inputs)
             return
         self._commit(run_id, machine, effects, *encoded)
+
+    def _try_again(self, run_id: str, retry: RetryRequest) -> None:
+        """Run the code of a stuck run once more."""
+        self._parked.pop(run_id, None)
+        if (machine := self._machines.pop(run_id, None)) is not None:
+            machine.close()
+        self._again.add(run_id)
+        try:
+            self._reduce(run_id, retry)
+        finally:
+            self._again.discard(run_id)
 
     def _retry(self, run_id: str, record: Record, retry: RetryRequest) -> None:
         """Have a run go on that has failed, as its owner does; or say why not."""

@@ -105,3 +105,42 @@ async def test_a_run_that_is_parked_survives_a_crash_at_every_event() -> None:
     survived = await sft.survives_crashes(release("buggy"), mends)
     assert survived.result == 3
     assert survived.points >= 3
+
+
+RATES: dict[str, int] = {}
+"""What isn't code: as a file, or an environment variable."""
+
+
+def shop() -> sf.App:
+    made = sf.App()
+    made.steps.update(app.steps)
+
+    @made.workflow
+    async def convert(item: str) -> int:
+        found = await price(item)
+        return found["amount"] * RATES["chf"]
+
+    return made
+
+
+async def converts(sandbox: sft.Sandbox) -> int:
+    RATES.clear()
+    run: sf.Run[int] = await sandbox.start("convert", "tea", id="tea")
+    with pytest.raises(sf.NotRetried, match="is still stuck: KeyError: 'chf'"):
+        await run.retry()
+    RATES["chf"] = 2
+    assert (await run.describe()).status == "stuck", "nobody has said that it is mended"
+    assert (await run.retry()).kept == 1
+    return await run.result()
+
+
+async def test_what_was_no_mistake_in_code_is_tried_again_on_request() -> None:
+    async with sft.Sandbox(shop()) as sandbox:
+        assert await converts(sandbox) == 6
+        assert len(sandbox.calls(price)) == 1
+
+
+async def test_a_run_that_is_tried_again_survives_a_crash_at_every_event() -> None:
+    survived = await sft.survives_crashes(shop(), converts)
+    assert survived.result == 6
+    assert survived.points >= 4

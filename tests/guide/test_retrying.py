@@ -119,7 +119,7 @@ async def test_what_was_undone_is_named_and_one_may_insist() -> None:
 async def test_only_a_failed_run_is_retried() -> None:
     async with sft.Sandbox(app) as sandbox:
         run = await sandbox.start(sell, "o-1")
-        with pytest.raises(sf.NotRetried, match="is running: only a run that has failed"):
+        with pytest.raises(sf.NotRetried, match="is running: only a run that has failed or is stuck"):
             await run.retry()
         await run.signal("comment", "")
         await run.result()

@@ -21,6 +21,11 @@ RAN: list[str] = []
 @pytest.fixture(autouse=True)
 def nothing_ran() -> None:
     RAN.clear()
+    RATES.clear()
+
+
+RATES: dict[str, int] = {}
+"""What no fingerprint has: as a file, or an environment variable."""
 
 
 def release(fix: str = "") -> sf.App:
@@ -37,6 +42,15 @@ def release(fix: str = "") -> sf.App:
         RAN.append(sf.info().run_id)
         amount = got["amount"] if fix == "mended" else got["amont" + fix]
         return amount + await sf.signal("tip", int)
+
+    @app.workflow
+    async def convert(amount: int) -> int:
+        await price("x")
+        RAN.append(sf.info().run_id)
+        amount *= RATES["chf"]
+        if amount > 100:
+            amount += await sf.signal("tip", int)
+        return amount
 
     @app.workflow
     async def shop(item: str) -> int:
@@ -57,7 +71,9 @@ def release(fix: str = "") -> sf.App:
 
 
 def parked(daemon: Daemon) -> int:
-    return sum(len(shard.parked) + len(shard.bugs) for shard in daemon.owner.shards.values())
+    """How many runs its memory has anything of, because they are."""
+    shards = daemon.owner.shards.values()
+    return sum(len(shard.parked) + len(shard.bugs) + len(shard.again) for shard in shards)
 
 
 async def is_settled(daemon: Daemon) -> None:
@@ -165,3 +181,56 @@ async def test_thousands_of_parked_runs_leave_nothing_in_memory(serve: Serve) ->
         await is_settled(daemon)
         assert (RAN, parked(daemon)) == ([], 0)
         assert daemon.owner.live <= 10
+
+
+async def test_a_stuck_run_is_tried_again_by_the_same_code_on_request(serve: Serve) -> None:
+    async with serve(release(), crash=True) as (client, daemon):
+        runs: list[sf.Run[Any]] = [await client.start("convert", amount, id=f"of-{amount}") for amount in (5, 500)]
+        for run in runs:
+            await happened(run, RunStuck)
+            with pytest.raises(sf.NotRetried, match="is still stuck: KeyError: 'chf'"):
+                await run.retry()
+            await happened(run, RunStuck, 2)
+            assert RAN.count(run.id) == 2
+        assert parked(daemon) == 0
+    async with serve(release()) as (_, daemon):
+        await is_settled(daemon)
+        RATES["chf"] = 2
+        done = await runs[0].retry()
+        assert (done.kept, done.steps, done.parent) == (1, [], None)
+        assert await runs[0].result(DEADLINE) == 10
+        await runs[1].retry()
+        assert (await runs[1].describe()).status == "running"
+        with pytest.raises(sf.NotRetried, match="is running: only a run that has failed or is stuck"):
+            await runs[1].retry()
+        await runs[1].signal("tip", 1)
+        assert await runs[1].result(DEADLINE) == 1001
+        assert len(RAN) == 6
+
+
+async def test_a_reducer_is_tried_again_and_one_that_diverged_stays_stuck(serve: Serve) -> None:
+    async with serve(release(), crash=True) as (client, _):
+        run: sf.Run[Any] = await client.start("tally", id="tally")
+        unknown: sf.Run[Any] = await client.start("nobody", id="nobody")
+        await run.signal("add", 2)
+        await status_of(run, sf.Status.STUCK)
+        await status_of(unknown, sf.Status.STUCK)
+        for each in (run, unknown):
+            with pytest.raises(sf.NotRetried, match="is still stuck"):
+                await each.retry()
+        assert (await unknown.describe()).reason.startswith("workflow nobody is not registered")
+        assert [type(event) for event in await events_of(unknown)].count(RunStuck) == 1
+    async with serve(release("mended")):
+        await run.signal("add", 9)
+        assert await run.result(DEADLINE) == [2, 9]
+
+
+async def test_a_request_is_taken_by_the_next_daemon_if_this_one_dies(serve: Serve) -> None:
+    async with serve(release()) as (client, _):
+        run: sf.Run[Any] = await client.start("convert", 5, id="of-5")
+        await happened(run, RunStuck)
+    RATES["chf"] = 3
+    with pytest.raises(TimeoutError, match="no daemon has taken the retry of run of-5"):
+        await run.retry(timeout=0.01)
+    async with serve(release()):
+        assert await run.result(DEADLINE) == 15

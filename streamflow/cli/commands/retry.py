@@ -19,15 +19,18 @@ from streamflow.cli.options import checked_id
 @click.option("--alone", is_flag=True, help="Also if the run is the child of one that failed because of it.")
 @acting_options
 def retry(run: str | None, step: str | None, reason: str, anyway: bool, alone: bool, choice: Choice) -> int:
-    """Have a failed run go on from where it failed.
+    """Have a run go on that has failed, from where it failed, or is stuck.
 
     The step that failed is tried again, and all recorded results are kept. If the code itself failed, deploy the mended
     code first: it gets once more what it had got last. A run that can't go on is refused, and nothing has changed.
 
+    A run that is stuck goes on by itself when its code is mended. This tries the code that there is once more, for a
+    cause that was something else: a file, an environment variable.
+
     With --step the run is open, and a step of it hangs: its attempt is given up, and the next one begins.
 
-    With filters instead of RUN it is for all failed runs that match: their number and some of them are shown first, and
-    it asks, unless --yes is given.
+    With filters instead of RUN it is for all failed and stuck runs that match: their number and some of them are shown
+    first, and it asks, unless --yes is given.
 
     \b
     Examples:

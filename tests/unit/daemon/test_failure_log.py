@@ -46,7 +46,7 @@ OF_STEP = failure_of(errors.StepFailed("charge", 5, TIMEOUT))
             Noted("a", "w", Failure("KeyError", "'b'"), "KeyError: 'b' (File \"a.py\", line 3, in w)"),
             (
                 "run a of w is stuck, its code raised KeyError: 'b' (File \"a.py\", line 3, in w); "
-                "it goes on when other code is deployed"
+                "it goes on when other code is deployed, or with streamflow retry a"
             ),
             {"run": "a", "workflow": "w"},
         ),
