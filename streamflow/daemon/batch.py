@@ -27,6 +27,7 @@ from streamflow.events import (
     SignalReceived,
     Transition,
     encode_transition,
+    last_stuck,
 )
 from streamflow.machine.coroutines import close_abandoned
 from streamflow.machine.factory import new_machine
@@ -677,7 +678,7 @@ class ShardBatch:
                 batch.puts += puts
             if status != old.status or old.ended:
                 self._move_status(run_id, old, status, machine, effects)
-            elif status == Status.STUCK and run_id in shard.bugs:  # other code, which has a bug, too
+            elif status == Status.STUCK and last_stuck([transition]) is not None:  # other code was tried
                 self._note_stuck(run_id, old, machine)
             if ended or effects.answers:
                 self._notify(run_id, old.created, effects, data)

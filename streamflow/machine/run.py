@@ -542,7 +542,7 @@ class RunMachine(OpenWork):
             self._resume_code()
             self._decide_postponed()
             return [] if self.effects.ended else inputs
-        if not self.stuck or self.bug is not None:
+        if not self.stuck or self.bug is not None or self._is_stuck_otherwise:
             if self.stuck:  # for something else, or for other code, until this one was tried
                 self._be_stuck_no_more()
             elif not self.started and inputs and isinstance(inputs[0], RunStarted):
@@ -561,6 +561,12 @@ class RunMachine(OpenWork):
         if self._to_resume >= EVENTS_FAIL:  # nothing else limits what comes for it
             self._end_stuck()
         return inputs
+
+    @property
+    def _is_stuck_otherwise(self) -> bool:
+        """It was stuck for a bug, and can't continue now for another reason: who has mended the bug must see it."""
+        reason, _, bug = self.stuck_by
+        return bug is not None and recordable(self.reason)[:MAX_LINE] != reason
 
     def _be_stuck_no_more(self) -> None:
         self.stuck = False

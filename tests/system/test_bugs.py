@@ -53,6 +53,13 @@ def release(fix: str = "") -> sf.App:
         return amount
 
     @app.workflow
+    async def declines(item: str) -> str:
+        await price(item)
+        if not fix:
+            raise ValueError("no such item")
+        return "declined" if fix == "mended" else {}["no such rule"]
+
+    @app.workflow
     async def shop(item: str) -> int:
         return await order.options(id=f"order-{item}")(item)
 
@@ -234,3 +241,18 @@ async def test_a_request_is_taken_by_the_next_daemon_if_this_one_dies(serve: Ser
         await run.retry(timeout=0.01)
     async with serve(release()):
         assert await run.result(DEADLINE) == 15
+
+
+async def test_a_failed_run_whose_code_has_a_bug_now_is_not_retried(serve: Serve) -> None:
+    async with serve(release()) as (client, _):
+        run: sf.Run[Any] = await client.start("declines", "tea")
+        with pytest.raises(sf.RunFailed, match="no such item"):
+            await run.result(DEADLINE)
+    async with serve(release("x")) as (_, daemon):
+        with pytest.raises(sf.NotRetried, match="can't go on with today's code: KeyError: 'no such rule'"):
+            await run.retry()
+        assert (await run.describe()).status == "failed"
+        assert parked(daemon) == 0
+    async with serve(release("mended")):
+        await run.retry()
+        assert await run.result(DEADLINE) == "declined"

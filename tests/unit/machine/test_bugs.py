@@ -187,6 +187,35 @@ def test_other_code_with_a_bug_is_recorded_and_the_third_goes_on() -> None:
     assert not run.reload().diverged
 
 
+def test_mended_code_that_does_not_fit_says_so_once() -> None:
+    async def other_way() -> Any:
+        await act.options(queue="gpu")({"a": 2})
+
+    run = started(buggy)
+    parks(run, done(1, {"a": 1}))
+    for _ in range(2):
+        run.reload(app_of(other_way))
+        run.advance(Due())
+    assert run.names[4:] == ["RunResumed", "RunStuck"]
+    stuck = run.history[-1]
+    assert isinstance(stuck, RunStuck)
+    assert "diverged at event 2" in stuck.reason
+    assert (stuck.failure, stuck.code) == (None, "")
+    assert kinds(goes_on(run, mended)) == ["RunResumed", "StepScheduled"]
+
+
+def test_the_same_reason_is_recorded_once_whatever_is_in_it() -> None:
+    async def flow() -> None:
+        await act(1)
+        {"a": 1}["half an emoji: \ud83d" + "x" * 5000]
+
+    run = started(flow)
+    parks(run, done(1, 1))
+    for number in range(3):
+        run.advance(SignalReceived("go", raw(number)))
+    assert run.names.count("RunStuck") == 1
+
+
 def test_a_replay_of_a_run_that_failed_of_it_is_unchanged() -> None:
     async def flow() -> None:
         await act(1)
