@@ -1,4 +1,4 @@
-"""Retry: have a failed run go on from where it failed, try a stuck one again, or give up an attempt of an open run that hangs.
+"""Retry: have a failed run go on from where it failed, try a stuck one again, or give up an attempt that hangs.
 
 Owns: its words, and which refusals mean that there is nothing to do. Must not: decide where a run goes on.
 Called by: one, many, its command.

@@ -60,7 +60,7 @@ def test_an_action_is_a_command_line(action: AnyAction, words: list[str]) -> Non
 @pytest.mark.parametrize("action", ALL, ids=lambda action: action.name)
 @pytest.mark.parametrize("status", Status)
 def test_what_an_action_is_for_and_what_it_says_of_others(action: AnyAction, status: Status) -> None:
-    wanted = {"retry": {Status.FAILED}, "forget": set(Status) - OPEN}.get(action.name, OPEN)
+    wanted = {"retry": {Status.FAILED, Status.STUCK}, "forget": set(Status) - OPEN}.get(action.name, OPEN)
     if status in wanted:
         assert action.check(summary(status)) == ""
     else:
@@ -112,7 +112,7 @@ def test_an_action_shows_in_the_run_s_status(action: AnyAction) -> None:
     ended = {Status.COMPLETED, Status.FAILED, Status.CANCELLED}
     expected: dict[str, set[Any]] = {
         "signal": {None, *Status},
-        "retry": {None, *Status} - {Status.FAILED},
+        "retry": {None, *Status} - {Status.FAILED, Status.STUCK},
         "forget": {None},
     }
     assert shows == expected.get(action.name, {None, *ended})
