@@ -113,9 +113,9 @@ def attempts_before(transitions: Sequence[Transition], cause: Cause) -> list[Fai
 
 
 def _chain(failure: Failure) -> list[Failure]:
-    """The failure, what it was raised from, and so on to the innermost one."""
+    """The failure, what it was raised from, and so on to the innermost one, or to one that says what that says."""
     nodes = [failure]
-    while len(nodes) < MAX_CHAIN:
+    while len(nodes) < MAX_CHAIN and failure.kind != "PayloadInvalid":
         if failure.cause is not None:
             failure = failure.cause
         elif len(failure.members) == 1:

@@ -51,6 +51,12 @@ DEEP = of_child("a~1", "order", of_child("a~1~2", "payment", of_step("charge", 5
 # --- the innermost error ----------------------------------------------------------------------------------------------
 
 
+def test_a_value_that_does_not_fit_is_the_cause_and_not_how_that_was_found() -> None:
+    inner = Failure("ValidationError", "Expected `int`, got `str`")
+    failure = Failure("PayloadInvalid", "the value of signal go is not a int: Expected `int`, got `str`", cause=inner)
+    assert str(cause_of("r", "w", failure)).startswith("PayloadInvalid: the value of signal go is not a int")
+
+
 def test_the_cause_is_the_steps_error_of_the_childs_child() -> None:
     where = "pay.py:48 in charge"
     assert cause_of("a", "top", DEEP) == Cause("a~1~2", "payment", "ConnectTimeout", "api:443", "charge", 5, where)
