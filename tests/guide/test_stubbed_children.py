@@ -147,6 +147,8 @@ async def test_what_does_not_fit_is_refused_at_the_stub(sandbox: sft.Sandbox) ->
     sandbox.stub(pay, lambda customer, cents: "much")  # pyright: ignore[reportUnknownLambdaType, reportArgumentType]
     failed = await (await sandbox.start(order, "ada")).result()
     assert failed[:2] == ["failed", "PayloadInvalid"]
+    sandbox.stub(pay, raises=KeyError("no card"))
+    assert (await (await sandbox.start(order, "bo")).result())[:2] == ["failed", "KeyError"]
 
 
 @pytest.mark.parametrize("raises", [None, ValueError("no")], ids=["returns", "raises"])

@@ -174,7 +174,7 @@ async def test_the_check_after_a_deploy_reads_in_portions(serve: Serve, traffic:
         runs = [*await client.start_many(collecting, [(size,)] * 30), await client.start(collecting, 1_000_000)]
         gone = await client.start_many(waiting, [(n,) for n in range(3)])
         for run in runs:
-            while (await run.describe()).version < 6:  # noqa: ASYNC110
+            while (await run.describe(waits=False)).version < 6:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         for run in gone:
             await reduced(client, run.id)
@@ -188,7 +188,7 @@ async def test_the_check_after_a_deploy_reads_in_portions(serve: Serve, traffic:
         code = Call.plain("HGET", shard.keys.owner, "code")
         while await client.store.one(code) != daemon.deploy_check.fingerprint.encode():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        assert {(await run.describe()).status for run in runs} == {sf.Status.RUNNING}
+        assert {(await run.describe(waits=False)).status for run in runs} == {sf.Status.RUNNING}
     assert traffic.replies["read_runs"] < deploy_check.BYTES + 1_000_000 + 1000
     assert traffic.replies.get("LRANGE", 0) < size, "only that of who asks why a run is stuck"
 
