@@ -55,6 +55,10 @@ D = TypeVar("D")
 
 Decode = Callable[[Raw], Any]
 
+GOES_ON = "; it goes on"
+ASK_SECONDS = 1.0
+"""Seconds that a late result may be later, for what keeps the run."""
+
 
 class Run(Generic[R]):
     """The handle of one run, from `client.start` or `client.run`. It holds no state: every call reads the server.
@@ -97,13 +101,20 @@ class Run(Generic[R]):
         name or found with `client.run(id)`, it is plain data.
 
         Raises `RunFailed` with the failure, `RunCancelled` with the reason, `TimeoutError` when the time is over (the
-        run continues), `PayloadInvalid` when the result doesn't fit the declared type, `StoreUnavailable` when the
-        server could not be reached for 10 seconds.
+        run continues; of one that is stuck it says why), `PayloadInvalid` when the result doesn't fit the declared
+        type, `StoreUnavailable` when the server could not be reached for 10 seconds.
 
         >>> total = await run.result(timeout=30)
         """
         ended = self._client._ended(self.id, self._incarnation)
-        last = await self._within(timeout, ended, f"run {self.id} has not ended within {{:g}} s; it goes on")
+        late = f"run {self.id} has not ended within {{:g}} s"
+        try:
+            last = await self._within(timeout, ended, late + GOES_ON)
+        except TimeoutError as error:
+            if type(error) is TimeoutError and (reason := await self._stuck_reason()):
+                text = f"{str(error).removesuffix(GOES_ON)}: it is stuck until its code is mended: {reason}"
+                raise TimeoutError(text) from None
+            raise
         match ending_of(decode_transition(last)):
             case CompletedEvent(result=raw):
                 return self._decode(raw) if self._decode else codec.decode(raw, Any, f"result of run {self.id}")
@@ -112,6 +123,14 @@ class Run(Generic[R]):
             case event:
                 reason = f": {event.reason}" if event is not None and event.reason else ""
                 raise errors.RunCancelled(f"run {self.id} was cancelled{reason}", self.id)
+
+    async def _stuck_reason(self) -> str:
+        """Why the run is stuck; empty if it isn't, or if that can't be found out at once."""
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                return (await self.describe(waits=False)).reason
+        except (errors.StreamflowError, TimeoutError):
+            return ""
 
     @overload
     async def signal(self, name: SignalDefinition[None]) -> None: ...

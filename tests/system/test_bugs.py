@@ -8,7 +8,9 @@ import pytest
 
 import streamflow as sf
 from streamflow.daemon.daemon import Daemon
+from streamflow.embedded.server import EmbeddedServer
 from streamflow.events import RunStuck, SignalReceived, StepCompleted
+from tests.support.shell import Shell
 from tests.support.waiting import DEADLINE, events_of, happened, reduced, status_of, until
 from tests.system.conftest import Serve
 
@@ -256,3 +258,28 @@ async def test_a_failed_run_whose_code_has_a_bug_now_is_not_retried(serve: Serve
     async with serve(release("mended")):
         await run.retry()
         assert await run.result(DEADLINE) == "declined"
+
+
+async def test_who_waits_for_it_is_told_why(
+    serve: Serve, embedded_server: EmbeddedServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamflow.cli.commands.enqueue.LOOK_EVERY", 0.05)
+    app = release()
+    async with serve(app) as (client, _):
+        run = await client.start("order", "hat", id="o1")
+        await status_of(run, sf.Status.STUCK)
+        with pytest.raises(TimeoutError) as late:
+            await run.result(0.05)
+        why = "run o1 has not ended within 0.05 s: it is stuck until its code is mended: KeyError: 'amont' (File"
+        assert str(late.value).startswith(why)
+        shell = Shell(embedded_server.url, namespace)
+        words = ("enqueue", "order", "--id", "o2", "--input", '"hat"', "--wait", "--timeout", "2")
+        said = await shell(*words, code=1)
+        assert said.count("run o2 is stuck until its code is mended: KeyError: 'amont'") == 1
+
+
+async def test_who_waits_for_one_that_goes_on_is_told_so(serve: Serve) -> None:
+    async with serve(release("mended")) as (client, _):
+        run = await client.start("order", "hat", id="o1")
+        with pytest.raises(TimeoutError, match=r"run o1 has not ended within 0.05 s; it goes on$"):
+            await run.result(0.05)

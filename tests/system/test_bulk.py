@@ -355,7 +355,9 @@ async def test_what_would_hit_everything_or_nothing_is_refused(serve: Serve, tmp
     async with serve(app) as (client, _):
         with pytest.raises(UsageError, match="cancel needs a filter"):
             await actions.bulk(client, actions.Cancel(), file=tmp_path / "t")
-        with pytest.raises(UsageError, match="retry is for runs that are failed, stuck; with status running there are none"):
+        with pytest.raises(
+            UsageError, match="retry is for runs that are failed, stuck; with status running there are none"
+        ):
             await actions.bulk(client, actions.Retry(), file=tmp_path / "t", status="running")
         with pytest.raises(UsageError, match="the filters are status, workflow"):
             await actions.bulk(client, actions.Retry(), file=tmp_path / "t", wrkflow="x")  # pyright: ignore[reportCallIssue]

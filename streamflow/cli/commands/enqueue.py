@@ -6,6 +6,8 @@ arguments are bound (workflow_input.py does). Called by: the group in `cli`.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 WAIT_PATIENCE = 60.0
 """Seconds that --wait continues while the server can't be reached: its restart must not end the wait for a long run."""
+LOOK_EVERY = 2.0
+"""Seconds between two looks whether a run that is waited for is stuck."""
 
 
 class _Enqueue(click.Command):
@@ -144,13 +148,30 @@ def _read(text: str) -> str | bytes:
     return text
 
 
+async def _tell_if_stuck(run: Run[Any]) -> None:
+    """Say once on stderr that the run is stuck: without that, nothing tells why there is no result."""
+    from streamflow.errors import StreamflowError
+    from streamflow.screen.sanitize import safe
+
+    while True:
+        await asyncio.sleep(LOOK_EVERY)
+        with contextlib.suppress(StreamflowError):
+            if reason := (await run.describe(waits=False)).reason:
+                click.echo(safe(f"run {run.id} is stuck until its code is mended: {reason}"), err=True)
+                return
+
+
 async def _wait(client: Client, run: Run[Any], timeout: float | None, as_json: bool) -> int:
     from streamflow import errors
 
     client.store.patience = WAIT_PATIENCE
     outcome: dict[str, Any] = {"run_id": run.id, "created": run.created}
     try:
-        result = plain_value(await run.result(timeout))
+        telling = asyncio.create_task(_tell_if_stuck(run))
+        try:
+            result = plain_value(await run.result(timeout))
+        finally:
+            telling.cancel()
     except (errors.RunFailed, errors.RunCancelled) as error:
         if not as_json:
             raise
