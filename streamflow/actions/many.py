@@ -159,9 +159,11 @@ class Bulk:
                     self._advanced.clear()
                     await self._advanced.wait()
                 await room.acquire()
+                # Here, because tasks that wait for it may go on in another order than they have begun.
+                shard = (await self._client.read_namespace()).shard_of(target.run_id) if self.action.posts else None
                 if self._error is not None:
                     return
-                task = asyncio.create_task(self._one(number, target, on_progress))
+                task = asyncio.create_task(self._one(number, target, shard, on_progress))
                 tasks.add(task)
                 task.add_done_callback(ended)
 
@@ -186,12 +188,14 @@ class Bulk:
             file="" if self._is_over else str(self.file.path),
         )
 
-    async def _one(self, number: int, target: Target, on_progress: Callable[[Tally], None] | None) -> None:
+    async def _one(
+        self, number: int, target: Target, shard: int | None, on_progress: Callable[[Tally], None] | None
+    ) -> None:
+        """`shard`: where it posts a message to; None if it doesn't post."""
         try:
-            if not self.action.posts:
+            if shard is None:
                 await self._do(number, target)
             else:
-                shard = (await self._client.read_namespace()).shard_of(target.run_id)
                 async with self._locks.setdefault(shard, asyncio.Lock()):
                     if self._error is None:
                         await self._do(number, target)

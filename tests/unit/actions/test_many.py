@@ -98,6 +98,26 @@ async def test_messages_to_a_shard_keep_the_order_of_the_file(tmp_path: Path) ->
     assert client.most_under_way <= SHARDS
 
 
+async def test_order_is_kept_when_the_namespace_is_read_again_meanwhile(tmp_path: Path) -> None:
+    """As after a restart of the server: who asked first is answered, and others have asked since and don't wait."""
+
+    class Reading(Noting):
+        asked = 0
+
+        async def read_namespace(self) -> Namespace:
+            self.asked += 1
+            for _ in range(5 if self.asked % 10 == 0 else 0):
+                await asyncio.sleep(0)
+            return self.meta
+
+    client = Reading()
+    bulk = frozen(client, tmp_path / "t", 1000)
+    outcome = await bulk.run(rate=0)
+    bulk.close()
+    assert outcome.done == 1000
+    assert all(numbers == sorted(numbers) for numbers in client.posts.values())
+
+
 async def test_behind_one_that_may_be_lost_none_of_its_shard_is_sent(tmp_path: Path) -> None:
     """Its number would hide it: sent again, the first one would be taken for one that is there."""
     client = Noting()
