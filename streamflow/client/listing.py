@@ -339,6 +339,11 @@ class Listings:
                 infos[name.decode(errors="replace")] = WorkflowInfo()  # written by a newer version: the name is known
         return infos
 
+    async def _names(self) -> list[str]:
+        """Of the workflows that are registered: not what is registered under them, which may be large."""
+        names: list[bytes] = await self._batcher.call(Call.plain("HKEYS", self._keys.workflows))
+        return [name.decode(errors="replace") for name in names]
+
     async def runs(
         self,
         namespace: Namespace,
@@ -448,7 +453,7 @@ class Listings:
             return listings[0] if len(listings) == 1 else await self._shortest(listings)
         if filters.tenant is not None:
             return [shard_keys.tenant(filters.tenant) for shard_keys in keys]
-        names = [filters.workflow] if filters.workflow is not None else list(await self.workflows())
+        names = [filters.workflow] if filters.workflow is not None else await self._names()
         wanted = within if filters.status is None else (filters.status,)
         statuses = [status for status in LISTED if status in {listed_under(status) for status in wanted}]
         if filters.error:  # no others have one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,8 @@ import streamflow as sf
 from streamflow.client import listing
 from streamflow.client.listing import RunPage
 from streamflow.errors import UsageError
+from streamflow.store.connection import Call
+from streamflow.store.node import Node
 from streamflow.testing import Sandbox
 from tests.support.shell import Shell
 from tests.support.waiting import until
@@ -182,3 +185,21 @@ async def test_the_sandbox_has_the_same_pages() -> None:
         assert await sandbox.runs(until="1h") == []
         with pytest.raises(UsageError):
             await sandbox.runs(sort="created")
+
+
+async def test_a_listing_reads_no_more_of_workflows_than_names(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they take and show, with the schemas, is up to 16 KB for each parameter."""
+    async with serve(app) as (client, _):
+        await client.start(waits.options(id="r"))
+        read: list[str] = []
+        send = Node.send
+
+        async def noted(
+            store: Node, calls: Sequence[Call[Any]], patience: float | None = None, **options: bool
+        ) -> list[Any]:
+            read.extend(str(call.args[0]) for call in calls if client.keys.workflows in call.args)
+            return await send(store, calls, patience, **options)
+
+        monkeypatch.setattr(Node, "send", noted)
+        assert ids([await client.runs()]) == ["r"]
+        assert read == ["HKEYS"]
