@@ -135,9 +135,11 @@ class NamespaceKeys:
         self.fence = f"{self.prefix}fence"
         """String, empty: written before a wait until the server's writes are safe (`durability.py`)."""
         self.workflows = f"{self.prefix}workflows"
-        self.paused = f"{self.prefix}paused"
-        self.served = f"{self.prefix}served"
         """Hash: workflow name -> what its app registered, JSON."""
+        self.served = f"{self.prefix}served"
+        """Hash: workflow name -> when a daemon has last had it, ms of the server's clock."""
+        self.paused = f"{self.prefix}paused"
+        """Hash: `queue:<name>` -> who has paused it, when and why, JSON (`pauses.py`)."""
         self.queues = f"{self.prefix}queues"
         """Hash: queue name -> 1."""
         self._shards: dict[int, ShardKeys] = {}
