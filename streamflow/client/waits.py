@@ -27,6 +27,7 @@ from streamflow.model.waits import QueuePlace, StepHolder, Wait, waits_of
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Kernel, QueuePeek
 from streamflow.store.keys import NamespaceKeys
+from streamflow.store.pauses import Pause, paused_queues, read_pauses
 from streamflow.store.queues import clock_of
 from streamflow.store.workers import WorkerHeartbeat, decode_worker
 from streamflow.wire import decode_heartbeat
@@ -123,7 +124,7 @@ class WaitReader:
         asked = [(seq, queued[seq][0], entry) for seq, entry in entries.items() if entry]
         calls = [
             *(Call.plain("HGET", self._keys.members, name) for name in daemons),
-            *([Call.plain("HGETALL", self._keys.workers)] if queued else []),
+            *([Call.plain("HGETALL", self._keys.workers), read_pauses(self._keys)] if queued else []),
             *(self._kernel.peek_queues(shard, [queue], [entry]) for _, queue, entry in asked),
             *(Call.plain("HGET", self._keys.queue(queue, shard).details, entry) for _, queue, entry in asked),
         ]
@@ -131,10 +132,12 @@ class WaitReader:
         beats = {name: _daemon_age(answer, now) for name, answer in zip(daemons, answers, strict=False)}
         answers = answers[len(daemons) :]
         workers: list[WorkerHeartbeat] | None = None
+        paused: Mapping[str, Pause] = {}
         if queued:
             found = cast("Mapping[bytes, bytes] | None", answers[0])
             workers = None if found is None else [decode_worker(raw) for raw in found.values()]
-            answers = answers[1:]
+            paused = paused_queues(answers[1] or {})
+            answers = answers[2:]
         peeks = {seq: answer for (seq, _, _), answer in zip(asked, answers, strict=False)}
         details = {seq: answer for (seq, _, _), answer in zip(asked, answers[len(asked) :], strict=True)}
         located: list[Wait] = []
@@ -144,6 +147,9 @@ class WaitReader:
             elif wait.seq in queued and wait.kind == "step":
                 peek = peeks.get(wait.seq)
                 wait = _queued(wait, peek[0] if peek else None, details.get(wait.seq), workers, now)
+                if (pause := paused.get(wait.queue)) is not None and wait.place is not None:
+                    place = msgspec.structs.replace(wait.place, paused=pause.says())
+                    wait = msgspec.structs.replace(wait, place=place)
             located.append(wait)
         host, pid = _host_and_pid(owner)
         return RunOwner(shard=shard, daemon=owner, host=host, pid=pid, beat_age=beats.get(owner)), located

@@ -52,11 +52,13 @@ class StepHolder(msgspec.Struct, frozen=True, kw_only=True):
 
 class QueuePlace(msgspec.Struct, frozen=True, kw_only=True):
     """Of an attempt in a queue: how many attempts in its partition are before it, of `waiting` ones there; `workers`:
-    those that live and take attempts of the queue. Each is None where it isn't known, or it is more than 1,000."""
+    those that live and take attempts of the queue. Each is None where it isn't known, or it is more than 1,000.
+    `paused`: who has paused the queue, and why, if somebody has."""
 
     before: int | None = None
     waiting: int | None = None
     workers: int | None = None
+    paused: str | None = None
 
 
 class Wait(msgspec.Struct, frozen=True, kw_only=True):

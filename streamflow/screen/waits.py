@@ -123,6 +123,8 @@ def _about_step(wait: Wait, now_ms: int) -> list[str]:
     elif (place := wait.place) is not None:
         before = [] if place.before is None else [f"{place.before:,} before it in its partition"]
         told = [*before, *([] if place.workers is None else [_workers(place.workers, wait.queue)])]
+        if place.paused is not None:
+            lines.append(f"queue {wait.queue} is paused {place.paused}".rstrip())
         lines.append(f"waits for a worker: {', '.join(told)}" if told else "waits for a worker")
     if wait.details is not None:
         ago = "" if wait.reported is None else f" {_ago(wait.reported, now_ms)} ago"

@@ -8,13 +8,13 @@ the screen, `status --check`, `status --json`.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
 
 from streamflow.settings import Settings
-from streamflow.status.model import NamespaceStatus
+from streamflow.status.model import NamespaceStatus, Queue
 from streamflow.text import plural
 
 QUARANTINE_MS = 24 * 3600 * 1000
@@ -68,6 +68,8 @@ def health(status: NamespaceStatus) -> list[Sentence]:
     if named := _first_of(unserved):
         command = f"streamflow worker --app APP --queue {shlex.quote(min(unserved))}"
         found.add("warning", "no_workers", f"no workers for queue {named}", command)
+    if paused := [queue for queue in status.queues if queue.paused is not None]:
+        found.add("note", "queue_paused", *_paused(paused))
     if impaired := _first_of(subject for beat in (*beats, *status.workers) for subject in beat.impaired):
         found.add("warning", "impaired", f"{impaired} impaired", "streamflow status")
     if hung := sum(beat.hung for beat in beats):
@@ -103,6 +105,15 @@ def _first_of(names: Iterable[str]) -> str:
     if not found:
         return ""
     return f"{found[0]} and {len(found) - 1} more" if len(found) > 1 else found[0]
+
+
+def _paused(queues: Sequence[Queue]) -> tuple[str, str]:
+    """The text about the one in which most waits, and how it is resumed."""
+    queue = min(queues, key=lambda queue: (-queue.waiting, queue.name))
+    who = "" if queue.paused is None else queue.paused.says()
+    others = f", and {len(queues) - 1} more" if len(queues) > 1 else ""
+    text = f"queue {queue.name} paused {who}".rstrip() + f" ({plural(queue.waiting, 'step')} waiting){others}"
+    return text, f"streamflow resume --queue {shlex.quote(queue.name)}"
 
 
 def _quarantined(status: NamespaceStatus) -> int:

@@ -161,13 +161,23 @@ async def test_commands_and_the_screen_say_who_has_paused_it(
         )
         assert "was paused already by " in await run("pause", "--queue", "gpu")
         await knows(worker, "gpu")
-        [queue] = (await run.data("status"))["queues"]
+        status = await run.data("status")
+        [queue] = status["queues"]
         assert (queue["name"], queue["paused"]["reason"]) == ("gpu", "the driver")
+        [paused] = [one for one in status["health"] if one["code"] == "queue_paused"]
+        assert (paused["level"], paused["command"].split(" --namespace")[0]) == (
+            "note",
+            "streamflow resume --queue gpu",
+        )
+        assert ": the driver (0 steps waiting)" in paused["text"]
         panel = queues_panel(await StatusCollector(client).collect(), 80)
         assert panel is not None
         assert "paused" in "\n".join(line.plain for line in panel.lines)
         assert "queue gpu goes on; it was paused by " in await run("resume", "--queue", "gpu")
         assert "error: queue gpu is not paused\n" in await run("resume", "--queue", "gpu", code=1)
+        await client.pause_queue("tpu")
+        assert "queue gpu is not paused; did you mean tpu?" in await run("resume", "--queue", "gpu", code=1)
+        assert "queue slow is not paused; paused are: tpu\n" in await run("resume", "--queue", "slow", code=1)
         assert await run.data("pause", "--queue", "new", "--force") == {
             "queue": "new",
             "paused": True,

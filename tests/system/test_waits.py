@@ -166,6 +166,10 @@ async def test_a_step_in_a_queue_has_a_place_and_then_a_worker(serve: Serve, wor
         wait = await the_wait(client, "render")
         assert (wait.kind, wait.queue, wait.holder) == ("step", "gpu", None)
         assert wait.place == sf.QueuePlace(before=0, waiting=1, workers=0)
+        await client.pause_queue("gpu", by="kim@box", reason="new driver")
+        wait = await the_wait(client, "render")
+        assert wait.place == sf.QueuePlace(before=0, waiting=1, workers=0, paused="by kim@box: new driver")
+        await client.resume_queue("gpu")
         async with work(app, "gpu"):
 
             async def has_worker() -> bool:

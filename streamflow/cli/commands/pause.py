@@ -41,9 +41,9 @@ def pause(queue: str, reason: str, force: bool, redis: str | None, namespace: st
                 await client.read_namespace()
                 known = await client.queues()
                 if queue not in known:
-                    names = f". Known queues: {', '.join(known)}" if known else ""
-                    hint = did_you_mean(queue, known)
-                    raise UsageError(f"no worker or step has used queue {queue}{hint}{names}. Add --force to pause it")
+                    names = f" Known queues: {', '.join(known)}." if known else ""
+                    hint = did_you_mean(queue, known) or "."
+                    raise UsageError(f"no worker or step has used queue {queue}{hint}{names} Add --force to pause it")
             return await client.pause_queue(queue, reason=reason, by=me())
 
     before = run_async(send)

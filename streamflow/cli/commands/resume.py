@@ -11,6 +11,7 @@ from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import print_json
+from streamflow.suggestions import did_you_mean
 
 
 @click.command()
@@ -29,15 +30,17 @@ def resume(queue: str, redis: str | None, namespace: str | None, as_json: bool) 
     from streamflow.screen.sanitize import safe
     from streamflow.store.pauses import Pause
 
-    async def send() -> Pause | None:
+    async def send() -> tuple[Pause | None, list[str]]:
         async with open_client(redis, namespace) as client:
-            return await client.resume_queue(queue)
+            before = await client.resume_queue(queue)
+            return before, [] if before is not None else [*await client.paused_queues()]
 
-    before = run_async(send)
+    before, paused = run_async(send)
     if as_json:
         print_json({"queue": queue, "paused": False, "already": before is None})
     elif before is None:
-        click.echo(f"error: queue {queue} is not paused", err=True)
+        others = f"; paused are: {', '.join(paused)}" if paused else ""
+        click.echo(safe(f"error: queue {queue} is not paused{did_you_mean(queue, paused) or others}", 500), err=True)
     else:
         click.echo(safe(f"queue {queue} goes on; it was paused {before.says()}".rstrip()))
     return 0 if before is not None else 1

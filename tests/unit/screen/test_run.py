@@ -64,7 +64,7 @@ from streamflow.screen.tables import (
     reasons_of,
     runs_table,
 )
-from streamflow.screen.waits import ChildWaits, owner_line, wait_text, waits_text
+from streamflow.screen.waits import ChildWaits, owner_line, wait_lines, wait_text, waits_text
 
 NOW = 1_700_000_000_000
 EVIL = "[/] [red]x \x1b[31m \x1b]52;c;aGk=\x07 \x9b2J \u202egnp \n"
@@ -657,6 +657,15 @@ def test_one_run_says_who_has_its_steps_and_what_its_children_wait_for() -> None
     assert "child pay pay-7\n             waits for step charge, attempt 3 in 38 s" in text
     assert "older part was not read" in text
     assert not HARMFUL.search(text)
+
+
+def test_a_step_that_waits_in_a_paused_queue_says_who_has_paused_it() -> None:
+    paused = msgspec.structs.replace(QUEUED, place=QueuePlace(before=0, workers=1, paused="by kim@box: new driver"))
+    assert wait_lines([paused], False, NOW, {})[1:] == [
+        "  queue gpu is paused by kim@box: new driver",
+        "  waits for a worker: 0 before it in its partition, 1 worker of queue gpu",
+    ]
+    assert not any("paused" in line for line in wait_lines([QUEUED], False, NOW, {}))
 
 
 def test_a_run_of_a_shard_without_an_owner_says_so() -> None:

@@ -11,6 +11,7 @@ import pytest
 from streamflow.status import words
 from streamflow.status.model import DaemonRow, NamespaceStatus, Quarantined, Queue, Server, WorkerRow
 from streamflow.status.words import Sentence, health, needs_a_person
+from streamflow.store.pauses import Pause
 from streamflow.wire import Heartbeat
 
 
@@ -66,6 +67,13 @@ CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
         Sentence("warning", "quarantined", "1 message quarantined", "streamflow quarantine list"),
     ),
     "aof_off": (status(server=Server(aof="off")), Sentence("note", "aof_off", "AOF off", "streamflow check")),
+    "queue_paused": (
+        status(queues=[Queue(name="gpu", waiting=3, workers=1, paused=Pause(1, "kim@box", "new driver"))]),
+        Sentence(
+            *("note", "queue_paused", "queue gpu paused by kim@box: new driver (3 steps waiting)"),
+            "streamflow resume --queue gpu",
+        ),
+    ),
     "draining": (status(Heartbeat(draining=True)), Sentence("note", "draining", "1 draining")),
 }
 
@@ -100,6 +108,13 @@ def test_the_worst_is_the_first_and_notes_are_the_last() -> None:
         *("runs_stuck", "quarantined"),
         *("aof_off", "draining"),
     ]
+
+
+def test_of_paused_queues_the_one_in_which_most_waits_is_named() -> None:
+    queues = [Queue(name=name, waiting=count, workers=1, paused=Pause(1)) for name, count in (("a", 0), ("b", 1))]
+    [sentence] = health(status(queues=queues))
+    assert sentence.text == "queue b paused (1 step waiting), and 1 more"
+    assert sentence.command == "streamflow resume --queue b"
 
 
 def test_commands_name_another_namespace_and_are_safe_to_paste() -> None:
