@@ -107,8 +107,12 @@ def attempts_before(transitions: Sequence[Transition], cause: Cause) -> list[Fai
                 at = datetime.fromtimestamp(transition.at / 1000, UTC)
                 attempt = FailedAttempt(event.attempt, at, event.ms, event.failure)
                 found.setdefault(event.seq, []).append(attempt)
-            elif isinstance(event, StepFailed) and (event.name, event.attempt) == (cause.step, cause.attempt):
-                last = found.get(event.seq, [])
+            elif isinstance(event, StepFailed) and event.name == cause.step:
+                attempts = found.setdefault(event.seq, [])
+                if event.attempt == cause.attempt:
+                    last = [*attempts]
+                at = datetime.fromtimestamp(transition.at / 1000, UTC)  # its last one, until the run was retried
+                attempts.append(FailedAttempt(event.attempt, at, event.ms, event.failure))
     return last
 
 

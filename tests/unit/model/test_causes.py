@@ -247,3 +247,18 @@ def test_the_attempts_before_are_those_of_the_call_that_failed() -> None:
         (2, 0.003, "2.2"),
     ]
     assert attempts_before(history, cause_of("a", "top", Failure("ValueError", "boom"))) == []
+
+
+def test_the_last_attempt_before_a_retry_is_one_of_the_attempts_before() -> None:
+    def retrying(attempt: int) -> Any:
+        return StepRetrying(1, "charge", attempt, 5.0, Failure("Timeout", f"{attempt}"), 99)
+
+    history = [
+        Transition(1, [StepScheduled(1, "charge", NOTHING), retrying(1)]),
+        Transition(2, [StepFailed(1, "charge", 2, 5.0, TIMEOUT)]),
+        Transition(3, [retrying(3)]),
+        Transition(4, [StepFailed(1, "charge", 4, 5.0, TIMEOUT)]),
+    ]
+    for last, before in ((2, [1]), (4, [1, 2, 3])):
+        cause = cause_of("a", "top", of_step("charge", last, TIMEOUT))
+        assert [one.attempt for one in attempts_before(history, cause)] == before
