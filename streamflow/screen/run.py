@@ -11,6 +11,7 @@ Owns: `RunDetail` and how it is drawn. Must not: fetch anything. Called by: `str
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -154,13 +155,19 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
                 lines.append(_fact("input", Text(preview(event.input, 2 * width)), width))
             elif isinstance(event, RunCompleted):
                 lines.append(_fact("result", Text(preview(event.result, 2 * width), style=OK), width))
-            elif isinstance(event, events.RunCancelled):
+            elif isinstance(event, events.RunCancelled) and event.reason:
                 lines.append(_fact("reason", safe_text(event.reason, WARN, 500), width))
             elif isinstance(event, events.RunFailed) and is_last:  # else it was retried, and goes on
                 lines.extend(_why(detail, event.failure, width))
     stuck = last_stuck(detail.transitions) if header.status == Status.STUCK else None
-    if stuck is not None and stuck[0].failure is not None:
-        lines.extend(_why(detail, stuck[0].failure, width))
+    if stuck is not None:
+        event, _ = stuck
+        if event.failure is not None:
+            lines.extend(_why(detail, event.failure, width))
+        else:  # whole: how its code and its history differ is nowhere else
+            told = textwrap.wrap(safe(event.reason, 1000), max(20, width - 11))
+            labels = itertools.chain(["reason"], itertools.repeat(""))
+            lines.extend(_fact(label, Text(line, WARN), width) for label, line in zip(labels, told, strict=False))
         how = f"when other code is deployed, or with streamflow retry {detail.run_id}"
         lines.append(_fact("goes on", safe_text(how, WARN, 500), width))
     return lines

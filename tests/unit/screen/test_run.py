@@ -659,6 +659,31 @@ def test_one_run_says_who_has_its_steps_and_what_its_children_wait_for() -> None
     assert not HARMFUL.search(text)
 
 
+def test_a_run_that_is_stuck_without_a_bug_shows_the_whole_reason() -> None:
+    reason = "history and code differ at event 17: the code wants step ship, and the history has step charge, the first"
+    detail = RunDetail(
+        run_id="s-1",
+        header=Header("stuck", 2, "c", NOW - 1000, 0, "w", "", ""),
+        transitions=[Transition(NOW - 1000, [RunStarted("w", "", NOTHING), RunStuck("w", "", reason)])],
+        now_ms=NOW,
+    )
+    text = " ".join(" ".join(line.plain for line in run_lines(detail, 80)).split())
+    assert f"reason {reason} goes on when other code is deployed, or with streamflow retry s-1" in text
+
+
+def test_a_cancel_without_a_reason_has_no_line_for_it() -> None:
+    for reason in ("", "too late"):
+        cancelled = events.RunCancelled("w", "", 5, reason)
+        detail = RunDetail(
+            run_id="c-1",
+            header=Header("cancelled", 2, "c", NOW - 1000, NOW, "w", "", ""),
+            transitions=[Transition(NOW - 1000, [RunStarted("w", "", NOTHING), cancelled])],
+            now_ms=NOW,
+        )
+        lines = [line.plain.rstrip() for line in run_lines(detail, 80)]
+        assert [line for line in lines if line.startswith("reason")] == ([f"reason     {reason}"] if reason else [])
+
+
 def test_a_step_that_waits_in_a_paused_queue_says_who_has_paused_it() -> None:
     paused = msgspec.structs.replace(QUEUED, place=QueuePlace(before=0, workers=1, paused="by kim@box: new driver"))
     assert wait_lines([paused], False, NOW, {})[1:] == [
