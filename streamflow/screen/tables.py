@@ -133,7 +133,7 @@ def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
         table.add_column("STARTED", no_wrap=True)
     table.add_column("TOOK", no_wrap=True, justify="right")
     # The width without all of these at their widest, and without the gaps.
-    remaining = width - min(36, max([3, *(len(row.run_id) for row in rows)])) - 2
+    remaining = width - min(36, max([12, *(len(row.run_id) for row in rows)])) - 2
     remaining -= min(workflow_width, max([8, *(len(row.workflow) for row in rows)])) + 2
     remaining -= min(tenant_width, max([6, *(len(row.tenant) for row in rows)])) + 2 if tenants else 0
     remaining -= max([6, *(len(row.status) for row in rows)]) + 2 + 8 + 2

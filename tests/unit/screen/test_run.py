@@ -684,6 +684,17 @@ def test_a_cancel_without_a_reason_has_no_line_for_it() -> None:
         assert [line for line in lines if line.startswith("reason")] == ([f"reason     {reason}"] if reason else [])
 
 
+@pytest.mark.parametrize("run_id", ["r", "r" * 11, "r" * 12, "r" * 20])
+def test_what_is_cut_in_a_listing_ends_with_an_ellipsis(run_id: str) -> None:
+    row = RunRow(
+        run_id=run_id, workflow="pic", tenant="", status="stuck", started=NOW, reason="TypeError: " + "x" * 200
+    )
+    for width in (80, 100, 120):
+        out = io.StringIO()
+        Console(file=out, width=width, color_system=None).print(runs_table([row], NOW + 100, width))
+        assert out.getvalue().splitlines()[1].rstrip().endswith("x…")
+
+
 def test_a_step_that_waits_in_a_paused_queue_says_who_has_paused_it() -> None:
     paused = msgspec.structs.replace(QUEUED, place=QueuePlace(before=0, workers=1, paused="by kim@box: new driver"))
     assert wait_lines([paused], False, NOW, {})[1:] == [
