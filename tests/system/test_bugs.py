@@ -217,6 +217,18 @@ async def test_a_stuck_run_is_tried_again_by_the_same_code_on_request(serve: Ser
         assert len(RAN) == 6
 
 
+async def test_a_command_that_waits_for_a_run_says_that_it_is_stuck(
+    serve: Serve, embedded_server: EmbeddedServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamflow.cli.commands.enqueue.LOOK_EVERY", 0.05)
+    run = Shell(embedded_server.url, namespace)
+    async with serve(release()):
+        wait = ("enqueue", "order", "--input", '"tea"', "--wait", "--id", "o")
+        said = await run(*wait, "--timeout", "3", code=1)
+        assert said.count("run o is stuck: KeyError: 'amont'") == 1
+        assert "it goes on when other code is deployed, or with streamflow retry o\n" in said
+
+
 async def test_a_reducer_is_tried_again_and_one_that_diverged_stays_stuck(serve: Serve) -> None:
     async with serve(release(), crash=True) as (client, _):
         run: sf.Run[Any] = await client.start("tally", id="tally")
@@ -260,22 +272,14 @@ async def test_a_failed_run_whose_code_has_a_bug_now_is_not_retried(serve: Serve
         assert await run.result(DEADLINE) == "declined"
 
 
-async def test_who_waits_for_it_is_told_why(
-    serve: Serve, embedded_server: EmbeddedServer, namespace: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("streamflow.cli.commands.enqueue.LOOK_EVERY", 0.05)
-    app = release()
-    async with serve(app) as (client, _):
+async def test_who_waits_for_it_is_told_why(serve: Serve) -> None:
+    async with serve(release()) as (client, _):
         run = await client.start("order", "hat", id="o1")
         await status_of(run, sf.Status.STUCK)
         with pytest.raises(TimeoutError) as late:
             await run.result(0.05)
         why = "run o1 has not ended within 0.05 s: it is stuck until its code is mended: KeyError: 'amont' (File"
         assert str(late.value).startswith(why)
-        shell = Shell(embedded_server.url, namespace)
-        words = ("enqueue", "order", "--id", "o2", "--input", '"hat"', "--wait", "--timeout", "2")
-        said = await shell(*words, code=1)
-        assert said.count("run o2 is stuck until its code is mended: KeyError: 'amont'") == 1
 
 
 async def test_who_waits_for_one_that_goes_on_is_told_so(serve: Serve) -> None:

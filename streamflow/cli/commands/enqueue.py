@@ -7,7 +7,6 @@ arguments are bound (workflow_input.py does). Called by: the group in `cli`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 WAIT_PATIENCE = 60.0
 """Seconds that --wait continues while the server can't be reached: its restart must not end the wait for a long run."""
 LOOK_EVERY = 2.0
-"""Seconds between two looks whether a run that is waited for is stuck."""
+"""Seconds between two looks of --wait at whether the run is stuck, which doesn't end it and could last for days."""
 
 
 class _Enqueue(click.Command):
@@ -94,7 +93,8 @@ def enqueue(
     """Start a run of a workflow, or one run per line of a file.
 
     The input is JSON: the argument itself if the workflow takes one; an array, or an object by name, if it takes
-    several. With --wait, the exit code is 1 if the run fails or is cancelled.
+    several. With --wait, the exit code is 1 if the run fails or is cancelled. Of a run that is stuck it prints why to
+    stderr, and waits on.
 
     A line of --file is {"id": …, "input": …, "tenant": …}; all fields are optional. A line without an id gets one that
     is made from its content and its line number. Giving the same file again therefore starts no run twice, even after
@@ -148,30 +148,14 @@ def _read(text: str) -> str | bytes:
     return text
 
 
-async def _tell_if_stuck(run: Run[Any]) -> None:
-    """Say once on stderr that the run is stuck: without that, nothing tells why there is no result."""
-    from streamflow.errors import StreamflowError
-    from streamflow.screen.sanitize import safe
-
-    while True:
-        await asyncio.sleep(LOOK_EVERY)
-        with contextlib.suppress(StreamflowError):
-            if reason := (await run.describe(waits=False)).reason:
-                click.echo(safe(f"run {run.id} is stuck until its code is mended: {reason}"), err=True)
-                return
-
-
 async def _wait(client: Client, run: Run[Any], timeout: float | None, as_json: bool) -> int:
     from streamflow import errors
 
     client.store.patience = WAIT_PATIENCE
     outcome: dict[str, Any] = {"run_id": run.id, "created": run.created}
+    looking = asyncio.create_task(_say_when_stuck(run))
     try:
-        telling = asyncio.create_task(_tell_if_stuck(run))
-        try:
-            result = plain_value(await run.result(timeout))
-        finally:
-            telling.cancel()
+        result = plain_value(await run.result(timeout))
     except (errors.RunFailed, errors.RunCancelled) as error:
         if not as_json:
             raise
@@ -180,5 +164,25 @@ async def _wait(client: Client, run: Run[Any], timeout: float | None, as_json: b
         else:
             print_json({**outcome, "status": "cancelled", "reason": str(error)})
         return 1
+    finally:
+        looking.cancel()
     print_json({**outcome, "status": "completed", "result": result} if as_json else result)
     return 0
+
+
+async def _say_when_stuck(run: Run[Any]) -> None:
+    """Once for each reason."""
+    from streamflow.errors import StreamflowError
+    from streamflow.screen.sanitize import safe
+
+    said = ""
+    while True:
+        await asyncio.sleep(LOOK_EVERY)
+        try:
+            found = await run.describe(waits=False)
+        except StreamflowError:  # the wait itself says what is wrong
+            continue
+        if found.status == "stuck" and found.reason != said:
+            said = found.reason
+            how = f"it goes on when other code is deployed, or with streamflow retry {run.id}"
+            click.echo(safe(f"run {run.id} is stuck: {said}; {how}", 2000), err=True)
