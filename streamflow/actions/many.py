@@ -21,7 +21,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,15 +77,24 @@ class BulkOutcome(msgspec.Struct, frozen=True):
 
 
 class Bulk:
-    """Frozen targets. `sample`: the first of them, unless they were frozen before; `by`: who does it."""
+    """Frozen targets. `sample`: the first of them, and `workflows`: of which they all are, unless they were frozen
+    before; `by`: who does it."""
 
     def __init__(
-        self, client: Runs, file: TargetFile, sample: list[RunSummary], by: str, *, read_only: bool = False
+        self,
+        client: Runs,
+        file: TargetFile,
+        sample: list[RunSummary],
+        by: str,
+        *,
+        workflows: Iterable[str] = (),
+        read_only: bool = False,
     ) -> None:
         self.file = file
         self.by = by
         self.action = file.head.action
         self.sample = sample
+        self.workflows = sorted(workflows)
         self._client = client
         self._read_only = read_only
         self._stopping = False
@@ -316,18 +325,20 @@ async def freeze(
     by = by or me()
     file = TargetFile.create(path or default_path(action), action, filters, name, namespace.identity, by)
     sample: list[RunSummary] = []
+    workflows: set[str] = set()
     try:
         async for runs in client._every(within, **filters):
             chosen = [run for run in runs if not action.check(run)]
             file.add([Target(run.id, round(run.created.timestamp() * 1000)) for run in chosen])
             sample += chosen[: SAMPLE - len(sample)]
+            workflows.update(run.workflow for run in chosen)
             if on_found is not None:
                 on_found(file.count)
         file.complete()
     except BaseException:
         file.delete()
         raise
-    return Bulk(client, file, sample, by, read_only=read_only)
+    return Bulk(client, file, sample, by, workflows=workflows, read_only=read_only)
 
 
 async def open_file(client: Runs, path: Path, *, by: str = "", read_only: bool = False) -> Bulk:

@@ -171,14 +171,20 @@ def auditing(file: str | None) -> Generator[None]:
 # --- many -------------------------------------------------------------------------------------------------------------
 
 
-def act_in_bulk(action: AnyAction | None, name: str, choice: Choice) -> int:
+def act_in_bulk(
+    action: AnyAction | None,
+    name: str,
+    choice: Choice,
+    check: Callable[[Client, list[str]], Awaitable[None]] | None = None,
+) -> int:
     """Do it to all runs that the filters choose, or that are left in a file (then `action` is None). Returns the exit
-    code: 1 if it couldn't be done to some, or if it was stopped."""
+    code: 1 if it couldn't be done to some, or if it was stopped. `check` is called with the workflows of the chosen
+    runs; what it raises ends the command before anything is done."""
     with contextlib.ExitStack() as stack:
         path = None if choice.targets is None else Path(choice.targets)
         if choice.dry_run:
             path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "targets.jsonl"
-        bulk = _open(name, choice) if action is None else _freeze(action, path, choice)
+        bulk = _open(name, choice) if action is None else _freeze(action, path, choice, check)
         if choice.dry_run:
             return _show(bulk, choice)
         if bulk.file.count == 0:
@@ -204,13 +210,25 @@ def act_in_bulk(action: AnyAction | None, name: str, choice: Choice) -> int:
         return _report(bulk, outcome, choice)
 
 
-def _freeze(action: AnyAction, path: Path | None, choice: Choice) -> Bulk:
+def _freeze(
+    action: AnyAction,
+    path: Path | None,
+    choice: Choice,
+    check: Callable[[Client, list[str]], Awaitable[None]] | None,
+) -> Bulk:
     async def freeze() -> Bulk:
         from streamflow.actions import freeze
 
         async with open_client(choice.redis, choice.namespace) as client:
             with _counting() as found:
-                return await freeze(client, action, path, on_found=found, **choice.filters)
+                bulk = await freeze(client, action, path, on_found=found, **choice.filters)
+            try:
+                if check is not None:
+                    await check(client, bulk.workflows)
+            except BaseException:
+                bulk.file.delete()
+                raise
+            return bulk
 
     return run_async(freeze)
 

@@ -67,6 +67,28 @@ async def test_commands_refuse_what_the_workflow_could_not_take(
         assert "it isn't of the type" in await run("show", "s")
 
 
+async def test_a_signal_for_many_runs_is_refused_if_one_of_them_can_not_take_it(
+    serve: Serve, embedded_server: EmbeddedServer, namespace: str, tmp_path: Path
+) -> None:
+    """Whichever filters choose them, and before any run gets it."""
+    run = Shell(embedded_server.url, namespace)
+    targets = tmp_path / "targets.jsonl"
+    everybody = ("signal", "--status", "running", "--yes", "--targets", str(targets))
+    async with serve(app, shards=4) as (client, _):
+        await client.start(selling, Order("ab"), id="s")
+        await client.start(waiting, 1, id="w")
+        await reduced(client, "s")
+        await reduced(client, "w")
+        refused = await run(*everybody, "aprove", "true", code=2)
+        assert "workflow selling takes no signal 'aprove'; did you mean approve?" in refused
+        assert "approve of workflow selling is not a bool" in await run(*everybody, "approve", "3", code=2)
+        assert not targets.exists()
+        for run_id in ("s", "w"):
+            assert "SignalReceived" not in await names_of(client.run(run_id))
+        assert "signalled 2 " in await run(*everybody, "approve", "true")
+        assert "signalled 2 " in await run(*everybody, "aprove", "--force")
+
+
 async def test_a_workflow_that_declares_nothing_takes_every_name(
     serve: Serve, embedded_server: EmbeddedServer, namespace: str
 ) -> None:

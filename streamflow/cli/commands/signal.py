@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamflow.cli.acting import Choice, act, act_in_bulk, acting_options
-from streamflow.cli.connection import open_client
-from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import checked_id, parse_json
 from streamflow.errors import UsageError
 
@@ -30,7 +28,8 @@ def signal(arguments: tuple[str, ...], force: bool, choice: Choice) -> int:
     run's workflow declares its signals, others are refused, and so are values of another type.
 
     With filters instead of RUN it is for all open runs that match: their number and some of them are shown first, and
-    it asks, unless --yes is given. Each gets the signal once, also if the command is killed and resumed.
+    it asks, unless --yes is given. Each gets the signal once, also if the command is killed and resumed. If a workflow
+    among them can't take it, none gets it.
 
     \b
     Examples:
@@ -60,12 +59,11 @@ def signal(arguments: tuple[str, ...], force: bool, choice: Choice) -> int:
         if not force:
             await Door(client).check("signal", run, name, value)
 
-    async def check_workflow(workflow: str) -> None:
-        async with open_client(choice.redis, choice.namespace) as client:
-            await Door(client).check_workflow("signal", workflow, name, value)
+    async def check_workflows(client: Client, workflows: list[str]) -> None:
+        door, named = Door(client), choice.filters.get("workflow")
+        for workflow in [*workflows, *([named] if named else [])]:  # also if no run of it is chosen
+            await door.check_workflow("signal", workflow, name, value)
 
     if not choice.is_bulk:
         return act(action, runs[0], choice, check)
-    if not force and (workflow := choice.filters.get("workflow")):
-        run_async(lambda: check_workflow(workflow))
-    return act_in_bulk(action, "signal", choice)
+    return act_in_bulk(action, "signal", choice, None if force else check_workflows)
