@@ -36,7 +36,7 @@ class Retry(Action, frozen=True, kw_only=True, tag="retry"):
     def question(self, what: str) -> str:
         if self.step is not None:
             return f"Give up the current attempt of step {self.step} of {what}, and begin the next one?"
-        return f"Retry {what}, from the failed step on? Recorded results are kept."
+        return f"Retry {what}, from where it went wrong? Recorded results are kept."
 
     def words(self) -> list[str]:
         step = [] if self.step is None else ["--step", self.step]

@@ -30,7 +30,7 @@ def summary(status: Status) -> RunSummary:
         (actions.Cancel(), "Cancel run r1? Clean-up code runs, sagas are undone, and children are cancelled, too."),
         (actions.Terminate(), "Terminate run r1? No clean-up code runs, and sagas are not compensated."),
         (APPROVE, "Send signal approve to run r1?"),
-        (actions.Retry(), "Retry run r1, from the failed step on? Recorded results are kept."),
+        (actions.Retry(), "Retry run r1, from where it went wrong? Recorded results are kept."),
         (actions.Retry(step="x"), "Give up the current attempt of step x of run r1, and begin the next one?"),
         (actions.Forget(), "Delete run r1, with history and published values? Nothing brings them back."),
     ],
