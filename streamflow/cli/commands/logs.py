@@ -38,8 +38,8 @@ def logs(run: str, follow: bool, steps: tuple[str, ...], log_file: str | None, a
     """Show what a run and its steps have logged, where that is in a file.
 
     `streamflow dev` writes such a file, daemons and workers with --log-file do. Each has the lines of what was done on
-    its machine, and the newest 16 to 32 MiB of them. With --json, prints the lines as they are in the file. Of logs
-    that go to stderr, search where they are collected for the field `run`.
+    its machine, and the newest 16 to 32 MiB of them. RUN is a whole id: no server is asked. With --json, prints the
+    lines as they are in the file. Of logs that go to stderr, search where they are collected for the field `run`.
 
     \b
     Example:
