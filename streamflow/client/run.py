@@ -128,7 +128,8 @@ class Run(Generic[R]):
         """Why the run is stuck; empty if it isn't, or if that can't be found out at once."""
         try:
             async with asyncio.timeout(ASK_SECONDS):
-                return (await self.describe(waits=False)).reason
+                found = await self.describe(waits=False)
+                return found.reason if found.status == Status.STUCK else ""  # that of a cancel is another one
         except (errors.StreamflowError, TimeoutError):
             return ""
 

@@ -282,6 +282,16 @@ async def test_who_waits_for_it_is_told_why(serve: Serve) -> None:
         assert str(late.value).startswith(why)
 
 
+async def test_the_reason_of_a_cancel_is_not_told_as_that_of_a_stuck_run(serve: Serve) -> None:
+    async with serve(release("mended")) as (client, _):
+        run = await client.start("order", "hat", id="o1")
+        await run.cancel("too late")
+        await status_of(run, sf.Status.CANCELLED)
+        with pytest.raises(TimeoutError) as late:
+            await run.result(0)
+        assert "stuck" not in str(late.value)
+
+
 async def test_who_waits_for_one_that_goes_on_is_told_so(serve: Serve) -> None:
     async with serve(release("mended")) as (client, _):
         run = await client.start("order", "hat", id="o1")
