@@ -334,11 +334,23 @@ async def freeze(
             workflows.update(run.workflow for run in chosen)
             if on_found is not None:
                 on_found(file.count)
+        sample = [await _with_reason(client, run) for run in sample]
         file.complete()
     except BaseException:
         file.delete()
         raise
     return Bulk(client, file, sample, by, workflows=workflows, read_only=read_only)
+
+
+async def _with_reason(client: Runs, run: RunSummary) -> RunSummary:
+    """With why it is stuck, which isn't read of all runs."""
+    if run.status != Status.STUCK or run.error or run.reason:
+        return run
+    with suppress(StreamflowError):
+        found = await client.run(run.id).describe(waits=False)
+        if found.status == Status.STUCK:
+            return msgspec.structs.replace(run, reason=found.reason, error=found.error)
+    return run
 
 
 async def open_file(client: Runs, path: Path, *, by: str = "", read_only: bool = False) -> Bulk:

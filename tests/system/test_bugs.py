@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import streamflow as sf
+from streamflow import actions
 from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.events import RunStuck, SignalReceived, StepCompleted
@@ -227,6 +229,21 @@ async def test_a_command_that_waits_for_a_run_says_that_it_is_stuck(
         said = await run(*wait, "--timeout", "3", code=1)
         assert said.count("run o is stuck: KeyError: 'amont'") == 1
         assert "it goes on when other code is deployed, or with streamflow retry o\n" in said
+
+
+async def test_stuck_runs_are_retried_together_and_their_sample_says_why(serve: Serve, tmp_path: Path) -> None:
+    async with serve(release()) as (client, daemon):
+        runs = [await client.start("convert", amount, id=f"of-{amount}") for amount in (5, 6)]
+        for run in runs:
+            await happened(run, RunStuck)
+        await is_settled(daemon)
+        RATES["chf"] = 2
+        frozen = await actions.freeze(client, actions.Retry(), tmp_path / "targets", status=sf.Status.STUCK)
+        assert {(run.id, run.error) for run in frozen.sample} == {(run.id, "KeyError: 'chf'") for run in runs}
+        outcome = await frozen.run()
+        frozen.close()
+        assert (outcome.targets, outcome.done, outcome.failed) == (2, 2, 0)
+        assert [await run.result(DEADLINE) for run in runs] == [10, 12]
 
 
 async def test_a_reducer_is_tried_again_and_one_that_diverged_stays_stuck(serve: Serve) -> None:
