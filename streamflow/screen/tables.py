@@ -136,7 +136,8 @@ def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
     remaining = width - min(36, max([12, *(len(row.run_id) for row in rows)])) - 2
     remaining -= min(workflow_width, max([8, *(len(row.workflow) for row in rows)])) + 2
     remaining -= min(tenant_width, max([6, *(len(row.tenant) for row in rows)])) + 2 if tenants else 0
-    remaining -= max([6, *(len(row.status) for row in rows)]) + 2 + 8 + 2
+    tooks = [duration(max(0, (row.ended or now_ms) - row.started)) for row in rows]
+    remaining -= max([6, *(len(row.status) for row in rows)]) + 2 + max([8, *map(len, tooks)]) + 2
     remaining -= (11 if narrow else 19) + 2 if started else 0
     if whys or waits:
         share = remaining // 2 if attributes else remaining
@@ -147,16 +148,14 @@ def runs_table(rows: list[RunRow], now_ms: int, width: int = 100) -> Table:
         remaining -= share + 2
     if attributes:
         table.add_column("ATTRIBUTES", no_wrap=True, overflow="ellipsis", max_width=max(20, remaining))
-    for row in rows:
-        open_run = row.ended == 0
+    for row, took in zip(rows, tooks, strict=True):
         cells = [Text(safe(row.run_id)), safe_text(row.workflow)]
         if tenants:
             cells.append(safe_text(row.tenant or "-", MUTED))
         cells.append(safe_text(row.status, STATUS.get(row.status, "")))
         if started:
             cells.append(Text(moment(row.started)[5:16] if narrow else moment(row.started), style=MUTED))
-        took = duration(max(0, (now_ms if open_run else row.ended) - row.started))
-        cells.append(Text(took, style=BUSY if open_run else ""))
+        cells.append(Text(took, style="" if row.ended else BUSY))
         if whys or waits:
             why = row.reason or row.error
             style = WARN if row.reason else BAD if row.error else MUTED

@@ -685,13 +685,14 @@ def test_a_cancel_without_a_reason_has_no_line_for_it() -> None:
 
 
 @pytest.mark.parametrize("run_id", ["r", "r" * 11, "r" * 12, "r" * 20])
-def test_what_is_cut_in_a_listing_ends_with_an_ellipsis(run_id: str) -> None:
+@pytest.mark.parametrize("took", [100, 18 * 60_000 + 49_000, 400 * 24 * 3_600_000])
+def test_what_is_cut_in_a_listing_ends_with_an_ellipsis(run_id: str, took: int) -> None:
     row = RunRow(
         run_id=run_id, workflow="pic", tenant="", status="stuck", started=NOW, reason="TypeError: " + "x" * 200
     )
     for width in (80, 100, 120):
         out = io.StringIO()
-        Console(file=out, width=width, color_system=None).print(runs_table([row], NOW + 100, width))
+        Console(file=out, width=width, color_system=None).print(runs_table([row], NOW + took, width))
         assert out.getvalue().splitlines()[1].rstrip().endswith("x…")
 
 
