@@ -471,7 +471,8 @@ class Transition(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 class Awaited(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A signal that the code waits for, or a question: then `key` begins with a question mark. `type`: what its value
-    has to be, empty for anything. `until`: when the first of the waits for it times out (ms), 0 if none does."""
+    has to be, empty for anything. `until`: when the first of the waits for it times out (ms), 0 if none does; if they
+    are more than 100, of the oldest 100."""
 
     key: str
     type: str = ""

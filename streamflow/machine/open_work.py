@@ -12,6 +12,7 @@ import contextvars
 import random
 from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from streamflow import events
@@ -54,6 +55,8 @@ NOT_STUCK: Stuck = ("", 0, None)
 """Why and since when a run is stuck that isn't, or whose record doesn't say it any more."""
 AWAITED_BYTES = 200
 """Of what is recorded with a transition about the signals and questions that a run waits for, if they are several."""
+MOST_WAITS = 100
+"""Waits for one name, the oldest, of which it is recorded when the first times out: that is done in each transition."""
 FEW_CLOSED = 4
 """Numbers that are recorded without a look whether the others would be fewer."""
 MAX_WORKER_LOSSES = 3
@@ -439,7 +442,7 @@ class OpenWork:
 
 
 def _awaited(key: str, waits: Sequence[SignalWait]) -> Awaited:
-    dues = [wait.due for wait in waits if wait.due]
+    dues = [wait.due for wait in islice(waits, MOST_WAITS) if wait.due]
     return Awaited(key, type_text(waits[0].type), min(dues, default=0))
 
 

@@ -7,10 +7,13 @@ from typing import Any
 from hypothesis import given, settings
 
 from streamflow.events import decode_recorded
+from streamflow.machine.open_work import MOST_WAITS
 from streamflow.machine.retry_point import CannotRetry
 from streamflow.machine.run import RunMachine
 from streamflow.model.payload_types import type_text
 from streamflow.model.waits import Wait, waits_of
+from streamflow.workflow import api as sf
+from streamflow.workflow.app import App
 from tests.support.machine_driver import Run
 from tests.unit.machine.test_properties import _inputs, app, moves, programs
 
@@ -69,3 +72,16 @@ def test_a_record_says_what_the_machine_waits_for(program: Any, turns: Any) -> N
         assert _told(run) == _known(run.machine)
         inputs, after = _inputs(run.machine, turn)
         run.advance(*inputs, after=after)
+
+
+def test_of_many_waits_for_one_name_few_are_looked_at() -> None:
+    """It is done in each transition, and a run may have ten thousand of them."""
+    many = App()
+
+    @many.workflow
+    async def patient() -> None:
+        await sf.gather(*(sf.signal("go", int, 1000 - number) for number in range(MOST_WAITS + 10)))
+
+    [wait] = waits_of(map(decode_recorded, Run(many, "patient", at=1000).elements))
+    assert wait.until is not None
+    assert wait.until.timestamp() == 1 + 1000 - (MOST_WAITS - 1)
