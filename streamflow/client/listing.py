@@ -47,6 +47,7 @@ from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel, listed_under
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace
+from streamflow.store.queues import clock_of
 
 T = TypeVar("T")
 
@@ -319,11 +320,13 @@ class Listings:
         self.waits = WaitReader(keys, batcher)
 
     async def served(self) -> dict[str, WorkflowInfo]:
-        """As `workflows`, with what no daemon has any more marked so."""
+        """As `workflows`, with what no daemon has any more marked so. Notes from before the server's clock was set back
+        say nothing about others until their time has come."""
         seen: dict[bytes, bytes] = await self._batcher.call(Call.plain("HGETALL", self._keys.served))
+        time = clock_of(await self._batcher.call(Call.plain("TIME", near=self._keys.served)))
         infos = await self.workflows()
         times = {name.decode(errors="replace"): int(ms) for name, ms in seen.items() if ms.isdigit()}
-        newest = max(times.values(), default=0)
+        newest = max((at for at in times.values() if at <= time + UNSERVED_MS // 2), default=0)
         for name, info in infos.items():
             if name in times and newest - times[name] > UNSERVED_MS:
                 infos[name] = msgspec.structs.replace(info, unserved_ms=newest - times[name])

@@ -113,6 +113,13 @@ async def test_a_file_of_inputs_is_checked_line_by_line(
         assert {one.id for one in await client.runs()} == {"a", "c"}
 
 
+async def until_noted(client: sf.Client, workflow: bytes) -> None:
+    async def noted() -> bool:
+        return workflow in await client.store.one(Call.plain("HGETALL", client.keys.served))
+
+    await until(noted)
+
+
 async def test_a_workflow_that_only_earlier_daemons_had_is_refused(
     serve: Serve, embedded_server: EmbeddedServer, namespace: str
 ) -> None:
@@ -125,11 +132,7 @@ async def test_a_workflow_that_only_earlier_daemons_had_is_refused(
     later = sf.App()
     later.workflow(selling.function)
     async with serve(later, shards=4) as (client, _):
-
-        async def noted() -> bool:
-            return b"selling" in await client.store.one(Call.plain("HGETALL", client.keys.served))
-
-        await until(noted)
+        await until_noted(client, b"selling")
         assert (await client.workflows())["waiting"].unserved_ms == 0, "its daemon has only just ended"
         times = await client.store.one(Call.plain("HGETALL", client.keys.served))
         before = int(times[b"selling"]) - 3 * 60_000
@@ -140,6 +143,15 @@ async def test_a_workflow_that_only_earlier_daemons_had_is_refused(
         assert "no daemon has had it" in await run("workflows", "waiting")
         assert await run("enqueue", "waiting", "--id", "x", "--input", "1", "--force") == "started x\n"
         assert {one.id for one in await client.runs()} == {"w", "x"}
+
+
+async def test_a_note_from_a_clock_that_was_ahead_refuses_no_workflow(serve: Serve) -> None:
+    """Of a workflow that is gone it stays; those of daemons that run are behind it until the clock gets there."""
+    async with serve(app, shards=4) as (client, _):
+        await until_noted(client, b"selling")
+        now = int((await client.store.one(Call.plain("HGETALL", client.keys.served)))[b"selling"])
+        await client.store.one(Call.plain("HSET", client.keys.served, "gone", now + 3_600_000))
+        assert {info.unserved_ms for info in (await client.workflows()).values()} == {0}
 
 
 async def test_what_is_registered_is_listed(serve: Serve, embedded_server: EmbeddedServer, namespace: str) -> None:
