@@ -539,7 +539,7 @@ class CoroutineMachine(RunMachine):
         for ask_id, name in list((self._asked or {}).items()):
             self.answer(AskAnswered(ask_id, name, failure=refusal))
         dropped = self._drop_untaken()
-        carried = [event for queue in (self._buffered or {}).values() for event in queue]
+        carried = [event for queue in (self._buffered or {}).values() for event in queue] + self.take_late()
         awaited_children = [call for call in self.children.values() if call.on_parent_end == "wait"]
         event = self.decide(
             RunContinued(
@@ -562,6 +562,11 @@ class CoroutineMachine(RunMachine):
         self.effects.fresh = True
         self.events_count = 0
         self._begin_generation(event)
+
+    def take_late(self) -> list[SignalReceived | AskReceived]:
+        """The messages that were recorded while the run was stuck, and that its code hasn't got yet. They are lost with
+        the record of this generation, unless the next one has them; other facts were for this one."""
+        return []
 
     def _begin_generation(self, event: RunContinued) -> None:
         self.seq = event.seq

@@ -9,6 +9,7 @@ compares its decisions with the recorded ones.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -77,7 +78,7 @@ class _Divergence(Unwinding):
 class WorkflowMachine(CoroutineMachine):
     """A run whose code is coroutines, live or in a replay."""
 
-    __slots__ = ("_divergence", "_held", "_position", "_recorded", "_replayed")
+    __slots__ = ("_divergence", "_held", "_late", "_position", "_recorded", "_replayed")
 
     def __init__(self, app: App, partition: Partition, run_id: str, workflow: str = "") -> None:
         super().__init__(app, partition, run_id, workflow)
@@ -90,6 +91,8 @@ class WorkflowMachine(CoroutineMachine):
         """Number of events in the history before that transition."""
         self._held: list[tuple[AnyEvent, Operation | None]] | None = None
         """Facts that were received while the run was stuck, and that are delivered when it resumes."""
+        self._late: deque[tuple[AnyEvent, Operation | None]] | None = None
+        """Those that are not delivered yet, while it resumes."""
 
     def replay(self, transitions: list[Transition], retry: RetryPoint | None = None) -> Generator[None]:
         """Bring a new machine to the end of a history, with a pause after each `PIECE` facts. A divergence parks it:
@@ -203,11 +206,18 @@ class WorkflowMachine(CoroutineMachine):
         return None
 
     def _resume_code(self) -> None:
-        held, self._held = self._held or [], None
-        for event, operation in held:
-            self._deliver_recorded(event, operation, strict=False)
-            if self.ended:
-                return
+        late = self._late = deque(self._held or ())
+        self._held = None
+        while late and not self.ended:
+            self._deliver_recorded(*late.popleft(), strict=False)
+        self._late = None
+
+    def take_late(self) -> list[SignalReceived | AskReceived]:
+        if not self._late:
+            return []
+        messages = [event for event, _ in self._late if isinstance(event, (SignalReceived, AskReceived))]
+        self._late.clear()
+        return messages
 
     def _deliver_recorded(self, event: AnyEvent, operation: Operation | None, *, strict: bool) -> None:
         """`strict`: the run's code received this fact when it was recorded, so it must match."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
 import streamflow as sf
 from streamflow.errors import Failure
-from streamflow.events import CancelRequested, RunResumed, RunStuck, SignalReceived
+from streamflow.events import AskReceived, CancelRequested, RunContinued, RunResumed, RunStuck, SignalReceived
 from streamflow.machine.factory import new_machine, parked_for, rehydrate
 from streamflow.machine.transition import Due, Effects, Outcome
 from streamflow.model.record import Header, Status
@@ -390,6 +390,33 @@ def test_a_bug_in_the_second_generation_keeps_the_first() -> None:
     run = started(at_once)
     parks(run, done(1, 1))
     assert run.names == ["RunStarted", "StepScheduled", "RunStuck", "StepCompleted"], "it has not continued either"
+
+
+def test_messages_that_came_meanwhile_are_carried_into_a_new_generation() -> None:
+    """The record of that begins with it: what it doesn't carry over is lost with the first owner."""
+
+    async def flow(n: int = 0) -> Any:
+        await act(n)
+        if not n:
+            {}["b"]
+        return None
+
+    async def fixed(n: int = 0) -> Any:
+        await act(n)
+        if not n:
+            raise sf.ContinueAs(n + 1)
+        return [await sf.signal("tip", int), await sf.signal("tip", int), (await sf.question("how", str)).value]
+
+    run = started(flow)
+    run.advance(tip := SignalReceived("tip", raw(1)))
+    parks(run, done(1, 1))
+    run.advance(later := SignalReceived("tip", raw(2)), asked := AskReceived("f" * 32, "how", raw("so")))
+    effects = goes_on(run, fixed)
+    assert kinds(effects) == ["RunResumed", "RunContinued", "StepScheduled"]
+    assert cast("RunContinued", effects.events[1]).carried == [tip, later, asked]
+    run.reload()
+    run.done(2)
+    assert result_of(run.last) == [1, 2, "so"]
 
 
 def test_a_bug_while_a_cancel_is_under_way_fails_the_run() -> None:

@@ -17,6 +17,7 @@ from streamflow.events import ChildCompleted, RunStarted, SignalReceived, decode
 from streamflow.machine.factory import new_machine, parked_for, rehydrate
 from streamflow.machine.retry_point import CannotRetry, RetryPoint, check_end, retry_point
 from streamflow.machine.run import RunMachine
+from streamflow.machine.snapshot import waits_in
 from streamflow.machine.transition import CompletedChild, Effects, FailedChild, RetryRequest
 from streamflow.model.record import OPEN, Header, Status
 from streamflow.model.sharding import Partition
@@ -24,6 +25,7 @@ from streamflow.model.waits import waits_of
 from streamflow.workflow import api as sf
 from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import Bug
+from streamflow.workflow.reducer import Decision, Event
 from tests.support.machine_driver import raw
 from tests.unit.machine.test_properties import (
     _Again,
@@ -34,6 +36,7 @@ from tests.unit.machine.test_properties import (
     _restart_overdue_retries,
     moves,
 )
+from tests.unit.machine.test_properties import agent as random_agent
 from tests.unit.machine.test_properties import app as random_app
 
 Program = Any
@@ -62,12 +65,22 @@ async def flow(parts: list[Program]) -> Any:
     return results
 
 
+def agent(state: list[Any], event: Event) -> Decision:
+    """It has a bug for each second state at first."""
+    number = len(state) // 2
+    if len(state) % 2 and number < BUGS and number not in _mended:
+        state.append("half of it")
+        return {}[number]
+    return random_agent.function(state, event)
+
+
 def app_of(*, has_flow: bool) -> App:
     app = App()
     app.steps.update(random_app.steps)
     app.workflows["child"] = random_app.workflows["child"]
     if has_flow:
         app.workflow(name="flow")(flow)
+        app.reducer(name="agent")(agent)
     return app
 
 
@@ -77,8 +90,10 @@ APPS = {has_flow: app_of(has_flow=has_flow) for has_flow in (True, False)}
 class Owned:
     """A run, its record, and what its owner knows of it besides: as shards keep it (`daemon/batch.py`, `owner.py`)."""
 
-    def __init__(self, parts: list[Program], release: Release) -> None:
+    def __init__(self, workflow: str, argument: Any, release: Release) -> None:
+        self.workflow = workflow
         self.release = release
+        self.state = b""
         self.elements: list[bytes] = []
         self.machine: RunMachine | None = None
         self.status = Status.PENDING
@@ -91,7 +106,7 @@ class Owned:
         self.signals = 0
         """Those that were ever recorded."""
         self.refused: Failure | None = None
-        self.last = self.take(RunStarted("flow", "", raw([parts])))
+        self.last = self.take(RunStarted(workflow, "", raw([argument])))
 
     @property
     def code(self) -> str:
@@ -117,7 +132,7 @@ class Owned:
             if not self.elements:
                 _mended.clear()
                 _mended.update(self.release[1])
-                self.machine = new_machine(APPS[self.release[0]], Partition.RUN, "r", "flow", self.parked)
+                self.machine = new_machine(APPS[self.release[0]], Partition.RUN, "r", self.workflow, self.parked)
             else:
                 is_parked = self.status is Status.STUCK and not self.again
                 known = parked_for(self.history, self.code) if is_parked else ""
@@ -128,9 +143,9 @@ class Owned:
     def _rehydrated(self, reason: str, point: RetryPoint | None = None) -> RunMachine:
         _mended.clear()
         _mended.update(self.release[1])
-        header = Header(self.status, len(self.elements), "c", 0, int(self.status not in OPEN), "flow", "", "")
+        header = Header(self.status, len(self.elements), "c", 0, int(self.status not in OPEN), self.workflow, "", "")
         app = APPS[self.release[0]]
-        return rehydrate(app, Partition.RUN, "r", header, b"", self.history, reason, retry=point)
+        return rehydrate(app, Partition.RUN, "r", header, self.state, self.history, reason, retry=point)
 
     def take(self, *inputs: Any, after: int = 0) -> Effects:
         self.at += after
@@ -182,6 +197,7 @@ class Owned:
             if effects.fresh:
                 self.elements.clear()
             self.elements.append(events.encode_transition(machine.at, effects.events, effects.unrecorded))
+            self.state = machine.snapshot()
             self.signals += sum(isinstance(event, SignalReceived) for event in effects.events)
             self.status = effects.status
             if self.status is Status.STUCK and self.bug is not None:
@@ -198,6 +214,8 @@ class Owned:
         assert self.status is machine.status
         assert (self.status is Status.STUCK) is machine.stuck
         told = waits_of(map(decode_recorded, self.elements))
+        if self.state:
+            told = waits_in(self.state, told)
         assert {wait.seq for wait in told if wait.kind == "step"} == set(machine.steps)
         assert any(wait.kind == "code" for wait in told) is machine.stuck
         if not machine.stuck:  # else what its code has given up since isn't known
@@ -205,6 +223,8 @@ class Owned:
             limiting = {wait.seq for some in waits.values() for wait in some}
             assert {wait.seq for wait in told if wait.kind == "timer"} == set(machine.timers) - limiting
             assert {wait.seq for wait in told if wait.kind == "child"} == set(machine.children)
+            if self.state:
+                return
             names = {(wait.kind, wait.name) for wait in told if wait.kind in ("signal", "question")}
             assert names == {(some[0].what, some[0].name) for some in waits.values()}
 
@@ -238,11 +258,21 @@ requests = st.lists(st.integers(0, 9), min_size=25, max_size=25)
 
 @settings(max_examples=250, deadline=None)
 @given(programs, moves, deploys, requests)
-def test_a_run_with_bugs_decides_the_same_wherever_its_owners_die(
+def test_a_workflow_with_bugs_decides_the_same_wherever_owners_die(
     parts: Any, turns: Any, releases: Any, asks: Any
 ) -> None:
+    _same_wherever_owners_die("flow", parts, turns, releases, asks)
+
+
+@settings(max_examples=150, deadline=None)
+@given(moves, deploys, requests)
+def test_a_reducer_with_bugs_decides_the_same_wherever_owners_die(turns: Any, releases: Any, asks: Any) -> None:
+    _same_wherever_owners_die("agent", None, turns, releases, asks)
+
+
+def _same_wherever_owners_die(workflow: str, argument: Any, turns: Any, releases: Any, asks: Any) -> None:
     first: Release = releases[0] or (True, frozenset())
-    both = steady, dying = Owned(parts, first), Owned(parts, first)
+    both = steady, dying = Owned(workflow, argument, first), Owned(workflow, argument, first)
     begun: set[tuple[int, int, int]] = set()
     signals = 0
     for turn, release, ask in zip(turns, releases, asks, strict=False):
@@ -251,6 +281,8 @@ def test_a_run_with_bugs_decides_the_same_wherever_its_owners_die(
             begun.clear()  # what was under way begins again
         dying.crash(release)
         dying.dies_at_bug = ask % 2 == 0
+        if steady.last.ended and workflow == "agent":
+            break
         if steady.last.ended:
             went_on = [run.retry() for run in both]
             assert went_on[0] is went_on[1]
@@ -268,7 +300,7 @@ def test_a_run_with_bugs_decides_the_same_wherever_its_owners_die(
             assert steady.signals == signals or steady.last.ended
             answered = sorted(answer.id for answer in steady.last.answers if answer.name == "retry")
             assert answered == sorted(one.id for one in inputs if type(one) is RetryRequest)
-        assert steady.elements == dying.elements
+        assert (steady.elements, steady.state) == (dying.elements, dying.state)
         assert steady.status is dying.status
         for run in both:
             run.check()
@@ -284,7 +316,7 @@ def test_a_run_with_bugs_decides_the_same_wherever_its_owners_die(
             assert run.status is not Status.STUCK
             run.check()
     assert steady.elements == dying.elements
-    for run in both:
+    for run in both if workflow == "flow" else ():
         run.crash(MENDED)
         run.status = Status.RUNNING  # its whole history is replayed, also if it has ended
         assert run.load().diverged is None
