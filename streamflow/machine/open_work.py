@@ -109,6 +109,7 @@ class OpenWork:
         "postponed",
         "ready",
         "reason",
+        "replayed_bug",
         "retried",
         "retrying",
         "run_id",
@@ -184,6 +185,8 @@ class OpenWork:
         """Why user code can't run; empty if it can."""
         self.bug: tuple[Failure, str] | None = None
         """What the code has raised that `reason` is about, and which code that was, until that is recorded."""
+        self.replayed_bug: Failure | None = None
+        """The bug that its code has ended with in the replay: while it waits for children, that isn't recorded."""
         self.retried = -1
         """The generation that has ended before, and was retried."""
         self.retrying: RetryPoint | None = None

@@ -750,6 +750,8 @@ class RunMachine(OpenWork):
         """After a child's outcome: end the run if that was the last child that it waited for."""
         ending = self.ending
         if ending is not None and not self.children:
+            if self.live and self.replayed_bug is not None:  # other code had ended otherwise, and this one has a bug
+                raise Bug(self.replayed_bug)
             if self.stuck:  # the views, which count stuck runs, need this event
                 self._be_stuck_no_more()
             self._end_now(msgspec.structs.replace(ending, ms=self.at - self.started))
@@ -803,9 +805,12 @@ class RunMachine(OpenWork):
         definition = self._definition_here
         parks = self.app.parks if definition.parks is None else definition.parks
         package = str(getattr(definition.function, "__module__", "")).partition(".")[0]
-        if may_park and self.live and is_bug(error, parks, self.events_before, package):
-            raise Bug(failure_of(error))
-        self._fail(failure_of(error))
+        failure = failure_of(error)
+        if may_park and is_bug(error, parks, self.events_before, package):
+            if self.live:
+                raise Bug(failure)
+            self.replayed_bug = failure
+        self._fail(failure)
 
     @property
     def _definition_here(self) -> Workflow[..., Any] | Reducer:

@@ -14,7 +14,7 @@ import streamflow as sf
 from streamflow.errors import Failure
 from streamflow.events import AskReceived, CancelRequested, RunContinued, RunResumed, RunStuck, SignalReceived
 from streamflow.machine.factory import new_machine, parked_for, rehydrate
-from streamflow.machine.transition import Due, Effects, Outcome
+from streamflow.machine.transition import CompletedChild, Due, Effects, Outcome
 from streamflow.model.record import Header, Status
 from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import Bug
@@ -390,6 +390,32 @@ def test_a_bug_in_the_second_generation_keeps_the_first() -> None:
     run = started(at_once)
     parks(run, done(1, 1))
     assert run.names == ["RunStarted", "StepScheduled", "RunStuck", "StepCompleted"], "it has not continued either"
+
+
+def test_a_bug_that_a_replay_finds_parks_instead_of_failing_at_the_end() -> None:
+    """The code had ended, which is recorded when the child has, for which the run waits."""
+
+    def release(*, has_bug: bool) -> App:
+        async def flow() -> str:
+            await sf.start(child, "c", on_parent_end="wait")
+            await act(1)
+            return {}["b"] if has_bug else "ok"
+
+        other = app_of(flow)
+        other.workflows["child"] = child
+        return other
+
+    child: Any = app.workflows["child"]
+    run = Run(release(has_bug=False), "flow")
+    run.done(2)
+    assert run.last.status is Status.RUNNING
+    run.reload(release(has_bug=True))
+    assert not run.machine.reason
+    parks(run, CompletedChild(1, "child", raw("c"), run.created))
+    assert run.names[-2:] == ["RunStuck", "ChildCompleted"]
+    run.reload(release(has_bug=False))
+    assert kinds(run.advance()) == ["RunResumed", "RunCompleted"]
+    assert result_of(run.last) == "ok"
 
 
 def test_messages_that_came_meanwhile_are_carried_into_a_new_generation() -> None:
