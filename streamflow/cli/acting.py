@@ -199,6 +199,11 @@ def act_in_bulk(
             if not agreed:
                 click.echo("nothing was done", err=True)
                 return 1
+        elif action is None and bulk.tally.next >= bulk.file.count:
+            from streamflow.screen.sanitize import safe
+
+            left = f"no run of {choice.resume} is left, and those that failed aren't tried again; they ended like this:"
+            click.echo(safe(left, 2000), err=True)
         with auditing(choice.audit_log):
             try:
                 outcome = _run(bulk, choice)

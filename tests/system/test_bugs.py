@@ -246,6 +246,24 @@ async def test_stuck_runs_are_retried_together_and_their_sample_says_why(serve: 
         assert [await run.result(DEADLINE) for run in runs] == [10, 12]
 
 
+async def test_a_list_of_which_no_run_is_left_is_not_taken_for_another_try(
+    serve: Serve, embedded_server: EmbeddedServer, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamflow.actions.many.SHOWS_WITHIN", 0.05)
+    shell = Shell(embedded_server.url, namespace)
+    targets = str(tmp_path / "targets")
+    async with serve(release()) as (client, daemon):
+        await happened(await client.start("convert", 5, id="c"), RunStuck)
+        await is_settled(daemon)
+        first = await shell("retry", "--status", "stuck", "--yes", "--targets", targets, code=1)
+        assert "is left" not in first
+        tried = len(RAN)
+        again = await shell("retry", "--resume", targets, code=1)
+        assert f"no run of {targets} is left, and those that failed aren't tried again" in again
+        assert "failed 1\n" in again
+        assert len(RAN) == tried
+
+
 async def test_a_reducer_is_tried_again_and_one_that_diverged_stays_stuck(serve: Serve) -> None:
     async with serve(release(), crash=True) as (client, _):
         run: sf.Run[Any] = await client.start("tally", id="tally")
