@@ -111,9 +111,9 @@ class Run(Generic[R]):
         try:
             last = await self._within(timeout, ended, late + GOES_ON)
         except TimeoutError as error:
-            if type(error) is TimeoutError and (reason := await self._stuck_reason()):
-                text = f"{str(error).removesuffix(GOES_ON)}: it is stuck until its code is mended: {reason}"
-                raise TimeoutError(text) from None
+            reason = await self._stuck_reason()
+            if reason:
+                error.args = (f"{str(error).partition(GOES_ON)[0]}: it is stuck until its code is mended: {reason}",)
             raise
         match ending_of(decode_transition(last)):
             case CompletedEvent(result=raw):
