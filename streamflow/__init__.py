@@ -107,12 +107,13 @@ from streamflow.workflow.run_logger import logger
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client, connect
-    from streamflow.client.listing import RunDescription, RunSummary, WorkflowInfo
+    from streamflow.client.listing import MessageInfo, RunDescription, RunPage, RunSummary, WorkflowInfo
     from streamflow.client.protocol import AnyClient
     from streamflow.client.retrying import Retried, RetriedStep
     from streamflow.client.run import Run
     from streamflow.client.waits import RunOwner
     from streamflow.embedded.in_process import local
+    from streamflow.store.pauses import Pause
 
 # Imported at first use: a module of flows, or `streamflow --help`, needs no client of the server.
 _LAZY = {
@@ -122,6 +123,9 @@ _LAZY = {
     "RetriedStep": "streamflow.client.retrying",
     "Run": "streamflow.client.run",
     "RunDescription": "streamflow.client.listing",
+    "MessageInfo": "streamflow.client.listing",
+    "Pause": "streamflow.store.pauses",
+    "RunPage": "streamflow.client.listing",
     "RunSummary": "streamflow.client.listing",
     "WorkflowInfo": "streamflow.client.listing",
     "RunOwner": "streamflow.client.waits",
@@ -170,9 +174,11 @@ __all__ = [
     "ForeignAwait",
     "HistoryTooLong",
     "InvalidName",
+    "MessageInfo",
     "NamespaceMismatch",
     "NamespaceMissing",
     "NotRetried",
+    "Pause",
     "PayloadInvalid",
     "PayloadTooLarge",
     "PublishedDefinition",
@@ -194,6 +200,7 @@ __all__ = [
     "RunInfo",
     "RunNotFound",
     "RunOwner",
+    "RunPage",
     "RunSummary",
     "Signal",
     "SignalDefinition",

@@ -6,12 +6,14 @@ Owns: the protocol. Must not: be needed at run time by either. Called by: user c
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from typing import Any, ParamSpec, Protocol, TypeVar, TypeVarTuple, overload
 
-from streamflow.client.listing import RunSummary
+from streamflow.client.listing import RunPage
 from streamflow.client.run import Run
 from streamflow.model.attributes import Attribute
 from streamflow.model.record import Status
+from streamflow.workflow.app import Workflow
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,6 +40,8 @@ class AnyClient(Protocol):
     @overload
     def run(self, run_id: str) -> Run[Any]: ...
     @overload
+    def run(self, run_id: str, returns: Workflow[..., R]) -> Run[R]: ...
+    @overload
     def run(self, run_id: str, returns: type[R]) -> Run[R]: ...
 
     async def runs(
@@ -48,5 +52,11 @@ class AnyClient(Protocol):
         tenant: str | None = None,
         attributes: Mapping[str, Attribute] | None = None,
         error: str | None = None,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        roots: bool = False,
+        sort: str | None = None,
+        after: str = "",
         limit: int = 20,
-    ) -> list[RunSummary]: ...
+        waits: bool = False,
+    ) -> RunPage: ...

@@ -122,7 +122,10 @@ async def with_either(client: sf.AnyClient) -> None:
     run = await client.start(digest, ["https://example.org"], id="digest-1")
     assert_type(await run.result(timeout=30), int)
     assert_type(client.run("digest-1", int), sf.Run[int])
-    assert_type(await client.runs(status="failed"), list[sf.RunSummary])
+    page = await client.runs(status="failed", since="2h", roots=True, waits=True)
+    assert_type(page, sf.RunPage)
+    assert_type([run.id for run in await client.runs(after=page.after)], list[str])
+    assert_type(client.run("digest-1", digest), sf.Run[int])
     assert_type(await run.describe(), sf.RunDescription)
     run.signal("go")  # pyright: ignore[reportUnusedCoroutine]
     client.start(leaf, 3)  # pyright: ignore[reportUnusedCoroutine]
