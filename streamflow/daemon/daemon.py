@@ -85,7 +85,7 @@ class Daemon:
         self.session = secrets.token_hex(8)
         self.member = f"{socket.gethostname()[:64]}-{os.getpid()}-{self.session[:6]}"
         self.ready = anyio.Event()
-        """Set when this daemon owns its first shards."""
+        """Set when this daemon owns its first shards, or others own them all and none is for it."""
         self.loops = Supervisor(_log)
         self.http: HttpServer | None = None
         """With `settings.http`, while it runs."""
@@ -220,7 +220,7 @@ class Daemon:
                 loops.start_soon(supervise, name, loop)
             loops.start_soon(self.reader.run, self.loops)
             loops.start_soon(membership.run, self.loops)
-            loops.start_soon(self._announce, membership.owns_something)
+            loops.start_soon(self._announce, membership.has_its_share)
             if self._pages is not None and health is not None:
                 loops.start_soon(supervise, "loop lag", self._open_pages(self._pages, context, health).run)
             watch.start()
@@ -307,8 +307,8 @@ class Daemon:
         if not (self.records.lends and self.records.outcome(run_id, outcome)):
             self.owner.outcome(shard, run_id, outcome)
 
-    async def _announce(self, owns_something: anyio.Event) -> None:
-        await owns_something.wait()
+    async def _announce(self, has_its_share: anyio.Event) -> None:
+        await has_its_share.wait()
         self.ready.set()
 
     async def _drain(self, membership: Membership, owner: Owner) -> None:

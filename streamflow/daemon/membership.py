@@ -99,7 +99,8 @@ class Membership:
         self.on_beat: Callable[[bytes], None] = lambda _: None
         self.on_leave: Callable[[], None] = lambda: None
         self.on_record: Callable[[bytes | None, bytes | None], None] = lambda identity, durability: None
-        self.owns_something = anyio.Event()
+        self.has_its_share = anyio.Event()
+        """Set as soon as it owns a shard, or none is for it: there may be as many daemons as shards."""
         self._store = context.store
         self._kernel = context.kernel
         self._settings = context.settings
@@ -355,6 +356,8 @@ class Membership:
             self._alive = alive
             self._rollup.leading = bool(alive) and winner_of(-1, alive) == self.member
             self._desired = {n for n in range(self._shards) if alive and winner_of(n, alive) == self.member}
+            if self.member in alive and not self._desired:
+                self.has_its_share.set()
 
     def hold_if_unconfirmed(self) -> None:
         """Start no more steps when the others may soon consider this daemon dead."""
@@ -411,7 +414,7 @@ class Membership:
             except StoreUnavailable as error:  # of its server: those on others have to go on
                 problem = error
         if self._owner.shards:
-            self.owns_something.set()
+            self.has_its_share.set()
         if problem is not None:
             raise problem
 

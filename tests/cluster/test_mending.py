@@ -11,6 +11,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -156,7 +157,8 @@ async def lose_owner(cluster: EmbeddedCluster, rng: random.Random, name: str) ->
     primary = rng.choice(await persistent(cluster.masters))
     started: list[str] = []
     async with sf.connect(cluster.url, namespace=NAMESPACE) as client:
-        async with running_daemon(app, cluster, NAMESPACE, crash=True, **PATIENT) as daemon:
+        async with anyio.create_task_group() as tasks, AsyncExitStack() as life:
+            daemon = await life.enter_async_context(running_daemon(app, cluster, NAMESPACE, crash=True, **PATIENT))
             shards = [n for n in range(SHARDS) if await persistent(lambda n=n: home_of(cluster, n)) is primary]
             shard_of = daemon.owner._namespace.shard_of
 
@@ -165,11 +167,11 @@ async def lose_owner(cluster: EmbeddedCluster, rng: random.Random, name: str) ->
                 first = len(started) + 1  # one may have been under way
                 await happens(lambda: any(shard_of(run_id) in shards for run_id in started[first:]))
                 over.set()
+                await life.aclose()  # now: what it has would be stored again as soon as there is a new primary
 
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(start_until, over, client, name, started)
-                await happens(lambda: len(started) > 5)
-                lacks = await fail_over(cluster, primary, lose)
+            tasks.start_soon(start_until, over, client, name, started)
+            await happens(lambda: len(started) > 5)
+            lacks = await fail_over(cluster, primary, lose)
         async with running_daemon(app, cluster, NAMESPACE, crash=False, **PATIENT):
             with anyio.fail_after(LIMIT):
                 assert [await client.run(run_id).result() for run_id in started] == started

@@ -278,14 +278,14 @@ async def test_a_daemon_is_ready_when_it_has_the_shards_of_all_servers(bench: Be
     ready: list[bool] = []
 
     def record(call: Call[Any]) -> list[bytes | None]:
-        ready.append(bench.membership.owns_something.is_set())
+        ready.append(bench.membership.has_its_share.is_set())
         return bench._record(call)
 
     bench.store.server_of = lambda key: int(key.partition("/")[2].partition("}")[0]) % 2  # type: ignore[method-assign]
     bench.store.answers["HMGET"] = record
     await bench.turn()
     assert not any(ready)
-    assert bench.membership.owns_something.is_set()
+    assert bench.membership.has_its_share.is_set()
 
 
 async def test_shards_are_looked_through_only_when_something_has_changed(
@@ -327,7 +327,7 @@ async def test_the_only_member_takes_every_shard_by_the_token_that_it_saw(bench:
     await bench.turn()
     assert bench.parts.acquired == [{n: ("5:abc" if n == 3 else "", "") for n in range(SHARDS)}]
     assert set(bench.parts.shards) == set(range(SHARDS))
-    assert bench.membership.owns_something.is_set()
+    assert bench.membership.has_its_share.is_set()
     assert bench.parts.leading
 
 
@@ -337,6 +337,15 @@ async def test_members_divide_the_shards_without_asking_each_other(bench: Bench)
     assert bench.membership.alive == ["me", "other"]
     assert set(bench.parts.shards) == won_by("me", "me", "other")
     assert 0 < len(bench.parts.shards) < SHARDS
+
+
+async def test_one_daemon_too_many_is_ready_as_well(bench: Bench) -> None:
+    for number in range(10 * SHARDS):
+        bench.other_beats(f"other-{number}", 1)
+    await bench.turn()
+    assert not won_by("me", *bench.membership.alive)
+    assert not bench.parts.shards
+    assert bench.membership.has_its_share.is_set()
 
 
 async def test_shards_of_a_member_that_joined_a_moment_ago_are_left_to_it(bench: Bench) -> None:
