@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from streamflow.cli.completing import WORKFLOW
 from streamflow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ STATUSES = ["pending", "running", "stuck", "completed", "failed", "cancelled"]
 
 _OPTIONS = (
     click.option("--status", type=click.Choice(STATUSES), help="Only runs with this status."),
-    click.option("--workflow", metavar="NAME", help="Only runs of this workflow."),
+    click.option("--workflow", type=WORKFLOW, metavar="NAME", help="Only runs of this workflow."),
     click.option("--tenant", metavar="NAME", help="Only runs of this tenant."),
     click.option(
         "--attribute", "attributes", multiple=True, metavar="NAME=VALUE",

@@ -9,16 +9,17 @@ from typing import Any
 
 import click
 
+from streamflow.cli.completing import RUN, MessageType
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.finding import find_run
-from streamflow.cli.options import checked_id, json_option, parse_json, server_options
+from streamflow.cli.options import json_option, parse_json, server_options
 from streamflow.cli.output import plain_value, print_json
 
 
 @click.command()
-@click.argument("run", type=checked_id, metavar="RUN")
-@click.argument("name")
+@click.argument("run", type=RUN, metavar="RUN")
+@click.argument("name", type=MessageType("questions"))
 @click.argument("value", required=False, metavar="[VALUE_JSON]")
 @click.option(
     "--timeout", type=click.FloatRange(0), metavar="SECONDS", show_default="no limit",

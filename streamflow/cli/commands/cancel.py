@@ -8,11 +8,11 @@ from __future__ import annotations
 import click
 
 from streamflow.cli.acting import Choice, act, act_in_bulk, acting_options
-from streamflow.cli.options import checked_id
+from streamflow.cli.completing import RUN
 
 
 @click.command()
-@click.argument("run", type=checked_id, metavar="[RUN]", required=False)
+@click.argument("run", type=RUN, metavar="[RUN]", required=False)
 @click.option("--reason", default="", help="Why; recorded in the run's history.")
 @acting_options
 def cancel(run: str | None, reason: str, choice: Choice) -> int:

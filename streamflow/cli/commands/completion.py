@@ -14,6 +14,9 @@ import click
 def completion(ctx: click.Context, shell: str) -> None:
     """Print the completion script for your shell.
 
+    Runs, workflows, queues, and what the workflow of a run declares are completed from the server of --redis or
+    STREAMFLOW_REDIS, if it answers within a second.
+
     \b
     Examples:
       streamflow completion bash >> ~/.bashrc

@@ -14,6 +14,7 @@ import click
 import msgspec
 from msgspec import UNSET
 
+from streamflow.cli.completing import WORKFLOW
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import json_option, parse_json, server_options
@@ -61,7 +62,7 @@ def _as_json(value: str) -> str:
 
 
 @click.command(cls=_Enqueue)
-@click.argument("workflow")
+@click.argument("workflow", type=WORKFLOW)
 @click.option("--input", "text", metavar="JSON", help="Input of the run: JSON, @FILE, or - for stdin.")
 @click.option(
     "--id", "run_id", metavar="ID", show_default="a new id",

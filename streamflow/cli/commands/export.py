@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from streamflow.cli.completing import RUN
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.finding import find_run
-from streamflow.cli.options import checked_id, json_option, server_options
+from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import print_json
 from streamflow.errors import UsageError
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run", type=checked_id, metavar="RUN")
+@click.argument("run", type=RUN, metavar="RUN")
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", show_default="stdout",
     help="Write to this file; missing directories are created.",

@@ -10,15 +10,15 @@ from typing import Any
 import click
 
 from streamflow.cli.acting import Choice, act_in_bulk, acting_options, auditing
+from streamflow.cli.completing import RUN
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.finding import find_run
-from streamflow.cli.options import checked_id
 from streamflow.cli.output import print_json
 
 
 @click.command()
-@click.argument("runs", nargs=-1, type=checked_id, metavar="[RUN]...")
+@click.argument("runs", nargs=-1, type=RUN, metavar="[RUN]...")
 @acting_options
 def forget(runs: tuple[str, ...], choice: Choice) -> int:
     """Delete ended runs and their histories.

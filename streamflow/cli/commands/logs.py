@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamflow.cli.options import checked_id, json_option, log_file_option, settings_options
+from streamflow.cli.completing import RUN
+from streamflow.cli.options import json_option, log_file_option, settings_options
 from streamflow.errors import StreamflowError
 from streamflow.server_url import FOLDER
 
@@ -25,7 +26,7 @@ POLL_SECONDS = 0.2
 
 
 @click.command()
-@click.argument("run", type=checked_id)
+@click.argument("run", type=RUN, metavar="RUN")
 @click.option("--follow", "-f", is_flag=True, help="Also show each new line, until Ctrl-C.")
 @click.option("--step", "steps", multiple=True, metavar="NAME", help="Only lines of this step; may be repeated.")
 @log_file_option(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import click
 
+from streamflow.cli.completing import QUEUE
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import json_option, server_options
@@ -16,7 +17,7 @@ from streamflow.suggestions import did_you_mean
 
 
 @click.command()
-@click.option("--queue", required=True, metavar="NAME", help="The queue that is paused.")
+@click.option("--queue", required=True, type=QUEUE, metavar="NAME", help="The queue that is paused.")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for those who find it paused.")
 @click.option("--force", is_flag=True, help="Also if no worker or step has used such a queue yet.")
 @server_options

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from streamflow.cli.completing import RUN
 from streamflow.cli.connection import open_client, server_time_ms
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.finding import the_only
-from streamflow.cli.options import checked_id, json_option, server_options
+from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import epoch_ms, make_console, plain_value, print_drawn, print_json
 from streamflow.errors import StreamflowError, UsageError
 
@@ -42,7 +43,7 @@ def quarantine() -> None:
 
 @quarantine.command("list")
 @click.option("--shard", type=click.IntRange(0), metavar="N", help="Only those of this shard.")
-@click.option("--run", type=checked_id, metavar="RUN", help="Only those for this run.")
+@click.option("--run", type=RUN, metavar="RUN", help="Only those for this run.")
 @click.option(
     "--limit", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="Maximum number of messages."
 )
@@ -137,7 +138,7 @@ def show(message: str, redis: str | None, namespace: str | None, as_json: bool) 
 
 _which = (
     click.argument("messages", nargs=-1, metavar="[ID]..."),
-    click.option("--run", type=checked_id, metavar="RUN", help="All messages for this run."),
+    click.option("--run", type=RUN, metavar="RUN", help="All messages for this run."),
     click.option("--shard", type=click.IntRange(0), metavar="N", help="All messages of this shard."),
     click.option("--all", "everything", is_flag=True, help="All messages of the namespace."),
 )

@@ -9,17 +9,18 @@ from typing import Any
 
 import click
 
+from streamflow.cli.completing import RUN, MessageType
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.finding import find_run
 from streamflow.cli.logs import json_line
-from streamflow.cli.options import checked_id, json_option, server_options
+from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import plain_value, print_json
 
 
 @click.command()
-@click.argument("run", type=checked_id, metavar="RUN")
-@click.argument("key", required=False)
+@click.argument("run", type=RUN, metavar="RUN")
+@click.argument("key", type=MessageType("published"), required=False)
 @server_options
 @json_option
 def read(run: str, key: str | None, redis: str | None, namespace: str | None, as_json: bool) -> int:

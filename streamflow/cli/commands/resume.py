@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import click
 
+from streamflow.cli.completing import QUEUE
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import json_option, server_options
@@ -15,7 +16,7 @@ from streamflow.suggestions import did_you_mean
 
 
 @click.command()
-@click.option("--queue", required=True, metavar="NAME", help="The queue that goes on.")
+@click.option("--queue", required=True, type=QUEUE, metavar="NAME", help="The queue that goes on.")
 @server_options
 @json_option
 def resume(queue: str, redis: str | None, namespace: str | None, as_json: bool) -> int:

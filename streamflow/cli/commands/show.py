@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from streamflow.cli.completing import RUN
 from streamflow.cli.connection import open_client, server_time_ms
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.finding import find_run
-from streamflow.cli.options import checked_id, json_option, server_options
+from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import epoch_ms, make_console, plain_failure, plain_run, plain_value, print_drawn, print_json
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ CHILDREN_READ = 1000
 
 
 @click.command()
-@click.argument("run", type=checked_id, metavar="RUN")
+@click.argument("run", type=RUN, metavar="RUN")
 @server_options
 @json_option
 def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamflow.cli.acting import Choice, act, act_in_bulk, acting_options
+from streamflow.cli.completing import complete_signal
 from streamflow.cli.options import checked_id, parse_json
 from streamflow.errors import UsageError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("arguments", nargs=-1, metavar="[RUN] NAME [VALUE_JSON]")
+@click.argument("arguments", nargs=-1, metavar="[RUN] NAME [VALUE_JSON]", shell_complete=complete_signal)
 @click.option("--force", is_flag=True, help="Send it even if the workflow declares no such signal, or another type.")
 @acting_options
 def signal(arguments: tuple[str, ...], force: bool, choice: Choice) -> int:

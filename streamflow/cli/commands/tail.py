@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from streamflow.cli.completing import RUN, WORKFLOW
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.finding import find_run
 from streamflow.cli.logs import json_line
-from streamflow.cli.options import checked_id, json_option, server_options
+from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import make_console
 from streamflow.errors import UsageError
 
@@ -53,8 +54,8 @@ class LogLine(NamedTuple):
 
 
 @click.command()
-@click.option("--workflow", metavar="NAME", help="Only runs of this workflow.")
-@click.option("--run", type=checked_id, metavar="RUN", help="Only this run.")
+@click.option("--workflow", type=WORKFLOW, metavar="NAME", help="Only runs of this workflow.")
+@click.option("--run", type=RUN, metavar="RUN", help="Only this run.")
 @click.option(
     "--since", metavar="DURATION", show_default="now",
     help="Start this far back, such as 90s, 15m, 2h, 7d, or all for everything that is kept.",

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from streamflow.cli.app_option import app_option, checked_queue, named_queues, required_app
+from streamflow.cli.completing import QUEUE
 from streamflow.cli.event_loop import run_service
 from streamflow.cli.logs import set_up
 from streamflow.cli.options import log_options, log_settings_file, settings_options
@@ -22,7 +23,7 @@ from streamflow.settings import WORKER_CONCURRENCY, load_settings
 
 @click.command()
 @app_option
-@click.option("--queue", "queues", multiple=True, metavar="NAME", help="Queue to serve; may be repeated.")
+@click.option("--queue", "queues", multiple=True, type=QUEUE, metavar="NAME", help="Queue to serve; may be repeated.")
 @click.option(
     "--concurrency", type=click.IntRange(min=1), metavar="N", envvar="STREAMFLOW_WORKER_CONCURRENCY",
     default=WORKER_CONCURRENCY, show_default=True, show_envvar=True,

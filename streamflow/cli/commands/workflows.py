@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from streamflow.cli.completing import WORKFLOW
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import json_option, server_options
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name", metavar="[NAME]", required=False)
+@click.argument("name", type=WORKFLOW, metavar="[NAME]", required=False)
 @server_options
 @json_option
 def workflows(name: str | None, redis: str | None, namespace: str | None, as_json: bool) -> None:
