@@ -485,12 +485,16 @@ class Unrecorded(msgspec.Struct, array_like=True, frozen=True, gc=False):
     `messages`: the signals and questions, as many as fit; `more`: how many others. `closed`: numbers of timers and
     children that the code has given up in this transition. `still`: the numbers of all that are still open, where that
     is shorter, or no event tells what the code has given up before; else None.
+
+    `untaken`: in the transition that ends the run, the signals that had come and that no code took: how many of each
+    name, of at most ten names.
     """
 
     messages: list[Awaited] = []
     closed: list[int] = []
     still: list[int] | None = None
     more: int = 0
+    untaken: dict[str, int] = {}
 
 
 class RecordedTransition(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -514,6 +518,8 @@ def encode_transition(at: int, events: list[AnyEvent], unrecorded: Unrecorded | 
     if unrecorded is None:
         return _encoder.encode(Transition(at, events))
     messages, closed, still, more = unrecorded.messages, unrecorded.closed, unrecorded.still, unrecorded.more
+    if unrecorded.untaken:
+        return _encoder.encode((at, events, 0, 0, (messages, closed, still, more, unrecorded.untaken)))
     parts = (messages, closed, still, more) if more else (messages, closed, still)
     if not more and still is None:
         parts = (messages, closed) if closed else (messages,)

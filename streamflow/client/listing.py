@@ -28,10 +28,12 @@ from streamflow.errors import Failure, StoreError, StoreUnavailable
 from streamflow.events import (
     ENDINGS,
     AnyEvent,
+    RecordedTransition,
     RunCompleted,
     RunStuck,
     Transition,
     decode_history,
+    decode_recorded,
     decode_transition,
     last_stuck,
 )
@@ -118,7 +120,9 @@ class RunDescription(RunSummary, frozen=True, kw_only=True):
     ran. `attempts`: the failed attempts of that step before its last one, oldest first, as far as they are within the
     last hundred transitions of its run.
 
-    `owner`: of an open run, which daemon has it; None if it wasn't asked for.
+    `owner`: of an open run, which daemon has it; None if it wasn't asked for. `untaken`: of an ended run, the signals
+    that had come and that its code never took: how many of each name, of at most ten names; without those that came
+    while it was stuck and was forced to end.
     """
 
     version: int
@@ -127,6 +131,7 @@ class RunDescription(RunSummary, frozen=True, kw_only=True):
     traceback: str = ""
     attempts: list[FailedAttempt] = []
     owner: RunOwner | None = None
+    untaken: dict[str, int] = {}
 
 
 class RunPage(list[RunSummary]):
@@ -239,9 +244,12 @@ def describe(run_id: str, header_line: bytes, last: bytes, stuck: RunStuck | Non
     `stuck`: why it is stuck, if it is."""
     header = decode_header(header_line)
     result: Any = None
+    untaken: dict[str, int] = {}
     failure, reason = (None, "") if stuck is None else (stuck.failure, stuck.reason)
     if last:
-        match ending_of(decode_transition(last)):
+        transition = decode_recorded(last)
+        untaken = transition.unrecorded.untaken if transition.unrecorded is not None else {}
+        match ending_of(transition):
             case RunCompleted(result=raw):
                 result = codec.decode(raw, Any, f"result of run {run_id}")
             case events.RunFailed(failure=why):
@@ -252,10 +260,14 @@ def describe(run_id: str, header_line: bytes, last: bytes, stuck: RunStuck | Non
                 pass
     facts = msgspec.structs.asdict(summarize(run_id, header, reason, failure))
     traceback = "" if failure is None else root_of(failure).traceback
-    return RunDescription(**facts, version=header.version, result=result, failure=failure, traceback=traceback)
+    return RunDescription(
+        **facts, version=header.version, result=result, failure=failure, traceback=traceback, untaken=untaken
+    )
 
 
-def ending_of(transition: Transition) -> RunCompleted | events.RunFailed | events.RunCancelled | None:
+def ending_of(
+    transition: Transition | RecordedTransition,
+) -> RunCompleted | events.RunFailed | events.RunCancelled | None:
     """The event that ended the run, if this transition did."""
     return next((event for event in reversed(transition.events) if isinstance(event, ENDINGS)), None)
 

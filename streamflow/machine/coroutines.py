@@ -41,6 +41,7 @@ from streamflow.events import (
     RunStarted,
     SignalReceived,
 )
+from streamflow.machine.open_work import UNTAKEN_NAMES
 from streamflow.machine.run import EVENTS_CONTINUE, EVENTS_FAIL, RunMachine
 from streamflow.machine.sealed import sealed
 from streamflow.model.bugs import as_old_as, note_born
@@ -384,6 +385,13 @@ class CoroutineMachine(RunMachine):
     @property
     def awaited_messages(self) -> list[str]:
         return list(self._waits or ())
+
+    def untaken_signals(self) -> dict[str, int]:
+        untaken: dict[str, int] = {}
+        for key, queue in (self._buffered or {}).items():
+            if not key.startswith("?") and len(untaken) < UNTAKEN_NAMES:
+                untaken[key] = len(queue)
+        return untaken
 
     def _message_arrived(self, event: SignalReceived | AskReceived) -> None:
         key = message_key(event)

@@ -55,6 +55,8 @@ NOT_STUCK: Stuck = ("", 0, None)
 """Why and since when a run is stuck that isn't, or whose record doesn't say it any more."""
 AWAITED_BYTES = 200
 """Of what is recorded with a transition about the signals and questions that a run waits for, if they are several."""
+UNTAKEN_NAMES = 10
+"""Names of signals that no code has taken, which are recorded when the run ends."""
 MOST_WAITS = 100
 """Waits for one name, the oldest, of which it is recorded when the first times out: that is done in each transition."""
 FEW_CLOSED = 4

@@ -42,6 +42,7 @@ from streamflow.events import (
     StepCompleted,
     StepRetrying,
     TimerFired,
+    Unrecorded,
 )
 from streamflow.machine.open_work import MAX_WORKER_LOSSES, NOT_STUCK, UNDECIDED, WORKER_LOST, OpenWork, unfit
 from streamflow.machine.retry_point import CannotRetry, RetryPoint, named
@@ -111,6 +112,10 @@ class RunMachine(OpenWork):
     def awaited_messages(self) -> list[str]:
         """The messages that user code waits for now: names of signals, and of questions after a question mark."""
         return []
+
+    def untaken_signals(self) -> dict[str, int]:
+        """Signals that have come and that no code has taken: how many of each name, of at most `UNTAKEN_NAMES`."""
+        return {}
 
     def advance(self, inputs: list[Any], clock: int, not_before: int = 0, *, in_seal: bool = False) -> Effects:
         """Reduce inputs to one transition at `clock` (ms), its owner's time. Without events there is nothing to commit.
@@ -788,6 +793,8 @@ class RunMachine(OpenWork):
             outcome = FailedChild(parent.seq, self.workflow, failure, is_cancelled, parent.created, self.run_id)
         if parent.run_id:
             self.send(parent.run_id, "child", outcome)
+        if self.live and (untaken := self.untaken_signals()):
+            effects.unrecorded = Unrecorded(untaken=untaken)
         self._let_go()
         effects.ended = self.ended = True
 

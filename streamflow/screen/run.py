@@ -30,7 +30,7 @@ from streamflow.model.waits import Wait
 from streamflow.screen.columns import Column, fit, table
 from streamflow.screen.payload import preview
 from streamflow.screen.sanitize import safe, safe_text
-from streamflow.screen.spans import MAX_ROWS, Span, fold_spans, spans_of, took_ms
+from streamflow.screen.spans import MAX_ROWS, Span, fold_spans, mark_untaken, spans_of, took_ms
 from streamflow.screen.style import (
     BAD,
     BUSY,
@@ -95,6 +95,7 @@ class RunDetail(msgspec.Struct, kw_only=True):
     waits_for: list[Wait] = []
     waits_more: bool = False
     owner: RunOwner | None = None
+    untaken: dict[str, int] = {}
     below: dict[str, ChildWaits] = {}
 
 
@@ -105,6 +106,7 @@ def render_run(detail: RunDetail, width: int) -> RenderableType:
 
 def run_lines(detail: RunDetail, width: int) -> list[Text]:
     spans = spans_of(detail.transitions)
+    mark_untaken(spans, detail.untaken)
     lines = _facts(detail, spans, width)
     lines.append(Text())
     lines.extend(_history(detail, spans, width))

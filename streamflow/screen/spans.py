@@ -85,9 +85,11 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
     spans: list[Span] = []
     by_id: dict[int | str, Span] = {}
     stuck: list[Span] = []
+    kept: list[Span] = []
+    """Signals that have come while it was stuck."""
     failure = ""
     for transition in transitions:
-        for event in transition.events:
+        for index, event in enumerate(transition.events):
             span = _begin(transition.at, event)
             if span is not None:
                 spans.append(span)
@@ -99,6 +101,8 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
                     _carry_over(spans, by_id, transition.at, event)
                 elif isinstance(event, RunStuck):
                     stuck.append(span)
+                elif stuck and isinstance(event, SignalReceived):
+                    kept.append(span)
                 elif isinstance(event, RunRetried):
                     if failure:
                         span.note = f"{span.note}, after {failure}" if span.note else f"after {failure}"
@@ -106,12 +110,30 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
             elif isinstance(event, RunResumed):
                 for open_span in stuck:
                     open_span.end = transition.at
+                if _ends_by_force(transition.events[index + 1 : index + 3]):
+                    for span in kept:
+                        span.note = f"not taken: the run was stuck until it ended; {span.note}"
                 stuck.clear()
+                kept.clear()
             elif isinstance(event, events.RunFailed):
                 failure = _failure_text(event.failure)
             else:
                 _apply_outcome(by_id, transition.at, event)
     return spans
+
+
+def _ends_by_force(following: list[AnyEvent]) -> bool:
+    """Whether a run that was stuck ends here without its code, by what comes behind its `RunResumed`."""
+    return [type(event) for event in following] == [CancelRequested, events.RunCancelled]
+
+
+def mark_untaken(spans: list[Span], untaken: dict[str, int]) -> None:
+    """Say of the newest signals of these names, so many of each, that the run's code never took them."""
+    left = dict(untaken)
+    for span in reversed(spans):
+        if span.kind == "signal" and left.get(span.name):
+            left[span.name] -= 1
+            span.note = f"not taken: the run ended before its code asked for it; {span.note}"
 
 
 def _begin(at: int, event: AnyEvent) -> Span | None:

@@ -115,6 +115,7 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
         waits_for=described.waits_for,
         waits_more=described.waits_more,
         owner=described.owner,
+        untaken=described.untaken,
         below=below,
     )
     print_drawn(console, render_run(detail, console.width))

@@ -243,3 +243,19 @@ async def test_a_reducer_waits_for_what_is_open_and_for_any_message() -> None:
         found = (await run.describe()).waits_for
         assert [wait.kind for wait in found] == ["timer", "message"]
         assert found[0].until == BEGIN + timedelta(seconds=3600)
+
+
+async def test_signals_that_no_code_took_are_described() -> None:
+    untaken = sf.App()
+
+    @untaken.workflow
+    async def takes_one() -> str:
+        await sf.sleep(1)
+        return await sf.signal("approve", str)
+
+    async with sft.Sandbox(untaken) as sandbox:
+        run = await sandbox.start(takes_one)
+        for value in ("yes", "no"):
+            await run.signal("approve", value)
+        assert await run.result() == "yes"
+        assert (await run.describe()).untaken == {"approve": 1}
