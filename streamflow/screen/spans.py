@@ -112,7 +112,7 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
                     open_span.end = transition.at
                 if _ends_by_force(transition.events[index + 1 : index + 3]):
                     for span in kept:
-                        span.note = f"not taken: the run was stuck until it ended; {span.note}"
+                        span.note = f"not taken, stuck: {span.note}"
                 stuck.clear()
                 kept.clear()
             elif isinstance(event, events.RunFailed):
@@ -133,7 +133,7 @@ def mark_untaken(spans: list[Span], untaken: dict[str, int]) -> None:
     for span in reversed(spans):
         if span.kind == "signal" and left.get(span.name):
             left[span.name] -= 1
-            span.note = f"not taken: the run ended before its code asked for it; {span.note}"
+            span.note = f"not taken, run ended: {span.note}"
 
 
 def _begin(at: int, event: AnyEvent) -> Span | None:
