@@ -2,7 +2,8 @@
 -- start_runs: create runs that don't exist yet, each with its first message; a run that exists stays as it is.
 --
 -- A run's start joins the inbox, or waits for its turn (`shared/open_run.lua`).
--- Safe to run twice: the second time every run exists. Refused as a whole when memory is short (admission), because the
+-- Safe to run twice: the second time every run exists; one that the same start has created is known by its identity,
+-- the last field of what it asks for besides its input (behind its trace). Refused as a whole when memory is short (admission), because the
 -- script's line has no allow-oom.
 --
 -- KEYS   owner, inbox, kept, waiting, turns, then for each run: run, index, tenant_index
@@ -38,11 +39,14 @@ local created = {}
 for i = 1, count do
   local key = FIXED_KEYS + 3 * i - 2
   local run = KEYS[key]
-  if headers[i] == '' then
+  local at = 4 * i - 2 -- of the run's first argument
+  if headers[i] ~= '' then
+    local identity = string.match(ARGV[at + 2], ' [^ ]*(i%x+)$')
+    if identity and string.sub(headers[i], -#identity) == identity then headers[i] = '+' .. headers[i] end
+  else
     if created[run] then
       headers[i] = created[run]
     else
-      local at = 4 * i - 2 -- of the run's first argument
       local header = open_run(door, run, KEYS[key + 1], KEYS[key + 2], clock,
         string.sub(run, run_id_begins(owner)), ARGV[at], ARGV[at + 1], '', ARGV[at + 2], ARGV[at + 3])
       created[run], headers[i] = header, '+' .. header

@@ -279,6 +279,11 @@ class RunFailed(RunError):
         self.failure = failure
 
 
+class RunTimedOut(RunFailed):
+    """Raised by `run.result()`: the run failed because it had not ended within its time-out. Its code was cancelled,
+    and could clean up."""
+
+
 class RunCancelled(RunError):
     """Raised by `run.result()`: the run was cancelled."""
 

@@ -182,6 +182,35 @@ class RunRetried(HistoryEvent, tag="retried", frozen=True, gc=False):
     since: int = 0
 
 
+class StartDelayed(HistoryEvent, tag="delayed", frozen=True, gc=False):
+    """Fact, behind `RunStarted`: the run's code begins at `due`. `timeout` (ms) is that of this very start, 0 for the
+    workflow's own."""
+
+    due: int
+    timeout: int = 0
+
+
+class StartDue(HistoryEvent, tag="start-due", frozen=True, gc=False):
+    """Fact: the time of a delayed start has come. `version` is the version of the code that the run keeps."""
+
+    version: int = 0
+
+
+class TimeoutSet(HistoryEvent, tag="timeout-set", frozen=True, gc=False):
+    """Fact: the run has `ms` for its work, and is over at `due`, in whichever generation it is then. Recorded when its
+    code begins; again when it goes on after it was stuck, for as long as which it gets more; when it is retried; and
+    when it continues as new."""
+
+    ms: int
+    due: int
+
+
+class TimeoutReached(HistoryEvent, tag="timeout-reached", frozen=True, gc=False):
+    """Fact: the run has not ended within its time-out of `ms`, so its code is cancelled; then the run fails."""
+
+    ms: int
+
+
 class CancelRequested(HistoryEvent, tag="cancel", frozen=True, gc=False):
     """Fact: somebody asked the run to cancel. `terminate`: the run ends at once, without running its clean-up code."""
 
@@ -439,6 +468,10 @@ AnyEvent = (
     | ChildCancelled
     | MessageQuarantined
     | RunRetried
+    | StartDelayed
+    | StartDue
+    | TimeoutSet
+    | TimeoutReached
 )
 """Any event of a history or a log."""
 

@@ -1,5 +1,6 @@
 -- open_run: write the first header of a new run, list it, and put its start where its owner finds it: into the inbox, or
--- behind the starts that wait. `trace` is the trace context that the run belongs to, '' for none.
+-- behind the starts that wait. `extras` is the trace context that the run belongs to, '' for none; behind a space, then
+-- with a dash for none, what the start asks for besides (streamflow/model/start_word.py): a delay becomes a time here.
 -- The header's format is that of streamflow/model/record.py; the start message carries it, so that the owner does not
 -- have to load the run. A start that waits has its input in the run's record, in the place of the state.
 --
@@ -31,12 +32,16 @@ local function turn_of(door, workflow, tenant, body)
   return turn
 end
 
-local function open_run(door, run, index, tenant_index, clock, id, workflow, tenant, parent, trace, body)
+local function open_run(door, run, index, tenant_index, clock, id, workflow, tenant, parent, extras, body)
   local header = table.concat({
     'pending', '0', '-', string.format('%.0f', clock), '0',
     workflow, tenant == '' and '-' or tenant, parent == '' and '-' or parent,
   }, ' ')
-  if trace ~= '' then header = header .. ' - ' .. trace end
+  if extras ~= '' then
+    local trace, delay, rest = string.match(extras, '^(%S+) d(%d+)(.*)$')
+    if delay then extras = string.format('%s b%.0f%s', trace, clock + tonumber(delay), rest) end
+    header = header .. ' - ' .. extras
+  end
   local turn = turn_of(door, workflow, tenant, body)
   redis.call('RPUSH', run, header, turn and body or '')
   redis.call('ZADD', index, clock, id)

@@ -30,6 +30,7 @@ from streamflow.client.client import Client, NewRun, Run
 from streamflow.errors import RunConflict, StoreError, UsageError
 from streamflow.input_file import STDIN, open_input
 from streamflow.model import codec
+from streamflow.model.start_word import NOTHING, StartWord
 
 CHUNK = 4000
 CHUNK_BYTES = 8_000_000
@@ -63,11 +64,19 @@ class Tally(msgspec.Struct):
 
 
 def enqueue_file(
-    workflow: str, file: str, redis: str | None, namespace: str | None, tenant: str, force: bool, as_json: bool
+    workflow: str,
+    file: str,
+    redis: str | None,
+    namespace: str | None,
+    tenant: str,
+    force: bool,
+    as_json: bool,
+    word: StartWord,
 ) -> int:
-    """Start the runs of a file (`-`: stdin) and print the counts. Returns the exit code: 1 if a line was bad."""
+    """Start the runs of a file (`-`: stdin) and print the counts. Returns the exit code: 1 if a line was bad. `word`:
+    what each start asks for besides."""
     tally = Tally()
-    seconds = run_async(lambda: _load(workflow, file, redis, namespace, tenant, force, tally), fast=True)
+    seconds = run_async(lambda: _load(workflow, file, redis, namespace, tenant, force, tally, word), fast=True)
     _print_errors(tally, file)
     accepted = tally.created + tally.existing
     rate = accepted / seconds if seconds else 0.0
@@ -94,7 +103,14 @@ def _print_errors(tally: Tally, file: str) -> None:
 
 
 async def _load(
-    workflow: str, file: str, redis: str | None, namespace: str | None, tenant: str, force: bool, tally: Tally
+    workflow: str,
+    file: str,
+    redis: str | None,
+    namespace: str | None,
+    tenant: str,
+    force: bool,
+    tally: Tally,
+    word: StartWord,
 ) -> float:
     with open_input(file, "--file -" if file == STDIN else file) as lines:
         async with open_client(redis, namespace) as client:
@@ -103,7 +119,7 @@ async def _load(
             client.store.patience = PATIENCE
             began = time.monotonic()
             with _progress(lines) as advance:
-                await _send(client, _chunks(lines, workflow, tenant, arguments, tally, advance), tally)
+                await _send(client, _chunks(lines, workflow, tenant, arguments, tally, advance, word), tally)
             return time.monotonic() - began
 
 
@@ -113,7 +129,13 @@ Numbered = tuple[int, NewRun]
 
 
 def _chunks(
-    lines: IO[bytes], workflow: str, tenant: str, arguments: Arguments, tally: Tally, advance: Callable[[int], None]
+    lines: IO[bytes],
+    workflow: str,
+    tenant: str,
+    arguments: Arguments,
+    tally: Tally,
+    advance: Callable[[int], None],
+    word: StartWord = NOTHING,
 ) -> Generator[list[Numbered]]:
     decoder = msgspec.json.Decoder(FileLine)
     chunk: list[Numbered] = []
@@ -132,9 +154,8 @@ def _chunks(
         except codec.DECODE_ERRORS as error:
             tally.refuse(number, str(error))
             continue
-        chunk.append(
-            (number, NewRun(workflow, payload, line.id or line_id(workflow, number, text), line.tenant or tenant))
-        )
+        run_id = line.id or line_id(workflow, number, text)
+        chunk.append((number, NewRun(workflow, payload, run_id, line.tenant or tenant, word)))
         size += len(payload)
         if len(chunk) >= CHUNK or size >= CHUNK_BYTES:
             advance(read)

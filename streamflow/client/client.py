@@ -14,7 +14,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, cast, overload
 
@@ -35,6 +35,7 @@ from streamflow.client.paging import Position, cursor_of, instant_ms, is_relativ
 from streamflow.client.pipelines import Batcher, Origin, settled
 from streamflow.client.run import Decode, NumberedRun, Run
 from streamflow.client.session import Session, Sessions
+from streamflow.client.starting import asked_for, own_arguments
 from streamflow.client.waiting import ResultWaiter, check_found, check_posted
 from streamflow.client.waits import DESCRIBED_BYTES, WaitReader
 from streamflow.errors import NamespaceMissing, RunConflict, RunError, StoreError, Unconfirmed, UsageError
@@ -44,6 +45,7 @@ from streamflow.model.attributes import Attribute, check_attributes
 from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import Header, Status, decode_header, incarnation_of
 from streamflow.model.sharding import full_run_id
+from streamflow.model.start_word import NOTHING, StartWord
 from streamflow.server_url import redacted
 from streamflow.settings import Settings, load_settings
 from streamflow.store.connection import Call, Store
@@ -98,12 +100,14 @@ def connect(url: str | None = None, *, namespace: str | None = None) -> Client:
 
 
 class NewRun(msgspec.Struct, frozen=True):
-    """A run to start, with its input encoded already (`encode_input`). Without `id` it gets a generated one."""
+    """A run to start, with its input encoded already (`encode_input`). Without `id` it gets a generated one. `word`:
+    what `asked_for` gives."""
 
     workflow: str
     payload: bytes
     id: str | None = None
     tenant: str = ""
+    word: StartWord = NOTHING
 
 
 def encode_input(*args: Any) -> bytes:
@@ -180,12 +184,30 @@ class Client:
 
     @overload
     async def start(
-        self, workflow: Callable[[*Ts], Awaitable[R]], /, *args: *Ts, id: str | None = None, tenant: str = ""
+        self,
+        workflow: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        id: str | None = None,
+        tenant: str = "",
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        timeout: float | timedelta | None = None,
     ) -> Run[R]: ...
     @overload
     async def start(self, workflow: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> Run[R]: ...
     @overload
-    async def start(self, workflow: str, /, *args: Any, id: str | None = None, tenant: str = "") -> Run[Any]: ...
+    async def start(
+        self,
+        workflow: str,
+        /,
+        *args: Any,
+        id: str | None = None,
+        tenant: str = "",
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> Run[Any]: ...
     async def start(
         self,
         workflow: Callable[..., Awaitable[Any]] | str,
@@ -193,6 +215,9 @@ class Client:
         *args: Any,
         id: str | None = None,
         tenant: str = "",
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        timeout: float | timedelta | None = None,
         **kwargs: Any,
     ) -> Run[Any]:
         """Start a run, and return its handle as soon as the server has stored it. No daemon has to be running.
@@ -204,17 +229,27 @@ class Client:
         whatever the arguments; `run.created` tells which it was. In a namespace that is partitioned by tenant or
         workflow, that prefix is put before the id (`acme/invoice-17`): `run.id` has the full id.
         `tenant`: to whom the run belongs, for `Client.runs` and for partitioning by tenant.
+        `delay`: seconds or a timedelta after which its code begins, by the server's clock; `at`: when (aware). The run
+        exists at once: it waits for its start (`describe().begins`), keeps the signals that it gets, and can be
+        cancelled. `timeout`: seconds or a timedelta that its code has, from when it begins, instead of the workflow's
+        own. A parameter of the workflow that has one of these three names is the workflow's.
 
         Raises `RunConflict` when the id belongs to a run of another workflow, `InvalidName`, `UsageError` for something
         that is not a workflow, `TypeError` for arguments with which the workflow can't be called, `PayloadInvalid` and
         `PayloadTooLarge` for arguments that can't be encoded or are too large.
 
         >>> run = await client.start(invoice, 17, id="invoice-17", tenant="acme")
+        >>> await client.start(remind, 17, delay=timedelta(days=3), timeout=600)
         """
         namespace = await self.read_namespace()
         name, parameters = _target(workflow)
+        word = NOTHING
+        if delay is not None or at is not None or timeout is not None:
+            options: dict[str, Any] = {"delay": delay, "at": at, "timeout": timeout}
+            kwargs |= own_arguments(parameters, options)
+            word = asked_for(workflow, **options)
         payload = _input(name, parameters, args, kwargs)
-        start = _start(namespace, name, payload, *_options(workflow, id, tenant))
+        start = _start(namespace, name, payload, *_options(workflow, id, tenant), word)
         shard = namespace.shard_of(start.run_id)
         tracing = self._tracing
         if tracing is None:
@@ -276,7 +311,8 @@ class Client:
         starts: list[Start] = []
         for run in new:
             codec.check_payload(run.payload, f"input of {run.workflow}")
-            starts.append(_start(namespace, check_name("workflow", run.workflow), run.payload, run.id, run.tenant))
+            name = check_name("workflow", run.workflow)
+            starts.append(_start(namespace, name, run.payload, run.id, run.tenant, run.word))
         tracing = self._tracing
         if tracing is None or not starts:
             headers = await self._send_starts(namespace, starts)
@@ -670,7 +706,9 @@ def _retrieve(reading: asyncio.Task[Namespace]) -> None:
         reading.exception()
 
 
-def _start(namespace: Namespace, workflow: str, payload: bytes, run_id: str | None, tenant: str) -> Start:
+def _start(
+    namespace: Namespace, workflow: str, payload: bytes, run_id: str | None, tenant: str, word: StartWord = NOTHING
+) -> Start:
     """Raises `InvalidName`."""
     if tenant:
         check_name("tenant", tenant)
@@ -678,7 +716,7 @@ def _start(namespace: Namespace, workflow: str, payload: bytes, run_id: str | No
         full_id = full_run_id(new_run_id(), namespace.partition, tenant, workflow)
     else:
         full_id = check_run_id(full_run_id(check_run_id(run_id), namespace.partition, tenant, workflow))
-    return Start(full_id, workflow, tenant, payload)
+    return Start(full_id, workflow, tenant, payload, "", "" if word is NOTHING else str(word))
 
 
 def _status(status: Status | str | None) -> Status | None:

@@ -43,6 +43,7 @@ from streamflow.model.causes import Cause, FailedAttempt, attempts_before, cause
 from streamflow.model.logged import decode_logged
 from streamflow.model.record import LISTED, Header, Status, decode_header
 from streamflow.model.sharding import Partition
+from streamflow.model.start_word import start_word
 from streamflow.model.trace_context import trace_id_of
 from streamflow.model.waits import Wait
 from streamflow.store.connection import Call, Store
@@ -89,6 +90,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     `error` the same in a line, as `ConnectTimeout: api:443`; empty and None otherwise, and in a listing if its last
     transition is larger than 256 KB.
 
+    `begins`: when a run begins, or has begun, whose start was delayed; None for others.
+
     `waits_for`: what an open run waits for, the most telling first; in a listing only if it was asked for.
     `waits_more`: its history is larger than what was read of it, so what it began long ago may be missing.
     """
@@ -107,6 +110,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     cause: Cause | None = None
     waits_for: list[Wait] = []
     waits_more: bool = False
+    begins: datetime | None = None
 
 
 class RunDescription(RunSummary, frozen=True, kw_only=True):
@@ -313,6 +317,7 @@ def summarize(run_id: str, header: Header, reason: str = "", failure: Failure | 
         trace_id=trace_id_of(header.trace),
         error="" if cause is None else str(cause),
         cause=cause,
+        begins=instant(begins) if (begins := start_word(header.start).begins) else None,
     )
 
 

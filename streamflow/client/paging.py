@@ -1,6 +1,6 @@
 """Pages of a listing: where the next one begins, and times as people write them.
 
-Owns: the text of a cursor, and the forms of `since` and `until`. Must not: read anything or look at a clock.
+Owns: the text of a cursor, and the forms of `since`, `until` and durations. Must not: read anything or look at a clock.
 Called by: listings, the client, the sandbox.
 """
 
@@ -59,6 +59,13 @@ def _of(listing: str) -> str:
 
 def is_relative(at: datetime | str | None) -> bool:
     return isinstance(at, str) and _AGO.fullmatch(at) is not None
+
+
+def duration_ms(name: str, text: str) -> int:
+    """Ms of a text as `90s`, `10m`, `2h`, `3d`, `2w`. Raises `UsageError`."""
+    if (match := _AGO.fullmatch(text)) is None:
+        raise UsageError(f"{name}: {text[:80]!r} is not a duration: use for example 90s, 10m, 2h, 3d")
+    return round(float(match[1]) * _MS[match[2]])
 
 
 def instant_ms(name: str, at: datetime | str, now_ms: int) -> int:

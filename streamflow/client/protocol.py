@@ -6,7 +6,7 @@ Owns: the protocol. Must not: be needed at run time by either. Called by: user c
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ParamSpec, Protocol, TypeVar, TypeVarTuple, overload
 
 from streamflow.client.listing import RunPage
@@ -30,12 +30,30 @@ class AnyClient(Protocol):
 
     @overload
     async def start(
-        self, workflow: Callable[[*Ts], Awaitable[R]], /, *args: *Ts, id: str | None = None, tenant: str = ""
+        self,
+        workflow: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        id: str | None = None,
+        tenant: str = "",
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        timeout: float | timedelta | None = None,
     ) -> Run[R]: ...
     @overload
     async def start(self, workflow: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> Run[R]: ...
     @overload
-    async def start(self, workflow: str, /, *args: Any, id: str | None = None, tenant: str = "") -> Run[Any]: ...
+    async def start(
+        self,
+        workflow: str,
+        /,
+        *args: Any,
+        id: str | None = None,
+        tenant: str = "",
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> Run[Any]: ...
 
     @overload
     def run(self, run_id: str) -> Run[Any]: ...

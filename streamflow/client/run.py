@@ -119,7 +119,8 @@ class Run(Generic[R]):
             case CompletedEvent(result=raw):
                 return self._decode(raw) if self._decode else codec.decode(raw, Any, f"result of run {self.id}")
             case events.RunFailed(failure=failure):
-                raise errors.RunFailed(self.id, failure)
+                timed_out = failure.kind == errors.RunTimedOut.__name__
+                raise (errors.RunTimedOut if timed_out else errors.RunFailed)(self.id, failure)
             case event:
                 reason = f": {event.reason}" if event is not None and event.reason else ""
                 raise errors.RunCancelled(f"run {self.id} was cancelled{reason}", self.id)

@@ -23,6 +23,7 @@ from streamflow.machine.snapshot import waits_in
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import decode_header
 from streamflow.model.reports import decode_details, reported_at
+from streamflow.model.start_word import start_word
 from streamflow.model.waits import QueuePlace, StepHolder, Wait, waits_of
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Kernel, QueuePeek
@@ -92,7 +93,8 @@ class WaitReader:
             if not header.is_open or (created and header.created != created):
                 return [], False
             if not header.version:
-                return [Wait(kind="start", since=_instant(header.created))], False
+                begins = start_word(header.start).begins
+                return [Wait(kind="start", since=_instant(header.created), until=_instant(begins))], False
             found = waits_of(map(decode_recorded, elements))
             if head[1]:  # a reducer's snapshot has all that is open
                 return waits_in(head[1], found), False

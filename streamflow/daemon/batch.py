@@ -589,7 +589,7 @@ class ShardBatch:
                     trace = None
                     if self.tracing is not None:
                         trace, header = self.tracing.begin(run_id, header)
-                    machine = new_machine(app, partition, run_id, header.workflow, reason_to_park, trace)
+                    machine = new_machine(app, partition, run_id, header.workflow, reason_to_park, trace, header.start)
                     machine.bug = self.shard.bug_of(run_id)
                     self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
             if type(input_) is RetryRequest:
@@ -664,6 +664,7 @@ class ShardBatch:
                 old.parent,
                 attributes,
                 old.trace,
+                old.start,
             )
             header_bytes = header.encode()
             kept = RUN_BYTES if state or effects.fresh else max(RUN_BYTES, memory)  # a reducer keeps its state only

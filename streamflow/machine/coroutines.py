@@ -28,9 +28,11 @@ from streamflow.errors import (
     HistoryTooLong,
     PayloadInvalid,
     PayloadTooLarge,
+    RunTimedOut,
     UsageError,
 )
 from streamflow.events import (
+    NOTHING,
     AnyEvent,
     AskAnswered,
     AskReceived,
@@ -40,8 +42,11 @@ from streamflow.events import (
     RunContinued,
     RunStarted,
     SignalReceived,
+    StartDue,
+    TimeoutReached,
 )
 from streamflow.machine.open_work import UNTAKEN_NAMES
+from streamflow.machine.own_times import over_text
 from streamflow.machine.run import EVENTS_CONTINUE, EVENTS_FAIL, RunMachine
 from streamflow.machine.sealed import sealed
 from streamflow.model.bugs import as_old_as, note_born
@@ -144,6 +149,7 @@ class CoroutineMachine(RunMachine):
         "_cancelling",
         "_fibers",
         "_finalizers",
+        "_input",
         "_limited",
         "_patches",
         "_root",
@@ -164,12 +170,14 @@ class CoroutineMachine(RunMachine):
         self._asked: dict[str, str] | None = None
         """Questions that the code has received and not answered yet: id -> name."""
         self._patches: dict[str, bool] | None = None
-        self._cancelling: CancelRequested | None = None
-        """The cancel request because of which the code is cleaning up."""
+        self._cancelling: CancelRequested | TimeoutReached | None = None
+        """That because of which the code is cleaning up."""
         self._finalizers: set[Fiber] | None = None
         """Async generators that were left early and whose `finally` blocks run: the run ends after them."""
         self._limited = False
         """`HistoryTooLong` was raised in the code."""
+        self._input = NOTHING
+        """Of a run whose code has not begun."""
 
     @property
     def _length(self) -> int:
@@ -204,7 +212,13 @@ class CoroutineMachine(RunMachine):
         elif isinstance(event, SignalReceived | AskReceived):
             self._message_arrived(event)
         elif isinstance(event, RunStarted):
-            self._start_code(event.input)
+            if self.begins:
+                self._input = event.input
+            else:
+                self._start_code(event.input)
+        elif isinstance(event, StartDue):
+            payload, self._input = self._input, NOTHING
+            self._start_code(payload)
         if self.ready:
             self._run()
 
@@ -234,7 +248,7 @@ class CoroutineMachine(RunMachine):
     def _run(self) -> None:
         """Run fibers until all of them wait. The list grows while they wake each other."""
         generations = 0
-        undelivered: CancelRequested | None = None
+        undelivered: CancelRequested | TimeoutReached | None = None
         while (root := self._root) is not None:
             resume_ready = _resume_ready.pop() if _resume_ready else _send_to(self._resuming())
             resume_ready(self)
@@ -252,14 +266,18 @@ class CoroutineMachine(RunMachine):
                     undelivered = self._cancelling
                 self._continue(cast("ContinueAs", error), generations)
             elif self._cancelling is not None and is_a(error, CancelledError):
-                self._end_cancelled(self._cancelling.reason)
+                self._end_interrupted(self._cancelling)
             else:
                 wanted = self._cancelling is not None or undelivered is not None or self._limited
                 self._fail_or_park(as_old_as(outside_loop(error), error), may_park=not wanted)
         if undelivered is not None and self._root is not None:
             # The previous generation was shielded until its end: it is raised at the first await of the current one.
             self.effects.events.append(undelivered)
-            self._cancel_requested(undelivered)
+            if isinstance(undelivered, CancelRequested):
+                self._cancel_requested(undelivered)
+            else:
+                self._track(undelivered)
+                self._timed_out(undelivered)
 
     def finalize(self, generator: Any) -> None:
         """Run the `finally` blocks of an async generator that was left early, beside the code that left it."""
@@ -481,6 +499,19 @@ class CoroutineMachine(RunMachine):
 
     # --- cancelling, limits, continuing as new ------------------------------------------------------------------------
 
+    def _may_time_out(self) -> bool:
+        return self._cancelling is None and not self._limited
+
+    def _interrupt_for(self, event: TimeoutReached) -> None:
+        self._cancelling = event
+        self._interrupt(Cancelled(over_text(event)))
+
+    def _end_interrupted(self, why: CancelRequested | TimeoutReached) -> None:
+        if isinstance(why, CancelRequested):
+            self._end_cancelled(why.reason)
+        else:
+            self._fail(Failure(RunTimedOut.__name__, over_text(why)))
+
     def _cancel(self, event: CancelRequested) -> None:
         if self._root is None:
             self._end_cancelled(event.reason)
@@ -589,6 +620,7 @@ class CoroutineMachine(RunMachine):
             self._buffer(message_key(message), message)
         for seq, name, run_id in event.children:
             self.children[seq] = self.open_child(seq, name, run_id, "wait")
+        self._carry_time()
         self._start_code(event.input)
 
 

@@ -26,13 +26,21 @@ P = ParamSpec("P")
 
 
 def new_machine(
-    app: App, partition: Partition, run_id: str, workflow_name: str, reason: str = "", trace: Trace | None = None
+    app: App,
+    partition: Partition,
+    run_id: str,
+    workflow_name: str,
+    reason: str = "",
+    trace: Trace | None = None,
+    word: str = "",
 ) -> RunMachine:
     """The machine of a run that has no history yet. For an unknown workflow, or with a `reason` why its code can't be
-    run, it records that the run is stuck."""
+    run, it records that the run is stuck. `word`: what its start asks for besides."""
     machine = _machine_for(app, partition, run_id, workflow_name, is_reducer=False)
     machine.be_traced(trace)
     machine.reason = machine.reason or reason
+    if word:
+        machine.ask_for(word)
     return machine
 
 

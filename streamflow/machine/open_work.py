@@ -25,10 +25,14 @@ from streamflow.events import (
     RunContinued,
     RunRetried,
     RunStarted,
+    StartDelayed,
+    StartDue,
     StepCancelled,
     StepCompleted,
     StepRetrying,
     StepScheduled,
+    TimeoutReached,
+    TimeoutSet,
     TimerFired,
     TimerSet,
     Unrecorded,
@@ -61,6 +65,10 @@ MOST_WAITS = 100
 """Waits for one name, the oldest, of which it is recorded when the first times out: that is done in each transition."""
 FEW_CLOSED = 4
 """Numbers that are recorded without a look whether the others would be fewer."""
+OwnTime = StartDelayed | StartDue | TimeoutSet | TimeoutReached
+_OWN_TIMES = frozenset({StartDelayed, StartDue, TimeoutSet, TimeoutReached})
+START, TIME_OUT = 0, -1
+"""On the schedule instead of the number of a decision: when the code begins, and when its time is over."""
 MAX_WORKER_LOSSES = 3
 """Deaths of its processes after which a step fails, if it was to blame for the last two."""
 
@@ -91,6 +99,7 @@ class OpenWork:
         "app",
         "at",
         "attributes",
+        "begins",
         "bug",
         "cancelling",
         "children",
@@ -106,6 +115,7 @@ class OpenWork:
         "generation",
         "in_steps",
         "live",
+        "over_at",
         "parent",
         "partition",
         "postponed",
@@ -123,6 +133,7 @@ class OpenWork:
         "stuck",
         "stuck_by",
         "tenant",
+        "time_limit",
         "timers",
         "too_deep",
         "trace",
@@ -157,6 +168,12 @@ class OpenWork:
         """Ms of the last transition, on its owner's clock. It never goes backwards."""
         self.clock = 0
         """Its owner's clock at that transition: earlier than `at` if a former owner's was ahead. Timers go by it."""
+        self.begins = 0
+        """When its code begins (ms), if that is delayed and the time has not come; else 0."""
+        self.time_limit = 0
+        """Its time-out (ms); 0: none, or not known yet."""
+        self.over_at = 0
+        """When its time is over (ms); 0: never, or it was."""
         self.events_count = 0
         self.seq = 0
         self.steps: dict[int, StepCall] = {}
@@ -314,7 +331,11 @@ class OpenWork:
 
     def _is_due(self, seq: int, due: int) -> bool:
         call = self.steps.get(seq)
-        return seq in self.timers if call is None else call.due == due and not self.reason
+        if call is not None:
+            return call.due == due and not self.reason
+        if seq > 0:
+            return seq in self.timers
+        return due == self.begins if seq == START else due == self.over_at and not self.reason
 
     def _close_step(self, call: StepCall) -> None:
         del self.steps[call.seq]
@@ -358,7 +379,13 @@ class OpenWork:
             call = self.steps.get(cast("StepCancelled", event).seq)
             if call is not None:
                 self._close_step(call)
+        elif kind in _OWN_TIMES:
+            self._apply_own(cast("OwnTime", event))
         return None
+
+    def _apply_own(self, event: OwnTime) -> None:
+        """A fact about when the run's code begins, or when its time is over."""
+        raise NotImplementedError
 
     def _postpone(self, call: StepCall, event: StepRetrying) -> None:
         """The attempt failed while the run was stuck: what follows is decided when it resumes."""

@@ -132,6 +132,17 @@ class ReducerMachine(RunMachine):
     def _what(self) -> str:
         return f"state of reducer {self.workflow}"
 
+    def _record_start(self, item: RunStarted) -> None:
+        asks = bool(self.begins or self.time_limit)
+        self.begins = self.time_limit = 0
+        if not asks or self.reason:
+            super()._record_start(item)
+            return
+        self._begin(item)
+        self.effects.events.append(item)
+        text = f"{self.workflow} is a reducer: delay, at and timeout are for workflows"
+        self._fail(Failure(UsageError.__name__, text))
+
     def _deliver(self, event: AnyEvent, operation: Operation | None, value: Any, error: Exception | None) -> None:
         if self.ending is not None:
             self._end_if_alone()

@@ -37,8 +37,12 @@ from streamflow.events import (
     SignalReceived,
     SignalSent,
     SignalSkipped,
+    StartDelayed,
+    StartDue,
     StepCompleted,
     StepScheduled,
+    TimeoutReached,
+    TimeoutSet,
     TimerFired,
     Transition,
 )
@@ -60,7 +64,8 @@ PIECE = 32
 MAX_SHOWN = 200
 """Characters of arguments in the report of a divergence."""
 _RETRIES = frozenset({Void, GapBegins, RunRetried})
-_DELIVERED = (RunStarted, SignalReceived, AskReceived, StepCompleted, ChildCompleted, TimerFired)
+_TIMES_SET = (StartDelayed, TimeoutSet)
+_DELIVERED = (RunStarted, StartDue, SignalReceived, AskReceived, StepCompleted, ChildCompleted, TimerFired)
 """Facts that are delivered to user code as they are; of the others only failures are."""
 
 
@@ -102,11 +107,8 @@ class WorkflowMachine(CoroutineMachine):
         transitions = with_gaps(transitions, None if retry is None else retry.kept)
         self.events_count = sum(len(transition.events) for transition in transitions)
         if not self.reason and transitions:
-            first = transitions[0].events[first_position(transitions[0])]
-            if isinstance(first, GapBegins):
-                first = first.fact
-            version = first.version if isinstance(first, RunStarted | RunContinued) else 0
-            if self.app.version(self.workflow, version) is None:
+            version = _version(transitions)
+            if version is not None and self.app.version(self.workflow, version) is None:
                 self.reason = self.app.unknown_version(self.workflow, version)
         if not self.reason:
             yield from self._replay_or_park(transitions)
@@ -179,6 +181,11 @@ class WorkflowMachine(CoroutineMachine):
         elif isinstance(event, RunContinued) and not self.started:
             self._begin_generation(event)
             self._run()
+        elif isinstance(event, TimeoutReached):
+            self._track(event)
+            self._timed_out(event)
+        elif isinstance(event, _TIMES_SET):
+            self._track(event)
         elif isinstance(event, Patched):
             self._skip_patch(event)
         elif isinstance(event, (*DECISIONS, *ENDINGS, RunContinued)):
@@ -187,7 +194,12 @@ class WorkflowMachine(CoroutineMachine):
             if isinstance(event, RunStarted):
                 self._begin(event)
             operation = self._track(event)
-            if self.stuck or (isinstance(event, RunStarted) and isinstance(following, RunStuck)):
+            if isinstance(event, RunStarted | StartDue):
+                self._carry_time()
+                following = self._following()
+            if self.begins and isinstance(event, RunStarted):  # the code begins with another fact
+                self._deliver_recorded(event, None, strict=True)
+            elif self.stuck or (isinstance(event, RunStarted) and isinstance(following, RunStuck)):
                 if self._held is None:
                     self._held = []
                 self._held.append((event, operation))
@@ -198,12 +210,21 @@ class WorkflowMachine(CoroutineMachine):
         """Go through a gap as through a time in which the run was stuck. Gives the fact with which one begins."""
         if isinstance(event, RunRetried):
             self._reopen(event)
+            self._carry_time()
             self.stuck = False
             self._resume_code()
         elif isinstance(event, GapBegins):
             self.stuck = True
             return event.fact
         return None
+
+    def _carry_time(self) -> None:
+        if self._recorded is None:
+            super()._carry_time()
+            return
+        while isinstance(event := self._following(), _TIMES_SET):
+            self._track(event)
+            self._position += 1
 
     def _resume_code(self) -> None:
         late = self._late = deque(self._held or ())
@@ -221,7 +242,7 @@ class WorkflowMachine(CoroutineMachine):
 
     def _deliver_recorded(self, event: AnyEvent, operation: Operation | None, *, strict: bool) -> None:
         """`strict`: the run's code received this fact when it was recorded, so it must match."""
-        if operation is None and not isinstance(event, (RunStarted, SignalReceived, AskReceived)):
+        if operation is None and not isinstance(event, (RunStarted, StartDue, SignalReceived, AskReceived)):
             if strict:
                 raise _Divergence(self._position - 1, event.describe(), "not wait for it")
             return
@@ -394,6 +415,16 @@ class WorkflowMachine(CoroutineMachine):
         if self._patches is None:
             self._patches = {}
         self._patches.setdefault(event.name, True)
+
+
+def _version(transitions: list[Transition]) -> int | None:
+    """Which version of its code a run with this history keeps; None if that has not begun."""
+    events = transitions[0].events[first_position(transitions[0]) :]
+    first = events[0].fact if isinstance(events[0], GapBegins) else events[0]
+    if len(events) > 1 and isinstance(events[1], StartDelayed):
+        found = (event for transition in transitions for event in transition.events if isinstance(event, StartDue))
+        return next((event.version for event in found), None)
+    return first.version if isinstance(first, RunStarted | RunContinued) else 0
 
 
 def _with_arguments(event: AnyEvent) -> str:

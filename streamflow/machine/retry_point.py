@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from streamflow import events
-from streamflow.errors import ChildFailed, Failure, HistoryTooLong, StepFailed
+from streamflow.errors import ChildFailed, Failure, HistoryTooLong, RunTimedOut, StepFailed
 from streamflow.events import (
     DECISIONS,
     ENDINGS,
@@ -35,10 +35,14 @@ from streamflow.events import (
     RunStuck,
     SignalReceived,
     SignalSent,
+    StartDelayed,
+    StartDue,
     StepCancelled,
     StepCompleted,
     StepRetrying,
     StepScheduled,
+    TimeoutReached,
+    TimeoutSet,
     TimerFired,
     Transition,
 )
@@ -51,7 +55,18 @@ MAX_DEPTH = 20
 """Of a chain of failures, as far as it is looked through."""
 MAX_NAMED = 5
 
-_COUNTS = (RunStarted, StepCompleted, ChildCompleted, TimerFired, SignalReceived, AskReceived, StepRetrying)
+_COUNTS = (
+    RunStarted,
+    StartDelayed,
+    StartDue,
+    TimeoutSet,
+    StepCompleted,
+    ChildCompleted,
+    TimerFired,
+    SignalReceived,
+    AskReceived,
+    StepRetrying,
+)
 """Facts that count in a gap."""
 _NO_FACTS = (
     *DECISIONS,
@@ -62,6 +77,9 @@ _NO_FACTS = (
     RunContinued,
     RunResumed,
     RunStuck,
+    StartDelayed,
+    TimeoutReached,
+    TimeoutSet,
 )
 
 
@@ -200,6 +218,8 @@ def retry_point(run_id: str, history: list[Transition]) -> RetryPoint:
     found = [event for transition in with_gaps(history) for event in transition.events][first:]
     transitions = [number for number, transition in enumerate(history) for _ in transition.events][first:]
     kept = _position(found, ending.failure, set())
+    if ending.failure.kind == RunTimedOut.__name__:  # what it has done since was to clean up
+        kept = max((i for i, event in enumerate(found) if isinstance(event, TimeoutReached)), default=None)
     if kept is None:
         kept = _last_fact(found, transitions)
     if kept == 0 and isinstance(found[0], RunContinued):

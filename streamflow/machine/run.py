@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 from datetime import UTC, datetime
-from heapq import heappop
+from heapq import heappop, heappush
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,7 +24,6 @@ from streamflow import errors, events
 from streamflow.errors import ContinueAs, Failure, PayloadInvalid, PayloadTooLarge, UsageError
 from streamflow.events import (
     NOTHING,
-    AnyEvent,
     AskAnswered,
     AskReceived,
     CancelRequested,
@@ -41,10 +40,12 @@ from streamflow.events import (
     StepCancelled,
     StepCompleted,
     StepRetrying,
+    TimeoutReached,
     TimerFired,
     Unrecorded,
 )
-from streamflow.machine.open_work import MAX_WORKER_LOSSES, NOT_STUCK, UNDECIDED, WORKER_LOST, OpenWork, unfit
+from streamflow.machine.open_work import MAX_WORKER_LOSSES, NOT_STUCK, TIME_OUT, UNDECIDED, WORKER_LOST, unfit
+from streamflow.machine.own_times import OwnTimes, over_text
 from streamflow.machine.retry_point import CannotRetry, RetryPoint, named
 from streamflow.machine.sealed import sealed
 from streamflow.machine.transition import (
@@ -92,7 +93,7 @@ EVENTS_FAIL = 55_000
 UNFIT = UnfitArguments.__name__
 
 
-class RunMachine(OpenWork):
+class RunMachine(OwnTimes):
     """Base of the machines: one run, in memory."""
 
     __slots__ = ()
@@ -359,12 +360,7 @@ class RunMachine(OpenWork):
             self._take_due()
         elif isinstance(item, RunStarted):
             if not self.started:
-                definition = self.app.workflows.get(item.workflow)
-                if definition is not None and definition.version:
-                    item = msgspec.structs.replace(item, version=definition.version)
-                self._begin(item)
-                self.effects.events.append(item)
-                self._deliver(item, None, None, None)
+                self._record_start(item)
         elif isinstance(item, CompletedChild | FailedChild):
             if item.created == self.created:  # else it was a child of an earlier run that had this id
                 self._take_child(item.event, item.run_id)
@@ -511,12 +507,15 @@ class RunMachine(OpenWork):
             if call.step.known:
                 self.effects.jobs.append(call.job())
         for seq in timers:
-            operation = self.timers.pop(seq, None)
-            if operation is None:  # the wait for a signal that it limited has ended
-                continue
-            event = TimerFired(seq)
-            self.effects.events.append(event)
-            self._deliver(event, operation, None, None)
+            if seq <= 0:
+                self._take_own_due(seq)
+            else:
+                operation = self.timers.pop(seq, None)
+                if operation is None:  # the wait for a signal that it limited has ended
+                    continue
+                event = TimerFired(seq)
+                self.effects.events.append(event)
+                self._deliver(event, operation, None, None)
             if self.effects.ended:
                 return
 
@@ -543,7 +542,7 @@ class RunMachine(OpenWork):
         events = self.effects.events
         if not self.reason:
             self._be_stuck_no_more()
-            self.status = Status.RUNNING
+            self._set_open_status()
             self._resume_code()
             self._decide_postponed()
             return [] if self.effects.ended else inputs
@@ -552,9 +551,7 @@ class RunMachine(OpenWork):
                 self._be_stuck_no_more()
             elif not self.started and inputs and isinstance(inputs[0], RunStarted):
                 # A run that this app can't start: its start is recorded all the same, so that views count it once.
-                self._begin(inputs[0])
-                events.append(inputs[0])
-                self._deliver(inputs[0], None, None, None)
+                self._record_start(inputs[0])
                 inputs = inputs[1:]
             self.stuck = True
             failure, code = self.bug or (None, "")
@@ -575,6 +572,7 @@ class RunMachine(OpenWork):
 
     def _be_stuck_no_more(self) -> None:
         self.stuck = False
+        self._stretch_time(self.stuck_by[1])
         self.effects.events.append(RunResumed(self.workflow, self.tenant, *self.stuck_by))
         self.stuck_by = NOT_STUCK
         self.effects.restate = True  # the code of today may have given up what that of then had not
@@ -661,6 +659,8 @@ class RunMachine(OpenWork):
             point.failed_at,
         )
         self.effects.events.append(event)
+        if self.time_limit:  # it gets all of its time again
+            self._note(events.TimeoutSet(self.time_limit, self.at + self.time_limit))
         steps = [{"name": self.steps[seq].step.name, "seq": seq, "attempt": attempt} for seq, attempt in attempts]
         answer = Raw(_encode({"kept": point.results, "steps": steps}))
         self.effects.answers = [AskAnswered(retry.id, "retry", answer)]
@@ -716,9 +716,6 @@ class RunMachine(OpenWork):
                 else:
                     self._answer_tried(item)
 
-    def _set_open_status(self) -> None:
-        self.status = Status.STUCK if self.stuck else Status.RUNNING if self.started else Status.PENDING
-
     def _resume_code(self) -> None:
         """Deliver the facts that were recorded while the run was stuck."""
 
@@ -737,8 +734,19 @@ class RunMachine(OpenWork):
     def _cancel(self, event: CancelRequested) -> None:
         raise NotImplementedError
 
+    def _interrupt_for(self, event: TimeoutReached) -> None:
+        """Let the code clean up, and fail the run."""
+        raise NotImplementedError
+
     def _end_cancelled(self, reason: str) -> None:
         self._end(events.RunCancelled(self.workflow, self.tenant, self.at - self.started, reason))
+
+    def _timed_out(self, event: TimeoutReached) -> None:
+        if self.ending is not None:  # only its children are still open
+            for child in self.children.values():
+                self.cancel_child(child, over_text(event))
+        else:
+            self._interrupt_for(event)
 
     def _end(self, event: Ending) -> None:
         """The code has ended. The run ends too, unless it waits for children: then nothing else stays open."""
@@ -777,6 +785,8 @@ class RunMachine(OpenWork):
         self.close()
         self._forget_open()
         self.children.update(kept)
+        if keep and self.over_at:  # its time goes on
+            heappush(self.schedule, (self.over_at, TIME_OUT))
 
     def _end_now(self, event: Ending) -> None:
         """The run ends: send its outcome to the parent, stop what is open."""
@@ -802,10 +812,6 @@ class RunMachine(OpenWork):
         self.effects.events.append(event)
 
     # --- for the machines -------------------------------------------------------------------------------------------
-
-    def _deliver(self, event: AnyEvent, operation: Operation | None, value: Any, error: Exception | None) -> None:
-        """Deliver a fact to user code, which makes its decisions; keep it if the code can't run."""
-        raise NotImplementedError
 
     def _fail_or_park(self, error: BaseException, *, may_park: bool = True) -> None:
         """The code has ended with this error. Raises `Bug` if it is one."""

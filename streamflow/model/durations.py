@@ -1,6 +1,7 @@
 """Durations in the public API: seconds or a `timedelta`.
 
-Owns: what is accepted, and the limit. Must not: know what a duration is for. Called by: retry policies, steps, timers.
+Owns: what is accepted, the limit, and a text that is exact. Must not: know what a duration is for.
+Called by: retry policies, steps, timers, time-outs of runs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,15 @@ from typing import SupportsFloat
 
 MAX_SECONDS = 1e11
 """Some 3,000 years: in milliseconds still an exact number."""
+_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000))
+
+
+def duration_text(ms: int) -> str:
+    """In the largest unit of which it is a whole number: `14 d`, `90 s`, `250 ms`."""
+    for unit, size in _UNITS:
+        if ms % size == 0:
+            return f"{ms // size:,} {unit}"
+    return f"{ms:,} ms"
 
 
 def seconds_of(duration: object) -> float | None:

@@ -2,7 +2,8 @@
 
 Owns: the header's format. A run's record is a list `[header, state, transition, transition, …]`.
 The line has eight fields with a space between them, a ninth if the run has attributes (`attributes.py` has that field's
-format), and a tenth if it is traced (`trace_context.py`); then the ninth is `-` if it has no attributes.
+format), a tenth if it is traced (`trace_context.py`), and an eleventh if its start has asked for something besides
+(`start_word.py`); then those before are `-` if it has none.
 Must not: know keys or scripts (`lua/shared/open_run.lua` writes the first header, in the same format).
 Called by: kernel, owner, client, listings.
 
@@ -27,8 +28,9 @@ from streamflow.model.attributes import Attribute, decode_attributes, encode_att
 class Status(enum.StrEnum):
     """The status of a run. Each member equals its text: `run.status == "failed"`.
 
-    `pending`: started, and not yet seen by a daemon. `running`: open, also while it only waits. `stuck`: open, but its
-    code can't continue until other code is deployed. `completed`, `failed` and `cancelled`: it has ended.
+    `pending`: started, and not yet seen by a daemon, or its start is delayed. `running`: open, also while it only
+    waits. `stuck`: open, but its code can't continue until other code is deployed. `completed`, `failed` and
+    `cancelled`: it has ended.
     """
 
     PENDING = "pending"
@@ -49,7 +51,7 @@ LISTED = (Status.RUNNING, Status.STUCK, Status.COMPLETED, Status.FAILED, Status.
 class Header(msgspec.Struct, frozen=True, gc=False):
     """`version` is the number of transitions, `commit` the id of the commit that wrote the header; `created` and
     `ended` are shard-clock ms (`ended` is 0 while the run is open); `parent` is an encoded `ParentLink` or empty;
-    `trace` is a packed trace context or empty."""
+    `trace` is a packed trace context or empty; `start` what its start has asked for besides (`start_word.py`)."""
 
     status: str
     version: int
@@ -61,14 +63,16 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     parent: str
     attributes: dict[str, Attribute] = {}
     trace: str = ""
+    start: str = ""
 
     def encode(self) -> bytes:
         line = (
             f"{self.status} {self.version} {self.commit} {self.created} {self.ended} "
             f"{self.workflow} {self.tenant or '-'} {self.parent or '-'}"
         )
-        if self.trace:
-            return f"{line} {encode_attributes(self.attributes) if self.attributes else '-'} {self.trace}".encode()
+        if self.trace or self.start:
+            line = f"{line} {encode_attributes(self.attributes) if self.attributes else '-'} {self.trace or '-'}"
+            return (f"{line} {self.start}" if self.start else line).encode()
         return (f"{line} {encode_attributes(self.attributes)}" if self.attributes else line).encode()
 
     @property
@@ -106,8 +110,8 @@ def parent_link(text: str) -> ParentLink | None:
 def decode_header(data: bytes) -> Header:
     """Raises `ValueError` if the line is not a header."""
     status, version, commit, created, ended, workflow, tenant, parent, *rest = data.decode().split(" ")
-    if len(rest) > 2:
-        raise ValueError(f"a header has eight to ten fields, got {8 + len(rest)}")
+    if len(rest) > 3:
+        raise ValueError(f"a header has eight to eleven fields, got {8 + len(rest)}")
     return Header(
         status,
         int(version),
@@ -118,5 +122,6 @@ def decode_header(data: bytes) -> Header:
         "" if tenant == "-" else tenant,
         "" if parent == "-" else parent,
         decode_attributes(rest[0]) if rest and rest[0] != "-" else {},
-        rest[1] if len(rest) > 1 else "",
+        rest[1] if len(rest) > 1 and rest[1] != "-" else "",
+        rest[2] if len(rest) > 2 else "",
     )

@@ -24,6 +24,8 @@ from streamflow.events import (
     RunResumed,
     RunRetried,
     RunStuck,
+    StartDelayed,
+    StartDue,
     StepCancelled,
     StepCompleted,
     StepRetrying,
@@ -66,8 +68,8 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
 
     `kind`: `signal` or `question` (`name`, and the `type` that the code asks for, empty if any), `step`, `child` (a run
     of the workflow `name`, by `run_id`), `timer` (`name` is `timeout()` if it limits a block), `code` (the run is
-    stuck: `why`), `start` (no daemon has taken it yet), `message` (a signal or question; which one isn't recorded: it
-    is a reducer, or its last transition is of an earlier release).
+    stuck: `why`), `start` (no daemon has taken it yet, or its start is delayed, with `until`), `message` (a signal or
+    question; which one isn't recorded: it is a reducer, or its last transition is of an earlier release).
 
     `seq`: the number of the step, child or timer. `since`: when it began. `until`: when a signal or question times out,
     a timer fires, or the next attempt of a step begins; if that is past, it has begun.
@@ -102,6 +104,7 @@ class _Open:
         self.waits: dict[int, Wait] = {}
         self.at = 0
         self.stuck: Wait | None = None
+        self.start: Wait | None = None
         self.messages: dict[str, Wait] = {}
 
     def begin(self, wait: Wait) -> None:
@@ -150,6 +153,10 @@ class _Open:
                 self.waits, self.ever = {}, {}
                 for seq, name, run_id in event.children:
                     self.begin(Wait(kind="child", name=name, seq=seq, run_id=run_id))
+            case StartDelayed():
+                self.start = Wait(kind="start", since=at, until=_instant(event.due))
+            case StartDue():
+                self.start = None
             case RunStuck():
                 self.stuck = Wait(kind="code", why=event.reason[:MAX_WHY], since=at)
             case RunResumed():
@@ -172,7 +179,8 @@ def waits_of(transitions: Iterable[RecordedTransition]) -> list[Wait]:
         found.apply(transition)
     if not found.at:
         return [Wait(kind="start")]
-    waits = [*([] if found.stuck is None else [found.stuck]), *found.messages.values(), *found.waits.values()]
+    alone = [wait for wait in (found.start, found.stuck) if wait is not None]
+    waits = [*alone, *found.messages.values(), *found.waits.values()]
     return in_order(waits or [Wait(kind="message")])
 
 

@@ -28,10 +28,13 @@ from streamflow.events import (
     SignalReceived,
     SignalSent,
     SignalSkipped,
+    StartDelayed,
+    StartDue,
     StepCancelled,
     StepCompleted,
     StepRetrying,
     StepScheduled,
+    TimeoutReached,
     TimerFired,
     TimerSet,
     Transition,
@@ -46,6 +49,8 @@ PREVIEW = 200
 """Characters of a payload or of an error message in a note."""
 
 
+START = 0
+"""Instead of a number: the start, if it is delayed."""
 _NO_SPAN_OF = (RunContinued, RunRetried)
 """Their number is the last one that was given, and that of another event."""
 
@@ -103,6 +108,8 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
                     stuck.append(span)
                 elif stuck and isinstance(event, SignalReceived):
                     kept.append(span)
+                elif isinstance(event, StartDelayed):
+                    by_id[START] = span
                 elif isinstance(event, RunRetried):
                     if failure:
                         span.note = f"{span.note}, after {failure}" if span.note else f"after {failure}"
@@ -157,6 +164,10 @@ def _begin(at: int, event: AnyEvent) -> Span | None:
             return Span("patch", event.name, at, at)
         case RunContinued():
             return Span("continued", f"generation {event.generation + 1}", at, at, note=preview(event.input, PREVIEW))
+        case StartDelayed():
+            return Span("timer", "start", at, due=event.due)
+        case TimeoutReached():
+            return Span("limit", "time-out", at, at, note=f"{event.ms / 1000:,.10g} s")
         case HistoryLimitReached():
             return Span("limit", "history limit", at, at, note=f"{event.count:,} events")
         case RunStuck():
@@ -198,7 +209,8 @@ def _carry_over(spans: list[Span], by_id: dict[int | str, Span], at: int, event:
 
 def _apply_outcome(by_id: dict[int | str, Span], at: int, event: AnyEvent) -> None:
     """Close or update the span that the outcome belongs to. In a history that was cut there may be none: ignored."""
-    span = by_id.get(event.id if isinstance(event, AskAnswered) else getattr(event, "seq", -1))
+    seq = START if isinstance(event, StartDue) else getattr(event, "seq", -1)
+    span = by_id.get(event.id if isinstance(event, AskAnswered) else seq)
     if span is None:
         return
     match event:
@@ -213,7 +225,7 @@ def _apply_outcome(by_id: dict[int | str, Span], at: int, event: AnyEvent) -> No
             span.failed, span.note = True, _failure_text(event.failure)
         case StepCancelled():
             span.end, span.note = at, "cancelled"
-        case TimerFired():
+        case TimerFired() | StartDue():
             span.end = at
         case AskAnswered():
             span.end, span.failed = at, event.failure is not None

@@ -34,10 +34,14 @@ from streamflow.events import (
     SignalReceived,
     SignalSent,
     SignalSkipped,
+    StartDelayed,
+    StartDue,
     StepCancelled,
     StepCompleted,
     StepRetrying,
     StepScheduled,
+    TimeoutReached,
+    TimeoutSet,
     TimerFired,
     TimerSet,
 )
@@ -66,6 +70,8 @@ _STYLES: dict[type, str] = {
     RunRetried: BUSY,
     RunContinued: BUSY,
     CancelRequested: WARN,
+    StartDue: BUSY,
+    TimeoutReached: WARN,
     HistoryLimitReached: WARN,
     StepCancelled: MUTED,
     StepCompleted: OK,
@@ -240,6 +246,14 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             return [(event.workflow, "bold"), *generation, (preview(event.input, PREVIEW), MUTED)]
         case CancelRequested():
             return [*([("terminate", "bold")] if event.terminate else []), (event.reason, MUTED)]
+        case StartDelayed():
+            return [(f"begins in {duration(max(0, event.due - at))}", MUTED)]
+        case StartDue():
+            return []
+        case TimeoutSet():
+            return [(f"{duration(event.due - at)} left", MUTED)]
+        case TimeoutReached():
+            return [(f"not ended within {duration(event.ms)}", WARN)]
         case HistoryLimitReached():
             return [(plural(event.count, "event"), "bold")]
         case Patched():

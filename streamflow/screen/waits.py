@@ -58,7 +58,9 @@ def wait_text(wait: Wait, now_ms: int) -> str:
         case "code":
             return "other code"
         case "start":
-            return "a daemon that begins it"
+            if left is None or left <= 0:
+                return "a daemon that begins it"
+            return f"its start {_until(wait, left).replace('until', 'at')}"
         case _:
             return wait.why or "a signal or question"
 

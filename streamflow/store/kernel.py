@@ -72,13 +72,20 @@ class NamespaceRecord(NamedTuple):
 
 
 class Start(msgspec.Struct):
-    """A run to create. `body`: its encoded input; `tenant` empty for none; `trace`: a packed trace context or empty."""
+    """A run to create. `body`: its encoded input; `tenant` empty for none; `trace`: a packed trace context or empty;
+    `word`: what it asks for besides (`model/start_word.py`), mostly empty."""
 
     run_id: str
     workflow: str
     tenant: str
     body: bytes
     trace: str = ""
+    word: str = ""
+
+    @property
+    def extras(self) -> str:
+        """What the header has behind the attributes: trace and word."""
+        return f"{self.trace or '-'} {self.word}" if self.word else self.trace
 
 
 class Message(msgspec.Struct):
@@ -377,14 +384,15 @@ class Kernel:
 
         The message goes into the inbox, or waits for its turn when there is much. `created`: ms, when these runs began
         that a server may have lost since; they become the same runs again.
-        Returns for each run the header of the run that has the id, with a `+` before it if this call created it.
+        Returns for each run the header of the run that has the id, with a `+` before it if this call created it, or an
+        earlier one with the same identity in its word.
         """
         keys = self.keys.shard(shard)
         names = [keys.owner, keys.inbox, keys.kept, keys.waiting, keys.turns]
         args: list[Any] = [f"={created}" if created else _time(now)]
         for start in starts:
             names += self._listing_keys(keys, start.run_id, Status.RUNNING, start.workflow, start.tenant)
-            args += (start.workflow, start.tenant, start.trace, start.body)
+            args += (start.workflow, start.tenant, start.extras, start.body)
         return Call("start_runs", names, args)
 
     def post_messages(

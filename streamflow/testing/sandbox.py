@@ -55,6 +55,7 @@ from streamflow.client.listing import (
 from streamflow.client.paging import Cursor, Position, cursor_text
 from streamflow.client.pipelines import Origin
 from streamflow.client.run import NumberedRun
+from streamflow.client.starting import asked_for, own_arguments
 from streamflow.client.waiting import not_found
 from streamflow.client.waits import RunOwner
 from streamflow.errors import RunConflict, RunEnded, UsageError
@@ -157,14 +158,32 @@ class Sandbox:
 
     @overload
     async def start(
-        self, workflow: Callable[[*Ts], Awaitable[R]], /, *args: *Ts, id: str | None = None, tenant: str = ""
+        self,
+        workflow: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        id: str | None = None,
+        tenant: str = "",
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        timeout: float | timedelta | None = None,
     ) -> SandboxRun[R]: ...
     @overload
     async def start(
         self, workflow: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> SandboxRun[R]: ...
     @overload
-    async def start(self, workflow: str, /, *args: Any, id: str | None = None, tenant: str = "") -> SandboxRun[Any]: ...
+    async def start(
+        self,
+        workflow: str,
+        /,
+        *args: Any,
+        id: str | None = None,
+        tenant: str = "",
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> SandboxRun[Any]: ...
     async def start(
         self,
         workflow: Callable[..., Awaitable[Any]] | str,
@@ -172,18 +191,25 @@ class Sandbox:
         *args: Any,
         id: str | None = None,
         tenant: str = "",
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        timeout: float | timedelta | None = None,
         **kwargs: Any,
     ) -> SandboxRun[Any]:
-        """Start a run, as `client.start`. Without an `id` it gets `<workflow>-1`, `-2`, … in the order of starts.
+        """Start a run, as `client.start`; `delay`, `at` and `timeout` are of the virtual clock. Without an `id` it gets
+        `<workflow>-1`, `-2`, … in the order of starts.
 
         Raises `RunConflict` if the id belongs to a run of another workflow, `UsageError` for what is not a workflow or
         reducer, `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`.
         """
         name, parameters = _target(workflow)
+        options: dict[str, Any] = {"delay": delay, "at": at, "timeout": timeout}
+        kwargs |= own_arguments(parameters, options)
+        word = asked_for(workflow, **options)
         payload = _input(name, parameters, args, kwargs)
         run_id, tenant = _options(workflow, id, tenant)
         start = _start(self._meta, name, payload, self._new_id(name, tenant) if run_id is None else run_id, tenant)
-        header = self.world.start(start.run_id, name, tenant, payload)
+        header = self.world.start(start.run_id, name, tenant, payload, word=word)
         if header and (other := decode_header(header).workflow) != name:
             raise RunConflict(
                 f"the id {start.run_id} belongs to a run of workflow {other}, not {name}: use another id", start.run_id

@@ -50,6 +50,8 @@ from streamflow.machine.transition import Due, Effects, Forgotten, Outcome, Retr
 from streamflow.model.attributes import merged
 from streamflow.model.record import Header, Status, decode_header, parent_link
 from streamflow.model.sharding import Partition
+from streamflow.model.start_word import NOTHING as START_NOTHING
+from streamflow.model.start_word import StartWord
 from streamflow.model.waits import Wait, waits_of
 from streamflow.steps.context import Running
 from streamflow.testing.attempts import perform, timed_out
@@ -207,12 +209,22 @@ class World:
 
     # --- messages from outside --------------------------------------------------------------------------------------
 
-    def start(self, run_id: str, workflow: str, tenant: str, payload: bytes, parent: str = "") -> bytes:
+    def start(
+        self,
+        run_id: str,
+        workflow: str,
+        tenant: str,
+        payload: bytes,
+        parent: str = "",
+        word: StartWord = START_NOTHING,
+    ) -> bytes:
         """Start a run. Gives nothing, or the header of the run that has this id already, which stays as it is."""
         record = self.records.get(run_id)
         if record is not None:
             return record.header
-        header = Header(Status.PENDING, 0, "-", self.now, 0, workflow, tenant, parent).encode()
+        if word.delay:
+            word = word._replace(begins=self.now + word.delay, delay=0)
+        header = Header(Status.PENDING, 0, "-", self.now, 0, workflow, tenant, parent, start=str(word)).encode()
         self.records[run_id] = Record(header, self.changes)
         self.post("start", run_id, payload, header)
         return b""
@@ -414,7 +426,9 @@ class World:
         if machine is None and record is not None and (header := record.head).is_open:
             if header.version == 0:
                 reason = self._parked.get(run_id, "")
-                machine = new_machine(record.app or self.app, self.partition, run_id, header.workflow, reason)
+                machine = new_machine(
+                    record.app or self.app, self.partition, run_id, header.workflow, reason, word=header.start
+                )
                 machine.bug = self._bug_of(run_id)
             else:
                 machine = self._rehydrate(run_id, header, record)
@@ -659,6 +673,8 @@ class World:
             f"child run {child.run_id}, which waits for {self.waits_for(child.run_id)}"
             for child in machine.children.values()
         ]
+        if machine.begins:
+            return f"its start at {instant(machine.begins):%Y-%m-%d %H:%M:%S}"
         if machine.timers and machine.next_due is not None:
             waits.append(f"a timer (what is next due is due at {instant(machine.next_due):%Y-%m-%d %H:%M:%S})")
         return ", ".join(waits) or "a signal: it has no step, timer or child"

@@ -23,7 +23,7 @@ from msgspec import UNSET, UnsetType
 from streamflow.errors import InvalidName, UsageError
 from streamflow.model import codec
 from streamflow.model.bugs import BUGS, Park, check_parks
-from streamflow.model.durations import seconds_of
+from streamflow.model.durations import duration_text, seconds_of
 from streamflow.model.names import check_name, check_run_id, check_text
 from streamflow.workflow.actions import ON_PARENT_END, ChildCall, StepCall
 from streamflow.workflow.awaitable import Call, active
@@ -203,6 +203,7 @@ class Startable:
         "parameters",
         "parks",
         "tag",
+        "timeout_ms",
         "version",
     )
 
@@ -215,6 +216,8 @@ class Startable:
         self.declared = UNDECLARED
         """Its signals, questions and published values."""
         self.version = 0
+        self.timeout_ms = 0
+        """What its code has from when it begins; 0 for no limit."""
         self.parks: tuple[Park, ...] | None = None
         """The exceptions that park its runs; None for those of the app."""
         self.on_parent_end: OnParentEnd = "cancel"
@@ -272,6 +275,8 @@ class Startable:
     def in_words(self) -> str:
         """What it is and how a run of it is started, for `help(workflow)`."""
         kind = f"{self.kind}, version {self.version}" if self.version else self.kind
+        if self.timeout_ms:
+            kind += f", with a time-out of {duration_text(self.timeout_ms)}"
         return (
             f"A {kind}. A run of it is started by `await client.start({self.name}, …)`, in another workflow by\n"
             f"`await {self.name}(…)` or `await sf.start({self.name}, …)`; `options(id=…, tenant=…)` gives a copy with "
@@ -415,13 +420,13 @@ def _check_retry(name: str, retry: object) -> Retry:
     return retry
 
 
-def _check_timeout(name: str, timeout: float | timedelta | None) -> float | None:
+def _check_timeout(name: str, timeout: float | timedelta | None, kind: str = "step") -> float | None:
     if timeout is None:
         return None
     seconds = seconds_of(timeout)
     if seconds is None or seconds <= 0:
         raise UsageError(
-            f"step {name}: timeout must be seconds > 0 or a timedelta, or None for no limit, got {timeout!r}"
+            f"{kind} {name}: timeout must be seconds > 0 or a timedelta, or None for no limit, got {timeout!r}"
         )
     return seconds
 
@@ -570,6 +575,7 @@ class App:
         questions: Iterable[QuestionDefinition[Any, Any]] | None = None,
         published: Iterable[PublishedDefinition[Any]] | None = None,
         parks: Parks | UnsetType = UNSET,
+        timeout: float | timedelta | None = None,
     ) -> _WorkflowDecorator: ...
     def workflow(
         self,
@@ -582,6 +588,7 @@ class App:
         questions: Iterable[QuestionDefinition[Any, Any]] | None = None,
         published: Iterable[PublishedDefinition[Any]] | None = None,
         parks: Parks | UnsetType = UNSET,
+        timeout: float | timedelta | None = None,
     ) -> Any:
         """Register a workflow, an `async def`. `name` is by default the function's name.
 
@@ -591,6 +598,10 @@ class App:
         Several functions may have the same `name` and different versions: a run keeps the version that it began with,
         and new runs begin with the highest. Remove an old version when no run of it is open any more. `parks`: the
         exceptions that park a run of this one, see `App`; by default those of the app.
+
+        `timeout`: seconds or a timedelta that a run has, from when its code begins, in all its generations together.
+        What has not ended by then is cancelled, can clean up, and fails: `result()` raises `RunTimedOut`. A start may
+        give another one; what a deploy changes here is for runs that begin later.
 
         Raises `UsageError`, `InvalidName`, and `PayloadInvalid` for parameters that can't be recorded.
 
@@ -602,6 +613,7 @@ class App:
             workflow: Workflow[..., Any] = Workflow(function, name or _name_of(function), version)
             workflow.declared = Declared(f"workflow {workflow.name}", signals, questions, published)
             workflow.set_parks(parks)
+            workflow.timeout_ms = round(1000 * (_check_timeout(workflow.name, timeout, "workflow") or 0))
             self._add_version(workflow)
             return workflow
 

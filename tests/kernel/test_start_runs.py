@@ -90,3 +90,48 @@ async def test_a_run_that_was_lost_is_the_same_one_again_whatever_the_time_is(sh
     assert answer[:1] == b"+"
     assert decode_header(await shard.header("r1")).created == NOW
     assert await shard.assert_changes_nothing(lost) == [await shard.header("r1")]
+
+
+async def test_what_a_start_asks_for_is_the_last_word_of_its_header(shard: Shard) -> None:
+    starts = [
+        Start("r1", "flow", "", b"input", "", "t5"),
+        Start("r2", "flow", "acme", b"input", "trace", "b7,t5"),
+        Start("r3", "flow", "", b"input", "trace", ""),
+    ]
+    await shard.do(shard.kernel.start_runs(0, starts, NOW))
+    found = [decode_header(await shard.header(run_id)) for run_id in ("r1", "r2", "r3")]
+    assert [(header.trace, header.start) for header in found] == [("", "t5"), ("trace", "b7,t5"), ("trace", "")]
+    assert [header.encode() for header in found] == [await shard.header(run_id) for run_id in ("r1", "r2", "r3")]
+
+
+async def test_a_delay_counts_by_the_servers_clock(shard: Shard) -> None:
+    before = time.time() * 1000
+    [answer] = await shard.do(shard.kernel.start_runs(0, [Start("r1", "flow", "", b"input", "", "d60000,t5")]))
+    header = decode_header(answer[1:])
+    assert header.start == f"b{header.created + 60_000},t5"
+    assert header.created >= before - 1000
+    assert await shard.listed(shard.keys.index(Status.RUNNING, "flow")) == {"r1": header.created}
+
+
+async def test_a_start_that_was_lost_begins_when_it_would_have_begun(shard: Shard) -> None:
+    start = Start("r1", "flow", "", b"input", "", "d60000")
+    [answer] = await shard.do(shard.kernel.start_runs(0, [start], FUTURE, created=NOW))
+    assert decode_header(answer[1:]).start == f"b{NOW + 60_000}"
+
+
+async def test_a_large_start_that_waits_keeps_what_it_asks_for(shard: Shard) -> None:
+    await shard.do(shard.kernel.start_runs(0, [Start("r1", "flow", "", b"x" * 10_000, "", "d1000")], NOW))
+    header, body = await shard.record("r1")
+    assert decode_header(header).start == f"b{NOW + 1000}"
+    assert body == b"x" * 10_000
+    assert await shard.listed(shard.keys.waiting) == {"r1": 1}
+
+
+async def test_a_start_with_an_identity_knows_its_own_run(shard: Shard) -> None:
+    mine, other = (Start("r1", "flow", "", b"input", "", f"i{name}") for name in ("0a", "00a"))
+    [first] = await shard.do(shard.kernel.start_runs(0, [mine], NOW))
+    header = await shard.header("r1")
+    assert first == b"+" + header
+    assert await shard.assert_changes_nothing(shard.kernel.start_runs(0, [mine], NOW + 5)) == [first]
+    assert await shard.assert_changes_nothing(shard.kernel.start_runs(0, [other], NOW + 5)) == [header]
+    assert await shard.assert_changes_nothing(shard.kernel.start_runs(0, [Start("r1", "flow", "", b"")])) == [header]

@@ -69,6 +69,12 @@ def _as_json(value: str) -> str:
     help="Id of the run; if a run with this id exists, no second one is started.",
 )  # fmt: skip
 @click.option("--tenant", metavar="NAME", default="", help="Tenant (customer) that the run belongs to.")
+@click.option("--delay", metavar="TIME", help="Begin the run later, after 90s, 10m, 2h or 3d by the server's clock.")
+@click.option("--at", "begins", metavar="TIME", help="Begin the run at this time: 2026-12-24T08:00 (UTC), or …+01:00.")
+@click.option(
+    "--run-timeout", metavar="TIME", show_default="that of the workflow",
+    help="Cancel and fail the run if it has not ended within 90s, 10m, 2h or 3d from when it begins.",
+)  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait until the run has ended and print its result as JSON.")
 @click.option(
     "--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", show_default="no limit",
@@ -83,6 +89,9 @@ def enqueue(
     text: str | None,
     run_id: str | None,
     tenant: str,
+    delay: str | None,
+    begins: str | None,
+    run_timeout: str | None,
     wait: bool,
     timeout: float | None,
     file: str | None,
@@ -106,12 +115,15 @@ def enqueue(
     Examples:
       streamflow enqueue digest --input '["https://example.org"]' --id digest-1 --wait
       streamflow enqueue digest --file runs.jsonl
+      streamflow enqueue remind --input 17 --delay 3d --run-timeout 10m
     """
     _check_options(file, text, run_id, wait, timeout)
+    asked = _asked(delay, begins, run_timeout)
     if file is not None:
         from streamflow.cli.bulk_enqueue import enqueue_file
+        from streamflow.client.starting import asked_for
 
-        return enqueue_file(workflow, file, redis, namespace, tenant, force, as_json)
+        return enqueue_file(workflow, file, redis, namespace, tenant, force, as_json, asked_for(workflow, **asked))
     value = UNSET if text is None else parse_json(_read(text), "--input")
 
     async def start() -> int:
@@ -120,7 +132,7 @@ def enqueue(
         async with open_client(redis, namespace) as client:
             await client.read_namespace()  # a missing namespace is reported as such, not as an unknown workflow
             arguments = (await arguments_of(client, workflow, force)).bind(value)
-            run = await client.start(workflow, *arguments, id=run_id, tenant=tenant)
+            run = await client.start(workflow, *arguments, id=run_id, tenant=tenant, **asked)
             if wait:
                 return await _wait(client, run, timeout, as_json)
             if as_json:
@@ -130,6 +142,23 @@ def enqueue(
             return 0
 
     return run_async(start)
+
+
+def _asked(delay: str | None, at: str | None, timeout: str | None) -> dict[str, Any]:
+    """As arguments of `client.start`."""
+    from streamflow.client.listing import instant
+    from streamflow.client.paging import duration_ms, instant_ms, is_relative
+
+    asked: dict[str, Any] = {}
+    if delay is not None:
+        asked["delay"] = duration_ms("--delay", delay) / 1000
+    if at is not None:
+        if is_relative(at):
+            raise UsageError(f"--at is a point in time, as 2026-12-24T08:00; for {at} from now use --delay {at}")
+        asked["at"] = instant(instant_ms("--at", at, 0))
+    if timeout is not None:
+        asked["timeout"] = duration_ms("--run-timeout", timeout) / 1000
+    return asked
 
 
 def _check_options(file: str | None, text: str | None, run_id: str | None, wait: bool, timeout: float | None) -> None:

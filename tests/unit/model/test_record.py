@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +49,14 @@ def test_a_header_survives_its_encoding(header: Header) -> None:
     assert incarnation_of(b"+" + header.encode()) == header.created, "as `start_runs` gives that of a new run"
 
 
+@given(headers, st.just("") | names, st.just("") | names)
+def test_trace_and_what_the_start_asked_for_stand_behind_all_others(header: Header, trace: str, start: str) -> None:
+    header = msgspec.structs.replace(header, trace=trace, start=start)
+    line = header.encode()
+    assert decode_header(line) == header
+    assert len(line.split()) == (11 if start else 10 if trace else 9 if header.attributes else 8)
+
+
 @given(headers)
 def test_a_header_is_one_line_of_eight_or_nine_fields(header: Header) -> None:
     line = header.encode().decode("ascii")
@@ -86,7 +95,7 @@ def test_the_order_in_which_attributes_were_set_makes_no_difference() -> None:
         b"running 1 c 5 0 digest - - {",
         b'running 1 c 5 0 digest - - {"a":[]}',
         b"running 1 c 5 0 digest - - %ff",
-        b"running 1 c 5 0 digest - - {} trace more",
+        b"running 1 c 5 0 digest - - {} trace b7 more",
         b"",
         b"running 1 c 5 0 digest -",
         b"running one c 5 0 digest - -",
