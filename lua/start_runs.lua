@@ -8,7 +8,8 @@
 --
 -- KEYS   owner, inbox, kept, waiting, turns, then for each run: run, index, tenant_index
 -- ARGV   now (ms; with = before it: when these runs began, which the server has lost), then for each run: workflow, tenant, trace, body
--- RETURNS for each run: header (of the run that has the id, with a plus before it if this call created it)
+-- RETURNS for each run: header (of the run that has the id, with a plus before it if this call created it, = if an earlier one of
+--         this start did)
 --         / WRONGTYPE key
 -- @include shared/clock
 -- @include shared/holds
@@ -42,7 +43,7 @@ for i = 1, count do
   local at = 4 * i - 2 -- of the run's first argument
   if headers[i] ~= '' then
     local identity = string.match(ARGV[at + 2], ' [^ ]*(i%x+)$')
-    if identity and string.sub(headers[i], -#identity) == identity then headers[i] = '+' .. headers[i] end
+    if identity and string.sub(headers[i], -#identity) == identity then headers[i] = '=' .. headers[i] end
   else
     if created[run] then
       headers[i] = created[run]

@@ -20,8 +20,10 @@ Must not: import anything from the rest of the package but `text.py`. Called by:
     │   ├── RunNotFound             there is no run with this id
     │   ├── RunEnded                the run has ended and takes no more messages
     │   ├── RunConflict             the id belongs to a run of another workflow
+    │   │   └── RunExists           start(on_existing="reject"): the id belongs to a run: .status
     │   ├── NotRetried              retry(): the run doesn't go on: .failure
     │   ├── RunFailed               result() of a failed run: .failure
+    │   │   └── RunTimedOut         its time-out was over
     │   └── RunCancelled            result() of a cancelled run
     ├── AskRefused                  ask(): the run refused to answer: .run_id, .name, .failure
     ├── CompensationFailed          inside a workflow: a saga could not undo everything: .errors
@@ -255,6 +257,14 @@ class RunEnded(RunError):
 
 class RunConflict(RunError):
     """The id belongs to a run of another workflow."""
+
+
+class RunExists(RunConflict):
+    """Raised by `client.start(…, on_existing="reject")`: there is a run of this id. `status` is that which it had."""
+
+    def __init__(self, message: str, run_id: str, status: str = "") -> None:
+        super().__init__(message, run_id)
+        self.status = status
 
 
 class NotRetried(RunError):

@@ -32,10 +32,10 @@ from streamflow.client.listing import (
     describe,
 )
 from streamflow.client.paging import Position, cursor_of, instant_ms, is_relative
-from streamflow.client.pipelines import Batcher, Origin, settled
+from streamflow.client.pipelines import CREATED, Batcher, Origin, settled
 from streamflow.client.run import Decode, NumberedRun, Run
 from streamflow.client.session import Session, Sessions
-from streamflow.client.starting import asked_for, own_arguments
+from streamflow.client.starting import OnExisting, asked_for, check_existing, own_arguments, replaced
 from streamflow.client.waiting import ResultWaiter, check_found, check_posted
 from streamflow.client.waits import DESCRIBED_BYTES, WaitReader
 from streamflow.errors import NamespaceMissing, RunConflict, RunError, StoreError, Unconfirmed, UsageError
@@ -193,6 +193,7 @@ class Client:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
         timeout: float | timedelta | None = None,
+        on_existing: OnExisting = "existing",
     ) -> Run[R]: ...
     @overload
     async def start(self, workflow: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> Run[R]: ...
@@ -207,6 +208,7 @@ class Client:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
         timeout: float | timedelta | None = None,
+        on_existing: OnExisting = "existing",
     ) -> Run[Any]: ...
     async def start(
         self,
@@ -218,6 +220,7 @@ class Client:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
         timeout: float | timedelta | None = None,
+        on_existing: OnExisting = "existing",
         **kwargs: Any,
     ) -> Run[Any]:
         """Start a run, and return its handle as soon as the server has stored it. No daemon has to be running.
@@ -233,10 +236,13 @@ class Client:
         exists at once: it waits for its start (`describe().begins`), keeps the signals that it gets, and can be
         cancelled. `timeout`: seconds or a timedelta that its code has, from when it begins, instead of the workflow's
         own. A parameter of the workflow that has one of these three names is the workflow's.
+        `on_existing`: what to do if there is a run of this id. `"existing"` returns it; `"reject"` raises `RunExists`;
+        `"new"` begins another run in its place if it has ended, of which nothing is left then, and returns it if it is
+        open. Decided by the server in one step with the start, and once, also if its reply is lost.
 
-        Raises `RunConflict` when the id belongs to a run of another workflow, `InvalidName`, `UsageError` for something
-        that is not a workflow, `TypeError` for arguments with which the workflow can't be called, `PayloadInvalid` and
-        `PayloadTooLarge` for arguments that can't be encoded or are too large.
+        Raises `RunConflict` when the id belongs to a run of another workflow, `RunExists`, `InvalidName`, `UsageError`
+        for something that is not a workflow, `TypeError` for arguments with which the workflow can't be called,
+        `PayloadInvalid` and `PayloadTooLarge` for arguments that can't be encoded or are too large.
 
         >>> run = await client.start(invoice, 17, id="invoice-17", tenant="acme")
         >>> await client.start(remind, 17, delay=timedelta(days=3), timeout=600)
@@ -244,10 +250,10 @@ class Client:
         namespace = await self.read_namespace()
         name, parameters = _target(workflow)
         word = NOTHING
-        if delay is not None or at is not None or timeout is not None:
+        if delay is not None or at is not None or timeout is not None or on_existing != "existing":
             options: dict[str, Any] = {"delay": delay, "at": at, "timeout": timeout}
             kwargs |= own_arguments(parameters, options)
-            word = asked_for(workflow, **options)
+            word = asked_for(workflow, **options, on_existing=on_existing)
         payload = _input(name, parameters, args, kwargs)
         start = _start(namespace, name, payload, *_options(workflow, id, tenant), word)
         shard = namespace.shard_of(start.run_id)
@@ -257,7 +263,9 @@ class Client:
         else:
             with tracing.calling(f"start {name}", workflow=name, run_id=start.run_id) as start.trace:
                 header = await self._batcher.start(shard, start)
-        return self._started(start, header, _decoder(name, parameters), _declared(workflow))
+        if on_existing == "new":
+            header = await replaced(self._batcher, shard, start, header)
+        return self._started(start, header, _decoder(name, parameters), _declared(workflow), on_existing)
 
     async def start_many(
         self,
@@ -336,15 +344,17 @@ class Client:
     async def _send_starts(self, namespace: Namespace, starts: list[Start]) -> list[bytes | StoreError]:
         return await settled([self._batcher.start(namespace.shard_of(start.run_id), start) for start in starts])
 
-    def _started(self, start: Start, header: bytes, decode: Decode | None, declared: Declared) -> Run[Any]:
-        created = header.startswith(b"+")
+    def _started(
+        self,
+        start: Start,
+        header: bytes,
+        decode: Decode | None,
+        declared: Declared,
+        on_existing: OnExisting = "existing",
+    ) -> Run[Any]:
+        created = header[:1] in CREATED
         if not created:
-            other = decode_header(header).workflow
-            if other != start.workflow:
-                raise RunConflict(
-                    f"the id {start.run_id} belongs to a run of workflow {other}, not {start.workflow}: use another id",
-                    start.run_id,
-                )
+            check_existing(start, decode_header(header), on_existing)
         return Run(self, start.run_id, decode, created, incarnation_of(header), declared)
 
     # --- finding ------------------------------------------------------------------------------------------------------

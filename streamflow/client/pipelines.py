@@ -38,8 +38,12 @@ BYTES_PER_SCRIPT = 1_000_000
 ENTRIES_PER_PIPELINE = 4000
 BYTES_PER_PIPELINE = 8_000_000
 
-_START, _PEEK, _POST, _CALL = range(4)
-_WRITES = (_START, _POST)
+_START, _PEEK, _POST, _CALL, _REPLACE = range(5)
+_WRITES = (_START, _POST, _REPLACE)
+CREATED = (b"+", b"=")
+"""How the reply to a start begins that has created its run: by this call, or by one before whose reply was lost."""
+_ALONE = (_CALL, _REPLACE)
+"""What takes no others into its call."""
 _REQUESTS = ("cancel", "terminate")
 """Kinds of messages that are accepted also when memory is short."""
 
@@ -106,6 +110,10 @@ class Batcher(abc.ABC):
         """Start a run: the reply is the header of the run that has the id, with a `+` before it if it was created."""
 
     @abc.abstractmethod
+    def replace(self, shard: int, start: Start) -> asyncio.Future[bytes]:
+        """Start a run in the place of the ended one whose header it names: the reply is as that of `start`."""
+
+    @abc.abstractmethod
     def peek(self, shard: int, run_id: str) -> asyncio.Future[tuple[bytes, bytes]]:
         """Read a run: header (empty when there is no such run) and last transition (empty while it is open)."""
 
@@ -148,6 +156,9 @@ class ClusterBatcher(Batcher):
 
     def start(self, shard: int, start: Start) -> asyncio.Future[bytes]:
         return self._part_of(shard).start(shard, start)
+
+    def replace(self, shard: int, start: Start) -> asyncio.Future[bytes]:
+        return self._part_of(shard).replace(shard, start)
 
     def peek(self, shard: int, run_id: str) -> asyncio.Future[tuple[bytes, bytes]]:
         return self._part_of(shard).peek(shard, run_id)
@@ -210,6 +221,9 @@ class ServerBatcher(Batcher):
 
     def start(self, shard: int, start: Start) -> asyncio.Future[bytes]:
         return self._add(_START, shard, start, len(start.body) + 200)
+
+    def replace(self, shard: int, start: Start) -> asyncio.Future[bytes]:
+        return self._add(_REPLACE, shard, start, len(start.body) + 400)
 
     def peek(self, shard: int, run_id: str) -> asyncio.Future[tuple[bytes, bytes]]:
         return self._add(_PEEK, shard, run_id, 100)
@@ -331,7 +345,7 @@ class ServerBatcher(Batcher):
             bytes_left -= entry.size
             key = (entry.kind, entry.shard)
             group = open_groups.get(key)
-            if group is None or entry.kind == _CALL or entry.alone or not _fits(group, entry):
+            if group is None or entry.kind in _ALONE or entry.alone or not _fits(group, entry):
                 group = _Group(entry.kind, entry.shard)
                 groups.append(group)
                 if not entry.alone:
@@ -364,6 +378,8 @@ class ServerBatcher(Batcher):
         items = [entry.item for entry in group.entries]
         if group.kind == _START:
             return self._kernel.start_runs(group.shard, items)
+        if group.kind == _REPLACE:
+            return self._kernel.replace_run(group.shard, items[0])
         if group.kind == _PEEK:
             return self._kernel.peek_runs(group.shard, items)
         source, number = group.entries[0].origin or (self._numbers.source, self._numbers.next(group.shard))
@@ -418,7 +434,9 @@ class ServerBatcher(Batcher):
         """A server had lost runs when it was asked for them, or had them not yet: read all again, and post again what
         no run has got. Returns what there is to settle."""
         reads = [group for group in groups if group.kind in (_PEEK, _CALL)]
-        answered = [(group, reply) for group, reply in zip(groups, replies, strict=True) if group.kind == _START]
+        answered = [
+            (group, reply) for group, reply in zip(groups, replies, strict=True) if group.kind in (_START, _REPLACE)
+        ]
         for group, reply in zip(groups, replies, strict=True):
             if group.kind == _POST:
                 answered.append((group, reply))
@@ -457,8 +475,8 @@ class ServerBatcher(Batcher):
             return
         if group.kind == _POST:
             self._posted(group, reply)
-        for entry, result in zip(group.entries, [reply] if group.kind == _CALL else reply, strict=True):
-            if group.kind == _START and result[:1] == b"+":
+        for entry, result in zip(group.entries, [reply] if group.kind in _ALONE else reply, strict=True):
+            if group.kind in (_START, _REPLACE) and result[:1] in CREATED:
                 self._recent.acknowledged(group.shard, entry.item, result, group.history)
             if not entry.future.done():
                 entry.future.set_result(result)

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, TypeVarTuple, overload
 
 from streamflow.client.listing import RunPage
 from streamflow.client.run import Run
+from streamflow.client.starting import OnExisting
 from streamflow.model.attributes import Attribute
 from streamflow.model.record import Status
 from streamflow.workflow.app import Workflow
@@ -39,6 +40,7 @@ class AnyClient(Protocol):
         delay: float | timedelta | None = None,
         at: datetime | None = None,
         timeout: float | timedelta | None = None,
+        on_existing: OnExisting = "existing",
     ) -> Run[R]: ...
     @overload
     async def start(self, workflow: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> Run[R]: ...
@@ -53,6 +55,7 @@ class AnyClient(Protocol):
         delay: float | timedelta | None = None,
         at: datetime | None = None,
         timeout: float | timedelta | None = None,
+        on_existing: OnExisting = "existing",
     ) -> Run[Any]: ...
 
     @overload

@@ -7,6 +7,10 @@ session.
 Replication is asynchronous: a server that is promoted may lack the newest writes, starts among them that clients know
 to be safe. A client that still lives has their inputs. It sends them again before anything else that it asks for, with
 the time of their first start, so that each is the same run; a run that the server has stays as it is.
+
+A start that has taken the place of an ended run takes it again, if the server has that run again: that very one, which
+its client has seen to end. If it is open there, the owner may still know its end, and commit it again: so that is
+waited for. A run that was created since, by whomever, stays.
 """
 
 from __future__ import annotations
@@ -14,12 +18,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import msgspec
 
 from streamflow.client.recent_posts import RecentPosts
 from streamflow.errors import StoreError
 from streamflow.machine.sealed import hide
-from streamflow.model.record import incarnation_of
+from streamflow.model.record import decode_header, incarnation_of
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel, Start
 
@@ -58,6 +65,9 @@ class RecentStarts:
         """How often a start was acknowledged when its server had another history already, and how many of these times
         were looked at."""
         self._restoring: asyncio.Task[None] | None = None
+        self._late: dict[str, _Kept] = {}
+        """Those whose place has a run that is open again."""
+        self._replacing: asyncio.Task[None] | None = None
         self.posts = RecentPosts(store, kernel)
         self.again = 0
         """Starts that were lost, and are there again."""
@@ -113,9 +123,10 @@ class RecentStarts:
 
     async def close(self) -> None:
         await self.posts.close()
-        if self._restoring is not None:
-            self._restoring.cancel()
-            await asyncio.gather(self._restoring, return_exceptions=True)
+        tasks = [task for task in (self._restoring, self._replacing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _restore(self) -> None:
         while True:
@@ -150,12 +161,14 @@ class RecentStarts:
         """Returns the ids of the runs that were created by this."""
         calls: list[Call[list[bytes]]] = []
         sent: list[list[_Kept]] = []
+        replacing = [kept for all_kept in doubtful.values() for kept in all_kept if kept.start.replaces]
+        lost = await self._replace_again(replacing)
         for (shard, created), all_kept in doubtful.items():
+            all_kept = [kept for kept in all_kept if not kept.start.replaces]
             for first in range(0, len(all_kept), STARTS_AT_ONCE):
                 part = all_kept[first : first + STARTS_AT_ONCE]
                 calls.append(self._kernel.start_runs(shard, [kept.start for kept in part], created=created))
                 sent.append(part)
-        lost: list[str] = []
         if not calls:
             return lost
         for part, reply in zip(sent, await self._store.send(calls), strict=True):
@@ -164,6 +177,55 @@ class RecentStarts:
                 continue
             lost += (kept.start.run_id for kept, header in zip(part, reply, strict=True) if header.startswith(b"+"))
         return lost
+
+    async def _replace_again(self, replacing: Sequence[_Kept]) -> list[str]:
+        """As `_send`, for those that have taken the places of others."""
+        lost: list[str] = []
+        for kept in replacing:
+            start: Start | None = kept.start
+            while start is not None:
+                [header] = await self._store.send([self._kernel.replace_run(kept.shard, start, created=kept.created)])
+                if isinstance(header, StoreError):
+                    _log.error("a start that a server may have lost could not be sent again: %s", header)
+                    break
+                if header.startswith(b"+"):
+                    lost.append(start.run_id)
+                start = self._in_place_of(kept, start, header)
+        return lost
+
+    def _in_place_of(self, kept: _Kept, start: Start, header: bytes) -> Start | None:
+        """What to send now, if the reply is of the run that had gone already, which has ended otherwise here."""
+        before = decode_header(start.replaces)
+        if header[:1] in (b"+", b"=") or (found := decode_header(header)).created != before.created:
+            return None
+        if not found.is_open:
+            return msgspec.structs.replace(start, replaces=header)
+        self._late[start.run_id] = kept
+        if self._replacing is None or self._replacing.done():
+            self._replacing = asyncio.create_task(self._replace_late())
+            hide(self._replacing)
+        return None
+
+    async def _replace_late(self) -> None:
+        while self._late:
+            await asyncio.sleep(TRY_AGAIN)
+            late, self._late = list(self._late.values()), {}
+            over = time.monotonic() - KEEP_SECONDS
+            wanted = [kept for kept in late if kept.at > over and kept.start.run_id in self._kept]
+            try:
+                lost = await self._replace_again(wanted)
+            except StoreError:
+                self._late = {kept.start.run_id: kept for kept in wanted} | self._late
+                continue
+            self.again += len(lost)
+            for run_id in lost:
+                _log.warning("a server had lost run %s, which had replaced an ended one: it was started again", run_id)
+            for kept in late:
+                if kept.at <= over:
+                    _log.error(
+                        "run %s, which had replaced an ended one, is lost: the server has that one, and it is open",
+                        kept.start.run_id,
+                    )
 
     def _renew(self, doubtful: dict[tuple[int, int], list[_Kept]]) -> None:
         """They are of the present history now."""

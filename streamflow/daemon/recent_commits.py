@@ -328,7 +328,7 @@ class RecentCommits:
             except DECODE_ERRORS:  # not written by streamflow: it was to be quarantined
                 continue
             if not header.parent:
-                start = Start(run_id, header.workflow, header.tenant, message.body, header.trace)
+                start = Start(run_id, header.workflow, header.tenant, message.body, header.trace, header.start)
                 by_time.setdefault(header.created, []).append(start)
         number = mending.shard.number
         for created, starts in by_time.items():

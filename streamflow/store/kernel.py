@@ -21,7 +21,7 @@ import msgspec
 
 from streamflow.errors import StoreError
 from streamflow.model.attributes import value_text
-from streamflow.model.record import Header, Status
+from streamflow.model.record import Header, Status, decode_header
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys, QueueKeys, ShardKeys
@@ -73,7 +73,8 @@ class NamespaceRecord(NamedTuple):
 
 class Start(msgspec.Struct):
     """A run to create. `body`: its encoded input; `tenant` empty for none; `trace`: a packed trace context or empty;
-    `word`: what it asks for besides (`model/start_word.py`), mostly empty."""
+    `word`: what it asks for besides (`model/start_word.py`), mostly empty. `replaces`: the header of the run that it
+    takes the place of, mostly none."""
 
     run_id: str
     workflow: str
@@ -81,6 +82,7 @@ class Start(msgspec.Struct):
     body: bytes
     trace: str = ""
     word: str = ""
+    replaces: bytes = b""
 
     @property
     def extras(self) -> str:
@@ -384,8 +386,8 @@ class Kernel:
 
         The message goes into the inbox, or waits for its turn when there is much. `created`: ms, when these runs began
         that a server may have lost since; they become the same runs again.
-        Returns for each run the header of the run that has the id, with a `+` before it if this call created it, or an
-        earlier one with the same identity in its word.
+        Returns for each run the header of the run that has the id, with a `+` before it if this call created it, and a
+        `=` if an earlier one did with the same identity in its word.
         """
         keys = self.keys.shard(shard)
         names = [keys.owner, keys.inbox, keys.kept, keys.waiting, keys.turns]
@@ -394,6 +396,20 @@ class Kernel:
             names += self._listing_keys(keys, start.run_id, Status.RUNNING, start.workflow, start.tenant)
             args += (start.workflow, start.tenant, start.extras, start.body)
         return Call("start_runs", names, args)
+
+    def replace_run(self, shard: int, start: Start, now: int | None = None, *, created: int = 0) -> Call[bytes]:
+        """Create a run under an id whose run has ended, in place of that, if that still has this very header.
+
+        `start` has an identity in its word. `created`, and what it returns: as of `start_runs`.
+        """
+        keys, before = self.keys.shard(shard), decode_header(start.replaces)
+        names = [keys.owner, keys.inbox, keys.kept, keys.waiting, keys.turns]
+        names += self._listing_keys(keys, start.run_id, Status.RUNNING, start.workflow, start.tenant)
+        names.append(keys.published(start.run_id))
+        names += self._listing_keys(keys, start.run_id, before.status, before.workflow, before.tenant)[1:]
+        names += [keys.attribute(name, value_text(value)) for name, value in before.attributes.items()]
+        args = [f"={created}" if created else _time(now), start.replaces, start.workflow, start.tenant, start.extras]
+        return Call("replace_run", names, [*args, start.body])
 
     def post_messages(
         self,

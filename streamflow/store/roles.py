@@ -227,6 +227,7 @@ ACCESS: dict[Role, Access] = {
         "queues, and whatever a viewer does",
         verbs=(
             "start_runs",
+            "replace_run",
             "post_messages",
             "post_requests",
             "forget_runs",
@@ -243,6 +244,7 @@ ACCESS: dict[Role, Access] = {
             **_RARE_LOOKS,
             "GET": "an answer to an ask whose notification was lost",
             "take_quarantined": "messages are quarantined",
+            "replace_run": "a start with on_existing='new' has found an ended run",
             "pause": "a queue is paused, or goes on",
         },
     ),

@@ -55,15 +55,15 @@ from streamflow.client.listing import (
 from streamflow.client.paging import Cursor, Position, cursor_text
 from streamflow.client.pipelines import Origin
 from streamflow.client.run import NumberedRun
-from streamflow.client.starting import asked_for, own_arguments
+from streamflow.client.starting import OnExisting, asked_for, check_existing, may_replace, own_arguments
 from streamflow.client.waiting import not_found
 from streamflow.client.waits import RunOwner
-from streamflow.errors import RunConflict, RunEnded, UsageError
+from streamflow.errors import RunEnded, UsageError
 from streamflow.events import AnyEvent, Transition, decode_history
 from streamflow.model.attributes import Attribute
 from streamflow.model.causes import attempts_before
 from streamflow.model.names import check_run_id
-from streamflow.model.record import Header, Status, decode_header
+from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition, full_run_id
 from streamflow.model.waits import StepHolder, Wait
 from streamflow.store.namespace import Namespace
@@ -167,6 +167,7 @@ class Sandbox:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
         timeout: float | timedelta | None = None,
+        on_existing: OnExisting = "existing",
     ) -> SandboxRun[R]: ...
     @overload
     async def start(
@@ -183,6 +184,7 @@ class Sandbox:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
         timeout: float | timedelta | None = None,
+        on_existing: OnExisting = "existing",
     ) -> SandboxRun[Any]: ...
     async def start(
         self,
@@ -194,28 +196,33 @@ class Sandbox:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
         timeout: float | timedelta | None = None,
+        on_existing: OnExisting = "existing",
         **kwargs: Any,
     ) -> SandboxRun[Any]:
         """Start a run, as `client.start`; `delay`, `at` and `timeout` are of the virtual clock. Without an `id` it gets
         `<workflow>-1`, `-2`, … in the order of starts.
 
-        Raises `RunConflict` if the id belongs to a run of another workflow, `UsageError` for what is not a workflow or
-        reducer, `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`.
+        Raises `RunConflict` if the id belongs to a run of another workflow, `RunExists`, `UsageError` for what is not a
+        workflow or reducer, `InvalidName`, `PayloadInvalid`, `PayloadTooLarge`.
         """
         name, parameters = _target(workflow)
         options: dict[str, Any] = {"delay": delay, "at": at, "timeout": timeout}
         kwargs |= own_arguments(parameters, options)
-        word = asked_for(workflow, **options)
+        word = asked_for(workflow, **options, on_existing=on_existing)
         payload = _input(name, parameters, args, kwargs)
         run_id, tenant = _options(workflow, id, tenant)
         start = _start(self._meta, name, payload, self._new_id(name, tenant) if run_id is None else run_id, tenant)
-        header = self.world.start(start.run_id, name, tenant, payload, word=word)
-        if header and (other := decode_header(header).workflow) != name:
-            raise RunConflict(
-                f"the id {start.run_id} belongs to a run of workflow {other}, not {name}: use another id", start.run_id
-            )
+        found = self.world.records.get(start.run_id)
+        if found is not None and not (on_existing == "new" and may_replace(start, found.head)):
+            check_existing(start, found.head, on_existing)
+            created = False
+        else:
+            self.world.forget(start.run_id)
+            self.world.start(start.run_id, name, tenant, payload, word=word)
+            created = True
         await self._settle()
-        return SandboxRun(self, start.run_id, _decoder(name, parameters), not header, _declared(workflow))
+        incarnation = self.world.records[start.run_id].head.created
+        return SandboxRun(self, start.run_id, _decoder(name, parameters), created, _declared(workflow), incarnation)
 
     def _new_id(self, workflow: str, tenant: str) -> str:
         """Counted rather than drawn, because a run's `sf.random()` and its retries depend on its id."""
@@ -363,10 +370,10 @@ class Sandbox:
         self.world.crash()
 
     # --- for Run: the methods of `Client` that it calls ---------------------------------------------------------------
-    # `created` is always 0: no run of a sandbox is forgotten.
+    # `created` tells the run of a handle from a later one of its id; 0: whichever has the id.
 
     async def _ended(self, run_id: str, created: int) -> bytes:
-        record = self._record(run_id)
+        record = self._record(run_id, created)
         await self._drive(lambda: bool(record.ending), run_id, _deadline.get(NO_DEADLINE))
         return record.ending
 
@@ -379,7 +386,7 @@ class Sandbox:
         body = body.replace(ask_id.encode(), f"{self._asked:032x}".encode())
         ask_id = f"{self._asked:032x}"
         answers = self.world.answers
-        record = self._record(run_id)
+        record = self._record(run_id, created)
         await self._post("ask", run_id, created, body)
         await self._drive(
             lambda: ask_id in answers or bool(record.ending), run_id, _deadline.get(NO_DEADLINE), "answered"
@@ -389,7 +396,7 @@ class Sandbox:
         return answers[ask_id]
 
     async def _published(self, run_id: str, created: int, *keys: str) -> dict[str, Raw]:
-        values = self._record(run_id).published
+        values = self._record(run_id, created).published
         return {key: Raw(values[key]) for key in keys or sorted(values) if key in values}
 
     async def _post(self, kind: str, run_id: str, created: int, body: bytes, origin: Origin | None = None) -> None:
@@ -398,7 +405,7 @@ class Sandbox:
             if self._posted.get(source, 0) >= number:
                 return
             self._posted[source] = number
-        if self._record(run_id).ending:
+        if self._record(run_id, created).ending:
             raise RunEnded(f"run {run_id} has ended: it accepts no {kind} any more", run_id)
         self.world.post(kind, run_id, body)
         await self._settle()
@@ -409,6 +416,7 @@ class Sandbox:
         body = body.replace(request_id.encode(), f"{self._asked:032x}".encode())
         request_id = f"{self._asked:032x}"
         self._refuse_in_step(f"{kind} run {run_id}")
+        self._record(run_id, created)
         self.world.post(kind, run_id, body)
         await self._settle()
         return self.world.answers[request_id]
@@ -424,11 +432,11 @@ class Sandbox:
         raise UsageError("a sandbox keeps all its runs: it can't forget one")
 
     async def _header(self, run_id: str, created: int) -> tuple[Header, bytes]:
-        record = self._record(run_id)
+        record = self._record(run_id, created)
         return record.head, record.ending
 
     async def _describe(self, run_id: str, created: int, waits: bool) -> RunDescription:
-        record = self._record(run_id)
+        record = self._record(run_id, created)
         found = describe(run_id, record.header, record.ending, record.stuck)
         if record.head.is_open and waits:
             located = [self._located(run_id, wait) for wait in record.waits()]
@@ -447,10 +455,10 @@ class Sandbox:
         return msgspec.structs.replace(wait, holder=holder, details=msgspec.msgpack.decode(details))
 
     async def _history(self, run_id: str, created: int) -> list[Transition]:
-        return decode_history(self._record(run_id).transitions)
+        return decode_history(self._record(run_id, created).transitions)
 
     async def _events(self, run_id: str, created: int, follow: bool) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
-        record = self._record(run_id)
+        record = self._record(run_id, created)
         # As on a server: those of the current generation, and then whatever comes.
         for number in itertools.count(len(record.log) - len(record.transitions)):
             if number == len(record.log):
@@ -460,8 +468,10 @@ class Sandbox:
             for event in record.log[number].events:
                 yield instant(record.log[number].at), event
 
-    def _record(self, run_id: str) -> Record:
+    def _record(self, run_id: str, created: int = 0) -> Record:
         record = self.world.records.get(run_id)
+        if record is not None and created not in (0, record.head.created):
+            record = None
         if record is None:
             raise not_found(run_id)
         return record
@@ -567,8 +577,16 @@ class SandboxRun(Run[R]):
 
     __slots__ = ("_sandbox",)
 
-    def __init__(self, sandbox: Sandbox, run_id: str, decode: Decode | None, created: bool, declared: Declared) -> None:
-        super().__init__(cast("Client", sandbox), run_id, decode, created, declared=declared)
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        run_id: str,
+        decode: Decode | None,
+        created: bool,
+        declared: Declared,
+        incarnation: int = 0,
+    ) -> None:
+        super().__init__(cast("Client", sandbox), run_id, decode, created, incarnation, declared)
         self._sandbox = sandbox
 
     async def _within(self, timeout: float | timedelta | None, answer: Awaitable[T], late: str) -> T:

@@ -171,6 +171,8 @@ class World:
         self.partition = partition
         self.stubs = Stubs(app)
         self.now = BEGIN_MS
+        self._last = 0
+        """When a run was created, or has ended, that was forgotten (ms)."""
         self.records: dict[str, Record] = {}
         self.answers: dict[str, bytes] = {}
         """Answers to questions, by the question's id."""
@@ -222,12 +224,20 @@ class World:
         record = self.records.get(run_id)
         if record is not None:
             return record.header
+        created = max(self.now, self._last + 1)
         if word.delay:
-            word = word._replace(begins=self.now + word.delay, delay=0)
-        header = Header(Status.PENDING, 0, "-", self.now, 0, workflow, tenant, parent, start=str(word)).encode()
+            word = word._replace(begins=created + word.delay, delay=0)
+        header = Header(Status.PENDING, 0, "-", created, 0, workflow, tenant, parent, start=str(word)).encode()
         self.records[run_id] = Record(header, self.changes)
         self.post("start", run_id, payload, header)
         return b""
+
+    def forget(self, run_id: str) -> None:
+        """Delete the record of a run that has ended, if there is one: the next run of its id is created later."""
+        record = self.records.pop(run_id, None)
+        if record is not None:
+            self._last = max(self._last, record.head.created, record.head.ended)
+            self._slow_before = {name: at for name, at in self._slow_before.items() if name[0] != run_id}
 
     def post(self, kind: str, run_id: str, body: bytes, header: bytes = b"") -> None:
         self._later(self.now, InboxMessage(str(self.changes), kind, run_id, body, header))

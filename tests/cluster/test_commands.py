@@ -147,6 +147,37 @@ async def test_quarantined_messages_of_all_servers_are_put_back_or_dropped(
         assert (await shell.data("status"))["quarantine"] == {"count": 0, "latest": []}
 
 
+async def test_starts_are_delayed_limited_and_take_the_places_of_ended_ones(
+    shared_cluster: EmbeddedCluster, namespace: str
+) -> None:
+    app = sf.App()
+
+    @app.workflow(name="flow")
+    async def flow(number: int) -> int:
+        sf.publish("number", number)
+        sf.set_attributes(number=number)
+        return number or await sf.signal("never", int)
+
+    run = Shell(shared_cluster.url, namespace)
+    async with (
+        running_daemon(app, shared_cluster, namespace, crash=False),
+        connect(shared_cluster.url, namespace=namespace) as client,
+    ):
+        for n in range(1, 13):  # on all servers
+            again = ("enqueue", "flow", "--id", f"r{n}", "--wait", "--input")
+            assert await run(*again, str(n)) == f"{n}\n"
+            assert "is completed: no run was started" in await run(*again, "99", "--on-existing", "reject", code=1)
+            assert await run(*again, "99") == f"{n}\n"
+            assert await run(*again, "100", "--on-existing", "new", "--delay", "0.01s") == "100\n"
+        assert len(await client.runs(attributes={"number": 100})) == 12
+        assert await client.runs(attributes={"number": 1}) == []
+        assert "RunTimedOut" in await run("enqueue", "flow", "--input", "0", "--run-timeout", "0.1s", "--wait", code=1)
+        await run("enqueue", "flow", "--id", "late", "--input", "1", "--at", "2200-01-01")
+        [late] = await run.data("runs", "--status", "pending")
+        assert (late["run_id"], late["begins"]) == ("late", "2200-01-01T00:00:00Z")
+        await run("terminate", "late")
+
+
 async def waits_for(run: LastingShell, run_id: str, expected: list[tuple[str, str, str]]) -> bool:
     rows = {row["run_id"]: row["waits_for"] for row in await run.data("runs")}
     return [(wait["kind"], wait["name"], wait["type"]) for wait in rows.get(run_id, [])] == expected

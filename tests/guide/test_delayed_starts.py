@@ -83,7 +83,7 @@ async def test_a_run_that_has_not_begun_can_be_cancelled_and_forgotten(serve: Se
 async def test_runs_that_wait_for_their_start_are_listed_as_pending(serve: Serve) -> None:
     async with serve(app) as client:
         run = await client.start(remind, "Kim", id="late", delay=3600)
-        await client.start(remind, "Ann", id="now")
+        await (await client.start(remind, "Ann", id="now")).result(10)
         found = await client.runs(status="pending", waits=True)
         assert [one.id for one in found] == [run.id]
         assert [wait.kind for wait in found[0].waits_for] == ["start"]

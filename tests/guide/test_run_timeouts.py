@@ -29,8 +29,8 @@ async def book(what: str) -> str:
 
 @app.workflow(timeout=timedelta(minutes=10))
 async def trip() -> str:
-    await book("flight")
     try:
+        await book("flight")
         return await sf.signal("paid", str)
     finally:
         await book("flight cancelled")
@@ -67,7 +67,7 @@ async def test_a_start_can_have_its_own_time_out_from_when_it_begins(serve: Serv
         run = await client.start(trip, timeout=0.2, delay=0.2)
         with pytest.raises(sf.RunTimedOut, match="time-out of 200 ms"):
             await run.result(10)
-        assert done == ["flight", "flight cancelled"]
+        assert done[-1] == "flight cancelled"
 
 
 async def test_a_run_that_ends_in_time_is_as_any_other() -> None:

@@ -69,6 +69,10 @@ REPEATED_KEYS = {
 """The key that a repeated name stands for when the item has the values below; fixed keys are attributes."""
 
 
+NOW = 1000
+ENDED = Header("failed", 7, "c", 5, 9, "before", "acme", "", {"name": "value"}).encode()
+
+
 # --- reading the header -----------------------------------------------------------------------------------------------
 
 
@@ -274,6 +278,11 @@ VERBS: dict[str, Verb] = {
         | {"attempt": ("attempt", "queue"), "told": ("attempt", "report", "queue")},
         commit_values,
     ),
+    "replace_run": Verb(
+        lambda _: KERNEL.replace_run(0, Start("<id>", "<workflow>", "<tenant>", b"<body>", "<trace>", "", ENDED), NOW),
+        {"listing": ("listing",)},
+        lambda _: {"expected": ENDED, "now": NOW},
+    ),
     "forget_runs": Verb(
         lambda n: KERNEL.forget_runs(0, [("<id>", HEADER)] * n["run"]),
         {"run": ("run", "attribute")},
@@ -358,6 +367,11 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
             assert call.keys == [SHARD.inbox, SHARD.kept, SHARD.run("<id>"), *of_steps]
         elif name == "pause":
             assert call.keys == [KEYS.paused]
+        elif name == "replace_run":
+            door = [SHARD.owner, SHARD.inbox, SHARD.kept, SHARD.waiting, SHARD.turns]
+            new = [SHARD.run("<id>"), SHARD.index("running", "<workflow>"), SHARD.tenant("<tenant>")]
+            old = [SHARD.index("failed", "before"), SHARD.tenant("acme"), SHARD.attribute("name", "value")]
+            assert call.keys == [*door, *new, SHARD.published("<id>"), *old]
         elif name == "mark_suspects":
             assert call.keys == [KEYS.suspects("<member>")]
         elif name == "settle_attempts":
@@ -426,6 +440,7 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
     first_lines = {name: path_of(name).read_text().split("\n", 1)[0] for name in VERBS}
     assert {name for name, line in first_lines.items() if line == "#!lua"} == {
         "start_runs",
+        "replace_run",
         "post_messages",
     }
     assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {

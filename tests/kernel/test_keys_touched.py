@@ -17,7 +17,7 @@ from redis.asyncio.client import Monitor
 from redis.crc import key_slot
 
 from streamflow.embedded.server import EmbeddedServer
-from streamflow.model.record import decode_header
+from streamflow.model.record import Header, decode_header
 from streamflow.model.sharding import Partition
 from streamflow.store.connection import Call
 from streamflow.store.kernel import (
@@ -153,6 +153,11 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
             kernel.checkpoint_views(0, shard.token, offset, b"partial", NOW, 1, LogLimits(1, 1), ["flow", "other"]),
         )
     yield "forget_runs", kernel.forget_runs(0, [("r1", decode_header(await shard.header("r1")))])
+    gone = Header("failed", 7, "c", 5, 9, "flow", "acme", "", {"customer": "acme"}).encode()
+    again = Start("r7", "flow", "acme", b"x", "", "i0a", gone)
+    await shard.plain("RPUSH", keys.run("r7"), gone, "", b"transition")
+    await shard.plain("HSET", keys.published("r7"), "key", "value")
+    yield "replace_run", kernel.replace_run(0, again, NOW)
     yield "store_details", kernel.store_details(0, shard.token, [("r2/1", b"half")])
     yield "read_hash", kernel.read_hash(keys.details, [*FIRST_FIELD, b"r2/1"], 1_000_000)
     lent = LentStep("r2/1", "one", NOW, 1, b"more")

@@ -24,6 +24,7 @@ from streamflow.input_file import STDIN, read_input
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client, Run
+    from streamflow.client.starting import OnExisting
 
 WAIT_PATIENCE = 60.0
 """Seconds that --wait continues while the server can't be reached: its restart must not end the wait for a long run."""
@@ -68,6 +69,10 @@ def _as_json(value: str) -> str:
     "--id", "run_id", metavar="ID", show_default="a new id",
     help="Id of the run; if a run with this id exists, no second one is started.",
 )  # fmt: skip
+@click.option(
+    "--on-existing", type=click.Choice(["existing", "reject", "new"]),
+    help="If a run with this id exists: use it (the default), fail, or, if it has ended, begin a new one in its place.",
+)  # fmt: skip
 @click.option("--tenant", metavar="NAME", default="", help="Tenant (customer) that the run belongs to.")
 @click.option("--delay", metavar="TIME", help="Begin the run later, after 90s, 10m, 2h or 3d by the server's clock.")
 @click.option("--at", "begins", metavar="TIME", help="Begin the run at this time: 2026-12-24T08:00 (UTC), or …+01:00.")
@@ -88,6 +93,7 @@ def enqueue(
     workflow: str,
     text: str | None,
     run_id: str | None,
+    on_existing: OnExisting | None,
     tenant: str,
     delay: str | None,
     begins: str | None,
@@ -118,6 +124,8 @@ def enqueue(
       streamflow enqueue remind --input 17 --delay 3d --run-timeout 10m
     """
     _check_options(file, text, run_id, wait, timeout)
+    if on_existing is not None and run_id is None:
+        raise UsageError("--on-existing is about the run of an id, which is missing: add --id")
     asked = _asked(delay, begins, run_timeout)
     if file is not None:
         from streamflow.cli.bulk_enqueue import enqueue_file
@@ -132,6 +140,7 @@ def enqueue(
         async with open_client(redis, namespace) as client:
             await client.read_namespace()  # a missing namespace is reported as such, not as an unknown workflow
             arguments = (await arguments_of(client, workflow, force)).bind(value)
+            asked["on_existing"] = on_existing or "existing"
             run = await client.start(workflow, *arguments, id=run_id, tenant=tenant, **asked)
             if wait:
                 return await _wait(client, run, timeout, as_json)

@@ -7,14 +7,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
+import anyio
+import msgspec
 import pytest
 
 from streamflow.client import recent_starts
 from streamflow.client.pipelines import ServerBatcher
 from streamflow.client.recent_starts import RecentStarts
+from streamflow.client.starting import replaced
+from streamflow.model.record import Header
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel, Message, Start
 from streamflow.store.keys import NamespaceKeys
+from tests.support.losing_server import LosingServer
 
 pytestmark = pytest.mark.anyio
 
@@ -186,3 +191,119 @@ async def test_little_is_kept_and_not_for_long(monkeypatch: pytest.MonkeyPatch) 
     server.lose(*list(server.runs))
     await batcher.peek(0, "run-9")
     assert server.runs == {}
+
+
+class Place:
+    """A server that has one id, and what has it."""
+
+    confirmation: Any = None
+    is_single = True
+
+    def __init__(self, has: Header | None) -> None:
+        self.server_generation = 0
+        self.has = has
+        self.asked: list[bytes] = []
+        self.answered = anyio.Event()
+
+    def history_of(self, key: str) -> int:
+        return self.server_generation
+
+    async def send(self, calls: Sequence[Call[Any]], **_: Any) -> list[Any]:
+        [call] = calls
+        assert call.script == "replace_run"
+        created, expected = int(call.args[0].lstrip("=")), call.args[1]
+        self.asked.append(expected)
+        self.answered.set()
+        if self.has is None or (self.has.encode() == expected and self.has.ended):
+            self.has = Header("pending", 0, "-", created, 0, "flow", "", "", start="i0a")
+            return [b"+" + self.has.encode()]
+        return [(b"=" if self.has.start == "i0a" else b"") + self.has.encode()]
+
+
+BEFORE = Header("failed", 3, "c3", 50, 60, "flow", "", "")
+
+
+async def replacing(server: Place) -> RecentStarts:
+    """A client whose start has taken the place of `BEFORE`, when the server turns out to be another one."""
+    recent = RecentStarts(cast("Store", server), Kernel(NamespaceKeys("ns")))
+    kept = Start("r", "flow", "", b"input", "", "i0a", BEFORE.encode())
+    recent.acknowledged(0, kept, b"+pending 0 - 100 0 flow - - - - i0a", 0)
+    server.server_generation += 1
+    await recent.restored()
+    return recent
+
+
+@pytest.mark.parametrize("has", [BEFORE, None], ids=["the run that had gone", "nothing"])
+async def test_a_lost_run_takes_its_place_again_once(has: Header | None) -> None:
+    server = Place(has)
+    recent = await replacing(server)
+    assert server.has is not None
+    assert (server.has.start, server.has.created, recent.again) == ("i0a", 100, 1)
+    server.server_generation += 1
+    await recent.restored()
+    assert recent.again == 1
+
+
+async def test_another_end_of_the_run_that_had_gone_goes_as_well() -> None:
+    server = Place(msgspec.structs.replace(BEFORE, commit="other", ended=70))
+    await replacing(server)
+    assert server.has is not None
+    assert server.has.start == "i0a"
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("status", ["failed", "running"])
+async def test_a_newer_run_of_the_id_stays(status: str) -> None:
+    newer = Header(status, 1, "c", 200, 210 if status == "failed" else 0, "flow", "", "")
+    server = Place(newer)
+    recent = await replacing(server)
+    assert server.has is newer
+    assert (recent.again, len(server.asked)) == (0, 1)
+    await recent.close()
+
+
+async def test_the_run_that_had_gone_ends_again_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent_starts, "TRY_AGAIN", 0.001)
+    server = Place(msgspec.structs.replace(BEFORE, status="running", ended=0))
+    recent = await replacing(server)
+    assert recent.again == 0
+    server.answered = anyio.Event()
+    with anyio.fail_after(10):
+        await server.answered.wait()
+    server.has = BEFORE
+    while recent.again == 0:  # noqa: ASYNC110
+        await anyio.sleep(0.001)
+    assert server.has.created == 100
+    await recent.close()
+
+
+async def test_the_real_scripts_bring_a_replacement_back() -> None:
+    server = LosingServer()
+    kernel = Kernel(NamespaceKeys("ns"))
+    recent = RecentStarts(server.store, kernel)
+    batcher = ServerBatcher(server.store, kernel, recent)
+    keys = kernel.keys.shard(0)
+    await server.plain("RPUSH", keys.run("r"), BEFORE.encode(), "", "transition")
+    await server.plain("ZADD", keys.index("failed", "flow"), 60, "r")
+    before = server.saved()
+
+    wanted = Start("r", "flow", "", b"input", "", "i0a")
+    found = await batcher.start(0, wanted)
+    assert found == BEFORE.encode()
+    header = await replaced(batcher, 0, wanted, found)
+    assert header.startswith(b"+pending")
+
+    server.lose(before, keys.owner)
+    assert (await server.plain("LINDEX", keys.run("r"), 0)) == BEFORE.encode()
+    await batcher.peek(0, "r")
+    assert b"+" + await server.plain("LINDEX", keys.run("r"), 0) == header
+    assert recent.again == 1
+    assert await server.plain("ZCARD", keys.index("failed", "flow")) == 0
+    assert await server.plain("XLEN", keys.inbox) == 1
+
+    server.lose(server.saved(), keys.owner)  # it lacks nothing: its own run is not replaced
+    await batcher.peek(0, "r")
+    assert recent.again == 1
+    assert await server.plain("XLEN", keys.inbox) == 1
+    await recent.close()
+    await batcher.close()
