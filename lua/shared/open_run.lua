@@ -38,8 +38,10 @@ local function open_run(door, run, index, tenant_index, clock, id, workflow, ten
     workflow, tenant == '' and '-' or tenant, parent == '' and '-' or parent,
   }, ' ')
   if extras ~= '' then
-    local trace, delay, rest = string.match(extras, '^(%S+) d(%d+)(.*)$')
-    if delay then extras = string.format('%s b%.0f%s', trace, clock + tonumber(delay), rest) end
+    if string.find(extras, ' d', 1, true) then
+      local trace, delay, rest = string.match(extras, '^(%S+) d(%d+)(.*)$')
+      if trace then extras = string.format('%s b%.0f%s', trace, clock + tonumber(delay), rest) end
+    end
     header = header .. ' - ' .. extras
   end
   local turn = turn_of(door, workflow, tenant, body)

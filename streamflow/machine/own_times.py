@@ -86,7 +86,8 @@ class OwnTimes(OpenWork):
     def _stretch_time(self, since: int) -> None:
         """The code could not go on since then: that takes nothing from its time."""
         if self.over_at and since:
-            self._note(TimeoutSet(self.time_limit, self.over_at + max(0, self.at - since)))
+            began = self.over_at - self.time_limit  # or later: it may have been due while the run was stuck
+            self._note(TimeoutSet(self.time_limit, self.over_at + max(0, self.at - max(since, began))))
 
     def _note(self, event: OwnTime) -> None:
         self.effects.events.append(event)

@@ -448,6 +448,18 @@ async def test_starts_that_were_read_and_not_committed_are_there_again(bench: Be
     assert bench.commits.runs == 3
 
 
+async def test_a_start_that_is_there_again_keeps_what_it_asks_for(bench: Bench) -> None:
+    saved = bench.saved()
+    start = Start("a", "flow", "", b"input", "trace", "d5000,t7,i0a")
+    await bench.store.one(KERNEL.start_runs(0, [start], created=NOW))
+    before = await bench.header("a")
+    bench.shard.inbox.extend(await bench.inbox())
+    bench.lose_shard(saved)
+    await bench.acquire()
+    assert await bench.header("a") == before
+    assert decode_header(before).start == f"b{NOW + 5000},t7,i0a"
+
+
 async def test_what_was_given_up_or_deleted_does_not_come_back(bench: Bench) -> None:
     for forget in (lambda: bench.commits.given_up(0), bench.commits.forget_all):
         saved = bench.saved()
