@@ -23,7 +23,15 @@ from rich.text import Text
 from streamflow import events
 from streamflow.client.waits import RunOwner
 from streamflow.errors import Failure
-from streamflow.events import RunCompleted, RunContinued, RunStarted, Transition, last_stuck
+from streamflow.events import (
+    RunCompleted,
+    RunContinued,
+    RunStarted,
+    TimeoutReached,
+    TimeoutSet,
+    Transition,
+    last_stuck,
+)
 from streamflow.model.causes import Cause, FailedAttempt, cause_of, root_of
 from streamflow.model.record import Header, Status
 from streamflow.model.waits import Wait
@@ -139,6 +147,7 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
         ("parent", safe_text(header.parent) if header.parent else None),
         ("started", Text(moment(header.created))),
         ("ended" if header.ended else "open for", _ended(header, ended)),
+        ("time-out", _time_out(detail)),
         ("attributes", safe_text(attributes_line(header.attributes), limit=500) if header.attributes else None),
         ("trace", safe_text(detail.trace_id) if detail.trace_id else None),
         ("history", Text(" · ".join(size))),
@@ -242,6 +251,23 @@ def _below(failure: Failure, width: int, depth: int, shown: Failure | None) -> l
 def _fact(label: str, value: Text, width: int) -> Text:
     line = Text.assemble((f"{label:<11}", MUTED), value, end="")
     return fit(line, width)
+
+
+def _time_out(detail: RunDetail) -> Text | None:
+    """How much of its time an open run has left."""
+    found: TimeoutSet | TimeoutReached | None = None
+    for transition in detail.transitions:
+        for event in transition.events:
+            if isinstance(event, TimeoutSet | TimeoutReached):
+                found = event
+    if found is None or detail.header.ended:
+        return None
+    limit = f"of {duration(found.ms)}"
+    if isinstance(found, TimeoutReached):
+        return Text(f"its time {limit} is over, it cleans up", WARN)
+    if detail.header.status == Status.STUCK:
+        return Text(f"{limit}: stands still while it is stuck", WARN)
+    return Text(f"{duration(max(0, found.due - detail.now_ms))} left {limit}")
 
 
 def _ended(header: Header, ended: int) -> Text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from datetime import UTC, datetime
 from typing import Any, get_args
@@ -716,3 +717,25 @@ def test_a_step_that_waits_in_a_paused_queue_says_who_has_paused_it() -> None:
 def test_a_run_of_a_shard_without_an_owner_says_so() -> None:
     assert owner_line(RunOwner(shard=3)) == "no daemon has shard 3"
     assert owner_line(RunOwner(shard=3, daemon="gone")) == "daemon gone, no heartbeat found · shard 3"
+
+
+def time_out(run: RunDetail) -> list[str]:
+    facts = itertools.takewhile(lambda line: not line.startswith("HISTORY"), lines(run))
+    return [" ".join(line.split()) for line in facts if line.startswith("time-out ")]
+
+
+def test_an_open_run_says_how_much_of_its_time_is_left() -> None:
+    limit = TimeoutSet(60_000, NOW + 60_000)
+    assert time_out(detail((0, [limit]))) == ["time-out 50 s left of 1 m 00 s"]
+    over = detail((0, [limit]), (60_000, [TimeoutReached(60_000)]), now=61_000)
+    assert time_out(over) == ["time-out its time of 1 m 00 s is over, it cleans up"]
+    stuck = detail((0, [limit, RunStuck("w", "t", "diverged")]))
+    stuck.header = msgspec.structs.replace(stuck.header, status="stuck")
+    assert time_out(stuck) == ["time-out of 1 m 00 s: stands still while it is stuck"]
+    assert time_out(detail((0, [limit]), (9_000, []), ended=9_000)) == []
+    assert time_out(detail((0, []))) == []
+
+
+def test_a_delayed_start_is_a_bar_up_to_when_it_was_due() -> None:
+    run = detail((0, [StartDelayed(NOW + 5_000)]), (5_000, [StartDue()]), (10_000, []), ended=10_000)
+    assert "5.0 s" in row(run, "start")
