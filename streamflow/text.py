@@ -55,6 +55,25 @@ def plural(count: int, word: str) -> str:
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
+def duration(ms: float) -> str:
+    """`0.37 ms`, `8.2 ms`, `850 ms`, `3.2 s`, `42 s`, `4 m 10 s`, `2 h 05 m`, `3 d 04 h`."""
+    if ms < 0:
+        return f"-{duration(-ms)}"
+    if ms < 999.5:
+        return f"{ms:.2f} ms" if 0 < ms < 0.995 else f"{ms:.1f} ms" if 0 < ms < 9.95 else f"{ms:.0f} ms"
+    seconds = ms / 1000
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} m {seconds:02} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes:02} m"
+    days, hours = divmod(hours, 24)
+    return f"{days:,} d {hours:02} h"
+
+
 def text_of(error: BaseException) -> str:
     """`str(error)`; for an exception that can't be shown `<TypeError in __str__>`. Never raises."""
     return _shown(error)

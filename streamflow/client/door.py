@@ -1,4 +1,4 @@
-"""What no run of a workflow could take is refused before it is sent, by what daemons have registered.
+"""What no run of a workflow could take or do is refused before it is sent, by what daemons have registered.
 
 Owns: the check for who has no code of the workflow. Handles that know it check by their code (`workflow/messages.py`).
 Must not: send anything, or refuse what a daemon could take. Called by: the command line.
@@ -9,12 +9,13 @@ Must not: send anything, or refuse what a daemon could take. Called by: the comm
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from streamflow.client.listing import MessageInfo, WorkflowInfo
-from streamflow.errors import UsageError
+from streamflow.errors import UnknownWorkflow, UsageError
 from streamflow.model.json_schema import checker
+from streamflow.text import duration
 from streamflow.workflow.messages import not_declared
 
 if TYPE_CHECKING:
@@ -56,3 +57,24 @@ def check_message(who: str, what: str, name: str, value: Any, known: Mapping[str
         raise UsageError(
             f"the value of {what} {name} of {who} is not a {found.type}: {reason}. Add --force to send it anyway"
         )
+
+
+async def check_cleanup(client: Client, workflows: Iterable[str], what: str, terminate: str) -> None:
+    """Refuse a cancel that would end runs without their clean-up code, because no daemon has their workflow. `what`:
+    the runs; `terminate`: the command that ends them so. Raises `UnknownWorkflow`."""
+    infos = await client.workflows()
+    for name in workflows:
+        info = infos.get(name)
+        if info is not None and info.unserved_ms:
+            raise UnknownWorkflow(
+                f"no daemon has had workflow {name} for {duration(info.unserved_ms)}, while others run: the clean-up "
+                f"code of {what} can't run. Start a daemon whose app has it and cancel then, or end without clean-up: "
+                f"{terminate}"
+            )
+
+
+async def check_cleanup_of(client: Client, run_id: str) -> None:
+    """As `check_cleanup`, of one run. Raises `RunNotFound`, too."""
+    header, _ = await client._header(run_id, 0)
+    if header.is_open:
+        await check_cleanup(client, [header.workflow], f"run {run_id}", f"streamflow terminate {run_id}")

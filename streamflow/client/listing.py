@@ -22,6 +22,7 @@ from streamflow import events
 from streamflow.client.joining import Logged, join_payloads
 from streamflow.client.paging import Cursor, Position, cursor_text
 from streamflow.client.pipelines import Batcher, settled
+from streamflow.client.served import unserved_ms
 from streamflow.client.waiting import check_found
 from streamflow.client.waits import RunOwner, WaitReader
 from streamflow.errors import Failure, StoreError, StoreUnavailable
@@ -321,11 +322,6 @@ def summarize(run_id: str, header: Header, reason: str = "", failure: Failure | 
     )
 
 
-UNSERVED_MS = 120_000
-"""A workflow was last had so much longer ago than any other: no daemon has it any more. Daemons note theirs four times
-as often (`daemon/registration.py`). If no daemon runs at all, none is behind."""
-
-
 class Listings:
     """Reads of one namespace."""
 
@@ -337,16 +333,13 @@ class Listings:
         self.waits = WaitReader(keys, batcher)
 
     async def served(self) -> dict[str, WorkflowInfo]:
-        """As `workflows`, with what no daemon has any more marked so. Notes from before the server's clock was set back
-        say nothing about others until their time has come."""
+        """As `workflows`, with what no daemon has any more marked so."""
         seen: dict[bytes, bytes] = await self._batcher.call(Call.plain("HGETALL", self._keys.served))
         time = clock_of(await self._batcher.call(Call.plain("TIME", near=self._keys.served)))
         infos = await self.workflows()
-        times = {name.decode(errors="replace"): int(ms) for name, ms in seen.items() if ms.isdigit()}
-        newest = max((at for at in times.values() if at <= time + UNSERVED_MS // 2), default=0)
-        for name, info in infos.items():
-            if name in times and newest - times[name] > UNSERVED_MS:
-                infos[name] = msgspec.structs.replace(info, unserved_ms=newest - times[name])
+        for name, ms in unserved_ms(seen, time).items():
+            if name in infos:
+                infos[name] = msgspec.structs.replace(infos[name], unserved_ms=ms)
         return infos
 
     async def workflows(self) -> dict[str, WorkflowInfo]:

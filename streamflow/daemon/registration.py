@@ -33,7 +33,7 @@ _log = logging.getLogger("streamflow.namespace")
 
 
 SERVED_SECONDS = 30.0
-"""Between two notes of the workflows that this daemon has: `client/listing.py` says after how long it has them no more.
+"""Between two notes of the workflows that this daemon has: `client/served.py` says after how long it has them no more.
 """
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from streamflow.text import duration as duration
 from streamflow.text import plural as plural
 
 # Mid-tones, readable on dark and on light terminals; with only 256 or 16 colours, rich takes the nearest.
@@ -47,25 +48,6 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _BARS = "▁▂▃▄▅▆▇█"
 _LAST_MS = 253_370_764_800_000
 """The year 9999. Later times are shown as this one, because `datetime` can't represent them."""
-
-
-def duration(ms: float) -> str:
-    """`0.37 ms`, `8.2 ms`, `850 ms`, `3.2 s`, `42 s`, `4 m 10 s`, `2 h 05 m`, `3 d 04 h`."""
-    if ms < 0:
-        return f"-{duration(-ms)}"
-    if ms < 999.5:
-        return f"{ms:.2f} ms" if 0 < ms < 0.995 else f"{ms:.1f} ms" if 0 < ms < 9.95 else f"{ms:.0f} ms"
-    seconds = ms / 1000
-    if seconds < 59.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} m {seconds:02} s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes:02} m"
-    days, hours = divmod(hours, 24)
-    return f"{days:,} d {hours:02} h"
 
 
 def number(value: float) -> str:

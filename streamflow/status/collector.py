@@ -26,6 +26,7 @@ import msgspec
 
 from streamflow.client.client import Client
 from streamflow.client.quarantine import message_of
+from streamflow.client.served import unserved_ms
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.waits import Wait
@@ -36,6 +37,7 @@ from streamflow.status.model import (
     QuarantineRow,
     Server,
     Shard,
+    UnservedWorkflow,
     WorkerRow,
     daemon_from,
     shards_from,
@@ -128,6 +130,7 @@ class StatusCollector:
             (keys.workers, Call.plain("HGETALL", keys.workers)),
             (keys.queues, Call.plain("HKEYS", keys.queues)),
             (keys.paused, read_pauses(keys)),
+            (keys.served, Call.plain("HGETALL", keys.served)),
             (keys.view(_VIEW_NAMES[0]), Call.plain("MGET", *(keys.view(name) for name in _VIEW_NAMES))),
             *infos,
             *policies,
@@ -135,7 +138,9 @@ class StatusCollector:
             *((shard.inbox, Call.plain("XLEN", shard.inbox)) for shard in shards),
             *((shard.poison, Call.plain("XLEN", shard.poison)) for shard in shards),
         ]
-        clock, members, workers, queues, pauses, merged, *rest = await send_to_each(client.store, calls, PATIENCE)
+        clock, members, workers, queues, pauses, served, merged, *rest = await send_to_each(
+            client.store, calls, PATIENCE
+        )
         for answer in (clock, members, merged):
             if isinstance(answer, StoreError):
                 raise answer
@@ -161,8 +166,10 @@ class StatusCollector:
         if not isinstance(workers, StoreError):
             status.workers = [_worker(worker, status.as_of) for worker in live_workers(workers, status.as_of)]
         self._put_members(status, cast("Mapping[bytes, bytes]", members))
+        gone = {} if isinstance(served, StoreError) else unserved_ms(served, status.as_of)
         status.as_of += self._ahead(status)
         _put_views(status, cast("Sequence[bytes | None]", merged))
+        status.unserved = _unserved(gone, status)
         self._put_shards(status, namespace, owners, inboxes)
         names = [] if isinstance(queues, StoreError) else [name.decode(errors="replace") for name in queues]
         paused = {} if isinstance(pauses, StoreError) else paused_queues(pauses)
@@ -367,6 +374,15 @@ def _worker(worker: WorkerHeartbeat, clock: int) -> WorkerRow:
         beat_age=max(0.0, worker.age(clock)),
         impaired=worker.impaired,
     )
+
+
+def _unserved(gone: Mapping[str, int], status: NamespaceStatus) -> list[UnservedWorkflow]:
+    found: list[UnservedWorkflow] = []
+    for name, counts in status.view("runs").get("workflows", {}).items():
+        count = counts["running"] + counts["stuck"]
+        if name in gone and count > 0:
+            found.append(UnservedWorkflow(name=name, ms=gone[name], open=count))
+    return sorted(found, key=lambda one: (-one.open, one.name))
 
 
 def _put_views(status: NamespaceStatus, merged: Sequence[bytes | None]) -> None:

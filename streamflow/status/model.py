@@ -70,6 +70,15 @@ class Queue(msgspec.Struct, kw_only=True):
     """Who has paused it, if somebody has."""
 
 
+class UnservedWorkflow(msgspec.Struct, kw_only=True):
+    """A workflow that no daemon has any more although others run. `ms`: for how long; `open`: its runs that have not
+    ended, as the views count them."""
+
+    name: str
+    ms: int
+    open: int
+
+
 class WorkerRow(msgspec.Struct, kw_only=True):
     """A worker that lives, as its last heartbeat says."""
 
@@ -122,6 +131,8 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
     """Empty: not read."""
     queues: list[Queue] = []
     workers: list[WorkerRow] = []
+    unserved: list[UnservedWorkflow] = []
+    """Workflows that no daemon has any more and that have open runs, the most first."""
     views: dict[str, Any] = {}
     views_as_of: int = 0
     """When the views were merged, ms; 0: never."""

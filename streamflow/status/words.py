@@ -14,8 +14,8 @@ from typing import Literal
 import msgspec
 
 from streamflow.settings import Settings
-from streamflow.status.model import NamespaceStatus, Queue
-from streamflow.text import plural
+from streamflow.status.model import NamespaceStatus, Queue, UnservedWorkflow
+from streamflow.text import duration, plural
 
 QUARANTINE_MS = 24 * 3600 * 1000
 """For how long a quarantined message is a problem here, where it isn't known whether it is still there."""
@@ -62,6 +62,8 @@ def health(status: NamespaceStatus) -> list[Sentence]:
     stuck = status.view("runs").get("status", {}).get("stuck", 0)
     if stuck > 0:
         found.add("warning", "runs_stuck", f"{plural(stuck, 'run')} stuck", "streamflow runs --status stuck")
+    if status.unserved:
+        found.add("warning", "workflow_unserved", *_unserved(status.unserved))
     if server is not None and server.aof not in ("everysec", "always", "on"):
         found.add("note", "aof_off", "AOF off", "streamflow check")
     unserved = [queue.name for queue in status.queues if queue.waiting and not queue.workers]
@@ -114,6 +116,14 @@ def _paused(queues: Sequence[Queue]) -> tuple[str, str]:
     others = f", and {len(queues) - 1} more" if len(queues) > 1 else ""
     text = f"queue {queue.name} paused {who}".rstrip() + f" ({plural(queue.waiting, 'step')} waiting){others}"
     return text, f"streamflow resume --queue {shlex.quote(queue.name)}"
+
+
+def _unserved(workflows: Sequence[UnservedWorkflow]) -> tuple[str, str]:
+    """The text about the one with the most open runs, and how these are listed."""
+    first = workflows[0]
+    others = f", and {len(workflows) - 1} more" if len(workflows) > 1 else ""
+    text = f"workflow {first.name}: {plural(first.open, 'open run')}, and no daemon has had it for {duration(first.ms)}"
+    return text + others, f"streamflow runs --workflow {shlex.quote(first.name)}"
 
 
 def _quarantined(status: NamespaceStatus) -> int:

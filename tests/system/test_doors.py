@@ -145,6 +145,56 @@ async def test_a_workflow_that_only_earlier_daemons_had_is_refused(
         assert {one.id for one in await client.runs()} == {"w", "x"}
 
 
+async def test_open_runs_of_a_workflow_without_a_daemon_are_named_and_ended(
+    serve: Serve, embedded_server: EmbeddedServer, namespace: str
+) -> None:
+    """A cancel would end them without their clean-up code, so it says that, and what would do it knowingly."""
+    run = Shell(embedded_server.url, namespace)
+    earlier = sf.App()
+    earlier.workflow(waiting.function)
+    async with serve(earlier, shards=4) as (client, _):
+        for name in ("w1", "w2"):
+            await run("enqueue", "waiting", "--id", name, "--input", "1")
+            await reduced(client, name)
+    later = sf.App()
+    later.workflow(selling.function)
+    async with serve(later, shards=4) as (client, _):
+        await until_noted(client, b"selling")
+        await run("enqueue", "selling", "--id", "s", "--input", '{"item": "ab"}')
+        await reduced(client, "s")
+        times = await client.store.one(Call.plain("HGETALL", client.keys.served))
+        before = int(times[b"selling"]) - 3 * 60_000
+        await client.store.one(Call.plain("HSET", client.keys.served, "waiting", before))
+
+        async def texts() -> list[str]:
+            return [one["text"] for one in (await run.data("status"))["health"]]
+
+        async def is_said() -> bool:
+            return "waiting: 2 open runs" in "".join(await texts())
+
+        await until(is_said)
+        said = await run("status", "--check", code=1)
+        assert (
+            "warning  workflow waiting: 2 open runs, and no daemon has had it for 3 m 00 s: streamflow runs --workflow "
+            f"waiting --namespace {namespace}\n"
+        ) in said
+        assert {one["run_id"] for one in await run.data("runs", "--workflow", "waiting")} == {"w1", "w2"}
+        for words in (("cancel", "w1"), ("cancel", "--workflow", "waiting", "--yes")):
+            refused = await run(*words, code=2)
+            assert "no daemon has had workflow waiting for 3 m 00 s, while others run: the clean-up code of" in refused
+            assert "streamflow terminate" in refused
+        assert {one.status for one in await client.runs(workflow="waiting")} <= {"running", "stuck"}
+        assert await run("cancel", "s") == "asked s to cancel\n"
+        ended = await run("terminate", "--workflow", "waiting", "--yes")
+        assert ended.startswith("asked to end 2 · already so or not applicable 0 · failed 0\n")
+
+        async def has_left() -> bool:
+            return "waiting" not in "".join(await texts())
+
+        await until(has_left)
+        assert {one.status for one in await client.runs(workflow="waiting")} == {"cancelled"}
+
+
 async def test_a_note_from_a_clock_that_was_ahead_refuses_no_workflow(serve: Serve) -> None:
     """Of a workflow that is gone it stays; those of daemons that run are behind it until the clock gets there."""
     async with serve(app, shards=4) as (client, _):

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from streamflow.status import words
-from streamflow.status.model import DaemonRow, NamespaceStatus, Quarantined, Queue, Server, WorkerRow
+from streamflow.status.model import (
+    DaemonRow,
+    NamespaceStatus,
+    Quarantined,
+    Queue,
+    Server,
+    UnservedWorkflow,
+    WorkerRow,
+)
 from streamflow.status.words import Sentence, health, needs_a_person
 from streamflow.store.pauses import Pause
 from streamflow.wire import Heartbeat
@@ -53,6 +61,20 @@ CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
     "no_workers": (
         status(queues=[Queue(name="gpu", waiting=3), Queue(name="cpu", waiting=1, workers=1), Queue(name="tpu")]),
         Sentence("warning", "no_workers", "no workers for queue gpu", "streamflow worker --app APP --queue gpu"),
+    ),
+    "workflow_unserved": (
+        status(
+            unserved=[
+                UnservedWorkflow(name="invoice_v1", ms=7_500_000, open=41),
+                UnservedWorkflow(name="b", ms=1, open=1),
+            ]
+        ),
+        Sentence(
+            "warning",
+            "workflow_unserved",
+            "workflow invoice_v1: 41 open runs, and no daemon has had it for 2 h 05 m, and 1 more",
+            "streamflow runs --workflow invoice_v1",
+        ),
     ),
     "impaired": (
         status(workers=[WorkerRow(name="w", impaired={"partition 3 of queue gpu": "x"})]),
