@@ -133,6 +133,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 30.0
+    silent_after: Annotated[
+        float,
+        Meta(
+            description="seconds without sf.heartbeat() after which a step that has called it is named as silent, and "
+            "three times its longest pause so far; 0: never",
+            ge=0,
+        ),
+    ] = 600.0
     http: Annotated[
         str,
         Meta(

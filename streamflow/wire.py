@@ -25,6 +25,7 @@ from streamflow.machine.transition import CompletedChild, FailedChild, Input, Ou
 from streamflow.model import codec
 from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import Header, ParentLink
+from streamflow.model.reports import StepBeat
 from streamflow.model.trace_context import checked
 from streamflow.store.kernel import Delivery
 from streamflow.workflow.actions import StepJob
@@ -404,6 +405,10 @@ class Heartbeat(msgspec.Struct, kw_only=True):
     """By how many ms its clock is ahead of the server's, as measured last."""
     lost: int = 0
     """Runs in its memory that the server has lost or set back within the last hour: its log names them."""
+    silent: list[StepBeat] = []
+    """Steps that it runs and that have sent heartbeats, and then none for long, the longest first."""
+    silent_steps: int = 0
+    """How many these are in all."""
 
 
 _heartbeat = msgspec.json.Decoder(Heartbeat)

@@ -31,7 +31,7 @@ from streamflow.store.keys import NamespaceKeys
 from streamflow.store.pauses import Pause, paused_queues, read_pauses
 from streamflow.store.queues import clock_of
 from streamflow.store.workers import WorkerHeartbeat, decode_worker
-from streamflow.wire import decode_heartbeat
+from streamflow.wire import Heartbeat, decode_heartbeat
 
 LISTED_BYTES = 32 * 1024
 """Of the record of each run of a listing, about."""
@@ -131,7 +131,9 @@ class WaitReader:
             *(Call.plain("HGET", self._keys.queue(queue, shard).details, entry) for _, queue, entry in asked),
         ]
         answers = await self._answers(calls)
-        beats = {name: _daemon_age(answer, now) for name, answer in zip(daemons, answers, strict=False)}
+        members = {name: decode_heartbeat(answer) for name, answer in zip(daemons, answers, strict=False) if answer}
+        beats = {name: _daemon_age(beat, now) for name, beat in members.items()}
+        silent = {(beat.run_id, beat.seq, beat.attempt) for one in members.values() for beat in one.silent}
         answers = answers[len(daemons) :]
         workers: list[WorkerHeartbeat] | None = None
         paused: Mapping[str, Pause] = {}
@@ -146,9 +148,11 @@ class WaitReader:
         for wait in waits:
             if wait.seq in local and wait.kind == "step":
                 wait = _local(wait, hosts[wait.seq], beats, reports[wait.seq], created, now)
+                if (run_id, wait.seq, wait.attempt) in silent:
+                    wait = msgspec.structs.replace(wait, silent=True)
             elif wait.seq in queued and wait.kind == "step":
                 peek = peeks.get(wait.seq)
-                wait = _queued(wait, peek[0] if peek else None, details.get(wait.seq), workers, now)
+                wait = _queued(wait, run_id, peek[0] if peek else None, details.get(wait.seq), workers, now)
                 if (pause := paused.get(wait.queue)) is not None and wait.place is not None:
                     place = msgspec.structs.replace(wait.place, paused=pause.says())
                     wait = msgspec.structs.replace(wait, place=place)
@@ -201,7 +205,12 @@ def _local(
 
 
 def _queued(
-    wait: Wait, peek: QueuePeek | None, report: bytes | None, workers: Sequence[WorkerHeartbeat] | None, now: int
+    wait: Wait,
+    run_id: str,
+    peek: QueuePeek | None,
+    report: bytes | None,
+    workers: Sequence[WorkerHeartbeat] | None,
+    now: int,
 ) -> Wait:
     serving: int | None = None
     if workers is not None:
@@ -213,12 +222,17 @@ def _queued(
         place = QueuePlace(before=before, waiting=peek.waiting if peek.waiting >= 0 else None, workers=serving)
         return msgspec.structs.replace(wait, place=place)
     holder = StepHolder(kind="worker", name=peek.consumer, beat_age=peek.idle / 1000)
+    reported, silent = 0, False
     for one in workers or ():
         if one.name == peek.consumer:
             holder = StepHolder(
                 kind="worker", name=one.name, host=one.host, pid=one.pid, beat_age=max(0.0, one.age(now))
             )
-    return msgspec.structs.replace(wait, holder=holder, details=_decoded(report or b""))
+            for beat in one.beats if one.sent else ():
+                if (beat.run_id, beat.seq, beat.attempt) == (run_id, wait.seq, wait.attempt):
+                    reported, silent = one.sent - round(1000 * beat.age), beat.silent
+    details = _decoded(report or b"")
+    return msgspec.structs.replace(wait, holder=holder, details=details, reported=_instant(reported), silent=silent)
 
 
 def _is_ahead(wait: Wait, now: int) -> bool:
@@ -251,10 +265,9 @@ def _host_and_pid(member: str) -> tuple[str, int]:
     return (host, int(pid)) if pid.isdecimal() else ("", 0)
 
 
-def _daemon_age(raw: bytes | None, now: int) -> float | None:
+def _daemon_age(beat: Heartbeat, now: int) -> float | None:
     """Its heartbeat tells the daemon's own clock, and by how much that is ahead of the server's."""
-    beat = decode_heartbeat(raw) if raw else None
-    if beat is None or not beat.clock or not now:
+    if not beat.clock or not now:
         return None
     return max(0.0, (now + beat.ahead - beat.clock) / 1000)
 

@@ -44,6 +44,7 @@ from streamflow.machine.transition import Outcome
 from streamflow.process import RESTART, resident_bytes, stop_on_signal, tune_garbage_collection
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
+from streamflow.steps.silence import MOST_SILENT, beats_of
 from streamflow.store.connection import Store
 from streamflow.store.durability import use_durability
 from streamflow.store.kernel import Kernel
@@ -357,6 +358,8 @@ class Daemon:
         owner.let_rest()
         self._troubles.settle()
         stopped = self._troubles.current(stops=True)
+        beats = beats_of(self.executor.reporting(), self.settings.silent_after, time.perf_counter())
+        silent = [beat for beat in beats if beat.silent]
         return Heartbeat(
             name=self.member,
             started=self._started,
@@ -381,4 +384,6 @@ class Daemon:
             broken=for_heartbeat(stopped),
             stopped=len(stopped),
             impaired=for_heartbeat({**self._unconfirmed(), **self._troubles.current(stops=False)}),
+            silent=silent[:MOST_SILENT],
+            silent_steps=len(silent),
         )

@@ -24,6 +24,7 @@ from streamflow.daemon.context import Context
 from streamflow.daemon.dead_queues import DeadQueues
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.silent_steps import SilentSteps
 from streamflow.daemon.takeover import fold_entry
 from streamflow.daemon.timers import Timers
 from streamflow.daemon.troubles import Troubles, shard_name
@@ -32,7 +33,7 @@ from streamflow.loops import TURN, retry_forever
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.store.connection import Call, OtherHistory, Store
 from streamflow.store.kernel import Checkpointed, Kernel, LogLimits, Put, Reply
-from streamflow.views.attention import DeadQueue, attention
+from streamflow.views.attention import DeadQueue, Silent, attention
 from streamflow.views.shard_views import ShardViews, merge_oldest
 
 _log = logging.getLogger("streamflow.rollup")
@@ -76,6 +77,7 @@ class Rollup:
         self._trims = Timers[int]()
         """When the logs of shards at rest are to be trimmed."""
         self._dead_queues = DeadQueues(context)
+        self._silent_steps = SilentSteps(context)
         self._merged_folds = -1
         self._idle_rounds = 0
         self._complete = True
@@ -104,8 +106,10 @@ class Rollup:
         await self.store_partials(self._owner.active.values())
         if not self.leading:
             self._dead_queues.forget()
+            self._silent_steps.forget()
             return
-        if await self._dead_queues.look():
+        queues_changed, steps_changed = await self._dead_queues.look(), await self._silent_steps.look()
+        if queues_changed or steps_changed:
             self.merge_again()
         await self._merge_if_changed()
 
@@ -197,6 +201,7 @@ class Rollup:
             self._own_partials(),
             self._troubles,
             self._dead_queues.found,
+            self._silent_steps.found,
         )
         self._merged_folds = folds
 
@@ -213,9 +218,11 @@ async def merge_views(
     known: dict[int, ShardViews] | None = None,
     troubles: Troubles | None = None,
     queues: Sequence[DeadQueue] | None = None,
+    silent: Sequence[Silent] = (),
 ) -> bool:
     """Merge the parts of all shards into the cross-shard views and store those. `known`: parts by shard that don't have
-    to be read; `queues`: those without workers, if they are known. Returns whether all could be read."""
+    to be read; `queues`: those without workers, if they are known; `silent`: steps that may hang. Returns whether all
+    could be read."""
     known = known or {}
     troubles = Troubles() if troubles is None else troubles
     complete = True
@@ -244,7 +251,7 @@ async def merge_views(
             troubles.failed(shard_name(number), NOT_DECODED, error, stops=False)
     rendered: dict[str, Any] = merged.render(now_ms)
     rendered["oldest"] = merge_oldest(oldest)
-    rendered["attention"] = attention(rendered["runs"], rendered["causes"], queues)
+    rendered["attention"] = attention(rendered["runs"], rendered["causes"], queues, silent)
     await store.send(
         [
             kernel.store_records([Put(keys.view(name), "", msgspec.json.encode({"as_of": now_ms, "value": value}))])

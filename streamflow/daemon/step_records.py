@@ -62,6 +62,9 @@ _log = logging.getLogger("streamflow.steps")
 
 EVERY = 1.0
 """Seconds between two looks at what steps have reported, and whether lent ones are still needed."""
+SAY_AGAIN = 10.0
+"""Seconds between two calls of `sf.heartbeat` with the same details after which the later one is stored, for its time.
+"""
 LOOK_AGAIN = 30.0
 """Seconds between two looks of a host through the records of shards to which it has lent something: four pipelines, if
 these are all 256."""
@@ -123,6 +126,8 @@ class StepRecords:
         """The attempts that run here for other daemons, and outcomes of such that have not been reported."""
         self._stored: dict[_Key, bytes] = {}
         """Details of steps of owned shards that the server has, by run, its incarnation, number and attempt."""
+        self._beats: dict[_Key, float] = {}
+        """When these had called `sf.heartbeat`, as the server knows it (`time.perf_counter`)."""
         self._outdated: list[tuple[OwnedShard, str]] = []
         """Steps of which the server got details behind the commit with their outcomes: to be deleted."""
         self._releasing: set[int] = set()
@@ -287,19 +292,23 @@ class StepRecords:
                 new.setdefault(shard.number, []).append((None, step, b""))
         self._outdated.clear()
         stored: dict[_Key, bytes] = {}
+        beats: dict[_Key, float] = {}
+        now_ms, now = self._clock.now_ms(), time.perf_counter()
         for running in self._executor.reporting():
             shard = self._owner.shards.get(running.shard)
             if running.lent or shard is None:
                 continue
             job = running.job
             key, details = (running.run_id, job.created, job.seq, job.attempt), bytes(running.details)
-            stored[key] = details
-            if self._stored.get(key) != details:
-                stored_as = stored_details(job.created, details, self._clock.now_ms())
+            stored[key], beats[key] = details, running.beat
+            if self._stored.get(key) != details or running.beat - self._beats.get(key, 0.0) >= SAY_AGAIN:
+                stored_as = stored_details(job.created, details, now_ms - round(1000 * (now - running.beat)))
                 new.setdefault(shard.number, []).append((key, f"{running.run_id}/{job.seq}", stored_as))
                 record = shard.record_of(running.run_id, job.created, job.seq, job.attempt)
                 record.details, record.unread = details, False
-        self._stored = {key: details for key, details in stored.items() if self._stored.get(key) == details}
+        known = {key for key, details in stored.items() if self._stored.get(key) == details}
+        self._stored = {key: stored[key] for key in known}
+        self._beats = {key: self._beats[key] for key in known}
         portions = [
             (self._owner.shards[number], portion)
             for number, details in new.items()
@@ -318,7 +327,7 @@ class StepRecords:
                 else:
                     for key, step, _ in portion:
                         if key is not None:
-                            self._stored[key] = stored[key]
+                            self._stored[key], self._beats[key] = stored[key], beats[key]
                             if self._has_ended(shard, key):
                                 self._outdated.append((shard, step))
 

@@ -76,7 +76,8 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
 
     Of a step: `attempt` (from 1) is the one that runs or is next; `why` the error of the one before; `queue`, empty for
     one that a daemon runs. What `describe()` finds out besides: `holder`, `place` in the queue while it waits there,
-    `details` that it has reported last, and `reported`, when.
+    `details` that it has reported last, and `reported`, when it has last called `sf.heartbeat` (of one that repeats the
+    same details up to 10 s before that); `silent`: its process says that it may hang.
     """
 
     kind: str
@@ -93,6 +94,7 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
     place: QueuePlace | None = None
     details: object = None
     reported: datetime | None = None
+    silent: bool = False
 
 
 class _Open:

@@ -128,9 +128,14 @@ def _about_step(wait: Wait, now_ms: int) -> list[str]:
         if place.paused is not None:
             lines.append(f"queue {wait.queue} is paused {place.paused}".rstrip())
         lines.append(f"waits for a worker: {', '.join(told)}" if told else "waits for a worker")
+    reported = "" if wait.reported is None else _ago(wait.reported, now_ms)
     if wait.details is not None:
-        ago = "" if wait.reported is None else f" {_ago(wait.reported, now_ms)} ago"
+        ago = f" {reported} ago" if reported else ""
         lines.append(f"reported{ago}: {preview(msgspec.msgpack.encode(wait.details), DETAILS)}")
+    elif reported:
+        lines.append(f"reported {reported} ago")
+    if wait.silent:
+        lines.append("it may hang: a retry with --step begins its next attempt")
     return lines
 
 

@@ -41,6 +41,7 @@ from streamflow.status.model import (
     WorkerRow,
     daemon_from,
     shards_from,
+    silent_from,
 )
 from streamflow.status.queues import queues_of
 from streamflow.store.connection import Call
@@ -163,9 +164,12 @@ class StatusCollector:
             status.warnings.append(
                 f"{away} of {status.server.servers} servers {'does' if away == 1 else 'do'}n't answer"
             )
-        if not isinstance(workers, StoreError):
-            status.workers = [_worker(worker, status.as_of) for worker in live_workers(workers, status.as_of)]
+        live = [] if isinstance(workers, StoreError) else live_workers(workers, status.as_of)
+        status.workers = [_worker(worker, status.as_of) for worker in live]
         self._put_members(status, cast("Mapping[bytes, bytes]", members))
+        alive = self._alive()
+        beats = {row.id: row.heartbeat for row in status.daemons if row.id in alive}
+        status.silent, status.silent_steps = silent_from(beats, live)
         gone = {} if isinstance(served, StoreError) else unserved_ms(served, status.as_of)
         status.as_of += self._ahead(status)
         _put_views(status, cast("Sequence[bytes | None]", merged))

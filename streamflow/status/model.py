@@ -14,6 +14,7 @@ import msgspec
 
 from streamflow.model.waits import Wait
 from streamflow.store.pauses import Pause
+from streamflow.store.workers import WorkerHeartbeat
 from streamflow.wire import Heartbeat
 
 
@@ -68,6 +69,19 @@ class Queue(msgspec.Struct, kw_only=True):
     workers: int = 0
     paused: Pause | None = None
     """Who has paused it, if somebody has."""
+
+
+class SilentStep(msgspec.Struct, kw_only=True):
+    """A step that has sent heartbeats, and then none for long, although its process lives: it may hang. `seconds`: for
+    how long; `holder`: the daemon or worker that runs it."""
+
+    name: str
+    run_id: str
+    seq: int
+    attempt: int
+    seconds: float
+    kind: str
+    holder: str
 
 
 class UnservedWorkflow(msgspec.Struct, kw_only=True):
@@ -131,6 +145,10 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
     """Empty: not read."""
     queues: list[Queue] = []
     workers: list[WorkerRow] = []
+    silent: list[SilentStep] = []
+    """Steps that may hang, the longest silent first; of each process the first ones only."""
+    silent_steps: int = 0
+    """How many these are in all."""
     unserved: list[UnservedWorkflow] = []
     """Workflows that no daemon has any more and that have open runs, the most first."""
     views: dict[str, Any] = {}
@@ -179,9 +197,30 @@ def shards_from(heartbeats: Mapping[str, Heartbeat], total: int, alive: Iterable
     return [Shard(number=number, owner=owners.get(number, "")) for number in range(total)]
 
 
+def silent_from(daemons: Mapping[str, Heartbeat], workers: Iterable[WorkerHeartbeat]) -> tuple[list[SilentStep], int]:
+    """The silent steps of these daemons and workers, which live, the longest first; and how many these are in all."""
+    told = [("daemon", beat.name or name, beat.silent, beat.silent_steps) for name, beat in daemons.items()]
+    told += [("worker", one.name, one.beats, one.silent_steps) for one in workers]
+    found = [
+        SilentStep(
+            name=beat.name,
+            run_id=beat.run_id,
+            seq=beat.seq,
+            attempt=beat.attempt,
+            seconds=beat.age,
+            kind=kind,
+            holder=holder,
+        )
+        for kind, holder, beats, _ in told
+        for beat in beats
+        if beat.silent
+    ]
+    return sorted(found, key=lambda step: (-step.seconds, step.run_id)), sum(count for *_, count in told)
+
+
 # --- as JSON ----------------------------------------------------------------------------------------------------------
 
-_NOT_PRINTED = frozenset({"started", "folds"})
+_NOT_PRINTED = frozenset({"started", "folds", "silent"})
 _PRINTED_AS: dict[str, tuple[str, Callable[[DaemonRow], object]]] = {
     "name": ("name", lambda row: row.name),
     "shards": ("shards", lambda row: len(row.heartbeat.shards)),

@@ -62,6 +62,8 @@ def health(status: NamespaceStatus) -> list[Sentence]:
     stuck = status.view("runs").get("status", {}).get("stuck", 0)
     if stuck > 0:
         found.add("warning", "runs_stuck", f"{plural(stuck, 'run')} stuck", "streamflow runs --status stuck")
+    if status.silent:
+        found.add("warning", "steps_silent", *_silent(status))
     if status.unserved:
         found.add("warning", "workflow_unserved", *_unserved(status.unserved))
     if server is not None and server.aof not in ("everysec", "always", "on"):
@@ -116,6 +118,15 @@ def _paused(queues: Sequence[Queue]) -> tuple[str, str]:
     others = f", and {len(queues) - 1} more" if len(queues) > 1 else ""
     text = f"queue {queue.name} paused {who}".rstrip() + f" ({plural(queue.waiting, 'step')} waiting){others}"
     return text, f"streamflow resume --queue {shlex.quote(queue.name)}"
+
+
+def _silent(status: NamespaceStatus) -> tuple[str, str]:
+    """The text about the one that has been silent longest, and what shows its run."""
+    first = status.silent[0]
+    more = status.silent_steps - 1
+    text = f"step {first.name} of {first.run_id}: silent for {duration(1000 * first.seconds)} ({first.kind} "
+    text += f"{first.holder} lives)" + (f", and {more:,} more" if more > 0 else "")
+    return text, f"streamflow show {shlex.quote(first.run_id)}"
 
 
 def _unserved(workflows: Sequence[UnservedWorkflow]) -> tuple[str, str]:

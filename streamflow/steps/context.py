@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 import uuid
 from typing import TYPE_CHECKING, Any, cast
 
@@ -67,7 +68,11 @@ class Running(msgspec.Struct):
     task: asyncio.Task[None] | None = None
     expiry: asyncio.TimerHandle | None = None
     started: float = 0.0
-    """Monotonic seconds; 0 while it waits."""
+    """By `time.perf_counter`; 0 while it waits."""
+    beat: float = 0.0
+    """When it has called `sf.heartbeat` last, by the same clock; 0: never..."""
+    pause: float = 0.0
+    """...and the longest time between two calls, or from its start to the first."""
     thread: int = 0
     """Identity of the thread that runs it, if a thread does."""
     returned: bool = False
@@ -128,6 +133,8 @@ def heartbeat(details: Any = None) -> None:
     `sf.step_info().details`.
 
     `details` can be anything that a step can return; only the newest counts, and None keeps what was reported before.
+    A step that has called it, and then doesn't for long (`silent_after`, 10 minutes, and three times its longest pause
+    so far), is said to be silent in the status: it may hang.
     A call only encodes `details`, so it is cheap. The daemon or worker stores the newest about once a second: what was
     reported in the last second before its death may be lost. May be called from any task or thread of the step that has
     its context.
@@ -149,6 +156,10 @@ def heartbeat(details: Any = None) -> None:
             f"sf.heartbeat() doesn't reach the daemon from step {running.job.step.name}, which has process=True: "
             "split it into shorter steps, or leave process=True out"
         )
+    now = time.perf_counter()
+    if running.started and now - (running.beat or running.started) > running.pause:
+        running.pause = now - (running.beat or running.started)
+    running.beat = now
     if details is not None:
         running.details = Raw(codec.encode(details, f"heartbeat details of step {running.job.step.name}"))
 

@@ -392,8 +392,8 @@ class StepExecutor:
         return [running for running in attempts if running.lent]
 
     def reporting(self) -> list[Running]:
-        """The attempts that run and have reported details."""
-        return [running for running in self._attempts.values() if running.details is not running.job.details]
+        """The attempts that run and have called `sf.heartbeat`."""
+        return [running for running in self._attempts.values() if running.beat]
 
     def stop_lent(self, run_id: str, seq: int, attempt: int) -> None:
         """Stop an attempt that `lend` has returned, without an outcome, if it still runs: not a newer one."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import msgspec
 
 from streamflow.model.codec import DECODE_ERRORS
+from streamflow.model.reports import StepBeat
 
 LEAST = 2.0
 """Seconds for which a heartbeat is fresh at least, however short the worker's time-out is."""
@@ -50,6 +51,11 @@ class WorkerHeartbeat(msgspec.Struct, kw_only=True):
     version: str = ""
     impaired: dict[str, str] = {}
     """Partitions that the server refuses it, the first of them, and why: `partition 3 of queue gpu` -> reason."""
+    beats: list[StepBeat] = []
+    """When steps that it runs have called `sf.heartbeat` last, of those that have: silent ones first, the longest ago
+    first, as many as there is room for."""
+    silent_steps: int = 0
+    """How many of its steps are silent."""
 
     def age(self, clock: int) -> float:
         """Seconds since it was sent; negative if the server's clock (ms) was set back since."""

@@ -23,14 +23,31 @@ class DeadQueue(NamedTuple):
     since: int
 
 
-def attention(runs: dict[str, Any], causes: dict[str, Any], queues: Sequence[DeadQueue] | None) -> dict[str, Any]:
+class Silent(NamedTuple):
+    """A step that has sent heartbeats, and then none for long. `since`: the last one, ms; `holder`: as `worker
+    gpu-7`."""
+
+    name: str
+    run_id: str
+    attempt: int
+    since: int
+    holder: str
+
+
+def attention(
+    runs: dict[str, Any],
+    causes: dict[str, Any],
+    queues: Sequence[DeadQueue] | None,
+    silent: Sequence[Silent] = (),
+) -> dict[str, Any]:
     """`{"rows": [{"kind", "name", "text", "where", "count", "first", "last", "run_id"}], "more": n, "queues_known"}`
     from the rendered views `runs` and `causes`.
 
     `kind`: `stuck` or `failed` (`name`: the workflow in which it was raised, `count`: runs, less those that were
-    mended, `run_id`: the last of them), or `queue` (`name`: the queue, `count`: steps that wait). Stuck runs that no
-    cause names (other causes, or longer ago than causes are counted) have a row without a name. First what doesn't go
-    on, then what has failed; the last seen first. `more`: rows that are left out.
+    mended, `run_id`: the last of them), `queue` (`name`: the queue, `count`: steps that wait), or `silent` (`name`: the
+    step, `where`: who runs it, `first`: its last heartbeat). Stuck runs that no cause names (other causes, or longer
+    ago than causes are counted) have a row without a name. First what doesn't go on, then what has failed; the last
+    seen first. `more`: rows that are left out.
     """
     stuck: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
@@ -45,7 +62,14 @@ def attention(runs: dict[str, Any], causes: dict[str, Any], queues: Sequence[Dea
     if (unnamed := runs["status"]["stuck"] - sum(row["count"] for row in stuck)) > 0:
         stuck.append(_row("stuck", "", "of other causes, or for longer than causes are counted", unnamed))
     waiting = [_row("queue", queue.name, "no workers", queue.waiting, first=queue.since) for queue in queues or ()]
-    rows = [*stuck, *sorted(waiting, key=lambda row: (row["first"], row["name"])), *failed]
+    hung = [
+        _row("silent", one.name, f"attempt {one.attempt} sends no heartbeats any more", 1, where=one.holder,
+             first=one.since, last=one.since, run_id=one.run_id)
+        for one in silent
+    ]  # fmt: skip
+    waiting.sort(key=lambda row: (row["first"], row["name"]))
+    hung.sort(key=lambda row: (row["first"], row["run_id"]))
+    rows = [*stuck, *waiting, *hung, *failed]
     return {"rows": rows[:MAX_ROWS], "more": max(0, len(rows) - MAX_ROWS), "queues_known": queues is not None}
 
 

@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import socket
+import time
 from collections.abc import Sequence
 
 import anyio
@@ -27,6 +28,7 @@ from streamflow.model.names import check_name
 from streamflow.process import RESTART, stop_on_signal
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
+from streamflow.steps.silence import MOST_BEATS, beats_of, count_silent
 from streamflow.steps.suspects import Suspects
 from streamflow.store.connection import Store
 from streamflow.store.durability import use_durability
@@ -282,6 +284,7 @@ class Worker:
         return [f"the server has answered nothing for {silent:.0f} s"]
 
     def _describe(self) -> WorkerHeartbeat:
+        beats = beats_of(self.executor.reporting(), self.settings.silent_after, time.perf_counter())
         return WorkerHeartbeat(
             name=self.name,
             host=socket.gethostname()[:64],
@@ -293,6 +296,8 @@ class Worker:
             draining=self.executor.draining,
             version=__version__,
             impaired=for_heartbeat(self.reader.broken),
+            beats=beats[:MOST_BEATS],
+            silent_steps=count_silent(beats),
         )
 
     async def _deregister(self, store: Store, heartbeats: WorkerHeartbeats) -> None:

@@ -31,7 +31,7 @@ class FakeStore:
     """
 
     def __init__(self, **answers: Any) -> None:
-        self.answers: dict[str, Any] = {"HKEYS": [], **answers}
+        self.answers: dict[str, Any] = {"HKEYS": [], "HGETALL": {}, "TIME": (1, 0), **answers}
         self.calls: list[list[Call[Any]]] = []
         self.server_generation = 0
         self.is_single = True

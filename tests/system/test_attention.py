@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import pytest
 
 import streamflow as sf
-from streamflow.daemon import dead_queues
+from streamflow.daemon import dead_queues, silent_steps
 from streamflow.store.connection import Call
 from tests.support.shell import Shell
 from tests.support.waiting import until
@@ -21,6 +22,7 @@ broken: list[bool] = []
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dead_queues, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(silent_steps, "LOOK_EVERY", 0.05)
     broken[:] = [True]
 
 
@@ -120,3 +122,47 @@ async def test_a_damaged_key_leaves_the_rest_of_the_view(serve: Serve, caplog: p
             return said and await rows(client) == [("failed", "paying", 1)]
 
         await until(is_shown)
+
+
+@pytest.mark.parametrize("queue", [None, "gpu"])
+async def test_a_step_that_has_become_silent_is_named_and_given_up(serve: Serve, work: Work, queue: str | None) -> None:
+    """At its daemon, or at a worker; with heartbeats that have no details."""
+    app = sf.App()
+    hung = [True]
+
+    @app.step(queue=queue)
+    async def model() -> int:
+        sf.heartbeat()
+        if hung:
+            hung.clear()
+            await anyio.sleep(3600)
+        return 7
+
+    @app.workflow
+    async def asking() -> int:
+        return await model()
+
+    holder = "daemon" if queue is None else "worker"
+    async with serve(app, silent_after=0.2) as (client, _), work(app, "gpu", silent_after=0.2):
+        run = await client.start(asking, id="a-1b")
+        shell = Shell(client.store.url, client.namespace)
+
+        async def is_said() -> bool:
+            found = (await shell.data("status"))["silent"]
+            return [(one["name"], one["run_id"], one["attempt"], one["kind"]) for one in found] == [
+                ("model", "a-1b", 1, holder)
+            ] and await rows(client) == [("silent", "model", 1)]
+
+        await until(is_said)
+        assert "step model of a-1b: silent for " in await shell("status", "--check", code=1)
+        assert "it may hang: a retry with --step begins its next attempt" in await shell("show", "a-1b")
+        [wait] = (await run.describe()).waits_for
+        assert wait.silent
+        assert wait.reported is not None
+        await shell("retry", "a-1b", "--step", "model")
+        assert await run.result(10) == 7
+
+        async def has_left() -> bool:
+            return not (await shell.data("status"))["silent"] and await rows(client) == []
+
+        await until(has_left)

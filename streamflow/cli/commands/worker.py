@@ -32,7 +32,9 @@ from streamflow.settings import WORKER_CONCURRENCY, load_settings
 @click.option(
     "--force", is_flag=True, help="Also serve queues that no step of the app names; calls may, with options(queue=…)."
 )
-@settings_options("redis", "namespace", "processes", "grace", "worker_timeout", "interrupt_steps", "http")
+@settings_options(
+    "redis", "namespace", "processes", "grace", "worker_timeout", "interrupt_steps", "silent_after", "http"
+)
 @log_options
 def worker(
     app_target: str | None,

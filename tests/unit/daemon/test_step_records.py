@@ -22,7 +22,7 @@ from streamflow.events import NOTHING
 from streamflow.loops import wait_until
 from streamflow.machine.transition import Outcome
 from streamflow.model.record import Header
-from streamflow.model.reports import stored_details
+from streamflow.model.reports import decode_details, reported_at
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.kernel import LentStep, Reply
 from streamflow.wire import encode_returned
@@ -39,8 +39,20 @@ HEADERS = {"r": Header("running", 1, "c", 900, 0, "flow", "", "")}
 @app.step
 async def hang(details: int) -> None:
     if details:
-        sf.heartbeat(details)
+        sf.heartbeat(None if details < 0 else details)
     await asyncio.sleep(3600)
+
+
+class Stored:
+    """Equal to what the server gets of these details, whenever they were reported."""
+
+    def __init__(self, details: int) -> None:
+        self.details = details
+
+    def __eq__(self, stored: object) -> bool:
+        assert isinstance(stored, bytes)
+        age = 1_000_000 - reported_at(stored)
+        return decode_details(stored) == (900, msgspec.msgpack.encode(self.details)) and 0 <= age < 60_000
 
 
 class Bench:
@@ -263,13 +275,34 @@ async def test_new_details_are_stored_once(it: Bench) -> None:
     for _ in range(3):
         await it.records.run_once()
     [call] = it.store.sent("store_details")
-    assert call.args == ["7:nonce", "r/1", stored_details(900, msgspec.msgpack.encode(5), 1_000_000)]
+    assert call.args == ["7:nonce", "r/1", Stored(5)]
     assert it.shard.records["r"][1].created == 900
     assert it.shard.records["r"][1].details == msgspec.msgpack.encode(5), "the outcome's commit deletes them"
     it.lend()
     for _ in range(2):
         await it.records.run_once()
     assert [call.args[-1] for call in it.store.sent("extend_steps")] == [msgspec.msgpack.encode(5), b""]
+
+
+async def test_a_heartbeat_with_the_same_details_is_stored_again_for_its_time(it: Bench) -> None:
+    """Not each: `show` says when a step has last sent one, and is late by seconds."""
+    await it.begin(details=5)
+    await it.records.run_once()
+    [running] = it.executor.reporting()
+    for after in (step_records.SAY_AGAIN / 2, step_records.SAY_AGAIN / 2, step_records.SAY_AGAIN / 2):
+        running.beat += after
+        await it.records.run_once()
+    first, again = (call.args[-1] for call in it.store.sent("store_details"))
+    assert decode_details(first) == decode_details(again) == (900, msgspec.msgpack.encode(5))
+    assert reported_at(again) - reported_at(first) == pytest.approx(1000 * step_records.SAY_AGAIN, abs=2000)
+
+
+async def test_a_heartbeat_without_details_is_stored_for_its_time(it: Bench) -> None:
+    await it.begin(details=-1)
+    await it.records.run_once()
+    [call] = it.store.sent("store_details")
+    assert decode_details(call.args[-1]) == (900, bytes(NOTHING))
+    assert reported_at(call.args[-1])
 
 
 async def test_details_that_arrive_behind_the_outcomes_commit_are_deleted(it: Bench) -> None:
@@ -284,7 +317,7 @@ async def test_details_that_arrive_behind_the_outcomes_commit_are_deleted(it: Be
     for _ in range(3):
         await it.records.run_once()
     sent = [call.args[1:] for call in it.store.sent("store_details")]
-    assert sent == [["r/1", stored_details(900, msgspec.msgpack.encode(5), 1_000_000)], ["r/1", b""]]
+    assert sent == [["r/1", Stored(5)], ["r/1", b""]]
 
 
 @pytest.mark.parametrize("verb", ["store_details", "extend_steps"])
@@ -301,7 +334,7 @@ async def test_details_that_were_refused_are_stored_again(it: Bench, verb: str) 
         await it.records.run_once()
     half = msgspec.msgpack.encode(5)
     sent = [call.args[-1] for call in it.store.sent(verb)]
-    assert sent == ([half, half, b""] if verb == "extend_steps" else [stored_details(900, half, 1_000_000)] * 2)
+    assert sent == ([half, half, b""] if verb == "extend_steps" else [Stored(5)] * 2)
 
 
 async def test_attempts_are_returned_whose_reports_the_server_has_lost(it: Bench) -> None:
@@ -341,7 +374,9 @@ async def test_a_change_that_a_host_does_not_notice_is_found_by_looking_again(
     await it.records.run_once()
     assert it.store.sent("read_hash") == [], "not all the time"
     clock = SimpleNamespace(now=time.monotonic())
-    monkeypatch.setattr(step_records, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(
+        step_records, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=time.perf_counter)
+    )
     for looks, fields in enumerate(([], [(b"r/1", b"me 900 1 wanted"), (b"r/2", b"me 900 1 wanted")]), 1):
         it.store.answers["read_hash"] = ([], fields)
         clock.now += step_records.LOOK_AGAIN

@@ -11,6 +11,7 @@ import pytest
 from streamflow.client.client import Client, connect
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import NamespaceMissing
+from streamflow.model.reports import StepBeat
 from streamflow.model.sharding import Partition
 from streamflow.status.collector import FRESH_SECONDS, StatusCollector, rates_at
 from streamflow.status.model import Queue
@@ -99,10 +100,31 @@ async def test_a_daemon_whose_heartbeat_changes_owns_its_shards(client: Client) 
 async def test_every_field_of_a_heartbeat_is_in_the_row(client: Client) -> None:
     await create_namespace(client)
     examples: dict[object, Any] = {int: 7, float: 1.5, str: "x", bool: True, list[int]: [2], dict[str, str]: {"2": "x"}}
+    examples[list[StepBeat]] = [StepBeat("r", 1, 1, "crawl", 700.0, True)]
     sent = Heartbeat(**{field.name: examples[field.type] for field in msgspec.structs.fields(Heartbeat)})
     await client.store.one(client.kernel.heartbeat("a", msgspec.json.encode(sent)))
     [daemon] = (await StatusCollector(client).collect()).daemons
     assert daemon.heartbeat == sent
+
+
+async def test_silent_steps_are_those_of_daemons_and_workers_that_live(client: Client) -> None:
+    await create_namespace(client)
+    beats = [["r1", 1, 1, "crawl", 700.0, True]]
+    await heartbeat(client, "dead", 1, silent=beats, silent_steps=1)
+    collector = StatusCollector(client, dead_after=0.3)
+    await collector.settled()
+    await heartbeat(client, "a", 1, silent=[["r2", 2, 3, "model", 900.0, True]], silent_steps=1)
+    worker: dict[str, Any] = {"name": "w", "timeout": 60.0, "silent_steps": 1}
+    worker["beats"] = [["r3", 1, 1, "train", 800.0, True], ["r4", 1, 1, "train", 1.0, False]]
+    keys = client.keys
+    await client.store.one(client.kernel.heartbeat("w", msgspec.json.encode(worker), members=keys.workers))
+    now = (await collector.collect()).as_of
+    live = msgspec.json.encode(worker | {"sent": now})
+    await client.store.one(client.kernel.heartbeat("w", live, members=keys.workers))
+    status = await collector.collect()
+    found = [(step.name, step.run_id, step.attempt, step.kind, step.holder) for step in status.silent]
+    assert found == [("model", "r2", 3, "daemon", "a"), ("train", "r3", 1, "worker", "w")]
+    assert status.silent_steps == 2
 
 
 async def test_now_is_by_the_daemons_clocks(client: Client) -> None:

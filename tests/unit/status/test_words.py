@@ -15,6 +15,7 @@ from streamflow.status.model import (
     Quarantined,
     Queue,
     Server,
+    SilentStep,
     UnservedWorkflow,
     WorkerRow,
 )
@@ -61,6 +62,20 @@ CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
     "no_workers": (
         status(queues=[Queue(name="gpu", waiting=3), Queue(name="cpu", waiting=1, workers=1), Queue(name="tpu")]),
         Sentence("warning", "no_workers", "no workers for queue gpu", "streamflow worker --app APP --queue gpu"),
+    ),
+    "steps_silent": (
+        status(
+            silent=[
+                SilentStep(name="model", run_id="a-1b", seq=1, attempt=1, seconds=10_680, kind="worker", holder="gpu-7")
+            ],
+            silent_steps=2,
+        ),
+        Sentence(
+            "warning",
+            "steps_silent",
+            "step model of a-1b: silent for 2 h 58 m (worker gpu-7 lives), and 1 more",
+            "streamflow show a-1b",
+        ),
     ),
     "workflow_unserved": (
         status(

@@ -7,7 +7,7 @@ from typing import Any
 from streamflow import events
 from streamflow.errors import Failure
 from streamflow.events import NOTHING, RunResumed, RunRetried, RunStarted, RunStuck, Transition
-from streamflow.views.attention import MAX_ROWS, DeadQueue, attention
+from streamflow.views.attention import MAX_ROWS, DeadQueue, Silent, attention
 from streamflow.views.registry import CAUSE_DAYS, DAY_MS, MAX_CAUSES
 from streamflow.views.shard_views import ShardViews
 
@@ -72,3 +72,23 @@ def test_it_is_short_and_says_how_much_it_leaves_out() -> None:
     found = attention(rendered["runs"], rendered["causes"], queues)
     assert (len(found["rows"]), found["more"], found["queues_known"]) == (MAX_ROWS, 7, True)
     assert attention(rendered["runs"], rendered["causes"], None) == {"rows": [], "more": 0, "queues_known": False}
+
+
+def test_a_silent_step_comes_before_what_has_failed() -> None:
+    views = ShardViews()
+    failed = events.RunFailed("order", "", 5, BOOM)
+    views.fold("f", Transition(NOW, [RunStarted("order", "", NOTHING), failed]))
+    rendered = views.render(NOW)
+    steps = [Silent("crawl", f"r{n}", 2, NOW - n, "worker gpu-7") for n in (1, 2)]
+    found = attention(rendered["runs"], rendered["causes"], [DeadQueue("pdf", 1, NOW)], steps)["rows"]
+    assert short(found) == [("queue", "pdf", 1), ("silent", "crawl", 1), ("silent", "crawl", 1), ("failed", "order", 1)]
+    assert found[1] == {
+        "kind": "silent",
+        "name": "crawl",
+        "text": "attempt 2 sends no heartbeats any more",
+        "where": "worker gpu-7",
+        "count": 1,
+        "first": NOW - 2,
+        "last": NOW - 2,
+        "run_id": "r2",
+    }
