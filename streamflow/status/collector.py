@@ -52,6 +52,7 @@ from streamflow.store.queues import clock_of
 from streamflow.store.servers import facts_of, fullness, key_of_each, memory_of, send_to_each
 from streamflow.store.workers import WorkerHeartbeat, live_workers
 from streamflow.views.registry import AVERAGE_S, LATEST, SETTLE_S, VIEWS
+from streamflow.views.retries import retries_at
 from streamflow.wire import Heartbeat, decode_heartbeat, stream_order
 
 MAX_SHARDS_READ = 1024
@@ -403,6 +404,8 @@ def _put_views(status: NamespaceStatus, merged: Sequence[bytes | None]) -> None:
             status.oldest = [(run_id, workflow, started) for run_id, workflow, started in value]
         elif name == "rates":
             status.views[name] = rates_at(value, status.as_of)
+        elif name == "retries":
+            status.views[name] = retries_at(value, status.as_of)
         else:
             status.views[name] = value
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,6 +19,9 @@ from streamflow.text import duration, plural
 
 QUARANTINE_MS = 24 * 3600 * 1000
 """For how long a quarantined message is a problem here, where it isn't known whether it is still there."""
+
+STORM = 100
+"""Retries of a step for one cause within the window of the view, of which none has succeeded, that need a person."""
 
 Level = Literal["error", "warning", "note"]
 """`error`: runs don't go on, or may be lost. `warning`: something waits for a person. `note`: it is so, and needs
@@ -62,6 +65,8 @@ def health(status: NamespaceStatus) -> list[Sentence]:
     stuck = status.view("runs").get("status", {}).get("stuck", 0)
     if stuck > 0:
         found.add("warning", "runs_stuck", f"{plural(stuck, 'run')} stuck", "streamflow runs --status stuck")
+    if storms := [row for row in status.view("retries").get("retries", []) if _is_storm(row)]:
+        found.add("warning", "retries_fail", *_storm(storms, status.view("retries")["minutes"]))
     if status.silent:
         found.add("warning", "steps_silent", *_silent(status))
     if status.unserved:
@@ -118,6 +123,19 @@ def _paused(queues: Sequence[Queue]) -> tuple[str, str]:
     others = f", and {len(queues) - 1} more" if len(queues) > 1 else ""
     text = f"queue {queue.name} paused {who}".rstrip() + f" ({plural(queue.waiting, 'step')} waiting){others}"
     return text, f"streamflow resume --queue {shlex.quote(queue.name)}"
+
+
+def _is_storm(row: dict[str, Any]) -> bool:
+    return row["retries"] >= STORM and not row["succeeded"]
+
+
+def _storm(rows: Sequence[dict[str, Any]], minutes: int) -> tuple[str, str]:
+    """The text about the cause with the most retries, and what shows a run that it holds up."""
+    first = rows[0]
+    why = f"{first['kind']}: {first['message']}" if first["message"] else first["kind"]
+    others = f", and {len(rows) - 1} more" if len(rows) > 1 else ""
+    text = f"step {first['step']}: {first['retries']:,} retries in {minutes} min, 0 succeeded: {why}{others}"
+    return text, f"streamflow show {shlex.quote(first['run_id'])}"
 
 
 def _silent(status: NamespaceStatus) -> tuple[str, str]:

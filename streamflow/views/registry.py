@@ -38,6 +38,7 @@ from streamflow.events import (
     StepRetrying,
 )
 from streamflow.model.causes import Cause, Key, cause_of, key_of, stuck_cause
+from streamflow.views import retries
 from streamflow.views.histogram import Timings
 
 T = TypeVar("T")
@@ -659,6 +660,15 @@ VIEWS: tuple[View[Any], ...] = (
         _merge_causes,
         _render_causes,
         _prune_causes,
+    ),
+    View(
+        "retries",
+        retries.Minutes,
+        dict[int, retries.RetryMinute],
+        {StepRetrying: retries.fold_retry, StepCompleted: retries.fold_success},
+        retries.merge,
+        retries.render,
+        retries.prune,
     ),
     _latest_view("quarantine", ("message", "reason", "shard"), MessageQuarantined, _quarantined),
 )

@@ -9,6 +9,8 @@ import pytest
 
 import streamflow as sf
 from streamflow.daemon import dead_queues, silent_steps
+from streamflow.events import StepRetrying
+from streamflow.status import words
 from streamflow.store.connection import Call
 from tests.support.shell import Shell
 from tests.support.waiting import until
@@ -166,3 +168,43 @@ async def test_a_step_that_has_become_silent_is_named_and_given_up(serve: Serve,
             return not (await shell.data("status"))["silent"] and await rows(client) == []
 
         await until(has_left)
+
+
+async def test_a_step_that_is_tried_again_in_vain_is_named_until_it_works(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "STORM", 5)
+    app = sf.App()
+
+    @app.step(retry=sf.Retry(attempts=100_000, initial=0.01, factor=1.0))
+    async def crawl() -> None:
+        if broken:
+            raise ConnectionError("429 Too Many Requests")
+
+    @app.workflow
+    async def crawling() -> None:
+        await crawl()
+
+    async with serve(app) as (client, _):
+        shell = Shell(client.store.url, client.namespace)
+        run = await client.start(crawling, id="c")
+
+        async def is_said() -> bool:
+            return any(one["code"] == "retries_fail" for one in (await shell.data("status"))["health"])
+
+        await until(is_said)
+        said = await shell("status", "--check", code=1)
+        assert "retries in 10 min, 0 succeeded: ConnectionError: 429 Too Many Requests: streamflow show c" in said
+        assert "0 succeeded" in await shell("status")
+        broken.clear()
+        await run.result(10)
+
+        async def works() -> bool:
+            return not await is_said()
+
+        await until(works)
+        [row] = (await shell.data("status"))["views"]["retries"]["retries"]
+        assert (row["step"], row["succeeded"], row["run_id"]) == ("crawl", 1, "c")
+        assert row["retries"] == sum(
+            isinstance(event, StepRetrying) for part in await run.history() for event in part.events
+        )

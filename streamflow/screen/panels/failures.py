@@ -1,5 +1,5 @@
 """What fails and why: what fails for shards and queues now, at daemons and workers; failed and stuck runs by their
-cause; quarantined messages; the last seen first.
+cause; steps that are tried again, by theirs; quarantined messages; the last seen first.
 
 Owns: merging the views and the heartbeats. Must not: group or keep failures (the views do). Called by: `layout.py`.
 """
@@ -19,12 +19,16 @@ from streamflow.status.model import NamespaceStatus
 
 _TITLE = "FAILURES"
 _EMPTY = Text("")
+MANY_RETRIES = 10
+"""Retries of one cause in the last minutes from which they are listed..."""
+MOST_RETRIED = 5
+"""...and so many causes at most."""
 _ID = 22
 """Cells for the id of a quarantined message, as `123:1764361200000-0`."""
 
 
 def failures_panel(status: NamespaceStatus, width: int) -> Panel:
-    failures = [*_troubles(status), *_causes(status), *_quarantined(status)]
+    failures = [*_troubles(status), *_causes(status), *_retries(status), *_quarantined(status)]
     others = [fit(line, width) for line in _others(status)]
     if not failures:
         return Panel([fit(Text(_TITLE, TITLE), width), *others]) if others else none_panel(_TITLE, width)
@@ -91,6 +95,22 @@ def _cause(row: dict[str, Any], now_ms: int) -> list[Text]:
         details.append_text(safe_text(row["where"], MUTED, 200))
     ago, first = (duration(max(0, now_ms - at)) for at in (row["last"], row["first"]))
     return [*_start(row["workflow"], runs), details, *_end(ago, first, row["run_id"])]
+
+
+def _retries(status: NamespaceStatus) -> list[tuple[int, list[Text]]]:
+    rows = status.view("retries").get("retries", [])
+    return [(row["last"], _retried(row, status.as_of)) for row in rows if row["retries"] >= MANY_RETRIES][:MOST_RETRIED]
+
+
+def _retried(row: dict[str, Any], now_ms: int) -> list[Text]:
+    what = f"{row['kind']}: {row['message']}" if row["message"] else row["kind"]
+    hopeless = not row["succeeded"]
+    details = safe_text(what, WARN if hopeless else "", 500)
+    details.append("  ")
+    details.append("0 succeeded" if hopeless else f"{number(row['succeeded'])} succeeded", WARN if hopeless else MUTED)
+    ago, first = (duration(max(0, now_ms - at)) for at in (row["last"], row["first"]))
+    count = Text(f"{number(row['retries'])} ↻", WARN)
+    return [*_start(f"step {row['step']}", count), details, *_end(ago, first, row["run_id"])]
 
 
 def _quarantined(status: NamespaceStatus) -> list[tuple[int, list[Text]]]:

@@ -367,6 +367,19 @@ def test_ids_are_whole_at_any_width(width: int) -> None:
     assert shown.count("x") >= 256, "on as many lines as it needs"
 
 
+def test_steps_that_are_tried_again_and_again_are_among_the_failures() -> None:
+    row = {"kind": "HTTPError", "message": "429 Too Many", "succeeded": 0, "first": NOW - 9_000, "last": NOW}
+    rows = [
+        {**row, "step": "crawl", "retries": 9_120, "run_id": "c-1"},
+        {**row, "step": "mail", "retries": 10, "succeeded": 3, "run_id": "m-1"},
+        {**row, "step": "seldom", "retries": 9, "run_id": "s-1"},
+    ]
+    shown = text(status(views={"retries": {"minutes": 10, "retries": rows, "others": 0}}), 100)
+    assert re.search(r"step crawl +9,120 ↻ +HTTPError: 429 Too Many  0 succeeded .* c-1", shown)
+    assert re.search(r"step mail +10 ↻ +HTTPError: 429 Too Many  3 succeeded .* m-1", shown)
+    assert "seldom" not in shown
+
+
 def test_causes_that_are_not_listed_are_counted_below() -> None:
     cause = {"workflow": "w", "kind": "E", "message": "m", "where": "", "failed": 2, "stuck": 1, "first": NOW}
     view = {"days": 7, "causes": [{**cause, "last": NOW, "run_id": "r"}], "others": 17}

@@ -19,7 +19,7 @@ from streamflow.status.model import (
     UnservedWorkflow,
     WorkerRow,
 )
-from streamflow.status.words import Sentence, health, needs_a_person
+from streamflow.status.words import STORM, Sentence, health, needs_a_person
 from streamflow.store.pauses import Pause
 from streamflow.wire import Heartbeat
 
@@ -27,6 +27,19 @@ from streamflow.wire import Heartbeat
 def status(beat: Heartbeat | None = None, namespace: str = "default", **fields: Any) -> NamespaceStatus:
     fields.setdefault("daemons", [DaemonRow(id="a", heartbeat=beat or Heartbeat(name="a"))])
     return NamespaceStatus(namespace=namespace, as_of=1_700_000_000_000, **fields)
+
+
+def retried(step: str, retries: int, *, succeeded: int = 0, message: str = "") -> dict[str, Any]:
+    return {
+        "step": step,
+        "kind": "HTTPError",
+        "message": message,
+        "retries": retries,
+        "succeeded": succeeded,
+        "first": 1,
+        "last": 2,
+        "run_id": f"r-{step}",
+    }
 
 
 CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
@@ -62,6 +75,27 @@ CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
     "no_workers": (
         status(queues=[Queue(name="gpu", waiting=3), Queue(name="cpu", waiting=1, workers=1), Queue(name="tpu")]),
         Sentence("warning", "no_workers", "no workers for queue gpu", "streamflow worker --app APP --queue gpu"),
+    ),
+    "retries_fail": (
+        status(
+            views={
+                "retries": {
+                    "minutes": 10,
+                    "retries": [
+                        retried("mail", 20_000, succeeded=1),
+                        retried("crawl", 9_120, message="429 Too Many Requests"),
+                        retried("fetch", STORM),
+                        retried("print", STORM - 1),
+                    ],
+                }
+            }
+        ),
+        Sentence(
+            "warning",
+            "retries_fail",
+            "step crawl: 9,120 retries in 10 min, 0 succeeded: HTTPError: 429 Too Many Requests, and 1 more",
+            "streamflow show r-crawl",
+        ),
     ),
     "steps_silent": (
         status(

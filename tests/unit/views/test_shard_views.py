@@ -68,7 +68,7 @@ any_event: st.SearchStrategy[AnyEvent] = st.one_of(
         st.integers(NOW - 5_000, NOW),
     ),
     st.builds(StepScheduled, st.integers(0, 9), names, st.just(NOTHING)),
-    st.builds(StepCompleted, st.integers(0, 9), names, st.just(1), step_ms, st.just(NOTHING)),
+    st.builds(StepCompleted, st.integers(0, 9), names, st.integers(1, 2), step_ms, st.just(NOTHING)),
     st.builds(StepRetrying, st.integers(0, 9), names, st.just(1), step_ms, failures, st.just(NOW)),
     st.builds(events.StepFailed, st.integers(0, 9), names, st.just(1), step_ms, failures),
     st.builds(MessageQuarantined, st.just("1-1"), st.sampled_from(["garbage", "too deep"])),
