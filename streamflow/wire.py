@@ -23,6 +23,7 @@ from streamflow.events import (
 )
 from streamflow.machine.transition import CompletedChild, FailedChild, Input, Outcome, RetryRequest, Returned
 from streamflow.model import codec
+from streamflow.model.blocked import BlockedLine
 from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import Header, ParentLink
 from streamflow.model.reports import StepBeat
@@ -405,6 +406,10 @@ class Heartbeat(msgspec.Struct, kw_only=True):
     """By how many ms its clock is ahead of the server's, as measured last."""
     lost: int = 0
     """Runs in its memory that the server has lost or set back within the last hour: its log names them."""
+    blocked: list[BlockedLine] = []
+    """The lines that have blocked its event loop within the last ten minutes, the newest of them."""
+    moved: int = 0
+    """Shards that have come to it within the last ten minutes, each as often as it has; not those at its start."""
     silent: list[StepBeat] = []
     """Steps that it runs and that have sent heartbeats, and then none for long, the longest first."""
     silent_steps: int = 0

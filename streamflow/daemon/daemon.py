@@ -92,6 +92,7 @@ class Daemon:
         """With `settings.http`, while it runs."""
         self._pages = Pages("daemon", self.member, settings.namespace) if settings.http else None
         self._stop = anyio.Event()
+        self._watch: Watch | None = None
         self._owns_process = False
         self._restart = False
         self._started = 0
@@ -187,7 +188,7 @@ class Daemon:
             membership.on_beat, membership.on_leave = heart.sent, heart.stop
             heart.start()
         stand_in = StandIn(context, membership)
-        watch = Watch(
+        watch = self._watch = Watch(
             "daemon",
             settings,
             note=owner.watch,
@@ -384,6 +385,8 @@ class Daemon:
             broken=for_heartbeat(stopped),
             stopped=len(stopped),
             impaired=for_heartbeat({**self._unconfirmed(), **self._troubles.current(stops=False)}),
+            blocked=[] if self._watch is None else self._watch.blocked.newest(),
+            moved=owner.moves.lately(),
             silent=silent[:MOST_SILENT],
             silent_steps=len(silent),
         )

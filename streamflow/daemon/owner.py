@@ -27,6 +27,7 @@ from streamflow.daemon.careful_turns import CarefulTurns
 from streamflow.daemon.context import Context
 from streamflow.daemon.failure_log import FailureLog
 from streamflow.daemon.lost_writes import LostWrites
+from streamflow.daemon.moves import Moves
 from streamflow.daemon.recent_commits import RecentCommits
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import (
@@ -144,6 +145,7 @@ class Owner:
         self.watch = RunNote()
         self._failure_log = FailureLog()
         self.shards_lost = 0
+        self.moves = Moves()
         """How often `lost` was called."""
         self.on_committed: Callable[[list[ShardBatch], list[Committed | StoreError], float], None] | None = None
         """Called once a pipeline: the batches, their answers, and when it was sent (monotonic s)."""
@@ -224,6 +226,7 @@ class Owner:
     def add(self, shard: OwnedShard) -> None:
         """Begin to work for a shard that was acquired and recovered."""
         self.shards[shard.number] = shard
+        self.moves.acquired()
         if shard.next_due is not None:
             self._shard_timers.set(shard.number, shard.next_due)
         self.wake(shard)

@@ -378,6 +378,7 @@ def _worker(worker: WorkerHeartbeat, clock: int) -> WorkerRow:
         version=worker.version,
         beat_age=max(0.0, worker.age(clock)),
         impaired=worker.impaired,
+        blocked=worker.blocked,
     )
 
 

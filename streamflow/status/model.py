@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from streamflow.model.blocked import BlockedLine
 from streamflow.model.waits import Wait
 from streamflow.store.pauses import Pause
 from streamflow.store.workers import WorkerHeartbeat
@@ -112,6 +113,8 @@ class WorkerRow(msgspec.Struct, kw_only=True):
     """Seconds since its heartbeat was sent, by the server's clock."""
     impaired: dict[str, str] = {}
     """Partitions that the server refuses it: `partition 3 of queue gpu` -> reason."""
+    blocked: list[BlockedLine] = []
+    """The lines that have blocked its event loop within the last ten minutes."""
 
 
 class QuarantineRow(msgspec.Struct, kw_only=True):

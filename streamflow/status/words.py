@@ -20,6 +20,11 @@ from streamflow.text import duration, plural
 QUARANTINE_MS = 24 * 3600 * 1000
 """For how long a quarantined message is a problem here, where it isn't known whether it is still there."""
 
+BLOCKED_MS = 500.0
+"""Ms for which a line must have blocked a loop within the last minutes to need a person."""
+MOVES = 3
+"""How often the shards of a daemon must have come to it on the average: other daemons that start or leave in a rolling
+deploy move each about once."""
 STORM = 100
 """Retries of a step for one cause within the window of the view, of which none has succeeded, that need a person."""
 
@@ -65,6 +70,10 @@ def health(status: NamespaceStatus) -> list[Sentence]:
     stuck = status.view("runs").get("status", {}).get("stuck", 0)
     if stuck > 0:
         found.add("warning", "runs_stuck", f"{plural(stuck, 'run')} stuck", "streamflow runs --status stuck")
+    if ill := _blocked(status):
+        found.add("warning", "loop_blocked", *ill)
+    if moving := _moving(status):
+        found.add("warning", "shards_move", *moving)
     if storms := [row for row in status.view("retries").get("retries", []) if _is_storm(row)]:
         found.add("warning", "retries_fail", *_storm(storms, status.view("retries")["minutes"]))
     if status.silent:
@@ -123,6 +132,34 @@ def _paused(queues: Sequence[Queue]) -> tuple[str, str]:
     others = f", and {len(queues) - 1} more" if len(queues) > 1 else ""
     text = f"queue {queue.name} paused {who}".rstrip() + f" ({plural(queue.waiting, 'step')} waiting){others}"
     return text, f"streamflow resume --queue {shlex.quote(queue.name)}"
+
+
+def _blocked(status: NamespaceStatus) -> tuple[str, str] | None:
+    """The text about the process that was blocked longest by one line, and where all of them are."""
+    told = [(row.name, row.heartbeat.blocked) for row in status.daemons]
+    told += [(worker.name, worker.blocked) for worker in status.workers]
+    found = [(line.ms, name, line) for name, lines in told for line in lines if line.ms >= BLOCKED_MS]
+    if not found:
+        return None
+    ms, name, line = max(found, key=lambda one: one[:2])
+    others = len({name for _, name, _ in found}) - 1
+    times = f" {line.count:,} times" if line.count > 1 else ""
+    what = "by " + (line.of if line.of != "own" else "other code")
+    text = f"{name}: blocked {duration(ms)}{times} {what} at {line.line}"
+    return text + (f", and {others} more" if others else ""), "streamflow status --json"
+
+
+def _moving(status: NamespaceStatus) -> tuple[str, str] | None:
+    """The text about the daemon to which shards have come most often, for those it has."""
+    found = [
+        (beat.moved / len(beat.shards), row.name, beat.moved, len(beat.shards))
+        for row in status.daemons
+        if (beat := row.heartbeat).shards and beat.moved >= MOVES * len(beat.shards)
+    ]
+    if not found:
+        return None
+    _, name, moved, shards = max(found)
+    return f"{name}: {plural(shards, 'shard')}, moved {moved:,} times in 10 min", "streamflow status --shards"
 
 
 def _is_storm(row: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from streamflow.model.blocked import BlockedLine
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.reports import StepBeat
 
@@ -51,6 +52,8 @@ class WorkerHeartbeat(msgspec.Struct, kw_only=True):
     version: str = ""
     impaired: dict[str, str] = {}
     """Partitions that the server refuses it, the first of them, and why: `partition 3 of queue gpu` -> reason."""
+    blocked: list[BlockedLine] = []
+    """The lines that have blocked its event loop within the last ten minutes, the newest of them."""
     beats: list[StepBeat] = []
     """When steps that it runs have called `sf.heartbeat` last, of those that have: silent ones first, the longest ago
     first, as many as there is room for."""

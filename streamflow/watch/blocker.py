@@ -179,6 +179,15 @@ def workflow_line(frame: FrameType | None) -> str:
     return UNKNOWN_LINE
 
 
+def workflow_name(frame: FrameType | None) -> str:
+    """Of the run whose code is in a stack; empty if there is none."""
+    for one in frames(frame):
+        if one.f_code in _RUNS:
+            name = getattr(one.f_locals.get("self"), "workflow", "")
+            return name if isinstance(name, str) else ""
+    return ""
+
+
 def _called_by_loop(stack: list[FrameType]) -> list[FrameType]:
     """The frames of what the loop executes now, outermost first."""
     first = 0

@@ -46,6 +46,7 @@ from streamflow.settings import Settings
 from streamflow.steps.context import Running, StepInterrupted
 from streamflow.steps.stacks import PACKAGE, frames
 from streamflow.watch import signals
+from streamflow.watch.blocked import BlockedLines
 from streamflow.watch.blocker import (
     UNKNOWN_LINE,
     Blocker,
@@ -56,6 +57,7 @@ from streamflow.watch.blocker import (
     line_of,
     running_here,
     workflow_line,
+    workflow_name,
 )
 from streamflow.workflow.awaitable import Interrupted
 
@@ -106,6 +108,8 @@ class _Block(msgspec.Struct):
     excused: bool = False
     next_warning: float = 0.0
     line: str = UNKNOWN_LINE
+    of: str = "a workflow"
+    """The workflow, as `BlockedLine` has it."""
     interrupted: float = 0.0
     """When it was interrupted first (monotonic s)..."""
     raised: int = 0
@@ -164,6 +168,8 @@ class Watch:
         own_process: bool = False,
         end_process: Callable[[int], object] = os._exit,
     ) -> None:
+        self.blocked = BlockedLines()
+        """What has blocked lately."""
         self._place = place
         self._note = note or RunNote()
         self._threshold = settings.blocking
@@ -303,6 +309,10 @@ class Watch:
                 blocked * 1000,
                 run.line,
             )
+            run.of = self._workflow()
+            self.blocked.saw(run.of, run.line, blocked, run_id)
+        else:
+            self.blocked.saw(run.of, run.line, blocked, run_id, again=True)
         if not self._limit or blocked < self._limit:
             return True
         if self._interrupts:
@@ -315,6 +325,10 @@ class Watch:
             text = f"its code has blocked its daemon for {blocked:.1f} s at {run.line} and can't be interrupted"
             self._give_up(Culprit(run_id, 0, text), f"run {run_id}: {text}")
         return True
+
+    def _workflow(self) -> str:
+        name = workflow_name(self._loop_frame())
+        return f"workflow {name}" if name else "a workflow"
 
     def _line_of_run(self, since: float) -> str:
         """Code that calls streamflow in a loop isn't in its own lines all the time."""
@@ -353,8 +367,9 @@ class Watch:
         self._blocker = blocker
         blocked = self._call.seen_again(now, overdue)
         if late >= self._late.next_warning:
+            again = self._late.next_warning > NAME_AFTER
             self._late.next_warning = 2 * late
-            self._warn(blocker, late)
+            self._warn(blocker, late, again)
         if blocker.kind in ("step", "task"):
             self._look_at_step(blocker, self._call, blocked, now)
         elif blocker.kind == "own" and late >= LONGEST:
@@ -420,9 +435,12 @@ class Watch:
     def _loop_frame(self) -> FrameType | None:
         return sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage]
 
-    def _warn(self, blocker: Blocker, late: float) -> None:
+    def _warn(self, blocker: Blocker, late: float, again: bool) -> None:
         if blocker.kind == "run":
             return  # it has been named
+        running = blocker.running
+        of = "own" if running is None else f"step {running.job.step.name}"
+        self.blocked.saw(of, blocker.line, late, "" if running is None else running.run_id, again=again)
         if blocker.kind == "own" or blocker.running is None:
             _log.warning(
                 "the event loop of this %s has been blocked for %.1f s at %s: everything else there waits for it",

@@ -86,6 +86,7 @@ class Worker:
         """With `settings.http`, while it runs."""
         self._pages = Pages("worker", self.name, settings.namespace) if settings.http else None
         self._stop = anyio.Event()
+        self._watch: Watch | None = None
         self._owns_process = False
         self._restart = False
 
@@ -228,7 +229,7 @@ class Worker:
             record = last_note(kernel, self.name, shard, culprit) if culprit.run_id else None
             claims.give_up(culprit.run_id, culprit.seq, record)
 
-        watch = Watch(
+        watch = self._watch = Watch(
             "worker",
             settings,
             note=run_note,
@@ -296,6 +297,7 @@ class Worker:
             draining=self.executor.draining,
             version=__version__,
             impaired=for_heartbeat(self.reader.broken),
+            blocked=[] if self._watch is None else self._watch.blocked.newest(),
             beats=beats[:MOST_BEATS],
             silent_steps=count_silent(beats),
         )

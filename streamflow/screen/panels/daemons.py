@@ -43,6 +43,11 @@ COLUMNS: tuple[tuple[Column, Callable[[DaemonRow], Text]], ...] = (
     (Column("beat", drop_order=8), lambda daemon: _age_cell(daemon.beat_age)),
 )
 """The columns after the name."""
+BLOCKED: tuple[Column, Callable[[DaemonRow], Text]] = (
+    Column("blocked", drop_order=1),
+    lambda daemon: _blocked_cell(daemon),
+)
+"""The longest time for which its loop was blocked within the last minutes, where one was; FAILURES has the line."""
 
 
 def daemons_panel(status: NamespaceStatus, width: int) -> Panel:
@@ -51,8 +56,9 @@ def daemons_panel(status: NamespaceStatus, width: int) -> Panel:
         return Panel([fit(Text("DAEMONS", style=TITLE), width), fit(hint, width)])
     draining = any(daemon.heartbeat.draining for daemon in status.daemons)
     name = Column("DAEMONS", right=False, flexible=True, min_width=24 if draining else 12, max_width=MAX_NAME)
-    columns = [name, *(column for column, _ in COLUMNS)]
-    rows = [[_name_cell(owner), *(cell(owner.daemon) for _, cell in COLUMNS)] for owner in owners_of(status)]
+    shown = [*COLUMNS, *(BLOCKED for _ in range(any(daemon.heartbeat.blocked for daemon in status.daemons)))]
+    columns = [name, *(column for column, _ in shown)]
+    rows = [[_name_cell(owner), *(cell(owner.daemon) for _, cell in shown)] for owner in owners_of(status)]
     return Panel(table(f"DAEMONS {len(rows)}", columns, rows, width), min_rows=3)
 
 
@@ -74,6 +80,11 @@ def _steps_cell(steps_per_s: float | None) -> Text:
 
 def _cpu_cell(percent: float | None) -> Text:
     return UNKNOWN if percent is None else Text(f"{percent:.0f} %")
+
+
+def _blocked_cell(daemon: DaemonRow) -> Text:
+    longest = max((line.ms for line in daemon.heartbeat.blocked), default=0.0)
+    return Text(duration(longest), style=WARN) if longest else Text("")
 
 
 def _age_cell(seconds: float | None) -> Text:

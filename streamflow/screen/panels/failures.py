@@ -71,10 +71,30 @@ def _troubles(status: NamespaceStatus) -> list[tuple[int, list[Text]]]:
         for subject, text in troubles.items()
     }
     now |= {(subject, text): WARN for worker in status.workers for subject, text in worker.impaired.items()}
-    return [
+    return [*_blocked(status)] + [
         (status.as_of, [*_start(subject, _EMPTY), safe_text(text, style, limit=500), *_end("now")])
         for (subject, text), style in now.items()
     ]
+
+
+def _blocked(status: NamespaceStatus) -> list[tuple[int, list[Text]]]:
+    """The line that has blocked each daemon and worker longest, within the last minutes."""
+    told = [(daemon.name, daemon.heartbeat.blocked) for daemon in status.daemons]
+    told += [(worker.name, worker.blocked) for worker in status.workers]
+    found: list[tuple[int, list[Text]]] = []
+    for name, lines in told:
+        if lines:
+            line = max(lines, key=lambda line: line.ms)
+            what = line.of if line.of != "own" else "other code"
+            text = f"blocked {duration(line.ms)} by {what} at {line.line}"
+            count = Text(f"{number(line.count)} ×", WARN)
+            cells = [
+                *_start(name, count),
+                safe_text(text, WARN, 500),
+                *_end(duration(1000 * line.age), "", line.run_id),
+            ]
+            found.append((status.as_of - round(1000 * line.age), cells))
+    return found
 
 
 def _causes(status: NamespaceStatus) -> list[tuple[int, list[Text]]]:

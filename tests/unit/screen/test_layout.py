@@ -17,6 +17,7 @@ from rich.console import Console
 from streamflow import events
 from streamflow.errors import Failure, StoreUnavailable
 from streamflow.events import NOTHING, RunResumed, RunStarted, RunStuck, StepCompleted, Transition
+from streamflow.model.blocked import BlockedLine
 from streamflow.screen.layout import StatusScreen, render_status, status_lines
 from streamflow.screen.live import watch
 from streamflow.screen.sanitize import safe, safe_text
@@ -365,6 +366,15 @@ def test_ids_are_whole_at_any_width(width: int) -> None:
     for run_id in (*ids, "o" * 36, "1023:1764361200000-0"):
         assert run_id in shown
     assert shown.count("x") >= 256, "on as many lines as it needs"
+
+
+def test_a_daemon_that_was_blocked_has_its_line() -> None:
+    lines = [BlockedLine("workflow order", "order.py:61 (total(items))", 900.0, 12, 3.0, "order-7")]
+    current = status(daemons=2)
+    assert "blocked" not in text(current, 160)
+    current.daemons[1].heartbeat.blocked = lines
+    assert re.search(r"DAEMONS 2 .* blocked", text(current, 160))
+    assert "blocked 900 ms by workflow order at order.py:61 (total(items))" in text(current, 115)
 
 
 def test_steps_that_are_tried_again_and_again_are_among_the_failures() -> None:

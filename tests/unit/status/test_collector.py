@@ -11,6 +11,7 @@ import pytest
 from streamflow.client.client import Client, connect
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import NamespaceMissing
+from streamflow.model.blocked import BlockedLine
 from streamflow.model.reports import StepBeat
 from streamflow.model.sharding import Partition
 from streamflow.status.collector import FRESH_SECONDS, StatusCollector, rates_at
@@ -100,6 +101,7 @@ async def test_a_daemon_whose_heartbeat_changes_owns_its_shards(client: Client) 
 async def test_every_field_of_a_heartbeat_is_in_the_row(client: Client) -> None:
     await create_namespace(client)
     examples: dict[object, Any] = {int: 7, float: 1.5, str: "x", bool: True, list[int]: [2], dict[str, str]: {"2": "x"}}
+    examples[list[BlockedLine]] = [BlockedLine("step crawl", "x.py:1", 600.0, 1, 2.0, "r")]
     examples[list[StepBeat]] = [StepBeat("r", 1, 1, "crawl", 700.0, True)]
     sent = Heartbeat(**{field.name: examples[field.type] for field in msgspec.structs.fields(Heartbeat)})
     await client.store.one(client.kernel.heartbeat("a", msgspec.json.encode(sent)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from streamflow.model.blocked import BlockedLine
 from streamflow.status import words
 from streamflow.status.model import (
     DaemonRow,
@@ -27,6 +28,10 @@ from streamflow.wire import Heartbeat
 def status(beat: Heartbeat | None = None, namespace: str = "default", **fields: Any) -> NamespaceStatus:
     fields.setdefault("daemons", [DaemonRow(id="a", heartbeat=beat or Heartbeat(name="a"))])
     return NamespaceStatus(namespace=namespace, as_of=1_700_000_000_000, **fields)
+
+
+def line(ms: float, *, count: int = 1, line: str = "x.py:1") -> BlockedLine:
+    return BlockedLine("workflow order", line, ms, count, 3.0)
 
 
 def retried(step: str, retries: int, *, succeeded: int = 0, message: str = "") -> dict[str, Any]:
@@ -75,6 +80,27 @@ CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
     "no_workers": (
         status(queues=[Queue(name="gpu", waiting=3), Queue(name="cpu", waiting=1, workers=1), Queue(name="tpu")]),
         Sentence("warning", "no_workers", "no workers for queue gpu", "streamflow worker --app APP --queue gpu"),
+    ),
+    "loop_blocked": (
+        status(
+            Heartbeat(name="api-2", blocked=[line(499.0), line(900.0, count=12, line="order.py:61")]),
+            workers=[WorkerRow(name="w", blocked=[line(600.0)])],
+        ),
+        Sentence(
+            "warning",
+            "loop_blocked",
+            "api-2: blocked 900 ms 12 times by workflow order at order.py:61, and 1 more",
+            "streamflow status --json",
+        ),
+    ),
+    "shards_move": (
+        status(Heartbeat(name="api-2", shards=list(range(85)), moved=340)),
+        Sentence(
+            "warning",
+            "shards_move",
+            "api-2: 85 shards, moved 340 times in 10 min",
+            "streamflow status --shards",
+        ),
     ),
     "retries_fail": (
         status(

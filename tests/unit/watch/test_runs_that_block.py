@@ -31,6 +31,9 @@ def test_a_run_that_takes_too_long_is_named_once(warnings: pytest.LogCaptureFixt
         watch._look_at_run(100.0 + look * 0.0625, 0.0)
     [record] = warnings.records
     assert record.getMessage().startswith("run slow has blocked its daemon for 125 ms at ")
+    [line] = watch.blocked.newest()
+    assert (line.of, line.count, line.run_id) == ("a workflow", 1, "slow")
+    assert line.ms == 625, "until the last look"
 
 
 def test_runs_that_take_turns_are_not_reported(warnings: pytest.LogCaptureFixture) -> None:

@@ -91,7 +91,11 @@ async def test_a_step_that_blocks_is_named_with_its_run_and_line(logged: Logged)
         assert blocking_call(logged.event)
 
     late: list[float] = []
-    await succeed(charge, watching("worker", on_late=late.append))
+    watch = watching("worker", on_late=late.append)
+    await succeed(charge, watch)
+    [blocked] = watch.blocked.newest()
+    assert (blocked.of, blocked.count, blocked.run_id) == ("step charge", 1, "order-7")
+    assert blocked.line.endswith("(return until.wait(10)  # the line that blocks)")
     [line] = logged.lines
     assert "step charge of run order-7 has blocked the event loop of its worker" in line
     assert f"{__file__}:" in line
