@@ -612,7 +612,10 @@ class ShardBatch:
         live = self.shard.live.get(run_id)
         if (live.header_bytes != message.header) if live is not None else run_work.loaded:
             raise BadMessage("a start message for a run that has already started or no longer exists")
-        return decode_header(message.header)
+        header = decode_header(message.header)
+        if header.version:  # it began between the reads of the starts that wait and of its record (`Admission._fetch`)
+            raise BadMessage("a start message for a run that has already started")
+        return header
 
     def _record(self, run_id: str, live: LiveRun, effects: Effects, namespace: Namespace) -> None:
         shard, batch = self.shard, self.batch

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 import streamflow as sf
+from streamflow.client.quarantine import Quarantine
 from streamflow.daemon.admission import FETCH_BYTES
 from streamflow.daemon.daemon import Daemon
 from streamflow.daemon.starts import ALONE, ENOUGH_BYTES
 from streamflow.store.connection import Call
-from tests.support.waiting import events_of, names_of, status_of, until
+from tests.support.waiting import events_of, names_of, reduced, status_of, until
 from tests.system.conftest import Serve
 
 pytestmark = pytest.mark.anyio
@@ -366,6 +367,42 @@ async def test_a_start_that_waits_and_cannot_be_read_fails_alone(serve: Serve) -
             await broken.result(60)
         assert await whole.result(60) == 1001
         assert await left(client) == 0
+
+
+@pytest.mark.parametrize("workflow", [signalled, adding])
+@pytest.mark.parametrize("then", ["runs", "evicted", "ended"])
+async def test_a_start_that_is_read_too_late_begins_nothing(serve: Serve, workflow: Any, then: str) -> None:
+    """The run began between the reads of the starts that wait and of its record, which has no input any more: that of a
+    reducer has its state there."""
+    name, last = ("more", 10) if workflow is signalled else ("add", -10)
+    async with serve(app, shards=1, cache=1) as (client, daemon):
+        begun = await client.start(workflow, 1)
+        await reduced(client, begun.id)
+        if then == "ended":
+            await begun.signal(name, last)
+            await begun.result(30)
+        if then == "evicted":
+            for number in range(5):
+                await reduced(client, (await client.start(signalled, number)).id)
+
+            async def evicted() -> bool:
+                return begun.id not in daemon.owner.shards[0].live
+
+            await until(evicted)
+        before = await begun.history()
+        await client.store.one(Call.plain("ZADD", client.keys.shard(0).waiting, 1, begun.id))
+        daemon.owner.shards[0].waits = True
+        daemon.owner.starts.wanted.set()
+
+        async def taken() -> bool:
+            return not await left(client)
+
+        await until(taken)
+        assert await begun.history() == before
+        assert await Quarantine(client).messages() == []
+        if then != "ended":
+            await begun.signal(name, last)
+        assert await begun.result(30) == 1 + last
 
 
 async def test_the_history_begins_with_the_input_whichever_way_it_came(serve: Serve) -> None:
