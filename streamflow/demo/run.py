@@ -1,6 +1,6 @@
 """`streamflow demo`: map a real source tree with three daemons, kill one midway, and check the result.
 
-Owns: the server and the daemons of the demo, the kills, what is measured, and that nothing is left behind.
+Owns: the server of the demo, the kills, what is measured, and that nothing is left behind.
 Must not: know how a status is drawn or a step is run; the app is in `flows.py`. Called by: the command line, tests.
 
     server or cluster, -> survey started -> 40 % parsed -> SIGKILL of the busiest daemon -> recovered -> result
@@ -11,14 +11,12 @@ Must not: know how a status is drawn or a step is run; the app is in `flows.py`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import platform
 import sysconfig
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -27,20 +25,19 @@ from rich.console import Console
 
 from streamflow.client.client import Client, Run, connect
 from streamflow.demo import report as demo_report
+from streamflow.demo.fleet import POLL_SECONDS, Fleet, fleet_of, holders
 from streamflow.demo.flows import Survey, executions, files_of, packages_in, parse_file, survey
 from streamflow.demo.report import Facts, MasterFacts
 from streamflow.embedded.child import own_environ
 from streamflow.embedded.cluster import ClusterNode, EmbeddedCluster
-from streamflow.embedded.daemon_process import DaemonProcess
 from streamflow.embedded.server import EmbeddedServer
-from streamflow.errors import NamespaceMissing, RunNotFound, StoreError, StreamflowError, UsageError
+from streamflow.errors import RunNotFound, StoreError, UsageError
 from streamflow.events import ENDINGS, AnyEvent, ChildStarted, RunCompleted, StepCompleted, StepScheduled, Transition
 from streamflow.interpreter import python_command
 from streamflow.model.record import decode_header
 from streamflow.screen.live import watch
 from streamflow.status.collector import StatusCollector
 from streamflow.status.model import NamespaceStatus
-from streamflow.store.connection import Call
 from streamflow.store.topology import slot_of
 
 NAMESPACE = "demo"
@@ -49,8 +46,6 @@ KILL_AT = 0.4
 MASTERS = 3
 """Of a cluster, each with a replica."""
 TIMEOUT_SECONDS = 600.0
-READY_SECONDS = 30.0
-POLL_SECONDS = 0.02
 PROGRESS_SECONDS = 1.0
 DAEMON = {
     "threads": 2,  # parsing holds the interpreter lock, so more threads would only wait for it
@@ -145,9 +140,10 @@ async def _perform(root: str, files: int, progress: _Progress, daemons: int, is_
         journal = Path(folder, "journal")
         async with (
             _server(Path(folder, "data"), progress, is_cluster) as server,
-            _fleet(server.url, Path(folder), daemons) as fleet,
+            fleet_of(server.url, NAMESPACE, Path(folder), DAEMON) as fleet,
             connect(server.url, namespace=NAMESPACE) as client,
         ):
+            fleet.start(f"{parse_file.function.__module__}:app", daemons)
             collector = StatusCollector(client, shards=True)
             shards = await fleet.balanced(client)
             product = (await collector.collect()).server
@@ -221,77 +217,11 @@ async def count_in_process(root: str) -> Survey:
     return msgspec.json.decode(done.stdout, type=Survey)
 
 
-# --- daemons ----------------------------------------------------------------------------------------------------------
-
-
-class _Fleet:
-    """The daemons of the demo."""
-
-    def __init__(self, daemons: list[DaemonProcess]) -> None:
-        self.daemons = daemons
-
-    @property
-    def alive(self) -> list[DaemonProcess]:
-        return [daemon for daemon in self.daemons if daemon.running]
-
-    def of(self, holder: str) -> DaemonProcess | None:
-        """The running daemon that is this member."""
-        return next((daemon for daemon in self.alive if daemon.is_member(holder)), None)
-
-    def check(self) -> None:
-        if not self.alive:
-            raise StreamflowError(
-                f"all daemons of the demo have ended; log of the last one:\n{self.daemons[-1].log_tail()}"
-            )
-
-    async def balanced(self, client: Client) -> int:
-        """Wait until each daemon owns shards, and each shard has an owner. Returns the number of shards."""
-        with anyio.move_on_after(READY_SECONDS):
-            while True:
-                for daemon in self.daemons:
-                    if not daemon.running:
-                        raise StreamflowError(f"a daemon of the demo ended right after its start:\n{daemon.log_tail()}")
-                with contextlib.suppress(NamespaceMissing):
-                    owners = [self.of(holder) for holder in await holders(client)]
-                    if all(any(owner is daemon for owner in owners) for daemon in self.daemons) and all(owners):
-                        return len(owners)
-                await anyio.sleep(POLL_SECONDS)
-        logs = "\n".join(daemon.log_tail() for daemon in self.daemons)
-        raise StreamflowError(f"the daemons didn't share the shards within {READY_SECONDS:g} s; their logs:\n{logs}")
-
-    async def wait_for(self, result: asyncio.Task[Any], condition: Callable[[], bool] | None = None) -> None:
-        """Wait for the result or the condition, whichever comes first. Raises when all daemons have ended."""
-        while not result.done() and not (condition and condition()):
-            self.check()
-            await asyncio.wait({result}, timeout=POLL_SECONDS)
-
-
-@contextlib.asynccontextmanager
-async def _fleet(url: str, folder: Path, count: int) -> AsyncGenerator[_Fleet]:
-    fleet = _Fleet([])
-    try:
-        for number in range(1, count + 1):
-            log = folder / f"daemon-{number}.log"
-            fleet.daemons.append(DaemonProcess(f"{parse_file.function.__module__}:app", url, NAMESPACE, log, DAEMON))
-        yield fleet
-    finally:
-        # The server is stopped as well, so there is nothing to hand over.
-        for daemon in fleet.daemons:
-            await daemon.end(kill=True)
-
-
-async def holders(client: Client) -> list[str]:
-    """The member that holds each shard, in order; empty for none. Raises `NamespaceMissing`."""
-    namespace = await client.read_namespace()
-    calls = [Call.plain("HGET", client.keys.shard(n).owner, "holder") for n in range(namespace.shards)]
-    return [answer.decode() if isinstance(answer, bytes) else "" for answer in await client.store.send(calls)]
-
-
 # --- the kill ---------------------------------------------------------------------------------------------------------
 
 
 async def _kill_busiest(
-    client: Client, run: Run[Survey], fleet: _Fleet, cluster: EmbeddedCluster | None, progress: _Progress
+    client: Client, run: Run[Survey], fleet: Fleet, cluster: EmbeddedCluster | None, progress: _Progress
 ) -> Recovery:
     """SIGKILL the daemon with the most open steps, and of a cluster the master with the most; wait until the shards
     have owners and a run of each has advanced."""
