@@ -19,6 +19,7 @@ ROOMS = (
     "cli",
     "cli/commands",
     "demo",
+    "demo/incidents",
     "embedded",
     "screen",
     "screen/panels",

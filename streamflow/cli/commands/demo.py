@@ -12,6 +12,11 @@ import click
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import json_option
 from streamflow.cli.output import make_console
+from streamflow.errors import UsageError
+
+RUNS = 100_000
+LEAST_RUNS = 200
+"""Of `--incidents`: with fewer, there is nothing beside them."""
 
 
 @click.command()
@@ -23,8 +28,13 @@ from streamflow.cli.output import make_console
 @click.option(
     "--cluster", is_flag=True, help="On a cluster of three masters, one of which is killed, too, not on one server."
 )
+@click.option("--incidents", is_flag=True, help="Make a namespace in which twelve things are wrong, and keep it.")
+@click.option(
+    "--runs", type=click.IntRange(LEAST_RUNS), metavar="N",
+    help=f"With --incidents: number of runs, {RUNS:,} if not given.",
+)  # fmt: skip
 @json_option
-def demo(path: Path | None, daemons: int, cluster: bool, as_json: bool) -> int:
+def demo(path: Path | None, daemons: int, cluster: bool, incidents: bool, runs: int | None, as_json: bool) -> int:
     """Map a source tree with three daemons and kill one of them midway.
 
     A step parses each file below PATH (default: Python's standard library), and each package is a child run. Midway,
@@ -32,13 +42,27 @@ def demo(path: Path | None, daemons: int, cluster: bool, as_json: bool) -> int:
 
     With --cluster, the server is a real cluster of three masters with a replica each, and one master gets SIGKILL, too.
 
+    With --incidents, it is for practice in operating: a namespace of 100,000 runs in which twelve things are wrong. It
+    prints what, and the commands that show and mend each of them, and lasts until Ctrl-C. A line "fix" on its stdin
+    deploys the next release of its app.
+
     \b
-    Example:
+    Examples:
       streamflow demo ~/src/project
+      streamflow demo --incidents
     """
+    if incidents and (path is not None or cluster):
+        raise UsageError("--incidents has runs of its own, on one server: leave out PATH and --cluster")
+    if runs is not None and not incidents:
+        raise UsageError("--runs says how many runs --incidents makes: add --incidents")
+    console = make_console()
+    if incidents:
+        from streamflow.demo.incidents.run import run_incidents
+
+        number = RUNS if runs is None else runs
+        return run_async(lambda: run_incidents(number, daemons=daemons, as_json=as_json, console=console), fast=True)
     from streamflow.demo.run import run_demo
 
-    console = make_console()
     return run_async(
         lambda: run_demo(path, as_json=as_json, console=console, daemons=daemons, cluster=cluster),
         fast=True,

@@ -1,0 +1,1 @@
+"""What `streamflow demo --incidents` runs and shows: a namespace in which twelve things are wrong."""
