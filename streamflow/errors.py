@@ -21,6 +21,7 @@ Must not: import anything from the rest of the package but `text.py`. Called by:
     │   ├── RunEnded                the run has ended and takes no more messages
     │   ├── RunConflict             the id belongs to a run of another workflow
     │   │   └── RunExists           start(on_existing="reject"): the id belongs to a run: .status
+    │   ├── NotForked               fork(): there is no fork: .failure
     │   ├── NotRetried              retry(): the run doesn't go on: .failure
     │   ├── RunFailed               result() of a failed run: .failure
     │   │   └── RunTimedOut         its time-out was over
@@ -265,6 +266,18 @@ class RunExists(RunConflict):
     def __init__(self, message: str, run_id: str, status: str = "") -> None:
         super().__init__(message, run_id)
         self.status = status
+
+
+class NotForked(RunError):
+    """Raised by `run.fork()`: no run was started. `failure` says why.
+
+    `failure.kind`: `SayWhere` (it isn't known from which event the fork should go on), `NoSuchEvent`, `Gone` (that
+    event is of the time before the run continued as new), `NotBegun`, `Reducer`, `HistoryTooLong` or `TooLarge`.
+    """
+
+    def __init__(self, run_id: str, failure: Failure) -> None:
+        super().__init__(failure.message, run_id)
+        self.failure = failure
 
 
 class NotRetried(RunError):

@@ -211,6 +211,39 @@ class TimeoutReached(HistoryEvent, tag="timeout-reached", frozen=True, gc=False)
     ms: int
 
 
+class RunForked(HistoryEvent, tag="forked", frozen=True, gc=False):
+    """Fact: the run began as a fork of the run `of`, with the first `shared` events of its history.
+
+    What is before this event has happened in that run, the one that was created at `of_created` (ms). `kept`: of the
+    events of this generation before, the one at this position is what the code gets now, and so are those behind it, as
+    after a `RunRetried`; if none is there, the code has got all. `seq` is the last number that was given before.
+    `attempts`: `(seq, attempt)` of the steps that were open, which begin again here; `children`: `(seq, run id)` of the
+    children that were open and are started again, under these ids. `created` is this run's. `changed`: it has another
+    input than the run `of`, in its `RunStarted`. `by` and `reason` say who wanted it, and why.
+
+    `before`: the id that the run had in the last event before this one, if that wasn't `of`: that is a fork, and no
+    event of its own is shared.
+
+    `history` is empty in a history, where its transitions are before this one.
+    """
+
+    workflow: str
+    tenant: str
+    of: str
+    of_created: int
+    shared: int
+    kept: int
+    seq: int
+    attempts: list[tuple[int, int]] = []
+    children: list[tuple[int, str]] = []
+    created: int = 0
+    changed: bool = False
+    by: str = ""
+    reason: str = ""
+    before: str = ""
+    history: list[Transition] = []
+
+
 class CancelRequested(HistoryEvent, tag="cancel", frozen=True, gc=False):
     """Fact: somebody asked the run to cancel. `terminate`: the run ends at once, without running its clean-up code."""
 
@@ -472,6 +505,7 @@ AnyEvent = (
     | StartDue
     | TimeoutSet
     | TimeoutReached
+    | RunForked
 )
 """Any event of a history or a log."""
 
@@ -570,8 +604,34 @@ def decode_transition(data: bytes) -> Transition:
 
 
 def decode_history(elements: Iterable[bytes]) -> list[Transition]:
-    """The transitions of a stored history. Raises as `decode_transition`."""
-    return [_decoder.decode(element) for element in elements]
+    """The transitions of a stored history, of a fork also those that it shares. Raises as `decode_transition`."""
+    history = [_decoder.decode(element) for element in elements]
+    return unfolded(history) if history and is_fork(history[0].events) else history
+
+
+def is_fork(events: Sequence[AnyEvent]) -> bool:
+    """Whether this is the first transition of a run that began as a fork, as it is stored."""
+    return bool(events) and type(events[0]) is RunForked and bool(events[0].history)
+
+
+def unfolded(history: list[Transition]) -> list[Transition]:
+    """A fork's history from its stored transitions, of which the first one has those that it shares. A run that has
+    continued as new in that one shares none any more."""
+    first = history[0]
+    fork = first.events[0]
+    assert type(fork) is RunForked
+    own = Transition(first.at, [msgspec.structs.replace(fork, history=[]), *first.events[1:]])
+    has_continued = any(type(event) is RunContinued for event in first.events)
+    return [*([] if has_continued else fork.history), own, *history[1:]]
+
+
+def latest_fork(history: Sequence[Transition]) -> RunForked | None:
+    """How the run began whose history this is, if it is a fork; None also if it has continued as new since."""
+    for transition in reversed(history):
+        event = transition.events[0] if transition.events else None
+        if isinstance(event, RunForked):
+            return event
+    return None
 
 
 def last_stuck(transitions: Sequence[Transition]) -> tuple[RunStuck, int] | None:

@@ -75,3 +75,10 @@ def _skip_mark(stream: BufferedReader, what: str) -> None:
         stream.read(len(codecs.BOM_UTF8))
     elif b"\0" in head[:2]:  # a file of text in UTF-8 has none
         raise UsageError(f"can't read {what}: it looks like UTF-16; save it as UTF-8")
+
+
+def option_text(text: str, option: str) -> str | bytes:
+    """The value of an option: the text itself, or what is in `@FILE`, or in stdin for `-`. Raises `UsageError`."""
+    if text == STDIN or text.startswith("@"):
+        return read_input(text.removeprefix("@"), f"{option} {text}")
+    return text

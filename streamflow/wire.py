@@ -18,6 +18,7 @@ from streamflow.events import (
     NOTHING,
     AskReceived,
     CancelRequested,
+    RunForked,
     RunStarted,
     SignalReceived,
 )
@@ -185,6 +186,31 @@ _queued = msgspec.msgpack.Decoder(QueuedStep)
 _encode = msgspec.msgpack.Encoder().encode
 
 
+_FORK = 70
+"""The extension type under which a fork's start stands in the place of an input. A release that has no forks can't
+decode it, and lets the run fail."""
+_forked = msgspec.msgpack.Decoder(RunForked)
+
+
+def encode_fork(fork: RunForked) -> bytes:
+    """The body of a fork's `start` message."""
+    data = _encode(fork)
+    return b"\xc9" + len(data).to_bytes(4, "big") + bytes((_FORK,)) + data
+
+
+def is_fork(body: bytes) -> bool:
+    """Whether the body of a `start` message is that of a fork."""
+    return body[:1] == b"\xc9" and body[5:6] == bytes((_FORK,))
+
+
+def decode_fork(body: bytes, header: Header) -> RunForked:
+    """`header`: the fork's. Raises one of `DECODE_ERRORS`."""
+    fork = _forked.decode(memoryview(body)[6:])
+    if not fork.history or not fork.history[0].events or not 0 <= fork.kept <= fork.shared:
+        raise ValueError("a fork that shares nothing")
+    return msgspec.structs.replace(fork, workflow=header.workflow, tenant=header.tenant, created=header.created)
+
+
 class BadMessage(Exception):
     """A message that can't be turned into an input; the text is the reason that is recorded with it."""
 
@@ -196,6 +222,8 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
         if message.kind == "start":
             if header is None:
                 raise BadMessage("a start message without a header")
+            if is_fork(message.body):
+                return decode_fork(message.body, header)
             _check_payload(message.body)
             parent = header.parent
             return RunStarted(header.workflow, header.tenant, Raw(message.body), parent, created=header.created)

@@ -1,4 +1,4 @@
-"""What operators do to runs: cancel, terminate, signal, retry, forget; to one run, or to all that match filters.
+"""What operators do to runs: cancel, terminate, signal, retry, fork, forget; to one run, or to all that match filters.
 
 Every way in (commands, and whatever is built beside them) does it through here, so that each asks the same question,
 refuses in the same words, and leaves the same line in the log. From Python:
@@ -11,6 +11,7 @@ refuses in the same words, and leaves the same line in the log. From Python:
 from streamflow.actions.action import Action
 from streamflow.actions.cancel import Cancel
 from streamflow.actions.forget import Forget
+from streamflow.actions.fork import Fork
 from streamflow.actions.many import Bulk, BulkOutcome, bulk, freeze, open_file
 from streamflow.actions.one import Outcome, ReadOnly, perform
 from streamflow.actions.retry import Retry
@@ -24,6 +25,7 @@ __all__ = [
     "BulkOutcome",
     "Cancel",
     "Forget",
+    "Fork",
     "Outcome",
     "ReadOnly",
     "Retry",

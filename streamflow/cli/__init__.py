@@ -43,6 +43,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "read": "Print the values that a run has published.",
         "logs": "Show what a run and its steps have logged, where that is in a file.",
         "retry": "Have a run go on that has failed, from where it failed, or is stuck.",
+        "fork": "Start a new run that shares a run's history up to an event.",
         "cancel": "Ask a run to clean up and end as cancelled.",
         "terminate": "Force a run to end as cancelled, without running its clean-up code.",
         "pause": "Have workers take nothing more from a queue.",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, cast, o
 import msgspec
 from msgspec import Raw
 
+from streamflow.client import forking
 from streamflow.client.listing import (
     Filters,
     FoundRuns,
@@ -39,7 +40,7 @@ from streamflow.client.starting import OnExisting, asked_for, check_existing, ow
 from streamflow.client.waiting import ResultWaiter, check_found, check_posted
 from streamflow.client.waits import DESCRIBED_BYTES, WaitReader
 from streamflow.errors import NamespaceMissing, RunConflict, RunError, StoreError, Unconfirmed, UsageError
-from streamflow.events import AnyEvent, Transition
+from streamflow.events import AnyEvent, RunForked, Transition
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, check_attributes
 from streamflow.model.names import check_name, check_run_id
@@ -57,6 +58,7 @@ from streamflow.store.pauses import QUEUE, Pause, paused_queues, read_pauses
 from streamflow.store.queues import clock_of
 from streamflow.store.router import open_store
 from streamflow.text import recordable
+from streamflow.wire import encode_fork
 from streamflow.workflow.app import Reducer, Startable, Workflow
 from streamflow.workflow.messages import UNDECLARED, Declared
 
@@ -607,6 +609,32 @@ class Client:
         line, last = await self._batcher.peek(shard, run_id)
         check_found(line, run_id, created)
         return decode_header(line), last
+
+    async def _record_of(self, run_id: str, created: int) -> list[bytes]:
+        """Header, state and transitions."""
+        shard = (await self.read_namespace()).shard_of(run_id)
+        key = self.keys.shard(shard).run(run_id)
+        record: list[bytes] = await self._batcher.call(Call.plain("LRANGE", key, 0, -1))
+        check_found(record[0] if record else b"", run_id, created)
+        return record
+
+    async def _start_fork(
+        self, fork: RunForked, run_id: str, decode: Decode | None, declared: Declared, *, anywhere: bool
+    ) -> Run[Any]:
+        namespace = await self.read_namespace()
+        start = _start(namespace, fork.workflow, encode_fork(fork), run_id, fork.tenant)
+        shard = namespace.shard_of(start.run_id)
+        tracing = self._tracing
+        if tracing is None:
+            header = await self._batcher.start(shard, start)
+        else:
+            with tracing.calling(f"fork {fork.workflow}", workflow=fork.workflow, run_id=start.run_id) as start.trace:
+                header = await self._batcher.start(shard, start)
+        run = self._started(start, header, decode, declared)
+        if not run.created:
+            record = await self._record_of(run.id, incarnation_of(header))
+            forking.check_same(run.id, record, fork, anywhere=anywhere)
+        return run
 
     async def _is_safe(self, session: Session, shard: int, history: int) -> bool:
         """A result that was read counts when what it came from is as safe as the namespace's `durability` asks for.

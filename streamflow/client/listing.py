@@ -36,7 +36,9 @@ from streamflow.events import (
     decode_history,
     decode_recorded,
     decode_transition,
+    is_fork,
     last_stuck,
+    unfolded,
 )
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, same, value_text
@@ -594,8 +596,9 @@ class Listings:
             has_ended = not header.is_open
             async with aclosing(join_payloads(self._store, self._kernel, logged)) as joined:
                 async for transition in joined:
-                    for event in transition.events:
-                        yield instant(transition.at), event
+                    for one in unfolded([transition]) if is_fork(transition.events) else (transition,):
+                        for event in one.events:
+                            yield instant(one.at), event
                     has_ended = ending_of(transition) is not None  # of the last one: an end may have been retried
             if not follow or has_ended:
                 return

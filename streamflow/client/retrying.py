@@ -19,6 +19,7 @@ from streamflow.events import (
     AskAnswered,
     ChildCompleted,
     RunContinued,
+    RunForked,
     RunRetried,
     StepCancelled,
     StepCompleted,
@@ -96,7 +97,7 @@ def open_steps(history: Iterable[Transition]) -> list[OpenStep]:
                 steps.pop(event.seq, None)
             elif isinstance(event, RunContinued):
                 steps.clear()
-            elif isinstance(event, RunRetried):
+            elif isinstance(event, RunRetried | RunForked):
                 steps = {seq: OpenStep(before[seq].name, seq, at) for seq, at in event.attempts if seq in before}
     return list(steps.values())
 

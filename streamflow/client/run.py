@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -26,8 +26,8 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from streamflow import errors, events, wire
-from streamflow.client import retrying
-from streamflow.client.listing import RunDescription, ending_of
+from streamflow.client import forking, retrying
+from streamflow.client.listing import RunDescription, RunPage, ending_of
 from streamflow.client.pipelines import Origin
 from streamflow.client.retrying import Retried
 from streamflow.errors import AskRefused, UsageError
@@ -35,6 +35,7 @@ from streamflow.events import AnyEvent, AskAnswered, Transition, decode_transiti
 from streamflow.events import RunCompleted as CompletedEvent
 from streamflow.machine.retry_point import not_open
 from streamflow.model import codec
+from streamflow.model.attributes import FORKED_FROM
 from streamflow.model.record import Header, Status, parent_link
 from streamflow.text import recordable
 from streamflow.workflow.messages import (
@@ -329,6 +330,53 @@ class Run(Generic[R]):
             found = msgspec.structs.replace(found, kept=retrying.results_of(history))
         return found
 
+    async def fork(
+        self,
+        at: int | None = None,
+        *,
+        input: Sequence[Any] | None = None,
+        id: str | None = None,
+        reason: str = "",
+        by: str = "",
+    ) -> Run[R]:
+        """Start a new run that shares the beginning of this one's history, and goes on from there by today's code.
+
+        `at`: the number of an event, from 1, as `streamflow show` has it: what is before it is shared, and it happens
+        again. Without, a run that has failed is forked from where it failed, one that was cancelled from before that,
+        and an open one where it is; with an `input`, from the beginning. If the event is a decision, the code gets once
+        more what it had made it for. Results, signals and questions before the event count; what was open there begins
+        again: steps with their first attempts, children as new runs, and timers are due when they were due.
+
+        `input`: other arguments of the workflow, in order. What is shared must fit them, since the code goes through it
+        again. `id`: of the new run, or a generated one; forking again with the same id returns the run that exists.
+        `reason` and `by` (who wants it) are recorded. This run isn't changed, whatever its status is. The fork is
+        nobody's child, has the same tenant, and an attribute `forked_from` with this run's id.
+
+        A fork whose code doesn't fit what is shared fails at once, with the reason.
+
+        Raises `NotForked`, which says why there is no fork, `RunConflict` if the id belongs to another run,
+        `PayloadInvalid` and `PayloadTooLarge` for an input.
+
+        >>> again = await run.fork(input=("kim@example.com",), reason="the address was mistyped")
+        """
+        payload = None if input is None else forking.input_of(input)
+        return await self._fork(at, payload, id, reason, by)
+
+    async def _fork(self, at: int | None, payload: bytes | None, id: str | None, reason: str, by: str) -> Run[R]:
+        record = await self._client._record_of(self.id, self._incarnation)
+        fork = forking.beginning(self.id, record, at, payload, by, reason)
+        new_id = forking.fork_id(self.id, self._fork_name) if id is None else id
+        return await self._client._start_fork(fork, new_id, self._decode, self._declared, anywhere=at is None)
+
+    @property
+    def _fork_name(self) -> str:
+        """What tells a fork of this handle from others of the same run; empty: each is another one."""
+        return ""
+
+    async def forks(self, limit: int = 20) -> RunPage:
+        """The newest `limit` forks of this run, also of an earlier run of its id, as `Client.runs` gives them."""
+        return await self._client.runs(attributes={FORKED_FROM: self.id}, limit=limit)
+
     async def _retry_step(
         self,
         step: str | int,
@@ -422,3 +470,8 @@ class NumberedRun(Run[R]):
 
     async def _post(self, kind: str, body: bytes) -> None:
         await self._client._post(kind, self.id, self._incarnation, body, self._origin)
+
+    @property
+    def _fork_name(self) -> str:
+        source, number = self._origin
+        return f"{source} {number}"

@@ -23,6 +23,7 @@ from streamflow.events import (
     AskReceived,
     MessageQuarantined,
     RunFailed,
+    RunForked,
     RunStarted,
     SignalReceived,
     Transition,
@@ -49,9 +50,11 @@ from streamflow.wire import (
     InboxMessage,
     OutboxMessage,
     answer_name,
+    decode_fork,
     decode_message,
     encode_job,
     encode_outbox,
+    is_fork,
     notified_ending,
     refused_child,
     stream_order,
@@ -296,8 +299,8 @@ class ShardBatch:
             return
         # What has come while a start waited is behind it, also if that was read first.
         run_work.messages.insert(0 if message.waited else len(run_work.messages), message)
-        if message.header.startswith(NEW) and message.run_id not in self.shard.suspect:
-            run_work.started = True
+        if message.header.startswith(NEW) and message.run_id not in self.shard.suspect and not is_fork(message.body):
+            run_work.started = True  # a fork is loaded: it has a history to go through
 
     def _take_sent(self) -> None:
         self.batch.sent = self.shard.sent[:SENT]
@@ -500,6 +503,20 @@ class ShardBatch:
             self.admitted.add(run_id)
             self.batch.moves.append((run_id, self.shard.keys.waiting, "", 0))
 
+    def has_fork(self, run_id: str) -> bool:
+        """Whether a fork's start is among the messages of this run."""
+        return any(message.kind == "start" and is_fork(message.body) for message in self.work[run_id].messages)
+
+    def fork_of(self, run_id: str, header: Header) -> RunForked | None:
+        """How this run begins, which no daemon has reduced yet, if it is a fork."""
+        for message in self.work[run_id].messages:
+            if message.kind == "start" and is_fork(message.body):
+                try:
+                    return decode_fork(message.body, header)
+                except DECODE_ERRORS:  # it begins without input, which fails it
+                    return None
+        return None
+
     def retry_of(self, run_id: str, header: Header, *, is_reducer: bool) -> RetryRequest | None:
         """The first request to retry this run, which has ended, that is for this very end of it."""
         failure: CannotRetry | None = None
@@ -583,6 +600,8 @@ class ShardBatch:
                 input_ = RunStarted(header.workflow, header.tenant, NOTHING, parent, created=header.created)
             if header is not None:
                 has_started = True
+                if live is not None and live.machine.forking is not None:
+                    inputs = []
                 if run_id not in self.shard.live:
                     inputs = []
                     reason_to_park = parked_reason(self.shard, run_id, header.workflow, app)

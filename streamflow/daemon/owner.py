@@ -44,7 +44,7 @@ from streamflow.daemon.starts import Starts, class_of
 from streamflow.daemon.timers import Timers
 from streamflow.daemon.troubles import shard_name
 from streamflow.errors import Failure, StoreError
-from streamflow.events import RunContinued, Transition, decode_history
+from streamflow.events import RunContinued, RunForked, Transition, decode_history
 from streamflow.machine.factory import is_reducer, parked_for, rehydrating
 from streamflow.machine.open_work import WORKER_LOST, Trace
 from streamflow.machine.retry_point import CannotRetry, RetryPoint, retry_point
@@ -107,7 +107,9 @@ def _describe(job: StepJob, live: LiveRun) -> None:
 
 
 def generation_began(history: list[Transition]) -> int:
-    """When (ms) the run has continued as new, if this is the history since then, else 0."""
+    """When (ms) the run has continued as new, or begun as a fork, if this is the history since then, else 0."""
+    if forked := next((one.at for one in history if one.events and isinstance(one.events[0], RunForked)), 0):
+        return forked
     return next((history[0].at for event in history[0].events if isinstance(event, RunContinued)), 0) if history else 0
 
 
@@ -731,7 +733,7 @@ class Owner:
             batch.work[run_id].loaded = True
             if isinstance(record, StoreError):
                 self._unreadable(batch, run_id, str(record))
-            elif record and batch.begin_waiting(run_id, record):
+            elif record and batch.begin_waiting(run_id, record) and not batch.has_fork(run_id):
                 batch.work[run_id].loaded = False
             elif record:
                 try:
@@ -754,12 +756,14 @@ class Owner:
     def _rehydrate(self, batch: ShardBatch, run_id: str, record: list[bytes]) -> Generator[None]:
         shard = batch.shard
         header = decode_header(record[0])
-        if header.version == 0 and run_id not in shard.suspect:
+        fork = batch.fork_of(run_id, header) if header.version == 0 else None
+        if header.version == 0 and fork is None and run_id not in shard.suspect:
+            batch.work[run_id].loaded = not batch.has_fork(run_id)  # of one that can't be decoded the start counts
             return
         is_open = header.status in OPEN
         if not is_open and batch.retry_of(run_id, header, is_reducer=is_reducer(self._app, header, record[1])) is None:
             return
-        history = decode_history(record[2:])
+        history = decode_history(record[2:]) if fork is None else fork.history
         point: RetryPoint | None = None
         if not is_open:
             try:
@@ -770,7 +774,8 @@ class Owner:
         trace: Trace | None = None
         if self._tracing is not None:
             trace, header = self._tracing.begin(run_id, header, generation_began(history))
-        machine = yield from self._machine(shard, run_id, header, record[1], history, trace, point)
+        state = record[1] if fork is None else b""
+        machine = yield from self._machine(shard, run_id, header, state, history, trace, point, fork)
         if shard.dropped:  # meanwhile
             machine.close()
             return
@@ -788,14 +793,15 @@ class Owner:
         history: list[Transition],
         trace: Trace | None,
         point: RetryPoint | None,
+        fork: RunForked | None,
     ) -> Generator[None, None, RunMachine]:
         """The machine of a record. A run whose code raises what no run may is parked, and its code isn't run. `point`:
-        the run has ended, and is to go on from there."""
+        the run has ended, and is to go on from there. `fork`: it begins so, behind this history."""
         partition = self._namespace.partition
         is_parked = header.status == Status.STUCK and run_id not in shard.again
         known = parked_for(history, shard.code) if is_parked else ""
         if run_id not in shard.parked and not known:
-            pieces = rehydrating(self._app, partition, run_id, header, state, history, "", trace, point)
+            pieces = rehydrating(self._app, partition, run_id, header, state, history, "", trace, point, fork)
             while True:
                 self.watch.code_of(run_id, shard.number)
                 try:
@@ -812,7 +818,9 @@ class Owner:
                     self.watch.code_of("", 0)
                 yield
         reason = parked_reason(shard, run_id, header.workflow, self._app) or known
-        machine = yield from rehydrating(self._app, partition, run_id, header, state, history, reason, trace, point)
+        machine = yield from rehydrating(
+            self._app, partition, run_id, header, state, history, reason, trace, point, fork
+        )
         machine.bug = shard.bug_of(run_id)
         return machine
 

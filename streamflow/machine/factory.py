@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import ParamSpec, cast
 
-from streamflow.events import Transition, last_stuck
+from streamflow.events import RunForked, Transition, last_stuck
 from streamflow.machine.open_work import NOT_STUCK, Stuck, Trace
 from streamflow.machine.reducer import ReducerMachine
 from streamflow.machine.replay import WorkflowMachine
@@ -68,16 +68,21 @@ def rehydrating(
     reason: str = "",
     trace: Trace | None = None,
     retry: RetryPoint | None = None,
+    fork: RunForked | None = None,
 ) -> Generator[None, None, RunMachine]:
     """The machine of a run with this record, in pieces: a long history takes a second, and the caller has other things
     to do in between. A run that can't continue is parked, see `RunMachine.reason`.
 
-    An ended run has a machine that does nothing; with `retry` one that takes a `RetryRequest`.
+    An ended run has a machine that does nothing; with `retry` one that takes a `RetryRequest`. With `fork` the run has
+    no transitions yet: its machine has gone through what it shares, and takes that event as its first input.
 
     With a `reason` it is parked for that, and none of its code is run. Without one, what its code raises that no run
     can end with is raised here: call again with that as the reason.
     """
     machine = _machine_for(app, partition, run_id, header.workflow, is_reducer=bool(state))
+    if fork is not None and isinstance(machine, ReducerMachine):
+        machine = WorkflowMachine(app, partition, run_id, header.workflow)
+        machine.reason = f"{header.workflow} is a reducer by now, and run {fork.of} was a workflow's"
     machine.reason = machine.reason or reason
     machine.be_traced(trace)
     machine.tenant = header.tenant
@@ -89,12 +94,13 @@ def rehydrating(
         machine.attributes = header.attributes  # nothing is replayed that would set them again
         sealed(machine.context, machine.restore, state, transitions)
     else:
-        replay = cast("WorkflowMachine", machine).replay(transitions, retry)
+        shared = transitions if fork is None else fork.history
+        replay = cast("WorkflowMachine", machine).replay(shared, retry, fork)
         while sealed(machine.context, _replay_piece, machine, replay):
             yield
         if retry is not None:
             machine.status = Status(header.status)
-    if machine.stuck and retry is None:
+    if machine.stuck and retry is None and fork is None:
         machine.stuck_by = _stuck_by(transitions)
     return machine
 

@@ -23,6 +23,7 @@ from streamflow.events import (
     ChildCompleted,
     ChildStarted,
     RunContinued,
+    RunForked,
     RunRetried,
     RunStarted,
     StartDelayed,
@@ -112,6 +113,7 @@ class OpenWork:
         "ended",
         "ending",
         "events_count",
+        "forking",
         "generation",
         "in_steps",
         "live",
@@ -210,6 +212,8 @@ class OpenWork:
         """The generation that has ended before, and was retried."""
         self.retrying: RetryPoint | None = None
         """Where the run would go on, which has ended and is in memory for a `RetryRequest` only."""
+        self.forking: RunForked | None = None
+        """How the run begins, which is a fork: it has come to the end of what it shares, and takes this next."""
         self.diverged: Diverged | None = None
         self._waits: dict[str, list[SignalWait]] | None = None
         """What the code waits for, by `message_key`; signals and questions."""
@@ -242,16 +246,16 @@ class OpenWork:
 
     def running_jobs(self) -> list[StepJob]:
         """After a rehydration: the attempts that ran, but for retries. None if the run is stuck: only its code says
-        with which options, and for which parameters; nor if it has ended."""
-        if self.reason or self.retrying is not None:
+        with which options, and for which parameters; nor if it has ended, or begins as a fork."""
+        if self.reason or self.retrying is not None or self.forking is not None:
             return []
         return [call.job() for call in self.steps.values() if call.due is None and call.is_local]
 
     def begun_jobs(self, now: int) -> list[StepJob]:
         """After a rehydration: the attempts that the last owner ran, or was about to. Retries among them are known by
         their due time only, because no fact records that one has begun. None if the run is stuck: its next owner
-        begins nothing, and what still runs elsewhere reports its outcome. Nor if it has ended."""
-        if self.reason or self.retrying is not None:
+        begins nothing, and what still runs elsewhere reports its outcome. Nor if it has ended, or begins as a fork."""
+        if self.reason or self.retrying is not None or self.forking is not None:
             return []
         return [call.job() for call in self.steps.values() if call.is_local and (call.due is None or call.due <= now)]
 
@@ -399,7 +403,12 @@ class OpenWork:
 
     def _reopen(self, event: RunRetried) -> None:
         """The steps that are open begin again, with their next attempts, and may be tried as often as at first."""
-        for seq, attempt in event.attempts:
+        self._begin_again(event.attempts)
+        self.seq = max(self.seq, event.seq)
+        self.retried = self.generation
+
+    def _begin_again(self, attempts: Sequence[tuple[int, int]]) -> None:
+        for seq, attempt in attempts:
             call = self.steps.get(seq)
             if call is None:
                 continue
@@ -410,8 +419,6 @@ class OpenWork:
             if self.live and call.step.known:
                 self.effects.jobs.append(call.job())
         self.postponed = None
-        self.seq = max(self.seq, event.seq)
-        self.retried = self.generation
 
     def unfit_call(self) -> str:
         """Why an open step can't be run by today's code; empty if each can."""

@@ -83,6 +83,11 @@ class OwnTimes(OpenWork):
         if self.over_at:
             self._note(TimeoutSet(self.time_limit, self.over_at))
 
+    def _renew_time(self) -> None:
+        """From here on the history is another run's, which has all of its time before it."""
+        if self.over_at:
+            self._note(TimeoutSet(self.time_limit, self.at + self.time_limit))
+
     def _stretch_time(self, since: int) -> None:
         """The code could not go on since then: that takes nothing from its time."""
         if self.over_at and since:

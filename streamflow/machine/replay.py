@@ -9,6 +9,7 @@ compares its decisions with the recorded ones.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -21,6 +22,7 @@ from streamflow.errors import Diverged, Failure, PayloadInvalid
 from streamflow.events import (
     DECISIONS,
     ENDINGS,
+    NOTHING,
     AnyEvent,
     AskAnswered,
     AskReceived,
@@ -30,6 +32,7 @@ from streamflow.events import (
     HistoryLimitReached,
     Patched,
     RunContinued,
+    RunForked,
     RunResumed,
     RunRetried,
     RunStarted,
@@ -47,14 +50,17 @@ from streamflow.events import (
     Transition,
 )
 from streamflow.machine.coroutines import CoroutineMachine
-from streamflow.machine.retry_point import GapBegins, RetryPoint, Void, first_position, with_gaps
-from streamflow.machine.transition import Effects, Ending
+from streamflow.machine.retry_point import GapBegins, GapForked, RetryPoint, Void, first_position, with_gaps
+from streamflow.machine.transition import Effects, Ending, Oversize
+from streamflow.model.attributes import FORKED_FROM, Attribute, merged
 from streamflow.model.codec import is_same_value
 from streamflow.model.failures import line_of_coroutine
 from streamflow.model.plain import plain
-from streamflow.model.sharding import Partition, is_same_child
+from streamflow.model.record import Status
+from streamflow.model.sharding import Partition, child_again, is_same_child
+from streamflow.workflow.actions import ChildCall
 from streamflow.workflow.app import App
-from streamflow.workflow.awaitable import Operation, Unwinding
+from streamflow.workflow.awaitable import DONE, Operation, Unwinding
 
 if TYPE_CHECKING:
     from streamflow.workflow.awaitable import D
@@ -63,8 +69,8 @@ PIECE = 32
 """Facts that are replayed without a pause: some 0.3 ms, if the code does nothing else."""
 MAX_SHOWN = 200
 """Characters of arguments in the report of a divergence."""
-_RETRIES = frozenset({Void, GapBegins, RunRetried})
 _TIMES_SET = (StartDelayed, TimeoutSet)
+_RETRIES = frozenset({Void, GapBegins, GapForked, RunRetried, RunForked})
 _DELIVERED = (RunStarted, StartDue, SignalReceived, AskReceived, StepCompleted, ChildCompleted, TimerFired)
 """Facts that are delivered to user code as they are; of the others only failures are."""
 
@@ -83,7 +89,17 @@ class _Divergence(Unwinding):
 class WorkflowMachine(CoroutineMachine):
     """A run whose code is coroutines, live or in a replay."""
 
-    __slots__ = ("_divergence", "_held", "_late", "_position", "_recorded", "_replayed")
+    __slots__ = (
+        "_divergence",
+        "_held",
+        "_ids",
+        "_late",
+        "_own_id",
+        "_position",
+        "_published",
+        "_recorded",
+        "_replayed",
+    )
 
     def __init__(self, app: App, partition: Partition, run_id: str, workflow: str = "") -> None:
         super().__init__(app, partition, run_id, workflow)
@@ -98,13 +114,27 @@ class WorkflowMachine(CoroutineMachine):
         """Facts that were received while the run was stuck, and that are delivered when it resumes."""
         self._late: deque[tuple[AnyEvent, Operation | None]] | None = None
         """Those that are not delivered yet, while it resumes."""
+        self._own_id = run_id
+        self._ids: list[str] = []
+        """Of a fork, in a replay: the ids that it has behind each `RunForked`, the next one last."""
+        self._published: dict[str, bytes] | None = None
+        """What was published in the history that it shares, while it begins."""
 
-    def replay(self, transitions: list[Transition], retry: RetryPoint | None = None) -> Generator[None]:
+    def replay(
+        self, transitions: list[Transition], retry: RetryPoint | None = None, fork: RunForked | None = None
+    ) -> Generator[None]:
         """Bring a new machine to the end of a history, with a pause after each `PIECE` facts. A divergence parks it:
         see `diverged` and `reason`. The caller makes the machine the active one for each piece. `retry`: the run has
-        ended, and is brought to where it would go on."""
+        ended, and is brought to where it would go on. `fork`: it begins so, behind these transitions of another one."""
         self.live = False
-        transitions = with_gaps(transitions, None if retry is None else retry.kept)
+        stored = transitions
+        if fork is None:
+            transitions = with_gaps(stored, None if retry is None else retry.kept)
+        else:
+            transitions = with_gaps(stored, fork.kept, is_fork=True)
+            self._published = {}
+        if transitions is not stored:
+            self._take_ids(stored, fork)
         self.events_count = sum(len(transition.events) for transition in transitions)
         if not self.reason and transitions:
             version = _version(transitions)
@@ -114,19 +144,35 @@ class WorkflowMachine(CoroutineMachine):
             yield from self._replay_or_park(transitions)
         if self.reason:
             self._replay_blindly(transitions)
+        self.run_id = self._own_id
         self._recorded = None
         self.live = True
         self.effects = Effects()
         if not self.ended:
             self._set_open_status()
         self.retrying = retry
+        if fork is not None:
+            self.forking = fork
+            self.stuck = True
+
+    def _take_ids(self, transitions: list[Transition], begins: RunForked | None) -> None:
+        """Of a fork: which run it is in the history that it shares."""
+        forks = [] if begins is None else [begins]
+        first = first_position(transitions[0])
+        for number, transition in enumerate(reversed(transitions), 1):
+            if number < len(transitions) or not first:
+                forks += [event for event in transition.events[:1] if isinstance(event, RunForked)]
+        if forks:
+            before = [fork.before or fork.of for fork in forks]
+            self._ids = [self._own_id, *before]
+            self.run_id = self._ids.pop()
 
     def _replay_or_park(self, transitions: list[Transition]) -> Generator[None]:
         try:
             yield from self._replay(transitions)
         except _Divergence as divergence:
             number = self._replayed + divergence.position + 1
-            self.diverged = Diverged(self.run_id, number, divergence.expected, divergence.found, divergence.line)
+            self.diverged = Diverged(self._own_id, number, divergence.expected, divergence.found, divergence.line)
             self.reason = str(self.diverged)
         else:
             if not self.ended:
@@ -180,7 +226,8 @@ class WorkflowMachine(CoroutineMachine):
             self._limit_reached(event)
         elif isinstance(event, RunContinued) and not self.started:
             self._begin_generation(event)
-            self._run()
+            if not self.stuck:
+                self._run()
         elif isinstance(event, TimeoutReached):
             self._track(event)
             self._timed_out(event)
@@ -213,6 +260,12 @@ class WorkflowMachine(CoroutineMachine):
             self._carry_time()
             self.stuck = False
             self._resume_code()
+        elif isinstance(event, RunForked):
+            self._become(event)
+            self._go_on_as(event)
+        elif isinstance(event, GapForked):
+            self._become(event.fork)
+            self.stuck = True
         elif isinstance(event, GapBegins):
             self.stuck = True
             return event.fact
@@ -221,10 +274,121 @@ class WorkflowMachine(CoroutineMachine):
     def _carry_time(self) -> None:
         if self._recorded is None:
             super()._carry_time()
-            return
+        else:
+            self._take_times()
+
+    def _renew_time(self) -> None:
+        if self._recorded is None:
+            super()._renew_time()
+        else:
+            self._take_times()
+
+    def _take_times(self) -> None:
         while isinstance(event := self._following(), _TIMES_SET):
             self._track(event)
             self._position += 1
+
+    # --- forks --------------------------------------------------------------------------------------------------------
+
+    def _become(self, event: RunForked) -> None:
+        """Behind what it shares, the run is another one: with its own id, which is nobody's child."""
+        self.run_id = self._ids.pop() if self._ids else self._own_id
+        self.parent = ""
+        self.created = event.created
+        self.started = self.at
+        self.seq = max(self.seq, event.seq)
+        self._rng = None
+
+    def _go_on_as(self, event: RunForked) -> None:
+        """What was open begins again, and the code gets what it hasn't got."""
+        again = dict(event.children)
+        for seq, child in list(self.children.items()):
+            if seq in again:
+                child.run_id = again[seq]
+            else:
+                del self.children[seq]
+        for seq, _ in event.attempts:
+            if (call := self.steps.get(seq)) is not None:
+                call.details = NOTHING  # reported to the other run
+        self._begin_again(event.attempts)
+        self.stuck = False
+        self._renew_time()
+        if self.ready:  # it begins with a generation
+            self._run()
+        if not self.ended:
+            self._resume_code()
+        if self.ending is not None and not self.ended:
+            self._end_if_alone()
+
+    def _take_fork(self, inputs: list[Any], fork: RunForked) -> list[Any]:
+        position = next((i for i, item in enumerate(inputs) if isinstance(item, RunForked)), None)
+        if position is None:
+            return []
+        self.forking = None
+        effects = self.effects
+        reason = inputs[0].reason if isinstance(inputs[0], Oversize) else self.reason
+        self._become(fork)
+        effects.attributes = self._with_link(fork.of)
+        if reason:
+            effects.events.append(fork)
+            self.stuck = False
+            self._forget_open()  # it is the other run's
+            failure = Failure("TransitionTooLarge" if reason != self.reason else "NotForked", reason)
+            if self.bug is not None:
+                failure, _ = self.bug
+            self._end_now(events.RunFailed(self.workflow, self.tenant, 0, failure))
+            return []
+        children, starts = self._children_again(fork)
+        event = msgspec.structs.replace(fork, attempts=[(seq, 1) for seq in self.steps], children=children)
+        effects.events.append(event)
+        for child, start in starts:
+            self.add_child(child, start)
+        effects.published, self._published = self._published or None, None
+        effects.restate = True
+        self.status = Status.RUNNING
+        self._go_on_as(event)
+        return [] if effects.ended else inputs[position + 1 :]
+
+    def _children_again(self, fork: RunForked) -> tuple[list[tuple[int, str]], list[tuple[ChildCall, ChildStarted]]]:
+        """The children that the code waits for, with the ids that they get here, and how they are started."""
+        started = {
+            event.seq: event
+            for transition in fork.history
+            for event in transition.events
+            if isinstance(event, ChildStarted)
+        }
+        children: list[tuple[int, str]] = []
+        starts: list[tuple[ChildCall, ChildStarted]] = []
+        for seq, child in self.children.items():
+            event = started.get(seq)
+            if event is None or child.state == DONE:
+                continue
+            run_id = child_again(
+                event.run_id,
+                self.run_id,
+                self.created,
+                seq,
+                self.partition,
+                event.tenant,
+                event.name,
+                bytes(event.input),
+            )
+            children.append((seq, run_id))
+            child.run_id = run_id
+            starts.append((child, msgspec.structs.replace(event, run_id=run_id)))
+        return children, starts
+
+    def _with_link(self, of: str) -> dict[str, Attribute | None]:
+        """The run's attributes, with the one by which the forks of a run are found, if there is room for it."""
+        known = self.attributes or {}
+        with contextlib.suppress(errors.UsageError, errors.PayloadTooLarge):
+            known = merged(known, {FORKED_FROM: of})
+        return {**known}
+
+    def publish(self, key: str, data: bytes) -> None:
+        if self._published is not None and not self.live:
+            self._published[key] = data
+        super().publish(key, data)
 
     def _resume_code(self) -> None:
         late = self._late = deque(self._held or ())
@@ -379,6 +543,10 @@ class WorkflowMachine(CoroutineMachine):
         for number, transition in enumerate(transitions):
             self.at = max(self.at, transition.at)
             for event in transition.events[0 if number else first_position(transition) :]:
+                if isinstance(event, GapForked):
+                    self._become(event.fork)
+                    self.stuck = True
+                    continue
                 if isinstance(event, Void):
                     if not isinstance(event, GapBegins):
                         continue
@@ -393,6 +561,10 @@ class WorkflowMachine(CoroutineMachine):
                 elif isinstance(event, RunRetried):
                     self.stuck = False
                     self._reopen(event)
+                elif isinstance(event, RunForked):
+                    self.stuck = False
+                    self._become(event)
+                    self._go_on_as(event)
                 self._track_blindly(event)
 
     def _is_patched(self, name: str) -> bool:

@@ -29,6 +29,7 @@ from streamflow.events import (
     HistoryLimitReached,
     Patched,
     RunContinued,
+    RunForked,
     RunResumed,
     RunRetried,
     RunStarted,
@@ -68,6 +69,8 @@ _COUNTS = (
     StepRetrying,
 )
 """Facts that count in a gap."""
+_GOES_ON = frozenset({RunRetried, RunForked})
+"""Events that end a gap."""
 _NO_FACTS = (
     *DECISIONS,
     *ENDINGS,
@@ -94,6 +97,12 @@ class GapBegins(Void, frozen=True):
     """In the place of the event that the run goes back to: that event, if it counts."""
 
     fact: AnyEvent | None
+
+
+class GapForked(Void, frozen=True):
+    """In the place of a `RunForked` in a gap: who the run is from here on holds all the same."""
+
+    fork: RunForked
 
 
 VOID = Void()
@@ -128,24 +137,30 @@ class CannotRetry(Exception):
 def first_position(transition: Transition) -> int:
     """The position at which the history begins in its first transition: its last `RunContinued`, or 0."""
     found = transition.events
-    return next((i for i in range(len(found) - 1, 0, -1) if isinstance(found[i], RunContinued)), 0)
+    return next((i for i in range(len(found) - 1, 0, -1) if _begins(found[i])), 0)
 
 
-def with_gaps(history: list[Transition], kept: int | None = None) -> list[Transition]:
+def _begins(event: AnyEvent) -> bool:
+    """Whether a generation begins with it."""
+    return isinstance(event.fact if isinstance(event, GapBegins) else event, RunContinued)
+
+
+def with_gaps(history: list[Transition], kept: int | None = None, *, is_fork: bool = False) -> list[Transition]:
     """What a replay goes through: as long as the history, with `GapBegins` and `VOID` in the gaps of its retries. With
-    `kept`, also in the one that a retry now would have. The same object if it has none."""
-    if kept is None and not _is_retried(history):
+    `kept`, also in the one that a retry now would have, or with `is_fork` the fork that begins with this history. The
+    same object if it has none."""
+    if kept is None and not _goes_on(history):
         return history
     first = first_position(history[0])
     found: list[AnyEvent] = [event for transition in history for event in transition.events]
     end = len(found)
     if kept is not None:
-        _void(found, first + kept, end)
+        _void(found, first + kept, end, is_fork=is_fork)
     while end > first:  # from the last one: those that are in its gap are void then
         end -= 1
         event = found[end]
-        if type(event) is RunRetried:
-            _void(found, first + event.kept, end)
+        if isinstance(event, RunRetried | RunForked):
+            _void(found, first + event.kept, end, is_fork=type(event) is RunForked)
     replayed: list[Transition] = []
     begin = 0
     for transition in history:
@@ -154,19 +169,25 @@ def with_gaps(history: list[Transition], kept: int | None = None) -> list[Transi
     return replayed
 
 
-def _is_retried(history: list[Transition]) -> bool:
-    """Each replay asks this. Nothing comes before the event in its transition."""
+def _goes_on(history: list[Transition]) -> bool:
+    """Whether it has a retry, or is that of a fork. Each replay asks this. Nothing comes before the event in its
+    transition."""
     for transition in history:  # noqa: SIM110 - a generator costs twice as much
-        if transition.events and type(transition.events[0]) is RunRetried:
+        if transition.events and type(transition.events[0]) in _GOES_ON:
             return True
     return False
 
 
-def _void(found: list[AnyEvent], begin: int, end: int) -> None:
+def _void(found: list[AnyEvent], begin: int, end: int, *, is_fork: bool = False) -> None:
+    """`is_fork`: the gap is that of a fork. If it has one fact, the code had got that before, and gets it once more,
+    whatever it is."""
+    is_once_more = is_fork and end - begin == 1
     for i in range(begin, end):
         event = found[i]
-        counts = isinstance(event, _COUNTS)
-        if i == begin:
+        counts = is_once_more or isinstance(event, _COUNTS)
+        if type(event) is RunForked:
+            found[i] = GapForked(event)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        elif i == begin:
             found[i] = GapBegins(event if counts else None)  # pyright: ignore[reportArgumentType, reportCallIssue]
         elif not counts:
             found[i] = VOID  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -294,7 +315,7 @@ def _last_fact(found: Sequence[AnyEvent], transitions: Sequence[int]) -> int:
     begin = position
     while position >= 0 and transitions[position] == last:
         event = found[position]
-        if type(event) is RunRetried:
+        if isinstance(event, RunRetried | RunForked):
             return event.kept
         if not isinstance(event, (*_NO_FACTS, Void)):
             return position

@@ -30,6 +30,7 @@ from streamflow.events import (
     ChildCompleted,
     ChildStarted,
     RunCompleted,
+    RunForked,
     RunResumed,
     RunRetried,
     RunStarted,
@@ -107,7 +108,7 @@ class RunMachine(OwnTimes):
     def resumable(self) -> bool:
         """The history is in stuck state, and the current code can continue: the next advance resumes it, with or
         without inputs."""
-        return self.stuck and not self.reason
+        return self.stuck and not self.reason and self.forking is None
 
     @property
     def awaited_messages(self) -> list[str]:
@@ -153,7 +154,7 @@ class RunMachine(OwnTimes):
         token = active.set(self)
         given = inputs
         try:
-            if inputs and type(inputs[0]) is Oversize and self.retrying is None:
+            if inputs and type(inputs[0]) is Oversize and self.retrying is None and self.forking is None:
                 self._fail_oversize(inputs[0], inputs[1:])
             elif self.stuck or self.reason:
                 inputs = self._park_or_resume(inputs)
@@ -539,6 +540,8 @@ class RunMachine(OwnTimes):
     def _park_or_resume(self, inputs: list[Any]) -> list[Any]:
         if self.retrying is not None:
             return self._take_retry(inputs, self.retrying)
+        if self.forking is not None:
+            return self._take_fork(inputs, self.forking)
         events = self.effects.events
         if not self.reason:
             self._be_stuck_no_more()
@@ -598,6 +601,10 @@ class RunMachine(OwnTimes):
         if self.stuck:  # the views, which count stuck runs, need this event
             self._be_stuck_no_more()
         self._end_now(events.RunFailed(self.workflow, self.tenant, self.at - self.started, failure))
+
+    def _take_fork(self, inputs: list[Any], fork: RunForked) -> list[Any]:
+        """The run begins, with a history that it shares with another one. Returns the other inputs."""
+        raise NotImplementedError
 
     # --- retried ----------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from streamflow.events import (
     CancelRequested,
     ChildCompleted,
     RunCompleted,
+    RunForked,
     RunStarted,
     SignalReceived,
     Unrecorded,
@@ -133,6 +134,7 @@ Input = (
     | Due
     | Oversize
     | RetryRequest
+    | RunForked
 )
 
 

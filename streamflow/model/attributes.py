@@ -22,6 +22,8 @@ from streamflow.model.names import check_name
 Attribute = str | int | float | bool
 """Types that an attribute of a run can have."""
 
+FORKED_FROM = "forked_from"
+"""The attribute of a fork that names the run of which it is one."""
 MAX_ATTRIBUTES = 32
 MAX_BYTES = 2048
 """Limit for all attributes of a run, as encoded in its header: each of its commits sends that header."""

@@ -25,6 +25,7 @@ from streamflow.events import (
     AnyEvent,
     HistoryEvent,
     RunFailed,
+    RunForked,
     RunResumed,
     RunRetried,
     RunStuck,
@@ -143,6 +144,10 @@ def _cut_events(events: list[HistoryEvent]) -> list[HistoryEvent]:
     return kept if any(new is not old for new, old in zip(kept, events, strict=True)) else events
 
 
+def _cut_history(history: list[Any]) -> list[Any]:
+    return [] if history else history
+
+
 Cut = Callable[[Any], Any]
 
 
@@ -167,6 +172,8 @@ def _parts() -> dict[type, tuple[tuple[str, Cut], ...]]:
     found: dict[type, tuple[tuple[str, Cut], ...]] = {}
     for kind in typing.get_args(AnyEvent):
         cuts = [(field.name, _cut_for(field.name, field.type)) for field in msgspec.structs.fields(kind)]
+        if kind is RunForked:  # what it shares is in the log of the other run
+            cuts = [(name, _cut_history if name == "history" else cut) for name, cut in cuts]
         if kind in (RunFailed, RunStuck, RunResumed, RunRetried):
             cuts = [(name, _cut_why if cut is _cut_failure else cut) for name, cut in cuts]
         if parts := tuple((name, cut) for name, cut in cuts if cut is not None):

@@ -50,6 +50,8 @@ def event_json(at: int, run_id: str, event: AnyEvent) -> dict[str, Any]:
 def _fields(event: HistoryEvent) -> dict[str, Any]:
     fields: dict[str, Any] = {"event": type(event).__struct_config__.tag}
     for name in event.__struct_fields__:
+        if name == "history":  # of a fork: what it shares is before it, or in the log of the other run
+            continue
         value = getattr(event, name)
         key = "child" if name == "run_id" else name
         if isinstance(value, Raw):

@@ -69,6 +69,16 @@ def child_run_id(
     return full_run_id(rest, partition, tenant, workflow)
 
 
+def child_again(
+    before: str, parent: str, created: int, seq: int, partition: Partition, tenant: str, workflow: str, input_: bytes
+) -> str:
+    """The id of a child that a fork starts again which was `before` in the run that it is a fork of: its own, or the
+    same if the code has chosen it."""
+    if not _OF_PARENT.search(before):
+        return before
+    return child_run_id(parent, created, seq, partition, tenant, workflow, input_)
+
+
 def is_same_child(one: str, other: str) -> bool:
     """Whether these ids are of the same decision of a run, whose input may be encoded in another way since."""
     return _OF_PARENT.sub("~", one) == _OF_PARENT.sub("~", other)

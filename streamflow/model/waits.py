@@ -21,6 +21,7 @@ from streamflow.events import (
     ChildStarted,
     RecordedTransition,
     RunContinued,
+    RunForked,
     RunResumed,
     RunRetried,
     RunStuck,
@@ -163,6 +164,18 @@ class _Open:
                 self.stuck = Wait(kind="code", why=event.reason[:MAX_WHY], since=at)
             case RunResumed():
                 self.stuck = None
+            case RunForked():
+                for shared in event.history:
+                    for one in shared.events:
+                        self._apply(one, datetime.fromtimestamp(shared.at / 1000, UTC))
+                self.stuck = None
+                again = {seq: run_id for seq, run_id in event.children if seq in self.ever}
+                begun = {seq for seq, _ in event.attempts}
+                self.waits = {seq: wait for seq, wait in self.waits.items() if wait.kind == "timer"}
+                for seq in sorted(begun & set(self.ever)):
+                    self.begin(msgspec.structs.replace(self.ever[seq], attempt=1, until=None, why="", since=at))
+                for seq, run_id in again.items():
+                    self.begin(msgspec.structs.replace(self.ever[seq], run_id=run_id, since=at))
             case RunRetried():
                 self.stuck = None
                 self.waits = {}

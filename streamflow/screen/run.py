@@ -31,6 +31,7 @@ from streamflow.events import (
     TimeoutSet,
     Transition,
     last_stuck,
+    latest_fork,
 )
 from streamflow.model.causes import Cause, FailedAttempt, cause_of, root_of
 from streamflow.model.record import Header, Status
@@ -38,7 +39,7 @@ from streamflow.model.waits import Wait
 from streamflow.screen.columns import Column, fit, table
 from streamflow.screen.payload import preview
 from streamflow.screen.sanitize import safe, safe_text
-from streamflow.screen.spans import MAX_ROWS, Span, fold_spans, mark_untaken, spans_of, took_ms
+from streamflow.screen.spans import MAX_ROWS, Span, fold_spans, forked_text, mark_untaken, spans_of, took_ms
 from streamflow.screen.style import (
     BAD,
     BUSY,
@@ -69,7 +70,16 @@ MAX_CAUSES = 6
 MAX_ATTEMPTS = 5
 """Failed attempts before the last one that are listed: the latest."""
 
-_GLYPHS = {"signal": "◆", "sent": "◇", "cancel": "■", "patch": "+", "continued": "↻", "retried": "↻", "limit": "!"}
+_GLYPHS = {
+    "signal": "◆",
+    "sent": "◇",
+    "cancel": "■",
+    "patch": "+",
+    "continued": "↻",
+    "retried": "↻",
+    "forked": "↻",
+    "limit": "!",
+}
 _STYLES = {
     "step": OK,
     "timer": MUTED,
@@ -80,6 +90,7 @@ _STYLES = {
     "patch": MUTED,
     "continued": BUSY,
     "retried": BUSY,
+    "forked": BUSY,
     "limit": WARN,
     "stuck": WARN,
     "cancel": BAD,
@@ -105,6 +116,8 @@ class RunDetail(msgspec.Struct, kw_only=True):
     owner: RunOwner | None = None
     untaken: dict[str, int] = {}
     below: dict[str, ChildWaits] = {}
+    forks: list[str] = []
+    """Ids of the newest forks of the run."""
 
 
 def render_run(detail: RunDetail, width: int) -> RenderableType:
@@ -138,6 +151,7 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
     title.append_text(safe_text(header.status, STATUS.get(header.status, ""), 20))
     length = sum(len(transition.events) for transition in detail.transitions)
     kinds = Counter(span.kind for span in spans)
+    fork = latest_fork(detail.transitions)
     counted = [plural(kinds[kind], kind) for kind in ("step", "timer", "child", "signal", "ask") if kinds[kind]]
     counted = [text.replace("childs", "children") for text in counted]
     size = [plural(length, "event"), plural(len(detail.transitions), "transition"), *counted]
@@ -145,6 +159,8 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
         ("workflow", safe_text(header.workflow)),
         ("tenant", safe_text(header.tenant or "-")),
         ("parent", safe_text(header.parent) if header.parent else None),
+        ("fork of", safe_text(forked_text(fork, short=True), limit=500) if fork is not None else None),
+        ("forks", safe_text(", ".join(detail.forks), limit=500) if detail.forks else None),
         ("started", Text(moment(header.created))),
         ("ended" if header.ended else "open for", _ended(header, ended)),
         ("time-out", _time_out(detail)),
@@ -287,6 +303,7 @@ def _history(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]
     axis = _Axis(detail, spans, max(12, min(70, width // 3)))
     columns = [
         Column("HISTORY", right=False, flexible=True, min_width=10, max_width=max(12, width // 5)),
+        Column("#", drop_order=2),
         Column(axis.heading, right=False, drop_order=0),
         Column("took", drop_order=1),
         Column("", drop_order=4),
@@ -330,7 +347,8 @@ def _row(span: Span, axis: _Axis, children: Mapping[str, str]) -> list[Text]:
     if span.count > 1:
         note = _summary(span)
     tries = Text(f"×{span.attempts}", style=WARN) if span.attempts > 1 and span.count == 1 else Text("")
-    return [name, _bar(span, axis), _took(span, axis, children), tries, note]
+    event = Text(str(span.number), style=FAINT)
+    return [name, event, _bar(span, axis), _took(span, axis, children), tries, note]
 
 
 def _took(span: Span, axis: _Axis, children: Mapping[str, str]) -> Text:

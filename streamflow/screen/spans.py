@@ -22,6 +22,7 @@ from streamflow.events import (
     HistoryLimitReached,
     Patched,
     RunContinued,
+    RunForked,
     RunResumed,
     RunRetried,
     RunStuck,
@@ -51,7 +52,7 @@ PREVIEW = 200
 
 START = 0
 """Instead of a number: the start, if it is delayed."""
-_NO_SPAN_OF = (RunContinued, RunRetried)
+_NO_SPAN_OF = (RunContinued, RunForked, RunRetried)
 """Their number is the last one that was given, and that of another event."""
 
 
@@ -78,6 +79,8 @@ class Span:
     child: str = ""
     """Run id of the child."""
     queue: str = ""
+    number: int = 0
+    """That of the event with which it began, from 1: where a fork may go on from."""
     count: int = 1
     times: list[float] = field(default_factory=lambda: list[float]())
     """How long each folded span that has ended took, ms."""
@@ -93,10 +96,13 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
     kept: list[Span] = []
     """Signals that have come while it was stuck."""
     failure = ""
+    number = 0
     for transition in transitions:
         for index, event in enumerate(transition.events):
+            number += 1
             span = _begin(transition.at, event)
             if span is not None:
+                span.number = number
                 spans.append(span)
                 if isinstance(event, AskReceived):
                     by_id[event.id] = span
@@ -110,18 +116,19 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
                     kept.append(span)
                 elif isinstance(event, StartDelayed):
                     by_id[START] = span
+                elif isinstance(event, RunForked):
+                    stuck = _close(stuck, transition.at)
+                    _begin_again(by_id, event)
                 elif isinstance(event, RunRetried):
                     if failure:
                         span.note = f"{span.note}, after {failure}" if span.note else f"after {failure}"
                     _begin_again(by_id, event)
             elif isinstance(event, RunResumed):
-                for open_span in stuck:
-                    open_span.end = transition.at
                 if _ends_by_force(transition.events[index + 1 : index + 3]):
                     for span in kept:
                         span.note = f"not taken, stuck: {span.note}"
-                stuck.clear()
                 kept.clear()
+                stuck = _close(stuck, transition.at)
             elif isinstance(event, events.RunFailed):
                 failure = _failure_text(event.failure)
             else:
@@ -174,10 +181,22 @@ def _begin(at: int, event: AnyEvent) -> Span | None:
             return Span("stuck", "stuck", at, failed=True, note=event.reason)
         case RunRetried():
             return Span("retried", "retried", at, at, note=retried_text(event))
+        case RunForked():
+            return Span("forked", "forked", at, at, note=forked_text(event))
         case CancelRequested():
             return Span("cancel", "terminate" if event.terminate else "cancel", at, at, note=event.reason)
         case _:
             return None
+
+
+def forked_text(event: RunForked, *, short: bool = False) -> str:
+    """Of which run it is a fork, how much of its history is shared, and if not `short` who wanted it, and why."""
+    shares = f"{event.of}, shares {event.shared:,} event{'s' * (event.shared != 1)}"
+    text = f"{shares} and has another input" if event.changed else shares
+    if short:
+        return text
+    who = f", by {event.by}" if event.by else ""
+    return f"of {text}{who}{f': {event.reason}' if event.reason else ''}"
 
 
 def retried_text(event: RunRetried) -> str:
@@ -186,11 +205,21 @@ def retried_text(event: RunRetried) -> str:
     return f"{who}: {event.reason}" if who and event.reason else who or event.reason
 
 
-def _begin_again(by_id: dict[int | str, Span], event: RunRetried) -> None:
+def _close(stuck: list[Span], at: int) -> list[Span]:
+    for span in stuck:
+        span.end = at
+    return []
+
+
+def _begin_again(by_id: dict[int | str, Span], event: RunRetried | RunForked) -> None:
     for seq, _ in event.attempts:
         span = by_id.get(seq)
         if span is not None:
             span.end, span.failed, span.note = None, False, ""
+    for seq, run_id in event.children if isinstance(event, RunForked) else ():
+        span = by_id.get(seq)
+        if span is not None:
+            span.child = span.note = run_id
 
 
 def _carry_over(spans: list[Span], by_id: dict[int | str, Span], at: int, event: RunContinued) -> None:

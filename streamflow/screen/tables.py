@@ -27,6 +27,7 @@ from streamflow.events import (
     Patched,
     RunCompleted,
     RunContinued,
+    RunForked,
     RunResumed,
     RunRetried,
     RunStarted,
@@ -49,7 +50,7 @@ from streamflow.model.attributes import Attribute
 from streamflow.model.waits import Wait
 from streamflow.screen.payload import preview
 from streamflow.screen.sanitize import safe, safe_text
-from streamflow.screen.spans import retried_text
+from streamflow.screen.spans import forked_text, retried_text
 from streamflow.screen.style import BAD, BUSY, FAINT, MUTED, OK, STATUS, WARN, clock, duration, moment, plural
 from streamflow.screen.waits import waits_text
 
@@ -67,6 +68,7 @@ _STYLES: dict[type, str] = {
     events.RunCancelled: MUTED,
     RunStuck: WARN,
     RunResumed: BUSY,
+    RunForked: BUSY,
     RunRetried: BUSY,
     RunContinued: BUSY,
     CancelRequested: WARN,
@@ -239,6 +241,8 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             return [(event.workflow, "bold"), (event.reason, WARN)]
         case RunResumed():
             return [(event.workflow, "bold")]
+        case RunForked():
+            return [(event.workflow, "bold"), (forked_text(event), MUTED)]
         case RunRetried():
             return [(event.workflow, "bold"), (retried_text(event), MUTED)]
         case RunContinued():

@@ -27,6 +27,7 @@ from typing import Any, ParamSpec, TypeVar, TypeVarTuple, cast, overload
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from streamflow.client import forking
 from streamflow.client.client import (
     Client,
     Decode,
@@ -59,7 +60,7 @@ from streamflow.client.starting import OnExisting, asked_for, check_existing, ma
 from streamflow.client.waiting import not_found
 from streamflow.client.waits import RunOwner
 from streamflow.errors import RunEnded, UsageError
-from streamflow.events import AnyEvent, Transition, decode_history
+from streamflow.events import AnyEvent, RunForked, Transition, decode_history, is_fork, unfolded
 from streamflow.model.attributes import Attribute
 from streamflow.model.causes import attempts_before
 from streamflow.model.names import check_run_id
@@ -70,6 +71,7 @@ from streamflow.store.namespace import Namespace
 from streamflow.testing.attempts import running
 from streamflow.testing.stubs import Stub, StubCall
 from streamflow.testing.world import Record, Stalled, World
+from streamflow.wire import encode_fork
 from streamflow.workflow.app import App, Reducer, Step, Workflow
 from streamflow.workflow.messages import Declared
 
@@ -133,6 +135,7 @@ class Sandbox:
         self._meta = Namespace(1, self.world.partition)
         self._started: dict[str, int] = {}
         self._asked = 0
+        self._forked = 0
         self._posted: dict[str, int] = {}
         self._deadlines: list[int] = []
         """When the waits are over that are under way: the clock stops at each."""
@@ -435,6 +438,22 @@ class Sandbox:
         record = self._record(run_id, created)
         return record.head, record.ending
 
+    async def _record_of(self, run_id: str, created: int) -> list[bytes]:
+        record = self._record(run_id, created)
+        return [record.header, record.state, *record.transitions]
+
+    async def _start_fork(
+        self, fork: RunForked, run_id: str, decode: Decode | None, declared: Declared, *, anywhere: bool
+    ) -> SandboxRun[Any]:
+        self._refuse_in_step(f"fork run {fork.of}")
+        body = encode_fork(fork)
+        start = _start(self._meta, fork.workflow, body, run_id, fork.tenant)
+        header = self.world.start(start.run_id, fork.workflow, fork.tenant, body)
+        await self._settle()
+        if header:
+            forking.check_same(start.run_id, await self._record_of(start.run_id, 0), fork, anywhere=anywhere)
+        return SandboxRun(self, start.run_id, decode, not header, declared)
+
     async def _describe(self, run_id: str, created: int, waits: bool) -> RunDescription:
         record = self._record(run_id, created)
         found = describe(run_id, record.header, record.ending, record.stuck)
@@ -465,8 +484,10 @@ class Sandbox:
                 if not follow or record.ending:
                     return
                 await self._drive(lambda number=number: len(record.log) > number, run_id, NO_DEADLINE)
-            for event in record.log[number].events:
-                yield instant(record.log[number].at), event
+            transition = record.log[number]
+            for one in unfolded([transition]) if is_fork(transition.events) else [transition]:
+                for event in one.events:
+                    yield instant(one.at), event
 
     def _record(self, run_id: str, created: int = 0) -> Record:
         record = self.world.records.get(run_id)
@@ -588,6 +609,12 @@ class SandboxRun(Run[R]):
     ) -> None:
         super().__init__(cast("Client", sandbox), run_id, decode, created, incarnation, declared)
         self._sandbox = sandbox
+
+    @property
+    def _fork_name(self) -> str:
+        """Counted rather than drawn, as ids of starts."""
+        self._sandbox._forked += 1
+        return str(self._sandbox._forked)
 
     async def _within(self, timeout: float | timedelta | None, answer: Awaitable[T], late: str) -> T:
         """Move the virtual clock until the answer is there, by at most `timeout` seconds. Also raises `Stalled`."""

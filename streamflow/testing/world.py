@@ -35,13 +35,16 @@ from streamflow.events import (
     NOTHING,
     AnyEvent,
     AskAnswered,
+    RunForked,
     RunStuck,
     Transition,
     decode_history,
     decode_recorded,
     encode_transition,
     last_stuck,
+    unfolded,
 )
+from streamflow.events import is_fork as is_forked
 from streamflow.machine.factory import is_reducer, new_machine, parked_for, rehydrate
 from streamflow.machine.retry_point import CannotRetry, check_end, retry_point
 from streamflow.machine.run import RunMachine
@@ -57,7 +60,7 @@ from streamflow.steps.context import Running
 from streamflow.testing.attempts import perform, timed_out
 from streamflow.testing.stand_ins import stand_in
 from streamflow.testing.stubs import Stubs
-from streamflow.wire import InboxMessage, decode_message, refused_child, to_delivery
+from streamflow.wire import InboxMessage, decode_fork, decode_message, is_fork, refused_child, to_delivery
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import Bug
@@ -75,12 +78,14 @@ class Stalled(RunError):
 class Record:
     """The record of one run, as bytes, as the server keeps it."""
 
-    __slots__ = ("app", "changed", "created", "header", "log", "published", "state", "transitions")
+    __slots__ = ("app", "changed", "created", "fork", "header", "log", "published", "state", "transitions")
 
     def __init__(self, header: bytes, number: int) -> None:
         self.header = header
         self.app: App | None = None
         """That of a stubbed child, which has what stands in for it; None: that of the world."""
+        self.fork: RunForked | None = None
+        """How it begins, if it is a fork that has not begun."""
         self.state = b""
         self.transitions: list[bytes] = []
         self.log: list[Transition] = []
@@ -228,7 +233,9 @@ class World:
         if word.delay:
             word = word._replace(begins=created + word.delay, delay=0)
         header = Header(Status.PENDING, 0, "-", created, 0, workflow, tenant, parent, start=str(word)).encode()
-        self.records[run_id] = Record(header, self.changes)
+        record = self.records[run_id] = Record(header, self.changes)
+        if is_fork(payload):
+            record.fork = decode_fork(payload, record.head)
         self.post("start", run_id, payload, header)
         return b""
 
@@ -434,7 +441,9 @@ class World:
         machine = self._machines.get(run_id)
         record = self.records.get(run_id)
         if machine is None and record is not None and (header := record.head).is_open:
-            if header.version == 0:
+            if record.fork is not None:
+                machine = self._forked(run_id, header, record, record.fork)
+            elif header.version == 0:
                 reason = self._parked.get(run_id, "")
                 machine = new_machine(
                     record.app or self.app, self.partition, run_id, header.workflow, reason, word=header.start
@@ -443,6 +452,18 @@ class World:
             else:
                 machine = self._rehydrate(run_id, header, record)
             self._machines[run_id] = machine
+        return machine
+
+    def _forked(self, run_id: str, header: Header, record: Record, fork: RunForked) -> RunMachine:
+        """The machine of a fork that has not begun."""
+        app = record.app or self.app
+        if run_id not in self._parked:
+            try:
+                return rehydrate(app, self.partition, run_id, header, b"", [], fork=fork)
+            except BaseException as error:
+                self._park(run_id, error)
+        machine = rehydrate(app, self.partition, run_id, header, b"", [], self._parked[run_id], fork=fork)
+        machine.bug = self._bug_of(run_id)
         return machine
 
     def _rehydrate(self, run_id: str, header: Header, record: Record) -> RunMachine:
@@ -571,6 +592,7 @@ class World:
             with suppress(UsageError):  # too many with those of the previous generation: none change, as in production
                 changes["attributes"] = merged(old.attributes, effects.attributes)
         record.header = msgspec.structs.replace(old, **changes).encode()
+        record.fork = None
         record.state = state
         record.log.append(Transition(machine.at, effects.events))
         if effects.fresh:
@@ -658,7 +680,10 @@ class World:
 
     def events(self, run_id: str) -> list[AnyEvent]:
         """All events of a run, also those of its previous generations."""
-        return [event for transition in self.records[run_id].log for event in transition.events]
+        log = self.records[run_id].log
+        if log and is_forked(log[0].events):
+            log = unfolded(log)
+        return [event for transition in log for event in transition.events]
 
     def ended(self, run_id: str) -> bool:
         return bool(self.records[run_id].ending)

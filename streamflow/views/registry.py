@@ -30,6 +30,7 @@ from streamflow.events import (
     HistoryEvent,
     MessageQuarantined,
     RunCompleted,
+    RunForked,
     RunResumed,
     RunRetried,
     RunStarted,
@@ -144,7 +145,14 @@ class Runs(msgspec.Struct, array_like=True):
 
     def of(
         self,
-        event: RunStarted | RunCompleted | events.RunFailed | events.RunCancelled | RunStuck | RunResumed | RunRetried,
+        event: RunStarted
+        | RunForked
+        | RunCompleted
+        | events.RunFailed
+        | events.RunCancelled
+        | RunStuck
+        | RunResumed
+        | RunRetried,
     ) -> tuple[Counts, Counts]:
         workflow = self.workflows.get(event.workflow)
         if workflow is None:
@@ -172,7 +180,7 @@ class Runs(msgspec.Struct, array_like=True):
         self.highest = max(map(_rank, self.tenants))
 
 
-def _run_started(runs: Runs, run_id: str, at: int, event: RunStarted) -> None:
+def _run_started(runs: Runs, run_id: str, at: int, event: RunStarted | RunForked) -> None:
     for counts in runs.of(event):
         counts.running += 1
 
@@ -274,7 +282,7 @@ def _second(rates: Rates, at: int) -> Second:
     return second
 
 
-def _rate_start(rates: Rates, run_id: str, at: int, event: RunStarted) -> None:
+def _rate_start(rates: Rates, run_id: str, at: int, event: RunStarted | RunForked) -> None:
     _second(rates, at).starts += 1
 
 
@@ -605,6 +613,7 @@ VIEWS: tuple[View[Any], ...] = (
         Runs,
         {
             RunStarted: _run_started,
+            RunForked: _run_started,
             RunCompleted: _run_completed,
             events.RunFailed: _run_failed,
             events.RunCancelled: _run_cancelled,
@@ -621,6 +630,7 @@ VIEWS: tuple[View[Any], ...] = (
         dict[int, Second],
         {
             RunStarted: _rate_start,
+            RunForked: _rate_start,
             RunCompleted: _rate_completion,
             events.RunFailed: _rate_failure,
             StepCompleted: _rate_step,

@@ -261,6 +261,11 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
             assert "again goes on: step mend, attempt 2; 0 results are kept" in await run("retry", "again")
             await until(lambda: has(run, "again", "completed"))
 
+            forked = await run.data("fork", "again", "--at", "2", "--id", "again-2")
+            assert forked == {"run_id": "again-2", "created": True, "forked_from": "again"}
+            await until(lambda: has(run, "again-2", "completed"))
+            assert (await run.data("show", "again"))["forks"] == ["again-2"]
+
             (tmp_path / "fails.jsonl").write_text("".join(f'{{"id": "f{n}"}}\n' for n in range(30)))
             scope["mended"].clear()
             await run("enqueue", "fails", "--file", str(tmp_path / "fails.jsonl"))

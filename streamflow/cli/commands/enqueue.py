@@ -20,7 +20,7 @@ from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import json_option, parse_json, server_options
 from streamflow.cli.output import plain_failure, plain_value, print_json
 from streamflow.errors import UsageError
-from streamflow.input_file import STDIN, read_input
+from streamflow.input_file import option_text
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client, Run
@@ -132,7 +132,7 @@ def enqueue(
         from streamflow.client.starting import asked_for
 
         return enqueue_file(workflow, file, redis, namespace, tenant, force, as_json, asked_for(workflow, **asked))
-    value = UNSET if text is None else parse_json(_read(text), "--input")
+    value = UNSET if text is None else parse_json(option_text(text, "--input"), "--input")
 
     async def start() -> int:
         from streamflow.cli.workflow_input import arguments_of
@@ -179,12 +179,6 @@ def _check_options(file: str | None, text: str | None, run_id: str | None, wait:
             raise UsageError(f"--file can't be combined with {excluded[0]}: each line of the file is a separate run")
     if timeout is not None and not wait:
         raise UsageError("--timeout limits --wait, which is missing: add --wait, or leave --timeout out")
-
-
-def _read(text: str) -> str | bytes:
-    if text == STDIN or text.startswith("@"):
-        return read_input(text.removeprefix("@"), f"--input {text}")
-    return text
 
 
 async def _wait(client: Client, run: Run[Any], timeout: float | None, as_json: bool) -> int:

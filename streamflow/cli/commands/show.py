@@ -28,6 +28,7 @@ CHILD_DEPTH = 5
 """How deep children are followed to say what they wait for..."""
 MAX_FOLLOWED = 30
 """...and how many of them in all."""
+FORKS_SHOWN = 10
 CHILDREN_READ = 1000
 """Maximum number of children whose status is read from the server."""
 
@@ -46,26 +47,30 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
     import asyncio
 
     async def fetch() -> tuple[
-        RunDescription, list[Transition], dict[str, Any], dict[str, str], dict[str, ChildWaits], int
+        RunDescription, list[Transition], dict[str, Any], list[str], dict[str, str], dict[str, ChildWaits], int
     ]:
         nonlocal run
         async with open_client(redis, namespace) as client:
             run = await find_run(client, run)
             handle = client.run(run)
-            described, history, published = await asyncio.gather(
-                handle.describe(), handle.history(), handle.published()
+            described, history, published, forks = await asyncio.gather(
+                handle.describe(), handle.history(), handle.published(), handle.forks(FORKS_SHOWN)
             )
             children = await _child_statuses(client, history)
             below = await _waits_below(client, described.waits_for, CHILD_DEPTH, [MAX_FOLLOWED])
-            return described, history, published, children, below, await server_time_ms(client)
+            ids = [fork.id for fork in forks]
+            return described, history, published, ids, children, below, await server_time_ms(client)
 
-    described, history, published, children, below, now_ms = run_async(fetch)
+    described, history, published, forks, children, below, now_ms = run_async(fetch)
     if as_json:
+        from streamflow.events import latest_fork
         from streamflow.model.plain import event_json
 
         events = [event_json(transition.at, run, event) for transition in history for event in transition.events]
-        for event in events:
+        for number, event in enumerate(events, 1):
             del event["run_id"]
+            event["number"] = number
+        fork = latest_fork(history)
         print_json(
             {
                 **plain_run(described),
@@ -80,6 +85,8 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
                     }
                     for attempt in described.attempts
                 ],
+                "forked_from": None if fork is None else {"run_id": fork.of, "events": fork.shared},
+                "forks": forks,
                 "children": children,
                 "waits_below": plain_value(below),
                 "published": plain_value(published),
@@ -117,6 +124,7 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
         owner=described.owner,
         untaken=described.untaken,
         below=below,
+        forks=forks,
     )
     print_drawn(console, render_run(detail, console.width))
 

@@ -235,10 +235,10 @@ class _LineFilter:
             lines = [line for line in lines if line.run_id == self._run]
         if self._workflow is None:
             return lines
-        from streamflow.events import RunStarted
+        from streamflow.events import RunForked, RunStarted
 
         for line in lines:
-            if isinstance(line.event, RunStarted):
+            if isinstance(line.event, RunStarted | RunForked):
                 self._workflows[line.run_id] = line.event.workflow
         await self._learn_workflows({line.run_id for line in lines} - self._workflows.keys() - {"-"})
         matching = [line for line in lines if self._workflows.get(line.run_id) == self._workflow]

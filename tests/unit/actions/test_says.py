@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from streamflow import actions
+from streamflow.actions.fork import Forked
 from streamflow.actions.targets import AnyAction
 from streamflow.client.listing import RunSummary
 from streamflow.client.retrying import Retried, RetriedStep
@@ -16,7 +17,15 @@ from streamflow.errors import Failure, InvalidName, NotRetried, RunEnded, RunErr
 from streamflow.model.record import OPEN, Status
 
 APPROVE = actions.Signal.of("approve", {"ok": True})
-ALL: list[AnyAction] = [actions.Cancel(), actions.Terminate(), APPROVE, actions.Retry(), actions.Forget()]
+FORK = "Fork run r1? Each gets a new run that goes on from where it failed, was cancelled or is, and stays as it is."
+ALL: list[AnyAction] = [
+    actions.Cancel(),
+    actions.Terminate(),
+    APPROVE,
+    actions.Retry(),
+    actions.Fork(),
+    actions.Forget(),
+]
 
 
 def summary(status: Status) -> RunSummary:
@@ -32,6 +41,8 @@ def summary(status: Status) -> RunSummary:
         (APPROVE, "Send signal approve to run r1?"),
         (actions.Retry(), "Retry run r1, from where it went wrong? Recorded results are kept."),
         (actions.Retry(step="x"), "Give up the current attempt of step x of run r1, and begin the next one?"),
+        (actions.Fork(), FORK),
+        (actions.Fork(at=9), "Fork run r1? Each gets a new run that goes on from before event 9, and stays as it is."),
         (actions.Forget(), "Delete run r1, with history and published values? Nothing brings them back."),
     ],
 )
@@ -50,6 +61,7 @@ def test_a_question_says_what_comes_of_it(action: AnyAction, question: str) -> N
             actions.Retry(step="charge", reason="x", anyway=True, alone=True),
             ["--step", "charge", "--reason", "x", "--anyway", "--alone"],
         ),
+        (actions.Fork(at=9, id="r2", reason="x"), ["--at", "9", "--id", "r2", "--reason", "x"]),
         (actions.Forget(), []),
     ],
 )
@@ -60,7 +72,12 @@ def test_an_action_is_a_command_line(action: AnyAction, words: list[str]) -> Non
 @pytest.mark.parametrize("action", ALL, ids=lambda action: action.name)
 @pytest.mark.parametrize("status", Status)
 def test_what_an_action_is_for_and_what_it_says_of_others(action: AnyAction, status: Status) -> None:
-    wanted = {"retry": {Status.FAILED, Status.STUCK}, "forget": set(Status) - OPEN}.get(action.name, OPEN)
+    others = {
+        "retry": {Status.FAILED, Status.STUCK},
+        "forget": set(Status) - OPEN,
+        "fork": set(Status) - {Status.PENDING},
+    }
+    wanted = others.get(action.name, OPEN)
     if status in wanted:
         assert action.check(summary(status)) == ""
     else:
@@ -83,6 +100,8 @@ def test_what_was_done_is_said_as_it_always_was() -> None:
         f"r1 goes on: {'; '.join(['step charge, attempt 3'] * 5)}; 2 more steps; 12 results are kept\n"
         "its parent p has taken its failure, and gets nothing from it any more"
     )
+    assert actions.Fork().did("r1", Forked("r2", True)) == "r2 is a fork of r1"
+    assert actions.Fork().did("r1", Forked("r2", False)) == "r2 is a fork of r1, and was started before"
     assert actions.Retry().did("r1", Retried(1, [])) == "r1 goes on: 1 result is kept"
 
 
@@ -112,6 +131,7 @@ def test_an_action_shows_in_the_run_s_status(action: AnyAction) -> None:
     ended = {Status.COMPLETED, Status.FAILED, Status.CANCELLED}
     expected: dict[str, set[Any]] = {
         "signal": {None, *Status},
+        "fork": {None, *Status},
         "retry": {None, *Status} - {Status.FAILED, Status.STUCK},
         "forget": {None},
     }

@@ -25,7 +25,7 @@ from streamflow.settings import Settings
 COMMANDS = [name for section in SECTIONS.values() for name in section]
 PRINT_DATA = [
     *("config", "check", "demo", "enqueue", "runs", "show", "status", "tail", "views", "export", "replay"),
-    *("signal", "ask", "read", "retry", "cancel", "terminate", "forget", "acl", "logs"),
+    *("signal", "ask", "read", "retry", "fork", "cancel", "terminate", "forget", "acl", "logs"),
 ]
 NO_SERVER = ("demo", "acl", "logs")
 QUEUE_FLOWS = Path(__file__).parents[2] / "process" / "queue_flows.py"
@@ -163,6 +163,7 @@ def test_completion_knows_the_commands() -> None:
         (["signal", "r1", "go", "1", "2"], "signal got 1 arguments too many: 2"),
         (["signal", "--workflow", "w", "r1", "go", "1"], "name a RUN, or say with filters which runs"),
         (["signal", "--workflow", "w", "go", "{bad"], "VALUE_JSON is not valid JSON"),
+        (["fork", "--status", "failed", "--id", "x"], "--input and --id are for the fork of one RUN"),
         (["retry", "r1", "--status", "failed"], "name a RUN, or say with filters which runs"),
         (["retry", "r1", "--resume", "f"], "name a RUN, or say with filters which runs"),
         (["retry", "--resume", "f", "--status", "failed"], "--resume goes on with what stands in the file"),
