@@ -374,7 +374,6 @@ class WorkflowMachine(CoroutineMachine):
                 bytes(event.input),
             )
             children.append((seq, run_id))
-            child.run_id = run_id
             starts.append((child, msgspec.structs.replace(event, run_id=run_id)))
         return children, starts
 

@@ -274,7 +274,7 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
             targets = ("--targets", str(tmp_path / "targets"))
             retried = await run.data("retry", "--workflow", "fails", "--yes", "--rate", "0", *targets)
             assert (retried["targets"], retried["done"], retried["failed"], retried["file"]) == (30, 30, 0, None)
-            await until(lambda: all_have(run, "fails", "completed", 31))
+            await until(lambda: all_have(run, "fails", "completed", 32))
 
             (tmp_path / "flows.jsonl").write_text("".join(f'{{"id": "x{n}", "input": 1}}\n' for n in range(20)))
             await run("enqueue", "flow", "--file", str(tmp_path / "flows.jsonl"))
@@ -303,7 +303,7 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
             await run("forget", "two", "three")
             assert "there is no run two, and several whose ids begin so: two." in await run("show", "two", code=2)
             text = await run("forget", "--workflow", "fails", "--yes", "--rate", "0", *targets)
-            assert text == "deleted 31 · already so or not applicable 0 · failed 0\nnow: 31 gone\n"
+            assert text == "deleted 32 · already so or not applicable 0 · failed 0\nnow: 32 gone\n"
 
             async def counted() -> bool:
                 views = (await run.data("status", "--shards"))["views"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +274,42 @@ async def test_what_an_owner_has_committed_is_there_again(
             assert await run.result(DEADLINE) == run.id.replace("was-", "")
         assert sorted(executed) == ["gone", "has-advanced", "has-ended", "kept"], "no step ran twice"
         await check_views(client)
+
+
+@pytest.mark.parametrize("owner_lives", [True, False], ids=["the owner has it", "its client has it"])
+async def test_a_lost_fork_is_there_again_with_all_that_it_shares(server: EmbeddedServer, owner_lives: bool) -> None:
+    executed.clear()
+    async with AsyncExitStack() as stack:
+        daemon = running_daemon(app, server, NAMESPACE, crash=True, **SLOW_BEAT)
+        lives = await stack.enter_async_context(daemon)
+        client = await stack.enter_async_context(sf.connect(server.url, namespace=NAMESPACE))
+        kept, _, _ = await three_that_wait(client)
+        backup = Backup(server)
+        forker = client
+        if owner_lives:
+            forker = await stack.enter_async_context(sf.connect(server.url, namespace=NAMESPACE))
+        fork = await forker.run(kept.id).fork(id="forked")
+        await until(lambda: has_version(fork, 1))
+        before = await fork.history()
+        if owner_lives:
+            await until(lambda: knows_version(lives, "forked", 1))
+            await forker.close()
+        else:
+            lives.owner.recent_commits.forget_all()
+        assert await backup.restore() > 0, "something was lost"
+        found = client.run(fork.id)
+
+        async def is_there() -> bool:
+            try:
+                return (await found.describe()).version >= 1
+            except sf.RunNotFound:
+                return False
+
+        await until(is_there)
+        after = await found.history()
+        assert [one.events[:1] for one in after[: len(before) - 1]] == [one.events[:1] for one in before[:-1]]
+        await found.signal("go", 1)
+        assert await found.result(DEADLINE) == kept.id
 
 
 async def is_in(caplog: pytest.LogCaptureFixture, text: str, times: int = 1) -> bool:

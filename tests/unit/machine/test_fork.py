@@ -15,6 +15,7 @@ import streamflow.testing as sft
 from streamflow import events
 from streamflow.events import (
     RunForked,
+    RunRetried,
     StepScheduled,
     Transition,
     decode_history,
@@ -23,7 +24,8 @@ from streamflow.events import (
 from streamflow.machine.factory import rehydrate
 from streamflow.machine.fork_point import CannotFork, fork_of
 from streamflow.machine.replay import WorkflowMachine
-from streamflow.machine.retry_point import first_position
+from streamflow.machine.retry_point import first_position, retry_point
+from streamflow.machine.transition import RetryRequest
 from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition
 from streamflow.testing.world import World
@@ -103,6 +105,14 @@ async def play_rich(sandbox: sft.Sandbox) -> str:
     return run.id
 
 
+async def play_child(sandbox: sft.Sandbox) -> str:
+    """Of the other run's: a fork of it is nobody's."""
+    run = await sandbox.start(rich, 0, id="rich")
+    await sandbox.sleep(20)
+    started = [event async for _, event in run.events() if isinstance(event, events.ChildStarted)]
+    return started[0].run_id
+
+
 async def play_generations(sandbox: sft.Sandbox) -> str:
     run = await sandbox.start(rich, 1, id="rich")
     for name in ("again", "go", "again", "go"):
@@ -168,7 +178,7 @@ async def play_fork(sandbox: sft.Sandbox) -> str:
 
 
 PENDING = Header(Status.PENDING, 0, "-", 5, 0, "rich", "", "")
-PLAYS = [play_rich, play_generations, play_cancelled, play_retried, play_stuck, play_bug, play_fork]
+PLAYS = [play_rich, play_child, play_generations, play_cancelled, play_retried, play_stuck, play_bug, play_fork]
 
 
 def played(play: Play) -> tuple[str, Header, list[Transition]]:
@@ -224,6 +234,7 @@ def test_it_goes_on_from_before_each_event_and_each_replay_agrees(play: Play) ->
         again = rehydrate(app, Partition.RUN, "forked", opened, b"", decode_history(stored))
         assert (again.reason, open_in(again)) == ("", open_in(machine)), at
         assert again.events_count == machine.events_count
+        assert (again.parent, again.created) == ("", fork.created)
         other = sf.App()  # whose code can't be replayed
         blind = rehydrate(other, Partition.RUN, "forked", opened, b"", decode_history(stored))
         assert sorted(blind.steps) == sorted(machine.steps)
@@ -297,6 +308,42 @@ def test_a_fork_that_does_not_fit_fails_and_harms_nothing() -> None:
     assert effects.attributes == {"step": "first", "forked_from": "rich"} or effects.attributes == {
         "forked_from": "rich"
     }
+
+
+@pytest.mark.parametrize("at", [None, 2], ids=["behind its last fact", "at its beginning"])
+def test_a_fork_that_failed_at_once_is_retried_as_itself(at: int | None) -> None:
+    """The gap of the retry has the event by which it became this run."""
+    run_id, header, history = played(play_bug)
+    fork = new_fork(run_id, header, history, at)
+    begun = msgspec.structs.replace(PENDING, workflow="breaks")
+    buggy, mended = sf.App(parks=()), sf.App()
+    for each in (buggy, mended):
+        each.steps.update(app.steps)
+
+    @buggy.workflow(name="breaks")
+    async def bad() -> str:
+        raise KeyError if at == 2 else KeyError(await act("one"))
+
+    @mended.workflow(name="breaks")
+    async def good() -> list[str]:
+        return [await act("one"), sf.info().run_id, str(sf.uuid4())]
+
+    machine = rehydrate(buggy, Partition.RUN, "forked", begun, b"", [], fork=fork)
+    effects = machine.advance([fork], history[-1].at)
+    assert effects.ended
+    stored = [encode_transition(machine.at, effects.events)]
+    failed = msgspec.structs.replace(begun, status=Status.FAILED, version=1, ended=9)
+    point = retry_point("forked", decode_history(stored))
+    again = rehydrate(mended, Partition.RUN, "forked", failed, b"", decode_history(stored), retry=point)
+    request = RetryRequest("a" * 32, failed.created, 1)
+    effects = again.advance([request], history[-1].at)
+    assert effects.events, effects.answers
+    assert isinstance(effects.events[0], RunRetried)
+    assert (again.created, again.parent, again.run_id) == (fork.created, "", "forked")
+    stored.append(encode_transition(again.at, effects.events))
+    opened = msgspec.structs.replace(begun, status=Status.RUNNING, version=2)
+    replayed = rehydrate(mended, Partition.RUN, "forked", opened, b"", decode_history(stored))
+    assert (replayed.reason, open_in(replayed)) == ("", open_in(again))
 
 
 def test_a_workflow_that_has_become_a_reducer_takes_no_fork() -> None:
