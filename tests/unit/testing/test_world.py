@@ -67,7 +67,7 @@ class Scripted(RunMachine):
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scripted]:
     def scripted(*scripts: Callable[[Effects], None]) -> Scripted:
         machine = Scripted(*scripts)
-        monkeypatch.setattr(worlds, "new_machine", lambda *_: machine)
+        monkeypatch.setattr(worlds, "new_machine", lambda *_, **__: machine)
         return machine
 
     return scripted
