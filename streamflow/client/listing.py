@@ -41,7 +41,7 @@ from streamflow.events import (
     unfolded,
 )
 from streamflow.model import codec
-from streamflow.model.attributes import Attribute, same, value_text
+from streamflow.model.attributes import FORKED_FROM, Attribute, same, value_text
 from streamflow.model.causes import Cause, FailedAttempt, attempts_before, cause_of, root_of
 from streamflow.model.logged import decode_logged
 from streamflow.model.record import LISTED, Header, Status, decode_header
@@ -114,6 +114,12 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     waits_for: list[Wait] = []
     waits_more: bool = False
     begins: datetime | None = None
+
+    @property
+    def forked_from(self) -> str | None:
+        """Id of the run of which this one is a fork."""
+        of = self.attributes.get(FORKED_FROM)
+        return of if isinstance(of, str) else None
 
 
 class RunDescription(RunSummary, frozen=True, kw_only=True):

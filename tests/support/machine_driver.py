@@ -9,8 +9,9 @@ from msgspec import Raw
 
 from streamflow import events
 from streamflow.errors import Failure
-from streamflow.events import AnyEvent, ChildCompleted, RunStarted, Transition, decode_transition, encode_transition
+from streamflow.events import AnyEvent, ChildCompleted, RunStarted, Transition, decode_history, encode_transition
 from streamflow.machine.factory import new_machine, rehydrate
+from streamflow.machine.fork_point import fork_of
 from streamflow.machine.retry_point import check_end, retry_point
 from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import CompletedChild, Effects, FailedChild, Outcome, RetryRequest
@@ -124,7 +125,7 @@ class Run:
         return self.advance(outcome, after=after)
 
     def transitions(self, upto: int | None = None) -> list[Transition]:
-        return [decode_transition(element) for element in self.elements[:upto]]
+        return decode_history(self.elements[:upto])
 
     @property
     def history(self) -> list[AnyEvent]:
@@ -152,6 +153,25 @@ class Run:
             return self.advance(*first, request)
         finally:
             self.crash = crash
+
+    def fork(self, at: int | None, run_id: str, created: int = 5_000) -> Run:
+        """A fork of it, which has begun."""
+        ended = 0 if self.machine.status in _OPEN else 1
+        header = Header(self.machine.status, 1, "c", self.created, ended, self.workflow, self.tenant, "")
+        fork = fork_of(self.run_id, header, self.transitions(), at, None, "kim", "")
+        fork = msgspec.structs.replace(fork, created=created)
+        made = Run.__new__(Run)
+        made.app, made.partition, made.workflow, made.tenant, made.parent = (
+            self.app, self.partition, self.workflow, self.tenant, ""
+        )  # fmt: skip
+        made.run_id, made.created, made.at, made.crash, made.state = run_id, created, self.at, False, b""
+        made.elements, made.ever = [], []
+        pending = Header(Status.PENDING, 0, "-", created, 0, self.workflow, self.tenant, "")
+        made.machine = rehydrate(self.app, self.partition, run_id, pending, b"", [], fork=fork)
+        assert made.machine.reason == ""
+        assert made.machine.begun_jobs(self.at) == made.machine.running_jobs() == []
+        made.advance(fork)
+        return made
 
     def reload(self, app: App | None = None) -> RunMachine:
         """What another daemon would make of the record."""

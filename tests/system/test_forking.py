@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import streamflow as sf
-from streamflow import errors, events
+from streamflow import actions, errors, events
 from streamflow.events import RunForked, StepCompleted
 from streamflow.store.connection import Call
 from tests.support.serving import view
@@ -104,6 +105,8 @@ async def test_it_goes_on_where_the_other_failed_which_stays(serve: Serve, what:
         assert event.history == []
         description = await fork.describe()
         assert description.attributes == {"customer": "kim", "forked_from": run.id}
+        assert description.forked_from == run.id
+        assert (await run.describe()).forked_from is None
         assert description.version < len(found)
         assert await fork.published() == {"got": 1}
         assert [one.id for one in await run.forks()] == [fork.id]
@@ -300,6 +303,26 @@ async def test_a_stuck_run_is_forked_with_mended_code(serve: Serve) -> None:
         assert await fork.result(10) == "A!"
         assert await run.result(10) == "A!"
     assert calls == ["a"]
+
+
+async def test_in_bulk_each_run_gets_one_fork_however_often_it_is_resumed(serve: Serve, tmp_path: Path) -> None:
+    """As when the command was killed after the forks had begun, and before the file said so."""
+    async with serve(app) as (client, _):
+        runs = [await failed(client, run_id=f"order-{number}") for number in range(3)]
+        broken.clear()
+        file, early = tmp_path / "targets", tmp_path / "early"
+        bulk = await actions.freeze(client, actions.Fork(reason="again"), file, workflow="order", status="failed")
+        early.write_bytes(file.read_bytes())
+        assert (await bulk.run(rate=0)).done == 3
+        bulk.close()
+        again = await actions.open_file(client, early)
+        assert (await again.run(rate=0)).done == 3
+        again.close()
+        for run in runs:
+            [fork] = await run.forks()
+            assert await client.run(fork.id).result(10) == ["X", "BANK"]
+            assert fork.id.startswith(f"{run.id}.fork-")
+    assert calls.count("b") == 6
 
 
 async def test_a_body_that_is_no_fork_fails_its_run_and_no_other(serve: Serve) -> None:

@@ -156,6 +156,30 @@ async def play_stuck(sandbox: sft.Sandbox) -> str:
     return run.id
 
 
+def with_bug(fault: type[Exception]) -> sf.App:
+    buggy = sf.App(parks=(Exception,))
+    buggy.steps.update(app.steps)
+
+    @buggy.workflow(name="tidy")
+    async def bug() -> str:
+        raise fault(await act("one"))
+
+    return buggy
+
+
+async def play_stuck_again(sandbox: sft.Sandbox) -> str:
+    """For one bug, and in the next release for another one."""
+    sandbox.deploy(with_bug(KeyError))
+    run = await sandbox.start("tidy", id="tidy")
+    for fault in (KeyError, IndexError):
+        sandbox.deploy(with_bug(fault))
+        await sandbox.sleep(5)
+        await run.signal("held", 1)
+    sandbox.deploy(app)
+    await sandbox.sleep(5)
+    return run.id
+
+
 async def play_bug(sandbox: sft.Sandbox) -> str:
     run = await sandbox.start(breaks, id="breaks")
     await sandbox.sleep(5)
@@ -178,7 +202,17 @@ async def play_fork(sandbox: sft.Sandbox) -> str:
 
 
 PENDING = Header(Status.PENDING, 0, "-", 5, 0, "rich", "", "")
-PLAYS = [play_rich, play_child, play_generations, play_cancelled, play_retried, play_stuck, play_bug, play_fork]
+PLAYS = [
+    play_rich,
+    play_child,
+    play_generations,
+    play_cancelled,
+    play_retried,
+    play_stuck,
+    play_stuck_again,
+    play_bug,
+    play_fork,
+]
 
 
 def played(play: Play) -> tuple[str, Header, list[Transition]]:
@@ -228,6 +262,8 @@ def test_it_goes_on_from_before_each_event_and_each_replay_agrees(play: Play) ->
         assert all(attempt == 1 for _, attempt in first.attempts)
         if effects.ended:
             continue
+        assert machine.seq >= fork.seq
+        assert machine.steps or machine.timers or machine.children or machine.awaited_messages, at
         element = encode_transition(machine.at, effects.events, effects.unrecorded)
         opened = msgspec.structs.replace(head, status=Status.RUNNING, version=1)
         stored = [element]

@@ -18,6 +18,7 @@ from streamflow.machine import coroutines as driving
 from streamflow.machine import run as running
 from streamflow.machine.coroutines import close_abandoned
 from streamflow.machine.factory import rehydrate
+from streamflow.machine.fork_point import CannotFork
 from streamflow.machine.retry_point import CannotRetry
 from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import Due, Effects, Outcome
@@ -388,6 +389,47 @@ def test_a_run_that_is_retried_whenever_it_fails_replays_the_same(program: Progr
         assert _seen(live.last, live.machine) == _seen(reloaded.last, reloaded.machine)
     assert live.elements == reloaded.elements
     _replays(live)
+
+
+@settings(max_examples=150, deadline=None)
+@given(programs, moves, moves, st.lists(st.integers(0, 1000), min_size=3, max_size=3), st.integers(0, 2**12))
+def test_forks_of_forks_from_any_event_go_on_and_replay_the_same(
+    program: Program, turns: Any, later: Any, places: Any, deploys: int
+) -> None:
+    """Also of runs that were retried, and of those that were stuck after every deploy without their workflow."""
+    without = App()
+    without.steps["act"] = act
+    without.workflows["child"] = child
+    run = Run(app, "flow", program)
+    for number, turn in enumerate(turns):
+        if run.last.ended and not _retried(run):
+            break
+        if deploys:
+            run.reload(without if deploys >> number % 12 & 1 else app)
+        inputs, after = _inputs(run.machine, turn)
+        run.advance(*inputs, after=after)
+    run.app = app
+    for number, place in enumerate(places):
+        at = place % (len(run.history) + 2)
+        try:
+            live = run.fork(at or None, f"fork-{number}", 5_000 + number)
+        except CannotFork:
+            continue
+        reloaded = run.fork(at or None, f"fork-{number}", 5_000 + number)
+        for turn in later:
+            assert _seen(live.last, live.machine) == _seen(reloaded.last, reloaded.machine)
+            if live.last.ended and not _retried(live, reloaded):
+                break
+            inputs, after = _inputs(live.machine, turn)
+            reloaded.reload()
+            assert reloaded.machine.diverged is None
+            _restart_overdue_retries(reloaded.machine, live.machine)
+            live.advance(*inputs, after=after)
+            reloaded.advance(*inputs, after=after)
+        assert live.elements == reloaded.elements
+        assert live.machine.created == 5_000 + number
+        _replays(live)
+        run = live
 
 
 @settings(max_examples=100, deadline=None)
