@@ -1,7 +1,11 @@
 """When the code of a run begins, and when its time is over: in every state that the run may be in."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
+import contextlib
+import random
 from datetime import timedelta
 from typing import Any
 
@@ -236,3 +240,84 @@ async def test_a_replay_knows_when_the_run_is_due() -> None:
             await sandbox.sleep(20)
         [limit] = [event for event in sandbox.world.events(run.id) if isinstance(event, TimeoutSet)]
         assert limit.ms == 60_000
+
+
+def walking(*, bug: bool = False, gone: bool = False) -> sf.App:
+    app = sf.App()
+
+    @app.step(name="act")
+    async def act(number: int) -> int:
+        return number
+
+    if gone:
+        return app
+
+    @app.workflow(name="kid", timeout=40)
+    async def kid(seconds: int) -> int:
+        await sf.sleep(seconds)
+        return seconds
+
+    @app.workflow(name="flow", timeout=120)
+    async def flow(generation: int) -> int:
+        total = 0
+        try:
+            for i in range(3):
+                total += await act(i)
+                with contextlib.suppress(TimeoutError):
+                    total += await sf.signal("go", int, timeout=20)
+                with contextlib.suppress(sf.ChildFailed):
+                    total += await kid(30 if i % 2 else 60)
+            if not generation:
+                raise sf.ContinueAs(1)
+            if bug:
+                {}["b"]  # pyright: ignore[reportUnusedExpression]
+            await sf.sleep(50)
+        finally:
+            await act(-1)
+        return total
+
+    return app
+
+
+async def walk(sandbox: sft.Sandbox, seed: int) -> tuple[object, list[str], object]:
+    """What may happen to a run, in an order that the seed decides: how it ends, its events, and when."""
+    dice = random.Random(seed)
+    timeout = dice.choice([None, 10, 100, 1000])
+    run = await sandbox.start("flow", 0, delay=dice.choice([0, 5, 30]), timeout=timeout)
+    for _ in range(12):
+        action = dice.choice(["sleep", "sleep", "signal", "gone", "bug", "cancel", "retry"])
+        with contextlib.suppress(sf.RunEnded, sf.NotRetried):
+            if action == "sleep":
+                await sandbox.sleep(dice.choice([1, 10, 45]))
+            elif action == "signal":
+                await run.signal("go", 1)
+            elif action in ("gone", "bug"):
+                sandbox.deploy(walking(bug=action == "bug", gone=action == "gone"))
+                await sandbox.sleep(dice.choice([0, 25, 100]))
+                sandbox.deploy(walking())
+            elif action == "retry":
+                await run.retry(anyway=True)
+            elif dice.random() < 0.3:
+                await run.cancel("enough")
+    end: object
+    try:
+        end = await run.result()
+    except (sf.RunFailed, sf.RunCancelled) as error:
+        end = str(error)
+    return end, [event.describe() for event in sandbox.world.events(run.id)], sandbox.now
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_owners_that_die_all_the_time_change_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sft.Sandbox(walking()) as sandbox:
+        calm = await walk(sandbox, seed)
+    async with sft.Sandbox(walking()) as sandbox:
+        settle = sandbox._settle
+
+        async def crash_and_settle() -> None:
+            sandbox.crash()
+            await settle()
+            sandbox.crash()
+
+        monkeypatch.setattr(sandbox, "_settle", crash_and_settle)
+        assert await walk(sandbox, seed) == calm
