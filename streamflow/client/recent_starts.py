@@ -195,8 +195,13 @@ class RecentStarts:
 
     def _in_place_of(self, kept: _Kept, start: Start, header: bytes) -> Start | None:
         """What to send now, if the reply is of the run that had gone already, which has ended otherwise here."""
-        before = decode_header(start.replaces)
-        if header[:1] in (b"+", b"=") or (found := decode_header(header)).created != before.created:
+        if header[:1] in (b"+", b"="):
+            return None
+        try:
+            found = decode_header(header)
+        except ValueError:  # not written by streamflow
+            return None
+        if found.created != decode_header(start.replaces).created:
             return None
         if not found.is_open:
             return msgspec.structs.replace(start, replaces=header)

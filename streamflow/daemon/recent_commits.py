@@ -36,6 +36,7 @@ from streamflow.errors import StoreError
 from streamflow.machine.transition import Outcome
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import Status, decode_header
+from streamflow.model.start_word import start_word
 from streamflow.store.connection import Call, OtherHistory
 from streamflow.store.kernel import FRESH, Attempt, Batch, Committed, Kernel, Put, Reply, RunWrite, Start, StreamEntry
 from streamflow.wire import BadMessage, InboxMessage, decode_message
@@ -336,9 +337,23 @@ class RecentCommits:
             if isinstance(reply, StoreError):
                 mending.error = reply
                 return
-            mending.started += [
-                start.run_id for start, header in zip(starts, reply, strict=True) if header.startswith(b"+")
-            ]
+            for start, header in zip(starts, reply, strict=True):
+                if header[:1] not in (b"+", b"=") and start_word(start.word).identity:
+                    header = await self._replace_again(number, start, created, header)
+                if header.startswith(b"+"):
+                    mending.started.append(start.run_id)
+
+    async def _replace_again(self, number: int, start: Start, created: int, header: bytes) -> bytes:
+        """This start was created later than the ended run that the server has: it had taken its place."""
+        try:
+            found = decode_header(header)
+        except DECODE_ERRORS:  # not written by streamflow
+            return header
+        if found.is_open or found.created >= created:
+            return header
+        start.replaces = header
+        [reply] = await self._store.send([self._kernel.replace_run(number, start, created=created)])
+        return header if isinstance(reply, StoreError) else reply
 
     def _drop_void(self, number: int, void: Sequence[_Kept]) -> None:
         """Nothing of these commits can be stored any more."""

@@ -460,6 +460,30 @@ async def test_a_start_that_is_there_again_keeps_what_it_asks_for(bench: Bench) 
     assert decode_header(before).start == f"b{NOW + 5000},t7,i0a"
 
 
+@pytest.mark.parametrize(
+    ("there", "is_replaced"),
+    [
+        (Header("failed", 3, "c", 5, 9, "flow", "", ""), True),
+        (Header("running", 3, "c", 5, 0, "flow", "", ""), False),
+        (Header("failed", 3, "c", NOW + 1, NOW + 2, "flow", "", ""), False),
+    ],
+    ids=["ended", "open", "later"],
+)
+async def test_a_start_takes_the_place_again_of_the_run_it_had_replaced(
+    bench: Bench, there: Header, is_replaced: bool
+) -> None:
+    """Its client may be gone."""
+    await bench.plain("RPUSH", bench.keys.run("a"), there.encode(), "", "transition")
+    saved = bench.saved()
+    await bench.plain("DEL", bench.keys.run("a"))
+    await bench.store.one(KERNEL.start_runs(0, [Start("a", "flow", "", b"input", "", "i0a")], created=NOW))
+    before = await bench.header("a")
+    bench.shard.inbox.extend(await bench.inbox())
+    bench.lose_shard(saved)
+    await bench.acquire()
+    assert await bench.header("a") == (before if is_replaced else there.encode())
+
+
 async def test_what_was_given_up_or_deleted_does_not_come_back(bench: Bench) -> None:
     for forget in (lambda: bench.commits.given_up(0), bench.commits.forget_all):
         saved = bench.saved()
