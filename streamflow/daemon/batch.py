@@ -757,12 +757,12 @@ class ShardBatch:
         elif status == Status.FAILED:
             ending = next(event for event in reversed(effects.events) if isinstance(event, RunFailed))
             self.noted.append(Noted(run_id, old.workflow, ending.failure))
-        source = listed_under(old.status)
-        if source != status or old.ended:
+        source, target = listed_under(old.status), listed_under(status)
+        if source != target or old.ended:
             self.shard.workflows.add(old.workflow)
             keys = self.shard.keys
-            at = old.created if status == Status.RUNNING else machine.at  # the oldest open runs are by their start
-            move = run_id, keys.index(source, old.workflow), keys.index(status, old.workflow), at
+            at = old.created if target == Status.RUNNING else machine.at  # the oldest open runs are by their start
+            move = run_id, keys.index(source, old.workflow), keys.index(target, old.workflow), at
             self.batch.moves.append(move)
 
     def _note_stuck(self, run_id: str, old: Header, machine: RunMachine) -> None:

@@ -339,7 +339,7 @@ class OpenWork:
             return call.due == due and not self.reason
         if seq > 0:
             return seq in self.timers
-        return due == self.begins if seq == START else due == self.over_at and not self.reason
+        return due == (self.begins if seq == START else self.over_at) and not self.reason
 
     def _close_step(self, call: StepCall) -> None:
         del self.steps[call.seq]

@@ -118,3 +118,27 @@ async def test_a_run_is_timed_out_once_whichever_owner_it_has(serve: Serve) -> N
     found = [type(event).__name__ for event in await events_of(run)]
     assert (found.count("TimeoutReached"), found.count("RunFailed"), found[-1]) == (1, 1, "RunFailed")
     assert cleaned[-1] == "clean"
+
+
+async def test_a_start_of_a_workflow_that_is_deployed_later_is_listed_and_begins(serve: Serve) -> None:
+    async with serve(sf.App()) as (client, _):
+        run = await client.start("late", "a", id="late", delay=3600)
+        soon = await client.start("late", "b", id="soon", delay=0.01)
+
+        async def are_stuck() -> bool:
+            return len(await client.runs(status="stuck", workflow="late")) == 2
+
+        await until(are_stuck)
+    async with serve(app):
+        await soon.signal("more", "!")
+        assert await soon.result(10) == "b!"
+
+        async def is_pending() -> bool:
+            return [one.id for one in await client.runs(status="pending", workflow="late")] == ["late"]
+
+        await until(is_pending)
+        assert await client.runs(status="stuck", workflow="late") == []
+        await run.terminate()
+        with pytest.raises(sf.RunCancelled):
+            await run.result(10)
+        assert [one.id for one in await client.runs(status="cancelled", workflow="late")] == ["late"]
