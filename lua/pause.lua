@@ -4,7 +4,7 @@
 -- A note that is there stays: who has paused it first counts. Safe to run twice, but for what it returns: who repeats a call finds its own note.
 --
 -- KEYS   paused
--- ARGV   what (`queue:<name>`), note ('' if it goes on)
+-- ARGV   what (`queue:<name>` or `workflow:<name>`), note ('' if it goes on)
 -- RETURNS the note that was there, '' if none / WRONGTYPE key
 -- @include shared/holds
 local paused, what, note = KEYS[1], ARGV[1], ARGV[2]

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- post_requests: put requests to cancel or terminate into the inbox, for runs that are open; also when memory is short.
+-- post_requests: put requests to cancel, terminate, pause or resume into the inbox, for runs that are open; also when memory is short.
 --
--- Like `post_messages`, whose numbers it shares: it is another verb because its messages end work, and so free memory.
+-- Like `post_messages`, whose numbers it shares: it is another verb because its messages end work or hold it up, and so free memory.
 --
 -- KEYS   seen, inbox, kept, owner, then for each message: run
 -- ARGV   source, number (with = before it: what a server may have lost of the posts up to this one), now,

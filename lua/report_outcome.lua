@@ -17,7 +17,7 @@ local header = redis.call('LINDEX', run, 0)
 if not header then return 'm' end
 local status, created = string.match(header, '^(%a+) %d+ %S+ (%d+)')
 if created ~= ARGV[2] then return 'm' end
-if status ~= 'pending' and status ~= 'running' and status ~= 'stuck' then return 'e' end
+if status ~= 'pending' and status ~= 'running' and status ~= 'stuck' and status ~= 'paused' then return 'e' end
 
 put_message(inbox, 'kind', 'outcome', 'run', ARGV[1], 'body', ARGV[3])
 return 'a'

@@ -23,7 +23,7 @@ local attempt = ARGV[5] .. ' ' .. created .. ' ' .. ARGV[6] .. ' '
 local stored = redis.call('HGET', steps, step)
 local header = redis.call('LINDEX', run, 0)
 local status, created_now = string.match(header or '', '^(%a+) %d+ %S+ (%d+)')
-local is_open = status == 'pending' or status == 'running' or status == 'stuck'
+local is_open = status == 'pending' or status == 'running' or status == 'stuck' or status == 'paused'
 if created_now ~= created or not is_open then
   if stored == attempt .. 'wanted' then
     redis.call('HDEL', steps, step)

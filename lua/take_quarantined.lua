@@ -45,7 +45,7 @@ local function letter_for(message, entry, run, begun)
     return header == message.header and status == 'pending' and redis.call('LLEN', run) == 2 and 'a' or 'e'
   end
   if status == 'pending' then return begun[run] and 'a' or 'b' end
-  return (status == 'running' or status == 'stuck') and 'a' or 'e'
+  return (status == 'running' or status == 'stuck' or status == 'paused') and 'a' or 'e'
 end
 
 local letters, messages, known, begun = {}, {}, {}, {}

@@ -161,6 +161,35 @@ class RunResumed(HistoryEvent, tag="resumed", frozen=True, gc=False):
     failure: Failure | None = None
 
 
+class RunPaused(HistoryEvent, tag="paused", frozen=True, gc=False):
+    """Fact: somebody has paused the run, or its workflow, so none of its code is run. Later facts are recorded, and
+    delivered when it goes on.
+
+    `scope` says what is paused: `run` or `workflow`. `by` is who wanted it, `reason` why, and `since` when (ms).
+    """
+
+    workflow: str
+    tenant: str
+    scope: str = "run"
+    by: str = ""
+    reason: str = ""
+    since: int = 0
+
+    def says(self) -> str:
+        """As `its workflow is paused by kim@host: the bank is down`."""
+        what = "it" if self.scope == "run" else "its workflow"
+        who = f" by {self.by}" if self.by else ""
+        return f"{what} is paused{who}" + (f": {self.reason}" if self.reason else "")
+
+
+class PauseEnded(HistoryEvent, tag="unpaused", frozen=True, gc=False):
+    """The run is no longer paused. The decisions that follow answer all facts since `RunPaused`; if another `RunPaused`
+    or a `RunStuck` follows, its code can't be run for that."""
+
+    workflow: str
+    tenant: str
+
+
 class RunRetried(HistoryEvent, tag="retried", frozen=True, gc=False):
     """Fact: somebody had the run go on that had ended.
 
@@ -479,6 +508,8 @@ AnyEvent = (
     | RunCancelled
     | RunStuck
     | RunResumed
+    | RunPaused
+    | PauseEnded
     | RunContinued
     | CancelRequested
     | HistoryLimitReached
@@ -631,6 +662,25 @@ def latest_fork(history: Sequence[Transition]) -> RunForked | None:
         event = transition.events[0] if transition.events else None
         if isinstance(event, RunForked):
             return event
+    return None
+
+
+def last_stopped(transitions: Sequence[Transition]) -> tuple[RunStuck | RunPaused, int] | None:
+    """Why the code of a run isn't run, or wasn't the last time, if these transitions of its history say it; and since
+    when (ms)."""
+    for transition in reversed(transitions):
+        for event in reversed(transition.events):
+            if isinstance(event, RunStuck | RunPaused):
+                return event, transition.at
+    return None
+
+
+def last_paused(transitions: Sequence[Transition]) -> RunPaused | None:
+    """What a run is paused by, if these transitions of its history say it; None if that has ended."""
+    for transition in reversed(transitions):
+        for event in reversed(transition.events):
+            if isinstance(event, RunPaused | PauseEnded):
+                return event if isinstance(event, RunPaused) else None
     return None
 
 

@@ -22,7 +22,16 @@ from streamflow.events import (
     RunStarted,
     SignalReceived,
 )
-from streamflow.machine.transition import CompletedChild, FailedChild, Input, Outcome, RetryRequest, Returned
+from streamflow.machine.transition import (
+    CompletedChild,
+    FailedChild,
+    Input,
+    Outcome,
+    PauseRequest,
+    ResumeRequest,
+    RetryRequest,
+    Returned,
+)
 from streamflow.model import codec
 from streamflow.model.blocked import BlockedLine
 from streamflow.model.names import check_name, check_run_id
@@ -96,6 +105,8 @@ _child = msgspec.msgpack.Decoder(CompletedChild | FailedChild)
 _to_child = msgspec.msgpack.Decoder(tuple[str, str, Raw])
 _returned = msgspec.msgpack.Decoder(tuple[int, int, Raw])
 _retry = msgspec.msgpack.Decoder(RetryRequest)
+_pause = msgspec.msgpack.Decoder(PauseRequest)
+_resume = msgspec.msgpack.Decoder(ResumeRequest)
 _start = msgspec.msgpack.Decoder(_Start)
 
 
@@ -245,6 +256,12 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
                 raise BadMessage(f"the id of a retry must be 32 hex digits, got {retry.id[:64]!r}")
             codec.check_payload(message.body, "body of a retry")
             return retry
+        if message.kind == "pause":
+            codec.check_payload(message.body, "body of a pause")
+            return _pause.decode(message.body)
+        if message.kind == "resume":
+            codec.check_payload(message.body, "body of a resume")
+            return _resume.decode(message.body)
         if message.kind == "child":
             return _child.decode(message.body)
         if message.kind == "outcome":

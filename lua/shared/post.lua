@@ -41,7 +41,7 @@ local function post_all(keys, argv)
       letters[i] = 'd'
     elseif not status or (wanted ~= '' and wanted ~= created) then
       letters[i] = 'm'
-    elseif status == 'pending' or status == 'running' or status == 'stuck' then
+    elseif status == 'pending' or status == 'running' or status == 'stuck' or status == 'paused' then
       letters[i] = 'a'
     elseif status == 'failed' and argv[4 * i] == 'retry' then
       letters[i] = 'a'

@@ -44,7 +44,7 @@ from streamflow.events import AnyEvent, RunForked, Transition
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, check_attributes
 from streamflow.model.names import check_name, check_run_id
-from streamflow.model.record import Header, Status, decode_header, incarnation_of
+from streamflow.model.record import STOPPED, Header, Status, decode_header, incarnation_of
 from streamflow.model.sharding import full_run_id
 from streamflow.model.start_word import NOTHING, StartWord
 from streamflow.server_url import redacted
@@ -54,10 +54,18 @@ from streamflow.store.durability import use_durability
 from streamflow.store.kernel import Kernel, Message, Start
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, namespace_from, read_namespace
-from streamflow.store.pauses import QUEUE, Pause, paused_queues, read_pauses
+from streamflow.store.pauses import (
+    QUEUE,
+    WORKFLOW,
+    Pause,
+    new_note,
+    paused_queues,
+    paused_workflows,
+    read_note,
+    read_pauses,
+)
 from streamflow.store.queues import clock_of
 from streamflow.store.router import open_store
-from streamflow.text import recordable
 from streamflow.wire import encode_fork
 from streamflow.workflow.app import Reducer, Startable, Workflow
 from streamflow.workflow.messages import UNDECLARED, Declared
@@ -71,10 +79,6 @@ Ts = TypeVarTuple("Ts")
 
 READ_AGAIN_SECONDS = 5.0
 """Seconds for which a client goes by the namespace's record that it has read: one read more in that time."""
-
-
-MAX_WORDS = 1000
-"""Characters that are kept of a reason, and of who has it."""
 
 
 def connect(url: str | None = None, *, namespace: str | None = None) -> Client:
@@ -501,22 +505,41 @@ class Client:
 
         >>> await client.pause_queue("gpu", reason="the driver is updated", by="kim")
         """
-        note = Pause(time.time_ns() // 1_000_000, recordable(by, MAX_WORDS), recordable(reason, MAX_WORDS))
-        return await self._pause(queue, msgspec.json.encode(note))
+        return await self._note_pause(QUEUE, check_name("queue", queue), new_note(reason, by))
 
     async def resume_queue(self, queue: str) -> Pause | None:
         """Have workers take attempts from a paused queue again. Returns what had paused it, None if nothing had."""
-        return await self._pause(queue, b"")
-
-    async def _pause(self, queue: str, note: bytes) -> Pause | None:
-        await self.read_namespace()
-        name = QUEUE + check_name("queue", queue)
-        before = await self._batcher.call(self.kernel.pause(name, note))
-        return paused_queues({name.encode(): before})[queue] if before and before != note else None
+        return await self._note_pause(QUEUE, check_name("queue", queue), b"")
 
     async def paused_queues(self) -> dict[str, Pause]:
         """The queues that are paused, by name."""
         return paused_queues(await self._batcher.call(read_pauses(self.keys)))
+
+    async def pause_workflow(self, workflow: str, *, reason: str = "", by: str = "") -> Pause | None:
+        """Have the runs of a workflow begin nothing new, within a heartbeat of the daemons: no step, no other attempt
+        of one, no child. Steps that run end, and their results are recorded, as are signals and questions; new runs are
+        accepted, and wait.
+
+        A run that is asked to cancel cleans up all the same. `reason` and `by` (who wants it) are shown. Returns what
+        had paused it before, which stays, or None. Raises `InvalidName`.
+
+        >>> await client.pause_workflow("order", reason="the bank is down", by="kim")
+        """
+        return await self._note_pause(WORKFLOW, check_name("workflow", workflow), new_note(reason, by))
+
+    async def resume_workflow(self, workflow: str) -> Pause | None:
+        """Have the runs of a paused workflow go on, but for those that are paused themselves: each gets what came
+        meanwhile, in order. Returns what had paused it, None if nothing had."""
+        return await self._note_pause(WORKFLOW, check_name("workflow", workflow), b"")
+
+    async def paused_workflows(self) -> dict[str, Pause]:
+        """The workflows that are paused, by name."""
+        return paused_workflows(await self._batcher.call(read_pauses(self.keys)))
+
+    async def _note_pause(self, kind: str, name: str, note: bytes) -> Pause | None:
+        await self.read_namespace()
+        before = await self._batcher.call(self.kernel.pause(kind + name, note))
+        return read_note(before) if before and before != note else None
 
     async def queues(self) -> list[str]:
         """The queues that workers or steps have used, sorted."""
@@ -670,12 +693,12 @@ class Client:
         line, last = await self._batcher.peek(shard, run_id)
         check_found(line, run_id, created)
         header = decode_header(line)
-        is_stuck = header.status == Status.STUCK
-        found = describe(run_id, line, last, await self._listings.stuck_event(shard, run_id) if is_stuck else None)
+        is_stopped = header.status in STOPPED
+        found = describe(run_id, line, last, await self._listings.stopped_event(shard, run_id) if is_stopped else None)
         if header.is_open and waits:
             reader = self._listings.waits
             known, more = await reader.waits(shard, run_id, header.created, DESCRIBED_BYTES)
-            owner, located = await reader.locate(shard, run_id, header.created, known)
+            owner, located = await reader.locate(shard, run_id, header, known)
             return msgspec.structs.replace(found, waits_for=located, waits_more=more, owner=owner)
         cause = found.cause
         if cause is None or not cause.step:

@@ -31,20 +31,21 @@ from streamflow.events import (
     AnyEvent,
     RecordedTransition,
     RunCompleted,
+    RunPaused,
     RunStuck,
     Transition,
     decode_history,
     decode_recorded,
     decode_transition,
     is_fork,
-    last_stuck,
+    last_stopped,
     unfolded,
 )
 from streamflow.model import codec
 from streamflow.model.attributes import FORKED_FROM, Attribute, same, value_text
 from streamflow.model.causes import Cause, FailedAttempt, attempts_before, cause_of, root_of
 from streamflow.model.logged import decode_logged
-from streamflow.model.record import LISTED, Header, Status, decode_header
+from streamflow.model.record import LISTED, STOPPED, Header, Status, decode_header
 from streamflow.model.sharding import Partition
 from streamflow.model.start_word import start_word
 from streamflow.model.trace_context import trace_id_of
@@ -87,7 +88,8 @@ only so many are read."""
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One run in a listing. Times are aware, in UTC; `parent` is the id of the run that started it as its child;
-    `reason` says why a stuck run can't continue; `trace_id` (32 hex digits) is empty for a run that isn't traced.
+    `reason` says why a stuck run can't continue, or who has paused it, and why; `trace_id` (32 hex digits) is empty for
+    a run that isn't traced.
 
     Of a run that has failed, or is stuck for a bug, `cause` is the innermost error, through children and steps, and
     `error` the same in a line, as `ConnectTimeout: api:443`; empty and None otherwise, and in a listing if its last
@@ -127,7 +129,7 @@ class RunDescription(RunSummary, frozen=True, kw_only=True):
 
     `version`: number of its transitions. `result` is the decoded result of a completed run (plain values, not the
     workflow's declared type); `failure` why it failed, or what the bug is for which it is stuck; `reason` why it was
-    cancelled, or is stuck.
+    cancelled, is stuck, or is paused.
 
     `traceback`: the frames of the user's code of the `cause`, which are those of the step if one raised it, wherever it
     ran. `attempts`: the failed attempts of that step before its last one, oldest first, as far as they are within the
@@ -252,13 +254,15 @@ class WorkflowInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """Milliseconds for which no daemon has had it although others run; 0 if one has."""
 
 
-def describe(run_id: str, header_line: bytes, last: bytes, stuck: RunStuck | None = None) -> RunDescription:
+def describe(
+    run_id: str, header_line: bytes, last: bytes, stopped: RunStuck | RunPaused | None = None
+) -> RunDescription:
     """The description from the header and, if the run has ended, its last transition (else empty); without attempts.
-    `stuck`: why it is stuck, if it is."""
+    `stopped`: why it is stuck or paused, if it is."""
     header = decode_header(header_line)
     result: Any = None
     untaken: dict[str, int] = {}
-    failure, reason = (None, "") if stuck is None else (stuck.failure, stuck.reason)
+    failure, reason = _why_stopped(stopped)
     if last:
         transition = decode_recorded(last)
         untaken = transition.unrecorded.untaken if transition.unrecorded is not None else {}
@@ -302,12 +306,19 @@ def failure_in(last: bytes) -> Failure | None:
     return ending.failure if isinstance(ending, events.RunFailed) else None
 
 
-def with_reason(run: RunSummary, stuck: RunStuck | None) -> RunSummary:
-    """The entry of a stuck run with why it is: of a bug also the error and its cause, as of a failed run."""
-    if stuck is None or stuck.failure is None:
-        return msgspec.structs.replace(run, reason="" if stuck is None else stuck.reason)
-    cause = cause_of(run.id, run.workflow, stuck.failure)
-    return msgspec.structs.replace(run, reason=stuck.reason, error=str(cause), cause=cause)
+def with_reason(run: RunSummary, stopped: RunStuck | RunPaused | None) -> RunSummary:
+    """The entry of a stuck or paused run with why it is: of a bug also the error and its cause, as of a failed run."""
+    failure, reason = _why_stopped(stopped)
+    if failure is None:
+        return msgspec.structs.replace(run, reason=reason)
+    cause = cause_of(run.id, run.workflow, failure)
+    return msgspec.structs.replace(run, reason=reason, error=str(cause), cause=cause)
+
+
+def _why_stopped(stopped: RunStuck | RunPaused | None) -> tuple[Failure | None, str]:
+    if stopped is None:
+        return None, ""
+    return (None, stopped.says()) if isinstance(stopped, RunPaused) else (stopped.failure, stopped.reason)
 
 
 def summarize(run_id: str, header: Header, reason: str = "", failure: Failure | None = None) -> RunSummary:
@@ -538,27 +549,27 @@ class Listings:
             if filters.match(summary):
                 found.append(summary)
         if filters.error:
-            unread = {run.id for run in [run for run in found if run.status is Status.STUCK][MAX_REASONS:]}
+            unread = {run.id for run in [run for run in found if run.status in STOPPED][MAX_REASONS:]}
             found = await self._with_reasons(namespace, [run for run in found if run.id not in unread])
             found = [run for run in found if filters.match_error(run)]
         return found
 
     async def _with_reasons(self, namespace: Namespace, found: list[RunSummary]) -> list[RunSummary]:
-        """The same, with the reasons of those that are stuck."""
-        stuck = [run.id for run in found if run.status is Status.STUCK]
-        reasons = await asyncio.gather(*(self.stuck_event(namespace.shard_of(run_id), run_id) for run_id in stuck))
-        known = dict(zip(stuck, reasons, strict=True))
+        """The same, with the reasons of those that are stuck or paused."""
+        stopped = [run.id for run in found if run.status in STOPPED]
+        reasons = await asyncio.gather(*(self.stopped_event(namespace.shard_of(run_id), run_id) for run_id in stopped))
+        known = dict(zip(stopped, reasons, strict=True))
         return [with_reason(run, known.get(run.id)) for run in found]
 
-    async def stuck_event(self, shard: int, run_id: str) -> RunStuck | None:
-        """Why a run is stuck: what was recorded last about it. None if it is stuck no more."""
+    async def stopped_event(self, shard: int, run_id: str) -> RunStuck | RunPaused | None:
+        """Why a run is stuck or paused: what was recorded last about it. None if it is so no more."""
         last = -1
         while True:
             # Two more, which are dropped: before the first transition these are the header and the state.
             read = Call.plain("LRANGE", self._keys.shard(shard).run(run_id), last - STUCK_PAGE - 1, last)
             elements: list[bytes] = await self._batcher.call(read)
             try:
-                found = last_stuck(decode_history(elements[2:]))
+                found = last_stopped(decode_history(elements[2:]))
             except codec.DECODE_ERRORS as error:
                 return RunStuck("", "", f"unknown: the history of this run can't be decoded: {error}")
             if found is not None or len(elements) < STUCK_PAGE + 2:

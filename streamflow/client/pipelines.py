@@ -44,7 +44,7 @@ CREATED = (b"+", b"=")
 """How the reply to a start begins that has created its run: by this call, or by one before whose reply was lost."""
 _ALONE = (_CALL, _REPLACE)
 """What takes no others into its call."""
-_REQUESTS = ("cancel", "terminate")
+_REQUESTS = ("cancel", "terminate", "pause", "resume")
 """Kinds of messages that are accepted also when memory is short."""
 
 

@@ -39,7 +39,7 @@ LONGEST_PAUSE = 2.0
 """A run may be missing, too, until the shard's owner has committed it again, or its own client has started it. Seconds
 for which it is tried, and between the first and between the last tries."""
 NAMED = 20
-REQUESTS = ("cancel", "terminate")
+REQUESTS = ("cancel", "terminate", "pause", "resume")
 """Kinds of messages that are accepted also when memory is short."""
 
 

@@ -7,7 +7,7 @@ Called by: `run.py`; the sandbox.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -31,6 +31,7 @@ from streamflow.events import (
 from streamflow.machine.retry_point import MAX_DEPTH, MAX_NAMED, not_failed, not_open
 from streamflow.machine.transition import RetryRequest
 from streamflow.model.record import Header, ParentLink, Status
+from streamflow.store.pauses import Pause
 from streamflow.text import recordable
 
 MAX_BY = 64
@@ -51,12 +52,13 @@ class Retried(msgspec.Struct, frozen=True):
     """What `run.retry()` gives: how many results of steps and children are kept, and which steps begin again.
 
     `parent`: the run that has started this one as its child, and has taken its failure: it doesn't get the new outcome.
-    None for a run without a parent.
+    None for a run without a parent. `held`: why the step doesn't begin now, if its queue is paused.
     """
 
     kept: int
     steps: list[RetriedStep]
     parent: str | None = None
+    held: str = ""
 
 
 class _Answer(msgspec.Struct):
@@ -122,6 +124,20 @@ def step_request(
     by, reason = recordable(by, MAX_BY), recordable(reason, MAX_REASON)
     request = RetryRequest(request_id, header.created, header.version, by, reason, False, one.seq, one.attempt)
     return msgspec.msgpack.encode(request)
+
+
+def queue_of(history: Iterable[Transition], steps: Sequence[RetriedStep]) -> str:
+    """The queue of the step that begins again; empty if there is none."""
+    seqs = {step.seq for step in steps}
+    scheduled = (event for one in history for event in one.events if isinstance(event, StepScheduled))
+    return next((event.queue for event in scheduled if event.seq in seqs), "")
+
+
+def held_in(queue: str, pause: Pause | None) -> str:
+    """Why a step in this queue doesn't begin; empty if nothing holds it up."""
+    if pause is None:
+        return ""
+    return f"queue {queue} is paused {pause.says()}".rstrip() + f": it begins after streamflow resume --queue {queue}"
 
 
 def results_of(history: Iterable[Transition]) -> int:

@@ -34,9 +34,11 @@ from streamflow.errors import AskRefused, UsageError
 from streamflow.events import AnyEvent, AskAnswered, Transition, decode_transition
 from streamflow.events import RunCompleted as CompletedEvent
 from streamflow.machine.retry_point import not_open
+from streamflow.machine.transition import PauseRequest, ResumeRequest
 from streamflow.model import codec
 from streamflow.model.attributes import FORKED_FROM
 from streamflow.model.record import Header, Status, parent_link
+from streamflow.store.pauses import said
 from streamflow.text import recordable
 from streamflow.workflow.messages import (
     UNDECLARED,
@@ -102,8 +104,8 @@ class Run(Generic[R]):
         name or found with `client.run(id)`, it is plain data.
 
         Raises `RunFailed` with the failure, `RunCancelled` with the reason, `TimeoutError` when the time is over (the
-        run continues; of one that is stuck it says why), `PayloadInvalid` when the result doesn't fit the declared
-        type, `StoreUnavailable` when the server could not be reached for 10 seconds.
+        run continues; of one that is stuck or paused it says why), `PayloadInvalid` when the result doesn't fit the
+        declared type, `StoreUnavailable` when the server could not be reached for 10 seconds.
 
         >>> total = await run.result(timeout=30)
         """
@@ -112,9 +114,9 @@ class Run(Generic[R]):
         try:
             last = await self._within(timeout, ended, late + GOES_ON)
         except TimeoutError as error:
-            reason = await self._stuck_reason()
+            reason = await self._why_stopped()
             if reason:
-                error.args = (f"{str(error).partition(GOES_ON)[0]}: it is stuck until its code is mended: {reason}",)
+                error.args = (f"{str(error).partition(GOES_ON)[0]}: {reason}",)
             raise
         match ending_of(decode_transition(last)):
             case CompletedEvent(result=raw):
@@ -126,12 +128,14 @@ class Run(Generic[R]):
                 reason = f": {event.reason}" if event is not None and event.reason else ""
                 raise errors.RunCancelled(f"run {self.id} was cancelled{reason}", self.id)
 
-    async def _stuck_reason(self) -> str:
-        """Why the run is stuck; empty if it isn't, or if that can't be found out at once."""
+    async def _why_stopped(self) -> str:
+        """Why the run is stuck or paused; empty if it isn't, or if that can't be found out at once."""
         try:
             async with asyncio.timeout(ASK_SECONDS):
                 found = await self.describe(waits=False)
-                return found.reason if found.status == Status.STUCK else ""  # that of a cancel is another one
+                if found.status == Status.STUCK:
+                    return f"it is stuck until its code is mended: {found.reason}"
+                return found.reason if found.status == Status.PAUSED else ""  # that of a cancel is another one
         except (errors.StreamflowError, TimeoutError):
             return ""
 
@@ -275,6 +279,28 @@ class Run(Generic[R]):
         body = codec.encode(recordable(reason, codec.MAX_BYTES), "reason of a terminate")
         await self._post("terminate", body)
 
+    async def pause(self, *, reason: str = "", by: str = "") -> None:
+        """Request that the run begins nothing new until `resume`. Returns when the server has the request, before it
+        takes effect.
+
+        Steps that run, or wait in a queue, end, and their results are recorded. Signals and questions are accepted, and
+        kept; timers that are due have fired when the run goes on. A cancel ends the pause, since the run cleans up;
+        `terminate` ends the run. Children go on: pause their workflow, too. Who has paused it first stays recorded.
+
+        `reason` and `by` (who wants it) are shown. Raises `RunEnded`.
+
+        >>> await run.pause(reason="the customer calls back", by="kim")
+        """
+        await self._post("pause", msgspec.msgpack.encode(PauseRequest(*said(by, reason))))
+
+    async def resume(self, *, by: str = "") -> None:
+        """Request that the run goes on, if it was paused by `pause`. It gets what came meanwhile, in order. Returns
+        when the server has the request, before it takes effect.
+
+        A run of a paused workflow goes on with that: `client.resume_workflow`. Raises `RunEnded`.
+        """
+        await self._post("resume", msgspec.msgpack.encode(ResumeRequest(said(by, "")[0])))
+
     async def retry(
         self,
         *,
@@ -395,7 +421,9 @@ class Run(Generic[R]):
         except errors.RunEnded:
             raise errors.NotRetried(self.id, errors.Failure("NotOpen", not_open(self.id))) from None
         found = retrying.retried(self.id, answer, None)
-        return msgspec.structs.replace(found, kept=retrying.results_of(history))
+        queue = retrying.queue_of(history, found.steps)
+        held = retrying.held_in(queue, (await self._client.paused_queues()).get(queue)) if queue else ""
+        return msgspec.structs.replace(found, kept=retrying.results_of(history), held=held)
 
     async def describe(self, *, waits: bool = True) -> RunDescription:
         """Status, workflow, tenant, times, attributes, and how the run ended (its result, failure or reason), or why it

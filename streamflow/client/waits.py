@@ -21,14 +21,14 @@ from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.events import decode_recorded
 from streamflow.machine.snapshot import waits_in
 from streamflow.model.codec import DECODE_ERRORS
-from streamflow.model.record import decode_header
+from streamflow.model.record import Header, decode_header
 from streamflow.model.reports import decode_details, reported_at
 from streamflow.model.start_word import start_word
-from streamflow.model.waits import QueuePlace, StepHolder, Wait, waits_of
+from streamflow.model.waits import MAX_WHY, QueuePlace, StepHolder, Wait, waits_of
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Kernel, QueuePeek
 from streamflow.store.keys import NamespaceKeys
-from streamflow.store.pauses import Pause, paused_queues, read_pauses
+from streamflow.store.pauses import Pause, paused_queues, paused_workflows, read_pauses
 from streamflow.store.queues import clock_of
 from streamflow.store.workers import WorkerHeartbeat, decode_worker
 from streamflow.wire import Heartbeat, decode_heartbeat
@@ -102,8 +102,12 @@ class WaitReader:
             return [Wait(kind="message", why=f"its record can't be decoded: {error}"[:200])], True
         return found, not is_whole
 
-    async def locate(self, shard: int, run_id: str, created: int, waits: Sequence[Wait]) -> tuple[RunOwner, list[Wait]]:
-        """Who has the run, and the same waits with who has their steps, as far as that can be read."""
+    async def locate(
+        self, shard: int, run_id: str, header: Header, waits: Sequence[Wait]
+    ) -> tuple[RunOwner, list[Wait]]:
+        """Who has the run, and the same waits with who has their steps, as far as that can be read. The first one is
+        that its workflow is paused, if it is, also of a run for which nothing has come since."""
+        created = header.created
         keys = self._keys.shard(shard)
         steps = [wait for wait in waits if wait.kind == "step"][:MAX_LOCATED]
         local = {wait.seq: f"{run_id}/{wait.seq}" for wait in steps if not wait.queue}
@@ -111,11 +115,12 @@ class WaitReader:
         calls: list[Call[Any]] = [
             Call.plain("TIME", near=keys.owner),
             Call.plain("HGET", keys.owner, "holder"),
+            read_pauses(self._keys),
             *(Call.plain("HGET", keys.steps, field) for field in local.values()),
             *(Call.plain("HGET", keys.details, field) for field in local.values()),
             *(Call.plain("HGET", self._keys.queue(queue, shard).steps, field) for queue, field in queued.values()),
         ]
-        time, holder, *rest = await self._answers(calls)
+        time, holder, notes, *rest = await self._answers(calls)
         now = clock_of(time) if time else 0
         records = dict(zip(local, rest, strict=False))
         reports = dict(zip(local, rest[len(local) :], strict=False))
@@ -126,7 +131,7 @@ class WaitReader:
         asked = [(seq, queued[seq][0], entry) for seq, entry in entries.items() if entry]
         calls = [
             *(Call.plain("HGET", self._keys.members, name) for name in daemons),
-            *([Call.plain("HGETALL", self._keys.workers), read_pauses(self._keys)] if queued else []),
+            *([Call.plain("HGETALL", self._keys.workers)] if queued else []),
             *(self._kernel.peek_queues(shard, [queue], [entry]) for _, queue, entry in asked),
             *(Call.plain("HGET", self._keys.queue(queue, shard).details, entry) for _, queue, entry in asked),
         ]
@@ -136,17 +141,22 @@ class WaitReader:
         silent = {(beat.run_id, beat.seq, beat.attempt) for one in members.values() for beat in one.silent}
         answers = answers[len(daemons) :]
         workers: list[WorkerHeartbeat] | None = None
-        paused: Mapping[str, Pause] = {}
+        paused = paused_queues(notes or {})
         if queued:
             found = cast("Mapping[bytes, bytes] | None", answers[0])
             workers = None if found is None else [decode_worker(raw) for raw in found.values()]
-            paused = paused_queues(answers[1] or {})
-            answers = answers[2:]
+            answers = answers[1:]
         peeks = {seq: answer for (seq, _, _), answer in zip(asked, answers, strict=False)}
         details = {seq: answer for (seq, _, _), answer in zip(asked, answers[len(asked) :], strict=True)}
         located: list[Wait] = []
+        note = paused_workflows(notes or {}).get(header.workflow)
+        if note is not None and not any(wait.kind == "pause" for wait in waits):
+            located.append(pause_of_workflow(note))
+        stands = next((wait.since for wait in waits if wait.kind == "pause"), None)
         for wait in waits:
-            if wait.seq in local and wait.kind == "step":
+            if stands is not None and wait.until is not None and wait.until >= stands:
+                pass  # that attempt doesn't begin while the run is paused
+            elif wait.seq in local and wait.kind == "step":
                 wait = _local(wait, hosts[wait.seq], beats, reports[wait.seq], created, now)
                 if (run_id, wait.seq, wait.attempt) in silent:
                     wait = msgspec.structs.replace(wait, silent=True)
@@ -187,6 +197,11 @@ class WaitReader:
             raise
         except StoreError:  # somebody has overwritten the key
             return [], True
+
+
+def pause_of_workflow(note: Pause) -> Wait:
+    """What a run waits for whose workflow is paused."""
+    return Wait(kind="pause", name="workflow", why=note.says()[:MAX_WHY], since=_instant(note.at))
 
 
 def _local(

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from streamflow.daemon.failure_log import Noted
+from streamflow.daemon.paused import CHANGES, behind_cancel, keeps_stuck, pause_wanted, paused_text
 from streamflow.daemon.relay import OutboxEntry
 from streamflow.daemon.shard import CODE, IN_LOG, RUN_BYTES, LiveRun, OwnedShard, RunWork, StepRecord, parked_by
 from streamflow.errors import Failure, UsageError
@@ -24,6 +26,7 @@ from streamflow.events import (
     MessageQuarantined,
     RunFailed,
     RunForked,
+    RunPaused,
     RunStarted,
     SignalReceived,
     Transition,
@@ -41,10 +44,11 @@ from streamflow.model.attributes import Attribute, merged, same, value_text
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.failures import failure_of, line_of_function
 from streamflow.model.logged import LARGE, encode_logged
-from streamflow.model.record import Header, Status, decode_header, parent_link
+from streamflow.model.record import STOPPED, Header, Status, decode_header, parent_link
 from streamflow.model.sharding import Partition
 from streamflow.store.kernel import FRESH, Attempt, Batch, Poison, Put, RunWrite, Send, listed_under
 from streamflow.store.namespace import Namespace
+from streamflow.store.pauses import Pause
 from streamflow.wire import (
     BadMessage,
     InboxMessage,
@@ -175,6 +179,8 @@ class ShardBatch:
         """Runs that have taken a request to retry them: they refuse others."""
         self.refused: dict[str, Failure] = {}
         """Ended runs that can't be retried, and why."""
+        self.paused: Mapping[str, Pause] = {}
+        """The workflows that are paused."""
         self.careful = ""
         """The run that a former owner had in hand when its process ended: it is alone in this batch."""
         self.is_sent = False
@@ -375,6 +381,10 @@ class ShardBatch:
             if self.size >= BYTES or len(sends) + len(puts) + len(attempts) >= WRITES:
                 self._put_back_from(run_id)
                 break
+            may_differ = run_work.messages or self.paused or self.shard.has_paused
+            if may_differ and self._is_paused_otherwise(run_id, run_work):
+                self._give_back(run_id, run_work)
+                continue
             watch.code_of(run_id, number)
             inputs = run_work.inputs
             if run_work.messages or oversize:
@@ -405,6 +415,23 @@ class ShardBatch:
                 if ends_process(error):
                     raise
                 self._leave_out(run_id, run_work, error)
+
+    def _is_paused_otherwise(self, run_id: str, run_work: RunWork) -> bool:
+        """Whether a run in memory has to be read again, because it, or its workflow, was paused or resumed since. A
+        pause that is wanted behind a cancel is left for a later batch."""
+        live, messages = self.shard.live.get(run_id), run_work.messages
+        if len(messages) > 1 and (end := behind_cancel(messages)) < len(messages):
+            self.shard.inbox.extendleft(reversed(messages[end:]))
+            del messages[end:]
+        if live is None or run_work.loaded or (machine := live.machine).retrying is not None or machine.ended:
+            return False
+        is_paused = self.paused or machine.pause is not None or live.kept_stuck
+        if not is_paused and not any(message.kind in CHANGES for message in messages):
+            return False
+        wanted = pause_wanted(self.paused, live.header, machine.pause, messages, is_cancelling=machine.is_cancelling)
+        if keeps_stuck(live.header, wanted):
+            return False
+        return wanted != machine.pause or live.kept_stuck
 
     def _put_back_from(self, run_id: str) -> None:
         """The commit is full: this run and those behind it are reduced in the next batch. They have decided nothing."""
@@ -523,6 +550,9 @@ class ShardBatch:
         for message in self.work[run_id].messages:
             if message.kind != "retry":
                 continue
+            if (pause := self.paused.get(header.workflow)) is not None:
+                failure = CannotRetry("Paused", paused_text(run_id, pause, header.workflow))
+                break
             try:
                 retry = decode_message(message, None)
                 if isinstance(retry, RetryRequest):
@@ -541,10 +571,17 @@ class ShardBatch:
         for a step is for a run that is open. A stuck run is tried again: raises `_TryAgain` if it isn't loaded for
         that."""
         failure = self.refused.get(run_id)
-        if retry.seq and live is not None and live.machine.retrying is None and live.header.created == retry.created:
+        if live is not None and (pause := self.paused.get(live.header.workflow)) is not None:
+            failure = Failure("Paused", paused_text(run_id, pause, live.header.workflow))
+        elif retry.seq and live is not None and live.machine.retrying is None and live.header.created == retry.created:
             inputs.append(retry)
             return
-        if live is not None and live.header.status == Status.STUCK and live.header.created == retry.created:
+        if (
+            failure is None
+            and live is not None
+            and live.header.status == Status.STUCK
+            and live.header.created == retry.created
+        ):
             if run_id not in self.shard.again:
                 raise _TryAgain
             inputs.append(retry)
@@ -608,8 +645,14 @@ class ShardBatch:
                     trace = None
                     if self.tracing is not None:
                         trace, header = self.tracing.begin(run_id, header)
-                    machine = new_machine(app, partition, run_id, header.workflow, reason_to_park, trace, header.start)
-                    machine.bug = self.shard.bug_of(run_id)
+                    pause: RunPaused | None = None
+                    if self.paused or len(run_work.messages) > 1:
+                        pause = pause_wanted(self.paused, header, None, run_work.messages, is_cancelling=False)
+                    machine = new_machine(
+                        app, partition, run_id, header.workflow, reason_to_park, trace, header.start, pause
+                    )
+                    machine.bug = self.shard.bug_of(run_id) if pause is None else None
+                    self.shard.has_paused = self.shard.has_paused or pause is not None
                     self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
             if type(input_) is RetryRequest:
                 self._take_retry(run_id, input_, self.shard.live.get(run_id), inputs)
@@ -784,7 +827,7 @@ class ShardBatch:
         starting = {job.seq for job in effects.jobs}
         for seq, record in list(records.items()):
             if seq == CODE:
-                is_current = not effects.ended and (effects.status == Status.STUCK or run_id in self.shard.careful)
+                is_current = not effects.ended and (effects.status in STOPPED or run_id in self.shard.careful)
             else:
                 call = machine.steps.get(seq)
                 is_current = call is not None and call.attempt == record.attempt and call.due is None

@@ -290,6 +290,8 @@ class Daemon:
         registration.on_mismatch = self._on_mismatch
         owner.on_queue = registration.add_queue
         self.membership.on_record = registration.compare
+        self.membership.on_pauses = owner.paused.update
+        takeover.paused_workflows = lambda: owner.paused.notes
         self._troubles = context.troubles
         self._store = context.store
         owner.on_lost = self.membership.rebalance_soon

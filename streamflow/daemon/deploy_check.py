@@ -182,7 +182,7 @@ class DeployCheck:
     async def _fits(self, shard: OwnedShard, run_id: str, record: list[bytes]) -> bool:
         try:
             header = decode_header(record[0])
-            if not header.is_open or header.version == 0 or header.status == Status.STUCK:
+            if not header.is_open or header.version == 0 or header.status in (Status.STUCK, Status.PAUSED):
                 return True
             history = decode_history(record[2:])
             pieces = rehydrating(self._app, self._partition, run_id, header, record[1], history, trace=silence())

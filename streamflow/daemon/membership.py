@@ -48,6 +48,7 @@ from streamflow.model.sharding import winner_of
 from streamflow.steps.executor import StepExecutor
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Heartbeats, LentStep, Reply
+from streamflow.store.pauses import Pause, paused_workflows, read_pauses
 from streamflow.wire import Heartbeat, decode_heartbeat
 
 _log = logging.getLogger("streamflow.membership")
@@ -80,8 +81,9 @@ class _Seen(msgspec.Struct):
 
 class Membership:
     """`describe` makes this daemon's heartbeat. `on_beat(heartbeat)` is called when one is confirmed, `on_leave()`
-    before this daemon deregisters, and `on_record(identity, durability)` with what the namespace's record says: it is
-    read with each heartbeat, because a turn of the event loop costs an idle daemon more than a command."""
+    before this daemon deregisters, `on_record(identity, durability)` with what the namespace's record says, and
+    `on_pauses(workflows)` with what is paused: they are read with each heartbeat, because a turn of the event loop
+    costs an idle daemon more than a command."""
 
     def __init__(
         self,
@@ -98,9 +100,12 @@ class Membership:
         self.draining = False
         self.on_beat: Callable[[bytes], None] = lambda _: None
         self.on_leave: Callable[[], None] = lambda: None
+        self.on_pauses: Callable[[dict[str, Pause]], None] = lambda paused: None
         self.on_record: Callable[[bytes | None, bytes | None], None] = lambda identity, durability: None
         self.has_its_share = anyio.Event()
         """Set as soon as it owns a shard, or none is for it: there may be as many daemons as shards."""
+        self._unread_pauses = ""
+        """Why the pauses could not be read the last time, if they couldn't."""
         self._store = context.store
         self._kernel = context.kernel
         self._settings = context.settings
@@ -302,12 +307,13 @@ class Membership:
         with anyio.move_on_after(self._settings.dead_after / 2):
             call = self._kernel.heartbeat(self.member, data, dead, joins=not self._has_joined)
             record = Call.plain("HMGET", self._kernel.keys.meta, "identity", "durability")
-            answers: list[Any] = await self._store.send([call, record], urgent=True)
+            answers: list[Any] = await self._store.send([call, record, read_pauses(self._kernel.keys)], urgent=True)
             if isinstance(answers[0], StoreError):
                 raise answers[0]
             answer = cast("Heartbeats", answers[0])
             if not isinstance(answers[1], StoreError):
                 self.on_record(*answers[1])
+            self._take_pauses(answers[2])
             if self.member not in answer.members:  # the others have removed it, or the data were deleted
                 self._has_joined = False
                 self._looks = [now, now + self._settings.dead_after]
@@ -358,6 +364,16 @@ class Membership:
             self._desired = {n for n in range(self._shards) if alive and winner_of(n, alive) == self.member}
             if self.member in alive and not self._desired:
                 self.has_its_share.set()
+
+    def _take_pauses(self, notes: dict[bytes, bytes] | StoreError) -> None:
+        """What can't be read stays as it is."""
+        if isinstance(notes, StoreError):
+            if str(notes) != self._unread_pauses:
+                _log.error("it can't be read which workflows are paused, so nothing changes about that: %s", notes)
+            self._unread_pauses = str(notes)
+        else:
+            self._unread_pauses = ""
+            self.on_pauses(paused_workflows(notes))
 
     def hold_if_unconfirmed(self) -> None:
         """Start no more steps when the others may soon consider this daemon dead."""

@@ -28,6 +28,8 @@ from streamflow.daemon.context import Context
 from streamflow.daemon.failure_log import FailureLog
 from streamflow.daemon.lost_writes import LostWrites
 from streamflow.daemon.moves import Moves
+from streamflow.daemon.paused import keeps_stuck, pause_wanted
+from streamflow.daemon.paused_workflows import PausedWorkflows
 from streamflow.daemon.recent_commits import RecentCommits
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import (
@@ -44,8 +46,8 @@ from streamflow.daemon.starts import Starts, class_of
 from streamflow.daemon.timers import Timers
 from streamflow.daemon.troubles import shard_name
 from streamflow.errors import Failure, StoreError
-from streamflow.events import RunContinued, RunForked, Transition, decode_history
-from streamflow.machine.factory import is_reducer, parked_for, rehydrating
+from streamflow.events import RunContinued, RunForked, RunPaused, Transition, decode_history
+from streamflow.machine.factory import is_reducer, parked_for, pause_of, rehydrating, stuck_for, was_cancelled
 from streamflow.machine.open_work import WORKER_LOST, Trace
 from streamflow.machine.retry_point import CannotRetry, RetryPoint, retry_point
 from streamflow.machine.run import RunMachine
@@ -178,6 +180,7 @@ class Owner:
         """Called when this daemon has enqueued for the first time in the queue of this name."""
         self._known_queues: set[str] = set()
         self.suspects = Suspects(executor, context.store, context.kernel, context.member)
+        self.paused = PausedWorkflows(self.shards, executor, self.suspects, self.wake, self.touch)
         self.is_alive: Callable[[str], bool] = lambda _: False
         self.careful = CarefulTurns(context.store, self.suspects, self.active, self.wake, self.wake_up)
         self._ready: dict[int, OwnedShard] = {}
@@ -229,6 +232,7 @@ class Owner:
         """Begin to work for a shard that was acquired and recovered."""
         self.shards[shard.number] = shard
         self.moves.acquired()
+        self.paused.added(shard)
         if shard.next_due is not None:
             self._shard_timers.set(shard.number, shard.next_due)
         self.wake(shard)
@@ -402,6 +406,7 @@ class Owner:
         shard.busy = True
         server = self._store.server_of(shard.keys.owner)
         batch = self._batches[shard.number] = ShardBatch(shard, shard.next_commit(self._session), self._tracing, server)
+        batch.paused = self.paused.notes
         return batch
 
     def _take_batches(self, taken: list[OwnedShard]) -> list[ShardBatch]:
@@ -775,11 +780,19 @@ class Owner:
         if self._tracing is not None:
             trace, header = self._tracing.begin(run_id, header, generation_began(history))
         state = record[1] if fork is None else b""
-        machine = yield from self._machine(shard, run_id, header, state, history, trace, point, fork)
+        pause: RunPaused | None = None
+        messages = batch.work[run_id].messages
+        if fork is None and is_open and (batch.paused or messages or header.status == Status.PAUSED):
+            before = pause_of(header, record[1], history)
+            is_cancelling = bool(batch.paused) and was_cancelled(history)
+            pause = pause_wanted(batch.paused, header, before, messages, is_cancelling=is_cancelling)
+        machine = yield from self._machine(shard, run_id, header, state, history, trace, point, fork, pause)
         if shard.dropped:  # meanwhile
             machine.close()
             return
         live = shard.live[run_id] = LiveRun(machine, header, record[0], UNKNOWN)
+        live.kept_stuck = keeps_stuck(header, pause)
+        shard.has_paused = shard.has_paused or pause is not None
         live.size = RUN_BYTES + sum([len(element) for element in record])
         self._bytes += live.size
         shard.workflows.add(header.workflow)
@@ -794,13 +807,17 @@ class Owner:
         trace: Trace | None,
         point: RetryPoint | None,
         fork: RunForked | None,
+        pause: RunPaused | None,
     ) -> Generator[None, None, RunMachine]:
         """The machine of a record. A run whose code raises what no run may is parked, and its code isn't run. `point`:
-        the run has ended, and is to go on from there. `fork`: it begins so, behind this history."""
+        the run has ended, and is to go on from there. `fork`: it begins so, behind this history. `pause`: it, or its
+        workflow, is paused."""
         partition = self._namespace.partition
         is_parked = header.status == Status.STUCK and run_id not in shard.again
         known = parked_for(history, shard.code) if is_parked else ""
-        if run_id not in shard.parked and not known:
+        if keeps_stuck(header, pause):
+            pause, known = None, stuck_for(history)
+        if pause is None and run_id not in shard.parked and not known:
             pieces = rehydrating(self._app, partition, run_id, header, state, history, "", trace, point, fork)
             while True:
                 self.watch.code_of(run_id, shard.number)
@@ -819,9 +836,9 @@ class Owner:
                 yield
         reason = parked_reason(shard, run_id, header.workflow, self._app) or known
         machine = yield from rehydrating(
-            self._app, partition, run_id, header, state, history, reason, trace, point, fork
+            self._app, partition, run_id, header, state, history, reason, trace, point, fork, pause
         )
-        machine.bug = shard.bug_of(run_id)
+        machine.bug = shard.bug_of(run_id) if pause is None else None
         return machine
 
     def _restart_running_steps(self, shard: OwnedShard, run_id: str, live: LiveRun, inputs: list[Input]) -> None:
@@ -984,6 +1001,8 @@ class Owner:
             shard.bug_recorded(run_id)
         self._bytes += done.size - live.size
         live.size = done.size
+        if machine.pause is not None and not effects.ended:
+            self.paused.is_recorded(shard, run_id, live, machine.pause)
         if effects.ended:
             self._bytes -= live.size
             shard.live.pop(run_id, None)

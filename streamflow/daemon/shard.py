@@ -16,7 +16,7 @@ import msgspec
 from streamflow.errors import Failure
 from streamflow.machine.run import RunMachine
 from streamflow.machine.transition import Input, Outcome
-from streamflow.model.record import Header
+from streamflow.model.record import Header, Status
 from streamflow.steps.suspects import Note
 from streamflow.store.keys import ShardKeys
 from streamflow.views.shard_views import ShardViews
@@ -29,7 +29,7 @@ RUN_BYTES = 3000
 class LiveRun:
     """A run in memory: its machine, the header that the server has, and its entry on the agenda."""
 
-    __slots__ = ("header", "header_bytes", "machine", "plan", "size", "timer")
+    __slots__ = ("header", "header_bytes", "kept_stuck", "machine", "plan", "size", "timer")
 
     def __init__(self, machine: RunMachine, header: Header, header_bytes: bytes, plan: int | None) -> None:
         self.machine = machine
@@ -41,6 +41,8 @@ class LiveRun:
         """The score on the agenda: -1 while steps run here, a due time in ms, or None."""
         self.timer: int | None = None
         """The due time (ms) that the owner's own timers have for it, while steps run here."""
+        self.kept_stuck = False
+        """It is stuck, and its code was not tried, because its workflow is paused."""
 
 
 IN_LOG = 40
@@ -187,8 +189,14 @@ class OwnedShard:
         """What identifies the code of this daemon (`code_fingerprint.py`)."""
         self.delivered: tuple[int, int] | None = None
         """The last message of those that it had read, until the reader has got there."""
-        self.stuck: dict[str, int] = {}
-        """Workflows of which not all stuck runs were read, and the cursor from which to read on (`stuck_runs.py`)."""
+        self.stuck: dict[tuple[Status, str], int] = {}
+        """Workflows of which not all stuck or paused runs were read, and the cursor from which to read on
+        (`stuck_runs.py`)."""
+        self.has_paused = False
+        """Runs in memory may be paused, or kept stuck by a pause."""
+        self.unread_while_paused: set[str] = set()
+        """Workflows that were paused when it was taken over: none of the listings of their stuck and paused runs was
+        read."""
         self.careful: dict[str, set[int]] = {}
         """The runs that it, or owners before it, had in hand: their code is run one run at a time (`Owner`), until the
         steps with these numbers have ended, too."""
@@ -296,6 +304,10 @@ class OwnedShard:
         if run_id not in self.killers and CODE not in self.records.get(run_id, ()):
             self.parked.pop(run_id, None)
             self.bugs.pop(run_id, None)
+
+    def resume_workflow(self, name: str) -> None:
+        """Have all runs of a workflow read that is paused no more, and that were paused or stuck meanwhile."""
+        self.stuck[Status.PAUSED, name] = self.stuck[Status.STUCK, name] = 0
 
     def next_waited(self) -> str:
         """The id of a message that was not in the inbox: the start of a run that has waited (`InboxMessage.waited`)."""

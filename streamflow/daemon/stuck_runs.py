@@ -1,4 +1,5 @@
-"""Reads on in the listings of stuck runs after a takeover: this daemon's code may continue them.
+"""Reads on in the listings of stuck and paused runs after a takeover: this daemon's code may continue them, and of
+those of a workflow that goes on after a pause.
 
 Owns: how many of a shard's stuck runs wait in memory for their turn. Must not: load or decide anything (the owner
 does), or read the first ones (takeover does). Called by: the daemon (runs the loop).
@@ -45,7 +46,8 @@ class StuckRuns:
         await retry_forever(self.run_once, _log, "could not read which runs are stuck", every=self._every)
 
     async def run_once(self) -> None:
-        """Have all stuck runs tried again of the shards that were acquired since the last time."""
+        """Have all stuck runs tried again of the shards that were acquired since the last time, and those of workflows
+        that go on."""
         for shard in list(self._owner.active.values()):
             while shard.stuck and not (shard.is_going or shard.broken):
                 if self._troubles.waits(shard_name(shard.number), UNREAD) or not await self._read_page(shard):
@@ -54,29 +56,30 @@ class StuckRuns:
 
     async def _read_page(self, shard: OwnedShard) -> bool:
         """False if it can't be read."""
-        name, cursor = next(iter(shard.stuck.items()))
-        [page] = await self._store.send([stuck_page(shard, name, cursor, PAGE)])
+        (status, name), cursor = next(iter(shard.stuck.items()))
+        [page] = await self._store.send([stuck_page(shard, status, name, cursor, PAGE)])
         if isinstance(page, StoreError):
             self._troubles.failed(shard_name(shard.number), UNREAD, page, stops=False)
             return False
         following, entries = page
         for run_id, _ in entries:
             text = run_id.decode(errors="replace")
-            if text not in shard.live:
+            live = shard.live.get(text)
+            if live is None or live.kept_stuck or live.machine.pause is not None:
                 shard.add_input(text, DUE)
         if int(following):
-            shard.stuck[name] = int(following)
+            shard.stuck[status, name] = int(following)
         else:
-            del shard.stuck[name]
+            del shard.stuck[status, name]
         self._owner.wake(shard)
         return True
 
 
 def stuck_page(
-    shard: OwnedShard, workflow: str, cursor: int, count: int
+    shard: OwnedShard, status: Status, workflow: str, cursor: int, count: int
 ) -> Call[tuple[bytes, list[tuple[bytes, float]]]]:
-    """Every run that stays stuck is returned at least once, whatever comes and goes meanwhile."""
-    return Call.plain("ZSCAN", shard.keys.index(Status.STUCK, workflow), cursor, "COUNT", count)
+    """Every run that stays so is returned at least once, whatever comes and goes meanwhile."""
+    return Call.plain("ZSCAN", shard.keys.index(status, workflow), cursor, "COUNT", count)
 
 
 def _has_room(shard: OwnedShard) -> bool:

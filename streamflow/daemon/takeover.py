@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import msgspec
@@ -42,6 +42,7 @@ from streamflow.events import decode_transition
 from streamflow.machine.open_work import MAX_WORKER_LOSSES
 from streamflow.machine.transition import Due
 from streamflow.model.codec import DECODE_ERRORS
+from streamflow.model.record import Status
 from streamflow.model.reports import decode_details
 from streamflow.steps.suspects import Note, Suspect, Suspects, read_notes
 from streamflow.store.connection import Call
@@ -93,6 +94,8 @@ class Takeover:
         self._commits = commits
         self.code = ""
         """What identifies this daemon's code. The daemon sets it."""
+        self.paused_workflows: Callable[[], Collection[str]] = tuple
+        """Those that are paused now. The daemon connects it."""
 
     async def acquire(self, wanted: dict[int, tuple[str, str]]) -> list[OwnedShard]:
         """Acquire shards whose tokens are still the ones in `wanted` (token, holder), and recover them.
@@ -195,43 +198,49 @@ class Takeover:
         return await self._relay_outboxes(readable)
 
     async def _read_listings(self, shards: list[OwnedShard], workflows: list[str]) -> list[OwnedShard]:
-        """Let the runs decide whose steps were in flight, and those that are stuck. Returns the shards of which all
-        could be read.
+        """Let the runs decide whose steps were in flight, and those that are stuck or paused. Returns the shards of
+        which all could be read.
 
         The agenda is read by positions: nobody changes it before its new owner begins to work. Of the stuck runs only
-        the first ones are read here, the others when these are through (`stuck_runs.py`).
+        the first ones are read here, the others when these are through (`stuck_runs.py`); of a workflow that is paused
+        when it goes on.
         """
         readable = {shard.number: shard for shard in shards}
-        left = [(shard, name, 0) for shard in shards for name in ("", *workflows)]
-        """Shard, workflow (empty: the agenda), and where to read on."""
+        paused = self.paused_workflows()
+        names = [name for name in workflows if name not in paused]
+        listings = [None, *((status, name) for name in names for status in (Status.STUCK, Status.PAUSED))]
+        left = [(shard, listing, 0) for shard in shards for listing in listings]
+        """Shard, status and workflow (None: the agenda), and where to read on."""
+        for shard in shards:
+            shard.unread_while_paused = set(workflows) - set(names)
         while left:
             some = left[:LISTINGS]
             del left[:LISTINGS]
             count = max(FEWEST_IDS, BYTES // (ID_BYTES * len(some)))
             calls: list[Call[Any]] = [
-                stuck_page(shard, name, 0, STUCK_IDS)
-                if name
+                stuck_page(shard, *listing, 0, STUCK_IDS)
+                if listing is not None
                 else Call.plain("ZRANGEBYSCORE", shard.keys.agenda, "-inf", "(0", "LIMIT", first, count)
-                for shard, name, first in some
+                for shard, listing, first in some
             ]
             answers: list[Any] = await self._store.send(calls)
-            for (shard, name, first), page in zip(some, answers, strict=True):
+            for (shard, listing, first), page in zip(some, answers, strict=True):
                 if isinstance(page, StoreError):
                     if readable.pop(shard.number, None) is not None:
                         self._failed(shard.number, page)
                     continue
                 ids: list[bytes] = page
-                if name:
+                if listing is not None:
                     cursor, entries = page
                     ids = [run_id for run_id, _ in entries]
                     if int(cursor):
-                        shard.stuck[name] = int(cursor)
+                        shard.stuck[listing] = int(cursor)
                 elif len(ids) == count:
-                    left.append((shard, name, first + count))
+                    left.append((shard, listing, first + count))
                 for run_id in ids:
                     text = run_id.decode(errors="replace")
                     shard.inputs[text] = [DUE]
-                    if shard.lost_with and not name:
+                    if shard.lost_with and listing is None:
                         shard.orphans.add(text)
                         shard.careful[text] = set()
         return list(readable.values())

@@ -398,6 +398,10 @@ class CoroutineMachine(RunMachine):
         if self._root is not None:
             _abandoned.append(self)
 
+    @property
+    def is_cancelling(self) -> bool:
+        return self._cancelling is not None
+
     # --- signals and questions --------------------------------------------------------------------------------------
 
     @property

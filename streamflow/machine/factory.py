@@ -6,17 +6,28 @@ that replays a history.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Sequence
 from typing import ParamSpec, cast
 
-from streamflow.events import RunForked, Transition, last_stuck
+from streamflow.events import (
+    CancelRequested,
+    RunForked,
+    RunPaused,
+    RunRetried,
+    Transition,
+    last_paused,
+    last_stuck,
+)
 from streamflow.machine.open_work import NOT_STUCK, Stuck, Trace
 from streamflow.machine.reducer import ReducerMachine
 from streamflow.machine.replay import WorkflowMachine
 from streamflow.machine.retry_point import RetryPoint
 from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import sealed
+from streamflow.machine.snapshot import decode_snapshot
 from streamflow.model.causes import MAX_LINE, condensed
+from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition
 from streamflow.workflow.app import App, Reducer
@@ -33,15 +44,22 @@ def new_machine(
     reason: str = "",
     trace: Trace | None = None,
     word: str = "",
+    pause: RunPaused | None = None,
 ) -> RunMachine:
     """The machine of a run that has no history yet. For an unknown workflow, or with a `reason` why its code can't be
-    run, it records that the run is stuck. `word`: what its start asks for besides."""
+    run, it records that the run is stuck; with `pause` that it is paused. `word`: what its start asks for besides."""
     machine = _machine_for(app, partition, run_id, workflow_name, is_reducer=False)
     machine.be_traced(trace)
-    machine.reason = machine.reason or reason
+    _stop(machine, reason, pause)
     if word:
         machine.ask_for(word)
     return machine
+
+
+def _stop(machine: RunMachine, reason: str, pause: RunPaused | None) -> None:
+    """None of its code is run, if there is a reason not to. That somebody has paused it comes before all others."""
+    machine.pause = pause
+    machine.reason = machine.reason or reason if pause is None else pause.says()
 
 
 def _machine_for(app: App, partition: Partition, run_id: str, workflow_name: str, *, is_reducer: bool) -> RunMachine:
@@ -69,6 +87,7 @@ def rehydrating(
     trace: Trace | None = None,
     retry: RetryPoint | None = None,
     fork: RunForked | None = None,
+    pause: RunPaused | None = None,
 ) -> Generator[None, None, RunMachine]:
     """The machine of a run with this record, in pieces: a long history takes a second, and the caller has other things
     to do in between. A run that can't continue is parked, see `RunMachine.reason`.
@@ -76,14 +95,14 @@ def rehydrating(
     An ended run has a machine that does nothing; with `retry` one that takes a `RetryRequest`. With `fork` the run has
     no transitions yet: its machine has gone through what it shares, and takes that event as its first input.
 
-    With a `reason` it is parked for that, and none of its code is run. Without one, what its code raises that no run
-    can end with is raised here: call again with that as the reason.
+    With a `reason`, or a `pause`, it is parked for that, and none of its code is run. Without one, what its code raises
+    that no run can end with is raised here: call again with that as the reason.
     """
     machine = _machine_for(app, partition, run_id, header.workflow, is_reducer=bool(state))
     if fork is not None and isinstance(machine, ReducerMachine):
         machine = WorkflowMachine(app, partition, run_id, header.workflow)
         machine.reason = f"{header.workflow} is a reducer by now, and run {fork.of} was a workflow's"
-    machine.reason = machine.reason or reason
+    _stop(machine, reason, pause)
     machine.be_traced(trace)
     machine.tenant = header.tenant
     machine.parent = header.parent
@@ -100,7 +119,7 @@ def rehydrating(
             yield
         if retry is not None:
             machine.status = Status(header.status)
-    if machine.stuck and retry is None and fork is None:
+    if machine.stuck and machine.paused_by is None and retry is None and fork is None:
         machine.stuck_by = _stuck_by(transitions)
     return machine
 
@@ -114,11 +133,37 @@ def _stuck_by(transitions: list[Transition]) -> Stuck:
     return event.reason[:MAX_LINE], at, event.failure and condensed(event.failure)
 
 
+def pause_of(header: Header, state: bytes, transitions: Sequence[Transition]) -> RunPaused | None:
+    """What a run with this record is paused by. That of a reducer may not have the transition any more that says it."""
+    if header.status != Status.PAUSED:
+        return None
+    found = last_paused(transitions)
+    if found is None and state:
+        with contextlib.suppress(*DECODE_ERRORS):
+            found = decode_snapshot(state).paused_by
+    return found
+
+
+def was_cancelled(transitions: Sequence[Transition]) -> bool:
+    """Whether a run with this history has got a request to cancel: a pause of its workflow doesn't hold that up."""
+    for transition in reversed(transitions):
+        for event in reversed(transition.events):
+            if isinstance(event, CancelRequested | RunRetried):
+                return isinstance(event, CancelRequested)
+    return False
+
+
 def parked_for(transitions: Sequence[Transition], code: str) -> str:
     """The bug for which a run is stuck, with this history, if this very code has it; else empty. It isn't tried
     again."""
     found = last_stuck(transitions)
     return found[0].reason if found is not None and found[0].code == code != "" else ""
+
+
+def stuck_for(transitions: Sequence[Transition]) -> str:
+    """Why a stuck run is stuck, as recorded: that of a reducer may have been dropped since."""
+    found = last_stuck(transitions)
+    return "its code can't continue" if found is None else found[0].reason
 
 
 def _at_once(pieces: Callable[P, Generator[None, None, RunMachine]]) -> Callable[P, RunMachine]:

@@ -24,6 +24,7 @@ from streamflow.events import (
     ChildStarted,
     RunContinued,
     RunForked,
+    RunPaused,
     RunRetried,
     RunStarted,
     StartDelayed,
@@ -120,6 +121,8 @@ class OpenWork:
         "over_at",
         "parent",
         "partition",
+        "pause",
+        "paused_by",
         "postponed",
         "ready",
         "reason",
@@ -198,7 +201,12 @@ class OpenWork:
         self.attributes: Mapping[str, Attribute] | None = None
         """What the code has set so far, also during a replay; limits are checked against it."""
         self.stuck = False
-        """Whether the history ends in stuck state: a RunStuck without a RunResumed after it."""
+        """Whether the history ends in a state in which no code is run: behind a `RunStuck` without a `RunResumed`, or a
+        `RunPaused` without a `PauseEnded`."""
+        self.paused_by: RunPaused | None = None
+        """In the second case that event."""
+        self.pause: RunPaused | None = None
+        """What `reason` is about, if somebody has paused the run or its workflow."""
         self.stuck_by = NOT_STUCK
         """The beginning of that RunStuck's reason, when it was recorded (shard-clock ms), and of a bug what tells its
         cause."""
@@ -418,7 +426,7 @@ class OpenWork:
             call.lost, call.declined, call.blamed = 0, attempt - 1, False
             if self.live and call.step.known:
                 self.effects.jobs.append(call.job())
-        self.postponed = None
+        self.postponed = self.paused_by = None
 
     def unfit_call(self) -> str:
         """Why an open step can't be run by today's code; empty if each can."""

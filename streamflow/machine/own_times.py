@@ -114,8 +114,10 @@ class OwnTimes(OpenWork):
             self.over_at = 0
 
     def _set_open_status(self) -> None:
-        begun = self.started and not self.begins
-        self.status = Status.STUCK if self.stuck else Status.RUNNING if begun else Status.PENDING
+        if self.stuck:
+            self.status = Status.STUCK if self.paused_by is None else Status.PAUSED
+        else:
+            self.status = Status.RUNNING if self.started and not self.begins else Status.PENDING
 
     # --- for the machines -------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from streamflow.events import (
     AskReceived,
     CancelRequested,
     ChildCompleted,
+    RunPaused,
     RunStarted,
     RunStuck,
     SignalReceived,
@@ -309,7 +310,7 @@ class ReducerMachine(RunMachine):
                 self.parent,
                 self.at,
                 self.events_count,
-                self.stuck,
+                self.paused_by or self.stuck,
                 self._held,
                 self.ending,
                 self.created,
@@ -330,7 +331,8 @@ class ReducerMachine(RunMachine):
         self._data = snapshot.state if has_begun else None
         self.seq, self.started, self.at = snapshot.seq, snapshot.started, snapshot.at
         self.tenant, self.parent = snapshot.tenant, snapshot.parent
-        self.events_count, self.stuck, self._held = snapshot.events_count, snapshot.stuck, snapshot.held
+        self.events_count, self.stuck, self._held = snapshot.events_count, bool(snapshot.stuck), snapshot.held
+        self.paused_by = snapshot.paused_by
         self.ending = snapshot.ending
         self.created = snapshot.created
         for step in snapshot.steps:
@@ -373,8 +375,9 @@ class ReducerMachine(RunMachine):
             self.at = max(self.at, transition.at)
             for event in transition.events:
                 self.events_count += 1
-                if isinstance(event, RunStuck):
+                if isinstance(event, RunStuck | RunPaused):
                     self.stuck = True
+                    self.paused_by = event if isinstance(event, RunPaused) else None
                 elif isinstance(event, (RunStarted, SignalReceived, AskReceived)):
                     self._track_blindly(event)
                     self._held.append(HeldFact(event, "", ""))

@@ -31,8 +31,10 @@ from streamflow.events import (
     ChildStarted,
     HistoryLimitReached,
     Patched,
+    PauseEnded,
     RunContinued,
     RunForked,
+    RunPaused,
     RunResumed,
     RunRetried,
     RunStarted,
@@ -206,11 +208,11 @@ class WorkflowMachine(CoroutineMachine):
             if fact is None:
                 return
             event = fact
-        if isinstance(event, RunStuck):
-            self.stuck = True
-        elif isinstance(event, RunResumed):
-            self.stuck = False
-            if isinstance(following, RunStuck):
+        if isinstance(event, RunStuck | RunPaused):
+            self._note_stopped(event)
+        elif isinstance(event, RunResumed | PauseEnded):
+            self.stuck, self.paused_by = False, None
+            if isinstance(following, RunStuck | RunPaused):
                 self.stuck = True  # other code was tried, and has decided nothing
             elif isinstance(following, CancelRequested) and isinstance(self._following(1), events.RunCancelled):
                 self._held = None  # it was cancelled without running its code, or its code did nothing about it
@@ -246,7 +248,7 @@ class WorkflowMachine(CoroutineMachine):
                 following = self._following()
             if self.begins and isinstance(event, RunStarted):  # the code begins with another fact
                 self._deliver_recorded(event, None, strict=True)
-            elif self.stuck or (isinstance(event, RunStarted) and isinstance(following, RunStuck)):
+            elif self.stuck or (isinstance(event, RunStarted) and isinstance(following, RunStuck | RunPaused)):
                 if self._held is None:
                     self._held = []
                 self._held.append((event, operation))
@@ -258,7 +260,7 @@ class WorkflowMachine(CoroutineMachine):
         if isinstance(event, RunRetried):
             self._reopen(event)
             self._carry_time()
-            self.stuck = False
+            self.stuck, self.paused_by = False, None
             self._resume_code()
         elif isinstance(event, RunForked):
             self._become(event)
@@ -311,7 +313,7 @@ class WorkflowMachine(CoroutineMachine):
             if (call := self.steps.get(seq)) is not None:
                 call.details = NOTHING  # reported to the other run
         self._begin_again(event.attempts)
-        self.stuck = False
+        self.stuck, self.paused_by = False, None
         self._renew_time()
         if self.ready:  # it begins with a generation
             self._run()
@@ -388,6 +390,10 @@ class WorkflowMachine(CoroutineMachine):
         if self._published is not None and not self.live:
             self._published[key] = data
         super().publish(key, data)
+
+    def _note_stopped(self, event: RunStuck | RunPaused) -> None:
+        self.stuck = True
+        self.paused_by = event if isinstance(event, RunPaused) else None
 
     def _resume_code(self) -> None:
         late = self._late = deque(self._held or ())
@@ -537,7 +543,7 @@ class WorkflowMachine(CoroutineMachine):
         self._held = self.postponed = None
         self._rng = None
         self.seq = self.at = self.started = 0
-        self.stuck = False
+        self.stuck, self.paused_by = False, None
         self._recorded = []  # not live: nothing here has effects
         for number, transition in enumerate(transitions):
             self.at = max(self.at, transition.at)
@@ -553,10 +559,10 @@ class WorkflowMachine(CoroutineMachine):
                     if event.fact is None:
                         continue
                     event = event.fact
-                if isinstance(event, RunStuck):
-                    self.stuck = True
-                elif isinstance(event, RunResumed):
-                    self.stuck = False
+                if isinstance(event, RunStuck | RunPaused):
+                    self._note_stopped(event)
+                elif isinstance(event, RunResumed | PauseEnded):
+                    self.stuck, self.paused_by = False, None
                 elif isinstance(event, RunRetried):
                     self.stuck = False
                     self._reopen(event)

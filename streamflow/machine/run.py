@@ -29,6 +29,7 @@ from streamflow.events import (
     CancelRequested,
     ChildCompleted,
     ChildStarted,
+    PauseEnded,
     RunCompleted,
     RunForked,
     RunResumed,
@@ -61,6 +62,8 @@ from streamflow.machine.transition import (
     Outcome,
     Outgoing,
     Oversize,
+    PauseRequest,
+    ResumeRequest,
     RetryRequest,
     Returned,
     appended,
@@ -118,6 +121,11 @@ class RunMachine(OwnTimes):
     def untaken_signals(self) -> dict[str, int]:
         """Signals that have come and that no code has taken: how many of each name, of at most `UNTAKEN_NAMES`."""
         return {}
+
+    @property
+    def is_cancelling(self) -> bool:
+        """Whether a cancel was requested that the code has got: a pause of its workflow doesn't hold that up."""
+        return False
 
     def advance(self, inputs: list[Any], clock: int, not_before: int = 0, *, in_seal: bool = False) -> Effects:
         """Reduce inputs to one transition at `clock` (ms), its owner's time. Without events there is nothing to commit.
@@ -380,6 +388,8 @@ class RunMachine(OwnTimes):
                 self._give_up(item)
             else:
                 self._answer_tried(item)
+        elif isinstance(item, PauseRequest | ResumeRequest):
+            pass  # its owner has loaded the run with what comes of it
         else:
             raise TypeError(f"{item!r} is not an input of a machine")
 
@@ -549,7 +559,7 @@ class RunMachine(OwnTimes):
             self._resume_code()
             self._decide_postponed()
             return [] if self.effects.ended else inputs
-        if not self.stuck or self.bug is not None or self._is_stuck_otherwise:
+        if not self.stuck or self.pause != self.paused_by or self.bug is not None or self._is_stuck_otherwise:
             if self.stuck:  # for something else, or for other code, until this one was tried
                 self._be_stuck_no_more()
             elif not self.started and inputs and isinstance(inputs[0], RunStarted):
@@ -557,15 +567,19 @@ class RunMachine(OwnTimes):
                 self._record_start(inputs[0])
                 inputs = inputs[1:]
             self.stuck = True
-            failure, code = self.bug or (None, "")
-            event = RunStuck(self.workflow, self.tenant, recordable(self.reason), failure, code)
-            self.stuck_by = event.reason[:MAX_LINE], self.at, failure and condensed(failure)
-            self.bug = None
-            events.append(event)
-        self.status = Status.STUCK
+            events.append(self._stop() if self.pause is None else self.pause)
+            self.paused_by = self.pause
+        self._set_open_status()
         if self._to_resume >= EVENTS_FAIL:  # nothing else limits what comes for it
             self._end_stuck()
         return inputs
+
+    def _stop(self) -> RunStuck:
+        failure, code = self.bug or (None, "")
+        event = RunStuck(self.workflow, self.tenant, recordable(self.reason), failure, code)
+        self.stuck_by = event.reason[:MAX_LINE], self.at, failure and condensed(failure)
+        self.bug = None
+        return event
 
     @property
     def _is_stuck_otherwise(self) -> bool:
@@ -575,16 +589,22 @@ class RunMachine(OwnTimes):
 
     def _be_stuck_no_more(self) -> None:
         self.stuck = False
-        self._stretch_time(self.stuck_by[1])
-        self.effects.events.append(RunResumed(self.workflow, self.tenant, *self.stuck_by))
-        self.stuck_by = NOT_STUCK
+        if self.paused_by is None:
+            self._stretch_time(self.stuck_by[1])
+            self.effects.events.append(RunResumed(self.workflow, self.tenant, *self.stuck_by))
+            self.stuck_by = NOT_STUCK
+        else:
+            self._stretch_time(self.paused_by.since)
+            self.effects.events.append(PauseEnded(self.workflow, self.tenant))
+            self.paused_by = None
         self.effects.restate = True  # the code of today may have given up what that of then had not
 
     def _end_stuck(self) -> None:
         """So much has come while the run was stuck that no code could continue: it fails."""
+        was, mend = ("stuck", "deploy code that fits") if self.pause is None else ("paused", "resume it")
         text = (
-            f"run {self.run_id} has {self._to_resume:,} events, of which the last came while it was stuck "
-            f"({self.reason}): deploy code that fits earlier, or send less to a run that is stuck"
+            f"run {self.run_id} has {self._to_resume:,} events, of which the last came while it was {was} "
+            f"({self.reason}): {mend} earlier, or send less to a run that is {was}"
         )
         self._fail_now(Failure(errors.HistoryTooLong.__name__, text))
 
@@ -686,7 +706,8 @@ class RunMachine(OwnTimes):
             self._refuse(request, "NotOpen", over)
             return
         if self.reason:
-            self._refuse(request, "Stuck", f"run {self.run_id} is stuck, and begins no step: {self.reason}")
+            is_, kind = ("is stuck", "Stuck") if self.pause is None else ("is paused", "Paused")
+            self._refuse(request, kind, f"run {self.run_id} {is_}, and begins no step: {self.reason}")
             return
         who = f"given up by {request.by}" if request.by else "given up"
         failure = Failure(events.GIVEN_UP, f"{who}: {request.reason}" if request.reason else who)

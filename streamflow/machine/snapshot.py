@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from streamflow import events
 from streamflow.errors import UsageError
-from streamflow.events import NOTHING, AnyEvent, RunCompleted
+from streamflow.events import NOTHING, AnyEvent, RunCompleted, RunPaused
 from streamflow.machine.open_work import UNDECIDED
 from streamflow.model.waits import Wait, in_order
 from streamflow.text import recordable
@@ -68,10 +68,15 @@ class Snapshot(msgspec.Struct, array_like=True):
     parent: str
     at: int
     events_count: int
-    stuck: bool
+    stuck: bool | RunPaused
+    """Whether no code is run; of a paused run what it is paused by."""
     held: list[HeldFact]
     ending: RunCompleted | events.RunFailed | events.RunCancelled | None = None
     created: int = 0
+
+    @property
+    def paused_by(self) -> RunPaused | None:
+        return self.stuck if isinstance(self.stuck, RunPaused) else None
 
 
 encode_snapshot = msgspec.msgpack.Encoder().encode
@@ -122,7 +127,7 @@ def waits_in(state: bytes, recorded: list[Wait]) -> list[Wait]:
     transitions say, which have since when, and why a step is tried again. Raises `codec.DECODE_ERRORS`."""
     snapshot = decode_snapshot(state)
     known = {wait.seq: wait for wait in recorded if wait.seq}
-    waits = [wait for wait in recorded if wait.kind == "code"]
+    waits = [wait for wait in recorded if wait.kind in ("code", "pause")]
     for step in snapshot.steps:
         wait = known.get(step.seq) or Wait(kind="step", name=step.name, seq=step.seq, queue=step.queue or "")
         until = _instant(step.due) if step.due is not None and step.due < UNDECIDED else None

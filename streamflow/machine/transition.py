@@ -115,6 +115,19 @@ class RetryRequest(msgspec.Struct, array_like=True, frozen=True):
     attempt: int = 0
 
 
+class PauseRequest(msgspec.Struct, array_like=True, frozen=True):
+    """Somebody wants the run to be paused. What comes of it is `RunMachine.pause`, which its owner sets."""
+
+    by: str = ""
+    reason: str = ""
+
+
+class ResumeRequest(msgspec.Struct, array_like=True, frozen=True):
+    """Somebody wants the run to go on, if it is paused for a `PauseRequest`."""
+
+    by: str = ""
+
+
 class Oversize(msgspec.Struct, frozen=True):
     """What the run has decided from these inputs is too large for one commit: it fails, and none of its code is run.
     The first of its inputs. `reason`: how large, and what to do."""
@@ -135,6 +148,8 @@ Input = (
     | Oversize
     | RetryRequest
     | RunForked
+    | PauseRequest
+    | ResumeRequest
 )
 
 

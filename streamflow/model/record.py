@@ -29,22 +29,26 @@ class Status(enum.StrEnum):
     """The status of a run. Each member equals its text: `run.status == "failed"`.
 
     `pending`: started, and not yet seen by a daemon, or its start is delayed. `running`: open, also while it only
-    waits. `stuck`: open, but its code can't continue until other code is deployed. `completed`, `failed` and
-    `cancelled`: it has ended.
+    waits. `stuck`: open, but its code can't continue until other code is deployed. `paused`: open, but its code isn't
+    run until somebody resumes it, or its workflow. `completed`, `failed` and `cancelled`: it has ended.
     """
 
     PENDING = "pending"
     RUNNING = "running"
     STUCK = "stuck"
+    PAUSED = "paused"
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
 
-OPEN = frozenset({Status.PENDING, Status.RUNNING, Status.STUCK})
+OPEN = frozenset({Status.PENDING, Status.RUNNING, Status.STUCK, Status.PAUSED})
 """The statuses of a run that has not ended."""
 
-LISTED = (Status.RUNNING, Status.STUCK, Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+STOPPED = frozenset({Status.STUCK, Status.PAUSED})
+"""Those of an open run none of whose code is run."""
+
+LISTED = (Status.RUNNING, Status.STUCK, Status.PAUSED, Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 """The statuses that have their own index; a pending run is listed with the running ones."""
 
 

@@ -19,9 +19,11 @@ from streamflow.events import (
     AnyEvent,
     ChildCompleted,
     ChildStarted,
+    PauseEnded,
     RecordedTransition,
     RunContinued,
     RunForked,
+    RunPaused,
     RunResumed,
     RunRetried,
     RunStuck,
@@ -39,7 +41,7 @@ MAX_WHY = 300
 """Characters of the error of the attempt before, or of why a run is stuck."""
 BLOCK = "timeout()"
 """The name of the timer that limits a block."""
-ORDER = ("start", "code", "signal", "question", "step", "child", "timer", "message")
+ORDER = ("pause", "start", "code", "signal", "question", "step", "child", "timer", "message")
 
 
 class StepHolder(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +70,8 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that an open run waits for. Times are aware, in UTC; None: not known, or there is none.
 
     `kind`: `signal` or `question` (`name`, and the `type` that the code asks for, empty if any), `step`, `child` (a run
-    of the workflow `name`, by `run_id`), `timer` (`name` is `timeout()` if it limits a block), `code` (the run is
+    of the workflow `name`, by `run_id`), `timer` (`name` is `timeout()` if it limits a block), `pause` (somebody has
+    paused it, or its workflow, as `name` says: `run` or `workflow`; `why`: who, and what for), `code` (the run is
     stuck: `why`), `start` (no daemon has taken it yet, or its start is delayed, with `until`), `message` (a signal or
     question; which one isn't recorded: it is a reducer, or its last transition is of an earlier release).
 
@@ -162,7 +165,10 @@ class _Open:
                 self.start = None
             case RunStuck():
                 self.stuck = Wait(kind="code", why=event.reason[:MAX_WHY], since=at)
-            case RunResumed():
+            case RunPaused():
+                why = ": ".join(filter(None, [f"by {event.by}" if event.by else "", event.reason]))[:MAX_WHY]
+                self.stuck = Wait(kind="pause", name=event.scope, why=why, since=_instant(event.since) or at)
+            case RunResumed() | PauseEnded():
                 self.stuck = None
             case RunForked():
                 for shared in event.history:

@@ -34,7 +34,7 @@ from streamflow.events import (
     latest_fork,
 )
 from streamflow.model.causes import Cause, FailedAttempt, cause_of, root_of
-from streamflow.model.record import Header, Status
+from streamflow.model.record import OPEN, Header, Status
 from streamflow.model.waits import Wait
 from streamflow.screen.columns import Column, fit, table
 from streamflow.screen.payload import preview
@@ -93,6 +93,7 @@ _STYLES = {
     "forked": BUSY,
     "limit": WARN,
     "stuck": WARN,
+    "paused": WARN,
     "cancel": BAD,
 }
 
@@ -186,6 +187,8 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
                 lines.append(_fact("reason", safe_text(event.reason, WARN, 500), width))
             elif isinstance(event, events.RunFailed) and is_last:  # else it was retried, and goes on
                 lines.extend(_why(detail, event.failure, width))
+    if header.status in OPEN and (pause := next((wait for wait in detail.waits_for if wait.kind == "pause"), None)):
+        lines.extend(_paused(detail, pause, width))
     stuck = last_stuck(detail.transitions) if header.status == Status.STUCK else None
     if stuck is not None:
         event, _ = stuck
@@ -198,6 +201,17 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
         how = f"when other code is deployed, or with streamflow retry {detail.run_id}"
         lines.append(_fact("goes on", safe_text(how, WARN, 500), width))
     return lines
+
+
+def _paused(detail: RunDetail, pause: Wait, width: int) -> list[Text]:
+    """Who has paused it, or its workflow, why, since when, and how it goes on."""
+    what = "the run" if pause.name == "run" else f"workflow {detail.header.workflow}"
+    since = "" if pause.since is None else f", since {moment(round(pause.since.timestamp() * 1000))}"
+    target = detail.run_id if pause.name == "run" else f"--workflow {detail.header.workflow}"
+    return [
+        _fact("paused", safe_text(f"{what} {pause.why}".rstrip() + since, WARN, 500), width),
+        _fact("goes on", safe_text(f"with streamflow resume {target}", WARN, 500), width),
+    ]
 
 
 def _why(detail: RunDetail, failure: Failure, width: int) -> list[Text]:
@@ -359,7 +373,7 @@ def _took(span: Span, axis: _Axis, children: Mapping[str, str]) -> Text:
     if span.kind == "child" and children.get(span.child):
         status = children[span.child]
         return safe_text(status, STATUS.get(status, ""), 12)
-    waiting = {"timer": "sleeping", "stuck": "stuck", "ask": "unanswered"}.get(span.kind)
+    waiting = {"timer": "sleeping", "stuck": "stuck", "paused": "paused", "ask": "unanswered"}.get(span.kind)
     retrying = span.marks and span.due > axis.end
     if span.queue and not retrying:  # the history doesn't say whether it waits there or a worker runs it
         return safe_text(f"queue {span.queue}", BUSY, 24)
@@ -389,7 +403,7 @@ def _bar(span: Span, axis: _Axis) -> Text:
         bar.append(_GLYPHS[span.kind], style=style)
         return fit(bar, axis.cells)
     last = max(first, axis.cell(span.end if span.end is not None else axis.end))
-    cells = ["─" if span.kind in ("timer", "stuck") else "━"] * (last - first + 1)
+    cells = ["─" if span.kind in ("timer", "stuck", "paused") else "━"] * (last - first + 1)
     styles = [style if span.end is not None else BUSY] * len(cells)
     marks = [axis.cell(mark) - first for mark in span.marks]
     for mark in marks if span.count == 1 else []:

@@ -21,8 +21,10 @@ from streamflow.events import (
     ChildStarted,
     HistoryLimitReached,
     Patched,
+    PauseEnded,
     RunContinued,
     RunForked,
+    RunPaused,
     RunResumed,
     RunRetried,
     RunStuck,
@@ -62,7 +64,7 @@ class Span:
     `failures` are about these."""
 
     kind: str
-    """step, timer, child, signal, sent, ask, patch, continued, limit, stuck, retried or cancel."""
+    """step, timer, child, signal, sent, ask, patch, continued, limit, stuck, paused, retried or cancel."""
     name: str
     start: int
     end: int | None = None
@@ -110,7 +112,7 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
                     by_id[seq] = span
                 if isinstance(event, RunContinued):
                     _carry_over(spans, by_id, transition.at, event)
-                elif isinstance(event, RunStuck):
+                elif isinstance(event, RunStuck | RunPaused):
                     stuck.append(span)
                 elif stuck and isinstance(event, SignalReceived):
                     kept.append(span)
@@ -123,8 +125,8 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
                     if failure:
                         span.note = f"{span.note}, after {failure}" if span.note else f"after {failure}"
                     _begin_again(by_id, event)
-            elif isinstance(event, RunResumed):
-                if _ends_by_force(transition.events[index + 1 : index + 3]):
+            elif isinstance(event, RunResumed | PauseEnded):
+                if isinstance(event, RunResumed) and _ends_by_force(transition.events[index + 1 : index + 3]):
                     for span in kept:
                         span.note = f"not taken, stuck: {span.note}"
                 kept.clear()
@@ -179,6 +181,8 @@ def _begin(at: int, event: AnyEvent) -> Span | None:
             return Span("limit", "history limit", at, at, note=f"{event.count:,} events")
         case RunStuck():
             return Span("stuck", "stuck", at, failed=True, note=event.reason)
+        case RunPaused():
+            return Span("paused", "paused", at, note=event.says())
         case RunRetried():
             return Span("retried", "retried", at, at, note=retried_text(event))
         case RunForked():

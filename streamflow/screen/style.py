@@ -25,6 +25,7 @@ STATUS = {
     "pending": MUTED,
     "running": BUSY,
     "stuck": WARN,
+    "paused": WARN,
     "completed": OK,
     "failed": BAD,
     "cancelled": MUTED,

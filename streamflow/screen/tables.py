@@ -25,9 +25,11 @@ from streamflow.events import (
     HistoryLimitReached,
     MessageQuarantined,
     Patched,
+    PauseEnded,
     RunCompleted,
     RunContinued,
     RunForked,
+    RunPaused,
     RunResumed,
     RunRetried,
     RunStarted,
@@ -47,6 +49,7 @@ from streamflow.events import (
     TimerSet,
 )
 from streamflow.model.attributes import Attribute
+from streamflow.model.record import Status
 from streamflow.model.waits import Wait
 from streamflow.screen.payload import preview
 from streamflow.screen.sanitize import safe, safe_text
@@ -69,6 +72,8 @@ _STYLES: dict[type, str] = {
     RunStuck: WARN,
     RunResumed: BUSY,
     RunForked: BUSY,
+    RunPaused: WARN,
+    PauseEnded: BUSY,
     RunRetried: BUSY,
     RunContinued: BUSY,
     CancelRequested: WARN,
@@ -196,11 +201,12 @@ def quarantine_table(rows: list[QuarantineRow], now_ms: int) -> Table:
 
 
 def reasons_of(rows: list[RunRow]) -> Text:
-    """Why runs of a listing are stuck, for below the table: one line each, or as many as its reason needs."""
+    """Why runs of a listing are stuck, for below the table: one line each, or as many as its reason needs. Why others
+    are paused is in the table."""
     lines = [
         Text.assemble(safe_text(row.run_id, limit=256), (" is stuck: ", MUTED), safe_text(row.reason, WARN, 1000))
         for row in rows
-        if row.reason
+        if row.reason and row.status != Status.PAUSED
     ]
     return Text("\n").join(lines)
 
@@ -239,10 +245,12 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             return [(event.workflow, "bold"), (duration(event.ms), ""), (event.reason, MUTED)]
         case RunStuck():
             return [(event.workflow, "bold"), (event.reason, WARN)]
-        case RunResumed():
+        case RunResumed() | PauseEnded():
             return [(event.workflow, "bold")]
         case RunForked():
             return [(event.workflow, "bold"), (forked_text(event), MUTED)]
+        case RunPaused():
+            return [(event.workflow, "bold"), (event.says(), WARN)]
         case RunRetried():
             return [(event.workflow, "bold"), (retried_text(event), MUTED)]
         case RunContinued():

@@ -55,6 +55,9 @@ def wait_text(wait: Wait, now_ms: int) -> str:
         case "timer":
             name = "end of a timeout() block" if wait.name == BLOCK else "timer"
             return f"{name} {_until(wait, left)}" if wait.until is not None else name
+        case "pause":
+            what = "the pause of its workflow" if wait.name == "workflow" else "its pause"
+            return f"the end of {what} {wait.why}".rstrip()
         case "code":
             return "other code"
         case "start":

@@ -47,7 +47,7 @@ from streamflow.status.queues import queues_of
 from streamflow.store.connection import Call
 from streamflow.store.kernel import QuarantineEntry
 from streamflow.store.namespace import Namespace
-from streamflow.store.pauses import paused_queues, read_pauses
+from streamflow.store.pauses import paused_queues, paused_workflows, read_pauses
 from streamflow.store.queues import clock_of
 from streamflow.store.servers import facts_of, fullness, key_of_each, memory_of, send_to_each
 from streamflow.store.workers import WorkerHeartbeat, live_workers
@@ -178,6 +178,7 @@ class StatusCollector:
         self._put_shards(status, namespace, owners, inboxes)
         names = [] if isinstance(queues, StoreError) else [name.decode(errors="replace") for name in queues]
         paused = {} if isinstance(pauses, StoreError) else paused_queues(pauses)
+        status.paused = {} if isinstance(pauses, StoreError) else paused_workflows(pauses)
         status.queues = await queues_of(client, [*{*names, *paused}], paused, namespace.shards, PATIENCE)
         status.oldest_waits = await self._oldest_waits(namespace, [run_id for run_id, _, _ in status.oldest])
         if shards:

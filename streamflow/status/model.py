@@ -154,6 +154,8 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
     """How many these are in all."""
     unserved: list[UnservedWorkflow] = []
     """Workflows that no daemon has any more and that have open runs, the most first."""
+    paused: dict[str, Pause] = {}
+    """The workflows that are paused, by name."""
     views: dict[str, Any] = {}
     views_as_of: int = 0
     """When the views were merged, ms; 0: never."""

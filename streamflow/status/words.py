@@ -80,6 +80,11 @@ def health(status: NamespaceStatus) -> list[Sentence]:
         found.add("warning", "steps_silent", *_silent(status))
     if status.unserved:
         found.add("warning", "workflow_unserved", *_unserved(status.unserved))
+    paused_runs = status.view("runs").get("status", {}).get("paused", 0)
+    if status.paused:
+        found.add("note", "workflow_paused", *_paused_workflows(status))
+    elif paused_runs > 0:
+        found.add("note", "runs_paused", f"{plural(paused_runs, 'run')} paused", "streamflow runs --status paused")
     if server is not None and server.aof not in ("everysec", "always", "on"):
         found.add("note", "aof_off", "AOF off", "streamflow check")
     unserved = [queue.name for queue in status.queues if queue.waiting and not queue.workers]
@@ -123,6 +128,20 @@ def _first_of(names: Iterable[str]) -> str:
     if not found:
         return ""
     return f"{found[0]} and {len(found) - 1} more" if len(found) > 1 else found[0]
+
+
+def _paused_workflows(status: NamespaceStatus) -> tuple[str, str]:
+    """The text about the one of which most runs are open, and how it is resumed."""
+    counts = status.view("runs").get("workflows", {})
+    open_runs = {
+        name: sum(counts.get(name, {}).get(kind, 0) for kind in ("running", "stuck", "paused"))
+        for name in status.paused
+    }
+    name = min(open_runs, key=lambda name: (-open_runs[name], name))
+    others = f", and {len(open_runs) - 1} more" if len(open_runs) > 1 else ""
+    text = f"workflow {name} paused {status.paused[name].says()}".rstrip()
+    text += f" ({plural(open_runs[name], 'open run')}){others}"
+    return text, f"streamflow resume --workflow {shlex.quote(name)}"
 
 
 def _paused(queues: Sequence[Queue]) -> tuple[str, str]:

@@ -348,6 +348,11 @@ class StepExecutor:
         """Whether an attempt of this call runs or waits."""
         return (run_id, seq) in self._attempts
 
+    def has_begun(self, run_id: str, seq: int) -> bool:
+        """Whether an attempt of this call runs, and doesn't only wait for a slot."""
+        running = self._attempts.get((run_id, seq))
+        return running is not None and (running.started != 0.0 or running.lent)
+
     def runs(self, run_id: str, seq: int, attempt: int) -> bool:
         """Whether this very attempt runs or waits."""
         running = self._attempts.get((run_id, seq))

@@ -901,8 +901,8 @@ class Kernel:
         return Call("mark_suspects", [self.keys.suspects(member)], [seconds, body])
 
     def pause(self, what: str, note: bytes) -> Call[bytes]:
-        """Note that something (`queue:<name>`) is paused; an empty note: that it goes on. Returns the note that was
-        there and stays, empty if there was none.
+        """Note that something (`queue:<name>`, `workflow:<name>`) is paused; an empty note: that it goes on. Returns
+        the note that was there and stays, empty if there was none.
         """
         return Call("pause", [self.keys.paused], [what, note])
 

@@ -139,7 +139,7 @@ class NamespaceKeys:
         self.served = f"{self.prefix}served"
         """Hash: workflow name -> when a daemon has last had it, ms of the server's clock."""
         self.paused = f"{self.prefix}paused"
-        """Hash: `queue:<name>` -> who has paused it, when and why, JSON (`pauses.py`)."""
+        """Hash: `queue:<name>`, `workflow:<name>` -> who has paused it, when and why, JSON (`pauses.py`)."""
         self.queues = f"{self.prefix}queues"
         """Hash: queue name -> 1."""
         self._shards: dict[int, ShardKeys] = {}

@@ -58,16 +58,17 @@ from streamflow.client.pipelines import Origin
 from streamflow.client.run import NumberedRun
 from streamflow.client.starting import OnExisting, asked_for, check_existing, may_replace, own_arguments
 from streamflow.client.waiting import not_found
-from streamflow.client.waits import RunOwner
+from streamflow.client.waits import RunOwner, pause_of_workflow
 from streamflow.errors import RunEnded, UsageError
-from streamflow.events import AnyEvent, RunForked, Transition, decode_history, is_fork, unfolded
+from streamflow.events import AnyEvent, RunForked, RunStuck, Transition, decode_history, is_fork, unfolded
 from streamflow.model.attributes import Attribute
 from streamflow.model.causes import attempts_before
-from streamflow.model.names import check_run_id
+from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition, full_run_id
 from streamflow.model.waits import StepHolder, Wait
 from streamflow.store.namespace import Namespace
+from streamflow.store.pauses import Pause, said
 from streamflow.testing.attempts import running
 from streamflow.testing.stubs import Stub, StubCall
 from streamflow.testing.world import Record, Stalled, World
@@ -283,7 +284,7 @@ class Sandbox:
             looked_at += 1
             record = self.world.records[position.run_id]
             failure = failure_in(record.ending) if record.ending else None
-            run = with_reason(summarize(position.run_id, record.head, failure=failure), record.stuck)
+            run = with_reason(summarize(position.run_id, record.head, failure=failure), record.stopped)
             if filters.match(run) and filters.match_error(run):
                 if waits:
                     run = msgspec.structs.replace(run, waits_for=record.waits())
@@ -357,6 +358,26 @@ class Sandbox:
         Another owner takes over at once: it replays the histories, and starts the steps that were running again.
         """
         self.world.crash()
+
+    async def pause_workflow(self, workflow: str, *, reason: str = "", by: str = "") -> Pause | None:
+        """Have the runs of a workflow begin nothing new, as `client.pause_workflow`."""
+        check_name("workflow", workflow)
+        before = self.world.paused.get(workflow)
+        if before is None:
+            self.world.pause_workflow(workflow, Pause(self.world.now, *said(by, reason)))
+            await self._settle()
+        return before
+
+    async def resume_workflow(self, workflow: str) -> Pause | None:
+        """Have the runs of a paused workflow go on, as `client.resume_workflow`."""
+        before = self.world.paused.get(check_name("workflow", workflow))
+        self.world.pause_workflow(workflow, None)
+        await self._settle()
+        return before
+
+    async def paused_workflows(self) -> dict[str, Pause]:
+        """The workflows that are paused, by name."""
+        return dict(sorted(self.world.paused.items()))
 
     def deploy(self, app: App) -> None:
         """Replace the app, as a deploy does: another owner takes over, with this code.
@@ -456,9 +477,12 @@ class Sandbox:
 
     async def _describe(self, run_id: str, created: int, waits: bool) -> RunDescription:
         record = self._record(run_id, created)
-        found = describe(run_id, record.header, record.ending, record.stuck)
+        found = describe(run_id, record.header, record.ending, record.stopped)
         if record.head.is_open and waits:
             located = [self._located(run_id, wait) for wait in record.waits()]
+            note = self.world.paused.get(record.head.workflow)
+            if note is not None and not any(wait.kind == "pause" for wait in located):
+                located.insert(0, pause_of_workflow(note))
             return msgspec.structs.replace(found, waits_for=located, owner=RunOwner(shard=0, daemon=OWNER))
         if found.cause is None or not found.cause.step or found.cause.run_id not in self.world.records:
             return found
@@ -501,8 +525,8 @@ class Sandbox:
 
     def _bug_of(self, run_id: str) -> str | None:
         """What the run's code has raised, if it is stuck for that."""
-        stuck = self.world.records[run_id].stuck if run_id in self.world.records else None
-        failure = None if stuck is None else stuck.failure
+        stopped = self.world.records[run_id].stopped if run_id in self.world.records else None
+        failure = stopped.failure if isinstance(stopped, RunStuck) else None
         if failure is None:
             return None
         return f"Its code has a bug:\n{failure.traceback.rstrip()}\n{failure}\nIt goes on after sandbox.deploy(app)."

@@ -30,33 +30,44 @@ import msgspec
 
 from streamflow.client.listing import ending_of, instant
 from streamflow.daemon.batch import reason_of
+from streamflow.daemon.paused import CHANGES, keeps_stuck, pause_wanted, paused_text
 from streamflow.errors import Failure, RunError, UsageError
 from streamflow.events import (
     NOTHING,
     AnyEvent,
     AskAnswered,
     RunForked,
+    RunPaused,
     RunStuck,
     Transition,
     decode_history,
     decode_recorded,
     encode_transition,
-    last_stuck,
+    last_stopped,
     unfolded,
 )
 from streamflow.events import is_fork as is_forked
-from streamflow.machine.factory import is_reducer, new_machine, parked_for, rehydrate
+from streamflow.machine.factory import (
+    is_reducer,
+    new_machine,
+    parked_for,
+    pause_of,
+    rehydrate,
+    stuck_for,
+    was_cancelled,
+)
 from streamflow.machine.retry_point import CannotRetry, check_end, retry_point
 from streamflow.machine.run import RunMachine
 from streamflow.machine.snapshot import waits_in
 from streamflow.machine.transition import Due, Effects, Forgotten, Outcome, RetryRequest
 from streamflow.model.attributes import merged
-from streamflow.model.record import Header, Status, decode_header, parent_link
+from streamflow.model.record import STOPPED, Header, Status, decode_header, parent_link
 from streamflow.model.sharding import Partition
 from streamflow.model.start_word import NOTHING as START_NOTHING
 from streamflow.model.start_word import StartWord
 from streamflow.model.waits import Wait, waits_of
 from streamflow.steps.context import Running
+from streamflow.store.pauses import Pause
 from streamflow.testing.attempts import perform, timed_out
 from streamflow.testing.stand_ins import stand_in
 from streamflow.testing.stubs import Stubs
@@ -99,9 +110,9 @@ class Record:
         return decode_header(self.header)
 
     @property
-    def stuck(self) -> RunStuck | None:
-        """Why the run is stuck, if it is."""
-        found = last_stuck(self.log) if self.head.status == Status.STUCK else None
+    def stopped(self) -> RunStuck | RunPaused | None:
+        """Why the run is stuck or paused, if it is."""
+        found = last_stopped(self.log) if self.head.status in STOPPED else None
         return found and found[0]
 
     def waits(self) -> list[Wait]:
@@ -183,6 +194,8 @@ class World:
         """Answers to questions, by the question's id."""
         self.transitions = 0
         """Number of committed transitions of all runs."""
+        self.paused: dict[str, Pause] = {}
+        """The workflows that are paused."""
         self.on_commit: Callable[[str, int], None] | None = None
         """Called with the run's id and the number of the transition after each commit."""
         self._committed: list[tuple[str, int]] | None = None
@@ -422,6 +435,10 @@ class World:
     def _take(self, message: InboxMessage) -> None:
         record = self.records.get(message.run_id)
         if record is not None and message.kind == "retry":
+            if (pause := self.paused.get(record.head.workflow)) is not None:
+                text = paused_text(message.run_id, pause, record.head.workflow)
+                self._refuse(cast("RetryRequest", decode_message(message, None)), Failure("Paused", text))
+                return
             retry = cast("RetryRequest", decode_message(message, None))
             if not retry.seq and record.head.status == Status.STUCK:
                 self._try_again(message.run_id, retry)
@@ -432,7 +449,55 @@ class World:
         if record is None or not record.head.is_open:
             return  # as in production: the sender gets no error
         header = decode_header(message.header) if message.kind == "start" else None
-        self._reduce(message.run_id, decode_message(message, header))
+        if self.paused or message.kind in CHANGES:
+            self._look_at_pause(message.run_id, message)
+        self._reduce(message.run_id, decode_message(message, header), message=message)
+
+    def _refuse(self, retry: RetryRequest, failure: Failure) -> None:
+        self.answers[retry.id] = msgspec.msgpack.encode(AskAnswered(retry.id, "retry", failure=failure))
+
+    def pause_workflow(self, name: str, pause: Pause | None) -> None:
+        """Pause a workflow, or have it go on. As daemons do it, runs are paused when something comes for them."""
+        if pause is not None:
+            self.paused[name] = pause
+            for run_id in {attempt.run_id for attempt in self._attempts.values() if attempt.record is None}:
+                self._reduce(run_id, Due())
+            return
+        self.paused.pop(name, None)
+        for run_id, record in list(self.records.items()):
+            if record.head.workflow == name and record.head.status in STOPPED:
+                self._drop_machine(run_id)
+                self._reduce(run_id, Due())
+
+    def _pause_wanted(self, record: Record, message: InboxMessage | None = None) -> RunPaused | None:
+        """What a run is to be paused by, which may get this message."""
+        header, history = record.head, decode_history(record.transitions)
+        messages = [] if message is None else [msgspec.structs.replace(message, id=f"{self.now}-0")]
+        before = pause_of(header, record.state, history)
+        return pause_wanted(self.paused, header, before, messages, is_cancelling=was_cancelled(history))
+
+    def _look_at_pause(self, run_id: str, message: InboxMessage | None = None) -> None:
+        """Make the machine of a run again that is, or was, paused since it was made, or is by this message."""
+        record, machine = self.records.get(run_id), self.machine(run_id)
+        if record is None or machine is None:
+            return
+        wanted = self._pause_wanted(record, message)
+        if wanted == machine.pause or keeps_stuck(record.head, wanted):
+            return
+        machine.close()
+        machine = self._machines[run_id] = self._made(run_id, record, wanted)
+        if wanted is None:
+            for job in machine.running_jobs():
+                if (run_id, job.seq) not in self._attempts:
+                    self._submit(run_id, job)
+            return
+        for key, attempt in list(self._attempts.items()):
+            if attempt.run_id == run_id and attempt.record is None and attempt.job.step.queue is None:
+                del self._attempts[key]  # it hasn't begun
+
+    def _drop_machine(self, run_id: str) -> None:
+        if (machine := self._machines.pop(run_id, None)) is not None:
+            machine.close()
 
     # --- transitions ------------------------------------------------------------------------------------------------
 
@@ -440,18 +505,19 @@ class World:
         """The machine of an open run: the one in memory, or a new one from its record."""
         machine = self._machines.get(run_id)
         record = self.records.get(run_id)
-        if machine is None and record is not None and (header := record.head).is_open:
-            if record.fork is not None:
-                machine = self._forked(run_id, header, record, record.fork)
-            elif header.version == 0:
-                reason = self._parked.get(run_id, "")
-                machine = new_machine(
-                    record.app or self.app, self.partition, run_id, header.workflow, reason, word=header.start
-                )
-                machine.bug = self._bug_of(run_id)
-            else:
-                machine = self._rehydrate(run_id, header, record)
-            self._machines[run_id] = machine
+        if machine is None and record is not None and record.head.is_open:
+            machine = self._machines[run_id] = self._made(run_id, record, self._pause_wanted(record))
+        return machine
+
+    def _made(self, run_id: str, record: Record, pause: RunPaused | None) -> RunMachine:
+        header = record.head
+        if record.fork is not None:
+            return self._forked(run_id, header, record, record.fork)
+        if header.version:
+            return self._rehydrate(run_id, header, record, pause)
+        app, reason = record.app or self.app, self._parked.get(run_id, "")
+        machine = new_machine(app, self.partition, run_id, header.workflow, reason, word=header.start, pause=pause)
+        machine.bug = self._bug_of(run_id) if pause is None else None
         return machine
 
     def _forked(self, run_id: str, header: Header, record: Record, fork: RunForked) -> RunMachine:
@@ -466,31 +532,36 @@ class World:
         machine.bug = self._bug_of(run_id)
         return machine
 
-    def _rehydrate(self, run_id: str, header: Header, record: Record) -> RunMachine:
+    def _rehydrate(self, run_id: str, header: Header, record: Record, pause: RunPaused | None) -> RunMachine:
         app = record.app or self.app
         history = decode_history(record.transitions)
         is_parked = header.status == Status.STUCK and run_id not in self._again
         known = parked_for(history, str(self.code)) if is_parked else ""
-        if run_id not in self._parked and not known:
+        if keeps_stuck(header, pause):
+            pause, known = None, stuck_for(history)
+        if pause is None and run_id not in self._parked and not known:
             try:
                 return rehydrate(app, self.partition, run_id, header, record.state, history)
             except BaseException as error:
                 self._park(run_id, error)
         reason = self._parked.get(run_id, known)
-        machine = rehydrate(app, self.partition, run_id, header, record.state, history, reason)
-        machine.bug = self._bug_of(run_id)
+        machine = rehydrate(app, self.partition, run_id, header, record.state, history, reason, pause=pause)
+        machine.bug = self._bug_of(run_id) if pause is None else None
         return machine
 
     def _bug_of(self, run_id: str) -> tuple[Failure, str] | None:
         failure = self._bugs.pop(run_id, None)
         return None if failure is None else (failure, str(self.code))
 
-    def _reduce(self, run_id: str, *inputs: Any) -> None:
+    def _reduce(self, run_id: str, *inputs: Any, message: InboxMessage | None = None) -> None:
         """Let a run decide, and commit. One whose code raises what no run may is parked, as a daemon does it: the
         inputs are recorded, and none of its code is run any more."""
         machine = self.machine(run_id)
         if machine is None:
             return
+        if message is None and (self.paused or machine.pause is not None):
+            self._look_at_pause(run_id)
+            machine = self._machines[run_id]
         try:
             effects = machine.advance(list(inputs), self.now)
             encoded = encode_transition(machine.at, effects.events, effects.unrecorded), machine.snapshot()
@@ -500,7 +571,7 @@ class World:
             self._park(run_id, error)
             machine.close()
             del self._machines[run_id]
-            self._reduce(run_id, *inputs)
+            self._reduce(run_id, *inputs, message=message)
             return
         self._commit(run_id, machine, effects, *encoded)
 
@@ -531,7 +602,7 @@ class World:
                     raise
                 raise CannotRetry("Diverged", f"run {run_id} can't go on: {reason_of(error)}") from error
         except CannotRetry as error:
-            self.answers[retry.id] = msgspec.msgpack.encode(AskAnswered(retry.id, "retry", failure=error.failure))
+            self._refuse(retry, error.failure)
             return
         if not effects.ended:
             self._machines[run_id] = machine
@@ -697,6 +768,8 @@ class World:
                 return "nothing: it was not started"
             ending = ending_of(record.log[-1])
             return f"nothing: it has ended ({ending.describe() if ending else record.head.status})"
+        if machine.pause is not None:
+            return f"the end of a pause: {machine.pause.says()}"
         if machine.reason:
             return f"other code: it is stuck ({machine.reason})"
         waits = [f"question {key[1:]}" if key.startswith("?") else f"signal {key}" for key in machine.awaited_messages]

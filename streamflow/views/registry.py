@@ -29,8 +29,10 @@ from streamflow.events import (
     AnyEvent,
     HistoryEvent,
     MessageQuarantined,
+    PauseEnded,
     RunCompleted,
     RunForked,
+    RunPaused,
     RunResumed,
     RunRetried,
     RunStarted,
@@ -105,6 +107,7 @@ class Counts(msgspec.Struct, array_like=True):
     cancelled: int = 0
     retried: int = 0
     """Runs that had failed and go on: so many more have failed than `failed` says."""
+    paused: int = 0
 
     def add(self, other: Counts) -> None:
         self.running += other.running
@@ -113,16 +116,18 @@ class Counts(msgspec.Struct, array_like=True):
         self.failed += other.failed
         self.cancelled += other.cancelled
         self.retried += other.retried
+        self.paused += other.paused
 
     def plain(self) -> dict[str, int]:
         counts = msgspec.structs.asdict(self)
-        if not self.retried:
-            del counts["retried"]
+        for rare in ("retried", "paused"):
+            if not counts[rare]:
+                del counts[rare]
         return counts
 
     @property
     def total(self) -> int:
-        return self.running + self.stuck + self.completed + self.failed + self.cancelled
+        return self.running + self.stuck + self.paused + self.completed + self.failed + self.cancelled
 
 
 @lru_cache(2 * KEPT_TENANTS)
@@ -152,6 +157,8 @@ class Runs(msgspec.Struct, array_like=True):
         | events.RunCancelled
         | RunStuck
         | RunResumed
+        | RunPaused
+        | PauseEnded
         | RunRetried,
     ) -> tuple[Counts, Counts]:
         workflow = self.workflows.get(event.workflow)
@@ -213,6 +220,18 @@ def _run_resumed(runs: Runs, run_id: str, at: int, event: RunResumed) -> None:
     for counts in runs.of(event):
         counts.running += 1
         counts.stuck -= 1
+
+
+def _run_paused(runs: Runs, run_id: str, at: int, event: RunPaused) -> None:
+    for counts in runs.of(event):
+        counts.running -= 1
+        counts.paused += 1
+
+
+def _pause_ended(runs: Runs, run_id: str, at: int, event: PauseEnded) -> None:
+    for counts in runs.of(event):
+        counts.running += 1
+        counts.paused -= 1
 
 
 def _run_retried(runs: Runs, run_id: str, at: int, event: RunRetried) -> None:
@@ -619,6 +638,8 @@ VIEWS: tuple[View[Any], ...] = (
             events.RunCancelled: _run_cancelled,
             RunStuck: _run_stuck,
             RunResumed: _run_resumed,
+            RunPaused: _run_paused,
+            PauseEnded: _pause_ended,
             RunRetried: _run_retried,
         },
         _merge_runs,

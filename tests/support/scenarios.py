@@ -43,6 +43,10 @@ class Stage(Protocol):
         """Replace the app."""
         ...
 
+    async def knows(self, *paused: str) -> None:
+        """Wait until the owner of the runs has heard that these workflows are paused, and no others."""
+        ...
+
 
 Play = Callable[[Stage], Awaitable[Any]]
 
@@ -1014,6 +1018,74 @@ async def stuck_runs(stage: Stage) -> Any:
     await stage.deploy(release("pack"))
     await runs[0].signal("go", "later")
     return sorted(map(str, [*found, await runs[0].result()]))
+
+
+@app.workflow
+async def stands_still(n: int) -> list[int]:
+    try:
+        first = await double(n)
+        got = await sf.signal("go", int)
+        await sf.sleep(T)
+        return [first, got, await flaky(1), await double(got)]
+    finally:
+        await double(100)
+
+
+@scenario
+async def paused_runs(stage: Stage) -> Any:
+    """One that waits, one whose next attempt is due meanwhile, one that is cancelled, and one that is forced to end."""
+    client = stage.client
+    runs = [await client.start(stands_still, n, id=f"p{n}") for n in range(4)]
+
+    def all_are(status: str, count: int = 4) -> Callable[[], Awaitable[bool]]:
+        async def reached() -> bool:
+            return len(await client.runs(status=status)) == count
+
+        return reached
+
+    async def waiting() -> bool:
+        return all([(await run.describe()).version >= 2 for run in runs])
+
+    await stage.until(waiting)
+    await stage.pause(T)
+    for run in runs:
+        await run.pause(reason="call back", by="kim")
+    await stage.until(all_are("paused"))
+    for run in runs:
+        await run.signal("go", 7)
+    await stage.pause(2 * T)
+    found: list[Any] = [(run.id, run.reason) for run in await client.runs(status="paused")]
+    described = await runs[0].describe()
+    found.append(next((wait.kind, wait.name, wait.why) for wait in described.waits_for))
+    found.append(await caught(runs[0].result(timeout=T)))
+    await runs[2].cancel("enough")
+    await runs[3].terminate("now")
+    found += [await caught(run.result()) for run in runs[2:]]
+    for run in runs[:2]:
+        await run.resume(by="lee")
+    return sorted(map(str, [*found, *[await caught(run.result()) for run in runs[:2]]]))
+
+
+@scenario
+async def paused_workflows(stage: Stage) -> Any:
+    client = stage.client
+    await client.pause_workflow("stands_still", reason="429", by="kim")
+    await stage.knows("stands_still")
+    runs = [await client.start(stands_still, n, id=f"w{n}") for n in range(3)]
+
+    async def all_wait() -> bool:
+        return len(await client.runs(status="paused")) == 3
+
+    await stage.until(all_wait)
+    await runs[0].signal("go", 1)
+    await runs[2].cancel("enough")
+    found: list[Any] = [await caught(runs[2].result())]
+    found += [(run.id, run.status, run.reason) for run in await client.runs(workflow="stands_still")]
+    await stage.pause(T)
+    before = await client.resume_workflow("stands_still")
+    found.append((before.by, before.reason))
+    await runs[1].signal("go", 2)
+    return sorted(map(str, [*found, *[await caught(run.result()) for run in runs[:2]]]))
 
 
 async def is_open(run: Any) -> bool:

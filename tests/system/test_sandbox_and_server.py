@@ -55,6 +55,9 @@ class InSandbox:
     async def deploy(self, app: sf.App) -> None:
         self.client.deploy(app)
 
+    async def knows(self, *paused: str) -> None:
+        assert set(await self.client.paused_workflows()) == set(paused)
+
 
 class OnServer:
     """`daemon` has the daemon that runs now."""
@@ -72,9 +75,17 @@ class OnServer:
 
     async def deploy(self, app: sf.App) -> None:
         await self._daemon.aclose()
-        await self._daemon.enter_async_context(
-            running_daemon(app, self._server, self.client.namespace, crash=False),
-        )
+        await self.begin(app)
+
+    async def begin(self, app: sf.App) -> None:
+        daemon = running_daemon(app, self._server, self.client.namespace, crash=False)
+        self._owner = (await self._daemon.enter_async_context(daemon)).owner
+
+    async def knows(self, *paused: str) -> None:
+        async def heard() -> bool:
+            return self._owner.paused.notes.keys() == set(paused)
+
+        await until(heard)
 
 
 @asynccontextmanager

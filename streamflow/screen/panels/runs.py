@@ -12,12 +12,12 @@ from streamflow.screen.panels.panel import Panel
 from streamflow.screen.style import FAINT, MUTED, STATUS, TITLE, VALUE
 from streamflow.status.model import NamespaceStatus
 
-_STATUSES = ("running", "stuck", "completed", "failed", "cancelled")
+_STATUSES = ("running", "stuck", "paused", "completed", "failed", "cancelled")
 
 
 def runs_panel(status: NamespaceStatus, width: int) -> Panel:
     counted: dict[str, int] = status.view("runs").get("status", {})
-    counts = {name: counted.get(name, 0) for name in _STATUSES}
+    counts = {name: counted.get(name, 0) for name in _STATUSES if name in counted or name != "paused"}
     numbers = {name: f"{count:,}" for name, count in counts.items()}
     number_width = max(len(text) for text in numbers.values())
     largest = max(1, *counts.values())

@@ -17,6 +17,7 @@ _COLUMNS = (
     Column("WORKFLOWS", right=False, flexible=True, min_width=12, max_width=MAX_NAME),
     Column("running", drop_order=1),
     Column("stuck", drop_order=6),
+    Column("paused", drop_order=9),
     Column("done", drop_order=2),
     Column("failed", drop_order=3),
     Column("cancelled", drop_order=7),
@@ -24,6 +25,7 @@ _COLUMNS = (
     Column("p95", drop_order=5),
     Column("p99", drop_order=8),
 )
+_UNPAUSED = tuple(column for column in _COLUMNS if column.title != "paused")
 
 
 def workflows_panel(status: NamespaceStatus, width: int) -> Panel:
@@ -35,6 +37,7 @@ def workflows_panel(status: NamespaceStatus, width: int) -> Panel:
         key=lambda name: (-counts_by_name[name]["running"], -sum(counts_by_name[name].values()), name),
     )
     rows: list[list[Text]] = []
+    columns = _COLUMNS if any("paused" in counts for counts in counts_by_name.values()) else _UNPAUSED
     for name in names:
         counts, times = counts_by_name[name], times_by_name.get(name, {})
         rows.append(
@@ -42,10 +45,11 @@ def workflows_panel(status: NamespaceStatus, width: int) -> Panel:
                 safe_text(name, limit=MAX_NAME),
                 count_cell(counts["running"]),
                 count_cell(counts["stuck"], WARN),
+                *([] if columns is _UNPAUSED else [count_cell(counts.get("paused", 0), WARN)]),
                 count_cell(counts["completed"]),
                 count_cell(counts["failed"], BAD),
                 count_cell(counts["cancelled"]),
                 *(time_cell(times, quantile) for quantile in ("p50", "p95", "p99")),
             ]
         )
-    return table_panel("WORKFLOWS", _COLUMNS, rows, width, "nothing has run yet: see streamflow enqueue --help")
+    return table_panel("WORKFLOWS", columns, rows, width, "nothing has run yet: see streamflow enqueue --help")

@@ -431,6 +431,8 @@ class Broken:
     """Stands in for the machine of a run whose code raises what no run may."""
 
     closed = 0
+    ended = is_cancelling = False
+    retrying = pause = None
 
     def advance(self, inputs: Any, clock: int, not_before: int, **_: Any) -> Any:
         raise SystemExit("a defect")

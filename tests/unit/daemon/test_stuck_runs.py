@@ -14,6 +14,7 @@ from streamflow.daemon import stuck_runs as module
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.stuck_runs import StuckRuns
 from streamflow.errors import StoreError
+from streamflow.model.record import Status
 from streamflow.store.connection import Call
 from tests.support.fakes import FakeOwner, FakeStore, context, owned
 
@@ -47,7 +48,7 @@ def listed(call: Call[Any], count: int = 1000) -> tuple[bytes, list[tuple[bytes,
 class Bench:
     def __init__(self) -> None:
         self.shard, self.other = owned(1), owned(2)
-        self.shard.stuck["flow"], self.other.stuck["flow"] = 32, 960
+        self.shard.stuck[Status.STUCK, "flow"], self.other.stuck[Status.STUCK, "flow"] = 32, 960
         self.owner: Any = Owner(self.shard, self.other)
         self.store = FakeStore(ZSCAN=listed)
         self.stuck = StuckRuns(context(self.store, shards=8), self.owner)

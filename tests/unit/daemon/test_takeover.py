@@ -13,6 +13,7 @@ from streamflow.daemon.relay import OVERHEAD, Relay
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.takeover import Takeover
 from streamflow.errors import StoreError
+from streamflow.model.record import Status
 from streamflow.store.connection import Call
 from streamflow.wire import OutboxMessage, encode_outbox
 from tests.support.fakes import KERNEL, FakeClock, FakeStore, context, owned
@@ -56,7 +57,7 @@ async def test_listings_of_runs_are_read_in_pipelines_of_bounded_size(many: int)
     stuck = [b"stuck%d" % n for n in range(100_000 // many)]
     in_flight = [b"flying%d" % n for n in range(30_000 // many)]
     bench = Bench(
-        ZSCAN=lambda call: _scanned(call, stuck if "flow1" in call.args[1] else []),
+        ZSCAN=lambda call: _scanned(call, stuck if "stuck:flow1" in call.args[1] else []),
         ZRANGEBYSCORE=lambda call: _page(call, in_flight),
     )
     shards = bench.shards[:many]
@@ -66,7 +67,7 @@ async def test_listings_of_runs_are_read_in_pipelines_of_bounded_size(many: int)
     for shard in shards:
         first = stuck[: module.STUCK_IDS]
         assert shard.inputs.keys() == {run_id.decode() for run_id in (*first, *in_flight)}
-        assert shard.stuck == {"flow1": module.STUCK_IDS}, "the others are read when these are through"
+        assert shard.stuck == {(Status.STUCK, "flow1"): module.STUCK_IDS}, "the others are read when these are through"
     assert shards[0].orphans == shards[0].careful.keys() == {run_id.decode() for run_id in in_flight}
 
 

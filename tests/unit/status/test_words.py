@@ -47,6 +47,7 @@ def retried(step: str, retries: int, *, succeeded: int = 0, message: str = "") -
     }
 
 
+VIEWS_OF_ORDER = {"runs": {"workflows": {"order": {"running": 1, "paused": 2, "completed": 7}}}}
 CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
     "no_daemons": (
         status(daemons=[], shards_unowned=4),
@@ -164,6 +165,17 @@ CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
         Sentence("warning", "quarantined", "1 message quarantined", "streamflow quarantine list"),
     ),
     "aof_off": (status(server=Server(aof="off")), Sentence("note", "aof_off", "AOF off", "streamflow check")),
+    "workflow_paused": (
+        status(paused={"order": Pause(1, "kim@box", "429")}, views=VIEWS_OF_ORDER),
+        Sentence(
+            *("note", "workflow_paused", "workflow order paused by kim@box: 429 (3 open runs)"),
+            "streamflow resume --workflow order",
+        ),
+    ),
+    "runs_paused": (
+        status(views={"runs": {"status": {"paused": 2}}}),
+        Sentence("note", "runs_paused", "2 runs paused", "streamflow runs --status paused"),
+    ),
     "queue_paused": (
         status(queues=[Queue(name="gpu", waiting=3, workers=1, paused=Pause(1, "kim@box", "new driver"))]),
         Sentence(
