@@ -1,4 +1,5 @@
-"""What operators do to runs: cancel, terminate, signal, retry, fork, forget; to one run, or to all that match filters.
+"""What operators do to runs: cancel, terminate, signal, retry, fork, pause, resume, forget; to one run, or to all that
+match filters; and that they pause a queue or a workflow as a whole.
 
 Every way in (commands, and whatever is built beside them) does it through here, so that each asks the same question,
 refuses in the same words, and leaves the same line in the log. From Python:
@@ -14,10 +15,13 @@ from streamflow.actions.forget import Forget
 from streamflow.actions.fork import Fork
 from streamflow.actions.many import Bulk, BulkOutcome, bulk, freeze, open_file
 from streamflow.actions.one import Outcome, ReadOnly, perform
+from streamflow.actions.pause import Pause
+from streamflow.actions.resume import Resume
 from streamflow.actions.retry import Retry
 from streamflow.actions.signal import Signal
 from streamflow.actions.targets import RunFilters
 from streamflow.actions.terminate import Terminate
+from streamflow.actions.whole import pause_whole, resume_whole
 
 __all__ = [
     "Action",
@@ -27,7 +31,9 @@ __all__ = [
     "Forget",
     "Fork",
     "Outcome",
+    "Pause",
     "ReadOnly",
+    "Resume",
     "Retry",
     "RunFilters",
     "Signal",
@@ -35,5 +41,7 @@ __all__ = [
     "bulk",
     "freeze",
     "open_file",
+    "pause_whole",
     "perform",
+    "resume_whole",
 ]

@@ -1,7 +1,7 @@
 """The lines of the log `streamflow.audit`: who has done what to which run, why, and the outcome.
 
 Owns: the logger, its fields, and who is named if nobody says who. Must not: decide where the lines go.
-Called by: one, many.
+Called by: one, many, whole.
 """
 
 from __future__ import annotations
@@ -31,6 +31,22 @@ def audit(action: Action, namespace: str, run_id: str, by: str, outcome: str, de
         "detail": detail,
     }
     _log.info("%s: %s run %s: %s", by, action.name, run_id, outcome, extra={k: v for k, v in fields.items() if v})
+
+
+def audit_whole(
+    action: str, namespace: str, kind: str, name: str, by: str, reason: str, outcome: str, detail: str = ""
+) -> None:
+    """As `audit`, of a queue or workflow as a whole: `kind` says which."""
+    fields = {
+        "action": action,
+        "namespace": namespace,
+        kind: name,
+        "by": by,
+        "reason": reason,
+        "outcome": outcome,
+        "detail": detail,
+    }
+    _log.info("%s: %s %s %s: %s", by, action, kind, name, outcome, extra={k: v for k, v in fields.items() if v})
 
 
 def outcome_of(action: Action, error: Exception) -> str:

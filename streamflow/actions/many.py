@@ -37,7 +37,7 @@ from streamflow.actions.targets import AnyAction, RunFilters, Tally, Target, Tar
 from streamflow.client.listing import RunSummary
 from streamflow.errors import NamespaceMismatch, RunNotFound, StoreError, StreamflowError, UsageError
 from streamflow.model import codec
-from streamflow.model.record import OPEN, Status
+from streamflow.model.record import OPEN, STOPPED, Status
 
 RATE = 50.0
 """Runs a second, unless said otherwise: what daemons and the services that steps call can take beside their work."""
@@ -343,12 +343,12 @@ async def freeze(
 
 
 async def _with_reason(client: Runs, run: RunSummary) -> RunSummary:
-    """With why it is stuck, which isn't read of all runs."""
-    if run.status != Status.STUCK or run.error or run.reason:
+    """With why it is stuck or paused, which isn't read of all runs."""
+    if run.status not in STOPPED or run.error or run.reason:
         return run
     with suppress(StreamflowError):
         found = await client.run(run.id).describe(waits=False)
-        if found.status == Status.STUCK:
+        if found.status in STOPPED:
             return msgspec.structs.replace(run, reason=found.reason, error=found.error)
     return run
 

@@ -58,11 +58,14 @@ class Retry(Action, frozen=True, kw_only=True, tag="retry"):
         text = f"{run_id} goes on: {'; '.join([*named, results])}"
         if value.parent is not None:
             text += f"\nits parent {value.parent} has taken its failure, and gets nothing from it any more"
+        if value.held:
+            text += f"\n{value.held}"
         return text
 
     def plain(self, run_id: str, value: Retried) -> dict[str, Any]:
         steps = [{"name": step.name, "seq": step.seq, "attempt": step.attempt} for step in value.steps]
-        return {"run_id": run_id, "kept": value.kept, "steps": steps, "parent": value.parent}
+        found = {"run_id": run_id, "kept": value.kept, "steps": steps, "parent": value.parent}
+        return {**found, "held": value.held} if value.held else found
 
     def is_moot(self, error: Exception) -> bool:
         return super().is_moot(error) or (isinstance(error, NotRetried) and error.failure.kind in MOOT)

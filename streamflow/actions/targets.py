@@ -26,6 +26,8 @@ import msgspec
 from streamflow.actions.cancel import Cancel
 from streamflow.actions.forget import Forget
 from streamflow.actions.fork import Fork
+from streamflow.actions.pause import Pause
+from streamflow.actions.resume import Resume
 from streamflow.actions.retry import Retry
 from streamflow.actions.signal import Signal
 from streamflow.actions.terminate import Terminate
@@ -33,7 +35,7 @@ from streamflow.errors import UsageError
 from streamflow.model.attributes import Attribute
 from streamflow.model.record import Status
 
-AnyAction = Cancel | Terminate | Signal | Retry | Forget | Fork
+AnyAction = Cancel | Terminate | Signal | Retry | Forget | Fork | Pause | Resume
 """By the name under which they stand in a file."""
 
 FORMAT = 1

@@ -46,8 +46,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "fork": "Start a new run that shares a run's history up to an event.",
         "cancel": "Ask a run to clean up and end as cancelled.",
         "terminate": "Force a run to end as cancelled, without running its clean-up code.",
-        "pause": "Have workers take nothing more from a queue.",
-        "resume": "Have a paused queue go on.",
+        "pause": "Have nothing new begin: of a run, of a whole workflow, or in a queue.",
+        "resume": "Have go on what `streamflow pause` has paused: a run, a whole workflow, or a queue.",
         "forget": "Delete ended runs and their histories.",
     },
     "Tests": {

@@ -2,7 +2,7 @@
 
 Owns: the options of both, which of them go together, the question before a bulk, the progress bar, stopping, and what
 is printed. Must not: know a single action (`actions/` does), choose runs, or decide how fast they are done.
-Called by: `cancel`, `terminate`, `signal`, `retry`, `fork`, `forget`.
+Called by: `cancel`, `terminate`, `signal`, `retry`, `fork`, `pause`, `resume`, `forget`.
 """
 
 from __future__ import annotations
@@ -71,14 +71,18 @@ class Choice:
         if not runs and not self.is_bulk:
             raise UsageError(f"say which runs: name a RUN, or give a filter, as in {name} --workflow NAME")
         if runs:
-            for option, given in (
-                ("--yes", self.yes),
-                ("--dry-run", self.dry_run),
-                ("--rate", self.rate is not None),
-                ("--targets", self.targets is not None),
-            ):
-                if given:
-                    raise UsageError(f"{option} is for runs that filters choose, and not for a RUN")
+            self.check_single("runs that filters choose, and not for a RUN")
+
+    def check_single(self, what_for: str) -> None:
+        """Raises `UsageError` if there are options that are only for many runs."""
+        for option, given in (
+            ("--yes", self.yes),
+            ("--dry-run", self.dry_run),
+            ("--rate", self.rate is not None),
+            ("--targets", self.targets is not None),
+        ):
+            if given:
+                raise UsageError(f"{option} is for {what_for}")
 
 
 _OPTIONS = (

@@ -19,7 +19,7 @@ from streamflow.errors import UsageError
 if TYPE_CHECKING:
     from streamflow.model.attributes import Attribute
 
-STATUSES = ["pending", "running", "stuck", "completed", "failed", "cancelled"]
+STATUSES = ["pending", "running", "stuck", "paused", "completed", "failed", "cancelled"]
 
 _OPTIONS = (
     click.option("--status", type=click.Choice(STATUSES), help="Only runs with this status."),

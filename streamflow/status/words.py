@@ -149,7 +149,8 @@ def _paused(queues: Sequence[Queue]) -> tuple[str, str]:
     queue = min(queues, key=lambda queue: (-queue.waiting, queue.name))
     who = "" if queue.paused is None else queue.paused.says()
     others = f", and {len(queues) - 1} more" if len(queues) > 1 else ""
-    text = f"queue {queue.name} paused {who}".rstrip() + f" ({plural(queue.waiting, 'step')} waiting){others}"
+    waiting = plural(queue.waiting, "step") + " waiting" + ("" if queue.workers else ", no workers")
+    text = f"queue {queue.name} paused {who}".rstrip() + f" ({waiting}){others}"
     return text, f"streamflow resume --queue {shlex.quote(queue.name)}"
 
 

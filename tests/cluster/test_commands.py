@@ -410,3 +410,33 @@ async def test_the_benchmark_measures_how_evenly_masters_are_used(
     assert figures["fanout.cpu"] > figures["fanout.server_cpu"] > 0
     for node in shared_cluster.nodes:
         assert not await node.command("KEYS", "*bench-*"), "it has deleted its namespace"
+
+
+async def test_a_workflow_and_runs_are_paused_on_all_servers(shared_cluster: EmbeddedCluster, namespace: str) -> None:
+    """The note is on one server, the runs and the listings from which they go on are on all."""
+    run = LastingShell(shared_cluster.url, namespace)
+    scope: dict[str, Any] = {"__name__": "flows"}
+    exec(FLOWS, scope)
+    async with (
+        running_daemon(scope["app"], shared_cluster, namespace, crash=False) as daemon,
+        connect(shared_cluster.url, namespace=namespace) as client,
+    ):
+        await run("pause", "--workflow", "child", "--reason", "why")
+
+        async def heard() -> bool:
+            return "child" in daemon.owner.paused.notes
+
+        await until(heard)
+        runs: list[sf.Run[int]] = [await client.start("child", n, id=f"c{n}") for n in range(30)]
+        await until(lambda: all_have(run, "child", "paused", 30))
+        described = await runs[7].describe()
+        assert (described.waits_for[0].kind, described.waits_for[0].name) == ("pause", "workflow")
+        assert (await run.data("pause", "--runs", "--workflow", "child", "--yes", "--rate", "0"))["done"] == 30
+
+        async def each_by_itself() -> bool:
+            return all([(await one.describe()).waits_for[0].name == "run" for one in runs])
+
+        await until(each_by_itself)
+        await run("resume", "--workflow", "child")
+        assert (await run.data("resume", "--runs", "--workflow", "child", "--yes", "--rate", "0"))["done"] == 30
+        assert [await one.result(DEADLINE) for one in runs] == [2 * n for n in range(30)]

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 import streamflow as sf
+from streamflow import actions
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import StoreUnavailable
 from streamflow.screen.panels.queues import queues_panel
@@ -184,3 +185,18 @@ async def test_commands_and_the_screen_say_who_has_paused_it(
             "already": False,
         }
         await client.resume_queue("new")
+
+
+async def test_a_retry_in_a_paused_queue_says_what_it_waits_for(serve: Serve, work: Work) -> None:
+    gate = Gate()
+    async with serve(gate.app) as (client, _), work(gate.app) as worker:
+        run = await client.start(gate.waits, id="r")
+        await gate.attempts(1)
+        await client.pause_queue("gpu", reason="new driver", by="kim")
+        await knows(worker, "gpu")
+        done = await actions.perform(client, actions.Retry(step="wait"), "r")
+        held = "queue gpu is paused by kim: new driver: it begins after streamflow resume --queue gpu"
+        assert done.text.splitlines()[1:] == [held]
+        await client.resume_queue("gpu")
+        gate.go.set()
+        assert await run.result(DEADLINE) == "attempt 2"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 import streamflow as sf
+from streamflow import actions
 from streamflow.daemon.daemon import Daemon
+from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import NotRetried
 from streamflow.events import (
     AskReceived,
@@ -19,6 +23,7 @@ from streamflow.events import (
     StepScheduled,
     TimerFired,
 )
+from tests.support.shell import Shell
 from tests.support.waiting import DEADLINE, events_of, happened, status_of, until
 from tests.system.conftest import Serve
 
@@ -484,3 +489,71 @@ async def test_retries_of_a_paused_run_begin_when_it_goes_on(serve: Serve) -> No
         assert attempts == list(range(1, len(attempts) + 1))
         assert len([event for event in history if isinstance(event, StepScheduled)]) == 1
         assert len(bank.begun) == count + 1
+
+
+async def test_commands_pause_what_is_named_and_say_who_has_paused_it(
+    serve: Serve, embedded_server: EmbeddedServer, namespace: str, tmp_path: Path
+) -> None:
+    run = Shell(embedded_server.url, namespace)
+    bank = Bank()
+    async with serve(bank.app) as (client, daemon):
+        one: sf.Run[Any] = await client.start("loop", 0, id="one")
+        await status_of(one, sf.Status.RUNNING)
+        assert "did you mean loop?" in await run("pause", "--workflow", "loops", code=2)
+        for words in (
+            ["pause"],
+            ["pause", "--since", "1h"],
+            ["pause", "--runs"],
+            ["pause", "one", "--queue", "gpu"],
+            ["pause", "--workflow", "loop", "--yes"],
+            ["pause", "--queue", "gpu", "--workflow", "loop"],
+        ):
+            await run(*words, code=2)
+        log = tmp_path / "audit.jsonl"
+        told = await run("pause", "--workflow", "loop", "--reason", "429", "--audit-log", str(log))
+        assert told == "workflow loop is paused: what is under way ends, nothing new begins\n"
+        assert "workflow loop was paused already by " in await run("pause", "--workflow", "loop")
+        await knows(daemon, "loop")
+        line = msgspec.json.decode(log.read_bytes())
+        assert (line["action"], line["workflow"], line["reason"], line["outcome"]) == ("pause", "loop", "429", "done")
+        shown = await run("show", "one")
+        assert "workflow loop by " in shown, "although nothing has come for it since"
+        assert "streamflow resume --workflow loop" in shown
+        status = await run.data("status")
+        assert status["paused"]["loop"]["reason"] == "429"
+        [said] = [one for one in status["health"] if one["code"] == "workflow_paused"]
+        assert said["command"].startswith("streamflow resume --workflow loop")
+        assert "is not paused by itself, its workflow loop is" in await run("resume", "one", code=1)
+        await one.signal("next", 1)
+        await paused(one)
+        assert "its workflow is paused b" in await run("runs", "--status", "paused")
+        assert (await run.data("pause", "one"))["requested"] == "pause"
+        await happened(one, RunPaused, 2)
+        assert "workflow loop goes on; it was paused by " in await run("resume", "--workflow", "loop")
+        assert "error: workflow loop is not paused" in await run("resume", "--workflow", "loop", code=1)
+        assert await run("resume", "one") == "asked one to resume\n"
+        await status_of(one, sf.Status.RUNNING)
+        assert "run one is not paused: it is running" in await run("resume", "one", code=1)
+        two: sf.Run[Any] = await client.start("loop", 0, id="two")
+        await status_of(two, sf.Status.RUNNING)
+        assert "asked to pause 2" in await run("pause", "--runs", "--workflow", "loop", "--yes", "--reason", "both")
+        for waits in (one, two):
+            assert (await paused(waits)).reason == "both"
+        assert "asked to resume 2" in await run("resume", "--runs", "--workflow", "loop", "--yes")
+        for waits in (one, two):
+            await waits.signal("next", 9)
+            await waits.result(DEADLINE)
+
+
+async def test_an_action_reads_the_pause_back(serve: Serve) -> None:
+    bank = Bank()
+    async with serve(bank.app) as (client, _):
+        run: sf.Run[Any] = await client.start("loop", 0, id="one")
+        await status_of(run, sf.Status.RUNNING)
+        done = await actions.perform(client, actions.Pause(reason="why"), "one", by="kim", read_back=DEADLINE)
+        assert done.took_effect
+        done = await actions.perform(client, actions.Resume(), "one", by="kim", read_back=DEADLINE)
+        assert done.took_effect
+        with pytest.raises(actions.ReadOnly):
+            await actions.pause_whole(client, "workflow", "loop", read_only=True)
+        assert await client.paused_workflows() == {}

@@ -109,8 +109,8 @@ def enqueue(
     """Start a run of a workflow, or one run per line of a file.
 
     The input is JSON: the argument itself if the workflow takes one; an array, or an object by name, if it takes
-    several. With --wait, the exit code is 1 if the run fails or is cancelled. Of a run that is stuck it prints why to
-    stderr, and waits on.
+    several. With --wait, the exit code is 1 if the run fails or is cancelled. Of a run that is stuck or paused it
+    prints why to stderr, and waits on.
 
     A line of --file is {"id": …, "input": …, "tenant": …}; all fields are optional. A line without an id gets one that
     is made from its content and its line number. Giving the same file again therefore starts no run twice, even after
@@ -219,3 +219,6 @@ async def _say_when_stuck(run: Run[Any]) -> None:
             said = found.reason
             how = f"it goes on when other code is deployed, or with streamflow retry {run.id}"
             click.echo(safe(f"run {run.id} is stuck: {said}; {how}", 2000), err=True)
+        elif found.status == "paused" and found.reason != said:
+            said = found.reason
+            click.echo(safe(f"run {run.id} is paused: {said}", 2000), err=True)

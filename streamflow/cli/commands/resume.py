@@ -1,47 +1,61 @@
-"""`resume`: have a paused queue go on.
+"""`resume`: have a run, a workflow, a queue, or all runs that match filters go on after a pause.
 
-Owns: its options and output. Must not: begin anything (workers do, within a heartbeat). Called by: the group in `cli`.
+Owns: its options and output. Must not: begin anything (daemons and workers do, within a heartbeat). Called by: the
+group in `cli`.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from streamflow.cli.completing import QUEUE
-from streamflow.cli.connection import open_client
-from streamflow.cli.event_loop import run_async
-from streamflow.cli.options import json_option, server_options
-from streamflow.cli.output import print_json
-from streamflow.suggestions import did_you_mean
+from streamflow.cli.acting import Choice, act, act_in_bulk, acting_options
+from streamflow.cli.completing import QUEUE, RUN
+from streamflow.cli.whole import chosen_whole, resume_named
+
+if TYPE_CHECKING:
+    from streamflow.client.client import Client
 
 
 @click.command()
-@click.option("--queue", required=True, type=QUEUE, metavar="NAME", help="The queue that goes on.")
-@server_options
-@json_option
-def resume(queue: str, redis: str | None, namespace: str | None, as_json: bool) -> int:
-    """Have a paused queue go on.
+@click.argument("run", type=RUN, metavar="[RUN]", required=False)
+@click.option("--queue", type=QUEUE, metavar="NAME", help="The queue that goes on.")
+@click.option("--runs", is_flag=True, help="Resume the paused runs that match the filters.")
+@acting_options
+def resume(run: str | None, queue: str | None, runs: bool, choice: Choice) -> int:
+    """Have go on what `streamflow pause` has paused: a run, a whole workflow, or a queue.
 
-    Workers take attempts from it again within a heartbeat. The exit code is 1 if it was not paused.
+    It goes on within a heartbeat; each run gets what came meanwhile, in order. --workflow NAME alone resumes the
+    workflow, but for runs of it that are paused by themselves: those with RUN, or all that match filters with --runs.
+    The exit code is 1 if it was not paused.
 
     \b
-    Example:
+    Examples:
+      streamflow resume --workflow enrich
       streamflow resume --queue gpu
+      streamflow resume invoice-17
+      streamflow resume --runs --workflow order --yes
     """
-    from streamflow.screen.sanitize import safe
-    from streamflow.store.pauses import Pause
+    from streamflow.actions import Resume
 
-    async def send() -> tuple[Pause | None, list[str]]:
-        async with open_client(redis, namespace) as client:
-            before = await client.resume_queue(queue)
-            return before, [] if before is not None else [*await client.paused_queues()]
+    whole = chosen_whole("resume", run, queue, runs, choice)
+    if whole is not None:
+        return resume_named(whole, choice)
+    choice.check("resume", (run,) if run else ())
+    if run:
+        return act(Resume(), run, choice, _check_paused)
+    return act_in_bulk(None if choice.resume else Resume(), "resume", choice)
 
-    before, paused = run_async(send)
-    if as_json:
-        print_json({"queue": queue, "paused": False, "already": before is None})
-    elif before is None:
-        others = f"; paused are: {', '.join(paused)}" if paused else ""
-        click.echo(safe(f"error: queue {queue} is not paused{did_you_mean(queue, paused) or others}", 500), err=True)
-    else:
-        click.echo(safe(f"queue {queue} goes on; it was paused {before.says()}".rstrip()))
-    return 0 if before is not None else 1
+
+async def _check_paused(client: Client, run_id: str) -> None:
+    """Raises `RunError` unless the run is paused by itself."""
+    from streamflow.errors import RunError
+
+    found = await client.run(run_id).describe()
+    pause = next((wait for wait in found.waits_for if wait.kind == "pause"), None)
+    if pause is None:
+        raise RunError(f"run {run_id} is not paused: it is {found.status}", run_id)
+    if pause.name == "workflow":
+        whole = f"workflow {found.workflow} is: streamflow resume --workflow {found.workflow}"
+        raise RunError(f"run {run_id} is not paused by itself, its {whole}", run_id)

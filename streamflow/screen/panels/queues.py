@@ -38,7 +38,8 @@ def queues_panel(status: NamespaceStatus, width: int) -> Panel | None:
 
 
 def _workers_cell(queue: Queue) -> Text:
-    """`none` while steps wait stands out: somebody has to start a worker. So does a queue that somebody has paused."""
+    """`none` while steps wait stands out: somebody has to start a worker. So does a queue that somebody has paused, of
+    which it is said, too, that there are none."""
     if queue.paused is not None:
-        return Text("paused", style=BAD if queue.waiting else FAINT)
+        return Text("paused" if queue.workers else "paused, none", style=BAD if queue.waiting else FAINT)
     return count_cell(queue.workers) if queue.workers else Text("none", style=BAD if queue.waiting else FAINT)

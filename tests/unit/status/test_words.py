@@ -204,6 +204,13 @@ def test_every_code_is_tried_here() -> None:
     assert codes == set(CASES)
 
 
+def test_a_paused_queue_without_workers_says_both() -> None:
+    current = status(queues=[Queue(name="gpu", waiting=3, paused=Pause(1, "kim"))])
+    texts = {sentence.code: sentence.text for sentence in health(current)}
+    assert texts["queue_paused"] == "queue gpu paused by kim (3 steps waiting, no workers)"
+    assert texts["no_workers"] == "no workers for queue gpu"
+
+
 def test_the_worst_is_the_first_and_notes_are_the_last() -> None:
     current = status(
         Heartbeat(draining=True, lost=1),
