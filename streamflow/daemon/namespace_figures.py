@@ -14,7 +14,7 @@ again for `KEPT` seconds: a scraper every second, or ten of them, cost as much a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -28,6 +28,7 @@ from streamflow.model.codec import DECODE_ERRORS
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
+from streamflow.store.pauses import paused_queues, paused_workflows, read_pauses
 from streamflow.store.queues import QueueFigures, read_queues
 from streamflow.store.router import open_store
 from streamflow.store.servers import facts_of, fullness, key_of_each, memory_of, send_to_each
@@ -47,7 +48,7 @@ MAX_SHARDS_READ = 1024
 """With more shards than this, what has to be asked of each is left out."""
 MAX_QUEUES_READ = 500
 """Clients may make any number of queues: those of the app, and so many of the others, are read."""
-OPEN = ("running", "stuck")
+OPEN = ("running", "stuck", "paused")
 ENDED = ("completed", "failed", "cancelled")
 _VIEWS = ("runs", "run_durations", "step_durations", "quarantine")
 
@@ -59,6 +60,7 @@ class _Counts(msgspec.Struct):
     failed: int = 0
     cancelled: int = 0
     retried: int = 0
+    paused: int = 0
 
 
 class _Runs(msgspec.Struct):
@@ -143,6 +145,7 @@ class NamespaceFigures:
             (keys.members, Call.plain("TIME", near=keys.members)),
             (keys.members, Call.plain("HKEYS", keys.members)),
             (keys.queues, Call.plain("HKEYS", keys.queues)),
+            (keys.paused, read_pauses(keys)),
             (keys.view(_VIEWS[0]), Call.plain("MGET", *(keys.view(name) for name in _VIEWS))),
             *((key, Call.plain("INFO", near=key)) for key in asked),
             *((owner := keys.shard(n).owner, Call.plain("HGET", owner, "holder")) for n in shards),
@@ -152,7 +155,7 @@ class NamespaceFigures:
                 for one in of_shard
             ),
         ]
-        clock, members, queues, views, *rest = await send_to_each(self._store, calls, PATIENCE)
+        clock, members, queues, pauses, views, *rest = await send_to_each(self._store, calls, PATIENCE)
         if isinstance(clock, StoreError):
             raise clock
         infos, rest = rest[: len(asked)], rest[len(asked) :]
@@ -168,6 +171,9 @@ class NamespaceFigures:
                 figures.set(catalog.SHARDS_UNOWNED, unowned)
         if not isinstance(views, StoreError):
             self._put_views(figures, views)
+        if not isinstance(pauses, StoreError):
+            _put_paused(figures, catalog.WORKFLOW_PAUSED, self._workflows, self._no_runs, paused_workflows(pauses))
+            _put_paused(figures, catalog.QUEUE_PAUSED, self._queues, self._app_queues, paused_queues(pauses))
         rest = rest[len(shards) :]
         if own:
             self._put_own(figures, now, rest[: len(own)], rest[len(own) :])
@@ -220,6 +226,14 @@ class NamespaceFigures:
             figures.set(catalog.STEP_ATTEMPTS, sum(one.retries for one in of_steps), label, "retried")
             figures.set(catalog.STEP_ATTEMPTS, sum(one.failures for one in of_steps), label, "failed")
         figures.set(catalog.QUARANTINED, _value(_decode_latest, stored[3], _Latest()).count)
+
+
+def _put_paused(
+    figures: Figures, metric: catalog.Metric, names: Names, of_app: Iterable[str], paused: Collection[str]
+) -> None:
+    """Those of the app are there all the time: an alert sees when a pause ends."""
+    for label, group in names.grouped({name: name in paused for name in (*of_app, *paused)}).items():
+        figures.set(metric, sum(group), label)
 
 
 def _put_durations(figures: Figures, metric: catalog.Metric, label: str, group: Sequence[_Durations]) -> None:

@@ -194,8 +194,15 @@ RUNS_OPEN = Metric(
     "streamflow_namespace_runs_open",
     "gauge",
     "namespace",
-    "Open runs by status: running (or waiting, or not begun yet), stuck.",
+    "Open runs by status: running (or waiting, or not begun yet), stuck, paused.",
     ("workflow", "status"),
+)
+WORKFLOW_PAUSED = Metric(
+    "streamflow_namespace_workflow_paused",
+    "gauge",
+    "namespace",
+    "1 if somebody has paused the workflow: its runs begin nothing new.",
+    ("workflow",),
 )
 RUNS_STARTED = Metric(
     "streamflow_namespace_runs_started_total", "counter", "namespace", "Runs that have begun.", ("workflow",)
@@ -259,6 +266,13 @@ QUEUE_WORKERS = Metric(
     "gauge",
     "namespace",
     "Workers of the queue that live and are not draining.",
+    ("queue",),
+)
+QUEUE_PAUSED = Metric(
+    "streamflow_namespace_queue_paused",
+    "gauge",
+    "namespace",
+    "1 if somebody has paused the queue: workers take nothing from it.",
     ("queue",),
 )
 QUEUES = Metric("streamflow_namespace_queues", "gauge", "namespace", "Queues that are registered.")

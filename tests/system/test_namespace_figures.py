@@ -28,6 +28,11 @@ async def render() -> None:
     """Never run."""
 
 
+@app.workflow
+async def draw() -> None:
+    """Never run."""
+
+
 @pytest.fixture
 async def figures(
     client: sf.Client, embedded_server: EmbeddedServer, namespace: str
@@ -118,3 +123,16 @@ async def test_a_view_that_is_damaged_costs_only_itself(
     found = await read(figures)
     assert value(found, catalog.SHARDS) == 4
     assert value(found, catalog.QUEUE_WAITING, "gpu") == 0
+
+
+async def test_what_is_paused_is_there_and_what_is_not_is_zero(client: sf.Client, figures: NamespaceFigures) -> None:
+    for what in ("queue:gpu", "workflow:other"):
+        await send(client, "HSET", client.keys.paused, what, b"{}")
+    counts = {"order": {"running": 2, "paused": 3}, "draw": {"running": 1}}
+    await send(client, "SET", client.keys.view("runs"), msgspec.json.encode({"value": {"workflows": counts}}))
+    found = await read(figures)
+    assert value(found, catalog.QUEUE_PAUSED, "gpu") == 1
+    assert value(found, catalog.WORKFLOW_PAUSED, "draw") == 0
+    assert sum(found.values[catalog.WORKFLOW_PAUSED].values()) == 1
+    assert value(found, catalog.RUNS_OPEN, "draw", "paused") == 0
+    assert sum(n for (_, status), n in found.values[catalog.RUNS_OPEN].items() if status == "paused") == 3

@@ -125,7 +125,7 @@ def test_each_metric_has_a_panel_or_a_reason_to_have_none() -> None:
 def test_values_of_labels_in_expressions_exist() -> None:
     values = {
         "kind": {"daemon", "worker"},
-        "status": {"running", "stuck", "completed", "failed", "cancelled"},
+        "status": {"running", "stuck", "paused", "completed", "failed", "cancelled"},
         "outcome": {"completed", "retried", "failed"},
         "result": {"ok", "duplicate", "conflict", "fenced", "behind", "refused"},
     }
