@@ -491,6 +491,42 @@ async def test_retries_of_a_paused_run_begin_when_it_goes_on(serve: Serve) -> No
         assert len(bank.begun) == count + 1
 
 
+async def test_a_stuck_run_of_a_paused_workflow_is_tried_when_that_goes_on(serve: Serve) -> None:
+    def release(name: str) -> sf.App:
+        app = sf.App()
+
+        async def act() -> str:
+            return sf.step_info().step
+
+        steps = {step: app.step(name=step)(act) for step in ("pack", "weigh")}
+
+        @app.workflow(name="flow")
+        async def flow() -> str:
+            done = await steps[name]()
+            return done + await sf.signal("go", str)
+
+        return app
+
+    async with serve(release("pack"), crash=True) as (client, _):
+        run: sf.Run[Any] = await client.start("flow", id="r")
+        await happened(run, StepCompleted)
+    async with serve(release("weigh"), crash=True):
+        await run.signal("go", "!")
+        await status_of(run, sf.Status.STUCK)
+        reason = (await run.describe()).reason
+        await client.pause_workflow("flow")
+    async with serve(release("pack")) as (client, daemon):
+        await knows(daemon, "flow")
+        await run.signal("go", "?")
+        await happened(run, SignalReceived, 2)
+        await is_idle(daemon)
+        described = await run.describe()
+        assert (described.status, described.reason) == ("stuck", reason)
+        assert {wait.kind for wait in described.waits_for} >= {"pause", "code"}
+        await client.resume_workflow("flow")
+        assert await run.result(DEADLINE) == "pack!"
+
+
 async def test_commands_pause_what_is_named_and_say_who_has_paused_it(
     serve: Serve, embedded_server: EmbeddedServer, namespace: str, tmp_path: Path
 ) -> None:
