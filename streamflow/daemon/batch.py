@@ -377,12 +377,12 @@ class ShardBatch:
     def _reduce_runs(self, app: App, namespace: Namespace, at: int, watch: RunNote) -> None:
         sends, puts, attempts = self.sends, self.batch.puts, self.batch.attempts
         live_runs, oversize, number = self.shard.live, self.shard.oversize, self.shard.number
+        may_be_paused = bool(self.paused) or self.shard.has_paused
         for run_id, run_work in self.work.items():
             if self.size >= BYTES or len(sends) + len(puts) + len(attempts) >= WRITES:
                 self._put_back_from(run_id)
                 break
-            may_differ = run_work.messages or self.paused or self.shard.has_paused
-            if may_differ and self._is_paused_otherwise(run_id, run_work):
+            if (run_work.messages or may_be_paused) and self._is_paused_otherwise(run_id, run_work):
                 self._give_back(run_id, run_work)
                 continue
             watch.code_of(run_id, number)
