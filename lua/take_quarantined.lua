@@ -39,13 +39,14 @@ local function letter_for(message, entry, run, begun)
   if message.kind ~= 'start' and not IS_SENT[message.kind] and not IS_REPORT[message.kind] then return 'k' end
   if message.from and string.match(redis.call('HGET', seen, message.from) or '', '^0%-0 ') then return 'd' end
   local header = redis.call('LINDEX', run, 0) or ''
-  local status, created = string.match(header, '^(%a+) %d+ %S+ (%d+)')
+  local status, version, created = string.match(header, '^(%a+) (%d+) %S+ (%d+)')
   if not status or tonumber(created) > tonumber(string.match(entry, '^%d+')) + LATER then return 'm' end
   if message.kind == 'start' then
     return header == message.header and status == 'pending' and redis.call('LLEN', run) == 2 and 'a' or 'e'
   end
-  if status == 'pending' then return begun[run] and 'a' or 'b' end
-  return (status == 'running' or status == 'stuck' or status == 'paused') and 'a' or 'e'
+  if version == '0' then return begun[run] and 'a' or 'b' end
+  local open = status == 'pending' or status == 'running' or status == 'stuck' or status == 'paused'
+  return open and 'a' or 'e' -- pending: it begins later
 end
 
 local letters, messages, known, begun = {}, {}, {}, {}

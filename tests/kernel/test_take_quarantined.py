@@ -59,6 +59,14 @@ async def test_messages_are_put_back_as_they_were_in_their_order(shard: Shard) -
     await shard.assert_only_known_keys()
 
 
+async def test_a_run_whose_start_is_delayed_takes_messages(shard: Shard) -> None:
+    """It is pending, and keeps them, but has a history already."""
+    await shard.acquire()
+    await shard.start("r1")
+    await shard.advance("r1", "pending")
+    assert await shard.do(take(shard, await aside(shard, signal("r1")))) == "a"
+
+
 async def test_a_message_that_is_named_twice_is_put_back_once(shard: Shard) -> None:
     await running(shard, "r1")
     [message] = await aside(shard, signal("r1"))
