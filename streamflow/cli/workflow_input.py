@@ -86,6 +86,11 @@ class Arguments:
         self._required = _required(info)
         self._checks = [checker(schema) for schema in info.inputs] if info is not None and not force else []
 
+    @property
+    def is_reducer(self) -> bool:
+        """As far as daemons have said it."""
+        return self._info is not None and self._info.kind == "reducer"
+
     def bind(self, input: Any) -> list[Any]:
         """Raises `UsageError`, also for an argument whose type is known and another one."""
         arguments = self._bound(input)

@@ -139,7 +139,10 @@ def enqueue(
 
         async with open_client(redis, namespace) as client:
             await client.read_namespace()  # a missing namespace is reported as such, not as an unknown workflow
-            arguments = (await arguments_of(client, workflow, force)).bind(value)
+            found = await arguments_of(client, workflow, force)
+            if found.is_reducer and asked:
+                raise UsageError(f"{workflow} is a reducer: --delay, --at and --run-timeout are for workflows")
+            arguments = found.bind(value)
             asked["on_existing"] = on_existing or "existing"
             run = await client.start(workflow, *arguments, id=run_id, tenant=tenant, **asked)
             if wait:

@@ -98,3 +98,9 @@ def test_force_accepts_an_unknown_workflow_but_not_an_invalid_name() -> None:
 )
 def test_the_option_to_fill_in_has_a_place_for_each_value(arguments: Arguments, shown: tuple[str, str]) -> None:
     assert arguments.option() == shown
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("reducer", True), ("workflow", False), (None, False)])
+def test_what_is_only_for_workflows_is_known_from_what_daemons_say(kind: str | None, expected: bool) -> None:
+    info = None if kind is None else WorkflowInfo(kind=kind, params=["state"], required=1)
+    assert Arguments("w", info).is_reducer is expected
