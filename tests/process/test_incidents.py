@@ -69,7 +69,7 @@ class Demo:
 
     async def says(self, incident: Incident) -> None:
         """Wait until its first command shows it: views are a moment behind."""
-        command = incident.commands[0]
+        command = "status --check" if incident.number == 8 else incident.commands[0]
         code = 1 if command == "status --check" else 0
         await until(f"{command} shows {incident.shows}", lambda: self._contains(command, code, incident.shows))
 
@@ -207,6 +207,12 @@ async def end(demo: Demo, incident: Incident) -> None:
     await demo.all_have(incident.runs, sf.Status.CANCELLED)
 
 
+async def pause(demo: Demo, incident: Incident) -> None:
+    """Its timer still fires, and its code doesn't run."""
+    await demo.run(incident.commands[1])
+    await demo.all_have(incident.runs, sf.Status.PAUSED)
+
+
 async def forget(demo: Demo, incident: Incident) -> None:
     assert f"deleted {len(incident.runs)} " in await demo.run(incident.commands[1])
 
@@ -227,13 +233,19 @@ MENDS = {
     7: complete,
     8: pause_and_resume,
     9: start_anew,
-    10: end,
+    10: pause,
     11: forget,
     12: end,
 }
 
 
-ROWS = {1: ("stuck", "order"), 2: ("failed", "enrich"), 4: ("queue", "gpu"), 12: ("stuck", "invoice_v1")}
+ROWS = {
+    1: ("stuck", "order"),
+    2: ("failed", "enrich"),
+    4: ("queue", "gpu"),
+    6: ("silent", "model"),
+    12: ("stuck", "invoice_v1"),
+}
 """Incidents that are in the list of what needs a person, as `kind` and `name`, until they are mended."""
 
 
@@ -247,8 +259,7 @@ async def test_twelve_incidents_are_mended_by_two_commands_each(tmp_path: Path, 
             assert len(incident.commands) <= 2
             if number in ROWS:
                 await until(f"{ROWS[number]} needs a person", lambda n=number: running.needs_a_person(*ROWS[n]))
-            if incident.shows:
-                await running.says(incident)
+            await running.says(incident)
             await MENDS[number](running, incident)
             if number in ROWS:
                 await until(f"{ROWS[number]} needs nobody", lambda n=number: running.needs_nobody(*ROWS[n]))
@@ -265,6 +276,6 @@ async def test_twelve_incidents_are_mended_by_two_commands_each(tmp_path: Path, 
 
 
 async def is_healthy(demo: Demo) -> bool:
-    """Whether nothing is wrong any more."""
+    """Whether nothing is wrong any more. What has blocked a loop is named for ten minutes more."""
     sentences = (await demo.shell.data("status"))["health"]
-    return {sentence["code"] for sentence in sentences} <= {"aof_off"}
+    return {sentence["code"] for sentence in sentences} <= {"aof_off", "workflow_paused", "loop_blocked"}

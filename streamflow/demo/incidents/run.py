@@ -40,6 +40,7 @@ SETTINGS = {
     "threads": 2,
     "rollup": 0.5,
     "grace": 1.0,
+    "silent_after": 2.0,
     "log_bytes": 16 * 1024 * 1024,
 }
 

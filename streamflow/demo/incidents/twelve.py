@@ -75,7 +75,7 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     commands: list[str]
     """At most two, without `streamflow`: the first one shows it, unless it needs none, the last one mends it."""
     shows: str
-    """What the first of them prints, among other things; empty if it is one that mends."""
+    """What the first of them prints, among other things; if it is one that mends: what `status --check` says."""
 
 
 def incidents(count: Counts, app: str) -> list[Incident]:
@@ -129,8 +129,8 @@ def incidents(count: Counts, app: str) -> list[Incident]:
             title="a step that hangs",
             wrong=f"step model of {HUNG} waits for an answer that doesn't come, and has no time-out; its worker lives",
             runs=[HUNG],
-            commands=[f"show {HUNG}", f"retry {HUNG} --step model"],
-            shows='reported: "asked"',
+            commands=["status --check", f"retry {HUNG} --step model"],
+            shows=f"step model of {HUNG}: silent for",
         ),
         Incident(
             number=7,
@@ -146,7 +146,7 @@ def incidents(count: Counts, app: str) -> list[Incident]:
             wrong=f"{count.crawls:,} runs of crawl try again each second, and are banned for as long as they do",
             runs=ids("crawl", count.crawls),
             commands=['pause --queue crawl --reason "429"', "resume --queue crawl"],
-            shows="",
+            shows="0 succeeded: TooManyRequests: 429 Too Many Requests: crawled.example",
         ),
         Incident(
             number=9,
@@ -155,7 +155,7 @@ def incidents(count: Counts, app: str) -> list[Incident]:
             runs=[INVALID],
             commands=[
                 f"show {INVALID}",
-                f"""enqueue onboard --id {INVALID}-b --input '["customer 11", "kim@example.org"]'""",
+                f"""fork {INVALID} --at 4 --id {INVALID}-b --input '["customer 11", "kim@example.org"]'""",
             ],
             shows="InvalidEmail: #@#",
         ),
@@ -164,8 +164,8 @@ def incidents(count: Counts, app: str) -> list[Incident]:
             title="a daemon that is ill",
             wrong=f"{ILL} computes in the code of its workflow, and blocks its daemon for 0.9 s each 3 s",
             runs=[ILL],
-            commands=["runs --workflow statement", "cancel --workflow statement"],
-            shows=ILL,
+            commands=["status --check", 'pause --workflow statement --reason "blocks its daemon"'],
+            shows="by workflow statement at shop.py",
         ),
         Incident(
             number=11,
