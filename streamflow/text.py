@@ -74,6 +74,16 @@ def duration(ms: float) -> str:
     return f"{days:,} d {hours:02} h"
 
 
+def size(count: int) -> str:
+    """Bytes: `512 B`, `84 MB`, `1.2 GB` (powers of 1024)."""
+    scaled = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if scaled < 1023.5:
+            return f"{scaled:.0f} {unit}" if unit == "B" or scaled >= 9.95 else f"{scaled:.1f} {unit}"
+        scaled /= 1024
+    return f"{scaled:,.1f} TB"
+
+
 def text_of(error: BaseException) -> str:
     """`str(error)`; for an exception that can't be shown `<TypeError in __str__>`. Never raises."""
     return _shown(error)

@@ -25,6 +25,7 @@ from streamflow.daemon.dead_queues import DeadQueues
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.silent_steps import SilentSteps
+from streamflow.daemon.sizes import Sizes
 from streamflow.daemon.takeover import fold_entry
 from streamflow.daemon.timers import Timers
 from streamflow.daemon.troubles import Troubles, shard_name
@@ -78,6 +79,7 @@ class Rollup:
         """When the logs of shards at rest are to be trimmed."""
         self._dead_queues = DeadQueues(context)
         self._silent_steps = SilentSteps(context)
+        self._sizes = Sizes(context)
         self._merged_folds = -1
         self._idle_rounds = 0
         self._complete = True
@@ -107,10 +109,13 @@ class Rollup:
         if not self.leading:
             self._dead_queues.forget()
             self._silent_steps.forget()
+            self._sizes.forget()
             return
         queues_changed, steps_changed = await self._dead_queues.look(), await self._silent_steps.look()
         if queues_changed or steps_changed:
             self.merge_again()
+        if await self._sizes.look():
+            await self._store_view("sizes", self._sizes.found())
         await self._merge_if_changed()
 
     async def store_partials(self, shards: Iterable[OwnedShard]) -> None:
@@ -205,6 +210,10 @@ class Rollup:
         )
         self._merged_folds = folds
 
+    async def _store_view(self, name: str, value: Any) -> None:
+        """One that isn't merged of partials."""
+        await self._store.send([_put_view(self._kernel, name, self._clock.now_ms(), value)])
+
     def _own_partials(self) -> dict[int, ShardViews]:
         """Parts of shards that this daemon owns and has just stored: they don't have to be read back."""
         return {n: shard.views for n, shard in self._owner.shards.items() if shard.folded == shard.offset != "0-0"}
@@ -252,13 +261,13 @@ async def merge_views(
     rendered: dict[str, Any] = merged.render(now_ms)
     rendered["oldest"] = merge_oldest(oldest)
     rendered["attention"] = attention(rendered["runs"], rendered["causes"], queues, silent)
-    await store.send(
-        [
-            kernel.store_records([Put(keys.view(name), "", msgspec.json.encode({"as_of": now_ms, "value": value}))])
-            for name, value in rendered.items()
-        ]
-    )
+    await store.send([_put_view(kernel, name, now_ms, value) for name, value in rendered.items()])
     return complete
+
+
+def _put_view(kernel: Kernel, name: str, now_ms: int, value: Any) -> Call[Any]:
+    data = msgspec.json.encode({"as_of": now_ms, "value": value})
+    return kernel.store_records([Put(kernel.keys.view(name), "", data)])
 
 
 async def rebuild_views(store: Store, kernel: Kernel, shards: int, now_ms: int) -> int:

@@ -3,7 +3,7 @@
 Owns: how often the leading daemon looks, and which heartbeats count. Must not: decide when a step is silent
 (`steps/silence.py` does, where it runs). Called by: the rollup.
 
-    each look   heartbeats of daemons and workers     (two reads, of which the first has the server's clock beside it)
+    each look   heartbeats of daemons, of workers, the server's clock    (three reads)
 """
 
 from __future__ import annotations

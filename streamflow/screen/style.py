@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from streamflow.text import duration as duration
 from streamflow.text import plural as plural
+from streamflow.text import size as size
 
 # Mid-tones, readable on dark and on light terminals; with only 256 or 16 colours, rich takes the nearest.
 TITLE = "bold #7aa2d6"
@@ -59,8 +60,8 @@ def number(value: float) -> str:
         return f"{value:.1f}"
     if value < 9_999.5:
         return f"{value:,.0f}"
-    for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9)):
-        scaled = value / size
+    for unit, factor in (("k", 1e3), ("M", 1e6), ("G", 1e9)):
+        scaled = value / factor
         if scaled < 9.995:
             return f"{scaled:.2f}{unit}"
         if scaled < 99.95:
@@ -68,16 +69,6 @@ def number(value: float) -> str:
         if scaled < 999.5:
             return f"{scaled:.0f}{unit}"
     return f"{value / 1e12:,.1f}T"
-
-
-def size(count: int) -> str:
-    """Bytes: `512 B`, `84 MB`, `1.2 GB` (powers of 1024)."""
-    scaled = float(count)
-    for unit in ("B", "KB", "MB", "GB"):
-        if scaled < 1023.5:
-            return f"{scaled:.0f} {unit}" if unit == "B" or scaled >= 9.95 else f"{scaled:.1f} {unit}"
-        scaled /= 1024
-    return f"{scaled:,.1f} TB"
 
 
 def clock(ms: int, with_ms: bool = False) -> str:

@@ -70,7 +70,7 @@ SETTLE_EVERY = 0.15
 PATIENCE = 2.0
 """Seconds to wait for the server's answer. Then `collect` fails; a live screen shows the error and tries again."""
 
-_VIEW_NAMES = (*(view.name for view in VIEWS), "oldest", "attention")
+_VIEW_NAMES = (*(view.name for view in VIEWS), "oldest", "attention", "sizes")
 _decode_view = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -401,7 +401,8 @@ def _put_views(status: NamespaceStatus, merged: Sequence[bytes | None]) -> None:
             as_of, value = int(stored["as_of"]), stored["value"]
         except (*DECODE_ERRORS, KeyError, TypeError):
             continue  # written by another version: shown as if there were no such view
-        status.views_as_of = as_of
+        if name != "sizes":  # which isn't merged, but looked at in between
+            status.views_as_of = as_of
         if name == "oldest":
             status.oldest = [(run_id, workflow, started) for run_id, workflow, started in value]
         elif name == "rates":

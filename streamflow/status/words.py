@@ -15,7 +15,7 @@ import msgspec
 
 from streamflow.settings import Settings
 from streamflow.status.model import NamespaceStatus, Queue, UnservedWorkflow
-from streamflow.text import duration, plural
+from streamflow.text import duration, plural, size
 
 QUARANTINE_MS = 24 * 3600 * 1000
 """For how long a quarantined message is a problem here, where it isn't known whether it is still there."""
@@ -62,7 +62,8 @@ def health(status: NamespaceStatus) -> list[Sentence]:
         found.add("error", "servers_away", f"{server.away} of {server.servers} servers away", "streamflow check")
     if server is not None and server.fullest >= 0.8:
         whose = "" if server.servers == 1 else " of a server"
-        found.add("error", "memory", f"memory{whose} {100 * server.fullest:.0f} % full")
+        text = f"memory{whose} {100 * server.fullest:.0f} % full{_largest(status.view('sizes'))}"
+        found.add("error", "memory", text, "streamflow status --json" if status.view("sizes") else "")
     if lost := sum(beat.lost for beat in beats):
         found.add("error", "lost_writes", f"{plural(lost, 'run')} lost or set back by the server")
     if failing := _first_of(loop for beat in beats for loop in beat.failing):
@@ -180,6 +181,16 @@ def _moving(status: NamespaceStatus) -> tuple[str, str] | None:
         return None
     _, name, moved, shards = max(found)
     return f"{name}: {plural(shards, 'shard')}, moved {moved:,} times in 10 min", "streamflow status --shards"
+
+
+def _largest(sizes: dict[str, Any]) -> str:
+    """The workflow whose ended runs take most, and how much of that ended longer ago than a day."""
+    row = next((row for row in sizes.get("workflows", []) if row["bytes"]), None)
+    if row is None:
+        return ""
+    old = sum(age["bytes"] for name, age in row["ages"].items() if name != "day")
+    text = f" · {plural(row['runs'], 'ended run')} of {row['workflow']} take about {size(row['bytes'])}"
+    return text + (f", {100 * old / row['bytes']:.0f} % of it for over a day" if old else "")
 
 
 def _is_storm(row: dict[str, Any]) -> bool:

@@ -182,7 +182,7 @@ ACCESS: dict[Role, Access] = {
             *("store_details", "start_runs", "replace_run"),
             *_SEEN_BY_CLIENTS,
         ),
-        commands=(*_ALWAYS, *_READS_OF_DAEMON, *_FIGURES, "HDEL", "ZREM", *_LOOKS),
+        commands=(*_ALWAYS, *_READS_OF_DAEMON, *_FIGURES, "HDEL", "ZREM", "ZCOUNT", "MEMORY USAGE", *_LOOKS),
         writes=_everything,
         reads=_nothing,
         channels=_rung_by_daemon,
@@ -195,6 +195,8 @@ ACCESS: dict[Role, Access] = {
             "HLEN": "the same, and whether keys have their types, in a sweep every minute; `views rebuild`; in a "
             "cluster whether a server that has messages goes on",
             "ZCARD": "how many starts wait, whether a workflow that the app doesn't have has runs, and types of keys",
+            "ZCOUNT": "how many ended runs of a workflow there are by age, once a minute",
+            "MEMORY USAGE": "what some of them take",
             "start_runs": "a server has lost starts that this daemon had read",
             "replace_run": "the same of those that had taken the places of ended runs",
             "ZREM": "a listing that lost writes have left wrong",

@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 import streamflow as sf
 from streamflow.cli import cli
 from streamflow.client.client import connect
+from streamflow.daemon import sizes
 from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.cluster import ClusterNode, EmbeddedCluster
 from streamflow.embedded.server import EmbeddedServer
@@ -197,8 +198,9 @@ async def all_have(run: Shell, workflow: str, status: str, count: int) -> bool:
 
 
 async def test_all_commands_work_with_the_url_of_a_cluster(
-    shared_cluster: EmbeddedCluster, namespace: str, tmp_path: Path
+    shared_cluster: EmbeddedCluster, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sizes, "LOOK_EVERY", 0.1)
     file = tmp_path / "flows.py"
     file.write_text(FLOWS)
     run = LastingShell(shared_cluster.url, namespace)
@@ -310,7 +312,15 @@ async def test_all_commands_work_with_the_url_of_a_cluster(
                 return views["runs"]["status"]["completed"] >= 28 and not views["runs"]["status"]["running"]
 
             await until(counted)
+
+            async def is_sized() -> bool:
+                sized = (await run.data("status"))["views"].get("sizes", {"workflows": []})
+                rows = sized["workflows"]
+                return sum(row["runs"] for row in rows) >= 28 and all(row["bytes"] > 0 for row in rows)
+
+            await until(is_sized)
             status = await run.data("status", "--shards")
+            assert (status["silent"], status["unserved"]) == ([], [])
             causes = {row["workflow"]: row for row in status["views"]["causes"]["causes"]}
             assert (causes["heating"]["message"], causes["heating"]["failed"]) == ("gpu # is hot", 16)
             attention = status["views"]["attention"]

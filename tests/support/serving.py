@@ -176,6 +176,7 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
         keys.suspects(a_name),
         keys.view("oldest"),
         keys.view("attention"),
+        keys.view("sizes"),
         *(keys.view(view.name) for view in VIEWS),
     ]
     names += [

@@ -34,6 +34,11 @@ def line(ms: float, *, count: int = 1, line: str = "x.py:1") -> BlockedLine:
     return BlockedLine("workflow order", line, ms, count, 3.0)
 
 
+def sized(workflow: str, runs: int, bytes_: int, today: int) -> dict[str, Any]:
+    ages = {"day": {"runs": 1, "bytes": today}, "older": {"runs": 1, "bytes": bytes_ - today}}
+    return {"workflow": workflow, "runs": runs, "bytes": bytes_, "ages": ages}
+
+
 def retried(step: str, retries: int, *, succeeded: int = 0, message: str = "") -> dict[str, Any]:
     return {
         "step": step,
@@ -65,7 +70,17 @@ CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
         status(server=Server(aof="on", servers=3, away=1)),
         Sentence("error", "servers_away", "1 of 3 servers away", "streamflow check"),
     ),
-    "memory": (status(server=Server(aof="on", fullest=0.8)), Sentence("error", "memory", "memory 80 % full")),
+    "memory": (
+        status(
+            server=Server(aof="on", fullest=0.91),
+            views={"sizes": {"workflows": [sized("nightly", 640_000, 3_300_000_000, 990_000_000)]}},
+        ),
+        Sentence(
+            *("error", "memory"),
+            "memory 91 % full · 640,000 ended runs of nightly take about 3.1 GB, 70 % of it for over a day",
+            "streamflow status --json",
+        ),
+    ),
     "lost_writes": (
         status(Heartbeat(lost=2)),
         Sentence("error", "lost_writes", "2 runs lost or set back by the server"),
@@ -192,6 +207,12 @@ def test_each_problem_has_its_sentence_and_its_command(code: str) -> None:
     current, sentence = CASES[code]
     assert health(current) == [sentence]
     assert needs_a_person([sentence]) is (sentence.level != "note")
+
+
+def test_memory_is_named_without_what_takes_it_if_that_is_not_known() -> None:
+    full = Server(aof="on", fullest=0.8)
+    for views in ({}, {"sizes": {"workflows": []}}, {"sizes": {"workflows": [sized("w", 0, 0, 0)]}}):
+        assert health(status(server=full, views=views))[0].text == "memory 80 % full"
 
 
 def test_nothing_is_said_of_a_healthy_namespace() -> None:
