@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from msgspec import Raw
 
-from streamflow.errors import Failure, NotForked, RunConflict
+from streamflow.errors import NotForked, RunConflict
 from streamflow.events import RunForked, decode_history, decode_transition
 from streamflow.machine.fork_point import CannotFork, fork_of
 from streamflow.model import codec
@@ -92,10 +92,6 @@ def _fork_in(header: Header, record: Sequence[bytes]) -> RunForked | None:
     except (*codec.DECODE_ERRORS, IndexError):
         return None
     return events[0] if events and isinstance(events[0], RunForked) else None
-
-
-def not_forked(run_id: str, kind: str, text: str) -> NotForked:
-    return NotForked(run_id, Failure(kind, text))
 
 
 def input_of(args: Sequence[object]) -> bytes:
