@@ -120,6 +120,7 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
                     by_id[START] = span
                 elif isinstance(event, RunForked):
                     stuck = _close(stuck, transition.at)
+                    kept.clear()
                     _begin_again(by_id, event)
                 elif isinstance(event, RunRetried):
                     if failure:
