@@ -31,6 +31,7 @@ VALUES: dict[str, Any] = {
     "errors": [ValueError("x")],
     "reason": "no: \ud83d",
     "number": 3,
+    "status": "failed",
     "expected": "this",
     "found": "that",
     "line": "flows.py:7",

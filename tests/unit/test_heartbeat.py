@@ -39,6 +39,10 @@ ON_THE_SERVER = {
         "clock",
         "ahead",
         "lost",
+        "blocked",
+        "moved",
+        "silent",
+        "silent_steps",
     ),
 }
 PRINTED = [
@@ -56,6 +60,9 @@ PRINTED = [
         "clock",
         "ahead",
         "lost",
+        "blocked",
+        "moved",
+        "silent_steps",
     ),
 ]
 
@@ -79,9 +86,13 @@ def test_the_daemon_fills_in_every_field(monkeypatch: pytest.MonkeyPatch) -> Non
 
     daemon: Any = Daemon(sf.App(), Settings())
     daemon.owner = SimpleNamespace(
-        shards={3: SimpleNamespace()}, live=7, lost_writes=SimpleNamespace(recent_count=8), let_rest=lambda: None
+        shards={3: SimpleNamespace()},
+        live=7,
+        lost_writes=SimpleNamespace(recent_count=8),
+        let_rest=lambda: None,
+        moves=SimpleNamespace(lately=lambda: 2),
     )
-    daemon.executor = SimpleNamespace(running=1, waiting=2, started=9, hung=3)
+    daemon.executor = SimpleNamespace(running=1, waiting=2, started=9, hung=3, reporting=list)
     daemon.reader = SimpleNamespace(buffered=lambda: 4)
     daemon.admission = SimpleNamespace(waiting=lambda: 8)
     daemon.rollup = SimpleNamespace(unfolded=5, folds=6)
