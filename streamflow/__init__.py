@@ -111,6 +111,7 @@ from streamflow.workflow.run_logger import logger
 if TYPE_CHECKING:
     from streamflow.client.client import Client, connect
     from streamflow.client.listing import MessageInfo, RunDescription, RunPage, RunSummary, WorkflowInfo
+    from streamflow.client.newest import Change, Changes
     from streamflow.client.protocol import AnyClient
     from streamflow.client.retrying import Retried, RetriedStep
     from streamflow.client.run import Run
@@ -128,6 +129,8 @@ _LAZY = {
     "RunDescription": "streamflow.client.listing",
     "MessageInfo": "streamflow.client.listing",
     "Pause": "streamflow.store.pauses",
+    "Change": "streamflow.client.newest",
+    "Changes": "streamflow.client.newest",
     "RunPage": "streamflow.client.listing",
     "RunSummary": "streamflow.client.listing",
     "WorkflowInfo": "streamflow.client.listing",
@@ -160,6 +163,8 @@ __all__ = [
     "CancelRequest",
     "Cancelled",
     "Cause",
+    "Change",
+    "Changes",
     "Child",
     "ChildDone",
     "ChildFailed",

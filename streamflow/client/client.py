@@ -32,6 +32,7 @@ from streamflow.client.listing import (
     WorkflowInfo,
     describe,
 )
+from streamflow.client.newest import VIEW, Changes, changes_in
 from streamflow.client.paging import Position, cursor_of, instant_ms, is_relative
 from streamflow.client.pipelines import CREATED, Batcher, Origin, settled
 from streamflow.client.run import Decode, NumberedRun, Run
@@ -466,6 +467,11 @@ class Client:
         if not is_relative(since) and not is_relative(until):
             return 0
         return clock_of(await self.store.one(Call.plain("TIME", near=self.keys.members)))
+
+    async def newest(self) -> Changes:
+        """The runs whose status has changed last, at most 200, as the views have them: about a second old. One GET,
+        however many runs there are; `runs` reads the runs themselves, and has filters."""
+        return changes_in(await self._batcher.call(Call.plain("GET", self.keys.view(VIEW))))
 
     async def workflows(self) -> dict[str, WorkflowInfo]:
         """The workflows and reducers that daemons have registered, by name; `unserved_ms` tells those that only earlier

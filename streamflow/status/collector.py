@@ -70,7 +70,7 @@ SETTLE_EVERY = 0.15
 PATIENCE = 2.0
 """Seconds to wait for the server's answer. Then `collect` fails; a live screen shows the error and tries again."""
 
-_VIEW_NAMES = (*(view.name for view in VIEWS), "oldest", "attention", "sizes")
+_VIEW_NAMES = (*(view.name for view in VIEWS if view.name != "newest"), "oldest", "attention", "sizes")
 _decode_view = msgspec.json.Decoder(dict[str, Any]).decode
 
 

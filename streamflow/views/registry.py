@@ -41,7 +41,8 @@ from streamflow.events import (
     StepRetrying,
 )
 from streamflow.model.causes import Cause, Key, cause_of, key_of, stuck_cause
-from streamflow.views import retries
+from streamflow.model.record import Status
+from streamflow.views import newest, retries
 from streamflow.views.histogram import Timings
 
 T = TypeVar("T")
@@ -702,4 +703,24 @@ VIEWS: tuple[View[Any], ...] = (
         retries.prune,
     ),
     _latest_view("quarantine", ("message", "reason", "shard"), MessageQuarantined, _quarantined),
+    View(
+        "newest",
+        newest.Newest,
+        newest.Newest,
+        {
+            RunStarted: newest.folds_as(Status.RUNNING),
+            RunForked: newest.folds_as(Status.RUNNING),
+            RunResumed: newest.folds_as(Status.RUNNING),
+            PauseEnded: newest.folds_as(Status.RUNNING),
+            RunRetried: newest.folds_as(Status.RUNNING),
+            RunPaused: newest.folds_as(Status.PAUSED),
+            RunStuck: newest.folds_as(Status.STUCK),
+            RunCompleted: newest.folds_as(Status.COMPLETED),
+            events.RunFailed: newest.folds_as(Status.FAILED),
+            events.RunCancelled: newest.folds_as(Status.CANCELLED),
+        },
+        newest.merge,
+        newest.render,
+        newest.prune,
+    ),
 )

@@ -14,9 +14,11 @@ from streamflow.cli.event_loop import run_async
 from streamflow.cli.filters import filter_options
 from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import epoch_ms, make_console, plain_run, print_drawn, print_json
+from streamflow.errors import UsageError
 
 if TYPE_CHECKING:
     from streamflow.client.listing import RunPage
+    from streamflow.client.newest import Changes
 
 
 @click.command()
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
     "--sort", type=click.Choice(["created", "changed"]),
     help="The order, newest first; refused where the server doesn't keep that one.",
 )  # fmt: skip
+@click.option(
+    "--newest",
+    is_flag=True,
+    help="The runs whose status has changed last, at most 200, a second old: one read, without filters.",
+)
 @click.option("--next", "after", metavar="CURSOR", default="", help="The next page, as the page before has named it.")
 @click.option(
     "--limit", type=click.IntRange(1, 10_000), metavar="N", default=20, show_default=True,
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
 def runs(
     filters: dict[str, Any],
     sort: str | None,
+    newest: bool,
     after: str,
     limit: int,
     redis: str | None,
@@ -58,6 +66,12 @@ def runs(
       streamflow runs --error ConnectTimeout --since 2h --roots
       streamflow runs --attribute customer=acme --attribute priority=2
     """
+
+    if newest:
+        if after or sort or filters:
+            raise UsageError("--newest has no filters, no order and no pages: leave it out, or the others")
+        _show_newest(redis, namespace, limit, as_json)
+        return
 
     async def fetch() -> tuple[RunPage, int]:
         async with open_client(redis, namespace) as client:
@@ -105,3 +119,34 @@ def _say_more(page: RunPage) -> None:
         click.echo(f"{len(page):,} of {page.looked_at:,} runs looked at", err=True)
     if page.after:
         click.echo(f"next page: --next {page.after}", err=True)
+
+
+def _show_newest(redis: str | None, namespace: str | None, limit: int, as_json: bool) -> None:
+    import msgspec
+
+    async def fetch() -> Changes:
+        async with open_client(redis, namespace) as client:
+            await client.read_namespace()
+            return await client.newest()
+
+    found = run_async(fetch)
+    shown = found.runs[:limit]
+    if as_json:
+        print_json(msgspec.to_builtins(msgspec.structs.replace(found, runs=shown)))
+        return
+    if not shown:
+        click.echo("the views have no runs yet: daemons merge them once a second", err=True)
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    from streamflow.screen.sanitize import safe
+    from streamflow.screen.style import STATUS
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("CHANGED", "STATUS", "WORKFLOW", "RUN"):
+        table.add_column(heading, no_wrap=heading != "RUN", overflow="fold")
+    for run in shown:
+        at, status = f"{run.at:%Y-%m-%d %H:%M:%S}", Text(run.status, STATUS.get(run.status, ""))
+        table.add_row(at, status, safe(run.workflow), safe(run.id))
+    print_drawn(make_console(), table)
