@@ -24,13 +24,19 @@ from streamflow.events import (
     CancelRequested,
     HistoryLimitReached,
     Patched,
+    PauseEnded,
     RunContinued,
     RunForked,
+    RunPaused,
     RunResumed,
     RunRetried,
     RunStarted,
     RunStuck,
+    StartDelayed,
+    StartDue,
     StepRetrying,
+    TimeoutReached,
+    TimeoutSet,
     Transition,
     encode_transition,
 )
@@ -42,6 +48,10 @@ from streamflow.model.record import Header, Status
 MOST_BYTES = 6 * 1024 * 1024
 """Of what a fork shares: its first transition has that, and a commit takes 8 MB of one."""
 _DECIDED = (*DECISIONS, *ENDINGS, Patched)
+_BEGINNINGS = (RunStarted, StartDue, RunContinued, RunRetried, RunForked)
+"""Facts behind which the time stands that the run has, and then what the code decided for them."""
+_INTERRUPTS = (CancelRequested, HistoryLimitReached, TimeoutReached)
+"""Facts that a fork doesn't share whose code would get them when it begins."""
 
 
 class CannotFork(Exception):
@@ -136,12 +146,14 @@ def _default(run_id: str, header: Header, history: list[Transition], recorded: S
     except CannotRetry as error:
         text = f"it isn't known from where a fork of run {run_id} goes on ({error}): say from which event (--at)"
         raise CannotFork("SayWhere", text) from None
-    again = isinstance(recorded[position], StepFailedEvent | ChildFailedEvent | RunRetried)
+    again = isinstance(recorded[position], StepFailedEvent | ChildFailedEvent | RunRetried | TimeoutReached)
     return position + 1 if again else position + 2
 
 
 def _cut(recorded: Sequence[AnyEvent], end: int, first: int) -> _Cut:
     """Where the history is cut of which at most `end` events are to be shared."""
+    while end < len(recorded) and _belongs(recorded[end], recorded[end - 1]):
+        end += 1
     following = recorded[end] if end < len(recorded) else None
     if isinstance(following, RunForked):  # what its code got there is cut off
         return _Cut(end, first + following.kept)
@@ -152,23 +164,40 @@ def _cut(recorded: Sequence[AnyEvent], end: int, first: int) -> _Cut:
             decided = True
             end -= 1
         elif not decided:
-            if isinstance(last, RunResumed):  # its code got what was held then, and that is cut off
+            if isinstance(last, RunResumed | PauseEnded):  # its code got what was held then, and that is cut off
                 end -= 1
-            elif isinstance(last, RunStarted | RunContinued) and isinstance(following, RunStuck):
-                return _Cut(end, end - 1)
+            elif isinstance(following, RunStuck | RunPaused):
+                begin = _fact_at(recorded, end)
+                if isinstance(recorded[begin], RunStarted | RunContinued):
+                    return _Cut(end, begin)
             return _Cut(end, end)
-        elif isinstance(last, CancelRequested | HistoryLimitReached):  # it isn't shared
+        elif isinstance(last, _INTERRUPTS):  # it isn't shared
             decided = False
             following = last
             end -= 1
-        elif isinstance(last, RunResumed | RunStuck):
-            return _Cut(end - isinstance(last, RunResumed), end - isinstance(last, RunResumed))
-        elif isinstance(last, RunRetried | RunForked):
-            return _Cut(end - 1, first + last.kept)
+        elif isinstance(last, RunResumed | PauseEnded):
+            return _Cut(end - 1, end - 1)
+        elif isinstance(last, RunStuck | RunPaused):
+            return _Cut(end, end)
         elif isinstance(last, (*_DECIDED, StepRetrying)):
             end -= 1
         else:
-            return _Cut(end, end - 1)
+            begin = _fact_at(recorded, end)
+            fact = recorded[begin]
+            return _Cut(begin, first + fact.kept) if isinstance(fact, RunRetried | RunForked) else _Cut(end, begin)
+
+
+def _belongs(event: AnyEvent, before: AnyEvent) -> bool:
+    """Whether an event that somebody names is a part of the fact before it, and is shared with that."""
+    if isinstance(event, StartDelayed):
+        return isinstance(before, RunStarted)
+    return isinstance(event, TimeoutSet) and isinstance(before, _BEGINNINGS)
+
+
+def _fact_at(recorded: Sequence[AnyEvent], end: int) -> int:
+    """The position of the last fact before this one, which may be followed by the time that the run has."""
+    begin = end - 1
+    return begin - (begin > 0 and _belongs(recorded[begin], recorded[begin - 1]))
 
 
 def _id_at(recorded: Sequence[AnyEvent], end: int) -> str:

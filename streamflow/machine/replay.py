@@ -347,7 +347,7 @@ class WorkflowMachine(CoroutineMachine):
             self.add_child(child, start)
         effects.published, self._published = self._published or None, None
         effects.restate = True
-        self.status = Status.RUNNING
+        self.status = Status.PENDING if self.begins else Status.RUNNING
         self._go_on_as(event)
         return [] if effects.ended else inputs[position + 1 :]
 

@@ -183,9 +183,9 @@ def _goes_on(history: list[Transition]) -> bool:
 
 
 def _void(found: list[AnyEvent], begin: int, end: int, *, is_fork: bool = False) -> None:
-    """`is_fork`: the gap is that of a fork. If it has one fact, the code had got that before, and gets it once more,
-    whatever it is."""
-    is_once_more = is_fork and end - begin == 1
+    """`is_fork`: the gap is that of a fork. If it has one fact, and the time that the run had from then, the code had
+    got that before, and gets it once more, whatever it is."""
+    is_once_more = is_fork and all(isinstance(found[i], TimeoutSet) for i in range(begin + 1, end))
     for i in range(begin, end):
         event = found[i]
         counts = is_once_more or isinstance(event, _COUNTS)

@@ -16,7 +16,10 @@ from streamflow import events
 from streamflow.events import (
     RunForked,
     RunRetried,
+    StartDelayed,
     StepScheduled,
+    TimeoutReached,
+    TimeoutSet,
     Transition,
     decode_history,
     encode_transition,
@@ -201,6 +204,54 @@ async def play_fork(sandbox: sft.Sandbox) -> str:
     return again.id
 
 
+async def play_timed_out(sandbox: sft.Sandbox) -> str:
+    run = await sandbox.start(tidy, delay=5, timeout=30, id="tidy")
+    await sandbox.sleep(60)
+    return run.id
+
+
+async def play_times(sandbox: sft.Sandbox) -> str:
+    """In each generation, and of each go."""
+    run = await sandbox.start(rich, 1, timeout=1000, id="rich")
+    for name in ("again", "go", "again", "go"):
+        await sandbox.sleep(20)
+        await run.signal(name, name)
+    await run.result()
+    return run.id
+
+
+async def play_paused(sandbox: sft.Sandbox) -> str:
+    await sandbox.pause_workflow("rich")
+    run = await sandbox.start(rich, 0, timeout=1000, id="rich")
+    await sandbox.resume_workflow("rich")
+    for name in ("again", "go"):
+        await sandbox.sleep(20)
+        await run.pause()
+        await run.signal(name, name)
+        await sandbox.sleep(20)
+        await run.resume()
+    await run.result()
+    return run.id
+
+
+async def play_cancelled_in_a_pause(sandbox: sft.Sandbox) -> str:
+    run = await sandbox.start(tidy, id="tidy", timeout=5000)
+    await run.pause()
+    await sandbox.sleep(20)
+    await run.cancel("enough")
+    await sandbox.sleep(20)
+    return run.id
+
+
+async def play_retried_in_time(sandbox: sft.Sandbox) -> str:
+    run = await sandbox.start(fails, id="fails", timeout=5000)
+    for _ in range(2):
+        await sandbox.sleep(50)
+        await run.retry()
+    await sandbox.sleep(50)
+    return run.id
+
+
 PENDING = Header(Status.PENDING, 0, "-", 5, 0, "rich", "", "")
 PLAYS = [
     play_rich,
@@ -212,6 +263,11 @@ PLAYS = [
     play_stuck_again,
     play_bug,
     play_fork,
+    play_timed_out,
+    play_times,
+    play_paused,
+    play_cancelled_in_a_pause,
+    play_retried_in_time,
 ]
 
 
@@ -250,7 +306,9 @@ def test_it_goes_on_from_before_each_event_and_each_replay_agrees(play: Play) ->
             continue
         fork = new_fork(run_id, header, history, at)
         forked += 1
-        assert fork.shared <= max(at - 1, first_position(history[0]) + 1)
+        named = max(at - 1, first_position(history[0]) + 1)
+        times = [event for event in recorded[named : fork.shared] if isinstance(event, StartDelayed | TimeoutSet)]
+        assert fork.shared <= named + len(times)  # those of a beginning are shared with it
         head = Header(Status.PENDING, 0, "-", 5, 0, header.workflow, "", "")
         machine = rehydrate(app, Partition.RUN, "forked", head, b"", [], fork=fork)
         assert (machine.run_id, machine.begun_jobs(clock), machine.running_jobs()) == ("forked", [], [])
@@ -263,12 +321,17 @@ def test_it_goes_on_from_before_each_event_and_each_replay_agrees(play: Play) ->
         if effects.ended:
             continue
         assert machine.seq >= fork.seq
-        assert machine.steps or machine.timers or machine.children or machine.awaited_messages, at
+        assert machine.steps or machine.timers or machine.children or machine.awaited_messages or machine.begins, at
+        shared = recorded[: fork.shared]
+        if any(isinstance(event, TimeoutSet) for event in recorded) and not machine.begins:
+            is_over = any(isinstance(event, TimeoutReached) for event in shared)
+            assert machine.over_at == (0 if is_over else clock + machine.time_limit), at
         element = encode_transition(machine.at, effects.events, effects.unrecorded)
-        opened = msgspec.structs.replace(head, status=Status.RUNNING, version=1)
+        opened = msgspec.structs.replace(head, status=effects.status, version=1)
         stored = [element]
         again = rehydrate(app, Partition.RUN, "forked", opened, b"", decode_history(stored))
         assert (again.reason, open_in(again)) == ("", open_in(machine)), at
+        assert (again.status, again.over_at) == (machine.status, machine.over_at)
         assert again.events_count == machine.events_count
         assert (again.parent, again.created) == ("", fork.created)
         other = sf.App()  # whose code can't be replayed
@@ -317,8 +380,14 @@ def test_random_numbers_and_ids_are_its_own_behind_what_it_shares() -> None:
 
 @pytest.mark.parametrize(
     ("play", "kind"),
-    [(play_retried, events.StepFailed), (play_cancelled, events.CancelRequested), (play_bug, events.RunFailed)],
-    ids=["failed", "cancelled", "bug"],
+    [
+        (play_retried, events.StepFailed),
+        (play_retried_in_time, events.StepFailed),
+        (play_cancelled, events.CancelRequested),
+        (play_timed_out, TimeoutReached),
+        (play_bug, events.RunFailed),
+    ],
+    ids=["failed", "failed in time", "cancelled", "timed out", "bug"],
 )
 def test_without_an_event_it_goes_on_before_what_ended_the_run(play: Play, kind: type) -> None:
     run_id, header, history = played(play)
