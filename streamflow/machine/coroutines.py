@@ -400,7 +400,7 @@ class CoroutineMachine(RunMachine):
 
     @property
     def is_cancelling(self) -> bool:
-        return self._cancelling is not None
+        return isinstance(self._cancelling, CancelRequested)
 
     # --- signals and questions --------------------------------------------------------------------------------------
 
@@ -617,6 +617,7 @@ class CoroutineMachine(RunMachine):
         self.version = event.version
         self.generation = event.generation
         self.created = event.created
+        self.went_on = self.at
         self._rng = self._patches = self._cancelling = self._waited = None
         self.attributes = None  # a replay of this generation doesn't see the previous ones; the header has them all
         self._limited = False

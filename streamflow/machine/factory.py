@@ -12,6 +12,7 @@ from typing import ParamSpec, cast
 
 from streamflow.events import (
     CancelRequested,
+    RunContinued,
     RunForked,
     RunPaused,
     RunRetried,
@@ -22,7 +23,7 @@ from streamflow.events import (
 from streamflow.machine.open_work import NOT_STUCK, Stuck, Trace
 from streamflow.machine.reducer import ReducerMachine
 from streamflow.machine.replay import WorkflowMachine
-from streamflow.machine.retry_point import RetryPoint
+from streamflow.machine.retry_point import RetryPoint, first_position
 from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import sealed
 from streamflow.machine.snapshot import decode_snapshot
@@ -145,11 +146,18 @@ def pause_of(header: Header, state: bytes, transitions: Sequence[Transition]) ->
 
 
 def was_cancelled(transitions: Sequence[Transition]) -> bool:
-    """Whether a run with this history has got a request to cancel: a pause of its workflow doesn't hold that up."""
+    """Whether the code of a run with this history has got a request to cancel: a pause of its workflow doesn't hold
+    that up. Not what is void because it was retried, or is a fork, nor what the generation before has got."""
+    position = known = sum(len(transition.events) for transition in transitions)
     for transition in reversed(transitions):
         for event in reversed(transition.events):
-            if isinstance(event, CancelRequested | RunRetried):
+            position -= 1
+            if position >= known:
+                continue
+            if isinstance(event, CancelRequested | RunRetried | RunContinued):
                 return isinstance(event, CancelRequested)
+            if isinstance(event, RunForked):
+                known = first_position(transitions[0]) + event.kept
     return False
 
 

@@ -143,6 +143,7 @@ class OpenWork:
         "too_deep",
         "trace",
         "version",
+        "went_on",
         "workflow",
     )
 
@@ -179,6 +180,8 @@ class OpenWork:
         """Its time-out (ms); 0: none, or not known yet."""
         self.over_at = 0
         """When its time is over (ms); 0: never, or it was."""
+        self.went_on = 0
+        """When its code could go on again the last time that it was stuck or paused, or its generation began (ms)."""
         self.events_count = 0
         self.seq = 0
         self.steps: dict[int, StepCall] = {}
@@ -460,6 +463,7 @@ class OpenWork:
             self.version = event.version
             self.generation = event.generation
             self.created = event.created
+            self.went_on = self.at
             for seq, name, run_id in event.children:
                 self.children[seq] = self.open_child(seq, name, run_id, "wait")
         else:

@@ -89,10 +89,12 @@ class OwnTimes(OpenWork):
             self._note(TimeoutSet(self.time_limit, self.at + self.time_limit))
 
     def _stretch_time(self, since: int) -> None:
-        """The code could not go on since then: that takes nothing from its time."""
+        """The code could not go on since then: that takes nothing from its time. Somebody may have paused it while it
+        still was stuck, or paused otherwise: each ms counts once."""
         if self.over_at and since:
             began = self.over_at - self.time_limit  # or later: it may have been due while the run was stuck
-            self._note(TimeoutSet(self.time_limit, self.over_at + max(0, self.at - max(since, began))))
+            self._note(TimeoutSet(self.time_limit, self.over_at + max(0, self.at - max(since, began, self.went_on))))
+        self.went_on = self.at
 
     def _note(self, event: OwnTime) -> None:
         self.effects.events.append(event)

@@ -211,7 +211,7 @@ class WorkflowMachine(CoroutineMachine):
         if isinstance(event, RunStuck | RunPaused):
             self._note_stopped(event)
         elif isinstance(event, RunResumed | PauseEnded):
-            self.stuck, self.paused_by = False, None
+            self.stuck, self.paused_by, self.went_on = False, None, self.at
             if isinstance(following, RunStuck | RunPaused):
                 self.stuck = True  # other code was tried, and has decided nothing
             elif isinstance(following, CancelRequested) and isinstance(self._following(1), events.RunCancelled):
@@ -562,7 +562,7 @@ class WorkflowMachine(CoroutineMachine):
                 if isinstance(event, RunStuck | RunPaused):
                     self._note_stopped(event)
                 elif isinstance(event, RunResumed | PauseEnded):
-                    self.stuck, self.paused_by = False, None
+                    self.stuck, self.paused_by, self.went_on = False, None, self.at
                 elif isinstance(event, RunRetried):
                     self.stuck = False
                     self._reopen(event)

@@ -686,7 +686,7 @@ class RunMachine(OwnTimes):
             point.failed_at,
         )
         self.effects.events.append(event)
-        if self.time_limit:  # it gets all of its time again
+        if self.time_limit and not self.begins:  # it gets all of its time again
             self._note(events.TimeoutSet(self.time_limit, self.at + self.time_limit))
         steps = [{"name": self.steps[seq].step.name, "seq": seq, "attempt": attempt} for seq, attempt in attempts]
         answer = Raw(_encode({"kept": point.results, "steps": steps}))
@@ -694,7 +694,7 @@ class RunMachine(OwnTimes):
         self._reopen(event)
         self.effects.restate = True
         self.stuck = False
-        self.status = Status.RUNNING
+        self.status = Status.PENDING if self.begins else Status.RUNNING
         self._resume_code()
 
     def _give_up(self, request: RetryRequest) -> None:

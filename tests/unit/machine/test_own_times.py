@@ -9,12 +9,19 @@ import random
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 import streamflow as sf
 import streamflow.testing as sft
+from streamflow import events
 from streamflow.events import StartDue, TimeoutSet
-from streamflow.machine.factory import rehydrate
+from streamflow.machine.factory import new_machine, rehydrate
+from streamflow.machine.retry_point import retry_point
+from streamflow.machine.transition import Due, Oversize, RetryRequest
+from streamflow.model.record import Header, Status
+from streamflow.model.sharding import Partition
+from streamflow.model.start_word import StartWord
 
 pytestmark = pytest.mark.anyio
 
@@ -87,6 +94,87 @@ async def test_a_stuck_run_does_not_time_out_and_can_be_cancelled() -> None:
         await run.cancel("enough")
         with pytest.raises(sf.RunCancelled, match="enough"):
             await run.result()
+
+
+@pytest.mark.parametrize("crash", [False, True])
+async def test_time_for_which_it_is_paused_twice_counts_once(crash: bool) -> None:
+    async with sft.Sandbox(app_with(0, "first", timeout=60)) as sandbox:
+        run = await sandbox.start("flow", "x")
+        began = sandbox.now
+
+        async def stop_or_go(change: Any, seconds: float) -> None:
+            await change
+            if crash:
+                sandbox.crash()
+            await sandbox.sleep(seconds)
+
+        await sandbox.sleep(10)
+        await stop_or_go(run.pause(), 10)
+        await stop_or_go(sandbox.pause_workflow("flow"), 10)
+        await stop_or_go(run.resume(), 10)
+        assert (await run.describe()).status == "paused"
+        await sandbox.resume_workflow("flow")
+        with pytest.raises(sf.RunTimedOut):
+            await run.result()
+        assert sandbox.now == began + timedelta(seconds=60 + 30)
+
+
+async def test_a_clean_up_after_its_time_is_held_up_with_its_workflow() -> None:
+    """Whoever owns the run: that its time is over is no cancel, which nobody may hold up."""
+    app = sf.App()
+
+    @app.step
+    async def undo(number: int) -> None: ...
+
+    @app.workflow(timeout=60)
+    async def flow() -> None:
+        try:
+            await sf.sleep(1000)
+        finally:
+            await undo(1)
+            await undo(2)
+
+    async def scenario(sandbox: sft.Sandbox) -> list[str]:
+        sandbox.stub(undo, takes=10)
+        run = await sandbox.start(flow)
+        await sandbox.sleep(65)
+        machine = sandbox.world.machine(run.id)
+        assert machine is not None
+        assert not machine.is_cancelling  # as was_cancelled(), which its next owner asks
+        await sandbox.pause_workflow("flow")
+        await sandbox.sleep(100)
+        assert (await run.describe()).status == "paused"
+        await sandbox.resume_workflow("flow")
+        with pytest.raises(sf.RunTimedOut):
+            await run.result()
+        return kinds(sandbox, run)
+
+    survived = await sft.survives_crashes(app, scenario)
+    assert survived.result[-6:] == [
+        "RunPaused", "StepCompleted", "PauseEnded", "StepScheduled", "StepCompleted", "RunFailed",
+    ]  # fmt: skip
+
+
+async def test_a_retry_before_its_start_is_due_waits_for_that() -> None:
+    app = app_with(0, "first", timeout=60)
+    machine = new_machine(app, Partition.RUN, "r", "flow", word=str(StartWord(100_000)))
+    begun = machine.advance([events.RunStarted("flow", "", msgspec.Raw(b"\x91\xa1x"), created=1000)], 1000)
+    failed = machine.advance([Oversize("it is too large")], 2000)
+    history = [events.Transition(1000, begun.events), events.Transition(2000, failed.events)]
+    header = Header(Status.FAILED, 2, "-", 1000, 2000, "flow", "", "", start=str(StartWord(100_000)))
+    machine = rehydrate(app, Partition.RUN, "r", header, b"", history, retry=retry_point("r", history))
+    effects = machine.advance([RetryRequest("a" * 32, 1000, 2)], 3000)
+    assert [type(event).__name__ for event in effects.events] == ["RunRetried"]
+    assert (effects.status, machine.next_due) == (Status.PENDING, 100_000)
+    history.append(events.Transition(3000, effects.events))
+    again = rehydrate(app, Partition.RUN, "r", header_with(header, Status.PENDING), b"", history)
+    assert (again.reason, again.status, again.next_due) == ("", Status.PENDING, 100_000)
+    assert again.advance([Due()], 100_000).status is Status.RUNNING
+    assert again.over_at == 160_000
+
+
+def header_with(header: Header, status: Status) -> Header:
+    return msgspec.structs.replace(header, status=status, version=header.version + 1, ended=0)
 
 
 async def test_children_that_it_waits_for_at_its_end_are_cancelled() -> None:

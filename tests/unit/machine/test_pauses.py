@@ -235,6 +235,20 @@ def test_a_cancel_gives_the_code_what_came_and_then_the_cancel() -> None:
     assert kinds(resumes(run)) == ["PauseEnded", "RunCancelled"]
 
 
+def test_a_generation_behind_a_cancel_is_paused_with_its_workflow() -> None:
+    async def begins_again(generation: int) -> None:
+        try:
+            await sf.signal("go")
+        except sf.Cancelled:
+            raise sf.ContinueAs(generation + 1) from None
+
+    run = Run(app_of(begins_again), "flow", 0)
+    run.advance(CancelRequested("once more"))
+    assert run.names == ["CancelRequested", "RunContinued"]
+    assert not was_cancelled(run.transitions())
+    assert not run.machine.is_cancelling
+
+
 def test_a_terminate_ends_a_paused_run_at_once() -> None:
     run = Run(app_of(flow), "flow")
     pauses(run)
