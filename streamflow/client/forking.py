@@ -14,12 +14,13 @@ from collections.abc import Sequence
 
 from msgspec import Raw
 
-from streamflow.errors import NotForked, RunConflict
+from streamflow.errors import Failure, NotForked, RunConflict
 from streamflow.events import RunForked, decode_history, decode_transition
 from streamflow.machine.fork_point import CannotFork, fork_of
 from streamflow.model import codec
 from streamflow.model.attributes import FORKED_FROM
 from streamflow.model.record import Header, decode_header
+from streamflow.store.pauses import Pause
 from streamflow.text import recordable
 from streamflow.wire import decode_fork, is_fork
 
@@ -62,6 +63,13 @@ def beginning(
         )
     except CannotFork as error:
         raise NotForked(run_id, error.failure) from None
+
+
+def check_not_paused(fork: RunForked, pause: Pause | None) -> None:
+    """Raises `NotForked` if the workflow is paused: what is open in a fork begins with it."""
+    if pause is not None:
+        text = f"workflow {fork.workflow} of run {fork.of} is paused {pause.says()}".rstrip() + ": resume it first"
+        raise NotForked(fork.of, Failure("Paused", text))
 
 
 def check_same(run_id: str, record: Sequence[bytes], wanted: RunForked, *, anywhere: bool) -> None:

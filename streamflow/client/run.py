@@ -391,6 +391,7 @@ class Run(Generic[R]):
     async def _fork(self, at: int | None, payload: bytes | None, id: str | None, reason: str, by: str) -> Run[R]:
         record = await self._client._record_of(self.id, self._incarnation)
         fork = forking.beginning(self.id, record, at, payload, by, reason)
+        forking.check_not_paused(fork, (await self._client.paused_workflows()).get(fork.workflow))
         new_id = forking.fork_id(self.id, self._fork_name) if id is None else id
         return await self._client._start_fork(fork, new_id, self._decode, self._declared, anywhere=at is None)
 

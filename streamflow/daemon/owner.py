@@ -28,7 +28,7 @@ from streamflow.daemon.context import Context
 from streamflow.daemon.failure_log import FailureLog
 from streamflow.daemon.lost_writes import LostWrites
 from streamflow.daemon.moves import Moves
-from streamflow.daemon.paused import keeps_stuck, pause_wanted
+from streamflow.daemon.paused import keeps_stuck, pause_of_fork, pause_wanted
 from streamflow.daemon.paused_workflows import PausedWorkflows
 from streamflow.daemon.recent_commits import RecentCommits
 from streamflow.daemon.relay import Relay
@@ -782,7 +782,9 @@ class Owner:
         state = record[1] if fork is None else b""
         pause: RunPaused | None = None
         messages = batch.work[run_id].messages
-        if fork is None and is_open and (batch.paused or messages or header.status == Status.PAUSED):
+        if fork is not None:
+            pause = pause_of_fork(batch.paused, header, messages) if batch.paused else None
+        elif is_open and (batch.paused or messages or header.status == Status.PAUSED):
             before = pause_of(header, record[1], history)
             is_cancelling = bool(batch.paused) and was_cancelled(history)
             pause = pause_wanted(batch.paused, header, before, messages, is_cancelling=is_cancelling)

@@ -17,7 +17,7 @@ from streamflow.events import RunPaused
 from streamflow.machine.transition import PauseRequest
 from streamflow.model.record import Header, Status
 from streamflow.store.pauses import Pause
-from streamflow.wire import BadMessage, InboxMessage, decode_message, stream_order
+from streamflow.wire import BadMessage, InboxMessage, decode_message, is_fork, stream_order
 
 RUN, WORKFLOW = "run", "workflow"
 """What is paused: `RunPaused.scope`."""
@@ -59,18 +59,23 @@ def _asked(header: Header, message: InboxMessage) -> RunPaused | None:
     return None
 
 
+def pause_of_fork(workflows: Mapping[str, Pause], header: Header, messages: list[InboxMessage]) -> RunPaused | None:
+    """As `pause_wanted`, for a fork that is to begin: not by a pause of its own, which comes behind that."""
+    return pause_wanted(workflows, header, None, messages[: behind_cancel(messages)], is_cancelling=False)
+
+
 def keeps_stuck(header: Header, pause: RunPaused | None) -> bool:
     """Whether a run stays stuck, and no code is tried, because its workflow is paused."""
     return pause is not None and pause.scope == WORKFLOW and header.status == Status.STUCK
 
 
 def behind_cancel(messages: list[InboxMessage]) -> int:
-    """Where messages begin that come in a later transition: a pause that was asked for after a cancel. Their number if
-    there is none."""
-    is_cancelled = False
+    """Where messages begin that come in a later transition: a pause that was asked for after a cancel, or of a fork
+    that begins with these. Their number if there is none."""
+    is_taken = False
     for position, message in enumerate(messages):
-        is_cancelled = is_cancelled or message.kind == "cancel"
-        if is_cancelled and message.kind == "pause":
+        is_taken = is_taken or message.kind == "cancel" or (message.kind == "start" and is_fork(message.body))
+        if is_taken and message.kind == "pause":
             return position
     return len(messages)
 

@@ -336,7 +336,10 @@ class WorkflowMachine(CoroutineMachine):
             self.stuck = False
             self._forget_open()  # it is the other run's
             failure = Failure("TransitionTooLarge" if reason != self.reason else "NotForked", reason)
-            if self.bug is not None:
+            if self.pause is not None:  # what is open there would begin
+                text = f"{reason}: a fork of run {fork.of} can't begin. Resume it, and fork again"
+                failure = Failure("Paused", text)
+            elif self.bug is not None:
                 failure, _ = self.bug
             self._end_now(events.RunFailed(self.workflow, self.tenant, 0, failure))
             return []

@@ -449,7 +449,8 @@ class World:
         if record is None or not record.head.is_open:
             return  # as in production: the sender gets no error
         header = decode_header(message.header) if message.kind == "start" else None
-        if self.paused or message.kind in CHANGES:
+        made = self._machines.get(message.run_id)
+        if self.paused or message.kind in CHANGES or (made is not None and made.pause is not None):
             self._look_at_pause(message.run_id, message)
         self._reduce(message.run_id, decode_message(message, header), message=message)
 
@@ -512,7 +513,7 @@ class World:
     def _made(self, run_id: str, record: Record, pause: RunPaused | None) -> RunMachine:
         header = record.head
         if record.fork is not None:
-            return self._forked(run_id, header, record, record.fork)
+            return self._forked(run_id, header, record, record.fork, pause)
         if header.version:
             return self._rehydrate(run_id, header, record, pause)
         app, reason = record.app or self.app, self._parked.get(run_id, "")
@@ -520,12 +521,14 @@ class World:
         machine.bug = self._bug_of(run_id) if pause is None else None
         return machine
 
-    def _forked(self, run_id: str, header: Header, record: Record, fork: RunForked) -> RunMachine:
+    def _forked(
+        self, run_id: str, header: Header, record: Record, fork: RunForked, pause: RunPaused | None
+    ) -> RunMachine:
         """The machine of a fork that has not begun."""
         app = record.app or self.app
-        if run_id not in self._parked:
+        if pause is not None or run_id not in self._parked:
             try:
-                return rehydrate(app, self.partition, run_id, header, b"", [], fork=fork)
+                return rehydrate(app, self.partition, run_id, header, b"", [], fork=fork, pause=pause)
             except BaseException as error:
                 self._park(run_id, error)
         machine = rehydrate(app, self.partition, run_id, header, b"", [], self._parked[run_id], fork=fork)

@@ -9,6 +9,8 @@ import pytest
 
 import streamflow as sf
 from streamflow import actions, errors, events
+from streamflow.client import forking
+from streamflow.daemon.daemon import Daemon
 from streamflow.events import RunForked, StepCompleted
 from streamflow.store.connection import Call
 from tests.support.serving import view
@@ -78,6 +80,15 @@ async def failed(client: sf.Client, *args: Any, run_id: str = "order-1") -> sf.R
     with pytest.raises(sf.RunFailed):
         await run.result(10)
     return run
+
+
+async def knows(daemon: Daemon, *workflows: str) -> None:
+    """Wait until the daemon has heard which workflows are paused."""
+
+    async def heard() -> bool:
+        return daemon.owner.paused.notes.keys() == set(workflows)
+
+    await until(heard)
 
 
 async def refused(run: sf.Run[Any], kind: str, **options: Any) -> str:
@@ -240,6 +251,43 @@ async def waits_for_signal(run: sf.Run[Any]) -> bool:
 
 async def waits_for_child(run: sf.Run[Any]) -> bool:
     return any(wait.kind == "child" for wait in (await run.describe()).waits_for)
+
+
+async def test_a_paused_workflow_has_no_forks(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is on its way when somebody pauses it begins nothing, and fails."""
+    async with serve(app) as (client, daemon):
+        run = await failed(client)
+        broken.clear()
+        calls.clear()
+        await client.pause_workflow("order", reason="429")
+        await knows(daemon, "order")
+        assert "429: resume it first" in await refused(run, "Paused")
+        assert await run.forks() == []
+        with monkeypatch.context() as late:
+            late.setattr(forking, "check_not_paused", lambda *_: None)
+            fork = await run.fork()
+        with pytest.raises(sf.RunFailed, match=r"Paused: its workflow is paused.*429"):
+            await fork.result(10)
+        assert (await names_of(fork))[-2:] == ["RunForked", "RunFailed"]
+        assert calls == []
+        await client.resume_workflow("order")
+        await knows(daemon)
+        assert await (await run.fork()).result(10) == ["X", "BANK"]
+        assert calls == ["b"]
+
+
+async def test_a_pause_right_behind_a_fork_holds_it(serve: Serve) -> None:
+    """Both are in the batch in which it begins."""
+    async with serve(app) as (client, _):
+        run = await failed(client)
+    broken.clear()
+    fork = await run.fork()
+    await fork.pause(reason="a look at it")
+    async with serve(app) as (client, _):
+        await status_of(fork, sf.Status.PAUSED)
+        assert "RunCompleted" not in await names_of(fork)
+        await fork.resume()
+        assert await fork.result(10) == ["X", "BANK"]
 
 
 async def test_a_queued_step_begins_again_with_its_own_attempt(serve: Serve, work: Work) -> None:

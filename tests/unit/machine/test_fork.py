@@ -13,6 +13,7 @@ from msgspec import Raw
 import streamflow as sf
 import streamflow.testing as sft
 from streamflow import events
+from streamflow.client import forking
 from streamflow.events import (
     RunForked,
     RunRetried,
@@ -31,6 +32,7 @@ from streamflow.machine.retry_point import first_position, retry_point
 from streamflow.machine.transition import RetryRequest
 from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition
+from streamflow.store.pauses import Pause
 from streamflow.testing.world import World
 
 app = sf.App()
@@ -413,6 +415,45 @@ def test_a_fork_that_does_not_fit_fails_and_harms_nothing() -> None:
     assert effects.attributes == {"step": "first", "forked_from": "rich"} or effects.attributes == {
         "forked_from": "rich"
     }
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_fork_of_a_paused_workflow_begins_nothing(crash: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with sft.Sandbox(app) as sandbox:
+            run = await sandbox.start(rich, 0)
+            await sandbox.sleep(20)
+            known = set(sandbox.world.records)
+            await sandbox.pause_workflow("rich", reason="429")
+            with pytest.raises(sf.NotForked, match="is paused 429"):
+                await run.fork()
+            assert set(sandbox.world.records) == known
+            monkeypatch.setattr(forking, "check_not_paused", lambda *_: None)
+            if crash:
+                sandbox.crash()
+            fork = await run.fork(3)
+            with pytest.raises(sf.RunFailed, match="Paused: its workflow is paused: 429"):
+                await fork.result()
+            assert set(sandbox.world.records) == {*known, fork.id}, "no child of it has begun"
+            assert [type(event) for event in sandbox.world.events(fork.id)][-2:] == [RunForked, events.RunFailed]
+            await sandbox.resume_workflow("rich")
+            again = await run.fork(3)
+            await sandbox.sleep(1)
+            assert (await again.describe()).status == "running"
+
+    asyncio.run(main())
+
+
+def test_a_start_that_waits_while_a_pause_ends_begins() -> None:
+    """Its owner has died meanwhile, and had the run in memory as a paused one."""
+    world = World(app, Partition.RUN)
+    world.pause_workflow("rich", Pause(world.now))
+    world.start("r", "rich", "", b"\x90")
+    world.crash()
+    world.pause_workflow("rich", None)
+    assert asyncio.run(world.step())
+    assert [type(event) for event in world.events("r")][:2] == [events.RunStarted, StepScheduled]
+    world.close()
 
 
 @pytest.mark.parametrize("at", [None, 2], ids=["behind its last fact", "at its beginning"])
