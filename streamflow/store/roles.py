@@ -227,7 +227,7 @@ ACCESS: dict[Role, Access] = {
     ),
     Role.CLIENT: Access(
         about="starts runs, sends signals, asks, cancels and forgets, redrives and drops quarantined messages, pauses "
-        "queues, and whatever a viewer does",
+        "queues and workflows, and whatever a viewer does",
         verbs=(
             "start_runs",
             "replace_run",
@@ -248,7 +248,7 @@ ACCESS: dict[Role, Access] = {
             "GET": "an answer to an ask whose notification was lost",
             "take_quarantined": "messages are quarantined",
             "replace_run": "a start with on_existing='new' has found an ended run",
-            "pause": "a queue is paused, or goes on",
+            "pause": "a queue or a workflow is paused, or goes on",
         },
     ),
     Role.VIEWER: Access(

@@ -28,7 +28,7 @@ from streamflow.daemon import namespace_figures
 from streamflow.daemon.daemon import Daemon
 from streamflow.embedded.cluster import EmbeddedCluster
 from streamflow.embedded.server import EmbeddedServer
-from streamflow.events import RunCompleted
+from streamflow.events import PauseEnded, RunCompleted, RunPaused
 from streamflow.http import pages
 from streamflow.model.sharding import Partition, shard_of
 from streamflow.settings import Settings
@@ -100,6 +100,10 @@ class Flows:
         async def large() -> str:
             """Its result is larger than what the log has of it."""
             return "x" * 1000
+
+        @app.workflow
+        async def breaks() -> str:
+            raise ValueError("broken")
 
         @app.workflow
         async def waits() -> int:
@@ -313,6 +317,39 @@ async def _commands_of_a_client(site: Site, client: sf.Client) -> None:
     with contextlib.suppress(sf.StreamflowError):
         await client.run("two").result(DEADLINE)
     await run("forget", "two")
+    await _mending(site, client)
+
+
+async def _mending(site: Site, client: sf.Client) -> None:
+    """Pauses, forks, replacements, delays and retries, by command and by the API."""
+
+    async def run(*words: str) -> str:
+        return await site.run(Role.CLIENT, *words)
+
+    again = ("enqueue", "child", "--id", "again", "--wait", "--on-existing", "new")
+    assert await run(*again, "--input", "1") == "2\n"
+    assert await run(*again, "--input", "2", "--delay", "0.01s", "--run-timeout", "1h") == "4\n"
+    forked = json.loads(await run("fork", "again", "--input", "8", "--id", "forked", "--json"))
+    assert await client.run(forked["run_id"]).result(DEADLINE) == 16
+    assert "forked" in await run("show", "again")
+    await run("pause", "--queue", "gpu", "--reason", "why")
+    await run("resume", "--queue", "gpu")
+    await run("pause", "--workflow", "child", "--reason", "why")
+    await run("enqueue", "child", "--id", "held", "--input", "3")
+    await run("resume", "--workflow", "child")
+    assert await client.run("held").result(DEADLINE) == 6
+    await run("enqueue", "flow", "--id", "paused", "--input", "3")
+    await run("pause", "paused")
+    await happened(client.run("paused"), RunPaused)
+    await run("resume", "--runs", "--workflow", "flow", "--yes")
+    await happened(client.run("paused"), PauseEnded)
+    await run("cancel", "paused")
+    with pytest.raises(sf.RunCancelled):
+        await client.run("paused").result(DEADLINE)
+    await run("enqueue", "breaks", "--id", "broken")
+    with pytest.raises(sf.RunFailed):
+        await client.run("broken").result(DEADLINE)
+    await run("retry", "broken")
 
 
 async def _looks(site: Site, role: Role) -> None:
